@@ -1,0 +1,1 @@
+"""Pixels: decoding, augmentation on the device, datasets, samplers and loaders."""

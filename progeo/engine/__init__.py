@@ -1,0 +1,1 @@
+"""Running on Accelerate: run folder, checkpoints, loop, log. Knows no task."""

@@ -1,0 +1,78 @@
+"""Checkpoints: nested states as safetensors and JSON, written whole or not at all, never unpickled."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+_TENSORS = "tensors.safetensors"
+_STATE = "state.json"
+_UNFINISHED = ".unfinished-"
+
+
+def save_checkpoint(folder: Path, name: str, state: dict[str, Any]) -> Path:
+    """Write a nested state of dicts, lists, numbers, texts and tensors to `folder/name`.
+
+    An interrupted write leaves an unfinished folder that `newest_checkpoint` does not see.
+    """
+    final = folder / name
+    unfinished = folder / f"{_UNFINISHED}{name}"
+    for leftover in (unfinished, final):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+    unfinished.mkdir(parents=True)
+    tensors: dict[str, Tensor] = {}
+    plain = _without_tensors(state, tensors)
+    save_file(tensors, unfinished / _TENSORS)
+    (unfinished / _STATE).write_text(json.dumps(plain), encoding="utf-8")
+    for file in unfinished.iterdir():
+        with file.open("rb+") as stream:
+            os.fsync(stream.fileno())
+    unfinished.rename(final)
+    return final
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read what `save_checkpoint` wrote, its tensors on the CPU."""
+    plain = json.loads((path / _STATE).read_text(encoding="utf-8"))
+    return _with_tensors(plain, load_file(path / _TENSORS))
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The finished checkpoint whose name sorts last, or None."""
+    return max((path for path in folder.glob("*") if not path.name.startswith(_UNFINISHED)), default=None)
+
+
+def prune_checkpoints(folder: Path, *, keep: int) -> None:
+    """Remove all but the `keep` newest finished checkpoints."""
+    finished = sorted(path for path in folder.glob("*") if not path.name.startswith(_UNFINISHED))
+    for path in finished[:-keep]:
+        shutil.rmtree(path)
+
+
+def _without_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Move tensors into `tensors` and leave their keys; dicts become lists of pairs, as JSON has no integer keys."""
+    if isinstance(value, Tensor):
+        key = str(len(tensors))
+        tensors[key] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {"tensor": key}
+    if isinstance(value, dict):
+        return {"items": [[key, _without_tensors(item, tensors)] for key, item in value.items()]}
+    if isinstance(value, (list, tuple)):
+        return [_without_tensors(item, tensors) for item in value]
+    return value
+
+
+def _with_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_with_tensors(item, tensors) for item in value]
+    if isinstance(value, dict):
+        if "tensor" in value:
+            return tensors[value["tensor"]]
+        return {key: _with_tensors(item, tensors) for key, item in value["items"]}
+    return value

@@ -1,0 +1,125 @@
+"""The folder of a run: its settings, environment, log, metrics and checkpoints."""
+
+import json
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from progeo.engine.log import LOGGER, start_log
+from progeo.files import replacing, write_json
+
+_PACKAGES = ("progeo", "torch", "torchvision", "open_clip_torch", "accelerate", "numpy", "pyarrow", "safetensors")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where the files of a run lie."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The settings of the run."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """States to go on from."""
+        return self.path / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        """The best model so far, ready to be used."""
+        return self.path / "best"
+
+    def append_metrics(self, values: Mapping[str, Any]) -> None:
+        """Add a line to the metrics."""
+        with self.metrics.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(dict(values)) + "\n")
+
+    def drop_metrics_from(self, epoch: int) -> None:
+        """Remove the lines of `epoch` and later ones, which are going to be run again."""
+        if self.metrics.is_file():
+            lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+            with replacing(self.metrics) as temporary:
+                temporary.write_text("".join(line for line in lines if json.loads(line)["epoch"] < epoch))
+
+
+def open_run(
+    path: Path, settings: Mapping[str, Any], *, resume: bool, may_change: tuple[str, ...] = (), is_main: bool = True
+) -> RunFolder:
+    """Make the folder of a new run, or open that of a run to go on with.
+
+    Args:
+        path: the folder.
+        settings: plain values, nested dicts.
+        resume: go on with what is there; an empty folder is a new run all the same.
+        may_change: dotted names of settings that a resumed run may have otherwise.
+        is_main: whether this process writes.
+
+    Raises:
+        ValueError: the folder holds a run and `resume` is off, or the run there has other settings.
+    """
+    run = RunFolder(path)
+    if run.config.is_file():
+        if not resume:
+            raise ValueError(f"{path} already holds a run: add --resume true to go on with it, or name another --run.")
+        _check_same_settings(yaml.safe_load(run.config.read_text(encoding="utf-8")), settings, may_change, run.config)
+    if is_main:
+        path.mkdir(parents=True, exist_ok=True)
+        with replacing(run.config) as temporary:
+            temporary.write_text(yaml.safe_dump(dict(settings), sort_keys=False), encoding="utf-8")
+        write_json(path / "environment.json", _environment())
+    start_log(path / "log.txt", is_main=is_main)
+    LOGGER.info("run folder %s", path)
+    return run
+
+
+def _check_same_settings(
+    stored: Mapping[str, Any], settings: Mapping[str, Any], may_change: tuple[str, ...], source: Path
+) -> None:
+    before, now = _flat(stored), _flat(settings)
+    changed = [
+        f"{name} was {before.get(name)!r}, now {now.get(name)!r}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and name not in may_change
+    ]
+    if changed:
+        raise ValueError(f"The run in {source} has other settings: {'; '.join(changed)}. Name another --run.")
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _environment() -> dict[str, Any]:
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,45 @@
+"""Losses between images and the texts of their places."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def supervised_contrastive(
+    anchors: Tensor, others: Tensor, anchor_labels: Tensor, other_labels: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """Supervised contrastive loss of each anchor against the others (Khosla et al., NeurIPS 2020, eq. 2).
+
+    The mean over anchors of minus the mean log-probability of the others that share its label. Stage 1 sums it both
+    ways, images against texts and texts against images, as CLIP-ReID (AAAI 2023, eq. 1 and 2) does.
+
+    Args:
+        anchors: (B, E), not normalised here.
+        others: (M, E), not normalised here.
+        anchor_labels: int64 (B,); each must occur in `other_labels`.
+        other_labels: int64 (M,).
+        temperature: divides the dot products.
+
+    Returns:
+        The loss, a scalar.
+    """
+    log_probabilities = F.log_softmax(anchors @ others.T / temperature, dim=1)
+    positive = anchor_labels[:, None] == other_labels[None, :]
+    per_anchor = (log_probabilities * positive).sum(dim=1) / positive.sum(dim=1)
+    return -per_anchor.mean()
+
+
+def image_text_cross_entropy(
+    descriptors: Tensor, text_features: Tensor, labels: Tensor, label_smoothing: float = 0.1
+) -> Tensor:
+    """Cross-entropy of each image over the texts of all classes, from raw dot products (CLIP-ReID, eq. 8).
+
+    Args:
+        descriptors: (B, E).
+        text_features: (C, E), one text per class.
+        labels: int64 (B,), in 0..C-1.
+        label_smoothing: share of the target spread evenly over the classes.
+
+    Returns:
+        The loss, a scalar.
+    """
+    return F.cross_entropy(descriptors @ text_features.T, labels, label_smoothing=label_smoothing)

@@ -1,0 +1,1 @@
+"""Networks: CLIP, prompts, backbones, pooling, margin heads and the encoder that leaves."""

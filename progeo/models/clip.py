@@ -1,0 +1,177 @@
+"""CLIP models through open_clip: named weights or explicitly random ones, at any input size."""
+
+import functools
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip import CLIP
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.transformer import QuickGELU, VisionTransformer
+from torch import Tensor, nn
+from torch.func import functional_call
+
+ImageSize = int | tuple[int, int]
+RESNET_STRIDE = 32
+NORMALISATIONS = MappingProxyType(
+    {
+        "clip": (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD),
+        "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    }
+)
+
+
+def load_clip(
+    architecture: str,
+    weights: str,
+    image_size: ImageSize | None = None,
+    *,
+    align_corners: bool = False,
+    seed: int = 0,
+) -> CLIP:
+    """Build a CLIP model in eval mode, its position embedding resized to the image size.
+
+    Args:
+        architecture: a name of open_clip such as `RN50` or `ViT-B-16`, or our `tiny-vit` and `tiny-resnet`.
+        weights: an open_clip tag such as `openai` (QuickGELU is set to match the tag), `hf-hub:owner/name`, a local
+            file, or `random`.
+        image_size: pixels, one side of a square or (height, width); None keeps the architecture's own.
+        align_corners: interpolate position embeddings between the centres of the corner cells, as published ProGEO
+            does, instead of between cell edges.
+        seed: of the `random` weights.
+
+    Raises:
+        ValueError: an unknown architecture or tag, or weights that do not fit.
+    """
+    _register_own_architectures()
+    if architecture not in open_clip.list_models():
+        raise ValueError(
+            f"model.architecture {architecture!r} is not known to open_clip. "
+            f"Use for example RN50, RN101, ViT-B-16, ViT-B-32, tiny-resnet or tiny-vit."
+        )
+    model = _random_clip(architecture, seed) if weights == "random" else _pretrained_clip(architecture, weights)
+    if not isinstance(model, CLIP) or not isinstance(model.visual, (VisionTransformer, ModifiedResNet)):
+        raise ValueError(
+            f"model.architecture {architecture!r} is not a plain CLIP; use a ViT or RN architecture of open_clip."
+        )
+    if image_size is not None:
+        _resize_input(model.visual, as_height_width(image_size), align_corners)
+    return model.eval()
+
+
+def skeleton_clip(architecture: str, image_size: ImageSize | None = None, *, align_corners: bool = False) -> CLIP:
+    """Build a CLIP model without weights, on the meta device, to load a state dict into."""
+    _register_own_architectures()
+    with torch.device("meta"), _without_warnings():
+        model = open_clip.create_model(architecture, load_weights=False, device="meta")
+        if image_size is not None:
+            _resize_input(model.visual, as_height_width(image_size), align_corners)
+    return model.eval()
+
+
+def as_height_width(image_size: ImageSize) -> tuple[int, int]:
+    """Write an image size as (height, width) in pixels."""
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if min(height, width) < RESNET_STRIDE:
+        raise ValueError(f"image_size must be at least {RESNET_STRIDE} pixels a side, got {height} x {width}.")
+    return height, width
+
+
+def resolved_architecture(architecture: str, clip: CLIP) -> str:
+    """The architecture's name with the activation its weights turned out to need."""
+    quick = any(isinstance(module, QuickGELU) for module in clip.modules())
+    return f"{architecture}-quickgelu" if quick and not architecture.endswith("-quickgelu") else architecture
+
+
+def visual_features(visual: nn.Module, images: Tensor, *, align_corners: bool = False) -> Tensor:
+    """Run a visual tower on images (B, 3, H, W) of any size, resizing a ViT's position embedding on the way."""
+    if not isinstance(visual, VisionTransformer):
+        return visual(images)
+    grid = (images.shape[2] // visual.patch_size[0], images.shape[3] // visual.patch_size[1])
+    if grid == tuple(visual.grid_size):
+        return visual(images)
+    embedding = _resized_embedding(visual.positional_embedding, visual.grid_size, grid, align_corners)
+    return functional_call(visual, {"positional_embedding": embedding}, (images,))
+
+
+@functools.cache
+def _register_own_architectures() -> None:
+    open_clip.add_model_config(Path(__file__).parent / "architectures")
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keep open_clip from warning that weights are random where that was asked for."""
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _random_clip(architecture: str, seed: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]), _without_warnings():
+        torch.manual_seed(seed)
+        return open_clip.create_model(architecture, load_weights=False)
+
+
+def _pretrained_clip(architecture: str, weights: str) -> nn.Module:
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    from_hub = weights.startswith("hf-hub:")
+    if not from_hub and weights not in tags and not Path(weights).is_file():
+        raise ValueError(
+            f"model.weights {weights!r} is neither a file, nor hf-hub:owner/name, nor random, nor a tag of "
+            f"{architecture} ({', '.join(tags) or 'it has none'})."
+        )
+    try:
+        if from_hub:
+            model = open_clip.create_model(weights, require_pretrained=True)
+            _check_same_shapes(model, architecture)
+            return model
+        quick = bool((open_clip.get_pretrained_cfg(architecture, weights) or {}).get("quick_gelu"))
+        return open_clip.create_model(
+            architecture, weights, force_quick_gelu=quick, require_pretrained=True, weights_only=True
+        )
+    except Exception as error:  # a file that is no checkpoint can fail in any way
+        lines = str(error).splitlines() or [type(error).__name__]
+        reason = lines[1].strip() if "Error(s) in loading" in lines[0] else lines[0]
+        raise ValueError(f"model.weights {weights!r} could not be loaded as {architecture}: {reason}") from None
+
+
+def _check_same_shapes(model: nn.Module, architecture: str) -> None:
+    expected = skeleton_clip(architecture).state_dict()
+    for name, tensor in model.state_dict().items():
+        if name not in expected or (expected[name].shape != tensor.shape and "positional_embedding" not in name):
+            raise RuntimeError(f"its {name} of shape {tuple(tensor.shape)} does not fit")
+
+
+def _resize_input(visual: VisionTransformer | ModifiedResNet, image_size: tuple[int, int], align_corners: bool) -> None:
+    """Resize the position embedding for inputs of (height, width) pixels, in place."""
+    if isinstance(visual, VisionTransformer):
+        owner, old_grid = visual, tuple(visual.grid_size)
+        new_grid = (image_size[0] // visual.patch_size[0], image_size[1] // visual.patch_size[1])
+        visual.grid_size = new_grid
+    else:
+        owner, old_side = visual.attnpool, visual.image_size // RESNET_STRIDE
+        old_grid, new_grid = (old_side, old_side), (image_size[0] // RESNET_STRIDE, image_size[1] // RESNET_STRIDE)
+    visual.image_size = image_size
+    if new_grid != old_grid:
+        resized = _resized_embedding(owner.positional_embedding.detach(), old_grid, new_grid, align_corners)
+        owner.positional_embedding = nn.Parameter(resized)
+
+
+def _resized_embedding(
+    embedding: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], align_corners: bool
+) -> Tensor:
+    """Interpolate (1 + h w, C) to another grid, bicubically; the first token stands for the whole image and stays."""
+    grid = embedding[1:].T.reshape(1, -1, *old_grid)
+    # With align_corners, as published; without, as open_clip resizes its own checkpoints.
+    resized = F.interpolate(grid, new_grid, mode="bicubic", align_corners=align_corners, antialias=not align_corners)
+    return torch.cat([embedding[:1], resized.flatten(2)[0].T])

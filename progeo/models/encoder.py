@@ -1,0 +1,175 @@
+"""The image encoder: what stage 2 trains, what is evaluated and what leaves the project."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from progeo.models.backbones import clip_backbone, feature_map_channels
+from progeo.models.clip import (
+    NORMALISATIONS,
+    RESNET_STRIDE,
+    ImageSize,
+    as_height_width,
+    load_clip,
+    resolved_architecture,
+    skeleton_clip,
+    visual_features,
+)
+from progeo.models.pooling import GeMHead, L2Norm
+from progeo.models.preprocessing import normalise_images, resize_image
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """All that must be known of an encoder besides its weights."""
+
+    architecture: str
+    image_size: tuple[int, int]
+    """Height and width in pixels."""
+    descriptor_dim: int
+    normalised: bool
+    """Whether descriptors have length 1."""
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    align_corners: bool
+    """How position embeddings are interpolated, see `load_clip`."""
+
+
+class Encoder(nn.Module):
+    """A backbone and a pooling: images (B, 3, H, W), normalised -> descriptors (B, D).
+
+    Build one with `build_encoder`, or load one with `progeo.load_encoder`.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, spec: EncoderSpec, backbone: nn.Module) -> None:
+        super().__init__()
+        channels = feature_map_channels(backbone)
+        if channels is None:
+            pooling: nn.Module = L2Norm() if spec.normalised else nn.Identity()
+        else:
+            pooling = GeMHead(channels, spec.descriptor_dim)
+        self.spec = spec
+        self.backbone = backbone
+        self.pooling = pooling
+        self.register_buffer("mean", torch.tensor(spec.mean, device="cpu"), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std, device="cpu"), persistent=False)
+
+    @property
+    def descriptor_dim(self) -> int:
+        """D, the dimension of a descriptor."""
+        return self.spec.descriptor_dim
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels that `preprocess` resizes to; `forward` takes any size from 32 pixels."""
+        return self.spec.image_size
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Descriptors (B, D) of normalised images (B, 3, H, W) of any size from 32 pixels."""
+        if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < RESNET_STRIDE:
+            raise ValueError(
+                f"An encoder takes images (B, 3, H, W) of at least {RESNET_STRIDE} pixels a side, "
+                f"got {tuple(images.shape)}."
+            )
+        return self.pooling(visual_features(self.backbone, images, align_corners=self.spec.align_corners))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Normalise images (..., 3, H, W), uint8 in 0..255 or float in 0..1, for `forward`."""
+        return normalise_images(images, self.mean, self.std)
+
+    def preprocess(self, image: "Image | Tensor") -> Tensor:
+        """Resize and normalise a PIL image or a uint8 tensor (3, H, W) for `forward`: float (3, height, width)."""
+        pixels = image if isinstance(image, Tensor) else pil_to_tensor(image.convert("RGB"))
+        if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] != 3:
+            raise ValueError(
+                f"preprocess takes a PIL image or a uint8 tensor (3, H, W), got {pixels.dtype} {tuple(pixels.shape)}."
+            )
+        return self.normalise(resize_image(pixels.to(self.mean.device), self.image_size))
+
+
+def build_encoder(
+    architecture: str,
+    weights: str,
+    image_size: ImageSize | None = None,
+    *,
+    descriptor_dim: int | None = None,
+    normalised: bool = True,
+    normalisation: str = "clip",
+    align_corners: bool = False,
+    seed: int = 0,
+) -> Encoder:
+    """Build an encoder to train, starting from a CLIP model's visual tower.
+
+    Args:
+        architecture, weights, image_size, align_corners: see `load_clip`.
+        descriptor_dim: D; None takes the dimension of CLIP's own features, and a ViT allows no other.
+        normalised: L2-normalise a ViT's descriptors; a ResNet's always are.
+        normalisation: `clip` or `imagenet`, the mean and spread of the pixels.
+        seed: of `random` weights and of the layers that CLIP does not have.
+    """
+    if normalisation not in NORMALISATIONS:
+        raise ValueError(f"model.normalisation must be one of {', '.join(NORMALISATIONS)}, got {normalisation!r}.")
+    clip = load_clip(architecture, weights, image_size, align_corners=align_corners, seed=seed)
+    features_dim = clip.text_projection.shape[1]
+    backbone = clip_backbone(clip)
+    is_vector = feature_map_channels(backbone) is None
+    if is_vector and descriptor_dim not in (None, features_dim):
+        raise ValueError(
+            f"The descriptors of {architecture} have {features_dim} dimensions, model.descriptor_dim cannot be "
+            f"{descriptor_dim}. Leave it out."
+        )
+    mean, std = NORMALISATIONS[normalisation]
+    spec = EncoderSpec(
+        architecture=resolved_architecture(architecture, clip),
+        image_size=as_height_width(clip.visual.image_size),
+        descriptor_dim=descriptor_dim or features_dim,
+        normalised=normalised or not is_vector,
+        mean=tuple(mean),
+        std=tuple(std),
+        align_corners=align_corners,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Encoder(spec, backbone)
+
+
+def restore_encoder(spec: EncoderSpec, state: dict[str, Tensor]) -> Encoder:
+    """Build the encoder that `spec` describes and give it saved weights.
+
+    Raises:
+        ValueError: weights that do not fit, with the first that does not.
+    """
+    clip = skeleton_clip(spec.architecture, spec.image_size, align_corners=spec.align_corners)
+    with torch.device("meta"):
+        encoder = Encoder(spec, clip_backbone(clip))
+    expected = encoder.state_dict()
+    for name in sorted(expected.keys() | state.keys()):
+        found = tuple(state[name].shape) if name in state else "missing"
+        wanted = tuple(expected[name].shape) if name in expected else "absent"
+        if found != wanted:
+            raise ValueError(f"The weights do not fit {spec.architecture}: {name} should be {wanted}, is {found}.")
+    encoder.load_state_dict(state, assign=True)
+    return encoder.eval()
+
+
+def spec_to_json(spec: EncoderSpec) -> dict[str, object]:
+    """The spec as plain values for a JSON file."""
+    return dataclasses.asdict(spec)
+
+
+def spec_from_json(values: dict[str, object]) -> EncoderSpec:
+    """The spec written by `spec_to_json`; tuples come back from lists, unknown keys are refused."""
+    names = {field.name for field in dataclasses.fields(EncoderSpec)}
+    if values.keys() != names:
+        raise ValueError(f"An encoder is described by {', '.join(sorted(names))}; got {', '.join(sorted(values))}.")
+    return EncoderSpec(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})

@@ -1,0 +1,76 @@
+"""Margin classifiers over the classes of a group; used in training only."""
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+HeadKind = Literal["cosface", "arcface", "linear"]
+
+
+def build_head(kind: HeadKind, dim: int, num_classes: int, scale: float, margin: float) -> nn.Module:
+    """Build a classifier `head(descriptors (B, D), labels (B,)) -> logits (B, C)` with `head.weight` (C, D).
+
+    Args:
+        kind: `cosface` (Wang et al., CVPR 2018, eq. 4), `arcface` (Deng et al., CVPR 2019, eq. 3) or `linear`.
+        dim: D, the dimension of the descriptors.
+        num_classes: C.
+        scale: s, multiplies the cosines; unused by `linear`.
+        margin: m, a cosine for cosface, radians for arcface; unused by `linear`.
+    """
+    if kind not in _BUILDERS:
+        raise ValueError(f"head.kind must be one of {', '.join(_BUILDERS)}, got {kind!r}.")
+    return _BUILDERS[kind](dim, num_classes, scale, margin)
+
+
+class CosFaceHead(nn.Module):
+    """Cosine logits with an additive margin on the cosine of the right class."""
+
+    def __init__(self, dim: int, num_classes: int, scale: float, margin: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(num_classes, dim)))
+        self.scale = scale
+        self.margin = margin
+
+    def forward(self, descriptors: Tensor, labels: Tensor) -> Tensor:
+        """Logits (B, C) of descriptors (B, D), normalised here or not."""
+        cosines = F.linear(F.normalize(descriptors), F.normalize(self.weight))
+        return self.scale * (cosines - self.margin * F.one_hot(labels, cosines.shape[1]))
+
+
+class ArcFaceHead(CosFaceHead):
+    """Cosine logits with an additive margin on the angle to the right class."""
+
+    def forward(self, descriptors: Tensor, labels: Tensor) -> Tensor:
+        """Logits (B, C) of descriptors (B, D), normalised here or not."""
+        cosines = F.linear(F.normalize(descriptors), F.normalize(self.weight))
+        right = cosines.gather(1, labels[:, None])
+        sine = (1 - right.pow(2)).clamp(min=1e-12).sqrt()
+        shifted = right * math.cos(self.margin) - sine * math.sin(self.margin)
+        # Past pi - m the cosine of the shifted angle would rise again: go on as a line, so that it keeps falling.
+        beyond = right - math.sin(math.pi - self.margin) * self.margin
+        shifted = torch.where(right > math.cos(math.pi - self.margin), shifted, beyond)
+        return self.scale * cosines.scatter(1, labels[:, None], shifted)
+
+
+class LinearHead(nn.Module):
+    """Plain logits with a bias and no margin."""
+
+    def __init__(self, dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(num_classes, dim)))
+        self.bias = nn.Parameter(torch.zeros(num_classes))
+
+    def forward(self, descriptors: Tensor, labels: Tensor) -> Tensor:
+        """Logits (B, C) of descriptors (B, D); `labels` play no part."""
+        return F.linear(descriptors, self.weight, self.bias)
+
+
+_BUILDERS: dict[str, Callable[[int, int, float, float], nn.Module]] = {
+    "cosface": CosFaceHead,
+    "arcface": ArcFaceHead,
+    "linear": lambda dim, num_classes, scale, margin: LinearHead(dim, num_classes),
+}

@@ -1,0 +1,70 @@
+"""Learned text prompts: a few free vectors per class inside a fixed sentence (CoOp; CLIP-ReID, section 3.3)."""
+
+import torch
+from open_clip import CLIP, SimpleTokenizer
+from torch import Tensor, nn
+
+
+class PromptLearner(nn.Module):
+    """One learned context per class, read by a frozen CLIP text tower.
+
+    The tower is used, not owned: it is no submodule, its weights are neither saved nor moved with the learner, so put
+    it on the device first.
+
+    Args:
+        clip: the model whose text tower reads the prompts.
+        num_classes: C.
+        template: the sentence; `{}` is where the learned vectors stand.
+        context_length: how many vectors a class learns.
+        generator: of the initial vectors, drawn from a normal distribution of standard deviation 0.02.
+    """
+
+    def __init__(
+        self,
+        clip: CLIP,
+        num_classes: int,
+        template: str = "A photo of a {} street.",
+        context_length: int = 4,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        prefix, suffix = _token_ids(template, context_length, clip.context_length)
+        embedding = clip.token_embedding.weight
+        self.register_buffer("prefix", embedding[prefix].detach().clone(), persistent=False)
+        self.register_buffer("suffix", embedding[suffix].detach().clone(), persistent=False)
+        context = torch.randn(num_classes, context_length, embedding.shape[1], generator=generator) * 0.02
+        self.context = nn.Parameter(context.to(embedding))
+        self._tower = (clip,)  # in a tuple, so that it is not registered as a submodule
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """Text features (B, E), not normalised, of the classes of int64 labels (B,)."""
+        classes, inverse = labels.unique(return_inverse=True)
+        return self._encode(self.context[classes])[inverse]
+
+    def _encode(self, context: Tensor) -> Tensor:
+        """Encode (C', n, W) contexts. Attention is causal: nothing behind the end of text, the last token, matters."""
+        (clip,) = self._tower
+        count = len(context)
+        tokens = torch.cat([self.prefix.expand(count, -1, -1), context, self.suffix.expand(count, -1, -1)], dim=1)
+        length = tokens.shape[1]
+        hidden = clip.transformer(
+            tokens + clip.positional_embedding[:length], attn_mask=clip.attn_mask[:length, :length]
+        )
+        return clip.ln_final(hidden[:, -1]) @ clip.text_projection
+
+
+def _token_ids(template: str, context_length: int, max_length: int) -> tuple[list[int], list[int]]:
+    """The tokens before the learned vectors, from the start of text, and after them, to the end of text."""
+    if template.count("{}") != 1:
+        raise ValueError(f"prompts.template must contain {{}} once, for the learned vectors, got {template!r}.")
+    if context_length < 1:
+        raise ValueError(f"prompts.context_length must be at least 1, got {context_length}.")
+    before, after = template.split("{}")
+    tokenizer = SimpleTokenizer()
+    prefix = [tokenizer.sot_token_id, *tokenizer.encode(before)]
+    suffix = [*tokenizer.encode(after), tokenizer.eot_token_id]
+    length = len(prefix) + context_length + len(suffix)
+    if length > max_length:
+        raise ValueError(f"prompts.template takes {length} tokens, but the text tower reads {max_length}: shorten it.")
+    return prefix, suffix

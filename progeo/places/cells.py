@@ -1,0 +1,225 @@
+"""Places as classes: images -> cells and heading bins -> groups of classes that never touch (CosPlace, CVPR 2022)."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from progeo.places.catalogue import Catalogue
+
+
+@dataclass(frozen=True)
+class Group:
+    """The classes of one group and their images. The label of a class is its place in `class_ids`."""
+
+    class_ids: np.ndarray
+    """Sorted, int64 (C, 3): east and north of the cell's south-west corner in metres, start of the heading bin in degrees."""
+    rows: np.ndarray
+    """Rows of the catalogue, class by class, int64 (n,)."""
+    offsets: np.ndarray
+    """Images of label c are `rows[offsets[c]:offsets[c + 1]]`, int64 (C + 1,)."""
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return len(self.class_ids)
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """The label of each image of `rows`, int64 (n,)."""
+        return np.repeat(np.arange(self.num_classes), np.diff(self.offsets))
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A catalogue cut into groups of classes, with the settings that made it."""
+
+    settings: Mapping[str, int]
+    groups: tuple[Group, ...]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of the settings and of every class id: equal when labels mean the same places."""
+        digest = hashlib.sha256(json.dumps(dict(self.settings), sort_keys=True).encode())
+        for group in self.groups:
+            digest.update(np.ascontiguousarray(group.class_ids, "<i8"))
+            digest.update(b"|")
+        return digest.hexdigest()[:16]
+
+    def describe(self) -> dict[str, Any]:
+        """What is stored beside anything learned per class, for `check_same_partition`."""
+        return {
+            "fingerprint": self.fingerprint,
+            "settings": dict(self.settings),
+            "classes_per_group": [group.num_classes for group in self.groups],
+        }
+
+
+def class_ids(
+    east: np.ndarray, north: np.ndarray, heading: np.ndarray, *, cell_side_m: int, heading_bin_deg: int
+) -> np.ndarray:
+    """The class of each image: its square cell and its heading bin.
+
+    Args:
+        east, north: UTM metres, (N,).
+        heading: degrees clockwise from north, (N,); NaN, an unknown heading, falls into bin 0.
+        cell_side_m: side of a cell, M in the paper.
+        heading_bin_deg: width of a heading bin, alpha in the paper; must divide 360.
+
+    Returns:
+        int64 (N, 3): each coordinate rounded down to a multiple of the cell's side or of the bin's width.
+    """
+    _check_cells(cell_side_m, heading_bin_deg)
+    heading = np.nan_to_num(np.asarray(heading, np.float64)) % 360
+    columns = [
+        np.floor(np.asarray(values, np.float64) / step).astype(np.int64) * step
+        for values, step in ((east, cell_side_m), (north, cell_side_m), (heading, heading_bin_deg))
+    ]
+    return np.stack(columns, axis=1)
+
+
+def group_ids(
+    class_ids: np.ndarray, *, cell_side_m: int, heading_bin_deg: int, groups_per_side: int, groups_per_heading: int
+) -> np.ndarray:
+    """The group of each class: classes of one group are N cells or L heading bins apart.
+
+    Args:
+        class_ids: int64 (N, 3), as `class_ids` gives them.
+        cell_side_m, heading_bin_deg: as given to `class_ids`.
+        groups_per_side: N in the paper, cells between two classes of a group.
+        groups_per_heading: L in the paper, heading bins between two classes of a group; must divide their number.
+
+    Returns:
+        int64 (N, 3): cell column modulo N, cell row modulo N, heading bin modulo L.
+    """
+    _check_groups(heading_bin_deg, groups_per_side, groups_per_heading)
+    indices = np.asarray(class_ids, np.int64) // np.array([cell_side_m, cell_side_m, heading_bin_deg])
+    return indices % np.array([groups_per_side, groups_per_side, groups_per_heading])
+
+
+def build_partition(
+    catalogue: Catalogue,
+    *,
+    cell_side_m: int,
+    heading_bin_deg: int,
+    groups_per_side: int,
+    groups_per_heading: int,
+    min_images_per_class: int,
+    num_groups: int,
+) -> Partition:
+    """Cut a catalogue into classes and keep the first `num_groups` groups, in the order of their ids.
+
+    Raises:
+        ValueError: settings that do not fit together, headings known for some images only, no class with enough
+            images, or more groups asked for than there are.
+    """
+    _check_headings(catalogue, heading_bin_deg)
+    ids = class_ids(
+        catalogue.east,
+        catalogue.north,
+        catalogue.heading,
+        cell_side_m=cell_side_m,
+        heading_bin_deg=heading_bin_deg,
+    )
+    order, starts, ends = _classes(ids)
+    enough = ends - starts >= min_images_per_class
+    if not enough.any():
+        raise ValueError(
+            f"No class has cells.min_images_per_class = {min_images_per_class} images: {len(ids)} images fell into "
+            f"{len(starts)} classes, the largest with {int((ends - starts).max())}. Lower it, or use larger cells."
+        )
+    starts, ends = starts[enough], ends[enough]
+    kept_ids = ids[order[starts]]
+    group_of_class = group_ids(
+        kept_ids,
+        cell_side_m=cell_side_m,
+        heading_bin_deg=heading_bin_deg,
+        groups_per_side=groups_per_side,
+        groups_per_heading=groups_per_heading,
+    )
+    present, group_of_class = np.unique(group_of_class, axis=0, return_inverse=True)
+    if num_groups < 1 or num_groups > len(present):
+        raise ValueError(
+            f"cells.num_groups is {num_groups}, but there are {len(present)} groups with classes of at least "
+            f"{min_images_per_class} images: choose from 1 to {len(present)}."
+        )
+    groups = []
+    for index in range(num_groups):
+        members = np.flatnonzero(group_of_class.ravel() == index)
+        rows = [order[starts[member] : ends[member]] for member in members]
+        offsets = np.concatenate([[0], np.cumsum(ends[members] - starts[members])])
+        groups.append(Group(kept_ids[members], np.concatenate(rows), offsets))
+    settings = {
+        "cell_side_m": cell_side_m,
+        "heading_bin_deg": heading_bin_deg,
+        "groups_per_side": groups_per_side,
+        "groups_per_heading": groups_per_heading,
+        "min_images_per_class": min_images_per_class,
+        "num_groups": num_groups,
+    }
+    return Partition(settings, tuple(groups))
+
+
+def check_same_partition(stored: Mapping[str, Any], partition: Partition, source: str) -> None:
+    """Stop when something learned per class belongs to other classes.
+
+    Args:
+        stored: what `Partition.describe` gave when it was learned.
+        partition: the partition it is to be used with.
+        source: where `stored` comes from, for the error.
+
+    Raises:
+        ValueError: with what differs.
+    """
+    current = partition.describe()
+    if stored["fingerprint"] == current["fingerprint"]:
+        return
+    for name, value in current["settings"].items():
+        if stored["settings"].get(name) != value:
+            raise ValueError(
+                f"{source} was made with cells.{name} = {stored['settings'].get(name)}, now it is {value}."
+            )
+    if stored["classes_per_group"] != current["classes_per_group"]:
+        raise ValueError(
+            f"{source} was made for {stored['classes_per_group']} classes per group, the images now give "
+            f"{current['classes_per_group']}: the training images changed."
+        )
+    raise ValueError(f"{source} was made for as many classes in other places: the training images changed.")
+
+
+def _classes(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows ordered by class, and where each class starts and ends in that order."""
+    order = np.lexsort(ids.T[::-1])
+    changes = np.flatnonzero((np.diff(ids[order], axis=0) != 0).any(axis=1)) + 1
+    return order, np.concatenate([[0], changes]), np.concatenate([changes, [len(ids)]])
+
+
+def _check_cells(cell_side_m: int, heading_bin_deg: int) -> None:
+    if cell_side_m < 1:
+        raise ValueError(f"cells.cell_side_m must be at least 1, got {cell_side_m}.")
+    if heading_bin_deg < 1 or 360 % heading_bin_deg:
+        raise ValueError(f"cells.heading_bin_deg must divide 360, got {heading_bin_deg}. Use for example 30.")
+
+
+def _check_groups(heading_bin_deg: int, groups_per_side: int, groups_per_heading: int) -> None:
+    if groups_per_side < 1:
+        raise ValueError(f"cells.groups_per_side must be at least 1, got {groups_per_side}.")
+    bins = 360 // heading_bin_deg
+    if groups_per_heading < 1 or bins % groups_per_heading:
+        raise ValueError(
+            f"cells.groups_per_heading must divide the number of heading bins, {bins}, so that bins of one group do "
+            f"not meet across north; got {groups_per_heading}."
+        )
+
+
+def _check_headings(catalogue: Catalogue, heading_bin_deg: int) -> None:
+    unknown = int(np.isnan(catalogue.heading).sum())
+    if heading_bin_deg < 360 and 0 < unknown < len(catalogue):
+        raise ValueError(
+            f"{unknown} of {len(catalogue)} images in {catalogue.folder} have no heading. "
+            f"Set cells.heading_bin_deg to 360 and cells.groups_per_heading to 1 to use cells alone."
+        )
