@@ -41,7 +41,8 @@ def train_epoch(
     """
     sums: dict[str, Tensor] = {}
     count = 0
-    with tqdm(batches, desc=description, total=num_batches, disable=not accelerator.is_main_process) as bar:
+    hidden = None if accelerator.is_main_process else True  # None: shown on a terminal only
+    with tqdm(batches, desc=description, total=num_batches, leave=False, disable=hidden) as bar:
         for count, batch in enumerate(bar, start=1):
             with accelerator.autocast():
                 terms = step(count - 1, batch)
@@ -64,4 +65,6 @@ def train_epoch(
 
 def _not_finite(description: str, step: int, terms: Mapping[str, Tensor]) -> str:
     values = ", ".join(f"{name} {value.item():g}" for name, value in terms.items())
-    return f"{description}, step {step}: the loss is not finite ({values}). Lower the learning rate or the loss weights."
+    return (
+        f"{description}, step {step}: the loss is not finite ({values}). Lower the learning rate or the loss weights."
+    )

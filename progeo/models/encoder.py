@@ -81,6 +81,7 @@ class Encoder(nn.Module):
                 f"An encoder takes images (B, 3, H, W) of at least {RESNET_STRIDE} pixels a side, "
                 f"got {tuple(images.shape)}."
             )
+        images = images.contiguous(memory_format=torch.channels_last)
         return self.pooling(visual_features(self.backbone, images, align_corners=self.spec.align_corners))
 
     def normalise(self, images: Tensor) -> Tensor:
@@ -140,7 +141,7 @@ def build_encoder(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Encoder(spec, backbone)
+        return Encoder(spec, backbone).to(memory_format=torch.channels_last)
 
 
 def restore_encoder(spec: EncoderSpec, state: dict[str, Tensor]) -> Encoder:
@@ -159,7 +160,7 @@ def restore_encoder(spec: EncoderSpec, state: dict[str, Tensor]) -> Encoder:
         if found != wanted:
             raise ValueError(f"The weights do not fit {spec.architecture}: {name} should be {wanted}, is {found}.")
     encoder.load_state_dict(state, assign=True)
-    return encoder.eval()
+    return encoder.to(memory_format=torch.channels_last).eval()
 
 
 def spec_to_json(spec: EncoderSpec) -> dict[str, object]:

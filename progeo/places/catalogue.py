@@ -1,4 +1,4 @@
-"""The catalogue: a columnar table of images (path, east, north, zone, heading), in memory or mapped from an Arrow file."""
+"""The catalogue: a columnar table of images, in memory or mapped from an Arrow file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Catalogue:
 
     folder: Path
     table: pa.Table
-    """Columns path (relative to `folder`), east, north (metres), zone (0 if absent), heading (degrees, NaN if absent)."""
+    """Columns path (relative to `folder`), east and north (metres), zone (0: absent), heading (degrees, NaN: absent)."""
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -55,9 +55,8 @@ class Catalogue:
 
     def save(self, path: Path) -> None:
         """Write the table as an Arrow file that `open_catalogue` maps into memory."""
-        with replacing(path) as temporary, pa.OSFile(str(temporary), "wb") as sink:
-            with pa.ipc.new_file(sink, self.table.schema) as writer:
-                writer.write_table(self.table)
+        with replacing(path) as temporary, pa.ipc.new_file(str(temporary), self.table.schema) as writer:
+            writer.write_table(self.table)
 
 
 def read_catalogue(folder: Path) -> Catalogue:

@@ -17,7 +17,7 @@ class Group:
     """The classes of one group and their images. The label of a class is its place in `class_ids`."""
 
     class_ids: np.ndarray
-    """Sorted, int64 (C, 3): east and north of the cell's south-west corner in metres, start of the heading bin in degrees."""
+    """Sorted, int64 (C, 3): the cell's south-west corner, east and north in metres; the heading bin's start in degrees."""
     rows: np.ndarray
     """Rows of the catalogue, class by class, int64 (n,)."""
     offsets: np.ndarray

@@ -1,0 +1,67 @@
+"""The command `progeo`: one sub-command a stage, the same functions as the scripts."""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Command:
+    """A sub-command: where its function lies, and what its settings are."""
+
+    function: str
+    settings: str
+    summary: str
+    positional: bool = False
+    """Settings without a default are given as plain words."""
+
+
+COMMANDS = {
+    "stage1": Command("prompts:train_prompts", "Settings", "learn a text prompt for every place"),
+    "stage2": Command("image:train_image_encoder", "Settings", "train the image encoder on places and their prompts"),
+    "evaluate": Command("evaluate:evaluate", "EvaluateSettings", "recall of an encoder, with a report"),
+    "export": Command("export:export", "ExportSettings", "write the best encoder of a run to its own folder", True),
+    "toy-city": Command("toy_city:make_toy_city", "ToyCitySettings", "render a small city to try everything on", True),
+    "demo": Command("demo:run_demo", "DemoSettings", "the whole job on a toy city"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a sub-command; what a user can cause ends with one sentence and status 1, without a traceback.
+
+    PROGEO_DEBUG=1 in the environment shows the traceback.
+    """
+    name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name not in COMMANDS:
+        print(_usage(), file=sys.stdout if name in ("-h", "--help") else sys.stderr)
+        sys.exit(0 if name in ("-h", "--help") else f"progeo: there is no command {name!r}.")
+    try:
+        run_command(name, rest)
+    except (ValueError, OSError) as error:
+        if os.environ.get("PROGEO_DEBUG") == "1":
+            raise
+        sys.exit(f"progeo {name}: error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"progeo {name}: interrupted.")
+
+
+def run_command(name: str, arguments: Sequence[str]) -> None:
+    """Parse the settings of a sub-command and run it; its imports wait until here, so that others start fast."""
+    command = COMMANDS[name]
+    config = importlib.import_module("progeo.config")
+    settings = config.parse_settings(
+        getattr(config, command.settings), arguments, program=f"progeo {name}", positional=command.positional
+    )
+    module, function = command.function.split(":")
+    getattr(importlib.import_module(f"progeo.stages.{module}"), function)(settings)
+
+
+def _usage() -> str:
+    rows = [f"  {name:10} {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(["usage: progeo COMMAND [--help | OPTIONS]", "", *rows])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,262 @@
+"""Settings: dataclasses <-> YAML <-> command line. Stages take them apart; nothing below a stage sees them."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from progeo.data.augmentation import Augmentation
+from progeo.models.heads import HeadKind
+
+Precision = Literal["no", "fp16", "bf16"]
+AnySettings = TypeVar("AnySettings")
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Where the images are and how they are read."""
+
+    train_folder: Path
+    """Folder of training images; `<folder>_images_paths.txt` beside it may list them."""
+    val_folder: Path
+    """Folder with the database and the queries of validation."""
+    database: str = "database"
+    """Name of the database's folder in val_folder."""
+    queries: str = "queries"
+    """Name of the queries' folder in val_folder."""
+    positive_radius_m: float = 25.0
+    """A database image within this many metres of a query is right for it."""
+    num_workers: int = 4
+    """Processes that decode images."""
+    eval_batch_size: int = 64
+    """Images a batch when nothing is trained."""
+    cache_images: bool = False
+    """Keep the decoded training images in memory: 3 bytes a pixel of image_size, fast for a small set."""
+
+
+@dataclass(frozen=True)
+class CellSettings:
+    """How the map is cut into classes and groups (CosPlace)."""
+
+    cell_side_m: int = 10
+    """Side of a cell in metres, M in the paper."""
+    heading_bin_deg: int = 30
+    """Width of a heading bin in degrees, alpha in the paper; 360 for images without heading."""
+    groups_per_side: int = 5
+    """Two classes of a group are this many cells apart, N in the paper."""
+    groups_per_heading: int = 2
+    """Two classes of a group are this many heading bins apart, L in the paper."""
+    min_images_per_class: int = 10
+    """Classes with fewer images are left out."""
+    num_groups: int = 8
+    """How many groups are trained on; epoch e of stage 2 trains on group e modulo this."""
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The CLIP model that both stages start from, and the encoder made of it."""
+
+    architecture: str = "RN50"
+    """RN50, RN101, ViT-B-16, ViT-B-32 or another CLIP of open_clip; tiny-resnet and tiny-vit for trying out."""
+    weights: str = "openai"
+    """A tag of open_clip, hf-hub:owner/name, a local file, or random."""
+    image_size: int | tuple[int, int] = 512
+    """Pixels of stage 2's images: one side of a square, or height and width."""
+    descriptor_dim: int | None = None
+    """Dimension of the descriptors; null takes that of CLIP's features, and a ViT allows no other."""
+    normalised: bool = True
+    """Give a ViT's descriptors length 1; a ResNet's always have."""
+    normalisation: Literal["clip", "imagenet"] = "clip"
+    """Whose mean and spread the pixels are given."""
+    align_corners: bool = False
+    """Resize position embeddings between the centres of the corner cells, as the published code does."""
+    frozen: tuple[str, ...] = ()
+    """Layers of the visual tower that stage 2 does not train, such as conv1 or transformer.resblocks.0."""
+
+
+@dataclass(frozen=True)
+class PromptSettings:
+    """Stage 1: learning text prompts."""
+
+    template: str = "A photo of a {} street."
+    """The sentence; {} is where the learned vectors stand."""
+    context_length: int = 4
+    """Learned vectors of a class."""
+    image_size: int | tuple[int, int] = 224
+    """Pixels of the images that stage 1 describes."""
+    epochs: int = 60
+    """Epochs of each group."""
+    batch_size: int = 512
+    """Images a batch."""
+    learning_rate: float = 1e-2
+    """Of Adam at the start; it falls to zero along a cosine."""
+    temperature: float = 1.0
+    """Divides the dot products of the contrastive loss."""
+    normalised: bool = False
+    """Compare directions of image and text features only; the published method compares raw features."""
+    feature_cache: Path = Path("runs/feature_cache")
+    """Folder where image features are kept for later runs."""
+
+
+@dataclass(frozen=True)
+class HeadSettings:
+    """Stage 2: the margin classifier over the places of a group."""
+
+    kind: HeadKind = "cosface"
+    """cosface, arcface, or linear without margin."""
+    scale: float = 30.0
+    """Multiplies the cosines."""
+    margin: float = 0.4
+    """Of the right class: a cosine for cosface, radians for arcface."""
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """Stage 2: the image-text loss."""
+
+    weight: float = 1.0
+    """Weight of the image-text loss; 0 trains without text and without prompts."""
+    label_smoothing: float = 0.1
+    """Share of the target spread evenly over the classes."""
+    prompts: Path | None = None
+    """Folder where stage 1 left its prompts; null takes stage1 of this run."""
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """Stage 2: training the image encoder."""
+
+    epochs: int = 64
+    """Epochs; each trains on one group and ends with a validation."""
+    iterations_per_epoch: int = 10_000
+    """Batches an epoch."""
+    batch_size: int = 32
+    """Images a batch, each of another class where there are enough."""
+    encoder_learning_rate: float = 1e-5
+    """Of Adam, for the encoder."""
+    head_learning_rate: float = 1e-2
+    """Of Adam, for what is not exported: the classifiers, and the map from descriptors to text features."""
+    max_gradient_norm: float | None = None
+    """Clip the gradient to this length; null does not clip."""
+    keep_checkpoints: int = 2
+    """Older checkpoints are removed; the best encoder never is."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of stage 1 and stage 2."""
+
+    run: Path
+    """Folder of the run: stage 1 writes to its stage1/, stage 2 to its stage2/."""
+    data: DataSettings
+    seed: int = 0
+    """Of every random choice."""
+    resume: bool = False
+    """Go on with what the run's folder holds."""
+    mixed_precision: Precision = "no"
+    """Precision of the networks while training and describing."""
+    cells: CellSettings = field(default_factory=CellSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    prompts: PromptSettings = field(default_factory=PromptSettings)
+    head: HeadSettings = field(default_factory=HeadSettings)
+    text: TextSettings = field(default_factory=TextSettings)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """Settings of an evaluation."""
+
+    encoder: str
+    """Folder of an exported encoder or of a run of stage 2, or thumbnail for the raw-pixel baseline."""
+    folder: Path
+    """Folder with the database and the queries."""
+    out: Path
+    """Folder for recalls.json, predictions.csv and report.html."""
+    database: str = "database"
+    """Name of the database's folder."""
+    queries: str = "queries"
+    """Name of the queries' folder, such as queries_v1."""
+    positive_radius_m: float = 25.0
+    """A database image within this many metres of a query is right for it."""
+    recall_ns: tuple[int, ...] = (1, 5, 10, 20)
+    """The Ns of recall@N."""
+    image_size: int | tuple[int, int] | None = None
+    """Pixels that images are resized to: one side, or height and width; null takes the encoder's own."""
+    batch_size: int = 64
+    """Images a batch."""
+    num_workers: int = 4
+    """Processes that decode images."""
+    mixed_precision: Precision = "no"
+    """Precision of the encoder."""
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """Settings of an export."""
+
+    run: Path
+    """Run of stage 2, or a folder with an encoder."""
+    to: Path | None = None
+    """Folder for model.safetensors and model.json; null takes export/ in the run."""
+
+
+@dataclass(frozen=True)
+class ToyCitySettings:
+    """Settings of a toy city."""
+
+    out: Path
+    """Folder to make."""
+    seed: int = 0
+    """Of the streets, the houses and the weather."""
+    num_images: int = 2000
+    """Images in all, over train, val and test."""
+    image_size: int = 128
+    """Side of an image in pixels."""
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """Settings of the demo."""
+
+    out: Path = Path("demo")
+    """Folder for the city, the run, the encoder and the evaluations."""
+    config: Path = Path("configs/toy/tiny_resnet.yaml")
+    """Settings of both stages."""
+
+
+def parse_settings(
+    kind: type[AnySettings], arguments: Sequence[str], *, program: str, positional: bool = False
+) -> AnySettings:
+    """Read settings from `--config FILE.yaml` and `--section.name value`, the latter winning where it comes later.
+
+    Args:
+        kind: the dataclass to fill.
+        arguments: the command line.
+        program: how errors and help call the command.
+        positional: settings without a default come as plain words.
+    """
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(prog=program, description=kind.__doc__, allow_abbrev=False)
+    if not positional:
+        parser.add_argument("--config", action="config", help="YAML file of settings")
+    parser.add_class_arguments(kind, as_positional=positional)
+    values = parser.parse_args(list(arguments))
+    return kind(**{name: value for name, value in vars(parser.instantiate(values)).items() if name != "config"})
+
+
+def plain_values(settings: Any) -> dict[str, Any]:
+    """Settings as nested dicts of YAML's own kinds of values, from which `--config` reads them back."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: plain(item) for name, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(item) for item in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return plain(dataclasses.asdict(settings))

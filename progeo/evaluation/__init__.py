@@ -1,0 +1,1 @@
+"""Measuring an encoder: descriptors, nearest neighbours, recall, report."""

@@ -1,0 +1,36 @@
+"""Recall@N, the field's measure: the share of queries with a right image among their first N."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def recall_at(
+    predictions: np.ndarray, positives: Sequence[np.ndarray], ns: Sequence[int] = (1, 5, 10, 20)
+) -> np.ndarray:
+    """Recall@N in percent.
+
+    A query without any positive counts as missed, as in the field's benchmarks.
+
+    Args:
+        predictions: database rows of each query, best first, (Q, K).
+        positives: the right database rows of each query, Q arrays.
+        ns: the Ns; one above K counts the K there are.
+
+    Returns:
+        float64 (len(ns),), from 0 to 100.
+    """
+    if len(predictions) != len(positives):
+        raise ValueError(f"There are predictions for {len(predictions)} queries, but positives for {len(positives)}.")
+    if not len(predictions):
+        raise ValueError("There is no query to take a recall over.")
+    if min(ns) < 1:
+        raise ValueError(f"recall_ns must be at least 1, got {min(ns)}.")
+    right = right_predictions(np.asarray(predictions), positives)
+    return np.array([100 * right[:, :n].any(axis=1).mean() for n in ns])
+
+
+def right_predictions(predictions: np.ndarray, positives: Sequence[np.ndarray]) -> np.ndarray:
+    """Whether each prediction is a positive of its query, bool (Q, K)."""
+    rows = zip(predictions, positives, strict=True)
+    return np.stack([np.isin(found, right) for found, right in rows])

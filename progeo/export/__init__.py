@@ -1,0 +1,1 @@
+"""The encoder leaves: weights that anyone can load."""

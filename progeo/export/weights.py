@@ -1,0 +1,84 @@
+"""An encoder as `model.safetensors` + `model.json`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from progeo.files import read_json, replacing, write_json
+from progeo.models.encoder import Encoder, restore_encoder, spec_from_json, spec_to_json
+from progeo.models.thumbnail import ThumbnailEncoder
+
+_FORMAT = 1
+_WEIGHTS = "model.safetensors"
+_DESCRIPTION = "model.json"
+
+
+def save_encoder(
+    folder: Path, encoder: Encoder, *, provenance: Mapping[str, Any], recalls: Mapping[str, float]
+) -> Path:
+    """Write an encoder to `folder`, replacing the one there.
+
+    Args:
+        folder: made when missing.
+        encoder: what is saved.
+        provenance: how it came to be; plain values.
+        recalls: what it reached, such as {"val R@1": 91.3}.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / _WEIGHTS) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}, temporary)
+    description = {
+        "format": _FORMAT,
+        "encoder": spec_to_json(encoder.spec),
+        "recalls": dict(recalls),
+        "provenance": dict(provenance),
+    }
+    write_json(folder / _DESCRIPTION, description)
+    return folder
+
+
+def load_encoder(path_or_name: str | Path) -> nn.Module:
+    """Load an encoder, in eval mode on the CPU.
+
+    It maps normalised images (B, 3, H, W) to descriptors (B, D) and has `descriptor_dim`, `image_size` (height, width),
+    `mean`, `std` and `preprocess(PIL image or uint8 tensor (3, H, W)) -> (3, height, width)`.
+
+    Args:
+        path_or_name: a folder with `model.safetensors` and `model.json`, a run of stage 2 (its best encoder), or
+            `thumbnail`, the baseline that compares raw 16 x 16 pixels.
+
+    Raises:
+        FileNotFoundError: nothing to load there.
+        ValueError: files that are broken or do not fit together.
+    """
+    if str(path_or_name) == "thumbnail":
+        return ThumbnailEncoder().eval()
+    folder = encoder_folder(Path(path_or_name))
+    spec = spec_from_json(read_description(folder)["encoder"])
+    try:
+        state = load_file(folder / _WEIGHTS)
+    except SafetensorError as error:
+        raise ValueError(f"{folder / _WEIGHTS} is not a whole safetensors file: {error}.") from None
+    return restore_encoder(spec, state)
+
+
+def encoder_folder(path: Path) -> Path:
+    """The folder itself, or the `best/` of a run, whichever holds an encoder."""
+    for folder in (path, path / "best"):
+        if (folder / _DESCRIPTION).is_file() and (folder / _WEIGHTS).is_file():
+            return folder
+    raise FileNotFoundError(
+        f"There is no encoder in {path}: neither it nor its best/ holds {_DESCRIPTION} and {_WEIGHTS}."
+    )
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """What `model.json` says: format, encoder, recalls, provenance."""
+    description = read_json(folder / _DESCRIPTION)
+    if not isinstance(description, dict) or description.get("format") != _FORMAT:
+        raise ValueError(f"{folder / _DESCRIPTION} is not a description of an encoder in format {_FORMAT}.")
+    return description

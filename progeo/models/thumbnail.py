@@ -1,0 +1,34 @@
+"""The baseline that any trained encoder must beat: raw pixels of a 16 x 16 thumbnail."""
+
+from typing import TYPE_CHECKING
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from progeo.models.preprocessing import resize_image
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class ThumbnailEncoder(nn.Module):
+    """Descriptors are the pixels of the image shrunk to 16 x 16; nothing is learned."""
+
+    image_size = (16, 16)
+    descriptor_dim = 3 * 16 * 16
+    mean = (0.0, 0.0, 0.0)
+    std = (1.0, 1.0, 1.0)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Descriptors (B, 768) of images (B, 3, H, W) in 0..1."""
+        return F.interpolate(images, self.image_size, mode="bilinear", antialias=True).flatten(1)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Turn uint8 images into floats in 0..1."""
+        return images.float() / 255
+
+    def preprocess(self, image: "Image | Tensor") -> Tensor:
+        """Shrink a PIL image or a uint8 tensor (3, H, W) to float (3, 16, 16)."""
+        pixels = image if isinstance(image, Tensor) else pil_to_tensor(image.convert("RGB"))
+        return self.normalise(resize_image(pixels, self.image_size))

@@ -1,0 +1,157 @@
+"""Evaluation: recall of an encoder on a folder of database and query images."""
+
+import csv
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+from torch import nn
+
+from progeo.config import EvaluateSettings
+from progeo.data.datasets import CatalogueImages
+from progeo.data.loaders import build_ordered_loader, read_batches
+from progeo.engine.log import LOGGER, start_log
+from progeo.evaluation.descriptors import extract_descriptors
+from progeo.evaluation.recall import recall_at, right_predictions
+from progeo.evaluation.report import write_report
+from progeo.evaluation.search import nearest_neighbours
+from progeo.export.weights import load_encoder
+from progeo.files import replacing, write_json
+from progeo.models.clip import as_height_width
+from progeo.models.preprocessing import resize_image
+from progeo.places.catalogue import Catalogue, read_catalogue
+from progeo.places.positives import positives_within
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Queries to be found in a database."""
+
+    database: Catalogue
+    queries: Catalogue
+    positives: list[np.ndarray]
+    """Right database rows of each query."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an encoder reached on a test set."""
+
+    recalls: dict[int, float]
+    """Recall@N in percent, by N."""
+    predictions: np.ndarray
+    """Database rows of each query, best first, int64 (Q, K)."""
+
+
+def evaluate(settings: EvaluateSettings) -> Path:
+    """Evaluate an encoder and write recalls.json, predictions.csv and report.html; returns their folder."""
+    start_log(None)
+    accelerator = Accelerator(mixed_precision=settings.mixed_precision)
+    encoder = load_encoder(settings.encoder).to(accelerator.device)
+    test_set = load_test_set(settings.folder, settings.database, settings.queries, radius_m=settings.positive_radius_m)
+    image_size = as_height_width(settings.image_size) if settings.image_size is not None else encoder.image_size
+    result = evaluate_encoder(
+        encoder,
+        test_set,
+        accelerator,
+        ns=settings.recall_ns,
+        image_size=image_size,
+        batch_size=settings.batch_size,
+        num_workers=settings.num_workers,
+    )
+    _write_results(settings, test_set, result, image_size)
+    LOGGER.info("%s: %s", settings.folder, recalls_in_words(result.recalls))
+    LOGGER.info("report: %s", settings.out / "report.html")
+    return settings.out
+
+
+def load_test_set(folder: Path, database: str, queries: str, *, radius_m: float) -> TestSet:
+    """Read both catalogues and find the positives of each query."""
+    database_images, query_images = read_catalogue(folder / database), read_catalogue(folder / queries)
+    positives = positives_within(database_images.positions_m, query_images.positions_m, radius_m)
+    missing = sum(not len(rows) for rows in positives)
+    if missing:
+        LOGGER.warning("%d of %d queries have no database image within %g m", missing, len(positives), radius_m)
+    return TestSet(database_images, query_images, positives)
+
+
+def evaluate_encoder(
+    encoder: nn.Module,
+    test_set: TestSet,
+    accelerator: Accelerator,
+    *,
+    ns: tuple[int, ...],
+    image_size: tuple[int, int],
+    batch_size: int,
+    num_workers: int,
+) -> Result:
+    """Describe both sides, search, and take recall@N."""
+
+    def described(catalogue: Catalogue, description: str) -> np.ndarray:
+        images = CatalogueImages(catalogue, partial(resize_image, size=image_size))
+        loader = build_ordered_loader(images, batch_size=batch_size, num_workers=num_workers)
+        return extract_descriptors(
+            encoder, read_batches(loader), accelerator, num_images=len(catalogue), description=description
+        )
+
+    database, queries = described(test_set.database, "database"), described(test_set.queries, "queries")
+    predictions = nearest_neighbours(database, queries, max(ns)).rows
+    recalls = recall_at(predictions, test_set.positives, ns)
+    return Result(dict(zip(ns, recalls.tolist(), strict=True)), predictions)
+
+
+def recalls_in_words(recalls: dict[int, float]) -> str:
+    """Recalls as `R@1 81.2, R@5 93.4`."""
+    return ", ".join(f"R@{n} {recall:.1f}" for n, recall in recalls.items())
+
+
+def _write_results(settings: EvaluateSettings, test_set: TestSet, result: Result, image_size: tuple[int, int]) -> None:
+    database, queries = test_set.database, test_set.queries
+    offsets = database.positions_m[result.predictions] - queries.positions_m[:, None]
+    distances_m = np.linalg.norm(offsets, axis=2)
+    settings.out.mkdir(parents=True, exist_ok=True)
+    facts = {
+        "encoder": settings.encoder,
+        "folder": str(settings.folder),
+        "database": f"{len(database)} images in {settings.database}",
+        "queries": f"{len(queries)} images in {settings.queries}",
+        "image size": f"{image_size[0]} x {image_size[1]} pixels",
+        "right within": f"{settings.positive_radius_m:g} m",
+    }
+    write_json(
+        settings.out / "recalls.json",
+        {**facts, "recalls": {f"R@{n}": recall for n, recall in result.recalls.items()}},
+    )
+    _write_predictions(settings.out / "predictions.csv", test_set, result.predictions, distances_m)
+    write_report(
+        settings.out / "report.html",
+        title=f"{Path(settings.encoder).name} on {settings.folder.name}",
+        facts=facts,
+        recalls=result.recalls,
+        query_paths=[queries.path(row) for row in range(len(queries))],
+        database_paths=[database.path(row) for row in range(len(database))],
+        predictions=result.predictions,
+        distances_m=distances_m,
+        positive_radius_m=settings.positive_radius_m,
+    )
+
+
+def _write_predictions(path: Path, test_set: TestSet, predictions: np.ndarray, distances_m: np.ndarray) -> None:
+    right = right_predictions(predictions, test_set.positives)
+    query_paths, database_paths = test_set.queries.table["path"], test_set.database.table["path"]
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["query", "rank", "database", "distance_m", "right"])
+        for query, found in enumerate(predictions):
+            for rank, row in enumerate(found):
+                writer.writerow(
+                    [
+                        query_paths[query],
+                        rank + 1,
+                        database_paths[int(row)],
+                        f"{distances_m[query, rank]:.2f}",
+                        int(right[query, rank]),
+                    ]
+                )

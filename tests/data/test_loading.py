@@ -1,0 +1,91 @@
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from progeo.data.datasets import CatalogueImages, LabelledImages
+from progeo.data.decode import read_image
+from progeo.data.loaders import build_ordered_loader, build_train_loader, cache_images, read_batches
+from progeo.data.samplers import ClassBatches
+from progeo.models.preprocessing import resize_image
+from progeo.places.catalogue import read_catalogue
+
+
+def save(path, pixels, **options):
+    Image.fromarray(pixels).save(path, **options)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    for index in range(6):
+        shape = (40 + index, 60, 3)
+        save(tmp_path / f"@{index}@0@.png", rng.integers(0, 256, shape, dtype=np.uint8))
+    return tmp_path
+
+
+def test_png_and_jpeg_of_every_mode_come_as_uint8_rgb(tmp_path):
+    rgb = np.random.default_rng(0).integers(0, 256, (8, 9, 3), dtype=np.uint8)
+    save(tmp_path / "rgb.png", rgb)
+    save(tmp_path / "grey.jpg", rgb[..., 0])
+    Image.fromarray(rgb).convert("RGBA").save(tmp_path / "rgba.png")
+    assert torch.equal(read_image(tmp_path / "rgb.png"), torch.from_numpy(rgb).permute(2, 0, 1))
+    for name in ("grey.jpg", "rgba.png"):
+        image = read_image(tmp_path / name)
+        assert (image.dtype, tuple(image.shape)) == (torch.uint8, (3, 8, 9))
+
+
+def test_a_photo_lying_on_its_side_is_turned_by_its_exif_orientation(tmp_path):
+    pixels = np.zeros((16, 32, 3), np.uint8)
+    pixels[:, :16] = 255  # left half white
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held so that the picture must be turned clockwise
+    save(tmp_path / "photo.jpg", pixels, exif=exif, quality=95)
+    image = read_image(tmp_path / "photo.jpg")
+    assert image.shape == (3, 32, 16)
+    assert image[:, :14].float().mean() > 250
+    assert image[:, 18:].float().mean() < 5
+
+
+def test_a_broken_image_is_refused_by_name_also_from_a_worker_process(folder):
+    (folder / "@3@0@.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"@3@0@.png cannot be decoded"):
+        read_image(folder / "@3@0@.png")
+    images = CatalogueImages(read_catalogue(folder), partial(resize_image, size=(32, 32)))
+    for num_workers in (0, 1):
+        with pytest.raises(ValueError) as error:
+            list(read_batches(build_ordered_loader(images, batch_size=2, num_workers=num_workers)))
+        assert "@3@0@.png cannot be decoded" in str(error.value)
+        assert "Traceback" not in str(error.value)
+
+
+def test_a_missing_image_is_refused_by_name(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"There is no image .*gone.jpg"):
+        read_image(tmp_path / "gone.jpg")
+
+
+def test_all_images_come_once_in_order_resized(folder):
+    images = CatalogueImages(read_catalogue(folder), partial(resize_image, size=(32, 48)))
+    loaded = torch.cat(list(read_batches(build_ordered_loader(images, batch_size=4, num_workers=0))))
+    assert loaded.shape == (6, 3, 32, 48)
+    for row in range(6):
+        assert torch.equal(loaded[row], resize_image(read_image(images.catalogue.path(row)), (32, 48)))
+
+
+def test_cached_images_equal_the_decoded_ones(folder):
+    images = CatalogueImages(read_catalogue(folder), partial(resize_image, size=(32, 32)))
+    cached = cache_images(images, num_workers=0)
+    assert len(cached) == 6
+    assert all(torch.equal(cached[row], images[row]) for row in range(6))
+
+
+def test_training_batches_hold_the_images_and_labels_that_the_sampler_names(folder):
+    images = CatalogueImages(read_catalogue(folder), partial(resize_image, size=(32, 32)))
+    rows, labels = np.array([5, 1, 0, 2]), np.array([0, 0, 1, 1])
+    sampler = ClassBatches(np.array([0, 2, 4]), batch_size=2, num_batches=3, seed=0, epoch=0)
+    loader = build_train_loader(LabelledImages(images, rows, labels), sampler, num_workers=0)
+    for indices, (pixels, got) in zip(sampler, read_batches(loader), strict=True):
+        assert got.tolist() == labels[indices].tolist()
+        assert torch.equal(pixels, torch.stack([images[row] for row in rows[indices]]))

@@ -1,0 +1,49 @@
+import numpy as np
+
+from progeo.data.samplers import ClassBatches, permuted_batches
+
+OFFSETS = np.array([0, 3, 4, 9, 11, 20])  # five classes of 3, 1, 5, 2 and 9 images
+
+
+def batches(**changes):
+    settings = {"batch_size": 4, "num_batches": 50, "seed": 0, "epoch": 0, **changes}
+    return list(ClassBatches(OFFSETS, **settings))
+
+
+def classes_of(batch):
+    return np.searchsorted(OFFSETS, batch, side="right") - 1
+
+
+def test_every_class_comes_once_before_any_comes_again():
+    stream = np.concatenate([classes_of(batch) for batch in batches()])
+    for start in range(0, 200, 5):
+        assert sorted(stream[start : start + 5]) == [0, 1, 2, 3, 4]
+    assert len({tuple(stream[start : start + 5]) for start in range(0, 200, 5)}) > 20  # in ever another order
+
+
+def test_images_of_a_class_are_drawn_evenly():
+    drawn = np.concatenate(batches(num_batches=5000))
+    share = np.bincount(drawn, minlength=20) / len(drawn)
+    np.testing.assert_allclose(share, np.repeat(0.2 / np.diff(OFFSETS), np.diff(OFFSETS)), rtol=0.2)
+
+
+def test_the_order_follows_seed_and_epoch_and_nothing_else():
+    assert batches() == batches()
+    assert batches() != batches(seed=1)
+    assert batches() != batches(epoch=1)
+    assert batches(num_batches=10) == batches(num_batches=50)[:10]
+
+
+def test_a_batch_may_be_larger_than_the_number_of_classes():
+    (batch,) = batches(batch_size=12, num_batches=1)
+    assert sorted(np.bincount(classes_of(batch))) == [2, 2, 2, 3, 3]
+
+
+def test_an_epoch_covers_all_once_with_the_remainder_and_no_empty_batch():
+    for count, sizes in ((10, [4, 4, 2]), (8, [4, 4]), (3, [3])):
+        parts = permuted_batches(count, 4, seed=0, epoch=0)
+        assert [len(part) for part in parts] == sizes
+        assert sorted(np.concatenate(parts)) == list(range(count))
+    first, again, other = (permuted_batches(50, 7, seed=0, epoch=epoch) for epoch in (0, 0, 1))
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not np.array_equal(np.concatenate(first), np.concatenate(other))

@@ -1,0 +1,66 @@
+import pytest
+import torch
+from accelerate import Accelerator
+
+from progeo.engine.loop import train_epoch
+
+
+@pytest.fixture
+def accelerator():
+    return Accelerator(cpu=True)
+
+
+def parts(accelerator, learning_rate=0.1):
+    weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    return weight, accelerator.prepare(torch.optim.SGD([weight], lr=learning_rate))
+
+
+def test_the_sum_of_the_terms_is_minimised_and_their_means_returned(accelerator):
+    weight, optimizer = parts(accelerator)
+    seen = []
+
+    def step(number, batch):
+        seen.append((number, batch))
+        return {"first": weight[0] * batch, "second": 3 * weight[1]}
+
+    means = train_epoch([1.0, 2.0], step, optimizer, accelerator, num_batches=2, description="test")
+    assert seen == [(0, 1.0), (1, 2.0)]
+    # Gradients are (batch, 3): the first step goes from (1, 2) to (0.9, 1.7), the second to (0.7, 1.4).
+    torch.testing.assert_close(weight.data, torch.tensor([0.7, 1.4]))
+    assert means["first"] == pytest.approx((1.0 * 1 + 0.9 * 2) / 2)
+    assert means["second"] == pytest.approx((3 * 2 + 3 * 1.7) / 2)
+    assert means["loss"] == pytest.approx(means["first"] + means["second"])
+
+
+def test_the_gradient_is_clipped_to_its_norm(accelerator):
+    weight, optimizer = parts(accelerator, learning_rate=1.0)
+    train_epoch(
+        [None],
+        lambda number, batch: {"loss": (weight * torch.tensor([30.0, 40.0])).sum()},
+        optimizer,
+        accelerator,
+        num_batches=1,
+        description="test",
+        max_gradient_norm=1.0,
+    )
+    torch.testing.assert_close(weight.data, torch.tensor([0.4, 1.2]), atol=1e-5, rtol=0)
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_terms_before_the_step(accelerator):
+    weight, optimizer = parts(accelerator)
+    with pytest.raises(ValueError, match=r"test, step 2: the loss is not finite \(good .*, bad nan\)"):
+        train_epoch(
+            [1.0, float("nan")],
+            lambda number, batch: {"good": weight[0], "bad": weight[1] * batch},
+            optimizer,
+            accelerator,
+            num_batches=2,
+            description="test",
+        )
+    assert torch.isfinite(weight).all()
+
+
+def test_an_epoch_without_a_batch_is_refused(accelerator):
+    _, optimizer = parts(accelerator)
+    with pytest.raises(ValueError, match="no batch to train on"):
+        train_epoch([], lambda number, batch: {}, optimizer, accelerator, num_batches=0, description="test")

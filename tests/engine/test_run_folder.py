@@ -1,0 +1,45 @@
+import json
+
+import pytest
+import yaml
+
+from progeo.engine.run_folder import open_run
+
+SETTINGS = {"seed": 0, "cells": {"cell_side_m": 10}, "epochs": 5}
+
+
+def test_a_new_run_holds_its_settings_its_environment_and_a_log(tmp_path):
+    run = open_run(tmp_path / "run", SETTINGS, resume=False)
+    assert {path.name for path in run.path.iterdir()} == {"config.yaml", "environment.json", "log.txt"}
+    assert yaml.safe_load(run.config.read_text()) == SETTINGS
+    environment = json.loads((run.path / "environment.json").read_text())
+    assert environment["packages"]["torch"]
+
+
+def test_a_folder_with_a_run_is_opened_only_to_go_on(tmp_path):
+    open_run(tmp_path, SETTINGS, resume=False)
+    with pytest.raises(ValueError, match="already holds a run: add --resume true"):
+        open_run(tmp_path, SETTINGS, resume=False)
+    open_run(tmp_path, SETTINGS, resume=True)
+
+
+def test_a_run_does_not_go_on_with_other_settings_unless_they_may_change(tmp_path):
+    open_run(tmp_path, SETTINGS, resume=False)
+    changed = {**SETTINGS, "cells": {"cell_side_m": 20}, "epochs": 9}
+    with pytest.raises(ValueError, match=r"other settings: cells.cell_side_m was 10, now 20\. Name another"):
+        open_run(tmp_path, changed, resume=True, may_change=("epochs",))
+    open_run(tmp_path, {**SETTINGS, "epochs": 9}, resume=True, may_change=("epochs",))
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["epochs"] == 9
+
+
+def test_metrics_of_epochs_to_be_run_again_are_dropped(tmp_path):
+    run = open_run(tmp_path, SETTINGS, resume=False)
+    for epoch in range(4):
+        run.append_metrics({"epoch": epoch, "loss": 0.5})
+    run.drop_metrics_after(1)
+    run.append_metrics({"epoch": 2, "loss": 0.25})
+    assert [json.loads(line) for line in run.metrics.read_text().splitlines()] == [
+        {"epoch": 0, "loss": 0.5},
+        {"epoch": 1, "loss": 0.5},
+        {"epoch": 2, "loss": 0.25},
+    ]

@@ -1,0 +1,84 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import progeo
+from progeo.export.weights import save_encoder
+from progeo.models.encoder import build_encoder
+
+
+@pytest.fixture
+def saved(tmp_path):
+    encoder = build_encoder("tiny-vit", "random", (64, 96)).eval()
+    save_encoder(tmp_path / "model", encoder, provenance={"epoch": 3}, recalls={"val R@1": 50.0})
+    return tmp_path / "model", encoder
+
+
+def test_a_saved_encoder_comes_back_bit_for_bit_with_its_attributes(saved):
+    folder, encoder = saved
+    again = progeo.load_encoder(folder)
+    images = torch.rand(3, 3, 64, 96)
+    with torch.no_grad():
+        assert torch.equal(again(images), encoder(images))
+    assert (again.descriptor_dim, again.image_size) == (128, (64, 96))
+    assert torch.equal(again.mean, encoder.mean)
+    assert torch.equal(again.std, encoder.std)
+    assert not again.training
+
+
+def test_the_folder_holds_two_files_and_the_description_is_whole(saved):
+    folder, _ = saved
+    assert {path.name for path in folder.iterdir()} == {"model.safetensors", "model.json"}
+    description = json.loads((folder / "model.json").read_text())
+    assert description["recalls"] == {"val R@1": 50.0}
+    assert description["provenance"] == {"epoch": 3}
+    assert description["encoder"] == {
+        "architecture": "tiny-vit",
+        "image_size": [64, 96],
+        "descriptor_dim": 128,
+        "normalised": True,
+        "mean": [0.48145466, 0.4578275, 0.40821073],
+        "std": [0.26862954, 0.26130258, 0.27577711],
+        "align_corners": False,
+    }
+
+
+def test_a_run_gives_its_best_encoder(saved, tmp_path):
+    folder, _ = saved
+    folder.rename(tmp_path / "best")
+    assert progeo.load_encoder(str(tmp_path)).descriptor_dim == 128
+
+
+def test_the_thumbnail_baseline_is_known_by_name():
+    assert progeo.load_encoder("thumbnail").descriptor_dim == 768
+
+
+def test_what_is_no_encoder_is_refused_in_one_sentence(saved, tmp_path):
+    folder, _ = saved
+    with pytest.raises(FileNotFoundError, match="There is no encoder in"):
+        progeo.load_encoder(tmp_path / "nowhere")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="is not a whole safetensors file"):
+        progeo.load_encoder(folder)
+    (folder / "model.json").write_text("{}")
+    with pytest.raises(ValueError, match="is not a description of an encoder in format 1"):
+        progeo.load_encoder(folder)
+    (folder / "model.json").write_text("{")
+    with pytest.raises(ValueError, match="is not a JSON file"):
+        progeo.load_encoder(folder)
+
+
+def test_loading_an_encoder_imports_neither_training_nor_search(saved):
+    folder, _ = saved
+    code = f"import sys, progeo; progeo.load_encoder({str(folder)!r}); print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    unwanted = {"faiss", "accelerate", "jsonargparse", "progeo.stages", "progeo.engine", "progeo.data", "progeo.losses"}
+    assert not unwanted & set(modules)
+    light = subprocess.run(
+        [sys.executable, "-c", "import sys, progeo; print(*sys.modules)"], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert "torch" not in light

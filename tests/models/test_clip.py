@@ -1,0 +1,128 @@
+import open_clip
+import pytest
+import torch
+from open_clip.transformer import QuickGELU
+from safetensors.torch import save_file
+
+from progeo.models.clip import load_clip, resolved_architecture, visual_features
+
+TINY = ("tiny-resnet", "tiny-vit")
+PUBLISHED = ("RN50", "RN101", "ViT-B-16", "ViT-B-32")
+
+
+@pytest.mark.parametrize("architecture", TINY)
+@pytest.mark.parametrize(("image_size", "shape"), [(None, (128, 128)), (96, (96, 96)), ((96, 160), (96, 160))])
+def test_any_input_size_gives_features_of_the_texts_dimension(architecture, image_size, shape):
+    clip = load_clip(architecture, "random", image_size)
+    features = clip.encode_image(torch.randn(2, 3, *shape))
+    assert features.shape == (2, clip.text_projection.shape[1])
+    assert not clip.training
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", PUBLISHED)
+def test_the_published_backbones_take_sizes_that_are_not_square(architecture):
+    clip = load_clip(architecture, "random", (192, 256))
+    with torch.no_grad():
+        assert clip.encode_image(torch.randn(1, 3, 192, 256)).shape == (1, clip.text_projection.shape[1])
+
+
+def test_random_weights_follow_their_seed_and_leave_the_global_generator_alone():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first, again, other = (load_clip("tiny-vit", "random", seed=seed).visual.proj for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_position_embeddings_are_interpolated_over_the_grid_and_the_first_token_stays(align_corners):
+    native = load_clip("tiny-vit", "random").visual.positional_embedding  # 8 x 8 patches
+    resized = load_clip("tiny-vit", "random", (128, 256), align_corners=align_corners).visual.positional_embedding
+    assert resized.shape == (1 + 8 * 16, 128)
+    assert torch.equal(resized[0], native[0])
+    corners = resized[1:].reshape(8, 16, -1)[[0, 0, -1, -1], [0, -1, 0, -1]]
+    native_corners = native[1:].reshape(8, 8, -1)[[0, 0, -1, -1], [0, -1, 0, -1]]
+    # With align_corners the corner cells keep their values; without, the grids' edges meet instead.
+    assert torch.allclose(corners, native_corners, atol=1e-5) == align_corners
+
+
+def test_resizing_equals_the_published_interpolation():
+    native = load_clip("tiny-vit", "random").visual.positional_embedding.detach()
+    ours = load_clip("tiny-vit", "random", 256, align_corners=True).visual.positional_embedding
+    grid = native[1:].T.reshape(1, 128, 8, 8)
+    published = torch.nn.functional.interpolate(grid, size=16, mode="bicubic", align_corners=True)
+    torch.testing.assert_close(ours[1:], published.reshape(128, 256).T)
+
+
+def test_a_vit_run_at_another_size_equals_one_loaded_for_that_size():
+    images = torch.randn(2, 3, 96, 160)
+    native, resized = load_clip("tiny-vit", "random"), load_clip("tiny-vit", "random", (96, 160))
+    torch.testing.assert_close(visual_features(native.visual, images), resized.visual(images))
+
+
+@pytest.mark.parametrize("architecture", TINY)
+@pytest.mark.parametrize("extension", [".safetensors", ".pt"])
+def test_a_local_file_gives_its_weights(tmp_path, architecture, extension):
+    source = load_clip(architecture, "random", seed=7)
+    path = tmp_path / f"clip{extension}"
+    state = {name: tensor.clone() for name, tensor in source.state_dict().items()}
+    save_file(state, path) if extension == ".safetensors" else torch.save(state, path)
+    images = torch.randn(2, 3, 128, 128)
+    assert torch.equal(load_clip(architecture, str(path)).encode_image(images), source.encode_image(images))
+
+
+def test_weights_from_the_hub_are_read_from_its_cache_in_its_layout(tmp_path, monkeypatch):
+    import json
+
+    source = load_clip("tiny-vit", "random", seed=7)
+    snapshot = tmp_path / "models--someone--clip" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--someone--clip" / "refs").mkdir()
+    (tmp_path / "models--someone--clip" / "refs" / "main").write_text("abc")
+    config = {"model_cfg": open_clip.get_model_config("tiny-vit"), "preprocess_cfg": {}}
+    (snapshot / "open_clip_config.json").write_text(json.dumps(config))
+    save_file({k: v.clone() for k, v in source.state_dict().items()}, snapshot / "open_clip_model.safetensors")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    clip = load_clip("tiny-vit", "hf-hub:someone/clip")
+    assert torch.equal(clip.visual.proj, source.visual.proj)
+    with pytest.raises(ValueError, match="does not fit"):
+        load_clip("tiny-resnet", "hf-hub:someone/clip")
+
+
+def test_openai_weights_get_quick_gelu_and_the_name_says_so(monkeypatch, tmp_path):
+    """The tag's real configuration is used; only the download is replaced by a file of random weights."""
+    path = tmp_path / "openai.pt"
+    torch.save(load_clip("ViT-B-32", "random").state_dict(), path)
+    monkeypatch.setattr("open_clip.factory.download_pretrained", lambda *args, **kwargs: str(path))
+    clip = load_clip("ViT-B-32", "openai")
+    assert any(isinstance(module, QuickGELU) for module in clip.modules())
+    assert resolved_architecture("ViT-B-32", clip) == "ViT-B-32-quickgelu"
+    plain = load_clip("ViT-B-32", "laion2b_s34b_b79k")
+    assert resolved_architecture("ViT-B-32", plain) == "ViT-B-32"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "weights", "words"),
+    [
+        ("RN5", "random", "model.architecture 'RN5' is not known"),
+        ("RN50", "opena", r"neither a file, .* nor a tag of RN50 \(openai, yfcc15m, cc12m\)"),
+        ("tiny-vit", "openai", "it has none"),
+        ("coca_ViT-B-32", "random", "is not a plain CLIP"),
+    ],
+)
+def test_what_cannot_be_loaded_is_refused_with_what_can(architecture, weights, words):
+    with pytest.raises(ValueError, match=words):
+        load_clip(architecture, weights)
+
+
+def test_files_that_are_no_weights_or_those_of_another_network_are_refused_in_one_line(tmp_path):
+    (tmp_path / "text.pt").write_text("not weights at all")
+    torch.save(load_clip("tiny-resnet", "random").state_dict(), tmp_path / "other.pt")
+    for name in ("text.pt", "other.pt"):
+        with pytest.raises(ValueError) as error:
+            load_clip("tiny-vit", str(tmp_path / name))
+        assert "could not be loaded as tiny-vit" in str(error.value)
+        assert "\n" not in str(error.value)

@@ -1,0 +1,124 @@
+"""One contract for every encoder."""
+
+import pytest
+import torch
+from PIL import Image
+
+from progeo.models.backbones import freeze_layers
+from progeo.models.encoder import build_encoder, restore_encoder, spec_from_json, spec_to_json
+from progeo.models.thumbnail import ThumbnailEncoder
+
+ENCODERS = {
+    "resnet": lambda: build_encoder("tiny-resnet", "random", 64, descriptor_dim=32),
+    "resnet, not square": lambda: build_encoder("tiny-resnet", "random", (64, 96)),
+    "vit": lambda: build_encoder("tiny-vit", "random", (64, 96)),
+    "vit, raw, ImageNet pixels": lambda: build_encoder(
+        "tiny-vit", "random", normalised=False, normalisation="imagenet", align_corners=True
+    ),
+    "thumbnail": ThumbnailEncoder,
+}
+
+
+@pytest.fixture(params=ENCODERS.values(), ids=ENCODERS.keys())
+def encoder(request):
+    return request.param().eval()
+
+
+def test_descriptors_have_the_dimension_promised_at_any_size(encoder):
+    for shape in ((64, 64), (96, 64), (70, 150)):
+        with torch.no_grad():
+            assert encoder(torch.rand(2, 3, *shape)).shape == (2, encoder.descriptor_dim)
+
+
+def test_images_are_described_independently_of_their_batch(encoder):
+    images = torch.rand(3, 3, 64, 96)
+    with torch.no_grad():
+        together, alone = encoder(images), torch.cat([encoder(image[None]) for image in images])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_preprocess_takes_pil_images_and_uint8_tensors_alike(encoder):
+    pixels = torch.randint(0, 256, (3, 80, 120), dtype=torch.uint8)
+    prepared = encoder.preprocess(pixels)
+    assert prepared.shape == (3, *encoder.image_size)
+    assert prepared.dtype == torch.float32
+    picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    assert torch.equal(encoder.preprocess(picture), prepared)
+    grey = encoder.preprocess(Image.new("L", (50, 50), 128))
+    assert grey.shape == (3, *encoder.image_size)
+
+
+def test_preprocess_normalises_with_mean_and_std(encoder):
+    white = encoder.preprocess(torch.full((3, 40, 40), 255, dtype=torch.uint8))
+    mean, std = torch.as_tensor(encoder.mean), torch.as_tensor(encoder.std)
+    torch.testing.assert_close(white.amin(dim=(1, 2)), (1 - mean) / std)
+
+
+@pytest.mark.parametrize("kind", ["resnet", "vit", "vit, raw, ImageNet pixels"])
+def test_an_encoder_restored_from_its_spec_and_weights_is_equal_bit_for_bit(kind):
+    encoder = ENCODERS[kind]().eval()
+    state = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    again = restore_encoder(spec_from_json(spec_to_json(encoder.spec)), state)
+    images = torch.rand(2, 3, 96, 64)
+    with torch.no_grad():
+        assert torch.equal(again(images), encoder(images))
+    assert not again.training
+    assert again.spec == encoder.spec
+    assert all(p.device.type == "cpu" for p in [*again.parameters(), *again.buffers()])
+
+
+def test_descriptors_are_of_length_one_unless_a_vit_is_left_raw():
+    images = torch.rand(4, 3, 64, 64)
+    for name, of_length_one in (("resnet", True), ("vit", True), ("vit, raw, ImageNet pixels", False)):
+        lengths = ENCODERS[name]().eval()(images).norm(dim=1)
+        assert torch.allclose(lengths, torch.ones(4), atol=1e-5) == of_length_one
+
+
+def test_a_raw_vit_gives_the_projected_class_token():
+    from progeo.models.clip import load_clip
+
+    images = torch.rand(2, 3, 128, 128)
+    expected = load_clip("tiny-vit", "random").encode_image(images)
+    torch.testing.assert_close(build_encoder("tiny-vit", "random", normalised=False)(images), expected)
+
+
+def test_the_resnet_keeps_no_attention_pool_it_does_not_use():
+    assert not [name for name in ENCODERS["resnet"]().state_dict() if "attnpool" in name]
+
+
+def test_frozen_layers_get_no_gradient_and_the_others_do():
+    encoder = ENCODERS["vit"]()
+    freeze_layers(encoder.backbone, ["conv1", "ln_pre", "transformer.resblocks.0"])
+    encoder(torch.rand(2, 3, 64, 96)).sum().backward()
+    without = {name for name, p in encoder.backbone.named_parameters() if p.grad is None}
+    assert without == {
+        name
+        for name, _ in encoder.backbone.named_parameters()
+        if name.startswith(("conv1.", "ln_pre.", "transformer.resblocks.0."))
+    }
+
+
+def test_what_cannot_be_built_is_refused():
+    with pytest.raises(ValueError, match="have 128 dimensions, model.descriptor_dim cannot be 64"):
+        build_encoder("tiny-vit", "random", descriptor_dim=64)
+    with pytest.raises(ValueError, match="model.normalisation must be one of clip, imagenet, got 'none'"):
+        build_encoder("tiny-vit", "random", normalisation="none")
+    with pytest.raises(ValueError, match="image_size must be at least 32 pixels a side, got 16 x 16"):
+        build_encoder("tiny-vit", "random", 16)
+    with pytest.raises(ValueError, match=r"names 'layer9', which is no layer .* conv1"):
+        freeze_layers(ENCODERS["resnet"]().backbone, ["layer9"])
+    with pytest.raises(ValueError, match=r"at least 32 pixels a side, got \(1, 3, 20, 64\)"):
+        ENCODERS["resnet"]()(torch.rand(1, 3, 20, 64))
+    with pytest.raises(ValueError, match="uint8 tensor"):
+        ENCODERS["resnet"]().preprocess(torch.rand(3, 64, 64))
+
+
+def test_weights_that_do_not_fit_are_refused_by_name():
+    encoder = ENCODERS["resnet"]()
+    state = encoder.state_dict()
+    with pytest.raises(ValueError, match=r"pooling.p should be \(1,\), is missing"):
+        restore_encoder(encoder.spec, {name: tensor for name, tensor in state.items() if name != "pooling.p"})
+    with pytest.raises(ValueError, match=r"extra should be absent, is \(2,\)"):
+        restore_encoder(encoder.spec, {**state, "extra": torch.zeros(2)})
+    with pytest.raises(ValueError, match="An encoder is described by"):
+        spec_from_json({"architecture": "tiny-vit"})

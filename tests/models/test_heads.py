@@ -1,0 +1,75 @@
+"""Margin heads against naive re-derivations, float64, gradients included."""
+
+import math
+
+import pytest
+import torch
+
+from progeo.models.heads import build_head
+
+KINDS = ("cosface", "arcface", "linear")
+
+
+def cosine(a, b):
+    return (a * b).sum() / (a.norm() * b.norm())
+
+
+def naive_logits(kind, head, descriptors, labels):
+    rows = []
+    for descriptor, label in zip(descriptors, labels, strict=True):
+        row = []
+        for index, weight in enumerate(head.weight):
+            cos = cosine(descriptor, weight)
+            if kind == "linear":
+                row.append((descriptor * weight).sum() + head.bias[index])
+            elif kind == "cosface":
+                row.append(30 * (cos - 0.4 * (index == label)))
+            elif index != label:
+                row.append(30 * cos)
+            elif torch.acos(cos) + 0.4 <= math.pi:
+                row.append(30 * torch.cos(torch.acos(cos) + 0.4))
+            else:
+                row.append(30 * (cos - 0.4 * math.sin(0.4)))
+        rows.append(torch.stack(row))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_and_gradients_equal_the_definition(kind):
+    torch.manual_seed(0)
+    head = build_head(kind, 6, 5, 30.0, 0.4).double()
+    descriptors = torch.randn(4, 6, dtype=torch.float64)
+    # The last one points away from its class: past pi - m, where the angular margin goes on as a line.
+    labels = torch.tensor([0, 4, 2, 3])
+    descriptors[3] = -head.weight[3].detach() + 0.01
+    ours, plain = descriptors.clone().requires_grad_(), descriptors.clone().requires_grad_()
+    weights_of_sum = torch.randn(4, 5, dtype=torch.float64)
+    logits, expected = head(ours, labels), naive_logits(kind, head, plain, labels)
+    torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9)
+    gradients = torch.autograd.grad((logits * weights_of_sum).sum(), [ours, head.weight])
+    expected_gradients = torch.autograd.grad((expected * weights_of_sum).sum(), [plain, head.weight])
+    torch.testing.assert_close(gradients, expected_gradients, rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_head_has_a_weight_per_class(kind):
+    head = build_head(kind, 6, 5, 30.0, 0.4)
+    assert head.weight.shape == (5, 6)
+    assert head(torch.randn(2, 6), torch.tensor([0, 4])).shape == (2, 5)
+
+
+@pytest.mark.parametrize("kind", ["cosface", "arcface"])
+def test_the_margin_lowers_only_the_logit_of_the_right_class(kind):
+    torch.manual_seed(0)
+    strict, lenient = build_head(kind, 6, 5, 30.0, 0.4), build_head(kind, 6, 5, 30.0, 0.0)
+    lenient.load_state_dict(strict.state_dict())
+    descriptors, labels = torch.randn(3, 6), torch.tensor([0, 1, 2])
+    difference = strict(descriptors, labels) - lenient(descriptors, labels)
+    right = torch.nn.functional.one_hot(labels, 5).bool()
+    assert (difference[right] < -1e-3).all()
+    torch.testing.assert_close(difference[~right], torch.zeros(12), atol=1e-5, rtol=0)
+
+
+def test_an_unknown_kind_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="head.kind must be one of cosface, arcface, linear, got 'sphere'"):
+        build_head("sphere", 6, 5, 30.0, 0.4)

@@ -1,0 +1,91 @@
+import pytest
+import torch
+from open_clip import SimpleTokenizer
+
+from progeo.models.clip import load_clip
+from progeo.models.prompts import PromptLearner
+
+SENTENCE = "A photo of a X X X X street."
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return load_clip("tiny-vit", "random").double().requires_grad_(False)
+
+
+def plain_text_features(clip, learner, labels, sentence=SENTENCE):
+    """All 77 tokens, one text per label, the context written over the X tokens."""
+    ids = SimpleTokenizer()(sentence)[0]
+    (places,) = torch.nonzero(ids == SimpleTokenizer().encode("X")[0], as_tuple=True)
+    tokens = clip.token_embedding(ids).repeat(len(labels), 1, 1)
+    tokens[:, places] = learner.context[labels]
+    hidden = clip.transformer(tokens + clip.positional_embedding, attn_mask=clip.attn_mask)
+    return clip.ln_final(hidden)[:, ids.argmax()] @ clip.text_projection
+
+
+def test_learned_vectors_stand_at_5_to_8_and_the_end_of_text_at_11(clip):
+    ids = SimpleTokenizer()(SENTENCE)[0]
+    assert (ids == SimpleTokenizer().encode("X")[0]).nonzero().flatten().tolist() == [5, 6, 7, 8]
+    assert ids.argmax() == 11
+    learner = PromptLearner(clip, 3)
+    assert len(learner.prefix) == 5
+    assert len(learner.prefix) + learner.context.shape[1] + len(learner.suffix) == 12
+    assert torch.equal(learner.prefix, clip.token_embedding(ids[:5]))
+    assert torch.equal(learner.suffix, clip.token_embedding(ids[9:12]))
+
+
+@pytest.mark.parametrize(
+    ("template", "context_length", "sentence"),
+    [
+        ("A photo of a {} street.", 4, SENTENCE),
+        ("A photo of a {} street.", 1, "A photo of a X street."),
+        ("{}", 6, "X X X X X X"),
+        ("a view, at night, of {}", 2, "a view, at night, of X X"),
+    ],
+)
+def test_features_and_gradients_equal_the_plain_computation(clip, template, context_length, sentence):
+    learner = PromptLearner(clip, 5, template, context_length, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([4, 0, 4, 2])
+    features, expected = learner(labels), plain_text_features(clip, learner, labels, sentence)
+    torch.testing.assert_close(features, expected, rtol=1e-9, atol=1e-9)
+    weights = torch.randn(features.shape, dtype=torch.float64)
+    gradient = torch.autograd.grad((features * weights).sum(), learner.context)
+    expected_gradient = torch.autograd.grad((expected * weights).sum(), learner.context)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-8, atol=1e-10)
+
+
+def test_words_in_place_of_vectors_give_clips_own_text_features(clip):
+    learner = PromptLearner(clip, 2)
+    words = SimpleTokenizer().encode("very old brick narrow")
+    assert len(words) == 4
+    learner.context.data.copy_(clip.token_embedding(torch.tensor(words)))
+    expected = clip.encode_text(SimpleTokenizer()("A photo of a very old brick narrow street."))
+    torch.testing.assert_close(learner(torch.tensor([1])), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_the_context_is_the_only_parameter_and_all_that_is_saved(clip):
+    learner = PromptLearner(clip, 3)
+    assert [name for name, _ in learner.named_parameters()] == ["context"]
+    assert list(learner.state_dict()) == ["context"]
+    assert learner.context.shape == (3, 4, 64)
+
+
+def test_initial_vectors_follow_the_generator_and_have_the_published_spread(clip):
+    draw = [PromptLearner(clip, 500, generator=torch.Generator().manual_seed(s)).context for s in (0, 0, 1)]
+    assert torch.equal(draw[0], draw[1])
+    assert not torch.equal(draw[0], draw[2])
+    assert draw[0].std().item() == pytest.approx(0.02, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("template", "context_length", "words"),
+    [
+        ("A photo of a street.", 4, "must contain {} once"),
+        ("{} and {}", 4, "must contain {} once"),
+        ("A photo of {}", 0, "context_length must be at least 1"),
+        ("A photo of {}", 90, "takes 95 tokens, but the text tower reads 77"),
+    ],
+)
+def test_templates_that_cannot_work_are_refused(clip, template, context_length, words):
+    with pytest.raises(ValueError, match=words):
+        PromptLearner(clip, 3, template, context_length)

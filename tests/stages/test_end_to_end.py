@@ -1,0 +1,220 @@
+"""The whole job through the real commands, on a toy city small enough for seconds."""
+
+import csv
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import progeo
+from progeo.cli import main
+from progeo.data.decode import read_image
+from progeo.engine.checkpoint import load_checkpoint
+
+SETTINGS = {
+    "data": {"num_workers": 0, "eval_batch_size": 16},
+    "cells": {"groups_per_side": 2, "groups_per_heading": 1, "min_images_per_class": 4, "num_groups": 2},
+    "model": {"architecture": "tiny-resnet", "weights": "random", "image_size": 64, "descriptor_dim": 32},
+    "prompts": {"image_size": 64, "epochs": 2, "batch_size": 16},
+    "training": {
+        "epochs": 3,
+        "iterations_per_epoch": 2,
+        "batch_size": 4,
+        "encoder_learning_rate": 1e-3,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def city(tmp_path_factory):
+    out = tmp_path_factory.mktemp("city") / "toy"
+    main(["toy-city", str(out), "--num_images", "120", "--image_size", "64"])
+    return out
+
+
+@pytest.fixture(scope="module")
+def config(city, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("config")
+    settings = {
+        **SETTINGS,
+        "run": str(folder / "run"),
+        "data": {**SETTINGS["data"], "train_folder": str(city / "train"), "val_folder": str(city / "val")},
+        "prompts": {**SETTINGS["prompts"], "feature_cache": str(folder / "features")},
+    }
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(config):
+    """A run of both stages."""
+    main(["stage1", "--config", str(config)])
+    main(["stage2", "--config", str(config)])
+    return config.parent / "run"
+
+
+def files_in(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def metrics_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_stage_1_leaves_exactly_its_files(run):
+    assert files_in(run / "stage1") == {
+        "config.yaml",
+        "environment.json",
+        "log.txt",
+        "metrics.jsonl",
+        "checkpoints/group_0.safetensors",
+        "checkpoints/group_1.safetensors",
+        "prompts.safetensors",
+        "prompts.json",
+    }
+
+
+def test_stage_2_leaves_exactly_its_files(run):
+    assert files_in(run / "stage2") == {
+        "config.yaml",
+        "environment.json",
+        "log.txt",
+        "metrics.jsonl",
+        "checkpoints/epoch_000002/state.json",
+        "checkpoints/epoch_000002/tensors.safetensors",
+        "checkpoints/epoch_000003/state.json",
+        "checkpoints/epoch_000003/tensors.safetensors",
+        "best/model.safetensors",
+        "best/model.json",
+    }
+
+
+def test_prompts_are_stored_with_their_class_ids_and_fingerprint(run):
+    tensors = load_file(run / "stage1" / "prompts.safetensors")
+    description = json.loads((run / "stage1" / "prompts.json").read_text())
+    for group, count in enumerate(description["partition"]["classes_per_group"]):
+        assert tensors[f"group_{group}.context"].shape == (count, 4, 64)
+        assert tensors[f"group_{group}.text_features"].shape == (count, 128)
+        ids = tensors[f"group_{group}.class_ids"].numpy()
+        np.testing.assert_array_equal(ids, np.unique(ids, axis=0))
+        assert len(ids) == count
+    assert len(description["partition"]["fingerprint"]) == 16
+
+
+def test_both_losses_of_both_stages_are_logged_for_every_epoch(run):
+    first = metrics_of(run / "stage1")
+    assert [(row["group"], row["epoch"]) for row in first] == [(0, 1), (0, 2), (1, 1), (1, 2)]
+    assert all(math.isclose(row["loss"], row["image_to_text"] + row["text_to_image"], rel_tol=1e-5) for row in first)
+    second = metrics_of(run / "stage2")
+    assert [row["epoch"] for row in second] == [0, 1, 2, 3]
+    assert all(0 <= row["val R@1"] <= row["val R@5"] <= 100 for row in second)
+    assert all(math.isclose(row["loss"], row["cosface"] + row["image_text"], rel_tol=1e-5) for row in second[1:])
+
+
+def test_the_best_encoder_is_that_of_the_best_validation(run):
+    best = max(metrics_of(run / "stage2"), key=lambda row: row["val R@1"])
+    description = json.loads((run / "stage2" / "best" / "model.json").read_text())
+    assert description["recalls"]["val R@1"] == best["val R@1"]
+    assert description["provenance"]["epoch"] == best["epoch"]
+    assert description["encoder"]["descriptor_dim"] == 32
+
+
+def test_a_run_that_is_resumed_equals_one_that_was_not(run, config, tmp_path):
+    resumed = tmp_path / "resumed"
+    shutil.copytree(run / "stage1", resumed / "stage1")
+    common = ["stage2", "--config", str(config), "--run", str(resumed)]
+    main([*common, "--training.epochs", "1"])
+    main([*common, "--resume", "true"])
+    assert metrics_of(resumed / "stage2") == metrics_of(run / "stage2")
+    mine, whole = (load_checkpoint(folder / "stage2/checkpoints/epoch_000003") for folder in (resumed, run))
+    assert mine["optimizer"]["state"].keys() == whole["optimizer"]["state"].keys()
+    for name, tensor in whole["encoder"].items():
+        assert torch.equal(mine["encoder"][name], tensor), name
+    for mine_head, whole_head in zip(mine["heads"], whole["heads"], strict=True):
+        assert torch.equal(mine_head["weight"], whole_head["weight"])
+
+
+def test_an_idle_groups_head_stays_as_it_was(run):
+    before, after = (load_checkpoint(run / f"stage2/checkpoints/epoch_00000{epoch}") for epoch in (2, 3))
+    assert torch.equal(before["heads"][1]["weight"], after["heads"][1]["weight"])  # epoch 3 trains group 1 of 2
+    assert not torch.equal(before["heads"][0]["weight"], after["heads"][0]["weight"])
+
+
+def test_stage_1_resumed_trains_only_what_is_missing_and_ends_the_same(run, config, tmp_path):
+    resumed = tmp_path / "resumed"
+    shutil.copytree(run / "stage1", resumed / "stage1")
+    for name in ("checkpoints/group_1.safetensors", "prompts.safetensors", "prompts.json"):
+        (resumed / "stage1" / name).unlink()
+    kept = (resumed / "stage1/checkpoints/group_0.safetensors").stat().st_mtime_ns
+    main(["stage1", "--config", str(config), "--run", str(resumed), "--resume", "true"])
+    assert (resumed / "stage1/checkpoints/group_0.safetensors").stat().st_mtime_ns == kept
+    assert (resumed / "stage1/prompts.safetensors").read_bytes() == (run / "stage1/prompts.safetensors").read_bytes()
+
+
+def test_image_features_are_extracted_once_and_found_again(run, config, tmp_path, capfd):
+    (features,) = (config.parent / "features").iterdir()
+    assert {path.name for path in features.iterdir()} == {"features.npy", "features.json", "catalogue.arrow"}
+    before = (features / "features.npy").stat().st_mtime_ns
+    main(["stage1", "--config", str(config), "--run", str(tmp_path / "again")])
+    assert "found in" in capfd.readouterr().err
+    assert (features / "features.npy").stat().st_mtime_ns == before
+
+
+def test_without_text_neither_prompts_nor_their_loss_are_there(config, tmp_path):
+    main(["stage2", "--config", str(config), "--run", str(tmp_path), "--text.weight", "0", "--training.epochs", "1"])
+    assert not (tmp_path / "stage1").exists()
+    assert set(metrics_of(tmp_path / "stage2")[1]) >= {"loss", "cosface"}
+    assert "image_text" not in metrics_of(tmp_path / "stage2")[1]
+
+
+def test_the_map_to_text_space_is_trained_but_not_exported(run):
+    state = load_checkpoint(run / "stage2/checkpoints/epoch_000003")
+    assert state["to_text"]["weight"].shape == (128, 32)
+    best = load_file(run / "stage2/best/model.safetensors")
+    assert all(name.startswith(("backbone.", "pooling.")) for name in best)
+
+
+def test_decoding_into_memory_and_into_batches_trains_alike(run, config, tmp_path):
+    shutil.copytree(run / "stage1", tmp_path / "stage1")
+    main(["stage2", "--config", str(config), "--run", str(tmp_path), "--data.cache_images", "true"])
+    assert metrics_of(tmp_path / "stage2") == metrics_of(run / "stage2")
+
+
+def test_evaluate_leaves_recalls_predictions_and_a_report_that_agree(run, city, tmp_path):
+    main(
+        ["evaluate", "--encoder", str(run / "stage2"), "--folder", str(city / "test"), "--out", str(tmp_path / "out")]
+        + ["--num_workers", "0", "--recall_ns", "[1,3]", "--positive_radius_m", "15"]
+    )
+    assert files_in(tmp_path / "out") == {"recalls.json", "predictions.csv", "report.html"}
+    recalls = json.loads((tmp_path / "out/recalls.json").read_text())["recalls"]
+    with (tmp_path / "out/predictions.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    queries = {row["query"] for row in rows}
+    assert len(rows) == 3 * len(queries)
+    assert all((float(row["distance_m"]) <= 15) == (row["right"] == "1") for row in rows)
+    for n in (1, 3):
+        hit = {row["query"] for row in rows if int(row["rank"]) <= n and row["right"] == "1"}
+        assert recalls[f"R@{n}"] == pytest.approx(100 * len(hit) / len(queries))
+    assert f"{recalls['R@1']:.1f}" in (tmp_path / "out/report.html").read_text()
+
+
+def test_images_of_other_sizes_can_be_evaluated(run, city, tmp_path):
+    common = ["evaluate", "--encoder", str(run / "stage2"), "--folder", str(city / "test"), "--num_workers", "0"]
+    main([*common, "--out", str(tmp_path), "--image_size", "[64, 96]"])
+    assert json.loads((tmp_path / "recalls.json").read_text())["image size"] == "64 x 96 pixels"
+
+
+def test_an_exported_encoder_describes_bit_for_bit_as_the_best_one(run, city, tmp_path):
+    main(["export", str(run / "stage2"), "--to", str(tmp_path / "model")])
+    assert files_in(tmp_path / "model") == {"model.safetensors", "model.json"}
+    exported, best = progeo.load_encoder(tmp_path / "model"), progeo.load_encoder(run / "stage2" / "best")
+    image = exported.preprocess(read_image(next((city / "test/queries").iterdir())))[None]
+    with torch.no_grad():
+        assert torch.equal(exported(image), best(image))

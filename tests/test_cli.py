@@ -1,0 +1,115 @@
+"""What a user can do wrong ends with one sentence and no traceback."""
+
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from progeo.cli import COMMANDS, main
+
+
+def run(*arguments, cwd=None):
+    return subprocess.run([sys.executable, "-m", "progeo.cli", *arguments], capture_output=True, text=True, cwd=cwd)
+
+
+def failure(*arguments):
+    """The sentence that a command ends with."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    assert stop.value.code not in (0, None)
+    return str(stop.value.code)
+
+
+def training(tmp_path, *arguments):
+    folders = ["--data.train_folder", tmp_path / "train", "--data.val_folder", tmp_path / "val"]
+    tiny = ["--model.architecture", "tiny-vit", "--model.weights", "random", "--data.num_workers", "0"]
+    return ["--run", tmp_path / "run", *folders, *tiny, *arguments]
+
+
+@pytest.fixture
+def images(tmp_path):
+    for folder in ("train", "val/database", "val/queries"):
+        (tmp_path / folder).mkdir(parents=True)
+        for index in range(12):
+            Image.new("RGB", (40, 40)).save(tmp_path / folder / f"@{index % 2 * 100}@0@10@S@@@{index}@@0@@@@@@.jpg")
+    return tmp_path
+
+
+def test_the_command_lists_its_sub_commands_and_each_has_help():
+    shown = run("--help")
+    assert shown.returncode == 0
+    assert all(name in shown.stdout for name in COMMANDS)
+    assert "--cells.heading_bin_deg" in run("stage1", "--help").stdout
+    assert "alpha in the paper" in run("stage1", "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["stage3"], "there is no command 'stage3'"),
+        (["stage1", "--run", "r", "--data.train_folder", "t", "--data.val_folder", "v", "--cells.side", "3"], "side"),
+        (["stage1", "--config", "nowhere.yaml"], "does not exist"),
+        (["stage1"], "required"),
+        (["evaluate", "--encoder", "nowhere", "--folder", "f", "--out", "o"], "There is no encoder in nowhere"),
+        (["export", "nowhere", "--to", "x"], "There is no encoder in nowhere"),
+        (["stage2", "--run", "r", "--data.train_folder", "t", "--data.val_folder", "v"], "There is no folder t"),
+    ],
+)
+def test_mistakes_end_in_a_sentence_without_a_traceback(arguments, words, tmp_path):
+    result = run(*arguments, cwd=tmp_path)
+    assert result.returncode != 0
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_stage_2_without_prompts_says_what_can_be_done(images):
+    sentence = failure("stage2", *training(images, "--cells.min_images_per_class", 2, "--cells.num_groups", 1))
+    assert "There are no prompts in" in sentence
+    assert "--text.weight 0" in sentence
+
+
+def test_too_many_groups_are_refused_with_how_many_there_are(images):
+    sentence = failure("stage1", *training(images, "--cells.min_images_per_class", 2))
+    assert "cells.num_groups is 8, but there are 1 groups" in sentence
+
+
+def test_a_name_outside_the_convention_is_refused_with_the_field(images):
+    (images / "train" / "holiday.jpg").touch()
+    sentence = failure("stage1", *training(images))
+    assert "'holiday.jpg' does not follow the naming convention" in sentence
+    assert "field 1 (east)" in sentence
+
+
+def test_a_broken_image_stops_with_its_path(images):
+    broken = images / "train" / "@0@0@10@S@@@99@@0@@@@@@.jpg"
+    broken.write_bytes(b"broken")
+    sentence = failure("stage1", *training(images, "--cells.min_images_per_class", 2, "--cells.num_groups", 1))
+    assert f"{broken} cannot be decoded" in sentence
+
+
+def test_a_second_run_in_the_same_folder_is_refused(images):
+    settings = training(
+        images, "--cells.min_images_per_class", 2, "--cells.num_groups", 1, "--prompts.epochs", 1
+    ) + ["--prompts.feature_cache", images / "features"]
+    main(["stage1", *map(str, settings)])
+    assert "already holds a run: add --resume true" in failure("stage1", *settings)
+    changed = [*settings, "--resume", "true", "--prompts.temperature", "0.5"]
+    assert "prompts.temperature was 1.0, now 0.5" in failure("stage1", *changed)
+
+
+def test_prompts_of_other_cells_are_refused_with_what_differs(images):
+    settings = ["--cells.min_images_per_class", 2, "--cells.num_groups", 1]
+    cache = ["--prompts.feature_cache", images / "features", "--prompts.epochs", 1]
+    main(["stage1", *map(str, training(images, *settings, *cache))])
+    sentence = failure("stage2", *training(images, *settings, "--cells.cell_side_m", 20))
+    assert "was made with cells.cell_side_m = 10, now it is 20" in sentence
+
+
+def test_an_export_does_not_write_over_an_encoder(tmp_path):
+    from progeo.export.weights import save_encoder
+    from progeo.models.encoder import build_encoder
+
+    save_encoder(tmp_path / "a", build_encoder("tiny-vit", "random"), provenance={}, recalls={})
+    main(["export", str(tmp_path / "a"), "--to", str(tmp_path / "b")])
+    assert "already holds an encoder" in failure("export", tmp_path / "a", "--to", tmp_path / "b")
