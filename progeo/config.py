@@ -225,7 +225,7 @@ class DemoSettings:
 
     out: Path = Path("demo")
     """Folder for the city, the run, the encoder and the evaluations."""
-    config: Path = Path("configs/toy/tiny_resnet.yaml")
+    training_config: Path = Path("configs/toy/tiny_resnet.yaml")
     """Settings of both stages."""
 
 

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 
 def read_image(path: Path) -> Tensor:
-    """Decode a JPEG or PNG file to uint8 RGB (3, H, W), turned upright by its EXIF orientation.
+    """Decode an image file to uint8 RGB (3, H, W), turned upright by its EXIF orientation.
 
     Raises:
         ValueError: a file that is no image, or only the beginning of one.
@@ -16,6 +17,7 @@ def read_image(path: Path) -> Tensor:
     if not path.is_file():
         raise FileNotFoundError(f"There is no image {path}.")
     try:
-        return decode_image(str(path), mode=ImageReadMode.RGB, apply_exif_orientation=True)
-    except RuntimeError as error:
-        raise ValueError(f"The image {path} cannot be decoded: {str(error).splitlines()[0]}") from None
+        with Image.open(path) as image:
+            return pil_to_tensor(ImageOps.exif_transpose(image).convert("RGB"))
+    except Exception as error:  # decoders fail in many ways, all of them meaning this
+        raise ValueError(f"The image {path} cannot be decoded: {error}.") from None

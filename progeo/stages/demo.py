@@ -29,7 +29,7 @@ def run_demo(settings: DemoSettings) -> Path:
     city, untrained, encoder = out / "city", out / "untrained", out / "encoder"
     if not city.exists():
         make_toy_city(ToyCitySettings(city))
-    training = _training_settings(settings.config, out / "run", city)
+    training = _training_settings(settings.training_config, out / "run", city)
     stage1 = train_prompts(training)
     stage2 = train_image_encoder(training)
     if not encoder.exists():
