@@ -89,9 +89,8 @@ def test_a_broken_image_stops_with_its_path(images):
 
 
 def test_a_second_run_in_the_same_folder_is_refused(images):
-    settings = training(
-        images, "--cells.min_images_per_class", 2, "--cells.num_groups", 1, "--prompts.epochs", 1
-    ) + ["--prompts.feature_cache", images / "features"]
+    cells = ["--cells.min_images_per_class", 2, "--cells.num_groups", 1]
+    settings = training(images, *cells, "--prompts.epochs", 1, "--prompts.feature_cache", images / "features")
     main(["stage1", *map(str, settings)])
     assert "already holds a run: add --resume true" in failure("stage1", *settings)
     changed = [*settings, "--resume", "true", "--prompts.temperature", "0.5"]

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -66,10 +65,10 @@ class LabelledImages(Dataset):
 
 
 class CachedImages(Dataset):
-    """Images that were decoded once and are kept in memory, shared with worker processes."""
+    """Images that were decoded once and are kept in memory."""
 
     def __init__(self, pixels: Tensor) -> None:
-        self.pixels = pixels.share_memory_()
+        self.pixels = pixels
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -77,17 +76,3 @@ class CachedImages(Dataset):
     def __getitem__(self, row: int) -> Tensor:
         """The pixels of image `row`, uint8 (3, height, width)."""
         return self.pixels[row]
-
-
-class CachedFeatures(Dataset):
-    """Rows of a feature matrix that stays on disk."""
-
-    def __init__(self, features: np.ndarray) -> None:
-        self.features = features
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-    def __getitems__(self, rows: list[int]) -> list[Tensor]:
-        """The features of several rows, read together."""
-        return list(torch.from_numpy(self.features[rows].astype(np.float32)))

@@ -20,7 +20,7 @@ class Catalogue:
 
     folder: Path
     table: pa.Table
-    """Columns path (relative to `folder`), east and north (metres), zone (0: absent), heading (degrees, NaN: absent)."""
+    """Columns path (relative to `folder`), east, north (metres), zone (0: absent), heading (degrees, NaN: absent)."""
 
     def __len__(self) -> int:
         return self.table.num_rows

@@ -17,7 +17,7 @@ class Group:
     """The classes of one group and their images. The label of a class is its place in `class_ids`."""
 
     class_ids: np.ndarray
-    """Sorted, int64 (C, 3): the cell's south-west corner, east and north in metres; the heading bin's start in degrees."""
+    """Sorted, int64 (C, 3): east and north of the cell's south-west corner in metres, start of the heading bin."""
     rows: np.ndarray
     """Rows of the catalogue, class by class, int64 (n,)."""
     offsets: np.ndarray
@@ -46,7 +46,7 @@ class Partition:
         """A digest of the settings and of every class id: equal when labels mean the same places."""
         digest = hashlib.sha256(json.dumps(dict(self.settings), sort_keys=True).encode())
         for group in self.groups:
-            digest.update(np.ascontiguousarray(group.class_ids, "<i8"))
+            digest.update(group.class_ids.astype("<i8").tobytes())
             digest.update(b"|")
         return digest.hexdigest()[:16]
 

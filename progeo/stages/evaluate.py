@@ -93,10 +93,17 @@ def evaluate_encoder(
         images = CatalogueImages(catalogue, partial(resize_image, size=image_size))
         loader = build_ordered_loader(images, batch_size=batch_size, num_workers=num_workers)
         return extract_descriptors(
-            encoder, read_batches(loader), accelerator, num_images=len(catalogue), description=description
+            lambda batch: encoder(encoder.normalise(batch)),
+            read_batches(loader),
+            accelerator,
+            num_images=len(catalogue),
+            description=description,
         )
 
+    was_training = encoder.training
+    encoder.eval()
     database, queries = described(test_set.database, "database"), described(test_set.queries, "queries")
+    encoder.train(was_training)
     predictions = nearest_neighbours(database, queries, max(ns)).rows
     recalls = recall_at(predictions, test_set.positives, ns)
     return Result(dict(zip(ns, recalls.tolist(), strict=True)), predictions)

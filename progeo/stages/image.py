@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from progeo.config import Settings, plain_values
-from progeo.data.datasets import CatalogueImages, LabelledImages
+from progeo.data.datasets import CachedImages, CatalogueImages, LabelledImages
 from progeo.data.loaders import build_train_loader, cache_images, read_batches
 from progeo.data.samplers import ClassBatches
 from progeo.engine.checkpoint import load_checkpoint, newest_checkpoint, prune_checkpoints, save_checkpoint
@@ -124,9 +124,9 @@ class ImageTraining:
             seed=self.settings.seed,
             epoch=self.epoch,
         )
-        loader = build_train_loader(
-            LabelledImages(images, group.rows, group.labels), batches, num_workers=self.settings.data.num_workers
-        )
+        # Images in memory need no decoding: handing them over from a worker would cost more than it saves.
+        num_workers = 0 if isinstance(images, CachedImages) else self.settings.data.num_workers
+        loader = build_train_loader(LabelledImages(images, group.rows, group.labels), batches, num_workers=num_workers)
         self.encoder.train()
         terms = train_epoch(
             read_batches(loader),

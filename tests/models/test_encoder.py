@@ -99,9 +99,9 @@ def test_frozen_layers_get_no_gradient_and_the_others_do():
 
 
 def test_what_cannot_be_built_is_refused():
-    with pytest.raises(ValueError, match="have 128 dimensions, model.descriptor_dim cannot be 64"):
+    with pytest.raises(ValueError, match=r"have 128 dimensions, model.descriptor_dim cannot be 64"):
         build_encoder("tiny-vit", "random", descriptor_dim=64)
-    with pytest.raises(ValueError, match="model.normalisation must be one of clip, imagenet, got 'none'"):
+    with pytest.raises(ValueError, match=r"model.normalisation must be one of clip, imagenet, got 'none'"):
         build_encoder("tiny-vit", "random", normalisation="none")
     with pytest.raises(ValueError, match="image_size must be at least 32 pixels a side, got 16 x 16"):
         build_encoder("tiny-vit", "random", 16)

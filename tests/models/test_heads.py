@@ -71,5 +71,5 @@ def test_the_margin_lowers_only_the_logit_of_the_right_class(kind):
 
 
 def test_an_unknown_kind_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="head.kind must be one of cosface, arcface, linear, got 'sphere'"):
+    with pytest.raises(ValueError, match=r"head.kind must be one of cosface, arcface, linear, got 'sphere'"):
         build_head("sphere", 6, 5, 30.0, 0.4)

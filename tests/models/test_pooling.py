@@ -1,3 +1,5 @@
+import itertools
+
 import torch
 
 from progeo.models.pooling import GeMHead
@@ -11,10 +13,10 @@ def test_gem_head_equals_the_definition():
     for descriptor, channels in zip(head(feature_map), feature_map, strict=True):
         pooled = torch.zeros(5, dtype=torch.float64)
         for c in range(5):
-            cells = [
-                max((channels[c, y, x] / channels[:, y, x].norm()).item(), 1e-6) ** 2.5 for y in range(4) for x in range(6)
-            ]
-            pooled[c] = (sum(cells) / len(cells)) ** (1 / 2.5)
+            total = 0.0
+            for y, x in itertools.product(range(4), range(6)):
+                total += max((channels[c, y, x] / channels[:, y, x].norm()).item(), 1e-6) ** 2.5
+            pooled[c] = (total / 24) ** (1 / 2.5)
         expected = head.linear.weight @ pooled + head.linear.bias
         torch.testing.assert_close(descriptor, expected / expected.norm())
 

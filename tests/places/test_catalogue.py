@@ -34,7 +34,7 @@ def test_a_list_that_names_nothing_or_something_absent_is_refused(tmp_path):
     touch(folder, name(1))
     listing = tmp_path / "train_images_paths.txt"
     listing.write_text(f"{name(7)}\n", encoding="utf-8")
-    with pytest.raises(FileNotFoundError, match="names @7@.* which does not lie in"):
+    with pytest.raises(FileNotFoundError, match=r"names @7@.* which does not lie in"):
         read_catalogue(folder)
     listing.write_text("\n", encoding="utf-8")
     with pytest.raises(FileNotFoundError, match="names no image"):

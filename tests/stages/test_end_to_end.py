@@ -188,10 +188,8 @@ def test_decoding_into_memory_and_into_batches_trains_alike(run, config, tmp_pat
 
 
 def test_evaluate_leaves_recalls_predictions_and_a_report_that_agree(run, city, tmp_path):
-    main(
-        ["evaluate", "--encoder", str(run / "stage2"), "--folder", str(city / "test"), "--out", str(tmp_path / "out")]
-        + ["--num_workers", "0", "--recall_ns", "[1,3]", "--positive_radius_m", "15"]
-    )
+    common = ["--encoder", str(run / "stage2"), "--folder", str(city / "test"), "--num_workers", "0"]
+    main([*common, "--recall_ns", "[1,3]", "--positive_radius_m", "15", "--out", str(tmp_path / "out")])
     assert files_in(tmp_path / "out") == {"recalls.json", "predictions.csv", "report.html"}
     recalls = json.loads((tmp_path / "out/recalls.json").read_text())["recalls"]
     with (tmp_path / "out/predictions.csv").open() as stream:
