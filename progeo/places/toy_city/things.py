@@ -93,17 +93,14 @@ def _draw_car(canvas: _Canvas, place: np.ndarray, rng: np.random.Generator, axis
             points = points[:, [1, 0, 2]] * (1, -1, 1)
         return points + np.array([*place, 0])
 
-    sides = [[4, 5, 1, 0], [5, 6, 2, 1], [6, 7, 3, 2], [7, 4, 0, 3]]
-    canvas.faces(slab(0, 0.02, (length + 0.2, length + 0.2), (width + 0.2, width + 0.2)), [([4, 7, 6, 5], black)])
-    tones = (0.9, 0.75, 0.9, 0.75)
-    body = slab(0.3, belt, (length, length), (width, width))
-    canvas.faces(
-        body, [*((side, paint * tone) for side, tone in zip(sides, tones, strict=True)), ([4, 7, 6, 5], paint)]
-    )
-    cabin = slab(belt, top, (length * 0.6, length * 0.42), (width * 0.96, width * 0.8))
-    canvas.faces(
-        cabin, [*((side, glass * tone) for side, tone in zip(sides, tones, strict=True)), ([4, 7, 6, 5], paint * 1.1)]
-    )
+    def show(points: np.ndarray, colour: np.ndarray, roof: np.ndarray) -> None:
+        sides = [[0, 1, 5, 4], [1, 2, 6, 5], [2, 3, 7, 6], [3, 0, 4, 7]]
+        shaded = [(side, colour * tone) for side, tone in zip(sides, (0.9, 0.75, 0.9, 0.75), strict=True)]
+        canvas.faces(points, [*shaded, ([5, 6, 7, 4], roof)])
+
+    canvas.faces(slab(0, 0.02, (length + 0.2, length + 0.2), (width + 0.2, width + 0.2)), [([5, 6, 7, 4], black)])
+    show(slab(0.3, belt, (length, length), (width, width)), paint, paint)
+    show(slab(belt, top, (length * 0.6, length * 0.42), (width * 0.96, width * 0.8)), glass, paint * 1.1)
 
 
 def _draw_tree(canvas: _Canvas, place: np.ndarray, rng: np.random.Generator, axis: int) -> None:
