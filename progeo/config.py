@@ -9,9 +9,9 @@ from typing import Any, Literal, TypeVar
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from progeo.data.augmentation import Augmentation
+from progeo.engine.accelerator import Precision
 from progeo.models.heads import HeadKind
 
-Precision = Literal["no", "fp16", "bf16"]
 AnySettings = TypeVar("AnySettings")
 
 

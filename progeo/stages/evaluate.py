@@ -12,6 +12,7 @@ from torch import nn
 from progeo.config import EvaluateSettings
 from progeo.data.datasets import CatalogueImages
 from progeo.data.loaders import build_ordered_loader, read_batches
+from progeo.engine.accelerator import start_accelerator
 from progeo.engine.log import LOGGER, start_log
 from progeo.evaluation.descriptors import extract_descriptors
 from progeo.evaluation.recall import recall_at, right_predictions
@@ -48,7 +49,7 @@ class Result:
 def evaluate(settings: EvaluateSettings) -> Path:
     """Evaluate an encoder and write recalls.json, predictions.csv and report.html; returns their folder."""
     start_log(None)
-    accelerator = Accelerator(mixed_precision=settings.mixed_precision)
+    accelerator = start_accelerator(settings.mixed_precision)
     encoder = load_encoder(settings.encoder).to(accelerator.device)
     test_set = load_test_set(settings.folder, settings.database, settings.queries, radius_m=settings.positive_radius_m)
     image_size = as_height_width(settings.image_size) if settings.image_size is not None else encoder.image_size

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from open_clip import CLIP
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from progeo.data.datasets import CatalogueImages
@@ -64,7 +65,7 @@ def cached_features(
             batch_size=batch_size,
             num_workers=num_workers,
         )
-        _extract(clip, loader, len(catalogue), NORMALISATIONS[normalisation], folder / _FEATURES, accelerator)
+        _extract(clip, loader, len(catalogue), normalisation, folder / _FEATURES, accelerator)
         catalogue.save(folder / "catalogue.arrow")
         write_json(folder / _DESCRIPTION, {"folder": str(catalogue.folder), **depends_on})
         LOGGER.info("image features of %d images written to %s", len(catalogue), folder)
@@ -73,8 +74,10 @@ def cached_features(
 
 
 @torch.inference_mode()
-def _extract(clip, loader, count, normalisation, path, accelerator) -> None:  # type: ignore[no-untyped-def]
-    mean, std = (torch.tensor(values, device=accelerator.device) for values in normalisation)
+def _extract(
+    clip: CLIP, loader: DataLoader, count: int, normalisation: str, path: Path, accelerator: Accelerator
+) -> None:
+    mean, std = (torch.tensor(values, device=accelerator.device) for values in NORMALISATIONS[normalisation])
     with replacing(path) as temporary, tqdm(total=count, desc="image features", unit="img", disable=None) as bar:
         shape = (count, clip.text_projection.shape[1])
         features = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)

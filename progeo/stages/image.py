@@ -15,6 +15,7 @@ from progeo.config import Settings, plain_values
 from progeo.data.datasets import CachedImages, CatalogueImages, LabelledImages
 from progeo.data.loaders import build_train_loader, cache_images, read_batches
 from progeo.data.samplers import ClassBatches
+from progeo.engine.accelerator import start_accelerator
 from progeo.engine.checkpoint import load_checkpoint, newest_checkpoint, prune_checkpoints, save_checkpoint
 from progeo.engine.log import LOGGER
 from progeo.engine.loop import train_epoch
@@ -35,7 +36,9 @@ _RECALL_NS = (1, 5, 10, 20)
 
 def train_image_encoder(settings: Settings) -> Path:
     """Run stage 2 and return its folder, with the encoder of the best validation in `best/`."""
-    accelerator = Accelerator(mixed_precision=settings.mixed_precision)
+    accelerator = start_accelerator(settings.mixed_precision)
+    if accelerator.num_processes > 1:
+        raise ValueError(f"Stage 2 runs in one process, got {accelerator.num_processes}: start it without a launcher.")
     run = open_run(
         settings.run / "stage2",
         plain_values(settings),

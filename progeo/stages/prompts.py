@@ -13,6 +13,7 @@ from torch import Tensor
 
 from progeo.config import PromptSettings, Settings, plain_values
 from progeo.data.samplers import permuted_batches
+from progeo.engine.accelerator import start_accelerator
 from progeo.engine.log import LOGGER
 from progeo.engine.loop import train_epoch
 from progeo.engine.run_folder import RunFolder, open_run
@@ -34,7 +35,7 @@ def train_prompts(settings: Settings) -> Path:
 
     Groups are independent of each other: each process trains its own, and one that is finished is not trained again.
     """
-    accelerator = Accelerator(mixed_precision=settings.mixed_precision)
+    accelerator = start_accelerator(settings.mixed_precision)
     run = open_run(
         settings.run / "stage1",
         plain_values(settings),

@@ -181,6 +181,17 @@ def test_the_map_to_text_space_is_trained_but_not_exported(run):
     assert all(name.startswith(("backbone.", "pooling.")) for name in best)
 
 
+def test_half_precision_trains_and_validates(run, config, tmp_path):
+    shutil.copytree(run / "stage1", tmp_path / "stage1")
+    half = ["--mixed_precision", "bf16", "--training.epochs", "1"]
+    main(["stage2", "--config", str(config), "--run", str(tmp_path), *half])
+    whole, rounded = metrics_of(run / "stage2")[1], metrics_of(tmp_path / "stage2")[1]
+    assert rounded["loss"] != whole["loss"]
+    assert rounded["loss"] == pytest.approx(whole["loss"], rel=0.05)
+    best = load_file(tmp_path / "stage2/best/model.safetensors")
+    assert all(tensor.dtype != torch.bfloat16 for tensor in best.values())
+
+
 def test_decoding_into_memory_and_into_batches_trains_alike(run, config, tmp_path):
     shutil.copytree(run / "stage1", tmp_path / "stage1")
     main(["stage2", "--config", str(config), "--run", str(tmp_path), "--data.cache_images", "true"])
@@ -188,7 +199,7 @@ def test_decoding_into_memory_and_into_batches_trains_alike(run, config, tmp_pat
 
 
 def test_evaluate_leaves_recalls_predictions_and_a_report_that_agree(run, city, tmp_path):
-    common = ["--encoder", str(run / "stage2"), "--folder", str(city / "test"), "--num_workers", "0"]
+    common = ["evaluate", "--encoder", str(run / "stage2"), "--folder", str(city / "test"), "--num_workers", "0"]
     main([*common, "--recall_ns", "[1,3]", "--positive_radius_m", "15", "--out", str(tmp_path / "out")])
     assert files_in(tmp_path / "out") == {"recalls.json", "predictions.csv", "report.html"}
     recalls = json.loads((tmp_path / "out/recalls.json").read_text())["recalls"]
