@@ -3,7 +3,7 @@
 import json
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -49,12 +49,12 @@ class RunFolder:
         with self.metrics.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(dict(values)) + "\n")
 
-    def drop_metrics_after(self, epoch: int) -> None:
-        """Remove the lines of epochs after `epoch`, which are going to be run again."""
+    def keep_metrics(self, keep: Callable[[dict[str, Any]], bool]) -> None:
+        """Remove the lines that `keep` denies: what they tell of is going to be run again."""
         if self.metrics.is_file():
             lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
             with replacing(self.metrics) as temporary:
-                temporary.write_text("".join(line for line in lines if json.loads(line)["epoch"] <= epoch))
+                temporary.write_text("".join(line for line in lines if keep(json.loads(line))))
 
 
 def open_run(

@@ -135,7 +135,7 @@ def _write_results(settings: EvaluateSettings, test_set: TestSet, result: Result
     _write_predictions(settings.out / "predictions.csv", test_set, result.predictions, distances_m)
     write_report(
         settings.out / "report.html",
-        title=f"{Path(settings.encoder).name} on {settings.folder.name}",
+        title=f"{settings.encoder} on {settings.folder}",
         facts=facts,
         recalls=result.recalls,
         query_paths=[queries.path(row) for row in range(len(queries))],

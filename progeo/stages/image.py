@@ -4,7 +4,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -19,6 +18,7 @@ from progeo.engine.accelerator import start_accelerator
 from progeo.engine.checkpoint import load_checkpoint, newest_checkpoint, prune_checkpoints, save_checkpoint
 from progeo.engine.log import LOGGER
 from progeo.engine.loop import train_epoch
+from progeo.engine.randomness import seeded_generator
 from progeo.engine.run_folder import RunFolder, open_run
 from progeo.export.weights import save_encoder
 from progeo.losses import image_text_cross_entropy
@@ -59,7 +59,7 @@ def train_image_encoder(settings: Settings) -> Path:
     checkpoint = newest_checkpoint(run.checkpoints)
     if checkpoint is not None:
         training.load_state_dict(load_checkpoint(checkpoint))
-        run.drop_metrics_after(training.epoch)
+        run.keep_metrics(lambda row: row["epoch"] <= training.epoch)
         LOGGER.info("going on from %s, best val R@1 %.1f", checkpoint, training.best_recall)
     else:
         _validate(training, val_set, run, settings, terms={})
@@ -172,9 +172,7 @@ class ImageTraining:
         self, head: nn.Module, texts: Tensor | None, step: int, batch: tuple[Tensor, Tensor]
     ) -> dict[str, Tensor]:
         images, labels = (tensor.to(self.accelerator.device) for tensor in batch)
-        seed = np.random.SeedSequence((self.settings.seed, self.epoch, step)).generate_state(1, np.uint64)
-        generator = torch.Generator().manual_seed(int(seed[0]))
-        augmented = self.settings.augmentation(images, generator)
+        augmented = self.settings.augmentation(images, seeded_generator(self.settings.seed, self.epoch, step))
         descriptors = self.trained_encoder(self.encoder.normalise(augmented))
         terms = {self.settings.head.kind: F.cross_entropy(head(descriptors, labels), labels)}
         if texts is not None:

@@ -11,11 +11,12 @@ from open_clip import CLIP
 from safetensors.torch import load_file, safe_open, save_file
 from torch import Tensor
 
-from progeo.config import PromptSettings, Settings, plain_values
+from progeo.config import Settings, plain_values
 from progeo.data.samplers import permuted_batches
 from progeo.engine.accelerator import start_accelerator
 from progeo.engine.log import LOGGER
 from progeo.engine.loop import train_epoch
+from progeo.engine.randomness import seeded_generator
 from progeo.engine.run_folder import RunFolder, open_run
 from progeo.files import read_json, replacing, write_json
 from progeo.losses import supervised_contrastive
@@ -66,8 +67,8 @@ def train_prompts(settings: Settings) -> Path:
     )
     for index, group in enumerate(partition.groups):
         if index % accelerator.num_processes == accelerator.process_index and not _group_file(run, index).is_file():
-            positions = np.searchsorted(rows, group.rows)
-            _train_group(index, group, features, positions, clip, settings.prompts, settings.seed, run, accelerator)
+            images = torch.from_numpy(features[np.searchsorted(rows, group.rows)])
+            _train_group(index, group, images, clip, settings, run, accelerator)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         _gather(run, partition, settings)
@@ -94,47 +95,46 @@ def load_text_features(folder: Path, partition: Partition) -> list[Tensor]:
 def _train_group(
     index: int,
     group: Group,
-    features: np.ndarray,
-    positions: np.ndarray,
+    images: Tensor,
     clip: CLIP,
-    settings: PromptSettings,
-    seed: int,
+    settings: Settings,
     run: RunFolder,
     accelerator: Accelerator,
 ) -> None:
-    """Learn the prompts of one group and write them to its own file; `positions` are its rows of `features`."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+    """Learn the prompts of one group from its image features (n, E) and write them to the group's own file."""
+    prompts = settings.prompts
     learner = PromptLearner(
         clip,
         group.num_classes,
-        settings.template,
-        settings.context_length,
-        generator=generator,
+        prompts.template,
+        prompts.context_length,
+        generator=seeded_generator(settings.seed, index),
     ).to(accelerator.device)
-    optimizer = accelerator.prepare(torch.optim.Adam(learner.parameters(), lr=settings.learning_rate))
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer.optimizer, T_max=settings.epochs)
+    optimizer = accelerator.prepare(torch.optim.Adam(learner.parameters(), lr=prompts.learning_rate))
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer.optimizer, T_max=prompts.epochs)
+    labels = torch.from_numpy(group.labels)
 
     def step(_: int, batch: np.ndarray) -> dict[str, Tensor]:
-        images = torch.from_numpy(features[positions[batch]].astype(np.float32)).to(accelerator.device)
-        labels = torch.from_numpy(group.labels[batch]).to(accelerator.device)
-        texts = learner(labels)
-        if settings.normalised:
-            images, texts = F.normalize(images), F.normalize(texts)
+        image, label = images[batch].float().to(accelerator.device), labels[batch].to(accelerator.device)
+        text = learner(label)
+        if prompts.normalised:
+            image, text = F.normalize(image), F.normalize(text)
         return {
-            "image_to_text": supervised_contrastive(images, texts, labels, labels, settings.temperature),
-            "text_to_image": supervised_contrastive(texts, images, labels, labels, settings.temperature),
+            "image_to_text": supervised_contrastive(image, text, label, label, prompts.temperature),
+            "text_to_image": supervised_contrastive(text, image, label, label, prompts.temperature),
         }
 
+    run.keep_metrics(lambda row: row["group"] != index)
     terms: dict[str, float] = {}
-    for epoch in range(settings.epochs):
-        batches = permuted_batches(len(group.rows), settings.batch_size, seed=seed, epoch=epoch)
+    for epoch in range(prompts.epochs):
+        batches = permuted_batches(len(group.rows), prompts.batch_size, seed=settings.seed, epoch=epoch)
         terms = train_epoch(
             batches,
             step,
             optimizer,
             accelerator,
             num_batches=len(batches),
-            description=f"stage 1, group {index + 1}, epoch {epoch + 1}/{settings.epochs}",
+            description=f"stage 1, group {index + 1}, epoch {epoch + 1}/{prompts.epochs}",
         )
         scheduler.step()
         run.append_metrics({"group": index, "epoch": epoch + 1, **terms})

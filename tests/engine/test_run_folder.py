@@ -32,11 +32,11 @@ def test_a_run_does_not_go_on_with_other_settings_unless_they_may_change(tmp_pat
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["epochs"] == 9
 
 
-def test_metrics_of_epochs_to_be_run_again_are_dropped(tmp_path):
+def test_metrics_of_what_is_run_again_are_dropped(tmp_path):
     run = open_run(tmp_path, SETTINGS, resume=False)
     for epoch in range(4):
         run.append_metrics({"epoch": epoch, "loss": 0.5})
-    run.drop_metrics_after(1)
+    run.keep_metrics(lambda row: row["epoch"] <= 1)
     run.append_metrics({"epoch": 2, "loss": 0.25})
     assert [json.loads(line) for line in run.metrics.read_text().splitlines()] == [
         {"epoch": 0, "loss": 0.5},
