@@ -1,6 +1,7 @@
 """Settings: dataclasses <-> YAML <-> command line. Stages take them apart; nothing below a stage sees them."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +30,7 @@ class DataSettings:
     """Name of the queries' folder in val_folder."""
     positive_radius_m: float = 25.0
     """A database image within this many metres of a query is right for it."""
-    num_workers: int = 4
+    num_workers: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))
     """Processes that decode images."""
     eval_batch_size: int = 64
     """Images a batch when nothing is trained."""
@@ -189,7 +190,7 @@ class EvaluateSettings:
     """Pixels that images are resized to: one side, or height and width; null takes the encoder's own."""
     batch_size: int = 64
     """Images a batch."""
-    num_workers: int = 4
+    num_workers: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))
     """Processes that decode images."""
     mixed_precision: Precision = "no"
     """Precision of the encoder."""

@@ -10,8 +10,6 @@ from progeo.places.toy_city import render_toy_city
 def make_toy_city(settings: ToyCitySettings) -> Path:
     """Render the city and return its folder."""
     start_log(None)
-    folder = render_toy_city(
-        settings.out, seed=settings.seed, num_images=settings.num_images, image_size=settings.image_size
-    )
-    LOGGER.info("toy city of %d images in %s", settings.num_images, folder)
-    return folder
+    render_toy_city(settings.out, seed=settings.seed, num_images=settings.num_images, image_size=settings.image_size)
+    LOGGER.info("toy city of %d images in %s", settings.num_images, settings.out)
+    return settings.out
