@@ -72,6 +72,7 @@ def test_stage_2_without_prompts_says_what_can_be_done(images):
 def test_too_many_groups_are_refused_with_how_many_there_are(images):
     sentence = failure("stage1", *training(images, "--cells.min_images_per_class", 2))
     assert "cells.num_groups is 8, but there are 1 groups" in sentence
+    assert not (images / "run").exists()  # the folder is free for the corrected command
 
 
 def test_a_name_outside_the_convention_is_refused_with_the_field(images):

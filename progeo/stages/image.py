@@ -39,13 +39,6 @@ def train_image_encoder(settings: Settings) -> Path:
     accelerator = start_accelerator(settings.mixed_precision)
     if accelerator.num_processes > 1:
         raise ValueError(f"Stage 2 runs in one process, got {accelerator.num_processes}: start it without a launcher.")
-    run = open_run(
-        settings.run / "stage2",
-        plain_values(settings),
-        resume=settings.resume,
-        may_change=("run", "resume", "data.num_workers", "data.cache_images", "training.epochs"),
-        is_main=accelerator.is_main_process,
-    )
     catalogue = read_catalogue(settings.data.train_folder)
     partition = build_partition(catalogue, **vars(settings.cells))
     val_set = load_test_set(
@@ -55,6 +48,13 @@ def train_image_encoder(settings: Settings) -> Path:
         radius_m=settings.data.positive_radius_m,
     )
     training = ImageTraining(settings, partition, accelerator)
+    run = open_run(
+        settings.run / "stage2",
+        plain_values(settings),
+        resume=settings.resume,
+        may_change=("run", "resume", "data.num_workers", "data.cache_images", "training.epochs"),
+        is_main=accelerator.is_main_process,
+    )
     images = _training_images(settings, catalogue, training.encoder.image_size)
     checkpoint = newest_checkpoint(run.checkpoints)
     if checkpoint is not None:

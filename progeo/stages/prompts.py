@@ -37,16 +37,8 @@ def train_prompts(settings: Settings) -> Path:
     Groups are independent of each other: each process trains its own, and one that is finished is not trained again.
     """
     accelerator = start_accelerator(settings.mixed_precision)
-    run = open_run(
-        settings.run / "stage1",
-        plain_values(settings),
-        resume=settings.resume,
-        may_change=("run", "resume", "data.num_workers", "prompts.feature_cache"),
-        is_main=accelerator.is_main_process,
-    )
     catalogue = read_catalogue(settings.data.train_folder)
     partition = build_partition(catalogue, **vars(settings.cells))
-    LOGGER.info("%d images, classes of the groups: %s", len(catalogue), [g.num_classes for g in partition.groups])
     clip = load_clip(
         settings.model.architecture,
         settings.model.weights,
@@ -55,6 +47,14 @@ def train_prompts(settings: Settings) -> Path:
         seed=settings.seed,
     )
     clip.requires_grad_(False).to(accelerator.device)
+    run = open_run(
+        settings.run / "stage1",
+        plain_values(settings),
+        resume=settings.resume,
+        may_change=("run", "resume", "data.num_workers", "prompts.feature_cache"),
+        is_main=accelerator.is_main_process,
+    )
+    LOGGER.info("%d images, classes of the groups: %s", len(catalogue), [g.num_classes for g in partition.groups])
     rows = np.unique(np.concatenate([group.rows for group in partition.groups]))
     features = cached_features(
         clip,
