@@ -125,17 +125,9 @@ def build_partition(
         cell_side_m=cell_side_m,
         heading_bin_deg=heading_bin_deg,
     )
-    order, starts, ends = _classes(ids)
-    enough = ends - starts >= min_images_per_class
-    if not enough.any():
-        raise ValueError(
-            f"No class has cells.min_images_per_class = {min_images_per_class} images: {len(ids)} images fell into "
-            f"{len(starts)} classes, the largest with {int((ends - starts).max())}. Lower it, or use larger cells."
-        )
-    starts, ends = starts[enough], ends[enough]
-    kept_ids = ids[order[starts]]
+    order, starts, ends = _classes(ids, min_images_per_class)
     group_of_class = group_ids(
-        kept_ids,
+        ids[order[starts]],
         cell_side_m=cell_side_m,
         heading_bin_deg=heading_bin_deg,
         groups_per_side=groups_per_side,
@@ -152,7 +144,7 @@ def build_partition(
         members = np.flatnonzero(group_of_class.ravel() == index)
         rows = [order[starts[member] : ends[member]] for member in members]
         offsets = np.concatenate([[0], np.cumsum(ends[members] - starts[members])])
-        groups.append(Group(kept_ids[members], np.concatenate(rows), offsets))
+        groups.append(Group(ids[order[starts[members]]], np.concatenate(rows), offsets))
     settings = {
         "cell_side_m": cell_side_m,
         "heading_bin_deg": heading_bin_deg,
@@ -191,11 +183,18 @@ def check_same_partition(stored: Mapping[str, Any], partition: Partition, source
     raise ValueError(f"{source} was made for as many classes in other places: the training images changed.")
 
 
-def _classes(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows ordered by class, and where each class starts and ends in that order."""
+def _classes(ids: np.ndarray, min_images_per_class: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows ordered by class, and where each class with enough images starts and ends in that order."""
     order = np.lexsort(ids.T[::-1])
     changes = np.flatnonzero((np.diff(ids[order], axis=0) != 0).any(axis=1)) + 1
-    return order, np.concatenate([[0], changes]), np.concatenate([changes, [len(ids)]])
+    starts, ends = np.concatenate([[0], changes]), np.concatenate([changes, [len(ids)]])
+    enough = ends - starts >= min_images_per_class
+    if not enough.any():
+        raise ValueError(
+            f"No class has cells.min_images_per_class = {min_images_per_class} images: {len(ids)} images fell into "
+            f"{len(starts)} classes, the largest with {int((ends - starts).max())}. Lower it, or use larger cells."
+        )
+    return order, starts[enough], ends[enough]
 
 
 def _check_cells(cell_side_m: int, heading_bin_deg: int) -> None:
