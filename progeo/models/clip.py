@@ -37,7 +37,8 @@ def load_clip(
     """Build a CLIP model in eval mode, its position embedding resized to the image size.
 
     Args:
-        architecture: a name of open_clip such as `RN50` or `ViT-B-16`, or our `tiny-vit` and `tiny-resnet`.
+        architecture: a name of open_clip such as `RN50` or `ViT-B-16` (`ViT-B/16` is the same), or our `tiny-vit` and
+            `tiny-resnet`.
         weights: an open_clip tag such as `openai` (QuickGELU is set to match the tag), `hf-hub:owner/name`, a local
             file, or `random`.
         image_size: pixels, one side of a square or (height, width); None keeps the architecture's own.
@@ -49,6 +50,7 @@ def load_clip(
         ValueError: an unknown architecture or tag, or weights that do not fit.
     """
     _register_own_architectures()
+    architecture = architecture.replace("/", "-")
     if architecture not in open_clip.list_models():
         raise ValueError(
             f"model.architecture {architecture!r} is not known to open_clip. "
@@ -84,6 +86,7 @@ def as_height_width(image_size: ImageSize) -> tuple[int, int]:
 
 def resolved_architecture(architecture: str, clip: CLIP) -> str:
     """The architecture's name with the activation its weights turned out to need."""
+    architecture = architecture.replace("/", "-")
     quick = any(isinstance(module, QuickGELU) for module in clip.modules())
     return f"{architecture}-quickgelu" if quick and not architecture.endswith("-quickgelu") else architecture
 

@@ -4,6 +4,8 @@ import torch
 from open_clip import CLIP, SimpleTokenizer
 from torch import Tensor, nn
 
+from progeo.models.text_tower import encode_continuations
+
 
 class PromptLearner(nn.Module):
     """One learned context per class, read by a frozen CLIP text tower.
@@ -40,18 +42,9 @@ class PromptLearner(nn.Module):
     def forward(self, labels: Tensor) -> Tensor:
         """Text features (B, E), not normalised, of the classes of int64 labels (B,)."""
         classes, inverse = labels.unique(return_inverse=True)
-        return self._encode(self.context[classes])[inverse]
-
-    def _encode(self, context: Tensor) -> Tensor:
-        """Encode (C', n, W) contexts. Attention is causal: nothing behind the end of text, the last token, matters."""
-        (clip,) = self._tower
-        count = len(context)
-        tokens = torch.cat([self.prefix.expand(count, -1, -1), context, self.suffix.expand(count, -1, -1)], dim=1)
-        length = tokens.shape[1]
-        hidden = clip.transformer(
-            tokens + clip.positional_embedding[:length], attn_mask=clip.attn_mask[:length, :length]
-        )
-        return clip.ln_final(hidden[:, -1]) @ clip.text_projection
+        context = self.context[classes]
+        continuations = torch.cat([context, self.suffix.expand(len(context), -1, -1)], dim=1)
+        return encode_continuations(self._tower[0], self.prefix, continuations)[inverse]
 
 
 def _token_ids(template: str, context_length: int, max_length: int) -> tuple[list[int], list[int]]:

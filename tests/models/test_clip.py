@@ -100,7 +100,8 @@ def test_openai_weights_get_quick_gelu_and_the_name_says_so(monkeypatch, tmp_pat
     clip = load_clip("ViT-B-32", "openai")
     assert any(isinstance(module, QuickGELU) for module in clip.modules())
     assert resolved_architecture("ViT-B-32", clip) == "ViT-B-32-quickgelu"
-    plain = load_clip("ViT-B-32", "laion2b_s34b_b79k")
+    assert resolved_architecture("ViT-B/32", clip) == "ViT-B-32-quickgelu"
+    plain = load_clip("ViT-B/32", "laion2b_s34b_b79k")
     assert resolved_architecture("ViT-B-32", plain) == "ViT-B-32"
 
 
