@@ -1,10 +1,15 @@
-"""Learned text prompts: a few free vectors per class inside a fixed sentence (CoOp; CLIP-ReID, section 3.3)."""
+"""Learned text prompts: a few free vectors per class inside a fixed sentence (CoOp; CLIP-ReID, section 3.3).
+
+Plain sentences are encoded beside them, into the same space.
+"""
+
+from collections.abc import Sequence
 
 import torch
 from open_clip import CLIP, SimpleTokenizer
 from torch import Tensor, nn
 
-from progeo.models.text_tower import encode_continuations
+from progeo.models.text_tower import encode_beginning, encode_continuations
 
 
 class PromptLearner(nn.Module):
@@ -33,7 +38,7 @@ class PromptLearner(nn.Module):
         super().__init__()
         prefix, suffix = _token_ids(template, context_length, clip.context_length)
         embedding = clip.token_embedding.weight
-        self.register_buffer("prefix", embedding[prefix].detach().clone(), persistent=False)
+        self.register_buffer("beginning", encode_beginning(clip, embedding[prefix]), persistent=False)
         self.register_buffer("suffix", embedding[suffix].detach().clone(), persistent=False)
         context = torch.randn(num_classes, context_length, embedding.shape[1], generator=generator) * 0.02
         self.context = nn.Parameter(context.to(embedding))
@@ -44,7 +49,25 @@ class PromptLearner(nn.Module):
         classes, inverse = labels.unique(return_inverse=True)
         context = self.context[classes]
         continuations = torch.cat([context, self.suffix.expand(len(context), -1, -1)], dim=1)
-        return encode_continuations(self._tower[0], self.prefix, continuations)[inverse]
+        return encode_continuations(self._tower[0], self.beginning, continuations)[inverse]
+
+
+def encode_text(clip: CLIP, sentences: Sequence[str]) -> Tensor:
+    """Text features (B, E), not normalised, of plain sentences: as `clip.encode_text` gives them, without the padding.
+
+    Words beyond the tower's context length are left out. The sentences share the space of the learned prompts and of a
+    ViT's descriptors, so that places can be searched by them.
+    """
+    device = clip.token_embedding.weight.device
+    ids = SimpleTokenizer()(list(sentences), clip.context_length).to(device)
+    beginning = encode_beginning(clip, clip.token_embedding(ids[0, :1]))  # the start of text
+    lengths = ids.argmax(dim=1) + 1  # the end of text has the largest number of all tokens
+    features = clip.text_projection.new_empty(len(ids), clip.text_projection.shape[1])
+    for length in lengths.unique().tolist():
+        alike = lengths == length
+        encoded = encode_continuations(clip, beginning, clip.token_embedding(ids[alike, 1:length]))
+        features[alike] = encoded.to(features.dtype)
+    return features
 
 
 def _token_ids(template: str, context_length: int, max_length: int) -> tuple[list[int], list[int]]:

@@ -1,4 +1,8 @@
-"""CLIP's frozen text tower over texts with a common beginning: exactly its features, at a fraction of the cost."""
+"""CLIP's frozen text tower over texts with a common beginning: exactly its features, at a fraction of the cost.
+
+Attention is causal, so the beginning does not depend on what follows it: it is encoded once, and its keys and values
+serve all texts. Nothing behind the end of text matters, and in the last block only the end of text itself is needed.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -6,53 +10,59 @@ from open_clip import CLIP
 from torch import Tensor, nn
 
 
-def encode_continuations(clip: CLIP, prefix: Tensor, continuations: Tensor) -> Tensor:
-    """Text features of texts that begin alike and end at their last token.
-
-    Attention is causal, so the beginning does not depend on what follows it: it is encoded once, without gradient, and
-    its keys and values serve all texts. Nothing behind the end of text matters, and in the last block only the end of
-    text itself is needed.
+@torch.no_grad()
+def encode_beginning(clip: CLIP, prefix: Tensor) -> Tensor:
+    """Keys and values of the tokens that all texts begin with, in every block.
 
     Args:
         clip: a model whose text tower is frozen.
         prefix: embeddings of the common tokens, from the start of text on, (P, W) with P at least 1.
+
+    Returns:
+        (blocks, 2, heads, P, W / heads), without gradient.
+    """
+    tokens = (prefix + clip.positional_embedding[: len(prefix)])[None]
+    beginning = []
+    for block in clip.transformer.resblocks:
+        normed = block.ln_1(tokens)
+        keys, values = _keys_and_values(block.attn, normed)
+        beginning.append(torch.cat([keys, values]))
+        attended = F.scaled_dot_product_attention(_queries(block.attn, normed), keys, values, is_causal=True)
+        tokens = _finish(block, tokens, attended)
+    return torch.stack(beginning)
+
+
+def encode_continuations(clip: CLIP, beginning: Tensor, continuations: Tensor) -> Tensor:
+    """Text features of texts that begin alike and end at their last token.
+
+    Args:
+        clip: the model that encoded the beginning.
+        beginning: what `encode_beginning` gave.
         continuations: embeddings of each text's other tokens, the end of text last, (B, S, W).
 
     Returns:
         (B, E), not normalised.
     """
-    length = len(prefix)
-    places = clip.positional_embedding
-    shared = (prefix + places[:length])[None]
-    own = continuations + places[length : length + continuations.shape[1]]
+    length, size = beginning.shape[3], continuations.shape[1]
+    tokens = continuations + clip.positional_embedding[length : length + size]
+    seen = torch.ones(size, length + size, dtype=torch.bool, device=tokens.device).tril(length)
     *blocks, last = clip.transformer.resblocks
-    for block in blocks:
-        shared, own = _run_block(block, shared, own)
-    _, end = _run_block(last, shared, own, queries=1)
+    for block, shared in zip(blocks, beginning[:-1], strict=True):
+        tokens = _run_block(block, shared, tokens, seen)
+    end = _run_block(last, beginning[-1], tokens, seen[-1:])
     return clip.ln_final(end[:, 0]) @ clip.text_projection
 
 
-def _run_block(block: nn.Module, shared: Tensor, own: Tensor, *, queries: int | None = None) -> tuple[Tensor, Tensor]:
-    """One residual block over shared (1, P, W) and own (B, S, W) tokens, or over the last `queries` of the own."""
-    with torch.no_grad():
-        normed = block.ln_1(shared)
-        shared_keys, shared_values = _keys_and_values(block.attn, normed)
-        attended = F.scaled_dot_product_attention(
-            _queries(block.attn, normed), shared_keys, shared_values, is_causal=True
-        )
-        shared = _finish(block, shared, attended)
-    count, size = own.shape[:2]
-    normed = block.ln_1(own)
+def _run_block(block: nn.Module, shared: Tensor, tokens: Tensor, seen: Tensor) -> Tensor:
+    """One block over tokens (B, S, W) behind shared keys and values, for the last Q of them; seen (Q, P + S)."""
+    normed = block.ln_1(tokens)
     keys, values = (
-        torch.cat([common.expand(count, -1, -1, -1), mine], dim=2)
-        for common, mine in zip((shared_keys, shared_values), _keys_and_values(block.attn, normed), strict=True)
+        torch.cat([common.expand(len(tokens), -1, -1, -1), own], dim=2)
+        for common, own in zip(shared, _keys_and_values(block.attn, normed), strict=True)
     )
-    seen = torch.ones(size, keys.shape[2], dtype=torch.bool, device=own.device).tril(keys.shape[2] - size)
-    first = size - (queries or size)
-    attended = F.scaled_dot_product_attention(
-        _queries(block.attn, normed[:, first:]), keys, values, attn_mask=seen[first:]
-    )
-    return shared, _finish(block, own[:, first:], attended)
+    count = len(seen)
+    attended = F.scaled_dot_product_attention(_queries(block.attn, normed[:, -count:]), keys, values, attn_mask=seen)
+    return _finish(block, tokens[:, -count:], attended)
 
 
 def _queries(attention: nn.MultiheadAttention, tokens: Tensor) -> Tensor:

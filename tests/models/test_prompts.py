@@ -3,7 +3,8 @@ import torch
 from open_clip import SimpleTokenizer
 
 from progeo.models.clip import load_clip
-from progeo.models.prompts import PromptLearner
+from progeo.models.prompts import PromptLearner, encode_text
+from progeo.models.text_tower import encode_beginning
 
 SENTENCE = "A photo of a X X X X street."
 
@@ -28,9 +29,9 @@ def test_learned_vectors_stand_at_5_to_8_and_the_end_of_text_at_11(clip):
     assert (ids == SimpleTokenizer().encode("X")[0]).nonzero().flatten().tolist() == [5, 6, 7, 8]
     assert ids.argmax() == 11
     learner = PromptLearner(clip, 3)
-    assert len(learner.prefix) == 5
-    assert len(learner.prefix) + learner.context.shape[1] + len(learner.suffix) == 12
-    assert torch.equal(learner.prefix, clip.token_embedding(ids[:5]))
+    assert learner.beginning.shape[3] == 5
+    assert learner.beginning.shape[3] + learner.context.shape[1] + len(learner.suffix) == 12
+    assert torch.equal(learner.beginning, encode_beginning(clip, clip.token_embedding(ids[:5])))
     assert torch.equal(learner.suffix, clip.token_embedding(ids[9:12]))
 
 
@@ -61,6 +62,13 @@ def test_words_in_place_of_vectors_give_clips_own_text_features(clip):
     learner.context.data.copy_(clip.token_embedding(torch.tensor(words)))
     expected = clip.encode_text(SimpleTokenizer()("A photo of a very old brick narrow street."))
     torch.testing.assert_close(learner(torch.tensor([1])), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_sentences_of_any_length_are_encoded_as_by_clip_itself(clip):
+    sentences = ["", "a street", "two street", "a street with palm trees, at night", "very " * 100 + "long"]
+    torch.testing.assert_close(
+        encode_text(clip, sentences), clip.encode_text(SimpleTokenizer()(sentences)), rtol=1e-9, atol=1e-9
+    )
 
 
 def test_the_context_is_the_only_parameter_and_all_that_is_saved(clip):
