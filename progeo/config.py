@@ -34,6 +34,8 @@ class DataSettings:
     """Processes that decode images."""
     eval_batch_size: int = 64
     """Images a batch when nothing is trained."""
+    max_unreadable_share: float = 0.01
+    """Stage 1 leaves images out that cannot be read; where their share of all images is larger, it stops."""
     cache_images: bool = False
     """Keep the decoded training images in memory: 3 bytes a pixel of image_size, fast for a small set."""
 

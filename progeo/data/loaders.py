@@ -1,42 +1,55 @@
-"""Loaders: datasets and samplers -> batches, decoded in worker processes."""
+"""Loaders: datasets and the batches asked for -> pixels, decoded in worker processes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from progeo.data.datasets import CachedImages, Unreadable
 
 
-def build_train_loader(dataset: Dataset, batches: Sampler[list[int]], *, num_workers: int) -> DataLoader:
-    """Load the batches that a sampler names."""
+@dataclass(frozen=True)
+class Loaded:
+    """A batch as it was read."""
+
+    items: Any
+    """What could be read, collated; None where nothing could."""
+    unreadable: dict[int, str]
+    """Why an item could not be read, by its position in the batch."""
+
+
+def build_loader(dataset: Dataset, batches: Iterable[Sequence[int]], *, num_workers: int) -> DataLoader:
+    """Load the batches of indices given, as `Loaded`."""
     return DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=_collated)
 
 
-def build_ordered_loader(dataset: Dataset, *, batch_size: int, num_workers: int) -> DataLoader:
-    """Load all images in their order."""
-    return DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=_collated)
+def ordered_batches(indices: range, batch_size: int) -> list[range]:
+    """All `indices` in their order; the last batch may be smaller."""
+    return [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
 
 
 def read_batches(loader: DataLoader) -> Iterator[Any]:
-    """Iterate over a loader's batches.
+    """Iterate over the items of a loader's batches.
 
     Raises:
         ValueError: an image that cannot be read; the sentence names it.
     """
     for batch in loader:
-        if isinstance(batch, Unreadable):
-            raise ValueError(batch.reason)
-        yield batch
+        for reason in batch.unreadable.values():
+            raise ValueError(reason)
+        yield batch.items
 
 
 def cache_images(dataset: Dataset, *, num_workers: int) -> CachedImages:
     """Decode all images once and keep them in memory."""
-    loader = build_ordered_loader(dataset, batch_size=64, num_workers=num_workers)
+    loader = build_loader(dataset, ordered_batches(range(len(dataset)), 64), num_workers=num_workers)
     return CachedImages(torch.cat(list(read_batches(loader))))
 
 
-def _collated(items: list[Any]) -> Tensor | list[Tensor] | Unreadable:
-    return next((item for item in items if isinstance(item, Unreadable)), None) or default_collate(items)
+def _collated(items: list[Tensor | tuple[Tensor, int] | Unreadable]) -> Loaded:
+    readable = [item for item in items if not isinstance(item, Unreadable)]
+    reasons = {place: item.reason for place, item in enumerate(items) if isinstance(item, Unreadable)}
+    return Loaded(default_collate(readable) if readable else None, reasons)

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -51,7 +50,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def prune_checkpoints(folder: Path, *, keep: int) -> None:
     """Remove all but the `keep` newest finished checkpoints."""
     finished = sorted(path for path in folder.glob("*") if not path.name.startswith(_UNFINISHED))
-    for path in finished[:-keep]:
+    for path in finished[: max(0, len(finished) - keep)]:
         shutil.rmtree(path)
 
 
@@ -59,7 +58,7 @@ def _without_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
     """Move tensors into `tensors` and leave their keys; dicts become lists of pairs, as JSON has no integer keys."""
     if isinstance(value, Tensor):
         key = str(len(tensors))
-        tensors[key] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        tensors[key] = value.detach().cpu().contiguous()
         return {"tensor": key}
     if isinstance(value, dict):
         return {"items": [[key, _without_tensors(item, tensors)] for key, item in value.items()]}

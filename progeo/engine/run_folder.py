@@ -1,6 +1,7 @@
 """The folder of a run: its settings, environment, log, metrics and checkpoints."""
 
 import json
+import os
 import platform
 import sys
 from collections.abc import Callable, Mapping
@@ -50,11 +51,12 @@ class RunFolder:
             stream.write(json.dumps(dict(values)) + "\n")
 
     def keep_metrics(self, keep: Callable[[dict[str, Any]], bool]) -> None:
-        """Remove the lines that `keep` denies: what they tell of is going to be run again."""
+        """Remove the lines that `keep` denies, and a torn last one: what they tell of is going to be run again."""
         if self.metrics.is_file():
             lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
             with replacing(self.metrics) as temporary:
-                temporary.write_text("".join(line for line in lines if keep(json.loads(line))))
+                whole = (line for line in lines if line.endswith("\n"))
+                temporary.write_text("".join(line for line in whole if keep(json.loads(line))), encoding="utf-8")
 
 
 def open_run(
@@ -67,17 +69,20 @@ def open_run(
         settings: plain values, nested dicts.
         resume: go on with what is there; an empty folder is a new run all the same.
         may_change: dotted names of settings that a resumed run may have otherwise.
-        is_main: whether this process writes.
+        is_main: whether this process checks and writes.
 
     Raises:
         ValueError: the folder holds a run and `resume` is off, or the run there has other settings.
     """
     run = RunFolder(path)
-    if run.config.is_file():
-        if not resume:
-            raise ValueError(f"{path} already holds a run: add --resume true to go on with it, or name another --run.")
-        _check_same_settings(yaml.safe_load(run.config.read_text(encoding="utf-8")), settings, may_change, run.config)
     if is_main:
+        if run.config.is_file():
+            if not resume:
+                raise ValueError(
+                    f"{path} already holds a run: add --resume true to go on with it, or name another --run."
+                )
+            stored = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+            _check_same_settings(stored, settings, may_change, run.config)
         path.mkdir(parents=True, exist_ok=True)
         with replacing(run.config) as temporary:
             temporary.write_text(yaml.safe_dump(dict(settings), sort_keys=False), encoding="utf-8")
@@ -114,6 +119,7 @@ def _environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "threads": torch.get_num_threads(),
     }
 

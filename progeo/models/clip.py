@@ -1,8 +1,9 @@
 """CLIP models through open_clip: named weights or explicitly random ones, at any input size."""
 
 import functools
+import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -89,6 +90,15 @@ def resolved_architecture(architecture: str, clip: CLIP) -> str:
     architecture = architecture.replace("/", "-")
     quick = any(isinstance(module, QuickGELU) for module in clip.modules())
     return f"{architecture}-quickgelu" if quick and not architecture.endswith("-quickgelu") else architecture
+
+
+def weights_digest(state: Mapping[str, Tensor]) -> str:
+    """A digest of names and values: equal for equal weights, wherever they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in state.items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def visual_features(visual: nn.Module, images: Tensor, *, align_corners: bool = False) -> Tensor:

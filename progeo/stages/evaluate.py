@@ -11,7 +11,7 @@ from torch import nn
 
 from progeo.config import EvaluateSettings
 from progeo.data.datasets import CatalogueImages
-from progeo.data.loaders import build_ordered_loader, read_batches
+from progeo.data.loaders import build_loader, ordered_batches, read_batches
 from progeo.engine.accelerator import start_accelerator
 from progeo.engine.log import LOGGER, start_log
 from progeo.evaluation.descriptors import extract_descriptors
@@ -92,7 +92,7 @@ def evaluate_encoder(
 
     def described(catalogue: Catalogue, description: str) -> np.ndarray:
         images = CatalogueImages(catalogue, partial(resize_image, size=image_size))
-        loader = build_ordered_loader(images, batch_size=batch_size, num_workers=num_workers)
+        loader = build_loader(images, ordered_batches(range(len(images)), batch_size), num_workers=num_workers)
         return extract_descriptors(
             lambda batch: encoder(encoder.normalise(batch)),
             read_batches(loader),

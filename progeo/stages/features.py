@@ -2,26 +2,43 @@
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from open_clip import CLIP
-from torch.utils.data import DataLoader
+from torch import Tensor
 from tqdm import tqdm
 
 from progeo.data.datasets import CatalogueImages
-from progeo.data.loaders import build_ordered_loader, read_batches
+from progeo.data.loaders import build_loader, ordered_batches
+from progeo.data.shards import ShardedRows
 from progeo.engine.log import LOGGER
-from progeo.files import replacing, write_json
-from progeo.models.clip import NORMALISATIONS, as_height_width
+from progeo.files import read_json, replacing, write_json
+from progeo.models.clip import NORMALISATIONS, as_height_width, weights_digest
 from progeo.models.preprocessing import normalise_images, resize_image
 from progeo.places.catalogue import Catalogue
 
-_FEATURES = "features.npy"
 _DESCRIPTION = "features.json"
+_CATALOGUE = "catalogue.arrow"
+_FILE_SIZES = "file_sizes.npy"
+_MOST_FILES_CHECKED = 10_000
+_MOST_REASONS_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """Features of the images of a catalogue."""
+
+    rows: ShardedRows
+    """float16 (N, E), in the order of the catalogue."""
+    unreadable: np.ndarray
+    """Rows without features because their image cannot be read, sorted."""
 
 
 def cached_features(
@@ -33,76 +50,186 @@ def cached_features(
     normalisation: str,
     batch_size: int,
     num_workers: int,
-) -> np.ndarray:
-    """Features of every image of a catalogue, float16 (N, E), mapped from the disk.
+    max_unreadable_share: float,
+) -> ImageFeatures:
+    """Features of every image of a catalogue, from the cache as far as they are there.
 
     They lie in a folder of `cache` named after all they depend on: the weights of the visual tower, the image size,
-    the normalisation and the list of images. What is there already is not computed again.
+    the normalisation, the precision and the list of images. Each process writes its share of the missing files, so an
+    extraction that was stopped goes on where it was.
 
     Args:
         clip: on the accelerator's device, in eval mode.
         catalogue: N images.
         cache: folder of all cached features.
-        accelerator: gives device and precision.
+        accelerator: gives device, precision and processes.
         normalisation: `clip` or `imagenet`.
         batch_size: images a batch.
-        num_workers: processes that decode images.
+        num_workers: processes that decode images, for each process.
+        max_unreadable_share: of the images, 0 to 1.
+
+    Raises:
+        ValueError: what is cached was made from something else, or too many images cannot be read.
     """
     image_size = as_height_width(clip.visual.image_size)
     depends_on = {
-        "visual_weights": _digest_of_weights(clip.visual),
-        "image_size": image_size,
+        "visual_weights": weights_digest(clip.visual.state_dict()),
+        "image_size": list(image_size),
         "normalisation": normalisation,
         "mixed_precision": accelerator.mixed_precision,
-        "images": _digest_of_images(catalogue),
+        "image_folder": str(catalogue.folder.resolve()),
+        "image_list": _digest_of_paths(catalogue),
+        "num_images": len(catalogue),
     }
     folder = cache / hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:16]
-    if (folder / _FEATURES).is_file():
-        LOGGER.info("image features of %d images found in %s", len(catalogue), folder)
-    elif accelerator.is_main_process:
-        loader = build_ordered_loader(
-            CatalogueImages(catalogue, partial(resize_image, size=image_size)),
-            batch_size=batch_size,
-            num_workers=num_workers,
-        )
-        _extract(clip, loader, len(catalogue), normalisation, folder / _FEATURES, accelerator)
-        catalogue.save(folder / "catalogue.arrow")
-        write_json(folder / _DESCRIPTION, {"folder": str(catalogue.folder), **depends_on})
-        LOGGER.info("image features of %d images written to %s", len(catalogue), folder)
+    if accelerator.is_main_process:
+        _open_folder(folder, depends_on, catalogue)
+    rows = ShardedRows(
+        folder, num_rows=len(catalogue), width=clip.text_projection.shape[1], shard_size=_shard_size(len(catalogue))
+    )
+    missing = rows.missing_shards()
+    accelerator.wait_for_everyone()  # all have seen the same files missing before anyone writes one
+    mine = missing[accelerator.process_index :: accelerator.num_processes]
+    images = CatalogueImages(catalogue, partial(resize_image, size=image_size))
+    allowed = int(max_unreadable_share * len(catalogue))
+    if mine:
+        describe = _describer(clip, normalisation, accelerator)
+        _extract(describe, images, rows, mine, accelerator, batch_size, num_workers, allowed)
     accelerator.wait_for_everyone()
-    return np.load(folder / _FEATURES, mmap_mode="r")
+    LOGGER.info("image features of %d images %s %s", len(catalogue), "written to" if missing else "found in", folder)
+    reasons = _recorded_reasons(folder)
+    _report_unreadable(reasons, folder, allowed, len(catalogue))
+    return ImageFeatures(rows, np.array(sorted(reasons), np.int64))
 
 
-@torch.inference_mode()
-def _extract(
-    clip: CLIP, loader: DataLoader, count: int, normalisation: str, path: Path, accelerator: Accelerator
-) -> None:
-    mean, std = (torch.tensor(values, device=accelerator.device) for values in NORMALISATIONS[normalisation])
-    with replacing(path) as temporary, tqdm(total=count, desc="image features", unit="img", disable=None) as bar:
-        shape = (count, clip.text_projection.shape[1])
-        features = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
-        done = 0
-        for images in read_batches(loader):
-            with accelerator.autocast():
-                batch = clip.encode_image(normalise_images(images.to(accelerator.device), mean, std))
-            features[done : done + len(images)] = batch.float().cpu().numpy()
-            done += len(images)
-            bar.update(len(images))
-        features.flush()
+def _shard_size(num_images: int) -> int:
+    """Enough files to stop and go on and to share between processes, but not so many that they are a burden."""
+    return min(8192, max(16, num_images // 16))
 
 
-def _digest_of_weights(visual: torch.nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in visual.state_dict().items():
-        digest.update(name.encode())
-        digest.update(
-            tensor.cpu().contiguous().view(torch.uint8).numpy() if tensor.ndim else str(tensor.item()).encode()
+def _open_folder(folder: Path, depends_on: Mapping[str, Any], catalogue: Catalogue) -> None:
+    """Describe a new folder; of one that is there, check that it is what it says and that the images are the same."""
+    sample = np.linspace(0, len(catalogue) - 1, min(len(catalogue), _MOST_FILES_CHECKED)).astype(np.int64)
+    sizes = np.array([_file_size(catalogue.path(row)) for row in sample.tolist()])
+    if not (folder / _DESCRIPTION).is_file():
+        catalogue.save(folder / _CATALOGUE)
+        with replacing(folder / _FILE_SIZES) as temporary:
+            np.save(temporary, sizes)
+        write_json(folder / _DESCRIPTION, depends_on)
+        return
+    stored = read_json(folder / _DESCRIPTION)
+    for name, value in depends_on.items():
+        if stored.get(name) != value:
+            raise ValueError(
+                f"The image features in {folder} were made with {name} = {stored.get(name)}, now it is {value}: "
+                f"remove that folder, or name another --prompts.feature_cache."
+            )
+    changed = np.flatnonzero(np.load(folder / _FILE_SIZES) != sizes)
+    if len(changed):
+        path = catalogue.path(sample[changed[0]])
+        raise ValueError(
+            f"{len(changed)} of {len(sample)} images looked at changed since their features were put into {folder}, "
+            f"the first is {path}: remove that folder, or name another --prompts.feature_cache."
         )
-    return digest.hexdigest()
 
 
-def _digest_of_images(catalogue: Catalogue) -> str:
-    digest = hashlib.sha256(str(catalogue.folder.resolve()).encode())
+def _file_size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else -1
+
+
+def _describer(clip: CLIP, normalisation: str, accelerator: Accelerator) -> Callable[[Tensor], Tensor]:
+    """uint8 images (B, 3, H, W) -> features float16 (B, E) on the CPU."""
+    mean, std = (torch.tensor(values, device=accelerator.device) for values in NORMALISATIONS[normalisation])
+
+    @torch.inference_mode()
+    def describe(images: Tensor) -> Tensor:
+        with accelerator.autocast():
+            return clip.encode_image(normalise_images(images.to(accelerator.device), mean, std)).half().cpu()
+
+    return describe
+
+
+def _extract(
+    describe: Callable[[Tensor], Tensor],
+    images: CatalogueImages,
+    rows: ShardedRows,
+    shards: list[int],
+    accelerator: Accelerator,
+    batch_size: int,
+    num_workers: int,
+    allowed: int,
+) -> None:
+    """Write these shards, and beside each one why images of it could not be read."""
+    batches = [batch for shard in shards for batch in ordered_batches(rows.shard_rows(shard), batch_size)]
+    loader = iter(build_loader(images, batches, num_workers=num_workers))
+    hidden = None if accelerator.is_main_process else True
+    num_unreadable = 0
+    with tqdm(total=sum(map(len, batches)), desc="image features", unit="img", leave=False, disable=hidden) as bar:
+        for shard in shards:
+            reasons: dict[int, str] = {}
+            parts = []
+            for batch in ordered_batches(rows.shard_rows(shard), batch_size):
+                loaded = next(loader)
+                part = np.zeros((len(batch), rows.width), np.float16)
+                readable = [place for place in range(len(batch)) if place not in loaded.unreadable]
+                if readable:
+                    part[readable] = describe(loaded.items).numpy()
+                    _check_finite(part, images.catalogue, batch)
+                parts.append(part)
+                reasons |= {batch[place]: reason for place, reason in loaded.unreadable.items()}
+                bar.update(len(batch))
+            num_unreadable += len(reasons)
+            if num_unreadable > allowed:
+                raise ValueError(_too_many_unreadable(num_unreadable, next(iter(reasons.values())), len(rows)))
+            if reasons:
+                write_json(_reasons_path(rows.folder, shard), reasons)
+            rows.write_shard(shard, np.concatenate(parts))
+
+
+def _check_finite(features: np.ndarray, catalogue: Catalogue, batch: range) -> None:
+    for place in np.flatnonzero(~np.isfinite(features).all(axis=1)).tolist():
+        raise ValueError(
+            f"The features of {catalogue.path(batch[place])} do not fit half precision: "
+            f"are --model.weights those of this architecture? With --mixed_precision fp16, try bf16."
+        )
+
+
+def _reasons_path(folder: Path, shard: int) -> Path:
+    return folder / f"unreadable_{shard:05}.json"
+
+
+def _recorded_reasons(folder: Path) -> dict[int, str]:
+    """Why images could not be read, by row."""
+    files = sorted(folder.glob("unreadable_*.json"))
+    return {int(row): reason for file in files for row, reason in read_json(file).items()}
+
+
+def _report_unreadable(reasons: Mapping[int, str], folder: Path, allowed: int, num_images: int) -> None:
+    if not reasons:
+        return
+    if len(reasons) > allowed:
+        raise ValueError(_too_many_unreadable(len(reasons), next(iter(reasons.values())), num_images))
+    LOGGER.warning(
+        "%d of %d images cannot be read and are left out; mend them and remove %s to have them in",
+        len(reasons),
+        num_images,
+        folder,
+    )
+    for reason in list(reasons.values())[:_MOST_REASONS_SHOWN]:
+        LOGGER.warning("left out: %s", reason)
+    if len(reasons) > _MOST_REASONS_SHOWN:
+        LOGGER.warning("and %d more, listed in %s", len(reasons) - _MOST_REASONS_SHOWN, folder / "unreadable_*.json")
+
+
+def _too_many_unreadable(count: int, first: str, num_images: int) -> str:
+    return (
+        f"{count} of {num_images} images cannot be read, more than data.max_unreadable_share allows: "
+        f"raise it to go on without them. One of them: {first}"
+    )
+
+
+def _digest_of_paths(catalogue: Catalogue) -> str:
+    digest = hashlib.sha256()
     for path in catalogue.table["path"].to_pylist():
         digest.update(path.encode() + b"\n")
     return digest.hexdigest()

@@ -12,12 +12,12 @@ from torch.utils.data import Dataset
 
 from progeo.config import Settings, plain_values
 from progeo.data.datasets import CachedImages, CatalogueImages, LabelledImages
-from progeo.data.loaders import build_train_loader, cache_images, read_batches
+from progeo.data.loaders import build_loader, cache_images, read_batches
 from progeo.data.samplers import ClassBatches
-from progeo.engine.accelerator import start_accelerator
+from progeo.engine.accelerator import scaler_state, set_scaler_state, start_accelerator
 from progeo.engine.checkpoint import load_checkpoint, newest_checkpoint, prune_checkpoints, save_checkpoint
 from progeo.engine.log import LOGGER
-from progeo.engine.loop import train_epoch
+from progeo.engine.loop import progress_bar, train_epoch
 from progeo.engine.randomness import seeded_generator
 from progeo.engine.run_folder import RunFolder, open_run
 from progeo.export.weights import save_encoder
@@ -129,23 +129,23 @@ class ImageTraining:
         )
         # Images in memory need no decoding: handing them over from a worker would cost more than it saves.
         num_workers = 0 if isinstance(images, CachedImages) else self.settings.data.num_workers
-        loader = build_train_loader(LabelledImages(images, group.rows, group.labels), batches, num_workers=num_workers)
+        loader = build_loader(LabelledImages(images, group.rows, group.labels), batches, num_workers=num_workers)
         self.encoder.train()
-        terms = train_epoch(
-            read_batches(loader),
-            partial(self._step, self.heads[index], self._texts_of(index)),
-            self.optimizer,
-            self.accelerator,
-            num_batches=len(batches),
-            description=f"stage 2, epoch {self.epoch + 1}/{training.epochs}, group {index + 1}",
-            max_gradient_norm=training.max_gradient_norm,
-        )
+        with progress_bar(len(batches), self.accelerator, images_per_step=training.batch_size) as bar:
+            terms = train_epoch(
+                read_batches(loader),
+                partial(self._step, self.heads[index], self._texts_of(index)),
+                self.optimizer,
+                self.accelerator,
+                bar=bar,
+                description=f"stage 2, epoch {self.epoch + 1}/{training.epochs}, group {index + 1}",
+                max_gradient_norm=training.max_gradient_norm,
+            )
         self.epoch += 1
         return terms
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a run needs to go on."""
-        scaler = self.accelerator.scaler
         return {
             "epoch": self.epoch,
             "best_recall": self.best_recall,
@@ -153,7 +153,7 @@ class ImageTraining:
             "heads": [self.accelerator.unwrap_model(head).state_dict() for head in self.heads],
             "to_text": self.accelerator.unwrap_model(self.to_text).state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "scaler": scaler.state_dict() if scaler is not None else None,
+            "scaler": scaler_state(self.accelerator),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -165,8 +165,7 @@ class ImageTraining:
             self.accelerator.unwrap_model(head).load_state_dict(head_state)
         self.accelerator.unwrap_model(self.to_text).load_state_dict(state["to_text"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
+        set_scaler_state(self.accelerator, state["scaler"])
 
     def _step(
         self, head: nn.Module, texts: Tensor | None, step: int, batch: tuple[Tensor, Tensor]

@@ -2,7 +2,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from progeo.engine.loop import train_epoch
+from progeo.engine.loop import progress_bar, train_epoch
 
 
 @pytest.fixture
@@ -15,6 +15,10 @@ def parts(accelerator, learning_rate=0.1):
     return weight, accelerator.prepare(torch.optim.SGD([weight], lr=learning_rate))
 
 
+def bar(accelerator):
+    return progress_bar(2, accelerator, images_per_step=1)
+
+
 def test_the_sum_of_the_terms_is_minimised_and_their_means_returned(accelerator):
     weight, optimizer = parts(accelerator)
     seen = []
@@ -23,7 +27,14 @@ def test_the_sum_of_the_terms_is_minimised_and_their_means_returned(accelerator)
         seen.append((number, batch))
         return {"first": weight[0] * batch, "second": 3 * weight[1]}
 
-    means = train_epoch([1.0, 2.0], step, optimizer, accelerator, num_batches=2, description="test")
+    means = train_epoch(
+        [1.0, 2.0],
+        step,
+        optimizer,
+        accelerator,
+        bar=bar(accelerator),
+        description="test",
+    )
     assert seen == [(0, 1.0), (1, 2.0)]
     # Gradients are (batch, 3): the first step goes from (1, 2) to (0.9, 1.7), the second to (0.7, 1.4).
     torch.testing.assert_close(weight.data, torch.tensor([0.7, 1.4]))
@@ -39,7 +50,7 @@ def test_the_gradient_is_clipped_to_its_norm(accelerator):
         lambda number, batch: {"loss": (weight * torch.tensor([30.0, 40.0])).sum()},
         optimizer,
         accelerator,
-        num_batches=1,
+        bar=bar(accelerator),
         description="test",
         max_gradient_norm=1.0,
     )
@@ -54,7 +65,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_terms_before_the_step(accelera
             lambda number, batch: {"good": weight[0], "bad": weight[1] * batch},
             optimizer,
             accelerator,
-            num_batches=2,
+            bar=bar(accelerator),
             description="test",
         )
     assert torch.isfinite(weight).all()
@@ -63,4 +74,11 @@ def test_a_loss_that_is_not_finite_stops_with_its_terms_before_the_step(accelera
 def test_an_epoch_without_a_batch_is_refused(accelerator):
     _, optimizer = parts(accelerator)
     with pytest.raises(ValueError, match="no batch to train on"):
-        train_epoch([], lambda number, batch: {}, optimizer, accelerator, num_batches=0, description="test")
+        train_epoch(
+            [],
+            lambda number, batch: {},
+            optimizer,
+            accelerator,
+            bar=bar(accelerator),
+            description="test",
+        )

@@ -4,68 +4,17 @@ import csv
 import json
 import math
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 import progeo
 from progeo.cli import main
 from progeo.data.decode import read_image
 from progeo.engine.checkpoint import load_checkpoint
-
-SETTINGS = {
-    "data": {"num_workers": 0, "eval_batch_size": 16},
-    "cells": {"groups_per_side": 2, "groups_per_heading": 1, "min_images_per_class": 4, "num_groups": 2},
-    "model": {"architecture": "tiny-resnet", "weights": "random", "image_size": 64, "descriptor_dim": 32},
-    "prompts": {"image_size": 64, "epochs": 2, "batch_size": 16},
-    "training": {
-        "epochs": 3,
-        "iterations_per_epoch": 2,
-        "batch_size": 4,
-        "encoder_learning_rate": 1e-3,
-    },
-}
-
-
-@pytest.fixture(scope="module")
-def city(tmp_path_factory):
-    out = tmp_path_factory.mktemp("city") / "toy"
-    main(["toy-city", str(out), "--num_images", "120", "--image_size", "64"])
-    return out
-
-
-@pytest.fixture(scope="module")
-def config(city, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("config")
-    settings = {
-        **SETTINGS,
-        "run": str(folder / "run"),
-        "data": {**SETTINGS["data"], "train_folder": str(city / "train"), "val_folder": str(city / "val")},
-        "prompts": {**SETTINGS["prompts"], "feature_cache": str(folder / "features")},
-    }
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(settings))
-    return path
-
-
-@pytest.fixture(scope="module")
-def run(config):
-    """A run of both stages."""
-    main(["stage1", "--config", str(config)])
-    main(["stage2", "--config", str(config)])
-    return config.parent / "run"
-
-
-def files_in(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-
-
-def metrics_of(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+from runs import files_in, metrics_of
 
 
 def test_stage_1_leaves_exactly_its_files(run):
@@ -145,26 +94,6 @@ def test_an_idle_groups_head_stays_as_it_was(run):
     before, after = (load_checkpoint(run / f"stage2/checkpoints/epoch_00000{epoch}") for epoch in (2, 3))
     assert torch.equal(before["heads"][1]["weight"], after["heads"][1]["weight"])  # epoch 3 trains group 1 of 2
     assert not torch.equal(before["heads"][0]["weight"], after["heads"][0]["weight"])
-
-
-def test_stage_1_resumed_trains_only_what_is_missing_and_ends_the_same(run, config, tmp_path):
-    resumed = tmp_path / "resumed"
-    shutil.copytree(run / "stage1", resumed / "stage1")
-    for name in ("checkpoints/group_1.safetensors", "prompts.safetensors", "prompts.json"):
-        (resumed / "stage1" / name).unlink()
-    kept = (resumed / "stage1/checkpoints/group_0.safetensors").stat().st_mtime_ns
-    main(["stage1", "--config", str(config), "--run", str(resumed), "--resume", "true"])
-    assert (resumed / "stage1/checkpoints/group_0.safetensors").stat().st_mtime_ns == kept
-    assert (resumed / "stage1/prompts.safetensors").read_bytes() == (run / "stage1/prompts.safetensors").read_bytes()
-
-
-def test_image_features_are_extracted_once_and_found_again(run, config, tmp_path, capfd):
-    (features,) = (config.parent / "features").iterdir()
-    assert {path.name for path in features.iterdir()} == {"features.npy", "features.json", "catalogue.arrow"}
-    before = (features / "features.npy").stat().st_mtime_ns
-    main(["stage1", "--config", str(config), "--run", str(tmp_path / "again")])
-    assert "found in" in capfd.readouterr().err
-    assert (features / "features.npy").stat().st_mtime_ns == before
 
 
 def test_without_text_neither_prompts_nor_their_loss_are_there(config, tmp_path):

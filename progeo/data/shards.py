@@ -1,0 +1,71 @@
+"""A large array of rows on disk, in files that are each written whole, so that filling it can stop and go on."""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from progeo.files import replacing
+
+
+class ShardedRows:
+    """float16 (N, D) in the files `rows_00000.npy`, ... of a folder, mapped into memory when read.
+
+    Args:
+        folder: where the files lie.
+        num_rows: N.
+        width: D.
+        shard_size: rows of a file; the last one may have fewer.
+    """
+
+    def __init__(self, folder: Path, *, num_rows: int, width: int, shard_size: int) -> None:
+        self.folder = folder
+        self.num_rows = num_rows
+        self.width = width
+        self.shard_size = shard_size
+        self._mapped = cache(self._map)
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def shard_rows(self, shard: int) -> range:
+        """The rows that a shard holds."""
+        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.num_rows))
+
+    def missing_shards(self) -> list[int]:
+        """The shards that are not written yet."""
+        num_shards = -(-self.num_rows // self.shard_size)
+        return [shard for shard in range(num_shards) if not self._path(shard).is_file()]
+
+    def write_shard(self, shard: int, values: np.ndarray) -> None:
+        """Write the rows of a shard, float16 (rows, D)."""
+        with replacing(self._path(shard)) as temporary:
+            np.save(temporary, values)
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Read rows int64 (n,) in the order given, float16 (n, D).
+
+        Raises:
+            ValueError: a file that is not what was written; the sentence names it.
+        """
+        values = np.empty((len(rows), self.width), np.float16)
+        shards = rows // self.shard_size
+        for shard in np.unique(shards).tolist():
+            here = shards == shard
+            values[here] = self._mapped(shard)[rows[here] - shard * self.shard_size]
+        return values
+
+    def _map(self, shard: int) -> np.ndarray:
+        path, shape = self._path(shard), (len(self.shard_rows(shard)), self.width)
+        try:
+            values = np.load(path, mmap_mode="r")
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{path} is damaged ({error}): remove it, and it is made again.") from None
+        if (values.shape, values.dtype) != (shape, np.float16):
+            raise ValueError(
+                f"{path} holds {values.dtype} {values.shape}, not float16 {shape}: remove it, and it is made again."
+            )
+        return values
+
+    def _path(self, shard: int) -> Path:
+        return self.folder / f"rows_{shard:05}.npy"

@@ -1,0 +1,210 @@
+"""Stage 1 through the real command: killed and resumed, on two processes, with broken images, with a changed cache."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from progeo.cli import main
+from progeo.data.shards import ShardedRows
+from progeo.engine.accelerator import start_accelerator
+from progeo.stages.prompt_group import GroupImages
+from runs import files_in, metrics_of
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def own_config(config, city, tmp_path):
+    """The settings of `run` with a copy of its training images, a feature cache of their own and one image a batch."""
+    shutil.copytree(city / "train", tmp_path / "train")
+    settings = yaml.safe_load(config.read_text())
+    settings["data"] |= {"train_folder": str(tmp_path / "train"), "eval_batch_size": 1}
+    settings["prompts"]["feature_cache"] = str(tmp_path / "features")
+    settings["run"] = str(tmp_path / "run")
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def stage_1(config: Path, *arguments: object) -> None:
+    main(["stage1", "--config", str(config), *map(str, arguments)])
+
+
+def failure(config: Path, *arguments: object) -> str:
+    with pytest.raises(SystemExit) as stop:
+        stage_1(config, *arguments)
+    return str(stop.value.code)
+
+
+def kill_when(done: Callable[[], bool], command: list[str]) -> None:
+    """Start a command and kill it without warning as soon as it has come so far."""
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+        while not done():
+            assert process.poll() is None, "the command ended before it could be killed"
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+
+
+def prompts_of(run: Path) -> bytes:
+    return (run / "stage1" / "prompts.safetensors").read_bytes()
+
+
+def test_features_are_found_again_by_a_later_run(run, config, tmp_path, capfd):
+    (features,) = (config.parent / "features").iterdir()
+    names = {"features.json", "catalogue.arrow", "file_sizes.npy", *(f"rows_{shard:05}.npy" for shard in range(6))}
+    assert {path.name for path in features.iterdir()} == names
+    before = {path.name: path.stat().st_mtime_ns for path in features.iterdir()}
+    stage_1(config, "--run", tmp_path / "again")
+    assert f"found in {features}" in capfd.readouterr().err
+    assert {path.name: path.stat().st_mtime_ns for path in features.iterdir()} == before
+    assert prompts_of(tmp_path / "again") == prompts_of(run)
+
+
+def test_an_extraction_that_was_killed_goes_on_where_it_stopped(own_config, tmp_path):
+    def shards() -> list[Path]:
+        return sorted((tmp_path / "features").glob("*/rows_*.npy"))
+
+    kill_when(lambda: len(shards()) >= 2, [sys.executable, "stage1_prompts.py", "--config", str(own_config)])
+    before = {path: path.stat().st_mtime_ns for path in shards()}
+    assert 2 <= len(before) < 6
+    stage_1(own_config, "--resume", "true")
+    assert len(shards()) == 6
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    stage_1(own_config, "--prompts.feature_cache", tmp_path / "other", "--run", tmp_path / "other_run")
+    assert prompts_of(tmp_path / "run") == prompts_of(tmp_path / "other_run")
+
+
+def test_a_training_that_was_killed_ends_with_the_same_prompts_bit_for_bit(config, run, tmp_path):
+    many = ["--config", str(config), "--prompts.epochs", "25"]
+    killed, whole = ["--run", str(tmp_path / "killed")], ["--run", str(tmp_path / "whole")]
+    second_group = tmp_path / "killed/stage1/checkpoints/group_1"
+    kill_when(lambda: (second_group / "epoch_000002").exists(), [sys.executable, "stage1_prompts.py", *many, *killed])
+    assert not (tmp_path / "killed/stage1/prompts.safetensors").exists()
+    main(["stage1", *many, *killed, "--resume", "true"])
+    main(["stage1", *many, *whole])
+    assert prompts_of(tmp_path / "killed") == prompts_of(tmp_path / "whole")
+    assert metrics_of(tmp_path / "killed/stage1") == metrics_of(tmp_path / "whole/stage1")
+    assert files_in(tmp_path / "killed") == files_in(tmp_path / "whole")
+
+
+def test_only_groups_that_are_not_finished_are_trained_again(run, config, tmp_path):
+    shutil.copytree(run / "stage1", tmp_path / "stage1")
+    for name in ("checkpoints/group_1.safetensors", "prompts.safetensors", "prompts.json"):
+        (tmp_path / "stage1" / name).unlink()
+    kept = (tmp_path / "stage1/checkpoints/group_0.safetensors").stat().st_mtime_ns
+    stage_1(config, "--run", tmp_path, "--resume", "true")
+    assert (tmp_path / "stage1/checkpoints/group_0.safetensors").stat().st_mtime_ns == kept
+    assert prompts_of(tmp_path) == prompts_of(run)
+    assert metrics_of(tmp_path / "stage1") == metrics_of(run / "stage1")
+
+
+def test_two_processes_learn_the_same_prompts_as_one(own_config, tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    stage_1(own_config)
+    torch.set_num_threads(threads)
+    settings = yaml.safe_load(own_config.read_text()) | {"run": str(tmp_path / "two")}
+    settings["prompts"]["feature_cache"] = str(tmp_path / "features_of_two")
+    own_config.write_text(yaml.safe_dump(settings))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    result = subprocess.run(
+        [*launch, "stage1_prompts.py", "--config", str(own_config)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "two/stage1/environment.json").read_text())["processes"] == 2
+    assert prompts_of(tmp_path / "run") == prompts_of(tmp_path / "two")
+    one, two = (
+        sorted(metrics_of(tmp_path / name / "stage1"), key=lambda row: (row["group"], row["epoch"]))
+        for name in ("run", "two")
+    )
+    assert one == two
+    log = (tmp_path / "two/stage1/log.txt").read_text()
+    assert log.count("group 1/2: ") == log.count("group 2/2: ") == 1  # each is summed up once, whoever trained it
+
+
+def test_a_broken_image_is_reported_and_its_class_learns_from_the_others(own_config, tmp_path):
+    broken = sorted((tmp_path / "train").rglob("*.jpg"))[0]
+    broken.write_bytes(broken.read_bytes()[:-500])
+    assert "cannot be decoded" in failure(own_config, "--data.max_unreadable_share", "0")
+    stage_1(own_config, "--data.max_unreadable_share", "0.02", "--resume", "true")
+    assert str(broken) in (tmp_path / "run/stage1/log.txt").read_text()
+    broken.unlink()
+    stage_1(own_config, "--run", tmp_path / "without")
+    assert prompts_of(tmp_path / "run") == prompts_of(tmp_path / "without")
+
+
+def test_features_of_images_that_changed_since_are_refused(own_config, tmp_path):
+    stage_1(own_config)
+    changed = sorted((tmp_path / "train").rglob("*.jpg"))[3]
+    changed.write_bytes(changed.read_bytes() + b"\0")
+    sentence = failure(own_config, "--run", tmp_path / "later")
+    assert "images looked at changed since their features were put into" in sentence
+    assert str(changed) in sentence
+
+
+def test_a_cache_that_says_it_was_made_from_something_else_is_refused(own_config, tmp_path):
+    stage_1(own_config)
+    (description,) = (tmp_path / "features").glob("*/features.json")
+    description.write_text(json.dumps({**json.loads(description.read_text()), "normalisation": "imagenet"}))
+    sentence = failure(own_config, "--run", tmp_path / "later")
+    assert (
+        f"The image features in {description.parent} were made with normalisation = imagenet, now it is clip"
+        in sentence
+    )
+    assert "--prompts.feature_cache" in sentence
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("--prompts.image_size", "96"),
+        ("--model.normalisation", "imagenet"),
+        ("--seed", "1"),
+        ("--mixed_precision", "bf16"),
+    ],
+)
+def test_other_weights_sizes_and_preprocessing_have_features_of_their_own(run, config, tmp_path, change):
+    features = config.parent / "features"
+    before = set(features.iterdir())
+    stage_1(config, "--run", tmp_path / "run", "--prompts.epochs", 1, *change)
+    (new,) = set(features.iterdir()) - before
+    shutil.rmtree(new)
+
+
+def test_every_group_is_summed_up_with_its_accuracies(run):
+    description = json.loads((run / "stage1" / "prompts.json").read_text())
+    last = [row for row in metrics_of(run / "stage1") if row["epoch"] == 2]
+    for group, (summary, row) in enumerate(zip(description["groups"], last, strict=True)):
+        assert summary["classes"] == description["partition"]["classes_per_group"][group]
+        assert summary["loss"] == row["loss"]
+        assert 0 <= summary["image_to_text_accuracy"] <= 100
+        assert 0 <= summary["text_to_image_accuracy"] <= 100
+
+
+def test_features_on_the_device_and_features_on_disk_give_the_same_batches(tmp_path):
+    values = np.random.default_rng(0).normal(size=(20, 8)).astype(np.float16)
+    features = ShardedRows(tmp_path, num_rows=20, width=8, shard_size=16)
+    features.write_shard(0, values[:16])
+    features.write_shard(1, values[16:])
+    rows, labels = np.array([19, 2, 7, 15, 16]), np.array([0, 0, 1, 2, 2])
+    for on_device in (True, False):
+        images = GroupImages(features, rows, labels, start_accelerator("no"), on_device=on_device)
+        got, got_labels = images.batch(np.array([4, 0, 2]))
+        np.testing.assert_array_equal(got.numpy(), values[[16, 19, 7]].astype(np.float32))
+        assert got_labels.tolist() == [2, 0, 1]
