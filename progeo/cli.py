@@ -22,6 +22,9 @@ COMMANDS = {
     "stage1": Command("prompts:train_prompts", "Settings", "learn a text prompt for every place"),
     "stage2": Command("image:train_image_encoder", "Settings", "train the image encoder on places and their prompts"),
     "evaluate": Command("evaluate:evaluate", "EvaluateSettings", "recall of an encoder, with a report"),
+    "prompts show": Command(
+        "show_prompts:show_prompts", "ShowPromptsSettings", "words nearest to the learned prompts", True
+    ),
     "export": Command("export:export", "ExportSettings", "write the best encoder of a run to its own folder", True),
     "toy-city": Command("toy_city:make_toy_city", "ToyCitySettings", "render a small city to try everything on", True),
     "demo": Command("demo:run_demo", "DemoSettings", "the whole job on a toy city"),
@@ -33,12 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     PROGEO_DEBUG=1 in the environment shows the traceback.
     """
-    name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    if name not in COMMANDS:
-        print(_usage(), file=sys.stdout if name in ("-h", "--help") else sys.stderr)
-        sys.exit(0 if name in ("-h", "--help") else f"progeo: there is no command {name!r}.")
+    words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    name = next((name for name in COMMANDS if words[: len(name.split())] == name.split()), None)
+    if name is None:
+        asked = words[0] in ("-h", "--help")
+        print(_usage(), file=sys.stdout if asked else sys.stderr)
+        sys.exit(0 if asked else f"progeo: there is no command {' '.join(words[:2])!r}.")
     try:
-        run_command(name, rest)
+        run_command(name, words[len(name.split()) :])
     except (ValueError, OSError) as error:
         if os.environ.get("PROGEO_DEBUG") == "1":
             raise
@@ -59,7 +64,7 @@ def run_command(name: str, arguments: Sequence[str]) -> None:
 
 
 def _usage() -> str:
-    rows = [f"  {name:10} {command.summary}" for name, command in COMMANDS.items()]
+    rows = [f"  {name:12} {command.summary}" for name, command in COMMANDS.items()]
     return "\n".join(["usage: progeo COMMAND [--help | OPTIONS]", "", *rows])
 
 

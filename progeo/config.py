@@ -171,6 +171,20 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class ShowPromptsSettings:
+    """Settings of showing prompts."""
+
+    run: Path
+    """Run whose prompts to read."""
+    class_: str | None = None
+    """EAST,NORTH or EAST,NORTH,HEADING of a place, in UTM metres and degrees; several parted by spaces; null is all."""
+    num_words: int = 5
+    """Words for each learned vector."""
+    out: Path | None = None
+    """CSV to write; null takes prompts.csv beside the prompts."""
+
+
+@dataclass(frozen=True)
 class EvaluateSettings:
     """Settings of an evaluation."""
 
@@ -248,6 +262,10 @@ def parse_settings(
     if not positional:
         parser.add_argument("--config", action="config", help="YAML file of settings")
     parser.add_class_arguments(kind, as_positional=positional)
+    for action in parser._actions:  # `class_` is --class: Python keeps the word for itself
+        if any(option.endswith("_") for option in action.option_strings):
+            action.option_strings = [option.rstrip("_") for option in action.option_strings]
+            parser._option_string_actions |= dict.fromkeys(action.option_strings, action)
     values = parser.parse_args(list(arguments))
     return kind(**{name: value for name, value in vars(parser.instantiate(values)).items() if name != "config"})
 

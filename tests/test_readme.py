@@ -27,7 +27,7 @@ def test_every_script_command_it_shows_can_be_parsed(line, monkeypatch):
 
 def test_every_sub_command_it_names_exists_and_none_is_left_out():
     (listed,) = re.findall(r"`progeo` \((.*?)\)", README, flags=re.S)
-    assert re.findall(r"`([\w-]+)`", listed) == list(COMMANDS)
+    assert re.findall(r"`([\w -]+)`", listed) == list(COMMANDS)
 
 
 def test_every_config_is_in_the_table_and_no_other():

@@ -1,0 +1,43 @@
+import pytest
+import torch
+from open_clip import SimpleTokenizer
+
+from progeo.models.clip import load_clip
+from progeo.models.vocabulary import nearest_words
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return load_clip("tiny-vit", "random")
+
+
+def test_a_words_own_embedding_is_nearest_to_it(clip):
+    tokenizer = SimpleTokenizer()
+    ids = torch.tensor([tokenizer.encode(word)[0] for word in ("street", "tower", "palm")])
+    nearest = nearest_words(clip, clip.token_embedding(ids), 1)
+    assert nearest.words == [["street"], ["tower"], ["palm"]]
+    assert nearest.distances.abs().max() == 0
+
+
+def test_a_token_that_begins_a_word_is_told_from_the_word(clip):
+    tokenizer = SimpleTokenizer()
+    ids = torch.tensor([tokenizer.encoder["street"], tokenizer.encoder["street</w>"]])
+    assert nearest_words(clip, clip.token_embedding(ids), 1).words == [["street-"], ["street"]]
+
+
+def test_the_marks_of_start_and_end_are_no_words(clip):
+    tokenizer = SimpleTokenizer()
+    ids = torch.tensor([tokenizer.sot_token_id, tokenizer.eot_token_id])
+    assert nearest_words(clip, clip.token_embedding(ids), 1).distances.min() > 0
+
+
+def test_distances_and_their_order_agree_with_a_plain_search_across_chunks(clip):
+    vectors = torch.randn(300, 64, generator=torch.Generator().manual_seed(0))
+    nearest = nearest_words(clip, vectors, 3)
+    assert len(nearest.words) == 300
+    vocabulary = clip.token_embedding.weight[:-2].double()
+    for row in (0, 255, 256, 299):
+        plain = (vocabulary - vectors[row].double()).norm(dim=1).sort()
+        torch.testing.assert_close(nearest.distances[row].double(), plain.values[:3], rtol=1e-5, atol=1e-5)
+        words = [SimpleTokenizer().decode([token]).strip() for token in plain.indices[:3].tolist()]
+        assert [word.rstrip("-") for word in nearest.words[row]] == words

@@ -1,0 +1,82 @@
+import csv
+import json
+import shutil
+
+import pytest
+from safetensors.torch import load_file
+
+from progeo.cli import main
+
+
+@pytest.fixture
+def stage_1(run, tmp_path):
+    shutil.copytree(run / "stage1", tmp_path / "stage1")
+    return tmp_path / "stage1"
+
+
+def show(*arguments):
+    main(["prompts", "show", *map(str, arguments)])
+
+
+def rows_of(path):
+    with path.open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_every_vector_of_every_class_gets_its_words_on_screen_and_in_a_csv(stage_1, capsys):
+    show(stage_1.parent, "--num_words", 2)
+    shown = capsys.readouterr().out
+    counts = json.loads((stage_1 / "prompts.json").read_text())["partition"]["classes_per_group"]
+    rows = rows_of(stage_1 / "prompts.csv")
+    assert len(rows) == sum(counts) * 4 * 2
+    first = rows[0]
+    ids = load_file(stage_1 / "prompts.safetensors")["group_0.class_ids"]
+    assert [int(first[name]) for name in ("group", "east", "north", "heading")] == [1, *ids[0].tolist()]
+    assert (first["vector"], first["rank"]) == ("1", "1")
+    assert f"class {','.join(map(str, ids[0].tolist()))} of group 1" in shown
+    assert f"  vector 1: {first['word']} {float(first['distance']):.3f}"[:-1] in shown
+    assert str(stage_1 / "prompts.csv") in shown
+
+
+def test_a_class_is_found_by_any_point_in_its_cell(stage_1, tmp_path):
+    ids = load_file(stage_1 / "prompts.safetensors")["group_1.class_ids"]
+    east, north, heading = ids[2].tolist()
+    show(stage_1, "--class", f"{east + 3.5},{north + 9},{heading + 1}", "--out", tmp_path / "one.csv")
+    rows = rows_of(tmp_path / "one.csv")
+    assert len(rows) == 4 * 5
+    assert {(row["group"], row["east"], row["north"], row["heading"]) for row in rows} == {
+        ("2", str(east), str(north), str(heading))
+    }
+
+
+def test_without_a_heading_all_classes_of_the_cell_are_shown(stage_1, tmp_path):
+    tensors = load_file(stage_1 / "prompts.safetensors")
+    ids = [tuple(row) for group in (0, 1) for row in tensors[f"group_{group}.class_ids"].tolist()]
+    first = ids[0]
+    show(stage_1, "--class", f"{first[0]},{first[1]}", "--num_words", 1, "--out", tmp_path / "cell.csv")
+    assert len(rows_of(tmp_path / "cell.csv")) == 4 * sum(class_id[:2] == first[:2] for class_id in ids)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        ("0,0", "There is no class at 0,0: the nearest is"),
+        ("here", "A class is given as EAST,NORTH or EAST,NORTH,HEADING"),
+        ("1,2,3,4", "A class is given as EAST,NORTH or EAST,NORTH,HEADING"),
+    ],
+)
+def test_a_class_that_is_not_there_is_refused(stage_1, wanted, words):
+    with pytest.raises(SystemExit, match=words):
+        show(stage_1, "--class", wanted)
+
+
+def test_words_of_another_vocabulary_are_refused(stage_1):
+    description = json.loads((stage_1 / "prompts.json").read_text())
+    (stage_1 / "prompts.json").write_text(json.dumps({**description, "seed": 5}))
+    with pytest.raises(SystemExit, match="were learned with other weights than random of tiny-resnet are now"):
+        show(stage_1)
+
+
+def test_a_folder_without_prompts_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="There are no prompts in"):
+        show(tmp_path)
