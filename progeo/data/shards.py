@@ -1,6 +1,5 @@
 """A large array of rows on disk, in files that are each written whole, so that filling it can stop and go on."""
 
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,6 @@ class ShardedRows:
         self.num_rows = num_rows
         self.width = width
         self.shard_size = shard_size
-        self._mapped = cache(self._map)
 
     def __len__(self) -> int:
         return self.num_rows
@@ -52,10 +50,11 @@ class ShardedRows:
         shards = rows // self.shard_size
         for shard in np.unique(shards).tolist():
             here = shards == shard
-            values[here] = self._mapped(shard)[rows[here] - shard * self.shard_size]
+            values[here] = self._map(shard)[rows[here] - shard * self.shard_size]
         return values
 
     def _map(self, shard: int) -> np.ndarray:
+        """Map a file for a moment: a mapping that stays would count all that was ever read as this process's memory."""
         path, shape = self._path(shard), (len(self.shard_rows(shard)), self.width)
         try:
             values = np.load(path, mmap_mode="r")

@@ -104,7 +104,7 @@ def cached_features(
 
 def _shard_size(num_images: int) -> int:
     """Enough files to stop and go on and to share between processes, but not so many that they are a burden."""
-    return min(8192, max(16, num_images // 16))
+    return min(8192, max(64, num_images // 16))
 
 
 def _open_folder(folder: Path, depends_on: Mapping[str, Any], catalogue: Catalogue) -> None:

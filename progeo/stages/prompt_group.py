@@ -89,7 +89,7 @@ class GroupTraining:
         self.learner = PromptLearner(
             clip, num_classes, self.prompts.template, self.prompts.context_length, generator=generator
         ).to(accelerator.device)
-        adam = torch.optim.Adam(self.learner.parameters(), lr=self.prompts.learning_rate)
+        adam = torch.optim.Adam(self.learner.parameters(), lr=self.prompts.learning_rate, fused=True)
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(adam, T_max=self.prompts.epochs)
         self.optimizer = accelerator.prepare(adam)
         set_scaler_state(accelerator, None)
@@ -98,7 +98,7 @@ class GroupTraining:
         """Train on every image of the group once."""
         self.terms = train_epoch(
             permuted_batches(len(self.images), self.prompts.batch_size, seed=self.seed, epoch=self.epoch),
-            self._step,
+            self.step,
             self.optimizer,
             self.accelerator,
             bar=bar,
@@ -106,6 +106,16 @@ class GroupTraining:
         )
         self.scheduler.step()
         self.epoch += 1
+
+    def step(self, _: int, batch: np.ndarray) -> dict[str, Tensor]:
+        """The loss terms of a batch of images of the group, int64 (B,)."""
+        features, labels = self.images.batch(batch)
+        images, texts = self._compared(features), self._compared(self.learner(labels))
+        temperature = self.prompts.temperature
+        return {
+            "image_to_text": supervised_contrastive(images, texts, labels, labels, temperature),
+            "text_to_image": supervised_contrastive(texts, images, labels, labels, temperature),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the group needs to go on."""
@@ -143,15 +153,6 @@ class GroupTraining:
                 yield self._compared(features), labels
 
         return matching_accuracy(batches(), self._compared(text_features))
-
-    def _step(self, _: int, batch: np.ndarray) -> dict[str, Tensor]:
-        features, labels = self.images.batch(batch)
-        images, texts = self._compared(features), self._compared(self.learner(labels))
-        temperature = self.prompts.temperature
-        return {
-            "image_to_text": supervised_contrastive(images, texts, labels, labels, temperature),
-            "text_to_image": supervised_contrastive(texts, images, labels, labels, temperature),
-        }
 
     def _compared(self, features: Tensor) -> Tensor:
         """Features as the loss compares them."""
