@@ -6,7 +6,6 @@ overlap. Memory: the peak of a process of its own that trains on 35,000 classes 
 """
 
 import multiprocessing
-import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -35,7 +34,7 @@ from progeo.stages.prompt_group import GroupImages, GroupTraining
 ARCHITECTURE, DIMENSION = "ViT-B-32", 512
 TEXTS = 64
 IMAGES, IMAGE_SIDE, BATCH_SIZE = 256, 512, 64
-NUM_CLASSES, NUM_FEATURES, NUM_STEPS = 35_000, 700_000, 3
+NUM_CLASSES, NUM_FEATURES, NUM_STEPS = 35_000, 700_000, 8
 
 
 def main() -> None:
@@ -134,6 +133,7 @@ def plain_image_features(clip: CLIP, paths: list[Path], accelerator: Accelerator
 def train_large_group(folder: Path) -> str:
     """Train a few steps of a group of a large city, write its checkpoint, and tell the most memory that took."""
     accelerator = start_accelerator("no")
+    libraries = peak_memory(accelerator)
     clip = load_clip(ARCHITECTURE, "random").requires_grad_(False).to(accelerator.device)
     features = ShardedRows(folder / "large", num_rows=NUM_FEATURES, width=DIMENSION, shard_size=8192)
     rng = np.random.default_rng(0)
@@ -158,14 +158,21 @@ def train_large_group(folder: Path) -> str:
     seconds = (time.perf_counter() - start) / NUM_STEPS
     save_checkpoint(folder / "checkpoints", "epoch_000001", training.state_dict())
     held = sum(tensor.nbytes for tensor in clip.state_dict().values()) + 3 * training.learner.context.nbytes
-    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if accelerator.device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated()
+    peak = peak_memory(accelerator)
     return (
         f"a group of {NUM_CLASSES} classes and {NUM_FEATURES} features of {DIMENSION} dimensions, batches of "
-        f"{batch_size}: {seconds:.2f} s a step; peak memory {peak / 1e9:.2f} GB, of it model and optimizer "
-        f"{held / 1e9:.2f} GB, beyond them {(peak - held) / 1e9:.2f} GB"
+        f"{batch_size}: {seconds:.2f} s a step; peak memory {peak / 1e9:.2f} GB, of it libraries "
+        f"{libraries / 1e9:.2f} GB, model and optimizer {held / 1e9:.2f} GB, the rest "
+        f"{(peak - held - libraries) / 1e9:.2f} GB"
     )
+
+
+def peak_memory(accelerator: Accelerator) -> int:
+    """The most bytes so far: of the device where it has memory of its own, else of the process."""
+    if accelerator.device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return 1024 * int(status["VmHWM"].split()[0])
 
 
 def least_seconds(functions: list[Callable[[], object]], clock: Callable[[], float], *, rounds: int) -> list[float]:

@@ -57,9 +57,8 @@ def train_prompts(settings: Settings) -> Path:
         is_main=accelerator.is_main_process,
     )
     LOGGER.info("%d images, classes of the groups: %s", len(catalogue), [g.num_classes for g in partition.groups])
-    epochs_done = [_epochs_done(run, index, settings.prompts.epochs) for index in range(len(partition.groups))]
-    if accelerator.is_main_process:
-        run.keep_metrics(lambda row: row["epoch"] <= epochs_done[row["group"]])
+    training = PromptTraining(settings, partition, clip, run, accelerator)
+    training.drop_metrics_of_unfinished_epochs()
     rows = np.unique(np.concatenate([group.rows for group in partition.groups]))
     features = cached_features(
         clip,
@@ -71,13 +70,10 @@ def train_prompts(settings: Settings) -> Path:
         num_workers=settings.data.num_workers,
         max_unreadable_share=settings.data.max_unreadable_share,
     )
-    _train_groups(partition, rows, features, clip, settings, run, accelerator)
+    training.train_groups(features, rows)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        summaries = _gather(run, partition, clip, settings)
-        for index in sorted(set(range(len(summaries))) - set(_share(partition, accelerator))):
-            LOGGER.info("%s: %s", _name(index, partition), _in_words(summaries[index]))
-        LOGGER.info("prompts of %d groups written to %s", len(partition.groups), run.path / PROMPTS)
+        training.gather()
     return run.path
 
 
@@ -98,81 +94,122 @@ def load_text_features(folder: Path, partition: Partition) -> list[Tensor]:
         return [file.get_tensor(f"group_{index}.text_features") for index in range(len(partition.groups))]
 
 
-def _train_groups(
-    partition: Partition,
-    rows: np.ndarray,
-    features: ImageFeatures,
-    clip: CLIP,
-    settings: Settings,
-    run: RunFolder,
-    accelerator: Accelerator,
-) -> None:
-    """Train this process's share of the groups; `rows` are the rows of the catalogue that have features."""
-    mine = _share(partition, accelerator)
-    images = {index: _readable_images(partition.groups[index], rows, features) for index in mine}
-    prompts = settings.prompts
-    steps = {index: -(-len(images[index][0]) // prompts.batch_size) for index in mine}
-    bar = progress_bar(
-        prompts.epochs * sum(steps.values()),
-        accelerator,
-        images_per_step=prompts.batch_size,
-        steps_done=sum(steps[index] * _epochs_done(run, index, prompts.epochs) for index in mine),
-    )
-    with bar:
-        for index in mine:
-            if not _group_file(run, index).is_file():
-                places, labels = images[index]
-                on_device = fits_device(2 * features.rows.width * len(places), accelerator)
-                group_images = GroupImages(features.rows, places, labels, accelerator, on_device=on_device)
-                num_classes = partition.groups[index].num_classes
-                training = GroupTraining(index, num_classes, group_images, clip, settings, accelerator)
-                _train_group(training, partition.groups[index], run, bar, _name(index, partition))
-                accelerator.free_memory()
-            shutil.rmtree(_group_checkpoints(run, index), ignore_errors=True)
+class PromptTraining:
+    """Stage 1 over all groups: which this process trains, how far each has come, and what they leave."""
 
+    def __init__(
+        self, settings: Settings, partition: Partition, clip: CLIP, run: RunFolder, accelerator: Accelerator
+    ) -> None:
+        self.settings = settings
+        self.partition = partition
+        self.clip = clip
+        self.run = run
+        self.accelerator = accelerator
+        self.mine = range(accelerator.process_index, len(partition.groups), accelerator.num_processes)
 
-def _train_group(training: GroupTraining, group: Group, run: RunFolder, bar: tqdm, name: str) -> None:
-    """Train one group from its newest checkpoint on and write its prompts to its own file."""
-    checkpoints = _group_checkpoints(run, training.index)
-    newest = newest_checkpoint(checkpoints)
-    if newest is not None:
-        training.load_state_dict(load_checkpoint(newest))
-        LOGGER.info("%s: going on after epoch %d", name, training.epoch)
-    epochs = training.prompts.epochs
-    while training.epoch < epochs:
-        training.run_epoch(bar, f"stage 1, {name}, epoch {training.epoch + 1}/{epochs}")
-        run.append_metrics({"group": training.index, "epoch": training.epoch, **training.terms})
-        save_checkpoint(checkpoints, f"epoch_{training.epoch:06d}", training.state_dict())
-        prune_checkpoints(checkpoints, keep=1)
-    text_features = training.text_features()
-    matching = training.matching(text_features)
-    summary = {
-        "classes": group.num_classes,
-        "images": len(training.images),
-        "loss": training.terms["loss"],
-        "image_to_text_accuracy": matching.image_to_text,
-        "text_to_image_accuracy": matching.text_to_image,
-    }
-    with replacing(_group_file(run, training.index)) as temporary:
+    def drop_metrics_of_unfinished_epochs(self) -> None:
+        """Forget what is going to be trained again; before any process trains."""
+        done = [self._epochs_done(index) for index in range(len(self.partition.groups))]
+        if self.accelerator.is_main_process:
+            self.run.keep_metrics(lambda row: row["epoch"] <= done[row["group"]])
+
+    def train_groups(self, features: ImageFeatures, rows: np.ndarray) -> None:
+        """Train this process's groups; `rows` are the rows of the catalogue that have features, sorted."""
+        prompts = self.settings.prompts
+        images = {index: _readable_images(self.partition.groups[index], features, rows) for index in self.mine}
+        steps = {index: -(-len(images[index][0]) // prompts.batch_size) for index in self.mine}
+        bar = progress_bar(
+            prompts.epochs * sum(steps.values()),
+            self.accelerator,
+            images_per_step=prompts.batch_size,
+            steps_done=sum(steps[index] * self._epochs_done(index) for index in self.mine),
+        )
+        with bar:
+            for index in self.mine:
+                if not self._file(index).is_file():
+                    self._train_group(index, features, *images[index], bar)
+                    self.accelerator.free_memory()
+                shutil.rmtree(self._checkpoints(index), ignore_errors=True)
+
+    def gather(self) -> None:
+        """Put the files of all groups together, and say how those of other processes ended."""
+        tensors: dict[str, Tensor] = {}
+        summaries = []
+        for index in range(len(self.partition.groups)):
+            with safe_open(self._file(index), framework="pt") as file:
+                summaries.append(json.loads(file.metadata()["summary"]))
+                tensors |= {f"group_{index}.{name}": file.get_tensor(name) for name in _TENSORS}
+            if index not in self.mine:
+                LOGGER.info("%s: %s", self._name(index), _in_words(summaries[index]))
+        with replacing(self.run.path / PROMPTS) as temporary:
+            save_file(tensors, temporary)
+        description: dict[str, Any] = {
+            "partition": self.partition.describe(),
+            "architecture": self.settings.model.architecture,
+            "weights": self.settings.model.weights,
+            "seed": self.settings.seed,
+            "vocabulary": weights_digest({"token_embedding": self.clip.token_embedding.weight}),
+            "template": self.settings.prompts.template,
+            "context_length": self.settings.prompts.context_length,
+            "groups": summaries,
+        }
+        write_json(self.run.path / DESCRIPTION, description)
+        LOGGER.info("prompts of %d groups written to %s", len(summaries), self.run.path / PROMPTS)
+
+    def _train_group(
+        self, index: int, features: ImageFeatures, places: np.ndarray, labels: np.ndarray, bar: tqdm
+    ) -> None:
+        """Train one group, whose features lie at `places`, from its newest checkpoint on and write its file."""
+        group, name, epochs = self.partition.groups[index], self._name(index), self.settings.prompts.epochs
+        on_device = fits_device(2 * features.rows.width * len(places), self.accelerator)
+        images = GroupImages(features.rows, places, labels, self.accelerator, on_device=on_device)
+        training = GroupTraining(index, group.num_classes, images, self.clip, self.settings, self.accelerator)
+        checkpoints = self._checkpoints(index)
+        newest = newest_checkpoint(checkpoints)
+        if newest is not None:
+            training.load_state_dict(load_checkpoint(newest))
+            LOGGER.info("%s: going on after epoch %d", name, training.epoch)
+        while training.epoch < epochs:
+            training.run_epoch(bar, f"stage 1, {name}, epoch {training.epoch + 1}/{epochs}")
+            self.run.append_metrics({"group": index, "epoch": training.epoch, **training.terms})
+            save_checkpoint(checkpoints, f"epoch_{training.epoch:06d}", training.state_dict())
+            prune_checkpoints(checkpoints, keep=1)
+        text_features = training.text_features()
+        matching = training.matching(text_features)
+        summary = {
+            "classes": group.num_classes,
+            "images": len(images),
+            "loss": training.terms["loss"],
+            "image_to_text_accuracy": matching.image_to_text,
+            "text_to_image_accuracy": matching.text_to_image,
+        }
         tensors = {
             "context": training.learner.context.detach().cpu(),
             "text_features": text_features.cpu(),
             "class_ids": torch.from_numpy(group.class_ids),
         }
-        save_file(tensors, temporary, metadata={"summary": json.dumps(summary)})
-    LOGGER.info("%s: %s", name, _in_words(summary))
+        with replacing(self._file(index)) as temporary:
+            save_file(tensors, temporary, metadata={"summary": json.dumps(summary)})
+        LOGGER.info("%s: %s", name, _in_words(summary))
+
+    def _epochs_done(self, index: int) -> int:
+        """How many epochs of a group need not be trained again."""
+        if self._file(index).is_file():
+            return self.settings.prompts.epochs
+        newest = newest_checkpoint(self._checkpoints(index))
+        return 0 if newest is None else int(newest.name.removeprefix("epoch_"))
+
+    def _file(self, index: int) -> Path:
+        return self.run.checkpoints / f"group_{index}.safetensors"
+
+    def _checkpoints(self, index: int) -> Path:
+        return self.run.checkpoints / f"group_{index}"
+
+    def _name(self, index: int) -> str:
+        return f"group {index + 1}/{len(self.partition.groups)}"
 
 
-def _share(partition: Partition, accelerator: Accelerator) -> range:
-    """The groups that this process trains."""
-    return range(accelerator.process_index, len(partition.groups), accelerator.num_processes)
-
-
-def _name(index: int, partition: Partition) -> str:
-    return f"group {index + 1}/{len(partition.groups)}"
-
-
-def _readable_images(group: Group, rows: np.ndarray, features: ImageFeatures) -> tuple[np.ndarray, np.ndarray]:
+def _readable_images(group: Group, features: ImageFeatures, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where the features of a group's readable images lie, and the labels of these images."""
     places = np.searchsorted(rows, group.rows)
     readable = ~np.isin(places, features.unreadable)
@@ -181,46 +218,6 @@ def _readable_images(group: Group, rows: np.ndarray, features: ImageFeatures) ->
     if empty:
         LOGGER.warning("%d of %d classes have no readable image: their prompts say nothing", empty, group.num_classes)
     return places[readable], labels
-
-
-def _group_file(run: RunFolder, index: int) -> Path:
-    return run.checkpoints / f"group_{index}.safetensors"
-
-
-def _group_checkpoints(run: RunFolder, index: int) -> Path:
-    return run.checkpoints / f"group_{index}"
-
-
-def _epochs_done(run: RunFolder, index: int, epochs: int) -> int:
-    """How many epochs of a group need not be trained again."""
-    if _group_file(run, index).is_file():
-        return epochs
-    newest = newest_checkpoint(_group_checkpoints(run, index))
-    return 0 if newest is None else int(newest.name.removeprefix("epoch_"))
-
-
-def _gather(run: RunFolder, partition: Partition, clip: CLIP, settings: Settings) -> list[dict[str, Any]]:
-    """Put the groups' files together; returns their summaries."""
-    tensors: dict[str, Tensor] = {}
-    summaries = []
-    for index in range(len(partition.groups)):
-        with safe_open(_group_file(run, index), framework="pt") as file:
-            summaries.append(json.loads(file.metadata()["summary"]))
-            tensors |= {f"group_{index}.{name}": file.get_tensor(name) for name in _TENSORS}
-    with replacing(run.path / PROMPTS) as temporary:
-        save_file(tensors, temporary)
-    description: dict[str, Any] = {
-        "partition": partition.describe(),
-        "architecture": settings.model.architecture,
-        "weights": settings.model.weights,
-        "seed": settings.seed,
-        "vocabulary": weights_digest({"token_embedding": clip.token_embedding.weight}),
-        "template": settings.prompts.template,
-        "context_length": settings.prompts.context_length,
-        "groups": summaries,
-    }
-    write_json(run.path / DESCRIPTION, description)
-    return summaries
 
 
 def _in_words(summary: Mapping[str, Any]) -> str:
