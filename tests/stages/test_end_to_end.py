@@ -8,13 +8,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from run_files import files_in, metrics_of
 from safetensors.torch import load_file
 
 import progeo
 from progeo.cli import main
 from progeo.data.decode import read_image
 from progeo.engine.checkpoint import load_checkpoint
-from runs import files_in, metrics_of
 
 
 def test_stage_1_leaves_exactly_its_files(run):

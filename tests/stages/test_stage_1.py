@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from run_files import files_in, metrics_of
 
 from progeo.cli import main
 from progeo.data.shards import ShardedRows
 from progeo.engine.accelerator import start_accelerator
 from progeo.stages.prompt_group import GroupImages
-from runs import files_in, metrics_of
 
 ROOT = Path(__file__).parents[2]
 
