@@ -98,6 +98,7 @@ def compare_image_features(folder: Path) -> str:
                 catalogue,
                 Path(cache),
                 accelerator,
+                architecture=ARCHITECTURE,
                 normalisation="clip",
                 batch_size=BATCH_SIZE,
                 num_workers=DataSettings(folder, folder).num_workers,
@@ -161,9 +162,8 @@ def train_large_group(folder: Path) -> str:
     peak = peak_memory(accelerator)
     return (
         f"a group of {NUM_CLASSES} classes and {NUM_FEATURES} features of {DIMENSION} dimensions, batches of "
-        f"{batch_size}: {seconds:.2f} s a step; peak memory {peak / 1e9:.2f} GB, of it libraries "
-        f"{libraries / 1e9:.2f} GB, model and optimizer {held / 1e9:.2f} GB, the rest "
-        f"{(peak - held - libraries) / 1e9:.2f} GB"
+        f"{batch_size}: {seconds:.2f} s a step; peak memory {peak / 1e9:.2f} GB, {(peak - held) / 1e9:.2f} GB beyond "
+        f"model and optimizer ({held / 1e9:.2f} GB), {libraries / 1e9:.2f} GB of that the libraries"
     )
 
 

@@ -39,9 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     name = next((name for name in COMMANDS if words[: len(name.split())] == name.split()), None)
     if name is None:
-        asked = words[0] in ("-h", "--help")
+        asked = words[-1] in ("-h", "--help")
         print(_usage(), file=sys.stdout if asked else sys.stderr)
-        sys.exit(0 if asked else f"progeo: there is no command {' '.join(words[:2])!r}.")
+        sys.exit(0 if asked else f"progeo: there is no command {words[0]!r}.")
     try:
         run_command(name, words[len(name.split()) :])
     except (ValueError, OSError) as error:

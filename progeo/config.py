@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from progeo.data.augmentation import Augmentation
 from progeo.engine.accelerator import Precision
@@ -28,13 +29,13 @@ class DataSettings:
     """Name of the database's folder in val_folder."""
     queries: str = "queries"
     """Name of the queries' folder in val_folder."""
-    positive_radius_m: float = 25.0
+    positive_radius_m: PositiveFloat = 25.0
     """A database image within this many metres of a query is right for it."""
-    num_workers: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))
+    num_workers: NonNegativeInt = field(default_factory=lambda: min(4, os.cpu_count() or 1))
     """Processes that decode images."""
-    eval_batch_size: int = 64
+    eval_batch_size: PositiveInt = 64
     """Images a batch when nothing is trained."""
-    max_unreadable_share: float = 0.01
+    max_unreadable_share: ClosedUnitInterval = 0.01
     """Stage 1 leaves images out that cannot be read; where their share of all images is larger, it stops."""
     cache_images: bool = False
     """Keep the decoded training images in memory: 3 bytes a pixel of image_size, fast for a small set."""
@@ -44,17 +45,17 @@ class DataSettings:
 class CellSettings:
     """How the map is cut into classes and groups (CosPlace)."""
 
-    cell_side_m: int = 10
+    cell_side_m: PositiveInt = 10
     """Side of a cell in metres, M in the paper."""
     heading_bin_deg: int = 30
     """Width of a heading bin in degrees, alpha in the paper; 360 for images without heading."""
-    groups_per_side: int = 5
+    groups_per_side: PositiveInt = 5
     """Two classes of a group are this many cells apart, N in the paper."""
-    groups_per_heading: int = 2
+    groups_per_heading: PositiveInt = 2
     """Two classes of a group are this many heading bins apart, L in the paper."""
-    min_images_per_class: int = 10
+    min_images_per_class: PositiveInt = 10
     """Classes with fewer images are left out."""
-    num_groups: int = 8
+    num_groups: PositiveInt = 8
     """How many groups are trained on; epoch e of stage 2 trains on group e modulo this."""
 
 
@@ -86,17 +87,17 @@ class PromptSettings:
 
     template: str = "A photo of a {} street."
     """The sentence; {} is where the learned vectors stand."""
-    context_length: int = 4
+    context_length: PositiveInt = 4
     """Learned vectors of a class."""
     image_size: int | tuple[int, int] = 224
     """Pixels of the images that stage 1 describes."""
-    epochs: int = 60
+    epochs: PositiveInt = 60
     """Epochs of each group."""
-    batch_size: int = 512
+    batch_size: PositiveInt = 512
     """Images a batch."""
-    learning_rate: float = 1e-2
+    learning_rate: PositiveFloat = 1e-2
     """Of Adam at the start; it falls to zero along a cosine."""
-    temperature: float = 1.0
+    temperature: PositiveFloat = 1.0
     """Divides the dot products of the contrastive loss."""
     normalised: bool = False
     """Compare directions of image and text features only; the published method compares raw features."""
@@ -110,9 +111,9 @@ class HeadSettings:
 
     kind: HeadKind = "cosface"
     """cosface, arcface, or linear without margin."""
-    scale: float = 30.0
+    scale: PositiveFloat = 30.0
     """Multiplies the cosines."""
-    margin: float = 0.4
+    margin: NonNegativeFloat = 0.4
     """Of the right class: a cosine for cosface, radians for arcface."""
 
 
@@ -120,9 +121,9 @@ class HeadSettings:
 class TextSettings:
     """Stage 2: the image-text loss."""
 
-    weight: float = 1.0
+    weight: NonNegativeFloat = 1.0
     """Weight of the image-text loss; 0 trains without text and without prompts."""
-    label_smoothing: float = 0.1
+    label_smoothing: ClosedUnitInterval = 0.1
     """Share of the target spread evenly over the classes."""
     prompts: Path | None = None
     """Folder where stage 1 left its prompts; null takes stage1 of this run."""
@@ -132,19 +133,19 @@ class TextSettings:
 class TrainingSettings:
     """Stage 2: training the image encoder."""
 
-    epochs: int = 64
+    epochs: PositiveInt = 64
     """Epochs; each trains on one group and ends with a validation."""
-    iterations_per_epoch: int = 10_000
+    iterations_per_epoch: PositiveInt = 10_000
     """Batches an epoch."""
-    batch_size: int = 32
+    batch_size: PositiveInt = 32
     """Images a batch, each of another class where there are enough."""
-    encoder_learning_rate: float = 1e-5
+    encoder_learning_rate: PositiveFloat = 1e-5
     """Of Adam, for the encoder."""
-    head_learning_rate: float = 1e-2
+    head_learning_rate: PositiveFloat = 1e-2
     """Of Adam, for what is not exported: the classifiers, and the map from descriptors to text features."""
-    max_gradient_norm: float | None = None
+    max_gradient_norm: PositiveFloat | None = None
     """Clip the gradient to this length; null does not clip."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: PositiveInt = 2
     """Older checkpoints are removed; the best encoder never is."""
 
 
@@ -178,7 +179,7 @@ class ShowPromptsSettings:
     """Run whose prompts to read."""
     class_: str | None = None
     """EAST,NORTH or EAST,NORTH,HEADING of a place, in UTM metres and degrees; several parted by spaces; null is all."""
-    num_words: int = 5
+    num_words: PositiveInt = 5
     """Words for each learned vector."""
     out: Path | None = None
     """CSV to write; null takes prompts.csv beside the prompts."""
@@ -198,15 +199,15 @@ class EvaluateSettings:
     """Name of the database's folder."""
     queries: str = "queries"
     """Name of the queries' folder, such as queries_v1."""
-    positive_radius_m: float = 25.0
+    positive_radius_m: PositiveFloat = 25.0
     """A database image within this many metres of a query is right for it."""
     recall_ns: tuple[int, ...] = (1, 5, 10, 20)
     """The Ns of recall@N."""
     image_size: int | tuple[int, int] | None = None
     """Pixels that images are resized to: one side, or height and width; null takes the encoder's own."""
-    batch_size: int = 64
+    batch_size: PositiveInt = 64
     """Images a batch."""
-    num_workers: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))
+    num_workers: NonNegativeInt = field(default_factory=lambda: min(4, os.cpu_count() or 1))
     """Processes that decode images."""
     mixed_precision: Precision = "no"
     """Precision of the encoder."""
@@ -230,7 +231,7 @@ class ToyCitySettings:
     """Folder to make."""
     seed: int = 0
     """Of the streets, the houses and the weather."""
-    num_images: int = 2000
+    num_images: PositiveInt = 2000
     """Images in all, over train, val and test."""
     image_size: int = 128
     """Side of an image in pixels."""
@@ -278,6 +279,9 @@ def plain_values(settings: Any) -> dict[str, Any]:
             return {name: plain(item) for name, item in value.items()}
         if isinstance(value, (list, tuple)):
             return [plain(item) for item in value]
-        return str(value) if isinstance(value, Path) else value
+        if isinstance(value, Path):
+            return str(value)
+        # PositiveInt and its like become plain numbers again.
+        return next((kind(value) for kind in (bool, int, float) if isinstance(value, kind)), value)
 
     return plain(dataclasses.asdict(settings))

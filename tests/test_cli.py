@@ -8,6 +8,8 @@ from PIL import Image
 
 from progeo.cli import COMMANDS, main
 
+NEEDED = ["--run", "r", "--data.train_folder", "t", "--data.val_folder", "v"]
+
 
 def run(*arguments, cwd=None):
     return subprocess.run([sys.executable, "-m", "progeo.cli", *arguments], capture_output=True, text=True, cwd=cwd)
@@ -51,6 +53,9 @@ def test_the_command_lists_its_sub_commands_and_each_has_help():
         (["stage1", "--run", "r", "--data.train_folder", "t", "--data.val_folder", "v", "--cells.side", "3"], "side"),
         (["stage1", "--config", "nowhere.yaml"], "does not exist"),
         (["stage1"], "required"),
+        (["stage1", *NEEDED, "--prompts.epochs", "0"], "prompts.epochs"),
+        (["stage1", *NEEDED, "--data.max_unreadable_share", "2"], "data.max_unreadable_share"),
+        (["prompts", "list"], "there is no command 'prompts'"),
         (["evaluate", "--encoder", "nowhere", "--folder", "f", "--out", "o"], "There is no encoder in nowhere"),
         (["export", "nowhere", "--to", "x"], "There is no encoder in nowhere"),
         (["stage2", "--run", "r", "--data.train_folder", "t", "--data.val_folder", "v"], "There is no folder t"),

@@ -62,7 +62,8 @@ def test_the_frozen_layers_of_the_published_settings_exist(name):
 def test_settings_written_as_plain_values_are_read_back_equal(tmp_path):
     import yaml
 
-    settings = settings_of(CONFIGS[0])
+    numbers = ["--prompts.epochs", "3", "--prompts.learning_rate", "0.5", "--data.num_workers", "0"]
+    settings = parse_settings(Settings, ["--config", str(CONFIGS[0]), *numbers], program="test")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(plain_values(settings)))
     assert settings_of(tmp_path / "config.yaml") == settings
 

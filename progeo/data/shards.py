@@ -30,10 +30,10 @@ class ShardedRows:
         """The rows that a shard holds."""
         return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.num_rows))
 
-    def missing_shards(self) -> list[int]:
-        """The shards that are not written yet."""
+    def missing_shards(self, process: int = 0, num_processes: int = 1) -> list[int]:
+        """The shards that are not written yet, of those that a process is to write."""
         num_shards = -(-self.num_rows // self.shard_size)
-        return [shard for shard in range(num_shards) if not self._path(shard).is_file()]
+        return [shard for shard in range(process, num_shards, num_processes) if not self._path(shard).is_file()]
 
     def write_shard(self, shard: int, values: np.ndarray) -> None:
         """Write the rows of a shard, float16 (rows, D)."""

@@ -10,7 +10,7 @@ from accelerate.utils import InitProcessGroupKwargs
 
 Precision = Literal["no", "fp16", "bf16"]
 
-# Processes that work apart meet only at the end: one may wait long for another that had more to do.
+# Processes that work apart may wait long for one that had more to do.
 _LONGEST_WAIT = timedelta(days=30)
 
 

@@ -50,13 +50,18 @@ class RunFolder:
         with self.metrics.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(dict(values)) + "\n")
 
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All lines so far, without one that was torn off."""
+        if not self.metrics.is_file():
+            return []
+        lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
     def keep_metrics(self, keep: Callable[[dict[str, Any]], bool]) -> None:
-        """Remove the lines that `keep` denies, and a torn last one: what they tell of is going to be run again."""
-        if self.metrics.is_file():
-            lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-            with replacing(self.metrics) as temporary:
-                whole = (line for line in lines if line.endswith("\n"))
-                temporary.write_text("".join(line for line in whole if keep(json.loads(line))), encoding="utf-8")
+        """Remove the lines that `keep` denies: what they tell of is going to be run again."""
+        kept = [row for row in self.read_metrics() if keep(row)]
+        with replacing(self.metrics) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
 
 
 def open_run(

@@ -6,10 +6,14 @@ Plain sentences are encoded beside them, into the same space.
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from open_clip import CLIP, SimpleTokenizer
 from torch import Tensor, nn
 
 from progeo.models.text_tower import encode_beginning, encode_continuations
+
+# Pieces of this size fill a GPU, and their freed memory serves the next piece, where larger ones leave holes.
+_TEXTS_AT_ONCE = 256
 
 
 class PromptLearner(nn.Module):
@@ -49,7 +53,11 @@ class PromptLearner(nn.Module):
         classes, inverse = labels.unique(return_inverse=True)
         context = self.context[classes]
         continuations = torch.cat([context, self.suffix.expand(len(context), -1, -1)], dim=1)
-        return encode_continuations(self._tower[0], self.beginning, continuations)[inverse]
+        features = [
+            encode_continuations(self._tower[0], self.beginning, part) for part in continuations.split(_TEXTS_AT_ONCE)
+        ]
+        # Not by indexing: its gradient adds up the images of a class in an order that changes from run to run.
+        return F.embedding(inverse, torch.cat(features))
 
 
 def encode_text(clip: CLIP, sentences: Sequence[str]) -> Tensor:

@@ -1,16 +1,20 @@
 """The catalogue: a columnar table of images, in memory or mapped from an Arrow file."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from progeo.files import replacing
 from progeo.places.filename import parse_columns
 
 _EXTENSIONS = (".jpg", ".jpeg", ".png")
+_PATHS_AT_ONCE = 2**20
 _COLUMNS = ("east", "north", "zone", "heading")
 
 
@@ -39,6 +43,17 @@ class Catalogue:
     def heading(self) -> np.ndarray:
         """Degrees clockwise from north, float64 (N,), NaN where absent."""
         return self.table["heading"].to_numpy()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of the list of paths."""
+        digest = hashlib.sha256()
+        paths = self.table["path"]
+        for start in range(0, len(self), _PATHS_AT_ONCE):
+            part = paths.slice(start, _PATHS_AT_ONCE).combine_chunks()
+            joined = pc.binary_join(pa.ListArray.from_arrays([0, len(part)], part), "\n")
+            digest.update(joined[0].as_py().encode() + b"\n")
+        return digest.hexdigest()[:16]
 
     @property
     def positions_m(self) -> np.ndarray:

@@ -26,7 +26,7 @@ from progeo.places.catalogue import Catalogue
 
 _DESCRIPTION = "features.json"
 _CATALOGUE = "catalogue.arrow"
-_FILE_SIZES = "file_sizes.npy"
+_FILES = "files.npy"
 _MOST_FILES_CHECKED = 10_000
 _MOST_REASONS_SHOWN = 10
 
@@ -47,6 +47,7 @@ def cached_features(
     cache: Path,
     accelerator: Accelerator,
     *,
+    architecture: str,
     normalisation: str,
     batch_size: int,
     num_workers: int,
@@ -54,8 +55,8 @@ def cached_features(
 ) -> ImageFeatures:
     """Features of every image of a catalogue, from the cache as far as they are there.
 
-    They lie in a folder of `cache` named after all they depend on: the weights of the visual tower, the image size,
-    the normalisation, the precision and the list of images. Each process writes its share of the missing files, so an
+    They lie in a folder of `cache` named after all they depend on: architecture and weights of the visual tower, image
+    size, normalisation, precision, and the list of images. Each process writes its share of the missing files, so an
     extraction that was stopped goes on where it was.
 
     Args:
@@ -63,6 +64,7 @@ def cached_features(
         catalogue: N images.
         cache: folder of all cached features.
         accelerator: gives device, precision and processes.
+        architecture: of `clip`, with its activation: its weights do not tell.
         normalisation: `clip` or `imagenet`.
         batch_size: images a batch.
         num_workers: processes that decode images, for each process.
@@ -73,30 +75,34 @@ def cached_features(
     """
     image_size = as_height_width(clip.visual.image_size)
     depends_on = {
+        "architecture": architecture,
         "visual_weights": weights_digest(clip.visual.state_dict()),
         "image_size": list(image_size),
         "normalisation": normalisation,
         "mixed_precision": accelerator.mixed_precision,
         "image_folder": str(catalogue.folder.resolve()),
-        "image_list": _digest_of_paths(catalogue),
+        "image_list": catalogue.fingerprint,
         "num_images": len(catalogue),
+        "rows_per_file": _shard_size(len(catalogue)),
     }
     folder = cache / hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:16]
     if accelerator.is_main_process:
         _open_folder(folder, depends_on, catalogue)
     rows = ShardedRows(
-        folder, num_rows=len(catalogue), width=clip.text_projection.shape[1], shard_size=_shard_size(len(catalogue))
+        folder,
+        num_rows=len(catalogue),
+        width=clip.text_projection.shape[1],
+        shard_size=_shard_size(len(catalogue)),
     )
-    missing = rows.missing_shards()
-    accelerator.wait_for_everyone()  # all have seen the same files missing before anyone writes one
-    mine = missing[accelerator.process_index :: accelerator.num_processes]
-    images = CatalogueImages(catalogue, partial(resize_image, size=image_size))
+    accelerator.wait_for_everyone()  # until the folder is described
+    mine = rows.missing_shards(accelerator.process_index, accelerator.num_processes)
     allowed = int(max_unreadable_share * len(catalogue))
     if mine:
+        images = CatalogueImages(catalogue, partial(resize_image, size=image_size))
         describe = _describer(clip, normalisation, accelerator)
         _extract(describe, images, rows, mine, accelerator, batch_size, num_workers, allowed)
     accelerator.wait_for_everyone()
-    LOGGER.info("image features of %d images %s %s", len(catalogue), "written to" if missing else "found in", folder)
+    LOGGER.info("image features of %d images %s %s", len(catalogue), "written to" if mine else "found in", folder)
     reasons = _recorded_reasons(folder)
     _report_unreadable(reasons, folder, allowed, len(catalogue))
     return ImageFeatures(rows, np.array(sorted(reasons), np.int64))
@@ -110,11 +116,11 @@ def _shard_size(num_images: int) -> int:
 def _open_folder(folder: Path, depends_on: Mapping[str, Any], catalogue: Catalogue) -> None:
     """Describe a new folder; of one that is there, check that it is what it says and that the images are the same."""
     sample = np.linspace(0, len(catalogue) - 1, min(len(catalogue), _MOST_FILES_CHECKED)).astype(np.int64)
-    sizes = np.array([_file_size(catalogue.path(row)) for row in sample.tolist()])
+    files = np.array([_size_and_time(catalogue.path(row)) for row in sample.tolist()])
     if not (folder / _DESCRIPTION).is_file():
         catalogue.save(folder / _CATALOGUE)
-        with replacing(folder / _FILE_SIZES) as temporary:
-            np.save(temporary, sizes)
+        with replacing(folder / _FILES) as temporary:
+            np.save(temporary, files)
         write_json(folder / _DESCRIPTION, depends_on)
         return
     stored = read_json(folder / _DESCRIPTION)
@@ -124,7 +130,7 @@ def _open_folder(folder: Path, depends_on: Mapping[str, Any], catalogue: Catalog
                 f"The image features in {folder} were made with {name} = {stored.get(name)}, now it is {value}: "
                 f"remove that folder, or name another --prompts.feature_cache."
             )
-    changed = np.flatnonzero(np.load(folder / _FILE_SIZES) != sizes)
+    changed = np.flatnonzero((np.load(folder / _FILES) != files).any(axis=1))
     if len(changed):
         path = catalogue.path(sample[changed[0]])
         raise ValueError(
@@ -133,8 +139,12 @@ def _open_folder(folder: Path, depends_on: Mapping[str, Any], catalogue: Catalog
         )
 
 
-def _file_size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else -1
+def _size_and_time(path: Path) -> tuple[int, int]:
+    """Bytes and time of the last change in nanoseconds; what is not there has neither."""
+    if not path.is_file():
+        return -1, -1
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def _describer(clip: CLIP, normalisation: str, accelerator: Accelerator) -> Callable[[Tensor], Tensor]:
@@ -183,6 +193,8 @@ def _extract(
                 raise ValueError(_too_many_unreadable(num_unreadable, next(iter(reasons.values())), len(rows)))
             if reasons:
                 write_json(_reasons_path(rows.folder, shard), reasons)
+            else:  # of an earlier time, when the image could not be read
+                _reasons_path(rows.folder, shard).unlink(missing_ok=True)
             rows.write_shard(shard, np.concatenate(parts))
 
 
@@ -226,10 +238,3 @@ def _too_many_unreadable(count: int, first: str, num_images: int) -> str:
         f"{count} of {num_images} images cannot be read, more than data.max_unreadable_share allows: "
         f"raise it to go on without them. One of them: {first}"
     )
-
-
-def _digest_of_paths(catalogue: Catalogue) -> str:
-    digest = hashlib.sha256()
-    for path in catalogue.table["path"].to_pylist():
-        digest.update(path.encode() + b"\n")
-    return digest.hexdigest()

@@ -26,9 +26,10 @@ from progeo.models.backbones import freeze_layers
 from progeo.models.encoder import Encoder, build_encoder
 from progeo.models.heads import build_head
 from progeo.models.preprocessing import resize_image
-from progeo.places.catalogue import Catalogue, read_catalogue
-from progeo.places.cells import Partition, build_partition
+from progeo.places.catalogue import Catalogue
+from progeo.places.cells import Partition
 from progeo.stages.evaluate import TestSet, evaluate_encoder, load_test_set, recalls_in_words
+from progeo.stages.places import keep_places, read_training_places
 from progeo.stages.prompts import load_text_features
 
 _RECALL_NS = (1, 5, 10, 20)
@@ -39,15 +40,14 @@ def train_image_encoder(settings: Settings) -> Path:
     accelerator = start_accelerator(settings.mixed_precision)
     if accelerator.num_processes > 1:
         raise ValueError(f"Stage 2 runs in one process, got {accelerator.num_processes}: start it without a launcher.")
-    catalogue = read_catalogue(settings.data.train_folder)
-    partition = build_partition(catalogue, **vars(settings.cells))
+    places = read_training_places(settings)
     val_set = load_test_set(
         settings.data.val_folder,
         settings.data.database,
         settings.data.queries,
         radius_m=settings.data.positive_radius_m,
     )
-    training = ImageTraining(settings, partition, accelerator)
+    training = ImageTraining(settings, places.partition, accelerator)
     run = open_run(
         settings.run / "stage2",
         plain_values(settings),
@@ -55,13 +55,14 @@ def train_image_encoder(settings: Settings) -> Path:
         may_change=("run", "resume", "data.num_workers", "data.cache_images", "training.epochs"),
         is_main=accelerator.is_main_process,
     )
-    images = _training_images(settings, catalogue, training.encoder.image_size)
+    keep_places(run, places)
+    images = _training_images(settings, places.catalogue, training.encoder.image_size)
     checkpoint = newest_checkpoint(run.checkpoints)
     if checkpoint is not None:
         training.load_state_dict(load_checkpoint(checkpoint))
-        run.keep_metrics(lambda row: row["epoch"] <= training.epoch)
         LOGGER.info("going on from %s, best val R@1 %.1f", checkpoint, training.best_recall)
-    else:
+    run.keep_metrics(lambda row: checkpoint is not None and row["epoch"] <= training.epoch)
+    if checkpoint is None:
         _validate(training, val_set, run, settings, terms={})
     while training.epoch < settings.training.epochs:
         terms = training.run_epoch(images)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,10 @@ from progeo.engine.log import LOGGER
 from progeo.engine.loop import progress_bar
 from progeo.engine.run_folder import RunFolder, open_run
 from progeo.files import read_json, replacing, write_json
-from progeo.models.clip import load_clip, weights_digest
-from progeo.places.catalogue import read_catalogue
-from progeo.places.cells import Group, Partition, build_partition, check_same_partition
+from progeo.models.clip import load_clip, resolved_architecture, weights_digest
+from progeo.places.cells import Group, Partition, check_same_partition
 from progeo.stages.features import ImageFeatures, cached_features
+from progeo.stages.places import keep_places, read_training_places
 from progeo.stages.prompt_group import GroupImages, GroupTraining
 
 PROMPTS = "prompts.safetensors"
@@ -39,8 +40,8 @@ def train_prompts(settings: Settings) -> Path:
     finished epoch of each group.
     """
     accelerator = start_accelerator(settings.mixed_precision)
-    catalogue = read_catalogue(settings.data.train_folder)
-    partition = build_partition(catalogue, **vars(settings.cells))
+    places = read_training_places(settings)
+    catalogue, partition = places.catalogue, places.partition
     clip = load_clip(
         settings.model.architecture,
         settings.model.weights,
@@ -56,6 +57,8 @@ def train_prompts(settings: Settings) -> Path:
         may_change=("run", "resume", "data.num_workers", "data.max_unreadable_share", "prompts.feature_cache"),
         is_main=accelerator.is_main_process,
     )
+    if accelerator.is_main_process:
+        keep_places(run, places)
     LOGGER.info("%d images, classes of the groups: %s", len(catalogue), [g.num_classes for g in partition.groups])
     training = PromptTraining(settings, partition, clip, run, accelerator)
     training.drop_metrics_of_unfinished_epochs()
@@ -65,13 +68,13 @@ def train_prompts(settings: Settings) -> Path:
         catalogue.take(rows),
         settings.prompts.feature_cache,
         accelerator,
+        architecture=resolved_architecture(settings.model.architecture, clip),
         normalisation=settings.model.normalisation,
         batch_size=settings.data.eval_batch_size,
         num_workers=settings.data.num_workers,
         max_unreadable_share=settings.data.max_unreadable_share,
     )
     training.train_groups(features, rows)
-    accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         training.gather()
     return run.path
@@ -106,23 +109,33 @@ class PromptTraining:
         self.run = run
         self.accelerator = accelerator
         self.mine = range(accelerator.process_index, len(partition.groups), accelerator.num_processes)
+        self.steps = [0] * len(partition.groups)
+        """Steps of an epoch, by group."""
+        self.steps_of_others = 0
+        """Steps that other processes were seen to have done."""
 
     def drop_metrics_of_unfinished_epochs(self) -> None:
-        """Forget what is going to be trained again; before any process trains."""
-        done = [self._epochs_done(index) for index in range(len(self.partition.groups))]
+        """Forget what is going to be trained again; the main process does it before any trains."""
         if self.accelerator.is_main_process:
+            done = [self._epochs_done(index) for index in range(len(self.partition.groups))]
             self.run.keep_metrics(lambda row: row["epoch"] <= done[row["group"]])
 
     def train_groups(self, features: ImageFeatures, rows: np.ndarray) -> None:
-        """Train this process's groups; `rows` are the rows of the catalogue that have features, sorted."""
+        """Train this process's groups; the main process then waits for the files of the others.
+
+        Args:
+            features: of all images of the groups.
+            rows: the rows of the catalogue that have features, sorted.
+        """
         prompts = self.settings.prompts
-        images = {index: _readable_images(self.partition.groups[index], features, rows) for index in self.mine}
-        steps = {index: -(-len(images[index][0]) // prompts.batch_size) for index in self.mine}
+        images = [_readable_images(group, features, rows) for group in self.partition.groups]
+        self.steps = [-(-len(places) // prompts.batch_size) for places, _ in images]
+        self.steps_of_others = self._count_steps_of_others()
         bar = progress_bar(
-            prompts.epochs * sum(steps.values()),
+            prompts.epochs * sum(self.steps),
             self.accelerator,
             images_per_step=prompts.batch_size,
-            steps_done=sum(steps[index] * self._epochs_done(index) for index in self.mine),
+            steps_done=self.steps_of_others + sum(self.steps[index] * self._epochs_done(index) for index in self.mine),
         )
         with bar:
             for index in self.mine:
@@ -130,6 +143,10 @@ class PromptTraining:
                     self._train_group(index, features, *images[index], bar)
                     self.accelerator.free_memory()
                 shutil.rmtree(self._checkpoints(index), ignore_errors=True)
+            bar.set_description("stage 1, waiting for other processes")
+            while self.accelerator.is_main_process and not self._all_finished():
+                time.sleep(1)
+                self._follow_others(bar)
 
     def gather(self) -> None:
         """Put the files of all groups together, and say how those of other processes ended."""
@@ -174,10 +191,12 @@ class PromptTraining:
             self.run.append_metrics({"group": index, "epoch": training.epoch, **training.terms})
             save_checkpoint(checkpoints, f"epoch_{training.epoch:06d}", training.state_dict())
             prune_checkpoints(checkpoints, keep=1)
+            self._follow_others(bar)
         text_features = training.text_features()
         matching = training.matching(text_features)
         summary = {
             "classes": group.num_classes,
+            "classes_without_images": group.num_classes - len(np.unique(labels)),
             "images": len(images),
             "loss": training.terms["loss"],
             "image_to_text_accuracy": matching.image_to_text,
@@ -191,6 +210,20 @@ class PromptTraining:
         with replacing(self._file(index)) as temporary:
             save_file(tensors, temporary, metadata={"summary": json.dumps(summary)})
         LOGGER.info("%s: %s", name, _in_words(summary))
+
+    def _all_finished(self) -> bool:
+        return all(self._file(index).is_file() for index in range(len(self.steps)))
+
+    def _follow_others(self, bar: tqdm) -> None:
+        """Move the bar on by what other processes did since this was last asked."""
+        done = self._count_steps_of_others()
+        bar.update(done - self.steps_of_others)
+        self.steps_of_others = done
+
+    def _count_steps_of_others(self) -> int:
+        if len(self.mine) == len(self.steps):
+            return 0
+        return sum(self.steps[row["group"]] for row in self.run.read_metrics() if row["group"] not in self.mine)
 
     def _epochs_done(self, index: int) -> int:
         """How many epochs of a group need not be trained again."""
@@ -213,16 +246,14 @@ def _readable_images(group: Group, features: ImageFeatures, rows: np.ndarray) ->
     """Where the features of a group's readable images lie, and the labels of these images."""
     places = np.searchsorted(rows, group.rows)
     readable = ~np.isin(places, features.unreadable)
-    labels = group.labels[readable]
-    empty = group.num_classes - len(np.unique(labels))
-    if empty:
-        LOGGER.warning("%d of %d classes have no readable image: their prompts say nothing", empty, group.num_classes)
-    return places[readable], labels
+    return places[readable], group.labels[readable]
 
 
 def _in_words(summary: Mapping[str, Any]) -> str:
+    empty = summary["classes_without_images"]
     return (
         f"{summary['classes']} classes, {summary['images']} images, loss {summary['loss']:.4f}, top-1 "
         f"image to text {summary['image_to_text_accuracy']:.1f} %, "
         f"text to image {summary['text_to_image_accuracy']:.1f} %"
+        f"{f', {empty} classes without an image that can be read: their prompts say nothing' if empty else ''}"
     )

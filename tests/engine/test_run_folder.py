@@ -36,6 +36,8 @@ def test_metrics_of_what_is_run_again_are_dropped(tmp_path):
     run = open_run(tmp_path, SETTINGS, resume=False)
     for epoch in range(4):
         run.append_metrics({"epoch": epoch, "loss": 0.5})
+    with run.metrics.open("a") as stream:
+        stream.write('{"epoch": 4, "lo')  # the disk was full
     run.keep_metrics(lambda row: row["epoch"] <= 1)
     run.append_metrics({"epoch": 2, "loss": 0.25})
     assert [json.loads(line) for line in run.metrics.read_text().splitlines()] == [

@@ -97,3 +97,22 @@ def test_initial_vectors_follow_the_generator_and_have_the_published_spread(clip
 def test_templates_that_cannot_work_are_refused(clip, template, context_length, words):
     with pytest.raises(ValueError, match=words):
         PromptLearner(clip, 3, template, context_length)
+
+
+def test_the_gradient_is_the_same_every_time_though_images_share_classes():
+    clip = load_clip("tiny-vit", "random").requires_grad_(False)
+    learner = PromptLearner(clip, 60, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 60, (512,), generator=generator)
+    weights = torch.randn(512, clip.text_projection.shape[1], generator=generator)  # large enough for several threads
+    first, *others = (
+        torch.autograd.grad((learner(labels) * weights).sum(), learner.context)[0].clone() for _ in range(6)
+    )
+    assert all(torch.equal(first, other) for other in others)
+
+
+def test_texts_in_several_pieces_are_the_same_as_one_by_one(clip):
+    learner = PromptLearner(clip, 300, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(300)
+    one_by_one = torch.cat([learner(label) for label in labels[[0, 255, 256, 299], None]])
+    torch.testing.assert_close(learner(labels)[[0, 255, 256, 299]], one_by_one, rtol=1e-9, atol=1e-9)

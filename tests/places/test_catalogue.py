@@ -62,3 +62,13 @@ def test_a_saved_catalogue_is_mapped_back_equal(tmp_path):
 def test_take_gives_the_rows_in_the_order_asked_for(tmp_path):
     catalogue = build_catalogue(tmp_path, [name(1), name(2), name(3)])
     assert catalogue.take(np.array([2, 0])).east.tolist() == [3, 1]
+
+
+def test_the_fingerprint_is_that_of_the_paths_and_their_order_alone(tmp_path):
+    names = [f"@{index}@0@.jpg" for index in range(5)]
+    catalogue = build_catalogue(tmp_path, names)
+    assert build_catalogue(tmp_path / "elsewhere", names).fingerprint == catalogue.fingerprint
+    rows = np.arange(5)
+    assert catalogue.take(rows).fingerprint == catalogue.fingerprint
+    for other in (rows[:4], rows[1:], rows[::-1]):
+        assert catalogue.take(other).fingerprint != catalogue.fingerprint

@@ -21,6 +21,7 @@ def test_stage_1_leaves_exactly_its_files(run):
     assert files_in(run / "stage1") == {
         "config.yaml",
         "environment.json",
+        "places.json",
         "log.txt",
         "metrics.jsonl",
         "checkpoints/group_0.safetensors",
@@ -34,6 +35,7 @@ def test_stage_2_leaves_exactly_its_files(run):
     assert files_in(run / "stage2") == {
         "config.yaml",
         "environment.json",
+        "places.json",
         "log.txt",
         "metrics.jsonl",
         "checkpoints/epoch_000002/state.json",

@@ -15,10 +15,13 @@ import pytest
 import torch
 import yaml
 from run_files import files_in, metrics_of
+from safetensors.torch import load_file
 
 from progeo.cli import main
 from progeo.data.shards import ShardedRows
 from progeo.engine.accelerator import start_accelerator
+from progeo.places.catalogue import open_catalogue
+from progeo.places.cells import class_ids
 from progeo.stages.prompt_group import GroupImages
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +66,7 @@ def prompts_of(run: Path) -> bytes:
 
 def test_features_are_found_again_by_a_later_run(run, config, tmp_path, capfd):
     (features,) = (config.parent / "features").iterdir()
-    names = {"features.json", "catalogue.arrow", "file_sizes.npy", *(f"rows_{shard:05}.npy" for shard in range(2))}
+    names = {"features.json", "catalogue.arrow", "files.npy", *(f"rows_{shard:05}.npy" for shard in range(2))}
     assert {path.name for path in features.iterdir()} == names
     before = {path.name: path.stat().st_mtime_ns for path in features.iterdir()}
     stage_1(config, "--run", tmp_path / "again")
@@ -187,14 +190,51 @@ def test_other_weights_sizes_and_preprocessing_have_features_of_their_own(run, c
     shutil.rmtree(new)
 
 
-def test_every_group_is_summed_up_with_its_accuracies(run):
+def test_every_group_is_summed_up_with_the_accuracies_of_its_prompts(run, config, city):
     description = json.loads((run / "stage1" / "prompts.json").read_text())
+    tensors = load_file(run / "stage1" / "prompts.safetensors")
     last = [row for row in metrics_of(run / "stage1") if row["epoch"] == 2]
+    (cache,) = (config.parent / "features").iterdir()
+    catalogue = open_catalogue(cache / "catalogue.arrow", city / "train")
+    features = np.concatenate([np.load(path) for path in sorted(cache.glob("rows_*.npy"))]).astype(np.float32)
+    ids = class_ids(catalogue.east, catalogue.north, catalogue.heading, cell_side_m=10, heading_bin_deg=30)
     for group, (summary, row) in enumerate(zip(description["groups"], last, strict=True)):
+        classes = tensors[f"group_{group}.class_ids"].tolist()
+        rows = [place for place, class_id in enumerate(ids.tolist()) if class_id in classes]
+        labels = [classes.index(ids[place].tolist()) for place in rows]
+        similarity = features[rows] @ tensors[f"group_{group}.text_features"].numpy().T
+        texts = [max(range(len(classes)), key=lambda c: line[c]) for line in similarity]
+        images = [labels[max(range(len(rows)), key=lambda i: line[i])] for line in similarity.T]
+        assert summary["image_to_text_accuracy"] == pytest.approx(100 * np.mean(np.equal(texts, labels)))
+        assert summary["text_to_image_accuracy"] == pytest.approx(100 * np.mean(np.equal(images, range(len(classes)))))
+        assert (summary["classes"], summary["images"]) == (len(classes), len(rows))
         assert summary["classes"] == description["partition"]["classes_per_group"][group]
         assert summary["loss"] == row["loss"]
-        assert 0 <= summary["image_to_text_accuracy"] <= 100
-        assert 0 <= summary["text_to_image_accuracy"] <= 100
+
+
+def test_a_run_does_not_go_on_with_other_images(own_config, tmp_path):
+    stage_1(own_config)
+    first = sorted((tmp_path / "train").rglob("*.jpg"))[0]
+    first.rename(first.with_name(first.name.replace("@.jpg", "x@.jpg")))
+    sentence = failure(own_config, "--resume", "true")
+    assert "was begun with 84 images in" in sentence
+    assert "now there are 84, not all the same: name another --run" in sentence
+
+
+def test_an_image_that_was_mended_is_described_when_its_file_of_features_is_made_again(own_config, tmp_path):
+    broken = sorted((tmp_path / "train").rglob("*.jpg"))[0]
+    content, times = broken.read_bytes(), broken.stat()
+    broken.write_bytes(b"x" * len(content))
+    os.utime(broken, ns=(times.st_atime_ns, times.st_mtime_ns))
+    stage_1(own_config, "--data.max_unreadable_share", "0.02")
+    (reasons,) = (tmp_path / "features").glob("*/unreadable_00000.json")
+    assert list(json.loads(reasons.read_text())) == ["0"]
+    broken.write_bytes(content)
+    os.utime(broken, ns=(times.st_atime_ns, times.st_mtime_ns))
+    (reasons.parent / "rows_00000.npy").unlink()
+    stage_1(own_config, "--run", tmp_path / "again")
+    assert not reasons.exists()
+    assert "cannot be" not in (tmp_path / "again/stage1/log.txt").read_text()
 
 
 def test_features_on_the_device_and_features_on_disk_give_the_same_batches(tmp_path):
