@@ -48,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if os.environ.get("PROGEO_DEBUG") == "1":
             raise
         sys.exit(f"progeo {name}: error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(f"progeo {name}: interrupted.")
+    except KeyboardInterrupt as interrupt:
+        sys.exit(f"progeo {name}: {interrupt or 'interrupted.'}")
 
 
 def run_command(name: str, arguments: Sequence[str]) -> None:

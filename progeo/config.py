@@ -12,6 +12,7 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativ
 
 from progeo.data.augmentation import Augmentation
 from progeo.engine.accelerator import Precision
+from progeo.engine.schedules import Schedule
 from progeo.models.heads import HeadKind
 
 AnySettings = TypeVar("AnySettings")
@@ -36,7 +37,7 @@ class DataSettings:
     eval_batch_size: PositiveInt = 64
     """Images a batch when nothing is trained."""
     max_unreadable_share: ClosedUnitInterval = 0.01
-    """Stage 1 leaves images out that cannot be read; where their share of all images is larger, it stops."""
+    """Images that cannot be read are left out; where their share of all images is larger, training stops."""
     cache_images: bool = False
     """Keep the decoded training images in memory: 3 bytes a pixel of image_size, fast for a small set."""
 
@@ -143,8 +144,20 @@ class TrainingSettings:
     """Of Adam, for the encoder."""
     head_learning_rate: PositiveFloat = 1e-2
     """Of Adam, for what is not exported: the classifiers, and the map from descriptors to text features."""
+    schedule: Schedule = "constant"
+    """Of the learning rates: constant, or cosine, which falls to zero over all epochs."""
+    warmup_steps: NonNegativeInt = 0
+    """Steps over which the learning rates rise at the start."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled, of the encoder's matrices and kernels; norms and biases never decay."""
     max_gradient_norm: PositiveFloat | None = None
     """Clip the gradient to this length; null does not clip."""
+    skip_not_finite: bool = False
+    """Leave out and count a step whose loss is not finite, instead of stopping."""
+    patience: PositiveInt | None = None
+    """Stop when the validation's R@1 was not beaten for so many epochs; null trains all of them."""
+    checkpoint_every: PositiveInt = 1000
+    """Steps from one checkpoint to the next within an epoch; there is always one at its end."""
     keep_checkpoints: PositiveInt = 2
     """Older checkpoints are removed; the best encoder never is."""
 

@@ -41,27 +41,43 @@ class CatalogueImages(Dataset):
             return Unreadable(str(error))
 
 
+@dataclass(frozen=True)
+class Replaced:
+    """What stands for an item that could not be read."""
+
+    item: tuple[Tensor, int]
+    reason: str
+
+
 class LabelledImages(Dataset):
     """Images of one group with their labels.
 
     Args:
         images: the dataset of all training images.
-        rows: which of them belong to the group, int64 (n,).
-        labels: their classes, int64 (n,).
+        rows: which of them belong to the group, class by class, int64 (n,).
+        offsets: images of label c are rows[offsets[c]:offsets[c + 1]], int64 (C + 1,).
     """
 
-    def __init__(self, images: Dataset, rows: np.ndarray, labels: np.ndarray) -> None:
+    def __init__(self, images: Dataset, rows: np.ndarray, offsets: np.ndarray) -> None:
         self.images = images
         self.rows = rows
-        self.labels = labels
+        self.offsets = offsets
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int] | Unreadable:
-        """The pixels and the label of image `index` of the group."""
-        image = self.images[int(self.rows[index])]
-        return image if isinstance(image, Unreadable) else (image, int(self.labels[index]))
+    def __getitem__(self, index: int) -> tuple[Tensor, int] | Replaced | Unreadable:
+        """The pixels and the label of image `index` of the group; the next one of its class that can be read."""
+        label = int(np.searchsorted(self.offsets, index, side="right")) - 1
+        start, end = self.offsets[label : label + 2].tolist()
+        first = self.images[int(self.rows[index])]
+        if not isinstance(first, Unreadable):
+            return first, label
+        for other in (*range(index + 1, end), *range(start, index)):
+            image = self.images[int(self.rows[other])]
+            if not isinstance(image, Unreadable):
+                return Replaced((image, label), first.reason)
+        return first
 
 
 class CachedImages(Dataset):

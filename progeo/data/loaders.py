@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from progeo.data.datasets import CachedImages, Unreadable
+from progeo.data.datasets import CachedImages, Replaced, Unreadable
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,9 @@ class Loaded:
     items: Any
     """What could be read, collated; None where nothing could."""
     unreadable: dict[int, str]
-    """Why an item could not be read, by its position in the batch."""
+    """Why an item could not be read and is not there, by its position in the batch."""
+    replaced: dict[int, str]
+    """Why an item could not be read and another stands for it, by its position in the batch."""
 
 
 def build_loader(dataset: Dataset, batches: Iterable[Sequence[int]], *, num_workers: int) -> DataLoader:
@@ -49,7 +51,8 @@ def cache_images(dataset: Dataset, *, num_workers: int) -> CachedImages:
     return CachedImages(torch.cat(list(read_batches(loader))))
 
 
-def _collated(items: list[Tensor | tuple[Tensor, int] | Unreadable]) -> Loaded:
-    readable = [item for item in items if not isinstance(item, Unreadable)]
-    reasons = {place: item.reason for place, item in enumerate(items) if isinstance(item, Unreadable)}
-    return Loaded(default_collate(readable) if readable else None, reasons)
+def _collated(items: list[Tensor | tuple[Tensor, int] | Replaced | Unreadable]) -> Loaded:
+    unreadable = {place: item.reason for place, item in enumerate(items) if isinstance(item, Unreadable)}
+    replaced = {place: item.reason for place, item in enumerate(items) if isinstance(item, Replaced)}
+    there = [item.item if isinstance(item, Replaced) else item for item in items if not isinstance(item, Unreadable)]
+    return Loaded(default_collate(there) if there else None, unreadable, replaced)

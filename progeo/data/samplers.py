@@ -14,21 +14,36 @@ class ClassBatches(Sampler[list[int]]):
         batch_size: images of a batch.
         num_batches: batches of an epoch, however many images there are.
         seed, epoch: what the order depends on.
+        first_batch: leave out those before it.
+        process, num_processes: give this process its part of each batch.
     """
 
-    def __init__(self, offsets: np.ndarray, *, batch_size: int, num_batches: int, seed: int, epoch: int) -> None:
+    def __init__(
+        self,
+        offsets: np.ndarray,
+        *,
+        batch_size: int,
+        num_batches: int,
+        seed: int,
+        epoch: int,
+        first_batch: int = 0,
+        process: int = 0,
+        num_processes: int = 1,
+    ) -> None:
         self.offsets = offsets
         self.batch_size = batch_size
         self.num_batches = num_batches
         self.seed = seed
         self.epoch = epoch
+        self.first_batch = first_batch
+        self.part = slice(process * batch_size // num_processes, (process + 1) * batch_size // num_processes)
 
     def __len__(self) -> int:
-        return self.num_batches
+        return self.num_batches - self.first_batch
 
     def __iter__(self) -> Iterator[list[int]]:
         num_classes = len(self.offsets) - 1
-        for step in range(self.num_batches):
+        for step in range(self.first_batch, self.num_batches):
             places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
             classes = np.empty(self.batch_size, np.int64)
             for turn in np.unique(places // num_classes):
@@ -37,7 +52,7 @@ class ClassBatches(Sampler[list[int]]):
                 classes[now] = order[places[now] % num_classes]
             chances = np.random.default_rng([self.seed, self.epoch, 1, step]).random(self.batch_size)
             starts, ends = self.offsets[classes], self.offsets[classes + 1]
-            yield (starts + (chances * (ends - starts)).astype(np.int64)).tolist()
+            yield (starts + (chances * (ends - starts)).astype(np.int64))[self.part].tolist()
 
 
 def permuted_batches(count: int, batch_size: int, *, seed: int, epoch: int) -> list[np.ndarray]:

@@ -3,10 +3,13 @@
 from datetime import timedelta
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 Precision = Literal["no", "fp16", "bf16"]
 
@@ -18,6 +21,28 @@ def start_accelerator(mixed_precision: Precision) -> Accelerator:
     """Take the devices there are, in this precision, whatever an earlier run of the same process had."""
     AcceleratorState._reset_state()
     return Accelerator(mixed_precision=mixed_precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=_LONGEST_WAIT)])
+
+
+def distributed(module: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """The module itself, or one that averages its gradients over all processes."""
+    if accelerator.num_processes == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
+        return module
+    return DistributedDataParallel(module)
+
+
+def share_of(count: int, accelerator: Accelerator) -> range:
+    """Which of 0..count-1 this process works on."""
+    size = -(-count // accelerator.num_processes)
+    return range(count)[accelerator.process_index * size : (accelerator.process_index + 1) * size]
+
+
+def gathered(rows: np.ndarray, count: int, accelerator: Accelerator) -> np.ndarray:
+    """Put together what all processes computed for their `share_of` count rows, (n, D) each -> (count, D)."""
+    if accelerator.num_processes == 1:
+        return rows
+    padded = np.zeros((-(-count // accelerator.num_processes), rows.shape[1]), rows.dtype)
+    padded[: len(rows)] = rows
+    return accelerator.gather(torch.from_numpy(padded).to(accelerator.device))[:count].cpu().numpy()
 
 
 def fits_device(num_bytes: int, accelerator: Accelerator) -> bool:

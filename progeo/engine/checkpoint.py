@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -59,7 +60,7 @@ def _without_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         key = str(len(tensors))
         tensors[key] = value.detach().cpu().contiguous()
-        return {"tensor": key}
+        return {"tensor": key, "channels_last": value.ndim == 4 and not value.is_contiguous()}
     if isinstance(value, dict):
         return {"items": [[key, _without_tensors(item, tensors)] for key, item in value.items()]}
     if isinstance(value, (list, tuple)):
@@ -72,6 +73,8 @@ def _with_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
         return [_with_tensors(item, tensors) for item in value]
     if isinstance(value, dict):
         if "tensor" in value:
-            return tensors[value["tensor"]]
+            tensor = tensors[value["tensor"]]
+            # A fused optimizer goes through memory, whatever the strides: they must be those of the parameter again.
+            return tensor.contiguous(memory_format=torch.channels_last) if value["channels_last"] else tensor
         return {key: _with_tensors(item, tensors) for key, item in value["items"]}
     return value

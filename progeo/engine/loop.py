@@ -10,7 +10,40 @@ from torch import Tensor
 from torch.optim import Optimizer
 from tqdm import tqdm
 
+from progeo.engine.stopping import StopRequest
+
 Step = Callable[[int, Any], Mapping[str, Tensor]]
+
+
+class LossNotFinite(ValueError):
+    """The loss became infinite or not a number."""
+
+
+class Means:
+    """Running means of the loss terms of an epoch, which a checkpoint can hold."""
+
+    def __init__(self, steps: int = 0, skipped: int = 0, sums: Mapping[str, float] | None = None) -> None:
+        self.steps = steps
+        """Steps so far."""
+        self.skipped = skipped
+        """How many of them were left out, as their loss was not finite."""
+        self.sums = dict(sums or {})
+
+    def add(self, numbers: Mapping[str, float]) -> None:
+        """Count the terms of one step."""
+        self.steps += 1
+        for name, number in numbers.items():
+            self.sums[name] = self.sums.get(name, 0.0) + number
+
+    def skip(self) -> None:
+        """Count a step that was left out."""
+        self.steps += 1
+        self.skipped += 1
+
+    def values(self) -> dict[str, float]:
+        """The means by name, and how many steps were left out if any."""
+        means = {name: total / (self.steps - self.skipped) for name, total in self.sums.items()}
+        return {**means, "skipped": self.skipped} if self.skipped else means
 
 
 def progress_bar(num_steps: int, accelerator: Accelerator, *, images_per_step: int, steps_done: int = 0) -> tqdm:
@@ -29,52 +62,69 @@ def train_epoch(
     *,
     bar: tqdm,
     description: str,
+    means: Means | None = None,
+    stop: StopRequest | None = None,
+    after_step: Callable[[], None] = lambda: None,
     max_gradient_norm: float | None = None,
+    skip_not_finite: bool = False,
 ) -> dict[str, float]:
-    """Run one epoch.
+    """Run one epoch, or the rest of one.
 
     Args:
-        batches: what `step` takes.
+        batches: what `step` takes, those of the steps still to be done.
         step: (number of the step, batch) -> named loss terms, already weighted; the loss is their sum.
         optimizer: prepared by `accelerator`.
-        accelerator: gives precision and device.
+        accelerator: gives precision, device and processes.
         bar: moved on by one each step, with the means of the terms so far.
         description: what the bar and errors call this epoch.
+        means: of the steps done before; those of the others are added.
+        stop: received by one process, it is received by all in the same step.
+        after_step: called when a step is done.
         max_gradient_norm: clip the gradient to this length; None does not clip.
+        skip_not_finite: leave out and count a step whose loss is not finite, instead of stopping.
 
     Returns:
-        The mean of each term, and of their sum as `loss`.
+        The mean of each term over all processes, and of their sum as `loss`.
 
     Raises:
-        ValueError: no batch, or a loss that is not finite, with its terms.
+        ValueError: no batch.
+        LossNotFinite: with the terms.
     """
     bar.set_description(description)
-    sums: dict[str, float] = {}
-    count = 0
-    for count, batch in enumerate(batches, start=1):
+    means, stop = means or Means(), stop or StopRequest()
+    for batch in batches:
         with accelerator.autocast():
-            terms = step(count - 1, batch)
+            terms = step(means.steps, batch)
         loss = torch.stack(list(terms.values())).sum()
-        numbers = torch.stack([loss, *terms.values()]).tolist()  # the one time a step waits for the device
-        if not math.isfinite(numbers[0]):
-            raise ValueError(_not_finite(description, count, terms))
-        optimizer.zero_grad()
-        accelerator.backward(loss)
-        if max_gradient_norm is not None:
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            accelerator.clip_grad_norm_(parameters, max_gradient_norm)
-        optimizer.step()
-        for name, number in zip(("loss", *terms), numbers, strict=True):
-            sums[name] = sums.get(name, 0.0) + number
-        bar.set_postfix({name: f"{total / count:.3f}" for name, total in sums.items()}, refresh=False)
+        # The one time that a step waits for the device. A loss that is not finite anywhere is so everywhere.
+        asked = loss.new_tensor(float(stop.received))
+        *values, asked_by_any = accelerator.reduce(
+            torch.stack([loss, *terms.values(), asked]).detach(), "mean"
+        ).tolist()
+        stop.received = asked_by_any > 0
+        numbers = dict(zip(("loss", *terms), values, strict=True))
+        if math.isfinite(numbers["loss"]):
+            optimizer.zero_grad()
+            accelerator.backward(loss)
+            if max_gradient_norm is not None:
+                parameters = [p for group in optimizer.param_groups for p in group["params"]]
+                accelerator.clip_grad_norm_(parameters, max_gradient_norm)
+            optimizer.step()
+            means.add(numbers)
+        elif skip_not_finite:
+            means.skip()
+        else:
+            raise LossNotFinite(_not_finite(description, means.steps + 1, numbers))
+        bar.set_postfix({name: f"{mean:.3f}" for name, mean in means.values().items()}, refresh=False)
         bar.update()
-    if not count:
+        after_step()
+    if not means.steps:
         raise ValueError(f"{description}: there is no batch to train on.")
-    return {name: total / count for name, total in sums.items()}
+    return means.values()
 
 
-def _not_finite(description: str, step: int, terms: Mapping[str, Tensor]) -> str:
-    values = ", ".join(f"{name} {value.item():g}" for name, value in terms.items())
+def _not_finite(description: str, step: int, numbers: Mapping[str, float]) -> str:
+    values = ", ".join(f"{name} {value:g}" for name, value in numbers.items() if name != "loss")
     return (
         f"{description}, step {step}: the loss is not finite ({values}). Lower the learning rate or the loss weights."
     )

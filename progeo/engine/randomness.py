@@ -6,5 +6,13 @@ import torch
 
 def seeded_generator(*numbers: int) -> torch.Generator:
     """A generator on the CPU for one combination of numbers, such as (seed, epoch, step)."""
-    (state,) = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state))
+    return torch.Generator().manual_seed(_seed(numbers))
+
+
+def seed_layers(*numbers: int) -> None:
+    """Let layers that choose at random, such as dropout, depend on these numbers alone."""
+    torch.manual_seed(_seed(numbers))
+
+
+def _seed(numbers: tuple[int, ...]) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

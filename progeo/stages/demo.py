@@ -15,7 +15,8 @@ from progeo.export.weights import save_encoder
 from progeo.files import read_json
 from progeo.stages.evaluate import evaluate
 from progeo.stages.export import export
-from progeo.stages.image import build_untrained_encoder, train_image_encoder
+from progeo.stages.image import train_image_encoder
+from progeo.stages.image_training import build_untrained_encoder
 from progeo.stages.prompts import train_prompts
 from progeo.stages.toy_city import make_toy_city
 

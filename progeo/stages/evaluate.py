@@ -12,7 +12,7 @@ from torch import nn
 from progeo.config import EvaluateSettings
 from progeo.data.datasets import CatalogueImages
 from progeo.data.loaders import build_loader, ordered_batches, read_batches
-from progeo.engine.accelerator import start_accelerator
+from progeo.engine.accelerator import gathered, share_of, start_accelerator
 from progeo.engine.log import LOGGER, start_log
 from progeo.evaluation.descriptors import extract_descriptors
 from progeo.evaluation.recall import recall_at, right_predictions
@@ -88,18 +88,21 @@ def evaluate_encoder(
     batch_size: int,
     num_workers: int,
 ) -> Result:
-    """Describe both sides, search, and take recall@N."""
+    """Describe both sides, each process its share, search, and take recall@N."""
 
     def described(catalogue: Catalogue, description: str) -> np.ndarray:
         images = CatalogueImages(catalogue, partial(resize_image, size=image_size))
-        loader = build_loader(images, ordered_batches(range(len(images)), batch_size), num_workers=num_workers)
-        return extract_descriptors(
+        mine = share_of(len(images), accelerator)
+        loader = build_loader(images, ordered_batches(mine, batch_size), num_workers=num_workers)
+        descriptors = extract_descriptors(
             lambda batch: encoder(encoder.normalise(batch)),
             read_batches(loader),
             accelerator,
-            num_images=len(catalogue),
+            num_images=len(mine),
+            dim=encoder.descriptor_dim,
             description=description,
         )
+        return gathered(descriptors, len(images), accelerator)
 
     was_training = encoder.training
     encoder.eval()

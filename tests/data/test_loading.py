@@ -83,9 +83,26 @@ def test_cached_images_equal_the_decoded_ones(folder):
 
 def test_training_batches_hold_the_images_and_labels_that_the_sampler_names(folder):
     images = CatalogueImages(read_catalogue(folder), partial(resize_image, size=(32, 32)))
-    rows, labels = np.array([5, 1, 0, 2]), np.array([0, 0, 1, 1])
-    sampler = ClassBatches(np.array([0, 2, 4]), batch_size=2, num_batches=3, seed=0, epoch=0)
-    loader = build_loader(LabelledImages(images, rows, labels), sampler, num_workers=0)
+    rows, offsets, labels = np.array([5, 1, 0, 2]), np.array([0, 2, 4]), np.array([0, 0, 1, 1])
+    sampler = ClassBatches(offsets, batch_size=2, num_batches=3, seed=0, epoch=0)
+    loader = build_loader(LabelledImages(images, rows, offsets), sampler, num_workers=0)
     for indices, (pixels, got) in zip(sampler, read_batches(loader), strict=True):
         assert got.tolist() == labels[indices].tolist()
         assert torch.equal(pixels, torch.stack([images[row] for row in rows[indices]]))
+
+
+def test_an_image_that_cannot_be_read_is_replaced_by_the_next_of_its_class(folder):
+    for broken in (1, 2, 4, 5):
+        (folder / f"@{broken}@0@.png").write_bytes(b"no image")
+    images = CatalogueImages(read_catalogue(folder), partial(resize_image, size=(32, 32)))
+    labelled = LabelledImages(images, np.arange(6), np.array([0, 4, 6]))  # classes 0 1 2 3 and 4 5
+    (batch,) = build_loader(labelled, [[0, 1, 2]], num_workers=0)  # 2 is broken too: 3 stands for both
+    assert torch.equal(batch.items[0], torch.stack([images[0], images[3], images[3]]))
+    assert batch.items[1].tolist() == [0, 0, 0]
+    assert {place: "@.png cannot be decoded" in reason for place, reason in batch.replaced.items()} == {
+        1: True,
+        2: True,
+    }
+    assert labelled[2].reason == images[2].reason
+    (batch,) = build_loader(labelled, [[3, 5]], num_workers=0)
+    assert (list(batch.unreadable), batch.replaced) == ([1], {})  # class 1 has no image that can be read

@@ -47,3 +47,14 @@ def test_an_epoch_covers_all_once_with_the_remainder_and_no_empty_batch():
     first, again, other = (permuted_batches(50, 7, seed=0, epoch=epoch) for epoch in (0, 0, 1))
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert not np.array_equal(np.concatenate(first), np.concatenate(other))
+
+
+def test_a_later_start_and_the_parts_of_processes_are_cuts_of_the_same_batches():
+    settings = {"batch_size": 6, "num_batches": 5, "seed": 3, "epoch": 2}
+    offsets = np.array([0, 3, 4, 9, 11])
+    whole = list(ClassBatches(offsets, **settings))
+    later = ClassBatches(offsets, **settings, first_batch=3)
+    assert len(later) == 2
+    assert list(later) == whole[3:]
+    parts = [list(ClassBatches(offsets, **settings, process=process, num_processes=3)) for process in range(3)]
+    assert [[*first, *second, *third] for first, second, third in zip(*parts, strict=True)] == whole

@@ -43,6 +43,31 @@ def test_an_adam_goes_on_from_its_saved_state_as_if_never_stopped(tmp_path):
     assert torch.equal(other.bias, layer.bias)
 
 
+def test_a_fused_adam_of_a_channels_last_kernel_goes_on_from_its_saved_state(tmp_path):
+    def build():
+        torch.manual_seed(0)
+        layer = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+        return layer, torch.optim.Adam(layer.parameters(), fused=True)
+
+    def step(layer, optimizer, seed):
+        optimizer.zero_grad()
+        image = torch.randn(1, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
+        layer(image).pow(2).sum().backward()
+        optimizer.step()
+
+    layer, optimizer = build()
+    step(layer, optimizer, 1)
+    path = save_checkpoint(tmp_path, "one", {"layer": layer.state_dict(), "optimizer": optimizer.state_dict()})
+    step(layer, optimizer, 2)
+    other, other_optimizer = build()
+    state = load_checkpoint(path)
+    assert state["layer"]["weight"].stride() == layer.weight.stride()
+    other.load_state_dict(state["layer"])
+    other_optimizer.load_state_dict(state["optimizer"])
+    step(other, other_optimizer, 2)
+    assert torch.equal(other.weight, layer.weight)
+
+
 def test_a_checkpoint_cut_off_while_written_is_not_found(tmp_path):
     save_checkpoint(tmp_path, "epoch_000001", {"epoch": 1})
 

@@ -2,7 +2,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from progeo.engine.loop import progress_bar, train_epoch
+from progeo.engine.loop import Means, progress_bar, train_epoch
+from progeo.engine.stopping import StopRequest
 
 
 @pytest.fixture
@@ -69,6 +70,61 @@ def test_a_loss_that_is_not_finite_stops_with_its_terms_before_the_step(accelera
             description="test",
         )
     assert torch.isfinite(weight).all()
+
+
+def test_a_loss_that_is_not_finite_can_be_left_out_and_counted(accelerator):
+    weight, optimizer = parts(accelerator)
+    means = train_epoch(
+        [1.0, float("nan"), 2.0],
+        lambda number, batch: {"term": weight[0] * batch},
+        optimizer,
+        accelerator,
+        bar=bar(accelerator),
+        description="test",
+        skip_not_finite=True,
+    )
+    assert means == pytest.approx({"loss": (1.0 + 1.8) / 2, "term": (1.0 + 1.8) / 2, "skipped": 1})
+    assert weight[0].item() == pytest.approx(0.7)
+
+
+def test_the_rest_of_an_epoch_has_the_numbers_and_means_of_the_whole(accelerator):
+    def step(number, batch):
+        return {"term": torch.tensor(float(number), requires_grad=True) * batch}
+
+    def run(batches, means):
+        _, optimizer = parts(accelerator)
+        return train_epoch(batches, step, optimizer, accelerator, bar=bar(accelerator), description="", means=means)
+
+    first = Means()
+    run([1.0, 2.0], first)
+    assert run([3.0, 4.0], Means(**vars(first))) == run([1.0, 2.0, 3.0, 4.0], Means())
+
+
+def test_after_a_request_to_stop_the_step_is_finished_first(accelerator):
+    weight, optimizer = parts(accelerator)
+    stop, done = StopRequest(), []
+
+    def step(number, batch):
+        stop.received = number == 1
+        return {"term": weight[0] * batch}
+
+    def after_step():
+        done.append(weight[0].item())
+        if stop.received:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_epoch(
+            [1.0, 1.0, 1.0],
+            step,
+            optimizer,
+            accelerator,
+            bar=bar(accelerator),
+            description="test",
+            stop=stop,
+            after_step=after_step,
+        )
+    assert done == pytest.approx([0.9, 0.8])
 
 
 def test_an_epoch_without_a_batch_is_refused(accelerator):

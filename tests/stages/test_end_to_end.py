@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from run_files import files_in, metrics_of
+from running import files_in, metrics_of
 from safetensors.torch import load_file
 
 import progeo
@@ -38,10 +38,10 @@ def test_stage_2_leaves_exactly_its_files(run):
         "places.json",
         "log.txt",
         "metrics.jsonl",
-        "checkpoints/epoch_000002/state.json",
-        "checkpoints/epoch_000002/tensors.safetensors",
-        "checkpoints/epoch_000003/state.json",
-        "checkpoints/epoch_000003/tensors.safetensors",
+        "checkpoints/epoch_000002_step_000000/state.json",
+        "checkpoints/epoch_000002_step_000000/tensors.safetensors",
+        "checkpoints/epoch_000003_step_000000/state.json",
+        "checkpoints/epoch_000003_step_000000/tensors.safetensors",
         "best/model.safetensors",
         "best/model.json",
     }
@@ -84,7 +84,7 @@ def test_a_run_that_is_resumed_equals_one_that_was_not(run, config, tmp_path):
     main([*common, "--training.epochs", "1"])
     main([*common, "--resume", "true"])
     assert metrics_of(resumed / "stage2") == metrics_of(run / "stage2")
-    mine, whole = (load_checkpoint(folder / "stage2/checkpoints/epoch_000003") for folder in (resumed, run))
+    mine, whole = (load_checkpoint(folder / "stage2/checkpoints/epoch_000003_step_000000") for folder in (resumed, run))
     assert mine["optimizer"]["state"].keys() == whole["optimizer"]["state"].keys()
     for name, tensor in whole["encoder"].items():
         assert torch.equal(mine["encoder"][name], tensor), name
@@ -93,7 +93,7 @@ def test_a_run_that_is_resumed_equals_one_that_was_not(run, config, tmp_path):
 
 
 def test_an_idle_groups_head_stays_as_it_was(run):
-    before, after = (load_checkpoint(run / f"stage2/checkpoints/epoch_00000{epoch}") for epoch in (2, 3))
+    before, after = (load_checkpoint(run / f"stage2/checkpoints/epoch_00000{epoch}_step_000000") for epoch in (2, 3))
     assert torch.equal(before["heads"][1]["weight"], after["heads"][1]["weight"])  # epoch 3 trains group 1 of 2
     assert not torch.equal(before["heads"][0]["weight"], after["heads"][0]["weight"])
 
@@ -106,7 +106,7 @@ def test_without_text_neither_prompts_nor_their_loss_are_there(config, tmp_path)
 
 
 def test_the_map_to_text_space_is_trained_but_not_exported(run):
-    state = load_checkpoint(run / "stage2/checkpoints/epoch_000003")
+    state = load_checkpoint(run / "stage2/checkpoints/epoch_000003_step_000000")
     assert state["to_text"]["weight"].shape == (128, 32)
     best = load_file(run / "stage2/best/model.safetensors")
     assert all(name.startswith(("backbone.", "pooling.")) for name in best)

@@ -3,18 +3,14 @@
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from run_files import files_in, metrics_of
+from running import files_in, kill_when, metrics_of, run_on_two_processes
 from safetensors.torch import load_file
 
 from progeo.cli import main
@@ -23,8 +19,6 @@ from progeo.engine.accelerator import start_accelerator
 from progeo.places.catalogue import open_catalogue
 from progeo.places.cells import class_ids
 from progeo.stages.prompt_group import GroupImages
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -50,16 +44,6 @@ def failure(config: Path, *arguments: object) -> str:
     return str(stop.value.code)
 
 
-def kill_when(done: Callable[[], bool], command: list[str]) -> None:
-    """Start a command and kill it without warning as soon as it has come so far."""
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
-        while not done():
-            assert process.poll() is None, "the command ended before it could be killed"
-            time.sleep(0.001)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
-
-
 def prompts_of(run: Path) -> bytes:
     return (run / "stage1" / "prompts.safetensors").read_bytes()
 
@@ -79,7 +63,7 @@ def test_an_extraction_that_was_killed_goes_on_where_it_stopped(own_config, tmp_
     def shards() -> list[Path]:
         return sorted((tmp_path / "features").glob("*/rows_*.npy"))
 
-    kill_when(lambda: len(shards()) == 1, [sys.executable, "stage1_prompts.py", "--config", str(own_config)])
+    kill_when(lambda: len(shards()) == 1, "stage1_prompts.py", "--config", own_config)
     before = {path: path.stat().st_mtime_ns for path in shards()}
     assert len(before) == 1
     stage_1(own_config, "--resume", "true")
@@ -121,15 +105,7 @@ def test_two_processes_learn_the_same_prompts_as_one(own_config, tmp_path):
     settings = yaml.safe_load(own_config.read_text()) | {"run": str(tmp_path / "two")}
     settings["prompts"]["feature_cache"] = str(tmp_path / "features_of_two")
     own_config.write_text(yaml.safe_dump(settings))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    result = subprocess.run(
-        [*launch, "stage1_prompts.py", "--config", str(own_config)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
+    run_on_two_processes("stage1_prompts.py", "--config", own_config)
     assert json.loads((tmp_path / "two/stage1/environment.json").read_text())["processes"] == 2
     assert prompts_of(tmp_path / "run") == prompts_of(tmp_path / "two")
     one, two = (

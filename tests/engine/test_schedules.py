@@ -1,0 +1,32 @@
+import math
+
+import pytest
+import torch
+
+from progeo.engine.schedules import learning_rate_factor, scale_learning_rates
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup_steps", "expected"),
+    [
+        ("constant", 0, [1, 1, 1, 1, 1]),
+        ("constant", 2, [0.5, 1, 1, 1, 1]),  # warm-up ends with the whole rate
+        ("cosine", 0, [(1 + math.cos(math.pi * step / 5)) / 2 for step in range(5)]),
+        ("cosine", 1, [1, *((1 + math.cos(math.pi * step / 4)) / 2 for step in range(4))]),
+        ("cosine", 9, [1 / 9, 2 / 9, 3 / 9, 4 / 9, 5 / 9]),  # warm-up longer than the training
+    ],
+)
+def test_factors_of_a_training_of_five_steps(schedule, warmup_steps, expected):
+    factors = [learning_rate_factor(step, 5, schedule=schedule, warmup_steps=warmup_steps) for step in range(5)]
+    assert factors == pytest.approx(expected)
+
+
+def test_every_group_keeps_its_own_rate_as_the_base():
+    weights = [torch.nn.Parameter(torch.ones(1)) for _ in range(2)]
+    groups = [
+        {"params": [weight], "lr": rate, "base_lr": rate} for weight, rate in zip(weights, (1.0, 0.1), strict=True)
+    ]
+    optimizer = torch.optim.AdamW(groups)
+    for factor in (0.5, 0.25):
+        scale_learning_rates(optimizer, factor)
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([factor, 0.1 * factor])

@@ -1,0 +1,168 @@
+"""Stage 2 through the real command: stopped anywhere and resumed, on two processes, with things going wrong."""
+
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from running import files_in, kill_when, metrics_of, run_on_two_processes
+
+from progeo.cli import main
+from progeo.engine.checkpoint import load_checkpoint, newest_checkpoint
+
+
+@pytest.fixture(scope="module")
+def long_config(config, run, tmp_path_factory):
+    """The settings of `run` with epochs long enough to be stopped in, and its prompts."""
+    settings = yaml.safe_load(config.read_text())
+    settings["run"] = str(tmp_path_factory.mktemp("long") / "whole")
+    settings["training"] |= {
+        "epochs": 2,
+        "iterations_per_epoch": 20,
+        "checkpoint_every": 7,
+        "schedule": "cosine",
+        "warmup_steps": 5,
+        "weight_decay": 0.01,
+    }
+    settings["text"] = {"prompts": str(run / "stage1")}
+    path = tmp_path_factory.mktemp("long_config") / "config.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(long_config):
+    """The run of `long_config`, never stopped."""
+    stage_2(long_config)
+    return Path(yaml.safe_load(long_config.read_text())["run"])
+
+
+def stage_2(config, *arguments):
+    main(["stage2", "--config", str(config), *map(str, arguments)])
+
+
+def failure(config, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        stage_2(config, *arguments)
+    return str(stop.value.code)
+
+
+def assert_same(one, two):
+    """Nested states are equal, tensors bit for bit."""
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, two)
+    elif isinstance(one, dict):
+        assert one.keys() == two.keys()
+        for name in one:
+            assert_same(one[name], two[name])
+    elif isinstance(one, list):
+        assert len(one) == len(two)
+        for first, second in zip(one, two, strict=True):
+            assert_same(first, second)
+    else:
+        assert one == two
+
+
+def last_state(run):
+    return load_checkpoint(newest_checkpoint(run / "stage2" / "checkpoints"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_run_stopped_within_an_epoch_ends_as_if_it_had_not_been(long_config, whole, tmp_path, number):
+    stopped = tmp_path / "stopped"
+    checkpoints = stopped / "stage2" / "checkpoints"
+    said = kill_when(
+        lambda: (checkpoints / "epoch_000001_step_000007").exists(),
+        *("stage2_image.py", "--config", long_config, "--run", stopped),
+        number=number,
+    )
+    if number != signal.SIGKILL:
+        assert "stopped in epoch 2 after step" in said
+        assert "go on with the same command and --resume true" in said
+        assert newest_checkpoint(checkpoints).name >= "epoch_000001_step_000007"
+    assert "epoch_000002" not in newest_checkpoint(checkpoints).name
+    stage_2(long_config, "--run", stopped, "--resume", "true")
+    assert metrics_of(stopped / "stage2") == metrics_of(whole / "stage2")
+    assert_same(last_state(stopped), last_state(whole))
+    best = "stage2/best/model.safetensors"
+    assert (stopped / best).read_bytes() == (whole / best).read_bytes()
+
+
+def test_two_processes_train_as_one_does_with_the_same_batch(long_config, tmp_path):
+    settings = yaml.safe_load(long_config.read_text())
+    settings["model"] |= {"architecture": "tiny-vit", "descriptor_dim": None}  # batch norm sees only its own process
+    settings["training"] |= {"iterations_per_epoch": 5}
+    settings["augmentation"] = dict.fromkeys(("brightness", "contrast", "saturation", "hue"), 0.0)
+    settings["augmentation"] |= {"crop_scale": [1.0, 1.0]}
+    for name in ("one", "two"):
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump({**settings, "run": str(tmp_path / name)}))
+    stage_2(tmp_path / "one.yaml")
+    run_on_two_processes("stage2_image.py", "--config", tmp_path / "two.yaml")
+    assert files_in(tmp_path / "two") == files_in(tmp_path / "one")
+    for mine, theirs in zip(metrics_of(tmp_path / "two/stage2"), metrics_of(tmp_path / "one/stage2"), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-4)
+
+
+def test_a_batch_that_does_not_divide_among_processes_is_refused():
+    from progeo.stages.image_training import _check_processes
+
+    with pytest.raises(ValueError, match=r"training\.batch_size 5 must divide among 2 processes"):
+        _check_processes(5, 2)
+
+
+def test_learning_rates_follow_the_schedule_and_norms_do_not_decay(whole):
+    kernels, norms, *heads = last_state(whole)["optimizer"]["param_groups"]
+    # The last of 40 steps, 5 of them warm-up: half a cosine over 35, at its 35th.
+    factor = 0.5 * (1 + np.cos(np.pi * 34 / 35))
+    assert kernels["lr"] == pytest.approx(1e-3 * factor)
+    assert all(head["lr"] == pytest.approx(1e-2 * factor) for head in heads)
+    assert (kernels["weight_decay"], norms["weight_decay"]) == (0.01, 0.0)
+
+
+def test_training_stops_when_the_recall_is_not_beaten_for_so_long(config, run, tmp_path):
+    shutil.copytree(run / "stage1", tmp_path / "stage1")
+    stage_2(
+        config, "--run", tmp_path, "--training.patience", 1, "--training.epochs", 50,
+        "--training.encoder_learning_rate", 1e-12, "--training.head_learning_rate", 1e-12,
+    )  # fmt: skip
+    recalls = [row["val R@1"] for row in metrics_of(tmp_path / "stage2")]
+    assert len(recalls) < 10
+    assert recalls[-1] <= max(recalls[:-1])
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_terms_and_the_last_checkpoint(config, run, tmp_path):
+    shutil.copytree(run / "stage1", tmp_path / "stage1")
+    much = ["--run", tmp_path, "--text.weight", "1e38", "--training.epochs", "1", "--training.checkpoint_every", "1"]
+    sentence = failure(config, *much)
+    assert "epoch 1/1, group 1, step 2: the loss is not finite (cosface nan, image_text nan)" in sentence
+    assert f"The last good checkpoint is {tmp_path}/stage2/checkpoints/epoch_000000_step_000001." in sentence
+
+
+def test_broken_images_are_replaced_and_reported_until_they_are_too_many(config, run, city, tmp_path):
+    shutil.copytree(city / "train", tmp_path / "train")
+    broken = sorted((tmp_path / "train").rglob("*.jpg"))[:4]
+    for path in broken:
+        path.write_bytes(b"broken")
+    folder = ["--data.train_folder", tmp_path / "train", "--text.prompts", run / "stage1", "--training.epochs", "2"]
+    many = ["--training.iterations_per_epoch", "30", "--run", tmp_path / "run"]
+    sentence = failure(config, *folder, *many)
+    assert "of 84 images cannot be read, more than data.max_unreadable_share allows" in sentence
+    stage_2(config, *folder, *many, "--data.max_unreadable_share", "0.05", "--resume", "true")
+    log = (tmp_path / "run/stage2/log.txt").read_text()
+    assert "replaced by another image of its class" in log
+    assert any(str(path) in log for path in broken)
+    assert len(last_state(tmp_path / "run")["unreadable"]) >= 1
+
+
+def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path):
+    from progeo.engine.checkpoint import save_checkpoint
+
+    save_checkpoint(tmp_path, "epoch_000001_step_000000", {"weight": torch.ones(3)})
+    unfinished = tmp_path / ".unfinished-epoch_000002_step_000000"
+    unfinished.mkdir()
+    (unfinished / "tensors.safetensors").write_bytes(b"half")
+    assert newest_checkpoint(tmp_path).name == "epoch_000001_step_000000"
