@@ -18,7 +18,7 @@ from progeo.engine.accelerator import scaler_state, set_scaler_state, start_acce
 from progeo.engine.checkpoint import load_checkpoint, newest_checkpoint, prune_checkpoints, save_checkpoint
 from progeo.engine.log import LOGGER
 from progeo.engine.loop import progress_bar, train_epoch
-from progeo.engine.randomness import seeded_generator
+from progeo.engine.randomness import seed_layers, seeded_generator
 from progeo.engine.run_folder import RunFolder, open_run
 from progeo.export.weights import save_encoder
 from progeo.losses import image_text_cross_entropy
@@ -173,6 +173,7 @@ class ImageTraining:
     ) -> dict[str, Tensor]:
         images, labels = (tensor.to(self.accelerator.device) for tensor in batch)
         augmented = self.settings.augmentation(images, seeded_generator(self.settings.seed, self.epoch, step))
+        seed_layers(self.settings.seed, self.epoch, step, 1)  # 1: not the stream of the augmentation
         descriptors = self.trained_encoder(self.encoder.normalise(augmented))
         terms = {self.settings.head.kind: F.cross_entropy(head(descriptors, labels), labels)}
         if texts is not None:
