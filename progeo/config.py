@@ -62,24 +62,27 @@ class CellSettings:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """The CLIP model that both stages start from, and the encoder made of it."""
+    """The model that training starts from, a CLIP for both stages, and the encoder made of it."""
 
     architecture: str = "RN50"
-    """RN50, RN101, ViT-B-16, ViT-B-32 or another CLIP of open_clip; tiny-resnet and tiny-vit for trying out."""
+    """RN50, RN101, ViT-B-16, ViT-B-32 or another CLIP of open_clip; tiny-resnet and tiny-vit for trying out; without
+    text also vgg16, resnet18, resnet50, resnet101, resnet152 or efficientnet_b0 to efficientnet_b7 of torchvision."""
     weights: str = "openai"
-    """A tag of open_clip, hf-hub:owner/name, a local file, or random."""
+    """A tag of open_clip or torchvision (IMAGENET1K_V1, DEFAULT), hf-hub:owner/name of a CLIP, a local file, or
+    random."""
     image_size: int | tuple[int, int] = 512
     """Pixels of stage 2's images: one side of a square, or height and width."""
     descriptor_dim: int | None = None
-    """Dimension of the descriptors; null takes that of CLIP's features, and a ViT allows no other."""
+    """Dimension of the descriptors; null takes that of CLIP's features or the channels of a torchvision backbone, and
+    a ViT allows no other."""
     normalised: bool = True
-    """Give a ViT's descriptors length 1; a ResNet's always have."""
+    """Give a ViT's descriptors length 1; all others always have."""
     normalisation: Literal["clip", "imagenet"] = "clip"
     """Whose mean and spread the pixels are given."""
     align_corners: bool = False
     """Resize position embeddings between the centres of the corner cells, as the published code does."""
     frozen: tuple[str, ...] = ()
-    """Layers of the visual tower that stage 2 does not train, such as conv1 or transformer.resblocks.0."""
+    """Layers of the backbone that stage 2 does not train, such as conv1, transformer.resblocks.0 or features.0."""
 
 
 @dataclass(frozen=True)

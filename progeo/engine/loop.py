@@ -67,6 +67,7 @@ def train_epoch(
     after_step: Callable[[], None] = lambda: None,
     max_gradient_norm: float | None = None,
     skip_not_finite: bool = False,
+    alone: bool = False,
 ) -> dict[str, float]:
     """Run one epoch, or the rest of one.
 
@@ -82,6 +83,7 @@ def train_epoch(
         after_step: called when a step is done.
         max_gradient_norm: clip the gradient to this length; None does not clip.
         skip_not_finite: leave out and count a step whose loss is not finite, instead of stopping.
+        alone: this process trains what no other trains, and must not wait for any.
 
     Returns:
         The mean of each term over all processes, and of their sum as `loss`.
@@ -97,11 +99,9 @@ def train_epoch(
             terms = step(means.steps, batch)
         loss = torch.stack(list(terms.values())).sum()
         # The one time that a step waits for the device. A loss that is not finite anywhere is so everywhere.
-        asked = loss.new_tensor(float(stop.received))
-        *values, asked_by_any = accelerator.reduce(
-            torch.stack([loss, *terms.values(), asked]).detach(), "mean"
-        ).tolist()
-        stop.received = asked_by_any > 0
+        mine = torch.stack([loss, *terms.values(), loss.new_tensor(float(stop.received))]).detach()
+        *values, stop_requests = (mine if alone else accelerator.reduce(mine, "mean")).tolist()
+        stop.received = stop_requests > 0
         numbers = dict(zip(("loss", *terms), values, strict=True))
         if math.isfinite(numbers["loss"]):
             optimizer.zero_grad()

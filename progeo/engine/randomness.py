@@ -6,13 +6,10 @@ import torch
 
 def seeded_generator(*numbers: int) -> torch.Generator:
     """A generator on the CPU for one combination of numbers, such as (seed, epoch, step)."""
-    return torch.Generator().manual_seed(_seed(numbers))
+    (state,) = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state))
 
 
 def seed_layers(*numbers: int) -> None:
-    """Let layers that choose at random, such as dropout, depend on these numbers alone."""
-    torch.manual_seed(_seed(numbers))
-
-
-def _seed(numbers: tuple[int, ...]) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+    """Seed torch's own generators on every device: layers such as stochastic depth draw from them."""
+    torch.manual_seed(seeded_generator(*numbers).initial_seed())

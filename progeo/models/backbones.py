@@ -1,10 +1,60 @@
-"""Trunks of encoders: the visual tower of a CLIP model without what a descriptor does not use."""
+"""Trunks of encoders: a CLIP's visual tower or a torchvision classifier without what a descriptor does not use."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from open_clip import CLIP
 from open_clip.modified_resnet import ModifiedResNet
+from open_clip.transformer import VisionTransformer
 from torch import nn
+
+from progeo.models.clip import ImageSize, as_height_width, load_clip, resolved_architecture, skeleton_clip
+from progeo.models.convnets import CONVNETS, load_convnet, native_image_size, skeleton_convnet
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A trunk and what an encoder must know of it."""
+
+    trunk: nn.Module
+    """Images (B, 3, H, W) -> vectors (B, E) of a ViT, feature maps (B, C, h, w) of any other."""
+    architecture: str
+    """Its name, with the activation that the weights turned out to need."""
+    image_size: tuple[int, int]
+    """Height and width in pixels."""
+    features_dim: int
+    """The dimension of descriptors where none is asked for: of CLIP's own features, else C."""
+
+
+def build_backbone(
+    architecture: str,
+    weights: str,
+    image_size: ImageSize | None = None,
+    *,
+    align_corners: bool = False,
+    seed: int = 0,
+) -> Backbone:
+    """Build a backbone with weights: see `load_convnet` for the architectures in `CONVNETS`, `load_clip` for others."""
+    if architecture in CONVNETS:
+        size = as_height_width(image_size or native_image_size(architecture))
+        trunk = load_convnet(architecture, weights, seed=seed)
+        return Backbone(trunk, architecture, size, _last_channels(trunk))
+    clip = load_clip(architecture, weights, image_size, align_corners=align_corners, seed=seed)
+    return Backbone(
+        clip_backbone(clip),
+        resolved_architecture(architecture, clip),
+        as_height_width(clip.visual.image_size),
+        clip.text_projection.shape[1],
+    )
+
+
+def skeleton_backbone(
+    architecture: str, image_size: ImageSize | None = None, *, align_corners: bool = False
+) -> nn.Module:
+    """Build a trunk without weights, on the meta device, to load a state dict into."""
+    if architecture in CONVNETS:
+        return skeleton_convnet(architecture)
+    return clip_backbone(skeleton_clip(architecture, image_size, align_corners=align_corners))
 
 
 def clip_backbone(clip: CLIP) -> nn.Module:
@@ -17,7 +67,7 @@ def clip_backbone(clip: CLIP) -> nn.Module:
 
 def feature_map_channels(backbone: nn.Module) -> int | None:
     """C of the feature map that a backbone gives, None for one that gives a vector."""
-    return backbone.layer4[-1].conv3.out_channels if isinstance(backbone, ModifiedResNet) else None
+    return None if isinstance(backbone, VisionTransformer) else _last_channels(backbone)
 
 
 def freeze_layers(backbone: nn.Module, names: Sequence[str]) -> None:
@@ -37,3 +87,7 @@ def freeze_layers(backbone: nn.Module, names: Sequence[str]) -> None:
             )
         for parameter in frozen:
             parameter.requires_grad_(False)
+
+
+def _last_channels(trunk: nn.Module) -> int:
+    return [module.out_channels for module in trunk.modules() if isinstance(module, nn.Conv2d)][-1]

@@ -17,6 +17,8 @@ from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from progeo.models.convnets import CONVNETS
+
 ImageSize = int | tuple[int, int]
 RESNET_STRIDE = 32
 NORMALISATIONS = MappingProxyType(
@@ -54,8 +56,8 @@ def load_clip(
     architecture = architecture.replace("/", "-")
     if architecture not in open_clip.list_models():
         raise ValueError(
-            f"model.architecture {architecture!r} is not known to open_clip. "
-            f"Use for example RN50, RN101, ViT-B-16, ViT-B-32, tiny-resnet or tiny-vit."
+            f"model.architecture {architecture!r} is not known. Use a CLIP of open_clip, for example RN50, RN101, "
+            f"ViT-B-16, ViT-B-32, tiny-resnet or tiny-vit, or a backbone of torchvision: {', '.join(CONVNETS)}."
         )
     model = _random_clip(architecture, seed) if weights == "random" else _pretrained_clip(architecture, weights)
     if not isinstance(model, CLIP) or not isinstance(model.visual, (VisionTransformer, ModifiedResNet)):

@@ -8,19 +8,11 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from progeo.models.backbones import clip_backbone, feature_map_channels
-from progeo.models.clip import (
-    NORMALISATIONS,
-    RESNET_STRIDE,
-    ImageSize,
-    as_height_width,
-    load_clip,
-    resolved_architecture,
-    skeleton_clip,
-    visual_features,
-)
+from progeo.models.backbones import build_backbone, feature_map_channels, skeleton_backbone
+from progeo.models.clip import NORMALISATIONS, RESNET_STRIDE, ImageSize, visual_features
 from progeo.models.pooling import GeMHead, L2Norm
 from progeo.models.preprocessing import normalise_images, resize_image
+from progeo.models.state_dicts import check_fits
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -109,31 +101,30 @@ def build_encoder(
     align_corners: bool = False,
     seed: int = 0,
 ) -> Encoder:
-    """Build an encoder to train, starting from a CLIP model's visual tower.
+    """Build an encoder to train, starting from a CLIP's visual tower or from a torchvision backbone.
 
     Args:
-        architecture, weights, image_size, align_corners: see `load_clip`.
-        descriptor_dim: D; None takes the dimension of CLIP's own features, and a ViT allows no other.
-        normalised: L2-normalise a ViT's descriptors; a ResNet's always are.
+        architecture, weights, image_size, align_corners: see `build_backbone`.
+        descriptor_dim: D; None takes the dimension of CLIP's own features or the channels of a torchvision backbone,
+            and a ViT allows no other.
+        normalised: L2-normalise a ViT's descriptors; all others always are.
         normalisation: `clip` or `imagenet`, the mean and spread of the pixels.
-        seed: of `random` weights and of the layers that CLIP does not have.
+        seed: of `random` weights and of the layers after the backbone.
     """
     if normalisation not in NORMALISATIONS:
         raise ValueError(f"model.normalisation must be one of {', '.join(NORMALISATIONS)}, got {normalisation!r}.")
-    clip = load_clip(architecture, weights, image_size, align_corners=align_corners, seed=seed)
-    features_dim = clip.text_projection.shape[1]
-    backbone = clip_backbone(clip)
-    is_vector = feature_map_channels(backbone) is None
-    if is_vector and descriptor_dim not in (None, features_dim):
+    backbone = build_backbone(architecture, weights, image_size, align_corners=align_corners, seed=seed)
+    is_vector = feature_map_channels(backbone.trunk) is None
+    if is_vector and descriptor_dim not in (None, backbone.features_dim):
         raise ValueError(
-            f"The descriptors of {architecture} have {features_dim} dimensions, model.descriptor_dim cannot be "
-            f"{descriptor_dim}. Leave it out."
+            f"The descriptors of {architecture} have {backbone.features_dim} dimensions, model.descriptor_dim cannot "
+            f"be {descriptor_dim}. Leave it out."
         )
     mean, std = NORMALISATIONS[normalisation]
     spec = EncoderSpec(
-        architecture=resolved_architecture(architecture, clip),
-        image_size=as_height_width(clip.visual.image_size),
-        descriptor_dim=descriptor_dim or features_dim,
+        architecture=backbone.architecture,
+        image_size=backbone.image_size,
+        descriptor_dim=descriptor_dim or backbone.features_dim,
         normalised=normalised or not is_vector,
         mean=tuple(mean),
         std=tuple(std),
@@ -141,7 +132,7 @@ def build_encoder(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Encoder(spec, backbone).to(memory_format=torch.channels_last)
+        return Encoder(spec, backbone.trunk).to(memory_format=torch.channels_last)
 
 
 def restore_encoder(spec: EncoderSpec, state: dict[str, Tensor]) -> Encoder:
@@ -150,15 +141,10 @@ def restore_encoder(spec: EncoderSpec, state: dict[str, Tensor]) -> Encoder:
     Raises:
         ValueError: weights that do not fit, with the first that does not.
     """
-    clip = skeleton_clip(spec.architecture, spec.image_size, align_corners=spec.align_corners)
+    trunk = skeleton_backbone(spec.architecture, spec.image_size, align_corners=spec.align_corners)
     with torch.device("meta"):
-        encoder = Encoder(spec, clip_backbone(clip))
-    expected = encoder.state_dict()
-    for name in sorted(expected.keys() | state.keys()):
-        found = tuple(state[name].shape) if name in state else "missing"
-        wanted = tuple(expected[name].shape) if name in expected else "absent"
-        if found != wanted:
-            raise ValueError(f"The weights do not fit {spec.architecture}: {name} should be {wanted}, is {found}.")
+        encoder = Encoder(spec, trunk)
+    check_fits(state, encoder.state_dict(), spec.architecture)
     encoder.load_state_dict(state, assign=True)
     return encoder.to(memory_format=torch.channels_last).eval()
 

@@ -195,7 +195,7 @@ class ImageTraining:
     ) -> dict[str, Tensor]:
         settings, process = self.settings, self.accelerator.process_index
         self._set_learning_rates(number)
-        seed_layers(settings.seed, self.epoch, number, process)
+        seed_layers(settings.seed, self.epoch, number, process, 1)  # 1: not the stream of the augmentation
         images, labels = (tensor.to(self.accelerator.device) for tensor in batch)
         augmented = settings.augmentation(images, seeded_generator(settings.seed, self.epoch, number, process))
         descriptors = self.distributed_encoder(self.encoder.normalise(augmented))

@@ -103,6 +103,7 @@ class GroupTraining:
             self.accelerator,
             bar=bar,
             description=description,
+            alone=True,
         )
         self.scheduler.step()
         self.epoch += 1

@@ -23,6 +23,7 @@ from progeo.engine.loop import progress_bar
 from progeo.engine.run_folder import RunFolder, open_run
 from progeo.files import read_json, replacing, write_json
 from progeo.models.clip import load_clip, resolved_architecture, weights_digest
+from progeo.models.convnets import CONVNETS
 from progeo.places.cells import Group, Partition, check_same_partition
 from progeo.stages.features import ImageFeatures, cached_features
 from progeo.stages.places import keep_places, read_training_places
@@ -39,6 +40,11 @@ def train_prompts(settings: Settings) -> Path:
     Groups are independent of each other: each process trains its own. A run that was stopped goes on with the last
     finished epoch of each group.
     """
+    if settings.model.architecture in CONVNETS:
+        raise ValueError(
+            f"Stage 1 needs a CLIP, and model.architecture {settings.model.architecture!r} is none: give one such as "
+            f"RN50, or leave stage 1 out and train stage 2 with --text.weight 0."
+        )
     accelerator = start_accelerator(settings.mixed_precision)
     places = read_training_places(settings)
     catalogue, partition = places.catalogue, places.partition

@@ -1,0 +1,89 @@
+"""Trunks of torchvision's classifiers, cut as CosPlace cuts them: named weights, a local file or explicitly random."""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.models import VGG, get_model, get_model_weights
+
+from progeo.models.state_dicts import check_fits
+
+CONVNETS = ("vgg16", "resnet18", "resnet50", "resnet101", "resnet152", *(f"efficientnet_b{i}" for i in range(8)))
+
+
+def load_convnet(architecture: str, weights: str, *, seed: int = 0) -> nn.Sequential:
+    """Build a trunk in eval mode: images (B, 3, H, W) -> feature map (B, C, h, w).
+
+    Its layers have torchvision's names: `conv1` to `layer4` of a ResNet, `features.0` and so on of the others.
+
+    Args:
+        architecture: one of `CONVNETS`.
+        weights: a tag of torchvision such as `IMAGENET1K_V1` or `DEFAULT`, a local file with the classifier's state
+            dict (.safetensors, or .pth with nothing but tensors), or `random`.
+        seed: of the `random` weights.
+
+    Raises:
+        ValueError: an unknown tag, or weights that do not fit.
+    """
+    if weights == "random":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return _trunk(get_model(architecture, weights=None))
+    trunk = skeleton_convnet(architecture)
+    expected = trunk.state_dict()
+    # Files older than PyTorch 0.4.1 do not count the batches of batch norm, and nothing here reads the count.
+    counts = {name: torch.tensor(0) for name in expected if name.endswith("num_batches_tracked")}
+    state = counts | {
+        name: tensor
+        for name, tensor in _classifier_state(architecture, weights).items()
+        if not name.startswith(("fc.", "classifier."))
+    }
+    check_fits(state, expected, architecture)
+    trunk.to_empty(device="cpu").load_state_dict(state)
+    return trunk
+
+
+def skeleton_convnet(architecture: str) -> nn.Sequential:
+    """Build a trunk without weights, on the meta device, to load a state dict into."""
+    with torch.device("meta"):
+        return _trunk(get_model(architecture, weights=None))
+
+
+def native_image_size(architecture: str) -> int:
+    """Side in pixels of the squares that torchvision's own weights were validated on."""
+    return get_model_weights(architecture).DEFAULT.transforms().crop_size[0]
+
+
+def _trunk(classifier: nn.Module) -> nn.Sequential:
+    """Cut average pool and classifier, of a VGG also the last ReLU and max pool."""
+    trunk = nn.Sequential(OrderedDict(list(classifier.named_children())[:-2]))
+    if isinstance(classifier, VGG):
+        trunk.features = classifier.features[:-2]
+    return trunk.eval()
+
+
+def _classifier_state(architecture: str, weights: str) -> Mapping[str, Tensor]:
+    tags = get_model_weights(architecture).__members__
+    if weights not in tags and not Path(weights).is_file():
+        raise ValueError(
+            f"model.weights {weights!r} is neither a file, nor random, nor a tag of {architecture} ({', '.join(tags)})."
+        )
+    try:
+        if weights in tags:
+            return tags[weights].get_state_dict(check_hash=True, weights_only=True)
+        return _read_state(Path(weights))
+    except Exception as error:  # a file that is no state dict can fail in any way
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"model.weights {weights!r} could not be loaded as {architecture}: {reason}") from None
+
+
+def _read_state(path: Path) -> Mapping[str, Tensor]:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise ValueError("it holds more, or less, than a state dict of tensors")
+    return state
