@@ -59,10 +59,7 @@ class Augmentation:
             return jittered
         height, width = images.shape[2:]
         boxes = random_boxes(len(images), height, width, self.crop_scale, self.crop_ratio, generator)
-        at_once = _images_at_once(images)
-        for part, part_boxes in zip(jittered.split(at_once), boxes.to(images.device).split(at_once), strict=True):
-            part.copy_(crop_and_resize(part, part_boxes))
-        return jittered
+        return crop_and_resize(jittered, boxes.to(images.device))
 
 
 def jitter_colours(
@@ -87,20 +84,21 @@ def jitter_colours(
     order = torch.rand(count, 4, generator=generator).argsort(dim=1)
     place_of_hue = (order == _HUE).nonzero()[:, 1]
     blends = order[order != _HUE].view(count, 3)
-    shares = shares.gather(1, blends).to(device)
-    of_mean, of_grey = ((blends == step).float().to(device) for step in (_CONTRAST, _SATURATION))
+    # (3, B, 3): what _blend takes, for each image and each of its blends in turn.
+    amounts = torch.stack([shares.gather(1, blends), blends == _CONTRAST, blends == _SATURATION]).to(device)
     turns = turns.to(device)
 
     jittered = torch.empty(images.shape, device=device)
     for place in range(4):
         group = (place_of_hue == place).nonzero()[:, 0].to(device)
-        for rows in group.split(_images_at_once(images)):
+        # On a CPU one image at a time: its steps stay in a core's caches and take no new memory from the system.
+        for rows in group.split(1 if device.type == "cpu" else count):
             part = _floats(images[rows])
             for step in range(4):
                 if step == place and hue > 0:
                     part = _turned_hue(part, turns[rows])
                 if step < 3:
-                    _blend(part, shares[rows, step], of_mean[rows, step], of_grey[rows, step])
+                    _blend(part, *amounts[:, rows, step])
             jittered[rows] = part
     return jittered
 
@@ -150,11 +148,6 @@ def _sampled(start: Tensor, length: Tensor, size: int) -> Tensor:
     return 2 * inside / size - 1
 
 
-def _images_at_once(images: Tensor) -> int:
-    """All of them, but one on a CPU: its steps stay in a core's caches, and take no new memory from the system."""
-    return 1 if images.device.type == "cpu" else len(images)
-
-
 def _factors(count: int, strength: float, generator: Generator) -> Tensor:
     return torch.empty(count).uniform_(1 - strength, 1 + strength, generator=generator)
 
@@ -164,7 +157,7 @@ def _floats(images: Tensor) -> Tensor:
 
 
 def _blend(images: Tensor, shares: Tensor, of_mean: Tensor, of_grey: Tensor) -> None:
-    """Keep a share of each image in place; the rest is its mean grey, its greys or, where both are 0, black; all (B,)."""
+    """Keep a share (B,) of each image, in place; the rest is its mean grey, its own greys or, where both are 0, black."""
     red, green, blue = images.split(1, dim=1)
     others = (_LUMA[0] * red).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
     means = _per_image(of_mean) * others.mean(dim=(2, 3), keepdim=True)
