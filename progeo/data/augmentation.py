@@ -157,7 +157,7 @@ def _floats(images: Tensor) -> Tensor:
 
 
 def _blend(images: Tensor, shares: Tensor, of_mean: Tensor, of_grey: Tensor) -> None:
-    """Keep a share (B,) of each image, in place; the rest is its mean grey, its own greys or, where both are 0, black."""
+    """Keep a share (B,) of each image, in place; the rest is its mean grey, its greys or, where both are 0, black."""
     red, green, blue = images.split(1, dim=1)
     others = (_LUMA[0] * red).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
     means = _per_image(of_mean) * others.mean(dim=(2, 3), keepdim=True)
