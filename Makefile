@@ -27,3 +27,4 @@ lint: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.stage1
+	$(BIN)/python -m benchmarks.stage2

@@ -8,7 +8,6 @@ overlap. Memory: the peak of a process of its own that trains on 35,000 classes 
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision import transforms
 
+from benchmarks.images import write_images
+from benchmarks.timing import clock_of_one_core, least_seconds
 from progeo.config import DataSettings, Settings
 from progeo.data.samplers import permuted_batches
 from progeo.data.shards import ShardedRows
@@ -63,7 +64,7 @@ def compare_text_features() -> str:
                 lambda labels=labels: plain_text_features(clip, learner, labels).sum().backward(),
                 lambda labels=labels: learner(labels).sum().backward(),
             ],
-            time.process_time if accelerator.device.type == "cpu" else _time_of_device,
+            clock_of_one_core(accelerator),
             rounds=6,
         )
         name = f"{num_classes} classes"
@@ -83,10 +84,7 @@ def plain_text_features(clip: CLIP, learner: PromptLearner, labels: Tensor) -> T
 
 def compare_image_features(folder: Path) -> str:
     """Images a second into a feature cache, against the plain loop."""
-    rng = np.random.default_rng(0)
-    for index in range(IMAGES):
-        coarse = Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
-        coarse.resize((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.BICUBIC).save(folder / f"@{index}@0@.jpg", quality=90)
+    write_images(folder, IMAGES, IMAGE_SIDE)
     catalogue = read_catalogue(folder)
     accelerator = start_accelerator("fp16" if torch.cuda.is_available() else "no")
     clip = load_clip(ARCHITECTURE, "random").requires_grad_(False).to(accelerator.device)
@@ -173,22 +171,6 @@ def peak_memory(accelerator: Accelerator) -> int:
         return torch.cuda.max_memory_allocated()
     status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
     return 1024 * int(status["VmHWM"].split()[0])
-
-
-def least_seconds(functions: list[Callable[[], object]], clock: Callable[[], float], *, rounds: int) -> list[float]:
-    """The least time that each function took, all taken in turns."""
-    seconds = [float("inf")] * len(functions)
-    for _ in range(rounds):  # the first round warms up and is soon beaten
-        for index, function in enumerate(functions):
-            start = clock()
-            function()
-            seconds[index] = min(seconds[index], clock() - start)
-    return seconds
-
-
-def _time_of_device() -> float:
-    torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 if __name__ == "__main__":

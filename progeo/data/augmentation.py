@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 _LUMA = (0.2989, 0.587, 0.114)
+_CONTRAST, _SATURATION, _HUE = 1, 2, 3
 _CROP_TRIES = 10
 
 
@@ -46,9 +47,8 @@ class Augmentation:
 
     def __call__(self, images: Tensor, generator: Generator) -> Tensor:
         """Augment uint8 images (B, 3, H, W): jitter, then crop and resize back; floats in 0..1 of the same shape."""
-        floats = images.float() / 255
         jittered = jitter_colours(
-            floats,
+            images,
             brightness=self.brightness,
             contrast=self.contrast,
             saturation=self.saturation,
@@ -65,24 +65,42 @@ class Augmentation:
 def jitter_colours(
     images: Tensor, *, brightness: float, contrast: float, saturation: float, hue: float, generator: Generator
 ) -> Tensor:
-    """Jitter floats (B, 3, H, W) in 0..1, in a random order of the four steps for each image."""
-    count = len(images)
-    steps = [
-        (_scaled_brightness, _factors(count, brightness, generator)),
-        (_scaled_contrast, _factors(count, contrast, generator)),
-        (_scaled_saturation, _factors(count, saturation, generator)),
-        (_turned_hue, torch.empty(count).uniform_(-hue, hue, generator=generator)),
-    ]
-    order = torch.rand(count, len(steps), generator=generator).argsort(dim=1)
-    strengths = (brightness, contrast, saturation, hue)
-    for turn in range(len(steps)):
-        for index, (change, amounts) in enumerate(steps):
-            rows = (order[:, turn] == index).nonzero()[:, 0]
-            if len(rows) and strengths[index] > 0:
-                rows_there = rows.to(images.device)
-                amounts_there = amounts[rows].to(images.device)[:, None, None, None]
-                images = images.index_copy(0, rows_there, change(images[rows_there], amounts_there))
-    return images
+    """Jitter images (B, 3, H, W), in a random order of the four steps for each image.
+
+    Brightness, contrast and saturation all blend an image with another one: black, its mean grey, its own greys. So
+    they are one operation for images that have them in different orders; the hue's turn is what groups the images.
+
+    Args:
+        images: uint8, or floats in 0..1.
+        brightness, contrast, saturation, hue: the strengths, as in `Augmentation`.
+        generator: on the CPU.
+
+    Returns:
+        Floats in 0..1 of the same shape.
+    """
+    count, device = len(images), images.device
+    shares = torch.stack([_factors(count, strength, generator) for strength in (brightness, contrast, saturation)], 1)
+    turns = torch.empty(count).uniform_(-hue, hue, generator=generator)
+    order = torch.rand(count, 4, generator=generator).argsort(dim=1)
+    place_of_hue = (order == _HUE).nonzero()[:, 1]
+    blends = order[order != _HUE].view(count, 3)
+    # (3, B, 3): what _blend takes, for each image and each of its blends in turn.
+    amounts = torch.stack([shares.gather(1, blends), blends == _CONTRAST, blends == _SATURATION]).to(device)
+    turns = turns.to(device)
+
+    jittered = torch.empty(images.shape, device=device)
+    for place in range(4):
+        group = (place_of_hue == place).nonzero()[:, 0].to(device)
+        # On a CPU one image at a time: its steps stay in a core's caches and take no new memory from the system.
+        for rows in group.split(1 if device.type == "cpu" else count):
+            part = _floats(images[rows])
+            for step in range(4):
+                if step == place and hue > 0:
+                    part = _turned_hue(part, turns[rows])
+                if step < 3:
+                    _blend(part, *amounts[:, rows, step])
+            jittered[rows] = part
+    return jittered
 
 
 def random_boxes(
@@ -134,39 +152,37 @@ def _factors(count: int, strength: float, generator: Generator) -> Tensor:
     return torch.empty(count).uniform_(1 - strength, 1 + strength, generator=generator)
 
 
-def _blended(images: Tensor, others: Tensor, share: Tensor) -> Tensor:
-    return (share * images + (1 - share) * others).clamp(0, 1)
+def _floats(images: Tensor) -> Tensor:
+    return images.float().div_(255) if images.dtype == torch.uint8 else images
 
 
-def _grey(images: Tensor) -> Tensor:
-    return (images * images.new_tensor(_LUMA)[:, None, None]).sum(dim=1, keepdim=True)
-
-
-def _scaled_brightness(images: Tensor, factor: Tensor) -> Tensor:
-    return (images * factor).clamp(0, 1)
-
-
-def _scaled_contrast(images: Tensor, factor: Tensor) -> Tensor:
-    return _blended(images, _grey(images).mean(dim=(1, 2, 3), keepdim=True), factor)
-
-
-def _scaled_saturation(images: Tensor, factor: Tensor) -> Tensor:
-    return _blended(images, _grey(images), factor)
-
-
-def _turned_hue(images: Tensor, turn: Tensor) -> Tensor:
-    """Turn the hue in HSV space by a share of the circle (B, 1, 1, 1)."""
-    value, _ = images.max(dim=1, keepdim=True)
-    chroma = value - images.min(dim=1, keepdim=True).values
+def _blend(images: Tensor, shares: Tensor, of_mean: Tensor, of_grey: Tensor) -> None:
+    """Keep a share (B,) of each image, in place; the rest is its mean grey, its greys or, where both are 0, black."""
     red, green, blue = images.split(1, dim=1)
-    safe = chroma.clamp(min=1e-8)
-    sextant = torch.where(
-        value == red,
-        ((green - blue) / safe) % 6,
-        torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4),
-    )
-    turned = sextant + 6 * turn
-    # Each channel falls from value to value - chroma as the hue leaves it: red from 0, green from 2, blue from 4.
-    offsets = images.new_tensor([5.0, 3.0, 1.0])[:, None, None]
-    distance = (offsets + turned) % 6
-    return value - chroma * torch.minimum(distance, 4 - distance).clamp(0, 1)
+    others = (_LUMA[0] * red).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
+    means = _per_image(of_mean) * others.mean(dim=(2, 3), keepdim=True)
+    torch.addcmul(means, others, _per_image(of_grey), out=others)
+    torch.lerp(others, images, _per_image(shares), out=images).clamp_(0, 1)
+
+
+def _turned_hue(images: Tensor, turns: Tensor) -> Tensor:
+    """Turn the hue in HSV space by a share of the circle (B,), with no division and no branches.
+
+    All angles are in sixths of the circle, times the chroma. A channel is at its highest within 1 of its own hue and at
+    its lowest from 2 on; between them it falls by the chroma. For red, at angle 0, that gives the angle of a colour
+    as chroma + green + blue - red - lowest, on green's side or on blue's.
+    """
+    red, green, blue = images.split(1, dim=1)
+    lowest = torch.minimum(torch.minimum(red, green), blue)
+    chroma = torch.maximum(torch.maximum(red, green), blue).sub_(lowest)
+    from_red = (green + blue).sub_(red).sub_(lowest).add_(chroma).copysign_(green - blue)
+    hues = torch.tensor([[0.0, 2.0, 4.0]], device=images.device)
+    from_channels = torch.remainder(6 * turns[:, None] - hues + 3, 6) - 3
+    angles = torch.addcmul(from_red, chroma, from_channels[:, :, None, None])
+    # Within -6 to 6 by now. 3 - | |angle| - 3 | is the way round to the channel's own hue, and a channel lies above its
+    # lowest by 2 minus that, at least 0 and at most 1.
+    return angles.abs_().sub_(3 * chroma).abs_().clamp_(chroma, 2 * chroma).add_(lowest.sub_(chroma))
+
+
+def _per_image(values: Tensor) -> Tensor:
+    return values[:, None, None, None]

@@ -18,6 +18,7 @@ def read_image(path: Path) -> Tensor:
         raise FileNotFoundError(f"There is no image {path}.")
     try:
         with Image.open(path) as image:
-            return pil_to_tensor(ImageOps.exif_transpose(image).convert("RGB"))
+            ImageOps.exif_transpose(image, in_place=True)  # no copy of the many that are upright and RGB already
+            return pil_to_tensor(image if image.mode == "RGB" else image.convert("RGB"))
     except Exception as error:  # decoders fail in many ways, all of them meaning this
         raise ValueError(f"The image {path} cannot be decoded: {error}.") from None

@@ -15,4 +15,4 @@ def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
 def normalise_images(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Turn images (..., 3, H, W), uint8 in 0..255 or float in 0..1, into floats of the network's mean and spread."""
     floats = images.float() / 255 if images.dtype == torch.uint8 else images
-    return (floats - mean[:, None, None]) / std[:, None, None]
+    return (floats - mean[:, None, None]).div_(std[:, None, None])

@@ -50,8 +50,30 @@ def test_the_four_steps_come_in_a_random_order_for_each_image():
         expected = images[row]
         for index in order[row].tolist():
             expected = adjust[index](expected, factors[index][row].item())
-        torch.testing.assert_close(jittered[row], expected, atol=1e-4, rtol=0)
+        torch.testing.assert_close(jittered[row], expected, atol=1e-5, rtol=0)
     assert len({tuple(row) for row in order.tolist()}) == 24  # all orders occur
+
+
+def test_hues_turn_as_torchvisions_also_where_channels_are_equal_or_at_their_ends():
+    levels = torch.tensor([0.0, 0.3, 1.0])
+    colours = torch.cartesian_prod(levels, levels, levels).T[None, :, :, None]  # greys, pure colours, every tie
+    images = colours.expand(500, -1, -1, -1)
+    turned = jitter_colours(images, **{**NOTHING, "hue": 0.5}, generator=generator(1))
+    replay = generator(1)
+    torch.empty(500, 3).uniform_(generator=replay)  # the other three steps' factors
+    turns = torch.empty(500).uniform_(-0.5, 0.5, generator=replay).tolist()
+    expected = torch.stack([F.adjust_hue(image, turn) for image, turn in zip(images, turns, strict=True)])
+    torch.testing.assert_close(turned, expected, atol=2e-6, rtol=0)
+
+
+def test_pixels_and_floats_are_jittered_alike_and_left_as_they_were():
+    pixels = torch.randint(0, 256, (8, 3, 5, 6), dtype=torch.uint8, generator=generator())
+    before, floats = pixels.clone(), pixels.float() / 255
+    strengths = {"brightness": 0.7, "contrast": 0.7, "saturation": 0.7, "hue": 0.5}
+    from_pixels = jitter_colours(pixels, **strengths, generator=generator(1))
+    torch.testing.assert_close(from_pixels, jitter_colours(floats, **strengths, generator=generator(1)))
+    assert torch.equal(pixels, before)
+    assert torch.equal(floats, before.float() / 255)
 
 
 def test_a_crop_equals_torchvisions_crop_and_resize():
