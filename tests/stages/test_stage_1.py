@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +76,7 @@ def test_a_training_that_was_killed_ends_with_the_same_prompts_bit_for_bit(confi
     many = ["--config", str(config), "--prompts.epochs", "25"]
     killed, whole = ["--run", str(tmp_path / "killed")], ["--run", str(tmp_path / "whole")]
     second_group = tmp_path / "killed/stage1/checkpoints/group_1"
-    kill_when(lambda: (second_group / "epoch_000002").exists(), [sys.executable, "stage1_prompts.py", *many, *killed])
+    kill_when(lambda: (second_group / "epoch_000002").exists(), "stage1_prompts.py", *many, *killed)
     assert not (tmp_path / "killed/stage1/prompts.safetensors").exists()
     main(["stage1", *many, *killed, "--resume", "true"])
     main(["stage1", *many, *whole])

@@ -70,7 +70,9 @@ def last_state(run):
     return load_checkpoint(newest_checkpoint(run / "stage2" / "checkpoints"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_run_stopped_within_an_epoch_ends_as_if_it_had_not_been(long_config, whole, tmp_path, number):
     stopped = tmp_path / "stopped"
     checkpoints = stopped / "stage2" / "checkpoints"
