@@ -125,6 +125,7 @@ def test_learning_rates_follow_the_schedule_and_norms_do_not_decay(whole):
     assert (kernels["weight_decay"], norms["weight_decay"]) == (0.01, 0.0)
 
 
+@pytest.mark.slow
 def test_training_stops_when_the_recall_is_not_beaten_for_so_long(config, run, tmp_path):
     shutil.copytree(run / "stage1", tmp_path / "stage1")
     stage_2(

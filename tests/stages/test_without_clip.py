@@ -36,6 +36,7 @@ def test_stage_2_trains_a_resnet_after_its_frozen_layers_and_leaves_an_encoder(c
     assert encoder.spec.mean == (0.485, 0.456, 0.406)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_one_that_was_not_where_layers_draw_at_random(config, tmp_path):
     """EfficientNet drops whole blocks of some images while training."""
     stage2(config, tmp_path / "whole", "efficientnet_b0", "--training.epochs", "2")
