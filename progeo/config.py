@@ -37,9 +37,9 @@ class DataSettings:
     eval_batch_size: PositiveInt = 64
     """Images a batch when nothing is trained."""
     max_unreadable_share: ClosedUnitInterval = 0.01
-    """Images that cannot be read are left out; where their share of all images is larger, training stops."""
+    """Stage 1 leaves out images that cannot be read, stage 2 takes another of the class; above this share both stop."""
     cache_images: bool = False
-    """Keep the decoded training images in memory: 3 bytes a pixel of image_size, fast for a small set."""
+    """Keep decoded training images, all readable, in memory: 3 bytes a pixel of image_size, fast for a small set."""
 
 
 @dataclass(frozen=True)

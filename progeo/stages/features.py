@@ -100,7 +100,16 @@ def cached_features(
     if mine:
         images = CatalogueImages(catalogue, partial(resize_image, size=image_size))
         describe = _describer(clip, normalisation, accelerator)
-        _extract(describe, images, rows, mine, accelerator, batch_size, num_workers, allowed)
+        _extract(
+            describe,
+            images,
+            rows,
+            shards=mine,
+            accelerator=accelerator,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            allowed=allowed,
+        )
     accelerator.wait_for_everyone()
     LOGGER.info("image features of %d images %s %s", len(catalogue), "written to" if mine else "found in", folder)
     reasons = _recorded_reasons(folder)
@@ -163,13 +172,14 @@ def _extract(
     describe: Callable[[Tensor], Tensor],
     images: CatalogueImages,
     rows: ShardedRows,
+    *,
     shards: list[int],
     accelerator: Accelerator,
     batch_size: int,
     num_workers: int,
     allowed: int,
 ) -> None:
-    """Write these shards, and beside each one why images of it could not be read."""
+    """Write these shards, and beside each one why images of it could not be read, `allowed` of them at most."""
     batches = [batch for shard in shards for batch in ordered_batches(rows.shard_rows(shard), batch_size)]
     loader = iter(build_loader(images, batches, num_workers=num_workers))
     hidden = None if accelerator.is_main_process else True

@@ -16,13 +16,13 @@ from progeo.stages.image_training import ImageTraining
 from progeo.stages.places import keep_places, read_training_places
 
 _RECALL_NS = (1, 5, 10, 20)
+# With a cosine over all epochs their number may not change: it would be another cosine.
 _MAY_CHANGE = (
     "run",
     "resume",
     "data.num_workers",
     "data.cache_images",
     "data.max_unreadable_share",
-    "training.epochs",
     "training.patience",
     "training.skip_not_finite",
     "training.checkpoint_every",
@@ -51,7 +51,7 @@ def train_image_encoder(settings: Settings) -> Path:
         settings.run / "stage2",
         plain_values(settings),
         resume=settings.resume,
-        may_change=_MAY_CHANGE if settings.training.schedule == "constant" else _but_epochs(),
+        may_change=_MAY_CHANGE if settings.training.schedule == "cosine" else (*_MAY_CHANGE, "training.epochs"),
         is_main=accelerator.is_main_process,
     )
     checkpoint = newest_checkpoint(run.checkpoints)
@@ -71,11 +71,6 @@ def train_image_encoder(settings: Settings) -> Path:
             training.save(run)
     LOGGER.info("best val R@1 %.1f, encoder in %s", training.best_recall, run.best)
     return run.path
-
-
-def _but_epochs() -> tuple[str, ...]:
-    """A cosine over all epochs is another one when their number changes."""
-    return tuple(name for name in _MAY_CHANGE if name != "training.epochs")
 
 
 def _validate(

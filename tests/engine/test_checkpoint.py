@@ -80,6 +80,14 @@ def test_a_checkpoint_cut_off_while_written_is_not_found(tmp_path):
     assert load_checkpoint(newest_checkpoint(tmp_path))["epoch"] == 1
 
 
+def test_a_checkpoint_left_half_written_by_a_kill_is_not_found(tmp_path):
+    save_checkpoint(tmp_path, "epoch_000001_step_000000", {"weight": torch.ones(3)})
+    unfinished = tmp_path / ".unfinished-epoch_000002_step_000000"
+    unfinished.mkdir()
+    (unfinished / "tensors.safetensors").write_bytes(b"half")
+    assert newest_checkpoint(tmp_path).name == "epoch_000001_step_000000"
+
+
 def test_there_is_no_newest_checkpoint_where_there_is_none(tmp_path):
     assert newest_checkpoint(tmp_path / "nowhere") is None
 

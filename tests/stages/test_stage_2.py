@@ -159,13 +159,3 @@ def test_broken_images_are_replaced_and_reported_until_they_are_too_many(config,
     assert "replaced by another image of its class" in log
     assert any(str(path) in log for path in broken)
     assert len(last_state(tmp_path / "run")["unreadable"]) >= 1
-
-
-def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path):
-    from progeo.engine.checkpoint import save_checkpoint
-
-    save_checkpoint(tmp_path, "epoch_000001_step_000000", {"weight": torch.ones(3)})
-    unfinished = tmp_path / ".unfinished-epoch_000002_step_000000"
-    unfinished.mkdir()
-    (unfinished / "tensors.safetensors").write_bytes(b"half")
-    assert newest_checkpoint(tmp_path).name == "epoch_000001_step_000000"
