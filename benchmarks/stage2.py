@@ -21,7 +21,7 @@ from torchvision.models import resnet18
 
 from benchmarks.images import write_images
 from benchmarks.timing import clock_of_device, clock_of_one_core, least_seconds
-from progeo.data.augmentation import Augmentation
+from progeo.data.augmentation import Augmentation, augment
 from progeo.data.datasets import CatalogueImages
 from progeo.data.loaders import build_loader, read_batches
 from progeo.engine.accelerator import start_accelerator
@@ -122,11 +122,12 @@ def our_loop(catalogue: Catalogue, device: torch.device) -> Loop:
     augmentation, generator = Augmentation(), torch.Generator().manual_seed(0)
     mean, std = (torch.tensor(values, device=device) for values in (MEAN, STD))
 
-    def augment(pixels: Tensor) -> Tensor:
-        return normalise_images(augmentation(pixels.to(device), generator), mean, std)
+    def changed(pixels: Tensor) -> Tensor:
+        changes = augmentation.draw(len(pixels), (INPUT_SIDE, INPUT_SIDE), generator)
+        return normalise_images(augment(pixels.to(device), changes), mean, std)
 
     step = build_step(device, torch.channels_last, fused=True)
-    return Loop(lambda: next(read_batches(loader)), augment, step)
+    return Loop(lambda: next(read_batches(loader)), changed, step)
 
 
 def build_step(device: torch.device, memory_format: torch.memory_format, *, fused: bool) -> Callable[[Tensor], None]:

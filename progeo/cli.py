@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(0 if asked else f"progeo: there is no command {words[0]!r}.")
     try:
         run_command(name, words[len(name.split()) :])
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         if os.environ.get("PROGEO_DEBUG") == "1":
             raise
         sys.exit(f"progeo {name}: error: {error}")

@@ -8,10 +8,17 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from jsonargparse import ArgumentParser, set_parsing_settings
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from jsonargparse.typing import (
+    ClosedUnitInterval,
+    NonNegativeFloat,
+    NonNegativeInt,
+    OpenUnitInterval,
+    PositiveFloat,
+    PositiveInt,
+)
 
 from progeo.data.augmentation import Augmentation
-from progeo.engine.accelerator import Precision
+from progeo.engine.accelerator import Precision, Tracker
 from progeo.engine.schedules import Schedule
 from progeo.models.heads import HeadKind
 
@@ -119,6 +126,8 @@ class HeadSettings:
     """Multiplies the cosines."""
     margin: NonNegativeFloat = 0.4
     """Of the right class: a cosine for cosface, radians for arcface."""
+    weight: NonNegativeFloat = 1.0
+    """Weight of the classifier's loss; 0 trains without."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +138,26 @@ class TextSettings:
     """Weight of the image-text loss; 0 trains without text and without prompts."""
     label_smoothing: ClosedUnitInterval = 0.1
     """Share of the target spread evenly over the classes."""
+    normalised: bool = False
+    """Compare directions of descriptors and text features only; the published method compares raw features."""
+    temperature: PositiveFloat = 1.0
+    """Divides the dot products; 0.07 is usual where they are cosines."""
+    learn_temperature: bool = False
+    """Start with this temperature and train it, with head_learning_rate."""
     prompts: Path | None = None
     """Folder where stage 1 left its prompts; null takes stage1 of this run."""
+
+
+@dataclass(frozen=True)
+class TripletSettings:
+    """Stage 2: the triplet loss between the images of a batch."""
+
+    weight: NonNegativeFloat = 0.0
+    """Weight of the loss; above 0, training.images_per_class must be 2 or more."""
+    kind: Literal["softmax_weighted", "batch_hard"] = "softmax_weighted"
+    """All pairs of the batch, weighted by how hard they are, or the hardest two of each image."""
+    margin: NonNegativeFloat | None = None
+    """Of batch_hard, in Euclidean distance; null is the soft margin, which softmax_weighted always has."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +169,15 @@ class TrainingSettings:
     iterations_per_epoch: PositiveInt = 10_000
     """Batches an epoch."""
     batch_size: PositiveInt = 32
-    """Images a batch, each of another class where there are enough."""
+    """Images a batch, over all processes."""
+    images_per_class: PositiveInt = 1
+    """K of P x K sampling: different images of each class in a batch, as far as the class has them."""
+    micro_batches: PositiveInt = 1
+    """Pieces in which a process computes its images of a batch: the same gradient, less memory."""
+    gradient_checkpointing: bool = False
+    """Compute a ViT's blocks once more for the gradient, instead of keeping what is in them: less memory."""
+    compile: bool = False
+    """Compile the encoder with torch.compile: minutes at the start, faster steps."""
     encoder_learning_rate: PositiveFloat = 1e-5
     """Of Adam, for the encoder."""
     head_learning_rate: PositiveFloat = 1e-2
@@ -153,6 +188,9 @@ class TrainingSettings:
     """Steps over which the learning rates rise at the start."""
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled, of the encoder's matrices and kernels; norms and biases never decay."""
+    ema_decay: OpenUnitInterval | None = None
+    """Validate and keep the mean of the encoder's weights over the steps, exponential with this decay, such as 0.999;
+    null keeps the weights themselves."""
     max_gradient_norm: PositiveFloat | None = None
     """Clip the gradient to this length; null does not clip."""
     skip_not_finite: bool = False
@@ -178,11 +216,14 @@ class Settings:
     """Go on with what the run's folder holds."""
     mixed_precision: Precision = "no"
     """Precision of the networks while training and describing."""
+    trackers: tuple[Tracker, ...] = ()
+    """Who is told of stage 2: tensorboard, wandb, or both."""
     cells: CellSettings = field(default_factory=CellSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     prompts: PromptSettings = field(default_factory=PromptSettings)
     head: HeadSettings = field(default_factory=HeadSettings)
     text: TextSettings = field(default_factory=TextSettings)
+    triplet: TripletSettings = field(default_factory=TripletSettings)
     augmentation: Augmentation = field(default_factory=Augmentation)
     training: TrainingSettings = field(default_factory=TrainingSettings)
 

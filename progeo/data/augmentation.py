@@ -1,12 +1,13 @@
 """Colour jitter and random resized crops of whole batches, on their device, each image with its own parameters.
 
-The distributions are those of torchvision's ColorJitter and RandomResizedCrop. All randomness comes from one
-generator on the CPU, so that the same seed gives the same augmentation on every device.
+The distributions are those of torchvision's ColorJitter and RandomResizedCrop. What is done to a batch is drawn first,
+by one generator on the CPU: the same seed gives the same augmentation on every device, and each process takes its part.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,23 @@ from torch import Generator, Tensor
 _LUMA = (0.2989, 0.587, 0.114)
 _CONTRAST, _SATURATION, _HUE = 1, 2, 3
 _CROP_TRIES = 10
+
+
+class Changes(NamedTuple):
+    """What is done to each image of a batch; all on the CPU."""
+
+    shares: Tensor
+    """(B, 3): factors of brightness, contrast and saturation."""
+    turns: Tensor
+    """(B,): shares of the circle that hues turn by."""
+    order: Tensor
+    """int64 (B, 4): brightness, contrast, saturation and hue as 0 to 3, in the order of their turn."""
+    boxes: Tensor
+    """(B, 4): whole pixels top, left, height, width of what is cut out."""
+
+    def of(self, rows: slice) -> "Changes":
+        """Those of some images of the batch."""
+        return Changes(*(values[rows] for values in self))
 
 
 @dataclass(frozen=True)
@@ -45,48 +63,45 @@ class Augmentation:
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
             raise ValueError(f"augmentation.crop_ratio must rise and be positive, got {list(self.crop_ratio)}.")
 
-    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
-        """Augment uint8 images (B, 3, H, W): jitter, then crop and resize back; floats in 0..1 of the same shape."""
-        jittered = jitter_colours(
-            images,
-            brightness=self.brightness,
-            contrast=self.contrast,
-            saturation=self.saturation,
-            hue=self.hue,
-            generator=generator,
-        )
+    def draw(self, count: int, image_size: tuple[int, int], generator: Generator) -> Changes:
+        """Draw what is done to a batch.
+
+        Args:
+            count: B, its images.
+            image_size: their height and width.
+            generator: on the CPU.
+        """
+        strengths = (self.brightness, self.contrast, self.saturation)
+        shares = [torch.empty(count).uniform_(1 - by, 1 + by, generator=generator) for by in strengths]
+        turns = torch.empty(count).uniform_(-self.hue, self.hue, generator=generator)
+        order = torch.rand(count, 4, generator=generator).argsort(dim=1)
         if self.crop_scale == (1, 1):
-            return jittered
-        height, width = images.shape[2:]
-        boxes = random_boxes(len(images), height, width, self.crop_scale, self.crop_ratio, generator)
-        return crop_and_resize(jittered, boxes.to(images.device))
+            boxes = torch.tensor([[0.0, 0.0, *image_size]]).expand(count, -1)
+        else:
+            boxes = random_boxes(count, *image_size, self.crop_scale, self.crop_ratio, generator)
+        return Changes(torch.stack(shares, 1), turns, order, boxes)
 
 
-def jitter_colours(
-    images: Tensor, *, brightness: float, contrast: float, saturation: float, hue: float, generator: Generator
-) -> Tensor:
-    """Jitter images (B, 3, H, W), in a random order of the four steps for each image.
+def augment(images: Tensor, changes: Changes) -> Tensor:
+    """Augment uint8 images (B, 3, H, W): jitter, then crop and resize back; floats in 0..1 of the same shape."""
+    jittered = jitter_colours(images, changes)
+    if (changes.boxes[:, 2:] == torch.tensor(images.shape[2:])).all():
+        return jittered
+    return crop_and_resize(jittered, changes.boxes.to(images.device))
+
+
+def jitter_colours(images: Tensor, changes: Changes) -> Tensor:
+    """Jitter images (B, 3, H, W), uint8 or floats in 0..1; returns floats in 0..1 of the same shape.
 
     Brightness, contrast and saturation all blend an image with another one: black, its mean grey, its own greys. So
     they are one operation for images that have them in different orders; the hue's turn is what groups the images.
-
-    Args:
-        images: uint8, or floats in 0..1.
-        brightness, contrast, saturation, hue: the strengths, as in `Augmentation`.
-        generator: on the CPU.
-
-    Returns:
-        Floats in 0..1 of the same shape.
     """
     count, device = len(images), images.device
-    shares = torch.stack([_factors(count, strength, generator) for strength in (brightness, contrast, saturation)], 1)
-    turns = torch.empty(count).uniform_(-hue, hue, generator=generator)
-    order = torch.rand(count, 4, generator=generator).argsort(dim=1)
-    place_of_hue = (order == _HUE).nonzero()[:, 1]
-    blends = order[order != _HUE].view(count, 3)
+    place_of_hue = (changes.order == _HUE).nonzero()[:, 1]
+    blends = changes.order[changes.order != _HUE].view(count, 3)
     # (3, B, 3): what _blend takes, for each image and each of its blends in turn.
-    amounts = torch.stack([shares.gather(1, blends), blends == _CONTRAST, blends == _SATURATION]).to(device)
-    turns = turns.to(device)
+    amounts = torch.stack([changes.shares.gather(1, blends), blends == _CONTRAST, blends == _SATURATION]).to(device)
+    hues_turn, turns = bool(changes.turns.any()), changes.turns.to(device)
 
     jittered = torch.empty(images.shape, device=device)
     for place in range(4):
@@ -95,7 +110,7 @@ def jitter_colours(
         for rows in group.split(1 if device.type == "cpu" else count):
             part = _floats(images[rows])
             for step in range(4):
-                if step == place and hue > 0:
+                if step == place and hues_turn:
                     part = _turned_hue(part, turns[rows])
                 if step < 3:
                     _blend(part, *amounts[:, rows, step])
@@ -146,10 +161,6 @@ def _sampled(start: Tensor, length: Tensor, size: int) -> Tensor:
     # Not beyond the centres of the box's outer pixels: what lies outside the box is not seen.
     inside = torch.maximum(torch.minimum(pixels, (start + length)[:, None] - 0.5), start[:, None] + 0.5)
     return 2 * inside / size - 1
-
-
-def _factors(count: int, strength: float, generator: Generator) -> Tensor:
-    return torch.empty(count).uniform_(1 - strength, 1 + strength, generator=generator)
 
 
 def _floats(images: Tensor) -> Tensor:

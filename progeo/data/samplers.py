@@ -7,11 +7,12 @@ from torch.utils.data import Sampler
 
 
 class ClassBatches(Sampler[list[int]]):
-    """Batches with one random image from each of `batch_size` classes; every class before any class again.
+    """Batches with random images of some classes; every class before any class again.
 
     Args:
         offsets: images of class c are offsets[c]..offsets[c + 1] - 1, int64 (C + 1,).
         batch_size: images of a batch.
+        images_per_class: K, which divides the batch size; they differ unless the class has fewer.
         num_batches: batches of an epoch, however many images there are.
         seed, epoch: what the order depends on.
         first_batch: leave out those before it.
@@ -23,6 +24,7 @@ class ClassBatches(Sampler[list[int]]):
         offsets: np.ndarray,
         *,
         batch_size: int,
+        images_per_class: int = 1,
         num_batches: int,
         seed: int,
         epoch: int,
@@ -31,7 +33,8 @@ class ClassBatches(Sampler[list[int]]):
         num_processes: int = 1,
     ) -> None:
         self.offsets = offsets
-        self.batch_size = batch_size
+        self.num_classes = batch_size // images_per_class
+        self.images_per_class = images_per_class
         self.num_batches = num_batches
         self.seed = seed
         self.epoch = epoch
@@ -42,20 +45,33 @@ class ClassBatches(Sampler[list[int]]):
         return self.num_batches - self.first_batch
 
     def __iter__(self) -> Iterator[list[int]]:
-        num_classes = len(self.offsets) - 1
+        all_classes = len(self.offsets) - 1
         for step in range(self.first_batch, self.num_batches):
-            places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-            classes = np.empty(self.batch_size, np.int64)
-            for turn in np.unique(places // num_classes):
-                order = np.random.default_rng([self.seed, self.epoch, 0, turn]).permutation(num_classes)
-                now = places // num_classes == turn
-                classes[now] = order[places[now] % num_classes]
-            chances = np.random.default_rng([self.seed, self.epoch, 1, step]).random(self.batch_size)
-            starts, ends = self.offsets[classes], self.offsets[classes + 1]
-            yield (starts + (chances * (ends - starts)).astype(np.int64))[self.part].tolist()
+            places = np.arange(step * self.num_classes, (step + 1) * self.num_classes)
+            classes = np.empty(self.num_classes, np.int64)
+            for turn in np.unique(places // all_classes):
+                order = np.random.default_rng([self.seed, self.epoch, 0, turn]).permutation(all_classes)
+                now = places // all_classes == turn
+                classes[now] = order[places[now] % all_classes]
+            generator = np.random.default_rng([self.seed, self.epoch, 1, step])
+            starts = self.offsets[classes, None]
+            picks = _picks(self.offsets[classes + 1] - self.offsets[classes], self.images_per_class, generator)
+            yield (starts + picks).ravel()[self.part].tolist()
 
 
 def permuted_batches(count: int, batch_size: int, *, seed: int, epoch: int) -> list[np.ndarray]:
     """All of 0..count-1 once, in random order, in batches; the last one may be smaller, none is empty."""
     order = np.random.default_rng([seed, epoch]).permutation(count)
     return [order[start : start + batch_size] for start in range(0, count, batch_size)]
+
+
+def _picks(sizes: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+    """Random numbers below each size, int64 (S, count): different ones while there are any, then the same again."""
+    picks = np.empty((len(sizes), count), np.int64)
+    for k in range(count):
+        taken = np.sort(picks[:, :k], axis=1)
+        pick = (generator.random(len(sizes)) * np.maximum(sizes - k, 1)).astype(np.int64)
+        for other in taken.T:  # the pick counts only what is left: step over what is taken, from the lowest on
+            pick += pick >= other
+        picks[:, k] = np.where(k < sizes, pick, picks[np.arange(len(sizes)), k % sizes])
+    return picks

@@ -1,33 +1,81 @@
 """Where and how precisely a run computes, by Accelerate: the only place that knows devices."""
 
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs
-from torch import nn
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import AutocastKwargs, InitProcessGroupKwargs
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather
 from torch.nn.parallel import DistributedDataParallel
 
+from progeo.engine.run_folder import flat_settings
+
 Precision = Literal["no", "fp16", "bf16"]
+Tracker = Literal["tensorboard", "wandb"]
 
 # Processes that work apart may wait long for one that had more to do.
 _LONGEST_WAIT = timedelta(days=30)
 
 
-def start_accelerator(mixed_precision: Precision) -> Accelerator:
-    """Take the devices there are, in this precision, whatever an earlier run of the same process had."""
+def start_accelerator(
+    mixed_precision: Precision, *, trackers: Sequence[Tracker] = (), folder: Path | None = None
+) -> Accelerator:
+    """Take the devices there are, in this precision, whatever an earlier run of the same process had.
+
+    Args:
+        mixed_precision: of the networks.
+        trackers: who is told of a run, in `folder` where they write files.
+
+    Raises:
+        ValueError: a tracker that is not installed.
+    """
+    missing = set(trackers) - {str(available) for available in get_available_trackers()}
+    if missing:
+        raise ValueError(f"trackers names {', '.join(sorted(missing))}, not installed: pip install -e '.[track]'.")
     AcceleratorState._reset_state()
-    return Accelerator(mixed_precision=mixed_precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=_LONGEST_WAIT)])
+    return Accelerator(
+        mixed_precision=mixed_precision,
+        log_with=list(trackers) or None,
+        project_dir=folder,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=_LONGEST_WAIT)],
+    )
+
+
+def start_trackers(accelerator: Accelerator, run: str, settings: Mapping[str, Any]) -> None:
+    """Tell the trackers of `accelerator` of a run and its settings."""
+    flat = flat_settings(settings).items()
+    plain = {name: value if isinstance(value, (bool, int, float)) else str(value) for name, value in flat}
+    accelerator.init_trackers("progeo", plain, {"wandb": {"name": run, "dir": accelerator.project_dir}})
 
 
 def distributed(module: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """The module itself, or one that averages its gradients over all processes."""
+    """The module itself, or one that averages its gradients over all processes.
+
+    On GPUs batch norm then sees the images of all processes; PyTorch cannot do that on a CPU.
+    """
     if accelerator.num_processes == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
         return module
+    if accelerator.device.type == "cuda":
+        module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
     return DistributedDataParallel(module)
+
+
+def full_precision(accelerator: Accelerator) -> AbstractContextManager:
+    """Compute what is inside in float32, whatever the precision of the networks."""
+    return accelerator.autocast(AutocastKwargs(enabled=False))
+
+
+def gathered_with_gradient(rows: Tensor, accelerator: Accelerator) -> Tensor:
+    """The rows (n, D) of all processes in their order; each gets the gradients that all processes have for its own."""
+    return rows if accelerator.num_processes == 1 else torch.cat(all_gather(rows))
 
 
 def share_of(count: int, accelerator: Accelerator) -> range:

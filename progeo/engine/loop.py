@@ -1,7 +1,7 @@
 """The training loop: batches in, steps of an optimizer, means of the loss terms out. Knows no task."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,7 +55,7 @@ def progress_bar(num_steps: int, accelerator: Accelerator, *, images_per_step: i
 
 
 def train_epoch(
-    batches: Iterable[Any],
+    batches: Iterable[Sequence[Any]],
     step: Step,
     optimizer: Optimizer,
     accelerator: Accelerator,
@@ -64,7 +64,7 @@ def train_epoch(
     description: str,
     means: Means | None = None,
     stop: StopRequest | None = None,
-    after_step: Callable[[], None] = lambda: None,
+    after_step: Callable[[Mapping[str, float]], None] = lambda _: None,
     max_gradient_norm: float | None = None,
     skip_not_finite: bool = False,
     alone: bool = False,
@@ -72,15 +72,15 @@ def train_epoch(
     """Run one epoch, or the rest of one.
 
     Args:
-        batches: what `step` takes, those of the steps still to be done.
-        step: (number of the step, batch) -> named loss terms, already weighted; the loss is their sum.
+        batches: those of the steps still to be done, each in pieces of one size: the gradient is that of their mean.
+        step: (number of the step, piece) -> named loss terms, already weighted; the loss is their sum.
         optimizer: prepared by `accelerator`.
         accelerator: gives precision, device and processes.
         bar: moved on by one each step, with the means of the terms so far.
         description: what the bar and errors call this epoch.
         means: of the steps done before; those of the others are added.
         stop: received by one process, it is received by all in the same step.
-        after_step: called when a step is done.
+        after_step: called with the terms of a step when it is done.
         max_gradient_norm: clip the gradient to this length; None does not clip.
         skip_not_finite: leave out and count a step whose loss is not finite, instead of stopping.
         alone: this process trains what no other trains, and must not wait for any.
@@ -94,18 +94,21 @@ def train_epoch(
     """
     bar.set_description(description)
     means, stop = means or Means(), stop or StopRequest()
-    for batch in batches:
-        with accelerator.autocast():
-            terms = step(means.steps, batch)
-        loss = torch.stack(list(terms.values())).sum()
+    for pieces in batches:
+        optimizer.zero_grad()
+        per_piece = []
+        for piece in pieces:
+            with accelerator.autocast():
+                terms = step(means.steps, piece)
+            loss = torch.stack(list(terms.values())).sum()
+            accelerator.backward(loss / len(pieces))
+            per_piece.append(torch.stack([loss, *terms.values(), loss.new_tensor(float(stop.received))]).detach())
         # The one time that a step waits for the device. A loss that is not finite anywhere is so everywhere.
-        mine = torch.stack([loss, *terms.values(), loss.new_tensor(float(stop.received))]).detach()
+        mine = torch.stack(per_piece).mean(dim=0)
         *values, stop_requests = (mine if alone else accelerator.reduce(mine, "mean")).tolist()
         stop.received = stop_requests > 0
         numbers = dict(zip(("loss", *terms), values, strict=True))
         if math.isfinite(numbers["loss"]):
-            optimizer.zero_grad()
-            accelerator.backward(loss)
             if max_gradient_norm is not None:
                 parameters = [p for group in optimizer.param_groups for p in group["params"]]
                 accelerator.clip_grad_norm_(parameters, max_gradient_norm)
@@ -117,7 +120,7 @@ def train_epoch(
             raise LossNotFinite(_not_finite(description, means.steps + 1, numbers))
         bar.set_postfix({name: f"{mean:.3f}" for name, mean in means.values().items()}, refresh=False)
         bar.update()
-        after_step()
+        after_step(numbers)
     if not means.steps:
         raise ValueError(f"{description}: there is no batch to train on.")
     return means.values()

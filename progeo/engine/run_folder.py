@@ -97,10 +97,18 @@ def open_run(
     return run
 
 
+def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= flat_settings(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
 def _check_same_settings(
     stored: Mapping[str, Any], settings: Mapping[str, Any], may_change: tuple[str, ...], source: Path
 ) -> None:
-    before, now = _flat(stored), _flat(settings)
+    before, now = flat_settings(stored), flat_settings(settings)
     changed = [
         f"{name} was {before.get(name)!r}, now {now.get(name)!r}"
         for name in sorted(before.keys() | now.keys())
@@ -108,13 +116,6 @@ def _check_same_settings(
     ]
     if changed:
         raise ValueError(f"The run in {source} has other settings: {'; '.join(changed)}. Name another --run.")
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
 
 
 def _environment() -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Losses as pure functions of tensors."""
 
 from progeo.losses.contrastive import image_text_cross_entropy, supervised_contrastive
-from progeo.losses.triplet import weighted_triplet
+from progeo.losses.triplet import batch_hard_triplet, weighted_triplet
 
-__all__ = ["image_text_cross_entropy", "supervised_contrastive", "weighted_triplet"]
+__all__ = ["batch_hard_triplet", "image_text_cross_entropy", "supervised_contrastive", "weighted_triplet"]

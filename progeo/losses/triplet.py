@@ -1,4 +1,4 @@
-"""Triplet losses within a batch."""
+"""Triplet losses within a batch: they mean something where a batch holds several images of a class (P x K sampling)."""
 
 import torch
 import torch.nn.functional as F
@@ -19,13 +19,35 @@ def weighted_triplet(descriptors: Tensor, labels: Tensor) -> Tensor:
     Returns:
         The loss, a scalar.
     """
-    squares = descriptors.pow(2).sum(dim=1)
-    squared_distances = squares[:, None] + squares[None, :] - 2 * descriptors @ descriptors.T
-    distances = squared_distances.clamp(min=1e-12).sqrt()
-    same = labels[:, None] == labels[None, :]
+    distances, same = _distances(descriptors), labels[:, None] == labels[None, :]
     positive = (distances * _masked_softmax(distances, same)).sum(dim=1)
     negative = (distances * _masked_softmax(-distances, ~same)).sum(dim=1)
     return F.softplus(positive - negative).mean()
+
+
+def batch_hard_triplet(descriptors: Tensor, labels: Tensor, margin: float | None = None) -> Tensor:
+    """Triplet loss of each anchor's farthest positive and nearest negative (Hermans et al., 2017, eq. 5).
+
+    Args:
+        descriptors: (B, D).
+        labels: int64 (B,), at least two different ones.
+        margin: how much nearer, in Euclidean distance, the positive must be; None is the soft margin, softplus.
+
+    Returns:
+        The loss, a scalar.
+    """
+    distances, same = _distances(descriptors), labels[:, None] == labels[None, :]
+    positive = distances.masked_fill(~same, -torch.inf).amax(dim=1)
+    negative = distances.masked_fill(same, torch.inf).amin(dim=1)
+    violation = positive - negative
+    return (F.softplus(violation) if margin is None else F.relu(violation + margin)).mean()
+
+
+def _distances(descriptors: Tensor) -> Tensor:
+    """Euclidean distances (B, B)."""
+    squares = descriptors.pow(2).sum(dim=1)
+    squared_distances = squares[:, None] + squares[None, :] - 2 * descriptors @ descriptors.T
+    return squared_distances.clamp(min=1e-12).sqrt()
 
 
 def _masked_softmax(values: Tensor, mask: Tensor) -> Tensor:

@@ -89,5 +89,16 @@ def freeze_layers(backbone: nn.Module, names: Sequence[str]) -> None:
             parameter.requires_grad_(False)
 
 
+def checkpoint_gradients(backbone: nn.Module) -> None:
+    """Let a ViT's blocks be computed once more for their gradient.
+
+    Raises:
+        ValueError: the backbone is no ViT.
+    """
+    if not isinstance(backbone, VisionTransformer):
+        raise ValueError("training.gradient_checkpointing works for a ViT only: leave it out.")
+    backbone.set_grad_checkpointing()
+
+
 def _last_channels(trunk: nn.Module) -> int:
     return [module.out_channels for module in trunk.modules() if isinstance(module, nn.Conv2d)][-1]

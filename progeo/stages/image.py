@@ -2,24 +2,29 @@
 
 from pathlib import Path
 
-from accelerate import Accelerator
-
 from progeo.config import Settings, plain_values
-from progeo.engine.accelerator import start_accelerator
+from progeo.engine.accelerator import start_accelerator, start_trackers
 from progeo.engine.checkpoint import load_checkpoint, newest_checkpoint
 from progeo.engine.log import LOGGER
+from progeo.engine.memory import explaining_out_of_memory
 from progeo.engine.run_folder import RunFolder, open_run
 from progeo.engine.stopping import listening_for_stop
 from progeo.export.weights import save_encoder
 from progeo.stages.evaluate import TestSet, evaluate_encoder, load_test_set, recalls_in_words
 from progeo.stages.image_training import ImageTraining
+from progeo.stages.overview import overview
 from progeo.stages.places import keep_places, read_training_places
 
 _RECALL_NS = (1, 5, 10, 20)
+_NEEDS_LESS_MEMORY = (
+    "Raise training.micro_batches, set mixed_precision bf16 or, for a ViT, training.gradient_checkpointing true, or "
+    "lower model.image_size, training.batch_size or data.eval_batch_size."
+)
 # With a cosine over all epochs their number may not change: it would be another cosine.
 _MAY_CHANGE = (
     "run",
     "resume",
+    "trackers",
     "data.num_workers",
     "data.cache_images",
     "data.max_unreadable_share",
@@ -37,8 +42,10 @@ def train_image_encoder(settings: Settings) -> Path:
 
     Raises:
         KeyboardInterrupt: SIGTERM or Ctrl-C; a checkpoint was written, and the sentence says how to go on.
+        MemoryError: out of memory; the sentence says what to lower.
     """
-    accelerator = start_accelerator(settings.mixed_precision)
+    folder = settings.run / "stage2"
+    accelerator = start_accelerator(settings.mixed_precision, trackers=settings.trackers, folder=folder)
     places = read_training_places(settings)
     val_set = load_test_set(
         settings.data.val_folder,
@@ -46,45 +53,48 @@ def train_image_encoder(settings: Settings) -> Path:
         settings.data.queries,
         radius_m=settings.data.positive_radius_m,
     )
-    training = ImageTraining(settings, places, accelerator)
-    run = open_run(
-        settings.run / "stage2",
-        plain_values(settings),
-        resume=settings.resume,
-        may_change=_MAY_CHANGE if settings.training.schedule == "cosine" else (*_MAY_CHANGE, "training.epochs"),
-        is_main=accelerator.is_main_process,
-    )
-    checkpoint = newest_checkpoint(run.checkpoints)
-    if accelerator.is_main_process:
-        keep_places(run, places)
-    if checkpoint is not None:
-        training.load_state_dict(load_checkpoint(checkpoint))
-        LOGGER.info("going on from %s, best val R@1 %.1f", checkpoint, training.best_recall)
-    if accelerator.is_main_process:
-        run.keep_metrics(lambda row: checkpoint is not None and row["epoch"] <= training.epoch)
-    with listening_for_stop() as stop:
-        if checkpoint is None:
-            _validate(training, val_set, run, settings, accelerator, terms={})
-        while not training.finished:
-            terms = training.run_epoch(run, stop)
-            _validate(training, val_set, run, settings, accelerator, terms=terms)
-            training.save(run)
+    with explaining_out_of_memory(_NEEDS_LESS_MEMORY):
+        training = ImageTraining(settings, places, accelerator)
+        run = open_run(
+            folder,
+            plain_values(settings),
+            resume=settings.resume,
+            may_change=_MAY_CHANGE if settings.training.schedule == "cosine" else (*_MAY_CHANGE, "training.epochs"),
+            is_main=accelerator.is_main_process,
+        )
+        for line in overview(training, places, val_set):
+            LOGGER.info(line)
+        if accelerator.is_main_process:
+            keep_places(run, places)
+        start_trackers(accelerator, str(settings.run), plain_values(settings))
+        _train(training, val_set, run)
+    accelerator.end_training()
     LOGGER.info("best val R@1 %.1f, encoder in %s", training.best_recall, run.best)
     return run.path
 
 
-def _validate(
-    training: ImageTraining,
-    val_set: TestSet,
-    run: RunFolder,
-    settings: Settings,
-    accelerator: Accelerator,
-    *,
-    terms: dict[str, float],
-) -> None:
+def _train(training: ImageTraining, val_set: TestSet, run: RunFolder) -> None:
+    """Go on from the newest checkpoint, or start with a validation of the untrained encoder, and train to the end."""
+    checkpoint = newest_checkpoint(run.checkpoints)
+    if checkpoint is not None:
+        training.load_state_dict(load_checkpoint(checkpoint))
+        LOGGER.info("going on from %s, best val R@1 %.1f", checkpoint, training.best_recall)
+    if training.accelerator.is_main_process:
+        run.keep_metrics(lambda row: checkpoint is not None and row["epoch"] <= training.epoch)
+    with listening_for_stop() as stop:
+        if checkpoint is None:
+            _validate(training, val_set, run, terms={})
+        while not training.finished:
+            terms = training.run_epoch(run, stop)
+            _validate(training, val_set, run, terms=terms)
+            training.save(run)
+
+
+def _validate(training: ImageTraining, val_set: TestSet, run: RunFolder, *, terms: dict[str, float]) -> None:
     """Take the validation recall, log it, and keep the encoder if it is the best so far."""
+    settings, accelerator = training.settings, training.accelerator
     result = evaluate_encoder(
-        training.encoder,
+        training.result,
         val_set,
         accelerator,
         ns=_RECALL_NS,
@@ -94,6 +104,7 @@ def _validate(
     )
     recalls = {f"val R@{n}": recall for n, recall in result.recalls.items()}
     is_best = training.note_recall(result.recalls[1])
+    accelerator.log({"epoch": training.epoch, **recalls}, step=training.steps_done)
     if not accelerator.is_main_process:
         return
     run.append_metrics({"epoch": training.epoch, **terms, **recalls})
@@ -103,4 +114,4 @@ def _validate(
     )
     if is_best:
         provenance = {"epoch": training.epoch, "settings": plain_values(settings)}
-        save_encoder(run.best, training.encoder, provenance=provenance, recalls=recalls)
+        save_encoder(run.best, training.result, provenance=provenance, recalls=recalls)

@@ -96,8 +96,9 @@ class GroupTraining:
 
     def run_epoch(self, bar: tqdm, description: str) -> None:
         """Train on every image of the group once."""
+        batches = permuted_batches(len(self.images), self.prompts.batch_size, seed=self.seed, epoch=self.epoch)
         self.terms = train_epoch(
-            permuted_batches(len(self.images), self.prompts.batch_size, seed=self.seed, epoch=self.epoch),
+            ([batch] for batch in batches),
             self.step,
             self.optimizer,
             self.accelerator,

@@ -95,7 +95,7 @@ def load_text_features(folder: Path, partition: Partition) -> list[Tensor]:
     """
     if not (folder / DESCRIPTION).is_file():
         raise FileNotFoundError(
-            f"There are no prompts in {folder}: run stage 1 first, name its folder with --text.prompts, "
+            f"There are no prompts in {folder}: run stage 1 first, with a CLIP, name its folder with --text.prompts, "
             f"or train without text with --text.weight 0."
         )
     check_same_partition(read_json(folder / DESCRIPTION)["partition"], partition, str(folder / PROMPTS))

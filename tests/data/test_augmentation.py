@@ -5,7 +5,7 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from progeo.data.augmentation import Augmentation, crop_and_resize, jitter_colours, random_boxes
+from progeo.data.augmentation import Augmentation, augment, crop_and_resize, jitter_colours, random_boxes
 
 NOTHING = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
 PUBLISHED = {"scale": (0.5, 1.0), "ratio": (3 / 4, 4 / 3)}
@@ -13,6 +13,10 @@ PUBLISHED = {"scale": (0.5, 1.0), "ratio": (3 / 4, 4 / 3)}
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def drawn(count, seed=1, size=(8, 8), **settings):
+    return Augmentation(**{**NOTHING, **settings}).draw(count, size, generator(seed))
 
 
 @pytest.mark.parametrize(
@@ -27,7 +31,7 @@ def generator(seed=0):
 def test_each_jitter_equals_torchvisions_at_some_amount_within_its_range(name, strength, adjust):
     """The amount is found again from the result, image by image, on a fine grid over the allowed range."""
     images = torch.rand(4, 3, 6, 7, generator=generator())
-    jittered = jitter_colours(images, **{**NOTHING, name: strength}, generator=generator(1))
+    jittered = jitter_colours(images, drawn(4, **{name: strength}))
     low, high = (-strength, strength) if name == "hue" else (1 - strength, 1 + strength)
     amounts = torch.linspace(low, high, 2001).tolist()
     best = []
@@ -40,38 +44,33 @@ def test_each_jitter_equals_torchvisions_at_some_amount_within_its_range(name, s
 
 def test_the_four_steps_come_in_a_random_order_for_each_image():
     images = torch.rand(1, 3, 5, 5, generator=generator()).expand(200, -1, -1, -1)
-    jittered = jitter_colours(images, brightness=0.5, contrast=0.5, saturation=0.5, hue=0.2, generator=generator(1))
-    replay = generator(1)
-    factors = [torch.empty(200).uniform_(0.5, 1.5, generator=replay) for _ in range(3)]
-    factors.append(torch.empty(200).uniform_(-0.2, 0.2, generator=replay))
-    order = torch.rand(200, 4, generator=replay).argsort(dim=1)
+    changes = drawn(200, brightness=0.5, contrast=0.5, saturation=0.5, hue=0.2)
+    amounts = [*changes.shares.T, changes.turns]
+    assert all(amount.min() >= 0.5 and amount.max() <= 1.5 and amount.std() > 0.25 for amount in amounts[:3])
+    assert changes.turns.abs().max() <= 0.2
     adjust = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
-    for row in range(200):
+    for row, jittered in enumerate(jitter_colours(images, changes)):
         expected = images[row]
-        for index in order[row].tolist():
-            expected = adjust[index](expected, factors[index][row].item())
-        torch.testing.assert_close(jittered[row], expected, atol=1e-5, rtol=0)
-    assert len({tuple(row) for row in order.tolist()}) == 24  # all orders occur
+        for index in changes.order[row].tolist():
+            expected = adjust[index](expected, amounts[index][row].item())
+        torch.testing.assert_close(jittered, expected, atol=1e-5, rtol=0)
+    assert len({tuple(row) for row in changes.order.tolist()}) == 24  # all orders occur
 
 
 def test_hues_turn_as_torchvisions_also_where_channels_are_equal_or_at_their_ends():
     levels = torch.tensor([0.0, 0.3, 1.0])
     colours = torch.cartesian_prod(levels, levels, levels).T[None, :, :, None]  # greys, pure colours, every tie
-    images = colours.expand(500, -1, -1, -1)
-    turned = jitter_colours(images, **{**NOTHING, "hue": 0.5}, generator=generator(1))
-    replay = generator(1)
-    torch.empty(500, 3).uniform_(generator=replay)  # the other three steps' factors
-    turns = torch.empty(500).uniform_(-0.5, 0.5, generator=replay).tolist()
-    expected = torch.stack([F.adjust_hue(image, turn) for image, turn in zip(images, turns, strict=True)])
-    torch.testing.assert_close(turned, expected, atol=2e-6, rtol=0)
+    images, changes = colours.expand(500, -1, -1, -1), drawn(500, hue=0.5)
+    turned = zip(images, changes.turns.tolist(), strict=True)
+    expected = torch.stack([F.adjust_hue(image, turn) for image, turn in turned])
+    torch.testing.assert_close(jitter_colours(images, changes), expected, atol=2e-6, rtol=0)
 
 
 def test_pixels_and_floats_are_jittered_alike_and_left_as_they_were():
     pixels = torch.randint(0, 256, (8, 3, 5, 6), dtype=torch.uint8, generator=generator())
     before, floats = pixels.clone(), pixels.float() / 255
-    strengths = {"brightness": 0.7, "contrast": 0.7, "saturation": 0.7, "hue": 0.5}
-    from_pixels = jitter_colours(pixels, **strengths, generator=generator(1))
-    torch.testing.assert_close(from_pixels, jitter_colours(floats, **strengths, generator=generator(1)))
+    changes = drawn(8, brightness=0.7, contrast=0.7, saturation=0.7, hue=0.5)
+    torch.testing.assert_close(jitter_colours(pixels, changes), jitter_colours(floats, changes))
     assert torch.equal(pixels, before)
     assert torch.equal(floats, before.float() / 255)
 
@@ -109,8 +108,7 @@ def test_an_impossible_shape_falls_back_to_the_central_crop_as_torchvision_does(
 
 def test_the_same_seed_gives_the_same_augmentation_and_another_seed_another():
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
-    augmentation = Augmentation()
-    first, again, other = (augmentation(images, generator(seed)) for seed in (1, 1, 2))
+    first, again, other = (augment(images, Augmentation().draw(4, (32, 32), generator(seed))) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert first.shape == images.shape
@@ -120,8 +118,16 @@ def test_the_same_seed_gives_the_same_augmentation_and_another_seed_another():
 
 def test_no_strength_leaves_the_pixels_alone():
     images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
-    untouched = Augmentation(**NOTHING, crop_scale=(1.0, 1.0))(images, generator())
-    assert torch.equal(untouched, images.float() / 255)
+    changes = drawn(4, size=(16, 16), crop_scale=(1.0, 1.0))
+    assert torch.equal(augment(images, changes), images.float() / 255)
+
+
+def test_a_part_of_a_batch_is_augmented_as_it_is_within_the_whole():
+    images = torch.randint(0, 256, (6, 3, 16, 24), dtype=torch.uint8)
+    changes = Augmentation().draw(6, (16, 24), generator())
+    whole = augment(images, changes)
+    for part in (slice(0, 2), slice(2, 6)):
+        assert torch.equal(augment(images[part], changes.of(part)), whole[part])
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,20 @@ def test_a_batch_may_be_larger_than_the_number_of_classes():
     assert sorted(np.bincount(classes_of(batch))) == [2, 2, 2, 3, 3]
 
 
+def test_p_classes_give_k_images_each_that_differ_as_far_as_the_class_has_them():
+    drawn = batches(batch_size=9, images_per_class=3, num_batches=2000)
+    sizes, seen = np.diff(OFFSETS), [set() for _ in range(5)]
+    for batch in drawn:
+        by_class = classes_of(batch).reshape(3, 3)
+        assert (by_class == by_class[:, :1]).all()
+        for label, images in zip(by_class[:, 0], np.reshape(batch, (3, 3)), strict=True):
+            assert len(set(images)) == min(3, sizes[label])
+            seen[label].add(tuple(sorted(images - OFFSETS[label])))
+    assert [len(sets) for sets in seen] == [1, 1, 10, 2, 84]  # C(3,3), C(1,1), C(5,3), twice one of two, C(9,3)
+    share = np.bincount(np.concatenate(drawn), minlength=20) / (9 * 2000)
+    np.testing.assert_allclose(share, np.repeat(0.2 / sizes, sizes), rtol=0.25)
+
+
 def test_an_epoch_covers_all_once_with_the_remainder_and_no_empty_batch():
     for count, sizes in ((10, [4, 4, 2]), (8, [4, 4]), (3, [3])):
         parts = permuted_batches(count, 4, seed=0, epoch=0)

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -29,7 +30,7 @@ def test_the_sum_of_the_terms_is_minimised_and_their_means_returned(accelerator)
         return {"first": weight[0] * batch, "second": 3 * weight[1]}
 
     means = train_epoch(
-        [1.0, 2.0],
+        [[1.0], [2.0]],
         step,
         optimizer,
         accelerator,
@@ -44,10 +45,25 @@ def test_the_sum_of_the_terms_is_minimised_and_their_means_returned(accelerator)
     assert means["loss"] == pytest.approx(means["first"] + means["second"])
 
 
+def test_a_batch_in_pieces_takes_the_step_of_the_whole(accelerator):
+    targets = torch.tensor([1.0, 2.0, 4.0, 8.0])
+
+    def run(*pieces):
+        weight, optimizer = parts(accelerator)
+        step = lambda number, piece: {"squares": (weight[0] - piece).pow(2).mean(), "sum": weight.sum()}  # noqa: E731
+        means = train_epoch([pieces] * 2, step, optimizer, accelerator, bar=bar(accelerator), description="test")
+        return weight.data, means
+
+    whole, means = run(targets)
+    in_pieces, means_of_pieces = run(*targets.split(1))
+    torch.testing.assert_close(in_pieces, whole)
+    assert means_of_pieces == pytest.approx(means)
+
+
 def test_the_gradient_is_clipped_to_its_norm(accelerator):
     weight, optimizer = parts(accelerator, learning_rate=1.0)
     train_epoch(
-        [None],
+        [[None]],
         lambda number, batch: {"loss": (weight * torch.tensor([30.0, 40.0])).sum()},
         optimizer,
         accelerator,
@@ -62,7 +78,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_terms_before_the_step(accelera
     weight, optimizer = parts(accelerator)
     with pytest.raises(ValueError, match=r"test, step 2: the loss is not finite \(good .*, bad nan\)"):
         train_epoch(
-            [1.0, float("nan")],
+            [[1.0], [float("nan")]],
             lambda number, batch: {"good": weight[0], "bad": weight[1] * batch},
             optimizer,
             accelerator,
@@ -75,7 +91,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_terms_before_the_step(accelera
 def test_a_loss_that_is_not_finite_can_be_left_out_and_counted(accelerator):
     weight, optimizer = parts(accelerator)
     means = train_epoch(
-        [1.0, float("nan"), 2.0],
+        [[1.0], [float("nan")], [2.0]],
         lambda number, batch: {"term": weight[0] * batch},
         optimizer,
         accelerator,
@@ -96,8 +112,8 @@ def test_the_rest_of_an_epoch_has_the_numbers_and_means_of_the_whole(accelerator
         return train_epoch(batches, step, optimizer, accelerator, bar=bar(accelerator), description="", means=means)
 
     first = Means()
-    run([1.0, 2.0], first)
-    assert run([3.0, 4.0], Means(**vars(first))) == run([1.0, 2.0, 3.0, 4.0], Means())
+    run([[1.0], [2.0]], first)
+    assert run([[3.0], [4.0]], Means(**vars(first))) == run([[1.0], [2.0], [3.0], [4.0]], Means())
 
 
 def test_after_a_request_to_stop_the_step_is_finished_first(accelerator):
@@ -108,14 +124,14 @@ def test_after_a_request_to_stop_the_step_is_finished_first(accelerator):
         stop.received = number == 1
         return {"term": weight[0] * batch}
 
-    def after_step():
-        done.append(weight[0].item())
+    def after_step(numbers):
+        done.append((numbers["term"], weight[0].item()))
         if stop.received:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         train_epoch(
-            [1.0, 1.0, 1.0],
+            [[1.0], [1.0], [1.0]],
             step,
             optimizer,
             accelerator,
@@ -124,7 +140,7 @@ def test_after_a_request_to_stop_the_step_is_finished_first(accelerator):
             stop=stop,
             after_step=after_step,
         )
-    assert done == pytest.approx([0.9, 0.8])
+    assert np.array(done) == pytest.approx(np.array([[1.0, 0.9], [0.9, 0.8]]))
 
 
 def test_an_epoch_without_a_batch_is_refused(accelerator):

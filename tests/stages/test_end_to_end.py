@@ -107,7 +107,7 @@ def test_without_text_neither_prompts_nor_their_loss_are_there(config, tmp_path)
 
 def test_the_map_to_text_space_is_trained_but_not_exported(run):
     state = load_checkpoint(run / "stage2/checkpoints/epoch_000003_step_000000")
-    assert state["to_text"]["weight"].shape == (128, 32)
+    assert state["text_space"]["linear.weight"].shape == (128, 32)
     best = load_file(run / "stage2/best/model.safetensors")
     assert all(name.startswith(("backbone.", "pooling.")) for name in best)
 

@@ -109,13 +109,6 @@ def test_two_processes_train_as_one_does_with_the_same_batch(long_config, tmp_pa
         assert mine == pytest.approx(theirs, rel=1e-4)
 
 
-def test_a_batch_that_does_not_divide_among_processes_is_refused():
-    from progeo.stages.image_training import _check_processes
-
-    with pytest.raises(ValueError, match=r"training\.batch_size 5 must divide among 2 processes"):
-        _check_processes(5, 2)
-
-
 def test_learning_rates_follow_the_schedule_and_norms_do_not_decay(whole):
     kernels, norms, *heads = last_state(whole)["optimizer"]["param_groups"]
     # The last of 40 steps, 5 of them warm-up: half a cosine over 35, at its 35th.

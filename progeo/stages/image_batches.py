@@ -1,0 +1,119 @@
+"""What stage 2 learns from, step by step: images of a group, their labels and how they are changed."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from accelerate import Accelerator
+from torch import Tensor
+
+from progeo.config import Settings, TrainingSettings
+from progeo.data.augmentation import Changes
+from progeo.data.datasets import CatalogueImages, LabelledImages
+from progeo.data.loaders import Loaded, build_loader, cache_images
+from progeo.data.samplers import ClassBatches
+from progeo.engine.log import LOGGER
+from progeo.engine.randomness import seeded_generator
+from progeo.models.preprocessing import resize_image
+from progeo.places.catalogue import Catalogue
+from progeo.places.cells import Group
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Images that go through the encoder together."""
+
+    images: Tensor
+    """uint8 (b, 3, H, W)."""
+    labels: Tensor
+    """int64 (b,)."""
+    changes: Changes
+    """Their augmentation."""
+
+
+class ImageBatches:
+    """The batches of every epoch: functions of the seed, the epoch and the step, cut among processes and in pieces.
+
+    Args:
+        settings: of the training.
+        catalogue: all training images.
+        image_size: height and width that they are resized to.
+        accelerator: says which process this is.
+    """
+
+    def __init__(
+        self, settings: Settings, catalogue: Catalogue, image_size: tuple[int, int], accelerator: Accelerator
+    ) -> None:
+        check_batches(settings.training, accelerator.num_processes)
+        self.settings = settings
+        self.image_size = image_size
+        self.process, self.num_processes = accelerator.process_index, accelerator.num_processes
+        self.unreadable: set[str] = set()
+        """Why images could not be read; each reason names its image."""
+        images = CatalogueImages(catalogue, partial(resize_image, size=image_size))
+        data = settings.data
+        self.images = cache_images(images, num_workers=data.num_workers) if data.cache_images else images
+        # Images in memory need no decoding: handing them over from a worker would cost more than it saves.
+        self.num_workers = 0 if data.cache_images else data.num_workers
+
+    def of_epoch(self, epoch: int, group: Group, *, first_step: int) -> Iterator[list[Piece]]:
+        """This process's part of each batch of an epoch, in its pieces.
+
+        Raises:
+            ValueError: images that cannot be read, too many of all or all of a class.
+        """
+        training, seed = self.settings.training, self.settings.seed
+        batches = ClassBatches(
+            group.offsets,
+            batch_size=training.batch_size,
+            images_per_class=training.images_per_class,
+            num_batches=training.iterations_per_epoch,
+            seed=seed,
+            epoch=epoch,
+            first_batch=first_step,
+            process=self.process,
+            num_processes=self.num_processes,
+        )
+        images = LabelledImages(self.images, group.rows, group.offsets)
+        for step, loaded in enumerate(build_loader(images, batches, num_workers=self.num_workers), first_step):
+            self._note_unreadable(loaded)
+            # Drawn for the whole batch: what happens to an image does not depend on how many processes there are.
+            changes = self.settings.augmentation.draw(
+                training.batch_size, self.image_size, seeded_generator(seed, epoch, step)
+            )
+            yield self._pieces(*loaded.items, changes.of(batches.part))
+
+    def _pieces(self, images: Tensor, labels: Tensor, changes: Changes) -> list[Piece]:
+        size = len(images) // self.settings.training.micro_batches
+        parts = [slice(start, start + size) for start in range(0, len(images), size)]
+        return [Piece(images[part], labels[part], changes.of(part)) for part in parts]
+
+    def _note_unreadable(self, loaded: Loaded) -> None:
+        for reason in loaded.unreadable.values():
+            raise ValueError(f"No image of a class can be read: {reason}")
+        for reason in sorted(set(loaded.replaced.values()) - self.unreadable):
+            self.unreadable.add(reason)
+            LOGGER.warning("replaced by another image of its class: %s", reason)
+            if len(self.unreadable) > self.settings.data.max_unreadable_share * len(self.images):
+                raise ValueError(
+                    f"{len(self.unreadable)} of {len(self.images)} images cannot be read, more than "
+                    f"data.max_unreadable_share allows: raise it to go on without them. One of them: {reason}"
+                )
+
+
+def check_batches(training: TrainingSettings, num_processes: int) -> None:
+    """Check that a batch can be cut as asked.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if training.batch_size % (num_processes * training.micro_batches):
+        raise ValueError(
+            f"training.batch_size {training.batch_size} must divide among {num_processes} processes, and each part "
+            f"into training.micro_batches {training.micro_batches}."
+        )
+    if training.batch_size % training.images_per_class:
+        raise ValueError(
+            f"training.batch_size {training.batch_size} must be a multiple of training.images_per_class "
+            f"{training.images_per_class}."
+        )

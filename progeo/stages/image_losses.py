@@ -1,0 +1,136 @@
+"""The loss terms of stage 2, and what they train besides the encoder."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from progeo.config import Settings, TripletSettings
+from progeo.engine.accelerator import distributed, full_precision, gathered_with_gradient
+from progeo.losses import batch_hard_triplet, image_text_cross_entropy, weighted_triplet
+from progeo.models.heads import build_head
+from progeo.models.text_space import TextSpace
+
+Terms = Callable[[Tensor, Tensor], dict[str, Tensor]]
+
+
+class ImageLosses:
+    """A classifier for each group, the way from descriptors to texts, and the terms that they give.
+
+    Args:
+        settings: of the training.
+        classes_per_group: how many labels each group has.
+        descriptor_dim: D.
+        text_features: of each group (C, E); None trains without text.
+        accelerator: gives the device and the processes.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        classes_per_group: Sequence[int],
+        descriptor_dim: int,
+        text_features: Sequence[Tensor] | None,
+        accelerator: Accelerator,
+    ) -> None:
+        check_losses(settings)
+        self.settings = settings
+        self.accelerator = accelerator
+        self.text_features = text_features
+        head, text = settings.head, settings.text
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            self.heads = [
+                build_head(head.kind, descriptor_dim, count, head.scale, head.margin) for count in classes_per_group
+            ]
+            self.text_space = TextSpace(
+                descriptor_dim,
+                descriptor_dim if text_features is None else text_features[0].shape[1],
+                normalised=text.normalised,
+                temperature=text.temperature,
+                learn_temperature=text.learn_temperature and text_features is not None,
+            ).to(accelerator.device)
+        self._distributed_text_space = distributed(self.text_space, accelerator)
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """All that is trained here."""
+        return [*self.heads, self.text_space]
+
+    def of_group(self, index: int) -> Terms:
+        """The terms of a group, already weighted, as a function of descriptors (B, D) and labels (B,)."""
+        texts = None
+        if self.text_features is not None:
+            texts = self.text_space.texts(self.text_features[index].to(self.accelerator.device))
+        return partial(self._terms, distributed(self.heads[index], self.accelerator), texts)
+
+    def move_head(self, index: int, device: torch.device, optimizer: torch.optim.Optimizer) -> None:
+        """Bring a classifier and what the optimizer knows of it to a device; those of idle groups wait on the CPU."""
+        self.heads[index].to(device)
+        for parameter in self.heads[index].parameters():
+            state = optimizer.state.get(parameter, {})
+            state |= {name: value.to(device) for name, value in state.items() if isinstance(value, Tensor)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a run needs to go on."""
+        return {"heads": [head.state_dict() for head in self.heads], "text_space": self.text_space.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        for head, head_state in zip(self.heads, state["heads"], strict=True):
+            head.load_state_dict(head_state)
+        self.text_space.load_state_dict(state["text_space"])
+
+    def _terms(self, head: nn.Module, texts: Tensor | None, descriptors: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        settings, terms = self.settings, {}
+        with full_precision(self.accelerator):
+            descriptors = descriptors.float()
+            if settings.head.weight:
+                terms[settings.head.kind] = settings.head.weight * F.cross_entropy(head(descriptors, labels), labels)
+            if texts is not None:
+                in_text_space = self._distributed_text_space(descriptors)
+                loss = image_text_cross_entropy(in_text_space, texts, labels, settings.text.label_smoothing)
+                terms["image_text"] = settings.text.weight * loss
+            if settings.triplet.weight:
+                terms["triplet"] = settings.triplet.weight * _triplet(
+                    gathered_with_gradient(descriptors, self.accelerator),
+                    self.accelerator.gather(labels),
+                    settings.triplet,
+                )
+        return terms
+
+
+def check_losses(settings: Settings) -> None:
+    """Check that the loss terms asked for have something to learn from.
+
+    Raises:
+        ValueError: they have not.
+    """
+    training = settings.training
+    if not (settings.head.weight or settings.text.weight or settings.triplet.weight):
+        raise ValueError("head.weight, text.weight and triplet.weight are all 0: there is no loss to train with.")
+    if settings.triplet.weight and training.images_per_class < 2:
+        raise ValueError(
+            "triplet.weight above 0 needs several images of a place in a batch: set training.images_per_class to 2 or "
+            "more."
+        )
+    if settings.triplet.weight and training.images_per_class == training.batch_size:
+        raise ValueError(
+            f"triplet.weight above 0 needs several places in a batch: set training.images_per_class below "
+            f"training.batch_size {training.batch_size}."
+        )
+    if settings.triplet.weight and training.micro_batches > 1:
+        raise ValueError(
+            f"triplet.weight above 0 compares all images of a batch: training.micro_batches must be 1, got "
+            f"{training.micro_batches}. training.gradient_checkpointing saves memory too."
+        )
+
+
+def _triplet(descriptors: Tensor, labels: Tensor, triplet: TripletSettings) -> Tensor:
+    if triplet.kind == "batch_hard":
+        return batch_hard_triplet(descriptors, labels, triplet.margin)
+    return weighted_triplet(descriptors, labels)

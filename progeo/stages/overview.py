@@ -1,0 +1,76 @@
+"""What stage 2 says before it starts: data, groups, parameters, and how much memory they will take."""
+
+import torch
+from accelerate import Accelerator
+
+from progeo.engine.memory import parameter_bytes, saved_bytes
+from progeo.models.encoder import Encoder
+from progeo.stages.evaluate import TestSet
+from progeo.stages.image_training import ImageTraining
+from progeo.stages.places import TrainingPlaces
+
+_COPIES_OF_TRAINED = 3
+"""Besides the weights themselves: the gradient and Adam's two means."""
+
+
+def overview(training: ImageTraining, places: TrainingPlaces, val_set: TestSet) -> list[str]:
+    """One screen of lines."""
+    settings, encoder, losses = training.settings, training.encoder, training.losses
+    steps, batch_size, epochs = (
+        settings.training.iterations_per_epoch,
+        settings.training.batch_size,
+        settings.training.epochs,
+    )
+    height, width = encoder.image_size
+    groups = places.partition.groups
+    in_groups = sum(len(group.rows) for group in groups)
+    classes = ", ".join(str(group.num_classes) for group in groups)
+    trained = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in encoder.parameters()) - trained
+    beside = sum(p.numel() for module in losses.modules for p in module.parameters())
+    return [
+        f"images      {in_groups:,} of {len(places.catalogue):,} are in groups, resized to {height} x {width} pixels; "
+        f"validation: {len(val_set.queries):,} queries, {len(val_set.database):,} database images",
+        f"groups      {len(groups)}, of {classes} classes; {epochs:,} epochs, of one group each, of {steps:,} steps of "
+        f"{batch_size:,} images",
+        f"encoder     {settings.model.architecture}: {trained:,} parameters trained, {frozen:,} frozen; descriptors of "
+        f"{encoder.descriptor_dim} dimensions; beside it {beside:,} parameters for training only",
+        f"memory      {_memory(training, training.accelerator)}",
+    ]
+
+
+def _memory(training: ImageTraining, accelerator: Accelerator) -> str:
+    settings, encoder, losses = training.settings, training.encoder, training.losses
+    states = parameter_bytes(encoder) + _COPIES_OF_TRAINED * parameter_bytes(encoder, trained_only=True)
+    if training.averaged is not None:
+        states += parameter_bytes(encoder)
+    largest_head = max(parameter_bytes(head) for head in losses.heads)
+    states += (1 + _COPIES_OF_TRAINED) * (largest_head + parameter_bytes(losses.text_space))
+    if losses.text_features is not None:
+        states += max(features.nbytes for features in losses.text_features)
+    at_once = settings.training.batch_size // (accelerator.num_processes * settings.training.micro_batches)
+    one, two = (_kept_for_gradient(encoder, count, accelerator) for count in (1, 2))
+    pixels = 3 * encoder.image_size[0] * encoder.image_size[1]
+    # The bytes of an image, and the floats that augmentation and normalisation turn them into.
+    images = one + (at_once - 1) * (two - one) + at_once * pixels * (1 + 3 * 4)
+    cached = f"; {_gigabytes(len(training.batches.images) * pixels)} of images in main memory"
+    return (
+        f"about {_gigabytes(states + images)} on each process's device: {_gigabytes(states)} of weights, gradients and "
+        f"optimizer, {_gigabytes(images)} for {at_once} images at a time"
+        f"{cached if settings.data.cache_images else ''}"
+    )
+
+
+def _kept_for_gradient(encoder: Encoder, count: int, accelerator: Accelerator) -> int:
+    """Bytes that the encoder keeps of so many images, at the precision of the training."""
+    images = torch.zeros(count, 3, *encoder.image_size, device=accelerator.device)
+    was_training = encoder.training
+    encoder.eval()  # the statistics of batch norm are not to see these
+    with accelerator.autocast():
+        kept = saved_bytes(lambda: encoder.forward(images), encoder)
+    encoder.train(was_training)
+    return kept
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB"
