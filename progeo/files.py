@@ -8,10 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the block succeeds it becomes `path`, when it fails it is removed."""
+    """Yield a temporary path beside `path`; when the block succeeds it becomes `path`, when it fails it is removed.
+
+    Raises:
+        OSError: the disk is full, for example; the sentence names `path`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
     os.close(descriptor)
@@ -22,9 +28,10 @@ def replacing(path: Path) -> Iterator[Path]:
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
         temporary.replace(path)
-    except BaseException:
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"{path} could not be written: {error}") from None
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -19,20 +20,24 @@ def save_checkpoint(folder: Path, name: str, state: dict[str, Any]) -> Path:
     """Write a nested state of dicts, lists, numbers, texts and tensors to `folder/name`.
 
     An interrupted write leaves an unfinished folder that `newest_checkpoint` does not see.
+
+    Raises:
+        OSError: it could not be written; others that are there stay as they are.
     """
     final = folder / name
     unfinished = folder / f"{_UNFINISHED}{name}"
-    for leftover in (unfinished, final):
-        if leftover.exists():
-            shutil.rmtree(leftover)
-    unfinished.mkdir(parents=True)
-    tensors: dict[str, Tensor] = {}
-    plain = _without_tensors(state, tensors)
-    save_file(tensors, unfinished / _TENSORS)
-    (unfinished / _STATE).write_text(json.dumps(plain), encoding="utf-8")
-    for file in unfinished.iterdir():
-        with file.open("rb+") as stream:
-            os.fsync(stream.fileno())
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        _write(unfinished, state)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        newest = newest_checkpoint(folder)
+        raise OSError(
+            f"The checkpoint {final} could not be written: {error}. "
+            + (f"{newest} is whole: make room and go on with --resume true." if newest else "There is none before it.")
+        ) from None
+    if final.exists():
+        shutil.rmtree(final)
     unfinished.rename(final)
     return final
 
@@ -53,6 +58,17 @@ def prune_checkpoints(folder: Path, *, keep: int) -> None:
     finished = sorted(path for path in folder.glob("*") if not path.name.startswith(_UNFINISHED))
     for path in finished[: max(0, len(finished) - keep)]:
         shutil.rmtree(path)
+
+
+def _write(folder: Path, state: dict[str, Any]) -> None:
+    folder.mkdir(parents=True)
+    tensors: dict[str, Tensor] = {}
+    plain = _without_tensors(state, tensors)
+    save_file(tensors, folder / _TENSORS)
+    (folder / _STATE).write_text(json.dumps(plain), encoding="utf-8")
+    for file in folder.iterdir():
+        with file.open("rb+") as stream:
+            os.fsync(stream.fileno())
 
 
 def _without_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:

@@ -15,24 +15,19 @@ _COPIES_OF_TRAINED = 3
 
 def overview(training: ImageTraining, places: TrainingPlaces, val_set: TestSet) -> list[str]:
     """One screen of lines."""
-    settings, encoder, losses = training.settings, training.encoder, training.losses
-    steps, batch_size, epochs = (
-        settings.training.iterations_per_epoch,
-        settings.training.batch_size,
-        settings.training.epochs,
-    )
+    settings, encoder = training.settings, training.encoder
     height, width = encoder.image_size
     groups = places.partition.groups
     in_groups = sum(len(group.rows) for group in groups)
     classes = ", ".join(str(group.num_classes) for group in groups)
     trained = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in encoder.parameters()) - trained
-    beside = sum(p.numel() for module in losses.modules for p in module.parameters())
+    beside = sum(p.numel() for module in training.losses.modules for p in module.parameters() if p.requires_grad)
     return [
         f"images      {in_groups:,} of {len(places.catalogue):,} are in groups, resized to {height} x {width} pixels; "
         f"validation: {len(val_set.queries):,} queries, {len(val_set.database):,} database images",
-        f"groups      {len(groups)}, of {classes} classes; {epochs:,} epochs, of one group each, of {steps:,} steps of "
-        f"{batch_size:,} images",
+        f"groups      {len(groups)}, of {classes} classes; {settings.training.epochs:,} epochs, each of one group and "
+        f"{settings.training.iterations_per_epoch:,} steps of {settings.training.batch_size:,} images",
         f"encoder     {settings.model.architecture}: {trained:,} parameters trained, {frozen:,} frozen; descriptors of "
         f"{encoder.descriptor_dim} dimensions; beside it {beside:,} parameters for training only",
         f"memory      {_memory(training, training.accelerator)}",

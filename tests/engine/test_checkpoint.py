@@ -98,3 +98,12 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
     prune_checkpoints(tmp_path, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch_000002", "epoch_000010"]
     assert newest_checkpoint(tmp_path).name == "epoch_000010"
+
+
+def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path, full_disk):
+    kept = save_checkpoint(tmp_path, "epoch_1", {"weights": torch.ones(10)})
+    with full_disk(), pytest.raises(OSError, match=r"epoch_2 could not be written: .*epoch_1 is whole"):
+        save_checkpoint(tmp_path, "epoch_2", {"weights": torch.ones(10**6)})
+    assert newest_checkpoint(tmp_path) == kept
+    assert list(tmp_path.iterdir()) == [kept]
+    assert torch.equal(load_checkpoint(kept)["weights"], torch.ones(10))

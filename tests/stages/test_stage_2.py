@@ -1,5 +1,6 @@
 """Stage 2 through the real command: stopped anywhere and resumed, on two processes, with things going wrong."""
 
+import json
 import shutil
 import signal
 from pathlib import Path
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from running import files_in, kill_when, metrics_of, run_on_two_processes
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from progeo.cli import main
 from progeo.engine.checkpoint import load_checkpoint, newest_checkpoint
@@ -96,9 +99,8 @@ def test_a_run_stopped_within_an_epoch_ends_as_if_it_had_not_been(long_config, w
 def test_two_processes_train_as_one_does_with_the_same_batch(long_config, tmp_path):
     settings = yaml.safe_load(long_config.read_text())
     settings["model"] |= {"architecture": "tiny-vit", "descriptor_dim": None}  # batch norm sees only its own process
-    settings["training"] |= {"iterations_per_epoch": 5}
-    settings["augmentation"] = dict.fromkeys(("brightness", "contrast", "saturation", "hue"), 0.0)
-    settings["augmentation"] |= {"crop_scale": [1.0, 1.0]}
+    settings["training"] |= {"iterations_per_epoch": 5, "batch_size": 8, "images_per_class": 2}
+    settings["triplet"] = {"weight": 1.0}
     for name in ("one", "two"):
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump({**settings, "run": str(tmp_path / name)}))
@@ -152,3 +154,44 @@ def test_broken_images_are_replaced_and_reported_until_they_are_too_many(config,
     assert "replaced by another image of its class" in log
     assert any(str(path) in log for path in broken)
     assert len(last_state(tmp_path / "run")["unreadable"]) >= 1
+
+
+def test_a_full_disk_ends_in_a_sentence_and_the_run_goes_on_when_there_is_room(config, run, tmp_path, full_disk):
+    shutil.copytree(run / "stage1", tmp_path / "stage1")
+    stage_2(config, "--run", tmp_path, "--training.epochs", "1")
+    with full_disk():
+        sentence = failure(config, "--run", tmp_path, "--resume", "true")
+    assert "could not be written" in sentence
+    assert "File too large" in sentence
+    stage_2(config, "--run", tmp_path, "--resume", "true")
+    assert metrics_of(tmp_path / "stage2") == metrics_of(run / "stage2")
+
+
+def test_without_memory_the_sentence_says_what_to_lower(config, run, tmp_path):
+    sentence = failure(config, "--run", tmp_path, "--text.weight", "0", "--model.image_size", "10000000")
+    assert "Out of memory. Raise training.micro_batches, set mixed_precision bf16" in sentence
+
+
+def test_images_of_any_size_train_at_any_size(config, city, tmp_path):
+    shutil.copytree(city / "train", tmp_path / "train")
+    for number, path in enumerate(sorted((tmp_path / "train").rglob("*.jpg"))):
+        with Image.open(path) as image:
+            image.resize((40 + number, 150 - number)).save(path)
+    stage_2(
+        config, "--run", tmp_path / "run", "--text.weight", "0", "--training.epochs", 1,
+        "--data.train_folder", tmp_path / "train", "--model.image_size", "[64, 96]",
+    )  # fmt: skip
+    assert json.loads((tmp_path / "run/stage2/best/model.json").read_text())["encoder"]["image_size"] == [64, 96]
+    assert metrics_of(tmp_path / "run/stage2")[1]["loss"] > 0
+
+
+def test_tensorboard_is_told_of_every_step_and_validation(config, run, tmp_path):
+    shutil.copytree(run / "stage1", tmp_path / "stage1")
+    stage_2(config, "--run", tmp_path, "--trackers", '["tensorboard"]', "--training.epochs", "2")
+    events = EventAccumulator(str(tmp_path / "stage2/progeo"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
+    assert [event.step for event in events.Scalars("val R@1")] == [0, 2, 4]
+    metrics = metrics_of(run / "stage2")[:3]
+    assert [event.value for event in events.Scalars("val R@1")] == pytest.approx([row["val R@1"] for row in metrics])
+    assert np.mean([event.value for event in events.Scalars("loss")][:2]) == pytest.approx(metrics[1]["loss"])

@@ -1,0 +1,29 @@
+import pytest
+import torch
+from torch import nn
+
+from progeo.engine.memory import explaining_out_of_memory, parameter_bytes, saved_bytes
+
+
+def test_what_a_network_keeps_for_its_gradient_is_counted_once_and_without_its_weights():
+    network = nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 5))
+    images = torch.zeros(8, 10)
+    # The first layer keeps its input, the ReLU its output, which is also what the second layer keeps.
+    assert saved_bytes(lambda: network(images), network) == 4 * 8 * (10 + 20)
+
+
+def test_frozen_layers_are_not_among_the_trained():
+    network = nn.Sequential(nn.Linear(10, 20), nn.Linear(20, 5))
+    network[0].requires_grad_(False)
+    assert parameter_bytes(network) == 4 * (10 * 20 + 20 + 20 * 5 + 5)
+    assert parameter_bytes(network, trained_only=True) == 4 * (20 * 5 + 5)
+
+
+def test_out_of_memory_ends_with_the_advice():
+    with pytest.raises(MemoryError, match=r"^Out of memory\. Less\. \(.*allocate"), explaining_out_of_memory("Less."):
+        torch.empty(2**55)
+
+
+def test_other_failures_are_left_alone():
+    with pytest.raises(RuntimeError, match="shapes cannot be"), explaining_out_of_memory("Less."):
+        torch.ones(2, 3) @ torch.ones(2, 3)

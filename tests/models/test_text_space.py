@@ -1,0 +1,34 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from progeo.models.text_space import TextSpace
+
+
+def test_as_published_nothing_is_changed_where_the_dimensions_agree():
+    space, descriptors, texts = TextSpace(4, 4), torch.randn(3, 4), torch.randn(5, 4)
+    assert torch.equal(space(descriptors), descriptors)
+    assert torch.equal(space.texts(texts), texts)
+    assert not any(parameter.requires_grad for parameter in space.parameters())
+
+
+def test_normalised_the_logits_are_cosines_over_the_temperature():
+    space, descriptors, texts = TextSpace(4, 4, normalised=True, temperature=0.07), torch.randn(3, 4), torch.randn(5, 4)
+    logits = space(descriptors) @ space.texts(texts).T
+    expected = F.cosine_similarity(descriptors[:, None], texts[None], dim=2) / 0.07
+    torch.testing.assert_close(logits, expected)
+
+
+def test_other_dimensions_are_mapped_linearly():
+    space, descriptors = TextSpace(4, 6), torch.randn(3, 4)
+    torch.testing.assert_close(space(descriptors), descriptors @ space.linear.weight.T + space.linear.bias)
+
+
+def test_a_learned_temperature_has_the_gradient_of_its_logarithm_and_stays_above_a_hundredth():
+    space, descriptors = TextSpace(4, 4, temperature=0.5, learn_temperature=True), torch.randn(3, 4)
+    space(descriptors).sum().backward()
+    assert space.log_temperature.grad.item() == pytest.approx(-descriptors.sum().item() / 0.5, rel=1e-5)
+    space.log_temperature.data.fill_(math.log(1e-6))
+    torch.testing.assert_close(space(descriptors), descriptors / 0.01)

@@ -1,0 +1,149 @@
+"""What stage 2 can be told to train, and how: an epoch of two steps each."""
+
+import math
+
+import pytest
+import torch
+
+from progeo.config import Settings, parse_settings
+from progeo.engine.accelerator import start_accelerator
+from progeo.engine.run_folder import RunFolder
+from progeo.engine.stopping import StopRequest
+from progeo.models.convnets import CONVNETS
+from progeo.stages.evaluate import load_test_set
+from progeo.stages.image_training import ImageTraining, build_untrained_encoder
+from progeo.stages.overview import overview
+from progeo.stages.places import read_training_places
+
+VIT = ("--model.architecture", "tiny-vit", "--model.descriptor_dim", "null")  # no batch norm
+QUICK = ("resnet18", "vgg16", "efficientnet_b0")
+
+
+@pytest.fixture
+def build(config, run):
+    """A training with changed settings, before its first step."""
+
+    def built(*arguments):
+        words = ["--config", config, "--text.prompts", run / "stage1", *arguments]
+        settings = parse_settings(Settings, [str(word) for word in words], program="test")
+        return ImageTraining(settings, read_training_places(settings), start_accelerator(settings.mixed_precision))
+
+    return built
+
+
+@pytest.fixture
+def train(build, tmp_path):
+    """A training after an epoch, and the means of its loss terms."""
+
+    def trained(*arguments):
+        training = build(*arguments)
+        return training, training.run_epoch(RunFolder(tmp_path), StopRequest())
+
+    return trained
+
+
+def weights(module):
+    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+
+@pytest.mark.parametrize(
+    "architecture", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CONVNETS]
+)
+def test_every_backbone_trains_with_places_and_texts(train, architecture):
+    training, terms = train("--model.architecture", architecture, "--model.image_size", "32")
+    assert set(terms) == {"loss", "cosface", "image_text"}
+    assert all(math.isfinite(value) and value > 0 for value in terms.values())
+    untrained = dict(build_untrained_encoder(training.settings).named_parameters())
+    assert all(not torch.equal(untrained[name], weight) for name, weight in training.encoder.named_parameters())
+
+
+@pytest.mark.parametrize("kind", ["cosface", "arcface", "linear"])
+def test_every_head_trains_with_its_weight(train, kind):
+    _, whole = train("--head.kind", kind, "--training.iterations_per_epoch", "1")
+    training, half = train("--head.kind", kind, "--head.weight", "0.5", "--training.iterations_per_epoch", "1")
+    assert half[kind] == pytest.approx(whole[kind] / 2)
+    assert half["image_text"] == whole["image_text"]
+    assert training.losses.heads[0].weight.grad.abs().sum() > 0
+
+
+def test_the_constant_schedule_stays_and_warms_up_when_asked(train):
+    training, _ = train("--training.warmup_steps", "4")
+    assert [group["lr"] for group in training.optimizer.param_groups[:3]] == pytest.approx([5e-4, 5e-4, 5e-3])
+    training, _ = train("--training.schedule", "constant")
+    assert [group["lr"] for group in training.optimizer.param_groups[:3]] == pytest.approx([1e-3, 1e-3, 1e-2])
+
+
+@pytest.mark.parametrize(
+    "change", [("--training.micro_batches", "2"), ("--training.gradient_checkpointing", "true")], ids=lambda c: c[0]
+)
+def test_what_saves_memory_takes_the_same_steps(train, change):
+    one_step = (*VIT, "--training.iterations_per_epoch", "1")
+    plain, terms = train(*one_step)
+    saving, same_terms = train(*one_step, *change)
+    assert same_terms == pytest.approx(terms, rel=1e-5)
+    for name, weight in saving.encoder.named_parameters():
+        torch.testing.assert_close(weight.grad, plain.encoder.get_parameter(name).grad, rtol=1e-3, atol=1e-6)
+
+
+def test_the_average_of_the_weights_follows_every_step(build, tmp_path):
+    training, seen = build("--training.ema_decay", "0.75"), []
+    training.optimizer.optimizer.register_step_post_hook(lambda *_: seen.append(weights(training.encoder)))
+    training.run_epoch(RunFolder(tmp_path), StopRequest())
+    assert training.result is training.averaged.module
+    torch.testing.assert_close(weights(training.result), 0.75 * seen[0] + 0.25 * seen[1])
+
+
+@pytest.mark.parametrize("kind", ["softmax_weighted", "batch_hard"])
+def test_triplets_train_alone_on_several_images_of_a_place(train, kind):
+    alone = ["--head.weight", "0", "--text.weight", "0", "--triplet.weight", "2", "--triplet.kind", kind]
+    training, terms = train(*alone, "--training.images_per_class", "2")
+    assert set(terms) == {"loss", "triplet"}
+    assert not torch.equal(weights(training.encoder), weights(build_untrained_encoder(training.settings)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--triplet.weight", "1"], "set training.images_per_class to 2 or more"),
+        (["--triplet.weight", "1", "--training.images_per_class", "4"], "below training.batch_size 4"),
+        (
+            ["--triplet.weight", "1", "--training.images_per_class", "2", "--training.micro_batches", "2"],
+            "training.micro_batches must be 1, got 2",
+        ),
+        (["--head.weight", "0", "--text.weight", "0"], "there is no loss to train with"),
+        (["--training.gradient_checkpointing", "true"], "works for a ViT only"),
+    ],
+)
+def test_choices_that_do_not_fit_are_refused(build, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        build(*arguments)
+
+
+def test_a_temperature_is_learned_where_asked(train):
+    cosines = ["--text.normalised", "true", "--text.temperature", "0.07"]
+    fixed, terms = train(*cosines)
+    learned, same_first = train(*cosines, "--text.learn_temperature", "true")
+    assert fixed.losses.text_space.log_temperature.exp().item() == pytest.approx(0.07)
+    assert learned.losses.text_space.log_temperature.exp().item() != pytest.approx(0.07, rel=1e-3)
+    assert same_first["image_text"] == pytest.approx(terms["image_text"], rel=0.05)
+
+
+def test_the_overview_counts_what_is_trained_and_the_memory_it_takes(build, config, city):
+    training = build("--model.frozen", "[layer1]", "--data.cache_images", "true")
+    val_set = load_test_set(city / "val", "database", "queries", radius_m=25.0)
+    lines = overview(training, read_training_places(training.settings), val_set)
+    assert lines[0].startswith("images      84 of 84 are in groups, resized to 64 x 64 pixels")
+    assert lines[0].endswith("validation: 6 queries, 12 database images")
+    frozen = sum(p.numel() for p in training.encoder.backbone.layer1.parameters())
+    trained = sum(p.numel() for p in training.encoder.parameters()) - frozen
+    assert f"tiny-resnet: {trained:,} parameters trained, {frozen:,} frozen" in lines[2]
+    assert lines[3].startswith("memory      about 0.0")
+    assert lines[3].endswith("for 4 images at a time; 0.00 GB of images in main memory")
+
+
+@pytest.mark.slow
+def test_a_compiled_encoder_trains_as_a_plain_one(train):
+    plain, terms = train(*VIT)
+    compiled, same_terms = train(*VIT, "--training.compile", "true")
+    assert same_terms == pytest.approx(terms, rel=1e-4)
+    assert compiled.encoder.state_dict().keys() == plain.encoder.state_dict().keys()
