@@ -11,10 +11,6 @@ from progeo.cli import COMMANDS, main
 NEEDED = ["--run", "r", "--data.train_folder", "t", "--data.val_folder", "v"]
 
 
-def run(*arguments, cwd=None):
-    return subprocess.run([sys.executable, "-m", "progeo.cli", *arguments], capture_output=True, text=True, cwd=cwd)
-
-
 def failure(*arguments):
     """The sentence that a command ends with."""
     with pytest.raises(SystemExit) as stop:
@@ -38,19 +34,25 @@ def images(tmp_path):
     return tmp_path
 
 
-def test_the_command_lists_its_sub_commands_and_each_has_help():
-    shown = run("--help")
-    assert shown.returncode == 0
-    assert all(name in shown.stdout for name in COMMANDS)
-    assert "--cells.heading_bin_deg" in run("stage1", "--help").stdout
-    assert "alpha in the paper" in run("stage1", "--help").stdout
+def test_the_command_lists_its_sub_commands_and_each_has_help(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert not stop.value.code
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in COMMANDS)
+    with pytest.raises(SystemExit) as stop:
+        main(["stage1", "--help"])
+    assert not stop.value.code
+    shown = capsys.readouterr().out
+    assert "--cells.heading_bin_deg" in shown
+    assert "alpha in the paper" in shown
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["stage3"], "there is no command 'stage3'"),
-        (["stage1", "--run", "r", "--data.train_folder", "t", "--data.val_folder", "v", "--cells.side", "3"], "side"),
+        (["stage1", *NEEDED, "--cells.side", "3"], "side"),
         (["stage1", "--config", "nowhere.yaml"], "does not exist"),
         (["stage1"], "required"),
         (["stage1", *NEEDED, "--prompts.epochs", "0"], "prompts.epochs"),
@@ -58,13 +60,19 @@ def test_the_command_lists_its_sub_commands_and_each_has_help():
         (["prompts", "list"], "there is no command 'prompts'"),
         (["evaluate", "--encoder", "nowhere", "--folder", "f", "--out", "o"], "There is no encoder in nowhere"),
         (["export", "nowhere", "--to", "x"], "There is no encoder in nowhere"),
-        (["stage2", "--run", "r", "--data.train_folder", "t", "--data.val_folder", "v"], "There is no folder t"),
     ],
 )
-def test_mistakes_end_in_a_sentence_without_a_traceback(arguments, words, tmp_path):
-    result = run(*arguments, cwd=tmp_path)
-    assert result.returncode != 0
-    assert words in result.stderr
+def test_mistakes_end_in_a_sentence(arguments, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    sentence = failure(*arguments)
+    assert words in sentence + capsys.readouterr().err
+
+
+def test_a_sentence_comes_without_a_traceback_and_with_a_status(tmp_path):
+    command = [sys.executable, "-m", "progeo.cli", "stage2", *NEEDED]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.startswith("progeo stage2: error: There is no folder t")
     assert "Traceback" not in result.stderr
 
 

@@ -16,7 +16,7 @@ from progeo.stages.overview import overview
 from progeo.stages.places import read_training_places
 
 VIT = ("--model.architecture", "tiny-vit", "--model.descriptor_dim", "null")  # no batch norm
-QUICK = ("resnet18", "vgg16", "efficientnet_b0")
+QUICK = ("resnet18", "efficientnet_b0")
 
 
 @pytest.fixture

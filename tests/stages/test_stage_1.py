@@ -22,10 +22,10 @@ from progeo.stages.prompt_group import GroupImages
 
 @pytest.fixture
 def own_config(config, city, tmp_path):
-    """The settings of `run` with a copy of its training images, a feature cache of their own and one image a batch."""
+    """The settings of `run` with a copy of its training images and a feature cache of their own."""
     shutil.copytree(city / "train", tmp_path / "train")
     settings = yaml.safe_load(config.read_text())
-    settings["data"] |= {"train_folder": str(tmp_path / "train"), "eval_batch_size": 1}
+    settings["data"] |= {"train_folder": str(tmp_path / "train")}
     settings["prompts"]["feature_cache"] = str(tmp_path / "features")
     settings["run"] = str(tmp_path / "run")
     path = tmp_path / "config.yaml"
@@ -62,13 +62,14 @@ def test_an_extraction_that_was_killed_goes_on_where_it_stopped(own_config, tmp_
     def shards() -> list[Path]:
         return sorted((tmp_path / "features").glob("*/rows_*.npy"))
 
-    kill_when(lambda: len(shards()) == 1, "stage1_prompts.py", "--config", own_config)
+    slow = ["--data.eval_batch_size", "1"]
+    kill_when(lambda: len(shards()) == 1, "stage1_prompts.py", "--config", own_config, *slow)
     before = {path: path.stat().st_mtime_ns for path in shards()}
     assert len(before) == 1
-    stage_1(own_config, "--resume", "true")
+    stage_1(own_config, *slow, "--resume", "true")
     assert len(shards()) == 2
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    stage_1(own_config, "--prompts.feature_cache", tmp_path / "other", "--run", tmp_path / "other_run")
+    stage_1(own_config, *slow, "--prompts.feature_cache", tmp_path / "other", "--run", tmp_path / "other_run")
     assert prompts_of(tmp_path / "run") == prompts_of(tmp_path / "other_run")
 
 
