@@ -1,15 +1,14 @@
 """Checkpoints: nested states as safetensors and JSON, written whole or not at all, never unpickled."""
 
-import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from progeo.files import read_json, replacing, write_json
 
 _TENSORS = "tensors.safetensors"
 _STATE = "state.json"
@@ -27,15 +26,17 @@ def save_checkpoint(folder: Path, name: str, state: dict[str, Any]) -> Path:
     final = folder / name
     unfinished = folder / f"{_UNFINISHED}{name}"
     shutil.rmtree(unfinished, ignore_errors=True)
+    tensors: dict[str, Tensor] = {}
+    plain = _without_tensors(state, tensors)
     try:
-        _write(unfinished, state)
-    except (OSError, SafetensorError) as error:
+        with replacing(unfinished / _TENSORS) as temporary:
+            save_file(tensors, temporary)
+        write_json(unfinished / _STATE, plain)
+    except OSError as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         newest = newest_checkpoint(folder)
-        raise OSError(
-            f"The checkpoint {final} could not be written: {error}. "
-            + (f"{newest} is whole: make room and go on with --resume true." if newest else "There is none before it.")
-        ) from None
+        rest = f"{newest} is whole: make room and go on with --resume true." if newest else "There is none before it."
+        raise OSError(f"{error}. {rest}") from None
     if final.exists():
         shutil.rmtree(final)
     unfinished.rename(final)
@@ -44,7 +45,7 @@ def save_checkpoint(folder: Path, name: str, state: dict[str, Any]) -> Path:
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read what `save_checkpoint` wrote, its tensors on the CPU."""
-    plain = json.loads((path / _STATE).read_text(encoding="utf-8"))
+    plain = read_json(path / _STATE)
     return _with_tensors(plain, load_file(path / _TENSORS))
 
 
@@ -58,17 +59,6 @@ def prune_checkpoints(folder: Path, *, keep: int) -> None:
     finished = sorted(path for path in folder.glob("*") if not path.name.startswith(_UNFINISHED))
     for path in finished[: max(0, len(finished) - keep)]:
         shutil.rmtree(path)
-
-
-def _write(folder: Path, state: dict[str, Any]) -> None:
-    folder.mkdir(parents=True)
-    tensors: dict[str, Tensor] = {}
-    plain = _without_tensors(state, tensors)
-    save_file(tensors, folder / _TENSORS)
-    (folder / _STATE).write_text(json.dumps(plain), encoding="utf-8")
-    for file in folder.iterdir():
-        with file.open("rb+") as stream:
-            os.fsync(stream.fileno())
 
 
 def _without_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:

@@ -29,6 +29,11 @@ def test_a_saved_encoder_comes_back_bit_for_bit_with_its_attributes(saved):
     assert not again.training
 
 
+def test_everybody_who_may_read_the_folder_may_read_its_files(saved, tmp_path):
+    (tmp_path / "any").touch()
+    assert {path.stat().st_mode for path in saved[0].iterdir()} == {(tmp_path / "any").stat().st_mode}
+
+
 def test_the_folder_holds_two_files_and_the_description_is_whole(saved):
     folder, _ = saved
     assert {path.name for path in folder.iterdir()} == {"model.safetensors", "model.json"}
