@@ -141,13 +141,13 @@ def train_large_group(folder: Path) -> str:
         features.write_shard(shard, values.astype(np.float16))
     rows = np.arange(NUM_FEATURES)
     on_device = fits_device(2 * DIMENSION * NUM_FEATURES, accelerator)
-    images = GroupImages(features, rows, rows % NUM_CLASSES, accelerator, on_device=on_device)
+    images = GroupImages(features, rows, labels=rows % NUM_CLASSES, accelerator=accelerator, on_device=on_device)
     settings = Settings(folder, DataSettings(folder, folder))
-    training = GroupTraining(0, NUM_CLASSES, images, clip, settings, accelerator)
+    training = GroupTraining(0, NUM_CLASSES, images=images, clip=clip, settings=settings, accelerator=accelerator)
     batch_size = settings.prompts.batch_size
     start = time.perf_counter()
     train_epoch(
-        permuted_batches(NUM_FEATURES, batch_size, seed=0, epoch=0)[:NUM_STEPS],
+        ([batch] for batch in permuted_batches(NUM_FEATURES, batch_size, seed=0, epoch=0)[:NUM_STEPS]),
         training.step,
         training.optimizer,
         accelerator,

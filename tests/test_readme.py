@@ -1,6 +1,7 @@
 """What the README shows must be there."""
 
 import re
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import pytest
@@ -38,5 +39,6 @@ def test_every_config_is_in_the_table_and_no_other():
 def test_every_setting_it_mentions_exists():
     folders = ["--data.train_folder", "train", "--data.val_folder", "val"]
     settings = parse_settings(Settings, ["--run", "run", *folders], program="test")
-    for section, name in re.findall(r"\b(cells|model|text|data)\.(?!py|json|safetensors)(\w+)\b", README):
+    sections = "|".join(name for name, value in vars(settings).items() if is_dataclass(value))
+    for section, name in re.findall(rf"\b({sections})\.(?!py|json|csv|safetensors)(\w+)\b", README):
         assert hasattr(getattr(settings, section), name)

@@ -42,7 +42,7 @@ class ImageBatches:
     """
 
     def __init__(
-        self, settings: Settings, catalogue: Catalogue, image_size: tuple[int, int], accelerator: Accelerator
+        self, settings: Settings, catalogue: Catalogue, *, image_size: tuple[int, int], accelerator: Accelerator
     ) -> None:
         check_batches(settings.training, accelerator.num_processes)
         self.settings = settings

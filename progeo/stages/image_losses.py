@@ -33,6 +33,7 @@ class ImageLosses:
         self,
         settings: Settings,
         classes_per_group: Sequence[int],
+        *,
         descriptor_dim: int,
         text_features: Sequence[Tensor] | None,
         accelerator: Accelerator,

@@ -63,9 +63,9 @@ class ImageTraining:
         self.losses = ImageLosses(
             settings,
             [group.num_classes for group in self.groups],
-            self.encoder.descriptor_dim,
-            text_features,
-            accelerator,
+            descriptor_dim=self.encoder.descriptor_dim,
+            text_features=text_features,
+            accelerator=accelerator,
         )
         groups = _parameter_groups(self.encoder, self.losses.modules, settings)
         self.optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(groups, fused=True))
@@ -76,7 +76,9 @@ class ImageTraining:
         self.distributed_encoder = distributed(self.encoder, accelerator)
         if settings.training.compile:
             self.encoder.compile()
-        self.batches = ImageBatches(settings, places.catalogue, self.encoder.image_size, accelerator)
+        self.batches = ImageBatches(
+            settings, places.catalogue, image_size=self.encoder.image_size, accelerator=accelerator
+        )
 
     @property
     def result(self) -> Encoder:

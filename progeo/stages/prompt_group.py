@@ -40,9 +40,9 @@ class GroupImages:
         self,
         features: ShardedRows,
         rows: np.ndarray,
+        *,
         labels: np.ndarray,
         accelerator: Accelerator,
-        *,
         on_device: bool,
     ) -> None:
         self.features = features
@@ -70,6 +70,7 @@ class GroupTraining:
         self,
         index: int,
         num_classes: int,
+        *,
         images: GroupImages,
         clip: CLIP,
         settings: Settings,

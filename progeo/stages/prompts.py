@@ -66,7 +66,7 @@ def train_prompts(settings: Settings) -> Path:
     if accelerator.is_main_process:
         keep_places(run, places)
     LOGGER.info("%d images, classes of the groups: %s", len(catalogue), [g.num_classes for g in partition.groups])
-    training = PromptTraining(settings, partition, clip, run, accelerator)
+    training = PromptTraining(settings, partition, clip=clip, run=run, accelerator=accelerator)
     training.drop_metrics_of_unfinished_epochs()
     rows = np.unique(np.concatenate([group.rows for group in partition.groups]))
     features = cached_features(
@@ -107,7 +107,7 @@ class PromptTraining:
     """Stage 1 over all groups: which this process trains, how far each has come, and what they leave."""
 
     def __init__(
-        self, settings: Settings, partition: Partition, clip: CLIP, run: RunFolder, accelerator: Accelerator
+        self, settings: Settings, partition: Partition, *, clip: CLIP, run: RunFolder, accelerator: Accelerator
     ) -> None:
         self.settings = settings
         self.partition = partition
@@ -185,8 +185,15 @@ class PromptTraining:
         """Train one group, whose features lie at `places`, from its newest checkpoint on and write its file."""
         group, name, epochs = self.partition.groups[index], self._name(index), self.settings.prompts.epochs
         on_device = fits_device(2 * features.rows.width * len(places), self.accelerator)
-        images = GroupImages(features.rows, places, labels, self.accelerator, on_device=on_device)
-        training = GroupTraining(index, group.num_classes, images, self.clip, self.settings, self.accelerator)
+        images = GroupImages(features.rows, places, labels=labels, accelerator=self.accelerator, on_device=on_device)
+        training = GroupTraining(
+            index,
+            group.num_classes,
+            images=images,
+            clip=self.clip,
+            settings=self.settings,
+            accelerator=self.accelerator,
+        )
         checkpoints = self._checkpoints(index)
         newest = newest_checkpoint(checkpoints)
         if newest is not None:

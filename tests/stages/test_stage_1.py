@@ -219,8 +219,9 @@ def test_features_on_the_device_and_features_on_disk_give_the_same_batches(tmp_p
     features.write_shard(0, values[:16])
     features.write_shard(1, values[16:])
     rows, labels = np.array([19, 2, 7, 15, 16]), np.array([0, 0, 1, 2, 2])
+    accelerator = start_accelerator("no")
     for on_device in (True, False):
-        images = GroupImages(features, rows, labels, start_accelerator("no"), on_device=on_device)
+        images = GroupImages(features, rows, labels=labels, accelerator=accelerator, on_device=on_device)
         got, got_labels = images.batch(np.array([4, 0, 2]))
         np.testing.assert_array_equal(got.numpy(), values[[16, 19, 7]].astype(np.float32))
         assert got_labels.tolist() == [2, 0, 1]
