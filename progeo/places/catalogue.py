@@ -1,10 +1,16 @@
-"""The catalogue: a columnar table of images, in memory or mapped from an Arrow file."""
+"""The catalogue: a columnar table of images, in memory or mapped from an Arrow file.
+
+A folder of images `x` may have an index, the file `x.arrow` beside it; a set of images that lie elsewhere is such a file
+alone. Wherever a folder of images is asked for, either will do.
+"""
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,10 +18,12 @@ import pyarrow.compute as pc
 
 from progeo.files import replacing
 from progeo.places.filename import parse_columns
+from progeo.places.paths import changes_since, find_paths, sorted_paths
 
-_EXTENSIONS = (".jpg", ".jpeg", ".png")
 _PATHS_AT_ONCE = 2**20
 _COLUMNS = ("east", "north", "zone", "heading")
+_ABOUT = b"progeo"
+"""Key of what an Arrow file says of itself."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,14 @@ class Catalogue:
     folder: Path
     table: pa.Table
     """Columns path (relative to `folder`), east, north (metres), zone (0: absent), heading (degrees, NaN: absent)."""
+    file: Path | None = None
+    """The Arrow file that the table is mapped from."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process maps the file for itself, instead of being sent what is in it."""
+        if self.file is None:
+            return Catalogue, (self.folder, self.table)
+        return open_catalogue, (self.file, self.folder)
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -50,7 +66,7 @@ class Catalogue:
         digest = hashlib.sha256()
         paths = self.table["path"]
         for start in range(0, len(self), _PATHS_AT_ONCE):
-            part = paths.slice(start, _PATHS_AT_ONCE).combine_chunks()
+            part = paths.slice(start, _PATHS_AT_ONCE).combine_chunks().cast(pa.string())
             joined = pc.binary_join(pa.ListArray.from_arrays([0, len(part)], part), "\n")
             digest.update(joined[0].as_py().encode() + b"\n")
         return digest.hexdigest()[:16]
@@ -68,51 +84,60 @@ class Catalogue:
         """The catalogue of these `rows` alone, in the order given."""
         return Catalogue(self.folder, self.table.take(rows).combine_chunks())
 
-    def save(self, path: Path) -> None:
-        """Write the table as an Arrow file that `open_catalogue` maps into memory."""
-        with replacing(path) as temporary, pa.ipc.new_file(str(temporary), self.table.schema) as writer:
-            writer.write_table(self.table)
+    def save(self, path: Path, about: Mapping[str, Any] | None = None) -> None:
+        """Write the table as an Arrow file that `open_catalogue` maps into memory, and what it says of itself."""
+        schema = self.table.schema.with_metadata({_ABOUT: json.dumps(about or {})})
+        with replacing(path) as temporary, pa.ipc.new_file(str(temporary), schema) as writer:
+            writer.write_table(self.table, max_chunksize=_PATHS_AT_ONCE)
 
 
 def read_catalogue(folder: Path) -> Catalogue:
-    """Find the images below `folder` and parse their names.
-
-    The paths come from the list `<folder>_images_paths.txt` when it lies beside the folder, else from the disk.
+    """Read the catalogue of a folder: its index where it has one, else the names of the images found in it.
 
     Raises:
         FileNotFoundError: no such folder, or no image in it.
-        ValueError: a name that does not follow the convention.
+        ValueError: a name that does not follow the convention, or an index that is older than the folder.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {folder}.")
-    listing = folder.with_name(f"{folder.name}_images_paths.txt")
-    paths = _listed_paths(listing, folder) if listing.is_file() else _scanned_paths(folder)
-    return build_catalogue(folder, paths)
+    index = index_file(folder)
+    if not index.is_file():
+        return build_catalogue(folder, find_paths(folder).paths)
+    about = _about(index)
+    for change in changes_since(folder, about.get("seen", {})):
+        raise ValueError(f"{change} changed since {index} was made: run `progeo dataset index {folder}` again.")
+    return open_catalogue(index, folder / about.get("root", ""))
 
 
-def build_catalogue(folder: Path, paths: Sequence[str]) -> Catalogue:
+def index_catalogue(folder: Path) -> Path:
+    """Find the images of a folder, parse their names and write its index; returns that file.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_catalogue`.
+    """
+    found = find_paths(folder)
+    build_catalogue(folder, found.paths).save(index_file(folder), {"seen": found.seen})
+    return index_file(folder)
+
+
+def index_file(folder: Path) -> Path:
+    """Where the index of a folder is."""
+    return folder.with_name(f"{folder.name}.arrow")
+
+
+def build_catalogue(folder: Path, paths: Sequence[str] | pa.ChunkedArray) -> Catalogue:
     """Parse `paths`, relative to `folder`, into a catalogue sorted by path."""
-    names = pa.array(sorted(paths), pa.string())
-    return Catalogue(folder, pa.table({"path": names, **parse_columns(names, _COLUMNS)}))
+    if not isinstance(paths, pa.ChunkedArray):
+        paths = sorted_paths(pa.array(paths, pa.large_string()))
+    return Catalogue(folder, pa.table({"path": paths, **parse_columns(paths, _COLUMNS)}))
 
 
 def open_catalogue(path: Path, folder: Path) -> Catalogue:
     """Map a catalogue saved by `Catalogue.save`; `folder` is where its images lie now."""
-    return Catalogue(folder, pa.ipc.open_file(pa.memory_map(str(path))).read_all())
+    return Catalogue(folder, pa.ipc.open_file(pa.memory_map(str(path))).read_all(), path)
 
 
-def _scanned_paths(folder: Path) -> list[str]:
-    files = (path for path in folder.rglob("*") if path.suffix.lower() in _EXTENSIONS and path.is_file())
-    paths = [path.relative_to(folder).as_posix() for path in files]
-    if not paths:
-        raise FileNotFoundError(f"There is no image ({', '.join(_EXTENSIONS)}) in {folder} or in a folder below it.")
-    return paths
-
-
-def _listed_paths(listing: Path, folder: Path) -> list[str]:
-    paths = [line.strip() for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not paths:
-        raise FileNotFoundError(f"The list {listing} names no image; fill it or remove it.")
-    if not (folder / paths[0]).is_file():
-        raise FileNotFoundError(f"The list {listing} names {paths[0]}, which does not lie in {folder}.")
-    return paths
+def _about(path: Path) -> dict[str, Any]:
+    try:
+        with pa.memory_map(str(path)) as source:
+            return json.loads((pa.ipc.open_file(source).schema.metadata or {}).get(_ABOUT, b"{}"))
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} is no catalogue of progeo: {error}. Remove it or make it again.") from None

@@ -7,6 +7,7 @@ Only east and north must be there; a field left empty, or cut off at the end, is
 
 import dataclasses
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +38,7 @@ class ParsedNames:
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(ParsedNames))
+_AT_ONCE = 2**17
 _EXPECTED = {
     "east": "a number of metres",
     "north": "a number of metres",
@@ -65,10 +67,12 @@ def parse_names(names: Sequence[str] | np.ndarray | pa.Array) -> ParsedNames:
 
 def parse_columns(names: Sequence[str] | np.ndarray | pa.Array, fields: Sequence[str]) -> dict[str, np.ndarray]:
     """Parse only some `fields` of the names: a catalogue of millions needs four of them. See `parse_names`."""
-    paths = names if isinstance(names, pa.Array) else pa.array(list(names), pa.string())
-    basenames = pc.replace_substring_regex(paths, r"^.*/", "")
-    pieces = pc.split_pattern(basenames, "@")
-    return {field: _field(basenames, pieces, field) for field in fields}
+    paths = names if isinstance(names, (pa.Array, pa.ChunkedArray)) else pa.array(list(names), pa.large_string())
+    chunks = paths.chunks if isinstance(paths, pa.ChunkedArray) else [paths]
+    parts = [chunk.slice(start, _AT_ONCE) for chunk in chunks for start in range(0, max(1, len(chunk)), _AT_ONCE)]
+    with ThreadPoolExecutor() as pool:  # Arrow computes outside of Python's lock
+        columns = list(pool.map(lambda part: _parsed(part, fields), parts))
+    return {field: np.concatenate([part[field] for part in columns]) for field in fields}
 
 
 def format_names(fields: ParsedNames, *, extension: str = ".jpg") -> list[str]:
@@ -83,6 +87,14 @@ def _formatted(values: np.ndarray, spec: str) -> list[str]:
     if values.dtype.kind == "i":
         return [format(value, spec) if value else "" for value in values]
     return [str(value) for value in values]
+
+
+def _parsed(paths: pa.Array, fields: Sequence[str]) -> dict[str, np.ndarray]:
+    folder_and_name = pc.split_pattern(paths, "/", max_splits=1, reverse=True)
+    basenames = folder_and_name.values.take(pa.array(folder_and_name.offsets.to_numpy()[1:] - 1))
+    last = max(FIELDS.index(field) for field in fields) + 1
+    pieces = pc.split_pattern(basenames, "@", max_splits=last + 1)
+    return {field: _field(basenames, pieces, field) for field in fields}
 
 
 def _field(basenames: pa.Array, pieces: pa.ListArray, field: str) -> np.ndarray:

@@ -1,0 +1,116 @@
+"""Where the image files of a folder are: found on the disk, or named by a list beside the folder."""
+
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+from tqdm import tqdm
+
+EXTENSIONS = (".jpg", ".jpeg", ".png")
+_NEVER_IN_A_PATH = "\x1f"
+
+
+@dataclass(frozen=True)
+class FoundPaths:
+    """The image files of a folder, and by what one sees that they changed."""
+
+    paths: pa.ChunkedArray
+    """Relative to the folder, with `/`, sorted; large_string."""
+    seen: Mapping[str, int]
+    """When each folder, or the list, was changed last, in nanoseconds; relative to the folder."""
+
+
+def find_paths(folder: Path) -> FoundPaths:
+    """Find the images of a folder: named by `<folder>_images_paths.txt` beside it, or else at any depth below it.
+
+    Raises:
+        FileNotFoundError: no such folder, no image in it, or a list of images that are not there.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder}.")
+    listing = folder.with_name(f"{folder.name}_images_paths.txt")
+    return _listed(listing, folder) if listing.is_file() else _scanned(folder)
+
+
+def changes_since(folder: Path, seen: Mapping[str, int]) -> Iterator[str]:
+    """What changed, or is gone, of the folders or the list that `find_paths` saw."""
+    for name, changed_ns in seen.items():
+        try:
+            if (folder / name).stat().st_mtime_ns == changed_ns:
+                continue
+        except FileNotFoundError:
+            pass
+        yield os.path.normpath(folder / name)
+
+
+def sorted_paths(paths: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray:
+    """Paths in the order of their characters' codes; those that are sorted already are not copied."""
+    flat = paths.combine_chunks() if isinstance(paths, pa.ChunkedArray) else paths
+    if len(flat) > 1 and not pc.all(pc.less_equal(flat[:-1], flat[1:])).as_py():
+        flat = flat.take(pc.sort_indices(flat))
+    return pa.chunked_array([flat])
+
+
+def _scanned(folder: Path) -> FoundPaths:
+    """Read all folders in parallel: on a network disk most of the time is waiting."""
+    parts: list[pa.Array] = []
+    seen: dict[str, int] = {}
+    with ThreadPoolExecutor(16) as pool, tqdm(desc=f"finding images in {folder}", unit="img", disable=None) as bar:
+        waiting: set[Future] = {pool.submit(_read_folder, folder, ".")}
+        try:
+            while waiting:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in done:
+                    name, changed_ns, folders, images = future.result()
+                    seen[name] = changed_ns
+                    parts.append(images)
+                    bar.update(len(images))
+                    waiting |= {pool.submit(_read_folder, folder, below) for below in folders}
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    paths = pa.chunked_array(parts, pa.large_string())
+    if not len(paths):
+        raise FileNotFoundError(f"There is no image ({', '.join(EXTENSIONS)}) in {folder} or in a folder below it.")
+    return FoundPaths(sorted_paths(paths), dict(sorted(seen.items())))
+
+
+def _read_folder(root: Path, name: str) -> tuple[str, int, list[str], pa.Array]:
+    """The name of a folder, when it changed, the folders and the images in it."""
+    prefix = "" if name == "." else f"{name}/"
+    changed_ns = (root / name).stat().st_mtime_ns
+    folders, images = [], []
+    with os.scandir(root / name) as entries:
+        for entry in entries:
+            if entry.name.lower().endswith(EXTENSIONS) and entry.is_file():
+                images.append(prefix + entry.name)
+            elif entry.is_dir(follow_symlinks=False):
+                folders.append(prefix + entry.name)
+    return name, changed_ns, folders, pa.array(images, pa.large_string())
+
+
+def _listed(listing: Path, folder: Path) -> FoundPaths:
+    changed_ns = listing.stat().st_mtime_ns
+    paths = pc.utf8_trim_whitespace(_lines(listing)) if listing.stat().st_size else pa.array([], pa.large_string())
+    paths = paths.filter(pc.not_equal(paths, ""))
+    if not len(paths):
+        raise FileNotFoundError(f"The list {listing} names no image; fill it or remove it.")
+    first = paths[0].as_py()
+    if not (folder / first).is_file():
+        raise FileNotFoundError(f"The list {listing} names {first}, which does not lie in {folder}.")
+    return FoundPaths(sorted_paths(paths), {f"../{listing.name}": changed_ns})
+
+
+def _lines(listing: Path) -> pa.ChunkedArray:
+    table = pa_csv.read_csv(
+        listing,
+        pa_csv.ReadOptions(column_names=["path"]),
+        pa_csv.ParseOptions(delimiter=_NEVER_IN_A_PATH, quote_char=False, escape_char=False),
+        pa_csv.ConvertOptions(column_types={"path": pa.large_string()}, strings_can_be_null=False),
+    )
+    return table["path"]
