@@ -197,7 +197,7 @@ class ImageTraining:
             warmup_steps=training.warmup_steps,
         )
         scale_learning_rates(self.optimizer, factor)
-        # Layers such as stochastic depth draw on the device, each process for itself. 1: not what the augmentation draws.
+        # Layers such as stochastic depth draw on the device, each process for itself. 1: unlike the augmentation.
         seed_layers(self.settings.seed, self.epoch, number, self.accelerator.process_index, 1)
         if training.skip_not_finite:
             self._buffers_before = [buffer.clone() for buffer in self.encoder.buffers()]

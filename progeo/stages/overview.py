@@ -81,7 +81,7 @@ def _kept_for_gradient(encoder: Encoder, count: int, accelerator: Accelerator) -
 
 def _in_words(memory: Memory) -> str:
     states, images, whole, cached = (
-        f"{count / 1e9:.2f} GB"
+        f"{count / 1e9:.1f} GB" if count > 1e9 else f"{count / 1e6:.1f} MB"
         for count in (memory.states, memory.images, memory.states + memory.images, memory.cached)
     )
     return (
