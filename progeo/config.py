@@ -143,7 +143,7 @@ class TextSettings:
     temperature: PositiveFloat = 1.0
     """Divides the dot products; 0.07 is usual where they are cosines."""
     learn_temperature: bool = False
-    """Start with this temperature and train it, with head_learning_rate."""
+    """Start with this temperature and train it, with head_learning_rate, down to 0.01."""
     prompts: Path | None = None
     """Folder where stage 1 left its prompts; null takes stage1 of this run."""
 
@@ -157,7 +157,7 @@ class TripletSettings:
     kind: Literal["softmax_weighted", "batch_hard"] = "softmax_weighted"
     """All pairs of the batch, weighted by how hard they are, or the hardest two of each image."""
     margin: NonNegativeFloat | None = None
-    """Of batch_hard, in Euclidean distance; null is the soft margin, which softmax_weighted always has."""
+    """Of batch_hard only, in Euclidean distance; null is the soft margin."""
 
 
 @dataclass(frozen=True)
@@ -171,9 +171,10 @@ class TrainingSettings:
     batch_size: PositiveInt = 32
     """Images a batch, over all processes."""
     images_per_class: PositiveInt = 1
-    """K of P x K sampling: different images of each class in a batch, as far as the class has them."""
+    """K of P x K sampling: different images of a class come together in a batch, as far as the class has them."""
     micro_batches: PositiveInt = 1
-    """Pieces in which a process computes its images of a batch: the same gradient, less memory."""
+    """Pieces in which a process computes its images of a batch: less memory, the same gradient but where there is batch
+    norm, whose statistics are those of a piece. Several processes exchange gradients after each piece."""
     gradient_checkpointing: bool = False
     """Compute a ViT's blocks once more for the gradient, instead of keeping what is in them: less memory."""
     compile: bool = False
@@ -194,7 +195,7 @@ class TrainingSettings:
     max_gradient_norm: PositiveFloat | None = None
     """Clip the gradient to this length; null does not clip."""
     skip_not_finite: bool = False
-    """Leave out and count a step whose loss is not finite, instead of stopping."""
+    """Leave out and count a step whose loss or gradient is not finite, instead of stopping."""
     patience: PositiveInt | None = None
     """Stop when the validation's R@1 was not beaten for so many epochs; null trains all of them."""
     checkpoint_every: PositiveInt = 1000
@@ -217,7 +218,7 @@ class Settings:
     mixed_precision: Precision = "no"
     """Precision of the networks while training and describing."""
     trackers: tuple[Tracker, ...] = ()
-    """Who is told of stage 2: tensorboard, wandb, or both."""
+    """Who is told of stage 2: tensorboard, wandb, or both; for wandb a run that goes on is a new one."""
     cells: CellSettings = field(default_factory=CellSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     prompts: PromptSettings = field(default_factory=PromptSettings)

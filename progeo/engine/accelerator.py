@@ -49,11 +49,13 @@ def start_accelerator(
     )
 
 
-def start_trackers(accelerator: Accelerator, run: str, settings: Mapping[str, Any]) -> None:
-    """Tell the trackers of `accelerator` of a run and its settings."""
+def start_trackers(accelerator: Accelerator, run: str, *, settings: Mapping[str, Any], steps_done: int) -> None:
+    """Tell the trackers of `accelerator` of a run, its settings and from where it goes on."""
     flat = flat_settings(settings).items()
     plain = {name: value if isinstance(value, (bool, int, float)) else str(value) for name, value in flat}
-    accelerator.init_trackers("progeo", plain, {"wandb": {"name": run, "dir": accelerator.project_dir}})
+    tensorboard = {"purge_step": steps_done + 1} if steps_done else {}  # later steps are going to be told again
+    wandb = {"name": run, "dir": accelerator.project_dir}
+    accelerator.init_trackers("progeo", plain, {"tensorboard": tensorboard, "wandb": wandb})
 
 
 def distributed(module: nn.Module, accelerator: Accelerator) -> nn.Module:

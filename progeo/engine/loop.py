@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from progeo.engine.stopping import StopRequest
 
-Step = Callable[[int, Any], Mapping[str, Tensor]]
+Step = Callable[[Any], Mapping[str, Tensor]]
 
 
 class LossNotFinite(ValueError):
@@ -64,6 +64,7 @@ def train_epoch(
     description: str,
     means: Means | None = None,
     stop: StopRequest | None = None,
+    before_step: Callable[[int], None] = lambda _: None,
     after_step: Callable[[Mapping[str, float]], None] = lambda _: None,
     max_gradient_norm: float | None = None,
     skip_not_finite: bool = False,
@@ -73,16 +74,17 @@ def train_epoch(
 
     Args:
         batches: those of the steps still to be done, each in pieces of one size: the gradient is that of their mean.
-        step: (number of the step, piece) -> named loss terms, already weighted; the loss is their sum.
+        step: piece -> named loss terms, already weighted; the loss is their sum.
         optimizer: prepared by `accelerator`.
         accelerator: gives precision, device and processes.
         bar: moved on by one each step, with the means of the terms so far.
         description: what the bar and errors call this epoch.
         means: of the steps done before; those of the others are added.
         stop: received by one process, it is received by all in the same step.
-        after_step: called with the terms of a step when it is done.
+        before_step: called with the number of a step before it is begun.
+        after_step: called with the loss and its terms when a step is done, or left out.
         max_gradient_norm: clip the gradient to this length; None does not clip.
-        skip_not_finite: leave out and count a step whose loss is not finite, instead of stopping.
+        skip_not_finite: leave out and count a step whose loss or gradient is not finite, instead of stopping.
         alone: this process trains what no other trains, and must not wait for any.
 
     Returns:
@@ -94,24 +96,26 @@ def train_epoch(
     """
     bar.set_description(description)
     means, stop = means or Means(), stop or StopRequest()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for pieces in batches:
+        before_step(means.steps)
         optimizer.zero_grad()
         per_piece = []
         for piece in pieces:
             with accelerator.autocast():
-                terms = step(means.steps, piece)
+                terms = step(piece)
             loss = torch.stack(list(terms.values())).sum()
             accelerator.backward(loss / len(pieces))
             per_piece.append(torch.stack([loss, *terms.values(), loss.new_tensor(float(stop.received))]).detach())
-        # The one time that a step waits for the device. A loss that is not finite anywhere is so everywhere.
-        mine = torch.stack(per_piece).mean(dim=0)
-        *values, stop_requests = (mine if alone else accelerator.reduce(mine, "mean")).tolist()
+        norm = accelerator.clip_grad_norm_(parameters, math.inf if max_gradient_norm is None else max_gradient_norm)
+        if accelerator.scaler is not None:
+            norm = torch.zeros_like(norm)  # the scaler has an eye on the gradients of fp16, and lowers itself
+        # The one time that a step waits for the device. What is not finite anywhere is so everywhere.
+        mine = torch.cat([torch.stack(per_piece).mean(dim=0), norm.detach().view(1)])
+        *values, stop_requests, norm_of_all = (mine if alone else accelerator.reduce(mine, "mean")).tolist()
         stop.received = stop_requests > 0
         numbers = dict(zip(("loss", *terms), values, strict=True))
-        if math.isfinite(numbers["loss"]):
-            if max_gradient_norm is not None:
-                parameters = [p for group in optimizer.param_groups for p in group["params"]]
-                accelerator.clip_grad_norm_(parameters, max_gradient_norm)
+        if math.isfinite(numbers["loss"]) and math.isfinite(norm_of_all):
             optimizer.step()
             means.add(numbers)
         elif skip_not_finite:
@@ -127,7 +131,8 @@ def train_epoch(
 
 
 def _not_finite(description: str, step: int, numbers: Mapping[str, float]) -> str:
+    what = "gradient" if math.isfinite(numbers["loss"]) else "loss"
     values = ", ".join(f"{name} {value:g}" for name, value in numbers.items() if name != "loss")
     return (
-        f"{description}, step {step}: the loss is not finite ({values}). Lower the learning rate or the loss weights."
+        f"{description}, step {step}: the {what} is not finite ({values}). Lower the learning rate or the loss weights."
     )

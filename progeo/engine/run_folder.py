@@ -41,6 +41,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def begun(self) -> bool:
+        """Whether there is a state to go on from."""
+        return any(self.checkpoints.glob("[!.]*"))
+
+    @property
     def best(self) -> Path:
         """The best model so far, ready to be used."""
         return self.path / "best"
@@ -72,7 +77,7 @@ def open_run(
     Args:
         path: the folder.
         settings: plain values, nested dicts.
-        resume: go on with what is there; an empty folder is a new run all the same.
+        resume: go on with what is there; a folder without a checkpoint is a new run all the same.
         may_change: dotted names of settings that a resumed run may have otherwise.
         is_main: whether this process checks and writes.
 
@@ -86,8 +91,9 @@ def open_run(
                 raise ValueError(
                     f"{path} already holds a run: add --resume true to go on with it, or name another --run."
                 )
-            stored = yaml.safe_load(run.config.read_text(encoding="utf-8"))
-            _check_same_settings(stored, settings, may_change, run.config)
+            if run.begun:
+                stored = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+                _check_same_settings(stored, settings, may_change, run.config)
         path.mkdir(parents=True, exist_ok=True)
         with replacing(run.config) as temporary:
             temporary.write_text(yaml.safe_dump(dict(settings), sort_keys=False), encoding="utf-8")

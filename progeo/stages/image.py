@@ -17,8 +17,9 @@ from progeo.stages.places import keep_places, read_training_places
 
 _RECALL_NS = (1, 5, 10, 20)
 _NEEDS_LESS_MEMORY = (
-    "Raise training.micro_batches, set mixed_precision bf16 or, for a ViT, training.gradient_checkpointing true, or "
-    "lower model.image_size, training.batch_size or data.eval_batch_size."
+    "With --resume true a run may go on with a lower data.eval_batch_size or, for a ViT, with "
+    "training.gradient_checkpointing true; before its first checkpoint also with more training.micro_batches, "
+    "mixed_precision bf16, or a lower model.image_size or training.batch_size."
 )
 # With a cosine over all epochs their number may not change: it would be another cosine.
 _MAY_CHANGE = (
@@ -26,8 +27,10 @@ _MAY_CHANGE = (
     "resume",
     "trackers",
     "data.num_workers",
+    "data.eval_batch_size",
     "data.cache_images",
     "data.max_unreadable_share",
+    "training.gradient_checkpointing",
     "training.patience",
     "training.skip_not_finite",
     "training.checkpoint_every",
@@ -66,7 +69,6 @@ def train_image_encoder(settings: Settings) -> Path:
             LOGGER.info(line)
         if accelerator.is_main_process:
             keep_places(run, places)
-        start_trackers(accelerator, str(settings.run), plain_values(settings))
         _train(training, val_set, run)
     accelerator.end_training()
     LOGGER.info("best val R@1 %.1f, encoder in %s", training.best_recall, run.best)
@@ -81,6 +83,10 @@ def _train(training: ImageTraining, val_set: TestSet, run: RunFolder) -> None:
         LOGGER.info("going on from %s, best val R@1 %.1f", checkpoint, training.best_recall)
     if training.accelerator.is_main_process:
         run.keep_metrics(lambda row: checkpoint is not None and row["epoch"] <= training.epoch)
+    settings = training.settings
+    start_trackers(
+        training.accelerator, str(settings.run), settings=plain_values(settings), steps_done=training.steps_done
+    )
     with listening_for_stop() as stop:
         if checkpoint is None:
             _validate(training, val_set, run, terms={})

@@ -127,7 +127,11 @@ def check_losses(settings: Settings) -> None:
     if settings.triplet.weight and training.micro_batches > 1:
         raise ValueError(
             f"triplet.weight above 0 compares all images of a batch: training.micro_batches must be 1, got "
-            f"{training.micro_batches}. training.gradient_checkpointing saves memory too."
+            f"{training.micro_batches}. A ViT needs less memory with training.gradient_checkpointing too."
+        )
+    if settings.triplet.margin is not None and settings.triplet.kind != "batch_hard":
+        raise ValueError(
+            f"triplet.margin is of triplet.kind batch_hard only, got {settings.triplet.kind}: leave it out."
         )
 
 

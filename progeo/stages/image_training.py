@@ -1,5 +1,6 @@
 """What stage 2 trains, and how far it has come: everything here can be saved and gone on with at any step."""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -76,6 +77,7 @@ class ImageTraining:
         self.distributed_encoder = distributed(self.encoder, accelerator)
         if settings.training.compile:
             self.encoder.compile()
+        self._buffers_before: list[Tensor] = []
         self.batches = ImageBatches(
             settings, places.catalogue, image_size=self.encoder.image_size, accelerator=accelerator
         )
@@ -124,6 +126,7 @@ class ImageTraining:
                     description=f"stage 2, epoch {self.epoch + 1}/{training.epochs}, group {index + 1}",
                     means=self.means,
                     stop=stop,
+                    before_step=self._before_step,
                     after_step=partial(self._after_step, run, stop),
                     max_gradient_norm=training.max_gradient_norm,
                     skip_not_finite=training.skip_not_finite,
@@ -180,15 +183,12 @@ class ImageTraining:
         self.optimizer.load_state_dict(state["optimizer"])
         set_scaler_state(self.accelerator, state["scaler"])
 
-    def _step(self, terms: Terms, number: int, piece: Piece) -> dict[str, Tensor]:
-        self._set_learning_rates(number)
-        # Layers such as stochastic depth draw on the device, each process for itself.
-        seed_layers(self.settings.seed, self.epoch, number, self.accelerator.process_index)
+    def _step(self, terms: Terms, piece: Piece) -> dict[str, Tensor]:
         images, labels = piece.images.to(self.accelerator.device), piece.labels.to(self.accelerator.device)
         descriptors = self.distributed_encoder(self.encoder.normalise(augment(images, piece.changes)))
         return terms(descriptors, labels)
 
-    def _set_learning_rates(self, number: int) -> None:
+    def _before_step(self, number: int) -> None:
         training = self.settings.training
         factor = learning_rate_factor(
             self.epoch * training.iterations_per_epoch + number,
@@ -197,10 +197,17 @@ class ImageTraining:
             warmup_steps=training.warmup_steps,
         )
         scale_learning_rates(self.optimizer, factor)
+        # Layers such as stochastic depth draw on the device, each process for itself. 1: unlike the augmentation.
+        seed_layers(self.settings.seed, self.epoch, number, self.accelerator.process_index, 1)
+        if training.skip_not_finite:
+            self._buffers_before = [buffer.clone() for buffer in self.encoder.buffers()]
 
     def _after_step(self, run: RunFolder, stop: StopRequest, numbers: Mapping[str, float]) -> None:
         steps, training = self.means.steps, self.settings.training
-        if self.averaged is not None:
+        if not math.isfinite(numbers["loss"]):  # left out: batch norm forgets what it saw
+            for buffer, before in zip(self.encoder.buffers(), self._buffers_before, strict=True):
+                buffer.copy_(before)
+        elif self.averaged is not None:
             self.averaged.update_parameters(self.encoder)
         rate = self.optimizer.param_groups[0]["lr"]
         self.accelerator.log({"encoder_learning_rate": rate, **numbers}, step=self.steps_done)

@@ -1,5 +1,7 @@
 """What stage 2 says before it starts: data, groups, parameters, and how much memory they will take."""
 
+from dataclasses import dataclass
+
 import torch
 from accelerate import Accelerator
 
@@ -30,12 +32,26 @@ def overview(training: ImageTraining, places: TrainingPlaces, val_set: TestSet) 
         f"{settings.training.iterations_per_epoch:,} steps of {settings.training.batch_size:,} images",
         f"encoder     {settings.model.architecture}: {trained:,} parameters trained, {frozen:,} frozen; descriptors of "
         f"{encoder.descriptor_dim} dimensions; beside it {beside:,} parameters for training only",
-        f"memory      {_memory(training, training.accelerator)}",
+        f"memory      {_in_words(estimated_memory(training))}",
     ]
 
 
-def _memory(training: ImageTraining, accelerator: Accelerator) -> str:
-    settings, encoder, losses = training.settings, training.encoder, training.losses
+@dataclass(frozen=True)
+class Memory:
+    """Estimated bytes."""
+
+    states: int
+    """Weights, gradients and what the optimizer keeps, on the device of a process."""
+    images: int
+    """What the images that are computed together need there."""
+    images_at_once: int
+    cached: int
+    """Decoded images in main memory."""
+
+
+def estimated_memory(training: ImageTraining) -> Memory:
+    """How much memory a training is going to take."""
+    settings, encoder, losses, accelerator = training.settings, training.encoder, training.losses, training.accelerator
     states = parameter_bytes(encoder) + _COPIES_OF_TRAINED * parameter_bytes(encoder, trained_only=True)
     if training.averaged is not None:
         states += parameter_bytes(encoder)
@@ -48,12 +64,8 @@ def _memory(training: ImageTraining, accelerator: Accelerator) -> str:
     pixels = 3 * encoder.image_size[0] * encoder.image_size[1]
     # The bytes of an image, and the floats that augmentation and normalisation turn them into.
     images = one + (at_once - 1) * (two - one) + at_once * pixels * (1 + 3 * 4)
-    cached = f"; {_gigabytes(len(training.batches.images) * pixels)} of images in main memory"
-    return (
-        f"about {_gigabytes(states + images)} on each process's device: {_gigabytes(states)} of weights, gradients and "
-        f"optimizer, {_gigabytes(images)} for {at_once} images at a time"
-        f"{cached if settings.data.cache_images else ''}"
-    )
+    cached = len(training.batches.images) * pixels if settings.data.cache_images else 0
+    return Memory(states, images, at_once, cached)
 
 
 def _kept_for_gradient(encoder: Encoder, count: int, accelerator: Accelerator) -> int:
@@ -67,5 +79,12 @@ def _kept_for_gradient(encoder: Encoder, count: int, accelerator: Accelerator) -
     return kept
 
 
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.2f} GB"
+def _in_words(memory: Memory) -> str:
+    states, images, whole, cached = (
+        f"{count / 1e9:.1f} GB" if count > 1e9 else f"{count / 1e6:.1f} MB"
+        for count in (memory.states, memory.images, memory.states + memory.images, memory.cached)
+    )
+    return (
+        f"about {whole} on each process's device: {states} of weights, gradients and optimizer, {images} for "
+        f"{memory.images_at_once} images at a time" + (f"; {cached} of images in main memory" if memory.cached else "")
+    )

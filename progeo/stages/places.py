@@ -33,7 +33,7 @@ def keep_places(run: RunFolder, places: TrainingPlaces) -> None:
     """
     path = run.path / _PLACES
     now = {"images": len(places.catalogue), "image_list": places.catalogue.fingerprint, **places.partition.describe()}
-    if not path.is_file():
+    if not (path.is_file() and run.begun):
         write_json(path, now)
         return
     stored = read_json(path)

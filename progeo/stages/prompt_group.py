@@ -110,7 +110,7 @@ class GroupTraining:
         self.scheduler.step()
         self.epoch += 1
 
-    def step(self, _: int, batch: np.ndarray) -> dict[str, Tensor]:
+    def step(self, batch: np.ndarray) -> dict[str, Tensor]:
         """The loss terms of a batch of images of the group, int64 (B,)."""
         features, labels = self.images.batch(batch)
         images, texts = self._compared(features), self._compared(self.learner(labels))

@@ -23,10 +23,10 @@ def bar(accelerator):
 
 def test_the_sum_of_the_terms_is_minimised_and_their_means_returned(accelerator):
     weight, optimizer = parts(accelerator)
-    seen = []
+    numbers, seen = [], []
 
-    def step(number, batch):
-        seen.append((number, batch))
+    def step(batch):
+        seen.append((numbers[-1], batch))
         return {"first": weight[0] * batch, "second": 3 * weight[1]}
 
     means = train_epoch(
@@ -36,6 +36,7 @@ def test_the_sum_of_the_terms_is_minimised_and_their_means_returned(accelerator)
         accelerator,
         bar=bar(accelerator),
         description="test",
+        before_step=numbers.append,
     )
     assert seen == [(0, 1.0), (1, 2.0)]
     # Gradients are (batch, 3): the first step goes from (1, 2) to (0.9, 1.7), the second to (0.7, 1.4).
@@ -50,7 +51,7 @@ def test_a_batch_in_pieces_takes_the_step_of_the_whole(accelerator):
 
     def run(*pieces):
         weight, optimizer = parts(accelerator)
-        step = lambda number, piece: {"squares": (weight[0] - piece).pow(2).mean(), "sum": weight.sum()}  # noqa: E731
+        step = lambda piece: {"squares": (weight[0] - piece).pow(2).mean(), "sum": weight.sum()}  # noqa: E731
         means = train_epoch([pieces] * 2, step, optimizer, accelerator, bar=bar(accelerator), description="test")
         return weight.data, means
 
@@ -64,7 +65,7 @@ def test_the_gradient_is_clipped_to_its_norm(accelerator):
     weight, optimizer = parts(accelerator, learning_rate=1.0)
     train_epoch(
         [[None]],
-        lambda number, batch: {"loss": (weight * torch.tensor([30.0, 40.0])).sum()},
+        lambda batch: {"loss": (weight * torch.tensor([30.0, 40.0])).sum()},
         optimizer,
         accelerator,
         bar=bar(accelerator),
@@ -79,7 +80,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_terms_before_the_step(accelera
     with pytest.raises(ValueError, match=r"test, step 2: the loss is not finite \(good .*, bad nan\)"):
         train_epoch(
             [[1.0], [float("nan")]],
-            lambda number, batch: {"good": weight[0], "bad": weight[1] * batch},
+            lambda batch: {"good": weight[0], "bad": weight[1] * batch},
             optimizer,
             accelerator,
             bar=bar(accelerator),
@@ -88,11 +89,25 @@ def test_a_loss_that_is_not_finite_stops_with_its_terms_before_the_step(accelera
     assert torch.isfinite(weight).all()
 
 
+def test_a_gradient_that_is_not_finite_stops_before_the_step_too(accelerator):
+    weight, optimizer = parts(accelerator)
+    with pytest.raises(ValueError, match=r"test, step 1: the gradient is not finite \(root 0\)"):
+        train_epoch(
+            [[None]],
+            lambda batch: {"root": (0 * weight).sqrt().sum()},
+            optimizer,
+            accelerator,
+            bar=bar(accelerator),
+            description="test",
+        )
+    assert weight.tolist() == [1.0, 2.0]
+
+
 def test_a_loss_that_is_not_finite_can_be_left_out_and_counted(accelerator):
     weight, optimizer = parts(accelerator)
     means = train_epoch(
         [[1.0], [float("nan")], [2.0]],
-        lambda number, batch: {"term": weight[0] * batch},
+        lambda batch: {"term": weight[0] * batch},
         optimizer,
         accelerator,
         bar=bar(accelerator),
@@ -104,12 +119,23 @@ def test_a_loss_that_is_not_finite_can_be_left_out_and_counted(accelerator):
 
 
 def test_the_rest_of_an_epoch_has_the_numbers_and_means_of_the_whole(accelerator):
-    def step(number, batch):
-        return {"term": torch.tensor(float(number), requires_grad=True) * batch}
-
     def run(batches, means):
         _, optimizer = parts(accelerator)
-        return train_epoch(batches, step, optimizer, accelerator, bar=bar(accelerator), description="", means=means)
+        numbers = []
+
+        def step(batch):
+            return {"term": torch.tensor(float(numbers[-1]), requires_grad=True) * batch}
+
+        return train_epoch(
+            batches,
+            step,
+            optimizer,
+            accelerator,
+            bar=bar(accelerator),
+            description="",
+            means=means,
+            before_step=numbers.append,
+        )
 
     first = Means()
     run([[1.0], [2.0]], first)
@@ -120,8 +146,8 @@ def test_after_a_request_to_stop_the_step_is_finished_first(accelerator):
     weight, optimizer = parts(accelerator)
     stop, done = StopRequest(), []
 
-    def step(number, batch):
-        stop.received = number == 1
+    def step(batch):
+        stop.received = bool(done)
         return {"term": weight[0] * batch}
 
     def after_step(numbers):
@@ -148,7 +174,7 @@ def test_an_epoch_without_a_batch_is_refused(accelerator):
     with pytest.raises(ValueError, match="no batch to train on"):
         train_epoch(
             [],
-            lambda number, batch: {},
+            lambda batch: {},
             optimizer,
             accelerator,
             bar=bar(accelerator),

@@ -23,9 +23,12 @@ def test_a_folder_with_a_run_is_opened_only_to_go_on(tmp_path):
     open_run(tmp_path, SETTINGS, resume=True)
 
 
-def test_a_run_does_not_go_on_with_other_settings_unless_they_may_change(tmp_path):
-    open_run(tmp_path, SETTINGS, resume=False)
+def test_a_run_does_not_go_on_with_other_settings_unless_they_may_change_or_it_left_no_checkpoint(tmp_path):
     changed = {**SETTINGS, "cells": {"cell_side_m": 20}, "epochs": 9}
+    open_run(tmp_path, changed, resume=False)
+    (tmp_path / "checkpoints/.unfinished-one").mkdir(parents=True)
+    open_run(tmp_path, SETTINGS, resume=True)
+    (tmp_path / "checkpoints/one").mkdir()
     with pytest.raises(ValueError, match=r"other settings: cells.cell_side_m was 10, now 20\. Name another"):
         open_run(tmp_path, changed, resume=True, may_change=("epochs",))
     open_run(tmp_path, {**SETTINGS, "epochs": 9}, resume=True, may_change=("epochs",))

@@ -26,9 +26,20 @@ def test_other_dimensions_are_mapped_linearly():
     torch.testing.assert_close(space(descriptors), descriptors @ space.linear.weight.T + space.linear.bias)
 
 
-def test_a_learned_temperature_has_the_gradient_of_its_logarithm_and_stays_above_a_hundredth():
+def test_a_learned_temperature_has_the_gradient_of_its_logarithm_and_comes_back_from_its_lowest():
     space, descriptors = TextSpace(4, 4, temperature=0.5, learn_temperature=True), torch.randn(3, 4)
     space(descriptors).sum().backward()
     assert space.log_temperature.grad.item() == pytest.approx(-descriptors.sum().item() / 0.5, rel=1e-5)
     space.log_temperature.data.fill_(math.log(1e-6))
-    torch.testing.assert_close(space(descriptors), descriptors / 0.01)
+    space.log_temperature.grad = None
+    scaled = space(descriptors)
+    torch.testing.assert_close(scaled, descriptors / 0.01)
+    scaled.sum().backward()
+    assert space.log_temperature.grad.item() == pytest.approx(-descriptors.sum().item() / 0.01, rel=1e-4)
+
+
+def test_a_temperature_below_the_lowest_can_be_kept_but_not_learned():
+    descriptors = torch.randn(3, 4)
+    torch.testing.assert_close(TextSpace(4, 4, temperature=0.005)(descriptors), descriptors / 0.005)
+    with pytest.raises(ValueError, match=r"text\.temperature must be at least 0\.01 .* got 0\.005"):
+        TextSpace(4, 4, temperature=0.005, learn_temperature=True)

@@ -7,12 +7,13 @@ import torch
 
 from progeo.config import Settings, parse_settings
 from progeo.engine.accelerator import start_accelerator
+from progeo.engine.randomness import seeded_generator
 from progeo.engine.run_folder import RunFolder
 from progeo.engine.stopping import StopRequest
 from progeo.models.convnets import CONVNETS
 from progeo.stages.evaluate import load_test_set
 from progeo.stages.image_training import ImageTraining, build_untrained_encoder
-from progeo.stages.overview import overview
+from progeo.stages.overview import estimated_memory, overview
 from progeo.stages.places import read_training_places
 
 VIT = ("--model.architecture", "tiny-vit", "--model.descriptor_dim", "null")  # no batch norm
@@ -110,6 +111,10 @@ def test_triplets_train_alone_on_several_images_of_a_place(train, kind):
             ["--triplet.weight", "1", "--training.images_per_class", "2", "--training.micro_batches", "2"],
             "training.micro_batches must be 1, got 2",
         ),
+        (
+            ["--triplet.weight", "1", "--training.images_per_class", "2", "--triplet.margin", "0.3"],
+            "triplet.margin is of triplet.kind batch_hard only",
+        ),
         (["--head.weight", "0", "--text.weight", "0"], "there is no loss to train with"),
         (["--training.gradient_checkpointing", "true"], "works for a ViT only"),
     ],
@@ -128,8 +133,8 @@ def test_a_temperature_is_learned_where_asked(train):
     assert same_first["image_text"] == pytest.approx(terms["image_text"], rel=0.05)
 
 
-def test_the_overview_counts_what_is_trained_and_the_memory_it_takes(build, config, city):
-    training = build("--model.frozen", "[layer1]", "--data.cache_images", "true")
+def test_the_overview_counts_images_groups_and_parameters(build, city):
+    training = build("--model.frozen", "[layer1]")
     val_set = load_test_set(city / "val", "database", "queries", radius_m=25.0)
     lines = overview(training, read_training_places(training.settings), val_set)
     assert lines[0].startswith("images      84 of 84 are in groups, resized to 64 x 64 pixels")
@@ -137,8 +142,48 @@ def test_the_overview_counts_what_is_trained_and_the_memory_it_takes(build, conf
     frozen = sum(p.numel() for p in training.encoder.backbone.layer1.parameters())
     trained = sum(p.numel() for p in training.encoder.parameters()) - frozen
     assert f"tiny-resnet: {trained:,} parameters trained, {frozen:,} frozen" in lines[2]
-    assert lines[3].startswith("memory      about 0.0")
-    assert lines[3].endswith("for 4 images at a time; 0.00 GB of images in main memory")
+    assert lines[3].endswith("for 4 images at a time")
+
+
+def test_the_memory_of_states_and_images_is_that_of_a_count_by_hand(build):
+    training = build("--text.weight", "0", "--model.frozen", "[layer1]", "--data.cache_images", "true")
+    memory = estimated_memory(training)
+    parameters = sum(p.numel() for p in training.encoder.parameters())
+    trained = sum(p.numel() for p in training.encoder.parameters() if p.requires_grad)
+    classes = max(group.num_classes for group in training.groups)
+    # Weights; gradients and two means of Adam for what is trained; a temperature that is not used.
+    assert memory.states == 4 * (parameters + 3 * trained + 4 * classes * 32 + 4)
+    assert memory.cached == 84 * 3 * 64 * 64
+    averaged = build("--text.weight", "0", "--model.frozen", "[layer1]", "--training.ema_decay", "0.9")
+    assert estimated_memory(averaged).states == memory.states + 4 * parameters
+    halves = estimated_memory(build("--text.weight", "0", "--training.micro_batches", "2"))
+    assert (memory.images_at_once, halves.images_at_once) == (4, 2)
+    assert halves.images < memory.images * 0.6 + 4 * parameters
+
+
+def test_the_layers_draw_otherwise_in_every_piece_and_other_than_the_augmentation(build, tmp_path, monkeypatch):
+    training = build(*VIT, "--training.micro_batches", "2", "--training.iterations_per_epoch", "1")
+    drawn = []
+    training.encoder.register_forward_pre_hook(lambda *_: drawn.append(torch.empty(2).uniform_(0.3, 1.7)))
+    training.run_epoch(RunFolder(tmp_path), StopRequest())
+    assert len(drawn) == 2
+    assert not torch.equal(*drawn)
+    shares = training.settings.augmentation.draw(2, (64, 64), seeded_generator(0, 0, 0)).shares[:, 0]
+    assert not torch.allclose(drawn[0], shares)
+
+
+def test_a_step_that_is_left_out_leaves_batch_norm_and_the_average_as_they_were(build, tmp_path):
+    training = build("--training.skip_not_finite", "true", "--training.ema_decay", "0.5")
+    calls = []
+
+    def spoil(module, inputs):
+        calls.append(None)
+        return (inputs[0] * torch.nan,) if len(calls) == 1 else None
+
+    training.encoder.register_forward_pre_hook(spoil)
+    assert training.run_epoch(RunFolder(tmp_path), StopRequest())["skipped"] == 1
+    for encoder in (training.encoder, training.result):
+        assert all(torch.isfinite(tensor).all() for tensor in encoder.state_dict().values())
 
 
 @pytest.mark.slow

@@ -29,8 +29,11 @@ def long_config(config, run, tmp_path_factory):
         "schedule": "cosine",
         "warmup_steps": 5,
         "weight_decay": 0.01,
+        "images_per_class": 2,
+        "ema_decay": 0.9,
     }
-    settings["text"] = {"prompts": str(run / "stage1")}
+    settings["text"] = {"prompts": str(run / "stage1"), "normalised": True, "learn_temperature": True}
+    settings["triplet"] = {"weight": 1.0}
     path = tmp_path_factory.mktemp("long_config") / "config.yaml"
     path.write_text(yaml.safe_dump(settings))
     return path
@@ -99,8 +102,7 @@ def test_a_run_stopped_within_an_epoch_ends_as_if_it_had_not_been(long_config, w
 def test_two_processes_train_as_one_does_with_the_same_batch(long_config, tmp_path):
     settings = yaml.safe_load(long_config.read_text())
     settings["model"] |= {"architecture": "tiny-vit", "descriptor_dim": None}  # batch norm sees only its own process
-    settings["training"] |= {"iterations_per_epoch": 5, "batch_size": 8, "images_per_class": 2}
-    settings["triplet"] = {"weight": 1.0}
+    settings["training"] |= {"iterations_per_epoch": 5, "batch_size": 8}
     for name in ("one", "two"):
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump({**settings, "run": str(tmp_path / name)}))
@@ -134,8 +136,8 @@ def test_training_stops_when_the_recall_is_not_beaten_for_so_long(config, run, t
 
 def test_a_loss_that_is_not_finite_stops_with_its_terms_and_the_last_checkpoint(config, run, tmp_path):
     shutil.copytree(run / "stage1", tmp_path / "stage1")
-    much = ["--run", tmp_path, "--text.weight", "1e38", "--training.epochs", "1", "--training.checkpoint_every", "1"]
-    sentence = failure(config, *much)
+    too_fast = ["--training.encoder_learning_rate", "1e30", "--training.checkpoint_every", "1"]
+    sentence = failure(config, "--run", tmp_path, "--training.epochs", "1", *too_fast)
     assert "epoch 1/1, group 1, step 2: the loss is not finite (cosface nan, image_text nan)" in sentence
     assert f"The last good checkpoint is {tmp_path}/stage2/checkpoints/epoch_000000_step_000001." in sentence
 
@@ -169,7 +171,11 @@ def test_a_full_disk_ends_in_a_sentence_and_the_run_goes_on_when_there_is_room(c
 
 def test_without_memory_the_sentence_says_what_to_lower(config, run, tmp_path):
     sentence = failure(config, "--run", tmp_path, "--text.weight", "0", "--model.image_size", "10000000")
-    assert "Out of memory. Raise training.micro_batches, set mixed_precision bf16" in sentence
+    assert "Out of memory. With --resume true a run may go on with a lower data.eval_batch_size" in sentence
+    stage_2(
+        config, "--run", tmp_path, "--text.weight", "0", "--training.epochs", "1", "--resume", "true",
+    )  # fmt: skip
+    assert len(metrics_of(tmp_path / "stage2")) == 2
 
 
 def test_images_of_any_size_train_at_any_size(config, city, tmp_path):
@@ -195,3 +201,7 @@ def test_tensorboard_is_told_of_every_step_and_validation(config, run, tmp_path)
     metrics = metrics_of(run / "stage2")[:3]
     assert [event.value for event in events.Scalars("val R@1")] == pytest.approx([row["val R@1"] for row in metrics])
     assert np.mean([event.value for event in events.Scalars("loss")][:2]) == pytest.approx(metrics[1]["loss"])
+    (tmp_path / "stage2/checkpoints/epoch_000002_step_000000").rename(tmp_path / "lost")
+    stage_2(config, "--run", tmp_path, "--trackers", '["tensorboard"]', "--training.epochs", "2", "--resume", "true")
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
