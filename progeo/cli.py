@@ -25,6 +25,12 @@ COMMANDS = {
     "prompts show": Command(
         "show_prompts:show_prompts", "ShowPromptsSettings", "words nearest to the learned prompts", True
     ),
+    "dataset index": Command(
+        "dataset:index_dataset", "DatasetIndexSettings", "find and parse all names once, for sets of millions", True
+    ),
+    "dataset groups": Command(
+        "dataset:plan_groups", "DatasetGroupsSettings", "count classes and images of every group", True
+    ),
     "export": Command("export:export", "ExportSettings", "write the best encoder of a run to its own folder", True),
     "toy-city": Command("toy_city:make_toy_city", "ToyCitySettings", "render a small city to try everything on", True),
     "demo": Command("demo:run_demo", "DemoSettings", "the whole job on a toy city"),
@@ -64,7 +70,7 @@ def run_command(name: str, arguments: Sequence[str]) -> None:
 
 
 def _usage() -> str:
-    rows = [f"  {name:12} {command.summary}" for name, command in COMMANDS.items()]
+    rows = [f"  {name:14} {command.summary}" for name, command in COMMANDS.items()]
     return "\n".join(["usage: progeo COMMAND [--help | OPTIONS]", "", *rows])
 
 

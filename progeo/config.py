@@ -296,6 +296,23 @@ class ToyCitySettings:
 
 
 @dataclass(frozen=True)
+class DatasetIndexSettings:
+    """Settings of an index."""
+
+    folder: Path
+    """Folder of images; its index is written beside it, as <folder>.arrow."""
+
+
+@dataclass(frozen=True)
+class DatasetGroupsSettings:
+    """Settings of a plan of groups."""
+
+    folder: Path
+    """Folder of training images."""
+    cells: CellSettings = field(default_factory=CellSettings)
+
+
+@dataclass(frozen=True)
 class DemoSettings:
     """Settings of the demo."""
 

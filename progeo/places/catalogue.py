@@ -1,7 +1,7 @@
 """The catalogue: a columnar table of images, in memory or mapped from an Arrow file.
 
-A folder of images `x` may have an index, the file `x.arrow` beside it; a set of images that lie elsewhere is such a file
-alone. Wherever a folder of images is asked for, either will do.
+A folder of images `x` may have an index, the file `x.arrow` beside it; a set of images that lie elsewhere is such a
+file alone. Wherever a folder of images is asked for, either will do.
 """
 
 import hashlib
@@ -18,17 +18,18 @@ import pyarrow.compute as pc
 
 from progeo.files import replacing
 from progeo.places.filename import parse_columns
-from progeo.places.paths import changes_since, find_paths, sorted_paths
+from progeo.places.paths import changes_since, find_paths
 
 _PATHS_AT_ONCE = 2**20
 _COLUMNS = ("east", "north", "zone", "heading")
+_ZONE_WIDTH_M = 1e6
 _ABOUT = b"progeo"
 """Key of what an Arrow file says of itself."""
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """N images below one folder, in the order of their paths."""
+    """N images below one folder."""
 
     folder: Path
     table: pa.Table
@@ -72,9 +73,9 @@ class Catalogue:
         return digest.hexdigest()[:16]
 
     @property
-    def positions_m(self) -> np.ndarray:
-        """UTM east and north in metres, (N, 2)."""
-        return np.stack([self.east, self.north], axis=1)
+    def zone(self) -> np.ndarray:
+        """UTM zone, int8 (N,), 0 where absent."""
+        return self.table["zone"].to_numpy()
 
     def path(self, row: int) -> Path:
         """The file of image `row`."""
@@ -107,6 +108,17 @@ def read_catalogue(folder: Path) -> Catalogue:
     return open_catalogue(index, folder / about.get("root", ""))
 
 
+def positions_m(*catalogues: Catalogue) -> list[np.ndarray]:
+    """East and north of the images of each catalogue, (N, 2) metres.
+
+    They are UTM's where all images lie in one zone. Where they do not, east has 1000 km times the zone added: images of
+    two zones are far apart, also those on either side of a border.
+    """
+    zones = set().union(*(np.unique(catalogue.zone).tolist() for catalogue in catalogues)) - {0}
+    shift_m = _ZONE_WIDTH_M if len(zones) > 1 else 0.0
+    return [np.stack([catalogue.east + shift_m * catalogue.zone, catalogue.north], axis=1) for catalogue in catalogues]
+
+
 def index_catalogue(folder: Path) -> Path:
     """Find the images of a folder, parse their names and write its index; returns that file.
 
@@ -124,10 +136,9 @@ def index_file(folder: Path) -> Path:
 
 
 def build_catalogue(folder: Path, paths: Sequence[str] | pa.ChunkedArray) -> Catalogue:
-    """Parse `paths`, relative to `folder`, into a catalogue sorted by path."""
-    if not isinstance(paths, pa.ChunkedArray):
-        paths = sorted_paths(pa.array(paths, pa.large_string()))
-    return Catalogue(folder, pa.table({"path": paths, **parse_columns(paths, _COLUMNS)}))
+    """Parse `paths`, relative to `folder`, into a catalogue in their order."""
+    names = paths if isinstance(paths, pa.ChunkedArray) else pa.array(paths, pa.large_string())
+    return Catalogue(folder, pa.table({"path": names, **parse_columns(names, _COLUMNS)}))
 
 
 def open_catalogue(path: Path, folder: Path) -> Catalogue:

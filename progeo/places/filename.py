@@ -38,7 +38,7 @@ class ParsedNames:
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(ParsedNames))
-_AT_ONCE = 2**17
+_AT_ONCE = 2**16
 _EXPECTED = {
     "east": "a number of metres",
     "north": "a number of metres",

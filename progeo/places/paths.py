@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 _NEVER_IN_A_PATH = "\x1f"
+_LIST_BYTES_AT_ONCE = 2**24
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class FoundPaths:
     """The image files of a folder, and by what one sees that they changed."""
 
     paths: pa.ChunkedArray
-    """Relative to the folder, with `/`, sorted; large_string."""
+    """Relative to the folder, with `/`, in the order of the list or sorted; large_string."""
     seen: Mapping[str, int]
     """When each folder, or the list, was changed last, in nanoseconds; relative to the folder."""
 
@@ -48,14 +49,6 @@ def changes_since(folder: Path, seen: Mapping[str, int]) -> Iterator[str]:
         yield os.path.normpath(folder / name)
 
 
-def sorted_paths(paths: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray:
-    """Paths in the order of their characters' codes; those that are sorted already are not copied."""
-    flat = paths.combine_chunks() if isinstance(paths, pa.ChunkedArray) else paths
-    if len(flat) > 1 and not pc.all(pc.less_equal(flat[:-1], flat[1:])).as_py():
-        flat = flat.take(pc.sort_indices(flat))
-    return pa.chunked_array([flat])
-
-
 def _scanned(folder: Path) -> FoundPaths:
     """Read all folders in parallel: on a network disk most of the time is waiting."""
     parts: list[pa.Array] = []
@@ -77,7 +70,7 @@ def _scanned(folder: Path) -> FoundPaths:
     paths = pa.chunked_array(parts, pa.large_string())
     if not len(paths):
         raise FileNotFoundError(f"There is no image ({', '.join(EXTENSIONS)}) in {folder} or in a folder below it.")
-    return FoundPaths(sorted_paths(paths), dict(sorted(seen.items())))
+    return FoundPaths(paths.take(pc.sort_indices(paths)), dict(sorted(seen.items())))
 
 
 def _read_folder(root: Path, name: str) -> tuple[str, int, list[str], pa.Array]:
@@ -96,21 +89,26 @@ def _read_folder(root: Path, name: str) -> tuple[str, int, list[str], pa.Array]:
 
 def _listed(listing: Path, folder: Path) -> FoundPaths:
     changed_ns = listing.stat().st_mtime_ns
-    paths = pc.utf8_trim_whitespace(_lines(listing)) if listing.stat().st_size else pa.array([], pa.large_string())
-    paths = paths.filter(pc.not_equal(paths, ""))
+    paths = _lines(listing)
     if not len(paths):
         raise FileNotFoundError(f"The list {listing} names no image; fill it or remove it.")
     first = paths[0].as_py()
     if not (folder / first).is_file():
         raise FileNotFoundError(f"The list {listing} names {first}, which does not lie in {folder}.")
-    return FoundPaths(sorted_paths(paths), {f"../{listing.name}": changed_ns})
+    return FoundPaths(paths, {f"../{listing.name}": changed_ns})
 
 
 def _lines(listing: Path) -> pa.ChunkedArray:
-    table = pa_csv.read_csv(
-        listing,
-        pa_csv.ReadOptions(column_names=["path"]),
-        pa_csv.ParseOptions(delimiter=_NEVER_IN_A_PATH, quote_char=False, escape_char=False),
-        pa_csv.ConvertOptions(column_types={"path": pa.large_string()}, strings_can_be_null=False),
-    )
+    """The lines of a text without those that are empty; no Python string is made of any."""
+    try:
+        table = pa_csv.read_csv(
+            listing,
+            pa_csv.ReadOptions(column_names=["path"], block_size=_LIST_BYTES_AT_ONCE),
+            pa_csv.ParseOptions(delimiter=_NEVER_IN_A_PATH, quote_char=False, escape_char=False),
+            pa_csv.ConvertOptions(column_types={"path": pa.large_string()}, strings_can_be_null=False),
+        )
+    except pa.ArrowInvalid as error:
+        if "Empty CSV file" in str(error):
+            return pa.chunked_array([], pa.large_string())
+        raise ValueError(f"The list {listing} cannot be read: {error}.") from None
     return table["path"]

@@ -22,7 +22,7 @@ from progeo.export.weights import load_encoder
 from progeo.files import replacing, write_json
 from progeo.models.clip import as_height_width
 from progeo.models.preprocessing import resize_image
-from progeo.places.catalogue import Catalogue, read_catalogue
+from progeo.places.catalogue import Catalogue, positions_m, read_catalogue
 from progeo.places.positives import positives_within
 
 
@@ -71,7 +71,7 @@ def evaluate(settings: EvaluateSettings) -> Path:
 def load_test_set(folder: Path, database: str, queries: str, *, radius_m: float) -> TestSet:
     """Read both catalogues and find the positives of each query."""
     database_images, query_images = read_catalogue(folder / database), read_catalogue(folder / queries)
-    positives = positives_within(database_images.positions_m, query_images.positions_m, radius_m)
+    positives = positives_within(*positions_m(database_images, query_images), radius_m)
     missing = sum(not len(rows) for rows in positives)
     if missing:
         LOGGER.warning("%d of %d queries have no database image within %g m", missing, len(positives), radius_m)
@@ -120,8 +120,8 @@ def recalls_in_words(recalls: dict[int, float]) -> str:
 
 def _write_results(settings: EvaluateSettings, test_set: TestSet, result: Result, image_size: tuple[int, int]) -> None:
     database, queries = test_set.database, test_set.queries
-    offsets = database.positions_m[result.predictions] - queries.positions_m[:, None]
-    distances_m = np.linalg.norm(offsets, axis=2)
+    database_m, queries_m = positions_m(database, queries)
+    distances_m = np.linalg.norm(database_m[result.predictions] - queries_m[:, None], axis=2)
     settings.out.mkdir(parents=True, exist_ok=True)
     facts = {
         "encoder": settings.encoder,

@@ -1,7 +1,11 @@
+import pickle
+import shutil
+import time
+
 import numpy as np
 import pytest
 
-from progeo.places.catalogue import build_catalogue, open_catalogue, read_catalogue
+from progeo.places.catalogue import build_catalogue, index_catalogue, open_catalogue, positions_m, read_catalogue
 
 
 def name(east, heading="", extension=".jpg"):
@@ -50,12 +54,12 @@ def test_a_missing_folder_and_one_without_images_are_told_apart(tmp_path):
 
 
 def test_a_saved_catalogue_is_mapped_back_equal(tmp_path):
-    catalogue = build_catalogue(tmp_path, [name(2, 30), name(1)])
+    catalogue = build_catalogue(tmp_path, [name(1), name(2, 30)])
     catalogue.save(tmp_path / "catalogue.arrow")
     again = open_catalogue(tmp_path / "catalogue.arrow", tmp_path)
     assert again.table["path"].equals(catalogue.table["path"])
     assert again.table["zone"].to_pylist() == [10, 10]
-    np.testing.assert_array_equal(again.positions_m, [[1, 4000000], [2, 4000000]])
+    np.testing.assert_array_equal(*positions_m(again), [[1, 4000000], [2, 4000000]])
     np.testing.assert_array_equal(again.heading, [np.nan, 30])
 
 
@@ -72,3 +76,61 @@ def test_the_fingerprint_is_that_of_the_paths_and_their_order_alone(tmp_path):
     assert catalogue.take(rows).fingerprint == catalogue.fingerprint
     for other in (rows[:4], rows[1:], rows[::-1]):
         assert catalogue.take(other).fingerprint != catalogue.fingerprint
+
+
+def test_an_index_is_mapped_instead_of_reading_the_folder_again(tmp_path, monkeypatch):
+    folder = tmp_path / "train"
+    touch(folder, f"a/{name(2, 0)}", name(1, 30), f"b/c/{name(3, 45)}")
+    scanned = read_catalogue(folder)
+    assert index_catalogue(folder) == tmp_path / "train.arrow"
+    monkeypatch.setattr("progeo.places.catalogue.find_paths", None)
+    indexed = read_catalogue(folder)
+    assert indexed.table.equals(scanned.table)
+    assert indexed.fingerprint == scanned.fingerprint
+    assert all(indexed.path(row).is_file() for row in range(3))
+
+
+@pytest.mark.parametrize("change", ["more", "fewer", "gone", "list"])
+def test_an_index_that_is_older_than_the_folder_is_refused(tmp_path, change):
+    folder, listing = tmp_path / "train", tmp_path / "train_images_paths.txt"
+    touch(folder, f"a/{name(2)}", f"b/{name(1)}")
+    if change == "list":
+        listing.write_text(f"a/{name(2)}\n")
+    index_catalogue(folder)
+    time.sleep(0.01)
+    if change == "more":
+        touch(folder, f"a/{name(4)}")
+    elif change == "fewer":
+        (folder / "b" / name(1)).unlink()
+    elif change == "gone":
+        shutil.rmtree(folder / "b")
+    else:
+        listing.write_text(f"b/{name(1)}\n")
+    with pytest.raises(ValueError, match=r"changed since .*train\.arrow was made: run `progeo dataset index .*train`"):
+        read_catalogue(folder)
+    index_catalogue(folder)
+    assert len(read_catalogue(folder)) == {"more": 3}.get(change, 1)
+
+
+def test_a_file_that_is_no_index_is_refused(tmp_path):
+    touch(tmp_path / "train", name(1))
+    (tmp_path / "train.arrow").write_text("something else")
+    with pytest.raises(ValueError, match=r"train\.arrow is no catalogue of progeo"):
+        read_catalogue(tmp_path / "train")
+
+
+def test_another_process_maps_an_index_for_itself(tmp_path):
+    touch(tmp_path / "train", *(name(index, 30) for index in range(1000)))
+    index_catalogue(tmp_path / "train")
+    sent = pickle.dumps(read_catalogue(tmp_path / "train"))
+    assert len(sent) < 1000
+    assert pickle.loads(sent).table.equals(read_catalogue(tmp_path / "train").table)
+
+
+def test_images_of_two_zones_are_far_apart_wherever_one_of_them_is_asked_for(tmp_path):
+    here, there = (build_catalogue(tmp_path, [f"@500000@4000000@{zone}@S@.jpg"]) for zone in (10, 11))
+    both = build_catalogue(tmp_path, ["@500000@4000000@10@S@.jpg", "@500000@4000000@11@S@.jpg"])
+    np.testing.assert_array_equal(positions_m(here)[0], [[500_000, 4_000_000]])
+    np.testing.assert_array_equal(positions_m(here)[0], positions_m(there)[0])
+    assert np.linalg.norm(np.subtract(*positions_m(here, there))) == 1e6
+    assert np.linalg.norm(np.diff(positions_m(both)[0], axis=0)) == 1e6

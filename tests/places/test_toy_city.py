@@ -5,7 +5,7 @@ import pytest
 import utm
 from PIL import Image
 
-from progeo.places.catalogue import read_catalogue
+from progeo.places.catalogue import positions_m, read_catalogue
 from progeo.places.cells import build_partition
 from progeo.places.filename import parse_names
 from progeo.places.positives import positives_within
@@ -45,7 +45,7 @@ def test_names_are_whole_and_their_coordinates_agree(city):
 
 def test_splits_are_other_streets_far_from_each_other(city):
     splits = [
-        np.concatenate([read_catalogue(city / folder).positions_m for folder in FOLDERS if folder.startswith(split)])
+        np.concatenate(positions_m(*(read_catalogue(city / folder) for folder in FOLDERS if folder.startswith(split))))
         for split in ("train", "val", "test")
     ]
     for i, j in ((0, 1), (0, 2), (1, 2)):
@@ -76,7 +76,7 @@ def test_every_training_place_is_one_class_seen_at_about_ten_dates(city):
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_every_query_has_a_database_image_near_taken_at_another_date(city, split):
     database, queries = read_catalogue(city / split / "database"), read_catalogue(city / split / "queries")
-    positives = positives_within(database.positions_m, queries.positions_m, 25)
+    positives = positives_within(*positions_m(database, queries), 25)
     assert all(len(rows) for rows in positives)
     dates = [parse_names(catalogue.table["path"].to_pylist()).timestamp for catalogue in (database, queries)]
     for query, rows in enumerate(positives):
