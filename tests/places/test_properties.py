@@ -1,0 +1,81 @@
+"""What holds of all names, cells and groups."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from progeo.places.catalogue import Catalogue
+from progeo.places.cells import build_partition, class_ids
+from progeo.places.filename import FIELDS, ParsedNames, format_names, parse_names
+
+METRES = st.integers(0, 999_999_999).map(lambda cm: cm / 100)
+DEGREES = st.integers(-17_999_999, 17_999_999).map(lambda units: units / 1e5)
+MAYBE = {"heading", "pitch", "roll", "height"}
+TEXT = st.text(st.characters(blacklist_characters="@/\x1f", blacklist_categories=("Cs", "Cc")), max_size=8)
+FIELD = {
+    "east": METRES,
+    "north": METRES,
+    "zone": st.integers(0, 60),
+    "latitude": DEGREES,
+    "longitude": DEGREES,
+    **{name: st.integers(-360, 360).map(float) | st.just(np.nan) for name in MAYBE},
+    **dict.fromkeys(("letter", "pano_id", "tile", "timestamp", "note"), TEXT),
+}
+IMAGES = st.lists(
+    st.tuples(st.integers(-300, 300), st.integers(-300, 300), st.integers(0, 719).map(lambda half: half / 2)),
+    min_size=1,
+    max_size=60,
+)
+
+
+@given(st.lists(st.fixed_dictionaries(FIELD), min_size=1, max_size=5))
+def test_parsing_is_the_inverse_of_formatting(rows):
+    columns = {name: np.array([row[name] for row in rows]) for name in FIELDS}
+    fields = ParsedNames(**{**columns, "zone": columns["zone"].astype(np.int8)})
+    parsed = parse_names(format_names(fields))
+    for name, values in dataclasses.asdict(fields).items():
+        if values.dtype.kind == "f":
+            np.testing.assert_allclose(getattr(parsed, name), values, atol=6e-3 if name in ("east", "north") else 6e-6)
+        else:
+            assert getattr(parsed, name).tolist() == values.tolist()
+
+
+@given(
+    images=IMAGES,
+    cell_side_m=st.integers(1, 50),
+    heading_bin_deg=st.sampled_from([30, 45, 60, 90, 180, 360]),
+    groups_per_side=st.integers(1, 4),
+    min_images_per_class=st.integers(1, 3),
+    data=st.data(),
+)
+@settings(deadline=None)
+def test_every_image_of_a_large_enough_class_is_in_one_group_once_and_no_two_classes_of_a_group_touch(
+    images, cell_side_m, heading_bin_deg, groups_per_side, min_images_per_class, data
+):
+    bins = 360 // heading_bin_deg
+    groups_per_heading = data.draw(st.sampled_from([n for n in range(1, bins + 1) if bins % n == 0]))
+    east, north, heading = np.array(images, float).T
+    table = {"path": [str(row) for row in range(len(images))], "east": east, "north": north, "heading": heading}
+    catalogue = Catalogue(Path("images"), pa.table({**table, "zone": np.zeros(len(images), np.int8)}))
+    cells = {"cell_side_m": cell_side_m, "heading_bin_deg": heading_bin_deg}
+    ids = [tuple(row) for row in class_ids(east, north, heading, **cells).tolist()]
+    kept = [row for row, class_id in enumerate(ids) if ids.count(class_id) >= min_images_per_class]
+    cut = {**cells, "groups_per_side": groups_per_side, "groups_per_heading": groups_per_heading}
+    if not kept:
+        with pytest.raises(ValueError, match="No class has"):
+            build_partition(catalogue, **cut, min_images_per_class=min_images_per_class, num_groups=None)
+        return
+    partition = build_partition(catalogue, **cut, min_images_per_class=min_images_per_class, num_groups=None)
+    assert sorted(np.concatenate([group.rows for group in partition.groups]).tolist()) == kept
+    for group in partition.groups:
+        assert [tuple(group.class_ids[label]) for label in group.labels] == [ids[row] for row in group.rows]
+        for i, one in enumerate(group.class_ids):
+            for other in group.class_ids[:i]:
+                apart = np.abs(one - other) // [cell_side_m, cell_side_m, heading_bin_deg]
+                around = min(apart[2], bins - apart[2])
+                assert apart[0] >= groups_per_side or apart[1] >= groups_per_side or around >= groups_per_heading
