@@ -28,6 +28,18 @@ COMMANDS = {
     "dataset index": Command(
         "dataset:index_dataset", "DatasetIndexSettings", "find and parse all names once, for sets of millions", True
     ),
+    "dataset from-table": Command(
+        "dataset:read_image_table", "DatasetTableSettings", "places from CSV, Parquet or GeoJSON", True
+    ),
+    "dataset from-photos": Command(
+        "dataset:read_own_photos", "DatasetPhotosSettings", "places from photos with GPS positions", True
+    ),
+    "dataset from-dbstruct": Command(
+        "dataset:read_struct", "DatasetStructSettings", "Pittsburgh and Tokyo, from their .mat files", True
+    ),
+    "dataset from-arrays": Command(
+        "dataset:read_truth", "DatasetArraysSettings", "ground truth without coordinates, from .npy files", True
+    ),
     "dataset groups": Command(
         "dataset:plan_groups", "DatasetGroupsSettings", "count classes and images of every group", True
     ),
@@ -70,7 +82,7 @@ def run_command(name: str, arguments: Sequence[str]) -> None:
 
 
 def _usage() -> str:
-    rows = [f"  {name:14} {command.summary}" for name, command in COMMANDS.items()]
+    rows = [f"  {name:21} {command.summary}" for name, command in COMMANDS.items()]
     return "\n".join(["usage: progeo COMMAND [--help | OPTIONS]", "", *rows])
 
 

@@ -304,6 +304,60 @@ class DatasetIndexSettings:
 
 
 @dataclass(frozen=True)
+class DatasetTableSettings:
+    """Settings of reading a table of images."""
+
+    table: Path
+    """.csv, .tsv, .parquet or .geojson with a column path, latitude and longitude (or UTM east and north), heading."""
+    out: Path
+    """The catalogue is written as <out>.arrow; <out> then stands for a folder of images in every command."""
+    images: Path | None = None
+    """Folder that the paths are relative to; null takes the table's."""
+    link: bool = False
+    """Make the folder <out> too, of symbolic links with the standard names, for other tools."""
+
+
+@dataclass(frozen=True)
+class DatasetPhotosSettings:
+    """Settings of reading photos that say where they were taken."""
+
+    folder: Path
+    """Folder of photos with GPS positions in their EXIF."""
+    out: Path
+    """The catalogue is written as <out>.arrow; <out> then stands for a folder of images in every command."""
+    link: bool = False
+    """Make the folder <out> too, of symbolic links with the standard names, for other tools."""
+
+
+@dataclass(frozen=True)
+class DatasetStructSettings:
+    """Settings of reading a dbStruct."""
+
+    file: Path
+    """Such as pitts30k_test.mat, pitts250k_train.mat, tokyo247.mat or tokyoTM_val.mat."""
+    images: Path
+    """Folder that the names of database images are relative to."""
+    out: Path
+    """Folder for database.arrow and queries.arrow, for evaluate.py --folder or data.val_folder."""
+    query_images: Path | None = None
+    """The same of queries; null takes images."""
+    link: bool = False
+    """Make the folders database and queries too, of symbolic links with the standard names, for other tools."""
+
+
+@dataclass(frozen=True)
+class DatasetArraysSettings:
+    """Settings of reading ground truth as NumPy arrays."""
+
+    folder: Path
+    """Holds dbImages.npy, qImages.npy and gt.npy, whatever their names begin with."""
+    images: Path
+    """Folder that the names in them are relative to."""
+    out: Path
+    """Folder for database.arrow and queries.arrow, for evaluate.py --folder."""
+
+
+@dataclass(frozen=True)
 class DatasetGroupsSettings:
     """Settings of a plan of groups."""
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from progeo.files import replacing
-from progeo.places.filename import parse_columns
+from progeo.places.filename import FIELDS, ParsedNames, format_names, parse_columns
 from progeo.places.paths import changes_since, find_paths
 
 _PATHS_AT_ONCE = 2**20
@@ -60,6 +60,13 @@ class Catalogue:
     def heading(self) -> np.ndarray:
         """Degrees clockwise from north, float64 (N,), NaN where absent."""
         return self.table["heading"].to_numpy()
+
+    @property
+    def positives(self) -> list[np.ndarray] | None:
+        """Right database rows of each query, where they are given and do not follow from distances."""
+        if "positives" not in self.table.column_names:
+            return None
+        return [np.asarray(rows, np.int64) for rows in self.table["positives"].to_pylist()]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -144,6 +151,42 @@ def build_catalogue(folder: Path, paths: Sequence[str] | pa.ChunkedArray) -> Cat
 def open_catalogue(path: Path, folder: Path) -> Catalogue:
     """Map a catalogue saved by `Catalogue.save`; `folder` is where its images lie now."""
     return Catalogue(folder, pa.ipc.open_file(pa.memory_map(str(path))).read_all(), path)
+
+
+def check_files(catalogue: Catalogue) -> None:
+    """Look whether all images are there.
+
+    Raises:
+        FileNotFoundError: with how many are not, and the first of them.
+    """
+    missing = [row for row in range(len(catalogue)) if not catalogue.path(row).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(catalogue)} images are not in {catalogue.folder}, the first is "
+            f"{catalogue.table['path'][missing[0]].as_py()}."
+        )
+
+
+def link_images(catalogue: Catalogue, folder: Path) -> None:
+    """Make a folder of symbolic links to the images, with the standard names.
+
+    Raises:
+        FileExistsError: there is such a folder, with something in it.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        raise FileExistsError(f"There is something in {folder} already: name another --out.")
+    folder.mkdir(parents=True, exist_ok=True)
+    empty = np.full(len(catalogue), "")
+    unknown = np.full(len(catalogue), np.nan)
+    numbers = np.array([f"{row:09d}" for row in range(len(catalogue))])
+    fields = {
+        name: unknown if name in ("latitude", "longitude", "pitch", "roll", "height") else empty for name in FIELDS
+    }
+    known = {"east": catalogue.east, "north": catalogue.north, "zone": catalogue.zone, "heading": catalogue.heading}
+    names = format_names(ParsedNames(**{**fields, **known, "pano_id": numbers}), extension="")
+    for row, name in enumerate(names):
+        path = catalogue.path(row)
+        (folder / f"{name}{path.suffix}").symlink_to(path.resolve())
 
 
 def _about(path: Path) -> dict[str, Any]:

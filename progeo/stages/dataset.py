@@ -4,10 +4,21 @@ from pathlib import Path
 
 import numpy as np
 
-from progeo.config import DatasetGroupsSettings, DatasetIndexSettings
+from progeo.config import (
+    DatasetArraysSettings,
+    DatasetGroupsSettings,
+    DatasetIndexSettings,
+    DatasetPhotosSettings,
+    DatasetStructSettings,
+    DatasetTableSettings,
+)
 from progeo.engine.log import LOGGER, start_log
-from progeo.places.catalogue import index_catalogue, read_catalogue
+from progeo.places.arrays import read_arrays
+from progeo.places.catalogue import Catalogue, check_files, index_catalogue, index_file, link_images, read_catalogue
 from progeo.places.cells import Partition, build_partition
+from progeo.places.dbstruct import read_dbstruct
+from progeo.places.photos import read_photos
+from progeo.places.tables import read_table
 
 
 def index_dataset(settings: DatasetIndexSettings) -> Path:
@@ -16,6 +27,38 @@ def index_dataset(settings: DatasetIndexSettings) -> Path:
     file = index_catalogue(settings.folder)
     LOGGER.info("%s: %s images of %s", file, f"{len(read_catalogue(settings.folder)):,}", settings.folder)
     return file
+
+
+def read_image_table(settings: DatasetTableSettings) -> Path:
+    """Write the catalogue of a table of images and return its path."""
+    start_log(None)
+    return _write(read_table(settings.table, settings.images or settings.table.parent), settings.out, settings.link)
+
+
+def read_own_photos(settings: DatasetPhotosSettings) -> Path:
+    """Write the catalogue of photos that say where they were taken and return its path."""
+    start_log(None)
+    photos = read_photos(settings.folder)
+    for path in photos.without_place:
+        LOGGER.warning("left out, it does not say where it was taken: %s", settings.folder / path)
+    return _write(photos.catalogue, settings.out, settings.link)
+
+
+def read_struct(settings: DatasetStructSettings) -> Path:
+    """Write the catalogues of a dbStruct and return their folder."""
+    start_log(None)
+    for side, catalogue in read_dbstruct(settings.file, settings.images, settings.query_images).items():
+        _write(catalogue, settings.out / side, settings.link)
+    return settings.out
+
+
+def read_truth(settings: DatasetArraysSettings) -> Path:
+    """Write the catalogues of ground truth as arrays and return their folder."""
+    start_log(None)
+    for side, catalogue in read_arrays(settings.folder, settings.images).items():
+        check_files(catalogue)
+        _write(catalogue, settings.out / side, link=False)
+    return settings.out
 
 
 def plan_groups(settings: DatasetGroupsSettings) -> Partition:
@@ -42,3 +85,20 @@ def plan_groups(settings: DatasetGroupsSettings) -> Partition:
         len(used),
     )
     return partition
+
+
+def _write(catalogue: Catalogue, out: Path, link: bool) -> Path:
+    """Write a catalogue that stands for the folder `out`, and that folder too where links are asked for."""
+    file = index_file(out)
+    if link:
+        link_images(catalogue, out)
+    catalogue.save(file, {"root": str(catalogue.folder.resolve())})
+    zones = sorted(set(catalogue.zone.tolist()) - {0})
+    LOGGER.info(
+        "%s: %s images of %s%s",
+        file,
+        f"{len(catalogue):,}",
+        catalogue.folder,
+        f", in UTM zone {', '.join(map(str, zones))}" if zones else "",
+    )
+    return file

@@ -71,7 +71,7 @@ def evaluate(settings: EvaluateSettings) -> Path:
 def load_test_set(folder: Path, database: str, queries: str, *, radius_m: float) -> TestSet:
     """Read both catalogues and find the positives of each query."""
     database_images, query_images = read_catalogue(folder / database), read_catalogue(folder / queries)
-    positives = positives_within(*positions_m(database_images, query_images), radius_m)
+    positives = query_images.positives or positives_within(*positions_m(database_images, query_images), radius_m)
     missing = sum(not len(rows) for rows in positives)
     if missing:
         LOGGER.warning("%d of %d queries have no database image within %g m", missing, len(positives), radius_m)

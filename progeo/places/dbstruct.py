@@ -1,0 +1,106 @@
+"""NetVLAD's ground truth: dbStruct .mat files of Pittsburgh and Tokyo, of MATLAB v5 (scipy) and v7.3 (HDF5)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pyarrow as pa
+import scipy.io
+from scipy.io.matlab import MatReadError
+
+from progeo.places.catalogue import Catalogue
+from progeo.places.paths import EXTENSIONS
+
+_SIDES = {
+    "database": ("dbImageFns", "utmDb", "dbTimeStamp"),
+    "queries": ("qImageFns", "utmQ", "qTimeStamp"),
+}
+
+
+def read_dbstruct(file: Path, images: Path, query_images: Path | None = None) -> dict[str, Catalogue]:
+    """Read database and queries of a dbStruct, with time stamps where it has them.
+
+    Args:
+        file: such as pitts30k_test.mat or tokyo247.mat.
+        images: folder that the names of database images are relative to.
+        query_images: the same of queries; None takes `images`.
+
+    Raises:
+        FileNotFoundError: no such file, or images that are not there.
+        ValueError: no dbStruct, or one whose parts do not fit together.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"There is no file {file}.")
+    fields = _fields(file)
+    folders = {"database": images, "queries": query_images or images}
+    return {side: _catalogue(fields, file, side, folders[side]) for side in _SIDES}
+
+
+def _catalogue(fields: Mapping[str, Any], file: Path, side: str, folder: Path) -> Catalogue:
+    names_field, utm_field, time_field = _SIDES[side]
+    for name in (names_field, utm_field):
+        if name not in fields:
+            raise ValueError(f"{file} has no field {name}; its fields are {', '.join(sorted(fields))}.")
+    names = [name.replace("\\", "/") for name in fields[names_field]]
+    utm = np.asarray(fields[utm_field], np.float64)
+    if utm.shape == (len(names), 2) and len(names) != 2:
+        utm = utm.T
+    if utm.shape != (2, len(names)):
+        raise ValueError(f"{file}: {utm_field} must be 2 x {len(names)}, as {names_field}, got {utm.shape}.")
+    columns = {
+        "path": pa.array(_present(names, folder), pa.large_string()),
+        "east": utm[0],
+        "north": utm[1],
+        "zone": np.zeros(len(names), np.int8),
+        "heading": np.full(len(names), np.nan),
+    }
+    if time_field in fields:
+        columns["time"] = pa.array([f"{stamp:g}" for stamp in np.asarray(fields[time_field], float).ravel()])
+    return Catalogue(folder, pa.table(columns))
+
+
+def _present(names: list[str], folder: Path) -> list[str]:
+    """The names as the files are called: Tokyo's say .jpg where the files are .png."""
+    found = [_with_the_extension_that_is_there(folder, name) for name in names]
+    missing = [name for name, there in zip(names, found, strict=True) if there is None]
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(names)} images are not in {folder}, the first is {missing[0]}."
+        )
+    return [name for name in found if name is not None]
+
+
+def _with_the_extension_that_is_there(folder: Path, name: str) -> str | None:
+    stem = name.rsplit(".", 1)[0]
+    return next((each for each in (name, *(stem + end for end in EXTENSIONS)) if (folder / each).is_file()), None)
+
+
+def _fields(file: Path) -> dict[str, Any]:
+    if h5py.is_hdf5(file):
+        with h5py.File(file) as content:
+            if "dbStruct" not in content:
+                raise ValueError(f"{file} holds no dbStruct; it holds {', '.join(content)}.")
+            struct = content["dbStruct"]
+            return {name: _hdf5_value(content, struct[name]) for name in struct}
+    try:
+        content = scipy.io.loadmat(file, simplify_cells=True)
+    except (MatReadError, ValueError, TypeError, NotImplementedError, OSError) as error:
+        raise ValueError(f"{file} is no .mat file: {error}.") from None
+    if "dbStruct" not in content:
+        raise ValueError(f"{file} holds no dbStruct.")
+    fields = content["dbStruct"]
+    return {name: [value] if isinstance(value, str) else value for name, value in fields.items()}
+
+
+def _hdf5_value(content: h5py.File, dataset: h5py.Dataset) -> Any:
+    """A number, a matrix as MATLAB shows it, a text or a list of texts."""
+    values = dataset[()]
+    if values.dtype == h5py.ref_dtype:
+        return [_text(content[reference][()]) for reference in values.ravel()]
+    return _text(values) if dataset.attrs.get("MATLAB_class") == b"char" else values.T
+
+
+def _text(codes: np.ndarray) -> str:
+    return "".join(map(chr, codes.ravel()))

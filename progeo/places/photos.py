@@ -1,0 +1,94 @@
+"""One's own photos: the places that cameras and phones write into them (EXIF)."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+from PIL.ExifTags import GPS, IFD, Base
+from tqdm import tqdm
+
+from progeo.places.catalogue import Catalogue
+from progeo.places.coordinates import project
+from progeo.places.paths import find_paths
+
+
+@dataclass(frozen=True)
+class Photos:
+    """What was read."""
+
+    catalogue: Catalogue
+    without_place: tuple[str, ...]
+    """Paths of the photos that do not say where they were taken, or cannot be read: left out."""
+
+
+@dataclass(frozen=True)
+class _Note:
+    latitude: float
+    longitude: float
+    heading: float
+    time: str
+
+
+def read_photos(folder: Path) -> Photos:
+    """Read where the photos of a folder were taken, which way they look and when.
+
+    Raises:
+        FileNotFoundError: no such folder, or no photo in it.
+        ValueError: no photo says where it was taken.
+    """
+    paths = find_paths(folder).paths.to_pylist()
+    with ThreadPoolExecutor() as pool:
+        notes = list(
+            tqdm(
+                pool.map(lambda path: _note(folder / path), paths),
+                desc=f"reading the places of photos in {folder}",
+                total=len(paths),
+                unit="img",
+                disable=None,
+            )
+        )
+    placed = [(path, note) for path, note in zip(paths, notes, strict=True) if note is not None]
+    without = tuple(path for path, note in zip(paths, notes, strict=True) if note is None)
+    if not placed:
+        raise ValueError(f"None of the {len(paths)} photos in {folder} says where it was taken (EXIF GPS position).")
+    latitude, longitude, heading = (
+        np.array([getattr(note, name) for _, note in placed]) for name in ("latitude", "longitude", "heading")
+    )
+    positions = project(latitude, longitude)
+    columns = {
+        "path": pa.array([path for path, _ in placed], pa.large_string()),
+        "east": positions.east,
+        "north": positions.north,
+        "zone": np.full(len(placed), positions.zone, np.int8),
+        "heading": heading,
+        "time": pa.array([note.time for _, note in placed]),
+    }
+    return Photos(Catalogue(folder, pa.table(columns)), without)
+
+
+def _note(path: Path) -> _Note | None:
+    """What a photo says of itself; None where it does not say its place."""
+    try:
+        with Image.open(path) as image:
+            exif = image.getexif()
+        gps = exif.get_ifd(IFD.GPSInfo)
+        latitude = _degrees(gps[GPS.GPSLatitude], gps.get(GPS.GPSLatitudeRef, "N"), "S")
+        longitude = _degrees(gps[GPS.GPSLongitude], gps.get(GPS.GPSLongitudeRef, "E"), "W")
+        heading = float(gps[GPS.GPSImgDirection]) % 360 if GPS.GPSImgDirection in gps else np.nan
+    except (OSError, SyntaxError, KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+    if not (abs(latitude) <= 90 and abs(longitude) <= 180) or (latitude == 0 and longitude == 0):
+        return None
+    time = exif.get_ifd(IFD.Exif).get(Base.DateTimeOriginal) or exif.get(Base.DateTime) or ""
+    return _Note(latitude, longitude, heading, str(time))
+
+
+def _degrees(parts: Sequence[float], side: str, negative: str) -> float:
+    """Degrees from degrees, minutes and seconds."""
+    degrees, minutes, seconds = (float(part) for part in parts)
+    value = degrees + minutes / 60 + seconds / 3600
+    return -value if side.upper().startswith(negative) else value

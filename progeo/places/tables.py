@@ -1,0 +1,120 @@
+"""Images whose places somebody wrote down: CSV, Parquet and GeoJSON -> catalogue."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pa_parquet
+
+from progeo.files import read_json
+from progeo.places.catalogue import Catalogue, check_files
+from progeo.places.coordinates import project
+
+_NAMES: Mapping[str, tuple[str, ...]] = {
+    "path": ("path", "image", "file", "filename", "file_name", "image_path"),
+    "latitude": ("latitude", "lat"),
+    "longitude": ("longitude", "lon", "lng", "long"),
+    "east": ("east", "utm_east", "easting"),
+    "north": ("north", "utm_north", "northing"),
+    "zone": ("zone", "utm_zone"),
+    "heading": ("heading", "yaw", "bearing", "compass", "compass_angle", "orientation"),
+    "condition": ("condition",),
+    "time": ("time", "timestamp", "date", "captured_at"),
+}
+"""What a column may be called, in any case."""
+
+
+def read_table(file: Path, images: Path) -> Catalogue:
+    """Read a table of images.
+
+    Args:
+        file: .csv, .tsv, .parquet or .geojson (points). A column path, relative to `images`; latitude and longitude in
+            degrees or east and north in UTM metres; if there are, heading in degrees, zone, condition and time.
+        images: folder that the paths are relative to.
+
+    Raises:
+        FileNotFoundError: no such file, or an image that is not there.
+        ValueError: a column that is missing or holds something else.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"There is no table {file}.")
+    table = _known_columns(_read(file), file)
+    columns: dict[str, np.ndarray | pa.ChunkedArray] = {"path": table["path"].cast(pa.large_string())}
+    if {"latitude", "longitude"} <= table.keys():
+        try:
+            positions = project(_numbers(table, "latitude", file), _numbers(table, "longitude", file))
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
+        columns |= {"east": positions.east, "north": positions.north}
+        zone = np.full(len(positions.east), positions.zone)
+    elif {"east", "north"} <= table.keys():
+        columns |= {name: _numbers(table, name, file, may_be_absent=False) for name in ("east", "north")}
+        zone = np.nan_to_num(_numbers(table, "zone", file)) if "zone" in table else np.zeros(len(columns["east"]))
+    else:
+        raise ValueError(f"{file} needs columns latitude and longitude, or east and north; it has no such pair.")
+    count = len(columns["east"])
+    columns["zone"] = zone.astype(np.int8)
+    columns["heading"] = _numbers(table, "heading", file) % 360 if "heading" in table else np.full(count, np.nan)
+    columns |= {name: table[name].cast(pa.string()) for name in ("condition", "time") if name in table}
+    catalogue = Catalogue(images, pa.table(columns))
+    check_files(catalogue)
+    return catalogue
+
+
+def _read(file: Path) -> pa.Table:
+    try:
+        if file.suffix.lower() in (".csv", ".tsv"):
+            delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
+            return pa_csv.read_csv(file, parse_options=pa_csv.ParseOptions(delimiter=delimiter))
+        if file.suffix.lower() == ".parquet":
+            return pa_parquet.read_table(file)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{file} cannot be read: {error}.") from None
+    if file.suffix.lower() == ".geojson":
+        return _read_geojson(file)
+    raise ValueError(f"{file}: a table is a .csv, .tsv, .parquet or .geojson file.")
+
+
+def _read_geojson(file: Path) -> pa.Table:
+    rows = []
+    for number, feature in enumerate(read_json(file).get("features", []), 1):
+        geometry = feature.get("geometry") or {}
+        if geometry.get("type") != "Point":
+            raise ValueError(f"{file}: feature {number} must be a Point, got {geometry.get('type')}.")
+        longitude, latitude = geometry["coordinates"][:2]
+        rows.append({**(feature.get("properties") or {}), "longitude": longitude, "latitude": latitude})
+    if not rows:
+        raise ValueError(f"{file} has no features.")
+    return pa.Table.from_pylist(rows)
+
+
+def _known_columns(table: pa.Table, file: Path) -> dict[str, pa.ChunkedArray]:
+    by_lower_name = {name.strip().lower(): name for name in table.column_names}
+    known = {
+        column: table[by_lower_name[name]]
+        for column, names in _NAMES.items()
+        for name in reversed(names)
+        if name in by_lower_name
+    }
+    if "path" not in known:
+        raise ValueError(f"{file} needs a column path; it has {', '.join(table.column_names)}.")
+    if not table.num_rows:
+        raise ValueError(f"{file} has no rows.")
+    return known
+
+
+def _numbers(
+    table: Mapping[str, pa.ChunkedArray], column: str, file: Path, *, may_be_absent: bool = True
+) -> np.ndarray:
+    """A column as float64 (N,), NaN where it is empty."""
+    try:
+        numbers = pc.cast(table[column], pa.float64())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise ValueError(f"{file}: the column {column} must hold numbers.") from None
+    values = pc.fill_null(numbers, np.nan).to_numpy()
+    if not may_be_absent and np.isnan(values).any():
+        raise ValueError(f"{file}: row {int(np.isnan(values).argmax()) + 1} has no {column}.")
+    return values
