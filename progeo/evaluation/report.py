@@ -30,8 +30,9 @@ def write_report(
     query_paths: Sequence[Path],
     database_paths: Sequence[Path],
     predictions: np.ndarray,
+    right: np.ndarray,
+    rule: str,
     distances_m: np.ndarray,
-    positive_radius_m: float,
     num_shown: int = 5,
     max_queries: int = 200,
 ) -> None:
@@ -45,22 +46,21 @@ def write_report(
         query_paths: Q images.
         database_paths: the images that `predictions` indexes.
         predictions: `(Q, K)` int64 indices into `database_paths`, best first.
-        distances_m: `(Q, K)` metres on the ground between a query and its predictions.
-        positive_radius_m: a prediction at most this far from its query is right.
+        right: `(Q, K)` bool, whether a prediction is right.
+        rule: when it is, as "lies within 25 m of the query".
+        distances_m: `(Q, K)` metres on the ground between a query and its predictions, NaN where unknown.
         num_shown: predictions shown per query; all K when K is smaller.
         max_queries: queries shown; the others are counted and left out.
     """
-    assert predictions.shape == distances_m.shape and len(predictions) == len(query_paths)
-    # Right or wrong is a threshold on this distance, so the farthest first also puts every failure before the rest.
-    first_distances_m = distances_m[:, 0]
-    order = np.argsort(-first_distances_m, kind="stable")[:max_queries]
-    num_wrong = int(np.sum(first_distances_m[order] > positive_radius_m))
+    assert predictions.shape == right.shape == distances_m.shape and len(predictions) == len(query_paths)
+    order = np.lexsort([-distances_m[:, 0], right[:, 0]])[:max_queries]  # failures first, the farthest first
+    num_wrong = int(np.sum(~right[order, 0]))
     rows = [
         _row(
             query_paths[query],
             [database_paths[index] for index in predictions[query, :num_shown]],
+            right[query, :num_shown],
             distances_m[query, :num_shown],
-            positive_radius_m,
         )
         for query in order
     ]
@@ -71,7 +71,7 @@ def write_report(
         recalls="\n".join(_table_row(f"R@{n}", f"{recall:.1f} %") for n, recall in sorted(recalls.items())),
         curve=_recall_curve(recalls),
         shown=_shown_sentence(len(order), len(query_paths)),
-        radius=f"{positive_radius_m:g} m",
+        rule=escape(rule),
         num_shown=f"{len(order):,}",
         num_wrong=f"{num_wrong:,}",
         num_right=f"{len(order) - num_wrong:,}",
@@ -117,31 +117,27 @@ def _recall_curve(recalls: Mapping[int, float]) -> str:
     )
 
 
-def _row(query: Path, predicted: Sequence[Path], distances_m: np.ndarray, positive_radius_m: float) -> str:
+def _row(query: Path, predicted: Sequence[Path], right: np.ndarray, distances_m: np.ndarray) -> str:
     figures = [
-        _prediction(path, rank, float(distance_m), positive_radius_m)
-        for rank, (path, distance_m) in enumerate(zip(predicted, distances_m, strict=True), start=1)
+        _prediction(path, rank, bool(is_right), float(distance_m))
+        for rank, (path, is_right, distance_m) in enumerate(zip(predicted, right, distances_m, strict=True), start=1)
     ]
     return (
-        f'<li class="row {_verdict(float(distances_m[0]), positive_radius_m)}">\n'
+        f'<li class="row {"right" if right[0] else "wrong"}">\n'
         f'<figure class="query">{_thumbnail(query)}'
         f'<figcaption><span>Query</span><span class="name">{escape(query.name)}</span></figcaption></figure>\n'
         f"<ol>\n{''.join(figures)}</ol>\n</li>"
     )
 
 
-def _prediction(path: Path, rank: int, distance_m: float, positive_radius_m: float) -> str:
-    verdict = _verdict(distance_m, positive_radius_m)
-    sign = "✓" if verdict == "right" else "✗"
+def _prediction(path: Path, rank: int, is_right: bool, distance_m: float) -> str:
+    verdict, sign = ("right", "✓") if is_right else ("wrong", "✗")
+    distance = "" if math.isnan(distance_m) else f"{distance_m:,.1f} m"
     return (
         f'<li><figure class="{verdict}" title="{escape(str(path))}">{_thumbnail(path)}'
         f'<figcaption><span>Rank {rank} · <b class="mark">{sign} {verdict}</b></span>'
-        f"<span>{distance_m:,.1f} m</span></figcaption></figure></li>\n"
+        f"<span>{distance}</span></figcaption></figure></li>\n"
     )
-
-
-def _verdict(distance_m: float, positive_radius_m: float) -> str:
-    return "right" if distance_m <= positive_radius_m else "wrong"
 
 
 def _thumbnail(path: Path) -> str:

@@ -35,8 +35,8 @@ def project(latitude: np.ndarray, longitude: np.ndarray) -> Positions:
         if wrong.any():
             row = int(wrong.argmax())
             raise ValueError(
-                f"Image {row + 1}: its {name} must be from {low} to {high} degrees, got {values[row]}. Are latitude and "
-                f"longitude the right way round?"
+                f"Image {row + 1}: its {name} must be from {low} to {high} degrees, got {values[row]}. Are latitude "
+                f"and longitude the right way round?"
             )
     middle = np.median(latitude), np.median(longitude)
     zone = utm.latlon_to_zone_number(*middle)

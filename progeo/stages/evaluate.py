@@ -122,6 +122,8 @@ def _write_results(settings: EvaluateSettings, test_set: TestSet, result: Result
     database, queries = test_set.database, test_set.queries
     database_m, queries_m = positions_m(database, queries)
     distances_m = np.linalg.norm(database_m[result.predictions] - queries_m[:, None], axis=2)
+    right = right_predictions(result.predictions, test_set.positives)
+    given = queries.positives is not None
     settings.out.mkdir(parents=True, exist_ok=True)
     facts = {
         "encoder": settings.encoder,
@@ -129,13 +131,13 @@ def _write_results(settings: EvaluateSettings, test_set: TestSet, result: Result
         "database": f"{len(database)} images in {settings.database}",
         "queries": f"{len(queries)} images in {settings.queries}",
         "image size": f"{image_size[0]} x {image_size[1]} pixels",
-        "right within": f"{settings.positive_radius_m:g} m",
+        "right": "as given with the queries" if given else f"within {settings.positive_radius_m:g} m",
     }
     write_json(
         settings.out / "recalls.json",
         {**facts, "recalls": {f"R@{n}": recall for n, recall in result.recalls.items()}},
     )
-    _write_predictions(settings.out / "predictions.csv", test_set, result.predictions, distances_m)
+    _write_predictions(settings.out / "predictions.csv", test_set, result.predictions, right, distances_m)
     write_report(
         settings.out / "report.html",
         title=f"{settings.encoder} on {settings.folder}",
@@ -144,13 +146,15 @@ def _write_results(settings: EvaluateSettings, test_set: TestSet, result: Result
         query_paths=[queries.path(row) for row in range(len(queries))],
         database_paths=[database.path(row) for row in range(len(database))],
         predictions=result.predictions,
+        right=right,
+        rule="was given with the query" if given else f"lies within {settings.positive_radius_m:g} m of the query",
         distances_m=distances_m,
-        positive_radius_m=settings.positive_radius_m,
     )
 
 
-def _write_predictions(path: Path, test_set: TestSet, predictions: np.ndarray, distances_m: np.ndarray) -> None:
-    right = right_predictions(predictions, test_set.positives)
+def _write_predictions(
+    path: Path, test_set: TestSet, predictions: np.ndarray, right: np.ndarray, distances_m: np.ndarray
+) -> None:
     query_paths, database_paths = test_set.queries.table["path"], test_set.database.table["path"]
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
@@ -162,7 +166,7 @@ def _write_predictions(path: Path, test_set: TestSet, predictions: np.ndarray, d
                         query_paths[query],
                         rank + 1,
                         database_paths[int(row)],
-                        f"{distances_m[query, rank]:.2f}",
+                        "" if np.isnan(distances_m[query, rank]) else f"{distances_m[query, rank]:.2f}",
                         int(right[query, rank]),
                     ]
                 )

@@ -47,7 +47,8 @@ def report(folder, **changes):
         "database_paths": paths[3:],
         "predictions": np.array([[0, 1], [1, 2], [2, 3]]),
         "distances_m": np.array([[3.0, 90.0], [90.0, 26.0], [4000.0, 25.0]]),
-        "positive_radius_m": 25.0,
+        "right": np.array([[True, False], [False, False], [False, True]]),
+        "rule": "lies within 25 m of the query",
         **changes,
     }
     write_report(folder / "report.html", **content)
