@@ -28,6 +28,9 @@ COMMANDS = {
     "dataset index": Command(
         "dataset:index_dataset", "DatasetIndexSettings", "find and parse all names once, for sets of millions", True
     ),
+    "dataset check": Command(
+        "check:check_dataset", "DatasetCheckSettings", "read all images once and say what is wrong with them", True
+    ),
     "dataset from-table": Command(
         "dataset:read_image_table", "DatasetTableSettings", "places from CSV, Parquet or GeoJSON", True
     ),

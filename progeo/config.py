@@ -358,6 +358,25 @@ class DatasetArraysSettings:
 
 
 @dataclass(frozen=True)
+class DatasetCheckSettings:
+    """Settings of a check."""
+
+    folder: Path
+    """Folder of training images, or one with database and queries."""
+    out: Path | None = None
+    """Folder for check.json; null writes nothing."""
+    database: str = "database"
+    """Name of the database's folder."""
+    queries: str = "queries"
+    """Name of the queries' folder."""
+    positive_radius_m: PositiveFloat = 25.0
+    """A database image within this many metres of a query is right for it."""
+    min_side_px: PositiveInt = 64
+    """Images with a shorter side are called tiny."""
+    cells: CellSettings = field(default_factory=CellSettings)
+
+
+@dataclass(frozen=True)
 class DatasetGroupsSettings:
     """Settings of a plan of groups."""
 

@@ -12,6 +12,10 @@ import numpy as np
 from progeo.places.catalogue import Catalogue, positions_m
 
 
+class NoClass(ValueError):
+    """No class has enough images."""
+
+
 @dataclass(frozen=True)
 class Group:
     """The classes of one group and their images. The label of a class is its place in `class_ids`."""
@@ -204,7 +208,7 @@ def _classes(numbers: np.ndarray, min_images_per_class: int) -> tuple[np.ndarray
     starts, ends = np.concatenate([[0], changes]), np.concatenate([changes, [len(numbers)]])
     enough = ends - starts >= min_images_per_class
     if not enough.any():
-        raise ValueError(
+        raise NoClass(
             f"No class has cells.min_images_per_class = {min_images_per_class} images: {len(numbers)} images fell into "
             f"{len(starts)} classes, the largest with {int((ends - starts).max())}. Lower it, or use larger cells."
         )

@@ -1,0 +1,176 @@
+"""Check of a set of images before it is trained on or evaluated with."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import utm
+
+from progeo.config import CellSettings, DatasetCheckSettings, plain_values
+from progeo.data.inspection import inspect_images
+from progeo.engine.log import LOGGER, start_log
+from progeo.files import write_json
+from progeo.places.catalogue import Catalogue, index_file, positions_m, read_catalogue
+from progeo.places.cells import NoClass, build_partition
+from progeo.places.filename import parse_columns
+from progeo.places.positives import positives_within
+
+_EAST_M, _NORTH_M = (100_000, 900_000), (0, 10_000_000)
+"""What UTM coordinates can be."""
+_TOO_FAR_M = 100
+_FEW_CLASSES = 100
+_WIDER, _BINS = (1, 1.5, 2, 3, 5, 10), (30, 90, 360)
+
+
+@dataclass
+class Findings:
+    """What was found out about one catalogue; images by their path."""
+
+    images: int
+    unreadable: dict[str, str] = field(default_factory=dict)
+    """Why, by path."""
+    tiny: list[str] = field(default_factory=list)
+    duplicates: list[list[str]] = field(default_factory=list)
+    """Paths with the same content."""
+    misplaced: dict[str, str] = field(default_factory=dict)
+    """Why, by path."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """How many images of each height x width."""
+
+
+def check_dataset(settings: DatasetCheckSettings) -> dict[str, Any]:
+    """Check a folder of images, or one with database and queries; prints a table, writes check.json, returns it."""
+    start_log(None)
+    sides = [settings.folder / name for name in (settings.database, settings.queries)]
+    is_test_set = all(side.is_dir() or index_file(side).is_file() for side in sides)
+    catalogues = {side.name: read_catalogue(side) for side in (sides if is_test_set else [settings.folder])}
+    report: dict[str, Any] = {
+        "folder": str(settings.folder),
+        "settings": plain_values(settings),
+        "sets": {name: vars(_findings(catalogue, settings.min_side_px)) for name, catalogue in catalogues.items()},
+    }
+    if is_test_set:
+        report["queries_without_positive"] = _queries_without_positive(catalogues, settings)
+    else:
+        report["classes"] = _classes(catalogues[settings.folder.name], settings.cells)
+    _print(report)
+    if settings.out is not None:
+        write_json(settings.out / "check.json", report)
+    return report
+
+
+def _findings(catalogue: Catalogue, min_side_px: int) -> Findings:
+    findings = Findings(len(catalogue), misplaced=_misplaced(catalogue))
+    paths_of: dict[str, list[str]] = defaultdict(list)
+    sizes: dict[str, int] = defaultdict(int)
+    for row, inspection in enumerate(inspect_images(catalogue)):
+        path = catalogue.table["path"][row].as_py()
+        if inspection.digest:
+            paths_of[inspection.digest].append(path)
+        if inspection.size is None:
+            findings.unreadable[path] = inspection.reason
+            continue
+        sizes[f"{inspection.size[0]} x {inspection.size[1]}"] += 1
+        if min(inspection.size) < min_side_px:
+            findings.tiny.append(path)
+    findings.duplicates = [paths for paths in paths_of.values() if len(paths) > 1]
+    findings.sizes = dict(sorted(sizes.items(), key=lambda item: -item[1]))
+    return findings
+
+
+def _misplaced(catalogue: Catalogue) -> dict[str, str]:
+    """Images whose coordinates cannot be, or contradict the degrees in their names."""
+    reasons: dict[str, str] = {}
+    for name, values, (low, high) in (("east", catalogue.east, _EAST_M), ("north", catalogue.north, _NORTH_M)):
+        for row in np.flatnonzero((values < low) | (values > high)).tolist():
+            reasons[catalogue.table["path"][row].as_py()] = f"{name} {values[row]:.0f} m is not from {low} to {high}"
+    for row, metres in _contradictions(catalogue):
+        reasons.setdefault(
+            catalogue.table["path"][row].as_py(), f"its degrees are {metres:,.0f} m from its UTM position"
+        )
+    return reasons
+
+
+def _contradictions(catalogue: Catalogue) -> Iterator[tuple[int, float]]:
+    try:
+        degrees = parse_columns(catalogue.table["path"], ("latitude", "longitude"))
+    except ValueError:  # names of another convention
+        return
+    latitude, longitude = degrees["latitude"], degrees["longitude"]
+    known = (np.abs(latitude) < 80) & (np.abs(longitude) <= 180) & (catalogue.zone > 0)
+    for zone in np.unique(catalogue.zone[known]).tolist():
+        rows = np.flatnonzero(known & (catalogue.zone == zone))
+        east, north, _, _ = utm.from_latlon(
+            latitude[rows], longitude[rows], force_zone_number=zone, force_northern=np.median(latitude[rows]) >= 0
+        )
+        metres = np.hypot(east - catalogue.east[rows], north - catalogue.north[rows])
+        far = metres > _TOO_FAR_M
+        yield from zip(rows[far].tolist(), metres[far].tolist(), strict=True)
+
+
+def _queries_without_positive(catalogues: Mapping[str, Catalogue], settings: DatasetCheckSettings) -> list[str]:
+    database, queries = catalogues[settings.database], catalogues[settings.queries]
+    positives = queries.positives or positives_within(*positions_m(database, queries), settings.positive_radius_m)
+    return [queries.table["path"][row].as_py() for row, right in enumerate(positives) if not len(right)]
+
+
+def _classes(catalogue: Catalogue, cells: CellSettings) -> dict[str, Any]:
+    """Classes and groups for these cells, and where there are few, what other cells would give."""
+    counts = _counts(catalogue, cells)
+    if counts["classes"] >= _FEW_CLASSES:
+        return counts
+    wider = {round(cells.cell_side_m * factor) for factor in _WIDER}
+    others = [
+        replace(cells, cell_side_m=side, heading_bin_deg=degrees, groups_per_heading=1)
+        for side in sorted(wider)
+        for degrees in _BINS
+    ]
+    return {**counts, "with_other_cells": [_counts(catalogue, each, with_groups=False) for each in others]}
+
+
+def _counts(catalogue: Catalogue, cells: CellSettings, *, with_groups: bool = True) -> dict[str, Any]:
+    about = {"cell_side_m": int(cells.cell_side_m), "heading_bin_deg": cells.heading_bin_deg}
+    try:
+        partition = build_partition(catalogue, **{**vars(cells), "num_groups": None})
+    except NoClass:
+        return {**about, "classes": 0, "images": 0}
+    sizes = [np.diff(group.offsets) for group in partition.groups]
+    counts = {**about, "classes": sum(map(len, sizes)), "images": int(sum(size.sum() for size in sizes))}
+    if not with_groups:
+        return counts
+    values, images = np.unique(np.concatenate(sizes), return_counts=True)
+    return {
+        **counts,
+        "classes_per_group": [len(size) for size in sizes],
+        "images_per_group": [int(size.sum()) for size in sizes],
+        "classes_with_so_many_images": dict(zip(values.tolist(), images.tolist(), strict=True)),
+    }
+
+
+def _print(report: Mapping[str, Any]) -> None:
+    for name, found in report["sets"].items():
+        LOGGER.info("%s: %s images", name, f"{found['images']:,}")
+        sizes = list(found["sizes"].items())
+        shown = ", ".join(f"{size} ({count:,})" for size, count in sizes[:3])
+        LOGGER.info("  sizes          %s%s", shown, f" and {len(sizes) - 3} more" if len(sizes) > 3 else "")
+        for title in ("unreadable", "tiny", "duplicates", "misplaced"):
+            items = list(found[title].items() if isinstance(found[title], dict) else found[title])
+            LOGGER.info("  %-14s %d%s", title, len(items), f", the first: {_in_words(items[0])}" if items else "")
+    if "queries_without_positive" in report:
+        LOGGER.info("queries without a positive: %d", len(report["queries_without_positive"]))
+        return
+    for counts in (report["classes"], *report["classes"].get("with_other_cells", [])):
+        LOGGER.info(
+            "cells of %d m and %d degrees: %s classes of %s images%s",
+            counts["cell_side_m"],
+            counts["heading_bin_deg"],
+            f"{counts['classes']:,}",
+            f"{counts['images']:,}",
+            f" in {len(counts['classes_per_group'])} groups" if "classes_per_group" in counts else "",
+        )
+
+
+def _in_words(item: Any) -> str:
+    return item if isinstance(item, str) else ": ".join(item) if isinstance(item, tuple) else " = ".join(item)

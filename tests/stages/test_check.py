@@ -1,0 +1,92 @@
+"""`progeo dataset check` on sets that something is wrong with, and the plan of groups."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from progeo.cli import main
+from progeo.config import CellSettings, DatasetCheckSettings, DatasetGroupsSettings
+from progeo.places.catalogue import read_catalogue
+from progeo.places.filename import format_names, parse_names
+from progeo.stages.check import check_dataset
+from progeo.stages.dataset import plan_groups
+
+
+@pytest.fixture
+def train(city, tmp_path):
+    shutil.copytree(city / "train", tmp_path / "train")
+    return tmp_path / "train"
+
+
+def paths_of(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.jpg"))
+
+
+def test_a_set_that_nothing_is_wrong_with(city, tmp_path):
+    main(["dataset", "check", str(city / "train"), "--out", str(tmp_path)])
+    report = json.loads((tmp_path / "check.json").read_text())
+    found = report["sets"]["train"]
+    assert (found["images"], found["sizes"]) == (84, {"64 x 64": 84})
+    assert not any(found[kind] for kind in ("unreadable", "tiny", "duplicates", "misplaced"))
+    assert {path.name for path in tmp_path.iterdir()} == {"check.json"}
+
+
+def test_each_kind_of_wrong_image_is_found(train):
+    whole, cut, empty, small, copied, moved, outside = paths_of(train)[::12][:7]
+    content = (train / cut).read_bytes()
+    (train / cut).write_bytes(content[: len(content) // 2])
+    (train / empty).write_bytes(b"")
+    Image.new("RGB", (200, 20)).save(train / small)
+    shutil.copy(train / whole, train / copied)
+    fields = parse_names([moved])
+    fields.east[:] += 500  # its latitude and longitude say something else now
+    (train / moved).rename(train / format_names(fields)[0])
+    fields = parse_names([outside])
+    fields.north[:] = 2e7
+    (train / outside).rename(train / format_names(fields)[0])
+    found = check_dataset(DatasetCheckSettings(train))["sets"]["train"]
+    assert set(found["unreadable"]) == {cut, empty}
+    assert "truncated" in found["unreadable"][cut]
+    assert found["tiny"] == [small]
+    assert found["duplicates"] == [sorted([whole, copied])]
+    assert sorted(reason.split(" m ")[-1] for reason in found["misplaced"].values()) == [
+        "from its UTM position",
+        "is not from 0 to 10000000",
+    ]
+
+
+def test_queries_without_a_positive_are_named(city, tmp_path):
+    for side in ("database", "queries"):
+        shutil.copytree(city / "val" / side, tmp_path / side)
+    lonely = paths_of(tmp_path / "queries")[0]
+    fields = parse_names([lonely])
+    fields.north[:] += 5000
+    (name,) = format_names(fields)
+    (tmp_path / "queries" / lonely).rename(tmp_path / "queries" / name)
+    assert check_dataset(DatasetCheckSettings(tmp_path))["queries_without_positive"] == [name]
+
+
+def test_where_few_classes_remain_other_cells_are_counted(train):
+    cells = CellSettings(cell_side_m=2, heading_bin_deg=30, min_images_per_class=4, groups_per_side=1)
+    classes = check_dataset(DatasetCheckSettings(train, cells=cells))["classes"]
+    catalogue = read_catalogue(train)
+    for counts in (classes, *classes["with_other_cells"]):
+        side, degrees = counts["cell_side_m"], counts["heading_bin_deg"]
+        ids = np.stack([catalogue.east // side, catalogue.north // side, catalogue.heading // degrees], 1)
+        _, sizes = np.unique(ids, axis=0, return_counts=True)
+        assert (counts["classes"], counts["images"]) == ((sizes >= 4).sum(), sizes[sizes >= 4].sum())
+    assert {counts["cell_side_m"] for counts in classes["with_other_cells"]} == {2, 3, 4, 6, 10, 20}
+
+
+def test_the_plan_counts_every_group(train, capsys):
+    cells = CellSettings(min_images_per_class=4, groups_per_side=2, groups_per_heading=1, num_groups=1)
+    partition = plan_groups(DatasetGroupsSettings(train, cells))
+    printed = capsys.readouterr().err
+    for number, group in enumerate(partition.groups, 1):
+        sizes = np.diff(group.offsets)
+        row = f"{number} {len(sizes)} {sizes.sum()} {sizes.min()} {np.median(sizes):g} {sizes.max()}"
+        assert row.split() in [line.split() for line in printed.splitlines()]
+    assert "84 images;" in printed
