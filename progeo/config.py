@@ -364,7 +364,7 @@ class DatasetCheckSettings:
     folder: Path
     """Folder of training images, or one with database and queries."""
     out: Path | None = None
-    """Folder for check.json; null writes nothing."""
+    """Folder for check.json and check.html, a page with a map and a histogram; null writes nothing."""
     database: str = "database"
     """Name of the database's folder."""
     queries: str = "queries"

@@ -11,6 +11,7 @@ import utm
 from progeo.config import CellSettings, DatasetCheckSettings, plain_values
 from progeo.data.inspection import inspect_images
 from progeo.engine.log import LOGGER, start_log
+from progeo.evaluation.dataset_page import KINDS, in_words, write_dataset_page
 from progeo.files import write_json
 from progeo.places.catalogue import Catalogue, index_file, positions_m, read_catalogue
 from progeo.places.cells import NoClass, build_partition
@@ -41,7 +42,10 @@ class Findings:
 
 
 def check_dataset(settings: DatasetCheckSettings) -> dict[str, Any]:
-    """Check a folder of images, or one with database and queries; prints a table, writes check.json, returns it."""
+    """Check a folder of images, or one with database and queries; prints a table and returns what `check.json` holds.
+
+    With `out` it also writes check.json and check.html, a page with a map and a histogram.
+    """
     start_log(None)
     sides = [settings.folder / name for name in (settings.database, settings.queries)]
     is_test_set = all(side.is_dir() or index_file(side).is_file() for side in sides)
@@ -58,6 +62,9 @@ def check_dataset(settings: DatasetCheckSettings) -> dict[str, Any]:
     _print(report)
     if settings.out is not None:
         write_json(settings.out / "check.json", report)
+        places = dict(zip(catalogues, positions_m(*catalogues.values()), strict=True))
+        write_dataset_page(settings.out / "check.html", report, places)
+        LOGGER.info("page: %s", settings.out / "check.html")
     return report
 
 
@@ -155,9 +162,9 @@ def _print(report: Mapping[str, Any]) -> None:
         sizes = list(found["sizes"].items())
         shown = ", ".join(f"{size} ({count:,})" for size, count in sizes[:3])
         LOGGER.info("  sizes          %s%s", shown, f" and {len(sizes) - 3} more" if len(sizes) > 3 else "")
-        for title in ("unreadable", "tiny", "duplicates", "misplaced"):
+        for title in KINDS:
             items = list(found[title].items() if isinstance(found[title], dict) else found[title])
-            LOGGER.info("  %-14s %d%s", title, len(items), f", the first: {_in_words(items[0])}" if items else "")
+            LOGGER.info("  %-14s %d%s", title, len(items), f", the first: {in_words(items[0])}" if items else "")
     if "queries_without_positive" in report:
         LOGGER.info("queries without a positive: %d", len(report["queries_without_positive"]))
         return
@@ -170,7 +177,3 @@ def _print(report: Mapping[str, Any]) -> None:
             f"{counts['images']:,}",
             f" in {len(counts['classes_per_group'])} groups" if "classes_per_group" in counts else "",
         )
-
-
-def _in_words(item: Any) -> str:
-    return item if isinstance(item, str) else ": ".join(item) if isinstance(item, tuple) else " = ".join(item)

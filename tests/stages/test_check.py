@@ -31,7 +31,8 @@ def test_a_set_that_nothing_is_wrong_with(city, tmp_path):
     found = report["sets"]["train"]
     assert (found["images"], found["sizes"]) == (84, {"64 x 64": 84})
     assert not any(found[kind] for kind in ("unreadable", "tiny", "duplicates", "misplaced"))
-    assert {path.name for path in tmp_path.iterdir()} == {"check.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"check.json", "check.html"}
+    assert (tmp_path / "check.html").read_text().count("<title>") > 10
 
 
 def test_each_kind_of_wrong_image_is_found(train):
