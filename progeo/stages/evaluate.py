@@ -1,7 +1,7 @@
 """Evaluation: recall of an encoder on a folder of database and query images."""
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from progeo.data.loaders import build_loader, ordered_batches, read_batches
 from progeo.engine.accelerator import gathered, share_of, start_accelerator
 from progeo.engine.log import LOGGER, start_log
 from progeo.evaluation.descriptors import extract_descriptors
+from progeo.evaluation.protocols import load_protocol
 from progeo.evaluation.recall import recall_at, right_predictions
 from progeo.evaluation.report import write_report
 from progeo.evaluation.search import nearest_neighbours
@@ -49,9 +50,16 @@ class Result:
 def evaluate(settings: EvaluateSettings) -> Path:
     """Evaluate an encoder and write recalls.json, predictions.csv and report.html; returns their folder."""
     start_log(None)
+    protocol = None if settings.protocol is None else load_protocol(settings.protocol)
+    if protocol is not None:
+        names = ("database", "queries", "positive_radius_m")
+        settings = replace(settings, **{name: getattr(protocol, name) for name in names})
     accelerator = start_accelerator(settings.mixed_precision)
     encoder = load_encoder(settings.encoder).to(accelerator.device)
     test_set = load_test_set(settings.folder, settings.database, settings.queries, radius_m=settings.positive_radius_m)
+    if protocol is not None:
+        protocol.check(settings.folder, len(test_set.database), len(test_set.queries))
+        LOGGER.info("%s; comparable with %s", protocol.what, protocol.comparable)
     image_size = as_height_width(settings.image_size) if settings.image_size is not None else encoder.image_size
     result = evaluate_encoder(
         encoder,
@@ -128,6 +136,7 @@ def _write_results(settings: EvaluateSettings, test_set: TestSet, result: Result
     facts = {
         "encoder": settings.encoder,
         "folder": str(settings.folder),
+        "protocol": settings.protocol or "none",
         "database": f"{len(database)} images in {settings.database}",
         "queries": f"{len(queries)} images in {settings.queries}",
         "image size": f"{image_size[0]} x {image_size[1]} pixels",
