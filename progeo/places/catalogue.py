@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +95,7 @@ class Catalogue:
 
     def save(self, path: Path, about: Mapping[str, Any] | None = None) -> None:
         """Write the table as an Arrow file that `open_catalogue` maps into memory, and what it says of itself."""
-        schema = self.table.schema.with_metadata({_ABOUT: json.dumps(about or {})})
-        with replacing(path) as temporary, pa.ipc.new_file(str(temporary), schema) as writer:
+        with replacing(path) as temporary, _writer(temporary, self.table.schema, about or {}) as writer:
             writer.write_table(self.table, max_chunksize=_PATHS_AT_ONCE)
 
 
@@ -108,7 +108,7 @@ def read_catalogue(folder: Path) -> Catalogue:
     """
     index = index_file(folder)
     if not index.is_file():
-        return build_catalogue(folder, find_paths(folder).paths)
+        return Catalogue(folder, pa.Table.from_batches(map(_parsed, find_paths(folder).batches)))
     about = _about(index)
     for change in changes_since(folder, about.get("seen", {})):
         raise ValueError(f"{change} changed since {index} was made: run `progeo dataset index {folder}` again.")
@@ -133,7 +133,11 @@ def index_catalogue(folder: Path) -> Path:
         FileNotFoundError, ValueError: as `read_catalogue`.
     """
     found = find_paths(folder)
-    build_catalogue(folder, found.paths).save(index_file(folder), {"seen": found.seen})
+    batches = map(_parsed, found.batches)
+    first = next(batches)
+    with replacing(index_file(folder)) as temporary, _writer(temporary, first.schema, {"seen": found.seen}) as writer:
+        for batch in chain([first], batches):  # never all of them in memory
+            writer.write_batch(batch)
     return index_file(folder)
 
 
@@ -142,10 +146,9 @@ def index_file(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.arrow")
 
 
-def build_catalogue(folder: Path, paths: Sequence[str] | pa.ChunkedArray) -> Catalogue:
+def build_catalogue(folder: Path, paths: Sequence[str]) -> Catalogue:
     """Parse `paths`, relative to `folder`, into a catalogue in their order."""
-    names = paths if isinstance(paths, pa.ChunkedArray) else pa.array(paths, pa.large_string())
-    return Catalogue(folder, pa.table({"path": names, **parse_columns(names, _COLUMNS)}))
+    return Catalogue(folder, pa.Table.from_batches([_parsed(pa.array(paths, pa.large_string()))]))
 
 
 def open_catalogue(path: Path, folder: Path) -> Catalogue:
@@ -187,6 +190,14 @@ def link_images(catalogue: Catalogue, folder: Path) -> None:
     for row, name in enumerate(names):
         path = catalogue.path(row)
         (folder / f"{name}{path.suffix}").symlink_to(path.resolve())
+
+
+def _parsed(paths: pa.Array) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pydict({"path": paths, **parse_columns(paths, _COLUMNS)})
+
+
+def _writer(path: Path, schema: pa.Schema, about: Mapping[str, Any]) -> pa.ipc.RecordBatchFileWriter:
+    return pa.ipc.new_file(str(path), schema.with_metadata({_ABOUT: json.dumps(about)}))
 
 
 def _about(path: Path) -> dict[str, Any]:

@@ -136,7 +136,9 @@ def build_partition(
         groups_per_side=groups_per_side,
         groups_per_heading=groups_per_heading,
     )
-    present, group_of_class = np.unique(group_of_class, axis=0, return_inverse=True)
+    # As one number each, in the order of the ids.
+    numbers = group_of_class @ np.array([groups_per_side * groups_per_heading, groups_per_heading, 1])
+    present, group_of_class = np.unique(numbers, return_inverse=True)
     num_groups = len(present) if num_groups is None else num_groups
     if num_groups < 1 or num_groups > len(present):
         raise ValueError(
@@ -145,7 +147,7 @@ def build_partition(
         )
     groups = []
     for index in range(num_groups):
-        members = np.flatnonzero(group_of_class.ravel() == index)
+        members = np.flatnonzero(group_of_class == index)
         sizes = ends[members] - starts[members]
         offsets = np.concatenate([[0], np.cumsum(sizes)])
         places = np.arange(offsets[-1]) + np.repeat(starts[members] - offsets[:-1], sizes)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,15 +14,15 @@ from tqdm import tqdm
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 _NEVER_IN_A_PATH = "\x1f"
-_LIST_BYTES_AT_ONCE = 2**24
+_LIST_BYTES_AT_ONCE = 2**25
 
 
 @dataclass(frozen=True)
 class FoundPaths:
     """The image files of a folder, and by what one sees that they changed."""
 
-    paths: pa.ChunkedArray
-    """Relative to the folder, with `/`, in the order of the list or sorted; large_string."""
+    batches: Iterator[pa.Array]
+    """Relative to the folder, with `/`, in the order of the list or sorted; large_string, to be gone through once."""
     seen: Mapping[str, int]
     """When each folder, or the list, was changed last, in nanoseconds; relative to the folder."""
 
@@ -70,7 +71,7 @@ def _scanned(folder: Path) -> FoundPaths:
     paths = pa.chunked_array(parts, pa.large_string())
     if not len(paths):
         raise FileNotFoundError(f"There is no image ({', '.join(EXTENSIONS)}) in {folder} or in a folder below it.")
-    return FoundPaths(paths.take(pc.sort_indices(paths)), dict(sorted(seen.items())))
+    return FoundPaths(iter(paths.take(pc.sort_indices(paths)).chunks), dict(sorted(seen.items())))
 
 
 def _read_folder(root: Path, name: str) -> tuple[str, int, list[str], pa.Array]:
@@ -89,19 +90,19 @@ def _read_folder(root: Path, name: str) -> tuple[str, int, list[str], pa.Array]:
 
 def _listed(listing: Path, folder: Path) -> FoundPaths:
     changed_ns = listing.stat().st_mtime_ns
-    paths = _lines(listing)
-    if not len(paths):
+    batches = _lines(listing)
+    first = next(batches, None)
+    if first is None:
         raise FileNotFoundError(f"The list {listing} names no image; fill it or remove it.")
-    first = paths[0].as_py()
-    if not (folder / first).is_file():
-        raise FileNotFoundError(f"The list {listing} names {first}, which does not lie in {folder}.")
-    return FoundPaths(paths, {f"../{listing.name}": changed_ns})
+    if not (folder / first[0].as_py()).is_file():
+        raise FileNotFoundError(f"The list {listing} names {first[0].as_py()}, which does not lie in {folder}.")
+    return FoundPaths(chain([first], batches), {f"../{listing.name}": changed_ns})
 
 
-def _lines(listing: Path) -> pa.ChunkedArray:
-    """The lines of a text without those that are empty; no Python string is made of any."""
+def _lines(listing: Path) -> Iterator[pa.Array]:
+    """The lines of a text without those that are empty, some at a time; no Python string is made of any."""
     try:
-        table = pa_csv.read_csv(
+        reader = pa_csv.open_csv(
             listing,
             pa_csv.ReadOptions(column_names=["path"], block_size=_LIST_BYTES_AT_ONCE),
             pa_csv.ParseOptions(delimiter=_NEVER_IN_A_PATH, quote_char=False, escape_char=False),
@@ -109,6 +110,8 @@ def _lines(listing: Path) -> pa.ChunkedArray:
         )
     except pa.ArrowInvalid as error:
         if "Empty CSV file" in str(error):
-            return pa.chunked_array([], pa.large_string())
+            return
         raise ValueError(f"The list {listing} cannot be read: {error}.") from None
-    return table["path"]
+    for batch in reader:
+        if len(batch):
+            yield batch["path"]

@@ -40,7 +40,7 @@ def read_photos(folder: Path) -> Photos:
         FileNotFoundError: no such folder, or no photo in it.
         ValueError: no photo says where it was taken.
     """
-    paths = find_paths(folder).paths.to_pylist()
+    paths = [path for batch in find_paths(folder).batches for path in batch.to_pylist()]
     with ThreadPoolExecutor() as pool:
         notes = list(
             tqdm(
