@@ -106,30 +106,35 @@ def measured(job: Callable[[Path], object], city: Path) -> Cost:
 
 
 def loop(city: Path) -> object:
-    """All fields of all names; then class and group image by image, into dicts of lists and of sets."""
+    """All fields of all names, the class and the group of each image, then dicts of lists of paths and of sets."""
     paths = city.with_name(f"{city.name}_images_paths.txt").read_text(encoding="utf-8").splitlines()
     fields = [path.split("@") for path in paths]
     numbers = np.array([(field[1], field[2], field[9]) for field in fields]).astype(float)
-    images_of_class, classes_of_group = defaultdict(list), defaultdict(set)
-    for path, (east, north, heading) in zip(paths, numbers, strict=True):
-        class_id = (
-            int(east // CELL_SIDE_M * CELL_SIDE_M),
-            int(north // CELL_SIDE_M * CELL_SIDE_M),
-            int(heading // HEADING_BIN_DEG * HEADING_BIN_DEG),
-        )
-        group_id = (
-            class_id[0] % (CELL_SIDE_M * GROUPS_PER_SIDE) // CELL_SIDE_M,
-            class_id[1] % (CELL_SIDE_M * GROUPS_PER_SIDE) // CELL_SIDE_M,
-            class_id[2] % (HEADING_BIN_DEG * GROUPS_PER_HEADING) // HEADING_BIN_DEG,
-        )
+    ids = [class_and_group(*row) for row in numbers]
+    images_of_class = defaultdict(list)
+    for path, (class_id, _) in zip(paths, ids, strict=True):
         images_of_class[class_id].append(path)
-        classes_of_group[group_id].add(class_id)
     images_of_class = {key: images for key, images in images_of_class.items() if len(images) >= MIN_IMAGES_PER_CLASS}
-    groups = {
-        key: [class_id for class_id in classes if class_id in images_of_class]
-        for key, classes in classes_of_group.items()
-    }
-    return fields, images_of_class, groups
+    classes_of_group = defaultdict(set)
+    for class_id, group_id in ids:
+        if class_id in images_of_class:
+            classes_of_group[group_id].add(class_id)
+    return fields, ids, images_of_class, {key: list(classes) for key, classes in classes_of_group.items()}
+
+
+def class_and_group(east: float, north: float, heading: float) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """The class id and the group id of one image."""
+    class_id = (
+        int(east // CELL_SIDE_M * CELL_SIDE_M),
+        int(north // CELL_SIDE_M * CELL_SIDE_M),
+        int(heading // HEADING_BIN_DEG * HEADING_BIN_DEG),
+    )
+    group_id = (
+        class_id[0] % (CELL_SIDE_M * GROUPS_PER_SIDE) // CELL_SIDE_M,
+        class_id[1] % (CELL_SIDE_M * GROUPS_PER_SIDE) // CELL_SIDE_M,
+        class_id[2] % (HEADING_BIN_DEG * GROUPS_PER_HEADING) // HEADING_BIN_DEG,
+    )
+    return class_id, group_id
 
 
 def index_and_cut(city: Path) -> object:
