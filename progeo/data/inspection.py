@@ -12,13 +12,15 @@ from tqdm import tqdm
 
 from progeo.places.catalogue import Catalogue
 
+_AT_ONCE = 4096
+
 
 @dataclass(frozen=True)
 class Inspection:
     """What a file is."""
 
-    digest: str
-    """Of its bytes; "" where there is no such file."""
+    digest: bytes
+    """Of what is in it, 16 bytes; none where there is no such file."""
     size: tuple[int, int] | None = None
     """Height and width in pixels; None where it cannot be decoded."""
     reason: str = ""
@@ -27,10 +29,13 @@ class Inspection:
 
 def inspect_images(catalogue: Catalogue) -> Iterator[Inspection]:
     """Read and decode every image once, in parallel, in the order of the catalogue."""
-    paths = (catalogue.path(row) for row in range(len(catalogue)))
-    with ThreadPoolExecutor() as pool:  # reading, hashing and decoding happen outside of Python's lock
-        inspections = pool.map(inspect_image, paths)
-        yield from tqdm(inspections, f"reading {catalogue.folder}", total=len(catalogue), unit="img", disable=None)
+    bar = tqdm(desc=f"reading {catalogue.folder}", total=len(catalogue), unit="img", disable=None)
+    with ThreadPoolExecutor() as pool, bar:  # reading, hashing and decoding happen outside of Python's lock
+        for start in range(0, len(catalogue), _AT_ONCE):
+            rows = range(start, min(start + _AT_ONCE, len(catalogue)))
+            for inspection in pool.map(inspect_image, map(catalogue.path, rows)):
+                bar.update()
+                yield inspection
 
 
 def inspect_image(path: Path) -> Inspection:
@@ -38,8 +43,8 @@ def inspect_image(path: Path) -> Inspection:
     try:
         content = path.read_bytes()
     except OSError as error:
-        return Inspection("", reason=error.strerror or str(error))
-    digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+        return Inspection(b"", reason=error.strerror or str(error))
+    digest = hashlib.blake2b(content, digest_size=16).digest()
     try:
         with Image.open(io.BytesIO(content)) as image:
             image.load()

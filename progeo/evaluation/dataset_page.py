@@ -138,6 +138,8 @@ def _classes(classes: Mapping[str, Any] | None) -> str:
     if "classes_per_group" in classes:
         title += f" {len(classes['classes_per_group'])} groups, of {min(classes['classes_per_group']):,} to "
         title += f"{max(classes['classes_per_group']):,} classes."
+    if "refused" in classes:
+        title += f" {escape(classes['refused'])}"
     return title + "</p>" + _histogram(classes) + _other_cells(classes.get("with_other_cells", []))
 
 

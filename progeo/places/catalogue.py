@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from progeo.files import replacing
+from progeo.places.coordinates import project
 from progeo.places.filename import FIELDS, ParsedNames, format_names, parse_columns
 from progeo.places.paths import changes_since, find_paths
 
@@ -63,11 +64,26 @@ class Catalogue:
         return self.table["heading"].to_numpy()
 
     @property
+    def degrees(self) -> np.ndarray | None:
+        """Latitude and longitude (2, N), where the catalogue was made from them."""
+        if "latitude" not in self.table.column_names:
+            return None
+        return np.stack([self.table["latitude"].to_numpy(), self.table["longitude"].to_numpy()])
+
+    @property
     def positives(self) -> list[np.ndarray] | None:
         """Right database rows of each query, where they are given and do not follow from distances."""
         if "positives" not in self.table.column_names:
             return None
         return [np.asarray(rows, np.int64) for rows in self.table["positives"].to_pylist()]
+
+    @cached_property
+    def places_fingerprint(self) -> str:
+        """A digest of where the images were taken."""
+        digest = hashlib.sha256()
+        for column in _COLUMNS:
+            digest.update(np.ascontiguousarray(self.table[column].to_numpy()).tobytes())
+        return digest.hexdigest()[:16]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -110,7 +126,7 @@ def read_catalogue(folder: Path) -> Catalogue:
     if not index.is_file():
         return Catalogue(folder, pa.Table.from_batches(map(_parsed, find_paths(folder).batches)))
     about = _about(index)
-    for change in changes_since(folder, about.get("seen", {})):
+    for change in changes_since(folder, about.get("seen", {}), about.get("list")):
         raise ValueError(f"{change} changed since {index} was made: run `progeo dataset index {folder}` again.")
     return open_catalogue(index, folder / about.get("root", ""))
 
@@ -118,10 +134,16 @@ def read_catalogue(folder: Path) -> Catalogue:
 def positions_m(*catalogues: Catalogue) -> list[np.ndarray]:
     """East and north of the images of each catalogue, (N, 2) metres.
 
-    They are UTM's where all images lie in one zone. Where they do not, east has 1000 km times the zone added: images of
-    two zones are far apart, also those on either side of a border.
+    They are UTM's where all images lie in one zone. Where they do not, all are measured in the zone of their middle if
+    latitude and longitude are known; if they are not, east has 1000 km times the zone added, so that images of two
+    zones are far apart.
     """
     zones = set().union(*(np.unique(catalogue.zone).tolist() for catalogue in catalogues)) - {0}
+    degrees = [pair for catalogue in catalogues if (pair := catalogue.degrees) is not None]
+    if len(zones) > 1 and len(degrees) == len(catalogues):
+        positions = project(*np.concatenate(degrees, axis=1))
+        together = np.stack([positions.east, positions.north], axis=1)
+        return np.split(together, np.cumsum([len(catalogue) for catalogue in catalogues])[:-1])
     shift_m = _ZONE_WIDTH_M if len(zones) > 1 else 0.0
     return [np.stack([catalogue.east + shift_m * catalogue.zone, catalogue.north], axis=1) for catalogue in catalogues]
 
@@ -135,7 +157,8 @@ def index_catalogue(folder: Path) -> Path:
     found = find_paths(folder)
     batches = map(_parsed, found.batches)
     first = next(batches)
-    with replacing(index_file(folder)) as temporary, _writer(temporary, first.schema, {"seen": found.seen}) as writer:
+    about = {"seen": found.seen, "list": found.list_changed_ns}
+    with replacing(index_file(folder)) as temporary, _writer(temporary, first.schema, about) as writer:
         for batch in chain([first], batches):  # never all of them in memory
             writer.write_batch(batch)
     return index_file(folder)

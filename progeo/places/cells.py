@@ -121,9 +121,15 @@ def build_partition(
         ValueError: settings that do not fit together, headings known for some images only, no class with enough
             images, or more groups asked for than there are.
     """
-    _check_headings(catalogue, heading_bin_deg)
     _check_cells(cell_side_m, heading_bin_deg)
     (positions,) = positions_m(catalogue)
+    nowhere = int((~np.isfinite(positions)).any(axis=1).sum())
+    if nowhere:
+        raise ValueError(
+            f"{nowhere} of {len(catalogue)} images of {catalogue.folder} have no coordinates: they can be evaluated "
+            f"with, not trained on."
+        )
+    _check_headings(catalogue, heading_bin_deg)
     columns = (positions[:, 0], positions[:, 1], catalogue.heading)
     order, starts, ends = _classes(_class_numbers(*columns, cell_side_m, heading_bin_deg), min_images_per_class)
     ids = class_ids(

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import utm
 
+_WIDEST_DEG = 6
+
 
 @dataclass(frozen=True)
 class Positions:
@@ -15,9 +17,7 @@ class Positions:
     north: np.ndarray
     """Metres, float64 (N,)."""
     zone: int
-    """The zone of the median image, 1 to 60; all others are measured in it too."""
-    zones_crossed: tuple[int, ...]
-    """All zones that images lie in."""
+    """The zone of the middle of the set, 1 to 60; all are measured in it."""
 
 
 def project(latitude: np.ndarray, longitude: np.ndarray) -> Positions:
@@ -28,7 +28,8 @@ def project(latitude: np.ndarray, longitude: np.ndarray) -> Positions:
         longitude: degrees east, -180 to 180, (N,).
 
     Raises:
-        ValueError: degrees that are absent or out of range; the sentence gives the first and its place, from 1.
+        ValueError: degrees that are absent or out of range, with the first and its place, from 1; or images so far
+            apart that no zone fits all.
     """
     for name, values, low, high in (("latitude", latitude, -80, 84), ("longitude", longitude, -180, 180)):
         wrong = ~((values >= low) & (values <= high))
@@ -38,8 +39,21 @@ def project(latitude: np.ndarray, longitude: np.ndarray) -> Positions:
                 f"Image {row + 1}: its {name} must be from {low} to {high} degrees, got {values[row]}. Are latitude "
                 f"and longitude the right way round?"
             )
-    middle = np.median(latitude), np.median(longitude)
-    zone = utm.latlon_to_zone_number(*middle)
-    east, north, _, _ = utm.from_latlon(latitude, longitude, force_zone_number=zone, force_northern=middle[0] >= 0)
-    crossed = np.unique(np.minimum((longitude + 180) // 6 + 1, 60).astype(int))
-    return Positions(east, north, zone, tuple(crossed.tolist()))
+    around = longitude[0] + _turned(longitude - longitude[0])  # without a jump at 180 degrees
+    middle_latitude, middle_longitude = float(np.median(latitude)), float(_turned(np.median(around)))
+    far = np.abs(_turned(longitude - middle_longitude)) > _WIDEST_DEG
+    if far.any():
+        row = int(far.argmax())
+        raise ValueError(
+            f"Image {row + 1} is at longitude {longitude[row]}, the middle of all at {middle_longitude:.5f}: more than "
+            f"{_WIDEST_DEG} degrees apart, no UTM zone fits both. Make one set of each city."
+        )
+    zone = utm.latlon_to_zone_number(middle_latitude, middle_longitude)
+    northern = middle_latitude >= 0
+    east, north, _, _ = utm.from_latlon(latitude, longitude, force_zone_number=zone, force_northern=northern)
+    return Positions(east, north, zone)
+
+
+def _turned(degrees: np.ndarray) -> np.ndarray:
+    """The same direction from -180 to 180."""
+    return (degrees + 180) % 360 - 180

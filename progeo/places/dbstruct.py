@@ -45,6 +45,8 @@ def _catalogue(fields: Mapping[str, Any], file: Path, side: str, folder: Path) -
             raise ValueError(f"{file} has no field {name}; its fields are {', '.join(sorted(fields))}.")
     names = [name.replace("\\", "/") for name in fields[names_field]]
     utm = np.asarray(fields[utm_field], np.float64)
+    if len(names) == 1:
+        utm = utm.reshape(-1, 1)
     if utm.shape == (len(names), 2) and len(names) != 2:
         utm = utm.T
     if utm.shape != (2, len(names)):
@@ -57,7 +59,7 @@ def _catalogue(fields: Mapping[str, Any], file: Path, side: str, folder: Path) -
         "heading": np.full(len(names), np.nan),
     }
     if time_field in fields:
-        columns["time"] = pa.array([f"{stamp:g}" for stamp in np.asarray(fields[time_field], float).ravel()])
+        columns["time"] = pa.array([f"{stamp:.15g}" for stamp in np.asarray(fields[time_field], float).ravel()])
     return Catalogue(folder, pa.table(columns))
 
 

@@ -24,7 +24,9 @@ class FoundPaths:
     batches: Iterator[pa.Array]
     """Relative to the folder, with `/`, in the order of the list or sorted; large_string, to be gone through once."""
     seen: Mapping[str, int]
-    """When each folder, or the list, was changed last, in nanoseconds; relative to the folder."""
+    """When each folder that was looked into was changed last, in nanoseconds; relative to the folder."""
+    list_changed_ns: int | None
+    """The same of the list; None where there is none."""
 
 
 def find_paths(folder: Path) -> FoundPaths:
@@ -35,19 +37,30 @@ def find_paths(folder: Path) -> FoundPaths:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}.")
-    listing = folder.with_name(f"{folder.name}_images_paths.txt")
+    listing = _list_of(folder)
     return _listed(listing, folder) if listing.is_file() else _scanned(folder)
 
 
-def changes_since(folder: Path, seen: Mapping[str, int]) -> Iterator[str]:
-    """What changed, or is gone, of the folders or the list that `find_paths` saw."""
+def changes_since(folder: Path, seen: Mapping[str, int], list_changed_ns: int | None) -> Iterator[Path]:
+    """What changed, came or is gone of the folders and the list that `find_paths` saw."""
+    if not seen and list_changed_ns is None:
+        return  # made from something else than a folder
+    if _changed_ns(_list_of(folder)) != list_changed_ns:
+        yield _list_of(folder)
     for name, changed_ns in seen.items():
-        try:
-            if (folder / name).stat().st_mtime_ns == changed_ns:
-                continue
-        except FileNotFoundError:
-            pass
-        yield os.path.normpath(folder / name)
+        if _changed_ns(folder / name) != changed_ns:
+            yield folder / name
+
+
+def _list_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}_images_paths.txt")
+
+
+def _changed_ns(path: Path) -> int | None:
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
 
 
 def _scanned(folder: Path) -> FoundPaths:
@@ -71,7 +84,7 @@ def _scanned(folder: Path) -> FoundPaths:
     paths = pa.chunked_array(parts, pa.large_string())
     if not len(paths):
         raise FileNotFoundError(f"There is no image ({', '.join(EXTENSIONS)}) in {folder} or in a folder below it.")
-    return FoundPaths(iter(paths.take(pc.sort_indices(paths)).chunks), dict(sorted(seen.items())))
+    return FoundPaths(iter(paths.take(pc.sort_indices(paths)).chunks), dict(sorted(seen.items())), None)
 
 
 def _read_folder(root: Path, name: str) -> tuple[str, int, list[str], pa.Array]:
@@ -96,7 +109,7 @@ def _listed(listing: Path, folder: Path) -> FoundPaths:
         raise FileNotFoundError(f"The list {listing} names no image; fill it or remove it.")
     if not (folder / first[0].as_py()).is_file():
         raise FileNotFoundError(f"The list {listing} names {first[0].as_py()}, which does not lie in {folder}.")
-    return FoundPaths(chain([first], batches), {f"../{listing.name}": changed_ns})
+    return FoundPaths(chain([first], batches), {}, changed_ns)
 
 
 def _lines(listing: Path) -> Iterator[pa.Array]:
@@ -113,5 +126,9 @@ def _lines(listing: Path) -> Iterator[pa.Array]:
             return
         raise ValueError(f"The list {listing} cannot be read: {error}.") from None
     for batch in reader:
-        if len(batch):
-            yield batch["path"]
+        paths = batch["path"]
+        if any(pc.any(test(paths, blank)).as_py() for test in (pc.starts_with, pc.ends_with) for blank in " \t"):
+            paths = pc.utf8_trim_whitespace(paths)
+            paths = paths.filter(pc.not_equal(paths, ""))
+        if len(paths):
+            yield paths

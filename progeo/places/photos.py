@@ -65,6 +65,8 @@ def read_photos(folder: Path) -> Photos:
         "north": positions.north,
         "zone": np.full(len(placed), positions.zone, np.int8),
         "heading": heading,
+        "latitude": latitude,
+        "longitude": longitude,
         "time": pa.array([note.time for _, note in placed]),
     }
     return Photos(Catalogue(folder, pa.table(columns)), without)
@@ -76,10 +78,10 @@ def _note(path: Path) -> _Note | None:
         with Image.open(path) as image:
             exif = image.getexif()
         gps = exif.get_ifd(IFD.GPSInfo)
-        latitude = _degrees(gps[GPS.GPSLatitude], gps.get(GPS.GPSLatitudeRef, "N"), "S")
-        longitude = _degrees(gps[GPS.GPSLongitude], gps.get(GPS.GPSLongitudeRef, "E"), "W")
+        latitude = _degrees(gps[GPS.GPSLatitude], gps[GPS.GPSLatitudeRef], "S")
+        longitude = _degrees(gps[GPS.GPSLongitude], gps[GPS.GPSLongitudeRef], "W")
         heading = float(gps[GPS.GPSImgDirection]) % 360 if GPS.GPSImgDirection in gps else np.nan
-    except (OSError, SyntaxError, KeyError, TypeError, ValueError, ZeroDivisionError):
+    except Exception:  # no image, no place, a side that is not given, or any of the ways in which EXIF can be broken
         return None
     if not (abs(latitude) <= 90 and abs(longitude) <= 180) or (latitude == 0 and longitude == 0):
         return None

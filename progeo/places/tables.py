@@ -1,5 +1,6 @@
 """Images whose places somebody wrote down: CSV, Parquet and GeoJSON -> catalogue."""
 
+import csv
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from progeo.files import read_json
 from progeo.places.catalogue import Catalogue, check_files
 from progeo.places.coordinates import project
 
+_TEXTS = ("path", "condition", "time")
 _NAMES: Mapping[str, tuple[str, ...]] = {
     "path": ("path", "image", "file", "filename", "file_name", "image_path"),
     "latitude": ("latitude", "lat"),
@@ -49,12 +51,16 @@ def read_table(file: Path, images: Path) -> Catalogue:
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from None
         columns |= {"east": positions.east, "north": positions.north}
+        columns |= {name: _numbers(table, name, file) for name in ("latitude", "longitude")}
         zone = np.full(len(positions.east), positions.zone)
     elif {"east", "north"} <= table.keys():
         columns |= {name: _numbers(table, name, file, may_be_absent=False) for name in ("east", "north")}
         zone = np.nan_to_num(_numbers(table, "zone", file)) if "zone" in table else np.zeros(len(columns["east"]))
     else:
         raise ValueError(f"{file} needs columns latitude and longitude, or east and north; it has no such pair.")
+    wrong = (zone != np.floor(zone)) | (zone < 0) | (zone > 60)
+    if wrong.any():
+        raise ValueError(f"{file}: row {int(wrong.argmax()) + 1}: zone must be from 1 to 60, got {zone[wrong][0]:g}.")
     count = len(columns["east"])
     columns["zone"] = zone.astype(np.int8)
     columns["heading"] = _numbers(table, "heading", file) % 360 if "heading" in table else np.full(count, np.nan)
@@ -68,27 +74,43 @@ def _read(file: Path) -> pa.Table:
     try:
         if file.suffix.lower() in (".csv", ".tsv"):
             delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
-            return pa_csv.read_csv(file, parse_options=pa_csv.ParseOptions(delimiter=delimiter))
+            return _read_csv(file, delimiter)
         if file.suffix.lower() == ".parquet":
             return pa_parquet.read_table(file)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         raise ValueError(f"{file} cannot be read: {error}.") from None
     if file.suffix.lower() == ".geojson":
         return _read_geojson(file)
     raise ValueError(f"{file}: a table is a .csv, .tsv, .parquet or .geojson file.")
 
 
+def _read_csv(file: Path, delimiter: str) -> pa.Table:
+    """Numbers as numbers; what is text as it stands: 0001 is another name than 1."""
+    with file.open(encoding="utf-8-sig") as stream:
+        header = next(csv.reader(stream, delimiter=delimiter), [])
+    texts = {name for column in _TEXTS for name in _NAMES[column]}
+    types = {name: pa.large_string() for name in header if name.strip().lower() in texts}
+    options = pa_csv.ConvertOptions(column_types=types)
+    return pa_csv.read_csv(file, parse_options=pa_csv.ParseOptions(delimiter=delimiter), convert_options=options)
+
+
 def _read_geojson(file: Path) -> pa.Table:
+    content = read_json(file)
+    features = content.get("features") if isinstance(content, dict) else None
+    if not features:
+        raise ValueError(f"{file} has no features.")
     rows = []
-    for number, feature in enumerate(read_json(file).get("features", []), 1):
+    for number, feature in enumerate(features, 1):
         geometry = feature.get("geometry") or {}
         if geometry.get("type") != "Point":
             raise ValueError(f"{file}: feature {number} must be a Point, got {geometry.get('type')}.")
         longitude, latitude = geometry["coordinates"][:2]
         rows.append({**(feature.get("properties") or {}), "longitude": longitude, "latitude": latitude})
-    if not rows:
-        raise ValueError(f"{file} has no features.")
-    return pa.Table.from_pylist(rows)
+    names = dict.fromkeys(name for row in rows for name in row)
+    try:
+        return pa.table({name: [row.get(name) for row in rows] for name in names})
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ValueError(f"{file}: a property has values of several kinds: {error}.") from None
 
 
 def _known_columns(table: pa.Table, file: Path) -> dict[str, pa.ChunkedArray]:
@@ -103,6 +125,9 @@ def _known_columns(table: pa.Table, file: Path) -> dict[str, pa.ChunkedArray]:
         raise ValueError(f"{file} needs a column path; it has {', '.join(table.column_names)}.")
     if not table.num_rows:
         raise ValueError(f"{file} has no rows.")
+    empty = pc.fill_null(pc.equal(known["path"].cast(pa.large_string()), ""), True).to_numpy()
+    if empty.any():
+        raise ValueError(f"{file}: row {int(empty.argmax()) + 1} has no path.")
     return known
 
 

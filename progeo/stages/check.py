@@ -70,21 +70,30 @@ def check_dataset(settings: DatasetCheckSettings) -> dict[str, Any]:
 
 def _findings(catalogue: Catalogue, min_side_px: int) -> Findings:
     findings = Findings(len(catalogue), misplaced=_misplaced(catalogue))
-    paths_of: dict[str, list[str]] = defaultdict(list)
+    digests = np.zeros(len(catalogue), "S16")
     sizes: dict[str, int] = defaultdict(int)
     for row, inspection in enumerate(inspect_images(catalogue)):
-        path = catalogue.table["path"][row].as_py()
-        if inspection.digest:
-            paths_of[inspection.digest].append(path)
+        digests[row] = inspection.digest
         if inspection.size is None:
-            findings.unreadable[path] = inspection.reason
+            findings.unreadable[_path(catalogue, row)] = inspection.reason
             continue
         sizes[f"{inspection.size[0]} x {inspection.size[1]}"] += 1
         if min(inspection.size) < min_side_px:
-            findings.tiny.append(path)
-    findings.duplicates = [paths for paths in paths_of.values() if len(paths) > 1]
+            findings.tiny.append(_path(catalogue, row))
+    findings.duplicates = _duplicates(catalogue, digests)
     findings.sizes = dict(sorted(sizes.items(), key=lambda item: -item[1]))
     return findings
+
+
+def _duplicates(catalogue: Catalogue, digests: np.ndarray) -> list[list[str]]:
+    order = np.argsort(digests, kind="stable")
+    there = order[digests[order] != b""]
+    starts = np.flatnonzero(np.r_[True, digests[there[1:]] != digests[there[:-1]]]) if len(there) else []
+    return [[_path(catalogue, row) for row in rows.tolist()] for rows in np.split(there, starts[1:]) if len(rows) > 1]
+
+
+def _path(catalogue: Catalogue, row: int) -> str:
+    return catalogue.table["path"][row].as_py()
 
 
 def _misplaced(catalogue: Catalogue) -> dict[str, str]:
@@ -92,7 +101,7 @@ def _misplaced(catalogue: Catalogue) -> dict[str, str]:
     reasons: dict[str, str] = {}
     for name, values, (low, high) in (("east", catalogue.east, _EAST_M), ("north", catalogue.north, _NORTH_M)):
         for row in np.flatnonzero((values < low) | (values > high)).tolist():
-            reasons[catalogue.table["path"][row].as_py()] = f"{name} {values[row]:.0f} m is not from {low} to {high}"
+            reasons[_path(catalogue, row)] = f"{name} {values[row]:.0f} m is not from {low} to {high}"
     for row, metres in _contradictions(catalogue):
         reasons.setdefault(
             catalogue.table["path"][row].as_py(), f"its degrees are {metres:,.0f} m from its UTM position"
@@ -120,7 +129,7 @@ def _contradictions(catalogue: Catalogue) -> Iterator[tuple[int, float]]:
 def _queries_without_positive(catalogues: Mapping[str, Catalogue], settings: DatasetCheckSettings) -> list[str]:
     database, queries = catalogues[settings.database], catalogues[settings.queries]
     positives = queries.positives or positives_within(*positions_m(database, queries), settings.positive_radius_m)
-    return [queries.table["path"][row].as_py() for row, right in enumerate(positives) if not len(right)]
+    return [_path(queries, row) for row, right in enumerate(positives) if not len(right)]
 
 
 def _classes(catalogue: Catalogue, cells: CellSettings) -> dict[str, Any]:
@@ -129,10 +138,11 @@ def _classes(catalogue: Catalogue, cells: CellSettings) -> dict[str, Any]:
     if counts["classes"] >= _FEW_CLASSES:
         return counts
     wider = {round(cells.cell_side_m * factor) for factor in _WIDER}
+    bins = (360,) if np.isnan(catalogue.heading).any() else _BINS
     others = [
         replace(cells, cell_side_m=side, heading_bin_deg=degrees, groups_per_heading=1)
         for side in sorted(wider)
-        for degrees in _BINS
+        for degrees in bins
     ]
     return {**counts, "with_other_cells": [_counts(catalogue, each, with_groups=False) for each in others]}
 
@@ -143,6 +153,8 @@ def _counts(catalogue: Catalogue, cells: CellSettings, *, with_groups: bool = Tr
         partition = build_partition(catalogue, **{**vars(cells), "num_groups": None})
     except NoClass:
         return {**about, "classes": 0, "images": 0}
+    except ValueError as error:
+        return {**about, "classes": 0, "images": 0, "refused": str(error)}
     sizes = [np.diff(group.offsets) for group in partition.groups]
     counts = {**about, "classes": sum(map(len, sizes)), "images": int(sum(size.sum() for size in sizes))}
     if not with_groups:
@@ -177,3 +189,5 @@ def _print(report: Mapping[str, Any]) -> None:
             f"{counts['images']:,}",
             f" in {len(counts['classes_per_group'])} groups" if "classes_per_group" in counts else "",
         )
+        if "refused" in counts:
+            LOGGER.info("  %s", counts["refused"])

@@ -32,7 +32,12 @@ def keep_places(run: RunFolder, places: TrainingPlaces) -> None:
         ValueError: classes or images changed since the run began.
     """
     path = run.path / _PLACES
-    now = {"images": len(places.catalogue), "image_list": places.catalogue.fingerprint, **places.partition.describe()}
+    now = {
+        "images": len(places.catalogue),
+        "image_list": places.catalogue.fingerprint,
+        "image_places": places.catalogue.places_fingerprint,
+        **places.partition.describe(),
+    }
     if not (path.is_file() and run.begun):
         write_json(path, now)
         return
@@ -41,5 +46,10 @@ def keep_places(run: RunFolder, places: TrainingPlaces) -> None:
     if stored["image_list"] != now["image_list"]:
         raise ValueError(
             f"The run in {run.path} was begun with {stored['images']} images in {places.catalogue.folder}, now there "
-            f"are {now['images']}, not all the same: name another --run."
+            f"are {now['images']}, not all the same or in another order: name another --run."
+        )
+    if stored["image_places"] != now["image_places"]:
+        raise ValueError(
+            f"The run in {run.path} was begun with images of {places.catalogue.folder} at other places or with other "
+            f"headings: name another --run."
         )

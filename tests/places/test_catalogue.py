@@ -5,7 +5,14 @@ import time
 import numpy as np
 import pytest
 
-from progeo.places.catalogue import build_catalogue, index_catalogue, open_catalogue, positions_m, read_catalogue
+from progeo.places.catalogue import (
+    Catalogue,
+    build_catalogue,
+    index_catalogue,
+    open_catalogue,
+    positions_m,
+    read_catalogue,
+)
 
 
 def name(east, heading="", extension=".jpg"):
@@ -90,7 +97,7 @@ def test_an_index_is_mapped_instead_of_reading_the_folder_again(tmp_path, monkey
     assert all(indexed.path(row).is_file() for row in range(3))
 
 
-@pytest.mark.parametrize("change", ["more", "fewer", "gone", "list"])
+@pytest.mark.parametrize("change", ["more", "fewer", "gone", "list", "new list"])
 def test_an_index_that_is_older_than_the_folder_is_refused(tmp_path, change):
     folder, listing = tmp_path / "train", tmp_path / "train_images_paths.txt"
     touch(folder, f"a/{name(2)}", f"b/{name(1)}")
@@ -104,7 +111,7 @@ def test_an_index_that_is_older_than_the_folder_is_refused(tmp_path, change):
         (folder / "b" / name(1)).unlink()
     elif change == "gone":
         shutil.rmtree(folder / "b")
-    else:
+    else:  # another list, or the first
         listing.write_text(f"b/{name(1)}\n")
     with pytest.raises(ValueError, match=r"changed since .*train\.arrow was made: run `progeo dataset index .*train`"):
         read_catalogue(folder)
@@ -134,3 +141,19 @@ def test_images_of_two_zones_are_far_apart_wherever_one_of_them_is_asked_for(tmp
     np.testing.assert_array_equal(positions_m(here)[0], positions_m(there)[0])
     assert np.linalg.norm(np.subtract(*positions_m(here, there))) == 1e6
     assert np.linalg.norm(np.diff(positions_m(both)[0], axis=0)) == 1e6
+
+
+def test_an_index_of_a_linked_folder_looks_at_the_list_beside_the_link(tmp_path):
+    touch(tmp_path / "big/train", name(1), name(2))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/train").symlink_to(tmp_path / "big/train")
+    (tmp_path / "data/train_images_paths.txt").write_text(f"{name(2)} \r\n\r\n")
+    index_catalogue(tmp_path / "data/train")
+    assert read_catalogue(tmp_path / "data/train").table["path"].to_pylist() == [name(2)]
+
+
+def test_images_at_other_places_have_another_fingerprint_of_places(tmp_path):
+    catalogue = build_catalogue(tmp_path, [name(1), name(2)])
+    moved = Catalogue(tmp_path, catalogue.table.set_column(1, "east", [[2.0, 1.0]]))
+    assert moved.fingerprint == catalogue.fingerprint
+    assert moved.places_fingerprint != catalogue.places_fingerprint

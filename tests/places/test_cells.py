@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from progeo.places.catalogue import build_catalogue
+from progeo.places.catalogue import Catalogue, build_catalogue
 from progeo.places.cells import build_partition, check_same_partition, class_ids, group_ids
 
 PUBLISHED = {"cell_side_m": 10, "heading_bin_deg": 30}
@@ -141,3 +141,10 @@ def test_a_partition_that_does_not_match_is_refused_with_what_differs():
 def test_a_group_is_immutable():
     with pytest.raises(dataclasses.FrozenInstanceError):
         partition_of([(1, 1, 5)]).groups[0].rows = None
+
+
+def test_images_without_coordinates_are_refused():
+    catalogue = catalogue_of([(0, 0, 0), (5, 5, 0)])
+    nowhere = Catalogue(catalogue.folder, catalogue.table.set_column(1, "east", [[np.nan, 5.0]]))
+    with pytest.raises(ValueError, match="1 of 2 images of images have no coordinates: they can be evaluated with"):
+        build_partition(nowhere, **PUBLISHED, **GROUPS, min_images_per_class=1, num_groups=1)

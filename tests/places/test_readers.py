@@ -88,6 +88,8 @@ def test_columns_may_have_other_names_and_metres_and_headings_may_be_missing(tmp
         ("path,latitude,longitude", [("0.jpg", "north", 2)], "the column latitude must hold numbers"),
         ("path,east,north", [("0.jpg", 1, 2), ("9.jpg", 1, 2)], "1 of 2 images are not in .*, the first is 9.jpg"),
         ("path,east,north", [("0.jpg", 1, "")], "row 1 has no north"),
+        ("path,east,north", [("0.jpg", 1, 2), ("", 1, 2)], "row 2 has no path"),
+        ("path,east,north,zone", [("0.jpg", 1, 2, 32610)], "row 1: zone must be from 1 to 60, got 32610"),
     ],
 )
 def test_a_table_that_cannot_be_used_is_refused(tmp_path, images, header, rows, words):
@@ -98,9 +100,64 @@ def test_a_table_that_cannot_be_used_is_refused(tmp_path, images, header, rows, 
 
 def test_a_set_across_a_border_of_zones_or_the_equator_is_measured_in_the_zone_of_its_middle():
     positions = project(np.array([0.001, 0.0, -0.001]), np.array([5.999, 5.9995, 6.001]))
-    assert (positions.zone, positions.zones_crossed) == (31, (31, 32))
+    assert positions.zone == 31
     np.testing.assert_allclose(np.diff(positions.north), [-110.6, -110.6], atol=0.2)
     np.testing.assert_allclose(np.diff(positions.east), [55.7, 167.0], atol=0.3)
+
+
+def test_a_set_across_180_degrees_has_no_jump():
+    positions = project(np.zeros(3) + 10, np.array([179.999, -179.999, 179.9995]))
+    assert abs(positions.east[0] - positions.east[1]) == pytest.approx(219, abs=1)
+
+
+def test_cities_that_no_zone_fits_are_refused():
+    with pytest.raises(
+        ValueError, match=r"Image 3 is at longitude -74\.0, the middle of all at 2\.3.*Make one set of each"
+    ):
+        project(np.array([48.85, 48.86, 40.7]), np.array([2.3, 2.35, -74.0]))
+
+
+def test_two_tables_on_either_side_of_a_border_are_measured_together(tmp_path, images):
+    write_csv(tmp_path / "west.csv", "path,lat,lon", [("0.jpg", 50, 5.9999), ("1.jpg", 50, 5.9998)])
+    write_csv(tmp_path / "east.csv", "path,lat,lon", [("2.jpg", 50, 6.0001)])
+    west, east = read_table(tmp_path / "west.csv", images), read_table(tmp_path / "east.csv", images)
+    assert (west.zone[0], east.zone[0]) == (31, 32)
+    west_m, east_m = positions_m(west, east)
+    np.testing.assert_allclose(np.linalg.norm(west_m - east_m, axis=1), [14.3, 21.5], atol=0.1)
+
+
+def test_names_and_times_that_look_like_numbers_stay_as_they_are(tmp_path):
+    for name in ("0001", "0002"):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.jpg")
+        (tmp_path / f"{name}.jpg").rename(tmp_path / name)
+    (tmp_path / "places.csv").write_bytes("\ufeffPath,east,north,Time\r\n0001,1,2,0920\r\n0002,3,4,1030\r\n".encode())
+    catalogue = read_table(tmp_path / "places.csv", tmp_path)
+    assert catalogue.table["path"].to_pylist() == ["0001", "0002"]
+    assert catalogue.table["time"].to_pylist() == ["0920", "1030"]
+
+
+def test_properties_that_the_first_feature_lacks_are_read_too(tmp_path, images):
+    point = {"type": "Point", "coordinates": [0.1, 52.2]}
+    features = [
+        {"geometry": point, "properties": {"path": "0.jpg"}},
+        {"geometry": point, "properties": {"path": "1.jpg", "heading": 45}},
+    ]
+    (tmp_path / "places.geojson").write_text(json.dumps({"features": features}))
+    np.testing.assert_array_equal(read_table(tmp_path / "places.geojson", images).heading, [np.nan, 45])
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ([], "has no features"),
+        ({"features": [{"geometry": {"type": "LineString"}}]}, "feature 1 must be a Point, got LineString"),
+        ({"features": [{"geometry": {"type": "Point", "coordinates": [0, 0]}}]}, "needs a column path"),
+    ],
+)
+def test_geojson_that_cannot_be_used_is_refused(tmp_path, images, content, words):
+    (tmp_path / "places.geojson").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=words):
+        read_table(tmp_path / "places.geojson", images)
 
 
 def photograph(file, latitude, longitude, heading=None, time=None):
@@ -120,9 +177,12 @@ def test_photos_tell_their_place_direction_and_time(tmp_path):
     photograph(tmp_path / "a.jpg", -33.8568, 151.2153, 12.5, "2024:05:06 07:08:09")
     photograph(tmp_path / "b.jpg", -33.8570, 151.2150)
     Image.new("RGB", (8, 8)).save(tmp_path / "without.jpg")
+    exif = Image.Exif()
+    exif[0x8825] = {2: (10, 0, 0), 4: (73, 0, 0)}  # east or west?
+    Image.new("RGB", (8, 8)).save(tmp_path / "sideless.jpg", exif=exif)
     (tmp_path / "broken.jpg").write_bytes(b"broken")
     photos = read_photos(tmp_path)
-    assert photos.without_place == ("broken.jpg", "without.jpg")
+    assert photos.without_place == ("broken.jpg", "sideless.jpg", "without.jpg")
     expected = [utm.from_latlon(-33.8568, 151.2153)[:2], utm.from_latlon(-33.8570, 151.2150)[:2]]
     np.testing.assert_allclose(positions_m(photos.catalogue)[0], expected, atol=0.01)
     np.testing.assert_array_equal(photos.catalogue.heading, [12.5, np.nan])
@@ -141,7 +201,7 @@ STRUCT = {
     "qImageFns": ["q1.jpg", "q2.jpg"],
     "utmQ": np.array([[585001.0, 585009], [4476001, 4476009]]),
 }
-STAMPS = {"dbTimeStamp": np.array([[2009.5, 2010, 2011]]), "qTimeStamp": np.array([[2012, 2013.25]])}
+STAMPS = {"dbTimeStamp": np.array([[735234.25, 20130512, 2011]]), "qTimeStamp": np.array([[2012, 2013.25]])}
 
 
 def save_v5(file, fields):
@@ -191,7 +251,7 @@ def test_a_dbstruct_of_either_format_gives_both_sides(tmp_path, struct_images, s
     assert database_m.tolist() == STRUCT["utmDb"].T.tolist()
     assert queries_m.tolist() == STRUCT["utmQ"].T.tolist()
     times = [side.table["time"].to_pylist() if stamps else None for side in sides.values()]
-    assert times == ([["2009.5", "2010", "2011"], ["2012", "2013.25"]] if stamps else [None, None])
+    assert times == ([["735234.25", "20130512", "2011"], ["2012", "2013.25"]] if stamps else [None, None])
 
 
 @pytest.mark.parametrize(
@@ -205,6 +265,11 @@ def test_a_dbstruct_that_does_not_fit_together_is_refused(tmp_path, struct_image
     save_v5(tmp_path / "pitts.mat", STRUCT | fields)
     with pytest.raises((ValueError, FileNotFoundError), match=words):
         read_dbstruct(tmp_path / "pitts.mat", struct_images)
+
+
+def test_a_dbstruct_of_one_query_is_read(tmp_path, struct_images):
+    save_v5(tmp_path / "one.mat", STRUCT | {"qImageFns": ["q1.jpg"], "utmQ": np.array([[585001.0], [4476001]])})
+    assert positions_m(read_dbstruct(tmp_path / "one.mat", struct_images)["queries"])[0].tolist() == [[585001, 4476001]]
 
 
 def test_files_that_are_no_dbstruct_are_refused(tmp_path, struct_images):
@@ -262,6 +327,18 @@ def test_an_array_with_anything_but_numbers_is_not_unpickled(tmp_path, monkeypat
     assert not (tmp_path / "touched").exists()
     pickle.loads(pickle.dumps(Touch()))
     assert (tmp_path / "touched").exists()  # as it would have been
+
+
+def test_an_array_that_gives_raw_bytes_as_objects_is_refused(tmp_path):
+    """Numbers that claim to be pointers would crash NumPy's own unpickling."""
+    forged = ragged([0], [0])
+    content = pickle.dumps(np.array([7, 8], np.int64), protocol=4).replace(b"\x8c\x02i8", b"\x8c\x02O8")
+    save_arrays(tmp_path, forged)
+    with (tmp_path / "set_gt.npy").open("wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, {"descr": "|O", "fortran_order": False, "shape": (2,)})
+        stream.write(content)
+    with pytest.raises(ValueError, match=r"set_gt\.npy cannot be read: it is no array of lists"):
+        read_arrays(tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize(

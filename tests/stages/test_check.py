@@ -91,3 +91,13 @@ def test_the_plan_counts_every_group(train, capsys):
         row = f"{number} {len(sizes)} {sizes.sum()} {sizes.min()} {np.median(sizes):g} {sizes.max()}"
         assert row.split() in [line.split() for line in printed.splitlines()]
     assert "84 images;" in printed
+
+
+def test_missing_headings_are_said_and_cells_alone_are_counted(train):
+    fields = parse_names(paths_of(train)[:1])
+    fields.heading[:] = np.nan
+    (train / paths_of(train)[0]).rename(train / format_names(fields)[0])
+    classes = check_dataset(DatasetCheckSettings(train, cells=CellSettings(min_images_per_class=4)))["classes"]
+    assert "1 of 84 images" in classes["refused"]
+    assert {counts["heading_bin_deg"] for counts in classes["with_other_cells"]} == {360}
+    assert all("refused" not in counts for counts in classes["with_other_cells"])
