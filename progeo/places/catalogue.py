@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from tqdm import tqdm
 
 from progeo.files import replacing
 from progeo.places.coordinates import project
@@ -159,8 +160,11 @@ def index_catalogue(folder: Path) -> Path:
     first = next(batches)
     about = {"seen": found.seen, "list": found.list_changed_ns}
     with replacing(index_file(folder)) as temporary, _writer(temporary, first.schema, about) as writer:
+        bar = tqdm(desc=f"reading the names of {folder}", unit="img", disable=None)
         for batch in chain([first], batches):  # never all of them in memory
             writer.write_batch(batch)
+            bar.update(len(batch))
+        bar.close()
     return index_file(folder)
 
 
