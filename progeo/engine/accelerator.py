@@ -13,7 +13,6 @@ from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import AutocastKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather
 from torch.nn.parallel import DistributedDataParallel
 
 from progeo.engine.run_folder import flat_settings
@@ -76,8 +75,18 @@ def full_precision(accelerator: Accelerator) -> AbstractContextManager:
 
 
 def gathered_with_gradient(rows: Tensor, accelerator: Accelerator) -> Tensor:
-    """The rows (n, D) of all processes in their order; each gets the gradients that all processes have for its own."""
-    return rows if accelerator.num_processes == 1 else torch.cat(all_gather(rows))
+    """The rows (n, D) of all processes in their order, for a loss that all compute alike.
+
+    Each process lets the gradient through its own rows alone, times the number of processes: `distributed` modules then
+    average to the gradient of the whole.
+    """
+    if accelerator.num_processes == 1:
+        return rows
+    parts = list(accelerator.gather(rows.detach()).split(len(rows)))
+    mine = rows.clone()
+    mine.register_hook(lambda gradient: gradient * accelerator.num_processes)
+    parts[accelerator.process_index] = mine
+    return torch.cat(parts)
 
 
 def share_of(count: int, accelerator: Accelerator) -> range:
