@@ -28,3 +28,4 @@ lint: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.stage1
 	$(BIN)/python -m benchmarks.stage2
+	$(BIN)/python -m benchmarks.places

@@ -254,7 +254,8 @@ class EvaluateSettings:
     out: Path
     """Folder for recalls.json, predictions.csv and report.html."""
     protocol: str | None = None
-    """Such as pitts30k_test: sets database, queries and positive_radius_m, and refuses a folder with other counts."""
+    """Such as pitts30k_test, of progeo/evaluation/protocols: sets database, queries and positive_radius_m, and refuses
+    a folder with other counts."""
     database: str = "database"
     """Name of the database's folder."""
     queries: str = "queries"

@@ -68,7 +68,15 @@ def _load(file: Path) -> np.ndarray:
             (npy.read_array_header_1_0 if is_first else npy.read_array_header_2_0)(stream)
             values = _Recorder(stream).load()
             rows = [_integers(row) for row in _elements(values)]
-        except (ValueError, TypeError, IndexError, AttributeError, pickle.UnpicklingError, EOFError) as error:
+        except (
+            ValueError,
+            TypeError,
+            IndexError,
+            AttributeError,
+            RecursionError,
+            pickle.UnpicklingError,
+            EOFError,
+        ) as error:
             raise ValueError(f"{file} cannot be read: {error}.") from None
     found = np.empty(len(rows), dtype=object)
     found[:] = rows

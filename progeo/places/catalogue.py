@@ -60,6 +60,11 @@ class Catalogue:
         return self.table["north"].to_numpy()
 
     @property
+    def zone(self) -> np.ndarray:
+        """UTM zone, int8 (N,), 0 where absent."""
+        return self.table["zone"].to_numpy()
+
+    @property
     def heading(self) -> np.ndarray:
         """Degrees clockwise from north, float64 (N,), NaN where absent."""
         return self.table["heading"].to_numpy()
@@ -97,14 +102,13 @@ class Catalogue:
             digest.update(joined[0].as_py().encode() + b"\n")
         return digest.hexdigest()[:16]
 
-    @property
-    def zone(self) -> np.ndarray:
-        """UTM zone, int8 (N,), 0 where absent."""
-        return self.table["zone"].to_numpy()
+    def name(self, row: int) -> str:
+        """The path of image `row` relative to the folder."""
+        return self.table["path"][row].as_py()
 
     def path(self, row: int) -> Path:
         """The file of image `row`."""
-        return self.folder / self.table["path"][row].as_py()
+        return self.folder / self.name(row)
 
     def take(self, rows: np.ndarray) -> "Catalogue":
         """The catalogue of these `rows` alone, in the order given."""
@@ -159,12 +163,14 @@ def index_catalogue(folder: Path) -> Path:
     batches = map(_parsed, found.batches)
     first = next(batches)
     about = {"seen": found.seen, "list": found.list_changed_ns}
-    with replacing(index_file(folder)) as temporary, _writer(temporary, first.schema, about) as writer:
-        bar = tqdm(desc=f"reading the names of {folder}", unit="img", disable=None)
+    with (
+        tqdm(desc=f"reading the names of {folder}", unit="img", disable=None) as bar,
+        replacing(index_file(folder)) as temporary,
+        _writer(temporary, first.schema, about) as writer,
+    ):
         for batch in chain([first], batches):  # never all of them in memory
             writer.write_batch(batch)
             bar.update(len(batch))
-        bar.close()
     return index_file(folder)
 
 
@@ -193,7 +199,7 @@ def check_files(catalogue: Catalogue) -> None:
     if missing:
         raise FileNotFoundError(
             f"{len(missing)} of {len(catalogue)} images are not in {catalogue.folder}, the first is "
-            f"{catalogue.table['path'][missing[0]].as_py()}."
+            f"{catalogue.name(missing[0])}."
         )
 
 

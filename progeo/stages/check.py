@@ -75,11 +75,11 @@ def _findings(catalogue: Catalogue, min_side_px: int) -> Findings:
     for row, inspection in enumerate(inspect_images(catalogue)):
         digests[row] = inspection.digest
         if inspection.size is None:
-            findings.unreadable[_path(catalogue, row)] = inspection.reason
+            findings.unreadable[catalogue.name(row)] = inspection.reason
             continue
         sizes[f"{inspection.size[0]} x {inspection.size[1]}"] += 1
         if min(inspection.size) < min_side_px:
-            findings.tiny.append(_path(catalogue, row))
+            findings.tiny.append(catalogue.name(row))
     findings.duplicates = _duplicates(catalogue, digests)
     findings.sizes = dict(sorted(sizes.items(), key=lambda item: -item[1]))
     return findings
@@ -89,11 +89,7 @@ def _duplicates(catalogue: Catalogue, digests: np.ndarray) -> list[list[str]]:
     order = np.argsort(digests, kind="stable")
     there = order[digests[order] != b""]
     starts = np.flatnonzero(np.r_[True, digests[there[1:]] != digests[there[:-1]]]) if len(there) else []
-    return [[_path(catalogue, row) for row in rows.tolist()] for rows in np.split(there, starts[1:]) if len(rows) > 1]
-
-
-def _path(catalogue: Catalogue, row: int) -> str:
-    return catalogue.table["path"][row].as_py()
+    return [[catalogue.name(row) for row in rows.tolist()] for rows in np.split(there, starts[1:]) if len(rows) > 1]
 
 
 def _misplaced(catalogue: Catalogue) -> dict[str, str]:
@@ -101,11 +97,9 @@ def _misplaced(catalogue: Catalogue) -> dict[str, str]:
     reasons: dict[str, str] = {}
     for name, values, (low, high) in (("east", catalogue.east, _EAST_M), ("north", catalogue.north, _NORTH_M)):
         for row in np.flatnonzero((values < low) | (values > high)).tolist():
-            reasons[_path(catalogue, row)] = f"{name} {values[row]:.0f} m is not from {low} to {high}"
+            reasons[catalogue.name(row)] = f"{name} {values[row]:.0f} m is not from {low} to {high}"
     for row, metres in _contradictions(catalogue):
-        reasons.setdefault(
-            catalogue.table["path"][row].as_py(), f"its degrees are {metres:,.0f} m from its UTM position"
-        )
+        reasons.setdefault(catalogue.name(row), f"its degrees are {metres:,.0f} m from its UTM position")
     return reasons
 
 
@@ -129,7 +123,7 @@ def _contradictions(catalogue: Catalogue) -> Iterator[tuple[int, float]]:
 def _queries_without_positive(catalogues: Mapping[str, Catalogue], settings: DatasetCheckSettings) -> list[str]:
     database, queries = catalogues[settings.database], catalogues[settings.queries]
     positives = queries.positives or positives_within(*positions_m(database, queries), settings.positive_radius_m)
-    return [_path(queries, row) for row, right in enumerate(positives) if not len(right)]
+    return [queries.name(row) for row, right in enumerate(positives) if not len(right)]
 
 
 def _classes(catalogue: Catalogue, cells: CellSettings) -> dict[str, Any]:
