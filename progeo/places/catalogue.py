@@ -6,7 +6,10 @@ file alone. Wherever a folder of images is asked for, either will do.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -23,7 +26,8 @@ from progeo.places.coordinates import project
 from progeo.places.filename import FIELDS, ParsedNames, format_names, parse_columns
 from progeo.places.paths import changes_since, find_paths
 
-_PATHS_AT_ONCE = 2**20
+_ROWS_AT_ONCE = 2**20
+_BATCHES_AHEAD = 4
 _COLUMNS = ("east", "north", "zone", "heading")
 _ZONE_WIDTH_M = 1e6
 _ABOUT = b"progeo"
@@ -94,13 +98,12 @@ class Catalogue:
     @cached_property
     def fingerprint(self) -> str:
         """A digest of the list of paths."""
-        digest = hashlib.sha256()
-        paths = self.table["path"]
-        for start in range(0, len(self), _PATHS_AT_ONCE):
-            part = paths.slice(start, _PATHS_AT_ONCE).combine_chunks().cast(pa.string())
-            joined = pc.binary_join(pa.ListArray.from_arrays([0, len(part)], part), "\n")
-            digest.update(joined[0].as_py().encode() + b"\n")
-        return digest.hexdigest()[:16]
+        texts, lengths = hashlib.sha256(), hashlib.sha256()
+        for part in self.table["path"].chunks:
+            ends = np.frombuffer(part.buffers()[1], np.int64, len(part) + 1, part.offset * 8)
+            texts.update(memoryview(part.buffers()[2])[ends[0] : ends[-1]])
+            lengths.update(np.diff(ends).tobytes())
+        return hashlib.sha256(texts.digest() + lengths.digest()).hexdigest()[:16]
 
     def name(self, row: int) -> str:
         """The path of image `row` relative to the folder."""
@@ -117,7 +120,7 @@ class Catalogue:
     def save(self, path: Path, about: Mapping[str, Any] | None = None) -> None:
         """Write the table as an Arrow file that `open_catalogue` maps into memory, and what it says of itself."""
         with replacing(path) as temporary, _writer(temporary, self.table.schema, about or {}) as writer:
-            writer.write_table(self.table, max_chunksize=_PATHS_AT_ONCE)
+            writer.write_table(self.table, max_chunksize=_ROWS_AT_ONCE)
 
 
 def read_catalogue(folder: Path) -> Catalogue:
@@ -129,7 +132,7 @@ def read_catalogue(folder: Path) -> Catalogue:
     """
     index = index_file(folder)
     if not index.is_file():
-        return Catalogue(folder, pa.Table.from_batches(map(_parsed, find_paths(folder).batches)))
+        return Catalogue(folder, pa.Table.from_batches(_parsed_in_turn(folder, find_paths(folder).batches)))
     about = _about(index)
     for change in changes_since(folder, about.get("seen", {}), about.get("list")):
         raise ValueError(f"{change} changed since {index} was made: run `progeo dataset index {folder}` again.")
@@ -143,14 +146,14 @@ def positions_m(*catalogues: Catalogue) -> list[np.ndarray]:
     latitude and longitude are known; if they are not, east has 1000 km times the zone added, so that images of two
     zones are far apart.
     """
-    zones = set().union(*(np.unique(catalogue.zone).tolist() for catalogue in catalogues)) - {0}
+    zones = set().union(*(pc.unique(catalogue.table["zone"]).to_pylist() for catalogue in catalogues)) - {0}
     degrees = [pair for catalogue in catalogues if (pair := catalogue.degrees) is not None]
     if len(zones) > 1 and len(degrees) == len(catalogues):
         positions = project(*np.concatenate(degrees, axis=1))
         together = np.stack([positions.east, positions.north], axis=1)
         return np.split(together, np.cumsum([len(catalogue) for catalogue in catalogues])[:-1])
     shift_m = _ZONE_WIDTH_M if len(zones) > 1 else 0.0
-    return [np.stack([catalogue.east + shift_m * catalogue.zone, catalogue.north], axis=1) for catalogue in catalogues]
+    return [_positions_m(catalogue, shift_m) for catalogue in catalogues]
 
 
 def index_catalogue(folder: Path) -> Path:
@@ -160,17 +163,12 @@ def index_catalogue(folder: Path) -> Path:
         FileNotFoundError, ValueError: as `read_catalogue`.
     """
     found = find_paths(folder)
-    batches = map(_parsed, found.batches)
+    batches = _parsed_in_turn(folder, found.batches)
     first = next(batches)
     about = {"seen": found.seen, "list": found.list_changed_ns}
-    with (
-        tqdm(desc=f"reading the names of {folder}", unit="img", disable=None) as bar,
-        replacing(index_file(folder)) as temporary,
-        _writer(temporary, first.schema, about) as writer,
-    ):
+    with replacing(index_file(folder)) as temporary, _writer(temporary, first.schema, about) as writer:
         for batch in chain([first], batches):  # never all of them in memory
             writer.write_batch(batch)
-            bar.update(len(batch))
     return index_file(folder)
 
 
@@ -223,6 +221,30 @@ def link_images(catalogue: Catalogue, folder: Path) -> None:
     for row, name in enumerate(names):
         path = catalogue.path(row)
         (folder / f"{name}{path.suffix}").symlink_to(path.resolve())
+
+
+def _positions_m(catalogue: Catalogue, zone_shift_m: float) -> np.ndarray:
+    """East and north (N, 2), each in one piece, as whoever goes through millions wants them."""
+    positions = np.empty((2, len(catalogue)))
+    for values, column in zip(positions, ("east", "north"), strict=True):
+        np.concatenate([chunk.to_numpy() for chunk in catalogue.table[column].chunks], out=values)
+    if zone_shift_m:
+        positions[0] += zone_shift_m * catalogue.zone
+    return positions.T
+
+
+def _parsed_in_turn(folder: Path, batches: Iterator[pa.Array]) -> Iterator[pa.RecordBatch]:
+    """Parse the names of a folder side by side, a few batches ahead of whoever takes them, in their order."""
+    coming: deque[Future[pa.RecordBatch]] = deque()
+    bar = tqdm(desc=f"reading the names of {folder}", unit="img", leave=False, disable=None)
+    with ThreadPoolExecutor(os.cpu_count()) as pool, bar:  # Arrow computes outside of Python's lock
+        for batch in batches:
+            coming.append(pool.submit(_parsed, batch))
+            bar.update(len(batch))
+            if len(coming) > _BATCHES_AHEAD:
+                yield coming.popleft().result()
+        yield from (future.result() for future in coming)
+    pa.default_memory_pool().release_unused()
 
 
 def _parsed(paths: pa.Array) -> pa.RecordBatch:

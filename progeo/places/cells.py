@@ -11,6 +11,8 @@ import numpy as np
 
 from progeo.places.catalogue import Catalogue, positions_m
 
+_ROWS_AT_ONCE = 2**16
+
 
 class NoClass(ValueError):
     """No class has enough images."""
@@ -78,12 +80,8 @@ def class_ids(
         int64 (N, 3): each coordinate rounded down to a multiple of the cell's side or of the bin's width.
     """
     _check_cells(cell_side_m, heading_bin_deg)
-    heading = np.nan_to_num(np.asarray(heading, np.float64)) % 360
-    columns = [
-        np.floor(np.asarray(values, np.float64) / step).astype(np.int64) * step
-        for values, step in ((east, cell_side_m), (north, cell_side_m), (heading, heading_bin_deg))
-    ]
-    return np.stack(columns, axis=1)
+    indices = _class_indices(east, north, heading, cell_side_m, heading_bin_deg)
+    return np.stack(indices, axis=1) * np.array([cell_side_m, cell_side_m, heading_bin_deg])
 
 
 def group_ids(
@@ -196,16 +194,25 @@ def check_same_partition(stored: Mapping[str, Any], partition: Partition, source
     raise ValueError(f"{source} was made for as many classes in other places: the training images changed.")
 
 
+def _class_indices(
+    east: np.ndarray, north: np.ndarray, heading: np.ndarray, cell_side_m: int, heading_bin_deg: int
+) -> list[np.ndarray]:
+    """Column and row of each image's cell, and its heading bin, int64 (N,) each."""
+    steps = ((east, cell_side_m), (north, cell_side_m), (np.nan_to_num(heading) % 360, heading_bin_deg))
+    return [np.floor(np.asarray(values, np.float64) / step).astype(np.int64) for values, step in steps]
+
+
 def _class_numbers(
     east: np.ndarray, north: np.ndarray, heading: np.ndarray, cell_side_m: int, heading_bin_deg: int
 ) -> np.ndarray:
     """One number for each image's class, in the order of class ids, int64 (N,): an eighth of the memory of the ids."""
-    numbers = np.zeros(len(east), np.int64)
-    for values, step in ((east, cell_side_m), (north, cell_side_m), (np.nan_to_num(heading) % 360, heading_bin_deg)):
-        indices = np.floor(values / step).astype(np.int64)
-        indices -= indices.min()
-        numbers *= indices.max() + 1
-        numbers += indices
+    numbers = np.empty(len(east), np.int64)
+    first_column, first_row = int(east.min() // cell_side_m), int(north.min() // cell_side_m)
+    rows, bins = int(north.max() // cell_side_m) - first_row + 1, 360 // heading_bin_deg
+    for start in range(0, len(numbers), _ROWS_AT_ONCE):  # no other columns of millions are made
+        part = slice(start, start + _ROWS_AT_ONCE)
+        column, row, bin_ = _class_indices(east[part], north[part], heading[part], cell_side_m, heading_bin_deg)
+        numbers[part] = ((column - first_column) * rows + row - first_row) * bins + bin_
     return numbers
 
 
@@ -224,14 +231,18 @@ def _classes(numbers: np.ndarray, min_images_per_class: int) -> tuple[np.ndarray
 
 
 def _sorted_with_rows(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The rows in the order of their numbers, equal ones in their own order, and the numbers in that order."""
+    """The rows in the order of their numbers, equal ones in their own order; the numbers are sorted in place."""
     bits = len(numbers).bit_length()
     if int(numbers.max()).bit_length() + bits > 63:
         order = np.argsort(numbers, kind="stable")
         return order, numbers[order]
     # Both in one number: sorting numbers is several times faster than sorting their places.
-    both = np.sort(numbers << bits | np.arange(len(numbers)))
-    return both & ((1 << bits) - 1), both >> bits
+    numbers <<= bits
+    numbers |= np.arange(len(numbers))
+    numbers.sort()
+    order = numbers & ((1 << bits) - 1)
+    numbers >>= bits
+    return order, numbers
 
 
 def _check_cells(cell_side_m: int, heading_bin_deg: int) -> None:

@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 _NEVER_IN_A_PATH = "\x1f"
-_LIST_BYTES_AT_ONCE = 2**25
+_LIST_BYTES_AT_ONCE = 2**23
+_PATHS_AT_ONCE = 2**16
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,11 @@ def _scanned(folder: Path) -> FoundPaths:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    paths = pa.chunked_array(parts, pa.large_string())
+    paths = pa.table({"path": pa.chunked_array(parts, pa.large_string())}).sort_by("path")
     if not len(paths):
         raise FileNotFoundError(f"There is no image ({', '.join(EXTENSIONS)}) in {folder} or in a folder below it.")
-    return FoundPaths(iter(paths.take(pc.sort_indices(paths)).chunks), dict(sorted(seen.items())), None)
+    batches = (batch["path"] for batch in paths.to_batches(_PATHS_AT_ONCE))
+    return FoundPaths(batches, dict(sorted(seen.items())), None)
 
 
 def _read_folder(root: Path, name: str) -> tuple[str, int, list[str], pa.Array]:
