@@ -1,8 +1,11 @@
 """Protocols: which database and queries, what counts as right, and how many images there must be."""
 
-from dataclasses import dataclass, fields
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
 
+import numpy as np
 import yaml
 
 
@@ -21,6 +24,8 @@ class Protocol:
     num_queries: int
     comparable: str
     """With whose numbers a result can be compared."""
+    conditions: tuple[str, ...] = ()
+    """In what light queries were taken, in turn, in the order of the numbers in their names."""
 
     def check(self, folder: object, num_database: int, num_queries: int) -> None:
         """Refuse a folder that is not the protocol's.
@@ -34,6 +39,28 @@ class Protocol:
                 f"{folder} has {num_database:,} and {num_queries:,}: its numbers could not be compared. Leave out "
                 f"--protocol, or complete the folder."
             )
+
+    def conditions_of(self, queries: Sequence[str]) -> np.ndarray | None:
+        """The condition of each query, str (Q,); None where the protocol tells none apart.
+
+        Args:
+            queries: their paths; a number is in the name itself, or in its pano_id where it follows the convention.
+
+        Raises:
+            ValueError: a name without a number, or two of the same.
+        """
+        if not self.conditions:
+            return None
+        names = [query.rsplit("/", 1)[-1] for query in queries]
+        ids = [name.split("@")[7] if name.count("@") > 7 else name for name in names]
+        found = [re.search(r"\d+", each) for each in ids]
+        if None in found or len({int(match[0]) for match in found if match}) < len(names):
+            raise ValueError(
+                f"The protocol {self.name} tells {', '.join(self.conditions)} apart by the numbers of the queries, but "
+                f"not all names have one of their own, such as {names[0]}."
+            )
+        ranks = np.argsort(np.argsort([int(match[0]) for match in found if match]))
+        return np.array(self.conditions)[ranks % len(self.conditions)]
 
 
 def protocol_names() -> list[str]:
@@ -51,5 +78,4 @@ def load_protocol(name: str) -> Protocol:
     if name not in protocol_names():
         raise ValueError(f"There is no protocol {name!r}; there are {', '.join(protocol_names())}.")
     values = yaml.safe_load(resources.files(__package__).joinpath(f"protocols/{name}.yaml").read_text(encoding="utf-8"))
-    assert values.keys() == {field.name for field in fields(Protocol)} - {"name"}
-    return Protocol(name, **values)
+    return Protocol(name, **{**values, "conditions": tuple(values.get("conditions", ()))})

@@ -87,6 +87,13 @@ class Catalogue:
             return None
         return [np.asarray(rows, np.int64) for rows in self.table["positives"].to_pylist()]
 
+    @property
+    def conditions(self) -> np.ndarray | None:
+        """In what light or weather each image was taken, str (N,), where that was written down."""
+        if "condition" not in self.table.column_names:
+            return None
+        return np.array(self.table["condition"].fill_null("").to_pylist())
+
     @cached_property
     def places_fingerprint(self) -> str:
         """A digest of where the images were taken."""
@@ -193,7 +200,12 @@ def check_files(catalogue: Catalogue) -> None:
     Raises:
         FileNotFoundError: with how many are not, and the first of them.
     """
-    missing = [row for row in range(len(catalogue)) if not catalogue.path(row).is_file()]
+    paths = tqdm(
+        catalogue.table["path"].to_pylist(), desc=f"looking for the images of {catalogue.folder}", disable=None
+    )
+    with ThreadPoolExecutor(16) as pool:  # on a network disk most of the time is waiting
+        there = list(pool.map(lambda path: (catalogue.folder / path).is_file(), paths))
+    missing = np.flatnonzero(~np.array(there, bool)).tolist()
     if missing:
         raise FileNotFoundError(
             f"{len(missing)} of {len(catalogue)} images are not in {catalogue.folder}, the first is "

@@ -1,5 +1,6 @@
 """NetVLAD's ground truth: dbStruct .mat files of Pittsburgh and Tokyo, of MATLAB v5 (scipy) and v7.3 (HDF5)."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from scipy.io.matlab import MatReadError
 from progeo.places.catalogue import Catalogue
 from progeo.places.paths import EXTENSIONS
 
+_CUT_OUT = re.compile(r"_(pitch\d+_yaw\d+|\d+_\d+)$")
+"""What names a part of a panorama: 000042_pitch1_yaw3 of Pittsburgh, <22 letters>_012_330 of Tokyo."""
 _SIDES = {
     "database": ("dbImageFns", "utmDb", "dbTimeStamp"),
     "queries": ("qImageFns", "utmQ", "qTimeStamp"),
@@ -20,7 +23,9 @@ _SIDES = {
 
 
 def read_dbstruct(file: Path, images: Path, query_images: Path | None = None) -> dict[str, Catalogue]:
-    """Read database and queries of a dbStruct, with time stamps where it has them.
+    """Read database and queries of a dbStruct; a column `place` names the panorama that an image is a part of.
+
+    Where there are time stamps, as in Tokyo TM, a column `time` has them.
 
     Args:
         file: such as pitts30k_test.mat or tokyo247.mat.
@@ -57,6 +62,7 @@ def _catalogue(fields: Mapping[str, Any], file: Path, side: str, folder: Path) -
         "north": utm[1],
         "zone": np.zeros(len(names), np.int8),
         "heading": np.full(len(names), np.nan),
+        "place": pa.array([_CUT_OUT.sub("", Path(name).stem) for name in names]),
     }
     if time_field in fields:
         columns["time"] = pa.array([f"{stamp:.15g}" for stamp in np.asarray(fields[time_field], float).ravel()])

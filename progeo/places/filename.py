@@ -92,7 +92,7 @@ def _parsed(paths: pa.Array, fields: Sequence[str]) -> dict[str, np.ndarray]:
     folder_and_name = pc.split_pattern(paths, "/", max_splits=1, reverse=True)
     names = folder_and_name.values.take(pa.array(folder_and_name.offsets.to_numpy()[1:] - 1))
     columns = _columns(names, fields)
-    for field in _EXPECTED.keys() & fields:
+    for field in filter(_EXPECTED.__contains__, fields):
         wrong = np.isinf(columns[field])
         if field in ("east", "north"):
             wrong |= np.isnan(columns[field])

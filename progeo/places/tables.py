@@ -101,11 +101,14 @@ def _read_geojson(file: Path) -> pa.Table:
         raise ValueError(f"{file} has no features.")
     rows = []
     for number, feature in enumerate(features, 1):
-        geometry = feature.get("geometry") or {}
-        if geometry.get("type") != "Point":
-            raise ValueError(f"{file}: feature {number} must be a Point, got {geometry.get('type')}.")
-        longitude, latitude = geometry["coordinates"][:2]
-        rows.append({**(feature.get("properties") or {}), "longitude": longitude, "latitude": latitude})
+        try:
+            kind, properties = feature["geometry"]["type"], feature.get("properties") or {}
+            longitude, latitude = feature["geometry"]["coordinates"][:2]
+            rows.append({**properties, "longitude": float(longitude), "latitude": float(latitude)})
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"{file}: feature {number} must be a Point with a longitude and a latitude.") from None
+        if kind != "Point":
+            raise ValueError(f"{file}: feature {number} must be a Point, got {kind}.")
     names = dict.fromkeys(name for row in rows for name in row)
     try:
         return pa.table({name: [row.get(name) for row in rows] for name in names})

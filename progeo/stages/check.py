@@ -96,7 +96,8 @@ def _misplaced(catalogue: Catalogue) -> dict[str, str]:
     """Images whose coordinates cannot be, or contradict the degrees in their names."""
     reasons: dict[str, str] = {}
     for name, values, (low, high) in (("east", catalogue.east, _EAST_M), ("north", catalogue.north, _NORTH_M)):
-        for row in np.flatnonzero((values < low) | (values > high)).tolist():
+        # Without a zone they are no UTM: Nordland's are metres along the track.
+        for row in np.flatnonzero((catalogue.zone > 0) & ((values < low) | (values > high))).tolist():
             reasons[catalogue.name(row)] = f"{name} {values[row]:.0f} m is not from {low} to {high}"
     for row, metres in _contradictions(catalogue):
         reasons.setdefault(catalogue.name(row), f"its degrees are {metres:,.0f} m from its UTM position")

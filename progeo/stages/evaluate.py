@@ -1,6 +1,7 @@
 """Evaluation: recall of an encoder on a folder of database and query images."""
 
 import csv
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -70,8 +71,14 @@ def evaluate(settings: EvaluateSettings) -> Path:
         batch_size=settings.batch_size,
         num_workers=settings.num_workers,
     )
-    _write_results(settings, test_set, result, image_size)
+    conditions = test_set.queries.conditions
+    if protocol is not None and protocol.conditions:
+        conditions = protocol.conditions_of(test_set.queries.table["path"].to_pylist())
+    by_condition = {} if conditions is None else recalls_by_condition(result, test_set.positives, conditions)
+    _write_results(settings, test_set, result, by_condition, image_size)
     LOGGER.info("%s: %s", settings.folder, recalls_in_words(result.recalls))
+    for condition, recalls in by_condition.items():
+        LOGGER.info("  %s: %s", condition, recalls_in_words(recalls))
     LOGGER.info("report: %s", settings.out / "report.html")
     return settings.out
 
@@ -121,12 +128,35 @@ def evaluate_encoder(
     return Result(dict(zip(ns, recalls.tolist(), strict=True)), predictions)
 
 
+def recalls_by_condition(
+    result: Result, positives: list[np.ndarray], conditions: np.ndarray
+) -> dict[str, dict[int, float]]:
+    """Recall@N in percent of the queries of each condition, by its name and how many they are."""
+    recalls = {}
+    for condition in dict.fromkeys(conditions.tolist()):
+        rows = np.flatnonzero(conditions == condition)
+        values = recall_at(result.predictions[rows], [positives[row] for row in rows], tuple(result.recalls))
+        name = f"{condition or 'of no condition'} ({len(rows)} queries)"
+        recalls[name] = dict(zip(result.recalls, values.tolist(), strict=True))
+    return recalls
+
+
 def recalls_in_words(recalls: dict[int, float]) -> str:
     """Recalls as `R@1 81.2, R@5 93.4`."""
     return ", ".join(f"R@{n} {recall:.1f}" for n, recall in recalls.items())
 
 
-def _write_results(settings: EvaluateSettings, test_set: TestSet, result: Result, image_size: tuple[int, int]) -> None:
+def _named(recalls: Mapping[int, float]) -> dict[str, float]:
+    return {f"R@{n}": recall for n, recall in recalls.items()}
+
+
+def _write_results(
+    settings: EvaluateSettings,
+    test_set: TestSet,
+    result: Result,
+    by_condition: Mapping[str, dict[int, float]],
+    image_size: tuple[int, int],
+) -> None:
     database, queries = test_set.database, test_set.queries
     database_m, queries_m = positions_m(database, queries)
     distances_m = np.linalg.norm(database_m[result.predictions] - queries_m[:, None], axis=2)
@@ -144,13 +174,17 @@ def _write_results(settings: EvaluateSettings, test_set: TestSet, result: Result
     }
     write_json(
         settings.out / "recalls.json",
-        {**facts, "recalls": {f"R@{n}": recall for n, recall in result.recalls.items()}},
+        {
+            **facts,
+            "recalls": _named(result.recalls),
+            "recalls_by_condition": {name: _named(recalls) for name, recalls in by_condition.items()},
+        },
     )
     _write_predictions(settings.out / "predictions.csv", test_set, result.predictions, right, distances_m)
     write_report(
         settings.out / "report.html",
         title=f"{settings.encoder} on {settings.folder}",
-        facts=facts,
+        facts=facts | {name: recalls_in_words(recalls) for name, recalls in by_condition.items()},
         recalls=result.recalls,
         query_paths=[queries.path(row) for row in range(len(queries))],
         database_paths=[database.path(row) for row in range(len(database))],

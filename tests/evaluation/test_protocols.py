@@ -1,7 +1,10 @@
+import json
+
 import pytest
 
 from progeo.cli import main
 from progeo.evaluation.protocols import load_protocol, protocol_names
+from progeo.places.filename import parse_names
 
 
 @pytest.mark.parametrize("name", protocol_names())
@@ -26,3 +29,46 @@ def test_a_folder_with_other_counts_is_refused_with_both(tmp_path):
     assert "has 10,000 database images and 6,816 queries" in str(stop.value.code)
     assert "has 12 and 6: its numbers could not be compared" in str(stop.value.code)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "queries",
+    [
+        ["00007.jpg", "00001.jpg", "00003.jpg", "00002.jpg", "00008.jpg", "00009.jpg"],  # as in tokyo247.mat
+        [  # as the dataset downloader names them: the first that is sorted is another one
+            f"@0381946.{place}@3946813.56@54@S@035.65912@0139.69594@{number}.jpg@@@@@@@@.jpg"
+            for place, number in enumerate(["00007", "00001", "00003", "00002", "00008", "00009"], 10)
+        ],
+    ],
+)
+def test_day_sunset_and_night_of_tokyo_come_in_turn_by_the_numbers_of_the_queries(queries):
+    conditions = load_protocol("tokyo_247").conditions_of(queries)
+    assert conditions.tolist() == ["day", "day", "night", "sunset", "sunset", "night"]
+    assert load_protocol("pitts30k_test").conditions_of(queries) is None
+
+
+@pytest.mark.parametrize("queries", [["1.jpg", "x.jpg"], ["1.jpg", "01.jpg"]])
+def test_queries_that_cannot_be_told_apart_by_numbers_are_refused(queries):
+    with pytest.raises(ValueError, match="day, sunset, night apart by the numbers of the queries, but not all names"):
+        load_protocol("tokyo_247").conditions_of(queries)
+
+
+def test_recalls_of_each_condition_of_a_table_are_reported(tmp_path):
+    main(["toy-city", str(tmp_path / "toy"), "--num_images", "120", "--image_size", "32"])
+    val = tmp_path / "toy/val"
+    queries = sorted(path.name for path in (val / "queries").iterdir())
+    fields = parse_names(queries)
+    rows = [
+        f"{name},{fields.east[i]},{fields.north[i]},{'night' if i % 3 else 'day'}" for i, name in enumerate(queries)
+    ]
+    (tmp_path / "queries.csv").write_text("\n".join(["path,east,north,condition", *rows]) + "\n")
+    main(["dataset", "from-table", str(tmp_path / "queries.csv"), str(val / "mine"), "--images", str(val / "queries")])
+    out = ["--folder", str(val), "--queries", "mine", "--out", str(tmp_path / "out")]
+    main(["evaluate", "--encoder", "thumbnail", *out])
+    found = json.loads((tmp_path / "out/recalls.json").read_text())
+    by_condition = found["recalls_by_condition"]
+    assert list(by_condition) == ["day (2 queries)", "night (4 queries)"]
+    for name, recall in found["recalls"].items():
+        day, night = (recalls[name] for recalls in by_condition.values())
+        assert recall == pytest.approx((2 * day + 4 * night) / 6)
+    assert "night (4 queries)" in (tmp_path / "out/report.html").read_text()

@@ -27,6 +27,7 @@ def test_every_field_of_a_full_name_is_read():
         ("@1.5@2@.jpg", 1.5, np.nan),  # cut off behind the north
         ("@1.5@2@@@@@@@359.9@.jpg", 1.5, 359.9),  # cut off behind the heading
         ("@-1.5@2@10@S@@@@@-30@@@@@@.jpg", -1.5, -30),  # negative numbers
+        ("@1.5@2@10@S@1@2@p@t@5@0@0@0@t@n@more@.jpg", 1.5, 5),  # more fields than there are
         ("a@9/@8@9@@@@@@@7@/@1.5@2@@@@@@@5@.jpg", 1.5, 5),  # only the file's own name counts, not its folders'
     ],
 )
@@ -46,6 +47,8 @@ def test_absent_fields_are_absent_and_folders_are_not_read(name, east, heading):
         ("@1@inf@@.jpg", ["field 2 (north)", "got 'inf'"]),
         ("@1@2@61@.jpg", ["field 3 (zone)", "from 1 to 60", "got '61'"]),
         ("@1@2@10.5@.jpg", ["field 3 (zone)", "got '10.5'"]),
+        ("@1@2\n@.jpg", ["'@1@2\\n@.jpg' has a line break in it"]),
+        ("@1@2@.jpg\n" + SF, ["has a line break in it"]),
         ("@1@2@@@@@@@north@.jpg", ["field 9 (heading)", "degrees clockwise from north", "got 'north'"]),
     ],
 )

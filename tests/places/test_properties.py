@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from progeo.places.catalogue import Catalogue
 from progeo.places.cells import build_partition, class_ids
-from progeo.places.filename import FIELDS, ParsedNames, format_names, parse_names
+from progeo.places.filename import FIELDS, ParsedNames, format_names, parse_columns, parse_names
 
 METRES = st.integers(0, 999_999_999).map(lambda cm: cm / 100)
 DEGREES = st.integers(-17_999_999, 17_999_999).map(lambda units: units / 1e5)
@@ -43,6 +43,22 @@ def test_parsing_is_the_inverse_of_formatting(rows):
             np.testing.assert_allclose(getattr(parsed, name), values, atol=6e-3 if name in ("east", "north") else 6e-6)
         else:
             assert getattr(parsed, name).tolist() == values.tolist()
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["", "a/", "b@7@8/c/"]), st.lists(st.just("") | METRES.map(str), max_size=18)),
+        max_size=8,
+    )
+)
+def test_names_with_fields_of_any_number_are_read_together_as_one_by_one(rows):
+    names = [f"{folder}@1@2@{''.join(f'{value}@' for value in values)}.jpg" for folder, values in rows]
+    columns = parse_columns(names, ("latitude", "heading", "note"))
+    for index, (_, values) in enumerate(rows):
+        fields = dict(zip(FIELDS[2:], values, strict=False))
+        for field in ("latitude", "heading"):
+            np.testing.assert_equal(columns[field][index], float(fields.get(field) or "nan"))
+        assert columns["note"][index] == fields.get("note", "")
 
 
 @given(

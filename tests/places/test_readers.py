@@ -150,7 +150,11 @@ def test_properties_that_the_first_feature_lacks_are_read_too(tmp_path, images):
     ("content", "words"),
     [
         ([], "has no features"),
-        ({"features": [{"geometry": {"type": "LineString"}}]}, "feature 1 must be a Point, got LineString"),
+        ({"features": [{"geometry": {"type": "LineString"}}]}, "feature 1 must be a Point with a longitude"),
+        ({"features": [{"geometry": {"type": "X", "coordinates": [0, 1]}}]}, "feature 1 must be a Point, got X"),
+        ({"features": ["Cambridge"]}, "feature 1 must be a Point with a longitude"),
+        ({"features": [{"geometry": {"type": "Point", "coordinates": ["a", 1]}}]}, "feature 1 must be a Point with"),
+        ({"features": [{"geometry": None}]}, "feature 1 must be a Point with a longitude"),
         ({"features": [{"geometry": {"type": "Point", "coordinates": [0, 0]}}]}, "needs a column path"),
     ],
 )
@@ -247,11 +251,23 @@ def test_a_dbstruct_of_either_format_gives_both_sides(tmp_path, struct_images, s
     sides = read_dbstruct(tmp_path / "pitts.mat", struct_images)
     assert sides["database"].table["path"].to_pylist() == ["000/a.png", "001/b.jpg", "001/c.jpg"]
     assert sides["queries"].table["path"].to_pylist() == ["q1.jpg", "q2.jpg"]
+    assert sides["database"].table["place"].to_pylist() == ["a", "b", "c"]
     database_m, queries_m = positions_m(sides["database"], sides["queries"])
     assert database_m.tolist() == STRUCT["utmDb"].T.tolist()
     assert queries_m.tolist() == STRUCT["utmQ"].T.tolist()
     times = [side.table["time"].to_pylist() if stamps else None for side in sides.values()]
     assert times == ([["735234.25", "20130512", "2011"], ["2012", "2013.25"]] if stamps else [None, None])
+
+
+def test_parts_of_one_panorama_of_a_dbstruct_keep_its_name(tmp_path):
+    names = ["000/000042_pitch1_yaw3.jpg", "000/000042_pitch2_yaw24.jpg", "03814/-0A5bV5Czx_CX7ugJXQ3Yg_012_330.jpg"]
+    for name in (*names, "00001.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    save_v5(tmp_path / "pitts.mat", STRUCT | {"dbImageFns": names, "qImageFns": ["00001.jpg", "00001.jpg"]})
+    sides = read_dbstruct(tmp_path / "pitts.mat", tmp_path)
+    assert sides["database"].table["place"].to_pylist() == ["000042", "000042", "-0A5bV5Czx_CX7ugJXQ3Yg"]
+    assert sides["queries"].table["place"].to_pylist() == ["00001", "00001"]
 
 
 @pytest.mark.parametrize(

@@ -101,3 +101,11 @@ def test_missing_headings_are_said_and_cells_alone_are_counted(train):
     assert "1 of 84 images" in classes["refused"]
     assert {counts["heading_bin_deg"] for counts in classes["with_other_cells"]} == {360}
     assert all("refused" not in counts for counts in classes["with_other_cells"])
+
+
+def test_metres_without_a_zone_are_not_misplaced_as_nordlands_are_not(tmp_path):
+    for frame in range(2):
+        Image.new("RGB", (64, 64), (frame, 0, 0)).save(
+            tmp_path / f"@0@{frame * 25 / 10.5:07.1f}@@@@@{frame}@@@@@@@@.jpg"
+        )
+    assert not check_dataset(DatasetCheckSettings(tmp_path))["sets"][tmp_path.name]["misplaced"]
