@@ -47,6 +47,14 @@ def in_words(item: Any) -> str:
     return item if isinstance(item, str) else ": ".join(item) if isinstance(item, tuple) else " = ".join(item)
 
 
+def in_settings(cells: Mapping[str, Any]) -> str:
+    """Cells as the command line takes them."""
+    return (
+        f"--cells.cell_side_m {cells['cell_side_m']} --cells.heading_bin_deg {cells['heading_bin_deg']} "
+        f"--cells.groups_per_heading 1"
+    )
+
+
 def _table(report: Mapping[str, Any]) -> str:
     """One row for each set, with how many of each kind were found in it."""
     rows: list[tuple[str, ...]] = [("", "images", *KINDS, "sizes in pixels")]
@@ -109,19 +117,26 @@ def _map(sets: Sequence[tuple[str, np.ndarray]]) -> str:
         steps = -(-len(places) // _MOST_QUERIES)
         for east, north in ((places[::steps] - low) / square_m * pixels).tolist():
             shapes.append(f'<circle class="query" cx="{east:.1f}" cy="{height - north:.1f}" r="3"/>')
-    bar_m = _round_length(width / pixels * square_m / 4)
-    bar = bar_m / square_m * pixels
+    wide = max(width, _MAP_SIDE / 2)  # room for the scale below a narrow city
+    bar_m = _round_length(wide / pixels * square_m / 3)
+    left, right = (width + turn * bar_m / square_m * pixels for turn in (-1, 1))
+    shapes.append(
+        f'<line class="scale" x1="{left / 2:.1f}" x2="{right / 2:.1f}" y1="{height + 18:.1f}" y2="{height + 18:.1f}"/>'
+    )
     names = [
         f"squares of {square_m:,.0f} m: {escape(known[0][0])}",
         *(f"dots: {escape(name)}" for name, _ in known[1:]),
+        f"line: {bar_m:,.0f} m; north is up",
     ]
     return (
-        f'<svg viewBox="-12 -12 {width + 24:.0f} {height + 56:.0f}" role="img" aria-label="Map of the images">'
-        f"{''.join(shapes)}"
-        f'<line class="scale" x1="0" x2="{bar:.1f}" y1="{height + 18:.1f}" y2="{height + 18:.1f}"/>'
-        f'<text x="0" y="{height + 36:.1f}">{bar_m:,.0f} m, north is up</text></svg>'
-        f'<div class="key">{"".join(f"<span>{name}</span>" for name in names)}</div>'
+        f'<svg viewBox="{(width - wide) / 2 - 12:.0f} -12 {wide + 24:.0f} {height + 42:.0f}" role="img" '
+        f'aria-label="Map of the images">{"".join(shapes)}</svg>{_key(names)}'
     )
+
+
+def _key(names: Sequence[str]) -> str:
+    """What is drawn, below it: letters in it would be too small on a phone."""
+    return f'<div class="key">{"".join(f"<span>{name}</span>" for name in names)}</div>'
 
 
 def _round_length(length: float) -> float:
@@ -140,6 +155,8 @@ def _classes(classes: Mapping[str, Any] | None) -> str:
         title += f"{max(classes['classes_per_group']):,} classes."
     if "refused" in classes:
         title += f" {escape(classes['refused'])}"
+    if "suggested" in classes:
+        title += f" Few; most of them with <code>{in_settings(classes['suggested'])}</code>."
     return title + "</p>" + _histogram(classes) + _other_cells(classes.get("with_other_cells", []))
 
 
@@ -161,10 +178,10 @@ def _histogram(classes: Mapping[str, Any]) -> str:
             f'height="{tall:.1f}"><title>{count:,} classes of {first + index} images</title></rect>'
         )
     last = f"{first + len(bars) - 1}{' or more' if max(counts) > first + len(bars) - 1 else ''}"
+    names = [f"from left to right: classes of {first} to {last} images", f"highest: {max(bars):,} classes"]
     return (
-        f'<svg viewBox="-12 -24 {_MAP_SIDE + 180} {height + 56}" role="img" aria-label="Images of a class">'
-        f'{"".join(shapes)}<text x="0" y="-8">{max(bars):,} classes</text><text x="0" y="{height + 20}">{first}</text>'
-        f'<text x="{max(step * len(bars), 40):.1f}" y="{height + 20}">{last} images of a class</text></svg>'
+        f'<svg viewBox="-12 -12 {_MAP_SIDE + 24} {height + 24}" role="img" aria-label="Images of a class">'
+        f"{''.join(shapes)}</svg>{_key(names)}"
     )
 
 
@@ -177,4 +194,4 @@ def _other_cells(others: Sequence[Mapping[str, Any]]) -> str:
         for each in others
     )
     head = "<tr><th>cells.cell_side_m</th><th>cells.heading_bin_deg</th><th>classes</th><th>images</th></tr>"
-    return f"<h2>Few classes: what other cells would give</h2><table>{head}{rows}</table>"
+    return f"<h2>What other cells would give</h2><table>{head}{rows}</table>"

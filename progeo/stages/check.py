@@ -11,7 +11,7 @@ import utm
 from progeo.config import CellSettings, DatasetCheckSettings, plain_values
 from progeo.data.inspection import inspect_images
 from progeo.engine.log import LOGGER, start_log
-from progeo.evaluation.dataset_page import KINDS, in_words, write_dataset_page
+from progeo.evaluation.dataset_page import KINDS, in_settings, in_words, write_dataset_page
 from progeo.files import write_json
 from progeo.places.catalogue import Catalogue, index_file, positions_m, read_catalogue
 from progeo.places.cells import NoClass, build_partition
@@ -138,8 +138,11 @@ def _classes(catalogue: Catalogue, cells: CellSettings) -> dict[str, Any]:
         replace(cells, cell_side_m=side, heading_bin_deg=degrees, groups_per_heading=1)
         for side in sorted(wider)
         for degrees in bins
+        if (side, degrees) != (cells.cell_side_m, cells.heading_bin_deg)
     ]
-    return {**counts, "with_other_cells": [_counts(catalogue, each, with_groups=False) for each in others]}
+    given = [_counts(catalogue, each, with_groups=False) for each in others]
+    most = max([counts, *given], key=lambda each: each["classes"])  # of equal ones the first, so the smallest cells
+    return {**counts, "with_other_cells": given, **({"suggested": most} if most is not counts else {})}
 
 
 def _counts(catalogue: Catalogue, cells: CellSettings, *, with_groups: bool = True) -> dict[str, Any]:
@@ -186,3 +189,5 @@ def _print(report: Mapping[str, Any]) -> None:
         )
         if "refused" in counts:
             LOGGER.info("  %s", counts["refused"])
+    if "suggested" in report["classes"]:
+        LOGGER.info("few classes; most of them with %s", in_settings(report["classes"]["suggested"]))

@@ -64,4 +64,4 @@ def test_bars_count_classes_of_so_many_images_and_the_last_takes_all_larger_ones
     bars = [int(count) for count in re.findall(r'<rect class="bar".*?<title>(\d+) classes', found)]
     assert len(bars) == 40
     assert (bars[0], bars[1], bars[2], bars[-1], sum(bars)) == (4, 0, 2, 2, 8)
-    assert "49 or more images of a class" in found
+    assert "classes of 10 to 49 or more images" in found

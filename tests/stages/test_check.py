@@ -70,7 +70,7 @@ def test_queries_without_a_positive_are_named(city, tmp_path):
     assert check_dataset(DatasetCheckSettings(tmp_path))["queries_without_positive"] == [name]
 
 
-def test_where_few_classes_remain_other_cells_are_counted(train):
+def test_where_few_classes_remain_other_cells_are_counted_and_the_best_of_them_suggested(train, capsys):
     cells = CellSettings(cell_side_m=2, heading_bin_deg=30, min_images_per_class=4, groups_per_side=1)
     classes = check_dataset(DatasetCheckSettings(train, cells=cells))["classes"]
     catalogue = read_catalogue(train)
@@ -80,6 +80,9 @@ def test_where_few_classes_remain_other_cells_are_counted(train):
         _, sizes = np.unique(ids, axis=0, return_counts=True)
         assert (counts["classes"], counts["images"]) == ((sizes >= 4).sum(), sizes[sizes >= 4].sum())
     assert {counts["cell_side_m"] for counts in classes["with_other_cells"]} == {2, 3, 4, 6, 10, 20}
+    assert (2, 30) not in {(counts["cell_side_m"], counts["heading_bin_deg"]) for counts in classes["with_other_cells"]}
+    assert classes["suggested"]["classes"] == max(counts["classes"] for counts in classes["with_other_cells"])
+    assert f"--cells.cell_side_m {classes['suggested']['cell_side_m']} " in capsys.readouterr().err
 
 
 def test_the_plan_counts_every_group(train, capsys):
