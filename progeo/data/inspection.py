@@ -3,16 +3,13 @@
 import hashlib
 import io
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
+from progeo.files import each_file
 from progeo.places.catalogue import Catalogue
-
-_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -29,13 +26,12 @@ class Inspection:
 
 def inspect_images(catalogue: Catalogue) -> Iterator[Inspection]:
     """Read and decode every image once, in parallel, in the order of the catalogue."""
-    bar = tqdm(desc=f"reading {catalogue.folder}", total=len(catalogue), unit="img", disable=None)
-    with ThreadPoolExecutor() as pool, bar:  # reading, hashing and decoding happen outside of Python's lock
-        for start in range(0, len(catalogue), _AT_ONCE):
-            rows = range(start, min(start + _AT_ONCE, len(catalogue)))
-            for inspection in pool.map(inspect_image, map(catalogue.path, rows)):
-                bar.update()
-                yield inspection
+    return each_file(
+        lambda name: inspect_image(catalogue.folder / name),  # reading, hashing, decoding: outside of Python's lock
+        map(catalogue.name, range(len(catalogue))),
+        total=len(catalogue),
+        description=f"reading {catalogue.folder}",
+    )
 
 
 def inspect_image(path: Path) -> Inspection:

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from progeo.files import replacing
+from progeo.files import each_file, replacing
 from progeo.places.coordinates import project
 from progeo.places.filename import FIELDS, ParsedNames, format_names, parse_columns
 from progeo.places.paths import changes_since, find_paths
@@ -200,12 +200,13 @@ def check_files(catalogue: Catalogue) -> None:
     Raises:
         FileNotFoundError: with how many are not, and the first of them.
     """
-    paths = tqdm(
-        catalogue.table["path"].to_pylist(), desc=f"looking for the images of {catalogue.folder}", disable=None
+    there = each_file(
+        lambda name: (catalogue.folder / name).is_file(),
+        map(catalogue.name, range(len(catalogue))),
+        total=len(catalogue),
+        description=f"looking for the images of {catalogue.folder}",
     )
-    with ThreadPoolExecutor(16) as pool:  # on a network disk most of the time is waiting
-        there = list(pool.map(lambda path: (catalogue.folder / path).is_file(), paths))
-    missing = np.flatnonzero(~np.array(there, bool)).tolist()
+    missing = [row for row, is_there in enumerate(there) if not is_there]
     if missing:
         raise FileNotFoundError(
             f"{len(missing)} of {len(catalogue)} images are not in {catalogue.folder}, the first is "

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pyarrow as pa
 import scipy.io
 from scipy.io.matlab import MatReadError
 
+from progeo.files import each_file
 from progeo.places.catalogue import Catalogue
 from progeo.places.paths import EXTENSIONS
 
@@ -71,7 +73,9 @@ def _catalogue(fields: Mapping[str, Any], file: Path, side: str, folder: Path) -
 
 def _present(names: list[str], folder: Path) -> list[str]:
     """The names as the files are called: Tokyo's say .jpg where the files are .png."""
-    found = [_with_the_extension_that_is_there(folder, name) for name in names]
+    description = f"looking for the images of {folder}"
+    look = partial(_with_the_extension_that_is_there, folder)
+    found = list(each_file(look, names, total=len(names), description=description))
     missing = [name for name, there in zip(names, found, strict=True) if there is None]
     if missing:
         raise FileNotFoundError(

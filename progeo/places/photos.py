@@ -1,7 +1,6 @@
 """One's own photos: the places that cameras and phones write into them (EXIF)."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 from PIL.ExifTags import GPS, IFD, Base
-from tqdm import tqdm
 
+from progeo.files import each_file
 from progeo.places.catalogue import Catalogue
 from progeo.places.coordinates import project
 from progeo.places.paths import find_paths
@@ -41,16 +40,8 @@ def read_photos(folder: Path) -> Photos:
         ValueError: no photo says where it was taken.
     """
     paths = [path for batch in find_paths(folder).batches for path in batch.to_pylist()]
-    with ThreadPoolExecutor() as pool:
-        notes = list(
-            tqdm(
-                pool.map(lambda path: _note(folder / path), paths),
-                desc=f"reading the places of photos in {folder}",
-                total=len(paths),
-                unit="img",
-                disable=None,
-            )
-        )
+    description = f"reading the places of photos in {folder}"
+    notes = list(each_file(lambda path: _note(folder / path), paths, total=len(paths), description=description))
     placed = [(path, note) for path, note in zip(paths, notes, strict=True) if note is not None]
     without = tuple(path for path, note in zip(paths, notes, strict=True) if note is None)
     if not placed:
