@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         sys.exit(f"progeo {name}: error: {error}")
     except KeyboardInterrupt as interrupt:
-        sys.exit(f"progeo {name}: {interrupt or 'interrupted.'}")
+        sys.exit(f"progeo {name}: {str(interrupt) or 'interrupted.'}")
 
 
 def run_command(name: str, arguments: Sequence[str]) -> None:

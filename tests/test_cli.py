@@ -1,5 +1,6 @@
 """What a user can do wrong ends with one sentence and no traceback."""
 
+import signal
 import subprocess
 import sys
 
@@ -126,3 +127,13 @@ def test_an_export_does_not_write_over_an_encoder(tmp_path):
     save_encoder(tmp_path / "a", build_encoder("tiny-vit", "random"), provenance={}, recalls={})
     main(["export", str(tmp_path / "a"), "--to", str(tmp_path / "b")])
     assert "already holds an encoder" in failure("export", tmp_path / "a", "--to", tmp_path / "b")
+
+
+def test_an_interrupted_command_says_so_and_leaves_nothing(tmp_path):
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    try:
+        assert failure("toy-city", tmp_path / "city", "--num_images", 5000) == "progeo toy-city: interrupted."
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert list(tmp_path.iterdir()) == []
