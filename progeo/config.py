@@ -252,16 +252,22 @@ class EvaluateSettings:
     folder: Path
     """Folder with the database and the queries."""
     out: Path
-    """Folder for recalls.json, predictions.csv and report.html."""
+    """Folder for recalls.json, recalls.csv, recalls.md, predictions.csv and report.html."""
     protocol: str | None = None
-    """Such as pitts30k_test, of progeo/evaluation/protocols: sets database, queries and positive_radius_m, and refuses
-    a folder with other counts."""
+    """Such as pitts30k_test, of progeo/evaluation/protocols: sets database, queries, positive_radius_m and
+    one_per_panorama, and refuses a folder with other counts."""
     database: str = "database"
     """Name of the database's folder."""
     queries: str = "queries"
     """Name of the queries' folder, such as queries_v1."""
     positive_radius_m: PositiveFloat = 25.0
     """A database image within this many metres of a query is right for it."""
+    radii_m: tuple[PositiveFloat, ...] = (5.0, 25.0, 100.0)
+    """Recalls are given for these radii too."""
+    without_positive: Literal["missed", "left_out"] = "missed"
+    """Queries without any right database image: missed, as in the field's benchmarks, or left out."""
+    one_per_panorama: bool = False
+    """Of the parts of a panorama only the nearest is a prediction, as usual for Tokyo 24/7."""
     recall_ns: tuple[int, ...] = (1, 5, 10, 20)
     """The Ns of recall@N."""
     image_size: int | tuple[int, int] | None = None

@@ -24,6 +24,8 @@ class Protocol:
     num_queries: int
     comparable: str
     """With whose numbers a result can be compared."""
+    one_per_panorama: bool = False
+    """Whether only the nearest part of a panorama is a prediction."""
     conditions: tuple[str, ...] = ()
     """In what light queries were taken, in turn, in the order of the numbers in their names."""
 

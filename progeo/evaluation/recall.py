@@ -27,7 +27,7 @@ def recall_at(
     if min(ns) < 1:
         raise ValueError(f"recall_ns must be at least 1, got {min(ns)}.")
     right = right_predictions(np.asarray(predictions), positives)
-    return np.array([100 * right[:, :n].any(axis=1).mean() for n in ns])
+    return np.array([100 * int(right[:, :n].any(axis=1).sum()) / len(right) for n in ns])
 
 
 def right_predictions(predictions: np.ndarray, positives: Sequence[np.ndarray]) -> np.ndarray:

@@ -94,6 +94,20 @@ class Catalogue:
             return None
         return np.array(self.table["condition"].fill_null("").to_pylist())
 
+    @property
+    def panoramas(self) -> np.ndarray:
+        """The panorama that each image is a part of, str (N,): written down, or the pano_id in its name.
+
+        Raises:
+            ValueError: no panorama is known.
+        """
+        if "place" in self.table.column_names:
+            return self.table["place"].to_numpy()
+        ids = parse_columns(self.table["path"], ("pano_id",))["pano_id"]
+        if not all(ids):
+            raise ValueError(f"The names of the images of {self.folder} do not say which panorama they are parts of.")
+        return ids
+
     @cached_property
     def places_fingerprint(self) -> str:
         """A digest of where the images were taken."""

@@ -9,8 +9,9 @@ from progeo.engine.log import LOGGER
 from progeo.engine.memory import explaining_out_of_memory
 from progeo.engine.run_folder import RunFolder, open_run
 from progeo.engine.stopping import listening_for_stop
+from progeo.evaluation.recall import recall_at
 from progeo.export.weights import save_encoder
-from progeo.stages.evaluate import TestSet, evaluate_encoder, load_test_set, recalls_in_words
+from progeo.stages.evaluate import TestSet, load_test_set, retrieve
 from progeo.stages.image_training import ImageTraining
 from progeo.stages.overview import overview
 from progeo.stages.places import keep_places, read_training_places
@@ -99,25 +100,25 @@ def _train(training: ImageTraining, val_set: TestSet, run: RunFolder) -> None:
 def _validate(training: ImageTraining, val_set: TestSet, run: RunFolder, *, terms: dict[str, float]) -> None:
     """Take the validation recall, log it, and keep the encoder if it is the best so far."""
     settings, accelerator = training.settings, training.accelerator
-    result = evaluate_encoder(
+    predictions = retrieve(
         training.result,
         val_set,
         accelerator,
-        ns=_RECALL_NS,
+        count=max(_RECALL_NS),
         image_size=training.encoder.image_size,
         batch_size=settings.data.eval_batch_size,
         num_workers=settings.data.num_workers,
     )
-    recalls = {f"val R@{n}": recall for n, recall in result.recalls.items()}
-    is_best = training.note_recall(result.recalls[1])
+    values = recall_at(predictions, val_set.positives, _RECALL_NS).tolist()
+    recalls = {f"val R@{n}": recall for n, recall in zip(_RECALL_NS, values, strict=True)}
+    is_best = training.note_recall(recalls["val R@1"])
     accelerator.log({"epoch": training.epoch, **recalls}, step=training.steps_done)
     if not accelerator.is_main_process:
         return
     run.append_metrics({"epoch": training.epoch, **terms, **recalls})
     losses = ", ".join(f"{name} {value:.3f}" for name, value in terms.items())
-    LOGGER.info(
-        "epoch %d: %s%sval %s", training.epoch, losses, ", " if losses else "", recalls_in_words(result.recalls)
-    )
+    in_words = ", ".join(f"R@{n} {recall:.1f}" for n, recall in zip(_RECALL_NS, values, strict=True))
+    LOGGER.info("epoch %d: %s%sval %s", training.epoch, losses, ", " if losses else "", in_words)
     if is_best:
         provenance = {"epoch": training.epoch, "settings": plain_values(settings)}
         save_encoder(run.best, training.result, provenance=provenance, recalls=recalls)

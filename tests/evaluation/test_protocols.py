@@ -66,9 +66,9 @@ def test_recalls_of_each_condition_of_a_table_are_reported(tmp_path):
     out = ["--folder", str(val), "--queries", "mine", "--out", str(tmp_path / "out")]
     main(["evaluate", "--encoder", "thumbnail", *out])
     found = json.loads((tmp_path / "out/recalls.json").read_text())
-    by_condition = found["recalls_by_condition"]
-    assert list(by_condition) == ["day (2 queries)", "night (4 queries)"]
-    for name, recall in found["recalls"].items():
-        day, night = (recalls[name] for recalls in by_condition.values())
-        assert recall == pytest.approx((2 * day + 4 * night) / 6)
+    percents = {(each["queries"], each["n"], each["rule"]): each["percent"] for each in found["table"]}
+    for n in (1, 5, 10, 20):
+        everything, day, night = (percents[name, n, "within 25 m"] for name in ("all", "day", "night"))
+        assert everything == found["recalls"][f"R@{n}"] == pytest.approx((2 * day + 4 * night) / 6)
+        assert percents["all", n, "within 5 m"] <= everything <= percents["all", n, "within 100 m"]
     assert "night (4 queries)" in (tmp_path / "out/report.html").read_text()

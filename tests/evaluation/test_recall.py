@@ -53,5 +53,22 @@ def test_neighbours_equal_a_sort_of_all_distances():
     np.testing.assert_allclose(found.distances, np.sort(distances, axis=1)[:, :10], rtol=1e-4)
 
 
+@pytest.mark.parametrize("at_once", [7, 64, 2**17])
+def test_of_equally_near_images_the_first_comes_first_as_in_a_double_loop(monkeypatch, at_once):
+    monkeypatch.setattr("progeo.evaluation.search._ROWS_AT_ONCE", at_once)
+    rng = np.random.default_rng(1)
+    database, queries = rng.integers(0, 3, (400, 4)), rng.integers(0, 3, (60, 4))  # whole numbers: no rounding
+    found = nearest_neighbours(database.astype(np.float16), queries.astype(np.float32), 30).rows
+    positives = [np.flatnonzero(rng.random(400) < 0.02) for _ in queries]
+    hits = dict.fromkeys((1, 5, 20), 0)
+    for query, right, rows in zip(queries, positives, found, strict=True):
+        distances = [sum((a - b) ** 2 for a, b in zip(query, image, strict=True)) for image in database]
+        expected = sorted(range(400), key=lambda row: (distances[row], row))
+        assert rows.tolist() == expected[:30]
+        for n in hits:
+            hits[n] += any(row in right for row in expected[:n])
+    assert recall_at(found, positives, tuple(hits)).tolist() == [100 * hit / 60 for hit in hits.values()]
+
+
 def test_a_small_database_gives_all_it_has():
     assert nearest_neighbours(np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32), 20).rows.shape == (3, 3)

@@ -132,8 +132,15 @@ def test_decoding_into_memory_and_into_batches_trains_alike(run, config, tmp_pat
 def test_evaluate_leaves_recalls_predictions_and_a_report_that_agree(run, city, tmp_path):
     common = ["evaluate", "--encoder", str(run / "stage2"), "--folder", str(city / "test"), "--num_workers", "0"]
     main([*common, "--recall_ns", "[1,3]", "--positive_radius_m", "15", "--out", str(tmp_path / "out")])
-    assert files_in(tmp_path / "out") == {"recalls.json", "predictions.csv", "report.html"}
-    recalls = json.loads((tmp_path / "out/recalls.json").read_text())["recalls"]
+    assert files_in(tmp_path / "out") == {
+        "recalls.json",
+        "recalls.csv",
+        "recalls.md",
+        "predictions.csv",
+        "report.html",
+    }
+    summary = json.loads((tmp_path / "out/recalls.json").read_text())
+    recalls = summary["recalls"]
     with (tmp_path / "out/predictions.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     queries = {row["query"] for row in rows}
@@ -142,6 +149,16 @@ def test_evaluate_leaves_recalls_predictions_and_a_report_that_agree(run, city, 
     for n in (1, 3):
         hit = {row["query"] for row in rows if int(row["rank"]) <= n and row["right"] == "1"}
         assert recalls[f"R@{n}"] == pytest.approx(100 * len(hit) / len(queries))
+    first = [float(row["distance_m"]) for row in rows if row["rank"] == "1"]
+    assert summary["errors"]["median_m"] == pytest.approx(np.median(first), abs=0.01)
+    head, _, line = (tmp_path / "out/recalls.md").read_text().splitlines()
+    assert head == "| encoder | data | descriptor | R@1 | R@3 |"
+    assert line.endswith(f"| {recalls['R@1']:.1f} | {recalls['R@3']:.1f} |")
+    with (tmp_path / "out/recalls.csv").open() as stream:
+        table = list(csv.DictReader(stream))
+    assert {row["rule"] for row in table} == {"within 15 m", "within 5 m", "within 25 m", "within 100 m"}
+    far = [row for row in table if row["queries"].endswith("from the database") and row["rule"] == "within 15 m"]
+    assert sum(int(row["count"]) for row in far if row["n"] == "1") == len(queries)
     assert f"{recalls['R@1']:.1f}" in (tmp_path / "out/report.html").read_text()
 
 

@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+
+from progeo.evaluation.measures import (
+    average_precisions,
+    bootstrap_interval,
+    errors_of,
+    first_of_each_place,
+    recall_table,
+)
+
+# Four queries: right at rank 1; right at rank 3; never right; without any positive.
+PREDICTIONS = np.array([[4, 1, 0], [2, 3, 5], [0, 1, 2], [3, 4, 5]])
+POSITIVES = [np.array([4]), np.array([5, 9]), np.array([7]), np.array([], np.int64)]
+
+
+@pytest.mark.parametrize(("missed", "counts", "percents"), [(True, (4, 2), (25, 50)), (False, (3, 1), (100 / 3, 100))])
+def test_recalls_by_every_rule_of_every_group(missed, counts, percents):
+    groups = {"all": np.arange(4), "night": np.array([0, 3]), "snow": np.array([], np.int64)}
+    found = recall_table(
+        PREDICTIONS, {"within 25 m": POSITIVES, "far": [[0]] * 4}, groups, (1, 3), without_positive_missed=missed
+    )
+    assert [(each.rule, each.queries, each.n) for each in found] == [
+        (rule, queries, n) for rule in ("within 25 m", "far") for queries in ("all", "night") for n in (1, 3)
+    ]
+    assert tuple(each.count for each in found[:4:2]) == counts
+    assert tuple(each.percent for each in found[:4:2]) == pytest.approx(percents)
+    assert [each.percent for each in found[4:6]] == [25, 50]  # row 0 is first of one and among three of two
+    assert all(0 <= each.low <= each.percent <= each.high <= 100 for each in found)
+
+
+def test_an_interval_is_that_of_samples_drawn_with_replacement():
+    rng = np.random.default_rng(7)
+    hits = np.arange(200) < 140
+    means = np.sort([rng.choice(hits, len(hits)).mean() for _ in range(4000)])
+    low, high = bootstrap_interval(hits)
+    assert low == pytest.approx(means[100], abs=0.011)
+    assert high == pytest.approx(means[3900], abs=0.011)
+    assert bootstrap_interval(np.ones(5, bool)) == (1, 1)
+
+
+def test_average_precision_of_hand_made_rows():
+    predictions = np.array([[4, 1, 0], [2, 9, 5], [0, 1, 2], [3, 4, 5], [1, 2, 3]])
+    positives = [[4], [5, 9], [7], [], [1, 2, 3, 4, 5]]
+    found = average_precisions(predictions, [np.array(rows, np.int64) for rows in positives])
+    # right at 1; right at 2 and 3: (1/2 + 2/3) / 2; nothing; nothing to find; all three that fit of five
+    np.testing.assert_allclose(found, [1, (1 / 2 + 2 / 3) / 2, 0, np.nan, 1])
+
+
+def test_errors_are_those_of_first_predictions_whose_place_is_known():
+    distances_m = np.stack([np.append(np.arange(11.0) * 10, np.nan), np.full(12, 1e6)], axis=1)
+    found = errors_of(distances_m)
+    assert (found.median_m, found.ninetieth_m) == (50, 90)
+    assert errors_of(np.full((3, 2), np.nan)) is None
+
+
+def test_of_a_panorama_only_its_best_part_stays():
+    places = np.array(["a", "a", "b", "b", "c"])
+    predictions = np.array([[1, 0, 3, 2, 4], [4, 3, 2, 1, 0], [0, 1, 0, 1, 0]])
+    assert first_of_each_place(predictions, places, 2).tolist() == [[1, 3], [4, 3], [0, -1]]
