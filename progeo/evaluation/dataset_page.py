@@ -6,13 +6,13 @@ One file that opens without a network, its size bounded whatever the number of i
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
-from importlib import resources
 from pathlib import Path
 from string import Template
 from typing import Any
 
 import numpy as np
 
+from progeo.evaluation.pages import read_part
 from progeo.files import replacing
 
 KINDS = ("unreadable", "tiny", "duplicates", "misplaced")
@@ -30,8 +30,8 @@ def write_dataset_page(path: Path, report: Mapping[str, Any], positions_m: Mappi
         report: what `check.json` holds.
         positions_m: east and north of the images of each set (N, 2); the second set is that of queries.
     """
-    template = Template(resources.files(__package__).joinpath("dataset_page.html").read_text(encoding="utf-8"))
-    page = template.substitute(
+    page = Template(read_part("dataset_page.html")).substitute(
+        style=read_part("page.css"),
         title=f"Images of {escape(report['folder'])}",
         rows=_table(report),
         details="\n".join(_details(report)),
@@ -129,7 +129,7 @@ def _map(sets: Sequence[tuple[str, np.ndarray]]) -> str:
         f"line: {bar_m:,.0f} m; north is up",
     ]
     return (
-        f'<svg viewBox="{(width - wide) / 2 - 12:.0f} -12 {wide + 24:.0f} {height + 42:.0f}" role="img" '
+        f'<svg class="map" viewBox="{(width - wide) / 2 - 12:.0f} -12 {wide + 24:.0f} {height + 42:.0f}" role="img" '
         f'aria-label="Map of the images">{"".join(shapes)}</svg>{_key(names)}'
     )
 
@@ -180,7 +180,7 @@ def _histogram(classes: Mapping[str, Any]) -> str:
     last = f"{first + len(bars) - 1}{' or more' if max(counts) > first + len(bars) - 1 else ''}"
     names = [f"from left to right: classes of {first} to {last} images", f"highest: {max(bars):,} classes"]
     return (
-        f'<svg viewBox="-12 -12 {_MAP_SIDE + 24} {height + 24}" role="img" aria-label="Images of a class">'
+        f'<svg class="map" viewBox="-12 -12 {_MAP_SIDE + 24} {height + 24}" role="img" aria-label="Images of a class">'
         f"{''.join(shapes)}</svg>{_key(names)}"
     )
 

@@ -1,115 +1,131 @@
-"""The HTML report of an evaluation: its recalls, and every query beside the images retrieved for it.
+"""The HTML report of an evaluation: its recalls, a map, and queries beside the images retrieved for them.
 
-One file that opens without a network. It shows what it is given and measures nothing.
+One file that opens without a network, its size bounded whatever the number of queries. It shows what it is given and
+measures nothing.
 """
 
 import base64
+import hashlib
 import io
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
-from importlib import resources
 from pathlib import Path
 from string import Template
 
 import numpy as np
 from PIL import Image
 
-from progeo.files import replacing
+from progeo.evaluation.measures import Recall
+from progeo.evaluation.pages import read_part
+from progeo.evaluation.retrieved import Retrieved
+from progeo.files import each_file, replacing
 
 _THUMBNAIL_SIDE_PX = 128
 _JPEG_QUALITY = 80
+_MOST_DOTS = 10_000
 
 
 def write_report(
     path: Path,
+    retrieved: Retrieved,
     *,
     title: str,
     facts: Mapping[str, str],
-    recalls: Mapping[int, float],
-    query_paths: Sequence[Path],
-    database_paths: Sequence[Path],
-    predictions: np.ndarray,
-    right: np.ndarray,
-    rule: str,
-    distances_m: np.ndarray,
+    recalls: Mapping[str, Sequence[Recall]],
     num_shown: int = 5,
-    max_queries: int = 200,
+    max_queries: int = 240,
 ) -> None:
     """Write the report to `path`, the worst failures first.
 
     Args:
         path: the HTML file to write.
+        retrieved: what was found.
         title: the heading of the report.
         facts: what was evaluated: encoder, data set, sizes.
-        recalls: N to recall@N, in percent.
-        query_paths: Q images.
-        database_paths: the images that `predictions` indexes.
-        predictions: `(Q, K)` int64 indices into `database_paths`, best first.
-        right: `(Q, K)` bool, whether a prediction is right.
-        rule: when it is, as "lies within 25 m of the query".
-        distances_m: `(Q, K)` metres on the ground between a query and its predictions, NaN where unknown.
+        recalls: by a name of some queries, their recalls at every N; those of all queries come first.
         num_shown: predictions shown per query; all K when K is smaller.
-        max_queries: queries shown; the others are counted and left out.
+        max_queries: queries shown with their images; all are on the map, or 10,000 of them.
     """
-    assert predictions.shape == right.shape == distances_m.shape and len(predictions) == len(query_paths)
-    order = np.lexsort([-distances_m[:, 0], right[:, 0]])[:max_queries]  # failures first, the farthest first
-    num_wrong = int(np.sum(~right[order, 0]))
-    rows = [
-        _row(
-            query_paths[query],
-            [database_paths[index] for index in predictions[query, :num_shown]],
-            right[query, :num_shown],
-            distances_m[query, :num_shown],
-        )
-        for query in order
-    ]
-    template = Template(resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8"))
-    page = template.substitute(
+    errors = np.where(np.isnan(retrieved.distances_m[:, 0]), np.inf, retrieved.distances_m[:, 0])
+    order = np.lexsort([-errors, retrieved.right[:, 0]])  # failures first, the farthest first
+    shown = _shown(order, retrieved.right[:, 0], max_queries)
+    num_wrong = int(np.sum(~retrieved.right[shown, 0]))
+    script = read_part("report.js")
+    page = Template(read_part("report.html")).substitute(
+        style=read_part("page.css"),
+        script=script,
+        script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         title=escape(title),
-        facts="\n".join(_table_row(name, value) for name, value in facts.items()),
-        recalls="\n".join(_table_row(f"R@{n}", f"{recall:.1f} %") for n, recall in sorted(recalls.items())),
-        curve=_recall_curve(recalls),
-        shown=_shown_sentence(len(order), len(query_paths)),
-        rule=escape(rule),
-        num_shown=f"{len(order):,}",
+        facts="\n".join(_fact(name, text) for name, text in facts.items()),
+        recalls=_recall_table(recalls),
+        curve=_recall_curve(next(iter(recalls.values()), [])),
+        map=_map(retrieved, order),
+        conditions=_condition_choice(retrieved.conditions),
+        shown=_shown_sentence(len(shown), len(order)),
+        rule="was given with the query" if retrieved.rule == "as given" else f"lies {retrieved.rule} of the query",
+        num_shown=f"{len(shown):,}",
         num_wrong=f"{num_wrong:,}",
-        num_right=f"{len(order) - num_wrong:,}",
-        rows="\n".join(rows),
+        num_right=f"{len(shown) - num_wrong:,}",
+        rows="\n".join(_rows(retrieved, shown, num_shown)),
     )
     with replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 
+def _shown(order: np.ndarray, right: np.ndarray, count: int) -> np.ndarray:
+    """The worst failures, and where there are too many at least a quarter of what is right, from all of it."""
+    wrong, fine = order[~right[order]], order[right[order]]
+    num_fine = min(len(fine), max(count // 4, count - len(wrong)))
+    some = np.linspace(0, len(fine) - 1, num_fine).astype(int) if num_fine else np.array([], int)
+    return np.concatenate([wrong[: count - num_fine], fine[some]])
+
+
+def _fact(name: str, text: str) -> str:
+    return f'<tr><th scope="row">{escape(name)}</th><td>{escape(text)}</td></tr>'
+
+
 def _shown_sentence(num_shown: int, num_queries: int) -> str:
     if num_shown < num_queries:
-        return f"{num_shown:,} of {num_queries:,} queries shown, worst first."
+        return f"{num_shown:,} of {num_queries:,} queries shown, worst first, and some that are right."
     return f"All {num_queries:,} queries shown, worst first."
 
 
-def _table_row(name: str, value: str) -> str:
-    return f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>'
+def _recall_table(recalls: Mapping[str, Sequence[Recall]]) -> str:
+    """A row for each name, of all queries with the interval; the columns are the Ns."""
+    first = next(iter(recalls.values()), [])
+    lines = ["<tr><th></th><th>queries</th>" + "".join(f"<th>R@{each.n}</th>" for each in first) + "</tr>"]
+    for place, (name, row) in enumerate(recalls.items()):
+        cells = [f"{each.percent:.1f}" for each in row]
+        if place == 0:
+            cells = [f"<b>{each.percent:.1f}</b> <small>{each.low:.1f} to {each.high:.1f}</small>" for each in row]
+        count = f"{row[0].count:,}" if row else ""
+        texts = "".join(f"<td>{cell}</td>" for cell in (count, *cells))
+        lines.append(f'<tr><th scope="row">{escape(name)}</th>{texts}</tr>')
+    return "\n".join(lines)
 
 
-def _recall_curve(recalls: Mapping[int, float]) -> str:
+def _recall_curve(recalls: Sequence[Recall]) -> str:
     """Recall from 0 to 100 % over N, an SVG drawing; N on a logarithmic axis from 1."""
     left, right, top, bottom = 36, 308, 12, 132
-    decades = math.log(max(recalls, default=1)) or 1.0
+    decades = math.log(max((each.n for each in recalls), default=1)) or 1.0
     points = [
-        (left + (right - left) * math.log(n) / decades, bottom - (bottom - top) * recall / 100, n, recall)
-        for n, recall in sorted(recalls.items())
+        (left + (right - left) * math.log(each.n) / decades, bottom - (bottom - top) * each.percent / 100, each)
+        for each in sorted(recalls, key=lambda each: each.n)
     ]
     grid = "".join(
         f'<line x1="{left}" x2="{right}" y1="{y}" y2="{y}"/>'
         f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{percent}</text>'
         for percent, y in ((0, bottom), (50, (top + bottom) // 2), (100, top))
     )
-    ticks = "".join(f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{n}</text>' for x, _, n, _ in points)
-    dots = "".join(
-        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5"><title>R@{n}: {recall:.1f} %</title></circle>'
-        for x, y, n, recall in points
+    ticks = "".join(
+        f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{each.n}</text>' for x, _, each in points
     )
-    line = " ".join(f"{x:.1f},{y:.1f}" for x, y, _, _ in points)
+    dots = "".join(
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5"><title>R@{each.n}: {each.percent:.1f} %</title></circle>'
+        for x, y, each in points
+    )
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in points)
     return (
         '<svg class="curve" viewBox="0 0 320 168" role="img" aria-label="Recall in percent over N">'
         f'{grid}{ticks}<polyline points="{line}"/>{dots}'
@@ -117,32 +133,88 @@ def _recall_curve(recalls: Mapping[int, float]) -> str:
     )
 
 
-def _row(query: Path, predicted: Sequence[Path], right: np.ndarray, distances_m: np.ndarray) -> str:
-    figures = [
-        _prediction(path, rank, bool(is_right), float(distance_m))
-        for rank, (path, is_right, distance_m) in enumerate(zip(predicted, right, distances_m, strict=True), start=1)
-    ]
+def _map(retrieved: Retrieved, order: np.ndarray) -> str:
+    """Where the queries were taken, north up, in metres; failures lie above what is right."""
+    _, queries_m = retrieved.places_m
+    known = order[np.isfinite(queries_m[order]).all(axis=1)]
+    if not len(known):
+        return ""
+    dots = known[:: -(-len(known) // _MOST_DOTS)]
+    places = queries_m[dots] - queries_m[dots].min(axis=0)
+    width, height = np.maximum(places.max(axis=0), 1.0).tolist()
+    room = 0.05 * max(width, height)
+    circles = "".join(
+        f'<circle class="{_verdict(retrieved, row)}" cx="{east:.1f}" cy="{height - north:.1f}" data-query="{row}" '
+        f'data-condition="{escape(retrieved.conditions[row])}"><title>{escape(_named(retrieved, row))}</title></circle>'
+        for row, (east, north) in zip(dots[::-1].tolist(), places[::-1].tolist(), strict=True)
+    )
     return (
-        f'<li class="row {"right" if right[0] else "wrong"}">\n'
-        f'<figure class="query">{_thumbnail(query)}'
-        f'<figcaption><span>Query</span><span class="name">{escape(query.name)}</span></figcaption></figure>\n'
-        f"<ol>\n{''.join(figures)}</ol>\n</li>"
+        "<h2>Where the queries were taken</h2>"
+        f'<svg class="map" viewBox="{-room:.1f} {-room:.1f} {width + 2 * room:.1f} {height + 2 * room:.1f}" '
+        'tabindex="0" role="application" '
+        f'aria-label="Map of the queries: arrows move it, plus and minus zoom, 0 shows all">{circles}</svg>'
+        '<div class="key"><span><i class="dot"></i>right at rank 1</span><span><i class="dot wrong"></i>wrong</span>'
+        '<span><i class="scale"></i><span id="scale"></span></span>'
+        '<span>north is up; drag, turn the wheel, or arrows, + - 0</span></div><p id="chosen" aria-live="polite"></p>'
     )
 
 
-def _prediction(path: Path, rank: int, is_right: bool, distance_m: float) -> str:
-    verdict, sign = ("right", "✓") if is_right else ("wrong", "✗")
+def _verdict(retrieved: Retrieved, query: int) -> str:
+    return "right" if retrieved.right[query, 0] else "wrong"
+
+
+def _named(retrieved: Retrieved, query: int) -> str:
+    distance_m = retrieved.distances_m[query, 0]
+    metres = "" if math.isnan(distance_m) else f", {distance_m:,.1f} m off"
+    return f"{retrieved.queries.name(query)}: {_verdict(retrieved, query)}{metres}"
+
+
+def _condition_choice(conditions: np.ndarray) -> str:
+    names = [name for name in dict.fromkeys(conditions.tolist()) if name]
+    if not names:
+        return ""
+    options = "".join(f'<option value="{escape(name)}">{escape(name)}</option>' for name in names)
+    return f'<label>condition <select name="condition"><option value="">all</option>{options}</select></label>'
+
+
+def _rows(retrieved: Retrieved, queries: np.ndarray, num_shown: int) -> list[str]:
+    """A row for each query; all thumbnails are made side by side."""
+    predicted = retrieved.predictions[queries, :num_shown]
+    paths = [retrieved.queries.path(row) for row in queries.tolist()]
+    paths += [retrieved.database.path(row) for row in np.unique(predicted[predicted >= 0]).tolist()]
+    names = [str(path) for path in paths]
+    thumbnails = dict(zip(names, each_file(_thumbnail, names, total=len(names), description="report"), strict=True))
+    return [_row(retrieved, row, place, num_shown, thumbnails) for place, row in enumerate(queries.tolist())]
+
+
+def _row(retrieved: Retrieved, query: int, place: int, num_shown: int, thumbnails: Mapping[str, str]) -> str:
+    path, condition = retrieved.queries.path(query), escape(retrieved.conditions[query])
+    found = retrieved.predictions[query, :num_shown].tolist()
+    figures = [_prediction(retrieved, query, rank, thumbnails) for rank, row in enumerate(found) if row >= 0]
+    on_map = "<button type='button'>on the map</button>" if np.isfinite(retrieved.places_m[1][query]).all() else ""
+    return (
+        f'<li class="row {_verdict(retrieved, query)}" data-query="{query}" data-place="{place}" '
+        f'data-name="{escape(path.name)}" data-condition="{condition}">\n'
+        f'<figure class="query">{thumbnails[str(path)]}<figcaption><span>Query {condition} {on_map}</span>'
+        f'<span class="name">{escape(path.name)}</span></figcaption></figure>\n<ol>\n{"".join(figures)}</ol>\n</li>'
+    )
+
+
+def _prediction(retrieved: Retrieved, query: int, rank: int, thumbnails: Mapping[str, str]) -> str:
+    path = retrieved.database.path(int(retrieved.predictions[query, rank]))
+    verdict, sign = ("right", "✓") if retrieved.right[query, rank] else ("wrong", "✗")
+    distance_m = float(retrieved.distances_m[query, rank])
     distance = "" if math.isnan(distance_m) else f"{distance_m:,.1f} m"
     return (
-        f'<li><figure class="{verdict}" title="{escape(str(path))}">{_thumbnail(path)}'
-        f'<figcaption><span>Rank {rank} · <b class="mark">{sign} {verdict}</b></span>'
+        f'<li><figure class="{verdict}" title="{escape(str(path))}">{thumbnails[str(path)]}'
+        f'<figcaption><span>Rank {rank + 1} · <b class="mark">{sign} {verdict}</b></span>'
         f"<span>{distance}</span></figcaption></figure></li>\n"
     )
 
 
-def _thumbnail(path: Path) -> str:
+def _thumbnail(name: str) -> str:
     """The image as an `<img>` that holds its own pixels, or a placeholder when it cannot be opened."""
-    stream = io.BytesIO()
+    path, stream = Path(name), io.BytesIO()
     try:
         with Image.open(path) as image:
             image.thumbnail((_THUMBNAIL_SIDE_PX, _THUMBNAIL_SIDE_PX))
@@ -150,4 +222,4 @@ def _thumbnail(path: Path) -> str:
     except Exception:  # Pillow's decoders raise errors of many kinds, and no thumbnail is worth losing the report.
         return f'<span class="missing" role="img" aria-label="{escape(path.name)}">image cannot be opened</span>'
     data = base64.b64encode(stream.getvalue()).decode("ascii")
-    return f'<img alt="{escape(path.name)}" src="data:image/jpeg;base64,{data}">'
+    return f'<img alt="{escape(path.name)}" loading="lazy" src="data:image/jpeg;base64,{data}">'

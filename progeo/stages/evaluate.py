@@ -2,12 +2,10 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
-from scipy.spatial import cKDTree
 from torch import nn
 
 from progeo.config import EvaluateSettings
@@ -18,16 +16,16 @@ from progeo.engine.log import LOGGER, start_log
 from progeo.evaluation.descriptors import extract_descriptors
 from progeo.evaluation.measures import first_of_each_place
 from progeo.evaluation.protocols import Protocol, load_protocol
+from progeo.evaluation.retrieved import Retrieved
 from progeo.evaluation.search import nearest_neighbours
 from progeo.export.weights import load_encoder
 from progeo.models.clip import as_height_width
 from progeo.models.preprocessing import resize_image
 from progeo.places.catalogue import Catalogue, positions_m, read_catalogue
 from progeo.places.positives import positives_within
-from progeo.stages.results import Results, write_results
+from progeo.stages.results import write_results
 
 _PARTS_OF_A_PANORAMA = 12
-_FAR_M = (0, 5, 10, 25, 50, 100, np.inf)
 
 
 @dataclass(frozen=True)
@@ -77,14 +75,15 @@ def evaluate(settings: EvaluateSettings) -> Path:
             "queries": f"{len(test_set.queries)} images in {settings.queries}",
             "image size": f"{image_size[0]} x {image_size[1]} pixels",
         }
-        results = Results(test_set.database, test_set.queries, predictions, _positives(test_set, settings), facts)
-        write_results(
-            results,
-            settings.out,
-            groups=_groups(test_set, protocol),
-            ns=settings.recall_ns,
-            without_positive_missed=settings.without_positive == "missed",
+        missed = settings.without_positive == "missed"
+        found = Retrieved(
+            test_set.database,
+            test_set.queries,
+            predictions,
+            _positives(test_set, settings),
+            _conditions(test_set.queries, protocol),
         )
+        write_results(found, facts, settings.out, ns=settings.recall_ns, without_positive_missed=missed)
     return settings.out
 
 
@@ -141,19 +140,7 @@ def _positives(test_set: TestSet, settings: EvaluateSettings) -> dict[str, list[
     return {f"within {radius:g} m": rows for radius, rows in {first: test_set.positives, **others}.items()}
 
 
-def _groups(test_set: TestSet, protocol: Protocol | None) -> dict[str, np.ndarray]:
-    """Queries that recalls are also taken of: those of a condition, and those so far from the database."""
-    conditions = test_set.queries.conditions
-    if protocol is not None and protocol.conditions:
-        conditions = protocol.conditions_of(test_set.queries.table["path"].to_pylist())
-    groups = {}
-    if conditions is not None:
-        groups = {name: np.flatnonzero(conditions == name) for name in dict.fromkeys(conditions.tolist()) if name}
-    database_m, queries_m = positions_m(test_set.database, test_set.queries)
-    if not (np.isfinite(database_m).all() and np.isfinite(queries_m).all()):
-        return groups
-    nearest_m = cKDTree(database_m).query(queries_m)[0]
-    for low, high in pairwise(_FAR_M):
-        name = f"{low} to {high} m from the database" if np.isfinite(high) else f"{low} m and more from the database"
-        groups[name] = np.flatnonzero((nearest_m >= low) & (nearest_m < high))
-    return groups
+def _conditions(queries: Catalogue, protocol: Protocol | None) -> np.ndarray:
+    by_protocol = None if protocol is None else protocol.conditions_of(queries.table["path"].to_pylist())
+    found = queries.conditions if by_protocol is None else by_protocol
+    return np.full(len(queries), "") if found is None else found

@@ -3,56 +3,22 @@
 import csv
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from progeo.engine.log import LOGGER
-from progeo.evaluation.measures import Recall, average_precisions, errors_of, recall_table
-from progeo.evaluation.recall import right_predictions
+from progeo.evaluation.measures import Errors, Recall, average_precisions, errors_of, recall_table
 from progeo.evaluation.report import write_report
+from progeo.evaluation.retrieved import Retrieved
 from progeo.files import replacing, write_json
-from progeo.places.catalogue import Catalogue, positions_m
-
-
-@dataclass(frozen=True)
-class Results:
-    """What was found for Q queries."""
-
-    database: Catalogue
-    queries: Catalogue
-    predictions: np.ndarray
-    """Database rows of each query, best first, int64 (Q, K); -1 where there is none."""
-    positives: Mapping[str, list[np.ndarray]]
-    """Right database rows of each query, by the name of a rule; the first rule counts most."""
-    facts: Mapping[str, str]
-    """What was evaluated on what."""
-
-    @property
-    def rule(self) -> str:
-        """When a prediction is right."""
-        return next(iter(self.positives))
-
-    @cached_property
-    def right(self) -> np.ndarray:
-        """Whether each prediction is right by the first rule, bool (Q, K)."""
-        return right_predictions(self.predictions, self.positives[self.rule])
-
-    @cached_property
-    def distances_m(self) -> np.ndarray:
-        """Metres between each query and its predictions (Q, K), NaN where unknown."""
-        database_m, queries_m = positions_m(self.database, self.queries)
-        distances_m = np.linalg.norm(database_m[self.predictions] - queries_m[:, None], axis=2)
-        return np.where(self.predictions < 0, np.nan, distances_m)
 
 
 def write_results(
-    results: Results,
+    results: Retrieved,
+    facts: Mapping[str, str],
     out: Path,
     *,
-    groups: Mapping[str, np.ndarray],
     ns: tuple[int, ...],
     without_positive_missed: bool,
 ) -> None:
@@ -60,27 +26,28 @@ def write_results(
 
     Args:
         results: what was found.
+        facts: what was evaluated on what.
         out: folder to write to.
-        groups: rows of the queries that recalls are taken of besides all of them.
         ns: the Ns of recall@N.
         without_positive_missed: queries without any right database image count as missed.
     """
-    everything = {"all": np.arange(len(results.queries)), **groups}
+    groups = results.groups()
     table = recall_table(
-        results.predictions, results.positives, everything, ns, without_positive_missed=without_positive_missed
+        results.predictions, results.positives, groups, ns, without_positive_missed=without_positive_missed
     )
-    first = [each for each in table if each.rule == results.rule]
-    by_group = {name: [each for each in first if each.queries == name] for name in everything}
-    by_group = {f"{name} ({rows[0].count:,} queries)": rows for name, rows in by_group.items() if rows}
+    by_rule = {
+        rule: [each for each in table if (each.rule, each.queries) == (rule, "all")] for rule in results.positives
+    }
+    by_group = {name: [each for each in table if (each.rule, each.queries) == (results.rule, name)] for name in groups}
     without = sum(not len(rows) for rows in results.positives[results.rule])
     errors = errors_of(results.distances_m)
     precisions = average_precisions(results.predictions, results.positives[results.rule])
     facts = {
-        **results.facts,
+        **facts,
         "right": results.rule,
         "queries without a right image": f"{without:,}, {'missed' if without_positive_missed else 'left out'}",
     }
-    recalls = {each.n: each.percent for each in first if each.queries == "all"}
+    recalls = {each.n: each.percent for each in by_group["all"]}
     out.mkdir(parents=True, exist_ok=True)
     summary = {
         **facts,
@@ -94,26 +61,23 @@ def write_results(
     with replacing(out / "recalls.md") as temporary:
         temporary.write_text(markdown_table([(facts, recalls)]), encoding="utf-8")
     _write_predictions(out / "predictions.csv", results)
-    write_report(
-        out / "report.html",
-        title=f"{facts['encoder']} on {facts['folder']}",
-        facts=facts | {name: recalls_in_words(rows) for name, rows in by_group.items()},
-        recalls=recalls,
-        query_paths=[results.queries.path(row) for row in range(len(results.queries))],
-        database_paths=[results.database.path(row) for row in range(len(results.database))],
-        predictions=results.predictions,
-        right=results.right,
-        rule="was given with the query" if results.rule == "as given" else f"lies {results.rule} of the query",
-        distances_m=results.distances_m,
-    )
-    (_, overall), *others = by_group.items()
+    in_report = {name: rows for name, rows in {**by_rule, **by_group}.items() if rows and name != "all"}
+    shown = facts if errors is None else {**facts, "first prediction": _errors_in_words(errors)}
+    title = f"{facts['encoder']} on {facts['folder']}"
+    write_report(out / "report.html", results, title=title, facts=shown, recalls=in_report)
+    overall = by_group.pop("all")
     LOGGER.info("%s: %s", facts["folder"], recalls_in_words(overall))
     LOGGER.info("R@%d is %.1f to %.1f in 95 %% of samples of these queries", ns[0], overall[0].low, overall[0].high)
-    for name, rows in others:
-        LOGGER.info("  %s: %s", name, recalls_in_words(rows))
+    for name, rows in by_group.items():
+        if rows:
+            LOGGER.info("  %s (%s queries): %s", name, f"{rows[0].count:,}", recalls_in_words(rows))
     if errors is not None:
-        LOGGER.info("first prediction: half within %.1f m, 90 %% within %.1f m", errors.median_m, errors.ninetieth_m)
+        LOGGER.info("first prediction: %s", _errors_in_words(errors))
     LOGGER.info("report: %s", out / "report.html")
+
+
+def _errors_in_words(errors: Errors) -> str:
+    return f"half within {errors.median_m:,.1f} m, nine of ten within {errors.ninetieth_m:,.1f} m"
 
 
 def recalls_in_words(recalls: list[Recall]) -> str:
@@ -138,7 +102,7 @@ def _write_table(path: Path, table: list[Recall]) -> None:
         writer.writerows(map(dataclasses.asdict, table))
 
 
-def _write_predictions(path: Path, results: Results) -> None:
+def _write_predictions(path: Path, results: Retrieved) -> None:
     query_paths, database_paths = results.queries.table["path"], results.database.table["path"]
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)

@@ -1,11 +1,21 @@
+import base64
+import io
+import json
 import re
+import shutil
+import subprocess
+from html import unescape
 from html.parser import HTMLParser
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
+from progeo.evaluation.measures import recall_table
 from progeo.evaluation.report import write_report
+from progeo.evaluation.retrieved import Retrieved
+from progeo.places.catalogue import Catalogue
 
 
 class Page(HTMLParser):
@@ -33,25 +43,29 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.texts).split())
 
 
-def report(folder, **changes):
+def catalogue(folder, names, east):
+    north, zone = np.full(len(names), 7.0), np.zeros(len(names), np.int8)
+    return Catalogue(folder, pa.table({"path": names, "east": east, "north": north, "zone": zone}))
+
+
+def report(folder, *, max_queries=240, num_shown=5, ns=(1, 2), **changes):
     """Three queries, four database images: right at rank 1; wrong by 90 m; wrong by 4,000 m but right at rank 2."""
-    paths = []
-    for index in range(7):
-        paths.append(folder / f"@{index}@<b>&'.png")
-        Image.new("RGB", (300, 200), (index * 30, 0, 0)).save(paths[-1])
+    names = [f"@{index}@<b>&'.png" for index in range(7)]
+    for index, name in enumerate(names):
+        Image.new("RGB", (300, 200), (index * 30, 0, 0)).save(folder / name)
     content = {
-        "title": "R & <D>",
-        "facts": {"encoder": "<script>alert(1)</script>", "folder": "test"},
-        "recalls": {1: 33.333, 5: 66.666, 20: 100.0},
-        "query_paths": paths[:3],
-        "database_paths": paths[3:],
-        "predictions": np.array([[0, 1], [1, 2], [2, 3]]),
-        "distances_m": np.array([[3.0, 90.0], [90.0, 26.0], [4000.0, 25.0]]),
-        "right": np.array([[True, False], [False, False], [False, True]]),
-        "rule": "lies within 25 m of the query",
+        "database": catalogue(folder, names[3:], [3.0, 90, 116, 3975]),
+        "queries": catalogue(folder, names[:3], [0.0, 0, 4000]),
+        "predictions": np.array([[0, 1], [1, 2], [0, 3]]),
+        "positives": {"within 25 m": [np.array([0]), np.array([0]), np.array([3])]},
+        "conditions": np.array(["night", "day", "night"]),
         **changes,
     }
-    write_report(folder / "report.html", **content)
+    retrieved = Retrieved(**content)
+    recalls = {"within 25 m": recall_table(retrieved.predictions, retrieved.positives, {"all": np.arange(3)}, ns)}
+    facts = {"encoder": "<script>alert(1)</script>", "folder": "test"}
+    shown = {"max_queries": max_queries, "num_shown": num_shown}
+    write_report(folder / "report.html", retrieved, title="R & <D>", facts=facts, recalls=recalls, **shown)
     return (folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -59,14 +73,15 @@ def test_every_query_is_a_row_with_its_predictions_the_worst_first(tmp_path):
     page = Page(report(tmp_path))
     assert page.rows == ["wrong", "wrong", "right"]
     assert page.figures == ["query", "wrong", "right", "query", "wrong", "wrong", "query", "right", "wrong"]
-    assert page.text.index("4,000.0 m") < page.text.index("90.0 m") < page.text.index("3.0 m")
-    assert page.text.count("✓ right") == 2
-    assert page.text.count("✗ wrong") == 4
+    gallery = page.text.partition("what was retrieved")[2]
+    assert gallery.index("3,997.0 m") < gallery.index("90.0 m") < gallery.index("3.0 m")
+    assert gallery.count("✓ right") == 2
+    assert gallery.count("✗ wrong") == 4
 
 
 def test_recalls_and_counts_are_printed(tmp_path):
     text = Page(report(tmp_path)).text
-    assert all(part in text for part in ("R@1 33.3 %", "R@5 66.7 %", "R@20 100.0 %"))
+    assert "R@1 R@2 within 25 m 3 33.3 0.0 to 100.0 66.7" in text
     assert "All 3 queries shown, worst first." in text
     assert "wrong (2)" in text
     assert "right (1)" in text
@@ -75,7 +90,8 @@ def test_recalls_and_counts_are_printed(tmp_path):
 def test_no_more_queries_are_shown_than_asked_for_and_the_page_says_so(tmp_path):
     page = Page(report(tmp_path, max_queries=2))
     assert page.rows == ["wrong", "wrong"]
-    assert "2 of 3 queries shown, worst first." in page.text
+    assert Page(report(tmp_path, max_queries=2, predictions=np.array([[0], [0], [0]]))).rows == ["wrong", "right"]
+    assert "2 of 3 queries shown, worst first, and some that are right." in page.text
 
 
 def test_no_more_predictions_are_shown_than_asked_for_nor_than_there_are(tmp_path):
@@ -90,15 +106,12 @@ def test_the_page_stands_alone_and_shows_names_as_text(tmp_path):
     assert all(address.startswith("data:image/jpeg;base64,") for address in page.addresses)
     assert len(page.addresses) == 9
     assert not re.search(r"https?://", html)
-    assert "<script" not in html
+    assert html.count("<script") == 1
     assert "<b>&'" not in html
     assert "R & <D>" in page.text
 
 
 def test_thumbnails_are_bounded(tmp_path):
-    import base64
-    import io
-
     for address in Page(report(tmp_path)).addresses:
         with Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))) as image:
             assert max(image.size) == 128
@@ -107,11 +120,90 @@ def test_thumbnails_are_bounded(tmp_path):
 def test_an_image_that_cannot_be_opened_leaves_a_placeholder(tmp_path):
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"broken")
-    page = Page(report(tmp_path, query_paths=[broken, tmp_path / "gone.jpg", tmp_path / "gone too.jpg"]))
+    page = Page(report(tmp_path, queries=catalogue(tmp_path, ["broken.jpg", "gone.jpg", "gone too.jpg"], [0.0, 0, 0])))
     assert page.text.count("image cannot be opened") == 3
     assert len(page.rows) == 3
 
 
-@pytest.mark.parametrize("recalls", [{1: 50.0}, {}])
-def test_a_single_recall_or_none_still_makes_a_page(tmp_path, recalls):
-    assert len(Page(report(tmp_path, recalls=recalls)).rows) == 3
+def test_a_single_recall_still_makes_a_page(tmp_path):
+    assert len(Page(report(tmp_path, ns=(1,))).rows) == 3
+
+
+def test_images_without_a_place_give_a_page_without_a_map(tmp_path):
+    nowhere = catalogue(tmp_path, [f"@{index}@<b>&'.png" for index in range(3)], np.full(3, np.nan))
+    html = report(tmp_path, queries=nowhere, predictions=np.array([[0, -1], [1, -1], [2, -1]]))
+    assert "<h2>Where" not in html
+    assert "on the map" not in html
+    assert Page(html).figures.count("query") == 3
+    assert len(Page(html).figures) == 6
+
+
+ACTIONS = """
+const seen = {errors: []};
+window.addEventListener("error", event => seen.errors.push(event.message));
+const shown = () => [...document.querySelectorAll(".row")].filter(row => !row.hidden).map(row => row.dataset.query);
+const set = (name, value) => {
+  document.querySelector("form")[name].value = value;
+  document.querySelector("form").dispatchEvent(new Event("change", {bubbles: true}));
+};
+window.addEventListener("load", () => {
+  const map = document.querySelector("svg.map"), view = () => map.getAttribute("viewBox").split(" ").map(Number);
+  const press = key => map.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
+  seen.all = shown();
+  document.querySelector("input[value=wrong]").click();
+  seen.wrong = shown();
+  set("condition", "night");
+  seen.wrong_at_night = shown();
+  seen.dots = [...map.querySelectorAll("circle")].filter(dot => !dot.classList.contains("hidden")).length;
+  set("condition", "");
+  document.querySelector("input[value='']").click();
+  set("order", "best");
+  seen.best = shown();
+  set("order", "name");
+  seen.by_name = shown();
+  const before = view();
+  press("+");
+  seen.zoomed = view()[2] / before[2];
+  press("ArrowRight");
+  seen.moved = view()[0] > before[0];
+  map.dispatchEvent(new WheelEvent("wheel", {deltaY: 100, clientX: 300, clientY: 300, cancelable: true}));
+  press("0");
+  seen.whole = view().every((value, index) => value === before[index]);
+  map.querySelector("circle[data-query='2']").dispatchEvent(new MouseEvent("click", {bubbles: true}));
+  seen.chosen = [...document.querySelectorAll(".chosen")].map(item => item.dataset.query);
+  seen.told = document.getElementById("chosen").textContent;
+  document.querySelector(".row[data-query='1'] button").click();
+  seen.focused = document.activeElement === map;
+  seen.scale = document.getElementById("scale").textContent;
+  document.title = JSON.stringify(seen);
+});
+"""
+
+
+def shown_by_chromium(page):
+    """The page as it is after its scripts ran."""
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={page.parent / 'profile'}", "--dump-dom"]
+    command = ["chromium", *flags, page.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
+def test_filters_order_and_map_work_in_a_browser(tmp_path):
+    html = report(tmp_path)
+    page, policy = tmp_path / "tried.html", re.search(r"script-src '[^']+'", html)[0]
+    html = html.replace(policy, "script-src 'unsafe-inline'")
+    page.write_text(html.replace("<script>", f"<script>{ACTIONS}</script><script>"))
+    seen = json.loads(unescape(re.search(r"<title>(\{.*\})</title>", shown_by_chromium(page))[1]))
+    assert seen["errors"] == []
+    assert (seen["all"], seen["wrong"], seen["wrong_at_night"], seen["dots"]) == (["2", "1", "0"], ["2", "1"], ["2"], 1)
+    assert (seen["best"], seen["by_name"]) == (["0", "1", "2"], ["0", "1", "2"])
+    assert (seen["zoomed"], seen["moved"], seen["whole"], seen["focused"]) == (pytest.approx(0.8), True, True, True)
+    assert set(seen["chosen"]) == {"2"}
+    assert seen["told"] == "@2@<b>&'.png: wrong, 3,997.0 m off"
+    assert re.fullmatch(r"\d+ k?m", seen["scale"])
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
+def test_the_script_is_the_one_that_the_page_allows(tmp_path):
+    assert 'style="--dot:' not in report(tmp_path)
+    assert 'style="--dot:' in shown_by_chromium(tmp_path / "report.html")

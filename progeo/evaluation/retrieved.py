@@ -1,0 +1,66 @@
+"""What was found in a database for many queries, and how right and how far off it is."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from progeo.evaluation.recall import right_predictions
+from progeo.places.catalogue import Catalogue, positions_m
+
+_FAR_M = (0, 5, 10, 25, 50, 100, np.inf)
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """Predictions for Q queries."""
+
+    database: Catalogue
+    queries: Catalogue
+    predictions: np.ndarray
+    """Database rows of each query, best first, int64 (Q, K); -1 where there is none."""
+    positives: Mapping[str, list[np.ndarray]]
+    """Right database rows of each query, by the name of a rule; the first rule counts most."""
+    conditions: np.ndarray
+    """In what light or weather each query was taken, str (Q,); "" where unknown."""
+
+    @property
+    def rule(self) -> str:
+        """When a prediction is right."""
+        return next(iter(self.positives))
+
+    @cached_property
+    def right(self) -> np.ndarray:
+        """Whether each prediction is right by the first rule, bool (Q, K)."""
+        return right_predictions(self.predictions, self.positives[self.rule])
+
+    @cached_property
+    def places_m(self) -> tuple[np.ndarray, np.ndarray]:
+        """East and north in metres of each database image (N, 2) and of each query (Q, 2), NaN where unknown."""
+        database_m, queries_m = positions_m(self.database, self.queries)
+        return database_m, queries_m
+
+    @cached_property
+    def distances_m(self) -> np.ndarray:
+        """Metres between each query and its predictions (Q, K), NaN where unknown."""
+        database_m, queries_m = self.places_m
+        distances_m = np.linalg.norm(database_m[self.predictions] - queries_m[:, None], axis=2)
+        return np.where(self.predictions < 0, np.nan, distances_m)
+
+    def groups(self) -> dict[str, np.ndarray]:
+        """Rows of all queries, of those of each condition, and of those at some distances from the database."""
+        groups = {"all": np.arange(len(self.queries))}
+        for condition in dict.fromkeys(self.conditions.tolist()):
+            if condition:
+                groups[condition] = np.flatnonzero(self.conditions == condition)
+        database_m, queries_m = self.places_m
+        if not (np.isfinite(database_m).all() and np.isfinite(queries_m).all()):
+            return groups
+        nearest_m = cKDTree(database_m).query(queries_m)[0]
+        for low, high in pairwise(_FAR_M):
+            name = f"{low} to {high} m" if np.isfinite(high) else f"{low} m and more"
+            groups[f"{name} from the database"] = np.flatnonzero((nearest_m >= low) & (nearest_m < high))
+        return {name: rows for name, rows in groups.items() if name == "all" or 0 < len(rows) < len(self.queries)}
