@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 
 Found = TypeVar("Found")
-_THREADS = 16
+_THREADS = max(16, os.cpu_count() or 1)
 _AT_ONCE = 4096
 
 

@@ -130,10 +130,20 @@ def test_an_export_does_not_write_over_an_encoder(tmp_path):
 
 
 def test_an_interrupted_command_says_so_and_leaves_nothing(tmp_path):
-    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    listing, half = tmp_path / "train_images_paths.txt", tmp_path / "train/@0@0@.jpg"
+    half.parent.mkdir()
+    half.touch()
+    listing.write_text("".join(f"@{row}@0@.jpg\n" for row in range(200_000)).replace("@0@0@.jpg", half.name))
+
+    def interrupt_when_something_is_written(*_):
+        if list(tmp_path.glob(".train-*")):
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt_when_something_is_written)
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
     try:
-        assert failure("toy-city", tmp_path / "city", "--num_images", 5000) == "progeo toy-city: interrupted."
+        assert failure("dataset", "index", tmp_path / "train") == "progeo dataset index: interrupted."
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    assert list(tmp_path.iterdir()) == []
+    assert set(tmp_path.iterdir()) == {listing, half.parent}

@@ -54,7 +54,7 @@ class Protocol:
         if not self.conditions:
             return None
         names = [query.rsplit("/", 1)[-1] for query in queries]
-        ids = [name.split("@")[7] if name.count("@") > 7 else name for name in names]
+        ids = [name.split("@")[7] if name.count("@") > 7 else name.partition("@")[0] for name in names]
         found = [re.search(r"\d+", each) for each in ids]
         if None in found or len({int(match[0]) for match in found if match}) < len(names):
             raise ValueError(

@@ -24,6 +24,8 @@ def read_arrays(folder: Path, images: Path) -> dict[str, Catalogue]:
         ValueError: arrays that do not fit together, or hold anything but names and numbers.
     """
     database, queries, truth = (_load(_file(folder, ending)) for ending in ("dbImages.npy", "qImages.npy", "gt.npy"))
+    if not (len(database) and len(queries)):
+        raise ValueError(f"{folder}: there are {len(database)} database images and {len(queries)} queries.")
     if len(truth) != len(queries):
         raise ValueError(f"{folder}: gt.npy has {len(truth)} rows for {len(queries)} queries.")
     positives = [np.atleast_1d(np.asarray(rows, np.int64)).ravel() for rows in truth]

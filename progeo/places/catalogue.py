@@ -27,7 +27,7 @@ from progeo.places.filename import FIELDS, ParsedNames, format_names, parse_colu
 from progeo.places.paths import changes_since, find_paths
 
 _ROWS_AT_ONCE = 2**20
-_BATCHES_AHEAD = 4
+_PARSERS = min(8, os.cpu_count() or 1)
 _COLUMNS = ("east", "north", "zone", "heading")
 _ZONE_WIDTH_M = 1e6
 _ABOUT = b"progeo"
@@ -92,7 +92,8 @@ class Catalogue:
         """In what light or weather each image was taken, str (N,), where that was written down."""
         if "condition" not in self.table.column_names:
             return None
-        return np.array(self.table["condition"].fill_null("").to_pylist())
+        conditions = np.array(self.table["condition"].fill_null("").to_pylist())
+        return conditions if (conditions != "").any() else None
 
     @property
     def panoramas(self) -> np.ndarray:
@@ -264,14 +265,14 @@ def _parsed_in_turn(folder: Path, batches: Iterator[pa.Array]) -> Iterator[pa.Re
     """Parse the names of a folder side by side, a few batches ahead of whoever takes them, in their order."""
     coming: deque[Future[pa.RecordBatch]] = deque()
     bar = tqdm(desc=f"reading the names of {folder}", unit="img", leave=False, disable=None)
-    with ThreadPoolExecutor(os.cpu_count()) as pool, bar:  # Arrow computes outside of Python's lock
+    with ThreadPoolExecutor(_PARSERS) as pool, bar:  # Arrow computes outside of Python's lock
         for batch in batches:
             coming.append(pool.submit(_parsed, batch))
             bar.update(len(batch))
-            if len(coming) > _BATCHES_AHEAD:
+            if len(coming) > _PARSERS:
                 yield coming.popleft().result()
         yield from (future.result() for future in coming)
-    pa.default_memory_pool().release_unused()
+    pa.default_memory_pool().release_unused()  # what only parsing needed, before anything else is made
 
 
 def _parsed(paths: pa.Array) -> pa.RecordBatch:

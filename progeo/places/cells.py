@@ -198,7 +198,9 @@ def _class_indices(
     east: np.ndarray, north: np.ndarray, heading: np.ndarray, cell_side_m: int, heading_bin_deg: int
 ) -> list[np.ndarray]:
     """Column and row of each image's cell, and its heading bin, int64 (N,) each."""
-    steps = ((east, cell_side_m), (north, cell_side_m), (np.nan_to_num(heading) % 360, heading_bin_deg))
+    # Twice: what is least below zero is 360 after the first time.
+    turned = np.nan_to_num(heading) % 360 % 360
+    steps = ((east, cell_side_m), (north, cell_side_m), (turned, heading_bin_deg))
     return [np.floor(np.asarray(values, np.float64) / step).astype(np.int64) for values, step in steps]
 
 
@@ -207,8 +209,11 @@ def _class_numbers(
 ) -> np.ndarray:
     """One number for each image's class, in the order of class ids, int64 (N,): an eighth of the memory of the ids."""
     numbers = np.empty(len(east), np.int64)
-    first_column, first_row = int(east.min() // cell_side_m), int(north.min() // cell_side_m)
-    rows, bins = int(north.max() // cell_side_m) - first_row + 1, 360 // heading_bin_deg
+    easts, norths = (np.array([values.min(), values.max()]) for values in (east, north))
+    (first_column, _), (first_row, last_row), _ = _class_indices(
+        easts, norths, np.zeros(2), cell_side_m, heading_bin_deg
+    )
+    rows, bins = last_row - first_row + 1, 360 // heading_bin_deg
     for start in range(0, len(numbers), _ROWS_AT_ONCE):  # no other columns of millions are made
         part = slice(start, start + _ROWS_AT_ONCE)
         column, row, bin_ = _class_indices(east[part], north[part], heading[part], cell_side_m, heading_bin_deg)

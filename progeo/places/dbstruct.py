@@ -16,7 +16,7 @@ from progeo.files import each_file
 from progeo.places.catalogue import Catalogue
 from progeo.places.paths import EXTENSIONS
 
-_CUT_OUT = re.compile(r"_(pitch\d+_yaw\d+|\d+_\d+)$")
+_CUT_OUT = re.compile(r"(?<=\d)_pitch\d+_yaw\d+$|(?<=^.{22})_\d+_\d+$")
 """What names a part of a panorama: 000042_pitch1_yaw3 of Pittsburgh, <22 letters>_012_330 of Tokyo."""
 _SIDES = {
     "database": ("dbImageFns", "utmDb", "dbTimeStamp"),
@@ -51,6 +51,8 @@ def _catalogue(fields: Mapping[str, Any], file: Path, side: str, folder: Path) -
         if name not in fields:
             raise ValueError(f"{file} has no field {name}; its fields are {', '.join(sorted(fields))}.")
     names = [name.replace("\\", "/") for name in fields[names_field]]
+    if not names:
+        raise ValueError(f"{file}: {names_field} is empty.")
     utm = np.asarray(fields[utm_field], np.float64)
     if len(names) == 1:
         utm = utm.reshape(-1, 1)

@@ -44,7 +44,7 @@ def read_table(file: Path, images: Path) -> Catalogue:
     if not file.is_file():
         raise FileNotFoundError(f"There is no table {file}.")
     table = _known_columns(_read(file), file)
-    columns: dict[str, np.ndarray | pa.ChunkedArray] = {"path": table["path"].cast(pa.large_string())}
+    columns: dict[str, np.ndarray | pa.ChunkedArray] = {"path": _texts(table, "path", file).cast(pa.large_string())}
     if {"latitude", "longitude"} <= table.keys():
         try:
             positions = project(_numbers(table, "latitude", file), _numbers(table, "longitude", file))
@@ -64,7 +64,7 @@ def read_table(file: Path, images: Path) -> Catalogue:
     count = len(columns["east"])
     columns["zone"] = zone.astype(np.int8)
     columns["heading"] = _numbers(table, "heading", file) % 360 if "heading" in table else np.full(count, np.nan)
-    columns |= {name: table[name].cast(pa.string()) for name in ("condition", "time") if name in table}
+    columns |= {name: _texts(table, name, file) for name in ("condition", "time") if name in table}
     catalogue = Catalogue(images, pa.table(columns))
     check_files(catalogue)
     return catalogue
@@ -97,7 +97,7 @@ def _read_csv(file: Path, delimiter: str) -> pa.Table:
 def _read_geojson(file: Path) -> pa.Table:
     content = read_json(file)
     features = content.get("features") if isinstance(content, dict) else None
-    if not features:
+    if not isinstance(features, list) or not features:
         raise ValueError(f"{file} has no features.")
     rows = []
     for number, feature in enumerate(features, 1):
@@ -105,7 +105,7 @@ def _read_geojson(file: Path) -> pa.Table:
             kind, properties = feature["geometry"]["type"], feature.get("properties") or {}
             longitude, latitude = feature["geometry"]["coordinates"][:2]
             rows.append({**properties, "longitude": float(longitude), "latitude": float(latitude)})
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise ValueError(f"{file}: feature {number} must be a Point with a longitude and a latitude.") from None
         if kind != "Point":
             raise ValueError(f"{file}: feature {number} must be a Point, got {kind}.")
@@ -128,10 +128,17 @@ def _known_columns(table: pa.Table, file: Path) -> dict[str, pa.ChunkedArray]:
         raise ValueError(f"{file} needs a column path; it has {', '.join(table.column_names)}.")
     if not table.num_rows:
         raise ValueError(f"{file} has no rows.")
-    empty = pc.fill_null(pc.equal(known["path"].cast(pa.large_string()), ""), True).to_numpy()
+    empty = pc.fill_null(pc.equal(_texts(known, "path", file), ""), True).to_numpy()
     if empty.any():
         raise ValueError(f"{file}: row {int(empty.argmax()) + 1} has no path.")
     return known
+
+
+def _texts(table: Mapping[str, pa.ChunkedArray], column: str, file: Path) -> pa.ChunkedArray:
+    try:
+        return pc.utf8_trim_whitespace(table[column].cast(pa.string()))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise ValueError(f"{file}: the column {column} must hold texts.") from None
 
 
 def _numbers(

@@ -96,9 +96,10 @@ def _misplaced(catalogue: Catalogue) -> dict[str, str]:
     """Images whose coordinates cannot be, or contradict the degrees in their names."""
     reasons: dict[str, str] = {}
     for name, values, (low, high) in (("east", catalogue.east, _EAST_M), ("north", catalogue.north, _NORTH_M)):
-        # Without a zone they are no UTM: Nordland's are metres along the track.
-        for row in np.flatnonzero((catalogue.zone > 0) & ((values < low) | (values > high))).tolist():
-            reasons[catalogue.name(row)] = f"{name} {values[row]:.0f} m is not from {low} to {high}"
+        # Without a zone they may count from anywhere: Nordland's are metres along the track.
+        lowest = np.where(catalogue.zone > 0, low, 0)
+        for row in np.flatnonzero((values < lowest) | (values > high)).tolist():
+            reasons[catalogue.name(row)] = f"{name} {values[row]:.0f} m is not from {lowest[row]} to {high}"
     for row, metres in _contradictions(catalogue):
         reasons.setdefault(catalogue.name(row), f"its degrees are {metres:,.0f} m from its UTM position")
     return reasons
@@ -138,7 +139,7 @@ def _classes(catalogue: Catalogue, cells: CellSettings) -> dict[str, Any]:
         replace(cells, cell_side_m=side, heading_bin_deg=degrees, groups_per_heading=1)
         for side in sorted(wider)
         for degrees in bins
-        if (side, degrees) != (cells.cell_side_m, cells.heading_bin_deg)
+        if "refused" in counts or (side, degrees) != (cells.cell_side_m, cells.heading_bin_deg)
     ]
     given = [_counts(catalogue, each, with_groups=False) for each in others]
     most = max([counts, *given], key=lambda each: each["classes"])  # of equal ones the first, so the smallest cells

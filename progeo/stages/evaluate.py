@@ -51,6 +51,7 @@ def evaluate(settings: EvaluateSettings) -> Path:
     if protocol is not None:
         protocol.check(settings.folder, len(test_set.database), len(test_set.queries))
         LOGGER.info("%s; comparable with %s", protocol.what, protocol.comparable)
+    conditions = _conditions(test_set.queries, protocol)
     image_size = as_height_width(settings.image_size) if settings.image_size is not None else encoder.image_size
     panoramas = test_set.database.panoramas if settings.one_per_panorama else None
     count = max(settings.recall_ns)
@@ -81,7 +82,7 @@ def evaluate(settings: EvaluateSettings) -> Path:
             test_set.queries,
             predictions,
             _positives(test_set, settings),
-            _conditions(test_set.queries, protocol),
+            conditions,
         )
         write_results(found, facts, settings.out, ns=settings.recall_ns, without_positive_missed=missed)
     return settings.out
@@ -141,6 +142,8 @@ def _positives(test_set: TestSet, settings: EvaluateSettings) -> dict[str, list[
 
 
 def _conditions(queries: Catalogue, protocol: Protocol | None) -> np.ndarray:
-    by_protocol = None if protocol is None else protocol.conditions_of(queries.table["path"].to_pylist())
-    found = queries.conditions if by_protocol is None else by_protocol
+    """Of each query: as written down with it, or as the protocol tells; "" where neither does."""
+    found = queries.conditions
+    if found is None and protocol is not None:
+        found = protocol.conditions_of(queries.table["path"].to_pylist())
     return np.full(len(queries), "") if found is None else found

@@ -47,7 +47,7 @@ def test_day_sunset_and_night_of_tokyo_come_in_turn_by_the_numbers_of_the_querie
     assert load_protocol("pitts30k_test").conditions_of(queries) is None
 
 
-@pytest.mark.parametrize("queries", [["1.jpg", "x.jpg"], ["1.jpg", "01.jpg"]])
+@pytest.mark.parametrize("queries", [["1.jpg", "x.jpg"], ["1.jpg", "01.jpg"], ["@5@7@.jpg", "@6@7@.jpg"]])
 def test_queries_that_cannot_be_told_apart_by_numbers_are_refused(queries):
     with pytest.raises(ValueError, match="day, sunset, night apart by the numbers of the queries, but not all names"):
         load_protocol("tokyo_247").conditions_of(queries)

@@ -13,6 +13,7 @@ from progeo.places.catalogue import (
     positions_m,
     read_catalogue,
 )
+from progeo.places.cells import build_partition
 
 
 def name(east, heading="", extension=".jpg"):
@@ -157,3 +158,46 @@ def test_images_at_other_places_have_another_fingerprint_of_places(tmp_path):
     moved = Catalogue(tmp_path, catalogue.table.set_column(1, "east", [[2.0, 1.0]]))
     assert moved.fingerprint == catalogue.fingerprint
     assert moved.places_fingerprint != catalogue.places_fingerprint
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_pieces_make_no_difference(tmp_path, monkeypatch, listed):
+    """Names, columns, classes and fingerprint of many small batches are those of one."""
+    rng = np.random.default_rng(0)
+    names = [
+        f"{row % 3}/@{east:.2f}@{north:.2f}@10@S@@@{row}@@{heading}@{'@' * int(row % 5)}.jpg"
+        for row, (east, north, heading) in enumerate(rng.integers(0, 60, (300, 3)))
+    ]
+    touch(tmp_path / "train", *names)
+    if listed:
+        rng.shuffle(names)
+        (tmp_path / "train_images_paths.txt").write_text("\n".join(names))
+    settings = {"cell_side_m": 20, "heading_bin_deg": 30, "groups_per_side": 2, "groups_per_heading": 1}
+    settings |= {"min_images_per_class": 5, "num_groups": None}
+    whole = read_catalogue(tmp_path / "train")
+    assert len(whole.table["path"].chunks) == 1
+    expected = build_partition(whole, **settings)
+    monkeypatch.setattr("progeo.places.paths._PATHS_AT_ONCE", 7)
+    monkeypatch.setattr("progeo.places.paths._LIST_BYTES_AT_ONCE", 500)
+    monkeypatch.setattr("progeo.places.filename._AT_ONCE", 4)
+    monkeypatch.setattr("progeo.places.cells._ROWS_AT_ONCE", 11)
+    pieces = read_catalogue(tmp_path / "train")
+    index_catalogue(tmp_path / "train")
+    for catalogue in (pieces, read_catalogue(tmp_path / "train")):
+        assert len(catalogue.table["path"].chunks) > 20
+        assert catalogue.table["path"].to_pylist() == (names if listed else sorted(names))
+        assert catalogue.table.equals(whole.table)
+        assert catalogue.fingerprint == whole.fingerprint
+        np.testing.assert_array_equal(positions_m(catalogue), positions_m(whole))
+        found = build_partition(catalogue, **settings)
+        assert found.fingerprint == expected.fingerprint
+        for group, other in zip(found.groups, expected.groups, strict=True):
+            assert group.rows.tolist() == other.rows.tolist()
+
+
+def test_a_fingerprint_tells_where_one_path_ends_and_the_next_begins(tmp_path):
+    one, other = (
+        build_catalogue(tmp_path, names) for names in (["a@1@2@.jpg", "b@1@2@.jpg"], ["a@1@2@.jpgb", "@1@2@.jpg"])
+    )
+    assert "".join(one.table["path"].to_pylist()) == "".join(other.table["path"].to_pylist())
+    assert one.fingerprint != other.fingerprint

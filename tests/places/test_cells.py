@@ -31,6 +31,7 @@ def partition_of(rows, **changes):
         ((-0.01, 5.0, 359.9), (-10, 0, 330)),  # rounding down, not towards zero
         ((5.0, 5.0, 360.0), (0, 0, 0)),  # a full turn is north
         ((5.0, 5.0, -1.0), (0, 0, 330)),  # headings may be negative
+        ((5.0, 5.0, -1e-15), (0, 0, 0)),  # rounding to a full turn is north too
         ((5.0, 5.0, np.nan), (0, 0, 0)),  # no heading: one bin
     ],
 )
@@ -54,6 +55,11 @@ def test_a_group_is_the_cell_index_modulo_n_and_the_bin_modulo_l(class_id, expec
     ids = group_ids(np.array([class_id]), **PUBLISHED, **GROUPS)
     assert ids.dtype == np.int64
     assert tuple(ids[0]) == expected
+
+
+def test_a_heading_that_rounds_to_a_full_turn_is_not_of_the_next_cell():
+    (group,) = partition_of([(5, 5, -1e-15), (15, 5, 0)], groups_per_side=1, groups_per_heading=1).groups
+    assert group.class_ids.tolist() == [[0, 0, 0], [10, 0, 0]]
 
 
 def test_two_classes_of_a_group_never_touch():

@@ -152,6 +152,22 @@ def test_properties_that_the_first_feature_lacks_are_read_too(tmp_path, images):
         ([], "has no features"),
         ({"features": [{"geometry": {"type": "LineString"}}]}, "feature 1 must be a Point with a longitude"),
         ({"features": [{"geometry": {"type": "X", "coordinates": [0, 1]}}]}, "feature 1 must be a Point, got X"),
+        ({"features": 5}, "has no features"),
+        (
+            {"features": [{"geometry": {"type": "Point", "coordinates": [10**400, 1]}}]},
+            "feature 1 must be a Point with a longitude",
+        ),
+        (
+            {
+                "features": [
+                    {
+                        "geometry": {"type": "Point", "coordinates": [0, 1]},
+                        "properties": {"path": "0.jpg", "condition": ["night"]},
+                    }
+                ]
+            },
+            "the column condition must hold texts",
+        ),
         ({"features": ["Cambridge"]}, "feature 1 must be a Point with a longitude"),
         ({"features": [{"geometry": {"type": "Point", "coordinates": ["a", 1]}}]}, "feature 1 must be a Point with"),
         ({"features": [{"geometry": None}]}, "feature 1 must be a Point with a longitude"),
@@ -261,13 +277,13 @@ def test_a_dbstruct_of_either_format_gives_both_sides(tmp_path, struct_images, s
 
 def test_parts_of_one_panorama_of_a_dbstruct_keep_its_name(tmp_path):
     names = ["000/000042_pitch1_yaw3.jpg", "000/000042_pitch2_yaw24.jpg", "03814/-0A5bV5Czx_CX7ugJXQ3Yg_012_330.jpg"]
-    for name in (*names, "00001.jpg"):
+    for name in (*names, "00001.jpg", "IMG_2013_1011.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    save_v5(tmp_path / "pitts.mat", STRUCT | {"dbImageFns": names, "qImageFns": ["00001.jpg", "00001.jpg"]})
+    save_v5(tmp_path / "pitts.mat", STRUCT | {"dbImageFns": names, "qImageFns": ["00001.jpg", "IMG_2013_1011.jpg"]})
     sides = read_dbstruct(tmp_path / "pitts.mat", tmp_path)
     assert sides["database"].table["place"].to_pylist() == ["000042", "000042", "-0A5bV5Czx_CX7ugJXQ3Yg"]
-    assert sides["queries"].table["place"].to_pylist() == ["00001", "00001"]
+    assert sides["queries"].table["place"].to_pylist() == ["00001", "IMG_2013_1011"]
 
 
 @pytest.mark.parametrize(
