@@ -198,8 +198,8 @@ def _class_indices(
     east: np.ndarray, north: np.ndarray, heading: np.ndarray, cell_side_m: int, heading_bin_deg: int
 ) -> list[np.ndarray]:
     """Column and row of each image's cell, and its heading bin, int64 (N,) each."""
-    # Twice: what is least below zero is 360 after the first time.
-    turned = np.nan_to_num(heading) % 360 % 360
+    turned = np.nan_to_num(heading) % 360
+    turned = np.where(turned == 360, 0, turned)  # what is least below zero
     steps = ((east, cell_side_m), (north, cell_side_m), (turned, heading_bin_deg))
     return [np.floor(np.asarray(values, np.float64) / step).astype(np.int64) for values, step in steps]
 
