@@ -278,6 +278,10 @@ class EvaluateSettings:
     """Processes that decode images."""
     mixed_precision: Precision = "no"
     """Precision of the encoder."""
+    descriptor_cache: Path = Path("runs/descriptor_cache")
+    """Folder where descriptors are kept for later evaluations of the same encoder on the same images."""
+    keep_as: Literal["float32", "float16"] = "float32"
+    """Precision of the descriptors that are kept."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """A large array of rows on disk, in files that are each written whole, so that filling it can stop and go on."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,20 +9,22 @@ from progeo.files import replacing
 
 
 class ShardedRows:
-    """float16 (N, D) in the files `rows_00000.npy`, ... of a folder, mapped into memory when read.
+    """Rows (N, D) in the files `rows_00000.npy`, ... of a folder, mapped into memory when read.
 
     Args:
         folder: where the files lie.
         num_rows: N.
         width: D.
         shard_size: rows of a file; the last one may have fewer.
+        dtype: of the numbers, float16 or float32.
     """
 
-    def __init__(self, folder: Path, *, num_rows: int, width: int, shard_size: int) -> None:
+    def __init__(self, folder: Path, *, num_rows: int, width: int, shard_size: int, dtype: str = "float16") -> None:
         self.folder = folder
         self.num_rows = num_rows
         self.width = width
         self.shard_size = shard_size
+        self.dtype = np.dtype(dtype)
 
     def __len__(self) -> int:
         return self.num_rows
@@ -36,22 +39,26 @@ class ShardedRows:
         return [shard for shard in range(process, num_shards, num_processes) if not self._path(shard).is_file()]
 
     def write_shard(self, shard: int, values: np.ndarray) -> None:
-        """Write the rows of a shard, float16 (rows, D)."""
+        """Write the rows of a shard (rows, D)."""
         with replacing(self._path(shard)) as temporary:
             np.save(temporary, values)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """Read rows int64 (n,) in the order given, float16 (n, D).
+        """Read rows int64 (n,) in the order given, (n, D).
 
         Raises:
             ValueError: a file that is not what was written; the sentence names it.
         """
-        values = np.empty((len(rows), self.width), np.float16)
+        values = np.empty((len(rows), self.width), self.dtype)
         shards = rows // self.shard_size
         for shard in np.unique(shards).tolist():
             here = shards == shard
             values[here] = self._map(shard)[rows[here] - shard * self.shard_size]
         return values
+
+    def parts(self) -> Iterator[np.ndarray]:
+        """All rows, a file (n, D) at a time."""
+        yield from map(self._map, range(-(-self.num_rows // self.shard_size)))
 
     def _map(self, shard: int) -> np.ndarray:
         """Map a file for a moment: a mapping that stays would count all that was ever read as this process's memory."""
@@ -60,9 +67,10 @@ class ShardedRows:
             values = np.load(path, mmap_mode="r")
         except (ValueError, EOFError) as error:
             raise ValueError(f"{path} is damaged ({error}): remove it, and it is made again.") from None
-        if (values.shape, values.dtype) != (shape, np.float16):
+        if (values.shape, values.dtype) != (shape, self.dtype):
             raise ValueError(
-                f"{path} holds {values.dtype} {values.shape}, not float16 {shape}: remove it, and it is made again."
+                f"{path} holds {values.dtype} {values.shape}, not {self.dtype} {shape}: "
+                f"remove it, and it is made again."
             )
         return values
 

@@ -58,5 +58,6 @@ def _training_settings(config: Path, run: Path, city: Path) -> Settings:
 
 
 def _recalls(encoder: str, city: Path, out: Path) -> dict[str, float]:
-    evaluate(EvaluateSettings(encoder=encoder, folder=city / "test", out=out, num_workers=1))
+    cache = out.parent / "descriptors"
+    evaluate(EvaluateSettings(encoder=encoder, folder=city / "test", out=out, num_workers=1, descriptor_cache=cache))
     return read_json(out / "recalls.json")["recalls"]

@@ -5,8 +5,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from progeo.config import EvaluateSettings
 from progeo.data.datasets import CatalogueImages
@@ -19,10 +20,12 @@ from progeo.evaluation.protocols import Protocol, load_protocol
 from progeo.evaluation.retrieved import Retrieved
 from progeo.evaluation.search import nearest_neighbours
 from progeo.export.weights import load_encoder
-from progeo.models.clip import as_height_width
+from progeo.models.clip import as_height_width, weights_digest
+from progeo.models.encoder import Encoder, spec_to_json
 from progeo.models.preprocessing import resize_image
 from progeo.places.catalogue import Catalogue, positions_m, read_catalogue
 from progeo.places.positives import positives_within
+from progeo.stages.described import Describer, described_once
 from progeo.stages.results import write_results
 
 _PARTS_OF_A_PANORAMA = 12
@@ -55,18 +58,19 @@ def evaluate(settings: EvaluateSettings) -> Path:
     image_size = as_height_width(settings.image_size) if settings.image_size is not None else encoder.image_size
     panoramas = test_set.database.panoramas if settings.one_per_panorama else None
     count = max(settings.recall_ns)
-    predictions = retrieve(
-        encoder,
-        test_set,
-        accelerator,
-        count=count if panoramas is None else count * _PARTS_OF_A_PANORAMA,
-        image_size=image_size,
+    describe = partial(
+        described_once,
+        _describer(encoder, accelerator, settings, image_size),
+        accelerator=accelerator,
         batch_size=settings.batch_size,
         num_workers=settings.num_workers,
     )
-    if panoramas is not None:
-        predictions = first_of_each_place(predictions, panoramas, count)
+    database, queries = describe(catalogue=test_set.database).rows, describe(catalogue=test_set.queries).rows
     if accelerator.is_main_process:
+        depth = count if panoramas is None else count * _PARTS_OF_A_PANORAMA
+        predictions = nearest_neighbours(database.parts(), np.concatenate(list(queries.parts())), depth).rows
+        if panoramas is not None:
+            predictions = first_of_each_place(predictions, panoramas, count)
         facts = {
             "encoder": settings.encoder,
             "descriptor": f"{encoder.descriptor_dim} dimensions",
@@ -86,6 +90,29 @@ def evaluate(settings: EvaluateSettings) -> Path:
         )
         write_results(found, facts, settings.out, ns=settings.recall_ns, without_positive_missed=missed)
     return settings.out
+
+
+def _describer(
+    encoder: nn.Module, accelerator: Accelerator, settings: EvaluateSettings, image_size: tuple[int, int]
+) -> Describer:
+    @torch.inference_mode()
+    def describe(images: Tensor) -> Tensor:
+        with accelerator.autocast():
+            return encoder(encoder.normalise(images.to(accelerator.device))).float().cpu()
+
+    return Describer(
+        describe,
+        what="descriptors",
+        width=encoder.descriptor_dim,
+        dtype=settings.keep_as,
+        image_size=image_size,
+        depends_on={
+            "encoder": spec_to_json(encoder.spec) if isinstance(encoder, Encoder) else settings.encoder,
+            "weights": weights_digest(encoder.state_dict()),
+        },
+        cache=settings.descriptor_cache,
+        cache_setting="descriptor_cache",
+    )
 
 
 def load_test_set(folder: Path, database: str, queries: str, *, radius_m: float) -> TestSet:
@@ -128,7 +155,7 @@ def retrieve(
     encoder.eval()
     database, queries = described(test_set.database, "database"), described(test_set.queries, "queries")
     encoder.train(was_training)
-    return nearest_neighbours(database, queries, count).rows
+    return nearest_neighbours([database], queries, count).rows
 
 
 def _positives(test_set: TestSet, settings: EvaluateSettings) -> dict[str, list[np.ndarray]]:

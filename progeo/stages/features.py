@@ -1,44 +1,16 @@
-"""Image features of the frozen CLIP model, extracted once and kept on disk for every later run."""
+"""Image features of the frozen CLIP model, which stage 1 compares its prompts with."""
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from open_clip import CLIP
 from torch import Tensor
-from tqdm import tqdm
 
-from progeo.data.datasets import CatalogueImages
-from progeo.data.loaders import build_loader, ordered_batches
-from progeo.data.shards import ShardedRows
-from progeo.engine.log import LOGGER
-from progeo.files import read_json, replacing, write_json
 from progeo.models.clip import NORMALISATIONS, as_height_width, weights_digest
-from progeo.models.preprocessing import normalise_images, resize_image
+from progeo.models.preprocessing import normalise_images
 from progeo.places.catalogue import Catalogue
-
-_DESCRIPTION = "features.json"
-_CATALOGUE = "catalogue.arrow"
-_FILES = "files.npy"
-_MOST_FILES_CHECKED = 10_000
-_MOST_REASONS_SHOWN = 10
-
-
-@dataclass(frozen=True)
-class ImageFeatures:
-    """Features of the images of a catalogue."""
-
-    rows: ShardedRows
-    """float16 (N, E), in the order of the catalogue."""
-    unreadable: np.ndarray
-    """Rows without features because their image cannot be read, sorted."""
+from progeo.stages.described import Described, Describer, described_once
 
 
 def cached_features(
@@ -52,12 +24,8 @@ def cached_features(
     batch_size: int,
     num_workers: int,
     max_unreadable_share: float,
-) -> ImageFeatures:
-    """Features of every image of a catalogue, from the cache as far as they are there.
-
-    They lie in a folder of `cache` named after all they depend on: architecture and weights of the visual tower, image
-    size, normalisation, precision, and the list of images. Each process writes its share of the missing files, so an
-    extraction that was stopped goes on where it was.
+) -> Described:
+    """Features of every image of a catalogue, float16 (N, E), from the cache as far as they are there.
 
     Args:
         clip: on the accelerator's device, in eval mode.
@@ -73,91 +41,6 @@ def cached_features(
     Raises:
         ValueError: what is cached was made from something else, or too many images cannot be read.
     """
-    image_size = as_height_width(clip.visual.image_size)
-    depends_on = {
-        "architecture": architecture,
-        "visual_weights": weights_digest(clip.visual.state_dict()),
-        "image_size": list(image_size),
-        "normalisation": normalisation,
-        "mixed_precision": accelerator.mixed_precision,
-        "image_folder": str(catalogue.folder.resolve()),
-        "image_list": catalogue.fingerprint,
-        "num_images": len(catalogue),
-        "rows_per_file": _shard_size(len(catalogue)),
-    }
-    folder = cache / hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:16]
-    if accelerator.is_main_process:
-        _open_folder(folder, depends_on, catalogue)
-    rows = ShardedRows(
-        folder,
-        num_rows=len(catalogue),
-        width=clip.text_projection.shape[1],
-        shard_size=_shard_size(len(catalogue)),
-    )
-    accelerator.wait_for_everyone()  # until the folder is described
-    mine = rows.missing_shards(accelerator.process_index, accelerator.num_processes)
-    allowed = int(max_unreadable_share * len(catalogue))
-    if mine:
-        images = CatalogueImages(catalogue, partial(resize_image, size=image_size))
-        describe = _describer(clip, normalisation, accelerator)
-        _extract(
-            describe,
-            images,
-            rows,
-            shards=mine,
-            accelerator=accelerator,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            allowed=allowed,
-        )
-    accelerator.wait_for_everyone()
-    LOGGER.info("image features of %d images %s %s", len(catalogue), "written to" if mine else "found in", folder)
-    reasons = _recorded_reasons(folder)
-    _report_unreadable(reasons, folder, allowed, len(catalogue))
-    return ImageFeatures(rows, np.array(sorted(reasons), np.int64))
-
-
-def _shard_size(num_images: int) -> int:
-    """Enough files to stop and go on and to share between processes, but not so many that they are a burden."""
-    return min(8192, max(64, num_images // 16))
-
-
-def _open_folder(folder: Path, depends_on: Mapping[str, Any], catalogue: Catalogue) -> None:
-    """Describe a new folder; of one that is there, check that it is what it says and that the images are the same."""
-    sample = np.linspace(0, len(catalogue) - 1, min(len(catalogue), _MOST_FILES_CHECKED)).astype(np.int64)
-    files = np.array([_size_and_time(catalogue.path(row)) for row in sample.tolist()])
-    if not (folder / _DESCRIPTION).is_file():
-        catalogue.save(folder / _CATALOGUE)
-        with replacing(folder / _FILES) as temporary:
-            np.save(temporary, files)
-        write_json(folder / _DESCRIPTION, depends_on)
-        return
-    stored = read_json(folder / _DESCRIPTION)
-    for name, value in depends_on.items():
-        if stored.get(name) != value:
-            raise ValueError(
-                f"The image features in {folder} were made with {name} = {stored.get(name)}, now it is {value}: "
-                f"remove that folder, or name another --prompts.feature_cache."
-            )
-    changed = np.flatnonzero((np.load(folder / _FILES) != files).any(axis=1))
-    if len(changed):
-        path = catalogue.path(sample[changed[0]])
-        raise ValueError(
-            f"{len(changed)} of {len(sample)} images looked at changed since their features were put into {folder}, "
-            f"the first is {path}: remove that folder, or name another --prompts.feature_cache."
-        )
-
-
-def _size_and_time(path: Path) -> tuple[int, int]:
-    """Bytes and time of the last change in nanoseconds; what is not there has neither."""
-    if not path.is_file():
-        return -1, -1
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
-
-
-def _describer(clip: CLIP, normalisation: str, accelerator: Accelerator) -> Callable[[Tensor], Tensor]:
-    """uint8 images (B, 3, H, W) -> features float16 (B, E) on the CPU."""
     mean, std = (torch.tensor(values, device=accelerator.device) for values in NORMALISATIONS[normalisation])
 
     @torch.inference_mode()
@@ -165,86 +48,25 @@ def _describer(clip: CLIP, normalisation: str, accelerator: Accelerator) -> Call
         with accelerator.autocast():
             return clip.encode_image(normalise_images(images.to(accelerator.device), mean, std)).half().cpu()
 
-    return describe
-
-
-def _extract(
-    describe: Callable[[Tensor], Tensor],
-    images: CatalogueImages,
-    rows: ShardedRows,
-    *,
-    shards: list[int],
-    accelerator: Accelerator,
-    batch_size: int,
-    num_workers: int,
-    allowed: int,
-) -> None:
-    """Write these shards, and beside each one why images of it could not be read, `allowed` of them at most."""
-    batches = [batch for shard in shards for batch in ordered_batches(rows.shard_rows(shard), batch_size)]
-    loader = iter(build_loader(images, batches, num_workers=num_workers))
-    hidden = None if accelerator.is_main_process else True
-    num_unreadable = 0
-    with tqdm(total=sum(map(len, batches)), desc="image features", unit="img", leave=False, disable=hidden) as bar:
-        for shard in shards:
-            reasons: dict[int, str] = {}
-            parts = []
-            for batch in ordered_batches(rows.shard_rows(shard), batch_size):
-                loaded = next(loader)
-                part = np.zeros((len(batch), rows.width), np.float16)
-                readable = [place for place in range(len(batch)) if place not in loaded.unreadable]
-                if readable:
-                    part[readable] = describe(loaded.items).numpy()
-                    _check_finite(part, images.catalogue, batch)
-                parts.append(part)
-                reasons |= {batch[place]: reason for place, reason in loaded.unreadable.items()}
-                bar.update(len(batch))
-            num_unreadable += len(reasons)
-            if num_unreadable > allowed:
-                raise ValueError(_too_many_unreadable(num_unreadable, next(iter(reasons.values())), len(rows)))
-            if reasons:
-                write_json(_reasons_path(rows.folder, shard), reasons)
-            else:  # of an earlier time, when the image could not be read
-                _reasons_path(rows.folder, shard).unlink(missing_ok=True)
-            rows.write_shard(shard, np.concatenate(parts))
-
-
-def _check_finite(features: np.ndarray, catalogue: Catalogue, batch: range) -> None:
-    for place in np.flatnonzero(~np.isfinite(features).all(axis=1)).tolist():
-        raise ValueError(
-            f"The features of {catalogue.path(batch[place])} do not fit half precision: "
-            f"are --model.weights those of this architecture? With --mixed_precision fp16, try bf16."
-        )
-
-
-def _reasons_path(folder: Path, shard: int) -> Path:
-    return folder / f"unreadable_{shard:05}.json"
-
-
-def _recorded_reasons(folder: Path) -> dict[int, str]:
-    """Why images could not be read, by row."""
-    files = sorted(folder.glob("unreadable_*.json"))
-    return {int(row): reason for file in files for row, reason in read_json(file).items()}
-
-
-def _report_unreadable(reasons: Mapping[int, str], folder: Path, allowed: int, num_images: int) -> None:
-    if not reasons:
-        return
-    if len(reasons) > allowed:
-        raise ValueError(_too_many_unreadable(len(reasons), next(iter(reasons.values())), num_images))
-    LOGGER.warning(
-        "%d of %d images cannot be read and are left out; mend them and remove %s to have them in",
-        len(reasons),
-        num_images,
-        folder,
+    describer = Describer(
+        describe,
+        what="image features",
+        width=clip.text_projection.shape[1],
+        dtype="float16",
+        image_size=as_height_width(clip.visual.image_size),
+        depends_on={
+            "architecture": architecture,
+            "visual_weights": weights_digest(clip.visual.state_dict()),
+            "normalisation": normalisation,
+        },
+        cache=cache,
+        cache_setting="prompts.feature_cache",
     )
-    for reason in list(reasons.values())[:_MOST_REASONS_SHOWN]:
-        LOGGER.warning("left out: %s", reason)
-    if len(reasons) > _MOST_REASONS_SHOWN:
-        LOGGER.warning("and %d more, listed in %s", len(reasons) - _MOST_REASONS_SHOWN, folder / "unreadable_*.json")
-
-
-def _too_many_unreadable(count: int, first: str, num_images: int) -> str:
-    return (
-        f"{count} of {num_images} images cannot be read, more than data.max_unreadable_share allows: "
-        f"raise it to go on without them. One of them: {first}"
+    return described_once(
+        describer,
+        catalogue,
+        accelerator,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        max_unreadable_share=max_unreadable_share,
     )

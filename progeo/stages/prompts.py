@@ -25,7 +25,8 @@ from progeo.files import read_json, replacing, write_json
 from progeo.models.clip import load_clip, resolved_architecture, weights_digest
 from progeo.models.convnets import CONVNETS
 from progeo.places.cells import Group, Partition, check_same_partition
-from progeo.stages.features import ImageFeatures, cached_features
+from progeo.stages.described import Described
+from progeo.stages.features import cached_features
 from progeo.stages.places import keep_places, read_training_places
 from progeo.stages.prompt_group import GroupImages, GroupTraining
 
@@ -126,7 +127,7 @@ class PromptTraining:
             done = [self._epochs_done(index) for index in range(len(self.partition.groups))]
             self.run.keep_metrics(lambda row: row["epoch"] <= done[row["group"]])
 
-    def train_groups(self, features: ImageFeatures, rows: np.ndarray) -> None:
+    def train_groups(self, features: Described, rows: np.ndarray) -> None:
         """Train this process's groups; the main process then waits for the files of the others.
 
         Args:
@@ -179,9 +180,7 @@ class PromptTraining:
         write_json(self.run.path / DESCRIPTION, description)
         LOGGER.info("prompts of %d groups written to %s", len(summaries), self.run.path / PROMPTS)
 
-    def _train_group(
-        self, index: int, features: ImageFeatures, places: np.ndarray, labels: np.ndarray, bar: tqdm
-    ) -> None:
+    def _train_group(self, index: int, features: Described, places: np.ndarray, labels: np.ndarray, bar: tqdm) -> None:
         """Train one group, whose features lie at `places`, from its newest checkpoint on and write its file."""
         group, name, epochs = self.partition.groups[index], self._name(index), self.settings.prompts.epochs
         on_device = fits_device(2 * features.rows.width * len(places), self.accelerator)
@@ -255,7 +254,7 @@ class PromptTraining:
         return f"group {index + 1}/{len(self.partition.groups)}"
 
 
-def _readable_images(group: Group, features: ImageFeatures, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _readable_images(group: Group, features: Described, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where the features of a group's readable images lie, and the labels of these images."""
     places = np.searchsorted(rows, group.rows)
     readable = ~np.isin(places, features.unreadable)

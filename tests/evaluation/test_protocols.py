@@ -24,6 +24,7 @@ def test_an_unknown_protocol_is_refused_with_those_that_there_are():
 def test_a_folder_with_other_counts_is_refused_with_both(tmp_path):
     main(["toy-city", str(tmp_path / "toy"), "--num_images", "120", "--image_size", "32"])
     arguments = ["--encoder", "thumbnail", "--folder", str(tmp_path / "toy/val"), "--out", str(tmp_path / "out")]
+    arguments += ["--descriptor_cache", str(tmp_path / "cache")]
     with pytest.raises(SystemExit) as stop:
         main(["evaluate", *arguments, "--protocol", "pitts30k_test"])
     assert "has 10,000 database images and 6,816 queries" in str(stop.value.code)
@@ -64,7 +65,7 @@ def test_recalls_of_each_condition_of_a_table_are_reported(tmp_path):
     (tmp_path / "queries.csv").write_text("\n".join(["path,east,north,condition", *rows]) + "\n")
     main(["dataset", "from-table", str(tmp_path / "queries.csv"), str(val / "mine"), "--images", str(val / "queries")])
     out = ["--folder", str(val), "--queries", "mine", "--out", str(tmp_path / "out")]
-    main(["evaluate", "--encoder", "thumbnail", *out])
+    main(["evaluate", "--encoder", "thumbnail", "--descriptor_cache", str(tmp_path / "cache"), *out])
     found = json.loads((tmp_path / "out/recalls.json").read_text())
     percents = {(each["queries"], each["n"], each["rule"]): each["percent"] for each in found["table"]}
     for n in (1, 5, 10, 20):

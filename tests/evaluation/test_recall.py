@@ -47,18 +47,18 @@ def test_what_makes_no_recall_is_refused():
 def test_neighbours_equal_a_sort_of_all_distances():
     rng = np.random.default_rng(0)
     database, queries = rng.normal(size=(200, 8)).astype(np.float32), rng.normal(size=(20, 8)).astype(np.float32)
-    found = nearest_neighbours(database, queries, 10)
+    found = nearest_neighbours([database], queries, 10)
     distances = np.linalg.norm(queries[:, None] - database[None], axis=2)
     np.testing.assert_array_equal(found.rows, distances.argsort(axis=1)[:, :10])
     np.testing.assert_allclose(found.distances, np.sort(distances, axis=1)[:, :10], rtol=1e-4)
 
 
-@pytest.mark.parametrize("at_once", [7, 64, 2**17])
-def test_of_equally_near_images_the_first_comes_first_as_in_a_double_loop(monkeypatch, at_once):
-    monkeypatch.setattr("progeo.evaluation.search._ROWS_AT_ONCE", at_once)
+@pytest.mark.parametrize("at_once", [7, 64, 400])
+def test_of_equally_near_images_the_first_comes_first_as_in_a_double_loop(at_once):
     rng = np.random.default_rng(1)
     database, queries = rng.integers(0, 3, (400, 4)), rng.integers(0, 3, (60, 4))  # whole numbers: no rounding
-    found = nearest_neighbours(database.astype(np.float16), queries.astype(np.float32), 30).rows
+    parts = (database[start : start + at_once].astype(np.float16) for start in range(0, 400, at_once))
+    found = nearest_neighbours(parts, queries.astype(np.float32), 30).rows
     positives = [np.flatnonzero(rng.random(400) < 0.02) for _ in queries]
     hits = dict.fromkeys((1, 5, 20), 0)
     for query, right, rows in zip(queries, positives, found, strict=True):
@@ -71,4 +71,4 @@ def test_of_equally_near_images_the_first_comes_first_as_in_a_double_loop(monkey
 
 
 def test_a_small_database_gives_all_it_has():
-    assert nearest_neighbours(np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32), 20).rows.shape == (3, 3)
+    assert nearest_neighbours([np.eye(3, dtype=np.float32)], np.eye(3, dtype=np.float32), 20).rows.shape == (3, 3)

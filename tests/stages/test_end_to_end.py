@@ -131,6 +131,7 @@ def test_decoding_into_memory_and_into_batches_trains_alike(run, config, tmp_pat
 
 def test_evaluate_leaves_recalls_predictions_and_a_report_that_agree(run, city, tmp_path):
     common = ["evaluate", "--encoder", str(run / "stage2"), "--folder", str(city / "test"), "--num_workers", "0"]
+    common += ["--descriptor_cache", str(tmp_path / "cache")]
     main([*common, "--recall_ns", "[1,3]", "--positive_radius_m", "15", "--out", str(tmp_path / "out")])
     assert files_in(tmp_path / "out") == {
         "recalls.json",
@@ -161,6 +162,7 @@ def test_evaluate_leaves_recalls_predictions_and_a_report_that_agree(run, city, 
 
 def test_images_of_other_sizes_can_be_evaluated(run, city, tmp_path):
     common = ["evaluate", "--encoder", str(run / "stage2"), "--folder", str(city / "test"), "--num_workers", "0"]
+    common += ["--descriptor_cache", str(tmp_path / "cache")]
     main([*common, "--out", str(tmp_path), "--image_size", "[64, 96]"])
     assert json.loads((tmp_path / "recalls.json").read_text())["image size"] == "64 x 96 pixels"
 
@@ -172,3 +174,28 @@ def test_an_exported_encoder_describes_bit_for_bit_as_the_best_one(run, city, tm
     image = exported.preprocess(read_image(next((city / "test/queries").iterdir())))[None]
     with torch.no_grad():
         assert torch.equal(exported(image), best(image))
+
+
+def test_descriptors_are_kept_and_found_again_by_the_same_encoder_on_the_same_images(run, city, tmp_path, capsys):
+    common = ["evaluate", "--encoder", str(run / "stage2"), "--num_workers", "0"]
+    common += ["--descriptor_cache", str(tmp_path / "cache"), "--out", str(tmp_path / "out")]
+    main([*common, "--folder", str(city / "test")])
+    first = (tmp_path / "out/predictions.csv").read_text()
+    assert capsys.readouterr().err.count("descriptors of") == 2
+    folders = set((tmp_path / "cache").iterdir())
+    assert len(folders) == 2
+    main([*common, "--folder", str(city / "test")])
+    shown = capsys.readouterr().err
+    assert shown.count("found in") == 2
+    assert "written to" not in shown
+    assert (tmp_path / "out/predictions.csv").read_text() == first
+    (half,) = [path for path in (tmp_path / "cache").glob("*/rows_00000.npy") if len(np.load(path)) == 12]
+    half.unlink()  # as after a stop: only that side is described again
+    main([*common, "--folder", str(city / "test")])
+    shown = capsys.readouterr().err
+    assert (shown.count("found in"), shown.count("written to")) == (1, 1)
+    assert (tmp_path / "out/predictions.csv").read_text() == first
+    main([*common, "--folder", str(city / "test"), "--keep_as", "float16"])
+    main([*common, "--folder", str(city / "test"), "--image_size", "[64, 96]"])
+    assert len(set((tmp_path / "cache").iterdir())) == 6
+    assert {np.load(path).dtype.name for path in (tmp_path / "cache").glob("*/rows_*.npy")} == {"float32", "float16"}

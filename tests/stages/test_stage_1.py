@@ -49,7 +49,7 @@ def prompts_of(run: Path) -> bytes:
 
 def test_features_are_found_again_by_a_later_run(run, config, tmp_path, capfd):
     (features,) = (config.parent / "features").iterdir()
-    names = {"features.json", "catalogue.arrow", "files.npy", *(f"rows_{shard:05}.npy" for shard in range(2))}
+    names = {"description.json", "catalogue.arrow", "files.npy", *(f"rows_{shard:05}.npy" for shard in range(2))}
     assert {path.name for path in features.iterdir()} == names
     before = {path.name: path.stat().st_mtime_ns for path in features.iterdir()}
     stage_1(config, "--run", tmp_path / "again")
@@ -133,13 +133,13 @@ def test_features_of_images_that_changed_since_are_refused(own_config, tmp_path)
     changed = sorted((tmp_path / "train").rglob("*.jpg"))[3]
     changed.write_bytes(changed.read_bytes() + b"\0")
     sentence = failure(own_config, "--run", tmp_path / "later")
-    assert "images looked at changed since their features were put into" in sentence
+    assert "images looked at changed since their image features were put into" in sentence
     assert str(changed) in sentence
 
 
 def test_a_cache_that_says_it_was_made_from_something_else_is_refused(own_config, tmp_path):
     stage_1(own_config)
-    (description,) = (tmp_path / "features").glob("*/features.json")
+    (description,) = (tmp_path / "features").glob("*/description.json")
     description.write_text(json.dumps({**json.loads(description.read_text()), "normalisation": "imagenet"}))
     sentence = failure(own_config, "--run", tmp_path / "later")
     assert (

@@ -1,0 +1,250 @@
+"""Images described once by a network, and kept on disk for every later run."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from progeo.data.datasets import CatalogueImages
+from progeo.data.loaders import build_loader, ordered_batches
+from progeo.data.shards import ShardedRows
+from progeo.engine.log import LOGGER
+from progeo.files import read_json, replacing, write_json
+from progeo.models.preprocessing import resize_image
+from progeo.places.catalogue import Catalogue
+
+_DESCRIPTION = "description.json"
+_CATALOGUE = "catalogue.arrow"
+_FILES = "files.npy"
+_MOST_FILES_CHECKED = 10_000
+_MOST_REASONS_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Describer:
+    """What describes images, and all that its descriptions depend on."""
+
+    describe: Callable[[Tensor], Tensor]
+    """uint8 images (B, 3, H, W) on the CPU -> descriptions (B, D) on the CPU."""
+    what: str
+    """What they are called: image features, descriptors."""
+    width: int
+    """D."""
+    dtype: str
+    """As which they are kept: float16 or float32."""
+    image_size: tuple[int, int]
+    """Height and width in pixels that images are resized to."""
+    depends_on: Mapping[str, Any]
+    """Weights and all else that changes them; plain values."""
+    cache: Path
+    """Folder of all that is kept."""
+    cache_setting: str
+    """The setting that names it."""
+
+
+@dataclass(frozen=True)
+class Described:
+    """Descriptions of the images of a catalogue."""
+
+    rows: ShardedRows
+    """(N, D), in the order of the catalogue."""
+    unreadable: np.ndarray
+    """Rows without a description because their image cannot be read, sorted."""
+
+
+def described_once(
+    describer: Describer,
+    catalogue: Catalogue,
+    accelerator: Accelerator,
+    *,
+    batch_size: int,
+    num_workers: int,
+    max_unreadable_share: float = 0.0,
+) -> Described:
+    """Descriptions of every image of a catalogue, from the cache as far as they are there.
+
+    They lie in a folder of the cache named after all they depend on, the list of images included. Each process writes
+    its share of the missing files, so what was stopped goes on where it was.
+
+    Args:
+        describer: the network.
+        catalogue: N images.
+        accelerator: gives precision and processes.
+        batch_size: images a batch.
+        num_workers: processes that decode images, for each process.
+        max_unreadable_share: of the images, 0 to 1.
+
+    Raises:
+        ValueError: what is cached was made from something else, or too many images cannot be read.
+    """
+    shard_size = _shard_size(len(catalogue))
+    depends_on = json.dumps(
+        {
+            **describer.depends_on,
+            "image_size": list(describer.image_size),
+            "mixed_precision": accelerator.mixed_precision,
+            "kept_as": describer.dtype,
+            "image_folder": str(catalogue.folder.resolve()),
+            "image_list": catalogue.fingerprint,
+            "num_images": len(catalogue),
+            "rows_per_file": shard_size,
+        }
+    )
+    folder = describer.cache / hashlib.sha256(depends_on.encode()).hexdigest()[:16]
+    if accelerator.is_main_process:
+        _open_folder(folder, json.loads(depends_on), catalogue, describer)
+    rows = ShardedRows(
+        folder, num_rows=len(catalogue), width=describer.width, shard_size=shard_size, dtype=describer.dtype
+    )
+    accelerator.wait_for_everyone()  # until the folder is described
+    mine = rows.missing_shards(accelerator.process_index, accelerator.num_processes)
+    allowed = int(max_unreadable_share * len(catalogue))
+    if mine:
+        images = CatalogueImages(catalogue, partial(resize_image, size=describer.image_size))
+        _describe(
+            describer,
+            images,
+            rows,
+            shards=mine,
+            hidden=not accelerator.is_main_process,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            allowed=allowed,
+        )
+    accelerator.wait_for_everyone()
+    LOGGER.info("%s of %d images %s %s", describer.what, len(catalogue), "written to" if mine else "found in", folder)
+    reasons = _recorded_reasons(folder)
+    _report_unreadable(reasons, folder, allowed, len(catalogue))
+    return Described(rows, np.array(sorted(reasons), np.int64))
+
+
+def _shard_size(num_images: int) -> int:
+    """Enough files to stop and go on and to share between processes, but not so many that they are a burden."""
+    return min(8192, max(64, num_images // 16))
+
+
+def _open_folder(folder: Path, depends_on: Mapping[str, Any], catalogue: Catalogue, describer: Describer) -> None:
+    """Describe a new folder; of one that is there, check that it is what it says and that the images are the same."""
+    sample = np.linspace(0, len(catalogue) - 1, min(len(catalogue), _MOST_FILES_CHECKED)).astype(np.int64)
+    files = np.array([_size_and_time(catalogue.path(row)) for row in sample.tolist()])
+    if not (folder / _DESCRIPTION).is_file():
+        catalogue.save(folder / _CATALOGUE)
+        with replacing(folder / _FILES) as temporary:
+            np.save(temporary, files)
+        write_json(folder / _DESCRIPTION, depends_on)
+        return
+    stored = read_json(folder / _DESCRIPTION)
+    for name, value in depends_on.items():
+        if stored.get(name) != value:
+            raise ValueError(
+                f"The {describer.what} in {folder} were made with {name} = {stored.get(name)}, now it is {value}: "
+                f"remove that folder, or name another --{describer.cache_setting}."
+            )
+    changed = np.flatnonzero((np.load(folder / _FILES) != files).any(axis=1))
+    if len(changed):
+        path = catalogue.path(sample[changed[0]])
+        raise ValueError(
+            f"{len(changed)} of {len(sample)} images looked at changed since their {describer.what} were put into "
+            f"{folder}, the first is {path}: remove that folder, or name another --{describer.cache_setting}."
+        )
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    """Bytes and time of the last change in nanoseconds; what is not there has neither."""
+    if not path.is_file():
+        return -1, -1
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _describe(
+    describer: Describer,
+    images: CatalogueImages,
+    rows: ShardedRows,
+    *,
+    shards: list[int],
+    hidden: bool,
+    batch_size: int,
+    num_workers: int,
+    allowed: int,
+) -> None:
+    """Write these shards, and beside each one why images of it could not be read, `allowed` of them at most."""
+    batches = [batch for shard in shards for batch in ordered_batches(rows.shard_rows(shard), batch_size)]
+    loader = iter(build_loader(images, batches, num_workers=num_workers))
+    num_unreadable = 0
+    with tqdm(
+        total=sum(map(len, batches)), desc=describer.what, unit="img", leave=False, disable=hidden or None
+    ) as bar:
+        for shard in shards:
+            reasons: dict[int, str] = {}
+            parts = []
+            for batch in ordered_batches(rows.shard_rows(shard), batch_size):
+                loaded = next(loader)
+                part = np.zeros((len(batch), rows.width), rows.dtype)
+                readable = [place for place in range(len(batch)) if place not in loaded.unreadable]
+                if readable:
+                    part[readable] = describer.describe(loaded.items).numpy()
+                    _check_finite(part, describer, images.catalogue, batch)
+                parts.append(part)
+                reasons |= {batch[place]: reason for place, reason in loaded.unreadable.items()}
+                bar.update(len(batch))
+            num_unreadable += len(reasons)
+            if num_unreadable > allowed:
+                raise ValueError(_too_many_unreadable(num_unreadable, next(iter(reasons.values())), len(rows), allowed))
+            if reasons:
+                write_json(_reasons_path(rows.folder, shard), reasons)
+            else:  # of an earlier time, when the image could not be read
+                _reasons_path(rows.folder, shard).unlink(missing_ok=True)
+            rows.write_shard(shard, np.concatenate(parts))
+
+
+def _check_finite(features: np.ndarray, describer: Describer, catalogue: Catalogue, batch: range) -> None:
+    for place in np.flatnonzero(~np.isfinite(features).all(axis=1)).tolist():
+        raise ValueError(
+            f"The {describer.what} of {catalogue.path(batch[place])} do not fit {describer.dtype}: "
+            f"are the weights those of this architecture? With --mixed_precision fp16, try bf16."
+        )
+
+
+def _reasons_path(folder: Path, shard: int) -> Path:
+    return folder / f"unreadable_{shard:05}.json"
+
+
+def _recorded_reasons(folder: Path) -> dict[int, str]:
+    """Why images could not be read, by row."""
+    files = sorted(folder.glob("unreadable_*.json"))
+    return {int(row): reason for file in files for row, reason in read_json(file).items()}
+
+
+def _report_unreadable(reasons: Mapping[int, str], folder: Path, allowed: int, num_images: int) -> None:
+    if not reasons:
+        return
+    if len(reasons) > allowed:
+        raise ValueError(_too_many_unreadable(len(reasons), next(iter(reasons.values())), num_images, allowed))
+    LOGGER.warning(
+        "%d of %d images cannot be read and are left out; mend them and remove %s to have them in",
+        len(reasons),
+        num_images,
+        folder,
+    )
+    for reason in list(reasons.values())[:_MOST_REASONS_SHOWN]:
+        LOGGER.warning("left out: %s", reason)
+    if len(reasons) > _MOST_REASONS_SHOWN:
+        LOGGER.warning("and %d more, listed in %s", len(reasons) - _MOST_REASONS_SHOWN, folder / "unreadable_*.json")
+
+
+def _too_many_unreadable(count: int, first: str, num_images: int, allowed: int) -> str:
+    if not allowed:
+        return f"{count} of {num_images} images cannot be read: mend them, or take them out. One of them: {first}"
+    return (
+        f"{count} of {num_images} images cannot be read, more than data.max_unreadable_share allows: "
+        f"raise it to go on without them. One of them: {first}"
+    )
