@@ -282,6 +282,11 @@ class EvaluateSettings:
     """Folder where descriptors are kept for later evaluations of the same encoder on the same images."""
     keep_as: Literal["float32", "float16"] = "float32"
     """Precision of the descriptors that are kept."""
+    index: str | None = None
+    """Search a compressed index, as faiss writes its kind: IVF1024,Flat, OPQ32,IVF1024,PQ32, HNSW32, SQ8, PCA128,Flat;
+    the report says what that loses and saves. null searches exactly."""
+    probes: PositiveInt = 16
+    """Of an IVF index, how many of its lists a search looks through."""
 
 
 @dataclass(frozen=True)

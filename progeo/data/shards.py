@@ -29,6 +29,11 @@ class ShardedRows:
     def __len__(self) -> int:
         return self.num_rows
 
+    @property
+    def num_bytes(self) -> int:
+        """Of all rows."""
+        return self.num_rows * self.width * self.dtype.itemsize
+
     def shard_rows(self, shard: int) -> range:
         """The rows that a shard holds."""
         return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.num_rows))

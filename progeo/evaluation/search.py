@@ -1,10 +1,17 @@
-"""Nearest neighbours among descriptors, by faiss."""
+"""Nearest neighbours among descriptors, by faiss: exactly, or in a compressed index."""
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import faiss
 import numpy as np
+
+from progeo.data.shards import ShardedRows
+from progeo.files import replacing
+
+_TRAINED_ON = 2**17
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,61 @@ def nearest_neighbours(parts: Iterable[np.ndarray], queries: np.ndarray, count: 
         squared, rows = np.take_along_axis(squared, order, axis=1), np.take_along_axis(rows, order, axis=1)
         start += len(database)
     return Neighbours(rows, np.sqrt(np.maximum(squared, 0)))
+
+
+def index_neighbours(index: faiss.Index, queries: np.ndarray, count: int) -> Neighbours:
+    """Search an index, by Euclidean distance between what it kept of the descriptors; -1 where it found too few.
+
+    Args:
+        index: of `open_index`.
+        queries: descriptors, float32 (Q, D).
+        count: neighbours of a query; at most as many as are in the index.
+    """
+    squared, rows = index.search(np.ascontiguousarray(queries, np.float32), min(count, index.ntotal))
+    return Neighbours(rows, np.sqrt(np.maximum(squared, 0)))
+
+
+def index_path(database: ShardedRows, kind: str) -> Path:
+    """Where the index of a database is kept, beside its descriptors."""
+    return database.folder / f"index_{hashlib.sha256(kind.encode()).hexdigest()[:8]}.faiss"
+
+
+def open_index(database: ShardedRows, kind: str, *, probes: int) -> faiss.Index:
+    """The index of a database, made where it is not kept yet, and mapped into memory.
+
+    Args:
+        database: descriptors (N, D).
+        kind: as faiss writes it: `IVF1024,Flat`, `OPQ32,IVF1024,PQ32`, `HNSW32`, `SQ8`, `PCA128,Flat`, `PCAW128,Flat`.
+        probes: of an inverted file, how many of its lists a search looks through.
+
+    Raises:
+        ValueError: faiss knows no such kind, or the database is too small to train it.
+    """
+    path = index_path(database, kind)
+    if not path.is_file():
+        index = _build_index(database, kind)
+        with replacing(path) as temporary:
+            faiss.write_index(index, str(temporary))
+    index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
+    if "IVF" in kind:
+        faiss.ParameterSpace().set_index_parameter(index, "nprobe", probes)
+    return index
+
+
+def _build_index(database: ShardedRows, kind: str) -> faiss.Index:
+    sample = np.unique(np.linspace(0, len(database) - 1, min(len(database), _TRAINED_ON)).astype(np.int64))
+    try:
+        index = faiss.index_factory(database.width, kind)
+        index.train(database.take(sample).astype(np.float32))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].rpartition("failed: ")[2].rstrip(".")
+        raise ValueError(
+            f"There is no index {kind!r} of {len(database)} descriptors of {database.width} dimensions: {reason}. "
+            f"Use for example IVF{max(1, int(len(database) ** 0.5))},Flat."
+        ) from None
+    for part in database.parts():
+        index.add(np.ascontiguousarray(part, np.float32))
+    return index
 
 
 def _search(queries: np.ndarray, database: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

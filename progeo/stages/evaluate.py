@@ -1,5 +1,6 @@
 """Evaluation: what an encoder finds for query images in a database, and how much of it is right."""
 
+import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,13 +13,15 @@ from torch import Tensor, nn
 from progeo.config import EvaluateSettings
 from progeo.data.datasets import CatalogueImages
 from progeo.data.loaders import build_loader, ordered_batches, read_batches
+from progeo.data.shards import ShardedRows
 from progeo.engine.accelerator import gathered, share_of, start_accelerator
 from progeo.engine.log import LOGGER, start_log
 from progeo.evaluation.descriptors import extract_descriptors
 from progeo.evaluation.measures import first_of_each_place
 from progeo.evaluation.protocols import Protocol, load_protocol
+from progeo.evaluation.recall import recall_at
 from progeo.evaluation.retrieved import Retrieved
-from progeo.evaluation.search import nearest_neighbours
+from progeo.evaluation.search import index_neighbours, index_path, nearest_neighbours, open_index
 from progeo.export.weights import load_encoder
 from progeo.models.clip import as_height_width, weights_digest
 from progeo.models.encoder import Encoder, spec_to_json
@@ -68,7 +71,7 @@ def evaluate(settings: EvaluateSettings) -> Path:
     database, queries = describe(catalogue=test_set.database).rows, describe(catalogue=test_set.queries).rows
     if accelerator.is_main_process:
         depth = count if panoramas is None else count * _PARTS_OF_A_PANORAMA
-        predictions = nearest_neighbours(database.parts(), np.concatenate(list(queries.parts())), depth).rows
+        predictions, saved = _search(settings, test_set.positives, database, queries, depth)
         if panoramas is not None:
             predictions = first_of_each_place(predictions, panoramas, count)
         facts = {
@@ -79,6 +82,7 @@ def evaluate(settings: EvaluateSettings) -> Path:
             "database": f"{len(test_set.database)} images in {settings.database}",
             "queries": f"{len(test_set.queries)} images in {settings.queries}",
             "image size": f"{image_size[0]} x {image_size[1]} pixels",
+            **saved,
         }
         missed = settings.without_positive == "missed"
         found = Retrieved(
@@ -113,6 +117,29 @@ def _describer(
         cache=settings.descriptor_cache,
         cache_setting="descriptor_cache",
     )
+
+
+def _search(
+    settings: EvaluateSettings, positives: list[np.ndarray], database: ShardedRows, queries: ShardedRows, count: int
+) -> tuple[np.ndarray, dict[str, str]]:
+    """Predictions, int64 (Q, count), and of a compressed index what it loses and saves."""
+    wanted = np.concatenate(list(queries.parts()))
+    start = time.perf_counter()
+    exact = nearest_neighbours(database.parts(), wanted, count).rows
+    exact_ms = 1e3 * (time.perf_counter() - start) / len(wanted)
+    if settings.index is None:
+        return exact, {}
+    index = open_index(database, settings.index, probes=settings.probes)
+    start = time.perf_counter()
+    found = index_neighbours(index, wanted, count).rows
+    milliseconds = 1e3 * (time.perf_counter() - start) / len(wanted)
+    won = recall_at(found, positives, (1,))[0] - recall_at(exact, positives, (1,))[0]
+    megabytes = index_path(database, settings.index).stat().st_size / 1e6
+    return found, {
+        "index": f"{settings.index}: R@1 {won:+.1f} against exact search",
+        "index size": f"{megabytes:,.1f} MB, of {database.num_bytes / 1e6:,.1f} MB of descriptors",
+        "index search": f"{milliseconds:.2f} ms a query, exactly {exact_ms:.2f} ms",
+    }
 
 
 def load_test_set(folder: Path, database: str, queries: str, *, radius_m: float) -> TestSet:

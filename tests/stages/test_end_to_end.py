@@ -199,3 +199,17 @@ def test_descriptors_are_kept_and_found_again_by_the_same_encoder_on_the_same_im
     main([*common, "--folder", str(city / "test"), "--image_size", "[64, 96]"])
     assert len(set((tmp_path / "cache").iterdir())) == 6
     assert {np.load(path).dtype.name for path in (tmp_path / "cache").glob("*/rows_*.npy")} == {"float32", "float16"}
+
+
+def test_a_compressed_index_says_what_it_loses_and_saves(run, city, tmp_path):
+    common = ["evaluate", "--encoder", str(run / "stage2"), "--num_workers", "0", "--folder", str(city / "test")]
+    common += ["--descriptor_cache", str(tmp_path / "cache"), "--out", str(tmp_path / "out")]
+    main([*common])
+    exact = json.loads((tmp_path / "out/recalls.json").read_text())
+    main([*common, "--index", "PCA8,SQ8"])
+    found = json.loads((tmp_path / "out/recalls.json").read_text())
+    lost = found["recalls"]["R@1"] - exact["recalls"]["R@1"]
+    assert found["index"] == f"PCA8,SQ8: R@1 {lost:+.1f} against exact search"
+    assert "MB of descriptors" in found["index size"]
+    assert "index" not in exact
+    assert len(list((tmp_path / "cache").glob("*/index_*.faiss"))) == 1

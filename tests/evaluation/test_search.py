@@ -1,0 +1,70 @@
+import faiss
+import numpy as np
+import pytest
+
+from progeo.data.shards import ShardedRows
+from progeo.evaluation.search import index_neighbours, index_path, nearest_neighbours, open_index
+
+
+@pytest.fixture
+def database(tmp_path):
+    """3,000 descriptors around 40 centres, in files of 1,000."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(40, 32))[rng.integers(0, 40, 3000)] + 0.3 * rng.normal(size=(3000, 32))
+    rows = ShardedRows(tmp_path, num_rows=3000, width=32, shard_size=1000, dtype="float32")
+    for shard in range(3):
+        rows.write_shard(shard, values[rows.shard_rows(shard)].astype(np.float32))
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("kind", "least", "most_bytes"),
+    [
+        ("Flat", 1.0, 400_000),
+        ("IVF32,Flat", 0.99, 430_000),
+        ("SQ8", 0.95, 110_000),
+        ("PQ8", 0.2, 70_000),
+        ("OPQ8,IVF16,PQ8", 0.2, 110_000),
+        ("HNSW16", 0.95, 900_000),
+        ("PCA16,Flat", 0.3, 210_000),
+        ("PCAW16,Flat", 0.2, 210_000),
+    ],
+)
+def test_an_index_finds_what_an_exact_search_finds_and_is_kept(database, kind, least, most_bytes):
+    queries = database.take(np.arange(0, 3000, 50)) + 0.01
+    exact = nearest_neighbours(database.parts(), queries, 10)
+    found = index_neighbours(open_index(database, kind, probes=8), queries, 10)
+    same = np.mean([len(set(mine) & set(theirs)) / 10 for mine, theirs in zip(found.rows, exact.rows, strict=True)])
+    assert same >= least
+    assert (found.rows[:, 0] == exact.rows[:, 0]).mean() >= least
+    written = index_path(database, kind).stat()
+    assert written.st_size < most_bytes
+    again = index_neighbours(open_index(database, kind, probes=8), queries, 10)
+    assert again.rows.tolist() == found.rows.tolist()
+    assert index_path(database, kind).stat().st_mtime_ns == written.st_mtime_ns
+
+
+def test_more_probes_find_more(database):
+    queries = database.take(np.arange(0, 3000, 50)) + 0.3
+    exact = nearest_neighbours(database.parts(), queries, 10).rows
+    one, all_ = (index_neighbours(open_index(database, "IVF32,Flat", probes=n), queries, 10).rows for n in (1, 32))
+    assert (all_ == exact).all()
+    assert (one != exact).any()
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("nonsense", "could not parse index string nonsense"),
+        ("PQ7", "should be a multiple of the number of subquantizers"),
+        ("IVF5000,Flat", "should be at least as large as number of clusters"),
+    ],
+)
+def test_an_index_that_cannot_be_is_refused(database, kind, words):
+    with pytest.raises(ValueError, match=rf"no index '{kind}' of 3000 .*{words}.*example IVF54,Flat"):
+        open_index(database, kind, probes=1)
+    assert not index_path(database, kind).exists()
+
+
+def test_a_mapped_index_is_not_read_into_memory(database):
+    assert isinstance(faiss.downcast_index(open_index(database, "IVF32,Flat", probes=1)), faiss.IndexIVFFlat)
