@@ -1,5 +1,6 @@
 """Stage 2: train the image encoder on places and on the texts that stage 1 learned for them."""
 
+import gc
 from pathlib import Path
 
 from progeo.config import Settings, plain_values
@@ -71,8 +72,10 @@ def train_image_encoder(settings: Settings) -> Path:
         if accelerator.is_main_process:
             keep_places(run, places)
         _train(training, val_set, run)
-    accelerator.end_training()
     LOGGER.info("best val R@1 %.1f, encoder in %s", training.best_recall, run.best)
+    del training  # first: were its networks the last to hold the group of processes, freeing it could wait for ever
+    gc.collect()
+    accelerator.end_training()
     return run.path
 
 

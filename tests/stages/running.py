@@ -34,7 +34,7 @@ def kill_when(done: Callable[[], bool], *command: object, number: signal.Signals
 
 
 def run_on_two_processes(*command: object) -> None:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     result = subprocess.run(
         [*launch, *map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
