@@ -118,12 +118,13 @@ def first_of_each_place(predictions: np.ndarray, places: np.ndarray, count: int)
     So it is done for Tokyo 24/7, whose database has twelve parts of each panorama (Torii et al., CVPR 2015).
 
     Args:
-        predictions: database rows of each query, best first, (Q, K).
+        predictions: database rows of each query, best first, (Q, K); -1 where there is none.
         places: a number or a name of the place of each database image, (N,).
         count: predictions to keep.
     """
     kept = np.full((len(predictions), count), -1, np.int64)
-    for query, rows in enumerate(predictions):
+    for query, found in enumerate(predictions):
+        rows = found[found >= 0]
         _, first = np.unique(places[rows], return_index=True)
         rows_kept = rows[np.sort(first)[:count]]
         kept[query, : len(rows_kept)] = rows_kept

@@ -56,5 +56,5 @@ def test_errors_are_those_of_first_predictions_whose_place_is_known():
 
 def test_of_a_panorama_only_its_best_part_stays():
     places = np.array(["a", "a", "b", "b", "c"])
-    predictions = np.array([[1, 0, 3, 2, 4], [4, 3, 2, 1, 0], [0, 1, 0, 1, 0]])
-    assert first_of_each_place(predictions, places, 2).tolist() == [[1, 3], [4, 3], [0, -1]]
+    predictions = np.array([[1, 0, 3, 2, 4], [4, 3, 2, 1, 0], [0, 1, 0, 1, 0], [0, -1, -1, -1, -1]])
+    assert first_of_each_place(predictions, places, 2).tolist() == [[1, 3], [4, 3], [0, -1], [0, -1]]
