@@ -112,20 +112,20 @@ def errors_of(distances_m: np.ndarray) -> Errors | None:
     return Errors(median_m, ninetieth_m)
 
 
-def first_of_each_place(predictions: np.ndarray, places: np.ndarray, count: int) -> np.ndarray:
-    """Of each query's predictions the first of every place, at most `count`: int64 (Q, count), -1 where none is left.
+def first_of_each_panorama(predictions: np.ndarray, panoramas: np.ndarray, count: int) -> np.ndarray:
+    """Of each query's predictions the first of each panorama, at most `count`: int64 (Q, count), -1 where none is left.
 
     So it is done for Tokyo 24/7, whose database has twelve parts of each panorama (Torii et al., CVPR 2015).
 
     Args:
         predictions: database rows of each query, best first, (Q, K); -1 where there is none.
-        places: a number or a name of the place of each database image, (N,).
+        panoramas: a name of the panorama that each database image is a part of, (N,).
         count: predictions to keep.
     """
     kept = np.full((len(predictions), count), -1, np.int64)
     for query, found in enumerate(predictions):
         rows = found[found >= 0]
-        _, first = np.unique(places[rows], return_index=True)
+        _, first = np.unique(panoramas[rows], return_index=True)
         rows_kept = rows[np.sort(first)[:count]]
         kept[query, : len(rows_kept)] = rows_kept
     return kept

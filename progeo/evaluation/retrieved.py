@@ -54,7 +54,7 @@ class Retrieved:
         """Rows of all queries, of those of each condition, and of those at some distances from the database."""
         groups = {"all": np.arange(len(self.queries))}
         for condition in dict.fromkeys(self.conditions.tolist()):
-            if condition:
+            if condition and condition not in groups:  # one called `all` is none
                 groups[condition] = np.flatnonzero(self.conditions == condition)
         database_m, queries_m = self.places_m
         if not (np.isfinite(database_m).all() and np.isfinite(queries_m).all()):

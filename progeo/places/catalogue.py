@@ -102,8 +102,8 @@ class Catalogue:
         Raises:
             ValueError: no panorama is known.
         """
-        if "place" in self.table.column_names:
-            return self.table["place"].to_numpy()
+        if "panorama" in self.table.column_names:
+            return self.table["panorama"].to_numpy()
         ids = parse_columns(self.table["path"], ("pano_id",))["pano_id"]
         if not all(ids):
             raise ValueError(f"The names of the images of {self.folder} do not say which panorama they are parts of.")

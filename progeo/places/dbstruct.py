@@ -25,7 +25,7 @@ _SIDES = {
 
 
 def read_dbstruct(file: Path, images: Path, query_images: Path | None = None) -> dict[str, Catalogue]:
-    """Read database and queries of a dbStruct; a column `place` names the panorama that an image is a part of.
+    """Read database and queries of a dbStruct; a column `panorama` says which one an image is a part of.
 
     Where there are time stamps, as in Tokyo TM, a column `time` has them.
 
@@ -66,7 +66,7 @@ def _catalogue(fields: Mapping[str, Any], file: Path, side: str, folder: Path) -
         "north": utm[1],
         "zone": np.zeros(len(names), np.int8),
         "heading": np.full(len(names), np.nan),
-        "place": pa.array([_CUT_OUT.sub("", Path(name).stem) for name in names]),
+        "panorama": pa.array([_CUT_OUT.sub("", Path(name).stem) for name in names]),
     }
     if time_field in fields:
         columns["time"] = pa.array([f"{stamp:.15g}" for stamp in np.asarray(fields[time_field], float).ravel()])

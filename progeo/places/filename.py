@@ -121,8 +121,7 @@ def _columns(names: pa.Array, fields: Sequence[str]) -> dict[str, np.ndarray]:
 
 def _columns_of_alike(names: pa.Array, fields: Sequence[str]) -> dict[str, np.ndarray]:
     """The same of names that have equally many marks: lines of a CSV whose comma is `@`, which Arrow reads fastest."""
-    absent = {True: np.full(len(names), np.nan), False: np.full(len(names), "", object)}
-    columns = {field: absent[field in _EXPECTED] for field in fields}
+    columns = {field: np.full(len(names), *((np.nan,) if field in _EXPECTED else ("", object))) for field in fields}
     if not len(names):
         return columns
     num_marks = names[0].as_py().count("@")

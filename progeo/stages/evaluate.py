@@ -17,7 +17,7 @@ from progeo.data.shards import ShardedRows
 from progeo.engine.accelerator import gathered, share_of, start_accelerator
 from progeo.engine.log import LOGGER, start_log
 from progeo.evaluation.descriptors import extract_descriptors
-from progeo.evaluation.measures import first_of_each_place
+from progeo.evaluation.measures import first_of_each_panorama
 from progeo.evaluation.protocols import Protocol, load_protocol
 from progeo.evaluation.recall import recall_at
 from progeo.evaluation.retrieved import Retrieved
@@ -73,7 +73,7 @@ def evaluate(settings: EvaluateSettings) -> Path:
         depth = count if panoramas is None else count * _PARTS_OF_A_PANORAMA
         predictions, saved = _search(settings, test_set.positives, database, queries, depth)
         if panoramas is not None:
-            predictions = first_of_each_place(predictions, panoramas, count)
+            predictions = first_of_each_panorama(predictions, panoramas, count)
         facts = {
             "encoder": settings.encoder,
             "descriptor": f"{encoder.descriptor_dim} dimensions",

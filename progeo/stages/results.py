@@ -39,6 +39,11 @@ def write_results(
         rule: [each for each in table if (each.rule, each.queries) == (rule, "all")] for rule in results.positives
     }
     by_group = {name: [each for each in table if (each.rule, each.queries) == (results.rule, name)] for name in groups}
+    if not by_group["all"]:
+        raise ValueError(
+            f"No query of {facts['folder']} has a right database image ({results.rule}), so all of them would be left "
+            f"out: --without_positive missed counts them."
+        )
     without = sum(not len(rows) for rows in results.positives[results.rule])
     errors = errors_of(results.distances_m)
     precisions = average_precisions(results.predictions, results.positives[results.rule])

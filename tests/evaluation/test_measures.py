@@ -5,7 +5,7 @@ from progeo.evaluation.measures import (
     average_precisions,
     bootstrap_interval,
     errors_of,
-    first_of_each_place,
+    first_of_each_panorama,
     recall_table,
 )
 
@@ -57,4 +57,4 @@ def test_errors_are_those_of_first_predictions_whose_place_is_known():
 def test_of_a_panorama_only_its_best_part_stays():
     places = np.array(["a", "a", "b", "b", "c"])
     predictions = np.array([[1, 0, 3, 2, 4], [4, 3, 2, 1, 0], [0, 1, 0, 1, 0], [0, -1, -1, -1, -1]])
-    assert first_of_each_place(predictions, places, 2).tolist() == [[1, 3], [4, 3], [0, -1], [0, -1]]
+    assert first_of_each_panorama(predictions, places, 2).tolist() == [[1, 3], [4, 3], [0, -1], [0, -1]]

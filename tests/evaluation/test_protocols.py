@@ -1,10 +1,11 @@
+import csv
 import json
 
 import pytest
 
 from progeo.cli import main
 from progeo.evaluation.protocols import load_protocol, protocol_names
-from progeo.places.filename import parse_names
+from progeo.places.filename import format_names, parse_names
 
 
 @pytest.mark.parametrize("name", protocol_names())
@@ -73,3 +74,31 @@ def test_recalls_of_each_condition_of_a_table_are_reported(tmp_path):
         assert everything == found["recalls"][f"R@{n}"] == pytest.approx((2 * day + 4 * night) / 6)
         assert percents["all", n, "within 5 m"] <= everything <= percents["all", n, "within 100 m"]
     assert '<th scope="row">night</th><td>4</td>' in (tmp_path / "out/report.html").read_text()
+
+
+def test_queries_that_would_all_be_left_out_are_refused(tmp_path):
+    main(["toy-city", str(tmp_path / "toy"), "--num_images", "120", "--image_size", "32"])
+    val, out = tmp_path / "toy/val", tmp_path / "out"
+    for path in sorted((val / "queries").iterdir()):
+        fields = parse_names([path.name])
+        fields.north[:] += 5000
+        path.rename(val / "queries" / format_names(fields)[0])
+    arguments = ["evaluate", "--encoder", "thumbnail", "--folder", str(val), "--out", str(out)]
+    arguments += ["--descriptor_cache", str(tmp_path / "cache")]
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments, "--without_positive", "left_out"])
+    assert "No query of" in str(stop.value.code)
+    assert not out.exists()
+    main(arguments)
+    assert set(json.loads((out / "recalls.json").read_text())["recalls"].values()) == {0.0}
+
+
+def test_one_prediction_of_a_panorama_can_be_asked_for(tmp_path):
+    main(["toy-city", str(tmp_path / "toy"), "--num_images", "120", "--image_size", "32"])
+    arguments = ["--folder", str(tmp_path / "toy/val"), "--out", str(tmp_path / "out")]
+    arguments += ["--descriptor_cache", str(tmp_path / "cache"), "--one_per_panorama", "true"]
+    main(["evaluate", "--encoder", "thumbnail", *arguments])
+    with (tmp_path / "out/predictions.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    panoramas = {(row["query"], parse_names([row["database"]]).pano_id[0]) for row in rows}
+    assert len(panoramas) == len(rows) >= 6

@@ -267,7 +267,7 @@ def test_a_dbstruct_of_either_format_gives_both_sides(tmp_path, struct_images, s
     sides = read_dbstruct(tmp_path / "pitts.mat", struct_images)
     assert sides["database"].table["path"].to_pylist() == ["000/a.png", "001/b.jpg", "001/c.jpg"]
     assert sides["queries"].table["path"].to_pylist() == ["q1.jpg", "q2.jpg"]
-    assert sides["database"].table["place"].to_pylist() == ["a", "b", "c"]
+    assert sides["database"].table["panorama"].to_pylist() == ["a", "b", "c"]
     database_m, queries_m = positions_m(sides["database"], sides["queries"])
     assert database_m.tolist() == STRUCT["utmDb"].T.tolist()
     assert queries_m.tolist() == STRUCT["utmQ"].T.tolist()
@@ -282,8 +282,8 @@ def test_parts_of_one_panorama_of_a_dbstruct_keep_its_name(tmp_path):
         (tmp_path / name).touch()
     save_v5(tmp_path / "pitts.mat", STRUCT | {"dbImageFns": names, "qImageFns": ["00001.jpg", "IMG_2013_1011.jpg"]})
     sides = read_dbstruct(tmp_path / "pitts.mat", tmp_path)
-    assert sides["database"].table["place"].to_pylist() == ["000042", "000042", "-0A5bV5Czx_CX7ugJXQ3Yg"]
-    assert sides["queries"].table["place"].to_pylist() == ["00001", "IMG_2013_1011"]
+    assert sides["database"].table["panorama"].to_pylist() == ["000042", "000042", "-0A5bV5Czx_CX7ugJXQ3Yg"]
+    assert sides["queries"].table["panorama"].to_pylist() == ["00001", "IMG_2013_1011"]
 
 
 @pytest.mark.parametrize(
