@@ -20,7 +20,7 @@ from torchvision import transforms
 
 from benchmarks.images import write_images
 from benchmarks.timing import clock_of_one_core, least_seconds
-from progeo.config import DataSettings, Settings
+from progeo.config.training import DataSettings, Settings
 from progeo.data.samplers import permuted_batches
 from progeo.data.shards import ShardedRows
 from progeo.engine.accelerator import fits_device, start_accelerator

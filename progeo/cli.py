@@ -1,10 +1,11 @@
 """The command `progeo`: one sub-command a stage, the same functions as the scripts."""
 
-import importlib
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -19,36 +20,51 @@ class Command:
 
 
 COMMANDS = {
-    "stage1": Command("prompts:train_prompts", "Settings", "learn a text prompt for every place"),
-    "stage2": Command("image:train_image_encoder", "Settings", "train the image encoder on places and their prompts"),
-    "evaluate": Command("evaluate:evaluate", "EvaluateSettings", "recall of an encoder, with a report"),
+    "stage1": Command("prompts:train_prompts", "training:Settings", "learn a text prompt for every place"),
+    "stage2": Command(
+        "image:train_image_encoder", "training:Settings", "train the image encoder on places and their prompts"
+    ),
+    "evaluate": Command("evaluate:evaluate", "evaluation:EvaluateSettings", "recall of an encoder, with a report"),
     "prompts show": Command(
-        "show_prompts:show_prompts", "ShowPromptsSettings", "words nearest to the learned prompts", True
+        "show_prompts:show_prompts", "encoders:ShowPromptsSettings", "words nearest to the learned prompts", True
     ),
     "dataset index": Command(
-        "dataset:index_dataset", "DatasetIndexSettings", "find and parse all names once, for sets of millions", True
+        "dataset:index_dataset",
+        "datasets:DatasetIndexSettings",
+        "find and parse all names once, for sets of millions",
+        True,
     ),
     "dataset check": Command(
-        "check:check_dataset", "DatasetCheckSettings", "read all images once and say what is wrong with them", True
+        "check:check_dataset",
+        "datasets:DatasetCheckSettings",
+        "read all images once and say what is wrong with them",
+        True,
     ),
     "dataset from-table": Command(
-        "dataset:read_image_table", "DatasetTableSettings", "places from CSV, Parquet or GeoJSON", True
+        "dataset:read_image_table", "datasets:DatasetTableSettings", "places from CSV, Parquet or GeoJSON", True
     ),
     "dataset from-photos": Command(
-        "dataset:read_own_photos", "DatasetPhotosSettings", "places from photos with GPS positions", True
+        "dataset:read_own_photos", "datasets:DatasetPhotosSettings", "places from photos with GPS positions", True
     ),
     "dataset from-dbstruct": Command(
-        "dataset:read_struct", "DatasetStructSettings", "Pittsburgh and Tokyo, from their .mat files", True
+        "dataset:read_struct", "datasets:DatasetStructSettings", "Pittsburgh and Tokyo, from their .mat files", True
     ),
     "dataset from-arrays": Command(
-        "dataset:read_truth", "DatasetArraysSettings", "ground truth without coordinates, from .npy files", True
+        "dataset:read_truth",
+        "datasets:DatasetArraysSettings",
+        "ground truth without coordinates, from .npy files",
+        True,
     ),
     "dataset groups": Command(
-        "dataset:plan_groups", "DatasetGroupsSettings", "count classes and images of every group", True
+        "dataset:plan_groups", "datasets:DatasetGroupsSettings", "count classes and images of every group", True
     ),
-    "export": Command("export:export", "ExportSettings", "write the best encoder of a run to its own folder", True),
-    "toy-city": Command("toy_city:make_toy_city", "ToyCitySettings", "render a small city to try everything on", True),
-    "demo": Command("demo:run_demo", "DemoSettings", "the whole job on a toy city"),
+    "export": Command(
+        "export:export", "encoders:ExportSettings", "write the best encoder of a run to its own folder", True
+    ),
+    "toy-city": Command(
+        "toy_city:make_toy_city", "datasets:ToyCitySettings", "render a small city to try everything on", True
+    ),
+    "demo": Command("demo:run_demo", "encoders:DemoSettings", "the whole job on a toy city"),
 }
 
 
@@ -76,12 +92,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run_command(name: str, arguments: Sequence[str]) -> None:
     """Parse the settings of a sub-command and run it; its imports wait until here, so that others start fast."""
     command = COMMANDS[name]
-    config = importlib.import_module("progeo.config")
-    settings = config.parse_settings(
-        getattr(config, command.settings), arguments, program=f"progeo {name}", positional=command.positional
+    settings = import_module("progeo.config.parsing").parse_settings(
+        _named("config", command.settings), arguments, program=f"progeo {name}", positional=command.positional
     )
-    module, function = command.function.split(":")
-    getattr(importlib.import_module(f"progeo.stages.{module}"), function)(settings)
+    _named("stages", command.function)(settings)
+
+
+def _named(room: str, name: str) -> Any:
+    """What `module:name` is in a room of progeo."""
+    module, _, name = name.partition(":")
+    return getattr(import_module(f"progeo.{room}.{module}"), name)
 
 
 def _usage() -> str:

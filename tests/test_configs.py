@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from progeo.config import Settings, parse_settings, plain_values
+from progeo.config.parsing import parse_settings, plain_values
+from progeo.config.training import Settings
 from progeo.models.backbones import freeze_layers, skeleton_backbone
 
 CONFIGS = sorted(Path(__file__).parents[1].glob("configs/**/*.yaml"))

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from progeo.cli import COMMANDS
-from progeo.config import EvaluateSettings, Settings, parse_settings
+from progeo.config.evaluation import EvaluateSettings
+from progeo.config.parsing import parse_settings
+from progeo.config.training import Settings
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

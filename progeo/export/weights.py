@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from safetensors import SafetensorError
@@ -9,12 +10,18 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from progeo.files import read_json, replacing, write_json
-from progeo.models.encoder import Encoder, restore_encoder, spec_from_json, spec_to_json
+from progeo.models.encoder import Encoder, build_encoder, restore_encoder, spec_from_json, spec_to_json
 from progeo.models.thumbnail import ThumbnailEncoder
 
-_FORMAT = 1
+_FORMAT = 2
 _WEIGHTS = "model.safetensors"
 _DESCRIPTION = "model.json"
+_UNTRAINED = MappingProxyType(
+    {
+        "open_clip": {"pooling": "clip", "normalisation": "clip"},
+        "torchvision": {"pooling": "mean", "normalisation": "imagenet"},
+    }
+)
 
 
 def save_encoder(
@@ -48,15 +55,21 @@ def load_encoder(path_or_name: str | Path) -> nn.Module:
     `mean`, `std` and `preprocess(PIL image or uint8 tensor (3, H, W)) -> (3, height, width)`.
 
     Args:
-        path_or_name: a folder with `model.safetensors` and `model.json`, a run of stage 2 (its best encoder), or
-            `thumbnail`, the baseline that compares raw 16 x 16 pixels.
+        path_or_name: a folder with `model.safetensors` and `model.json`, a run of stage 2 (its best encoder), or an
+            encoder to compare with: `open_clip:ARCHITECTURE:WEIGHTS` gives CLIP's own image features,
+            `torchvision:ARCHITECTURE:WEIGHTS` the mean of the last feature map (see `load_clip` and `load_convnet`),
+            `thumbnail` raw 16 x 16 pixels.
 
     Raises:
         FileNotFoundError: nothing to load there.
         ValueError: files that are broken or do not fit together.
     """
-    if str(path_or_name) == "thumbnail":
+    kind, _, name = str(path_or_name).partition(":")
+    if kind == "thumbnail" and not name:
         return ThumbnailEncoder().eval()
+    if kind in _UNTRAINED and name:
+        architecture, _, weights = name.partition(":")
+        return build_encoder(architecture, weights or "", **_UNTRAINED[kind]).eval()
     folder = encoder_folder(Path(path_or_name))
     spec = spec_from_json(read_description(folder)["encoder"])
     try:

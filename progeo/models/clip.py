@@ -12,7 +12,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from open_clip import CLIP
-from open_clip.modified_resnet import ModifiedResNet
+from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
 from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -103,15 +103,25 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def position_embedding_name(visual: nn.Module) -> str | None:
+    """The position embedding of a trunk that pools by attention and gives vectors; None of one that gives maps."""
+    if isinstance(visual, VisionTransformer):
+        return "positional_embedding"
+    has_pooling = isinstance(visual, ModifiedResNet) and isinstance(visual.attnpool, AttentionPool2d)
+    return "attnpool.positional_embedding" if has_pooling else None
+
+
 def visual_features(visual: nn.Module, images: Tensor, *, align_corners: bool = False) -> Tensor:
-    """Run a visual tower on images (B, 3, H, W) of any size, resizing a ViT's position embedding on the way."""
-    if not isinstance(visual, VisionTransformer):
+    """Run a visual tower on images (B, 3, H, W) of any size, resizing its position embedding on the way."""
+    name = position_embedding_name(visual)
+    if name is None:
         return visual(images)
-    grid = (images.shape[2] // visual.patch_size[0], images.shape[3] // visual.patch_size[1])
-    if grid == tuple(visual.grid_size):
+    own, stride = _grid_and_stride(visual)
+    grid = (images.shape[2] // stride[0], images.shape[3] // stride[1])
+    if grid == own:
         return visual(images)
-    embedding = _resized_embedding(visual.positional_embedding, visual.grid_size, grid, align_corners)
-    return functional_call(visual, {"positional_embedding": embedding}, (images,))
+    embedding = _resized_embedding(visual.get_parameter(name), own, grid, align_corners)
+    return functional_call(visual, {name: embedding}, (images,))
 
 
 @functools.cache
@@ -169,17 +179,23 @@ def _check_same_shapes(model: nn.Module, architecture: str) -> None:
 
 def _resize_input(visual: VisionTransformer | ModifiedResNet, image_size: tuple[int, int], align_corners: bool) -> None:
     """Resize the position embedding for inputs of (height, width) pixels, in place."""
-    if isinstance(visual, VisionTransformer):
-        owner, old_grid = visual, tuple(visual.grid_size)
-        new_grid = (image_size[0] // visual.patch_size[0], image_size[1] // visual.patch_size[1])
-        visual.grid_size = new_grid
-    else:
-        owner, old_side = visual.attnpool, visual.image_size // RESNET_STRIDE
-        old_grid, new_grid = (old_side, old_side), (image_size[0] // RESNET_STRIDE, image_size[1] // RESNET_STRIDE)
+    old_grid, stride = _grid_and_stride(visual)
+    new_grid = (image_size[0] // stride[0], image_size[1] // stride[1])
     visual.image_size = image_size
+    owner: nn.Module = visual.attnpool if isinstance(visual, ModifiedResNet) else visual
+    if isinstance(visual, VisionTransformer):
+        visual.grid_size = new_grid
     if new_grid != old_grid:
         resized = _resized_embedding(owner.positional_embedding.detach(), old_grid, new_grid, align_corners)
         owner.positional_embedding = nn.Parameter(resized)
+
+
+def _grid_and_stride(visual: VisionTransformer | ModifiedResNet) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Rows and columns of what the position embedding is for, and pixels from one to the next."""
+    if isinstance(visual, VisionTransformer):
+        return tuple(visual.grid_size), tuple(visual.patch_size)
+    height, width = as_height_width(visual.image_size)
+    return (height // RESNET_STRIDE, width // RESNET_STRIDE), (RESNET_STRIDE, RESNET_STRIDE)
 
 
 def _resized_embedding(

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from progeo.models.backbones import build_backbone, feature_map_channels, skeleton_backbone
+from progeo.models.backbones import Pooling, build_backbone, feature_map_channels, skeleton_backbone
 from progeo.models.clip import NORMALISATIONS, RESNET_STRIDE, ImageSize, visual_features
-from progeo.models.pooling import GeMHead, L2Norm
+from progeo.models.pooling import GeMHead, L2Norm, MeanPool
 from progeo.models.preprocessing import normalise_images, resize_image
 from progeo.models.state_dicts import check_fits
 
@@ -32,10 +32,16 @@ class EncoderSpec:
     std: tuple[float, float, float]
     align_corners: bool
     """How position embeddings are interpolated, see `load_clip`."""
+    pooling: Pooling
+    """See `build_backbone`."""
+    pooled_dim: int | None = None
+    """Dimension of descriptors before a projection such as PCA, which gives `descriptor_dim`; None without one."""
+    text_weights: str | None = None
+    """Weights of the CLIP, of the same architecture, whose texts descriptors can be compared with; None without."""
 
 
 class Encoder(nn.Module):
-    """A backbone and a pooling: images (B, 3, H, W), normalised -> descriptors (B, D).
+    """A backbone, a pooling, perhaps a projection: images (B, 3, H, W), normalised -> descriptors (B, D).
 
     Build one with `build_encoder`, or load one with `progeo.load_encoder`.
     """
@@ -45,14 +51,10 @@ class Encoder(nn.Module):
 
     def __init__(self, spec: EncoderSpec, backbone: nn.Module) -> None:
         super().__init__()
-        channels = feature_map_channels(backbone)
-        if channels is None:
-            pooling: nn.Module = L2Norm() if spec.normalised else nn.Identity()
-        else:
-            pooling = GeMHead(channels, spec.descriptor_dim)
         self.spec = spec
         self.backbone = backbone
-        self.pooling = pooling
+        self.pooling = _build_pooling(spec, backbone)
+        self.projection = _build_projection(spec)
         self.register_buffer("mean", torch.tensor(spec.mean, device="cpu"), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std, device="cpu"), persistent=False)
 
@@ -74,7 +76,8 @@ class Encoder(nn.Module):
                 f"got {tuple(images.shape)}."
             )
         images = images.contiguous(memory_format=torch.channels_last)
-        return self.pooling(visual_features(self.backbone, images, align_corners=self.spec.align_corners))
+        features = visual_features(self.backbone, images, align_corners=self.spec.align_corners)
+        return self.projection(self.pooling(features))
 
     def normalise(self, images: Tensor) -> Tensor:
         """Normalise images (..., 3, H, W), uint8 in 0..255 or float in 0..1, for `forward`."""
@@ -98,37 +101,42 @@ def build_encoder(
     descriptor_dim: int | None = None,
     normalised: bool = True,
     normalisation: str = "clip",
+    pooling: Pooling | None = None,
     align_corners: bool = False,
     seed: int = 0,
 ) -> Encoder:
     """Build an encoder to train, starting from a CLIP's visual tower or from a torchvision backbone.
 
     Args:
-        architecture, weights, image_size, align_corners: see `build_backbone`.
-        descriptor_dim: D; None takes the dimension of CLIP's own features or the channels of a torchvision backbone,
-            and a ViT allows no other.
-        normalised: L2-normalise a ViT's descriptors; all others always are.
+        architecture, weights, image_size, pooling, align_corners: see `build_backbone`.
+        descriptor_dim: D; None takes the dimension of CLIP's own features or the channels of the feature map; only
+            pooling `gem` allows another.
+        normalised: L2-normalise descriptors that CLIP pools; all others always are.
         normalisation: `clip` or `imagenet`, the mean and spread of the pixels.
         seed: of `random` weights and of the layers after the backbone.
     """
     if normalisation not in NORMALISATIONS:
         raise ValueError(f"model.normalisation must be one of {', '.join(NORMALISATIONS)}, got {normalisation!r}.")
-    backbone = build_backbone(architecture, weights, image_size, align_corners=align_corners, seed=seed)
-    is_vector = feature_map_channels(backbone.trunk) is None
-    if is_vector and descriptor_dim not in (None, backbone.features_dim):
+    backbone = build_backbone(
+        architecture, weights, image_size, pooling=pooling, align_corners=align_corners, seed=seed
+    )
+    if backbone.pooling != "gem" and descriptor_dim not in (None, backbone.features_dim):
         raise ValueError(
             f"The descriptors of {architecture} have {backbone.features_dim} dimensions, model.descriptor_dim cannot "
             f"be {descriptor_dim}. Leave it out."
         )
+    has_texts = backbone.pooling == "clip" and weights != "random"
     mean, std = NORMALISATIONS[normalisation]
     spec = EncoderSpec(
         architecture=backbone.architecture,
         image_size=backbone.image_size,
         descriptor_dim=descriptor_dim or backbone.features_dim,
-        normalised=normalised or not is_vector,
+        normalised=normalised or backbone.pooling != "clip",
         mean=tuple(mean),
         std=tuple(std),
         align_corners=align_corners,
+        pooling=backbone.pooling,
+        text_weights=weights if has_texts else None,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -141,7 +149,9 @@ def restore_encoder(spec: EncoderSpec, state: dict[str, Tensor]) -> Encoder:
     Raises:
         ValueError: weights that do not fit, with the first that does not.
     """
-    trunk = skeleton_backbone(spec.architecture, spec.image_size, align_corners=spec.align_corners)
+    trunk = skeleton_backbone(
+        spec.architecture, spec.image_size, pooling=spec.pooling, align_corners=spec.align_corners
+    )
     with torch.device("meta"):
         encoder = Encoder(spec, trunk)
     check_fits(state, encoder.state_dict(), spec.architecture)
@@ -149,9 +159,42 @@ def restore_encoder(spec: EncoderSpec, state: dict[str, Tensor]) -> Encoder:
     return encoder.to(memory_format=torch.channels_last).eval()
 
 
+def projected(encoder: Encoder, weight: Tensor, bias: Tensor) -> Encoder:
+    """The encoder with descriptors that are projected, `weight @ descriptor + bias`, and made as long as before.
+
+    Args:
+        encoder: of descriptors (B, P); it stays as it is.
+        weight: (D, P).
+        bias: (D,).
+
+    Raises:
+        ValueError: its descriptors are projected already.
+    """
+    spec = encoder.spec
+    if spec.pooled_dim is not None:
+        raise ValueError(f"The descriptors are projected already, from {spec.pooled_dim} to {spec.descriptor_dim}.")
+    changed = dataclasses.replace(spec, descriptor_dim=len(weight), pooled_dim=spec.descriptor_dim, text_weights=None)
+    return restore_encoder(changed, {**encoder.state_dict(), "projection.0.weight": weight, "projection.0.bias": bias})
+
+
 def spec_to_json(spec: EncoderSpec) -> dict[str, object]:
     """The spec as plain values for a JSON file."""
     return dataclasses.asdict(spec)
+
+
+def _build_pooling(spec: EncoderSpec, backbone: nn.Module) -> nn.Module:
+    if spec.pooling == "clip":
+        return L2Norm() if spec.normalised else nn.Identity()
+    if spec.pooling == "mean":
+        return MeanPool()
+    return GeMHead(feature_map_channels(backbone), spec.pooled_dim or spec.descriptor_dim)
+
+
+def _build_projection(spec: EncoderSpec) -> nn.Module:
+    if spec.pooled_dim is None:
+        return nn.Identity()
+    linear = nn.Linear(spec.pooled_dim, spec.descriptor_dim)
+    return nn.Sequential(linear, L2Norm() if spec.normalised else nn.Identity())
 
 
 def spec_from_json(values: dict[str, object]) -> EncoderSpec:

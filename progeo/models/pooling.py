@@ -25,6 +25,14 @@ class GeMHead(nn.Module):
         return F.normalize(self.linear(pooled), dim=1)
 
 
+class MeanPool(nn.Module):
+    """The mean of a feature map, as torchvision's classifiers pool theirs, scaled to length 1."""
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        """Pool (B, C, h, w) into L2-normalised descriptors (B, C)."""
+        return F.normalize(feature_map.mean(dim=(2, 3)), dim=1)
+
+
 class L2Norm(nn.Module):
     """Scale each descriptor to length 1."""
 

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import utm
 
-from progeo.config import CellSettings, DatasetCheckSettings, plain_values
+from progeo.config.datasets import DatasetCheckSettings
+from progeo.config.parsing import plain_values
+from progeo.config.training import CellSettings
 from progeo.data.inspection import inspect_images
 from progeo.engine.log import LOGGER, start_log
 from progeo.evaluation.dataset_page import KINDS, in_settings, in_words, write_dataset_page

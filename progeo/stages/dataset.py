@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from progeo.config import (
+from progeo.config.datasets import (
     DatasetArraysSettings,
     DatasetGroupsSettings,
     DatasetIndexSettings,

@@ -2,15 +2,11 @@
 
 from pathlib import Path
 
-from progeo.config import (
-    DemoSettings,
-    EvaluateSettings,
-    ExportSettings,
-    Settings,
-    ToyCitySettings,
-    parse_settings,
-    plain_values,
-)
+from progeo.config.datasets import ToyCitySettings
+from progeo.config.encoders import DemoSettings, ExportSettings
+from progeo.config.evaluation import EvaluateSettings
+from progeo.config.parsing import parse_settings, plain_values
+from progeo.config.training import Settings
 from progeo.export.weights import save_encoder
 from progeo.files import read_json
 from progeo.stages.evaluate import evaluate

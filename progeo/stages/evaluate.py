@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from progeo.config import EvaluateSettings
+from progeo.config.evaluation import EvaluateSettings
 from progeo.data.datasets import CatalogueImages
 from progeo.data.loaders import build_loader, ordered_batches, read_batches
 from progeo.data.shards import ShardedRows

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from progeo.config import ExportSettings
+from progeo.config.encoders import ExportSettings
 from progeo.engine.log import LOGGER, start_log
 from progeo.export.weights import encoder_folder, load_encoder, read_description, save_encoder
 

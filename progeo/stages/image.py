@@ -3,7 +3,8 @@
 import gc
 from pathlib import Path
 
-from progeo.config import Settings, plain_values
+from progeo.config.parsing import plain_values
+from progeo.config.training import Settings
 from progeo.engine.accelerator import start_accelerator, start_trackers
 from progeo.engine.checkpoint import load_checkpoint, newest_checkpoint
 from progeo.engine.log import LOGGER

@@ -7,7 +7,7 @@ from functools import partial
 from accelerate import Accelerator
 from torch import Tensor
 
-from progeo.config import Settings, TrainingSettings
+from progeo.config.training import Settings, TrainingSettings
 from progeo.data.augmentation import Changes
 from progeo.data.datasets import CatalogueImages, LabelledImages
 from progeo.data.loaders import Loaded, build_loader, cache_images

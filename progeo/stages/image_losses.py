@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from progeo.config import Settings, TripletSettings
+from progeo.config.training import Settings, TripletSettings
 from progeo.engine.accelerator import distributed, full_precision, gathered_with_gradient
 from progeo.losses import batch_hard_triplet, image_text_cross_entropy, weighted_triplet
 from progeo.models.heads import build_head

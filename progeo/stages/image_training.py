@@ -1,5 +1,6 @@
 """What stage 2 trains, and how far it has come: everything here can be saved and gone on with at any step."""
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -10,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from progeo.config import Settings
+from progeo.config.training import Settings
 from progeo.data.augmentation import augment
 from progeo.engine.accelerator import distributed, scaler_state, set_scaler_state
 from progeo.engine.checkpoint import newest_checkpoint, prune_checkpoints, save_checkpoint
@@ -40,6 +41,10 @@ def build_untrained_encoder(settings: Settings) -> Encoder:
         align_corners=model.align_corners,
         seed=settings.seed,
     )
+    if (
+        not settings.text.weight
+    ):  # trained on places alone, descriptors leave the texts that CLIP's features are near to
+        encoder.spec = dataclasses.replace(encoder.spec, text_weights=None)
     freeze_layers(encoder.backbone, model.frozen)
     if settings.training.gradient_checkpointing:
         checkpoint_gradients(encoder.backbone)

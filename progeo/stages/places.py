@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from progeo.config import Settings
+from progeo.config.training import Settings
 from progeo.engine.run_folder import RunFolder
 from progeo.files import read_json, write_json
 from progeo.places.catalogue import Catalogue, read_catalogue

@@ -11,7 +11,7 @@ from open_clip import CLIP
 from torch import Tensor
 from tqdm import tqdm
 
-from progeo.config import Settings
+from progeo.config.training import Settings
 from progeo.data.samplers import permuted_batches
 from progeo.data.shards import ShardedRows
 from progeo.engine.accelerator import scaler_state, set_scaler_state

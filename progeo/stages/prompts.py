@@ -15,7 +15,8 @@ from safetensors.torch import safe_open, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from progeo.config import Settings, plain_values
+from progeo.config.parsing import plain_values
+from progeo.config.training import Settings
 from progeo.engine.accelerator import fits_device, start_accelerator
 from progeo.engine.checkpoint import load_checkpoint, newest_checkpoint, prune_checkpoints, save_checkpoint
 from progeo.engine.log import LOGGER

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import safe_open
 from torch import Tensor
 
-from progeo.config import ShowPromptsSettings
+from progeo.config.encoders import ShowPromptsSettings
 from progeo.files import read_json, replacing
 from progeo.models.clip import load_clip, weights_digest
 from progeo.models.vocabulary import NearestWords, nearest_words

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from progeo.config import ToyCitySettings
+from progeo.config.datasets import ToyCitySettings
 from progeo.engine.log import LOGGER, start_log
 from progeo.places.toy_city import render_toy_city
 

@@ -48,6 +48,9 @@ def test_the_folder_holds_two_files_and_the_description_is_whole(saved):
         "mean": [0.48145466, 0.4578275, 0.40821073],
         "std": [0.26862954, 0.26130258, 0.27577711],
         "align_corners": False,
+        "pooling": "clip",
+        "pooled_dim": None,
+        "text_weights": None,
     }
 
 
@@ -55,6 +58,23 @@ def test_a_run_gives_its_best_encoder(saved, tmp_path):
     folder, _ = saved
     folder.rename(tmp_path / "best")
     assert progeo.load_encoder(str(tmp_path)).descriptor_dim == 128
+
+
+@pytest.mark.parametrize(
+    ("name", "dim", "size"),
+    [("open_clip:tiny-resnet:random", 128, (128, 128)), ("torchvision:resnet18:random", 512, (224, 224))],
+)
+def test_encoders_to_compare_with_are_known_by_name(name, dim, size):
+    encoder = progeo.load_encoder(name)
+    assert (encoder.descriptor_dim, encoder.image_size) == (dim, size)
+    assert not encoder.training
+
+
+def test_an_encoder_to_compare_with_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="'nothing' is neither a file"):
+        progeo.load_encoder("torchvision:resnet18:nothing")
+    with pytest.raises(ValueError, match="'resnext' is not known"):
+        progeo.load_encoder("open_clip:resnext:openai")
 
 
 def test_the_thumbnail_baseline_is_known_by_name():
@@ -70,7 +90,7 @@ def test_what_is_no_encoder_is_refused_in_one_sentence(saved, tmp_path):
     with pytest.raises(ValueError, match="is not a whole safetensors file"):
         progeo.load_encoder(folder)
     (folder / "model.json").write_text("{}")
-    with pytest.raises(ValueError, match="is not a description of an encoder in format 1"):
+    with pytest.raises(ValueError, match="is not a description of an encoder in format 2"):
         progeo.load_encoder(folder)
     (folder / "model.json").write_text("{")
     with pytest.raises(ValueError, match="is not a JSON file"):

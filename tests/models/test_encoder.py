@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from progeo.models.backbones import freeze_layers
-from progeo.models.encoder import build_encoder, restore_encoder, spec_from_json, spec_to_json
+from progeo.models.clip import as_height_width, load_clip
+from progeo.models.encoder import build_encoder, projected, restore_encoder, spec_from_json, spec_to_json
 from progeo.models.thumbnail import ThumbnailEncoder
 
 ENCODERS = {
@@ -20,6 +21,10 @@ ENCODERS = {
     "resnet18": lambda: build_encoder("resnet18", "random", (64, 96), descriptor_dim=32, normalisation="imagenet"),
     "efficientnet_b0": lambda: build_encoder("efficientnet_b0", "random", 64),
     "vgg16": lambda: build_encoder("vgg16", "random", 64, descriptor_dim=32),
+    "CLIP's own attention pooling": lambda: build_encoder("tiny-resnet", "random", (64, 96), pooling="clip"),
+    "mean of CLIP's map": lambda: build_encoder("tiny-resnet", "random", 64, pooling="mean"),
+    "mean, of torchvision": lambda: build_encoder("resnet18", "random", 64, pooling="mean"),
+    "projected": lambda: projected(build_encoder("tiny-vit", "random"), torch.rand(16, 128), torch.rand(16)),
     "thumbnail": ThumbnailEncoder,
 }
 
@@ -133,3 +138,50 @@ def test_weights_that_do_not_fit_are_refused_by_name():
         restore_encoder(encoder.spec, {**state, "extra": torch.zeros(2)})
     with pytest.raises(ValueError, match="An encoder is described by"):
         spec_from_json({"architecture": "tiny-vit"})
+
+
+def test_attention_pooling_gives_the_features_of_open_clip():
+    clip = load_clip("tiny-resnet", "random")
+    images = torch.rand(2, 3, *as_height_width(clip.visual.image_size))
+    encoder = build_encoder("tiny-resnet", "random", pooling="clip", normalised=False).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(images), clip.encode_image(images), rtol=1e-4, atol=1e-5)
+
+
+def test_the_mean_of_a_map_is_what_torchvisions_classifier_sees():
+    encoder = built("mean, of torchvision")
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        pooled = encoder.backbone(images).mean(dim=(2, 3))
+        assert encoder(images).shape == (2, 512)
+        torch.testing.assert_close(encoder(images), pooled / pooled.norm(dim=1, keepdim=True))
+
+
+def test_a_projection_maps_descriptors_and_makes_them_as_long_as_before():
+    encoder, weight, bias = build_encoder("tiny-vit", "random").eval(), torch.rand(16, 128), torch.rand(16)
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        moved = encoder(images) @ weight.T + bias
+        found = projected(encoder, weight, bias)(images)
+        torch.testing.assert_close(found, moved / moved.norm(dim=1, keepdim=True))
+        raw = projected(build_encoder("tiny-vit", "random", normalised=False), weight, bias)
+        assert not torch.allclose(raw(images).norm(dim=1), torch.ones(2))
+    with pytest.raises(ValueError, match="projected already, from 128 to 16"):
+        projected(built("projected"), weight, bias)
+
+
+def test_only_what_clip_pooled_can_be_compared_with_texts(tmp_path):
+    weights = str(tmp_path / "clip.pt")
+    torch.save(load_clip("tiny-resnet", "random").state_dict(), weights)
+    assert build_encoder("tiny-resnet", weights, pooling="clip").spec.text_weights == weights
+    assert build_encoder("tiny-resnet", weights).spec.text_weights is None
+    assert build_encoder("tiny-vit", "random").spec.text_weights is None
+
+
+@pytest.mark.parametrize(
+    ("architecture", "pooling", "allowed"),
+    [("tiny-vit", "gem", "can be clip, got 'gem'"), ("resnet18", "clip", "can be gem or mean, got 'clip'")],
+)
+def test_a_pooling_that_a_backbone_does_not_allow_is_refused(architecture, pooling, allowed):
+    with pytest.raises(ValueError, match=allowed):
+        build_encoder(architecture, "random", pooling=pooling)

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from progeo.cli import main
-from progeo.config import CellSettings, DatasetCheckSettings, DatasetGroupsSettings
+from progeo.config.datasets import DatasetCheckSettings, DatasetGroupsSettings
+from progeo.config.training import CellSettings
 from progeo.places.catalogue import read_catalogue
 from progeo.places.filename import format_names, parse_names
 from progeo.stages.check import check_dataset

@@ -1,6 +1,6 @@
 import pytest
 
-from progeo.config import TrainingSettings
+from progeo.config.training import TrainingSettings
 from progeo.stages.image_batches import check_batches
 
 

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from progeo.config import Settings, parse_settings
+from progeo.config.parsing import parse_settings
+from progeo.config.training import Settings
 from progeo.engine.accelerator import start_accelerator
 from progeo.engine.randomness import seeded_generator
 from progeo.engine.run_folder import RunFolder

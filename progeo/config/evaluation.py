@@ -1,0 +1,56 @@
+"""Settings of evaluating encoders."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+
+from progeo.engine.accelerator import Precision
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """Settings of an evaluation."""
+
+    encoder: str
+    """Folder of an exported encoder or of a run of stage 2, or thumbnail for the raw-pixel baseline."""
+    folder: Path
+    """Folder with the database and the queries."""
+    out: Path
+    """Folder for recalls.json, recalls.csv, recalls.md, predictions.csv and report.html."""
+    protocol: str | None = None
+    """Such as pitts30k_test, of progeo/evaluation/protocols: sets database, queries, positive_radius_m and
+    one_per_panorama, and refuses a folder with other counts."""
+    database: str = "database"
+    """Name of the database's folder."""
+    queries: str = "queries"
+    """Name of the queries' folder, such as queries_v1."""
+    positive_radius_m: PositiveFloat = 25.0
+    """A database image within this many metres of a query is right for it."""
+    radii_m: tuple[PositiveFloat, ...] = (5.0, 25.0, 100.0)
+    """Recalls are given for these radii too."""
+    without_positive: Literal["missed", "left_out"] = "missed"
+    """Queries without any right database image: missed, as in the field's benchmarks, or left out."""
+    one_per_panorama: bool = False
+    """Of the parts of a panorama only the nearest is a prediction, as usual for Tokyo 24/7."""
+    recall_ns: tuple[int, ...] = (1, 5, 10, 20)
+    """The Ns of recall@N."""
+    image_size: int | tuple[int, int] | None = None
+    """Pixels that images are resized to: one side, or height and width; null takes the encoder's own."""
+    batch_size: PositiveInt = 64
+    """Images a batch."""
+    num_workers: NonNegativeInt = field(default_factory=lambda: min(4, os.cpu_count() or 1))
+    """Processes that decode images."""
+    mixed_precision: Precision = "no"
+    """Precision of the encoder."""
+    descriptor_cache: Path = Path("runs/descriptor_cache")
+    """Folder where descriptors are kept for later evaluations of the same encoder on the same images."""
+    keep_as: Literal["float32", "float16"] = "float32"
+    """Precision of the descriptors that are kept."""
+    index: str | None = None
+    """Search a compressed index, as faiss writes its kind: IVF1024,Flat, OPQ32,IVF1024,PQ32, HNSW32, SQ8, PCA128,Flat;
+    the report says what that loses and saves. null searches exactly."""
+    probes: PositiveInt = 16
+    """Of an IVF index, how many of its lists a search looks through."""

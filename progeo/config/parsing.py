@@ -1,0 +1,50 @@
+"""Settings dataclasses <-> YAML <-> command line. Stages take them apart; nothing below a stage sees them."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+AnySettings = TypeVar("AnySettings")
+
+
+def parse_settings(
+    kind: type[AnySettings], arguments: Sequence[str], *, program: str, positional: bool = False
+) -> AnySettings:
+    """Read settings from `--config FILE.yaml` and `--section.name value`, the latter winning where it comes later.
+
+    Args:
+        kind: the dataclass to fill.
+        arguments: the command line.
+        program: how errors and help call the command.
+        positional: settings without a default come as plain words.
+    """
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(prog=program, description=kind.__doc__, allow_abbrev=False)
+    if not positional:
+        parser.add_argument("--config", action="config", help="YAML file of settings")
+    parser.add_class_arguments(kind, as_positional=positional)
+    for action in parser._actions:  # `class_` is --class: Python keeps the word for itself
+        if any(option.endswith("_") for option in action.option_strings):
+            action.option_strings = [option.rstrip("_") for option in action.option_strings]
+            parser._option_string_actions |= dict.fromkeys(action.option_strings, action)
+    values = parser.parse_args(list(arguments))
+    return kind(**{name: value for name, value in vars(parser.instantiate(values)).items() if name != "config"})
+
+
+def plain_values(settings: Any) -> dict[str, Any]:
+    """Settings as nested dicts of YAML's own kinds of values, from which `--config` reads them back."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: plain(item) for name, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(item) for item in value]
+        if isinstance(value, Path):
+            return str(value)
+        # PositiveInt and its like become plain numbers again.
+        return next((kind(value) for kind in (bool, int, float) if isinstance(value, kind)), value)
+
+    return plain(dataclasses.asdict(settings))
