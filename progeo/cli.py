@@ -17,6 +17,8 @@ class Command:
     summary: str
     positional: bool = False
     """Settings without a default are given as plain words."""
+    words: str | None = None
+    """The setting that all plain words together are."""
 
 
 COMMANDS = {
@@ -25,6 +27,9 @@ COMMANDS = {
         "image:train_image_encoder", "training:Settings", "train the image encoder on places and their prompts"
     ),
     "evaluate": Command("evaluate:evaluate", "evaluation:EvaluateSettings", "recall of an encoder, with a report"),
+    "compare": Command(
+        "compare:compare", "evaluation:CompareSettings", "the same for several encoders, in one table", words="encoders"
+    ),
     "prompts show": Command(
         "show_prompts:show_prompts", "encoders:ShowPromptsSettings", "words nearest to the learned prompts", True
     ),
@@ -93,7 +98,11 @@ def run_command(name: str, arguments: Sequence[str]) -> None:
     """Parse the settings of a sub-command and run it; its imports wait until here, so that others start fast."""
     command = COMMANDS[name]
     settings = import_module("progeo.config.parsing").parse_settings(
-        _named("config", command.settings), arguments, program=f"progeo {name}", positional=command.positional
+        _named("config", command.settings),
+        arguments,
+        program=f"progeo {name}",
+        positional=command.positional,
+        words=command.words,
     )
     _named("stages", command.function)(settings)
 

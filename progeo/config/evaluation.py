@@ -1,4 +1,4 @@
-"""Settings of evaluating encoders."""
+"""Settings of describing images with encoders, and of measuring what is found."""
 
 import os
 from dataclasses import dataclass, field
@@ -8,18 +8,38 @@ from typing import Literal
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
 from progeo.engine.accelerator import Precision
+from progeo.models.preprocessing import Preprocessing, QueryPreprocessing
 
 
-@dataclass(frozen=True)
-class EvaluateSettings:
-    """Settings of an evaluation."""
+@dataclass(frozen=True, kw_only=True)
+class DescribeSettings:
+    """How an encoder describes images."""
 
-    encoder: str
-    """Folder of an exported encoder or of a run of stage 2, or thumbnail for the raw-pixel baseline."""
+    image_size: int | tuple[int, int] | None = None
+    """Pixels that images are resized to: one side, or height and width; null takes the encoder's own."""
+    database_preprocessing: Preprocessing = "hard_resize"
+    """hard_resize to image_size; single_query to its shorter side, aspect kept; central_crop of it; five_crops of its
+    shorter side, the mean of their descriptors; native leaves images as they are."""
+    batch_size: PositiveInt = 64
+    """Images a batch; fewer where they have more pixels than image_size."""
+    num_workers: NonNegativeInt = field(default_factory=lambda: min(4, os.cpu_count() or 1))
+    """Processes that decode images."""
+    mixed_precision: Precision = "no"
+    """Precision of the encoder."""
+    descriptor_cache: Path = Path("runs/descriptor_cache")
+    """Folder where descriptors are kept for the next time that the same encoder describes the same images."""
+    keep_as: Literal["float32", "float16"] = "float32"
+    """Precision of the descriptors that are kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkSettings(DescribeSettings):
+    """What is evaluated on what, and what counts."""
+
     folder: Path
     """Folder with the database and the queries."""
     out: Path
-    """Folder for recalls.json, recalls.csv, recalls.md, predictions.csv and report.html."""
+    """Folder for results."""
     protocol: str | None = None
     """Such as pitts30k_test, of progeo/evaluation/protocols: sets database, queries, positive_radius_m and
     one_per_panorama, and refuses a folder with other counts."""
@@ -27,6 +47,9 @@ class EvaluateSettings:
     """Name of the database's folder."""
     queries: str = "queries"
     """Name of the queries' folder, such as queries_v1."""
+    query_preprocessing: QueryPreprocessing = "hard_resize"
+    """As database_preprocessing; also nearest_crop, of which every one of the five searches on its own, and maj_voting,
+    in which they vote."""
     positive_radius_m: PositiveFloat = 25.0
     """A database image within this many metres of a query is right for it."""
     radii_m: tuple[PositiveFloat, ...] = (5.0, 25.0, 100.0)
@@ -37,20 +60,26 @@ class EvaluateSettings:
     """Of the parts of a panorama only the nearest is a prediction, as usual for Tokyo 24/7."""
     recall_ns: tuple[int, ...] = (1, 5, 10, 20)
     """The Ns of recall@N."""
-    image_size: int | tuple[int, int] | None = None
-    """Pixels that images are resized to: one side, or height and width; null takes the encoder's own."""
-    batch_size: PositiveInt = 64
-    """Images a batch."""
-    num_workers: NonNegativeInt = field(default_factory=lambda: min(4, os.cpu_count() or 1))
-    """Processes that decode images."""
-    mixed_precision: Precision = "no"
-    """Precision of the encoder."""
-    descriptor_cache: Path = Path("runs/descriptor_cache")
-    """Folder where descriptors are kept for later evaluations of the same encoder on the same images."""
-    keep_as: Literal["float32", "float16"] = "float32"
-    """Precision of the descriptors that are kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings(BenchmarkSettings):
+    """Settings of an evaluation."""
+
+    encoder: str
+    """Folder of an exported encoder or of a run of stage 2; open_clip:ARCHITECTURE:WEIGHTS or
+    torchvision:ARCHITECTURE:WEIGHTS; thumbnail; or a folder with another program's database_descriptors.npy and
+    queries_descriptors.npy, rows in the order of the sorted paths."""
     index: str | None = None
     """Search a compressed index, as faiss writes its kind: IVF1024,Flat, OPQ32,IVF1024,PQ32, HNSW32, SQ8, PCA128,Flat;
     the report says what that loses and saves. null searches exactly."""
     probes: PositiveInt = 16
     """Of an IVF index, how many of its lists a search looks through."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareSettings(BenchmarkSettings):
+    """Settings of a comparison."""
+
+    encoders: tuple[str, ...]
+    """What `progeo evaluate --encoder` takes, any number; each gets a folder in out."""

@@ -1,6 +1,7 @@
 """Settings dataclasses <-> YAML <-> command line. Stages take them apart; nothing below a stage sees them."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +12,12 @@ AnySettings = TypeVar("AnySettings")
 
 
 def parse_settings(
-    kind: type[AnySettings], arguments: Sequence[str], *, program: str, positional: bool = False
+    kind: type[AnySettings],
+    arguments: Sequence[str],
+    *,
+    program: str,
+    positional: bool = False,
+    words: str | None = None,
 ) -> AnySettings:
     """Read settings from `--config FILE.yaml` and `--section.name value`, the latter winning where it comes later.
 
@@ -20,6 +26,7 @@ def parse_settings(
         arguments: the command line.
         program: how errors and help call the command.
         positional: settings without a default come as plain words.
+        words: the setting, a tuple, that all plain words together are.
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog=program, description=kind.__doc__, allow_abbrev=False)
@@ -30,8 +37,17 @@ def parse_settings(
         if any(option.endswith("_") for option in action.option_strings):
             action.option_strings = [option.rstrip("_") for option in action.option_strings]
             parser._option_string_actions |= dict.fromkeys(action.option_strings, action)
-    values = parser.parse_args(list(arguments))
+    values = parser.parse_args(list(arguments) if words is None else _with_words(arguments, words))
     return kind(**{name: value for name, value in vars(parser.instantiate(values)).items() if name != "config"})
+
+
+def _with_words(arguments: Sequence[str], setting: str) -> list[str]:
+    """The plain words as a value of `setting`: every other option takes exactly one value."""
+    words, options = [], []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        is_value = before.startswith("--") and "=" not in before
+        (options if is_value or argument.startswith("-") else words).append(argument)
+    return [*options, f"--{setting}", json.dumps(words)] if words else options
 
 
 def plain_values(settings: Any) -> dict[str, Any]:

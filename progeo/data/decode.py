@@ -2,9 +2,22 @@
 
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
+
+_LYING = (5, 6, 7, 8)
+"""EXIF orientations of which height and width change places."""
+
+
+def read_shape(path: Path) -> tuple[int, int] | None:
+    """Height and width that `read_image` would give, from the beginning of a file; None where it would fail there."""
+    try:
+        with Image.open(path) as image:
+            lies = image.getexif().get(ExifTags.Base.Orientation) in _LYING
+            return (image.width, image.height) if lies else (image.height, image.width)
+    except Exception:  # decoders fail in many ways
+        return None
 
 
 def read_image(path: Path) -> Tensor:

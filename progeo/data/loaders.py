@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -31,6 +32,24 @@ def build_loader(dataset: Dataset, batches: Iterable[Sequence[int]], *, num_work
 def ordered_batches(indices: range, batch_size: int) -> list[range]:
     """All `indices` in their order; the last batch may be smaller."""
     return [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+
+
+def batches_by_shape(rows: np.ndarray, shapes: np.ndarray, *, batch_size: int, most_pixels: int) -> list[np.ndarray]:
+    """Batches of rows of one shape each, in their order.
+
+    Args:
+        rows: int64 (n,).
+        shapes: of what is read of each, (n, ...): the product is its number of pixels.
+        batch_size: rows a batch.
+        most_pixels: of a batch that has more than one row.
+    """
+    kinds, kind = np.unique(shapes, axis=0, return_inverse=True)
+    batches = []
+    for which, shape in enumerate(kinds):
+        size = min(batch_size, max(1, most_pixels // max(1, int(shape.prod()))))
+        alike = rows[kind.reshape(-1) == which]
+        batches += [alike[start : start + size] for start in range(0, len(alike), size)]
+    return batches
 
 
 def read_batches(loader: DataLoader) -> Iterator[Any]:

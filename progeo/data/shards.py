@@ -17,14 +17,25 @@ class ShardedRows:
         width: D.
         shard_size: rows of a file; the last one may have fewer.
         dtype: of the numbers, float16 or float32.
+        file_name: of each file; with another one, and a single file, any array of rows can be read.
     """
 
-    def __init__(self, folder: Path, *, num_rows: int, width: int, shard_size: int, dtype: str = "float16") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        num_rows: int,
+        width: int,
+        shard_size: int,
+        dtype: str = "float16",
+        file_name: str = "rows_{:05}.npy",
+    ) -> None:
         self.folder = folder
         self.num_rows = num_rows
         self.width = width
         self.shard_size = shard_size
         self.dtype = np.dtype(dtype)
+        self.file_name = file_name
 
     def __len__(self) -> int:
         return self.num_rows
@@ -34,14 +45,22 @@ class ShardedRows:
         """Of all rows."""
         return self.num_rows * self.width * self.dtype.itemsize
 
+    @property
+    def written_ns(self) -> int:
+        """When the last of the files was written, in nanoseconds."""
+        return max(self._path(shard).stat().st_mtime_ns for shard in self._shards)
+
+    @property
+    def _shards(self) -> range:
+        return range(-(-self.num_rows // self.shard_size))
+
     def shard_rows(self, shard: int) -> range:
         """The rows that a shard holds."""
         return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.num_rows))
 
     def missing_shards(self, process: int = 0, num_processes: int = 1) -> list[int]:
         """The shards that are not written yet, of those that a process is to write."""
-        num_shards = -(-self.num_rows // self.shard_size)
-        return [shard for shard in range(process, num_shards, num_processes) if not self._path(shard).is_file()]
+        return [shard for shard in self._shards[process::num_processes] if not self._path(shard).is_file()]
 
     def write_shard(self, shard: int, values: np.ndarray) -> None:
         """Write the rows of a shard (rows, D)."""
@@ -63,7 +82,7 @@ class ShardedRows:
 
     def parts(self) -> Iterator[np.ndarray]:
         """All rows, a file (n, D) at a time."""
-        yield from map(self._map, range(-(-self.num_rows // self.shard_size)))
+        yield from map(self._map, self._shards)
 
     def _map(self, shard: int) -> np.ndarray:
         """Map a file for a moment: a mapping that stays would count all that was ever read as this process's memory."""
@@ -80,4 +99,4 @@ class ShardedRows:
         return values
 
     def _path(self, shard: int) -> Path:
-        return self.folder / f"rows_{shard:05}.npy"
+        return self.folder / self.file_name.format(shard)

@@ -1,44 +1,56 @@
-"""From images to descriptors."""
+"""From images to descriptors, batch by batch."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import torch
-from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
+from progeo.data.datasets import CatalogueImages
+from progeo.data.loaders import build_loader
 
-@torch.inference_mode()
-def extract_descriptors(
+
+@dataclass(frozen=True)
+class DescribedBatch:
+    """Descriptions of some images of a catalogue."""
+
+    rows: np.ndarray
+    """Which images they are of, int64 (n,)."""
+    values: np.ndarray
+    """(n, D)."""
+    unreadable: dict[int, str]
+    """Why other images of the batch could not be read, by row."""
+
+
+def described_batches(
     describe: Callable[[Tensor], Tensor],
-    batches: Iterable[Tensor],
-    accelerator: Accelerator,
+    images: CatalogueImages,
+    batches: Sequence[Sequence[int]],
     *,
-    num_images: int,
-    dim: int,
-    description: str,
-) -> np.ndarray:
-    """Describe all images, in their order.
+    width: int,
+    num_workers: int,
+    what: str,
+    hidden: bool = False,
+) -> Iterator[DescribedBatch]:
+    """Describe images, with a progress bar.
 
     Args:
-        describe: uint8 images (B, 3, H, W) -> descriptors (B, D).
-        batches: uint8 images (B, 3, H, W).
-        accelerator: gives device and precision.
-        num_images: N, the length of the progress bar.
-        dim: D, of a descriptor.
-        description: what the progress bar says.
-
-    Returns:
-        float32 (N, D).
+        describe: uint8 images (B, 3, H, W), or what else `images` gives -> descriptions (B, D) on the CPU.
+        images: of a catalogue.
+        batches: rows of it, those of a batch all of one shape.
+        width: D.
+        num_workers: processes that decode images.
+        what: what the progress bar says.
+        hidden: show no progress bar.
     """
-    parts = [np.empty((0, dim), np.float32)]
-    hidden = None if accelerator.is_main_process else True
-    with (
-        tqdm(total=num_images, desc=description, unit="img", leave=False, disable=hidden) as bar,
-        accelerator.autocast(),
-    ):
-        for images in batches:
-            parts.append(describe(images.to(accelerator.device)).float().cpu().numpy())
-            bar.update(len(images))
-    return np.concatenate(parts)
+    loader = build_loader(images, batches, num_workers=num_workers)
+    total = sum(map(len, batches))
+    with tqdm(total=total, desc=what, unit="img", leave=False, disable=True if hidden else None) as bar:
+        for batch, loaded in zip(batches, loader, strict=True):
+            rows = np.asarray(batch, np.int64)
+            readable = np.array([place not in loaded.unreadable for place in range(len(rows))], bool)
+            values = describe(loaded.items).numpy() if readable.any() else np.empty((0, width), np.float32)
+            reasons = {int(rows[place]): reason for place, reason in loaded.unreadable.items()}
+            yield DescribedBatch(rows[readable], values, reasons)
+            bar.update(len(rows))

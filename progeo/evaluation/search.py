@@ -65,7 +65,7 @@ def index_path(database: ShardedRows, kind: str) -> Path:
 
 
 def open_index(database: ShardedRows, kind: str, *, probes: int) -> faiss.Index:
-    """The index of a database, made where it is not kept yet, and mapped into memory.
+    """The index of a database, made where it is not kept yet or older than it, and mapped into memory.
 
     Args:
         database: descriptors (N, D).
@@ -76,7 +76,7 @@ def open_index(database: ShardedRows, kind: str, *, probes: int) -> faiss.Index:
         ValueError: faiss knows no such kind, or the database is too small to train it.
     """
     path = index_path(database, kind)
-    if not path.is_file():
+    if not path.is_file() or path.stat().st_mtime_ns < database.written_ns:
         index = _build_index(database, kind)
         with replacing(path) as temporary:
             faiss.write_index(index, str(temporary))

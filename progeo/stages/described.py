@@ -2,23 +2,26 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm import tqdm
 
 from progeo.data.datasets import CatalogueImages
-from progeo.data.loaders import build_loader, ordered_batches
+from progeo.data.decode import read_shape
+from progeo.data.loaders import batches_by_shape
 from progeo.data.shards import ShardedRows
 from progeo.engine.log import LOGGER
+from progeo.evaluation.descriptors import described_batches
 from progeo.files import read_json, replacing, write_json
-from progeo.models.preprocessing import resize_image
+from progeo.models.preprocessing import QueryPreprocessing, depends_on_shape, preprocess_image, preprocessed_shape
 from progeo.places.catalogue import Catalogue
 
 _DESCRIPTION = "description.json"
@@ -33,7 +36,7 @@ class Describer:
     """What describes images, and all that its descriptions depend on."""
 
     describe: Callable[[Tensor], Tensor]
-    """uint8 images (B, 3, H, W) on the CPU -> descriptions (B, D) on the CPU."""
+    """uint8 images (B, 3, H, W), or crops of them (B, 5, 3, H, W), on the CPU -> descriptions (B, D) on the CPU."""
     what: str
     """What they are called: image features, descriptors."""
     width: int
@@ -42,12 +45,29 @@ class Describer:
     """As which they are kept: float16 or float32."""
     image_size: tuple[int, int]
     """Height and width in pixels that images are resized to."""
+    preprocessing: QueryPreprocessing
+    """How they are."""
     depends_on: Mapping[str, Any]
     """Weights and all else that changes them; plain values."""
     cache: Path
     """Folder of all that is kept."""
     cache_setting: str
     """The setting that names it."""
+
+    def images(self, catalogue: Catalogue) -> CatalogueImages:
+        """The images of a catalogue as they are described."""
+        return CatalogueImages(catalogue, partial(preprocess_image, kind=self.preprocessing, size=self.image_size))
+
+    def batches(self, catalogue: Catalogue, rows: range, batch_size: int) -> list[np.ndarray]:
+        """Batches of one shape each, of at most as many pixels as `batch_size` images of `image_size`."""
+        if depends_on_shape(self.preprocessing):
+            own = [read_shape(catalogue.path(row)) or self.image_size for row in rows]
+            shapes = np.array([preprocessed_shape(self.preprocessing, self.image_size, each) for each in own])
+        else:
+            shape = preprocessed_shape(self.preprocessing, self.image_size, None)
+            shapes = np.broadcast_to(shape, (len(rows), len(shape)))
+        most_pixels = batch_size * math.prod(self.image_size)
+        return batches_by_shape(np.array(rows), shapes, batch_size=batch_size, most_pixels=most_pixels)
 
 
 @dataclass(frozen=True)
@@ -85,11 +105,12 @@ def described_once(
     Raises:
         ValueError: what is cached was made from something else, or too many images cannot be read.
     """
-    shard_size = _shard_size(len(catalogue))
+    shard_size = _shard_size(len(catalogue), describer)
     depends_on = json.dumps(
         {
             **describer.depends_on,
             "image_size": list(describer.image_size),
+            "preprocessing": describer.preprocessing,
             "mixed_precision": accelerator.mixed_precision,
             "kept_as": describer.dtype,
             "image_folder": str(catalogue.folder.resolve()),
@@ -108,10 +129,9 @@ def described_once(
     mine = rows.missing_shards(accelerator.process_index, accelerator.num_processes)
     allowed = int(max_unreadable_share * len(catalogue))
     if mine:
-        images = CatalogueImages(catalogue, partial(resize_image, size=describer.image_size))
         _describe(
             describer,
-            images,
+            catalogue,
             rows,
             shards=mine,
             hidden=not accelerator.is_main_process,
@@ -126,9 +146,13 @@ def described_once(
     return Described(rows, np.array(sorted(reasons), np.int64))
 
 
-def _shard_size(num_images: int) -> int:
-    """Enough files to stop and go on and to share between processes, but not so many that they are a burden."""
-    return min(8192, max(64, num_images // 16))
+def _shard_size(num_images: int, describer: Describer) -> int:
+    """Enough files to stop and go on and to share between processes, but not so many that they are a burden.
+
+    The images of a file are put into batches by shape: where shapes differ, it takes many to fill them.
+    """
+    least = 512 if depends_on_shape(describer.preprocessing) else 64
+    return min(8192, max(least, num_images // 16))
 
 
 def _open_folder(folder: Path, depends_on: Mapping[str, Any], catalogue: Catalogue, describer: Describer) -> None:
@@ -167,7 +191,7 @@ def _size_and_time(path: Path) -> tuple[int, int]:
 
 def _describe(
     describer: Describer,
-    images: CatalogueImages,
+    catalogue: Catalogue,
     rows: ShardedRows,
     *,
     shards: list[int],
@@ -177,45 +201,42 @@ def _describe(
     allowed: int,
 ) -> None:
     """Write these shards, and beside each one why images of it could not be read, `allowed` of them at most."""
-    batches = [batch for shard in shards for batch in ordered_batches(rows.shard_rows(shard), batch_size)]
-    loader = iter(build_loader(images, batches, num_workers=num_workers))
+    batches = {shard: describer.batches(catalogue, rows.shard_rows(shard), batch_size) for shard in shards}
+    coming = described_batches(
+        describer.describe,
+        describer.images(catalogue),
+        list(chain.from_iterable(batches.values())),
+        width=describer.width,
+        num_workers=num_workers,
+        what=describer.what,
+        hidden=hidden,
+    )
     num_unreadable = 0
-    with tqdm(
-        total=sum(map(len, batches)), desc=describer.what, unit="img", leave=False, disable=hidden or None
-    ) as bar:
-        for shard in shards:
-            reasons: dict[int, str] = {}
-            parts = []
-            for batch in ordered_batches(rows.shard_rows(shard), batch_size):
-                loaded = next(loader)
-                part = np.zeros((len(batch), rows.width), rows.dtype)
-                readable = [place for place in range(len(batch)) if place not in loaded.unreadable]
-                if readable:
-                    part[readable] = describer.describe(loaded.items).numpy()
-                    _check_finite(part, describer, images.catalogue, batch)
-                parts.append(part)
-                reasons |= {batch[place]: reason for place, reason in loaded.unreadable.items()}
-                bar.update(len(batch))
-            num_unreadable += len(reasons)
-            if num_unreadable > allowed:
-                raise ValueError(_too_many_unreadable(num_unreadable, next(iter(reasons.values())), len(rows), allowed))
-            if reasons:
-                write_json(_reasons_path(rows.folder, shard), reasons)
-            else:  # of an earlier time, when the image could not be read
-                _reasons_path(rows.folder, shard).unlink(missing_ok=True)
-            rows.write_shard(shard, np.concatenate(parts))
+    for shard, mine in batches.items():
+        start, reasons = rows.shard_rows(shard).start, {}
+        described = np.zeros((len(rows.shard_rows(shard)), rows.width), rows.dtype)
+        for batch in islice(coming, len(mine)):
+            values = batch.values.astype(rows.dtype, copy=False)
+            _check_finite(values, batch.rows, describer, catalogue)
+            described[batch.rows - start] = values
+            reasons |= batch.unreadable
+        num_unreadable += len(reasons)
+        if num_unreadable > allowed:
+            raise ValueError(_too_many_unreadable(num_unreadable, next(iter(reasons.values())), len(rows), allowed))
+        reasons_file = rows.folder / f"unreadable_{shard:05}.json"
+        if reasons:
+            write_json(reasons_file, reasons)
+        else:  # of an earlier time, when the image could not be read
+            reasons_file.unlink(missing_ok=True)
+        rows.write_shard(shard, described)
 
 
-def _check_finite(features: np.ndarray, describer: Describer, catalogue: Catalogue, batch: range) -> None:
-    for place in np.flatnonzero(~np.isfinite(features).all(axis=1)).tolist():
+def _check_finite(values: np.ndarray, rows: np.ndarray, describer: Describer, catalogue: Catalogue) -> None:
+    for place in np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist():
         raise ValueError(
-            f"The {describer.what} of {catalogue.path(batch[place])} do not fit {describer.dtype}: "
+            f"The {describer.what} of {catalogue.path(int(rows[place]))} do not fit {describer.dtype}: "
             f"are the weights those of this architecture? With --mixed_precision fp16, try bf16."
         )
-
-
-def _reasons_path(folder: Path, shard: int) -> Path:
-    return folder / f"unreadable_{shard:05}.json"
 
 
 def _recorded_reasons(folder: Path) -> dict[int, str]:

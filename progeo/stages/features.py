@@ -54,6 +54,7 @@ def cached_features(
         width=clip.text_projection.shape[1],
         dtype="float16",
         image_size=as_height_width(clip.visual.image_size),
+        preprocessing="hard_resize",
         depends_on={
             "architecture": architecture,
             "visual_weights": weights_digest(clip.visual.state_dict()),

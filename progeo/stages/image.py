@@ -13,10 +13,11 @@ from progeo.engine.run_folder import RunFolder, open_run
 from progeo.engine.stopping import listening_for_stop
 from progeo.evaluation.recall import recall_at
 from progeo.export.weights import save_encoder
-from progeo.stages.evaluate import TestSet, load_test_set, retrieve
 from progeo.stages.image_training import ImageTraining
 from progeo.stages.overview import overview
 from progeo.stages.places import keep_places, read_training_places
+from progeo.stages.test_sets import TestSet, load_test_set
+from progeo.stages.validation import retrieve
 
 _RECALL_NS = (1, 5, 10, 20)
 _NEEDS_LESS_MEMORY = (

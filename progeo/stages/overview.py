@@ -7,9 +7,9 @@ from accelerate import Accelerator
 
 from progeo.engine.memory import parameter_bytes, saved_bytes
 from progeo.models.encoder import Encoder
-from progeo.stages.evaluate import TestSet
 from progeo.stages.image_training import ImageTraining
 from progeo.stages.places import TrainingPlaces
+from progeo.stages.test_sets import TestSet
 
 _COPIES_OF_TRAINED = 3
 """Besides the weights themselves: the gradient and Adam's two means."""

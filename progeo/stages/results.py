@@ -21,7 +21,7 @@ def write_results(
     *,
     ns: tuple[int, ...],
     without_positive_missed: bool,
-) -> None:
+) -> dict[int, float]:
     """Write recalls.json, recalls.csv, recalls.md, predictions.csv and report.html, and log what matters most.
 
     Args:
@@ -30,6 +30,9 @@ def write_results(
         out: folder to write to.
         ns: the Ns of recall@N.
         without_positive_missed: queries without any right database image count as missed.
+
+    Returns:
+        Recalls of all queries by the first rule, in percent, by N.
     """
     groups = results.groups()
     table = recall_table(
@@ -79,6 +82,7 @@ def write_results(
     if errors is not None:
         LOGGER.info("first prediction: %s", _errors_in_words(errors))
     LOGGER.info("report: %s", out / "report.html")
+    return recalls
 
 
 def _errors_in_words(errors: Errors) -> str:

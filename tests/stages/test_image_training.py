@@ -12,10 +12,10 @@ from progeo.engine.randomness import seeded_generator
 from progeo.engine.run_folder import RunFolder
 from progeo.engine.stopping import StopRequest
 from progeo.models.convnets import CONVNETS
-from progeo.stages.evaluate import load_test_set
 from progeo.stages.image_training import ImageTraining, build_untrained_encoder
 from progeo.stages.overview import estimated_memory, overview
 from progeo.stages.places import read_training_places
+from progeo.stages.test_sets import load_test_set
 
 VIT = ("--model.architecture", "tiny-vit", "--model.descriptor_dim", "null")  # no batch norm
 QUICK = ("resnet18", "efficientnet_b0")

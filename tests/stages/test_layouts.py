@@ -2,7 +2,7 @@
 
 import pytest
 
-from progeo.stages.evaluate import load_test_set
+from progeo.stages.test_sets import load_test_set
 
 PITTS = "@0585001.{}@4476844.16@17@T@040.43772@-079.99732@000042@0{}@@@@@@pitch1_yaw{}@.jpg"
 COPENHAGEN = "@0346880.{}@6170532.53@33@U@055.65634@0012.56524@5rhXJE_{}@@@@@@20190512@day_forward_cph@.jpg"

@@ -1,0 +1,83 @@
+"""What an encoder says of the images of a catalogue, kept for the next time."""
+
+import itertools
+import time
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from progeo.config.evaluation import DescribeSettings
+from progeo.data.loaders import build_loader, read_batches
+from progeo.data.shards import ShardedRows
+from progeo.models.clip import as_height_width, weights_digest
+from progeo.models.encoder import Encoder, spec_to_json
+from progeo.models.preprocessing import QueryPreprocessing
+from progeo.places.catalogue import Catalogue
+from progeo.stages.described import Describer, described_once
+
+_CROPS_APART = ("nearest_crop", "maj_voting")
+
+
+def encoder_describer(
+    encoder: nn.Module, preprocessing: QueryPreprocessing, settings: DescribeSettings, accelerator: Accelerator
+) -> Describer:
+    """Make descriptors (B, D) of images; of crops that search on their own (B, 5 D).
+
+    Args:
+        encoder: as `progeo.load_encoder` gives it; it is moved to the accelerator's device.
+        preprocessing: of the images.
+        settings: image size and all else.
+        accelerator: gives device and precision.
+    """
+    encoder.to(accelerator.device)
+
+    @torch.inference_mode()
+    def describe(images: Tensor) -> Tensor:
+        crops = images.flatten(0, -4)
+        with accelerator.autocast():
+            descriptors = encoder(encoder.normalise(crops.to(accelerator.device))).float().cpu()
+        if images.ndim == 4:
+            return descriptors
+        of_each = descriptors.unflatten(0, images.shape[:2])
+        return of_each.flatten(1) if preprocessing in _CROPS_APART else of_each.mean(dim=1)
+
+    return Describer(
+        describe,
+        what="descriptors",
+        width=encoder.descriptor_dim * (5 if preprocessing in _CROPS_APART else 1),
+        dtype=settings.keep_as,
+        image_size=encoder.image_size if settings.image_size is None else as_height_width(settings.image_size),
+        preprocessing=preprocessing,
+        depends_on={
+            "encoder": spec_to_json(encoder.spec) if isinstance(encoder, Encoder) else type(encoder).__name__,
+            "weights": weights_digest(encoder.state_dict()),
+        },
+        cache=settings.descriptor_cache,
+        cache_setting="descriptor_cache",
+    )
+
+
+def described(
+    describer: Describer, catalogue: Catalogue, settings: DescribeSettings, accelerator: Accelerator
+) -> ShardedRows:
+    """Descriptors of all images of a catalogue, from the cache as far as they are there.
+
+    Raises:
+        ValueError: an image cannot be read, or changed since it was described.
+    """
+    return described_once(
+        describer, catalogue, accelerator, batch_size=settings.batch_size, num_workers=settings.num_workers
+    ).rows
+
+
+def images_per_second(describer: Describer, catalogue: Catalogue, settings: DescribeSettings) -> float:
+    """How fast a network describes images that are decoded already, taken from one batch, the second time."""
+    first = next(
+        iter(describer.batches(catalogue, range(min(len(catalogue), settings.batch_size)), settings.batch_size))
+    )
+    (images,) = itertools.islice(read_batches(build_loader(describer.images(catalogue), [first], num_workers=0)), 1)
+    describer.describe(images)
+    start = time.perf_counter()
+    describer.describe(images)
+    return len(first) / (time.perf_counter() - start)

@@ -1,0 +1,88 @@
+"""Descriptors of both sides of a test set: made by an encoder, or read as another program left them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+
+from progeo.config.evaluation import EvaluateSettings
+from progeo.data.shards import ShardedRows
+from progeo.export.weights import load_encoder
+from progeo.places.catalogue import Catalogue
+from progeo.stages.encoder_descriptors import described, encoder_describer
+from progeo.stages.test_sets import TestSet
+
+
+@dataclass(frozen=True)
+class TestDescriptors:
+    """Of both sides of a test set."""
+
+    database: ShardedRows
+    """(N, D)."""
+    queries: ShardedRows
+    """(Q, D), of crops that search on their own (Q, 5 D)."""
+    facts: Mapping[str, str]
+    """How images were described."""
+
+
+def test_descriptors(settings: EvaluateSettings, test_set: TestSet, accelerator: Accelerator) -> TestDescriptors:
+    """Describe both sides of a test set, or read what another program left in the folder `settings.encoder`.
+
+    Raises:
+        ValueError: descriptors of another number of images, or of two dimensions.
+    """
+    if holds_descriptors(Path(settings.encoder)):
+        return _read_descriptors(Path(settings.encoder), test_set)
+    return _describe(settings, test_set, accelerator)
+
+
+def holds_descriptors(folder: Path) -> bool:
+    """Whether another program left descriptors there."""
+    return (folder / "database_descriptors.npy").is_file()
+
+
+def _describe(settings: EvaluateSettings, test_set: TestSet, accelerator: Accelerator) -> TestDescriptors:
+    encoder = load_encoder(settings.encoder)
+    sides = {
+        "database": (test_set.database, settings.database_preprocessing),
+        "queries": (test_set.queries, settings.query_preprocessing),
+    }
+    rows, facts = [], {}
+    for side, (catalogue, preprocessing) in sides.items():
+        describer = encoder_describer(encoder, preprocessing, settings, accelerator)
+        rows.append(described(describer, catalogue, settings, accelerator))
+        facts["image size"] = "{} x {} pixels".format(*describer.image_size)
+        facts[f"{side} preprocessing"] = preprocessing
+    return TestDescriptors(*rows, facts)
+
+
+def _read_descriptors(folder: Path, test_set: TestSet) -> TestDescriptors:
+    rows = [
+        _read_rows(folder / f"{side}_descriptors.npy", images)
+        for side, images in (("database", test_set.database), ("queries", test_set.queries))
+    ]
+    if rows[0].width != rows[1].width:
+        raise ValueError(
+            f"The descriptors in {folder} have {rows[0].width} dimensions for the database, {rows[1].width} for the queries."
+        )
+    return TestDescriptors(*rows, {})
+
+
+def _read_rows(path: Path, images: Catalogue) -> ShardedRows:
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no {path}.")
+    values = np.load(path, mmap_mode="r")
+    if values.ndim != 2 or len(values) != len(images):
+        raise ValueError(
+            f"{path} must hold a row for each of the {len(images):,} images of {images.folder}, it holds {values.shape}."
+        )
+    return ShardedRows(
+        path.parent,
+        num_rows=len(values),
+        width=values.shape[1],
+        shard_size=len(values),
+        dtype=values.dtype.name,
+        file_name=path.name,
+    )
