@@ -43,7 +43,8 @@ def parse_settings(
 
 def _with_words(arguments: Sequence[str], setting: str) -> list[str]:
     """The plain words as a value of `setting`: every other option takes exactly one value."""
-    words, options = [], []
+    words: list[str] = []
+    options: list[str] = []
     for before, argument in zip(["", *arguments], arguments, strict=False):
         is_value = before.startswith("--") and "=" not in before
         (options if is_value or argument.startswith("-") else words).append(argument)

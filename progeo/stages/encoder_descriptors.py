@@ -1,6 +1,5 @@
 """What an encoder says of the images of a catalogue, kept for the next time."""
 
-import itertools
 import time
 
 import torch
@@ -73,11 +72,9 @@ def described(
 
 def images_per_second(describer: Describer, catalogue: Catalogue, settings: DescribeSettings) -> float:
     """How fast a network describes images that are decoded already, taken from one batch, the second time."""
-    first = next(
-        iter(describer.batches(catalogue, range(min(len(catalogue), settings.batch_size)), settings.batch_size))
-    )
-    (images,) = itertools.islice(read_batches(build_loader(describer.images(catalogue), [first], num_workers=0)), 1)
+    batch = describer.batches(catalogue, range(min(len(catalogue), settings.batch_size)), settings.batch_size)[0]
+    (images,) = read_batches(build_loader(describer.images(catalogue), [batch], num_workers=0))
     describer.describe(images)
     start = time.perf_counter()
     describer.describe(images)
-    return len(first) / (time.perf_counter() - start)
+    return len(batch) / (time.perf_counter() - start)

@@ -18,7 +18,7 @@ from progeo.evaluation.recall import recall_at
 from progeo.evaluation.retrieved import Retrieved
 from progeo.evaluation.search import Neighbours, index_neighbours, index_path, nearest_neighbours, open_index
 from progeo.stages.results import write_results
-from progeo.stages.test_descriptors import TestDescriptors, test_descriptors
+from progeo.stages.test_descriptors import TestDescriptors, descriptors_of
 from progeo.stages.test_sets import conditions_of, load_test_set, positives_by_rule
 
 _PARTS_OF_A_PANORAMA = 12
@@ -56,16 +56,15 @@ def evaluate_encoder(settings: EvaluateSettings, accelerator: Accelerator) -> Ev
         LOGGER.info("%s; comparable with %s", protocol.what, protocol.comparable)
     conditions = conditions_of(test_set.queries, protocol)
     panoramas = test_set.database.panoramas if settings.one_per_panorama else None
-    descriptors = test_descriptors(settings, test_set, accelerator)
+    descriptors = descriptors_of(settings, test_set, accelerator)
     if not accelerator.is_main_process:
         return None
     count = max(settings.recall_ns)
-    found = _search(
-        settings, test_set.positives, descriptors, count * (1 if panoramas is None else _PARTS_OF_A_PANORAMA)
-    )
-    predictions = (
-        found.predictions if panoramas is None else first_of_each_panorama(found.predictions, panoramas, count)
-    )
+    depth = count if panoramas is None else count * _PARTS_OF_A_PANORAMA
+    found = _search(settings, test_set.positives, descriptors, depth)
+    predictions = found.predictions
+    if panoramas is not None:
+        predictions = first_of_each_panorama(predictions, panoramas, count)
     facts = {
         "encoder": settings.encoder,
         "descriptor": f"{descriptors.database.width} dimensions",

@@ -27,7 +27,7 @@ class TestDescriptors:
     """How images were described."""
 
 
-def test_descriptors(settings: EvaluateSettings, test_set: TestSet, accelerator: Accelerator) -> TestDescriptors:
+def descriptors_of(settings: EvaluateSettings, test_set: TestSet, accelerator: Accelerator) -> TestDescriptors:
     """Describe both sides of a test set, or read what another program left in the folder `settings.encoder`.
 
     Raises:
@@ -65,7 +65,7 @@ def _read_descriptors(folder: Path, test_set: TestSet) -> TestDescriptors:
     ]
     if rows[0].width != rows[1].width:
         raise ValueError(
-            f"The descriptors in {folder} have {rows[0].width} dimensions for the database, {rows[1].width} for the queries."
+            f"The descriptors in {folder} have {rows[0].width} dimensions of the database, {rows[1].width} of queries."
         )
     return TestDescriptors(*rows, {})
 
@@ -76,7 +76,7 @@ def _read_rows(path: Path, images: Catalogue) -> ShardedRows:
     values = np.load(path, mmap_mode="r")
     if values.ndim != 2 or len(values) != len(images):
         raise ValueError(
-            f"{path} must hold a row for each of the {len(images):,} images of {images.folder}, it holds {values.shape}."
+            f"{path} must hold a row for each of the {len(images):,} images of {images.folder}, got {values.shape}."
         )
     return ShardedRows(
         path.parent,

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from progeo.data.datasets import CatalogueImages, LabelledImages
-from progeo.data.decode import read_image
-from progeo.data.loaders import build_loader, cache_images, ordered_batches, read_batches
+from progeo.data.decode import read_image, read_shape
+from progeo.data.loaders import batches_by_shape, build_loader, cache_images, ordered_batches, read_batches
 from progeo.data.samplers import ClassBatches
 from progeo.models.preprocessing import resize_image
 from progeo.places.catalogue import read_catalogue
@@ -106,3 +106,23 @@ def test_an_image_that_cannot_be_read_is_replaced_by_the_next_of_its_class(folde
     assert labelled[2].reason == images[2].reason
     (batch,) = build_loader(labelled, [[3, 5]], num_workers=0)
     assert (list(batch.unreadable), batch.replaced) == ([1], {})  # class 1 has no image that can be read
+
+
+def test_the_shape_in_a_header_is_that_of_the_pixels(tmp_path):
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        save(tmp_path / f"{orientation}.jpg", np.zeros((16, 32, 3), np.uint8), exif=exif)
+    save(tmp_path / "plain.png", np.zeros((5, 9, 3), np.uint8))
+    for path in tmp_path.iterdir():
+        assert read_shape(path) == tuple(read_image(path).shape[1:])
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    assert read_shape(tmp_path / "broken.jpg") is None
+    assert read_shape(tmp_path / "missing.jpg") is None
+
+
+def test_batches_hold_one_shape_each_in_order_and_not_too_many_pixels():
+    rows = np.array([10, 11, 12, 13, 14, 15, 16])
+    shapes = np.array([(1, 2, 3), (1, 4, 5), (1, 2, 3), (1, 2, 3), (1, 4, 5), (1, 100, 100), (1, 2, 3)])
+    batches = batches_by_shape(rows, shapes, batch_size=3, most_pixels=30)
+    assert [batch.tolist() for batch in batches] == [[10, 12, 13], [16], [11], [14], [15]]

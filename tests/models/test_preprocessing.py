@@ -1,0 +1,57 @@
+import pytest
+import torch
+from torchvision.transforms.v2 import functional as F
+
+from progeo.models.preprocessing import depends_on_shape, preprocess_image, preprocessed_shape
+
+SHAPES = [(40, 60), (60, 40), (33, 100), (64, 48), (200, 31)]
+KINDS = ["hard_resize", "single_query", "central_crop", "five_crops", "nearest_crop", "maj_voting", "native"]
+
+
+def picture(height, width):
+    """Brightness rises to the right, green downwards: no two places look alike."""
+    rows, columns = torch.linspace(0, 255, height)[:, None], torch.linspace(0, 255, width)[None]
+    return torch.stack([columns.expand(height, width), rows.expand(height, width), torch.zeros(height, width)]).byte()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("own", SHAPES)
+def test_the_shape_that_is_foretold_is_the_shape_that_comes(kind, own):
+    image = preprocess_image(picture(*own), kind, (48, 64))
+    count, height, width = preprocessed_shape(kind, (48, 64), own if depends_on_shape(kind) else None)
+    assert image.shape == ((3, height, width) if count == 1 else (count, 3, height, width))
+    assert image.dtype == torch.uint8
+
+
+@pytest.mark.parametrize(
+    ("kind", "own", "shape"),
+    [
+        ("hard_resize", (40, 60), (1, 48, 64)),
+        ("single_query", (40, 60), (1, 48, 72)),  # the shorter of 48 and 64, aspect kept
+        ("single_query", (60, 40), (1, 72, 48)),
+        ("central_crop", (40, 60), (1, 48, 64)),
+        ("five_crops", (40, 60), (5, 48, 48)),
+        ("native", (40, 60), (1, 40, 60)),
+    ],
+)
+def test_each_kind_has_its_shape(kind, own, shape):
+    assert preprocessed_shape(kind, (48, 64), own) == shape
+
+
+def test_a_single_query_is_resized_as_torchvision_resizes_a_shorter_side():
+    image = picture(40, 60)
+    assert torch.equal(preprocess_image(image, "single_query", (48, 64)), F.resize(image, [48], antialias=True))
+
+
+def test_a_central_crop_keeps_the_aspect_and_loses_both_ends_alike():
+    image = preprocess_image(picture(48, 128), "central_crop", (48, 64)).float()
+    assert image[0, 0, 0] == pytest.approx(255 * 32 / 127, abs=1)
+    assert image[0, 0, -1] == pytest.approx(255 * 95 / 127, abs=1)
+    assert (image[1, 0].max(), image[1, -1].min()) == (0, 255)
+
+
+def test_five_crops_are_the_corners_and_the_middle():
+    crops = preprocess_image(picture(48, 96), "five_crops", (48, 64))
+    left, right = crops[:, 0, 0, 0].tolist(), crops[:, 0, 0, -1].tolist()
+    assert left == pytest.approx([0, 128, 0, 128, 64], abs=2)
+    assert right == pytest.approx([126, 255, 126, 255, 190], abs=2)

@@ -1,0 +1,143 @@
+"""Queries and database images described in other ways than resized, and descriptors of other programs."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from running import files_in
+
+import progeo
+from progeo.cli import main
+from progeo.data.decode import read_image
+from progeo.models.preprocessing import preprocess_image
+from progeo.places.catalogue import read_catalogue
+
+SHAPES = ((40, 60), (60, 40), (48, 48), (50, 75))
+
+
+@pytest.fixture(scope="module")
+def mixed(city, tmp_path_factory):
+    """A small test set whose images have four shapes."""
+    folder = tmp_path_factory.mktemp("mixed")
+    for side in ("database", "queries"):
+        (folder / side).mkdir()
+        for place, path in enumerate(sorted((city / "test" / side).iterdir())[:10]):
+            height, width = SHAPES[place % 4]
+            Image.open(path).resize((width, height)).save(folder / side / path.name, quality=95)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    from progeo.export.weights import save_encoder
+    from progeo.models.encoder import build_encoder
+
+    folder = tmp_path_factory.mktemp("encoder")
+    return save_encoder(folder, build_encoder("tiny-resnet", "random", 48).eval(), provenance={}, recalls={})
+
+
+def evaluated(encoder, mixed, out, *arguments, command="evaluate"):
+    given = ["--encoder", str(encoder)] if command == "evaluate" else [str(name) for name in encoder]
+    common = ["--folder", str(mixed), "--out", str(out), "--num_workers", "0", "--descriptor_cache", str(out / "cache")]
+    main([command, *given, *common, "--recall_ns", "[1,2,5]", *arguments])
+
+
+def one_by_one(encoder, folder, kind):
+    """Descriptors of a folder's images, each described alone: (N, crops, D)."""
+    network, images = progeo.load_encoder(encoder), read_catalogue(folder)
+    with torch.no_grad():
+        pixels = [preprocess_image(read_image(images.path(row)), kind, (48, 48)) for row in range(len(images))]
+        return np.stack([network(network.normalise(each[None] if each.ndim == 3 else each)).numpy() for each in pixels])
+
+
+def predictions_in(out):
+    with (out / "predictions.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    return [
+        [row["database"] for row in rows if row["query"] == query] for query in dict.fromkeys(r["query"] for r in rows)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["single_query", "native", "central_crop", "five_crops"])
+def test_images_in_batches_by_shape_are_described_as_each_alone(kind, encoder, mixed, tmp_path):
+    evaluated(encoder, mixed, tmp_path, "--query_preprocessing", kind, "--database_preprocessing", kind)
+    kept = [np.load(path) for path in sorted((tmp_path / "cache").glob("*/rows_00000.npy"))]
+    wanted = [one_by_one(encoder, mixed / side, kind).mean(axis=1) for side in ("database", "queries")]
+    assert sorted(map(len, kept)) == sorted(map(len, wanted)) == [6, 10]
+    for theirs in wanted:
+        (mine,) = [rows for rows in kept if len(rows) == len(theirs)]
+        np.testing.assert_allclose(mine, theirs, atol=1e-5)
+    assert json.loads((tmp_path / "recalls.json").read_text())["queries preprocessing"] == kind
+
+
+@pytest.mark.parametrize("kind", ["nearest_crop", "maj_voting"])
+def test_crops_that_search_on_their_own_find_what_a_plain_loop_finds(kind, encoder, mixed, tmp_path):
+    evaluated(encoder, mixed, tmp_path, "--query_preprocessing", kind)
+    database = one_by_one(encoder, mixed / "database", "hard_resize")[:, 0]
+    paths = read_catalogue(mixed / "database").table["path"].to_pylist()
+    expected = []
+    for crops in one_by_one(encoder, mixed / "queries", kind):
+        squared = ((crops[:, None] - database[None]) ** 2).sum(axis=2)
+        nearest = np.argsort(squared, axis=1)[:, :5]
+        scores = {}
+        for crop, rows in enumerate(nearest):
+            for rank, row in enumerate(rows.tolist()):
+                votes = [(n, int((nearest[:, :n] == row).sum())) for n in (1, 5, 10) if rank < n]
+                won = sum(0.01 * count / n for n, count in votes if count > 1) if kind == "maj_voting" else 0.0
+                scores[row] = min(scores.get(row, np.inf), squared[crop, row] - won)
+        expected.append([paths[row] for row in sorted(scores, key=scores.get)[:5]])
+    assert predictions_in(tmp_path) == expected
+
+
+def test_encoders_baselines_and_foreign_descriptors_stand_in_one_table(encoder, mixed, tmp_path):
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    for side in ("database", "queries"):
+        np.save(foreign / f"{side}_descriptors.npy", one_by_one(encoder, mixed / side, "hard_resize")[:, 0])
+    names = [encoder, "open_clip:tiny-vit:random", "thumbnail", foreign]
+    evaluated(names, mixed, tmp_path, command="compare")
+    table = json.loads((tmp_path / "compare.json").read_text())
+    assert [line["encoder"] for line in table] == [str(name) for name in names]
+    assert [line["descriptor_dim"] for line in table] == [128, 128, 768, 128]
+    assert table[0]["recalls"] == table[3]["recalls"]
+    assert all(line["images_per_second"] > 0 for line in table[:3])
+    assert table[3]["images_per_second"] is None
+    assert {path.name for path in tmp_path.glob("2_*/*")} == {path.name for path in tmp_path.glob("4_*/*")}
+    with (tmp_path / "compare.csv").open() as stream:
+        head, *lines = csv.reader(stream)
+    assert head == ["encoder", "dimensions", "images/s", "search, ms a query", "R@1", "R@2", "R@5"]
+    assert [line[4] for line in lines] == [f"{line['recalls']['1']:.1f}" for line in table]
+    shown = (tmp_path / "compare.md").read_text().splitlines()
+    assert [line.split(" | ")[4] for line in shown[2:]] == [line[4] for line in lines]
+    assert len(files_in(tmp_path / "2_open_clip_tiny-vit_random")) == 5
+
+
+@pytest.mark.parametrize(
+    ("names", "words"), [(["--encoders", "[]"], "got none"), (["thumbnail", "thumbnail"], "each once")]
+)
+def test_a_table_of_no_encoder_or_of_one_twice_is_refused(names, words, mixed, tmp_path):
+    with pytest.raises(SystemExit, match=words):
+        evaluated(names, mixed, tmp_path, command="compare")
+
+
+@pytest.mark.parametrize(
+    ("database", "queries", "words"),
+    [
+        (
+            np.zeros((9, 4), np.float32),
+            np.zeros((10, 4), np.float32),
+            r"a row for each of the 10 images .* got \(9, 4\)",
+        ),
+        (np.zeros((10, 4), np.float32), np.zeros((6, 5), np.float32), "4 dimensions of the database, 5 of queries"),
+        (np.zeros((10, 4), np.float32), None, "There is no .*queries_descriptors.npy"),
+    ],
+)
+def test_foreign_descriptors_that_do_not_fit_are_refused(database, queries, words, mixed, tmp_path):
+    np.save(tmp_path / "database_descriptors.npy", database)
+    if queries is not None:
+        np.save(tmp_path / "queries_descriptors.npy", queries)
+    with pytest.raises(SystemExit, match=words):
+        evaluated(tmp_path, mixed, tmp_path / "out")
