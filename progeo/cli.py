@@ -30,6 +30,16 @@ COMMANDS = {
     "compare": Command(
         "compare:compare", "evaluation:CompareSettings", "the same for several encoders, in one table", words="encoders"
     ),
+    "index build": Command(
+        "build_index:build_place_index",
+        "evaluation:IndexBuildSettings",
+        "images of known places and an encoder, to localize photos with",
+    ),
+    "index add": Command("build_index:add_to_place_index", "evaluation:IndexAddSettings", "more images for an index"),
+    "index calibrate": Command(
+        "build_index:calibrate_place_index", "evaluation:IndexCalibrateSettings", "learn how sure its answers may be"
+    ),
+    "localize": Command("localize:localize", "evaluation:LocalizeSettings", "where photos were taken", words="photos"),
     "prompts show": Command(
         "show_prompts:show_prompts", "encoders:ShowPromptsSettings", "words nearest to the learned prompts", True
     ),

@@ -5,14 +5,36 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
 
 from progeo.engine.accelerator import Precision
 from progeo.models.preprocessing import Preprocessing, QueryPreprocessing
 
 
 @dataclass(frozen=True, kw_only=True)
-class DescribeSettings:
+class WorkSettings:
+    """With what means images are described."""
+
+    batch_size: PositiveInt = 64
+    """Images a batch; fewer where they have more pixels than the encoder's size."""
+    num_workers: NonNegativeInt = field(default_factory=lambda: min(4, os.cpu_count() or 1))
+    """Processes that decode images."""
+    mixed_precision: Precision = "no"
+    """Precision of the encoder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeepSettings(WorkSettings):
+    """Where descriptors are kept."""
+
+    descriptor_cache: Path = Path("runs/descriptor_cache")
+    """Folder where descriptors are kept for the next time that the same encoder describes the same images."""
+    keep_as: Literal["float32", "float16"] = "float32"
+    """Precision of the descriptors that are kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescribeSettings(KeepSettings):
     """How an encoder describes images."""
 
     image_size: int | tuple[int, int] | None = None
@@ -20,16 +42,6 @@ class DescribeSettings:
     database_preprocessing: Preprocessing = "hard_resize"
     """hard_resize to image_size; single_query to its shorter side, aspect kept; central_crop of it; five_crops of its
     shorter side, the mean of their descriptors; native leaves images as they are."""
-    batch_size: PositiveInt = 64
-    """Images a batch; fewer where they have more pixels than image_size."""
-    num_workers: NonNegativeInt = field(default_factory=lambda: min(4, os.cpu_count() or 1))
-    """Processes that decode images."""
-    mixed_precision: Precision = "no"
-    """Precision of the encoder."""
-    descriptor_cache: Path = Path("runs/descriptor_cache")
-    """Folder where descriptors are kept for the next time that the same encoder describes the same images."""
-    keep_as: Literal["float32", "float16"] = "float32"
-    """Precision of the descriptors that are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,3 +95,63 @@ class CompareSettings(BenchmarkSettings):
 
     encoders: tuple[str, ...]
     """What `progeo evaluate --encoder` takes, any number; each gets a folder in out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexBuildSettings(DescribeSettings):
+    """Settings of building a place index."""
+
+    folder: Path
+    """Folder of images whose places are known."""
+    encoder: str
+    """Folder of an exported encoder or of a run of stage 2."""
+    out: Path
+    """Folder of the place index."""
+    query_preprocessing: Preprocessing = "hard_resize"
+    """Of the photos that will be localized; as database_preprocessing."""
+    index: str = "Flat"
+    """How descriptors are kept, as faiss writes it: Flat exactly; IVF1024,Flat is searched faster; OPQ32,IVF1024,PQ32
+    is small, too."""
+    probes: PositiveInt = 16
+    """Of an IVF index, how many of its lists a search looks through."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexAddSettings(KeepSettings):
+    """Settings of adding to a place index."""
+
+    index: Path
+    """Folder of the place index."""
+    folder: Path
+    """Folder of images whose places are known; those that are in the index already stay as they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexCalibrateSettings(KeepSettings):
+    """Settings of calibrating the confidence of a place index."""
+
+    index: Path
+    """Folder of the place index."""
+    folder: Path
+    """Folder of photos whose places are known, taken where and how later ones will be, some perhaps outside of what is
+    in the index."""
+    radius_m: PositiveFloat = 25.0
+    """Confidence is the probability that a position is right within this many metres."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalizeSettings(WorkSettings):
+    """Settings of localizing photos."""
+
+    photos: tuple[Path, ...] = ()
+    """Files, and folders with photos at any depth."""
+    index: Path
+    """Folder of the place index."""
+    text: str | None = None
+    """Search by a sentence instead, where the encoder shares CLIP's text space."""
+    top: PositiveInt = 5
+    """Matches shown for each photo."""
+    threshold: ClosedUnitInterval = 0.5
+    """Below this confidence a position is called unknown."""
+    out: Path | None = None
+    """.csv, .geojson or .json to write."""

@@ -77,16 +77,34 @@ def open_index(database: ShardedRows, kind: str, *, probes: int) -> faiss.Index:
     """
     path = index_path(database, kind)
     if not path.is_file() or path.stat().st_mtime_ns < database.written_ns:
-        index = _build_index(database, kind)
-        with replacing(path) as temporary:
+        save_index(build_index(database, kind), path)
+    return map_index(path, probes=probes)
+
+
+def save_index(index: faiss.Index, path: Path) -> None:
+    """Write an index to a file."""
+    with replacing(path) as temporary:
+        try:
             faiss.write_index(index, str(temporary))
-    index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
-    if "IVF" in kind:
+        except RuntimeError as error:  # faiss has no other kind of error
+            raise OSError(str(error).rpartition(": ")[2]) from None
+
+
+def load_index(path: Path) -> faiss.Index:
+    """Read an index into memory, where more can be added to it."""
+    return _read(path, 0)
+
+
+def map_index(path: Path, *, probes: int) -> faiss.Index:
+    """Map an index into memory to search it; `probes` as for `open_index`."""
+    index = _read(path, faiss.IO_FLAG_MMAP_IFC)
+    if isinstance(faiss.try_extract_index_ivf(index), faiss.IndexIVF):
         faiss.ParameterSpace().set_index_parameter(index, "nprobe", probes)
     return index
 
 
-def _build_index(database: ShardedRows, kind: str) -> faiss.Index:
+def build_index(database: ShardedRows, kind: str) -> faiss.Index:
+    """Train an index on a sample of a database, and fill it; `kind` and errors as for `open_index`."""
     sample = np.unique(np.linspace(0, len(database) - 1, min(len(database), _TRAINED_ON)).astype(np.int64))
     try:
         index = faiss.index_factory(database.width, kind)
@@ -97,9 +115,21 @@ def _build_index(database: ShardedRows, kind: str) -> faiss.Index:
             f"There is no index {kind!r} of {len(database)} descriptors of {database.width} dimensions: {reason}. "
             f"Use for example IVF{max(1, int(len(database) ** 0.5))},Flat."
         ) from None
+    add_to_index(index, database)
+    return index
+
+
+def add_to_index(index: faiss.Index, database: ShardedRows) -> None:
+    """Add descriptors to an index, a file of them at a time."""
     for part in database.parts():
         index.add(np.ascontiguousarray(part, np.float32))
-    return index
+
+
+def _read(path: Path, flags: int) -> faiss.Index:
+    try:
+        return faiss.read_index(str(path), flags)
+    except RuntimeError as error:
+        raise ValueError(f"{path} is no whole index: {str(error).strip().splitlines()[-1]}") from None
 
 
 def _search(queries: np.ndarray, database: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

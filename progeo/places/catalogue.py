@@ -78,7 +78,8 @@ class Catalogue:
         """Latitude and longitude (2, N), where the catalogue was made from them."""
         if "latitude" not in self.table.column_names:
             return None
-        return np.stack([self.table["latitude"].to_numpy(), self.table["longitude"].to_numpy()])
+        degrees = np.stack([self.table["latitude"].to_numpy(), self.table["longitude"].to_numpy()])
+        return degrees if np.isfinite(degrees).all() else None
 
     @property
     def positives(self) -> list[np.ndarray] | None:

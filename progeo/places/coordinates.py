@@ -54,6 +54,21 @@ def project(latitude: np.ndarray, longitude: np.ndarray) -> Positions:
     return Positions(east, north, zone)
 
 
+def degrees_of_utm(east: np.ndarray, north: np.ndarray, zone: np.ndarray, southern: np.ndarray) -> np.ndarray:
+    """Latitude and longitude (2, N) of places in UTM, NaN where the zone is not known.
+
+    Args:
+        east, north: metres, (N,).
+        zone: 1 to 60, 0 where it is not known, (N,).
+        southern: whether each lies south of the equator, bool (N,).
+    """
+    degrees = np.full((2, len(east)), np.nan)
+    for number, is_south in {*zip(zone[zone > 0].tolist(), southern[zone > 0].tolist(), strict=True)}:
+        here = (zone == number) & (southern == is_south)
+        degrees[:, here] = utm.to_latlon(east[here], north[here], number, northern=not is_south, strict=False)
+    return degrees
+
+
 def _turned(degrees: np.ndarray) -> np.ndarray:
     """The same direction from -180 to 180."""
     return (degrees + 180) % 360 - 180

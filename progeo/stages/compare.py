@@ -60,9 +60,10 @@ def compare(settings: CompareSettings) -> Path:
 def _compared(encoder: str, evaluation: Evaluation, settings: CompareSettings, accelerator: Accelerator) -> Compared:
     speed = None
     if not holds_descriptors(Path(encoder)):
-        network = load_encoder(encoder)
-        describer = encoder_describer(network, settings.database_preprocessing, settings, accelerator)
-        speed = images_per_second(describer, read_catalogue(settings.folder / settings.database), settings)
+        describer = encoder_describer(
+            load_encoder(encoder), settings.database_preprocessing, settings.image_size, accelerator
+        )
+        speed = images_per_second(describer, read_catalogue(settings.folder / settings.database), settings.batch_size)
     return Compared(encoder, evaluation.descriptor_dim, speed, evaluation.search_ms, dict(evaluation.recalls))
 
 

@@ -41,18 +41,12 @@ class Describer:
     """What they are called: image features, descriptors."""
     width: int
     """D."""
-    dtype: str
-    """As which they are kept: float16 or float32."""
     image_size: tuple[int, int]
     """Height and width in pixels that images are resized to."""
     preprocessing: QueryPreprocessing
     """How they are."""
     depends_on: Mapping[str, Any]
     """Weights and all else that changes them; plain values."""
-    cache: Path
-    """Folder of all that is kept."""
-    cache_setting: str
-    """The setting that names it."""
 
     def images(self, catalogue: Catalogue) -> CatalogueImages:
         """The images of a catalogue as they are described."""
@@ -71,6 +65,17 @@ class Describer:
 
 
 @dataclass(frozen=True)
+class Cache:
+    """Where descriptions are kept."""
+
+    folder: Path
+    keep_as: str
+    """float16 or float32."""
+    setting: str
+    """The one that names the folder."""
+
+
+@dataclass(frozen=True)
 class Described:
     """Descriptions of the images of a catalogue."""
 
@@ -85,6 +90,7 @@ def described_once(
     catalogue: Catalogue,
     accelerator: Accelerator,
     *,
+    cache: Cache,
     batch_size: int,
     num_workers: int,
     max_unreadable_share: float = 0.0,
@@ -98,6 +104,7 @@ def described_once(
         describer: the network.
         catalogue: N images.
         accelerator: gives precision and processes.
+        cache: where they are kept.
         batch_size: images a batch.
         num_workers: processes that decode images, for each process.
         max_unreadable_share: of the images, 0 to 1.
@@ -112,18 +119,20 @@ def described_once(
             "image_size": list(describer.image_size),
             "preprocessing": describer.preprocessing,
             "mixed_precision": accelerator.mixed_precision,
-            "kept_as": describer.dtype,
+            "kept_as": cache.keep_as,
             "image_folder": str(catalogue.folder.resolve()),
             "image_list": catalogue.fingerprint,
             "num_images": len(catalogue),
             "rows_per_file": shard_size,
         }
     )
-    folder = describer.cache / hashlib.sha256(depends_on.encode()).hexdigest()[:16]
+    folder = cache.folder / hashlib.sha256(depends_on.encode()).hexdigest()[:16]
     if accelerator.is_main_process:
-        _open_folder(folder, json.loads(depends_on), catalogue, describer)
+        _open_folder(
+            folder, json.loads(depends_on), catalogue, f"remove that folder, or name another --{cache.setting}"
+        )
     rows = ShardedRows(
-        folder, num_rows=len(catalogue), width=describer.width, shard_size=shard_size, dtype=describer.dtype
+        folder, num_rows=len(catalogue), width=describer.width, shard_size=shard_size, dtype=cache.keep_as
     )
     accelerator.wait_for_everyone()  # until the folder is described
     mine = rows.missing_shards(accelerator.process_index, accelerator.num_processes)
@@ -155,7 +164,7 @@ def _shard_size(num_images: int, describer: Describer) -> int:
     return min(8192, max(least, num_images // 16))
 
 
-def _open_folder(folder: Path, depends_on: Mapping[str, Any], catalogue: Catalogue, describer: Describer) -> None:
+def _open_folder(folder: Path, depends_on: Mapping[str, Any], catalogue: Catalogue, advice: str) -> None:
     """Describe a new folder; of one that is there, check that it is what it says and that the images are the same."""
     sample = np.linspace(0, len(catalogue) - 1, min(len(catalogue), _MOST_FILES_CHECKED)).astype(np.int64)
     files = np.array([_size_and_time(catalogue.path(row)) for row in sample.tolist()])
@@ -169,15 +178,14 @@ def _open_folder(folder: Path, depends_on: Mapping[str, Any], catalogue: Catalog
     for name, value in depends_on.items():
         if stored.get(name) != value:
             raise ValueError(
-                f"The {describer.what} in {folder} were made with {name} = {stored.get(name)}, now it is {value}: "
-                f"remove that folder, or name another --{describer.cache_setting}."
+                f"What is in {folder} was made with {name} = {stored.get(name)}, now it is {value}: {advice}."
             )
     changed = np.flatnonzero((np.load(folder / _FILES) != files).any(axis=1))
     if len(changed):
         path = catalogue.path(sample[changed[0]])
         raise ValueError(
-            f"{len(changed)} of {len(sample)} images looked at changed since their {describer.what} were put into "
-            f"{folder}, the first is {path}: remove that folder, or name another --{describer.cache_setting}."
+            f"{len(changed)} of {len(sample)} images looked at changed since they were described in {folder}, "
+            f"the first is {path}: {advice}."
         )
 
 
@@ -234,7 +242,7 @@ def _describe(
 def _check_finite(values: np.ndarray, rows: np.ndarray, describer: Describer, catalogue: Catalogue) -> None:
     for place in np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist():
         raise ValueError(
-            f"The {describer.what} of {catalogue.path(int(rows[place]))} do not fit {describer.dtype}: "
+            f"The {describer.what} of {catalogue.path(int(rows[place]))} do not fit {values.dtype}: "
             f"are the weights those of this architecture? With --mixed_precision fp16, try bf16."
         )
 

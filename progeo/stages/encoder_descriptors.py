@@ -6,27 +6,27 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from progeo.config.evaluation import DescribeSettings
+from progeo.config.evaluation import KeepSettings
 from progeo.data.loaders import build_loader, read_batches
 from progeo.data.shards import ShardedRows
-from progeo.models.clip import as_height_width, weights_digest
+from progeo.models.clip import ImageSize, as_height_width, weights_digest
 from progeo.models.encoder import Encoder, spec_to_json
 from progeo.models.preprocessing import QueryPreprocessing
 from progeo.places.catalogue import Catalogue
-from progeo.stages.described import Describer, described_once
+from progeo.stages.described import Cache, Describer, described_once
 
 _CROPS_APART = ("nearest_crop", "maj_voting")
 
 
 def encoder_describer(
-    encoder: nn.Module, preprocessing: QueryPreprocessing, settings: DescribeSettings, accelerator: Accelerator
+    encoder: nn.Module, preprocessing: QueryPreprocessing, image_size: ImageSize | None, accelerator: Accelerator
 ) -> Describer:
     """Make descriptors (B, D) of images; of crops that search on their own (B, 5 D).
 
     Args:
         encoder: as `progeo.load_encoder` gives it; it is moved to the accelerator's device.
         preprocessing: of the images.
-        settings: image size and all else.
+        image_size: pixels, one side or height and width; None takes the encoder's own.
         accelerator: gives device and precision.
     """
     encoder.to(accelerator.device)
@@ -45,20 +45,17 @@ def encoder_describer(
         describe,
         what="descriptors",
         width=encoder.descriptor_dim * (5 if preprocessing in _CROPS_APART else 1),
-        dtype=settings.keep_as,
-        image_size=encoder.image_size if settings.image_size is None else as_height_width(settings.image_size),
+        image_size=encoder.image_size if image_size is None else as_height_width(image_size),
         preprocessing=preprocessing,
         depends_on={
             "encoder": spec_to_json(encoder.spec) if isinstance(encoder, Encoder) else type(encoder).__name__,
             "weights": weights_digest(encoder.state_dict()),
         },
-        cache=settings.descriptor_cache,
-        cache_setting="descriptor_cache",
     )
 
 
 def described(
-    describer: Describer, catalogue: Catalogue, settings: DescribeSettings, accelerator: Accelerator
+    describer: Describer, catalogue: Catalogue, settings: KeepSettings, accelerator: Accelerator
 ) -> ShardedRows:
     """Descriptors of all images of a catalogue, from the cache as far as they are there.
 
@@ -66,13 +63,18 @@ def described(
         ValueError: an image cannot be read, or changed since it was described.
     """
     return described_once(
-        describer, catalogue, accelerator, batch_size=settings.batch_size, num_workers=settings.num_workers
+        describer,
+        catalogue,
+        accelerator,
+        cache=Cache(settings.descriptor_cache, settings.keep_as, "descriptor_cache"),
+        batch_size=settings.batch_size,
+        num_workers=settings.num_workers,
     ).rows
 
 
-def images_per_second(describer: Describer, catalogue: Catalogue, settings: DescribeSettings) -> float:
+def images_per_second(describer: Describer, catalogue: Catalogue, batch_size: int) -> float:
     """How fast a network describes images that are decoded already, taken from one batch, the second time."""
-    batch = describer.batches(catalogue, range(min(len(catalogue), settings.batch_size)), settings.batch_size)[0]
+    batch = describer.batches(catalogue, range(min(len(catalogue), batch_size)), batch_size)[0]
     (images,) = read_batches(build_loader(describer.images(catalogue), [batch], num_workers=0))
     describer.describe(images)
     start = time.perf_counter()

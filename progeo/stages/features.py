@@ -10,7 +10,7 @@ from torch import Tensor
 from progeo.models.clip import NORMALISATIONS, as_height_width, weights_digest
 from progeo.models.preprocessing import normalise_images
 from progeo.places.catalogue import Catalogue
-from progeo.stages.described import Described, Describer, described_once
+from progeo.stages.described import Cache, Described, Describer, described_once
 
 
 def cached_features(
@@ -52,7 +52,6 @@ def cached_features(
         describe,
         what="image features",
         width=clip.text_projection.shape[1],
-        dtype="float16",
         image_size=as_height_width(clip.visual.image_size),
         preprocessing="hard_resize",
         depends_on={
@@ -60,13 +59,12 @@ def cached_features(
             "visual_weights": weights_digest(clip.visual.state_dict()),
             "normalisation": normalisation,
         },
-        cache=cache,
-        cache_setting="prompts.feature_cache",
     )
     return described_once(
         describer,
         catalogue,
         accelerator,
+        cache=Cache(cache, "float16", "prompts.feature_cache"),
         batch_size=batch_size,
         num_workers=num_workers,
         max_unreadable_share=max_unreadable_share,

@@ -51,7 +51,7 @@ def _describe(settings: EvaluateSettings, test_set: TestSet, accelerator: Accele
     }
     rows, facts = [], {}
     for side, (catalogue, preprocessing) in sides.items():
-        describer = encoder_describer(encoder, preprocessing, settings, accelerator)
+        describer = encoder_describer(encoder, preprocessing, settings.image_size, accelerator)
         rows.append(described(describer, catalogue, settings, accelerator))
         facts["image size"] = "{} x {} pixels".format(*describer.image_size)
         facts[f"{side} preprocessing"] = preprocessing

@@ -1,9 +1,21 @@
+import os
+from functools import partial
+from pathlib import Path
+
 import faiss
 import numpy as np
 import pytest
 
 from progeo.data.shards import ShardedRows
-from progeo.evaluation.search import index_neighbours, index_path, nearest_neighbours, open_index
+from progeo.evaluation.search import (
+    index_neighbours,
+    index_path,
+    load_index,
+    map_index,
+    nearest_neighbours,
+    open_index,
+    save_index,
+)
 
 
 @pytest.fixture
@@ -66,5 +78,26 @@ def test_an_index_that_cannot_be_is_refused(database, kind, words):
     assert not index_path(database, kind).exists()
 
 
-def test_a_mapped_index_is_not_read_into_memory(database):
-    assert isinstance(faiss.downcast_index(open_index(database, "IVF32,Flat", probes=1)), faiss.IndexIVFFlat)
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="tells how much memory is used")
+def test_a_mapped_index_is_not_read_into_memory(tmp_path):
+    def resident_bytes():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    values = np.random.default_rng(0).normal(size=(100_000, 128)).astype(np.float32)
+    save_index(faiss.IndexFlatL2(128), tmp_path / "small.faiss")
+    index = faiss.IndexFlatL2(128)
+    index.add(values)
+    save_index(index, tmp_path / "large.faiss")
+    map_index(tmp_path / "small.faiss", probes=1)
+    before = resident_bytes()
+    mapped = map_index(tmp_path / "large.faiss", probes=1)
+    assert resident_bytes() - before < 0.1 * values.nbytes
+    assert index_neighbours(mapped, values[:3], 1).rows.ravel().tolist() == [0, 1, 2]
+
+
+def test_a_damaged_index_is_refused_by_name(tmp_path):
+    save_index(faiss.IndexFlatL2(8), tmp_path / "x.faiss")
+    (tmp_path / "x.faiss").write_bytes((tmp_path / "x.faiss").read_bytes()[:20])
+    for read in (load_index, partial(map_index, probes=1)):
+        with pytest.raises(ValueError, match=r"x.faiss is no whole index"):
+            read(tmp_path / "x.faiss")

@@ -133,7 +133,7 @@ def test_features_of_images_that_changed_since_are_refused(own_config, tmp_path)
     changed = sorted((tmp_path / "train").rglob("*.jpg"))[3]
     changed.write_bytes(changed.read_bytes() + b"\0")
     sentence = failure(own_config, "--run", tmp_path / "later")
-    assert "images looked at changed since their image features were put into" in sentence
+    assert "images looked at changed since they were described in" in sentence
     assert str(changed) in sentence
 
 
@@ -142,10 +142,7 @@ def test_a_cache_that_says_it_was_made_from_something_else_is_refused(own_config
     (description,) = (tmp_path / "features").glob("*/description.json")
     description.write_text(json.dumps({**json.loads(description.read_text()), "normalisation": "imagenet"}))
     sentence = failure(own_config, "--run", tmp_path / "later")
-    assert (
-        f"The image features in {description.parent} were made with normalisation = imagenet, now it is clip"
-        in sentence
-    )
+    assert f"What is in {description.parent} was made with normalisation = imagenet, now it is clip" in sentence
     assert "--prompts.feature_cache" in sentence
 
 

@@ -1,0 +1,187 @@
+"""Place indexes: built, added to, calibrated, and asked where photos were taken."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from running import files_in
+
+from progeo.cli import main
+from progeo.config.evaluation import LocalizeSettings
+from progeo.export.weights import load_encoder, save_encoder
+from progeo.models.clip import load_clip
+from progeo.models.encoder import build_encoder
+from progeo.places.catalogue import read_catalogue
+from progeo.stages.localize import localize
+from progeo.stages.place_index import open_place_index
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("encoder")
+    return save_encoder(folder, build_encoder("tiny-resnet", "random", 48).eval(), provenance={}, recalls={})
+
+
+def command(words, cache, **settings):
+    options = {"num_workers": 0, "descriptor_cache": cache, **settings}
+    main([*words.split(), *(str(part) for name, value in options.items() for part in (f"--{name}", value))])
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("descriptors")
+
+
+@pytest.fixture(scope="module")
+def built(city, encoder, cache, tmp_path_factory):
+    """An index of the training images, calibrated on blurred copies of them and on others that are not in it."""
+    folder = tmp_path_factory.mktemp("built")
+    command("index build", cache, folder=city / "train", encoder=encoder, out=folder / "index")
+    (folder / "photos").mkdir()
+    for path in [*sorted((city / "train").iterdir())[::2], *(city / "test/database").iterdir()]:
+        size = Image.open(path).size
+        Image.open(path).resize((20, 20)).resize(size).save(folder / "photos" / path.name)
+    command("index calibrate", cache, folder=folder / "photos", index=folder / "index")
+    return folder
+
+
+def answers(index, *photos, **settings):
+    return localize(LocalizeSettings(photos=tuple(photos), index=index, num_workers=0, **settings))
+
+
+def test_an_index_is_a_folder_with_all_that_it_takes(built, city):
+    count = len(list((city / "train").iterdir()))
+    expected = {"index.json", f"places_{count}.faiss", f"catalogue_{count}.arrow"}
+    assert files_in(built / "index") - {name for name in files_in(built / "index") if "model/" in name} == expected
+    assert {"model/model.safetensors", "model/model.json"} <= files_in(built / "index")
+
+
+def test_a_photo_that_is_in_the_index_is_found_at_its_own_place(built, city):
+    photo = sorted((city / "train").iterdir())[3]
+    (answer,) = answers(built / "index", photo, top=3)
+    latitude, longitude = photo.name.split("@")[5:7]
+    assert (answer.matches[0].path, answer.matches[0].distance) == (str(photo), pytest.approx(0, abs=1e-3))
+    assert (answer.matches[0].latitude, answer.matches[0].longitude) == (float(latitude), float(longitude))
+    assert len(answer.matches) == 3
+    assert answer.known
+
+
+def test_confidence_tells_photos_of_the_index_from_others(built, city):
+    (inside, outside) = (
+        np.mean([answer.confidence for answer in answers(built / "index", folder)])
+        for folder in (city / "train", city / "val/database")
+    )
+    assert inside > 0.8 > 0.5 > outside
+    strict = answers(built / "index", city / "train", threshold=0.9)
+    assert [answer.known for answer in strict] == [answer.confidence >= 0.9 for answer in strict]
+
+
+def test_screen_csv_geojson_and_json_say_the_same(built, city, tmp_path, capsys):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no image")
+    photos = [*sorted((city / "test/queries").iterdir())[:2], broken]
+    for suffix in ("csv", "geojson", "json"):
+        main(["localize", *map(str, photos), "--index", str(built / "index"), "--out", str(tmp_path / f"a.{suffix}")])
+    shown = capsys.readouterr().out.splitlines()
+    whole = json.loads((tmp_path / "a.json").read_text())
+    with (tmp_path / "a.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    features = json.loads((tmp_path / "a.geojson").read_text())["features"]
+    assert [row["photo"] for row in rows] == [answer["asked"] for answer in whole] == [str(photo) for photo in photos]
+    for answer, row, feature in zip(whole[:2], rows, features, strict=False):
+        first = answer["matches"][0]
+        assert [float(row["latitude"]), float(row["longitude"])] == [first["latitude"], first["longitude"]]
+        assert feature["geometry"]["coordinates"] == [first["longitude"], first["latitude"]]
+        assert float(row["confidence"]) == feature["properties"]["confidence"] == answer["confidence"]
+        assert any(
+            line.startswith(answer["asked"])
+            and f"{first['latitude']:.5f}, {first['longitude']:.5f}, within 25 m with probability" in line
+            and line.endswith(f"{answer['confidence']:.2f}")
+            for line in shown
+        )
+    assert "broken.jpg cannot be decoded" in rows[2]["error"]
+    assert (rows[2]["latitude"], features[2]["geometry"], whole[2]["matches"]) == ("", None, [])
+
+
+def test_what_is_added_is_found_as_if_it_had_been_there_from_the_beginning(city, encoder, cache, tmp_path, capsys):
+    both = tmp_path / "images"
+    for side in ("database", "queries"):
+        shutil.copytree(city / "test" / side, both / side)
+    command("index build", cache, folder=both / "database", encoder=encoder, out=tmp_path / "grown")
+    command("index add", cache, folder=both / "queries", index=tmp_path / "grown")
+    command("index build", cache, folder=both, encoder=encoder, out=tmp_path / "whole")
+    grown, whole = (answers(tmp_path / name, city / "val/database", top=18) for name in ("grown", "whole"))
+    for mine, theirs in zip(grown, whole, strict=True):
+        assert {match.path for match in mine.matches} == {match.path for match in theirs.matches}
+        distances = [[match.distance for match in answer.matches] for answer in (mine, theirs)]
+        assert distances[0] == pytest.approx(distances[1], abs=1e-3)
+    assert len(list((tmp_path / "grown").glob("places_*"))) == 1
+    before = files_in(tmp_path / "grown")
+    command("index add", cache, folder=both / "queries", index=tmp_path / "grown")
+    assert "6 of 6 images are in the index already" in capsys.readouterr().err
+    assert files_in(tmp_path / "grown") == before
+
+
+def test_an_index_whose_growth_was_cut_short_is_as_it_was(built, city, cache, tmp_path, full_disk):
+    shutil.copytree(built / "index", tmp_path / "index")
+    photo = sorted((city / "train").iterdir())[3]
+    before = answers(tmp_path / "index", photo)
+    images = tmp_path / "many"
+    images.mkdir()
+    for place in range(300):
+        Image.new("RGB", (40, 40), (place % 250, 0, 0)).save(images / f"@{place}@0@10@S@.jpg")
+    command("index build", cache, folder=images, encoder=built / "index/model", out=tmp_path / "other")  # descriptors
+    with full_disk(), pytest.raises(SystemExit, match="could not be written"):
+        command("index add", cache, folder=images, index=tmp_path / "index")
+    assert answers(tmp_path / "index", photo) == before
+    assert files_in(tmp_path / "index") == files_in(built / "index")
+
+
+def test_an_index_refuses_an_encoder_that_it_was_not_built_with(built, city, tmp_path):
+    shutil.copytree(built / "index", tmp_path / "index")
+    other = build_encoder("tiny-resnet", "random", 48, seed=1).eval()
+    save_encoder(tmp_path / "index/model", other, provenance={}, recalls={})
+    with pytest.raises(ValueError, match="was not built with the encoder in"):
+        open_place_index(tmp_path / "index")
+
+
+def test_a_sentence_finds_the_images_that_clip_finds_nearest(city, cache, tmp_path, capsys):
+    weights = str(tmp_path / "clip.pt")
+    torch.save(load_clip("tiny-vit", "random", seed=3).state_dict(), weights)
+    name = f"open_clip:tiny-vit:{weights}"
+    command("index build", cache, folder=city / "test/database", encoder=name, out=tmp_path / "index")
+    main(["localize", "--text", "a street with palm trees", "--index", str(tmp_path / "index"), "--top", "12"])
+    shown = capsys.readouterr().out.splitlines()
+    encoder, clip = load_encoder(name), load_clip("tiny-vit", weights)
+    images = read_catalogue(city / "test/database")
+    with torch.no_grad():
+        pixels = torch.stack([encoder.preprocess(Image.open(images.path(row))) for row in range(len(images))])
+        text = clip.encode_text(open_clip.get_tokenizer("tiny-vit")(["a street with palm trees"]), normalize=True)
+        nearest = (clip.encode_image(pixels, normalize=True) @ text.T)[:, 0].argsort(descending=True)
+    assert shown[0].startswith("a street with palm trees: ")
+    assert [line.split("  ")[-1] for line in shown[1:]] == [str(images.path(int(row)).resolve()) for row in nearest]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("localize --index {built}/index", "Give photos to localize, or --text"),
+        ("localize a.jpg --text x --index {built}/index", "Give photos to localize, or --text"),
+        ("localize a.jpg --index {built}/index --out a.xml", "--out must end in .csv, .geojson, .json, got a.xml"),
+        ("localize a.jpg --index {built}/index", "There is no image a.jpg"),
+        ("localize a.jpg --index {built}", "There is no place index in .*built.*`progeo index build`"),
+        ("localize --text tree --index {built}/index", "tiny-resnet, pooling gem.* cannot be compared with texts"),
+        ("index build --folder {city}/train --encoder thumbnail --out x", "thumbnail has none"),
+        ("index build --folder {city}/train --encoder {encoder} --out {built}/index", "holds a place index already"),
+        ("index calibrate --folder {city}/test/queries --index {built}/index", "wants at least 20 photos.*has 6"),
+    ],
+)
+def test_mistakes_end_in_a_sentence(words, sentence, built, city, encoder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=sentence):
+        main(words.format(built=built, city=city, encoder=encoder).split())
