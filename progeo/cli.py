@@ -30,6 +30,9 @@ COMMANDS = {
     "compare": Command(
         "compare:compare", "evaluation:CompareSettings", "the same for several encoders, in one table", words="encoders"
     ),
+    "reduce": Command(
+        "reduce:reduce_encoder", "evaluation:ReduceSettings", "fewer dimensions for an encoder's descriptors"
+    ),
     "index build": Command(
         "build_index:build_place_index",
         "evaluation:IndexBuildSettings",

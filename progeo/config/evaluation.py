@@ -98,6 +98,24 @@ class CompareSettings(BenchmarkSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReduceSettings(DescribeSettings):
+    """Settings of reducing an encoder."""
+
+    encoder: str
+    """Folder of an exported encoder or of a run of stage 2."""
+    folder: Path
+    """Folder of images whose descriptors the components are fitted to, such as the training images."""
+    to: Path
+    """Folder for the encoder that gives fewer dimensions."""
+    dim: PositiveInt
+    """Dimensions to keep."""
+    whiten: bool = False
+    """Give each dimension the same spread."""
+    sample: PositiveInt = 20_000
+    """Images that are described, spread evenly over the folder; all where there are fewer."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class IndexBuildSettings(DescribeSettings):
     """Settings of building a place index."""
 

@@ -213,3 +213,27 @@ def test_a_compressed_index_says_what_it_loses_and_saves(run, city, tmp_path):
     assert "MB of descriptors" in found["index size"]
     assert "index" not in exact
     assert len(list((tmp_path / "cache").glob("*/index_*.faiss"))) == 1
+
+
+def test_a_reduced_encoder_gives_the_principal_components_of_its_descriptors(run, city, tmp_path):
+    common = ["--folder", str(city / "train"), "--num_workers", "0", "--descriptor_cache", str(tmp_path / "cache")]
+    main(["reduce", "--encoder", str(run / "stage2"), "--to", str(tmp_path / "small"), "--dim", "8", *common])
+    small, whole = progeo.load_encoder(tmp_path / "small"), progeo.load_encoder(run / "stage2")
+    with torch.no_grad():
+        photos = [read_image(path) for path in sorted((city / "train").iterdir())]
+        images = torch.stack([whole.preprocess(photo) for photo in photos])
+        descriptors, reduced = whole(images), small(images)
+    centred = (descriptors - descriptors.mean(dim=0)).double()
+    components = torch.linalg.svd(centred, full_matrices=False).Vh[:8]
+    expected = torch.nn.functional.normalize(centred @ components.T, dim=1)
+    alike = torch.corrcoef(torch.stack([(each @ each.T).flatten() for each in (reduced.double(), expected)]))[0, 1]
+    assert alike > 0.9999  # of components that hold equally much, each may be turned into the other
+    assert small.descriptor_dim == 8
+    evaluation = ["evaluate", "--encoder", str(tmp_path / "small"), "--out", str(tmp_path / "out"), *common]
+    evaluation[evaluation.index(str(city / "train"))] = str(city / "test")
+    main(evaluation)
+    assert json.loads((tmp_path / "out/recalls.json").read_text())["descriptor"] == "8 dimensions"
+    with pytest.raises(SystemExit, match="projected already, from 32 to 8"):
+        main(["reduce", "--encoder", str(tmp_path / "small"), "--to", str(tmp_path / "x"), "--dim", "4", *common])
+    with pytest.raises(SystemExit, match="already holds an encoder"):
+        main(["reduce", "--encoder", str(run / "stage2"), "--to", str(tmp_path / "small"), "--dim", "4", *common])

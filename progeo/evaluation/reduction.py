@@ -1,0 +1,47 @@
+"""Fewer dimensions for descriptors, by principal components."""
+
+from dataclasses import dataclass
+
+import faiss
+import numpy as np
+
+_LEAST_SPREAD = 1e-4
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """An affine map of descriptors: `weight @ descriptor + bias`."""
+
+    weight: np.ndarray
+    """float32 (d, D)."""
+    bias: np.ndarray
+    """float32 (d,)."""
+    kept: float
+    """Share of the sample's variance in the dimensions kept, 0 to 1."""
+
+
+def fit_reduction(sample: np.ndarray, dim: int, *, whiten: bool) -> Reduction:
+    """Fit principal components (PCA; Jegou and Chum, ECCV 2012, for whitening).
+
+    Args:
+        sample: descriptors, float32 (n, D).
+        dim: d, dimensions to keep.
+        whiten: give each of them the same spread.
+
+    Raises:
+        ValueError: more dimensions than there can be, or, of those to whiten, with any spread.
+    """
+    num, width = sample.shape
+    if dim > min(width, num):
+        raise ValueError(f"dim must be at most {min(width, num)}, with {num} descriptors of {width}; got {dim}.")
+    pca = faiss.PCAMatrix(width, dim)
+    pca.train(np.ascontiguousarray(sample, np.float32))
+    weight, bias = faiss.vector_to_array(pca.A).reshape(dim, width), faiss.vector_to_array(pca.b)
+    variances = np.maximum(faiss.vector_to_array(pca.eigenvalues), 0)
+    if whiten:
+        spreads = (sample @ weight.T).std(axis=0)
+        some = int((spreads > _LEAST_SPREAD * spreads.max()).sum())
+        if some < dim:
+            raise ValueError(f"Only {some} dimensions have any spread to whiten: lower dim, or raise sample.")
+        weight, bias = weight / spreads[:, None], bias / spreads
+    return Reduction(weight, bias, float(variances[:dim].sum() / variances.sum()))
