@@ -152,7 +152,8 @@ def _map(retrieved: Retrieved, order: np.ndarray) -> str:
     )
     return (
         "<h2>Where the queries were taken</h2>"
-        f'<svg class="map{" dense" if len(dots) > _DENSE else ""}" viewBox="{-room:.1f} {-room:.1f} {width + 2 * room:.1f} {height + 2 * room:.1f}" '
+        f'<svg class="{"map dense" if len(dots) > _DENSE else "map"}" '
+        f'viewBox="{-room:.1f} {-room:.1f} {width + 2 * room:.1f} {height + 2 * room:.1f}" '
         'tabindex="0" role="application" '
         f'aria-label="Map of the queries: arrows move it, plus and minus zoom, 0 shows all">{circles}</svg>'
         '<div class="key"><span><i class="dot"></i>right at rank 1</span><span><i class="dot wrong"></i>wrong</span>'
