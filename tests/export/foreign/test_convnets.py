@@ -112,7 +112,7 @@ def test_divide_and_classify_gives_the_mean_moved_and_of_length_one(name, tmp_pa
         (
             lambda state: state.pop("backbone.4.1.bn2.weight"),
             [],
-            r"fit resnet18: backbone\.4\.1\.bn2\.weight should be",
+            r"resnet18: backbone\.4\.1\.bn2\.weight should be",
         ),
         (
             lambda state: state.update({"backbone.8.weight": torch.zeros(1)}),

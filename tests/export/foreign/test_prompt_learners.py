@@ -3,6 +3,7 @@
 import json
 import sys
 from collections import OrderedDict
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import nn
 
 from progeo.cli import main
 from progeo.models.clip import load_clip
-from progeo.places.catalogue import Catalogue
+from progeo.places.catalogue import build_catalogue
 from progeo.places.cells import build_partition
 from progeo.stages.prompts import load_text_features
 
@@ -59,29 +60,21 @@ def word_vectors(clip):
     return embedding[:, :5].clone(), embedding[:, 9:].clone()
 
 
-def catalogue():
-    """Two images of each of the classes in 2 x 2 cells' groups, in a heading bin."""
-    east, north = (values.ravel().repeat(2).astype(float) for values in np.meshgrid(*[np.arange(5, 65, 10)] * 2))
-    zone = np.full(len(east), 10)
-    return east, north, zone
-
-
-def partition_of(tmp_path, num_groups):
-    """The partition of a folder of images as progeo sees it."""
-    folder = tmp_path / "train"
-    folder.mkdir(exist_ok=True)
-    east, north, _ = catalogue()
-    for number, (x, y) in enumerate(zip(east, north, strict=True)):
-        (folder / f"@{x:.1f}@{y:.1f}@10@S@@@{number}@@45@@@@@@.jpg").touch()
-    from progeo.places.catalogue import build_catalogue
-
-    return build_partition(build_catalogue(folder), **CELLS, min_images_per_class=2, num_groups=num_groups)
+def partition_of(num_groups):
+    """Nine classes in each of four groups, two images each, as stage 1 sees them."""
+    middles = range(5, 65, 10)
+    names = [f"@{east}@{north}@10@S@@@{n}@@45@@@@@@.jpg" for east in middles for north in middles for n in range(2)]
+    return build_partition(
+        build_catalogue(Path("train"), names), **CELLS, min_images_per_class=2, num_groups=num_groups
+    )
 
 
 def published_order(partition, order):
     """What the published code keeps in its cache: groups as they were met, classes of each in any order."""
     generator = np.random.default_rng(0)
-    groups = [[tuple(int(n) for n in row) for row in generator.permutation(partition.groups[i].class_ids)] for i in order]
+    groups = [
+        [tuple(int(n) for n in row) for row in generator.permutation(partition.groups[i].class_ids)] for i in order
+    ]
     images = {class_id: ["a.jpg", "b.jpg"] for group in groups for class_id in group}
     return groups, images
 
@@ -102,7 +95,7 @@ def learned(learner_class, clip, groups):
 @pytest.mark.parametrize("new", [True, False])
 @pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
 def test_prompts_of_all_groups_become_those_of_stage_1_in_our_order(new, clip, learner_class, tmp_path):
-    partition = partition_of(tmp_path, 4)
+    partition = partition_of(4)
     groups, images = published_order(partition, [2, 0, 3, 1])
     learners = learned(learner_class, clip[0], groups)
     torch.save(learners, tmp_path / "last.pth", _use_new_zipfile_serialization=new)
@@ -133,7 +126,7 @@ def test_prompts_of_all_groups_become_those_of_stage_1_in_our_order(new, clip, l
 def test_prompts_whose_groups_are_not_ours_are_plain_tensors(
     order, with_classes, with_clip, reason, clip, learner_class, tmp_path, capsys
 ):
-    groups, images = published_order(partition_of(tmp_path, 4), order)
+    groups, images = published_order(partition_of(4), order)
     learners = learned(learner_class, clip[0], groups[:2])
     torch.save(learners, tmp_path / "last.pth")
     torch.save((groups, images), tmp_path / NAME)
@@ -154,16 +147,16 @@ def test_prompts_whose_groups_are_not_ours_are_plain_tensors(
 
 
 def test_the_first_groups_alone_are_ours_where_the_published_code_met_them_first(clip, learner_class, tmp_path):
-    groups, images = published_order(partition_of(tmp_path, 4), [1, 0, 3, 2])
+    groups, images = published_order(partition_of(4), [1, 0, 3, 2])
     torch.save(learned(learner_class, clip[0], groups[:2]), tmp_path / "last.pth")
     torch.save((groups, images), tmp_path / NAME)
     options = ["--class_order", tmp_path / NAME, "--clip", "tiny-vit", "--clip_weights", clip[1]]
     main(["import", *map(str, [tmp_path / "last.pth", "--to", tmp_path / "prompts", *options])])
-    assert len(load_text_features(tmp_path / "prompts", partition_of(tmp_path, 2))) == 2
+    assert len(load_text_features(tmp_path / "prompts", partition_of(2))) == 2
 
 
 def test_classes_or_a_clip_that_do_not_fit_are_refused(clip, learner_class, tmp_path):
-    groups, images = published_order(partition_of(tmp_path, 4), range(4))
+    groups, images = published_order(partition_of(4), range(4))
     learners, order = learned(learner_class, clip[0], groups), tmp_path / NAME
     torch.save(learners, tmp_path / "last.pth")
 

@@ -152,9 +152,7 @@ def test_what_is_no_file_of_pytorch_is_refused_in_one_sentence(tmp_path):
     path = tmp_path / "model.pth"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("notes.txt", "weights")
-    with pytest.raises(
-        SystemExit, match=r"whole file of PyTorch: it is an ordinary zip archive, without the data\.pkl"
-    ):
+    with pytest.raises(SystemExit, match=r"PyTorch: it is an ordinary zip archive, without the data\.pkl"):
         main(["import", str(path)])
     path.write_bytes(b"")
     with pytest.raises(SystemExit, match="is not a whole file of PyTorch"):
