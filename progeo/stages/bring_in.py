@@ -36,6 +36,8 @@ def bring_in(settings: ImportSettings) -> Path:
         if holds_prompt_learners(content):
             return write_published_prompts(settings, prompts_in(content, settings.file), target)
         foreign = read_foreign(content, settings.file, choices)
+    if settings.class_order is not None or settings.clip is not None:
+        raise ValueError(f"{settings.file} holds an encoder; --class_order and --clip are for prompts: leave them out.")
     return _write_encoder(foreign, settings.file, target)
 
 

@@ -43,6 +43,8 @@ def read_clip(
         head_width: dimensions of an attention head that the file says.
         mean, std: of the pixels, as the file says; None takes CLIP's.
     """
+    # The causal mask is no weight, but some programs store it with them.
+    state = {name: tensor for name, tensor in state.items() if not name.endswith(".attn_mask")}
     remarks = []
     if quickgelu is None:
         quickgelu = all(name in state for name in _OPENAI_NUMBERS)

@@ -71,16 +71,19 @@ def _trunk(state: Mapping[str, Tensor]) -> tuple[str, Callable[[str], str]]:
         family, flat = "efficientnet", True
     else:
         family, flat = "efficientnet", False
-    candidates = {}
+    best, best_name, most = "", _numbered, -1.0
     for architecture in (name for name in CONVNETS if name.startswith(family)):
         trunk = skeleton_convnet(architecture)
         layers = [name for name, _ in trunk.named_children()]
         their_name = partial(_numbered, layers=layers, flat=flat)
         shapes = {their_name(f"backbone.{name}"): tensor.shape for name, tensor in trunk.state_dict().items()}
         alike = sum(name in state and state[name].shape == shape for name, shape in shapes.items())
-        candidates[architecture] = (alike / max(len(shapes), len(state)), their_name)
-    best = max(candidates, key=lambda architecture: candidates[architecture][0])
-    return best, candidates[best][1]
+        share = alike / max(len(shapes), sum(name.startswith("backbone.") for name in state))
+        if share > most:
+            best, best_name, most = architecture, their_name, share
+        if share == 1:
+            break
+    return best, best_name
 
 
 def _numbered(ours: str, layers: list[str], flat: bool) -> str:

@@ -82,7 +82,7 @@ def read_published_classes(path: Path) -> PublishedClasses:
         groups, images = content
         ids = tuple(np.array(group, np.int64).reshape(-1, 3) for group in groups)
         counts = tuple(np.array([len(images[tuple(class_id)]) for class_id in group], np.int64) for group in groups)
-    except (TypeError, ValueError, LookupError):
+    except (TypeError, ValueError, LookupError, OverflowError):
         raise ValueError(
             f"{path} is no order of classes: it should hold a list of (east, north, heading) for each group, and the "
             f"images of each class."

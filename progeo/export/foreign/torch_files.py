@@ -10,7 +10,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from progeo.export.foreign.unpickler import Refused, Stub, StubUnpickler
+from progeo.export.foreign.unpickler import Refused, Stub, StubUnpickler, printable
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
@@ -35,17 +35,21 @@ def read_torch_file(path: Path) -> Any:
         raise
     except Exception as error:  # a file that is none can fail in any way
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise ValueError(f"{path} is not a whole file of PyTorch: {reason}.") from None
+        raise ValueError(f"{path} is not a whole file of PyTorch: {printable(reason)}.") from None
 
 
-def tensors_of(module: Stub, prefix: str = "") -> dict[str, Tensor]:
+def tensors_of(module: Stub) -> dict[str, Tensor]:
     """All tensors of a scripted module and of those in it, by their dotted names."""
     found: dict[str, Tensor] = {}
-    for name, value in vars(module).items():
-        if isinstance(value, Tensor):
-            found[prefix + name] = value
-        elif isinstance(value, Stub):
-            found |= tensors_of(value, f"{prefix}{name}.")
+    waiting, seen = [("", module)], {id(module)}
+    while waiting:
+        prefix, part = waiting.pop()
+        for name, value in vars(part).items():
+            if isinstance(value, Tensor):
+                found[prefix + name] = value
+            elif isinstance(value, Stub) and id(value) not in seen:
+                seen.add(id(value))
+                waiting.append((f"{prefix}{name}.", value))
     return found
 
 

@@ -40,7 +40,7 @@ class Stub:
 
     def __setstate__(self, state: Any) -> None:
         if isinstance(state, Mapping):
-            self.__dict__.update(state)
+            self.__dict__.update({name: value for name, value in state.items() if isinstance(name, str)})
 
 
 class _Function:
@@ -87,7 +87,7 @@ class StubUnpickler(pickle.Unpickler):
             return self._stub(full, name)
         if module == SCRIPTED_MODULE or module.startswith(f"{SCRIPTED_MODULE}."):
             return self._stub(full, SCRIPTED_MODULE)
-        raise Refused(f"it asks for {full}, which weights do not need and which is not admitted")
+        raise Refused(f"it asks for {printable(full)}, which weights do not need and which is not admitted")
 
     def persistent_load(self, pid: Any) -> Any:
         """A storage, or in older files a class."""
@@ -103,6 +103,11 @@ class StubUnpickler(pickle.Unpickler):
     def _stub(self, full: str, kind: str) -> type:
         """A class of this unpickler alone, so that nothing a pickle does to it outlives the reading."""
         return self._stubs.setdefault(full, type("Stub", (Stub,), {"kind": kind}))
+
+
+def printable(text: str) -> str:
+    """Text of a file that nobody vouches for, to be shown on a screen."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _tensor(values: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:

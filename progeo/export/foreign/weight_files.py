@@ -53,6 +53,6 @@ def state_dict_in(content: Any, path: Path) -> tuple[dict[str, Tensor], tuple[st
     if not isinstance(content, Mapping) or not content:
         raise ValueError(f"{path} holds no state dict.")
     for name, tensor in content.items():
-        if not isinstance(tensor, Tensor) or not isinstance(name, str):
-            raise ValueError(f"{path} holds more than a state dict: {name!r} is no tensor.")
+        if not isinstance(tensor, Tensor) or not isinstance(name, str) or not name.isprintable():
+            raise ValueError(f"{path} holds more than a state dict: {name!r} is no named tensor.")
     return {name.removeprefix("module."): tensor for name, tensor in content.items()}, others

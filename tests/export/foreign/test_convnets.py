@@ -122,8 +122,9 @@ def test_divide_and_classify_gives_the_mean_moved_and_of_length_one(name, tmp_pa
             r"backbone\.8\.weight should be absent",
         ),
         (lambda state: state.pop("aggregation.1.p"), [], r"aggregation\.1\.p should be \(1,\), is missing"),
-        (lambda state: state.update(x=3), [], "holds more than a state dict: 'x' is no tensor"),
+        (lambda state: state.update(x=3), [], "holds more than a state dict: 'x' is no named tensor"),
         (lambda state: None, ["--quickgelu", "true"], "resnet18 is no CLIP, leave it out"),
+        (lambda state: None, ["--clip", "RN50"], "--class_order and --clip are for prompts: leave them out"),
     ],
 )
 def test_what_does_not_fit_is_named(change, options, sentence, tmp_path):

@@ -125,6 +125,7 @@ def test_tensors_come_back_as_they_were_saved(new, tmp_path):
     assert (found["size"], found["set"], found["none"], found["kind"]) == ((2, 3), {1, 2}, None, torch.float16)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_the_values_of_a_scripted_archive_are_read_without_its_code(tmp_path):
     module = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2)).half().eval()
     torch.jit.save(torch.jit.trace(module, torch.rand(1, 3, 2, 2).half()), tmp_path / "whole.pt")
