@@ -1,11 +1,12 @@
 """Files of `torch.save` and TorchScript archives, read without running anything in them."""
 
+import mmap
 import struct
 import zipfile
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,8 +28,11 @@ def read_torch_file(path: Path) -> Any:
     try:
         if zipfile.is_zipfile(path):
             return _read_archive(path)
-        with path.open("rb") as stream:
-            return _read_legacy(stream, path.stat().st_size)
+        if not path.stat().st_size:
+            raise ValueError("it is empty")
+        # Mapped, so that a length which is too large gives what there is, and takes no memory.
+        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            return _read_legacy(mapped)
     except Refused as refused:
         raise ValueError(f"{path} is refused, nothing of it was run: {refused}.") from None
     except OSError:
@@ -75,7 +79,7 @@ def _read_archive(path: Path) -> Any:
         return StubUnpickler(BytesIO(archive.read(pickles[0])), storage).load()
 
 
-def _read_legacy(stream: IO[bytes], size: int) -> Any:
+def _read_legacy(stream: mmap.mmap) -> Any:
     """What `torch.save` wrote before PyTorch 1.6: pickles in a row, then the values of all storages."""
     if _plain(stream) != _LEGACY_MAGIC or _plain(stream) != _LEGACY_VERSION:
         raise ValueError("it does not begin as one")
@@ -86,7 +90,7 @@ def _read_legacy(stream: IO[bytes], size: int) -> Any:
 
     def storage(dtype: torch.dtype, key: str, length: int) -> Tensor:
         if key not in storages:
-            if length * dtype.itemsize > size:
+            if length * dtype.itemsize > len(stream):
                 raise ValueError("it is shorter than its tensors")
             storages[key] = torch.empty(length, dtype=dtype)
         return storages[key]
@@ -103,7 +107,7 @@ def _read_legacy(stream: IO[bytes], size: int) -> Any:
     return value
 
 
-def _plain(stream: IO[bytes]) -> Any:
+def _plain(stream: mmap.mmap) -> Any:
     """A pickle without tensors."""
 
     def no_storage(dtype: torch.dtype, key: str, length: int) -> Tensor:

@@ -3,8 +3,10 @@
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from io import BytesIO
+from mmap import mmap
 from types import MappingProxyType
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +29,10 @@ DTYPES = MappingProxyType(
 PROMPT_LEARNER = "PromptLearner"
 SCRIPTED_MODULE = "__torch__"
 _PROMPT_LEARNERS = tuple(f"cosplace_model.cosplace_network_stage{stage}.{PROMPT_LEARNER}" for stage in (1, 2))
+_DISPATCH = pickle._Unpickler.dispatch
+_LEFT_OUT = b"".join(
+    (pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER, pickle.EXT1, pickle.EXT2, pickle.EXT4)
+)
 
 
 class Refused(ValueError):
@@ -55,15 +61,21 @@ class _Function:
         return self._call(*arguments)
 
 
-class StubUnpickler(pickle.Unpickler):
+class StubUnpickler(pickle._Unpickler):
     """Unpickle plain values, tensors and stubs.
+
+    It is Python's unpickler in Python: the faster one takes all memory where a broken file numbers a value too high.
+    Operations that weights do not need are left out: one of them does the same with a length, others look names up by
+    number.
 
     Args:
         stream: of the pickle.
         storage: gives the values (N,) of a storage, from its type, its key and N.
     """
 
-    def __init__(self, stream: IO[bytes], storage: Callable[[torch.dtype, str, int], Tensor]) -> None:
+    dispatch = MappingProxyType({code: act for code, act in _DISPATCH.items() if code not in _LEFT_OUT})
+
+    def __init__(self, stream: BytesIO | mmap, storage: Callable[[torch.dtype, str, int], Tensor]) -> None:
         super().__init__(stream, encoding="latin1")
         self._storage = storage
         self._stubs: dict[str, type] = {}

@@ -3,8 +3,10 @@
 import builtins
 import os
 import pickle
+import resource
 import zipfile
 from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -156,7 +158,7 @@ def test_what_is_no_file_of_pytorch_is_refused_in_one_sentence(tmp_path):
     with pytest.raises(SystemExit, match=r"PyTorch: it is an ordinary zip archive, without the data\.pkl"):
         main(["import", str(path)])
     path.write_bytes(b"")
-    with pytest.raises(SystemExit, match="is not a whole file of PyTorch"):
+    with pytest.raises(SystemExit, match="is not a whole file of PyTorch: it is empty"):
         main(["import", str(path)])
     path.write_text("<!DOCTYPE html> not found")
     with pytest.raises(SystemExit, match="is not a whole file of PyTorch"):
@@ -165,6 +167,28 @@ def test_what_is_no_file_of_pytorch_is_refused_in_one_sentence(tmp_path):
     with pytest.raises(SystemExit, match="is not a whole safetensors file"):
         main(["import", str(tmp_path / "model.safetensors")])
     assert {found.name for found in tmp_path.iterdir()} == {"model.pth", "model.safetensors"}
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        b"\x96" + (2**40).to_bytes(8, "little"),  # that many bytes
+        b"\x8e" + (2**40).to_bytes(8, "little"),
+        b"N" + b"r" + (2**32 - 1).to_bytes(4, "little"),  # a value of that number
+    ],
+)
+@pytest.mark.parametrize("beginning", [b"", pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)])
+def test_a_length_or_a_number_beyond_the_file_takes_no_memory(operation, beginning, tmp_path):
+    path = tmp_path / "model.pth"
+    path.write_bytes(beginning + b"\x80\x05" + operation)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + 2**28, hard))
+    try:
+        with pytest.raises(ValueError, match=r"is not a whole file of PyTorch: (?!MemoryError)"):
+            read_torch_file(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def test_a_tensor_that_reaches_beyond_its_values_is_refused(tmp_path):
