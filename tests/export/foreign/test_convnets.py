@@ -62,7 +62,8 @@ def test_cosplace_and_eigenplaces_give_the_descriptors_of_their_map_and_head(nam
     images = torch.randn(2, 3, 96, 64)
     with torch.no_grad():
         feature_map = model["backbone"](images)
-        torch.testing.assert_close(encoder.backbone(images), feature_map, rtol=1e-3, atol=1e-4)
+        largest = feature_map.abs().max()  # without training it grows with the depth
+        torch.testing.assert_close(encoder.backbone(images) / largest, feature_map / largest, rtol=1e-3, atol=1e-5)
         expected = gem_descriptors(model.state_dict(), feature_map)
         torch.testing.assert_close(encoder(images), expected, rtol=1e-4, atol=1e-5)
     spec = encoder.spec
