@@ -79,6 +79,9 @@ COMMANDS = {
     "export": Command(
         "export:export", "encoders:ExportSettings", "write the best encoder of a run to its own folder", True
     ),
+    "import": Command(
+        "bring_in:bring_in", "encoders:ImportSettings", "make an encoder of the weights of another program", True
+    ),
     "toy-city": Command(
         "toy_city:make_toy_city", "datasets:ToyCitySettings", "render a small city to try everything on", True
     ),

@@ -1,4 +1,4 @@
-"""Settings of what a run leaves: reading its prompts, taking its encoder away; and of the demo."""
+"""Settings of what a run leaves: reading its prompts, taking its encoder away, bringing others in; and of the demo."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,30 @@ class ExportSettings:
     """Run of stage 2, or a folder with an encoder."""
     to: Path | None = None
     """Folder for model.safetensors and model.json; null takes export/ in the run."""
+
+
+@dataclass(frozen=True)
+class ImportSettings:
+    """Settings of an import."""
+
+    file: Path
+    """Weights of published ProGEO, CosPlace, EigenPlaces, Divide&Classify, or of a CLIP of OpenAI, open_clip or Hugging
+    Face, the latter two also as a folder with their configuration; or prompts of published ProGEO's stage 1."""
+    to: Path | None = None
+    """Folder for what is written; null takes the name of the file, with _encoder in place of its ending."""
+    image_size: int | tuple[int, int] | None = None
+    """Pixels that images are resized to: one side of a square, or height and width; null takes the size that was
+    published, or for a CLIP and any ViT that of its position embedding, which allows no other."""
+    normalised: bool | None = None
+    """Whether descriptors that CLIP pools get length 1; null takes false for a ViT of published ProGEO, else true."""
+    quickgelu: bool | None = None
+    """Whether the activation of a CLIP is QuickGELU; null takes what the file says, GELU where it says nothing."""
+    class_order: Path | None = None
+    """For prompts: file of the published code's cache with the classes of every group, ending in .torch."""
+    clip: str | None = None
+    """For prompts: architecture of their CLIP; with it and class_order stage 2 may be able to go on with them."""
+    clip_weights: str = "openai"
+    """For prompts: weights of that CLIP, as model.weights of a training."""
 
 
 @dataclass(frozen=True)

@@ -70,8 +70,8 @@ class ModelSettings:
     """RN50, RN101, ViT-B-16, ViT-B-32 or another CLIP of open_clip; tiny-resnet and tiny-vit for trying out; without
     text also vgg16, resnet18, resnet50, resnet101, resnet152 or efficientnet_b0 to efficientnet_b7 of torchvision."""
     weights: str = "openai"
-    """A tag of open_clip or torchvision (IMAGENET1K_V1, DEFAULT), hf-hub:owner/name of a CLIP, a local file, or
-    random."""
+    """A tag of open_clip or torchvision (IMAGENET1K_V1, DEFAULT), hf-hub:owner/name of a CLIP, a local file, random, or
+    for stage 2 a folder with an encoder that was trained or imported before."""
     image_size: int | tuple[int, int] = 512
     """Pixels of stage 2's images: one side of a square, or height and width."""
     descriptor_dim: int | None = None

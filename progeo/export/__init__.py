@@ -1,1 +1,1 @@
-"""The encoder leaves: weights that anyone can load."""
+"""The encoder leaves as weights that anyone can load, and weights of other programs come in."""

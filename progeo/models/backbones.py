@@ -19,7 +19,7 @@ from progeo.models.clip import (
 )
 from progeo.models.convnets import CONVNETS, load_convnet, native_image_size, skeleton_convnet
 
-Pooling = Literal["clip", "gem", "mean"]
+Pooling = Literal["clip", "gem", "mean", "mean_linear"]
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ def build_backbone(
 
     Args:
         architecture, weights, image_size, align_corners, seed: see there.
-        pooling: `clip` leaves it to CLIP: the class token of a ViT, the attention pooling of a ResNet; `gem` and `mean`
-            take feature maps. None is `clip` for a ViT, which allows no other, and `gem` for all others.
+        pooling: `clip` leaves it to CLIP: the class token of a ViT, the attention pooling of a ResNet; `gem`, `mean`
+            and `mean_linear` take feature maps. None is `clip` for a ViT, which allows no other, else `gem`.
     """
     if architecture in CONVNETS:
         size = as_height_width(image_size or native_image_size(architecture))
@@ -64,7 +64,7 @@ def build_backbone(
         clip_backbone(clip, pooling),
         resolved_architecture(architecture, clip),
         as_height_width(clip.visual.image_size),
-        _last_channels(clip.visual) if pooling == "mean" else clip.text_projection.shape[1],
+        _last_channels(clip.visual) if pooling in ("mean", "mean_linear") else clip.text_projection.shape[1],
         pooling,
     )
 
@@ -124,7 +124,7 @@ def checkpoint_gradients(backbone: nn.Module) -> None:
 def _checked(pooling: Pooling, trunk: nn.Module) -> Pooling:
     """Refuse a pooling that a trunk does not allow."""
     is_vit, is_clip = isinstance(trunk, VisionTransformer), isinstance(trunk, (VisionTransformer, ModifiedResNet))
-    allowed = ("clip",) if is_vit else get_args(Pooling) if is_clip else ("gem", "mean")
+    allowed = ("clip",) if is_vit else get_args(Pooling) if is_clip else ("gem", "mean", "mean_linear")
     if pooling not in allowed:
         raise ValueError(f"The pooling of this backbone can be {' or '.join(allowed)}, got {pooling!r}.")
     return pooling

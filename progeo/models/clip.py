@@ -52,9 +52,8 @@ def load_clip(
     Raises:
         ValueError: an unknown architecture or tag, or weights that do not fit.
     """
-    _register_own_architectures()
     architecture = architecture.replace("/", "-")
-    if architecture not in open_clip.list_models():
+    if architecture not in known_architectures():
         raise ValueError(
             f"model.architecture {architecture!r} is not known. Use a CLIP of open_clip, for example RN50, RN101, "
             f"ViT-B-16, ViT-B-32, tiny-resnet or tiny-vit, or a backbone of torchvision: {', '.join(CONVNETS)}."
@@ -67,6 +66,12 @@ def load_clip(
     if image_size is not None:
         _resize_input(model.visual, as_height_width(image_size), align_corners)
     return model.eval()
+
+
+def known_architectures() -> list[str]:
+    """The architectures of open_clip, and our own."""
+    _register_own_architectures()
+    return open_clip.list_models()
 
 
 def skeleton_clip(architecture: str, image_size: ImageSize | None = None, *, align_corners: bool = False) -> CLIP:

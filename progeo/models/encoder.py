@@ -10,7 +10,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from progeo.models.backbones import Pooling, build_backbone, feature_map_channels, skeleton_backbone
 from progeo.models.clip import NORMALISATIONS, RESNET_STRIDE, ImageSize, visual_features
-from progeo.models.pooling import GeMHead, L2Norm, MeanPool
+from progeo.models.pooling import GeMHead, L2Norm, MeanHead, MeanPool
 from progeo.models.preprocessing import normalise_images, resize_image
 from progeo.models.state_dicts import check_fits
 
@@ -110,7 +110,7 @@ def build_encoder(
     Args:
         architecture, weights, image_size, pooling, align_corners: see `build_backbone`.
         descriptor_dim: D; None takes the dimension of CLIP's own features or the channels of the feature map; only
-            pooling `gem` allows another.
+            the poolings `gem` and `mean_linear` allow another.
         normalised: L2-normalise descriptors that CLIP pools; all others always are.
         normalisation: `clip` or `imagenet`, the mean and spread of the pixels.
         seed: of `random` weights and of the layers after the backbone.
@@ -120,7 +120,7 @@ def build_encoder(
     backbone = build_backbone(
         architecture, weights, image_size, pooling=pooling, align_corners=align_corners, seed=seed
     )
-    if backbone.pooling != "gem" and descriptor_dim not in (None, backbone.features_dim):
+    if backbone.pooling in ("clip", "mean") and descriptor_dim not in (None, backbone.features_dim):
         raise ValueError(
             f"The descriptors of {architecture} have {backbone.features_dim} dimensions, model.descriptor_dim cannot "
             f"be {descriptor_dim}. Leave it out."
@@ -143,17 +143,22 @@ def build_encoder(
         return Encoder(spec, backbone.trunk).to(memory_format=torch.channels_last)
 
 
+def skeleton_encoder(spec: EncoderSpec) -> Encoder:
+    """Build the encoder that `spec` describes without weights, on the meta device."""
+    trunk = skeleton_backbone(
+        spec.architecture, spec.image_size, pooling=spec.pooling, align_corners=spec.align_corners
+    )
+    with torch.device("meta"):
+        return Encoder(spec, trunk)
+
+
 def restore_encoder(spec: EncoderSpec, state: dict[str, Tensor]) -> Encoder:
     """Build the encoder that `spec` describes and give it saved weights.
 
     Raises:
         ValueError: weights that do not fit, with the first that does not.
     """
-    trunk = skeleton_backbone(
-        spec.architecture, spec.image_size, pooling=spec.pooling, align_corners=spec.align_corners
-    )
-    with torch.device("meta"):
-        encoder = Encoder(spec, trunk)
+    encoder = skeleton_encoder(spec)
     check_fits(state, encoder.state_dict(), spec.architecture)
     encoder.load_state_dict(state, assign=True)
     return encoder.to(memory_format=torch.channels_last).eval()
@@ -187,7 +192,8 @@ def _build_pooling(spec: EncoderSpec, backbone: nn.Module) -> nn.Module:
         return L2Norm() if spec.normalised else nn.Identity()
     if spec.pooling == "mean":
         return MeanPool()
-    return GeMHead(feature_map_channels(backbone), spec.pooled_dim or spec.descriptor_dim)
+    head = GeMHead if spec.pooling == "gem" else MeanHead
+    return head(feature_map_channels(backbone), spec.pooled_dim or spec.descriptor_dim)
 
 
 def _build_projection(spec: EncoderSpec) -> nn.Module:

@@ -33,6 +33,23 @@ class MeanPool(nn.Module):
         return F.normalize(feature_map.mean(dim=(2, 3)), dim=1)
 
 
+class MeanHead(nn.Module):
+    """Mean of the feature map -> linear -> L2 (Divide&Classify).
+
+    Args:
+        in_channels: channels of the feature map.
+        out_dim: D, the dimension of the descriptor.
+    """
+
+    def __init__(self, in_channels: int, out_dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_channels, out_dim)
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        """Pool (B, C, h, w) into L2-normalised descriptors (B, D)."""
+        return F.normalize(self.linear(feature_map.mean(dim=(2, 3))), dim=1)
+
+
 class L2Norm(nn.Module):
     """Scale each descriptor to length 1."""
 

@@ -21,31 +21,22 @@ from progeo.engine.run_folder import RunFolder
 from progeo.engine.schedules import learning_rate_factor, scale_learning_rates
 from progeo.engine.stopping import StopRequest
 from progeo.models.backbones import checkpoint_gradients, freeze_layers
-from progeo.models.encoder import Encoder, build_encoder
+from progeo.models.encoder import Encoder
 from progeo.stages.image_batches import ImageBatches, Piece
 from progeo.stages.image_losses import ImageLosses, Terms
 from progeo.stages.places import TrainingPlaces
 from progeo.stages.prompts import load_text_features
+from progeo.stages.starting_encoder import build_starting_encoder
 
 
 def build_untrained_encoder(settings: Settings) -> Encoder:
     """The encoder that stage 2 starts from."""
-    model = settings.model
-    encoder = build_encoder(
-        model.architecture,
-        model.weights,
-        model.image_size,
-        descriptor_dim=model.descriptor_dim,
-        normalised=model.normalised,
-        normalisation=model.normalisation,
-        align_corners=model.align_corners,
-        seed=settings.seed,
-    )
+    encoder = build_starting_encoder(settings.model, seed=settings.seed)
     if (
         not settings.text.weight
     ):  # trained on places alone, descriptors leave the texts that CLIP's features are near to
         encoder.spec = dataclasses.replace(encoder.spec, text_weights=None)
-    freeze_layers(encoder.backbone, model.frozen)
+    freeze_layers(encoder.backbone, settings.model.frozen)
     if settings.training.gradient_checkpointing:
         checkpoint_gradients(encoder.backbone)
     return encoder

@@ -24,6 +24,7 @@ ENCODERS = {
     "CLIP's own attention pooling": lambda: build_encoder("tiny-resnet", "random", (64, 96), pooling="clip"),
     "mean of CLIP's map": lambda: build_encoder("tiny-resnet", "random", 64, pooling="mean"),
     "mean, of torchvision": lambda: build_encoder("resnet18", "random", 64, pooling="mean"),
+    "mean, linear": lambda: build_encoder("resnet18", "random", 64, pooling="mean_linear", descriptor_dim=32),
     "projected": lambda: projected(build_encoder("tiny-vit", "random"), torch.rand(16, 128), torch.rand(16)),
     "thumbnail": ThumbnailEncoder,
 }
@@ -180,7 +181,10 @@ def test_only_what_clip_pooled_can_be_compared_with_texts(tmp_path):
 
 @pytest.mark.parametrize(
     ("architecture", "pooling", "allowed"),
-    [("tiny-vit", "gem", "can be clip, got 'gem'"), ("resnet18", "clip", "can be gem or mean, got 'clip'")],
+    [
+        ("tiny-vit", "gem", "can be clip, got 'gem'"),
+        ("resnet18", "clip", "can be gem or mean or mean_linear, got 'clip'"),
+    ],
 )
 def test_a_pooling_that_a_backbone_does_not_allow_is_refused(architecture, pooling, allowed):
     with pytest.raises(ValueError, match=allowed):

@@ -1,0 +1,100 @@
+"""Folders of a CLIP as Hugging Face keeps them: open_clip's own, and those of transformers."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from progeo.export.foreign.clips import read_clip
+from progeo.export.foreign.hugging_face import with_open_clip_names
+from progeo.export.foreign.translation import Choices, Foreign
+from progeo.export.foreign.weight_files import read_state_dict
+from progeo.files import read_json
+
+_OPEN_CLIP = "open_clip_config.json"
+_OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+_TRANSFORMERS = "config.json"
+_TRANSFORMERS_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_ACTIVATIONS = {"quick_gelu": True, "gelu": False}
+
+
+def clip_folder(path: Path) -> Path | None:
+    """The folder that `path` is, or that it lies in as one of its two files; None where there is no such folder."""
+    if path.is_dir():
+        return path
+    described = (path.parent / _OPEN_CLIP).is_file() and path.name in _OPEN_CLIP_WEIGHTS
+    return path.parent if described or _is_transformers_file(path) else None
+
+
+def read_clip_folder(folder: Path, choices: Choices) -> Foreign:
+    """The CLIP in a folder, with the activation and the pixels that its configuration says.
+
+    Raises:
+        FileNotFoundError: a configuration or the weights are not there.
+        ValueError: they are of another model, or do not fit together.
+    """
+    if (folder / _OPEN_CLIP).is_file():
+        return _read_open_clip(folder, choices)
+    if (folder / _TRANSFORMERS).is_file():
+        return _read_transformers(folder, choices)
+    raise FileNotFoundError(f"{folder} is no folder of a CLIP: it holds neither {_OPEN_CLIP} nor {_TRANSFORMERS}.")
+
+
+def _read_open_clip(folder: Path, choices: Choices) -> Foreign:
+    config = _mapping(folder / _OPEN_CLIP)
+    model, pixels = config.get("model_cfg", {}), config.get("preprocess_cfg", {})
+    vision = model.get("vision_cfg", {})
+    state, _ = read_state_dict(_weights(folder, _OPEN_CLIP_WEIGHTS))
+    return read_clip(
+        state,
+        choices,
+        kind="open_clip",
+        quickgelu=bool(model.get("quick_gelu", False)),
+        head_width=vision.get("head_width", 64) if isinstance(vision.get("layers"), int) else None,
+        mean=pixels.get("mean"),
+        std=pixels.get("std"),
+    )
+
+
+def _read_transformers(folder: Path, choices: Choices) -> Foreign:
+    config = _mapping(folder / _TRANSFORMERS)
+    if config.get("model_type") != "clip":
+        raise ValueError(f"{folder / _TRANSFORMERS} describes a {config.get('model_type')!r}, not a clip.")
+    vision, text = config.get("vision_config") or {}, config.get("text_config") or {}
+    activations = {part.get("hidden_act", "quick_gelu") for part in (vision, text)}
+    if len(activations) > 1 or not activations <= _ACTIVATIONS.keys():
+        raise ValueError(
+            f"{folder / _TRANSFORMERS} says hidden_act {', '.join(sorted(activations))}: it must be one of "
+            f"{', '.join(_ACTIVATIONS)}, and the same for images and texts."
+        )
+    pixels = _mapping(folder / "preprocessor_config.json") if (folder / "preprocessor_config.json").is_file() else {}
+    state, _ = read_state_dict(_weights(folder, _TRANSFORMERS_WEIGHTS))
+    # Defaults are those of transformers, which leaves them out of the file.
+    head_width = vision.get("hidden_size", 768) // vision.get("num_attention_heads", 12)
+    return read_clip(
+        with_open_clip_names(state),
+        choices,
+        kind="Hugging Face",
+        quickgelu=_ACTIVATIONS[activations.pop()],
+        head_width=head_width,
+        mean=pixels.get("image_mean"),
+        std=pixels.get("image_std"),
+    )
+
+
+def _is_transformers_file(path: Path) -> bool:
+    config = path.parent / _TRANSFORMERS
+    return path.name in _TRANSFORMERS_WEIGHTS and config.is_file() and _mapping(config).get("model_type") == "clip"
+
+
+def _weights(folder: Path, names: tuple[str, ...]) -> Path:
+    found = next((folder / name for name in names if (folder / name).is_file()), None)
+    if found is None:
+        raise FileNotFoundError(f"{folder} holds no weights: neither {' nor '.join(names)}.")
+    return found
+
+
+def _mapping(path: Path) -> Mapping[str, Any]:
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is not a configuration.")
+    return value

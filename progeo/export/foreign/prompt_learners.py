@@ -1,0 +1,119 @@
+"""Prompts of published ProGEO's stage 1: a pickled list of modules, and beside it the classes that they are for."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from progeo.export.foreign.translation import single_precision
+from progeo.export.foreign.unpickler import PROMPT_LEARNER, Stub
+from progeo.export.foreign.weight_files import read_content
+
+_CELLS = re.compile(r"_M(\d+)_N(\d+)_alpha(\d+)_L(\d+)_mipc(\d+)\.torch$")
+
+
+@dataclass(frozen=True)
+class PublishedPrompts:
+    """What was learned, a group at a time."""
+
+    contexts: tuple[Tensor, ...]
+    """The learned vectors of each group, (C, length, W)."""
+    prefix: Tensor
+    """The word vectors before them, from the start of text, (1, n, W)."""
+    suffix: Tensor
+    """The word vectors after them, to the end of the text tower's input, (1, m, W)."""
+
+
+@dataclass(frozen=True)
+class PublishedClasses:
+    """Which classes the published code found in its images, and in which order."""
+
+    class_ids: tuple[np.ndarray, ...]
+    """Of each group, int64 (C, 3): the label of a class is its row."""
+    num_images: tuple[np.ndarray, ...]
+    """Of each class, int64 (C,)."""
+
+
+def holds_prompt_learners(content: Any) -> bool:
+    """Whether a file holds the published prompts."""
+    return isinstance(content, list) and bool(content) and all(_is_learner(item) for item in content)
+
+
+def prompts_in(content: Sequence[Stub], path: Path) -> PublishedPrompts:
+    """The prompts in what a file holds.
+
+    Raises:
+        ValueError: a learner lacks a tensor, or has one of another shape.
+    """
+    learners = [_tensors(learner) for learner in content]
+    for index, tensors in enumerate(learners):
+        missing = [name for name in ("cls_ctx", "token_prefix", "token_suffix") if name not in tensors]
+        if missing:
+            raise ValueError(f"{path} is not whole: the prompt learner of group {index} has no {missing[0]}.")
+        context, prefix, suffix = tensors["cls_ctx"], tensors["token_prefix"], tensors["token_suffix"]
+        if (
+            not context.ndim == prefix.ndim == suffix.ndim == 3
+            or len({tensor.shape[2] for tensor in (context, prefix, suffix, learners[0]["cls_ctx"])}) > 1
+        ):
+            raise ValueError(
+                f"{path}: the prompt learner of group {index} should have a cls_ctx (C, length, W) and word vectors "
+                f"(1, n, W), has {tuple(context.shape)}, {tuple(prefix.shape)} and {tuple(suffix.shape)}."
+            )
+    first = learners[0]
+    return PublishedPrompts(
+        tuple(single_precision(tensors["cls_ctx"]) for tensors in learners),
+        single_precision(first["token_prefix"]),
+        single_precision(first["token_suffix"]),
+    )
+
+
+def read_published_classes(path: Path) -> PublishedClasses:
+    """The order of classes that the published code keeps in `cache/`: a list for each group, and images by class.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    content = read_content(path)
+    try:
+        groups, images = content
+        ids = tuple(np.array(group, np.int64).reshape(-1, 3) for group in groups)
+        counts = tuple(np.array([len(images[tuple(class_id)]) for class_id in group], np.int64) for group in groups)
+    except (TypeError, ValueError, LookupError, OverflowError):
+        raise ValueError(
+            f"{path} is no order of classes: it should hold a list of (east, north, heading) for each group, and the "
+            f"images of each class."
+        ) from None
+    return PublishedClasses(ids, counts)
+
+
+def parse_cells(name: str) -> dict[str, int]:
+    """The settings of the cells, which the published code writes into the name of the file of classes.
+
+    Raises:
+        ValueError: the name says nothing of them.
+    """
+    found = _CELLS.search(name)
+    if found is None:
+        raise ValueError(
+            f"{name} does not say how its cells were made; it should end like _M10_N5_alpha30_L2_mipc10.torch."
+        )
+    names = ("cell_side_m", "groups_per_side", "heading_bin_deg", "groups_per_heading", "min_images_per_class")
+    return dict(zip(names, map(int, found.groups()), strict=True))
+
+
+def _is_learner(item: Any) -> bool:
+    return isinstance(item, Stub) and item.kind == PROMPT_LEARNER
+
+
+def _tensors(learner: Stub) -> dict[str, Tensor]:
+    """Parameters and buffers of a module."""
+    found: dict[str, Tensor] = {}
+    for room in ("_parameters", "_buffers"):
+        values = vars(learner).get(room)
+        if isinstance(values, Mapping):
+            found |= {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    return found

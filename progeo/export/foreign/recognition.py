@@ -1,0 +1,66 @@
+"""Which program wrote a file, told from the names in it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from progeo.export.foreign.clip_folders import clip_folder, read_clip_folder
+from progeo.export.foreign.clips import read_clip
+from progeo.export.foreign.convnets import read_cosplace, read_divide_and_classify
+from progeo.export.foreign.published_progeo import read_published_progeo
+from progeo.export.foreign.translation import Choices, Foreign
+from progeo.export.foreign.weight_files import state_dict_in
+
+_KNOWN = "published ProGEO, CosPlace, EigenPlaces, Divide&Classify, and CLIPs of OpenAI, open_clip and Hugging Face"
+
+
+def read_foreign_folder(path: Path, choices: Choices) -> Foreign | None:
+    """The encoder in a folder of a CLIP, given by the folder or by the file in it; None for any other file."""
+    folder = clip_folder(path)
+    return None if folder is None else _checked(read_clip_folder(folder, choices), choices)
+
+
+def read_foreign(content: Any, path: Path, choices: Choices) -> Foreign:
+    """The encoder in what a file holds.
+
+    Args:
+        content: of the file, see `read_content`.
+        path: of the file, for the errors.
+        choices: what the file does not say.
+
+    Raises:
+        ValueError: the file is of no known kind, or something in it is missing or left over.
+    """
+    state, others = state_dict_in(content, path)
+    foreign = _reader(state, path)(state, choices)
+    return _checked(replace(foreign, left_out=(*others, *foreign.left_out)), choices)
+
+
+def _reader(state: Mapping[str, Tensor], path: Path) -> Callable[[Mapping[str, Tensor], Choices], Foreign]:
+    beginnings = {name.partition(".")[0] for name in state}
+    if "visual" in beginnings:
+        return read_clip
+    if {"backbone.class_embedding", "backbone.conv3.weight"} & state.keys():
+        return read_published_progeo
+    if "backbone" in beginnings and "aggregation" in beginnings:
+        return read_cosplace
+    if "backbone" in beginnings and "classifier" in beginnings:
+        return read_divide_and_classify
+    if "vision_model" in beginnings:
+        raise ValueError(f"{path} is a CLIP of Hugging Face: give the folder of it and its config.json.")
+    raise ValueError(
+        f"{path} is of no known kind: its names begin with {', '.join(sorted(beginnings)[:5])}. Known are {_KNOWN}."
+    )
+
+
+def _checked(foreign: Foreign, choices: Choices) -> Foreign:
+    """Refuse choices that such a file leaves no room for."""
+    spec = foreign.encoder.spec
+    if choices.normalised is not None and choices.normalised != spec.normalised:
+        raise ValueError(f"--normalised: the descriptors of {spec.architecture} always have length 1, leave it out.")
+    if choices.quickgelu is not None and spec.architecture.startswith(("vgg", "resnet", "efficientnet")):
+        raise ValueError(f"--quickgelu: {spec.architecture} is no CLIP, leave it out.")
+    return foreign

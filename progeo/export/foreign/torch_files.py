@@ -1,0 +1,116 @@
+"""Files of `torch.save` and TorchScript archives, read without running anything in them."""
+
+import mmap
+import struct
+import zipfile
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from progeo.export.foreign.unpickler import Refused, Stub, StubUnpickler, printable
+
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_VERSION = 1001
+
+
+def read_torch_file(path: Path) -> Any:
+    """What `torch.save` or `torch.jit.save` wrote: plain values, tensors on the CPU, and stubs for classes.
+
+    The code of a TorchScript archive is left alone: only the values of its modules are read.
+
+    Raises:
+        ValueError: a file that is broken, of another kind, or that asks for a name which is not admitted.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            return _read_archive(path)
+        if not path.stat().st_size:
+            raise ValueError("it is empty")
+        # Mapped, so that a length which is too large gives what there is, and takes no memory.
+        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            return _read_legacy(mapped)
+    except Refused as refused:
+        raise ValueError(f"{path} is refused, nothing of it was run: {refused}.") from None
+    except OSError:
+        raise
+    except Exception as error:  # a file that is none can fail in any way
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ValueError(f"{path} is not a whole file of PyTorch: {printable(reason)}.") from None
+
+
+def tensors_of(module: Stub) -> dict[str, Tensor]:
+    """All tensors of a scripted module and of those in it, by their dotted names."""
+    found: dict[str, Tensor] = {}
+    waiting, seen = [("", module)], {id(module)}
+    while waiting:
+        prefix, part = waiting.pop()
+        for name, value in vars(part).items():
+            if isinstance(value, Tensor):
+                found[prefix + name] = value
+            elif isinstance(value, Stub) and id(value) not in seen:
+                seen.add(id(value))
+                waiting.append((f"{prefix}{name}.", value))
+    return found
+
+
+def _read_archive(path: Path) -> Any:
+    with zipfile.ZipFile(path) as archive:
+        pickles = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise ValueError("it is an ordinary zip archive, without the data.pkl of PyTorch")
+        folder = pickles[0].removesuffix("data.pkl")
+        if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
+            raise ValueError("its numbers are big-endian")
+        storages: dict[str, Tensor] = {}
+
+        def storage(dtype: torch.dtype, key: str, _: int) -> Tensor:
+            if key not in storages:
+                record = archive.getinfo(f"{folder}data/{key}")
+                if record.compress_type != zipfile.ZIP_STORED:
+                    raise ValueError(f"{record.filename} is compressed, which PyTorch never does")
+                data = bytearray(archive.read(record))
+                storages[key] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+            return storages[key]
+
+        return StubUnpickler(BytesIO(archive.read(pickles[0])), storage).load()
+
+
+def _read_legacy(stream: mmap.mmap) -> Any:
+    """What `torch.save` wrote before PyTorch 1.6: pickles in a row, then the values of all storages."""
+    if _plain(stream) != _LEGACY_MAGIC or _plain(stream) != _LEGACY_VERSION:
+        raise ValueError("it does not begin as one")
+    system = _plain(stream)
+    if not isinstance(system, Mapping) or system.get("little_endian") is not True:
+        raise ValueError("its numbers are big-endian")
+    storages: dict[str, Tensor] = {}
+
+    def storage(dtype: torch.dtype, key: str, length: int) -> Tensor:
+        if key not in storages:
+            if length * dtype.itemsize > len(stream):
+                raise ValueError("it is shorter than its tensors")
+            storages[key] = torch.empty(length, dtype=dtype)
+        return storages[key]
+
+    value = StubUnpickler(stream, storage).load()
+    for key in _plain(stream):
+        values = storages[key]
+        (length,) = struct.unpack("<q", stream.read(8))
+        data = bytearray(stream.read(values.numel() * values.itemsize))
+        if length != len(values) or len(data) < values.numel() * values.itemsize:
+            raise ValueError("it is shorter than its tensors")
+        if data:
+            values.copy_(torch.frombuffer(data, dtype=values.dtype))
+    return value
+
+
+def _plain(stream: mmap.mmap) -> Any:
+    """A pickle without tensors."""
+
+    def no_storage(dtype: torch.dtype, key: str, length: int) -> Tensor:
+        raise ValueError("tensors where there should be none")
+
+    return StubUnpickler(stream, no_storage).load()

@@ -1,0 +1,58 @@
+"""State dicts in files: safetensors, `torch.save`, TorchScript; alone or inside a checkpoint of a training."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from progeo.export.foreign.torch_files import read_torch_file, tensors_of
+from progeo.export.foreign.unpickler import SCRIPTED_MODULE, Stub
+
+_INSIDE = ("model_state_dict", "state_dict")
+
+
+def read_content(path: Path) -> Any:
+    """All that a file holds.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a file that cannot be read.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    if path.suffix != ".safetensors":
+        return read_torch_file(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}.") from None
+
+
+def read_state_dict(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The state dict in a file, see `state_dict_in`."""
+    return state_dict_in(read_content(path), path)
+
+
+def state_dict_in(content: Any, path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The state dict in what a file holds, its names without `module.`, and what else a checkpoint holds.
+
+    Raises:
+        ValueError: there is none.
+    """
+    others: tuple[str, ...] = ()
+    if isinstance(content, Stub) and content.kind == SCRIPTED_MODULE:
+        content = tensors_of(content)
+    elif isinstance(content, Mapping):
+        inside = next((name for name in _INSIDE if isinstance(content.get(name), Mapping)), None)
+        if inside is not None:
+            others = tuple(str(name) for name in content if name != inside)
+            content = content[inside]
+    if not isinstance(content, Mapping) or not content:
+        raise ValueError(f"{path} holds no state dict.")
+    for name, tensor in content.items():
+        if not isinstance(tensor, Tensor) or not isinstance(name, str) or not name.isprintable():
+            raise ValueError(f"{path} holds more than a state dict: {name!r} is no named tensor.")
+    return {name.removeprefix("module."): tensor for name, tensor in content.items()}, others

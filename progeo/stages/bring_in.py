@@ -1,0 +1,76 @@
+"""Import: weights of other programs become an encoder, or prompts of stage 1."""
+
+import dataclasses
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from progeo.config.encoders import ImportSettings
+from progeo.engine.log import LOGGER, start_log
+from progeo.export.foreign.prompt_learners import holds_prompt_learners, prompts_in
+from progeo.export.foreign.recognition import read_foreign, read_foreign_folder
+from progeo.export.foreign.translation import Choices, Foreign
+from progeo.export.foreign.weight_files import read_content
+from progeo.export.weights import save_encoder
+from progeo.files import replacing
+from progeo.stages.bring_in_prompts import write_published_prompts
+
+_CLIP = "clip.safetensors"
+
+
+def bring_in(settings: ImportSettings) -> Path:
+    """Write what a foreign file holds to a folder of its own and return the folder.
+
+    Raises:
+        FileNotFoundError: there is nothing to import.
+        ValueError: the folder is in use, or the file is of no known kind, refused, broken or not whole.
+    """
+    start_log(None)
+    target = settings.to or settings.file.parent / f"{settings.file.stem}_encoder"
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{target} is in use: name another folder with --to.")
+    choices = Choices(settings.image_size, settings.normalised, settings.quickgelu)
+    foreign = read_foreign_folder(settings.file, choices)
+    if foreign is None:
+        content = read_content(settings.file)
+        if holds_prompt_learners(content):
+            return write_published_prompts(settings, prompts_in(content, settings.file), target)
+        foreign = read_foreign(content, settings.file, choices)
+    if settings.class_order is not None or settings.clip is not None:
+        raise ValueError(f"{settings.file} holds an encoder; --class_order and --clip are for prompts: leave them out.")
+    return _write_encoder(foreign, settings.file, target)
+
+
+def _write_encoder(foreign: Foreign, source: Path, target: Path) -> Path:
+    encoder = foreign.encoder
+    if foreign.clip is not None:
+        with replacing(target / _CLIP) as temporary:
+            save_file(dict(foreign.clip), temporary)
+        encoder.spec = dataclasses.replace(encoder.spec, text_weights=str((target / _CLIP).resolve()))
+    save_encoder(target, encoder, provenance={"imported_from": str(source), "kind": foreign.kind}, recalls={})
+    spec = encoder.spec
+    LOGGER.info(
+        "%s: %s, %d x %d pixels, descriptors of %d dimensions%s",
+        foreign.kind,
+        spec.architecture,
+        *spec.image_size,
+        spec.descriptor_dim,
+        "" if spec.normalised else ", not normalised",
+    )
+    for remark in foreign.remarks:
+        LOGGER.info(remark)
+    if foreign.left_out:
+        LOGGER.info("left out, an encoder does not need them: %s", _in_words(foreign.left_out))
+    if foreign.clip is not None:
+        LOGGER.info("the whole CLIP, for its texts, written to %s", target / _CLIP)
+    LOGGER.info("encoder written to %s: progeo.load_encoder(%r) gives it back", target, str(target))
+    return target
+
+
+def _in_words(names: tuple[str, ...]) -> str:
+    """The first part of each name, and how many begin with it."""
+    beginnings: dict[str, int] = {}
+    for name in names:
+        beginning = ".".join(name.split(".")[: 2 if name.startswith("backbone.") else 1])
+        beginnings[beginning] = beginnings.get(beginning, 0) + 1
+    return ", ".join(name if count == 1 else f"{name}.* ({count})" for name, count in beginnings.items())

@@ -1,0 +1,305 @@
+"""CLIPs of OpenAI, open_clip and Hugging Face: images as the weights mean them, texts beside them."""
+
+import json
+import zipfile
+
+import pytest
+import torch
+import torch.nn.functional as F
+from open_clip import SimpleTokenizer
+from plain_clip import attention_pooled, resnet_map, resnet_state, text_state, vit_features, vit_state
+from safetensors.torch import save_file
+from torch import nn
+
+import progeo
+from progeo.cli import main
+from progeo.models.clip import load_clip
+from progeo.models.prompts import encode_text
+
+OPENAI_NUMBERS = {"input_resolution": torch.tensor(128), "context_length": torch.tensor(77)}
+OPENAI_NUMBERS["vocab_size"] = torch.tensor(49408)
+FULL_TEXT = {"width": 512, "layers": 12, "dim": 512}
+FULL_VIT = {"width": 768, "layers": 12, "patch_px": 32, "grid": (7, 7), "dim": 512}
+
+
+def vit_clip(**sizes):
+    return {**vit_state("visual.", **sizes), **text_state(), "logit_scale": torch.tensor(4.6)}
+
+
+def resnet_clip():
+    return {**resnet_state("visual."), **text_state(), "logit_scale": torch.tensor(4.6)}
+
+
+def imported(path, tmp_path, *options):
+    main(["import", str(path), "--to", str(tmp_path / "encoder"), *options])
+    return progeo.load_encoder(tmp_path / "encoder")
+
+
+def of_length_one(features):
+    return features / features.norm(dim=1, keepdim=True)
+
+
+def assert_images_alike(encoder, expected, images):
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(images), expected, rtol=1e-3, atol=1e-4)
+
+
+def assert_texts_alike(encoder, state, activation):
+    """The CLIP that the encoder names encodes a sentence as its weights mean it, end of text and all."""
+    spec = encoder.spec
+    clip = load_clip(spec.architecture, spec.text_weights)
+    tokenizer = SimpleTokenizer()
+    ids = [tokenizer.sot_token_id, *tokenizer.encode("a red house"), tokenizer.eot_token_id]
+    tokens = state["token_embedding.weight"][ids] + state["positional_embedding"][: len(ids)]
+    layers = len({name.split(".")[2] for name in state if name.startswith("transformer.")})
+    heads = clip.transformer.resblocks[0].attn.num_heads
+    future = torch.full((len(ids), len(ids)), -torch.inf).triu(1)
+    for layer in range(layers):
+        block = f"transformer.resblocks.{layer}."
+
+        def norm(name, values, block=block):
+            return F.layer_norm(values, values.shape[-1:], state[f"{block}{name}.weight"], state[f"{block}{name}.bias"])
+
+        def linear(name, values, block=block):
+            return values @ state[f"{block}{name}.weight"].T + state[f"{block}{name}.bias"]
+
+        mixed = norm("ln_1", tokens) @ state[f"{block}attn.in_proj_weight"].T + state[f"{block}attn.in_proj_bias"]
+        query, key, value = (part.unflatten(1, (heads, -1)).transpose(0, 1) for part in mixed.chunk(3, dim=1))
+        scores = query @ key.transpose(1, 2) / query.shape[-1] ** 0.5 + future
+        tokens = tokens + linear("attn.out_proj", (scores.softmax(-1) @ value).transpose(0, 1).flatten(1))
+        tokens = tokens + linear("mlp.c_proj", activation(linear("mlp.c_fc", norm("ln_2", tokens))))
+    last = F.layer_norm(tokens[-1], tokens[-1].shape, state["ln_final.weight"], state["ln_final.bias"])
+    with torch.no_grad():
+        found = encode_text(clip, ["a red house"])[0]
+    torch.testing.assert_close(found, last @ state["text_projection"], rtol=1e-3, atol=1e-4)
+
+
+def quick_gelu(values):
+    return values * torch.sigmoid(1.702 * values)
+
+
+class Tree(nn.Module):
+    """Modules in modules that own a state dict, such as those whose code an archive of OpenAI holds."""
+
+    def __init__(self, state):
+        super().__init__()
+        inside = {}
+        for name, tensor in state.items():
+            first, _, rest = name.partition(".")
+            if rest:
+                inside.setdefault(first, {})[rest] = tensor
+            elif tensor.is_floating_point():
+                self.register_parameter(first, nn.Parameter(tensor))
+            else:
+                self.register_buffer(first, tensor)
+        for name, part in inside.items():
+            self.add_module(name, Tree(part))
+
+    def forward(self, images):
+        return images
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_an_archive_of_openai_gives_its_image_features_with_quickgelu(kind, tmp_path):
+    state = vit_clip() if kind == "vit" else resnet_clip()
+    state = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    model = Tree({**state, **OPENAI_NUMBERS})
+    torch.jit.save(torch.jit.trace(model, torch.rand(1)), tmp_path / "clip.pt")
+    encoder = imported(tmp_path / "clip.pt", tmp_path)
+    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    images = torch.randn(2, 3, 128, 128)
+    if kind == "vit":
+        expected = vit_features(state, "visual.", images)
+    else:
+        expected = attention_pooled(state, "visual.", resnet_map(state, "visual.", images), heads=16)
+    assert_images_alike(encoder, of_length_one(expected), images)
+    assert encoder.spec.architecture == f"tiny-{kind}-quickgelu"
+    assert encoder.spec.image_size == (128, 128)
+    assert encoder.spec.mean == (0.48145466, 0.4578275, 0.40821073)
+    assert encoder.spec.text_weights == str((tmp_path / "encoder/clip.safetensors").resolve())
+    assert_texts_alike(encoder, state, quick_gelu)
+
+
+@pytest.mark.parametrize("ending", [".pt", ".safetensors"])
+def test_a_file_of_open_clip_gives_its_image_features_with_gelu_unless_told(ending, tmp_path, capsys):
+    state = vit_clip()
+    path = tmp_path / f"model{ending}"
+    stored = {**state, "transformer.resblocks.0.attn_mask": torch.zeros(77, 77)}
+    if ending == ".pt":
+        torch.save({"epoch": 2, "state_dict": {f"module.{name}": value for name, value in stored.items()}}, path)
+    else:
+        save_file(stored, path)
+    images = torch.randn(2, 3, 128, 128)
+    encoder = imported(path, tmp_path)
+    expected = vit_features(state, "visual.", images, activation=F.gelu)
+    assert_images_alike(encoder, of_length_one(expected), images)
+    assert encoder.spec.architecture == "tiny-vit"
+    assert "The file does not say its activation; GELU is taken" in capsys.readouterr().err
+    assert_texts_alike(encoder, state, F.gelu)
+    (tmp_path / "quick").mkdir()
+    encoder = imported(path, tmp_path / "quick", "--quickgelu", "true", "--normalised", "false")
+    assert_images_alike(encoder, vit_features(state, "visual.", images), images)
+    assert "activation" not in capsys.readouterr().err
+
+
+def open_clip_folder(folder, state, weights, **model):
+    folder.mkdir()
+    vision = {"image_size": 128, "layers": 4, "width": 128, "head_width": 32, "patch_size": 16}
+    pixels = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+    config = {"model_cfg": {"embed_dim": 128, "vision_cfg": vision, **model}, "preprocess_cfg": pixels}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    if weights.endswith(".bin"):
+        torch.save(state, folder / weights)
+    else:
+        save_file(state, folder / weights)
+    return folder
+
+
+@pytest.mark.parametrize("weights", ["open_clip_pytorch_model.bin", "open_clip_model.safetensors"])
+@pytest.mark.parametrize("quick", [True, False])
+def test_a_folder_of_open_clip_says_its_activation_and_its_pixels(weights, quick, tmp_path):
+    state = vit_clip()
+    folder = open_clip_folder(tmp_path / "model", state, weights, quick_gelu=quick)
+    images = torch.randn(2, 3, 128, 128)
+    activation = quick_gelu if quick else F.gelu
+    expected = of_length_one(vit_features(state, "visual.", images, activation=activation))
+    for path, out in ((folder, tmp_path / "a"), (folder / weights, tmp_path / "b")):
+        encoder = imported(path, out)
+        assert_images_alike(encoder, expected, images)
+        assert (encoder.spec.mean, encoder.spec.std) == ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    assert_texts_alike(encoder, state, activation)
+
+
+def hugging_face_names(state):
+    """A CLIP's weights as transformers names and cuts them."""
+    named = {
+        "logit_scale": state["logit_scale"],
+        "visual_projection.weight": state["visual.proj"].T.contiguous(),
+        "text_projection.weight": state["text_projection"].T.contiguous(),
+        "vision_model.embeddings.class_embedding": state["visual.class_embedding"],
+        "vision_model.embeddings.patch_embedding.weight": state["visual.conv1.weight"],
+        "vision_model.embeddings.position_embedding.weight": state["visual.positional_embedding"],
+        "vision_model.embeddings.position_ids": torch.arange(len(state["visual.positional_embedding"]))[None],
+        "text_model.embeddings.token_embedding.weight": state["token_embedding.weight"],
+        "text_model.embeddings.position_embedding.weight": state["positional_embedding"],
+        "text_model.embeddings.position_ids": torch.arange(77)[None],
+    }
+    for theirs, ours in (
+        ("vision_model.pre_layrnorm", "visual.ln_pre"),
+        ("vision_model.post_layernorm", "visual.ln_post"),
+        ("text_model.final_layer_norm", "ln_final"),
+    ):
+        named |= {f"{theirs}.{part}": state[f"{ours}.{part}"] for part in ("weight", "bias")}
+    for tower, prefix in (("vision_model", "visual."), ("text_model", "")):
+        layer = 0
+        while f"{prefix}transformer.resblocks.{layer}.ln_1.weight" in state:
+            ours, theirs = f"{prefix}transformer.resblocks.{layer}.", f"{tower}.encoder.layers.{layer}."
+            for part in ("weight", "bias"):
+                named |= {
+                    f"{theirs}layer_norm1.{part}": state[f"{ours}ln_1.{part}"],
+                    f"{theirs}layer_norm2.{part}": state[f"{ours}ln_2.{part}"],
+                    f"{theirs}mlp.fc1.{part}": state[f"{ours}mlp.c_fc.{part}"],
+                    f"{theirs}mlp.fc2.{part}": state[f"{ours}mlp.c_proj.{part}"],
+                    f"{theirs}self_attn.out_proj.{part}": state[f"{ours}attn.out_proj.{part}"],
+                }
+                pieces = state[f"{ours}attn.in_proj_{part}"].chunk(3)
+                for name, piece in zip("qkv", pieces, strict=True):
+                    named[f"{theirs}self_attn.{name}_proj.{part}"] = piece.clone()
+            layer += 1
+    return named
+
+
+def hugging_face_folder(folder, state, *, heads=4, width=128, vision_act="quick_gelu", text_act="quick_gelu"):
+    folder.mkdir()
+    vision = {"hidden_size": width, "num_attention_heads": heads, "hidden_act": vision_act}
+    config = {"model_type": "clip", "vision_config": vision, "text_config": {"hidden_act": text_act}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.4] * 3, "image_std": [0.3] * 3}))
+    torch.save(state, folder / "pytorch_model.bin")
+    return folder
+
+
+@pytest.mark.parametrize("act", ["quick_gelu", "gelu"])
+def test_a_folder_of_hugging_face_gives_its_image_features_and_texts(act, tmp_path):
+    state = vit_clip()
+    folder = hugging_face_folder(tmp_path / "model", hugging_face_names(state), vision_act=act, text_act=act)
+    encoder = imported(folder, tmp_path)
+    images = torch.randn(2, 3, 128, 128)
+    activation = quick_gelu if act == "quick_gelu" else F.gelu
+    assert_images_alike(encoder, of_length_one(vit_features(state, "visual.", images, activation=activation)), images)
+    assert (encoder.spec.mean, encoder.spec.std) == ((0.4, 0.4, 0.4), (0.3, 0.3, 0.3))
+    assert_texts_alike(encoder, state, activation)
+
+
+@pytest.mark.slow
+def test_full_size_of_hugging_face_and_open_clip_give_the_same(tmp_path):
+    state = {**vit_state("visual.", **FULL_VIT), **text_state(**FULL_TEXT), "logit_scale": torch.tensor(4.6)}
+    folder = hugging_face_folder(tmp_path / "model", hugging_face_names(state), heads=12, width=768)
+    images = torch.randn(1, 3, 224, 224)
+    expected = of_length_one(vit_features(state, "visual.", images, heads=12))
+    encoder = imported(folder, tmp_path)
+    assert encoder.spec.architecture == "ViT-B-32-quickgelu"
+    assert_images_alike(encoder, expected, images)
+    assert_texts_alike(encoder, state, quick_gelu)
+    save_file(state, tmp_path / "open_clip.safetensors")
+    again = imported(tmp_path / "open_clip.safetensors", tmp_path / "b", "--quickgelu", "true")
+    assert_images_alike(again, expected, images)
+
+
+def test_a_clip_without_its_texts_is_an_encoder_that_is_not_compared_with_texts(tmp_path, capsys):
+    save_file(vit_state("visual."), tmp_path / "visual.safetensors")
+    encoder = imported(tmp_path / "visual.safetensors", tmp_path)
+    assert encoder.spec.text_weights is None
+    assert {path.name for path in (tmp_path / "encoder").iterdir()} == {"model.safetensors", "model.json"}
+    assert "Descriptors cannot be compared with texts" in capsys.readouterr().err
+
+
+def test_folders_that_are_not_whole_or_of_another_model_are_refused(tmp_path):
+    with pytest.raises(SystemExit, match=r"no folder of a CLIP: it holds neither open_clip_config\.json nor"):
+        main(["import", str(tmp_path)])
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "siglip"}))
+    with pytest.raises(SystemExit, match="describes a 'siglip', not a clip"):
+        main(["import", str(tmp_path)])
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"}))
+    with pytest.raises(SystemExit, match=r"neither model\.safetensors nor pytorch_model\.bin"):
+        main(["import", str(tmp_path)])
+    names = hugging_face_names(vit_clip())
+    folder = hugging_face_folder(tmp_path / "acts", names, text_act="gelu")
+    with pytest.raises(SystemExit, match="hidden_act gelu, quick_gelu: it must be one of quick_gelu, gelu, and"):
+        main(["import", str(folder)])
+    with pytest.raises(SystemExit, match=r"no plain CLIP with QuickGELU .* head width 16"):
+        main(["import", str(hugging_face_folder(tmp_path / "heads", names, heads=8))])
+    del names["vision_model.encoder.layers.2.self_attn.k_proj.bias"]
+    with pytest.raises(SystemExit, match=r"vision_model\.encoder\.layers\.2\.self_attn\.k_proj\.bias is missing"):
+        main(["import", str(hugging_face_folder(tmp_path / "key", names))])
+    save_file({"vision_model.x": torch.zeros(1)}, tmp_path / "alone.safetensors")
+    with pytest.raises(SystemExit, match=r"give the folder of it and its config\.json"):
+        main(["import", str(tmp_path / "alone.safetensors")])
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda state: state.pop("visual.ln_post.bias"), r"visual\.ln_post\.bias should be \(128,\), is missing"),
+        (lambda state: state.update({"visual.extra": torch.zeros(2)}), r"visual\.extra should be absent"),
+        (lambda state: state.pop("visual.conv1.weight"), r"conv1\.weight is missing"),
+        (lambda state: state.pop("visual.proj"), r"proj is missing"),
+    ],
+)
+def test_what_does_not_fit_is_named(change, sentence, tmp_path):
+    state = vit_clip()
+    change(state)
+    save_file(state, tmp_path / "clip.safetensors")
+    with pytest.raises(SystemExit, match=sentence):
+        imported(tmp_path / "clip.safetensors", tmp_path)
+    assert not (tmp_path / "encoder").exists()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_the_archives_code_is_never_looked_at(tmp_path):
+    torch.jit.save(torch.jit.trace(Tree({**vit_clip(), **OPENAI_NUMBERS}), torch.rand(1)), tmp_path / "clip.pt")
+    with zipfile.ZipFile(tmp_path / "clip.pt") as whole, zipfile.ZipFile(tmp_path / "less.pt", "w") as changed:
+        for name in whole.namelist():
+            changed.writestr(name, b"no code" if "/code/" in name else whole.read(name))
+    assert imported(tmp_path / "less.pt", tmp_path).spec.architecture == "tiny-vit-quickgelu"

@@ -1,0 +1,164 @@
+"""CosPlace, EigenPlaces and Divide&Classify: their modules put together here, and imported from what they save."""
+
+import argparse
+from collections import OrderedDict
+
+import pytest
+import torch
+import torchvision
+from plain_clip import gem_descriptors
+from torch import nn
+
+import progeo
+from progeo.cli import main
+
+FULL_SIZES = ["resnet50", "resnet101", "resnet152", "vgg16", "efficientnet_b0", "efficientnet_b7"]
+
+
+class GeM(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.p = nn.Parameter(torch.tensor([2.7]))
+
+
+def shaken(module):
+    """The module with statistics of batch norm as after a training, in eval mode."""
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean.normal_(0, 0.1)
+            part.running_var.uniform_(0.5, 1.5)
+    return module.eval()
+
+
+def cosplace(architecture, dim=24):
+    """The trunk as CosPlace cuts it, and its head, under the names of the published module."""
+    classifier = torchvision.models.get_model(architecture, weights=None)
+    parts = classifier.features.children() if architecture == "vgg16" else classifier.children()
+    trunk = nn.Sequential(*list(parts)[:-2])
+    with torch.no_grad():
+        channels = trunk.eval()(torch.zeros(1, 3, 64, 64)).shape[1]
+    head = nn.Sequential(nn.Identity(), GeM(), nn.Identity(), nn.Linear(channels, dim))
+    return shaken(nn.ModuleDict({"backbone": trunk, "aggregation": head}))
+
+
+def divide_and_classify(architecture):
+    trunk = torchvision.models.get_model(architecture, weights=None).features
+    with torch.no_grad():
+        channels = trunk.eval()(torch.zeros(1, 3, 64, 64)).shape[1]
+    head = nn.Sequential(nn.Linear(channels, channels), nn.Identity())
+    return shaken(nn.ModuleDict({"backbone": trunk, "classifier": head}))
+
+
+def imported(content, tmp_path, *options):
+    torch.save(content, tmp_path / "model.pth")
+    main(["import", str(tmp_path / "model.pth"), "--to", str(tmp_path / "encoder"), *options])
+    return progeo.load_encoder(tmp_path / "encoder")
+
+
+@pytest.mark.parametrize("name", ["resnet18", *(pytest.param(name, marks=pytest.mark.slow) for name in FULL_SIZES)])
+def test_cosplace_and_eigenplaces_give_the_descriptors_of_their_map_and_head(name, tmp_path):
+    model = cosplace(name)
+    encoder = imported(model.state_dict(), tmp_path)
+    images = torch.randn(2, 3, 96, 64)
+    with torch.no_grad():
+        feature_map = model["backbone"](images)
+        largest = feature_map.abs().max()  # without training it grows with the depth
+        torch.testing.assert_close(encoder.backbone(images) / largest, feature_map / largest, rtol=1e-3, atol=1e-5)
+        expected = gem_descriptors(model.state_dict(), feature_map)
+        torch.testing.assert_close(encoder(images), expected, rtol=1e-4, atol=1e-5)
+    spec = encoder.spec
+    assert (spec.architecture, spec.image_size, spec.descriptor_dim) == (name, (512, 512), 24)
+    assert (spec.mean, spec.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def test_files_without_counts_of_batch_norm_and_with_module_before_each_name_are_read(tmp_path):
+    model = cosplace("resnet18")
+    state = {f"module.{name}": value for name, value in model.state_dict().items() if "num_batches" not in name}
+    encoder = imported(OrderedDict(state), tmp_path, "--image_size", "[480,640]")
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = gem_descriptors(model.state_dict(), model["backbone"](images))
+        torch.testing.assert_close(encoder(images), expected, rtol=1e-4, atol=1e-5)
+    assert encoder.image_size == (480, 640)
+
+
+def test_layers_of_an_efficientnet_are_found_inside_features_and_without(tmp_path):
+    model = cosplace("efficientnet_b0")
+    flat = {name.replace("backbone.0.", "backbone."): value for name, value in model.state_dict().items()}
+    (tmp_path / "flat").mkdir()
+    inside, without = imported(model.state_dict(), tmp_path), imported(flat, tmp_path / "flat")
+    assert inside.spec == without.spec
+    assert all(torch.equal(value, without.state_dict()[name]) for name, value in inside.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0", pytest.param("efficientnet_b5", marks=pytest.mark.slow)])
+def test_divide_and_classify_gives_the_mean_moved_and_of_length_one(name, tmp_path, capsys):
+    model = divide_and_classify(name)
+    checkpoint = {
+        "model_state_dict": model.state_dict(),
+        "classifiers_state_dict": [{"weight": torch.rand(5, 8)}],
+        "args": argparse.Namespace(M=20, N=2),
+    }
+    encoder = imported(checkpoint, tmp_path)
+    images = torch.randn(2, 3, 96, 64)
+    with torch.no_grad():
+        moved = model["classifier"][0](model["backbone"](images).mean(dim=(2, 3)))
+        expected = moved / moved.norm(dim=1, keepdim=True)
+        torch.testing.assert_close(encoder(images), expected, rtol=1e-4, atol=1e-5)
+    assert (encoder.spec.architecture, encoder.spec.pooling, encoder.image_size) == (name, "mean_linear", (256, 256))
+    assert "left out, an encoder does not need them: classifiers_state_dict, args" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "sentence"),
+    [
+        (
+            lambda state: state.pop("backbone.4.1.bn2.weight"),
+            [],
+            r"resnet18: backbone\.4\.1\.bn2\.weight should be",
+        ),
+        (
+            lambda state: state.update({"backbone.8.weight": torch.zeros(1)}),
+            [],
+            r"backbone\.8\.weight should be absent",
+        ),
+        (lambda state: state.pop("aggregation.1.p"), [], r"aggregation\.1\.p should be \(1,\), is missing"),
+        (lambda state: state.update(x=3), [], "holds more than a state dict: 'x' is no named tensor"),
+        (lambda state: None, ["--quickgelu", "true"], "resnet18 is no CLIP, leave it out"),
+        (lambda state: None, ["--clip", "RN50"], "--class_order and --clip are for prompts: leave them out"),
+    ],
+)
+def test_what_does_not_fit_is_named(change, options, sentence, tmp_path):
+    state = cosplace("resnet18").state_dict()
+    change(state)
+    with pytest.raises(SystemExit, match=sentence):
+        imported(state, tmp_path, *options)
+    assert not (tmp_path / "encoder").exists()
+
+
+def test_a_network_that_is_none_of_them_is_refused_by_its_names(tmp_path):
+    with pytest.raises(SystemExit, match=r"of no known kind: its names begin with bn1, conv1, fc, layer1, layer2"):
+        imported(torchvision.models.resnet18(weights=None).state_dict(), tmp_path)
+    for nothing in ({}, [], 3):
+        with pytest.raises(SystemExit, match="holds no state dict"):
+            imported(nothing, tmp_path)
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path):
+    (tmp_path / "encoder").mkdir()
+    (tmp_path / "encoder" / "notes.txt").touch()
+    with pytest.raises(SystemExit, match="is in use: name another folder with --to"):
+        imported({}, tmp_path)
+    with pytest.raises(SystemExit, match="There is no file nowhere"):
+        main(["import", "nowhere.pth", "--to", str(tmp_path / "other")])
+
+
+def test_what_was_imported_can_be_evaluated_and_exported(tmp_path):
+    imported(cosplace("resnet18").state_dict(), tmp_path, "--image_size", "64")
+    main(["toy-city", str(tmp_path / "toy"), "--num_images", "40", "--image_size", "64"])
+    folders = ["--encoder", tmp_path / "encoder", "--folder", tmp_path / "toy/test", "--out", tmp_path / "out"]
+    cache = ["--descriptor_cache", tmp_path / "cache", "--num_workers", 0]
+    main(["evaluate", *map(str, [*folders, *cache])])
+    assert (tmp_path / "out/recalls.json").is_file()
+    main(["export", str(tmp_path / "encoder"), "--to", str(tmp_path / "again")])
+    assert progeo.load_encoder(tmp_path / "again").spec == progeo.load_encoder(tmp_path / "encoder").spec

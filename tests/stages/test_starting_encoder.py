@@ -1,0 +1,72 @@
+"""Stage 2 starts from an encoder that is there already."""
+
+import re
+
+import pytest
+import torch
+import yaml
+
+import progeo
+from progeo.cli import main
+from progeo.config.training import ModelSettings
+from progeo.export.weights import save_encoder
+from progeo.models.encoder import build_encoder
+from progeo.stages.starting_encoder import build_starting_encoder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    encoder = build_encoder("resnet18", "random", 64, descriptor_dim=16, normalisation="imagenet", seed=7)
+    return save_encoder(tmp_path_factory.mktemp("encoder"), encoder, provenance={}, recalls={})
+
+
+def model(folder, **changes):
+    same = {"architecture": "resnet18", "image_size": 64, "descriptor_dim": 16, "normalisation": "imagenet"}
+    return ModelSettings(**{**same, "weights": str(folder), **changes})
+
+
+def test_it_is_that_encoder_with_everything_to_be_trained(folder):
+    encoder = build_starting_encoder(model(folder, descriptor_dim=None), seed=0)
+    there = progeo.load_encoder(folder).state_dict()
+    assert all(torch.equal(tensor, there[name]) for name, tensor in encoder.state_dict().items())
+    assert all(parameter.requires_grad for parameter in encoder.parameters())
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"architecture": "resnet50"}, "model.architecture is resnet50, the encoder in {} has resnet18: set it so."),
+        ({"image_size": (64, 96)}, "model.image_size is (64, 96), the encoder in {} has (64, 64): set it so."),
+        ({"descriptor_dim": 8}, "model.descriptor_dim is 8, the encoder in {} has 16: set it so."),
+        ({"normalisation": "clip"}, "model.normalisation is clip, the encoder in {} has imagenet: set it so."),
+        ({"align_corners": True}, "model.align_corners is True, the encoder in {} has False: set it so."),
+    ],
+)
+def test_settings_that_say_otherwise_are_refused(changes, sentence, folder):
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence.format(folder))}$"):
+        build_starting_encoder(model(folder, **changes), seed=0)
+
+
+def test_a_folder_without_an_encoder_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="There is no encoder in"):
+        build_starting_encoder(model(tmp_path), seed=0)
+
+
+def test_the_run_begins_with_its_recall(folder, config, tmp_path, capsys):
+    settings = yaml.safe_load(config.read_text())
+    changes = {"architecture": "resnet18", "weights": str(folder), "descriptor_dim": 16, "normalisation": "imagenet"}
+    settings["model"].update(changes)
+    settings["training"]["epochs"] = 1
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    main(["stage2", "--config", str(tmp_path / "config.yaml"), "--run", str(tmp_path / "run"), "--text.weight", "0"])
+    beginning = re.search(r"epoch 0: val R@1 ([\d.]+)", capsys.readouterr().err)[1]
+    val = [
+        "evaluate",
+        *("--encoder", str(folder)),
+        *("--folder", settings["data"]["val_folder"]),
+        *("--out", str(tmp_path / "val")),
+        *("--descriptor_cache", str(tmp_path / "cache")),
+        *("--num_workers", "0"),
+    ]
+    main(val)
+    assert f"R@1 {beginning}" in capsys.readouterr().err
