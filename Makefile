@@ -29,3 +29,4 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.stage1
 	$(BIN)/python -m benchmarks.stage2
 	$(BIN)/python -m benchmarks.places
+	$(BIN)/python -m benchmarks.export

@@ -5,13 +5,12 @@ both take the same sizes.
 """
 
 import copy
+import io
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
@@ -20,44 +19,53 @@ from progeo.models.clip import grid_and_stride, position_embedding_name, resized
 from progeo.models.encoder import Encoder
 
 Input = Literal["normalised", "pixels", "photos"]
-LEAST_SIDE = 64
 LARGEST_DIFFERENCE = 1e-4
-LARGEST_HALF_DIFFERENCE = 2e-2
+_LEAST_SIDE = 64
 _SIZES = ((1, 224, 224), (5, 320, 448))
 
 
-@dataclass(frozen=True)
-class Form:
-    """What a graph takes and how it computes."""
-
-    input: Input = "normalised"
-    """`normalised` images, float (B, 3, H, W); `pixels`, uint8 (B, H, W, 3), normalised inside; `photos`, pixels of any
-    size, resized to the encoder's inside too."""
-    half: bool = False
-    """The trunk in float16, images and descriptors as ever; pooling stays in float32, where its powers do not vanish."""
-
-
-def build_program(encoder: Encoder, form: Form) -> ExportedProgram:
+def build_program(encoder: Encoder, input: Input) -> ExportedProgram:
     """Record the encoder as a graph: images named `images`, of any batch, height and width -> descriptors (B, D).
 
     Height and width must be multiples of `side_step(encoder)` and at least 64 pixels, except of photos.
+
+    Args:
+        encoder: it stays as it is.
+        input: `normalised` images, float (B, 3, H, W); `pixels`, uint8 (B, H, W, 3), normalised inside; `photos`,
+            pixels that are also resized inside, to the encoder's size.
     """
-    if form.input not in get_args(Input):
-        raise ValueError(f"input must be one of {', '.join(get_args(Input))}, got {form.input!r}.")
-    step = 1 if form.input == "photos" else side_step(encoder)
+    step = 1 if input == "photos" else side_step(encoder)
     batch, height, width = Dim("batch", min=1), _side("height", step), _side("width", step)
-    sizes = (batch, 3, height, width) if form.input == "normalised" else (batch, height, width, 3)
+    sizes = (batch, 3, height, width) if input == "normalised" else (batch, height, width, 3)
     dynamic = {axis: size for axis, size in enumerate(sizes) if size != 3}
-    # Two different images, neither of the encoder's size: nothing may be taken for a constant.
-    example = example_images(encoder, form, (2, 5 * max(step, 32), 6 * max(step, 32)))
+    example = _random_images(encoder, input, (2, 5 * max(step, 32), 6 * max(step, 32)))
     with torch.no_grad():
-        return torch.export.export(_Graph(encoder, form).eval(), (example,), dynamic_shapes=(dynamic,))
+        program = torch.export.export(_Graph(encoder, input).eval(), (example,), dynamic_shapes=(dynamic,))
+    for node in program.graph.nodes:  # lines of the source, with the paths of this machine
+        node.meta.pop("stack_trace", None)
+    return program
 
 
-def save_program(path: Path, program: ExportedProgram) -> None:
-    """Write the graph as a file for `torch.export.load(path).module()`."""
+def save_program(path: Path, encoder: Encoder, *, input: Input = "normalised") -> float:
+    """Write the graph as a file for `torch.export.load(path).module()`.
+
+    Returns:
+        The largest `relative_difference` to the encoder, for images of several sizes.
+
+    Raises:
+        ValueError: it is above 1e-4; nothing is written.
+    """
+    program = build_program(encoder, input)
+    described = program.module()
+    compared = compared_images(encoder, input)
+    differences = [relative_difference(described(images), expected) for images, expected in compared]
+    largest = check_difference(differences, LARGEST_DIFFERENCE, path)
+    program.example_inputs = None  # which would be pickled
+    content = io.BytesIO()  # as the archive would otherwise bear the temporary name
+    torch.export.save(program, content)
     with replacing(path) as temporary:
-        torch.export.save(program, temporary)
+        temporary.write_bytes(content.getbuffer())
+    return largest
 
 
 def side_step(encoder: Encoder) -> int:
@@ -66,81 +74,86 @@ def side_step(encoder: Encoder) -> int:
     return 1 if position_embedding_name(backbone) is None else grid_and_stride(backbone)[1][0]
 
 
-def example_images(encoder: Encoder, form: Form, size: tuple[int, int, int]) -> Tensor:
-    """Random images in the form that a graph takes, (batch, height, width)."""
-    batch, height, width = size
-    pixels = torch.randint(0, 256, (batch, height, width, 3), dtype=torch.uint8)
-    return encoder.normalise(pixels.permute(0, 3, 1, 2)) if form.input == "normalised" else pixels
-
-
-def compared_images(encoder: Encoder, form: Form) -> Iterator[tuple[Tensor, Tensor]]:
+def compared_images(encoder: Encoder, input: Input) -> Iterator[tuple[Tensor, Tensor]]:
     """Images of several sizes as the graph takes them, each with the descriptors (B, D) that the encoder gives."""
     step = side_step(encoder)
+    least = -(-_LEAST_SIDE // step) * step
     for batch, *sides in (*_SIZES, (2, *encoder.image_size)):
-        height, width = (max(step, side // step * step) for side in sides)
-        images = example_images(encoder, form, (batch, height, width))
-        yield images, _described(encoder, images, form)
+        height, width = (max(least, side // step * step) for side in sides)
+        images = _random_images(encoder, input, (batch, height, width))
+        yield images, _described(encoder, images, input)
 
 
-def check_difference(differences: list[float], form: Form, path: Path) -> float:
-    """The largest of the differences, refused where it is too large.
+def relative_difference(found: Tensor, expected: Tensor) -> float:
+    """The largest difference in any dimension of descriptors (B, D), where those expected are made 1 long."""
+    return ((found - expected).abs().max() / expected.norm(dim=1).mean()).item()
+
+
+def check_difference(differences: list[float], allowed: float, path: Path) -> float:
+    """The largest of the differences, refused above `allowed`.
 
     Raises:
-        ValueError: above 1e-4, or 2e-2 in half precision.
+        ValueError: the sentence names the file that is not written.
     """
-    largest, allowed = max(differences), LARGEST_HALF_DIFFERENCE if form.half else LARGEST_DIFFERENCE
-    if not largest <= allowed:
+    largest = max(differences)
+    if not largest <= allowed:  # which refuses a NaN too
         raise ValueError(
-            f"{path} would give descriptors up to {largest:.1e} away from the encoder's, allowed is {allowed:.0e}: "
-            "nothing is written. Please report the versions of torch and onnxruntime."
+            f"{path} is not written: its descriptors would be up to {largest:.1e} away from the encoder's, and "
+            f"{allowed:.0e} is allowed. Try other versions of torch and onnxruntime."
         )
     return largest
 
 
 @torch.no_grad()
-def _described(encoder: Encoder, images: Tensor, form: Form) -> Tensor:
-    if form.input == "normalised":
+def _described(encoder: Encoder, images: Tensor, input: Input) -> Tensor:
+    if input == "normalised":
         return encoder(images)
     images = images.permute(0, 3, 1, 2)
-    if form.input == "photos":
+    if input == "photos":
         return encoder(torch.stack([encoder.preprocess(image) for image in images]))
     return encoder(encoder.normalise(images))
 
 
+def _random_images(encoder: Encoder, input: Input, size: tuple[int, int, int]) -> Tensor:
+    """Random images in the form that a graph takes, (batch, height, width)."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (*size, 3), dtype=torch.uint8, generator=generator)
+    return encoder.normalise(pixels.permute(0, 3, 1, 2)) if input == "normalised" else pixels
+
+
 def _side(name: str, step: int) -> Dim:
-    least = -(-LEAST_SIDE // step)
+    least = -(-_LEAST_SIDE // step)
     return Dim(name, min=least) if step == 1 else step * Dim(name, min=least)
 
 
 class _Graph(nn.Module):
     """The encoder without what asks for sizes."""
 
-    def __init__(self, encoder: Encoder, form: Form) -> None:
+    def __init__(self, encoder: Encoder, input: Input) -> None:
         super().__init__()
-        # A copy, as half precision and memory format are set in place.
+        # A copy, as the memory format is set in place.
         encoder = copy.deepcopy(encoder).to(memory_format=torch.contiguous_format)
-        self.trunk = encoder.backbone.half() if form.half else encoder.backbone
+        self.trunk = encoder.backbone
         self.head = nn.Sequential(encoder.pooling, encoder.projection)
         self.register_buffer("mean", 255 * encoder.mean[:, None, None])
         self.register_buffer("std", 255 * encoder.std[:, None, None])
-        self.spec, self.form = encoder.spec, form
+        self.spec, self.input = encoder.spec, input
 
     def forward(self, images: Tensor) -> Tensor:
-        if self.form.input != "normalised":
+        if self.input != "normalised":
             images = images.permute(0, 3, 1, 2).float()
-            if self.form.input == "photos":
+            if self.input == "photos":
                 images = _resized(images, self.spec.image_size)
             images = (images - self.mean) / self.std
-        images = images.half() if self.form.half else images
-        if position_embedding_name(self.trunk) is None:
+        if self.input == "photos" or position_embedding_name(self.trunk) is None:
             features = self.trunk(images)
         else:
             features = resized_features(self.trunk, images, align_corners=self.spec.align_corners)
-        return self.head(features.float())
+        return self.head(features)
 
 
 def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize (B, 3, H, W) of 0..255 to the very values of `preprocess`: columns, then rows, each rounded."""
+    """Resize (B, 3, H, W) of 0..255 as `preprocess` does: columns, then rows, each rounded to whole steps."""
     weights, one = _resizing_weights(images.shape[3], size[1])
     images = (images @ weights.T / one + 0.5).floor()
     weights, one = _resizing_weights(images.shape[2], size[0])
