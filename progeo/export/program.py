@@ -174,5 +174,5 @@ def _resizing_weights(length: int, resized: int) -> tuple[Tensor, Tensor]:
     weights = (1 - distances / reach).clamp(min=0)
     weights = weights / weights.sum(dim=1, keepdim=True)
     ones = 2.0 ** torch.arange(23, dtype=torch.float64)
-    one = ones[torch.clamp((0.5 + 2 * weights.max() * ones < 2**15).sum(), max=22)]
+    one = 2.0 ** (0.5 + 2 * weights.max() * ones < 2**15).sum().clamp(max=22).double()
     return (weights * one + 0.5).floor().float(), one.float()
