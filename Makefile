@@ -30,3 +30,4 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.stage2
 	$(BIN)/python -m benchmarks.places
 	$(BIN)/python -m benchmarks.evaluation
+	$(BIN)/python -m benchmarks.export

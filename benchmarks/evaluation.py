@@ -99,7 +99,7 @@ def write_descriptors(folder: Path) -> None:
         rows.write_shard(shard, unit(centres[places] + 0.03 * noise))
     places = rng.integers(0, num_places, NUM_QUERIES)
     noise = rng.standard_normal((NUM_QUERIES, DIM), np.float32)
-    np.save(folder / "queries.npy", unit(centres[places] + 0.06 * noise))
+    np.save(folder / "queries.npy", unit(centres[places] + 0.12 * noise))
     np.save(folder / "places.npy", places)
 
 

@@ -126,7 +126,9 @@ def test_an_export_does_not_write_over_an_encoder(tmp_path):
 
     save_encoder(tmp_path / "a", build_encoder("tiny-vit", "random"), provenance={}, recalls={})
     main(["export", str(tmp_path / "a"), "--to", str(tmp_path / "b")])
-    assert "already holds an encoder" in failure("export", tmp_path / "a", "--to", tmp_path / "b")
+    assert "already holds model.safetensors, model.json, README.md" in failure(
+        "export", tmp_path / "a", "--to", tmp_path / "b"
+    )
 
 
 def test_an_interrupted_command_says_so_and_leaves_nothing(tmp_path):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from jsonargparse.typing import PositiveInt
 
@@ -27,7 +28,15 @@ class ExportSettings:
     run: Path
     """Run of stage 2, or a folder with an encoder."""
     to: Path | None = None
-    """Folder for model.safetensors and model.json; null takes export/ in the run."""
+    """Folder for what is written; null takes export/ in the run, or export_FORMAT/."""
+    format: Literal["safetensors", "onnx", "torch", "trunk"] = "safetensors"
+    """safetensors is for progeo.load_encoder, torch.hub and the Hugging Face Hub; onnx for onnxruntime and others;
+    torch is a program of torch.export; trunk the backbone alone, in the names of open_clip or torchvision."""
+    input: Literal["normalised", "pixels", "photos"] = "normalised"
+    """Of onnx and torch: normalised images, float (B, 3, H, W); pixels, uint8 (B, H, W, 3), which are normalised
+    inside; photos, pixels that are also resized inside to the encoder's size."""
+    fp16: bool = False
+    """Of onnx: weights in half precision, in a file of half the size; they are computed with in float32."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from progeo.export.fetch import fetch_folder
 from progeo.files import read_json, replacing, write_json
 from progeo.models.encoder import Encoder, build_encoder, restore_encoder, spec_from_json, spec_to_json
 from progeo.models.thumbnail import ThumbnailEncoder
@@ -55,10 +56,10 @@ def load_encoder(path_or_name: str | Path) -> nn.Module:
     `mean`, `std` and `preprocess(PIL image or uint8 tensor (3, H, W)) -> (3, height, width)`.
 
     Args:
-        path_or_name: a folder with `model.safetensors` and `model.json`, a run of stage 2 (its best encoder), or an
-            encoder to compare with: `open_clip:ARCHITECTURE:WEIGHTS` gives CLIP's own image features,
-            `torchvision:ARCHITECTURE:WEIGHTS` the mean of the last feature map (see `load_clip` and `load_convnet`),
-            `thumbnail` raw 16 x 16 pixels.
+        path_or_name: a folder with `model.safetensors` and `model.json`, the URL of one or `hf-hub:OWNER/NAME` (see
+            `fetch_folder`), a run of stage 2 (its best encoder), or an encoder to compare with:
+            `open_clip:ARCHITECTURE:WEIGHTS` gives CLIP's own image features, `torchvision:ARCHITECTURE:WEIGHTS` the
+            mean of the last feature map (see `load_clip` and `load_convnet`), `thumbnail` raw 16 x 16 pixels.
 
     Raises:
         FileNotFoundError: nothing to load there.
@@ -70,7 +71,10 @@ def load_encoder(path_or_name: str | Path) -> nn.Module:
     if kind in _UNTRAINED and name:
         architecture, _, weights = name.partition(":")
         return build_encoder(architecture, weights or "", **_UNTRAINED[kind]).eval()
-    folder = encoder_folder(Path(path_or_name))
+    if kind in ("hf-hub", "http", "https") and name:
+        folder = fetch_folder(str(path_or_name), (_WEIGHTS, _DESCRIPTION))
+    else:
+        folder = encoder_folder(Path(path_or_name))
     spec = spec_from_json(read_description(folder)["encoder"])
     try:
         state = load_file(folder / _WEIGHTS)

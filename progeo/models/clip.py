@@ -121,12 +121,26 @@ def visual_features(visual: nn.Module, images: Tensor, *, align_corners: bool = 
     name = position_embedding_name(visual)
     if name is None:
         return visual(images)
-    own, stride = _grid_and_stride(visual)
-    grid = (images.shape[2] // stride[0], images.shape[3] // stride[1])
-    if grid == own:
+    if _grid_of(visual, *images.shape[2:]) == _own_grid(visual):
         return visual(images)
-    embedding = _resized_embedding(visual.get_parameter(name), own, grid, align_corners)
-    return functional_call(visual, {name: embedding}, (images,))
+    return resized_features(visual, images, align_corners=align_corners)
+
+
+def resized_features(visual: nn.Module, images: Tensor, *, align_corners: bool = False) -> Tensor:
+    """Run a visual tower that has a position embedding on images (B, 3, H, W), resizing it even to its own size.
+
+    To its own size it stays as it is, so that a graph for all sizes need not ask which one it is given. It is resized
+    in float32, whatever the weights are.
+    """
+    name = position_embedding_name(visual)
+    grid, embedding = _grid_of(visual, *images.shape[2:]), visual.get_parameter(name)
+    resized = _resized_embedding(embedding.float(), _own_grid(visual), grid, align_corners).to(embedding.dtype)
+    return functional_call(visual, {name: resized}, (images,))
+
+
+def position_stride(visual: VisionTransformer | ModifiedResNet) -> int:
+    """Pixels from one place of the position embedding to the next."""
+    return visual.patch_size[0] if isinstance(visual, VisionTransformer) else RESNET_STRIDE
 
 
 @functools.cache
@@ -184,8 +198,7 @@ def _check_same_shapes(model: nn.Module, architecture: str) -> None:
 
 def _resize_input(visual: VisionTransformer | ModifiedResNet, image_size: tuple[int, int], align_corners: bool) -> None:
     """Resize the position embedding for inputs of (height, width) pixels, in place."""
-    old_grid, stride = _grid_and_stride(visual)
-    new_grid = (image_size[0] // stride[0], image_size[1] // stride[1])
+    old_grid, new_grid = _own_grid(visual), _grid_of(visual, *image_size)
     visual.image_size = image_size
     owner: nn.Module = visual.attnpool if isinstance(visual, ModifiedResNet) else visual
     if isinstance(visual, VisionTransformer):
@@ -195,12 +208,17 @@ def _resize_input(visual: VisionTransformer | ModifiedResNet, image_size: tuple[
         owner.positional_embedding = nn.Parameter(resized)
 
 
-def _grid_and_stride(visual: VisionTransformer | ModifiedResNet) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Rows and columns of what the position embedding is for, and pixels from one to the next."""
+def _own_grid(visual: VisionTransformer | ModifiedResNet) -> tuple[int, int]:
+    """Rows and columns that the position embedding is for."""
+    return _grid_of(visual, *as_height_width(visual.image_size))
+
+
+def _grid_of(visual: VisionTransformer | ModifiedResNet, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of what the position embedding is added to, in images of this size."""
     if isinstance(visual, VisionTransformer):
-        return tuple(visual.grid_size), tuple(visual.patch_size)
-    height, width = as_height_width(visual.image_size)
-    return (height // RESNET_STRIDE, width // RESNET_STRIDE), (RESNET_STRIDE, RESNET_STRIDE)
+        return height // visual.patch_size[0], width // visual.patch_size[1]
+    # The first convolution rounds a half up, the poolings after it round down.
+    return (height + 1) // 2 // (RESNET_STRIDE // 2), (width + 1) // 2 // (RESNET_STRIDE // 2)
 
 
 def _resized_embedding(

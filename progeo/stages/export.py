@@ -1,24 +1,105 @@
 """Export: the best encoder of a run leaves alone."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from progeo.config.encoders import ExportSettings
 from progeo.engine.log import LOGGER, start_log
+from progeo.export.card import save_card, starting_weights
+from progeo.export.onnx import save_onnx
+from progeo.export.program import save_program, side_step
+from progeo.export.trunk import save_trunk, trunk_usage
 from progeo.export.weights import encoder_folder, load_encoder, read_description, save_encoder
+from progeo.models.encoder import Encoder
+
+
+@dataclass(frozen=True)
+class _Format:
+    files: tuple[str, ...]
+    """That it writes, beside README.md."""
+    write: Callable[[Path, Encoder, dict, ExportSettings], str]
+    """Writes them to a folder and returns Python that loads them."""
 
 
 def export(settings: ExportSettings) -> Path:
-    """Write the best encoder of a run to a folder of its own and return the folder.
+    """Write the best encoder of a run, or what others can make of it, to a folder of its own and return the folder.
 
     Raises:
-        ValueError: the folder holds an encoder already.
+        ValueError: the folder holds such files already, or a setting that the format does not know.
     """
     start_log(None)
-    source = encoder_folder(settings.run)
-    target = settings.to or settings.run / "export"
-    if (target / "model.json").exists():
-        raise ValueError(f"{target} already holds an encoder: name another folder with --to.")
+    if settings.format not in ("onnx", "torch") and settings.input != "normalised":
+        raise ValueError(f"--input is for the formats onnx and torch, not for {settings.format}: leave it out.")
+    if settings.format != "onnx" and settings.fp16:
+        raise ValueError(f"--fp16 is for the format onnx, not for {settings.format}: leave it out.")
+    source, chosen = encoder_folder(settings.run), _FORMATS[settings.format]
+    default = "export" if settings.format == "safetensors" else f"export_{settings.format}"
+    target = settings.to or settings.run / default
+    if held := [name for name in (*chosen.files, "README.md") if (target / name).exists()]:
+        raise ValueError(f"{target} already holds {', '.join(held)}: name another folder with --to.")
     description = read_description(source)
-    save_encoder(target, load_encoder(source), provenance=description["provenance"], recalls=description["recalls"])
-    LOGGER.info("encoder written to %s: progeo.load_encoder(%r) gives it back", target, str(target))
+    target.mkdir(parents=True, exist_ok=True)
+    usage = chosen.write(target, load_encoder(source), description, settings)
+    save_card(target / "README.md", description, usage)
+    LOGGER.info("%s and README.md written to %s", ", ".join(chosen.files), target)
     return target
+
+
+def _write_weights(target: Path, encoder: Encoder, description: dict, _: ExportSettings) -> str:
+    save_encoder(target, encoder, provenance=description["provenance"], recalls=description["recalls"])
+    return (
+        "import progeo\n"
+        "from PIL import Image\n\n"
+        f'encoder = progeo.load_encoder("{target.name}")  # or "hf-hub:OWNER/NAME", once it is published there\n'
+        'descriptor = encoder(encoder.preprocess(Image.open("photo.jpg"))[None])'
+    )
+
+
+def _write_onnx(target: Path, encoder: Encoder, _: dict, settings: ExportSettings) -> str:
+    difference = save_onnx(target / "model.onnx", encoder, input=settings.input, fp16=settings.fp16)
+    _report(encoder, difference, settings)
+    return (
+        "import onnxruntime\n\n"
+        'session = onnxruntime.InferenceSession("model.onnx")\n'
+        f'(descriptors,) = session.run(None, {{"images": images}})  # {_images(encoder, settings)}'
+    )
+
+
+def _write_program(target: Path, encoder: Encoder, _: dict, settings: ExportSettings) -> str:
+    _report(encoder, save_program(target / "model.pt2", encoder, input=settings.input), settings)
+    return (
+        "import torch\n\n"
+        'encoder = torch.export.load("model.pt2").module()\n'
+        f"descriptors = encoder(images)  # {_images(encoder, settings)}"
+    )
+
+
+def _write_trunk(target: Path, encoder: Encoder, description: dict, _: ExportSettings) -> str:
+    save_trunk(target / "trunk.safetensors", encoder)
+    return trunk_usage(encoder.spec, starting_weights(description))
+
+
+_FORMATS = {
+    "safetensors": _Format(("model.safetensors", "model.json"), _write_weights),
+    "onnx": _Format(("model.onnx",), _write_onnx),
+    "torch": _Format(("model.pt2",), _write_program),
+    "trunk": _Format(("trunk.safetensors",), _write_trunk),
+}
+
+
+def _report(encoder: Encoder, difference: float, settings: ExportSettings) -> None:
+    LOGGER.info("it takes %s", _images(encoder, settings))
+    LOGGER.info("largest difference to the encoder's descriptors, in images of three sizes: %.1e", difference)
+
+
+def _images(encoder: Encoder, settings: ExportSettings) -> str:
+    """What images may be, in words."""
+    height, width = encoder.image_size
+    step = side_step(encoder)
+    sides = "H and W from 64" if step == 1 else f"H and W from 64 and multiples of {step}"
+    return {
+        "normalised": f"float32 (B, 3, H, W), normalised, {sides}",
+        "pixels": f"uint8 RGB (B, H, W, 3), {sides}",
+        "photos": f"uint8 RGB (B, H, W, 3) of any size from 64, resized to {height} x {width} inside",
+    }[settings.input]

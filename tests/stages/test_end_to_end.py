@@ -169,7 +169,7 @@ def test_images_of_other_sizes_can_be_evaluated(run, city, tmp_path):
 
 def test_an_exported_encoder_describes_bit_for_bit_as_the_best_one(run, city, tmp_path):
     main(["export", str(run / "stage2"), "--to", str(tmp_path / "model")])
-    assert files_in(tmp_path / "model") == {"model.safetensors", "model.json"}
+    assert files_in(tmp_path / "model") == {"model.safetensors", "model.json", "README.md"}
     exported, best = progeo.load_encoder(tmp_path / "model"), progeo.load_encoder(run / "stage2" / "best")
     image = exported.preprocess(read_image(next((city / "test/queries").iterdir())))[None]
     with torch.no_grad():

@@ -1,0 +1,98 @@
+"""The model card: a README.md for people, with the header that the Hugging Face Hub reads."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torchvision.models import get_model_weights
+
+from progeo.files import replacing
+from progeo.models.convnets import CONVNETS
+
+_HEADER = {
+    "library_name": "progeo",
+    "pipeline_tag": "image-feature-extraction",
+    "tags": ["visual-place-recognition", "visual-geolocalization", "image-retrieval"],
+}
+_SECTIONS = ("model", "cells", "head", "text", "triplet", "training")
+
+
+def save_card(path: Path, description: Mapping[str, Any], usage: str) -> None:
+    """Write the card of what `model.json` describes.
+
+    Args:
+        path: the file.
+        description: encoder, recalls and provenance.
+        usage: Python that loads what lies beside the card.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(_card(description, usage), encoding="utf-8")
+
+
+def starting_weights(description: Mapping[str, Any]) -> str | None:
+    """What training began from, as `model.weights` names it; None where that is not known."""
+    settings = description["provenance"].get("settings", {})
+    return settings.get("model", {}).get("weights") or description["encoder"]["text_weights"]
+
+
+def licence_of_weights(architecture: str, weights: str | None) -> str:
+    """The licence under which the weights that training began from were published, where that is certain."""
+    if weights == "random":
+        return "none, training began from random weights"
+    if architecture in CONVNETS:
+        if weights in get_model_weights(architecture).__members__:
+            return (
+                "torchvision's code is BSD-3-Clause; its weights were trained on ImageNet, which has terms of its own"
+            )
+    elif weights == "openai":
+        return "MIT, of OpenAI's CLIP"
+    elif weights is not None and weights.startswith("laion"):
+        return "MIT, of open_clip's weights trained on LAION"
+    return "unknown"
+
+
+def _card(description: Mapping[str, Any], usage: str) -> str:
+    encoder, provenance = description["encoder"], description["provenance"]
+    weights, settings = starting_weights(description), provenance.get("settings", {})
+    height, width = encoder["image_size"]
+    rows = {
+        "backbone": encoder["architecture"],
+        "started from": _without_folders(weights) if weights else "unknown",
+        "licence of these starting weights": licence_of_weights(encoder["architecture"], weights),
+        "images": f"{height} x {width} pixels, RGB in 0..1, less {_triple(encoder['mean'])}, "
+        f"divided by {_triple(encoder['std'])}",
+        "descriptors": f"{encoder['descriptor_dim']} dimensions, "
+        f"{'of length 1' if encoder['normalised'] else 'of any length'}",
+        "pooling": encoder["pooling"],
+        "trained on": _last_folders(settings.get("data", {}).get("train_folder")),
+        "epoch": provenance.get("epoch", "unknown"),
+        **{name: f"{recall:.1f}" for name, recall in description["recalls"].items()},
+    }
+    parts = [
+        f"---\n{yaml.safe_dump(_HEADER, sort_keys=False)}---",
+        "# An encoder for visual geo-localization",
+        "It maps a photo to a descriptor; the nearest descriptors of geotagged images tell where the photo was taken.",
+        "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]),
+        f"## Use\n\n```python\n{usage}\n```",
+        "## Licence\n\nThat of these weights is for those to say who publish them: the licence of the starting weights "
+        "and the terms of the images both bear on it.",
+    ]
+    if shown := {name: settings[name] for name in _SECTIONS if name in settings}:
+        if "weights" in shown.get("model", {}):
+            shown["model"] = {**shown["model"], "weights": _without_folders(shown["model"]["weights"])}
+        parts.append(f"## Settings\n\n```yaml\n{yaml.safe_dump(shown, sort_keys=False)}```")
+    return "\n\n".join(parts) + "\n"
+
+
+def _triple(values: list[float]) -> str:
+    return f"({', '.join(f'{value:.4g}' for value in values)})"
+
+
+def _without_folders(weights: str) -> str:
+    """A file by its name alone: nobody else has its folders."""
+    return weights if weights.startswith("hf-hub:") else Path(weights).name
+
+
+def _last_folders(folder: str | None) -> str:
+    return "unknown" if folder is None else Path(*Path(folder).parts[-3:]).as_posix().lstrip("/")

@@ -1,0 +1,57 @@
+"""Folders of encoders that lie elsewhere: at an address, or on the Hugging Face Hub."""
+
+import hashlib
+import io
+import shutil
+from collections.abc import Sequence
+from http.client import HTTPException
+from pathlib import Path
+from urllib.request import urlopen
+
+import torch
+
+from progeo.files import replacing
+
+
+def fetch_folder(address: str, names: Sequence[str]) -> Path:
+    """Fetch files that lie side by side and return the folder with them; what was fetched before is not fetched again.
+
+    Args:
+        address: `hf-hub:OWNER/NAME` of the Hugging Face Hub, or `hf-hub:OWNER/NAME@REVISION`, kept where its own
+            package keeps it; or the URL of a folder, to which `/` and a file's name are appended, kept below
+            `torch.hub.get_dir()`.
+        names: of the files.
+
+    Raises:
+        FileNotFoundError: a file that cannot be fetched.
+    """
+    if address.startswith("hf-hub:"):
+        return _from_hub(address.removeprefix("hf-hub:"), names)
+    folder = Path(torch.hub.get_dir()) / "progeo" / hashlib.sha256(address.encode()).hexdigest()[:16]
+    for name in names:
+        if not (folder / name).is_file():
+            _download(f"{address.rstrip('/')}/{name}", folder / name)
+    return folder
+
+
+def _from_hub(repository: str, names: Sequence[str]) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    owner_and_name, _, revision = repository.partition("@")
+    try:
+        paths = [hf_hub_download(owner_and_name, name, revision=revision or None) for name in names]
+    except Exception as error:  # of the network, of the repository, of a name that can be none
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise FileNotFoundError(f"{repository} could not be fetched from the Hugging Face Hub: {reason}") from None
+    return Path(paths[0]).parent
+
+
+def _download(url: str, path: Path) -> None:
+    content = io.BytesIO()
+    try:
+        with urlopen(url) as response:
+            shutil.copyfileobj(response, content)
+    except (OSError, HTTPException) as error:
+        raise FileNotFoundError(f"{url} could not be fetched: {error}.") from None
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.getbuffer())

@@ -1,0 +1,138 @@
+"""An encoder as an ONNX file, compared with the encoder before it is written."""
+
+import importlib
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from progeo.export.program import (
+    LARGEST_DIFFERENCE,
+    Input,
+    build_program,
+    check_difference,
+    compared_images,
+    relative_difference,
+)
+from progeo.files import replacing
+from progeo.models.encoder import Encoder, spec_to_json
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+_NEEDED = ("onnx", "onnxscript", "onnxruntime")
+_LARGEST_DIFFERENCE_OF_HALVES = 1e-2
+_LARGEST_FILE_BYTES = 2**31 - 1
+_OPSET = 20
+
+
+def save_onnx(path: Path, encoder: Encoder, *, input: Input = "normalised", fp16: bool = False) -> float:
+    """Write an encoder as ONNX: `images` of any batch, height and width (see `build_program`) -> `descriptors` (B, D).
+
+    Args:
+        path: the file.
+        encoder: it stays as it is.
+        input: see `build_program`.
+        fp16: weights in half precision, in a file of half the size; they are computed with in float32.
+
+    Returns:
+        The largest `relative_difference` between onnxruntime and the encoder, for images of several sizes.
+
+    Raises:
+        ValueError: it is above 1e-4, with fp16 1e-2, the weights are too large for one file, or a package of the extra
+            `onnx` is missing; nothing is written.
+    """
+    _check_packages()
+    model = _as_onnx(encoder, input)
+    if fp16:
+        _store_halves(model)
+    if model.ByteSize() > _LARGEST_FILE_BYTES:
+        raise ValueError(
+            f"{path} would have {model.ByteSize() / 1e9:.1f} GB, one ONNX file holds 2.1 GB. "
+            f"{'Use --format torch.' if fp16 else 'Use --fp16 true or --format torch.'}"
+        )
+    content = model.SerializeToString()
+    differences = list(_differences(content, encoder, input))
+    largest = check_difference(differences, _LARGEST_DIFFERENCE_OF_HALVES if fp16 else LARGEST_DIFFERENCE, path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+    return largest
+
+
+def _check_packages() -> None:
+    for name in _NEEDED:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError:
+            raise ValueError(f"An ONNX file needs the package {name}: pip install 'progeo[onnx]'.") from None
+
+
+def _as_onnx(encoder: Encoder, input: Input) -> "ModelProto":
+    height, width = (2, 3) if input == "normalised" else (1, 2)
+    program = build_program(encoder, input)
+    with _quiet():
+        # The exporter of graphs (dynamo) and not that of TorchScript, which PyTorch keeps for old programs only and
+        # which knows no bicubic resizing with antialiasing.
+        exported = torch.onnx.export(
+            program,
+            (),
+            dynamo=True,
+            verbose=False,
+            opset_version=_OPSET,
+            input_names=["images"],
+            output_names=["descriptors"],
+            dynamic_shapes=({0: "batch", height: "height", width: "width"},),
+        )
+    model = exported.model_proto
+    for part in (*model.graph.node, *model.graph.value_info):  # what each was in the source, longer than the graph
+        del part.metadata_props[:]
+    model.metadata_props.add(key="progeo", value=json.dumps({**spec_to_json(encoder.spec), "input": input}))
+    return model
+
+
+def _store_halves(model: "ModelProto") -> None:
+    """Keep matrices and kernels in float16, each cast to float32 where it is used."""
+    import onnx
+
+    casts = []
+    for tensor in model.graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        if values.dtype != np.float32 or values.ndim < 2 or np.abs(values).max() > np.finfo(np.float16).max:
+            continue
+        name = tensor.name
+        tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float16), f"{name}_half"))
+        casts.append(onnx.helper.make_node("Cast", [tensor.name], [name], to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def _differences(content: bytes, encoder: Encoder, input: Input) -> Iterator[float]:
+    from onnxruntime import InferenceSession
+
+    session = InferenceSession(content, providers=["CPUExecutionProvider"])
+    for images, expected in compared_images(encoder, input):
+        (found,) = session.run(["descriptors"], {"images": images.numpy()})
+        yield relative_difference(torch.from_numpy(found), expected)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter from warning about its own insides."""
+    names = ("onnxscript", "torch.onnx", "onnx_ir")
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

@@ -1,0 +1,184 @@
+"""An encoder as one graph of tensor operations, for batches and images of any size: what `torch.export` gives.
+
+`torch.export` and not TorchScript, which PyTorch no longer develops; the ONNX file is made from the same graph, so that
+both take the same sizes.
+"""
+
+import copy
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from progeo.files import replacing
+from progeo.models.clip import position_embedding_name, position_stride, resized_features
+from progeo.models.encoder import Encoder
+
+Input = Literal["normalised", "pixels", "photos"]
+LARGEST_DIFFERENCE = 1e-4
+_LEAST_SIDE = 64
+_SIZES = ((1, 224, 224), (5, 320, 448))
+
+
+def build_program(encoder: Encoder, input: Input) -> ExportedProgram:
+    """Record the encoder as a graph: images named `images`, of any batch, height and width -> descriptors (B, D).
+
+    Height and width must be multiples of `side_step(encoder)` and at least 64 pixels, except of photos.
+
+    Args:
+        encoder: it stays as it is.
+        input: `normalised` images, float (B, 3, H, W); `pixels`, uint8 (B, H, W, 3), normalised inside; `photos`,
+            pixels that are also resized inside, to the encoder's size.
+    """
+    step = 1 if input == "photos" else side_step(encoder)
+    batch, height, width = Dim("batch", min=1), _side("height", step), _side("width", step)
+    sizes = (batch, 3, height, width) if input == "normalised" else (batch, height, width, 3)
+    dynamic = {axis: size for axis, size in enumerate(sizes) if size != 3}
+    example = _random_images(encoder, input, (2, 5 * max(step, 32), 6 * max(step, 32)))
+    with torch.no_grad():
+        program = torch.export.export(
+            _Graph(encoder, input).eval(),
+            (example,),
+            dynamic_shapes=(dynamic,),
+            # Of a VGG some guards are true of all sizes, but the solver cannot prove it.
+            prefer_deferred_runtime_asserts_over_guards=True,
+        )
+    for node in program.graph.nodes:  # lines of the source, with the paths of this machine
+        node.meta.pop("stack_trace", None)
+    return program
+
+
+def save_program(path: Path, encoder: Encoder, *, input: Input = "normalised") -> float:
+    """Write the graph as a file for `torch.export.load(path).module()`.
+
+    Returns:
+        The largest `relative_difference` to the encoder, for images of several sizes.
+
+    Raises:
+        ValueError: it is above 1e-4; nothing is written.
+    """
+    program = build_program(encoder, input)
+    described = program.module()
+    compared = compared_images(encoder, input)
+    differences = [relative_difference(described(images), expected) for images, expected in compared]
+    largest = check_difference(differences, LARGEST_DIFFERENCE, path)
+    program.example_inputs = None  # which would be pickled
+    content = io.BytesIO()  # as the archive would otherwise bear the temporary name
+    torch.export.save(program, content)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.getbuffer())
+    return largest
+
+
+def side_step(encoder: Encoder) -> int:
+    """What height and width must be multiples of: where there is a position embedding, the pixels of one position."""
+    backbone = encoder.backbone
+    return 1 if position_embedding_name(backbone) is None else position_stride(backbone)
+
+
+def compared_images(encoder: Encoder, input: Input) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images of several sizes as the graph takes them, each with the descriptors (B, D) that the encoder gives."""
+    step = side_step(encoder)
+    least = -(-_LEAST_SIDE // step) * step
+    for batch, *sides in (*_SIZES, (2, *encoder.image_size)):
+        height, width = (max(least, side // step * step) for side in sides)
+        images = _random_images(encoder, input, (batch, height, width))
+        yield images, _described(encoder, images, input)
+
+
+def relative_difference(found: Tensor, expected: Tensor) -> float:
+    """The largest difference in any dimension of descriptors (B, D), where those expected are made 1 long."""
+    return ((found - expected).abs().max() / expected.norm(dim=1).mean()).item()
+
+
+def check_difference(differences: list[float], allowed: float, path: Path) -> float:
+    """The largest of the differences, refused above `allowed`.
+
+    Raises:
+        ValueError: the sentence names the file that is not written.
+    """
+    largest = torch.tensor(differences, dtype=torch.float64).max().item()  # NaN where there is one
+    if not largest <= allowed:
+        raise ValueError(
+            f"{path} is not written: its descriptors would be up to {largest:.1e} away from the encoder's, and "
+            f"{allowed:.0e} is allowed. Try other versions of torch and onnxruntime."
+        )
+    return largest
+
+
+@torch.no_grad()
+def _described(encoder: Encoder, images: Tensor, input: Input) -> Tensor:
+    if input == "normalised":
+        return encoder(images)
+    images = images.permute(0, 3, 1, 2)
+    if input == "photos":
+        # `preprocess` is the same where a processor has AVX2; elsewhere torchvision resizes as floats, rounded once.
+        images = F.interpolate(images, encoder.image_size, mode="bilinear", antialias=True)
+    return encoder(encoder.normalise(images))
+
+
+def _random_images(encoder: Encoder, input: Input, size: tuple[int, int, int]) -> Tensor:
+    """Random images in the form that a graph takes, (batch, height, width)."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (*size, 3), dtype=torch.uint8, generator=generator)
+    return encoder.normalise(pixels.permute(0, 3, 1, 2)) if input == "normalised" else pixels
+
+
+def _side(name: str, step: int) -> Dim:
+    least = -(-_LEAST_SIDE // step)
+    return Dim(name, min=least) if step == 1 else step * Dim(name, min=least)
+
+
+class _Graph(nn.Module):
+    """The encoder without what asks for sizes."""
+
+    def __init__(self, encoder: Encoder, input: Input) -> None:
+        super().__init__()
+        # A copy, as both are set in place.
+        encoder = copy.deepcopy(encoder).requires_grad_(False).to(memory_format=torch.contiguous_format)
+        self.trunk = encoder.backbone
+        self.head = nn.Sequential(encoder.pooling, encoder.projection)
+        self.register_buffer("mean", 255 * encoder.mean[:, None, None])
+        self.register_buffer("std", 255 * encoder.std[:, None, None])
+        self.spec, self.input = encoder.spec, input
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.input != "normalised":
+            images = images.permute(0, 3, 1, 2).float()
+            if self.input == "photos":
+                images = _resized(images, self.spec.image_size)
+            images = (images - self.mean) / self.std
+        if self.input == "photos" or position_embedding_name(self.trunk) is None:
+            features = self.trunk(images)
+        else:
+            features = resized_features(self.trunk, images, align_corners=self.spec.align_corners)
+        return self.head(features)
+
+
+def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize (B, 3, H, W) of 0..255 as `preprocess` does: columns, then rows, each rounded to whole steps."""
+    weights, one = _resizing_weights(images.shape[3], size[1])
+    images = (images @ weights.T / one + 0.5).floor()
+    weights, one = _resizing_weights(images.shape[2], size[0])
+    return (weights @ images / one + 0.5).floor()
+
+
+def _resizing_weights(length: int, resized: int) -> tuple[Tensor, Tensor]:
+    """What each of `length` pixels adds to each of the resized ones, (resized, length), and the number that is one.
+
+    Weights are whole numbers below 2**15, the finest that PyTorch's resizing of uint8 images can take, as it does.
+    """
+    scale = length / resized
+    reach = torch.sym_max(scale, 1.0)
+    centres = (torch.arange(resized, dtype=torch.float64) + 0.5) * scale
+    distances = (torch.arange(length, dtype=torch.float64) + 0.5 - centres[:, None]).abs()
+    weights = (1 - distances / reach).clamp(min=0)
+    weights = weights / weights.sum(dim=1, keepdim=True)
+    ones = 2.0 ** torch.arange(23, dtype=torch.float64)
+    one = 2.0 ** (0.5 + 2 * weights.max() * ones < 2**15).sum().clamp(max=22).double()
+    return (weights * one + 0.5).floor().float(), one.float()

@@ -1,0 +1,63 @@
+import pytest
+import yaml
+
+from progeo.export.card import licence_of_weights, save_card, starting_weights
+from progeo.models.encoder import build_encoder, spec_to_json
+
+
+def described(settings):
+    encoder = spec_to_json(build_encoder("tiny-vit", "random", (64, 96)).spec)
+    return {"encoder": encoder, "recalls": {"val R@1": 51.26}, "provenance": {"epoch": 3, "settings": settings}}
+
+
+def test_a_card_has_a_header_for_the_hub_and_says_what_the_encoder_is(tmp_path):
+    settings = {
+        "run": "/home/me/runs/a",
+        "data": {"train_folder": "/home/me/sf_xl/raw/train/database"},
+        "model": {"architecture": "tiny-vit", "weights": "/home/me/clip.pt"},
+        "head": {"kind": "cosface"},
+    }
+    save_card(tmp_path / "README.md", described(settings), "import progeo")
+    text = (tmp_path / "README.md").read_text()
+    _, header, body = text.split("---\n", 2)
+    assert yaml.safe_load(header)["library_name"] == "progeo"
+    for row in (
+        "| backbone | tiny-vit |",
+        "| started from | clip.pt |",
+        "| licence of these starting weights | unknown |",
+        "| descriptors | 128 dimensions, of length 1 |",
+        "| trained on | raw/train/database |",
+        "| epoch | 3 |",
+        "| val R@1 | 51.3 |",
+    ):
+        assert row in body
+    assert "```python\nimport progeo\n```" in body
+    assert yaml.safe_load(body.split("```yaml\n")[1].split("```")[0])["head"] == {"kind": "cosface"}
+    assert "/home" not in text  # a card is published
+
+
+def test_a_card_of_an_encoder_of_unknown_origin_says_unknown(tmp_path):
+    description = described({})
+    description["provenance"] = {}
+    save_card(tmp_path / "README.md", description, "import progeo")
+    assert "| started from | unknown |" in (tmp_path / "README.md").read_text()
+    assert starting_weights(description) is None
+
+
+@pytest.mark.parametrize(
+    ("architecture", "weights", "licence"),
+    [
+        ("ViT-B-16-quickgelu", "openai", "MIT, of OpenAI's CLIP"),
+        ("ViT-B-32", "laion2b_s34b_b79k", "MIT, of open_clip's weights trained on LAION"),
+        ("RN50", "random", "none, training began from random weights"),
+        ("RN50", "clip.pt", "unknown"),
+        ("RN50", None, "unknown"),
+        ("resnet18", "openai", "unknown"),  # no tag of torchvision
+    ],
+)
+def test_a_licence_is_said_only_where_it_is_certain(architecture, weights, licence):
+    assert licence_of_weights(architecture, weights) == licence
+
+
+def test_weights_of_torchvision_come_with_the_terms_of_imagenet():
+    assert "ImageNet, which has terms of its own" in licence_of_weights("resnet18", "IMAGENET1K_V1")

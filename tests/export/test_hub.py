@@ -1,0 +1,87 @@
+import functools
+import subprocess
+import sys
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+
+import progeo
+from progeo.export.weights import save_encoder
+from progeo.models.encoder import build_encoder
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def saved(tmp_path):
+    encoder = build_encoder("tiny-vit", "random", (64, 96)).eval()
+    return save_encoder(tmp_path / "my_encoder", encoder, provenance={}, recalls={}), encoder
+
+
+@pytest.fixture
+def address(tmp_path):
+    """The URL at which the files of `tmp_path` are served."""
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def same(one, other):
+    images = torch.rand(2, 3, 64, 96)
+    with torch.no_grad():
+        return torch.equal(one(images), other(images))
+
+
+def test_an_encoder_comes_from_the_url_of_its_folder_and_is_kept(saved, address, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    folder, encoder = saved
+    assert same(progeo.load_encoder(f"{address}/my_encoder/"), encoder)
+    kept = list((tmp_path / "home/hub/progeo").glob("*/*"))
+    assert {path.name for path in kept} == {"model.safetensors", "model.json"}
+    (folder / "model.json").unlink()
+    assert same(progeo.load_encoder(f"{address}/my_encoder/"), encoder)
+    with pytest.raises(FileNotFoundError, match=r"other/model.safetensors could not be fetched: .*404"):
+        progeo.load_encoder(f"{address}/other")
+
+
+def test_an_encoder_comes_from_the_hugging_face_hub(saved, tmp_path):
+    folder, _ = saved
+    snapshot = tmp_path / "hub/models--owner--name/snapshots" / (40 * "a")
+    snapshot.parent.mkdir(parents=True)
+    folder.rename(snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs/main").write_text(40 * "a")
+    code = (
+        "import progeo; print(progeo.load_encoder('hf-hub:owner/name').descriptor_dim)\n"
+        "progeo.load_encoder('hf-hub:owner/other')"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"},
+    )
+    assert found.stdout.strip() == "128"
+    assert "FileNotFoundError: owner/other could not be fetched from the Hugging Face Hub" in found.stderr
+
+
+def test_torch_hub_loads_from_a_folder_of_this_repository(saved, tmp_path):
+    folder, encoder = saved
+    code = f"""
+import sys, torch
+encoder = torch.hub.load({str(ROOT)!r}, "progeo", source="local", weights={str(folder)!r})
+torch.save(encoder(torch.ones(1, 3, 64, 96)), {str(tmp_path / "descriptor.pt")!r})
+untrained = torch.hub.load({str(ROOT)!r}, "progeo_untrained", source="local", backbone="resnet18", descriptor_dim=64)
+print(untrained.descriptor_dim, untrained.training, sys.modules["progeo"].__file__)
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    assert said.split() == ["64", "False", str(ROOT / "progeo/__init__.py")]
+    with torch.no_grad():
+        expected = encoder(torch.ones(1, 3, 64, 96))
+    torch.testing.assert_close(torch.load(tmp_path / "descriptor.pt", weights_only=True), expected)

@@ -1,0 +1,120 @@
+import math
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+
+from progeo.export.onnx import save_onnx
+from progeo.export.program import check_difference, save_program
+from progeo.models.encoder import build_encoder, projected
+
+SIZES = ((1, 224, 224), (5, 224, 224), (1, 320, 448), (5, 320, 448))
+
+
+def largest_difference(encoder, sizes, *describe):
+    """The largest difference to the encoder of what each of `describe` gives for normalised images of several sizes."""
+    generator = torch.Generator().manual_seed(1)
+    largest = [0.0] * len(describe)
+    for batch, height, width in sizes:
+        images = torch.randn(batch, 3, height, width, generator=generator)
+        with torch.no_grad():
+            expected = encoder(images)
+            found = [torch.as_tensor(function(images)) for function in describe]
+        assert all(descriptors.shape == expected.shape for descriptors in found)
+        differences = [(descriptors - expected).abs().max().item() for descriptors in found]
+        largest = [max(pair) for pair in zip(largest, differences, strict=True)]
+    return largest
+
+
+def in_onnxruntime(path):
+    session = onnxruntime.InferenceSession(path)
+    return lambda images: session.run(["descriptors"], {"images": images.numpy()})[0]
+
+
+def random_projection(encoder):
+    generator = torch.Generator().manual_seed(0)
+    dim = encoder.descriptor_dim
+    return projected(encoder, torch.randn(16, dim, generator=generator), torch.randn(16, generator=generator))
+
+
+def test_onnx_describes_batches_of_any_size_as_the_encoder_of_a_vit_with_a_projection(tmp_path):
+    encoder = random_projection(build_encoder("tiny-vit", "random", (64, 96)).eval())
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    assert save_onnx(tmp_path / "model.onnx", encoder) < 1e-5
+    assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items())
+    sizes = (*SIZES, (2, 64, 96), (3, 224, 96))
+    assert largest_difference(encoder, sizes, in_onnxruntime(tmp_path / "model.onnx")) < [1e-4]
+    model = onnx.load(tmp_path / "model.onnx")
+    (images,) = model.graph.input
+    shape = [dim.dim_param or dim.dim_value for dim in images.type.tensor_type.shape.dim]
+    assert (images.name, shape) == ("images", ["batch", 3, "height", "width"])
+    assert '"architecture": "tiny-vit"' in model.metadata_props[0].value
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_program_of_pytorch_resizes_photos_inside_as_preprocess_does(tmp_path):
+    encoder = build_encoder("tiny-vit", "random", (64, 96)).eval()
+    save_program(tmp_path / "model.pt2", encoder, input="photos")
+    described = torch.export.load(tmp_path / "model.pt2").module()
+    rng = np.random.default_rng(0)
+    for height, width in ((480, 640), (64, 96), (70, 333), (1000, 64)):
+        photos = rng.integers(0, 256, (2, height, width, 3), np.uint8)
+        with torch.no_grad():
+            expected = encoder(torch.stack([encoder.preprocess(Image.fromarray(photo)) for photo in photos]))
+            found = described(torch.from_numpy(photos))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+def test_descriptors_that_differ_are_refused_and_so_are_those_that_are_no_numbers(tmp_path):
+    assert check_difference([1e-6, 1e-5], 1e-4, tmp_path) == 1e-5
+    with pytest.raises(ValueError, match=r"model.onnx is not written: .* up to 2.0e-04 .* 1e-04 is allowed"):
+        check_difference([1e-6, 2e-4], 1e-4, tmp_path / "model.onnx")
+    with pytest.raises(ValueError, match="up to nan"):
+        check_difference([1e-6, math.nan], 1e-4, tmp_path / "model.onnx")
+
+
+FULL_SIZE = {
+    "tiny ResNet, gem": (lambda: build_encoder("tiny-resnet", "random", 64), 1),
+    "tiny ResNet, clip": (lambda: build_encoder("tiny-resnet", "random", (64, 96), pooling="clip"), 32),
+    "tiny ViT as published": (lambda: build_encoder("tiny-vit", "random", normalised=False, align_corners=True), 16),
+    "CLIP RN50, gem": (lambda: build_encoder("RN50", "random"), 1),
+    "CLIP RN50, clip": (lambda: build_encoder("RN50", "random", pooling="clip"), 32),
+    "CLIP RN50, mean, projected": (lambda: random_projection(build_encoder("RN50", "random", pooling="mean")), 1),
+    "CLIP ViT-B/16": (lambda: build_encoder("ViT-B-16", "random"), 16),
+    "CLIP ViT-B/32": (lambda: build_encoder("ViT-B-32", "random"), 32),
+    "torchvision ResNet-18, mean": (lambda: build_encoder("resnet18", "random", pooling="mean"), 1),
+    "torchvision ResNet-50, gem": (lambda: build_encoder("resnet50", "random", descriptor_dim=512), 1),
+    "VGG-16, gem, projected": (lambda: random_projection(build_encoder("vgg16", "random")), 1),
+    "EfficientNet-B0, gem": (lambda: build_encoder("efficientnet_b0", "random"), 1),
+    "EfficientNet-B0, mean": (lambda: build_encoder("efficientnet_b0", "random", pooling="mean"), 1),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_onnx_and_the_program_of_every_family_describe_as_the_encoder(name, tmp_path):
+    build, multiple = FULL_SIZE[name]
+    encoder = build().eval()
+    save_onnx(tmp_path / "model.onnx", encoder)
+    save_program(tmp_path / "model.pt2", encoder)
+    describe = (in_onnxruntime(tmp_path / "model.onnx"), torch.export.load(tmp_path / "model.pt2").module())
+    sizes = (*SIZES, (2, 75, 133)) if multiple == 1 else (*SIZES, (2, 64, 96))
+    in_onnx, in_program = largest_difference(encoder, sizes, *describe)
+    print(f"{name}: ONNX {in_onnx:.1e}, program {in_program:.1e}")
+    assert max(in_onnx, in_program) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["tiny-resnet", "tiny-vit"])
+def test_photos_in_onnx_are_described_as_preprocess_and_encoder_do(architecture, tmp_path):
+    encoder = build_encoder(architecture, "random", (96, 64)).eval()
+    save_onnx(tmp_path / "model.onnx", encoder, input="photos")
+    describe = in_onnxruntime(tmp_path / "model.onnx")
+    for shape in ((1, 333, 251, 3), (4, 900, 1200, 3), (2, 96, 64, 3)):
+        photos = torch.randint(0, 256, shape, dtype=torch.uint8)
+        with torch.no_grad():
+            expected = encoder(torch.stack([encoder.preprocess(photo) for photo in photos.permute(0, 3, 1, 2)]))
+        assert np.abs(describe(photos) - expected.numpy()).max() < 1e-4

@@ -1,0 +1,67 @@
+import sys
+
+import onnxruntime
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from progeo.cli import main
+from progeo.export.weights import save_encoder
+from progeo.models.encoder import build_encoder
+
+
+@pytest.fixture
+def run(tmp_path):
+    encoder = build_encoder("tiny-vit", "random", (64, 96)).eval()
+    save_encoder(tmp_path / "run/best", encoder, provenance={}, recalls={})
+    return tmp_path / "run", encoder
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def test_onnx_takes_pixels_and_halves_take_half_the_room(run):
+    folder, encoder = run
+    main(["export", str(folder), "--format", "onnx", "--input", "pixels", "--fp16", "true"])
+    assert names(folder) == {"best", "export_onnx"}
+    assert names(folder / "export_onnx") == {"model.onnx", "README.md"}
+    file = folder / "export_onnx/model.onnx"
+    assert file.stat().st_size < 0.6 * (folder / "best/model.safetensors").stat().st_size
+    assert "uint8 RGB (B, H, W, 3), H and W from 64 and multiples of 16" in (file.parent / "README.md").read_text()
+    pixels = torch.randint(0, 256, (3, 96, 80, 3), dtype=torch.uint8)
+    (found,) = onnxruntime.InferenceSession(file).run(None, {"images": pixels.numpy()})
+    with torch.no_grad():
+        expected = encoder(encoder.normalise(pixels.permute(0, 3, 1, 2)))
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-2)
+
+
+def test_the_trunk_and_the_program_leave_with_a_card_each(run, tmp_path):
+    folder, encoder = run
+    main(["export", str(folder), "--format", "torch", "--to", str(tmp_path / "program")])
+    assert names(tmp_path / "program") == {"model.pt2", "README.md"}
+    main(["export", str(folder), "--format", "trunk", "--to", str(tmp_path / "trunk")])
+    assert names(tmp_path / "trunk") == {"trunk.safetensors", "README.md"}
+    state = load_file(tmp_path / "trunk/trunk.safetensors")
+    assert torch.equal(state["visual.proj"], encoder.backbone.proj)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--fp16", "true"], "--fp16 is for the format onnx, not for safetensors: leave it out."),
+        (["--format", "torch", "--fp16", "true"], "--fp16 is for the format onnx, not for torch"),
+        (["--format", "trunk", "--input", "photos"], "--input is for the formats onnx and torch, not for trunk"),
+    ],
+)
+def test_a_setting_that_a_format_does_not_know_is_refused(run, arguments, sentence):
+    with pytest.raises(SystemExit, match=sentence):
+        main(["export", str(run[0]), *arguments])
+    assert names(run[0]) == {"best"}
+
+
+def test_a_missing_package_is_named_with_what_to_install(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(SystemExit, match=r"needs the package onnxscript: pip install 'progeo\[onnx\]'"):
+        main(["export", str(run[0]), "--format", "onnx"])
+    assert not (run[0] / "export_onnx/model.onnx").exists()
