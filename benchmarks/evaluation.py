@@ -1,8 +1,8 @@
 """Evaluation at size: searching 200,000 descriptors, and describing images of mixed shapes beside the plain loop.
 
 Run `python -m benchmarks.evaluation`. Search: descriptors of 512 dimensions, ten of each place, and queries of some of
-the places; each search runs in a process of its own, whose most memory counts, first as evaluations usually do it, all
-of it in one faiss index in memory. Describing: a ResNet-18 with GeM, images left at their native sizes; the plain loop
+the places; each search runs in a process of its own, whose most memory counts beside that of the libraries, first as
+evaluations usually do it, all of it in one faiss index in memory. Describing: a ResNet-18 with GeM, images left at their native sizes; the plain loop
 reads the database in fixed batches and the queries, which have several shapes, one by one. Wall time on all cores.
 """
 
@@ -49,8 +49,6 @@ class Search:
     seconds: float
     recall: float
     """Percent of queries whose first image is one of their place."""
-    gigabytes: float
-    """Of the whole process, at most."""
 
 
 def main() -> None:
@@ -67,24 +65,30 @@ def compare_searches(folder: Path) -> Iterator[str]:
     title = f"{NUM_DATABASE:,} x {NUM_QUERIES:,} x {DIM}"
     yield f"{title:30}{columns}"
     for name, job in (("exact, all in memory", search_in_memory), ("exact, file by file", search_by_file)):
-        yield search_line(name, in_a_process(job, folder), 0.0, NUM_DATABASE * DIM * 4)
+        yield search_line(name, *in_a_process(job, folder), 0.0, NUM_DATABASE * DIM * 4)
     for kind in INDEXES:
-        made = in_a_process(make_index, folder, kind)
+        made, _ = in_a_process(make_index, folder, kind)
         kept = index_path(rows_in(folder / "database", NUM_DATABASE), kind).stat().st_size
-        yield search_line(kind, in_a_process(search_index, folder, kind), made, kept)
+        yield search_line(kind, *in_a_process(search_index, folder, kind), made, kept)
 
 
-def search_line(name: str, search: Search, made: float, kept: int) -> str:
+def search_line(name: str, search: Search, gigabytes: float, made: float, kept: int) -> str:
     """A line of the table."""
     each = 1e3 * search.seconds / NUM_QUERIES
-    found = f"{search.seconds:12.2f}{each:12.3f}{search.gigabytes:10.2f}{search.recall:8.1f}"
+    found = f"{search.seconds:12.2f}{each:12.3f}{gigabytes:10.2f}{search.recall:8.1f}"
     return f"{name:30}{found}{made:12.1f}{kept / 1e6:10.1f}"
 
 
-def in_a_process(job: Callable, *arguments: object) -> Any:
-    """What a job gives, in a process of its own."""
+def in_a_process(job: Callable, *arguments: object) -> tuple[Any, float]:
+    """What a job gives, in a process of its own, and the most gigabytes that it took beside the libraries."""
     with multiprocessing.get_context("spawn").Pool(1) as process:
-        return process.apply(job, arguments)
+        before = process.apply(peak_gigabytes)
+        return process.apply(job, arguments), process.apply(peak_gigabytes) - before
+
+
+def peak_gigabytes() -> float:
+    """Of this process, since it began."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def write_descriptors(folder: Path) -> None:
@@ -119,8 +123,7 @@ def timed(folder: Path, find: Callable[[np.ndarray], np.ndarray]) -> Search:
     start = time.perf_counter()
     found = find(queries)
     seconds = time.perf_counter() - start
-    recall = 100 * float((found[:, 0] // IMAGES_PER_PLACE == places).mean())
-    return Search(seconds, recall, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9)
+    return Search(seconds, 100 * float((found[:, 0] // IMAGES_PER_PLACE == places).mean()))
 
 
 def search_in_memory(folder: Path) -> Search:

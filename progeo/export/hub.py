@@ -18,6 +18,11 @@ def progeo(weights: str) -> nn.Module:
     return load_encoder(weights)
 
 
+def from_pretrained(name: str) -> nn.Module:
+    """Load an exported encoder, under the name that Hugging Face's own libraries give this; see `progeo`."""
+    return load_encoder(name)
+
+
 def progeo_untrained(
     backbone: str = "ViT-B-16",
     descriptor_dim: int | None = None,

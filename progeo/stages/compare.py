@@ -6,16 +6,16 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from accelerate import Accelerator
+from torch import nn
 
 from progeo.config.evaluation import BenchmarkSettings, CompareSettings, EvaluateSettings
 from progeo.engine.accelerator import start_accelerator
 from progeo.engine.log import LOGGER, start_log
-from progeo.export.weights import load_encoder
 from progeo.files import replacing, write_json
 from progeo.places.catalogue import read_catalogue
 from progeo.stages.encoder_descriptors import encoder_describer, images_per_second
-from progeo.stages.evaluate import Evaluation, evaluate_encoder
-from progeo.stages.test_descriptors import holds_descriptors
+from progeo.stages.evaluate import evaluate_source
+from progeo.stages.test_descriptors import load_described
 
 _NOT_IN_A_NAME = re.compile(r"[^\w.-]+")
 
@@ -44,27 +44,27 @@ def compare(settings: CompareSettings) -> Path:
         raise ValueError(f"Name the encoders to compare, each once; got {', '.join(settings.encoders) or 'none'}.")
     start_log(None)
     accelerator = start_accelerator(settings.mixed_precision)
+    sources = {name: load_described(name) for name in settings.encoders}  # a wrong one is told at the beginning
     common = {field.name: getattr(settings, field.name) for field in fields(BenchmarkSettings)}
     table = []
-    for place, encoder in enumerate(settings.encoders, start=1):
-        out = settings.out / f"{place}_{_NOT_IN_A_NAME.sub('_', encoder)}"
-        LOGGER.info("%s, in %s", encoder, out)
-        evaluation = evaluate_encoder(EvaluateSettings(**{**common, "out": out}, encoder=encoder), accelerator)
+    for place, (name, source) in enumerate(sources.items(), start=1):
+        out = settings.out / f"{place}_{_NOT_IN_A_NAME.sub('_', name)}"
+        LOGGER.info("%s, in %s", name, out)
+        evaluation = evaluate_source(source, EvaluateSettings(**{**common, "out": out}, encoder=name), accelerator)
         if evaluation is not None:
-            table.append(_compared(encoder, evaluation, settings, accelerator))
+            speed = None if isinstance(source, Path) else _images_per_second(source, settings, accelerator)
+            dim, recalls = evaluation.descriptor_dim, dict(evaluation.recalls)
+            table.append(Compared(name, dim, speed, evaluation.search_ms, recalls))
+        if isinstance(source, nn.Module):
+            source.cpu()  # so that the device holds one encoder at a time
     if accelerator.is_main_process:
         _write(settings.out, table)
     return settings.out
 
 
-def _compared(encoder: str, evaluation: Evaluation, settings: CompareSettings, accelerator: Accelerator) -> Compared:
-    speed = None
-    if not holds_descriptors(Path(encoder)):
-        describer = encoder_describer(
-            load_encoder(encoder), settings.database_preprocessing, settings.image_size, accelerator
-        )
-        speed = images_per_second(describer, read_catalogue(settings.folder / settings.database), settings.batch_size)
-    return Compared(encoder, evaluation.descriptor_dim, speed, evaluation.search_ms, dict(evaluation.recalls))
+def _images_per_second(encoder: nn.Module, settings: CompareSettings, accelerator: Accelerator) -> float:
+    describer = encoder_describer(encoder, settings.database_preprocessing, settings.image_size, accelerator)
+    return images_per_second(describer, read_catalogue(settings.folder / settings.database), settings.batch_size)
 
 
 def _write(out: Path, table: list[Compared]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
+from torch import nn
 
 from progeo.config.evaluation import EvaluateSettings
 from progeo.engine.accelerator import start_accelerator
@@ -18,7 +19,7 @@ from progeo.evaluation.recall import recall_at
 from progeo.evaluation.retrieved import Retrieved
 from progeo.evaluation.search import Neighbours, index_neighbours, index_path, nearest_neighbours, open_index
 from progeo.stages.results import write_results
-from progeo.stages.test_descriptors import TestDescriptors, descriptors_of
+from progeo.stages.test_descriptors import TestDescriptors, descriptors_of, load_described
 from progeo.stages.test_sets import conditions_of, load_test_set, positives_by_rule
 
 _PARTS_OF_A_PANORAMA = 12
@@ -40,12 +41,15 @@ class Evaluation:
 def evaluate(settings: EvaluateSettings) -> Path:
     """Evaluate an encoder and write recalls, predictions and a report; returns their folder."""
     start_log(None)
-    evaluate_encoder(settings, start_accelerator(settings.mixed_precision))
+    accelerator = start_accelerator(settings.mixed_precision)
+    evaluate_source(load_described(settings.encoder), settings, accelerator)
     return settings.out
 
 
-def evaluate_encoder(settings: EvaluateSettings, accelerator: Accelerator) -> Evaluation | None:
-    """Do the same on processes that are there already, and tell the first of them what came out."""
+def evaluate_source(
+    source: nn.Module | Path, settings: EvaluateSettings, accelerator: Accelerator
+) -> Evaluation | None:
+    """Do the same with what `load_described` gave for `settings.encoder`; the main process gets what came out."""
     protocol = None if settings.protocol is None else load_protocol(settings.protocol)
     if protocol is not None:
         names = ("database", "queries", "positive_radius_m", "one_per_panorama")
@@ -56,7 +60,7 @@ def evaluate_encoder(settings: EvaluateSettings, accelerator: Accelerator) -> Ev
         LOGGER.info("%s; comparable with %s", protocol.what, protocol.comparable)
     conditions = conditions_of(test_set.queries, protocol)
     panoramas = test_set.database.panoramas if settings.one_per_panorama else None
-    descriptors = descriptors_of(settings, test_set, accelerator)
+    descriptors = descriptors_of(source, test_set, settings, accelerator)
     if not accelerator.is_main_process:
         return None
     count = max(settings.recall_ns)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
+from torch import nn
 
-from progeo.config.evaluation import EvaluateSettings
+from progeo.config.evaluation import BenchmarkSettings
 from progeo.data.shards import ShardedRows
 from progeo.export.weights import load_encoder
 from progeo.places.catalogue import Catalogue
@@ -27,24 +28,34 @@ class TestDescriptors:
     """How images were described."""
 
 
-def descriptors_of(settings: EvaluateSettings, test_set: TestSet, accelerator: Accelerator) -> TestDescriptors:
-    """Describe both sides of a test set, or read what another program left in the folder `settings.encoder`.
+def load_described(name: str) -> nn.Module | Path:
+    """The encoder of that name, or the folder of that name in which another program left descriptors."""
+    folder = Path(name)
+    return folder if (folder / "database_descriptors.npy").is_file() else load_encoder(name)
+
+
+def descriptors_of(
+    source: nn.Module | Path, test_set: TestSet, settings: BenchmarkSettings, accelerator: Accelerator
+) -> TestDescriptors:
+    """Describe both sides of a test set, or read what another program left.
+
+    Args:
+        source: of `load_described`.
+        test_set: what to describe.
+        settings: how.
+        accelerator: gives device, precision and processes.
 
     Raises:
         ValueError: descriptors of another number of images, or of two dimensions.
     """
-    if holds_descriptors(Path(settings.encoder)):
-        return _read_descriptors(Path(settings.encoder), test_set)
-    return _describe(settings, test_set, accelerator)
+    if isinstance(source, Path):
+        return _read_descriptors(source, test_set)
+    return _describe(source, test_set, settings, accelerator)
 
 
-def holds_descriptors(folder: Path) -> bool:
-    """Whether another program left descriptors there."""
-    return (folder / "database_descriptors.npy").is_file()
-
-
-def _describe(settings: EvaluateSettings, test_set: TestSet, accelerator: Accelerator) -> TestDescriptors:
-    encoder = load_encoder(settings.encoder)
+def _describe(
+    encoder: nn.Module, test_set: TestSet, settings: BenchmarkSettings, accelerator: Accelerator
+) -> TestDescriptors:
     sides = {
         "database": (test_set.database, settings.database_preprocessing),
         "queries": (test_set.queries, settings.query_preprocessing),

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import progeo
+from progeo.export.hub import from_pretrained
 from progeo.export.weights import save_encoder
 from progeo.models.encoder import build_encoder
 
@@ -69,6 +70,11 @@ def test_an_encoder_comes_from_the_hugging_face_hub(saved, tmp_path):
     )
     assert found.stdout.strip() == "128"
     assert "FileNotFoundError: owner/other could not be fetched from the Hugging Face Hub" in found.stderr
+
+
+def test_an_exported_folder_is_loaded_under_the_name_of_the_hugging_face_libraries_too(saved):
+    folder, encoder = saved
+    assert same(from_pretrained(str(folder)), encoder)
 
 
 def test_torch_hub_loads_from_a_folder_of_this_repository(saved, tmp_path):
