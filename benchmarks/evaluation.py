@@ -2,8 +2,9 @@
 
 Run `python -m benchmarks.evaluation`. Search: descriptors of 512 dimensions, ten of each place, and queries of some of
 the places; each search runs in a process of its own, whose most memory counts beside that of the libraries, first as
-evaluations usually do it, all of it in one faiss index in memory. Describing: a ResNet-18 with GeM, images left at their native sizes; the plain loop
-reads the database in fixed batches and the queries, which have several shapes, one by one. Wall time on all cores.
+evaluations usually do it, all of it in one faiss index in memory. Describing: a ResNet-18 with GeM, images at their
+native sizes; the plain loop reads the database in fixed batches and the queries, which have several shapes, one by one.
+Wall time on all cores.
 """
 
 import multiprocessing
