@@ -28,7 +28,7 @@ from torchvision import transforms
 from benchmarks.timing import clock_of_device, least_seconds
 from progeo.data.shards import ShardedRows
 from progeo.engine.accelerator import start_accelerator
-from progeo.evaluation.descriptors import described_batches
+from progeo.evaluation.descriptors import describe_rows
 from progeo.evaluation.search import index_neighbours, index_path, nearest_neighbours, open_index
 from progeo.models.encoder import Encoder, build_encoder
 from progeo.places.catalogue import read_catalogue
@@ -228,17 +228,16 @@ def our_loop(encoder: Encoder, folder: Path) -> Callable[[], np.ndarray]:
 
     def describe() -> np.ndarray:
         encoder.to(memory_format=torch.channels_last)
-        descriptors = np.empty((len(images), encoder.descriptor_dim), np.float32)
-        for batch in described_batches(
+        rows = range(len(images))
+        return describe_rows(
             describer.describe,
             describer.images(images),
-            describer.batches(images, range(len(images)), BATCH_SIZE),
+            rows,
+            describer.batches(images, rows, BATCH_SIZE),
             width=encoder.descriptor_dim,
             num_workers=NUM_WORKERS,
             what="ours",
-        ):
-            descriptors[batch.rows] = batch.values
-        return descriptors
+        )[0]
 
     return describe
 

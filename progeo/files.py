@@ -41,10 +41,15 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def each_file(look: Callable[[str], Found], names: Iterable[str], *, total: int, description: str) -> Iterator[Found]:
-    """What `look` finds at each of many files, in their order: side by side, as on a network disk most is waiting."""
-    names = iter(names)
-    with ThreadPoolExecutor(_THREADS) as pool, tqdm(desc=description, total=total, unit="img", disable=None) as bar:
+def each_file(
+    look: Callable[[str], Found], names: Iterable[str], *, total: int, description: str | None = None
+) -> Iterator[Found]:
+    """What `look` finds at each of many files, in their order: side by side, as on a network disk most is waiting.
+
+    With a `description` there is a progress bar.
+    """
+    names, hidden = iter(names), True if description is None else None
+    with ThreadPoolExecutor(_THREADS) as pool, tqdm(desc=description, total=total, unit="img", disable=hidden) as bar:
         while some := list(islice(names, _AT_ONCE)):
             for found in pool.map(look, some):
                 bar.update()

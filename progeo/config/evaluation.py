@@ -70,7 +70,7 @@ class BenchmarkSettings(DescribeSettings):
     """Queries without any right database image: missed, as in the field's benchmarks, or left out."""
     one_per_panorama: bool = False
     """Of the parts of a panorama only the nearest is a prediction, as usual for Tokyo 24/7."""
-    recall_ns: tuple[int, ...] = (1, 5, 10, 20)
+    recall_ns: tuple[PositiveInt, ...] = (1, 5, 10, 20)
     """The Ns of recall@N."""
 
 
@@ -83,8 +83,8 @@ class EvaluateSettings(BenchmarkSettings):
     torchvision:ARCHITECTURE:WEIGHTS; thumbnail; or a folder with another program's database_descriptors.npy and
     queries_descriptors.npy, rows in the order of the sorted paths."""
     index: str | None = None
-    """Search a compressed index, as faiss writes its kind: IVF1024,Flat, OPQ32,IVF1024,PQ32, HNSW32, SQ8, PCA128,Flat;
-    the report says what that loses and saves. null searches exactly."""
+    """Evaluate the search of a compressed index, as faiss writes its kind: IVF1024,Flat, OPQ32,IVF1024,PQ32, HNSW32,
+    SQ8, PCA128,Flat; the report says what that loses and saves. null searches exactly."""
     probes: PositiveInt = 16
     """Of an IVF index, how many of its lists a search looks through."""
 

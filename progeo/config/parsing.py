@@ -33,6 +33,8 @@ def parse_settings(
     if not positional:
         parser.add_argument("--config", action="config", help="YAML file of settings")
     parser.add_class_arguments(kind, as_positional=positional)
+    if words is not None:
+        parser.epilog = f"Plain words are --{words}: {program} A B C ..."
     for action in parser._actions:  # `class_` is --class: Python keeps the word for itself
         if any(option.endswith("_") for option in action.option_strings):
             action.option_strings = [option.rstrip("_") for option in action.option_strings]

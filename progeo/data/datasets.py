@@ -19,26 +19,30 @@ class Unreadable:
 
 
 class CatalogueImages(Dataset):
-    """The images of a catalogue, resized.
+    """The images of a catalogue, preprocessed.
 
     Args:
         catalogue: N images.
-        resize: uint8 (3, H, W) -> uint8 (3, height, width), the same size for all.
+        preprocess: uint8 (3, H, W) -> uint8 (3, height, width), or crops of it.
     """
 
-    def __init__(self, catalogue: Catalogue, resize: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, catalogue: Catalogue, preprocess: Callable[[Tensor], Tensor]) -> None:
         self.catalogue = catalogue
-        self.resize = resize
+        self.preprocess = preprocess
 
     def __len__(self) -> int:
         return len(self.catalogue)
 
     def __getitem__(self, row: int) -> Tensor | Unreadable:
-        """The pixels of image `row`, uint8 (3, height, width)."""
+        """The pixels of image `row`, uint8 (3, height, width), or of crops of it (5, 3, s, s)."""
         try:
-            return self.resize(read_image(self.catalogue.path(row)))
+            image = read_image(self.catalogue.path(row))
         except (ValueError, OSError) as error:
             return Unreadable(str(error))
+        try:
+            return self.preprocess(image)
+        except ValueError as error:
+            return Unreadable(f"The image {self.catalogue.path(row)} cannot be described: {error}.")
 
 
 @dataclass(frozen=True)

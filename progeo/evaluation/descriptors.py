@@ -1,7 +1,8 @@
 """From images to descriptors, batch by batch."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import tee
 
 import numpy as np
 from torch import Tensor
@@ -26,8 +27,9 @@ class DescribedBatch:
 def described_batches(
     describe: Callable[[Tensor], Tensor],
     images: CatalogueImages,
-    batches: Sequence[Sequence[int]],
+    batches: Iterable[Sequence[int]],
     *,
+    total: int,
     width: int,
     num_workers: int,
     what: str,
@@ -39,13 +41,14 @@ def described_batches(
         describe: uint8 images (B, 3, H, W), or what else `images` gives -> descriptions (B, D) on the CPU.
         images: of a catalogue.
         batches: rows of it, those of a batch all of one shape.
+        total: images in all of them.
         width: D.
         num_workers: processes that decode images.
         what: what the progress bar says.
         hidden: show no progress bar.
     """
-    loader = build_loader(images, batches, num_workers=num_workers)
-    total = sum(map(len, batches))
+    taken, batches = tee(batches)  # the loader is some batches ahead
+    loader = build_loader(images, taken, num_workers=num_workers)
     with tqdm(total=total, desc=what, unit="img", leave=False, disable=True if hidden else None) as bar:
         for batch, loaded in zip(batches, loader, strict=True):
             rows = np.asarray(batch, np.int64)
@@ -54,3 +57,30 @@ def described_batches(
             reasons = {int(rows[place]): reason for place, reason in loaded.unreadable.items()}
             yield DescribedBatch(rows[readable], values, reasons)
             bar.update(len(rows))
+
+
+def describe_rows(
+    describe: Callable[[Tensor], Tensor],
+    images: CatalogueImages,
+    rows: range,
+    batches: Iterable[Sequence[int]],
+    *,
+    width: int,
+    num_workers: int,
+    what: str,
+    hidden: bool = False,
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Describe some images in memory: float32 (len(rows), D), and why some could not be read, by row.
+
+    Args:
+        rows: which images, those of `batches` together.
+        describe, images, batches, width, num_workers, what, hidden: see `described_batches`.
+    """
+    values = np.zeros((len(rows), width), np.float32)
+    unreadable: dict[int, str] = {}
+    for batch in described_batches(
+        describe, images, batches, total=len(rows), width=width, num_workers=num_workers, what=what, hidden=hidden
+    ):
+        values[batch.rows - rows.start] = batch.values
+        unreadable |= batch.unreadable
+    return values, unreadable

@@ -1,6 +1,7 @@
 """Nearest neighbours among descriptors, by faiss: exactly, or in a compressed index."""
 
 import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from progeo.data.shards import ShardedRows
 from progeo.files import replacing
 
 _TRAINED_ON = 2**17
+_WHERE = re.compile(r"^Error in .* at \S+:\d+: (Error: )?")
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ def nearest_neighbours(parts: Iterable[np.ndarray], queries: np.ndarray, count: 
         database = np.ascontiguousarray(part, np.float32)
         part_squared, part_rows = _search(queries, database, min(count, len(database)))
         squared = np.concatenate([squared, part_squared], axis=1)
-        rows = np.concatenate([rows, start + part_rows], axis=1)
+        rows = np.concatenate([rows, np.where(part_rows < 0, -1, start + part_rows)], axis=1)
         order = np.argsort(squared, axis=1, kind="stable")[:, :count]
         squared, rows = np.take_along_axis(squared, order, axis=1), np.take_along_axis(rows, order, axis=1)
         start += len(database)
@@ -60,12 +62,13 @@ def index_neighbours(index: faiss.Index, queries: np.ndarray, count: int) -> Nei
 
 
 def index_path(database: ShardedRows, kind: str) -> Path:
-    """Where the index of a database is kept, beside its descriptors."""
-    return database.folder / f"index_{hashlib.sha256(kind.encode()).hexdigest()[:8]}.faiss"
+    """Where the index of a database, as it is now, is kept beside its descriptors."""
+    made_from = f"{kind} {database.written_ns} {database.num_bytes}"
+    return database.folder / f"index_{hashlib.sha256(made_from.encode()).hexdigest()[:8]}.faiss"
 
 
 def open_index(database: ShardedRows, kind: str, *, probes: int) -> faiss.Index:
-    """The index of a database, made where it is not kept yet or older than it, and mapped into memory.
+    """The index of a database, made where it is not kept yet, and mapped into memory.
 
     Args:
         database: descriptors (N, D).
@@ -76,7 +79,7 @@ def open_index(database: ShardedRows, kind: str, *, probes: int) -> faiss.Index:
         ValueError: faiss knows no such kind, or the database is too small to train it.
     """
     path = index_path(database, kind)
-    if not path.is_file() or path.stat().st_mtime_ns < database.written_ns:
+    if not path.is_file():
         save_index(build_index(database, kind), path)
     return map_index(path, probes=probes)
 
@@ -108,14 +111,16 @@ def build_index(database: ShardedRows, kind: str) -> faiss.Index:
     sample = np.unique(np.linspace(0, len(database) - 1, min(len(database), _TRAINED_ON)).astype(np.int64))
     try:
         index = faiss.index_factory(database.width, kind)
+        if getattr(faiss.try_extract_index_ivf(index), "nlist", 1) < 1:
+            raise RuntimeError("it would have no list")
         index.train(database.take(sample).astype(np.float32))
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1].rpartition("failed: ")[2].rstrip(".")
+        add_to_index(index, database)
+    except RuntimeError as error:  # faiss has no other kind; it begins with where in its code it arose
+        reason = _WHERE.sub("", str(error).strip().splitlines()[-1]).rpartition("failed: ")[2].rstrip(".")
         raise ValueError(
             f"There is no index {kind!r} of {len(database)} descriptors of {database.width} dimensions: {reason}. "
             f"Use for example IVF{max(1, int(len(database) ** 0.5))},Flat."
         ) from None
-    add_to_index(index, database)
     return index
 
 

@@ -14,6 +14,10 @@ QueryPreprocessing = Literal[
 """The same of a query, whose crops may also search on their own."""
 
 
+_LEAST_SIDE_PX = 32
+"""What every encoder takes."""
+
+
 def preprocess_image(image: Tensor, kind: QueryPreprocessing, size: tuple[int, int]) -> Tensor:
     """Resize or crop a uint8 image (3, H, W), bilinear with antialiasing.
 
@@ -26,8 +30,13 @@ def preprocess_image(image: Tensor, kind: QueryPreprocessing, size: tuple[int, i
 
     Returns:
         uint8 (3, h, w), of crops (5, 3, s, s).
+
+    Raises:
+        ValueError: an image that is too small to be described as it is.
     """
     if kind == "native":
+        if min(image.shape[1:]) < _LEAST_SIDE_PX:
+            raise ValueError(f"{image.shape[1]} x {image.shape[2]} pixels are fewer than {_LEAST_SIDE_PX} a side")
         return image
     if kind == "hard_resize":
         return resize_image(image, size)

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from progeo.files import each_file, replacing
-from progeo.places.coordinates import project
+from progeo.places.coordinates import fits_one_zone, project
 from progeo.places.filename import FIELDS, ParsedNames, format_names, parse_columns
 from progeo.places.paths import changes_since, find_paths
 
@@ -166,12 +166,13 @@ def positions_m(*catalogues: Catalogue) -> list[np.ndarray]:
     """East and north of the images of each catalogue, (N, 2) metres.
 
     They are UTM's where all images lie in one zone. Where they do not, all are measured in the zone of their middle if
-    latitude and longitude are known; if they are not, east has 1000 km times the zone added, so that images of two
-    zones are far apart.
+    latitude and longitude are known and not too far apart; else east has 1000 km times the zone added, so that images
+    of two zones are far apart.
     """
     zones = set().union(*(pc.unique(catalogue.table["zone"]).to_pylist() for catalogue in catalogues)) - {0}
     degrees = [pair for catalogue in catalogues if (pair := catalogue.degrees) is not None]
-    if len(zones) > 1 and len(degrees) == len(catalogues):
+    known = len(zones) > 1 and len(degrees) == len(catalogues)
+    if known and fits_one_zone(np.concatenate(degrees, axis=1)[1]):
         positions = project(*np.concatenate(degrees, axis=1))
         together = np.stack([positions.east, positions.north], axis=1)
         return np.split(together, np.cumsum([len(catalogue) for catalogue in catalogues])[:-1])

@@ -39,9 +39,8 @@ def project(latitude: np.ndarray, longitude: np.ndarray) -> Positions:
                 f"Image {row + 1}: its {name} must be from {low} to {high} degrees, got {values[row]}. Are latitude "
                 f"and longitude the right way round?"
             )
-    around = longitude[0] + _turned(longitude - longitude[0])  # without a jump at 180 degrees
-    middle_latitude, middle_longitude = float(np.median(latitude)), float(_turned(np.median(around)))
-    far = np.abs(_turned(longitude - middle_longitude)) > _WIDEST_DEG
+    middle_latitude, middle_longitude = float(np.median(latitude)), _middle(longitude)
+    far = _is_far(longitude)
     if far.any():
         row = int(far.argmax())
         raise ValueError(
@@ -52,6 +51,11 @@ def project(latitude: np.ndarray, longitude: np.ndarray) -> Positions:
     northern = middle_latitude >= 0
     east, north, _, _ = utm.from_latlon(latitude, longitude, force_zone_number=zone, force_northern=northern)
     return Positions(east, north, zone)
+
+
+def fits_one_zone(longitude: np.ndarray) -> bool:
+    """Whether `project` can measure all places in one zone."""
+    return not _is_far(longitude).any()
 
 
 def degrees_of_utm(east: np.ndarray, north: np.ndarray, zone: np.ndarray, southern: np.ndarray) -> np.ndarray:
@@ -67,6 +71,15 @@ def degrees_of_utm(east: np.ndarray, north: np.ndarray, zone: np.ndarray, southe
         here = (zone == number) & (southern == is_south)
         degrees[:, here] = utm.to_latlon(east[here], north[here], number, northern=not is_south, strict=False)
     return degrees
+
+
+def _middle(longitude: np.ndarray) -> float:
+    around = longitude[0] + _turned(longitude - longitude[0])  # without a jump at 180 degrees
+    return float(_turned(np.median(around)))
+
+
+def _is_far(longitude: np.ndarray) -> np.ndarray:
+    return np.abs(_turned(longitude - _middle(longitude))) > _WIDEST_DEG
 
 
 def _turned(degrees: np.ndarray) -> np.ndarray:

@@ -12,17 +12,17 @@ _SOUTHERN = tuple("CDEFGHJKLM")
 
 
 def degrees_of(catalogue: Catalogue) -> np.ndarray:
-    """Latitude and longitude in degrees, (2, N): as read, as in the names, else from UTM; NaN without a zone.
+    """Latitude and longitude in degrees, (2, N): as read, else from UTM, without a zone as the names say, else NaN.
 
-    Where neither degrees nor the letter of a latitude band are known, a place is taken to be north of the equator.
+    Where neither the latitude nor the letter of its band is known, a place is taken to be north of the equator.
     """
     if catalogue.degrees is not None:
         return catalogue.degrees
     paths = catalogue.table["path"]
-    southern, degrees = np.zeros(len(catalogue), bool), np.full((2, len(catalogue)), np.nan)
+    southern, named = np.zeros(len(catalogue), bool), np.full((2, len(catalogue)), np.nan)
     if pc.all(pc.match_substring_regex(paths, "(^|/)@[^/]*$")).as_py():  # names of the convention
-        named = parse_columns(paths, ("letter", "latitude", "longitude"))
-        southern = np.isin(named["letter"], _SOUTHERN)
-        degrees = np.stack([named["latitude"], named["longitude"]])
+        fields = parse_columns(paths, ("letter", "latitude", "longitude"))
+        named = np.stack([fields["latitude"], fields["longitude"]])
+        southern = np.isin(fields["letter"], _SOUTHERN) | (named[0] < 0)
     from_utm = degrees_of_utm(catalogue.east, catalogue.north, catalogue.zone, southern)
-    return np.where(np.isfinite(degrees).all(axis=0), degrees, from_utm)
+    return np.where(np.isfinite(from_utm), from_utm, named)

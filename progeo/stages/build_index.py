@@ -13,10 +13,9 @@ from progeo.engine.log import LOGGER, start_log
 from progeo.evaluation.confidence import calibrate
 from progeo.evaluation.search import add_to_index, build_index, load_index
 from progeo.export.weights import load_encoder
-from progeo.models.clip import weights_digest
 from progeo.models.encoder import Encoder
 from progeo.places.catalogue import Catalogue, positions_m, read_catalogue
-from progeo.stages.encoder_descriptors import described, encoder_describer
+from progeo.stages.encoder_descriptors import described, encoder_describer, identity
 from progeo.stages.place_index import (
     About,
     holds_place_index,
@@ -51,7 +50,7 @@ def build_place_index(settings: IndexBuildSettings) -> Path:
         about = About(
             kind=settings.index,
             probes=settings.probes,
-            encoder_weights=weights_digest(encoder.state_dict()),
+            encoder=identity(encoder),
             image_size=describer.image_size,
             database_preprocessing=settings.database_preprocessing,
             query_preprocessing=settings.query_preprocessing,
@@ -97,6 +96,7 @@ def calibrate_place_index(settings: IndexCalibrateSettings) -> Path:
     accelerator = start_accelerator(settings.mixed_precision)
     opened = open_place_index(settings.index)
     photos = read_catalogue(settings.folder)
+    places = placed(photos)
     if len(photos) < _FEWEST_PHOTOS:
         raise ValueError(f"Confidence wants at least {_FEWEST_PHOTOS} photos, {settings.folder} has {len(photos)}.")
     describer = opened.describer(opened.about.query_preprocessing, accelerator)
@@ -104,14 +104,15 @@ def calibrate_place_index(settings: IndexCalibrateSettings) -> Path:
     if not accelerator.is_main_process:
         return settings.index
     found = opened.search(np.concatenate(list(descriptors.parts())))
-    matches_m, photos_m = positions_m(opened.catalogue.take(found.rows[:, 0]), photos)
-    right = np.linalg.norm(matches_m - photos_m, axis=1) <= settings.radius_m
+    matches_m, photos_m = positions_m(opened.catalogue.take(np.maximum(found.rows[:, 0], 0)), places)
+    answered = found.rows[:, 0] >= 0
+    right = answered & (np.linalg.norm(matches_m - photos_m, axis=1) <= settings.radius_m)
     if not right.any():
         raise ValueError(
             f"None of the {len(photos)} photos in {settings.folder} was found within {settings.radius_m:g} m: "
             f"were they taken where the images of {settings.index} were?"
         )
-    calibration = calibrate(opened.evidence(found, settings.radius_m), right, settings.radius_m)
+    calibration = calibrate(opened.evidence(found, settings.radius_m)[answered], right[answered], settings.radius_m)
     write_about(settings.index, replace(opened.about, calibration=asdict(calibration)))
     LOGGER.info(
         "%d of %d photos found within %g m; confidence is off by %.1f points on average",

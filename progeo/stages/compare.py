@@ -1,4 +1,4 @@
-"""Comparison: several encoders on the same test set and the same machine, in one table."""
+"""Comparison: several encoders on the same query set and the same machine, in one table."""
 
 import csv
 import re
@@ -15,7 +15,7 @@ from progeo.files import replacing, write_json
 from progeo.places.catalogue import read_catalogue
 from progeo.stages.encoder_descriptors import encoder_describer, images_per_second
 from progeo.stages.evaluate import evaluate_source
-from progeo.stages.test_descriptors import load_described
+from progeo.stages.query_set_descriptors import load_described
 
 _NOT_IN_A_NAME = re.compile(r"[^\w.-]+")
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from progeo.data.loaders import batches_by_shape
 from progeo.data.shards import ShardedRows
 from progeo.engine.log import LOGGER
 from progeo.evaluation.descriptors import described_batches
-from progeo.files import read_json, replacing, write_json
+from progeo.files import each_file, read_json, replacing, write_json
 from progeo.models.preprocessing import QueryPreprocessing, depends_on_shape, preprocess_image, preprocessed_shape
 from progeo.places.catalogue import Catalogue
 
@@ -42,9 +42,9 @@ class Describer:
     width: int
     """D."""
     image_size: tuple[int, int]
-    """Height and width in pixels that images are resized to."""
+    """Height and width in pixels that `preprocessing` brings images to, if to any."""
     preprocessing: QueryPreprocessing
-    """How they are."""
+    """What becomes of images before."""
     depends_on: Mapping[str, Any]
     """Weights and all else that changes them; plain values."""
 
@@ -55,7 +55,9 @@ class Describer:
     def batches(self, catalogue: Catalogue, rows: range, batch_size: int) -> list[np.ndarray]:
         """Batches of one shape each, of at most as many pixels as `batch_size` images of `image_size`."""
         if depends_on_shape(self.preprocessing):
-            own = [read_shape(catalogue.path(row)) or self.image_size for row in rows]
+            names = map(catalogue.name, rows)
+            found = each_file(lambda name: read_shape(catalogue.folder / name), names, total=len(rows))
+            own = [shape or self.image_size for shape in found]
             shapes = np.array([preprocessed_shape(self.preprocessing, self.image_size, each) for each in own])
         else:
             shape = preprocessed_shape(self.preprocessing, self.image_size, None)
@@ -127,13 +129,12 @@ def described_once(
         }
     )
     folder = cache.folder / hashlib.sha256(depends_on.encode()).hexdigest()[:16]
-    if accelerator.is_main_process:
-        _open_folder(
-            folder, json.loads(depends_on), catalogue, f"remove that folder, or name another --{cache.setting}"
-        )
     rows = ShardedRows(
         folder, num_rows=len(catalogue), width=describer.width, shard_size=shard_size, dtype=cache.keep_as
     )
+    if accelerator.is_main_process:
+        advice = f"remove that folder, or name another --{cache.setting}"
+        _open_folder(rows, json.loads(depends_on), catalogue, advice)
     accelerator.wait_for_everyone()  # until the folder is described
     mine = rows.missing_shards(accelerator.process_index, accelerator.num_processes)
     allowed = int(max_unreadable_share * len(catalogue))
@@ -164,14 +165,14 @@ def _shard_size(num_images: int, describer: Describer) -> int:
     return min(8192, max(least, num_images // 16))
 
 
-def _open_folder(folder: Path, depends_on: Mapping[str, Any], catalogue: Catalogue, advice: str) -> None:
+def _open_folder(rows: ShardedRows, depends_on: Mapping[str, Any], catalogue: Catalogue, advice: str) -> None:
     """Describe a new folder; of one that is there, check that it is what it says and that the images are the same."""
+    folder, missing = rows.folder, rows.missing_shards()
     sample = np.linspace(0, len(catalogue) - 1, min(len(catalogue), _MOST_FILES_CHECKED)).astype(np.int64)
     files = np.array([_size_and_time(catalogue.path(row)) for row in sample.tolist()])
     if not (folder / _DESCRIPTION).is_file():
         catalogue.save(folder / _CATALOGUE)
-        with replacing(folder / _FILES) as temporary:
-            np.save(temporary, files)
+        _save_files(folder, files)
         write_json(folder / _DESCRIPTION, depends_on)
         return
     stored = read_json(folder / _DESCRIPTION)
@@ -180,13 +181,21 @@ def _open_folder(folder: Path, depends_on: Mapping[str, Any], catalogue: Catalog
             raise ValueError(
                 f"What is in {folder} was made with {name} = {stored.get(name)}, now it is {value}: {advice}."
             )
-    changed = np.flatnonzero((np.load(folder / _FILES) != files).any(axis=1))
+    still_missing = np.isin(sample // rows.shard_size, missing)  # these may have been mended in the meantime
+    changed = np.flatnonzero((np.load(folder / _FILES) != files).any(axis=1) & ~still_missing)
     if len(changed):
         path = catalogue.path(sample[changed[0]])
         raise ValueError(
             f"{len(changed)} of {len(sample)} images looked at changed since they were described in {folder}, "
             f"the first is {path}: {advice}."
         )
+    if missing:
+        _save_files(folder, files)
+
+
+def _save_files(folder: Path, files: np.ndarray) -> None:
+    with replacing(folder / _FILES) as temporary:
+        np.save(temporary, files)
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:
@@ -209,25 +218,28 @@ def _describe(
     allowed: int,
 ) -> None:
     """Write these shards, and beside each one why images of it could not be read, `allowed` of them at most."""
-    batches = {shard: describer.batches(catalogue, rows.shard_rows(shard), batch_size) for shard in shards}
+    by_shard = (describer.batches(catalogue, rows.shard_rows(shard), batch_size) for shard in shards)
     coming = described_batches(
         describer.describe,
         describer.images(catalogue),
-        list(chain.from_iterable(batches.values())),
+        chain.from_iterable(by_shard),
+        total=sum(len(rows.shard_rows(shard)) for shard in shards),
         width=describer.width,
         num_workers=num_workers,
         what=describer.what,
         hidden=hidden,
     )
     num_unreadable = 0
-    for shard, mine in batches.items():
-        start, reasons = rows.shard_rows(shard).start, {}
-        described = np.zeros((len(rows.shard_rows(shard)), rows.width), rows.dtype)
-        for batch in islice(coming, len(mine)):
+    for shard in shards:
+        mine, reasons, left = rows.shard_rows(shard), {}, len(rows.shard_rows(shard))
+        described = np.zeros((len(mine), rows.width), rows.dtype)
+        while left:
+            batch = next(coming)
             values = batch.values.astype(rows.dtype, copy=False)
             _check_finite(values, batch.rows, describer, catalogue)
-            described[batch.rows - start] = values
+            described[batch.rows - mine.start] = values
             reasons |= batch.unreadable
+            left -= len(batch.rows) + len(batch.unreadable)
         num_unreadable += len(reasons)
         if num_unreadable > allowed:
             raise ValueError(_too_many_unreadable(num_unreadable, next(iter(reasons.values())), len(rows), allowed))

@@ -1,6 +1,9 @@
 """What an encoder says of the images of a catalogue, kept for the next time."""
 
+import dataclasses
+import json
 import time
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -47,11 +50,16 @@ def encoder_describer(
         width=encoder.descriptor_dim * (5 if preprocessing in _CROPS_APART else 1),
         image_size=encoder.image_size if image_size is None else as_height_width(image_size),
         preprocessing=preprocessing,
-        depends_on={
-            "encoder": spec_to_json(encoder.spec) if isinstance(encoder, Encoder) else type(encoder).__name__,
-            "weights": weights_digest(encoder.state_dict()),
-        },
+        depends_on=identity(encoder),
     )
+
+
+def identity(encoder: nn.Module) -> dict[str, Any]:
+    """All that descriptors depend on, as plain values."""
+    if not isinstance(encoder, Encoder):
+        return {"encoder": type(encoder).__name__}
+    spec = spec_to_json(dataclasses.replace(encoder.spec, text_weights=None))  # which descriptors do not depend on
+    return json.loads(json.dumps({"encoder": spec, "weights": weights_digest(encoder.state_dict())}))
 
 
 def described(

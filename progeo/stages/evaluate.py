@@ -18,9 +18,9 @@ from progeo.evaluation.protocols import load_protocol
 from progeo.evaluation.recall import recall_at
 from progeo.evaluation.retrieved import Retrieved
 from progeo.evaluation.search import Neighbours, index_neighbours, index_path, nearest_neighbours, open_index
+from progeo.stages.query_set_descriptors import QuerySetDescriptors, descriptors_of, load_described
+from progeo.stages.query_sets import conditions_of, load_query_set, positives_by_rule
 from progeo.stages.results import write_results
-from progeo.stages.test_descriptors import TestDescriptors, descriptors_of, load_described
-from progeo.stages.test_sets import conditions_of, load_test_set, positives_by_rule
 
 _PARTS_OF_A_PANORAMA = 12
 
@@ -54,37 +54,35 @@ def evaluate_source(
     if protocol is not None:
         names = ("database", "queries", "positive_radius_m", "one_per_panorama")
         settings = replace(settings, **{name: getattr(protocol, name) for name in names})
-    test_set = load_test_set(settings.folder, settings.database, settings.queries, radius_m=settings.positive_radius_m)
+    if not settings.recall_ns:
+        raise ValueError("recall_ns must name at least one N.")
+    radius_m = settings.positive_radius_m
+    query_set = load_query_set(settings.folder, settings.database, settings.queries, radius_m=radius_m)
     if protocol is not None:
-        protocol.check(settings.folder, len(test_set.database), len(test_set.queries))
+        protocol.check(settings.folder, len(query_set.database), len(query_set.queries))
         LOGGER.info("%s; comparable with %s", protocol.what, protocol.comparable)
-    conditions = conditions_of(test_set.queries, protocol)
-    panoramas = test_set.database.panoramas if settings.one_per_panorama else None
-    descriptors = descriptors_of(source, test_set, settings, accelerator)
+    conditions = conditions_of(query_set.queries, protocol)
+    panoramas = query_set.database.panoramas if settings.one_per_panorama else None
+    descriptors = descriptors_of(source, query_set, settings, accelerator)
     if not accelerator.is_main_process:
         return None
-    count = max(settings.recall_ns)
-    depth = count if panoramas is None else count * _PARTS_OF_A_PANORAMA
-    found = _search(settings, test_set.positives, descriptors, depth)
-    predictions = found.predictions
-    if panoramas is not None:
-        predictions = first_of_each_panorama(predictions, panoramas, count)
+    found = _search(settings, query_set.positives, descriptors, panoramas)
     facts = {
         "encoder": settings.encoder,
         "descriptor": f"{descriptors.database.width} dimensions",
         "folder": str(settings.folder),
         "protocol": settings.protocol or "none",
-        "database": f"{len(test_set.database):,} images in {settings.database}",
-        "queries": f"{len(test_set.queries):,} images in {settings.queries}",
+        "database": f"{len(query_set.database):,} images in {settings.database}",
+        "queries": f"{len(query_set.queries):,} images in {settings.queries}",
         **descriptors.facts,
         **found.facts,
     }
     recalls = write_results(
         Retrieved(
-            test_set.database,
-            test_set.queries,
-            predictions,
-            positives_by_rule(test_set, settings.positive_radius_m, settings.radii_m),
+            query_set.database,
+            query_set.queries,
+            found.predictions,
+            positives_by_rule(query_set, radius_m, settings.radii_m),
             conditions,
         ),
         facts,
@@ -108,31 +106,41 @@ class _Found:
 
 
 def _search(
-    settings: EvaluateSettings, positives: list[np.ndarray], descriptors: TestDescriptors, count: int
+    settings: EvaluateSettings,
+    positives: list[np.ndarray],
+    descriptors: QuerySetDescriptors,
+    panoramas: np.ndarray | None,
 ) -> _Found:
-    database = descriptors.database
+    database, count = descriptors.database, max(settings.recall_ns)
+    depth = count if panoramas is None else count * _PARTS_OF_A_PANORAMA
     queries = np.concatenate(list(descriptors.queries.parts()))
     wanted = queries.reshape(-1, database.width)
 
+    def predictions(neighbours: Neighbours) -> np.ndarray:
+        rows = _of_queries(neighbours, len(queries), settings.query_preprocessing, depth)
+        return rows if panoramas is None else first_of_each_panorama(rows, panoramas, count)
+
     start = time.perf_counter()
-    exact = nearest_neighbours(database.parts(), wanted, count)
+    exact = nearest_neighbours(database.parts(), wanted, depth)
     exact_ms = 1e3 * (time.perf_counter() - start) / len(queries)
-    exact_rows = _of_queries(exact, len(queries), settings.query_preprocessing, count)
     if settings.index is None:
-        return _Found(exact_rows, exact_ms, {})
+        return _Found(predictions(exact), exact_ms, {})
     index = open_index(database, settings.index, probes=settings.probes)
     start = time.perf_counter()
-    found = index_neighbours(index, wanted, count)
+    found = index_neighbours(index, wanted, depth)
     milliseconds = 1e3 * (time.perf_counter() - start) / len(queries)
-    rows = _of_queries(found, len(queries), settings.query_preprocessing, count)
-    won = recall_at(rows, positives, (1,))[0] - recall_at(exact_rows, positives, (1,))[0]
+    counted = [row for row, right in enumerate(positives) if settings.without_positive == "missed" or len(right)]
+    won = 0.0
+    if counted:  # else the results say that there is nothing to count
+        right = [positives[row] for row in counted]
+        won = np.subtract(*(recall_at(predictions(each)[counted], right, (1,))[0] for each in (found, exact)))
     megabytes = index_path(database, settings.index).stat().st_size / 1e6
     facts = {
         "index": f"{settings.index}: R@1 {won:+.1f} against exact search",
         "index size": f"{megabytes:,.1f} MB, of {database.num_bytes / 1e6:,.1f} MB of descriptors",
         "index search": f"{milliseconds:.2f} ms a query, exactly {exact_ms:.2f} ms",
     }
-    return _Found(rows, exact_ms, facts)
+    return _Found(predictions(found), exact_ms, facts)
 
 
 def _of_queries(neighbours: Neighbours, num_queries: int, preprocessing: str, count: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from progeo.export.weights import save_encoder
 from progeo.stages.image_training import ImageTraining
 from progeo.stages.overview import overview
 from progeo.stages.places import keep_places, read_training_places
-from progeo.stages.test_sets import TestSet, load_test_set
+from progeo.stages.query_sets import QuerySet, load_query_set
 from progeo.stages.validation import retrieve
 
 _RECALL_NS = (1, 5, 10, 20)
@@ -54,7 +54,7 @@ def train_image_encoder(settings: Settings) -> Path:
     folder = settings.run / "stage2"
     accelerator = start_accelerator(settings.mixed_precision, trackers=settings.trackers, folder=folder)
     places = read_training_places(settings)
-    val_set = load_test_set(
+    val_set = load_query_set(
         settings.data.val_folder,
         settings.data.database,
         settings.data.queries,
@@ -81,7 +81,7 @@ def train_image_encoder(settings: Settings) -> Path:
     return run.path
 
 
-def _train(training: ImageTraining, val_set: TestSet, run: RunFolder) -> None:
+def _train(training: ImageTraining, val_set: QuerySet, run: RunFolder) -> None:
     """Go on from the newest checkpoint, or start with a validation of the untrained encoder, and train to the end."""
     checkpoint = newest_checkpoint(run.checkpoints)
     if checkpoint is not None:
@@ -102,7 +102,7 @@ def _train(training: ImageTraining, val_set: TestSet, run: RunFolder) -> None:
             training.save(run)
 
 
-def _validate(training: ImageTraining, val_set: TestSet, run: RunFolder, *, terms: dict[str, float]) -> None:
+def _validate(training: ImageTraining, val_set: QuerySet, run: RunFolder, *, terms: dict[str, float]) -> None:
     """Take the validation recall, log it, and keep the encoder if it is the best so far."""
     settings, accelerator = training.settings, training.accelerator
     predictions = retrieve(

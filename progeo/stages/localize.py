@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from progeo.config.evaluation import LocalizeSettings
 from progeo.engine.accelerator import start_accelerator
 from progeo.engine.log import LOGGER, start_log
-from progeo.evaluation.descriptors import described_batches
+from progeo.evaluation.descriptors import describe_rows
 from progeo.evaluation.search import Neighbours
 from progeo.files import replacing, write_json
 from progeo.models.clip import load_clip
@@ -48,12 +48,12 @@ class Located:
     confidence: float | None
     """Probability that it was taken within `radius_m` of the first match; None where the index was not calibrated."""
     radius_m: float | None
-    known: bool
-    """Whether confidence reaches the threshold."""
+    known: bool | None
+    """Whether confidence reaches the threshold; None without one."""
     matches: tuple[Match, ...]
-    """The nearest images, the best first; none for a photo that cannot be read."""
+    """The nearest images, the best first."""
     error: str = ""
-    """Why it cannot."""
+    """Why there are none."""
 
 
 def localize(settings: LocalizeSettings) -> list[Located]:
@@ -115,20 +115,21 @@ def _describe(
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Descriptors (Q, D), and why photos could not be read, by row."""
     describer = index.describer(index.about.query_preprocessing, accelerator)
-    descriptors = np.zeros((len(photos), describer.width), np.float32)
-    unreadable: dict[int, str] = {}
-    for batch in described_batches(
+    rows = range(len(photos))
+    descriptors, unreadable = describe_rows(
         describer.describe,
         describer.images(photos),
-        describer.batches(photos, range(len(photos)), settings.batch_size),
+        rows,
+        describer.batches(photos, rows, settings.batch_size),
         width=describer.width,
         num_workers=settings.num_workers,
         what="photos",
-    ):
-        descriptors[batch.rows] = batch.values
-        unreadable |= batch.unreadable
+    )
+    for row in np.flatnonzero(~np.isfinite(descriptors).all(axis=1)).tolist():
+        unreadable[row] = f"The descriptor of {photos.path(row)} is not finite: with --mixed_precision fp16, try bf16."
+        descriptors[row] = 0
     if len(unreadable) == len(photos):
-        raise ValueError(unreadable[0])
+        raise ValueError(next(iter(unreadable.values())))
     return descriptors, unreadable
 
 
@@ -146,11 +147,13 @@ def _located(
     answers = []
     for row, name in enumerate(asked):
         if row in unreadable:
-            answers.append(Located(name, None, None, False, (), unreadable[row]))
+            answers.append(Located(name, None, None, None, (), unreadable[row]))
             continue
         confidence = None if np.isnan(confidences[row]) else float(confidences[row])
-        known = confidence is None or confidence >= settings.threshold
-        answers.append(Located(name, confidence, radius_m, known, _matches(index, found, row, settings.top)))
+        known = None if confidence is None else confidence >= settings.threshold
+        matches = _matches(index, found, row, settings.top)
+        error = "" if matches else f"Nothing was found for {name}."
+        answers.append(Located(name, confidence, radius_m, known, matches, error))
     return answers
 
 
@@ -177,7 +180,7 @@ def _lines(answer: Located) -> list[str]:
     sure = ""
     if answer.confidence is not None:
         sure = f", within {answer.radius_m:g} m with probability {answer.confidence:.2f}"
-    first = f"{answer.asked}: {'' if answer.known else 'unknown, at best '}{_place(answer.matches[0])}{sure}"
+    first = f"{answer.asked}: {'unknown, at best ' if answer.known is False else ''}{_place(answer.matches[0])}{sure}"
     ranked = enumerate(answer.matches, 1)
     return [first, *(f"{rank:5}  {match.distance:.3f}  {_place(match)}  {match.path}" for rank, match in ranked)]
 

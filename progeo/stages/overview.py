@@ -9,13 +9,13 @@ from progeo.engine.memory import parameter_bytes, saved_bytes
 from progeo.models.encoder import Encoder
 from progeo.stages.image_training import ImageTraining
 from progeo.stages.places import TrainingPlaces
-from progeo.stages.test_sets import TestSet
+from progeo.stages.query_sets import QuerySet
 
 _COPIES_OF_TRAINED = 3
 """Besides the weights themselves: the gradient and Adam's two means."""
 
 
-def overview(training: ImageTraining, places: TrainingPlaces, val_set: TestSet) -> list[str]:
+def overview(training: ImageTraining, places: TrainingPlaces, val_set: QuerySet) -> list[str]:
     """One screen of lines."""
     settings, encoder = training.settings, training.encoder
     height, width = encoder.image_size

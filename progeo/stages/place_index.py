@@ -19,13 +19,12 @@ from progeo.evaluation.confidence import Calibration, evidence
 from progeo.evaluation.search import Neighbours, index_neighbours, map_index, save_index
 from progeo.export.weights import load_encoder, save_encoder
 from progeo.files import read_json, write_json
-from progeo.models.clip import weights_digest
 from progeo.models.encoder import Encoder
 from progeo.models.preprocessing import Preprocessing
 from progeo.places.catalogue import Catalogue, open_catalogue, positions_m
 from progeo.places.geographic import degrees_of
 from progeo.stages.described import Describer
-from progeo.stages.encoder_descriptors import encoder_describer
+from progeo.stages.encoder_descriptors import encoder_describer, identity
 
 _FORMAT = 1
 _ABOUT = "index.json"
@@ -41,8 +40,8 @@ class About:
     kind: str
     """How descriptors are kept, as faiss writes it."""
     probes: int
-    encoder_weights: str
-    """Digest of the weights that all descriptors were made with."""
+    encoder: Mapping[str, Any]
+    """What all descriptors were made with, see `identity`."""
     image_size: tuple[int, int]
     database_preprocessing: Preprocessing
     query_preprocessing: Preprocessing
@@ -79,14 +78,19 @@ class PlaceIndex:
         return index_neighbours(self.index, descriptors, max(least, _MATCHES))
 
     def evidence(self, found: Neighbours, radius_m: float) -> np.ndarray:
-        """What speaks for the first match of each of Q photos, (Q, 2)."""
-        rows = found.rows[:, :_MATCHES]
+        """What speaks for the first match of each of Q photos, (Q, 2); NaN where nothing was found."""
+        rows, distances = found.rows[:, :_MATCHES], found.distances[:, :_MATCHES]
+        answered = rows[:, 0] >= 0
+        # An index may find fewer: nothing is somewhere else then, and as far as the last of them.
+        last = (rows >= 0).sum(axis=1, keepdims=True) - 1
+        distances = np.where(rows < 0, np.take_along_axis(distances, np.maximum(last, 0), axis=1), distances)
+        rows = np.where(rows < 0, rows[:, :1], rows)
         (places_m,) = positions_m(self.catalogue.take(np.maximum(rows, 0).ravel()))
-        distances = np.where(rows < 0, np.inf, found.distances[:, :_MATCHES])
-        return evidence(distances, places_m.reshape(*rows.shape, 2), radius_m)
+        speaking = evidence(distances, places_m.reshape(*rows.shape, 2), radius_m)
+        return np.where(answered[:, None], speaking, np.nan)
 
     def confidences(self, found: Neighbours) -> np.ndarray:
-        """Probabilities (Q,) that the first matches were taken near enough; NaN where none was calibrated."""
+        """Probabilities (Q,) that the first matches were taken near enough; NaN where that is not known."""
         if self.calibration is None:
             return np.full(len(found.rows), np.nan)
         return self.calibration.confidences(self.evidence(found, self.calibration.radius_m))
@@ -106,7 +110,7 @@ def open_place_index(folder: Path) -> PlaceIndex:
         raise ValueError(f"{folder / _ABOUT} is not a place index in format {_FORMAT}.")
     about = About(**{**values, "image_size": tuple(values["image_size"])})
     encoder = load_encoder(folder / _MODEL)
-    if weights_digest(encoder.state_dict()) != about.encoder_weights:
+    if identity(encoder) != about.encoder:
         raise ValueError(
             f"{folder} was not built with the encoder in {folder / _MODEL}: put that one back, or build it anew."
         )
@@ -155,9 +159,10 @@ def placed(catalogue: Catalogue) -> Catalogue:
     if not (np.isfinite(catalogue.east).all() and np.isfinite(catalogue.north).all()):
         raise ValueError(f"The images of {catalogue.folder} have no positions: a place index needs them.")
     latitude, longitude = degrees_of(catalogue)
-    folder = pa.scalar(f"{catalogue.folder.resolve()}/", pa.large_string())
-    nothing = pa.scalar("", pa.large_string())
-    whole = pc.binary_join_element_wise(folder, catalogue.table["path"].cast(pa.large_string()), nothing)
+    folder, nothing = (pa.scalar(text, pa.large_string()) for text in (f"{catalogue.folder.resolve()}/", ""))
+    paths = catalogue.table["path"].cast(pa.large_string())
+    joined = pc.binary_join_element_wise(folder, paths, nothing)
+    whole = pc.if_else(pc.starts_with(paths, "/"), paths, joined)
     columns = {name: catalogue.table[name] for name in ("east", "north", "zone", "heading")}
     table = pa.table({"path": whole, **columns, "latitude": latitude, "longitude": longitude})
     return Catalogue(catalogue.folder, table.combine_chunks())

@@ -10,16 +10,16 @@ from torch import Tensor, nn
 from progeo.data.datasets import CatalogueImages
 from progeo.data.loaders import ordered_batches
 from progeo.engine.accelerator import gathered, share_of
-from progeo.evaluation.descriptors import described_batches
+from progeo.evaluation.descriptors import describe_rows
 from progeo.evaluation.search import nearest_neighbours
 from progeo.models.preprocessing import resize_image
 from progeo.places.catalogue import Catalogue
-from progeo.stages.test_sets import TestSet
+from progeo.stages.query_sets import QuerySet
 
 
 def retrieve(
     encoder: nn.Module,
-    test_set: TestSet,
+    query_set: QuerySet,
     accelerator: Accelerator,
     *,
     count: int,
@@ -40,23 +40,22 @@ def retrieve(
 
     def described(catalogue: Catalogue, what: str) -> np.ndarray:
         mine = share_of(len(catalogue), accelerator)
-        descriptors = np.empty((len(mine), encoder.descriptor_dim), np.float32)
-        for batch in described_batches(
+        descriptors, unreadable = describe_rows(
             describe,
             CatalogueImages(catalogue, partial(resize_image, size=image_size)),
+            mine,
             ordered_batches(mine, batch_size),
             width=encoder.descriptor_dim,
             num_workers=num_workers,
             what=what,
             hidden=not accelerator.is_main_process,
-        ):
-            for reason in batch.unreadable.values():
-                raise ValueError(reason)
-            descriptors[batch.rows - mine.start] = batch.values
+        )
+        for reason in unreadable.values():
+            raise ValueError(reason)
         return gathered(descriptors, len(catalogue), accelerator)
 
     was_training = encoder.training
     encoder.eval()
-    database, queries = described(test_set.database, "database"), described(test_set.queries, "queries")
+    database, queries = described(query_set.database, "database"), described(query_set.queries, "queries")
     encoder.train(was_training)
     return nearest_neighbours([database], queries, count).rows

@@ -113,6 +113,7 @@ def test_the_shape_in_a_header_is_that_of_the_pixels(tmp_path):
         exif = Image.Exif()
         exif[0x0112] = orientation
         save(tmp_path / f"{orientation}.jpg", np.zeros((16, 32, 3), np.uint8), exif=exif)
+        save(tmp_path / f"{orientation}.tif", np.zeros((16, 32, 3), np.uint8), exif=exif)
     save(tmp_path / "plain.png", np.zeros((5, 9, 3), np.uint8))
     for path in tmp_path.iterdir():
         assert read_shape(path) == tuple(read_image(path).shape[1:])
@@ -126,3 +127,9 @@ def test_batches_hold_one_shape_each_in_order_and_not_too_many_pixels():
     shapes = np.array([(1, 2, 3), (1, 4, 5), (1, 2, 3), (1, 2, 3), (1, 4, 5), (1, 100, 100), (1, 2, 3)])
     batches = batches_by_shape(rows, shapes, batch_size=3, most_pixels=30)
     assert [batch.tolist() for batch in batches] == [[10, 12, 13], [16], [11], [14], [15]]
+
+
+def test_photos_of_16_bits_are_not_cut_off(tmp_path):
+    grey = np.array([[0, 255], [256, 65535]], np.uint16)
+    save(tmp_path / "deep.png", grey)
+    assert read_image(tmp_path / "deep.png").tolist() == [[[0, 0], [1, 255]]] * 3

@@ -67,7 +67,9 @@ def test_more_probes_find_more(database):
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("nonsense", "could not parse index string nonsense"),
+        ("nonsense", "dimensions: could not parse index string nonsense"),
+        ("IVF0,Flat", "it would have no list"),
+        ("IDMap,Flat", "add does not make sense with IndexIDMap"),
         ("PQ7", "should be a multiple of the number of subquantizers"),
         ("IVF5000,Flat", "should be at least as large as number of clusters"),
     ],
@@ -101,3 +103,21 @@ def test_a_damaged_index_is_refused_by_name(tmp_path):
     for read in (load_index, partial(map_index, probes=1)):
         with pytest.raises(ValueError, match=r"x.faiss is no whole index"):
             read(tmp_path / "x.faiss")
+
+
+def test_an_index_of_descriptors_that_changed_is_made_anew(database):
+    queries = database.take(np.arange(5))
+    assert index_neighbours(open_index(database, "Flat", probes=1), queries, 1).rows.ravel().tolist() == [0, 1, 2, 3, 4]
+    before = (database.folder / "rows_00000.npy").stat()
+    database.write_shard(0, database.take(np.arange(999, -1, -1)))
+    os.utime(database.folder / "rows_00000.npy", ns=(before.st_atime_ns, before.st_mtime_ns - 10**9))
+    for shard in (1, 2):
+        os.utime(database.folder / f"rows_{shard:05}.npy", ns=(before.st_atime_ns, before.st_mtime_ns - 10**9))
+    found = index_neighbours(open_index(database, "Flat", probes=1), queries, 1).rows
+    assert found.ravel().tolist() == [999, 998, 997, 996, 995]
+
+
+def test_what_is_not_found_in_a_part_is_no_row():
+    parts = [np.eye(3, dtype=np.float32), np.full((2, 3), np.nan, np.float32)]
+    found = nearest_neighbours(parts, np.eye(3, dtype=np.float32), 5).rows
+    assert [sorted(row[row >= 0].tolist()) for row in found] == [[0, 1, 2]] * 3

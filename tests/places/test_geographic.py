@@ -29,7 +29,9 @@ def test_zones_and_hemispheres_are_told_apart_and_no_zone_is_no_place():
 @pytest.mark.parametrize(
     ("name", "degrees"),
     [
-        ("@500000@4000000@10@S@36.1@-123.2@.jpg", (36.1, -123.2)),  # the name's own count
+        ("@500000@4000000@10@S@36.1@-123.2@.jpg", utm.to_latlon(500_000, 4_000_000, 10, northern=True)),  # finer
+        ("@500000@6000000@56@@-36.1@150.2@.jpg", utm.to_latlon(500_000, 6_000_000, 56, northern=False)),
+        ("@500000@4000000@@@36.1@-123.2@.jpg", (36.1, -123.2)),
         ("@500000@4000000@10@S@.jpg", utm.to_latlon(500_000, 4_000_000, 10, northern=True)),
         ("@500000@6000000@56@H@.jpg", utm.to_latlon(500_000, 6_000_000, 56, northern=False)),
         ("@500000@4000000@10@.jpg", utm.to_latlon(500_000, 4_000_000, 10, northern=True)),

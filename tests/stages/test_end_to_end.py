@@ -229,6 +229,11 @@ def test_a_reduced_encoder_gives_the_principal_components_of_its_descriptors(run
     alike = torch.corrcoef(torch.stack([(each @ each.T).flatten() for each in (reduced.double(), expected)]))[0, 1]
     assert alike > 0.9999  # of components that hold equally much, each may be turned into the other
     assert small.descriptor_dim == 8
+    white = ["reduce", "--encoder", str(run / "stage2"), "--to", str(tmp_path / "white"), "--dim", "4"]
+    main([*white, "--whiten", "true", *common])
+    with torch.no_grad():
+        spreads = progeo.load_encoder(tmp_path / "white").projection[0](descriptors).std(dim=0, correction=0)
+    torch.testing.assert_close(spreads, torch.ones(4), atol=1e-2, rtol=0)
     evaluation = ["evaluate", "--encoder", str(tmp_path / "small"), "--out", str(tmp_path / "out"), *common]
     evaluation[evaluation.index(str(city / "train"))] = str(city / "test")
     main(evaluation)

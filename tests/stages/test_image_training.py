@@ -15,7 +15,7 @@ from progeo.models.convnets import CONVNETS
 from progeo.stages.image_training import ImageTraining, build_untrained_encoder
 from progeo.stages.overview import estimated_memory, overview
 from progeo.stages.places import read_training_places
-from progeo.stages.test_sets import load_test_set
+from progeo.stages.query_sets import load_query_set
 
 VIT = ("--model.architecture", "tiny-vit", "--model.descriptor_dim", "null")  # no batch norm
 QUICK = ("resnet18", "efficientnet_b0")
@@ -136,7 +136,7 @@ def test_a_temperature_is_learned_where_asked(train):
 
 def test_the_overview_counts_images_groups_and_parameters(build, city):
     training = build("--model.frozen", "[layer1]")
-    val_set = load_test_set(city / "val", "database", "queries", radius_m=25.0)
+    val_set = load_query_set(city / "val", "database", "queries", radius_m=25.0)
     lines = overview(training, read_training_places(training.settings), val_set)
     assert lines[0].startswith("images      84 of 84 are in groups, resized to 64 x 64 pixels")
     assert lines[0].endswith("validation: 6 queries, 12 database images")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from progeo.stages.test_sets import load_test_set
+from progeo.stages.query_sets import load_query_set
 
 PITTS = "@0585001.{}@4476844.16@17@T@040.43772@-079.99732@000042@0{}@@@@@@pitch1_yaw{}@.jpg"
 COPENHAGEN = "@0346880.{}@6170532.53@33@U@055.65634@0012.56524@5rhXJE_{}@@@@@@20190512@day_forward_cph@.jpg"
@@ -61,9 +61,9 @@ def test_a_downloaded_set_is_read_as_it_lies(tmp_path, folders, database, querie
         (test / folder).mkdir(parents=True)
         for name in names:
             (test / folder / name).touch()
-    test_set = load_test_set(test, *folders, radius_m=25)
+    query_set = load_query_set(test, *folders, radius_m=25)
     found = {
-        test_set.queries.name(row): {test_set.database.name(positive) for positive in positives}
-        for row, positives in enumerate(test_set.positives)
+        query_set.queries.name(row): {query_set.database.name(positive) for positive in positives}
+        for row, positives in enumerate(query_set.positives)
     }
     assert found == {query: {database[i] for i in rows} for query, rows in zip(queries, right, strict=True)}

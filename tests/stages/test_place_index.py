@@ -4,18 +4,23 @@ import csv
 import json
 import shutil
 
+import faiss
 import numpy as np
 import open_clip
 import pytest
 import torch
+import utm
 from PIL import Image
 from running import files_in
 
 from progeo.cli import main
 from progeo.config.evaluation import LocalizeSettings
+from progeo.data.decode import read_image
+from progeo.evaluation.search import Neighbours
 from progeo.export.weights import load_encoder, save_encoder
 from progeo.models.clip import load_clip
 from progeo.models.encoder import build_encoder
+from progeo.models.preprocessing import preprocess_image
 from progeo.places.catalogue import read_catalogue
 from progeo.stages.localize import localize
 from progeo.stages.place_index import open_place_index
@@ -66,9 +71,11 @@ def test_a_photo_that_is_in_the_index_is_found_at_its_own_place(built, city):
     (answer,) = answers(built / "index", photo, top=3)
     latitude, longitude = photo.name.split("@")[5:7]
     assert (answer.matches[0].path, answer.matches[0].distance) == (str(photo), pytest.approx(0, abs=1e-3))
-    assert (answer.matches[0].latitude, answer.matches[0].longitude) == (float(latitude), float(longitude))
+    assert (answer.matches[0].latitude, answer.matches[0].longitude) == pytest.approx(
+        (float(latitude), float(longitude)), abs=1e-5
+    )
     assert len(answer.matches) == 3
-    assert answer.known
+    assert answer.known is True
 
 
 def test_confidence_tells_photos_of_the_index_from_others(built, city):
@@ -185,3 +192,106 @@ def test_mistakes_end_in_a_sentence(words, sentence, built, city, encoder, tmp_p
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match=sentence):
         main(words.format(built=built, city=city, encoder=encoder).split())
+
+
+@pytest.fixture(scope="module")
+def sparse(city, encoder, cache, tmp_path_factory):
+    """An index of many lists, of which a search looks through few, for photos of five crops."""
+    folder = tmp_path_factory.mktemp("sparse") / "index"
+    more = {"index": "IVF20,Flat", "probes": 2, "query_preprocessing": "five_crops"}
+    command("index build", cache, folder=city / "train", encoder=encoder, out=folder, **more)
+    return folder
+
+
+def test_photos_are_described_as_the_index_says_and_searched_with_its_probes(sparse, city):
+    opened = open_place_index(sparse)
+    assert faiss.try_extract_index_ivf(opened.index).nprobe == 2
+    photos = sorted((city / "test/queries").iterdir())
+    found = answers(sparse, *photos, top=3)
+    encoder = load_encoder(sparse / "model")
+    with torch.no_grad():
+        crops = [preprocess_image(read_image(photo), "five_crops", encoder.image_size) for photo in photos]
+        descriptors = torch.stack([encoder(encoder.normalise(each)).mean(dim=0) for each in crops]).numpy()
+    wanted = opened.search(descriptors, least=3)
+    paths = opened.catalogue.table["path"].to_pylist()
+    for answer, rows in zip(found, wanted.rows, strict=True):
+        assert [match.path for match in answer.matches] == [paths[row] for row in rows[:3] if row >= 0]
+
+
+def test_what_an_index_did_not_find_makes_no_photo_surer(sparse, city, cache, tmp_path):
+    shutil.copytree(sparse, tmp_path / "index")
+    opened = open_place_index(tmp_path / "index")
+    rows, distances = (
+        np.array([[3, 5, -1], [3, 5, 5], [-1, -1, -1]]),
+        np.array([[0.1, 0.4, 9], [0.1, 0.4, 0.4], [9, 9, 9]]),
+    )
+    values = opened.evidence(Neighbours(rows, distances), 25.0)
+    assert values[0].tolist() == values[1].tolist()
+    assert np.isnan(values[2]).all()
+    command("index calibrate", cache, folder=city / "train", index=tmp_path / "index")
+    about = json.loads((tmp_path / "index/index.json").read_text())["calibration"]
+    assert np.isfinite([*about["means"], *about["spreads"], *about["weights"], about["error"]]).all()
+
+
+def test_an_index_without_calibration_calls_nothing_known_or_unknown(sparse, city):
+    (answer,) = answers(sparse, next((city / "train").iterdir()), threshold=1.0)
+    assert (answer.confidence, answer.known) == (None, None)
+
+
+def test_an_index_may_hold_two_cities(city, encoder, cache, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for place, path in enumerate(sorted((city / "train").iterdir())[:40]):
+        fields = path.name.split("@")
+        if place % 2:  # the other side of the country
+            fields[1:7] = ["0583960.00", "4507523.00", "18", "T", "040.71300", "-074.00600"]
+        shutil.copy(path, images / "@".join(fields))
+    command("index build", cache, folder=images, encoder=encoder, out=tmp_path / "index")
+    command("index calibrate", cache, folder=images, index=tmp_path / "index")
+    assert json.loads((tmp_path / "index/index.json").read_text())["calibration"]["num_right"] == 40
+    found = answers(tmp_path / "index", images, top=1)
+    assert {round(answer.matches[0].longitude) for answer in found} == {-122, -74}
+
+
+def test_calibration_measures_across_a_border_of_zones(encoder, cache, tmp_path):
+    rng, rows, images = np.random.default_rng(0), [], tmp_path / "photos"
+    images.mkdir()
+    for place in range(30):
+        latitude, longitude = 38.0, -120.003 + 0.0002 * place
+        east, north, zone, letter = utm.from_latlon(latitude, longitude)
+        name = f"@{east:.2f}@{north:.2f}@{zone}@{letter}@{latitude:.5f}@{longitude:.5f}@.jpg"
+        Image.fromarray(rng.integers(0, 256, (48, 48, 3), dtype=np.uint8)).save(images / name)
+        rows.append(f"{name},{latitude},{longitude}")
+    (tmp_path / "table.csv").write_text("\n".join(["path,latitude,longitude", *rows]))
+    main(["dataset", "from-table", str(tmp_path / "table.csv"), str(tmp_path / "known"), "--images", str(images)])
+    command("index build", cache, folder=tmp_path / "known", encoder=encoder, out=tmp_path / "index")
+    command("index calibrate", cache, folder=images, index=tmp_path / "index")
+    assert json.loads((tmp_path / "index/index.json").read_text())["calibration"]["num_right"] == 30
+
+
+def test_images_of_a_table_with_whole_paths_keep_them(city, encoder, cache, tmp_path):
+    paths = sorted((city / "train").iterdir())[:20]
+    lines = [f"{path},{37 + place / 1000},-122" for place, path in enumerate(paths)]
+    (tmp_path / "table.csv").write_text("\n".join(["path,latitude,longitude", *lines]))
+    main(["dataset", "from-table", str(tmp_path / "table.csv"), str(tmp_path / "known")])
+    command("index build", cache, folder=tmp_path / "known", encoder=encoder, out=tmp_path / "index")
+    assert open_place_index(tmp_path / "index").catalogue.table["path"].to_pylist() == [str(path) for path in paths]
+
+
+def test_an_index_refuses_its_own_weights_with_other_pixels(built, tmp_path):
+    shutil.copytree(built / "index", tmp_path / "index")
+    description = json.loads((tmp_path / "index/model/model.json").read_text())
+    description["encoder"]["mean"] = [0, 0, 0]
+    (tmp_path / "index/model/model.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match="was not built with the encoder in"):
+        open_place_index(tmp_path / "index")
+
+
+def test_a_photo_too_small_for_a_native_index_is_named_and_the_others_are_answered(city, encoder, cache, tmp_path):
+    more = {"query_preprocessing": "native", "database_preprocessing": "native"}
+    command("index build", cache, folder=city / "test/database", encoder=encoder, out=tmp_path / "index", **more)
+    Image.new("RGB", (20, 20)).save(tmp_path / "small.jpg")
+    photo = next((city / "test/database").iterdir())
+    small, fine = answers(tmp_path / "index", tmp_path / "small.jpg", photo)
+    assert "small.jpg cannot be described: 20 x 20 pixels are fewer than 32 a side" in small.error
+    assert fine.matches[0].path == str(photo)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -102,7 +103,7 @@ def test_encoders_baselines_and_foreign_descriptors_stand_in_one_table(encoder, 
     table = json.loads((tmp_path / "compare.json").read_text())
     assert [line["encoder"] for line in table] == [str(name) for name in names]
     assert [line["descriptor_dim"] for line in table] == [128, 128, 768, 128]
-    assert table[0]["recalls"] == table[3]["recalls"]
+    assert predictions_in(next(tmp_path.glob("1_*"))) == predictions_in(next(tmp_path.glob("4_*")))
     assert all(line["images_per_second"] > 0 for line in table[:3])
     assert table[3]["images_per_second"] is None
     assert {path.name for path in tmp_path.glob("2_*/*")} == {path.name for path in tmp_path.glob("4_*/*")}
@@ -133,6 +134,7 @@ def test_a_table_of_no_encoder_or_of_one_twice_is_refused(names, words, mixed, t
         ),
         (np.zeros((10, 4), np.float32), np.zeros((6, 5), np.float32), "4 dimensions of the database, 5 of queries"),
         (np.zeros((10, 4), np.float32), None, "There is no .*queries_descriptors.npy"),
+        (np.full((10, 4), np.nan, np.float32), np.zeros((6, 4), np.float32), "numbers that are not finite"),
     ],
 )
 def test_foreign_descriptors_that_do_not_fit_are_refused(database, queries, words, mixed, tmp_path):
@@ -141,3 +143,36 @@ def test_foreign_descriptors_that_do_not_fit_are_refused(database, queries, word
         np.save(tmp_path / "queries_descriptors.npy", queries)
     with pytest.raises(SystemExit, match=words):
         evaluated(tmp_path, mixed, tmp_path / "out")
+
+
+def test_a_mended_image_is_described_and_the_rest_is_not_done_again(encoder, mixed, tmp_path, capsys):
+    folder = tmp_path / "set"
+    shutil.copytree(mixed, folder)
+    broken = sorted((folder / "database").iterdir())[2]
+    whole = broken.read_bytes()
+    broken.write_bytes(b"no image")
+    with pytest.raises(SystemExit, match="1 of 10 images cannot be read: mend them"):
+        evaluated(encoder, folder, tmp_path / "out")
+    broken.write_bytes(whole)
+    evaluated(encoder, folder, tmp_path / "out")
+    assert (tmp_path / "out/recalls.json").is_file()
+    broken.write_bytes(whole + b"0")
+    with pytest.raises(SystemExit, match="1 of 10 images looked at changed since they were described"):
+        evaluated(encoder, folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("ns", ["[0]", "[-1]", "[]"])
+def test_an_n_that_cannot_be_is_refused_before_anything_is_described(ns, encoder, mixed, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", "--encoder", str(encoder), "--folder", str(mixed), "--out", str(tmp_path), "--recall_ns", ns])
+    assert "recall_ns" in str(stop.value.code) + capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_an_index_loses_is_said_of_the_queries_that_count(encoder, mixed, tmp_path):
+    more = ["--query_preprocessing", "five_crops", "--without_positive", "left_out", "--positive_radius_m", "15"]
+    evaluated(encoder, mixed, tmp_path / "a", *more)
+    evaluated(encoder, mixed, tmp_path / "b", *more, "--index", "PQ1x2")
+    exact, found = (json.loads((tmp_path / name / "recalls.json").read_text()) for name in ("a", "b"))
+    lost = found["recalls"]["R@1"] - exact["recalls"]["R@1"]
+    assert found["index"] == f"PQ1x2: R@1 {lost:+.1f} against exact search"

@@ -1,4 +1,4 @@
-"""Descriptors of both sides of a test set: made by an encoder, or read as another program left them."""
+"""Descriptors of both sides of a query set: made by an encoder, or read as another program left them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,12 +13,14 @@ from progeo.data.shards import ShardedRows
 from progeo.export.weights import load_encoder
 from progeo.places.catalogue import Catalogue
 from progeo.stages.encoder_descriptors import described, encoder_describer
-from progeo.stages.test_sets import TestSet
+from progeo.stages.query_sets import QuerySet
+
+_ROWS_AT_ONCE = 2**16
 
 
 @dataclass(frozen=True)
-class TestDescriptors:
-    """Of both sides of a test set."""
+class QuerySetDescriptors:
+    """Of both sides of a query set."""
 
     database: ShardedRows
     """(N, D)."""
@@ -35,13 +37,13 @@ def load_described(name: str) -> nn.Module | Path:
 
 
 def descriptors_of(
-    source: nn.Module | Path, test_set: TestSet, settings: BenchmarkSettings, accelerator: Accelerator
-) -> TestDescriptors:
-    """Describe both sides of a test set, or read what another program left.
+    source: nn.Module | Path, query_set: QuerySet, settings: BenchmarkSettings, accelerator: Accelerator
+) -> QuerySetDescriptors:
+    """Describe both sides of a query set, or read what another program left.
 
     Args:
         source: of `load_described`.
-        test_set: what to describe.
+        query_set: what to describe.
         settings: how.
         accelerator: gives device, precision and processes.
 
@@ -49,16 +51,16 @@ def descriptors_of(
         ValueError: descriptors of another number of images, or of two dimensions.
     """
     if isinstance(source, Path):
-        return _read_descriptors(source, test_set)
-    return _describe(source, test_set, settings, accelerator)
+        return _read_descriptors(source, query_set)
+    return _describe(source, query_set, settings, accelerator)
 
 
 def _describe(
-    encoder: nn.Module, test_set: TestSet, settings: BenchmarkSettings, accelerator: Accelerator
-) -> TestDescriptors:
+    encoder: nn.Module, query_set: QuerySet, settings: BenchmarkSettings, accelerator: Accelerator
+) -> QuerySetDescriptors:
     sides = {
-        "database": (test_set.database, settings.database_preprocessing),
-        "queries": (test_set.queries, settings.query_preprocessing),
+        "database": (query_set.database, settings.database_preprocessing),
+        "queries": (query_set.queries, settings.query_preprocessing),
     }
     rows, facts = [], {}
     for side, (catalogue, preprocessing) in sides.items():
@@ -66,19 +68,19 @@ def _describe(
         rows.append(described(describer, catalogue, settings, accelerator))
         facts["image size"] = "{} x {} pixels".format(*describer.image_size)
         facts[f"{side} preprocessing"] = preprocessing
-    return TestDescriptors(*rows, facts)
+    return QuerySetDescriptors(*rows, facts)
 
 
-def _read_descriptors(folder: Path, test_set: TestSet) -> TestDescriptors:
+def _read_descriptors(folder: Path, query_set: QuerySet) -> QuerySetDescriptors:
     rows = [
         _read_rows(folder / f"{side}_descriptors.npy", images)
-        for side, images in (("database", test_set.database), ("queries", test_set.queries))
+        for side, images in (("database", query_set.database), ("queries", query_set.queries))
     ]
     if rows[0].width != rows[1].width:
         raise ValueError(
             f"The descriptors in {folder} have {rows[0].width} dimensions of the database, {rows[1].width} of queries."
         )
-    return TestDescriptors(*rows, {})
+    return QuerySetDescriptors(*rows, {})
 
 
 def _read_rows(path: Path, images: Catalogue) -> ShardedRows:
@@ -89,6 +91,9 @@ def _read_rows(path: Path, images: Catalogue) -> ShardedRows:
         raise ValueError(
             f"{path} must hold a row for each of the {len(images):,} images of {images.folder}, got {values.shape}."
         )
+    for start in range(0, len(values), _ROWS_AT_ONCE):
+        if not np.isfinite(values[start : start + _ROWS_AT_ONCE]).all():
+            raise ValueError(f"{path} holds numbers that are not finite, in rows {start} and after.")
     return ShardedRows(
         path.parent,
         num_rows=len(values),
