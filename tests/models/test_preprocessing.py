@@ -4,7 +4,7 @@ from torchvision.transforms.v2 import functional as F
 
 from progeo.models.preprocessing import depends_on_shape, preprocess_image, preprocessed_shape
 
-SHAPES = [(40, 60), (60, 40), (33, 100), (64, 48), (200, 31)]
+SHAPES = [(40, 60), (60, 40), (33, 100), (64, 48), (200, 33)]
 KINDS = ["hard_resize", "single_query", "central_crop", "five_crops", "nearest_crop", "maj_voting", "native"]
 
 

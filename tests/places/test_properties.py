@@ -13,6 +13,9 @@ from progeo.places.catalogue import Catalogue
 from progeo.places.cells import build_partition, class_ids
 from progeo.places.filename import FIELDS, ParsedNames, format_names, parse_columns, parse_names
 
+# No example has a deadline: how long it takes says nothing on a machine that has other things to do.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 METRES = st.integers(0, 999_999_999).map(lambda cm: cm / 100)
 DEGREES = st.integers(-17_999_999, 17_999_999).map(lambda units: units / 1e5)
 MAYBE = {"heading", "pitch", "roll", "height"}
@@ -69,7 +72,6 @@ def test_names_with_fields_of_any_number_are_read_together_as_one_by_one(rows):
     min_images_per_class=st.integers(1, 3),
     data=st.data(),
 )
-@settings(deadline=None)
 def test_every_image_of_a_large_enough_class_is_in_one_group_once_and_no_two_classes_of_a_group_touch(
     images, cell_side_m, heading_bin_deg, groups_per_side, min_images_per_class, data
 ):
