@@ -7,6 +7,7 @@ from pathlib import Path
 from progeo.config.encoders import ExportSettings
 from progeo.engine.log import LOGGER, start_log
 from progeo.export.card import save_card, starting_weights
+from progeo.export.folders import without_folders
 from progeo.export.onnx import save_onnx
 from progeo.export.program import save_program, side_step
 from progeo.export.trunk import save_trunk, trunk_usage
@@ -47,7 +48,8 @@ def export(settings: ExportSettings) -> Path:
 
 
 def _write_weights(target: Path, encoder: Encoder, description: dict, _: ExportSettings) -> str:
-    save_encoder(target, encoder, provenance=description["provenance"], recalls=description["recalls"])
+    provenance = without_folders(description["provenance"])
+    save_encoder(target, encoder, provenance=provenance, recalls=description["recalls"])
     return (
         "import progeo\n"
         "from PIL import Image\n\n"

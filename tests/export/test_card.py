@@ -13,9 +13,10 @@ def described(settings):
 def test_a_card_has_a_header_for_the_hub_and_says_what_the_encoder_is(tmp_path):
     settings = {
         "run": "/home/me/runs/a",
-        "data": {"train_folder": "/home/me/sf_xl/raw/train/database"},
+        "data": {"train_folder": "/home/me"},
         "model": {"architecture": "tiny-vit", "weights": "/home/me/clip.pt"},
         "head": {"kind": "cosface"},
+        "text": {"weight": 1.0, "prompts": "/home/me/runs/prompts"},
     }
     save_card(tmp_path / "README.md", described(settings), "import progeo")
     text = (tmp_path / "README.md").read_text()
@@ -26,13 +27,14 @@ def test_a_card_has_a_header_for_the_hub_and_says_what_the_encoder_is(tmp_path):
         "| started from | clip.pt |",
         "| licence of these starting weights | unknown |",
         "| descriptors | 128 dimensions, of length 1 |",
-        "| trained on | raw/train/database |",
+        "| trained on | me |",
         "| epoch | 3 |",
         "| val R@1 | 51.3 |",
     ):
         assert row in body
     assert "```python\nimport progeo\n```" in body
-    assert yaml.safe_load(body.split("```yaml\n")[1].split("```")[0])["head"] == {"kind": "cosface"}
+    shown = yaml.safe_load(body.split("```yaml\n")[1].split("```")[0])
+    assert (shown["head"], shown["text"]) == ({"kind": "cosface"}, {"weight": 1.0, "prompts": "prompts"})
     assert "/home" not in text  # a card is published
 
 

@@ -1,4 +1,6 @@
+import json
 import sys
+import zipfile
 
 import onnxruntime
 import pytest
@@ -13,7 +15,9 @@ from progeo.models.encoder import build_encoder
 @pytest.fixture
 def run(tmp_path):
     encoder = build_encoder("tiny-vit", "random", (64, 96)).eval()
-    save_encoder(tmp_path / "run/best", encoder, provenance={}, recalls={})
+    settings = {"run": str(tmp_path / "run"), "data": {"train_folder": "/home/me/images"}}
+    provenance = {"imported_from": "/home/me/model.pth", "settings": settings}
+    save_encoder(tmp_path / "run/best", encoder, provenance=provenance, recalls={})
     return tmp_path / "run", encoder
 
 
@@ -40,10 +44,23 @@ def test_the_trunk_and_the_program_leave_with_a_card_each(run, tmp_path):
     folder, encoder = run
     main(["export", str(folder), "--format", "torch", "--to", str(tmp_path / "program")])
     assert names(tmp_path / "program") == {"model.pt2", "README.md"}
+    with zipfile.ZipFile(tmp_path / "program/model.pt2") as archive:
+        written = [archive.read(name) for name in archive.namelist()]
+    assert not [content for content in written if str(tmp_path).encode() in content or b"site-packages" in content]
     main(["export", str(folder), "--format", "trunk", "--to", str(tmp_path / "trunk")])
     assert names(tmp_path / "trunk") == {"trunk.safetensors", "README.md"}
     state = load_file(tmp_path / "trunk/trunk.safetensors")
     assert torch.equal(state["visual.proj"], encoder.backbone.proj)
+
+
+def test_what_leaves_names_no_folder_of_this_machine(run, tmp_path):
+    main(["export", str(run[0]), "--to", str(tmp_path / "my_encoder")])
+    written = [path.read_bytes() for path in (tmp_path / "my_encoder").iterdir()]
+    assert len(written) == 3
+    assert not [text for text in written if b"/home" in text or str(tmp_path).encode() in text]
+    provenance = json.loads((tmp_path / "my_encoder/model.json").read_text())["provenance"]
+    assert provenance["imported_from"] == "model.pth"
+    assert provenance["settings"] == {"run": "run", "data": {"train_folder": "images"}}
 
 
 @pytest.mark.parametrize(
