@@ -11,7 +11,7 @@ _ADDRESSES = ("hf-hub:", "http://", "https://")
 def without_folders(value: Any) -> Any:
     """The same plain values, of every path in them the last part alone.
 
-    Whatever has a `/` counts as a path, but for addresses, names of architectures (`ViT-B/16`) and templates of prompts.
+    Whatever has a `/` counts as a path, but for addresses, names of architectures (`ViT-B/16`) and templates.
     """
     if isinstance(value, Mapping):
         return {name: part if name in _NO_PATHS else without_folders(part) for name, part in value.items()}

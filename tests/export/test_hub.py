@@ -89,9 +89,9 @@ def test_a_download_that_breaks_off_is_not_kept(tmp_path, monkeypatch):
 def test_a_server_that_does_not_answer_is_not_waited_for_for_ever(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(fetch, "TIMEOUT_S", 0.1)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        with pytest.raises(FileNotFoundError, match=r"model.safetensors could not be fetched: timed out\."):
-            progeo.load_encoder(f"http://127.0.0.1:{silent.getsockname()[1]}/my_encoder")
+    sentence = r"model.safetensors could not be fetched: timed out\."
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(FileNotFoundError, match=sentence):
+        progeo.load_encoder(f"http://127.0.0.1:{silent.getsockname()[1]}/my_encoder")
 
 
 def test_an_encoder_comes_from_the_hugging_face_hub(saved, tmp_path):
