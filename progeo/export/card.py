@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import yaml
 from torchvision.models import get_model_weights
 
@@ -46,10 +47,11 @@ def licence_of_weights(architecture: str, weights: str | None) -> str:
             return (
                 "torchvision's code is BSD-3-Clause; its weights were trained on ImageNet, which has terms of its own"
             )
-    elif weights == "openai":
-        return "MIT, of OpenAI's CLIP"
-    elif weights is not None and weights.startswith("laion"):
-        return "MIT, of open_clip's weights trained on LAION"
+    elif weights in open_clip.list_pretrained_tags_by_model(architecture):
+        if weights == "openai":
+            return "MIT, of OpenAI's CLIP"
+        if weights.startswith("laion"):
+            return "MIT, of open_clip's weights trained on LAION"
     return "unknown"
 
 

@@ -53,6 +53,8 @@ def test_a_card_of_an_encoder_of_unknown_origin_says_unknown(tmp_path):
         ("ViT-B-32", "laion2b_s34b_b79k", "MIT, of open_clip's weights trained on LAION"),
         ("RN50", "random", "none, training began from random weights"),
         ("RN50", "clip.pt", "unknown"),
+        ("ViT-B-32", "laion_private_finetune.pt", "unknown"),
+        ("tiny-vit", "openai", "unknown"),  # no tag of open_clip
         ("RN50", None, "unknown"),
         ("resnet18", "openai", "unknown"),  # no tag of torchvision
     ],

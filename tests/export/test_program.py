@@ -79,6 +79,14 @@ def test_descriptors_that_differ_are_refused_and_so_are_those_that_are_no_number
         check_difference([1e-6, math.nan], 1e-4, tmp_path / "model.onnx")
 
 
+@pytest.mark.parametrize("save", [save_onnx, save_program])
+def test_what_describes_images_differently_is_not_written(save, tmp_path):
+    encoder = build_encoder("tiny-resnet", "random", 64, pooling="mean").train()  # batch norm, by the batch
+    with pytest.raises(ValueError, match=r"model is not written: .* away from the encoder's, and 1e-04 is allowed"):
+        save(tmp_path / "model", encoder)
+    assert not list(tmp_path.iterdir())
+
+
 FULL_SIZE = {
     "tiny ResNet, gem": (lambda: build_encoder("tiny-resnet", "random", 64), 1),
     "tiny ResNet, clip": (lambda: build_encoder("tiny-resnet", "random", (64, 96), pooling="clip"), 32),
