@@ -41,6 +41,23 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def written_together(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder of the same name; when the block succeeds its files move to `folder`.
+
+    When it fails they are removed, and `folder` stays as it was, be it missing.
+    """
+    beside = folder if folder.exists() else folder.parent  # on the same disk
+    beside.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=beside, prefix=".") as name:
+        temporary = Path(name) / folder.name
+        temporary.mkdir()
+        yield temporary
+        folder.mkdir(exist_ok=True)
+        for path in sorted(temporary.iterdir()):
+            path.replace(folder / path.name)
+
+
 def each_file(
     look: Callable[[str], Found], names: Iterable[str], *, total: int, description: str | None = None
 ) -> Iterator[Found]:

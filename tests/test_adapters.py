@@ -39,14 +39,17 @@ def test_the_class_for_vpr_methods_evaluation_undoes_the_normalisation_of_imagen
         torch.testing.assert_close(found, encoder(encoder.normalise(pixels)), rtol=0, atol=1e-5)
 
 
-def test_the_extractor_for_hloc_writes_a_global_descriptor_for_each_image(saved, written, tmp_path):
+def test_the_writer_for_hloc_writes_a_global_descriptor_for_each_image(saved, written, tmp_path):
     folder, encoder = saved
-    photos = {name: np.full((70, 80, 3), value, np.uint8) for name, value in (("a.jpg", 10), ("db/b.jpg", 200))}
+    values = {"a.jpg": 10, "db/b.JPG": 200, "db/c.jpeg": 90, "d.png": 150}
+    photos = {name: np.full((70, 80, 3), value, np.uint8) for name, value in values.items()}
     for name, photo in photos.items():
         (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(photo).save(tmp_path / "images" / name)
+    (tmp_path / "images/notes.txt").touch()
     written["write_global_descriptors"](folder, tmp_path / "images", tmp_path / "global.h5")
     with h5py.File(tmp_path / "global.h5") as file:
+        assert [*file, *file["db"]] == ["a.jpg", "d.png", "db", "b.JPG", "c.jpeg"]
         for name in photos:
             with Image.open(tmp_path / "images" / name) as image, torch.no_grad():
                 expected = encoder(encoder.preprocess(image)[None])[0]

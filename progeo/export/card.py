@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import yaml
 from torchvision.models import get_model_weights
 
+from progeo.export.folders import without_folders
 from progeo.files import replacing
 from progeo.models.convnets import CONVNETS
 
@@ -45,27 +47,30 @@ def licence_of_weights(architecture: str, weights: str | None) -> str:
             return (
                 "torchvision's code is BSD-3-Clause; its weights were trained on ImageNet, which has terms of its own"
             )
-    elif weights == "openai":
-        return "MIT, of OpenAI's CLIP"
-    elif weights is not None and weights.startswith("laion"):
-        return "MIT, of open_clip's weights trained on LAION"
+    elif weights in open_clip.list_pretrained_tags_by_model(architecture):
+        if weights == "openai":
+            return "MIT, of OpenAI's CLIP"
+        if weights.startswith("laion"):
+            return "MIT, of open_clip's weights trained on LAION"
     return "unknown"
 
 
 def _card(description: Mapping[str, Any], usage: str) -> str:
+    licence = licence_of_weights(description["encoder"]["architecture"], starting_weights(description))
+    description = without_folders(description)
     encoder, provenance = description["encoder"], description["provenance"]
-    weights, settings = starting_weights(description), provenance.get("settings", {})
+    settings = provenance.get("settings", {})
     height, width = encoder["image_size"]
     rows = {
         "backbone": encoder["architecture"],
-        "started from": _without_folders(weights) if weights else "unknown",
-        "licence of these starting weights": licence_of_weights(encoder["architecture"], weights),
+        "started from": starting_weights(description) or "unknown",
+        "licence of these starting weights": licence,
         "images": f"{height} x {width} pixels, RGB in 0..1, less {_triple(encoder['mean'])}, "
         f"divided by {_triple(encoder['std'])}",
         "descriptors": f"{encoder['descriptor_dim']} dimensions, "
         f"{'of length 1' if encoder['normalised'] else 'of any length'}",
         "pooling": encoder["pooling"],
-        "trained on": _last_folders(settings.get("data", {}).get("train_folder")),
+        "trained on": settings.get("data", {}).get("train_folder", "unknown"),
         "epoch": provenance.get("epoch", "unknown"),
         **{name: f"{recall:.1f}" for name, recall in description["recalls"].items()},
     }
@@ -79,20 +84,9 @@ def _card(description: Mapping[str, Any], usage: str) -> str:
         "and the terms of the images both bear on it.",
     ]
     if shown := {name: settings[name] for name in _SECTIONS if name in settings}:
-        if "weights" in shown.get("model", {}):
-            shown["model"] = {**shown["model"], "weights": _without_folders(shown["model"]["weights"])}
         parts.append(f"## Settings\n\n```yaml\n{yaml.safe_dump(shown, sort_keys=False)}```")
     return "\n\n".join(parts) + "\n"
 
 
 def _triple(values: list[float]) -> str:
     return f"({', '.join(f'{value:.4g}' for value in values)})"
-
-
-def _without_folders(weights: str) -> str:
-    """A file by its name alone: nobody else has its folders."""
-    return weights if weights.startswith("hf-hub:") else Path(weights).name
-
-
-def _last_folders(folder: str | None) -> str:
-    return "unknown" if folder is None else Path(*Path(folder).parts[-3:]).as_posix().lstrip("/")

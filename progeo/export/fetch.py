@@ -1,7 +1,6 @@
 """Folders of encoders that lie elsewhere: at an address, or on the Hugging Face Hub."""
 
 import hashlib
-import io
 import shutil
 from collections.abc import Sequence
 from http.client import HTTPException
@@ -12,14 +11,16 @@ import torch
 
 from progeo.files import replacing
 
+TIMEOUT_S = 60
+
 
 def fetch_folder(address: str, names: Sequence[str]) -> Path:
     """Fetch files that lie side by side and return the folder with them; what was fetched before is not fetched again.
 
     Args:
         address: `hf-hub:OWNER/NAME` of the Hugging Face Hub, or `hf-hub:OWNER/NAME@REVISION`, kept where its own
-            package keeps it; or the URL of a folder, to which `/` and a file's name are appended, kept below
-            `torch.hub.get_dir()`.
+            package keeps it; or the URL of a folder, to which `/` and a file's name are appended, kept below `progeo`
+            in `torch.hub.get_dir()`. What changed at a URL is fetched again where that is removed.
         names: of the files.
 
     Raises:
@@ -27,10 +28,11 @@ def fetch_folder(address: str, names: Sequence[str]) -> Path:
     """
     if address.startswith("hf-hub:"):
         return _from_hub(address.removeprefix("hf-hub:"), names)
+    address = address.rstrip("/")
     folder = Path(torch.hub.get_dir()) / "progeo" / hashlib.sha256(address.encode()).hexdigest()[:16]
     for name in names:
         if not (folder / name).is_file():
-            _download(f"{address.rstrip('/')}/{name}", folder / name)
+            _download(f"{address}/{name}", folder / name)
     return folder
 
 
@@ -47,11 +49,13 @@ def _from_hub(repository: str, names: Sequence[str]) -> Path:
 
 
 def _download(url: str, path: Path) -> None:
-    content = io.BytesIO()
     try:
-        with urlopen(url) as response:
-            shutil.copyfileobj(response, content)
+        with urlopen(url, timeout=TIMEOUT_S) as response, replacing(path) as temporary:
+            with temporary.open("wb") as stream:
+                shutil.copyfileobj(response, stream)
+            # Reading in pieces ends without a word where the connection does.
+            announced, found = response.headers["Content-Length"], temporary.stat().st_size
+            if announced is not None and found != int(announced):
+                raise HTTPException(f"it broke off after {found:,} of {int(announced):,} bytes")
     except (OSError, HTTPException) as error:
         raise FileNotFoundError(f"{url} could not be fetched: {error}.") from None
-    with replacing(path) as temporary:
-        temporary.write_bytes(content.getbuffer())

@@ -1,4 +1,4 @@
-"""What `torch.hub.load` offers; `hubconf.py` at the top level passes it on."""
+"""What `torch.hub.load` offers through `hubconf.py` at the top level, and `from_pretrained` for who looks for that."""
 
 from torch import nn
 

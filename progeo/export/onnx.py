@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from progeo.export.folders import without_folders
 from progeo.export.program import (
     LARGEST_DIFFERENCE,
     Input,
@@ -92,7 +93,8 @@ def _as_onnx(encoder: Encoder, input: Input) -> "ModelProto":
     model = exported.model_proto
     for part in (*model.graph.node, *model.graph.value_info):  # what each was in the source, longer than the graph
         del part.metadata_props[:]
-    model.metadata_props.add(key="progeo", value=json.dumps({**spec_to_json(encoder.spec), "input": input}))
+    spec = without_folders(spec_to_json(encoder.spec))
+    model.metadata_props.add(key="progeo", value=json.dumps({**spec, "input": input}))
     return model
 
 

@@ -5,11 +5,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from progeo.export.fetch import fetch_folder
+from progeo.export.tensor_files import read_safetensors
 from progeo.files import read_json, replacing, write_json
 from progeo.models.encoder import Encoder, build_encoder, restore_encoder, spec_from_json, spec_to_json
 from progeo.models.thumbnail import ThumbnailEncoder
@@ -76,11 +76,7 @@ def load_encoder(path_or_name: str | Path) -> nn.Module:
     else:
         folder = encoder_folder(Path(path_or_name))
     spec = spec_from_json(read_description(folder)["encoder"])
-    try:
-        state = load_file(folder / _WEIGHTS)
-    except SafetensorError as error:
-        raise ValueError(f"{folder / _WEIGHTS} is not a whole safetensors file: {error}.") from None
-    return restore_encoder(spec, state)
+    return restore_encoder(spec, read_safetensors(folder / _WEIGHTS))
 
 
 def encoder_folder(path: Path) -> Path:

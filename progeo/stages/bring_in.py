@@ -12,7 +12,7 @@ from progeo.export.foreign.recognition import read_foreign, read_foreign_folder
 from progeo.export.foreign.translation import Choices, Foreign
 from progeo.export.foreign.weight_files import read_content
 from progeo.export.weights import save_encoder
-from progeo.files import replacing
+from progeo.files import replacing, written_together
 from progeo.stages.bring_in_prompts import write_published_prompts
 
 _CLIP = "clip.safetensors"
@@ -43,11 +43,12 @@ def bring_in(settings: ImportSettings) -> Path:
 
 def _write_encoder(foreign: Foreign, source: Path, target: Path) -> Path:
     encoder = foreign.encoder
-    if foreign.clip is not None:
-        with replacing(target / _CLIP) as temporary:
-            save_file(dict(foreign.clip), temporary)
-        encoder.spec = dataclasses.replace(encoder.spec, text_weights=str((target / _CLIP).resolve()))
-    save_encoder(target, encoder, provenance={"imported_from": str(source), "kind": foreign.kind}, recalls={})
+    with written_together(target.resolve()) as folder:
+        if foreign.clip is not None:
+            with replacing(folder / _CLIP) as temporary:
+                save_file(dict(foreign.clip), temporary)
+            encoder.spec = dataclasses.replace(encoder.spec, text_weights=str((target / _CLIP).resolve()))
+        save_encoder(folder, encoder, provenance={"imported_from": str(source), "kind": foreign.kind}, recalls={})
     spec = encoder.spec
     LOGGER.info(
         "%s: %s, %d x %d pixels, descriptors of %d dimensions%s",

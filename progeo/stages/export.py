@@ -7,10 +7,12 @@ from pathlib import Path
 from progeo.config.encoders import ExportSettings
 from progeo.engine.log import LOGGER, start_log
 from progeo.export.card import save_card, starting_weights
+from progeo.export.folders import without_folders
 from progeo.export.onnx import save_onnx
 from progeo.export.program import save_program, side_step
 from progeo.export.trunk import save_trunk, trunk_usage
 from progeo.export.weights import encoder_folder, load_encoder, read_description, save_encoder
+from progeo.files import written_together
 from progeo.models.encoder import Encoder
 
 
@@ -39,15 +41,16 @@ def export(settings: ExportSettings) -> Path:
     if held := [name for name in (*chosen.files, "README.md") if (target / name).exists()]:
         raise ValueError(f"{target} already holds {', '.join(held)}: name another folder with --to.")
     description = read_description(source)
-    target.mkdir(parents=True, exist_ok=True)
-    usage = chosen.write(target, load_encoder(source), description, settings)
-    save_card(target / "README.md", description, usage)
+    with written_together(target.resolve()) as folder:
+        usage = chosen.write(folder, load_encoder(source), description, settings)
+        save_card(folder / "README.md", description, usage)
     LOGGER.info("%s and README.md written to %s", ", ".join(chosen.files), target)
     return target
 
 
 def _write_weights(target: Path, encoder: Encoder, description: dict, _: ExportSettings) -> str:
-    save_encoder(target, encoder, provenance=description["provenance"], recalls=description["recalls"])
+    provenance = without_folders(description["provenance"])
+    save_encoder(target, encoder, provenance=provenance, recalls=description["recalls"])
     return (
         "import progeo\n"
         "from PIL import Image\n\n"
@@ -70,7 +73,7 @@ def _write_program(target: Path, encoder: Encoder, _: dict, settings: ExportSett
     _report(encoder, save_program(target / "model.pt2", encoder, input=settings.input), settings)
     return (
         "import torch\n\n"
-        'encoder = torch.export.load("model.pt2").module()\n'
+        'encoder = torch.export.load("model.pt2").module()  # it unpickles: load only files of those whom you trust\n'
         f"descriptors = encoder(images)  # {_images(encoder, settings)}"
     )
 

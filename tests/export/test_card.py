@@ -13,9 +13,10 @@ def described(settings):
 def test_a_card_has_a_header_for_the_hub_and_says_what_the_encoder_is(tmp_path):
     settings = {
         "run": "/home/me/runs/a",
-        "data": {"train_folder": "/home/me/sf_xl/raw/train/database"},
+        "data": {"train_folder": "/home/me"},
         "model": {"architecture": "tiny-vit", "weights": "/home/me/clip.pt"},
         "head": {"kind": "cosface"},
+        "text": {"weight": 1.0, "prompts": "/home/me/runs/prompts"},
     }
     save_card(tmp_path / "README.md", described(settings), "import progeo")
     text = (tmp_path / "README.md").read_text()
@@ -26,13 +27,14 @@ def test_a_card_has_a_header_for_the_hub_and_says_what_the_encoder_is(tmp_path):
         "| started from | clip.pt |",
         "| licence of these starting weights | unknown |",
         "| descriptors | 128 dimensions, of length 1 |",
-        "| trained on | raw/train/database |",
+        "| trained on | me |",
         "| epoch | 3 |",
         "| val R@1 | 51.3 |",
     ):
         assert row in body
     assert "```python\nimport progeo\n```" in body
-    assert yaml.safe_load(body.split("```yaml\n")[1].split("```")[0])["head"] == {"kind": "cosface"}
+    shown = yaml.safe_load(body.split("```yaml\n")[1].split("```")[0])
+    assert (shown["head"], shown["text"]) == ({"kind": "cosface"}, {"weight": 1.0, "prompts": "prompts"})
     assert "/home" not in text  # a card is published
 
 
@@ -51,6 +53,8 @@ def test_a_card_of_an_encoder_of_unknown_origin_says_unknown(tmp_path):
         ("ViT-B-32", "laion2b_s34b_b79k", "MIT, of open_clip's weights trained on LAION"),
         ("RN50", "random", "none, training began from random weights"),
         ("RN50", "clip.pt", "unknown"),
+        ("ViT-B-32", "laion_private_finetune.pt", "unknown"),
+        ("tiny-vit", "openai", "unknown"),  # no tag of open_clip
         ("RN50", None, "unknown"),
         ("resnet18", "openai", "unknown"),  # no tag of torchvision
     ],

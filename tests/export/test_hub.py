@@ -1,14 +1,17 @@
 import functools
+import socket
 import subprocess
 import sys
 import threading
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
 
 import progeo
+from progeo.export import fetch
 from progeo.export.hub import from_pretrained
 from progeo.export.weights import save_encoder
 from progeo.models.encoder import build_encoder
@@ -22,14 +25,22 @@ def saved(tmp_path):
     return save_encoder(tmp_path / "my_encoder", encoder, provenance={}, recalls={}), encoder
 
 
+@contextmanager
+def serving(handler):
+    """The URL of a server on this machine."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
 @pytest.fixture
 def address(tmp_path):
     """The URL at which the files of `tmp_path` are served."""
-    handler = functools.partial(SimpleHTTPRequestHandler, directory=tmp_path)
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with serving(functools.partial(SimpleHTTPRequestHandler, directory=tmp_path)) as url:
+        yield url
 
 
 def same(one, other):
@@ -48,6 +59,39 @@ def test_an_encoder_comes_from_the_url_of_its_folder_and_is_kept(saved, address,
     assert same(progeo.load_encoder(f"{address}/my_encoder/"), encoder)
     with pytest.raises(FileNotFoundError, match=r"other/model.safetensors could not be fetched: .*404"):
         progeo.load_encoder(f"{address}/other")
+
+
+def test_a_url_with_and_without_a_slash_is_fetched_once(saved, address, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    progeo.load_encoder(f"{address}/my_encoder/")
+    progeo.load_encoder(f"{address}/my_encoder")
+    assert len(list((tmp_path / "home/hub/progeo").iterdir())) == 1
+
+
+class BreaksOff(BaseHTTPRequestHandler):
+    """Announces more than it sends."""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "1000")
+        self.end_headers()
+        self.wfile.write(b"x" * 300)
+
+
+def test_a_download_that_breaks_off_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    sentence = r"my_encoder/model.safetensors could not be fetched: it broke off after 300 of 1,000 bytes\."
+    with serving(BreaksOff) as address, pytest.raises(FileNotFoundError, match=sentence):
+        progeo.load_encoder(f"{address}/my_encoder")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_server_that_does_not_answer_is_not_waited_for_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(fetch, "TIMEOUT_S", 0.1)
+    sentence = r"model.safetensors could not be fetched: timed out\."
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(FileNotFoundError, match=sentence):
+        progeo.load_encoder(f"http://127.0.0.1:{silent.getsockname()[1]}/my_encoder")
 
 
 def test_an_encoder_comes_from_the_hugging_face_hub(saved, tmp_path):

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -42,6 +43,7 @@ def random_projection(encoder):
 
 def test_onnx_describes_batches_of_any_size_as_the_encoder_of_a_vit_with_a_projection(tmp_path):
     encoder = random_projection(build_encoder("tiny-vit", "random", (64, 96)).eval())
+    encoder.spec = dataclasses.replace(encoder.spec, text_weights="/home/me/clip.pt")
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     assert save_onnx(tmp_path / "model.onnx", encoder) < 1e-5
     assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items())
@@ -52,6 +54,7 @@ def test_onnx_describes_batches_of_any_size_as_the_encoder_of_a_vit_with_a_proje
     shape = [dim.dim_param or dim.dim_value for dim in images.type.tensor_type.shape.dim]
     assert (images.name, shape) == ("images", ["batch", 3, "height", "width"])
     assert '"architecture": "tiny-vit"' in model.metadata_props[0].value
+    assert b"/home" not in (tmp_path / "model.onnx").read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
@@ -74,6 +77,14 @@ def test_descriptors_that_differ_are_refused_and_so_are_those_that_are_no_number
         check_difference([1e-6, 2e-4], 1e-4, tmp_path / "model.onnx")
     with pytest.raises(ValueError, match="up to nan"):
         check_difference([1e-6, math.nan], 1e-4, tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("save", [save_onnx, save_program])
+def test_what_describes_images_differently_is_not_written(save, tmp_path):
+    encoder = build_encoder("tiny-resnet", "random", 64, pooling="mean").train()  # batch norm, by the batch
+    with pytest.raises(ValueError, match=r"model is not written: .* away from the encoder's, and 1e-04 is allowed"):
+        save(tmp_path / "model", encoder)
+    assert not list(tmp_path.iterdir())
 
 
 FULL_SIZE = {

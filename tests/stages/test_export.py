@@ -1,4 +1,6 @@
+import json
 import sys
+import zipfile
 
 import onnxruntime
 import pytest
@@ -13,7 +15,9 @@ from progeo.models.encoder import build_encoder
 @pytest.fixture
 def run(tmp_path):
     encoder = build_encoder("tiny-vit", "random", (64, 96)).eval()
-    save_encoder(tmp_path / "run/best", encoder, provenance={}, recalls={})
+    settings = {"run": str(tmp_path / "run"), "data": {"train_folder": "/home/me/images"}}
+    provenance = {"imported_from": "/home/me/model.pth", "settings": settings}
+    save_encoder(tmp_path / "run/best", encoder, provenance=provenance, recalls={})
     return tmp_path / "run", encoder
 
 
@@ -40,10 +44,24 @@ def test_the_trunk_and_the_program_leave_with_a_card_each(run, tmp_path):
     folder, encoder = run
     main(["export", str(folder), "--format", "torch", "--to", str(tmp_path / "program")])
     assert names(tmp_path / "program") == {"model.pt2", "README.md"}
+    assert "load only files of those whom you trust" in (tmp_path / "program/README.md").read_text()
+    with zipfile.ZipFile(tmp_path / "program/model.pt2") as archive:
+        written = [archive.read(name) for name in archive.namelist()]
+    assert not [content for content in written if str(tmp_path).encode() in content or b"site-packages" in content]
     main(["export", str(folder), "--format", "trunk", "--to", str(tmp_path / "trunk")])
     assert names(tmp_path / "trunk") == {"trunk.safetensors", "README.md"}
     state = load_file(tmp_path / "trunk/trunk.safetensors")
     assert torch.equal(state["visual.proj"], encoder.backbone.proj)
+
+
+def test_what_leaves_names_no_folder_of_this_machine(run, tmp_path):
+    main(["export", str(run[0]), "--to", str(tmp_path / "my_encoder")])
+    written = [path.read_bytes() for path in (tmp_path / "my_encoder").iterdir()]
+    assert len(written) == 3
+    assert not [text for text in written if b"/home" in text or str(tmp_path).encode() in text]
+    provenance = json.loads((tmp_path / "my_encoder/model.json").read_text())["provenance"]
+    assert provenance["imported_from"] == "model.pth"
+    assert provenance["settings"] == {"run": "run", "data": {"train_folder": "images"}}
 
 
 @pytest.mark.parametrize(
@@ -64,4 +82,32 @@ def test_a_missing_package_is_named_with_what_to_install(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(SystemExit, match=r"needs the package onnxscript: pip install 'progeo\[onnx\]'"):
         main(["export", str(run[0]), "--format", "onnx"])
-    assert not (run[0] / "export_onnx/model.onnx").exists()
+    assert names(run[0]) == {"best"}
+
+
+@pytest.mark.parametrize("there", [set(), {"notes.txt"}])
+def test_an_export_that_fails_leaves_nothing_and_can_be_tried_again(run, there, tmp_path):
+    target = tmp_path / "my_encoder"
+    for name in there:
+        target.mkdir()
+        (target / name).touch()
+    before = names(tmp_path)
+    description = run[0] / "best/model.json"
+    text = description.read_text()
+    description.write_text(text.replace('"recalls": {}', '"recalls": {"val R@1": "high"}'))  # which no card can round
+    with pytest.raises(SystemExit, match="error: Unknown format code"):
+        main(["export", str(run[0]), "--to", str(target)])
+    assert names(tmp_path) == before
+    assert not there or names(target) == there
+    description.write_text(text)
+    main(["export", str(run[0]), "--to", str(target)])
+    assert names(target) == {"model.safetensors", "model.json", "README.md", *there}
+    assert names(tmp_path) == {"run", "my_encoder"}
+
+
+def test_the_card_names_the_folder_also_where_it_is_the_current_one(run, tmp_path, monkeypatch):
+    (tmp_path / "my_encoder").mkdir()
+    monkeypatch.chdir(tmp_path / "my_encoder")
+    main(["export", str(run[0]), "--to", "."])
+    assert names(tmp_path / "my_encoder") == {"model.safetensors", "model.json", "README.md"}
+    assert 'progeo.load_encoder("my_encoder")' in (tmp_path / "my_encoder/README.md").read_text()

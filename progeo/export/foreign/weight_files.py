@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from progeo.export.foreign.torch_files import read_torch_file, tensors_of
 from progeo.export.foreign.unpickler import SCRIPTED_MODULE, Stub
+from progeo.export.tensor_files import read_safetensors
 
 _INSIDE = ("model_state_dict", "state_dict")
 
@@ -23,12 +22,7 @@ def read_content(path: Path) -> Any:
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
-    if path.suffix != ".safetensors":
-        return read_torch_file(path)
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}.") from None
+    return read_safetensors(path) if path.suffix == ".safetensors" else read_torch_file(path)
 
 
 def read_state_dict(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:

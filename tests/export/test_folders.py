@@ -1,0 +1,23 @@
+import pytest
+
+from progeo.export.folders import without_folders
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (
+            {"run": "/home/me/runs/a", "data": {"train_folder": "../sf_xl/train/"}},
+            {"run": "a", "data": {"train_folder": "train"}},
+        ),
+        (["/home/me/a.pth", ("b/c", 3)], ["a.pth", ["c", 3]]),
+        ("open_clip:RN50:/home/me/clip.pt", "clip.pt"),  # what an encoder is named that was reduced
+        ({"architecture": "ViT-B/16"}, {"architecture": "ViT-B/16"}),
+        ({"template": "A photo/picture of {}."}, {"template": "A photo/picture of {}."}),
+        ("hf-hub:owner/name", "hf-hub:owner/name"),
+        ("https://somewhere/encoder", "https://somewhere/encoder"),
+        ({"weights": "openai", "epoch": 3, "prompts": None}, {"weights": "openai", "epoch": 3, "prompts": None}),
+    ],
+)
+def test_of_every_path_the_last_part_stays(value, expected):
+    assert without_folders(value) == expected
