@@ -1,12 +1,16 @@
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import progeo
+from progeo.cli import main
 from progeo.export.weights import save_encoder
+from progeo.models.clip import load_clip
 from progeo.models.encoder import build_encoder
 
 
@@ -52,6 +56,34 @@ def test_the_folder_holds_two_files_and_the_description_is_whole(saved):
         "pooled_dim": None,
         "text_weights": None,
     }
+
+
+@pytest.mark.parametrize("ending", [".pt", ".safetensors"])
+def test_the_file_of_the_texts_goes_wherever_the_encoder_goes(ending, tmp_path):
+    texts = tmp_path / f"weights{ending}"
+    state = load_clip("tiny-vit", "random", seed=3).state_dict()
+    torch.save(state, texts) if ending == ".pt" else save_file(state, texts)
+    encoder = progeo.load_encoder(f"open_clip:tiny-vit:{texts}")
+    save_encoder(tmp_path / "a", encoder, provenance={}, recalls={})
+    texts.unlink()
+    save_encoder(tmp_path / "a", progeo.load_encoder(tmp_path / "a"), provenance={}, recalls={})
+    assert json.loads((tmp_path / "a/model.json").read_text())["encoder"]["text_weights"] == f"clip{ending}"
+    main(["export", str(tmp_path / "a"), "--to", str(tmp_path / "b")])
+    (tmp_path / "b").rename(tmp_path / "c")
+    shutil.rmtree(tmp_path / "a")
+    again = load_clip("tiny-vit", progeo.load_encoder(tmp_path / "c").spec.text_weights).state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in state.items())
+    (tmp_path / f"c/clip{ending}").unlink()
+    assert progeo.load_encoder(tmp_path / "c").spec.text_weights is None
+
+
+def test_other_texts_take_the_place_of_those_before(tmp_path):
+    for seed in (3, 4):
+        state = load_clip("tiny-vit", "random", seed=seed).state_dict()
+        save_file(state, tmp_path / "weights.safetensors")
+        encoder = progeo.load_encoder(f"open_clip:tiny-vit:{tmp_path / 'weights.safetensors'}")
+        save_encoder(tmp_path / "a", encoder, provenance={}, recalls={})
+    assert torch.equal(load_file(tmp_path / "a/clip.safetensors")["text_projection"], state["text_projection"])
 
 
 def test_a_run_gives_its_best_encoder(saved, tmp_path):
