@@ -14,6 +14,8 @@ from torch import nn
 
 from progeo.export.fetch import fetch_folder
 from progeo.files import read_json, replacing, write_json
+from progeo.models.backbones import Pooling
+from progeo.models.convnets import CONVNETS, own_normalisation
 from progeo.models.encoder import Encoder, build_encoder, restore_encoder, spec_from_json, spec_to_json
 from progeo.models.thumbnail import ThumbnailEncoder
 
@@ -22,12 +24,7 @@ _WEIGHTS = "model.safetensors"
 _DESCRIPTION = "model.json"
 _TEXTS = "clip"
 """Name of the file with an encoder's texts; its ending is that of the file it was copied from."""
-_UNTRAINED = MappingProxyType(
-    {
-        "open_clip": {"pooling": "clip", "normalisation": "clip"},
-        "torchvision": {"pooling": "mean", "normalisation": "imagenet"},
-    }
-)
+_COMPARED: Mapping[str, Pooling] = MappingProxyType({"open_clip": "clip", "torchvision": "mean"})
 
 
 def save_encoder(
@@ -65,8 +62,8 @@ def load_encoder(path_or_name: str | Path) -> nn.Module:
         path_or_name: a folder with `model.safetensors` and `model.json`, the URL of one or `hf-hub:OWNER/NAME` (see
             `fetch_folder`), a run of stage 2 (its best encoder), or an encoder to compare with:
             `open_clip:ARCHITECTURE:WEIGHTS` gives CLIP's own image features, `torchvision:ARCHITECTURE:WEIGHTS` the
-            mean of the last feature map (see `load_clip` and `load_convnet`), `thumbnail` raw 16 x 16 pixels. What is
-            fetched comes without the file of its texts.
+            mean of the last feature map (see `load_clip` and `load_convnet`), both of pixels normalised as the weights
+            want it; `thumbnail` raw 16 x 16 pixels. What is fetched comes without the file of its texts.
 
     Raises:
         FileNotFoundError: nothing to load there.
@@ -75,9 +72,9 @@ def load_encoder(path_or_name: str | Path) -> nn.Module:
     kind, _, name = str(path_or_name).partition(":")
     if kind == "thumbnail" and not name:
         return ThumbnailEncoder().eval()
-    if kind in _UNTRAINED and name:
+    if kind in _COMPARED and name:
         architecture, _, weights = name.partition(":")
-        return build_encoder(architecture, weights or "", **_UNTRAINED[kind]).eval()
+        return _as_it_comes(architecture, weights, _COMPARED[kind])
     if kind in ("hf-hub", "http", "https") and name:
         folder = fetch_folder(str(path_or_name), (_WEIGHTS, _DESCRIPTION))
     else:
@@ -107,6 +104,16 @@ def read_description(folder: Path) -> dict[str, Any]:
     if not isinstance(description, dict) or description.get("format") != _FORMAT:
         raise ValueError(f"{folder / _DESCRIPTION} is not a description of an encoder in format {_FORMAT}.")
     return description
+
+
+def _as_it_comes(architecture: str, weights: str, pooling: Pooling) -> Encoder:
+    """An encoder that was trained on no places, with the pixels that its weights were trained with."""
+    encoder = build_encoder(architecture, weights, pooling=pooling)
+    if architecture in CONVNETS:
+        mean, std = own_normalisation(architecture, weights)
+    else:
+        mean, std = (encoder.backbone.preprocess_cfg[name] for name in ("mean", "std"))
+    return Encoder(replace(encoder.spec, mean=tuple(mean), std=tuple(std)), encoder.backbone).eval()
 
 
 def _copied_texts(folder: Path, text_weights: str | None) -> str | None:

@@ -2,15 +2,19 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torchvision.models import VGG16_Weights
 
 import progeo
 from progeo.cli import main
 from progeo.export.weights import save_encoder
-from progeo.models.clip import load_clip
+from progeo.models.clip import NORMALISATIONS, load_clip
+from progeo.models.convnets import load_convnet
 from progeo.models.encoder import build_encoder
 
 
@@ -100,6 +104,32 @@ def test_encoders_to_compare_with_are_known_by_name(name, dim, size):
     encoder = progeo.load_encoder(name)
     assert (encoder.descriptor_dim, encoder.image_size) == (dim, size)
     assert not encoder.training
+
+
+def test_an_encoder_to_compare_with_normalises_pixels_as_its_weights_want(tmp_path, monkeypatch):
+    torch.save(load_clip("tiny-vit", "random").state_dict(), tmp_path / "clip.pt")
+    pixels = {"mean": (0.5, 0.4, 0.3), "std": (0.3, 0.2, 0.1)}
+    tags = {"other": {"file": str(tmp_path / "clip.pt"), **pixels}, "plain": {"file": str(tmp_path / "clip.pt")}}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-vit", tags)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub/checkpoints").mkdir(parents=True)
+    file = Path(VGG16_Weights.IMAGENET1K_FEATURES.url).name
+    layers = load_convnet("vgg16", "random").state_dict()
+    torch.save(layers, tmp_path / "hub/checkpoints" / file)
+    expected = {
+        "open_clip:tiny-vit:other": tuple(pixels.values()),
+        "open_clip:tiny-vit:plain": NORMALISATIONS["clip"],
+        "open_clip:tiny-vit:random": NORMALISATIONS["clip"],
+        "torchvision:vgg16:IMAGENET1K_FEATURES": ((0.48235, 0.45882, 0.40784), (1 / 255,) * 3),
+        "torchvision:resnet18:random": NORMALISATIONS["imagenet"],
+    }
+    for name, (mean, std) in expected.items():
+        encoder = progeo.load_encoder(name)
+        assert (encoder.spec.mean, encoder.spec.std) == (pytest.approx(mean), pytest.approx(std)), name
+        torch.testing.assert_close(encoder.mean, torch.tensor(mean))
+    assert load_clip("tiny-vit", "other").visual.proj.equal(
+        progeo.load_encoder("open_clip:tiny-vit:other").backbone.proj
+    )
 
 
 def test_an_encoder_to_compare_with_that_is_not_there_is_refused():
