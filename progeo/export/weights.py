@@ -88,6 +88,11 @@ def load_encoder(path_or_name: str | Path) -> nn.Module:
     return restore_encoder(spec, state)
 
 
+def holds_encoder(path: Path) -> bool:
+    """Whether a folder, or its `best/`, describes an encoder."""
+    return any((folder / _DESCRIPTION).is_file() for folder in (path, path / "best"))
+
+
 def encoder_folder(path: Path) -> Path:
     """The folder itself, or the `best/` of a run, whichever holds an encoder."""
     for folder in (path, path / "best"):
