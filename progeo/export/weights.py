@@ -1,6 +1,9 @@
-"""An encoder as `model.safetensors` + `model.json`."""
+"""An encoder as `model.safetensors` + `model.json`, beside them the file of its texts where they came from a file."""
 
+import filecmp
+import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -11,24 +14,23 @@ from torch import nn
 from progeo.export.fetch import fetch_folder
 from progeo.export.tensor_files import read_safetensors
 from progeo.files import read_json, replacing, write_json
+from progeo.models.backbones import Pooling
+from progeo.models.convnets import CONVNETS, own_normalisation
 from progeo.models.encoder import Encoder, build_encoder, restore_encoder, spec_from_json, spec_to_json
 from progeo.models.thumbnail import ThumbnailEncoder
 
 _FORMAT = 2
 _WEIGHTS = "model.safetensors"
 _DESCRIPTION = "model.json"
-_UNTRAINED = MappingProxyType(
-    {
-        "open_clip": {"pooling": "clip", "normalisation": "clip"},
-        "torchvision": {"pooling": "mean", "normalisation": "imagenet"},
-    }
-)
+_TEXTS = "clip"
+"""Name of the file with an encoder's texts; its ending is that of the file it was copied from."""
+_COMPARED: Mapping[str, Pooling] = MappingProxyType({"open_clip": "clip", "torchvision": "mean"})
 
 
 def save_encoder(
     folder: Path, encoder: Encoder, *, provenance: Mapping[str, Any], recalls: Mapping[str, float]
 ) -> Path:
-    """Write an encoder to `folder`, replacing the one there.
+    """Write an encoder to `folder`, replacing the one there, with the file of its texts where it has one.
 
     Args:
         folder: made when missing.
@@ -39,9 +41,10 @@ def save_encoder(
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / _WEIGHTS) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}, temporary)
+    spec = replace(encoder.spec, text_weights=_copied_texts(folder, encoder.spec.text_weights))
     description = {
         "format": _FORMAT,
-        "encoder": spec_to_json(encoder.spec),
+        "encoder": spec_to_json(spec),
         "recalls": dict(recalls),
         "provenance": dict(provenance),
     }
@@ -59,7 +62,8 @@ def load_encoder(path_or_name: str | Path) -> nn.Module:
         path_or_name: a folder with `model.safetensors` and `model.json`, the URL of one or `hf-hub:OWNER/NAME` (see
             `fetch_folder`), a run of stage 2 (its best encoder), or an encoder to compare with:
             `open_clip:ARCHITECTURE:WEIGHTS` gives CLIP's own image features, `torchvision:ARCHITECTURE:WEIGHTS` the
-            mean of the last feature map (see `load_clip` and `load_convnet`), `thumbnail` raw 16 x 16 pixels.
+            mean of the last feature map (see `load_clip` and `load_convnet`), both of pixels normalised as the weights
+            want it; `thumbnail` raw 16 x 16 pixels. What is fetched comes without the file of its texts.
 
     Raises:
         FileNotFoundError: nothing to load there.
@@ -68,15 +72,21 @@ def load_encoder(path_or_name: str | Path) -> nn.Module:
     kind, _, name = str(path_or_name).partition(":")
     if kind == "thumbnail" and not name:
         return ThumbnailEncoder().eval()
-    if kind in _UNTRAINED and name:
+    if kind in _COMPARED and name:
         architecture, _, weights = name.partition(":")
-        return build_encoder(architecture, weights or "", **_UNTRAINED[kind]).eval()
+        return _as_it_comes(architecture, weights, _COMPARED[kind])
     if kind in ("hf-hub", "http", "https") and name:
         folder = fetch_folder(str(path_or_name), (_WEIGHTS, _DESCRIPTION))
     else:
         folder = encoder_folder(Path(path_or_name))
     spec = spec_from_json(read_description(folder)["encoder"])
+    spec = replace(spec, text_weights=_found_texts(folder, spec.text_weights))
     return restore_encoder(spec, read_safetensors(folder / _WEIGHTS))
+
+
+def holds_encoder(path: Path) -> bool:
+    """Whether a folder, or its `best/`, describes an encoder."""
+    return any((folder / _DESCRIPTION).is_file() for folder in (path, path / "best"))
 
 
 def encoder_folder(path: Path) -> Path:
@@ -95,3 +105,31 @@ def read_description(folder: Path) -> dict[str, Any]:
     if not isinstance(description, dict) or description.get("format") != _FORMAT:
         raise ValueError(f"{folder / _DESCRIPTION} is not a description of an encoder in format {_FORMAT}.")
     return description
+
+
+def _as_it_comes(architecture: str, weights: str, pooling: Pooling) -> Encoder:
+    """An encoder that was trained on no places, with the pixels that its weights were trained with."""
+    encoder = build_encoder(architecture, weights, pooling=pooling)
+    if architecture in CONVNETS:
+        mean, std = own_normalisation(architecture, weights)
+    else:
+        mean, std = (encoder.backbone.preprocess_cfg[name] for name in ("mean", "std"))
+    return Encoder(replace(encoder.spec, mean=tuple(mean), std=tuple(std)), encoder.backbone).eval()
+
+
+def _copied_texts(folder: Path, text_weights: str | None) -> str | None:
+    """How `model.json` names an encoder's texts: a file, which is copied to `folder`, by its name alone."""
+    if text_weights is None or not Path(text_weights).is_file():
+        return text_weights
+    copied = folder / f"{_TEXTS}{Path(text_weights).suffix}"
+    if not (copied.is_file() and filecmp.cmp(text_weights, copied, shallow=False)):
+        with replacing(copied) as temporary:
+            shutil.copyfile(text_weights, temporary)
+    return copied.name
+
+
+def _found_texts(folder: Path, text_weights: str | None) -> str | None:
+    """An encoder's texts as `load_clip` takes them; None where their file did not come along."""
+    if text_weights is None or Path(text_weights).stem != _TEXTS:
+        return text_weights
+    return str((folder / text_weights).resolve()) if (folder / text_weights).is_file() else None

@@ -64,7 +64,7 @@ def load_clip(
             f"model.architecture {architecture!r} is not a plain CLIP; use a ViT or RN architecture of open_clip."
         )
     if image_size is not None:
-        _resize_input(model.visual, as_height_width(image_size), align_corners)
+        resize_input(model.visual, as_height_width(image_size), align_corners=align_corners)
     return model.eval()
 
 
@@ -80,8 +80,22 @@ def skeleton_clip(architecture: str, image_size: ImageSize | None = None, *, ali
     with torch.device("meta"), _without_warnings():
         model = open_clip.create_model(architecture, load_weights=False, device="meta")
         if image_size is not None:
-            _resize_input(model.visual, as_height_width(image_size), align_corners)
+            resize_input(model.visual, as_height_width(image_size), align_corners=align_corners)
     return model.eval()
+
+
+def resize_input(
+    visual: VisionTransformer | ModifiedResNet, image_size: tuple[int, int], *, align_corners: bool
+) -> None:
+    """Resize the position embedding for inputs of (height, width) pixels, in place; see `load_clip`."""
+    old_grid, new_grid = _own_grid(visual), _grid_of(visual, *image_size)
+    visual.image_size = image_size
+    owner: nn.Module = visual.attnpool if isinstance(visual, ModifiedResNet) else visual
+    if isinstance(visual, VisionTransformer):
+        visual.grid_size = new_grid
+    if new_grid != old_grid:
+        resized = _resized_embedding(owner.positional_embedding.detach(), old_grid, new_grid, align_corners)
+        owner.positional_embedding = nn.Parameter(resized)
 
 
 def as_height_width(image_size: ImageSize) -> tuple[int, int]:
@@ -194,18 +208,6 @@ def _check_same_shapes(model: nn.Module, architecture: str) -> None:
     for name, tensor in model.state_dict().items():
         if name not in expected or (expected[name].shape != tensor.shape and "positional_embedding" not in name):
             raise RuntimeError(f"its {name} of shape {tuple(tensor.shape)} does not fit")
-
-
-def _resize_input(visual: VisionTransformer | ModifiedResNet, image_size: tuple[int, int], align_corners: bool) -> None:
-    """Resize the position embedding for inputs of (height, width) pixels, in place."""
-    old_grid, new_grid = _own_grid(visual), _grid_of(visual, *image_size)
-    visual.image_size = image_size
-    owner: nn.Module = visual.attnpool if isinstance(visual, ModifiedResNet) else visual
-    if isinstance(visual, VisionTransformer):
-        visual.grid_size = new_grid
-    if new_grid != old_grid:
-        resized = _resized_embedding(owner.positional_embedding.detach(), old_grid, new_grid, align_corners)
-        owner.positional_embedding = nn.Parameter(resized)
 
 
 def _own_grid(visual: VisionTransformer | ModifiedResNet) -> tuple[int, int]:

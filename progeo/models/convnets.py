@@ -57,6 +57,13 @@ def native_image_size(architecture: str) -> int:
     return get_model_weights(architecture).DEFAULT.transforms().crop_size[0]
 
 
+def own_normalisation(architecture: str, weights: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and spread of the pixels that a tag's weights were trained with; of others, those of the default tag."""
+    tags = get_model_weights(architecture).__members__
+    pixels = tags.get(weights, tags["DEFAULT"]).transforms()
+    return tuple(pixels.mean), tuple(pixels.std)
+
+
 def _trunk(classifier: nn.Module) -> nn.Sequential:
     """Cut average pool and classifier, of a VGG also the last ReLU and max pool."""
     trunk = nn.Sequential(OrderedDict(list(classifier.named_children())[:-2]))

@@ -18,7 +18,7 @@ from progeo.export.foreign.prompt_learners import (
     read_published_classes,
 )
 from progeo.files import replacing, write_json
-from progeo.models.clip import load_clip, weights_digest
+from progeo.models.clip import load_clip, resolved_architecture, weights_digest
 from progeo.models.prompts import PromptLearner
 from progeo.places.cells import Group, Partition, group_ids
 from progeo.stages.prompts import DESCRIPTION, PROMPTS
@@ -119,7 +119,7 @@ def _write_as_stage_1(
         save_file(tensors, temporary)
     description = {
         "partition": partition.describe(),
-        "architecture": settings.clip,
+        "architecture": resolved_architecture(settings.clip, clip),
         "weights": settings.clip_weights,
         "seed": 0,
         "vocabulary": weights_digest({"token_embedding": clip.token_embedding.weight}),

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,17 +26,13 @@ from progeo.models.encoder import Encoder
 from progeo.stages.image_batches import ImageBatches, Piece
 from progeo.stages.image_losses import ImageLosses, Terms
 from progeo.stages.places import TrainingPlaces
-from progeo.stages.prompts import load_text_features
+from progeo.stages.prompts import load_clip_of_prompts, load_text_features
 from progeo.stages.starting_encoder import build_starting_encoder
 
 
 def build_untrained_encoder(settings: Settings) -> Encoder:
     """The encoder that stage 2 starts from."""
     encoder = build_starting_encoder(settings.model, seed=settings.seed)
-    if (
-        not settings.text.weight
-    ):  # trained on places alone, descriptors leave the texts that CLIP's features are near to
-        encoder.spec = dataclasses.replace(encoder.spec, text_weights=None)
     freeze_layers(encoder.backbone, settings.model.frozen)
     if settings.training.gradient_checkpointing:
         checkpoint_gradients(encoder.backbone)
@@ -57,6 +54,8 @@ class ImageTraining:
         self.epochs_since_best = 0
         text_features = self._load_text_features(places)
         self.encoder = build_untrained_encoder(settings).to(accelerator.device)
+        if not self._keeps_to_its_texts():
+            self.encoder.spec = dataclasses.replace(self.encoder.spec, text_weights=None)
         self.losses = ImageLosses(
             settings,
             [group.num_classes for group in self.groups],
@@ -216,10 +215,19 @@ class ImageTraining:
             )
 
     def _load_text_features(self, places: TrainingPlaces) -> list[Tensor] | None:
-        text = self.settings.text
-        if text.weight == 0:
-            return None
-        return load_text_features(text.prompts or self.settings.run / "stage1", places.partition)
+        return load_text_features(self._prompts, places.partition) if self.settings.text.weight else None
+
+    def _keeps_to_its_texts(self) -> bool:
+        """Whether the texts that descriptors are trained to be near to are of the CLIP that they come from."""
+        spec = self.encoder.spec
+        if not self.settings.text.weight or spec.text_weights is None:
+            return False
+        architecture, weights = load_clip_of_prompts(self._prompts)
+        return architecture == spec.architecture and Path(weights).resolve() == Path(spec.text_weights).resolve()
+
+    @property
+    def _prompts(self) -> Path:
+        return self.settings.text.prompts or self.settings.run / "stage1"
 
 
 def _parameter_groups(encoder: Encoder, training_only: Sequence[nn.Module], settings: Settings) -> list[dict[str, Any]]:

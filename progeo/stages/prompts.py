@@ -105,6 +105,12 @@ def load_text_features(folder: Path, partition: Partition) -> list[Tensor]:
         return [file.get_tensor(f"group_{index}.text_features") for index in range(len(partition.groups))]
 
 
+def load_clip_of_prompts(folder: Path) -> tuple[str, str]:
+    """Architecture and weights of the CLIP whose text tower reads the prompts in `folder`, see `load_clip`."""
+    description = read_json(folder / DESCRIPTION)
+    return description["architecture"], description["weights"]
+
+
 class PromptTraining:
     """Stage 1 over all groups: which this process trains, how far each has come, and what they leave."""
 
@@ -170,7 +176,7 @@ class PromptTraining:
             save_file(tensors, temporary)
         description: dict[str, Any] = {
             "partition": self.partition.describe(),
-            "architecture": self.settings.model.architecture,
+            "architecture": resolved_architecture(self.settings.model.architecture, self.clip),
             "weights": self.settings.model.weights,
             "seed": self.settings.seed,
             "vocabulary": weights_digest({"token_embedding": self.clip.token_embedding.weight}),

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from progeo.config.training import ModelSettings
-from progeo.export.weights import encoder_folder, load_encoder
+from progeo.export.weights import encoder_folder, holds_encoder, load_encoder
 from progeo.models.clip import NORMALISATIONS, as_height_width
 from progeo.models.encoder import Encoder, build_encoder
 
@@ -14,7 +14,7 @@ def build_starting_encoder(model: ModelSettings, *, seed: int) -> Encoder:
     Raises:
         ValueError: the encoder in the folder is not as the settings say; the sentence names the first that differs.
     """
-    if Path(model.weights).is_dir():
+    if holds_encoder(Path(model.weights)):
         return _load_encoder(model, Path(model.weights))
     return build_encoder(
         model.architecture,
@@ -42,7 +42,6 @@ def _load_encoder(model: ModelSettings, folder: Path) -> Encoder:
         "align_corners": (model.align_corners, spec.align_corners),
     }
     for name, (wanted, found) in settings.items():
-        # The activation belongs to the weights, as with a tag of open_clip.
-        if wanted != found and not (name == "architecture" and found == f"{wanted}-quickgelu"):
+        if wanted != found:
             raise ValueError(f"model.{name} is {wanted}, the encoder in {folder} has {found}: set it so.")
     return encoder

@@ -1,12 +1,20 @@
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import open_clip
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from torchvision.models import VGG16_Weights
 
 import progeo
+from progeo.cli import main
 from progeo.export.weights import save_encoder
+from progeo.models.clip import NORMALISATIONS, load_clip
+from progeo.models.convnets import load_convnet
 from progeo.models.encoder import build_encoder
 
 
@@ -54,6 +62,34 @@ def test_the_folder_holds_two_files_and_the_description_is_whole(saved):
     }
 
 
+@pytest.mark.parametrize("ending", [".pt", ".safetensors"])
+def test_the_file_of_the_texts_goes_wherever_the_encoder_goes(ending, tmp_path):
+    texts = tmp_path / f"weights{ending}"
+    state = load_clip("tiny-vit", "random", seed=3).state_dict()
+    torch.save(state, texts) if ending == ".pt" else save_file(state, texts)
+    encoder = progeo.load_encoder(f"open_clip:tiny-vit:{texts}")
+    save_encoder(tmp_path / "a", encoder, provenance={}, recalls={})
+    texts.unlink()
+    save_encoder(tmp_path / "a", progeo.load_encoder(tmp_path / "a"), provenance={}, recalls={})
+    assert json.loads((tmp_path / "a/model.json").read_text())["encoder"]["text_weights"] == f"clip{ending}"
+    main(["export", str(tmp_path / "a"), "--to", str(tmp_path / "b")])
+    (tmp_path / "b").rename(tmp_path / "c")
+    shutil.rmtree(tmp_path / "a")
+    again = load_clip("tiny-vit", progeo.load_encoder(tmp_path / "c").spec.text_weights).state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in state.items())
+    (tmp_path / f"c/clip{ending}").unlink()
+    assert progeo.load_encoder(tmp_path / "c").spec.text_weights is None
+
+
+def test_other_texts_take_the_place_of_those_before(tmp_path):
+    for seed in (3, 4):
+        state = load_clip("tiny-vit", "random", seed=seed).state_dict()
+        save_file(state, tmp_path / "weights.safetensors")
+        encoder = progeo.load_encoder(f"open_clip:tiny-vit:{tmp_path / 'weights.safetensors'}")
+        save_encoder(tmp_path / "a", encoder, provenance={}, recalls={})
+    assert torch.equal(load_file(tmp_path / "a/clip.safetensors")["text_projection"], state["text_projection"])
+
+
 def test_a_run_gives_its_best_encoder(saved, tmp_path):
     folder, _ = saved
     folder.rename(tmp_path / "best")
@@ -68,6 +104,32 @@ def test_encoders_to_compare_with_are_known_by_name(name, dim, size):
     encoder = progeo.load_encoder(name)
     assert (encoder.descriptor_dim, encoder.image_size) == (dim, size)
     assert not encoder.training
+
+
+def test_an_encoder_to_compare_with_normalises_pixels_as_its_weights_want(tmp_path, monkeypatch):
+    torch.save(load_clip("tiny-vit", "random").state_dict(), tmp_path / "clip.pt")
+    pixels = {"mean": (0.5, 0.4, 0.3), "std": (0.3, 0.2, 0.1)}
+    tags = {"other": {"file": str(tmp_path / "clip.pt"), **pixels}, "plain": {"file": str(tmp_path / "clip.pt")}}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-vit", tags)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub/checkpoints").mkdir(parents=True)
+    file = Path(VGG16_Weights.IMAGENET1K_FEATURES.url).name
+    layers = load_convnet("vgg16", "random").state_dict()
+    torch.save(layers, tmp_path / "hub/checkpoints" / file)
+    expected = {
+        "open_clip:tiny-vit:other": tuple(pixels.values()),
+        "open_clip:tiny-vit:plain": NORMALISATIONS["clip"],
+        "open_clip:tiny-vit:random": NORMALISATIONS["clip"],
+        "torchvision:vgg16:IMAGENET1K_FEATURES": ((0.48235, 0.45882, 0.40784), (1 / 255,) * 3),
+        "torchvision:resnet18:random": NORMALISATIONS["imagenet"],
+    }
+    for name, (mean, std) in expected.items():
+        encoder = progeo.load_encoder(name)
+        assert (encoder.spec.mean, encoder.spec.std) == (pytest.approx(mean), pytest.approx(std)), name
+        torch.testing.assert_close(encoder.mean, torch.tensor(mean))
+    assert load_clip("tiny-vit", "other").visual.proj.equal(
+        progeo.load_encoder("open_clip:tiny-vit:other").backbone.proj
+    )
 
 
 def test_an_encoder_to_compare_with_that_is_not_there_is_refused():

@@ -1,6 +1,8 @@
 """What stage 2 can be told to train, and how: an epoch of two steps each."""
 
+import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from progeo.engine.accelerator import start_accelerator
 from progeo.engine.randomness import seeded_generator
 from progeo.engine.run_folder import RunFolder
 from progeo.engine.stopping import StopRequest
+from progeo.models.clip import load_clip
 from progeo.models.convnets import CONVNETS
 from progeo.stages.image_training import ImageTraining, build_untrained_encoder
 from progeo.stages.overview import estimated_memory, overview
@@ -46,6 +49,26 @@ def train(build, tmp_path):
 
 def weights(module):
     return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+
+def test_descriptors_stay_comparable_with_texts_only_where_they_are_trained_towards_those(build, run, tmp_path):
+    for name, seed in (("a", 3), ("b", 4)):
+        torch.save(load_clip("tiny-vit", "random", seed=seed).state_dict(), tmp_path / f"{name}.pt")
+    shutil.copytree(run / "stage1", tmp_path / "stage1")
+    description = json.loads((run / "stage1/prompts.json").read_text())
+    assert (description["architecture"], description["weights"]) == ("tiny-resnet", "random")
+
+    def text_weights(architecture, weights, *arguments):
+        changed = {**description, "architecture": architecture, "weights": str(weights)}
+        (tmp_path / "stage1/prompts.json").write_text(json.dumps(changed))
+        own = ["--model.weights", tmp_path / "a.pt", "--text.prompts", tmp_path / "stage1"]
+        return build(*VIT, *own, *arguments).encoder.spec.text_weights
+
+    assert text_weights("tiny-vit", tmp_path / "a.pt") == str(tmp_path / "a.pt")
+    assert text_weights("tiny-vit", tmp_path / "stage1/../a.pt") == str(tmp_path / "a.pt")
+    assert text_weights("tiny-vit", tmp_path / "b.pt") is None
+    assert text_weights("tiny-vit-quickgelu", tmp_path / "a.pt") is None
+    assert text_weights("tiny-vit", tmp_path / "a.pt", "--text.weight", "0") is None
 
 
 @pytest.mark.parametrize(

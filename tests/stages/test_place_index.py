@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -155,9 +156,10 @@ def test_a_sentence_finds_the_images_that_clip_finds_nearest(city, cache, tmp_pa
     torch.save(load_clip("tiny-vit", "random", seed=3).state_dict(), weights)
     name = f"open_clip:tiny-vit:{weights}"
     command("index build", cache, folder=city / "test/database", encoder=name, out=tmp_path / "index")
+    encoder, clip = load_encoder(name), load_clip("tiny-vit", weights)
+    Path(weights).unlink()
     main(["localize", "--text", "a street with palm trees", "--index", str(tmp_path / "index"), "--top", "12"])
     shown = capsys.readouterr().out.splitlines()
-    encoder, clip = load_encoder(name), load_clip("tiny-vit", weights)
     images = read_catalogue(city / "test/database")
     with torch.no_grad():
         pixels = torch.stack([encoder.preprocess(Image.open(images.path(row))) for row in range(len(images))])

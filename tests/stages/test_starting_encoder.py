@@ -1,10 +1,14 @@
 """Stage 2 starts from an encoder that is there already."""
 
+import dataclasses
+import json
 import re
 
+import open_clip
 import pytest
 import torch
 import yaml
+from open_clip.transformer import QuickGELU
 
 import progeo
 from progeo.cli import main
@@ -47,8 +51,42 @@ def test_settings_that_say_otherwise_are_refused(changes, sentence, folder):
         build_starting_encoder(model(folder, **changes), seed=0)
 
 
-def test_a_folder_without_an_encoder_is_refused(tmp_path):
+def test_length_one_must_be_set_as_the_encoder_has_it(tmp_path):
+    save_encoder(tmp_path, build_encoder("tiny-vit", "random", 64, normalised=False), provenance={}, recalls={})
+    settings = model(tmp_path, architecture="tiny-vit", descriptor_dim=None, normalisation="clip")
+    with pytest.raises(ValueError, match=r"^model\.normalised is True, the encoder in .* has False: set it so\.$"):
+        build_starting_encoder(settings, seed=0)
+    encoder = build_starting_encoder(dataclasses.replace(settings, normalised=False), seed=0)
+    assert not encoder.spec.normalised
+
+
+def test_an_activation_other_than_the_settings_say_is_refused(tmp_path):
+    encoder = build_encoder("tiny-vit", "random", 64)
+    encoder.spec = dataclasses.replace(encoder.spec, architecture="tiny-vit-quickgelu")
+    save_encoder(tmp_path, encoder, provenance={}, recalls={})
+    config = {**open_clip.get_model_config("tiny-vit"), "quick_gelu": True}
+    (tmp_path / "tiny-vit-quickgelu.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / "tiny-vit-quickgelu.json")
+    settings = model(tmp_path, architecture="tiny-vit", descriptor_dim=None, normalisation="clip")
+    sentence = r"^model\.architecture is tiny-vit, the encoder in .* has tiny-vit-quickgelu: set it so\.$"
+    with pytest.raises(ValueError, match=sentence):
+        build_starting_encoder(settings, seed=0)
+    again = build_starting_encoder(dataclasses.replace(settings, architecture="tiny-vit-quickgelu"), seed=0)
+    assert any(isinstance(module, QuickGELU) for module in again.modules())
+
+
+def test_a_folder_with_only_a_description_is_refused(tmp_path):
+    (tmp_path / "model.json").touch()
     with pytest.raises(FileNotFoundError, match="There is no encoder in"):
+        build_starting_encoder(model(tmp_path), seed=0)
+
+
+def test_a_folder_without_an_encoder_hides_no_weights_of_its_name(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "random").mkdir()
+    encoder = build_starting_encoder(model("random"), seed=7)
+    assert torch.equal(encoder.backbone.conv1.weight, progeo.load_encoder(folder).backbone.conv1.weight)
+    with pytest.raises(ValueError, match="is neither a file, nor random, nor a tag of resnet18"):
         build_starting_encoder(model(tmp_path), seed=0)
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from progeo.export.foreign.clip_towers import tower_architecture, tower_image_size
 from progeo.export.foreign.translation import Choices, Foreign, single_precision, translated_encoder
-from progeo.models.clip import NORMALISATIONS, skeleton_clip
+from progeo.models.clip import NORMALISATIONS, as_height_width, resize_input, skeleton_clip
 from progeo.models.encoder import EncoderSpec
 from progeo.models.state_dicts import check_fits
 
@@ -69,10 +69,23 @@ def read_clip(
     encoder, left_out = translated_encoder(
         spec, state, their_name=lambda ours: ours.replace("backbone.", "visual.", 1), not_needed=_TEXT
     )
-    clip = {name: single_precision(tensor) for name, tensor in state.items() if name not in _OPENAI_NUMBERS}
     try:
-        check_fits(clip, skeleton_clip(architecture, spec.image_size).state_dict(), architecture)
+        clip = _whole_clip({name: tensor for name, tensor in state.items() if name not in _OPENAI_NUMBERS}, spec)
     except ValueError as error:
         remarks.append(f"Descriptors cannot be compared with texts. {error}")
         clip = None
     return Foreign(encoder, kind or "open_clip", left_out, clip, tuple(remarks))
+
+
+def _whole_clip(state: Mapping[str, Tensor], spec: EncoderSpec) -> Mapping[str, Tensor]:
+    """All weights of a CLIP as `load_clip` reads them, its position embedding resized to the architecture's own size.
+
+    Raises:
+        ValueError: something is missing, such as the text tower, or left over.
+    """
+    clip = skeleton_clip(spec.architecture, spec.image_size)
+    check_fits(state, clip.state_dict(), spec.architecture)
+    clip.load_state_dict({name: single_precision(tensor) for name, tensor in state.items()}, assign=True)
+    own_size = as_height_width(skeleton_clip(spec.architecture).visual.image_size)
+    resize_input(clip.visual, own_size, align_corners=False)
+    return clip.state_dict()

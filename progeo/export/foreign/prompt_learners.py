@@ -80,8 +80,9 @@ def read_published_classes(path: Path) -> PublishedClasses:
     content = read_content(path)
     try:
         groups, images = content
-        ids = tuple(np.array(group, np.int64).reshape(-1, 3) for group in groups)
-        counts = tuple(np.array([len(images[tuple(class_id)]) for class_id in group], np.int64) for group in groups)
+        classes = [[(int(east), int(north), int(heading)) for east, north, heading in group] for group in groups]
+        ids = tuple(np.array(group, np.int64).reshape(-1, 3) for group in classes)
+        counts = tuple(np.array([len(images[class_id]) for class_id in group], np.int64) for group in classes)
     except (TypeError, ValueError, LookupError, OverflowError):
         raise ValueError(
             f"{path} is no order of classes: it should hold a list of (east, north, heading) for each group, and the "

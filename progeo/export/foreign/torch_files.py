@@ -62,21 +62,29 @@ def _read_archive(path: Path) -> Any:
         pickles = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise ValueError("it is an ordinary zip archive, without the data.pkl of PyTorch")
-        folder = pickles[0].removesuffix("data.pkl")
-        if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
+        folder, room = pickles[0].removesuffix("data.pkl"), path.stat().st_size
+
+        def record(name: str) -> bytes:
+            nonlocal room
+            found = archive.getinfo(f"{folder}{name}")
+            if found.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"its {name} is compressed, which PyTorch never does")
+            room -= found.file_size
+            if room < 0:
+                raise ValueError("it is shorter than its records")
+            return archive.read(found)
+
+        if f"{folder}byteorder" in archive.namelist() and record("byteorder") != b"little":
             raise ValueError("its numbers are big-endian")
         storages: dict[str, Tensor] = {}
 
         def storage(dtype: torch.dtype, key: str, _: int) -> Tensor:
             if key not in storages:
-                record = archive.getinfo(f"{folder}data/{key}")
-                if record.compress_type != zipfile.ZIP_STORED:
-                    raise ValueError(f"{record.filename} is compressed, which PyTorch never does")
-                data = bytearray(archive.read(record))
+                data = bytearray(record(f"data/{key}"))
                 storages[key] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
             return storages[key]
 
-        return StubUnpickler(BytesIO(archive.read(pickles[0])), storage).load()
+        return StubUnpickler(BytesIO(record("data.pkl")), storage).load()
 
 
 def _read_legacy(stream: mmap.mmap) -> Any:
@@ -87,16 +95,22 @@ def _read_legacy(stream: mmap.mmap) -> Any:
     if not isinstance(system, Mapping) or system.get("little_endian") is not True:
         raise ValueError("its numbers are big-endian")
     storages: dict[str, Tensor] = {}
+    room = len(stream)
 
     def storage(dtype: torch.dtype, key: str, length: int) -> Tensor:
+        nonlocal room
         if key not in storages:
-            if length * dtype.itemsize > len(stream):
+            room -= length * dtype.itemsize
+            if room < 0:
                 raise ValueError("it is shorter than its tensors")
             storages[key] = torch.empty(length, dtype=dtype)
         return storages[key]
 
     value = StubUnpickler(stream, storage).load()
-    for key in _plain(stream):
+    keys = _plain(stream)
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise ValueError("it does not name its tensors")
+    for key in keys:
         values = storages[key]
         (length,) = struct.unpack("<q", stream.read(8))
         data = bytearray(stream.read(values.numel() * values.itemsize))

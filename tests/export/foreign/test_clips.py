@@ -143,6 +143,22 @@ def test_a_file_of_open_clip_gives_its_image_features_with_gelu_unless_told(endi
     assert "activation" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_texts_come_along_whatever_size_the_images_have(kind, tmp_path):
+    vit, size = kind == "vit", (64, 96) if kind == "vit" else (96, 96)
+    visual = vit_state("visual.", grid=(4, 6)) if vit else resnet_state("visual.", grid=3)
+    state = {**visual, **text_state(), "logit_scale": torch.tensor(4.6)}
+    save_file(state, tmp_path / "clip.safetensors")
+    encoder = imported(tmp_path / "clip.safetensors", tmp_path, "--image_size", f"[{size[0]},{size[1]}]")
+    images = torch.randn(2, 3, *size)
+    if vit:
+        expected = vit_features(state, "visual.", images, activation=F.gelu)
+    else:
+        expected = attention_pooled(state, "visual.", resnet_map(state, "visual.", images), heads=16)
+    assert_images_alike(encoder, of_length_one(expected), images)
+    assert_texts_alike(encoder, state, F.gelu)
+
+
 def open_clip_folder(folder, state, weights, **model):
     folder.mkdir()
     vision = {"image_size": 128, "layers": 4, "width": 128, "head_width": 32, "patch_size": 16}

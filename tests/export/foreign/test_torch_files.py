@@ -1,11 +1,14 @@
 """Files of PyTorch are read, and what is hidden in them is not run."""
 
 import builtins
+import copy
+import copyreg
 import os
 import pickle
 import resource
 import zipfile
 from collections import OrderedDict
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,18 @@ from torch import nn
 
 from progeo.cli import main
 from progeo.export.foreign.torch_files import read_torch_file, tensors_of
+
+
+@contextmanager
+def little_memory():
+    """A quarter of a gigabyte more than is in use."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + 2**28, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 class Runs:
@@ -27,14 +42,26 @@ class Runs:
         return self.function, self.arguments
 
 
-class Changes:
-    """Pickled, it asks that a name be looked up and changed."""
+def named(module, name):
+    return b"c" + f"{module}\n{name}\n".encode()
 
-    def __init__(self, function, state):
-        self.function, self.state = function, state
 
-    def __reduce__(self):
-        return self.function, (), self.state
+def pickled(value):
+    """What leaves a value on the stack."""
+    return pickle.dumps(value, protocol=2)[2:-1]
+
+
+REBUILD = named("torch._utils", "_rebuild_tensor_v2")
+DOUBLED = b"K\x01" + 40 * b"2\x86"  # a pair of twice the same, 40 times
+STORED = b"(" + pickled("storage") + named("torch", "FloatStorage") + pickled("0") + pickled("cpu") + b"K\x04tQ"
+
+
+def archive(path, operations, *, byteorder=b"little", compressed=None):
+    """A file of torch.save that holds one storage of four numbers, and such a pickle."""
+    content = {"data.pkl": b"\x80\x02" + operations + b".", "data/0": bytes(16), "byteorder": byteorder}
+    with zipfile.ZipFile(path, "w") as records:
+        for name, data in content.items():
+            records.writestr(f"a/{name}", data, zipfile.ZIP_DEFLATED if name == compressed else zipfile.ZIP_STORED)
 
 
 def in_torch_zip(value, path):
@@ -92,17 +119,41 @@ def test_names_below_admitted_ones_are_not_admitted(tmp_path):
             read_torch_file(path)
 
 
-def test_what_a_pickle_does_to_an_admitted_function_does_not_last(tmp_path):
-    path = tmp_path / "model.pth"
-    values = {"a": torch.rand(3)}
-    torch.save(values, path)
-    attacked = tmp_path / "attacked.pth"
-    for state in ({"__call__": 3}, (None, {"__defaults__": (3,)}), (None, {"__code__": 3})):
-        torch.save(Changes(torch._utils._rebuild_tensor_v2, state), attacked)
-        with pytest.raises(ValueError, match="is not a whole file of PyTorch"):
-            read_torch_file(attacked)
-    assert torch.equal(read_torch_file(path)["a"], values["a"])
-    assert torch.equal(torch.load(path, weights_only=True)["a"], values["a"])
+@pytest.mark.parametrize(
+    ("operations", "reason"),
+    [
+        (REBUILD + pickled({"__call__": 3}) + b"b", "it changes a function"),
+        (REBUILD + pickled((None, {"_call": 3})) + b"b", "it changes a function"),
+        (REBUILD + pickled((None, {"__defaults__": (3,)})) + b"b", "it changes a function"),
+        (named("argparse", "Namespace") + pickled((None, {"kind": "x"})) + b"b", "it changes a type"),
+        (REBUILD + b"(" + STORED + b"K\0K\x04\x85K\x01\x85\x89NtR" + pickled({"a": 3}) + b"b", "it changes a Tensor"),
+        (REBUILD + b"(" + STORED + b"K\0K\x04\x85K\x01\x85\x89NtRK\0K\x01s", "it puts items into a Tensor"),
+        (b"]K\x01aK\0K\x02s", "it puts items into a list"),
+    ],
+)
+def test_a_pickle_changes_nothing_but_dictionaries_and_stubs(operations, reason, tmp_path):
+    archive(tmp_path / "a.pth", operations)
+    with pytest.raises(ValueError, match=f"is not a whole file of PyTorch: {reason}"):
+        read_torch_file(tmp_path / "a.pth")
+
+
+def test_what_a_pickle_stores_on_a_dictionary_does_not_change_how_it_is_read(tmp_path):
+    operations = named("collections", "OrderedDict") + b")R" + pickled("a") + b"K\x01s" + pickled({"items": 3}) + b"b"
+    archive(tmp_path / "a.pth", operations)
+    found = read_torch_file(tmp_path / "a.pth")
+    assert (list(found.items()), vars(found)) == ([("a", 1)], {})
+
+
+@pytest.mark.parametrize("operation", [b"\x82\x01", b"\x83\x01\0", b"\x84\x01\0\0\0"])
+def test_names_are_not_looked_up_by_number(operation, tmp_path):
+    copyreg.add_extension("os", "system", 1)
+    try:
+        for write in (archive, lambda path, operations: path.write_bytes(b"\x80\x02" + operations + b".")):
+            write(tmp_path / "a.pth", operation)
+            with pytest.raises(ValueError, match=f"is not a whole file of PyTorch: {operation[0]}"):
+                read_torch_file(tmp_path / "a.pth")
+    finally:
+        copyreg.remove_extension("os", "system", 1)
 
 
 @pytest.mark.parametrize("new", [True, False])
@@ -117,14 +168,21 @@ def test_tensors_come_back_as_they_were_saved(new, tmp_path):
         "part": torch.rand(10)[3:7],
         "parameter": nn.Parameter(torch.rand(2)),
     }
-    others = {"size": torch.Size([2, 3]), "set": {1, 2}, "best": np.float64(3), "none": None, "kind": torch.float16}
+    others = {
+        "size": torch.Size([2, 3]),
+        "set": {1, 2},
+        "best": np.float64(3),
+        "none": None,
+        "kind": torch.float16,
+        7: 8,
+    }
     torch.save({"tensors": values, **others}, tmp_path / "a.pth", _use_new_zipfile_serialization=new)
     found = read_torch_file(tmp_path / "a.pth")
     assert found["tensors"].keys() == values.keys()
     for name, tensor in values.items():
         assert found["tensors"][name].dtype == tensor.dtype
         assert torch.equal(found["tensors"][name], tensor)
-    assert (found["size"], found["set"], found["none"], found["kind"]) == ((2, 3), {1, 2}, None, torch.float16)
+    assert (found["size"], found["none"], found["kind"], found[7]) == ((2, 3), None, torch.float16, 8)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit")
@@ -181,14 +239,84 @@ def test_what_is_no_file_of_pytorch_is_refused_in_one_sentence(tmp_path):
 def test_a_length_or_a_number_beyond_the_file_takes_no_memory(operation, beginning, tmp_path):
     path = tmp_path / "model.pth"
     path.write_bytes(beginning + b"\x80\x05" + operation)
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (now + 2**28, hard))
-    try:
-        with pytest.raises(ValueError, match=r"is not a whole file of PyTorch: (?!MemoryError)"):
-            read_torch_file(path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    with little_memory(), pytest.raises(ValueError, match=r"is not a whole file of PyTorch: (?!MemoryError)"):
+        read_torch_file(path)
+
+
+@pytest.mark.parametrize(
+    ("operations", "reason"),
+    [
+        (b"(" + DOUBLED + b"NNNNtQ", "something other than tensors lies beside it"),
+        (
+            b"(" + pickled("storage") + named("torch", "FloatStorage") + DOUBLED + b"N" + b"K\x04tQ",
+            "something other than",
+        ),
+        (b"}" + DOUBLED + b"K\x01s", "a tuple that is neither a word, nor a number, nor a few of them is a key"),
+        (b"}(" + DOUBLED + b"K\x01u", "a tuple that is neither"),
+        (b"}" + pickled(tuple(range(9))) + b"K\x01s", "a tuple that is neither"),
+        (named("collections", "OrderedDict") + b"]" + DOUBLED + b"K\x01\x86a\x85R", "_empty_ordered_dict"),
+        (b"\x8f(" + DOUBLED + b"\x90", "143"),
+        (b"(" + DOUBLED + b"\x91", "145"),
+        (b"(" + DOUBLED + b"K\x01d", "100"),
+        (
+            REBUILD + b"(" + STORED + b"K\0J\0\0\0\x10\x85K\0\x85\x89NtR",
+            "a tensor has more values than are stored of it",
+        ),
+    ],
+)
+def test_what_unfolds_is_refused_before_it_does(operations, reason, tmp_path):
+    archive(tmp_path / "a.pth", operations)
+    with little_memory(), pytest.raises(ValueError, match=f"is not a whole file of PyTorch: {reason}"):
+        read_torch_file(tmp_path / "a.pth")
+
+
+def test_an_old_file_whose_names_of_tensors_unfold_is_refused(tmp_path):
+    values = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, {})
+    beginning = b"".join(pickle.dumps(value, protocol=2) for value in values)
+    (tmp_path / "a.pth").write_bytes(beginning + b"\x80\x02](" + DOUBLED + b"e.")
+    with pytest.raises(ValueError, match="is not a whole file of PyTorch: it does not name its tensors"):
+        read_torch_file(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("record", ["data.pkl", "data/0", "byteorder"])
+def test_a_compressed_record_is_refused(record, tmp_path):
+    archive(tmp_path / "a.pth", STORED, compressed=record)
+    with pytest.raises(ValueError, match=f"its {record} is compressed, which PyTorch never does"):
+        read_torch_file(tmp_path / "a.pth")
+
+
+def test_big_endian_numbers_are_refused(tmp_path):
+    archive(tmp_path / "new.pth", STORED, byteorder=b"big")
+    values = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": False})
+    (tmp_path / "old.pth").write_bytes(b"".join(pickle.dumps(value, protocol=2) for value in values))
+    for name in ("new.pth", "old.pth"):
+        with pytest.raises(ValueError, match="its numbers are big-endian"):
+            read_torch_file(tmp_path / name)
+
+
+def test_records_that_share_their_bytes_are_refused(tmp_path):
+    storages = b"".join(STORED.replace(pickled("0"), pickled(str(key))) for key in range(9))
+    with zipfile.ZipFile(tmp_path / "a.pth", "w") as records:
+        records.writestr("a/data.pkl", b"\x80\x02(" + storages + b"t.")
+        records.writestr("a/data/0", bytes(4096))
+        for key in range(1, 9):
+            shared = copy.copy(records.getinfo("a/data/0"))
+            shared.filename = f"a/data/{key}"
+            records.filelist.append(shared)
+    # Newer Pythons see it themselves.
+    with pytest.raises(ValueError, match=r"it is shorter than its records|[Oo]verlap"):
+        read_torch_file(tmp_path / "a.pth")
+
+
+def test_an_old_file_with_more_tensors_than_bytes_is_refused(tmp_path):
+    storages = b"".join(
+        STORED.replace(pickled("0"), pickled(str(key))).replace(b"K\x04t", b"M\x30\0t") for key in range(9)
+    )
+    values = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
+    beginning = b"".join(pickle.dumps(value, protocol=2) for value in values)
+    (tmp_path / "a.pth").write_bytes(beginning + b"\x80\x02(" + storages + b"t.")
+    with pytest.raises(ValueError, match="it is shorter than its tensors"):
+        read_torch_file(tmp_path / "a.pth")
 
 
 def test_a_tensor_that_reaches_beyond_its_values_is_refused(tmp_path):
