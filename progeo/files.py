@@ -46,16 +46,22 @@ def written_together(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder of the same name; when the block succeeds its files move to `folder`.
 
     When it fails they are removed, and `folder` stays as it was, be it missing.
+
+    Raises:
+        ValueError: `folder` holds one of them already.
     """
     beside = folder if folder.exists() else folder.parent  # on the same disk
     beside.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=beside, prefix=".") as name:
-        temporary = Path(name) / folder.name
+    with tempfile.TemporaryDirectory(dir=beside, prefix=".") as outer:
+        temporary = Path(outer) / folder.name
         temporary.mkdir()
         yield temporary
+        names = sorted(path.name for path in temporary.iterdir())
+        if held := [name for name in names if (folder / name).exists()]:
+            raise ValueError(f"{folder} already holds {', '.join(held)}: name another folder.")
         folder.mkdir(exist_ok=True)
-        for path in sorted(temporary.iterdir()):
-            path.replace(folder / path.name)
+        for name in names:
+            (temporary / name).replace(folder / name)
 
 
 def each_file(

@@ -47,7 +47,7 @@ def _write_encoder(foreign: Foreign, source: Path, target: Path) -> Path:
         if foreign.clip is not None:
             with replacing(folder / _CLIP) as temporary:
                 save_file(dict(foreign.clip), temporary)
-            encoder.spec = dataclasses.replace(encoder.spec, text_weights=str((target / _CLIP).resolve()))
+            encoder.spec = dataclasses.replace(encoder.spec, text_weights=str(folder / _CLIP))
         save_encoder(folder, encoder, provenance={"imported_from": str(source), "kind": foreign.kind}, recalls={})
     spec = encoder.spec
     LOGGER.info(

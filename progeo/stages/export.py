@@ -44,7 +44,8 @@ def export(settings: ExportSettings) -> Path:
     with written_together(target.resolve()) as folder:
         usage = chosen.write(folder, load_encoder(source), description, settings)
         save_card(folder / "README.md", description, usage)
-    LOGGER.info("%s and README.md written to %s", ", ".join(chosen.files), target)
+        written = sorted(path.name for path in folder.iterdir())
+    LOGGER.info("%s written to %s", ", ".join(written), target)
     return target
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import sys
 import zipfile
@@ -103,6 +104,23 @@ def test_an_export_that_fails_leaves_nothing_and_can_be_tried_again(run, there, 
     main(["export", str(run[0]), "--to", str(target)])
     assert names(target) == {"model.safetensors", "model.json", "README.md", *there}
     assert names(tmp_path) == {"run", "my_encoder"}
+
+
+def test_an_export_with_texts_says_so_and_replaces_no_file(run, tmp_path, capsys):
+    texts, target = tmp_path / "texts.safetensors", tmp_path / "my_encoder"
+    texts.write_bytes(b"texts")
+    run[1].spec = dataclasses.replace(run[1].spec, text_weights=str(texts))
+    save_encoder(tmp_path / "other", run[1], provenance={}, recalls={})
+    target.mkdir()
+    (target / "clip.safetensors").write_bytes(b"mine")
+    with pytest.raises(SystemExit, match=r"my_encoder already holds clip\.safetensors: name another folder"):
+        main(["export", str(tmp_path / "other"), "--to", str(target)])
+    assert names(target) == {"clip.safetensors"}
+    assert (target / "clip.safetensors").read_bytes() == b"mine"
+    (target / "clip.safetensors").unlink()
+    main(["export", str(tmp_path / "other"), "--to", str(target)])
+    assert (target / "clip.safetensors").read_bytes() == b"texts"
+    assert "README.md, clip.safetensors, model.json, model.safetensors written to" in capsys.readouterr().err
 
 
 def test_the_card_names_the_folder_also_where_it_is_the_current_one(run, tmp_path, monkeypatch):
