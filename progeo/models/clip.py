@@ -200,6 +200,10 @@ def _pretrained_clip(architecture: str, weights: str) -> nn.Module:
     except Exception as error:  # a file that is no checkpoint can fail in any way
         lines = str(error).splitlines() or [type(error).__name__]
         reason = lines[1].strip() if "Error(s) in loading" in lines[0] else lines[0]
+        if "TorchScript" in reason:
+            reason = (
+                "it is an archive of TorchScript; `progeo import` it and give the clip.safetensors that this leaves."
+            )
         raise ValueError(f"model.weights {weights!r} could not be loaded as {architecture}: {reason}") from None
 
 

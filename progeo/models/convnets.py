@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import VGG, get_model, get_model_weights
 
-from progeo.models.state_dicts import check_fits
+from progeo.models.state_dicts import check_fits, with_batch_counts
 
 CONVNETS = ("vgg16", "resnet18", "resnet50", "resnet101", "resnet152", *(f"efficientnet_b{i}" for i in range(8)))
 
@@ -34,13 +34,9 @@ def load_convnet(architecture: str, weights: str, *, seed: int = 0) -> nn.Sequen
             return _trunk(get_model(architecture, weights=None))
     trunk = skeleton_convnet(architecture)
     expected = trunk.state_dict()
-    # Files older than PyTorch 0.4.1 do not count the batches of batch norm, and nothing here reads the count.
-    counts = {name: torch.tensor(0) for name in expected if name.endswith("num_batches_tracked")}
-    state = counts | {
-        name: tensor
-        for name, tensor in _classifier_state(architecture, weights).items()
-        if not name.startswith(("fc.", "classifier."))
-    }
+    found = _classifier_state(architecture, weights)
+    kept = {name: tensor for name, tensor in found.items() if not name.startswith(("fc.", "classifier."))}
+    state = with_batch_counts(kept, expected)
     check_fits(state, expected, architecture)
     trunk.to_empty(device="cpu").load_state_dict(state)
     return trunk

@@ -1,12 +1,21 @@
 """State dicts: whether they fit a network."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor
 
 
+def with_batch_counts(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """Weights with a zero for each of these names that is a count of batch norm's batches and is not among them.
+
+    Files older than PyTorch 0.4.1 do not count the batches, and nothing here reads the count.
+    """
+    return {name: torch.tensor(0) for name in names if name.endswith("num_batches_tracked")} | dict(state)
+
+
 def check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], architecture: str) -> None:
-    """Refuse weights for `architecture` whose names or shapes are not those expected.
+    """Refuse weights for `architecture` whose names or shapes are not those expected, or that are whole numbers.
 
     Raises:
         ValueError: weights that do not fit, with the first that does not.
@@ -16,3 +25,7 @@ def check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], arch
         wanted = tuple(expected[name].shape) if name in expected else "absent"
         if found != wanted:
             raise ValueError(f"The weights do not fit {architecture}: {name} should be {wanted}, is {found}.")
+        if expected[name].is_floating_point() and not state[name].is_floating_point():
+            raise ValueError(
+                f"The weights do not fit {architecture}: {name} should hold fractions, holds {state[name].dtype}."
+            )

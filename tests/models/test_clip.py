@@ -119,6 +119,14 @@ def test_what_cannot_be_loaded_is_refused_with_what_can(architecture, weights, w
         load_clip(architecture, weights)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.filterwarnings("ignore:'torch.load' received a zip")
+def test_an_archive_of_torchscript_is_refused_with_what_to_do(tmp_path):
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.rand(1, 2)), tmp_path / "clip.pt")
+    with pytest.raises(ValueError, match=r"as tiny-vit: it is an archive of TorchScript; `progeo import` it and"):
+        load_clip("tiny-vit", str(tmp_path / "clip.pt"))
+
+
 def test_files_that_are_no_weights_or_those_of_another_network_are_refused_in_one_line(tmp_path):
     (tmp_path / "text.pt").write_text("not weights at all")
     torch.save(load_clip("tiny-resnet", "random").state_dict(), tmp_path / "other.pt")

@@ -112,11 +112,13 @@ def test_files_that_are_no_weights_or_those_of_another_network_are_refused_in_on
     torch.save({"epoch": 3, "model": state}, tmp_path / "wrapped.pth")
     torch.save(classifier("efficientnet_b0").state_dict(), tmp_path / "other.pth")
     torch.save({**state, "layer4.2.conv1.weight": torch.zeros(1)}, tmp_path / "deeper.pth")
+    torch.save({**state, "conv1.weight": state["conv1.weight"].long()}, tmp_path / "whole.pth")
     reasons = {
         "text.pth": "could not be loaded as resnet18: ",
         "text.safetensors": "could not be loaded as resnet18: ",
         "wrapped.pth": "could not be loaded as resnet18: it holds more, or less, than a state dict of tensors",
         "other.pth": r"The weights do not fit resnet18: bn1.bias should be \(64,\), is missing",
+        "whole.pth": r"The weights do not fit resnet18: conv1\.weight should hold fractions, holds torch\.int64",
         "deeper.pth": r"The weights do not fit resnet18: layer4.2.conv1.weight should be absent, is \(1,\)",
     }
     for name, words in reasons.items():

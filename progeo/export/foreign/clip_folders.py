@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from progeo.export.foreign.clip_towers import unusual_settings
 from progeo.export.foreign.clips import read_clip
 from progeo.export.foreign.hugging_face import with_open_clip_names
 from progeo.export.foreign.translation import Choices, Foreign
@@ -17,33 +18,40 @@ _TRANSFORMERS_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _ACTIVATIONS = {"quick_gelu": True, "gelu": False}
 
 
-def clip_folder(path: Path) -> Path | None:
-    """The folder that `path` is, or that it lies in as one of its two files; None where there is no such folder."""
-    if path.is_dir():
-        return path
-    described = (path.parent / _OPEN_CLIP).is_file() and path.name in _OPEN_CLIP_WEIGHTS
-    return path.parent if described or _is_transformers_file(path) else None
-
-
-def read_clip_folder(folder: Path, choices: Choices) -> Foreign:
+def read_clip_folder(path: Path, choices: Choices) -> Foreign | None:
     """The CLIP in a folder, with the activation and the pixels that its configuration says.
+
+    Args:
+        path: the folder, or a file of weights in one. That file is read then, with the configuration that belongs to
+            its name.
+        choices: what the folder does not say.
+
+    Returns:
+        None for a file that no configuration belongs to.
 
     Raises:
         FileNotFoundError: a configuration or the weights are not there.
         ValueError: they are of another model, or do not fit together.
     """
-    if (folder / _OPEN_CLIP).is_file():
-        return _read_open_clip(folder, choices)
-    if (folder / _TRANSFORMERS).is_file():
-        return _read_transformers(folder, choices)
-    raise FileNotFoundError(f"{folder} is no folder of a CLIP: it holds neither {_OPEN_CLIP} nor {_TRANSFORMERS}.")
+    if not path.is_dir():
+        if path.name in _OPEN_CLIP_WEIGHTS and (path.parent / _OPEN_CLIP).is_file():
+            return _read_open_clip(path, choices)
+        return _read_transformers(path, choices) if _is_transformers_file(path) else None
+    if (path / _OPEN_CLIP).is_file():
+        return _read_open_clip(path, choices)
+    if (path / _TRANSFORMERS).is_file():
+        return _read_transformers(path, choices)
+    raise FileNotFoundError(f"{path} is no folder of a CLIP: it holds neither {_OPEN_CLIP} nor {_TRANSFORMERS}.")
 
 
-def _read_open_clip(folder: Path, choices: Choices) -> Foreign:
+def _read_open_clip(path: Path, choices: Choices) -> Foreign:
+    folder = path if path.is_dir() else path.parent
     config = _mapping(folder / _OPEN_CLIP)
     model, pixels = config.get("model_cfg", {}), config.get("preprocess_cfg", {})
+    if unusual := unusual_settings(model):
+        raise ValueError(f"{folder / _OPEN_CLIP} describes no plain CLIP: it says {', '.join(unusual)}.")
     vision = model.get("vision_cfg", {})
-    state, _ = read_state_dict(_weights(folder, _OPEN_CLIP_WEIGHTS))
+    state, _ = read_state_dict(_weights(path, _OPEN_CLIP_WEIGHTS))
     return read_clip(
         state,
         choices,
@@ -55,7 +63,8 @@ def _read_open_clip(folder: Path, choices: Choices) -> Foreign:
     )
 
 
-def _read_transformers(folder: Path, choices: Choices) -> Foreign:
+def _read_transformers(path: Path, choices: Choices) -> Foreign:
+    folder = path if path.is_dir() else path.parent
     config = _mapping(folder / _TRANSFORMERS)
     if config.get("model_type") != "clip":
         raise ValueError(f"{folder / _TRANSFORMERS} describes a {config.get('model_type')!r}, not a clip.")
@@ -67,7 +76,7 @@ def _read_transformers(folder: Path, choices: Choices) -> Foreign:
             f"{', '.join(_ACTIVATIONS)}, and the same for images and texts."
         )
     pixels = _mapping(folder / "preprocessor_config.json") if (folder / "preprocessor_config.json").is_file() else {}
-    state, _ = read_state_dict(_weights(folder, _TRANSFORMERS_WEIGHTS))
+    state, _ = read_state_dict(_weights(path, _TRANSFORMERS_WEIGHTS))
     # Defaults are those of transformers, which leaves them out of the file.
     head_width = vision.get("hidden_size", 768) // vision.get("num_attention_heads", 12)
     return read_clip(
@@ -86,10 +95,13 @@ def _is_transformers_file(path: Path) -> bool:
     return path.name in _TRANSFORMERS_WEIGHTS and config.is_file() and _mapping(config).get("model_type") == "clip"
 
 
-def _weights(folder: Path, names: tuple[str, ...]) -> Path:
-    found = next((folder / name for name in names if (folder / name).is_file()), None)
+def _weights(path: Path, names: tuple[str, ...]) -> Path:
+    """The file itself, or the first of these names in a folder."""
+    if path.is_file():
+        return path
+    found = next((path / name for name in names if (path / name).is_file()), None)
     if found is None:
-        raise FileNotFoundError(f"{folder} holds no weights: neither {' nor '.join(names)}.")
+        raise FileNotFoundError(f"{path} holds no weights: neither {' nor '.join(names)}.")
     return found
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from progeo.export.foreign.translation import tensor_named
 from progeo.models.clip import RESNET_STRIDE, ImageSize, as_height_width, known_architectures
 
+_PLAIN = {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"}
 _PLAIN_VISION = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"}
 _PLAIN_TEXT = {"context_length", "vocab_size", "width", "heads", "layers"}
 
@@ -18,6 +19,16 @@ _PLAIN_TEXT = {"context_length", "vocab_size", "width", "heads", "layers"}
 def is_vit(visual: Mapping[str, Tensor]) -> bool:
     """Whether a visual tower, its names without prefix, is a ViT; else it is a ResNet."""
     return "class_embedding" in visual
+
+
+def unusual_settings(config: Mapping[str, Any]) -> list[str]:
+    """What a model's configuration, as open_clip writes it, says beyond what a plain CLIP has."""
+    vision, text = config.get("vision_cfg", {}), config.get("text_cfg", {})
+    return [
+        *sorted(config.keys() - _PLAIN),
+        *(f"vision_cfg.{name}" for name in sorted(vision.keys() - _PLAIN_VISION)),
+        *(f"text_cfg.{name}" for name in sorted(text.keys() - _PLAIN_TEXT)),
+    ]
 
 
 def tower_architecture(visual: Mapping[str, Tensor], *, quickgelu: bool, head_width: int | None = None) -> str:
@@ -39,9 +50,7 @@ def tower_architecture(visual: Mapping[str, Tensor], *, quickgelu: bool, head_wi
             alike[name] = config
     if head_width is not None:
         alike = {name: config for name, config in alike.items() if _head_width(config) == head_width}
-    exact = [name for name, config in alike.items() if config.get("quick_gelu", False) == quickgelu]
-    # A ResNet has no such activation in its visual tower, so that its images do not depend on it.
-    fitting = exact or ([] if is_vit(visual) else list(alike))
+    fitting = [name for name, config in alike.items() if config.get("quick_gelu", False) == quickgelu]
     if not fitting:
         wanted = ", ".join(f"{name} {value}" for name, value in shape.items())
         raise ValueError(
@@ -106,11 +115,7 @@ def _described(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_plain(config: Mapping[str, Any]) -> bool:
-    return (
-        config.keys() <= {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"}
-        and {"layers", "width", "patch_size"} <= config["vision_cfg"].keys() <= _PLAIN_VISION
-        and config["text_cfg"].keys() <= _PLAIN_TEXT
-    )
+    return not unusual_settings(config) and {"layers", "width", "patch_size"} <= config["vision_cfg"].keys()
 
 
 def _head_width(config: Mapping[str, Any]) -> int:

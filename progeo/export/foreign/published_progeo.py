@@ -28,7 +28,7 @@ def read_published_progeo(state: Mapping[str, Tensor], choices: Choices) -> Fore
     else:
         image_size = as_height_width(choices.image_size or _IMAGE_SIZE)
         dim = len(tensor_named(state, "aggregation.3.weight"))
-    shares_texts = vit and "openai" in open_clip.list_pretrained_tags_by_model(architecture)
+    shares_texts = vit and quickgelu and "openai" in open_clip.list_pretrained_tags_by_model(architecture)
     mean, std = NORMALISATIONS["imagenet"]
     spec = EncoderSpec(
         architecture=architecture,

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from progeo.export.foreign.clip_folders import clip_folder, read_clip_folder
+from progeo.export.foreign.clip_folders import read_clip_folder
 from progeo.export.foreign.clips import read_clip
 from progeo.export.foreign.convnets import read_cosplace, read_divide_and_classify
 from progeo.export.foreign.published_progeo import read_published_progeo
@@ -18,9 +18,9 @@ _KNOWN = "published ProGEO, CosPlace, EigenPlaces, Divide&Classify, and CLIPs of
 
 
 def read_foreign_folder(path: Path, choices: Choices) -> Foreign | None:
-    """The encoder in a folder of a CLIP, given by the folder or by the file in it; None for any other file."""
-    folder = clip_folder(path)
-    return None if folder is None else _checked(read_clip_folder(folder, choices), choices)
+    """The encoder in a folder of a CLIP, given by the folder or by a file in it; None for any other file."""
+    foreign = read_clip_folder(path, choices)
+    return None if foreign is None else _checked(foreign, choices)
 
 
 def read_foreign(content: Any, path: Path, choices: Choices) -> Foreign:

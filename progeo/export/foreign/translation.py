@@ -8,7 +8,7 @@ from torch import Tensor
 
 from progeo.models.clip import ImageSize
 from progeo.models.encoder import Encoder, EncoderSpec, restore_encoder, skeleton_encoder
-from progeo.models.state_dicts import check_fits
+from progeo.models.state_dicts import check_fits, with_batch_counts
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,7 @@ def translated_encoder(
     ours = skeleton_encoder(spec).state_dict()
     theirs = {their_name(name): name for name in ours}
     left_out = tuple(name for name in state if name not in theirs and name.startswith(not_needed))
-    # Files older than PyTorch 0.4.1 do not count the batches of batch norm, and nothing here reads the count.
-    counts = {name: torch.tensor(0) for name in theirs if name.endswith("num_batches_tracked")}
-    kept = counts | {name: tensor for name, tensor in state.items() if name not in left_out}
+    kept = with_batch_counts({name: tensor for name, tensor in state.items() if name not in left_out}, theirs)
     check_fits(kept, {name: ours[theirs[name]] for name in theirs}, spec.architecture)
     return restore_encoder(spec, {theirs[name]: single_precision(tensor) for name, tensor in kept.items()}), left_out
 

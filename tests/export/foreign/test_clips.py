@@ -1,6 +1,7 @@
 """CLIPs of OpenAI, open_clip and Hugging Face: images as the weights mean them, texts beside them."""
 
 import json
+import re
 import zipfile
 
 import pytest
@@ -271,6 +272,71 @@ def test_a_clip_without_its_texts_is_an_encoder_that_is_not_compared_with_texts(
     assert "Descriptors cannot be compared with texts" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda state: state.pop("ln_final.bias"), r"ln_final\.bias should be \(64,\), is missing"),
+        (lambda state: state.update({"transformer.more": torch.zeros(2)}), r"transformer\.more should be absent"),
+        (lambda state: state.update(text_projection=torch.zeros(64, 9)), r"text_projection should be \(64, 128\)"),
+    ],
+)
+def test_texts_that_do_not_fit_are_named_and_left_out(change, reason, tmp_path, capsys):
+    state = vit_clip()
+    change(state)
+    save_file(state, tmp_path / "clip.safetensors")
+    encoder = imported(tmp_path / "clip.safetensors", tmp_path)
+    images = torch.randn(1, 3, 128, 128)
+    assert_images_alike(encoder, of_length_one(vit_features(state, "visual.", images, activation=F.gelu)), images)
+    assert encoder.spec.text_weights is None
+    assert re.search(f"cannot be compared with texts.*{reason}", capsys.readouterr().err)
+    assert not (tmp_path / "encoder/clip.safetensors").exists()
+
+
+def test_the_file_that_is_given_is_read_with_the_configuration_of_its_name(tmp_path):
+    states = [vit_clip() for _ in range(4)]
+    folder = open_clip_folder(tmp_path / "model", states[0], "open_clip_model.safetensors")
+    torch.save(states[1], folder / "open_clip_pytorch_model.bin")
+    hugging_face_folder(tmp_path / "other", hugging_face_names(states[2]))
+    for path in (tmp_path / "other").iterdir():
+        path.rename(folder / path.name)
+    save_file(hugging_face_names(states[3]), folder / "model.safetensors")
+    images = torch.randn(1, 3, 128, 128)
+    for path, state, mean, activation in (
+        (folder, states[0], 0.5, F.gelu),
+        (folder / "open_clip_model.safetensors", states[0], 0.5, F.gelu),
+        (folder / "open_clip_pytorch_model.bin", states[1], 0.5, F.gelu),
+        (folder / "pytorch_model.bin", states[2], 0.4, quick_gelu),
+        (folder / "model.safetensors", states[3], 0.4, quick_gelu),
+    ):
+        encoder = imported(path, tmp_path / f"from_{path.name}")
+        expected = of_length_one(vit_features(state, "visual.", images, activation=activation))
+        assert_images_alike(encoder, expected, images)
+        assert encoder.spec.mean == (mean,) * 3
+    with pytest.raises(SystemExit, match=r"encoder is in use: name another folder"):
+        main(["import", str(folder), "--to", str(tmp_path / "from_model/encoder")])
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [
+        ("vision_cfg", "pool_type", "avg"),
+        ("vision_cfg", "act_kwargs", {"approximate": "tanh"}),
+        ("vision_cfg", "final_ln_after_pool", True),
+        ("text_cfg", "hf_tokenizer_name", "bert-base-uncased"),
+        (None, "custom_text", True),
+    ],
+)
+def test_a_configuration_that_is_no_plain_clips_is_refused(section, name, value, tmp_path):
+    folder = open_clip_folder(tmp_path / "model", vit_clip(), "open_clip_model.safetensors", text_cfg={"heads": 2})
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    model = config["model_cfg"]
+    (model if section is None else model[section])[name] = value
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    said = name if section is None else f"{section}.{name}"
+    with pytest.raises(SystemExit, match=rf"open_clip_config\.json describes no plain CLIP: it says {said}\."):
+        imported(folder, tmp_path)
+
+
 def test_folders_that_are_not_whole_or_of_another_model_are_refused(tmp_path):
     with pytest.raises(SystemExit, match=r"no folder of a CLIP: it holds neither open_clip_config\.json nor"):
         main(["import", str(tmp_path)])
@@ -300,6 +366,10 @@ def test_folders_that_are_not_whole_or_of_another_model_are_refused(tmp_path):
         (lambda state: state.pop("visual.ln_post.bias"), r"visual\.ln_post\.bias should be \(128,\), is missing"),
         (lambda state: state.update({"visual.extra": torch.zeros(2)}), r"visual\.extra should be absent"),
         (lambda state: state.pop("visual.conv1.weight"), r"conv1\.weight is missing"),
+        (
+            lambda state: state.update({"visual.proj": torch.ones(128, 128, dtype=torch.int64)}),
+            r"visual\.proj should hold fractions, holds torch\.int64",
+        ),
         (lambda state: state.pop("visual.proj"), r"proj is missing"),
     ],
 )

@@ -1,6 +1,7 @@
 """Published ProGEO, made here in the layout of its names and compared with its forward written out."""
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from plain_clip import (
@@ -73,6 +74,13 @@ def test_a_vit_gives_the_projected_class_token_as_it_is(name, tmp_path):
     assert (spec.architecture, spec.image_size) == (f"{name}-quickgelu", (side_px, side_px))
     assert (spec.mean, spec.std, spec.align_corners, spec.normalised) == (*IMAGENET, True, False)
     assert spec.text_weights == (None if name == "tiny-vit" else "openai")
+
+
+@pytest.mark.parametrize(("quickgelu", "texts"), [("true", "openai"), ("false", None)])
+def test_texts_of_openai_are_claimed_only_with_its_activation(quickgelu, texts, tmp_path, monkeypatch):
+    for name in ("tiny-vit", "tiny-vit-quickgelu"):
+        monkeypatch.setitem(open_clip.pretrained._PRETRAINED, name, {"openai": {}})
+    assert imported(published_vit(), tmp_path, "--quickgelu", quickgelu).spec.text_weights == texts
 
 
 def test_a_checkpoint_of_the_training_gives_the_same_as_the_bare_weights(tmp_path, capsys):
