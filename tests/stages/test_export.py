@@ -26,6 +26,7 @@ def names(folder):
     return {path.name for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_onnx_takes_pixels_and_halves_take_half_the_room(run):
     folder, encoder = run
     main(["export", str(folder), "--format", "onnx", "--input", "pixels", "--fp16", "true"])
