@@ -55,7 +55,7 @@ def encoder_describer(
 
 
 def identity(encoder: nn.Module) -> dict[str, Any]:
-    """All that descriptors depend on, as plain values."""
+    """All that descriptors depend on, as a JSON file would give it back."""
     if not isinstance(encoder, Encoder):
         return {"encoder": type(encoder).__name__}
     spec = spec_to_json(dataclasses.replace(encoder.spec, text_weights=None))  # which descriptors do not depend on

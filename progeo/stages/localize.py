@@ -160,12 +160,11 @@ def _located(
 def _matches(index: PlaceIndex, found: Neighbours, row: int, top: int) -> tuple[Match, ...]:
     rows = found.rows[row, :top]
     table = index.catalogue.table.take(rows[rows >= 0])
-    columns = (table[name].to_pylist() for name in ("path", "latitude", "longitude", "east", "north"))
-    return tuple(
-        Match(path, *(None if np.isnan(angle) else angle for angle in degrees), *place, float(distance))
-        for path, *degrees_and_place, distance in zip(*columns, found.distances[row].tolist(), strict=False)
-        for degrees, place in [(degrees_and_place[:2], degrees_and_place[2:])]
-    )
+    matches = []
+    for image, distance in zip(table.to_pylist(), found.distances[row].tolist(), strict=False):
+        latitude, longitude = (None if np.isnan(image[name]) else image[name] for name in ("latitude", "longitude"))
+        matches.append(Match(image["path"], latitude, longitude, image["east"], image["north"], distance))
+    return tuple(matches)
 
 
 def _place(match: Match) -> str:
