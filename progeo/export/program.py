@@ -161,11 +161,14 @@ class _Graph(nn.Module):
 
 
 def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize (B, 3, H, W) of 0..255 as `preprocess` does: columns, then rows, each rounded to whole steps."""
+    """Resize (B, 3, H, W) of 0..255 as `preprocess` does: columns, then rows, each rounded to whole steps.
+
+    In double precision, as sums of a column's pixels would not be whole in float32, and some be rounded elsewhere.
+    """
     weights, one = _resizing_weights(images.shape[3], size[1])
-    images = (images @ weights.T / one + 0.5).floor()
+    images = (images.double() @ weights.T / one + 0.5).floor()
     weights, one = _resizing_weights(images.shape[2], size[0])
-    return (weights @ images / one + 0.5).floor()
+    return (weights @ images / one + 0.5).floor().float()
 
 
 def _resizing_weights(length: int, resized: int) -> tuple[Tensor, Tensor]:
@@ -173,12 +176,12 @@ def _resizing_weights(length: int, resized: int) -> tuple[Tensor, Tensor]:
 
     Weights are whole numbers below 2**15, the finest that PyTorch's resizing of uint8 images can take, as it does.
     """
-    scale = length / resized
-    reach = torch.sym_max(scale, 1.0)
+    scale = torch.full((), length, dtype=torch.float64) / resized  # a tensor, as ONNX divides sizes in float32
+    reach = scale.clamp(min=1)
     centres = (torch.arange(resized, dtype=torch.float64) + 0.5) * scale
     distances = (torch.arange(length, dtype=torch.float64) + 0.5 - centres[:, None]).abs()
     weights = (1 - distances / reach).clamp(min=0)
     weights = weights / weights.sum(dim=1, keepdim=True)
     ones = 2.0 ** torch.arange(23, dtype=torch.float64)
     one = 2.0 ** (0.5 + 2 * weights.max() * ones < 2**15).sum().clamp(max=22).double()
-    return (weights * one + 0.5).floor().float(), one.float()
+    return (weights * one + 0.5).floor(), one

@@ -63,12 +63,12 @@ def test_a_program_of_pytorch_resizes_photos_inside_as_preprocess_does(tmp_path)
     save_program(tmp_path / "model.pt2", encoder, input="photos")
     described = torch.export.load(tmp_path / "model.pt2").module()
     rng = np.random.default_rng(0)
-    for height, width in ((480, 640), (64, 96), (70, 333), (1000, 64)):
+    for height, width in ((480, 640), (64, 96), (70, 333), (1000, 1200)):
         photos = rng.integers(0, 256, (2, height, width, 3), np.uint8)
         with torch.no_grad():
             expected = encoder(torch.stack([encoder.preprocess(Image.fromarray(photo)) for photo in photos]))
             found = described(torch.from_numpy(photos))
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)  # one grey level of one pixel would be more
 
 
 def test_descriptors_that_differ_are_refused_and_so_are_those_that_are_no_numbers(tmp_path):
@@ -124,8 +124,9 @@ def test_photos_in_onnx_are_described_as_preprocess_and_encoder_do(architecture,
     encoder = build_encoder(architecture, "random", (96, 64)).eval()
     save_onnx(tmp_path / "model.onnx", encoder, input="photos")
     describe = in_onnxruntime(tmp_path / "model.onnx")
-    for shape in ((1, 333, 251, 3), (4, 900, 1200, 3), (2, 96, 64, 3)):
-        photos = torch.randint(0, 256, shape, dtype=torch.uint8)
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((1, 333, 251, 3), (4, 900, 1200, 3), (5, 320, 448, 3), (2, 96, 64, 3)):
+        photos = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
         with torch.no_grad():
             expected = encoder(torch.stack([encoder.preprocess(photo) for photo in photos.permute(0, 3, 1, 2)]))
-        assert np.abs(describe(photos) - expected.numpy()).max() < 1e-4
+        assert np.abs(describe(photos) - expected.numpy()).max() < 1e-6  # one grey level of one pixel would be more
