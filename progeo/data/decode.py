@@ -38,7 +38,8 @@ def read_image(path: Path) -> Tensor:
         with Image.open(path) as image:
             ImageOps.exif_transpose(image, in_place=True)  # no copy of the many that are upright and RGB already
             if image.mode.startswith("I"):  # 16 bits, which conversion would cut off at 255
-                return torch.from_numpy(np.asarray(image) // 256).clamp(0, 255).byte().expand(3, -1, -1).contiguous()
+                grey = (np.asarray(image) // 256).clip(0, 255).astype(np.uint8)
+                return torch.from_numpy(grey).expand(3, -1, -1).contiguous()
             return pil_to_tensor(image if image.mode == "RGB" else image.convert("RGB"))
     except Exception as error:  # decoders fail in many ways, all of them meaning this
         raise ValueError(f"The image {path} cannot be decoded: {error}.") from None
