@@ -15,6 +15,8 @@ from progeo.export.foreign.unpickler import Refused, Stub, StubUnpickler, printa
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
+_START_OF_ARCHIVE = b"PK\3\4"
+_START_OF_PICKLE = b"\x80"
 
 
 def read_torch_file(path: Path) -> Any:
@@ -32,6 +34,10 @@ def read_torch_file(path: Path) -> Any:
             raise ValueError("it is empty")
         # Mapped, so that a length which is too large gives what there is, and takes no memory.
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            if mapped[:4] == _START_OF_ARCHIVE:
+                raise ValueError("it breaks off")
+            if mapped[:1] != _START_OF_PICKLE:
+                raise ValueError("it does not begin as one")
             return _read_legacy(mapped)
     except Refused as refused:
         raise ValueError(f"{path} is refused, nothing of it was run: {refused}.") from None

@@ -205,8 +205,9 @@ def test_a_file_that_breaks_off_is_refused_wherever_it_does(new, tmp_path):
     whole = (tmp_path / "a.pth").read_bytes()
     for length in (*range(0, len(whole), 97), len(whole) - 1):
         (tmp_path / "part.pth").write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=r"part\.pth is not a whole file of PyTorch: [^\n]+\.$"):
+        with pytest.raises(ValueError, match=r"part\.pth is not a whole file of PyTorch: [^\n]+\.$") as caught:
             read_torch_file(tmp_path / "part.pth")
+        assert not new or length < 4 or str(caught.value).endswith(": it breaks off.")
 
 
 def test_what_is_no_file_of_pytorch_is_refused_in_one_sentence(tmp_path):
@@ -219,7 +220,7 @@ def test_what_is_no_file_of_pytorch_is_refused_in_one_sentence(tmp_path):
     with pytest.raises(SystemExit, match="is not a whole file of PyTorch: it is empty"):
         main(["import", str(path)])
     path.write_text("<!DOCTYPE html> not found")
-    with pytest.raises(SystemExit, match="is not a whole file of PyTorch"):
+    with pytest.raises(SystemExit, match="is not a whole file of PyTorch: it does not begin as one"):
         main(["import", str(path)])
     (tmp_path / "model.safetensors").write_bytes(b"x" * 100)
     with pytest.raises(SystemExit, match="is not a whole safetensors file"):
