@@ -121,12 +121,7 @@ def build_partition(
     """
     _check_cells(cell_side_m, heading_bin_deg)
     (positions,) = positions_m(catalogue)
-    nowhere = int((~np.isfinite(positions)).any(axis=1).sum())
-    if nowhere:
-        raise ValueError(
-            f"{nowhere} of {len(catalogue)} images of {catalogue.folder} have no coordinates: they can be evaluated "
-            f"with, not trained on."
-        )
+    _check_positions(catalogue, positions)
     _check_headings(catalogue, heading_bin_deg)
     columns = (positions[:, 0], positions[:, 1], catalogue.heading)
     order, starts, ends = _classes(_class_numbers(*columns, cell_side_m, heading_bin_deg), min_images_per_class)
@@ -152,10 +147,7 @@ def build_partition(
     groups = []
     for index in range(num_groups):
         members = np.flatnonzero(group_of_class == index)
-        sizes = ends[members] - starts[members]
-        offsets = np.concatenate([[0], np.cumsum(sizes)])
-        places = np.arange(offsets[-1]) + np.repeat(starts[members] - offsets[:-1], sizes)
-        groups.append(Group(ids[members], order[places], offsets))
+        groups.append(_group(ids[members], order, starts[members], ends[members]))
     settings = {
         "cell_side_m": cell_side_m,
         "heading_bin_deg": heading_bin_deg,
@@ -165,6 +157,14 @@ def build_partition(
         "num_groups": num_groups,
     }
     return Partition(settings, tuple(groups))
+
+
+def _group(ids: np.ndarray, order: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> Group:
+    """The group of classes (C, 3) whose images stand from `starts` to `ends` in `order`."""
+    sizes = ends - starts
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    places = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], sizes)
+    return Group(ids, order[places], offsets)
 
 
 def check_same_partition(stored: Mapping[str, Any], partition: Partition, source: str) -> None:
@@ -265,6 +265,15 @@ def _check_groups(heading_bin_deg: int, groups_per_side: int, groups_per_heading
         raise ValueError(
             f"cells.groups_per_heading must divide the number of heading bins, {bins}, so that bins of one group do "
             f"not meet across north; got {groups_per_heading}."
+        )
+
+
+def _check_positions(catalogue: Catalogue, positions: np.ndarray) -> None:
+    nowhere = int((~np.isfinite(positions)).any(axis=1).sum())
+    if nowhere:
+        raise ValueError(
+            f"{nowhere} of {len(catalogue)} images of {catalogue.folder} have no coordinates: they can be evaluated "
+            f"with, not trained on."
         )
 
 

@@ -115,19 +115,7 @@ def described_once(
         ValueError: what is cached was made from something else, or too many images cannot be read.
     """
     shard_size = _shard_size(len(catalogue), describer)
-    depends_on = json.dumps(
-        {
-            **describer.depends_on,
-            "image_size": list(describer.image_size),
-            "preprocessing": describer.preprocessing,
-            "mixed_precision": accelerator.mixed_precision,
-            "kept_as": cache.keep_as,
-            "image_folder": str(catalogue.folder.resolve()),
-            "image_list": catalogue.fingerprint,
-            "num_images": len(catalogue),
-            "rows_per_file": shard_size,
-        }
-    )
+    depends_on = _depends_on(describer, catalogue, accelerator.mixed_precision, cache.keep_as, shard_size)
     folder = cache.folder / hashlib.sha256(depends_on.encode()).hexdigest()[:16]
     rows = ShardedRows(
         folder, num_rows=len(catalogue), width=describer.width, shard_size=shard_size, dtype=cache.keep_as
@@ -154,6 +142,23 @@ def described_once(
     reasons = _recorded_reasons(folder)
     _report_unreadable(reasons, folder, allowed, len(catalogue))
     return Described(rows, np.array(sorted(reasons), np.int64))
+
+
+def _depends_on(describer: Describer, catalogue: Catalogue, mixed_precision: str, keep_as: str, shard_size: int) -> str:
+    """All that descriptions depend on, as JSON."""
+    return json.dumps(
+        {
+            **describer.depends_on,
+            "image_size": list(describer.image_size),
+            "preprocessing": describer.preprocessing,
+            "mixed_precision": mixed_precision,
+            "kept_as": keep_as,
+            "image_folder": str(catalogue.folder.resolve()),
+            "image_list": catalogue.fingerprint,
+            "num_images": len(catalogue),
+            "rows_per_file": shard_size,
+        }
+    )
 
 
 def _shard_size(num_images: int, describer: Describer) -> int:

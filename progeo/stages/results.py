@@ -4,6 +4,7 @@ import csv
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,23 +49,15 @@ def write_results(
             f"out: --without_positive missed counts them."
         )
     without = sum(not len(rows) for rows in results.positives[results.rule])
-    errors = errors_of(results.distances_m)
-    precisions = average_precisions(results.predictions, results.positives[results.rule])
     facts = {
         **facts,
         "right": results.rule,
         "queries without a right image": f"{without:,}, {'missed' if without_positive_missed else 'left out'}",
     }
     recalls = {each.n: each.percent for each in by_group["all"]}
+    errors = errors_of(results.distances_m)
     out.mkdir(parents=True, exist_ok=True)
-    summary = {
-        **facts,
-        "recalls": {f"R@{n}": percent for n, percent in recalls.items()},
-        "errors": None if errors is None else dataclasses.asdict(errors),
-        "mean_average_precision": None if np.isnan(precisions).all() else float(np.nanmean(precisions)),
-        "table": [dataclasses.asdict(each) for each in table],
-    }
-    write_json(out / "recalls.json", summary)
+    write_json(out / "recalls.json", {**facts, **_summary(results, table, recalls, errors)})
     _write_table(out / "recalls.csv", table)
     with replacing(out / "recalls.md") as temporary:
         temporary.write_text(markdown_table([(facts, recalls)]), encoding="utf-8")
@@ -73,20 +66,9 @@ def write_results(
     shown = facts if errors is None else {**facts, "first prediction": _errors_in_words(errors)}
     title = f"{facts['encoder']} on {facts['folder']}"
     write_report(out / "report.html", results, title=title, facts=shown, recalls=in_report)
-    overall = by_group.pop("all")
-    LOGGER.info("%s: %s", facts["folder"], recalls_in_words(overall))
-    LOGGER.info("R@%d is %.1f to %.1f in 95 %% of samples of these queries", ns[0], overall[0].low, overall[0].high)
-    for name, rows in by_group.items():
-        if rows:
-            LOGGER.info("  %s (%s queries): %s", name, f"{rows[0].count:,}", recalls_in_words(rows))
-    if errors is not None:
-        LOGGER.info("first prediction: %s", _errors_in_words(errors))
+    _log(facts["folder"], by_group, errors)
     LOGGER.info("report: %s", out / "report.html")
     return recalls
-
-
-def _errors_in_words(errors: Errors) -> str:
-    return f"half within {errors.median_m:,.1f} m, nine of ten within {errors.ninetieth_m:,.1f} m"
 
 
 def recalls_in_words(recalls: list[Recall]) -> str:
@@ -102,6 +84,35 @@ def markdown_table(rows: list[tuple[Mapping[str, str], Mapping[int, float]]]) ->
         data = facts["folder"] if facts["protocol"] == "none" else facts["protocol"]
         lines.append([facts["encoder"], data, facts["descriptor"], *(f"{recall:.1f}" for recall in recalls.values())])
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _summary(
+    results: Retrieved, table: list[Recall], recalls: Mapping[int, float], errors: Errors | None
+) -> dict[str, Any]:
+    """All numbers of an evaluation, as recalls.json has them."""
+    precisions = average_precisions(results.predictions, results.positives[results.rule])
+    return {
+        "recalls": {f"R@{n}": percent for n, percent in recalls.items()},
+        "errors": None if errors is None else dataclasses.asdict(errors),
+        "mean_average_precision": None if np.isnan(precisions).all() else float(np.nanmean(precisions)),
+        "table": [dataclasses.asdict(each) for each in table],
+    }
+
+
+def _log(folder: str, by_group: Mapping[str, list[Recall]], errors: Errors | None) -> None:
+    """Log what matters most."""
+    first = by_group["all"][0]
+    LOGGER.info("%s: %s", folder, recalls_in_words(by_group["all"]))
+    LOGGER.info("R@%d is %.1f to %.1f in 95 %% of samples of these queries", first.n, first.low, first.high)
+    for name, rows in by_group.items():
+        if rows and name != "all":
+            LOGGER.info("  %s (%s queries): %s", name, f"{rows[0].count:,}", recalls_in_words(rows))
+    if errors is not None:
+        LOGGER.info("first prediction: %s", _errors_in_words(errors))
+
+
+def _errors_in_words(errors: Errors) -> str:
+    return f"half within {errors.median_m:,.1f} m, nine of ten within {errors.ninetieth_m:,.1f} m"
 
 
 def _write_table(path: Path, table: list[Recall]) -> None:
