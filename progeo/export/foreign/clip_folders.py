@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from progeo.export.foreign.clip_towers import unusual_settings
 from progeo.export.foreign.clips import read_clip
 from progeo.export.foreign.hugging_face import with_open_clip_names
@@ -46,14 +48,12 @@ def read_clip_folder(path: Path, choices: Choices) -> Foreign | None:
 
 def _read_open_clip(path: Path, choices: Choices) -> Foreign:
     folder = path if path.is_dir() else path.parent
-    config = _mapping(folder / _OPEN_CLIP)
-    model, pixels = config.get("model_cfg", {}), config.get("preprocess_cfg", {})
+    model, pixels = (_section(folder / _OPEN_CLIP, name) for name in ("model_cfg", "preprocess_cfg"))
     if unusual := unusual_settings(model):
         raise ValueError(f"{folder / _OPEN_CLIP} describes no plain CLIP: it says {', '.join(unusual)}.")
     vision = model.get("vision_cfg", {})
-    state, _ = read_state_dict(_weights(path, _OPEN_CLIP_WEIGHTS))
     return read_clip(
-        state,
+        _weights(path, _OPEN_CLIP_WEIGHTS),
         choices,
         kind="open_clip",
         quickgelu=bool(model.get("quick_gelu", False)),
@@ -65,10 +65,10 @@ def _read_open_clip(path: Path, choices: Choices) -> Foreign:
 
 def _read_transformers(path: Path, choices: Choices) -> Foreign:
     folder = path if path.is_dir() else path.parent
-    config = _mapping(folder / _TRANSFORMERS)
-    if config.get("model_type") != "clip":
-        raise ValueError(f"{folder / _TRANSFORMERS} describes a {config.get('model_type')!r}, not a clip.")
-    vision, text = config.get("vision_config") or {}, config.get("text_config") or {}
+    kind = _mapping(folder / _TRANSFORMERS).get("model_type")
+    if kind != "clip":
+        raise ValueError(f"{folder / _TRANSFORMERS} describes a {kind!r}, not a clip.")
+    vision, text = (_section(folder / _TRANSFORMERS, name) for name in ("vision_config", "text_config"))
     activations = {part.get("hidden_act", "quick_gelu") for part in (vision, text)}
     if len(activations) > 1 or not activations <= _ACTIVATIONS.keys():
         raise ValueError(
@@ -76,11 +76,10 @@ def _read_transformers(path: Path, choices: Choices) -> Foreign:
             f"{', '.join(_ACTIVATIONS)}, and the same for images and texts."
         )
     pixels = _mapping(folder / "preprocessor_config.json") if (folder / "preprocessor_config.json").is_file() else {}
-    state, _ = read_state_dict(_weights(path, _TRANSFORMERS_WEIGHTS))
     # Defaults are those of transformers, which leaves them out of the file.
     head_width = vision.get("hidden_size", 768) // vision.get("num_attention_heads", 12)
     return read_clip(
-        with_open_clip_names(state),
+        with_open_clip_names(_weights(path, _TRANSFORMERS_WEIGHTS)),
         choices,
         kind="Hugging Face",
         quickgelu=_ACTIVATIONS[activations.pop()],
@@ -95,18 +94,28 @@ def _is_transformers_file(path: Path) -> bool:
     return path.name in _TRANSFORMERS_WEIGHTS and config.is_file() and _mapping(config).get("model_type") == "clip"
 
 
-def _weights(path: Path, names: tuple[str, ...]) -> Path:
-    """The file itself, or the first of these names in a folder."""
-    if path.is_file():
-        return path
-    found = next((path / name for name in names if (path / name).is_file()), None)
-    if found is None:
-        raise FileNotFoundError(f"{path} holds no weights: neither {' nor '.join(names)}.")
-    return found
+def _weights(path: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """What the file itself holds, or the first of these names in a folder, be it in several files with an index."""
+    for file in [path] if path.is_file() else [path / name for name in names]:
+        if file.is_file():
+            return read_state_dict(file)[0]
+        index = file.with_name(f"{file.name}.index.json")
+        if index.is_file():
+            parts = sorted({Path(str(part)).name for part in _section(index, "weight_map").values()})
+            return {name: tensor for part in parts for name, tensor in read_state_dict(path / part)[0].items()}
+    raise FileNotFoundError(f"{path} holds no weights: neither {' nor '.join(names)}.")
 
 
 def _mapping(path: Path) -> Mapping[str, Any]:
     value = read_json(path)
     if not isinstance(value, dict):
         raise ValueError(f"{path} is not a configuration.")
+    return value
+
+
+def _section(path: Path, name: str) -> Mapping[str, Any]:
+    """A part of a configuration; nothing where it is left out."""
+    value = _mapping(path).get(name) or {}
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is not a configuration: its {name} is a {type(value).__name__}.")
     return value

@@ -249,6 +249,25 @@ def test_a_folder_of_hugging_face_gives_its_image_features_and_texts(act, tmp_pa
     assert_texts_alike(encoder, state, activation)
 
 
+@pytest.mark.parametrize("ending", [".bin", ".safetensors"])
+def test_weights_in_several_files_are_those_of_one(ending, tmp_path):
+    names = hugging_face_names(vit_clip())
+    folder = hugging_face_folder(tmp_path / "model", names)
+    whole = imported(folder, tmp_path)
+    (folder / "pytorch_model.bin").unlink()
+    stem, save = ("model", save_file) if ending == ".safetensors" else ("pytorch_model", torch.save)
+    files = {name: f"{stem}-0000{1 + index % 2}-of-00002{ending}" for index, name in enumerate(names)}
+    for file in set(files.values()):
+        save({name: names[name] for name in names if files[name] == file}, folder / file)
+    (folder / f"{stem}{ending}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    main(["import", str(folder), "--to", str(tmp_path / "parts")])
+    parts = progeo.load_encoder(tmp_path / "parts").state_dict()
+    assert all(torch.equal(tensor, parts[name]) for name, tensor in whole.state_dict().items())
+    (folder / file).unlink()
+    with pytest.raises(SystemExit, match=rf"There is no file .*{file}\."):
+        main(["import", str(folder), "--to", str(tmp_path / "less")])
+
+
 @pytest.mark.slow
 def test_full_size_of_hugging_face_and_open_clip_give_the_same(tmp_path):
     state = {**vit_state("visual.", **FULL_VIT), **text_state(**FULL_TEXT), "logit_scale": torch.tensor(4.6)}
@@ -345,6 +364,9 @@ def test_folders_that_are_not_whole_or_of_another_model_are_refused(tmp_path):
         main(["import", str(tmp_path)])
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"}))
     with pytest.raises(SystemExit, match=r"neither model\.safetensors nor pytorch_model\.bin"):
+        main(["import", str(tmp_path)])
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip", "vision_config": [1]}))
+    with pytest.raises(SystemExit, match=r"config\.json is not a configuration: its vision_config is a list"):
         main(["import", str(tmp_path)])
     names = hugging_face_names(vit_clip())
     folder = hugging_face_folder(tmp_path / "acts", names, text_act="gelu")
