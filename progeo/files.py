@@ -48,14 +48,20 @@ def written_together(folder: Path) -> Iterator[Path]:
     When it fails they are removed, and `folder` stays as it was, be it missing.
 
     Raises:
-        ValueError: `folder` holds one of them already.
+        ValueError: `folder` is a file, or holds one of them already.
+        OSError: the disk is full, for example; the sentence names the file as it would lie in `folder`.
     """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is no folder: name another.")
     beside = folder if folder.exists() else folder.parent  # on the same disk
     beside.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=beside, prefix=".") as outer:
         temporary = Path(outer) / folder.name
         temporary.mkdir()
-        yield temporary
+        try:
+            yield temporary
+        except OSError as error:
+            raise OSError(str(error).replace(str(temporary), str(folder))) from None
         names = sorted(path.name for path in temporary.iterdir())
         if held := [name for name in names if (folder / name).exists()]:
             raise ValueError(f"{folder} already holds {', '.join(held)}: name another folder.")

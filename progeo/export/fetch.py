@@ -2,7 +2,7 @@
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from http.client import HTTPException
 from pathlib import Path
 from urllib.request import urlopen
@@ -14,29 +14,29 @@ from progeo.files import replacing
 TIMEOUT_S = 60
 
 
-def fetch_folder(address: str, names: Sequence[str]) -> Path:
+def fetch_folder(address: str, readers: Mapping[str, Callable[[Path], object]]) -> Path:
     """Fetch files that lie side by side and return the folder with them; what was fetched before is not fetched again.
 
     Args:
         address: `hf-hub:OWNER/NAME` of the Hugging Face Hub, or `hf-hub:OWNER/NAME@REVISION`, kept where its own
             package keeps it; or the URL of a folder, to which `/` and a file's name are appended, kept below `progeo`
             in `torch.hub.get_dir()`. What changed at a URL is fetched again where that is removed.
-        names: of the files.
+        readers: of each file by its name; they raise ValueError where it is not whole.
 
     Raises:
-        FileNotFoundError: a file that cannot be fetched.
+        FileNotFoundError: a file that cannot be fetched; nothing is kept of it.
     """
     if address.startswith("hf-hub:"):
-        return _from_hub(address.removeprefix("hf-hub:"), names)
+        return _from_hub(address.removeprefix("hf-hub:"), list(readers))
     address = address.rstrip("/")
     folder = Path(torch.hub.get_dir()) / "progeo" / hashlib.sha256(address.encode()).hexdigest()[:16]
-    for name in names:
+    for name, read in readers.items():
         if not (folder / name).is_file():
-            _download(f"{address}/{name}", folder / name)
+            _download(f"{address}/{name}", folder / name, read)
     return folder
 
 
-def _from_hub(repository: str, names: Sequence[str]) -> Path:
+def _from_hub(repository: str, names: list[str]) -> Path:
     from huggingface_hub import hf_hub_download
 
     owner_and_name, _, revision = repository.partition("@")
@@ -48,7 +48,7 @@ def _from_hub(repository: str, names: Sequence[str]) -> Path:
     return Path(paths[0]).parent
 
 
-def _download(url: str, path: Path) -> None:
+def _download(url: str, path: Path, read: Callable[[Path], object]) -> None:
     try:
         with urlopen(url, timeout=TIMEOUT_S) as response, replacing(path) as temporary:
             with temporary.open("wb") as stream:
@@ -57,5 +57,9 @@ def _download(url: str, path: Path) -> None:
             announced, found = response.headers["Content-Length"], temporary.stat().st_size
             if announced is not None and found != int(announced):
                 raise HTTPException(f"it broke off after {found:,} of {int(announced):,} bytes")
-    except (OSError, HTTPException) as error:
+            try:
+                read(temporary)
+            except ValueError:
+                raise HTTPException(f"what came is no whole {path.name}") from None
+    except (OSError, HTTPException, ValueError) as error:
         raise FileNotFoundError(f"{url} could not be fetched: {error}.") from None

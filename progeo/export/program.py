@@ -30,12 +30,22 @@ def build_program(encoder: Encoder, input: Input) -> ExportedProgram:
 
     Height and width must be multiples of `side_step(encoder)` and at least 64 pixels, except of photos.
 
+    The graph is bound to the CPU; `torch.export.passes.move_to_device_pass` gives one for another device.
+
     Args:
         encoder: it stays as it is.
         input: `normalised` images, float (B, 3, H, W); `pixels`, uint8 (B, H, W, 3), normalised inside; `photos`,
             pixels that are also resized inside, to the encoder's size.
+
+    Raises:
+        ValueError: the encoder's own size is none that the graph would take.
     """
     step = 1 if input == "photos" else side_step(encoder)
+    if input != "photos" and any(side < _LEAST_SIDE or side % step for side in encoder.image_size):
+        raise ValueError(
+            f"The encoder's own images of {encoder.image_size[0]} x {encoder.image_size[1]} pixels would not be taken: "
+            f"a graph is for sides from {_LEAST_SIDE} pixels in multiples of {step}. Use --input photos."
+        )
     batch, height, width = Dim("batch", min=1), _side("height", step), _side("width", step)
     sizes = (batch, 3, height, width) if input == "normalised" else (batch, height, width, 3)
     dynamic = {axis: size for axis, size in enumerate(sizes) if size != 3}

@@ -22,6 +22,8 @@ from progeo.models.thumbnail import ThumbnailEncoder
 _FORMAT = 2
 _WEIGHTS = "model.safetensors"
 _DESCRIPTION = "model.json"
+_READERS = MappingProxyType({_WEIGHTS: read_safetensors, _DESCRIPTION: read_json})
+_PARTS = ("encoder", "recalls", "provenance")
 _TEXTS = "clip"
 """Name of the file with an encoder's texts; its ending is that of the file it was copied from."""
 _COMPARED: Mapping[str, Pooling] = MappingProxyType({"open_clip": "clip", "torchvision": "mean"})
@@ -76,10 +78,13 @@ def load_encoder(path_or_name: str | Path) -> nn.Module:
         architecture, _, weights = name.partition(":")
         return _as_it_comes(architecture, weights, _COMPARED[kind])
     if kind in ("hf-hub", "http", "https") and name:
-        folder = fetch_folder(str(path_or_name), (_WEIGHTS, _DESCRIPTION))
+        folder = fetch_folder(str(path_or_name), _READERS)
     else:
         folder = encoder_folder(Path(path_or_name))
-    spec = spec_from_json(read_description(folder)["encoder"])
+    try:
+        spec = spec_from_json(read_description(folder)["encoder"])
+    except ValueError as error:
+        raise ValueError(f"{folder / _DESCRIPTION} describes no encoder: {error}") from None
     spec = replace(spec, text_weights=_found_texts(folder, spec.text_weights))
     return restore_encoder(spec, read_safetensors(folder / _WEIGHTS))
 
@@ -102,8 +107,14 @@ def encoder_folder(path: Path) -> Path:
 def read_description(folder: Path) -> dict[str, Any]:
     """What `model.json` says: format, encoder, recalls, provenance."""
     description = read_json(folder / _DESCRIPTION)
-    if not isinstance(description, dict) or description.get("format") != _FORMAT:
-        raise ValueError(f"{folder / _DESCRIPTION} is not a description of an encoder in format {_FORMAT}.")
+    if (
+        not isinstance(description, dict)
+        or description.get("format") != _FORMAT
+        or not all(isinstance(description.get(part), dict) for part in _PARTS)
+    ):
+        raise ValueError(
+            f"{folder / _DESCRIPTION} is not a description of an encoder in format {_FORMAT}, with {', '.join(_PARTS)}."
+        )
     return description
 
 
@@ -119,8 +130,10 @@ def _as_it_comes(architecture: str, weights: str, pooling: Pooling) -> Encoder:
 
 def _copied_texts(folder: Path, text_weights: str | None) -> str | None:
     """How `model.json` names an encoder's texts: a file, which is copied to `folder`, by its name alone."""
-    if text_weights is None or not Path(text_weights).is_file():
+    if text_weights is None or not Path(text_weights).is_absolute():
         return text_weights
+    if not Path(text_weights).is_file():
+        return None
     copied = folder / f"{_TEXTS}{Path(text_weights).suffix}"
     if not (copied.is_file() and filecmp.cmp(text_weights, copied, shallow=False)):
         with replacing(copied) as temporary:
@@ -129,7 +142,12 @@ def _copied_texts(folder: Path, text_weights: str | None) -> str | None:
 
 
 def _found_texts(folder: Path, text_weights: str | None) -> str | None:
-    """An encoder's texts as `load_clip` takes them; None where their file did not come along."""
-    if text_weights is None or Path(text_weights).stem != _TEXTS:
+    """An encoder's texts as `load_clip` takes them; None where their file did not come along.
+
+    Whoever wrote `model.json` cannot name any other file: it would be copied wherever the encoder goes.
+    """
+    if text_weights is None or Path(text_weights).name != text_weights:
+        return text_weights if str(text_weights).startswith("hf-hub:") else None
+    if Path(text_weights).stem != _TEXTS:
         return text_weights
     return str((folder / text_weights).resolve()) if (folder / text_weights).is_file() else None

@@ -1,15 +1,20 @@
 """The image encoder: what stage 2 trains, what is evaluated and what leaves the project."""
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, get_args
 
+import open_clip
 import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from progeo.models.backbones import Pooling, build_backbone, feature_map_channels, skeleton_backbone
-from progeo.models.clip import NORMALISATIONS, RESNET_STRIDE, ImageSize, visual_features
+from progeo.models.clip import NORMALISATIONS, RESNET_STRIDE, ImageSize, known_architectures, visual_features
+from progeo.models.convnets import CONVNETS
 from progeo.models.pooling import GeMHead, L2Norm, MeanHead, MeanPool
 from progeo.models.preprocessing import normalise_images, resize_image
 from progeo.models.state_dicts import check_fits
@@ -37,7 +42,10 @@ class EncoderSpec:
     pooled_dim: int | None = None
     """Dimension of descriptors before a projection such as PCA, which gives `descriptor_dim`; None without one."""
     text_weights: str | None = None
-    """Weights of the CLIP, of the same architecture, whose texts descriptors can be compared with; None without."""
+    """Weights of the CLIP, of the same architecture, whose texts descriptors can be compared with; None without.
+
+    As `load_clip` takes them, a file by its absolute path.
+    """
 
 
 class Encoder(nn.Module):
@@ -136,7 +144,7 @@ def build_encoder(
         std=tuple(std),
         align_corners=align_corners,
         pooling=backbone.pooling,
-        text_weights=weights if has_texts else None,
+        text_weights=_found_anywhere(weights, backbone.architecture) if has_texts else None,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -187,6 +195,12 @@ def spec_to_json(spec: EncoderSpec) -> dict[str, object]:
     return dataclasses.asdict(spec)
 
 
+def _found_anywhere(weights: str, architecture: str) -> str:
+    """Weights as `load_clip` takes them, a file by its absolute path; a tag of the same name comes first there."""
+    is_tag = weights in open_clip.list_pretrained_tags_by_model(architecture)
+    return str(Path(weights).resolve()) if Path(weights).is_file() and not is_tag else weights
+
+
 def _build_pooling(spec: EncoderSpec, backbone: nn.Module) -> nn.Module:
     if spec.pooling == "clip":
         return L2Norm() if spec.normalised else nn.Identity()
@@ -204,8 +218,39 @@ def _build_projection(spec: EncoderSpec) -> nn.Module:
 
 
 def spec_from_json(values: dict[str, object]) -> EncoderSpec:
-    """The spec written by `spec_to_json`; tuples come back from lists, unknown keys are refused."""
-    names = {field.name for field in dataclasses.fields(EncoderSpec)}
-    if values.keys() != names:
-        raise ValueError(f"An encoder is described by {', '.join(sorted(names))}; got {', '.join(sorted(values))}.")
+    """The spec written by `spec_to_json`; tuples come back from lists.
+
+    Raises:
+        ValueError: unknown names, or values that none of them can have.
+    """
+    if values.keys() != _ALLOWED.keys():
+        raise ValueError(f"An encoder is described by {', '.join(sorted(_ALLOWED))}; got {', '.join(sorted(values))}.")
+    for name, allowed in _ALLOWED.items():
+        if not allowed(values[name]):
+            raise ValueError(f"The {name} of an encoder cannot be {values[name]!r}.")
     return EncoderSpec(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_colour(value: object) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 3 and all(type(part) in (int, float) for part in value)
+
+
+_ALLOWED: Mapping[str, Callable[[Any], bool]] = MappingProxyType(
+    {
+        "architecture": lambda value: value in CONVNETS or value in known_architectures(),
+        "image_size": lambda value: isinstance(value, (list, tuple)) and len(value) == 2 and all(map(_is_count, value)),
+        "descriptor_dim": _is_count,
+        "normalised": lambda value: type(value) is bool,
+        "mean": _is_colour,
+        "std": _is_colour,
+        "align_corners": lambda value: type(value) is bool,
+        "pooling": lambda value: value in get_args(Pooling),
+        "pooled_dim": lambda value: value is None or _is_count(value),
+        "text_weights": lambda value: value is None or isinstance(value, str),
+    }
+)
+"""What `model.json` may say, by the names of `EncoderSpec`."""

@@ -73,8 +73,10 @@ def _write_onnx(target: Path, encoder: Encoder, _: dict, settings: ExportSetting
 def _write_program(target: Path, encoder: Encoder, _: dict, settings: ExportSettings) -> str:
     _report(encoder, save_program(target / "model.pt2", encoder, input=settings.input), settings)
     return (
-        "import torch\n\n"
-        'encoder = torch.export.load("model.pt2").module()  # it unpickles: load only files of those whom you trust\n'
+        "import torch\n"
+        "from torch.export.passes import move_to_device_pass\n\n"
+        'program = torch.export.load("model.pt2")  # it unpickles: load only files of those whom you trust\n'
+        'encoder = move_to_device_pass(program, "cpu").module()  # or "cuda"\n'
         f"descriptors = encoder(images)  # {_images(encoder, settings)}"
     )
 

@@ -86,6 +86,18 @@ def test_a_download_that_breaks_off_is_not_kept(tmp_path, monkeypatch):
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+def test_a_page_instead_of_a_file_is_not_kept(saved, address, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    folder, encoder = saved
+    for name in ("model.safetensors", "model.json"):
+        whole = (folder / name).read_bytes()
+        (folder / name).write_text("<!DOCTYPE html> come back later")
+        with pytest.raises(FileNotFoundError, match=rf"{name} could not be fetched: what came is no whole {name}\."):
+            progeo.load_encoder(f"{address}/my_encoder")
+        (folder / name).write_bytes(whole)
+    assert same(progeo.load_encoder(f"{address}/my_encoder"), encoder)
+
+
 def test_a_server_that_does_not_answer_is_not_waited_for_for_ever(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(fetch, "TIMEOUT_S", 0.1)

@@ -7,6 +7,7 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
+from torch.export.passes import move_to_device_pass
 
 from progeo.export.onnx import save_onnx
 from progeo.export.program import check_difference, save_program
@@ -77,6 +78,25 @@ def test_descriptors_that_differ_are_refused_and_so_are_those_that_are_no_number
         check_difference([1e-6, 2e-4], 1e-4, tmp_path / "model.onnx")
     with pytest.raises(ValueError, match="up to nan"):
         check_difference([1e-6, math.nan], 1e-4, tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("save", [save_onnx, save_program])
+@pytest.mark.parametrize("side", [32, 70])
+def test_an_encoder_whose_own_size_its_program_would_refuse_is_refused(save, side, tmp_path):
+    encoder = build_encoder("tiny-vit", "random", (96, side)).eval()
+    with pytest.raises(
+        ValueError, match=rf"96 x {side} pixels .* from 64 pixels in multiples of 16\. Use --input photos"
+    ):
+        save(tmp_path / "model", encoder)
+
+
+@pytest.mark.parametrize("input", ["normalised", "photos"])
+def test_a_program_can_be_moved_to_another_device(input, tmp_path):
+    save_program(tmp_path / "model.pt2", build_encoder("tiny-vit", "random", 64).eval(), input=input)
+    program = move_to_device_pass(torch.export.load(tmp_path / "model.pt2"), "meta")
+    images = {"normalised": torch.rand(3, 3, 96, 80), "photos": torch.zeros(3, 200, 150, 3, dtype=torch.uint8)}[input]
+    descriptors = program.module()(images.to("meta"))
+    assert (descriptors.shape, descriptors.device.type) == ((3, 128), "meta")
 
 
 @pytest.mark.parametrize("save", [save_onnx, save_program])

@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +18,8 @@ from progeo.export.weights import save_encoder
 from progeo.models.clip import NORMALISATIONS, load_clip
 from progeo.models.convnets import load_convnet
 from progeo.models.encoder import build_encoder
+
+EXPORTED = {"README.md", "model.json", "model.safetensors"}
 
 
 @pytest.fixture
@@ -157,6 +161,57 @@ def test_what_is_no_encoder_is_refused_in_one_sentence(saved, tmp_path):
     (folder / "model.json").write_text("{")
     with pytest.raises(ValueError, match="is not a JSON file"):
         progeo.load_encoder(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("architecture", "hf-hub:owner/name"),
+        ("architecture", ["tiny-vit"]),
+        ("image_size", 64),
+        ("image_size", [64, 96.0]),
+        ("descriptor_dim", "128"),
+        ("descriptor_dim", 0),
+        ("normalised", None),
+        ("mean", [0.5, 0.5]),
+        ("std", [1, 1, "1"]),
+        ("align_corners", 0),
+        ("pooling", "max"),
+        ("pooled_dim", True),
+        ("text_weights", 3),
+    ],
+)
+def test_a_description_that_no_encoder_can_have_is_refused_by_name_and_value(saved, name, value):
+    folder, _ = saved
+    description = json.loads((folder / "model.json").read_text())
+    description["encoder"][name] = value
+    (folder / "model.json").write_text(json.dumps(description))
+    sentence = f"model.json describes no encoder: The {name} of an encoder cannot be {value!r}."
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        progeo.load_encoder(folder)
+
+
+def test_a_description_cannot_name_files_outside_its_folder(saved, tmp_path, monkeypatch):
+    folder, _ = saved
+    description = json.loads((folder / "model.json").read_text())
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "clip.pt").write_text("secret")
+    monkeypatch.chdir(tmp_path)
+    for index, name in enumerate((str(tmp_path / "secret"), "../secret", "../clip.pt", "secret")):
+        description["encoder"]["text_weights"] = name
+        (folder / "model.json").write_text(json.dumps(description))
+        main(["export", str(folder), "--to", str(tmp_path / f"{index}")])
+        assert {path.name for path in (tmp_path / f"{index}").iterdir()} == EXPORTED
+
+
+def test_a_tag_is_not_hidden_by_a_file_of_its_name(tmp_path, monkeypatch):
+    (tmp_path / "openai").write_text("a file")
+    monkeypatch.chdir(tmp_path)
+    encoder = build_encoder("tiny-vit", "random", 64).eval()
+    encoder.spec = dataclasses.replace(encoder.spec, text_weights="openai")
+    save_encoder(tmp_path / "a", encoder, provenance={}, recalls={})
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"model.safetensors", "model.json"}
+    assert progeo.load_encoder(tmp_path / "a").spec.text_weights == "openai"
 
 
 def test_loading_an_encoder_imports_neither_training_nor_search(saved):

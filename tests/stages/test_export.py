@@ -107,6 +107,19 @@ def test_an_export_that_fails_leaves_nothing_and_can_be_tried_again(run, there, 
     assert names(tmp_path) == {"run", "my_encoder"}
 
 
+def test_a_full_disk_is_named_by_the_file_that_was_asked_for_and_leaves_nothing(run, full_disk, tmp_path):
+    with full_disk(), pytest.raises(SystemExit, match=r"out/my_encoder/model\.safetensors could not be written"):
+        main(["export", str(run[0]), "--to", str(tmp_path / "out/my_encoder")])
+    assert names(tmp_path) == {"run", "out"}
+    assert not names(tmp_path / "out")
+
+
+def test_a_file_cannot_be_the_folder_to_write_to(run, tmp_path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(SystemExit, match=r"notes\.txt is no folder: name another"):
+        main(["export", str(run[0]), "--to", str(tmp_path / "notes.txt")])
+
+
 def test_an_export_with_texts_says_so_and_replaces_no_file(run, tmp_path, capsys):
     texts, target = tmp_path / "texts.safetensors", tmp_path / "my_encoder"
     texts.write_bytes(b"texts")
