@@ -7,8 +7,9 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
+from progeo.data.decode import read_image
 from progeo.export.weights import save_encoder
 from progeo.models.encoder import build_encoder
 
@@ -41,16 +42,18 @@ def test_the_class_for_vpr_methods_evaluation_undoes_the_normalisation_of_imagen
 
 def test_the_writer_for_hloc_writes_a_global_descriptor_for_each_image(saved, written, tmp_path):
     folder, encoder = saved
-    values = {"a.jpg": 10, "db/b.JPG": 200, "db/c.jpeg": 90, "d.png": 150}
-    photos = {name: np.full((70, 80, 3), value, np.uint8) for name, value in values.items()}
-    for name, photo in photos.items():
+    photos = ("a.jpg", "db/b.JPG", "db/c.jpeg", "d.png")
+    rng, lying = np.random.default_rng(0), Image.Exif()
+    lying[ExifTags.Base.Orientation] = 6
+    for name in photos:
         (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(photo).save(tmp_path / "images" / name)
+        photo = Image.fromarray(rng.integers(0, 256, (70, 80, 3), dtype=np.uint8))
+        photo.save(tmp_path / "images" / name, exif=lying)
     (tmp_path / "images/notes.txt").touch()
     written["write_global_descriptors"](folder, tmp_path / "images", tmp_path / "global.h5")
     with h5py.File(tmp_path / "global.h5") as file:
         assert [*file, *file["db"]] == ["a.jpg", "d.png", "db", "b.JPG", "c.jpeg"]
         for name in photos:
-            with Image.open(tmp_path / "images" / name) as image, torch.no_grad():
-                expected = encoder(encoder.preprocess(image)[None])[0]
+            with torch.no_grad():
+                expected = encoder(encoder.preprocess(read_image(tmp_path / "images" / name))[None])[0]
             assert np.array_equal(file[name]["global_descriptor"], expected.numpy())

@@ -8,7 +8,7 @@ import open_clip
 import yaml
 from torchvision.models import get_model_weights
 
-from progeo.export.folders import without_folders
+from progeo.export.folders import weights_in_name, without_folders
 from progeo.files import replacing
 from progeo.models.convnets import CONVNETS
 
@@ -34,8 +34,12 @@ def save_card(path: Path, description: Mapping[str, Any], usage: str) -> None:
 
 def starting_weights(description: Mapping[str, Any]) -> str | None:
     """What training began from, as `model.weights` names it; None where that is not known."""
-    settings = description["provenance"].get("settings", {})
-    return settings.get("model", {}).get("weights") or description["encoder"]["text_weights"]
+    provenance = description["provenance"]
+    return (
+        provenance.get("settings", {}).get("model", {}).get("weights")
+        or weights_in_name(provenance.get("encoder", ""))
+        or description["encoder"]["text_weights"]
+    )
 
 
 def licence_of_weights(architecture: str, weights: str | None) -> str:
@@ -63,13 +67,14 @@ def _card(description: Mapping[str, Any], usage: str) -> str:
     height, width = encoder["image_size"]
     rows = {
         "backbone": encoder["architecture"],
-        "started from": starting_weights(description) or "unknown",
+        "started from": _origin(description),
         "licence of these starting weights": licence,
         "images": f"{height} x {width} pixels, RGB in 0..1, less {_triple(encoder['mean'])}, "
         f"divided by {_triple(encoder['std'])}",
         "descriptors": f"{encoder['descriptor_dim']} dimensions, "
         f"{'of length 1' if encoder['normalised'] else 'of any length'}",
         "pooling": encoder["pooling"],
+        **_reduction(description),
         "trained on": settings.get("data", {}).get("train_folder", "unknown"),
         "epoch": provenance.get("epoch", "unknown"),
         **{name: f"{recall:.1f}" for name, recall in description["recalls"].items()},
@@ -86,6 +91,23 @@ def _card(description: Mapping[str, Any], usage: str) -> str:
     if shown := {name: settings[name] for name in _SECTIONS if name in settings}:
         parts.append(f"## Settings\n\n```yaml\n{yaml.safe_dump(shown, sort_keys=False)}```")
     return "\n\n".join(parts) + "\n"
+
+
+def _origin(description: Mapping[str, Any]) -> str:
+    provenance = description["provenance"]
+    if "imported_from" in provenance:
+        return f"{provenance['imported_from']}, of {provenance.get('kind', 'an unknown kind')}"
+    return starting_weights(description) or provenance.get("encoder", "unknown")
+
+
+def _reduction(description: Mapping[str, Any]) -> dict[str, str]:
+    """A row on the projection that descriptors end with, where they do."""
+    if (reduced := description["provenance"].get("reduced")) is None:
+        return {}
+    return {
+        "reduced": f"from {description['encoder']['pooled_dim']} dimensions by principal components, "
+        f"{'whitened, ' if reduced['whiten'] else ''}of {reduced['images']:,} images of {reduced['folder']}"
+    }
 
 
 def _triple(values: list[float]) -> str:

@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import open_clip
+from open_clip.transformer import VisionTransformer
 from safetensors.torch import save_file
 
 from progeo.files import replacing
+from progeo.models.clip import position_embedding_name
 from progeo.models.convnets import CONVNETS
-from progeo.models.encoder import Encoder, EncoderSpec
+from progeo.models.encoder import Encoder
 
 
 def save_trunk(path: Path, encoder: Encoder) -> None:
@@ -21,28 +23,43 @@ def save_trunk(path: Path, encoder: Encoder) -> None:
         save_file(state, temporary)
 
 
-def trunk_usage(spec: EncoderSpec, weights: str | None) -> str:
+def trunk_usage(encoder: Encoder, weights: str | None) -> str:
     """Python that loads the file `trunk.safetensors` elsewhere.
 
     Args:
-        spec: of the encoder that it was taken from.
+        encoder: that it was taken from.
         weights: what training began from, whose text tower the trunk goes with; None where that is not known.
     """
-    if spec.architecture in CONVNETS:
+    architecture = encoder.spec.architecture
+    if architecture in CONVNETS:
         return (
             "import torchvision\n"
             "from safetensors.torch import load_file\n\n"
-            f'classifier = torchvision.models.get_model("{spec.architecture}")\n'
+            f'classifier = torchvision.models.get_model("{architecture}")\n'
             'classifier.load_state_dict(load_file("trunk.safetensors"), strict=False)  # its last layers are not there'
         )
-    known = weights in open_clip.list_pretrained_tags_by_model(spec.architecture)
+    known = weights in open_clip.list_pretrained_tags_by_model(architecture)
     pretrained = f'"{weights}"' if known else "None"
     rest = (
         "the text tower stays as it is" if known else "the text tower is that of the weights that training began from"
     )
+    size, resizing = _of_image_size(encoder)
     return (
         "import open_clip\n"
         "from safetensors.torch import load_file\n\n"
-        f'clip = open_clip.create_model("{spec.architecture}", {pretrained}, force_image_size={spec.image_size})\n'
-        f'clip.load_state_dict(load_file("trunk.safetensors"), strict=False)  # {rest}'
+        f'clip = open_clip.create_model("{architecture}", {pretrained}{size})\n'
+        'trunk = load_file("trunk.safetensors")\n'
+        f"{resizing}"
+        f"clip.load_state_dict(trunk, strict=False)  # {rest}"
     )
+
+
+def _of_image_size(encoder: Encoder) -> tuple[str, str]:
+    """An argument of open_clip, and a line of Python, that make a CLIP's position embedding that of the trunk."""
+    embedding = position_embedding_name(encoder.backbone)
+    if embedding is None:
+        return "", ""
+    if isinstance(encoder.backbone, VisionTransformer):
+        return f", force_image_size={encoder.image_size}", ""
+    # Of a ResNet open_clip knows squares alone, and resizes no weights.
+    return "", f'clip.visual.{embedding}.data = trunk["visual.{embedding}"]\n'

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, get_args
 import open_clip
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from progeo.models.backbones import Pooling, build_backbone, feature_map_channels, skeleton_backbone
 from progeo.models.clip import NORMALISATIONS, RESNET_STRIDE, ImageSize, known_architectures, visual_features
@@ -18,6 +17,7 @@ from progeo.models.convnets import CONVNETS
 from progeo.models.pooling import GeMHead, L2Norm, MeanHead, MeanPool
 from progeo.models.preprocessing import normalise_images, resize_image
 from progeo.models.state_dicts import check_fits
+from progeo.pixels import pixels_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -92,8 +92,11 @@ class Encoder(nn.Module):
         return normalise_images(images, self.mean, self.std)
 
     def preprocess(self, image: "Image | Tensor") -> Tensor:
-        """Resize and normalise a PIL image or a uint8 tensor (3, H, W) for `forward`: float (3, height, width)."""
-        pixels = image if isinstance(image, Tensor) else pil_to_tensor(image.convert("RGB"))
+        """Resize and normalise a PIL image or a uint8 tensor (3, H, W) for `forward`: float (3, height, width).
+
+        A PIL image is turned upright by its EXIF orientation, so that it is described as its file is.
+        """
+        pixels = image if isinstance(image, Tensor) else pixels_of(image)
         if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] != 3:
             raise ValueError(
                 f"preprocess takes a PIL image or a uint8 tensor (3, H, W), got {pixels.dtype} {tuple(pixels.shape)}."

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from progeo.models.preprocessing import resize_image
+from progeo.pixels import pixels_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,5 +30,5 @@ class ThumbnailEncoder(nn.Module):
 
     def preprocess(self, image: "Image | Tensor") -> Tensor:
         """Shrink a PIL image or a uint8 tensor (3, H, W) to float (3, 16, 16)."""
-        pixels = image if isinstance(image, Tensor) else pil_to_tensor(image.convert("RGB"))
+        pixels = image if isinstance(image, Tensor) else pixels_of(image)
         return self.normalise(resize_image(pixels, self.image_size))

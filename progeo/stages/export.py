@@ -83,7 +83,7 @@ def _write_program(target: Path, encoder: Encoder, _: dict, settings: ExportSett
 
 def _write_trunk(target: Path, encoder: Encoder, description: dict, _: ExportSettings) -> str:
     save_trunk(target / "trunk.safetensors", encoder)
-    return trunk_usage(encoder.spec, starting_weights(description))
+    return trunk_usage(encoder, starting_weights(description))
 
 
 _FORMATS = {

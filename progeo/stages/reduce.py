@@ -1,6 +1,7 @@
 """Reducing: an encoder whose descriptors have fewer dimensions, by principal components of a sample of images."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from progeo.config.evaluation import ReduceSettings
 from progeo.engine.accelerator import start_accelerator
 from progeo.engine.log import LOGGER, start_log
 from progeo.evaluation.reduction import fit_reduction
-from progeo.export.weights import load_encoder, save_encoder
+from progeo.export.weights import encoder_folder, holds_encoder, load_encoder, read_description, save_encoder
 from progeo.models.encoder import Encoder, projected
 from progeo.places.catalogue import read_catalogue
 from progeo.stages.encoder_descriptors import described, encoder_describer
@@ -37,8 +38,8 @@ def reduce_encoder(settings: ReduceSettings) -> Path:
         reduction = fit_reduction(sample, settings.dim, whiten=settings.whiten)
         smaller = projected(encoder.cpu(), torch.from_numpy(reduction.weight), torch.from_numpy(reduction.bias))
         made = {"dim": settings.dim, "whiten": settings.whiten, "folder": str(settings.folder), "images": len(rows)}
-        provenance = {"encoder": settings.encoder, "reduced": made}
-        save_encoder(settings.to, smaller, provenance=provenance, recalls={})
+        provenance = {**_provenance(Path(settings.encoder)), "encoder": settings.encoder, "reduced": made}
+        save_encoder(settings.to, smaller, provenance=provenance, recalls={})  # those known are of all dimensions
         LOGGER.info(
             "%d of %d dimensions hold %.1f %% of the variance of %d images; encoder in %s",
             settings.dim,
@@ -48,3 +49,8 @@ def reduce_encoder(settings: ReduceSettings) -> Path:
             settings.to,
         )
     return settings.to
+
+
+def _provenance(source: Path) -> dict[str, Any]:
+    """How the encoder in a folder came to be; nothing of one that is named or fetched."""
+    return read_description(encoder_folder(source))["provenance"] if holds_encoder(source) else {}

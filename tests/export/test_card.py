@@ -10,6 +10,10 @@ def described(settings):
     return {"encoder": encoder, "recalls": {"val R@1": 51.26}, "provenance": {"epoch": 3, "settings": settings}}
 
 
+def reduced(*, whiten):
+    return {"dim": 128, "whiten": whiten, "folder": "/home/me/train", "images": 20_000}
+
+
 def test_a_card_has_a_header_for_the_hub_and_says_what_the_encoder_is(tmp_path):
     settings = {
         "run": "/home/me/runs/a",
@@ -44,6 +48,49 @@ def test_a_card_of_an_encoder_of_unknown_origin_says_unknown(tmp_path):
     save_card(tmp_path / "README.md", description, "import progeo")
     assert "| started from | unknown |" in (tmp_path / "README.md").read_text()
     assert starting_weights(description) is None
+
+
+@pytest.mark.parametrize(
+    ("provenance", "rows"),
+    [
+        (
+            {"imported_from": "/home/me/cosplace.pth", "kind": "CosPlace or EigenPlaces"},
+            ["| started from | cosplace.pth, of CosPlace or EigenPlaces |"],
+        ),
+        (
+            {"encoder": "open_clip:ViT-B/16:openai", "reduced": reduced(whiten=False)},
+            [
+                "| backbone | ViT-B-16-quickgelu |",
+                "| started from | openai |",
+                "| licence of these starting weights | MIT, of OpenAI's CLIP |",
+                "| reduced | from 512 dimensions by principal components, of 20,000 images of train |",
+            ],
+        ),
+        (
+            {"encoder": "hf-hub:owner/name", "reduced": reduced(whiten=True)},
+            [
+                "| started from | hf-hub:owner/name |",
+                "| reduced | from 512 dimensions by principal components, whitened, of 20,000 images of train |",
+            ],
+        ),
+        (
+            {
+                "settings": {"data": {"train_folder": "/me/sf_xl"}},
+                "encoder": "/me/run",
+                "reduced": reduced(whiten=False),
+            },
+            ["| started from | run |", "| trained on | sf_xl |"],
+        ),
+    ],
+)
+def test_a_card_says_what_was_imported_and_what_was_reduced(provenance, rows, tmp_path):
+    description = described({})
+    description["provenance"] = provenance
+    description["encoder"] |= {"architecture": "ViT-B-16-quickgelu", "pooled_dim": 512}
+    save_card(tmp_path / "README.md", description, "import progeo")
+    text = (tmp_path / "README.md").read_text()
+    assert [row for row in rows if row not in text] == []
+    assert "/me" not in text
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,10 @@ from progeo.export.folders import without_folders
             {"run": "a", "data": {"train_folder": "train"}},
         ),
         (["/home/me/a.pth", ("b/c", 3)], ["a.pth", ["c", 3]]),
-        ("open_clip:RN50:/home/me/clip.pt", "clip.pt"),  # what an encoder is named that was reduced
+        ("open_clip:RN50:/home/me/clip.pt", "open_clip:RN50:clip.pt"),  # what an encoder is named that was reduced
+        ("open_clip:ViT-B/16:openai", "open_clip:ViT-B/16:openai"),
+        ("open_clip:ViT-B/16:hf-hub:owner/name", "open_clip:ViT-B/16:hf-hub:owner/name"),
+        ("torchvision:resnet18:../resnet18.pth", "torchvision:resnet18:resnet18.pth"),
         ({"architecture": "ViT-B/16"}, {"architecture": "ViT-B/16"}),
         ({"template": "A photo/picture of {}."}, {"template": "A photo/picture of {}."}),
         ("hf-hub:owner/name", "hf-hub:owner/name"),

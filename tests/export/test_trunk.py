@@ -1,43 +1,66 @@
+import copy
 import dataclasses
 
-import open_clip
 import pytest
 import torch
 import torchvision
-from safetensors.torch import load_file
 
 from progeo.export.trunk import save_trunk, trunk_usage
+from progeo.models.clip import load_clip
 from progeo.models.encoder import build_encoder
 
 
-def test_open_clip_takes_the_trunk_of_a_vit(tmp_path):
-    encoder = build_encoder("tiny-vit", "random", (64, 96), normalised=False).eval()
-    save_trunk(tmp_path / "trunk.safetensors", encoder)
-    clip = open_clip.create_model("tiny-vit", force_image_size=(64, 96)).eval()
-    fit = clip.load_state_dict(load_file(tmp_path / "trunk.safetensors"), strict=False)
-    assert not fit.unexpected_keys
-    assert not [name for name in fit.missing_keys if name.startswith("visual.")]
-    images = torch.rand(2, 3, 64, 96)
+def loaded(encoder, folder, usage):
+    """What the Python beside a trunk makes of it."""
+    save_trunk(folder / "trunk.safetensors", encoder)
+    used = {}
+    exec(usage.replace("trunk.safetensors", str(folder / "trunk.safetensors")), used)
+    return used
+
+
+def usage_with_a_tag(encoder, file):
+    """The same Python as of an architecture that open_clip has a tag for, with a file in the place of the download."""
+    named = copy.copy(encoder)
+    named.spec = dataclasses.replace(encoder.spec, architecture="RN50")
+    before, tag, after = trunk_usage(named, "openai").partition('"RN50", "openai"')
+    assert tag
+    return f'{before}"{encoder.spec.architecture}", "{file}"{after}'
+
+
+CLIPS = {
+    "vit": ("tiny-vit", None, (64, 96)),
+    "resnet": ("tiny-resnet", "gem", (64, 96)),
+    "resnet with its attention pooling": ("tiny-resnet", "clip", 64),
+    "resnet with its attention pooling, not square": ("tiny-resnet", "clip", (64, 96)),
+}
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize(("architecture", "pooling", "size"), CLIPS.values(), ids=CLIPS)
+def test_open_clip_takes_the_trunk_beside_a_text_tower(architecture, pooling, size, known, tmp_path):
+    start = load_clip(architecture, "random", seed=1)
+    encoder = build_encoder(architecture, "random", size, normalised=False, pooling=pooling).eval()
+    torch.save(start.state_dict(), tmp_path / "start.pt")
+    usage = usage_with_a_tag(encoder, tmp_path / "start.pt") if known else trunk_usage(encoder, None)
+    clip = loaded(encoder, tmp_path, usage)["clip"].eval()
+    state = clip.visual.state_dict()
+    assert {name for name in state if not name.startswith("attnpool.")} <= encoder.backbone.state_dict().keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in encoder.backbone.state_dict().items())
+    if known:
+        assert torch.equal(clip.token_embedding.weight, start.token_embedding.weight)
+    images = torch.rand(2, 3, *encoder.image_size)
     with torch.no_grad():
-        torch.testing.assert_close(clip.encode_image(images), encoder(images))
-
-
-def test_open_clip_takes_the_trunk_of_a_resnet_but_for_its_attention_pooling(tmp_path):
-    encoder = build_encoder("tiny-resnet", "random", 64).eval()
-    save_trunk(tmp_path / "trunk.safetensors", encoder)
-    clip = open_clip.create_model("tiny-resnet", force_image_size=64).eval()
-    fit = clip.load_state_dict(load_file(tmp_path / "trunk.safetensors"), strict=False)
-    assert not fit.unexpected_keys
-    assert all(name.startswith("visual.attnpool.") for name in fit.missing_keys if name.startswith("visual."))
+        if encoder.spec.pooling == "clip":
+            torch.testing.assert_close(clip.encode_image(images), encoder(images))
+        else:
+            clip.visual.attnpool = torch.nn.Identity()
+            torch.testing.assert_close(encoder.pooling(clip.visual(images)), encoder(images))
 
 
 @pytest.mark.parametrize(("architecture", "last"), [("resnet18", "fc."), ("efficientnet_b0", "classifier.")])
 def test_torchvision_takes_the_trunk_but_for_the_last_layers(architecture, last, tmp_path):
     encoder = build_encoder(architecture, "random", 64, pooling="mean").eval()
-    save_trunk(tmp_path / "trunk.safetensors", encoder)
-    used = {}
-    exec(trunk_usage(encoder.spec, None).replace("trunk.safetensors", str(tmp_path / "trunk.safetensors")), used)
-    classifier = used["classifier"].eval()
+    classifier = loaded(encoder, tmp_path, trunk_usage(encoder, None))["classifier"].eval()
     state = classifier.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in encoder.backbone.state_dict().items())
     assert {name for name in state if not name.startswith(last)} == encoder.backbone.state_dict().keys()
@@ -45,6 +68,7 @@ def test_torchvision_takes_the_trunk_but_for_the_last_layers(architecture, last,
 
 
 def test_what_is_said_of_a_clip_names_its_weights_where_open_clip_knows_them():
-    spec = dataclasses.replace(build_encoder("tiny-vit", "random", (64, 96)).spec, architecture="ViT-B-16")
-    assert 'create_model("ViT-B-16", "openai", force_image_size=(64, 96))' in trunk_usage(spec, "openai")
-    assert 'create_model("ViT-B-16", None, ' in trunk_usage(spec, "/my/clip.pt")
+    encoder = build_encoder("tiny-vit", "random", (64, 96))
+    encoder.spec = dataclasses.replace(encoder.spec, architecture="ViT-B-16")
+    assert 'create_model("ViT-B-16", "openai", force_image_size=(64, 96))' in trunk_usage(encoder, "openai")
+    assert 'create_model("ViT-B-16", None, ' in trunk_usage(encoder, "/my/clip.pt")

@@ -2,10 +2,12 @@
 
 import functools
 
+import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
+from progeo.data.decode import read_image
 from progeo.models.backbones import freeze_layers
 from progeo.models.clip import as_height_width, load_clip
 from progeo.models.encoder import build_encoder, projected, restore_encoder, spec_from_json, spec_to_json
@@ -63,6 +65,20 @@ def test_preprocess_takes_pil_images_and_uint8_tensors_alike(encoder):
     assert torch.equal(encoder.preprocess(picture), prepared)
     grey = encoder.preprocess(Image.new("L", (50, 50), 128))
     assert grey.shape == (3, *encoder.image_size)
+
+
+def test_preprocess_describes_a_photo_as_its_file_is_described(encoder, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 65536, (48, 64, 3), dtype=np.uint16)
+    lying = Image.Exif()
+    lying[ExifTags.Base.Orientation] = 6
+    Image.fromarray((pixels // 256).astype(np.uint8)).save(tmp_path / "lying.jpg", exif=lying)
+    Image.fromarray(pixels[..., 0]).save(tmp_path / "16_bits.png")
+    for path in tmp_path.iterdir():
+        with Image.open(path) as photo:
+            before = (photo.size, photo.mode)
+            assert torch.equal(encoder.preprocess(photo), encoder.preprocess(read_image(path)))
+            assert (photo.size, photo.mode) == before
+            assert torch.equal(encoder.preprocess(photo), encoder.preprocess(read_image(path)))
 
 
 def test_preprocess_normalises_with_mean_and_std(encoder):

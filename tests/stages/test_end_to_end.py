@@ -15,6 +15,7 @@ import progeo
 from progeo.cli import main
 from progeo.data.decode import read_image
 from progeo.engine.checkpoint import load_checkpoint
+from progeo.export.weights import encoder_folder, read_description
 
 
 def test_stage_1_leaves_exactly_its_files(run):
@@ -229,6 +230,14 @@ def test_a_reduced_encoder_gives_the_principal_components_of_its_descriptors(run
     alike = torch.corrcoef(torch.stack([(each @ each.T).flatten() for each in (reduced.double(), expected)]))[0, 1]
     assert alike > 0.9999  # of components that hold equally much, each may be turned into the other
     assert small.descriptor_dim == 8
+    came, description = (read_description(encoder_folder(at)) for at in (run / "stage2", tmp_path / "small"))
+    made = {"dim": 8, "whiten": False, "folder": str(city / "train"), "images": len(photos)}
+    assert description["provenance"] == {
+        **came["provenance"],
+        "encoder": str(run / "stage2"),
+        "reduced": made,
+    }
+    assert description["recalls"] == {} != came["recalls"]
     white = ["reduce", "--encoder", str(run / "stage2"), "--to", str(tmp_path / "white"), "--dim", "4"]
     main([*white, "--whiten", "true", *common])
     with torch.no_grad():
