@@ -15,11 +15,13 @@ from string import Template
 
 import numpy as np
 from PIL import Image
+from torchvision.transforms.v2.functional import to_pil_image
 
 from progeo.evaluation.measures import Recall
 from progeo.evaluation.pages import read_part
 from progeo.evaluation.retrieved import Retrieved
 from progeo.files import each_file, replacing
+from progeo.pixels import pixels_of
 
 _THUMBNAIL_SIDE_PX = 128
 _JPEG_QUALITY = 80
@@ -221,7 +223,7 @@ def _thumbnail(name: str) -> str:
     try:
         with Image.open(path) as image:
             image.thumbnail((_THUMBNAIL_SIDE_PX, _THUMBNAIL_SIDE_PX))
-            image.convert("RGB").save(stream, "JPEG", quality=_JPEG_QUALITY)
+            to_pil_image(pixels_of(image)).save(stream, "JPEG", quality=_JPEG_QUALITY)
     except Exception:  # Pillow's decoders raise errors of many kinds, and no thumbnail is worth losing the report.
         return f'<span class="missing" role="img" aria-label="{escape(path.name)}">image cannot be opened</span>'
     data = base64.b64encode(stream.getvalue()).decode("ascii")

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pyarrow as pa
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from progeo.evaluation.measures import recall_table
 from progeo.evaluation.report import write_report
@@ -115,6 +115,19 @@ def test_thumbnails_are_bounded(tmp_path):
     for address in Page(report(tmp_path)).addresses:
         with Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))) as image:
             assert max(image.size) == 128
+
+
+def test_photos_are_shown_upright_and_those_of_16_bits_in_all_their_greys(tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (300, 200)).save(tmp_path / "lying.jpg", exif=exif)
+    Image.fromarray(np.full((200, 300), 128 * 256, np.uint16)).save(tmp_path / "deep.png")
+    queries = catalogue(tmp_path, ["lying.jpg", "deep.png", "deep.png"], [0.0, 0, 0])
+    shown = {}
+    for address in Page(report(tmp_path, queries=queries, num_shown=0)).addresses:
+        with Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))) as image:
+            shown[image.size] = image.getpixel((40, 40))
+    assert shown == {(85, 128): (0, 0, 0), (128, 85): (128, 128, 128)}
 
 
 def test_an_image_that_cannot_be_opened_leaves_a_placeholder(tmp_path):
