@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 import sys
 import zipfile
 
@@ -42,11 +43,17 @@ def test_onnx_takes_pixels_and_halves_take_half_the_room(run):
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-2)
 
 
-def test_the_trunk_and_the_program_leave_with_a_card_each(run, tmp_path):
+def test_the_trunk_and_the_program_leave_with_a_card_each(run, tmp_path, monkeypatch):
     folder, encoder = run
     main(["export", str(folder), "--format", "torch", "--to", str(tmp_path / "program")])
     assert names(tmp_path / "program") == {"model.pt2", "README.md"}
-    assert "load only files of those whom you trust" in (tmp_path / "program/README.md").read_text()
+    (usage,) = re.findall(r"```python\n(.*?)```", (tmp_path / "program/README.md").read_text(), re.DOTALL)
+    assert "load only files of those whom you trust" in usage
+    monkeypatch.chdir(tmp_path / "program")
+    used = {"images": torch.rand(3, 3, 96, 80)}
+    exec(usage, used)
+    with torch.no_grad():
+        torch.testing.assert_close(used["descriptors"], encoder(used["images"]), rtol=0, atol=1e-5)
     with zipfile.ZipFile(tmp_path / "program/model.pt2") as archive:
         written = [archive.read(name) for name in archive.namelist()]
     assert not [content for content in written if str(tmp_path).encode() in content or b"site-packages" in content]
