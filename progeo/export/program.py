@@ -58,8 +58,10 @@ def build_program(encoder: Encoder, input: Input) -> ExportedProgram:
             # Of a VGG some guards are true of all sizes, but the solver cannot prove it.
             prefer_deferred_runtime_asserts_over_guards=True,
         )
-    for node in program.graph.nodes:  # lines of the source, with the paths of this machine
-        node.meta.pop("stack_trace", None)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # lines of the source, with the paths of this machine
+        if node.target is torch.ops.aten.view.default:  # attention lies in memory otherwise on other devices
+            node.target = torch.ops.aten.reshape.default
     return program
 
 
