@@ -11,7 +11,7 @@ from progeo.export.foreign.prompt_learners import holds_prompt_learners, prompts
 from progeo.export.foreign.recognition import read_foreign, read_foreign_folder
 from progeo.export.foreign.translation import Choices, Foreign
 from progeo.export.foreign.weight_files import read_content
-from progeo.export.weights import save_encoder
+from progeo.export.weights import holds_encoder, save_encoder
 from progeo.files import replacing, written_together
 from progeo.stages.bring_in_prompts import write_published_prompts
 
@@ -29,6 +29,8 @@ def bring_in(settings: ImportSettings) -> Path:
     target = settings.to or settings.file.parent / f"{settings.file.stem}_encoder"
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} is in use: name another folder with --to.")
+    if holds_encoder(settings.file):
+        raise ValueError(f"{settings.file} holds an encoder of progeo, which needs no import: use it as it is.")
     choices = Choices(settings.image_size, settings.normalised, settings.quickgelu)
     foreign = read_foreign_folder(settings.file, choices)
     if foreign is None:

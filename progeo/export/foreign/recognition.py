@@ -43,6 +43,11 @@ def _reader(state: Mapping[str, Tensor], path: Path) -> Callable[[Mapping[str, T
     beginnings = {name.partition(".")[0] for name in state}
     if "visual" in beginnings:
         return read_clip
+    if beginnings <= {"backbone", "pooling", "projection"}:
+        raise ValueError(
+            f"{path} has the names of an encoder of progeo, which needs no import: give its folder, with the model.json, "
+            f"to progeo.load_encoder and to the other commands."
+        )
     if {"backbone.class_embedding", "backbone.conv3.weight"} & state.keys():
         return read_published_progeo
     if "backbone" in beginnings and "aggregation" in beginnings:
