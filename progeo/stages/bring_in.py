@@ -13,6 +13,7 @@ from progeo.export.foreign.translation import Choices, Foreign
 from progeo.export.foreign.weight_files import read_content
 from progeo.export.weights import holds_encoder, save_encoder
 from progeo.files import replacing, written_together
+from progeo.models.clip import ARCHITECTURE
 from progeo.stages.bring_in_prompts import write_published_prompts
 
 _CLIP = "clip.safetensors"
@@ -48,7 +49,7 @@ def _write_encoder(foreign: Foreign, source: Path, target: Path) -> Path:
     with written_together(target.resolve()) as folder:
         if foreign.clip is not None:
             with replacing(folder / _CLIP) as temporary:
-                save_file(dict(foreign.clip), temporary)
+                save_file(dict(foreign.clip), temporary, metadata={ARCHITECTURE: encoder.spec.architecture})
             encoder.spec = dataclasses.replace(encoder.spec, text_weights=str(folder / _CLIP))
         save_encoder(folder, encoder, provenance={"imported_from": str(source), "kind": foreign.kind}, recalls={})
     spec = encoder.spec
@@ -65,7 +66,12 @@ def _write_encoder(foreign: Foreign, source: Path, target: Path) -> Path:
     if foreign.left_out:
         LOGGER.info("left out, an encoder does not need them: %s", _in_words(foreign.left_out))
     if foreign.clip is not None:
-        LOGGER.info("the whole CLIP, for its texts, written to %s", target / _CLIP)
+        LOGGER.info(
+            "the whole CLIP, for its texts, written to %s: --model.architecture %s --model.weights %s trains it",
+            target / _CLIP,
+            spec.architecture,
+            target / _CLIP,
+        )
     LOGGER.info("encoder written to %s: progeo.load_encoder(%r) gives it back", target, str(target))
     return target
 

@@ -45,8 +45,8 @@ def _reader(state: Mapping[str, Tensor], path: Path) -> Callable[[Mapping[str, T
         return read_clip
     if beginnings <= {"backbone", "pooling", "projection"}:
         raise ValueError(
-            f"{path} has the names of an encoder of progeo, which needs no import: give its folder, with the model.json, "
-            f"to progeo.load_encoder and to the other commands."
+            f"{path} has the names of an encoder of progeo, which needs no import: give its folder, with the "
+            f"model.json, to progeo.load_encoder and to the other commands."
         )
     if {"backbone.class_embedding", "backbone.conv3.weight"} & state.keys():
         return read_published_progeo

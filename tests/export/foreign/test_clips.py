@@ -102,7 +102,7 @@ class Tree(nn.Module):
 
 @pytest.mark.filterwarnings("ignore:`torch.jit")
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
-def test_an_archive_of_openai_gives_its_image_features_with_quickgelu(kind, tmp_path):
+def test_an_archive_of_openai_gives_its_image_features_with_quickgelu(kind, tmp_path, capsys):
     state = vit_clip() if kind == "vit" else resnet_clip()
     state = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     model = Tree({**state, **OPENAI_NUMBERS})
@@ -120,6 +120,9 @@ def test_an_archive_of_openai_gives_its_image_features_with_quickgelu(kind, tmp_
     assert encoder.spec.mean == (0.48145466, 0.4578275, 0.40821073)
     assert encoder.spec.text_weights == str((tmp_path / "encoder/clip.safetensors").resolve())
     assert_texts_alike(encoder, state, quick_gelu)
+    assert f"--model.architecture tiny-{kind}-quickgelu --model.weights" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=f"as tiny-{kind}: it says that it is a tiny-{kind}-quickgelu, give that as"):
+        load_clip(f"tiny-{kind}", encoder.spec.text_weights)
 
 
 @pytest.mark.parametrize("ending", [".pt", ".safetensors"])
