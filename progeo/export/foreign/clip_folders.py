@@ -15,6 +15,7 @@ _OPEN_CLIP = "open_clip_config.json"
 _OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _TRANSFORMERS = "config.json"
 _TRANSFORMERS_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_INDEX = ".index.json"
 _ACTIVATIONS = {"quick_gelu": True, "gelu": False}
 _EPS = 1e-5
 _LEAST_STD = 0.001
@@ -39,9 +40,10 @@ def read_clip_folder(path: Path, choices: Choices) -> Foreign | None:
         if path.name in _OPEN_CLIP_WEIGHTS and (path.parent / _OPEN_CLIP).is_file():
             return _read_open_clip(path, choices)
         return _read_transformers(path, choices) if _is_transformers_file(path) else None
-    if (path / _OPEN_CLIP).is_file():
+    is_open_clip, is_transformers = ((path / name).is_file() for name in (_OPEN_CLIP, _TRANSFORMERS))
+    if is_open_clip and (_holds_weights(path, _OPEN_CLIP_WEIGHTS) or not is_transformers):
         return _read_open_clip(path, choices)
-    if (path / _TRANSFORMERS).is_file():
+    if is_transformers:
         return _read_transformers(path, choices)
     raise FileNotFoundError(f"{path} is no folder of a CLIP: it holds neither {_OPEN_CLIP} nor {_TRANSFORMERS}.")
 
@@ -103,14 +105,20 @@ def _is_transformers_file(path: Path) -> bool:
     return path.name in _TRANSFORMERS_WEIGHTS and read_configuration(config).values.get("model_type") == "clip"
 
 
+def _holds_weights(folder: Path, names: tuple[str, ...]) -> bool:
+    return any((folder / f"{name}{ending}").is_file() for name in names for ending in ("", _INDEX))
+
+
 def _weights(path: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
     """What the file itself holds, or the first of these names in a folder, be it in several files with an index."""
     for file in [path] if path.is_file() else [path / name for name in names]:
         if file.is_file():
             return read_state_dict(file)[0]
-        index = file.with_name(f"{file.name}.index.json")
+        index = file.with_name(f"{file.name}{_INDEX}")
         if index.is_file():
             files = read_configuration(index).part("weight_map").values.values()
+            if not files:
+                raise ValueError(f"{index} names no files of weights.")
             parts = sorted({Path(str(part)).name for part in files})
             return {name: tensor for part in parts for name, tensor in read_state_dict(path / part)[0].items()}
     raise FileNotFoundError(f"{path} holds no weights: neither {' nor '.join(names)}.")

@@ -71,16 +71,19 @@ def tower_image_size(visual: Mapping[str, Tensor], wanted: ImageSize | None) -> 
     else:
         embedding, cell_px = tensor_named(visual, "attnpool.positional_embedding", 2), RESNET_STRIDE
     cells = len(embedding) - 1
+    side = math.isqrt(cells)
+    is_square = side * side == cells
     if wanted is not None:
         height, width = as_height_width(wanted)
-        if (height // cell_px) * (width // cell_px) != cells:
+        rows, columns = height // cell_px, width // cell_px
+        if rows * columns != cells or (is_square and rows != columns):
+            own = f"{side} x {side}" if is_square else cells
             raise ValueError(
-                f"--image_size {height} x {width} is {height // cell_px} x {width // cell_px} cells of {cell_px} "
-                f"pixels, but the position embedding is for {cells} cells: leave it out."
+                f"--image_size {height} x {width} is {rows} x {columns} cells of {cell_px} pixels, but the position "
+                f"embedding is for {own} cells{': leave it out' if is_square else ''}."
             )
         return height, width
-    side = math.isqrt(cells)
-    if side * side != cells:
+    if not is_square:
         raise ValueError(f"The position embedding is for {cells} cells, no square: give --image_size [HEIGHT,WIDTH].")
     return side * cell_px, side * cell_px
 

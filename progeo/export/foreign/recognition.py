@@ -54,8 +54,8 @@ def _reader(state: Mapping[str, Tensor], path: Path) -> Callable[[Mapping[str, T
         return read_cosplace
     if "backbone" in beginnings and "classifier" in beginnings:
         return read_divide_and_classify
-    if "vision_model" in beginnings:
-        raise ValueError(f"{path} is a CLIP of Hugging Face: give the folder of it and its config.json.")
+    if {"vision_model", "text_model"} & beginnings:
+        raise ValueError(f"{path} is of a CLIP of Hugging Face: give the folder of it and its config.json.")
     raise ValueError(
         f"{path} is of no known kind: its names begin with {', '.join(sorted(beginnings)[:5])}. Known are {_KNOWN}."
     )

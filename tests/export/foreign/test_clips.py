@@ -344,6 +344,9 @@ def test_the_file_that_is_given_is_read_with_the_configuration_of_its_name(tmp_p
         assert encoder.spec.mean == (mean,) * 3
     with pytest.raises(SystemExit, match=r"encoder is in use: name another folder"):
         main(["import", str(folder), "--to", str(tmp_path / "from_model/encoder")])
+    for name in ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"):
+        (folder / name).unlink()
+    assert imported(folder, tmp_path / "only_transformers").spec.mean == (0.4,) * 3
 
 
 @pytest.mark.parametrize(
@@ -388,9 +391,15 @@ def test_folders_that_are_not_whole_or_of_another_model_are_refused(tmp_path):
     del names["vision_model.encoder.layers.2.self_attn.k_proj.bias"]
     with pytest.raises(SystemExit, match=r"vision_model\.encoder\.layers\.2\.self_attn\.k_proj\.bias is missing"):
         main(["import", str(hugging_face_folder(tmp_path / "key", names))])
-    save_file({"vision_model.x": torch.zeros(1)}, tmp_path / "alone.safetensors")
-    with pytest.raises(SystemExit, match=r"give the folder of it and its config\.json"):
-        main(["import", str(tmp_path / "alone.safetensors")])
+    folder = hugging_face_folder(tmp_path / "none", names)
+    (folder / "pytorch_model.bin").unlink()
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {}}))
+    with pytest.raises(SystemExit, match=r"pytorch_model\.bin\.index\.json names no files of weights"):
+        main(["import", str(folder)])
+    for name in ("vision_model.x", "text_model.x"):
+        save_file({name: torch.zeros(1)}, tmp_path / "alone.safetensors")
+        with pytest.raises(SystemExit, match=r"give the folder of it and its config\.json"):
+            main(["import", str(tmp_path / "alone.safetensors")])
 
 
 def set_in(file, *names, value):

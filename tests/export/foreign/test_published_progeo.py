@@ -146,8 +146,12 @@ def test_what_does_not_fit_is_named(change, options, sentence, tmp_path):
 def test_a_tower_that_open_clip_does_not_know_and_a_size_that_does_not_fit_are_refused(tmp_path):
     with pytest.raises(SystemExit, match=r"no plain CLIP with QuickGELU .* layers 3, width 128, patch size 16"):
         imported(published_vit(layers=3), tmp_path)
-    with pytest.raises(SystemExit, match="is 4 x 4 cells of 16 pixels, but the position embedding is for 64 cells"):
+    with pytest.raises(SystemExit, match=r"is 4 x 4 cells of 16 pixels, but the .* is for 8 x 8 cells: leave it out"):
         imported(published_vit(), tmp_path, "--image_size", "64")
+    with pytest.raises(SystemExit, match="is 4 x 16 cells of 16 pixels, but the position embedding is for 8 x 8 cells"):
+        imported(published_vit(), tmp_path, "--image_size", "[64,256]")
+    with pytest.raises(SystemExit, match=r"is 5 x 4 cells of 16 pixels, but the .* is for 24 cells\."):
+        imported(published_vit(grid=(4, 6)), tmp_path, "--image_size", "[80,64]")
     with pytest.raises(SystemExit, match="is for 24 cells, no square: give --image_size"):
         imported(published_vit(grid=(4, 6)), tmp_path)
 
