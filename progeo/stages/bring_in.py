@@ -37,6 +37,11 @@ def bring_in(settings: ImportSettings) -> Path:
     if foreign is None:
         content = read_content(settings.file)
         if holds_prompt_learners(content):
+            if choices != Choices():
+                raise ValueError(
+                    f"{settings.file} holds prompts; --image_size, --normalised and --quickgelu are for encoders: "
+                    f"leave them out."
+                )
             return write_published_prompts(settings, prompts_in(content, settings.file), target)
         foreign = read_foreign(content, settings.file, choices)
     if settings.class_order is not None or settings.clip is not None:
