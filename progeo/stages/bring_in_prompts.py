@@ -37,10 +37,8 @@ def write_published_prompts(settings: ImportSettings, prompts: PublishedPrompts,
     classes = None if settings.class_order is None else read_published_classes(settings.class_order)
     if classes is not None:
         _check_counts(prompts, classes, settings)
-    order, reason = (
-        None,
-        "the file of the published code's cache that names their classes was not given with --class_order",
-    )
+    order = None
+    reason = "the file of the published code's cache that names their classes was not given with --class_order"
     if classes is not None:
         reason = "the CLIP whose text tower reads them was not given with --clip"
         if settings.clip is not None:
@@ -51,12 +49,11 @@ def write_published_prompts(settings: ImportSettings, prompts: PublishedPrompts,
             _write_plain(prompts, classes, folder)
         else:
             _write_as_stage_1(settings, prompts, classes, folder, order=order, cells=cells)
-    num_groups, written = len(prompts.contexts), target / (f"{_PLAIN}.safetensors" if order is None else PROMPTS)
+    LOGGER.info("prompts of %d groups written to %s", len(prompts.contexts), target)
     if order is None:
-        LOGGER.info("prompts of %d groups written to %s, for reading only", num_groups, written)
-        LOGGER.info("they are no %s, with which stage 2 could go on: %s", PROMPTS, reason)
+        LOGGER.info("for reading only, they are no %s, with which stage 2 could go on: %s", PROMPTS, reason)
     else:
-        LOGGER.info("prompts of %d groups written to %s: --text.prompts %s", num_groups, written, target)
+        LOGGER.info("stage 2 trains with them: --text.prompts %s", target)
     return target
 
 
