@@ -14,12 +14,15 @@ import torch.nn.functional as F
 from open_clip import CLIP
 from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
 from open_clip.transformer import QuickGELU, VisionTransformer
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from progeo.models.convnets import CONVNETS
 
 ImageSize = int | tuple[int, int]
+ARCHITECTURE = "architecture"
+"""Key in the metadata of a .safetensors file: what its weights are of, where that is known."""
 RESNET_STRIDE = 32
 NORMALISATIONS = MappingProxyType(
     {
@@ -43,7 +46,7 @@ def load_clip(
         architecture: a name of open_clip such as `RN50` or `ViT-B-16` (`ViT-B/16` is the same), or our `tiny-vit` and
             `tiny-resnet`.
         weights: an open_clip tag such as `openai` (QuickGELU is set to match the tag), `hf-hub:owner/name`, a local
-            file, or `random`.
+            file (which is refused where it says that it is of another architecture), or `random`.
         image_size: pixels, one side of a square or (height, width); None keeps the architecture's own.
         align_corners: interpolate position embeddings between the centres of the corner cells, as published ProGEO
             does, instead of between cell edges.
@@ -193,6 +196,8 @@ def _pretrained_clip(architecture: str, weights: str) -> nn.Module:
             model = open_clip.create_model(weights, require_pretrained=True)
             _check_same_shapes(model, architecture)
             return model
+        if Path(weights).suffix == ".safetensors":
+            _check_same_architecture(weights, architecture)
         quick = bool((open_clip.get_pretrained_cfg(architecture, weights) or {}).get("quick_gelu"))
         return open_clip.create_model(
             architecture, weights, force_quick_gelu=quick, require_pretrained=True, weights_only=True
@@ -202,9 +207,17 @@ def _pretrained_clip(architecture: str, weights: str) -> nn.Module:
         reason = lines[1].strip() if "Error(s) in loading" in lines[0] else lines[0]
         if "TorchScript" in reason:
             reason = (
-                "it is an archive of TorchScript; `progeo import` it and give the clip.safetensors that this leaves."
+                "it is an archive of TorchScript; `progeo import` it and give the clip.safetensors that this leaves, "
+                "with the architecture that it prints."
             )
         raise ValueError(f"model.weights {weights!r} could not be loaded as {architecture}: {reason}") from None
+
+
+def _check_same_architecture(weights: str, architecture: str) -> None:
+    with safe_open(weights, framework="pt") as file:
+        said = (file.metadata() or {}).get(ARCHITECTURE, architecture)
+    if said != architecture:
+        raise RuntimeError(f"it says that it is a {said}, give that as model.architecture.")
 
 
 def _check_same_shapes(model: nn.Module, architecture: str) -> None:

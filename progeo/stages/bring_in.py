@@ -11,8 +11,9 @@ from progeo.export.foreign.prompt_learners import holds_prompt_learners, prompts
 from progeo.export.foreign.recognition import read_foreign, read_foreign_folder
 from progeo.export.foreign.translation import Choices, Foreign
 from progeo.export.foreign.weight_files import read_content
-from progeo.export.weights import save_encoder
+from progeo.export.weights import holds_encoder, save_encoder
 from progeo.files import replacing, written_together
+from progeo.models.clip import ARCHITECTURE
 from progeo.stages.bring_in_prompts import write_published_prompts
 
 _CLIP = "clip.safetensors"
@@ -29,11 +30,18 @@ def bring_in(settings: ImportSettings) -> Path:
     target = settings.to or settings.file.parent / f"{settings.file.stem}_encoder"
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} is in use: name another folder with --to.")
+    if holds_encoder(settings.file):
+        raise ValueError(f"{settings.file} holds an encoder of progeo, which needs no import: use it as it is.")
     choices = Choices(settings.image_size, settings.normalised, settings.quickgelu)
     foreign = read_foreign_folder(settings.file, choices)
     if foreign is None:
         content = read_content(settings.file)
         if holds_prompt_learners(content):
+            if choices != Choices():
+                raise ValueError(
+                    f"{settings.file} holds prompts; --image_size, --normalised and --quickgelu are for encoders: "
+                    f"leave them out."
+                )
             return write_published_prompts(settings, prompts_in(content, settings.file), target)
         foreign = read_foreign(content, settings.file, choices)
     if settings.class_order is not None or settings.clip is not None:
@@ -46,7 +54,7 @@ def _write_encoder(foreign: Foreign, source: Path, target: Path) -> Path:
     with written_together(target.resolve()) as folder:
         if foreign.clip is not None:
             with replacing(folder / _CLIP) as temporary:
-                save_file(dict(foreign.clip), temporary)
+                save_file(dict(foreign.clip), temporary, metadata={ARCHITECTURE: encoder.spec.architecture})
             encoder.spec = dataclasses.replace(encoder.spec, text_weights=str(folder / _CLIP))
         save_encoder(folder, encoder, provenance={"imported_from": str(source), "kind": foreign.kind}, recalls={})
     spec = encoder.spec
@@ -63,7 +71,12 @@ def _write_encoder(foreign: Foreign, source: Path, target: Path) -> Path:
     if foreign.left_out:
         LOGGER.info("left out, an encoder does not need them: %s", _in_words(foreign.left_out))
     if foreign.clip is not None:
-        LOGGER.info("the whole CLIP, for its texts, written to %s", target / _CLIP)
+        LOGGER.info(
+            "the whole CLIP, for its texts, written to %s: --model.architecture %s --model.weights %s trains it",
+            target / _CLIP,
+            spec.architecture,
+            target / _CLIP,
+        )
     LOGGER.info("encoder written to %s: progeo.load_encoder(%r) gives it back", target, str(target))
     return target
 

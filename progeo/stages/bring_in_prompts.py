@@ -17,7 +17,7 @@ from progeo.export.foreign.prompt_learners import (
     parse_cells,
     read_published_classes,
 )
-from progeo.files import replacing, write_json
+from progeo.files import replacing, write_json, written_together
 from progeo.models.clip import load_clip, resolved_architecture, weights_digest
 from progeo.models.prompts import PromptLearner
 from progeo.places.cells import Group, Partition, group_ids
@@ -37,19 +37,23 @@ def write_published_prompts(settings: ImportSettings, prompts: PublishedPrompts,
     classes = None if settings.class_order is None else read_published_classes(settings.class_order)
     if classes is not None:
         _check_counts(prompts, classes, settings)
+    order = None
     reason = "the file of the published code's cache that names their classes was not given with --class_order"
     if classes is not None:
         reason = "the CLIP whose text tower reads them was not given with --clip"
         if settings.clip is not None:
             cells = parse_cells(settings.class_order.name)
             order, reason = _order_of_groups(classes, cells, len(prompts.contexts))
-            if order is not None:
-                return _write_as_stage_1(settings, prompts, classes, target, order=order, cells=cells)
-    _write_plain(prompts, classes, target)
-    LOGGER.info(
-        "prompts of %d groups written to %s.safetensors, for reading only", len(prompts.contexts), target / _PLAIN
-    )
-    LOGGER.info("they are no %s, with which stage 2 could go on: %s", PROMPTS, reason)
+    with written_together(target.resolve()) as folder:
+        if order is None:
+            _write_plain(prompts, classes, folder)
+        else:
+            _write_as_stage_1(settings, prompts, classes, folder, order=order, cells=cells)
+    LOGGER.info("prompts of %d groups written to %s", len(prompts.contexts), target)
+    if order is None:
+        LOGGER.info("for reading only, they are no %s, with which stage 2 could go on: %s", PROMPTS, reason)
+    else:
+        LOGGER.info("stage 2 trains with them: --text.prompts %s", target)
     return target
 
 
@@ -94,11 +98,11 @@ def _write_as_stage_1(
     settings: ImportSettings,
     prompts: PublishedPrompts,
     classes: PublishedClasses,
-    target: Path,
+    folder: Path,
     *,
     order: list[int],
     cells: Mapping[str, int],
-) -> Path:
+) -> None:
     clip = load_clip(settings.clip, settings.clip_weights)
     _check_vocabulary(clip, prompts, settings)
     tensors: dict[str, Tensor] = {}
@@ -115,7 +119,7 @@ def _write_as_stage_1(
         }
         summaries.append({"classes": len(ids), "images": int(classes.num_images[published].sum())})
     partition = Partition({**cells, "num_groups": len(order)}, tuple(groups))
-    with replacing(target / PROMPTS) as temporary:
+    with replacing(folder / PROMPTS) as temporary:
         save_file(tensors, temporary)
     description = {
         "partition": partition.describe(),
@@ -128,9 +132,7 @@ def _write_as_stage_1(
         "groups": summaries,
         "imported_from": str(settings.file),
     }
-    write_json(target / DESCRIPTION, description)
-    LOGGER.info("prompts of %d groups written to %s: --text.prompts %s", len(order), target / PROMPTS, target)
-    return target
+    write_json(folder / DESCRIPTION, description)
 
 
 def _check_vocabulary(clip: CLIP, prompts: PublishedPrompts, settings: ImportSettings) -> None:
@@ -161,13 +163,13 @@ def _text_features(clip: CLIP, context: Tensor) -> Tensor:
     return torch.cat(features)
 
 
-def _write_plain(prompts: PublishedPrompts, classes: PublishedClasses | None, target: Path) -> None:
+def _write_plain(prompts: PublishedPrompts, classes: PublishedClasses | None, folder: Path) -> None:
     tensors = {"token_prefix": prompts.prefix, "token_suffix": prompts.suffix}
     for index, context in enumerate(prompts.contexts):
         tensors[f"group_{index}.context"] = context
         if classes is not None:
             tensors[f"group_{index}.class_ids"] = torch.from_numpy(classes.class_ids[index])
-    with replacing(target / f"{_PLAIN}.safetensors") as temporary:
+    with replacing(folder / f"{_PLAIN}.safetensors") as temporary:
         save_file(tensors, temporary)
     meanings = {
         "group_<i>.context": "learned vectors (C, length, W) of the published code's group i, a row for each class",
@@ -175,7 +177,7 @@ def _write_plain(prompts: PublishedPrompts, classes: PublishedClasses | None, ta
         "token_prefix": "word vectors before the learned ones, (1, n, W): start of text, 'a photo of a'",
         "token_suffix": "word vectors after them, (1, m, W): 'street .', end of text, padding",
     }
-    write_json(target / f"{_PLAIN}.json", {"groups": len(prompts.contexts), "tensors": meanings})
+    write_json(folder / f"{_PLAIN}.json", {"groups": len(prompts.contexts), "tensors": meanings})
 
 
 def _steps(cells: Mapping[str, int]) -> np.ndarray:

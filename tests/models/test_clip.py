@@ -123,8 +123,18 @@ def test_what_cannot_be_loaded_is_refused_with_what_can(architecture, weights, w
 @pytest.mark.filterwarnings("ignore:'torch.load' received a zip")
 def test_an_archive_of_torchscript_is_refused_with_what_to_do(tmp_path):
     torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.rand(1, 2)), tmp_path / "clip.pt")
-    with pytest.raises(ValueError, match=r"as tiny-vit: it is an archive of TorchScript; `progeo import` it and"):
+    with pytest.raises(ValueError, match=r"as tiny-vit: it is an archive of TorchScript; `progeo import` .* the arch"):
         load_clip("tiny-vit", str(tmp_path / "clip.pt"))
+
+
+def test_a_file_that_says_its_architecture_is_loaded_as_no_other(tmp_path):
+    source, path = load_clip("tiny-vit", "random"), str(tmp_path / "clip.safetensors")
+    state = {name: tensor.clone() for name, tensor in source.state_dict().items()}
+    save_file(state, path, metadata={"architecture": "tiny-vit"})
+    assert torch.equal(load_clip("tiny/vit", path).visual.proj, source.visual.proj)
+    save_file(state, path, metadata={"architecture": "tiny-vit-quickgelu"})
+    with pytest.raises(ValueError, match="as tiny-vit: it says that it is a tiny-vit-quickgelu, give that as model"):
+        load_clip("tiny-vit", path)
 
 
 def test_files_that_are_no_weights_or_those_of_another_network_are_refused_in_one_line(tmp_path):

@@ -23,7 +23,7 @@ def is_vit(visual: Mapping[str, Tensor]) -> bool:
 
 def unusual_settings(config: Mapping[str, Any]) -> list[str]:
     """What a model's configuration, as open_clip writes it, says beyond what a plain CLIP has."""
-    vision, text = config.get("vision_cfg", {}), config.get("text_cfg", {})
+    vision, text = config.get("vision_cfg") or {}, config.get("text_cfg") or {}
     return [
         *sorted(config.keys() - _PLAIN),
         *(f"vision_cfg.{name}" for name in sorted(vision.keys() - _PLAIN_VISION)),
@@ -31,7 +31,7 @@ def unusual_settings(config: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def tower_architecture(visual: Mapping[str, Tensor], *, quickgelu: bool, head_width: int | None = None) -> str:
+def tower_architecture(visual: Mapping[str, Tensor], *, quickgelu: bool, head_width: float | None = None) -> str:
     """The name of the CLIP that has such a visual tower.
 
     Args:
@@ -67,41 +67,45 @@ def tower_image_size(visual: Mapping[str, Tensor], wanted: ImageSize | None) -> 
         ValueError: another size is wanted, or the embedding is not that of a square.
     """
     if is_vit(visual):
-        embedding, cell_px = tensor_named(visual, "positional_embedding"), visual["conv1.weight"].shape[-1]
+        embedding, cell_px = tensor_named(visual, "positional_embedding", 2), visual["conv1.weight"].shape[-1]
     else:
-        embedding, cell_px = tensor_named(visual, "attnpool.positional_embedding"), RESNET_STRIDE
+        embedding, cell_px = tensor_named(visual, "attnpool.positional_embedding", 2), RESNET_STRIDE
     cells = len(embedding) - 1
+    side = math.isqrt(cells)
+    is_square = side * side == cells
     if wanted is not None:
         height, width = as_height_width(wanted)
-        if (height // cell_px) * (width // cell_px) != cells:
+        rows, columns = height // cell_px, width // cell_px
+        if rows * columns != cells or (is_square and rows != columns):
+            own = f"{side} x {side}" if is_square else cells
             raise ValueError(
-                f"--image_size {height} x {width} is {height // cell_px} x {width // cell_px} cells of {cell_px} "
-                f"pixels, but the position embedding is for {cells} cells: leave it out."
+                f"--image_size {height} x {width} is {rows} x {columns} cells of {cell_px} pixels, but the position "
+                f"embedding is for {own} cells{': leave it out' if is_square else ''}."
             )
         return height, width
-    side = math.isqrt(cells)
-    if side * side != cells:
+    if not is_square:
         raise ValueError(f"The position embedding is for {cells} cells, no square: give --image_size [HEIGHT,WIDTH].")
     return side * cell_px, side * cell_px
 
 
 def _shape(visual: Mapping[str, Tensor]) -> dict[str, Any]:
     """What the weights tell of a tower."""
-    first = tensor_named(visual, "conv1.weight")
+    first = tensor_named(visual, "conv1.weight", 4)
     if is_vit(visual):
         return {
             "layers": _count(visual, r"transformer\.resblocks\.(\d+)\."),
             "width": len(first),
             "patch size": first.shape[-1],
-            "embed dim": tensor_named(visual, "proj").shape[1],
+            "embed dim": tensor_named(visual, "proj", 2).shape[1],
         }
     shape = {
         "layers": [_count(visual, rf"layer{stage}\.(\d+)\.") for stage in range(1, 5)],
-        "width": len(tensor_named(visual, "layer1.0.conv1.weight")),
+        "width": len(tensor_named(visual, "layer1.0.conv1.weight", 4)),
         "patch size": None,
     }
-    pooled = visual.get("attnpool.c_proj.weight")  # left out by who does not pool with it
-    return shape if pooled is None else {**shape, "embed dim": len(pooled)}
+    if "attnpool.c_proj.weight" not in visual:  # left out by who does not pool with it
+        return shape
+    return {**shape, "embed dim": len(tensor_named(visual, "attnpool.c_proj.weight", 2))}
 
 
 def _described(config: Mapping[str, Any]) -> dict[str, Any]:

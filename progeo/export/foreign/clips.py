@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from progeo.export.foreign.clip_towers import tower_architecture, tower_image_size
-from progeo.export.foreign.translation import Choices, Foreign, single_precision, translated_encoder
+from progeo.export.foreign.clip_towers import is_vit, tower_architecture, tower_image_size
+from progeo.export.foreign.translation import Choices, Foreign, single_precision, tensor_named, translated_encoder
 from progeo.models.clip import NORMALISATIONS, as_height_width, resize_input, skeleton_clip
 from progeo.models.encoder import EncoderSpec
 from progeo.models.state_dicts import check_fits
@@ -29,7 +29,8 @@ def read_clip(
     *,
     kind: str | None = None,
     quickgelu: bool | None = None,
-    head_width: int | None = None,
+    head_width: float | None = None,
+    text_heads: float | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Foreign:
@@ -40,9 +41,12 @@ def read_clip(
         choices: of who imports; they win over what the file says.
         kind: which program wrote the file; None tells OpenAI from open_clip.
         quickgelu: the activation that the file says; None where it does not.
-        head_width: dimensions of an attention head that the file says.
+        head_width: dimensions of an attention head of the visual tower that the file says.
+        text_heads: attention heads of the text tower that the file says.
         mean, std: of the pixels, as the file says; None takes CLIP's.
     """
+    if "visual.conv1.weight" not in state:
+        raise ValueError("The weights are of no plain CLIP: visual.conv1.weight is missing.")
     # The causal mask is no weight, but some programs store it with them.
     state = {name: tensor for name, tensor in state.items() if not name.endswith(".attn_mask")}
     remarks = []
@@ -51,15 +55,20 @@ def read_clip(
         kind = kind or ("OpenAI" if quickgelu else "open_clip")
         if not quickgelu and choices.quickgelu is None:
             remarks.append("The file does not say its activation; GELU is taken, --quickgelu true takes QuickGELU.")
+    if kind != "OpenAI" and not (mean and std):
+        remarks.append("The file does not say the mean and the std of its pixels; CLIP's are taken.")
     quickgelu = quickgelu if choices.quickgelu is None else choices.quickgelu
     visual = {name.removeprefix("visual."): tensor for name, tensor in state.items() if name.startswith("visual.")}
     architecture = tower_architecture(visual, quickgelu=quickgelu, head_width=head_width)
-    projection = visual["proj"].shape[1] if "proj" in visual else len(visual["attnpool.c_proj.weight"])
+    if is_vit(visual):
+        descriptor_dim = tensor_named(visual, "proj", 2).shape[1]
+    else:
+        descriptor_dim = len(tensor_named(visual, "attnpool.c_proj.weight", 2))
     clip_mean, clip_std = NORMALISATIONS["clip"]
     spec = EncoderSpec(
         architecture=architecture,
         image_size=tower_image_size(visual, choices.image_size),
-        descriptor_dim=projection,
+        descriptor_dim=descriptor_dim,
         normalised=True if choices.normalised is None else choices.normalised,
         mean=tuple(mean or clip_mean),
         std=tuple(std or clip_std),
@@ -70,21 +79,26 @@ def read_clip(
         spec, state, their_name=lambda ours: ours.replace("backbone.", "visual.", 1), not_needed=_TEXT
     )
     try:
-        clip = _whole_clip({name: tensor for name, tensor in state.items() if name not in _OPENAI_NUMBERS}, spec)
+        clip = _whole_clip(
+            {name: tensor for name, tensor in state.items() if name not in _OPENAI_NUMBERS}, spec, text_heads
+        )
     except ValueError as error:
         remarks.append(f"Descriptors cannot be compared with texts. {error}")
         clip = None
     return Foreign(encoder, kind or "open_clip", left_out, clip, tuple(remarks))
 
 
-def _whole_clip(state: Mapping[str, Tensor], spec: EncoderSpec) -> Mapping[str, Tensor]:
+def _whole_clip(state: Mapping[str, Tensor], spec: EncoderSpec, text_heads: float | None) -> Mapping[str, Tensor]:
     """All weights of a CLIP as `load_clip` reads them, its position embedding resized to the architecture's own size.
 
     Raises:
-        ValueError: something is missing, such as the text tower, or left over.
+        ValueError: something is missing, such as the text tower, or left over, or the attention is that of another.
     """
     clip = skeleton_clip(spec.architecture, spec.image_size)
     check_fits(state, clip.state_dict(), spec.architecture)
+    heads = clip.transformer.resblocks[0].attn.num_heads
+    if text_heads not in (None, heads):
+        raise ValueError(f"Their tower has {text_heads} attention heads, that of {spec.architecture} has {heads}.")
     clip.load_state_dict({name: single_precision(tensor) for name, tensor in state.items()}, assign=True)
     own_size = as_height_width(skeleton_clip(spec.architecture).visual.image_size)
     resize_input(clip.visual, own_size, align_corners=False)

@@ -17,14 +17,14 @@ _DIVIDE_AND_CLASSIFY_IMAGE_SIZE = 256
 
 def read_cosplace(state: Mapping[str, Tensor], choices: Choices) -> Foreign:
     """An encoder of CosPlace or of EigenPlaces, which have the same layers: `backbone.<number>.*`, `aggregation.*`."""
-    dim = len(tensor_named(state, "aggregation.3.weight"))
+    dim = len(tensor_named(state, "aggregation.3.weight", 2))
     size = choices.image_size or _COSPLACE_IMAGE_SIZE
     return _read(state, "CosPlace or EigenPlaces", pooling="gem", descriptor_dim=dim, image_size=size, head=head_name)
 
 
 def read_divide_and_classify(state: Mapping[str, Tensor], choices: Choices) -> Foreign:
     """The feature extractor of Divide&Classify: the mean of an EfficientNet's map, a linear layer, length 1."""
-    dim = len(tensor_named(state, "classifier.0.weight"))
+    dim = len(tensor_named(state, "classifier.0.weight", 2))
     size = choices.image_size or _DIVIDE_AND_CLASSIFY_IMAGE_SIZE
     return _read(
         state,

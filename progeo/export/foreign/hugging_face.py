@@ -38,14 +38,14 @@ def with_open_clip_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A CLIP's weights under open_clip's names; what is not known keeps its own.
 
     Raises:
-        ValueError: a query without its key or its value.
+        ValueError: a query without its key or its value, or of other shapes.
     """
     renamed = {}
     for name, tensor in state.items():
         if name in _OUTSIDE:
             renamed[_OUTSIDE[name]] = tensor
         elif name in _TRANSPOSED:
-            renamed[_TRANSPOSED[name]] = tensor.T
+            renamed[_TRANSPOSED[name]] = tensor_named(state, name, 2).T
         elif found := _LAYER.fullmatch(name):
             renamed |= _layer(state, name, *found.groups())
         elif not name.endswith(".embeddings.position_ids"):  # the numbers from 0, which older versions stored
@@ -60,6 +60,9 @@ def _layer(state: Mapping[str, Tensor], name: str, tower: str, number: str, rest
     if module in _IN_LAYER:
         return {f"{prefix}{_IN_LAYER[module]}.{ending}": state[name]}
     if found := _QUERY.fullmatch(rest):
-        parts = [tensor_named(state, name.replace(".q_proj.", f".{part}_proj.")) for part in "qkv"]
+        num_dims = 2 if found[1] == "weight" else 1
+        parts = [tensor_named(state, name.replace(".q_proj.", f".{part}_proj."), num_dims) for part in "qkv"]
+        if len({part.shape for part in parts}) > 1:
+            raise ValueError(f"{name} should have the shape of its key and of its value, has {tuple(parts[0].shape)}.")
         return {f"{prefix}attn.in_proj_{found[1]}": torch.cat(parts)}
     return {} if re.fullmatch(r"self_attn\.[kv]_proj\.(weight|bias)", rest) else {name: state[name]}

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from progeo.export.foreign.translation import single_precision
 from progeo.export.foreign.unpickler import PROMPT_LEARNER, Stub
 from progeo.export.foreign.weight_files import read_content
 
-_CELLS = re.compile(r"_M(\d+)_N(\d+)_alpha(\d+)_L(\d+)_mipc(\d+)\.torch$")
+_CELLS = re.compile(r"_M([1-9]\d*)_N([1-9]\d*)_alpha([1-9]\d*)_L([1-9]\d*)_mipc(\d+)\.torch$")
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,10 @@ def prompts_in(content: Sequence[Stub], path: Path) -> PublishedPrompts:
     """The prompts in what a file holds.
 
     Raises:
-        ValueError: a learner lacks a tensor, or has one of another shape.
+        ValueError: a learner lacks a tensor, has one of another shape, or does not belong with the first.
     """
     learners = [_tensors(learner) for learner in content]
+    first = learners[0]
     for index, tensors in enumerate(learners):
         missing = [name for name in ("cls_ctx", "token_prefix", "token_suffix") if name not in tensors]
         if missing:
@@ -57,17 +59,25 @@ def prompts_in(content: Sequence[Stub], path: Path) -> PublishedPrompts:
         context, prefix, suffix = tensors["cls_ctx"], tensors["token_prefix"], tensors["token_suffix"]
         if (
             not context.ndim == prefix.ndim == suffix.ndim == 3
-            or len({tensor.shape[2] for tensor in (context, prefix, suffix, learners[0]["cls_ctx"])}) > 1
+            or not context.shape[2] == prefix.shape[2] == suffix.shape[2]
+            or not len(prefix) == len(suffix) == 1
+            or not context.is_floating_point()
         ):
             raise ValueError(
-                f"{path}: the prompt learner of group {index} should have a cls_ctx (C, length, W) and word vectors "
-                f"(1, n, W), has {tuple(context.shape)}, {tuple(prefix.shape)} and {tuple(suffix.shape)}."
+                f"{path}: the prompt learner of group {index} should have a cls_ctx (C, length, W) of fractions and "
+                f"word vectors (1, n, W), has {tuple(context.shape)} of {context.dtype}, {tuple(prefix.shape)} and "
+                f"{tuple(suffix.shape)}."
             )
-    first = learners[0]
+        words = ("token_prefix", "token_suffix")
+        if context.shape[1] != first["cls_ctx"].shape[1] or not all(
+            torch.equal(tensors[name], first[name]) for name in words
+        ):
+            raise ValueError(
+                f"{path}: the prompt learner of group {index} has another number of learned vectors, or other words "
+                f"around them, than that of group 0: they are of different trainings."
+            )
     return PublishedPrompts(
-        tuple(single_precision(tensors["cls_ctx"]) for tensors in learners),
-        single_precision(first["token_prefix"]),
-        single_precision(first["token_suffix"]),
+        tuple(tensors["cls_ctx"] for tensors in learners), first["token_prefix"], first["token_suffix"]
     )
 
 
@@ -88,6 +98,9 @@ def read_published_classes(path: Path) -> PublishedClasses:
             f"{path} is no order of classes: it should hold a list of (east, north, heading) for each group, and the "
             f"images of each class."
         ) from None
+    everywhere = [class_id for group in classes for class_id in group]
+    if len(set(everywhere)) < len(everywhere):
+        raise ValueError(f"{path} names a class twice; every class should be in one group, once.")
     return PublishedClasses(ids, counts)
 
 
@@ -111,10 +124,10 @@ def _is_learner(item: Any) -> bool:
 
 
 def _tensors(learner: Stub) -> dict[str, Tensor]:
-    """Parameters and buffers of a module."""
+    """Parameters and buffers of a module, in single precision."""
     found: dict[str, Tensor] = {}
     for room in ("_parameters", "_buffers"):
         values = vars(learner).get(room)
         if isinstance(values, Mapping):
-            found |= {name: value for name, value in values.items() if isinstance(value, Tensor)}
+            found |= {name: single_precision(value) for name, value in values.items() if isinstance(value, Tensor)}
     return found

@@ -24,10 +24,10 @@ def read_published_progeo(state: Mapping[str, Tensor], choices: Choices) -> Fore
     quickgelu = True if choices.quickgelu is None else choices.quickgelu
     architecture = tower_architecture(visual, quickgelu=quickgelu)
     if vit:
-        image_size, dim = tower_image_size(visual, choices.image_size), tensor_named(visual, "proj").shape[1]
+        image_size, dim = tower_image_size(visual, choices.image_size), tensor_named(visual, "proj", 2).shape[1]
     else:
         image_size = as_height_width(choices.image_size or _IMAGE_SIZE)
-        dim = len(tensor_named(state, "aggregation.3.weight"))
+        dim = len(tensor_named(state, "aggregation.3.weight", 2))
     shares_texts = vit and quickgelu and "openai" in open_clip.list_pretrained_tags_by_model(architecture)
     mean, std = NORMALISATIONS["imagenet"]
     spec = EncoderSpec(

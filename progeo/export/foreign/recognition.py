@@ -43,14 +43,19 @@ def _reader(state: Mapping[str, Tensor], path: Path) -> Callable[[Mapping[str, T
     beginnings = {name.partition(".")[0] for name in state}
     if "visual" in beginnings:
         return read_clip
+    if beginnings <= {"backbone", "pooling", "projection"}:
+        raise ValueError(
+            f"{path} has the names of an encoder of progeo, which needs no import: give its folder, with the "
+            f"model.json, to progeo.load_encoder and to the other commands."
+        )
     if {"backbone.class_embedding", "backbone.conv3.weight"} & state.keys():
         return read_published_progeo
     if "backbone" in beginnings and "aggregation" in beginnings:
         return read_cosplace
     if "backbone" in beginnings and "classifier" in beginnings:
         return read_divide_and_classify
-    if "vision_model" in beginnings:
-        raise ValueError(f"{path} is a CLIP of Hugging Face: give the folder of it and its config.json.")
+    if {"vision_model", "text_model"} & beginnings:
+        raise ValueError(f"{path} is of a CLIP of Hugging Face: give the folder of it and its config.json.")
     raise ValueError(
         f"{path} is of no known kind: its names begin with {', '.join(sorted(beginnings)[:5])}. Known are {_KNOWN}."
     )

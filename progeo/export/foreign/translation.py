@@ -76,12 +76,14 @@ def head_name(ours: str) -> str:
     return ours.replace("pooling.p", "aggregation.1.p").replace("pooling.linear.", "aggregation.3.")
 
 
-def tensor_named(state: Mapping[str, Tensor], name: str) -> Tensor:
-    """A tensor that must be there.
+def tensor_named(state: Mapping[str, Tensor], name: str, num_dims: int) -> Tensor:
+    """A tensor that must be there, of so many dimensions.
 
     Raises:
         ValueError: it is not.
     """
     if name not in state:
         raise ValueError(f"The weights are not whole: {name} is missing.")
+    if state[name].ndim != num_dims or not state[name].numel():
+        raise ValueError(f"{name} should be a {num_dims}-d tensor with values, is {tuple(state[name].shape)}.")
     return state[name]

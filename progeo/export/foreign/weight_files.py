@@ -1,5 +1,6 @@
 """State dicts in files: safetensors, `torch.save`, TorchScript; alone or inside a checkpoint of a training."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from progeo.export.foreign.unpickler import SCRIPTED_MODULE, Stub
 from progeo.export.tensor_files import read_safetensors
 
 _INSIDE = ("model_state_dict", "state_dict")
+_WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")
+"""What names begin with where a module was wrapped: by `DataParallel`, by `torch.compile`."""
 
 
 def read_content(path: Path) -> Any:
@@ -31,10 +34,10 @@ def read_state_dict(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
 
 
 def state_dict_in(content: Any, path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The state dict in what a file holds, its names without `module.`, and what else a checkpoint holds.
+    """The state dict in what a file holds, its names without wrappers, and what else a checkpoint holds.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or two tensors have the same name without wrappers.
     """
     others: tuple[str, ...] = ()
     if isinstance(content, Stub) and content.kind == SCRIPTED_MODULE:
@@ -49,4 +52,10 @@ def state_dict_in(content: Any, path: Path) -> tuple[dict[str, Tensor], tuple[st
     for name, tensor in content.items():
         if not isinstance(tensor, Tensor) or not isinstance(name, str) or not name.isprintable():
             raise ValueError(f"{path} holds more than a state dict: {name!r} is no named tensor.")
-    return {name.removeprefix("module."): tensor for name, tensor in content.items()}, others
+    state: dict[str, Tensor] = {}
+    for name, tensor in content.items():
+        bare = _WRAPPERS.sub("", name)
+        if bare in state:
+            raise ValueError(f"{path} holds {bare} twice: as {name}, and with another beginning or none.")
+        state[bare] = tensor
+    return state, others

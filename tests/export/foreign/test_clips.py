@@ -14,6 +14,8 @@ from torch import nn
 
 import progeo
 from progeo.cli import main
+from progeo.export.foreign.recognition import read_foreign
+from progeo.export.foreign.translation import Choices
 from progeo.models.clip import load_clip
 from progeo.models.prompts import encode_text
 
@@ -102,7 +104,7 @@ class Tree(nn.Module):
 
 @pytest.mark.filterwarnings("ignore:`torch.jit")
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
-def test_an_archive_of_openai_gives_its_image_features_with_quickgelu(kind, tmp_path):
+def test_an_archive_of_openai_gives_its_image_features_with_quickgelu(kind, tmp_path, capsys):
     state = vit_clip() if kind == "vit" else resnet_clip()
     state = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     model = Tree({**state, **OPENAI_NUMBERS})
@@ -120,6 +122,9 @@ def test_an_archive_of_openai_gives_its_image_features_with_quickgelu(kind, tmp_
     assert encoder.spec.mean == (0.48145466, 0.4578275, 0.40821073)
     assert encoder.spec.text_weights == str((tmp_path / "encoder/clip.safetensors").resolve())
     assert_texts_alike(encoder, state, quick_gelu)
+    assert f"--model.architecture tiny-{kind}-quickgelu --model.weights" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=f"as tiny-{kind}: it says that it is a tiny-{kind}-quickgelu, give that as"):
+        load_clip(f"tiny-{kind}", encoder.spec.text_weights)
 
 
 @pytest.mark.parametrize("ending", [".pt", ".safetensors"])
@@ -164,7 +169,10 @@ def open_clip_folder(folder, state, weights, **model):
     folder.mkdir()
     vision = {"image_size": 128, "layers": 4, "width": 128, "head_width": 32, "patch_size": 16}
     pixels = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
-    config = {"model_cfg": {"embed_dim": 128, "vision_cfg": vision, **model}, "preprocess_cfg": pixels}
+    config = {
+        "model_cfg": {"embed_dim": 128, "vision_cfg": vision, "text_cfg": {"heads": 2}, **model},
+        "preprocess_cfg": pixels,
+    }
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     if weights.endswith(".bin"):
         torch.save(state, folder / weights)
@@ -227,10 +235,13 @@ def hugging_face_names(state):
     return named
 
 
-def hugging_face_folder(folder, state, *, heads=4, width=128, vision_act="quick_gelu", text_act="quick_gelu"):
+def hugging_face_folder(
+    folder, state, *, heads=4, width=128, text_heads=2, vision_act="quick_gelu", text_act="quick_gelu"
+):
     folder.mkdir()
     vision = {"hidden_size": width, "num_attention_heads": heads, "hidden_act": vision_act}
-    config = {"model_type": "clip", "vision_config": vision, "text_config": {"hidden_act": text_act}}
+    text = {"num_attention_heads": text_heads, "hidden_act": text_act}
+    config = {"model_type": "clip", "vision_config": vision, "text_config": text}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.4] * 3, "image_std": [0.3] * 3}))
     torch.save(state, folder / "pytorch_model.bin")
@@ -271,7 +282,7 @@ def test_weights_in_several_files_are_those_of_one(ending, tmp_path):
 @pytest.mark.slow
 def test_full_size_of_hugging_face_and_open_clip_give_the_same(tmp_path):
     state = {**vit_state("visual.", **FULL_VIT), **text_state(**FULL_TEXT), "logit_scale": torch.tensor(4.6)}
-    folder = hugging_face_folder(tmp_path / "model", hugging_face_names(state), heads=12, width=768)
+    folder = hugging_face_folder(tmp_path / "model", hugging_face_names(state), heads=12, width=768, text_heads=8)
     images = torch.randn(1, 3, 224, 224)
     expected = of_length_one(vit_features(state, "visual.", images, heads=12))
     encoder = imported(folder, tmp_path)
@@ -333,6 +344,9 @@ def test_the_file_that_is_given_is_read_with_the_configuration_of_its_name(tmp_p
         assert encoder.spec.mean == (mean,) * 3
     with pytest.raises(SystemExit, match=r"encoder is in use: name another folder"):
         main(["import", str(folder), "--to", str(tmp_path / "from_model/encoder")])
+    for name in ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"):
+        (folder / name).unlink()
+    assert imported(folder, tmp_path / "only_transformers").spec.mean == (0.4,) * 3
 
 
 @pytest.mark.parametrize(
@@ -346,7 +360,7 @@ def test_the_file_that_is_given_is_read_with_the_configuration_of_its_name(tmp_p
     ],
 )
 def test_a_configuration_that_is_no_plain_clips_is_refused(section, name, value, tmp_path):
-    folder = open_clip_folder(tmp_path / "model", vit_clip(), "open_clip_model.safetensors", text_cfg={"heads": 2})
+    folder = open_clip_folder(tmp_path / "model", vit_clip(), "open_clip_model.safetensors")
     config = json.loads((folder / "open_clip_config.json").read_text())
     model = config["model_cfg"]
     (model if section is None else model[section])[name] = value
@@ -377,9 +391,116 @@ def test_folders_that_are_not_whole_or_of_another_model_are_refused(tmp_path):
     del names["vision_model.encoder.layers.2.self_attn.k_proj.bias"]
     with pytest.raises(SystemExit, match=r"vision_model\.encoder\.layers\.2\.self_attn\.k_proj\.bias is missing"):
         main(["import", str(hugging_face_folder(tmp_path / "key", names))])
-    save_file({"vision_model.x": torch.zeros(1)}, tmp_path / "alone.safetensors")
-    with pytest.raises(SystemExit, match=r"give the folder of it and its config\.json"):
-        main(["import", str(tmp_path / "alone.safetensors")])
+    folder = hugging_face_folder(tmp_path / "none", names)
+    (folder / "pytorch_model.bin").unlink()
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {}}))
+    with pytest.raises(SystemExit, match=r"pytorch_model\.bin\.index\.json names no files of weights"):
+        main(["import", str(folder)])
+    for name in ("vision_model.x", "text_model.x"):
+        save_file({name: torch.zeros(1)}, tmp_path / "alone.safetensors")
+        with pytest.raises(SystemExit, match=r"give the folder of it and its config\.json"):
+            main(["import", str(tmp_path / "alone.safetensors")])
+
+
+def set_in(file, *names, value):
+    """Write a value into a configuration."""
+    config = part = json.loads(file.read_text()) if file.exists() else {}
+    for name in names[:-1]:
+        part = part.setdefault(name, {})
+    part[names[-1]] = value
+    file.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("kind", ["Hugging Face", "open_clip"])
+def test_texts_of_other_attention_heads_are_left_out(kind, tmp_path, capsys):
+    state = vit_clip()
+    if kind == "open_clip":
+        weights = "open_clip_model.safetensors"
+        folder = open_clip_folder(tmp_path / "model", state, weights, text_cfg={"heads": 4})
+    else:
+        folder = hugging_face_folder(tmp_path / "model", hugging_face_names(state), text_heads=4)
+    encoder = imported(folder, tmp_path)
+    assert encoder.spec.text_weights is None
+    assert not (tmp_path / "encoder/clip.safetensors").exists()
+    said = capsys.readouterr().err
+    assert re.search(r"cannot be compared with texts\. Their tower has 4 attention heads, that of .* has 2\.", said)
+
+
+def test_pixels_are_those_of_processor_config_and_where_no_file_says_them_this_is_said(tmp_path, capsys):
+    folder = hugging_face_folder(tmp_path / "model", hugging_face_names(vit_clip()))
+    (folder / "preprocessor_config.json").unlink()
+    set_in(folder / "processor_config.json", "image_processor", value={"image_mean": [0.2] * 3, "image_std": [0.1] * 3})
+    spec = imported(folder, tmp_path / "a").spec
+    assert (spec.mean, spec.std) == ((0.2,) * 3, (0.1,) * 3)
+    assert "CLIP's are taken" not in capsys.readouterr().err
+    (folder / "processor_config.json").unlink()
+    assert imported(folder, tmp_path / "b").spec.mean == (0.48145466, 0.4578275, 0.40821073)
+    assert "does not say the mean and the std of its pixels; CLIP's are taken" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("names", "value", "sentence"),
+    [
+        (["config", "vision_config", "num_attention_heads"], 0, "num_attention_heads should be a number above 0, is 0"),
+        (["config", "vision_config", "hidden_size"], "128", "hidden_size should be a number above 0, is '128'"),
+        (["config", "text_config", "hidden_act"], ["gelu"], r"hidden_act should be a word, is \['gelu'\]"),
+        (["config", "vision_config", "layer_norm_eps"], 0.01, "no plain CLIP: its layer_norm_eps is 0.01, not 1e-05"),
+        (["config", "text_config", "layer_norm_eps"], 1e-6, "no plain CLIP: its layer_norm_eps is 1e-06, not 1e-05"),
+        (["preprocessor_config", "image_mean"], 0.5, "image_mean should be three numbers from 0 to 1, is 0.5"),
+        (["preprocessor_config", "image_mean"], [0.5], r"image_mean should be three numbers from 0 to 1, is \[0\.5\]"),
+        (["preprocessor_config", "image_mean"], ["a"] * 3, "image_mean should be three numbers from 0 to 1"),
+        (["preprocessor_config", "image_std"], [0.5, 0.5, 0], "image_std should be three numbers from 0.001 to 1"),
+        (["processor_config", "image_processor"], [1], "its image_processor is a list"),
+    ],
+)
+def test_values_of_a_configuration_that_cannot_be_meant_are_refused(names, value, sentence, tmp_path):
+    folder = hugging_face_folder(tmp_path / "model", {"x": torch.zeros(1)})
+    set_in(folder / f"{names[0]}.json", *names[1:], value=value)
+    with pytest.raises(SystemExit, match=rf"{names[0]}\.json.*{sentence}"):
+        imported(folder, tmp_path)
+
+
+def test_queries_and_keys_of_different_shapes_are_refused(tmp_path):
+    names = hugging_face_names(vit_clip())
+    names["vision_model.encoder.layers.0.self_attn.k_proj.weight"] = torch.zeros(3, 5)
+    with pytest.raises(
+        SystemExit, match=r"q_proj\.weight should have the shape of its key and of its value, has \(128"
+    ):
+        imported(hugging_face_folder(tmp_path / "model", names), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("conv1.weight", "positional_embedding", "proj"),
+        *("layer1.0.conv1.weight", "attnpool.c_proj.weight", "attnpool.positional_embedding"),
+    ],
+)
+@pytest.mark.parametrize("shape", [(), (7,), (0, 5)])
+def test_tensors_of_other_dimensions_are_refused_by_their_name(name, shape, tmp_path):
+    state = {**(vit_state if name in ("positional_embedding", "proj") else resnet_state)("visual.")}
+    state[f"visual.{name}"] = torch.zeros(shape)
+    sentence = rf"{re.escape(name)} should be a [24]-d tensor with values, is {re.escape(str(shape))}\."
+    with pytest.raises(ValueError, match=sentence):
+        read_foreign(state, tmp_path / "clip.pt", Choices())
+
+
+@pytest.mark.parametrize("name", ["aggregation.3.weight", "classifier.0.weight"])
+def test_a_head_of_other_dimensions_is_refused_by_its_name(name, tmp_path):
+    state = {"backbone.0.weight": torch.zeros(64, 3, 7, 7), name: torch.tensor(1.0)}
+    with pytest.raises(ValueError, match=rf"{re.escape(name)} should be a 2-d tensor with values, is \(\)\."):
+        read_foreign(state, tmp_path / "model.pth", Choices())
+
+
+def test_what_has_a_visual_tower_of_another_kind_is_no_plain_clip(tmp_path):
+    state = {"visual.trunk.patch_embed.proj.weight": torch.zeros(8, 3, 16, 16), "logit_scale": torch.tensor(1.0)}
+    save_file(state, tmp_path / "siglip.safetensors")
+    with pytest.raises(SystemExit, match=r"are of no plain CLIP: visual\.conv1\.weight is missing"):
+        imported(tmp_path / "siglip.safetensors", tmp_path)
+    state = {name: tensor for name, tensor in resnet_state("visual.").items() if "attnpool" not in name}
+    save_file(state, tmp_path / "trunk.safetensors")
+    with pytest.raises(SystemExit, match=r"not whole: attnpool\.c_proj\.weight is missing"):
+        imported(tmp_path / "trunk.safetensors", tmp_path)
 
 
 @pytest.mark.parametrize(

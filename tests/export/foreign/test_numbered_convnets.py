@@ -82,6 +82,17 @@ def test_files_without_counts_of_batch_norm_and_with_module_before_each_name_are
     assert encoder.image_size == (480, 640)
 
 
+@pytest.mark.parametrize("wrappers", ["module.module.", "_orig_mod.", "module._orig_mod."])
+def test_wrappers_before_each_name_are_left_out_and_a_name_that_is_then_double_is_refused(wrappers, tmp_path):
+    state = cosplace("resnet18").state_dict()
+    wrapped = {f"{wrappers}{name}": value for name, value in state.items()}
+    found = imported(wrapped, tmp_path).state_dict()
+    assert torch.equal(found["pooling.linear.weight"], state["aggregation.3.weight"])
+    assert torch.equal(found["backbone.conv1.weight"], state["backbone.0.weight"])
+    with pytest.raises(SystemExit, match=r"holds aggregation\.1\.p twice: as aggregation\.1\.p, and with another"):
+        imported({**wrapped, "aggregation.1.p": torch.zeros(1)}, tmp_path, "--to", str(tmp_path / "double"))
+
+
 def test_layers_of_an_efficientnet_are_found_inside_features_and_without(tmp_path):
     model = cosplace("efficientnet_b0")
     flat = {name.replace("backbone.0.", "backbone."): value for name, value in model.state_dict().items()}

@@ -1,6 +1,7 @@
 """Prompts that the published stage 1 pickled: read without its classes, and handed on where that is true."""
 
 import json
+import os
 import sys
 from collections import OrderedDict
 from pathlib import Path
@@ -14,9 +15,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from progeo.cli import main
+from progeo.config.encoders import ImportSettings
 from progeo.models.clip import load_clip
 from progeo.places.catalogue import build_catalogue
 from progeo.places.cells import build_partition
+from progeo.stages.bring_in import bring_in
 from progeo.stages.prompts import load_text_features
 
 CELLS = {"cell_side_m": 10, "heading_bin_deg": 30, "groups_per_side": 2, "groups_per_heading": 1}
@@ -179,9 +182,68 @@ def test_classes_or_a_clip_that_do_not_fit_are_refused(clip, learner_class, tmp_
     assert f"holds prompts of 9 classes in group 0, {order} has 8" in failure("--class_order", order)
     torch.save({"a": torch.rand(2)}, order)
     assert "is no order of classes" in failure("--class_order", order)
+    torch.save(([[*groups[0][:-1], groups[0][0]], *groups[1:]], images), order)
+    assert f"{order} names a class twice" in failure("--class_order", order)
+    torch.save((groups, images), tmp_path / "raw_M0_N2_alpha30_L1_mipc2.torch")
+    assert "raw_M0_N2_alpha30_L1_mipc2.torch does not say how its cells were made" in failure(
+        *(
+            "--class_order",
+            tmp_path / "raw_M0_N2_alpha30_L1_mipc2.torch",
+            "--clip",
+            "tiny-vit",
+            "--clip_weights",
+            clip[1],
+        )
+    )
+    for option in (["--image_size", "64"], ["--quickgelu", "true"], ["--normalised", "false"]):
+        assert "--image_size, --normalised and --quickgelu are for encoders" in failure(*option)
     del learners[1].token_suffix
     torch.save(learners, tmp_path / "last.pth")
     assert "the prompt learner of group 1 has no token_suffix" in failure()
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        ("cls_ctx", lambda values: values[:, :3], "another number of learned vectors, or other words around them"),
+        ("token_prefix", lambda values: values + 1, "another number of learned vectors, or other words around them"),
+        (
+            "token_suffix",
+            lambda values: values[:, :-1],
+            "another number of learned vectors, or other words around them",
+        ),
+        (
+            "token_prefix",
+            lambda values: values[:0],
+            r"\(1, n, W\), has \(9, 4, 64\) of torch\.float32, \(0, 5, 64\) and",
+        ),
+        ("cls_ctx", lambda values: values.long(), r"of fractions and .* has \(9, 4, 64\) of torch\.int64"),
+        ("cls_ctx", lambda values: values[..., :32], r"has \(9, 4, 32\) of torch\.float32, \(1, 5, 64\) and"),
+    ],
+)
+def test_a_group_that_does_not_belong_with_the_others_is_refused(name, change, reason, clip, learner_class, tmp_path):
+    groups, _ = published_order(partition_of(4), range(4))
+    learners = learned(learner_class, clip[0], groups)
+    values = change(getattr(learners[2], name).detach())
+    setattr(learners[2], name, nn.Parameter(values, requires_grad=False) if name == "cls_ctx" else values)
+    torch.save(learners, tmp_path / "last.pth")
+    with pytest.raises(SystemExit, match=rf"the prompt learner of group 2 (should have|has) .*{reason}"):
+        main(["import", str(tmp_path / "last.pth"), "--to", str(tmp_path / "prompts")])
+    assert not (tmp_path / "prompts").exists()
+
+
+def test_an_import_that_cannot_write_its_last_file_leaves_nothing(clip, learner_class, tmp_path):
+    groups, images = published_order(partition_of(4), range(4))
+    file = tmp_path / os.fsdecode(b"last\xff.pth")  # a name that cannot be written to prompts.json
+    with file.open("wb") as stream:
+        torch.save(learned(learner_class, clip[0], groups), stream)
+    torch.save((groups, images), tmp_path / NAME)
+    settings = ImportSettings(
+        file, to=tmp_path / "prompts", class_order=tmp_path / NAME, clip="tiny-vit", clip_weights=clip[1]
+    )
+    with pytest.raises(ValueError, match="surrogates not allowed"):
+        bring_in(settings)
+    assert {path.name for path in tmp_path.iterdir()} == {file.name, NAME}
 
 
 def test_a_pickle_hidden_in_a_prompt_learner_is_refused(clip, learner_class, tmp_path):

@@ -16,6 +16,8 @@ from plain_clip import (
 
 import progeo
 from progeo.cli import main
+from progeo.export.weights import save_encoder
+from progeo.models.encoder import build_encoder
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 RESNETS = {"tiny-resnet": ((1, 1, 1, 1), 16, 128), "RN50": ((3, 4, 6, 3), 64, 1024), "RN101": ((3, 4, 23, 3), 64, 512)}
@@ -144,7 +146,27 @@ def test_what_does_not_fit_is_named(change, options, sentence, tmp_path):
 def test_a_tower_that_open_clip_does_not_know_and_a_size_that_does_not_fit_are_refused(tmp_path):
     with pytest.raises(SystemExit, match=r"no plain CLIP with QuickGELU .* layers 3, width 128, patch size 16"):
         imported(published_vit(layers=3), tmp_path)
-    with pytest.raises(SystemExit, match="is 4 x 4 cells of 16 pixels, but the position embedding is for 64 cells"):
+    with pytest.raises(SystemExit, match=r"is 4 x 4 cells of 16 pixels, but the .* is for 8 x 8 cells: leave it out"):
         imported(published_vit(), tmp_path, "--image_size", "64")
+    with pytest.raises(SystemExit, match="is 4 x 16 cells of 16 pixels, but the position embedding is for 8 x 8 cells"):
+        imported(published_vit(), tmp_path, "--image_size", "[64,256]")
+    with pytest.raises(SystemExit, match=r"is 5 x 4 cells of 16 pixels, but the .* is for 24 cells\."):
+        imported(published_vit(grid=(4, 6)), tmp_path, "--image_size", "[80,64]")
     with pytest.raises(SystemExit, match="is for 24 cells, no square: give --image_size"):
         imported(published_vit(grid=(4, 6)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "pooling"), [("tiny-vit", "clip"), ("tiny-resnet", "gem"), ("resnet18", "gem")]
+)
+def test_encoders_of_our_own_are_not_taken_for_it(architecture, pooling, tmp_path):
+    encoder = build_encoder(architecture, "random", 64, pooling=pooling)
+    save_encoder(tmp_path / "run/best", encoder, provenance={}, recalls={})
+    with pytest.raises(
+        SystemExit, match=r"model\.safetensors has the names of an encoder of progeo, .* give its folder"
+    ):
+        main(["import", str(tmp_path / "run/best/model.safetensors"), "--to", str(tmp_path / "encoder")])
+    for folder in ("run", "run/best"):
+        with pytest.raises(SystemExit, match="holds an encoder of progeo, which needs no import: use it as it is"):
+            main(["import", str(tmp_path / folder), "--to", str(tmp_path / "encoder")])
+    assert not (tmp_path / "encoder").exists()

@@ -1,0 +1,71 @@
+"""Configurations that lie beside weights: JSON whose values are checked as they are read."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from progeo.files import read_json
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A file of JSON, or a part of it; what is left out or null has the value that is usual."""
+
+    path: Path
+    values: Mapping[str, Any]
+
+    def part(self, name: str) -> "Configuration":
+        """A part that has names of its own; an empty one where it is left out."""
+        value = self.values.get(name) or {}
+        if not isinstance(value, dict):
+            raise ValueError(f"{self.path} is not a configuration: its {name} is a {type(value).__name__}.")
+        return Configuration(self.path, value)
+
+    def number(self, name: str, usual: float) -> float:
+        """A number above 0."""
+        value = self._value(name, usual)
+        if not _is_number(value) or value <= 0:
+            raise ValueError(f"{self.path}: {name} should be a number above 0, is {value!r}.")
+        return value
+
+    def word(self, name: str, usual: str) -> str:
+        """A word."""
+        value = self._value(name, usual)
+        if not isinstance(value, str):
+            raise ValueError(f"{self.path}: {name} should be a word, is {value!r}.")
+        return value
+
+    def colour(self, name: str, least: float) -> tuple[float, ...] | None:
+        """A number from `least` to 1 for red, green and blue; None where it is left out."""
+        value = self._value(name, None)
+        if value is None:
+            return None
+        if (
+            not isinstance(value, list)
+            or len(value) != 3
+            or not all(_is_number(part) and least <= part <= 1 for part in value)
+        ):
+            raise ValueError(f"{self.path}: {name} should be three numbers from {least} to 1, is {value!r}.")
+        return tuple(value)
+
+    def _value(self, name: str, usual: Any) -> Any:
+        value = self.values.get(name)
+        return usual if value is None else value
+
+
+def read_configuration(path: Path) -> Configuration:
+    """Read a configuration; an empty one where there is no file.
+
+    Raises:
+        ValueError: the file is none.
+    """
+    values = read_json(path) if path.is_file() else {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is not a configuration.")
+    return Configuration(path, values)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
