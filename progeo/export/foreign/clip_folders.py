@@ -5,7 +5,7 @@ from pathlib import Path
 from torch import Tensor
 
 from progeo.export.foreign.clip_towers import unusual_settings
-from progeo.export.foreign.clips import read_clip
+from progeo.export.foreign.clips import Said, read_clip
 from progeo.export.foreign.configurations import read_configuration
 from progeo.export.foreign.hugging_face import with_open_clip_names
 from progeo.export.foreign.translation import Choices, Foreign
@@ -55,17 +55,15 @@ def _read_open_clip(path: Path, choices: Choices) -> Foreign:
     vision, text = model.part("vision_cfg"), model.part("text_cfg")
     if unusual := unusual_settings(model.values):
         raise ValueError(f"{config.path} describes no plain CLIP: it says {', '.join(unusual)}.")
-    # Numbers that are left out are those that open_clip takes then.
-    return read_clip(
-        _weights(path, _OPEN_CLIP_WEIGHTS),
-        choices,
-        kind="open_clip",
+    said = Said(  # numbers that are left out are those that open_clip takes then
+        "open_clip",
         quickgelu=bool(model.values.get("quick_gelu", False)),
         head_width=vision.number("head_width", 64),
         text_heads=text.number("heads", 8),
         mean=pixels.colour("mean", 0),
         std=pixels.colour("std", _LEAST_STD),
     )
+    return read_clip(_weights(path, _OPEN_CLIP_WEIGHTS), choices, said)
 
 
 def _read_transformers(path: Path, choices: Choices) -> Foreign:
@@ -87,17 +85,15 @@ def _read_transformers(path: Path, choices: Choices) -> Foreign:
     pixels = read_configuration(folder / "processor_config.json").part("image_processor")
     if not pixels.values:
         pixels = read_configuration(folder / "preprocessor_config.json")
-    # Numbers that are left out are those that transformers takes then.
-    return read_clip(
-        with_open_clip_names(_weights(path, _TRANSFORMERS_WEIGHTS)),
-        choices,
-        kind="Hugging Face",
+    said = Said(  # numbers that are left out are those that transformers takes then
+        "Hugging Face",
         quickgelu=_ACTIVATIONS[activations.pop()],
         head_width=vision.number("hidden_size", 768) // vision.number("num_attention_heads", 12),
         text_heads=text.number("num_attention_heads", 8),
         mean=pixels.colour("image_mean", 0),
         std=pixels.colour("image_std", _LEAST_STD),
     )
+    return read_clip(with_open_clip_names(_weights(path, _TRANSFORMERS_WEIGHTS)), choices, said)
 
 
 def _is_transformers_file(path: Path) -> bool:

@@ -1,6 +1,7 @@
 """CLIPs of OpenAI and of open_clip: their image features as an encoder, and their texts beside it."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -23,69 +24,81 @@ _TEXT = (
 )
 
 
-def read_clip(
-    state: Mapping[str, Tensor],
-    choices: Choices,
-    *,
-    kind: str | None = None,
-    quickgelu: bool | None = None,
-    head_width: float | None = None,
-    text_heads: float | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-) -> Foreign:
+@dataclass(frozen=True)
+class Said:
+    """What is said of a CLIP beside its weights; None where nothing is."""
+
+    kind: str
+    """Which program wrote the file."""
+    quickgelu: bool | None = None
+    """Whether its activation is that of OpenAI's."""
+    head_width: float | None = None
+    """Dimensions of an attention head of the visual tower."""
+    text_heads: float | None = None
+    """Attention heads of the text tower."""
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    """Mean and spread of the pixels."""
+
+
+def read_clip(state: Mapping[str, Tensor], choices: Choices, said: Said | None = None) -> Foreign:
     """An encoder that gives CLIP's own image features.
 
     Args:
         state: `visual.*` and the text tower, under the names of OpenAI and open_clip.
-        choices: of who imports; they win over what the file says.
-        kind: which program wrote the file; None tells OpenAI from open_clip.
-        quickgelu: the activation that the file says; None where it does not.
-        head_width: dimensions of an attention head of the visual tower that the file says.
-        text_heads: attention heads of the text tower that the file says.
-        mean, std: of the pixels, as the file says; None takes CLIP's.
+        choices: of who imports; they win over what is said.
+        said: in a configuration; None where there is none.
     """
     if "visual.conv1.weight" not in state:
         raise ValueError("The weights are of no plain CLIP: visual.conv1.weight is missing.")
+    said = said or _said_by_names(state)
     # The causal mask is no weight, but some programs store it with them.
     state = {name: tensor for name, tensor in state.items() if not name.endswith(".attn_mask")}
+    spec = _spec(state, choices, said)
+    encoder, left_out = translated_encoder(
+        spec, state, their_name=lambda ours: ours.replace("backbone.", "visual.", 1), not_needed=_TEXT
+    )
     remarks = []
-    if quickgelu is None:
-        quickgelu = all(name in state for name in _OPENAI_NUMBERS)
-        kind = kind or ("OpenAI" if quickgelu else "open_clip")
-        if not quickgelu and choices.quickgelu is None:
-            remarks.append("The file does not say its activation; GELU is taken, --quickgelu true takes QuickGELU.")
-    if kind != "OpenAI" and not (mean and std):
+    if said.quickgelu is None and choices.quickgelu is None:
+        remarks.append("The file does not say its activation; GELU is taken, --quickgelu true takes QuickGELU.")
+    if not (said.mean and said.std):
         remarks.append("The file does not say the mean and the std of its pixels; CLIP's are taken.")
-    quickgelu = quickgelu if choices.quickgelu is None else choices.quickgelu
+    clip = None
+    try:
+        weights = {name: tensor for name, tensor in state.items() if name not in _OPENAI_NUMBERS}
+        clip = _whole_clip(weights, spec, said.text_heads)
+    except ValueError as error:
+        remarks.append(f"Descriptors cannot be compared with texts. {error}")
+    return Foreign(encoder, said.kind, left_out, clip, tuple(remarks))
+
+
+def _said_by_names(state: Mapping[str, Tensor]) -> Said:
+    """OpenAI's files hold three numbers that no others do."""
+    if not all(name in state for name in _OPENAI_NUMBERS):
+        return Said("open_clip")
+    mean, std = NORMALISATIONS["clip"]
+    return Said("OpenAI", quickgelu=True, mean=mean, std=std)
+
+
+def _spec(state: Mapping[str, Tensor], choices: Choices, said: Said) -> EncoderSpec:
     visual = {name.removeprefix("visual."): tensor for name, tensor in state.items() if name.startswith("visual.")}
-    architecture = tower_architecture(visual, quickgelu=quickgelu, head_width=head_width)
+    quickgelu = bool(said.quickgelu if choices.quickgelu is None else choices.quickgelu)
+    architecture = tower_architecture(visual, quickgelu=quickgelu, head_width=said.head_width)
     if is_vit(visual):
         descriptor_dim = tensor_named(visual, "proj", 2).shape[1]
     else:
         descriptor_dim = len(tensor_named(visual, "attnpool.c_proj.weight", 2))
-    clip_mean, clip_std = NORMALISATIONS["clip"]
-    spec = EncoderSpec(
+    mean, std = NORMALISATIONS["clip"]
+    return EncoderSpec(
         architecture=architecture,
         image_size=tower_image_size(visual, choices.image_size),
         descriptor_dim=descriptor_dim,
         normalised=True if choices.normalised is None else choices.normalised,
-        mean=tuple(mean or clip_mean),
-        std=tuple(std or clip_std),
+        mean=tuple(said.mean or mean),
+        std=tuple(said.std or std),
         align_corners=False,
         pooling="clip",
     )
-    encoder, left_out = translated_encoder(
-        spec, state, their_name=lambda ours: ours.replace("backbone.", "visual.", 1), not_needed=_TEXT
-    )
-    try:
-        clip = _whole_clip(
-            {name: tensor for name, tensor in state.items() if name not in _OPENAI_NUMBERS}, spec, text_heads
-        )
-    except ValueError as error:
-        remarks.append(f"Descriptors cannot be compared with texts. {error}")
-        clip = None
-    return Foreign(encoder, kind or "open_clip", left_out, clip, tuple(remarks))
 
 
 def _whole_clip(state: Mapping[str, Tensor], spec: EncoderSpec, text_heads: float | None) -> Mapping[str, Tensor]:
