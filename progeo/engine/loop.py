@@ -100,21 +100,15 @@ def train_epoch(
     for pieces in batches:
         before_step(means.steps)
         optimizer.zero_grad()
-        per_piece = []
-        for piece in pieces:
-            with accelerator.autocast():
-                terms = step(piece)
-            loss = torch.stack(list(terms.values())).sum()
-            accelerator.backward(loss / len(pieces))
-            per_piece.append(torch.stack([loss, *terms.values(), loss.new_tensor(float(stop.received))]).detach())
+        names, of_pieces = _accumulated(pieces, step, accelerator)
         norm = accelerator.clip_grad_norm_(parameters, math.inf if max_gradient_norm is None else max_gradient_norm)
         if accelerator.scaler is not None:
             norm = torch.zeros_like(norm)  # the scaler has an eye on the gradients of fp16, and lowers itself
         # The one time that a step waits for the device. What is not finite anywhere is so everywhere.
-        mine = torch.cat([torch.stack(per_piece).mean(dim=0), norm.detach().view(1)])
-        *values, stop_requests, norm_of_all = (mine if alone else accelerator.reduce(mine, "mean")).tolist()
+        mine = torch.cat([of_pieces, norm.detach().view(1), norm.new_tensor([float(stop.received)])])
+        *values, norm_of_all, stop_requests = (mine if alone else accelerator.reduce(mine, "mean")).tolist()
         stop.received = stop_requests > 0
-        numbers = dict(zip(("loss", *terms), values, strict=True))
+        numbers = dict(zip(names, values, strict=True))
         if math.isfinite(numbers["loss"]) and math.isfinite(norm_of_all):
             optimizer.step()
             means.add(numbers)
@@ -128,6 +122,18 @@ def train_epoch(
     if not means.steps:
         raise ValueError(f"{description}: there is no batch to train on.")
     return means.values()
+
+
+def _accumulated(pieces: Sequence[Any], step: Step, accelerator: Accelerator) -> tuple[list[str], Tensor]:
+    """Add up the gradient of the pieces' mean loss; the names of the loss and of its terms, and their means."""
+    per_piece = []
+    for piece in pieces:
+        with accelerator.autocast():
+            terms = step(piece)
+        loss = torch.stack(list(terms.values())).sum()
+        accelerator.backward(loss / len(pieces))
+        per_piece.append(torch.stack([loss, *terms.values()]).detach())
+    return ["loss", *terms], torch.stack(per_piece).mean(dim=0)
 
 
 def _not_finite(description: str, step: int, numbers: Mapping[str, float]) -> str:

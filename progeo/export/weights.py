@@ -81,8 +81,9 @@ def load_encoder(path_or_name: str | Path) -> nn.Module:
         folder = fetch_folder(str(path_or_name), _READERS)
     else:
         folder = encoder_folder(Path(path_or_name))
+    description = read_description(folder)
     try:
-        spec = spec_from_json(read_description(folder)["encoder"])
+        spec = spec_from_json(description["encoder"])
     except ValueError as error:
         raise ValueError(f"{folder / _DESCRIPTION} describes no encoder: {error}") from None
     spec = replace(spec, text_weights=_found_texts(folder, spec.text_weights))
@@ -146,8 +147,11 @@ def _found_texts(folder: Path, text_weights: str | None) -> str | None:
 
     Whoever wrote `model.json` cannot name any other file: it would be copied wherever the encoder goes.
     """
-    if text_weights is None or Path(text_weights).name != text_weights:
-        return text_weights if str(text_weights).startswith("hf-hub:") else None
-    if Path(text_weights).stem != _TEXTS:
+    if text_weights is None or text_weights.startswith("hf-hub:"):
         return text_weights
-    return str((folder / text_weights).resolve()) if (folder / text_weights).is_file() else None
+    if Path(text_weights).name != text_weights:
+        return None
+    if Path(text_weights).stem != _TEXTS:  # a tag
+        return text_weights
+    file = folder / text_weights
+    return str(file.resolve()) if file.is_file() else None
