@@ -100,7 +100,7 @@ def compare_image_features(folder: Path) -> str:
                 normalisation="clip",
                 batch_size=BATCH_SIZE,
                 num_workers=DataSettings(folder, folder).num_workers,
-                max_unreadable_share=0,
+                max_unreadable_fraction=0,
             )
             return features.rows.take(np.arange(IMAGES))
 

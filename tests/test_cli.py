@@ -57,7 +57,7 @@ def test_the_command_lists_its_sub_commands_and_each_has_help(capsys):
         (["stage1", "--config", "nowhere.yaml"], "does not exist"),
         (["stage1"], "required"),
         (["stage1", *NEEDED, "--prompts.epochs", "0"], "prompts.epochs"),
-        (["stage1", *NEEDED, "--data.max_unreadable_share", "2"], "data.max_unreadable_share"),
+        (["stage1", *NEEDED, "--data.max_unreadable_fraction", "2"], "data.max_unreadable_fraction"),
         (["prompts", "list"], "there is no command 'prompts'"),
         (["evaluate", "--encoder", "nowhere", "--folder", "f", "--out", "o"], "There is no encoder in nowhere"),
         (["export", "nowhere", "--to", "x"], "There is no encoder in nowhere"),

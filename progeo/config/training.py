@@ -38,7 +38,7 @@ class DataSettings:
     """Processes that decode images."""
     eval_batch_size: PositiveInt = 64
     """Images a batch when nothing is trained."""
-    max_unreadable_share: ClosedUnitInterval = 0.01
+    max_unreadable_fraction: ClosedUnitInterval = 0.01
     """Stage 1 leaves out images that cannot be read, stage 2 takes another of the class; above this share both stop."""
     cache_images: bool = False
     """Keep decoded training images, all readable, in memory: 3 bytes a pixel of image_size, fast for a small set."""

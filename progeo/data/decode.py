@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from PIL import ExifTags, Image
+from PIL import ExifTags
 from torch import Tensor
 
+from progeo.image_files import open_image
 from progeo.pixels import pixels_of
 
 _LYING = (5, 6, 7, 8)
@@ -14,7 +15,7 @@ _LYING = (5, 6, 7, 8)
 def read_shape(path: Path) -> tuple[int, int] | None:
     """Height and width that `read_image` would give, from the beginning of a file; None where it would fail there."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             if image.format == "TIFF":  # Pillow turns it itself as it decodes
                 image.load()
                 return image.height, image.width
@@ -34,7 +35,7 @@ def read_image(path: Path) -> Tensor:
     if not path.is_file():
         raise FileNotFoundError(f"There is no image {path}.")
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return pixels_of(image)
     except Exception as error:  # decoders fail in many ways, all of them meaning this
         raise ValueError(f"The image {path} cannot be decoded: {error}.") from None

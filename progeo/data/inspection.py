@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from progeo.files import each_file
+from progeo.image_files import open_image
 from progeo.places.catalogue import Catalogue
 
 
@@ -42,7 +41,7 @@ def inspect_image(path: Path) -> Inspection:
         return Inspection(b"", reason=error.strerror or str(error))
     digest = hashlib.blake2b(content, digest_size=16).digest()
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with open_image(io.BytesIO(content)) as image:
             image.load()
             return Inspection(digest, (image.height, image.width))
     except Exception as error:  # decoders fail in many ways

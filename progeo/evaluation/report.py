@@ -14,13 +14,13 @@ from pathlib import Path
 from string import Template
 
 import numpy as np
-from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
 from progeo.evaluation.measures import Recall
 from progeo.evaluation.pages import read_part
 from progeo.evaluation.retrieved import Retrieved
 from progeo.files import each_file, replacing
+from progeo.image_files import open_image
 from progeo.pixels import pixels_of
 
 _THUMBNAIL_SIDE_PX = 128
@@ -221,7 +221,7 @@ def _thumbnail(name: str) -> str:
     """The image as an `<img>` that holds its own pixels, or a placeholder when it cannot be opened."""
     path, stream = Path(name), io.BytesIO()
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             image.thumbnail((_THUMBNAIL_SIDE_PX, _THUMBNAIL_SIDE_PX))
             to_pil_image(pixels_of(image)).save(stream, "JPEG", quality=_JPEG_QUALITY)
     except Exception:  # Pillow's decoders raise errors of many kinds, and no thumbnail is worth losing the report.

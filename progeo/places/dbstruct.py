@@ -13,8 +13,8 @@ import scipy.io
 from scipy.io.matlab import MatReadError
 
 from progeo.files import each_file
+from progeo.image_files import EXTENSIONS
 from progeo.places.catalogue import Catalogue
-from progeo.places.paths import EXTENSIONS
 
 _CUT_OUT = re.compile(r"(?<=\d)_pitch\d+_yaw\d+$|(?<=^.{22})_\d+_\d+$")
 """What names a part of a panorama: 000042_pitch1_yaw3 of Pittsburgh, <22 letters>_012_330 of Tokyo."""

@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 from tqdm import tqdm
 
-EXTENSIONS = (".jpg", ".jpeg", ".png")
+from progeo.image_files import EXTENSIONS
+
 _NEVER_IN_A_PATH = "\x1f"
 _LIST_BYTES_AT_ONCE = 2**23
 _PATHS_AT_ONCE = 2**16

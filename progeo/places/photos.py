@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 from PIL.ExifTags import GPS, IFD, Base
 
 from progeo.files import each_file
+from progeo.image_files import open_image
 from progeo.places.catalogue import Catalogue
 from progeo.places.coordinates import project
 from progeo.places.paths import find_paths
@@ -66,7 +66,7 @@ def read_photos(folder: Path) -> Photos:
 def _note(path: Path) -> _Note | None:
     """What a photo says of itself; None where it does not say its place."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             exif = image.getexif()
         gps = exif.get_ifd(IFD.GPSInfo)
         latitude = _degrees(gps[GPS.GPSLatitude], gps[GPS.GPSLatitudeRef], "S")

@@ -95,7 +95,7 @@ def described_once(
     cache: Cache,
     batch_size: int,
     num_workers: int,
-    max_unreadable_share: float = 0.0,
+    max_unreadable_fraction: float = 0.0,
 ) -> Described:
     """Descriptions of every image of a catalogue, from the cache as far as they are there.
 
@@ -109,7 +109,7 @@ def described_once(
         cache: where they are kept.
         batch_size: images a batch.
         num_workers: processes that decode images, for each process.
-        max_unreadable_share: of the images, 0 to 1.
+        max_unreadable_fraction: of the images, 0 to 1.
 
     Raises:
         ValueError: what is cached was made from something else, or too many images cannot be read.
@@ -125,7 +125,7 @@ def described_once(
         _open_folder(rows, json.loads(depends_on), catalogue, advice)
     accelerator.wait_for_everyone()  # until the folder is described
     mine = rows.missing_shards(accelerator.process_index, accelerator.num_processes)
-    allowed = int(max_unreadable_share * len(catalogue))
+    allowed = int(max_unreadable_fraction * len(catalogue))
     if mine:
         _describe(
             describer,
@@ -291,6 +291,6 @@ def _too_many_unreadable(count: int, first: str, num_images: int, allowed: int) 
     if not allowed:
         return f"{count} of {num_images} images cannot be read: mend them, or take them out. One of them: {first}"
     return (
-        f"{count} of {num_images} images cannot be read, more than data.max_unreadable_share allows: "
+        f"{count} of {num_images} images cannot be read, more than data.max_unreadable_fraction allows: "
         f"raise it to go on without them. One of them: {first}"
     )

@@ -23,7 +23,7 @@ def cached_features(
     normalisation: str,
     batch_size: int,
     num_workers: int,
-    max_unreadable_share: float,
+    max_unreadable_fraction: float,
 ) -> Described:
     """Features of every image of a catalogue, float16 (N, E), from the cache as far as they are there.
 
@@ -36,7 +36,7 @@ def cached_features(
         normalisation: `clip` or `imagenet`.
         batch_size: images a batch.
         num_workers: processes that decode images, for each process.
-        max_unreadable_share: of the images, 0 to 1.
+        max_unreadable_fraction: of the images, 0 to 1.
 
     Raises:
         ValueError: what is cached was made from something else, or too many images cannot be read.
@@ -67,5 +67,5 @@ def cached_features(
         cache=Cache(cache, "float16", "prompts.feature_cache"),
         batch_size=batch_size,
         num_workers=num_workers,
-        max_unreadable_share=max_unreadable_share,
+        max_unreadable_fraction=max_unreadable_fraction,
     )

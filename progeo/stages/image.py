@@ -33,7 +33,7 @@ _MAY_CHANGE = (
     "data.num_workers",
     "data.eval_batch_size",
     "data.cache_images",
-    "data.max_unreadable_share",
+    "data.max_unreadable_fraction",
     "training.gradient_checkpointing",
     "training.patience",
     "training.skip_not_finite",

@@ -94,10 +94,10 @@ class ImageBatches:
         for reason in sorted(set(loaded.replaced.values()) - self.unreadable):
             self.unreadable.add(reason)
             LOGGER.warning("replaced by another image of its class: %s", reason)
-            if len(self.unreadable) > self.settings.data.max_unreadable_share * len(self.images):
+            if len(self.unreadable) > self.settings.data.max_unreadable_fraction * len(self.images):
                 raise ValueError(
                     f"{len(self.unreadable)} of {len(self.images)} images cannot be read, more than "
-                    f"data.max_unreadable_share allows: raise it to go on without them. One of them: {reason}"
+                    f"data.max_unreadable_fraction allows: raise it to go on without them. One of them: {reason}"
                 )
 
 

@@ -62,7 +62,7 @@ def train_prompts(settings: Settings) -> Path:
         settings.run / "stage1",
         plain_values(settings),
         resume=settings.resume,
-        may_change=("run", "resume", "data.num_workers", "data.max_unreadable_share", "prompts.feature_cache"),
+        may_change=("run", "resume", "data.num_workers", "data.max_unreadable_fraction", "prompts.feature_cache"),
         is_main=accelerator.is_main_process,
     )
     if accelerator.is_main_process:
@@ -80,7 +80,7 @@ def train_prompts(settings: Settings) -> Path:
         normalisation=settings.model.normalisation,
         batch_size=settings.data.eval_batch_size,
         num_workers=settings.data.num_workers,
-        max_unreadable_share=settings.data.max_unreadable_share,
+        max_unreadable_fraction=settings.data.max_unreadable_fraction,
     )
     training.train_groups(features, rows)
     if accelerator.is_main_process:

@@ -120,8 +120,8 @@ def test_two_processes_learn_the_same_prompts_as_one(own_config, tmp_path):
 def test_a_broken_image_is_reported_and_its_class_learns_from_the_others(own_config, tmp_path):
     broken = sorted((tmp_path / "train").rglob("*.jpg"))[0]
     broken.write_bytes(broken.read_bytes()[:-500])
-    assert "cannot be decoded" in failure(own_config, "--data.max_unreadable_share", "0")
-    stage_1(own_config, "--data.max_unreadable_share", "0.02", "--resume", "true")
+    assert "cannot be decoded" in failure(own_config, "--data.max_unreadable_fraction", "0")
+    stage_1(own_config, "--data.max_unreadable_fraction", "0.02", "--resume", "true")
     assert str(broken) in (tmp_path / "run/stage1/log.txt").read_text()
     broken.unlink()
     stage_1(own_config, "--run", tmp_path / "without")
@@ -199,7 +199,7 @@ def test_an_image_that_was_mended_is_described_when_its_file_of_features_is_made
     content, times = broken.read_bytes(), broken.stat()
     broken.write_bytes(b"x" * len(content))
     os.utime(broken, ns=(times.st_atime_ns, times.st_mtime_ns))
-    stage_1(own_config, "--data.max_unreadable_share", "0.02")
+    stage_1(own_config, "--data.max_unreadable_fraction", "0.02")
     (reasons,) = (tmp_path / "features").glob("*/unreadable_00000.json")
     assert list(json.loads(reasons.read_text())) == ["0"]
     broken.write_bytes(content)

@@ -150,8 +150,8 @@ def test_broken_images_are_replaced_and_reported_until_they_are_too_many(config,
     folder = ["--data.train_folder", tmp_path / "train", "--text.prompts", run / "stage1", "--training.epochs", "2"]
     many = ["--training.iterations_per_epoch", "30", "--run", tmp_path / "run"]
     sentence = failure(config, *folder, *many)
-    assert "of 84 images cannot be read, more than data.max_unreadable_share allows" in sentence
-    stage_2(config, *folder, *many, "--data.max_unreadable_share", "0.05", "--resume", "true")
+    assert "of 84 images cannot be read, more than data.max_unreadable_fraction allows" in sentence
+    stage_2(config, *folder, *many, "--data.max_unreadable_fraction", "0.05", "--resume", "true")
     log = (tmp_path / "run/stage2/log.txt").read_text()
     assert "replaced by another image of its class" in log
     assert any(str(path) in log for path in broken)
