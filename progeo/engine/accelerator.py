@@ -34,18 +34,21 @@ def start_accelerator(
         trackers: who is told of a run, in `folder` where they write files.
 
     Raises:
-        ValueError: a tracker that is not installed.
+        ValueError: a tracker that is not installed, or fp16 where nothing can compute in it.
     """
     missing = set(trackers) - {str(available) for available in get_available_trackers()}
     if missing:
         raise ValueError(f"trackers names {', '.join(sorted(missing))}, not installed: pip install -e '.[track]'.")
     AcceleratorState._reset_state()
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=mixed_precision,
         log_with=list(trackers) or None,
         project_dir=folder,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=_LONGEST_WAIT)],
     )
+    if mixed_precision == "fp16" and accelerator.device.type == "cpu":  # Accelerate would compute in float32
+        raise ValueError("mixed_precision fp16 needs a GPU, and there is none: give bf16 or no.")
+    return accelerator
 
 
 def start_trackers(accelerator: Accelerator, run: str, *, settings: Mapping[str, Any], steps_done: int) -> None:
