@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,9 +14,11 @@ from typing import Any
 import torch
 import yaml
 
+from progeo.engine.checkpoint import EPOCHS, STEPS, finished_checkpoints
 from progeo.engine.log import LOGGER, start_log
 from progeo.files import replacing, write_json
 
+_GROUP = re.compile(r"group_(0|[1-9]\d*)")
 _PACKAGES = ("progeo", "torch", "torchvision", "open_clip_torch", "accelerate", "numpy", "pyarrow", "safetensors")
 
 
@@ -40,10 +43,22 @@ class RunFolder:
         """States to go on from."""
         return self.path / "checkpoints"
 
+    def group_checkpoints(self, index: int) -> Path:
+        """States to go on from of a group that is trained for itself."""
+        return self.checkpoints / f"group_{index}"
+
+    def group_file(self, index: int) -> Path:
+        """What such a group left when it was finished."""
+        return self.checkpoints / f"group_{index}.safetensors"
+
     @property
     def begun(self) -> bool:
-        """Whether there is a state to go on from."""
-        return any(self.checkpoints.glob("[!.]*"))
+        """Whether there is a state to go on from, of the run or of a group."""
+        if finished_checkpoints(self.checkpoints, STEPS):
+            return True
+        beside = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
+        groups = [path for path in beside if _GROUP.fullmatch(path.name.removesuffix(".safetensors"))]
+        return any(path.is_file() or finished_checkpoints(path, EPOCHS) for path in groups)
 
     @property
     def best(self) -> Path:

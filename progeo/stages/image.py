@@ -6,7 +6,7 @@ from pathlib import Path
 from progeo.config.parsing import plain_values
 from progeo.config.training import Settings
 from progeo.engine.accelerator import start_accelerator, start_trackers
-from progeo.engine.checkpoint import load_checkpoint, newest_checkpoint
+from progeo.engine.checkpoint import STEPS, load_newest_checkpoint
 from progeo.engine.log import LOGGER
 from progeo.engine.memory import explaining_out_of_memory
 from progeo.engine.run_folder import RunFolder, open_run
@@ -83,18 +83,19 @@ def train_image_encoder(settings: Settings) -> Path:
 
 def _train(training: ImageTraining, val_set: QuerySet, run: RunFolder) -> None:
     """Go on from the newest checkpoint, or start with a validation of the untrained encoder, and train to the end."""
-    checkpoint = newest_checkpoint(run.checkpoints)
-    if checkpoint is not None:
-        training.load_state_dict(load_checkpoint(checkpoint))
+    found = load_newest_checkpoint(run.checkpoints, STEPS)
+    if found is not None:
+        checkpoint, state = found
+        training.load_state_dict(state)
         LOGGER.info("going on from %s, best val R@1 %.1f", checkpoint, training.best_recall)
     if training.accelerator.is_main_process:
-        run.keep_metrics(lambda row: checkpoint is not None and row["epoch"] <= training.epoch)
+        run.keep_metrics(lambda row: found is not None and row["epoch"] <= training.epoch)
     settings = training.settings
     start_trackers(
         training.accelerator, str(settings.run), settings=plain_values(settings), steps_done=training.steps_done
     )
     with listening_for_stop() as stop:
-        if checkpoint is None:
+        if found is None:
             _validate(training, val_set, run, terms={})
         while not training.finished:
             terms = training.run_epoch(run, stop)

@@ -1,7 +1,6 @@
 """Stage 1: learn a text prompt for every place, both CLIP encoders frozen."""
 
 import json
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,14 @@ from tqdm import tqdm
 from progeo.config.parsing import plain_values
 from progeo.config.training import Settings
 from progeo.engine.accelerator import fits_device, start_accelerator
-from progeo.engine.checkpoint import load_checkpoint, newest_checkpoint, prune_checkpoints, save_checkpoint
+from progeo.engine.checkpoint import (
+    EPOCHS,
+    load_checkpoint,
+    load_newest_checkpoint,
+    prune_checkpoints,
+    remove_checkpoints,
+    save_checkpoint,
+)
 from progeo.engine.log import LOGGER
 from progeo.engine.loop import progress_bar
 from progeo.engine.run_folder import RunFolder, open_run
@@ -127,6 +133,8 @@ class PromptTraining:
         """Steps of an epoch, by group."""
         self.steps_of_others = 0
         """Steps that other processes were seen to have done."""
+        self.newest = [self._newest(index) for index in range(len(partition.groups))]
+        """The checkpoint that a group goes on from; None where it begins, or has finished."""
 
     def drop_metrics_of_unfinished_epochs(self) -> None:
         """Forget what is going to be trained again; the main process does it before any trains."""
@@ -153,10 +161,10 @@ class PromptTraining:
         )
         with bar:
             for index in self.mine:
-                if not self._file(index).is_file():
+                if not self.run.group_file(index).is_file():
                     self._train_group(index, features, *images[index], bar)
                     self.accelerator.free_memory()
-                shutil.rmtree(self._checkpoints(index), ignore_errors=True)
+                remove_checkpoints(self.run.group_checkpoints(index), EPOCHS)
             bar.set_description("stage 1, waiting for other processes")
             while self.accelerator.is_main_process and not self._all_finished():
                 time.sleep(1)
@@ -167,7 +175,7 @@ class PromptTraining:
         tensors: dict[str, Tensor] = {}
         summaries = []
         for index in range(len(self.partition.groups)):
-            with safe_open(self._file(index), framework="pt") as file:
+            with safe_open(self.run.group_file(index), framework="pt") as file:
                 summaries.append(json.loads(file.metadata()["summary"]))
                 tensors |= {f"group_{index}.{name}": file.get_tensor(name) for name in _TENSORS}
             if index not in self.mine:
@@ -200,16 +208,15 @@ class PromptTraining:
             settings=self.settings,
             accelerator=self.accelerator,
         )
-        checkpoints = self._checkpoints(index)
-        newest = newest_checkpoint(checkpoints)
-        if newest is not None:
+        if (newest := self.newest[index]) is not None:
             training.load_state_dict(load_checkpoint(newest))
             LOGGER.info("%s: going on after epoch %d", name, training.epoch)
         while training.epoch < epochs:
             training.run_epoch(bar, f"stage 1, {name}, epoch {training.epoch + 1}/{epochs}")
             self.run.append_metrics({"group": index, "epoch": training.epoch, **training.terms})
-            save_checkpoint(checkpoints, f"epoch_{training.epoch:06d}", training.state_dict())
-            prune_checkpoints(checkpoints, keep=1)
+            name_of_it = f"epoch_{training.epoch:06d}"
+            newest = save_checkpoint(self.run.group_checkpoints(index), name_of_it, training.state_dict())
+            prune_checkpoints(newest, keep=1)
             self._follow_others(bar)
         text_features = training.text_features()
         matching = training.matching(text_features)
@@ -226,12 +233,12 @@ class PromptTraining:
             "text_features": text_features.cpu(),
             "class_ids": torch.from_numpy(group.class_ids),
         }
-        with replacing(self._file(index)) as temporary:
+        with replacing(self.run.group_file(index)) as temporary:
             save_file(tensors, temporary, metadata={"summary": json.dumps(summary)})
         LOGGER.info("%s: %s", name, _in_words(summary))
 
     def _all_finished(self) -> bool:
-        return all(self._file(index).is_file() for index in range(len(self.steps)))
+        return all(self.run.group_file(index).is_file() for index in range(len(self.steps)))
 
     def _follow_others(self, bar: tqdm) -> None:
         """Move the bar on by what other processes did since this was last asked."""
@@ -246,16 +253,16 @@ class PromptTraining:
 
     def _epochs_done(self, index: int) -> int:
         """How many epochs of a group need not be trained again."""
-        if self._file(index).is_file():
+        if self.run.group_file(index).is_file():
             return self.settings.prompts.epochs
-        newest = newest_checkpoint(self._checkpoints(index))
+        newest = self.newest[index]
         return 0 if newest is None else int(newest.name.removeprefix("epoch_"))
 
-    def _file(self, index: int) -> Path:
-        return self.run.checkpoints / f"group_{index}.safetensors"
-
-    def _checkpoints(self, index: int) -> Path:
-        return self.run.checkpoints / f"group_{index}"
+    def _newest(self, index: int) -> Path | None:
+        if self.run.group_file(index).is_file():
+            return None
+        found = load_newest_checkpoint(self.run.group_checkpoints(index), EPOCHS)
+        return None if found is None else found[0]
 
     def _name(self, index: int) -> str:
         return f"group {index + 1}/{len(self.partition.groups)}"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from running import files_in, kill_when, metrics_of, run_on_two_processes
+from running import files_in, kill_before, metrics_of, run_on_two_processes
 from safetensors.torch import load_file
 
 from progeo.cli import main
@@ -62,22 +62,25 @@ def test_an_extraction_that_was_killed_goes_on_where_it_stopped(own_config, tmp_
     def shards() -> list[Path]:
         return sorted((tmp_path / "features").glob("*/rows_*.npy"))
 
-    slow = ["--data.eval_batch_size", "1"]
-    kill_when(lambda: len(shards()) == 1, "stage1_prompts.py", "--config", own_config, *slow)
+    kill_before("/rows_00001.npy", "stage1_prompts.py", "--config", own_config)
     before = {path: path.stat().st_mtime_ns for path in shards()}
     assert len(before) == 1
-    stage_1(own_config, *slow, "--resume", "true")
+    stage_1(own_config, "--resume", "true")
     assert len(shards()) == 2
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    stage_1(own_config, *slow, "--prompts.feature_cache", tmp_path / "other", "--run", tmp_path / "other_run")
+    stage_1(own_config, "--prompts.feature_cache", tmp_path / "other", "--run", tmp_path / "other_run")
     assert prompts_of(tmp_path / "run") == prompts_of(tmp_path / "other_run")
 
 
 def test_a_training_that_was_killed_ends_with_the_same_prompts_bit_for_bit(config, run, tmp_path):
-    many = ["--config", str(config), "--prompts.epochs", "25"]
+    many = ["--config", str(config), "--prompts.epochs", "4"]
     killed, whole = ["--run", str(tmp_path / "killed")], ["--run", str(tmp_path / "whole")]
-    second_group = tmp_path / "killed/stage1/checkpoints/group_1"
-    kill_when(lambda: (second_group / "epoch_000002").exists(), "stage1_prompts.py", *many, *killed)
+    kill_before("/group_1/epoch_000003", "stage1_prompts.py", *many, *killed)
+    checkpoints = tmp_path / "killed/stage1/checkpoints"
+    assert {path.relative_to(checkpoints).as_posix() for path in checkpoints.glob("*/*")} == {
+        "group_1/epoch_000002",
+        "group_1/.unfinished-epoch_000003",
+    }
     assert not (tmp_path / "killed/stage1/prompts.safetensors").exists()
     main(["stage1", *many, *killed, "--resume", "true"])
     main(["stage1", *many, *whole])
