@@ -65,6 +65,15 @@ class Describer:
         most_pixels = batch_size * math.prod(self.image_size)
         return batches_by_shape(np.array(rows), shapes, batch_size=batch_size, most_pixels=most_pixels)
 
+    def full_batch(self, catalogue: Catalogue, batch_size: int) -> int:
+        """How many images every batch gets, so that no description depends on what else is described.
+
+        Of fewer images than that it is their number, and 1 where shapes differ: most batches are small then.
+        """
+        if depends_on_shape(self.preprocessing):
+            return 1
+        return len(self.batches(catalogue, range(min(len(catalogue), batch_size)), batch_size)[0])
+
 
 @dataclass(frozen=True)
 class Cache:
@@ -233,6 +242,7 @@ def _describe(
         num_workers=num_workers,
         what=describer.what,
         hidden=hidden,
+        filled_to=describer.full_batch(catalogue, batch_size),
     )
     num_unreadable = 0
     for shard in shards:
