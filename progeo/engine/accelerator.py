@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import AutocastKwargs, InitProcessGroupKwargs
+from accelerate.utils import AutocastKwargs, InitProcessGroupKwargs, broadcast_object_list
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -90,6 +90,11 @@ def gathered_with_gradient(rows: Tensor, accelerator: Accelerator) -> Tensor:
     mine.register_hook(lambda gradient: gradient * accelerator.num_processes)
     parts[accelerator.process_index] = mine
     return torch.cat(parts)
+
+
+def of_main_process(value: Any) -> Any:
+    """What the main process has; what the others have does not matter."""
+    return broadcast_object_list([value])[0]
 
 
 def share_of(count: int, accelerator: Accelerator) -> range:

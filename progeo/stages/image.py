@@ -15,7 +15,7 @@ from progeo.evaluation.recall import recall_at
 from progeo.export.weights import save_encoder
 from progeo.stages.image_training import ImageTraining
 from progeo.stages.overview import overview
-from progeo.stages.places import keep_places, read_training_places
+from progeo.stages.places import LearnedFrom, read_training_places
 from progeo.stages.query_sets import QuerySet, load_query_set
 from progeo.stages.validation import retrieve
 
@@ -30,6 +30,10 @@ _MAY_CHANGE = (
     "run",
     "resume",
     "trackers",
+    "data.train_folder",  # these three where what lies there is the same, see `LearnedFrom`
+    "data.val_folder",
+    "text.prompts",
+    "prompts.feature_cache",
     "data.num_workers",
     "data.eval_batch_size",
     "data.cache_images",
@@ -62,17 +66,19 @@ def train_image_encoder(settings: Settings) -> Path:
     )
     with explaining_out_of_memory(_NEEDS_LESS_MEMORY):
         training = ImageTraining(settings, places, accelerator)
+        source = LearnedFrom(places, val_set, training.losses.text_features)
         run = open_run(
             folder,
             plain_values(settings),
             resume=settings.resume,
             may_change=_MAY_CHANGE if settings.training.schedule == "cosine" else (*_MAY_CHANGE, "training.epochs"),
+            check=source.check,
             is_main=accelerator.is_main_process,
         )
         for line in overview(training, places, val_set):
             LOGGER.info(line)
         if accelerator.is_main_process:
-            keep_places(run, places)
+            source.keep(run)
         _train(training, val_set, run)
     LOGGER.info("best val R@1 %.1f, encoder in %s", training.best_recall, run.best)
     del training  # first: were its networks the last to hold the group of processes, freeing it could wait for ever

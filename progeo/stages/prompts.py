@@ -34,12 +34,21 @@ from progeo.models.convnets import CONVNETS
 from progeo.places.cells import Group, Partition, check_same_partition
 from progeo.stages.described import Described
 from progeo.stages.features import cached_features
-from progeo.stages.places import keep_places, read_training_places
+from progeo.stages.places import LearnedFrom, read_training_places
 from progeo.stages.prompt_group import GroupImages, GroupTraining
 
 PROMPTS = "prompts.safetensors"
 DESCRIPTION = "prompts.json"
 _TENSORS = ("context", "text_features", "class_ids")
+_MAY_CHANGE = (
+    "run",
+    "resume",
+    "data.train_folder",  # where the images in it are the same, see `LearnedFrom`
+    "data.val_folder",
+    "data.num_workers",
+    "data.max_unreadable_fraction",
+    "prompts.feature_cache",
+)
 
 
 def train_prompts(settings: Settings) -> Path:
@@ -64,15 +73,17 @@ def train_prompts(settings: Settings) -> Path:
         seed=settings.seed,
     )
     clip.requires_grad_(False).to(accelerator.device)
+    source = LearnedFrom(places)
     run = open_run(
         settings.run / "stage1",
         plain_values(settings),
         resume=settings.resume,
-        may_change=("run", "resume", "data.num_workers", "data.max_unreadable_fraction", "prompts.feature_cache"),
+        may_change=_MAY_CHANGE,
+        check=source.check,
         is_main=accelerator.is_main_process,
     )
     if accelerator.is_main_process:
-        keep_places(run, places)
+        source.keep(run)
     LOGGER.info("%d images, classes of the groups: %s", len(catalogue), [g.num_classes for g in partition.groups])
     training = PromptTraining(settings, partition, clip=clip, run=run, accelerator=accelerator)
     training.drop_metrics_of_unfinished_epochs()

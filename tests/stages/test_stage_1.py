@@ -131,6 +131,31 @@ def test_a_broken_image_is_reported_and_its_class_learns_from_the_others(own_con
     assert prompts_of(tmp_path / "run") == prompts_of(tmp_path / "without")
 
 
+def test_a_run_goes_on_where_its_images_were_moved_to_and_finds_their_features(own_config, tmp_path):
+    stage_1(own_config)
+    prompts = prompts_of(tmp_path / "run")
+    for name in ("checkpoints/group_1.safetensors", "prompts.safetensors", "prompts.json"):
+        (tmp_path / "run/stage1" / name).unlink()
+    (tmp_path / "train").rename(tmp_path / "moved")
+    moved = ["--data.train_folder", tmp_path / "moved", "--data.val_folder", tmp_path / "val"]
+    stage_1(own_config, *moved, "--resume", "true")
+    assert prompts_of(tmp_path / "run") == prompts
+    assert len(list((tmp_path / "features").iterdir())) == 1
+
+
+def test_what_the_user_keeps_beside_the_checkpoints_of_a_group_stays(own_config, tmp_path):
+    mine = tmp_path / "run/stage1/checkpoints/group_0/epoch_000001 copy"
+    mine.mkdir(parents=True)
+    (mine / "state.json").write_text("mine")
+    stage_1(own_config)
+    assert (mine / "state.json").read_text() == "mine"
+    assert files_in(tmp_path / "run/stage1/checkpoints") == {
+        "group_0.safetensors",
+        "group_0/epoch_000001 copy/state.json",
+        "group_1.safetensors",
+    }
+
+
 def test_features_of_images_that_changed_since_are_refused(own_config, tmp_path):
     stage_1(own_config)
     changed = sorted((tmp_path / "train").rglob("*.jpg"))[3]

@@ -1,6 +1,7 @@
 """Stage 2 through the real command: stopped anywhere and resumed, on two processes, with things going wrong."""
 
 import json
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 import yaml
 from PIL import Image
 from running import files_in, kill_before, metrics_of, run_on_two_processes
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from progeo.cli import main
@@ -202,3 +204,106 @@ def test_tensorboard_is_told_of_every_step_and_validation(config, run, tmp_path)
     stage_2(config, "--run", tmp_path, "--trackers", '["tensorboard"]', "--training.epochs", "2", "--resume", "true")
     events.Reload()
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
+
+
+@pytest.fixture
+def begun(config, run, city, tmp_path):
+    """The words of a run of one epoch on its own copies of images and prompts, and the words after they moved."""
+    for name in ("train", "val"):
+        shutil.copytree(city / name, tmp_path / "here" / name)
+    shutil.copytree(run / "stage1", tmp_path / "here/prompts")
+
+    def words(place):
+        names = (("data.train_folder", "train"), ("data.val_folder", "val"), ("text.prompts", "prompts"))
+        return ["--run", tmp_path / "run", *(f"--{name}={tmp_path / place / folder}" for name, folder in names)]
+
+    stage_2(config, *words("here"), "--training.epochs", 1)
+    (tmp_path / "here").rename(tmp_path / "there")
+    return words("there")
+
+
+def test_a_run_goes_on_with_its_images_and_prompts_where_they_were_moved_to(config, run, begun, tmp_path):
+    stage_2(config, *begun, "--resume", "true", "--prompts.feature_cache", tmp_path / "elsewhere")
+    assert metrics_of(tmp_path / "run/stage2") == metrics_of(run / "stage2")
+    assert_same(last_state(tmp_path / "run"), last_state(run))
+    kept = yaml.safe_load((tmp_path / "run/stage2/config.yaml").read_text())
+    assert kept["data"]["train_folder"] == str(tmp_path / "there/train")
+    assert kept["text"]["prompts"] == str(tmp_path / "there/prompts")
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ("train", r"images of the same names, but those in .*/there/train are others: name the folder that has them"),
+        ("val/database", r"images of the same names, but those in .*/there/val/database are others"),
+        ("val/queries", r"images of the same names, but those in .*/there/val/queries are others"),
+        ("prompts", r"begun with other text features: name the prompts that it was begun with as --text.prompts"),
+    ],
+)
+def test_a_run_does_not_go_on_with_what_only_has_the_same_names(config, begun, tmp_path, changed, sentence):
+    if changed == "prompts":
+        file = tmp_path / "there/prompts/prompts.safetensors"
+        save_file({name: 2 * tensor for name, tensor in load_file(file).items()}, file)
+    else:
+        first, second, *_ = sorted((tmp_path / "there" / changed).glob("*.jpg"))
+        first.write_bytes(second.read_bytes())
+    before = (tmp_path / "run/stage2/config.yaml").read_bytes()
+    assert re.search(sentence, failure(config, *begun, "--resume", "true"))
+    assert (tmp_path / "run/stage2/config.yaml").read_bytes() == before
+
+
+def test_a_run_does_not_go_on_with_other_validation_images_in_the_same_folder(config, begun, tmp_path):
+    (tmp_path / "there").rename(tmp_path / "here")
+    next((tmp_path / "here/val/queries").glob("*.jpg")).unlink()
+    back = [str(word).replace("/there/", "/here/") for word in begun]
+    assert "was begun with 6 images in" in failure(config, *back, "--resume", "true")
+
+
+def test_a_run_that_did_not_write_down_its_images_goes_on_where_they_were_only(config, begun, tmp_path):
+    places = tmp_path / "run/stage2/places.json"
+    old = json.loads(places.read_text())
+    for name in ("image_contents", "validation", "text_features"):
+        del old[name]
+    places.write_text(json.dumps(old))
+    sentence = failure(config, *begun, "--resume", "true")
+    assert "places.json does not say what was in the images of data.train_folder: leave it as it was" in sentence
+    (tmp_path / "there").rename(tmp_path / "here")
+    stage_2(config, *(str(word).replace("/there/", "/here/") for word in begun), "--resume", "true")
+    assert json.loads(places.read_text()).keys() == {*old, "image_contents", "validation", "text_features"}
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "sentence"),
+    [
+        ("config.yaml", b"", "config.yaml does not hold the settings of the run: it is damaged"),
+        ("config.yaml", b"<html>: {404", "config.yaml does not hold the settings of the run: it is damaged"),
+        ("places.json", b"{}", "places.json does not say what the run learned from: it is damaged"),
+        ("places.json", b"<html>", "places.json is not a JSON file"),
+        ("metrics.jsonl", b"x\n{}\n", "metrics.jsonl is damaged: a line is not JSON"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(config, run, tmp_path, file, content, sentence):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run/stage2" / file).write_bytes(content)
+    assert sentence in failure(config, "--run", tmp_path / "run", "--resume", "true")
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_and_ends_as_it_would_have(config, run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    checkpoints = tmp_path / "run/stage2/checkpoints"
+    (checkpoints / "epoch_000003_step_000000/tensors.safetensors").write_bytes(b"")
+    (checkpoints / ".DS_Store").touch()
+    (checkpoints / "before_lr_change").mkdir()
+    stage_2(config, "--run", tmp_path / "run", "--resume", "true", "--training.keep_checkpoints", 1)
+    log = (tmp_path / "run/stage2/log.txt").read_text()
+    assert (
+        f"is damaged: Error while deserializing header: header too small; going on from {checkpoints}/epoch_000002"
+        in log
+    )
+    assert metrics_of(tmp_path / "run/stage2") == metrics_of(run / "stage2")
+    assert_same(last_state(tmp_path / "run"), last_state(run))
+    assert {path.name for path in checkpoints.iterdir()} == {
+        ".DS_Store",
+        "before_lr_change",
+        "epoch_000003_step_000000",
+    }
