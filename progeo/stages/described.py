@@ -32,6 +32,7 @@ _CATALOGUE = "catalogue.arrow"
 _FILES = "files.npy"
 _PLACE = "image_folder"
 """The one thing in a description that descriptions do not depend on, where the same images lie elsewhere."""
+_FORMAT = 2
 _NAME = re.compile("[0-9a-f]{16}")
 _MOST_REASONS_SHOWN = 10
 
@@ -161,6 +162,7 @@ def _depends_on(
 ) -> dict[str, Any]:
     """All that descriptions depend on, as JSON gives it back."""
     depends_on = {
+        "format": _FORMAT,
         **describer.depends_on,
         "image_size": list(describer.image_size),
         "preprocessing": describer.preprocessing,
@@ -201,6 +203,8 @@ def _prepared_folder(cache: Cache, depends_on: Mapping[str, Any], catalogue: Cat
 def _check_folder(rows: ShardedRows, depends_on: Mapping[str, Any], catalogue: Catalogue, advice: str) -> None:
     """Check that a folder is what it says and that the images are the same."""
     folder, stored, missing = rows.folder, read_json(rows.folder / _DESCRIPTION), rows.missing_shards()
+    if not isinstance(stored, dict):
+        raise ValueError(f"{folder / _DESCRIPTION} is damaged: {advice}.")
     for name, value in depends_on.items():
         if stored.get(name) != value:
             raise ValueError(

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from open_clip import CLIP
+from safetensors import SafetensorError
 from safetensors.torch import safe_open, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -40,6 +41,7 @@ from progeo.stages.prompt_group import GroupImages, GroupTraining
 PROMPTS = "prompts.safetensors"
 DESCRIPTION = "prompts.json"
 _TENSORS = ("context", "text_features", "class_ids")
+_DESCRIBED = frozenset({"partition", "architecture", "weights", "seed", "vocabulary", "groups"})
 _MAY_CHANGE = (
     "run",
     "resume",
@@ -117,15 +119,39 @@ def load_text_features(folder: Path, partition: Partition) -> list[Tensor]:
             f"There are no prompts in {folder}: run stage 1 first, with a CLIP, name its folder with --text.prompts, "
             f"or train without text with --text.weight 0."
         )
-    check_same_partition(read_json(folder / DESCRIPTION)["partition"], partition, str(folder / PROMPTS))
-    with safe_open(folder / PROMPTS, framework="pt") as file:
-        return [file.get_tensor(f"group_{index}.text_features") for index in range(len(partition.groups))]
+    check_same_partition(read_prompts_description(folder)["partition"], partition, str(folder / PROMPTS))
+    return read_prompts(folder / PROMPTS, [f"group_{index}.text_features" for index in range(len(partition.groups))])
 
 
 def load_clip_of_prompts(folder: Path) -> tuple[str, str]:
     """Architecture and weights of the CLIP whose text tower reads the prompts in `folder`, see `load_clip`."""
-    description = read_json(folder / DESCRIPTION)
+    description = read_prompts_description(folder)
     return description["architecture"], description["weights"]
+
+
+def read_prompts_description(folder: Path) -> dict[str, Any]:
+    """What stage 1 says of the prompts in `folder`.
+
+    Raises:
+        ValueError: the file is damaged; the sentence names it.
+    """
+    description = read_json(folder / DESCRIPTION)
+    if not isinstance(description, dict) or not description.keys() >= _DESCRIBED:
+        raise ValueError(f"{folder / DESCRIPTION} does not describe prompts: it is damaged. Run stage 1 again.")
+    return description
+
+
+def read_prompts(path: Path, names: Sequence[str]) -> list[Tensor]:
+    """These tensors of a file that stage 1 wrote.
+
+    Raises:
+        ValueError: the file is damaged; the sentence names it.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return [file.get_tensor(name) for name in names]
+    except (SafetensorError, FileNotFoundError) as error:
+        raise ValueError(f"{path} is damaged: {error}. Remove it and go on with stage 1, with --resume true.") from None
 
 
 class PromptTraining:
@@ -186,9 +212,11 @@ class PromptTraining:
         tensors: dict[str, Tensor] = {}
         summaries = []
         for index in range(len(self.partition.groups)):
-            with safe_open(self.run.group_file(index), framework="pt") as file:
-                summaries.append(json.loads(file.metadata()["summary"]))
-                tensors |= {f"group_{index}.{name}": file.get_tensor(name) for name in _TENSORS}
+            file = self.run.group_file(index)
+            values = read_prompts(file, _TENSORS)
+            tensors |= {f"group_{index}.{name}": value for name, value in zip(_TENSORS, values, strict=True)}
+            with safe_open(file, framework="pt") as opened:
+                summaries.append(json.loads(opened.metadata()["summary"]))
             if index not in self.mine:
                 LOGGER.info("%s: %s", self._name(index), _in_words(summaries[index]))
         with replacing(self.run.path / PROMPTS) as temporary:

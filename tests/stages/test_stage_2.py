@@ -280,6 +280,8 @@ def test_a_run_that_did_not_write_down_its_images_goes_on_where_they_were_only(c
         ("places.json", b"{}", "places.json does not say what the run learned from: it is damaged"),
         ("places.json", b"<html>", "places.json is not a JSON file"),
         ("metrics.jsonl", b"x\n{}\n", "metrics.jsonl is damaged: a line is not JSON"),
+        ("../stage1/prompts.json", b"{}", "prompts.json does not describe prompts: it is damaged"),
+        ("../stage1/prompts.safetensors", b"<html>404</html>", "prompts.safetensors is damaged: Error"),
     ],
 )
 def test_a_damaged_file_of_a_run_is_named(config, run, tmp_path, file, content, sentence):
