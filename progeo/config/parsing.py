@@ -42,6 +42,9 @@ def parse_settings(
         FileNotFoundError: there is no such file of settings.
         ValueError: a file of settings that cannot be read, or names what is no setting.
     """
+    arguments = [_with_home(word) for word in arguments]
+    if not positional:
+        arguments = _with_files(arguments, dict(_hints(kind)))
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog=program, description=kind.__doc__, allow_abbrev=False)
     if not positional:
@@ -53,9 +56,6 @@ def parse_settings(
         if any(option.endswith("_") for option in action.option_strings):
             action.option_strings = [option.rstrip("_") for option in action.option_strings]
             parser._option_string_actions |= dict.fromkeys(action.option_strings, action)
-    arguments = [_with_home(word) for word in arguments]
-    if not positional:
-        arguments = _with_files(arguments, dict(_hints(kind)))
     values = parser.parse_args(arguments if words is None else _with_words(arguments, words))
     return kind(**{name: value for name, value in vars(parser.instantiate(values)).items() if name != "config"})
 

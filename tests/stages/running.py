@@ -41,6 +41,6 @@ def run_on_two_processes(*command: object) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     result = subprocess.run(
-        [*launch, *map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+        [*launch, *map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
     )
     assert result.returncode == 0, result.stderr

@@ -206,20 +206,30 @@ def test_tensorboard_is_told_of_every_step_and_validation(config, run, tmp_path)
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
 
 
+def on_copies(root, place):
+    """The words for a run in a folder, of images and prompts that lie beside it."""
+    names = (("data.train_folder", "train"), ("data.val_folder", "val"), ("text.prompts", "prompts"))
+    return ["--run", root / "run", *(f"--{name}={root / place / folder}" for name, folder in names)]
+
+
+@pytest.fixture(scope="module")
+def begun_once(config, run, city, tmp_path_factory):
+    """A run of one epoch on copies of images and prompts."""
+    root = tmp_path_factory.mktemp("begun")
+    for name, source in (("train", city), ("val", city), ("prompts", run)):
+        shutil.copytree(source / name.replace("prompts", "stage1"), root / "here" / name)
+    stage_2(config, *on_copies(root, "here"), "--training.epochs", 1)
+    return root
+
+
 @pytest.fixture
-def begun(config, run, city, tmp_path):
-    """The words of a run of one epoch on its own copies of images and prompts, and the words after they moved."""
-    for name in ("train", "val"):
-        shutil.copytree(city / name, tmp_path / "here" / name)
-    shutil.copytree(run / "stage1", tmp_path / "here/prompts")
-
-    def words(place):
-        names = (("data.train_folder", "train"), ("data.val_folder", "val"), ("text.prompts", "prompts"))
-        return ["--run", tmp_path / "run", *(f"--{name}={tmp_path / place / folder}" for name, folder in names)]
-
-    stage_2(config, *words("here"), "--training.epochs", 1)
-    (tmp_path / "here").rename(tmp_path / "there")
-    return words("there")
+def begun(begun_once, tmp_path):
+    """The words for that run after its images and prompts were moved from `here` to `there`."""
+    shutil.copytree(begun_once / "run", tmp_path / "run")
+    shutil.copytree(begun_once / "here", tmp_path / "there")
+    kept = tmp_path / "run/stage2/config.yaml"
+    kept.write_text(kept.read_text().replace(str(begun_once), str(tmp_path)))
+    return on_copies(tmp_path, "there")
 
 
 def test_a_run_goes_on_with_its_images_and_prompts_where_they_were_moved_to(config, run, begun, tmp_path):
@@ -255,8 +265,8 @@ def test_a_run_does_not_go_on_with_what_only_has_the_same_names(config, begun, t
 def test_a_run_does_not_go_on_with_other_validation_images_in_the_same_folder(config, begun, tmp_path):
     (tmp_path / "there").rename(tmp_path / "here")
     next((tmp_path / "here/val/queries").glob("*.jpg")).unlink()
-    back = [str(word).replace("/there/", "/here/") for word in begun]
-    assert "was begun with 6 images in" in failure(config, *back, "--resume", "true")
+    sentence = failure(config, *on_copies(tmp_path, "here"), "--resume", "true")
+    assert f"was begun with 6 images in {tmp_path}/here/val/queries, now there are 5" in sentence
 
 
 def test_a_run_that_did_not_write_down_its_images_goes_on_where_they_were_only(config, begun, tmp_path):
@@ -268,7 +278,7 @@ def test_a_run_that_did_not_write_down_its_images_goes_on_where_they_were_only(c
     sentence = failure(config, *begun, "--resume", "true")
     assert "places.json does not say what was in the images of data.train_folder: leave it as it was" in sentence
     (tmp_path / "there").rename(tmp_path / "here")
-    stage_2(config, *(str(word).replace("/there/", "/here/") for word in begun), "--resume", "true")
+    stage_2(config, *on_copies(tmp_path, "here"), "--resume", "true", "--training.epochs", 1)
     assert json.loads(places.read_text()).keys() == {*old, "image_contents", "validation", "text_features"}
 
 
