@@ -7,8 +7,10 @@ from PIL import Image
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 """Of the files that count as images of a folder, in lower case."""
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP")
-"""Formats that a file may have, whatever its name says: raster formats that no other program is run for."""
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
+"""Formats that a file may have, whatever its name says: raster formats that no other program is run for.
+
+MPO comes as JPEG: a name without an opener of its own makes Pillow fail at every format after it."""
 
 
 def open_image(source: Path | BinaryIO) -> Image.Image:
