@@ -6,12 +6,14 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO
 
+from packaging.requirements import Requirement
 from PIL import Image, UnidentifiedImageError
 
 # Pillow remarks on odd files in the middle of progress bars: what matters of it is an error's sentence here.
@@ -34,17 +36,26 @@ class _PluginFormat:
     extensions: tuple[str, ...]
     begins: re.Pattern[bytes]
     """What the first bytes of such a file match."""
-    package: str
-    """What must be there for that."""
+    requirement: str
+    """The package with its lowest version that gives the right pixels."""
+    module: str
+    """Of that package, not in every build of it."""
     plugin: str
     """The module whose import registers the format."""
-    requirement: str
-    """What to install."""
 
     @property
     def is_readable(self) -> bool:
-        """Whether the package is installed."""
-        return find_spec(self.package) is not None
+        """Whether the package is installed in such a version."""
+        requirement = Requirement(self.requirement)
+        try:
+            return version(requirement.name) in requirement.specifier and find_spec(self.module) is not None
+        except PackageNotFoundError:
+            return False
+
+    @property
+    def advice(self) -> str:
+        """What to do where it is not."""
+        return f"pip install '{self.requirement}'"
 
 
 _PLUGIN_FORMATS = (
@@ -52,25 +63,25 @@ _PLUGIN_FORMATS = (
         name="AVIF",
         extensions=(".avif",),
         begins=re.compile(rb".{4}ftyp(avi[fs]|m[is]f1.*avi[fs])", re.DOTALL),
-        package="PIL._avif",
+        requirement="pillow>=11.3",
+        module="PIL._avif",
         plugin="PIL.AvifImagePlugin",
-        requirement="'pillow>=11.3'",
     ),
     _PluginFormat(
         name="HEIF",
         extensions=(".heic", ".heif", ".hif"),
         begins=re.compile(rb".{4}ftyp(hei[cxms]|hev[cxms]|m[is]f1)", re.DOTALL),
-        package="pillow_heif",
+        requirement="pillow-heif>=1.1",
+        module="pillow_heif",
         plugin="pillow_heif.HeifImagePlugin",
-        requirement="pillow-heif",
     ),
     _PluginFormat(
         name="JXL",
         extensions=(".jxl",),
         begins=re.compile(rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n"),
-        package="pillow_jxl",
+        requirement="pillow-jxl-plugin>=1.3",
+        module="pillow_jxl",
         plugin="pillow_jxl.JpegXLImagePlugin",
-        requirement="pillow-jxl-plugin",
     ),
 )
 _CONVERT, _RENAME = "convert them to .jpg or .png", "they are JPEG: rename them to .jpg"
@@ -89,12 +100,7 @@ EXTENSIONS = (
 """Of the files that count as images of a folder, in lower case."""
 UNREAD_EXTENSIONS: Mapping[str, str] = MappingProxyType(
     {
-        **{
-            extension: f"pip install {each.requirement}"
-            for each in _PLUGIN_FORMATS
-            if not each.is_readable
-            for extension in each.extensions
-        },
+        **{extension: each.advice for each in _PLUGIN_FORMATS if not each.is_readable for extension in each.extensions},
         **dict.fromkeys(_TO_CONVERT.split(), _CONVERT),
         **dict.fromkeys((".insp", ".jfif", ".jpe", ".mpo"), _RENAME),
     }
@@ -133,7 +139,7 @@ def _open_with_plugin(source: Path | BinaryIO) -> Image.Image:
         if not each.begins.match(beginning):
             continue
         if not each.is_readable:
-            raise UnidentifiedImageError(f"it is {each.name}: pip install {each.requirement}")
+            raise UnidentifiedImageError(f"it is {each.name}: {each.advice}")
         import_module(each.plugin)
         content = _content(source)
         if each.name == "JXL":
