@@ -9,6 +9,7 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloa
 
 from progeo.engine.accelerator import Precision
 from progeo.models.preprocessing import Preprocessing, QueryPreprocessing
+from progeo.pixels import Orientation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,9 @@ class DescribeSettings(KeepSettings):
     database_preprocessing: Preprocessing = "hard_resize"
     """hard_resize to image_size; single_query to its shorter side, aspect kept; central_crop of it; five_crops of its
     shorter side, the mean of their descriptors; native leaves images as they are."""
+    orientation: Orientation = "exif"
+    """exif turns photos upright as their files say; ignore takes the pixels as they are stored, as most published
+    programs do."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from progeo.data.augmentation import Augmentation
 from progeo.engine.accelerator import Precision, Tracker
 from progeo.engine.schedules import Schedule
 from progeo.models.heads import HeadKind
+from progeo.pixels import Orientation
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class DataSettings:
     """Processes that decode images."""
     eval_batch_size: PositiveInt = 64
     """Images a batch when nothing is trained."""
+    orientation: Orientation = "exif"
+    """exif turns photos upright as their files say; ignore takes the pixels as they are stored, as most published
+    programs do."""
     max_unreadable_fraction: ClosedUnitInterval = 0.01
     """Stage 1 leaves out images that cannot be read, stage 2 takes another of the class; above this share both stop."""
     cache_images: bool = False

@@ -1,6 +1,8 @@
 """Where the image files of a folder are: found on the disk, or named by a list beside the folder."""
 
+import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -12,8 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 from tqdm import tqdm
 
-from progeo.image_files import EXTENSIONS
+from progeo.image_files import EXTENSIONS, UNREAD_EXTENSIONS, unread_in_words
 
+_LOGGER = logging.getLogger("progeo")
 _NEVER_IN_A_PATH = "\x1f"
 _LIST_BYTES_AT_ONCE = 2**23
 _PATHS_AT_ONCE = 2**16
@@ -69,13 +72,15 @@ def _scanned(folder: Path) -> FoundPaths:
     """Read all folders in parallel: on a network disk most of the time is waiting."""
     parts: list[pa.Array] = []
     seen: dict[str, int] = {}
+    unread: Counter[str] = Counter()
     with ThreadPoolExecutor(16) as pool, tqdm(desc=f"finding images in {folder}", unit="img", disable=None) as bar:
         waiting: set[Future] = {pool.submit(_read_folder, folder, ".")}
         try:
             while waiting:
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 for future in done:
-                    name, changed_ns, folders, images = future.result()
+                    name, changed_ns, folders, images, passed_over = future.result()
+                    unread += passed_over
                     seen[name] = changed_ns
                     parts.append(images)
                     bar.update(len(images))
@@ -85,23 +90,31 @@ def _scanned(folder: Path) -> FoundPaths:
             raise
     paths = pa.table({"path": pa.chunked_array(parts, pa.large_string())}).sort_by("path")
     if not len(paths):
-        raise FileNotFoundError(f"There is no image ({', '.join(EXTENSIONS)}) in {folder} or in a folder below it.")
+        others = f" Not read: {unread_in_words(unread)}." if unread else ""
+        raise FileNotFoundError(
+            f"There is no image ({', '.join(EXTENSIONS)}) in {folder} or in a folder below it.{others}"
+        )
+    if unread:
+        _LOGGER.warning("%s also holds files that are not read: %s", folder, unread_in_words(unread))
     batches = (batch["path"] for batch in paths.to_batches(_PATHS_AT_ONCE))
     return FoundPaths(batches, dict(sorted(seen.items())), None)
 
 
-def _read_folder(root: Path, name: str) -> tuple[str, int, list[str], pa.Array]:
-    """The name of a folder, when it changed, the folders and the images in it."""
+def _read_folder(root: Path, name: str) -> tuple[str, int, list[str], pa.Array, Counter[str]]:
+    """The name of a folder, when it changed, the folders and the images in it, and its unread images by extension."""
     prefix = "" if name == "." else f"{name}/"
     changed_ns = (root / name).stat().st_mtime_ns
     folders, images = [], []
+    unread: Counter[str] = Counter()
     with os.scandir(root / name) as entries:
         for entry in entries:
             if entry.name.lower().endswith(EXTENSIONS) and entry.is_file():
                 images.append(prefix + entry.name)
             elif entry.is_dir(follow_symlinks=False):
                 folders.append(prefix + entry.name)
-    return name, changed_ns, folders, pa.array(images, pa.large_string())
+            elif (extension := Path(entry.name).suffix.lower()) in UNREAD_EXTENSIONS and entry.is_file():
+                unread[extension] += 1
+    return name, changed_ns, folders, pa.array(images, pa.large_string()), unread
 
 
 def _listed(listing: Path, folder: Path) -> FoundPaths:

@@ -44,7 +44,13 @@ def build_place_index(settings: IndexBuildSettings) -> Path:
         raise ValueError(f"A place index needs an encoder with weights of its own, {settings.encoder} has none.")
     catalogue = read_catalogue(settings.folder)
     images = placed(catalogue)
-    describer = encoder_describer(encoder, settings.database_preprocessing, settings.image_size, accelerator)
+    describer = encoder_describer(
+        encoder,
+        settings.database_preprocessing,
+        settings.image_size,
+        accelerator,
+        orientation=settings.orientation,
+    )
     descriptors = described(describer, catalogue, settings, accelerator)
     if accelerator.is_main_process:
         about = About(
@@ -54,6 +60,7 @@ def build_place_index(settings: IndexBuildSettings) -> Path:
             image_size=describer.image_size,
             database_preprocessing=settings.database_preprocessing,
             query_preprocessing=settings.query_preprocessing,
+            orientation=settings.orientation,
         )
         index = build_index(descriptors, settings.index)
         save_model(settings.out, encoder, settings.encoder)

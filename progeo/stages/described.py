@@ -22,6 +22,7 @@ from progeo.engine.log import LOGGER
 from progeo.evaluation.descriptors import described_batches
 from progeo.files import each_file, read_json, replacing, write_json
 from progeo.models.preprocessing import QueryPreprocessing, depends_on_shape, preprocess_image, preprocessed_shape
+from progeo.pixels import Orientation
 from progeo.places.catalogue import Catalogue
 
 _DESCRIPTION = "description.json"
@@ -47,16 +48,21 @@ class Describer:
     """What becomes of images before."""
     depends_on: Mapping[str, Any]
     """Weights and all else that changes them; plain values."""
+    orientation: Orientation = "exif"
+    """Whether images are turned upright first."""
 
     def images(self, catalogue: Catalogue) -> CatalogueImages:
         """The images of a catalogue as they are described."""
-        return CatalogueImages(catalogue, partial(preprocess_image, kind=self.preprocessing, size=self.image_size))
+        preprocess = partial(preprocess_image, kind=self.preprocessing, size=self.image_size)
+        return CatalogueImages(catalogue, preprocess, self.orientation)
 
     def batches(self, catalogue: Catalogue, rows: range, batch_size: int) -> list[np.ndarray]:
         """Batches of one shape each, of at most as many pixels as `batch_size` images of `image_size`."""
         if depends_on_shape(self.preprocessing):
             names = map(catalogue.name, rows)
-            found = each_file(lambda name: read_shape(catalogue.folder / name), names, total=len(rows))
+            found = each_file(
+                lambda name: read_shape(catalogue.folder / name, self.orientation), names, total=len(rows)
+            )
             own = [shape or self.image_size for shape in found]
             shapes = np.array([preprocessed_shape(self.preprocessing, self.image_size, each) for each in own])
         else:
@@ -151,6 +157,8 @@ def _depends_on(describer: Describer, catalogue: Catalogue, mixed_precision: str
             **describer.depends_on,
             "image_size": list(describer.image_size),
             "preprocessing": describer.preprocessing,
+            # Only where it is another than the default: caches from before there was a choice stay valid.
+            **({} if describer.orientation == "exif" else {"orientation": describer.orientation}),
             "mixed_precision": mixed_precision,
             "kept_as": keep_as,
             "image_folder": str(catalogue.folder.resolve()),

@@ -15,6 +15,7 @@ from progeo.data.shards import ShardedRows
 from progeo.models.clip import ImageSize, as_height_width, weights_digest
 from progeo.models.encoder import Encoder, spec_to_json
 from progeo.models.preprocessing import QueryPreprocessing
+from progeo.pixels import Orientation
 from progeo.places.catalogue import Catalogue
 from progeo.stages.described import Cache, Describer, described_once
 
@@ -22,7 +23,12 @@ _CROPS_APART = ("nearest_crop", "maj_voting")
 
 
 def encoder_describer(
-    encoder: nn.Module, preprocessing: QueryPreprocessing, image_size: ImageSize | None, accelerator: Accelerator
+    encoder: nn.Module,
+    preprocessing: QueryPreprocessing,
+    image_size: ImageSize | None,
+    accelerator: Accelerator,
+    *,
+    orientation: Orientation = "exif",
 ) -> Describer:
     """Make descriptors (B, D) of images; of crops that search on their own (B, 5 D).
 
@@ -31,6 +37,7 @@ def encoder_describer(
         preprocessing: of the images.
         image_size: pixels, one side or height and width; None takes the encoder's own.
         accelerator: gives device and precision.
+        orientation: whether images are turned upright first.
     """
     encoder.to(accelerator.device)
 
@@ -51,6 +58,7 @@ def encoder_describer(
         image_size=encoder.image_size if image_size is None else as_height_width(image_size),
         preprocessing=preprocessing,
         depends_on=identity(encoder),
+        orientation=orientation,
     )
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from progeo.models.clip import NORMALISATIONS, as_height_width, weights_digest
 from progeo.models.preprocessing import normalise_images
+from progeo.pixels import Orientation
 from progeo.places.catalogue import Catalogue
 from progeo.stages.described import Cache, Described, Describer, described_once
 
@@ -24,6 +25,7 @@ def cached_features(
     batch_size: int,
     num_workers: int,
     max_unreadable_fraction: float,
+    orientation: Orientation = "exif",
 ) -> Described:
     """Features of every image of a catalogue, float16 (N, E), from the cache as far as they are there.
 
@@ -37,6 +39,7 @@ def cached_features(
         batch_size: images a batch.
         num_workers: processes that decode images, for each process.
         max_unreadable_fraction: of the images, 0 to 1.
+        orientation: whether images are turned upright first.
 
     Raises:
         ValueError: what is cached was made from something else, or too many images cannot be read.
@@ -59,6 +62,7 @@ def cached_features(
             "visual_weights": weights_digest(clip.visual.state_dict()),
             "normalisation": normalisation,
         },
+        orientation=orientation,
     )
     return described_once(
         describer,

@@ -113,6 +113,7 @@ def _validate(training: ImageTraining, val_set: QuerySet, run: RunFolder, *, ter
         image_size=training.encoder.image_size,
         batch_size=settings.data.eval_batch_size,
         num_workers=settings.data.num_workers,
+        orientation=settings.data.orientation,
     )
     values = recall_at(predictions, val_set.positives, _RECALL_NS).tolist()
     recalls = {f"val R@{n}": recall for n, recall in zip(_RECALL_NS, values, strict=True)}

@@ -21,6 +21,7 @@ from progeo.export.weights import load_encoder, save_encoder
 from progeo.files import read_json, write_json
 from progeo.models.encoder import Encoder
 from progeo.models.preprocessing import Preprocessing
+from progeo.pixels import Orientation
 from progeo.places.catalogue import Catalogue, open_catalogue, positions_m
 from progeo.places.geographic import degrees_of
 from progeo.stages.described import Describer
@@ -50,6 +51,8 @@ class About:
     catalogue_file: str = ""
     calibration: Mapping[str, Any] | None = None
     """The fields of a `Calibration`."""
+    orientation: Orientation = "exif"
+    """Whether images and photos are turned upright."""
     format: int = _FORMAT
 
 
@@ -71,7 +74,10 @@ class PlaceIndex:
 
     def describer(self, preprocessing: Preprocessing, accelerator: Accelerator) -> Describer:
         """What describes images as those of the index were described."""
-        return encoder_describer(self.encoder, preprocessing, self.about.image_size, accelerator)
+        about = self.about
+        return encoder_describer(
+            self.encoder, preprocessing, about.image_size, accelerator, orientation=about.orientation
+        )
 
     def search(self, descriptors: np.ndarray, *, least: int = 1) -> Neighbours:
         """The images nearest to descriptors (Q, D), at least as many as confidence is taken from and as `least`."""

@@ -81,6 +81,7 @@ def train_prompts(settings: Settings) -> Path:
         batch_size=settings.data.eval_batch_size,
         num_workers=settings.data.num_workers,
         max_unreadable_fraction=settings.data.max_unreadable_fraction,
+        orientation=settings.data.orientation,
     )
     training.train_groups(features, rows)
     if accelerator.is_main_process:

@@ -31,7 +31,13 @@ def reduce_encoder(settings: ReduceSettings) -> Path:
         raise ValueError(f"Only an encoder with weights of its own can be reduced, {settings.encoder} has none.")
     catalogue = read_catalogue(settings.folder)
     rows = np.unique(np.linspace(0, len(catalogue) - 1, min(len(catalogue), settings.sample)).astype(np.int64))
-    describer = encoder_describer(encoder, settings.database_preprocessing, settings.image_size, accelerator)
+    describer = encoder_describer(
+        encoder,
+        settings.database_preprocessing,
+        settings.image_size,
+        accelerator,
+        orientation=settings.orientation,
+    )
     descriptors = described(describer, catalogue.take(rows), settings, accelerator)
     if accelerator.is_main_process:
         sample = np.concatenate([part.astype(np.float32) for part in descriptors.parts()])
