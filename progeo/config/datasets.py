@@ -74,14 +74,18 @@ class DatasetStructSettings:
 
 @dataclass(frozen=True)
 class DatasetArraysSettings:
-    """Settings of reading ground truth as NumPy arrays."""
+    """Settings of reading ground truth of other programs."""
 
     folder: Path
-    """Holds dbImages.npy, qImages.npy and gt.npy, whatever their names begin with."""
+    """Holds dbImages.npy, qImages.npy and gt.npy or gt_25m.npy (OpenVPRLab, GSV-Cities), or qIdx.npy and pIdx.npy instead
+    (MSLS val of 740 queries); imageNames_index.txt, imageNames_query.txt and an .npz (Patch-NetVLAD); or
+    ground_truth_new.npy (VPR-Bench); whatever their names begin with."""
     images: Path
-    """Folder that the names in them are relative to."""
+    """Folder that the names in them are relative to; for VPR-Bench that with query and ref."""
     out: Path
     """Folder for database.arrow and queries.arrow, for evaluate.py --folder."""
+    name: str | None = None
+    """What the names of the files begin with, such as pitts30k_val, where there are those of several sets."""
 
 
 @dataclass(frozen=True)

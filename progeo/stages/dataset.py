@@ -53,11 +53,16 @@ def read_struct(settings: DatasetStructSettings) -> Path:
 
 
 def read_truth(settings: DatasetArraysSettings) -> Path:
-    """Write the catalogues of ground truth as arrays and return their folder."""
+    """Write the catalogues of ground truth of another program and return their folder."""
     start_log(None)
-    for side, catalogue in read_arrays(settings.folder, settings.images).items():
+    sides = read_arrays(settings.folder, settings.images, settings.name)
+    for side, catalogue in sides.items():
         check_files(catalogue)
         _write(catalogue, settings.out / side, link=False)
+    if sides["queries"].positives is not None:
+        LOGGER.info(
+            "the ground truth gives the correct database images of each query: --positive_radius_m has no effect"
+        )
     return settings.out
 
 
