@@ -77,9 +77,9 @@ class DatasetArraysSettings:
     """Settings of reading ground truth of other programs."""
 
     folder: Path
-    """Holds dbImages.npy, qImages.npy and gt.npy or gt_25m.npy (OpenVPRLab, GSV-Cities), or qIdx.npy and pIdx.npy instead
-    (MSLS val of 740 queries); imageNames_index.txt, imageNames_query.txt and an .npz (Patch-NetVLAD); or
-    ground_truth_new.npy (VPR-Bench); whatever their names begin with."""
+    """Holds, whatever their names begin with: dbImages.npy, qImages.npy and gt.npy or gt_25m.npy (OpenVPRLab,
+    GSV-Cities), or qIdx.npy and pIdx.npy instead (MSLS val of 740 queries); imageNames_index.txt, imageNames_query.txt
+    and an .npz (Patch-NetVLAD); ground_truth_new.npy (VPR-Bench)."""
     images: Path
     """Folder that the names in them are relative to; for VPR-Bench that with query and ref."""
     out: Path

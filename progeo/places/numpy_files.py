@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.lib.format as npy
 
-_MOST_VALUES = 2**24
+_MOST_VALUES = 2**22
 """That lists may hold in all, where the file is smaller: a list may stand in it many times, but is stored once."""
+_DISPATCH = pickle._Unpickler.dispatch
 _LEFT_OUT = b"".join(
     (
         *(pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER, pickle.EXT1, pickle.EXT2, pickle.EXT4),
@@ -46,7 +47,7 @@ def load_array(file: Path) -> np.ndarray:
 
 def integers_of(value: Any) -> np.ndarray | None:
     """The numbers of an element or a line of `load_array` in one array (N,), None where one is no integer."""
-    if isinstance(value, np.ndarray) and value.dtype == object:  # a line of a matrix
+    if isinstance(value, np.ndarray) and value.dtype.kind == "O":  # a line of a matrix
         parts = [integers_of(each) for each in value]
         found = [part for part in parts if part is not None]
         return np.concatenate([np.empty(0, np.int64), *found]) if len(found) == len(parts) else None
@@ -63,7 +64,7 @@ def _decoded(content: bytes) -> np.ndarray:
         raise ValueError(f"it begins with {content[:16]!r}, which is no .npy file")
     is_first = npy.read_magic(stream) == (1, 0)
     shape, fortran, dtype = (npy.read_array_header_1_0 if is_first else npy.read_array_header_2_0)(stream)
-    if dtype == object:
+    if dtype.kind == "O":
         array = _ArrayUnpickler(stream).load()
         if not isinstance(array, _Array):
             raise ValueError("it holds no array")
@@ -98,7 +99,7 @@ class _Array:
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, kind, fortran, content = state
-        if kind.dtype == object:
+        if kind.dtype.kind == "O":
             if not isinstance(content, list):
                 raise ValueError("it is no array of lists")
             values = _of_objects(content)
@@ -106,8 +107,8 @@ class _Array:
             values = np.frombuffer(_bytes(content), kind.dtype) if len(content) else np.empty(0, kind.dtype)
         self.values = values.reshape(shape, order="F" if fortran else "C")
 
-    def elements(self) -> Sequence[Any]:
-        return self.values.ravel().tolist() if self.values.dtype == object else self.values.ravel()
+    def elements(self) -> list[Any]:
+        return self.values.ravel().tolist()
 
 
 def _scalar(kind: _Type, content: bytes) -> Any:
@@ -142,9 +143,7 @@ class _ArrayUnpickler(pickle._Unpickler):
     The faster one takes all memory where a file numbers a value too high.
     """
 
-    dispatch = MappingProxyType(
-        {code: act for code, act in pickle._Unpickler.dispatch.items() if code not in _LEFT_OUT}
-    )
+    dispatch = {code: act for code, act in _DISPATCH.items() if code not in _LEFT_OUT}  # noqa: RUF012
 
     def __init__(self, stream: io.BytesIO) -> None:
         super().__init__(stream, encoding="latin1")
@@ -174,17 +173,17 @@ def _flattened(elements: Sequence[Any], most: int) -> Iterator[Any]:
             continue
         numbers: list[Any] = []
         arrays: list[np.ndarray] = []
-        waiting = [element]
+        waiting: list[Any] = [element]
         while waiting:
             each = waiting.pop()
-            if isinstance(each, _Array) and each.values.dtype != object:
+            if isinstance(each, _Array) and each.values.dtype.kind != "O":
                 arrays.append(each.values.ravel())
                 seen += each.values.size
             elif isinstance(each, (_Array, list, tuple, range)):
                 inner = each.elements() if isinstance(each, _Array) else each
                 seen += len(inner)
                 if seen <= most:
-                    waiting += reversed(inner)
+                    waiting += inner
             else:
                 numbers.append(each)
             if seen > most:

@@ -1,6 +1,5 @@
 """Patch-NetVLAD's ground truth: a list of images of each side, and their positions in an .npz file."""
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from progeo.places.catalogue import Catalogue
 from progeo.places.ground_truth import build_side, positives_column
 from progeo.places.positives import positives_within
 
+_POSITIONS = {"database": "utmDb", "queries": "utmQ"}
 _FOLDER = "dataset_gt_files"
 _USUAL_RADIUS_M = 25
 
@@ -33,11 +33,9 @@ def read_patch_netvlad(files: Mapping[str, Path], images: Path) -> dict[str, Cat
     positions = _positions_file(files["database"])
     try:
         with np.load(positions, allow_pickle=False) as arrays:
-            utm = {
-                side: np.asarray(arrays[key], np.float64) for side, key in (("database", "utmDb"), ("queries", "utmQ"))
-            }
+            utm = {side: np.asarray(arrays[key], np.float64) for side, key in _POSITIONS.items()}
             radius = float(arrays["posDistThr"].ravel()[0]) if "posDistThr" in arrays else None
-    except (OSError, ValueError, KeyError, IndexError, EOFError, TypeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # what is no .npz, or a truncated one, fails in many ways
         raise ValueError(f"{positions} must hold numbers utmQ and utmDb, but cannot be read: {error}.") from None
     for side, values in utm.items():
         if values.shape == (2, len(names[side])) and len(names[side]) != 2:
@@ -74,8 +72,8 @@ def _positions_file(listing: Path) -> Path:
     found = [path for folder in folders for path in sorted(folder.glob("*.npz")) if path.stem.startswith(name)]
     exact = [path for path in found if path.stem == name]
     if len(exact or found) != 1:
-        what = f"several of {name}: {', '.join(path.name for path in found)}" if found else "none"
+        what = f"are {', '.join(path.name for path in found)}" if found else "is none"
         raise FileNotFoundError(
-            f"{listing} needs one file {name}*.npz with utmQ and utmDb, in {folders[0]} or {folders[1]}; there is {what}."
+            f"{listing} needs one file {name}*.npz with utmQ and utmDb, in {folders[0]} or {folders[1]}; there {what}."
         )
     return (exact or found)[0]

@@ -60,9 +60,7 @@ def read_truth(settings: DatasetArraysSettings) -> Path:
         check_files(catalogue)
         _write(catalogue, settings.out / side, link=False)
     if sides["queries"].positives is not None:
-        LOGGER.info(
-            "the ground truth gives the correct database images of each query: --positive_radius_m has no effect"
-        )
+        LOGGER.info("the correct database images of each query are given: --positive_radius_m has no effect")
     return settings.out
 
 
