@@ -102,6 +102,9 @@ class DatasetCheckSettings:
     """Name of the queries' folder."""
     positive_radius_m: PositiveFloat = 25.0
     """A database image within this many metres of a query is right for it."""
+    positive_angle_deg: PositiveFloat | None = None
+    """It is correct only where its heading differs from the query's by at most this many degrees, too; null looks at no
+    heading."""
     min_side_px: PositiveInt = 64
     """Images with a shorter side are called tiny."""
     cells: CellSettings = field(default_factory=CellSettings)

@@ -60,7 +60,7 @@ def _positives(file: Path, num_database: int, num_queries: int) -> list[np.ndarr
     numbers = integers_of(truth[:, 0])
     if numbers is None or not np.array_equal(np.sort(numbers), np.arange(num_queries)):
         raise ValueError(
-            f"{file} must have a line for each of {num_queries} queries with its number from 0; it has {len(truth)} lines."
+            f"{file} must have {num_queries} lines with the numbers of the queries, from 0; it has {len(truth)}."
         )
     positives = [np.empty(0, np.int64)] * num_queries
     for number, value in zip(numbers.tolist(), truth[:, 1], strict=True):
