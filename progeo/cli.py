@@ -70,7 +70,13 @@ COMMANDS = {
     "dataset from-arrays": Command(
         "dataset:read_truth",
         "datasets:DatasetArraysSettings",
-        "ground truth without coordinates, from .npy files",
+        "ground truth of OpenVPRLab, GSV-Cities, Patch-NetVLAD, VPR-Bench",
+        True,
+    ),
+    "dataset from-msls": Command(
+        "dataset:read_street_sequences",
+        "datasets:DatasetMslsSettings",
+        "Mapillary Street-Level Sequences, from its own tables",
         True,
     ),
     "dataset groups": Command(

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
@@ -86,6 +87,23 @@ class DatasetArraysSettings:
     """Folder for database.arrow and queries.arrow, for evaluate.py --folder."""
     name: str | None = None
     """What the names of the files begin with, such as pitts30k_val, where there are those of several sets."""
+
+
+@dataclass(frozen=True)
+class DatasetMslsSettings:
+    """Settings of reading Mapillary Street-Level Sequences as it is downloaded."""
+
+    folder: Path
+    """Folder of a city with database and query, of several cities, or one with train_val."""
+    out: Path
+    """Folder for database.arrow and queries.arrow, for evaluate.py --folder or data.val_folder."""
+    cities: tuple[str, ...] = ()
+    """Such as [cph, sf], the validation's; [] takes all that are there."""
+    subtask: Literal["all", "s2w", "w2s", "o2n", "n2o", "d2n", "n2d"] | None = "all"
+    """Images of a subtask of the benchmark: all, summer to winter, old to new, day to night, or the way back; null
+    takes every image."""
+    positive_radius_m: PositiveFloat | None = 25.0
+    """Queries without a database image within this many metres are left out, as the benchmark does; null keeps them."""
 
 
 @dataclass(frozen=True)

@@ -124,6 +124,7 @@ def _joined(*parts: str) -> str:
     return parts[0] + "/".join(parts[1:]) if parts[0] == "/" else "/".join(parts)
 
 
+_PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
 _ADMITTED = MappingProxyType(
     {
         **{f"numpy.{core}.multiarray._reconstruct": _Array for core in ("core", "_core")},
@@ -131,8 +132,8 @@ _ADMITTED = MappingProxyType(
         "numpy.ndarray": _Array,
         "numpy.dtype": _Type,
         **{f"{builtins}.{name}": range for builtins in ("builtins", "__builtin__") for name in ("range", "xrange")},
-        **{f"{module}.PosixPath": _joined for module in ("pathlib", "pathlib._local")},
-        **{f"{module}.WindowsPath": _joined for module in ("pathlib", "pathlib._local")},
+        "_codecs.encode": lambda text, _: _bytes(text),
+        **{f"{module}.{path}": _joined for module in ("pathlib", "pathlib._local") for path in _PATHS},
     }
 )
 

@@ -78,7 +78,7 @@ def _check_angle(database: Catalogue, queries: Catalogue, angle_deg: float) -> N
         raise ValueError(f"positive_angle_deg must be above 0 and at most 180, got {angle_deg:g}.")
     if queries.positives is not None:
         raise ValueError(
-            f"positive_angle_deg {angle_deg:g} cannot be used: the correct database images of {queries.folder} are given "
+            f"positive_angle_deg {angle_deg:g} cannot be used: the correct images of {queries.folder} are given, "
             f"and do not follow from distances and headings. Leave it out."
         )
     absent = [int(np.isnan(catalogue.heading).sum()) for catalogue in (database, queries)]

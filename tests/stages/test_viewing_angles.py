@@ -39,7 +39,7 @@ def test_an_evaluation_counts_and_names_the_viewing_angle(city, evaluation, tmp_
 
 
 def test_a_protocol_and_a_viewing_angle_are_refused(evaluation):
-    with pytest.raises(SystemExit, match="The protocol msls_val looks at no heading.*leave one of them out"):
+    with pytest.raises(SystemExit, match=r"The protocol msls_val looks at no heading.*leave one of them out"):
         main([*evaluation, "20", "--protocol", "msls_val"])
 
 
