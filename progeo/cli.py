@@ -79,6 +79,9 @@ COMMANDS = {
         "Mapillary Street-Level Sequences, from its own tables",
         True,
     ),
+    "dataset views": Command(
+        "views:cut_panoramas", "datasets:DatasetViewsSettings", "perspective views of 360 degree panoramas", True
+    ),
     "dataset groups": Command(
         "dataset:plan_groups", "datasets:DatasetGroupsSettings", "count classes and images of every group", True
     ),

@@ -107,6 +107,23 @@ class DatasetMslsSettings:
 
 
 @dataclass(frozen=True)
+class DatasetViewsSettings:
+    """Settings of cutting panoramas into views."""
+
+    panoramas: Path
+    """Folder or catalogue of equirectangular panoramas, twice as wide as high, with positions; their heading is that of
+    the center column."""
+    out: Path
+    """Folder for the views, with the standard names; views that it holds already are not cut again."""
+    headings: PositiveInt = 12
+    """Views of a panorama, the first to the north, the others clockwise in equal steps."""
+    fov: PositiveFloat = 90.0
+    """Horizontal and vertical field of view in degrees, below 180."""
+    size: PositiveInt = 512
+    """Side of a view in pixels."""
+
+
+@dataclass(frozen=True)
 class DatasetCheckSettings:
     """Settings of a check."""
 
