@@ -25,10 +25,11 @@ def find_positives(
     Raises:
         ValueError: a radius or an angle out of range; an angle where positives are given or headings are absent.
     """
+    given = queries.positives
     if angle_deg is not None:
-        _check_angle(database, queries, angle_deg)
-    if queries.positives is not None:
-        return queries.positives
+        _check_angle(database, queries, angle_deg, is_given=given is not None)
+    if given is not None:
+        return given
     database_m, queries_m = positions_m(database, queries)
     found = positives_within(database_m, queries_m, radius_m)
     return found if angle_deg is None else looking_alike(found, database.heading, queries.heading, angle_deg)
@@ -73,10 +74,10 @@ def looking_alike(
     return np.split(rows[alike], np.cumsum(counts)[:-1])
 
 
-def _check_angle(database: Catalogue, queries: Catalogue, angle_deg: float) -> None:
+def _check_angle(database: Catalogue, queries: Catalogue, angle_deg: float, *, is_given: bool) -> None:
     if not 0 < angle_deg <= 180:
         raise ValueError(f"positive_angle_deg must be above 0 and at most 180, got {angle_deg:g}.")
-    if queries.positives is not None:
+    if is_given:
         raise ValueError(
             f"positive_angle_deg {angle_deg:g} cannot be used: the correct images of {queries.folder} are given, "
             f"and do not follow from distances and headings. Leave it out."
