@@ -70,8 +70,17 @@ COMMANDS = {
     "dataset from-arrays": Command(
         "dataset:read_truth",
         "datasets:DatasetArraysSettings",
-        "ground truth without coordinates, from .npy files",
+        "ground truth of OpenVPRLab, GSV-Cities, Patch-NetVLAD, VPR-Bench",
         True,
+    ),
+    "dataset from-msls": Command(
+        "dataset:read_street_sequences",
+        "datasets:DatasetMslsSettings",
+        "Mapillary Street-Level Sequences, from its own tables",
+        True,
+    ),
+    "dataset views": Command(
+        "views:cut_panoramas", "datasets:DatasetViewsSettings", "perspective views of 360 degree panoramas", True
     ),
     "dataset groups": Command(
         "dataset:plan_groups", "datasets:DatasetGroupsSettings", "count classes and images of every group", True

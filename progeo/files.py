@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from safetensors import SafetensorError
 from tqdm import tqdm
 
+Item = TypeVar("Item")
 Found = TypeVar("Found")
 _THREADS = max(16, os.cpu_count() or 1)
 _AT_ONCE = 4096
@@ -71,7 +72,7 @@ def written_together(folder: Path) -> Iterator[Path]:
 
 
 def each_file(
-    look: Callable[[str], Found], names: Iterable[str], *, total: int, description: str | None = None
+    look: Callable[[Item], Found], names: Iterable[Item], *, total: int, description: str | None = None
 ) -> Iterator[Found]:
     """What `look` finds at each of many files, in their order: side by side, as on a network disk most is waiting.
 

@@ -68,6 +68,9 @@ class BenchmarkSettings(DescribeSettings):
     in which they vote."""
     positive_radius_m: PositiveFloat = 25.0
     """A database image within this many metres of a query is right for it."""
+    positive_angle_deg: PositiveFloat | None = None
+    """It is correct only where its heading differs from the query's by at most this many degrees, too; null looks at no
+    heading."""
     radii_m: tuple[PositiveFloat, ...] = (5.0, 25.0, 100.0)
     """Recalls are given for these radii too."""
     without_positive: Literal["missed", "left_out"] = "missed"

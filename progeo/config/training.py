@@ -35,6 +35,9 @@ class DataSettings:
     """Name of the queries' folder in val_folder."""
     positive_radius_m: PositiveFloat = 25.0
     """A database image within this many metres of a query is right for it."""
+    positive_angle_deg: PositiveFloat | None = None
+    """It is correct only where its heading differs from the query's by at most this many degrees, too; null looks at no
+    heading."""
     num_workers: NonNegativeInt = field(default_factory=lambda: min(4, os.cpu_count() or 1))
     """Processes that decode images."""
     eval_batch_size: PositiveInt = 64

@@ -18,7 +18,7 @@ from progeo.files import write_json
 from progeo.places.catalogue import Catalogue, index_file, positions_m, read_catalogue
 from progeo.places.cells import NoClass, build_partition
 from progeo.places.filename import parse_columns
-from progeo.places.positives import positives_within
+from progeo.places.positives import find_positives
 
 _EAST_M, _NORTH_M = (100_000, 900_000), (0, 10_000_000)
 """What UTM coordinates can be."""
@@ -126,7 +126,7 @@ def _contradictions(catalogue: Catalogue) -> Iterator[tuple[int, float]]:
 
 def _queries_without_positive(catalogues: Mapping[str, Catalogue], settings: DatasetCheckSettings) -> list[str]:
     database, queries = catalogues[settings.database], catalogues[settings.queries]
-    positives = queries.positives or positives_within(*positions_m(database, queries), settings.positive_radius_m)
+    positives = find_positives(database, queries, settings.positive_radius_m, angle_deg=settings.positive_angle_deg)
     return [queries.name(row) for row, right in enumerate(positives) if not len(right)]
 
 

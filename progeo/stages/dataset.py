@@ -8,6 +8,7 @@ from progeo.config.datasets import (
     DatasetArraysSettings,
     DatasetGroupsSettings,
     DatasetIndexSettings,
+    DatasetMslsSettings,
     DatasetPhotosSettings,
     DatasetStructSettings,
     DatasetTableSettings,
@@ -17,6 +18,7 @@ from progeo.places.arrays import read_arrays
 from progeo.places.catalogue import Catalogue, check_files, index_catalogue, index_file, link_images, read_catalogue
 from progeo.places.cells import Partition, build_partition
 from progeo.places.dbstruct import read_dbstruct
+from progeo.places.msls import read_msls
 from progeo.places.photos import read_photos
 from progeo.places.tables import read_table
 
@@ -53,9 +55,24 @@ def read_struct(settings: DatasetStructSettings) -> Path:
 
 
 def read_truth(settings: DatasetArraysSettings) -> Path:
-    """Write the catalogues of ground truth as arrays and return their folder."""
+    """Write the catalogues of ground truth of another program and return their folder."""
     start_log(None)
-    for side, catalogue in read_arrays(settings.folder, settings.images).items():
+    sides = read_arrays(settings.folder, settings.images, settings.name)
+    for side, catalogue in sides.items():
+        check_files(catalogue)
+        _write(catalogue, settings.out / side, link=False)
+    if sides["queries"].positives is not None:
+        LOGGER.info("the correct database images of each query are given: --positive_radius_m has no effect")
+    return settings.out
+
+
+def read_street_sequences(settings: DatasetMslsSettings) -> Path:
+    """Write the catalogues of cities of MSLS and return their folder."""
+    start_log(None)
+    sides = read_msls(
+        settings.folder, settings.cities, subtask=settings.subtask, positive_radius_m=settings.positive_radius_m
+    )
+    for side, catalogue in sides.items():
         check_files(catalogue)
         _write(catalogue, settings.out / side, link=False)
     return settings.out

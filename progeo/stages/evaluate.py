@@ -52,12 +52,19 @@ def evaluate_source(
     """Do the same with what `load_described` gave for `settings.encoder`; the main process gets what came out."""
     protocol = None if settings.protocol is None else load_protocol(settings.protocol)
     if protocol is not None:
+        if settings.positive_angle_deg is not None:
+            raise ValueError(
+                f"The protocol {protocol.name} looks at no heading, so that numbers with positive_angle_deg "
+                f"{settings.positive_angle_deg:g} could not be compared: leave one of them out."
+            )
         names = ("database", "queries", "positive_radius_m", "one_per_panorama")
         settings = replace(settings, **{name: getattr(protocol, name) for name in names})
     if not settings.recall_ns:
         raise ValueError("recall_ns must name at least one N.")
-    radius_m = settings.positive_radius_m
-    query_set = load_query_set(settings.folder, settings.database, settings.queries, radius_m=radius_m)
+    radius_m, angle_deg = settings.positive_radius_m, settings.positive_angle_deg
+    query_set = load_query_set(
+        settings.folder, settings.database, settings.queries, radius_m=radius_m, angle_deg=angle_deg
+    )
     if protocol is not None:
         protocol.check(settings.folder, len(query_set.database), len(query_set.queries))
         LOGGER.info("%s; comparable with %s", protocol.what, protocol.comparable)
@@ -82,7 +89,7 @@ def evaluate_source(
             query_set.database,
             query_set.queries,
             found.predictions,
-            positives_by_rule(query_set, radius_m, settings.radii_m),
+            positives_by_rule(query_set, radius_m, settings.radii_m, angle_deg=angle_deg),
             conditions,
         ),
         facts,

@@ -59,6 +59,7 @@ def train_image_encoder(settings: Settings) -> Path:
         settings.data.database,
         settings.data.queries,
         radius_m=settings.data.positive_radius_m,
+        angle_deg=settings.data.positive_angle_deg,
     )
     with explaining_out_of_memory(_NEEDS_LESS_MEMORY):
         training = ImageTraining(settings, places, accelerator)

@@ -7,8 +7,8 @@ import numpy as np
 
 from progeo.engine.log import LOGGER
 from progeo.evaluation.protocols import Protocol
-from progeo.places.catalogue import Catalogue, positions_m, read_catalogue
-from progeo.places.positives import positives_within
+from progeo.places.catalogue import Catalogue, read_catalogue
+from progeo.places.positives import find_positives
 
 
 @dataclass(frozen=True)
@@ -21,23 +21,37 @@ class QuerySet:
     """Right database rows of each query."""
 
 
-def load_query_set(folder: Path, database: str, queries: str, *, radius_m: float) -> QuerySet:
+def load_query_set(
+    folder: Path, database: str, queries: str, *, radius_m: float, angle_deg: float | None = None
+) -> QuerySet:
     """Read both catalogues and find the positives of each query."""
     database_images, query_images = read_catalogue(folder / database), read_catalogue(folder / queries)
-    positives = query_images.positives or positives_within(*positions_m(database_images, query_images), radius_m)
+    positives = find_positives(database_images, query_images, radius_m, angle_deg=angle_deg)
     missing = sum(not len(rows) for rows in positives)
     if missing:
-        LOGGER.warning("%d of %d queries have no database image within %g m", missing, len(positives), radius_m)
+        rule = positives_rule(radius_m, angle_deg) if query_images.positives is None else "as given"
+        LOGGER.warning("%d of %d queries have no database image %s", missing, len(positives), rule)
     return QuerySet(database_images, query_images, positives)
 
 
-def positives_by_rule(query_set: QuerySet, radius_m: float, others_m: tuple[float, ...]) -> dict[str, list[np.ndarray]]:
+def positives_by_rule(
+    query_set: QuerySet, radius_m: float, others_m: tuple[float, ...], *, angle_deg: float | None = None
+) -> dict[str, list[np.ndarray]]:
     """Right database rows by every rule: that of the set, within `radius_m`, first, then within each of `others_m`."""
     if query_set.queries.positives is not None:
         return {"as given": query_set.positives}
-    places = positions_m(query_set.database, query_set.queries)
-    others = {other_m: positives_within(*places, other_m) for other_m in others_m if other_m != radius_m}
-    return {f"within {radius:g} m": rows for radius, rows in {radius_m: query_set.positives, **others}.items()}
+    others = {
+        other_m: find_positives(query_set.database, query_set.queries, other_m, angle_deg=angle_deg)
+        for other_m in others_m
+        if other_m != radius_m
+    }
+    by_radius = {radius_m: query_set.positives, **others}
+    return {positives_rule(radius, angle_deg): rows for radius, rows in by_radius.items()}
+
+
+def positives_rule(radius_m: float, angle_deg: float | None) -> str:
+    """Which database images are right, in words."""
+    return f"within {radius_m:g} m" + ("" if angle_deg is None else f" and {angle_deg:g} degrees")
 
 
 def conditions_of(queries: Catalogue, protocol: Protocol | None) -> np.ndarray:

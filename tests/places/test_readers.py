@@ -317,6 +317,46 @@ def test_files_that_are_no_dbstruct_are_refused(tmp_path, struct_images):
             read_dbstruct(tmp_path / f"{name}.mat", struct_images)
 
 
+@pytest.mark.parametrize("save", [save_v5, save_v73])
+def test_a_broken_dbstruct_is_one_sentence(tmp_path, struct_images, save):
+    save(tmp_path / "good.mat", STRUCT)
+    good, broken = (tmp_path / "good.mat").read_bytes(), tmp_path / "broken.mat"
+    half = len(good) // 2
+    for content in (
+        b"<!DOCTYPE html>\n<html><body>404</body></html>\n" * 10,
+        b"",
+        good[:100],
+        good[:half],
+        good[:half] + bytes(len(good) - half),
+    ):
+        broken.write_bytes(content)
+        with pytest.raises(ValueError, match=r"broken\.mat is no \.mat file, or a truncated one: "):
+            read_dbstruct(broken, struct_images)
+
+
+def test_a_dbstruct_whose_packed_bytes_changed_is_one_sentence(tmp_path, struct_images):
+    names = {name: np.array(STRUCT[name], object) for name in ("dbImageFns", "qImageFns")}
+    scipy.io.savemat(tmp_path / "pitts.mat", {"dbStruct": STRUCT | names}, do_compression=True)
+    content = bytearray((tmp_path / "pitts.mat").read_bytes())
+    content[200] ^= 255
+    (tmp_path / "pitts.mat").write_bytes(content)
+    with pytest.raises(ValueError, match="or a truncated one: Error -3 while decompressing"):
+        read_dbstruct(tmp_path / "pitts.mat", struct_images)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"dbImageFns": np.arange(3.0)}, "dbImageFns must hold the names of images"),
+        ({"utmDb": ["a", "b", "c"]}, "utmDb must hold numbers"),
+    ],
+)
+def test_a_dbstruct_with_fields_of_another_kind_is_refused(tmp_path, struct_images, fields, words):
+    save_v5(tmp_path / "pitts.mat", STRUCT | fields)
+    with pytest.raises(ValueError, match=words):
+        read_dbstruct(tmp_path / "pitts.mat", struct_images)
+
+
 def save_arrays(folder, truth):
     np.save(folder / "set_dbImages.npy", np.array(["db/0.jpg", "db/1.jpg", "db/2.jpg"]))
     np.save(folder / "set_qImages.npy", np.array(["q/0.jpg", "q/1.jpg"]))
