@@ -48,6 +48,8 @@ class ImageTable:
     file: Path
     columns: Mapping[str, pa.ChunkedArray]
     """By what they are: latitude, whatever the table calls it."""
+    names: Mapping[str, str]
+    """What the table calls them."""
     paths: pa.ChunkedArray
     """Relative to the folder of the images."""
 
@@ -64,11 +66,11 @@ class ImageTable:
 
     def numbers(self, name: str) -> np.ndarray:
         """A column as float64 (N,), NaN where it is blank."""
-        return _numbers(self.columns[name], name, self.file)
+        return _numbers(self.columns[name], self.names[name], self.file)
 
     def texts(self, name: str) -> pa.ChunkedArray:
         """A column as texts, as they stand."""
-        return _texts(self.columns[name], name, self.file)
+        return _texts(self.columns[name], self.names[name], self.file)
 
     def known_texts(self, name: str) -> pa.ChunkedArray:
         """A column as texts, "" where it is blank, and everywhere where there is no such column."""
@@ -101,6 +103,7 @@ def open_table(file: Path, images: Path, given: Mapping[str, str], template: str
     if {"east", "north"} <= given.keys() and not {"latitude", "longitude"} & given.keys():
         found |= {"latitude": [], "longitude": []}
     columns = {name: _column(table, file, name, names) for name, names in found.items() if names}
+    called = {name: names[0] for name, names in found.items() if names}
     if not found["path"] and template is None and set(re.findall(r"{(\w+)", _GSV_CITIES)) <= set(table.column_names):
         template = _GSV_CITIES
     if template is not None:
@@ -114,7 +117,7 @@ def open_table(file: Path, images: Path, given: Mapping[str, str], template: str
     empty = pc.equal(paths, "").to_numpy()
     if empty.any():
         raise ValueError(f"{file}: row {int(empty.argmax()) + 1} has no path.")
-    return ImageTable(file, columns, portable_names(paths, images))
+    return ImageTable(file, columns, called, portable_names(paths, images))
 
 
 def _candidates(table: pa.Table, synonyms: tuple[str, ...], given: str | None) -> list[str]:

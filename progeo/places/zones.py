@@ -2,7 +2,9 @@
 
 import re
 
-_ZONE = re.compile(r"(?:utm *)?(?:zone *)?(\d{1,2})(?:\.0*)?[ -]*([a-z]*)", re.IGNORECASE)
+_ZONE = re.compile(
+    r"(?:utm *)?(?:zone *)?(\d{1,2})(?:\.0*)?[ -]*([c-hj-np-x]|north(?:ern)?|south(?:ern)?)?", re.IGNORECASE
+)
 _NAMED = re.compile(r".*/ *utm zone (\d{1,2})([ns])", re.IGNORECASE)
 """As the EPSG registry calls a zone: S is no band there."""
 _CODE = re.compile(r"(?:.*epsg:[^:]*:?|.*epsg *)?(326|327)(\d\d)(?:\.0*)?", re.IGNORECASE)
@@ -10,7 +12,7 @@ _WORDS = {"n": "north", "s": "south", "326": "north", "327": "south"}
 
 
 def parse_zone(text: str) -> tuple[int, str] | None:
-    """Read a zone from 1 to 60 and, if it is said, the letter of its band or a word for the hemisphere.
+    """Read a zone from 1 to 60, or 0 for none, and, if it is said, the letter of its band or a word for the hemisphere.
 
     Returns:
         None where it is something else.
@@ -18,7 +20,7 @@ def parse_zone(text: str) -> tuple[int, str] | None:
     if named := _NAMED.fullmatch(text):
         return _zone(named[1], _WORDS[named[2].lower()])
     if found := _ZONE.fullmatch(text):
-        return _zone(found[1], found[2])
+        return _zone(found[1], found[2] or "")
     return parse_code(text) if "epsg" in text.lower() else None
 
 
@@ -35,4 +37,4 @@ def parse_code(text: str) -> tuple[int, str] | None:
 
 
 def _zone(number: str, letter: str) -> tuple[int, str] | None:
-    return (int(number), letter) if int(number) <= 60 else None
+    return (int(number), letter) if int(number) <= 60 and (int(number) or not letter) else None
