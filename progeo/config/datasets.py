@@ -41,6 +41,10 @@ class DatasetTableSettings:
     """The catalogue is written as <out>.arrow; <out> then stands for a folder of images in every command."""
     images: Path | None = None
     """Folder that the paths are relative to; null takes the table's."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """What columns are called that have other names: --columns path=photo latitude=y longitude=x."""
+    path: str | None = None
+    """Template that puts paths together from columns, such as '{city}/{place_id:07d}.jpg'; null takes the column."""
     link: bool = False
     """Make the folder <out> too, of symbolic links with the standard names, for other tools."""
 

@@ -22,14 +22,16 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from progeo.files import each_file, replacing
-from progeo.places.coordinates import fits_one_zone, project
+from progeo.places.coordinates import Hemisphere, band_letters, fits_one_zone, project
 from progeo.places.filename import FIELDS, ParsedNames, format_names, parse_columns
+from progeo.places.geographic import degrees_of, hemispheres_of
 from progeo.places.paths import changes_since, find_paths
 
 _ROWS_AT_ONCE = 2**20
 _PARSERS = min(8, os.cpu_count() or 1)
 _COLUMNS = ("east", "north", "zone", "heading")
 _ZONE_WIDTH_M = 1e6
+_SOUTHERN_ORIGIN_M = 1e7
 _ABOUT = b"progeo"
 """Key of what an Arrow file says of itself."""
 
@@ -167,7 +169,7 @@ def positions_m(*catalogues: Catalogue) -> list[np.ndarray]:
 
     They are UTM's where all images lie in one zone. Where they do not, all are measured in the zone of their middle if
     latitude and longitude are known and not too far apart; else east has 1000 km times the zone added, so that images
-    of two zones are far apart.
+    of two zones are far apart. Of a set on both sides of the equator all northings are counted from the equator.
     """
     zones = set().union(*(pc.unique(catalogue.table["zone"]).to_pylist() for catalogue in catalogues)) - {0}
     degrees = [pair for catalogue in catalogues if (pair := catalogue.degrees) is not None]
@@ -177,7 +179,8 @@ def positions_m(*catalogues: Catalogue) -> list[np.ndarray]:
         together = np.stack([positions.east, positions.north], axis=1)
         return np.split(together, np.cumsum([len(catalogue) for catalogue in catalogues])[:-1])
     shift_m = _ZONE_WIDTH_M if len(zones) > 1 else 0.0
-    return [_positions_m(catalogue, shift_m) for catalogue in catalogues]
+    positions_of_each = [_positions_m(catalogue, shift_m) for catalogue in catalogues]
+    return _from_one_origin(catalogues, positions_of_each) if zones else positions_of_each
 
 
 def index_catalogue(folder: Path) -> Path:
@@ -243,10 +246,10 @@ def link_images(catalogue: Catalogue, folder: Path) -> None:
     empty = np.full(len(catalogue), "")
     unknown = np.full(len(catalogue), np.nan)
     numbers = np.array([f"{row:09d}" for row in range(len(catalogue))])
-    fields = {
-        name: unknown if name in ("latitude", "longitude", "pitch", "roll", "height") else empty for name in FIELDS
-    }
+    fields = {name: unknown if name in ("pitch", "roll", "height") else empty for name in FIELDS}
     known = {"east": catalogue.east, "north": catalogue.north, "zone": catalogue.zone, "heading": catalogue.heading}
+    latitude, longitude = degrees_of(catalogue)
+    known |= {"letter": band_letters(latitude), "latitude": latitude, "longitude": longitude}
     names = format_names(ParsedNames(**{**fields, **known, "pano_id": numbers}), extension="")
     for row, name in enumerate(names):
         path = catalogue.path(row)
@@ -261,6 +264,19 @@ def _positions_m(catalogue: Catalogue, zone_shift_m: float) -> np.ndarray:
     if zone_shift_m:
         positions[0] += zone_shift_m * catalogue.zone
     return positions.T
+
+
+def _from_one_origin(catalogues: Sequence[Catalogue], positions: list[np.ndarray]) -> list[np.ndarray]:
+    """Positions whose northings count from the equator where they lie on both sides of it, as far as that is known."""
+    lowest = min(np.fmin.reduce(each[:, 1], initial=np.inf) for each in positions)
+    highest = max(np.fmax.reduce(each[:, 1], initial=-np.inf) for each in positions)
+    if not highest - lowest > _SOUTHERN_ORIGIN_M / 2:
+        return positions
+    origins = [hemispheres_of(catalogue) for catalogue in catalogues]
+    if all((origin[np.isfinite(each[:, 1])] >= 0).all() for origin, each in zip(origins, positions, strict=True)):
+        for each, origin in zip(positions, origins, strict=True):
+            each[:, 1] -= np.where(origin == Hemisphere.SOUTHERN, _SOUTHERN_ORIGIN_M, 0)
+    return positions
 
 
 def _parsed_in_turn(folder: Path, batches: Iterator[pa.Array]) -> Iterator[pa.RecordBatch]:

@@ -14,7 +14,7 @@ import scipy.io
 from progeo.files import each_file
 from progeo.image_files import EXTENSIONS
 from progeo.places.catalogue import Catalogue
-from progeo.places.ground_truth import portable_names
+from progeo.places.paths import portable_names
 
 _CUT_OUT = re.compile(r"(?<=\d)_pitch\d+_yaw\d+$|(?<=^.{22})_\d+_\d+$")
 """What names a part of a panorama: 000042_pitch1_yaw3 of Pittsburgh, <22 letters>_012_330 of Tokyo."""
@@ -53,7 +53,7 @@ def _catalogue(fields: Mapping[str, Any], file: Path, side: str, folder: Path) -
     names = [name for name in np.ravel(fields[names_field]).tolist() if isinstance(name, str)]
     if not names or len(names) != np.size(fields[names_field]):
         raise ValueError(f"{file}: {names_field} must hold the names of images; the file may be broken.")
-    names = portable_names(pa.array(names, pa.large_string())).to_pylist()
+    names = portable_names(pa.array(names, pa.large_string()), folder).to_pylist()
     try:
         utm = np.asarray(fields[utm_field], np.float64)
     except (TypeError, ValueError):

@@ -4,14 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from progeo.places.catalogue import Catalogue
-
-
-def portable_names(names: pa.Array) -> pa.Array:
-    """Names of files as they are called here: `/` between folders, no `./` in front."""
-    return pc.replace_substring_regex(pc.replace_substring(names, "\\", "/"), "^(\\./+)+", "")
+from progeo.places.paths import portable_names
 
 
 def build_side(images: Path, names: list[str], utm_m: np.ndarray | None = None, **columns: pa.Array) -> Catalogue:
@@ -26,7 +21,7 @@ def build_side(images: Path, names: list[str], utm_m: np.ndarray | None = None, 
     count = len(names)
     places = np.full((count, 2), np.nan) if utm_m is None else utm_m
     known = {
-        "path": portable_names(pa.array(names, pa.large_string())),
+        "path": portable_names(pa.array(names, pa.large_string()), images),
         "east": places[:, 0],
         "north": places[:, 1],
         "zone": np.zeros(count, np.int8),

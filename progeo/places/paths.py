@@ -57,6 +57,17 @@ def changes_since(folder: Path, seen: Mapping[str, int], list_changed_ns: int | 
             yield folder / name
 
 
+def portable_names(names: pa.Array | pa.ChunkedArray, folder: Path) -> pa.Array | pa.ChunkedArray:
+    """Paths relative to a folder as they are called here: slashes for Windows' backslashes, no `./` in front.
+
+    Where the first name with a backslash is that of a file, they all stay as they are.
+    """
+    with_backslash = names.filter(pc.match_substring(names, "\\"))
+    if len(with_backslash) and not (folder / with_backslash[0].as_py()).is_file():
+        names = pc.replace_substring(pc.replace_substring_regex(names, r"^(\.?\\)+", ""), "\\", "/")
+    return pc.replace_substring_regex(names, r"^(\./+)+", "")
+
+
 def _list_of(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}_images_paths.txt")
 

@@ -18,6 +18,7 @@ from progeo.places.arrays import read_arrays
 from progeo.places.catalogue import Catalogue, check_files, index_catalogue, index_file, link_images, read_catalogue
 from progeo.places.cells import Partition, build_partition
 from progeo.places.dbstruct import read_dbstruct
+from progeo.places.extent import extent_of
 from progeo.places.msls import read_msls
 from progeo.places.photos import read_photos
 from progeo.places.tables import read_table
@@ -34,7 +35,9 @@ def index_dataset(settings: DatasetIndexSettings) -> Path:
 def read_image_table(settings: DatasetTableSettings) -> Path:
     """Write the catalogue of a table of images and return its path."""
     start_log(None)
-    return _write(read_table(settings.table, settings.images or settings.table.parent), settings.out, settings.link)
+    images = settings.images or settings.table.parent
+    catalogue = read_table(settings.table, images, columns=settings.columns, path=settings.path)
+    return _write(catalogue, settings.out, settings.link)
 
 
 def read_own_photos(settings: DatasetPhotosSettings) -> Path:
@@ -43,6 +46,8 @@ def read_own_photos(settings: DatasetPhotosSettings) -> Path:
     photos = read_photos(settings.folder)
     for path in photos.without_place:
         LOGGER.warning("left out, it does not say where it was taken: %s", settings.folder / path)
+    for path in photos.far_away:
+        LOGGER.warning("left out, it lies too far from all others: %s", settings.folder / path)
     return _write(photos.catalogue, settings.out, settings.link)
 
 
@@ -118,4 +123,14 @@ def _write(catalogue: Catalogue, out: Path, link: bool) -> Path:
         catalogue.folder,
         f", in UTM zone {', '.join(map(str, zones))}" if zones else "",
     )
+    if (extent := extent_of(catalogue)) is not None:
+        LOGGER.info("%s %s", extent.text, extent.map_link)
+        for row, reason in list(extent.elsewhere.items())[:1]:
+            LOGGER.warning(
+                "%d of %s images are misplaced, the first is %s: %s",
+                len(extent.elsewhere),
+                f"{len(catalogue):,}",
+                catalogue.name(row),
+                reason,
+            )
     return file

@@ -165,6 +165,15 @@ def placed(catalogue: Catalogue) -> Catalogue:
     if not (np.isfinite(catalogue.east).all() and np.isfinite(catalogue.north).all()):
         raise ValueError(f"The images of {catalogue.folder} have no positions: a place index needs them.")
     latitude, longitude = degrees_of(catalogue)
+    unknown = np.flatnonzero(np.isnan(latitude) & (catalogue.zone > 0))
+    if len(unknown):
+        LOGGER.warning(
+            "latitude and longitude of %d of %d images are unknown, the first is %s: no letter of a band tells the "
+            "hemisphere, or it contradicts the northing",
+            len(unknown),
+            len(catalogue),
+            catalogue.name(int(unknown[0])),
+        )
     folder, nothing = (pa.scalar(text, pa.large_string()) for text in (f"{catalogue.folder.resolve()}/", ""))
     paths = catalogue.table["path"].cast(pa.large_string())
     joined = pc.binary_join_element_wise(folder, paths, nothing)

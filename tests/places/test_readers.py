@@ -82,9 +82,9 @@ def test_columns_may_have_other_names_and_metres_and_headings_may_be_missing(tmp
         (
             "path,latitude,longitude",
             [("0.jpg", 1, 2), ("1.jpg", 122.4, 37.8)],
-            "Image 2: its latitude must be",
+            "1.jpg, row 2: its latitude must be",
         ),
-        ("path,latitude,longitude", [("0.jpg", 1, "")], "Image 1: its longitude must be .* got nan"),
+        ("path,latitude,longitude", [("0.jpg", 1, "")], "none of 1 rows has a position: 0.jpg, row 1 has no longitude"),
         ("path,latitude,longitude", [("0.jpg", "north", 2)], "the column latitude must hold numbers"),
         ("path,east,north", [("0.jpg", 1, 2), ("9.jpg", 1, 2)], "1 of 2 images are not in .*, the first is 9.jpg"),
         ("path,east,north", [("0.jpg", 1, "")], "row 1 has no north"),
@@ -207,6 +207,22 @@ def test_photos_tell_their_place_direction_and_time(tmp_path):
     np.testing.assert_allclose(positions_m(photos.catalogue)[0], expected, atol=0.01)
     np.testing.assert_array_equal(photos.catalogue.heading, [12.5, np.nan])
     assert photos.catalogue.table["time"].to_pylist() == ["2024:05:06 07:08:09", ""]
+
+
+def test_one_photo_of_a_holiday_is_named_and_the_walk_is_read(tmp_path):
+    for minute in range(10):
+        photograph(tmp_path / f"{minute}.jpg", 45 + minute / 60, 107.7 if minute == 5 else 7.7)
+    photos = read_photos(tmp_path)
+    assert photos.far_away == ("5.jpg",)
+    assert photos.catalogue.table["path"].to_pylist() == [f"{minute}.jpg" for minute in range(10) if minute != 5]
+    assert np.ptp(photos.catalogue.north) == pytest.approx(9 * 1852, rel=0.01)  # minutes of latitude
+
+
+def test_photos_of_two_cities_are_refused_with_the_first_of_the_other(tmp_path):
+    for minute in range(6):
+        photograph(tmp_path / f"{minute}.jpg", 45, 7.7 if minute < 4 else 107.7)
+    with pytest.raises(ValueError, match=r"4\.jpg is at longitude 107\.7.*Make one set of each city"):
+        read_photos(tmp_path)
 
 
 def test_photos_without_any_place_are_refused(tmp_path):
