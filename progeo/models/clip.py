@@ -238,7 +238,7 @@ def _pretrained_clip(architecture: str, weights: str) -> CLIP:
         )
     try:
         if from_hub:
-            _check_same_settings(_hub_configuration(weights)["model_cfg"], architecture)
+            _check_same_settings(_hub_configuration(weights).get("model_cfg") or {}, architecture)
             return open_clip.create_model(weights, require_pretrained=True)
         if Path(weights).suffix == ".safetensors":
             _check_same_architecture(weights, architecture)
@@ -275,6 +275,8 @@ def _pixels_in_metadata(weights: str) -> Mapping[str, Any]:
 
 def _check_same_settings(config: Mapping[str, Any], architecture: str) -> None:
     """Refuse a configuration that is another model than the architecture, be it of the same shapes."""
+    if missing := {"vision_cfg", "text_cfg"} - config.keys():
+        raise RuntimeError(f"its configuration says no {' and no '.join(sorted(missing))}.")
     with_quickgelu = f"{architecture}-quickgelu"
     name = with_quickgelu if config.get("quick_gelu") and with_quickgelu in open_clip.list_models() else architecture
     found, wanted = model_settings(config), model_settings(open_clip.get_model_config(name))

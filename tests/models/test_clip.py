@@ -94,7 +94,6 @@ def test_weights_from_the_hub_are_read_from_its_cache_in_its_layout(hub):
         ("vision_cfg.act_kwargs", {"approximate": "tanh"}, "its vision_cfg.act_kwargs is .* where tiny-vit has None"),
         ("vision_cfg.head_width", 64, "its vision_cfg.head_width is 64 where tiny-vit has 32"),
         ("vision_cfg.pool_type", "avg", "its vision_cfg.pool_type is avg where tiny-vit has tok"),
-        ("quick_gelu", True, "its quick_gelu is True where tiny-vit has False"),
         ("custom_text", True, "its custom_text is True where tiny-vit has None"),
         ("vision_cfg.new", 1, "unexpected keyword argument 'new'"),
     ],
@@ -107,6 +106,27 @@ def test_a_repository_of_the_hub_with_another_configuration_is_refused_though_th
     (config[part] if part else config)[name] = value
     hub({"model_cfg": config}, load_clip("tiny-vit", "random"))
     with pytest.raises(ValueError, match=f"hf-hub:someone/clip' could not be loaded as tiny-vit: .*{words}"):
+        load_clip("tiny-vit", "hf-hub:someone/clip")
+
+
+def test_a_repository_of_the_hub_has_the_activation_of_an_architecture_that_is_known(hub, architecture):
+    plain = {"model_cfg": open_clip.get_model_config(architecture("plain", {}))}
+    quick = {"model_cfg": {**plain["model_cfg"], "quick_gelu": True}}
+    hub(quick, load_clip("plain", "random"))
+    with pytest.raises(ValueError, match="its quick_gelu is True where plain has False"):
+        load_clip("plain", "hf-hub:someone/clip")
+    architecture("plain-quickgelu", {"quick_gelu": True})
+    hub(plain, load_clip("plain", "random"))
+    with pytest.raises(ValueError, match="its quick_gelu is False where plain-quickgelu has True"):
+        load_clip("plain-quickgelu", "hf-hub:someone/clip")
+    hub(quick, load_clip("plain", "random"))
+    for name in ("plain", "plain-quickgelu"):
+        assert resolved_architecture(name, load_clip(name, "hf-hub:someone/clip")) == "plain-quickgelu"
+
+
+def test_a_repository_of_the_hub_without_a_configuration_is_refused(hub):
+    hub({}, load_clip("tiny-vit", "random"))
+    with pytest.raises(ValueError, match=r"loaded as tiny-vit: its configuration says no text_cfg and no vision_cfg\."):
         load_clip("tiny-vit", "hf-hub:someone/clip")
 
 
