@@ -60,6 +60,7 @@ def train_prompts(settings: Settings) -> Path:
         seed=settings.seed,
     )
     clip.requires_grad_(False).to(accelerator.device)
+    pixels = starting_statistics(settings.model)
     run = open_run(
         settings.run / "stage1",
         plain_values(settings),
@@ -70,7 +71,6 @@ def train_prompts(settings: Settings) -> Path:
     if accelerator.is_main_process:
         keep_places(run, places)
     LOGGER.info("%d images, classes of the groups: %s", len(catalogue), [g.num_classes for g in partition.groups])
-    pixels = starting_statistics(settings.model)
     LOGGER.info("pixels: %s", pixels)
     training = PromptTraining(settings, partition, clip=clip, run=run, accelerator=accelerator)
     training.drop_metrics_of_unfinished_epochs()

@@ -166,6 +166,19 @@ def test_other_weights_sizes_and_preprocessing_have_features_of_their_own(run, c
     shutil.rmtree(new)
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (("--model.mean", "[0.5,0.5,0.5]"), "model.mean and model.std go together"),
+        (("--model.architecture", "ViT-H-14-worldwide-378"), "Prompts cannot be learned for ViT-H-14-worldwide-378"),
+        (("--model.architecture", "ViT-L-14-CLIPA"), "Prompts cannot be learned for ViT-L-14-CLIPA"),
+    ],
+)
+def test_what_stage_1_cannot_learn_from_is_refused_before_there_is_a_run(change, sentence, config, tmp_path):
+    assert sentence in failure(config, "--run", tmp_path / "run", *change)
+    assert not (tmp_path / "run").exists()
+
+
 def test_pixels_are_normalized_as_the_file_of_the_weights_says(own_config, tmp_path):
     mean, std = [0.5, 0.4, 0.3], [0.3, 0.2, 0.1]
     weights = str(tmp_path / "clip.safetensors")
