@@ -86,8 +86,13 @@ class ModelSettings:
     a ViT allows no other."""
     normalised: bool = True
     """Give a ViT's descriptors length 1; all others always have."""
-    normalisation: Literal["clip", "imagenet"] = "clip"
-    """Whose mean and spread the pixels are given."""
+    normalisation: Literal["clip", "imagenet"] | None = None
+    """Whose mean and std the pixels are normalized with; null takes those that the weights were trained with. Weights
+    that do not say theirs, and random ones, get CLIP's, a backbone of torchvision ImageNet's."""
+    mean: tuple[float, float, float] | None = None
+    """Of red, green and blue in 0..1, such as [0.5, 0.5, 0.5]: together with std in place of normalisation."""
+    std: tuple[float, float, float] | None = None
+    """See mean."""
     align_corners: bool = False
     """Resize position embeddings between the centres of the corner cells, as the published code does."""
     frozen: tuple[str, ...] = ()

@@ -1,18 +1,22 @@
 """CLIP models through open_clip: named weights or explicitly random ones, at any input size."""
 
+import dataclasses
 import functools
 import hashlib
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import open_clip
 import torch
 import torch.nn.functional as F
 from open_clip import CLIP
 from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
+from open_clip.pretrained import download_pretrained_from_hf
 from open_clip.transformer import QuickGELU, VisionTransformer
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -22,8 +26,12 @@ from progeo.models.convnets import CONVNETS
 
 ImageSize = int | tuple[int, int]
 ARCHITECTURE = "architecture"
-"""Key in the metadata of a .safetensors file: what its weights are of, where that is known."""
+"""Key in the metadata of a .safetensors file: what its weights are of, where that is known.
+
+Beside it are `mean` and `std` of the pixels that they were trained with, each as JSON.
+"""
 RESNET_STRIDE = 32
+_HUB = "hf-hub:"
 NORMALISATIONS = MappingProxyType(
     {
         "clip": (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD),
@@ -61,11 +69,12 @@ def load_clip(
             f"model.architecture {architecture!r} is not known. Use a CLIP of open_clip, for example RN50, RN101, "
             f"ViT-B-16, ViT-B-32, tiny-resnet or tiny-vit, or a backbone of torchvision: {', '.join(CONVNETS)}."
         )
-    model = _random_clip(architecture, seed) if weights == "random" else _pretrained_clip(architecture, weights)
-    if not isinstance(model, CLIP) or not isinstance(model.visual, (VisionTransformer, ModifiedResNet)):
+    settings = model_settings(open_clip.get_model_config(architecture))
+    if any(settings.get(name) for name in ("custom_text", "text_cfg.hf_model_name", "vision_cfg.timm_model_name")):
         raise ValueError(
             f"model.architecture {architecture!r} is not a plain CLIP; use a ViT or RN architecture of open_clip."
         )
+    model = _random_clip(architecture, seed) if weights == "random" else _pretrained_clip(architecture, weights)
     if image_size is not None:
         resize_input(model.visual, as_height_width(image_size), align_corners=align_corners)
     return model.eval()
@@ -113,7 +122,24 @@ def resolved_architecture(architecture: str, clip: CLIP) -> str:
     """The architecture's name with the activation its weights turned out to need."""
     architecture = architecture.replace("/", "-")
     quick = any(isinstance(module, QuickGELU) for module in clip.modules())
-    return f"{architecture}-quickgelu" if quick and not architecture.endswith("-quickgelu") else architecture
+    named = open_clip.get_model_config(architecture).get("quick_gelu", False)
+    return f"{architecture}-quickgelu" if quick and not named else architecture
+
+
+def model_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings in a model's configuration as open_clip writes it, those included that it leaves to open_clip.
+
+    Args:
+        config: with the parts `vision_cfg` and `text_cfg`, whose settings become `vision_cfg.layers` and so on.
+
+    Raises:
+        TypeError: a setting that open_clip does not know.
+    """
+    settings = {"quick_gelu": False, **config}
+    for part, kind in (("vision_cfg", open_clip.CLIPVisionCfg), ("text_cfg", open_clip.CLIPTextCfg)):
+        values = dataclasses.asdict(kind(**settings.pop(part)))
+        settings |= {f"{part}.{name}": value for name, value in values.items()}
+    return settings
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
@@ -123,6 +149,25 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(tensor.cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def said_of_pixels(architecture: str, weights: str) -> Mapping[str, Any]:
+    """The `mean` and `std` of the pixels that a CLIP's weights were trained with, as far as the weights say them.
+
+    Args:
+        architecture, weights: see `load_clip`, which must have read them.
+
+    Raises:
+        ValueError: a file that says them, but not in JSON.
+    """
+    architecture = architecture.replace("/", "-")
+    if weights.startswith(_HUB):
+        said = _hub_configuration(weights).get("preprocess_cfg") or {}
+    elif weights in open_clip.list_pretrained_tags_by_model(architecture):
+        said = open_clip.get_pretrained_cfg(architecture, weights)
+    else:
+        said = _pixels_in_metadata(weights) if Path(weights).suffix == ".safetensors" else {}
+    return {name: said[name] for name in ("mean", "std") if said.get(name) is not None}
 
 
 def position_embedding_name(visual: nn.Module) -> str | None:
@@ -177,15 +222,15 @@ def _without_warnings() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _random_clip(architecture: str, seed: int) -> nn.Module:
+def _random_clip(architecture: str, seed: int) -> CLIP:
     with torch.random.fork_rng(devices=[]), _without_warnings():
         torch.manual_seed(seed)
         return open_clip.create_model(architecture, load_weights=False)
 
 
-def _pretrained_clip(architecture: str, weights: str) -> nn.Module:
+def _pretrained_clip(architecture: str, weights: str) -> CLIP:
     tags = open_clip.list_pretrained_tags_by_model(architecture)
-    from_hub = weights.startswith("hf-hub:")
+    from_hub = weights.startswith(_HUB)
     if not from_hub and weights not in tags and not Path(weights).is_file():
         raise ValueError(
             f"model.weights {weights!r} is neither a file, nor hf-hub:owner/name, nor random, nor a tag of "
@@ -193,9 +238,8 @@ def _pretrained_clip(architecture: str, weights: str) -> nn.Module:
         )
     try:
         if from_hub:
-            model = open_clip.create_model(weights, require_pretrained=True)
-            _check_same_shapes(model, architecture)
-            return model
+            _check_same_settings(_hub_configuration(weights).get("model_cfg") or {}, architecture)
+            return open_clip.create_model(weights, require_pretrained=True)
         if Path(weights).suffix == ".safetensors":
             _check_same_architecture(weights, architecture)
         quick = bool((open_clip.get_pretrained_cfg(architecture, weights) or {}).get("quick_gelu"))
@@ -220,11 +264,31 @@ def _check_same_architecture(weights: str, architecture: str) -> None:
         raise RuntimeError(f"it says that it is a {said}, give that as model.architecture.")
 
 
-def _check_same_shapes(model: nn.Module, architecture: str) -> None:
-    expected = skeleton_clip(architecture).state_dict()
-    for name, tensor in model.state_dict().items():
-        if name not in expected or (expected[name].shape != tensor.shape and "positional_embedding" not in name):
-            raise RuntimeError(f"its {name} of shape {tuple(tensor.shape)} does not fit")
+def _pixels_in_metadata(weights: str) -> Mapping[str, Any]:
+    with safe_open(weights, framework="pt") as file:
+        said = file.metadata() or {}
+    try:
+        return {name: json.loads(said[name]) for name in ("mean", "std") if name in said}
+    except ValueError:
+        raise ValueError(f"The metadata of {weights} say a mean or std of pixels that is not JSON.") from None
+
+
+def _check_same_settings(config: Mapping[str, Any], architecture: str) -> None:
+    """Refuse a configuration that is another model than the architecture, be it of the same shapes."""
+    if missing := {"vision_cfg", "text_cfg"} - config.keys():
+        raise RuntimeError(f"its configuration says no {' and no '.join(sorted(missing))}.")
+    with_quickgelu = f"{architecture}-quickgelu"
+    name = with_quickgelu if config.get("quick_gelu") and with_quickgelu in open_clip.list_models() else architecture
+    found, wanted = model_settings(config), model_settings(open_clip.get_model_config(name))
+    for key in sorted((found.keys() | wanted.keys()) - {"vision_cfg.image_size"}):  # its embedding is resized
+        if (found.get(key) or None) != (wanted.get(key) or None):
+            raise RuntimeError(f"it does not fit, its {key} is {found.get(key)} where {name} has {wanted.get(key)}.")
+
+
+def _hub_configuration(weights: str) -> Mapping[str, Any]:
+    """What a repository of Hugging Face's hub says of its CLIP; once fetched, it is read from the hub's own cache."""
+    file = download_pretrained_from_hf(weights.removeprefix(_HUB), filename="open_clip_config.json")
+    return json.loads(Path(file).read_text(encoding="utf-8"))
 
 
 def _own_grid(visual: VisionTransformer | ModifiedResNet) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """Trunks of torchvision's classifiers, cut as CosPlace cuts them: named weights, a local file or explicitly random."""
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -53,11 +53,13 @@ def native_image_size(architecture: str) -> int:
     return get_model_weights(architecture).DEFAULT.transforms().crop_size[0]
 
 
-def own_normalisation(architecture: str, weights: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and spread of the pixels that a tag's weights were trained with; of others, those of the default tag."""
+def own_normalisation(architecture: str, weights: str) -> Mapping[str, Sequence[float]]:
+    """The `mean` and `std` of the pixels that a tag's weights were trained with; empty for other weights."""
     tags = get_model_weights(architecture).__members__
-    pixels = tags.get(weights, tags["DEFAULT"]).transforms()
-    return tuple(pixels.mean), tuple(pixels.std)
+    if weights not in tags:
+        return {}
+    pixels = tags[weights].transforms()
+    return {"mean": pixels.mean, "std": pixels.std}
 
 
 def _trunk(classifier: nn.Module) -> nn.Sequential:

@@ -1,6 +1,7 @@
 """Import: weights of other programs become an encoder, or prompts of stage 1."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -54,7 +55,7 @@ def _write_encoder(foreign: Foreign, source: Path, target: Path) -> Path:
     with written_together(target.resolve()) as folder:
         if foreign.clip is not None:
             with replacing(folder / _CLIP) as temporary:
-                save_file(dict(foreign.clip), temporary, metadata={ARCHITECTURE: encoder.spec.architecture})
+                save_file(dict(foreign.clip), temporary, metadata=_metadata(foreign))
             encoder.spec = dataclasses.replace(encoder.spec, text_weights=str(folder / _CLIP))
         save_encoder(folder, encoder, provenance={"imported_from": str(source), "kind": foreign.kind}, recalls={})
     spec = encoder.spec
@@ -79,6 +80,13 @@ def _write_encoder(foreign: Foreign, source: Path, target: Path) -> Path:
         )
     LOGGER.info("encoder written to %s: progeo.load_encoder(%r) gives it back", target, str(target))
     return target
+
+
+def _metadata(foreign: Foreign) -> dict[str, str]:
+    """What a file of weights says of itself: its architecture, and where they are known the mean and std of pixels."""
+    spec = foreign.encoder.spec
+    pixels = {"mean": json.dumps(spec.mean), "std": json.dumps(spec.std)} if foreign.says_pixels else {}
+    return {ARCHITECTURE: spec.architecture, **pixels}
 
 
 def _in_words(names: tuple[str, ...]) -> str:

@@ -13,7 +13,8 @@ from progeo.config.evaluation import KeepSettings
 from progeo.data.loaders import build_loader, read_batches
 from progeo.data.shards import ShardedRows
 from progeo.models.clip import ImageSize, as_height_width, weights_digest
-from progeo.models.encoder import Encoder, spec_to_json
+from progeo.models.encoder import Encoder, skeleton_encoder, spec_to_json
+from progeo.models.fingerprint import module_fingerprint
 from progeo.models.preprocessing import QueryPreprocessing
 from progeo.pixels import Orientation
 from progeo.places.catalogue import Catalogue
@@ -63,11 +64,23 @@ def encoder_describer(
 
 
 def identity(encoder: nn.Module) -> dict[str, Any]:
-    """All that descriptors depend on, as a JSON file would give it back."""
-    if not isinstance(encoder, Encoder):
-        return {"encoder": type(encoder).__name__}
+    """All that descriptors depend on, as a JSON file would give it back.
+
+    Raises:
+        ValueError: a module of another program that cannot be told from others, see `module_fingerprint`.
+    """
+    if not _is_as_specified(encoder):
+        return {"encoder": module_fingerprint(encoder)}
     spec = spec_to_json(dataclasses.replace(encoder.spec, text_weights=None))  # which descriptors do not depend on
     return json.loads(json.dumps({"encoder": spec, "weights": weights_digest(encoder.state_dict())}))
+
+
+def _is_as_specified(encoder: nn.Module) -> bool:
+    """Whether a module is one of our encoders, and no part of it was put in the place of another since."""
+    if type(encoder) is not Encoder or repr(encoder) != repr(skeleton_encoder(encoder.spec)):
+        return False
+    pixels = ((encoder.mean, encoder.spec.mean), (encoder.std, encoder.spec.std))
+    return all(torch.equal(held.float().cpu(), torch.tensor(said)) for held, said in pixels)
 
 
 def described(

@@ -7,7 +7,8 @@ from accelerate import Accelerator
 from open_clip import CLIP
 from torch import Tensor
 
-from progeo.models.clip import NORMALISATIONS, as_height_width, weights_digest
+from progeo.models.clip import as_height_width, weights_digest
+from progeo.models.pixel_statistics import PixelStatistics
 from progeo.models.preprocessing import normalise_images
 from progeo.pixels import Orientation
 from progeo.places.catalogue import Catalogue
@@ -21,7 +22,7 @@ def cached_features(
     accelerator: Accelerator,
     *,
     architecture: str,
-    normalisation: str,
+    pixels: PixelStatistics,
     batch_size: int,
     num_workers: int,
     max_unreadable_fraction: float,
@@ -35,7 +36,7 @@ def cached_features(
         cache: folder of all cached features.
         accelerator: gives device, precision and processes.
         architecture: of `clip`, with its activation: its weights do not tell.
-        normalisation: `clip` or `imagenet`.
+        pixels: the mean and std that images are normalized with.
         batch_size: images a batch.
         num_workers: processes that decode images, for each process.
         max_unreadable_fraction: of the images, 0 to 1.
@@ -44,7 +45,7 @@ def cached_features(
     Raises:
         ValueError: what is cached was made from something else, or too many images cannot be read.
     """
-    mean, std = (torch.tensor(values, device=accelerator.device) for values in NORMALISATIONS[normalisation])
+    mean, std = (torch.tensor(values, device=accelerator.device) for values in (pixels.mean, pixels.std))
 
     @torch.inference_mode()
     def describe(images: Tensor) -> Tensor:
@@ -60,7 +61,7 @@ def cached_features(
         depends_on={
             "architecture": architecture,
             "visual_weights": weights_digest(clip.visual.state_dict()),
-            "normalisation": normalisation,
+            "normalisation": {"mean": list(pixels.mean), "std": list(pixels.std)},
         },
         orientation=orientation,
     )

@@ -88,15 +88,22 @@ def text_descriptor(spec: EncoderSpec, text: str) -> np.ndarray:
     """A sentence in the space of an encoder's descriptors, of length 1, float32 (1, D).
 
     Raises:
-        ValueError: the encoder does not share CLIP's text space.
+        ValueError: the encoder does not share CLIP's text space, or there is no tokenizer for its CLIP.
     """
     if spec.text_weights is None or not spec.normalised:
         raise ValueError(
             f"The descriptors of this encoder ({spec.architecture}, pooling {spec.pooling}) cannot be compared with "
             f"texts: that takes what a CLIP with known weights pooled itself, such as a ViT, with length 1."
         )
+    try:
+        tokenizer = open_clip.get_tokenizer(spec.architecture)
+    except Exception as error:  # of another library, or not to be fetched
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"--text needs the tokenizer of {spec.architecture}, which cannot be made: {reason}."
+        ) from None
     clip = load_clip(spec.architecture, spec.text_weights)
-    return clip.encode_text(open_clip.get_tokenizer(spec.architecture)([text]), normalize=True).numpy()
+    return clip.encode_text(tokenizer([text]), normalize=True).numpy()
 
 
 def _photos(paths: tuple[Path, ...]) -> Catalogue:

@@ -73,23 +73,71 @@ def test_a_local_file_gives_its_weights(tmp_path, architecture, extension):
     assert torch.equal(load_clip(architecture, str(path)).encode_image(images), source.encode_image(images))
 
 
-def test_weights_from_the_hub_are_read_from_its_cache_in_its_layout(tmp_path, monkeypatch):
-    import json
-
+def test_weights_from_the_hub_are_read_from_its_cache_in_its_layout(hub):
     source = load_clip("tiny-vit", "random", seed=7)
-    snapshot = tmp_path / "models--someone--clip" / "snapshots" / "abc"
-    snapshot.mkdir(parents=True)
-    (tmp_path / "models--someone--clip" / "refs").mkdir()
-    (tmp_path / "models--someone--clip" / "refs" / "main").write_text("abc")
-    config = {"model_cfg": open_clip.get_model_config("tiny-vit"), "preprocess_cfg": {}}
-    (snapshot / "open_clip_config.json").write_text(json.dumps(config))
-    save_file({k: v.clone() for k, v in source.state_dict().items()}, snapshot / "open_clip_model.safetensors")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    hub({"model_cfg": open_clip.get_model_config("tiny-vit"), "preprocess_cfg": {}}, source)
     clip = load_clip("tiny-vit", "hf-hub:someone/clip")
     assert torch.equal(clip.visual.proj, source.visual.proj)
     with pytest.raises(ValueError, match="does not fit"):
         load_clip("tiny-resnet", "hf-hub:someone/clip")
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "words"),
+    [
+        ("text_cfg.no_causal_mask", True, "its text_cfg.no_causal_mask is True where tiny-vit has False"),
+        ("text_cfg.pool_type", "last", "its text_cfg.pool_type is last where tiny-vit has argmax"),
+        ("text_cfg.heads", 4, "its text_cfg.heads is 4 where tiny-vit has 2"),
+        ("text_cfg.norm_kwargs", {"eps": 1e-6}, "its text_cfg.norm_kwargs is .* where tiny-vit has None"),
+        ("text_cfg.hf_tokenizer_name", "google/mt5-base", "its text_cfg.hf_tokenizer_name is google/mt5-base"),
+        ("vision_cfg.norm_kwargs", {"eps": 1e-6}, "its vision_cfg.norm_kwargs is .* where tiny-vit has None"),
+        ("vision_cfg.act_kwargs", {"approximate": "tanh"}, "its vision_cfg.act_kwargs is .* where tiny-vit has None"),
+        ("vision_cfg.head_width", 64, "its vision_cfg.head_width is 64 where tiny-vit has 32"),
+        ("vision_cfg.pool_type", "avg", "its vision_cfg.pool_type is avg where tiny-vit has tok"),
+        ("custom_text", True, "its custom_text is True where tiny-vit has None"),
+        ("vision_cfg.new", 1, "unexpected keyword argument 'new'"),
+    ],
+)
+def test_a_repository_of_the_hub_with_another_configuration_is_refused_though_the_shapes_fit(
+    setting, value, words, hub
+):
+    config = open_clip.get_model_config("tiny-vit")
+    part, _, name = setting.rpartition(".")
+    (config[part] if part else config)[name] = value
+    hub({"model_cfg": config}, load_clip("tiny-vit", "random"))
+    with pytest.raises(ValueError, match=f"hf-hub:someone/clip' could not be loaded as tiny-vit: .*{words}"):
+        load_clip("tiny-vit", "hf-hub:someone/clip")
+
+
+def test_a_repository_of_the_hub_has_the_activation_of_an_architecture_that_is_known(hub, architecture):
+    plain = {"model_cfg": open_clip.get_model_config(architecture("plain", {}))}
+    quick = {"model_cfg": {**plain["model_cfg"], "quick_gelu": True}}
+    hub(quick, load_clip("plain", "random"))
+    with pytest.raises(ValueError, match="its quick_gelu is True where plain has False"):
+        load_clip("plain", "hf-hub:someone/clip")
+    architecture("plain-quickgelu", {"quick_gelu": True})
+    hub(plain, load_clip("plain", "random"))
+    with pytest.raises(ValueError, match="its quick_gelu is False where plain-quickgelu has True"):
+        load_clip("plain-quickgelu", "hf-hub:someone/clip")
+    hub(quick, load_clip("plain", "random"))
+    for name in ("plain", "plain-quickgelu"):
+        assert resolved_architecture(name, load_clip(name, "hf-hub:someone/clip")) == "plain-quickgelu"
+
+
+def test_a_repository_of_the_hub_without_a_configuration_is_refused(hub):
+    hub({}, load_clip("tiny-vit", "random"))
+    with pytest.raises(ValueError, match=r"loaded as tiny-vit: its configuration says no text_cfg and no vision_cfg\."):
+        load_clip("tiny-vit", "hf-hub:someone/clip")
+
+
+def test_a_repository_of_the_hub_may_have_another_size_and_write_out_what_is_usual(hub):
+    source = load_clip("tiny-vit", "random", 64, seed=7)
+    config = open_clip.get_model_config("tiny-vit")
+    config["vision_cfg"] |= {"image_size": 64, "pool_type": "tok", "mlp_ratio": 4.0}
+    config["text_cfg"] |= {"pool_type": "argmax", "hf_tokenizer_name": None, "tokenizer_kwargs": {}}
+    hub({"model_cfg": {**config, "custom_text": False}}, source)
+    images = torch.randn(2, 3, 64, 64)
+    assert load_clip("tiny-vit", "hf-hub:someone/clip").encode_image(images).equal(source.encode_image(images))
 
 
 def test_openai_weights_get_quick_gelu_and_the_name_says_so(monkeypatch, tmp_path):
@@ -112,6 +160,9 @@ def test_openai_weights_get_quick_gelu_and_the_name_says_so(monkeypatch, tmp_pat
         ("RN50", "opena", r"neither a file, .* nor a tag of RN50 \(openai, yfcc15m, cc12m\)"),
         ("tiny-vit", "openai", "it has none"),
         ("coca_ViT-B-32", "random", "is not a plain CLIP"),
+        ("roberta-ViT-B-32", "random", "is not a plain CLIP"),
+        ("ViT-B-16-SigLIP", "webli", "is not a plain CLIP"),
+        ("convnext_base", "laion400m_s13b_b51k", "is not a plain CLIP"),
     ],
 )
 def test_what_cannot_be_loaded_is_refused_with_what_can(architecture, weights, words):

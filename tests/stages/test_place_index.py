@@ -1,6 +1,7 @@
 """Place indexes: built, added to, calibrated, and asked where photos were taken."""
 
 import csv
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -19,11 +20,11 @@ from progeo.config.evaluation import LocalizeSettings
 from progeo.data.decode import read_image
 from progeo.evaluation.search import Neighbours
 from progeo.export.weights import load_encoder, save_encoder
-from progeo.models.clip import load_clip
+from progeo.models.clip import known_architectures, load_clip
 from progeo.models.encoder import build_encoder
 from progeo.models.preprocessing import preprocess_image
 from progeo.places.catalogue import read_catalogue
-from progeo.stages.localize import localize
+from progeo.stages.localize import localize, text_descriptor
 from progeo.stages.place_index import open_place_index
 
 
@@ -297,3 +298,13 @@ def test_a_photo_too_small_for_a_native_index_is_named_and_the_others_are_answer
     small, fine = answers(tmp_path / "index", tmp_path / "small.jpg", photo)
     assert "small.jpg cannot be described: 20 x 20 pixels are fewer than 32 a side" in small.error
     assert fine.matches[0].path == str(photo)
+
+
+def test_a_clip_whose_tokenizer_is_not_there_is_refused_before_it_is_loaded(monkeypatch):
+    known_architectures()
+    config = open_clip.get_model_config("tiny-vit")
+    config["text_cfg"]["hf_tokenizer_name"] = "nobody/nothing"
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "vit-of-nobody", config)
+    spec = dataclasses.replace(build_encoder("tiny-vit", "random").spec, architecture="vit-of-nobody", text_weights="x")
+    with pytest.raises(ValueError, match=r"^--text needs the tokenizer of vit-of-nobody, which cannot be made: .*\.$"):
+        text_descriptor(spec, "a tree")

@@ -69,7 +69,7 @@ def read_clip(state: Mapping[str, Tensor], choices: Choices, said: Said | None =
         clip = _whole_clip(weights, spec, said.text_heads)
     except ValueError as error:
         remarks.append(f"Descriptors cannot be compared with texts. {error}")
-    return Foreign(encoder, said.kind, left_out, clip, tuple(remarks))
+    return Foreign(encoder, said.kind, left_out, clip, tuple(remarks), says_pixels=bool(said.mean or said.std))
 
 
 def _said_by_names(state: Mapping[str, Tensor]) -> Said:

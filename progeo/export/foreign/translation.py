@@ -35,6 +35,8 @@ class Foreign:
     """All weights of the CLIP, under open_clip's names, where texts share the space of the descriptors."""
     remarks: tuple[str, ...] = ()
     """What was taken for granted, in sentences."""
+    says_pixels: bool = True
+    """Whether the mean and std of its pixels are known, not CLIP's for want of its own."""
 
 
 def translated_encoder(
