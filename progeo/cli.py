@@ -105,6 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, OSError, MemoryError) as error:
         if os.environ.get("PROGEO_DEBUG") == "1":
             raise
+        if isinstance(error, UnicodeEncodeError) and error.encoding == "utf-8":
+            error = ValueError(f"The name {os.fsencode(error.object)!r} is not UTF-8: rename it.")
         sys.exit(f"progeo {name}: error: {error}")
     except KeyboardInterrupt as interrupt:
         sys.exit(f"progeo {name}: {str(interrupt) or 'interrupted.'}")

@@ -25,9 +25,12 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the disk is full, for example; the sentence names `path`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(descriptor)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+        os.close(descriptor)
+    except OSError as error:
+        raise OSError(f"{path} could not be written: {error.strerror}") from None
     temporary = Path(name)
     try:
         yield temporary
@@ -36,7 +39,7 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(stream.fileno())
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
-        raise OSError(f"{path} could not be written: {error}") from None
+        raise OSError(f"{path} could not be written: {str(error).replace(name, str(path))}") from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -101,6 +104,11 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not a JSON file: {error}.") from None
+
+
+def spelled_out(path: str) -> str:
+    r"""A path with escapes, such as caf\xe9, for bytes of its name that are not UTF-8."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _umask() -> int:

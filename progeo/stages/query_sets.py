@@ -7,7 +7,7 @@ import numpy as np
 
 from progeo.engine.log import LOGGER
 from progeo.evaluation.protocols import Protocol
-from progeo.places.catalogue import Catalogue, positions_m, read_catalogue
+from progeo.places.catalogue import Catalogue, check_zones, positions_m, read_catalogue
 from progeo.places.positives import positives_within
 
 
@@ -22,8 +22,13 @@ class QuerySet:
 
 
 def load_query_set(folder: Path, database: str, queries: str, *, radius_m: float) -> QuerySet:
-    """Read both catalogues and find the positives of each query."""
+    """Read both catalogues and find the positives of each query.
+
+    Raises:
+        ValueError: positions that nobody can compare, as `check_zones`.
+    """
     database_images, query_images = read_catalogue(folder / database), read_catalogue(folder / queries)
+    check_zones(database_images, query_images)
     positives = query_images.positives or positives_within(*positions_m(database_images, query_images), radius_m)
     missing = sum(not len(rows) for rows in positives)
     if missing:
