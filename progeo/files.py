@@ -57,14 +57,19 @@ def written_together(folder: Path) -> Iterator[Path]:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is no folder: name another.")
     beside = folder if folder.exists() else folder.parent  # on the same disk
-    beside.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=beside, prefix=".") as outer:
-        temporary = Path(outer) / folder.name
+    try:
+        beside.mkdir(parents=True, exist_ok=True)
+        outer = tempfile.TemporaryDirectory(dir=beside, prefix=".")
+    except OSError as error:
+        raise OSError(f"{folder} could not be written: {error.strerror}") from None
+    with outer:
+        temporary = Path(outer.name) / folder.name
         temporary.mkdir()
         try:
             yield temporary
-        except OSError as error:
-            raise OSError(str(error).replace(str(temporary), str(folder))) from None
+        except (OSError, ValueError) as error:
+            kind = OSError if isinstance(error, OSError) else ValueError
+            raise kind(str(error).replace(str(temporary), str(folder))) from None
         names = sorted(path.name for path in temporary.iterdir())
         if held := [name for name in names if (folder / name).exists()]:
             raise ValueError(f"{folder} already holds {', '.join(held)}: name another folder.")

@@ -31,7 +31,7 @@ def found(folder):
 
 
 def found_by_glob(folder):
-    pattern = os.path.join(glob.escape(str(folder)), "**/*")  # noqa: PTH118, PTH207  the reference itself
+    pattern = os.path.join(glob.escape(str(folder)), "**/*")  # noqa: PTH118  the reference itself
     names = (os.path.relpath(path, folder) for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))  # noqa: PTH113, PTH207
     return sorted(name for name in names if name.endswith(EXTENSIONS))
 
@@ -104,7 +104,9 @@ def test_what_systems_make_for_themselves_is_no_image(tmp_path, name):
 def test_where_all_images_are_hidden_the_error_says_so(tmp_path, hidden):
     lay_out(tmp_path, {hidden: None, "notes.txt": None})
     first = hidden if "._" in hidden else hidden.split("/")[0]
-    with pytest.raises(FileNotFoundError, match=rf"There is no image .*, but for hidden .*, such as {re.escape(first)}\.$"):
+    with pytest.raises(
+        FileNotFoundError, match=rf"There is no image .*, but for hidden .*, such as {re.escape(first)}\.$"
+    ):
         find_paths(tmp_path)
 
 
@@ -161,7 +163,7 @@ def test_an_index_is_refused_when_something_behind_a_link_changed(tmp_path, chan
         lay_out(tmp_path / "other", {f"a/{B}": None, C: None})
         (tmp_path / "set/more").unlink()
         (tmp_path / "set/more").symlink_to("../other")
-    with pytest.raises(ValueError, match="changed since .* was made: run `progeo dataset index"):
+    with pytest.raises(ValueError, match=r"changed since .* was made: run `progeo dataset index"):
         read_catalogue(tmp_path / "set")
     index_catalogue(tmp_path / "set")
     assert len(read_catalogue(tmp_path / "set")) == 3

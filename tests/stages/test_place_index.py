@@ -297,3 +297,17 @@ def test_a_photo_too_small_for_a_native_index_is_named_and_the_others_are_answer
     small, fine = answers(tmp_path / "index", tmp_path / "small.jpg", photo)
     assert "small.jpg cannot be described: 20 x 20 pixels are fewer than 32 a side" in small.error
     assert fine.matches[0].path == str(photo)
+
+
+@pytest.mark.parametrize("verb", ["build", "add", "calibrate"])
+def test_images_without_a_zone_are_refused_where_others_lie_in_several(built, encoder, cache, tmp_path, verb):
+    images, before = tmp_path / "images", files_in(built / "index")
+    images.mkdir()
+    for zone in ("10@S", "11@S", "@") if verb == "build" else ("11@S", "@"):  # the index has images of zone 10
+        for east in range(20):
+            (images / f"@{550_000 + east}@4180000@{zone}@.jpg").touch()
+    options = {"encoder": encoder, "out": tmp_path / "index"} if verb == "build" else {"index": built / "index"}
+    with pytest.raises(SystemExit, match=r"20 of [46]0 images of .* have no UTM zone.* lie in zones 10, 11: nobody"):
+        command(f"index {verb}", cache, folder=images, **options)
+    assert files_in(built / "index") == before
+    assert not (tmp_path / "index").exists()
