@@ -114,8 +114,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, UnicodeEncodeError):
-        text = os.fsencode(error.object[max(0, error.start - 80) : error.end + 80])
-        return f"{text.decode('utf-8', 'backslashreplace')} is not UTF-8: rename that file or folder."
+        before, after = error.object[: error.start], error.object[error.start :]
+        line = before.rpartition("\n")[2] + after.partition("\n")[0]
+        spelled_out = import_module("progeo.files").spelled_out
+        return f"{spelled_out(line)} is not UTF-8: rename that file or folder."
     return str(error)
 
 

@@ -113,7 +113,7 @@ def read_json(path: Path) -> Any:
 
 def spelled_out(path: str) -> str:
     r"""A path with escapes, such as caf\xe9, for bytes of its name that are not UTF-8."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    return path.encode("utf-8", "backslashreplace").decode().replace(r"\udc", r"\x")  # as Python keeps such bytes
 
 
 def _umask() -> int:

@@ -6,6 +6,7 @@ file alone. Wherever a folder of images is asked for, either will do.
 
 import hashlib
 import json
+import logging
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from progeo.places.coordinates import fits_one_zone, project
 from progeo.places.filename import FIELDS, ParsedNames, Unparsed, format_names, parse_columns, warn_of_unparsed
 from progeo.places.paths import beside, changes_since, find_paths
 
+_LOGGER = logging.getLogger("progeo")
 _ROWS_AT_ONCE = 2**20
 _PARSERS = min(8, os.cpu_count() or 1)
 _COLUMNS = ("east", "north", "zone", "heading")
@@ -190,7 +192,7 @@ def positions_m(*catalogues: Catalogue) -> list[np.ndarray]:
 
 
 def check_zones(*catalogues: Catalogue) -> None:
-    """Look whether `positions_m` can tell how far apart images are.
+    """Look whether `positions_m` can tell how far apart images are; log it where zones are measured apart.
 
     Raises:
         ValueError: images without a zone where the others lie in several.
@@ -198,6 +200,8 @@ def check_zones(*catalogues: Catalogue) -> None:
     zones = _zones(catalogues)
     if len(zones) > 1 and _degrees_together(catalogues) is None:
         _refuse_zoneless(catalogues, zones)
+        named = ", ".join(map(str, sorted(zones)))
+        _LOGGER.info("images lie in UTM zones %s: those of two zones count as 1000 km apart and more", named)
 
 
 def index_catalogue(folder: Path, out: Path | None = None) -> Path:

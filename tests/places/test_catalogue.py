@@ -199,6 +199,16 @@ def test_images_without_a_zone_are_refused_where_the_others_lie_in_several(tmp_p
             function(*catalogues)
 
 
+def test_zones_that_are_measured_apart_are_said(tmp_path, caplog):
+    caplog.set_level("INFO")
+    check_zones(in_zones(tmp_path, Z10, Z10), in_zones(tmp_path, NONE))
+    assert not caplog.records
+    check_zones(in_zones(tmp_path, Z11), in_zones(tmp_path, Z10))
+    assert [record.getMessage() for record in caplog.records] == [
+        "images lie in UTM zones 10, 11: those of two zones count as 1000 km apart and more"
+    ]
+
+
 def test_degrees_tell_how_far_apart_images_are_whatever_their_zones(tmp_path):
     catalogue = in_zones(tmp_path, Z10, Z11, NONE)
     degrees = {"latitude": [50.0, 50.0, 50.0], "longitude": [5.9999, 6.0001, 6.0003]}
