@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _sentence(error: Exception) -> str:
-    if isinstance(error, UnicodeEncodeError):
+    if isinstance(error, UnicodeEncodeError) and error.encoding == "utf-8":
         before, after = error.object[: error.start], error.object[error.start :]
         line = before.rpartition("\n")[2] + after.partition("\n")[0]
         spelled_out = import_module("progeo.files").spelled_out

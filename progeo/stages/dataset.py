@@ -26,10 +26,15 @@ def index_dataset(settings: DatasetIndexSettings) -> Path:
     """Write the index of a folder of images and return its path.
 
     Raises:
+        FileExistsError: `out` is another folder, which would not be found any more.
         OSError: there is no writing beside the folder, or where `out` is.
     """
     start_log(None)
     out = settings.out or settings.folder
+    if out.suffix == ".arrow":
+        out = out.with_suffix("")
+    if out.is_dir() and out.resolve() != settings.folder.resolve() and any(out.iterdir()):
+        raise FileExistsError(f"There is something in {out} already: name another --out.")
     file = index_file(out)
     nearest = next((folder for folder in file.absolute().parents if folder.is_dir()), Path("/"))
     if not os.access(nearest, os.W_OK):  # before millions of names are read

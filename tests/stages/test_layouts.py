@@ -92,7 +92,7 @@ def test_queries_without_a_zone_are_refused_where_the_database_crosses_a_border(
         check_dataset(DatasetCheckSettings(tmp_path))
 
 
-def test_a_set_on_a_disk_that_cannot_be_written_to_has_its_index_elsewhere(open_folder, as_nobody, tmp_path):
+def test_a_set_on_a_disk_that_cannot_be_written_to_has_its_index_elsewhere(open_folder, as_nobody):
     folder = open_folder / "disk/set"
     folder.mkdir(parents=True)
     (folder / "@1@2@10@S@.jpg").touch()
@@ -108,3 +108,13 @@ def test_a_set_on_a_disk_that_cannot_be_written_to_has_its_index_elsewhere(open_
     assert file == open_folder / "mine/new/set.arrow"
     catalogue = read_catalogue(open_folder / "mine/new/set")
     assert [catalogue.path(row) for row in range(len(catalogue))] == [folder / "@1@2@10@S@.jpg"]
+
+
+def test_an_index_elsewhere_may_be_given_by_its_file_but_hides_no_other_folder(tmp_path):
+    for name in ("set", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"@1@2@{name}@.jpg").touch()
+    assert index_dataset(DatasetIndexSettings(tmp_path / "set", tmp_path / "out.arrow")) == tmp_path / "out.arrow"
+    assert index_dataset(DatasetIndexSettings(tmp_path / "set", tmp_path / "set")) == tmp_path / "set.arrow"
+    with pytest.raises(FileExistsError, match=rf"There is something in {tmp_path}/other already: name another --out"):
+        index_dataset(DatasetIndexSettings(tmp_path / "set", tmp_path / "other"))
