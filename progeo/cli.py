@@ -110,13 +110,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(_usage(), file=sys.stdout if asked else sys.stderr)
         sys.exit(0 if asked else f"progeo: there is no command {words[0]!r}.")
     try:
+        for word in words:
+            word.encode()  # a path that is not UTF-8 is no text, which files and pages could hold
         run_command(name, words[len(name.split()) :])
     except (ValueError, OSError, MemoryError) as error:
         if os.environ.get("PROGEO_DEBUG") == "1":
             raise
-        sys.exit(f"progeo {name}: error: {error}")
+        sys.exit(f"progeo {name}: error: {_sentence(error)}")
     except KeyboardInterrupt as interrupt:
         sys.exit(f"progeo {name}: {str(interrupt) or 'interrupted.'}")
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, UnicodeEncodeError) and error.encoding == "utf-8":
+        before, after = error.object[: error.start], error.object[error.start :]
+        line = before.rpartition("\n")[2] + after.partition("\n")[0]
+        spelled_out = import_module("progeo.files").spelled_out
+        return f"{spelled_out(line)} is not UTF-8: rename that file or folder."
+    return str(error)
 
 
 def run_command(name: str, arguments: Sequence[str]) -> None:

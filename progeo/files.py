@@ -26,9 +26,12 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the disk is full, for example; the sentence names `path`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(descriptor)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+        os.close(descriptor)
+    except OSError as error:
+        raise OSError(f"{path} could not be written: {error.strerror}") from None
     temporary = Path(name)
     try:
         yield temporary
@@ -37,7 +40,7 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(stream.fileno())
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
-        raise OSError(f"{path} could not be written: {error}") from None
+        raise OSError(f"{path} could not be written: {str(error).replace(name, str(path))}") from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -55,14 +58,19 @@ def written_together(folder: Path) -> Iterator[Path]:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is no folder: name another.")
     beside = folder if folder.exists() else folder.parent  # on the same disk
-    beside.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=beside, prefix=".") as outer:
-        temporary = Path(outer) / folder.name
+    try:
+        beside.mkdir(parents=True, exist_ok=True)
+        outer = tempfile.TemporaryDirectory(dir=beside, prefix=".")
+    except OSError as error:
+        raise OSError(f"{folder} could not be written: {error.strerror}") from None
+    with outer:
+        temporary = Path(outer.name) / folder.name
         temporary.mkdir()
         try:
             yield temporary
-        except OSError as error:
-            raise OSError(str(error).replace(str(temporary), str(folder))) from None
+        except (OSError, ValueError) as error:
+            kind = OSError if isinstance(error, OSError) else ValueError
+            raise kind(str(error).replace(str(temporary), str(folder))) from None
         names = sorted(path.name for path in temporary.iterdir())
         if held := [name for name in names if (folder / name).exists()]:
             raise ValueError(f"{folder} already holds {', '.join(held)}: name another folder.")
@@ -102,6 +110,11 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not a JSON file: {error}.") from None
+
+
+def spelled_out(path: str) -> str:
+    r"""A path with escapes, such as caf\xe9, for bytes of its name that are not UTF-8."""
+    return path.encode("utf-8", "backslashreplace").decode().replace(r"\udc", r"\x")  # as Python keeps such bytes
 
 
 def _umask() -> int:

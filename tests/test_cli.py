@@ -1,5 +1,6 @@
 """What a user can do wrong ends with one sentence and no traceback."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -94,6 +95,18 @@ def test_a_name_outside_the_convention_is_refused_with_the_field(images):
     sentence = failure("stage1", *training(images))
     assert "'holiday.jpg' does not follow the naming convention" in sentence
     assert "field 1 (east)" in sentence
+
+
+def test_a_name_that_is_not_utf_8_is_spelled_out_wherever_it_comes_from(images):
+    odd = os.fsdecode(b"caf\xe9")
+    (images / "train").rename(images / odd)
+    commands = (
+        ["dataset", "groups", images / odd],
+        ["localize", images / odd / "photo.jpg", "--index", "nowhere"],
+        ["evaluate", "--encoder", "thumbnail", "--folder", images, "--database", odd, "--out", images / "out"],
+    )
+    for arguments in commands:
+        assert "caf\\xe9" in failure(*arguments)
 
 
 def test_a_broken_image_stops_with_its_path(images):

@@ -29,6 +29,9 @@ class DatasetIndexSettings:
 
     folder: Path
     """Folder of images; its index is written beside it, as <folder>.arrow."""
+    out: Path | None = None
+    """For a folder on a disk that cannot be written to: the index is written as <out>.arrow; <out> then stands for a
+    folder of images in every command."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ file alone. Wherever a folder of images is asked for, either will do.
 
 import hashlib
 import json
+import logging
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,15 +24,18 @@ from tqdm import tqdm
 
 from progeo.files import each_file, replacing
 from progeo.places.coordinates import Hemisphere, band_letters, fits_one_zone, project
-from progeo.places.filename import FIELDS, ParsedNames, format_names, parse_columns
+from progeo.places.filename import FIELDS, ParsedNames, Unparsed, format_names, parse_columns, warn_of_unparsed
 from progeo.places.geographic import degrees_of, hemispheres_of
-from progeo.places.paths import changes_since, find_paths
+from progeo.places.paths import beside, changes_since, find_paths
 
+_LOGGER = logging.getLogger("progeo")
 _ROWS_AT_ONCE = 2**20
 _PARSERS = min(8, os.cpu_count() or 1)
 _COLUMNS = ("east", "north", "zone", "heading")
 _ZONE_WIDTH_M = 1e6
 _SOUTHERN_ORIGIN_M = 1e7
+_RULES = 2
+"""Of what images a folder holds; 1 skipped links to folders and counted what is hidden."""
 _ABOUT = b"progeo"
 """Key of what an Arrow file says of itself."""
 
@@ -159,9 +163,13 @@ def read_catalogue(folder: Path) -> Catalogue:
     if not index.is_file():
         return Catalogue(folder, pa.Table.from_batches(_parsed_in_turn(folder, find_paths(folder).batches)))
     about = _about(index)
-    for change in changes_since(folder, about.get("seen", {}), about.get("list")):
-        raise ValueError(f"{change} changed since {index} was made: run `progeo dataset index {folder}` again.")
-    return open_catalogue(index, folder / about.get("root", ""))
+    root = folder / about.get("root", "")
+    again = f"run `progeo dataset index {root}{f' --out {folder}' if root != folder else ''}` again"
+    if about.get("seen") and about.get("rules") != _RULES:
+        raise ValueError(f"{index} was made when links to folders were skipped and hidden images counted: {again}.")
+    for change in changes_since(root, about.get("seen", {}), about.get("list")):
+        raise ValueError(f"{change} changed since {index} was made: {again}.")
+    return open_catalogue(index, root)
 
 
 def positions_m(*catalogues: Catalogue) -> list[np.ndarray]:
@@ -169,39 +177,66 @@ def positions_m(*catalogues: Catalogue) -> list[np.ndarray]:
 
     They are UTM's where all images lie in one zone. Where they do not, all are measured in the zone of their middle if
     latitude and longitude are known and not too far apart; else east has 1000 km times the zone added, so that images
-    of two zones are far apart. Of a set on both sides of the equator all northings are counted from the equator.
+    of two zones are far apart. Images without a zone are taken to lie in the one zone of the others. Of a set on both
+    sides of the equator all northings are counted from the equator.
+
+    Raises:
+        ValueError: images without a zone where the others lie in several.
     """
-    zones = set().union(*(pc.unique(catalogue.table["zone"]).to_pylist() for catalogue in catalogues)) - {0}
-    degrees = [pair for catalogue in catalogues if (pair := catalogue.degrees) is not None]
-    known = len(zones) > 1 and len(degrees) == len(catalogues)
-    if known and fits_one_zone(np.concatenate(degrees, axis=1)[1]):
-        positions = project(*np.concatenate(degrees, axis=1))
+    zones = _zones(catalogues)
+    degrees = _degrees_together(catalogues) if len(zones) > 1 else None
+    if degrees is not None:
+        positions = project(*degrees)
         together = np.stack([positions.east, positions.north], axis=1)
         return np.split(together, np.cumsum([len(catalogue) for catalogue in catalogues])[:-1])
+    _refuse_zoneless(catalogues, zones)
     shift_m = _ZONE_WIDTH_M if len(zones) > 1 else 0.0
     positions_of_each = [_positions_m(catalogue, shift_m) for catalogue in catalogues]
     return _from_one_origin(catalogues, positions_of_each) if zones else positions_of_each
 
 
-def index_catalogue(folder: Path) -> Path:
-    """Find the images of a folder, parse their names and write its index; returns that file.
+def check_zones(*catalogues: Catalogue) -> None:
+    """Look whether `positions_m` can tell how far apart images are; log it where zones are measured apart.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_catalogue`.
+        ValueError: images without a zone where the others lie in several.
     """
+    zones = _zones(catalogues)
+    if len(zones) > 1 and _degrees_together(catalogues) is None:
+        _refuse_zoneless(catalogues, zones)
+        named = ", ".join(map(str, sorted(zones)))
+        _LOGGER.info("images lie in UTM zones %s: those of two zones count as 1000 km apart and more", named)
+
+
+def index_catalogue(folder: Path, out: Path | None = None) -> Path:
+    """Find the images of a folder, parse their names and write its index; returns that file.
+
+    Args:
+        folder: of images.
+        out: what stands for the folder from then on, with the index beside it; None is the folder itself.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_catalogue`, or positions that nobody can compare, as `check_zones`.
+        OSError: the index cannot be written.
+    """
+    index = index_file(out or folder)
     found = find_paths(folder)
     batches = _parsed_in_turn(folder, found.batches)
     first = next(batches)
-    about = {"seen": found.seen, "list": found.list_changed_ns}
-    with replacing(index_file(folder)) as temporary, _writer(temporary, first.schema, about) as writer:
-        for batch in chain([first], batches):  # never all of them in memory
-            writer.write_batch(batch)
-    return index_file(folder)
+    about: dict[str, Any] = {"seen": found.seen, "list": found.list_changed_ns, "rules": _RULES}
+    if index != index_file(folder):
+        about["root"] = str(folder.absolute())  # not where a link leads to: the list lies beside the link
+    with replacing(index) as temporary:
+        with _writer(temporary, first.schema, about) as writer:
+            for batch in chain([first], batches):  # never all of them in memory
+                writer.write_batch(batch)
+        check_zones(open_catalogue(temporary, folder))
+    return index
 
 
 def index_file(folder: Path) -> Path:
     """Where the index of a folder is."""
-    return folder.with_name(f"{folder.name}.arrow")
+    return beside(folder, ".arrow")
 
 
 def build_catalogue(folder: Path, paths: Sequence[str]) -> Catalogue:
@@ -256,6 +291,34 @@ def link_images(catalogue: Catalogue, folder: Path) -> None:
         (folder / f"{name}{path.suffix}").symlink_to(path.resolve())
 
 
+def _zones(catalogues: Sequence[Catalogue]) -> set[int]:
+    return set().union(*(pc.unique(catalogue.table["zone"]).to_pylist() for catalogue in catalogues)) - {0}
+
+
+def _degrees_together(catalogues: Sequence[Catalogue]) -> np.ndarray | None:
+    """Latitude and longitude (2, N) of the images of all catalogues, where they are known and fit into one zone."""
+    degrees = [pair for catalogue in catalogues if (pair := catalogue.degrees) is not None]
+    if len(degrees) < len(catalogues):
+        return None
+    together = np.concatenate(degrees, axis=1)
+    return together if fits_one_zone(together[1]) else None
+
+
+def _refuse_zoneless(catalogues: Sequence[Catalogue], zones: set[int]) -> None:
+    for catalogue in catalogues if len(zones) > 1 else ():
+        zoneless = catalogue.zone == 0
+        if zoneless.any():
+            zoneless &= np.isfinite(catalogue.east) & np.isfinite(catalogue.north)  # without a position nothing is far
+        if zoneless.any():
+            raise ValueError(
+                f"{zoneless.sum():,} of {len(catalogue):,} images of {catalogue.folder} have no UTM zone, such as "
+                f"{catalogue.name(int(zoneless.argmax()))}, and the others that they are compared with lie in zones "
+                f"{', '.join(map(str, sorted(zones)))}: nobody can tell how far apart they are. Name the zone of each "
+                f"(@utm_east@utm_north@zone@letter@.jpg), or give latitudes and longitudes to `progeo dataset "
+                f"from-table`."
+            )
+
+
 def _positions_m(catalogue: Catalogue, zone_shift_m: float) -> np.ndarray:
     """East and north (N, 2), each in one piece, as whoever goes through millions wants them."""
     positions = np.empty((2, len(catalogue)))
@@ -282,19 +345,21 @@ def _from_one_origin(catalogues: Sequence[Catalogue], positions: list[np.ndarray
 def _parsed_in_turn(folder: Path, batches: Iterator[pa.Array]) -> Iterator[pa.RecordBatch]:
     """Parse the names of a folder side by side, a few batches ahead of whoever takes them, in their order."""
     coming: deque[Future[pa.RecordBatch]] = deque()
+    unparsed: list[Unparsed] = []
     bar = tqdm(desc=f"reading the names of {folder}", unit="img", leave=False, disable=None)
     with ThreadPoolExecutor(_PARSERS) as pool, bar:  # Arrow computes outside of Python's lock
         for batch in batches:
-            coming.append(pool.submit(_parsed, batch))
+            coming.append(pool.submit(_parsed, batch, unparsed))
             bar.update(len(batch))
             if len(coming) > _PARSERS:
                 yield coming.popleft().result()
         yield from (future.result() for future in coming)
+    warn_of_unparsed(unparsed, folder)
     pa.default_memory_pool().release_unused()  # what only parsing needed, before anything else is made
 
 
-def _parsed(paths: pa.Array) -> pa.RecordBatch:
-    return pa.RecordBatch.from_pydict({"path": paths, **parse_columns(paths, _COLUMNS)})
+def _parsed(paths: pa.Array, unparsed: list[Unparsed] | None = None) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pydict({"path": paths, **parse_columns(paths, _COLUMNS, unparsed)})
 
 
 def _writer(path: Path, schema: pa.Schema, about: Mapping[str, Any]) -> pa.ipc.RecordBatchFileWriter:

@@ -14,7 +14,7 @@ from progeo.evaluation.confidence import calibrate
 from progeo.evaluation.search import add_to_index, build_index, load_index
 from progeo.export.weights import load_encoder
 from progeo.models.encoder import Encoder
-from progeo.places.catalogue import Catalogue, positions_m, read_catalogue
+from progeo.places.catalogue import Catalogue, check_zones, positions_m, read_catalogue
 from progeo.stages.encoder_descriptors import described, encoder_describer, identity
 from progeo.stages.place_index import (
     About,
@@ -44,6 +44,7 @@ def build_place_index(settings: IndexBuildSettings) -> Path:
         raise ValueError(f"A place index needs an encoder with weights of its own, {settings.encoder} has none.")
     catalogue = read_catalogue(settings.folder)
     images = placed(catalogue)
+    check_zones(images)
     describer = encoder_describer(
         encoder,
         settings.database_preprocessing,
@@ -75,6 +76,7 @@ def add_to_place_index(settings: IndexAddSettings) -> Path:
     opened = open_place_index(settings.index)
     catalogue = read_catalogue(settings.folder)
     images = placed(catalogue)
+    check_zones(opened.catalogue, images)
     held = pc.is_in(images.table["path"], value_set=opened.catalogue.table["path"].combine_chunks())
     new = np.flatnonzero(~held.to_numpy())
     if len(new) < len(catalogue):
@@ -104,6 +106,7 @@ def calibrate_place_index(settings: IndexCalibrateSettings) -> Path:
     opened = open_place_index(settings.index)
     photos = read_catalogue(settings.folder)
     places = placed(photos)
+    check_zones(opened.catalogue, places)
     if len(photos) < _FEWEST_PHOTOS:
         raise ValueError(f"Confidence wants at least {_FEWEST_PHOTOS} photos, {settings.folder} has {len(photos)}.")
     describer = opened.describer(opened.about.query_preprocessing, accelerator)

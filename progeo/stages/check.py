@@ -15,7 +15,7 @@ from progeo.data.inspection import inspect_images
 from progeo.engine.log import LOGGER, start_log
 from progeo.evaluation.dataset_page import KINDS, in_settings, in_words, write_dataset_page
 from progeo.files import write_json
-from progeo.places.catalogue import Catalogue, index_file, positions_m, read_catalogue
+from progeo.places.catalogue import Catalogue, check_zones, index_file, positions_m, read_catalogue
 from progeo.places.cells import NoClass, build_partition
 from progeo.places.coordinates import Hemisphere
 from progeo.places.extent import Extent, extent_of
@@ -59,6 +59,7 @@ def check_dataset(settings: DatasetCheckSettings) -> dict[str, Any]:
     sides = [settings.folder / name for name in (settings.database, settings.queries)]
     is_test_set = all(side.is_dir() or index_file(side).is_file() for side in sides)
     catalogues = {side.name: read_catalogue(side) for side in (sides if is_test_set else [settings.folder])}
+    check_zones(*catalogues.values())
     extents = {name: extent_of(catalogue) for name, catalogue in catalogues.items()}
     report: dict[str, Any] = {
         "folder": str(settings.folder),

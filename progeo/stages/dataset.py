@@ -1,5 +1,6 @@
 """Sets of images before any training: their index, and what cells and groups make of them."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +26,27 @@ from progeo.places.tables import read_table
 
 
 def index_dataset(settings: DatasetIndexSettings) -> Path:
-    """Write the index of a folder of images and return its path."""
+    """Write the index of a folder of images and return its path.
+
+    Raises:
+        FileExistsError: `out` is another folder, which would not be found any more.
+        OSError: there is no writing beside the folder, or where `out` is.
+    """
     start_log(None)
-    file = index_catalogue(settings.folder)
-    LOGGER.info("%s: %s images of %s", file, f"{len(read_catalogue(settings.folder)):,}", settings.folder)
+    out = settings.out or settings.folder
+    if out.suffix == ".arrow":
+        out = out.with_suffix("")
+    if out.is_dir() and out.resolve() != settings.folder.resolve() and any(out.iterdir()):
+        raise FileExistsError(f"There is something in {out} already: name another --out.")
+    file = index_file(out)
+    nearest = next((folder for folder in file.absolute().parents if folder.is_dir()), Path("/"))
+    if not os.access(nearest, os.W_OK):  # before millions of names are read
+        raise OSError(
+            f"{file} could not be written: {nearest} may not be written to. Write it elsewhere with --out OUT: "
+            f"OUT then stands for {settings.folder}."
+        )
+    index_catalogue(settings.folder, out)
+    LOGGER.info("%s: %s images of %s", file, f"{len(read_catalogue(out)):,}", settings.folder)
     return file
 
 

@@ -21,6 +21,7 @@ from progeo.files import replacing, write_json
 from progeo.models.clip import load_clip
 from progeo.models.encoder import EncoderSpec
 from progeo.places.catalogue import Catalogue
+from progeo.places.folders import utf8_paths
 from progeo.places.paths import find_paths
 from progeo.stages.place_index import PlaceIndex, open_place_index
 
@@ -114,7 +115,7 @@ def _photos(paths: tuple[Path, ...]) -> Catalogue:
             names += [str(path / name) for batch in find_paths(path).batches for name in batch.to_pylist()]
         else:
             names.append(str(path))
-    return Catalogue(Path(), pa.table({"path": names}))
+    return Catalogue(Path(), pa.table({"path": utf8_paths(names)}))
 
 
 def _describe(

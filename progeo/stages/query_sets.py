@@ -7,7 +7,7 @@ import numpy as np
 
 from progeo.engine.log import LOGGER
 from progeo.evaluation.protocols import Protocol
-from progeo.places.catalogue import Catalogue, read_catalogue
+from progeo.places.catalogue import Catalogue, check_zones, read_catalogue
 from progeo.places.positives import find_positives
 
 
@@ -24,8 +24,13 @@ class QuerySet:
 def load_query_set(
     folder: Path, database: str, queries: str, *, radius_m: float, angle_deg: float | None = None
 ) -> QuerySet:
-    """Read both catalogues and find the positives of each query."""
+    """Read both catalogues and find the positives of each query.
+
+    Raises:
+        ValueError: positions that nobody can compare, as `check_zones`; headings that an angle needs and are absent.
+    """
     database_images, query_images = read_catalogue(folder / database), read_catalogue(folder / queries)
+    check_zones(database_images, query_images)
     positives = find_positives(database_images, query_images, radius_m, angle_deg=angle_deg)
     missing = sum(not len(rows) for rows in positives)
     if missing:

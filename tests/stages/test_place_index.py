@@ -308,3 +308,17 @@ def test_a_clip_whose_tokenizer_is_not_there_is_refused_before_it_is_loaded(monk
     spec = dataclasses.replace(build_encoder("tiny-vit", "random").spec, architecture="vit-of-nobody", text_weights="x")
     with pytest.raises(ValueError, match=r"^--text needs the tokenizer of vit-of-nobody, which cannot be made: .*\.$"):
         text_descriptor(spec, "a tree")
+
+
+@pytest.mark.parametrize("verb", ["build", "add", "calibrate"])
+def test_images_without_a_zone_are_refused_where_others_lie_in_several(built, encoder, cache, tmp_path, verb):
+    images, before = tmp_path / "images", files_in(built / "index")
+    images.mkdir()
+    for zone in ("10@S", "11@S", "@") if verb == "build" else ("11@S", "@"):  # the index has images of zone 10
+        for east in range(20):
+            (images / f"@{550_000 + east}@4180000@{zone}@.jpg").touch()
+    options = {"encoder": encoder, "out": tmp_path / "index"} if verb == "build" else {"index": built / "index"}
+    with pytest.raises(SystemExit, match=r"20 of [46]0 images of .* have no UTM zone.* lie in zones 10, 11: nobody"):
+        command(f"index {verb}", cache, folder=images, **options)
+    assert files_in(built / "index") == before
+    assert not (tmp_path / "index").exists()
