@@ -12,12 +12,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from progeo.export.fetch import fetch_folder
-from progeo.export.tensor_files import read_safetensors
 from progeo.files import read_json, replacing, write_json
 from progeo.models.backbones import Pooling
 from progeo.models.convnets import CONVNETS, own_normalisation
 from progeo.models.encoder import Encoder, build_encoder, restore_encoder, spec_from_json, spec_to_json
 from progeo.models.thumbnail import ThumbnailEncoder
+from progeo.models.weight_files.tensor_files import read_safetensors
 
 _FORMAT = 2
 _WEIGHTS = "model.safetensors"

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +19,12 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from progeo.models.clip_files import read_clip_file
 from progeo.models.convnets import CONVNETS
+from progeo.models.state_dicts import check_file_fits
+from progeo.models.weight_files.unpickler import printable
 
+LOGGER = logging.getLogger("progeo")
 ImageSize = int | tuple[int, int]
 ARCHITECTURE = "architecture"
 """Key in the metadata of a .safetensors file: what its weights are of, where that is known."""
@@ -46,7 +51,8 @@ def load_clip(
         architecture: a name of open_clip such as `RN50` or `ViT-B-16` (`ViT-B/16` is the same), or our `tiny-vit` and
             `tiny-resnet`.
         weights: an open_clip tag such as `openai` (QuickGELU is set to match the tag), `hf-hub:owner/name`, a local
-            file (which is refused where it says that it is of another architecture), or `random`.
+            file (see `find_weights`; refused where it says that it is of another architecture), or `random`. Where a
+            file does not say its activation, that of the architecture is taken, which the log says.
         image_size: pixels, one side of a square or (height, width); None keeps the architecture's own.
         align_corners: interpolate position embeddings between the centres of the corner cells, as published ProGEO
             does, instead of between cell edges.
@@ -177,10 +183,10 @@ def _without_warnings() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _random_clip(architecture: str, seed: int) -> nn.Module:
+def _random_clip(architecture: str, seed: int, *, quickgelu: bool = False) -> nn.Module:
     with torch.random.fork_rng(devices=[]), _without_warnings():
         torch.manual_seed(seed)
-        return open_clip.create_model(architecture, load_weights=False)
+        return open_clip.create_model(architecture, load_weights=False, force_quick_gelu=quickgelu)
 
 
 def _pretrained_clip(architecture: str, weights: str) -> nn.Module:
@@ -196,28 +202,65 @@ def _pretrained_clip(architecture: str, weights: str) -> nn.Module:
             model = open_clip.create_model(weights, require_pretrained=True)
             _check_same_shapes(model, architecture)
             return model
-        if Path(weights).suffix == ".safetensors":
-            _check_same_architecture(weights, architecture)
+        if weights not in tags:
+            return _clip_of_file(architecture, Path(weights))
         quick = bool((open_clip.get_pretrained_cfg(architecture, weights) or {}).get("quick_gelu"))
         return open_clip.create_model(
             architecture, weights, force_quick_gelu=quick, require_pretrained=True, weights_only=True
         )
     except Exception as error:  # a file that is no checkpoint can fail in any way
         lines = str(error).splitlines() or [type(error).__name__]
-        reason = lines[1].strip() if "Error(s) in loading" in lines[0] else lines[0]
-        if "TorchScript" in reason:
-            reason = (
-                "it is an archive of TorchScript; `progeo import` it and give the clip.safetensors that this leaves, "
-                "with the architecture that it prints."
-            )
-        raise ValueError(f"model.weights {weights!r} could not be loaded as {architecture}: {reason}") from None
+        reason = printable(lines[1].strip() if "Error(s) in loading" in lines[0] else lines[0])
+        if reason.startswith("Weights only load failed"):  # what PyTorch advises then is to run what is in the file
+            reason = "it holds more than weights."
+        raise ValueError(
+            f"model.weights {weights!r} could not be loaded as {architecture}: {reason.replace(weights, 'it', 1)}"
+        ) from None
 
 
-def _check_same_architecture(weights: str, architecture: str) -> None:
-    with safe_open(weights, framework="pt") as file:
-        said = (file.metadata() or {}).get(ARCHITECTURE, architecture)
-    if said != architecture:
-        raise RuntimeError(f"it says that it is a {said}, give that as model.architecture.")
+def _clip_of_file(architecture: str, path: Path) -> nn.Module:
+    """A CLIP of the weights in a file, with the activation that the file says, else with that of the architecture."""
+    said = _said_architecture(path) if path.suffix == ".safetensors" else None
+    if said not in (None, architecture):
+        raise ValueError(f"it says that it is a {said}, give that as model.architecture.")
+    file = read_clip_file(path)
+    plain = architecture.removesuffix("-quickgelu")
+    if file.quickgelu is False and plain != architecture:
+        raise ValueError(f"it says that its activation is GELU, give {plain} as model.architecture.")
+    model = _random_clip(architecture, 0, quickgelu=bool(file.quickgelu))
+    state = dict(file.state)
+    _resize_stored_embedding(state, model.visual)
+    check_file_fits(state, model.state_dict(), architecture)
+    model.load_state_dict(state)
+    if file.quickgelu is None and said is None:
+        _say_activation(path, architecture)
+    return model
+
+
+def _said_architecture(path: Path) -> str | None:
+    with safe_open(path, framework="pt") as file:
+        return (file.metadata() or {}).get(ARCHITECTURE)
+
+
+def _say_activation(path: Path, architecture: str) -> None:
+    taken, other, name = "GELU", "QuickGELU", f"{architecture}-quickgelu"
+    if architecture.endswith("-quickgelu"):
+        taken, other, name = other, taken, architecture.removesuffix("-quickgelu")
+    instead = f"the architecture {name} takes {other}" if name in known_architectures() else f"no {name} is known"
+    LOGGER.info("%s: The file does not say its activation; %s is taken, %s.", path, taken, instead)
+
+
+def _resize_stored_embedding(state: dict[str, Tensor], visual: nn.Module) -> None:
+    """Resize the position embedding in a CLIP's state dict that was trained on squares of another size."""
+    own = position_embedding_name(visual)
+    name = f"visual.{own}"
+    if name not in state or state[name].ndim != 2 or len(state[name]) == len(visual.get_parameter(own)):
+        return
+    cells = len(state[name]) - 1
+    side = math.isqrt(cells)
+    if side * side != cells or cells == 0:
+        raise ValueError(f"its position embedding is for {cells} cells, which are no square.")
+    state[name] = _resized_embedding(state[name].float(), (side, side), _own_grid(visual), False)
 
 
 def _check_same_shapes(model: nn.Module, architecture: str) -> None:

@@ -14,6 +14,14 @@ def with_batch_counts(state: Mapping[str, Tensor], names: Iterable[str]) -> dict
     return {name: torch.tensor(0) for name in names if name.endswith("num_batches_tracked")} | dict(state)
 
 
+def check_file_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], architecture: str) -> None:
+    """Refuse the weights of a file that somebody named as those of `architecture`, see `check_fits`."""
+    try:
+        check_fits(state, expected, architecture)
+    except ValueError as error:
+        raise ValueError(f"{error} If another program wrote them, `progeo import` makes an encoder of them.") from None
+
+
 def check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], architecture: str) -> None:
     """Refuse weights for `architecture` whose names or shapes are not those expected, or that are whole numbers.
 
