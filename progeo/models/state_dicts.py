@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from progeo.models.weight_files.unpickler import printable
+
 
 def with_batch_counts(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
     """Weights with a zero for each of these names that is a count of batch norm's batches and is not among them.
@@ -32,7 +34,9 @@ def check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], arch
         found = tuple(state[name].shape) if name in state else "missing"
         wanted = tuple(expected[name].shape) if name in expected else "absent"
         if found != wanted:
-            raise ValueError(f"The weights do not fit {architecture}: {name} should be {wanted}, is {found}.")
+            raise ValueError(
+                f"The weights do not fit {architecture}: {printable(name)} should be {wanted}, is {found}."
+            )
         if expected[name].is_floating_point() and not state[name].is_floating_point():
             raise ValueError(
                 f"The weights do not fit {architecture}: {name} should hold fractions, holds {state[name].dtype}."

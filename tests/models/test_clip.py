@@ -101,6 +101,20 @@ def test_weights_from_the_hub_are_read_from_its_cache_in_its_layout(tmp_path, mo
         load_clip("tiny-resnet", "hf-hub:someone/clip")
 
 
+def test_a_pickle_of_the_hub_with_more_than_weights_is_refused_without_advice_to_run_it(tmp_path, monkeypatch):
+    snapshot = tmp_path / "models--someone--clip" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--someone--clip" / "refs").mkdir()
+    (tmp_path / "models--someone--clip" / "refs" / "main").write_text("abc")
+    config = {"model_cfg": open_clip.get_model_config("tiny-vit"), "preprocess_cfg": {}}
+    (snapshot / "open_clip_config.json").write_text(json.dumps(config))
+    torch.save({"state_dict": {}, "args": Path("x")}, snapshot / "open_clip_pytorch_model.bin")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=r"as tiny-vit: it holds more than weights\.$"):
+        load_clip("tiny-vit", "hf-hub:someone/clip")
+
+
 def test_openai_weights_get_quick_gelu_and_the_name_says_so(monkeypatch, tmp_path):
     """The tag's real configuration is used; only the download is replaced by a file of random weights."""
     path = tmp_path / "openai.pt"

@@ -9,6 +9,7 @@ from progeo.export.foreign.hugging_face import with_open_clip_names
 from progeo.export.foreign.translation import Choices, Foreign, with_what_was_found
 from progeo.models.clip_files import CLIP_MARK, OPEN_CLIP, OPEN_CLIP_WEIGHTS
 from progeo.models.weight_files.checkpoints import FoundWeights, find_weights, read_content
+from progeo.models.weight_files.unpickler import printable
 
 _TRANSFORMERS = "config.json"
 _TRANSFORMERS_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -52,7 +53,7 @@ def _read_open_clip(path: Path, choices: Choices) -> Foreign:
     model, pixels = config.part("model_cfg"), config.part("preprocess_cfg")
     vision, text = model.part("vision_cfg"), model.part("text_cfg")
     if unusual := unusual_settings(model.values):
-        raise ValueError(f"{config.path} describes no plain CLIP: it says {', '.join(unusual)}.")
+        raise ValueError(f"{config.path} describes no plain CLIP: it says {printable(', '.join(unusual))}.")
     said = Said(  # numbers that are left out are those that open_clip takes then
         "open_clip",
         quickgelu=bool(model.values.get("quick_gelu", False)),
@@ -75,7 +76,7 @@ def _read_transformers(path: Path, choices: Choices) -> Foreign:
     activations = {part.word("hidden_act", "quick_gelu") for part in (vision, text)}
     if len(activations) > 1 or not activations <= _ACTIVATIONS.keys():
         raise ValueError(
-            f"{config.path} says hidden_act {', '.join(sorted(activations))}: it must be one of "
+            f"{config.path} says hidden_act {printable(', '.join(sorted(activations)))}: it must be one of "
             f"{', '.join(_ACTIVATIONS)}, and the same for images and texts."
         )
     for part in (vision, text):
