@@ -22,6 +22,7 @@ from torch.func import functional_call
 from progeo.models.clip_files import read_clip_file
 from progeo.models.convnets import CONVNETS
 from progeo.models.state_dicts import check_file_fits
+from progeo.models.weight_files.checkpoints import reason_of
 from progeo.models.weight_files.unpickler import printable
 
 LOGGER = logging.getLogger("progeo")
@@ -209,13 +210,12 @@ def _pretrained_clip(architecture: str, weights: str) -> nn.Module:
             architecture, weights, force_quick_gelu=quick, require_pretrained=True, weights_only=True
         )
     except Exception as error:  # a file that is no checkpoint can fail in any way
-        lines = str(error).splitlines() or [type(error).__name__]
-        reason = printable(lines[1].strip() if "Error(s) in loading" in lines[0] else lines[0])
+        reason = reason_of(error, weights)
+        if "Error(s) in loading" in reason:
+            reason = printable(str(error).splitlines()[1].strip())
         if reason.startswith("Weights only load failed"):  # what PyTorch advises then is to run what is in the file
             reason = "it holds more than weights."
-        raise ValueError(
-            f"model.weights {weights!r} could not be loaded as {architecture}: {reason.replace(weights, 'it', 1)}"
-        ) from None
+        raise ValueError(f"model.weights {weights!r} could not be loaded as {architecture}: {reason}") from None
 
 
 def _clip_of_file(architecture: str, path: Path) -> nn.Module:

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torchvision.models import VGG, get_model, get_model_weights
 
 from progeo.models.state_dicts import check_file_fits, with_batch_counts
-from progeo.models.weight_files.checkpoints import load_weights
-from progeo.models.weight_files.unpickler import printable
+from progeo.models.weight_files.checkpoints import load_weights, reason_of
 
 CONVNETS = ("vgg16", "resnet18", "resnet50", "resnet101", "resnet152", *(f"efficientnet_b{i}" for i in range(8)))
 
@@ -82,7 +81,5 @@ def _classifier_state(architecture: str, weights: str, expected: Iterable[str]) 
         mark = next(name for name in expected if any(part.isdigit() for part in name.split(".")))
         return load_weights(Path(weights), [mark])
     except Exception as error:  # a file that is no state dict can fail in any way
-        reason = printable((str(error).splitlines() or [type(error).__name__])[0])
-        raise ValueError(
-            f"model.weights {weights!r} could not be loaded as {architecture}: {reason.replace(weights, 'it', 1)}"
-        ) from None
+        reason = reason_of(error, weights)
+        raise ValueError(f"model.weights {weights!r} could not be loaded as {architecture}: {reason}") from None

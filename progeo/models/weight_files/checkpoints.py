@@ -93,6 +93,12 @@ def find_weights(content: Any, path: Path, marks: Collection[str], part: str | N
     return FoundWeights(state, (*_beside(content, address), *ignored), remarks)
 
 
+def reason_of(error: Exception, file: str) -> str:
+    """Why a file could not be read, in a printable line that calls it `it` where the error begins with its name."""
+    reason = printable((str(error).splitlines() or [type(error).__name__])[0])
+    return f"it {reason.removeprefix(f'{file} ')}" if reason.startswith(f"{file} ") else reason
+
+
 def in_words(names: Iterable[str]) -> str:
     """The first part of each name, and how many begin with it."""
     counts: dict[str, int] = {}
