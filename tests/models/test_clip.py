@@ -199,7 +199,8 @@ def test_a_file_beside_a_configuration_of_open_clip_has_its_activation(tmp_path,
     start_log(None)
     images = torch.randn(2, 3, 128, 128)
     for quick in (True, False):
-        config.write_text(json.dumps({"model_cfg": {"quick_gelu": quick}}))
+        model = {**open_clip.get_model_config("tiny-vit"), "quick_gelu": quick}
+        config.write_text(json.dumps({"model_cfg": model, "preprocess_cfg": {}}))
         found = load_clip("tiny-vit", str(path)).encode_image(images)
         assert torch.equal(found, source.encode_image(images)) == quick
     assert capsys.readouterr().err == ""
