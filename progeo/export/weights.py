@@ -12,11 +12,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from progeo.export.fetch import fetch_folder
-from progeo.export.tensor_files import read_safetensors
 from progeo.files import read_json, replacing, write_json
 from progeo.models.backbones import Pooling
 from progeo.models.encoder import Encoder, build_encoder, restore_encoder, spec_from_json, spec_to_json
 from progeo.models.thumbnail import ThumbnailEncoder
+from progeo.models.weight_files.tensor_files import read_safetensors
+from progeo.models.weight_files.unpickler import printable
 
 _FORMAT = 2
 _WEIGHTS = "model.safetensors"
@@ -84,7 +85,7 @@ def load_encoder(path_or_name: str | Path) -> nn.Module:
     try:
         spec = spec_from_json(description["encoder"])
     except ValueError as error:
-        raise ValueError(f"{folder / _DESCRIPTION} describes no encoder: {error}") from None
+        raise ValueError(f"{folder / _DESCRIPTION} describes no encoder: {printable(str(error))}") from None
     spec = replace(spec, text_weights=_found_texts(folder, spec.text_weights))
     return restore_encoder(spec, read_safetensors(folder / _WEIGHTS))
 

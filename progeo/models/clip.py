@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,8 +23,13 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from progeo.models.clip_files import read_clip_file, said_beside
 from progeo.models.convnets import CONVNETS
+from progeo.models.state_dicts import check_file_fits
+from progeo.models.weight_files.checkpoints import reason_of
+from progeo.models.weight_files.unpickler import printable
 
+LOGGER = logging.getLogger("progeo")
 ImageSize = int | tuple[int, int]
 ARCHITECTURE = "architecture"
 """Key in the metadata of a .safetensors file: what its weights are of, where that is known.
@@ -54,7 +60,8 @@ def load_clip(
         architecture: a name of open_clip such as `RN50` or `ViT-B-16` (`ViT-B/16` is the same), or our `tiny-vit` and
             `tiny-resnet`.
         weights: an open_clip tag such as `openai` (QuickGELU is set to match the tag), `hf-hub:owner/name`, a local
-            file (which is refused where it says that it is of another architecture), or `random`.
+            file (see `find_weights`; refused where it says that it is of another architecture), or `random`. Where a
+            file does not say its activation, that of the architecture is taken, which the log says.
         image_size: pixels, one side of a square or (height, width); None keeps the architecture's own.
         align_corners: interpolate position embeddings between the centres of the corner cells, as published ProGEO
             does, instead of between cell edges.
@@ -166,7 +173,7 @@ def said_of_pixels(architecture: str, weights: str) -> Mapping[str, Any]:
     elif weights in open_clip.list_pretrained_tags_by_model(architecture):
         said = open_clip.get_pretrained_cfg(architecture, weights)
     else:
-        said = _pixels_in_metadata(weights) if Path(weights).suffix == ".safetensors" else {}
+        said = said_beside(Path(weights), "preprocess_cfg") or _pixels_in_metadata(Path(weights))
     return {name: said[name] for name in ("mean", "std") if said.get(name) is not None}
 
 
@@ -222,10 +229,10 @@ def _without_warnings() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _random_clip(architecture: str, seed: int) -> CLIP:
+def _random_clip(architecture: str, seed: int, *, quickgelu: bool = False) -> CLIP:
     with torch.random.fork_rng(devices=[]), _without_warnings():
         torch.manual_seed(seed)
-        return open_clip.create_model(architecture, load_weights=False)
+        return open_clip.create_model(architecture, load_weights=False, force_quick_gelu=quickgelu)
 
 
 def _pretrained_clip(architecture: str, weights: str) -> CLIP:
@@ -240,31 +247,68 @@ def _pretrained_clip(architecture: str, weights: str) -> CLIP:
         if from_hub:
             _check_same_settings(_hub_configuration(weights).get("model_cfg") or {}, architecture)
             return open_clip.create_model(weights, require_pretrained=True)
-        if Path(weights).suffix == ".safetensors":
-            _check_same_architecture(weights, architecture)
+        if weights not in tags:
+            return _clip_of_file(architecture, Path(weights))
         quick = bool((open_clip.get_pretrained_cfg(architecture, weights) or {}).get("quick_gelu"))
         return open_clip.create_model(
             architecture, weights, force_quick_gelu=quick, require_pretrained=True, weights_only=True
         )
     except Exception as error:  # a file that is no checkpoint can fail in any way
-        lines = str(error).splitlines() or [type(error).__name__]
-        reason = lines[1].strip() if "Error(s) in loading" in lines[0] else lines[0]
-        if "TorchScript" in reason:
-            reason = (
-                "it is an archive of TorchScript; `progeo import` it and give the clip.safetensors that this leaves, "
-                "with the architecture that it prints."
-            )
+        reason = reason_of(error, weights)
+        if "Error(s) in loading" in reason:
+            reason = printable(str(error).splitlines()[1].strip())
+        if reason.startswith("Weights only load failed"):  # what PyTorch advises then is to run what is in the file
+            reason = "it holds more than weights."
         raise ValueError(f"model.weights {weights!r} could not be loaded as {architecture}: {reason}") from None
 
 
-def _check_same_architecture(weights: str, architecture: str) -> None:
-    with safe_open(weights, framework="pt") as file:
-        said = (file.metadata() or {}).get(ARCHITECTURE, architecture)
-    if said != architecture:
-        raise RuntimeError(f"it says that it is a {said}, give that as model.architecture.")
+def _clip_of_file(architecture: str, path: Path) -> CLIP:
+    """A CLIP of the weights in a file, with the activation that the file says, else with that of the architecture."""
+    said = _said_architecture(path) if path.suffix == ".safetensors" else None
+    if said not in (None, architecture):
+        raise ValueError(f"it says that it is a {said}, give that as model.architecture.")
+    if (model_cfg := said_beside(path, "model_cfg")) is not None:
+        _check_same_settings(model_cfg, architecture)
+    file = read_clip_file(path)
+    model = _random_clip(architecture, 0, quickgelu=bool(file.quickgelu))
+    state = dict(file.state)
+    _resize_stored_embedding(state, model.visual)
+    check_file_fits(state, model.state_dict(), architecture)
+    model.load_state_dict(state)
+    if file.quickgelu is None and said is None:
+        _say_activation(path, architecture)
+    return model
 
 
-def _pixels_in_metadata(weights: str) -> Mapping[str, Any]:
+def _said_architecture(path: Path) -> str | None:
+    with safe_open(path, framework="pt") as file:
+        return (file.metadata() or {}).get(ARCHITECTURE)
+
+
+def _say_activation(path: Path, architecture: str) -> None:
+    taken, other, name = "GELU", "QuickGELU", f"{architecture}-quickgelu"
+    if architecture.endswith("-quickgelu"):
+        taken, other, name = other, taken, architecture.removesuffix("-quickgelu")
+    instead = f"the architecture {name} takes {other}" if name in known_architectures() else f"no {name} is known"
+    LOGGER.info("%s: The file does not say its activation; %s is taken, %s.", path, taken, instead)
+
+
+def _resize_stored_embedding(state: dict[str, Tensor], visual: nn.Module) -> None:
+    """Resize the position embedding in a CLIP's state dict that was trained on squares of another size."""
+    own = position_embedding_name(visual)
+    name = f"visual.{own}"
+    if name not in state or state[name].ndim != 2 or len(state[name]) == len(visual.get_parameter(own)):
+        return
+    cells = len(state[name]) - 1
+    side = math.isqrt(cells)
+    if side * side != cells or cells == 0:
+        raise ValueError(f"its position embedding is for {cells} cells, which are no square.")
+    state[name] = _resized_embedding(state[name].float(), (side, side), _own_grid(visual), False)
+
+
+def _pixels_in_metadata(weights: Path) -> Mapping[str, Any]:
+    if weights.suffix != ".safetensors":
+        return {}
     with safe_open(weights, framework="pt") as file:
         said = file.metadata() or {}
     try:

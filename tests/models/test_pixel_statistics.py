@@ -107,6 +107,21 @@ def test_a_file_says_them_in_its_metadata_and_what_is_taken_otherwise_is_told(me
     assert torch.equal(encoder.std, torch.tensor(expected[1]))
 
 
+@pytest.mark.parametrize("weights", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])
+def test_a_file_of_open_clip_says_them_in_the_configuration_beside_it(weights, tmp_path):
+    state = {name: tensor.clone() for name, tensor in load_clip("tiny-vit", "random").state_dict().items()}
+    path = tmp_path / weights
+    (save_file if path.suffix == ".safetensors" else torch.save)(state, path)
+    config = {
+        "model_cfg": open_clip.get_model_config("tiny-vit"),
+        "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3},
+    }
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    assert numbers(pixel_statistics("tiny-vit", str(path))) == HALF
+    spec = build_encoder("tiny-vit", str(path), 64).spec
+    assert (spec.mean, spec.std) == HALF
+
+
 @pytest.mark.parametrize(
     ("mean", "sentence"),
     [
