@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 from safetensors import SafetensorError
 from tqdm import tqdm
 
+Item = TypeVar("Item")
 Found = TypeVar("Found")
 _THREADS = max(16, os.cpu_count() or 1)
 _AT_ONCE = 4096
@@ -71,7 +73,7 @@ def written_together(folder: Path) -> Iterator[Path]:
 
 
 def each_file(
-    look: Callable[[str], Found], names: Iterable[str], *, total: int, description: str | None = None
+    look: Callable[[Item], Found], names: Iterable[Item], *, total: int, description: str | None = None
 ) -> Iterator[Found]:
     """What `look` finds at each of many files, in their order: side by side, as on a network disk most is waiting.
 
@@ -91,6 +93,25 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def write_new_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON to a file that must not be there: of several commands at once one succeeds.
+
+    Raises:
+        FileExistsError: the file is there.
+    """
+    private = path.with_name(f".{path.stem}-{secrets.token_hex(8)}{path.suffix}")
+    write_json(private, value)
+    try:
+        os.link(private, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a disk without hard links
+        with path.open("x", encoding="utf-8") as stream:
+            stream.write(private.read_text(encoding="utf-8"))
+    finally:
+        private.unlink()
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
@@ -99,7 +120,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a JSON file: {error}.") from None
 
 

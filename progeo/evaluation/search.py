@@ -61,6 +61,22 @@ def index_neighbours(index: faiss.Index, queries: np.ndarray, count: int) -> Nei
     return Neighbours(rows, np.sqrt(np.maximum(squared, 0)))
 
 
+def distances_of(predictions: np.ndarray, queries: np.ndarray, database: ShardedRows) -> np.ndarray:
+    """Euclidean distances between descriptors of queries and of what was predicted for them, float32 (Q, K).
+
+    Args:
+        predictions: rows of the database, int64 (Q, K); -1, where there is none, gets NaN.
+        queries: float32 (Q, D), of crops that searched on their own (Q, C D): the nearest crop counts.
+        database: (N, D).
+    """
+    found = np.full(predictions.shape, np.nan, np.float32)
+    for rows, descriptors, distances in zip(predictions, queries, found, strict=True):
+        images = database.take(rows[rows >= 0]).astype(np.float32)
+        crops = descriptors.reshape(-1, 1, database.width)
+        distances[rows >= 0] = np.linalg.norm(crops - images, axis=2).min(axis=0)
+    return found
+
+
 def index_path(database: ShardedRows, kind: str) -> Path:
     """Where the index of a database, as it is now, is kept beside its descriptors."""
     made_from = f"{kind} {database.written_ns} {database.num_bytes}"

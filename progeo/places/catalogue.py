@@ -11,10 +11,10 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,9 @@ _ROWS_AT_ONCE = 2**20
 _PARSERS = min(8, os.cpu_count() or 1)
 _COLUMNS = ("east", "north", "zone", "heading")
 _ZONE_WIDTH_M = 1e6
+Positions = Literal["required", "optional", "ignored"]
+"""Of the names of images: each must say where it was taken; those that begin with @ do; none does, whatever it says."""
+_NAMED = "(^|/)@[^/]*$"
 _ABOUT = b"progeo"
 """Key of what an Arrow file says of itself."""
 
@@ -146,8 +149,12 @@ class Catalogue:
             writer.write_table(self.table, max_chunksize=_ROWS_AT_ONCE)
 
 
-def read_catalogue(folder: Path) -> Catalogue:
+def read_catalogue(folder: Path, *, positions: Positions = "required") -> Catalogue:
     """Read the catalogue of a folder: its index where it has one, else the names of the images found in it.
+
+    Args:
+        folder: with images at any depth.
+        positions: whether names say where images were taken; where they do not, east and north are NaN.
 
     Raises:
         FileNotFoundError: no such folder, or no image in it.
@@ -155,7 +162,8 @@ def read_catalogue(folder: Path) -> Catalogue:
     """
     index = index_file(folder)
     if not index.is_file():
-        return Catalogue(folder, pa.Table.from_batches(_parsed_in_turn(folder, find_paths(folder).batches)))
+        batches = _parsed_in_turn(folder, find_paths(folder).batches, positions)
+        return Catalogue(folder, pa.Table.from_batches(batches))
     about = _about(index)
     for change in changes_since(folder, about.get("seen", {}), about.get("list")):
         raise ValueError(f"{change} changed since {index} was made: run `progeo dataset index {folder}` again.")
@@ -263,13 +271,15 @@ def _positions_m(catalogue: Catalogue, zone_shift_m: float) -> np.ndarray:
     return positions.T
 
 
-def _parsed_in_turn(folder: Path, batches: Iterator[pa.Array]) -> Iterator[pa.RecordBatch]:
+def _parsed_in_turn(
+    folder: Path, batches: Iterator[pa.Array], positions: Positions = "required"
+) -> Iterator[pa.RecordBatch]:
     """Parse the names of a folder side by side, a few batches ahead of whoever takes them, in their order."""
     coming: deque[Future[pa.RecordBatch]] = deque()
     bar = tqdm(desc=f"reading the names of {folder}", unit="img", leave=False, disable=None)
     with ThreadPoolExecutor(_PARSERS) as pool, bar:  # Arrow computes outside of Python's lock
         for batch in batches:
-            coming.append(pool.submit(_parsed, batch))
+            coming.append(pool.submit(partial(_parsed, positions=positions), batch))
             bar.update(len(batch))
             if len(coming) > _PARSERS:
                 yield coming.popleft().result()
@@ -277,8 +287,20 @@ def _parsed_in_turn(folder: Path, batches: Iterator[pa.Array]) -> Iterator[pa.Re
     pa.default_memory_pool().release_unused()  # what only parsing needed, before anything else is made
 
 
-def _parsed(paths: pa.Array) -> pa.RecordBatch:
+def _parsed(paths: pa.Array, positions: Positions = "required") -> pa.RecordBatch:
+    if positions != "required":
+        named = pc.match_substring_regex(paths, _NAMED).to_numpy(zero_copy_only=False) & (positions == "optional")
+        if not named.all():
+            return _parsed_in_part(paths, np.flatnonzero(named))
     return pa.RecordBatch.from_pydict({"path": paths, **parse_columns(paths, _COLUMNS)})
+
+
+def _parsed_in_part(paths: pa.Array, named: np.ndarray) -> pa.RecordBatch:
+    """The same where only the names of some rows follow the convention; nothing is known of the others."""
+    columns = {name: np.full(len(paths), np.nan) for name in _COLUMNS} | {"zone": np.zeros(len(paths), np.int8)}
+    for name, values in parse_columns(paths.take(pa.array(named)), _COLUMNS).items():
+        columns[name][named] = values
+    return pa.RecordBatch.from_pydict({"path": paths, **columns})
 
 
 def _writer(path: Path, schema: pa.Schema, about: Mapping[str, Any]) -> pa.ipc.RecordBatchFileWriter:
