@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.exit(0 if asked else f"progeo: there is no command {words[0]!r}.")
         run_command(name, words[len(name.split()) :])
     except BrokenPipeError as error:
-        if _flush_stdout():  # another pipe then
+        if _flush_stdout("\n"):  # then it was another pipe
             sys.exit(f"progeo {name}: error: {error}")
     except (ValueError, OSError, MemoryError) as error:
         if os.environ.get("PROGEO_DEBUG") == "1":
@@ -115,10 +115,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _flush_stdout()
 
 
-def _flush_stdout() -> bool:
+def _flush_stdout(last: str = "") -> bool:
     """Whether what is printed is still read; after `| head -1` it is not, and what is left of it goes nowhere."""
     try:
-        print(end="", flush=True)
+        print(end=last, flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return False

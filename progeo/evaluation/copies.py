@@ -12,7 +12,7 @@ from progeo.places.catalogue import Catalogue
 def find_themselves(photos: Catalogue, database: Catalogue, rows: np.ndarray) -> np.ndarray:
     """Which photos are found as themselves: as the same file, or as one of the same content, bool (Q,).
 
-    Of a database image whose file is gone, the name is compared.
+    Of a database image whose file is gone, as after a move, the name is compared.
 
     Args:
         photos: Q photos.
@@ -33,4 +33,4 @@ def _is_same(photo: Path, image: Path) -> bool:
     try:
         return photo.samefile(image) or filecmp.cmp(photo, image, shallow=False)
     except OSError:
-        return photo.name == image.name
+        return photo.is_file() and photo.name == image.name

@@ -43,15 +43,21 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("descriptors")
 
 
+def blurred(paths, folder):
+    """Other photos of the same places."""
+    folder.mkdir()
+    for path in paths:
+        size = Image.open(path).size
+        Image.open(path).resize((20, 20)).resize(size).save(folder / path.name)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def built(city, encoder, cache, tmp_path_factory):
     """An index of the training images, calibrated on blurred copies of them and on others that are not in it."""
     folder = tmp_path_factory.mktemp("built")
     command("index build", cache, folder=city / "train", encoder=encoder, out=folder / "index")
-    (folder / "photos").mkdir()
-    for path in [*sorted((city / "train").iterdir())[::2], *(city / "test/database").iterdir()]:
-        size = Image.open(path).size
-        Image.open(path).resize((20, 20)).resize(size).save(folder / "photos" / path.name)
+    blurred([*sorted((city / "train").iterdir())[::2], *(city / "test/database").iterdir()], folder / "photos")
     command("index calibrate", cache, folder=folder / "photos", index=folder / "index")
     return folder
 
@@ -61,9 +67,11 @@ def answers(index, *photos, **settings):
 
 
 def test_an_index_is_a_folder_with_all_that_it_takes(built, city):
-    count = len(list((city / "train").iterdir()))
-    expected = {"index.json", f"places_{count}.faiss", f"catalogue_{count}.arrow"}
+    about = json.loads((built / "index/index.json").read_text())
+    assert about["images"] == len(list((city / "train").iterdir()))
+    expected = {"index.json", "index_1.json", about["faiss_file"], about["catalogue_file"]}  # it was changed once
     assert files_in(built / "index") - {name for name in files_in(built / "index") if "model/" in name} == expected
+    assert (built / "index/index_1.json").read_text() == (built / "index/index.json").read_text()
     assert {"model/model.safetensors", "model/model.json"} <= files_in(built / "index")
 
 
@@ -220,7 +228,7 @@ def test_photos_are_described_as_the_index_says_and_searched_with_its_probes(spa
         assert [match.path for match in answer.matches] == [paths[row] for row in rows[:3] if row >= 0]
 
 
-def test_what_an_index_did_not_find_makes_no_photo_surer(sparse, city, cache, tmp_path):
+def test_what_an_index_did_not_find_makes_no_photo_surer(sparse, built, cache, tmp_path):
     shutil.copytree(sparse, tmp_path / "index")
     opened = open_place_index(tmp_path / "index")
     rows, distances = (
@@ -230,7 +238,7 @@ def test_what_an_index_did_not_find_makes_no_photo_surer(sparse, city, cache, tm
     values = opened.evidence(Neighbours(rows, distances), 25.0)
     assert values[0].tolist() == values[1].tolist()
     assert np.isnan(values[2]).all()
-    command("index calibrate", cache, folder=city / "train", index=tmp_path / "index")
+    command("index calibrate", cache, folder=built / "photos", index=tmp_path / "index")
     about = json.loads((tmp_path / "index/index.json").read_text())["calibration"]
     assert np.isfinite([*about["means"], *about["spreads"], *about["weights"], about["error"]]).all()
 
@@ -249,8 +257,10 @@ def test_an_index_may_hold_two_cities(city, encoder, cache, tmp_path):
             fields[1:7] = ["0583960.00", "4507523.00", "18", "T", "040.71300", "-074.00600"]
         shutil.copy(path, images / "@".join(fields))
     command("index build", cache, folder=images, encoder=encoder, out=tmp_path / "index")
-    command("index calibrate", cache, folder=images, index=tmp_path / "index")
-    assert json.loads((tmp_path / "index/index.json").read_text())["calibration"]["num_right"] == 40
+    photos = blurred(images.iterdir(), tmp_path / "photos")
+    command("index calibrate", cache, folder=photos, index=tmp_path / "index")
+    num_right = json.loads((tmp_path / "index/index.json").read_text())["calibration"]["num_right"]
+    assert num_right > 30
     found = answers(tmp_path / "index", images, top=1)
     assert {round(answer.matches[0].longitude) for answer in found} == {-122, -74}
 
@@ -262,12 +272,12 @@ def test_calibration_measures_across_a_border_of_zones(encoder, cache, tmp_path)
         latitude, longitude = 38.0, -120.003 + 0.0002 * place
         east, north, zone, letter = utm.from_latlon(latitude, longitude)
         name = f"@{east:.2f}@{north:.2f}@{zone}@{letter}@{latitude:.5f}@{longitude:.5f}@.jpg"
-        Image.fromarray(rng.integers(0, 256, (48, 48, 3), dtype=np.uint8)).save(images / name)
+        Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize((48, 48)).save(images / name)
         rows.append(f"{name},{latitude},{longitude}")
     (tmp_path / "table.csv").write_text("\n".join(["path,latitude,longitude", *rows]))
     main(["dataset", "from-table", str(tmp_path / "table.csv"), str(tmp_path / "known"), "--images", str(images)])
     command("index build", cache, folder=tmp_path / "known", encoder=encoder, out=tmp_path / "index")
-    command("index calibrate", cache, folder=images, index=tmp_path / "index")
+    command("index calibrate", cache, folder=blurred(images.iterdir(), tmp_path / "seen"), index=tmp_path / "index")
     assert json.loads((tmp_path / "index/index.json").read_text())["calibration"]["num_right"] == 30
 
 
