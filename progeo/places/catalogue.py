@@ -288,11 +288,15 @@ def _parsed_in_turn(
 
 
 def _parsed(paths: pa.Array, positions: Positions = "required") -> pa.RecordBatch:
-    if positions != "required":
-        named = pc.match_substring_regex(paths, _NAMED).to_numpy(zero_copy_only=False) & (positions == "optional")
-        if not named.all():
-            return _parsed_in_part(paths, np.flatnonzero(named))
-    return pa.RecordBatch.from_pydict({"path": paths, **parse_columns(paths, _COLUMNS)})
+    if positions == "ignored":
+        return _parsed_in_part(paths, np.array([], np.int64))
+    try:
+        return pa.RecordBatch.from_pydict({"path": paths, **parse_columns(paths, _COLUMNS)})
+    except ValueError:
+        named = pc.match_substring_regex(paths, _NAMED).to_numpy(zero_copy_only=False)
+        if positions == "required" or named.all():
+            raise
+        return _parsed_in_part(paths, np.flatnonzero(named))
 
 
 def _parsed_in_part(paths: pa.Array, named: np.ndarray) -> pa.RecordBatch:

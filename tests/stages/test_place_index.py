@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import faiss
@@ -263,6 +265,89 @@ def test_an_index_may_hold_two_cities(city, encoder, cache, tmp_path):
     assert num_right > 30
     found = answers(tmp_path / "index", images, top=1)
     assert {round(answer.matches[0].longitude) for answer in found} == {-122, -74}
+
+
+@pytest.fixture(scope="module")
+def uncalibrated(city, encoder, cache, tmp_path_factory):
+    """An index of the test database, whose images are copied into the folder."""
+    folder = tmp_path_factory.mktemp("uncalibrated")
+    shutil.copytree(city / "train", folder / "images")
+    command("index build", cache, folder=folder / "images", encoder=encoder, out=folder / "index")
+    return folder
+
+
+def renamed(paths, folder):
+    """The same files under names that say the same and are not the same."""
+    folder.mkdir()
+    for path in paths:
+        shutil.copy(path, folder / path.name.replace("@.jpg", "x@.jpg"))
+    return folder
+
+
+@pytest.mark.parametrize("photos", ["the images", "a link to them", "copies", "some copies and 19 others"])
+def test_an_index_is_not_calibrated_with_its_own_images(photos, uncalibrated, cache, tmp_path):
+    images, folder = sorted((uncalibrated / "images").iterdir()), tmp_path / "photos"
+    if photos == "a link to them":
+        folder.symlink_to(uncalibrated / "images")
+    elif photos == "the images":
+        folder = uncalibrated / "images"
+    elif photos == "copies":
+        renamed(images, folder)
+    else:
+        blurred(images[:19], folder)
+        for path in renamed(images[19:60], tmp_path / "more").iterdir():
+            path.rename(folder / path.name)
+    count = 19 if "others" in photos else 0
+    with pytest.raises(SystemExit, match=f"at least 20 photos .* not images of .*index themselves, .* has {count}"):
+        command("index calibrate", cache, folder=folder, index=uncalibrated / "index")
+    assert json.loads((uncalibrated / "index/index.json").read_text())["calibration"] is None
+
+
+def test_images_of_the_index_among_the_photos_change_no_calibration(uncalibrated, cache, tmp_path, capsys):
+    images = sorted((uncalibrated / "images").iterdir())
+    blurred(images[:30], tmp_path / "photos")
+    found = []
+    for index in ("a", "b"):
+        shutil.copytree(uncalibrated / "index", tmp_path / index)
+        command("index calibrate", cache, folder=tmp_path / "photos", index=tmp_path / index)
+        found.append(json.loads((tmp_path / index / "index.json").read_text())["calibration"])
+        for path in renamed(images[30:60], tmp_path / f"more_{index}").iterdir():
+            path.rename(tmp_path / "photos" / path.name)
+    assert "30 photos are images of the index themselves, and skipped" in capsys.readouterr().err
+    assert found[1] == found[0]
+    assert found[0]["num_photos"] == 30
+
+
+def test_an_index_whose_images_moved_is_not_calibrated_with_them(city, encoder, cache, tmp_path):
+    shutil.copytree(city / "train", tmp_path / "images")
+    command("index build", cache, folder=tmp_path / "images", encoder=encoder, out=tmp_path / "index")
+    (tmp_path / "images").rename(tmp_path / "moved")
+    with pytest.raises(SystemExit, match=r"not images of .*index themselves, .*moved has 0"):
+        command("index calibrate", cache, folder=tmp_path / "moved", index=tmp_path / "index")
+
+
+@pytest.mark.parametrize(("queries", "count"), [("database", 12), ("copies", 3), ("queries", 0)])
+def test_an_evaluation_says_that_queries_are_images_of_the_database(queries, count, city, cache, tmp_path, capsys):
+    for side in ("database", "queries"):
+        shutil.copytree(city / "test" / side, tmp_path / side)
+    renamed(sorted((tmp_path / "database").iterdir())[:3], tmp_path / "copies")
+    shutil.copy(sorted((tmp_path / "queries").iterdir())[0], tmp_path / "copies")
+    command("evaluate", cache, folder=tmp_path, encoder="thumbnail", queries=queries, out=tmp_path / "out")
+    summary = json.loads((tmp_path / "out/recalls.json").read_text())
+    said = f"{count} of {len(list((tmp_path / queries).iterdir()))} queries are images of the database"
+    assert (said in capsys.readouterr().err) == (said in summary.get("queries in the database", "")) == (count > 0)
+    assert ("queries in the database" in summary) == (count > 0)
+
+
+def test_answers_are_written_when_nobody_reads_what_is_printed(uncalibrated, city, tmp_path, monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        words = ["--index", uncalibrated / "index", "--out", tmp_path / "a.csv", "--top", "100", "--num_workers", "0"]
+        main(["localize", *map(str, [city / "test/database", *words])])  # prints more than a pipe's buffer holds
+    with (tmp_path / "a.csv").open() as stream:
+        assert len(list(csv.DictReader(stream))) == 12
 
 
 def test_calibration_measures_across_a_border_of_zones(encoder, cache, tmp_path):
