@@ -133,9 +133,11 @@ def test_an_export_does_not_write_over_an_encoder(tmp_path):
     )
 
 
-def test_a_closed_pipe_is_no_error():
-    command = [sys.executable, "-m", "progeo.cli", "--help"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+@pytest.mark.parametrize("unbuffered", ["", "1"])  # what is printed fails as Python ends, or at once
+def test_a_closed_pipe_is_no_error(unbuffered):
+    command, environment = [sys.executable, "-m", "progeo.cli", "--help"], {"PYTHONUNBUFFERED": unbuffered}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env={**os.environ, **environment}, **pipes) as process:
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 0

@@ -80,6 +80,7 @@ def held(folder):
     generation = {f"index_{about['generation']}.json"} if about["generation"] else set()
     files = {path.name for path in folder.iterdir()}
     assert files == {"index.json", "model", about["faiss_file"], about["catalogue_file"], *generation}
+    assert len(set(names)) == len(names) == about["images"]
     return dict(zip(names, rows, strict=True))
 
 

@@ -104,6 +104,16 @@ def test_too_many_are_refused_with_the_setting(words, pictures, encoder, cache, 
     assert not (tmp_path / "x").exists()
 
 
+def test_without_labels_distances_are_those_of_the_images_shown(pictures, cache, tmp_path):
+    command = ["evaluate", "--encoder", "thumbnail", "--folder", pictures, "--out", tmp_path, "--no_labels", "true"]
+    run(*command, *SETTING, cache=cache)
+    with (tmp_path / "predictions.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    found = {row["query"]: (row["database"], float(row["descriptor_distance"])) for row in rows if row["rank"] == "1"}
+    assert [found[name(place, beside=2)][0] for place in (6, 9)] == [name(6), name(9)]
+    assert max(found[name(place, beside=2)][1] for place in (6, 9)) < 1 < found[name(7, beside=2)][1]
+
+
 def test_a_table_of_encoders_skips_them_too(pictures, cache, tmp_path):
     run("compare", "thumbnail", "--folder", pictures, "--out", tmp_path, *SETTING, "--batch_size", "1", cache=cache)
     (line,) = json.loads((tmp_path / "compare.json").read_text())
