@@ -13,6 +13,8 @@ from progeo.data.shards import ShardedRows
 from progeo.files import replacing
 
 _TRAINED_ON = 2**17
+_ENDS_THE_PROCESS = re.compile(r"(?<![0-9F])0+(?![0-9])|(HNSW|NSG)1(?![0-9])")
+"""In a kind: numbers of which faiss crashes, instead of refusing them as it does `IVF0`."""
 _WHERE = re.compile(r"^Error in .* at \S+:\d+: (Error: )?")
 
 
@@ -126,6 +128,8 @@ def build_index(database: ShardedRows, kind: str) -> faiss.Index:
     """Train an index on a sample of a database, and fill it; `kind` and errors as for `open_index`."""
     sample = np.unique(np.linspace(0, len(database) - 1, min(len(database), _TRAINED_ON)).astype(np.int64))
     try:
+        if _ENDS_THE_PROCESS.search(kind):
+            raise RuntimeError("a number in it is too small")
         index = faiss.index_factory(database.width, kind)
         if getattr(faiss.try_extract_index_ivf(index), "nlist", 1) < 1:
             raise RuntimeError("it would have no list")
