@@ -269,7 +269,7 @@ def test_an_index_may_hold_two_cities(city, encoder, cache, tmp_path):
 
 @pytest.fixture(scope="module")
 def uncalibrated(city, encoder, cache, tmp_path_factory):
-    """An index of the test database, whose images are copied into the folder."""
+    """An index of copies of the training images, which lie beside it."""
     folder = tmp_path_factory.mktemp("uncalibrated")
     shutil.copytree(city / "train", folder / "images")
     command("index build", cache, folder=folder / "images", encoder=encoder, out=folder / "index")
