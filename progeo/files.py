@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -98,6 +99,25 @@ def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_new_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON to a file that must not be there: of several commands at once one succeeds.
+
+    Raises:
+        FileExistsError: the file is there.
+    """
+    private = path.with_name(f".{path.stem}-{secrets.token_hex(8)}{path.suffix}")
+    write_json(private, value)
+    try:
+        os.link(private, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a disk without hard links
+        with path.open("x", encoding="utf-8") as stream:
+            stream.write(private.read_text(encoding="utf-8"))
+    finally:
+        private.unlink()
 
 
 def read_json(path: Path) -> Any:

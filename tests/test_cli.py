@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from progeo.cli import COMMANDS, main
+from progeo.engine.log import LOGGER, start_log
 
 NEEDED = ["--run", "r", "--data.train_folder", "t", "--data.val_folder", "v"]
 
@@ -142,6 +143,30 @@ def test_an_export_does_not_write_over_an_encoder(tmp_path):
     assert "already holds model.safetensors, model.json, README.md" in failure(
         "export", tmp_path / "a", "--to", tmp_path / "b"
     )
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])  # what is printed fails as Python ends, or at once
+def test_a_closed_pipe_is_no_error(unbuffered):
+    command, environment = [sys.executable, "-m", "progeo.cli", "--help"], {"PYTHONUNBUFFERED": unbuffered}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env={**os.environ, **environment}, **pipes) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+
+
+def test_work_goes_on_when_nobody_reads_the_log(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", buffering=1) as closed:
+        monkeypatch.setattr(sys, "stderr", closed)
+        start_log(None)
+        with pytest.raises(BrokenPipeError):
+            print("nobody", file=closed)
+        LOGGER.info("nobody reads this")
+        monkeypatch.undo()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), closed.fileno())  # so that it can be closed
+    start_log(None)
 
 
 def test_an_interrupted_command_says_so_and_leaves_nothing(tmp_path):

@@ -32,6 +32,9 @@ class KeepSettings(WorkSettings):
     """Folder where descriptors are kept for the next time that the same encoder describes the same images."""
     keep_as: Literal["float32", "float16"] = "float32"
     """Precision of the descriptors that are kept."""
+    max_unreadable_fraction: ClosedUnitInterval = 0.01
+    """Images that cannot be read are reported and skipped, up to this fraction of a folder; above it, the command
+    stops."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +97,9 @@ class EvaluateSettings(BenchmarkSettings):
     SQ8, PCA128,Flat; the report says what that loses and saves. null searches exactly."""
     probes: PositiveInt = 16
     """Of an IVF index, how many of its lists a search looks through."""
+    no_labels: bool = False
+    """Show what is found for queries of which nobody knows where they were taken: a report and predictions, no recalls.
+    Names may be any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +133,7 @@ class IndexBuildSettings(DescribeSettings):
     """Settings of building a place index."""
 
     folder: Path
-    """Folder of images whose places are known."""
+    """Folder of images whose places are known; those whose names say no position are found without one."""
     encoder: str
     """Folder of an exported encoder or of a run of stage 2."""
     out: Path
@@ -159,7 +165,7 @@ class IndexCalibrateSettings(KeepSettings):
     """Folder of the place index."""
     folder: Path
     """Folder of photos whose places are known, taken where and how later ones will be, some perhaps outside of what is
-    in the index."""
+    in the index; those that are images of the index themselves are skipped."""
     radius_m: PositiveFloat = 25.0
     """Confidence is the probability that a position is right within this many metres."""
 

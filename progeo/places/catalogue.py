@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +36,9 @@ _ZONE_WIDTH_M = 1e6
 _SOUTHERN_ORIGIN_M = 1e7
 _RULES = 2
 """Of what images a folder holds; 1 skipped links to folders and counted what is hidden."""
+Positions = Literal["required", "optional", "ignored"]
+"""Of the names of images: each must say where it was taken; those that begin with @ do; none does, whatever it says."""
+_NAMED = "(^|/)@[^/]*$"
 _ABOUT = b"progeo"
 """Key of what an Arrow file says of itself."""
 
@@ -152,8 +155,12 @@ class Catalogue:
             writer.write_table(self.table, max_chunksize=_ROWS_AT_ONCE)
 
 
-def read_catalogue(folder: Path) -> Catalogue:
+def read_catalogue(folder: Path, *, positions: Positions = "required") -> Catalogue:
     """Read the catalogue of a folder: its index where it has one, else the names of the images found in it.
+
+    Args:
+        folder: with images at any depth.
+        positions: whether names say where images were taken; where they do not, east and north are NaN.
 
     Raises:
         FileNotFoundError: no such folder, or no image in it.
@@ -161,7 +168,8 @@ def read_catalogue(folder: Path) -> Catalogue:
     """
     index = index_file(folder)
     if not index.is_file():
-        return Catalogue(folder, pa.Table.from_batches(_parsed_in_turn(folder, find_paths(folder).batches)))
+        batches = _parsed_in_turn(folder, find_paths(folder).batches, positions)
+        return Catalogue(folder, pa.Table.from_batches(batches))
     about = _about(index)
     root = folder / about.get("root", "")
     again = f"run `progeo dataset index {root}{f' --out {folder}' if root != folder else ''}` again"
@@ -342,14 +350,16 @@ def _from_one_origin(catalogues: Sequence[Catalogue], positions: list[np.ndarray
     return positions
 
 
-def _parsed_in_turn(folder: Path, batches: Iterator[pa.Array]) -> Iterator[pa.RecordBatch]:
+def _parsed_in_turn(
+    folder: Path, batches: Iterator[pa.Array], positions: Positions = "required"
+) -> Iterator[pa.RecordBatch]:
     """Parse the names of a folder side by side, a few batches ahead of whoever takes them, in their order."""
     coming: deque[Future[pa.RecordBatch]] = deque()
     unparsed: list[Unparsed] = []
     bar = tqdm(desc=f"reading the names of {folder}", unit="img", leave=False, disable=None)
     with ThreadPoolExecutor(_PARSERS) as pool, bar:  # Arrow computes outside of Python's lock
         for batch in batches:
-            coming.append(pool.submit(_parsed, batch, unparsed))
+            coming.append(pool.submit(_parsed, batch, unparsed, positions))
             bar.update(len(batch))
             if len(coming) > _PARSERS:
                 yield coming.popleft().result()
@@ -358,8 +368,26 @@ def _parsed_in_turn(folder: Path, batches: Iterator[pa.Array]) -> Iterator[pa.Re
     pa.default_memory_pool().release_unused()  # what only parsing needed, before anything else is made
 
 
-def _parsed(paths: pa.Array, unparsed: list[Unparsed] | None = None) -> pa.RecordBatch:
-    return pa.RecordBatch.from_pydict({"path": paths, **parse_columns(paths, _COLUMNS, unparsed)})
+def _parsed(
+    paths: pa.Array, unparsed: list[Unparsed] | None = None, positions: Positions = "required"
+) -> pa.RecordBatch:
+    if positions == "ignored":
+        return _parsed_in_part(paths, np.array([], np.int64), unparsed)
+    try:
+        return pa.RecordBatch.from_pydict({"path": paths, **parse_columns(paths, _COLUMNS, unparsed)})
+    except ValueError:
+        named = pc.match_substring_regex(paths, _NAMED).to_numpy(zero_copy_only=False)
+        if positions == "required" or named.all():
+            raise
+        return _parsed_in_part(paths, np.flatnonzero(named), unparsed)
+
+
+def _parsed_in_part(paths: pa.Array, named: np.ndarray, unparsed: list[Unparsed] | None) -> pa.RecordBatch:
+    """The same where only the names of some rows follow the convention; nothing is known of the others."""
+    columns = {name: np.full(len(paths), np.nan) for name in _COLUMNS} | {"zone": np.zeros(len(paths), np.int8)}
+    for name, values in parse_columns(paths.take(pa.array(named)), _COLUMNS, unparsed).items():
+        columns[name][named] = values
+    return pa.RecordBatch.from_pydict({"path": paths, **columns})
 
 
 def _writer(path: Path, schema: pa.Schema, about: Mapping[str, Any]) -> pa.ipc.RecordBatchFileWriter:

@@ -62,7 +62,7 @@ def compare(settings: CompareSettings) -> Path:
     return settings.out
 
 
-def _images_per_second(encoder: nn.Module, settings: CompareSettings, accelerator: Accelerator) -> float:
+def _images_per_second(encoder: nn.Module, settings: CompareSettings, accelerator: Accelerator) -> float | None:
     describer = encoder_describer(
         encoder,
         settings.database_preprocessing,

@@ -81,6 +81,8 @@ class Cache:
     """float16 or float32."""
     setting: str
     """The one that names the folder."""
+    fraction_setting: str
+    """The one that says how many images may be unreadable."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def described_once(
     cache: Cache,
     batch_size: int,
     num_workers: int,
-    max_unreadable_fraction: float = 0.0,
+    max_unreadable_fraction: float,
 ) -> Described:
     """Descriptions of every image of a catalogue, from the cache as far as they are there.
 
@@ -142,11 +144,12 @@ def described_once(
             batch_size=batch_size,
             num_workers=num_workers,
             allowed=allowed,
+            setting=cache.fraction_setting,
         )
     accelerator.wait_for_everyone()
     LOGGER.info("%s of %d images %s %s", describer.what, len(catalogue), "written to" if mine else "found in", folder)
     reasons = _recorded_reasons(folder)
-    _report_unreadable(reasons, folder, allowed, len(catalogue))
+    _report_unreadable(reasons, folder, allowed, len(catalogue), cache.fraction_setting)
     return Described(rows, np.array(sorted(reasons), np.int64))
 
 
@@ -229,6 +232,7 @@ def _describe(
     batch_size: int,
     num_workers: int,
     allowed: int,
+    setting: str,
 ) -> None:
     """Write these shards, and beside each one why images of it could not be read, `allowed` of them at most."""
     by_shard = (describer.batches(catalogue, rows.shard_rows(shard), batch_size) for shard in shards)
@@ -255,7 +259,7 @@ def _describe(
             left -= len(batch.rows) + len(batch.unreadable)
         num_unreadable += len(reasons)
         if num_unreadable > allowed:
-            raise ValueError(_too_many_unreadable(num_unreadable, next(iter(reasons.values())), len(rows), allowed))
+            raise ValueError(_too_many_unreadable(num_unreadable, next(iter(reasons.values())), len(rows), setting))
         reasons_file = rows.folder / f"unreadable_{shard:05}.json"
         if reasons:
             write_json(reasons_file, reasons)
@@ -278,11 +282,11 @@ def _recorded_reasons(folder: Path) -> dict[int, str]:
     return {int(row): reason for file in files for row, reason in read_json(file).items()}
 
 
-def _report_unreadable(reasons: Mapping[int, str], folder: Path, allowed: int, num_images: int) -> None:
+def _report_unreadable(reasons: Mapping[int, str], folder: Path, allowed: int, num_images: int, setting: str) -> None:
     if not reasons:
         return
     if len(reasons) > allowed:
-        raise ValueError(_too_many_unreadable(len(reasons), next(iter(reasons.values())), num_images, allowed))
+        raise ValueError(_too_many_unreadable(len(reasons), next(iter(reasons.values())), num_images, setting))
     LOGGER.warning(
         "%d of %d images cannot be read and are left out; mend them and remove %s to have them in",
         len(reasons),
@@ -295,10 +299,8 @@ def _report_unreadable(reasons: Mapping[int, str], folder: Path, allowed: int, n
         LOGGER.warning("and %d more, listed in %s", len(reasons) - _MOST_REASONS_SHOWN, folder / "unreadable_*.json")
 
 
-def _too_many_unreadable(count: int, first: str, num_images: int, allowed: int) -> str:
-    if not allowed:
-        return f"{count} of {num_images} images cannot be read: mend them, or take them out. One of them: {first}"
+def _too_many_unreadable(count: int, first: str, num_images: int, setting: str) -> str:
     return (
-        f"{count} of {num_images} images cannot be read, more than data.max_unreadable_fraction allows: "
+        f"{count} of {num_images} images cannot be read, more than --{setting} allows: mend them, take them out, or "
         f"raise it to go on without them. One of them: {first}"
     )

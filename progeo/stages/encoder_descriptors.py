@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from progeo.config.evaluation import KeepSettings
-from progeo.data.loaders import build_loader, read_batches
+from progeo.data.loaders import build_loader
 from progeo.data.shards import ShardedRows
 from progeo.models.clip import ImageSize, as_height_width, weights_digest
 from progeo.models.encoder import Encoder, skeleton_encoder, spec_to_json
@@ -86,26 +86,34 @@ def _is_as_specified(encoder: nn.Module) -> bool:
 def described(
     describer: Describer, catalogue: Catalogue, settings: KeepSettings, accelerator: Accelerator
 ) -> ShardedRows:
-    """Descriptors of all images of a catalogue, from the cache as far as they are there.
+    """Descriptors of all images of a catalogue, from the cache as far as they are there; unreadable ones are missing.
 
     Raises:
-        ValueError: an image cannot be read, or changed since it was described.
+        ValueError: too many images cannot be read, or one changed since it was described.
     """
-    return described_once(
+    found = described_once(
         describer,
         catalogue,
         accelerator,
-        cache=Cache(settings.descriptor_cache, settings.keep_as, "descriptor_cache"),
+        cache=Cache(settings.descriptor_cache, settings.keep_as, "descriptor_cache", "max_unreadable_fraction"),
         batch_size=settings.batch_size,
         num_workers=settings.num_workers,
-    ).rows
+        max_unreadable_fraction=settings.max_unreadable_fraction,
+    )
+    return found.rows.without(found.unreadable)
 
 
-def images_per_second(describer: Describer, catalogue: Catalogue, batch_size: int) -> float:
-    """How fast a network describes images that are decoded already, taken from one batch, the second time."""
-    batch = describer.batches(catalogue, range(min(len(catalogue), batch_size)), batch_size)[0]
-    (images,) = read_batches(build_loader(describer.images(catalogue), [batch], num_workers=0))
+def images_per_second(describer: Describer, catalogue: Catalogue, batch_size: int) -> float | None:
+    """How fast a network describes images that are decoded already, taken from one batch, the second time.
+
+    None where none of the first images can be read.
+    """
+    batches = describer.batches(catalogue, range(min(len(catalogue), batch_size)), batch_size)
+    loader = build_loader(describer.images(catalogue), batches, num_workers=0)
+    images = next((batch.items for batch in loader if batch.items is not None), None)
+    if images is None:
+        return None
     describer.describe(images)
     start = time.perf_counter()
     describer.describe(images)
-    return len(batch) / (time.perf_counter() - start)
+    return len(images) / (time.perf_counter() - start)

@@ -69,7 +69,7 @@ def cached_features(
         describer,
         catalogue,
         accelerator,
-        cache=Cache(cache, "float16", "prompts.feature_cache"),
+        cache=Cache(cache, "float16", "prompts.feature_cache", "data.max_unreadable_fraction"),
         batch_size=batch_size,
         num_workers=num_workers,
         max_unreadable_fraction=max_unreadable_fraction,

@@ -34,8 +34,9 @@ class Match:
     latitude: float | None
     """Degrees, None where only UTM is known."""
     longitude: float | None
-    east_m: float
-    north_m: float
+    east_m: float | None
+    """UTM metres, None where the index does not know the place."""
+    north_m: float | None
     distance: float
     """Between descriptors."""
 
@@ -76,10 +77,11 @@ def localize(settings: LocalizeSettings) -> list[Located]:
         photos = _photos(settings.photos)
         descriptors, unreadable = _describe(index, photos, settings, accelerator)
         answers = _located(index, photos.table["path"].to_pylist(), descriptors, unreadable, settings)
+    if settings.out is not None:
+        _WRITERS[settings.out.suffix](settings.out, answers)
     for answer in answers:
         print("\n".join(_lines(answer)))
     if settings.out is not None:
-        _WRITERS[settings.out.suffix](settings.out, answers)
         LOGGER.info("answers: %s", settings.out)
     return answers
 
@@ -151,7 +153,8 @@ def _located(
     found = index.search(descriptors, least=settings.top)
     is_text = settings.text is not None  # how sure one may be was learned from photos
     confidences = np.full(len(asked), np.nan) if is_text else index.confidences(found)
-    radius_m = None if is_text or index.calibration is None else index.calibration.radius_m
+    calibration = index.about.calibration
+    radius_m = None if is_text or calibration is None else calibration.radius_m
     answers = []
     for row, name in enumerate(asked):
         if row in unreadable:
@@ -170,12 +173,14 @@ def _matches(index: PlaceIndex, found: Neighbours, row: int, top: int) -> tuple[
     table = index.catalogue.table.take(rows[rows >= 0])
     matches = []
     for image, distance in zip(table.to_pylist(), found.distances[row].tolist(), strict=False):
-        latitude, longitude = (None if np.isnan(image[name]) else image[name] for name in ("latitude", "longitude"))
-        matches.append(Match(image["path"], latitude, longitude, image["east"], image["north"], distance))
+        places = (image[name] for name in ("latitude", "longitude", "east", "north"))
+        matches.append(Match(image["path"], *(None if np.isnan(place) else place for place in places), distance))
     return tuple(matches)
 
 
 def _place(match: Match) -> str:
+    if match.east_m is None:
+        return "no known place"
     if match.latitude is None:
         return f"UTM {match.east_m:.1f} east, {match.north_m:.1f} north"
     return f"{match.latitude:.5f}, {match.longitude:.5f}"

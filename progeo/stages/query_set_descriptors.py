@@ -20,7 +20,7 @@ _ROWS_AT_ONCE = 2**16
 
 @dataclass(frozen=True)
 class QuerySetDescriptors:
-    """Of both sides of a query set."""
+    """Of both sides of a query set, but for images that cannot be read."""
 
     database: ShardedRows
     """(N, D)."""

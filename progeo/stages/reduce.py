@@ -43,7 +43,7 @@ def reduce_encoder(settings: ReduceSettings) -> Path:
         sample = np.concatenate([part.astype(np.float32) for part in descriptors.parts()])
         reduction = fit_reduction(sample, settings.dim, whiten=settings.whiten)
         smaller = projected(encoder.cpu(), torch.from_numpy(reduction.weight), torch.from_numpy(reduction.bias))
-        made = {"dim": settings.dim, "whiten": settings.whiten, "folder": str(settings.folder), "images": len(rows)}
+        made = {"dim": settings.dim, "whiten": settings.whiten, "folder": str(settings.folder), "images": len(sample)}
         provenance = {**_provenance(Path(settings.encoder)), "encoder": settings.encoder, "reduced": made}
         save_encoder(settings.to, smaller, provenance=provenance, recalls={})  # those known are of all dimensions
         LOGGER.info(
@@ -51,7 +51,7 @@ def reduce_encoder(settings: ReduceSettings) -> Path:
             settings.dim,
             encoder.descriptor_dim,
             100 * reduction.kept,
-            len(rows),
+            len(sample),
             settings.to,
         )
     return settings.to

@@ -38,6 +38,33 @@ def test_images_are_found_below_the_folder_in_any_case_and_sorted(tmp_path):
     assert all(catalogue.path(row).is_file() for row in range(3))
 
 
+@pytest.mark.parametrize(
+    ("positions", "names", "east"),
+    [
+        ("optional", [name(3), name(7)], [3, 7]),
+        ("optional", [name(3), "b.jpg", f"deep/{name(7)}", "@deep/c.jpg"], [3, np.nan, np.nan, 7]),
+        ("optional", ["a.jpg", "b.jpg"], [np.nan, np.nan]),
+        ("ignored", ["@holiday.jpg", name(3)], [np.nan, np.nan]),
+    ],
+)
+def test_names_that_need_no_position_give_none_where_they_say_none(positions, names, east, tmp_path):
+    touch(tmp_path, *names)
+    catalogue = read_catalogue(tmp_path, positions=positions)
+    assert catalogue.table["path"].to_pylist() == sorted(names)
+    np.testing.assert_array_equal(catalogue.east, east)
+    np.testing.assert_array_equal(catalogue.zone, np.where(np.isnan(east), 0, 10))
+    assert catalogue.table.schema == build_catalogue(tmp_path, [name(3)]).table.schema
+
+
+@pytest.mark.parametrize(
+    ("positions", "names"), [("required", ["a.jpg", name(3)]), ("optional", ["@a@b@.jpg", "c.jpg"])]
+)
+def test_names_that_should_say_a_position_and_do_not_are_refused(positions, names, tmp_path):
+    touch(tmp_path, *names)
+    with pytest.raises(ValueError, match=r"does not follow the naming convention .* field 1 \(east\)"):
+        read_catalogue(tmp_path, positions=positions)
+
+
 def test_a_list_beside_the_folder_is_read_instead_of_the_disk(tmp_path):
     folder = tmp_path / "train"
     touch(folder, name(1), name(2))
