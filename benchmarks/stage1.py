@@ -27,6 +27,7 @@ from progeo.engine.accelerator import fits_device, start_accelerator
 from progeo.engine.checkpoint import save_checkpoint
 from progeo.engine.loop import progress_bar, train_epoch
 from progeo.models.clip import NORMALISATIONS, load_clip
+from progeo.models.pixel_statistics import pixel_statistics
 from progeo.models.prompts import PromptLearner
 from progeo.places.catalogue import read_catalogue
 from progeo.stages.features import cached_features
@@ -97,7 +98,7 @@ def compare_image_features(folder: Path) -> str:
                 Path(cache),
                 accelerator,
                 architecture=ARCHITECTURE,
-                normalisation="clip",
+                pixels=pixel_statistics(ARCHITECTURE, "random"),
                 batch_size=BATCH_SIZE,
                 num_workers=DataSettings(folder, folder).num_workers,
                 max_unreadable_fraction=0,

@@ -70,8 +70,17 @@ COMMANDS = {
     "dataset from-arrays": Command(
         "dataset:read_truth",
         "datasets:DatasetArraysSettings",
-        "ground truth without coordinates, from .npy files",
+        "ground truth of OpenVPRLab, GSV-Cities, Patch-NetVLAD, VPR-Bench",
         True,
+    ),
+    "dataset from-msls": Command(
+        "dataset:read_street_sequences",
+        "datasets:DatasetMslsSettings",
+        "Mapillary Street-Level Sequences, from its own tables",
+        True,
+    ),
+    "dataset views": Command(
+        "views:cut_panoramas", "datasets:DatasetViewsSettings", "perspective views of 360 degree panoramas", True
     ),
     "dataset groups": Command(
         "dataset:plan_groups", "datasets:DatasetGroupsSettings", "count classes and images of every group", True
@@ -96,18 +105,44 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     name = next((name for name in COMMANDS if words[: len(name.split())] == name.split()), None)
-    if name is None:
-        asked = words[-1] in ("-h", "--help")
-        print(_usage(), file=sys.stdout if asked else sys.stderr)
-        sys.exit(0 if asked else f"progeo: there is no command {words[0]!r}.")
     try:
+        for word in words:
+            word.encode()  # a path that is not UTF-8 is no text, which files and pages could hold
+        if name is None:
+            asked = words[-1] in ("-h", "--help")
+            print(_usage(), file=sys.stdout if asked else sys.stderr)
+            sys.exit(0 if asked else f"progeo: there is no command {words[0]!r}.")
         run_command(name, words[len(name.split()) :])
+    except BrokenPipeError as error:
+        if _flush_stdout("\n"):  # then it was another pipe
+            sys.exit(f"progeo {name}: error: {error}")
     except (ValueError, OSError, MemoryError) as error:
         if os.environ.get("PROGEO_DEBUG") == "1":
             raise
-        sys.exit(f"progeo {name}: error: {error}")
+        sys.exit(f"progeo {name}: error: {_sentence(error)}")
     except KeyboardInterrupt as interrupt:
         sys.exit(f"progeo {name}: {str(interrupt) or 'interrupted.'}")
+    finally:
+        _flush_stdout()
+
+
+def _flush_stdout(last: str = "") -> bool:
+    """Whether what is printed is still read; after `| head -1` it is not, and what is left of it goes nowhere."""
+    try:
+        print(end=last, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, UnicodeEncodeError) and error.encoding == "utf-8":
+        before, after = error.object[: error.start], error.object[error.start :]
+        line = before.rpartition("\n")[2] + after.partition("\n")[0]
+        spelled_out = import_module("progeo.files").spelled_out
+        return f"{spelled_out(line)} is not UTF-8: rename that file or folder."
+    return str(error)
 
 
 def run_command(name: str, arguments: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 from safetensors import SafetensorError
 from tqdm import tqdm
 
+Item = TypeVar("Item")
 Found = TypeVar("Found")
 _THREADS = max(16, os.cpu_count() or 1)
 _AT_ONCE = 4096
@@ -25,9 +27,12 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the disk is full, for example; the sentence names `path`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(descriptor)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+        os.close(descriptor)
+    except OSError as error:
+        raise OSError(f"{path} could not be written: {error.strerror}") from None
     temporary = Path(name)
     try:
         yield temporary
@@ -36,7 +41,7 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(stream.fileno())
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
-        raise OSError(f"{path} could not be written: {error}") from None
+        raise OSError(f"{path} could not be written: {str(error).replace(name, str(path))}") from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -54,14 +59,19 @@ def written_together(folder: Path) -> Iterator[Path]:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is no folder: name another.")
     beside = folder if folder.exists() else folder.parent  # on the same disk
-    beside.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=beside, prefix=".") as outer:
-        temporary = Path(outer) / folder.name
+    try:
+        beside.mkdir(parents=True, exist_ok=True)
+        outer = tempfile.TemporaryDirectory(dir=beside, prefix=".")
+    except OSError as error:
+        raise OSError(f"{folder} could not be written: {error.strerror}") from None
+    with outer:
+        temporary = Path(outer.name) / folder.name
         temporary.mkdir()
         try:
             yield temporary
-        except OSError as error:
-            raise OSError(str(error).replace(str(temporary), str(folder))) from None
+        except (OSError, ValueError) as error:
+            kind = OSError if isinstance(error, OSError) else ValueError
+            raise kind(str(error).replace(str(temporary), str(folder))) from None
         names = sorted(path.name for path in temporary.iterdir())
         if held := [name for name in names if (folder / name).exists()]:
             raise ValueError(f"{folder} already holds {', '.join(held)}: name another folder.")
@@ -71,7 +81,7 @@ def written_together(folder: Path) -> Iterator[Path]:
 
 
 def each_file(
-    look: Callable[[str], Found], names: Iterable[str], *, total: int, description: str | None = None
+    look: Callable[[Item], Found], names: Iterable[Item], *, total: int, description: str | None = None
 ) -> Iterator[Found]:
     """What `look` finds at each of many files, in their order: side by side, as on a network disk most is waiting.
 
@@ -91,6 +101,25 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def write_new_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON to a file that must not be there: of several commands at once one succeeds.
+
+    Raises:
+        FileExistsError: the file is there.
+    """
+    private = path.with_name(f".{path.stem}-{secrets.token_hex(8)}{path.suffix}")
+    write_json(private, value)
+    try:
+        os.link(private, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a disk without hard links
+        with path.open("x", encoding="utf-8") as stream:
+            stream.write(private.read_text(encoding="utf-8"))
+    finally:
+        private.unlink()
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
@@ -99,8 +128,13 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a JSON file: {error}.") from None
+
+
+def spelled_out(path: str) -> str:
+    r"""A path with escapes, such as caf\xe9, for bytes of its name that are not UTF-8."""
+    return path.encode("utf-8", "backslashreplace").decode().replace(r"\udc", r"\x")  # as Python keeps such bytes
 
 
 def _umask() -> int:

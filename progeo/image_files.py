@@ -1,20 +1,206 @@
 """Image files: which formats are read, and how a file is opened. Pillow only, no torch."""
 
+import re
+import struct
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO
 
-from PIL import Image
+from packaging.requirements import Requirement
+from PIL import Image, UnidentifiedImageError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png")
+# Pillow remarks on odd files in the middle of progress bars: what matters of it is an error's sentence here.
+# Warning filters cannot be set for one thread alone, so this is done once and for all.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
+"""Formats that a file may have, whatever its name says: raster formats that no other program is run for.
+
+MPO comes as JPEG: a name without an opener of its own makes Pillow fail at every format after it.
+"""
+
+
+@dataclass(frozen=True)
+class _PluginFormat:
+    """A format that Pillow reads once a package is installed."""
+
+    name: str
+    """As Pillow registers it."""
+    extensions: tuple[str, ...]
+    begins: re.Pattern[bytes]
+    """What the first bytes of such a file match."""
+    requirement: str
+    """The package with its lowest version that gives the right pixels."""
+    module: str
+    """Of that package, not in every build of it."""
+    plugin: str
+    """The module whose import registers the format."""
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether the package is installed in such a version."""
+        requirement = Requirement(self.requirement)
+        try:
+            return version(requirement.name) in requirement.specifier and find_spec(self.module) is not None
+        except PackageNotFoundError:
+            return False
+
+    @property
+    def advice(self) -> str:
+        """What to do where it is not."""
+        return f"pip install '{self.requirement}'"
+
+
+_PLUGIN_FORMATS = (
+    _PluginFormat(
+        name="AVIF",
+        extensions=(".avif",),
+        begins=re.compile(rb".{4}ftyp(avi[fs]|m[is]f1.*avi[fs])", re.DOTALL),
+        requirement="pillow>=11.3",
+        module="PIL._avif",
+        plugin="PIL.AvifImagePlugin",
+    ),
+    _PluginFormat(
+        name="HEIF",
+        extensions=(".heic", ".heif", ".hif"),
+        begins=re.compile(rb".{4}ftyp(hei[cxms]|hev[cxms]|m[is]f1)", re.DOTALL),
+        requirement="pillow-heif>=1.1",
+        module="pillow_heif",
+        plugin="pillow_heif.HeifImagePlugin",
+    ),
+    _PluginFormat(
+        name="JXL",
+        extensions=(".jxl",),
+        begins=re.compile(rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n"),
+        requirement="pillow-jxl-plugin>=1.3",
+        module="pillow_jxl",
+        plugin="pillow_jxl.JpegXLImagePlugin",
+    ),
+)
+_CONVERT, _RENAME = "convert them to .jpg or .png", "they are JPEG: rename them to .jpg"
+_TO_CONVERT = (
+    ".bmp .exr .gif .j2k .jp2 .jpx .pgm .ppm .psd .tga .tif .tiff "  # and of raw photos:
+    ".3fr .arw .cr2 .cr3 .dcr .dng .erf .fff .iiq .kdc .mef .mos .mrw .nef .nrw .orf .pef .raf .rw2 .rwl .sr2 .srw .x3f"
+)
+
+EXTENSIONS = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".webp",
+    *(extension for each in _PLUGIN_FORMATS if each.is_readable for extension in each.extensions),
+)
 """Of the files that count as images of a folder, in lower case."""
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP")
-"""Formats that a file may have, whatever its name says: raster formats that no other program is run for."""
+UNREAD_EXTENSIONS: Mapping[str, str] = MappingProxyType(
+    {
+        **{extension: each.advice for each in _PLUGIN_FORMATS if not each.is_readable for extension in each.extensions},
+        **dict.fromkeys(_TO_CONVERT.split(), _CONVERT),
+        **dict.fromkeys((".insp", ".jfif", ".jpe", ".mpo"), _RENAME),
+    }
+)
+"""Of image files that do not count as images of a folder, in lower case, and what to do to have them read."""
+
+_JXL_RATIOS = (None, (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
+"""Width to height, by the number in a header of JPEG XL."""
 
 
 def open_image(source: Path | BinaryIO) -> Image.Image:
-    """Open an image in one of `FORMATS`; its pixels are decoded later.
+    """Open an image in one of `FORMATS`, or in one that an installed plugin reads; its pixels are decoded later.
 
     Raises:
-        OSError: no such file, or none of these formats.
+        OSError: no such file, or none of these formats; the sentence says what to install where that would help.
+        ValueError: more pixels than are decoded, 178,956,970.
     """
-    return Image.open(source, formats=FORMATS)
+    try:
+        try:
+            return Image.open(source, formats=FORMATS)
+        except UnidentifiedImageError:
+            return _open_with_plugin(source)
+    except Image.DecompressionBombError:
+        raise _too_large() from None
+
+
+def unread_in_words(counts: Mapping[str, int]) -> str:
+    """How many files of which `UNREAD_EXTENSIONS` there are, the most first, and what to do to have them read."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count:,} {extension} ({UNREAD_EXTENSIONS[extension]})" for extension, count in ordered)
+
+
+def _open_with_plugin(source: Path | BinaryIO) -> Image.Image:
+    beginning = _content(source, 64)
+    for each in _PLUGIN_FORMATS:
+        if not each.begins.match(beginning):
+            continue
+        if not each.is_readable:
+            raise UnidentifiedImageError(f"it is {each.name}: {each.advice}")
+        import_module(each.plugin)
+        content = _content(source)
+        if each.name == "JXL":
+            _check_jxl_size(content)  # its plugin decodes all as it opens
+        return Image.open(BytesIO(content), formats=(each.name,))
+    readable = (*FORMATS, *(each.name for each in _PLUGIN_FORMATS if each.is_readable))
+    raise UnidentifiedImageError(f"it is none of {', '.join(readable)}, or its beginning is damaged")
+
+
+def _content(source: Path | BinaryIO, count: int = -1) -> bytes:
+    """The first bytes of a file or stream, or all."""
+    if isinstance(source, Path):
+        with source.open("rb") as stream:
+            return stream.read(count)
+    source.seek(0)
+    return source.read(count)
+
+
+def _too_large() -> ValueError:
+    limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # Pillow warns at this and refuses at its double
+    return ValueError(f"it has more than {limit:,} pixels: scale it down, or cut it into views")
+
+
+def _check_jxl_size(content: bytes) -> None:
+    """Refuse JPEG XL of too many pixels by its header.
+
+    Raises:
+        ValueError: too many, or no header.
+    """
+    height, width = _jxl_shape(_jxl_codestream(content))
+    if Image.MAX_IMAGE_PIXELS and height * width > 2 * Image.MAX_IMAGE_PIXELS:
+        raise _too_large()
+
+
+def _jxl_codestream(content: bytes) -> bytes:
+    """What JPEG XL says of pixels: all of a file, or its first box of that kind and what follows."""
+    if content.startswith(b"\xff\x0a"):
+        return content
+    start = 0
+    while start + 16 <= len(content):
+        size, kind, long_size = struct.unpack_from(">L4sQ", content, start)
+        if kind in (b"jxlc", b"jxlp"):
+            return content[start + (16 if size == 1 else 8) + (4 if kind == b"jxlp" else 0) :]
+        start += (long_size if size == 1 else size) or len(content)
+    raise ValueError("it is JPEG XL without pixels")
+
+
+def _jxl_shape(codestream: bytes) -> tuple[int, int]:
+    """Height and width as the header of JPEG XL packs them (ISO/IEC 18181-1, SizeHeader), the lowest bits first."""
+    bits = int.from_bytes(codestream[2:16], "little")
+
+    def take(count: int) -> int:
+        nonlocal bits
+        value = bits & ((1 << count) - 1)
+        bits >>= count
+        return value
+
+    def side() -> int:
+        return 8 * (1 + take(5)) if is_small else 1 + take((9, 13, 18, 30)[take(2)])
+
+    is_small = take(1)
+    height = side()
+    ratio = _JXL_RATIOS[take(3)]
+    return height, side() if ratio is None else height * ratio[0] // ratio[1]

@@ -1,6 +1,8 @@
 import os
 import resource
+import tempfile
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -22,5 +24,32 @@ def full_disk():
             yield
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return block
+
+
+@pytest.fixture
+def open_folder():
+    """A folder that everybody may enter, unlike `tmp_path`."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
+
+
+@pytest.fixture
+def as_nobody():
+    """A block in which permissions count, also where root runs the tests."""
+
+    @contextmanager
+    def block():
+        is_root = os.geteuid() == 0
+        if is_root:
+            os.setresuid(65534, 65534, 0)
+        try:
+            yield
+        finally:
+            if is_root:
+                os.setresuid(0, 0, 0)
 
     return block

@@ -1,5 +1,6 @@
 """What a user can do wrong ends with one sentence and no traceback."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 from progeo.cli import COMMANDS, main
+from progeo.engine.log import LOGGER, start_log
 
 NEEDED = ["--run", "r", "--data.train_folder", "t", "--data.val_folder", "v"]
 
@@ -122,6 +124,18 @@ def test_a_name_outside_the_convention_is_refused_with_the_field(images):
     assert "field 1 (east)" in sentence
 
 
+def test_a_name_that_is_not_utf_8_is_spelled_out_wherever_it_comes_from(images):
+    odd = os.fsdecode(b"caf\xe9")
+    (images / "train").rename(images / odd)
+    commands = (
+        ["dataset", "groups", images / odd],
+        ["localize", images / odd / "photo.jpg", "--index", "nowhere"],
+        ["evaluate", "--encoder", "thumbnail", "--folder", images, "--database", odd, "--out", images / "out"],
+    )
+    for arguments in commands:
+        assert "caf\\xe9" in failure(*arguments)
+
+
 def test_a_broken_image_stops_with_its_path(images):
     broken = images / "train" / "@0@0@10@S@@@99@@0@@@@@@.jpg"
     broken.write_bytes(b"broken")
@@ -155,6 +169,30 @@ def test_an_export_does_not_write_over_an_encoder(tmp_path):
     assert "already holds model.safetensors, model.json, README.md" in failure(
         "export", tmp_path / "a", "--to", tmp_path / "b"
     )
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])  # what is printed fails as Python ends, or at once
+def test_a_closed_pipe_is_no_error(unbuffered):
+    command, environment = [sys.executable, "-m", "progeo.cli", "--help"], {"PYTHONUNBUFFERED": unbuffered}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env={**os.environ, **environment}, **pipes) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+
+
+def test_work_goes_on_when_nobody_reads_the_log(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", buffering=1) as closed:
+        monkeypatch.setattr(sys, "stderr", closed)
+        start_log(None)
+        with pytest.raises(BrokenPipeError):
+            print("nobody", file=closed)
+        LOGGER.info("nobody reads this")
+        monkeypatch.undo()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), closed.fileno())  # so that it can be closed
+    start_log(None)
 
 
 def test_an_interrupted_command_says_so_and_leaves_nothing(tmp_path):

@@ -55,6 +55,9 @@ class ImportSettings:
     """Whether descriptors that CLIP pools get length 1; null takes false for a ViT of published ProGEO, else true."""
     quickgelu: bool | None = None
     """Whether the activation of a CLIP is QuickGELU; null takes what the file says, GELU where it says nothing."""
+    weights_in: str | None = None
+    """Part of a checkpoint that holds the weights, such as ema or state.model_ema; null takes the only one, or of
+    several model_state_dict, state_dict or model."""
     class_order: Path | None = None
     """For prompts: file of the published code's cache with the classes of every group, ending in .torch."""
     clip: str | None = None

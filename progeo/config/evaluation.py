@@ -9,6 +9,7 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloa
 
 from progeo.engine.accelerator import Precision
 from progeo.models.preprocessing import Preprocessing, QueryPreprocessing
+from progeo.pixels import Orientation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,9 @@ class KeepSettings(WorkSettings):
     """Folder where descriptors are kept for the next time that the same encoder describes the same images."""
     keep_as: Literal["float32", "float16"] = "float32"
     """Precision of the descriptors that are kept."""
+    max_unreadable_fraction: ClosedUnitInterval = 0.01
+    """Images that cannot be read are reported and skipped, up to this fraction of a folder; above it, the command
+    stops."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,9 @@ class DescribeSettings(KeepSettings):
     database_preprocessing: Preprocessing = "hard_resize"
     """hard_resize to image_size; single_query to its shorter side, aspect kept; central_crop of it; five_crops of its
     shorter side, the mean of their descriptors; native leaves images as they are."""
+    orientation: Orientation = "exif"
+    """exif turns photos upright as their files say; ignore takes the pixels as they are stored, as most published
+    programs do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +71,9 @@ class BenchmarkSettings(DescribeSettings):
     in which they vote."""
     positive_radius_m: PositiveFloat = 25.0
     """A database image within this many metres of a query is right for it."""
+    positive_angle_deg: PositiveFloat | None = None
+    """It is correct only where its heading differs from the query's by at most this many degrees, too; null looks at no
+    heading."""
     radii_m: tuple[PositiveFloat, ...] = (5.0, 25.0, 100.0)
     """Recalls are given for these radii too."""
     without_positive: Literal["missed", "left_out"] = "missed"
@@ -87,6 +97,9 @@ class EvaluateSettings(BenchmarkSettings):
     SQ8, PCA128,Flat; the report says what that loses and saves. null searches exactly."""
     probes: PositiveInt = 16
     """Of an IVF index, how many of its lists a search looks through."""
+    no_labels: bool = False
+    """Show what is found for queries of which nobody knows where they were taken: a report and predictions, no recalls.
+    Names may be any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +133,7 @@ class IndexBuildSettings(DescribeSettings):
     """Settings of building a place index."""
 
     folder: Path
-    """Folder of images whose places are known."""
+    """Folder of images whose places are known; those whose names say no position are found without one."""
     encoder: str
     """Folder of an exported encoder or of a run of stage 2."""
     out: Path
@@ -152,7 +165,7 @@ class IndexCalibrateSettings(KeepSettings):
     """Folder of the place index."""
     folder: Path
     """Folder of photos whose places are known, taken where and how later ones will be, some perhaps outside of what is
-    in the index."""
+    in the index; those that are images of the index themselves are skipped."""
     radius_m: PositiveFloat = 25.0
     """Confidence is the probability that a position is right within this many metres."""
 

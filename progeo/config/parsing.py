@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, NoneType
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
@@ -56,6 +56,8 @@ def parse_settings(
         if any(option.endswith("_") for option in action.option_strings):
             action.option_strings = [option.rstrip("_") for option in action.option_strings]
             parser._option_string_actions |= dict.fromkeys(action.option_strings, action)
+    mappings = [f"--{name}" for name, hint in get_type_hints(kind).items() if get_origin(hint) is dict]
+    arguments = _with_pairs(arguments, mappings)
     values = parser.parse_args(arguments if words is None else _with_words(arguments, words))
     return kind(**{name: value for name, value in vars(parser.instantiate(values)).items() if name != "config"})
 
@@ -121,6 +123,30 @@ def _as_number(text: str) -> str:
     if _FLOAT.fullmatch(text) and float(text).is_integer():
         return str(int(float(text)))
     return _WORDS.get(text.lower(), text)
+
+
+def _with_pairs(arguments: Sequence[str], options: Sequence[str]) -> list[str]:
+    """The words NAME=VALUE that follow an option of a mapping as the one value that it takes."""
+    pairs: dict[str, dict[str, str]] = {}
+    others: list[str] = []
+    option = ""
+    for argument in arguments:
+        before, equals, after = argument.partition("=")
+        if argument in options:
+            option = argument
+        elif before in options and "=" in after:  # --columns=path=photo
+            option = ""
+            name, _, value = after.partition("=")
+            pairs.setdefault(before, {})[name] = value
+        elif option and equals and not argument.startswith(("-", "{")):
+            pairs.setdefault(option, {})[before] = after
+            continue
+        else:
+            option = ""
+        others.append(argument)
+    return [each for each in others if each.split("=")[0] not in pairs] + [
+        word for option, values in pairs.items() for word in (option, json.dumps(values))
+    ]
 
 
 def _with_words(arguments: Sequence[str], setting: str) -> list[str]:

@@ -18,6 +18,7 @@ from progeo.data.augmentation import Augmentation
 from progeo.engine.accelerator import Precision, Tracker
 from progeo.engine.schedules import Schedule
 from progeo.models.heads import HeadKind
+from progeo.pixels import Orientation
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,16 @@ class DataSettings:
     """Name of the queries' folder in val_folder."""
     positive_radius_m: PositiveFloat = 25.0
     """A database image within this many metres of a query is right for it."""
+    positive_angle_deg: PositiveFloat | None = None
+    """It is correct only where its heading differs from the query's by at most this many degrees, too; null looks at no
+    heading."""
     num_workers: NonNegativeInt = field(default_factory=lambda: min(4, os.cpu_count() or 1))
     """Processes that decode images."""
     eval_batch_size: PositiveInt = 64
     """Images a batch when nothing is trained."""
+    orientation: Orientation = "exif"
+    """exif turns photos upright as their files say; ignore takes the pixels as they are stored, as most published
+    programs do."""
     max_unreadable_fraction: ClosedUnitInterval = 0.01
     """Stage 1 leaves out images that cannot be read, stage 2 takes another of the class; above this share both stop."""
     cache_images: bool = False
@@ -79,8 +86,13 @@ class ModelSettings:
     a ViT allows no other."""
     normalised: bool = True
     """Give a ViT's descriptors length 1; all others always have."""
-    normalisation: Literal["clip", "imagenet"] = "clip"
-    """Whose mean and spread the pixels are given."""
+    normalisation: Literal["clip", "imagenet"] | None = None
+    """Whose mean and std the pixels are normalized with; null takes those that the weights were trained with. Weights
+    that do not say theirs, and random ones, get CLIP's, a backbone of torchvision ImageNet's."""
+    mean: tuple[float, float, float] | None = None
+    """Of red, green and blue in 0..1, such as [0.5, 0.5, 0.5]: together with std in place of normalisation."""
+    std: tuple[float, float, float] | None = None
+    """See mean."""
     align_corners: bool = False
     """Resize position embeddings between the centres of the corner cells, as the published code does."""
     frozen: tuple[str, ...] = ()

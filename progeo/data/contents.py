@@ -48,7 +48,8 @@ def changed_files(before: np.ndarray, catalogue: Catalogue, *, moved: bool) -> n
     rows = rows_looked_at(len(catalogue))
     sizes, times = _sizes_and_times(catalogue, rows)
     changed, touched = sizes != before["size"], times != before["changed_ns"]
-    copied, was_read = moved or touched.all(), before["digest"] != b""
+    was_read = before["digest"] != b""
+    copied = was_read.any() and (moved or touched.all())
     if not copied:
         changed |= touched & ~was_read
     read = np.flatnonzero(was_read & ~changed & (copied | touched))

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from progeo.data.decode import read_image
+from progeo.pixels import Orientation
 from progeo.places.catalogue import Catalogue
 
 
@@ -24,11 +25,15 @@ class CatalogueImages(Dataset):
     Args:
         catalogue: N images.
         preprocess: uint8 (3, H, W) -> uint8 (3, height, width), or crops of it.
+        orientation: whether images are turned upright, see `pixels_of`.
     """
 
-    def __init__(self, catalogue: Catalogue, preprocess: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self, catalogue: Catalogue, preprocess: Callable[[Tensor], Tensor], orientation: Orientation = "exif"
+    ) -> None:
         self.catalogue = catalogue
         self.preprocess = preprocess
+        self.orientation = orientation
 
     def __len__(self) -> int:
         return len(self.catalogue)
@@ -36,7 +41,7 @@ class CatalogueImages(Dataset):
     def __getitem__(self, row: int) -> Tensor | Unreadable:
         """The pixels of image `row`, uint8 (3, height, width), or of crops of it (5, 3, s, s)."""
         try:
-            image = read_image(self.catalogue.path(row))
+            image = read_image(self.catalogue.path(row), self.orientation)
         except (ValueError, OSError) as error:
             return Unreadable(str(error))
         try:

@@ -1,31 +1,30 @@
 """From a file to pixels."""
 
 from pathlib import Path
+from typing import BinaryIO
 
-from PIL import ExifTags
 from torch import Tensor
 
 from progeo.image_files import open_image
-from progeo.pixels import pixels_of
+from progeo.pixels import Orientation, orientation_of, pixels_of, swaps_sides
 
-_LYING = (5, 6, 7, 8)
-"""EXIF orientations of which height and width change places."""
+_SIZED_WHEN_DECODED = ("TIFF", "HEIF")
+"""Formats of which height and width are not sure before the pixels are decoded."""
 
 
-def read_shape(path: Path) -> tuple[int, int] | None:
+def read_shape(path: Path, orientation: Orientation = "exif") -> tuple[int, int] | None:
     """Height and width that `read_image` would give, from the beginning of a file; None where it would fail there."""
     try:
         with open_image(path) as image:
-            if image.format == "TIFF":  # Pillow turns it itself as it decodes
+            if image.format in _SIZED_WHEN_DECODED:
                 image.load()
-                return image.height, image.width
-            lies = image.getexif().get(ExifTags.Base.Orientation) in _LYING
-            return (image.width, image.height) if lies else (image.height, image.width)
+            swaps = orientation == "exif" and swaps_sides(orientation_of(image))
+            return (image.width, image.height) if swaps else (image.height, image.width)
     except Exception:  # decoders fail in many ways
         return None
 
 
-def read_image(path: Path) -> Tensor:
+def read_image(path: Path, orientation: Orientation = "exif") -> Tensor:
     """Decode an image file to uint8 RGB (3, H, W), see `pixels_of`.
 
     Raises:
@@ -35,7 +34,19 @@ def read_image(path: Path) -> Tensor:
     if not path.is_file():
         raise FileNotFoundError(f"There is no image {path}.")
     try:
-        with open_image(path) as image:
-            return pixels_of(image)
-    except Exception as error:  # decoders fail in many ways, all of them meaning this
+        return decode_image(path, orientation)
+    except ValueError as error:
         raise ValueError(f"The image {path} cannot be decoded: {error}.") from None
+
+
+def decode_image(source: Path | BinaryIO, orientation: Orientation = "exif") -> Tensor:
+    """Decode a file or its content to uint8 RGB (3, H, W), see `pixels_of`.
+
+    Raises:
+        ValueError: what it holds is no image, or only the beginning of one; why, without a full stop.
+    """
+    try:
+        with open_image(source) as image:
+            return pixels_of(image, orientation)
+    except Exception as error:  # decoders fail in many ways, all of them meaning this
+        raise ValueError(str(error).rstrip(".") or type(error).__name__) from None

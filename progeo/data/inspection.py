@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from progeo.data.decode import decode_image
 from progeo.files import each_file
-from progeo.image_files import open_image
 from progeo.places.catalogue import Catalogue
 
 
@@ -18,7 +18,7 @@ class Inspection:
     digest: bytes
     """Of what is in it, 16 bytes; none where there is no such file."""
     size: tuple[int, int] | None = None
-    """Height and width in pixels; None where it cannot be decoded."""
+    """Height and width in pixels once upright; None where it cannot be decoded."""
     reason: str = ""
     """Why it cannot."""
 
@@ -41,8 +41,7 @@ def inspect_image(path: Path) -> Inspection:
         return Inspection(b"", reason=error.strerror or str(error))
     digest = hashlib.blake2b(content, digest_size=16).digest()
     try:
-        with open_image(io.BytesIO(content)) as image:
-            image.load()
-            return Inspection(digest, (image.height, image.width))
-    except Exception as error:  # decoders fail in many ways
+        _, height, width = decode_image(io.BytesIO(content)).shape
+    except ValueError as error:
         return Inspection(digest, reason=str(error))
+    return Inspection(digest, (height, width))

@@ -1,5 +1,6 @@
 """A large array of rows on disk, in files that are each written whole, so that filling it can stop and go on."""
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from tokenize import TokenError
@@ -50,14 +51,33 @@ class ShardedRows:
         self.shard_size = shard_size
         self.dtype = np.dtype(dtype)
         self.file_name = file_name
+        self.missing = np.array([], np.int64)
 
     def __len__(self) -> int:
-        return self.num_rows
+        return self.num_rows - len(self.missing)
+
+    def without(self, rows: np.ndarray) -> "ShardedRows":
+        """The rows but for some, int64 (n,); `all_rows` tells where those that stay are."""
+        others = copy.copy(self)
+        others.missing = np.union1d(self.missing, rows).astype(np.int64)
+        return others
+
+    @property
+    def complete(self) -> "ShardedRows":
+        """The same rows, none missing."""
+        others = copy.copy(self)
+        others.missing = np.array([], np.int64)
+        return others
+
+    def all_rows(self, rows: np.ndarray) -> np.ndarray:
+        """Where `rows`, int64 of any shape, are if the missing ones are counted; -1 stays -1."""
+        shifts = np.searchsorted(self.missing - np.arange(len(self.missing)), rows, side="right")
+        return np.where(rows < 0, rows, rows + shifts)
 
     @property
     def num_bytes(self) -> int:
         """Of all rows."""
-        return self.num_rows * self.width * self.dtype.itemsize
+        return len(self) * self.width * self.dtype.itemsize
 
     @property
     def written_ns(self) -> int:
@@ -88,7 +108,7 @@ class ShardedRows:
         Raises:
             ValueError: a file that is not what was written; the sentence names it.
         """
-        values = np.empty((len(rows), self.width), self.dtype)
+        values, rows = np.empty((len(rows), self.width), self.dtype), self.all_rows(rows)
         shards = rows // self.shard_size
         for shard in np.unique(shards).tolist():
             here = shards == shard
@@ -97,7 +117,11 @@ class ShardedRows:
 
     def parts(self) -> Iterator[np.ndarray]:
         """All rows, a file (n, D) at a time."""
-        yield from map(self._map, self.shards)
+        for shard in self.shards:
+            rows = self.shard_rows(shard)
+            missing = self.missing[slice(*np.searchsorted(self.missing, (rows.start, rows.stop)))]
+            values = self._map(shard)
+            yield np.delete(values, missing - rows.start, axis=0) if len(missing) else values
 
     def _map(self, shard: int) -> np.ndarray:
         """Map a file for a moment: a mapping that stays would count all that was ever read as this process's memory."""

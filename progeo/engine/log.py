@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -13,7 +14,8 @@ class _BarHandler(logging.StreamHandler):
     """Prints above a progress bar instead of through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        with suppress(BrokenPipeError):  # nobody reads any more, such as `2>&1 | head`: the work goes on
+            tqdm.write(self.format(record), file=sys.stderr)
 
 
 def start_log(path: Path | None, *, is_main: bool = True) -> None:

@@ -1,6 +1,9 @@
 """How sure one may be that what was found for a photo is where it was taken, calibrated on photos of known position."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize
@@ -8,6 +11,10 @@ from scipy.special import expit, log_expit
 
 _FOLDS = 5
 _BINS = 10
+_LENGTHS = MappingProxyType({"means": 2, "spreads": 2, "weights": 3})
+"""Of the fields of a `Calibration` that are several numbers."""
+_POSITIVE = ("radius_m", "spreads", "num_photos")
+_TOO_LARGE = 1e15
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,28 @@ class Calibration:
         return expit(_with_one((evidence - self.means) / self.spreads) @ np.array(self.weights))
 
 
+def calibration_from_json(values: Mapping[str, Any]) -> Calibration:
+    """Read a calibration that was written as the dict of its fields; tuples come back from lists.
+
+    Raises:
+        ValueError: other fields, or values that none of them can have.
+    """
+    names = {field.name for field in fields(Calibration)}
+    if values.keys() != names:
+        raise ValueError(
+            f"A calibration says {', '.join(sorted(names))}; got {', '.join(sorted(values)) or 'nothing'}."
+        )
+    read: dict[str, Any] = {}
+    for name, value in values.items():
+        length = _LENGTHS.get(name)
+        numbers = [value] if length is None else value
+        is_list = isinstance(numbers, (list, tuple)) and len(numbers) == (length or 1)
+        if not is_list or not all(_is_possible(number, name in _POSITIVE) for number in numbers):
+            raise ValueError(f"The {name} of a calibration cannot be {value!r}.")
+        read[name] = value if length is None else tuple(value)
+    return Calibration(**read)
+
+
 def evidence(distances: np.ndarray, places_m: np.ndarray, radius_m: float) -> np.ndarray:
     """What speaks for the first prediction of each query, (Q, 2).
 
@@ -43,7 +72,7 @@ def evidence(distances: np.ndarray, places_m: np.ndarray, radius_m: float) -> np
         places_m: east and north of the predictions, (Q, K, 2).
         radius_m: predictions farther than this from the first are somewhere else.
     """
-    elsewhere = np.linalg.norm(places_m - places_m[:, :1], axis=2) > radius_m
+    elsewhere = ~(np.linalg.norm(places_m - places_m[:, :1], axis=2) <= radius_m)  # so is a place that is not known
     elsewhere[:, -1] = True
     other = np.take_along_axis(distances, elsewhere.argmax(axis=1)[:, None], axis=1)[:, 0]
     return np.stack([distances[:, 0], other - distances[:, 0]], axis=1)
@@ -85,6 +114,10 @@ def _fitted(values: np.ndarray, right: np.ndarray, radius_m: float) -> Calibrati
     return Calibration(
         radius_m, tuple(means.tolist()), tuple(spreads.tolist()), tuple(weights.tolist()), len(right), num_right, np.nan
     )
+
+
+def _is_possible(value: Any, must_be_positive: bool) -> bool:
+    return type(value) in (int, float) and abs(value) < _TOO_LARGE and (value > 0 or not must_be_positive)
 
 
 def _with_one(values: np.ndarray) -> np.ndarray:

@@ -35,7 +35,7 @@ def write_dataset_page(path: Path, report: Mapping[str, Any], positions_m: Mappi
         title=f"Images of {escape(report['folder'])}",
         rows=_table(report),
         details="\n".join(_details(report)),
-        map=_map(list(positions_m.items())),
+        map=_centers(report) + _map(list(positions_m.items())),
         classes=_classes(report.get("classes")),
     )
     with replacing(path) as temporary:
@@ -92,6 +92,17 @@ def _details(report: Mapping[str, Any]) -> list[str]:
         for title, items in lists
         if items
     ]
+
+
+def _centers(report: Mapping[str, Any]) -> str:
+    """Where each set lies, with a link to a map of streets."""
+    return "".join(
+        f"<p>{escape(name)}: {escape(found['where'])}"
+        + (f', <a href="{escape(found["map_link"])}">map</a>' if found["map_link"] else "")
+        + "</p>"
+        for name, found in report["sets"].items()
+        if found.get("where")
+    )
 
 
 def _map(sets: Sequence[tuple[str, np.ndarray]]) -> str:

@@ -6,14 +6,14 @@ const map = document.querySelector("svg.map");
 const dots = map ? [...map.querySelectorAll("circle")] : [];
 
 function matches(item) {
-  const verdict = form.verdict.value, condition = form.condition ? form.condition.value : "";
+  const verdict = form.verdict ? form.verdict.value : "", condition = form.condition ? form.condition.value : "";
   return (!verdict || item.classList.contains(verdict)) && (!condition || item.dataset.condition === condition);
 }
 
 function update() {
   const order = {
-    worst: (a, b) => a.dataset.place - b.dataset.place,
-    best: (a, b) => b.dataset.place - a.dataset.place,
+    first: (a, b) => a.dataset.place - b.dataset.place,
+    last: (a, b) => b.dataset.place - a.dataset.place,
     name: (a, b) => a.dataset.name.localeCompare(b.dataset.name),
   }[form.order.value];
   for (const row of rows) row.hidden = !matches(row);

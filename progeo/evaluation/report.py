@@ -9,6 +9,7 @@ import hashlib
 import io
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from string import Template
@@ -40,21 +41,19 @@ def write_report(
     num_shown: int = 5,
     max_queries: int = 240,
 ) -> None:
-    """Write the report to `path`, the worst failures first.
+    """Write the report to `path`, the worst failures first; without positives the nearest descriptors first.
 
     Args:
         path: the HTML file to write.
         retrieved: what was found.
         title: the heading of the report.
         facts: what was evaluated: encoder, data set, sizes.
-        recalls: by a name of some queries, their recalls at every N; those of all queries come first.
+        recalls: by a name of some queries, their recalls at every N; those of all queries come first. None without
+            positives.
         num_shown: predictions shown per query; all K when K is smaller.
         max_queries: queries shown with their images; all are on the map, or 10,000 of them.
     """
-    errors = np.where(np.isnan(retrieved.distances_m[:, 0]), np.inf, retrieved.distances_m[:, 0])
-    order = np.lexsort([-errors, retrieved.right[:, 0]])  # failures first, the farthest first
-    shown = _shown(order, retrieved.right[:, 0], max_queries)
-    num_wrong = int(np.sum(~retrieved.right[shown, 0]))
+    gallery = (_by_failure if retrieved.distances is None else _by_distance)(retrieved, max_queries)
     script = read_part("report.js")
     page = Template(read_part("report.html")).substitute(
         style=read_part("page.css"),
@@ -62,19 +61,68 @@ def write_report(
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         title=escape(title),
         facts="\n".join(_fact(name, text) for name, text in facts.items()),
-        recalls=_recall_table(recalls),
-        curve=_recall_curve(next(iter(recalls.values()), [])),
-        map=_map(retrieved, order),
+        recalls=_recall_table(recalls) if recalls else "",
+        curve=_recall_curve(next(iter(recalls.values()))) if recalls else "",
+        map=gallery.map,
         conditions=_condition_choice(retrieved.conditions),
-        shown=_shown_sentence(len(shown), len(order)),
-        rule="was given with the query" if retrieved.rule == "as given" else f"lies {retrieved.rule} of the query",
-        num_shown=f"{len(shown):,}",
-        num_wrong=f"{num_wrong:,}",
-        num_right=f"{len(shown) - num_wrong:,}",
-        rows="\n".join(_rows(retrieved, shown, num_shown)),
+        shown=gallery.sentence,
+        verdicts=gallery.verdicts,
+        first=gallery.first,
+        last=gallery.last,
+        rows="\n".join(_rows(retrieved, gallery.queries, num_shown)),
     )
     with replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class _Gallery:
+    """Which queries are shown, in their order, and what stands above them."""
+
+    queries: np.ndarray
+    sentence: str
+    first: str
+    """What the order of `queries` begins with, in a word."""
+    last: str
+    verdicts: str = ""
+    map: str = ""
+
+
+def _by_failure(retrieved: Retrieved, max_queries: int) -> _Gallery:
+    """The failures first, the farthest first, with a map."""
+    errors = np.where(np.isnan(retrieved.distances_m[:, 0]), np.inf, retrieved.distances_m[:, 0])
+    order = np.lexsort([-errors, retrieved.right[:, 0]])
+    shown = _shown(order, retrieved.right[:, 0], max_queries)
+    rule = "was given with the query" if retrieved.rule == "as given" else f"lies {retrieved.rule} of the query"
+    sentence = f"{_shown_sentence(len(shown), len(order))} A prediction is right when it {rule}."
+    verdicts = _verdict_choice(len(shown), int(np.sum(~retrieved.right[shown, 0])))
+    return _Gallery(shown, sentence, "worst", "best", verdicts, _map(retrieved, order))
+
+
+def _by_distance(retrieved: Retrieved, max_queries: int) -> _Gallery:
+    """Those whose first predictions are nearest by their descriptors first; of too many, some of every distance."""
+    assert retrieved.distances is not None
+    order = np.argsort(retrieved.distances[:, 0], kind="stable")
+    shown = order[np.linspace(0, len(order) - 1, min(len(order), max_queries)).astype(int)]
+    some = "All" if len(shown) == len(order) else f"{len(shown):,} of"
+    sentence = (
+        f"{some} {len(order):,} queries shown, those with the nearest descriptors first. Nobody knows what is right: "
+        f"the numbers are distances between descriptors."
+    )
+    return _Gallery(shown, sentence, "nearest", "farthest")
+
+
+def _verdict_choice(num_shown: int, num_wrong: int) -> str:
+    choices = (
+        ("", "all", num_shown, " checked"),
+        ("wrong", "wrong", num_wrong, ""),
+        ("right", "right", num_shown - num_wrong, ""),
+    )
+    labels = "\n".join(
+        f'<label><input type="radio" name="verdict" value="{value}"{checked}>{name} ({count:,})</label>'
+        for value, name, count, checked in choices
+    )
+    return f"<fieldset>\n<legend>At rank 1:</legend>\n{labels}\n</fieldset>"
 
 
 def _shown(order: np.ndarray, right: np.ndarray, count: int) -> np.ndarray:
@@ -106,7 +154,8 @@ def _recall_table(recalls: Mapping[str, Sequence[Recall]]) -> str:
         count = f"{row[0].count:,}" if row else ""
         texts = "".join(f"<td>{cell}</td>" for cell in (count, *cells))
         lines.append(f'<tr><th scope="row">{escape(name)}</th>{texts}</tr>')
-    return "\n".join(lines)
+    rows = "\n".join(lines)
+    return f'<h2>Recall in %</h2>\n<table class="recalls">\n{rows}\n</table>'
 
 
 def _recall_curve(recalls: Sequence[Recall]) -> str:
@@ -165,6 +214,8 @@ def _map(retrieved: Retrieved, order: np.ndarray) -> str:
 
 
 def _verdict(retrieved: Retrieved, query: int) -> str:
+    if retrieved.distances is not None:
+        return "found"
     return "right" if retrieved.right[query, 0] else "wrong"
 
 
@@ -196,7 +247,8 @@ def _row(retrieved: Retrieved, query: int, place: int, num_shown: int, thumbnail
     path, condition = retrieved.queries.path(query), escape(retrieved.conditions[query])
     found = retrieved.predictions[query, :num_shown].tolist()
     figures = [_prediction(retrieved, query, rank, thumbnails) for rank, row in enumerate(found) if row >= 0]
-    on_map = "<button type='button'>on the map</button>" if np.isfinite(retrieved.places_m[1][query]).all() else ""
+    is_on_map = retrieved.distances is None and np.isfinite(retrieved.places_m[1][query]).all()
+    on_map = "<button type='button'>on the map</button>" if is_on_map else ""
     return (
         f'<li class="row {_verdict(retrieved, query)}" data-query="{query}" data-place="{place}" '
         f'data-name="{escape(path.name)}" data-condition="{condition}">\n'
@@ -207,12 +259,17 @@ def _row(retrieved: Retrieved, query: int, place: int, num_shown: int, thumbnail
 
 def _prediction(retrieved: Retrieved, query: int, rank: int, thumbnails: Mapping[str, str]) -> str:
     path = retrieved.database.path(int(retrieved.predictions[query, rank]))
-    verdict, sign = ("right", "✓") if retrieved.right[query, rank] else ("wrong", "✗")
-    distance_m = float(retrieved.distances_m[query, rank])
-    distance = "" if math.isnan(distance_m) else f"{distance_m:,.1f} m"
+    if retrieved.distances is not None:
+        verdict, mark = "found", ""
+        distance = f"{retrieved.distances[query, rank]:.3f}"
+    else:
+        verdict, sign = ("right", "✓") if retrieved.right[query, rank] else ("wrong", "✗")
+        mark = f' · <b class="mark">{sign} {verdict}</b>'
+        distance_m = float(retrieved.distances_m[query, rank])
+        distance = "" if math.isnan(distance_m) else f"{distance_m:,.1f} m"
     return (
         f'<li><figure class="{verdict}" title="{escape(str(path))}">{thumbnails[str(path)]}'
-        f'<figcaption><span>Rank {rank + 1} · <b class="mark">{sign} {verdict}</b></span>'
+        f"<figcaption><span>Rank {rank + 1}{mark}</span>"
         f"<span>{distance}</span></figcaption></figure></li>\n"
     )
 

@@ -23,9 +23,11 @@ class Retrieved:
     predictions: np.ndarray
     """Database rows of each query, best first, int64 (Q, K); -1 where there is none."""
     positives: Mapping[str, list[np.ndarray]]
-    """Right database rows of each query, by the name of a rule; the first rule counts most."""
+    """Right database rows of each query, by the name of a rule; the first counts most. Empty where nobody knows."""
     conditions: np.ndarray
     """In what light or weather each query was taken, str (Q,); "" where unknown."""
+    distances: np.ndarray | None = None
+    """Between descriptors of queries and predictions, (Q, K); needed where nobody knows what is right."""
 
     @property
     def rule(self) -> str:

@@ -13,6 +13,8 @@ from progeo.data.shards import ShardedRows
 from progeo.files import replacing
 
 _TRAINED_ON = 2**17
+_ENDS_THE_PROCESS = re.compile(r"(?<![0-9F])0+(?![0-9])|(HNSW|NSG)1(?![0-9])")
+"""In a kind: numbers of which faiss crashes, instead of refusing them as it does `IVF0`."""
 _WHERE = re.compile(r"^Error in .* at \S+:\d+: (Error: )?")
 
 
@@ -59,6 +61,22 @@ def index_neighbours(index: faiss.Index, queries: np.ndarray, count: int) -> Nei
     """
     squared, rows = index.search(np.ascontiguousarray(queries, np.float32), min(count, index.ntotal))
     return Neighbours(rows, np.sqrt(np.maximum(squared, 0)))
+
+
+def distances_of(predictions: np.ndarray, queries: np.ndarray, database: ShardedRows) -> np.ndarray:
+    """Euclidean distances between descriptors of queries and of what was predicted for them, float32 (Q, K).
+
+    Args:
+        predictions: rows of the database, int64 (Q, K); -1, where there is none, gets NaN.
+        queries: float32 (Q, D), of crops that searched on their own (Q, C D): the nearest crop counts.
+        database: (N, D).
+    """
+    found = np.full(predictions.shape, np.nan, np.float32)
+    for rows, descriptors, distances in zip(predictions, queries, found, strict=True):
+        images = database.take(rows[rows >= 0]).astype(np.float32)
+        crops = descriptors.reshape(-1, 1, database.width)
+        distances[rows >= 0] = np.linalg.norm(crops - images, axis=2).min(axis=0)
+    return found
 
 
 def index_path(database: ShardedRows, kind: str) -> Path:
@@ -110,6 +128,8 @@ def build_index(database: ShardedRows, kind: str) -> faiss.Index:
     """Train an index on a sample of a database, and fill it; `kind` and errors as for `open_index`."""
     sample = np.unique(np.linspace(0, len(database) - 1, min(len(database), _TRAINED_ON)).astype(np.int64))
     try:
+        if _ENDS_THE_PROCESS.search(kind):
+            raise RuntimeError("a number in it is too small")
         index = faiss.index_factory(database.width, kind)
         if getattr(faiss.try_extract_index_ivf(index), "nlist", 1) < 1:
             raise RuntimeError("it would have no list")

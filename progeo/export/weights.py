@@ -12,12 +12,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from progeo.export.fetch import fetch_folder
-from progeo.export.tensor_files import read_safetensors
 from progeo.files import read_json, replacing, write_json
 from progeo.models.backbones import Pooling
-from progeo.models.convnets import CONVNETS, own_normalisation
 from progeo.models.encoder import Encoder, build_encoder, restore_encoder, spec_from_json, spec_to_json
 from progeo.models.thumbnail import ThumbnailEncoder
+from progeo.models.weight_files.tensor_files import read_safetensors
+from progeo.models.weight_files.unpickler import printable
 
 _FORMAT = 2
 _WEIGHTS = "model.safetensors"
@@ -76,7 +76,7 @@ def load_encoder(path_or_name: str | Path) -> nn.Module:
         return ThumbnailEncoder().eval()
     if kind in _COMPARED and name:
         architecture, _, weights = name.partition(":")
-        return _as_it_comes(architecture, weights, _COMPARED[kind])
+        return build_encoder(architecture, weights, pooling=_COMPARED[kind]).eval()
     if kind in ("hf-hub", "http", "https") and name:
         folder = fetch_folder(str(path_or_name), _READERS)
     else:
@@ -85,7 +85,7 @@ def load_encoder(path_or_name: str | Path) -> nn.Module:
     try:
         spec = spec_from_json(description["encoder"])
     except ValueError as error:
-        raise ValueError(f"{folder / _DESCRIPTION} describes no encoder: {error}") from None
+        raise ValueError(f"{folder / _DESCRIPTION} describes no encoder: {printable(str(error))}") from None
     spec = replace(spec, text_weights=_found_texts(folder, spec.text_weights))
     return restore_encoder(spec, read_safetensors(folder / _WEIGHTS))
 
@@ -117,16 +117,6 @@ def read_description(folder: Path) -> dict[str, Any]:
             f"{folder / _DESCRIPTION} is not a description of an encoder in format {_FORMAT}, with {', '.join(_PARTS)}."
         )
     return description
-
-
-def _as_it_comes(architecture: str, weights: str, pooling: Pooling) -> Encoder:
-    """An encoder that was trained on no places, with the pixels that its weights were trained with."""
-    encoder = build_encoder(architecture, weights, pooling=pooling)
-    if architecture in CONVNETS:
-        mean, std = own_normalisation(architecture, weights)
-    else:
-        mean, std = (encoder.backbone.preprocess_cfg[name] for name in ("mean", "std"))
-    return Encoder(replace(encoder.spec, mean=tuple(mean), std=tuple(std)), encoder.backbone).eval()
 
 
 def _copied_texts(folder: Path, text_weights: str | None) -> str | None:

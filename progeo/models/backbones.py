@@ -64,7 +64,7 @@ def build_backbone(
         clip_backbone(clip, pooling),
         resolved_architecture(architecture, clip),
         as_height_width(clip.visual.image_size),
-        _last_channels(clip.visual) if pooling in ("mean", "mean_linear") else clip.text_projection.shape[1],
+        _last_channels(clip.visual) if pooling in ("mean", "mean_linear") else clip.visual.output_dim,
         pooling,
     )
 

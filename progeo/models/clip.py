@@ -1,29 +1,43 @@
 """CLIP models through open_clip: named weights or explicitly random ones, at any input size."""
 
+import dataclasses
 import functools
 import hashlib
+import json
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import open_clip
 import torch
 import torch.nn.functional as F
 from open_clip import CLIP
 from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
+from open_clip.pretrained import download_pretrained_from_hf
 from open_clip.transformer import QuickGELU, VisionTransformer
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from progeo.models.clip_files import read_clip_file, said_beside
 from progeo.models.convnets import CONVNETS
+from progeo.models.state_dicts import check_file_fits
+from progeo.models.weight_files.checkpoints import reason_of
+from progeo.models.weight_files.unpickler import printable
 
+LOGGER = logging.getLogger("progeo")
 ImageSize = int | tuple[int, int]
 ARCHITECTURE = "architecture"
-"""Key in the metadata of a .safetensors file: what its weights are of, where that is known."""
+"""Key in the metadata of a .safetensors file: what its weights are of, where that is known.
+
+Beside it are `mean` and `std` of the pixels that they were trained with, each as JSON.
+"""
 RESNET_STRIDE = 32
+_HUB = "hf-hub:"
 NORMALISATIONS = MappingProxyType(
     {
         "clip": (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD),
@@ -46,7 +60,8 @@ def load_clip(
         architecture: a name of open_clip such as `RN50` or `ViT-B-16` (`ViT-B/16` is the same), or our `tiny-vit` and
             `tiny-resnet`.
         weights: an open_clip tag such as `openai` (QuickGELU is set to match the tag), `hf-hub:owner/name`, a local
-            file (which is refused where it says that it is of another architecture), or `random`.
+            file (see `find_weights`; refused where it says that it is of another architecture), or `random`. Where a
+            file does not say its activation, that of the architecture is taken, which the log says.
         image_size: pixels, one side of a square or (height, width); None keeps the architecture's own.
         align_corners: interpolate position embeddings between the centres of the corner cells, as published ProGEO
             does, instead of between cell edges.
@@ -61,11 +76,12 @@ def load_clip(
             f"model.architecture {architecture!r} is not known. Use a CLIP of open_clip, for example RN50, RN101, "
             f"ViT-B-16, ViT-B-32, tiny-resnet or tiny-vit, or a backbone of torchvision: {', '.join(CONVNETS)}."
         )
-    model = _random_clip(architecture, seed) if weights == "random" else _pretrained_clip(architecture, weights)
-    if not isinstance(model, CLIP) or not isinstance(model.visual, (VisionTransformer, ModifiedResNet)):
+    settings = model_settings(open_clip.get_model_config(architecture))
+    if any(settings.get(name) for name in ("custom_text", "text_cfg.hf_model_name", "vision_cfg.timm_model_name")):
         raise ValueError(
             f"model.architecture {architecture!r} is not a plain CLIP; use a ViT or RN architecture of open_clip."
         )
+    model = _random_clip(architecture, seed) if weights == "random" else _pretrained_clip(architecture, weights)
     if image_size is not None:
         resize_input(model.visual, as_height_width(image_size), align_corners=align_corners)
     return model.eval()
@@ -113,7 +129,24 @@ def resolved_architecture(architecture: str, clip: CLIP) -> str:
     """The architecture's name with the activation its weights turned out to need."""
     architecture = architecture.replace("/", "-")
     quick = any(isinstance(module, QuickGELU) for module in clip.modules())
-    return f"{architecture}-quickgelu" if quick and not architecture.endswith("-quickgelu") else architecture
+    named = open_clip.get_model_config(architecture).get("quick_gelu", False)
+    return f"{architecture}-quickgelu" if quick and not named else architecture
+
+
+def model_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings in a model's configuration as open_clip writes it, those included that it leaves to open_clip.
+
+    Args:
+        config: with the parts `vision_cfg` and `text_cfg`, whose settings become `vision_cfg.layers` and so on.
+
+    Raises:
+        TypeError: a setting that open_clip does not know.
+    """
+    settings = {"quick_gelu": False, **config}
+    for part, kind in (("vision_cfg", open_clip.CLIPVisionCfg), ("text_cfg", open_clip.CLIPTextCfg)):
+        values = dataclasses.asdict(kind(**settings.pop(part)))
+        settings |= {f"{part}.{name}": value for name, value in values.items()}
+    return settings
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
@@ -123,6 +156,25 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(tensor.cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def said_of_pixels(architecture: str, weights: str) -> Mapping[str, Any]:
+    """The `mean` and `std` of the pixels that a CLIP's weights were trained with, as far as the weights say them.
+
+    Args:
+        architecture, weights: see `load_clip`, which must have read them.
+
+    Raises:
+        ValueError: a file that says them, but not in JSON.
+    """
+    architecture = architecture.replace("/", "-")
+    if weights.startswith(_HUB):
+        said = _hub_configuration(weights).get("preprocess_cfg") or {}
+    elif weights in open_clip.list_pretrained_tags_by_model(architecture):
+        said = open_clip.get_pretrained_cfg(architecture, weights)
+    else:
+        said = said_beside(Path(weights), "preprocess_cfg") or _pixels_in_metadata(Path(weights))
+    return {name: said[name] for name in ("mean", "std") if said.get(name) is not None}
 
 
 def position_embedding_name(visual: nn.Module) -> str | None:
@@ -177,15 +229,15 @@ def _without_warnings() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _random_clip(architecture: str, seed: int) -> nn.Module:
+def _random_clip(architecture: str, seed: int, *, quickgelu: bool = False) -> CLIP:
     with torch.random.fork_rng(devices=[]), _without_warnings():
         torch.manual_seed(seed)
-        return open_clip.create_model(architecture, load_weights=False)
+        return open_clip.create_model(architecture, load_weights=False, force_quick_gelu=quickgelu)
 
 
-def _pretrained_clip(architecture: str, weights: str) -> nn.Module:
+def _pretrained_clip(architecture: str, weights: str) -> CLIP:
     tags = open_clip.list_pretrained_tags_by_model(architecture)
-    from_hub = weights.startswith("hf-hub:")
+    from_hub = weights.startswith(_HUB)
     if not from_hub and weights not in tags and not Path(weights).is_file():
         raise ValueError(
             f"model.weights {weights!r} is neither a file, nor hf-hub:owner/name, nor random, nor a tag of "
@@ -193,38 +245,94 @@ def _pretrained_clip(architecture: str, weights: str) -> nn.Module:
         )
     try:
         if from_hub:
-            model = open_clip.create_model(weights, require_pretrained=True)
-            _check_same_shapes(model, architecture)
-            return model
-        if Path(weights).suffix == ".safetensors":
-            _check_same_architecture(weights, architecture)
+            _check_same_settings(_hub_configuration(weights).get("model_cfg") or {}, architecture)
+            return open_clip.create_model(weights, require_pretrained=True)
+        if weights not in tags:
+            return _clip_of_file(architecture, Path(weights))
         quick = bool((open_clip.get_pretrained_cfg(architecture, weights) or {}).get("quick_gelu"))
         return open_clip.create_model(
             architecture, weights, force_quick_gelu=quick, require_pretrained=True, weights_only=True
         )
     except Exception as error:  # a file that is no checkpoint can fail in any way
-        lines = str(error).splitlines() or [type(error).__name__]
-        reason = lines[1].strip() if "Error(s) in loading" in lines[0] else lines[0]
-        if "TorchScript" in reason:
-            reason = (
-                "it is an archive of TorchScript; `progeo import` it and give the clip.safetensors that this leaves, "
-                "with the architecture that it prints."
-            )
+        reason = reason_of(error, weights)
+        if "Error(s) in loading" in reason:
+            reason = printable(str(error).splitlines()[1].strip())
+        if reason.startswith("Weights only load failed"):  # what PyTorch advises then is to run what is in the file
+            reason = "it holds more than weights."
         raise ValueError(f"model.weights {weights!r} could not be loaded as {architecture}: {reason}") from None
 
 
-def _check_same_architecture(weights: str, architecture: str) -> None:
+def _clip_of_file(architecture: str, path: Path) -> CLIP:
+    """A CLIP of the weights in a file, with the activation that the file says, else with that of the architecture."""
+    said = _said_architecture(path) if path.suffix == ".safetensors" else None
+    if said not in (None, architecture):
+        raise ValueError(f"it says that it is a {said}, give that as model.architecture.")
+    if (model_cfg := said_beside(path, "model_cfg")) is not None:
+        _check_same_settings(model_cfg, architecture)
+    file = read_clip_file(path)
+    model = _random_clip(architecture, 0, quickgelu=bool(file.quickgelu))
+    state = dict(file.state)
+    _resize_stored_embedding(state, model.visual)
+    check_file_fits(state, model.state_dict(), architecture)
+    model.load_state_dict(state)
+    if file.quickgelu is None and said is None:
+        _say_activation(path, architecture)
+    return model
+
+
+def _said_architecture(path: Path) -> str | None:
+    with safe_open(path, framework="pt") as file:
+        return (file.metadata() or {}).get(ARCHITECTURE)
+
+
+def _say_activation(path: Path, architecture: str) -> None:
+    taken, other, name = "GELU", "QuickGELU", f"{architecture}-quickgelu"
+    if architecture.endswith("-quickgelu"):
+        taken, other, name = other, taken, architecture.removesuffix("-quickgelu")
+    instead = f"the architecture {name} takes {other}" if name in known_architectures() else f"no {name} is known"
+    LOGGER.info("%s: The file does not say its activation; %s is taken, %s.", path, taken, instead)
+
+
+def _resize_stored_embedding(state: dict[str, Tensor], visual: nn.Module) -> None:
+    """Resize the position embedding in a CLIP's state dict that was trained on squares of another size."""
+    own = position_embedding_name(visual)
+    name = f"visual.{own}"
+    if name not in state or state[name].ndim != 2 or len(state[name]) == len(visual.get_parameter(own)):
+        return
+    cells = len(state[name]) - 1
+    side = math.isqrt(cells)
+    if side * side != cells or cells == 0:
+        raise ValueError(f"its position embedding is for {cells} cells, which are no square.")
+    state[name] = _resized_embedding(state[name].float(), (side, side), _own_grid(visual), False)
+
+
+def _pixels_in_metadata(weights: Path) -> Mapping[str, Any]:
+    if weights.suffix != ".safetensors":
+        return {}
     with safe_open(weights, framework="pt") as file:
-        said = (file.metadata() or {}).get(ARCHITECTURE, architecture)
-    if said != architecture:
-        raise RuntimeError(f"it says that it is a {said}, give that as model.architecture.")
+        said = file.metadata() or {}
+    try:
+        return {name: json.loads(said[name]) for name in ("mean", "std") if name in said}
+    except ValueError:
+        raise ValueError(f"The metadata of {weights} say a mean or std of pixels that is not JSON.") from None
 
 
-def _check_same_shapes(model: nn.Module, architecture: str) -> None:
-    expected = skeleton_clip(architecture).state_dict()
-    for name, tensor in model.state_dict().items():
-        if name not in expected or (expected[name].shape != tensor.shape and "positional_embedding" not in name):
-            raise RuntimeError(f"its {name} of shape {tuple(tensor.shape)} does not fit")
+def _check_same_settings(config: Mapping[str, Any], architecture: str) -> None:
+    """Refuse a configuration that is another model than the architecture, be it of the same shapes."""
+    if missing := {"vision_cfg", "text_cfg"} - config.keys():
+        raise RuntimeError(f"its configuration says no {' and no '.join(sorted(missing))}.")
+    with_quickgelu = f"{architecture}-quickgelu"
+    name = with_quickgelu if config.get("quick_gelu") and with_quickgelu in open_clip.list_models() else architecture
+    found, wanted = model_settings(config), model_settings(open_clip.get_model_config(name))
+    for key in sorted((found.keys() | wanted.keys()) - {"vision_cfg.image_size"}):  # its embedding is resized
+        if (found.get(key) or None) != (wanted.get(key) or None):
+            raise RuntimeError(f"it does not fit, its {key} is {found.get(key)} where {name} has {wanted.get(key)}.")
+
+
+def _hub_configuration(weights: str) -> Mapping[str, Any]:
+    """What a repository of Hugging Face's hub says of its CLIP; once fetched, it is read from the hub's own cache."""
+    file = download_pretrained_from_hf(weights.removeprefix(_HUB), filename="open_clip_config.json")
+    return json.loads(Path(file).read_text(encoding="utf-8"))
 
 
 def _own_grid(visual: VisionTransformer | ModifiedResNet) -> tuple[int, int]:

@@ -1,15 +1,15 @@
 """Trunks of torchvision's classifiers, cut as CosPlace cuts them: named weights, a local file or explicitly random."""
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import VGG, get_model, get_model_weights
 
-from progeo.models.state_dicts import check_fits, with_batch_counts
+from progeo.models.state_dicts import check_file_fits, with_batch_counts
+from progeo.models.weight_files.checkpoints import load_weights, reason_of
 
 CONVNETS = ("vgg16", "resnet18", "resnet50", "resnet101", "resnet152", *(f"efficientnet_b{i}" for i in range(8)))
 
@@ -22,7 +22,7 @@ def load_convnet(architecture: str, weights: str, *, seed: int = 0) -> nn.Sequen
     Args:
         architecture: one of `CONVNETS`.
         weights: a tag of torchvision such as `IMAGENET1K_V1` or `DEFAULT`, a local file with the classifier's state
-            dict (.safetensors, or .pth with nothing but tensors), or `random`.
+            dict (see `find_weights`), or `random`.
         seed: of the `random` weights.
 
     Raises:
@@ -34,10 +34,10 @@ def load_convnet(architecture: str, weights: str, *, seed: int = 0) -> nn.Sequen
             return _trunk(get_model(architecture, weights=None))
     trunk = skeleton_convnet(architecture)
     expected = trunk.state_dict()
-    found = _classifier_state(architecture, weights)
+    found = _classifier_state(architecture, weights, expected)
     kept = {name: tensor for name, tensor in found.items() if not name.startswith(("fc.", "classifier."))}
     state = with_batch_counts(kept, expected)
-    check_fits(state, expected, architecture)
+    check_file_fits(state, expected, architecture)
     trunk.to_empty(device="cpu").load_state_dict(state)
     return trunk
 
@@ -53,11 +53,13 @@ def native_image_size(architecture: str) -> int:
     return get_model_weights(architecture).DEFAULT.transforms().crop_size[0]
 
 
-def own_normalisation(architecture: str, weights: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and spread of the pixels that a tag's weights were trained with; of others, those of the default tag."""
+def own_normalisation(architecture: str, weights: str) -> Mapping[str, Sequence[float]]:
+    """The `mean` and `std` of the pixels that a tag's weights were trained with; empty for other weights."""
     tags = get_model_weights(architecture).__members__
-    pixels = tags.get(weights, tags["DEFAULT"]).transforms()
-    return tuple(pixels.mean), tuple(pixels.std)
+    if weights not in tags:
+        return {}
+    pixels = tags[weights].transforms()
+    return {"mean": pixels.mean, "std": pixels.std}
 
 
 def _trunk(classifier: nn.Module) -> nn.Sequential:
@@ -68,7 +70,7 @@ def _trunk(classifier: nn.Module) -> nn.Sequential:
     return trunk.eval()
 
 
-def _classifier_state(architecture: str, weights: str) -> Mapping[str, Tensor]:
+def _classifier_state(architecture: str, weights: str, expected: Iterable[str]) -> Mapping[str, Tensor]:
     tags = get_model_weights(architecture).__members__
     if weights not in tags and not Path(weights).is_file():
         raise ValueError(
@@ -77,16 +79,9 @@ def _classifier_state(architecture: str, weights: str) -> Mapping[str, Tensor]:
     try:
         if weights in tags:
             return tags[weights].get_state_dict(check_hash=True, weights_only=True)
-        return _read_state(Path(weights))
+        # The first name in a numbered layer tells a classifier from other networks with a first convolution.
+        mark = next(name for name in expected if any(part.isdigit() for part in name.split(".")))
+        return load_weights(Path(weights), [mark])
     except Exception as error:  # a file that is no state dict can fail in any way
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = reason_of(error, weights)
         raise ValueError(f"model.weights {weights!r} could not be loaded as {architecture}: {reason}") from None
-
-
-def _read_state(path: Path) -> Mapping[str, Tensor]:
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise ValueError("it holds more, or less, than a state dict of tensors")
-    return state

@@ -1,7 +1,7 @@
 """The image encoder: what stage 2 trains, what is evaluated and what leaves the project."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from progeo.models.backbones import Pooling, build_backbone, feature_map_channels, skeleton_backbone
-from progeo.models.clip import NORMALISATIONS, RESNET_STRIDE, ImageSize, known_architectures, visual_features
+from progeo.models.clip import RESNET_STRIDE, ImageSize, known_architectures, visual_features
 from progeo.models.convnets import CONVNETS
+from progeo.models.pixel_statistics import chosen_statistics, own_statistics
 from progeo.models.pooling import GeMHead, L2Norm, MeanHead, MeanPool
 from progeo.models.preprocessing import normalise_images, resize_image
 from progeo.models.state_dicts import check_fits
@@ -111,7 +112,9 @@ def build_encoder(
     *,
     descriptor_dim: int | None = None,
     normalised: bool = True,
-    normalisation: str = "clip",
+    normalisation: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     pooling: Pooling | None = None,
     align_corners: bool = False,
     seed: int = 0,
@@ -123,11 +126,10 @@ def build_encoder(
         descriptor_dim: D; None takes the dimension of CLIP's own features or the channels of the feature map; only
             the poolings `gem` and `mean_linear` allow another.
         normalised: L2-normalise descriptors that CLIP pools; all others always are.
-        normalisation: `clip` or `imagenet`, the mean and spread of the pixels.
+        normalisation, mean, std: of the pixels, see `pixel_statistics`.
         seed: of `random` weights and of the layers after the backbone.
     """
-    if normalisation not in NORMALISATIONS:
-        raise ValueError(f"model.normalisation must be one of {', '.join(NORMALISATIONS)}, got {normalisation!r}.")
+    chosen = chosen_statistics(normalisation, mean, std)  # before weights are fetched
     backbone = build_backbone(
         architecture, weights, image_size, pooling=pooling, align_corners=align_corners, seed=seed
     )
@@ -137,21 +139,23 @@ def build_encoder(
             f"be {descriptor_dim}. Leave it out."
         )
     has_texts = backbone.pooling == "clip" and weights != "random"
-    mean, std = NORMALISATIONS[normalisation]
+    pixels = chosen or own_statistics(architecture, weights)
     spec = EncoderSpec(
         architecture=backbone.architecture,
         image_size=backbone.image_size,
         descriptor_dim=descriptor_dim or backbone.features_dim,
         normalised=normalised or backbone.pooling != "clip",
-        mean=tuple(mean),
-        std=tuple(std),
+        mean=pixels.mean,
+        std=pixels.std,
         align_corners=align_corners,
         pooling=backbone.pooling,
         text_weights=_found_anywhere(weights, backbone.architecture) if has_texts else None,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Encoder(spec, backbone.trunk).to(memory_format=torch.channels_last)
+        encoder = Encoder(spec, backbone.trunk).to(memory_format=torch.channels_last)
+    _check_restored(encoder)
+    return encoder
 
 
 def skeleton_encoder(spec: EncoderSpec) -> Encoder:
@@ -196,6 +200,29 @@ def projected(encoder: Encoder, weight: Tensor, bias: Tensor) -> Encoder:
 def spec_to_json(spec: EncoderSpec) -> dict[str, object]:
     """The spec as plain values for a JSON file."""
     return dataclasses.asdict(spec)
+
+
+@torch.no_grad()
+def _check_restored(encoder: Encoder) -> None:
+    """Refuse an encoder whose spec and weights do not give it back: its backbone is not that of its architecture."""
+    spec = encoder.spec
+    side = 2 * max((RESNET_STRIDE, *getattr(encoder.backbone, "patch_size", ())))
+    image = torch.linspace(-1, 1, 3 * side * side).view(1, 3, side, side)
+    try:
+        wanted, found = encoder(image), restore_encoder(spec, encoder.state_dict())(image)
+    except Exception as error:  # of a backbone that is built otherwise anything can fail
+        reason = (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0]
+    else:
+        if wanted.shape != (1, spec.descriptor_dim):
+            reason = f"an image gets {tuple(wanted.shape[1:])} numbers, not ({spec.descriptor_dim},)"
+        elif wanted.equal(found):
+            return
+        else:
+            reason = f"loaded again, its descriptors differ by {(wanted - found).abs().max():.2g}"
+    raise ValueError(
+        f"{spec.architecture} with these weights cannot be an encoder: {reason}. Use a plain ViT or RN architecture of "
+        f"open_clip, or a backbone of torchvision."
+    )
 
 
 def _found_anywhere(weights: str, architecture: str) -> str:

@@ -37,8 +37,13 @@ class CosFaceHead(nn.Module):
 
     def forward(self, descriptors: Tensor, labels: Tensor) -> Tensor:
         """Logits (B, C) of descriptors (B, D), normalised here or not."""
+        cosines = self._cosines(descriptors)
+        return self.scale * (cosines - self.margin * F.one_hot(labels, cosines.shape[1]).to(cosines.dtype))
+
+    def _cosines(self, descriptors: Tensor) -> Tensor:
+        """Cosines (B, C) in single precision or better: half precision would round the margin."""
         cosines = F.linear(F.normalize(descriptors), F.normalize(self.weight))
-        return self.scale * (cosines - self.margin * F.one_hot(labels, cosines.shape[1]))
+        return cosines.to(torch.promote_types(cosines.dtype, torch.float32))
 
 
 class ArcFaceHead(CosFaceHead):
@@ -46,7 +51,7 @@ class ArcFaceHead(CosFaceHead):
 
     def forward(self, descriptors: Tensor, labels: Tensor) -> Tensor:
         """Logits (B, C) of descriptors (B, D), normalised here or not."""
-        cosines = F.linear(F.normalize(descriptors), F.normalize(self.weight))
+        cosines = self._cosines(descriptors)
         right = cosines.gather(1, labels[:, None])
         sine = (1 - right.pow(2)).clamp(min=1e-12).sqrt()
         shifted = right * math.cos(self.margin) - sine * math.sin(self.margin)

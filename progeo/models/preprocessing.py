@@ -16,6 +16,8 @@ QueryPreprocessing = Literal[
 
 _LEAST_SIDE_PX = 32
 """What every encoder takes."""
+_MAX_ASPECT = 50
+"""Longer to shorter side of an image whose aspect is kept: far beyond any panorama, where memory is not."""
 
 
 def preprocess_image(image: Tensor, kind: QueryPreprocessing, size: tuple[int, int]) -> Tensor:
@@ -32,7 +34,7 @@ def preprocess_image(image: Tensor, kind: QueryPreprocessing, size: tuple[int, i
         uint8 (3, h, w), of crops (5, 3, s, s).
 
     Raises:
-        ValueError: an image that is too small to be described as it is.
+        ValueError: an image that is too small to be described as it is, or too thin to keep its aspect.
     """
     if kind == "native":
         if min(image.shape[1:]) < _LEAST_SIDE_PX:
@@ -40,12 +42,17 @@ def preprocess_image(image: Tensor, kind: QueryPreprocessing, size: tuple[int, i
         return image
     if kind == "hard_resize":
         return resize_image(image, size)
+    height, width = image.shape[1:]
+    if max(height, width) > _MAX_ASPECT * min(height, width):
+        raise ValueError(
+            f"{height} x {width} pixels are too thin for {kind}: one side may be {_MAX_ASPECT} times the other at "
+            f"most. Crop it, or use hard_resize"
+        )
     if kind == "central_crop":
-        height, width = image.shape[1:]
         scale = max(size[0] / height, size[1] / width)
         covering = (max(size[0], round(height * scale)), max(size[1], round(width * scale)))
         return F.center_crop(resize_image(image, covering), list(size))
-    scaled = resize_image(image, _with_shorter_side(tuple(image.shape[1:]), min(size)))
+    scaled = resize_image(image, _with_shorter_side((height, width), min(size)))
     return scaled if kind == "single_query" else torch.stack(F.five_crop(scaled, [min(size)]))
 
 

@@ -3,17 +3,42 @@
 Plain sentences are encoded beside them, into the same space.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import open_clip
 import torch
 import torch.nn.functional as F
 from open_clip import CLIP, SimpleTokenizer
 from torch import Tensor, nn
 
+from progeo.models.clip import ImageSize, known_architectures, load_clip
 from progeo.models.text_tower import encode_beginning, encode_continuations
 
 # Pieces of this size fill a GPU, and their freed memory serves the next piece, where larger ones leave holes.
 _TEXTS_AT_ONCE = 256
+_SENTENCE = "A photo of the Rue de l'Église, Zürich: no. 7!"
+"""Capitals, signs and accents, which other tokenizers write otherwise."""
+_ROUNDING = 1e-3
+"""Of the largest number of a feature; rounding makes less than 1e-6 of it, another mask or token half of it."""
+_ANY = ("width", "heads", "layers")
+"""Settings of a text tower that prompts are learned for whatever they are."""
+
+
+def load_prompt_clip(architecture: str, weights: str, image_size: ImageSize | None = None, **options: Any) -> CLIP:
+    """Load a CLIP whose texts are those that prompts are read as here.
+
+    Args:
+        architecture, weights, image_size, options: see `load_clip`.
+
+    Raises:
+        ValueError: see there; or its own `encode_text` gives another feature, and the sentence says what is unusual.
+    """
+    _check_tokenizer(architecture)  # before weights are fetched
+    clip = load_clip(architecture, weights, image_size, **options)
+    _check_features(clip, architecture)
+    return clip
 
 
 class PromptLearner(nn.Module):
@@ -67,7 +92,7 @@ def encode_text(clip: CLIP, sentences: Sequence[str]) -> Tensor:
     ViT's descriptors, so that places can be searched by them.
     """
     device = clip.token_embedding.weight.device
-    ids = SimpleTokenizer()(list(sentences), clip.context_length).to(device)
+    ids = open_clip.tokenize(list(sentences), clip.context_length).to(device)
     beginning = encode_beginning(clip, clip.token_embedding(ids[0, :1]))  # the start of text
     lengths = ids.argmax(dim=1) + 1  # the end of text has the largest number of all tokens
     features = clip.text_projection.new_empty(len(ids), clip.text_projection.shape[1])
@@ -76,6 +101,42 @@ def encode_text(clip: CLIP, sentences: Sequence[str]) -> Tensor:
         encoded = encode_continuations(clip, beginning, clip.token_embedding(ids[alike, 1:length]))
         features[alike] = encoded.to(features.dtype)
     return features
+
+
+def _check_tokenizer(architecture: str) -> None:
+    """Refuse an architecture whose tokens are those of another program."""
+    if _text_settings(architecture).get("hf_tokenizer_name"):
+        raise ValueError(_refusal(architecture))
+
+
+def _check_features(clip: CLIP, architecture: str) -> None:
+    """Refuse a model whose own feature of a sentence is not that of `encode_text`."""
+    try:
+        ids = open_clip.get_tokenizer(architecture.replace("/", "-"))([_SENTENCE])
+        with torch.no_grad():
+            ours, theirs = encode_text(clip, [_SENTENCE]), clip.encode_text(ids)
+        agree = (ours - theirs).abs().max() <= _ROUNDING * theirs.abs().max()  # False where one is not a number
+    except Exception:  # of a tower that is built otherwise anything can fail
+        agree = False
+    if not agree:
+        raise ValueError(_refusal(architecture))
+
+
+def _refusal(architecture: str) -> str:
+    usual = {setting.name: setting.default for setting in dataclasses.fields(open_clip.CLIPTextCfg)}
+    settings = {name: value for name, value in _text_settings(architecture).items() if name not in _ANY}
+    unusual = ", ".join(f"{name} {value}" for name, value in settings.items() if value != usual.get(name))
+    return (
+        f"Prompts cannot be learned for {architecture}: its texts are not encoded as those of OpenAI's CLIP are"
+        f"{f' ({unusual})' if unusual else ''}. Use one such as RN50 or ViT-B-16; without text "
+        f"(text.weight 0) stage 2 trains {architecture} too."
+    )
+
+
+def _text_settings(architecture: str) -> Mapping[str, Any]:
+    """What an architecture's configuration says of its text tower; nothing for an unknown one."""
+    name = architecture.replace("/", "-")
+    return open_clip.get_model_config(name)["text_cfg"] if name in known_architectures() else {}
 
 
 def _token_ids(template: str, context_length: int, max_length: int) -> tuple[list[int], list[int]]:

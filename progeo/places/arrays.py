@@ -1,146 +1,176 @@
-"""Ground truth as NumPy arrays, for sets without coordinates: dbImages.npy, qImages.npy and gt.npy."""
+"""Ground truth of other programs, told by the names of its files: NumPy arrays, lists of images, numbered images."""
 
-import pickle
 import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
 
 import numpy as np
-import numpy.lib.format as npy
-import pyarrow as pa
 
 from progeo.places.catalogue import Catalogue
+from progeo.places.ground_truth import build_side, positives_column
+from progeo.places.numpy_files import integers_of, load_array
+from progeo.places.patch_netvlad import read_patch_netvlad
+from progeo.places.vpr_bench import read_vpr_bench
 
 
-def read_arrays(folder: Path, images: Path) -> dict[str, Catalogue]:
-    """Read database and queries; those have a column `positives`, the right database rows of each.
+def read_arrays(folder: Path, images: Path, name: str | None = None) -> dict[str, Catalogue]:
+    """Read database and queries of the set whose ground truth lies in a folder.
+
+    The queries have a column `positives`, the correct database rows of each, where those do not follow from 25 m.
 
     Args:
-        folder: holds one file each that ends in dbImages.npy, qImages.npy and gt.npy.
+        folder: holds the files of one of `_LAYOUTS`, whatever their names begin with.
         images: folder that the names in them are relative to.
+        name: what the names of the files begin with, where the folder holds those of several sets.
 
     Raises:
         FileNotFoundError: a file that is not there.
-        ValueError: arrays that do not fit together, or hold anything but names and numbers.
+        ValueError: files of several sets, or such as do not fit together or hold anything but names and numbers.
     """
-    database, queries, truth = (_load(_file(folder, ending)) for ending in ("dbImages.npy", "qImages.npy", "gt.npy"))
-    if not (len(database) and len(queries)):
-        raise ValueError(f"{folder}: there are {len(database)} database images and {len(queries)} queries.")
-    if len(truth) != len(queries):
-        raise ValueError(f"{folder}: gt.npy has {len(truth)} rows for {len(queries)} queries.")
-    positives = [np.atleast_1d(np.asarray(rows, np.int64)).ravel() for rows in truth]
-    for number, rows in enumerate(positives):
-        if len(rows) and not (rows.min() >= 0 and rows.max() < len(database)):
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder}.")
+    sets = [
+        (beginning, layout, files)
+        for layout in _LAYOUTS
+        for beginning, files in _sets(folder, layout).items()
+        if name is None or beginning == name.rstrip(_SEPARATORS)
+    ]
+    if not sets:
+        called = "" if name is None else f" of a set that is called {name}"
+        raise FileNotFoundError(
+            f"{folder} does not hold the ground truth{called}: it must hold "
+            f"{'; or '.join(layout.what for layout in _LAYOUTS)}; their names may begin with anything."
+        )
+    if len(sets) > 1:
+        beginnings = sorted({beginning for beginning, _, _ in sets})
+        if len(beginnings) == 1:
+            paths = sorted({path.name for _, _, files in sets for path in files.values()})
+            raise ValueError(f"{folder} holds several ground truths of one set: {', '.join(paths)}. Keep one of them.")
+        raise ValueError(f"{folder} holds the sets {', '.join(map(repr, beginnings))}: choose one with --name.")
+    _, layout, files = sets[0]
+    return layout.read(files, images)
+
+
+_SEPARATORS = "_.-"
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """A way to write ground truth down."""
+
+    what: str
+    """The files, in words."""
+    endings: Mapping[str, str]
+    """How the name of each ends, a regular expression."""
+    read: Callable[[Mapping[str, Path], Path], dict[str, Catalogue]]
+
+
+def _sets(folder: Path, layout: _Layout) -> dict[str, dict[str, Path]]:
+    """The files of each set of a layout that has all of them, by what their names begin with.
+
+    Raises:
+        ValueError: a set has two files of one kind.
+    """
+    sets: dict[str, dict[str, Path]] = {}
+    for path in sorted(folder.iterdir()):
+        for role, ending in layout.endings.items():
+            match = re.fullmatch(rf"(.*?)[{_SEPARATORS}]*{ending}", path.name)
+            if match and not path.name.startswith(".") and path.is_file():
+                files = sets.setdefault(match[1], {})
+                if role in files:
+                    raise ValueError(f"{folder} holds {files[role].name} and {path.name}: keep one of them.")
+                files[role] = path
+    return {beginning: files for beginning, files in sets.items() if len(files) == len(layout.endings)}
+
+
+def _read_truth(files: Mapping[str, Path], images: Path) -> dict[str, Catalogue]:
+    """Names and the correct database rows of each query, as OpenVPRLab and GSV-Cities have them."""
+    database, queries = _names(files["database"]), _names(files["queries"])
+    return _with_positives(images, database, queries, files["truth"])
+
+
+def _read_indexed_truth(files: Mapping[str, Path], images: Path) -> dict[str, Catalogue]:
+    """The same of those queries that an index names: MSLS val of GSV-Cities, MixVPR and SALAD counts 740 of 747."""
+    database, queries = _names(files["database"]), _names(files["queries"])
+    chosen = np.concatenate([np.empty(0, np.int64), *_rows(files["index"], len(queries), "queries")])
+    return _with_positives(images, database, [queries[row] for row in chosen.tolist()], files["truth"])
+
+
+def _with_positives(images: Path, database: list[str], queries: list[str], truth: Path) -> dict[str, Catalogue]:
+    positives = _rows(truth, len(database), "database images")
+    if len(positives) != len(queries):
+        raise ValueError(f"{truth} has {len(positives)} rows for {len(queries)} queries.")
+    column = positives_column(positives)
+    return {"database": build_side(images, database), "queries": build_side(images, queries, positives=column)}
+
+
+def _names(file: Path) -> list[str]:
+    """The names in a file: texts, bytes, or objects that are either."""
+    values = load_array(file).ravel().tolist()
+    try:
+        names = [value.decode() if isinstance(value, bytes) else value for value in values]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: a name is not in UTF-8: {error}.") from None
+    wrong = next((name for name in names if not (isinstance(name, str) and name)), None)
+    if wrong is not None or not names:
+        raise ValueError(f"{file} must hold names of images, it holds {wrong!r}." if names else f"{file} is empty.")
+    return names
+
+
+def _rows(file: Path, count: int, what: str) -> list[np.ndarray]:
+    """The row numbers, each from 0 to `count` - 1, that each element or line of an array gives.
+
+    Raises:
+        ValueError: with the first that is something else.
+    """
+    values = load_array(file)
+    is_mask = values.ndim == 2 and values.shape[1] == count
+    if is_mask and count > 2 and values.dtype.kind in "iuf" and np.isin(values, (0, 1)).all():
+        raise ValueError(f"{file} has only 0 and 1 for {count} {what}: save it as booleans, or as lists of rows.")
+    if values.dtype.kind == "b" and not is_mask:
+        raise ValueError(f"{file} holds booleans of the shape {values.shape} for {count} {what}.")
+    rows = [np.flatnonzero(each) if values.dtype.kind == "b" else integers_of(each) for each in np.atleast_1d(values)]
+    for number, each in enumerate(rows):
+        if each is None:
+            raise ValueError(f"{file} must hold rows of {what}, its element {number} holds {str(values[number])[:80]}.")
+        if len(each) and not (each.min() >= 0 and each.max() < count):
+            worst = each.min() if each.min() < 0 else each.max()
             raise ValueError(
-                f"{folder}: gt.npy names rows beyond the {len(database)} database images for query {number}."
+                f"{file} names rows beyond the {count} {what} for query {number}: {worst} is not from 0 to {count - 1}."
             )
-    column = pa.array([np.unique(rows) for rows in positives], pa.list_(pa.int64()))
-    return {
-        "database": _catalogue(database, images),
-        "queries": _catalogue(queries, images, positives=column),
-    }
+    return [each.astype(np.int64) for each in rows if each is not None]
 
 
-def _catalogue(names: np.ndarray, images: Path, **columns: pa.Array) -> Catalogue:
-    count = len(names)
-    nowhere = {name: np.full(count, np.nan) for name in ("east", "north")}
-    paths = pa.array([str(name) for name in names.tolist()], pa.large_string())
-    heading = np.full(count, np.nan)
-    return Catalogue(
-        images, pa.table({"path": paths, **nowhere, "zone": np.zeros(count, np.int8), "heading": heading, **columns})
-    )
-
-
-def _file(folder: Path, ending: str) -> Path:
-    found = sorted(folder.glob(f"*{ending}"))
-    if len(found) != 1:
-        raise FileNotFoundError(f"{folder} must hold one file that ends in {ending}, it holds {len(found)}.")
-    return found[0]
-
-
-def _load(file: Path) -> np.ndarray:
-    """Load an array of numbers, of texts, or of lists of numbers: those are pickled, and read without unpickling."""
-    with file.open("rb") as stream:
-        try:
-            return np.load(stream, allow_pickle=False)
-        except ValueError:
-            stream.seek(0)
-        try:
-            is_first = npy.read_magic(stream) == (1, 0)
-            (npy.read_array_header_1_0 if is_first else npy.read_array_header_2_0)(stream)
-            values = _Recorder(stream).load()
-            rows = [_integers(row) for row in _elements(values)]
-        except (
-            ValueError,
-            TypeError,
-            IndexError,
-            AttributeError,
-            RecursionError,
-            pickle.UnpicklingError,
-            EOFError,
-        ) as error:
-            raise ValueError(f"{file} cannot be read: {error}.") from None
-    found = np.empty(len(rows), dtype=object)
-    found[:] = rows
-    return found
-
-
-class _Recorder(pickle.Unpickler):
-    """Note what a pickle of arrays says, without ever calling what it names."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module.split(".")[0] != "numpy" or name not in _RECORDED:
-            raise pickle.UnpicklingError(f"it holds {module}.{name}, not numbers alone")
-        return _RECORDED[name]
-
-
-class _Dtype:
-    def __init__(self, code: str, *_: Any) -> None:
-        self.code = str(code)
-        self.order = "|"
-
-    def __setstate__(self, state: tuple) -> None:
-        self.order = str(state[1])
-
-
-class _Array:
-    def __init__(self, *_: Any) -> None:
-        self.state: tuple = ()
-
-    def __setstate__(self, state: tuple) -> None:
-        self.state = state
-
-
-class _Scalar:
-    def __init__(self, dtype: _Dtype, content: bytes) -> None:
-        self.dtype, self.content = dtype, content
-
-
-_RECORDED: dict[str, type] = {"_reconstruct": _Array, "ndarray": _Array, "dtype": _Dtype, "scalar": _Scalar}
-
-
-def _elements(array: Any) -> list:
-    """The elements of an array of objects."""
-    if not (isinstance(array, _Array) and len(array.state) == 5 and isinstance(array.state[4], list)):
-        raise ValueError("it is no array of lists")
-    return array.state[4]
-
-
-def _integers(value: Any) -> list[int]:
-    """The numbers of one query: a number, a list, or an array of numbers or of lists."""
-    if isinstance(value, int):
-        return [value]
-    if isinstance(value, (list, tuple)):
-        return [number for each in value for number in _integers(each)]
-    if isinstance(value, _Scalar):
-        return _decoded(value.dtype, value.content)
-    if isinstance(value, _Array) and len(value.state) == 5:
-        content = value.state[4]
-        return _integers(content) if isinstance(content, list) else _decoded(value.state[2], content)
-    raise ValueError(f"it holds {type(value).__name__}, not numbers alone")
-
-
-def _decoded(dtype: _Dtype, content: bytes) -> list[int]:
-    if not (isinstance(dtype, _Dtype) and re.fullmatch("[iu][1248]", dtype.code) and dtype.order in "<>|="):
-        raise ValueError("it holds an array of something else than integers")
-    return np.frombuffer(content, np.dtype(dtype.order.replace("|", "=") + dtype.code)).tolist()
+_LAYOUTS = (
+    _Layout(
+        "dbImages.npy, qImages.npy and gt.npy or gt_25m.npy (OpenVPRLab, GSV-Cities)",
+        MappingProxyType(
+            {"database": r"dbImages\.npy", "queries": r"qImages\.npy", "truth": r"gt(?:_\d+(?:\.\d+)?m)?\.npy"}
+        ),
+        _read_truth,
+    ),
+    _Layout(
+        "dbImages.npy, qImages.npy, qIdx.npy and pIdx.npy (MSLS of GSV-Cities and SALAD)",
+        MappingProxyType(
+            {
+                "database": r"dbImages\.npy",
+                "queries": r"qImages\.npy",
+                "index": r"qIdx\.npy",
+                "truth": r"pIdx\.npy",
+            }
+        ),
+        _read_indexed_truth,
+    ),
+    _Layout(
+        "imageNames_index.txt and imageNames_query.txt with an .npz (Patch-NetVLAD)",
+        MappingProxyType({"database": r"imageNames_index\.txt", "queries": r"imageNames_query\.txt"}),
+        read_patch_netvlad,
+    ),
+    _Layout(
+        "ground_truth_new.npy (VPR-Bench)",
+        MappingProxyType({"truth": r"ground_truth_new\.npy"}),
+        read_vpr_bench,
+    ),
+)

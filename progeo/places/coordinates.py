@@ -1,11 +1,39 @@
-"""From latitude and longitude to metres, in one UTM zone for a whole set of images."""
+"""From latitude and longitude to metres, in one UTM zone for a whole set of images, and back."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
+from functools import cache
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import utm
 
 _WIDEST_DEG = 6
+_METRES_PER_DEGREE = 111_200
+_APART_M, _APART_TIMES = 100_000, 20
+_SOUTHERN_ORIGIN_M = 10_000_000
+"""South of the equator northings are counted from there, so that none is negative."""
+_LOWEST_DEG, _HIGHEST_DEG = -80, 84
+_BANDS = "CDEFGHJKLMNPQRSTUVWX"
+"""Letters of UTM's latitude bands: 8 degrees each from 80 S; X has 12."""
+_BAND_SLACK_M = 50_000
+"""One letter is often written for a whole city: its images may reach so far into the next band."""
+_BAND_S = 2
+"""Said by a letter S whose band fits: north, unless something else says south."""
+_LATITUDE_SLACK_M = 150_000
+"""More than rounded degrees and a distance from the middle of the zone change a northing."""
+
+
+class Hemisphere(IntEnum):
+    """Which origin a UTM northing is counted from."""
+
+    NORTHERN = 0
+    SOUTHERN = 1
+    UNKNOWN = -1
+    CONTRADICTED = -2
+    """What is said of it fits neither, or both."""
 
 
 @dataclass(frozen=True)
@@ -13,64 +41,247 @@ class Positions:
     """Places of N images in one zone."""
 
     east: np.ndarray
-    """Metres, float64 (N,)."""
+    """Metres, float64 (N,), NaN where degrees are absent."""
     north: np.ndarray
-    """Metres, float64 (N,)."""
+    """Metres, float64 (N,), NaN where degrees are absent."""
     zone: int
     """The zone of the middle of the set, 1 to 60; all are measured in it."""
 
 
-def project(latitude: np.ndarray, longitude: np.ndarray) -> Positions:
+def _numbered(row: int) -> str:
+    return f"Image {row + 1}"
+
+
+def project(latitude: np.ndarray, longitude: np.ndarray, *, name: Callable[[int], str] = _numbered) -> Positions:
     """Project WGS 84 degrees to UTM, all in the zone of the median position, also across a border or the equator.
 
     Args:
-        latitude: degrees north, -80 to 84, (N,).
-        longitude: degrees east, -180 to 180, (N,).
+        latitude: degrees north, -80 to 84, (N,), NaN where absent.
+        longitude: degrees east, -180 to 180, (N,), NaN where absent.
+        name: how an error calls the image of a row.
 
     Raises:
-        ValueError: degrees that are absent or out of range, with the first and its place, from 1; or images so far
-            apart that no zone fits all.
+        ValueError: degrees that are out of range or absent everywhere; or images so far apart that no zone fits all.
     """
-    for name, values, low, high in (("latitude", latitude, -80, 84), ("longitude", longitude, -180, 180)):
-        wrong = ~((values >= low) & (values <= high))
-        if wrong.any():
-            row = int(wrong.argmax())
-            raise ValueError(
-                f"Image {row + 1}: its {name} must be from {low} to {high} degrees, got {values[row]}. Are latitude "
-                f"and longitude the right way round?"
-            )
-    middle_latitude, middle_longitude = float(np.median(latitude)), _middle(longitude)
-    far = _is_far(longitude)
+    check_degrees(latitude, longitude, name=name)
+    known = np.isfinite(latitude) & np.isfinite(longitude)
+    if not known.any():
+        raise ValueError(f"None of {len(known)} images has a latitude and a longitude.")
+    middle_latitude, middle_longitude = middle_of(latitude[known], longitude[known])
+    far = known & _is_far(longitude, middle_longitude)
     if far.any():
         row = int(far.argmax())
         raise ValueError(
-            f"Image {row + 1} is at longitude {longitude[row]}, the middle of all at {middle_longitude:.5f}: more than "
+            f"{name(row)} is at longitude {longitude[row]}, the middle of all at {middle_longitude:.5f}: more than "
             f"{_WIDEST_DEG} degrees apart, no UTM zone fits both. Make one set of each city."
         )
     zone = utm.latlon_to_zone_number(middle_latitude, middle_longitude)
-    northern = middle_latitude >= 0
-    east, north, _, _ = utm.from_latlon(latitude, longitude, force_zone_number=zone, force_northern=northern)
+    east, north = np.full((2, len(known)), np.nan)
+    east[known], north[known], _, _ = utm.from_latlon(
+        latitude[known], longitude[known], force_zone_number=zone, force_northern=middle_latitude >= 0
+    )
     return Positions(east, north, zone)
+
+
+def check_degrees(latitude: np.ndarray, longitude: np.ndarray, *, name: Callable[[int], str] = _numbered) -> None:
+    """Check that degrees can be projected; NaN passes.
+
+    Raises:
+        ValueError: the first that is out of range.
+    """
+    limits = (("latitude", latitude, _LOWEST_DEG, _HIGHEST_DEG), ("longitude", longitude, -180, 180))
+    for what, values, low, high in limits:
+        wrong = (values < low) | (values > high)
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise ValueError(
+                f"{name(row)}: its {what} must be from {low} to {high} degrees, got {values[row]}. Are latitude "
+                f"and longitude the right way round?"
+            )
 
 
 def fits_one_zone(longitude: np.ndarray) -> bool:
     """Whether `project` can measure all places in one zone."""
-    return not _is_far(longitude).any()
+    return not _is_far(longitude, _middle(longitude)).any()
+
+
+def few_that_fit_no_zone(latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
+    """Which images keep `project` from measuring all others, bool (N,): none where they are more than a few.
+
+    Those at 0, 0, where a position is unknown, may be many.
+    """
+    known = np.isfinite(latitude) & np.isfinite(longitude)
+    at_zero = (latitude == 0) & (longitude == 0)
+    rest = known & ~at_zero
+    if not rest.any():
+        return rest
+    far = known & _is_far(longitude, _middle(longitude[rest]))
+    far |= known & ((latitude < _LOWEST_DEG) | (latitude > _HIGHEST_DEG))
+    return far & (at_zero | _are_few(int(far[rest].sum()), int(rest.sum())))
+
+
+def middle_of(latitude: np.ndarray, longitude: np.ndarray) -> tuple[float, float]:
+    """The median latitude and longitude, without a jump at 180 degrees."""
+    return float(np.median(latitude)), _middle(longitude)
+
+
+def offsets_m(degrees: np.ndarray, middle: tuple[float, float]) -> np.ndarray:
+    """How far east and north of a middle latitudes and longitudes (2, N) lie, about, in metres (N, 2)."""
+    latitude, longitude = degrees
+    east = _turned(longitude - middle[1]) * np.cos(np.radians(middle[0]))
+    return np.stack([east, latitude - middle[0]], axis=1) * _METRES_PER_DEGREE
+
+
+def apart_from(distances_m: np.ndarray) -> float:
+    """From how many metres on a place is apart from the others, by the distances of all from their middle (N,).
+
+    That is 100 km and 20 times the median, so that neither a country nor a suburb is.
+    """
+    return max(_APART_M, _APART_TIMES * float(np.median(distances_m)))
+
+
+def outliers(distances_m: np.ndarray) -> np.ndarray:
+    """Which places are apart from all others, bool (N,): none where they are more than a few, such as a second city."""
+    far = distances_m > apart_from(distances_m)
+    return far & _are_few(int(far.sum()), len(far))
+
+
+def swapped(latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
+    """Which places, bool (N,), are apart from all others as they are, and among them with both degrees swapped.
+
+    Args:
+        latitude, longitude: degrees that are not out of range, NaN where absent, (N,).
+    """
+    rows = np.zeros(len(latitude), bool)
+    known = np.isfinite(latitude) & np.isfinite(longitude)
+    if known.any():
+        degrees = np.stack([latitude[known], longitude[known]])
+        middle = middle_of(*degrees)
+        distances, other_way_round = (
+            np.linalg.norm(offsets_m(each, middle), axis=1) for each in (degrees, degrees[::-1])
+        )
+        limit = apart_from(distances)
+        rows[known] = (distances > limit) & (other_way_round <= limit)
+    return rows
+
+
+def zones_apart(zone: np.ndarray, longitude: np.ndarray) -> np.ndarray:
+    """How many zones lie between zones, 1 to 60, and those of longitudes in degrees, (N,), NaN where absent."""
+    return np.abs((zone - np.floor((longitude + 180) / 6) - 1 + 30) % 60 - 30)
+
+
+def hemispheres(
+    north: np.ndarray,
+    *,
+    letters: Sequence[np.ndarray | pa.Array | pa.ChunkedArray] = (),
+    latitude: np.ndarray | None = None,
+) -> np.ndarray:
+    """Decide which hemisphere's origin UTM northings are counted from.
+
+    A letter C to X is that of a latitude band, in any case; where S contradicts the northing it means south, N north.
+    Other texts than letters and words such as `south` say nothing. Where nothing is said, a northing tells that is
+    beyond 84 N, or beyond 80 S, if it is counted from the other origin.
+
+    Args:
+        north: metres, (N,).
+        letters: any number of columns of letters of bands and words for hemispheres, (N,) each.
+        latitude: degrees, NaN where it is not known, (N,).
+
+    Returns:
+        Values of `Hemisphere`, int8 (N,).
+    """
+    said = [_said_by_letters(north, texts) for texts in letters]
+    if latitude is not None:
+        said.append(_said_by_latitude(north, latitude))
+    north_said, south_said, contradicted, band_said = (
+        np.any([each == value for each in said], axis=0) if said else np.zeros(len(north), bool)
+        for value in (Hemisphere.NORTHERN, Hemisphere.SOUTHERN, Hemisphere.CONTRADICTED, _BAND_S)
+    )
+    north_said |= ~south_said & band_said
+    lowest, highest = northings_of(np.array([_LOWEST_DEG, _HIGHEST_DEG], float))
+    north_said |= ~south_said & (north >= 0) & (north < _SOUTHERN_ORIGIN_M + lowest)
+    south_said |= ~north_said & (north > highest) & (north <= _SOUTHERN_ORIGIN_M)
+    conditions = [contradicted | (north_said & south_said), north_said, south_said]
+    values = [Hemisphere.CONTRADICTED, Hemisphere.NORTHERN, Hemisphere.SOUTHERN]
+    return np.select(conditions, values, Hemisphere.UNKNOWN).astype(np.int8)
 
 
 def degrees_of_utm(east: np.ndarray, north: np.ndarray, zone: np.ndarray, southern: np.ndarray) -> np.ndarray:
-    """Latitude and longitude (2, N) of places in UTM, NaN where the zone is not known.
+    """Latitude and longitude (2, N) of places in UTM, NaN where the zone or the hemisphere is not known.
 
     Args:
         east, north: metres, (N,).
         zone: 1 to 60, 0 where it is not known, (N,).
-        southern: whether each lies south of the equator, bool (N,).
+        southern: values of `Hemisphere`, (N,).
     """
     degrees = np.full((2, len(east)), np.nan)
-    for number, is_south in {*zip(zone[zone > 0].tolist(), southern[zone > 0].tolist(), strict=True)}:
+    known = (zone > 0) & (southern >= 0)
+    for number, is_south in {*zip(zone[known].tolist(), southern[known].tolist(), strict=True)}:
         here = (zone == number) & (southern == is_south)
         degrees[:, here] = utm.to_latlon(east[here], north[here], number, northern=not is_south, strict=False)
     return degrees
+
+
+def band_letters(latitude: np.ndarray) -> np.ndarray:
+    """The letter of UTM's latitude band of each place, str (N,), empty where the latitude is absent or has none."""
+    known = (latitude >= _LOWEST_DEG) & (latitude <= _HIGHEST_DEG)
+    bands = np.minimum((np.where(known, latitude, 0) - _LOWEST_DEG) // 8, len(_BANDS) - 1).astype(int)
+    return np.where(known, np.array(list(_BANDS))[bands], "")
+
+
+def northings_of(latitude: np.ndarray) -> np.ndarray:
+    """UTM northings at the middle of a zone, in metres from the equator, negative south of it."""
+    zeros = np.zeros(latitude.shape)
+    return utm.from_latlon(latitude, zeros + 3, force_zone_number=31, force_northern=True)[1]
+
+
+@cache
+def _northings_of_words() -> Mapping[str, tuple[tuple[float, float], ...]]:
+    """Where images may lie that have this letter or word, in metres from the equator, the likeliest first."""
+    edges = northings_of(np.array([*range(_LOWEST_DEG, 73, 8), _HIGHEST_DEG], float)).tolist()
+    ranges: dict[str, tuple[tuple[float, float], ...]] = {
+        letter.lower(): ((low - _BAND_SLACK_M, high + _BAND_SLACK_M),)
+        for letter, low, high in zip(_BANDS, edges[:-1], edges[1:], strict=True)
+    }
+    halves = {"north": (0.0, edges[-1]), "south": (edges[0], 0.0)}
+    for word, half in halves.items():
+        ranges |= {word: (half,), f"{word}ern": (half,), word[0]: (*ranges[word[0]], half)}
+    return ranges
+
+
+def _said_by_letters(north: np.ndarray, texts: np.ndarray | pa.Array | pa.ChunkedArray) -> np.ndarray:
+    column = texts if isinstance(texts, (pa.Array, pa.ChunkedArray)) else pa.array(texts, pa.large_string())
+    ranges = _northings_of_words()
+    words = pc.utf8_lower(pc.utf8_trim_whitespace(column.cast(pa.large_string())))
+    codes = pc.index_in(words, value_set=pa.array(list(ranges), pa.large_string())).fill_null(-1).to_numpy()
+    found = np.full(len(north), Hemisphere.UNKNOWN, np.int8)
+    for code in np.unique(codes[codes >= 0]).tolist():
+        here = codes == code
+        found[here] = _fitting(north[here], list(ranges.values())[code])
+    is_s = codes == list(ranges).index("s")
+    found[is_s & (found == Hemisphere.NORTHERN)] = _BAND_S
+    return found
+
+
+def _said_by_latitude(north: np.ndarray, latitude: np.ndarray) -> np.ndarray:
+    known = np.isfinite(latitude)
+    middle = northings_of(np.clip(np.where(known, latitude, 0.0), _LOWEST_DEG, _HIGHEST_DEG))
+    found = _fitting(north, [(middle - _LATITUDE_SLACK_M, middle + _LATITUDE_SLACK_M)])
+    return np.where(known, found, Hemisphere.UNKNOWN)
+
+
+def _fitting(north: np.ndarray, ranges: Sequence[tuple[np.ndarray | float, np.ndarray | float]]) -> np.ndarray:
+    """The origin from which each northing lies in the first of the ranges that it lies in from any."""
+    found = np.full(len(north), Hemisphere.CONTRADICTED, np.int8)
+    for low, high in reversed(ranges):
+        for value, metres in ((Hemisphere.SOUTHERN, north - _SOUTHERN_ORIGIN_M), (Hemisphere.NORTHERN, north)):
+            found[(low <= metres) & (metres <= high)] = value
+    return found
+
+
+def _are_few(count: int, total: int) -> bool:
+    """Whether so many of all are mistakes rather than another city: 1 %, of a small set a tenth, but no more than 3."""
+    return count <= max(total / 100, min(3, total / 10))
 
 
 def _middle(longitude: np.ndarray) -> float:
@@ -78,8 +289,8 @@ def _middle(longitude: np.ndarray) -> float:
     return float(_turned(np.median(around)))
 
 
-def _is_far(longitude: np.ndarray) -> np.ndarray:
-    return np.abs(_turned(longitude - _middle(longitude))) > _WIDEST_DEG
+def _is_far(longitude: np.ndarray, middle: float) -> np.ndarray:
+    return np.abs(_turned(longitude - middle)) > _WIDEST_DEG
 
 
 def _turned(degrees: np.ndarray) -> np.ndarray:

@@ -10,11 +10,11 @@ import h5py
 import numpy as np
 import pyarrow as pa
 import scipy.io
-from scipy.io.matlab import MatReadError
 
 from progeo.files import each_file
 from progeo.image_files import EXTENSIONS
 from progeo.places.catalogue import Catalogue
+from progeo.places.paths import portable_names
 
 _CUT_OUT = re.compile(r"(?<=\d)_pitch\d+_yaw\d+$|(?<=^.{22})_\d+_\d+$")
 """What names a part of a panorama: 000042_pitch1_yaw3 of Pittsburgh, <22 letters>_012_330 of Tokyo."""
@@ -50,10 +50,14 @@ def _catalogue(fields: Mapping[str, Any], file: Path, side: str, folder: Path) -
     for name in (names_field, utm_field):
         if name not in fields:
             raise ValueError(f"{file} has no field {name}; its fields are {', '.join(sorted(fields))}.")
-    names = [name.replace("\\", "/") for name in fields[names_field]]
-    if not names:
-        raise ValueError(f"{file}: {names_field} is empty.")
-    utm = np.asarray(fields[utm_field], np.float64)
+    names = [name for name in np.ravel(fields[names_field]).tolist() if isinstance(name, str)]
+    if not names or len(names) != np.size(fields[names_field]):
+        raise ValueError(f"{file}: {names_field} must hold the names of images; the file may be broken.")
+    names = portable_names(pa.array(names, pa.large_string()), folder).to_pylist()
+    try:
+        utm = np.asarray(fields[utm_field], np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{file}: {utm_field} must hold numbers; the file may be broken.") from None
     if len(names) == 1:
         utm = utm.reshape(-1, 1)
     if utm.shape == (len(names), 2) and len(names) != 2:
@@ -92,20 +96,23 @@ def _with_the_extension_that_is_there(folder: Path, name: str) -> str | None:
 
 
 def _fields(file: Path) -> dict[str, Any]:
-    if h5py.is_hdf5(file):
-        with h5py.File(file) as content:
-            if "dbStruct" not in content:
-                raise ValueError(f"{file} holds no dbStruct; it holds {', '.join(content)}.")
-            struct = content["dbStruct"]
-            return {name: _hdf5_value(content, struct[name]) for name in struct}
     try:
-        content = scipy.io.loadmat(file, simplify_cells=True)
-    except (MatReadError, ValueError, TypeError, NotImplementedError, OSError) as error:
-        raise ValueError(f"{file} is no .mat file: {error}.") from None
-    if "dbStruct" not in content:
-        raise ValueError(f"{file} holds no dbStruct.")
-    fields = content["dbStruct"]
+        content = _hdf5_content(file) if h5py.is_hdf5(file) else scipy.io.loadmat(file, simplify_cells=True)
+    except Exception as error:  # both libraries fail in many ways where a file is truncated or no .mat file
+        raise ValueError(f"{file} is no .mat file, or a truncated one: {error}.") from None
+    fields = content.get("dbStruct")
+    if not isinstance(fields, dict):
+        raise ValueError(f"{file} holds no dbStruct; it holds {', '.join(name for name in content if name[0] != '_')}.")
     return {name: [value] if isinstance(value, str) else value for name, value in fields.items()}
+
+
+def _hdf5_content(file: Path) -> dict[str, Any]:
+    """What scipy gives of older files: all names, and of a dbStruct its fields."""
+    with h5py.File(file) as content:
+        struct = content.get("dbStruct")
+        is_struct = isinstance(struct, h5py.Group)
+        fields = {name: _hdf5_value(content, struct[name]) for name in struct} if is_struct else None
+        return {**dict.fromkeys(content), **({"dbStruct": fields} if is_struct else {})}
 
 
 def _hdf5_value(content: h5py.File, dataset: h5py.Dataset) -> Any:

@@ -2,11 +2,14 @@
 
 A name is
 `@utm_east@utm_north@zone@letter@latitude@longitude@pano_id@tile@heading@pitch@roll@height@timestamp@note@.jpg`.
-Only east and north must be there; a field left empty, or cut off at the end, is absent.
+Only east and north must be there. A field left empty, or cut off at the end, is absent, and so is one that holds
+something else than a value of its kind: other programs write `@utm_east@utm_north@anything@.jpg`.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +25,7 @@ class ParsedNames:
     east: np.ndarray
     north: np.ndarray
     zone: np.ndarray
-    """UTM zone number, int8, 0 where absent."""
+    """UTM zone number of at most two digits, int8, 0 where absent."""
     letter: np.ndarray
     latitude: np.ndarray
     longitude: np.ndarray
@@ -37,8 +40,20 @@ class ParsedNames:
     note: np.ndarray
 
 
+@dataclass(frozen=True)
+class Unparsed:
+    """Names that hold something else than a value in a field, which is absent there."""
+
+    field: str
+    count: int
+    example: str
+    """The path of the first of them."""
+
+
 FIELDS = tuple(field.name for field in dataclasses.fields(ParsedNames))
+_LOGGER = logging.getLogger("progeo")
 _AT_ONCE = 2**17
+_REQUIRED = ("east", "north")
 _EXPECTED = {
     "east": "a number of metres",
     "north": "a number of metres",
@@ -50,28 +65,59 @@ _EXPECTED = {
     "roll": "a number of degrees",
     "height": "a number of metres",
 }
+_NUMBER = r"^(?:[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?[nN][aA][nN])$"
+"""What Arrow reads as a number."""
+_ZONE = r"^(?:0?[1-9]|[1-5][0-9]|60)(?:\.0*)?$"
+"""A frame called 0007 is in no zone."""
 _FORMATS = {"east": "010.2f", "north": "010.2f", "zone": "02d", "latitude": "09.5f", "longitude": "010.5f"}
 
 
 def parse_names(names: Sequence[str] | np.ndarray | pa.Array) -> ParsedNames:
-    """Parse file names into columns.
+    """Parse file names into columns; warn of fields that hold something else than a value.
 
     Args:
         names: N paths or names; only what follows the last `/` is read, never a folder's name.
 
     Raises:
-        ValueError: a name that does not follow the convention, with the field and what was expected.
+        ValueError: a name without a number for east and north, or with a line break.
     """
     return ParsedNames(**parse_columns(names, FIELDS))
 
 
-def parse_columns(names: Sequence[str] | np.ndarray | pa.Array, fields: Sequence[str]) -> dict[str, np.ndarray]:
-    """Parse only some `fields` of the names: a catalogue of millions needs four of them. See `parse_names`."""
+def parse_columns(
+    names: Sequence[str] | np.ndarray | pa.Array, fields: Sequence[str], unparsed: list[Unparsed] | None = None
+) -> dict[str, np.ndarray]:
+    """Parse only some `fields` of the names: a catalogue of millions needs four of them. See `parse_names`.
+
+    Whoever parses many times and wants to warn once gives a list `unparsed`, which is added to.
+    """
     paths = names if isinstance(names, (pa.Array, pa.ChunkedArray)) else pa.array(list(names), pa.large_string())
     chunks = paths.chunks if isinstance(paths, pa.ChunkedArray) else [paths]
     parts = [chunk.slice(start, _AT_ONCE) for chunk in chunks for start in range(0, max(1, len(chunk)), _AT_ONCE)]
-    columns = [_parsed(part, fields) for part in parts]
+    found: list[Unparsed] = [] if unparsed is None else unparsed
+    columns = [_parsed(part, fields, found) for part in parts]
+    if unparsed is None:
+        warn_of_unparsed(found)
     return {field: np.concatenate([part[field] for part in columns]) for field in fields}
+
+
+def warn_of_unparsed(unparsed: Sequence[Unparsed], source: object = "names") -> None:
+    """Log once for each field how many of the names hold something else than a value in it."""
+    of_field: dict[str, list[Unparsed]] = defaultdict(list)
+    for each in unparsed:
+        of_field[each.field].append(each)
+    for field, found in of_field.items():
+        example = min(each.example for each in found)
+        _LOGGER.warning(
+            "%s: %s of them have something else than %s in field %d (%s), absent there, for example %r in %r",
+            source,
+            f"{sum(each.count for each in found):,}",
+            _EXPECTED[field],
+            FIELDS.index(field) + 1,
+            field,
+            _text(example, field),
+            example,
+        )
 
 
 def format_names(fields: ParsedNames, *, extension: str = ".jpg") -> list[str]:
@@ -88,45 +134,66 @@ def _formatted(values: np.ndarray, spec: str) -> list[str]:
     return [str(value) for value in values]
 
 
-def _parsed(paths: pa.Array, fields: Sequence[str]) -> dict[str, np.ndarray]:
+def _parsed(paths: pa.Array, fields: Sequence[str], unparsed: list[Unparsed]) -> dict[str, np.ndarray]:
     folder_and_name = pc.split_pattern(paths, "/", max_splits=1, reverse=True)
     names = folder_and_name.values.take(pa.array(folder_and_name.offsets.to_numpy()[1:] - 1))
-    columns = _columns(names, fields)
+    columns = _columns(names, paths, fields)
     for field in filter(_EXPECTED.__contains__, fields):
         wrong = np.isinf(columns[field])
-        if field in ("east", "north"):
+        if field in _REQUIRED:
             wrong |= np.isnan(columns[field])
-        if field == "zone":
-            wrong |= (columns[field] < 1) | (columns[field] > 60) | (columns[field] % 1 > 0)
-        if wrong.any():
-            raise ValueError(_complaint(names[int(wrong.argmax())].as_py(), field))
+        if not wrong.any():
+            continue
+        example = paths[int(wrong.argmax())].as_py()
+        if field in _REQUIRED:
+            raise ValueError(_complaint(example, field))
+        unparsed.append(Unparsed(field, int(wrong.sum()), example))
+        columns[field] = np.where(wrong, np.nan, columns[field])
     if "zone" in fields:
         columns["zone"] = np.nan_to_num(columns["zone"]).astype(np.int8)
     return columns
 
 
-def _columns(names: pa.Array, fields: Sequence[str]) -> dict[str, np.ndarray]:
-    """The fields of N names; where a name has too few, a number is NaN and a text is ""."""
+def _columns(names: pa.Array, paths: pa.Array, fields: Sequence[str]) -> dict[str, np.ndarray]:
+    """The fields of N names; a number is NaN where it is absent and infinite where it is none, a text "".
+
+    Raises:
+        ValueError: a name has a line break in it; the sentence has its path.
+    """
     try:
         return _columns_of_alike(names, fields)
-    except pa.ArrowInvalid as error:
+    except pa.ArrowInvalid:
         marks = pc.count_substring(names, "@").to_numpy()
-        if marks.min() == marks.max():
-            raise ValueError(next(_complaints(names, fields), str(error))) from None
+    if marks.min() == marks.max():
+        broken = pc.index(pc.match_substring_regex(names, "[\r\n]"), True).as_py()
+        if broken >= 0:
+            raise ValueError(f"{paths[broken].as_py()!r} has a line break in it: rename that file.")
+        return _columns_of_alike(names, fields, free_text=True)
     rows = [np.flatnonzero(marks == number) for number in np.unique(marks)]
-    parts = [_columns(names.take(pa.array(part)), fields) for part in rows]
+    parts = [_columns(names.take(pa.array(part)), paths.take(pa.array(part)), fields) for part in rows]
     order = np.argsort(np.concatenate(rows))
     return {field: np.concatenate([part[field] for part in parts])[order] for field in fields}
 
 
-def _columns_of_alike(names: pa.Array, fields: Sequence[str]) -> dict[str, np.ndarray]:
-    """The same of names that have equally many marks: lines of a CSV whose comma is `@`, which Arrow reads fastest."""
+def _columns_of_alike(names: pa.Array, fields: Sequence[str], *, free_text: bool = False) -> dict[str, np.ndarray]:
+    """The same of names that have equally many marks: lines of a CSV whose comma is `@`, which Arrow reads fastest.
+
+    Raises:
+        pa.ArrowInvalid: a line break in a name or, but for `free_text`, something else where a number is expected.
+    """
     columns = {field: np.full(len(names), *((np.nan,) if field in _EXPECTED else ("", object))) for field in fields}
     if not len(names):
         return columns
     num_marks = names[0].as_py().count("@")
     # What follows the last mark is the extension.
     known = {str(FIELDS.index(field) + 1): field for field in fields if FIELDS.index(field) + 1 < num_marks}
+    if free_text and not known:
+        return columns
+    kinds = dict.fromkeys(fields, pa.string())
+    if not free_text:
+        kinds |= {field: pa.float64() for field in fields if field in _EXPECTED}
+    if "zone" in fields:
+        kinds["zone"] = pa.dictionary(pa.int32(), pa.string())  # few in a city, so that its digits cost nothing
     lines = pc.binary_join(pa.ListArray.from_arrays([0, len(names)], names.cast(pa.string())), "\n")[0].as_buffer()
     table = pa_csv.read_csv(
         pa.BufferReader(lines),
@@ -136,7 +203,7 @@ def _columns_of_alike(names: pa.Array, fields: Sequence[str]) -> dict[str, np.nd
         pa_csv.ParseOptions(delimiter="@", quote_char=False, ignore_empty_lines=False),
         pa_csv.ConvertOptions(
             include_columns=list(known) or ["0"],
-            column_types={name: pa.float64() if field in _EXPECTED else pa.string() for name, field in known.items()},
+            column_types={name: kinds[field] for name, field in known.items()},
             null_values=[""],
             check_utf8=False,
         ),
@@ -145,36 +212,31 @@ def _columns_of_alike(names: pa.Array, fields: Sequence[str]) -> dict[str, np.nd
         raise pa.ArrowInvalid("a line break in a name")
     for name, field in known.items():
         values = table[name].combine_chunks()
-        columns[field] = (values.fill_null(np.nan) if field in _EXPECTED else values).to_numpy(zero_copy_only=False)
+        columns[field] = _numbers(values, field) if field in _EXPECTED else values.to_numpy(zero_copy_only=False)
     return columns
 
 
-def _complaints(names: pa.Array, fields: Sequence[str]) -> Iterator[str]:
-    for name in names.to_pylist():
-        if "\n" in name or "\r" in name:
-            yield f"{name!r} has a line break in it: rename that file."
-        for field in fields:
-            text = _text(name, field)
-            if field in _EXPECTED and not _is_number(text) if text else field in ("east", "north"):
-                yield _complaint(name, field)
+def _numbers(values: pa.Array, field: str) -> np.ndarray:
+    """Numbers, or the numbers that texts are, float64 (N,): NaN where there is none, infinite where it is no number."""
+    if pa.types.is_dictionary(values.type):
+        of_text = np.append(_numbers(values.dictionary, field), np.nan)
+        return of_text[values.indices.fill_null(len(of_text) - 1).to_numpy()]
+    if pa.types.is_string(values.type):
+        texts = pc.utf8_trim(values, " \t")  # as Arrow does where it reads numbers
+        is_number = pc.match_substring_regex(texts, _ZONE if field == "zone" else _NUMBER)
+        values = pc.if_else(is_number, texts, pc.if_else(pc.equal(texts, ""), "nan", "inf")).cast(pa.float64())
+    return values.fill_null(np.nan).to_numpy(zero_copy_only=False)
 
 
-def _complaint(name: str, field: str) -> str:
+def _complaint(path: str, field: str) -> str:
     return (
-        f"{name!r} does not follow the naming convention @utm_east@utm_north@zone@letter@latitude@"
+        f"{path!r} does not follow the naming convention @utm_east@utm_north@zone@letter@latitude@"
         f"longitude@pano_id@tile@heading@pitch@roll@height@timestamp@note@.jpg: "
-        f"field {FIELDS.index(field) + 1} ({field}) should be {_EXPECTED[field]}, got {_text(name, field)!r}."
+        f"field {FIELDS.index(field) + 1} ({field}) should be {_EXPECTED[field]}, got {_text(path, field)!r}. Only "
+        f"east and north must be there; `progeo dataset from-table` and `from-photos` take images of any name."
     )
 
 
-def _text(name: str, field: str) -> str:
-    pieces = name.split("@")[:-1]
+def _text(path: str, field: str) -> str:
+    pieces = path.rsplit("/", 1)[-1].split("@")[:-1]
     return next(iter(pieces[FIELDS.index(field) + 1 :]), "")
-
-
-def _is_number(text: str) -> bool:
-    try:
-        pa.scalar(text).cast(pa.float64())
-    except pa.ArrowInvalid:
-        return False
-    return True

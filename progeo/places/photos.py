@@ -11,7 +11,7 @@ from PIL.ExifTags import GPS, IFD, Base
 from progeo.files import each_file
 from progeo.image_files import open_image
 from progeo.places.catalogue import Catalogue
-from progeo.places.coordinates import project
+from progeo.places.coordinates import few_that_fit_no_zone, project
 from progeo.places.paths import find_paths
 
 
@@ -22,6 +22,8 @@ class Photos:
     catalogue: Catalogue
     without_place: tuple[str, ...]
     """Paths of the photos that do not say where they were taken, or cannot be read: left out."""
+    far_away: tuple[str, ...] = ()
+    """Paths of the few photos that lie too far from all others for one UTM zone: left out."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ def read_photos(folder: Path) -> Photos:
 
     Raises:
         FileNotFoundError: no such folder, or no photo in it.
-        ValueError: no photo says where it was taken.
+        ValueError: no photo says where it was taken, or too many for a mistake lie far from the others.
     """
     paths = [path for batch in find_paths(folder).batches for path in batch.to_pylist()]
     description = f"reading the places of photos in {folder}"
@@ -49,7 +51,9 @@ def read_photos(folder: Path) -> Photos:
     latitude, longitude, heading = (
         np.array([getattr(note, name) for _, note in placed]) for name in ("latitude", "longitude", "heading")
     )
-    positions = project(latitude, longitude)
+    far = few_that_fit_no_zone(latitude, longitude)
+    latitude[far] = longitude[far] = np.nan
+    positions = project(latitude, longitude, name=lambda row: str(folder / placed[row][0]))
     columns = {
         "path": pa.array([path for path, _ in placed], pa.large_string()),
         "east": positions.east,
@@ -60,7 +64,8 @@ def read_photos(folder: Path) -> Photos:
         "longitude": longitude,
         "time": pa.array([note.time for _, note in placed]),
     }
-    return Photos(Catalogue(folder, pa.table(columns)), without)
+    far_away = tuple(placed[row][0] for row in np.flatnonzero(far).tolist())
+    return Photos(Catalogue(folder, pa.table(columns).filter(pa.array(~far))), without, far_away)
 
 
 def _note(path: Path) -> _Note | None:

@@ -1,155 +1,170 @@
 """Images whose places somebody wrote down: CSV, Parquet and GeoJSON -> catalogue."""
 
-import csv
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pa_csv
-import pyarrow.parquet as pa_parquet
 
-from progeo.files import read_json
 from progeo.places.catalogue import Catalogue, check_files
-from progeo.places.coordinates import project
-
-_TEXTS = ("path", "condition", "time")
-_NAMES: Mapping[str, tuple[str, ...]] = {
-    "path": ("path", "image", "file", "filename", "file_name", "image_path"),
-    "latitude": ("latitude", "lat"),
-    "longitude": ("longitude", "lon", "lng", "long"),
-    "east": ("east", "utm_east", "easting"),
-    "north": ("north", "utm_north", "northing"),
-    "zone": ("zone", "utm_zone"),
-    "heading": ("heading", "yaw", "bearing", "compass", "compass_angle", "orientation"),
-    "condition": ("condition",),
-    "time": ("time", "timestamp", "date", "captured_at"),
-}
-"""What a column may be called, in any case."""
+from progeo.places.coordinates import (
+    check_degrees,
+    degrees_of_utm,
+    few_that_fit_no_zone,
+    hemispheres,
+    project,
+    swapped,
+    zones_apart,
+)
+from progeo.places.table_columns import ImageTable, open_table
+from progeo.places.zones import parse_code, parse_zone
 
 
-def read_table(file: Path, images: Path) -> Catalogue:
-    """Read a table of images.
+@dataclass(frozen=True)
+class _Places:
+    """Where the images of N rows were taken; NaN in all of them where that is not known."""
+
+    east: np.ndarray
+    north: np.ndarray
+    zone: np.ndarray
+    latitude: np.ndarray
+    longitude: np.ndarray
+
+
+def read_table(
+    file: Path, images: Path, *, columns: Mapping[str, str] | None = None, path: str | None = None
+) -> Catalogue:
+    """Read a table of images; warn of rows without a position, which are skipped.
 
     Args:
         file: .csv, .tsv, .parquet or .geojson (points). A column path, relative to `images`; latitude and longitude in
-            degrees or east and north in UTM metres; if there are, heading in degrees, zone, condition and time.
+            degrees or east and north in UTM metres; if there are, zone (also as 23K, 23S or EPSG:32723), letter,
+            hemisphere, epsg, heading in degrees, condition and time.
         images: folder that the paths are relative to.
+        columns: what columns are called that have other names, such as `{"path": "photo"}`.
+        path: template that puts paths together from columns, such as `{city}/{key}.jpg` or `{place_id:07d}.jpg`.
 
     Raises:
         FileNotFoundError: no such file, or an image that is not there.
-        ValueError: a column that is missing or holds something else.
+        ValueError: a column that is missing, there twice or holds something else; no row with a position; latitude and
+            longitude that are swapped or too far apart.
     """
-    if not file.is_file():
-        raise FileNotFoundError(f"There is no table {file}.")
-    table = _known_columns(_read(file), file)
-    columns: dict[str, np.ndarray | pa.ChunkedArray] = {"path": _texts(table, "path", file).cast(pa.large_string())}
-    if {"latitude", "longitude"} <= table.keys():
-        try:
-            positions = project(_numbers(table, "latitude", file), _numbers(table, "longitude", file))
-        except ValueError as error:
-            raise ValueError(f"{file}: {error}") from None
-        columns |= {"east": positions.east, "north": positions.north}
-        columns |= {name: _numbers(table, name, file) for name in ("latitude", "longitude")}
-        zone = np.full(len(positions.east), positions.zone)
-    elif {"east", "north"} <= table.keys():
-        columns |= {name: _numbers(table, name, file, may_be_absent=False) for name in ("east", "north")}
-        zone = np.nan_to_num(_numbers(table, "zone", file)) if "zone" in table else np.zeros(len(columns["east"]))
+    table = open_table(file, images, columns or {}, path)
+    if table.has("latitude", "longitude"):
+        places = _from_degrees(table)
+    elif table.has("east", "north"):
+        places = _from_utm(table)
     else:
         raise ValueError(f"{file} needs columns latitude and longitude, or east and north; it has no such pair.")
-    wrong = (zone != np.floor(zone)) | (zone < 0) | (zone > 60)
-    if wrong.any():
-        raise ValueError(f"{file}: row {int(wrong.argmax()) + 1}: zone must be from 1 to 60, got {zone[wrong][0]:g}.")
-    count = len(columns["east"])
-    columns["zone"] = zone.astype(np.int8)
-    columns["heading"] = _numbers(table, "heading", file) % 360 if "heading" in table else np.full(count, np.nan)
-    columns |= {name: _texts(table, name, file) for name in ("condition", "time") if name in table}
-    catalogue = Catalogue(images, pa.table(columns))
+    values: dict[str, np.ndarray | pa.ChunkedArray] = {
+        "path": table.paths,
+        "east": places.east,
+        "north": places.north,
+        "zone": places.zone.astype(np.int8),
+        "heading": table.numbers("heading") % 360 if table.has("heading") else np.full(len(table), np.nan),
+    }
+    if np.isfinite(places.latitude).any():
+        values |= {"latitude": places.latitude, "longitude": places.longitude}
+    values |= {name: table.texts(name) for name in ("condition", "time") if table.has(name)}
+    catalogue = Catalogue(images, pa.table(values).filter(pa.array(np.isfinite(places.east))))
     check_files(catalogue)
     return catalogue
 
 
-def _read(file: Path) -> pa.Table:
+def _from_degrees(table: ImageTable) -> _Places:
+    latitude, longitude = _pair(table, "latitude", "longitude")
     try:
-        if file.suffix.lower() in (".csv", ".tsv"):
-            delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
-            return _read_csv(file, delimiter)
-        if file.suffix.lower() == ".parquet":
-            return pa_parquet.read_table(file)
-    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} cannot be read: {error}.") from None
-    if file.suffix.lower() == ".geojson":
-        return _read_geojson(file)
-    raise ValueError(f"{file}: a table is a .csv, .tsv, .parquet or .geojson file.")
+        check_degrees(latitude, longitude, name=table.name)
+        _refuse_swapped(table, latitude, longitude)
+        far = few_that_fit_no_zone(latitude, longitude)
+        if far.any():
+            row = int(far.argmax())
+            where = f"{latitude[row]:.5f}, {longitude[row]:.5f}"
+            table.warn("skipped %s that lie too far from all others, the first is %s", far, f" at {where}")
+            latitude[far] = longitude[far] = np.nan
+        positions = project(latitude, longitude, name=table.name)
+    except ValueError as error:
+        raise ValueError(f"{table.file}: {error}") from None
+    return _Places(positions.east, positions.north, np.full(len(table), positions.zone), latitude, longitude)
 
 
-def _read_csv(file: Path, delimiter: str) -> pa.Table:
-    """Numbers as numbers; what is text as it stands: 0001 is another name than 1."""
-    with file.open(encoding="utf-8-sig") as stream:
-        header = next(csv.reader(stream, delimiter=delimiter), [])
-    texts = {name for column in _TEXTS for name in _NAMES[column]}
-    types = {name: pa.large_string() for name in header if name.strip().lower() in texts}
-    options = pa_csv.ConvertOptions(column_types=types)
-    return pa_csv.read_csv(file, parse_options=pa_csv.ParseOptions(delimiter=delimiter), convert_options=options)
+def _refuse_swapped(table: ImageTable, latitude: np.ndarray, longitude: np.ndarray) -> None:
+    """Refuse rows that lie where the others do, or in their zone, only with latitude and longitude swapped."""
+    rows = swapped(latitude, longitude)
+    if rows.any():
+        raise ValueError(
+            f"{rows.sum()} of {len(table)} rows have latitude and longitude swapped, the first is "
+            f"{table.name(int(rows.argmax()))}: only at {longitude[rows][0]}, {latitude[rows][0]} does it lie where "
+            f"the others do. Put them the right way round."
+        )
+    zone, _ = _zones(table, "zone", parse_zone)
+    known = (zone > 0) & np.isfinite(latitude)
+    misfit = known & (zones_apart(zone, longitude) > 1) & (zones_apart(zone, latitude) <= 1)
+    if misfit.sum() > known.sum() / 2:
+        row = int(misfit.argmax())
+        raise ValueError(
+            f"{table.name(row)}: its zone is {zone[row]}, where its longitude {longitude[row]} is not, but its "
+            f"latitude {latitude[row]} would be. Put latitude and longitude the right way round, or remove the column "
+            f"of zones."
+        )
 
 
-def _read_geojson(file: Path) -> pa.Table:
-    content = read_json(file)
-    features = content.get("features") if isinstance(content, dict) else None
-    if not isinstance(features, list) or not features:
-        raise ValueError(f"{file} has no features.")
-    rows = []
-    for number, feature in enumerate(features, 1):
-        try:
-            kind, properties = feature["geometry"]["type"], feature.get("properties") or {}
-            longitude, latitude = feature["geometry"]["coordinates"][:2]
-            rows.append({**properties, "longitude": float(longitude), "latitude": float(latitude)})
-        except (KeyError, TypeError, ValueError, OverflowError):
-            raise ValueError(f"{file}: feature {number} must be a Point with a longitude and a latitude.") from None
-        if kind != "Point":
-            raise ValueError(f"{file}: feature {number} must be a Point, got {kind}.")
-    names = dict.fromkeys(name for row in rows for name in row)
-    try:
-        return pa.table({name: [row.get(name) for row in rows] for name in names})
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise ValueError(f"{file}: a property has values of several kinds: {error}.") from None
+def _from_utm(table: ImageTable) -> _Places:
+    east, north = _pair(table, "east", "north")
+    zone, zone_letters = _zones(table, "zone", parse_zone)
+    code_zone, sides = _zones(table, "epsg", parse_code)
+    _refuse_zones(
+        table, "zone", zone < 0, "zone must be from 1 to 60, got {}. 23, 23K, 23S and EPSG:32723 can be read."
+    )
+    _refuse_zones(table, "epsg", code_zone < 0, "epsg must be that of a UTM zone, 326zz or 327zz, got {}.")
+    disagree = (zone > 0) & (code_zone > 0) & (zone != code_zone)
+    _refuse_zones(table, "epsg", disagree, "epsg {} is that of another zone than its column zone says.")
+    zone = np.where(zone > 0, zone, code_zone)
+    halves = pc.utf8_lower(table.known_texts("hemisphere"))
+    for letter, word in (("n", "north"), ("s", "south")):  # S is no band in this column
+        halves = pc.replace_substring_regex(halves, f"^{letter}$", word)
+    hemisphere = hemispheres(north, letters=[table.known_texts("letter"), zone_letters, halves, sides])
+    degrees = degrees_of_utm(east, north, zone, hemisphere)
+    unknown = (zone > 0) & np.isfinite(north) & np.isnan(degrees[0])
+    if unknown.any():
+        table.warn(
+            "latitude and longitude of %s are unknown, the first is %s",
+            unknown,
+            ": its letter or hemisphere is not given, or contradicts the northing",
+        )
+    return _Places(east, north, zone, *degrees)
 
 
-def _known_columns(table: pa.Table, file: Path) -> dict[str, pa.ChunkedArray]:
-    by_lower_name = {name.strip().lower(): name for name in table.column_names}
-    known = {
-        column: table[by_lower_name[name]]
-        for column, names in _NAMES.items()
-        for name in reversed(names)
-        if name in by_lower_name
-    }
-    if "path" not in known:
-        raise ValueError(f"{file} needs a column path; it has {', '.join(table.column_names)}.")
-    if not table.num_rows:
-        raise ValueError(f"{file} has no rows.")
-    empty = pc.fill_null(pc.equal(_texts(known, "path", file), ""), True).to_numpy()
-    if empty.any():
-        raise ValueError(f"{file}: row {int(empty.argmax()) + 1} has no path.")
-    return known
+def _refuse_zones(table: ImageTable, column: str, wrong: np.ndarray, sentence: str) -> None:
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise ValueError(f"{table.file}: {table.name(row)}: {sentence.format(table.known_texts(column)[row])}")
 
 
-def _texts(table: Mapping[str, pa.ChunkedArray], column: str, file: Path) -> pa.ChunkedArray:
-    try:
-        return pc.utf8_trim_whitespace(table[column].cast(pa.string()))
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        raise ValueError(f"{file}: the column {column} must hold texts.") from None
+def _zones(
+    table: ImageTable, column: str, parse: Callable[[str], tuple[int, str] | None]
+) -> tuple[np.ndarray, pa.ChunkedArray]:
+    """The zones of a column, (N,), 0 where it is blank and -1 where it is none, and their letters."""
+    texts = table.known_texts(column).combine_chunks().dictionary_encode()
+    parsed = [(0, "") if text == "" else parse(text) or (-1, "") for text in texts.dictionary.to_pylist()]
+    codes = texts.indices.to_numpy()
+    zone = np.array([number for number, _ in parsed], int)[codes]
+    return zone, pa.array([letter for _, letter in parsed], pa.large_string()).take(texts.indices)
 
 
-def _numbers(
-    table: Mapping[str, pa.ChunkedArray], column: str, file: Path, *, may_be_absent: bool = True
-) -> np.ndarray:
-    """A column as float64 (N,), NaN where it is empty."""
-    try:
-        numbers = pc.cast(table[column], pa.float64())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        raise ValueError(f"{file}: the column {column} must hold numbers.") from None
-    values = pc.fill_null(numbers, np.nan).to_numpy()
-    if not may_be_absent and np.isnan(values).any():
-        raise ValueError(f"{file}: row {int(np.isnan(values).argmax()) + 1} has no {column}.")
-    return values
+def _pair(table: ImageTable, *names: str) -> tuple[np.ndarray, np.ndarray]:
+    """Two columns of positions, NaN in both where either is blank.
+
+    Raises:
+        ValueError: no row has both.
+    """
+    one, other = (table.numbers(name) for name in names)
+    blank = np.isnan(one) | np.isnan(other)
+    if blank.all():
+        name = names[0] if np.isnan(one[0]) else names[1]
+        raise ValueError(f"{table.file}: none of {len(table)} rows has a position: {table.name(0)} has no {name}.")
+    if blank.any():
+        table.warn(f"skipped %s without {' and '.join(names)}, the first is %s", blank)
+    return np.where(blank, np.nan, one), np.where(blank, np.nan, other)

@@ -1,6 +1,7 @@
 """Import: weights of other programs become an encoder, or prompts of stage 1."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -10,10 +11,10 @@ from progeo.engine.log import LOGGER, start_log
 from progeo.export.foreign.prompt_learners import holds_prompt_learners, prompts_in
 from progeo.export.foreign.recognition import read_foreign, read_foreign_folder
 from progeo.export.foreign.translation import Choices, Foreign
-from progeo.export.foreign.weight_files import read_content
 from progeo.export.weights import holds_encoder, save_encoder
 from progeo.files import replacing, written_together
 from progeo.models.clip import ARCHITECTURE
+from progeo.models.weight_files.checkpoints import in_words, read_content
 from progeo.stages.bring_in_prompts import write_published_prompts
 
 _CLIP = "clip.safetensors"
@@ -32,15 +33,15 @@ def bring_in(settings: ImportSettings) -> Path:
         raise ValueError(f"{target} is in use: name another folder with --to.")
     if holds_encoder(settings.file):
         raise ValueError(f"{settings.file} holds an encoder of progeo, which needs no import: use it as it is.")
-    choices = Choices(settings.image_size, settings.normalised, settings.quickgelu)
+    choices = Choices(settings.image_size, settings.normalised, settings.quickgelu, settings.weights_in)
     foreign = read_foreign_folder(settings.file, choices)
     if foreign is None:
         content = read_content(settings.file)
         if holds_prompt_learners(content):
             if choices != Choices():
                 raise ValueError(
-                    f"{settings.file} holds prompts; --image_size, --normalised and --quickgelu are for encoders: "
-                    f"leave them out."
+                    f"{settings.file} holds prompts; --weights_in, --image_size, --normalised and --quickgelu are for "
+                    f"encoders: leave them out."
                 )
             return write_published_prompts(settings, prompts_in(content, settings.file), target)
         foreign = read_foreign(content, settings.file, choices)
@@ -54,7 +55,7 @@ def _write_encoder(foreign: Foreign, source: Path, target: Path) -> Path:
     with written_together(target.resolve()) as folder:
         if foreign.clip is not None:
             with replacing(folder / _CLIP) as temporary:
-                save_file(dict(foreign.clip), temporary, metadata={ARCHITECTURE: encoder.spec.architecture})
+                save_file(dict(foreign.clip), temporary, metadata=_metadata(foreign))
             encoder.spec = dataclasses.replace(encoder.spec, text_weights=str(folder / _CLIP))
         save_encoder(folder, encoder, provenance={"imported_from": str(source), "kind": foreign.kind}, recalls={})
     spec = encoder.spec
@@ -69,7 +70,7 @@ def _write_encoder(foreign: Foreign, source: Path, target: Path) -> Path:
     for remark in foreign.remarks:
         LOGGER.info(remark)
     if foreign.left_out:
-        LOGGER.info("left out, an encoder does not need them: %s", _in_words(foreign.left_out))
+        LOGGER.info("left out, an encoder does not need them: %s", in_words(foreign.left_out))
     if foreign.clip is not None:
         LOGGER.info(
             "the whole CLIP, for its texts, written to %s: --model.architecture %s --model.weights %s trains it",
@@ -81,10 +82,8 @@ def _write_encoder(foreign: Foreign, source: Path, target: Path) -> Path:
     return target
 
 
-def _in_words(names: tuple[str, ...]) -> str:
-    """The first part of each name, and how many begin with it."""
-    beginnings: dict[str, int] = {}
-    for name in names:
-        beginning = ".".join(name.split(".")[: 2 if name.startswith("backbone.") else 1])
-        beginnings[beginning] = beginnings.get(beginning, 0) + 1
-    return ", ".join(name if count == 1 else f"{name}.* ({count})" for name, count in beginnings.items())
+def _metadata(foreign: Foreign) -> dict[str, str]:
+    """What a file of weights says of itself: its architecture, and where they are known the mean and std of pixels."""
+    spec = foreign.encoder.spec
+    pixels = {"mean": json.dumps(spec.mean), "std": json.dumps(spec.std)} if foreign.says_pixels else {}
+    return {ARCHITECTURE: spec.architecture, **pixels}

@@ -18,8 +18,8 @@ from progeo.export.foreign.prompt_learners import (
     read_published_classes,
 )
 from progeo.files import replacing, write_json, written_together
-from progeo.models.clip import load_clip, resolved_architecture, weights_digest
-from progeo.models.prompts import PromptLearner
+from progeo.models.clip import resolved_architecture, weights_digest
+from progeo.models.prompts import PromptLearner, load_prompt_clip
 from progeo.places.cells import Group, Partition, group_ids
 from progeo.stages.prompts import DESCRIPTION, PROMPTS
 
@@ -103,7 +103,7 @@ def _write_as_stage_1(
     order: list[int],
     cells: Mapping[str, int],
 ) -> None:
-    clip = load_clip(settings.clip, settings.clip_weights)
+    clip = load_prompt_clip(settings.clip, settings.clip_weights)
     _check_vocabulary(clip, prompts, settings)
     tensors: dict[str, Tensor] = {}
     groups, summaries = [], []

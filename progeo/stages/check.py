@@ -15,10 +15,13 @@ from progeo.data.inspection import inspect_images
 from progeo.engine.log import LOGGER, start_log
 from progeo.evaluation.dataset_page import KINDS, in_settings, in_words, write_dataset_page
 from progeo.files import write_json
-from progeo.places.catalogue import Catalogue, index_file, positions_m, read_catalogue
+from progeo.places.catalogue import Catalogue, check_zones, index_file, positions_m, read_catalogue
 from progeo.places.cells import NoClass, build_partition
+from progeo.places.coordinates import Hemisphere
+from progeo.places.extent import Extent, extent_of
 from progeo.places.filename import parse_columns
-from progeo.places.positives import positives_within
+from progeo.places.geographic import hemispheres_of
+from progeo.places.positives import find_positives
 
 _EAST_M, _NORTH_M = (100_000, 900_000), (0, 10_000_000)
 """What UTM coordinates can be."""
@@ -41,6 +44,10 @@ class Findings:
     """Why, by path."""
     sizes: dict[str, int] = field(default_factory=dict)
     """How many images of each height x width."""
+    where: str = ""
+    """Their center and extent without those that are elsewhere; empty without positions."""
+    map_link: str = ""
+    """The address of a map of their center."""
 
 
 def check_dataset(settings: DatasetCheckSettings) -> dict[str, Any]:
@@ -52,10 +59,15 @@ def check_dataset(settings: DatasetCheckSettings) -> dict[str, Any]:
     sides = [settings.folder / name for name in (settings.database, settings.queries)]
     is_test_set = all(side.is_dir() or index_file(side).is_file() for side in sides)
     catalogues = {side.name: read_catalogue(side) for side in (sides if is_test_set else [settings.folder])}
+    check_zones(*catalogues.values())
+    extents = {name: extent_of(catalogue) for name, catalogue in catalogues.items()}
     report: dict[str, Any] = {
         "folder": str(settings.folder),
         "settings": plain_values(settings),
-        "sets": {name: vars(_findings(catalogue, settings.min_side_px)) for name, catalogue in catalogues.items()},
+        "sets": {
+            name: vars(_findings(catalogue, extents[name], settings.min_side_px))
+            for name, catalogue in catalogues.items()
+        },
     }
     if is_test_set:
         report["queries_without_positive"] = _queries_without_positive(catalogues, settings)
@@ -65,13 +77,17 @@ def check_dataset(settings: DatasetCheckSettings) -> dict[str, Any]:
     if settings.out is not None:
         write_json(settings.out / "check.json", report)
         places = dict(zip(catalogues, positions_m(*catalogues.values()), strict=True))
+        for name, extent in extents.items():  # one image elsewhere would leave a map of two dots
+            places[name][[] if extent is None else list(extent.elsewhere)] = np.nan
         write_dataset_page(settings.out / "check.html", report, places)
         LOGGER.info("page: %s", settings.out / "check.html")
     return report
 
 
-def _findings(catalogue: Catalogue, min_side_px: int) -> Findings:
-    findings = Findings(len(catalogue), misplaced=_misplaced(catalogue))
+def _findings(catalogue: Catalogue, extent: Extent | None, min_side_px: int) -> Findings:
+    findings = Findings(len(catalogue), misplaced=_misplaced(catalogue, {} if extent is None else extent.elsewhere))
+    if extent is not None:
+        findings.where, findings.map_link = extent.text, extent.map_link
     digests = np.zeros(len(catalogue), "S16")
     sizes: dict[str, int] = defaultdict(int)
     for row, inspection in enumerate(inspect_images(catalogue)):
@@ -94,39 +110,51 @@ def _duplicates(catalogue: Catalogue, digests: np.ndarray) -> list[list[str]]:
     return [[catalogue.name(row) for row in rows.tolist()] for rows in np.split(there, starts[1:]) if len(rows) > 1]
 
 
-def _misplaced(catalogue: Catalogue) -> dict[str, str]:
-    """Images whose coordinates cannot be, or contradict the degrees in their names."""
-    reasons: dict[str, str] = {}
-    for name, values, (low, high) in (("east", catalogue.east, _EAST_M), ("north", catalogue.north, _NORTH_M)):
-        # Without a zone they may count from anywhere: Nordland's are metres along the track.
-        lowest = np.where(catalogue.zone > 0, low, 0)
-        for row in np.flatnonzero((values < lowest) | (values > high)).tolist():
-            reasons[catalogue.name(row)] = f"{name} {values[row]:.0f} m is not from {lowest[row]} to {high}"
-    for row, metres in _contradictions(catalogue):
-        reasons.setdefault(catalogue.name(row), f"its degrees are {metres:,.0f} m from its UTM position")
-    return reasons
+def _misplaced(catalogue: Catalogue, elsewhere: Mapping[int, str]) -> dict[str, str]:
+    """Images whose coordinates cannot be, are far from all others, or contradict what their names say."""
+    reasons: dict[int, str] = {}
+    has_zone, east, north = catalogue.zone > 0, catalogue.east, catalogue.north
+    hemisphere = hemispheres_of(catalogue)
+    # Without a zone they may count from anywhere: Nordland's are metres along the track. A set on both sides of the
+    # equator may count all its northings from one origin.
+    beyond = {"east": has_zone, "north": has_zone & (hemisphere < 0)}
+    for name, values, (low, high) in (("east", east, _EAST_M), ("north", north, _NORTH_M)):
+        for row in np.flatnonzero(beyond[name] & ((values < low) | (values > high))).tolist():
+            reasons[row] = f"{name} {values[row]:.0f} m is not from {low} to {high}"
+    for row, reason in _contradictions(catalogue):
+        reasons.setdefault(row, reason)
+    for row in np.flatnonzero(has_zone & (hemisphere == Hemisphere.CONTRADICTED)).tolist():
+        reasons.setdefault(row, f"its letter contradicts its north {north[row]:.0f} m")
+    for row, reason in elsewhere.items():
+        reasons.setdefault(row, reason)
+    return {catalogue.name(row): reasons[row] for row in sorted(reasons)}
 
 
-def _contradictions(catalogue: Catalogue) -> Iterator[tuple[int, float]]:
+def _contradictions(catalogue: Catalogue) -> Iterator[tuple[int, str]]:
+    """Images whose names give degrees that cannot be, or are not those of their UTM position."""
     try:
         degrees = parse_columns(catalogue.table["path"], ("latitude", "longitude"))
     except ValueError:  # names of another convention
         return
     latitude, longitude = degrees["latitude"], degrees["longitude"]
+    for row in np.flatnonzero((np.abs(latitude) > 90) | (np.abs(longitude) > 180)).tolist():
+        yield row, f"latitude {latitude[row]:g}, longitude {longitude[row]:g} cannot be"
     known = (np.abs(latitude) < 80) & (np.abs(longitude) <= 180) & (catalogue.zone > 0)
     for zone in np.unique(catalogue.zone[known]).tolist():
         rows = np.flatnonzero(known & (catalogue.zone == zone))
         east, north, _, _ = utm.from_latlon(
-            latitude[rows], longitude[rows], force_zone_number=zone, force_northern=np.median(latitude[rows]) >= 0
+            latitude[rows], longitude[rows], force_zone_number=zone, force_northern=True
         )
-        metres = np.hypot(east - catalogue.east[rows], north - catalogue.north[rows])
-        far = metres > _TOO_FAR_M
-        yield from zip(rows[far].tolist(), metres[far].tolist(), strict=True)
+        off_m = north - catalogue.north[rows]
+        off_m = np.minimum(np.abs(off_m), np.abs(off_m + _NORTH_M[1]))  # from whichever origin
+        metres = np.hypot(east - catalogue.east[rows], off_m)
+        for row, far_m in zip(rows[metres > _TOO_FAR_M].tolist(), metres[metres > _TOO_FAR_M].tolist(), strict=True):
+            yield row, f"its degrees are {far_m:,.0f} m from its UTM position"
 
 
 def _queries_without_positive(catalogues: Mapping[str, Catalogue], settings: DatasetCheckSettings) -> list[str]:
     database, queries = catalogues[settings.database], catalogues[settings.queries]
-    positives = queries.positives or positives_within(*positions_m(database, queries), settings.positive_radius_m)
+    positives = find_positives(database, queries, settings.positive_radius_m, angle_deg=settings.positive_angle_deg)
     return [queries.name(row) for row, right in enumerate(positives) if not len(right)]
 
 
@@ -172,6 +200,8 @@ def _counts(catalogue: Catalogue, cells: CellSettings, *, with_groups: bool = Tr
 def _print(report: Mapping[str, Any]) -> None:
     for name, found in report["sets"].items():
         LOGGER.info("%s: %s images", name, f"{found['images']:,}")
+        if found["where"]:
+            LOGGER.info("  %s %s", found["where"], found["map_link"])
         sizes = list(found["sizes"].items())
         shown = ", ".join(f"{size} ({count:,})" for size, count in sizes[:3])
         LOGGER.info("  sizes          %s%s", shown, f" and {len(sizes) - 3} more" if len(sizes) > 3 else "")

@@ -62,8 +62,14 @@ def compare(settings: CompareSettings) -> Path:
     return settings.out
 
 
-def _images_per_second(encoder: nn.Module, settings: CompareSettings, accelerator: Accelerator) -> float:
-    describer = encoder_describer(encoder, settings.database_preprocessing, settings.image_size, accelerator)
+def _images_per_second(encoder: nn.Module, settings: CompareSettings, accelerator: Accelerator) -> float | None:
+    describer = encoder_describer(
+        encoder,
+        settings.database_preprocessing,
+        settings.image_size,
+        accelerator,
+        orientation=settings.orientation,
+    )
     return images_per_second(describer, read_catalogue(settings.folder / settings.database), settings.batch_size)
 
 

@@ -1,5 +1,6 @@
 """Sets of images before any training: their index, and what cells and groups make of them."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from progeo.config.datasets import (
     DatasetArraysSettings,
     DatasetGroupsSettings,
     DatasetIndexSettings,
+    DatasetMslsSettings,
     DatasetPhotosSettings,
     DatasetStructSettings,
     DatasetTableSettings,
@@ -17,22 +19,43 @@ from progeo.places.arrays import read_arrays
 from progeo.places.catalogue import Catalogue, check_files, index_catalogue, index_file, link_images, read_catalogue
 from progeo.places.cells import Partition, build_partition
 from progeo.places.dbstruct import read_dbstruct
+from progeo.places.extent import extent_of
+from progeo.places.msls import read_msls
 from progeo.places.photos import read_photos
 from progeo.places.tables import read_table
 
 
 def index_dataset(settings: DatasetIndexSettings) -> Path:
-    """Write the index of a folder of images and return its path."""
+    """Write the index of a folder of images and return its path.
+
+    Raises:
+        FileExistsError: `out` is another folder, which would not be found any more.
+        OSError: there is no writing beside the folder, or where `out` is.
+    """
     start_log(None)
-    file = index_catalogue(settings.folder)
-    LOGGER.info("%s: %s images of %s", file, f"{len(read_catalogue(settings.folder)):,}", settings.folder)
+    out = settings.out or settings.folder
+    if out.suffix == ".arrow":
+        out = out.with_suffix("")
+    if out.is_dir() and out.resolve() != settings.folder.resolve() and any(out.iterdir()):
+        raise FileExistsError(f"There is something in {out} already: name another --out.")
+    file = index_file(out)
+    nearest = next((folder for folder in file.absolute().parents if folder.is_dir()), Path("/"))
+    if not os.access(nearest, os.W_OK):  # before millions of names are read
+        raise OSError(
+            f"{file} could not be written: {nearest} may not be written to. Write it elsewhere with --out OUT: "
+            f"OUT then stands for {settings.folder}."
+        )
+    index_catalogue(settings.folder, out)
+    LOGGER.info("%s: %s images of %s", file, f"{len(read_catalogue(out)):,}", settings.folder)
     return file
 
 
 def read_image_table(settings: DatasetTableSettings) -> Path:
     """Write the catalogue of a table of images and return its path."""
     start_log(None)
-    return _write(read_table(settings.table, settings.images or settings.table.parent), settings.out, settings.link)
+    images = settings.images or settings.table.parent
+    catalogue = read_table(settings.table, images, columns=settings.columns, path=settings.path)
+    return _write(catalogue, settings.out, settings.link)
 
 
 def read_own_photos(settings: DatasetPhotosSettings) -> Path:
@@ -41,6 +64,8 @@ def read_own_photos(settings: DatasetPhotosSettings) -> Path:
     photos = read_photos(settings.folder)
     for path in photos.without_place:
         LOGGER.warning("left out, it does not say where it was taken: %s", settings.folder / path)
+    for path in photos.far_away:
+        LOGGER.warning("left out, it lies too far from all others: %s", settings.folder / path)
     return _write(photos.catalogue, settings.out, settings.link)
 
 
@@ -53,9 +78,24 @@ def read_struct(settings: DatasetStructSettings) -> Path:
 
 
 def read_truth(settings: DatasetArraysSettings) -> Path:
-    """Write the catalogues of ground truth as arrays and return their folder."""
+    """Write the catalogues of ground truth of another program and return their folder."""
     start_log(None)
-    for side, catalogue in read_arrays(settings.folder, settings.images).items():
+    sides = read_arrays(settings.folder, settings.images, settings.name)
+    for side, catalogue in sides.items():
+        check_files(catalogue)
+        _write(catalogue, settings.out / side, link=False)
+    if sides["queries"].positives is not None:
+        LOGGER.info("the correct database images of each query are given: --positive_radius_m has no effect")
+    return settings.out
+
+
+def read_street_sequences(settings: DatasetMslsSettings) -> Path:
+    """Write the catalogues of cities of MSLS and return their folder."""
+    start_log(None)
+    sides = read_msls(
+        settings.folder, settings.cities, subtask=settings.subtask, positive_radius_m=settings.positive_radius_m
+    )
+    for side, catalogue in sides.items():
         check_files(catalogue)
         _write(catalogue, settings.out / side, link=False)
     return settings.out
@@ -101,4 +141,14 @@ def _write(catalogue: Catalogue, out: Path, link: bool) -> Path:
         catalogue.folder,
         f", in UTM zone {', '.join(map(str, zones))}" if zones else "",
     )
+    if (extent := extent_of(catalogue)) is not None:
+        LOGGER.info("%s %s", extent.text, extent.map_link)
+        for row, reason in list(extent.elsewhere.items())[:1]:
+            LOGGER.warning(
+                "%d of %s images are misplaced, the first is %s: %s",
+                len(extent.elsewhere),
+                f"{len(catalogue):,}",
+                catalogue.name(row),
+                reason,
+            )
     return file

@@ -25,6 +25,7 @@ from progeo.engine.log import LOGGER
 from progeo.evaluation.descriptors import described_batches
 from progeo.files import each_file, read_json, replacing, write_json
 from progeo.models.preprocessing import QueryPreprocessing, depends_on_shape, preprocess_image, preprocessed_shape
+from progeo.pixels import Orientation
 from progeo.places.catalogue import Catalogue
 
 _DESCRIPTION = "description.json"
@@ -32,7 +33,6 @@ _CATALOGUE = "catalogue.arrow"
 _FILES = "files.npy"
 _PLACE = "image_folder"
 """The one thing in a description that descriptions do not depend on, where the same images lie elsewhere."""
-_FORMAT = 2
 _NAME = re.compile("[0-9a-f]{16}")
 _MOST_REASONS_SHOWN = 10
 
@@ -53,16 +53,21 @@ class Describer:
     """What becomes of images before."""
     depends_on: Mapping[str, Any]
     """Weights and all else that changes them; plain values."""
+    orientation: Orientation = "exif"
+    """Whether images are turned upright first."""
 
     def images(self, catalogue: Catalogue) -> CatalogueImages:
         """The images of a catalogue as they are described."""
-        return CatalogueImages(catalogue, partial(preprocess_image, kind=self.preprocessing, size=self.image_size))
+        preprocess = partial(preprocess_image, kind=self.preprocessing, size=self.image_size)
+        return CatalogueImages(catalogue, preprocess, self.orientation)
 
     def batches(self, catalogue: Catalogue, rows: range, batch_size: int) -> list[np.ndarray]:
         """Batches of one shape each, of at most as many pixels as `batch_size` images of `image_size`."""
         if depends_on_shape(self.preprocessing):
             names = map(catalogue.name, rows)
-            found = each_file(lambda name: read_shape(catalogue.folder / name), names, total=len(rows))
+            found = each_file(
+                lambda name: read_shape(catalogue.folder / name, self.orientation), names, total=len(rows)
+            )
             own = [shape or self.image_size for shape in found]
             shapes = np.array([preprocessed_shape(self.preprocessing, self.image_size, each) for each in own])
         else:
@@ -90,6 +95,8 @@ class Cache:
     """float16 or float32."""
     setting: str
     """The one that names the folder."""
+    fraction_setting: str
+    """The one that says how many images may be unreadable."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +117,7 @@ def described_once(
     cache: Cache,
     batch_size: int,
     num_workers: int,
-    max_unreadable_fraction: float = 0.0,
+    max_unreadable_fraction: float,
 ) -> Described:
     """Descriptions of every image of a catalogue, from the cache as far as they are there.
 
@@ -149,11 +156,12 @@ def described_once(
             batch_size=batch_size,
             num_workers=num_workers,
             allowed=allowed,
+            setting=cache.fraction_setting,
         )
     accelerator.wait_for_everyone()
     LOGGER.info("%s of %d images %s %s", describer.what, len(catalogue), "written to" if mine else "found in", folder)
     reasons = _recorded_reasons(rows)
-    _report_unreadable(reasons, folder, allowed, len(catalogue))
+    _report_unreadable(reasons, folder, allowed, len(catalogue), cache.fraction_setting)
     return Described(rows, np.array(sorted(reasons), np.int64))
 
 
@@ -162,10 +170,11 @@ def _depends_on(
 ) -> dict[str, Any]:
     """All that descriptions depend on, as JSON gives it back."""
     depends_on = {
-        "format": _FORMAT,
         **describer.depends_on,
         "image_size": list(describer.image_size),
         "preprocessing": describer.preprocessing,
+        # Only where it is another than the default: caches from before there was a choice stay valid.
+        **({} if describer.orientation == "exif" else {"orientation": describer.orientation}),
         "mixed_precision": mixed_precision,
         "kept_as": keep_as,
         _PLACE: str(catalogue.folder.resolve()),
@@ -259,6 +268,9 @@ def _load_files(folder: Path, num_images: int) -> np.ndarray:
     if not (folder / _FILES).is_file():
         raise ValueError(f"There is no {folder / _FILES}")
     seen = load_array(folder / _FILES)
+    if seen.dtype == np.int64 and seen.ndim == 2:  # of a time when no content was read
+        sizes_and_times, seen = seen, np.zeros(len(seen), SEEN)
+        seen["size"], seen["changed_ns"] = sizes_and_times.T
     if seen.dtype != SEEN or len(seen) != len(rows_looked_at(num_images)):
         raise ValueError(f"{folder / _FILES} is not what was written there")
     return seen
@@ -274,6 +286,7 @@ def _describe(
     batch_size: int,
     num_workers: int,
     allowed: int,
+    setting: str,
 ) -> None:
     """Write these shards, and beside each one why images of it could not be read, `allowed` of them at most."""
     by_shard = (describer.batches(catalogue, rows.shard_rows(shard), batch_size) for shard in shards)
@@ -301,7 +314,7 @@ def _describe(
             left -= len(batch.rows) + len(batch.unreadable)
         num_unreadable += len(reasons)
         if num_unreadable > allowed:
-            raise ValueError(_too_many_unreadable(num_unreadable, next(iter(reasons.values())), len(rows), allowed))
+            raise ValueError(_too_many_unreadable(num_unreadable, next(iter(reasons.values())), len(rows), setting))
         reasons_file = _reasons_file(rows, shard)
         if reasons:
             write_json(reasons_file, reasons)
@@ -328,11 +341,11 @@ def _recorded_reasons(rows: ShardedRows) -> dict[int, str]:
     return {int(row): reason for file in files for row, reason in read_json(file).items()}
 
 
-def _report_unreadable(reasons: Mapping[int, str], folder: Path, allowed: int, num_images: int) -> None:
+def _report_unreadable(reasons: Mapping[int, str], folder: Path, allowed: int, num_images: int, setting: str) -> None:
     if not reasons:
         return
     if len(reasons) > allowed:
-        raise ValueError(_too_many_unreadable(len(reasons), next(iter(reasons.values())), num_images, allowed))
+        raise ValueError(_too_many_unreadable(len(reasons), next(iter(reasons.values())), num_images, setting))
     LOGGER.warning(
         "%d of %d images cannot be read and are left out; mend them and remove %s to have them in",
         len(reasons),
@@ -345,10 +358,8 @@ def _report_unreadable(reasons: Mapping[int, str], folder: Path, allowed: int, n
         LOGGER.warning("and %d more, listed in %s", len(reasons) - _MOST_REASONS_SHOWN, folder / "unreadable_*.json")
 
 
-def _too_many_unreadable(count: int, first: str, num_images: int, allowed: int) -> str:
-    if not allowed:
-        return f"{count} of {num_images} images cannot be read: mend them, or take them out. One of them: {first}"
+def _too_many_unreadable(count: int, first: str, num_images: int, setting: str) -> str:
     return (
-        f"{count} of {num_images} images cannot be read, more than data.max_unreadable_fraction allows: "
+        f"{count} of {num_images} images cannot be read, more than --{setting} allows: mend them, take them out, or "
         f"raise it to go on without them. One of them: {first}"
     )

@@ -10,11 +10,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from progeo.config.evaluation import KeepSettings
-from progeo.data.loaders import build_loader, read_batches
+from progeo.data.loaders import build_loader
 from progeo.data.shards import ShardedRows
 from progeo.models.clip import ImageSize, as_height_width, weights_digest
-from progeo.models.encoder import Encoder, spec_to_json
+from progeo.models.encoder import Encoder, skeleton_encoder, spec_to_json
+from progeo.models.fingerprint import module_fingerprint
 from progeo.models.preprocessing import QueryPreprocessing
+from progeo.pixels import Orientation
 from progeo.places.catalogue import Catalogue
 from progeo.stages.described import Cache, Describer, described_once
 
@@ -22,7 +24,12 @@ _CROPS_APART = ("nearest_crop", "maj_voting")
 
 
 def encoder_describer(
-    encoder: nn.Module, preprocessing: QueryPreprocessing, image_size: ImageSize | None, accelerator: Accelerator
+    encoder: nn.Module,
+    preprocessing: QueryPreprocessing,
+    image_size: ImageSize | None,
+    accelerator: Accelerator,
+    *,
+    orientation: Orientation = "exif",
 ) -> Describer:
     """Make descriptors (B, D) of images; of crops that search on their own (B, 5 D).
 
@@ -31,6 +38,7 @@ def encoder_describer(
         preprocessing: of the images.
         image_size: pixels, one side or height and width; None takes the encoder's own.
         accelerator: gives device and precision.
+        orientation: whether images are turned upright first.
     """
     encoder.to(accelerator.device)
 
@@ -51,40 +59,61 @@ def encoder_describer(
         image_size=encoder.image_size if image_size is None else as_height_width(image_size),
         preprocessing=preprocessing,
         depends_on=identity(encoder),
+        orientation=orientation,
     )
 
 
 def identity(encoder: nn.Module) -> dict[str, Any]:
-    """All that descriptors depend on, as a JSON file would give it back."""
-    if not isinstance(encoder, Encoder):
-        return {"encoder": type(encoder).__name__}
+    """All that descriptors depend on, as a JSON file would give it back.
+
+    Raises:
+        ValueError: a module of another program that cannot be told from others, see `module_fingerprint`.
+    """
+    if not _is_as_specified(encoder):
+        return {"encoder": module_fingerprint(encoder)}
     spec = spec_to_json(dataclasses.replace(encoder.spec, text_weights=None))  # which descriptors do not depend on
     return json.loads(json.dumps({"encoder": spec, "weights": weights_digest(encoder.state_dict())}))
+
+
+def _is_as_specified(encoder: nn.Module) -> bool:
+    """Whether a module is one of our encoders, and no part of it was put in the place of another since."""
+    if type(encoder) is not Encoder or repr(encoder) != repr(skeleton_encoder(encoder.spec)):
+        return False
+    pixels = ((encoder.mean, encoder.spec.mean), (encoder.std, encoder.spec.std))
+    return all(torch.equal(held.float().cpu(), torch.tensor(said)) for held, said in pixels)
 
 
 def described(
     describer: Describer, catalogue: Catalogue, settings: KeepSettings, accelerator: Accelerator
 ) -> ShardedRows:
-    """Descriptors of all images of a catalogue, from the cache as far as they are there.
+    """Descriptors of all images of a catalogue, from the cache as far as they are there; unreadable ones are missing.
 
     Raises:
-        ValueError: an image cannot be read, or changed since it was described.
+        ValueError: too many images cannot be read, or one changed since it was described.
     """
-    return described_once(
+    found = described_once(
         describer,
         catalogue,
         accelerator,
-        cache=Cache(settings.descriptor_cache, settings.keep_as, "descriptor_cache"),
+        cache=Cache(settings.descriptor_cache, settings.keep_as, "descriptor_cache", "max_unreadable_fraction"),
         batch_size=settings.batch_size,
         num_workers=settings.num_workers,
-    ).rows
+        max_unreadable_fraction=settings.max_unreadable_fraction,
+    )
+    return found.rows.without(found.unreadable)
 
 
-def images_per_second(describer: Describer, catalogue: Catalogue, batch_size: int) -> float:
-    """How fast a network describes images that are decoded already, taken from one batch, the second time."""
-    batch = describer.batches(catalogue, range(min(len(catalogue), batch_size)), batch_size)[0]
-    (images,) = read_batches(build_loader(describer.images(catalogue), [batch], num_workers=0))
+def images_per_second(describer: Describer, catalogue: Catalogue, batch_size: int) -> float | None:
+    """How fast a network describes images that are decoded already, taken from one batch, the second time.
+
+    None where none of the first images can be read.
+    """
+    batches = describer.batches(catalogue, range(min(len(catalogue), batch_size)), batch_size)
+    loader = build_loader(describer.images(catalogue), batches, num_workers=0)
+    images = next((batch.items for batch in loader if batch.items is not None), None)
+    if images is None:
+        return None
     describer.describe(images)
     start = time.perf_counter()
     describer.describe(images)
-    return len(batch) / (time.perf_counter() - start)
+    return len(images) / (time.perf_counter() - start)

@@ -7,8 +7,10 @@ from accelerate import Accelerator
 from open_clip import CLIP
 from torch import Tensor
 
-from progeo.models.clip import NORMALISATIONS, as_height_width, weights_digest
+from progeo.models.clip import as_height_width, weights_digest
+from progeo.models.pixel_statistics import PixelStatistics
 from progeo.models.preprocessing import normalise_images
+from progeo.pixels import Orientation
 from progeo.places.catalogue import Catalogue
 from progeo.stages.described import Cache, Described, Describer, described_once
 
@@ -20,10 +22,11 @@ def cached_features(
     accelerator: Accelerator,
     *,
     architecture: str,
-    normalisation: str,
+    pixels: PixelStatistics,
     batch_size: int,
     num_workers: int,
     max_unreadable_fraction: float,
+    orientation: Orientation = "exif",
 ) -> Described:
     """Features of every image of a catalogue, float16 (N, E), from the cache as far as they are there.
 
@@ -33,15 +36,16 @@ def cached_features(
         cache: folder of all cached features.
         accelerator: gives device, precision and processes.
         architecture: of `clip`, with its activation: its weights do not tell.
-        normalisation: `clip` or `imagenet`.
+        pixels: the mean and std that images are normalized with.
         batch_size: images a batch.
         num_workers: processes that decode images, for each process.
         max_unreadable_fraction: of the images, 0 to 1.
+        orientation: whether images are turned upright first.
 
     Raises:
         ValueError: what is cached was made from something else, or too many images cannot be read.
     """
-    mean, std = (torch.tensor(values, device=accelerator.device) for values in NORMALISATIONS[normalisation])
+    mean, std = (torch.tensor(values, device=accelerator.device) for values in (pixels.mean, pixels.std))
 
     @torch.inference_mode()
     def describe(images: Tensor) -> Tensor:
@@ -57,14 +61,15 @@ def cached_features(
         depends_on={
             "architecture": architecture,
             "visual_weights": weights_digest(clip.visual.state_dict()),
-            "normalisation": normalisation,
+            "normalisation": {"mean": list(pixels.mean), "std": list(pixels.std)},
         },
+        orientation=orientation,
     )
     return described_once(
         describer,
         catalogue,
         accelerator,
-        cache=Cache(cache, "float16", "prompts.feature_cache"),
+        cache=Cache(cache, "float16", "prompts.feature_cache", "data.max_unreadable_fraction"),
         batch_size=batch_size,
         num_workers=num_workers,
         max_unreadable_fraction=max_unreadable_fraction,

@@ -63,6 +63,7 @@ def train_image_encoder(settings: Settings) -> Path:
         settings.data.database,
         settings.data.queries,
         radius_m=settings.data.positive_radius_m,
+        angle_deg=settings.data.positive_angle_deg,
     )
     with explaining_out_of_memory(_NEEDS_LESS_MEMORY):
         training = ImageTraining(settings, places, accelerator)
@@ -120,6 +121,7 @@ def _validate(training: ImageTraining, val_set: QuerySet, run: RunFolder, *, ter
         image_size=training.encoder.image_size,
         batch_size=settings.data.eval_batch_size,
         num_workers=settings.data.num_workers,
+        orientation=settings.data.orientation,
     )
     values = recall_at(predictions, val_set.positives, _RECALL_NS).tolist()
     recalls = {f"val R@{n}": recall for n, recall in zip(_RECALL_NS, values, strict=True)}

@@ -50,8 +50,8 @@ class ImageBatches:
         self.process, self.num_processes = accelerator.process_index, accelerator.num_processes
         self.unreadable: set[str] = set()
         """Why images could not be read; each reason names its image."""
-        images = CatalogueImages(catalogue, partial(resize_image, size=image_size))
         data = settings.data
+        images = CatalogueImages(catalogue, partial(resize_image, size=image_size), data.orientation)
         self.images = cache_images(images, num_workers=data.num_workers) if data.cache_images else images
         # Images in memory need no decoding: handing them over from a worker would cost more than it saves.
         self.num_workers = 0 if data.cache_images else data.num_workers

@@ -21,6 +21,7 @@ from progeo.files import replacing, write_json
 from progeo.models.clip import load_clip
 from progeo.models.encoder import EncoderSpec
 from progeo.places.catalogue import Catalogue
+from progeo.places.folders import utf8_paths
 from progeo.places.paths import find_paths
 from progeo.stages.place_index import PlaceIndex, open_place_index
 
@@ -33,8 +34,9 @@ class Match:
     latitude: float | None
     """Degrees, None where only UTM is known."""
     longitude: float | None
-    east_m: float
-    north_m: float
+    east_m: float | None
+    """UTM metres, None where the index does not know the place."""
+    north_m: float | None
     distance: float
     """Between descriptors."""
 
@@ -75,10 +77,11 @@ def localize(settings: LocalizeSettings) -> list[Located]:
         photos = _photos(settings.photos)
         descriptors, unreadable = _describe(index, photos, settings, accelerator)
         answers = _located(index, photos.table["path"].to_pylist(), descriptors, unreadable, settings)
+    if settings.out is not None:
+        _WRITERS[settings.out.suffix](settings.out, answers)
     for answer in answers:
         print("\n".join(_lines(answer)))
     if settings.out is not None:
-        _WRITERS[settings.out.suffix](settings.out, answers)
         LOGGER.info("answers: %s", settings.out)
     return answers
 
@@ -88,15 +91,22 @@ def text_descriptor(spec: EncoderSpec, text: str) -> np.ndarray:
     """A sentence in the space of an encoder's descriptors, of length 1, float32 (1, D).
 
     Raises:
-        ValueError: the encoder does not share CLIP's text space.
+        ValueError: the encoder does not share CLIP's text space, or there is no tokenizer for its CLIP.
     """
     if spec.text_weights is None or not spec.normalised:
         raise ValueError(
             f"The descriptors of this encoder ({spec.architecture}, pooling {spec.pooling}) cannot be compared with "
             f"texts: that takes what a CLIP with known weights pooled itself, such as a ViT, with length 1."
         )
+    try:
+        tokenizer = open_clip.get_tokenizer(spec.architecture)
+    except Exception as error:  # of another library, or not to be fetched
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"--text needs the tokenizer of {spec.architecture}, which cannot be made: {reason}."
+        ) from None
     clip = load_clip(spec.architecture, spec.text_weights)
-    return clip.encode_text(open_clip.get_tokenizer(spec.architecture)([text]), normalize=True).numpy()
+    return clip.encode_text(tokenizer([text]), normalize=True).numpy()
 
 
 def _photos(paths: tuple[Path, ...]) -> Catalogue:
@@ -107,7 +117,7 @@ def _photos(paths: tuple[Path, ...]) -> Catalogue:
             names += [str(path / name) for batch in find_paths(path).batches for name in batch.to_pylist()]
         else:
             names.append(str(path))
-    return Catalogue(Path(), pa.table({"path": names}))
+    return Catalogue(Path(), pa.table({"path": utf8_paths(names)}))
 
 
 def _describe(
@@ -143,7 +153,8 @@ def _located(
     found = index.search(descriptors, least=settings.top)
     is_text = settings.text is not None  # how sure one may be was learned from photos
     confidences = np.full(len(asked), np.nan) if is_text else index.confidences(found)
-    radius_m = None if is_text or index.calibration is None else index.calibration.radius_m
+    calibration = index.about.calibration
+    radius_m = None if is_text or calibration is None else calibration.radius_m
     answers = []
     for row, name in enumerate(asked):
         if row in unreadable:
@@ -162,12 +173,14 @@ def _matches(index: PlaceIndex, found: Neighbours, row: int, top: int) -> tuple[
     table = index.catalogue.table.take(rows[rows >= 0])
     matches = []
     for image, distance in zip(table.to_pylist(), found.distances[row].tolist(), strict=False):
-        latitude, longitude = (None if np.isnan(image[name]) else image[name] for name in ("latitude", "longitude"))
-        matches.append(Match(image["path"], latitude, longitude, image["east"], image["north"], distance))
+        places = (image[name] for name in ("latitude", "longitude", "east", "north"))
+        matches.append(Match(image["path"], *(None if np.isnan(place) else place for place in places), distance))
     return tuple(matches)
 
 
 def _place(match: Match) -> str:
+    if match.east_m is None:
+        return "no known place"
     if match.latitude is None:
         return f"UTM {match.east_m:.1f} east, {match.north_m:.1f} north"
     return f"{match.latitude:.5f}, {match.longitude:.5f}"

@@ -10,6 +10,7 @@ from progeo.models.encoder import Encoder
 from progeo.stages.image_training import ImageTraining
 from progeo.stages.places import TrainingPlaces
 from progeo.stages.query_sets import QuerySet
+from progeo.stages.starting_encoder import starting_statistics
 
 _COPIES_OF_TRAINED = 3
 """Besides the weights themselves: the gradient and Adam's two means."""
@@ -33,6 +34,7 @@ def overview(training: ImageTraining, places: TrainingPlaces, val_set: QuerySet)
         f"encoder     {settings.model.architecture}: {trained:,} parameters trained, {frozen:,} frozen; descriptors of "
         f"{encoder.descriptor_dim} dimensions; beside it {beside:,} parameters for training only",
         f"memory      {_in_words(estimated_memory(training))}",
+        f"pixels      {starting_statistics(settings.model)}",
     ]
 
 

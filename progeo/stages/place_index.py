@@ -3,10 +3,8 @@
 The folder holds `index.json`, which names all else: a faiss file, the catalogue of its images, and the encoder.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import faiss
 import numpy as np
@@ -14,43 +12,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from accelerate import Accelerator
 
+from progeo.data.shards import ShardedRows
 from progeo.engine.log import LOGGER
-from progeo.evaluation.confidence import Calibration, evidence
-from progeo.evaluation.search import Neighbours, index_neighbours, map_index, save_index
+from progeo.evaluation.confidence import evidence
+from progeo.evaluation.search import Neighbours, add_to_index, index_neighbours, load_index, map_index
 from progeo.export.weights import load_encoder, save_encoder
-from progeo.files import read_json, write_json
 from progeo.models.encoder import Encoder
 from progeo.models.preprocessing import Preprocessing
 from progeo.places.catalogue import Catalogue, open_catalogue, positions_m
 from progeo.places.geographic import degrees_of
 from progeo.stages.described import Describer
 from progeo.stages.encoder_descriptors import encoder_describer, identity
+from progeo.stages.index_folder import About, new_files, read_about, save_generation
 
-_FORMAT = 1
-_ABOUT = "index.json"
 _MODEL = "model"
 _MATCHES = 20
 """Of a photo, that confidence is taken from."""
-
-
-@dataclass(frozen=True)
-class About:
-    """What `index.json` says."""
-
-    kind: str
-    """How descriptors are kept, as faiss writes it."""
-    probes: int
-    encoder: Mapping[str, Any]
-    """What all descriptors were made with, see `identity`."""
-    image_size: tuple[int, int]
-    database_preprocessing: Preprocessing
-    query_preprocessing: Preprocessing
-    images: int = 0
-    faiss_file: str = ""
-    catalogue_file: str = ""
-    calibration: Mapping[str, Any] | None = None
-    """The fields of a `Calibration`."""
-    format: int = _FORMAT
+_DESCRIBED_BY = ("encoder", "image_size", "database_preprocessing", "orientation")
+_COLUMNS = ("path", "east", "north", "zone", "heading", "latitude", "longitude")
 
 
 @dataclass(frozen=True)
@@ -64,85 +43,128 @@ class PlaceIndex:
     """Its images by whole paths, with latitude and longitude, NaN where they are unknown."""
     index: faiss.Index
 
-    @property
-    def calibration(self) -> Calibration | None:
-        """None where none was made."""
-        return None if self.about.calibration is None else Calibration(**self.about.calibration)
-
     def describer(self, preprocessing: Preprocessing, accelerator: Accelerator) -> Describer:
         """What describes images as those of the index were described."""
-        return encoder_describer(self.encoder, preprocessing, self.about.image_size, accelerator)
+        about = self.about
+        return encoder_describer(
+            self.encoder, preprocessing, about.image_size, accelerator, orientation=about.orientation
+        )
 
     def search(self, descriptors: np.ndarray, *, least: int = 1) -> Neighbours:
         """The images nearest to descriptors (Q, D), at least as many as confidence is taken from and as `least`."""
         return index_neighbours(self.index, descriptors, max(least, _MATCHES))
 
     def evidence(self, found: Neighbours, radius_m: float) -> np.ndarray:
-        """What speaks for the first match of each of Q photos, (Q, 2); NaN where nothing was found."""
+        """What speaks for the first match of each of Q photos, (Q, 2); NaN where no place was found."""
         rows, distances = found.rows[:, :_MATCHES], found.distances[:, :_MATCHES]
-        answered = rows[:, 0] >= 0
         # An index may find fewer: nothing is somewhere else then, and as far as the last of them.
         last = (rows >= 0).sum(axis=1, keepdims=True) - 1
         distances = np.where(rows < 0, np.take_along_axis(distances, np.maximum(last, 0), axis=1), distances)
         rows = np.where(rows < 0, rows[:, :1], rows)
         (places_m,) = positions_m(self.catalogue.take(np.maximum(rows, 0).ravel()))
-        speaking = evidence(distances, places_m.reshape(*rows.shape, 2), radius_m)
-        return np.where(answered[:, None], speaking, np.nan)
+        places_m = places_m.reshape(*rows.shape, 2)
+        answered = (rows[:, :1] >= 0) & np.isfinite(places_m[:, 0]).all(axis=1, keepdims=True)
+        return np.where(answered, evidence(distances, places_m, radius_m), np.nan)
 
     def confidences(self, found: Neighbours) -> np.ndarray:
         """Probabilities (Q,) that the first matches were taken near enough; NaN where that is not known."""
-        if self.calibration is None:
+        calibration = self.about.calibration
+        if calibration is None:
             return np.full(len(found.rows), np.nan)
-        return self.calibration.confidences(self.evidence(found, self.calibration.radius_m))
+        return calibration.confidences(self.evidence(found, calibration.radius_m))
 
 
 def open_place_index(folder: Path) -> PlaceIndex:
     """Open a place index, mapped into memory.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is none, or a file of it is missing.
         ValueError: it is damaged, or its encoder is not the one that it was built with.
     """
-    if not holds_place_index(folder):
-        raise FileNotFoundError(f"There is no place index in {folder}: make one with `progeo index build`.")
-    values = read_json(folder / _ABOUT)
-    if not isinstance(values, dict) or values.get("format") != _FORMAT:
-        raise ValueError(f"{folder / _ABOUT} is not a place index in format {_FORMAT}.")
-    about = About(**{**values, "image_size": tuple(values["image_size"])})
+    about = read_about(folder)
+    try:
+        return _opened(folder, about)
+    except (OSError, ValueError):
+        if read_about(folder) == about:
+            raise
+        return open_place_index(folder)  # another command replaced its files meanwhile
+
+
+def _opened(folder: Path, about: About) -> PlaceIndex:
+    for file in (folder / about.faiss_file, folder / about.catalogue_file):
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing: put it back, or build the index anew.")
+        if file.resolve().parent != folder.resolve():
+            raise ValueError(f"{file} leads out of its folder, to {file.resolve()}: put the file itself there.")
     encoder = load_encoder(folder / _MODEL)
     if identity(encoder) != about.encoder:
         raise ValueError(
             f"{folder} was not built with the encoder in {folder / _MODEL}: put that one back, or build it anew."
         )
-    catalogue = open_catalogue(folder / about.catalogue_file, folder)
+    catalogue = _open_images(folder / about.catalogue_file, folder)
     index = map_index(folder / about.faiss_file, probes=about.probes)
+    if not len(catalogue) == index.ntotal == about.images or index.d != encoder.descriptor_dim:
+        raise ValueError(
+            f"The files of {folder} do not belong together: {about.images:,} images of {encoder.descriptor_dim} "
+            f"dimensions, {len(catalogue):,} in {about.catalogue_file}, {index.ntotal:,} of {index.d} dimensions in "
+            f"{about.faiss_file}. Build the index anew."
+        )
     return PlaceIndex(folder, about, encoder, catalogue, index)
 
 
-def holds_place_index(folder: Path) -> bool:
-    """Whether there is one."""
-    return (folder / _ABOUT).is_file()
+def _open_images(file: Path, folder: Path) -> Catalogue:
+    try:
+        catalogue = open_catalogue(file, folder)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} is damaged: {error}. Put it back, or build the index anew.") from None
+    kinds = {field.name: field.type for field in catalogue.table.schema}
+    numbers = [kinds.get(name, pa.null()) for name in _COLUMNS[1:]]
+    is_number = [pa.types.is_floating(kind) or pa.types.is_integer(kind) for kind in numbers]
+    if tuple(kinds) != _COLUMNS or kinds["path"] != pa.large_string() or not all(is_number):
+        raise ValueError(f"{file} is no catalogue of a place index, it should have {', '.join(_COLUMNS)}.")
+    return catalogue
 
 
-def save_place_index(folder: Path, about: About, index: faiss.Index, catalogue: Catalogue) -> None:
-    """Write what an index holds, then `index.json`, which makes it hold that, and remove what it held before."""
-    count = len(catalogue)
-    changed = replace(
-        about, images=count, faiss_file=f"places_{count}.faiss", catalogue_file=f"catalogue_{count}.arrow"
-    )
-    save_index(index, folder / changed.faiss_file)
-    catalogue.save(folder / changed.catalogue_file)
-    write_about(folder, changed)
-    for before, now in ((about.faiss_file, changed.faiss_file), (about.catalogue_file, changed.catalogue_file)):
-        if before not in ("", now):
-            (folder / before).unlink()
-    megabytes = (folder / changed.faiss_file).stat().st_size / 1e6
-    LOGGER.info("place index of %s images in %s, %.1f MB and the encoder", f"{count:,}", folder, megabytes)
+def add_images(opened: PlaceIndex, images: Catalogue, descriptors: ShardedRows) -> None:
+    """Add images to a place index, to what it holds by now.
+
+    Args:
+        opened: the index, with whose encoder they were described.
+        images: as `placed` gives them, N.
+        descriptors: (N, D); images of rows without one stay out.
+
+    Raises:
+        ValueError: the index was built anew meanwhile, with another encoder.
+    """
+    while not _added(opened, images, descriptors):
+        LOGGER.info("another command changed %s meanwhile: adding to what it holds now", opened.folder)
+        before, opened = opened, open_place_index(opened.folder)
+        if any(getattr(opened.about, name) != getattr(before.about, name) for name in _DESCRIBED_BY):
+            raise ValueError(f"{opened.folder} was built anew meanwhile, and differently: run this command again.")
 
 
-def write_about(folder: Path, about: About) -> None:
-    """Write `index.json`."""
-    write_json(folder / _ABOUT, asdict(about))
+def _added(opened: PlaceIndex, images: Catalogue, descriptors: ShardedRows) -> bool:
+    """Whether they were added to what was opened; else another command has changed it."""
+    try:
+        index = load_index(opened.folder / opened.about.faiss_file)
+    except ValueError:
+        if read_about(opened.folder) == opened.about:
+            raise
+        return False
+    new = descriptors.without(held_by(opened, images))
+    if not len(new):
+        return True
+    add_to_index(index, new)
+    images = images.take(np.delete(np.arange(len(images)), new.missing))
+    table = pa.concat_tables([opened.catalogue.table, images.table])
+    about = replace(opened.about, images=len(table), **new_files())
+    return save_generation(opened.folder, opened.about, about, index, Catalogue(opened.folder, table))
+
+
+def held_by(index: PlaceIndex, images: Catalogue) -> np.ndarray:
+    """Rows of the images that an index holds already, by their paths."""
+    held = pc.is_in(images.table["path"], value_set=index.catalogue.table["path"].combine_chunks())
+    return np.flatnonzero(held.to_numpy())
 
 
 def save_model(folder: Path, encoder: Encoder, source: str) -> None:
@@ -151,14 +173,19 @@ def save_model(folder: Path, encoder: Encoder, source: str) -> None:
 
 
 def placed(catalogue: Catalogue) -> Catalogue:
-    """Images as an index keeps them: by whole paths, with latitude and longitude.
-
-    Raises:
-        ValueError: an image has no position.
-    """
-    if not (np.isfinite(catalogue.east).all() and np.isfinite(catalogue.north).all()):
-        raise ValueError(f"The images of {catalogue.folder} have no positions: a place index needs them.")
-    latitude, longitude = degrees_of(catalogue)
+    """Images as an index keeps them: by whole paths, with latitude and longitude, NaN where they are unknown."""
+    latitude, longitude = np.full((2, len(catalogue)), np.nan)
+    known = has_position(catalogue)
+    latitude[known], longitude[known] = degrees_of(catalogue if known.all() else catalogue.take(np.flatnonzero(known)))
+    unknown = np.flatnonzero(known & np.isnan(latitude) & (catalogue.zone > 0))
+    if len(unknown):
+        LOGGER.warning(
+            "latitude and longitude of %d of %d images are unknown, the first is %s: no letter of a band tells the "
+            "hemisphere, or it contradicts the northing",
+            len(unknown),
+            len(catalogue),
+            catalogue.name(int(unknown[0])),
+        )
     folder, nothing = (pa.scalar(text, pa.large_string()) for text in (f"{catalogue.folder.resolve()}/", ""))
     paths = catalogue.table["path"].cast(pa.large_string())
     joined = pc.binary_join_element_wise(folder, paths, nothing)
@@ -166,3 +193,8 @@ def placed(catalogue: Catalogue) -> Catalogue:
     columns = {name: catalogue.table[name] for name in ("east", "north", "zone", "heading")}
     table = pa.table({"path": whole, **columns, "latitude": latitude, "longitude": longitude})
     return Catalogue(catalogue.folder, table.combine_chunks())
+
+
+def has_position(catalogue: Catalogue) -> np.ndarray:
+    """Of which images east and north are known, bool (N,)."""
+    return np.isfinite(catalogue.east) & np.isfinite(catalogue.north)

@@ -30,13 +30,15 @@ from progeo.engine.log import LOGGER
 from progeo.engine.loop import progress_bar
 from progeo.engine.run_folder import RunFolder, open_run
 from progeo.files import read_json, replacing, write_json
-from progeo.models.clip import load_clip, resolved_architecture, weights_digest
+from progeo.models.clip import resolved_architecture, weights_digest
 from progeo.models.convnets import CONVNETS
+from progeo.models.prompts import load_prompt_clip
 from progeo.places.cells import Group, Partition, check_same_partition
 from progeo.stages.described import Described
 from progeo.stages.features import cached_features
 from progeo.stages.places import LearnedFrom, read_training_places
 from progeo.stages.prompt_group import GroupImages, GroupTraining
+from progeo.stages.starting_encoder import starting_statistics
 
 PROMPTS = "prompts.safetensors"
 DESCRIPTION = "prompts.json"
@@ -67,7 +69,7 @@ def train_prompts(settings: Settings) -> Path:
     accelerator = start_accelerator(settings.mixed_precision)
     places = read_training_places(settings)
     catalogue, partition = places.catalogue, places.partition
-    clip = load_clip(
+    clip = load_prompt_clip(
         settings.model.architecture,
         settings.model.weights,
         settings.prompts.image_size,
@@ -75,6 +77,7 @@ def train_prompts(settings: Settings) -> Path:
         seed=settings.seed,
     )
     clip.requires_grad_(False).to(accelerator.device)
+    pixels = starting_statistics(settings.model)
     source = LearnedFrom(places)
     run = open_run(
         settings.run / "stage1",
@@ -87,6 +90,7 @@ def train_prompts(settings: Settings) -> Path:
     if accelerator.is_main_process:
         source.keep(run)
     LOGGER.info("%d images, classes of the groups: %s", len(catalogue), [g.num_classes for g in partition.groups])
+    LOGGER.info("pixels: %s", pixels)
     training = PromptTraining(settings, partition, clip=clip, run=run, accelerator=accelerator)
     training.drop_metrics_of_unfinished_epochs()
     rows = np.unique(np.concatenate([group.rows for group in partition.groups]))
@@ -96,10 +100,11 @@ def train_prompts(settings: Settings) -> Path:
         settings.prompts.feature_cache,
         accelerator,
         architecture=resolved_architecture(settings.model.architecture, clip),
-        normalisation=settings.model.normalisation,
+        pixels=pixels,
         batch_size=settings.data.eval_batch_size,
         num_workers=settings.data.num_workers,
         max_unreadable_fraction=settings.data.max_unreadable_fraction,
+        orientation=settings.data.orientation,
     )
     training.train_groups(features, rows)
     if accelerator.is_main_process:

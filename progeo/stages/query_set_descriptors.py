@@ -20,7 +20,7 @@ _ROWS_AT_ONCE = 2**16
 
 @dataclass(frozen=True)
 class QuerySetDescriptors:
-    """Of both sides of a query set."""
+    """Of both sides of a query set, but for images that cannot be read."""
 
     database: ShardedRows
     """(N, D)."""
@@ -64,10 +64,14 @@ def _describe(
     }
     rows, facts = [], {}
     for side, (catalogue, preprocessing) in sides.items():
-        describer = encoder_describer(encoder, preprocessing, settings.image_size, accelerator)
+        describer = encoder_describer(
+            encoder, preprocessing, settings.image_size, accelerator, orientation=settings.orientation
+        )
         rows.append(described(describer, catalogue, settings, accelerator))
         facts["image size"] = "{} x {} pixels".format(*describer.image_size)
         facts[f"{side} preprocessing"] = preprocessing
+    if settings.orientation == "ignore":
+        facts["orientation"] = "as stored, photos are not turned upright"
     return QuerySetDescriptors(*rows, facts)
 
 

@@ -31,13 +31,19 @@ def reduce_encoder(settings: ReduceSettings) -> Path:
         raise ValueError(f"Only an encoder with weights of its own can be reduced, {settings.encoder} has none.")
     catalogue = read_catalogue(settings.folder)
     rows = np.unique(np.linspace(0, len(catalogue) - 1, min(len(catalogue), settings.sample)).astype(np.int64))
-    describer = encoder_describer(encoder, settings.database_preprocessing, settings.image_size, accelerator)
+    describer = encoder_describer(
+        encoder,
+        settings.database_preprocessing,
+        settings.image_size,
+        accelerator,
+        orientation=settings.orientation,
+    )
     descriptors = described(describer, catalogue.take(rows), settings, accelerator)
     if accelerator.is_main_process:
         sample = np.concatenate([part.astype(np.float32) for part in descriptors.parts()])
         reduction = fit_reduction(sample, settings.dim, whiten=settings.whiten)
         smaller = projected(encoder.cpu(), torch.from_numpy(reduction.weight), torch.from_numpy(reduction.bias))
-        made = {"dim": settings.dim, "whiten": settings.whiten, "folder": str(settings.folder), "images": len(rows)}
+        made = {"dim": settings.dim, "whiten": settings.whiten, "folder": str(settings.folder), "images": len(sample)}
         provenance = {**_provenance(Path(settings.encoder)), "encoder": settings.encoder, "reduced": made}
         save_encoder(settings.to, smaller, provenance=provenance, recalls={})  # those known are of all dimensions
         LOGGER.info(
@@ -45,7 +51,7 @@ def reduce_encoder(settings: ReduceSettings) -> Path:
             settings.dim,
             encoder.descriptor_dim,
             100 * reduction.kept,
-            len(rows),
+            len(sample),
             settings.to,
         )
     return settings.to

@@ -71,6 +71,21 @@ def write_results(
     return recalls
 
 
+def write_found(results: Retrieved, facts: Mapping[str, str], out: Path) -> None:
+    """Write predictions.csv and report.html of queries of which nobody knows what is right.
+
+    Args:
+        results: what was found, with distances.
+        facts: what was searched in what.
+        out: folder to write to.
+    """
+    _write_predictions(out / "predictions.csv", results)
+    title = f"{facts['encoder']} on {facts['folder']}"
+    write_report(out / "report.html", results, title=title, facts=facts, recalls={})
+    LOGGER.info("%s: what was found for %s queries, without recalls", facts["folder"], f"{len(results.queries):,}")
+    LOGGER.info("report: %s", out / "report.html")
+
+
 def recalls_in_words(recalls: list[Recall]) -> str:
     """Recalls as `R@1 81.2, R@5 93.4`."""
     return ", ".join(f"R@{each.n} {each.percent:.1f}" for each in recalls)
@@ -126,16 +141,17 @@ def _write_predictions(path: Path, results: Retrieved) -> None:
     query_paths, database_paths = results.queries.table["path"], results.database.table["path"]
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
-        writer.writerow(["query", "rank", "database", "distance_m", "right"])
+        judged = ["descriptor_distance"] if results.distances is not None else ["distance_m", "right"]
+        writer.writerow(["query", "rank", "database", *judged])
         for query, found in enumerate(results.predictions):
             for rank, row in enumerate(found[found >= 0]):
-                distance_m = results.distances_m[query, rank]
-                writer.writerow(
-                    [
-                        query_paths[query],
-                        rank + 1,
-                        database_paths[int(row)],
-                        "" if np.isnan(distance_m) else f"{distance_m:.2f}",
-                        int(results.right[query, rank]),
-                    ]
-                )
+                judgement = _judgement(results, query, rank)
+                writer.writerow([query_paths[query], rank + 1, database_paths[int(row)], *judgement])
+
+
+def _judgement(results: Retrieved, query: int, rank: int) -> list[str]:
+    """What predictions.csv says of a prediction."""
+    if results.distances is not None:
+        return [f"{results.distances[query, rank]:.4f}"]
+    distance_m = results.distances_m[query, rank]
+    return ["" if np.isnan(distance_m) else f"{distance_m:.2f}", str(int(results.right[query, rank]))]

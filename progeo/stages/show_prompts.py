@@ -11,7 +11,8 @@ from torch import Tensor
 
 from progeo.config.encoders import ShowPromptsSettings
 from progeo.files import replacing
-from progeo.models.clip import load_clip, weights_digest
+from progeo.models.clip import weights_digest
+from progeo.models.prompts import load_prompt_clip
 from progeo.models.vocabulary import NearestWords, nearest_words
 from progeo.places.cells import class_ids
 from progeo.stages.prompts import DESCRIPTION, PROMPTS, read_prompts, read_prompts_description
@@ -42,7 +43,7 @@ def show_prompts(settings: ShowPromptsSettings) -> Path:
     contexts = _load_contexts(folder, len(description["groups"]))
     if settings.class_ is not None:
         contexts = _chosen(contexts, settings.class_, description["partition"]["settings"])
-    clip = load_clip(description["architecture"], description["weights"], seed=description["seed"])
+    clip = load_prompt_clip(description["architecture"], description["weights"], seed=description["seed"])
     if weights_digest({"token_embedding": clip.token_embedding.weight}) != description["vocabulary"]:
         raise ValueError(
             f"The prompts in {folder} were learned with other weights than {description['weights']} of "

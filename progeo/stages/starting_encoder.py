@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from progeo.config.training import ModelSettings
-from progeo.export.weights import encoder_folder, holds_encoder, load_encoder
+from progeo.export.weights import encoder_folder, holds_encoder, load_encoder, read_description
 from progeo.models.clip import NORMALISATIONS, as_height_width
-from progeo.models.encoder import Encoder, build_encoder
+from progeo.models.encoder import Encoder, EncoderSpec, build_encoder
+from progeo.models.pixel_statistics import PixelStatistics, chosen_statistics, pixel_statistics
 
 
 def build_starting_encoder(model: ModelSettings, *, seed: int) -> Encoder:
@@ -23,8 +24,20 @@ def build_starting_encoder(model: ModelSettings, *, seed: int) -> Encoder:
         descriptor_dim=model.descriptor_dim,
         normalised=model.normalised,
         normalisation=model.normalisation,
+        mean=model.mean,
+        std=model.std,
         align_corners=model.align_corners,
         seed=seed,
+    )
+
+
+def starting_statistics(model: ModelSettings) -> PixelStatistics:
+    """The mean and std of the pixels of both stages, for weights that were read already."""
+    if holds_encoder(Path(model.weights)):
+        encoder = read_description(encoder_folder(Path(model.weights)))["encoder"]
+        return PixelStatistics(tuple(encoder["mean"]), tuple(encoder["std"]), f"as the encoder in {model.weights} has")
+    return pixel_statistics(
+        model.architecture, model.weights, normalisation=model.normalisation, mean=model.mean, std=model.std
     )
 
 
@@ -32,16 +45,30 @@ def _load_encoder(model: ModelSettings, folder: Path) -> Encoder:
     encoder = load_encoder(encoder_folder(folder))
     assert isinstance(encoder, Encoder)
     spec = encoder.spec
-    pixels = {tuple(map(tuple, values)): name for name, values in NORMALISATIONS.items()}
     settings = {
         "architecture": (model.architecture.replace("/", "-"), spec.architecture),
         "image_size": (as_height_width(model.image_size), spec.image_size),
         "descriptor_dim": (model.descriptor_dim or spec.descriptor_dim, spec.descriptor_dim),
         "normalised": (model.normalised or spec.pooling != "clip", spec.normalised),
-        "normalisation": (model.normalisation, pixels.get((spec.mean, spec.std), (spec.mean, spec.std))),
         "align_corners": (model.align_corners, spec.align_corners),
     }
     for name, (wanted, found) in settings.items():
         if wanted != found:
             raise ValueError(f"model.{name} is {wanted}, the encoder in {folder} has {found}: set it so.")
+    _check_statistics(model, spec, folder)
     return encoder
+
+
+def _check_statistics(model: ModelSettings, spec: EncoderSpec, folder: Path) -> None:
+    wanted = chosen_statistics(model.normalisation, model.mean, model.std)
+    if wanted is None or (wanted.mean, wanted.std) == (spec.mean, spec.std):
+        return
+    if model.mean is not None:
+        raise ValueError(
+            f"model.mean and model.std are {wanted.mean} and {wanted.std}, the encoder in {folder} has {spec.mean} and "
+            f"{spec.std}: leave both out."
+        )
+    names = {statistics: name for name, statistics in NORMALISATIONS.items()}
+    found = names.get((spec.mean, spec.std))
+    has = f"{found}: set it so" if found else f"mean {spec.mean} and std {spec.std}: leave it out"
+    raise ValueError(f"model.normalisation is {model.normalisation}, the encoder in {folder} has {has}.")

@@ -13,6 +13,7 @@ from progeo.engine.accelerator import gathered, share_of
 from progeo.evaluation.descriptors import describe_rows
 from progeo.evaluation.search import nearest_neighbours
 from progeo.models.preprocessing import resize_image
+from progeo.pixels import Orientation
 from progeo.places.catalogue import Catalogue
 from progeo.stages.query_sets import QuerySet
 
@@ -26,6 +27,7 @@ def retrieve(
     image_size: tuple[int, int],
     batch_size: int,
     num_workers: int,
+    orientation: Orientation = "exif",
 ) -> np.ndarray:
     """Describe both sides, each process its share, and search: database rows, best first, int64 (Q, count).
 
@@ -42,7 +44,7 @@ def retrieve(
         mine = share_of(len(catalogue), accelerator)
         descriptors, unreadable = describe_rows(
             describe,
-            CatalogueImages(catalogue, partial(resize_image, size=image_size)),
+            CatalogueImages(catalogue, partial(resize_image, size=image_size), orientation),
             mine,
             ordered_batches(mine, batch_size),
             width=encoder.descriptor_dim,

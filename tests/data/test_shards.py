@@ -25,6 +25,20 @@ def test_what_is_missing_is_known_until_it_is_written(rows, values):
     assert rows.missing_shards() == []
 
 
+@pytest.mark.parametrize("missing", [[], [0], [3, 4], [0, 5, 9], [4, 5, 6, 7], list(range(1, 10))])
+def test_rows_without_some_are_those_that_stay_in_their_order(missing, rows, values):
+    rows.write_shard(1, values[4:8])
+    without = rows.without(np.array(missing, np.int64))
+    stay = [row for row in range(10) if row not in missing]
+    assert len(without) == len(stay)
+    assert without.num_bytes == len(stay) * 3 * 2
+    np.testing.assert_array_equal(np.concatenate(list(without.parts())), values[stay])
+    np.testing.assert_array_equal(without.take(np.arange(len(stay))), values[stay])
+    assert without.all_rows(np.array([[*range(len(stay)), -1]])).tolist() == [[*stay, -1]]
+    assert without.without(np.array([2])).all_rows(np.array([0])) == [row for row in stay if row != 2][:1]
+    assert len(without.complete) == len(rows) == 10
+
+
 def test_rows_come_in_the_order_asked_for_across_files(rows, values):
     wanted = np.array([9, 0, 8, 3, 0])
     np.testing.assert_array_equal(rows.take(wanted), values[wanted])

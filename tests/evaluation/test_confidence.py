@@ -20,6 +20,12 @@ def test_evidence_is_the_distance_and_how_much_farther_another_place_is():
     np.testing.assert_allclose(evidence(distances, places_m, 4.0), [[0.2, 0.1], [0.5, 0.4]])
 
 
+def test_a_place_that_is_not_known_is_another_place():
+    distances = np.array([[0.2, 0.3, 0.7]])
+    places_m = np.array([[[0, 0], [np.nan, np.nan], [1, 0]]])
+    np.testing.assert_allclose(evidence(distances, places_m, 25.0), [[0.2, 0.1]])
+
+
 def test_confidences_are_the_probabilities_on_queries_never_seen():
     values, _, right = drawn(0, 3000)
     calibration = calibrate(values, right, 25.0)

@@ -151,6 +151,31 @@ def test_images_without_a_place_give_a_page_without_a_map(tmp_path):
     assert len(Page(html).figures) == 6
 
 
+def test_queries_without_labels_are_shown_the_nearest_descriptors_first_and_nothing_is_called_right(tmp_path):
+    names = [f"{index}.jpg" for index in range(7)]
+    for name in names:
+        Image.new("RGB", (30, 20)).save(tmp_path / name)
+    retrieved = Retrieved(
+        catalogue(tmp_path, names[3:], [3.0, 90, 116, 3975]),
+        catalogue(tmp_path, names[:3], [0.0, 0, 4000]),
+        predictions=np.array([[0, 1], [1, 2], [0, -1]]),
+        positives={},
+        conditions=np.array(["", "night", ""]),
+        distances=np.array([[0.5, 0.75], [0.25, 1.5], [1.125, np.nan]]),
+    )
+    write_report(tmp_path / "report.html", retrieved, title="t", facts={"encoder": "e"}, recalls={})
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = Page(html)
+    assert page.rows == ["found"] * 3
+    assert re.findall('data-name="([^"]*)"', html) == ["1.jpg", "0.jpg", "2.jpg"]
+    assert page.figures == ["query", "found", "found", "query", "found", "found", "query", "found"]
+    shown = page.text.partition("what was retrieved")[2].partition('"use strict"')[0]
+    assert re.findall(r"\d\.\d{3}", shown) == ["0.250", "1.500", "0.500", "0.750", "1.125"]
+    assert "All 3 queries shown, those with the nearest descriptors first." in shown
+    for word in ("Recall in", "<svg", "on the map", "✓", "✗", "At rank 1"):
+        assert word not in html
+
+
 ACTIONS = """
 const seen = {errors: []};
 window.addEventListener("error", event => seen.errors.push(event.message));

@@ -8,6 +8,7 @@ import pytest
 
 from progeo.data.shards import ShardedRows
 from progeo.evaluation.search import (
+    distances_of,
     index_neighbours,
     index_path,
     load_index,
@@ -69,6 +70,10 @@ def test_more_probes_find_more(database):
     [
         ("nonsense", "dimensions: could not parse index string nonsense"),
         ("IVF0,Flat", "it would have no list"),
+        *(
+            (kind, "a number in it is too small")
+            for kind in ("HNSW0", "HNSW1,Flat", "NSG0", "PQ4x0", "IVF4_HNSW0,Flat")
+        ),
         ("IDMap,Flat", "add does not make sense with IndexIDMap"),
         ("PQ7", "should be a multiple of the number of subquantizers"),
         ("IVF5000,Flat", "should be at least as large as number of clusters"),
@@ -115,6 +120,15 @@ def test_an_index_of_descriptors_that_changed_is_made_anew(database):
         os.utime(database.folder / f"rows_{shard:05}.npy", ns=(before.st_atime_ns, before.st_mtime_ns - 10**9))
     found = index_neighbours(open_index(database, "Flat", probes=1), queries, 1).rows
     assert found.ravel().tolist() == [999, 998, 997, 996, 995]
+
+
+def test_distances_are_those_of_the_nearest_crop_and_unknown_where_nothing_was_found(tmp_path):
+    rows = ShardedRows(tmp_path, num_rows=3, width=2, shard_size=2, dtype="float32")
+    rows.write_shard(0, np.array([[0, 0], [3, 4]], np.float32))
+    rows.write_shard(1, np.array([[6, 8]], np.float32))
+    crops = np.array([[0, 0, 6, 8], [3, 4, 3, 4]], np.float32)  # two of each query
+    found = distances_of(np.array([[2, 1, -1], [0, 1, 2]]), crops, rows)
+    np.testing.assert_array_equal(found, [[0, 5, np.nan], [5, 0, 5]])
 
 
 def test_what_is_not_found_in_a_part_is_no_row():

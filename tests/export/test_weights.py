@@ -191,6 +191,22 @@ def test_a_description_that_no_encoder_can_have_is_refused_by_name_and_value(sav
         progeo.load_encoder(folder)
 
 
+def test_names_in_a_received_folder_do_not_reach_the_screen_as_they_are(saved):
+    folder, _ = saved
+    state = load_file(folder / "model.safetensors")
+    save_file({**state, "a\x1b[31m": torch.zeros(1)}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"fit tiny-vit: a\?\[31m should be absent"):
+        progeo.load_encoder(folder)
+    description = json.loads((folder / "model.json").read_text())
+    description["encoder"]["a\x1b[31m"] = 1
+    (folder / "model.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match=r"model\.json describes no encoder: .*; got a\?\[31m, "):
+        progeo.load_encoder(folder)
+    (folder / "model.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"model\.json is not a JSON file: .*recursion"):
+        progeo.load_encoder(folder)
+
+
 def test_a_description_cannot_name_files_outside_its_folder(saved, tmp_path, monkeypatch):
     folder, _ = saved
     description = json.loads((folder / "model.json").read_text())

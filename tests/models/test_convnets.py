@@ -1,9 +1,11 @@
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import get_model
 
+from progeo.engine.log import start_log
 from progeo.models.backbones import build_backbone, feature_map_channels, skeleton_backbone
 from progeo.models.convnets import CONVNETS, load_convnet
 
@@ -74,6 +76,16 @@ def test_weights_of_a_local_file_are_those_of_the_classifier(architecture, suffi
     assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.items())
 
 
+@pytest.mark.parametrize("before", ["", "module.", "_orig_mod.", "model.", "module.encoder_q."])
+def test_weights_are_read_from_a_checkpoint_of_any_training(before, tmp_path, capsys):
+    state = classifier("resnet18", seed=3).state_dict()
+    named = {f"{before}{name}": tensor for name, tensor in state.items()}
+    torch.save({"epoch": 3, "state_dict": named, "best": np.array([81.5])}, tmp_path / "last.ckpt")
+    start_log(None)
+    assert torch.equal(load_convnet("resnet18", str(tmp_path / "last.ckpt")).conv1.weight, state["conv1.weight"])
+    assert f"{tmp_path}/last.ckpt: left out, it lies beside the weights: epoch, best\n" in capsys.readouterr().err
+
+
 def test_files_that_do_not_count_batches_and_halves_are_taken(tmp_path):
     state = classifier("resnet18").state_dict()
     old = {name: tensor.half() for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
@@ -109,14 +121,20 @@ def test_files_that_are_no_weights_or_those_of_another_network_are_refused_in_on
     (tmp_path / "text.pth").write_text("not weights at all")
     (tmp_path / "text.safetensors").write_text("not weights at all")
     state = classifier("resnet18").state_dict()
-    torch.save({"epoch": 3, "model": state}, tmp_path / "wrapped.pth")
+    torch.save({**state, "epoch": 3}, tmp_path / "more.pth")
+    torch.save(
+        {"backbone.0.weight": state["conv1.weight"], "aggregation.1.p": torch.ones(1)}, tmp_path / "cosplace.pth"
+    )
+    torch.save({"net": state, "ema": state.copy()}, tmp_path / "two.pth")
     torch.save(classifier("efficientnet_b0").state_dict(), tmp_path / "other.pth")
     torch.save({**state, "layer4.2.conv1.weight": torch.zeros(1)}, tmp_path / "deeper.pth")
     torch.save({**state, "conv1.weight": state["conv1.weight"].long()}, tmp_path / "whole.pth")
     reasons = {
         "text.pth": "could not be loaded as resnet18: ",
         "text.safetensors": "could not be loaded as resnet18: ",
-        "wrapped.pth": "could not be loaded as resnet18: it holds more, or less, than a state dict of tensors",
+        "more.pth": "could not be loaded as resnet18: it holds more than a state dict: 'epoch' is no named tensor",
+        "cosplace.pth": r"resnet18: aggregation\.1\.p should be absent, is \(1,\)\. .* `progeo import` makes",
+        "two.pth": "could not be loaded as resnet18: it holds the weights of several networks, in net, ema",
         "other.pth": r"The weights do not fit resnet18: bn1.bias should be \(64,\), is missing",
         "whole.pth": r"The weights do not fit resnet18: conv1\.weight should hold fractions, holds torch\.int64",
         "deeper.pth": r"The weights do not fit resnet18: layer4.2.conv1.weight should be absent, is \(1,\)",

@@ -3,6 +3,7 @@
 import functools
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from PIL import ExifTags, Image
@@ -205,3 +206,44 @@ def test_only_what_clip_pooled_can_be_compared_with_texts(tmp_path):
 def test_a_pooling_that_a_backbone_does_not_allow_is_refused(architecture, pooling, allowed):
     with pytest.raises(ValueError, match=allowed):
         build_encoder(architecture, "random", pooling=pooling)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "reason"),
+    [
+        ("tokens", {"vision_cfg.pool_type": "none"}, r"an image gets \(17, 128\) numbers, not \(128,\)"),
+        ("pooled-twice", {"vision_cfg.attentional_pool": "parallel"}, r"an image gets \(1, 128\) numbers"),
+        ("pooled-and-tokens", {"vision_cfg.output_tokens": True}, "'tuple' object has no attribute"),
+    ],
+)
+def test_a_tower_that_gives_no_descriptors_is_refused(name, settings, reason, architecture):
+    with pytest.raises(ValueError, match=f"{name} with these weights cannot be an encoder: {reason}"):
+        build_encoder(architecture(name, settings), "random")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("mean-of-tokens", {"vision_cfg.pool_type": "avg", "vision_cfg.no_ln_pre": True}),
+        ("own-epsilon", {"vision_cfg.norm_kwargs": {"eps": 1e-3}}),
+        ("own-quickgelu", {"quick_gelu": True}),
+        ("large-patches", {"vision_cfg.patch_size": 128, "vision_cfg.image_size": 256}),
+        ("text-bias", {"text_cfg.proj_bias": True}),
+    ],
+)
+def test_a_tower_of_an_unusual_architecture_is_restored_bit_for_bit(name, settings, architecture):
+    encoder = build_encoder(architecture(name, settings), "random").eval()
+    assert encoder.spec.architecture == name
+    again = restore_encoder(spec_from_json(spec_to_json(encoder.spec)), encoder.state_dict())
+    images = torch.randn(2, 3, *encoder.image_size)
+    assert torch.equal(encoder(images), again(images))
+
+
+def test_a_backbone_that_its_architecture_does_not_give_back_is_refused(tmp_path, monkeypatch):
+    """Weights of a tag that needs QuickGELU, of an architecture that open_clip has with GELU only."""
+    torch.save(load_clip("tiny-vit", "random").state_dict(), tmp_path / "clip.pt")
+    tags = {"quick": {"file": str(tmp_path / "clip.pt"), "quick_gelu": True}}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-vit", tags)
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", {"tiny-vit": open_clip.get_model_config("tiny-vit")})
+    with pytest.raises(ValueError, match="tiny-vit-quickgelu with these weights cannot be an encoder: Model config"):
+        build_encoder("tiny-vit", "quick")

@@ -23,7 +23,7 @@ def naive_logits(kind, head, descriptors, labels):
             if kind == "linear":
                 row.append((descriptor * weight).sum() + head.bias[index])
             elif kind == "cosface":
-                row.append(30 * (cos - 0.4 * (index == label)))
+                row.append(30 * (cos - 0.4 * int(index == label)))
             elif index != label:
                 row.append(30 * cos)
             elif torch.acos(cos) + 0.4 <= math.pi:
@@ -68,6 +68,23 @@ def test_the_margin_lowers_only_the_logit_of_the_right_class(kind):
     right = torch.nn.functional.one_hot(labels, 5).bool()
     assert (difference[right] < -1e-3).all()
     torch.testing.assert_close(difference[~right], torch.zeros(12), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["cosface", "arcface"])
+def test_the_margin_is_exact_in_every_precision(kind, dtype):
+    torch.manual_seed(0)
+    head, descriptors = build_head(kind, 6, 5, 1.0, 0.4).to(dtype), torch.randn(4, 6).to(dtype)
+    rows, labels, exact = torch.arange(4), torch.tensor([0, 4, 2, 3]), torch.promote_types(dtype, torch.float32)
+    found = head(descriptors, labels)
+    cosines = torch.nn.functional.linear(
+        torch.nn.functional.normalize(descriptors), torch.nn.functional.normalize(head.weight)
+    ).double()
+    right = cosines[rows, labels]
+    wanted = right - 0.4 if kind == "cosface" else torch.cos(torch.acos(right) + 0.4)
+    torch.testing.assert_close(found[rows, labels].double(), wanted, rtol=0, atol=4 * torch.finfo(exact).eps)
+    others = torch.nn.functional.one_hot(labels, 5) == 0
+    assert torch.equal(found[others].double(), cosines[others])
 
 
 def test_an_unknown_kind_is_refused_with_the_known_ones():

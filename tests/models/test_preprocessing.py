@@ -55,3 +55,15 @@ def test_five_crops_are_the_corners_and_the_middle():
     left, right = crops[:, 0, 0, 0].tolist(), crops[:, 0, 0, -1].tolist()
     assert left == pytest.approx([0, 128, 0, 128, 64], abs=2)
     assert right == pytest.approx([126, 255, 126, 255, 190], abs=2)
+
+
+@pytest.mark.parametrize("kind", ["single_query", "central_crop", "five_crops", "nearest_crop", "maj_voting"])
+@pytest.mark.parametrize("own", [(1, 65_000), (65_000, 1), (1, 51), (102, 2)])
+def test_an_image_that_is_too_thin_to_keep_its_aspect_is_refused(kind, own):
+    thin = torch.zeros(3, *own, dtype=torch.uint8)
+    with pytest.raises(
+        ValueError, match=rf"{own[0]} x {own[1]} pixels are too thin for {kind}: one side may be 50 times"
+    ):
+        preprocess_image(thin, kind, (224, 224))
+    assert preprocess_image(thin, "hard_resize", (224, 224)).shape == (3, 224, 224)
+    assert preprocess_image(torch.zeros(3, 2, 100, dtype=torch.uint8), kind, (8, 8)).shape[-2] == 8

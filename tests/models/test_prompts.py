@@ -1,9 +1,12 @@
+import re
+
+import open_clip
 import pytest
 import torch
 from open_clip import SimpleTokenizer
 
 from progeo.models.clip import load_clip
-from progeo.models.prompts import PromptLearner, encode_text
+from progeo.models.prompts import PromptLearner, encode_text, load_prompt_clip
 from progeo.models.text_tower import encode_beginning
 
 SENTENCE = "A photo of a X X X X street."
@@ -116,3 +119,62 @@ def test_texts_in_several_pieces_are_the_same_as_one_by_one(clip):
     labels = torch.arange(300)
     one_by_one = torch.cat([learner(label) for label in labels[[0, 255, 256, 299], None]])
     torch.testing.assert_close(learner(labels)[[0, 255, 256, 299]], one_by_one, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "unusual"),
+    [
+        ("last", {"text_cfg.pool_type": "last"}, "(pool_type last)"),
+        ("first", {"text_cfg.pool_type": "first"}, "(pool_type first)"),
+        ("eos", {"text_cfg.pool_type": "eos"}, "(pool_type eos)"),
+        ("all-tokens", {"text_cfg.pool_type": "none"}, "(pool_type none)"),
+        ("not-causal", {"text_cfg.no_causal_mask": True}, "(no_causal_mask True)"),
+        ("class-token", {"text_cfg.embed_cls": True}, "(embed_cls True)"),
+        ("bias", {"text_cfg.proj_bias": True}, "(proj_bias True)"),
+        ("no-projection", {"text_cfg.proj_type": "none", "text_cfg.width": 128}, "(proj_type none)"),
+        ("norm-of-queries", {"text_cfg.qk_norm": True}, "(qk_norm True)"),
+        ("few-words", {"text_cfg.vocab_size": 32000}, "(vocab_size 32000)"),
+        ("no-signs", {"text_cfg.tokenizer_kwargs": {"clean": "canonicalize"}}, "{'clean': 'canonicalize'})"),
+        ("with-capitals", {"text_cfg.tokenizer_kwargs": {"clean": "whitespace"}}, "{'clean': 'whitespace'})"),
+        ("other-tokens", {"text_cfg.hf_tokenizer_name": "nobody/nothing"}, "(hf_tokenizer_name nobody/nothing)"),
+    ],
+)
+def test_a_clip_whose_texts_prompts_would_not_reproduce_is_refused_with_what_is_unusual(
+    name, settings, unusual, architecture
+):
+    sentence = (
+        f"Prompts cannot be learned for {name}: its texts are not encoded as those of OpenAI's CLIP are .*"
+        f"{re.escape(unusual)}. Use one such as RN50"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        load_prompt_clip(architecture(name, settings), "random")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("end-of-text", {"text_cfg.pool_type": "eos", "text_cfg.eos_id": 49407}),
+        ("more-words", {"text_cfg.vocab_size": 50000}),
+        ("other-epsilon", {"text_cfg.norm_kwargs": {"eps": 1e-3}}),
+        ("layer-scale", {"text_cfg.ls_init_value": 0.1}),
+    ],
+)
+def test_a_clip_whose_texts_prompts_reproduce_is_accepted_however_it_is_built(name, settings, architecture):
+    clip = load_prompt_clip(architecture(name, settings), "random", 64, seed=3)
+    ids = open_clip.get_tokenizer(name)(["A narrow street."])
+    torch.testing.assert_close(encode_text(clip, ["A narrow street."]), clip.encode_text(ids))
+
+
+@pytest.mark.parametrize("name", [name for name in open_clip.list_models() if re.search("worldwide|CLIPA", name)])
+def test_clips_of_other_tokens_are_refused_before_weights_are_fetched(name):
+    for tag in (*open_clip.list_pretrained_tags_by_model(name), "random"):
+        with pytest.raises(ValueError, match=f"Prompts cannot be learned for {name}: .*hf_tokenizer_name"):
+            load_prompt_clip(name, tag)
+
+
+def test_weights_that_are_not_numbers_are_refused(tmp_path):
+    clip = load_clip("tiny-vit", "random")
+    clip.text_projection.data[0] = torch.nan
+    torch.save(clip.state_dict(), tmp_path / "clip.pt")
+    with pytest.raises(ValueError, match=r"Prompts cannot be learned for tiny-vit: .* OpenAI's CLIP are\. Use"):
+        load_prompt_clip("tiny-vit", str(tmp_path / "clip.pt"))

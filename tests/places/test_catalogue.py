@@ -1,13 +1,17 @@
 import pickle
+import re
 import shutil
 import time
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from progeo.places.catalogue import (
     Catalogue,
     build_catalogue,
+    check_zones,
     index_catalogue,
     open_catalogue,
     positions_m,
@@ -32,6 +36,33 @@ def test_images_are_found_below_the_folder_in_any_case_and_sorted(tmp_path):
     assert catalogue.table["path"].to_pylist() == sorted(catalogue.table["path"].to_pylist())
     assert sorted(catalogue.east) == [1, 2, 3]
     assert all(catalogue.path(row).is_file() for row in range(3))
+
+
+@pytest.mark.parametrize(
+    ("positions", "names", "east"),
+    [
+        ("optional", [name(3), name(7)], [3, 7]),
+        ("optional", [name(3), "b.jpg", f"deep/{name(7)}", "@deep/c.jpg"], [3, np.nan, np.nan, 7]),
+        ("optional", ["a.jpg", "b.jpg"], [np.nan, np.nan]),
+        ("ignored", ["@holiday.jpg", name(3)], [np.nan, np.nan]),
+    ],
+)
+def test_names_that_need_no_position_give_none_where_they_say_none(positions, names, east, tmp_path):
+    touch(tmp_path, *names)
+    catalogue = read_catalogue(tmp_path, positions=positions)
+    assert catalogue.table["path"].to_pylist() == sorted(names)
+    np.testing.assert_array_equal(catalogue.east, east)
+    np.testing.assert_array_equal(catalogue.zone, np.where(np.isnan(east), 0, 10))
+    assert catalogue.table.schema == build_catalogue(tmp_path, [name(3)]).table.schema
+
+
+@pytest.mark.parametrize(
+    ("positions", "names"), [("required", ["a.jpg", name(3)]), ("optional", ["@a@b@.jpg", "c.jpg"])]
+)
+def test_names_that_should_say_a_position_and_do_not_are_refused(positions, names, tmp_path):
+    touch(tmp_path, *names)
+    with pytest.raises(ValueError, match=r"does not follow the naming convention .* field 1 \(east\)"):
+        read_catalogue(tmp_path, positions=positions)
 
 
 def test_a_list_beside_the_folder_is_read_instead_of_the_disk(tmp_path):
@@ -142,6 +173,158 @@ def test_images_of_two_zones_are_far_apart_wherever_one_of_them_is_asked_for(tmp
     np.testing.assert_array_equal(positions_m(here)[0], positions_m(there)[0])
     assert np.linalg.norm(np.subtract(*positions_m(here, there))) == 1e6
     assert np.linalg.norm(np.diff(positions_m(both)[0], axis=0)) == 1e6
+
+
+Z10, Z11, NONE, NOWHERE = "10@S", "11@S", "@", "nowhere"
+
+
+def in_zones(folder, *zones):
+    """One image in each zone; NOWHERE is one without a position, as of ground truth without coordinates."""
+    catalogue = build_catalogue(folder, [f"{row}/@{row + 1}@4000000@{zone}@.jpg" for row, zone in enumerate(zones)])
+    table = catalogue.table
+    for name in ("east", "north"):
+        values = np.where(np.array(zones) == NOWHERE, np.nan, table[name].to_numpy())
+        table = table.set_column(table.column_names.index(name), name, pa.array(values))
+    return Catalogue(folder, table)
+
+
+@pytest.mark.parametrize(
+    ("database", "queries", "refused"),
+    [
+        ([Z10, Z10], [Z10], None),
+        ([NONE, NONE], [NONE], None),
+        ([Z10, Z11], [Z10], None),
+        ([Z10, Z10], [NONE], None),  # one zone is known of all
+        ([Z10, NONE], [Z10], None),
+        ([NONE, NONE], [Z11], None),
+        ([Z10, Z11], [NOWHERE], None),
+        ([Z10, NOWHERE], [Z11], None),
+        ([Z10, Z11], [NONE, NONE], "2 of 2 images of queries have no UTM zone, such as 0/"),
+        ([Z10, NONE, NONE, Z10], [Z11], "2 of 4 images of database have no UTM zone, such as 1/"),
+        ([Z10, NONE], [Z11, Z10], "1 of 2 images of database have no UTM zone, such as 1/"),
+        ([NONE, NONE], [Z10, Z11], "2 of 2 images of database have no UTM zone"),
+        ([Z10, Z11, NONE], [], "1 of 3 images of database have no UTM zone, such as 2/"),
+        ([Z10, Z11], [NOWHERE, NONE], "1 of 2 images of queries have no UTM zone, such as 1/"),
+    ],
+)
+def test_images_without_a_zone_are_refused_where_the_others_lie_in_several(tmp_path, database, queries, refused):
+    catalogues = [in_zones(tmp_path / "database", *database)]
+    if queries:
+        catalogues.append(in_zones(tmp_path / "queries", *queries))
+    if refused is None:
+        check_zones(*catalogues)
+        east = np.concatenate(positions_m(*catalogues))[:, 0]
+        known = [zone for zone in {*database, *queries} if zone in (Z10, Z11)]
+        shift = {Z10: 10e6, Z11: 11e6} if len(known) == 2 else {}
+        names = [*enumerate(database), *enumerate(queries)]
+        expected = [np.nan if zone == NOWHERE else row + 1 + shift.get(zone, 0) for row, zone in names]
+        np.testing.assert_array_equal(east, expected)
+        return
+    words = re.escape(refused.replace("images of ", f"images of {tmp_path}/"))
+    for function in (check_zones, positions_m):
+        with pytest.raises(ValueError, match=rf"^{words}.* lie in zones 10, 11: .*`progeo dataset from-table`"):
+            function(*catalogues)
+
+
+def test_zones_that_are_measured_apart_are_said(tmp_path, caplog):
+    caplog.set_level("INFO")
+    check_zones(in_zones(tmp_path, Z10, Z10), in_zones(tmp_path, NONE))
+    assert not caplog.records
+    check_zones(in_zones(tmp_path, Z11), in_zones(tmp_path, Z10))
+    assert [record.getMessage() for record in caplog.records] == [
+        "images lie in UTM zones 10, 11: those of two zones count as 1000 km apart and more"
+    ]
+
+
+def test_degrees_tell_how_far_apart_images_are_whatever_their_zones(tmp_path):
+    catalogue = in_zones(tmp_path, Z10, Z11, NONE)
+    degrees = {"latitude": [50.0, 50.0, 50.0], "longitude": [5.9999, 6.0001, 6.0003]}
+    table = catalogue.table
+    for name, values in degrees.items():
+        table = table.append_column(name, pa.array(values))
+    (positions,) = positions_m(Catalogue(tmp_path, table))
+    np.testing.assert_allclose(np.linalg.norm(np.diff(positions, axis=0), axis=1), 14.34, atol=0.02)
+
+
+def test_a_training_set_and_an_index_refuse_them_too(tmp_path):
+    names = [f"@{row}@4000000@{zone}@.jpg" for row, zone in enumerate((Z10, Z11, NONE))]
+    touch(tmp_path / "train", *names)
+    settings = {"cell_side_m": 20, "heading_bin_deg": 360, "groups_per_side": 2, "groups_per_heading": 1}
+    with pytest.raises(ValueError, match=r"1 of 3 images of .*train have no UTM zone"):
+        build_partition(read_catalogue(tmp_path / "train"), **settings, min_images_per_class=1, num_groups=None)
+    with pytest.raises(ValueError, match=r"1 of 3 images of .*train have no UTM zone"):
+        index_catalogue(tmp_path / "train")
+    assert [path.name for path in tmp_path.iterdir()] == ["train"]
+
+
+def test_an_index_elsewhere_stands_for_the_folder(tmp_path, monkeypatch):
+    folder, out = tmp_path / "disk/train", tmp_path / "mine/train"
+    touch(folder, f"a/{name(2)}", name(1))
+    monkeypatch.chdir(tmp_path)
+    assert index_catalogue(folder.relative_to(tmp_path), out) == tmp_path / "mine/train.arrow"
+    monkeypatch.chdir("/")
+    catalogue = read_catalogue(out)
+    assert (catalogue.folder, sorted(catalogue.east)) == (folder, [1, 2])
+    assert catalogue.path(0).is_file()
+    assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["train"]
+    time.sleep(0.01)
+    touch(folder, f"a/{name(3)}")
+    again = re.escape(f"run `progeo dataset index {folder} --out {out}` again.")
+    with pytest.raises(ValueError, match=rf"train/a changed since .*mine/train\.arrow was made: {again}$"):
+        read_catalogue(out)
+    assert len(read_catalogue(folder)) == 3
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_an_index_that_skipped_links_to_folders_is_refused_but_of_a_list(tmp_path, listed):
+    touch(tmp_path / "train", name(1))
+    if listed:
+        (tmp_path / "train_images_paths.txt").write_text(name(1))
+    index = index_catalogue(tmp_path / "train")
+    catalogue = read_catalogue(tmp_path / "train")
+    about = {"seen": {} if listed else {".": (tmp_path / "train").stat().st_mtime_ns}}
+    about["list"] = (tmp_path / "train_images_paths.txt").stat().st_mtime_ns if listed else None
+    Catalogue(tmp_path / "train", catalogue.table.combine_chunks()).save(index, about)
+    if listed:
+        assert len(read_catalogue(tmp_path / "train")) == 1
+        return
+    with pytest.raises(ValueError, match=r"was made when links to folders were skipped.*: run `progeo dataset index"):
+        read_catalogue(tmp_path / "train")
+
+
+def test_the_folder_that_one_is_in_has_a_name_too(tmp_path, monkeypatch):
+    touch(tmp_path / "set", name(1), "a/b.txt")
+    for here, there in (("set", "."), ("set/a", "..")):
+        monkeypatch.chdir(tmp_path / here)
+        assert read_catalogue(Path(there)).east.tolist() == [1]
+        assert index_catalogue(Path(there)) == tmp_path / "set.arrow"
+        (tmp_path / "set.arrow").unlink()
+
+
+def test_a_list_of_windows_is_read_where_its_paths_lie_there(tmp_path):
+    touch(tmp_path / "train", f"a/b/{name(1)}", name(2), f"odd\\{name(3)}")
+    listing = tmp_path / "train_images_paths.txt"
+    listing.write_bytes(f"{name(2)}\r\na\\b\\{name(1)}\r\n".encode())
+    assert read_catalogue(tmp_path / "train").table["path"].to_pylist() == [name(2), f"a/b/{name(1)}"]
+    listing.write_text(f"odd\\{name(3)}\n")  # a file that is called so
+    catalogue = read_catalogue(tmp_path / "train")
+    assert catalogue.table["path"].to_pylist() == [f"odd\\{name(3)}"]
+
+
+def test_a_list_that_is_not_utf_8_is_named(tmp_path):
+    touch(tmp_path / "train", name(1))
+    (tmp_path / "train_images_paths.txt").write_bytes(f"{name(1)}\n".encode() + b"caf\xe9.jpg\n")
+    with pytest.raises(ValueError, match=r"The list .*train_images_paths.txt cannot be read: .*UTF8"):
+        read_catalogue(tmp_path / "train")
+
+
+def test_a_folder_is_named_where_fields_of_its_names_are_absent(tmp_path, caplog):
+    names = [f"a/@{row}@2@front_{row}@.jpg" for row in range(5)]
+    touch(tmp_path / "train", *names)
+    assert read_catalogue(tmp_path / "train").zone.tolist() == [0] * 5
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"{tmp_path}/train: 5 of them have something else than a UTM zone")
+    assert record.getMessage().endswith("'front_0' in 'a/@0@2@front_0@.jpg'")
 
 
 def test_an_index_of_a_linked_folder_looks_at_the_list_beside_the_link(tmp_path):

@@ -46,17 +46,88 @@ def test_absent_fields_are_absent_and_folders_are_not_read(name, east, heading):
         ("@x@2@.jpg", ["field 1 (east)", "got 'x'"]),
         ("@1@nan@@.jpg", ["field 2 (north)", "got 'nan'"]),
         ("@1@inf@@.jpg", ["field 2 (north)", "got 'inf'"]),
-        ("@1@2@61@.jpg", ["field 3 (zone)", "from 1 to 60", "got '61'"]),
-        ("@1@2@10.5@.jpg", ["field 3 (zone)", "got '10.5'"]),
+        ("a/@1@b@.jpg", ["'a/@1@b@.jpg'", "field 2 (north)", "got 'b'"]),  # the path from the folder
+        ("front@0001@.jpg", ["field 2 (north)", "got ''", "`progeo dataset from-table` and `from-photos`"]),
+        ("@@1@2@.jpg", ["field 1 (east)", "got ''"]),
         ("@1@2\n@.jpg", ["'@1@2\\n@.jpg' has a line break in it"]),
         ("@1@2@.jpg\n" + SF, ["has a line break in it"]),
-        ("@1@2@@@@@@@north@.jpg", ["field 9 (heading)", "degrees clockwise from north", "got 'north'"]),
+        ("a/@1@2@front\r@.jpg", ["'a/@1@2@front\\r@.jpg' has a line break in it"]),
     ],
 )
 def test_a_name_outside_the_convention_is_refused_with_file_field_and_expectation(name, words):
     with pytest.raises(ValueError) as error:
         parse_names([SF, name])
     assert all(word in str(error.value) for word in words)
+
+
+@pytest.mark.parametrize(
+    ("text", "zone", "number"),
+    [
+        ("", 0, np.nan),
+        ("front_0001", 0, np.nan),
+        ("0007", 0, 7),  # a frame, not a zone of two digits
+        ("7", 7, 7),
+        ("07", 7, 7),
+        ("60", 60, 60),
+        ("10.0", 10, 10),
+        (" 10\t", 10, 10),
+        ("0", 0, 0),
+        ("00", 0, 0),
+        ("61", 0, 61),
+        ("100", 0, 100),
+        ("10.5", 0, 10.5),
+        ("-1", 0, -1),
+        ("+5", 0, 5),
+        ("10S", 0, np.nan),
+        ("1e1", 0, 10),
+        (".5", 0, 0.5),
+        ("1e", 0, np.nan),
+        ("1,5", 0, np.nan),
+        ("1_0", 0, np.nan),
+        ("0x10", 0, np.nan),
+        ("inf", 0, np.nan),
+        ("-Infinity", 0, np.nan),
+        ("1e999", 0, np.nan),
+        ("nan", 0, np.nan),
+        ("\u0663", 0, np.nan),  # a digit, but not of ours
+        ('"10', 0, np.nan),
+        ("caf\u00e9 'au lait'", 0, np.nan),
+        ("\\N", 0, np.nan),
+        ("#", 0, np.nan),
+    ],
+)
+def test_free_text_in_any_field_leaves_that_one_absent_and_all_others_as_they_are(text, zone, number):
+    fields = ["1.5", "2", "10", "S", "3", "4", "p", "t", "5", "6", "7", "8", "9", "n"]
+    names = [f"d@3/@{'@'.join([*fields[:at], text, *fields[at + 1 :]])}@.jpg" for at in range(2, len(fields))]
+    for cut in (names, [names[0]], [*names, BARE, "@1.5@2@.jpg"]):  # alike, alone and among others
+        parsed = parse_names(cut)
+        for row, name in enumerate(cut[: len(names)]):
+            expected = dict(zip(FIELDS, fields, strict=True))
+            changed = FIELDS[row + 2]
+            for field in FIELDS:
+                value = getattr(parsed, field)[row]
+                if field in ("letter", "pano_id", "tile", "timestamp", "note"):
+                    assert value == (text if field == changed else expected[field]), name
+                elif field == changed:
+                    np.testing.assert_equal(value, zone if field == "zone" else number, err_msg=name)
+                else:
+                    assert value == float(expected[field]), name
+
+
+def test_what_does_not_parse_is_said_once_for_each_field_with_a_count_and_an_example(caplog):
+    names = [f"a/@1@2@front_{row:04}@S@37@-122@@@{'left' if row == 3 else row}@.jpg" for row in range(5)]
+    parse_names([*names, SF, BARE])
+    assert [record.getMessage() for record in caplog.records] == [
+        "names: 5 of them have something else than a UTM zone from 1 to 60 in field 3 (zone), absent there, for "
+        "example 'front_0000' in 'a/@1@2@front_0000@S@37@-122@@@0@.jpg'",
+        "names: 1 of them have something else than a number of degrees clockwise from north in field 9 (heading), "
+        "absent there, for example 'left' in 'a/@1@2@front_0003@S@37@-122@@@left@.jpg'",
+    ]
+
+
+def test_names_of_the_convention_are_parsed_without_a_word(caplog):
+    parse_names([SF, BARE, "@1@2@.jpg", "@1@2@@nan@.jpg"])
+    assert not caplog.records
 
 
 def test_formatting_is_the_inverse_of_parsing():

@@ -34,7 +34,11 @@ def test_zones_and_hemispheres_are_told_apart_and_no_zone_is_no_place():
         ("@500000@4000000@@@36.1@-123.2@.jpg", (36.1, -123.2)),
         ("@500000@4000000@10@S@.jpg", utm.to_latlon(500_000, 4_000_000, 10, northern=True)),
         ("@500000@6000000@56@H@.jpg", utm.to_latlon(500_000, 6_000_000, 56, northern=False)),
-        ("@500000@4000000@10@.jpg", utm.to_latlon(500_000, 4_000_000, 10, northern=True)),
+        ("@500000@6000000@56@h@.jpg", utm.to_latlon(500_000, 6_000_000, 56, northern=False)),
+        ("@500000@4000000@10@.jpg", (np.nan, np.nan)),  # 36 N or 54 S
+        ("@500000@9500000@10@.jpg", utm.to_latlon(500_000, 9_500_000, 10, northern=False)),  # beyond 84 N
+        ("@500000@4000000@10@T@.jpg", (np.nan, np.nan)),  # T begins at 40 N
+        ("@500000@4000000@10@K@36.1@-123.2@.jpg", (36.1, -123.2)),  # what contradicts itself is not taken
         ("@500000@4000000@.jpg", (np.nan, np.nan)),
     ],
 )

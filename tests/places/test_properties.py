@@ -64,6 +64,30 @@ def test_names_with_fields_of_any_number_are_read_together_as_one_by_one(rows):
         assert columns["note"][index] == fields.get("note", "")
 
 
+@given(st.lists(st.lists(TEXT | METRES.map(str) | st.integers(0, 99).map(str), max_size=18), max_size=8))
+def test_names_with_free_text_are_read_together_as_one_by_one(rows):
+    names = [f"@1@2@{''.join(f'{value}@' for value in values)}.jpg" for values in rows]
+    columns = parse_columns(names, FIELDS)
+    for index, values in enumerate(rows):
+        fields = dict(zip(FIELDS[2:], values, strict=False))
+        for field in ("letter", "pano_id", "tile", "timestamp", "note"):
+            assert columns[field][index] == fields.get(field, "")
+        for field in ("latitude", "longitude", "heading", "pitch", "roll", "height"):
+            np.testing.assert_equal(columns[field][index], number_in(fields.get(field, "")))
+        zone = number_in(fields.get("zone", ""))
+        is_zone = zone in range(1, 61) and len(fields["zone"].strip(" \t").partition(".")[0]) <= 2
+        assert columns["zone"][index] == (zone if is_zone else 0)
+
+
+def number_in(text):
+    """As Python reads it, but for digits of other scripts and for what is not finite."""
+    try:
+        number = float(text) if text.isascii() and "_" not in text else np.nan
+    except ValueError:
+        return np.nan
+    return number if np.isfinite(number) else np.nan
+
+
 @given(
     images=IMAGES,
     cell_side_m=st.integers(1, 50),

@@ -82,9 +82,9 @@ def test_columns_may_have_other_names_and_metres_and_headings_may_be_missing(tmp
         (
             "path,latitude,longitude",
             [("0.jpg", 1, 2), ("1.jpg", 122.4, 37.8)],
-            "Image 2: its latitude must be",
+            "1.jpg, row 2: its latitude must be",
         ),
-        ("path,latitude,longitude", [("0.jpg", 1, "")], "Image 1: its longitude must be .* got nan"),
+        ("path,latitude,longitude", [("0.jpg", 1, "")], "none of 1 rows has a position: 0.jpg, row 1 has no longitude"),
         ("path,latitude,longitude", [("0.jpg", "north", 2)], "the column latitude must hold numbers"),
         ("path,east,north", [("0.jpg", 1, 2), ("9.jpg", 1, 2)], "1 of 2 images are not in .*, the first is 9.jpg"),
         ("path,east,north", [("0.jpg", 1, "")], "row 1 has no north"),
@@ -209,6 +209,22 @@ def test_photos_tell_their_place_direction_and_time(tmp_path):
     assert photos.catalogue.table["time"].to_pylist() == ["2024:05:06 07:08:09", ""]
 
 
+def test_one_photo_of_a_holiday_is_named_and_the_walk_is_read(tmp_path):
+    for minute in range(10):
+        photograph(tmp_path / f"{minute}.jpg", 45 + minute / 60, 107.7 if minute == 5 else 7.7)
+    photos = read_photos(tmp_path)
+    assert photos.far_away == ("5.jpg",)
+    assert photos.catalogue.table["path"].to_pylist() == [f"{minute}.jpg" for minute in range(10) if minute != 5]
+    assert np.ptp(photos.catalogue.north) == pytest.approx(9 * 1852, rel=0.01)  # minutes of latitude
+
+
+def test_photos_of_two_cities_are_refused_with_the_first_of_the_other(tmp_path):
+    for minute in range(6):
+        photograph(tmp_path / f"{minute}.jpg", 45, 7.7 if minute < 4 else 107.7)
+    with pytest.raises(ValueError, match=r"4\.jpg is at longitude 107\.7.*Make one set of each city"):
+        read_photos(tmp_path)
+
+
 def test_photos_without_any_place_are_refused(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
     with pytest.raises(ValueError, match=r"None of the 1 photos .* says where it was taken"):
@@ -315,6 +331,46 @@ def test_files_that_are_no_dbstruct_are_refused(tmp_path, struct_images):
     ):
         with pytest.raises(ValueError, match=words):
             read_dbstruct(tmp_path / f"{name}.mat", struct_images)
+
+
+@pytest.mark.parametrize("save", [save_v5, save_v73])
+def test_a_broken_dbstruct_is_one_sentence(tmp_path, struct_images, save):
+    save(tmp_path / "good.mat", STRUCT)
+    good, broken = (tmp_path / "good.mat").read_bytes(), tmp_path / "broken.mat"
+    half = len(good) // 2
+    for content in (
+        b"<!DOCTYPE html>\n<html><body>404</body></html>\n" * 10,
+        b"",
+        good[:100],
+        good[:half],
+        good[:half] + bytes(len(good) - half),
+    ):
+        broken.write_bytes(content)
+        with pytest.raises(ValueError, match=r"broken\.mat is no \.mat file, or a truncated one: "):
+            read_dbstruct(broken, struct_images)
+
+
+def test_a_dbstruct_whose_packed_bytes_changed_is_one_sentence(tmp_path, struct_images):
+    names = {name: np.array(STRUCT[name], object) for name in ("dbImageFns", "qImageFns")}
+    scipy.io.savemat(tmp_path / "pitts.mat", {"dbStruct": STRUCT | names}, do_compression=True)
+    content = bytearray((tmp_path / "pitts.mat").read_bytes())
+    content[200] ^= 255
+    (tmp_path / "pitts.mat").write_bytes(content)
+    with pytest.raises(ValueError, match="or a truncated one: Error -3 while decompressing"):
+        read_dbstruct(tmp_path / "pitts.mat", struct_images)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"dbImageFns": np.arange(3.0)}, "dbImageFns must hold the names of images"),
+        ({"utmDb": ["a", "b", "c"]}, "utmDb must hold numbers"),
+    ],
+)
+def test_a_dbstruct_with_fields_of_another_kind_is_refused(tmp_path, struct_images, fields, words):
+    save_v5(tmp_path / "pitts.mat", STRUCT | fields)
+    with pytest.raises(ValueError, match=words):
+        read_dbstruct(tmp_path / "pitts.mat", struct_images)
 
 
 def save_arrays(folder, truth):

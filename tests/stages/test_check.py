@@ -113,3 +113,62 @@ def test_metres_without_a_zone_are_not_misplaced_as_nordlands_are_not(tmp_path):
             tmp_path / f"@0@{frame * 25 / 10.5:07.1f}@@@@@{frame}@@@@@@@@.jpg"
         )
     assert not check_dataset(DatasetCheckSettings(tmp_path))["sets"][tmp_path.name]["misplaced"]
+
+
+def draw(folder, *names):
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(names):
+        Image.new("RGB", (64, 64), (number, 0, 0)).save(folder / name)
+
+
+def misplaced(folder):
+    return check_dataset(DatasetCheckSettings(folder))["sets"][folder.name]["misplaced"]
+
+
+def test_positions_of_a_local_map_are_not_misplaced(tmp_path):
+    draw(tmp_path, *(f"@{-50 + 20 * n}.00@{-30 + n}.00@.jpg" for n in range(6)))
+    assert not misplaced(tmp_path)
+
+
+def test_images_on_both_sides_of_the_equator_agree_with_their_degrees(tmp_path):
+    """North of it 110.57 m are 0.001 degrees; all of a set may count from either origin."""
+    draw(
+        tmp_path,
+        "@166025.98@110.68@31@N@0.00100@0.00004@.jpg",
+        "@166025.98@9999889.32@31@M@-0.00100@0.00004@.jpg",
+        "@166025.98@-110.68@31@M@-0.00100@0.00004@1@.jpg",
+        "@166025.98@10000110.68@31@N@0.00100@0.00004@1@.jpg",
+        "@166025.98@9999889.32@31@N@0.00100@0.00004@2@.jpg",
+    )
+    found = misplaced(tmp_path)
+    assert list(found) == ["@166025.98@9999889.32@31@N@0.00100@0.00004@2@.jpg"]
+    assert found.popitem()[1].startswith("its degrees are 221 m from its UTM position")
+
+
+def test_letters_that_contradict_and_degrees_that_cannot_be_are_misplaced(tmp_path):
+    wrong = ["@550000@4180000@10@K@.jpg", "@550001@4180000@10@S@-122.43@37.77@.jpg"]
+    draw(tmp_path, "@550002@4180000@10@S@.jpg", *wrong)
+    assert list(misplaced(tmp_path).items()) == [
+        (wrong[0], "its letter contradicts its north 4180000 m"),
+        (wrong[1], "latitude -122.43, longitude 37.77 cannot be"),
+    ]
+
+
+def test_zeros_are_flagged_by_table_and_check_and_stay_out_of_the_map(tmp_path, capsys):
+    draw(tmp_path / "images", *(f"{row}.jpg" for row in range(30)))
+    rows = [f"{row}.jpg,{52.2 + row / 1e5:.5f},0.11409" for row in range(28)]
+    rows += ["28.jpg,0,0", "29.jpg,0.0,0.0"]
+    (tmp_path / "places.csv").write_text("path,lat,lon\n" + "\n".join(rows) + "\n")
+    own = tmp_path / "own"
+    main(["dataset", "from-table", str(tmp_path / "places.csv"), str(own), "--images", str(tmp_path / "images")])
+    said = capsys.readouterr().err
+    assert "center 52.20014, 0.11409; 0 m from west to east, 30 m from south to north" in said
+    assert "https://www.openstreetmap.org/?mlat=52.20014&mlon=0.11409" in said
+    assert "2 of 30 images are misplaced, the first is 28.jpg: it is at 0, 0" in said
+    main(["dataset", "check", str(own), "--out", str(tmp_path / "out")])
+    found = json.loads((tmp_path / "out/check.json").read_text())["sets"]["own"]
+    assert list(found["misplaced"]) == ["28.jpg", "29.jpg"]
+    assert found["map_link"].startswith("https://www.openstreetmap.org/?mlat=52.20014")
+    page = (tmp_path / "out/check.html").read_text()
+    assert 'href="https://www.openstreetmap.org/?mlat=52.20014&amp;mlon=0.11409' in page
+    assert "squares of 1 m" in page

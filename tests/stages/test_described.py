@@ -36,7 +36,7 @@ def colors(tmp_path):
             describer,
             read_catalogue(folder),
             start_accelerator("no"),
-            cache=Cache(tmp_path / cache, "float32", "cache"),
+            cache=Cache(tmp_path / cache, "float32", "cache", "max_unreadable_fraction"),
             batch_size=batch_size,
             num_workers=0,
             max_unreadable_fraction=allowed,
@@ -132,14 +132,30 @@ def test_no_description_depends_on_how_many_others_there_are(tmp_path):
         return torch.zeros(len(images), 1)
 
     def described(count, folder, kind="hard_resize"):
-        paint(tmp_path / folder, range(count), size=(40, 40))
+        catalogue = read_catalogue(paint(tmp_path / folder, range(count), size=(40, 40)))
         describer = Describer(describe, "sizes", 1, (40, 40), kind, {})
-        cache = Cache(tmp_path / "cache", "float32", "cache")
+        cache = Cache(tmp_path / "cache", "float32", "cache", "max_unreadable_fraction")
         del sizes[:]
-        catalogue = read_catalogue(tmp_path / folder)
-        described_once(describer, catalogue, start_accelerator("no"), cache=cache, batch_size=4, num_workers=0)
+        how = {"cache": cache, "batch_size": 4, "num_workers": 0, "max_unreadable_fraction": 0.0}
+        described_once(describer, catalogue, start_accelerator("no"), **how)
         return sizes
 
     assert described(9, "nine") == [4, 4, 4]
     assert described(3, "three") == [3]
     assert described(9, "shapes", "native") == [4, 4, 1]
+
+
+def test_a_cache_of_a_time_when_no_content_was_read_is_used_where_the_images_lie_as_they_did(colors, tmp_path):
+    here = paint(tmp_path / "here", [1, 2, 3])
+    colors(here, num_described=True)
+    (files,) = (tmp_path / "cache").glob("*/files.npy")
+    seen = np.load(files)
+    np.save(files, np.stack([seen["size"], seen["changed_ns"]], axis=1))
+    assert colors(here, num_described=False) == [1, 2, 3]
+    here.rename(tmp_path / "there")
+    assert colors(tmp_path / "there", num_described=True) == [1, 2, 3]
+    (tmp_path / "there").rename(here)
+    for path in here.iterdir():
+        path.touch()
+    with pytest.raises(ValueError, match="3 of 3 images looked at changed since"):
+        colors(here, num_described=False)

@@ -167,6 +167,10 @@ def test_the_overview_counts_images_groups_and_parameters(build, city):
     trained = sum(p.numel() for p in training.encoder.parameters()) - frozen
     assert f"tiny-resnet: {trained:,} parameters trained, {frozen:,} frozen" in lines[2]
     assert lines[3].endswith("for 4 images at a time")
+    assert lines[4] == (
+        "pixels      mean (0.4815, 0.4578, 0.4082), std (0.2686, 0.2613, 0.2758), "
+        "CLIP's since random weights have none of their own"
+    )
 
 
 def test_the_memory_of_states_and_images_is_that_of_a_count_by_hand(build):

@@ -2,6 +2,10 @@
 
 import pytest
 
+from progeo.config.datasets import DatasetCheckSettings, DatasetIndexSettings
+from progeo.places.catalogue import read_catalogue
+from progeo.stages.check import check_dataset
+from progeo.stages.dataset import index_dataset
 from progeo.stages.query_sets import load_query_set
 
 PITTS = "@0585001.{}@4476844.16@17@T@040.43772@-079.99732@000042@0{}@@@@@@pitch1_yaw{}@.jpg"
@@ -67,3 +71,50 @@ def test_a_downloaded_set_is_read_as_it_lies(tmp_path, folders, database, querie
         for row, positives in enumerate(query_set.positives)
     }
     assert found == {query: {database[i] for i in rows} for query, rows in zip(queries, right, strict=True)}
+
+
+def test_the_names_that_vpr_methods_evaluation_documents_are_evaluated_with(tmp_path):
+    for side, shift_m in (("database", 0), ("queries", 2)):
+        (tmp_path / side).mkdir()
+        for frame in range(4):
+            (tmp_path / side / f"@{550000 + 40 * frame + shift_m}@4180000@front_{frame:04}@.jpg").touch()
+    positives = load_query_set(tmp_path, "database", "queries", radius_m=25).positives
+    assert [rows.tolist() for rows in positives] == [[0], [1], [2], [3]]
+
+
+def test_queries_without_a_zone_are_refused_where_the_database_crosses_a_border(tmp_path):
+    for name in ("database/@550000@4180000@10@S@.jpg", "database/@300000@4180000@11@S@.jpg", "queries/@550002@4@.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=r"1 of 1 images of .*queries have no UTM zone.* lie in zones 10, 11"):
+        load_query_set(tmp_path, "database", "queries", radius_m=25)
+    with pytest.raises(ValueError, match=r"1 of 1 images of .*queries have no UTM zone.* lie in zones 10, 11"):
+        check_dataset(DatasetCheckSettings(tmp_path))
+
+
+def test_a_set_on_a_disk_that_cannot_be_written_to_has_its_index_elsewhere(open_folder, as_nobody):
+    folder = open_folder / "disk/set"
+    folder.mkdir(parents=True)
+    (folder / "@1@2@10@S@.jpg").touch()
+    (open_folder / "mine").mkdir()
+    (open_folder / "mine").chmod(0o777)
+    (open_folder / "disk").chmod(0o555)
+    with as_nobody():
+        with pytest.raises(OSError, match=rf"^{folder}\.arrow could not be written: .*elsewhere with --out OUT"):
+            index_dataset(DatasetIndexSettings(folder))
+        with pytest.raises(OSError, match=rf"^{open_folder}/disk/new/set\.arrow could not be written: "):
+            index_dataset(DatasetIndexSettings(folder, open_folder / "disk/new/set"))
+        file = index_dataset(DatasetIndexSettings(folder, open_folder / "mine/new/set"))
+    assert file == open_folder / "mine/new/set.arrow"
+    catalogue = read_catalogue(open_folder / "mine/new/set")
+    assert [catalogue.path(row) for row in range(len(catalogue))] == [folder / "@1@2@10@S@.jpg"]
+
+
+def test_an_index_elsewhere_may_be_given_by_its_file_but_hides_no_other_folder(tmp_path):
+    for name in ("set", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"@1@2@{name}@.jpg").touch()
+    assert index_dataset(DatasetIndexSettings(tmp_path / "set", tmp_path / "out.arrow")) == tmp_path / "out.arrow"
+    assert index_dataset(DatasetIndexSettings(tmp_path / "set", tmp_path / "set")) == tmp_path / "set.arrow"
+    with pytest.raises(FileExistsError, match=rf"There is something in {tmp_path}/other already: name another --out"):
+        index_dataset(DatasetIndexSettings(tmp_path / "set", tmp_path / "other"))

@@ -1,8 +1,11 @@
 """Place indexes: built, added to, calibrated, and asked where photos were taken."""
 
 import csv
+import dataclasses
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import faiss
@@ -19,11 +22,11 @@ from progeo.config.evaluation import LocalizeSettings
 from progeo.data.decode import read_image
 from progeo.evaluation.search import Neighbours
 from progeo.export.weights import load_encoder, save_encoder
-from progeo.models.clip import load_clip
+from progeo.models.clip import known_architectures, load_clip
 from progeo.models.encoder import build_encoder
 from progeo.models.preprocessing import preprocess_image
 from progeo.places.catalogue import read_catalogue
-from progeo.stages.localize import localize
+from progeo.stages.localize import localize, text_descriptor
 from progeo.stages.place_index import open_place_index
 
 
@@ -43,15 +46,21 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("descriptors")
 
 
+def blurred(paths, folder):
+    """Other photos of the same places."""
+    folder.mkdir()
+    for path in paths:
+        size = Image.open(path).size
+        Image.open(path).resize((20, 20)).resize(size).save(folder / path.name)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def built(city, encoder, cache, tmp_path_factory):
     """An index of the training images, calibrated on blurred copies of them and on others that are not in it."""
     folder = tmp_path_factory.mktemp("built")
     command("index build", cache, folder=city / "train", encoder=encoder, out=folder / "index")
-    (folder / "photos").mkdir()
-    for path in [*sorted((city / "train").iterdir())[::2], *(city / "test/database").iterdir()]:
-        size = Image.open(path).size
-        Image.open(path).resize((20, 20)).resize(size).save(folder / "photos" / path.name)
+    blurred([*sorted((city / "train").iterdir())[::2], *(city / "test/database").iterdir()], folder / "photos")
     command("index calibrate", cache, folder=folder / "photos", index=folder / "index")
     return folder
 
@@ -61,9 +70,11 @@ def answers(index, *photos, **settings):
 
 
 def test_an_index_is_a_folder_with_all_that_it_takes(built, city):
-    count = len(list((city / "train").iterdir()))
-    expected = {"index.json", f"places_{count}.faiss", f"catalogue_{count}.arrow"}
+    about = json.loads((built / "index/index.json").read_text())
+    assert about["images"] == len(list((city / "train").iterdir()))
+    expected = {"index.json", "index_1.json", about["faiss_file"], about["catalogue_file"]}  # it was changed once
     assert files_in(built / "index") - {name for name in files_in(built / "index") if "model/" in name} == expected
+    assert (built / "index/index_1.json").read_text() == (built / "index/index.json").read_text()
     assert {"model/model.safetensors", "model/model.json"} <= files_in(built / "index")
 
 
@@ -220,7 +231,7 @@ def test_photos_are_described_as_the_index_says_and_searched_with_its_probes(spa
         assert [match.path for match in answer.matches] == [paths[row] for row in rows[:3] if row >= 0]
 
 
-def test_what_an_index_did_not_find_makes_no_photo_surer(sparse, city, cache, tmp_path):
+def test_what_an_index_did_not_find_makes_no_photo_surer(sparse, built, cache, tmp_path):
     shutil.copytree(sparse, tmp_path / "index")
     opened = open_place_index(tmp_path / "index")
     rows, distances = (
@@ -230,7 +241,7 @@ def test_what_an_index_did_not_find_makes_no_photo_surer(sparse, city, cache, tm
     values = opened.evidence(Neighbours(rows, distances), 25.0)
     assert values[0].tolist() == values[1].tolist()
     assert np.isnan(values[2]).all()
-    command("index calibrate", cache, folder=city / "train", index=tmp_path / "index")
+    command("index calibrate", cache, folder=built / "photos", index=tmp_path / "index")
     about = json.loads((tmp_path / "index/index.json").read_text())["calibration"]
     assert np.isfinite([*about["means"], *about["spreads"], *about["weights"], about["error"]]).all()
 
@@ -249,10 +260,95 @@ def test_an_index_may_hold_two_cities(city, encoder, cache, tmp_path):
             fields[1:7] = ["0583960.00", "4507523.00", "18", "T", "040.71300", "-074.00600"]
         shutil.copy(path, images / "@".join(fields))
     command("index build", cache, folder=images, encoder=encoder, out=tmp_path / "index")
-    command("index calibrate", cache, folder=images, index=tmp_path / "index")
-    assert json.loads((tmp_path / "index/index.json").read_text())["calibration"]["num_right"] == 40
+    photos = blurred(images.iterdir(), tmp_path / "photos")
+    command("index calibrate", cache, folder=photos, index=tmp_path / "index")
+    num_right = json.loads((tmp_path / "index/index.json").read_text())["calibration"]["num_right"]
+    assert num_right > 30
     found = answers(tmp_path / "index", images, top=1)
     assert {round(answer.matches[0].longitude) for answer in found} == {-122, -74}
+
+
+@pytest.fixture(scope="module")
+def uncalibrated(city, encoder, cache, tmp_path_factory):
+    """An index of copies of the training images, which lie beside it."""
+    folder = tmp_path_factory.mktemp("uncalibrated")
+    shutil.copytree(city / "train", folder / "images")
+    command("index build", cache, folder=folder / "images", encoder=encoder, out=folder / "index")
+    return folder
+
+
+def renamed(paths, folder):
+    """The same files under names that say the same and are not the same."""
+    folder.mkdir()
+    for path in paths:
+        shutil.copy(path, folder / path.name.replace("@.jpg", "x@.jpg"))
+    return folder
+
+
+@pytest.mark.parametrize("photos", ["the images", "a link to them", "copies", "some copies and 19 others"])
+def test_an_index_is_not_calibrated_with_its_own_images(photos, uncalibrated, cache, tmp_path):
+    images, folder = sorted((uncalibrated / "images").iterdir()), tmp_path / "photos"
+    if photos == "a link to them":
+        folder.symlink_to(uncalibrated / "images")
+    elif photos == "the images":
+        folder = uncalibrated / "images"
+    elif photos == "copies":
+        renamed(images, folder)
+    else:
+        blurred(images[:19], folder)
+        for path in renamed(images[19:60], tmp_path / "more").iterdir():
+            path.rename(folder / path.name)
+    count = 19 if "others" in photos else 0
+    with pytest.raises(SystemExit, match=f"at least 20 photos .* not images of .*index themselves, .* has {count}"):
+        command("index calibrate", cache, folder=folder, index=uncalibrated / "index")
+    assert json.loads((uncalibrated / "index/index.json").read_text())["calibration"] is None
+
+
+def test_images_of_the_index_among_the_photos_change_no_calibration(uncalibrated, cache, tmp_path, capsys):
+    images = sorted((uncalibrated / "images").iterdir())
+    blurred(images[:30], tmp_path / "photos")
+    found = []
+    for index in ("a", "b"):
+        shutil.copytree(uncalibrated / "index", tmp_path / index)
+        command("index calibrate", cache, folder=tmp_path / "photos", index=tmp_path / index)
+        found.append(json.loads((tmp_path / index / "index.json").read_text())["calibration"])
+        for path in renamed(images[30:60], tmp_path / f"more_{index}").iterdir():
+            path.rename(tmp_path / "photos" / path.name)
+    assert "30 photos are images of the index themselves, and skipped" in capsys.readouterr().err
+    assert found[1] == found[0]
+    assert found[0]["num_photos"] == 30
+
+
+def test_an_index_whose_images_moved_is_not_calibrated_with_them(city, encoder, cache, tmp_path):
+    shutil.copytree(city / "train", tmp_path / "images")
+    command("index build", cache, folder=tmp_path / "images", encoder=encoder, out=tmp_path / "index")
+    (tmp_path / "images").rename(tmp_path / "moved")
+    with pytest.raises(SystemExit, match=r"not images of .*index themselves, .*moved has 0"):
+        command("index calibrate", cache, folder=tmp_path / "moved", index=tmp_path / "index")
+
+
+@pytest.mark.parametrize(("queries", "count"), [("database", 12), ("copies", 3), ("queries", 0)])
+def test_an_evaluation_says_that_queries_are_images_of_the_database(queries, count, city, cache, tmp_path, capsys):
+    for side in ("database", "queries"):
+        shutil.copytree(city / "test" / side, tmp_path / side)
+    renamed(sorted((tmp_path / "database").iterdir())[:3], tmp_path / "copies")
+    shutil.copy(sorted((tmp_path / "queries").iterdir())[0], tmp_path / "copies")
+    command("evaluate", cache, folder=tmp_path, encoder="thumbnail", queries=queries, out=tmp_path / "out")
+    summary = json.loads((tmp_path / "out/recalls.json").read_text())
+    said = f"{count} of {len(list((tmp_path / queries).iterdir()))} queries are images of the database"
+    assert (said in capsys.readouterr().err) == (said in summary.get("queries in the database", "")) == (count > 0)
+    assert ("queries in the database" in summary) == (count > 0)
+
+
+def test_answers_are_written_when_nobody_reads_what_is_printed(uncalibrated, city, tmp_path, monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        words = ["--index", uncalibrated / "index", "--out", tmp_path / "a.csv", "--top", "100", "--num_workers", "0"]
+        main(["localize", *map(str, [city / "test/database", *words])])  # prints more than a pipe's buffer holds
+    with (tmp_path / "a.csv").open() as stream:
+        assert len(list(csv.DictReader(stream))) == 12
 
 
 def test_calibration_measures_across_a_border_of_zones(encoder, cache, tmp_path):
@@ -262,12 +358,12 @@ def test_calibration_measures_across_a_border_of_zones(encoder, cache, tmp_path)
         latitude, longitude = 38.0, -120.003 + 0.0002 * place
         east, north, zone, letter = utm.from_latlon(latitude, longitude)
         name = f"@{east:.2f}@{north:.2f}@{zone}@{letter}@{latitude:.5f}@{longitude:.5f}@.jpg"
-        Image.fromarray(rng.integers(0, 256, (48, 48, 3), dtype=np.uint8)).save(images / name)
+        Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize((48, 48)).save(images / name)
         rows.append(f"{name},{latitude},{longitude}")
     (tmp_path / "table.csv").write_text("\n".join(["path,latitude,longitude", *rows]))
     main(["dataset", "from-table", str(tmp_path / "table.csv"), str(tmp_path / "known"), "--images", str(images)])
     command("index build", cache, folder=tmp_path / "known", encoder=encoder, out=tmp_path / "index")
-    command("index calibrate", cache, folder=images, index=tmp_path / "index")
+    command("index calibrate", cache, folder=blurred(images.iterdir(), tmp_path / "seen"), index=tmp_path / "index")
     assert json.loads((tmp_path / "index/index.json").read_text())["calibration"]["num_right"] == 30
 
 
@@ -297,3 +393,27 @@ def test_a_photo_too_small_for_a_native_index_is_named_and_the_others_are_answer
     small, fine = answers(tmp_path / "index", tmp_path / "small.jpg", photo)
     assert "small.jpg cannot be described: 20 x 20 pixels are fewer than 32 a side" in small.error
     assert fine.matches[0].path == str(photo)
+
+
+def test_a_clip_whose_tokenizer_is_not_there_is_refused_before_it_is_loaded(monkeypatch):
+    known_architectures()
+    config = open_clip.get_model_config("tiny-vit")
+    config["text_cfg"]["hf_tokenizer_name"] = "nobody/nothing"
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "vit-of-nobody", config)
+    spec = dataclasses.replace(build_encoder("tiny-vit", "random").spec, architecture="vit-of-nobody", text_weights="x")
+    with pytest.raises(ValueError, match=r"^--text needs the tokenizer of vit-of-nobody, which cannot be made: .*\.$"):
+        text_descriptor(spec, "a tree")
+
+
+@pytest.mark.parametrize("verb", ["build", "add", "calibrate"])
+def test_images_without_a_zone_are_refused_where_others_lie_in_several(built, encoder, cache, tmp_path, verb):
+    images, before = tmp_path / "images", files_in(built / "index")
+    images.mkdir()
+    for zone in ("10@S", "11@S", "@") if verb == "build" else ("11@S", "@"):  # the index has images of zone 10
+        for east in range(20):
+            (images / f"@{550_000 + east}@4180000@{zone}@.jpg").touch()
+    options = {"encoder": encoder, "out": tmp_path / "index"} if verb == "build" else {"index": built / "index"}
+    with pytest.raises(SystemExit, match=r"20 of [46]0 images of .* have no UTM zone.* lie in zones 10, 11: nobody"):
+        command(f"index {verb}", cache, folder=images, **options)
+    assert files_in(built / "index") == before
+    assert not (tmp_path / "index").exists()

@@ -10,11 +10,13 @@ import pytest
 import torch
 import yaml
 from running import files_in, kill_before, metrics_of, run_on_two_processes
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from progeo.cli import main
+from progeo.data.decode import read_image
 from progeo.data.shards import ShardedRows
 from progeo.engine.accelerator import start_accelerator
+from progeo.models.clip import load_clip
 from progeo.places.catalogue import open_catalogue
 from progeo.places.cells import class_ids
 from progeo.stages.prompt_group import GroupImages
@@ -170,7 +172,8 @@ def test_a_cache_that_says_it_was_made_from_something_else_is_refused(own_config
     (description,) = (tmp_path / "features").glob("*/description.json")
     description.write_text(json.dumps({**json.loads(description.read_text()), "normalisation": "imagenet"}))
     sentence = failure(own_config, "--run", tmp_path / "later")
-    assert f"What is in {description.parent} was made with normalisation = imagenet, now it is clip" in sentence
+    clips = {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711]}
+    assert f"What is in {description.parent} was made with normalisation = imagenet, now it is {clips}" in sentence
     assert "--prompts.feature_cache" in sentence
 
 
@@ -189,6 +192,39 @@ def test_other_weights_sizes_and_preprocessing_have_features_of_their_own(run, c
     stage_1(config, "--run", tmp_path / "run", "--prompts.epochs", 1, *change)
     (new,) = set(features.iterdir()) - before
     shutil.rmtree(new)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (("--model.mean", "[0.5,0.5,0.5]"), "model.mean and model.std go together"),
+        (("--model.architecture", "ViT-H-14-worldwide-378"), "Prompts cannot be learned for ViT-H-14-worldwide-378"),
+        (("--model.architecture", "ViT-L-14-CLIPA"), "Prompts cannot be learned for ViT-L-14-CLIPA"),
+    ],
+)
+def test_what_stage_1_cannot_learn_from_is_refused_before_there_is_a_run(change, sentence, config, tmp_path):
+    assert sentence in failure(config, "--run", tmp_path / "run", *change)
+    assert not (tmp_path / "run").exists()
+
+
+def test_pixels_are_normalized_as_the_file_of_the_weights_says(own_config, tmp_path):
+    mean, std = [0.5, 0.4, 0.3], [0.3, 0.2, 0.1]
+    weights = str(tmp_path / "clip.safetensors")
+    state = {name: tensor.clone() for name, tensor in load_clip("tiny-resnet", "random").state_dict().items()}
+    save_file(state, weights, {"mean": json.dumps(mean), "std": json.dumps(std)})
+    stage_1(own_config, "--model.weights", weights, "--prompts.epochs", 1, "--cells.num_groups", 1)
+    (cache,) = (tmp_path / "features").iterdir()
+    assert json.loads((cache / "description.json").read_text())["normalisation"] == {"mean": mean, "std": std}
+    catalogue = open_catalogue(cache / "catalogue.arrow", tmp_path / "train")
+    image = read_image(catalogue.path(0)).float() / 255
+    pixels = (image - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    with torch.no_grad():
+        expected = load_clip("tiny-resnet", weights, 64).encode_image(pixels[None])[0]
+    torch.testing.assert_close(
+        torch.from_numpy(np.load(cache / "rows_00000.npy")[0]).float(), expected, rtol=2e-2, atol=2e-3
+    )
+    said = (tmp_path / "run/stage1/log.txt").read_text()
+    assert f"pixels: mean (0.5, 0.4, 0.3), std (0.3, 0.2, 0.1), as {weights} says" in said
 
 
 def test_every_group_is_summed_up_with_the_accuracies_of_its_prompts(run, config, city):

@@ -15,7 +15,7 @@ from progeo.cli import main
 from progeo.config.training import ModelSettings
 from progeo.export.weights import save_encoder
 from progeo.models.encoder import build_encoder
-from progeo.stages.starting_encoder import build_starting_encoder
+from progeo.stages.starting_encoder import build_starting_encoder, starting_statistics
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,11 @@ def test_it_is_that_encoder_with_everything_to_be_trained(folder):
         ({"image_size": (64, 96)}, "model.image_size is (64, 96), the encoder in {} has (64, 64): set it so."),
         ({"descriptor_dim": 8}, "model.descriptor_dim is 8, the encoder in {} has 16: set it so."),
         ({"normalisation": "clip"}, "model.normalisation is clip, the encoder in {} has imagenet: set it so."),
+        (
+            {"normalisation": None, "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)},
+            "model.mean and model.std are (0.5, 0.5, 0.5) and (0.2, 0.2, 0.2), the encoder in {} has "
+            "(0.485, 0.456, 0.406) and (0.229, 0.224, 0.225): leave both out.",
+        ),
         ({"align_corners": True}, "model.align_corners is True, the encoder in {} has False: set it so."),
     ],
 )
@@ -58,6 +63,22 @@ def test_length_one_must_be_set_as_the_encoder_has_it(tmp_path):
         build_starting_encoder(settings, seed=0)
     encoder = build_starting_encoder(dataclasses.replace(settings, normalised=False), seed=0)
     assert not encoder.spec.normalised
+
+
+def test_its_pixels_are_its_own_unless_they_are_set(tmp_path):
+    half = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    save_encoder(
+        tmp_path, build_encoder("resnet18", "random", 64, mean=half[0], std=half[1]), provenance={}, recalls={}
+    )
+    unset = model(tmp_path, descriptor_dim=None, normalisation=None)
+    for settings in (unset, dataclasses.replace(unset, mean=half[0], std=half[1])):
+        spec, told = build_starting_encoder(settings, seed=0).spec, starting_statistics(settings)
+        assert (spec.mean, spec.std) == (told.mean, told.std) == half
+    sentence = (
+        r"model\.normalisation is clip, the encoder in .* has mean \(0\.5, .* and std \(0\.25, .*: leave it out\.$"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        build_starting_encoder(dataclasses.replace(unset, normalisation="clip"), seed=0)
 
 
 def test_an_activation_other_than_the_settings_say_is_refused(tmp_path):

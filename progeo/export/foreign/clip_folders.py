@@ -2,20 +2,19 @@
 
 from pathlib import Path
 
-from torch import Tensor
-
 from progeo.export.foreign.clip_towers import unusual_settings
 from progeo.export.foreign.clips import Said, read_clip
 from progeo.export.foreign.configurations import read_configuration
 from progeo.export.foreign.hugging_face import with_open_clip_names
-from progeo.export.foreign.translation import Choices, Foreign
-from progeo.export.foreign.weight_files import read_state_dict
+from progeo.export.foreign.translation import Choices, Foreign, with_what_was_found
+from progeo.models.clip_files import CLIP_MARK, OPEN_CLIP, OPEN_CLIP_WEIGHTS
+from progeo.models.weight_files.checkpoints import FoundWeights, find_weights, read_content
+from progeo.models.weight_files.unpickler import printable
 
-_OPEN_CLIP = "open_clip_config.json"
-_OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _TRANSFORMERS = "config.json"
 _TRANSFORMERS_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _INDEX = ".index.json"
+_MARKS = (CLIP_MARK, "vision_model.embeddings.class_embedding")
 _ACTIVATIONS = {"quick_gelu": True, "gelu": False}
 _EPS = 1e-5
 _LEAST_STD = 0.001
@@ -37,24 +36,24 @@ def read_clip_folder(path: Path, choices: Choices) -> Foreign | None:
         ValueError: they are of another model, or do not fit together.
     """
     if not path.is_dir():
-        if path.name in _OPEN_CLIP_WEIGHTS and (path.parent / _OPEN_CLIP).is_file():
+        if path.name in OPEN_CLIP_WEIGHTS and (path.parent / OPEN_CLIP).is_file():
             return _read_open_clip(path, choices)
         return _read_transformers(path, choices) if _is_transformers_file(path) else None
-    is_open_clip, is_transformers = ((path / name).is_file() for name in (_OPEN_CLIP, _TRANSFORMERS))
-    if is_open_clip and (_holds_weights(path, _OPEN_CLIP_WEIGHTS) or not is_transformers):
+    is_open_clip, is_transformers = ((path / name).is_file() for name in (OPEN_CLIP, _TRANSFORMERS))
+    if is_open_clip and (_holds_weights(path, OPEN_CLIP_WEIGHTS) or not is_transformers):
         return _read_open_clip(path, choices)
     if is_transformers:
         return _read_transformers(path, choices)
-    raise FileNotFoundError(f"{path} is no folder of a CLIP: it holds neither {_OPEN_CLIP} nor {_TRANSFORMERS}.")
+    raise FileNotFoundError(f"{path} is no folder of a CLIP: it holds neither {OPEN_CLIP} nor {_TRANSFORMERS}.")
 
 
 def _read_open_clip(path: Path, choices: Choices) -> Foreign:
     folder = path if path.is_dir() else path.parent
-    config = read_configuration(folder / _OPEN_CLIP)
+    config = read_configuration(folder / OPEN_CLIP)
     model, pixels = config.part("model_cfg"), config.part("preprocess_cfg")
     vision, text = model.part("vision_cfg"), model.part("text_cfg")
     if unusual := unusual_settings(model.values):
-        raise ValueError(f"{config.path} describes no plain CLIP: it says {', '.join(unusual)}.")
+        raise ValueError(f"{config.path} describes no plain CLIP: it says {printable(', '.join(unusual))}.")
     said = Said(  # numbers that are left out are those that open_clip takes then
         "open_clip",
         quickgelu=bool(model.values.get("quick_gelu", False)),
@@ -63,7 +62,8 @@ def _read_open_clip(path: Path, choices: Choices) -> Foreign:
         mean=pixels.colour("mean", 0),
         std=pixels.colour("std", _LEAST_STD),
     )
-    return read_clip(_weights(path, _OPEN_CLIP_WEIGHTS), choices, said)
+    found = _weights(path, OPEN_CLIP_WEIGHTS, choices.weights_in)
+    return with_what_was_found(read_clip(found.state, choices, said), found)
 
 
 def _read_transformers(path: Path, choices: Choices) -> Foreign:
@@ -76,7 +76,7 @@ def _read_transformers(path: Path, choices: Choices) -> Foreign:
     activations = {part.word("hidden_act", "quick_gelu") for part in (vision, text)}
     if len(activations) > 1 or not activations <= _ACTIVATIONS.keys():
         raise ValueError(
-            f"{config.path} says hidden_act {', '.join(sorted(activations))}: it must be one of "
+            f"{config.path} says hidden_act {printable(', '.join(sorted(activations)))}: it must be one of "
             f"{', '.join(_ACTIVATIONS)}, and the same for images and texts."
         )
     for part in (vision, text):
@@ -93,7 +93,8 @@ def _read_transformers(path: Path, choices: Choices) -> Foreign:
         mean=pixels.colour("image_mean", 0),
         std=pixels.colour("image_std", _LEAST_STD),
     )
-    return read_clip(with_open_clip_names(_weights(path, _TRANSFORMERS_WEIGHTS)), choices, said)
+    found = _weights(path, _TRANSFORMERS_WEIGHTS, choices.weights_in)
+    return with_what_was_found(read_clip(with_open_clip_names(found.state), choices, said), found)
 
 
 def _is_transformers_file(path: Path) -> bool:
@@ -105,16 +106,17 @@ def _holds_weights(folder: Path, names: tuple[str, ...]) -> bool:
     return any((folder / f"{name}{ending}").is_file() for name in names for ending in ("", _INDEX))
 
 
-def _weights(path: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
+def _weights(path: Path, names: tuple[str, ...], part: str | None) -> FoundWeights:
     """What the file itself holds, or the first of these names in a folder, be it in several files with an index."""
     for file in [path] if path.is_file() else [path / name for name in names]:
         if file.is_file():
-            return read_state_dict(file)[0]
+            return find_weights(read_content(file), file, _MARKS, part)
         index = file.with_name(f"{file.name}{_INDEX}")
         if index.is_file():
             files = read_configuration(index).part("weight_map").values.values()
             if not files:
                 raise ValueError(f"{index} names no files of weights.")
-            parts = sorted({Path(str(part)).name for part in files})
-            return {name: tensor for part in parts for name, tensor in read_state_dict(path / part)[0].items()}
+            pieces = sorted({Path(str(name)).name for name in files})
+            states = [find_weights(read_content(path / name), path / name, ()).state for name in pieces]
+            return find_weights({name: value for state in states for name, value in state.items()}, index, _MARKS, part)
     raise FileNotFoundError(f"{path} holds no weights: neither {' nor '.join(names)}.")

@@ -8,10 +8,10 @@ from torch import Tensor
 from progeo.export.foreign.clip_towers import is_vit, tower_architecture, tower_image_size
 from progeo.export.foreign.translation import Choices, Foreign, single_precision, tensor_named, translated_encoder
 from progeo.models.clip import NORMALISATIONS, as_height_width, resize_input, skeleton_clip
+from progeo.models.clip_files import CLIP_MARK, OPENAI_NUMBERS, is_of_openai, plain_state
 from progeo.models.encoder import EncoderSpec
 from progeo.models.state_dicts import check_fits
 
-_OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")
 _TEXT = (
     "transformer.",
     "token_embedding.",
@@ -20,7 +20,7 @@ _TEXT = (
     "text_projection",
     "logit_scale",
     "logit_bias",
-    *_OPENAI_NUMBERS,
+    *OPENAI_NUMBERS,
 )
 
 
@@ -49,11 +49,10 @@ def read_clip(state: Mapping[str, Tensor], choices: Choices, said: Said | None =
         choices: of who imports; they win over what is said.
         said: in a configuration; None where there is none.
     """
-    if "visual.conv1.weight" not in state:
-        raise ValueError("The weights are of no plain CLIP: visual.conv1.weight is missing.")
+    if CLIP_MARK not in state:
+        raise ValueError(f"The weights are of no plain CLIP: {CLIP_MARK} is missing.")
     said = said or _said_by_names(state)
-    # The causal mask is no weight, but some programs store it with them.
-    state = {name: tensor for name, tensor in state.items() if not name.endswith(".attn_mask")}
+    state = plain_state(state)
     spec = _spec(state, choices, said)
     encoder, left_out = translated_encoder(
         spec, state, their_name=lambda ours: ours.replace("backbone.", "visual.", 1), not_needed=_TEXT
@@ -65,16 +64,15 @@ def read_clip(state: Mapping[str, Tensor], choices: Choices, said: Said | None =
         remarks.append("The file does not say the mean and the std of its pixels; CLIP's are taken.")
     clip = None
     try:
-        weights = {name: tensor for name, tensor in state.items() if name not in _OPENAI_NUMBERS}
+        weights = {name: tensor for name, tensor in state.items() if name not in OPENAI_NUMBERS}
         clip = _whole_clip(weights, spec, said.text_heads)
     except ValueError as error:
         remarks.append(f"Descriptors cannot be compared with texts. {error}")
-    return Foreign(encoder, said.kind, left_out, clip, tuple(remarks))
+    return Foreign(encoder, said.kind, left_out, clip, tuple(remarks), says_pixels=bool(said.mean or said.std))
 
 
 def _said_by_names(state: Mapping[str, Tensor]) -> Said:
-    """OpenAI's files hold three numbers that no others do."""
-    if not all(name in state for name in _OPENAI_NUMBERS):
+    if not is_of_openai(state):
         return Said("open_clip")
     mean, std = NORMALISATIONS["clip"]
     return Said("OpenAI", quickgelu=True, mean=mean, std=std)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from progeo.export.foreign.translation import single_precision
-from progeo.export.foreign.unpickler import PROMPT_LEARNER, Stub
-from progeo.export.foreign.weight_files import read_content
+from progeo.models.weight_files.checkpoints import read_content
+from progeo.models.weight_files.unpickler import Stub
 
+_LEARNERS = tuple(f"cosplace_model.cosplace_network_stage{stage}.PromptLearner" for stage in (1, 2))
 _CELLS = re.compile(r"_M([1-9]\d*)_N([1-9]\d*)_alpha([1-9]\d*)_L([1-9]\d*)_mipc(\d+)\.torch$")
 
 
@@ -120,7 +121,7 @@ def parse_cells(name: str) -> dict[str, int]:
 
 
 def _is_learner(item: Any) -> bool:
-    return isinstance(item, Stub) and item.kind == PROMPT_LEARNER
+    return isinstance(item, Stub) and type(item).kind in _LEARNERS
 
 
 def _tensors(learner: Stub) -> dict[str, Tensor]:

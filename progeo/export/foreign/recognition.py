@@ -1,7 +1,6 @@
 """Which program wrote a file, told from the names in it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,18 @@ from progeo.export.foreign.clip_folders import read_clip_folder
 from progeo.export.foreign.clips import read_clip
 from progeo.export.foreign.convnets import read_cosplace, read_divide_and_classify
 from progeo.export.foreign.published_progeo import read_published_progeo
-from progeo.export.foreign.translation import Choices, Foreign
-from progeo.export.foreign.weight_files import state_dict_in
+from progeo.export.foreign.translation import Choices, Foreign, with_what_was_found
+from progeo.models.clip_files import CLIP_MARK
+from progeo.models.weight_files.checkpoints import find_weights
 
 _KNOWN = "published ProGEO, CosPlace, EigenPlaces, Divide&Classify, and CLIPs of OpenAI, open_clip and Hugging Face"
+
+_MARKS = (
+    *(CLIP_MARK, "vision_model.embeddings.class_embedding"),
+    *("backbone.class_embedding", "backbone.conv1.weight"),
+    *("backbone.0.weight", "backbone.0.0.weight", "backbone.0.0.0.weight"),
+)
+"""The first weights of each kind that is known: of CLIPs, of published ProGEO, of CosPlace and Divide&Classify."""
 
 
 def read_foreign_folder(path: Path, choices: Choices) -> Foreign | None:
@@ -34,9 +41,9 @@ def read_foreign(content: Any, path: Path, choices: Choices) -> Foreign:
     Raises:
         ValueError: the file is of no known kind, or something in it is missing or left over.
     """
-    state, others = state_dict_in(content, path)
-    foreign = _reader(state, path)(state, choices)
-    return _checked(replace(foreign, left_out=(*others, *foreign.left_out)), choices)
+    found = find_weights(content, path, _MARKS, choices.weights_in)
+    foreign = _reader(found.state, path)(found.state, choices)
+    return _checked(with_what_was_found(foreign, found), choices)
 
 
 def _reader(state: Mapping[str, Tensor], path: Path) -> Callable[[Mapping[str, Tensor], Choices], Foreign]:

@@ -1,7 +1,7 @@
 """From the names of another program to ours: nothing may be missing, and nothing left over that is not known."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from torch import Tensor
 from progeo.models.clip import ImageSize
 from progeo.models.encoder import Encoder, EncoderSpec, restore_encoder, skeleton_encoder
 from progeo.models.state_dicts import check_fits, with_batch_counts
+from progeo.models.weight_files.checkpoints import FoundWeights
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class Choices:
     """Whether descriptors that CLIP pools get length 1."""
     quickgelu: bool | None = None
     """Whether a CLIP has the activation of OpenAI's."""
+    weights_in: str | None = None
+    """Which part of a checkpoint holds the weights, see `find_weights`."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,13 @@ class Foreign:
     """All weights of the CLIP, under open_clip's names, where texts share the space of the descriptors."""
     remarks: tuple[str, ...] = ()
     """What was taken for granted, in sentences."""
+    says_pixels: bool = True
+    """Whether the mean and std of its pixels are known, not CLIP's for want of its own."""
+
+
+def with_what_was_found(foreign: Foreign, found: FoundWeights) -> Foreign:
+    """What was made of a state dict, with what lay beside it in its file and what was said of that."""
+    return replace(foreign, left_out=(*found.ignored, *foreign.left_out), remarks=(*found.remarks, *foreign.remarks))
 
 
 def translated_encoder(

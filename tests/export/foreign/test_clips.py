@@ -279,6 +279,16 @@ def test_weights_in_several_files_are_those_of_one(ending, tmp_path):
         main(["import", str(folder), "--to", str(tmp_path / "less")])
 
 
+def test_an_index_of_files_names_none_outside_its_folder(tmp_path):
+    folder = hugging_face_folder(tmp_path / "model", {})
+    (folder / "pytorch_model.bin").unlink()
+    torch.save(hugging_face_names(vit_clip()), tmp_path / "other.bin")
+    for name in ("../other.bin", str(tmp_path / "other.bin"), ".."):
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"x": name}}))
+        with pytest.raises(SystemExit, match=r"There is no file .*model/(other\.bin|\.\.)\."):
+            imported(folder, tmp_path)
+
+
 @pytest.mark.slow
 def test_full_size_of_hugging_face_and_open_clip_give_the_same(tmp_path):
     state = {**vit_state("visual.", **FULL_VIT), **text_state(**FULL_TEXT), "logit_scale": torch.tensor(4.6)}

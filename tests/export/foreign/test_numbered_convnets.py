@@ -2,7 +2,9 @@
 
 import argparse
 from collections import OrderedDict
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -91,6 +93,29 @@ def test_wrappers_before_each_name_are_left_out_and_a_name_that_is_then_double_i
     assert torch.equal(found["backbone.conv1.weight"], state["backbone.0.weight"])
     with pytest.raises(SystemExit, match=r"holds aggregation\.1\.p twice: as aggregation\.1\.p, and with another"):
         imported({**wrapped, "aggregation.1.p": torch.zeros(1)}, tmp_path, "--to", str(tmp_path / "double"))
+
+
+def test_of_two_networks_in_a_checkpoint_the_model_is_taken_which_is_said_and_the_other_where_it_is_asked_for(
+    tmp_path, capsys
+):
+    model, ema = cosplace("resnet18").state_dict(), cosplace("resnet18").state_dict()
+    checkpoint = {
+        "state_dict": {f"model.{name}": value for name, value in model.items()},
+        "ema": {"n_averaged": torch.tensor(7), **{f"module.{name}": value for name, value in ema.items()}},
+        "recalls": np.array([81.5, 92.0]),
+        "callbacks": {Path("x"): argparse.Namespace(best=np.float64(92.0))},
+    }
+    sentences = (
+        "The weights in state_dict.model are taken, those in ema are not: `progeo import` with --weights_in ema takes",
+        "left out, an encoder does not need them: ema, recalls, callbacks",
+        "left out, an encoder does not need them: state_dict, recalls, callbacks, n_averaged",
+    )
+    for options, state, said in (([], model, sentences[:2]), (["--weights_in", "ema"], ema, sentences[2:])):
+        (tmp_path / str(len(options))).mkdir()
+        found = imported(checkpoint, tmp_path / str(len(options)), *options).state_dict()
+        assert torch.equal(found["pooling.linear.weight"], state["aggregation.3.weight"])
+        log = capsys.readouterr().err
+        assert [sentence in log for sentence in sentences] == [sentence in said for sentence in sentences]
 
 
 def test_layers_of_an_efficientnet_are_found_inside_features_and_without(tmp_path):

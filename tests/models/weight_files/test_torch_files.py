@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from progeo.cli import main
-from progeo.export.foreign.torch_files import read_torch_file, tensors_of
+from progeo.models.weight_files.torch_files import read_torch_file, tensors_of
 
 
 @contextmanager
@@ -101,6 +101,76 @@ def test_a_pickle_that_would_run_something_is_refused_by_its_name_and_runs_nothi
     with pytest.raises(SystemExit, match=f"is refused, nothing of it was run: it asks for {name}, which"):
         main(["import", str(path), "--to", str(tmp_path / "encoder")])
     assert set(tmp_path.iterdir()) == {path}
+
+
+NAMES_THAT_RUN = (
+    *("os system", "posix execv", "nt system", "subprocess Popen", "subprocess check_output", "pty spawn"),
+    *("builtins eval", "builtins exec", "builtins compile", "builtins __import__", "builtins getattr", "builtins open"),
+    *("__builtin__ eval", "__builtin__ execfile", "__builtin__ apply", "commands getoutput", "cPickle loads"),
+    *("sys exit", "importlib import_module", "importlib._bootstrap _load", "imp load_source", "runpy _run_code"),
+    *("ctypes CDLL", "socket socket", "shutil rmtree", "code interact", "webbrowser open", "pip main"),
+    *("pip._internal main", "torch load", "torch.hub load", "torch.serialization load", "pickle loads"),
+    *("_pickle loads", "marshal loads", "types FunctionType", "timeit timeit", "pdb run", "torch.jit load"),
+    *("torch.storage _load_from_bytes", "multiprocessing.process Process", "io open", "_io FileIO", "numpy load"),
+)
+
+
+@pytest.mark.parametrize("name", NAMES_THAT_RUN)
+def test_names_that_run_commands_or_code_are_refused_wherever_they_lie(name, tmp_path):
+    module, _, attribute = name.partition(" ")
+    words = [bytes([len(text)]) + text.encode() for text in (module, attribute)]
+    for operations in (
+        named(module, attribute),
+        named(module, attribute) + pickled("x") + b"\x85R",
+        b"\x8c" + words[0] + b"\x8c" + words[1] + b"\x93",
+        b"}" + pickled("thing") + b"(i" + f"{module}\n{attribute}\n".encode() + b"s",
+    ):
+        archive(tmp_path / "a.pth", operations)
+        with pytest.raises(
+            ValueError, match=rf"nothing of it was run: it asks for {module}\.{attribute}, which weights"
+        ):
+            read_torch_file(tmp_path / "a.pth")
+
+
+CALLED = []
+
+
+def called(*arguments):
+    CALLED.append(arguments)
+
+
+class Called:
+    """All that Python calls while it unpickles."""
+
+    __init__ = __setstate__ = __setitem__ = append = extend = add = called
+
+    def __new__(cls, *_):
+        called(cls)
+
+
+@pytest.mark.parametrize(
+    "operations",
+    [
+        named(__name__, "called") + pickled("x") + b"\x85R",
+        named(__name__, "Called") + pickled("x") + b"\x85R" + pickled({"a": 1}) + b"b",
+        named(__name__, "Called") + b")\x81" + pickled({"a": 1}) + b"b",
+        named(__name__, "Called") + b")}\x92" + pickled(("a", 1)) + b"b",
+        b"(" + named(__name__, "Called") + b"o",
+        b"(i" + f"{__name__}\nCalled\n".encode(),
+        named(__name__, "Called") + b")R" + b"K\x01aK\x01K\x02s(K\x01K\x02u(K\x01e",
+    ],
+)
+def test_functions_and_classes_of_other_names_are_stubs_that_call_nothing(operations, tmp_path):
+    archive(tmp_path / "a.pth", operations)
+    found = read_torch_file(tmp_path / "a.pth")
+    assert (type(found).kind.partition(".")[0], vars(found).get("a")) in ((__name__, None), (__name__, 1))
+    assert CALLED == []
+
+
+def test_a_file_of_more_names_than_any_program_has_is_refused(tmp_path):
+    archive(tmp_path / "a.pth", b"".join(named("a", f"b{number}") + b"0" for number in range(10_001)) + b"N")
+    with pytest.raises(ValueError, match="is not a whole file of PyTorch: it asks for more than 10,000 names"):
+        read_torch_file(tmp_path / "a.pth")
 
 
 def test_names_below_admitted_ones_are_not_admitted(tmp_path):

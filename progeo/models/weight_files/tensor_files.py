@@ -6,6 +6,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from progeo.models.weight_files.unpickler import printable
+
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a .safetensors file, on the CPU.
@@ -16,4 +18,4 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}.") from None
+        raise ValueError(f"{path} is not a whole safetensors file: {printable(str(error))}.") from None

@@ -11,21 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from progeo.export.foreign.unpickler import Refused, Stub, StubUnpickler, printable
+from progeo.models.weight_files.unpickler import Refused, Stub, StubUnpickler, printable
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
 _START_OF_ARCHIVE = b"PK\3\4"
 _START_OF_PICKLE = b"\x80"
+_SCRIPTED = "__torch__."
+_LONGEST_NAME = 1000
 
 
 def read_torch_file(path: Path) -> Any:
-    """What `torch.save` or `torch.jit.save` wrote: plain values, tensors on the CPU, and stubs for classes.
+    """What `torch.save` or `torch.jit.save` wrote: plain values, tensors on the CPU, and stubs for all else.
 
     The code of a TorchScript archive is left alone: only the values of its modules are read.
 
     Raises:
-        ValueError: a file that is broken, of another kind, or that asks for a name which is not admitted.
+        ValueError: a file that is broken, of another kind, or that asks for what runs commands or code.
     """
     try:
         if zipfile.is_zipfile(path):
@@ -48,19 +50,42 @@ def read_torch_file(path: Path) -> Any:
         raise ValueError(f"{path} is not a whole file of PyTorch: {printable(reason)}.") from None
 
 
+def is_module(value: Any) -> bool:
+    """Whether a value that was read is a module: one of TorchScript, or an `nn.Module` that was saved whole."""
+    if not isinstance(value, Stub):
+        return False
+    return f"{type(value).kind}.".startswith(_SCRIPTED) or isinstance(vars(value).get("_parameters"), Mapping)
+
+
 def tensors_of(module: Stub) -> dict[str, Tensor]:
-    """All tensors of a scripted module and of those in it, by their dotted names."""
+    """All tensors of a module's state and of those of the modules in it, by their dotted names."""
     found: dict[str, Tensor] = {}
     waiting, seen = [("", module)], {id(module)}
     while waiting:
         prefix, part = waiting.pop()
-        for name, value in vars(part).items():
+        for name, value in _members(part):
             if isinstance(value, Tensor):
                 found[prefix + name] = value
-            elif isinstance(value, Stub) and id(value) not in seen:
+            elif isinstance(value, Stub) and id(value) not in seen and len(prefix) < _LONGEST_NAME:
                 seen.add(id(value))
                 waiting.append((f"{prefix}{name}.", value))
     return found
+
+
+def _members(module: Stub) -> list[tuple[str, Any]]:
+    """Names and values in a module; buffers that are not stored in a state dict are none of them."""
+    values = vars(module)
+    if not isinstance(values.get("_parameters"), Mapping):
+        return list(values.items())
+    passing = values.get("_non_persistent_buffers_set")
+    rooms = [values.get(room) for room in ("_parameters", "_buffers", "_modules")]
+    return [
+        (name, value)
+        for room in rooms
+        if isinstance(room, Mapping)
+        for name, value in room.items()
+        if isinstance(name, str) and not (isinstance(passing, list) and name in passing)
+    ]
 
 
 def _read_archive(path: Path) -> Any:

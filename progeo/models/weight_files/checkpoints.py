@@ -1,0 +1,212 @@
+"""State dicts in files, alone or inside a checkpoint of a training, be it nested and under whatever name."""
+
+import logging
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from progeo.models.weight_files.tensor_files import read_safetensors
+from progeo.models.weight_files.torch_files import is_module, read_torch_file, tensors_of
+from progeo.models.weight_files.unpickler import Stub, printable
+
+LOGGER = logging.getLogger("progeo")
+_PREFERRED = ("model_state_dict", "state_dict", "model")
+"""Where PyTorch's documentation, Lightning and most programs store the weights of the model that they train."""
+_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""What a module that was wrapped adds to names: by `DataParallel`, by `torch.compile`, by FSDP."""
+_COUNT = "n_averaged"
+"""Of the weights of `torch.optim.swa_utils.AveragedModel`: how many were averaged."""
+_DEEPEST = 4
+_MOST_IN_LIST = 16
+_LONGEST = 200
+
+Address = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FoundWeights:
+    """The state dict in a file."""
+
+    state: dict[str, Tensor]
+    """Tensors by their names, without the beginning that they have in common where it belongs to a wrapper."""
+    ignored: tuple[str, ...]
+    """Names of what lies beside them in the file."""
+    remarks: tuple[str, ...]
+    """What was taken for granted, in sentences."""
+
+
+def read_content(path: Path) -> Any:
+    """All that a file holds.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a file that cannot be read.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    return read_safetensors(path) if path.suffix == ".safetensors" else read_torch_file(path)
+
+
+def load_weights(path: Path, marks: Collection[str]) -> dict[str, Tensor]:
+    """The state dict in a file, see `find_weights`; what was ignored and taken for granted is logged."""
+    found = find_weights(read_content(path), path, marks)
+    for remark in found.remarks:
+        LOGGER.info("%s: %s", path, remark)
+    if found.ignored:
+        LOGGER.info("%s: left out, it lies beside the weights: %s", path, in_words(found.ignored))
+    return found.state
+
+
+def find_weights(content: Any, path: Path, marks: Collection[str], part: str | None = None) -> FoundWeights:
+    """Find the state dict of a known kind in what a file holds: itself, in a mapping, in an object, in a module.
+
+    Args:
+        content: of the file, see `read_content`.
+        path: of the file, for the errors.
+        marks: names of tensors, each of which tells a state dict of a kind that is looked for; other names may stand
+            before all of the dict's, such as `model.`. Where there is none, the largest state dict is given as it is.
+        part: which state dict is wanted where there are several, by its dotted address such as `state.ema`; None takes
+            the one that most programs call that of the model.
+
+    Raises:
+        ValueError: there is none, or several; something in it is no tensor; two names differ by wrappers alone.
+    """
+    rooms = dict(_rooms(content))
+    if not rooms:
+        raise ValueError(f"{path} holds no state dict.")
+    candidates = {
+        (*address, *prefix.split(".")[:-1]): (address, prefix)
+        for address, room in rooms.items()
+        for prefix in _prefixes(room, marks)
+    }
+    remarks: tuple[str, ...] = ()
+    if candidates or part is not None:
+        chosen, remarks = _chosen(list(candidates), path, part)
+        address, prefix = candidates[chosen]
+    else:
+        address, prefix = max(rooms, key=lambda address: len(rooms[address])), ""
+    state, ignored = _state(rooms[address], prefix, path)
+    return FoundWeights(state, (*_beside(content, address), *ignored), remarks)
+
+
+def reason_of(error: Exception, file: str) -> str:
+    """Why a file could not be read, in a printable line that calls it `it` where the error begins with its name."""
+    reason = printable((str(error).splitlines() or [type(error).__name__])[0])
+    return f"it {reason.removeprefix(f'{file} ')}" if reason.startswith(f"{file} ") else reason
+
+
+def in_words(names: Iterable[str]) -> str:
+    """The first part of each name, and how many begin with it."""
+    counts: dict[str, int] = {}
+    for name in names:
+        beginning = ".".join(name.split(".")[: 2 if name.startswith("backbone.") else 1])
+        counts[beginning] = counts.get(beginning, 0) + 1
+    return ", ".join(name if count == 1 else f"{name}.* ({count})" for name, count in counts.items())
+
+
+def _rooms(content: Any) -> Iterable[tuple[Address, Mapping[Any, Any]]]:
+    """Every mapping with tensors under names, and every module, with its address."""
+    waiting: list[tuple[Address, Any]] = [((), content)]
+    seen = set()
+    for address, value in waiting:  # which grows
+        if id(value) in seen or len(address) > _DEEPEST:
+            continue
+        seen.add(id(value))
+        items = _items(value)
+        if any(isinstance(name, str) and isinstance(part, Tensor) for name, part in items.items()):
+            yield address, items
+        inside = (Mapping, Stub, list, tuple)
+        waiting += [
+            ((*address, name), part)
+            for name, part in items.items()
+            if isinstance(name, str) and isinstance(part, inside)
+        ]
+
+
+def _items(value: Any) -> Mapping[Any, Any]:
+    """What lies under names in a value: in a mapping, in a module, in an object, in a short list under numbers."""
+    if is_module(value):
+        return tensors_of(value)
+    if isinstance(value, Stub):
+        return vars(value)
+    if isinstance(value, list | tuple):
+        return {str(index): part for index, part in enumerate(value[:_MOST_IN_LIST])}
+    return value if isinstance(value, Mapping) else {}
+
+
+def _prefixes(room: Mapping[Any, Any], marks: Collection[str]) -> list[str]:
+    """What stands before the marks among the names of a room; nothing else where nothing stands before one."""
+    names = [_WRAPPERS.sub("", name) for name, value in room.items() if _is_weight(name, value)]
+    if not set(names).isdisjoint(marks):
+        return [""]
+    ends = tuple(f".{mark}" for mark in marks)
+    found = (name.removesuffix(end) for name in names for end in ends if name.endswith(end))
+    return [f"{prefix}." for prefix in dict.fromkeys(found)]
+
+
+def _chosen(candidates: list[Address], path: Path, part: str | None) -> tuple[Address, tuple[str, ...]]:
+    """Which of several state dicts is taken, and what is said of the others."""
+    names = [printable(".".join(address)) for address in candidates]
+    if part is not None:
+        if part not in names:
+            raise ValueError(f"{path} holds no weights in {part}; it holds them in {_listed(names) or 'no part'}.")
+        return candidates[names.index(part)], ()
+    if len(candidates) == 1:
+        return candidates[0], ()
+    levels = [len(set(level)) for level in zip(*candidates, strict=False)]
+    shared = next((depth for depth, count in enumerate(levels) if count > 1), len(levels))
+    for name in _PREFERRED:
+        for address, own in zip(candidates, names, strict=True):
+            if address[shared : shared + 1] == (name,):
+                others = [other for other in names if other != own]
+                return address, (
+                    f"The weights in {own} are taken, those in {_listed(others)} are not: `progeo import` with "
+                    f"--weights_in {others[0]} takes these.",
+                )
+    raise ValueError(
+        f"{path} holds the weights of several networks, in {_listed(names)}: choose one of them with "
+        f"--weights_in {names[0]} of `progeo import`."
+    )
+
+
+def _state(room: Mapping[Any, Any], prefix: str, path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of a room whose names begin so, without that, and the other names."""
+    state: dict[str, Tensor] = {}
+    ignored = []
+    for name, value in room.items():
+        bare = _WRAPPERS.sub("", name) if isinstance(name, str) else ""
+        if not bare.startswith(prefix) or bare == f"{prefix}{_COUNT}":
+            ignored.append(_shown(name))
+            continue
+        if not _is_weight(name, value) or not name.isprintable():
+            raise ValueError(f"{path} holds more than a state dict: {_shown(name)!r} is no named tensor.")
+        bare = bare.removeprefix(prefix)
+        if bare in state:
+            raise ValueError(f"{path} holds {bare} twice: as {name}, and with another beginning or none.")
+        state[bare] = value
+    return state, ignored
+
+
+def _beside(content: Any, address: Address) -> Iterable[str]:
+    """Names of what lies beside the way to a state dict."""
+    for name in address:
+        items = _items(content)
+        yield from (_shown(other) for other in items if other != name)
+        content = items[name]
+
+
+def _is_weight(name: Any, value: Any) -> bool:
+    return isinstance(name, str) and isinstance(value, Tensor)
+
+
+def _shown(name: Any) -> str:
+    """A key of a mapping as a word."""
+    return printable(str(name))[:_LONGEST] if isinstance(name, str | int | float) else type(name).__name__
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

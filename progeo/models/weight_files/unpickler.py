@@ -1,0 +1,258 @@
+"""Pickles without what makes them dangerous: no name in them is the real thing, and no function of theirs is called."""
+
+import pickle
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from io import BytesIO
+from mmap import mmap
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DTYPES = MappingProxyType(
+    {
+        "DoubleStorage": torch.float64,
+        "FloatStorage": torch.float32,
+        "HalfStorage": torch.float16,
+        "BFloat16Storage": torch.bfloat16,
+        "LongStorage": torch.int64,
+        "IntStorage": torch.int32,
+        "ShortStorage": torch.int16,
+        "CharStorage": torch.int8,
+        "ByteStorage": torch.uint8,
+        "UntypedStorage": torch.uint8,
+        "BoolStorage": torch.bool,
+        "ComplexFloatStorage": torch.complex64,
+        "ComplexDoubleStorage": torch.complex128,
+        "QInt8Storage": torch.int8,  # of quantized tensors, which are stubs
+        "QUInt8Storage": torch.uint8,
+        "QInt32Storage": torch.int32,
+    }
+)
+_RUN_CODE = frozenset(
+    (
+        *(f"builtins.{name}" for name in ("eval", "exec", "execfile", "compile", "apply", "__import__", "reload")),
+        *(f"builtins.{name}" for name in ("getattr", "setattr", "delattr", "globals", "locals", "vars", "breakpoint")),
+        *(f"builtins.{name}" for name in ("open", "file", "input", "exit", "quit")),
+        *("os", "posix", "nt", "subprocess", "_posixsubprocess", "_winapi", "multiprocessing", "asyncio", "pty"),
+        *("shutil", "webbrowser", "sys", "importlib", "imp", "runpy", "ctypes", "_ctypes", "code", "codeop"),
+        *("pip", "ensurepip", "venv", "distutils", "setuptools", "pydoc", "lib2to3", "idlelib"),
+        *("pickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib.load", "pandas.read_pickle"),
+        *("bdb", "pdb", "profile", "cProfile", "timeit", "trace", "doctest", "types.CodeType", "types.FunctionType"),
+        *("operator.attrgetter", "operator.methodcaller", "io.open", "io.FileIO", "_io.open", "_io.FileIO"),
+        *("codecs.open", "socket", "_socket", "socketserver", "ssl", "ftplib", "smtplib", "telnetlib", "xmlrpc"),
+        *("http.client", "http.server", "urllib.request", "requests", "aiohttp", "httpx"),
+        *("numpy.load", "numpy.f2py", "numpy.testing", "torch.load", "torch.hub", "torch.package"),
+        *("torch.serialization.load", "torch.serialization._load", "torch.storage._load_from_bytes"),
+        *("torch.jit.load", "torch.utils.cpp_extension", "torch._inductor"),
+    )
+)
+"""Modules and names that run commands or code, or reach files and networks, with all below them."""
+_MOST_NAMES = 10_000
+_DISPATCH = pickle._Unpickler.dispatch
+_LEFT_OUT = b"".join(
+    (
+        *(pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER, pickle.EXT1, pickle.EXT2, pickle.EXT4),
+        *(pickle.DICT, pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET, pickle.LONG4),
+    )
+)
+_LONGEST_KEY = 8
+_QUICKLY_HASHED = (str, bytes, int, float, complex, type, type(None), torch.dtype, Tensor)
+
+
+class Refused(ValueError):
+    """A pickle asks for a name that is not admitted."""
+
+
+class Stub:
+    """An object of a class that is not known here: what was stored of it, and nothing that acts."""
+
+    kind = ""
+    """The full name of its class in the file."""
+
+    def __new__(cls, *_: Any, **__: Any) -> "Stub":
+        """An empty one; what a file gives to the class or to the function of that name is dropped."""
+        return super().__new__(cls)
+
+    def take(self, items: Iterable[tuple[Any, Any]]) -> None:
+        """Keep what was stored under names."""
+        self.__dict__.update({name: value for name, value in items if isinstance(name, str)})
+
+
+class StubUnpickler(pickle._Unpickler):
+    """Unpickle plain values, tensors and stubs.
+
+    It is Python's unpickler in Python: the faster one takes all memory where a broken file numbers a value too high.
+    Operations that weights do not need are left out: one of them does the same with a length, others look names up by
+    number, or hash what may be nested without end. Those that change a value change dictionaries, lists and stubs only.
+
+    Args:
+        stream: of the pickle.
+        storage: gives the values (N,) of a storage, from its type, its key and N.
+    """
+
+    def __init__(self, stream: BytesIO | mmap, storage: Callable[[torch.dtype, str, int], Tensor]) -> None:
+        super().__init__(stream, encoding="latin1")
+        self._storage = storage
+        self._stubs: dict[str, type] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The harmless counterpart of a name: of those that tensors need their own, of any other a class of stubs.
+
+        Raises:
+            Refused: it runs commands or code.
+        """
+        full = f"{module}.{name}"
+        if full in _FUNCTIONS:
+            return _FUNCTIONS[full]
+        if (module == "torch" and name in DTYPES) or full == "torch.storage.UntypedStorage":
+            return DTYPES[name]
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        if _runs_code(module, name):
+            raise Refused(f"it asks for {printable(full)}, which weights do not need and which is not admitted")
+        return self._stub(full)
+
+    def persistent_load(self, pid: Any) -> Any:
+        """A storage, or in older files a class."""
+        if pid[0] == "module":
+            return pid[1]
+        _, dtype, key, _, size, *view = pid
+        if pid[0] != "storage" or not (isinstance(dtype, torch.dtype) and type(key) is str and type(size) is int):
+            raise pickle.UnpicklingError("something other than tensors lies beside it")
+        if view not in ([], [None]):
+            raise pickle.UnpicklingError("a storage that is a part of another one, as PyTorch 0.3 wrote it")
+        return self._storage(dtype, key, size)
+
+    def _set_item(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._put([(key, value)])
+
+    def _set_items(self) -> None:
+        items = self.pop_mark()
+        self._put(zip(items[::2], items[1::2], strict=True))
+
+    def _put(self, items: Iterable[tuple[Any, Any]]) -> None:
+        """Put items into a dictionary, under keys that take no time to hash, or into a stub of one."""
+        target = self.stack[-1]
+        if isinstance(target, Stub):
+            Stub.take(target, items)
+            return
+        if not isinstance(target, dict):
+            raise pickle.UnpicklingError(f"it puts items into a {type(target).__name__}")
+        for key, value in items:
+            parts = key if isinstance(key, tuple) else (key,)
+            if len(parts) > _LONGEST_KEY or not all(isinstance(part, (*_QUICKLY_HASHED, Stub)) for part in parts):
+                raise pickle.UnpicklingError(
+                    f"a {type(key).__name__} that is neither a word, nor a number, nor a few of them is a key in it"
+                )
+            target[key] = value
+
+    def _append(self) -> None:
+        self._extend([self.stack.pop()])
+
+    def _append_all(self) -> None:
+        self._extend(self.pop_mark())
+
+    def _extend(self, values: list[Any]) -> None:
+        """Append to a list; the values of a stub of one are dropped."""
+        if isinstance(self.stack[-1], list):
+            self.stack[-1].extend(values)
+        elif not isinstance(self.stack[-1], Stub):
+            raise pickle.UnpicklingError(f"it appends to a {type(self.stack[-1]).__name__}")
+
+    def _build(self) -> None:
+        """Give an object its state: a stub keeps it, that of a dictionary, of modules' versions, is left out."""
+        state = self.stack.pop()
+        if isinstance(self.stack[-1], Stub):
+            for part in state if isinstance(state, tuple) else (state,):  # of attributes, and of those in slots
+                if isinstance(part, Mapping):
+                    Stub.take(self.stack[-1], part.items())
+        elif not isinstance(self.stack[-1], dict):
+            raise pickle.UnpicklingError(f"it changes a {type(self.stack[-1]).__name__}")
+
+    dispatch = MappingProxyType(
+        {
+            **{code: act for code, act in _DISPATCH.items() if code not in _LEFT_OUT},
+            pickle.SETITEM[0]: _set_item,
+            pickle.SETITEMS[0]: _set_items,
+            pickle.APPEND[0]: _append,
+            pickle.APPENDS[0]: _append_all,
+            pickle.BUILD[0]: _build,
+        }
+    )
+
+    def _stub(self, full: str) -> type:
+        """A class of this unpickler alone, so that nothing a pickle does to it outlives the reading."""
+        if full not in self._stubs:
+            if len(self._stubs) == _MOST_NAMES:
+                raise pickle.UnpicklingError(f"it asks for more than {_MOST_NAMES:,} names")
+            self._stubs[full] = type("Stub", (Stub,), {"kind": full})
+        return self._stubs[full]
+
+
+def printable(text: str) -> str:
+    """Text of a file that nobody vouches for, to be shown on a screen."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def _runs_code(module: str, name: str) -> bool:
+    """Whether a name, as Python 2 or 3 has it, runs commands or code, or lies below one that has its counterpart."""
+    first, *more = name.split(".")
+    if more and (f"{module}.{first}" in _FUNCTIONS or any(part.startswith("__") for part in more)):
+        return True
+    module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+    parts = f"{module}.{name}".split(".")
+    return any(".".join(parts[: end + 1]) in _RUN_CODE for end in range(len(parts)))
+
+
+def _tensor(values: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+    tensor = torch.as_strided(values, size, stride, offset)
+    if tensor.numel() > values.numel():
+        raise pickle.UnpicklingError("a tensor has more values than are stored of it")
+    return tensor
+
+
+def _typed_tensor(
+    values: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], _: bool, __: Any, dtype: torch.dtype
+) -> Tensor:
+    return _tensor(values.view(dtype), offset, size, stride)
+
+
+def _tensor_of_a_class(rebuild: Callable[..., Any], _: Any, arguments: tuple[Any, ...], __: Any) -> Any:
+    """A tensor that has attributes, or is of a class that somebody derived: without either."""
+    return rebuild(*arguments)
+
+
+def _first(value: Any, *_: Any) -> Any:
+    return value
+
+
+def _empty_dict(*_: Any) -> dict[Any, Any]:
+    return {}
+
+
+def _empty_ordered_dict() -> OrderedDict[Any, Any]:
+    return OrderedDict()
+
+
+_FUNCTIONS: Mapping[str, Callable[..., Any]] = MappingProxyType(
+    {
+        "torch._utils._rebuild_tensor": _tensor,
+        "torch._utils._rebuild_tensor_v2": _tensor,
+        "torch._utils._rebuild_tensor_v3": _typed_tensor,
+        "torch._utils._rebuild_parameter": _first,
+        "torch._utils._rebuild_parameter_with_state": _first,
+        "torch._tensor._rebuild_from_type_v2": _tensor_of_a_class,
+        "torch.Size": _first,
+        "torch.jit._pickle.restore_type_tag": _first,
+        **{f"torch.jit._pickle.build_{kind}list": _first for kind in ("bool", "double", "int", "tensor")},
+        "collections.OrderedDict": _empty_ordered_dict,
+        "collections.defaultdict": _empty_dict,
+        "__builtin__.set": _first,  # as a list, which hashes nothing
+        "builtins.set": _first,
+    }
+)

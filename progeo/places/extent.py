@@ -1,0 +1,72 @@
+"""Where a set of images lies, and which of its images lie elsewhere."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from progeo.places.catalogue import Catalogue
+from progeo.places.coordinates import middle_of, offsets_m, outliers
+from progeo.places.geographic import degrees_of
+
+_ZERO_DEG = 1e-6
+_AT_ZERO = "it is at 0, 0, as if its position were unknown"
+_LOCAL_M = 100_000
+"""So near to the origin positions without a zone are those of a local map."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Where the images of a set with positions lie."""
+
+    center: tuple[float, float] | None
+    """Their median latitude and longitude in degrees, None where only metres are known."""
+    size_m: tuple[float, float]
+    """From the westernmost to the easternmost, and from the southernmost to the northernmost."""
+    elsewhere: Mapping[int, str]
+    """Why an image counts in neither, by its row: it is at 0, 0, or far from all others."""
+
+    @property
+    def text(self) -> str:
+        """The center and the size."""
+        width, height = (f"{side:.0f} m" if side < 1000 else f"{side / 1e3:,.1f} km" for side in self.size_m)
+        center = "unknown" if self.center is None else f"{self.center[0]:.5f}, {self.center[1]:.5f}"
+        return f"center {center}; {width} from west to east, {height} from south to north"
+
+    @property
+    def map_link(self) -> str:
+        """The address of a map of the center; empty where it is unknown."""
+        if self.center is None:
+            return ""
+        latitude, longitude = (f"{degrees:.5f}" for degrees in self.center)
+        return f"https://www.openstreetmap.org/?mlat={latitude}&mlon={longitude}#map=12/{latitude}/{longitude}"
+
+
+def extent_of(catalogue: Catalogue) -> Extent | None:
+    """Find where the images of a catalogue lie; None where no position is known, or only metres in several zones."""
+    degrees = degrees_of(catalogue)
+    metres = np.stack([catalogue.east, catalogue.north])
+    with_degrees, with_metres = np.isfinite(degrees).all(axis=0), np.isfinite(metres).all(axis=0)
+    in_degrees = with_degrees.sum() > with_metres.sum() / 2
+    known = with_degrees if in_degrees else with_metres
+    if not known.any() or (not in_degrees and len(np.unique(catalogue.zone[catalogue.zone > 0])) > 1):
+        return None
+    at_zero = (np.abs(degrees) < _ZERO_DEG).all(axis=0) | _at_zero_m(catalogue)
+    rest = known & ~at_zero if (known & ~at_zero).any() else known
+    center = middle_of(*degrees[:, rest]) if in_degrees else None
+    offsets = metres.T - np.median(metres[:, rest], axis=1) if center is None else offsets_m(degrees, center)
+    distances = np.linalg.norm(offsets, axis=1)
+    far = np.zeros(len(catalogue), bool)
+    far[rest] = outliers(distances[rest])
+    elsewhere = {
+        row: f"it is {distances[row] / 1e3:,.0f} km from the middle of the others" if far[row] else _AT_ZERO
+        for row in np.flatnonzero(at_zero | far).tolist()
+    }
+    width, height = np.ptp(offsets[rest & ~far], axis=0).tolist()
+    return Extent(center, (width, height), elsewhere)
+
+
+def _at_zero_m(catalogue: Catalogue) -> np.ndarray:
+    """Which images are at 0, 0 in metres, unless these count from a point in the middle of the set, bool (N,)."""
+    is_local = np.hypot(np.nanmedian(catalogue.east), np.nanmedian(catalogue.north)) < _LOCAL_M
+    return (catalogue.east == 0) & (catalogue.north == 0) & ((catalogue.zone > 0) | (not is_local))

@@ -1,0 +1,178 @@
+"""Which image files lie below a folder: those that Python's `glob` finds, which the field's programs use.
+
+No name that begins with a dot counts, neither a file's nor a folder's, and links to folders are followed. So that a
+loop of links ends, no folder is entered from within itself; one that is linked under two names counts under both.
+Unlike for `glob`, a name may end in capitals, and folders that systems make for themselves do not count.
+"""
+
+import errno
+import logging
+import os
+from collections import Counter
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+from tqdm import tqdm
+
+from progeo.files import spelled_out
+from progeo.image_files import EXTENSIONS, UNREAD_EXTENSIONS
+
+_LOGGER = logging.getLogger("progeo")
+_OF_SYSTEMS = {
+    "__macosx": "archives of macOS",
+    "@eadir": "Synology",
+    "#recycle": "Synology",
+    "#snapshot": "Synology",
+    "@recycle": "QNAP",
+    "@recently-snapshot": "QNAP",
+    "$recycle.bin": "Windows",
+    "system volume information": "Windows",
+    "lost+found": "Linux",
+}
+"""Folders that systems make for themselves, in lower case; those of others begin with a dot."""
+_LEADS_NOWHERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
+
+
+@dataclass
+class Scan:
+    """What was found below a folder, by paths relative to it."""
+
+    parts: list[pa.Array] = field(default_factory=list)
+    """Image files, large_string, in any order."""
+    seen: dict[str, int | None] = field(default_factory=dict)
+    """When each folder was changed last, as `changed_ns` says; None for links that lead nowhere, yet may some day."""
+    hidden: list[str] = field(default_factory=list)
+    """Image files and folders that do not count."""
+    unread: Counter[str] = field(default_factory=Counter)
+    """How many image files have an extension of `UNREAD_EXTENSIONS`."""
+
+
+def scan_folder(folder: Path) -> Scan:
+    """Look into a folder and all below it, side by side: on a network disk most of the time is waiting.
+
+    Raises:
+        OSError: a folder that may not be looked into.
+        ValueError: a name that is not UTF-8.
+    """
+    scan = Scan()
+    nowhere: list[str] = []
+    circular: list[str] = []
+    real = folder.resolve()
+    top = _Folder("", real, frozenset([real, *real.parents]))
+    with ThreadPoolExecutor(16) as pool, tqdm(desc=f"finding images in {folder}", unit="img", disable=None) as bar:
+        waiting: dict[Future[_Contents], _Folder] = {pool.submit(_read_folder, folder, top): top}
+        try:
+            while waiting:
+                for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                    contents = future.result()
+                    scan.seen[waiting.pop(future).name or "."] = contents.changed_ns
+                    scan.parts.append(utf8_paths(contents.images, folder))
+                    scan.hidden += contents.hidden
+                    scan.unread += contents.unread
+                    nowhere += contents.nowhere
+                    circular += contents.circular
+                    bar.update(len(contents.images))
+                    waiting |= {pool.submit(_read_folder, folder, below): below for below in contents.folders}
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    scan.seen |= dict.fromkeys(nowhere)
+    for names, what in ((nowhere, "lead nowhere"), (circular, "lead back to a folder that they lie in")):
+        if names:
+            _LOGGER.warning("%s: %d links %s and are skipped, such as %s", folder, len(names), what, min(names))
+    return scan
+
+
+def utf8_paths(paths: list[str], folder: Path = Path()) -> pa.Array:
+    """Paths relative to a folder as a column, large_string.
+
+    Raises:
+        ValueError: a name is not UTF-8.
+    """
+    try:
+        return pa.array(paths, pa.large_string())
+    except UnicodeEncodeError as error:
+        raise ValueError(f"The name of {spelled_out(str(folder / error.object))} is not UTF-8: rename it.") from None
+
+
+def changed_ns(path: Path) -> int | None:
+    """When a folder or file was changed last, in nanoseconds; None where nothing lies."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError as error:
+        if error.errno not in _LEADS_NOWHERE:
+            raise
+        return None
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """A folder that is to be looked into."""
+
+    name: str
+    """Relative to the one that is scanned; "" is that one."""
+    real: Path
+    """Without links."""
+    way: frozenset[Path]
+    """The same of itself and of all folders that it was reached through."""
+
+
+@dataclass
+class _Contents:
+    """What lies in a folder, by paths relative to the one that is scanned."""
+
+    changed_ns: int
+    images: list[str] = field(default_factory=list)
+    folders: list[_Folder] = field(default_factory=list)
+    hidden: list[str] = field(default_factory=list)
+    unread: Counter[str] = field(default_factory=Counter)
+    nowhere: list[str] = field(default_factory=list)
+    """Links to nothing."""
+    circular: list[str] = field(default_factory=list)
+    """Folders that were reached through themselves."""
+
+
+def _read_folder(scanned: Path, folder: _Folder) -> _Contents:
+    path, prefix = scanned / folder.name, f"{folder.name}/" if folder.name else ""
+    try:
+        contents = _Contents(path.stat().st_mtime_ns)
+        with os.scandir(path) as entries:
+            for entry in entries:
+                _note(entry, prefix + entry.name, folder, contents)
+    except OSError as error:
+        raise OSError(
+            f"{error.filename or path} cannot be looked into ({error.strerror}): make it readable for you, or take it "
+            f"out of {scanned}."
+        ) from None
+    return contents
+
+
+def _note(entry: os.DirEntry[str], name: str, folder: _Folder, contents: _Contents) -> None:
+    """Note what an entry of a folder is."""
+    is_image = entry.name.lower().endswith(EXTENSIONS)
+    if entry.name.startswith("."):
+        if is_image or entry.is_dir(follow_symlinks=False):
+            contents.hidden.append(name)
+        return
+    try:
+        is_file, is_dir = entry.is_file(), entry.is_dir()  # a link is what it leads to
+    except OSError as error:
+        if error.errno not in _LEADS_NOWHERE:
+            raise
+        is_file = is_dir = False
+    if is_image and is_file:
+        contents.images.append(name)
+    elif is_file and (extension := Path(entry.name).suffix.lower()) in UNREAD_EXTENSIONS:
+        contents.unread[extension] += 1
+    elif is_dir and entry.name.lower() in _OF_SYSTEMS:
+        contents.hidden.append(name)
+    elif is_dir:
+        real = Path(entry.path).resolve() if entry.is_symlink() else folder.real / entry.name
+        if real in folder.way:
+            contents.circular.append(name)
+        else:
+            contents.folders.append(_Folder(name, real, folder.way | {real}))
+    elif not is_file and entry.is_symlink() and changed_ns(Path(entry.path)) is None:
+        contents.nowhere.append(name)

@@ -1,0 +1,158 @@
+"""Mapillary Street-Level Sequences as it is downloaded: CITY/{database,query} with images and tables about them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+import utm
+
+from progeo.places.catalogue import Catalogue
+from progeo.places.positives import positives_within
+
+SUBTASKS = ("all", "s2w", "w2s", "o2n", "n2o", "d2n", "n2d")
+"""Columns of subtask_index.csv: all, summer to winter, old to new, day to night, and the ways back."""
+_RAW = {"lon": pa.float64(), "lat": pa.float64(), "ca": pa.float64(), "captured_at": pa.string(), "pano": pa.bool_()}
+_SIDES = {"database": "database", "queries": "query"}
+
+
+def read_msls(
+    folder: Path, cities: Sequence[str] = (), *, subtask: str | None = "all", positive_radius_m: float | None = 25.0
+) -> dict[str, Catalogue]:
+    """Read database and queries of one or more cities, as the benchmark of MSLS chooses them: no panoramas.
+
+    Positions are those of postprocessed.csv, which the benchmark measures distances by; the zone of a city, latitude,
+    longitude, heading and time are those of raw.csv; the condition is day or night.
+
+    Args:
+        folder: of a city, of several of them, or one with train_val.
+        cities: names of cities, such as cph and sf; none takes all that are there.
+        subtask: one of `SUBTASKS`; None takes all images.
+        positive_radius_m: queries without a database image of their city within this are left out, as the benchmark
+            does; None keeps them.
+
+    Raises:
+        FileNotFoundError: a city, or a table of it, that is not there.
+        ValueError: tables that do not fit together; cities whose zone is unknown, which could not be told apart.
+    """
+    if subtask is not None and subtask not in SUBTASKS:
+        raise ValueError(f"subtask must be one of {', '.join(SUBTASKS)}, got {subtask!r}.")
+    tables: dict[str, list[pa.Table]] = {side: [] for side in _SIDES}
+    for city in _city_folders(folder, cities):
+        database, queries = (_side(folder, city / name, subtask) for name in _SIDES.values())
+        zone = _zone(database, queries)
+        if positive_radius_m is not None:
+            found = positives_within(_positions(database), _positions(queries), positive_radius_m)
+            queries = queries.filter(pa.array([len(rows) > 0 for rows in found], pa.bool_()))
+        for side, table in zip(_SIDES, (database, queries), strict=True):
+            tables[side].append(table.append_column("zone", pa.array(np.full(len(table), zone, np.int8))))
+    zones = {zone for part in tables["database"] for zone in pc.unique(part["zone"]).to_pylist()}
+    if len(tables["database"]) > 1 and 0 in zones:
+        raise ValueError(
+            f"{folder}: a city has no longitudes in raw.csv, so that its UTM zone is unknown and images of several "
+            f"cities could seem to be near each other. Make a set of each city with --cities."
+        )
+    sides = {side: pa.concat_tables(parts).combine_chunks() for side, parts in tables.items()}
+    for side, table in sides.items():
+        if not len(table):
+            raise ValueError(f"{folder}: no image is left of the {side} (subtask {subtask}).")
+    return {side: Catalogue(folder, table) for side, table in sides.items()}
+
+
+def _city_folders(folder: Path, cities: Sequence[str]) -> list[Path]:
+    """The folders of the cities, by name."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder}.")
+    if not cities and _is_city(folder):
+        return [folder]
+    parents = [parent for parent in (folder, folder / "train_val") if parent.is_dir()]
+    there = {path.name: path for parent in parents for path in sorted(parent.iterdir()) if _is_city(path)}
+    missing = sorted({*cities} - {*there})
+    if missing or not there:
+        raise FileNotFoundError(
+            f"{folder} holds no city {', '.join(missing) or 'with the folders database and query'}; cities in it or in "
+            f"its train_val: {', '.join(there) or 'none'}."
+        )
+    return [there[city] for city in (dict.fromkeys(cities) or there)]
+
+
+def _is_city(path: Path) -> bool:
+    return all((path / name).is_dir() for name in _SIDES.values())
+
+
+def _side(root: Path, folder: Path, subtask: str | None) -> pa.Table:
+    """The images of one side of a city that count, with all columns but their zone."""
+    placed = _read(
+        folder / "postprocessed.csv", {"easting": pa.float64(), "northing": pa.float64(), "night": pa.bool_()}
+    )
+    raw = _in_order_of(placed, _read(folder / "raw.csv", _RAW), folder / "raw.csv")
+    counts = pc.invert(raw["pano"])
+    if subtask is not None:
+        file = folder / "subtask_index.csv"
+        counts = pc.and_(counts, _in_order_of(placed, _read(file, {subtask: pa.bool_()}), file)[subtask])
+    prefix = "" if folder.parent == root else f"{folder.parent.relative_to(root).as_posix()}/"
+    heading = raw["ca"].to_numpy()
+    names = pc.binary_join_element_wise(f"{prefix}{folder.name}/images/", placed["key"], ".jpg", "")
+    table = pa.table(
+        {
+            "path": names.cast(pa.large_string()),
+            "east": placed["easting"],
+            "north": placed["northing"],
+            "heading": np.where((heading >= 0) & (heading <= 360), heading % 360, np.nan),
+            "latitude": raw["lat"],
+            "longitude": raw["lon"],
+            "condition": pc.if_else(placed["night"], "night", "day"),
+            "time": raw["captured_at"],
+        }
+    ).filter(counts)
+    wrong = ~(np.isfinite(table["east"].to_numpy()) & np.isfinite(table["north"].to_numpy()))
+    if wrong.any():
+        raise ValueError(f"{folder / 'postprocessed.csv'}: {table['path'][int(wrong.argmax())]} has no position.")
+    return table
+
+
+def _read(file: Path, columns: Mapping[str, pa.DataType]) -> pa.Table:
+    """The key of each image and some columns of a table; numbers are NaN where they are absent."""
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"There is no table {file}: each side of a city needs postprocessed.csv, raw.csv and subtask_index.csv, "
+            f"which cities of the test set lack."
+        )
+    types = {"key": pa.string(), **columns}
+    try:
+        table = pa_csv.read_csv(file, convert_options=pa_csv.ConvertOptions(column_types=types))
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{file} cannot be read: {error}.") from None
+    if missing := types.keys() - {*table.column_names}:
+        raise ValueError(f"{file} has no column {', '.join(sorted(missing))}; it has {', '.join(table.column_names)}.")
+    known: dict[str, pa.ChunkedArray] = {}
+    for name, kind in types.items():
+        known[name] = pc.fill_null(table[name], np.nan) if pa.types.is_floating(kind) else table[name]
+        if known[name].null_count:
+            raise ValueError(f"{file}: the column {name} is empty in {known[name].null_count} lines.")
+    return pa.table(known)
+
+
+def _in_order_of(table: pa.Table, other: pa.Table, file: Path) -> pa.Table:
+    """The rows of another table in the order of the keys of this one."""
+    rows = pc.index_in(table["key"], value_set=other["key"].combine_chunks())
+    if rows.null_count:
+        first = table["key"].filter(pc.is_null(rows))[0]
+        raise ValueError(f"{file} has no line for {rows.null_count} keys of postprocessed.csv, the first is {first}.")
+    return other.take(rows)
+
+
+def _zone(database: pa.Table, queries: pa.Table) -> int:
+    """The UTM zone of the middle of a city, 0 where its longitudes are not known."""
+    both = pa.concat_tables([database, queries])
+    latitude, longitude = both["latitude"].to_numpy(), both["longitude"].to_numpy()
+    known = (np.abs(latitude) <= 90) & (np.abs(longitude) <= 180)
+    if not known.any():
+        return 0
+    return utm.latlon_to_zone_number(float(np.median(latitude[known])), float(np.median(longitude[known])))
+
+
+def _positions(table: pa.Table) -> np.ndarray:
+    return np.stack([table["east"].to_numpy(), table["north"].to_numpy()], axis=1)

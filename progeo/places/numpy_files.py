@@ -1,0 +1,193 @@
+"""NumPy's .npy files of other people: numbers, texts, or pickled lists of them, without running what a pickle names."""
+
+import io
+import math
+import pickle
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.lib.format as npy
+
+_MOST_VALUES = 2**22
+"""That lists may hold in all, where the file is smaller: a list may stand in it many times, but is stored once."""
+_DISPATCH = pickle._Unpickler.dispatch
+_LEFT_OUT = b"".join(
+    (
+        *(pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER, pickle.EXT1, pickle.EXT2, pickle.EXT4),
+        *(pickle.DICT, pickle.SETITEM, pickle.SETITEMS, pickle.ADDITEMS, pickle.FROZENSET),
+    )
+)
+"""Operations that lists and arrays do not need: they take memory by a number, or hash what is nested without end."""
+
+
+def load_array(file: Path) -> np.ndarray:
+    """Read a .npy file.
+
+    Returns:
+        An array of numbers or texts; or, from a file with pickled objects, an array of objects, each of which is a
+        number, a text, bytes, or a flat array of the numbers of whatever lists and arrays it was made of.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no .npy file, one that is truncated, or one that holds anything else.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"There is no file {file}.")
+    content = file.read_bytes()
+    try:
+        return _decoded(content)
+    except Exception as error:  # what is no array fails in many ways
+        reason = str(error) if content else "the file is empty"
+        raise ValueError(f"{file} cannot be read: {reason.rstrip('.')}. Is the download complete?") from None
+
+
+def integers_of(value: Any) -> np.ndarray | None:
+    """The numbers of an element or a line of `load_array` in one array (N,), None where one is no integer."""
+    if isinstance(value, np.ndarray) and value.dtype.kind == "O":  # a line of a matrix
+        parts = [integers_of(each) for each in value]
+        found = [part for part in parts if part is not None]
+        return np.concatenate([np.empty(0, np.int64), *found]) if len(found) == len(parts) else None
+    numbers = np.atleast_1d(np.asarray(value)).ravel()
+    if numbers.dtype.kind in "iu":
+        return numbers
+    whole = numbers.dtype.kind == "f" and np.isfinite(numbers).all() and (numbers % 1 == 0).all()
+    return numbers.astype(np.int64) if whole else None  # an empty array, too, often has NumPy's usual float64
+
+
+def _decoded(content: bytes) -> np.ndarray:
+    stream = io.BytesIO(content)
+    if not content.startswith(npy.MAGIC_PREFIX):
+        raise ValueError(f"it begins with {content[:16]!r}, which is no .npy file")
+    is_first = npy.read_magic(stream) == (1, 0)
+    shape, fortran, dtype = (npy.read_array_header_1_0 if is_first else npy.read_array_header_2_0)(stream)
+    if dtype.kind == "O":
+        array = _ArrayUnpickler(stream).load()
+        if not isinstance(array, _Array):
+            raise ValueError("it holds no array")
+        return _of_objects(_flattened(array.elements(), max(_MOST_VALUES, len(content)))).reshape(array.values.shape)
+    if dtype.hasobject or dtype.names:
+        raise ValueError(f"it holds values of the kind {dtype}, not numbers or texts")
+    stored, needed = len(content) - stream.tell(), math.prod(shape) * dtype.itemsize
+    if stored < needed:
+        raise ValueError(f"it ends after {stored:,} of {needed:,} bytes")
+    values = np.frombuffer(content, dtype, math.prod(shape), stream.tell()) if needed else np.empty(0, dtype)
+    return values.reshape(shape, order="F" if fortran else "C")
+
+
+class _Type:
+    """Instead of numpy.dtype, which changes into anything as it is given its state."""
+
+    def __init__(self, code: str, *_: Any) -> None:
+        if not re.fullmatch(r"O8?|[biuf]\d|[SU]\d+", code):
+            raise ValueError(f"it holds an array of the kind {code[:20]!r}, not of numbers or texts")
+        self.dtype = np.dtype(code[0] if code[0] == "O" else code)
+
+    def __setstate__(self, state: tuple) -> None:
+        if state[1] in "<>":
+            self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array:
+    """Instead of numpy.ndarray, which reads beyond its memory where its shape is forged."""
+
+    def __init__(self, *_: Any) -> None:
+        self.values = np.empty(0)
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, kind, fortran, content = state
+        if kind.dtype.kind == "O":
+            if not isinstance(content, list):
+                raise ValueError("it is no array of lists")
+            values = _of_objects(content)
+        else:
+            values = np.frombuffer(_bytes(content), kind.dtype) if len(content) else np.empty(0, kind.dtype)
+        self.values = values.reshape(shape, order="F" if fortran else "C")
+
+    def elements(self) -> list[Any]:
+        return self.values.ravel().tolist()
+
+
+def _scalar(kind: _Type, content: bytes) -> Any:
+    return np.frombuffer(_bytes(content), kind.dtype)[0]
+
+
+def _bytes(content: bytes | str) -> bytes:
+    return content.encode("latin1") if isinstance(content, str) else content  # Python 2 has no bytes
+
+
+def _joined(*parts: str) -> str:
+    """A path, as pathlib pickles it."""
+    return parts[0] + "/".join(parts[1:]) if parts[0] == "/" else "/".join(parts)
+
+
+_PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
+_ADMITTED = MappingProxyType(
+    {
+        **{f"numpy.{core}.multiarray._reconstruct": _Array for core in ("core", "_core")},
+        **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},
+        "numpy.ndarray": _Array,
+        "numpy.dtype": _Type,
+        **{f"{builtins}.{name}": range for builtins in ("builtins", "__builtin__") for name in ("range", "xrange")},
+        "_codecs.encode": lambda text, _: _bytes(text),
+        **{f"{module}.{path}": _joined for module in ("pathlib", "pathlib._local") for path in _PATHS},
+    }
+)
+
+
+class _ArrayUnpickler(pickle._Unpickler):
+    """Unpickle arrays and lists: Python's own unpickler in Python.
+
+    The faster one takes all memory where a file numbers a value too high.
+    """
+
+    dispatch = {code: act for code, act in _DISPATCH.items() if code not in _LEFT_OUT}  # noqa: RUF012
+
+    def __init__(self, stream: io.BytesIO) -> None:
+        super().__init__(stream, encoding="latin1")
+
+    def find_class(self, module: str, name: str) -> Any:
+        full = f"{module}.{name}"
+        if full not in _ADMITTED:
+            raise pickle.UnpicklingError(f"it holds {full[:80]}, not numbers alone")
+        return _ADMITTED[full]
+
+
+def _of_objects(values: Any) -> np.ndarray:
+    return np.fromiter(values, object)  # np.array would make a matrix of lists of one length
+
+
+def _flattened(elements: Sequence[Any], most: int) -> Iterator[Any]:
+    """The elements of an array of objects, with the numbers of each list or array in one array.
+
+    Args:
+        elements: whatever the unpickler gives.
+        most: how many values to go through in all; lists that hold each other have more without end.
+    """
+    seen = len(elements)
+    for element in elements:
+        if not isinstance(element, (_Array, list, tuple, range)):
+            yield element
+            continue
+        numbers: list[Any] = []
+        arrays: list[np.ndarray] = []
+        waiting: list[Any] = [element]
+        while waiting:
+            each = waiting.pop()
+            if isinstance(each, _Array) and each.values.dtype.kind != "O":
+                arrays.append(each.values.ravel())
+                seen += each.values.size
+            elif isinstance(each, (_Array, list, tuple, range)):
+                inner = each.elements() if isinstance(each, _Array) else each
+                seen += len(inner)
+                if seen <= most:
+                    waiting += inner
+            else:
+                numbers.append(each)
+            if seen > most:
+                raise ValueError(f"its lists hold more than {most:,} values")
+        filled = [values for values in (np.array(numbers), *arrays) if len(values)]
+        yield np.concatenate(filled) if filled else np.empty(0, np.int64)

@@ -1,0 +1,94 @@
+"""Files of tables as columns: CSV as spreadsheets and programs write it, Parquet, and points in GeoJSON."""
+
+import csv
+from collections.abc import Set
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pa_parquet
+
+from progeo.files import read_json
+
+_DELIMITERS = (",", ";", "\t")
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+def read_columns(file: Path, texts: Set[str]) -> pa.Table:
+    """Read a table; of a CSV all columns are texts, as they stand in it: 0001 is another name than 1.
+
+    A CSV has commas, semicolons or tabs between its columns, whichever its first line has most of, and is UTF-8 or
+    UTF-16. Unless they are commas, numbers may have a decimal comma; a point stands for it in what is returned.
+
+    Args:
+        file: .csv, .tsv, .parquet or .geojson.
+        texts: names of columns, in lower case, that hold no numbers.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file of another kind, or a broken one.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"There is no table {file}.")
+    try:
+        if file.suffix.lower() in (".csv", ".tsv"):
+            return _read_csv(file, texts)
+        if file.suffix.lower() == ".parquet":
+            return pa_parquet.read_table(file)
+    except UnicodeDecodeError:
+        raise ValueError(f"{file} is not UTF-8: save it again, as CSV in UTF-8.") from None
+    except (pa.ArrowInvalid, csv.Error) as error:
+        if "invalid UTF8" in str(error):
+            raise ValueError(f"{file} is not UTF-8: save it again, as CSV in UTF-8.") from None
+        raise ValueError(f"{file} cannot be read: {error}.") from None
+    if file.suffix.lower() == ".geojson":
+        return _read_geojson(file)
+    raise ValueError(f"{file}: a table is a .csv, .tsv, .parquet or .geojson file.")
+
+
+def _read_csv(file: Path, texts: Set[str]) -> pa.Table:
+    with file.open("rb") as content:
+        encoding = "utf-16" if content.read(2) in _UTF_16 else "utf-8"
+    with file.open(encoding="utf-8-sig" if encoding == "utf-8" else encoding) as stream:
+        line = stream.readline()
+    default = "\t" if file.suffix.lower() == ".tsv" else ","
+    headers = {delimiter: next(csv.reader([line], delimiter=delimiter), []) for delimiter in (default, *_DELIMITERS)}
+    delimiter = max(headers, key=lambda delimiter: len(headers[delimiter]))
+    table = pa_csv.read_csv(
+        file,
+        read_options=pa_csv.ReadOptions(encoding=encoding),
+        parse_options=pa_csv.ParseOptions(delimiter=delimiter),
+        convert_options=pa_csv.ConvertOptions(column_types=dict.fromkeys(headers[delimiter], pa.large_string())),
+    )
+    if delimiter == ",":
+        return table
+    columns = [
+        column
+        if name.strip().lower() in texts
+        else pc.replace_substring_regex(column, r"^(\s*[-+]?\d+),(\d+\s*)$", r"\1.\2")
+        for name, column in zip(table.column_names, table.columns, strict=True)
+    ]
+    return pa.table(columns, table.column_names)
+
+
+def _read_geojson(file: Path) -> pa.Table:
+    content = read_json(file)
+    features = content.get("features") if isinstance(content, dict) else None
+    if not isinstance(features, list) or not features:
+        raise ValueError(f"{file} has no features.")
+    rows = []
+    for number, feature in enumerate(features, 1):
+        try:
+            kind, properties = feature["geometry"]["type"], feature.get("properties") or {}
+            longitude, latitude = feature["geometry"]["coordinates"][:2]
+            rows.append({**properties, "longitude": float(longitude), "latitude": float(latitude)})
+        except (KeyError, TypeError, ValueError, OverflowError):
+            raise ValueError(f"{file}: feature {number} must be a Point with a longitude and a latitude.") from None
+        if kind != "Point":
+            raise ValueError(f"{file}: feature {number} must be a Point, got {kind}.")
+    names = dict.fromkeys(name for row in rows for name in row)
+    try:
+        return pa.table({name: [row.get(name) for row in rows] for name in names})
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ValueError(f"{file}: a property has values of several kinds: {error}.") from None

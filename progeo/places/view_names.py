@@ -1,0 +1,79 @@
+"""Names of the views that a panorama is cut into."""
+
+from pathlib import PurePosixPath
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from progeo.places.catalogue import Catalogue
+from progeo.places.filename import FIELDS, ParsedNames, format_names, parse_columns
+from progeo.places.geographic import degrees_of
+
+_KEPT = ("letter", "pano_id", "height", "timestamp", "note")
+_LETTERS = np.array(list("CDEFGHJKLMNPQRSTUVWXX"))
+"""UTM's latitude bands, of 8 degrees each, from 80 degrees south to 84 north."""
+
+
+def panorama_fields(catalogue: Catalogue) -> ParsedNames:
+    """What the names of panoramas' views share: position, id and what else the panoramas' own names say.
+
+    Raises:
+        ValueError: a panorama without a position, or two that nothing in these fields tells apart.
+    """
+    count, paths = len(catalogue), catalogue.table["path"]
+    kept = {field: np.full(count, np.nan if field == "height" else "", object) for field in _KEPT}
+    if pc.all(pc.match_substring_regex(paths, "(^|/)@[^/]*$")).as_py():  # names of the convention
+        kept = parse_columns(paths, _KEPT)
+    ids = [
+        known or PurePosixPath(path).stem.replace("@", "_")
+        for known, path in zip(kept["pano_id"], paths.to_pylist(), strict=True)
+    ]
+    if np.isnan(catalogue.east).any():
+        raise ValueError(
+            f"{catalogue.folder}: {catalogue.name(int(np.isnan(catalogue.east).argmax()))} has no position."
+        )
+    keys = pa.table({"east": catalogue.east, "north": catalogue.north, "pano_id": ids})
+    counts = keys.group_by(["east", "north", "pano_id"]).aggregate([([], "count_all")])
+    if len(counts) < count:
+        twice = counts.sort_by([("count_all", "descending")])["pano_id"][0]
+        raise ValueError(f"{catalogue.folder} holds two panoramas {twice} at the same position: remove one of them.")
+    latitude, longitude = degrees_of(catalogue)
+    band = np.clip((np.nan_to_num(latitude) + 80) // 8, 0, len(_LETTERS) - 1).astype(int)
+    letter = np.where(np.isfinite(latitude) & (catalogue.zone > 0), _LETTERS[band], "")
+    absent = {field: np.full(count, np.nan if field in ("pitch", "roll", "height") else "") for field in FIELDS}
+    known = {
+        "east": catalogue.east,
+        "north": catalogue.north,
+        "zone": catalogue.zone,
+        "letter": np.where(kept["letter"] == "", letter, kept["letter"]),
+        "latitude": latitude,
+        "longitude": longitude,
+        "pano_id": np.array(ids, object),
+        "heading": catalogue.heading,
+        "pitch": np.zeros(count),
+        "height": kept["height"].astype(np.float64),
+        "timestamp": kept["timestamp"],
+        "note": kept["note"],
+    }
+    return ParsedNames(**{**absent, **known})
+
+
+def views_of(panoramas: ParsedNames, row: int, count: int) -> tuple[list[str], np.ndarray]:
+    """Names of the views of one panorama, and where they look.
+
+    Args:
+        panoramas: of `panorama_fields`.
+        row: of the panorama.
+        count: views, in equal steps clockwise from north, or from the panorama's center where its heading is absent.
+
+    Returns:
+        `count` names; and degrees clockwise from the panorama's center, (count,). Views of a panorama without heading
+        have none either.
+    """
+    headings = np.arange(count) * 360 / count
+    center = panoramas.heading[row]
+    fields = {field: np.repeat(getattr(panoramas, field)[row : row + 1], count) for field in FIELDS}
+    fields["tile"] = np.array([f"{number:02d}" for number in range(count)])
+    fields["heading"] = np.full(count, np.nan) if np.isnan(center) else headings
+    return format_names(ParsedNames(**fields)), headings - np.nan_to_num(center)

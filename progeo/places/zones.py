@@ -1,0 +1,40 @@
+"""UTM zones as tables write them: 23, 23K, 23S, 10 north, UTM zone 10N, EPSG:32723."""
+
+import re
+
+_ZONE = re.compile(
+    r"(?:utm *)?(?:zone *)?(\d{1,2})(?:\.0*)?[ -]*([c-hj-np-x]|north(?:ern)?|south(?:ern)?)?", re.IGNORECASE
+)
+_NAMED = re.compile(r".*/ *utm zone (\d{1,2})([ns])", re.IGNORECASE)
+"""As the EPSG registry calls a zone: S is no band there."""
+_CODE = re.compile(r"(?:.*epsg:[^:]*:?|.*epsg *)?(326|327)(\d\d)(?:\.0*)?", re.IGNORECASE)
+_WORDS = {"n": "north", "s": "south", "326": "north", "327": "south"}
+
+
+def parse_zone(text: str) -> tuple[int, str] | None:
+    """Read a zone from 1 to 60, or 0 for none, and, if it is said, the letter of its band or a word for the hemisphere.
+
+    Returns:
+        None where it is something else.
+    """
+    if named := _NAMED.fullmatch(text):
+        return _zone(named[1], _WORDS[named[2].lower()])
+    if found := _ZONE.fullmatch(text):
+        return _zone(found[1], found[2] or "")
+    return parse_code(text) if "epsg" in text.lower() else None
+
+
+def parse_code(text: str) -> tuple[int, str] | None:
+    """Read a zone and `north` or `south` from a code of the EPSG registry, 326zz or 327zz, or a name in it.
+
+    Returns:
+        None where it is something else.
+    """
+    if named := _NAMED.fullmatch(text):
+        return _zone(named[1], _WORDS[named[2].lower()])
+    found = _CODE.fullmatch(text)
+    return _zone(found[2], _WORDS[found[1]]) if found else None
+
+
+def _zone(number: str, letter: str) -> tuple[int, str] | None:
+    return (int(number), letter) if int(number) <= 60 and (int(number) or not letter) else None

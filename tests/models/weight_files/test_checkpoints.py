@@ -1,0 +1,325 @@
+"""Weights are found in checkpoints, whatever lies beside them and however deep, and nothing is taken for one."""
+
+import argparse
+import dataclasses
+import datetime
+import decimal
+import enum
+import functools
+import logging
+import pathlib
+import re
+import types
+import uuid
+from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.optim.lr_scheduler import MultiStepLR
+from torchvision import transforms
+
+from progeo.models.weight_files.checkpoints import find_weights, read_content
+
+MARK = "visual.conv1.weight"
+STATE = {MARK: torch.rand(2, 3), "visual.proj": torch.rand(3)}
+
+
+class Color(enum.Enum):
+    RED = 1
+
+
+class Mode(enum.IntFlag):
+    A = 1
+    B = 2
+
+
+class Attributes(dict):
+    """A dictionary of somebody's own, as Lightning and many others save hyperparameters in."""
+
+
+class Items(list):
+    """A list of somebody's own."""
+
+
+@dataclasses.dataclass
+class Options:
+    rate: float = 0.1
+    folder: Path = Path("x")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Frozen:
+    rate: float = 0.1
+
+
+class Configuration:
+    """Like the configurations of several programs, it is changed by code of its own when it is unpickled."""
+
+    def __getstate__(self):
+        return {"content": {"rate": 0.1}, "flags": {Color.RED: None}}
+
+    def __setstate__(self, state):
+        raise AssertionError("the code of a file was run")
+
+
+Point = namedtuple("Point", "x y")
+
+
+def trained_optimizer():
+    layer = nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(layer.parameters())
+    layer(torch.rand(1, 2)).sum().backward()
+    optimizer.step()
+    return optimizer
+
+
+OBJECTS = {
+    "array": np.array([81.5, 92.0]),
+    "array of objects": np.array([{"a": Path("x")}, None], dtype=object),
+    "array of records": np.zeros(2, dtype=[("east", "i4"), ("name", "U4")]),
+    "masked array": np.ma.array([1, 2], mask=[0, 1]),
+    "number of NumPy": np.float32(0.5),
+    "random state": np.random.RandomState(0),
+    "random generator": np.random.default_rng(0),
+    "state of torch's random generator": torch.get_rng_state(),
+    "counter of a schedule": Counter({30: 1, 60: 1}),
+    "state of a schedule": MultiStepLR(trained_optimizer(), [3, 5]).state_dict(),
+    "optimizer": trained_optimizer(),
+    "state of an optimizer": trained_optimizer().state_dict(),
+    "dictionary with a default": defaultdict(list, {"a": [1]}),
+    "ordered dictionary": OrderedDict(a=1),
+    "path": Path("/home/somebody"),
+    "pure path": pathlib.PurePosixPath("a/b"),
+    "path of Windows": pathlib.PureWindowsPath("c:/x"),
+    "datetime": datetime.datetime(2024, 5, 1, tzinfo=datetime.timezone.utc),
+    "date": datetime.date(2024, 5, 1),
+    "timedelta": datetime.timedelta(3),
+    "namespace": argparse.Namespace(data=Path("x"), mode=Color.RED),
+    "simple namespace": types.SimpleNamespace(a=1),
+    "enumeration": Color.RED,
+    "flags": Mode.A | Mode.B,
+    "keys of an enumeration": {Color.RED: 1, None: 2, (Color.RED, 3): 3, Path("a"): 4, torch.float16: 5, int: 6},
+    "partial": functools.partial(nn.Linear, 3),
+    "function": trained_optimizer,
+    "built-in function": max,
+    "class": Options,
+    "dataclass": Options(),
+    "dataclass with slots": Frozen(),
+    "configuration": Configuration(),
+    "dictionary of a class": Attributes(rate=0.1, nested=Attributes(a=1)),
+    "list of a class": Items([1, Color.RED]),
+    "named tuple": Point(1, Path("x")),
+    "deque": deque([1, 2], maxlen=3),
+    "set": {1, "a"},
+    "frozen set": frozenset({1}),
+    "range": range(3),
+    "slice": slice(1, 2),
+    "complex": 1 + 2j,
+    "bytes": b"\xff\0",
+    "bytearray": bytearray(b"ab"),
+    "decimal": decimal.Decimal("1.5"),
+    "uuid": uuid.UUID(int=3),
+    "expression": re.compile("a+"),
+    "exception": ValueError("x"),
+    "logger": logging.getLogger("somebody"),
+    "module": nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)),
+    "transforms": transforms.Compose([transforms.ToTensor(), transforms.Resize(3)]),
+    "device": torch.device("cpu"),
+    "dtype": torch.bfloat16,
+    "complex tensor": torch.rand(2, dtype=torch.complex64),
+    "sparse tensor": torch.eye(3).to_sparse(),
+    "text": "visual.conv1.weight",
+    "nothing": None,
+}
+CONTAINERS = {
+    "model_state_dict": lambda thing: {"model_state_dict": STATE, "thing": thing},
+    "net": lambda thing: {"thing": thing, "net": STATE},
+    "nested": lambda thing: {"state": {"model": STATE, "thing": thing}},
+    "class": lambda thing: Attributes(thing=thing, weights=Attributes(STATE)),
+    "namespace": lambda thing: argparse.Namespace(model=STATE, thing=thing),
+    "whole module": lambda thing: {"thing": thing, "network": as_module(STATE)},
+}
+
+
+def as_module(state):
+    """Modules in modules that own a state dict."""
+    outer, inside = nn.Module(), {}
+    for name, tensor in state.items():
+        first, _, rest = name.partition(".")
+        if rest:
+            inside.setdefault(first, {})[rest] = tensor
+        else:
+            outer.register_parameter(first, nn.Parameter(tensor))
+    for name, part in inside.items():
+        outer.add_module(name, as_module(part))
+    return outer
+
+
+def found_in(content, tmp_path, *, part=None, new=True):
+    torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=new)
+    return find_weights(read_content(tmp_path / "a.pth"), tmp_path / "a.pth", [MARK], part)
+
+
+def assert_same(state, expected):
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("kind", OBJECTS)
+def test_weights_are_read_whatever_lies_beside_them_and_that_is_listed(kind, tmp_path):
+    found = found_in({"model": STATE, "thing": OBJECTS[kind]}, tmp_path)
+    assert_same(found.state, STATE)
+    assert (found.ignored, found.remarks) == (("thing",), ())
+
+
+@pytest.mark.parametrize("new", [True, False])
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_weights_are_read_from_every_container(container, new, tmp_path):
+    found = found_in(CONTAINERS[container](OBJECTS), tmp_path, new=new)
+    assert_same(found.state, STATE)
+    assert (found.ignored, found.remarks) == (("thing",), ())
+
+
+@pytest.mark.parametrize("name", ["net", "network", "encoder", "student", "ema", "model_state", "weights", "teacher_1"])
+@pytest.mark.parametrize("levels", [[], ["state"], ["a", "b"]])
+def test_weights_that_are_alone_are_found_under_any_name(name, levels, tmp_path):
+    content = {name: STATE, "head": {"weight": torch.rand(2)}}
+    for level in levels:
+        content = {level: content, "epoch": 3}
+    found = found_in({**content, "rng_state": torch.get_rng_state()}, tmp_path)
+    assert_same(found.state, STATE)
+    assert sorted(found.ignored) == sorted(["head", "rng_state", *(["epoch"] * len(levels))])
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        *("module.", "_orig_mod.", "module._orig_mod.", "_fsdp_wrapped_module."),
+        *("model.", "net.", "encoder.", "model.module.", "_orig_mod.model.", "lit.model.encoder."),
+    ],
+)
+def test_what_stands_before_all_names_is_taken_off(before, tmp_path):
+    state = {f"{before}{name}": tensor for name, tensor in STATE.items()}
+    for content in (state, {"state_dict": state}, as_module(state)):
+        assert_same(found_in(content, tmp_path).state, STATE)
+    save_file(state, tmp_path / "a.safetensors")
+    assert_same(find_weights(read_content(tmp_path / "a.safetensors"), tmp_path, [MARK]).state, STATE)
+
+
+def test_a_wrapper_within_names_is_taken_off_too(tmp_path):
+    state = {name.replace("visual.", "visual._orig_mod.module."): tensor for name, tensor in STATE.items()}
+    assert_same(found_in(state, tmp_path).state, STATE)
+
+
+@pytest.mark.parametrize("before", ["module.", "averaged.module."])
+def test_the_count_of_an_averaged_model_is_listed_not_read(before, tmp_path):
+    state = {f"{before}{name}": tensor for name, tensor in STATE.items()}
+    count = f"{before.removesuffix('module.')}n_averaged"
+    found = found_in({count: torch.tensor(7), **state}, tmp_path)
+    assert_same(found.state, STATE)
+    assert found.ignored == (count,)
+
+
+def test_tensors_outside_of_the_model_are_listed(tmp_path):
+    state = {f"model.{name}": tensor for name, tensor in STATE.items()}
+    found = found_in({"state_dict": {**state, "loss.W": torch.rand(2), "loss.margin": 0.1}, "epoch": 3}, tmp_path)
+    assert_same(found.state, STATE)
+    assert found.ignored == ("epoch", "loss.W", "loss.margin")
+
+
+OTHER = {name: tensor + 1 for name, tensor in STATE.items()}
+
+
+def below(**parts):
+    return {f"{part}.{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("content", "taken", "other"),
+    [
+        ({"ema": OTHER, "model": STATE}, "model", "ema"),
+        ({"state_dict_ema": OTHER, "state_dict": STATE}, "state_dict", "state_dict_ema"),
+        ({"model": OTHER, "model_state_dict": STATE}, "model_state_dict", "model"),
+        ({"state": {"model_ema": OTHER, "model": STATE}}, "state.model", "state.model_ema"),
+        ({"state_dict": below(ema_model=OTHER, model=STATE)}, "state_dict.model", "state_dict.ema_model"),
+        ({"model": below(net=STATE), "ema": below(net=OTHER)}, "model.net", "ema.net"),
+    ],
+)
+def test_of_several_networks_the_one_that_most_programs_call_the_model_is_taken_and_said(
+    content, taken, other, tmp_path
+):
+    found = found_in(content, tmp_path)
+    assert_same(found.state, STATE)
+    sentence = f"The weights in {taken} are taken, those in {other} are not: `progeo import` with --weights_in {other}"
+    assert found.remarks == (f"{sentence} takes these.",)
+    chosen = found_in(content, tmp_path, part=other)
+    assert_same(chosen.state, OTHER)
+    assert chosen.remarks == ()
+
+
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        ({"student": STATE, "teacher": OTHER}, "student, teacher"),
+        ({"net": STATE, "ema": OTHER, "epoch": 3}, "net, ema"),
+        (below(encoder_q=STATE, encoder_k=OTHER), "encoder_q, encoder_k"),
+        ([STATE, OTHER], "0, 1"),
+    ],
+)
+def test_of_several_networks_none_of_which_is_the_model_none_is_taken(content, names, tmp_path):
+    with pytest.raises(ValueError, match=f"holds the weights of several networks, in {names}: choose one of them"):
+        found_in(content, tmp_path)
+    with pytest.raises(ValueError, match=f"holds no weights in nowhere; it holds them in {names}"):
+        found_in(content, tmp_path, part="nowhere")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [3, None, torch.eye(3).to_sparse(), np.zeros(3), {"a": torch.zeros(1)}, Path("x")],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_no_tensor_among_the_weights_is_refused_as_it_may_be_one_of_them(value, tmp_path):
+    for new in (True, False):
+        with pytest.raises(ValueError, match=r"holds more than a state dict: 'visual\.proj' is no named tensor"):
+            found_in({**STATE, "visual.proj": value}, tmp_path, new=new)
+
+
+def test_a_tensor_with_attributes_of_its_own_is_a_tensor(tmp_path):
+    parameter, weight = nn.Parameter(torch.rand(2)), torch.rand(3)
+    parameter.no_decay, weight.comes_from = True, Path("x")
+    state = {MARK: parameter, "visual.proj": weight}
+    assert_same(found_in(state, tmp_path).state, state)
+
+
+def test_a_module_that_was_saved_whole_gives_its_state_dict(tmp_path):
+    module = nn.Module()
+    module.visual = nn.Sequential(OrderedDict(conv1=nn.Conv2d(3, 2, 1), bn1=nn.BatchNorm2d(2)))
+    module.register_buffer("mask", torch.zeros(3), persistent=False)
+    module.nothing = None
+    module.visual.register_forward_hook(print)
+    for content in (module, nn.DataParallel(module), {"model": module}, [3, module]):
+        assert_same(found_in(content, tmp_path).state, module.state_dict())
+
+
+def test_names_of_a_file_do_not_reach_the_screen_as_they_are(tmp_path):
+    found = found_in({"model": STATE, "\x1b[31mred\nnew line": 3, 7: 8, Color.RED: 9}, tmp_path)
+    assert found.ignored == ("?[31mred?new line", "7", "Stub")
+    with pytest.raises(ValueError, match=r"more than a state dict: 'visual\.\?\[31m' is no named tensor"):
+        found_in({**STATE, "visual.\x1b[31m": torch.zeros(1)}, tmp_path)
+    with pytest.raises(ValueError, match=r"several networks, in a\?, b\?:"):
+        found_in({"a\x1b": STATE, "b\x1b": OTHER}, tmp_path)
+
+
+def test_mappings_within_each_other_without_end_end(tmp_path):
+    content = {"model": STATE}
+    content["self"] = content
+    deep = content
+    for _ in range(200):
+        deep = {"deeper": deep}
+    assert_same(found_in(content, tmp_path).state, STATE)
+    with pytest.raises(ValueError, match="holds no state dict"):
+        found_in(deep, tmp_path)
