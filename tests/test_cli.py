@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from PIL import Image
 
 from progeo.cli import COMMANDS, main
@@ -60,6 +61,9 @@ def test_the_command_lists_its_sub_commands_and_each_has_help(capsys):
         (["stage1"], "required"),
         (["stage1", *NEEDED, "--prompts.epochs", "0"], "prompts.epochs"),
         (["stage1", *NEEDED, "--data.max_unreadable_fraction", "2"], "data.max_unreadable_fraction"),
+        (["stage1", *NEEDED, "--seed", "-1"], "seed must be from 0 to 2**64 - 1, got -1."),
+        (["stage2", *NEEDED, "--seed", str(2**64)], "seed must be from 0 to 2**64 - 1, got"),
+        (["toy-city", "x", "--seed", "-1"], "-1 does not conform to restriction v>=0"),
         (["prompts", "list"], "there is no command 'prompts'"),
         (["evaluate", "--encoder", "nowhere", "--folder", "f", "--out", "o"], "There is no encoder in nowhere"),
         (["export", "nowhere", "--to", "x"], "There is no encoder in nowhere"),
@@ -69,6 +73,28 @@ def test_mistakes_end_in_a_sentence(arguments, words, tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     sentence = failure(*arguments)
     assert words in sentence + capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["stage1", *NEEDED],
+        ["stage2", *NEEDED],
+        ["evaluate", "--encoder", "e", "--folder", "f", "--out", "o"],
+        ["compare", "e", "--folder", "f", "--out", "o"],
+        ["reduce", "--encoder", "e", "--folder", "f", "--to", "t", "--dim", "8"],
+        ["index build", "--encoder", "e", "--folder", "f", "--out", "o"],
+        ["index add", "--index", "i", "--folder", "f"],
+        ["index calibrate", "--index", "i", "--folder", "f"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_no_command_computes_in_full_precision_when_fp16_is_asked_for(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sentence = failure(*command[0].split(), *command[1:], "--mixed_precision", "fp16")
+    assert sentence.endswith("error: mixed_precision fp16 needs a GPU, and there is none: give bf16 or no.")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_sentence_comes_without_a_traceback_and_with_a_status(tmp_path):

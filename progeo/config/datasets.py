@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse.typing import PositiveFloat, PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
 from progeo.config.training import CellSettings
 
@@ -15,7 +15,7 @@ class ToyCitySettings:
 
     out: Path
     """Folder to make."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Of the streets, the houses and the weather."""
     num_images: PositiveInt = 2000
     """Images in all, over train, val and test."""

@@ -2,13 +2,23 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_origin, get_type_hints
+from types import MappingProxyType, NoneType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from progeo.config.setting_files import read_setting_file
+
 AnySettings = TypeVar("AnySettings")
+_HOME = re.compile(r"(--[\w.]+=)?((?:open_clip|torchvision):[^:]*:)?(~[^/]*/.*)", re.DOTALL)
+"""A word that names a file below somebody's home; `./~/` is a folder of that name."""
+_FLOAT = re.compile(r"[-+]?(\d+\.\d*|\.?\d+(?=[eE]))([eE][-+]?\d+)?")
+_SEXAGESIMAL = re.compile(r"[-+]?\d[\d_]*(:\d+)+(\.\d*)?")
+_WORDS = MappingProxyType({"y": "true", "n": "false", "none": "null"})
 
 
 def parse_settings(
@@ -27,7 +37,14 @@ def parse_settings(
         program: how errors and help call the command.
         positional: settings without a default come as plain words.
         words: the setting, a tuple, that all plain words together are.
+
+    Raises:
+        FileNotFoundError: there is no such file of settings.
+        ValueError: a file of settings that cannot be read, or names what is no setting.
     """
+    arguments = [_with_home(word) for word in arguments]
+    if not positional:
+        arguments = _with_files(arguments, dict(_hints(kind)))
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog=program, description=kind.__doc__, allow_abbrev=False)
     if not positional:
@@ -43,6 +60,69 @@ def parse_settings(
     arguments = _with_pairs(arguments, mappings)
     values = parser.parse_args(arguments if words is None else _with_words(arguments, words))
     return kind(**{name: value for name, value in vars(parser.instantiate(values)).items() if name != "config"})
+
+
+def _with_home(word: str) -> str:
+    """The word with `~` or `~user` replaced, as a shell does where a path stands alone."""
+    if (match := _HOME.fullmatch(word)) is None:
+        return word
+    option, source, path = match.groups(default="")
+    return f"{option}{source}{os.path.expanduser(path)}"  # noqa: PTH111 - leaves the name of nobody as it is
+
+
+def _hints(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The types of all settings by their dotted names."""
+    for name, hint in get_type_hints(kind).items():
+        if dataclasses.is_dataclass(hint):
+            yield from _hints(hint, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", hint
+
+
+def _with_files(arguments: Sequence[str], hints: Mapping[str, Any]) -> list[str]:
+    """The settings of each `--config FILE` in its place, as the words that would give them on the command line."""
+    words: list[str] = []
+    coming = iter(arguments)
+    for word in coming:
+        option, _, file = word.partition("=")
+        if option == "--config" and (file := file or next(coming, "")):
+            values = read_setting_file(Path(file), hints.keys())
+            words += [f"--{name}={_as_word(file, name, value, hints[name])}" for name, value in values.items()]
+        else:
+            words.append(word)
+    return words
+
+
+def _as_word(file: str, name: str, value: Any, hint: Any) -> str:
+    """A value of a file as a word of the command line."""
+    is_text = any(kind in (str, Path) or isinstance(kind, str) for kind in _kinds(hint))
+
+    def word(value: Any) -> Any:
+        if isinstance(value, list):
+            return [word(item) for item in value]
+        if not isinstance(value, str):
+            return value
+        if not is_text and _SEXAGESIMAL.fullmatch(value):
+            raise ValueError(f"{file} gives {name} the value {value}, which is no number.")
+        return _with_home(value) if is_text else _as_number(value)
+
+    if value is None and NoneType not in get_args(hint):
+        raise ValueError(f"{file} gives no value to {name}: give one, or remove the line.")
+    found = word(value)
+    return found if isinstance(found, str) else json.dumps(found)
+
+
+def _kinds(hint: Any) -> set[Any]:
+    """The types and literals that a type is made of."""
+    parts = get_args(hint)
+    return set().union(*map(_kinds, parts)) if parts else {hint}
+
+
+def _as_number(text: str) -> str:
+    """A number, a truth or nothing as the command line takes it: `1e4` is a whole number, `y` true, `none` null."""
+    if _FLOAT.fullmatch(text) and float(text).is_integer():
+        return str(int(float(text)))
+    return _WORDS.get(text.lower(), text)
 
 
 def _with_pairs(arguments: Sequence[str], options: Sequence[str]) -> list[str]:
@@ -87,8 +167,8 @@ def plain_values(settings: Any) -> dict[str, Any]:
             return {name: plain(item) for name, item in value.items()}
         if isinstance(value, (list, tuple)):
             return [plain(item) for item in value]
-        if isinstance(value, Path):
-            return str(value)
+        if isinstance(value, Path):  # `~` would be somebody's home when it is read back
+            return f"./{value}" if str(value).startswith("~") else str(value)
         # PositiveInt and its like become plain numbers again.
         return next((kind(value) for kind in (bool, int, float) if isinstance(value, kind)), value)
 

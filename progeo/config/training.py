@@ -219,7 +219,7 @@ class Settings:
     """Folder of the run: stage 1 writes to its stage1/, stage 2 to its stage2/."""
     data: DataSettings
     seed: int = 0
-    """Of every random choice."""
+    """Of every random choice, from 0 to 2**64 - 1."""
     resume: bool = False
     """Go on with what the run's folder holds."""
     mixed_precision: Precision = "no"
@@ -234,3 +234,7 @@ class Settings:
     triplet: TripletSettings = field(default_factory=TripletSettings)
     augmentation: Augmentation = field(default_factory=Augmentation)
     training: TrainingSettings = field(default_factory=TrainingSettings)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed must be from 0 to 2**64 - 1, got {self.seed}.")

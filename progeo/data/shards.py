@@ -3,10 +3,24 @@
 import copy
 from collections.abc import Iterator
 from pathlib import Path
+from tokenize import TokenError
+from zipfile import BadZipFile
 
 import numpy as np
 
 from progeo.files import replacing
+
+
+def load_array(path: Path, *, mapped: bool = False) -> np.ndarray:
+    """Load a .npy file, or map it into memory.
+
+    Raises:
+        ValueError: it is damaged; the sentence names it.
+    """
+    try:
+        return np.load(path, mmap_mode="r" if mapped else None)
+    except (ValueError, EOFError, SyntaxError, TokenError, BadZipFile) as error:  # its header is written in Python
+        raise ValueError(f"{path} is damaged ({error})") from None
 
 
 class ShardedRows:
@@ -68,10 +82,11 @@ class ShardedRows:
     @property
     def written_ns(self) -> int:
         """When the last of the files was written, in nanoseconds."""
-        return max(self._path(shard).stat().st_mtime_ns for shard in self._shards)
+        return max(self._path(shard).stat().st_mtime_ns for shard in self.shards)
 
     @property
-    def _shards(self) -> range:
+    def shards(self) -> range:
+        """The numbers of all files."""
         return range(-(-self.num_rows // self.shard_size))
 
     def shard_rows(self, shard: int) -> range:
@@ -80,7 +95,7 @@ class ShardedRows:
 
     def missing_shards(self, process: int = 0, num_processes: int = 1) -> list[int]:
         """The shards that are not written yet, of those that a process is to write."""
-        return [shard for shard in self._shards[process::num_processes] if not self._path(shard).is_file()]
+        return [shard for shard in self.shards[process::num_processes] if not self._path(shard).is_file()]
 
     def write_shard(self, shard: int, values: np.ndarray) -> None:
         """Write the rows of a shard (rows, D)."""
@@ -102,7 +117,7 @@ class ShardedRows:
 
     def parts(self) -> Iterator[np.ndarray]:
         """All rows, a file (n, D) at a time."""
-        for shard in self._shards:
+        for shard in self.shards:
             rows = self.shard_rows(shard)
             missing = self.missing[slice(*np.searchsorted(self.missing, (rows.start, rows.stop)))]
             values = self._map(shard)
@@ -112,9 +127,9 @@ class ShardedRows:
         """Map a file for a moment: a mapping that stays would count all that was ever read as this process's memory."""
         path, shape = self._path(shard), (len(self.shard_rows(shard)), self.width)
         try:
-            values = np.load(path, mmap_mode="r")
-        except (ValueError, EOFError) as error:
-            raise ValueError(f"{path} is damaged ({error}): remove it, and it is made again.") from None
+            values = load_array(path, mapped=True)
+        except ValueError as error:
+            raise ValueError(f"{error}: remove it, and it is made again.") from None
         if (values.shape, values.dtype) != (shape, self.dtype):
             raise ValueError(
                 f"{path} holds {values.dtype} {values.shape}, not {self.dtype} {shape}: "

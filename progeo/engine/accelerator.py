@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import AutocastKwargs, InitProcessGroupKwargs
+from accelerate.utils import AutocastKwargs, InitProcessGroupKwargs, broadcast_object_list
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -34,18 +34,21 @@ def start_accelerator(
         trackers: who is told of a run, in `folder` where they write files.
 
     Raises:
-        ValueError: a tracker that is not installed.
+        ValueError: a tracker that is not installed, or fp16 where nothing can compute in it.
     """
     missing = set(trackers) - {str(available) for available in get_available_trackers()}
     if missing:
         raise ValueError(f"trackers names {', '.join(sorted(missing))}, not installed: pip install -e '.[track]'.")
     AcceleratorState._reset_state()
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=mixed_precision,
         log_with=list(trackers) or None,
         project_dir=folder,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=_LONGEST_WAIT)],
     )
+    if mixed_precision == "fp16" and accelerator.device.type == "cpu":  # Accelerate would compute in float32
+        raise ValueError("mixed_precision fp16 needs a GPU, and there is none: give bf16 or no.")
+    return accelerator
 
 
 def start_trackers(accelerator: Accelerator, run: str, *, settings: Mapping[str, Any], steps_done: int) -> None:
@@ -87,6 +90,11 @@ def gathered_with_gradient(rows: Tensor, accelerator: Accelerator) -> Tensor:
     mine.register_hook(lambda gradient: gradient * accelerator.num_processes)
     parts[accelerator.process_index] = mine
     return torch.cat(parts)
+
+
+def of_main_process(value: Any) -> Any:
+    """What the main process has; what the others have does not matter."""
+    return broadcast_object_list([value])[0]
 
 
 def share_of(count: int, accelerator: Accelerator) -> range:

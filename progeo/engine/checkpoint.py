@@ -1,63 +1,146 @@
-"""Checkpoints: nested states as safetensors and JSON, written whole or not at all, never unpickled."""
+"""Checkpoints: nested states as safetensors and JSON, written whole or not at all, never unpickled.
 
+Whatever else lies beside them is the user's: only folders with the very names that are given here are read or removed.
+"""
+
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from progeo.engine.log import LOGGER
 from progeo.files import read_json, replacing, write_json
 
 _TENSORS = "tensors.safetensors"
 _STATE = "state.json"
 _UNFINISHED = ".unfinished-"
+_NUMBER = r"(\d{6}|[1-9]\d{6,})"
+EPOCHS = re.compile(rf"epoch_{_NUMBER}")
+"""Names of checkpoints between epochs, `epoch_000001`."""
+STEPS = re.compile(rf"epoch_{_NUMBER}_step_{_NUMBER}")
+"""Names of checkpoints within epochs, `epoch_000001_step_000010`."""
 
 
 def save_checkpoint(folder: Path, name: str, state: dict[str, Any]) -> Path:
     """Write a nested state of dicts, lists, numbers, texts and tensors to `folder/name`.
 
-    An interrupted write leaves an unfinished folder that `newest_checkpoint` does not see.
+    An interrupted write leaves an unfinished folder, which the next `prune_checkpoints` removes.
+
+    Args:
+        folder: made when missing.
+        name: of `EPOCHS` or `STEPS`.
+        state: what to write.
 
     Raises:
         OSError: it could not be written; others that are there stay as they are.
     """
-    final = folder / name
+    names, final = _names_like(name), folder / name
     unfinished = folder / f"{_UNFINISHED}{name}"
-    shutil.rmtree(unfinished, ignore_errors=True)
     tensors: dict[str, Tensor] = {}
     plain = _without_tensors(state, tensors)
+    _remove(unfinished)
     try:
+        unfinished.mkdir(parents=True)
         with replacing(unfinished / _TENSORS) as temporary:
             save_file(tensors, temporary)
         write_json(unfinished / _STATE, plain)
+        _remove(final)
+        unfinished.rename(final)
     except OSError as error:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        newest = newest_checkpoint(folder)
+        _remove(unfinished)
+        newest = newest_checkpoint(folder, names)
         rest = f"{newest} is whole: make room and go on with --resume true." if newest else "There is none before it."
         raise OSError(f"{error}. {rest}") from None
-    if final.exists():
-        shutil.rmtree(final)
-    unfinished.rename(final)
     return final
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read what `save_checkpoint` wrote, its tensors on the CPU."""
-    plain = read_json(path / _STATE)
-    return _with_tensors(plain, load_file(path / _TENSORS))
+    """Read what `save_checkpoint` wrote, its tensors on the CPU.
+
+    Raises:
+        ValueError: it is damaged; the sentence names it.
+    """
+    try:
+        state = _with_tensors(read_json(path / _STATE), load_file(path / _TENSORS))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"The checkpoint {path} is damaged: {str(error).rstrip('.')}") from None
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(f"The checkpoint {path} is damaged: {_STATE} and {_TENSORS} do not fit together") from None
+    if not isinstance(state, dict) or not state:
+        raise ValueError(f"The checkpoint {path} is damaged: {_STATE} holds no state")
+    return state
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The finished checkpoint whose name sorts last, or None."""
-    return max((path for path in folder.glob("*") if not path.name.startswith(_UNFINISHED)), default=None)
+def load_newest_checkpoint(folder: Path, names: re.Pattern[str]) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint that can be read, with a warning where a newer one is damaged; None where there is none.
+
+    Raises:
+        ValueError: there are damaged ones only.
+    """
+    damages: list[str] = []
+    for path in reversed(finished_checkpoints(folder, names)):
+        try:
+            state = load_checkpoint(path)
+        except ValueError as error:
+            damages.append(str(error))
+            continue
+        for damage in damages:
+            LOGGER.warning("%s; going on from %s, which was written before it", damage, path)
+        return path, state
+    if damages:
+        raise ValueError(f"{damages[0]}. There is no other: remove it to begin anew, or name another --run.")
+    return None
 
 
-def prune_checkpoints(folder: Path, *, keep: int) -> None:
-    """Remove all but the `keep` newest finished checkpoints."""
-    finished = sorted(path for path in folder.glob("*") if not path.name.startswith(_UNFINISHED))
+def newest_checkpoint(folder: Path, names: re.Pattern[str] = STEPS) -> Path | None:
+    """The last of `finished_checkpoints`, or None."""
+    return next(reversed(finished_checkpoints(folder, names)), None)
+
+
+def finished_checkpoints(folder: Path, names: re.Pattern[str]) -> list[Path]:
+    """The checkpoints of these names, `EPOCHS` or `STEPS`, in the order of their numbers; no link to any."""
+    return sorted(_folders(folder, names), key=lambda path: tuple(map(int, names.fullmatch(path.name).groups())))
+
+
+def prune_checkpoints(newest: Path, *, keep: int) -> None:
+    """Remove all but the `keep` last checkpoints up to `newest`, and what interrupted writes left beside it.
+
+    Those after it stay until they are written again: a run that went on from before them is going to.
+    """
+    names = _names_like(newest.name)
+    for path in _folders(newest.parent, re.compile(re.escape(_UNFINISHED) + names.pattern)):
+        _remove(path)
+    finished = finished_checkpoints(newest.parent, names)
+    finished = finished[: finished.index(newest) + 1]
     for path in finished[: max(0, len(finished) - keep)]:
+        _remove(path)
+
+
+def remove_checkpoints(folder: Path, names: re.Pattern[str]) -> None:
+    """Remove the checkpoints of these names, and the folder where nothing else is in it."""
+    if (newest := newest_checkpoint(folder, names)) is not None:
+        prune_checkpoints(newest, keep=0)
+    if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _names_like(name: str) -> re.Pattern[str]:
+    return next(names for names in (EPOCHS, STEPS) if names.fullmatch(name))
+
+
+def _folders(folder: Path, names: re.Pattern[str]) -> list[Path]:
+    named = [path for path in folder.iterdir() if names.fullmatch(path.name)] if folder.is_dir() else []
+    return [path for path in named if path.is_dir() and not path.is_symlink()]
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, but nothing else that may have its name."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
 
 

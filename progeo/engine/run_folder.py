@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,9 +14,11 @@ from typing import Any
 import torch
 import yaml
 
+from progeo.engine.checkpoint import EPOCHS, STEPS, finished_checkpoints
 from progeo.engine.log import LOGGER, start_log
 from progeo.files import replacing, write_json
 
+_GROUP = re.compile(r"group_(0|[1-9]\d*)")
 _PACKAGES = ("progeo", "torch", "torchvision", "open_clip_torch", "accelerate", "numpy", "pyarrow", "safetensors")
 
 
@@ -40,10 +43,22 @@ class RunFolder:
         """States to go on from."""
         return self.path / "checkpoints"
 
+    def group_checkpoints(self, index: int) -> Path:
+        """States to go on from of a group that is trained for itself."""
+        return self.checkpoints / f"group_{index}"
+
+    def group_file(self, index: int) -> Path:
+        """What such a group left when it was finished."""
+        return self.checkpoints / f"group_{index}.safetensors"
+
     @property
     def begun(self) -> bool:
-        """Whether there is a state to go on from."""
-        return any(self.checkpoints.glob("[!.]*"))
+        """Whether there is a state to go on from, of the run or of a group."""
+        if finished_checkpoints(self.checkpoints, STEPS):
+            return True
+        beside = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
+        groups = [path for path in beside if _GROUP.fullmatch(path.name.removesuffix(".safetensors"))]
+        return any(path.is_file() or finished_checkpoints(path, EPOCHS) for path in groups)
 
     @property
     def best(self) -> Path:
@@ -56,11 +71,18 @@ class RunFolder:
             stream.write(json.dumps(dict(values)) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All lines so far, without one that was torn off."""
+        """All lines so far, without one that was torn off.
+
+        Raises:
+            ValueError: another line that is no JSON; the sentence names the file.
+        """
         if not self.metrics.is_file():
             return []
         lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        try:
+            return [json.loads(line) for line in lines if line.endswith("\n")]
+        except ValueError as error:
+            raise ValueError(f"{self.metrics} is damaged: a line is not JSON ({error}). Remove that line.") from None
 
     def keep_metrics(self, keep: Callable[[dict[str, Any]], bool]) -> None:
         """Remove the lines that `keep` denies: what they tell of is going to be run again."""
@@ -70,7 +92,13 @@ class RunFolder:
 
 
 def open_run(
-    path: Path, settings: Mapping[str, Any], *, resume: bool, may_change: tuple[str, ...] = (), is_main: bool = True
+    path: Path,
+    settings: Mapping[str, Any],
+    *,
+    resume: bool,
+    may_change: tuple[str, ...] = (),
+    check: Callable[[RunFolder, set[str]], None] = lambda run, changed: None,
+    is_main: bool = True,
 ) -> RunFolder:
     """Make the folder of a new run, or open that of a run to go on with.
 
@@ -79,6 +107,8 @@ def open_run(
         settings: plain values, nested dicts.
         resume: go on with what is there; a folder without a checkpoint is a new run all the same.
         may_change: dotted names of settings that a resumed run may have otherwise.
+        check: called with a run that is gone on with and which of these settings it has otherwise, before anything is
+            written; raises ValueError where it cannot go on.
         is_main: whether this process checks and writes.
 
     Raises:
@@ -92,8 +122,9 @@ def open_run(
                     f"{path} already holds a run: add --resume true to go on with it, or name another --run."
                 )
             if run.begun:
-                stored = yaml.safe_load(run.config.read_text(encoding="utf-8"))
-                _check_same_settings(stored, settings, may_change, run.config)
+                changed = _changed_settings(_stored_settings(run.config), settings)
+                _check_may_change(changed, may_change, run.config)
+                check(run, set(changed))
         path.mkdir(parents=True, exist_ok=True)
         with replacing(run.config) as temporary:
             temporary.write_text(yaml.safe_dump(dict(settings), sort_keys=False), encoding="utf-8")
@@ -111,17 +142,30 @@ def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, An
     return flat
 
 
-def _check_same_settings(
-    stored: Mapping[str, Any], settings: Mapping[str, Any], may_change: tuple[str, ...], source: Path
-) -> None:
+def _stored_settings(path: Path) -> Mapping[str, Any]:
+    try:
+        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError):
+        stored = None
+    if not isinstance(stored, dict):
+        raise ValueError(f"{path} does not hold the settings of the run: it is damaged. Name another --run.")
+    return stored
+
+
+def _changed_settings(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str]:
+    """What changed in words, by dotted names."""
     before, now = flat_settings(stored), flat_settings(settings)
-    changed = [
-        f"{name} was {before.get(name)!r}, now {now.get(name)!r}"
+    return {
+        name: f"{name} was {before.get(name)!r}, now {now.get(name)!r}"
         for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and name not in may_change
-    ]
-    if changed:
-        raise ValueError(f"The run in {source} has other settings: {'; '.join(changed)}. Name another --run.")
+        if before.get(name) != now.get(name)
+    }
+
+
+def _check_may_change(changed: Mapping[str, str], may_change: tuple[str, ...], source: Path) -> None:
+    refused = [words for name, words in changed.items() if name not in may_change]
+    if refused:
+        raise ValueError(f"The run in {source} has other settings: {'; '.join(refused)}. Name another --run.")
 
 
 def _environment() -> dict[str, Any]:

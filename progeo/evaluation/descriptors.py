@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import tee
 
 import numpy as np
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -34,8 +35,11 @@ def described_batches(
     num_workers: int,
     what: str,
     hidden: bool = False,
+    filled_to: int = 1,
 ) -> Iterator[DescribedBatch]:
     """Describe images, with a progress bar.
+
+    An image that cannot be read leaves zeros in its batch: how a network rounds depends on how many images there are.
 
     Args:
         describe: uint8 images (B, 3, H, W), or what else `images` gives -> descriptions (B, D) on the CPU.
@@ -46,6 +50,7 @@ def described_batches(
         num_workers: processes that decode images.
         what: what the progress bar says.
         hidden: show no progress bar.
+        filled_to: smaller batches get zeros after their images, until they have so many.
     """
     taken, batches = tee(batches)  # the loader is some batches ahead
     loader = build_loader(images, taken, num_workers=num_workers)
@@ -53,10 +58,22 @@ def described_batches(
         for batch, loaded in zip(batches, loader, strict=True):
             rows = np.asarray(batch, np.int64)
             readable = np.array([place not in loaded.unreadable for place in range(len(rows))], bool)
-            values = describe(loaded.items).numpy() if readable.any() else np.empty((0, width), np.float32)
+            values = np.empty((0, width), np.float32)
+            if readable.any():
+                places = np.flatnonzero(readable)
+                values = describe(_filled(loaded.items, places, max(len(rows), filled_to))).numpy()[places]
             reasons = {int(rows[place]): reason for place, reason in loaded.unreadable.items()}
             yield DescribedBatch(rows[readable], values, reasons)
             bar.update(len(rows))
+
+
+def _filled(images: Tensor, places: np.ndarray, count: int) -> Tensor:
+    """A batch of `count` images, these at their places and zeros at all others."""
+    if len(images) == count:
+        return images
+    filled = images.new_zeros((count, *images.shape[1:]))
+    filled[torch.from_numpy(places)] = images
+    return filled
 
 
 def describe_rows(

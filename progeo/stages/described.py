@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -14,10 +15,12 @@ import numpy as np
 from accelerate import Accelerator
 from torch import Tensor
 
+from progeo.data.contents import SEEN, changed_files, rows_looked_at, see_files
 from progeo.data.datasets import CatalogueImages
 from progeo.data.decode import read_shape
 from progeo.data.loaders import batches_by_shape
-from progeo.data.shards import ShardedRows
+from progeo.data.shards import ShardedRows, load_array
+from progeo.engine.accelerator import of_main_process
 from progeo.engine.log import LOGGER
 from progeo.evaluation.descriptors import described_batches
 from progeo.files import each_file, read_json, replacing, write_json
@@ -28,7 +31,9 @@ from progeo.places.catalogue import Catalogue
 _DESCRIPTION = "description.json"
 _CATALOGUE = "catalogue.arrow"
 _FILES = "files.npy"
-_MOST_FILES_CHECKED = 10_000
+_PLACE = "image_folder"
+"""The one thing in a description that descriptions do not depend on, where the same images lie elsewhere."""
+_NAME = re.compile("[0-9a-f]{16}")
 _MOST_REASONS_SHOWN = 10
 
 
@@ -71,6 +76,15 @@ class Describer:
         most_pixels = batch_size * math.prod(self.image_size)
         return batches_by_shape(np.array(rows), shapes, batch_size=batch_size, most_pixels=most_pixels)
 
+    def full_batch(self, catalogue: Catalogue, batch_size: int) -> int:
+        """How many images every batch gets, so that no description depends on what else is described.
+
+        Of fewer images than that it is their number, and 1 where shapes differ: most batches are small then.
+        """
+        if depends_on_shape(self.preprocessing):
+            return 1
+        return len(self.batches(catalogue, range(min(len(catalogue), batch_size)), batch_size)[0])
+
 
 @dataclass(frozen=True)
 class Cache:
@@ -107,8 +121,9 @@ def described_once(
 ) -> Described:
     """Descriptions of every image of a catalogue, from the cache as far as they are there.
 
-    They lie in a folder of the cache named after all they depend on, the list of images included. Each process writes
-    its share of the missing files, so what was stopped goes on where it was.
+    They lie in a folder of the cache named after all they depend on and where the images lie; of images that were
+    moved or copied, those of the former place are found. Each process writes its share of the missing files, so what
+    was stopped goes on where it was.
 
     Args:
         describer: the network.
@@ -124,14 +139,11 @@ def described_once(
     """
     shard_size = _shard_size(len(catalogue), describer)
     depends_on = _depends_on(describer, catalogue, accelerator.mixed_precision, cache.keep_as, shard_size)
-    folder = cache.folder / hashlib.sha256(depends_on.encode()).hexdigest()[:16]
+    folder = _prepared_folder(cache, depends_on, catalogue, shard_size) if accelerator.is_main_process else None
+    folder = of_main_process(folder)
     rows = ShardedRows(
         folder, num_rows=len(catalogue), width=describer.width, shard_size=shard_size, dtype=cache.keep_as
     )
-    if accelerator.is_main_process:
-        advice = f"remove that folder, or name another --{cache.setting}"
-        _open_folder(rows, json.loads(depends_on), catalogue, advice)
-    accelerator.wait_for_everyone()  # until the folder is described
     mine = rows.missing_shards(accelerator.process_index, accelerator.num_processes)
     allowed = int(max_unreadable_fraction * len(catalogue))
     if mine:
@@ -148,28 +160,29 @@ def described_once(
         )
     accelerator.wait_for_everyone()
     LOGGER.info("%s of %d images %s %s", describer.what, len(catalogue), "written to" if mine else "found in", folder)
-    reasons = _recorded_reasons(folder)
+    reasons = _recorded_reasons(rows)
     _report_unreadable(reasons, folder, allowed, len(catalogue), cache.fraction_setting)
     return Described(rows, np.array(sorted(reasons), np.int64))
 
 
-def _depends_on(describer: Describer, catalogue: Catalogue, mixed_precision: str, keep_as: str, shard_size: int) -> str:
-    """All that descriptions depend on, as JSON."""
-    return json.dumps(
-        {
-            **describer.depends_on,
-            "image_size": list(describer.image_size),
-            "preprocessing": describer.preprocessing,
-            # Only where it is another than the default: caches from before there was a choice stay valid.
-            **({} if describer.orientation == "exif" else {"orientation": describer.orientation}),
-            "mixed_precision": mixed_precision,
-            "kept_as": keep_as,
-            "image_folder": str(catalogue.folder.resolve()),
-            "image_list": catalogue.fingerprint,
-            "num_images": len(catalogue),
-            "rows_per_file": shard_size,
-        }
-    )
+def _depends_on(
+    describer: Describer, catalogue: Catalogue, mixed_precision: str, keep_as: str, shard_size: int
+) -> dict[str, Any]:
+    """All that descriptions depend on, as JSON gives it back."""
+    depends_on = {
+        **describer.depends_on,
+        "image_size": list(describer.image_size),
+        "preprocessing": describer.preprocessing,
+        # Only where it is another than the default: caches from before there was a choice stay valid.
+        **({} if describer.orientation == "exif" else {"orientation": describer.orientation}),
+        "mixed_precision": mixed_precision,
+        "kept_as": keep_as,
+        _PLACE: str(catalogue.folder.resolve()),
+        "image_list": catalogue.fingerprint,
+        "num_images": len(catalogue),
+        "rows_per_file": shard_size,
+    }
+    return json.loads(json.dumps(depends_on))
 
 
 def _shard_size(num_images: int, describer: Describer) -> int:
@@ -181,45 +194,86 @@ def _shard_size(num_images: int, describer: Describer) -> int:
     return min(8192, max(least, num_images // 16))
 
 
-def _open_folder(rows: ShardedRows, depends_on: Mapping[str, Any], catalogue: Catalogue, advice: str) -> None:
-    """Describe a new folder; of one that is there, check that it is what it says and that the images are the same."""
-    folder, missing = rows.folder, rows.missing_shards()
-    sample = np.linspace(0, len(catalogue) - 1, min(len(catalogue), _MOST_FILES_CHECKED)).astype(np.int64)
-    files = np.array([_size_and_time(catalogue.path(row)) for row in sample.tolist()])
-    if not (folder / _DESCRIPTION).is_file():
-        catalogue.save(folder / _CATALOGUE)
-        _save_files(folder, files)
-        write_json(folder / _DESCRIPTION, depends_on)
-        return
-    stored = read_json(folder / _DESCRIPTION)
+def _prepared_folder(cache: Cache, depends_on: Mapping[str, Any], catalogue: Catalogue, shard_size: int) -> Path:
+    """The folder of these descriptions, checked where it is there, and described where it is new."""
+    folder = cache.folder / hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:16]
+    if (folder / _DESCRIPTION).is_file():
+        rows = ShardedRows(folder, num_rows=len(catalogue), width=0, shard_size=shard_size)
+        _check_folder(rows, depends_on, catalogue, f"remove that folder, or name another --{cache.setting}")
+        return folder
+    if (elsewhere := _of_former_place(cache.folder, depends_on, catalogue)) is not None:
+        return elsewhere
+    catalogue.save(folder / _CATALOGUE)
+    _save_files(folder, catalogue)
+    write_json(folder / _DESCRIPTION, depends_on)
+    return folder
+
+
+def _check_folder(rows: ShardedRows, depends_on: Mapping[str, Any], catalogue: Catalogue, advice: str) -> None:
+    """Check that a folder is what it says and that the images are the same."""
+    folder, stored, missing = rows.folder, read_json(rows.folder / _DESCRIPTION), rows.missing_shards()
+    if not isinstance(stored, dict):
+        raise ValueError(f"{folder / _DESCRIPTION} is damaged: {advice}.")
     for name, value in depends_on.items():
         if stored.get(name) != value:
             raise ValueError(
                 f"What is in {folder} was made with {name} = {stored.get(name)}, now it is {value}: {advice}."
             )
-    still_missing = np.isin(sample // rows.shard_size, missing)  # these may have been mended in the meantime
-    changed = np.flatnonzero((np.load(folder / _FILES) != files).any(axis=1) & ~still_missing)
+    try:
+        before = _load_files(folder, len(catalogue))
+    except ValueError as error:
+        raise ValueError(f"{error}: {advice}.") from None
+    changed = changed_files(before, catalogue, moved=False)
+    changed = changed[~np.isin(changed // rows.shard_size, missing)]  # these may have been mended in the meantime
     if len(changed):
-        path = catalogue.path(sample[changed[0]])
         raise ValueError(
-            f"{len(changed)} of {len(sample)} images looked at changed since they were described in {folder}, "
-            f"the first is {path}: {advice}."
+            f"{len(changed)} of {len(before)} images looked at changed since they were described in {folder}, "
+            f"the first is {catalogue.path(changed[0])}: {advice}."
         )
     if missing:
-        _save_files(folder, files)
+        _save_files(folder, catalogue)
 
 
-def _save_files(folder: Path, files: np.ndarray) -> None:
+def _of_former_place(cache: Path, depends_on: Mapping[str, Any], catalogue: Catalogue) -> Path | None:
+    """A folder of the cache with descriptions of the same images, which lay elsewhere.
+
+    Two sets may have the same names: the sizes and contents that were looked at must be the same as well.
+    """
+    beside = sorted(cache.iterdir()) if cache.is_dir() else []
+    for folder in (path for path in beside if _NAME.fullmatch(path.name) and (path / _DESCRIPTION).is_file()):
+        try:
+            stored = read_json(folder / _DESCRIPTION)
+            if not isinstance(stored, dict) or {**stored, _PLACE: depends_on[_PLACE]} != depends_on:
+                continue
+            before = _load_files(folder, len(catalogue))
+        except ValueError:  # damaged; whoever needs this very folder is told
+            continue
+        if (before["digest"] != b"").any() and not len(changed_files(before, catalogue, moved=True)):
+            LOGGER.info("the images of %s were described before, in %s", catalogue.folder, stored[_PLACE])
+            return folder
+    return None
+
+
+def _save_files(folder: Path, catalogue: Catalogue) -> None:
     with replacing(folder / _FILES) as temporary:
-        np.save(temporary, files)
+        np.save(temporary, see_files(catalogue))
 
 
-def _size_and_time(path: Path) -> tuple[int, int]:
-    """Bytes and time of the last change in nanoseconds; what is not there has neither."""
-    if not path.is_file():
-        return -1, -1
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
+def _load_files(folder: Path, num_images: int) -> np.ndarray:
+    """Load what `_save_files` saved, see `see_files`.
+
+    Raises:
+        ValueError: it is damaged or missing; the sentence names it.
+    """
+    if not (folder / _FILES).is_file():
+        raise ValueError(f"There is no {folder / _FILES}")
+    seen = load_array(folder / _FILES)
+    if seen.dtype == np.int64 and seen.ndim == 2:  # of a time when no content was read
+        sizes_and_times, seen = seen, np.zeros(len(seen), SEEN)
+        seen["size"], seen["changed_ns"] = sizes_and_times.T
+    if seen.dtype != SEEN or len(seen) != len(rows_looked_at(num_images)):
+        raise ValueError(f"{folder / _FILES} is not what was written there")
+    return seen
 
 
 def _describe(
@@ -245,6 +299,7 @@ def _describe(
         num_workers=num_workers,
         what=describer.what,
         hidden=hidden,
+        filled_to=describer.full_batch(catalogue, batch_size),
     )
     num_unreadable = 0
     for shard in shards:
@@ -260,7 +315,7 @@ def _describe(
         num_unreadable += len(reasons)
         if num_unreadable > allowed:
             raise ValueError(_too_many_unreadable(num_unreadable, next(iter(reasons.values())), len(rows), setting))
-        reasons_file = rows.folder / f"unreadable_{shard:05}.json"
+        reasons_file = _reasons_file(rows, shard)
         if reasons:
             write_json(reasons_file, reasons)
         else:  # of an earlier time, when the image could not be read
@@ -276,9 +331,13 @@ def _check_finite(values: np.ndarray, rows: np.ndarray, describer: Describer, ca
         )
 
 
-def _recorded_reasons(folder: Path) -> dict[int, str]:
+def _reasons_file(rows: ShardedRows, shard: int) -> Path:
+    return rows.folder / f"unreadable_{shard:05}.json"
+
+
+def _recorded_reasons(rows: ShardedRows) -> dict[int, str]:
     """Why images could not be read, by row."""
-    files = sorted(folder.glob("unreadable_*.json"))
+    files = [file for shard in rows.shards if (file := _reasons_file(rows, shard)).is_file()]
     return {int(row): reason for file in files for row, reason in read_json(file).items()}
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from progeo.config.parsing import plain_values
 from progeo.config.training import Settings
 from progeo.engine.accelerator import start_accelerator, start_trackers
-from progeo.engine.checkpoint import load_checkpoint, newest_checkpoint
+from progeo.engine.checkpoint import STEPS, load_newest_checkpoint
 from progeo.engine.log import LOGGER
 from progeo.engine.memory import explaining_out_of_memory
 from progeo.engine.run_folder import RunFolder, open_run
@@ -15,7 +15,7 @@ from progeo.evaluation.recall import recall_at
 from progeo.export.weights import save_encoder
 from progeo.stages.image_training import ImageTraining
 from progeo.stages.overview import overview
-from progeo.stages.places import keep_places, read_training_places
+from progeo.stages.places import LearnedFrom, read_training_places
 from progeo.stages.query_sets import QuerySet, load_query_set
 from progeo.stages.validation import retrieve
 
@@ -30,6 +30,10 @@ _MAY_CHANGE = (
     "run",
     "resume",
     "trackers",
+    "data.train_folder",  # these three where what lies there is the same, see `LearnedFrom`
+    "data.val_folder",
+    "text.prompts",
+    "prompts.feature_cache",
     "data.num_workers",
     "data.eval_batch_size",
     "data.cache_images",
@@ -63,17 +67,19 @@ def train_image_encoder(settings: Settings) -> Path:
     )
     with explaining_out_of_memory(_NEEDS_LESS_MEMORY):
         training = ImageTraining(settings, places, accelerator)
+        source = LearnedFrom(places, val_set, training.losses.text_features)
         run = open_run(
             folder,
             plain_values(settings),
             resume=settings.resume,
             may_change=_MAY_CHANGE if settings.training.schedule == "cosine" else (*_MAY_CHANGE, "training.epochs"),
+            check=source.check,
             is_main=accelerator.is_main_process,
         )
         for line in overview(training, places, val_set):
             LOGGER.info(line)
         if accelerator.is_main_process:
-            keep_places(run, places)
+            source.keep(run)
         _train(training, val_set, run)
     LOGGER.info("best val R@1 %.1f, encoder in %s", training.best_recall, run.best)
     del training  # first: were its networks the last to hold the group of processes, freeing it could wait for ever
@@ -84,18 +90,19 @@ def train_image_encoder(settings: Settings) -> Path:
 
 def _train(training: ImageTraining, val_set: QuerySet, run: RunFolder) -> None:
     """Go on from the newest checkpoint, or start with a validation of the untrained encoder, and train to the end."""
-    checkpoint = newest_checkpoint(run.checkpoints)
-    if checkpoint is not None:
-        training.load_state_dict(load_checkpoint(checkpoint))
+    found = load_newest_checkpoint(run.checkpoints, STEPS)
+    if found is not None:
+        checkpoint, state = found
+        training.load_state_dict(state)
         LOGGER.info("going on from %s, best val R@1 %.1f", checkpoint, training.best_recall)
     if training.accelerator.is_main_process:
-        run.keep_metrics(lambda row: checkpoint is not None and row["epoch"] <= training.epoch)
+        run.keep_metrics(lambda row: found is not None and row["epoch"] <= training.epoch)
     settings = training.settings
     start_trackers(
         training.accelerator, str(settings.run), settings=plain_values(settings), steps_done=training.steps_done
     )
     with listening_for_stop() as stop:
-        if checkpoint is None:
+        if found is None:
             _validate(training, val_set, run, terms={})
         while not training.finished:
             terms = training.run_epoch(run, stop)

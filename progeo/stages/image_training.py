@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from progeo.config.training import Settings
 from progeo.data.augmentation import augment
 from progeo.engine.accelerator import distributed, scaler_state, set_scaler_state
-from progeo.engine.checkpoint import newest_checkpoint, prune_checkpoints, save_checkpoint
+from progeo.engine.checkpoint import STEPS, newest_checkpoint, prune_checkpoints, save_checkpoint
 from progeo.engine.loop import LossNotFinite, Means, progress_bar, train_epoch
 from progeo.engine.randomness import seed_layers
 from progeo.engine.run_folder import RunFolder
@@ -127,7 +127,7 @@ class ImageTraining:
                     skip_not_finite=training.skip_not_finite,
                 )
         except LossNotFinite as error:
-            newest = newest_checkpoint(run.checkpoints)
+            newest = newest_checkpoint(run.checkpoints, STEPS)
             last = f"The last good checkpoint is {newest}." if newest else "There is no checkpoint yet."
             raise LossNotFinite(f"{error} {last}") from None
         self.losses.move_head(index, torch.device("cpu"), self.optimizer)
@@ -146,8 +146,8 @@ class ImageTraining:
         """Write a checkpoint and remove old ones."""
         if self.accelerator.is_main_process:
             name = f"epoch_{self.epoch:06d}_step_{self.means.steps:06d}"
-            save_checkpoint(run.checkpoints, name, self.state_dict())
-            prune_checkpoints(run.checkpoints, keep=self.settings.training.keep_checkpoints)
+            newest = save_checkpoint(run.checkpoints, name, self.state_dict())
+            prune_checkpoints(newest, keep=self.settings.training.keep_checkpoints)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a run needs to go on."""

@@ -1,12 +1,19 @@
-"""The places that a training is about: images, classes and groups, the same from a run's first day to its last."""
+"""What a training learns from: images, classes, groups and texts, the same from a run's first day to its last."""
 
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
 
 from progeo.config.training import Settings
+from progeo.data.contents import contents_fingerprint
 from progeo.engine.run_folder import RunFolder
 from progeo.files import read_json, write_json
+from progeo.models.clip import weights_digest
 from progeo.places.catalogue import Catalogue, read_catalogue
 from progeo.places.cells import Partition, build_partition, check_same_partition
+from progeo.stages.query_sets import QuerySet
 
 _PLACES = "places.json"
 
@@ -25,31 +32,91 @@ def read_training_places(settings: Settings) -> TrainingPlaces:
     return TrainingPlaces(catalogue, build_partition(catalogue, **vars(settings.cells)))
 
 
-def keep_places(run: RunFolder, places: TrainingPlaces) -> None:
-    """Note the places of a new run; of one that goes on, check that they are still the same.
+@dataclass(frozen=True)
+class LearnedFrom:
+    """All that a run must find again to go on, wherever it lies then; kept as its `places.json`."""
 
-    Raises:
-        ValueError: classes or images changed since the run began.
-    """
-    path = run.path / _PLACES
-    now = {
-        "images": len(places.catalogue),
-        "image_list": places.catalogue.fingerprint,
-        "image_places": places.catalogue.places_fingerprint,
-        **places.partition.describe(),
+    places: TrainingPlaces
+    validation: QuerySet | None = None
+    text_features: Sequence[Tensor] | None = None
+    """Of each group (C, E)."""
+
+    def check(self, run: RunFolder, changed: Collection[str]) -> None:
+        """Check that a run goes on with what it was begun with.
+
+        Args:
+            run: has a state to go on from.
+            changed: settings that were others when it was begun, by dotted names.
+
+        Raises:
+            ValueError: classes, images or texts are others.
+        """
+        path = run.path / _PLACES
+        if not path.is_file():
+            return
+        stored = read_json(path)
+        if not isinstance(stored, dict) or "image_list" not in stored or "fingerprint" not in stored:
+            raise ValueError(f"{path} does not say what the run learned from: it is damaged. Name another --run.")
+        check_same_partition(stored, self.places.partition, f"The run in {run.path}")
+        before = {"data.train_folder": [stored], "data.val_folder": stored.get("validation", [])}
+        for setting, catalogues in self._catalogues().items():
+            for values, catalogue in zip(before[setting], catalogues, strict=False):
+                _check_images(run, values, catalogue, moved=setting in changed)
+            if setting in changed and not all("image_contents" in values for values in before[setting] or [{}]):
+                raise ValueError(f"{path} does not say what was in the images of {setting}: leave it as it was.")
+        if stored.get("text_features", self._texts()) != self._texts():
+            raise ValueError(
+                f"The run in {run.path} was begun with other text features: name the prompts that it was begun with "
+                f"as --text.prompts, or another --run."
+            )
+
+    def keep(self, run: RunFolder) -> None:
+        """Write down what `check` compares with."""
+        (train,), *validation = self._catalogues().values()
+        values = {**_images(train), **self.places.partition.describe()}
+        if validation:
+            values |= {
+                "validation": [_images(catalogue) for catalogue in validation[0]],
+                "text_features": self._texts(),
+            }
+        write_json(run.path / _PLACES, values)
+
+    def _catalogues(self) -> dict[str, list[Catalogue]]:
+        """By the setting that names their folder."""
+        found = {"data.train_folder": [self.places.catalogue]}
+        if self.validation is not None:
+            found["data.val_folder"] = [self.validation.database, self.validation.queries]
+        return found
+
+    def _texts(self) -> str | None:
+        if self.text_features is None:
+            return None
+        return weights_digest({str(group): features for group, features in enumerate(self.text_features)})
+
+
+def _images(catalogue: Catalogue) -> dict[str, Any]:
+    return {
+        "images": len(catalogue),
+        "image_list": catalogue.fingerprint,
+        "image_places": catalogue.places_fingerprint,
+        "image_contents": contents_fingerprint(catalogue),
     }
-    if not (path.is_file() and run.begun):
-        write_json(path, now)
-        return
-    stored = read_json(path)
-    check_same_partition(stored, places.partition, f"The run in {run.path}")
-    if stored["image_list"] != now["image_list"]:
+
+
+def _check_images(run: RunFolder, before: Mapping[str, Any], catalogue: Catalogue, *, moved: bool) -> None:
+    """Compare names and places, and where the folder is another one the contents, too."""
+    if before["image_list"] != catalogue.fingerprint:
         raise ValueError(
-            f"The run in {run.path} was begun with {stored['images']} images in {places.catalogue.folder}, now there "
-            f"are {now['images']}, not all the same or in another order: name another --run."
+            f"The run in {run.path} was begun with {before['images']} images in {catalogue.folder}, now there "
+            f"are {len(catalogue)}, not all the same or in another order: name another --run."
         )
-    if stored["image_places"] != now["image_places"]:
+    if before["image_places"] != catalogue.places_fingerprint:
         raise ValueError(
-            f"The run in {run.path} was begun with images of {places.catalogue.folder} at other places or with other "
+            f"The run in {run.path} was begun with images of {catalogue.folder} at other places or with other "
             f"headings: name another --run."
+        )
+    if moved and before.get("image_contents", now := contents_fingerprint(catalogue)) != now:
+        raise ValueError(
+            f"The run in {run.path} was begun with images of the same names, but those in {catalogue.folder} are "
+            f"others: name the folder that has them, or another --run."
         )

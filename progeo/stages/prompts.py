@@ -1,9 +1,8 @@
 """Stage 1: learn a text prompt for every place, both CLIP encoders frozen."""
 
 import json
-import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from open_clip import CLIP
+from safetensors import SafetensorError
 from safetensors.torch import safe_open, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -18,7 +18,14 @@ from tqdm import tqdm
 from progeo.config.parsing import plain_values
 from progeo.config.training import Settings
 from progeo.engine.accelerator import fits_device, start_accelerator
-from progeo.engine.checkpoint import load_checkpoint, newest_checkpoint, prune_checkpoints, save_checkpoint
+from progeo.engine.checkpoint import (
+    EPOCHS,
+    load_checkpoint,
+    load_newest_checkpoint,
+    prune_checkpoints,
+    remove_checkpoints,
+    save_checkpoint,
+)
 from progeo.engine.log import LOGGER
 from progeo.engine.loop import progress_bar
 from progeo.engine.run_folder import RunFolder, open_run
@@ -29,13 +36,23 @@ from progeo.models.prompts import load_prompt_clip
 from progeo.places.cells import Group, Partition, check_same_partition
 from progeo.stages.described import Described
 from progeo.stages.features import cached_features
-from progeo.stages.places import keep_places, read_training_places
+from progeo.stages.places import LearnedFrom, read_training_places
 from progeo.stages.prompt_group import GroupImages, GroupTraining
 from progeo.stages.starting_encoder import starting_statistics
 
 PROMPTS = "prompts.safetensors"
 DESCRIPTION = "prompts.json"
 _TENSORS = ("context", "text_features", "class_ids")
+_DESCRIBED = frozenset({"partition", "architecture", "weights", "seed", "vocabulary", "groups"})
+_MAY_CHANGE = (
+    "run",
+    "resume",
+    "data.train_folder",  # where the images in it are the same, see `LearnedFrom`
+    "data.val_folder",
+    "data.num_workers",
+    "data.max_unreadable_fraction",
+    "prompts.feature_cache",
+)
 
 
 def train_prompts(settings: Settings) -> Path:
@@ -61,15 +78,17 @@ def train_prompts(settings: Settings) -> Path:
     )
     clip.requires_grad_(False).to(accelerator.device)
     pixels = starting_statistics(settings.model)
+    source = LearnedFrom(places)
     run = open_run(
         settings.run / "stage1",
         plain_values(settings),
         resume=settings.resume,
-        may_change=("run", "resume", "data.num_workers", "data.max_unreadable_fraction", "prompts.feature_cache"),
+        may_change=_MAY_CHANGE,
+        check=source.check,
         is_main=accelerator.is_main_process,
     )
     if accelerator.is_main_process:
-        keep_places(run, places)
+        source.keep(run)
     LOGGER.info("%d images, classes of the groups: %s", len(catalogue), [g.num_classes for g in partition.groups])
     LOGGER.info("pixels: %s", pixels)
     training = PromptTraining(settings, partition, clip=clip, run=run, accelerator=accelerator)
@@ -105,15 +124,39 @@ def load_text_features(folder: Path, partition: Partition) -> list[Tensor]:
             f"There are no prompts in {folder}: run stage 1 first, with a CLIP, name its folder with --text.prompts, "
             f"or train without text with --text.weight 0."
         )
-    check_same_partition(read_json(folder / DESCRIPTION)["partition"], partition, str(folder / PROMPTS))
-    with safe_open(folder / PROMPTS, framework="pt") as file:
-        return [file.get_tensor(f"group_{index}.text_features") for index in range(len(partition.groups))]
+    check_same_partition(read_prompts_description(folder)["partition"], partition, str(folder / PROMPTS))
+    return read_prompts(folder / PROMPTS, [f"group_{index}.text_features" for index in range(len(partition.groups))])
 
 
 def load_clip_of_prompts(folder: Path) -> tuple[str, str]:
     """Architecture and weights of the CLIP whose text tower reads the prompts in `folder`, see `load_clip`."""
-    description = read_json(folder / DESCRIPTION)
+    description = read_prompts_description(folder)
     return description["architecture"], description["weights"]
+
+
+def read_prompts_description(folder: Path) -> dict[str, Any]:
+    """What stage 1 says of the prompts in `folder`.
+
+    Raises:
+        ValueError: the file is damaged; the sentence names it.
+    """
+    description = read_json(folder / DESCRIPTION)
+    if not isinstance(description, dict) or not description.keys() >= _DESCRIBED:
+        raise ValueError(f"{folder / DESCRIPTION} does not describe prompts: it is damaged. Run stage 1 again.")
+    return description
+
+
+def read_prompts(path: Path, names: Sequence[str]) -> list[Tensor]:
+    """These tensors of a file that stage 1 wrote.
+
+    Raises:
+        ValueError: the file is damaged; the sentence names it.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return [file.get_tensor(name) for name in names]
+    except (SafetensorError, FileNotFoundError) as error:
+        raise ValueError(f"{path} is damaged: {error}. Remove it and go on with stage 1, with --resume true.") from None
 
 
 class PromptTraining:
@@ -132,6 +175,8 @@ class PromptTraining:
         """Steps of an epoch, by group."""
         self.steps_of_others = 0
         """Steps that other processes were seen to have done."""
+        self.newest = [self._newest(index) for index in range(len(partition.groups))]
+        """The checkpoint that a group goes on from; None where it begins, or has finished."""
 
     def drop_metrics_of_unfinished_epochs(self) -> None:
         """Forget what is going to be trained again; the main process does it before any trains."""
@@ -158,10 +203,10 @@ class PromptTraining:
         )
         with bar:
             for index in self.mine:
-                if not self._file(index).is_file():
+                if not self.run.group_file(index).is_file():
                     self._train_group(index, features, *images[index], bar)
                     self.accelerator.free_memory()
-                shutil.rmtree(self._checkpoints(index), ignore_errors=True)
+                remove_checkpoints(self.run.group_checkpoints(index), EPOCHS)
             bar.set_description("stage 1, waiting for other processes")
             while self.accelerator.is_main_process and not self._all_finished():
                 time.sleep(1)
@@ -172,9 +217,11 @@ class PromptTraining:
         tensors: dict[str, Tensor] = {}
         summaries = []
         for index in range(len(self.partition.groups)):
-            with safe_open(self._file(index), framework="pt") as file:
-                summaries.append(json.loads(file.metadata()["summary"]))
-                tensors |= {f"group_{index}.{name}": file.get_tensor(name) for name in _TENSORS}
+            file = self.run.group_file(index)
+            values = read_prompts(file, _TENSORS)
+            tensors |= {f"group_{index}.{name}": value for name, value in zip(_TENSORS, values, strict=True)}
+            with safe_open(file, framework="pt") as opened:
+                summaries.append(json.loads(opened.metadata()["summary"]))
             if index not in self.mine:
                 LOGGER.info("%s: %s", self._name(index), _in_words(summaries[index]))
         with replacing(self.run.path / PROMPTS) as temporary:
@@ -205,16 +252,15 @@ class PromptTraining:
             settings=self.settings,
             accelerator=self.accelerator,
         )
-        checkpoints = self._checkpoints(index)
-        newest = newest_checkpoint(checkpoints)
-        if newest is not None:
+        if (newest := self.newest[index]) is not None:
             training.load_state_dict(load_checkpoint(newest))
             LOGGER.info("%s: going on after epoch %d", name, training.epoch)
         while training.epoch < epochs:
             training.run_epoch(bar, f"stage 1, {name}, epoch {training.epoch + 1}/{epochs}")
             self.run.append_metrics({"group": index, "epoch": training.epoch, **training.terms})
-            save_checkpoint(checkpoints, f"epoch_{training.epoch:06d}", training.state_dict())
-            prune_checkpoints(checkpoints, keep=1)
+            name_of_it = f"epoch_{training.epoch:06d}"
+            newest = save_checkpoint(self.run.group_checkpoints(index), name_of_it, training.state_dict())
+            prune_checkpoints(newest, keep=1)
             self._follow_others(bar)
         text_features = training.text_features()
         matching = training.matching(text_features)
@@ -231,12 +277,12 @@ class PromptTraining:
             "text_features": text_features.cpu(),
             "class_ids": torch.from_numpy(group.class_ids),
         }
-        with replacing(self._file(index)) as temporary:
+        with replacing(self.run.group_file(index)) as temporary:
             save_file(tensors, temporary, metadata={"summary": json.dumps(summary)})
         LOGGER.info("%s: %s", name, _in_words(summary))
 
     def _all_finished(self) -> bool:
-        return all(self._file(index).is_file() for index in range(len(self.steps)))
+        return all(self.run.group_file(index).is_file() for index in range(len(self.steps)))
 
     def _follow_others(self, bar: tqdm) -> None:
         """Move the bar on by what other processes did since this was last asked."""
@@ -251,16 +297,16 @@ class PromptTraining:
 
     def _epochs_done(self, index: int) -> int:
         """How many epochs of a group need not be trained again."""
-        if self._file(index).is_file():
+        if self.run.group_file(index).is_file():
             return self.settings.prompts.epochs
-        newest = newest_checkpoint(self._checkpoints(index))
+        newest = self.newest[index]
         return 0 if newest is None else int(newest.name.removeprefix("epoch_"))
 
-    def _file(self, index: int) -> Path:
-        return self.run.checkpoints / f"group_{index}.safetensors"
-
-    def _checkpoints(self, index: int) -> Path:
-        return self.run.checkpoints / f"group_{index}"
+    def _newest(self, index: int) -> Path | None:
+        if self.run.group_file(index).is_file():
+            return None
+        found = load_newest_checkpoint(self.run.group_checkpoints(index), EPOCHS)
+        return None if found is None else found[0]
 
     def _name(self, index: int) -> str:
         return f"group {index + 1}/{len(self.partition.groups)}"

@@ -7,16 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import safe_open
 from torch import Tensor
 
 from progeo.config.encoders import ShowPromptsSettings
-from progeo.files import read_json, replacing
+from progeo.files import replacing
 from progeo.models.clip import weights_digest
 from progeo.models.prompts import load_prompt_clip
 from progeo.models.vocabulary import NearestWords, nearest_words
 from progeo.places.cells import class_ids
-from progeo.stages.prompts import DESCRIPTION, PROMPTS
+from progeo.stages.prompts import DESCRIPTION, PROMPTS, read_prompts, read_prompts_description
 
 _MOST_CLASSES_SHOWN = 20
 
@@ -40,7 +39,7 @@ def show_prompts(settings: ShowPromptsSettings) -> Path:
         raise FileNotFoundError(f"There are no prompts in {settings.run}: name a run whose stage 1 has finished.")
     if settings.num_words < 1:
         raise ValueError(f"num_words must be at least 1, got {settings.num_words}.")
-    description = read_json(folder / DESCRIPTION)
+    description = read_prompts_description(folder)
     contexts = _load_contexts(folder, len(description["groups"]))
     if settings.class_ is not None:
         contexts = _chosen(contexts, settings.class_, description["partition"]["settings"])
@@ -59,11 +58,12 @@ def show_prompts(settings: ShowPromptsSettings) -> Path:
 
 
 def _load_contexts(folder: Path, num_groups: int) -> Contexts:
-    with safe_open(folder / PROMPTS, framework="pt") as file:
-        ids = [file.get_tensor(f"group_{index}.class_ids").numpy() for index in range(num_groups)]
-        vectors = [file.get_tensor(f"group_{index}.context") for index in range(num_groups)]
+    ids, vectors = (
+        read_prompts(folder / PROMPTS, [f"group_{index}.{name}" for index in range(num_groups)])
+        for name in ("class_ids", "context")
+    )
     groups = np.repeat(np.arange(1, num_groups + 1), [len(part) for part in ids])
-    return Contexts(groups, np.concatenate(ids), torch.cat(vectors))
+    return Contexts(groups, torch.cat(ids).numpy(), torch.cat(vectors))
 
 
 def _chosen(contexts: Contexts, wanted: str, cells: Mapping[str, int]) -> Contexts:

@@ -1,7 +1,51 @@
+import shutil
+
 import pytest
 import torch
 
-from progeo.engine.checkpoint import load_checkpoint, newest_checkpoint, prune_checkpoints, save_checkpoint
+from progeo.engine.checkpoint import (
+    EPOCHS,
+    STEPS,
+    finished_checkpoints,
+    load_checkpoint,
+    load_newest_checkpoint,
+    newest_checkpoint,
+    prune_checkpoints,
+    remove_checkpoints,
+    save_checkpoint,
+)
+from progeo.engine.log import LOGGER
+
+NOT_OURS = [
+    ".DS_Store",
+    "._epoch_000001_step_000000",
+    ".nfs0000000012345678",
+    "before_lr_change",
+    "best",
+    "good",
+    "epoch_1",
+    "epoch_000001",
+    "epoch_0000009_step_000000",
+    "epoch_000009_step_000000 copy",
+    "epoch_000009_step_000000.bak",
+    "epoch_000009_step_000000_old",
+    "Epoch_000009_step_000000",
+    "zzz_epoch_000009_step_000000",
+    ".unfinished-mine",
+    ".unfinished-epoch_000009_step_000000 copy",
+]
+
+
+def content_of(folder):
+    """Everything below a folder: the bytes of files, where links lead to."""
+    return {
+        path.relative_to(folder).as_posix(): path.readlink()
+        if path.is_symlink()
+        else path.read_bytes()
+        if path.is_file()
+        else None
+        for path in folder.rglob("*")
+    }
 
 
 def test_a_nested_state_comes_back_equal_with_its_integer_keys(tmp_path):
@@ -11,7 +55,7 @@ def test_a_nested_state_comes_back_equal_with_its_integer_keys(tmp_path):
         "nested": {"list": [1.5, torch.arange(3)], "flag": True, "text": "ä"},
         "optimizer": {"state": {0: {"step": torch.tensor(7.0)}, 12: {"m": torch.ones(2, 2).T}}, "groups": []},
     }
-    again = load_checkpoint(save_checkpoint(tmp_path, "epoch_3", state))
+    again = load_checkpoint(save_checkpoint(tmp_path, "epoch_000003", state))
     assert again["optimizer"]["state"].keys() == {0, 12}
     assert torch.equal(again["optimizer"]["state"][12]["m"], torch.ones(2, 2))
     assert again["nested"]["list"][0] == 1.5
@@ -32,7 +76,7 @@ def test_an_adam_goes_on_from_its_saved_state_as_if_never_stopped(tmp_path):
 
     layer, optimizer = build()
     step(layer, optimizer)
-    path = save_checkpoint(tmp_path, "one", {"layer": layer.state_dict(), "optimizer": optimizer.state_dict()})
+    path = save_checkpoint(tmp_path, "epoch_000001", {"layer": layer.state_dict(), "optimizer": optimizer.state_dict()})
     step(layer, optimizer)
     other, other_optimizer = build()
     state = load_checkpoint(path)
@@ -57,7 +101,7 @@ def test_a_fused_adam_of_a_channels_last_kernel_goes_on_from_its_saved_state(tmp
 
     layer, optimizer = build()
     step(layer, optimizer, 1)
-    path = save_checkpoint(tmp_path, "one", {"layer": layer.state_dict(), "optimizer": optimizer.state_dict()})
+    path = save_checkpoint(tmp_path, "epoch_000001", {"layer": layer.state_dict(), "optimizer": optimizer.state_dict()})
     step(layer, optimizer, 2)
     other, other_optimizer = build()
     state = load_checkpoint(path)
@@ -76,8 +120,8 @@ def test_a_checkpoint_cut_off_while_written_is_not_found(tmp_path):
 
     with pytest.raises(TypeError):
         save_checkpoint(tmp_path, "epoch_000002", {"epoch": 2, "x": FullDisk()})
-    assert newest_checkpoint(tmp_path).name == "epoch_000001"
-    assert load_checkpoint(newest_checkpoint(tmp_path))["epoch"] == 1
+    assert newest_checkpoint(tmp_path, EPOCHS).name == "epoch_000001"
+    assert load_checkpoint(newest_checkpoint(tmp_path, EPOCHS))["epoch"] == 1
 
 
 def test_a_checkpoint_left_half_written_by_a_kill_is_not_found(tmp_path):
@@ -94,16 +138,133 @@ def test_there_is_no_newest_checkpoint_where_there_is_none(tmp_path):
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
     for epoch in (1, 2, 10):
-        save_checkpoint(tmp_path, f"epoch_{epoch:06d}", {"epoch": epoch})
-    prune_checkpoints(tmp_path, keep=2)
+        newest = save_checkpoint(tmp_path, f"epoch_{epoch:06d}", {"epoch": epoch})
+    prune_checkpoints(newest, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch_000002", "epoch_000010"]
-    assert newest_checkpoint(tmp_path).name == "epoch_000010"
+    assert newest_checkpoint(tmp_path, EPOCHS).name == "epoch_000010"
+
+
+def test_checkpoints_are_in_the_order_of_their_numbers_not_of_their_digits(tmp_path):
+    names = [
+        "epoch_000002_step_999999",
+        "epoch_000002_step_1000000",
+        "epoch_000010_step_000000",
+        "epoch_1000000_step_000000",
+    ]
+    for name in reversed(names):
+        newest = save_checkpoint(tmp_path, name, {"name": name})
+    assert [path.name for path in finished_checkpoints(tmp_path, STEPS)] == names
+    assert load_newest_checkpoint(tmp_path, STEPS)[1] == {"name": names[-1]}
+    prune_checkpoints(tmp_path / names[2], keep=1)
+    assert [path.name for path in finished_checkpoints(tmp_path, STEPS)] == names[2:]
+    assert newest == tmp_path / names[0]
+
+
+@pytest.mark.parametrize("name", NOT_OURS)
+@pytest.mark.parametrize("is_folder", [True, False], ids=["folder", "file"])
+def test_what_the_program_did_not_name_is_neither_read_nor_removed(tmp_path, name, is_folder):
+    if is_folder:
+        (tmp_path / name).mkdir()
+    (tmp_path / name / "state.json" if is_folder else tmp_path / name).write_text("mine")
+    mine = content_of(tmp_path)
+    assert newest_checkpoint(tmp_path) is None
+    assert load_newest_checkpoint(tmp_path, STEPS) is None
+    for epoch in (1, 2):
+        newest = save_checkpoint(tmp_path, f"epoch_{epoch:06d}_step_000000", {"epoch": epoch})
+        prune_checkpoints(newest, keep=1)
+    assert newest_checkpoint(tmp_path) == newest
+    remove_checkpoints(tmp_path, STEPS)
+    assert content_of(tmp_path) == mine
+
+
+@pytest.mark.parametrize(
+    "name", ["epoch_000001_step_000000", "epoch_000009_step_000000", ".unfinished-epoch_000009_step_000000"]
+)
+@pytest.mark.parametrize("target", ["folder", "file", "nothing"])
+def test_a_link_or_a_file_with_the_name_of_a_checkpoint_is_not_followed_nor_removed(tmp_path, name, target):
+    checkpoints, elsewhere = tmp_path / "checkpoints", tmp_path / "elsewhere"
+    checkpoints.mkdir()
+    save_checkpoint(elsewhere, "epoch_000001_step_000000", {"whose": "mine"})
+    (elsewhere / "file").write_text("mine")
+    targets = {"folder": elsewhere / "epoch_000001_step_000000", "file": elsewhere / "file", "nothing": elsewhere / "x"}
+    (checkpoints / name).symlink_to(targets[target])
+    before = content_of(tmp_path)
+    assert newest_checkpoint(checkpoints) is None
+    newest = save_checkpoint(checkpoints, "epoch_000002_step_000000", {"epoch": 2})
+    prune_checkpoints(newest, keep=1)
+    assert newest_checkpoint(checkpoints) == newest
+    with pytest.raises(OSError, match=r"epoch_000002_step_000000 is whole"):
+        save_checkpoint(checkpoints, name.removeprefix(".unfinished-"), {"epoch": 9})
+    remove_checkpoints(checkpoints, STEPS)
+    assert content_of(tmp_path) == before
+
+
+def test_what_interrupted_writes_left_is_removed_with_the_next_checkpoint(tmp_path):
+    left = tmp_path / ".unfinished-epoch_000001_step_000007"
+    left.mkdir()
+    (left / "tensors.safetensors").write_bytes(b"half")
+    newest = save_checkpoint(tmp_path, "epoch_000001_step_000009", {"epoch": 1})
+    prune_checkpoints(newest, keep=2)
+    assert list(tmp_path.iterdir()) == [newest]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("tensors.safetensors", None, "no such file"),
+        ("tensors.safetensors", b"", "header"),
+        ("tensors.safetensors", slice(0, 100), "incomplete"),
+        ("tensors.safetensors", b"<html>404</html>", "header"),
+        ("state.json", None, "no such file"),
+        ("state.json", b"", "is not a json file"),
+        ("state.json", slice(0, 30), "is not a json file"),
+        ("state.json", b"\x00" * 50, "is not a json file"),
+        ("state.json", b"{}", "do not fit together"),
+        ("state.json", b"[]", "holds no state"),
+        ("state.json", b"null", "holds no state"),
+        ("state.json", b'{"items": []}', "holds no state"),
+        ("state.json", b'{"items": [["weight", {"tensor": "7", "channels_last": false}]]}', "do not fit together"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_with_the_one_that_is_gone_on_from(
+    tmp_path, caplog, monkeypatch, file, content, words
+):
+    good = save_checkpoint(tmp_path, "epoch_000001_step_000005", {"weight": torch.ones(100)})
+    bad = save_checkpoint(tmp_path, "epoch_000002_step_000000", {"weight": torch.zeros(100)})
+    whole = (bad / file).read_bytes()
+    (bad / file).unlink()
+    if content is not None:
+        (bad / file).write_bytes(whole[content] if isinstance(content, slice) else content)
+    monkeypatch.setattr(LOGGER, "propagate", True)
+    path, state = load_newest_checkpoint(tmp_path, STEPS)
+    assert path == good
+    assert torch.equal(state["weight"], torch.ones(100))
+    (message,) = {record.getMessage() for record in caplog.records}
+    assert message.startswith(f"The checkpoint {bad} is damaged: ")
+    assert words in message.lower()
+    assert message.endswith(f"; going on from {good}, which was written before it")
+    shutil.rmtree(good)
+    with pytest.raises(ValueError, match=r"is damaged: .* There is no other: remove it to begin anew, or name another"):
+        load_newest_checkpoint(tmp_path, STEPS)
+
+
+def test_those_before_a_damaged_checkpoint_outlive_it(tmp_path):
+    first = save_checkpoint(tmp_path, "epoch_000001_step_000000", {"epoch": 1})
+    damaged = save_checkpoint(tmp_path, "epoch_000003_step_000000", {"epoch": 3})
+    (damaged / "state.json").write_text("")
+    second = save_checkpoint(tmp_path, "epoch_000002_step_000000", {"epoch": 2})
+    prune_checkpoints(second, keep=1)
+    assert not first.exists()
+    assert load_newest_checkpoint(tmp_path, STEPS)[0] == second
+    prune_checkpoints(save_checkpoint(tmp_path, "epoch_000003_step_000000", {"epoch": 3}), keep=1)
+    assert list(tmp_path.iterdir()) == [damaged]
+    assert load_newest_checkpoint(tmp_path, STEPS) == (damaged, {"epoch": 3})
 
 
 def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path, full_disk):
-    kept = save_checkpoint(tmp_path, "epoch_1", {"weights": torch.ones(10)})
-    with full_disk(), pytest.raises(OSError, match=r"could not be written: .*/epoch_1 is whole: make room"):
-        save_checkpoint(tmp_path, "epoch_2", {"weights": torch.ones(10**6)})
-    assert newest_checkpoint(tmp_path) == kept
+    kept = save_checkpoint(tmp_path, "epoch_000001", {"weights": torch.ones(10)})
+    with full_disk(), pytest.raises(OSError, match=r"could not be written: .*/epoch_000001 is whole: make room"):
+        save_checkpoint(tmp_path, "epoch_000002", {"weights": torch.ones(10**6)})
+    assert newest_checkpoint(tmp_path, EPOCHS) == kept
     assert list(tmp_path.iterdir()) == [kept]
     assert torch.equal(load_checkpoint(kept)["weights"], torch.ones(10))

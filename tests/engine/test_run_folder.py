@@ -3,7 +3,7 @@ import json
 import pytest
 import yaml
 
-from progeo.engine.run_folder import open_run
+from progeo.engine.run_folder import RunFolder, open_run
 
 SETTINGS = {"seed": 0, "cells": {"cell_side_m": 10}, "epochs": 5}
 
@@ -26,13 +26,34 @@ def test_a_folder_with_a_run_is_opened_only_to_go_on(tmp_path):
 def test_a_run_does_not_go_on_with_other_settings_unless_they_may_change_or_it_left_no_checkpoint(tmp_path):
     changed = {**SETTINGS, "cells": {"cell_side_m": 20}, "epochs": 9}
     open_run(tmp_path, changed, resume=False)
-    (tmp_path / "checkpoints/.unfinished-one").mkdir(parents=True)
+    (tmp_path / "checkpoints/.unfinished-epoch_000001_step_000000").mkdir(parents=True)
     open_run(tmp_path, SETTINGS, resume=True)
-    (tmp_path / "checkpoints/one").mkdir()
+    (tmp_path / "checkpoints/epoch_000001_step_000000").mkdir()
     with pytest.raises(ValueError, match=r"other settings: cells.cell_side_m was 10, now 20\. Name another"):
         open_run(tmp_path, changed, resume=True, may_change=("epochs",))
     open_run(tmp_path, {**SETTINGS, "epochs": 9}, resume=True, may_change=("epochs",))
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["epochs"] == 9
+
+
+@pytest.mark.parametrize(
+    ("names", "begun"),
+    [
+        ([], False),
+        (["epoch_000001_step_000010/"], True),
+        (["epoch_1000000_step_1000000/"], True),
+        (["group_0/epoch_000001/"], True),
+        (["group_11.safetensors"], True),
+        ([".DS_Store", "good/", "before_lr_change/", "epoch_000001_step_000010 copy/", "._group_0.safetensors"], False),
+        (["epoch_000001_step_000010", "epoch_000001/", "group_0/", "group_0/mine/", "group_00.safetensors"], False),
+        (["group_0/.unfinished-epoch_000001/", "group_1.safetensors.bak", "group_1 (1).safetensors"], False),
+    ],
+)
+def test_only_what_the_program_wrote_is_a_state_to_go_on_from(tmp_path, names, begun):
+    for name in names:
+        path = tmp_path / "checkpoints" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir() if name.endswith("/") else path.touch()
+    assert RunFolder(tmp_path).begun is begun
 
 
 def test_metrics_of_what_is_run_again_are_dropped(tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from running import files_in, kill_when, metrics_of, run_on_two_processes
+from running import files_in, kill_before, metrics_of, run_on_two_processes
 from safetensors.torch import load_file, save_file
 
 from progeo.cli import main
@@ -64,22 +64,25 @@ def test_an_extraction_that_was_killed_goes_on_where_it_stopped(own_config, tmp_
     def shards() -> list[Path]:
         return sorted((tmp_path / "features").glob("*/rows_*.npy"))
 
-    slow = ["--data.eval_batch_size", "1"]
-    kill_when(lambda: len(shards()) == 1, "stage1_prompts.py", "--config", own_config, *slow)
+    kill_before("/rows_00001.npy", "stage1_prompts.py", "--config", own_config)
     before = {path: path.stat().st_mtime_ns for path in shards()}
     assert len(before) == 1
-    stage_1(own_config, *slow, "--resume", "true")
+    stage_1(own_config, "--resume", "true")
     assert len(shards()) == 2
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    stage_1(own_config, *slow, "--prompts.feature_cache", tmp_path / "other", "--run", tmp_path / "other_run")
+    stage_1(own_config, "--prompts.feature_cache", tmp_path / "other", "--run", tmp_path / "other_run")
     assert prompts_of(tmp_path / "run") == prompts_of(tmp_path / "other_run")
 
 
 def test_a_training_that_was_killed_ends_with_the_same_prompts_bit_for_bit(config, run, tmp_path):
-    many = ["--config", str(config), "--prompts.epochs", "25"]
+    many = ["--config", str(config), "--prompts.epochs", "4"]
     killed, whole = ["--run", str(tmp_path / "killed")], ["--run", str(tmp_path / "whole")]
-    second_group = tmp_path / "killed/stage1/checkpoints/group_1"
-    kill_when(lambda: (second_group / "epoch_000002").exists(), "stage1_prompts.py", *many, *killed)
+    kill_before("/group_1/epoch_000003", "stage1_prompts.py", *many, *killed)
+    checkpoints = tmp_path / "killed/stage1/checkpoints"
+    assert {path.relative_to(checkpoints).as_posix() for path in checkpoints.glob("*/*")} == {
+        "group_1/epoch_000002",
+        "group_1/.unfinished-epoch_000003",
+    }
     assert not (tmp_path / "killed/stage1/prompts.safetensors").exists()
     main(["stage1", *many, *killed, "--resume", "true"])
     main(["stage1", *many, *whole])
@@ -120,7 +123,7 @@ def test_two_processes_learn_the_same_prompts_as_one(own_config, tmp_path):
 
 
 def test_a_broken_image_is_reported_and_its_class_learns_from_the_others(own_config, tmp_path):
-    broken = sorted((tmp_path / "train").rglob("*.jpg"))[0]
+    broken = sorted((tmp_path / "train").rglob("*.jpg"))[-1]  # of the last batch, which is smaller without it
     broken.write_bytes(broken.read_bytes()[:-500])
     assert "cannot be decoded" in failure(own_config, "--data.max_unreadable_fraction", "0")
     stage_1(own_config, "--data.max_unreadable_fraction", "0.02", "--resume", "true")
@@ -128,6 +131,31 @@ def test_a_broken_image_is_reported_and_its_class_learns_from_the_others(own_con
     broken.unlink()
     stage_1(own_config, "--run", tmp_path / "without")
     assert prompts_of(tmp_path / "run") == prompts_of(tmp_path / "without")
+
+
+def test_a_run_goes_on_where_its_images_were_moved_to_and_finds_their_features(own_config, tmp_path):
+    stage_1(own_config)
+    prompts = prompts_of(tmp_path / "run")
+    for name in ("checkpoints/group_1.safetensors", "prompts.safetensors", "prompts.json"):
+        (tmp_path / "run/stage1" / name).unlink()
+    (tmp_path / "train").rename(tmp_path / "moved")
+    moved = ["--data.train_folder", tmp_path / "moved", "--data.val_folder", tmp_path / "val"]
+    stage_1(own_config, *moved, "--resume", "true")
+    assert prompts_of(tmp_path / "run") == prompts
+    assert len(list((tmp_path / "features").iterdir())) == 1
+
+
+def test_what_the_user_keeps_beside_the_checkpoints_of_a_group_stays(own_config, tmp_path):
+    mine = tmp_path / "run/stage1/checkpoints/group_0/epoch_000001 copy"
+    mine.mkdir(parents=True)
+    (mine / "state.json").write_text("mine")
+    stage_1(own_config)
+    assert (mine / "state.json").read_text() == "mine"
+    assert files_in(tmp_path / "run/stage1/checkpoints") == {
+        "group_0.safetensors",
+        "group_0/epoch_000001 copy/state.json",
+        "group_1.safetensors",
+    }
 
 
 def test_features_of_images_that_changed_since_are_refused(own_config, tmp_path):

@@ -1,6 +1,7 @@
 """Stage 2 through the real command: stopped anywhere and resumed, on two processes, with things going wrong."""
 
 import json
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from running import files_in, kill_when, metrics_of, run_on_two_processes
+from running import files_in, kill_before, metrics_of, run_on_two_processes
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from progeo.cli import main
@@ -82,16 +84,13 @@ def last_state(run):
 def test_a_run_stopped_within_an_epoch_ends_as_if_it_had_not_been(long_config, whole, tmp_path, number):
     stopped = tmp_path / "stopped"
     checkpoints = stopped / "stage2" / "checkpoints"
-    said = kill_when(
-        lambda: (checkpoints / "epoch_000001_step_000007").exists(),
-        *("stage2_image.py", "--config", long_config, "--run", stopped),
-        number=number,
-    )
+    command = ["stage2_image.py", "--config", long_config, "--run", stopped]
+    said = kill_before("/epoch_000001_step_000014", *command, number=number)
     if number != signal.SIGKILL:
         assert "stopped in epoch 2 after step" in said
         assert "go on with the same command and --resume true" in said
-        assert newest_checkpoint(checkpoints).name >= "epoch_000001_step_000007"
-    assert "epoch_000002" not in newest_checkpoint(checkpoints).name
+    newest = "epoch_000001_step_000007" if number == signal.SIGKILL else "epoch_000001_step_000014"
+    assert newest_checkpoint(checkpoints).name == newest
     stage_2(long_config, "--run", stopped, "--resume", "true")
     assert metrics_of(stopped / "stage2") == metrics_of(whole / "stage2")
     assert_same(last_state(stopped), last_state(whole))
@@ -205,3 +204,118 @@ def test_tensorboard_is_told_of_every_step_and_validation(config, run, tmp_path)
     stage_2(config, "--run", tmp_path, "--trackers", '["tensorboard"]', "--training.epochs", "2", "--resume", "true")
     events.Reload()
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
+
+
+def on_copies(root, place):
+    """The words for a run in a folder, of images and prompts that lie beside it."""
+    names = (("data.train_folder", "train"), ("data.val_folder", "val"), ("text.prompts", "prompts"))
+    return ["--run", root / "run", *(f"--{name}={root / place / folder}" for name, folder in names)]
+
+
+@pytest.fixture(scope="module")
+def begun_once(config, run, city, tmp_path_factory):
+    """A run of one epoch on copies of images and prompts."""
+    root = tmp_path_factory.mktemp("begun")
+    for name, source in (("train", city), ("val", city), ("prompts", run)):
+        shutil.copytree(source / name.replace("prompts", "stage1"), root / "here" / name)
+    stage_2(config, *on_copies(root, "here"), "--training.epochs", 1)
+    return root
+
+
+@pytest.fixture
+def begun(begun_once, tmp_path):
+    """The words for that run after its images and prompts were moved from `here` to `there`."""
+    shutil.copytree(begun_once / "run", tmp_path / "run")
+    shutil.copytree(begun_once / "here", tmp_path / "there")
+    kept = tmp_path / "run/stage2/config.yaml"
+    kept.write_text(kept.read_text().replace(str(begun_once), str(tmp_path)))
+    return on_copies(tmp_path, "there")
+
+
+def test_a_run_goes_on_with_its_images_and_prompts_where_they_were_moved_to(config, run, begun, tmp_path):
+    stage_2(config, *begun, "--resume", "true", "--prompts.feature_cache", tmp_path / "elsewhere")
+    assert metrics_of(tmp_path / "run/stage2") == metrics_of(run / "stage2")
+    assert_same(last_state(tmp_path / "run"), last_state(run))
+    kept = yaml.safe_load((tmp_path / "run/stage2/config.yaml").read_text())
+    assert kept["data"]["train_folder"] == str(tmp_path / "there/train")
+    assert kept["text"]["prompts"] == str(tmp_path / "there/prompts")
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ("train", r"images of the same names, but those in .*/there/train are others: name the folder that has them"),
+        ("val/database", r"images of the same names, but those in .*/there/val/database are others"),
+        ("val/queries", r"images of the same names, but those in .*/there/val/queries are others"),
+        ("prompts", r"begun with other text features: name the prompts that it was begun with as --text.prompts"),
+    ],
+)
+def test_a_run_does_not_go_on_with_what_only_has_the_same_names(config, begun, tmp_path, changed, sentence):
+    if changed == "prompts":
+        file = tmp_path / "there/prompts/prompts.safetensors"
+        save_file({name: 2 * tensor for name, tensor in load_file(file).items()}, file)
+    else:
+        first, second, *_ = sorted((tmp_path / "there" / changed).glob("*.jpg"))
+        first.write_bytes(second.read_bytes())
+    before = (tmp_path / "run/stage2/config.yaml").read_bytes()
+    assert re.search(sentence, failure(config, *begun, "--resume", "true"))
+    assert (tmp_path / "run/stage2/config.yaml").read_bytes() == before
+
+
+def test_a_run_does_not_go_on_with_other_validation_images_in_the_same_folder(config, begun, tmp_path):
+    (tmp_path / "there").rename(tmp_path / "here")
+    next((tmp_path / "here/val/queries").glob("*.jpg")).unlink()
+    sentence = failure(config, *on_copies(tmp_path, "here"), "--resume", "true")
+    assert f"was begun with 6 images in {tmp_path}/here/val/queries, now there are 5" in sentence
+
+
+def test_a_run_that_did_not_write_down_its_images_goes_on_where_they_were_only(config, begun, tmp_path):
+    places = tmp_path / "run/stage2/places.json"
+    old = json.loads(places.read_text())
+    for name in ("image_contents", "validation", "text_features"):
+        del old[name]
+    places.write_text(json.dumps(old))
+    sentence = failure(config, *begun, "--resume", "true")
+    assert "places.json does not say what was in the images of data.train_folder: leave it as it was" in sentence
+    (tmp_path / "there").rename(tmp_path / "here")
+    stage_2(config, *on_copies(tmp_path, "here"), "--resume", "true", "--training.epochs", 1)
+    assert json.loads(places.read_text()).keys() == {*old, "image_contents", "validation", "text_features"}
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "sentence"),
+    [
+        ("config.yaml", b"", "config.yaml does not hold the settings of the run: it is damaged"),
+        ("config.yaml", b"<html>: {404", "config.yaml does not hold the settings of the run: it is damaged"),
+        ("places.json", b"{}", "places.json does not say what the run learned from: it is damaged"),
+        ("places.json", b"<html>", "places.json is not a JSON file"),
+        ("metrics.jsonl", b"x\n{}\n", "metrics.jsonl is damaged: a line is not JSON"),
+        ("../stage1/prompts.json", b"{}", "prompts.json does not describe prompts: it is damaged"),
+        ("../stage1/prompts.safetensors", b"<html>404</html>", "prompts.safetensors is damaged: Error"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(config, run, tmp_path, file, content, sentence):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run/stage2" / file).write_bytes(content)
+    assert sentence in failure(config, "--run", tmp_path / "run", "--resume", "true")
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_and_ends_as_it_would_have(config, run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    checkpoints = tmp_path / "run/stage2/checkpoints"
+    (checkpoints / "epoch_000003_step_000000/tensors.safetensors").write_bytes(b"")
+    (checkpoints / ".DS_Store").touch()
+    (checkpoints / "before_lr_change").mkdir()
+    stage_2(config, "--run", tmp_path / "run", "--resume", "true", "--training.keep_checkpoints", 1)
+    log = (tmp_path / "run/stage2/log.txt").read_text()
+    assert (
+        f"is damaged: Error while deserializing header: header too small; going on from {checkpoints}/epoch_000002"
+        in log
+    )
+    assert metrics_of(tmp_path / "run/stage2") == metrics_of(run / "stage2")
+    assert_same(last_state(tmp_path / "run"), last_state(run))
+    assert {path.name for path in checkpoints.iterdir()} == {
+        ".DS_Store",
+        "before_lr_change",
+        "epoch_000003_step_000000",
+    }

@@ -1,0 +1,91 @@
+"""Files of settings: YAML of which nothing is guessed; what a value means, the type of its setting tells."""
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import yaml
+
+_NULL, _MERGE = "tag:yaml.org,2002:null", "tag:yaml.org,2002:merge"
+
+
+class _TextLoader(yaml.SafeLoader):
+    """Keeps every plain value as it is written, but for null, and refuses a name that is given twice.
+
+    YAML 1.1 would read `no` as false, `1:30` as 90, `010` as 8, and of two values of a name take the later one.
+    """
+
+    yaml_implicit_resolvers = MappingProxyType(
+        {
+            **{first: [(_NULL, re.compile("(~|null|Null|NULL)$"))] for first in "~nN"},
+            "": [(_NULL, re.compile("$"))],
+            "<": [(_MERGE, re.compile("<<$"))],
+        }
+    )
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines and key.tag != _MERGE:
+                raise ValueError(f"names {name} in line {lines[name]} and again in line {line}: keep one")
+            lines[name] = line
+        return node
+
+
+def read_setting_file(path: Path, names: Collection[str]) -> dict[str, Any]:
+    """Read settings from a YAML file, by their dotted names: texts as they are written, lists of them, or None.
+
+    Args:
+        path: the file.
+        names: all settings that there are.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no YAML, or no settings, or names one that there is not; the sentence names the file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"The file of settings {path} does not exist.")
+    try:
+        content = yaml.load(path.read_bytes(), _TextLoader)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"The file of settings {path} {_reason(error)}.") from None
+    if not isinstance(content, dict):
+        held = "is empty" if content is None else f"holds a {'list' if isinstance(content, list) else 'text'}"
+        raise ValueError(f"The file of settings {path} {held}: it must give settings as `name: value`.")
+    sections = {name[:end] for name in names for end in range(len(name)) if name[end] == "."}
+    values: dict[str, Any] = {}
+    for name, value in _flat(content, sections):
+        if name in sections:
+            raise ValueError(f"The file of settings {path} gives {name} the value {value}: give it settings by name.")
+        if name not in names:
+            raise ValueError(f"The file of settings {path} names {name}, which is no setting: see --help.")
+        if name in values:
+            raise ValueError(f"The file of settings {path} names {name} twice: keep one.")
+        values[name] = value
+    return values
+
+
+def _flat(values: Mapping[Any, Any], sections: Collection[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if name not in sections:
+            yield name, value
+        elif isinstance(value, dict):
+            yield from _flat(value, sections, f"{name}.")
+        elif value is not None:  # a section without any setting changes none
+            yield name, value
+
+
+def _reason(error: Exception) -> str:
+    """One line of what the YAML reader says in several."""
+    if not isinstance(error, yaml.YAMLError):
+        return str(error)
+    parts = [part for name in ("context", "problem", "reason") if (part := getattr(error, name, None))]
+    mark = getattr(error, "problem_mark", None)
+    line = f" in line {mark.line + 1}" if mark is not None else ""
+    advice = " (indent with spaces, not with tabs)" if "'\\t'" in parts[-1] else ""
+    return f"is not valid YAML{line}: {', '.join(parts)}{advice}"

@@ -1,0 +1,148 @@
+"""What stands in a file of settings, and what a command takes it for."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from progeo.config.evaluation import CompareSettings, EvaluateSettings
+from progeo.config.parsing import parse_settings, plain_values
+from progeo.config.training import Settings
+
+NEEDED = "run: r\ndata: {train_folder: t, val_folder: v}\n"
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Settings of the text or bytes of a file, and the words after it."""
+
+    def settings_of(content, *words, kind=Settings):
+        file = tmp_path / "settings.yaml"
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return parse_settings(kind, ["--config", str(file), *words], program="test")
+
+    return settings_of
+
+
+def setting(settings, name):
+    for part in name.split("."):
+        settings = getattr(settings, part)
+    return settings
+
+
+TEXTS = ("no", "on", "y", "08", "010", "123", "1.0", "1e5", "1:30", "2024-01-01", "none")
+MEANT = {
+    "mixed_precision": {"no": "no", "'no'": "no"},
+    "resume": {
+        **dict.fromkeys(("true", "True", "yes", "on", "y", "Y", "'true'"), True),
+        **dict.fromkeys(("false", "no", "off", "n", "FALSE"), False),
+    },
+    "model.weights": {text: text for text in TEXTS},
+    "run": {text: Path(text) for text in TEXTS},
+    "text.prompts": {"none": Path("none"), "null": None, "~": None, "": None},
+    "model.descriptor_dim": {"null": None, "~": None, "none": None, "None": None, "": None, "08": 8, "010": 10},
+    "model.image_size": {"096": 96, "[224, 096]": (224, 96)},
+    "training.encoder_learning_rate": dict.fromkeys(("1e-5", "1.0e-05", "0.00001"), 1e-5),
+    "training.iterations_per_epoch": dict.fromkeys(("1e4", "10_000", "10000", "1.0e+4"), 10_000),
+    "training.max_gradient_norm": {"1e30": 1e30, "3": 3.0, ".5": 0.5},
+    "seed": {"12345678901234567890": 12345678901234567890, "007": 7},
+    "model.frozen": {"[conv1, 1, no, 08]": ("conv1", "1", "no", "08"), "[]": ()},
+    "augmentation.crop_scale": {"[.5, 1e0]": (0.5, 1.0)},
+}
+"""What is meant by what is written, by setting."""
+
+
+def test_the_type_of_a_setting_says_what_is_written(read):
+    for turn in range(max(map(len, MEANT.values()))):  # a file of many settings: each is read in milliseconds
+        rows = {name: list(meant.items())[turn] for name, meant in MEANT.items() if turn < len(meant)}
+        lines = [f"{name}: {written}\n" for name, (written, _) in rows.items()]
+        settings = read("".join([NEEDED if "run" not in rows else NEEDED.split("\n", 1)[1], *lines]))
+        found = {name: (written, setting(settings, name)) for name, (written, _) in rows.items()}
+        assert found == rows
+        assert all(isinstance(found[name][1], type(meant)) for name, (_, meant) in rows.items())
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("", "is empty: it must give settings as `name: value`"),
+        ("# nothing\n", "is empty"),
+        ("- run\n", "holds a list: it must give settings"),
+        ("run\n", "holds a text: it must give settings"),
+        ("run: a\nrun: b\n", "names run in line 1 and again in line 2: keep one"),
+        ("data:\n  queries: a\n  database: b\n  queries: c\n", "names queries in line 2 and again in line 4"),
+        ("data: {queries: a}\ndata.queries: b\n", "names data.queries twice: keep one"),
+        ("data:\n\tqueries: a\n", r"is not valid YAML in line 2: .*found character '\\t'.*with spaces, not with tabs"),
+        ("run: [a\n", "is not valid YAML in line"),
+        ("run: a\n---\nrun: b\n", "expected a single document"),
+        (b"run: caf\xe9\n", "is not valid YAML"),
+        ("data: {query: a}\n", "names data.query, which is no setting: see --help"),
+        ("data: v\n", "gives data the value v: give it settings by name"),
+        ("training: {epochs: 1:30}\n", "gives training.epochs the value 1:30, which is no number"),
+        ("model: {image_size: [1:30, 64]}\n", "gives model.image_size the value 1:30, which is no number"),
+        ("mixed_precision:\n", "gives no value to mixed_precision: give one, or remove the line"),
+        ("model: {frozen: ~}\n", "gives no value to model.frozen"),
+    ],
+)
+def test_a_file_that_gives_no_settings_is_refused_by_name(read, tmp_path, content, sentence):
+    with pytest.raises(ValueError, match=f"{re.escape(str(tmp_path / 'settings.yaml'))} .*{sentence}"):
+        read(content)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_byte_order_mark_is_no_part_of_the_first_name(read, encoding):
+    assert read(NEEDED.replace("run: r", "run: é").encode(encoding)).run == Path("é")
+
+
+def test_sections_without_settings_and_merged_ones_are_read(read):
+    settings = read(f"{NEEDED}text:\nhead: &half {{weight: 0.5}}\ntriplet: {{<<: *half, margin: 0.1}}\n")
+    assert (settings.text.weight, settings.head.weight, settings.triplet.weight) == (1.0, 0.5, 0.5)
+
+
+def test_what_comes_later_on_the_command_line_wins(read, tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_text("seed: 3\n")
+    assert read(NEEDED + "seed: 1\n", "--seed", "2").seed == 2
+    assert read(NEEDED + "seed: 1\n", "--seed", "2", f"--config={other}").seed == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "meant"),
+    [
+        ("folder", "~/set", Path("/home/me/set")),
+        ("folder", "~", Path("~")),
+        ("folder", "./~/set", Path("~/set")),
+        ("folder", "$HOME/set", Path("$HOME/set")),
+        ("folder", "a/~/set", Path("a/~/set")),
+        ("folder", "~nobody-of-this-name/set", Path("~nobody-of-this-name/set")),
+        ("descriptor_cache", "~/cache", Path("/home/me/cache")),
+        ("encoder", "~/encoder", "/home/me/encoder"),
+        ("encoder", "open_clip:RN50:~/clip.pt", "open_clip:RN50:/home/me/clip.pt"),
+        ("encoder", "https://host/~somebody/encoder", "https://host/~somebody/encoder"),
+    ],
+)
+def test_a_path_below_home_is_found_in_a_file_and_after_an_equals_sign(read, monkeypatch, name, written, meant):
+    monkeypatch.setenv("HOME", "/home/me")
+    needed = ["--encoder=e", "--folder=f", "--out=o"]
+    assert setting(parse_settings(EvaluateSettings, [*needed, f"--{name}={written}"], program="test"), name) == meant
+    others = [word for word in needed if not word.startswith(f"--{name}=")]
+    assert setting(read(f"{name}: '{written}'\n", *others, kind=EvaluateSettings), name) == meant
+
+
+def test_each_of_several_encoders_may_lie_below_home(read, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    settings = read("folder: f\nout: o\nencoders: [~/a, thumbnail]\n", kind=CompareSettings)
+    assert settings.encoders == ("/home/me/a", "thumbnail")
+
+
+def test_a_run_reads_its_own_settings_back(tmp_path):
+    words = ["--run", "./~/r", "--data.train_folder", "08", "--data.val_folder", "v", "--mixed_precision", "no"]
+    words += ["--training.encoder_learning_rate", "1e-7", "--model.weights", "yes", "--trackers", '["wandb"]']
+    settings = parse_settings(Settings, words, program="test")
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(plain_values(settings)))
+    assert dataclasses.asdict(parse_settings(Settings, ["--config", str(file)], program="test")) == (
+        dataclasses.asdict(settings)
+    )
