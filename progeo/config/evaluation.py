@@ -33,8 +33,8 @@ class KeepSettings(WorkSettings):
     keep_as: Literal["float32", "float16"] = "float32"
     """Precision of the descriptors that are kept."""
     max_unreadable_fraction: ClosedUnitInterval = 0.01
-    """Images that cannot be read are reported and skipped, up to this fraction of a folder; above it, the command
-    stops."""
+    """Images that cannot be read are reported and skipped, up to this fraction of a folder, one at least; above it, the
+    command stops. 0 allows none."""
 
 
 @dataclass(frozen=True, kw_only=True)

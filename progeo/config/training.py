@@ -46,7 +46,8 @@ class DataSettings:
     """exif turns photos upright as their files say; ignore takes the pixels as they are stored, as most published
     programs do."""
     max_unreadable_fraction: ClosedUnitInterval = 0.01
-    """Stage 1 leaves out images that cannot be read, stage 2 takes another of the class; above this share both stop."""
+    """Stage 1 skips images that cannot be read, stage 2 takes another of the class; above this fraction of the images,
+    one at least, both stop. 0 allows none."""
     cache_images: bool = False
     """Keep decoded training images, all readable, in memory: 3 bytes a pixel of image_size, fast for a small set."""
 

@@ -1,5 +1,6 @@
 """Datasets of images: a row of a catalogue in, uint8 pixels out."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +18,11 @@ class Unreadable:
     """An image that could not be read, as a value: a worker process can hand it over whole, unlike an exception."""
 
     reason: str
+
+
+def max_unreadable(fraction: float, count: int) -> int:
+    """How many of `count` images may be unreadable: this fraction of them, but at least one where it is above 0."""
+    return max(1, math.floor(fraction * count + 1e-9)) if fraction else 0
 
 
 class CatalogueImages(Dataset):

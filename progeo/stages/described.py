@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from progeo.data.contents import SEEN, changed_files, rows_looked_at, see_files
-from progeo.data.datasets import CatalogueImages
+from progeo.data.datasets import CatalogueImages, max_unreadable
 from progeo.data.decode import read_shape
 from progeo.data.loaders import batches_by_shape
 from progeo.data.shards import ShardedRows, load_array
@@ -145,7 +145,7 @@ def described_once(
         folder, num_rows=len(catalogue), width=describer.width, shard_size=shard_size, dtype=cache.keep_as
     )
     mine = rows.missing_shards(accelerator.process_index, accelerator.num_processes)
-    allowed = int(max_unreadable_fraction * len(catalogue))
+    allowed = max_unreadable(max_unreadable_fraction, len(catalogue))
     if mine:
         _describe(
             describer,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from progeo.config.training import Settings, TrainingSettings
 from progeo.data.augmentation import Changes
-from progeo.data.datasets import CatalogueImages, LabelledImages
+from progeo.data.datasets import CatalogueImages, LabelledImages, max_unreadable
 from progeo.data.loaders import Loaded, build_loader, cache_images
 from progeo.data.samplers import ClassBatches
 from progeo.engine.log import LOGGER
@@ -94,7 +94,7 @@ class ImageBatches:
         for reason in sorted(set(loaded.replaced.values()) - self.unreadable):
             self.unreadable.add(reason)
             LOGGER.warning("replaced by another image of its class: %s", reason)
-            if len(self.unreadable) > self.settings.data.max_unreadable_fraction * len(self.images):
+            if len(self.unreadable) > max_unreadable(self.settings.data.max_unreadable_fraction, len(self.images)):
                 raise ValueError(
                     f"{len(self.unreadable)} of {len(self.images)} images cannot be read, more than "
                     f"data.max_unreadable_fraction allows: raise it to go on without them. One of them: {reason}"

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from progeo.data.datasets import CatalogueImages, LabelledImages
+from progeo.data.datasets import CatalogueImages, LabelledImages, max_unreadable
 from progeo.data.decode import read_image, read_shape
 from progeo.data.loaders import batches_by_shape, build_loader, cache_images, ordered_batches, read_batches
 from progeo.data.samplers import ClassBatches
@@ -24,6 +24,14 @@ def folder(tmp_path):
         shape = (40 + index, 60, 3)
         save(tmp_path / f"@{index}@0@.png", rng.integers(0, 256, shape, dtype=np.uint8))
     return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("fraction", "count", "allowed"),
+    [(0, 1000, 0), (0.01, 40, 1), (0.01, 199, 1), (0.01, 200, 2), (0.07, 100, 7), (0.29, 100, 29), (1, 5, 5)],
+)
+def test_a_fraction_of_images_may_be_unreadable_and_above_zero_one_at_least(fraction, count, allowed):
+    assert max_unreadable(fraction, count) == allowed
 
 
 def test_png_and_jpeg_of_every_mode_come_as_uint8_rgb(tmp_path):

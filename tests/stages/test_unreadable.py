@@ -100,7 +100,8 @@ def test_too_many_are_refused_with_the_setting(words, pictures, encoder, cache, 
         r"1 of 10 images cannot be read, more than --max_unreadable_fraction allows: .*@550280@.* cannot be decoded"
     )
     with pytest.raises(SystemExit, match=sentence):
-        run(*words.format(pictures=pictures, encoder=encoder).split(), cache=tmp_path / "cache")
+        none = ("--max_unreadable_fraction", "0")
+        run(*words.format(pictures=pictures, encoder=encoder).split(), *none, cache=tmp_path / "cache")
     assert not (tmp_path / "x").exists()
 
 
