@@ -42,5 +42,5 @@ def test_every_setting_it_mentions_exists():
     folders = ["--data.train_folder", "train", "--data.val_folder", "val"]
     settings = parse_settings(Settings, ["--run", "run", *folders], program="test")
     sections = "|".join(name for name, value in vars(settings).items() if is_dataclass(value))
-    for section, name in re.findall(rf"\b({sections})\.(?!py|json|csv|safetensors|onnx|pt2)(\w+)\b", README):
+    for section, name in re.findall(rf"\b({sections})\.(?!py|json|csv|md|safetensors|onnx|pt2)(\w+)\b", README):
         assert hasattr(getattr(settings, section), name)
