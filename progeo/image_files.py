@@ -1,7 +1,6 @@
 """Image files: which formats are read, and how a file is opened. Pillow only, no torch."""
 
 import re
-import struct
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -107,6 +106,8 @@ UNREAD_EXTENSIONS: Mapping[str, str] = MappingProxyType(
 )
 """Of image files that do not count as images of a folder, in lower case, and what to do to have them read."""
 
+_JXL_HEADER = 16
+"""Bytes that hold the height and width of JPEG XL."""
 _JXL_RATIOS = (None, (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 """Width to height, by the number in a header of JPEG XL."""
 
@@ -175,21 +176,27 @@ def _check_jxl_size(content: bytes) -> None:
 
 
 def _jxl_codestream(content: bytes) -> bytes:
-    """What JPEG XL says of pixels: all of a file, or its first box of that kind and what follows."""
+    """The first bytes of what JPEG XL says of pixels: of a file, or of its boxes of that kind, which may be tiny."""
     if content.startswith(b"\xff\x0a"):
-        return content
-    start = 0
-    while start + 16 <= len(content):
-        size, kind, long_size = struct.unpack_from(">L4sQ", content, start)
+        return content[:_JXL_HEADER]
+    found, start = b"", 0
+    while start < len(content) and len(found) < _JXL_HEADER:
+        size, kind, begin = int.from_bytes(content[start : start + 4], "big"), content[start + 4 : start + 8], start + 8
+        if size == 1:
+            size, begin = int.from_bytes(content[begin : begin + 8], "big"), begin + 8
+        end = start + (size or len(content))
         if kind in (b"jxlc", b"jxlp"):
-            return content[start + (16 if size == 1 else 8) + (4 if kind == b"jxlp" else 0) :]
-        start += (long_size if size == 1 else size) or len(content)
-    raise ValueError("it is JPEG XL without pixels")
+            begin += 4 if kind == b"jxlp" else 0  # the number of the part
+            found += content[begin : min(end, begin + _JXL_HEADER)]
+        start = max(begin, end)
+    if not found:
+        raise ValueError("it is JPEG XL without pixels")
+    return found
 
 
 def _jxl_shape(codestream: bytes) -> tuple[int, int]:
     """Height and width as the header of JPEG XL packs them (ISO/IEC 18181-1, SizeHeader), the lowest bits first."""
-    bits = int.from_bytes(codestream[2:16], "little")
+    bits = int.from_bytes(codestream[2:_JXL_HEADER], "little")
 
     def take(count: int) -> int:
         nonlocal bits

@@ -129,7 +129,11 @@ def test_the_size_of_jpeg_xl_is_known_before_it_is_decoded(header, shape):
     beginning = b"\0\0\0\x0cJXL \r\n\x87\n\0\0\0\x14ftypjxl \0\0\0\0jxl "
     in_box = beginning + struct.pack(">L4s", 0, b"jxlc") + codestream + bytes(8)
     in_parts = beginning + struct.pack(">L4sQL", 1, b"jxlp", 40, 0) + codestream + bytes(8)
-    for content in (codestream, in_box, in_parts):
+    in_tiny_parts = beginning + b"".join(
+        struct.pack(">L4sL", 12 + len(part), b"jxlp", number) + part
+        for number, part in enumerate((b"", b"\xff", b"\x0a", codestream[2:5], codestream[5:]))
+    )
+    for content in (codestream, in_box, in_parts, in_tiny_parts):
         assert _jxl_shape(_jxl_codestream(content)) == shape
     with pytest.raises(ValueError, match="JPEG XL without pixels"):
         _jxl_codestream(beginning)

@@ -1,25 +1,22 @@
 """Files from a server that nobody vouches for: none holds the call forever, and none sends more than it may."""
 
+import json
+import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from http.client import HTTPConnection, HTTPException, HTTPResponse
-from io import BufferedReader, RawIOBase
-from typing import Any
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
-from urllib.request import (
-    HTTPDefaultErrorHandler,
-    HTTPErrorProcessor,
-    HTTPHandler,
-    HTTPRedirectHandler,
-    HTTPSHandler,
-    OpenerDirector,
-    ProxyHandler,
-    Request,
-    UnknownHandler,
-)
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+_LENGTH = 8
+"""Bytes at the beginning of a .safetensors file that say the length of its header."""
+_PART = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -33,50 +30,100 @@ class Limits:
     stalled_s: float = 60
     """Without a byte."""
     small_s: float = 60
-    """For a small file, from the first connection on."""
+    """From the first connection on, beside the time for the bytes that came."""
     min_bytes_per_s: float = 10_000
-    """Of weights, on average."""
+    """Of what came, on average."""
 
 
-class Patience:
-    """How long one file is waited for."""
+def download(url: str, stream: BinaryIO, path: Path, limits: Limits) -> None:
+    """Write what lies at a URL of http or https, through the proxies that the environment names.
 
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
-        self._allowed_s = limits.small_s
-        self._start = time.monotonic()
+    A thread waits for the server. Where the time is over it is left alone, and ends at the next byte, as `stream` is
+    closed then.
 
-    def wait_for(self, num_bytes: int) -> None:
-        """Wait for so many bytes of weights."""
-        self._allowed_s = self._limits.small_s + num_bytes / self._limits.min_bytes_per_s
-
-    def next_wait_s(self) -> float:
-        """Seconds that the next byte may take.
-
-        Raises:
-            HTTPException: the time is over.
-        """
-        left_s = self._start + self._allowed_s - time.monotonic()
-        if left_s <= 0:
-            raise HTTPException(f"it takes longer than {self._allowed_s:,.0f} seconds")
-        return min(left_s, self._limits.stalled_s)
-
-
-@contextmanager
-def open_url(url: str, patience: Patience) -> Iterator[HTTPResponse]:
-    """Open what lies at a URL of http or https, through the proxies that the environment names.
+    Args:
+        url: of the file.
+        stream: what is written to; to be closed whatever happens.
+        path: of the file as it will be kept, which tells weights from small files.
+        limits: of bytes and time.
 
     Raises:
-        OSError, HTTPException: the server cannot be reached, does not have it, is too slow, or sends elsewhere.
+        HTTPException: the server cannot be reached, does not have it, is too slow, sends too much or too little.
+        OSError: it cannot be written.
     """
-    opener = OpenerDirector()
-    for handler in (
-        *(ProxyHandler(), _PatientHTTP(patience), _PatientHTTPS(patience), _Redirects()),
-        *(HTTPErrorProcessor(), HTTPDefaultErrorHandler(), UnknownHandler()),
-    ):
-        opener.add_handler(handler)
-    with opener.open(url, timeout=patience.next_wait_s()) as response:
-        yield response
+    outcome: SimpleQueue[Exception | None] = SimpleQueue()
+
+    def copy() -> None:
+        try:
+            for part in _received(url, path, limits):
+                stream.write(part)
+        except Exception as error:  # raised again where it is waited for
+            outcome.put(error)
+        else:
+            outcome.put(None)
+
+    start = time.monotonic()
+    Thread(target=copy, daemon=True).start()
+    while True:
+        allowed_s = limits.small_s + stream.tell() / limits.min_bytes_per_s
+        if (left_s := start + allowed_s - time.monotonic()) <= 0:
+            raise HTTPException(f"it takes longer than {allowed_s:,.0f} seconds")
+        with suppress(Empty):
+            if (error := outcome.get(timeout=left_s)) is not None:
+                raise error
+            return
+
+
+def _received(url: str, path: Path, limits: Limits) -> Iterator[bytes]:
+    """What a server sends, part by part, no more than it may be.
+
+    Raises:
+        HTTPException: it is more or less; errors of the network too, which are not to be taken for those of the disk.
+    """
+    try:
+        with build_opener(_Redirects).open(url, timeout=limits.stalled_s) as response:
+            announced, found = response.length, 0
+            part, most = _beginning(response, path, limits)
+            if announced is not None and announced > most:
+                raise HTTPException(
+                    f"the server announces {announced:,} bytes, a {path.name} like this has at most {most:,}"
+                )
+            while part:
+                found += len(part)
+                if found > most:
+                    raise HTTPException(
+                        f"the server sends more than {most:,} bytes, which a {path.name} like this has at most"
+                    )
+                yield part
+                part = response.read1(_PART)
+            if announced is not None and found != announced:  # reading ends without a word where the connection does
+                raise HTTPException(f"it broke off after {found:,} of {announced:,} bytes")
+    except OSError as error:
+        raise HTTPException(str(error)) from None
+
+
+def _beginning(response: HTTPResponse, path: Path, limits: Limits) -> tuple[bytes, int]:
+    """The first bytes, of weights their header, and how many bytes there may be in all."""
+    beginning = response.read(_LENGTH)
+    header_bytes = int.from_bytes(beginning, "little")
+    if path.suffix != ".safetensors" or not 0 < header_bytes <= limits.small_bytes:
+        return beginning, limits.small_bytes
+    header = response.read(header_bytes)
+    most = _LENGTH + header_bytes + _bytes_of_tensors(header)
+    if most > limits.large_bytes:
+        raise HTTPException(f"it says that it has {most:,} bytes, at most {limits.large_bytes:,} are fetched")
+    if most > (free := shutil.disk_usage(path.parent).free):
+        raise HTTPException(f"it says that it has {most:,} bytes, {path.parent} has room for {free:,}")
+    return beginning + header, most
+
+
+def _bytes_of_tensors(header: bytes) -> int:
+    """How many bytes follow the header of a .safetensors file, as it says itself; 0 where it is none."""
+    try:
+        tensors = json.loads(header)
+        return max(int(tensor["data_offsets"][1]) for name, tensor in tensors.items() if name != "__metadata__")
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError):
+        return 0
 
 
 class _Redirects(HTTPRedirectHandler):
@@ -88,58 +135,3 @@ class _Redirects(HTTPRedirectHandler):
             raise HTTPException(f"it is redirected to {newurl}, which is neither http nor https")
         fp.close()
         return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-class _Patient:
-    """Connections whose every read is waited for no longer than patience lasts, headers included."""
-
-    def __init__(self, patience: Patience) -> None:
-        super().__init__()
-        self._patience = patience
-
-    def do_open(self, http_class: Any, req: Request, **options: Any) -> HTTPResponse:
-        """Send a request; urllib calls this for every address on the way."""
-
-        def connection(host: str, **more: Any) -> HTTPConnection:
-            made = http_class(host, **more)
-            made.response_class = partial(_PatientResponse, patience=self._patience)
-            return made
-
-        req.timeout = self._patience.next_wait_s()
-        return super().do_open(connection, req, **options)
-
-
-class _PatientHTTP(_Patient, HTTPHandler):
-    pass
-
-
-class _PatientHTTPS(_Patient, HTTPSHandler):
-    pass
-
-
-class _PatientResponse(HTTPResponse):
-    def __init__(self, sock: Any, *arguments: Any, patience: Patience, **options: Any) -> None:
-        super().__init__(sock, *arguments, **options)
-        self.fp = BufferedReader(_PatientSocket(self.fp.detach(), sock, patience))
-
-
-class _PatientSocket(RawIOBase):
-    """What comes from a socket."""
-
-    def __init__(self, raw: RawIOBase, sock: Any, patience: Patience) -> None:
-        self._raw, self._socket, self._patience = raw, sock, patience
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        self._socket.settimeout(self._patience.next_wait_s())
-        try:
-            return self._raw.readinto(buffer)
-        except OSError as error:  # of the network, which is not to be taken for one of the disk
-            self._patience.next_wait_s()
-            raise HTTPException(str(error)) from None
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()

@@ -1,23 +1,17 @@
 """Folders of encoders that lie elsewhere: at an address, or on the Hugging Face Hub."""
 
 import hashlib
-import json
-import shutil
 from collections.abc import Callable, Mapping
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 
-from progeo.export.downloads import Limits, Patience, open_url
+from progeo.export.downloads import Limits, download
 from progeo.files import replacing
 from progeo.models.weight_files.unpickler import printable
 
 TIMEOUT_S = 60
-_LENGTH = 8
-"""Bytes at the beginning of a .safetensors file that say the length of its header."""
-_PART = 1 << 20
 
 
 def fetch_folder(
@@ -61,61 +55,12 @@ def _from_hub(repository: str, names: list[str]) -> Path:
 
 def _download(url: str, path: Path, read: Callable[[Path], object], limits: Limits) -> None:
     try:
-        patience = Patience(limits)
-        with open_url(url, patience) as response, replacing(path) as temporary:
+        with replacing(path) as temporary:
             with temporary.open("wb") as stream:
-                _copy(response, stream, path, limits, patience)
-            # Reading in pieces ends without a word where the connection does.
-            announced, found = _announced(response), temporary.stat().st_size
-            if announced is not None and found != announced:
-                raise HTTPException(f"it broke off after {found:,} of {announced:,} bytes")
+                download(url, stream, path, limits)
             try:
                 read(temporary)
             except ValueError:
                 raise HTTPException(f"what came is no whole {path.name}") from None
     except (OSError, HTTPException, ValueError) as error:
         raise FileNotFoundError(f"{url} could not be fetched: {printable(str(error))}.") from None
-
-
-def _copy(response: HTTPResponse, stream: BinaryIO, path: Path, limits: Limits, patience: Patience) -> None:
-    """Write what a server sends, no more than it may be.
-
-    Raises:
-        HTTPException: it is more, or would be.
-    """
-    beginning, most = response.read(_LENGTH), limits.small_bytes
-    header_bytes = int.from_bytes(beginning, "little")
-    if path.suffix == ".safetensors" and 0 < header_bytes <= limits.small_bytes:
-        header = response.read(header_bytes)
-        most = _LENGTH + header_bytes + _bytes_of_tensors(header)
-        beginning += header
-        if most > limits.large_bytes:
-            raise HTTPException(f"it says that it has {most:,} bytes, at most {limits.large_bytes:,} are fetched")
-        if most > (free := shutil.disk_usage(path.parent).free):
-            raise HTTPException(f"it says that it has {most:,} bytes, {path.parent} has room for {free:,}")
-        patience.wait_for(most)
-    announced = _announced(response)
-    if announced is not None and announced > most:
-        raise HTTPException(f"the server announces {announced:,} bytes, a {path.name} like this has at most {most:,}")
-    stream.write(beginning)
-    left = most - len(beginning)
-    while part := response.read(min(_PART, left + 1)):
-        left -= len(part)
-        if left < 0:
-            raise HTTPException(f"the server sends more than {most:,} bytes, which a {path.name} like this has at most")
-        stream.write(part)
-
-
-def _announced(response: HTTPResponse) -> int | None:
-    """How many bytes a server says that it sends."""
-    announced = response.headers["Content-Length"]
-    return None if announced is None else int(announced)
-
-
-def _bytes_of_tensors(header: bytes) -> int:
-    """How many bytes follow the header of a .safetensors file, as it says itself; 0 where it is none."""
-    try:
-        tensors = json.loads(header)
-        return max(int(tensor["data_offsets"][1]) for name, tensor in tensors.items() if name != "__metadata__")
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError):
-        return 0

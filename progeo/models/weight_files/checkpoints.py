@@ -20,6 +20,8 @@ _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_
 """What a module that was wrapped adds to names: by `DataParallel`, by `torch.compile`, by FSDP."""
 _COUNT = "n_averaged"
 """Of the weights of `torch.optim.swa_utils.AveragedModel`: how many were averaged."""
+_EXTRA = "_extra_state"
+"""What modules store among their weights that is none of them, see `torch.nn.Module.get_extra_state`."""
 _DEEPEST = 4
 _MOST_IN_LIST = 16
 _LONGEST = 200
@@ -179,15 +181,16 @@ def _state(room: Mapping[Any, Any], prefix: str, path: Path) -> tuple[dict[str, 
     ignored = []
     for name, value in room.items():
         bare = _WRAPPERS.sub("", name) if isinstance(name, str) else ""
-        if not bare.startswith(prefix) or bare == f"{prefix}{_COUNT}":
+        ending = bare.removeprefix(prefix)
+        is_single = "." not in ending and not _is_weight(name, value)  # an epoch, a name of a network, its settings
+        if not bare.startswith(prefix) or ending == _COUNT or ending.endswith(_EXTRA) or is_single:
             ignored.append(_shown(name))
             continue
         if not _is_weight(name, value) or not name.isprintable():
             raise ValueError(f"{path} holds more than a state dict: {_shown(name)!r} is no named tensor.")
-        bare = bare.removeprefix(prefix)
-        if bare in state:
-            raise ValueError(f"{path} holds {bare} twice: as {name}, and with another beginning or none.")
-        state[bare] = value
+        if ending in state:
+            raise ValueError(f"{path} holds {ending} twice: as {name}, and with another beginning or none.")
+        state[ending] = value
     return state, ignored
 
 

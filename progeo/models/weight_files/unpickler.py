@@ -35,7 +35,7 @@ DTYPES = MappingProxyType(
 _RUN_CODE = frozenset(
     (
         *(f"builtins.{name}" for name in ("eval", "exec", "execfile", "compile", "apply", "__import__", "reload")),
-        *(f"builtins.{name}" for name in ("getattr", "setattr", "delattr", "globals", "locals", "vars", "breakpoint")),
+        *(f"builtins.{name}" for name in ("setattr", "delattr", "globals", "locals", "vars", "breakpoint")),
         *(f"builtins.{name}" for name in ("open", "file", "input", "exit", "quit")),
         *("os", "posix", "nt", "subprocess", "_posixsubprocess", "_winapi", "multiprocessing", "asyncio", "pty"),
         *("shutil", "webbrowser", "sys", "importlib", "imp", "runpy", "ctypes", "_ctypes", "code", "codeop"),
@@ -43,22 +43,22 @@ _RUN_CODE = frozenset(
         *("pickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib.load", "pandas.read_pickle"),
         *("bdb", "pdb", "profile", "cProfile", "timeit", "trace", "doctest", "types.CodeType", "types.FunctionType"),
         *("operator.attrgetter", "operator.methodcaller", "io.open", "io.FileIO", "_io.open", "_io.FileIO"),
+        *("_operator.attrgetter", "_operator.methodcaller", "io.open_code", "_io.open_code", "pkgutil.resolve_name"),
+        *("_frozen_importlib", "_frozen_importlib_external", "_imp", "zipimport", "popen2", "platform.popen"),
         *("codecs.open", "socket", "_socket", "socketserver", "ssl", "ftplib", "smtplib", "telnetlib", "xmlrpc"),
         *("http.client", "http.server", "urllib.request", "requests", "aiohttp", "httpx"),
         *("numpy.load", "numpy.f2py", "numpy.testing", "torch.load", "torch.hub", "torch.package"),
         *("torch.serialization.load", "torch.serialization._load", "torch.storage._load_from_bytes"),
-        *("torch.jit.load", "torch.utils.cpp_extension", "torch._inductor"),
+        *("torch.jit.load", "torch.utils.cpp_extension", "torch._inductor", "torch.ops", "torch.classes"),
     )
 )
 """Modules and names that run commands or code, or reach files and networks, with all below them."""
 _MOST_NAMES = 10_000
 _DISPATCH = pickle._Unpickler.dispatch
 _LEFT_OUT = b"".join(
-    (
-        *(pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER, pickle.EXT1, pickle.EXT2, pickle.EXT4),
-        *(pickle.DICT, pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET, pickle.LONG4),
-    )
+    (*(pickle.NEXT_BUFFER, pickle.READONLY_BUFFER, pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.DICT, pickle.LONG4),)
 )
+_NOT_ADMITTED = "it asks for {}, which weights do not need and which is not admitted"
 _LONGEST_KEY = 8
 _QUICKLY_HASHED = (str, bytes, int, float, complex, type, type(None), torch.dtype, Tensor)
 
@@ -77,6 +77,10 @@ class Stub:
         """An empty one; what a file gives to the class or to the function of that name is dropped."""
         return super().__new__(cls)
 
+    def __call__(self, *_: Any, **__: Any) -> "Stub":
+        """An empty one, of whatever a file calls an object for."""
+        return Stub()
+
     def take(self, items: Iterable[tuple[Any, Any]]) -> None:
         """Keep what was stored under names."""
         self.__dict__.update({name: value for name, value in items if isinstance(name, str)})
@@ -86,8 +90,8 @@ class StubUnpickler(pickle._Unpickler):
     """Unpickle plain values, tensors and stubs.
 
     It is Python's unpickler in Python: the faster one takes all memory where a broken file numbers a value too high.
-    Operations that weights do not need are left out: one of them does the same with a length, others look names up by
-    number, or hash what may be nested without end. Those that change a value change dictionaries, lists and stubs only.
+    Operations that weights do not need are left out: they look names up by number, or hash what may be nested without
+    end. Those that change a value change dictionaries, lists and stubs only. Sets become lists, which hash nothing.
 
     Args:
         stream: of the pickle.
@@ -113,7 +117,7 @@ class StubUnpickler(pickle._Unpickler):
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
         if _runs_code(module, name):
-            raise Refused(f"it asks for {printable(full)}, which weights do not need and which is not admitted")
+            raise Refused(_NOT_ADMITTED.format(printable(full)))
         return self._stub(full)
 
     def persistent_load(self, pid: Any) -> Any:
@@ -136,7 +140,7 @@ class StubUnpickler(pickle._Unpickler):
         self._put(zip(items[::2], items[1::2], strict=True))
 
     def _put(self, items: Iterable[tuple[Any, Any]]) -> None:
-        """Put items into a dictionary, under keys that take no time to hash, or into a stub of one."""
+        """Put items into a dictionary, or into a stub of one; a key that takes time to hash becomes a stub."""
         target = self.stack[-1]
         if isinstance(target, Stub):
             Stub.take(target, items)
@@ -145,11 +149,8 @@ class StubUnpickler(pickle._Unpickler):
             raise pickle.UnpicklingError(f"it puts items into a {type(target).__name__}")
         for key, value in items:
             parts = key if isinstance(key, tuple) else (key,)
-            if len(parts) > _LONGEST_KEY or not all(isinstance(part, (*_QUICKLY_HASHED, Stub)) for part in parts):
-                raise pickle.UnpicklingError(
-                    f"a {type(key).__name__} that is neither a word, nor a number, nor a few of them is a key in it"
-                )
-            target[key] = value
+            is_quick = len(parts) <= _LONGEST_KEY and all(isinstance(part, (*_QUICKLY_HASHED, Stub)) for part in parts)
+            target[key if is_quick else Stub()] = value
 
     def _append(self) -> None:
         self._extend([self.stack.pop()])
@@ -181,6 +182,10 @@ class StubUnpickler(pickle._Unpickler):
             pickle.SETITEMS[0]: _set_items,
             pickle.APPEND[0]: _append,
             pickle.APPENDS[0]: _append_all,
+            pickle.EMPTY_SET[0]: _DISPATCH[pickle.EMPTY_LIST[0]],
+            pickle.ADDITEMS[0]: _append_all,
+            pickle.FROZENSET[0]: _DISPATCH[pickle.LIST[0]],
+            pickle.BYTEARRAY8[0]: _DISPATCH[pickle.BINBYTES8[0]],  # which is not made at its full length before
             pickle.BUILD[0]: _build,
         }
     )
@@ -202,7 +207,10 @@ def printable(text: str) -> str:
 def _runs_code(module: str, name: str) -> bool:
     """Whether a name, as Python 2 or 3 has it, runs commands or code, or lies below one that has its counterpart."""
     first, *more = name.split(".")
-    if more and (f"{module}.{first}" in _FUNCTIONS or any(part.startswith("__") for part in more)):
+    if more and (
+        f"{module}.{first}" in _FUNCTIONS
+        or any(part.startswith("__") or part in _RUN_CODE for part in (first, *more))  # `os.system` of a module
+    ):
         return True
     module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
     parts = f"{module}.{name}".split(".")
@@ -235,8 +243,21 @@ def _empty_dict(*_: Any) -> dict[Any, Any]:
     return {}
 
 
-def _empty_ordered_dict() -> OrderedDict[Any, Any]:
-    return OrderedDict()
+def _ordered_dict(items: Iterable[tuple[Any, Any]] = ()) -> OrderedDict[Any, Any]:
+    """An ordered dictionary; Python 2 gives its items as an argument."""
+    return OrderedDict((name, value) for name, value in items if isinstance(name, str))
+
+
+def _attribute(owner: Any, name: Any, *_: Any) -> type[Stub]:
+    """An attribute of a stub as a stub: a member of an enumeration, a method or a class in a class.
+
+    Raises:
+        Refused: an attribute of something else, or one that leads out of a class.
+    """
+    is_stub = isinstance(owner, Stub) or (isinstance(owner, type) and issubclass(owner, Stub))
+    if not is_stub or not isinstance(name, str) or (name.startswith("__") and name != "__new__"):
+        raise Refused(_NOT_ADMITTED.format("builtins.getattr"))
+    return Stub
 
 
 _FUNCTIONS: Mapping[str, Callable[..., Any]] = MappingProxyType(
@@ -250,9 +271,9 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = MappingProxyType(
         "torch.Size": _first,
         "torch.jit._pickle.restore_type_tag": _first,
         **{f"torch.jit._pickle.build_{kind}list": _first for kind in ("bool", "double", "int", "tensor")},
-        "collections.OrderedDict": _empty_ordered_dict,
+        "collections.OrderedDict": _ordered_dict,
         "collections.defaultdict": _empty_dict,
-        "__builtin__.set": _first,  # as a list, which hashes nothing
-        "builtins.set": _first,
+        **{f"{builtins}.set": _first for builtins in ("__builtin__", "builtins")},  # as a list, which hashes nothing
+        **{f"{builtins}.getattr": _attribute for builtins in ("__builtin__", "builtins")},
     }
 )

@@ -11,6 +11,7 @@ import pathlib
 import re
 import types
 import uuid
+import zoneinfo
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from pathlib import Path
 
@@ -50,6 +51,9 @@ class Options:
     rate: float = 0.1
     folder: Path = Path("x")
 
+    class Kind:
+        """A class in a class, which protocols below 4 store as its attribute."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Frozen:
@@ -64,6 +68,16 @@ class Configuration:
 
     def __setstate__(self, state):
         raise AssertionError("the code of a file was run")
+
+
+class Remade:
+    """An object that protocols below 4 make by an attribute `__new__` of its class."""
+
+    def __getnewargs_ex__(self):
+        return (), {"rate": 0.1}
+
+    def __new__(cls, **_):
+        return super().__new__(cls)
 
 
 Point = namedtuple("Point", "x y")
@@ -102,6 +116,11 @@ OBJECTS = {
     "simple namespace": types.SimpleNamespace(a=1),
     "enumeration": Color.RED,
     "flags": Mode.A | Mode.B,
+    "keys that nest or are many": {((1, 2), (3, 4)): 5, tuple(range(20)): 6, frozenset({1}): 7},
+    "time zone": zoneinfo.ZoneInfo("UTC"),
+    "method": Counter("aab").most_common,
+    "class in a class": Options.Kind,
+    "object with arguments": Remade(),
     "keys of an enumeration": {Color.RED: 1, None: 2, (Color.RED, 3): 3, Path("a"): 4, torch.float16: 5, int: 6},
     "partial": functools.partial(nn.Linear, 3),
     "function": trained_optimizer,
@@ -174,6 +193,36 @@ def test_weights_are_read_whatever_lies_beside_them_and_that_is_listed(kind, tmp
     found = found_in({"model": STATE, "thing": OBJECTS[kind]}, tmp_path)
     assert_same(found.state, STATE)
     assert (found.ignored, found.remarks) == (("thing",), ())
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_the_protocol_of_pickles_makes_no_difference(protocol, tmp_path):
+    content = {"model": as_module(STATE), **OBJECTS}
+    for new in (True, False):
+        torch.save(content, tmp_path / "a.pth", pickle_protocol=protocol, _use_new_zipfile_serialization=new)
+        found = find_weights(read_content(tmp_path / "a.pth"), tmp_path / "a.pth", [MARK])
+        assert_same(found.state, STATE)
+        assert found.ignored == tuple(OBJECTS)
+
+
+BESIDE = {
+    "epoch": 3,
+    "arch": "resnet18",
+    "_metadata": {"": {"version": 1}},
+    "best": np.float64(3),
+    "optimizer": trained_optimizer().state_dict(),
+    "visual._extra_state": None,
+    "transformer._extra_state": torch.zeros(3),
+    7: 8,
+}
+
+
+@pytest.mark.parametrize("before", ["", "model."])
+def test_what_lies_between_the_weights_and_is_none_is_listed(before, tmp_path):
+    content = {f"{before}{name}" if isinstance(name, str) else name: value for name, value in (STATE | BESIDE).items()}
+    found = found_in(content, tmp_path)
+    assert_same(found.state, STATE)
+    assert found.ignored == tuple(str(name) for name in content if str(name).removeprefix(before) not in STATE)
 
 
 @pytest.mark.parametrize("new", [True, False])
