@@ -173,8 +173,7 @@ def _depends_on(
         **describer.depends_on,
         "image_size": list(describer.image_size),
         "preprocessing": describer.preprocessing,
-        # Only where it is another than the default: caches from before there was a choice stay valid.
-        **({} if describer.orientation == "exif" else {"orientation": describer.orientation}),
+        "orientation": describer.orientation,
         "mixed_precision": mixed_precision,
         "kept_as": keep_as,
         _PLACE: str(catalogue.folder.resolve()),
@@ -223,7 +222,7 @@ def _check_folder(rows: ShardedRows, depends_on: Mapping[str, Any], catalogue: C
         before = _load_files(folder, len(catalogue))
     except ValueError as error:
         raise ValueError(f"{error}: {advice}.") from None
-    changed = changed_files(before, catalogue, moved=False)
+    changed = changed_files(before, catalogue)
     changed = changed[~np.isin(changed // rows.shard_size, missing)]  # these may have been mended in the meantime
     if len(changed):
         raise ValueError(
@@ -248,7 +247,7 @@ def _of_former_place(cache: Path, depends_on: Mapping[str, Any], catalogue: Cata
             before = _load_files(folder, len(catalogue))
         except ValueError:  # damaged; whoever needs this very folder is told
             continue
-        if (before["digest"] != b"").any() and not len(changed_files(before, catalogue, moved=True)):
+        if (before["digest"] != b"").any() and not len(changed_files(before, catalogue)):
             LOGGER.info("the images of %s were described before, in %s", catalogue.folder, stored[_PLACE])
             return folder
     return None
@@ -268,9 +267,6 @@ def _load_files(folder: Path, num_images: int) -> np.ndarray:
     if not (folder / _FILES).is_file():
         raise ValueError(f"There is no {folder / _FILES}")
     seen = load_array(folder / _FILES)
-    if seen.dtype == np.int64 and seen.ndim == 2:  # of a time when no content was read
-        sizes_and_times, seen = seen, np.zeros(len(seen), SEEN)
-        seen["size"], seen["changed_ns"] = sizes_and_times.T
     if seen.dtype != SEEN or len(seen) != len(rows_looked_at(num_images)):
         raise ValueError(f"{folder / _FILES} is not what was written there")
     return seen
