@@ -160,8 +160,8 @@ def described_once(
         )
     accelerator.wait_for_everyone()
     LOGGER.info("%s of %d images %s %s", describer.what, len(catalogue), "written to" if mine else "found in", folder)
-    reasons = _recorded_reasons(rows)
-    _report_unreadable(reasons, folder, allowed, len(catalogue), cache.fraction_setting)
+    reasons = _recorded_reasons(rows, catalogue)
+    _report_unreadable(reasons, folder, allowed, catalogue, cache.fraction_setting)
     return Described(rows, np.array(sorted(reasons), np.int64))
 
 
@@ -312,8 +312,9 @@ def _describe(
         if num_unreadable > allowed:
             raise ValueError(_too_many_unreadable(num_unreadable, next(iter(reasons.values())), len(rows), setting))
         reasons_file = _reasons_file(rows, shard)
-        if reasons:
-            write_json(reasons_file, reasons)
+        if reasons:  # by names below the folder, as it may be moved
+            here = {row: reason.replace(str(catalogue.path(row)), catalogue.name(row)) for row, reason in reasons.items()}
+            write_json(reasons_file, here)
         else:  # of an earlier time, when the image could not be read
             reasons_file.unlink(missing_ok=True)
         rows.write_shard(shard, described)
@@ -331,21 +332,28 @@ def _reasons_file(rows: ShardedRows, shard: int) -> Path:
     return rows.folder / f"unreadable_{shard:05}.json"
 
 
-def _recorded_reasons(rows: ShardedRows) -> dict[int, str]:
+def _recorded_reasons(rows: ShardedRows, catalogue: Catalogue) -> dict[int, str]:
     """Why images could not be read, by row."""
     files = [file for shard in rows.shards if (file := _reasons_file(rows, shard)).is_file()]
-    return {int(row): reason for file in files for row, reason in read_json(file).items()}
+    found = {int(row): reason for file in files for row, reason in read_json(file).items()}
+    return {row: reason.replace(catalogue.name(row), str(catalogue.path(row))) for row, reason in found.items()}
 
 
-def _report_unreadable(reasons: Mapping[int, str], folder: Path, allowed: int, num_images: int, setting: str) -> None:
+def _report_unreadable(
+    reasons: Mapping[int, str], folder: Path, allowed: int, catalogue: Catalogue, setting: str
+) -> None:
     if not reasons:
         return
     if len(reasons) > allowed:
-        raise ValueError(_too_many_unreadable(len(reasons), next(iter(reasons.values())), num_images, setting))
+        raise ValueError(_too_many_unreadable(len(reasons), next(iter(reasons.values())), len(catalogue), setting))
+    if len(reasons) == len(catalogue):
+        raise ValueError(
+            f"None of the {len(catalogue)} images of {catalogue.folder} can be read. One of them: {reasons[0]}"
+        )
     LOGGER.warning(
         "%d of %d images cannot be read and are left out; mend them and remove %s to have them in",
         len(reasons),
-        num_images,
+        len(catalogue),
         folder,
     )
     for reason in list(reasons.values())[:_MOST_REASONS_SHOWN]:
