@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from jsonargparse.typing import (
@@ -19,6 +20,9 @@ from progeo.engine.accelerator import Precision, Tracker
 from progeo.engine.schedules import Schedule
 from progeo.models.heads import HeadKind
 from progeo.pixels import Orientation
+
+RENAMED = MappingProxyType({"data.max_unreadable_share": "data.max_unreadable_fraction"})
+"""Settings whose names have changed: from former dotted names to those of now."""
 
 
 @dataclass(frozen=True)

@@ -34,26 +34,23 @@ def see_files(catalogue: Catalogue) -> np.ndarray:
     return seen
 
 
-def changed_files(before: np.ndarray, catalogue: Catalogue, *, moved: bool) -> np.ndarray:
-    """Which images of a catalogue are others than `see_files` saw before, of those that it looked at, int64.
+def changed_files(before: np.ndarray, catalogue: Catalogue) -> np.ndarray:
+    """Find the images of a catalogue that differ from what `see_files` saw before, of those that it looked at, int64.
 
-    Where a folder was copied, so that it lies elsewhere or no file has its time, contents and sizes speak for all; else
-    another time is a change, but where the content was read and is the same.
+    Another size is a change, and so is another content where it was read. Where it was not, another time is: but not
+    where all images have another one, since they were copied then.
 
     Args:
-        before: `SEEN` of images with these names.
+        before: `SEEN` of images with these names, here or elsewhere.
         catalogue: the images now.
-        moved: whether they lay elsewhere.
     """
     rows = rows_looked_at(len(catalogue))
     sizes, times = _sizes_and_times(catalogue, rows)
     changed, touched = sizes != before["size"], times != before["changed_ns"]
-    was_read = before["digest"] != b""
-    copied = was_read.any() and (moved or touched.all())
-    if not copied:
-        changed |= touched & ~was_read
-    read = np.flatnonzero(was_read & ~changed & (copied | touched))
-    changed[read] = _digests(catalogue, rows[read]) != before["digest"][read]
+    read = np.flatnonzero(before["digest"] != b"")
+    if not len(read) or not touched[sizes >= 0].all():
+        changed |= touched & (before["digest"] == b"")
+    changed[read] |= _digests(catalogue, rows[read]) != before["digest"][read]
     return rows[changed]
 
 

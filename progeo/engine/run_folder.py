@@ -5,10 +5,11 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -96,8 +97,10 @@ def open_run(
     settings: Mapping[str, Any],
     *,
     resume: bool,
-    may_change: tuple[str, ...] = (),
-    check: Callable[[RunFolder, set[str]], None] = lambda run, changed: None,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+    renamed: Mapping[str, str] = MappingProxyType({}),
+    may_change: Collection[str] = (),
+    check: Callable[[RunFolder, Mapping[str, Any]], None] = lambda run, changed: None,
     is_main: bool = True,
 ) -> RunFolder:
     """Make the folder of a new run, or open that of a run to go on with.
@@ -106,9 +109,11 @@ def open_run(
         path: the folder.
         settings: plain values, nested dicts.
         resume: go on with what is there; a folder without a checkpoint is a new run all the same.
+        defaults: nested as `settings`; a run that was begun before there was a setting has its default.
+        renamed: settings whose names have changed: from former dotted names to those of now.
         may_change: dotted names of settings that a resumed run may have otherwise.
-        check: called with a run that is gone on with and which of these settings it has otherwise, before anything is
-            written; raises ValueError where it cannot go on.
+        check: called with a run to resume and the former values of those settings that changed, by dotted names, before
+            anything is written; raises ValueError where it cannot be resumed.
         is_main: whether this process checks and writes.
 
     Raises:
@@ -122,9 +127,11 @@ def open_run(
                     f"{path} already holds a run: add --resume true to go on with it, or name another --run."
                 )
             if run.begun:
-                changed = _changed_settings(_stored_settings(run.config), settings)
-                _check_may_change(changed, may_change, run.config)
-                check(run, set(changed))
+                stored = {renamed.get(name, name): value for name, value in _stored_settings(run.config).items()}
+                before, now = flat_settings(defaults) | stored, flat_settings(settings)
+                changed = {name for name in before.keys() | now.keys() if before.get(name) != now.get(name)}
+                _refuse_changes(run, sorted(changed.difference(may_change)), before, now)
+                check(run, {name: before.get(name) for name in changed})
         path.mkdir(parents=True, exist_ok=True)
         with replacing(run.config) as temporary:
             temporary.write_text(yaml.safe_dump(dict(settings), sort_keys=False), encoding="utf-8")
@@ -142,30 +149,21 @@ def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, An
     return flat
 
 
-def _stored_settings(path: Path) -> Mapping[str, Any]:
+def _stored_settings(path: Path) -> dict[str, Any]:
+    """The settings of a run by their dotted names."""
     try:
         stored = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError):
         stored = None
     if not isinstance(stored, dict):
         raise ValueError(f"{path} does not hold the settings of the run: it is damaged. Name another --run.")
-    return stored
+    return flat_settings(stored)
 
 
-def _changed_settings(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str]:
-    """What changed in words, by dotted names."""
-    before, now = flat_settings(stored), flat_settings(settings)
-    return {
-        name: f"{name} was {before.get(name)!r}, now {now.get(name)!r}"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
-    }
-
-
-def _check_may_change(changed: Mapping[str, str], may_change: tuple[str, ...], source: Path) -> None:
-    refused = [words for name, words in changed.items() if name not in may_change]
-    if refused:
-        raise ValueError(f"The run in {source} has other settings: {'; '.join(refused)}. Name another --run.")
+def _refuse_changes(run: RunFolder, names: Collection[str], before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    changes = [f"{name} was {before.get(name)!r}, now {now.get(name)!r}" for name in names]
+    if changes:
+        raise ValueError(f"The run in {run.config} has other settings: {'; '.join(changes)}. Name another --run.")
 
 
 def _environment() -> dict[str, Any]:

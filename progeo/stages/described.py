@@ -160,8 +160,8 @@ def described_once(
         )
     accelerator.wait_for_everyone()
     LOGGER.info("%s of %d images %s %s", describer.what, len(catalogue), "written to" if mine else "found in", folder)
-    reasons = _recorded_reasons(rows)
-    _report_unreadable(reasons, folder, allowed, len(catalogue), cache.fraction_setting)
+    reasons = _recorded_reasons(rows, catalogue)
+    _report_unreadable(reasons, folder, allowed, catalogue, cache.fraction_setting)
     return Described(rows, np.array(sorted(reasons), np.int64))
 
 
@@ -173,8 +173,7 @@ def _depends_on(
         **describer.depends_on,
         "image_size": list(describer.image_size),
         "preprocessing": describer.preprocessing,
-        # Only where it is another than the default: caches from before there was a choice stay valid.
-        **({} if describer.orientation == "exif" else {"orientation": describer.orientation}),
+        "orientation": describer.orientation,
         "mixed_precision": mixed_precision,
         "kept_as": keep_as,
         _PLACE: str(catalogue.folder.resolve()),
@@ -223,7 +222,7 @@ def _check_folder(rows: ShardedRows, depends_on: Mapping[str, Any], catalogue: C
         before = _load_files(folder, len(catalogue))
     except ValueError as error:
         raise ValueError(f"{error}: {advice}.") from None
-    changed = changed_files(before, catalogue, moved=False)
+    changed = changed_files(before, catalogue)
     changed = changed[~np.isin(changed // rows.shard_size, missing)]  # these may have been mended in the meantime
     if len(changed):
         raise ValueError(
@@ -248,7 +247,7 @@ def _of_former_place(cache: Path, depends_on: Mapping[str, Any], catalogue: Cata
             before = _load_files(folder, len(catalogue))
         except ValueError:  # damaged; whoever needs this very folder is told
             continue
-        if (before["digest"] != b"").any() and not len(changed_files(before, catalogue, moved=True)):
+        if (before["digest"] != b"").any() and not len(changed_files(before, catalogue)):
             LOGGER.info("the images of %s were described before, in %s", catalogue.folder, stored[_PLACE])
             return folder
     return None
@@ -268,9 +267,6 @@ def _load_files(folder: Path, num_images: int) -> np.ndarray:
     if not (folder / _FILES).is_file():
         raise ValueError(f"There is no {folder / _FILES}")
     seen = load_array(folder / _FILES)
-    if seen.dtype == np.int64 and seen.ndim == 2:  # of a time when no content was read
-        sizes_and_times, seen = seen, np.zeros(len(seen), SEEN)
-        seen["size"], seen["changed_ns"] = sizes_and_times.T
     if seen.dtype != SEEN or len(seen) != len(rows_looked_at(num_images)):
         raise ValueError(f"{folder / _FILES} is not what was written there")
     return seen
@@ -316,8 +312,9 @@ def _describe(
         if num_unreadable > allowed:
             raise ValueError(_too_many_unreadable(num_unreadable, next(iter(reasons.values())), len(rows), setting))
         reasons_file = _reasons_file(rows, shard)
-        if reasons:
-            write_json(reasons_file, reasons)
+        if reasons:  # by names below the folder, as it may be moved
+            here = {row: reason.replace(str(catalogue.path(row)), catalogue.name(row)) for row, reason in reasons.items()}
+            write_json(reasons_file, here)
         else:  # of an earlier time, when the image could not be read
             reasons_file.unlink(missing_ok=True)
         rows.write_shard(shard, described)
@@ -335,21 +332,28 @@ def _reasons_file(rows: ShardedRows, shard: int) -> Path:
     return rows.folder / f"unreadable_{shard:05}.json"
 
 
-def _recorded_reasons(rows: ShardedRows) -> dict[int, str]:
+def _recorded_reasons(rows: ShardedRows, catalogue: Catalogue) -> dict[int, str]:
     """Why images could not be read, by row."""
     files = [file for shard in rows.shards if (file := _reasons_file(rows, shard)).is_file()]
-    return {int(row): reason for file in files for row, reason in read_json(file).items()}
+    found = {int(row): reason for file in files for row, reason in read_json(file).items()}
+    return {row: reason.replace(catalogue.name(row), str(catalogue.path(row))) for row, reason in found.items()}
 
 
-def _report_unreadable(reasons: Mapping[int, str], folder: Path, allowed: int, num_images: int, setting: str) -> None:
+def _report_unreadable(
+    reasons: Mapping[int, str], folder: Path, allowed: int, catalogue: Catalogue, setting: str
+) -> None:
     if not reasons:
         return
     if len(reasons) > allowed:
-        raise ValueError(_too_many_unreadable(len(reasons), next(iter(reasons.values())), num_images, setting))
+        raise ValueError(_too_many_unreadable(len(reasons), next(iter(reasons.values())), len(catalogue), setting))
+    if len(reasons) == len(catalogue):
+        raise ValueError(
+            f"None of the {len(catalogue)} images of {catalogue.folder} can be read. One of them: {reasons[0]}"
+        )
     LOGGER.warning(
         "%d of %d images cannot be read and are left out; mend them and remove %s to have them in",
         len(reasons),
-        num_images,
+        len(catalogue),
         folder,
     )
     for reason in list(reasons.values())[:_MOST_REASONS_SHOWN]:

@@ -9,13 +9,13 @@ from progeo.engine.accelerator import start_accelerator, start_trackers
 from progeo.engine.checkpoint import STEPS, load_newest_checkpoint
 from progeo.engine.log import LOGGER
 from progeo.engine.memory import explaining_out_of_memory
-from progeo.engine.run_folder import RunFolder, open_run
+from progeo.engine.run_folder import RunFolder
 from progeo.engine.stopping import listening_for_stop
 from progeo.evaluation.recall import recall_at
 from progeo.export.weights import save_encoder
 from progeo.stages.image_training import ImageTraining
 from progeo.stages.overview import overview
-from progeo.stages.places import LearnedFrom, read_training_places
+from progeo.stages.places import LearnedFrom, open_training_run, read_training_places
 from progeo.stages.query_sets import QuerySet, load_query_set
 from progeo.stages.validation import retrieve
 
@@ -27,17 +27,10 @@ _NEEDS_LESS_MEMORY = (
 )
 # With a cosine over all epochs their number may not change: it would be another cosine.
 _MAY_CHANGE = (
-    "run",
-    "resume",
     "trackers",
-    "data.train_folder",  # these three where what lies there is the same, see `LearnedFrom`
-    "data.val_folder",
-    "text.prompts",
-    "prompts.feature_cache",
-    "data.num_workers",
+    "text.prompts",  # where they are the same, see `LearnedFrom`
     "data.eval_batch_size",
     "data.cache_images",
-    "data.max_unreadable_fraction",
     "training.gradient_checkpointing",
     "training.patience",
     "training.skip_not_finite",
@@ -68,14 +61,8 @@ def train_image_encoder(settings: Settings) -> Path:
     with explaining_out_of_memory(_NEEDS_LESS_MEMORY):
         training = ImageTraining(settings, places, accelerator)
         source = LearnedFrom(places, val_set, training.losses.text_features)
-        run = open_run(
-            folder,
-            plain_values(settings),
-            resume=settings.resume,
-            may_change=_MAY_CHANGE if settings.training.schedule == "cosine" else (*_MAY_CHANGE, "training.epochs"),
-            check=source.check,
-            is_main=accelerator.is_main_process,
-        )
+        may_change = _MAY_CHANGE if settings.training.schedule == "cosine" else (*_MAY_CHANGE, "training.epochs")
+        run = open_training_run(settings, folder, source, may_change=may_change, is_main=accelerator.is_main_process)
         for line in overview(training, places, val_set):
             LOGGER.info(line)
         if accelerator.is_main_process:

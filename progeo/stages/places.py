@@ -1,21 +1,36 @@
 """What a training learns from: images, classes, groups and texts, the same from a run's first day to its last."""
 
+import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from progeo.config.training import Settings
+from progeo.config.parsing import plain_values
+from progeo.config.training import RENAMED, DataSettings, ModelSettings, Settings
 from progeo.data.contents import contents_fingerprint
-from progeo.engine.run_folder import RunFolder
+from progeo.engine.run_folder import RunFolder, open_run
 from progeo.files import read_json, write_json
 from progeo.models.clip import weights_digest
 from progeo.places.catalogue import Catalogue, read_catalogue
 from progeo.places.cells import Partition, build_partition, check_same_partition
 from progeo.stages.query_sets import QuerySet
+from progeo.stages.starting_encoder import starting_statistics
 
 _PLACES = "places.json"
+_STATISTICS = ("normalisation", "mean", "std")
+_MAY_CHANGE = (
+    "run",
+    "resume",
+    "data.train_folder",  # these two where the images are the same, see `LearnedFrom`
+    "data.val_folder",
+    "data.num_workers",
+    "data.max_unreadable_fraction",
+    "prompts.feature_cache",
+    *(f"model.{name}" for name in _STATISTICS),  # where pixels are normalized alike, see `_check_pixels`
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +76,9 @@ class LearnedFrom:
         before = {"data.train_folder": [stored], "data.val_folder": stored.get("validation", [])}
         for setting, catalogues in self._catalogues().items():
             for values, catalogue in zip(before[setting], catalogues, strict=False):
-                _check_images(run, values, catalogue, moved=setting in changed)
+                folder = values.get("image_folder")  # a link or an index of that name may lead elsewhere by now
+                moved = setting in changed if folder is None else folder != str(catalogue.folder.resolve())
+                _check_images(run, values, catalogue, moved=moved)
             if setting in changed and not all("image_contents" in values for values in before[setting] or [{}]):
                 raise ValueError(f"{path} does not say what was in the images of {setting}: leave it as it was.")
         if stored.get("text_features", self._texts()) != self._texts():
@@ -94,8 +111,56 @@ class LearnedFrom:
         return weights_digest({str(group): features for group, features in enumerate(self.text_features)})
 
 
+def open_training_run(
+    settings: Settings, folder: Path, source: LearnedFrom, *, may_change: Collection[str] = (), is_main: bool
+) -> RunFolder:
+    """Open the folder of a stage's run, see `open_run`; a run is resumed where it learns from the same.
+
+    Args:
+        settings: of the run.
+        folder: of the stage.
+        source: what it learns from.
+        may_change: dotted names of settings that do not matter to this stage, beside those that do to none.
+        is_main: whether this process checks and writes.
+    """
+
+    def check(run: RunFolder, changed: Mapping[str, Any]) -> None:
+        _check_pixels(run, settings.model, changed)
+        source.check(run, changed)
+
+    data = DataSettings(settings.data.train_folder, settings.data.val_folder)
+    return open_run(
+        folder,
+        plain_values(settings),
+        resume=settings.resume,
+        defaults=plain_values(Settings(settings.run, data)),
+        renamed=RENAMED,
+        may_change=(*_MAY_CHANGE, *may_change),
+        check=check,
+        is_main=is_main,
+    )
+
+
+def _check_pixels(run: RunFolder, model: ModelSettings, changed: Mapping[str, Any]) -> None:
+    """Check that settings which say how pixels are normalized say the same as before, in other words."""
+    former = {name: changed[f"model.{name}"] for name in _STATISTICS if f"model.{name}" in changed}
+    if not former:
+        return
+    before, now = starting_statistics(replace(model, **former)), starting_statistics(model)
+    if (before.mean, before.std) != (now.mean, now.std):
+        raise ValueError(
+            f"The run in {run.path} was begun with pixels of {before}; now they would have {now}: give "
+            f"{' '.join(f'--model.{name} {_as_word(value)}' for name, value in former.items())}, or name another --run."
+        )
+
+
+def _as_word(value: Any) -> str:
+    return str(value) if isinstance(value, str) else json.dumps(value)
+
+
 def _images(catalogue: Catalogue) -> dict[str, Any]:
     return {
+        "image_folder": str(catalogue.folder.resolve()),
         "images": len(catalogue),
         "image_list": catalogue.fingerprint,
         "image_places": catalogue.places_fingerprint,

@@ -15,7 +15,6 @@ from safetensors.torch import safe_open, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from progeo.config.parsing import plain_values
 from progeo.config.training import Settings
 from progeo.engine.accelerator import fits_device, start_accelerator
 from progeo.engine.checkpoint import (
@@ -28,7 +27,7 @@ from progeo.engine.checkpoint import (
 )
 from progeo.engine.log import LOGGER
 from progeo.engine.loop import progress_bar
-from progeo.engine.run_folder import RunFolder, open_run
+from progeo.engine.run_folder import RunFolder
 from progeo.files import read_json, replacing, write_json
 from progeo.models.clip import resolved_architecture, weights_digest
 from progeo.models.convnets import CONVNETS
@@ -36,7 +35,7 @@ from progeo.models.prompts import load_prompt_clip
 from progeo.places.cells import Group, Partition, check_same_partition
 from progeo.stages.described import Described
 from progeo.stages.features import cached_features
-from progeo.stages.places import LearnedFrom, read_training_places
+from progeo.stages.places import LearnedFrom, open_training_run, read_training_places
 from progeo.stages.prompt_group import GroupImages, GroupTraining
 from progeo.stages.starting_encoder import starting_statistics
 
@@ -44,15 +43,6 @@ PROMPTS = "prompts.safetensors"
 DESCRIPTION = "prompts.json"
 _TENSORS = ("context", "text_features", "class_ids")
 _DESCRIBED = frozenset({"partition", "architecture", "weights", "seed", "vocabulary", "groups"})
-_MAY_CHANGE = (
-    "run",
-    "resume",
-    "data.train_folder",  # where the images in it are the same, see `LearnedFrom`
-    "data.val_folder",
-    "data.num_workers",
-    "data.max_unreadable_fraction",
-    "prompts.feature_cache",
-)
 
 
 def train_prompts(settings: Settings) -> Path:
@@ -79,14 +69,7 @@ def train_prompts(settings: Settings) -> Path:
     clip.requires_grad_(False).to(accelerator.device)
     pixels = starting_statistics(settings.model)
     source = LearnedFrom(places)
-    run = open_run(
-        settings.run / "stage1",
-        plain_values(settings),
-        resume=settings.resume,
-        may_change=_MAY_CHANGE,
-        check=source.check,
-        is_main=accelerator.is_main_process,
-    )
+    run = open_training_run(settings, settings.run / "stage1", source, is_main=accelerator.is_main_process)
     if accelerator.is_main_process:
         source.keep(run)
     LOGGER.info("%d images, classes of the groups: %s", len(catalogue), [g.num_classes for g in partition.groups])

@@ -51,6 +51,7 @@ def test_of_each_image_the_size_and_time_are_seen_and_of_some_the_content(catalo
     [
         ({}, []),
         ({0: (b"other 00", TIME_NS + 1)}, [0]),  # the content was read
+        ({0: (b"other 00", TIME_NS), 11: (b"other 11", TIME_NS)}, [0, 11]),  # with size and time of before
         ({4: (None, TIME_NS + 1), 11: (None, 0)}, []),  # touched, with the same content
         ({2: (None, TIME_NS + 1)}, [2]),  # touched: nobody knows what was in it
         ({6: (b"longer than it was", TIME_NS)}, [6]),
@@ -64,14 +65,31 @@ def test_an_image_is_another_where_its_size_content_or_time_says_so(catalogue, c
     before = see_files(catalogue)
     for row, (content, time_ns) in changes.items():
         write(catalogue.folder, row, content, time_ns=time_ns)
-    assert changed_files(before, catalogue, moved=False).tolist() == others
+    assert changed_files(before, catalogue).tolist() == others
+
+
+def test_a_missing_image_does_not_hide_that_the_others_were_copied(catalogue):
+    (catalogue.folder / NAMES[2]).unlink()
+    before = see_files(catalogue)
+    for row in set(range(12)) - {2}:
+        write(catalogue.folder, row, time_ns=TIME_NS + 1)
+    assert changed_files(before, catalogue).tolist() == []
 
 
 def test_an_image_that_is_gone_is_another(catalogue):
     before = see_files(catalogue)
     for row in (0, 2):
         (catalogue.folder / NAMES[row]).unlink()
-    assert changed_files(before, catalogue, moved=False).tolist() == [0, 2]
+    assert changed_files(before, catalogue).tolist() == [0, 2]
+
+
+def test_of_images_that_were_moved_one_with_another_time_is_another(catalogue, tmp_path):
+    before = see_files(catalogue)
+    catalogue.folder.rename(tmp_path / "there")
+    there = build_catalogue(tmp_path / "there", NAMES)
+    assert changed_files(before, there).tolist() == []
+    write(there.folder, 6, time_ns=TIME_NS + 1)
+    assert changed_files(before, there).tolist() == [6]
 
 
 @pytest.mark.parametrize("time_ns", [TIME_NS, TIME_NS + 1])
@@ -80,10 +98,10 @@ def test_of_images_elsewhere_the_contents_count_whatever_their_times(catalogue, 
     for row in range(12):
         write(tmp_path / "there", row, time_ns=time_ns)
     there = build_catalogue(tmp_path / "there", NAMES)
-    assert changed_files(before, there, moved=True).tolist() == []
+    assert changed_files(before, there).tolist() == []
     assert contents_fingerprint(there) == contents_fingerprint(catalogue)
     write(tmp_path / "there", 4, b"other 04", time_ns=time_ns)
-    assert changed_files(before, there, moved=True).tolist() == [4]
+    assert changed_files(before, there).tolist() == [4]
     assert contents_fingerprint(there) != contents_fingerprint(catalogue)
 
 
@@ -91,5 +109,5 @@ def test_sets_of_one_image_are_told_apart(tmp_path):
     for folder, content in (("a", b"one"), ("b", b"two")):
         write(tmp_path / folder, 0, content)
     one, other = (build_catalogue(tmp_path / folder, NAMES[:1]) for folder in ("a", "b"))
-    assert changed_files(see_files(one), other, moved=True).tolist() == [0]
+    assert changed_files(see_files(one), other).tolist() == [0]
     assert np.array_equal(see_files(one)["size"], see_files(other)["size"])

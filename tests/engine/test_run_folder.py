@@ -36,6 +36,33 @@ def test_a_run_does_not_go_on_with_other_settings_unless_they_may_change_or_it_l
 
 
 @pytest.mark.parametrize(
+    ("now", "changed"),
+    [
+        ({}, {}),
+        ({"cells": {"cell_side_m": 10, "groups": 2}}, {"cells.groups": 1}),
+        ({"most": 3}, {"most": 7}),
+        ({"epochs": 9}, {"epochs": 5}),
+    ],
+)
+def test_a_run_from_before_a_setting_had_its_default_and_one_under_a_former_name_its_value(tmp_path, now, changed):
+    open_run(tmp_path, {**SETTINGS, "max": 7}, resume=False)
+    (tmp_path / "checkpoints/epoch_000001_step_000000").mkdir(parents=True)
+    defaults = {"seed": 1, "cells": {"cell_side_m": 20, "groups": 1}, "most": 5}
+    settings = {**SETTINGS, "most": 7, "cells": {"cell_side_m": 10, "groups": 1}, **now}
+    found = []
+    open_run(
+        tmp_path,
+        settings,
+        resume=True,
+        defaults=defaults,
+        renamed={"max": "most"},
+        may_change=("cells.groups", "most", "epochs"),
+        check=lambda run, former: found.append(former),
+    )
+    assert found == [changed]
+
+
+@pytest.mark.parametrize(
     ("names", "begun"),
     [
         ([], False),

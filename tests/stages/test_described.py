@@ -143,19 +143,3 @@ def test_no_description_depends_on_how_many_others_there_are(tmp_path):
     assert described(9, "nine") == [4, 4, 4]
     assert described(3, "three") == [3]
     assert described(9, "shapes", "native") == [4, 4, 1]
-
-
-def test_a_cache_of_a_time_when_no_content_was_read_is_used_where_the_images_lie_as_they_did(colors, tmp_path):
-    here = paint(tmp_path / "here", [1, 2, 3])
-    colors(here, num_described=True)
-    (files,) = (tmp_path / "cache").glob("*/files.npy")
-    seen = np.load(files)
-    np.save(files, np.stack([seen["size"], seen["changed_ns"]], axis=1))
-    assert colors(here, num_described=False) == [1, 2, 3]
-    here.rename(tmp_path / "there")
-    assert colors(tmp_path / "there", num_described=True) == [1, 2, 3]
-    (tmp_path / "there").rename(here)
-    for path in here.iterdir():
-        path.touch()
-    with pytest.raises(ValueError, match="3 of 3 images looked at changed since"):
-        colors(here, num_described=False)

@@ -272,14 +272,60 @@ def test_a_run_does_not_go_on_with_other_validation_images_in_the_same_folder(co
 def test_a_run_that_did_not_write_down_its_images_goes_on_where_they_were_only(config, begun, tmp_path):
     places = tmp_path / "run/stage2/places.json"
     old = json.loads(places.read_text())
-    for name in ("image_contents", "validation", "text_features"):
+    for name in ("image_folder", "image_contents", "validation", "text_features"):
         del old[name]
     places.write_text(json.dumps(old))
     sentence = failure(config, *begun, "--resume", "true")
     assert "places.json does not say what was in the images of data.train_folder: leave it as it was" in sentence
     (tmp_path / "there").rename(tmp_path / "here")
     stage_2(config, *on_copies(tmp_path, "here"), "--resume", "true", "--training.epochs", 1)
-    assert json.loads(places.read_text()).keys() == {*old, "image_contents", "validation", "text_features"}
+    assert json.loads(places.read_text()).keys() == {
+        *old,
+        "image_folder",
+        "image_contents",
+        "validation",
+        "text_features",
+    }
+
+
+@pytest.mark.parametrize(
+    ("normalisation", "words", "sentence"),
+    [
+        ("clip", [], None),
+        ("clip", ["--model.normalisation", "clip"], None),
+        ("imagenet", [], r"begun with pixels of .*, imagenet as set; now .*: give --model.normalisation imagenet, or"),
+        (None, ["--model.mean", "[0.5, 0.5, 0.5]", "--model.std", "[0.5, 0.5, 0.5]"], "give --model.mean null --model"),
+        ("clip", ["--data.orientation", "ignore"], "data.orientation was 'exif', now 'ignore'"),
+        ("clip", ["--data.positive_angle_deg", "40"], "data.positive_angle_deg was None, now 40.0"),
+    ],
+)
+def test_a_run_goes_on_with_settings_that_came_later_where_they_mean_the_same(
+    config, begun, tmp_path, normalisation, words, sentence
+):
+    kept = tmp_path / "run/stage2/config.yaml"
+    settings = yaml.safe_load(kept.read_text())
+    settings["data"]["max_unreadable_share"] = settings["data"].pop("max_unreadable_fraction")
+    for section, name in (("data", "orientation"), ("data", "positive_angle_deg"), ("model", "mean"), ("model", "std")):
+        del settings[section][name]
+    settings["model"]["normalisation"] = normalisation
+    kept.write_text(yaml.safe_dump(settings))
+    words = [*begun, "--resume", "true", "--training.epochs", 1, *words]
+    if sentence is None:
+        stage_2(config, *words)
+    else:
+        assert re.search(sentence, failure(config, *words))
+
+
+def test_a_run_does_not_go_on_where_a_link_leads_to_other_images_of_the_same_names(config, begun, tmp_path):
+    (tmp_path / "there").rename(tmp_path / "real")
+    (tmp_path / "there").symlink_to(tmp_path / "real")
+    stage_2(config, *begun, "--resume", "true", "--training.epochs", 1)
+    shutil.copytree(tmp_path / "real", tmp_path / "other")
+    first, second, *_ = sorted((tmp_path / "other/train").glob("*.jpg"))
+    first.write_bytes(second.read_bytes())
+    (tmp_path / "there").unlink()
+    (tmp_path / "there").symlink_to(tmp_path / "other")
+    assert "images of the same names, but those in" in failure(config, *begun, "--resume", "true")
 
 
 @pytest.mark.parametrize(

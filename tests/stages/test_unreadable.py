@@ -158,10 +158,34 @@ def test_components_are_fitted_to_the_images_that_can_be_read(pictures, encoder,
     assert weights[0] == weights[1]
 
 
-def test_queries_of_which_none_can_be_read_are_refused(pictures, cache, tmp_path):
-    shutil.copytree(pictures / "database", tmp_path / "database")
-    (tmp_path / "queries").mkdir()
-    (tmp_path / "queries" / name(0)).write_bytes(b"broken")
-    words = ["--folder", tmp_path, "--out", tmp_path / "out", "--max_unreadable_fraction", "1"]
-    with pytest.raises(SystemExit, match="None of the 1 queries can be read"):
-        run("evaluate", "--encoder", "thumbnail", *words, cache=cache)
+@pytest.mark.parametrize(
+    "words",
+    [
+        "evaluate --encoder thumbnail --folder {root} --database pictures --queries broken --no_labels true --out",
+        "evaluate --encoder thumbnail --folder {root} --database broken --queries pictures --out",
+        "index build --encoder {encoder} --folder {root}/broken --out",
+        "reduce --encoder {encoder} --folder {root}/broken --dim 4 --to",
+    ],
+)
+def test_images_of_which_none_can_be_read_are_refused_and_nothing_is_written(words, pictures, encoder, tmp_path):
+    shutil.copytree(pictures / "queries", tmp_path / "pictures")
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for place in range(2):
+        (broken / name(place)).write_bytes(b"broken")
+    words = words.format(root=tmp_path, encoder=encoder).split()
+    with pytest.raises(SystemExit, match=r"None of the 2 images of .*broken can be read. One of them: .* cannot be"):
+        run(*words, tmp_path / "out", "--max_unreadable_fraction", "1", cache=tmp_path / "cache")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_image_that_cannot_be_read_is_named_where_it_lies_now(pictures, encoder, tmp_path, capfd):
+    words = ["index", "build", "--encoder", encoder, *SETTING]
+    for place in ("here", "there"):
+        if place == "here":
+            shutil.copytree(pictures / "database", tmp_path / "here")
+        else:
+            (tmp_path / "here").rename(tmp_path / "there")
+        run(*words, "--folder", tmp_path / place, "--out", tmp_path / f"of_{place}", cache=tmp_path / "cache")
+        assert f"left out: The image {tmp_path / place / name(BROKEN)} cannot be decoded" in capfd.readouterr().err
+    assert len(list((tmp_path / "cache").iterdir())) == 1
