@@ -139,7 +139,8 @@ def test_a_name_that_is_not_utf_8_is_spelled_out_wherever_it_comes_from(images):
 def test_a_broken_image_stops_with_its_path(images):
     broken = images / "train" / "@0@0@10@S@@@99@@0@@@@@@.jpg"
     broken.write_bytes(b"broken")
-    sentence = failure("stage1", *training(images, "--cells.min_images_per_class", 2, "--cells.num_groups", 1))
+    settings = ["--cells.min_images_per_class", 2, "--cells.num_groups", 1, "--data.max_unreadable_fraction", 0]
+    sentence = failure("stage1", *training(images, *settings, "--prompts.feature_cache", images / "features"))
     assert f"{broken} cannot be decoded" in sentence
 
 
