@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
@@ -112,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if name is None:
             asked = words[-1] in ("-h", "--help")
             print(_usage(), file=sys.stdout if asked else sys.stderr)
-            sys.exit(0 if asked else f"progeo: there is no command {words[0]!r}.")
+            sys.exit(0 if asked else f"progeo: {_unknown(words)}")
         run_command(name, words[len(name.split()) :])
         print(end="", flush=True)
     except BrokenPipeError as error:
@@ -164,6 +165,13 @@ def _named(room: str, name: str) -> Any:
     """What `module:name` is in a room of progeo."""
     module, _, name = name.partition(":")
     return getattr(import_module(f"progeo.{room}.{module}"), name)
+
+
+def _unknown(words: Sequence[str]) -> str:
+    """The sentence about a command that does not exist, with the one that is spelled most like it."""
+    given = " ".join(words[: 1 + any(name.startswith(f"{words[0]} ") for name in COMMANDS)])
+    nearest = get_close_matches(given.replace("_", "-"), COMMANDS, 1)
+    return f"there is no command {given!r}." + "".join(f" Did you mean {name!r}?" for name in nearest)
 
 
 def _usage() -> str:

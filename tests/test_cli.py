@@ -64,7 +64,10 @@ def test_the_command_lists_its_sub_commands_and_each_has_help(capsys):
         (["stage1", *NEEDED, "--seed", "-1"], "seed must be from 0 to 2**64 - 1, got -1."),
         (["stage2", *NEEDED, "--seed", str(2**64)], "seed must be from 0 to 2**64 - 1, got"),
         (["toy-city", "x", "--seed", "-1"], "-1 does not conform to restriction v>=0"),
-        (["prompts", "list"], "there is no command 'prompts'"),
+        (["prompts", "list"], "there is no command 'prompts list'."),
+        (["evalute", "--out", "x"], "there is no command 'evalute'. Did you mean 'evaluate'?"),
+        (["dataset", "from_table", "x"], "there is no command 'dataset from_table'. Did you mean 'dataset from-table'?"),
+        (["index"], "there is no command 'index'."),
         (["evaluate", "--encoder", "nowhere", "--folder", "f", "--out", "o"], "There is no encoder in nowhere"),
         (["export", "nowhere", "--to", "x"], "There is no encoder in nowhere"),
     ],
@@ -139,7 +142,8 @@ def test_a_name_that_is_not_utf_8_is_spelled_out_wherever_it_comes_from(images):
 def test_a_broken_image_stops_with_its_path(images):
     broken = images / "train" / "@0@0@10@S@@@99@@0@@@@@@.jpg"
     broken.write_bytes(b"broken")
-    sentence = failure("stage1", *training(images, "--cells.min_images_per_class", 2, "--cells.num_groups", 1))
+    settings = ["--cells.min_images_per_class", 2, "--cells.num_groups", 1, "--data.max_unreadable_fraction", 0]
+    sentence = failure("stage1", *training(images, *settings, "--prompts.feature_cache", images / "features"))
     assert f"{broken} cannot be decoded" in sentence
 
 

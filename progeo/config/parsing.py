@@ -18,6 +18,7 @@ _HOME = re.compile(r"(--[\w.]+=)?((?:open_clip|torchvision):[^:]*:)?(~[^/]*/.*)"
 """A word that names a file below somebody's home; `./~/` is a folder of that name."""
 _FLOAT = re.compile(r"[-+]?(\d+\.\d*|\.?\d+(?=[eE]))([eE][-+]?\d+)?")
 _SEXAGESIMAL = re.compile(r"[-+]?\d[\d_]*(:\d+)+(\.\d*)?")
+_NUMBERS = re.compile(r"[-+.\deE]+( *, *[-+.\deE]+)*")
 _WORDS = MappingProxyType({"y": "true", "n": "false", "none": "null"})
 
 
@@ -42,9 +43,11 @@ def parse_settings(
         FileNotFoundError: there is no such file of settings.
         ValueError: a file of settings that cannot be read, or names what is no setting.
     """
+    hints = dict(_hints(kind))
     arguments = [_with_home(word) for word in arguments]
     if not positional:
-        arguments = _with_files(arguments, dict(_hints(kind)))
+        arguments = _with_files(arguments, hints)
+    arguments = _with_values(arguments, hints)
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog=program, description=kind.__doc__, allow_abbrev=False)
     if not positional:
@@ -123,6 +126,34 @@ def _as_number(text: str) -> str:
     if _FLOAT.fullmatch(text) and float(text).is_integer():
         return str(int(float(text)))
     return _WORDS.get(text.lower(), text)
+
+
+def _with_values(arguments: Sequence[str], hints: Mapping[str, Any]) -> list[str]:
+    """The words with `true` after a switch that stands alone, and brackets around numbers such as `5,25`."""
+    words: list[str] = []
+    option, expected = "", None
+    for word, following in zip(arguments, [*arguments[1:], "--"], strict=False):
+        if expected is not None:
+            words.append(_in_brackets(word, expected))
+            expected = None
+            continue
+        option, equals, value = word.partition("=")
+        hint = hints.get(option.removeprefix("--")) if option.startswith("--") else None
+        if equals:
+            word = f"{option}={_in_brackets(value, hint)}"
+        elif bool in _kinds(hint) and following.startswith("--"):
+            word = f"{option}=true"
+        else:
+            expected = hint
+        words.append(word)
+    return words
+
+
+def _in_brackets(value: str, hint: Any) -> str:
+    """The value of a setting, as a list where it is numbers and the setting takes several."""
+    takes_several = tuple in map(get_origin, (hint, *get_args(hint)))
+    is_several = "," in value or get_origin(hint) is tuple
+    return f"[{value}]" if takes_several and is_several and _NUMBERS.fullmatch(value) else value
 
 
 def _with_pairs(arguments: Sequence[str], options: Sequence[str]) -> list[str]:

@@ -21,11 +21,17 @@ class NearestWords:
 
 @torch.inference_mode()
 def nearest_words(clip: CLIP, vectors: Tensor, num_words: int) -> NearestWords:
-    """Search the token embeddings of a model for vectors (N, W)."""
+    """Search the token embeddings of a model for vectors (N, W).
+
+    Raises:
+        ValueError: more words than there are.
+    """
     tokenizer = SimpleTokenizer()
     special = (tokenizer.sot_token_id, tokenizer.eot_token_id)
     ids = torch.tensor([token for token in range(tokenizer.vocab_size) if token not in special])
     vocabulary = clip.token_embedding.weight[ids]
+    if num_words > len(vocabulary):
+        raise ValueError(f"num_words must be at most {len(vocabulary)}, all words that there are, got {num_words}.")
     found, distances = [], []
     for part in vectors.to(vocabulary).split(_VECTORS_AT_ONCE):
         nearest = torch.cdist(part, vocabulary).topk(num_words, largest=False).indices

@@ -232,6 +232,8 @@ def band_letters(latitude: np.ndarray) -> np.ndarray:
 def northings_of(latitude: np.ndarray) -> np.ndarray:
     """UTM northings at the middle of a zone, in metres from the equator, negative south of it."""
     zeros = np.zeros(latitude.shape)
+    if not latitude.size:  # utm takes no empty array
+        return zeros
     return utm.from_latlon(latitude, zeros + 3, force_zone_number=31, force_northern=True)[1]
 
 

@@ -80,8 +80,12 @@ def _read_geojson(file: Path) -> pa.Table:
     rows = []
     for number, feature in enumerate(features, 1):
         try:
-            kind, properties = feature["geometry"]["type"], feature.get("properties") or {}
-            longitude, latitude = feature["geometry"]["coordinates"][:2]
+            geometry, properties = feature["geometry"], feature.get("properties") or {}
+            if geometry is None:  # without a position, as a row of a CSV whose degrees are blank
+                rows.append({**properties, "longitude": None, "latitude": None})
+                continue
+            kind = geometry["type"]
+            longitude, latitude = geometry["coordinates"][:2]
             rows.append({**properties, "longitude": float(longitude), "latitude": float(latitude)})
         except (KeyError, TypeError, ValueError, OverflowError):
             raise ValueError(f"{file}: feature {number} must be a Point with a longitude and a latitude.") from None

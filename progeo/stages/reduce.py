@@ -29,7 +29,7 @@ def reduce_encoder(settings: ReduceSettings) -> Path:
     encoder = load_encoder(settings.encoder)
     if not isinstance(encoder, Encoder):
         raise ValueError(f"Only an encoder with weights of its own can be reduced, {settings.encoder} has none.")
-    catalogue = read_catalogue(settings.folder)
+    catalogue = read_catalogue(settings.folder, positions="ignored")
     rows = np.unique(np.linspace(0, len(catalogue) - 1, min(len(catalogue), settings.sample)).astype(np.int64))
     describer = encoder_describer(
         encoder,

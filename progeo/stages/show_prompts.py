@@ -37,8 +37,6 @@ def show_prompts(settings: ShowPromptsSettings) -> Path:
     folder = settings.run if (settings.run / DESCRIPTION).is_file() else settings.run / "stage1"
     if not (folder / DESCRIPTION).is_file():
         raise FileNotFoundError(f"There are no prompts in {settings.run}: name a run whose stage 1 has finished.")
-    if settings.num_words < 1:
-        raise ValueError(f"num_words must be at least 1, got {settings.num_words}.")
     description = read_prompts_description(folder)
     contexts = _load_contexts(folder, len(description["groups"]))
     if settings.class_ is not None:

@@ -195,8 +195,8 @@ window.addEventListener("load", () => {
   seen.dots = [...map.querySelectorAll("circle")].filter(dot => !dot.classList.contains("hidden")).length;
   set("condition", "");
   document.querySelector("input[value='']").click();
-  set("order", "best");
-  seen.best = shown();
+  set("order", "last");
+  seen.last = shown();
   set("order", "name");
   seen.by_name = shown();
   const before = view();
@@ -234,7 +234,7 @@ def test_filters_order_and_map_work_in_a_browser(tmp_path):
     seen = json.loads(unescape(re.search(r"<title>(\{.*\})</title>", shown_by_chromium(page))[1]))
     assert seen["errors"] == []
     assert (seen["all"], seen["wrong"], seen["wrong_at_night"], seen["dots"]) == (["2", "1", "0"], ["2", "1"], ["2"], 1)
-    assert (seen["best"], seen["by_name"]) == (["0", "1", "2"], ["0", "1", "2"])
+    assert (seen["last"], seen["by_name"]) == (["0", "1", "2"], ["0", "1", "2"])
     assert (seen["zoomed"], seen["moved"], seen["whole"], seen["focused"]) == (pytest.approx(0.8), True, True, True)
     assert set(seen["chosen"]) == {"2"}
     assert seen["told"] == "@2@<b>&'.png: wrong, 3,997.0 m off"

@@ -41,3 +41,9 @@ def test_distances_and_their_order_agree_with_a_plain_search_across_chunks(clip)
         torch.testing.assert_close(nearest.distances[row].double(), plain.values[:3], rtol=1e-5, atol=1e-5)
         words = [SimpleTokenizer().decode([token]).strip() for token in plain.indices[:3].tolist()]
         assert [word.rstrip("-") for word in nearest.words[row]] == words
+
+
+def test_more_words_than_there_are_is_refused(clip):
+    assert len(nearest_words(clip, torch.zeros(1, 64), 49406).words[0]) == 49406
+    with pytest.raises(ValueError, match="num_words must be at most 49406, all words that there are, got 49407"):
+        nearest_words(clip, torch.zeros(1, 64), 49407)

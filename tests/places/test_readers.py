@@ -146,6 +146,14 @@ def test_properties_that_the_first_feature_lacks_are_read_too(tmp_path, images):
     np.testing.assert_array_equal(read_table(tmp_path / "places.geojson", images).heading, [np.nan, 45])
 
 
+def test_a_feature_without_a_geometry_is_skipped(tmp_path, images, caplog):
+    point = {"type": "Point", "coordinates": [0.1, 52.2]}
+    features = [{"geometry": geometry, "properties": {"path": f"{n}.jpg"}} for n, geometry in enumerate((None, point))]
+    (tmp_path / "places.geojson").write_text(json.dumps({"features": features}))
+    assert read_table(tmp_path / "places.geojson", images).table["path"].to_pylist() == ["1.jpg"]
+    assert "skipped 1 of 2 rows without latitude and longitude, the first is 0.jpg, row 1" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -170,7 +178,8 @@ def test_properties_that_the_first_feature_lacks_are_read_too(tmp_path, images):
         ),
         ({"features": ["Cambridge"]}, "feature 1 must be a Point with a longitude"),
         ({"features": [{"geometry": {"type": "Point", "coordinates": ["a", 1]}}]}, "feature 1 must be a Point with"),
-        ({"features": [{"geometry": None}]}, "feature 1 must be a Point with a longitude"),
+        ({"features": [{"geometry": 0}]}, "feature 1 must be a Point with a longitude"),
+        ({"features": [{"geometry": None, "properties": {"path": "0.jpg"}}]}, "none of 1 rows has a position"),
         ({"features": [{"geometry": {"type": "Point", "coordinates": [0, 0]}}]}, "needs a column path"),
     ],
 )

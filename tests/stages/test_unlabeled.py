@@ -10,7 +10,7 @@ from running import files_in
 
 from progeo.cli import main
 from progeo.config.evaluation import LocalizeSettings
-from progeo.export.weights import save_encoder
+from progeo.export.weights import load_encoder, save_encoder
 from progeo.models.encoder import build_encoder
 from progeo.stages.localize import localize
 from progeo.stages.place_index import open_place_index
@@ -111,10 +111,13 @@ def test_an_index_answers_with_images_whose_place_it_does_not_know(index, tmp_pa
 def test_how_many_images_have_no_position_is_said(encoder, tmp_path, capsys):
     gray(tmp_path / "images/1.jpg", 0)
     gray(tmp_path / "images/@1@2@.jpg", 0)
+    gray(tmp_path / "more/2.jpg", 0)
     words = ["--folder", tmp_path / "images", "--encoder", encoder, "--out", tmp_path / "index"]
     run("index", "build", *words, cache=tmp_path / "cache")
     assert "1 of 2 images of" in capsys.readouterr().err
-    assert np.isnan(open_place_index(tmp_path / "index").catalogue.east).tolist() == [True, False]
+    run("index", "add", "--folder", tmp_path / "more", "--index", tmp_path / "index", cache=tmp_path / "cache")
+    assert "1 of 1 images of" in capsys.readouterr().err
+    assert np.isnan(open_place_index(tmp_path / "index").catalogue.east).tolist() == [True, False, True]
 
 
 def test_an_index_of_unknown_places_is_not_calibrated(index, photos):
@@ -127,3 +130,9 @@ def test_a_malformed_name_is_no_image_without_a_position(encoder, tmp_path):
     gray(tmp_path / "images/1.jpg", 0)
     with pytest.raises(SystemExit, match=r"field 2 \(north\) should be a number of metres, got 'north'"):
         main(f"index build --folder {tmp_path}/images --encoder {encoder} --out {tmp_path}/index".split())
+
+
+def test_dimensions_are_reduced_with_images_without_positions(encoder, photos, tmp_path):
+    words = ["--encoder", encoder, "--folder", photos / "database", "--to", tmp_path / "small", "--dim", "2"]
+    run("reduce", *words, cache=tmp_path / "cache")
+    assert load_encoder(tmp_path / "small").descriptor_dim == 2
