@@ -229,11 +229,12 @@ def _numbers(values: pa.Array, field: str) -> np.ndarray:
 
 
 def _complaint(path: str, field: str) -> str:
+    number, got = FIELDS.index(field) + 1, _text(path, field)
     return (
-        f"{path!r} does not follow the naming convention @utm_east@utm_north@zone@letter@latitude@"
-        f"longitude@pano_id@tile@heading@pitch@roll@height@timestamp@note@.jpg: "
-        f"field {FIELDS.index(field) + 1} ({field}) should be {_EXPECTED[field]}, got {_text(path, field)!r}. Only "
-        f"east and north must be there, and an @ before .jpg; `progeo dataset from-table` and `from-photos` take images of any name."
+        f"{path!r} does not follow the naming convention @utm_east@utm_north@zone@letter@latitude@longitude@pano_id@"
+        f"tile@heading@pitch@roll@height@timestamp@note@.jpg: field {number} ({field}) should be {_EXPECTED[field]}, "
+        f"got {got!r}. Only east and north must be there, and an @ before .jpg; `progeo dataset from-table` and "
+        f"`from-photos` take images of any name."
     )
 
 
