@@ -151,7 +151,7 @@ def _with_values(arguments: Sequence[str], hints: Mapping[str, Any]) -> list[str
 
 def _in_brackets(value: str, hint: Any) -> str:
     """The value of a setting, as a list where it is numbers and the setting takes several."""
-    takes_several = tuple in map(get_origin, (hint, *get_args(hint)))
+    takes_several = any(get_origin(part) is tuple for part in (hint, *get_args(hint)))
     is_several = "," in value or get_origin(hint) is tuple
     return f"[{value}]" if takes_several and is_several and _NUMBERS.fullmatch(value) else value
 
