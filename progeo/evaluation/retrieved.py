@@ -9,7 +9,8 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from progeo.evaluation.recall import right_predictions
-from progeo.places.catalogue import Catalogue, positions_m
+from progeo.places.catalogue import Catalogue
+from progeo.places.geographic import positions_m
 
 _FAR_M = (0, 5, 10, 25, 50, 100, np.inf)
 

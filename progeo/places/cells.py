@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from progeo.places.catalogue import Catalogue, positions_m
+from progeo.places.catalogue import Catalogue
+from progeo.places.geographic import positions_m
 
 _ROWS_AT_ONCE = 2**16
 

@@ -101,6 +101,11 @@ def parse_columns(
     return {field: np.concatenate([part[field] for part in columns]) for field in fields}
 
 
+def says_position(names: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Which paths have a name of the convention, as it begins with `@`, bool (N,)."""
+    return np.asarray(pc.match_substring_regex(names, "(^|/)@[^/]*$"))
+
+
 def warn_of_unparsed(unparsed: Sequence[Unparsed], source: object = "names") -> None:
     """Log once for each field how many of the names hold something else than a value in it."""
     of_field: dict[str, list[Unparsed]] = defaultdict(list)

@@ -1,17 +1,19 @@
-"""Latitude and longitude of images whose catalogue may know them in UTM only."""
+"""Where the images of catalogues lie: in degrees, and in metres from each other; links whose names say it."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+import logging
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
 
-from progeo.places.coordinates import degrees_of_utm, hemispheres
-from progeo.places.filename import parse_columns
+from progeo.places.catalogue import Catalogue
+from progeo.places.coordinates import Hemisphere, band_letters, degrees_of_utm, fits_one_zone, hemispheres, project
+from progeo.places.filename import FIELDS, ParsedNames, format_names, parse_columns, says_position
 
-if TYPE_CHECKING:
-    from progeo.places.catalogue import Catalogue
+_LOGGER = logging.getLogger("progeo")
+_ZONE_WIDTH_M = 1e6
+_SOUTHERN_ORIGIN_M = 1e7
 
 
 def degrees_of(catalogue: Catalogue) -> np.ndarray:
@@ -35,10 +37,119 @@ def hemispheres_of(catalogue: Catalogue) -> np.ndarray:
     return hemispheres(catalogue.north, letters=[letters], latitude=named[0])
 
 
+def positions_m(*catalogues: Catalogue) -> list[np.ndarray]:
+    """East and north of the images of each catalogue, (N, 2) metres.
+
+    They are UTM's where all images lie in one zone. Where they do not, all are measured in the zone of their middle if
+    latitude and longitude are known and not too far apart; else east has 1000 km times the zone added, so that images
+    of two zones are far apart. Images without a zone are taken to lie in the one zone of the others. Of a set on both
+    sides of the equator all northings are counted from the equator.
+
+    Raises:
+        ValueError: images without a zone where the others lie in several.
+    """
+    zones = _zones(catalogues)
+    degrees = _degrees_together(catalogues) if len(zones) > 1 else None
+    if degrees is not None:
+        positions = project(*degrees)
+        together = np.stack([positions.east, positions.north], axis=1)
+        return np.split(together, np.cumsum([len(catalogue) for catalogue in catalogues])[:-1])
+    _refuse_zoneless(catalogues, zones)
+    shift_m = _ZONE_WIDTH_M if len(zones) > 1 else 0.0
+    positions_of_each = [_positions_m(catalogue, shift_m) for catalogue in catalogues]
+    return _from_one_origin(catalogues, positions_of_each) if zones else positions_of_each
+
+
+def check_zones(*catalogues: Catalogue) -> None:
+    """Look whether `positions_m` can tell how far apart images are; log it where zones are measured apart.
+
+    Raises:
+        ValueError: images without a zone where the others lie in several.
+    """
+    zones = _zones(catalogues)
+    if len(zones) > 1 and _degrees_together(catalogues) is None:
+        _refuse_zoneless(catalogues, zones)
+        named = ", ".join(map(str, sorted(zones)))
+        _LOGGER.info("images lie in UTM zones %s: those of two zones count as 1000 km apart and more", named)
+
+
+def link_images(catalogue: Catalogue, folder: Path) -> None:
+    """Make a folder of symbolic links to the images, with the standard names.
+
+    Raises:
+        FileExistsError: there is such a folder, with something in it.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        raise FileExistsError(f"There is something in {folder} already: name another --out.")
+    folder.mkdir(parents=True, exist_ok=True)
+    empty = np.full(len(catalogue), "")
+    unknown = np.full(len(catalogue), np.nan)
+    numbers = np.array([f"{row:09d}" for row in range(len(catalogue))])
+    fields = {name: unknown if name in ("pitch", "roll", "height") else empty for name in FIELDS}
+    known = {"east": catalogue.east, "north": catalogue.north, "zone": catalogue.zone, "heading": catalogue.heading}
+    latitude, longitude = degrees_of(catalogue)
+    known |= {"letter": band_letters(latitude), "latitude": latitude, "longitude": longitude}
+    names = format_names(ParsedNames(**{**fields, **known, "pano_id": numbers}), extension="")
+    for row, name in enumerate(names):
+        path = catalogue.path(row)
+        (folder / f"{name}{path.suffix}").symlink_to(path.resolve())
+
+
 def _named(catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray]:
     """The letters, (N,), and latitude and longitude, (2, N), in names of the convention; "" and NaN in others."""
     paths = catalogue.table["path"]
-    if not pc.all(pc.match_substring_regex(paths, "(^|/)@[^/]*$")).as_py():
+    if not says_position(paths).all():
         return np.full(len(paths), ""), np.full((2, len(paths)), np.nan)
     fields = parse_columns(paths, ("letter", "latitude", "longitude"))
     return fields["letter"], np.stack([fields["latitude"], fields["longitude"]])
+
+
+def _zones(catalogues: Sequence[Catalogue]) -> set[int]:
+    return set().union(*(pc.unique(catalogue.table["zone"]).to_pylist() for catalogue in catalogues)) - {0}
+
+
+def _degrees_together(catalogues: Sequence[Catalogue]) -> np.ndarray | None:
+    """Latitude and longitude (2, N) of the images of all catalogues, where they are known and fit into one zone."""
+    degrees = [pair for catalogue in catalogues if (pair := catalogue.degrees) is not None]
+    if len(degrees) < len(catalogues):
+        return None
+    together = np.concatenate(degrees, axis=1)
+    return together if fits_one_zone(together[1]) else None
+
+
+def _refuse_zoneless(catalogues: Sequence[Catalogue], zones: set[int]) -> None:
+    for catalogue in catalogues if len(zones) > 1 else ():
+        zoneless = catalogue.zone == 0
+        if zoneless.any():
+            zoneless &= np.isfinite(catalogue.east) & np.isfinite(catalogue.north)  # without a position nothing is far
+        if zoneless.any():
+            raise ValueError(
+                f"{zoneless.sum():,} of {len(catalogue):,} images of {catalogue.folder} have no UTM zone, such as "
+                f"{catalogue.name(int(zoneless.argmax()))}, and the others that they are compared with lie in zones "
+                f"{', '.join(map(str, sorted(zones)))}: nobody can tell how far apart they are. Name the zone of each "
+                f"(@utm_east@utm_north@zone@letter@.jpg), or give latitudes and longitudes to `progeo dataset "
+                f"from-table`."
+            )
+
+
+def _positions_m(catalogue: Catalogue, zone_shift_m: float) -> np.ndarray:
+    """East and north (N, 2), each in one piece, as whoever goes through millions wants them."""
+    positions = np.empty((2, len(catalogue)))
+    for values, column in zip(positions, ("east", "north"), strict=True):
+        np.concatenate([chunk.to_numpy() for chunk in catalogue.table[column].chunks], out=values)
+    if zone_shift_m:
+        positions[0] += zone_shift_m * catalogue.zone
+    return positions.T
+
+
+def _from_one_origin(catalogues: Sequence[Catalogue], positions: list[np.ndarray]) -> list[np.ndarray]:
+    """Positions whose northings count from the equator where they lie on both sides of it, as far as that is known."""
+    lowest = min(np.fmin.reduce(each[:, 1], initial=np.inf) for each in positions)
+    highest = max(np.fmax.reduce(each[:, 1], initial=-np.inf) for each in positions)
+    if not highest - lowest > _SOUTHERN_ORIGIN_M / 2:
+        return positions
+    origins = [hemispheres_of(catalogue) for catalogue in catalogues]
+    if all((origin[np.isfinite(each[:, 1])] >= 0).all() for origin, each in zip(origins, positions, strict=True)):
+        for each, origin in zip(positions, origins, strict=True):
+            each[:, 1] -= np.where(origin == Hemisphere.SOUTHERN, _SOUTHERN_ORIGIN_M, 0)
+    return positions

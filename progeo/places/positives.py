@@ -3,7 +3,8 @@
 import numpy as np
 from scipy.spatial import cKDTree
 
-from progeo.places.catalogue import Catalogue, positions_m
+from progeo.places.catalogue import Catalogue
+from progeo.places.geographic import positions_m
 
 _ROUNDING_DEG = 1e-9
 

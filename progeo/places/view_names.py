@@ -4,10 +4,9 @@ from pathlib import PurePosixPath
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from progeo.places.catalogue import Catalogue
-from progeo.places.filename import FIELDS, ParsedNames, format_names, parse_columns
+from progeo.places.filename import FIELDS, ParsedNames, format_names, parse_columns, says_position
 from progeo.places.geographic import degrees_of
 
 _KEPT = ("letter", "pano_id", "height", "timestamp", "note")
@@ -23,7 +22,7 @@ def panorama_fields(catalogue: Catalogue) -> ParsedNames:
     """
     count, paths = len(catalogue), catalogue.table["path"]
     kept = {field: np.full(count, np.nan if field == "height" else "", object) for field in _KEPT}
-    if pc.all(pc.match_substring_regex(paths, "(^|/)@[^/]*$")).as_py():  # names of the convention
+    if says_position(paths).all():
         kept = parse_columns(paths, _KEPT)
     ids = [
         known or PurePosixPath(path).stem.replace("@", "_")

@@ -14,7 +14,8 @@ from progeo.evaluation.copies import find_themselves
 from progeo.evaluation.search import build_index
 from progeo.export.weights import load_encoder
 from progeo.models.encoder import Encoder
-from progeo.places.catalogue import Catalogue, check_zones, positions_m, read_catalogue
+from progeo.places.catalogue import Catalogue, read_catalogue
+from progeo.places.geographic import check_zones, positions_m
 from progeo.stages.encoder_descriptors import described, encoder_describer, identity
 from progeo.stages.index_folder import About, commit, holds_place_index, new_files, save_generation
 from progeo.stages.place_index import (

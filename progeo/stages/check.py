@@ -15,12 +15,12 @@ from progeo.data.inspection import inspect_images
 from progeo.engine.log import LOGGER, start_log
 from progeo.evaluation.dataset_page import KINDS, in_settings, in_words, write_dataset_page
 from progeo.files import write_json
-from progeo.places.catalogue import Catalogue, check_zones, index_file, positions_m, read_catalogue
+from progeo.places.catalogue import Catalogue, index_file, read_catalogue
 from progeo.places.cells import NoClass, build_partition
 from progeo.places.coordinates import Hemisphere
 from progeo.places.extent import Extent, extent_of
 from progeo.places.filename import parse_columns
-from progeo.places.geographic import hemispheres_of
+from progeo.places.geographic import check_zones, hemispheres_of, positions_m
 from progeo.places.positives import find_positives
 
 _EAST_M, _NORTH_M = (100_000, 900_000), (0, 10_000_000)

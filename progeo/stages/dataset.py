@@ -16,10 +16,11 @@ from progeo.config.datasets import (
 )
 from progeo.engine.log import LOGGER, start_log
 from progeo.places.arrays import read_arrays
-from progeo.places.catalogue import Catalogue, check_files, index_catalogue, index_file, link_images, read_catalogue
+from progeo.places.catalogue import Catalogue, check_files, index_catalogue, index_file, read_catalogue
 from progeo.places.cells import Partition, build_partition
 from progeo.places.dbstruct import read_dbstruct
 from progeo.places.extent import extent_of
+from progeo.places.geographic import check_zones, link_images
 from progeo.places.msls import read_msls
 from progeo.places.photos import read_photos
 from progeo.places.tables import read_table
@@ -45,7 +46,7 @@ def index_dataset(settings: DatasetIndexSettings) -> Path:
             f"{file} could not be written: {nearest} may not be written to. Write it elsewhere with --out OUT: "
             f"OUT then stands for {settings.folder}."
         )
-    index_catalogue(settings.folder, out)
+    index_catalogue(settings.folder, out, check=check_zones)
     LOGGER.info("%s: %s images of %s", file, f"{len(read_catalogue(out)):,}", settings.folder)
     return file
 

@@ -19,8 +19,8 @@ from progeo.evaluation.search import Neighbours, add_to_index, index_neighbours,
 from progeo.export.weights import load_encoder, save_encoder
 from progeo.models.encoder import Encoder
 from progeo.models.preprocessing import Preprocessing
-from progeo.places.catalogue import Catalogue, open_catalogue, positions_m
-from progeo.places.geographic import degrees_of
+from progeo.places.catalogue import Catalogue, open_catalogue
+from progeo.places.geographic import degrees_of, positions_m
 from progeo.stages.described import Describer
 from progeo.stages.encoder_descriptors import encoder_describer, identity
 from progeo.stages.index_folder import About, new_files, read_about, save_generation

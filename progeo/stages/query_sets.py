@@ -7,7 +7,8 @@ import numpy as np
 
 from progeo.engine.log import LOGGER
 from progeo.evaluation.protocols import Protocol
-from progeo.places.catalogue import Catalogue, check_zones, read_catalogue
+from progeo.places.catalogue import Catalogue, read_catalogue
+from progeo.places.geographic import check_zones
 from progeo.places.positives import find_positives
 
 

@@ -11,13 +11,12 @@ import pytest
 from progeo.places.catalogue import (
     Catalogue,
     build_catalogue,
-    check_zones,
     index_catalogue,
     open_catalogue,
-    positions_m,
     read_catalogue,
 )
 from progeo.places.cells import build_partition
+from progeo.places.geographic import check_zones, positions_m
 
 
 def name(east, heading="", extension=".jpg"):
@@ -253,7 +252,7 @@ def test_a_training_set_and_an_index_refuse_them_too(tmp_path):
     with pytest.raises(ValueError, match=r"1 of 3 images of .*train have no UTM zone"):
         build_partition(read_catalogue(tmp_path / "train"), **settings, min_images_per_class=1, num_groups=None)
     with pytest.raises(ValueError, match=r"1 of 3 images of .*train have no UTM zone"):
-        index_catalogue(tmp_path / "train")
+        index_catalogue(tmp_path / "train", check=check_zones)
     assert [path.name for path in tmp_path.iterdir()] == ["train"]
 
 

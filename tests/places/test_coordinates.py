@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from progeo.places.catalogue import build_catalogue, positions_m
+from progeo.places.catalogue import build_catalogue
 from progeo.places.coordinates import Hemisphere, band_letters, few_that_fit_no_zone, hemispheres, outliers, swapped
+from progeo.places.geographic import positions_m
 
 NORTH, SOUTH, UNKNOWN, NEITHER = Hemisphere
 SAO_PAULO, SAN_FRANCISCO, PUNTA_ARENAS, BEIJING = 7_394_588, 4_180_000, 4_108_000, 4_440_000

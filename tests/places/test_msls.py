@@ -7,7 +7,8 @@ import pytest
 import utm
 
 from progeo.cli import main
-from progeo.places.catalogue import positions_m, read_catalogue
+from progeo.places.catalogue import read_catalogue
+from progeo.places.geographic import positions_m
 from progeo.places.msls import read_msls
 from progeo.places.positives import find_positives
 

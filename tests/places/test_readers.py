@@ -13,9 +13,10 @@ import utm
 from PIL import Image
 
 from progeo.places.arrays import read_arrays
-from progeo.places.catalogue import link_images, positions_m, read_catalogue
+from progeo.places.catalogue import read_catalogue
 from progeo.places.coordinates import project
 from progeo.places.dbstruct import read_dbstruct
+from progeo.places.geographic import link_images, positions_m
 from progeo.places.photos import read_photos
 from progeo.places.tables import read_table
 

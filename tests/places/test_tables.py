@@ -8,9 +8,9 @@ import pyarrow.parquet as pa_parquet
 import pytest
 from PIL import Image
 
-from progeo.places.catalogue import link_images, positions_m, read_catalogue
+from progeo.places.catalogue import read_catalogue
 from progeo.places.filename import parse_names
-from progeo.places.geographic import degrees_of
+from progeo.places.geographic import degrees_of, link_images, positions_m
 from progeo.places.tables import read_table
 
 SAO_PAULO = ("333287.92", "7394588.32", -23.55050, -46.63330)

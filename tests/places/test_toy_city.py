@@ -5,9 +5,10 @@ import pytest
 import utm
 from PIL import Image
 
-from progeo.places.catalogue import positions_m, read_catalogue
+from progeo.places.catalogue import read_catalogue
 from progeo.places.cells import build_partition
 from progeo.places.filename import parse_names
+from progeo.places.geographic import positions_m
 from progeo.places.positives import positives_within
 from progeo.places.toy_city import render_toy_city
 
