@@ -6,7 +6,7 @@ import io
 import pickle
 import sys
 from pathlib import Path
-from types import FunctionType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -42,17 +42,23 @@ class _Fingerprint(pickle.Pickler):
             return "tensor", str(item.dtype), tuple(item.shape), hashlib.sha256(values).hexdigest()
         if isinstance(item, type | FunctionType):
             return "code", item.__module__, item.__qualname__, _source(item)
-        return ("set", sorted(map(repr, item))) if isinstance(item, set | frozenset) else None
+        if isinstance(item, MethodType):  # pickled by its name alone otherwise
+            return "method", item.__self__, item.__func__
+        return ("set", sorted(item, key=repr)) if isinstance(item, set | frozenset) else None
 
 
 def _source(code: type | FunctionType) -> str:
     """A digest of the file that a class or function stands in; of one that is not written in Python there is none."""
-    if "<" in code.__qualname__:
-        raise ValueError(f"{code.__qualname__} may depend on the function in which it was made")
-    file = getattr(sys.modules[code.__module__], "__file__", None) or ""
-    if not file and code.__module__ == "__main__":
-        raise ValueError(f"{code.__qualname__} stands in no file")
+    module = sys.modules.get(code.__module__)
+    file = getattr(module, "__file__", None) or ""
+    if _named(module, code.__qualname__) is not code or (not file and code.__module__ == "__main__"):
+        raise ValueError(f"{code.__qualname__} is not what has this name in a file of Python")
     return _file_digest(file) if file.endswith(".py") else ""
+
+
+def _named(module: ModuleType | None, name: str) -> Any:
+    """What has a dotted name in a module; None where nothing has, as in a function."""
+    return functools.reduce(lambda found, part: getattr(found, part, None), name.split("."), module)
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from progeo.config.evaluation import KeepSettings
 from progeo.data.loaders import build_loader
 from progeo.data.shards import ShardedRows
 from progeo.models.clip import ImageSize, as_height_width, weights_digest
-from progeo.models.encoder import Encoder, skeleton_encoder, spec_to_json
+from progeo.models.encoder import Encoder, restore_encoder, spec_to_json
 from progeo.models.fingerprint import module_fingerprint
 from progeo.models.preprocessing import QueryPreprocessing
 from progeo.pixels import Orientation
@@ -75,12 +75,18 @@ def identity(encoder: nn.Module) -> dict[str, Any]:
     return json.loads(json.dumps({"encoder": spec, "weights": weights_digest(encoder.state_dict())}))
 
 
+@torch.inference_mode()
 def _is_as_specified(encoder: nn.Module) -> bool:
-    """Whether a module is one of our encoders, and no part of it was put in the place of another since."""
-    if type(encoder) is not Encoder or repr(encoder) != repr(skeleton_encoder(encoder.spec)):
+    """Whether a module is one of our encoders, and its spec and weights make another of the same descriptors."""
+    if type(encoder) is not Encoder or any(part.training for part in encoder.modules()):
         return False
-    pixels = ((encoder.mean, encoder.spec.mean), (encoder.std, encoder.spec.std))
-    return all(torch.equal(held.float().cpu(), torch.tensor(said)) for held, said in pixels)
+    try:
+        again = restore_encoder(encoder.spec, encoder.state_dict()).to(encoder.mean.device)
+        pixels = torch.arange(2 * 3 * 96 * 64, device=encoder.mean.device).mul(31).view(2, 3, 96, 64).to(torch.uint8)
+        images = again.normalise(pixels)
+        return encoder.normalise(pixels).equal(images) and encoder(images).equal(again(images))
+    except (ValueError, RuntimeError):  # what was put in the place of a part takes other images, or none
+        return False
 
 
 def described(

@@ -1,7 +1,9 @@
 """Modules of other programs are told from each other by all that they hold."""
 
 import copy
+import functools
 import threading
+from types import MethodType
 
 import pytest
 import torch
@@ -30,6 +32,13 @@ def cube(values):
     return values**3
 
 
+def halve(values):
+    return values / 2
+
+
+halve.__name__ = "cube"  # by which pickle would tell its methods
+
+
 def same_bytes(network):
     network.linear.weight = nn.Parameter(network.linear.weight.detach().view(torch.int32), requires_grad=False)
 
@@ -46,6 +55,8 @@ CHANGES = {
     "an attribute of a part": lambda network: setattr(network.drop, "p", 0.2),
     "a set": lambda network: network.names.add("c"),
     "a function of a name": lambda network: setattr(network, "power", cube),
+    "a method of its own": lambda network: setattr(network, "power", MethodType(cube, network)),
+    "another method of that name": lambda network: setattr(network, "power", MethodType(halve, network)),
     "a hook": lambda network: network.linear.register_forward_hook(nn.functional.relu),
     "its mode": lambda network: network.eval(),
     "another layer": lambda network: setattr(network, "drop", nn.Identity()),
@@ -84,8 +95,14 @@ def local_module():
 @pytest.mark.parametrize(
     ("held", "reason"),
     [
-        (lambda values: values, "lambda.* may depend on the function in which it was made"),
-        (local_module(), "Local may depend on the function in which it was made"),
+        (lambda values: values, "lambda.* is not what has this name in a file"),
+        (local_module(), "Local is not what has this name in a file"),
+        (MethodType(lambda self: 3, 4), "lambda.* is not what has this name in a file"),
+        (functools.wraps(cube)(lambda values: 3), "cube is not what has this name in a file"),
+        (functools.partial(functools.wraps(cube)(lambda values: 3)), "cube is not what has this name in a file"),
+        (type("Network", (Network,), {})(), "Network is not what has this name in a file"),
+        (type("Network", (), {"__module__": "hubconf"}), "Network is not what has this name in a file"),
+        ({lambda: 3}, "lambda.* is not what has this name in a file"),
         (threading.Lock(), "cannot pickle"),
     ],
 )

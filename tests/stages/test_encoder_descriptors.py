@@ -1,6 +1,7 @@
 """Descriptors are kept for the encoder that made them, and for no other."""
 
 import dataclasses
+from types import MethodType
 
 import numpy as np
 import pytest
@@ -80,6 +81,14 @@ class Subclass(Encoder):
         return -super().forward(images)
 
 
+def halved(encoder, images):
+    return images / 2
+
+
+def doubled(encoder, images, descriptors):
+    return descriptors * 2
+
+
 def changed(change):
     encoder = build_encoder("tiny-resnet", "random", 64, descriptor_dim=8).eval()
     change(encoder)
@@ -94,6 +103,13 @@ def changed(change):
         lambda encoder: setattr(encoder, "__class__", Subclass),
         lambda encoder: encoder.mean.fill_(0.5),
         lambda encoder: nn.init.zeros_(encoder.pooling.linear.bias),
+        lambda encoder: setattr(encoder, "forward", MethodType(halved, encoder)),
+        lambda encoder: setattr(encoder, "normalise", MethodType(halved, encoder)),
+        lambda encoder: setattr(encoder.pooling, "forward", torch.zeros_like),
+        lambda encoder: setattr(encoder.backbone.layer1[0].act3, "forward", torch.abs),
+        lambda encoder: encoder.register_forward_hook(doubled),
+        lambda encoder: encoder.train(),
+        lambda encoder: encoder.double(),
         lambda encoder: setattr(encoder, "spec", dataclasses.replace(encoder.spec, image_size=(96, 96))),
     ],
 )
