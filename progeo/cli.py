@@ -105,32 +105,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     name = next((name for name in COMMANDS if words[: len(name.split())] == name.split()), None)
+    program = f"progeo {name}" if name else "progeo"
     try:
         for word in words:
             word.encode()  # a path that is not UTF-8 is no text, which files and pages could hold
         if name is None:
             asked = words[-1] in ("-h", "--help")
-            print(_usage(), file=sys.stdout if asked else sys.stderr)
+            print(_usage(), file=sys.stdout if asked else sys.stderr, flush=True)
             sys.exit(0 if asked else f"progeo: there is no command {words[0]!r}.")
         run_command(name, words[len(name.split()) :])
+        print(end="", flush=True)
     except BrokenPipeError as error:
         if _flush_stdout("\n"):  # then it was another pipe
-            sys.exit(f"progeo {name}: error: {error}")
+            sys.exit(f"{program}: error: {error}")
     except (ValueError, OSError, MemoryError) as error:
         if os.environ.get("PROGEO_DEBUG") == "1":
             raise
-        sys.exit(f"progeo {name}: error: {_sentence(error)}")
+        sys.exit(f"{program}: error: {_sentence(error)}")
     except KeyboardInterrupt as interrupt:
-        sys.exit(f"progeo {name}: {str(interrupt) or 'interrupted.'}")
+        sys.exit(f"{program}: {str(interrupt) or 'interrupted.'}")
     finally:
         _flush_stdout()
 
 
 def _flush_stdout(last: str = "") -> bool:
-    """Whether what is printed is still read; after `| head -1` it is not, and what is left of it goes nowhere."""
+    """Whether what is printed arrives; after `| head -1` or on a full disk it does not, and the rest goes nowhere."""
     try:
         print(end=last, flush=True)
-    except BrokenPipeError:
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return False
     return True

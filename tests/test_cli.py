@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -139,7 +140,8 @@ def test_a_name_that_is_not_utf_8_is_spelled_out_wherever_it_comes_from(images):
 def test_a_broken_image_stops_with_its_path(images):
     broken = images / "train" / "@0@0@10@S@@@99@@0@@@@@@.jpg"
     broken.write_bytes(b"broken")
-    sentence = failure("stage1", *training(images, "--cells.min_images_per_class", 2, "--cells.num_groups", 1))
+    none = ("--data.max_unreadable_fraction", 0, "--prompts.feature_cache", images / "features")
+    sentence = failure("stage1", *training(images, "--cells.min_images_per_class", 2, "--cells.num_groups", 1, *none))
     assert f"{broken} cannot be decoded" in sentence
 
 
@@ -179,6 +181,16 @@ def test_a_closed_pipe_is_no_error(unbuffered):
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_disk_without_room_for_what_is_printed_is_one_sentence(unbuffered):
+    command, environment = [sys.executable, "-m", "progeo.cli", "--help"], {"PYTHONUNBUFFERED": unbuffered}
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command, env={**os.environ, **environment}, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, "progeo: error: [Errno 28] No space left on device\n")
 
 
 def test_work_goes_on_when_nobody_reads_the_log(monkeypatch):
