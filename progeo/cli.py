@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             word.encode()  # a path that is not UTF-8 is no text, which files and pages could hold
         if name is None:
             asked = words[-1] in ("-h", "--help")
-            print(_usage(), file=sys.stdout if asked else sys.stderr)
+            print(_usage(), file=sys.stdout if asked else sys.stderr, flush=True)
             sys.exit(0 if asked else f"progeo: {_unknown(words)}")
         run_command(name, words[len(name.split()) :])
         print(end="", flush=True)

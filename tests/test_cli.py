@@ -190,19 +190,13 @@ def test_a_closed_pipe_is_no_error(unbuffered):
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_disk_without_room_for_what_is_printed_is_one_sentence(unbuffered, tmp_path):
-    (tmp_path / "train").mkdir()
-    for row in range(2):
-        (tmp_path / f"train/@{row}@0@.jpg").touch()
-    words = ["dataset", "groups", str(tmp_path / "train"), "--cells.min_images_per_class", "1"]
-    command, environment = [sys.executable, "-m", "progeo.cli", *words], {"PYTHONUNBUFFERED": unbuffered}
+def test_a_disk_without_room_for_what_is_printed_is_one_sentence(unbuffered):
+    command, environment = [sys.executable, "-m", "progeo.cli", "--help"], {"PYTHONUNBUFFERED": unbuffered}
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             command, env={**os.environ, **environment}, stdout=full, stderr=subprocess.PIPE, text=True, check=False
         )
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == "progeo dataset groups: error: [Errno 28] No space left on device"
-    assert "Traceback" not in done.stderr
+    assert (done.returncode, done.stderr) == (1, "progeo: error: [Errno 28] No space left on device\n")
 
 
 def test_work_goes_on_when_nobody_reads_the_log(monkeypatch):
