@@ -10,6 +10,8 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Threads that wait must sleep: spinning, those of one process would starve those of another.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# onnxruntime would write to the home folder and to its maker.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 @pytest.fixture

@@ -1,11 +1,30 @@
 import csv
 import json
+import shutil
 
 import pytest
 
 from progeo.cli import main
 from progeo.evaluation.protocols import load_protocol, protocol_names
 from progeo.places.filename import format_names, parse_names
+from progeo.places.toy_city import render_toy_city
+
+
+@pytest.fixture(scope="module")
+def val(tmp_path_factory):
+    """12 database images and 6 queries of a toy city."""
+    return render_toy_city(tmp_path_factory.mktemp("toy") / "toy", num_images=120, image_size=32, workers=1) / "val"
+
+
+@pytest.fixture
+def own_val(val, tmp_path):
+    """A copy to change."""
+    return shutil.copytree(val, tmp_path / "val")
+
+
+def evaluate(folder, out, *arguments):
+    cache = ["--descriptor_cache", str(out.parent / "cache"), "--num_workers", "0"]
+    main(["evaluate", "--encoder", "thumbnail", "--folder", str(folder), "--out", str(out), *cache, *arguments])
 
 
 @pytest.mark.parametrize("name", protocol_names())
@@ -22,12 +41,9 @@ def test_an_unknown_protocol_is_refused_with_those_that_there_are():
         load_protocol("pitts30")
 
 
-def test_a_folder_with_other_counts_is_refused_with_both(tmp_path):
-    main(["toy-city", str(tmp_path / "toy"), "--num_images", "120", "--image_size", "32"])
-    arguments = ["--encoder", "thumbnail", "--folder", str(tmp_path / "toy/val"), "--out", str(tmp_path / "out")]
-    arguments += ["--descriptor_cache", str(tmp_path / "cache")]
+def test_a_folder_with_other_counts_is_refused_with_both(val, tmp_path):
     with pytest.raises(SystemExit) as stop:
-        main(["evaluate", *arguments, "--protocol", "pitts30k_test"])
+        evaluate(val, tmp_path / "out", "--protocol", "pitts30k_test")
     assert "has 10,000 database images and 6,816 queries" in str(stop.value.code)
     assert "has 12 and 6: its numbers could not be compared" in str(stop.value.code)
     assert not (tmp_path / "out").exists()
@@ -55,18 +71,16 @@ def test_queries_that_cannot_be_told_apart_by_numbers_are_refused(queries):
         load_protocol("tokyo_247").conditions_of(queries)
 
 
-def test_recalls_of_each_condition_of_a_table_are_reported(tmp_path):
-    main(["toy-city", str(tmp_path / "toy"), "--num_images", "120", "--image_size", "32"])
-    val = tmp_path / "toy/val"
-    queries = sorted(path.name for path in (val / "queries").iterdir())
+def test_recalls_of_each_condition_of_a_table_are_reported(own_val, tmp_path):
+    queries = sorted(path.name for path in (own_val / "queries").iterdir())
     fields = parse_names(queries)
     rows = [
         f"{name},{fields.east[i]},{fields.north[i]},{'night' if i % 3 else 'day'}" for i, name in enumerate(queries)
     ]
     (tmp_path / "queries.csv").write_text("\n".join(["path,east,north,condition", *rows]) + "\n")
-    main(["dataset", "from-table", str(tmp_path / "queries.csv"), str(val / "mine"), "--images", str(val / "queries")])
-    out = ["--folder", str(val), "--queries", "mine", "--out", str(tmp_path / "out")]
-    main(["evaluate", "--encoder", "thumbnail", "--descriptor_cache", str(tmp_path / "cache"), *out])
+    table, images = str(tmp_path / "queries.csv"), str(own_val / "queries")
+    main(["dataset", "from-table", table, str(own_val / "mine"), "--images", images])
+    evaluate(own_val, tmp_path / "out", "--queries", "mine")
     found = json.loads((tmp_path / "out/recalls.json").read_text())
     percents = {(each["queries"], each["n"], each["rule"]): each["percent"] for each in found["table"]}
     for n in (1, 5, 10, 20):
@@ -76,28 +90,22 @@ def test_recalls_of_each_condition_of_a_table_are_reported(tmp_path):
     assert '<th scope="row">night</th><td>4</td>' in (tmp_path / "out/report.html").read_text()
 
 
-def test_queries_that_would_all_be_left_out_are_refused(tmp_path):
-    main(["toy-city", str(tmp_path / "toy"), "--num_images", "120", "--image_size", "32"])
-    val, out = tmp_path / "toy/val", tmp_path / "out"
-    for path in sorted((val / "queries").iterdir()):
+def test_queries_that_would_all_be_left_out_are_refused(own_val, tmp_path):
+    out = tmp_path / "out"
+    for path in sorted((own_val / "queries").iterdir()):
         fields = parse_names([path.name])
         fields.north[:] += 5000
-        path.rename(val / "queries" / format_names(fields)[0])
-    arguments = ["evaluate", "--encoder", "thumbnail", "--folder", str(val), "--out", str(out)]
-    arguments += ["--descriptor_cache", str(tmp_path / "cache")]
+        path.rename(own_val / "queries" / format_names(fields)[0])
     with pytest.raises(SystemExit) as stop:
-        main([*arguments, "--without_positive", "left_out"])
+        evaluate(own_val, out, "--without_positive", "left_out")
     assert "No query of" in str(stop.value.code)
     assert not out.exists()
-    main(arguments)
+    evaluate(own_val, out)
     assert set(json.loads((out / "recalls.json").read_text())["recalls"].values()) == {0.0}
 
 
-def test_one_prediction_of_a_panorama_can_be_asked_for(tmp_path):
-    main(["toy-city", str(tmp_path / "toy"), "--num_images", "120", "--image_size", "32"])
-    arguments = ["--folder", str(tmp_path / "toy/val"), "--out", str(tmp_path / "out")]
-    arguments += ["--descriptor_cache", str(tmp_path / "cache"), "--one_per_panorama", "true"]
-    main(["evaluate", "--encoder", "thumbnail", *arguments])
+def test_one_prediction_of_a_panorama_can_be_asked_for(val, tmp_path):
+    evaluate(val, tmp_path / "out", "--one_per_panorama", "true")
     with (tmp_path / "out/predictions.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     panoramas = {(row["query"], parse_names([row["database"]]).pano_id[0]) for row in rows}

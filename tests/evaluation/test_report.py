@@ -1,6 +1,7 @@
 import base64
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -222,7 +223,9 @@ def shown_by_chromium(page):
     """The page as it is after its scripts ran."""
     flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={page.parent / 'profile'}", "--dump-dom"]
     command = ["chromium", *flags, page.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    home = {name: str(page.parent) for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")}
+    env = {**os.environ, **home}  # it keeps files there
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=env).stdout
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")

@@ -106,26 +106,18 @@ def test_a_server_that_does_not_answer_is_not_waited_for_for_ever(tmp_path, monk
         progeo.load_encoder(f"http://127.0.0.1:{silent.getsockname()[1]}/my_encoder")
 
 
-def test_an_encoder_comes_from_the_hugging_face_hub(saved, tmp_path):
-    folder, _ = saved
+def test_an_encoder_comes_from_the_hugging_face_hub(saved, tmp_path, monkeypatch):
+    folder, encoder = saved
     snapshot = tmp_path / "hub/models--owner--name/snapshots" / (40 * "a")
     snapshot.parent.mkdir(parents=True)
     folder.rename(snapshot)
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs/main").write_text(40 * "a")
-    code = (
-        "import progeo; print(progeo.load_encoder('hf-hub:owner/name').descriptor_dim)\n"
-        "progeo.load_encoder('hf-hub:owner/other')"
-    )
-    found = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"},
-    )
-    assert found.stdout.strip() == "128"
-    assert "FileNotFoundError: owner/other could not be fetched from the Hugging Face Hub" in found.stderr
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert same(progeo.load_encoder("hf-hub:owner/name"), encoder)
+    with pytest.raises(FileNotFoundError, match=r"^owner/other could not be fetched from the Hugging Face Hub"):
+        progeo.load_encoder("hf-hub:owner/other")
 
 
 def test_an_exported_folder_is_loaded_under_the_name_of_the_hugging_face_libraries_too(saved):

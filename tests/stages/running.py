@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -39,8 +40,8 @@ def kill_before(end: str, *command: object, number: signal.Signals = signal.SIGK
 
 def run_on_two_processes(*command: object) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    result = subprocess.run(
-        [*launch, *map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
-    )
+    with tempfile.TemporaryDirectory() as folder:  # for what the launcher keeps
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "TMPDIR": folder}
+        words = [*launch, *map(str, command)]
+        result = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr

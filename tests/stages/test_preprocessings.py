@@ -152,7 +152,7 @@ def test_a_mended_image_is_described_and_the_rest_is_not_done_again(encoder, mix
     whole = broken.read_bytes()
     broken.write_bytes(b"no image")
     with pytest.raises(SystemExit, match="1 of 10 images cannot be read, more than --max_unreadable_fraction"):
-        evaluated(encoder, folder, tmp_path / "out")
+        evaluated(encoder, folder, tmp_path / "out", "--max_unreadable_fraction", "0")
     broken.write_bytes(whole)
     evaluated(encoder, folder, tmp_path / "out")
     assert (tmp_path / "out/recalls.json").is_file()
