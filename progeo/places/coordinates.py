@@ -208,7 +208,7 @@ def hemispheres(
     north_said |= ~south_said & band_said
     lowest, highest = northings_of(np.array([_LOWEST_DEG, _HIGHEST_DEG], float))
     north_said |= ~south_said & (north >= lowest) & (north < _SOUTHERN_ORIGIN_M + lowest)
-    south_said |= ~north_said & (north > highest) & (north <= _SOUTHERN_ORIGIN_M + highest)
+    south_said |= ~north_said & (north > highest) & (north <= _SOUTHERN_ORIGIN_M + _BAND_SLACK_M)
     conditions = [contradicted | (north_said & south_said), north_said, south_said]
     values = [Hemisphere.CONTRADICTED, Hemisphere.NORTHERN, Hemisphere.SOUTHERN]
     return np.select(conditions, values, Hemisphere.UNKNOWN).astype(np.int8)

@@ -60,6 +60,7 @@ SAO_PAULO, SAN_FRANCISCO, PUNTA_ARENAS, BEIJING = 7_394_588, 4_180_000, 4_108_00
         (10_000_110, [], None, SOUTH),
         (10_000_110, ["south"], None, SOUTH),  # a word for a whole city at the equator
         (-110, ["north"], None, NORTH),
+        (12_000_000, [], None, UNKNOWN),
         (20_000_000, [], None, UNKNOWN),
     ],
 )
