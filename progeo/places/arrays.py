@@ -113,9 +113,9 @@ def _names(file: Path) -> list[str]:
         names = [value.decode() if isinstance(value, bytes) else value for value in values]
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: a name is not in UTF-8: {error}.") from None
-    wrong = next((name for name in names if not (isinstance(name, str) and name)), None)
-    if wrong is not None or not names:
-        raise ValueError(f"{file} must hold names of images, it holds {wrong!r}." if names else f"{file} is empty.")
+    wrong = [name for name in names if not (isinstance(name, str) and name)]
+    if wrong or not names:
+        raise ValueError(f"{file} must hold names of images, it holds {wrong[0]!r}." if wrong else f"{file} is empty.")
     return names
 
 

@@ -11,6 +11,8 @@ import pyarrow.compute as pc
 import utm
 
 _WIDEST_DEG = 6
+_WIDEST_M = 1_500_000
+"""From the middle of a zone; UTM says nothing of places beyond."""
 _METRES_PER_DEGREE = 111_200
 _APART_M, _APART_TIMES = 100_000, 20
 _SOUTHERN_ORIGIN_M = 10_000_000
@@ -19,7 +21,7 @@ _LOWEST_DEG, _HIGHEST_DEG = -80, 84
 _BANDS = "CDEFGHJKLMNPQRSTUVWX"
 """Letters of UTM's latitude bands: 8 degrees each from 80 S; X has 12."""
 _BAND_SLACK_M = 50_000
-"""One letter is often written for a whole city: its images may reach so far into the next band."""
+"""One letter or word is often written for a whole city: its images may reach so far into the next band."""
 _BAND_S = 2
 """Said by a letter S whose band fits: north, unless something else says south."""
 _LATITUDE_SLACK_M = 150_000
@@ -94,9 +96,14 @@ def check_degrees(latitude: np.ndarray, longitude: np.ndarray, *, name: Callable
         wrong = (values < low) | (values > high)
         if wrong.any():
             row = int(wrong.argmax())
+            is_swapped = abs(latitude[row]) <= 180 and _LOWEST_DEG <= longitude[row] <= _HIGHEST_DEG
             raise ValueError(
-                f"{name(row)}: its {what} must be from {low} to {high} degrees, got {values[row]}. Are latitude "
-                f"and longitude the right way round?"
+                f"{name(row)}: its {what} must be from {low} to {high} degrees, got {values[row]}. "
+                + (
+                    "Are latitude and longitude the right way round?"
+                    if is_swapped
+                    else "Give degrees of WGS 84, and none where the position is unknown."
+                )
             )
 
 
@@ -179,8 +186,9 @@ def hemispheres(
     """Decide which hemisphere's origin UTM northings are counted from.
 
     A letter C to X is that of a latitude band, in any case; where S contradicts the northing it means south, N north.
-    Other texts than letters and words such as `south` say nothing. Where nothing is said, a northing tells that is
-    beyond 84 N, or beyond 80 S, if it is counted from the other origin.
+    In a column where N or S contradict more northings than a few mistakes, they mean north and south everywhere. Other
+    texts than letters and words such as `south` say nothing. Where nothing is said, a northing tells that is beyond
+    84 N, or beyond 80 S, if it is counted from the other origin.
 
     Args:
         north: metres, (N,).
@@ -199,15 +207,15 @@ def hemispheres(
     )
     north_said |= ~south_said & band_said
     lowest, highest = northings_of(np.array([_LOWEST_DEG, _HIGHEST_DEG], float))
-    north_said |= ~south_said & (north >= 0) & (north < _SOUTHERN_ORIGIN_M + lowest)
-    south_said |= ~north_said & (north > highest) & (north <= _SOUTHERN_ORIGIN_M)
+    north_said |= ~south_said & (north >= lowest) & (north < _SOUTHERN_ORIGIN_M + lowest)
+    south_said |= ~north_said & (north > highest) & (north <= _SOUTHERN_ORIGIN_M + _BAND_SLACK_M)
     conditions = [contradicted | (north_said & south_said), north_said, south_said]
     values = [Hemisphere.CONTRADICTED, Hemisphere.NORTHERN, Hemisphere.SOUTHERN]
     return np.select(conditions, values, Hemisphere.UNKNOWN).astype(np.int8)
 
 
 def degrees_of_utm(east: np.ndarray, north: np.ndarray, zone: np.ndarray, southern: np.ndarray) -> np.ndarray:
-    """Latitude and longitude (2, N) of places in UTM, NaN where the zone or the hemisphere is not known.
+    """Latitude and longitude (2, N) of places in UTM, NaN where the zone or the hemisphere is not known or east absurd.
 
     Args:
         east, north: metres, (N,).
@@ -215,7 +223,7 @@ def degrees_of_utm(east: np.ndarray, north: np.ndarray, zone: np.ndarray, southe
         southern: values of `Hemisphere`, (N,).
     """
     degrees = np.full((2, len(east)), np.nan)
-    known = (zone > 0) & (southern >= 0)
+    known = (zone > 0) & (southern >= 0) & (np.abs(east - 500_000) < _WIDEST_M)
     for number, is_south in {*zip(zone[known].tolist(), southern[known].tolist(), strict=True)}:
         here = (zone == number) & (southern == is_south)
         degrees[:, here] = utm.to_latlon(east[here], north[here], number, northern=not is_south, strict=False)
@@ -245,7 +253,7 @@ def _northings_of_words() -> Mapping[str, tuple[tuple[float, float], ...]]:
         letter.lower(): ((low - _BAND_SLACK_M, high + _BAND_SLACK_M),)
         for letter, low, high in zip(_BANDS, edges[:-1], edges[1:], strict=True)
     }
-    halves = {"north": (0.0, edges[-1]), "south": (edges[0], 0.0)}
+    halves = {"north": (-_BAND_SLACK_M, edges[-1]), "south": (edges[0], _BAND_SLACK_M)}
     for word, half in halves.items():
         ranges |= {word: (half,), f"{word}ern": (half,), word[0]: (*ranges[word[0]], half)}
     return ranges
@@ -261,8 +269,19 @@ def _said_by_letters(north: np.ndarray, texts: np.ndarray | pa.Array | pa.Chunke
         here = codes == code
         found[here] = _fitting(north[here], list(ranges.values())[code])
     is_s = codes == list(ranges).index("s")
-    found[is_s & (found == Hemisphere.NORTHERN)] = _BAND_S
+    found[is_s & (found == Hemisphere.NORTHERN)] = Hemisphere.SOUTHERN if _are_halves(north, words) else _BAND_S
     return found
+
+
+def _are_halves(north: np.ndarray, words: pa.Array | pa.ChunkedArray) -> bool:
+    """Whether the letters N and S of a column stand for north and south, as the bands would be contradicted."""
+    outside = total = 0
+    for letter in "ns":
+        metres = north[np.asarray(pc.fill_null(pc.equal(words, letter), False))]
+        metres = metres[np.isfinite(metres)]
+        outside += int((_fitting(metres, _northings_of_words()[letter][:1]) == Hemisphere.CONTRADICTED).sum())
+        total += len(metres)
+    return not _are_few(outside, total)
 
 
 def _said_by_latitude(north: np.ndarray, latitude: np.ndarray) -> np.ndarray:

@@ -96,12 +96,17 @@ def link_images(catalogue: Catalogue, folder: Path) -> None:
 
 
 def _named(catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray]:
-    """The letters, (N,), and latitude and longitude, (2, N), in names of the convention; "" and NaN in others."""
+    """The letters, (N,), and latitude and longitude, (2, N), in names of the convention; "" and NaN in others.
+
+    Degrees that cannot be count as absent, and so do 0, 0, which other programs write for them.
+    """
     paths = catalogue.table["path"]
     if not says_position(paths).all():
         return np.full(len(paths), ""), np.full((2, len(paths)), np.nan)
     fields = parse_columns(paths, ("letter", "latitude", "longitude"))
-    return fields["letter"], np.stack([fields["latitude"], fields["longitude"]])
+    latitude, longitude = fields["latitude"], fields["longitude"]
+    is_place = (np.abs(latitude) <= 90) & (np.abs(longitude) <= 180) & ((latitude != 0) | (longitude != 0))
+    return fields["letter"], np.where(is_place, [latitude, longitude], np.nan)
 
 
 def _zones(catalogues: Sequence[Catalogue]) -> set[int]:

@@ -42,6 +42,8 @@ def load_array(file: Path) -> np.ndarray:
         return _decoded(content)
     except Exception as error:  # what is no array fails in many ways
         reason = str(error) if content else "the file is empty"
+        if isinstance(error, (KeyError, EOFError)):  # an operation that is none of those admitted, or the end
+            reason = "it is truncated, or holds something else than arrays and lists of numbers and texts"
         raise ValueError(f"{file} cannot be read: {reason.rstrip('.')}. Is the download complete?") from None
 
 

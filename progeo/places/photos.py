@@ -1,8 +1,8 @@
 """One's own photos: the places that cameras and phones write into them (EXIF)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -74,8 +74,8 @@ def _note(path: Path) -> _Note | None:
         with open_image(path) as image:
             exif = image.getexif()
         gps = exif.get_ifd(IFD.GPSInfo)
-        latitude = _degrees(gps[GPS.GPSLatitude], gps[GPS.GPSLatitudeRef], "S")
-        longitude = _degrees(gps[GPS.GPSLongitude], gps[GPS.GPSLongitudeRef], "W")
+        latitude = _degrees(gps[GPS.GPSLatitude], gps[GPS.GPSLatitudeRef], "NS")
+        longitude = _degrees(gps[GPS.GPSLongitude], gps[GPS.GPSLongitudeRef], "EW")
         heading = float(gps[GPS.GPSImgDirection]) % 360 if GPS.GPSImgDirection in gps else np.nan
     except Exception:  # no image, no place, a side that is not given, or any of the ways in which EXIF can be broken
         return None
@@ -85,8 +85,10 @@ def _note(path: Path) -> _Note | None:
     return _Note(latitude, longitude, heading, str(time))
 
 
-def _degrees(parts: Sequence[float], side: str, negative: str) -> float:
-    """Degrees from degrees, minutes and seconds."""
-    degrees, minutes, seconds = (float(part) for part in parts)
-    value = degrees + minutes / 60 + seconds / 3600
-    return -value if side.upper().startswith(negative) else value
+def _degrees(parts: Any, side: str, sides: str) -> float:
+    """Degrees from degrees, minutes and seconds or fewer with decimals; negative on the second of two sides."""
+    numbers = np.atleast_1d(np.asarray(parts, np.float64))
+    if not (numbers[1:] <= 60).all():
+        raise ValueError(f"minutes and seconds must be at most 60, got {parts}.")
+    value = float((numbers / (1, 60, 3600)[: len(numbers)]).sum())
+    return (value, -value)[sides.index(side.strip("\0 ").upper()[:1] or "?")]

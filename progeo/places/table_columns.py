@@ -16,24 +16,34 @@ from progeo.places.table_files import read_columns
 
 _LOGGER = logging.getLogger("progeo")
 _NAMES: Mapping[str, tuple[str, ...]] = {
-    "path": ("path", "image", "file", "filename", "file_name", "image_path"),
-    "latitude": ("latitude", "lat"),
-    "longitude": ("longitude", "lon", "lng", "long"),
-    "east": ("east", "utm_east", "easting"),
-    "north": ("north", "utm_north", "northing"),
-    "zone": ("zone", "utm_zone"),
-    "letter": ("letter", "band", "utm_letter", "zone_letter", "utm_band"),
+    "path": ("path", "image", "file", "filename", "file_name", "image_path", "sourcefile"),
+    "latitude": ("latitude", "lat", "gpslatitude"),
+    "longitude": ("longitude", "lon", "lng", "long", "gpslongitude"),
+    "east": ("east", "utm_east", "easting", "utm_easting"),
+    "north": ("north", "utm_north", "northing", "utm_northing"),
+    "zone": ("zone", "utm_zone", "zone_number", "utm_zone_number"),
+    "letter": ("letter", "band", "utm_letter", "zone_letter", "utm_band", "utm_zone_letter"),
     "hemisphere": ("hemisphere",),
     "epsg": ("epsg", "crs", "srid"),
-    "heading": ("heading", "yaw", "bearing", "compass", "compass_angle", "orientation", "northdeg", "ca"),
+    "heading": (
+        "heading",
+        "yaw",
+        "bearing",
+        "compass",
+        "compass_angle",
+        "orientation",
+        "northdeg",
+        "ca",
+        "gpsimgdirection",
+    ),
     "condition": ("condition",),
     "time": ("time", "timestamp", "date", "captured_at"),
 }
-"""What a column may be called, in any case."""
+"""What a column may be called, in any case and with spaces for underscores; gps... and sourcefile by exiftool."""
 _TEXTS = frozenset(name for column in ("path", "condition", "time") for name in _NAMES[column])
 _SAME = {"latitude": 1e-4, "longitude": 1e-4, "east": 10.0, "north": 10.0}
 """So far the positions in two columns of the same meaning may differ, in degrees and metres."""
-_BLANK = pa.array(["", "na", "n/a", "#n/a", "nan", "null", "none", "-"], pa.large_string())
+_BLANK = pa.array(["", "na", "n/a", "#n/a", "nan", "null", "none", "-", "?", "\\n", "unknown"], pa.large_string())
 _NUMBER = r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$"
 
 
@@ -99,7 +109,7 @@ def open_table(file: Path, images: Path, given: Mapping[str, str], template: str
         raise ValueError(f"columns must be of {', '.join(_NAMES)}, got {', '.join(sorted(unknown))}.")
     if template is not None and "path" in given:
         raise ValueError(f"Give the column of paths ({given['path']}) or a template of paths ({template}), not both.")
-    found = {name: _candidates(table, synonyms, given.get(name)) for name, synonyms in _NAMES.items()}
+    found = {name: _candidates(table, file, synonyms, given.get(name)) for name, synonyms in _NAMES.items()}
     if {"east", "north"} <= given.keys() and not {"latitude", "longitude"} & given.keys():
         found |= {"latitude": [], "longitude": []}
     columns = {name: _column(table, file, name, names) for name, names in found.items() if names}
@@ -120,11 +130,29 @@ def open_table(file: Path, images: Path, given: Mapping[str, str], template: str
     return ImageTable(file, columns, called, portable_names(paths, images))
 
 
-def _candidates(table: pa.Table, synonyms: tuple[str, ...], given: str | None) -> list[str]:
+def _candidates(table: pa.Table, file: Path, synonyms: tuple[str, ...], given: str | None) -> list[str]:
     """Names in the table that a column may have, the likeliest first."""
     if given is not None:
         return [given]
-    return [name for synonym in synonyms for name in table.column_names if name.strip().lower() == synonym]
+    named = [(name, name.strip().lower().replace(" ", "_")) for name in table.column_names]
+    return [
+        name
+        for synonym in synonyms
+        for name, called in named
+        if called == synonym and not _is_way_up(table, file, name)
+    ]
+
+
+def _is_way_up(table: pa.Table, file: Path, name: str) -> bool:
+    """Whether a column `orientation` is EXIF's, not a heading: a number from 1 to 8 for which way up, or words."""
+    if name.strip().lower() != "orientation" or table.column_names.count(name) > 1:
+        return False
+    texts = _texts(table[name], name, file)
+    is_way_up = pc.or_(_is_blank(texts), pc.match_substring_regex(texts, r"^[1-8](\.0)?$|[A-Za-z]{3}"))
+    if not pc.all(is_way_up).as_py():
+        return False
+    _LOGGER.info("%s: the column %s is taken for which way up images are, not for headings", file, name)
+    return True
 
 
 def _column(table: pa.Table, file: Path, column: str, names: list[str]) -> pa.ChunkedArray:

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Set
+from functools import reduce
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,7 +20,8 @@ def read_columns(file: Path, texts: Set[str]) -> pa.Table:
     """Read a table; of a CSV all columns are texts, as they stand in it: 0001 is another name than 1.
 
     A CSV has commas, semicolons or tabs between its columns, whichever its first line has most of, and is UTF-8 or
-    UTF-16. Unless they are commas, numbers may have a decimal comma; a point stands for it in what is returned.
+    UTF-16. Unless they are commas, numbers may have a decimal comma; a point stands for it in what is returned. Rows
+    of delimiters alone, as spreadsheets leave them at the end, do not count.
 
     Args:
         file: .csv, .tsv, .parquet or .geojson.
@@ -51,7 +53,7 @@ def _read_csv(file: Path, texts: Set[str]) -> pa.Table:
     with file.open("rb") as content:
         encoding = "utf-16" if content.read(2) in _UTF_16 else "utf-8"
     with file.open(encoding="utf-8-sig" if encoding == "utf-8" else encoding) as stream:
-        line = stream.readline()
+        line = next((line for line in stream if line.strip("\n")), "")  # Arrow, too, ignores empty ones
     default = "\t" if file.suffix.lower() == ".tsv" else ","
     headers = {delimiter: next(csv.reader([line], delimiter=delimiter), []) for delimiter in (default, *_DELIMITERS)}
     delimiter = max(headers, key=lambda delimiter: len(headers[delimiter]))
@@ -60,6 +62,9 @@ def _read_csv(file: Path, texts: Set[str]) -> pa.Table:
         read_options=pa_csv.ReadOptions(encoding=encoding),
         parse_options=pa_csv.ParseOptions(delimiter=delimiter),
         convert_options=pa_csv.ConvertOptions(column_types=dict.fromkeys(headers[delimiter], pa.large_string())),
+    )
+    table = table.filter(
+        reduce(pc.or_, (pc.not_equal(pc.utf8_trim_whitespace(column), "") for column in table.columns))
     )
     if delimiter == ",":
         return table
@@ -70,6 +75,11 @@ def _read_csv(file: Path, texts: Set[str]) -> pa.Table:
         for name, column in zip(table.column_names, table.columns, strict=True)
     ]
     return pa.table(columns, table.column_names)
+
+
+def _is_filled(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    texts = pc.utf8_trim_whitespace(column.cast(pa.large_string()))
+    return pc.fill_null(pc.not_equal(texts, ""), False)
 
 
 def _read_geojson(file: Path) -> pa.Table:

@@ -1,5 +1,6 @@
 """Images whose places somebody wrote down: CSV, Parquet and GeoJSON -> catalogue."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from progeo.places.coordinates import (
 )
 from progeo.places.table_columns import ImageTable, open_table
 from progeo.places.zones import parse_code, parse_zone
+
+_LOGGER = logging.getLogger("progeo")
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,10 @@ def read_table(
             longitude that are swapped or too far apart.
     """
     table = open_table(file, images, columns or {}, path)
-    if table.has("latitude", "longitude"):
+    has_utm = table.has("east", "north")
+    if table.has("latitude", "longitude") and not (has_utm and np.isnan(table.numbers("latitude")).all()):
         places = _from_degrees(table)
-    elif table.has("east", "north"):
+    elif has_utm:
         places = _from_utm(table)
     else:
         raise ValueError(f"{file} needs columns latitude and longitude, or east and north; it has no such pair.")
@@ -70,6 +74,9 @@ def read_table(
     values |= {name: table.texts(name) for name in ("condition", "time") if table.has(name)}
     catalogue = Catalogue(images, pa.table(values).filter(pa.array(np.isfinite(places.east))))
     check_files(catalogue)
+    twice = len(catalogue) - pc.count_distinct(catalogue.table["path"]).as_py()
+    if twice:
+        _LOGGER.warning("%s: %s rows name an image that another row names, too", file, f"{twice:,}")
     return catalogue
 
 
@@ -118,7 +125,9 @@ def _from_utm(table: ImageTable) -> _Places:
     _refuse_zones(
         table, "zone", zone < 0, "zone must be from 1 to 60, got {}. 23, 23K, 23S and EPSG:32723 can be read."
     )
-    _refuse_zones(table, "epsg", code_zone < 0, "epsg must be that of a UTM zone, 326zz or 327zz, got {}.")
+    _refuse_zones(
+        table, "epsg", code_zone < 0, "epsg must be that of a UTM zone, 326zz, 327zz, 258zz or 269zz, got {}."
+    )
     disagree = (zone > 0) & (code_zone > 0) & (zone != code_zone)
     _refuse_zones(table, "epsg", disagree, "epsg {} is that of another zone than its column zone says.")
     zone = np.where(zone > 0, zone, code_zone)
@@ -132,7 +141,8 @@ def _from_utm(table: ImageTable) -> _Places:
         table.warn(
             "latitude and longitude of %s are unknown, the first is %s",
             unknown,
-            ": its letter or hemisphere is not given, or contradicts the northing",
+            ": its letter or hemisphere is not given, or contradicts the northing. Give a column hemisphere with north "
+            "or south, or zones such as 23K",
         )
     return _Places(east, north, zone, *degrees)
 

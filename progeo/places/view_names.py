@@ -6,12 +6,11 @@ import numpy as np
 import pyarrow as pa
 
 from progeo.places.catalogue import Catalogue
+from progeo.places.coordinates import band_letters
 from progeo.places.filename import FIELDS, ParsedNames, format_names, parse_columns, says_position
 from progeo.places.geographic import degrees_of
 
 _KEPT = ("letter", "pano_id", "height", "timestamp", "note")
-_LETTERS = np.array(list("CDEFGHJKLMNPQRSTUVWXX"))
-"""UTM's latitude bands, of 8 degrees each, from 80 degrees south to 84 north."""
 
 
 def panorama_fields(catalogue: Catalogue) -> ParsedNames:
@@ -32,20 +31,20 @@ def panorama_fields(catalogue: Catalogue) -> ParsedNames:
         raise ValueError(
             f"{catalogue.folder}: {catalogue.name(int(np.isnan(catalogue.east).argmax()))} has no position."
         )
-    keys = pa.table({"east": catalogue.east, "north": catalogue.north, "pano_id": ids})
+    centimetres = {name: np.round(catalogue.table[name], 2) for name in ("east", "north")}  # as names have them
+    keys = pa.table({**centimetres, "pano_id": ids})
     counts = keys.group_by(["east", "north", "pano_id"]).aggregate([([], "count_all")])
     if len(counts) < count:
         twice = counts.sort_by([("count_all", "descending")])["pano_id"][0]
         raise ValueError(f"{catalogue.folder} holds two panoramas {twice} at the same position: remove one of them.")
     latitude, longitude = degrees_of(catalogue)
-    band = np.clip((np.nan_to_num(latitude) + 80) // 8, 0, len(_LETTERS) - 1).astype(int)
-    letter = np.where(np.isfinite(latitude) & (catalogue.zone > 0), _LETTERS[band], "")
+    letter = np.where(catalogue.zone > 0, band_letters(latitude), "")
     absent = {field: np.full(count, np.nan if field in ("pitch", "roll", "height") else "") for field in FIELDS}
     known = {
         "east": catalogue.east,
         "north": catalogue.north,
         "zone": catalogue.zone,
-        "letter": np.where(kept["letter"] == "", letter, kept["letter"]),
+        "letter": np.where(letter == "", kept["letter"], letter),
         "latitude": latitude,
         "longitude": longitude,
         "pano_id": np.array(ids, object),

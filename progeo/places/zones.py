@@ -7,8 +7,10 @@ _ZONE = re.compile(
 )
 _NAMED = re.compile(r".*/ *utm zone (\d{1,2})([ns])", re.IGNORECASE)
 """As the EPSG registry calls a zone: S is no band there."""
-_CODE = re.compile(r"(?:.*epsg:[^:]*:?|.*epsg *)?(326|327)(\d\d)(?:\.0*)?", re.IGNORECASE)
-_WORDS = {"n": "north", "s": "south", "326": "north", "327": "south"}
+_CODE = re.compile(r"(?:.*epsg:[^:]*:?|.*epsg *)?(326|327|258|269)(\d\d)(?:\.0*)?", re.IGNORECASE)
+_WORDS = {"n": "north", "s": "south", "326": "north", "327": "south", "258": "north", "269": "north"}
+_ZONES = {"258": range(28, 39), "269": range(1, 24)}
+"""Of ETRS89 and NAD83, within 2 m of WGS 84; other numbers of these hundreds are no UTM."""
 
 
 def parse_zone(text: str) -> tuple[int, str] | None:
@@ -25,7 +27,7 @@ def parse_zone(text: str) -> tuple[int, str] | None:
 
 
 def parse_code(text: str) -> tuple[int, str] | None:
-    """Read a zone and `north` or `south` from a code of the EPSG registry, 326zz or 327zz, or a name in it.
+    """Read a zone and `north` or `south` from a code of the EPSG registry, such as 32723, or a name in it.
 
     Returns:
         None where it is something else.
@@ -33,7 +35,9 @@ def parse_code(text: str) -> tuple[int, str] | None:
     if named := _NAMED.fullmatch(text):
         return _zone(named[1], _WORDS[named[2].lower()])
     found = _CODE.fullmatch(text)
-    return _zone(found[2], _WORDS[found[1]]) if found else None
+    if not found or int(found[2]) not in _ZONES.get(found[1], range(1, 61)):
+        return None
+    return _zone(found[2], _WORDS[found[1]])
 
 
 def _zone(number: str, letter: str) -> tuple[int, str] | None:

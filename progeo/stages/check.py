@@ -56,9 +56,10 @@ def check_dataset(settings: DatasetCheckSettings) -> dict[str, Any]:
     With `out` it also writes check.json and check.html, a page with a map and a histogram.
     """
     start_log(None)
-    sides = [settings.folder / name for name in (settings.database, settings.queries)]
-    is_test_set = all(side.is_dir() or index_file(side).is_file() for side in sides)
-    catalogues = {side.name: read_catalogue(side) for side in (sides if is_test_set else [settings.folder])}
+    sides = {name: settings.folder / name for name in (settings.database, settings.queries)}
+    is_test_set = all(side.is_dir() or index_file(side).is_file() for side in sides.values())
+    folders = sides if is_test_set else {settings.folder.absolute().name: settings.folder}
+    catalogues = {name: read_catalogue(folder) for name, folder in folders.items()}
     check_zones(*catalogues.values())
     extents = {name: extent_of(catalogue) for name, catalogue in catalogues.items()}
     report: dict[str, Any] = {
@@ -72,7 +73,8 @@ def check_dataset(settings: DatasetCheckSettings) -> dict[str, Any]:
     if is_test_set:
         report["queries_without_positive"] = _queries_without_positive(catalogues, settings)
     else:
-        report["classes"] = _classes(catalogues[settings.folder.name], settings.cells)
+        (catalogue,) = catalogues.values()
+        report["classes"] = _classes(catalogue, settings.cells)
     _print(report)
     if settings.out is not None:
         write_json(settings.out / "check.json", report)

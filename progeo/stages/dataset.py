@@ -34,9 +34,7 @@ def index_dataset(settings: DatasetIndexSettings) -> Path:
         OSError: there is no writing beside the folder, or where `out` is.
     """
     start_log(None)
-    out = settings.out or settings.folder
-    if out.suffix == ".arrow":
-        out = out.with_suffix("")
+    out = _folder_of(settings.out or settings.folder)
     if out.is_dir() and out.resolve() != settings.folder.resolve() and any(out.iterdir()):
         raise FileExistsError(f"There is something in {out} already: name another --out.")
     file = index_file(out)
@@ -128,8 +126,14 @@ def plan_groups(settings: DatasetGroupsSettings) -> Partition:
     return partition
 
 
+def _folder_of(out: Path) -> Path:
+    """The folder that a catalogue stands for, where its own name may be given, too."""
+    return out.with_suffix("") if out.suffix == ".arrow" else out
+
+
 def _write(catalogue: Catalogue, out: Path, link: bool) -> Path:
     """Write a catalogue that stands for the folder `out`, and that folder too where links are asked for."""
+    out = _folder_of(out)
     file = index_file(out)
     if link:
         link_images(catalogue, out)

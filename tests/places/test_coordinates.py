@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from progeo.places.catalogue import build_catalogue
-from progeo.places.coordinates import Hemisphere, band_letters, few_that_fit_no_zone, hemispheres, outliers, swapped
+from progeo.places.coordinates import (
+    Hemisphere,
+    band_letters,
+    check_degrees,
+    few_that_fit_no_zone,
+    hemispheres,
+    outliers,
+    swapped,
+)
 from progeo.places.geographic import positions_m
 
 NORTH, SOUTH, UNKNOWN, NEITHER = Hemisphere
@@ -48,6 +56,11 @@ SAO_PAULO, SAN_FRANCISCO, PUNTA_ARENAS, BEIJING = 7_394_588, 4_180_000, 4_108_00
         (10_000_110, ["N"], None, SOUTH),
         (9_999_890, ["M"], None, SOUTH),
         (-110, [], -0.001, NORTH),
+        (-110, [], None, NORTH),  # no southern origin gives that
+        (10_000_110, [], None, SOUTH),
+        (10_000_110, ["south"], None, SOUTH),  # a word for a whole city at the equator
+        (-110, ["north"], None, NORTH),
+        (12_000_000, [], None, UNKNOWN),
         (20_000_000, [], None, UNKNOWN),
     ],
 )
@@ -55,6 +68,17 @@ def test_letters_words_latitude_and_northing_tell_the_hemisphere(north, letters,
     columns = [np.array([letter]) for letter in letters]
     given = None if latitude is None else np.array([latitude])
     assert hemispheres(np.array([float(north)]), letters=columns, latitude=given).tolist() == [expected]
+
+
+def test_a_column_whose_letters_n_and_s_cannot_be_bands_has_hemispheres():
+    santiago, quito = 6_296_000.0, 9_979_000.0
+    chile = np.array([santiago, PUNTA_ARENAS, santiago])
+    assert hemispheres(chile, letters=[np.array(["S", "s", "S"])]).tolist() == [SOUTH] * 3
+    assert hemispheres(chile, letters=[np.array(["H", "S", "H"])]).tolist() == [SOUTH, NORTH, SOUTH]
+    pacific = np.array([SAN_FRANCISCO, PUNTA_ARENAS, quito])
+    assert hemispheres(pacific, letters=[np.array(["N", "S", "S"])]).tolist() == [NORTH, SOUTH, SOUTH]
+    bands = np.array([SAN_FRANCISCO] * 300 + [SAO_PAULO])  # one mistake makes no hemispheres of bands
+    assert hemispheres(bands, letters=[np.full(301, "S")]).tolist() == [NORTH] * 300 + [SOUTH]
 
 
 def test_each_band_has_its_letter():
@@ -75,6 +99,15 @@ def test_images_at_zero_keep_nobody_from_being_measured_however_many_they_are():
     latitude, longitude = np.r_[np.full(20, 37.77), np.zeros(15)], np.r_[np.full(20, -122.4), np.zeros(15)]
     assert few_that_fit_no_zone(latitude, longitude).nonzero()[0].tolist() == list(range(20, 35))
     assert not few_that_fit_no_zone(np.full(35, 50.0), np.r_[np.zeros(20), np.full(15, 90.0)]).any()
+
+
+@pytest.mark.parametrize(
+    ("latitude", "longitude", "advice"),
+    [(-122.4, 37.8, "right way round"), (37.8, 237.6, "of WGS 84"), (-9999.0, -9999.0, "none where .* unknown")],
+)
+def test_degrees_out_of_range_are_refused_with_advice_that_fits(latitude, longitude, advice):
+    with pytest.raises(ValueError, match=rf"^Image 1: its (latitude|longitude) must be .*{advice}"):
+        check_degrees(np.array([latitude]), np.array([longitude]))
 
 
 def test_rows_that_only_fit_the_others_swapped_are_swapped():

@@ -40,6 +40,10 @@ def test_zones_and_hemispheres_are_told_apart_and_no_zone_is_no_place():
         ("@500000@4000000@10@T@.jpg", (np.nan, np.nan)),  # T begins at 40 N
         ("@500000@4000000@10@K@36.1@-123.2@.jpg", (36.1, -123.2)),  # what contradicts itself is not taken
         ("@500000@4000000@.jpg", (np.nan, np.nan)),
+        ("@500000@4000000@10@S@0.00000@0.00000@.jpg", utm.to_latlon(500_000, 4_000_000, 10, northern=True)),
+        ("@500000@4000000@10@S@136.1@-123.2@.jpg", utm.to_latlon(500_000, 4_000_000, 10, northern=True)),
+        ("@500000@4000000@@@0@0@.jpg", (np.nan, np.nan)),
+        ("@4000000@500000@10@S@.jpg", (np.nan, np.nan)),  # no zone is 8000 km wide
     ],
 )
 def test_names_say_degrees_or_what_they_follow_from(name, degrees, tmp_path):

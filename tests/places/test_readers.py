@@ -11,12 +11,13 @@ import pytest
 import scipy.io
 import utm
 from PIL import Image
+from PIL.TiffImagePlugin import IFDRational
 
 from progeo.places.arrays import read_arrays
 from progeo.places.catalogue import read_catalogue
 from progeo.places.coordinates import project
 from progeo.places.dbstruct import read_dbstruct
-from progeo.places.geographic import link_images, positions_m
+from progeo.places.geographic import degrees_of, link_images, positions_m
 from progeo.places.photos import read_photos
 from progeo.places.tables import read_table
 
@@ -217,6 +218,32 @@ def test_photos_tell_their_place_direction_and_time(tmp_path):
     np.testing.assert_allclose(positions_m(photos.catalogue)[0], expected, atol=0.01)
     np.testing.assert_array_equal(photos.catalogue.heading, [12.5, np.nan])
     assert photos.catalogue.table["time"].to_pylist() == ["2024:05:06 07:08:09", ""]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({1: " S", 3: "w"}, (-33.45, -70.66)),
+        ({1: "South", 3: "West"}, (-33.45, -70.66)),
+        ({1: "", 3: "W"}, None),
+        ({1: "S", 3: "O"}, None),  # west in Romance languages, east in German
+        ({1: "W", 3: "S"}, None),
+        ({2: (33.45,), 4: (70, 39.6)}, (-33.45, -70.66)),
+        ({2: (33, 27, 60)}, (-33 - 28 / 60, -70.66)),
+        ({2: (33, 75, 0)}, None),
+        ({2: (IFDRational(33, 1), IFDRational(27, 1), IFDRational(0, 0))}, None),
+    ],
+)
+def test_positions_of_photos_are_read_with_their_side_or_not_at_all(tmp_path, changes, expected):
+    exif = Image.Exif()
+    exif[0x8825] = {1: "S", 2: (33, 27, 0), 3: "W", 4: (70, 39, 36), **changes}
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", exif=exif)
+    photograph(tmp_path / "b.jpg", -33.45, -70.66)
+    photos = read_photos(tmp_path)
+    if expected is None:
+        assert photos.without_place == ("a.jpg",)
+    else:
+        np.testing.assert_allclose(degrees_of(photos.catalogue)[:, 0], expected)
 
 
 def test_one_photo_of_a_holiday_is_named_and_the_walk_is_read(tmp_path):

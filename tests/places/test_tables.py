@@ -32,7 +32,7 @@ def images(tmp_path_factory):
 def read(tmp_path, images):
     """Read a table of these lines."""
 
-    def block(*lines, ending="csv", encoding="utf-8", **more):
+    def block(*lines, ending="csv", encoding="utf-8", images=images, **more):
         file = tmp_path / f"places.{ending}"
         file.write_bytes("".join(f"{line}\n" for line in lines).encode(encoding))
         return read_table(file, images, **more)
@@ -64,6 +64,8 @@ def read(tmp_path, images):
         ("epsg", "32723", "32610"),
         ("srid", "urn:ogc:def:crs:EPSG::32723", "urn:ogc:def:crs:EPSG::32610"),
         ("zone,epsg", "23,32723", "10,32610"),
+        ("zone_number,zone_letter", "23,K", "10,S"),  # as the package utm calls them
+        ("UTM zone,UTM zone letter", "23,K", "10,S"),
     ],
 )
 def test_every_way_to_say_a_hemisphere_gives_the_right_degrees(read, place, columns, southern, northern):
@@ -73,6 +75,18 @@ def test_every_way_to_say_a_hemisphere_gives_the_right_degrees(read, place, colu
     np.testing.assert_allclose(degrees_of(catalogue)[:, 0], (latitude, longitude), atol=2e-5)
     assert catalogue.zone.tolist() == [23 if latitude < 0 else 10]
     np.testing.assert_allclose(positions_m(catalogue)[0], [[float(east), float(north)]])
+
+
+@pytest.mark.parametrize(("code", "zone"), [("25832", 32), ("EPSG:26910", 10), ("25827", None), ("26931", None)])
+def test_codes_of_european_and_north_american_utm_are_zones_and_their_neighbors_are_not(read, code, zone):
+    lines = "path,east,north,epsg", f"0.jpg,691608,5334764,{code}"
+    if zone is None:
+        with pytest.raises(ValueError, match=f"epsg must be that of a UTM zone, .* got {code}"):
+            read(*lines)
+        return
+    catalogue = read(*lines)
+    assert catalogue.zone.tolist() == [zone]
+    assert degrees_of(catalogue)[0] == pytest.approx([48.1374], abs=1e-3)
 
 
 @pytest.mark.parametrize("columns", ["zone", "zone,letter", "zone,hemisphere"])
@@ -116,13 +130,52 @@ def test_delimiters_decimal_commas_and_encodings(read, lines, encoding):
     assert degrees_of(read(*lines, encoding=encoding)).tolist() == [[37.766], [-122.146]]
 
 
-@pytest.mark.parametrize("blank", ["", "NA", "nan", "NULL", "None", "n/a", " ", "-"])
+@pytest.mark.parametrize("blank", ["", "NA", "nan", "NULL", "None", "n/a", " ", "-", r"\N", "?", "unknown"])
 @pytest.mark.parametrize("columns", ["latitude,longitude", "east,north"])
 def test_rows_without_a_position_are_named_and_skipped(read, caplog, blank, columns):
     with caplog.at_level(logging.WARNING, "progeo"):
         catalogue = read(f"path,{columns}", "0.jpg,1,2", f"1.jpg,{blank},2", f"2.jpg,1,{blank}", "3.jpg,1.001,2")
     assert catalogue.table["path"].to_pylist() == ["0.jpg", "3.jpg"]
     assert f"skipped 2 of 4 rows without {columns.replace(',', ' and ')}, the first is 1.jpg, row 2" in caplog.text
+
+
+def test_rows_of_delimiters_alone_do_not_count(read, caplog):
+    catalogue = read("path;lat;lon", "0.jpg;1;2", ";;", "1.jpg;1,001;2", " ; ;", ";;")
+    assert catalogue.table["path"].to_pylist() == ["0.jpg", "1.jpg"]
+    assert not caplog.records
+
+
+def test_empty_lines_before_the_names_of_columns_do_not_count(read, tmp_path):
+    (tmp_path / "0007").touch()
+    catalogue = read("", "", "path;lat;lon", "0007;1,5;2", images=tmp_path)
+    assert (catalogue.table["path"].to_pylist(), degrees_of(catalogue).tolist()) == (["0007"], [[1.5], [2.0]])
+
+
+def test_metres_are_read_where_no_row_has_degrees(read):
+    east, north, latitude, longitude = SAO_PAULO
+    catalogue = read("path,lat,lon,east,north,zone", f"0.jpg,,,{east},{north},23K")
+    np.testing.assert_allclose(degrees_of(catalogue), [[latitude], [longitude]], atol=2e-5)
+
+
+def test_an_image_that_two_rows_name_is_said(read, caplog):
+    with caplog.at_level(logging.WARNING, "progeo"):
+        assert len(read("path,lat,lon", "0.jpg,1,2", "./0.jpg,1.5,2", "1.jpg,1,2")) == 3
+    assert caplog.messages[0].endswith("places.csv: 1 rows name an image that another row names, too")
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "expected"),
+    [
+        ("Orientation", ("1", "6"), (np.nan, np.nan)),  # EXIF's: which way up
+        ("orientation", ("portrait", ""), (np.nan, np.nan)),
+        ("orientation", ("6", "90"), (6, 90)),
+        ("GPSImgDirection", ("6", "8"), (6, 8)),
+    ],
+)
+def test_a_column_of_which_way_up_images_are_is_no_heading(read, column, values, expected):
+    lines = [f"{row}.jpg,1,2,{value}" for row, value in enumerate(values)]
+    catalogue = read(f"SourceFile,GPSLatitude,GPSLongitude,{column}", *lines)
+    np.testing.assert_array_equal(catalogue.heading, expected)
 
 
 def test_blank_numbers_of_parquet_are_skipped_too(tmp_path, images):
@@ -166,7 +219,7 @@ def swapped_rows(rows):
         (["path,east,north,zone", "0.jpg,1,2,61"], "zone must be from 1 to 60, got 61"),
         (
             ["path,east,north,crs", "0.jpg,1,2,EPSG:2154"],
-            "epsg must be that of a UTM zone, 326zz or 327zz, got EPSG:2154",
+            "epsg must be that of a UTM zone, 326zz, 327zz, 258zz or 269zz, got EPSG:2154",
         ),
         (["path,east,north,zone,epsg", "0.jpg,1,2,10,32611"], "epsg 32611 is that of another zone"),
     ],

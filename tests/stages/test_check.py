@@ -71,6 +71,16 @@ def test_queries_without_a_positive_are_named(city, tmp_path):
     assert check_dataset(DatasetCheckSettings(tmp_path))["queries_without_positive"] == [name]
 
 
+def test_sides_may_lie_deeper_and_share_their_last_name(city, tmp_path):
+    for side in ("database", "queries"):
+        shutil.copytree(city / "test" / side, tmp_path / f"set/{side}/images")
+    report = check_dataset(DatasetCheckSettings(tmp_path / "set", database="database/images", queries="queries/images"))
+    whole = check_dataset(DatasetCheckSettings(city / "test"))
+    assert list(report["sets"]) == ["database/images", "queries/images"]
+    assert list(report["sets"].values()) == list(whole["sets"].values())
+    assert report["queries_without_positive"] == whole["queries_without_positive"]
+
+
 def test_where_few_classes_remain_other_cells_are_counted_and_the_best_of_them_suggested(train, capsys):
     cells = CellSettings(cell_side_m=2, heading_bin_deg=30, min_images_per_class=4, groups_per_side=1)
     classes = check_dataset(DatasetCheckSettings(train, cells=cells))["classes"]

@@ -2,10 +2,10 @@
 
 import pytest
 
-from progeo.config.datasets import DatasetCheckSettings, DatasetIndexSettings
+from progeo.config.datasets import DatasetCheckSettings, DatasetIndexSettings, DatasetTableSettings
 from progeo.places.catalogue import read_catalogue
 from progeo.stages.check import check_dataset
-from progeo.stages.dataset import index_dataset
+from progeo.stages.dataset import index_dataset, read_image_table
 from progeo.stages.query_sets import load_query_set
 
 PITTS = "@0585001.{}@4476844.16@17@T@040.43772@-079.99732@000042@0{}@@@@@@pitch1_yaw{}@.jpg"
@@ -110,11 +110,15 @@ def test_a_set_on_a_disk_that_cannot_be_written_to_has_its_index_elsewhere(open_
     assert [catalogue.path(row) for row in range(len(catalogue))] == [folder / "@1@2@10@S@.jpg"]
 
 
-def test_an_index_elsewhere_may_be_given_by_its_file_but_hides_no_other_folder(tmp_path):
+def test_a_catalogue_may_be_given_by_its_file_but_hides_no_other_folder(tmp_path):
     for name in ("set", "other"):
         (tmp_path / name).mkdir()
         (tmp_path / name / f"@1@2@{name}@.jpg").touch()
     assert index_dataset(DatasetIndexSettings(tmp_path / "set", tmp_path / "out.arrow")) == tmp_path / "out.arrow"
     assert index_dataset(DatasetIndexSettings(tmp_path / "set", tmp_path / "set")) == tmp_path / "set.arrow"
+    (tmp_path / "places.csv").write_text("path,lat,lon\n@1@2@set@.jpg,1,2\n")
+    of_table = DatasetTableSettings(tmp_path / "places.csv", tmp_path / "table.arrow", tmp_path / "set", link=True)
+    assert read_image_table(of_table) == tmp_path / "table.arrow"
+    assert len(read_catalogue(tmp_path / "table")) == len(list((tmp_path / "table").iterdir())) == 1
     with pytest.raises(FileExistsError, match=rf"There is something in {tmp_path}/other already: name another --out"):
         index_dataset(DatasetIndexSettings(tmp_path / "set", tmp_path / "other"))
