@@ -19,7 +19,6 @@ from open_clip import CLIP
 from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
 from open_clip.pretrained import download_pretrained_from_hf
 from open_clip.transformer import QuickGELU, VisionTransformer
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -27,6 +26,7 @@ from progeo.models.clip_files import read_clip_file, said_beside
 from progeo.models.convnets import CONVNETS
 from progeo.models.state_dicts import check_file_fits
 from progeo.models.weight_files.checkpoints import reason_of
+from progeo.models.weight_files.tensor_files import read_metadata
 from progeo.models.weight_files.unpickler import printable
 
 LOGGER = logging.getLogger("progeo")
@@ -264,7 +264,7 @@ def _pretrained_clip(architecture: str, weights: str) -> CLIP:
 
 def _clip_of_file(architecture: str, path: Path) -> CLIP:
     """A CLIP of the weights in a file, with the activation that the file says, else with that of the architecture."""
-    said = _said_architecture(path) if path.suffix == ".safetensors" else None
+    said = read_metadata(path).get(ARCHITECTURE)
     if said not in (None, architecture):
         raise ValueError(f"it says that it is a {said}, give that as model.architecture.")
     if (model_cfg := said_beside(path, "model_cfg")) is not None:
@@ -278,11 +278,6 @@ def _clip_of_file(architecture: str, path: Path) -> CLIP:
     if file.quickgelu is None and said is None:
         _say_activation(path, architecture)
     return model
-
-
-def _said_architecture(path: Path) -> str | None:
-    with safe_open(path, framework="pt") as file:
-        return (file.metadata() or {}).get(ARCHITECTURE)
 
 
 def _say_activation(path: Path, architecture: str) -> None:
@@ -307,10 +302,7 @@ def _resize_stored_embedding(state: dict[str, Tensor], visual: nn.Module) -> Non
 
 
 def _pixels_in_metadata(weights: Path) -> Mapping[str, Any]:
-    if weights.suffix != ".safetensors":
-        return {}
-    with safe_open(weights, framework="pt") as file:
-        said = file.metadata() or {}
+    said = read_metadata(weights)
     try:
         return {name: json.loads(said[name]) for name in ("mean", "std") if name in said}
     except ValueError:

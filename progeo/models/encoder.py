@@ -228,7 +228,7 @@ def _check_restored(encoder: Encoder) -> None:
 def _found_anywhere(weights: str, architecture: str) -> str:
     """Weights as `load_clip` takes them, a file by its absolute path; a tag of the same name comes first there."""
     is_tag = weights in open_clip.list_pretrained_tags_by_model(architecture)
-    return str(Path(weights).resolve()) if Path(weights).is_file() and not is_tag else weights
+    return str(Path(weights).absolute()) if Path(weights).is_file() and not is_tag else weights
 
 
 def _build_pooling(spec: EncoderSpec, backbone: nn.Module) -> nn.Module:

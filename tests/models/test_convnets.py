@@ -121,7 +121,7 @@ def test_files_that_are_no_weights_or_those_of_another_network_are_refused_in_on
     (tmp_path / "text.pth").write_text("not weights at all")
     (tmp_path / "text.safetensors").write_text("not weights at all")
     state = classifier("resnet18").state_dict()
-    torch.save({**state, "epoch": 3}, tmp_path / "more.pth")
+    torch.save({**state, "p": 3}, tmp_path / "more.pth")
     torch.save(
         {"backbone.0.weight": state["conv1.weight"], "aggregation.1.p": torch.ones(1)}, tmp_path / "cosplace.pth"
     )
@@ -132,7 +132,7 @@ def test_files_that_are_no_weights_or_those_of_another_network_are_refused_in_on
     reasons = {
         "text.pth": "could not be loaded as resnet18: ",
         "text.safetensors": "could not be loaded as resnet18: ",
-        "more.pth": "could not be loaded as resnet18: it holds more than a state dict: 'epoch' is no named tensor",
+        "more.pth": "could not be loaded as resnet18: it holds more than a state dict: 'p' is no named tensor",
         "cosplace.pth": r"resnet18: aggregation\.1\.p should be absent, is \(1,\)\. .* `progeo import` makes",
         "two.pth": "could not be loaded as resnet18: it holds the weights of several networks, in net, ema",
         "other.pth": r"The weights do not fit resnet18: bn1.bias should be \(64,\), is missing",

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from progeo.export.weights import load_encoder, save_encoder
 from progeo.models.clip import load_clip
 from progeo.models.encoder import build_encoder
 from progeo.models.pixel_statistics import pixel_statistics
@@ -105,6 +106,29 @@ def test_a_file_says_them_in_its_metadata_and_what_is_taken_otherwise_is_told(me
     encoder = build_encoder("tiny-vit", file, 64)
     assert torch.equal(encoder.mean, torch.tensor(expected[0]))
     assert torch.equal(encoder.std, torch.tensor(expected[1]))
+
+
+@pytest.mark.parametrize("name", ["0aef4c", "pytorch_model.bin", "CLIP.SAFETENSORS"])
+def test_a_file_of_safetensors_is_one_under_any_name(name, tmp_path):
+    state = {name: tensor.clone() for name, tensor in load_clip("tiny-vit", "random", seed=7).state_dict().items()}
+    save_file(state, tmp_path / name, {"mean": "[0.5, 0.5, 0.5]", "std": "[0.5, 0.5, 0.5]"})
+    encoder = build_encoder("tiny-vit", str(tmp_path / name))
+    assert (encoder.spec.mean, encoder.spec.std) == HALF
+    assert torch.equal(encoder.backbone.proj, state["visual.proj"])
+
+
+def test_texts_of_a_link_in_the_cache_of_the_hub_are_found_again(tmp_path):
+    clip = load_clip("tiny-vit-quickgelu", "random", seed=7)
+    save_file({name: tensor.clone() for name, tensor in clip.state_dict().items()}, tmp_path / "0aef4c")
+    (tmp_path / "snapshot").mkdir()
+    weights = tmp_path / "snapshot/open_clip_model.safetensors"
+    weights.symlink_to("../0aef4c")
+    config = {"model_cfg": open_clip.get_model_config("tiny-vit-quickgelu"), "preprocess_cfg": {"mean": [0.5] * 3}}
+    (tmp_path / "snapshot/open_clip_config.json").write_text(json.dumps(config))
+    save_encoder(tmp_path / "encoder", build_encoder("tiny-vit", str(weights)), provenance={}, recalls={})
+    spec = load_encoder(tmp_path / "encoder").spec
+    found = load_clip(spec.architecture, spec.text_weights).state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in clip.state_dict().items())
 
 
 @pytest.mark.parametrize("weights", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])

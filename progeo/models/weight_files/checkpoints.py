@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from progeo.models.weight_files.tensor_files import read_safetensors
+from progeo.models.weight_files.tensor_files import is_safetensors, read_safetensors
 from progeo.models.weight_files.torch_files import is_module, read_torch_file, tensors_of
 from progeo.models.weight_files.unpickler import Stub, printable
 
@@ -22,6 +22,8 @@ _COUNT = "n_averaged"
 """Of the weights of `torch.optim.swa_utils.AveragedModel`: how many were averaged."""
 _EXTRA = "_extra_state"
 """What modules store among their weights that is none of them, see `torch.nn.Module.get_extra_state`."""
+_COUNTER = re.compile("epoch|step|iter|version|num_", re.IGNORECASE)
+"""Names of numbers that are no weights."""
 _DEEPEST = 4
 _MOST_IN_LIST = 16
 _LONGEST = 200
@@ -50,7 +52,7 @@ def read_content(path: Path) -> Any:
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
-    return read_safetensors(path) if path.suffix == ".safetensors" else read_torch_file(path)
+    return read_safetensors(path) if is_safetensors(path) else read_torch_file(path)
 
 
 def load_weights(path: Path, marks: Collection[str]) -> dict[str, Tensor]:
@@ -182,8 +184,7 @@ def _state(room: Mapping[Any, Any], prefix: str, path: Path) -> tuple[dict[str, 
     for name, value in room.items():
         bare = _WRAPPERS.sub("", name) if isinstance(name, str) else ""
         ending = bare.removeprefix(prefix)
-        is_single = "." not in ending and not _is_weight(name, value)  # an epoch, a name of a network, its settings
-        if not bare.startswith(prefix) or ending == _COUNT or ending.endswith(_EXTRA) or is_single:
+        if not bare.startswith(prefix) or ending == _COUNT or ending.endswith(_EXTRA) or _is_remark(ending, value):
             ignored.append(_shown(name))
             continue
         if not _is_weight(name, value) or not name.isprintable():
@@ -204,6 +205,12 @@ def _beside(content: Any, address: Address) -> Iterable[str]:
 
 def _is_weight(name: Any, value: Any) -> bool:
     return isinstance(name, str) and isinstance(value, Tensor)
+
+
+def _is_remark(name: str, value: Any) -> bool:
+    """Whether a value between weights says something of them; a number may be a weight itself unless it counts."""
+    is_number = isinstance(value, int | float) and not _COUNTER.search(name)
+    return "." not in name and not isinstance(value, Tensor) and not is_number
 
 
 def _shown(name: Any) -> str:

@@ -1,12 +1,29 @@
 """Files of tensors that are read whole or refused."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from progeo.models.weight_files.unpickler import printable
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file is one, by its name or its beginning: the cache of the Hub keeps files under bare digests."""
+    if path.suffix == ".safetensors" or not path.is_file():
+        return path.suffix == ".safetensors"
+    with path.open("rb") as stream:
+        return stream.read(9)[8:] == b"{"  # after the length of the header
+
+
+def read_metadata(path: Path) -> Mapping[str, str]:
+    """What a .safetensors file says of itself; nothing for other files."""
+    if not is_safetensors(path):
+        return {}
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

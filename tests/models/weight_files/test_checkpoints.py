@@ -207,13 +207,14 @@ def test_the_protocol_of_pickles_makes_no_difference(protocol, tmp_path):
 
 BESIDE = {
     "epoch": 3,
+    "num_batches": 4,
     "arch": "resnet18",
     "_metadata": {"": {"version": 1}},
     "best": np.float64(3),
     "optimizer": trained_optimizer().state_dict(),
     "visual._extra_state": None,
     "transformer._extra_state": torch.zeros(3),
-    7: 8,
+    7: "a",
 }
 
 
@@ -335,6 +336,11 @@ def test_what_is_no_tensor_among_the_weights_is_refused_as_it_may_be_one_of_them
     for new in (True, False):
         with pytest.raises(ValueError, match=r"holds more than a state dict: 'visual\.proj' is no named tensor"):
             found_in({**STATE, "visual.proj": value}, tmp_path, new=new)
+
+
+def test_a_number_among_the_weights_is_refused_as_it_may_be_one_of_them(tmp_path):
+    with pytest.raises(ValueError, match="holds more than a state dict: 'p' is no named tensor"):
+        found_in({**STATE, "p": 3.0}, tmp_path)
 
 
 def test_a_tensor_with_attributes_of_its_own_is_a_tensor(tmp_path):
