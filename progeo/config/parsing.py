@@ -128,9 +128,9 @@ def _as_number(text: str) -> str:
 
 
 def _with_values(arguments: Sequence[str], hints: Mapping[str, Any]) -> list[str]:
-    """The words with `true` after a switch that stands alone, and brackets around numbers such as `5,25`."""
+    """The words with `true` after a switch that stands alone, and several values such as `5,25` in brackets."""
     words: list[str] = []
-    option, expected = "", None
+    expected = None
     for word, following in zip(arguments, [*arguments[1:], "--"], strict=False):
         if expected is not None:
             words.append(_in_brackets(word, expected))
