@@ -233,8 +233,8 @@ def _complaint(path: str, field: str) -> str:
         f"{path!r} does not follow the naming convention @utm_east@utm_north@zone@letter@latitude@"
         f"longitude@pano_id@tile@heading@pitch@roll@height@timestamp@note@.jpg: "
         f"field {FIELDS.index(field) + 1} ({field}) should be {_EXPECTED[field]}, got {_text(path, field)!r}. Only "
-        f"east and north must be there, and an @ before .jpg; `progeo dataset from-table` and `from-photos` take images "
-        f"of any name."
+        f"east and north must be there, and an @ before .jpg; `progeo dataset from-table` and `from-photos` take "
+        f"images of any name."
     )
 
 
