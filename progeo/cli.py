@@ -170,7 +170,7 @@ def _named(room: str, name: str) -> Any:
 def _unknown(words: Sequence[str]) -> str:
     """The sentence about a command that does not exist, with the one that is spelled most like it."""
     given = " ".join(words[: 1 + any(name.startswith(f"{words[0]} ") for name in COMMANDS)])
-    nearest = get_close_matches(given.replace("_", "-"), COMMANDS, 1)
+    nearest = get_close_matches(given, COMMANDS, 1)
     return f"there is no command {given!r}." + "".join(f" Did you mean {name!r}?" for name in nearest)
 
 

@@ -67,10 +67,7 @@ def test_the_command_lists_its_sub_commands_and_each_has_help(capsys):
         (["toy-city", "x", "--seed", "-1"], "-1 does not conform to restriction v>=0"),
         (["prompts", "list"], "there is no command 'prompts list'."),
         (["evalute", "--out", "x"], "there is no command 'evalute'. Did you mean 'evaluate'?"),
-        (
-            ["dataset", "from_table", "x"],
-            "there is no command 'dataset from_table'. Did you mean 'dataset from-table'?",
-        ),
+        (["dataset", "from_table", "x"], "'dataset from_table'. Did you mean 'dataset from-table'?"),
         (["index"], "there is no command 'index'."),
         (["evaluate", "--encoder", "nowhere", "--folder", "f", "--out", "o"], "There is no encoder in nowhere"),
         (["export", "nowhere", "--to", "x"], "There is no encoder in nowhere"),

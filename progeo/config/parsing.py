@@ -18,7 +18,6 @@ _HOME = re.compile(r"(--[\w.]+=)?((?:open_clip|torchvision):[^:]*:)?(~[^/]*/.*)"
 """A word that names a file below somebody's home; `./~/` is a folder of that name."""
 _FLOAT = re.compile(r"[-+]?(\d+\.\d*|\.?\d+(?=[eE]))([eE][-+]?\d+)?")
 _SEXAGESIMAL = re.compile(r"[-+]?\d[\d_]*(:\d+)+(\.\d*)?")
-_NUMBERS = re.compile(r"[-+.\deE]+( *, *[-+.\deE]+)*")
 _WORDS = MappingProxyType({"y": "true", "n": "false", "none": "null"})
 
 
@@ -129,9 +128,9 @@ def _as_number(text: str) -> str:
 
 
 def _with_values(arguments: Sequence[str], hints: Mapping[str, Any]) -> list[str]:
-    """The words with `true` after a switch that stands alone, and brackets around numbers such as `5,25`."""
+    """The words with `true` after a switch that stands alone, and several values such as `5,25` in brackets."""
     words: list[str] = []
-    option, expected = "", None
+    expected = None
     for word, following in zip(arguments, [*arguments[1:], "--"], strict=False):
         if expected is not None:
             words.append(_in_brackets(word, expected))
@@ -150,10 +149,13 @@ def _with_values(arguments: Sequence[str], hints: Mapping[str, Any]) -> list[str
 
 
 def _in_brackets(value: str, hint: Any) -> str:
-    """The value of a setting, as a list where it is numbers and the setting takes several."""
-    takes_several = any(get_origin(part) is tuple for part in (hint, *get_args(hint)))
+    """The value of a setting, as a list where the setting takes several: numbers, or names parted by commas."""
+    if value.startswith("[") or not any(get_origin(part) is tuple for part in (hint, *get_args(hint))):
+        return value
+    if any(kind is str or isinstance(kind, str) for kind in _kinds(hint)):
+        return json.dumps([name.strip() for name in value.split(",")])
     is_several = "," in value or get_origin(hint) is tuple
-    return f"[{value}]" if takes_several and is_several and _NUMBERS.fullmatch(value) else value
+    return f"[{value}]" if is_several else value
 
 
 def _with_pairs(arguments: Sequence[str], options: Sequence[str]) -> list[str]:

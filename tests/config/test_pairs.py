@@ -61,13 +61,14 @@ def test_a_switch_may_stand_alone_and_numbers_need_no_brackets(words, name, valu
 def test_a_switch_of_three_values_or_in_a_section_may_stand_alone():
     settings = parse_settings(ImportSettings, ["file", "--quickgelu"], program="progeo import", positional=True)
     assert settings.quickgelu is True
-    words = [
-        "--run=r",
-        "--data.train_folder=t",
-        "--data.val_folder=v",
-        "--training.compile",
-        "--model.mean",
-        ".5,.5,.5",
-    ]
+    words = ["--run=r", "--data.train_folder=t", "--data.val_folder=v", "--training.compile", "--model.mean=.5,.5,.5"]
     settings = parse_settings(Settings, words, program="progeo stage2")
     assert (settings.training.compile, settings.model.mean) == (True, (0.5, 0.5, 0.5))
+
+
+@pytest.mark.parametrize("frozen", ["--model.frozen conv1,1", "--model.frozen=conv1,1", '--model.frozen ["conv1","1"]'])
+@pytest.mark.parametrize("trackers", ["--trackers tensorboard", "--trackers [tensorboard]"])
+def test_names_need_no_brackets(frozen, trackers):
+    words = ["--run=r", "--data.train_folder=t", "--data.val_folder=v", *frozen.split(), *trackers.split()]
+    settings = parse_settings(Settings, words, program="progeo stage2")
+    assert (settings.model.frozen, settings.trackers) == (("conv1", "1"), ("tensorboard",))

@@ -48,6 +48,7 @@ def read(tmp_path, images):
         ("zone,letter", "23,k", "10,s"),
         ("Zone,Letter", "23.0,S", "10.0,N"),
         ("utm_zone,utm_letter", "23,K", "10,S"),
+        ("utm_zone_number,utm_zone_letter", "23,K", "10,S"),
         ("zone,band", "23,K", "10,S"),
         ("zone,hemisphere", "23,S", "10,N"),
         ("zone,hemisphere", "23,south", "10,NORTH"),
