@@ -70,7 +70,20 @@ def load_clip(
     Raises:
         ValueError: an unknown architecture or tag, or weights that do not fit.
     """
-    architecture = architecture.replace("/", "-")
+    architecture = plain_architecture(architecture)
+    model = _random_clip(architecture, seed) if weights == "random" else _pretrained_clip(architecture, weights)
+    if image_size is not None:
+        resize_input(model.visual, as_height_width(image_size), align_corners=align_corners)
+    return model.eval()
+
+
+def plain_architecture(name: str) -> str:
+    """The architecture of a plain CLIP as open_clip writes its name.
+
+    Raises:
+        ValueError: it is none, or an unknown one.
+    """
+    architecture = name.replace("/", "-")
     if architecture not in known_architectures():
         raise ValueError(
             f"model.architecture {architecture!r} is not known. Use a CLIP of open_clip, for example RN50, RN101, "
@@ -81,10 +94,7 @@ def load_clip(
         raise ValueError(
             f"model.architecture {architecture!r} is not a plain CLIP; use a ViT or RN architecture of open_clip."
         )
-    model = _random_clip(architecture, seed) if weights == "random" else _pretrained_clip(architecture, weights)
-    if image_size is not None:
-        resize_input(model.visual, as_height_width(image_size), align_corners=align_corners)
-    return model.eval()
+    return architecture
 
 
 def known_architectures() -> list[str]:

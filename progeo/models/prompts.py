@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from open_clip import CLIP, SimpleTokenizer
 from torch import Tensor, nn
 
-from progeo.models.clip import ImageSize, known_architectures, load_clip
+from progeo.models.clip import ImageSize, load_clip, plain_architecture
 from progeo.models.text_tower import encode_beginning, encode_continuations
 
 # Pieces of this size fill a GPU, and their freed memory serves the next piece, where larger ones leave holes.
@@ -35,7 +35,8 @@ def load_prompt_clip(architecture: str, weights: str, image_size: ImageSize | No
     Raises:
         ValueError: see there; or its own `encode_text` gives another feature, and the sentence says what is unusual.
     """
-    _check_tokenizer(architecture)  # before weights are fetched
+    if _text_settings(plain_architecture(architecture)).get("hf_tokenizer_name"):  # before weights are fetched
+        raise ValueError(_refusal(architecture))
     clip = load_clip(architecture, weights, image_size, **options)
     _check_features(clip, architecture)
     return clip
@@ -103,12 +104,6 @@ def encode_text(clip: CLIP, sentences: Sequence[str]) -> Tensor:
     return features
 
 
-def _check_tokenizer(architecture: str) -> None:
-    """Refuse an architecture whose tokens are those of another program."""
-    if _text_settings(architecture).get("hf_tokenizer_name"):
-        raise ValueError(_refusal(architecture))
-
-
 def _check_features(clip: CLIP, architecture: str) -> None:
     """Refuse a model whose own feature of a sentence is not that of `encode_text`."""
     try:
@@ -134,9 +129,8 @@ def _refusal(architecture: str) -> str:
 
 
 def _text_settings(architecture: str) -> Mapping[str, Any]:
-    """What an architecture's configuration says of its text tower; nothing for an unknown one."""
-    name = architecture.replace("/", "-")
-    return open_clip.get_model_config(name)["text_cfg"] if name in known_architectures() else {}
+    """What the configuration of a plain architecture says of its text tower."""
+    return open_clip.get_model_config(architecture.replace("/", "-"))["text_cfg"]
 
 
 def _token_ids(template: str, context_length: int, max_length: int) -> tuple[list[int], list[int]]:

@@ -172,6 +172,16 @@ def test_clips_of_other_tokens_are_refused_before_weights_are_fetched(name):
             load_prompt_clip(name, tag)
 
 
+@pytest.mark.parametrize(
+    "name", [name for name in open_clip.list_models() if re.search("SigLIP|roberta|ViTamin", name)]
+)
+def test_what_stage_2_would_not_train_either_is_refused_as_it_would(name):
+    sentence = f"model.architecture '{name}' is not a plain CLIP"
+    for load in (load_prompt_clip, load_clip):
+        with pytest.raises(ValueError, match=sentence):
+            load(name, "random")
+
+
 def test_weights_that_are_not_numbers_are_refused(tmp_path):
     clip = load_clip("tiny-vit", "random")
     clip.text_projection.data[0] = torch.nan
