@@ -313,7 +313,9 @@ def _describe(
             raise ValueError(_too_many_unreadable(num_unreadable, next(iter(reasons.values())), len(rows), setting))
         reasons_file = _reasons_file(rows, shard)
         if reasons:  # by names below the folder, as it may be moved
-            here = {row: reason.replace(str(catalogue.path(row)), catalogue.name(row)) for row, reason in reasons.items()}
+            here = {
+                row: reason.replace(str(catalogue.path(row)), catalogue.name(row)) for row, reason in reasons.items()
+            }
             write_json(reasons_file, here)
         else:  # of an earlier time, when the image could not be read
             reasons_file.unlink(missing_ok=True)
