@@ -111,6 +111,9 @@ def _as_word(file: str, name: str, value: Any, hint: Any) -> str:
     if value is None and NoneType not in get_args(hint):
         raise ValueError(f"{file} gives no value to {name}: give one, or remove the line.")
     found = word(value)
+    is_list = not isinstance(value, str) and value is not None
+    if is_list and is_text and not {tuple, dict} & {get_origin(part) for part in (hint, *get_args(hint))}:
+        raise ValueError(f"{file} gives {name} the value {value}: it must be one word, without brackets.")
     return found if isinstance(found, str) else json.dumps(found)
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import yaml
 
 _NULL, _MERGE = "tag:yaml.org,2002:null", "tag:yaml.org,2002:merge"
+_TAGS = frozenset({_NULL, _MERGE, *(f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map"))})
+"""Of values as they are written; `!!int 5` and `!!python/object` are none."""
 
 
 class _TextLoader(yaml.SafeLoader):
@@ -24,6 +26,11 @@ class _TextLoader(yaml.SafeLoader):
             "<": [(_MERGE, re.compile("<<$"))],
         }
     )
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        if node.tag not in _TAGS:
+            raise ValueError(f"uses {node.tag!r} in line {node.start_mark.line + 1}: write the value without it")
+        return super().construct_object(node, deep)
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)

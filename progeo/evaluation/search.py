@@ -135,10 +135,9 @@ def build_index(database: ShardedRows, kind: str) -> faiss.Index:
             raise RuntimeError("it would have no list")
         index.train(database.take(sample).astype(np.float32))
         add_to_index(index, database)
-    except RuntimeError as error:  # faiss has no other kind; it begins with where in its code it arose
-        reason = _WHERE.sub("", str(error).strip().splitlines()[-1]).rpartition("failed: ")[2].rstrip(".")
+    except RuntimeError as error:  # faiss has no other kind
         raise ValueError(
-            f"There is no index {kind!r} of {len(database)} descriptors of {database.width} dimensions: {reason}. "
+            f"There is no index {kind!r} of {len(database)} descriptors of {database.width} dimensions: {_reason(error)}. "
             f"Use for example IVF{max(1, int(len(database) ** 0.5))},Flat."
         ) from None
     return index
@@ -154,7 +153,12 @@ def _read(path: Path, flags: int) -> faiss.Index:
     try:
         return faiss.read_index(str(path), flags)
     except RuntimeError as error:
-        raise ValueError(f"{path} is no whole index: {str(error).strip().splitlines()[-1]}") from None
+        raise ValueError(f"{path} is no complete index: {_reason(error)}. Remove it, and make it again.") from None
+
+
+def _reason(error: RuntimeError) -> str:
+    """What faiss says, without where in its code it arose and without a full stop."""
+    return _WHERE.sub("", str(error).strip().splitlines()[-1]).rpartition("failed: ")[2].rstrip(".")
 
 
 def _search(queries: np.ndarray, database: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -84,6 +84,12 @@ def test_the_type_of_a_setting_says_what_is_written(read):
         ("model: {image_size: [1:30, 64]}\n", "gives model.image_size the value 1:30, which is no number"),
         ("mixed_precision:\n", "gives no value to mixed_precision: give one, or remove the line"),
         ("model: {frozen: ~}\n", "gives no value to model.frozen"),
+        ("data: {queries: [a, b]}\n", r"gives data.queries the value \['a', 'b'\]: it must be one word"),
+        ("run: {a: b}\n", r"gives run the value {'a': 'b'}: it must be one word"),
+        ("text: {prompts: []}\n", r"gives text.prompts the value \[\]: it must be one word"),
+        ("run: !!binary aGk=\n", "uses 'tag:yaml.org,2002:binary' in line 1: write the value without it"),
+        ("\ndata: {queries: !!set {a}}\n", "uses 'tag:yaml.org,2002:set' in line 2"),
+        ("run: !!python/object/apply:os.system [ls]\n", "uses 'tag:yaml.org,2002:python/object/apply:os.system'"),
     ],
 )
 def test_a_file_that_gives_no_settings_is_refused_by_name(read, tmp_path, content, sentence):
