@@ -1,6 +1,7 @@
 """The image encoder: what stage 2 trains, what is evaluated and what leaves the project."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -266,7 +267,11 @@ def _is_count(value: object) -> bool:
 
 
 def _is_colour(value: object) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) == 3 and all(type(part) in (int, float) for part in value)
+    return (
+        isinstance(value, (list, tuple))
+        and len(value) == 3
+        and all(type(part) in (int, float) and math.isfinite(part) for part in value)
+    )
 
 
 _ALLOWED: Mapping[str, Callable[[Any], bool]] = MappingProxyType(
@@ -276,7 +281,7 @@ _ALLOWED: Mapping[str, Callable[[Any], bool]] = MappingProxyType(
         "descriptor_dim": _is_count,
         "normalised": lambda value: type(value) is bool,
         "mean": _is_colour,
-        "std": _is_colour,
+        "std": lambda value: _is_colour(value) and min(value) > 0,
         "align_corners": lambda value: type(value) is bool,
         "pooling": lambda value: value in get_args(Pooling),
         "pooled_dim": lambda value: value is None or _is_count(value),

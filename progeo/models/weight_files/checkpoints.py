@@ -173,7 +173,7 @@ def _chosen(candidates: list[Address], path: Path, part: str | None) -> tuple[Ad
                 )
     raise ValueError(
         f"{path} holds the weights of several networks, in {_listed(names)}: choose one of them with "
-        f"--weights_in {names[0]} of `progeo import`."
+        f"--weights_in {names[0]} of `progeo import`, or save one alone."
     )
 
 
