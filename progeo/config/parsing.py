@@ -150,7 +150,7 @@ def _with_values(arguments: Sequence[str], hints: Mapping[str, Any]) -> list[str
 
 def _in_brackets(value: str, hint: Any) -> str:
     """The value of a setting, as a list where the setting takes several: numbers, or names parted by commas."""
-    if value.startswith("[") or tuple not in map(get_origin, (hint, *get_args(hint))):
+    if value.startswith("[") or tuple not in [get_origin(kind) for kind in (hint, *get_args(hint))]:
         return value
     if any(kind is str or isinstance(kind, str) for kind in _kinds(hint)):
         return json.dumps([name.strip() for name in value.split(",")])
