@@ -260,9 +260,10 @@ def _northings_of_words() -> Mapping[str, tuple[tuple[float, float], ...]]:
 
 
 def _said_by_letters(north: np.ndarray, texts: np.ndarray | pa.Array | pa.ChunkedArray) -> np.ndarray:
-    column = texts if isinstance(texts, (pa.Array, pa.ChunkedArray)) else pa.array(texts, pa.large_string())
+    if not isinstance(texts, (pa.Array, pa.ChunkedArray)):
+        texts = pa.array(np.asarray(texts, object), pa.large_string())  # Arrow 16 takes no texts in an array of numpy
     ranges = _northings_of_words()
-    words = pc.utf8_lower(pc.utf8_trim_whitespace(column.cast(pa.large_string())))
+    words = pc.utf8_lower(pc.utf8_trim_whitespace(texts.cast(pa.large_string())))
     codes = pc.index_in(words, value_set=pa.array(list(ranges), pa.large_string())).fill_null(-1).to_numpy()
     found = np.full(len(north), Hemisphere.UNKNOWN, np.int8)
     for code in np.unique(codes[codes >= 0]).tolist():
