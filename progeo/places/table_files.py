@@ -63,9 +63,7 @@ def _read_csv(file: Path, texts: Set[str]) -> pa.Table:
         parse_options=pa_csv.ParseOptions(delimiter=delimiter),
         convert_options=pa_csv.ConvertOptions(column_types=dict.fromkeys(headers[delimiter], pa.large_string())),
     )
-    table = table.filter(
-        reduce(pc.or_, (pc.not_equal(pc.utf8_trim_whitespace(column), "") for column in table.columns))
-    )
+    table = table.filter(reduce(pc.or_, map(_is_filled, table.columns)))
     if delimiter == ",":
         return table
     columns = [

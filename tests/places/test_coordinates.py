@@ -77,6 +77,7 @@ def test_a_column_whose_letters_n_and_s_cannot_be_bands_has_hemispheres():
     assert hemispheres(chile, letters=[np.array(["H", "S", "H"])]).tolist() == [SOUTH, NORTH, SOUTH]
     pacific = np.array([SAN_FRANCISCO, PUNTA_ARENAS, quito])
     assert hemispheres(pacific, letters=[np.array(["N", "S", "S"])]).tolist() == [NORTH, SOUTH, SOUTH]
+    assert hemispheres(pacific[:2], letters=[np.array(["N", "S"])]).tolist() == [NORTH, SOUTH]
     bands = np.array([SAN_FRANCISCO] * 300 + [SAO_PAULO])  # one mistake makes no hemispheres of bands
     assert hemispheres(bands, letters=[np.full(301, "S")]).tolist() == [NORTH] * 300 + [SOUTH]
 

@@ -4,8 +4,8 @@ import pytest
 import utm
 
 from progeo.places.catalogue import Catalogue, build_catalogue
-from progeo.places.coordinates import degrees_of_utm, project
-from progeo.places.geographic import degrees_of
+from progeo.places.coordinates import Hemisphere, degrees_of_utm, project
+from progeo.places.geographic import degrees_of, hemispheres_of
 
 
 def test_utm_comes_back_to_the_degrees_it_was_made_of():
@@ -43,7 +43,7 @@ def test_zones_and_hemispheres_are_told_apart_and_no_zone_is_no_place():
         ("@500000@4000000@10@S@0.00000@0.00000@.jpg", utm.to_latlon(500_000, 4_000_000, 10, northern=True)),
         ("@500000@4000000@10@S@136.1@-123.2@.jpg", utm.to_latlon(500_000, 4_000_000, 10, northern=True)),
         ("@500000@4000000@@@0@0@.jpg", (np.nan, np.nan)),
-        ("@4000000@500000@10@S@.jpg", (np.nan, np.nan)),  # no zone is 8000 km wide
+        ("@4000000@500000@10@.jpg", (np.nan, np.nan)),  # no zone is 8000 km wide
     ],
 )
 def test_names_say_degrees_or_what_they_follow_from(name, degrees, tmp_path):
@@ -54,3 +54,9 @@ def test_degrees_that_were_read_are_kept(tmp_path):
     columns = {"path": ["a.jpg"], "east": [0.0], "north": [0.0], "zone": [10], "heading": [0.0]}
     catalogue = Catalogue(tmp_path, pa.table({**columns, "latitude": [37.5], "longitude": [-122.5]}))
     assert degrees_of(catalogue).tolist() == [[37.5], [-122.5]]
+
+
+def test_degrees_that_were_read_tell_the_hemisphere(tmp_path):
+    columns = {"path": ["a.jpg"], "east": [372_000.0], "north": [4_108_000.0], "zone": [19], "heading": [0.0]}
+    catalogue = Catalogue(tmp_path, pa.table({**columns, "latitude": [-53.162], "longitude": [-70.915]}))
+    assert hemispheres_of(catalogue).tolist() == [Hemisphere.SOUTHERN]

@@ -113,7 +113,8 @@ def test_of_several_sets_in_a_folder_one_is_chosen(tmp_path):
         save(tmp_path, **{f"{name}_dbImages": DATABASE, f"{name}_qImages": QUERIES, f"{name}_gt": rows})
     with pytest.raises(ValueError, match="holds the sets 'pitts30k_test', 'pitts30k_val': choose one with --name"):
         read_arrays(tmp_path, tmp_path)
-    assert positives(read_arrays(tmp_path, tmp_path, "pitts30k_test")) == [[2], [2]]
+    for name in ("pitts30k_test", "pitts30k_test_"):
+        assert positives(read_arrays(tmp_path, tmp_path, name)) == [[2], [2]]
     with pytest.raises(
         FileNotFoundError, match=r"of a set that is called pitts250k: it must hold dbImages\.npy, qImages"
     ):

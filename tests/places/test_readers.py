@@ -231,6 +231,7 @@ def test_photos_tell_their_place_direction_and_time(tmp_path):
         ({2: (33.45,), 4: (70, 39.6)}, (-33.45, -70.66)),
         ({2: (33, 27, 60)}, (-33 - 28 / 60, -70.66)),
         ({2: (33, 75, 0)}, None),
+        ({2: (0, 0, 0), 4: (0, 0, 0)}, None),
         ({2: (IFDRational(33, 1), IFDRational(27, 1), IFDRational(0, 0))}, None),
     ],
 )
@@ -238,11 +239,10 @@ def test_positions_of_photos_are_read_with_their_side_or_not_at_all(tmp_path, ch
     exif = Image.Exif()
     exif[0x8825] = {1: "S", 2: (33, 27, 0), 3: "W", 4: (70, 39, 36), **changes}
     Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", exif=exif)
-    photograph(tmp_path / "b.jpg", -33.45, -70.66)
+    photograph(tmp_path / "b.jpg", -33.4, -70.6)
     photos = read_photos(tmp_path)
-    if expected is None:
-        assert photos.without_place == ("a.jpg",)
-    else:
+    assert photos.without_place == (() if expected else ("a.jpg",))
+    if expected:
         np.testing.assert_allclose(degrees_of(photos.catalogue)[:, 0], expected)
 
 

@@ -78,6 +78,15 @@ def test_every_way_to_say_a_hemisphere_gives_the_right_degrees(read, place, colu
     np.testing.assert_allclose(positions_m(catalogue)[0], [[float(east), float(north)]])
 
 
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [("zone,hemisphere", "19,S"), ("zone", "WGS 84 / UTM zone 19S"), ("crs", "EPSG:32719"), ("zone", "19F")],
+)
+def test_s_is_no_band_where_hemispheres_are_meant(read, columns, said):
+    catalogue = read(f"path,east,north,{columns}", f"0.jpg,372000,4108000,{said}")  # 37.1 N, if it were
+    np.testing.assert_allclose(degrees_of(catalogue), [[-53.162], [-70.9146]], atol=1e-3)
+
+
 @pytest.mark.parametrize(("code", "zone"), [("25832", 32), ("EPSG:26910", 10), ("25827", None), ("26931", None)])
 def test_codes_of_european_and_north_american_utm_are_zones_and_their_neighbors_are_not(read, code, zone):
     lines = "path,east,north,epsg", f"0.jpg,691608,5334764,{code}"
@@ -232,6 +241,12 @@ def test_positions_that_cannot_be_right_are_refused_with_the_row(read, lines, wo
 
 def test_a_zone_that_is_none_hinders_no_table_of_degrees(read):
     assert len(read("path,lat,lon,zone", "0.jpg,52.2,0.11,city center", "1.jpg,52.2,0.11,3")) == 2
+
+
+@pytest.mark.parametrize(("zones", "latitude", "longitude"), [([30], 0.5, 0.1), ([39, 39, 39, 31], 0.1, 52.2)])
+def test_a_neighboring_zone_or_one_mistake_in_zones_hinders_no_table_of_degrees(read, zones, latitude, longitude):
+    lines = [f"{row}.jpg,{latitude},{longitude},{zone}" for row, zone in enumerate(zones)]
+    assert len(read("path,lat,lon,zone", *lines)) == len(zones)
 
 
 def test_two_columns_that_agree_are_one_and_the_other_choice_can_be_made(read, caplog):

@@ -110,6 +110,15 @@ def test_a_set_on_a_disk_that_cannot_be_written_to_has_its_index_elsewhere(open_
     assert [catalogue.path(row) for row in range(len(catalogue))] == [folder / "@1@2@10@S@.jpg"]
 
 
+def test_no_index_is_written_of_positions_that_nobody_can_compare(tmp_path):
+    (tmp_path / "set").mkdir()
+    for zone in ("10", "11", ""):
+        (tmp_path / f"set/@1@2@{zone}@.jpg").touch()
+    with pytest.raises(ValueError, match=r"1 of 3 images of .*set have no UTM zone"):
+        index_dataset(DatasetIndexSettings(tmp_path / "set", tmp_path / "out"))
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
 def test_a_catalogue_may_be_given_by_its_file_but_hides_no_other_folder(tmp_path):
     for name in ("set", "other"):
         (tmp_path / name).mkdir()
