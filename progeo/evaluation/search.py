@@ -137,8 +137,8 @@ def build_index(database: ShardedRows, kind: str) -> faiss.Index:
         add_to_index(index, database)
     except RuntimeError as error:  # faiss has no other kind
         raise ValueError(
-            f"There is no index {kind!r} of {len(database)} descriptors of {database.width} dimensions: {_reason(error)}. "
-            f"Use for example IVF{max(1, int(len(database) ** 0.5))},Flat."
+            f"There is no index {kind!r} of {len(database)} descriptors of {database.width} dimensions: "
+            f"{_reason(error)}. Use for example IVF{max(1, int(len(database) ** 0.5))},Flat."
         ) from None
     return index
 

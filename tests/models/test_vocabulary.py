@@ -41,3 +41,8 @@ def test_distances_and_their_order_agree_with_a_plain_search_across_chunks(clip)
         torch.testing.assert_close(nearest.distances[row].double(), plain.values[:3], rtol=1e-5, atol=1e-5)
         words = [SimpleTokenizer().decode([token]).strip() for token in plain.indices[:3].tolist()]
         assert [word.rstrip("-") for word in nearest.words[row]] == words
+
+
+def test_of_more_words_than_there_are_all_are_named(clip):
+    everything = nearest_words(clip, clip.token_embedding.weight[:1], 10**6)
+    assert everything.distances.shape == (1, clip.vocab_size - 2)
