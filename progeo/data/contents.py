@@ -50,7 +50,7 @@ def changed_files(before: np.ndarray, catalogue: Catalogue) -> np.ndarray:
     read = np.flatnonzero(before["digest"] != b"")
     if not len(read) or not touched[sizes >= 0].all():
         changed |= touched & (before["digest"] == b"")
-    changed[read] |= _digests(catalogue, rows[read]) != before["digest"][read]
+    changed[read] = _digests(catalogue, rows[read]) != before["digest"][read]
     return rows[changed]
 
 

@@ -31,6 +31,6 @@ def _is_among(pair: tuple[Path, list[Path]]) -> bool:
 
 def _is_same(photo: Path, image: Path) -> bool:
     try:
-        return photo.samefile(image) or filecmp.cmp(photo, image, shallow=False)
+        return filecmp.cmp(photo, image, shallow=False)
     except OSError:
         return photo.is_file() and photo.name == image.name

@@ -247,7 +247,7 @@ def _of_former_place(cache: Path, depends_on: Mapping[str, Any], catalogue: Cata
             before = _load_files(folder, len(catalogue))
         except ValueError:  # damaged; whoever needs this very folder is told
             continue
-        if (before["digest"] != b"").any() and not len(changed_files(before, catalogue)):
+        if not len(changed_files(before, catalogue)):
             LOGGER.info("the images of %s were described before, in %s", catalogue.folder, stored[_PLACE])
             return folder
     return None

@@ -27,6 +27,12 @@ def gone(path, made):
     made.unlink()
 
 
+def of_the_same_time(path, made):
+    made.write_bytes(b"other pixel")
+    for each in (path, made):
+        os.utime(each, ns=(10**18, 10**18))
+
+
 @pytest.mark.parametrize(
     ("name", "make", "itself"),
     [
@@ -36,6 +42,7 @@ def gone(path, made):
         ("hard_link.jpg", lambda path, made: os.link(path, made), True),
         ("as_large.jpg", lambda path, made: made.write_bytes(b"other pixel"), False),
         ("photo.jpg", lambda path, made: made.write_bytes(b"other pixel"), False),
+        ("photo.jpg", of_the_same_time, False),
         ("larger.jpg", lambda path, made: made.write_bytes(b"some pixels."), False),
         ("photo.jpg", gone, True),  # as after a move
         ("other.jpg", gone, False),

@@ -143,3 +143,14 @@ def test_no_description_depends_on_how_many_others_there_are(tmp_path):
     assert described(9, "nine") == [4, 4, 4]
     assert described(3, "three") == [3]
     assert described(9, "shapes", "native") == [4, 4, 1]
+
+
+def test_an_image_that_is_mended_before_it_is_described_is_no_other_afterwards(colors, tmp_path):
+    here = paint(tmp_path / "here", [1] * 70)
+    colors(here, num_described=True)
+    (last,) = (tmp_path / "cache").glob("*/rows_00001.npy")
+    last.unlink()  # as where it was stopped
+    image = sorted(here.iterdir())[-1]
+    Image.new("RGB", (9, 9), (90,) * 3).save(image)
+    assert colors(here, num_described=True)[-2:] == [1, 9]
+    assert colors(here, num_described=False)[-2:] == [1, 9]

@@ -304,16 +304,20 @@ def test_an_index_is_not_calibrated_with_its_own_images(photos, uncalibrated, ca
     assert json.loads((uncalibrated / "index/index.json").read_text())["calibration"] is None
 
 
-def test_images_of_the_index_among_the_photos_change_no_calibration(uncalibrated, cache, tmp_path, capsys):
+def test_images_of_the_index_and_unreadable_ones_among_the_photos_change_no_calibration(
+    uncalibrated, cache, tmp_path, capsys
+):
     images = sorted((uncalibrated / "images").iterdir())
     blurred(images[:30], tmp_path / "photos")
     found = []
     for index in ("a", "b"):
         shutil.copytree(uncalibrated / "index", tmp_path / index)
-        command("index calibrate", cache, folder=tmp_path / "photos", index=tmp_path / index)
+        words = {"folder": tmp_path / "photos", "index": tmp_path / index, "max_unreadable_fraction": 0.1}
+        command("index calibrate", cache, **words)
         found.append(json.loads((tmp_path / index / "index.json").read_text())["calibration"])
         for path in renamed(images[30:60], tmp_path / f"more_{index}").iterdir():
             path.rename(tmp_path / "photos" / path.name)
+        (tmp_path / "photos/@0@0@10@S@.jpg").write_bytes(b"broken")  # before all others
     assert "30 photos are images of the index themselves, and skipped" in capsys.readouterr().err
     assert found[1] == found[0]
     assert found[0]["num_photos"] == 30

@@ -5,12 +5,14 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
 from progeo.cli import main
 from progeo.export.weights import read_description, save_encoder
 from progeo.models.encoder import build_encoder
+from progeo.places.catalogue import Catalogue, read_catalogue
 from progeo.stages.place_index import open_place_index
 
 BROKEN, BROKEN_QUERY = 7, 2
@@ -72,6 +74,18 @@ def test_recalls_are_those_of_the_queries_that_can_be_read(index, pictures, cach
         assert found <= {name(place) for place in range(10) if place != BROKEN}
         assert len(found) == 9 or index
     assert f"{name(BROKEN)} cannot be decoded" in capsys.readouterr().err or index
+
+
+def test_conditions_are_those_of_the_queries_that_can_be_read(pictures, cache, tmp_path):
+    (tmp_path / "database").symlink_to(pictures / "database")
+    queries = read_catalogue(pictures / "queries")  # 6, 7, the broken 8, and 9
+    table = queries.table.append_column("condition", pa.array(["day", "night", "night", "day"]))
+    Catalogue(queries.folder, table).save(tmp_path / "queries.arrow", {"root": str(queries.folder)})
+    words = ["--folder", tmp_path, "--out", tmp_path / "out", "--recall_ns", "[1]", *SETTING]
+    run("evaluate", "--encoder", "thumbnail", *words, cache=cache)
+    table = json.loads((tmp_path / "out/recalls.json").read_text())["table"]
+    found = {row["queries"]: (row["count"], row["percent"]) for row in table if row["rule"] == "within 25 m"}
+    assert (found["day"], found["night"]) == ((2, 100.0), (1, 0.0))
 
 
 def test_pictures_that_can_all_be_read_say_nothing_of_it(pictures, cache, tmp_path):
