@@ -53,7 +53,8 @@ class DataSettings:
     """Stage 1 skips images that cannot be read, stage 2 takes another of the class; above this fraction of the images,
     one at least, both stop. 0 allows none."""
     cache_images: bool = False
-    """Keep decoded training images, all readable, in memory: 3 bytes a pixel of image_size, fast for a small set."""
+    """Keep decoded training images, all readable, in memory: 3 bytes for each pixel of the files, fast for a small
+    set."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class ModelSettings:
     """A tag of open_clip or torchvision (IMAGENET1K_V1, DEFAULT), hf-hub:owner/name of a CLIP, a local file, random, or
     for stage 2 a folder with an encoder that was trained or imported before."""
     image_size: int | tuple[int, int] = 512
-    """Pixels of stage 2's images: one side of a square, or height and width."""
+    """Pixels that stage 2's crops are resized to: one side of a square, or height and width."""
     descriptor_dim: int | None = None
     """Dimension of the descriptors; null takes that of CLIP's features or the channels of a torchvision backbone, and
     a ViT allows no other."""

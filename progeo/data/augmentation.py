@@ -1,21 +1,19 @@
-"""Colour jitter and random resized crops of whole batches, on their device, each image with its own parameters.
+"""Augmentation: crops of single images while they are read, color jitter of whole batches on their device.
 
 The distributions are those of torchvision's ColorJitter and RandomResizedCrop. What is done to a batch is drawn first,
 by one generator on the CPU: the same seed gives the same augmentation on every device, and each process takes its part.
 """
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
+
+from progeo.data.crops import CROP_DRAWS, RandomCrop
 
 _LUMA = (0.2989, 0.587, 0.114)
 _CONTRAST, _SATURATION, _HUE = 1, 2, 3
-_CROP_TRIES = 10
 
 
 class Changes(NamedTuple):
@@ -27,8 +25,8 @@ class Changes(NamedTuple):
     """(B,): shares of the circle that hues turn by."""
     order: Tensor
     """int64 (B, 4): brightness, contrast, saturation and hue as 0 to 3, in the order of their turn."""
-    boxes: Tensor
-    """(B, 4): whole pixels top, left, height, width of what is cut out."""
+    crops: Tensor
+    """float64 (B, CROP_DRAWS): uniform in 0..1; `RandomCrop` makes a box of them in an image's own pixels."""
 
     def of(self, rows: slice) -> "Changes":
         """Those of some images of the batch."""
@@ -48,9 +46,9 @@ class Augmentation:
     hue: float = 0.5
     """Hue is turned by up to this share of the full circle, at most 0.5; 0 leaves it alone."""
     crop_scale: tuple[float, float] = (0.5, 1.0)
-    """A random crop covers this share of the image's area, and is resized back; 1 and 1 crop nothing."""
+    """A random crop covers this fraction of the photo's own pixels, and is resized once; 1 and 1 crop nothing."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Width / height of a crop."""
+    """Width / height of a crop, in the photo's own pixels."""
 
     def __post_init__(self) -> None:
         for name in ("brightness", "contrast", "saturation"):
@@ -63,31 +61,18 @@ class Augmentation:
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
             raise ValueError(f"augmentation.crop_ratio must rise and be positive, got {list(self.crop_ratio)}.")
 
-    def draw(self, count: int, image_size: tuple[int, int], generator: Generator) -> Changes:
-        """Draw what is done to a batch.
-
-        Args:
-            count: B, its images.
-            image_size: their height and width.
-            generator: on the CPU.
-        """
+    def draw(self, count: int, generator: Generator) -> Changes:
+        """Draw what is done to a batch of `count` images, with a generator on the CPU."""
         strengths = (self.brightness, self.contrast, self.saturation)
         shares = [torch.empty(count).uniform_(1 - by, 1 + by, generator=generator) for by in strengths]
         turns = torch.empty(count).uniform_(-self.hue, self.hue, generator=generator)
         order = torch.rand(count, 4, generator=generator).argsort(dim=1)
-        if self.crop_scale == (1, 1):
-            boxes = torch.tensor([[0.0, 0.0, *image_size]]).expand(count, -1)
-        else:
-            boxes = random_boxes(count, *image_size, self.crop_scale, self.crop_ratio, generator)
-        return Changes(torch.stack(shares, 1), turns, order, boxes)
+        crops = torch.rand(count, CROP_DRAWS, dtype=torch.float64, generator=generator)
+        return Changes(torch.stack(shares, 1), turns, order, crops)
 
-
-def augment(images: Tensor, changes: Changes) -> Tensor:
-    """Augment uint8 images (B, 3, H, W): jitter, then crop and resize back; floats in 0..1 of the same shape."""
-    jittered = jitter_colours(images, changes)
-    if (changes.boxes[:, 2:] == torch.tensor(images.shape[2:])).all():
-        return jittered
-    return crop_and_resize(jittered, changes.boxes.to(images.device))
+    def crop(self, size: tuple[int, int]) -> RandomCrop:
+        """Build the crop to (height, width) pixels that takes what `draw` drew."""
+        return RandomCrop(size, self.crop_scale, self.crop_ratio)
 
 
 def jitter_colours(images: Tensor, changes: Changes) -> Tensor:
@@ -116,51 +101,6 @@ def jitter_colours(images: Tensor, changes: Changes) -> Tensor:
                     _blend(part, *amounts[:, rows, step])
             jittered[rows] = part
     return jittered
-
-
-def random_boxes(
-    count: int, height: int, width: int, scale: Sequence[float], ratio: Sequence[float], generator: Generator
-) -> Tensor:
-    """Draw boxes of random area and shape inside an image, as torchvision's RandomResizedCrop does.
-
-    Returns:
-        (count, 4) whole pixels: top, left, height, width; the central crop of allowed shape where ten tries failed.
-    """
-    area = height * width * torch.empty(count, _CROP_TRIES).uniform_(scale[0], scale[1], generator=generator)
-    log_ratio = torch.empty(count, _CROP_TRIES).uniform_(math.log(ratio[0]), math.log(ratio[1]), generator=generator)
-    widths = (area * log_ratio.exp()).sqrt().round()
-    heights = (area / log_ratio.exp()).sqrt().round()
-    fits = (widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)
-    first = fits.float().argmax(dim=1, keepdim=True)
-    shape = width / height
-    fallback_width = float(round(height * ratio[1])) if shape > ratio[1] else float(width)
-    fallback_height = float(round(width / ratio[0])) if shape < ratio[0] else float(height)
-    none = ~fits.any(dim=1)
-    box_height = torch.where(none, fallback_height, heights.gather(1, first)[:, 0])
-    box_width = torch.where(none, fallback_width, widths.gather(1, first)[:, 0])
-    where = torch.rand(2, count, generator=generator)
-    where[:, none] = 0.5
-    top = (where[0] * (height - box_height + 1)).floor().clamp(max=height - 1)
-    left = (where[1] * (width - box_width + 1)).floor().clamp(max=width - 1)
-    return torch.stack([top, left, box_height, box_width], dim=1)
-
-
-def crop_and_resize(images: Tensor, boxes: Tensor) -> Tensor:
-    """Cut a box (top, left, height, width in pixels; (B, 4)) out of each image and resize it to the image's size."""
-    height, width = images.shape[2:]
-    top, left, box_height, box_width = boxes.T
-    rows = _sampled(top, box_height, height)[:, :, None].expand(-1, -1, width)
-    columns = _sampled(left, box_width, width)[:, None, :].expand(-1, height, -1)
-    return F.grid_sample(images, torch.stack([columns, rows], dim=3), align_corners=False)
-
-
-def _sampled(start: Tensor, length: Tensor, size: int) -> Tensor:
-    """Where the `size` pixels of a resized box lie along one side, (B, size) in grid_sample's -1..1."""
-    centres = (torch.arange(size, device=start.device) + 0.5) / size
-    pixels = start[:, None] + centres * length[:, None]
-    # Not beyond the centres of the box's outer pixels: what lies outside the box is not seen.
-    inside = torch.maximum(torch.minimum(pixels, (start + length)[:, None] - 0.5), start[:, None] + 0.5)
-    return 2 * inside / size - 1
 
 
 def _floats(images: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -30,12 +31,15 @@ class CatalogueImages(Dataset):
 
     Args:
         catalogue: N images.
-        preprocess: uint8 (3, H, W) -> uint8 (3, height, width), or crops of it.
+        preprocess: uint8 (3, H, W) -> uint8 (3, height, width), or crops of it; None leaves the image as it is.
         orientation: whether images are turned upright, see `pixels_of`.
     """
 
     def __init__(
-        self, catalogue: Catalogue, preprocess: Callable[[Tensor], Tensor], orientation: Orientation = "exif"
+        self,
+        catalogue: Catalogue,
+        preprocess: Callable[[Tensor], Tensor] | None = None,
+        orientation: Orientation = "exif",
     ) -> None:
         self.catalogue = catalogue
         self.preprocess = preprocess
@@ -51,7 +55,7 @@ class CatalogueImages(Dataset):
         except (ValueError, OSError) as error:
             return Unreadable(str(error))
         try:
-            return self.preprocess(image)
+            return image if self.preprocess is None else self.preprocess(image)
         except ValueError as error:
             return Unreadable(f"The image {self.catalogue.path(row)} cannot be described: {error}.")
 
@@ -65,45 +69,64 @@ class Replaced:
 
 
 class LabelledImages(Dataset):
-    """Images of one group with their labels.
+    """Crops of the images of one group, with their labels.
 
     Args:
         images: the dataset of all training images.
         rows: which of them belong to the group, class by class, int64 (n,).
         offsets: images of label c are rows[offsets[c]:offsets[c + 1]], int64 (C + 1,).
+        crop: an image and what was drawn for it -> uint8 (3, height, width).
     """
 
-    def __init__(self, images: Dataset, rows: np.ndarray, offsets: np.ndarray) -> None:
+    def __init__(
+        self, images: Dataset, rows: np.ndarray, offsets: np.ndarray, crop: Callable[[Tensor, np.ndarray], Tensor]
+    ) -> None:
         self.images = images
         self.rows = rows
         self.offsets = offsets
+        self.crop = crop
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int] | Replaced | Unreadable:
-        """The pixels and the label of image `index` of the group; the next one of its class that can be read."""
+    def __getitem__(self, item: tuple[int, np.ndarray]) -> tuple[Tensor, int] | Replaced | Unreadable:
+        """Crop an image of the group with what was drawn for it; the next one of its class that can be read.
+
+        Args:
+            item: the index within the group, and the draws.
+        """
+        index, draws = item
         label = int(np.searchsorted(self.offsets, index, side="right")) - 1
         start, end = self.offsets[label : label + 2].tolist()
         first = self.images[int(self.rows[index])]
         if not isinstance(first, Unreadable):
-            return first, label
+            return self.crop(first, draws), label
         for other in (*range(index + 1, end), *range(start, index)):
             image = self.images[int(self.rows[other])]
             if not isinstance(image, Unreadable):
-                return Replaced((image, label), first.reason)
+                return Replaced((self.crop(image, draws), label), first.reason)
         return first
 
 
 class CachedImages(Dataset):
-    """Images that were decoded once and are kept in memory."""
+    """Images of any shapes that were decoded once and are kept in memory.
 
-    def __init__(self, pixels: Tensor) -> None:
-        self.pixels = pixels
+    Their pixels lie in one tensor, which worker processes share.
+
+    Args:
+        shapes: height and width of each, int64 (N, 2).
+    """
+
+    def __init__(self, shapes: np.ndarray) -> None:
+        self.shapes = shapes
+        self.ends = 3 * shapes.prod(axis=1).cumsum()
+        self.pixels = torch.empty(int(self.ends[-1]), dtype=torch.uint8)
 
     def __len__(self) -> int:
-        return len(self.pixels)
+        return len(self.shapes)
 
     def __getitem__(self, row: int) -> Tensor:
-        """The pixels of image `row`, uint8 (3, height, width)."""
-        return self.pixels[row]
+        """The pixels of image `row`, uint8 (3, H, W), channels last in memory as resizing is fastest then."""
+        height, width = self.shapes[row].tolist()
+        end = int(self.ends[row])
+        return self.pixels[end - 3 * height * width : end].view(height, width, 3).permute(2, 0, 1)

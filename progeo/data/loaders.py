@@ -2,14 +2,16 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from progeo.data.datasets import CachedImages, Replaced, Unreadable
+from progeo.data.datasets import CachedImages, CatalogueImages, Replaced, Unreadable
+from progeo.data.decode import read_shape
+from progeo.files import each_file
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,8 @@ class Loaded:
     """Why an item could not be read and another stands for it, by its position in the batch."""
 
 
-def build_loader(dataset: Dataset, batches: Iterable[Sequence[int]], *, num_workers: int) -> DataLoader:
-    """Load the batches of indices given, as `Loaded`."""
+def build_loader(dataset: Dataset, batches: Iterable[Sequence[Any]], *, num_workers: int) -> DataLoader:
+    """Load the batches given, of indices or what else the dataset takes, as `Loaded`."""
     return DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=_collated)
 
 
@@ -64,10 +66,20 @@ def read_batches(loader: DataLoader) -> Iterator[Any]:
         yield batch.items
 
 
-def cache_images(dataset: Dataset, *, num_workers: int) -> CachedImages:
-    """Decode all images once and keep them in memory."""
-    loader = build_loader(dataset, ordered_batches(range(len(dataset)), 64), num_workers=num_workers)
-    return CachedImages(torch.cat(list(read_batches(loader))))
+def cache_images(images: CatalogueImages, *, num_workers: int) -> CachedImages:
+    """Decode all images once and keep them in memory.
+
+    Raises:
+        ValueError: an image that cannot be read; the sentence names it.
+    """
+    catalogue, count = images.catalogue, len(images)
+    look = partial(read_shape, orientation=images.orientation)
+    shapes = each_file(lambda row: look(catalogue.path(row)), range(count), total=count)
+    cached = CachedImages(np.array([shape or (0, 0) for shape in shapes]))  # what has none is named below
+    loader = build_loader(images, ordered_batches(range(count), 1), num_workers=num_workers)
+    for row, image in enumerate(read_batches(loader)):
+        cached[row].copy_(image[0])
+    return cached
 
 
 def _collated(items: list[Tensor | tuple[Tensor, int] | Replaced | Unreadable]) -> Loaded:

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
+import numpy as np
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -14,7 +14,6 @@ from progeo.data.loaders import Loaded, build_loader, cache_images
 from progeo.data.samplers import ClassBatches
 from progeo.engine.log import LOGGER
 from progeo.engine.randomness import seeded_generator
-from progeo.models.preprocessing import resize_image
 from progeo.places.catalogue import Catalogue
 from progeo.places.cells import Group
 
@@ -28,7 +27,7 @@ class Piece:
     labels: Tensor
     """int64 (b,)."""
     changes: Changes
-    """Their augmentation."""
+    """What is left to be done to them: the color jitter."""
 
 
 class ImageBatches:
@@ -37,7 +36,7 @@ class ImageBatches:
     Args:
         settings: of the training.
         catalogue: all training images.
-        image_size: height and width that they are resized to.
+        image_size: height and width that their crops are resized to.
         accelerator: says which process this is.
     """
 
@@ -46,15 +45,13 @@ class ImageBatches:
     ) -> None:
         check_batches(settings.training, accelerator.num_processes)
         self.settings = settings
-        self.image_size = image_size
+        self.crop = settings.augmentation.crop(image_size)
         self.process, self.num_processes = accelerator.process_index, accelerator.num_processes
         self.unreadable: set[str] = set()
         """Why images could not be read; each reason names its image."""
         data = settings.data
-        images = CatalogueImages(catalogue, partial(resize_image, size=image_size), data.orientation)
+        images = CatalogueImages(catalogue, orientation=data.orientation)
         self.images = cache_images(images, num_workers=data.num_workers) if data.cache_images else images
-        # Images in memory need no decoding: handing them over from a worker would cost more than it saves.
-        self.num_workers = 0 if data.cache_images else data.num_workers
 
     def of_epoch(self, epoch: int, group: Group, *, first_step: int) -> Iterator[list[Piece]]:
         """This process's part of each batch of an epoch, in its pieces.
@@ -74,14 +71,21 @@ class ImageBatches:
             process=self.process,
             num_processes=self.num_processes,
         )
-        images = LabelledImages(self.images, group.rows, group.offsets)
-        for step, loaded in enumerate(build_loader(images, batches, num_workers=self.num_workers), first_step):
+        images = LabelledImages(self.images, group.rows, group.offsets, self.crop)
+        loader = build_loader(images, self._with_crops(batches, epoch), num_workers=self.settings.data.num_workers)
+        for step, loaded in enumerate(loader, first_step):
             self._note_unreadable(loaded)
-            # Drawn for the whole batch: what happens to an image does not depend on how many processes there are.
-            changes = self.settings.augmentation.draw(
-                training.batch_size, self.image_size, seeded_generator(seed, epoch, step)
-            )
-            yield self._pieces(*loaded.items, changes.of(batches.part))
+            yield self._pieces(*loaded.items, self._changes(epoch, step).of(batches.part))
+
+    def _with_crops(self, batches: ClassBatches, epoch: int) -> Iterator[list[tuple[int, np.ndarray]]]:
+        for step, indices in enumerate(batches, batches.first_batch):
+            crops = self._changes(epoch, step).crops[batches.part].numpy()
+            yield list(zip(indices, crops, strict=True))
+
+    def _changes(self, epoch: int, step: int) -> Changes:
+        """What is done to a batch, drawn for all of it: it does not depend on how many processes there are."""
+        generator = seeded_generator(self.settings.seed, epoch, step)
+        return self.settings.augmentation.draw(self.settings.training.batch_size, generator)
 
     def _pieces(self, images: Tensor, labels: Tensor, changes: Changes) -> list[Piece]:
         size = len(images) // self.settings.training.micro_batches

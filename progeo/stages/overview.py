@@ -27,7 +27,7 @@ def overview(training: ImageTraining, places: TrainingPlaces, val_set: QuerySet)
     frozen = sum(p.numel() for p in encoder.parameters()) - trained
     beside = sum(p.numel() for module in training.losses.modules for p in module.parameters() if p.requires_grad)
     return [
-        f"images      {in_groups:,} of {len(places.catalogue):,} are in groups, resized to {height} x {width} pixels; "
+        f"images      {in_groups:,} of {len(places.catalogue):,} are in groups, cropped to {height} x {width} pixels; "
         f"validation: {len(val_set.queries):,} queries, {len(val_set.database):,} database images",
         f"groups      {len(groups)}, of {classes} classes; {settings.training.epochs:,} epochs, each of one group and "
         f"{settings.training.iterations_per_epoch:,} steps of {settings.training.batch_size:,} images",
@@ -64,9 +64,9 @@ def estimated_memory(training: ImageTraining) -> Memory:
     at_once = settings.training.batch_size // (accelerator.num_processes * settings.training.micro_batches)
     one, two = (_kept_for_gradient(encoder, count, accelerator) for count in (1, 2))
     pixels = 3 * encoder.image_size[0] * encoder.image_size[1]
-    # The bytes of an image, and the floats that augmentation and normalisation turn them into.
+    # The bytes of an image, and the floats that jitter and normalization turn them into.
     images = one + (at_once - 1) * (two - one) + at_once * pixels * (1 + 3 * 4)
-    cached = len(training.batches.images) * pixels if settings.data.cache_images else 0
+    cached = training.batches.images.pixels.nbytes if settings.data.cache_images else 0
     return Memory(states, images, at_once, cached)
 
 

@@ -82,37 +82,57 @@ def test_all_images_come_once_in_order_resized(folder):
         assert torch.equal(loaded[row], resize_image(read_image(images.catalogue.path(row)), (32, 48)))
 
 
-def test_cached_images_equal_the_decoded_ones(folder):
-    images = CatalogueImages(read_catalogue(folder), partial(resize_image, size=(32, 32)))
-    cached = cache_images(images, num_workers=0)
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_cached_images_equal_the_decoded_ones_in_their_own_shapes(folder, num_workers):
+    images = CatalogueImages(read_catalogue(folder))
+    cached = cache_images(images, num_workers=num_workers)
     assert len(cached) == 6
     assert all(torch.equal(cached[row], images[row]) for row in range(6))
+    assert cached.pixels.nbytes == sum(3 * (40 + index) * 60 for index in range(6))
 
 
-def test_training_batches_hold_the_images_and_labels_that_the_sampler_names(folder):
-    images = CatalogueImages(read_catalogue(folder), partial(resize_image, size=(32, 32)))
+def test_images_that_are_cached_must_all_be_readable(folder):
+    path = folder / "@3@0@.png"
+    for content in (b"no image", path.read_bytes()[:300]):  # without a header, and with one
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"@3@0@.png cannot be decoded"):
+            cache_images(CatalogueImages(read_catalogue(folder)), num_workers=0)
+
+
+def corner(image, draws):
+    """A crop that shows where it is from: the size that was drawn."""
+    return image[:, : int(draws[0]), : int(draws[1])]
+
+
+def test_training_batches_hold_the_crops_and_labels_that_the_sampler_names(folder):
+    images = CatalogueImages(read_catalogue(folder))
     rows, offsets, labels = np.array([5, 1, 0, 2]), np.array([0, 2, 4]), np.array([0, 0, 1, 1])
     sampler = ClassBatches(offsets, batch_size=2, num_batches=3, seed=0, epoch=0)
-    loader = build_loader(LabelledImages(images, rows, offsets), sampler, num_workers=0)
-    for indices, (pixels, got) in zip(sampler, read_batches(loader), strict=True):
+    crops = [[np.array([5, 7])] * 2, [np.array([9, 3])] * 2, [np.array([2, 2])] * 2]
+    batches = [list(zip(indices, drawn, strict=True)) for indices, drawn in zip(sampler, crops, strict=True)]
+    loader = build_loader(LabelledImages(images, rows, offsets, corner), batches, num_workers=0)
+    for indices, (height, width), (pixels, got) in zip(
+        sampler, [(5, 7), (9, 3), (2, 2)], read_batches(loader), strict=True
+    ):
         assert got.tolist() == labels[indices].tolist()
-        assert torch.equal(pixels, torch.stack([images[row] for row in rows[indices]]))
+        assert torch.equal(pixels, torch.stack([images[row][:, :height, :width] for row in rows[indices]]))
 
 
 def test_an_image_that_cannot_be_read_is_replaced_by_the_next_of_its_class(folder):
     for broken in (1, 2, 4, 5):
         (folder / f"@{broken}@0@.png").write_bytes(b"no image")
-    images = CatalogueImages(read_catalogue(folder), partial(resize_image, size=(32, 32)))
-    labelled = LabelledImages(images, np.arange(6), np.array([0, 4, 6]))  # classes 0 1 2 3 and 4 5
-    (batch,) = build_loader(labelled, [[0, 1, 2]], num_workers=0)  # 2 is broken too: 3 stands for both
-    assert torch.equal(batch.items[0], torch.stack([images[0], images[3], images[3]]))
+    images = CatalogueImages(read_catalogue(folder))
+    labelled = LabelledImages(images, np.arange(6), np.array([0, 4, 6]), corner)  # classes 0 1 2 3 and 4 5
+    drawn = np.array([8, 9])
+    (batch,) = build_loader(labelled, [[(0, drawn), (1, drawn), (2, drawn)]], num_workers=0)  # 3 stands for 1 and 2
+    assert torch.equal(batch.items[0], torch.stack([images[row][:, :8, :9] for row in (0, 3, 3)]))
     assert batch.items[1].tolist() == [0, 0, 0]
     assert {place: "@.png cannot be decoded" in reason for place, reason in batch.replaced.items()} == {
         1: True,
         2: True,
     }
-    assert labelled[2].reason == images[2].reason
-    (batch,) = build_loader(labelled, [[3, 5]], num_workers=0)
+    assert labelled[2, drawn].reason == images[2].reason
+    (batch,) = build_loader(labelled, [[(3, drawn), (5, drawn)]], num_workers=0)
     assert (list(batch.unreadable), batch.replaced) == ([1], {})  # class 1 has no image that can be read
 
 

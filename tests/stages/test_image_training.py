@@ -161,7 +161,7 @@ def test_the_overview_counts_images_groups_and_parameters(build, city):
     training = build("--model.frozen", "[layer1]")
     val_set = load_query_set(city / "val", "database", "queries", radius_m=25.0)
     lines = overview(training, read_training_places(training.settings), val_set)
-    assert lines[0].startswith("images      84 of 84 are in groups, resized to 64 x 64 pixels")
+    assert lines[0].startswith("images      84 of 84 are in groups, cropped to 64 x 64 pixels")
     assert lines[0].endswith("validation: 6 queries, 12 database images")
     frozen = sum(p.numel() for p in training.encoder.backbone.layer1.parameters())
     trained = sum(p.numel() for p in training.encoder.parameters()) - frozen
@@ -196,7 +196,7 @@ def test_the_layers_draw_otherwise_in_every_piece_and_other_than_the_augmentatio
     training.run_epoch(RunFolder(tmp_path), StopRequest())
     assert len(drawn) == 2
     assert not torch.equal(*drawn)
-    shares = training.settings.augmentation.draw(2, (64, 64), seeded_generator(0, 0, 0)).shares[:, 0]
+    shares = training.settings.augmentation.draw(2, seeded_generator(0, 0, 0)).shares[:, 0]
     assert not torch.allclose(drawn[0], shares)
 
 
