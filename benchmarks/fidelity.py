@@ -1,0 +1,126 @@
+"""Stage 2 beside the published loop, by what both learn from the same images, steps and starting weights.
+
+Run `python -m benchmarks.fidelity configs/sf_xl_sample.yaml configs/cambridge_sample.yaml --file_side 128`, or with any
+other settings of stage 2. The published loop is CosPlace's, which ProGEO's stage 2 adds its text to, written plainly:
+each class gives one random image an epoch, decoded to floats, jittered and cropped image by image, and Adam trains
+encoder and classifier. Ours is measured once with the same settings and once with averaged weights, as the short
+configurations have them. Both are validated alike. With `--file_side` the images are copied at a smaller size first, as
+the published augmentation is slow.
+"""
+
+import random
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from benchmarks.short_trainings import Task, Trained, build_task, parse_arguments, table, train_ours
+from progeo.places.catalogue import Catalogue
+from progeo.places.cells import Group
+from progeo.stages.image_training import build_untrained_encoder
+
+DECAY = 0.98
+PUBLISHED, OURS, AVERAGED = "published loop", "ours, the same settings", f"ours, weights averaged ({DECAY})"
+
+
+def main() -> None:
+    """Print a table for each configuration."""
+    options, words = parse_arguments(__doc__.splitlines()[0])
+    words = [*words, "--training.ema_decay", str(DECAY)]
+    with tempfile.TemporaryDirectory() as folder:
+        for config in options.configs:
+            rows: dict[str, list[float]] = {name: [] for name in (PUBLISHED, OURS, AVERAGED)}
+            seconds: dict[str, list[float]] = {name: [] for name in rows}
+            for seed in options.seeds:
+                task = build_task(config, options, words, seed=seed, folder=Path(folder))
+                published = train_published(task)
+                ours = train_ours(task, Path(folder), lambda training: (training.encoder, training.result))
+                for name, recall in zip(rows, (*published.recalls, *ours.recalls), strict=True):
+                    rows[name].append(recall)
+                    seconds[name].append((published if name == PUBLISHED else ours).seconds_per_step)
+            title = f"{config}: {options.steps} steps, {len(task.val_set.queries)} queries, {options.image_size} px"
+            print("\n".join(table(title, rows, seconds)), flush=True)
+
+
+class RandomImageOfClass(Dataset):
+    """One random image of each class, as floats."""
+
+    def __init__(self, catalogue: Catalogue, group: Group) -> None:
+        self.paths = [str(catalogue.path(row)) for row in group.rows]
+        self.of_class = [np.flatnonzero(group.labels == label).tolist() for label in range(group.num_classes)]
+
+    def __len__(self) -> int:
+        return len(self.of_class)
+
+    def __getitem__(self, label: int) -> tuple[Tensor, int]:
+        image = Image.open(self.paths[random.choice(self.of_class[label])]).convert("RGB")
+        return transforms.functional.to_tensor(image), label
+
+
+class CosFace(nn.Module):
+    """Cosine logits with an additive margin."""
+
+    def __init__(self, dim: int, num_classes: int, scale: float, margin: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(num_classes, dim)))
+        self.scale, self.margin = scale, margin
+
+    def forward(self, descriptors: Tensor, labels: Tensor) -> Tensor:
+        """Logits (B, C) of descriptors (B, D)."""
+        norms = descriptors.norm(dim=1)[:, None] * self.weight.norm(dim=1)[None]
+        cosines = descriptors @ self.weight.T / norms.clamp(min=1e-8)
+        one_hot = torch.zeros_like(cosines).scatter_(1, labels[:, None], 1.0)
+        return self.scale * (cosines - one_hot * self.margin)
+
+
+def train_published(task: Task) -> Trained:
+    """Train as the published program does, from the encoder that ours starts from."""
+    settings, groups, device = task.settings, task.places.partition.groups, task.accelerator.device
+    training, jitter = settings.training, settings.augmentation
+    random.seed(settings.seed)
+    torch.manual_seed(settings.seed)
+    encoder = build_untrained_encoder(settings).to(device).train()
+    heads = [
+        CosFace(encoder.descriptor_dim, group.num_classes, settings.head.scale, settings.head.margin).to(device)
+        for group in groups
+    ]
+    optimizer = torch.optim.Adam(encoder.parameters(), lr=training.encoder_learning_rate)
+    head_optimizers = [torch.optim.Adam(head.parameters(), lr=training.head_learning_rate) for head in heads]
+    color_jitter = transforms.ColorJitter(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
+    crop = transforms.RandomResizedCrop(list(encoder.image_size), scale=jitter.crop_scale, ratio=jitter.crop_ratio)
+    normalize = transforms.Normalize(encoder.spec.mean, encoder.spec.std)
+    start = time.perf_counter()
+    for epoch in range(training.epochs):
+        index = epoch % len(groups)
+        images = RandomImageOfClass(task.places.catalogue, groups[index])
+        batches = endless_batches(images, training.batch_size, settings.data.num_workers)
+        for _ in range(training.iterations_per_epoch):
+            pixels, labels = (values.to(device) for values in next(batches))
+            pixels = torch.stack([color_jitter(image) for image in pixels])
+            pixels = normalize(torch.stack([crop(image) for image in pixels]))
+            optimizer.zero_grad()
+            head_optimizers[index].zero_grad()
+            F.cross_entropy(heads[index](encoder(pixels), labels), labels).backward()
+            optimizer.step()
+            head_optimizers[index].step()
+    seconds = time.perf_counter() - start
+    return Trained((task.recall_at_1(encoder),), seconds / (training.epochs * training.iterations_per_epoch))
+
+
+def endless_batches(images: Dataset, batch_size: int, num_workers: int) -> Iterator[list[Tensor]]:
+    """Batches of random classes, each class once before any comes again."""
+    loader = DataLoader(images, batch_size, shuffle=True, num_workers=num_workers, drop_last=True)
+    while True:
+        yield from loader
+
+
+if __name__ == "__main__":
+    main()

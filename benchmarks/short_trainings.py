@@ -1,0 +1,136 @@
+"""Short trainings of stage 2 without text on a small set, for benchmarks that compare what trainings learn."""
+
+import argparse
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+from PIL import Image
+
+from progeo.config.parsing import parse_settings
+from progeo.config.training import Settings
+from progeo.engine.accelerator import start_accelerator
+from progeo.engine.run_folder import RunFolder
+from progeo.engine.stopping import StopRequest
+from progeo.evaluation.recall import recall_at
+from progeo.image_files import open_image
+from progeo.models.encoder import Encoder
+from progeo.places.catalogue import read_catalogue
+from progeo.stages.image_training import ImageTraining
+from progeo.stages.places import TrainingPlaces, read_training_places
+from progeo.stages.query_sets import QuerySet, load_query_set
+from progeo.stages.validation import retrieve
+
+JPEG_QUALITY = 95
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained, on which images, and how it is tested."""
+
+    settings: Settings
+    places: TrainingPlaces
+    val_set: QuerySet
+    accelerator: Accelerator
+
+    def recall_at_1(self, encoder: Encoder) -> float:
+        """R@1 of the validation in percent, all images resized to the training's size."""
+        data = self.settings.data
+        predictions = retrieve(
+            encoder,
+            self.val_set,
+            self.accelerator,
+            count=1,
+            image_size=encoder.image_size,
+            batch_size=data.eval_batch_size,
+            num_workers=data.num_workers,
+        )
+        return float(recall_at(predictions, self.val_set.positives, (1,))[0])
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training gave."""
+
+    recalls: tuple[float, ...]
+    """R@1 of each encoder that it left, in percent."""
+    seconds_per_step: float
+
+
+def parse_arguments(description: str, arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
+    """Read what all of these benchmarks take; what is left over are settings, such as `--data.num_workers 4`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument(
+        "configs", nargs="+", type=Path, help="settings of stage 2 with a small set, such as a sample's"
+    )
+    parser.add_argument("--image_size", type=int, default=64, help="pixels of crops and of validation images")
+    parser.add_argument(
+        "--file_side", type=int, help="copy the images at this side first; without it take them as they are"
+    )
+    parser.add_argument("--steps", type=int, default=400, help="steps of every training")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3], help="a training for each")
+    return parser.parse_known_args(arguments)
+
+
+def build_task(config: Path, options: argparse.Namespace, words: Iterable[str], *, seed: int, folder: Path) -> Task:
+    """Read settings and images; images of another size are written to `folder` once.
+
+    Raises:
+        ValueError: steps that are no complete epochs.
+    """
+    chosen = ["--config", config, "--text.weight", 0, "--model.image_size", options.image_size, "--seed", seed]
+    settings = _parsed([*chosen, "--data.cache_images", "false", *words])
+    per_epoch = min(settings.training.iterations_per_epoch, options.steps)
+    if options.steps % per_epoch:
+        raise ValueError(f"--steps must be a multiple of {per_epoch}, the steps of an epoch, got {options.steps}.")
+    steps = ["--training.iterations_per_epoch", per_epoch, "--training.epochs", options.steps // per_epoch]
+    data = settings.data
+    if options.file_side is not None:
+        copies = [_small_copy(path, options.file_side, folder) for path in (data.train_folder, data.val_folder)]
+        steps += ["--data.train_folder", copies[0], "--data.val_folder", copies[1]]
+    settings = _parsed([*chosen, "--data.cache_images", "false", *words, *steps])
+    data = settings.data
+    val_set = load_query_set(data.val_folder, data.database, data.queries, radius_m=data.positive_radius_m)
+    return Task(settings, read_training_places(settings), val_set, start_accelerator(settings.mixed_precision))
+
+
+def train_ours(task: Task, folder: Path, results: Callable[[ImageTraining], Sequence[Encoder]]) -> Trained:
+    """Train as `stage2_image.py` does, without checkpoints; `results` picks the encoders to test."""
+    training = ImageTraining(task.settings, task.places, task.accelerator)
+    start = time.perf_counter()
+    while not training.finished:
+        training.run_epoch(RunFolder(folder), StopRequest())
+    seconds = time.perf_counter() - start
+    recalls = tuple(task.recall_at_1(encoder) for encoder in results(training))
+    task.accelerator.free_memory()
+    return Trained(recalls, seconds / training.steps_done)
+
+
+def table(title: str, rows: dict[str, list[float]], seconds: dict[str, list[float]]) -> list[str]:
+    """Lines with mean and standard deviation over the seeds, each seed's R@1, and seconds a step."""
+    lines = [title, f"{'val R@1':36}{'mean':>6}{'std':>6}{'s/step':>8}  of each seed"]
+    for name, values in rows.items():
+        each = " ".join(f"{value:5.1f}" for value in values)
+        spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
+        lines.append(f"{name:36}{np.mean(values):6.1f}{spread:6.1f}{np.mean(seconds[name]):8.3f}  {each}")
+    return lines
+
+
+def _parsed(words: Iterable[object]) -> Settings:
+    return parse_settings(Settings, [str(word) for word in words], program="benchmark")
+
+
+def _small_copy(folder: Path, side: int, out: Path) -> Path:
+    """Copy a folder of images of `side` x `side` pixels, under the same names."""
+    copy = out / f"{side}" / folder.resolve().relative_to("/")
+    catalogue = read_catalogue(folder, positions="ignored")
+    for row in range(len(catalogue)):
+        path = copy / catalogue.name(row)
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open_image(catalogue.path(row)) as image:
+                image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS).save(path, quality=JPEG_QUALITY)
+    return copy
