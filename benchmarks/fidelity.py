@@ -11,7 +11,7 @@ the published augmentation is slow.
 import random
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +22,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from benchmarks.short_trainings import Task, Trained, build_task, parse_arguments, table, train_ours
+from benchmarks.short_trainings import Task, Trained, build_task, parse_arguments, print_head, print_row, train_ours
 from progeo.places.catalogue import Catalogue
 from progeo.places.cells import Group
 from progeo.stages.image_training import build_untrained_encoder
 
 DECAY = 0.98
-PUBLISHED, OURS, AVERAGED = "published loop", "ours, the same settings", f"ours, weights averaged ({DECAY})"
 
 
 def main() -> None:
@@ -37,17 +36,18 @@ def main() -> None:
     words = [*words, "--training.ema_decay", str(DECAY)]
     with tempfile.TemporaryDirectory() as folder:
         for config in options.configs:
-            rows: dict[str, list[float]] = {name: [] for name in (PUBLISHED, OURS, AVERAGED)}
-            seconds: dict[str, list[float]] = {name: [] for name in rows}
-            for seed in options.seeds:
-                task = build_task(config, options, words, seed=seed, folder=Path(folder))
-                published = train_published(task)
-                ours = train_ours(task, Path(folder), lambda training: (training.encoder, training.result))
-                for name, recall in zip(rows, (*published.recalls, *ours.recalls), strict=True):
-                    rows[name].append(recall)
-                    seconds[name].append((published if name == PUBLISHED else ours).seconds_per_step)
-            title = f"{config}: {options.steps} steps, {len(task.val_set.queries)} queries, {options.image_size} px"
-            print("\n".join(table(title, rows, seconds)), flush=True)
+            tasks = [build_task(config, options, words, seed=seed, folder=Path(folder)) for seed in options.seeds]
+            print_head(config, tasks[0])
+            published = [train_published(task) for task in tasks]
+            print_row("published loop", *columns(published, 0))
+            ours = [train_ours(task, lambda training: (training.encoder, training.result)) for task in tasks]
+            print_row("ours, the same settings", *columns(ours, 0))
+            print_row(f"ours, weights averaged ({DECAY})", *columns(ours, 1))
+
+
+def columns(trained: Sequence[Trained], encoder: int) -> tuple[list[float], list[float]]:
+    """R@1 of one of the encoders that trainings left, and their seconds a step."""
+    return [each.recalls[encoder] for each in trained], [each.seconds_per_step for each in trained]
 
 
 class RandomImageOfClass(Dataset):

@@ -8,7 +8,7 @@ first.
 import tempfile
 from pathlib import Path
 
-from benchmarks.short_trainings import build_task, parse_arguments, table, train_ours
+from benchmarks.short_trainings import build_task, parse_arguments, print_head, print_row, train_ours
 
 RECIPES = {
     "as published": [],
@@ -33,16 +33,16 @@ def main() -> None:
     options, words = parse_arguments(__doc__.splitlines()[0])
     with tempfile.TemporaryDirectory() as folder:
         for config in options.configs:
-            rows: dict[str, list[float]] = {name: [] for name in RECIPES}
-            seconds: dict[str, list[float]] = {name: [] for name in RECIPES}
             for name, changed in RECIPES.items():
-                for seed in options.seeds:
-                    task = build_task(config, options, [*words, *changed], seed=seed, folder=Path(folder))
-                    trained = train_ours(task, Path(folder), lambda training: (training.result,))
-                    rows[name] += trained.recalls
-                    seconds[name].append(trained.seconds_per_step)
-            title = f"{config}: {options.steps} steps, {len(task.val_set.queries)} queries, {options.image_size} px"
-            print("\n".join(table(title, rows, seconds)), flush=True)
+                tasks = [
+                    build_task(config, options, [*words, *changed], seed=seed, folder=Path(folder))
+                    for seed in options.seeds
+                ]
+                if not changed:
+                    print_head(config, tasks[0])
+                trained = [train_ours(task, lambda training: (training.result,)) for task in tasks]
+                recalls, seconds = zip(*((each.recalls[0], each.seconds_per_step) for each in trained), strict=True)
+                print_row(name, recalls, seconds)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Short trainings of stage 2 without text on a small set, for benchmarks that compare what trainings learn."""
 
 import argparse
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from progeo.engine.run_folder import RunFolder
 from progeo.engine.stopping import StopRequest
 from progeo.evaluation.recall import recall_at
 from progeo.image_files import open_image
+from progeo.models.clip import as_height_width
 from progeo.models.encoder import Encoder
 from progeo.places.catalogue import read_catalogue
 from progeo.stages.image_training import ImageTraining
@@ -87,6 +89,7 @@ def build_task(config: Path, options: argparse.Namespace, words: Iterable[str], 
     if options.steps % per_epoch:
         raise ValueError(f"--steps must be a multiple of {per_epoch}, the steps of an epoch, got {options.steps}.")
     steps = ["--training.iterations_per_epoch", per_epoch, "--training.epochs", options.steps // per_epoch]
+    steps += ["--training.checkpoint_every", per_epoch]  # none: that at the end of an epoch is not written here
     data = settings.data
     if options.file_side is not None:
         copies = [_small_copy(path, options.file_side, folder) for path in (data.train_folder, data.val_folder)]
@@ -97,26 +100,33 @@ def build_task(config: Path, options: argparse.Namespace, words: Iterable[str], 
     return Task(settings, read_training_places(settings), val_set, start_accelerator(settings.mixed_precision))
 
 
-def train_ours(task: Task, folder: Path, results: Callable[[ImageTraining], Sequence[Encoder]]) -> Trained:
+def train_ours(task: Task, results: Callable[[ImageTraining], Sequence[Encoder]]) -> Trained:
     """Train as `stage2_image.py` does, without checkpoints; `results` picks the encoders to test."""
     training = ImageTraining(task.settings, task.places, task.accelerator)
     start = time.perf_counter()
     while not training.finished:
-        training.run_epoch(RunFolder(folder), StopRequest())
+        training.run_epoch(RunFolder(task.settings.run), StopRequest())
     seconds = time.perf_counter() - start
     recalls = tuple(task.recall_at_1(encoder) for encoder in results(training))
     task.accelerator.free_memory()
     return Trained(recalls, seconds / training.steps_done)
 
 
-def table(title: str, rows: dict[str, list[float]], seconds: dict[str, list[float]]) -> list[str]:
-    """Lines with mean and standard deviation over the seeds, each seed's R@1, and seconds a step."""
-    lines = [title, f"{'val R@1':36}{'mean':>6}{'std':>6}{'s/step':>8}  of each seed"]
-    for name, values in rows.items():
-        each = " ".join(f"{value:5.1f}" for value in values)
-        spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
-        lines.append(f"{name:36}{np.mean(values):6.1f}{spread:6.1f}{np.mean(seconds[name]):8.3f}  {each}")
-    return lines
+def print_head(config: Path, task: Task) -> None:
+    """Print what the rows below have in common."""
+    training, (height, width) = task.settings.training, as_height_width(task.settings.model.image_size)
+    steps = training.epochs * training.iterations_per_epoch
+    print(
+        f"{config}: {steps} steps of {training.batch_size}, {height} x {width} px, {len(task.val_set.queries)} queries"
+    )
+    print(f"{'val R@1':36}{'mean':>6}{'std':>6}{'s/step':>8}  of each seed", flush=True)
+
+
+def print_row(name: str, recalls: Sequence[float], seconds: Sequence[float]) -> None:
+    """Print mean and standard deviation over the seeds, seconds a step, and the R@1 of each seed."""
+    each = " ".join(f"{value:5.1f}" for value in recalls)
+    spread = np.std(recalls, ddof=1) if len(recalls) > 1 else math.nan
+    print(f"{name:36}{np.mean(recalls):6.1f}{spread:6.1f}{np.mean(seconds):8.3f}  {each}", flush=True)
 
 
 def _parsed(words: Iterable[object]) -> Settings:
