@@ -10,20 +10,15 @@ from pathlib import Path
 
 from benchmarks.short_trainings import build_task, parse_arguments, print_head, print_row, train_ours
 
+BASE = ["--training.ema_decay", "null"]
 RECIPES = {
     "as published": [],
-    "weights averaged (0.9)": ["--training.ema_decay", "0.9"],
     "weights averaged (0.98)": ["--training.ema_decay", "0.98"],
     "weights averaged (0.995)": ["--training.ema_decay", "0.995"],
-    "cosine": ["--training.schedule", "cosine"],
     "cosine, 50 steps of warm-up": ["--training.schedule", "cosine", "--training.warmup_steps", "50"],
     "arcface": ["--head.kind", "arcface"],
     "linear": ["--head.kind", "linear"],
-    "weight decay 0.05": ["--training.weight_decay", "0.05"],
-    "2 images of a class": ["--training.images_per_class", "2"],
     "4 images of a class": ["--training.images_per_class", "4"],
-    "4 of a class, triplet loss": ["--training.images_per_class", "4", "--triplet.weight", "1"],
-    "no crops": ["--augmentation.crop_scale", "[1,1]"],
     "crops of 0.25 to 1": ["--augmentation.crop_scale", "[0.25,1]"],
 }
 
@@ -35,7 +30,7 @@ def main() -> None:
         for config in options.configs:
             for name, changed in RECIPES.items():
                 tasks = [
-                    build_task(config, options, [*words, *changed], seed=seed, folder=Path(folder))
+                    build_task(config, options, [*words, *BASE, *changed], seed=seed, folder=Path(folder))
                     for seed in options.seeds
                 ]
                 if not changed:
