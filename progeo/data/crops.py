@@ -54,17 +54,16 @@ class RandomCrop:
         """
         if self.scale == (1, 1):
             return Box(0, 0, height, width)
-        areas, ratios, (down, right) = np.split(draws, [_TRIES, 2 * _TRIES])
-        areas = height * width * (self.scale[0] + (self.scale[1] - self.scale[0]) * areas)
-        ratios = self.ratio[0] * (self.ratio[1] / self.ratio[0]) ** ratios
-        heights, widths = np.sqrt(areas / ratios).round(), np.sqrt(areas * ratios).round()
-        fits = (heights >= 1) & (heights <= height) & (widths >= 1) & (widths <= width)
-        if not fits.any():
-            return self._central_box(height, width)
-        first = int(fits.argmax())
-        box_height, box_width = int(heights[first]), int(widths[first])
-        top, left = math.floor(down * (height - box_height + 1)), math.floor(right * (width - box_width + 1))
-        return Box(top, left, box_height, box_width)
+        *shapes, down, right = draws.tolist()
+        (smallest, largest), (narrowest, widest) = self.scale, self.ratio
+        for drawn_area, drawn_ratio in zip(shapes[:_TRIES], shapes[_TRIES:], strict=True):
+            area = height * width * (smallest + (largest - smallest) * drawn_area)
+            ratio = narrowest * (widest / narrowest) ** drawn_ratio
+            box_height, box_width = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+            if 0 < box_height <= height and 0 < box_width <= width:
+                top, left = int(down * (height - box_height + 1)), int(right * (width - box_width + 1))
+                return Box(top, left, box_height, box_width)
+        return self._central_box(height, width)
 
     def _central_box(self, height: int, width: int) -> Box:
         box_height = min(height, round(width / self.ratio[0]))
