@@ -38,16 +38,21 @@ def test_it_evaluates_the_kept_encoder_as_evaluate_does_also_of_a_run_that_is_fi
 def test_its_settings_are_those_of_validation(config, city, tmp_path):
     shutil.copytree(city / "test", tmp_path / "test")
     (tmp_path / "test/queries").rename(tmp_path / "test/queries_v1")
+    cache = tmp_path / "cache"
     stage_2(
         config, tmp_path / "run", "--text.weight", 0, "--training.epochs", 1, "--training.iterations_per_epoch", 1,
         "--training.keep", "last", "--data.test_folder", tmp_path / "test", "--data.test_queries", "queries_v1",
-        "--data.val_preprocessing", "five_crops", "--data.orientation", "ignore", "--data.positive_radius_m", 40,
-        "--data.positive_angle_deg", 90, "--data.descriptor_cache", tmp_path / "cache",
+        "--data.val_preprocessing", "native", "--model.image_size", 32, "--data.orientation", "ignore",
+        "--data.positive_radius_m", 40, "--data.positive_angle_deg", 90, "--data.val_folder", city / "test",
+        "--data.descriptor_cache", cache,
     )  # fmt: skip
     summary = json.loads((tmp_path / "run/stage2/test/recalls.json").read_text())
+    validated = metrics_of(tmp_path / "run/stage2")[1]  # on the same images
+    assert {f"val {name}": recall for name, recall in summary["recalls"].items()}.items() <= validated.items()
+    assert len(list(cache.iterdir())) == 2
     assert summary["encoder"] == str(tmp_path / "run/stage2/last")
     assert summary["queries"].endswith("images in queries_v1")
-    assert (summary["database preprocessing"], summary["queries preprocessing"]) == ("five_crops", "five_crops")
+    assert (summary["database preprocessing"], summary["queries preprocessing"]) == ("native", "native")
     assert summary["orientation"] == "as stored, photos are not turned upright"
     with (tmp_path / "run/stage2/test/recalls.csv").open() as stream:
         assert next(csv.DictReader(stream))["rule"] == "within 40 m and 90 degrees"
@@ -69,10 +74,9 @@ def test_folders_that_cannot_be_tested_on_are_refused_before_the_training(config
 def test_where_it_fails_the_sentence_says_that_the_training_is_finished(run, config, city, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     shutil.copytree(city / "test", tmp_path / "test")
-    for path in (tmp_path / "test/database").glob("*.jpg"):
-        path.write_bytes(b"broken")
+    next((tmp_path / "test/queries").glob("*.jpg")).write_bytes(b"broken")
     test = ["--data.test_folder", tmp_path / "test", "--data.descriptor_cache", tmp_path / "cache", "--resume", "true"]
-    sentence = failure(config, tmp_path / "run", *test)
+    sentence = failure(config, tmp_path / "run", *test, "--data.max_unreadable_fraction", 0)
     assert f"training is finished, its encoder is in {tmp_path}/run/stage2/best, but the final test is not" in sentence
-    assert "images cannot be read, more than --max_unreadable_fraction allows" in sentence
+    assert "1 of 6 images cannot be read, more than --max_unreadable_fraction allows" in sentence
     assert "With --resume true it is run again; settings named here begin with data. in stage 2." in sentence
