@@ -86,9 +86,7 @@ COMMANDS = {
     "dataset groups": Command(
         "dataset:plan_groups", "datasets:DatasetGroupsSettings", "count classes and images of every group", True
     ),
-    "export": Command(
-        "export:export", "encoders:ExportSettings", "write the best encoder of a run to its own folder", True
-    ),
+    "export": Command("export:export", "encoders:ExportSettings", "write the encoder of a run to its own folder", True),
     "import": Command(
         "bring_in:bring_in", "encoders:ImportSettings", "make an encoder of the weights of another program", True
     ),

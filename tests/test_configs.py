@@ -56,6 +56,7 @@ def test_the_settings_of_cosplace_are_those_of_its_paper(name):
     assert (model.architecture, model.weights, model.descriptor_dim) == (COSPLACE[name][0], "IMAGENET1K_V1", 512)
     assert settings.text.weight == 0
     assert settings.training.epochs == 50
+    assert settings.data.val_preprocessing == "native"
 
 
 @pytest.mark.parametrize("name", [*PUBLISHED, *COSPLACE])

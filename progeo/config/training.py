@@ -17,8 +17,10 @@ from jsonargparse.typing import (
 
 from progeo.data.augmentation import Augmentation
 from progeo.engine.accelerator import Precision, Tracker
+from progeo.engine.run_folder import Keep
 from progeo.engine.schedules import Schedule
 from progeo.models.heads import HeadKind
+from progeo.models.preprocessing import Preprocessing
 from progeo.pixels import Orientation
 
 RENAMED = MappingProxyType({"data.max_unreadable_share": "data.max_unreadable_fraction"})
@@ -37,6 +39,17 @@ class DataSettings:
     """Name of the database's folder in val_folder."""
     queries: str = "queries"
     """Name of the queries' folder in val_folder."""
+    val_preprocessing: Preprocessing = "hard_resize"
+    """Of validation and of the final test: hard_resize to model.image_size; single_query to its shorter side, aspect
+    kept; central_crop of it; five_crops of its shorter side, the mean of their descriptors; native leaves images as
+    they are, as published CosPlace does."""
+    test_folder: Path | None = None
+    """Folder with the database and the queries of a final test, which stage 2 ends with: of the encoder that the run
+    keeps, as `progeo evaluate` does it, into test/ of the run. null ends without."""
+    test_queries: str | None = None
+    """Name of the queries' folder in test_folder, such as queries_v1; null takes that of queries."""
+    descriptor_cache: Path = Path("runs/descriptor_cache")
+    """Folder where the final test keeps descriptors, as `progeo evaluate` does."""
     positive_radius_m: PositiveFloat = 25.0
     """A database image within this many metres of a query is right for it."""
     positive_angle_deg: PositiveFloat | None = None
@@ -210,11 +223,17 @@ class TrainingSettings:
     skip_not_finite: bool = False
     """Leave out and count a step whose loss or gradient is not finite, instead of stopping."""
     patience: PositiveInt | None = None
-    """Stop when the validation's R@1 was not beaten for so many epochs; null trains all of them."""
+    """Stop when the validation's R@1 was not beaten for so many epochs; null trains all of them. What the encoder
+    reached before training does not count."""
+    keep: Keep = "best"
+    """Which encoder the run gives: best, of the epoch with the highest R@1 in validation, in best/; or last, in last/.
+    The encoder before training never is."""
+    keep_every: PositiveInt | None = None
+    """Keep the encoder after every so many epochs, too, each in a folder of epochs/; null keeps none of them."""
     checkpoint_every: PositiveInt = 1000
     """Steps from one checkpoint to the next within an epoch; there is always one at its end."""
     keep_checkpoints: PositiveInt = 2
-    """Older checkpoints are removed; the best encoder never is."""
+    """Older checkpoints are removed; encoders never are."""
 
 
 @dataclass(frozen=True)

@@ -29,13 +29,13 @@ def saved_bytes(forward: Callable[[], object], module: nn.Module) -> int:
     weights = {tensor.untyped_storage().data_ptr() for tensor in module.state_dict(keep_vars=True).values()}
     kept: dict[int, Tensor] = {}
 
-    def note(tensor: Tensor) -> Tensor:
+    def note(tensor: Tensor) -> None:
         address = tensor.untyped_storage().data_ptr()
         if address not in weights:
-            kept[address] = tensor  # held, so that no other takes its address
-        return tensor
+            kept[address] = tensor.detach()  # held, so that no other takes its address
 
-    with saved_tensors_hooks(note, lambda tensor: tensor):
+    # Nothing leads back to the graph, which holds what it is given here: it would stay for ever, and the module too.
+    with saved_tensors_hooks(note, lambda _: None):
         forward()
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -18,6 +18,9 @@ import yaml
 from progeo.engine.checkpoint import EPOCHS, STEPS, finished_checkpoints
 from progeo.engine.log import LOGGER, start_log
 from progeo.files import replacing, write_json
+
+Keep = Literal["best", "last"]
+"""Which model a run gives, and the name of its folder."""
 
 _GROUP = re.compile(r"group_(0|[1-9]\d*)")
 _PACKAGES = ("progeo", "torch", "torchvision", "open_clip_torch", "accelerate", "numpy", "pyarrow", "safetensors")
@@ -61,10 +64,13 @@ class RunFolder:
         groups = [path for path in beside if _GROUP.fullmatch(path.name.removesuffix(".safetensors"))]
         return any(path.is_file() or finished_checkpoints(path, EPOCHS) for path in groups)
 
-    @property
-    def best(self) -> Path:
-        """The best model so far, ready to be used."""
-        return self.path / "best"
+    def kept(self, keep: Keep) -> Path:
+        """The model that the run gives, ready to be used: the best so far, or the last."""
+        return self.path / keep
+
+    def kept_of_epoch(self, epoch: int) -> Path:
+        """The model as it was after an epoch."""
+        return self.path / "epochs" / f"epoch_{epoch:06d}"
 
     def append_metrics(self, values: Mapping[str, Any]) -> None:
         """Add a line to the metrics."""

@@ -86,17 +86,26 @@ def describe_rows(
     num_workers: int,
     what: str,
     hidden: bool = False,
+    filled_to: int = 1,
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Describe some images in memory: float32 (len(rows), D), and why some could not be read, by row.
 
     Args:
         rows: which images, those of `batches` together.
-        describe, images, batches, width, num_workers, what, hidden: see `described_batches`.
+        describe, images, batches, width, num_workers, what, hidden, filled_to: see `described_batches`.
     """
     values = np.zeros((len(rows), width), np.float32)
     unreadable: dict[int, str] = {}
     for batch in described_batches(
-        describe, images, batches, total=len(rows), width=width, num_workers=num_workers, what=what, hidden=hidden
+        describe,
+        images,
+        batches,
+        total=len(rows),
+        width=width,
+        num_workers=num_workers,
+        what=what,
+        hidden=hidden,
+        filled_to=filled_to,
     ):
         values[batch.rows - rows.start] = batch.values
         unreadable |= batch.unreadable

@@ -26,6 +26,9 @@ _READERS = MappingProxyType({_WEIGHTS: read_safetensors, _DESCRIPTION: read_json
 _PARTS = ("encoder", "recalls", "provenance")
 _TEXTS = "clip"
 """Name of the file with an encoder's texts; its ending is that of the file it was copied from."""
+_KEPT_BY_RUNS = ("best", "last")
+"""Names of the folders in which a run of stage 2 keeps its encoder, by `training.keep`."""
+_SETTINGS_OF_RUN = "config.yaml"
 _COMPARED: Mapping[str, Pooling] = MappingProxyType({"open_clip": "clip", "torchvision": "mean"})
 
 
@@ -62,10 +65,10 @@ def load_encoder(path_or_name: str | Path) -> nn.Module:
 
     Args:
         path_or_name: a folder with `model.safetensors` and `model.json`, the URL of one or `hf-hub:OWNER/NAME` (see
-            `fetch_folder`), a run of stage 2 (its best encoder), or an encoder to compare with:
-            `open_clip:ARCHITECTURE:WEIGHTS` gives CLIP's own image features, `torchvision:ARCHITECTURE:WEIGHTS` the
-            mean of the last feature map (see `load_clip` and `load_convnet`), both of pixels normalised as the weights
-            want it; `thumbnail` raw 16 x 16 pixels. What is fetched comes without the file of its texts.
+            `fetch_folder`), a run of stage 2 (the encoder that it keeps), or an encoder to compare
+            with: `open_clip:ARCHITECTURE:WEIGHTS` gives CLIP's own image features, `torchvision:ARCHITECTURE:WEIGHTS`
+            the mean of the last feature map (see `load_clip` and `load_convnet`), both of pixels normalised as the
+            weights want it; `thumbnail` raw 16 x 16 pixels. What is fetched comes without the file of its texts.
 
     Raises:
         FileNotFoundError: nothing to load there.
@@ -91,17 +94,31 @@ def load_encoder(path_or_name: str | Path) -> nn.Module:
 
 
 def holds_encoder(path: Path) -> bool:
-    """Whether a folder, or its `best/`, describes an encoder."""
-    return any((folder / _DESCRIPTION).is_file() for folder in (path, path / "best"))
+    """Whether a folder, or the `best/` or `last/` of a run, describes an encoder."""
+    return any((folder / _DESCRIPTION).is_file() for folder in (path, *_kept_by_run(path)))
 
 
 def encoder_folder(path: Path) -> Path:
-    """The folder itself, or the `best/` of a run, whichever holds an encoder."""
-    for folder in (path, path / "best"):
-        if (folder / _DESCRIPTION).is_file() and (folder / _WEIGHTS).is_file():
-            return folder
+    """The folder itself, or the `best/` or `last/` of a run, whichever holds an encoder.
+
+    Raises:
+        FileNotFoundError: none of them does, such as in a run that has not finished its first epoch.
+        ValueError: both of a run do.
+    """
+    if _is_complete(path):
+        return path
+    found = [folder for folder in _kept_by_run(path) if _is_complete(folder)]
+    if len(found) > 1:
+        raise ValueError(f"{path} holds the encoders of two trainings: name {' or '.join(map(str, found))}.")
+    if found:
+        return found[0]
+    if (path / _SETTINGS_OF_RUN).is_file():
+        raise FileNotFoundError(
+            f"There is no encoder in the run {path} yet: stage 2 writes its best/ or last/ when the first epoch is "
+            f"finished. Let it get there, with --resume true where it was stopped."
+        )
     raise FileNotFoundError(
-        f"There is no encoder in {path}: neither it nor its best/ holds {_DESCRIPTION} and {_WEIGHTS}."
+        f"There is no encoder in {path}: neither it nor its best/ or last/ holds {_DESCRIPTION} and {_WEIGHTS}."
     )
 
 
@@ -117,6 +134,14 @@ def read_description(folder: Path) -> dict[str, Any]:
             f"{folder / _DESCRIPTION} is not a description of an encoder in format {_FORMAT}, with {', '.join(_PARTS)}."
         )
     return description
+
+
+def _kept_by_run(path: Path) -> list[Path]:
+    return [path / name for name in _KEPT_BY_RUNS]
+
+
+def _is_complete(folder: Path) -> bool:
+    return (folder / _DESCRIPTION).is_file() and (folder / _WEIGHTS).is_file()
 
 
 def _copied_texts(folder: Path, text_weights: str | None) -> str | None:

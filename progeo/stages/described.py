@@ -51,8 +51,8 @@ class Describer:
     """Height and width in pixels that `preprocessing` brings images to, if to any."""
     preprocessing: QueryPreprocessing
     """What becomes of images before."""
-    depends_on: Mapping[str, Any]
-    """Weights and all else that changes them; plain values."""
+    depends_on: Callable[[], Mapping[str, Any]]
+    """Weights and all else that changes them; plain values, which only a cache asks for."""
     orientation: Orientation = "exif"
     """Whether images are turned upright first."""
 
@@ -170,7 +170,7 @@ def _depends_on(
 ) -> dict[str, Any]:
     """All that descriptions depend on, as JSON gives it back."""
     depends_on = {
-        **describer.depends_on,
+        **describer.depends_on(),
         "image_size": list(describer.image_size),
         "preprocessing": describer.preprocessing,
         "orientation": describer.orientation,

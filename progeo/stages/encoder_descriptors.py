@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,7 +61,7 @@ def encoder_describer(
         width=encoder.descriptor_dim * (5 if preprocessing in _CROPS_APART else 1),
         image_size=encoder.image_size if image_size is None else as_height_width(image_size),
         preprocessing=preprocessing,
-        depends_on=identity(encoder),
+        depends_on=partial(identity, encoder),
         orientation=orientation,
     )
 

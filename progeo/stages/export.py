@@ -1,4 +1,4 @@
-"""Export: the best encoder of a run leaves alone."""
+"""Export: the encoder of a run leaves alone."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class _Format:
 
 
 def export(settings: ExportSettings) -> Path:
-    """Write the best encoder of a run, or what others can make of it, to a folder of its own and return the folder.
+    """Write the encoder of a run, or what others can make of it, to a folder of its own and return the folder.
 
     Raises:
         ValueError: the folder holds such files already, or a setting that the format does not know.

@@ -58,7 +58,7 @@ def cached_features(
         width=clip.text_projection.shape[1],
         image_size=as_height_width(clip.visual.image_size),
         preprocessing="hard_resize",
-        depends_on={
+        depends_on=lambda: {
             "architecture": architecture,
             "visual_weights": weights_digest(clip.visual.state_dict()),
             "normalisation": {"mean": list(pixels.mean), "std": list(pixels.std)},

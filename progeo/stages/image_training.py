@@ -50,6 +50,8 @@ class ImageTraining:
         """Epochs finished."""
         self.means = Means()
         """Of the loss terms of the epoch that is not finished."""
+        self.untrained_recall = -1.0
+        """R@1 of the validation before training, to compare with; it is no epoch's."""
         self.best_recall = -1.0
         self.epochs_since_best = 0
         text_features = self._load_text_features(places)
@@ -86,6 +88,11 @@ class ImageTraining:
     def steps_done(self) -> int:
         """Steps of all epochs."""
         return self.epoch * self.settings.training.iterations_per_epoch + self.means.steps
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch whose validation was the best; 0 where none is finished, or the untrained encoder counted once."""
+        return self.epoch - self.epochs_since_best
 
     @property
     def finished(self) -> bool:
@@ -136,7 +143,7 @@ class ImageTraining:
         return terms
 
     def note_recall(self, recall: float) -> bool:
-        """Take in R@1 of a validation; returns whether it is the best so far."""
+        """Take in R@1 of the validation after an epoch; returns whether it is the best so far."""
         is_best = recall > self.best_recall
         self.best_recall = max(recall, self.best_recall)
         self.epochs_since_best = 0 if is_best else self.epochs_since_best + 1
@@ -154,6 +161,7 @@ class ImageTraining:
         return {
             "epoch": self.epoch,
             "means": vars(self.means),
+            "untrained_recall": self.untrained_recall,
             "best_recall": self.best_recall,
             "epochs_since_best": self.epochs_since_best,
             "unreadable": sorted(self.batches.unreadable),
@@ -170,6 +178,8 @@ class ImageTraining:
         self.means = Means(**state["means"])
         self.best_recall = state["best_recall"]
         self.epochs_since_best = state["epochs_since_best"]
+        # Earlier versions noted the untrained encoder as epoch 0, which was the best until another beat it.
+        self.untrained_recall = state.get("untrained_recall", self.best_recall if self.best_epoch == 0 else -1.0)
         self.batches.unreadable = set(state["unreadable"])
         self.encoder.load_state_dict(state["encoder"])
         if self.averaged is not None:

@@ -28,6 +28,9 @@ _MAY_CHANGE = (
     "data.val_folder",
     "data.num_workers",
     "data.max_unreadable_fraction",
+    "data.test_folder",
+    "data.test_queries",
+    "data.descriptor_cache",
     "prompts.feature_cache",
     *(f"model.{name}" for name in _STATISTICS),  # where pixels are normalized alike, see `_check_pixels`
 )

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from progeo.config.training import ModelSettings
+from progeo.engine.run_folder import RunFolder
 from progeo.export.weights import encoder_folder, holds_encoder, load_encoder, read_description
 from progeo.models.clip import NORMALISATIONS, as_height_width
 from progeo.models.encoder import Encoder, EncoderSpec, build_encoder
@@ -15,7 +16,7 @@ def build_starting_encoder(model: ModelSettings, *, seed: int) -> Encoder:
     Raises:
         ValueError: the encoder in the folder is not as the settings say; the sentence names the first that differs.
     """
-    if holds_encoder(Path(model.weights)):
+    if _names_folder(model):
         return _load_encoder(model, Path(model.weights))
     return build_encoder(
         model.architecture,
@@ -33,12 +34,17 @@ def build_starting_encoder(model: ModelSettings, *, seed: int) -> Encoder:
 
 def starting_statistics(model: ModelSettings) -> PixelStatistics:
     """The mean and std of the pixels of both stages, for weights that were read already."""
-    if holds_encoder(Path(model.weights)):
+    if _names_folder(model):
         encoder = read_description(encoder_folder(Path(model.weights)))["encoder"]
         return PixelStatistics(tuple(encoder["mean"]), tuple(encoder["std"]), f"as the encoder in {model.weights} has")
     return pixel_statistics(
         model.architecture, model.weights, normalisation=model.normalisation, mean=model.mean, std=model.std
     )
+
+
+def _names_folder(model: ModelSettings) -> bool:
+    """Whether `model.weights` is a folder with an encoder, or a run, which is to have one."""
+    return holds_encoder(Path(model.weights)) or RunFolder(Path(model.weights)).config.is_file()
 
 
 def _load_encoder(model: ModelSettings, folder: Path) -> Encoder:

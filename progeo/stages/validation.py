@@ -1,30 +1,27 @@
 """Validation: what an encoder that is being trained finds, all in memory."""
 
-from functools import partial
-
 import numpy as np
-import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
 
-from progeo.data.datasets import CatalogueImages
-from progeo.data.loaders import ordered_batches
 from progeo.engine.accelerator import gathered, share_of
 from progeo.evaluation.descriptors import describe_rows
 from progeo.evaluation.search import nearest_neighbours
-from progeo.models.preprocessing import resize_image
+from progeo.models.encoder import Encoder
+from progeo.models.preprocessing import Preprocessing
 from progeo.pixels import Orientation
 from progeo.places.catalogue import Catalogue
+from progeo.stages.described import Describer
+from progeo.stages.encoder_descriptors import encoder_describer
 from progeo.stages.query_sets import QuerySet
 
 
 def retrieve(
-    encoder: nn.Module,
+    encoder: Encoder,
     query_set: QuerySet,
     accelerator: Accelerator,
     *,
     count: int,
-    image_size: tuple[int, int],
+    preprocessing: Preprocessing,
     batch_size: int,
     num_workers: int,
     orientation: Orientation = "exif",
@@ -34,30 +31,40 @@ def retrieve(
     Raises:
         ValueError: an image that cannot be read; the sentence names it.
     """
-
-    @torch.inference_mode()
-    def describe(images: Tensor) -> Tensor:
-        with accelerator.autocast():
-            return encoder(encoder.normalise(images.to(accelerator.device))).float().cpu()
+    describer = encoder_describer(encoder, preprocessing, None, accelerator, orientation=orientation)
 
     def described(catalogue: Catalogue, what: str) -> np.ndarray:
-        mine = share_of(len(catalogue), accelerator)
-        descriptors, unreadable = describe_rows(
-            describe,
-            CatalogueImages(catalogue, partial(resize_image, size=image_size), orientation),
-            mine,
-            ordered_batches(mine, batch_size),
-            width=encoder.descriptor_dim,
-            num_workers=num_workers,
-            what=what,
-            hidden=not accelerator.is_main_process,
-        )
-        for reason in unreadable.values():
-            raise ValueError(reason)
-        return gathered(descriptors, len(catalogue), accelerator)
+        return _described(describer, catalogue, accelerator, batch_size=batch_size, num_workers=num_workers, what=what)
 
     was_training = encoder.training
     encoder.eval()
     database, queries = described(query_set.database, "database"), described(query_set.queries, "queries")
     encoder.train(was_training)
     return nearest_neighbours([database], queries, count).rows
+
+
+def _described(
+    describer: Describer,
+    catalogue: Catalogue,
+    accelerator: Accelerator,
+    *,
+    batch_size: int,
+    num_workers: int,
+    what: str,
+) -> np.ndarray:
+    """Descriptors of all images, float32 (N, D), which no other image changes, as `described_once` has them."""
+    mine = share_of(len(catalogue), accelerator)
+    descriptors, unreadable = describe_rows(
+        describer.describe,
+        describer.images(catalogue),
+        mine,
+        describer.batches(catalogue, mine, batch_size),
+        width=describer.width,
+        num_workers=num_workers,
+        what=what,
+        hidden=not accelerator.is_main_process,
+        filled_to=describer.full_batch(catalogue, batch_size),
+    )
+    for reason in unreadable.values():
+        raise ValueError(reason)
+    return gathered(descriptors, len(catalogue), accelerator)

@@ -1,3 +1,7 @@
+import gc
+import weakref
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +14,15 @@ def test_what_a_network_keeps_for_its_gradient_is_counted_once_and_without_its_w
     images = torch.zeros(8, 10)
     # The first layer keeps its input, the ReLU its output, which is also what the second layer keeps.
     assert saved_bytes(lambda: network(images), network) == 4 * 8 * (10 + 20)
+
+
+def test_nothing_stays_of_a_network_after_it_was_counted():
+    network = nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 5))
+    weight = weakref.ref(network[0].weight)
+    saved_bytes(partial(network, torch.zeros(8, 10)), network)
+    del network
+    gc.collect()
+    assert weight() is None
 
 
 def test_frozen_layers_are_not_among_the_trained():

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import open_clip
 import pytest
@@ -14,7 +15,8 @@ from torchvision.models import VGG16_Weights
 
 import progeo
 from progeo.cli import main
-from progeo.export.weights import save_encoder
+from progeo.engine.run_folder import Keep, RunFolder
+from progeo.export.weights import encoder_folder, holds_encoder, save_encoder
 from progeo.models.clip import NORMALISATIONS, load_clip
 from progeo.models.convnets import load_convnet
 from progeo.models.encoder import build_encoder
@@ -94,10 +96,29 @@ def test_other_texts_take_the_place_of_those_before(tmp_path):
     assert torch.equal(load_file(tmp_path / "a/clip.safetensors")["text_projection"], state["text_projection"])
 
 
-def test_a_run_gives_its_best_encoder(saved, tmp_path):
+@pytest.mark.parametrize("keep", get_args(Keep))
+def test_a_run_gives_the_encoder_that_it_keeps(saved, tmp_path, keep):
     folder, _ = saved
-    folder.rename(tmp_path / "best")
+    folder.rename(RunFolder(tmp_path).kept(keep))
+    assert holds_encoder(tmp_path)
+    assert encoder_folder(tmp_path) == tmp_path / keep
     assert progeo.load_encoder(str(tmp_path)).descriptor_dim == 128
+
+
+def test_a_folder_with_the_encoders_of_two_trainings_gives_neither(saved, tmp_path):
+    folder, _ = saved
+    for keep in get_args(Keep):
+        shutil.copytree(folder, tmp_path / "run" / keep)
+    with pytest.raises(ValueError, match=r"run holds the encoders of two trainings: name .*run/best or .*run/last\.$"):
+        encoder_folder(tmp_path / "run")
+
+
+def test_a_run_without_an_encoder_yet_is_no_other_folder_without_one(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"neither it nor its best/ or last/ holds model\.json and"):
+        encoder_folder(tmp_path)
+    RunFolder(tmp_path).config.touch()
+    with pytest.raises(FileNotFoundError, match=r"in the run .* yet: stage 2 writes its .* when the first epoch"):
+        encoder_folder(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def colors(tmp_path):
             width=3,
             image_size=(8, 8),
             preprocessing="hard_resize",
-            depends_on=depends_on or {"color": "rgb"},
+            depends_on=lambda: depends_on or {"color": "rgb"},
         )
         del described[:]
         result = described_once(
@@ -133,7 +133,7 @@ def test_no_description_depends_on_how_many_others_there_are(tmp_path):
 
     def described(count, folder, kind="hard_resize"):
         catalogue = read_catalogue(paint(tmp_path / folder, range(count), size=(40, 40)))
-        describer = Describer(describe, "sizes", 1, (40, 40), kind, {})
+        describer = Describer(describe, "sizes", 1, (40, 40), kind, dict)
         cache = Cache(tmp_path / "cache", "float32", "cache", "max_unreadable_fraction")
         del sizes[:]
         how = {"cache": cache, "batch_size": 4, "num_workers": 0, "max_unreadable_fraction": 0.0}

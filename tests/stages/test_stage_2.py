@@ -33,6 +33,7 @@ def long_config(config, run, tmp_path_factory):
         "weight_decay": 0.01,
         "images_per_class": 2,
         "ema_decay": 0.9,
+        "keep_every": 1,
     }
     settings["text"] = {"prompts": str(run / "stage1"), "normalised": True, "learn_temperature": True}
     settings["triplet"] = {"weight": 1.0}
@@ -94,14 +95,16 @@ def test_a_run_stopped_within_an_epoch_ends_as_if_it_had_not_been(long_config, w
     stage_2(long_config, "--run", stopped, "--resume", "true")
     assert metrics_of(stopped / "stage2") == metrics_of(whole / "stage2")
     assert_same(last_state(stopped), last_state(whole))
-    best = "stage2/best/model.safetensors"
-    assert (stopped / best).read_bytes() == (whole / best).read_bytes()
+    for folder in ("best", "epochs/epoch_000001", "epochs/epoch_000002"):
+        kept = f"stage2/{folder}/model.safetensors"
+        assert (stopped / kept).read_bytes() == (whole / kept).read_bytes()
 
 
-def test_two_processes_train_as_one_does_with_the_same_batch(long_config, tmp_path):
+def test_two_processes_train_and_test_as_one_does_with_the_same_batch(long_config, city, tmp_path):
     settings = yaml.safe_load(long_config.read_text())
     settings["model"] |= {"architecture": "tiny-vit", "descriptor_dim": None}  # batch norm sees only its own process
     settings["training"] |= {"iterations_per_epoch": 5, "batch_size": 8}
+    settings["data"] |= {"test_folder": str(city / "test"), "descriptor_cache": str(tmp_path / "descriptors")}
     for name in ("one", "two"):
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump({**settings, "run": str(tmp_path / name)}))
@@ -110,6 +113,8 @@ def test_two_processes_train_as_one_does_with_the_same_batch(long_config, tmp_pa
     assert files_in(tmp_path / "two") == files_in(tmp_path / "one")
     for mine, theirs in zip(metrics_of(tmp_path / "two/stage2"), metrics_of(tmp_path / "one/stage2"), strict=True):
         assert mine == pytest.approx(theirs, rel=1e-4)
+    mine, theirs = (json.loads((tmp_path / name / "stage2/test/recalls.json").read_text()) for name in ("two", "one"))
+    assert mine["recalls"] == theirs["recalls"]
 
 
 def test_learning_rates_follow_the_schedule_and_norms_do_not_decay(whole):

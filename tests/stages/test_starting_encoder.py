@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 
 import open_clip
 import pytest
@@ -54,6 +55,15 @@ def test_it_is_that_encoder_with_everything_to_be_trained(folder):
 def test_settings_that_say_otherwise_are_refused(changes, sentence, folder):
     with pytest.raises(ValueError, match=f"^{re.escape(sentence.format(folder))}$"):
         build_starting_encoder(model(folder, **changes), seed=0)
+
+
+def test_a_run_is_named_where_it_has_no_encoder_yet(folder, tmp_path):
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(FileNotFoundError, match=f"There is no encoder in the run {tmp_path} yet"):
+        build_starting_encoder(model(tmp_path), seed=0)
+    shutil.copytree(folder, tmp_path / "last")
+    assert build_starting_encoder(model(tmp_path), seed=0).spec.descriptor_dim == 16
+    assert starting_statistics(model(tmp_path)).mean == (0.485, 0.456, 0.406)
 
 
 def test_length_one_must_be_set_as_the_encoder_has_it(tmp_path):

@@ -1,0 +1,82 @@
+"""The test that stage 2 ends with where it is asked to."""
+
+import csv
+import json
+import re
+import shutil
+
+import pytest
+from running import files_in, metrics_of
+
+from progeo.cli import main
+
+
+def stage_2(config, run, *arguments):
+    main(["stage2", *map(str, ["--config", config, "--run", run, *arguments])])
+
+
+def failure(config, run, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        stage_2(config, run, *arguments)
+    return str(stop.value.code)
+
+
+def test_it_evaluates_the_kept_encoder_as_evaluate_does_also_of_a_run_that_is_finished(run, config, city, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    cache = tmp_path / "cache"
+    test = ["--data.test_folder", city / "test", "--data.descriptor_cache", cache, "--resume", "true"]
+    stage_2(config, tmp_path / "run", *test)
+    stage2, out = tmp_path / "run/stage2", tmp_path / "out"
+    assert metrics_of(stage2) == metrics_of(run / "stage2")
+    common = ["evaluate", "--folder", city / "test", "--out", out, "--descriptor_cache", cache, "--num_workers", 0]
+    main([*map(str, [*common, "--encoder", stage2 / "best", "--batch_size", 16])])
+    assert files_in(stage2 / "test") == files_in(out)
+    assert (stage2 / "test/recalls.json").read_bytes() == (out / "recalls.json").read_bytes()
+    assert (stage2 / "test/predictions.csv").read_bytes() == (out / "predictions.csv").read_bytes()
+
+
+def test_its_settings_are_those_of_validation(config, city, tmp_path):
+    shutil.copytree(city / "test", tmp_path / "test")
+    (tmp_path / "test/queries").rename(tmp_path / "test/queries_v1")
+    cache = tmp_path / "cache"
+    stage_2(
+        config, tmp_path / "run", "--text.weight", 0, "--training.epochs", 1, "--training.iterations_per_epoch", 1,
+        "--training.keep", "last", "--data.test_folder", tmp_path / "test", "--data.test_queries", "queries_v1",
+        "--data.val_preprocessing", "native", "--model.image_size", 32, "--data.orientation", "ignore",
+        "--data.positive_radius_m", 40, "--data.positive_angle_deg", 90, "--data.val_folder", city / "test",
+        "--data.descriptor_cache", cache,
+    )  # fmt: skip
+    summary = json.loads((tmp_path / "run/stage2/test/recalls.json").read_text())
+    validated = metrics_of(tmp_path / "run/stage2")[1]  # on the same images
+    assert {f"val {name}": recall for name, recall in summary["recalls"].items()}.items() <= validated.items()
+    assert len(list(cache.iterdir())) == 2
+    assert summary["encoder"] == str(tmp_path / "run/stage2/last")
+    assert summary["queries"].endswith("images in queries_v1")
+    assert (summary["database preprocessing"], summary["queries preprocessing"]) == ("native", "native")
+    assert summary["orientation"] == "as stored, photos are not turned upright"
+    with (tmp_path / "run/stage2/test/recalls.csv").open() as stream:
+        assert next(csv.DictReader(stream))["rule"] == "within 40 m and 90 degrees"
+
+
+def test_folders_that_cannot_be_tested_on_are_refused_before_the_training(config, city, tmp_path):
+    sentence = failure(
+        config, tmp_path / "run", "--data.test_folder", city / "test", "--data.test_queries", "queries_v2"
+    )
+    folder = re.escape(str(city / "test"))
+    assert re.search(
+        rf"There can be no final test on data\.test_folder {folder}: There is no folder {folder}/queries_v2\. Its "
+        rf"folders are data\.database database and data\.test_queries queries_v2;",
+        sentence,
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_where_it_fails_the_sentence_says_that_the_training_is_finished(run, config, city, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(city / "test", tmp_path / "test")
+    next((tmp_path / "test/queries").glob("*.jpg")).write_bytes(b"broken")
+    test = ["--data.test_folder", tmp_path / "test", "--data.descriptor_cache", tmp_path / "cache", "--resume", "true"]
+    sentence = failure(config, tmp_path / "run", *test, "--data.max_unreadable_fraction", 0)
+    assert f"training is finished, its encoder is in {tmp_path}/run/stage2/best, but the final test is not" in sentence
+    assert "1 of 6 images cannot be read, more than --max_unreadable_fraction allows" in sentence
+    assert "With --resume true it is run again; settings named here begin with data. in stage 2." in sentence
