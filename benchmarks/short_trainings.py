@@ -39,14 +39,14 @@ class Task:
     accelerator: Accelerator
 
     def recall_at_1(self, encoder: Encoder) -> float:
-        """R@1 of the validation in percent, all images resized to the training's size."""
+        """R@1 of the validation in percent."""
         data = self.settings.data
         predictions = retrieve(
             encoder,
             self.val_set,
             self.accelerator,
             count=1,
-            image_size=encoder.image_size,
+            preprocessing=data.val_preprocessing,
             batch_size=data.eval_batch_size,
             num_workers=data.num_workers,
         )
