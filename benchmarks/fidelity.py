@@ -27,13 +27,10 @@ from progeo.places.catalogue import Catalogue
 from progeo.places.cells import Group
 from progeo.stages.image_training import build_untrained_encoder
 
-DECAY = 0.98
-
 
 def main() -> None:
     """Print a table for each configuration."""
     options, words = parse_arguments(__doc__.splitlines()[0])
-    words = [*words, "--training.ema_decay", str(DECAY)]
     with tempfile.TemporaryDirectory() as folder:
         for config in options.configs:
             tasks = [build_task(config, options, words, seed=seed, folder=Path(folder)) for seed in options.seeds]
@@ -42,7 +39,8 @@ def main() -> None:
             print_row("published loop", *columns(published, 0))
             ours = [train_ours(task, lambda training: (training.encoder, training.result)) for task in tasks]
             print_row("ours, the same settings", *columns(ours, 0))
-            print_row(f"ours, weights averaged ({DECAY})", *columns(ours, 1))
+            if (decay := tasks[0].settings.training.ema_decay) is not None:
+                print_row(f"ours, weights averaged ({decay})", *columns(ours, 1))
 
 
 def columns(trained: Sequence[Trained], encoder: int) -> tuple[list[float], list[float]]:
