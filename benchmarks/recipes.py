@@ -13,8 +13,8 @@ from benchmarks.short_trainings import build_task, parse_arguments, print_head, 
 BASE = ["--training.ema_decay", "null"]
 RECIPES = {
     "as published": [],
+    "weights averaged (0.9)": ["--training.ema_decay", "0.9"],
     "weights averaged (0.98)": ["--training.ema_decay", "0.98"],
-    "weights averaged (0.995)": ["--training.ema_decay", "0.995"],
     "cosine, 50 steps of warm-up": ["--training.schedule", "cosine", "--training.warmup_steps", "50"],
     "arcface": ["--head.kind", "arcface"],
     "linear": ["--head.kind", "linear"],
