@@ -48,6 +48,7 @@ def plain_pass(layers, images):
 def test_statistics_of_one_pass_are_the_means_of_those_of_its_batches():
     layers, images = network(), batches(6, 3, 4)
     layers[1].running_mean.fill_(7)  # what was there before does not matter
+    layers[1].num_batches_tracked.fill_(5)
     with batch_statistics(layers, keep=True):
         for batch in images:
             layers(batch)
