@@ -19,6 +19,7 @@ from progeo.data.augmentation import Augmentation
 from progeo.engine.accelerator import Precision, Tracker
 from progeo.engine.run_folder import Keep
 from progeo.engine.schedules import Schedule
+from progeo.models.batch_norm import BatchNormMode
 from progeo.models.heads import HeadKind
 from progeo.models.preprocessing import Preprocessing
 from progeo.pixels import Orientation
@@ -138,6 +139,11 @@ class PromptSettings:
     """Divides the dot products of the contrastive loss."""
     normalised: bool = False
     """Compare directions of image and text features only; the published method compares raw features."""
+    batch_norm: BatchNormMode = "calibrated"
+    """Statistics that batch norms normalize with while image features are extracted: eval takes those of the weights,
+    and calibrated does so too unless the weights never saw an image, then it takes those of one pass over at most 4,096
+    of the images; batch takes those of each batch of data.eval_batch_size random images, as the published program
+    does."""
     feature_cache: Path = Path("runs/feature_cache")
     """Folder where image features are kept for later runs."""
 
@@ -263,3 +269,8 @@ class Settings:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed must be from 0 to 2**64 - 1, got {self.seed}.")
+        if self.prompts.batch_norm == "batch" and self.data.eval_batch_size == 1:
+            raise ValueError(
+                "data.eval_batch_size must be at least 2 where prompts.batch_norm is batch, got 1: an image alone has "
+                "no statistics of a batch. Use for example 64."
+            )

@@ -35,11 +35,12 @@ def described_batches(
     num_workers: int,
     what: str,
     hidden: bool = False,
-    filled_to: int = 1,
+    filled_to: int | None = 1,
 ) -> Iterator[DescribedBatch]:
     """Describe images, with a progress bar.
 
     An image that cannot be read leaves zeros in its batch: how a network rounds depends on how many images there are.
+    Where it depends on the images themselves, as with batch norm, nothing is filled.
 
     Args:
         describe: uint8 images (B, 3, H, W), or what else `images` gives -> descriptions (B, D) on the CPU.
@@ -50,7 +51,7 @@ def described_batches(
         num_workers: processes that decode images.
         what: what the progress bar says.
         hidden: show no progress bar.
-        filled_to: smaller batches get zeros after their images, until they have so many.
+        filled_to: smaller batches get zeros after their images, until they have so many; None leaves zeros nowhere.
     """
     taken, batches = tee(batches)  # the loader is some batches ahead
     loader = build_loader(images, taken, num_workers=num_workers)
@@ -59,7 +60,9 @@ def described_batches(
             rows = np.asarray(batch, np.int64)
             readable = np.array([place not in loaded.unreadable for place in range(len(rows))], bool)
             values = np.empty((0, width), np.float32)
-            if readable.any():
+            if filled_to is None and readable.any():
+                values = describe(loaded.items).numpy()
+            elif filled_to is not None and readable.any():
                 places = np.flatnonzero(readable)
                 values = describe(_filled(loaded.items, places, max(len(rows), filled_to))).numpy()[places]
             reasons = {int(rows[place]): reason for place, reason in loaded.unreadable.items()}

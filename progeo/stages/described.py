@@ -55,6 +55,11 @@ class Describer:
     """Weights and all else that changes them; plain values, which only a cache asks for."""
     orientation: Orientation = "exif"
     """Whether images are turned upright first."""
+    by_batch: bool = False
+    """Whether descriptions depend on the other images of their batch: then a batch is images next to each other in the
+    catalogue and nothing else."""
+    prepare: Callable[[ShardedRows], None] | None = None
+    """What all processes call once before anything is described, with the files to come; not where all are there."""
 
     def images(self, catalogue: Catalogue) -> CatalogueImages:
         """The images of a catalogue as they are described."""
@@ -76,11 +81,14 @@ class Describer:
         most_pixels = batch_size * math.prod(self.image_size)
         return batches_by_shape(np.array(rows), shapes, batch_size=batch_size, most_pixels=most_pixels)
 
-    def full_batch(self, catalogue: Catalogue, batch_size: int) -> int:
+    def full_batch(self, catalogue: Catalogue, batch_size: int) -> int | None:
         """How many images every batch gets, so that no description depends on what else is described.
 
-        Of fewer images than that it is their number, and 1 where shapes differ: most batches are small then.
+        Of fewer images than that it is their number, and 1 where shapes differ: most batches are small then. None where
+        descriptions do depend on that: zeros would change them.
         """
+        if self.by_batch:
+            return None
         if depends_on_shape(self.preprocessing):
             return 1
         return len(self.batches(catalogue, range(min(len(catalogue), batch_size)), batch_size)[0])
@@ -137,13 +145,15 @@ def described_once(
     Raises:
         ValueError: what is cached was made from something else, or too many images cannot be read.
     """
-    shard_size = _shard_size(len(catalogue), describer)
+    shard_size = _shard_size(len(catalogue), describer, batch_size)
     depends_on = _depends_on(describer, catalogue, accelerator.mixed_precision, cache.keep_as, shard_size)
     folder = _prepared_folder(cache, depends_on, catalogue, shard_size) if accelerator.is_main_process else None
     folder = of_main_process(folder)
     rows = ShardedRows(
         folder, num_rows=len(catalogue), width=describer.width, shard_size=shard_size, dtype=cache.keep_as
     )
+    if describer.prepare is not None and of_main_process(bool(rows.missing_shards())):
+        describer.prepare(rows)
     mine = rows.missing_shards(accelerator.process_index, accelerator.num_processes)
     allowed = max_unreadable(max_unreadable_fraction, len(catalogue))
     if mine:
@@ -184,13 +194,14 @@ def _depends_on(
     return json.loads(json.dumps(depends_on))
 
 
-def _shard_size(num_images: int, describer: Describer) -> int:
+def _shard_size(num_images: int, describer: Describer, batch_size: int) -> int:
     """Enough files to stop and go on and to share between processes, but not so many that they are a burden.
 
     The images of a file are put into batches by shape: where shapes differ, it takes many to fill them.
     """
     least = 512 if depends_on_shape(describer.preprocessing) else 64
-    return min(8192, max(least, num_images // 16))
+    size = min(8192, max(least, num_images // 16))
+    return -(-size // batch_size) * batch_size if describer.by_batch else size
 
 
 def _prepared_folder(cache: Cache, depends_on: Mapping[str, Any], catalogue: Catalogue, shard_size: int) -> Path:

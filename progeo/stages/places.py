@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from progeo.config.parsing import plain_values
-from progeo.config.training import RENAMED, DataSettings, ModelSettings, Settings
+from progeo.config.training import RENAMED, DataSettings, ModelSettings, PromptSettings, Settings
 from progeo.data.contents import contents_fingerprint
 from progeo.engine.run_folder import RunFolder, open_run
 from progeo.files import read_json, write_json
+from progeo.models.batch_norm import batch_norm_mode
 from progeo.models.clip import weights_digest
 from progeo.places.catalogue import Catalogue, read_catalogue
 from progeo.places.cells import Partition, build_partition, check_same_partition
@@ -32,6 +33,7 @@ _MAY_CHANGE = (
     "data.test_queries",
     "data.descriptor_cache",
     "prompts.feature_cache",
+    "prompts.batch_norm",  # where image features stay the same, see `_check_batch_norm`
     *(f"model.{name}" for name in _STATISTICS),  # where pixels are normalized alike, see `_check_pixels`
 )
 
@@ -115,7 +117,13 @@ class LearnedFrom:
 
 
 def open_training_run(
-    settings: Settings, folder: Path, source: LearnedFrom, *, may_change: Collection[str] = (), is_main: bool
+    settings: Settings,
+    folder: Path,
+    source: LearnedFrom,
+    *,
+    image_tower: nn.Module | None = None,
+    may_change: Collection[str] = (),
+    is_main: bool,
 ) -> RunFolder:
     """Open the folder of a stage's run, see `open_run`; a run is resumed where it learns from the same.
 
@@ -123,20 +131,23 @@ def open_training_run(
         settings: of the run.
         folder: of the stage.
         source: what it learns from.
+        image_tower: what makes the image features that it learns from, if anything does.
         may_change: dotted names of settings that do not matter to this stage, beside those that do to none.
         is_main: whether this process checks and writes.
     """
 
     def check(run: RunFolder, changed: Mapping[str, Any]) -> None:
         _check_pixels(run, settings.model, changed)
+        _check_batch_norm(run, settings.prompts, image_tower, changed)
         source.check(run, changed)
 
     data = DataSettings(settings.data.train_folder, settings.data.val_folder)
+    defaults = Settings(settings.run, data, prompts=PromptSettings(batch_norm="eval"))  # before there was that setting
     return open_run(
         folder,
         plain_values(settings),
         resume=settings.resume,
-        defaults=plain_values(Settings(settings.run, data)),
+        defaults=plain_values(defaults),
         renamed=RENAMED,
         may_change=(*_MAY_CHANGE, *may_change),
         check=check,
@@ -155,6 +166,19 @@ def _check_pixels(run: RunFolder, model: ModelSettings, changed: Mapping[str, An
             f"The run in {run.path} was begun with pixels of {before}; now they would have {now}: give "
             f"{' '.join(f'--model.{name} {_as_word(value)}' for name, value in former.items())}, or name another --run."
         )
+
+
+def _check_batch_norm(
+    run: RunFolder, prompts: PromptSettings, image_tower: nn.Module | None, changed: Mapping[str, Any]
+) -> None:
+    """Check that another setting for batch norms makes no difference to image features."""
+    before = changed.get("prompts.batch_norm", prompts.batch_norm)
+    if image_tower is None or batch_norm_mode(image_tower, before) == batch_norm_mode(image_tower, prompts.batch_norm):
+        return
+    raise ValueError(
+        f"The run in {run.path} was begun with image features of prompts.batch_norm {before}; now it is "
+        f"{prompts.batch_norm}, and they would be others: give --prompts.batch_norm {before}, or name another --run."
+    )
 
 
 def _as_word(value: Any) -> str:

@@ -34,7 +34,7 @@ from progeo.models.convnets import CONVNETS
 from progeo.models.prompts import load_prompt_clip
 from progeo.places.cells import Group, Partition, check_same_partition
 from progeo.stages.described import Described
-from progeo.stages.features import cached_features
+from progeo.stages.features import cached_features, extraction_order
 from progeo.stages.places import LearnedFrom, open_training_run, read_training_places
 from progeo.stages.prompt_group import GroupImages, GroupTraining
 from progeo.stages.starting_encoder import starting_statistics
@@ -69,7 +69,9 @@ def train_prompts(settings: Settings) -> Path:
     clip.requires_grad_(False).to(accelerator.device)
     pixels = starting_statistics(settings.model)
     source = LearnedFrom(places)
-    run = open_training_run(settings, settings.run / "stage1", source, is_main=accelerator.is_main_process)
+    run = open_training_run(
+        settings, settings.run / "stage1", source, image_tower=clip.visual, is_main=accelerator.is_main_process
+    )
     if accelerator.is_main_process:
         source.keep(run)
     LOGGER.info("%d images, classes of the groups: %s", len(catalogue), [g.num_classes for g in partition.groups])
@@ -77,6 +79,8 @@ def train_prompts(settings: Settings) -> Path:
     training = PromptTraining(settings, partition, clip=clip, run=run, accelerator=accelerator)
     training.drop_metrics_of_unfinished_epochs()
     rows = np.unique(np.concatenate([group.rows for group in partition.groups]))
+    batch_norm = {"batch_norm": settings.prompts.batch_norm, "seed": settings.seed}
+    rows = extraction_order(rows, clip, **batch_norm)
     features = cached_features(
         clip,
         catalogue.take(rows),
@@ -88,6 +92,7 @@ def train_prompts(settings: Settings) -> Path:
         num_workers=settings.data.num_workers,
         max_unreadable_fraction=settings.data.max_unreadable_fraction,
         orientation=settings.data.orientation,
+        **batch_norm,
     )
     training.train_groups(features, rows)
     if accelerator.is_main_process:
@@ -172,7 +177,7 @@ class PromptTraining:
 
         Args:
             features: of all images of the groups.
-            rows: the rows of the catalogue that have features, sorted.
+            rows: the rows of the catalogue that have features, in the order of these.
         """
         prompts = self.settings.prompts
         images = [_readable_images(group, features, rows) for group in self.partition.groups]
@@ -297,7 +302,8 @@ class PromptTraining:
 
 def _readable_images(group: Group, features: Described, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where the features of a group's readable images lie, and the labels of these images."""
-    places = np.searchsorted(rows, group.rows)
+    order = np.argsort(rows)
+    places = order[np.searchsorted(rows, group.rows, sorter=order)]
     readable = ~np.isin(places, features.unreadable)
     return places[readable], group.labels[readable]
 

@@ -24,8 +24,10 @@ def rows_and_sizes(images):
     )
 
 
-@pytest.mark.parametrize(("filled_to", "sizes"), [(1, [3, 3, 3, 3, 3, 1]), (3, [3] * 6), (4, [4] * 6)])
-def test_no_description_depends_on_which_images_can_be_read(images, filled_to, sizes):
+@pytest.mark.parametrize(
+    ("filled_to", "sizes"), [(1, [3, 3, 3, 3, 3, 1]), (3, [3] * 6), (4, [4] * 6), (None, [3, 3, 3, 2, 2, 1])]
+)
+def test_batches_have_as_many_images_as_asked_for_whichever_can_be_read(images, filled_to, sizes):
     batches = described_batches(
         rows_and_sizes,
         images,

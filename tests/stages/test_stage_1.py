@@ -52,7 +52,7 @@ def prompts_of(run: Path) -> bytes:
 def test_features_are_found_again_by_a_later_run(run, config, tmp_path, capfd):
     (features,) = (config.parent / "features").iterdir()
     names = {"description.json", "catalogue.arrow", "files.npy", *(f"rows_{shard:05}.npy" for shard in range(2))}
-    assert {path.name for path in features.iterdir()} == names
+    assert {path.name for path in features.iterdir()} == names | {"batch_norm.safetensors"}
     before = {path.name: path.stat().st_mtime_ns for path in features.iterdir()}
     stage_1(config, "--run", tmp_path / "again")
     assert f"found in {features}" in capfd.readouterr().err
@@ -123,13 +123,14 @@ def test_two_processes_learn_the_same_prompts_as_one(own_config, tmp_path):
 
 
 def test_a_broken_image_is_reported_and_its_class_learns_from_the_others(own_config, tmp_path):
+    fixed = ("--prompts.batch_norm", "eval")  # calibrated, statistics would be of other batches
     broken = sorted((tmp_path / "train").rglob("*.jpg"))[-1]  # of the last batch, which is smaller without it
     broken.write_bytes(broken.read_bytes()[:-500])
-    assert "cannot be decoded" in failure(own_config, "--data.max_unreadable_fraction", "0")
-    stage_1(own_config, "--data.max_unreadable_fraction", "0.02", "--resume", "true")
+    assert "cannot be decoded" in failure(own_config, *fixed, "--data.max_unreadable_fraction", "0")
+    stage_1(own_config, *fixed, "--data.max_unreadable_fraction", "0.02", "--resume", "true")
     assert str(broken) in (tmp_path / "run/stage1/log.txt").read_text()
     broken.unlink()
-    stage_1(own_config, "--run", tmp_path / "without")
+    stage_1(own_config, *fixed, "--run", tmp_path / "without")
     assert prompts_of(tmp_path / "run") == prompts_of(tmp_path / "without")
 
 
@@ -212,7 +213,8 @@ def test_pixels_are_normalized_as_the_file_of_the_weights_says(own_config, tmp_p
     weights = str(tmp_path / "clip.safetensors")
     state = {name: tensor.clone() for name, tensor in load_clip("tiny-resnet", "random").state_dict().items()}
     save_file(state, weights, {"mean": json.dumps(mean), "std": json.dumps(std)})
-    stage_1(own_config, "--model.weights", weights, "--prompts.epochs", 1, "--cells.num_groups", 1)
+    once = ("--prompts.epochs", 1, "--cells.num_groups", 1, "--prompts.batch_norm", "eval")
+    stage_1(own_config, "--model.weights", weights, *once)
     (cache,) = (tmp_path / "features").iterdir()
     assert json.loads((cache / "description.json").read_text())["normalisation"] == {"mean": mean, "std": std}
     catalogue = open_catalogue(cache / "catalogue.arrow", tmp_path / "train")
@@ -228,10 +230,21 @@ def test_pixels_are_normalized_as_the_file_of_the_weights_says(own_config, tmp_p
 
 
 def test_every_group_is_summed_up_with_the_accuracies_of_its_prompts(run, config, city):
+    check_accuracies(run, config.parent / "features", city)
+
+
+def test_prompts_are_learned_from_the_features_of_their_own_images_where_these_are_in_random_order(
+    own_config, city, tmp_path
+):
+    stage_1(own_config, "--prompts.batch_norm", "batch")
+    check_accuracies(tmp_path / "run", tmp_path / "features", city)
+
+
+def check_accuracies(run: Path, features: Path, city: Path) -> None:
     description = json.loads((run / "stage1" / "prompts.json").read_text())
     tensors = load_file(run / "stage1" / "prompts.safetensors")
     last = [row for row in metrics_of(run / "stage1") if row["epoch"] == 2]
-    (cache,) = (config.parent / "features").iterdir()
+    (cache,) = features.iterdir()
     catalogue = open_catalogue(cache / "catalogue.arrow", city / "train")
     features = np.concatenate([np.load(path) for path in sorted(cache.glob("rows_*.npy"))]).astype(np.float32)
     ids = class_ids(catalogue.east, catalogue.north, catalogue.heading, cell_side_m=10, heading_bin_deg=30)
@@ -247,6 +260,35 @@ def test_every_group_is_summed_up_with_the_accuracies_of_its_prompts(run, config
         assert (summary["classes"], summary["images"]) == (len(classes), len(rows))
         assert summary["classes"] == description["partition"]["classes_per_group"][group]
         assert summary["loss"] == row["loss"]
+
+
+@pytest.mark.parametrize(("architecture", "is_refused"), [("tiny-resnet", True), ("tiny-vit", False)])
+def test_a_run_from_before_batch_norms_were_calibrated_goes_on_with_the_same_features_or_not_at_all(
+    own_config, tmp_path, architecture, is_refused
+):
+    begun = ("--model.architecture", architecture, "--prompts.epochs", 1)
+    stage_1(own_config, *begun, "--prompts.batch_norm", "eval")
+    prompts, kept = prompts_of(tmp_path / "run"), tmp_path / "run/stage1/config.yaml"
+    for name in ("checkpoints/group_1.safetensors", "prompts.safetensors", "prompts.json"):
+        (tmp_path / "run/stage1" / name).unlink()
+    settings = yaml.safe_load(kept.read_text())
+    del settings["prompts"]["batch_norm"]
+    kept.write_text(yaml.safe_dump(settings))
+    again = (*begun, "--resume", "true")
+    if is_refused:
+        sentence = failure(own_config, *again)
+        assert f"{tmp_path / 'run/stage1'} was begun with image features of prompts.batch_norm eval" in sentence
+        assert "now it is calibrated, and they would be others: give --prompts.batch_norm eval, or name an" in sentence
+        again = (*again, "--prompts.batch_norm", "eval")
+    stage_1(own_config, *again)
+    assert prompts_of(tmp_path / "run") == prompts
+    assert len(list((tmp_path / "features").iterdir())) == 1
+
+
+def test_a_batch_of_one_image_is_refused(own_config, tmp_path):
+    sentence = failure(own_config, "--prompts.batch_norm", "batch", "--data.eval_batch_size", 1)
+    assert "data.eval_batch_size must be at least 2 where prompts.batch_norm is batch, got 1" in sentence
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_does_not_go_on_with_other_images(own_config, tmp_path):

@@ -312,6 +312,7 @@ def test_a_run_goes_on_with_settings_that_came_later_where_they_mean_the_same(
     settings["data"]["max_unreadable_share"] = settings["data"].pop("max_unreadable_fraction")
     for section, name in (("data", "orientation"), ("data", "positive_angle_deg"), ("model", "mean"), ("model", "std")):
         del settings[section][name]
+    del settings["prompts"]["batch_norm"]
     settings["model"]["normalisation"] = normalisation
     kept.write_text(yaml.safe_dump(settings))
     words = [*begun, "--resume", "true", "--training.epochs", 1, *words]
