@@ -26,13 +26,13 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from benchmarks.timing import clock_of_device, least_seconds
-from progeo.data.shards import ShardedRows
 from progeo.engine.accelerator import start_accelerator
-from progeo.evaluation.descriptors import describe_rows
 from progeo.evaluation.search import index_neighbours, index_path, nearest_neighbours, open_index
+from progeo.features.batches import describe_rows
+from progeo.features.descriptors import encoder_describer
+from progeo.features.store import ShardedRows
 from progeo.models.encoder import Encoder, build_encoder
 from progeo.places.catalogue import read_catalogue
-from progeo.stages.encoder_descriptors import encoder_describer
 
 NUM_DATABASE, NUM_QUERIES, DIM, IMAGES_PER_PLACE = 200_000, 2_000, 512, 10
 ROWS_PER_FILE = 8192

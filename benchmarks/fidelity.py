@@ -25,7 +25,7 @@ from torchvision import transforms
 from benchmarks.short_trainings import Task, Trained, build_task, parse_arguments, print_head, print_row, train_ours
 from progeo.places.catalogue import Catalogue
 from progeo.places.cells import Group
-from progeo.stages.image_training import build_untrained_encoder
+from progeo.training.trainer import build_untrained_encoder
 
 
 def main() -> None:

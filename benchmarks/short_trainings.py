@@ -13,18 +13,18 @@ from PIL import Image
 
 from progeo.config.parsing import parse_settings
 from progeo.config.training import Settings
+from progeo.datasets.query_sets import QuerySet, load_query_set
 from progeo.engine.accelerator import start_accelerator
 from progeo.engine.run_folder import RunFolder
 from progeo.engine.stopping import StopRequest
 from progeo.evaluation.recall import recall_at
 from progeo.image_files import open_image
-from progeo.models.clip import as_height_width
+from progeo.models.backbones.open_clip import as_height_width
 from progeo.models.encoder import Encoder
 from progeo.places.catalogue import read_catalogue
-from progeo.stages.image_training import ImageTraining
-from progeo.stages.places import TrainingPlaces, read_training_places
-from progeo.stages.query_sets import QuerySet, load_query_set
-from progeo.stages.validation import retrieve
+from progeo.training.places import TrainingPlaces, read_training_places
+from progeo.training.trainer import ImageTraining
+from progeo.training.validation import retrieve
 
 JPEG_QUALITY = 95
 

@@ -22,16 +22,16 @@ from benchmarks.images import write_images
 from benchmarks.timing import clock_of_one_core, least_seconds
 from progeo.config.training import DataSettings, Settings
 from progeo.data.samplers import permuted_batches
-from progeo.data.shards import ShardedRows
 from progeo.engine.accelerator import fits_device, start_accelerator
 from progeo.engine.checkpoint import save_checkpoint
 from progeo.engine.loop import progress_bar, train_epoch
-from progeo.models.clip import NORMALISATIONS, load_clip
+from progeo.features.clip_features import cached_features
+from progeo.features.store import ShardedRows
+from progeo.models.backbones.open_clip import NORMALISATIONS, load_clip
 from progeo.models.pixel_statistics import pixel_statistics
 from progeo.models.prompts import PromptLearner
 from progeo.places.catalogue import read_catalogue
-from progeo.stages.features import cached_features
-from progeo.stages.prompt_group import GroupImages, GroupTraining
+from progeo.training.prompt_group import GroupImages, GroupTraining
 
 ARCHITECTURE, DIMENSION = "ViT-B-32", 512
 TEXTS = 64

@@ -27,8 +27,8 @@ from progeo.data.augmentation import Augmentation, jitter_colours
 from progeo.data.datasets import CatalogueImages, LabelledImages
 from progeo.data.loaders import build_loader, read_batches
 from progeo.engine.accelerator import start_accelerator
+from progeo.models.aggregation import GeMHead
 from progeo.models.heads import build_head
-from progeo.models.pooling import GeMHead
 from progeo.models.preprocessing import normalise_images
 from progeo.places.catalogue import Catalogue, read_catalogue
 

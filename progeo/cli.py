@@ -1,4 +1,4 @@
-"""The command `progeo`: one sub-command a stage, the same functions as the scripts."""
+"""The command `progeo`: the same functions as the scripts."""
 
 import os
 import sys
@@ -23,25 +23,25 @@ class Command:
 
 
 COMMANDS = {
-    "stage1": Command("prompts:train_prompts", "training:Settings", "learn a text prompt for every place"),
+    "stage1": Command("train_prompts:train_prompts", "training:Settings", "learn a text prompt for every place"),
     "stage2": Command(
-        "image:train_image_encoder", "training:Settings", "train the image encoder on places and their prompts"
+        "train_encoder:train_image_encoder", "training:Settings", "train the image encoder on places and their prompts"
     ),
     "evaluate": Command("evaluate:evaluate", "evaluation:EvaluateSettings", "recall of an encoder, with a report"),
     "compare": Command(
         "compare:compare", "evaluation:CompareSettings", "the same for several encoders, in one table", words="encoders"
     ),
     "reduce": Command(
-        "reduce:reduce_encoder", "evaluation:ReduceSettings", "fewer dimensions for an encoder's descriptors"
+        "pca:reduce_encoder", "evaluation:ReduceSettings", "fewer dimensions for an encoder's descriptors"
     ),
     "index build": Command(
-        "build_index:build_place_index",
+        "index:build_place_index",
         "evaluation:IndexBuildSettings",
         "images of known places and an encoder, to localize photos with",
     ),
-    "index add": Command("build_index:add_to_place_index", "evaluation:IndexAddSettings", "more images for an index"),
+    "index add": Command("index:add_to_place_index", "evaluation:IndexAddSettings", "more images for an index"),
     "index calibrate": Command(
-        "build_index:calibrate_place_index", "evaluation:IndexCalibrateSettings", "learn how sure its answers may be"
+        "index:calibrate_place_index", "evaluation:IndexCalibrateSettings", "learn how sure its answers may be"
     ),
     "localize": Command("localize:localize", "evaluation:LocalizeSettings", "where photos were taken", words="photos"),
     "prompts show": Command(
@@ -88,7 +88,7 @@ COMMANDS = {
     ),
     "export": Command("export:export", "encoders:ExportSettings", "write the encoder of a run to its own folder", True),
     "import": Command(
-        "bring_in:bring_in", "encoders:ImportSettings", "make an encoder of the weights of another program", True
+        "import_weights:bring_in", "encoders:ImportSettings", "make an encoder of the weights of another program", True
     ),
     "toy-city": Command(
         "toy_city:make_toy_city", "datasets:ToyCitySettings", "render a small city to try everything on", True
@@ -156,7 +156,7 @@ def run_command(name: str, arguments: Sequence[str]) -> None:
         positional=command.positional,
         words=command.words,
     )
-    _named("stages", command.function)(settings)
+    _named("commands", command.function)(settings)
 
 
 def _named(room: str, name: str) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from progeo.data.shards import ShardedRows
+from progeo.features.store import ShardedRows
 from progeo.files import replacing
 
 _TRAINED_ON = 2**17

@@ -10,7 +10,7 @@ from torchvision.models import get_model_weights
 
 from progeo.export.folders import weights_in_name, without_folders
 from progeo.files import replacing
-from progeo.models.convnets import CONVNETS
+from progeo.models.backbones.torchvision import CONVNETS
 
 _HEADER = {
     "library_name": "progeo",

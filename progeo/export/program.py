@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from progeo.files import replacing
-from progeo.models.clip import position_embedding_name, position_stride, resized_features
+from progeo.models.backbones.open_clip import position_embedding_name, position_stride, resized_features
 from progeo.models.encoder import Encoder
 
 Input = Literal["normalised", "pixels", "photos"]

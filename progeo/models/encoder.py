@@ -12,11 +12,11 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
+from progeo.models.aggregation import GeMHead, L2Norm, MeanHead, MeanPool
 from progeo.models.backbones import Pooling, build_backbone, feature_map_channels, skeleton_backbone
-from progeo.models.clip import RESNET_STRIDE, ImageSize, known_architectures, visual_features
-from progeo.models.convnets import CONVNETS
+from progeo.models.backbones.open_clip import RESNET_STRIDE, ImageSize, known_architectures, visual_features
+from progeo.models.backbones.torchvision import CONVNETS
 from progeo.models.pixel_statistics import chosen_statistics, own_statistics
-from progeo.models.pooling import GeMHead, L2Norm, MeanHead, MeanPool
 from progeo.models.preprocessing import normalise_images, resize_image
 from progeo.models.state_dicts import check_fits
 from progeo.pixels import pixels_of

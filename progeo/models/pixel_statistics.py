@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from progeo.models.clip import NORMALISATIONS, said_of_pixels
-from progeo.models.convnets import CONVNETS, own_normalisation
+from progeo.models.backbones.open_clip import NORMALISATIONS, said_of_pixels
+from progeo.models.backbones.torchvision import CONVNETS, own_normalisation
 
 _MIN_STD = 0.001
 """A std of 0 cannot be divided by; the least that published weights have is 1/255."""

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from open_clip import CLIP, SimpleTokenizer
 from torch import Tensor, nn
 
-from progeo.models.clip import ImageSize, load_clip, plain_architecture
+from progeo.models.backbones.open_clip import ImageSize, load_clip, plain_architecture
 from progeo.models.text_tower import encode_beginning, encode_continuations
 
 # Pieces of this size fill a GPU, and their freed memory serves the next piece, where larger ones leave holes.

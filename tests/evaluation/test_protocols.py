@@ -7,7 +7,7 @@ import pytest
 from progeo.cli import main
 from progeo.evaluation.protocols import load_protocol, protocol_names
 from progeo.places.filename import format_names, parse_names
-from progeo.places.toy_city import render_toy_city
+from progeo.toy_city import render_toy_city
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import faiss
 import numpy as np
 import pytest
 
-from progeo.data.shards import ShardedRows
 from progeo.evaluation.search import (
     distances_of,
     index_neighbours,
@@ -17,6 +16,7 @@ from progeo.evaluation.search import (
     open_index,
     save_index,
 )
+from progeo.features.store import ShardedRows
 
 
 @pytest.fixture

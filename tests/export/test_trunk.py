@@ -6,7 +6,7 @@ import torch
 import torchvision
 
 from progeo.export.trunk import save_trunk, trunk_usage
-from progeo.models.clip import load_clip
+from progeo.models.backbones.open_clip import load_clip
 from progeo.models.encoder import build_encoder
 
 

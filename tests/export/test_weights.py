@@ -17,8 +17,8 @@ import progeo
 from progeo.cli import main
 from progeo.engine.run_folder import Keep, RunFolder
 from progeo.export.weights import encoder_folder, holds_encoder, save_encoder
-from progeo.models.clip import NORMALISATIONS, load_clip
-from progeo.models.convnets import load_convnet
+from progeo.models.backbones.open_clip import NORMALISATIONS, load_clip
+from progeo.models.backbones.torchvision import load_convnet
 from progeo.models.encoder import build_encoder
 
 EXPORTED = {"README.md", "model.json", "model.safetensors"}

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from progeo.models.backbones.open_clip import load_clip
 from progeo.models.batch_norm import batch_norm_mode, batch_statistics, running_statistics, set_running_statistics
-from progeo.models.clip import load_clip
 
 
 def network():

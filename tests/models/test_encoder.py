@@ -10,7 +10,7 @@ from PIL import ExifTags, Image
 
 from progeo.data.decode import read_image
 from progeo.models.backbones import freeze_layers
-from progeo.models.clip import as_height_width, load_clip
+from progeo.models.backbones.open_clip import as_height_width, load_clip
 from progeo.models.encoder import build_encoder, projected, restore_encoder, spec_from_json, spec_to_json
 from progeo.models.thumbnail import ThumbnailEncoder
 
@@ -109,7 +109,7 @@ def test_descriptors_are_of_length_one_unless_a_vit_is_left_raw():
 
 
 def test_a_raw_vit_gives_the_projected_class_token():
-    from progeo.models.clip import load_clip
+    from progeo.models.backbones.open_clip import load_clip
 
     images = torch.rand(2, 3, 128, 128)
     expected = load_clip("tiny-vit", "random").encode_image(images)

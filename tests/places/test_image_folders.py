@@ -7,10 +7,10 @@ import time
 
 import pytest
 
+from progeo.datasets.readers.photos import read_photos
 from progeo.image_files import EXTENSIONS
 from progeo.places.catalogue import index_catalogue, read_catalogue
 from progeo.places.paths import find_paths
-from progeo.places.photos import read_photos
 
 A, B, C = (f"@{east}@4000000@10@S@.jpg" for east in (1, 2, 3))
 

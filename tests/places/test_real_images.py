@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import utm
 
+from progeo.datasets.readers.tables import read_table
 from progeo.places.catalogue import read_catalogue
 from progeo.places.cells import class_ids
-from progeo.places.tables import read_table
 
 CAMBRIDGE = Path(__file__).parents[3] / "shared/data/cambridge_sample/train"
 

@@ -1,0 +1,72 @@
+"""The final test that stage 2 may end with: an evaluation of the encoder that the run keeps."""
+
+from accelerate import Accelerator
+
+from progeo.commands.evaluate import evaluate_source
+from progeo.commands.query_set_features import load_described
+from progeo.config.evaluation import EvaluateSettings
+from progeo.config.training import DataSettings, Settings
+from progeo.datasets.query_sets import load_query_set
+from progeo.engine.log import LOGGER
+from progeo.engine.run_folder import RunFolder
+
+
+def check_final_test(data: DataSettings) -> None:
+    """Refuse before the training what cannot be evaluated after it.
+
+    Raises:
+        ValueError: no such folders, or images that `load_query_set` refuses.
+    """
+    if data.test_folder is None:
+        return
+    try:
+        load_query_set(
+            data.test_folder,
+            data.database,
+            data.test_queries or data.queries,
+            radius_m=data.positive_radius_m,
+            angle_deg=data.positive_angle_deg,
+        )
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(
+            f"There can be no final test on data.test_folder {data.test_folder}: {error} Its folders are data.database "
+            f"{data.database} and data.test_queries {data.test_queries or data.queries}; without data.test_folder "
+            f"there is no test."
+        ) from None
+
+
+def run_final_test(settings: Settings, run: RunFolder, accelerator: Accelerator) -> None:
+    """Evaluate the encoder that a run keeps as the settings say, if they do, into `test/` of the run.
+
+    Raises:
+        ValueError: as `evaluate_source`, after a sentence that the training is done.
+    """
+    data = settings.data
+    if data.test_folder is None:
+        return
+    accelerator.wait_for_everyone()  # the main process may still be writing the encoder
+    test = EvaluateSettings(
+        encoder=str(run.kept(settings.training.keep)),
+        folder=data.test_folder,
+        out=run.path / "test",
+        database=data.database,
+        queries=data.test_queries or data.queries,
+        database_preprocessing=data.val_preprocessing,
+        query_preprocessing=data.val_preprocessing,
+        positive_radius_m=data.positive_radius_m,
+        positive_angle_deg=data.positive_angle_deg,
+        orientation=data.orientation,
+        batch_size=data.eval_batch_size,
+        num_workers=data.num_workers,
+        mixed_precision=settings.mixed_precision,
+        max_unreadable_fraction=data.max_unreadable_fraction,
+        descriptor_cache=data.descriptor_cache,
+    )
+    LOGGER.info("final test of %s", test.encoder)
+    try:
+        evaluate_source(load_described(test.encoder), test, accelerator)
+    except ValueError as error:
+        raise ValueError(
+            f"The training is finished, its encoder is in {test.encoder}, but the final test is not: {error} With "
+            f"--resume true it is run again; settings named here begin with data. in stage 2."
+        ) from None

@@ -1,0 +1,184 @@
+"""Import of published prompts: as stage 1 leaves its own where they are for the same groups, else as plain tensors."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from open_clip import CLIP, SimpleTokenizer
+from safetensors.torch import save_file
+from torch import Tensor
+
+from progeo.config.encoders import ImportSettings
+from progeo.convert.prompt_learners import (
+    PublishedClasses,
+    PublishedPrompts,
+    parse_cells,
+    read_published_classes,
+)
+from progeo.engine.log import LOGGER
+from progeo.files import replacing, write_json, written_together
+from progeo.models.backbones.open_clip import resolved_architecture, weights_digest
+from progeo.models.prompts import PromptLearner, load_prompt_clip
+from progeo.places.cells import Group, Partition, group_ids
+from progeo.training.prompt_files import DESCRIPTION, PROMPTS
+
+_TEMPLATE = "A photo of a {} street."
+_PLAIN = "prompt_learners"
+_CLASSES_AT_ONCE = 1024
+
+
+def write_published_prompts(settings: ImportSettings, prompts: PublishedPrompts, target: Path) -> Path:
+    """Write published prompts to `target` and return it.
+
+    Raises:
+        ValueError: classes or a CLIP that do not fit the prompts.
+    """
+    classes = None if settings.class_order is None else read_published_classes(settings.class_order)
+    if classes is not None:
+        _check_counts(prompts, classes, settings)
+    order = None
+    reason = "the file of the published code's cache that names their classes was not given with --class_order"
+    if classes is not None:
+        reason = "the CLIP whose text tower reads them was not given with --clip"
+        if settings.clip is not None:
+            cells = parse_cells(settings.class_order.name)
+            order, reason = _order_of_groups(classes, cells, len(prompts.contexts))
+    with written_together(target.resolve()) as folder:
+        if order is None:
+            _write_plain(prompts, classes, folder)
+        else:
+            _write_as_stage_1(settings, prompts, classes, folder, order=order, cells=cells)
+    LOGGER.info("prompts of %d groups written to %s", len(prompts.contexts), target)
+    if order is None:
+        LOGGER.info("for reading only, they are no %s, with which stage 2 could go on: %s", PROMPTS, reason)
+    else:
+        LOGGER.info("stage 2 trains with them: --text.prompts %s", target)
+    return target
+
+
+def _check_counts(prompts: PublishedPrompts, classes: PublishedClasses, settings: ImportSettings) -> None:
+    if len(classes.class_ids) < len(prompts.contexts):
+        raise ValueError(
+            f"{settings.file} holds prompts of {len(prompts.contexts)} groups, {settings.class_order} has "
+            f"{len(classes.class_ids)}."
+        )
+    for index, (context, ids) in enumerate(zip(prompts.contexts, classes.class_ids, strict=False)):
+        if len(context) != len(ids):
+            raise ValueError(
+                f"{settings.file} holds prompts of {len(context)} classes in group {index}, {settings.class_order} "
+                f"has {len(ids)}: they are of different trainings."
+            )
+
+
+def _order_of_groups(
+    classes: PublishedClasses, cells: Mapping[str, int], num_groups: int
+) -> tuple[list[int] | None, str]:
+    """The published groups in our order, or None and why the first of ours are not those that have prompts."""
+    numbers = []
+    for ids in classes.class_ids:
+        if (ids[:, 2] < 0).any() or (ids[:, 2] >= 360).any() or (ids % _steps(cells)).any():
+            return None, "some of their classes are no cells and heading bins of the settings in the file's name"
+        groups = np.unique(
+            group_ids(ids, **{name: value for name, value in cells.items() if name != "min_images_per_class"}), axis=0
+        )
+        if len(groups) != 1:
+            return None, "a published group holds classes of several groups of the settings in the file's name"
+        numbers.append(tuple(groups[0]))
+    order = sorted(range(len(numbers)), key=numbers.__getitem__)[:num_groups]
+    if set(order) != set(range(num_groups)):
+        return None, (
+            f"the published code trained on the {num_groups} groups that it met first of {len(numbers)}, stage 2 here "
+            f"takes the first {num_groups} in the order of their ids, which are others"
+        )
+    return order, ""
+
+
+def _write_as_stage_1(
+    settings: ImportSettings,
+    prompts: PublishedPrompts,
+    classes: PublishedClasses,
+    folder: Path,
+    *,
+    order: list[int],
+    cells: Mapping[str, int],
+) -> None:
+    clip = load_prompt_clip(settings.clip, settings.clip_weights)
+    _check_vocabulary(clip, prompts, settings)
+    tensors: dict[str, Tensor] = {}
+    groups, summaries = [], []
+    for index, published in enumerate(order):
+        ids = classes.class_ids[published]
+        rows = np.lexsort(ids.T[::-1])
+        context = prompts.contexts[published][torch.from_numpy(rows)]
+        groups.append(Group(ids[rows], np.empty(0, np.int64), np.zeros(len(ids) + 1, np.int64)))
+        tensors |= {
+            f"group_{index}.context": context,
+            f"group_{index}.text_features": _text_features(clip, context),
+            f"group_{index}.class_ids": torch.from_numpy(ids[rows]),
+        }
+        summaries.append({"classes": len(ids), "images": int(classes.num_images[published].sum())})
+    partition = Partition({**cells, "num_groups": len(order)}, tuple(groups))
+    with replacing(folder / PROMPTS) as temporary:
+        save_file(tensors, temporary)
+    description = {
+        "partition": partition.describe(),
+        "architecture": resolved_architecture(settings.clip, clip),
+        "weights": settings.clip_weights,
+        "seed": 0,
+        "vocabulary": weights_digest({"token_embedding": clip.token_embedding.weight}),
+        "template": _TEMPLATE,
+        "context_length": prompts.contexts[0].shape[1],
+        "groups": summaries,
+        "imported_from": str(settings.file),
+    }
+    write_json(folder / DESCRIPTION, description)
+
+
+def _check_vocabulary(clip: CLIP, prompts: PublishedPrompts, settings: ImportSettings) -> None:
+    """Refuse a CLIP whose word vectors are not those around the learned ones."""
+    tokenizer = SimpleTokenizer()
+    before, after = _TEMPLATE.split("{}")
+    prefix = clip.token_embedding.weight[[tokenizer.sot_token_id, *tokenizer.encode(before)]]
+    suffix = clip.token_embedding.weight[[*tokenizer.encode(after), tokenizer.eot_token_id]]
+    theirs = (prompts.prefix[0], prompts.suffix[0, : len(suffix)])
+    if not all(
+        ours.shape == found.shape and torch.allclose(ours, found, atol=1e-3)
+        for ours, found in zip((prefix, suffix), theirs, strict=True)
+    ):
+        raise ValueError(
+            f"{settings.file} was learned with other word vectors than those of {settings.clip} with "
+            f"{settings.clip_weights}: name its CLIP with --clip and --clip_weights."
+        )
+
+
+@torch.no_grad()
+def _text_features(clip: CLIP, context: Tensor) -> Tensor:
+    """Text features (C, E) of the learned vectors of a group."""
+    features = []
+    for part in context.split(_CLASSES_AT_ONCE):
+        learner = PromptLearner(clip, len(part), _TEMPLATE, part.shape[1])
+        learner.context.copy_(part)
+        features.append(learner(torch.arange(len(part))))
+    return torch.cat(features)
+
+
+def _write_plain(prompts: PublishedPrompts, classes: PublishedClasses | None, folder: Path) -> None:
+    tensors = {"token_prefix": prompts.prefix, "token_suffix": prompts.suffix}
+    for index, context in enumerate(prompts.contexts):
+        tensors[f"group_{index}.context"] = context
+        if classes is not None:
+            tensors[f"group_{index}.class_ids"] = torch.from_numpy(classes.class_ids[index])
+    with replacing(folder / f"{_PLAIN}.safetensors") as temporary:
+        save_file(tensors, temporary)
+    meanings = {
+        "group_<i>.context": "learned vectors (C, length, W) of the published code's group i, a row for each class",
+        "group_<i>.class_ids": "east and north in metres and heading in degrees of each class, (C, 3), where known",
+        "token_prefix": "word vectors before the learned ones, (1, n, W): start of text, 'a photo of a'",
+        "token_suffix": "word vectors after them, (1, m, W): 'street .', end of text, padding",
+    }
+    write_json(folder / f"{_PLAIN}.json", {"groups": len(prompts.contexts), "tensors": meanings})
+
+
+def _steps(cells: Mapping[str, int]) -> np.ndarray:
+    return np.array([cells["cell_side_m"], cells["cell_side_m"], cells["heading_bin_deg"]])

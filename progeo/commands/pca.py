@@ -1,0 +1,62 @@
+"""Reducing: an encoder whose descriptors have fewer dimensions, by principal components of a sample of images."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from progeo.config.evaluation import ReduceSettings
+from progeo.engine.accelerator import start_accelerator
+from progeo.engine.log import LOGGER, start_log
+from progeo.evaluation.reduction import fit_reduction
+from progeo.export.weights import encoder_folder, holds_encoder, load_encoder, read_description, save_encoder
+from progeo.features.descriptors import described, encoder_describer
+from progeo.models.encoder import Encoder, projected
+from progeo.places.catalogue import read_catalogue
+
+
+def reduce_encoder(settings: ReduceSettings) -> Path:
+    """Fit principal components to descriptors of images, and write the encoder that ends with them; returns its folder.
+
+    Raises:
+        ValueError: no encoder with weights, one that was reduced already, more dimensions than there can be.
+    """
+    start_log(None)
+    if (settings.to / "model.json").exists():
+        raise ValueError(f"{settings.to} already holds an encoder: name another folder with --to.")
+    accelerator = start_accelerator(settings.mixed_precision)
+    encoder = load_encoder(settings.encoder)
+    if not isinstance(encoder, Encoder):
+        raise ValueError(f"Only an encoder with weights of its own can be reduced, {settings.encoder} has none.")
+    catalogue = read_catalogue(settings.folder, positions="ignored")
+    rows = np.unique(np.linspace(0, len(catalogue) - 1, min(len(catalogue), settings.sample)).astype(np.int64))
+    describer = encoder_describer(
+        encoder,
+        settings.database_preprocessing,
+        settings.image_size,
+        accelerator,
+        orientation=settings.orientation,
+    )
+    descriptors = described(describer, catalogue.take(rows), settings, accelerator)
+    if accelerator.is_main_process:
+        sample = np.concatenate([part.astype(np.float32) for part in descriptors.parts()])
+        reduction = fit_reduction(sample, settings.dim, whiten=settings.whiten)
+        smaller = projected(encoder.cpu(), torch.from_numpy(reduction.weight), torch.from_numpy(reduction.bias))
+        made = {"dim": settings.dim, "whiten": settings.whiten, "folder": str(settings.folder), "images": len(sample)}
+        provenance = {**_provenance(Path(settings.encoder)), "encoder": settings.encoder, "reduced": made}
+        save_encoder(settings.to, smaller, provenance=provenance, recalls={})  # those known are of all dimensions
+        LOGGER.info(
+            "%d of %d dimensions hold %.1f %% of the variance of %d images; encoder in %s",
+            settings.dim,
+            encoder.descriptor_dim,
+            100 * reduction.kept,
+            len(sample),
+            settings.to,
+        )
+    return settings.to
+
+
+def _provenance(source: Path) -> dict[str, Any]:
+    """How the encoder in a folder came to be; nothing of one that is named or fetched."""
+    return read_description(encoder_folder(source))["provenance"] if holds_encoder(source) else {}

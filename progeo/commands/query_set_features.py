@@ -1,0 +1,108 @@
+"""Descriptors of both sides of a query set: made by an encoder, or read as another program left them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+from torch import nn
+
+from progeo.config.evaluation import BenchmarkSettings
+from progeo.datasets.query_sets import QuerySet
+from progeo.export.weights import load_encoder
+from progeo.features.descriptors import described, encoder_describer
+from progeo.features.store import ShardedRows
+from progeo.places.catalogue import Catalogue
+
+_ROWS_AT_ONCE = 2**16
+
+
+@dataclass(frozen=True)
+class QuerySetDescriptors:
+    """Of both sides of a query set, but for images that cannot be read."""
+
+    database: ShardedRows
+    """(N, D)."""
+    queries: ShardedRows
+    """(Q, D), of crops that search on their own (Q, 5 D)."""
+    facts: Mapping[str, str]
+    """How images were described."""
+
+
+def load_described(name: str) -> nn.Module | Path:
+    """The encoder of that name, or the folder of that name in which another program left descriptors."""
+    folder = Path(name)
+    return folder if (folder / "database_descriptors.npy").is_file() else load_encoder(name)
+
+
+def descriptors_of(
+    source: nn.Module | Path, query_set: QuerySet, settings: BenchmarkSettings, accelerator: Accelerator
+) -> QuerySetDescriptors:
+    """Describe both sides of a query set, or read what another program left.
+
+    Args:
+        source: of `load_described`.
+        query_set: what to describe.
+        settings: how.
+        accelerator: gives device, precision and processes.
+
+    Raises:
+        ValueError: descriptors of another number of images, or of two dimensions.
+    """
+    if isinstance(source, Path):
+        return _read_descriptors(source, query_set)
+    return _describe(source, query_set, settings, accelerator)
+
+
+def _describe(
+    encoder: nn.Module, query_set: QuerySet, settings: BenchmarkSettings, accelerator: Accelerator
+) -> QuerySetDescriptors:
+    sides = {
+        "database": (query_set.database, settings.database_preprocessing),
+        "queries": (query_set.queries, settings.query_preprocessing),
+    }
+    rows, facts = [], {}
+    for side, (catalogue, preprocessing) in sides.items():
+        describer = encoder_describer(
+            encoder, preprocessing, settings.image_size, accelerator, orientation=settings.orientation
+        )
+        rows.append(described(describer, catalogue, settings, accelerator))
+        facts["image size"] = "{} x {} pixels".format(*describer.image_size)
+        facts[f"{side} preprocessing"] = preprocessing
+    if settings.orientation == "ignore":
+        facts["orientation"] = "as stored, photos are not turned upright"
+    return QuerySetDescriptors(*rows, facts)
+
+
+def _read_descriptors(folder: Path, query_set: QuerySet) -> QuerySetDescriptors:
+    rows = [
+        _read_rows(folder / f"{side}_descriptors.npy", images)
+        for side, images in (("database", query_set.database), ("queries", query_set.queries))
+    ]
+    if rows[0].width != rows[1].width:
+        raise ValueError(
+            f"The descriptors in {folder} have {rows[0].width} dimensions of the database, {rows[1].width} of queries."
+        )
+    return QuerySetDescriptors(*rows, {})
+
+
+def _read_rows(path: Path, images: Catalogue) -> ShardedRows:
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no {path}.")
+    values = np.load(path, mmap_mode="r")
+    if values.ndim != 2 or len(values) != len(images):
+        raise ValueError(
+            f"{path} must hold a row for each of the {len(images):,} images of {images.folder}, got {values.shape}."
+        )
+    for start in range(0, len(values), _ROWS_AT_ONCE):
+        if not np.isfinite(values[start : start + _ROWS_AT_ONCE]).all():
+            raise ValueError(f"{path} holds numbers that are not finite, in rows {start} and after.")
+    return ShardedRows(
+        path.parent,
+        num_rows=len(values),
+        width=values.shape[1],
+        shard_size=len(values),
+        dtype=values.dtype.name,
+        file_name=path.name,
+    )

@@ -1,0 +1,122 @@
+"""Folders of a CLIP as Hugging Face keeps them: open_clip's own, and those of transformers."""
+
+from pathlib import Path
+
+from progeo.convert.clip_towers import unusual_settings
+from progeo.convert.clips import Said, read_clip
+from progeo.convert.configurations import read_configuration
+from progeo.convert.hugging_face import with_open_clip_names
+from progeo.convert.translation import Choices, Foreign, with_what_was_found
+from progeo.models.clip_files import CLIP_MARK, OPEN_CLIP, OPEN_CLIP_WEIGHTS
+from progeo.models.weight_files.checkpoints import FoundWeights, find_weights, read_content
+from progeo.models.weight_files.unpickler import printable
+
+_TRANSFORMERS = "config.json"
+_TRANSFORMERS_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_INDEX = ".index.json"
+_MARKS = (CLIP_MARK, "vision_model.embeddings.class_embedding")
+_ACTIVATIONS = {"quick_gelu": True, "gelu": False}
+_EPS = 1e-5
+_LEAST_STD = 0.001
+
+
+def read_clip_folder(path: Path, choices: Choices) -> Foreign | None:
+    """The CLIP in a folder, with the activation and the pixels that its configuration says.
+
+    Args:
+        path: the folder, or a file of weights in one. That file is read then, with the configuration that belongs to
+            its name.
+        choices: what the folder does not say.
+
+    Returns:
+        None for a file that no configuration belongs to.
+
+    Raises:
+        FileNotFoundError: a configuration or the weights are not there.
+        ValueError: they are of another model, or do not fit together.
+    """
+    if not path.is_dir():
+        if path.name in OPEN_CLIP_WEIGHTS and (path.parent / OPEN_CLIP).is_file():
+            return _read_open_clip(path, choices)
+        return _read_transformers(path, choices) if _is_transformers_file(path) else None
+    is_open_clip, is_transformers = ((path / name).is_file() for name in (OPEN_CLIP, _TRANSFORMERS))
+    if is_open_clip and (_holds_weights(path, OPEN_CLIP_WEIGHTS) or not is_transformers):
+        return _read_open_clip(path, choices)
+    if is_transformers:
+        return _read_transformers(path, choices)
+    raise FileNotFoundError(f"{path} is no folder of a CLIP: it holds neither {OPEN_CLIP} nor {_TRANSFORMERS}.")
+
+
+def _read_open_clip(path: Path, choices: Choices) -> Foreign:
+    folder = path if path.is_dir() else path.parent
+    config = read_configuration(folder / OPEN_CLIP)
+    model, pixels = config.part("model_cfg"), config.part("preprocess_cfg")
+    vision, text = model.part("vision_cfg"), model.part("text_cfg")
+    if unusual := unusual_settings(model.values):
+        raise ValueError(f"{config.path} describes no plain CLIP: it says {printable(', '.join(unusual))}.")
+    said = Said(  # numbers that are left out are those that open_clip takes then
+        "open_clip",
+        quickgelu=bool(model.values.get("quick_gelu", False)),
+        head_width=vision.number("head_width", 64),
+        text_heads=text.number("heads", 8),
+        mean=pixels.colour("mean", 0),
+        std=pixels.colour("std", _LEAST_STD),
+    )
+    found = _weights(path, OPEN_CLIP_WEIGHTS, choices.weights_in)
+    return with_what_was_found(read_clip(found.state, choices, said), found)
+
+
+def _read_transformers(path: Path, choices: Choices) -> Foreign:
+    folder = path if path.is_dir() else path.parent
+    config = read_configuration(folder / _TRANSFORMERS)
+    kind = config.values.get("model_type")
+    if kind != "clip":
+        raise ValueError(f"{config.path} describes a {kind!r}, not a clip.")
+    vision, text = config.part("vision_config"), config.part("text_config")
+    activations = {part.word("hidden_act", "quick_gelu") for part in (vision, text)}
+    if len(activations) > 1 or not activations <= _ACTIVATIONS.keys():
+        raise ValueError(
+            f"{config.path} says hidden_act {printable(', '.join(sorted(activations)))}: it must be one of "
+            f"{', '.join(_ACTIVATIONS)}, and the same for images and texts."
+        )
+    for part in (vision, text):
+        if (eps := part.number("layer_norm_eps", _EPS)) != _EPS:
+            raise ValueError(f"{config.path} describes no plain CLIP: its layer_norm_eps is {eps}, not {_EPS}.")
+    pixels = read_configuration(folder / "processor_config.json").part("image_processor")
+    if not pixels.values:
+        pixels = read_configuration(folder / "preprocessor_config.json")
+    said = Said(  # numbers that are left out are those that transformers takes then
+        "Hugging Face",
+        quickgelu=_ACTIVATIONS[activations.pop()],
+        head_width=vision.number("hidden_size", 768) // vision.number("num_attention_heads", 12),
+        text_heads=text.number("num_attention_heads", 8),
+        mean=pixels.colour("image_mean", 0),
+        std=pixels.colour("image_std", _LEAST_STD),
+    )
+    found = _weights(path, _TRANSFORMERS_WEIGHTS, choices.weights_in)
+    return with_what_was_found(read_clip(with_open_clip_names(found.state), choices, said), found)
+
+
+def _is_transformers_file(path: Path) -> bool:
+    config = path.parent / _TRANSFORMERS
+    return path.name in _TRANSFORMERS_WEIGHTS and read_configuration(config).values.get("model_type") == "clip"
+
+
+def _holds_weights(folder: Path, names: tuple[str, ...]) -> bool:
+    return any((folder / f"{name}{ending}").is_file() for name in names for ending in ("", _INDEX))
+
+
+def _weights(path: Path, names: tuple[str, ...], part: str | None) -> FoundWeights:
+    """What the file itself holds, or the first of these names in a folder, be it in several files with an index."""
+    for file in [path] if path.is_file() else [path / name for name in names]:
+        if file.is_file():
+            return find_weights(read_content(file), file, _MARKS, part)
+        index = file.with_name(f"{file.name}{_INDEX}")
+        if index.is_file():
+            files = read_configuration(index).part("weight_map").values.values()
+            if not files:
+                raise ValueError(f"{index} names no files of weights.")
+            pieces = sorted({Path(str(name)).name for name in files})
+            states = [find_weights(read_content(path / name), path / name, ()).state for name in pieces]
+            return find_weights({name: value for state in states for name, value in state.items()}, index, _MARKS, part)
+    raise FileNotFoundError(f"{path} holds no weights: neither {' nor '.join(names)}.")

@@ -1,0 +1,130 @@
+"""Which CLIP of open_clip a visual tower belongs to, told from the shapes of its weights."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import open_clip
+from torch import Tensor
+
+from progeo.convert.translation import tensor_named
+from progeo.models.backbones.open_clip import RESNET_STRIDE, ImageSize, as_height_width, known_architectures
+
+_PLAIN = {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"}
+_PLAIN_VISION = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"}
+_PLAIN_TEXT = {"context_length", "vocab_size", "width", "heads", "layers"}
+
+
+def is_vit(visual: Mapping[str, Tensor]) -> bool:
+    """Whether a visual tower, its names without prefix, is a ViT; else it is a ResNet."""
+    return "class_embedding" in visual
+
+
+def unusual_settings(config: Mapping[str, Any]) -> list[str]:
+    """What a model's configuration, as open_clip writes it, says beyond what a plain CLIP has."""
+    vision, text = config.get("vision_cfg") or {}, config.get("text_cfg") or {}
+    return [
+        *sorted(config.keys() - _PLAIN),
+        *(f"vision_cfg.{name}" for name in sorted(vision.keys() - _PLAIN_VISION)),
+        *(f"text_cfg.{name}" for name in sorted(text.keys() - _PLAIN_TEXT)),
+    ]
+
+
+def tower_architecture(visual: Mapping[str, Tensor], *, quickgelu: bool, head_width: float | None = None) -> str:
+    """The name of the CLIP that has such a visual tower.
+
+    Args:
+        visual: the tower's weights, their names without prefix.
+        quickgelu: whether its activation is that of OpenAI's.
+        head_width: dimensions of an attention head, which no shape tells; None where it is not known.
+
+    Raises:
+        ValueError: open_clip has none.
+    """
+    shape = _shape(visual)
+    alike = {}
+    for name in known_architectures():
+        config = open_clip.get_model_config(name)
+        if _is_plain(config) and _described(config).items() >= shape.items():
+            alike[name] = config
+    if head_width is not None:
+        alike = {name: config for name, config in alike.items() if _head_width(config) == head_width}
+    fitting = [name for name, config in alike.items() if config.get("quick_gelu", False) == quickgelu]
+    if not fitting:
+        wanted = ", ".join(f"{name} {value}" for name, value in shape.items())
+        raise ValueError(
+            f"There is no plain CLIP {'with QuickGELU' if quickgelu else 'with GELU'} in open_clip whose visual tower "
+            f"has {wanted}{'' if head_width is None else f', head width {head_width}'}."
+        )
+    return min(fitting, key=lambda name: (len(name), name))
+
+
+def tower_image_size(visual: Mapping[str, Tensor], wanted: ImageSize | None) -> tuple[int, int]:
+    """Height and width in pixels that a tower's position embedding is for.
+
+    Raises:
+        ValueError: another size is wanted, or the embedding is not that of a square.
+    """
+    if is_vit(visual):
+        embedding, cell_px = tensor_named(visual, "positional_embedding", 2), visual["conv1.weight"].shape[-1]
+    else:
+        embedding, cell_px = tensor_named(visual, "attnpool.positional_embedding", 2), RESNET_STRIDE
+    cells = len(embedding) - 1
+    side = math.isqrt(cells)
+    is_square = side * side == cells
+    if wanted is not None:
+        height, width = as_height_width(wanted)
+        rows, columns = height // cell_px, width // cell_px
+        if rows * columns != cells or (is_square and rows != columns):
+            own = f"{side} x {side}" if is_square else cells
+            raise ValueError(
+                f"--image_size {height} x {width} is {rows} x {columns} cells of {cell_px} pixels, but the position "
+                f"embedding is for {own} cells{': leave it out' if is_square else ''}."
+            )
+        return height, width
+    if not is_square:
+        raise ValueError(f"The position embedding is for {cells} cells, no square: give --image_size [HEIGHT,WIDTH].")
+    return side * cell_px, side * cell_px
+
+
+def _shape(visual: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What the weights tell of a tower."""
+    first = tensor_named(visual, "conv1.weight", 4)
+    if is_vit(visual):
+        return {
+            "layers": _count(visual, r"transformer\.resblocks\.(\d+)\."),
+            "width": len(first),
+            "patch size": first.shape[-1],
+            "embed dim": tensor_named(visual, "proj", 2).shape[1],
+        }
+    shape = {
+        "layers": [_count(visual, rf"layer{stage}\.(\d+)\.") for stage in range(1, 5)],
+        "width": len(tensor_named(visual, "layer1.0.conv1.weight", 4)),
+        "patch size": None,
+    }
+    if "attnpool.c_proj.weight" not in visual:  # left out by who does not pool with it
+        return shape
+    return {**shape, "embed dim": len(tensor_named(visual, "attnpool.c_proj.weight", 2))}
+
+
+def _described(config: Mapping[str, Any]) -> dict[str, Any]:
+    vision = config["vision_cfg"]
+    return {
+        "layers": vision["layers"],
+        "width": vision["width"],
+        "patch size": vision["patch_size"],
+        "embed dim": config["embed_dim"],
+    }
+
+
+def _is_plain(config: Mapping[str, Any]) -> bool:
+    return not unusual_settings(config) and {"layers", "width", "patch_size"} <= config["vision_cfg"].keys()
+
+
+def _head_width(config: Mapping[str, Any]) -> int:
+    return config["vision_cfg"].get("head_width", 64)
+
+
+def _count(names: Mapping[str, Tensor], pattern: str) -> int:
+    return len({found[1] for name in names if (found := re.match(pattern, name))})

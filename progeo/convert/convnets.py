@@ -1,0 +1,95 @@
+"""CosPlace, EigenPlaces and Divide&Classify: trunks of torchvision in an `nn.Sequential`, whose layers are numbers."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from torch import Tensor
+
+from progeo.convert.translation import Choices, Foreign, head_name, tensor_named, translated_encoder
+from progeo.models.backbones import Pooling
+from progeo.models.backbones.open_clip import NORMALISATIONS, as_height_width
+from progeo.models.backbones.torchvision import CONVNETS, skeleton_convnet
+from progeo.models.encoder import EncoderSpec
+
+_COSPLACE_IMAGE_SIZE = 512
+_DIVIDE_AND_CLASSIFY_IMAGE_SIZE = 256
+
+
+def read_cosplace(state: Mapping[str, Tensor], choices: Choices) -> Foreign:
+    """An encoder of CosPlace or of EigenPlaces, which have the same layers: `backbone.<number>.*`, `aggregation.*`."""
+    dim = len(tensor_named(state, "aggregation.3.weight", 2))
+    size = choices.image_size or _COSPLACE_IMAGE_SIZE
+    return _read(state, "CosPlace or EigenPlaces", pooling="gem", descriptor_dim=dim, image_size=size, head=head_name)
+
+
+def read_divide_and_classify(state: Mapping[str, Tensor], choices: Choices) -> Foreign:
+    """The feature extractor of Divide&Classify: the mean of an EfficientNet's map, a linear layer, length 1."""
+    dim = len(tensor_named(state, "classifier.0.weight", 2))
+    size = choices.image_size or _DIVIDE_AND_CLASSIFY_IMAGE_SIZE
+    return _read(
+        state,
+        "Divide&Classify",
+        pooling="mean_linear",
+        descriptor_dim=dim,
+        image_size=size,
+        head=lambda ours: ours.replace("pooling.linear.", "classifier.0."),
+    )
+
+
+def _read(
+    state: Mapping[str, Tensor],
+    kind: str,
+    *,
+    pooling: Pooling,
+    descriptor_dim: int,
+    image_size: int | tuple[int, int],
+    head: Callable[[str], str],
+) -> Foreign:
+    architecture, trunk = _trunk(state)
+    mean, std = NORMALISATIONS["imagenet"]
+    spec = EncoderSpec(
+        architecture=architecture,
+        image_size=as_height_width(image_size),
+        descriptor_dim=descriptor_dim,
+        normalised=True,
+        mean=mean,
+        std=std,
+        align_corners=False,
+        pooling=pooling,
+    )
+    encoder, left_out = translated_encoder(spec, state, their_name=lambda ours: head(trunk(ours)))
+    return Foreign(encoder, kind, left_out)
+
+
+def _trunk(state: Mapping[str, Tensor]) -> tuple[str, Callable[[str], str]]:
+    """Which of torchvision's trunks a state dict fits best, and its name for each of our parameters."""
+    if "backbone.0.bias" in state:
+        family, flat = "vgg", True
+    elif "backbone.0.weight" in state:
+        family, flat = "resnet", False
+    elif "backbone.0.0.weight" in state:
+        family, flat = "efficientnet", True
+    else:
+        family, flat = "efficientnet", False
+    best, best_name, most = "", _numbered, -1.0
+    for architecture in (name for name in CONVNETS if name.startswith(family)):
+        trunk = skeleton_convnet(architecture)
+        layers = [name for name, _ in trunk.named_children()]
+        their_name = partial(_numbered, layers=layers, flat=flat)
+        shapes = {their_name(f"backbone.{name}"): tensor.shape for name, tensor in trunk.state_dict().items()}
+        alike = sum(name in state and state[name].shape == shape for name, shape in shapes.items())
+        share = alike / max(len(shapes), sum(name.startswith("backbone.") for name in state))
+        if share > most:
+            best, best_name, most = architecture, their_name, share
+        if share == 1:
+            break
+    return best, best_name
+
+
+def _numbered(ours: str, layers: list[str], flat: bool) -> str:
+    """The name of a layer in an `nn.Sequential` of the classifier's children, or where `flat` of `features` itself."""
+    room, _, name = ours.partition(".")
+    if room != "backbone":
+        return ours
+    layer, _, rest = name.partition(".")
+    return f"backbone.{rest}" if flat else f"backbone.{layers.index(layer)}.{rest}"

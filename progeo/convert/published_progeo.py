@@ -1,0 +1,47 @@
+"""Published ProGEO: a CLIP's visual tower as `backbone.*`, with CosPlace's head where it is a ResNet."""
+
+from collections.abc import Mapping
+
+import open_clip
+from torch import Tensor
+
+from progeo.convert.clip_towers import is_vit, tower_architecture, tower_image_size
+from progeo.convert.translation import Choices, Foreign, head_name, tensor_named, translated_encoder
+from progeo.models.backbones.open_clip import NORMALISATIONS, as_height_width
+from progeo.models.encoder import EncoderSpec
+
+_IMAGE_SIZE = 512
+_TEXT = ("text_encoder.", "token_embedding.")
+
+
+def read_published_progeo(state: Mapping[str, Tensor], choices: Choices) -> Foreign:
+    """An encoder of the published stage 2, with the pixels, sizes and interpolation of the published code.
+
+    Its training starts from OpenAI's CLIP, whose activation is QuickGELU and whose text tower it leaves as it is.
+    """
+    visual = {name.removeprefix("backbone."): tensor for name, tensor in state.items() if name.startswith("backbone.")}
+    vit = is_vit(visual)
+    quickgelu = True if choices.quickgelu is None else choices.quickgelu
+    architecture = tower_architecture(visual, quickgelu=quickgelu)
+    if vit:
+        image_size, dim = tower_image_size(visual, choices.image_size), tensor_named(visual, "proj", 2).shape[1]
+    else:
+        image_size = as_height_width(choices.image_size or _IMAGE_SIZE)
+        dim = len(tensor_named(state, "aggregation.3.weight", 2))
+    shares_texts = vit and quickgelu and "openai" in open_clip.list_pretrained_tags_by_model(architecture)
+    mean, std = NORMALISATIONS["imagenet"]
+    spec = EncoderSpec(
+        architecture=architecture,
+        image_size=image_size,
+        descriptor_dim=dim,
+        normalised=bool(choices.normalised) if vit else True,
+        mean=mean,
+        std=std,
+        align_corners=True,
+        pooling="clip" if vit else "gem",
+        text_weights="openai" if shares_texts else None,
+    )
+    encoder, left_out = translated_encoder(
+        spec, state, their_name=head_name, not_needed=_TEXT if vit else (*_TEXT, "backbone.attnpool.")
+    )
+    return Foreign(encoder, "published ProGEO", left_out)

@@ -1,0 +1,1 @@
+"""Data sets: how images get a catalogue, and queries with their positives."""

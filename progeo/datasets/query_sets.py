@@ -1,0 +1,95 @@
+"""Query sets: queries to be found in a database, and which of its images are right for them."""
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from progeo.places.catalogue import Catalogue, read_catalogue
+from progeo.places.geographic import check_zones
+from progeo.places.positives import find_positives
+
+LOGGER = logging.getLogger("progeo")
+
+
+@dataclass(frozen=True)
+class QuerySet:
+    """Queries to be found in a database."""
+
+    database: Catalogue
+    queries: Catalogue
+    positives: list[np.ndarray] | None
+    """Right database rows of each query; None where nobody knows."""
+
+    def without_queries(self, rows: np.ndarray) -> "QuerySet":
+        """The set but for some of its queries."""
+        if not len(rows):
+            return self
+        stay = np.delete(np.arange(len(self.queries)), rows)
+        positives = None if self.positives is None else [self.positives[row] for row in stay.tolist()]
+        return replace(self, queries=self.queries.take(stay), positives=positives)
+
+
+def load_query_set(
+    folder: Path, database: str, queries: str, *, radius_m: float, angle_deg: float | None = None
+) -> QuerySet:
+    """Read both catalogues and find the positives of each query.
+
+    Raises:
+        ValueError: there are none, as names do not say where images were taken; positions that nobody can compare, as
+            `check_zones`; headings that an angle needs and are absent.
+    """
+    database_images, query_images = sides = [
+        read_catalogue(folder / name, positions="optional") for name in (database, queries)
+    ]
+    if query_images.positives is None:
+        for images in sides:
+            _check_positions(images)
+    check_zones(database_images, query_images)
+    positives = find_positives(database_images, query_images, radius_m, angle_deg=angle_deg)
+    missing = sum(not len(rows) for rows in positives)
+    if missing:
+        rule = positives_rule(radius_m, angle_deg) if query_images.positives is None else "as given"
+        LOGGER.warning("%d of %d queries have no database image %s", missing, len(positives), rule)
+    return QuerySet(database_images, query_images, positives)
+
+
+def load_unlabeled(folder: Path, database: str, queries: str) -> QuerySet:
+    """Read both catalogues; names may be any, and nothing is right or wrong."""
+    return QuerySet(*(read_catalogue(folder / name, positions="ignored") for name in (database, queries)), None)
+
+
+def _check_positions(images: Catalogue) -> None:
+    placeless = np.flatnonzero(~np.isfinite(images.east + images.north))
+    if len(placeless):
+        raise ValueError(
+            f"{len(placeless):,} of {len(images):,} names in {images.folder} do not say where the image was taken, "
+            f"such as {images.name(int(placeless[0]))}: read positions from a table with `progeo dataset from-table`, "
+            f"or see what is found without them with `progeo evaluate --no_labels true`."
+        )
+
+
+def positives_by_rule(
+    query_set: QuerySet, radius_m: float, others_m: tuple[float, ...], *, angle_deg: float | None = None
+) -> dict[str, list[np.ndarray]]:
+    """Right database rows by every rule: that of the set, within `radius_m`, first, then within each of `others_m`.
+
+    No rule where nobody knows what is right.
+    """
+    if query_set.positives is None:
+        return {}
+    if query_set.queries.positives is not None:
+        return {"as given": query_set.positives}
+    others = {
+        other_m: find_positives(query_set.database, query_set.queries, other_m, angle_deg=angle_deg)
+        for other_m in others_m
+        if other_m != radius_m
+    }
+    by_radius = {radius_m: query_set.positives, **others}
+    return {positives_rule(radius, angle_deg): rows for radius, rows in by_radius.items()}
+
+
+def positives_rule(radius_m: float, angle_deg: float | None) -> str:
+    """Which database images are right, in words."""
+    return f"within {radius_m:g} m" + ("" if angle_deg is None else f" and {angle_deg:g} degrees")

@@ -1,0 +1,176 @@
+"""Ground truth of other programs, told by the names of its files: NumPy arrays, lists of images, numbered images."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+
+from progeo.datasets.readers.ground_truth import build_side, positives_column
+from progeo.datasets.readers.numpy_files import integers_of, load_array
+from progeo.datasets.readers.patch_netvlad import read_patch_netvlad
+from progeo.datasets.readers.vpr_bench import read_vpr_bench
+from progeo.places.catalogue import Catalogue
+
+
+def read_arrays(folder: Path, images: Path, name: str | None = None) -> dict[str, Catalogue]:
+    """Read database and queries of the set whose ground truth lies in a folder.
+
+    The queries have a column `positives`, the correct database rows of each, where those do not follow from 25 m.
+
+    Args:
+        folder: holds the files of one of `_LAYOUTS`, whatever their names begin with.
+        images: folder that the names in them are relative to.
+        name: what the names of the files begin with, where the folder holds those of several sets.
+
+    Raises:
+        FileNotFoundError: a file that is not there.
+        ValueError: files of several sets, or such as do not fit together or hold anything but names and numbers.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder}.")
+    sets = [
+        (beginning, layout, files)
+        for layout in _LAYOUTS
+        for beginning, files in _sets(folder, layout).items()
+        if name is None or beginning == name.rstrip(_SEPARATORS)
+    ]
+    if not sets:
+        called = "" if name is None else f" of a set that is called {name}"
+        raise FileNotFoundError(
+            f"{folder} does not hold the ground truth{called}: it must hold "
+            f"{'; or '.join(layout.what for layout in _LAYOUTS)}; their names may begin with anything."
+        )
+    if len(sets) > 1:
+        beginnings = sorted({beginning for beginning, _, _ in sets})
+        if len(beginnings) == 1:
+            paths = sorted({path.name for _, _, files in sets for path in files.values()})
+            raise ValueError(f"{folder} holds several ground truths of one set: {', '.join(paths)}. Keep one of them.")
+        raise ValueError(f"{folder} holds the sets {', '.join(map(repr, beginnings))}: choose one with --name.")
+    _, layout, files = sets[0]
+    return layout.read(files, images)
+
+
+_SEPARATORS = "_.-"
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """A way to write ground truth down."""
+
+    what: str
+    """The files, in words."""
+    endings: Mapping[str, str]
+    """How the name of each ends, a regular expression."""
+    read: Callable[[Mapping[str, Path], Path], dict[str, Catalogue]]
+
+
+def _sets(folder: Path, layout: _Layout) -> dict[str, dict[str, Path]]:
+    """The files of each set of a layout that has all of them, by what their names begin with.
+
+    Raises:
+        ValueError: a set has two files of one kind.
+    """
+    sets: dict[str, dict[str, Path]] = {}
+    for path in sorted(folder.iterdir()):
+        for role, ending in layout.endings.items():
+            match = re.fullmatch(rf"(.*?)[{_SEPARATORS}]*{ending}", path.name)
+            if match and not path.name.startswith(".") and path.is_file():
+                files = sets.setdefault(match[1], {})
+                if role in files:
+                    raise ValueError(f"{folder} holds {files[role].name} and {path.name}: keep one of them.")
+                files[role] = path
+    return {beginning: files for beginning, files in sets.items() if len(files) == len(layout.endings)}
+
+
+def _read_truth(files: Mapping[str, Path], images: Path) -> dict[str, Catalogue]:
+    """Names and the correct database rows of each query, as OpenVPRLab and GSV-Cities have them."""
+    database, queries = _names(files["database"]), _names(files["queries"])
+    return _with_positives(images, database, queries, files["truth"])
+
+
+def _read_indexed_truth(files: Mapping[str, Path], images: Path) -> dict[str, Catalogue]:
+    """The same of those queries that an index names: MSLS val of GSV-Cities, MixVPR and SALAD counts 740 of 747."""
+    database, queries = _names(files["database"]), _names(files["queries"])
+    chosen = np.concatenate([np.empty(0, np.int64), *_rows(files["index"], len(queries), "queries")])
+    return _with_positives(images, database, [queries[row] for row in chosen.tolist()], files["truth"])
+
+
+def _with_positives(images: Path, database: list[str], queries: list[str], truth: Path) -> dict[str, Catalogue]:
+    positives = _rows(truth, len(database), "database images")
+    if len(positives) != len(queries):
+        raise ValueError(f"{truth} has {len(positives)} rows for {len(queries)} queries.")
+    column = positives_column(positives)
+    return {"database": build_side(images, database), "queries": build_side(images, queries, positives=column)}
+
+
+def _names(file: Path) -> list[str]:
+    """The names in a file: texts, bytes, or objects that are either."""
+    values = load_array(file).ravel().tolist()
+    try:
+        names = [value.decode() if isinstance(value, bytes) else value for value in values]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: a name is not in UTF-8: {error}.") from None
+    wrong = [name for name in names if not (isinstance(name, str) and name)]
+    if wrong or not names:
+        raise ValueError(f"{file} must hold names of images, it holds {wrong[0]!r}." if wrong else f"{file} is empty.")
+    return names
+
+
+def _rows(file: Path, count: int, what: str) -> list[np.ndarray]:
+    """The row numbers, each from 0 to `count` - 1, that each element or line of an array gives.
+
+    Raises:
+        ValueError: with the first that is something else.
+    """
+    values = load_array(file)
+    is_mask = values.ndim == 2 and values.shape[1] == count
+    if is_mask and count > 2 and values.dtype.kind in "iuf" and np.isin(values, (0, 1)).all():
+        raise ValueError(f"{file} has only 0 and 1 for {count} {what}: save it as booleans, or as lists of rows.")
+    if values.dtype.kind == "b" and not is_mask:
+        raise ValueError(f"{file} holds booleans of the shape {values.shape} for {count} {what}.")
+    rows = [np.flatnonzero(each) if values.dtype.kind == "b" else integers_of(each) for each in np.atleast_1d(values)]
+    for number, each in enumerate(rows):
+        if each is None:
+            raise ValueError(f"{file} must hold rows of {what}, its element {number} holds {str(values[number])[:80]}.")
+        if len(each) and not (each.min() >= 0 and each.max() < count):
+            worst = each.min() if each.min() < 0 else each.max()
+            raise ValueError(
+                f"{file} names rows beyond the {count} {what} for query {number}: {worst} is not from 0 to {count - 1}."
+            )
+    return [each.astype(np.int64) for each in rows if each is not None]
+
+
+_LAYOUTS = (
+    _Layout(
+        "dbImages.npy, qImages.npy and gt.npy or gt_25m.npy (OpenVPRLab, GSV-Cities)",
+        MappingProxyType(
+            {"database": r"dbImages\.npy", "queries": r"qImages\.npy", "truth": r"gt(?:_\d+(?:\.\d+)?m)?\.npy"}
+        ),
+        _read_truth,
+    ),
+    _Layout(
+        "dbImages.npy, qImages.npy, qIdx.npy and pIdx.npy (MSLS of GSV-Cities and SALAD)",
+        MappingProxyType(
+            {
+                "database": r"dbImages\.npy",
+                "queries": r"qImages\.npy",
+                "index": r"qIdx\.npy",
+                "truth": r"pIdx\.npy",
+            }
+        ),
+        _read_indexed_truth,
+    ),
+    _Layout(
+        "imageNames_index.txt and imageNames_query.txt with an .npz (Patch-NetVLAD)",
+        MappingProxyType({"database": r"imageNames_index\.txt", "queries": r"imageNames_query\.txt"}),
+        read_patch_netvlad,
+    ),
+    _Layout(
+        "ground_truth_new.npy (VPR-Bench)",
+        MappingProxyType({"truth": r"ground_truth_new\.npy"}),
+        read_vpr_bench,
+    ),
+)

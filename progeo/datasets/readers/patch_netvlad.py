@@ -1,0 +1,79 @@
+"""Patch-NetVLAD's ground truth: a list of images of each side, and their positions in an .npz file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from progeo.datasets.readers.ground_truth import build_side, positives_column
+from progeo.places.catalogue import Catalogue
+from progeo.places.positives import positives_within
+
+_POSITIONS = {"database": "utmDb", "queries": "utmQ"}
+_FOLDER = "dataset_gt_files"
+_USUAL_RADIUS_M = 25
+
+
+def read_patch_netvlad(files: Mapping[str, Path], images: Path) -> dict[str, Catalogue]:
+    """Read database and queries: positions as they are given, without a zone.
+
+    Where images count as correct within another distance than 25, as frames of Nordland do, queries also have that
+    ground truth in a column `positives`.
+
+    Args:
+        files: `database` and `queries`, NAME_imageNames_index.txt and NAME_imageNames_query.txt. NAME.npz, or the only
+            one that begins with NAME, lies beside them or in dataset_gt_files beside their folder.
+        images: folder that the names are relative to.
+
+    Raises:
+        FileNotFoundError: there is no .npz file.
+        ValueError: files that are broken or do not fit together.
+    """
+    names = {side: _names(file) for side, file in files.items()}
+    positions = _positions_file(files["database"])
+    try:
+        with np.load(positions, allow_pickle=False) as arrays:
+            utm = {side: np.asarray(arrays[key], np.float64) for side, key in _POSITIONS.items()}
+            radius = float(arrays["posDistThr"].ravel()[0]) if "posDistThr" in arrays else None
+    except Exception as error:  # what is no .npz, or a truncated one, fails in many ways
+        raise ValueError(f"{positions} must hold numbers utmQ and utmDb, but cannot be read: {error}.") from None
+    for side, values in utm.items():
+        if values.shape == (2, len(names[side])) and len(names[side]) != 2:
+            utm[side] = values.T
+        if utm[side].shape != (len(names[side]), 2) or not np.isfinite(utm[side]).all():
+            raise ValueError(
+                f"{positions} must hold east and north of the {len(names[side])} images in {files[side].name}, it has "
+                f"an array of the shape {values.shape}."
+            )
+    columns = {}
+    if radius is not None and radius != _USUAL_RADIUS_M:
+        columns["positives"] = positives_column(positives_within(utm["database"], utm["queries"], radius))
+    return {
+        "database": build_side(images, names["database"], utm["database"]),
+        "queries": build_side(images, names["queries"], utm["queries"], **columns),
+    }
+
+
+def _names(file: Path) -> list[str]:
+    try:
+        names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no text in UTF-8: {error}.") from None
+    while names and not names[-1]:
+        names.pop()
+    if not all(names) or not names:
+        raise ValueError(f"{file} must name an image in each line, line {[*names, ''].index('') + 1} is empty.")
+    return names
+
+
+def _positions_file(listing: Path) -> Path:
+    name = listing.name.removesuffix("imageNames_index.txt").rstrip("_-.")
+    folders = (listing.parent, listing.parent.parent / _FOLDER)
+    found = [path for folder in folders for path in sorted(folder.glob("*.npz")) if path.stem.startswith(name)]
+    exact = [path for path in found if path.stem == name]
+    if len(exact or found) != 1:
+        what = f"are {', '.join(path.name for path in found)}" if found else "is none"
+        raise FileNotFoundError(
+            f"{listing} needs one file {name}*.npz with utmQ and utmDb, in {folders[0]} or {folders[1]}; there {what}."
+        )
+    return (exact or found)[0]

@@ -1,0 +1,180 @@
+"""Images whose places somebody wrote down: CSV, Parquet and GeoJSON -> catalogue."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from progeo.datasets.readers.table_columns import ImageTable, open_table
+from progeo.places.catalogue import Catalogue, check_files
+from progeo.places.coordinates import (
+    check_degrees,
+    degrees_of_utm,
+    few_that_fit_no_zone,
+    hemispheres,
+    project,
+    swapped,
+    zones_apart,
+)
+from progeo.places.zones import parse_code, parse_zone
+
+_LOGGER = logging.getLogger("progeo")
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where the images of N rows were taken; NaN in all of them where that is not known."""
+
+    east: np.ndarray
+    north: np.ndarray
+    zone: np.ndarray
+    latitude: np.ndarray
+    longitude: np.ndarray
+
+
+def read_table(
+    file: Path, images: Path, *, columns: Mapping[str, str] | None = None, path: str | None = None
+) -> Catalogue:
+    """Read a table of images; warn of rows without a position, which are skipped.
+
+    Args:
+        file: .csv, .tsv, .parquet or .geojson (points). A column path, relative to `images`; latitude and longitude in
+            degrees or east and north in UTM metres; if there are, zone (also as 23K, 23S or EPSG:32723), letter,
+            hemisphere, epsg, heading in degrees, condition and time.
+        images: folder that the paths are relative to.
+        columns: what columns are called that have other names, such as `{"path": "photo"}`.
+        path: template that puts paths together from columns, such as `{city}/{key}.jpg` or `{place_id:07d}.jpg`.
+
+    Raises:
+        FileNotFoundError: no such file, or an image that is not there.
+        ValueError: a column that is missing, there twice or holds something else; no row with a position; latitude and
+            longitude that are swapped or too far apart.
+    """
+    table = open_table(file, images, columns or {}, path)
+    has_utm = table.has("east", "north")
+    if table.has("latitude", "longitude") and not (has_utm and np.isnan(table.numbers("latitude")).all()):
+        places = _from_degrees(table)
+    elif has_utm:
+        places = _from_utm(table)
+    else:
+        raise ValueError(f"{file} needs columns latitude and longitude, or east and north; it has no such pair.")
+    values: dict[str, np.ndarray | pa.ChunkedArray] = {
+        "path": table.paths,
+        "east": places.east,
+        "north": places.north,
+        "zone": places.zone.astype(np.int8),
+        "heading": table.numbers("heading") % 360 if table.has("heading") else np.full(len(table), np.nan),
+    }
+    if np.isfinite(places.latitude).any():
+        values |= {"latitude": places.latitude, "longitude": places.longitude}
+    values |= {name: table.texts(name) for name in ("condition", "time") if table.has(name)}
+    catalogue = Catalogue(images, pa.table(values).filter(pa.array(np.isfinite(places.east))))
+    check_files(catalogue)
+    twice = len(catalogue) - pc.count_distinct(catalogue.table["path"]).as_py()
+    if twice:
+        _LOGGER.warning("%s: %s rows name an image that another row names, too", file, f"{twice:,}")
+    return catalogue
+
+
+def _from_degrees(table: ImageTable) -> _Places:
+    latitude, longitude = _pair(table, "latitude", "longitude")
+    try:
+        check_degrees(latitude, longitude, name=table.name)
+        _refuse_swapped(table, latitude, longitude)
+        far = few_that_fit_no_zone(latitude, longitude)
+        if far.any():
+            row = int(far.argmax())
+            where = f"{latitude[row]:.5f}, {longitude[row]:.5f}"
+            table.warn("skipped %s that lie too far from all others, the first is %s", far, f" at {where}")
+            latitude[far] = longitude[far] = np.nan
+        positions = project(latitude, longitude, name=table.name)
+    except ValueError as error:
+        raise ValueError(f"{table.file}: {error}") from None
+    return _Places(positions.east, positions.north, np.full(len(table), positions.zone), latitude, longitude)
+
+
+def _refuse_swapped(table: ImageTable, latitude: np.ndarray, longitude: np.ndarray) -> None:
+    """Refuse rows that lie where the others do, or in their zone, only with latitude and longitude swapped."""
+    rows = swapped(latitude, longitude)
+    if rows.any():
+        raise ValueError(
+            f"{rows.sum()} of {len(table)} rows have latitude and longitude swapped, the first is "
+            f"{table.name(int(rows.argmax()))}: only at {longitude[rows][0]}, {latitude[rows][0]} does it lie where "
+            f"the others do. Put them the right way round."
+        )
+    zone, _ = _zones(table, "zone", parse_zone)
+    known = (zone > 0) & np.isfinite(latitude)
+    misfit = known & (zones_apart(zone, longitude) > 1) & (zones_apart(zone, latitude) <= 1)
+    if misfit.sum() > known.sum() / 2:
+        row = int(misfit.argmax())
+        raise ValueError(
+            f"{table.name(row)}: its zone is {zone[row]}, where its longitude {longitude[row]} is not, but its "
+            f"latitude {latitude[row]} would be. Put latitude and longitude the right way round, or remove the column "
+            f"of zones."
+        )
+
+
+def _from_utm(table: ImageTable) -> _Places:
+    east, north = _pair(table, "east", "north")
+    zone, zone_letters = _zones(table, "zone", parse_zone)
+    code_zone, sides = _zones(table, "epsg", parse_code)
+    _refuse_zones(
+        table, "zone", zone < 0, "zone must be from 1 to 60, got {}. 23, 23K, 23S and EPSG:32723 can be read."
+    )
+    _refuse_zones(
+        table, "epsg", code_zone < 0, "epsg must be that of a UTM zone, 326zz, 327zz, 258zz or 269zz, got {}."
+    )
+    disagree = (zone > 0) & (code_zone > 0) & (zone != code_zone)
+    _refuse_zones(table, "epsg", disagree, "epsg {} is that of another zone than its column zone says.")
+    zone = np.where(zone > 0, zone, code_zone)
+    halves = pc.utf8_lower(table.known_texts("hemisphere"))
+    for letter, word in (("n", "north"), ("s", "south")):  # S is no band in this column
+        halves = pc.replace_substring_regex(halves, f"^{letter}$", word)
+    hemisphere = hemispheres(north, letters=[table.known_texts("letter"), zone_letters, halves, sides])
+    degrees = degrees_of_utm(east, north, zone, hemisphere)
+    unknown = (zone > 0) & np.isfinite(north) & np.isnan(degrees[0])
+    if unknown.any():
+        table.warn(
+            "latitude and longitude of %s are unknown, the first is %s",
+            unknown,
+            ": its letter or hemisphere is not given, or contradicts the northing. Give a column hemisphere with north "
+            "or south, or zones such as 23K",
+        )
+    return _Places(east, north, zone, *degrees)
+
+
+def _refuse_zones(table: ImageTable, column: str, wrong: np.ndarray, sentence: str) -> None:
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise ValueError(f"{table.file}: {table.name(row)}: {sentence.format(table.known_texts(column)[row])}")
+
+
+def _zones(
+    table: ImageTable, column: str, parse: Callable[[str], tuple[int, str] | None]
+) -> tuple[np.ndarray, pa.ChunkedArray]:
+    """The zones of a column, (N,), 0 where it is blank and -1 where it is none, and their letters."""
+    texts = table.known_texts(column).combine_chunks().dictionary_encode()
+    parsed = [(0, "") if text == "" else parse(text) or (-1, "") for text in texts.dictionary.to_pylist()]
+    codes = texts.indices.to_numpy()
+    zone = np.array([number for number, _ in parsed], int)[codes]
+    return zone, pa.array([letter for _, letter in parsed], pa.large_string()).take(texts.indices)
+
+
+def _pair(table: ImageTable, *names: str) -> tuple[np.ndarray, np.ndarray]:
+    """Two columns of positions, NaN in both where either is blank.
+
+    Raises:
+        ValueError: no row has both.
+    """
+    one, other = (table.numbers(name) for name in names)
+    blank = np.isnan(one) | np.isnan(other)
+    if blank.all():
+        name = names[0] if np.isnan(one[0]) else names[1]
+        raise ValueError(f"{table.file}: none of {len(table)} rows has a position: {table.name(0)} has no {name}.")
+    if blank.any():
+        table.warn(f"skipped %s without {' and '.join(names)}, the first is %s", blank)
+    return np.where(blank, np.nan, one), np.where(blank, np.nan, other)

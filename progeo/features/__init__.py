@@ -1,0 +1,1 @@
+"""Extracting features: run a network over a catalogue once and keep the rows."""

@@ -1,0 +1,192 @@
+"""Image features of the frozen CLIP model, which stage 1 compares its prompts with."""
+
+import dataclasses
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from open_clip import CLIP
+from safetensors.torch import save_file
+from torch import Tensor
+
+from progeo.engine.accelerator import of_main_process
+from progeo.engine.log import LOGGER
+from progeo.features.batches import described_batches
+from progeo.features.extract import Cache, Described, Describer, described_once
+from progeo.features.store import ShardedRows
+from progeo.files import replacing
+from progeo.models.backbones.open_clip import as_height_width, weights_digest
+from progeo.models.batch_norm import (
+    BatchNormMode,
+    batch_norm_mode,
+    batch_statistics,
+    running_statistics,
+    set_running_statistics,
+)
+from progeo.models.pixel_statistics import PixelStatistics
+from progeo.models.preprocessing import normalise_images
+from progeo.models.weight_files.tensor_files import read_safetensors
+from progeo.pixels import Orientation
+from progeo.places.catalogue import Catalogue
+
+_STATISTICS = "batch_norm.safetensors"
+_MOST_CALIBRATION_IMAGES = 4096
+_CALIBRATION_BATCH_SIZE = 64
+"""Not data.eval_batch_size: features do not depend on that."""
+
+
+def extraction_order(rows: np.ndarray, clip: CLIP, *, batch_norm: BatchNormMode, seed: int) -> np.ndarray:
+    """Rows (N,) in the order in which `cached_features` wants their images: random where batches are normalized."""
+    if batch_norm_mode(clip.visual, batch_norm) != "batch":
+        return rows
+    return rows[_random_order(len(rows), seed)]
+
+
+def cached_features(
+    clip: CLIP,
+    catalogue: Catalogue,
+    cache: Path,
+    accelerator: Accelerator,
+    *,
+    architecture: str,
+    pixels: PixelStatistics,
+    batch_size: int,
+    num_workers: int,
+    max_unreadable_fraction: float,
+    orientation: Orientation = "exif",
+    batch_norm: BatchNormMode = "eval",
+    seed: int = 0,
+) -> Described:
+    """Features of every image of a catalogue, float16 (N, E), from the cache as far as they are there.
+
+    Args:
+        clip: on the accelerator's device, in eval mode; running statistics that were calibrated stay in it.
+        catalogue: N images, in their `extraction_order`.
+        cache: folder of all cached features.
+        accelerator: gives device, precision and processes.
+        architecture: of `clip`, with its activation: its weights do not tell.
+        pixels: the mean and std that images are normalized with.
+        batch_size: images a batch.
+        num_workers: processes that decode images, for each process.
+        max_unreadable_fraction: of the images, 0 to 1.
+        orientation: whether images are turned upright first.
+        batch_norm: which statistics batch norms normalize with.
+        seed: of the images that they are calibrated with, or of the `extraction_order`.
+
+    Raises:
+        ValueError: what is cached was made from something else, or too many images cannot be read.
+    """
+    mean, std = (torch.tensor(values, device=accelerator.device) for values in (pixels.mean, pixels.std))
+    mode = batch_norm_mode(clip.visual, batch_norm)
+    if mode == "batch":
+        batch_size = _even_batch_size(len(catalogue), batch_size)
+
+    @torch.inference_mode()
+    def describe(images: Tensor) -> Tensor:
+        with accelerator.autocast():
+            return clip.encode_image(normalise_images(images.to(accelerator.device), mean, std)).half().cpu()
+
+    describer = Describer(
+        describe,
+        what="image features",
+        width=clip.text_projection.shape[1],
+        image_size=as_height_width(clip.visual.image_size),
+        preprocessing="hard_resize",
+        depends_on=lambda: {
+            "architecture": architecture,
+            "visual_weights": weights_digest(clip.visual.state_dict()),
+            "normalisation": {"mean": list(pixels.mean), "std": list(pixels.std)},
+            **_batch_norm_key(mode, len(catalogue), batch_size=batch_size, seed=seed),
+        },
+        orientation=orientation,
+        by_batch=mode == "batch",
+    )
+    if mode == "calibrated":
+        calibrate = partial(
+            _calibrate, describer, clip, catalogue, accelerator=accelerator, num_workers=num_workers, seed=seed
+        )
+        describer = dataclasses.replace(describer, prepare=calibrate)
+    with batch_statistics(clip.visual, keep=False) if mode == "batch" else nullcontext():
+        return described_once(
+            describer,
+            catalogue,
+            accelerator,
+            cache=Cache(cache, "float16", "prompts.feature_cache", "data.max_unreadable_fraction"),
+            batch_size=batch_size,
+            num_workers=num_workers,
+            max_unreadable_fraction=max_unreadable_fraction,
+        )
+
+
+def _batch_norm_key(mode: BatchNormMode, num_images: int, *, batch_size: int, seed: int) -> dict[str, Any]:
+    """What features depend on beside weights and images: nothing where batch norms are as the weights have them."""
+    if mode == "calibrated":
+        return {"batch_norm": {"mode": mode, "seed": seed, "images": min(num_images, _MOST_CALIBRATION_IMAGES)}}
+    return {"batch_norm": {"mode": mode, "seed": seed, "batch_size": batch_size}} if mode == "batch" else {}
+
+
+def _calibrate(
+    describer: Describer,
+    clip: CLIP,
+    catalogue: Catalogue,
+    rows: ShardedRows,
+    *,
+    accelerator: Accelerator,
+    num_workers: int,
+    seed: int,
+) -> None:
+    """Give batch norms the statistics that go with features: those kept beside them, else those of one pass."""
+    file = rows.folder / _STATISTICS
+    if accelerator.is_main_process:
+        is_begun = len(rows.missing_shards()) < len(rows.shards)
+        if not (is_begun and file.is_file()):  # before, images may have changed
+            _run_calibration(describer, clip, catalogue, num_workers=num_workers, seed=seed)
+            with replacing(file) as temporary:
+                save_file(running_statistics(clip.visual), temporary)
+    statistics = _kept_statistics(file) if accelerator.is_main_process else None
+    set_running_statistics(clip.visual, of_main_process(statistics))
+
+
+def _kept_statistics(file: Path) -> dict[str, Tensor]:
+    try:
+        return read_safetensors(file)
+    except ValueError as error:
+        reason = str(error).rstrip(".")
+        raise ValueError(f"{reason}: remove {file.parent}, and its features are made again.") from None
+
+
+def _run_calibration(describer: Describer, clip: CLIP, catalogue: Catalogue, *, num_workers: int, seed: int) -> None:
+    """Give batch norms the mean statistics of batches of random images; those that cannot be read are skipped."""
+    order = _random_order(len(catalogue), seed)[:_MOST_CALIBRATION_IMAGES]
+    with batch_statistics(clip.visual, keep=True):
+        batches = described_batches(
+            describer.describe,
+            describer.images(catalogue),
+            np.array_split(order, -(-len(order) // _CALIBRATION_BATCH_SIZE)),
+            total=len(order),
+            width=describer.width,
+            num_workers=num_workers,
+            what="calibration",
+            filled_to=None,
+        )
+        count = sum(len(batch.rows) for batch in batches)
+    LOGGER.info(
+        "the batch norms of these weights never saw an image: they take the statistics of %d images, "
+        "see prompts.batch_norm",
+        count,
+    )
+
+
+def _random_order(count: int, seed: int) -> np.ndarray:
+    """0..count-1 in an order that no epoch of a training has, int64 (count,)."""
+    return np.random.default_rng([seed, 2**32 - 1]).permutation(count)
+
+
+def _even_batch_size(num_images: int, at_most: int) -> int:
+    """The largest size of batches with which the last one is at least half as large, too."""
+    sizes = range(min(num_images, at_most), 0, -1)
+    return next(size for size in sizes if num_images % size == 0 or 2 * (num_images % size) >= size)

@@ -1,0 +1,131 @@
+"""What an encoder says of the images of a catalogue, kept for the next time."""
+
+import dataclasses
+import json
+import time
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from progeo.data.loaders import build_loader
+from progeo.features.extract import Cache, Describer, described_once
+from progeo.features.options import KeepSettings
+from progeo.features.store import ShardedRows
+from progeo.models.backbones.open_clip import ImageSize, as_height_width, weights_digest
+from progeo.models.encoder import Encoder, restore_encoder, spec_to_json
+from progeo.models.fingerprint import module_fingerprint
+from progeo.models.preprocessing import QueryPreprocessing
+from progeo.pixels import Orientation
+from progeo.places.catalogue import Catalogue
+
+_CROPS_APART = ("nearest_crop", "maj_voting")
+_ROUNDING = 1e-5
+"""Of the largest number of a descriptor."""
+
+
+def encoder_describer(
+    encoder: nn.Module,
+    preprocessing: QueryPreprocessing,
+    image_size: ImageSize | None,
+    accelerator: Accelerator,
+    *,
+    orientation: Orientation = "exif",
+) -> Describer:
+    """Make descriptors (B, D) of images; of crops that search on their own (B, 5 D).
+
+    Args:
+        encoder: as `progeo.load_encoder` gives it; it is moved to the accelerator's device.
+        preprocessing: of the images.
+        image_size: pixels, one side or height and width; None takes the encoder's own.
+        accelerator: gives device and precision.
+        orientation: whether images are turned upright first.
+    """
+    encoder.to(accelerator.device)
+
+    @torch.inference_mode()
+    def describe(images: Tensor) -> Tensor:
+        crops = images.flatten(0, -4)
+        with accelerator.autocast():
+            descriptors = encoder(encoder.normalise(crops.to(accelerator.device))).float().cpu()
+        if images.ndim == 4:
+            return descriptors
+        of_each = descriptors.unflatten(0, images.shape[:2])
+        return of_each.flatten(1) if preprocessing in _CROPS_APART else of_each.mean(dim=1)
+
+    return Describer(
+        describe,
+        what="descriptors",
+        width=encoder.descriptor_dim * (5 if preprocessing in _CROPS_APART else 1),
+        image_size=encoder.image_size if image_size is None else as_height_width(image_size),
+        preprocessing=preprocessing,
+        depends_on=partial(identity, encoder),
+        orientation=orientation,
+    )
+
+
+def identity(encoder: nn.Module) -> dict[str, Any]:
+    """All that descriptors depend on, as a JSON file would give it back.
+
+    Raises:
+        ValueError: a module of another program that cannot be told from others, see `module_fingerprint`.
+    """
+    if not _is_as_specified(encoder):
+        return {"encoder": module_fingerprint(encoder)}
+    spec = spec_to_json(dataclasses.replace(encoder.spec, text_weights=None))  # which descriptors do not depend on
+    return json.loads(json.dumps({"encoder": spec, "weights": weights_digest(encoder.state_dict())}))
+
+
+@torch.inference_mode()
+def _is_as_specified(encoder: nn.Module) -> bool:
+    """Whether a module is one of our encoders, and its spec and weights make another of the same descriptors."""
+    if type(encoder) is not Encoder or any(part.training for part in encoder.modules()):
+        return False
+    try:
+        again = restore_encoder(encoder.spec, encoder.state_dict()).to(encoder.mean.device)
+        pixels = torch.arange(2 * 3 * 96 * 64, device=encoder.mean.device).mul(31).view(2, 3, 96, 64).to(torch.uint8)
+        images = again.normalise(pixels)
+        found, wanted = encoder(images), again(images)
+        # Not bit for bit: a GPU may add in another order.
+        is_close = bool((found - wanted).abs().max() <= _ROUNDING * wanted.abs().max())
+        return encoder.normalise(pixels).equal(images) and is_close
+    except (ValueError, RuntimeError):  # what was put in the place of a part takes other images, or none
+        return False
+
+
+def described(
+    describer: Describer, catalogue: Catalogue, settings: KeepSettings, accelerator: Accelerator
+) -> ShardedRows:
+    """Descriptors of all images of a catalogue, from the cache as far as they are there; unreadable ones are missing.
+
+    Raises:
+        ValueError: too many images cannot be read, or one changed since it was described.
+    """
+    found = described_once(
+        describer,
+        catalogue,
+        accelerator,
+        cache=Cache(settings.descriptor_cache, settings.keep_as, "descriptor_cache", "max_unreadable_fraction"),
+        batch_size=settings.batch_size,
+        num_workers=settings.num_workers,
+        max_unreadable_fraction=settings.max_unreadable_fraction,
+    )
+    return found.rows.without(found.unreadable)
+
+
+def images_per_second(describer: Describer, catalogue: Catalogue, batch_size: int) -> float | None:
+    """How fast a network describes images that are decoded already, taken from one batch, the second time.
+
+    None where none of the first images can be read.
+    """
+    batches = describer.batches(catalogue, range(min(len(catalogue), batch_size)), batch_size)
+    loader = build_loader(describer.images(catalogue), batches, num_workers=0)
+    images = next((batch.items for batch in loader if batch.items is not None), None)
+    if images is None:
+        return None
+    describer.describe(images)
+    start = time.perf_counter()
+    describer.describe(images)
+    return len(images) / (time.perf_counter() - start)

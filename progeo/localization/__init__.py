@@ -1,0 +1,1 @@
+"""Localizing photos: the place index, and how sure a position is."""

@@ -1,0 +1,218 @@
+"""What `index.json` of a place index says, read with distrust, and how one of several commands at once changes it.
+
+A change is a generation: `index_<generation>.json`, a file that only one command can create, names the data files that
+were written before it. A command that comes second starts again from what the first one left. `index.json` is a copy
+of the newest generation.
+"""
+
+import re
+import secrets
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, get_args
+
+import faiss
+
+from progeo.engine.log import LOGGER
+from progeo.evaluation.search import save_index
+from progeo.files import read_json, write_json, write_new_json
+from progeo.localization.confidence import Calibration, calibration_from_json
+from progeo.models.preprocessing import Preprocessing
+from progeo.pixels import Orientation
+from progeo.places.catalogue import Catalogue
+
+_FORMAT = 1
+_ABOUT = "index.json"
+_GENERATION = re.compile(r"index_([0-9]{1,9})\.json")
+_MAX_COUNT = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class About:
+    """What `index.json` says."""
+
+    kind: str
+    """How descriptors are kept, as faiss writes it."""
+    probes: int
+    encoder: Mapping[str, Any]
+    """What all descriptors were made with, see `identity`."""
+    image_size: tuple[int, int]
+    database_preprocessing: Preprocessing
+    query_preprocessing: Preprocessing
+    images: int
+    faiss_file: str
+    """Name of a file in the folder."""
+    catalogue_file: str
+    """Name of a file in the folder."""
+    calibration: Calibration | None = None
+    orientation: Orientation = "exif"
+    """Whether images and photos are turned upright."""
+    generation: int = 0
+    """How often the index was changed since it was built."""
+    format: int = _FORMAT
+
+
+def new_files() -> dict[str, str]:
+    """Names for the data files of a generation, which no other has."""
+    token = secrets.token_hex(6)
+    return {"faiss_file": f"places_{token}.faiss", "catalogue_file": f"catalogue_{token}.arrow"}
+
+
+def holds_place_index(folder: Path) -> bool:
+    """Whether there is one."""
+    return (folder / _ABOUT).is_file() or bool(_generations(folder))
+
+
+def read_about(folder: Path) -> About:
+    """Read what the newest generation of a place index says.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: a file that progeo did not write so; the sentence names it.
+    """
+    if not holds_place_index(folder):
+        raise FileNotFoundError(f"There is no place index in {folder}: make one with `progeo index build`.")
+    newest = max(_generations(folder), default=0)
+    about = _read(folder / _ABOUT) if (folder / _ABOUT).is_file() else None
+    if about is not None and about.generation >= newest:
+        return about
+    try:  # a command that made this one has not come to `index.json` yet, or was killed before
+        return _read(_path(folder, newest))
+    except FileNotFoundError:  # a newer one is there by now
+        return read_about(folder)
+
+
+def save_generation(folder: Path, before: About | None, about: About, index: faiss.Index, catalogue: Catalogue) -> bool:
+    """Write what an index holds, make it the next generation, and remove the data files of the one before.
+
+    Args:
+        folder: of the place index.
+        before: what this one was made from; None for a new index.
+        about: with names of `new_files`.
+        index: the descriptors.
+        catalogue: their images.
+
+    Returns:
+        Whether it is the next generation; where another command came first, nothing is changed.
+    """
+    try:
+        save_index(index, folder / about.faiss_file)
+        catalogue.save(folder / about.catalogue_file)
+        megabytes = (folder / about.faiss_file).stat().st_size / 1e6
+        if committed := commit(folder, before, about):
+            LOGGER.info(
+                "place index of %s images in %s, %.1f MB and the encoder", f"{about.images:,}", folder, megabytes
+            )
+        return committed
+    finally:
+        held = read_about(folder) if holds_place_index(folder) else None
+        for each in (before, about):
+            if each is not None and (held is None or each.faiss_file != held.faiss_file):
+                (folder / each.faiss_file).unlink(missing_ok=True)
+                (folder / each.catalogue_file).unlink(missing_ok=True)
+
+
+def commit(folder: Path, before: About | None, about: About) -> bool:
+    """Make `about` the generation after `before`; False where another command came first."""
+    if before is None:
+        with suppress(FileExistsError):
+            write_new_json(folder / _ABOUT, asdict(about))
+            return True
+        return False
+    generation = before.generation + 1
+    path = _path(folder, generation)
+    try:
+        write_new_json(path, asdict(replace(about, generation=generation)))
+    except FileExistsError:
+        return False
+    if max(_generations(folder)) > generation:  # it had been made, and removed for a newer one
+        path.unlink(missing_ok=True)
+        return False
+    _publish(folder)
+    return True
+
+
+def _publish(folder: Path) -> None:
+    """Copy the newest generation to `index.json`, and again where a newer one came meanwhile; remove the older ones."""
+    published = -1
+    while published < (newest := max(_generations(folder))):
+        with suppress(FileNotFoundError):  # there is a newer one by now
+            write_json(folder / _ABOUT, read_json(_path(folder, newest)))
+            published = newest
+    for older in _generations(folder) - {published}:
+        if older < published:
+            _path(folder, older).unlink(missing_ok=True)
+
+
+def _path(folder: Path, generation: int) -> Path:
+    return folder / f"index_{generation}.json"
+
+
+def _generations(folder: Path) -> set[int]:
+    found = (_GENERATION.fullmatch(path.name) for path in folder.glob("index_*.json"))
+    return {int(match[1]) for match in found if match}
+
+
+def _read(path: Path) -> About:
+    values = read_json(path)
+    if not isinstance(values, dict) or values.get("format") != _FORMAT:
+        raise ValueError(f"{path} is not a place index in format {_FORMAT}.")
+    required = {field.name for field in fields(About) if field.default is MISSING}
+    if lacking := sorted(required - values.keys()):
+        raise ValueError(f"{path} does not say {', '.join(lacking)}: put the file back, or build the index anew.")
+    if unknown := sorted(values.keys() - _ALLOWED.keys()):
+        raise ValueError(f"{path} says {', '.join(unknown)}, unknown here: was the index made by a newer progeo?")
+    for name, value in values.items():
+        is_allowed, expected = _ALLOWED[name]
+        if not is_allowed(value):
+            raise ValueError(f"{name} in {path} must be {expected}, got {value!r}: put the file back.")
+    try:
+        calibration = None if values.get("calibration") is None else calibration_from_json(values["calibration"])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error} Set calibration to null, and run `progeo index calibrate`.") from None
+    about = About(**{**values, "image_size": tuple(values["image_size"]), "calibration": calibration})
+    if path.name not in (_ABOUT, _path(path.parent, about.generation).name):
+        raise ValueError(f"{path} says that it is generation {about.generation}: remove it, or put the right one back.")
+    return about
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 < value <= _MAX_COUNT
+
+
+def _is_name(value: object, pattern: str) -> bool:
+    """Whether it is a name that progeo gives: never a path, which could lead to somebody else's file."""
+    return isinstance(value, str) and re.fullmatch(pattern, value) is not None
+
+
+_PREPROCESSING = (lambda value: value in get_args(Preprocessing), f"one of {', '.join(get_args(Preprocessing))}")
+_ALLOWED: Mapping[str, tuple[Callable[[Any], bool], str]] = MappingProxyType(
+    {
+        "format": (lambda value: value == _FORMAT, str(_FORMAT)),
+        "kind": (lambda value: isinstance(value, str), "a text"),
+        "probes": (_is_count, "a whole number from 1"),
+        "encoder": (lambda value: isinstance(value, dict), "what identifies an encoder"),
+        "image_size": (
+            lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_count, value)),
+            "height and width in pixels",
+        ),
+        "database_preprocessing": _PREPROCESSING,
+        "query_preprocessing": _PREPROCESSING,
+        "images": (_is_count, "a whole number from 1"),
+        "faiss_file": (
+            lambda value: _is_name(value, r"places_[0-9a-f]+\.faiss"),
+            "the name of a file in its folder, such as places_200.faiss",
+        ),
+        "catalogue_file": (
+            lambda value: _is_name(value, r"catalogue_[0-9a-f]+\.arrow"),
+            "the name of a file in its folder, such as catalogue_200.arrow",
+        ),
+        "orientation": (lambda value: value in get_args(Orientation), " or ".join(get_args(Orientation))),
+        "calibration": (lambda value: value is None or isinstance(value, dict), "null or a calibration"),
+        "generation": (lambda value: type(value) is int and 0 <= value < 10**9, "a whole number from 0"),
+    }
+)
+"""What `index.json` may say: by the names of `About` a test, and what it accepts in words."""

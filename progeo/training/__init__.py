@@ -1,0 +1,1 @@
+"""Training: prompts per place, and the image encoder with its batches, loss terms and validation."""

@@ -1,0 +1,92 @@
+"""What stage 2 says before it starts: data, groups, parameters, and how much memory they will take."""
+
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+
+from progeo.datasets.query_sets import QuerySet
+from progeo.engine.memory import parameter_bytes, saved_bytes
+from progeo.models.encoder import Encoder
+from progeo.training.places import TrainingPlaces
+from progeo.training.starting_encoder import starting_statistics
+from progeo.training.trainer import ImageTraining
+
+_COPIES_OF_TRAINED = 3
+"""Besides the weights themselves: the gradient and Adam's two means."""
+
+
+def overview(training: ImageTraining, places: TrainingPlaces, val_set: QuerySet) -> list[str]:
+    """One screen of lines."""
+    settings, encoder = training.settings, training.encoder
+    height, width = encoder.image_size
+    groups = places.partition.groups
+    in_groups = sum(len(group.rows) for group in groups)
+    classes = ", ".join(str(group.num_classes) for group in groups)
+    trained = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in encoder.parameters()) - trained
+    beside = sum(p.numel() for module in training.losses.modules for p in module.parameters() if p.requires_grad)
+    return [
+        f"images      {in_groups:,} of {len(places.catalogue):,} are in groups, cropped to {height} x {width} pixels; "
+        f"validation: {len(val_set.queries):,} queries, {len(val_set.database):,} database images",
+        f"groups      {len(groups)}, of {classes} classes; {settings.training.epochs:,} epochs, each of one group and "
+        f"{settings.training.iterations_per_epoch:,} steps of {settings.training.batch_size:,} images",
+        f"encoder     {settings.model.architecture}: {trained:,} parameters trained, {frozen:,} frozen; descriptors of "
+        f"{encoder.descriptor_dim} dimensions; beside it {beside:,} parameters for training only",
+        f"memory      {_in_words(estimated_memory(training))}",
+        f"pixels      {starting_statistics(settings.model)}",
+    ]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Estimated bytes."""
+
+    states: int
+    """Weights, gradients and what the optimizer keeps, on the device of a process."""
+    images: int
+    """What the images that are computed together need there."""
+    images_at_once: int
+    cached: int
+    """Decoded images in main memory."""
+
+
+def estimated_memory(training: ImageTraining) -> Memory:
+    """How much memory a training is going to take."""
+    settings, encoder, losses, accelerator = training.settings, training.encoder, training.losses, training.accelerator
+    states = parameter_bytes(encoder) + _COPIES_OF_TRAINED * parameter_bytes(encoder, trained_only=True)
+    if training.averaged is not None:
+        states += parameter_bytes(encoder)
+    largest_head = max(parameter_bytes(head) for head in losses.heads)
+    states += (1 + _COPIES_OF_TRAINED) * (largest_head + parameter_bytes(losses.text_space))
+    if losses.text_features is not None:
+        states += max(features.nbytes for features in losses.text_features)
+    at_once = settings.training.batch_size // (accelerator.num_processes * settings.training.micro_batches)
+    one, two = (_kept_for_gradient(encoder, count, accelerator) for count in (1, 2))
+    pixels = 3 * encoder.image_size[0] * encoder.image_size[1]
+    # The bytes of an image, and the floats that jitter and normalization turn them into.
+    images = one + (at_once - 1) * (two - one) + at_once * pixels * (1 + 3 * 4)
+    cached = training.batches.images.pixels.nbytes if settings.data.cache_images else 0
+    return Memory(states, images, at_once, cached)
+
+
+def _kept_for_gradient(encoder: Encoder, count: int, accelerator: Accelerator) -> int:
+    """Bytes that the encoder keeps of so many images, at the precision of the training."""
+    images = torch.zeros(count, 3, *encoder.image_size, device=accelerator.device)
+    was_training = encoder.training
+    encoder.eval()  # the statistics of batch norm are not to see these
+    with accelerator.autocast():
+        kept = saved_bytes(lambda: encoder.forward(images), encoder)
+    encoder.train(was_training)
+    return kept
+
+
+def _in_words(memory: Memory) -> str:
+    states, images, whole, cached = (
+        f"{count / 1e9:.1f} GB" if count > 1e9 else f"{count / 1e6:.1f} MB"
+        for count in (memory.states, memory.images, memory.states + memory.images, memory.cached)
+    )
+    return (
+        f"about {whole} on each process's device: {states} of weights, gradients and optimizer, {images} for "
+        f"{memory.images_at_once} images at a time" + (f"; {cached} of images in main memory" if memory.cached else "")
+    )

@@ -1,0 +1,214 @@
+"""What a training learns from: images, classes, groups and texts, the same from a run's first day to its last."""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from progeo.config.parsing import plain_values
+from progeo.config.training import RENAMED, DataSettings, ModelSettings, PromptSettings, Settings
+from progeo.data.contents import contents_fingerprint
+from progeo.datasets.query_sets import QuerySet
+from progeo.engine.run_folder import RunFolder, open_run
+from progeo.files import read_json, write_json
+from progeo.models.backbones.open_clip import weights_digest
+from progeo.models.batch_norm import batch_norm_mode
+from progeo.places.catalogue import Catalogue, read_catalogue
+from progeo.places.cells import Partition, build_partition, check_same_partition
+from progeo.training.starting_encoder import starting_statistics
+
+_PLACES = "places.json"
+_STATISTICS = ("normalisation", "mean", "std")
+_MAY_CHANGE = (
+    "run",
+    "resume",
+    "data.train_folder",  # these two where the images are the same, see `LearnedFrom`
+    "data.val_folder",
+    "data.num_workers",
+    "data.max_unreadable_fraction",
+    "data.test_folder",
+    "data.test_queries",
+    "data.descriptor_cache",
+    "prompts.feature_cache",
+    "prompts.batch_norm",  # where image features stay the same, see `_check_batch_norm`
+    *(f"model.{name}" for name in _STATISTICS),  # where pixels are normalized alike, see `_check_pixels`
+)
+
+
+@dataclass(frozen=True)
+class TrainingPlaces:
+    """Training images and their classes."""
+
+    catalogue: Catalogue
+    partition: Partition
+
+
+def read_training_places(settings: Settings) -> TrainingPlaces:
+    """Find the training images and cut them into groups of classes."""
+    catalogue = read_catalogue(settings.data.train_folder)
+    return TrainingPlaces(catalogue, build_partition(catalogue, **vars(settings.cells)))
+
+
+@dataclass(frozen=True)
+class LearnedFrom:
+    """All that a run must find again to go on, wherever it lies then; kept as its `places.json`."""
+
+    places: TrainingPlaces
+    validation: QuerySet | None = None
+    text_features: Sequence[Tensor] | None = None
+    """Of each group (C, E)."""
+
+    def check(self, run: RunFolder, changed: Collection[str]) -> None:
+        """Check that a run goes on with what it was begun with.
+
+        Args:
+            run: has a state to go on from.
+            changed: settings that were others when it was begun, by dotted names.
+
+        Raises:
+            ValueError: classes, images or texts are others.
+        """
+        path = run.path / _PLACES
+        if not path.is_file():
+            return
+        stored = read_json(path)
+        if not isinstance(stored, dict) or "image_list" not in stored or "fingerprint" not in stored:
+            raise ValueError(f"{path} does not say what the run learned from: it is damaged. Name another --run.")
+        check_same_partition(stored, self.places.partition, f"The run in {run.path}")
+        before = {"data.train_folder": [stored], "data.val_folder": stored.get("validation", [])}
+        for setting, catalogues in self._catalogues().items():
+            for values, catalogue in zip(before[setting], catalogues, strict=False):
+                folder = values.get("image_folder")  # a link or an index of that name may lead elsewhere by now
+                moved = setting in changed if folder is None else folder != str(catalogue.folder.resolve())
+                _check_images(run, values, catalogue, moved=moved)
+            if setting in changed and not all("image_contents" in values for values in before[setting] or [{}]):
+                raise ValueError(f"{path} does not say what was in the images of {setting}: leave it as it was.")
+        if stored.get("text_features", self._texts()) != self._texts():
+            raise ValueError(
+                f"The run in {run.path} was begun with other text features: name the prompts that it was begun with "
+                f"as --text.prompts, or another --run."
+            )
+
+    def keep(self, run: RunFolder) -> None:
+        """Write down what `check` compares with."""
+        (train,), *validation = self._catalogues().values()
+        values = {**_images(train), **self.places.partition.describe()}
+        if validation:
+            values |= {
+                "validation": [_images(catalogue) for catalogue in validation[0]],
+                "text_features": self._texts(),
+            }
+        write_json(run.path / _PLACES, values)
+
+    def _catalogues(self) -> dict[str, list[Catalogue]]:
+        """By the setting that names their folder."""
+        found = {"data.train_folder": [self.places.catalogue]}
+        if self.validation is not None:
+            found["data.val_folder"] = [self.validation.database, self.validation.queries]
+        return found
+
+    def _texts(self) -> str | None:
+        if self.text_features is None:
+            return None
+        return weights_digest({str(group): features for group, features in enumerate(self.text_features)})
+
+
+def open_training_run(
+    settings: Settings,
+    folder: Path,
+    source: LearnedFrom,
+    *,
+    image_tower: nn.Module | None = None,
+    may_change: Collection[str] = (),
+    is_main: bool,
+) -> RunFolder:
+    """Open the folder of a stage's run, see `open_run`; a run is resumed where it learns from the same.
+
+    Args:
+        settings: of the run.
+        folder: of the stage.
+        source: what it learns from.
+        image_tower: what makes the image features that it learns from, if anything does.
+        may_change: dotted names of settings that do not matter to this stage, beside those that do to none.
+        is_main: whether this process checks and writes.
+    """
+
+    def check(run: RunFolder, changed: Mapping[str, Any]) -> None:
+        _check_pixels(run, settings.model, changed)
+        _check_batch_norm(run, settings.prompts, image_tower, changed)
+        source.check(run, changed)
+
+    data = DataSettings(settings.data.train_folder, settings.data.val_folder)
+    defaults = Settings(settings.run, data, prompts=PromptSettings(batch_norm="eval"))  # before there was that setting
+    return open_run(
+        folder,
+        plain_values(settings),
+        resume=settings.resume,
+        defaults=plain_values(defaults),
+        renamed=RENAMED,
+        may_change=(*_MAY_CHANGE, *may_change),
+        check=check,
+        is_main=is_main,
+    )
+
+
+def _check_pixels(run: RunFolder, model: ModelSettings, changed: Mapping[str, Any]) -> None:
+    """Check that settings which say how pixels are normalized say the same as before, in other words."""
+    former = {name: changed[f"model.{name}"] for name in _STATISTICS if f"model.{name}" in changed}
+    if not former:
+        return
+    before, now = starting_statistics(replace(model, **former)), starting_statistics(model)
+    if (before.mean, before.std) != (now.mean, now.std):
+        raise ValueError(
+            f"The run in {run.path} was begun with pixels of {before}; now they would have {now}: give "
+            f"{' '.join(f'--model.{name} {_as_word(value)}' for name, value in former.items())}, or name another --run."
+        )
+
+
+def _check_batch_norm(
+    run: RunFolder, prompts: PromptSettings, image_tower: nn.Module | None, changed: Mapping[str, Any]
+) -> None:
+    """Check that another setting for batch norms makes no difference to image features."""
+    before = changed.get("prompts.batch_norm", prompts.batch_norm)
+    if image_tower is None or batch_norm_mode(image_tower, before) == batch_norm_mode(image_tower, prompts.batch_norm):
+        return
+    raise ValueError(
+        f"The run in {run.path} was begun with image features of prompts.batch_norm {before}; now it is "
+        f"{prompts.batch_norm}, and they would be others: give --prompts.batch_norm {before}, or name another --run."
+    )
+
+
+def _as_word(value: Any) -> str:
+    return str(value) if isinstance(value, str) else json.dumps(value)
+
+
+def _images(catalogue: Catalogue) -> dict[str, Any]:
+    return {
+        "image_folder": str(catalogue.folder.resolve()),
+        "images": len(catalogue),
+        "image_list": catalogue.fingerprint,
+        "image_places": catalogue.places_fingerprint,
+        "image_contents": contents_fingerprint(catalogue),
+    }
+
+
+def _check_images(run: RunFolder, before: Mapping[str, Any], catalogue: Catalogue, *, moved: bool) -> None:
+    """Compare names and places, and where the folder is another one the contents, too."""
+    if before["image_list"] != catalogue.fingerprint:
+        raise ValueError(
+            f"The run in {run.path} was begun with {before['images']} images in {catalogue.folder}, now there "
+            f"are {len(catalogue)}, not all the same or in another order: name another --run."
+        )
+    if before["image_places"] != catalogue.places_fingerprint:
+        raise ValueError(
+            f"The run in {run.path} was begun with images of {catalogue.folder} at other places or with other "
+            f"headings: name another --run."
+        )
+    if moved and before.get("image_contents", now := contents_fingerprint(catalogue)) != now:
+        raise ValueError(
+            f"The run in {run.path} was begun with images of the same names, but those in {catalogue.folder} are "
+            f"others: name the folder that has them, or another --run."
+        )

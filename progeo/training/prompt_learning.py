@@ -1,0 +1,208 @@
+"""Prompt learning over all groups: which this process trains, how far each has come, and what they leave."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from open_clip import CLIP
+from safetensors.torch import safe_open, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from progeo.config.training import Settings
+from progeo.engine.accelerator import fits_device
+from progeo.engine.checkpoint import (
+    EPOCHS,
+    load_checkpoint,
+    load_newest_checkpoint,
+    prune_checkpoints,
+    remove_checkpoints,
+    save_checkpoint,
+)
+from progeo.engine.log import LOGGER
+from progeo.engine.loop import progress_bar
+from progeo.engine.run_folder import RunFolder
+from progeo.features.extract import Described
+from progeo.files import replacing, write_json
+from progeo.models.backbones.open_clip import resolved_architecture, weights_digest
+from progeo.places.cells import Group, Partition
+from progeo.training.prompt_files import DESCRIPTION, PROMPTS, read_prompts
+from progeo.training.prompt_group import GroupImages, GroupTraining
+
+_TENSORS = ("context", "text_features", "class_ids")
+
+
+class PromptTraining:
+    """Stage 1 over all groups: which this process trains, how far each has come, and what they leave."""
+
+    def __init__(
+        self, settings: Settings, partition: Partition, *, clip: CLIP, run: RunFolder, accelerator: Accelerator
+    ) -> None:
+        self.settings = settings
+        self.partition = partition
+        self.clip = clip
+        self.run = run
+        self.accelerator = accelerator
+        self.mine = range(accelerator.process_index, len(partition.groups), accelerator.num_processes)
+        self.steps = [0] * len(partition.groups)
+        """Steps of an epoch, by group."""
+        self.steps_of_others = 0
+        """Steps that other processes were seen to have done."""
+        self.newest = [self._newest(index) for index in range(len(partition.groups))]
+        """The checkpoint that a group goes on from; None where it begins, or has finished."""
+
+    def drop_metrics_of_unfinished_epochs(self) -> None:
+        """Forget what is going to be trained again; the main process does it before any trains."""
+        if self.accelerator.is_main_process:
+            done = [self._epochs_done(index) for index in range(len(self.partition.groups))]
+            self.run.keep_metrics(lambda row: row["epoch"] <= done[row["group"]])
+
+    def train_groups(self, features: Described, rows: np.ndarray) -> None:
+        """Train this process's groups; the main process then waits for the files of the others.
+
+        Args:
+            features: of all images of the groups.
+            rows: the rows of the catalogue that have features, in the order of these.
+        """
+        prompts = self.settings.prompts
+        images = [_readable_images(group, features, rows) for group in self.partition.groups]
+        self.steps = [-(-len(places) // prompts.batch_size) for places, _ in images]
+        self.steps_of_others = self._count_steps_of_others()
+        bar = progress_bar(
+            prompts.epochs * sum(self.steps),
+            self.accelerator,
+            images_per_step=prompts.batch_size,
+            steps_done=self.steps_of_others + sum(self.steps[index] * self._epochs_done(index) for index in self.mine),
+        )
+        with bar:
+            for index in self.mine:
+                if not self.run.group_file(index).is_file():
+                    self._train_group(index, features, *images[index], bar)
+                    self.accelerator.free_memory()
+                remove_checkpoints(self.run.group_checkpoints(index), EPOCHS)
+            bar.set_description("stage 1, waiting for other processes")
+            while self.accelerator.is_main_process and not self._all_finished():
+                time.sleep(1)
+                self._follow_others(bar)
+
+    def gather(self) -> None:
+        """Put the files of all groups together, and say how those of other processes ended."""
+        tensors: dict[str, Tensor] = {}
+        summaries = []
+        for index in range(len(self.partition.groups)):
+            file = self.run.group_file(index)
+            values = read_prompts(file, _TENSORS)
+            tensors |= {f"group_{index}.{name}": value for name, value in zip(_TENSORS, values, strict=True)}
+            with safe_open(file, framework="pt") as opened:
+                summaries.append(json.loads(opened.metadata()["summary"]))
+            if index not in self.mine:
+                LOGGER.info("%s: %s", self._name(index), _in_words(summaries[index]))
+        with replacing(self.run.path / PROMPTS) as temporary:
+            save_file(tensors, temporary)
+        description: dict[str, Any] = {
+            "partition": self.partition.describe(),
+            "architecture": resolved_architecture(self.settings.model.architecture, self.clip),
+            "weights": self.settings.model.weights,
+            "seed": self.settings.seed,
+            "vocabulary": weights_digest({"token_embedding": self.clip.token_embedding.weight}),
+            "template": self.settings.prompts.template,
+            "context_length": self.settings.prompts.context_length,
+            "groups": summaries,
+        }
+        write_json(self.run.path / DESCRIPTION, description)
+        LOGGER.info("prompts of %d groups written to %s", len(summaries), self.run.path / PROMPTS)
+
+    def _train_group(self, index: int, features: Described, places: np.ndarray, labels: np.ndarray, bar: tqdm) -> None:
+        """Train one group, whose features lie at `places`, from its newest checkpoint on and write its file."""
+        group, name, epochs = self.partition.groups[index], self._name(index), self.settings.prompts.epochs
+        on_device = fits_device(2 * features.rows.width * len(places), self.accelerator)
+        images = GroupImages(features.rows, places, labels=labels, accelerator=self.accelerator, on_device=on_device)
+        training = GroupTraining(
+            index,
+            group.num_classes,
+            images=images,
+            clip=self.clip,
+            settings=self.settings,
+            accelerator=self.accelerator,
+        )
+        if (newest := self.newest[index]) is not None:
+            training.load_state_dict(load_checkpoint(newest))
+            LOGGER.info("%s: going on after epoch %d", name, training.epoch)
+        while training.epoch < epochs:
+            training.run_epoch(bar, f"stage 1, {name}, epoch {training.epoch + 1}/{epochs}")
+            self.run.append_metrics({"group": index, "epoch": training.epoch, **training.terms})
+            name_of_it = f"epoch_{training.epoch:06d}"
+            newest = save_checkpoint(self.run.group_checkpoints(index), name_of_it, training.state_dict())
+            prune_checkpoints(newest, keep=1)
+            self._follow_others(bar)
+        text_features = training.text_features()
+        matching = training.matching(text_features)
+        summary = {
+            "classes": group.num_classes,
+            "classes_without_images": group.num_classes - len(np.unique(labels)),
+            "images": len(images),
+            "loss": training.terms["loss"],
+            "image_to_text_accuracy": matching.image_to_text,
+            "text_to_image_accuracy": matching.text_to_image,
+        }
+        tensors = {
+            "context": training.learner.context.detach().cpu(),
+            "text_features": text_features.cpu(),
+            "class_ids": torch.from_numpy(group.class_ids),
+        }
+        with replacing(self.run.group_file(index)) as temporary:
+            save_file(tensors, temporary, metadata={"summary": json.dumps(summary)})
+        LOGGER.info("%s: %s", name, _in_words(summary))
+
+    def _all_finished(self) -> bool:
+        return all(self.run.group_file(index).is_file() for index in range(len(self.steps)))
+
+    def _follow_others(self, bar: tqdm) -> None:
+        """Move the bar on by what other processes did since this was last asked."""
+        done = self._count_steps_of_others()
+        bar.update(done - self.steps_of_others)
+        self.steps_of_others = done
+
+    def _count_steps_of_others(self) -> int:
+        if len(self.mine) == len(self.steps):
+            return 0
+        return sum(self.steps[row["group"]] for row in self.run.read_metrics() if row["group"] not in self.mine)
+
+    def _epochs_done(self, index: int) -> int:
+        """How many epochs of a group need not be trained again."""
+        if self.run.group_file(index).is_file():
+            return self.settings.prompts.epochs
+        newest = self.newest[index]
+        return 0 if newest is None else int(newest.name.removeprefix("epoch_"))
+
+    def _newest(self, index: int) -> Path | None:
+        if self.run.group_file(index).is_file():
+            return None
+        found = load_newest_checkpoint(self.run.group_checkpoints(index), EPOCHS)
+        return None if found is None else found[0]
+
+    def _name(self, index: int) -> str:
+        return f"group {index + 1}/{len(self.partition.groups)}"
+
+
+def _readable_images(group: Group, features: Described, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the features of a group's readable images lie, and the labels of these images."""
+    order = np.argsort(rows)
+    places = order[np.searchsorted(rows, group.rows, sorter=order)]
+    readable = ~np.isin(places, features.unreadable)
+    return places[readable], group.labels[readable]
+
+
+def _in_words(summary: Mapping[str, Any]) -> str:
+    empty = summary["classes_without_images"]
+    return (
+        f"{summary['classes']} classes, {summary['images']} images, loss {summary['loss']:.4f}, top-1 "
+        f"image to text {summary['image_to_text_accuracy']:.1f} %, "
+        f"text to image {summary['text_to_image_accuracy']:.1f} %"
+        f"{f', {empty} classes without an image that can be read: their prompts say nothing' if empty else ''}"
+    )

@@ -1,0 +1,80 @@
+"""The encoder that stage 2 starts from: an untrained one, or one that was trained or imported before."""
+
+from pathlib import Path
+
+from progeo.config.training import ModelSettings
+from progeo.engine.run_folder import RunFolder
+from progeo.export.weights import encoder_folder, holds_encoder, load_encoder, read_description
+from progeo.models.backbones.open_clip import NORMALISATIONS, as_height_width
+from progeo.models.encoder import Encoder, EncoderSpec, build_encoder
+from progeo.models.pixel_statistics import PixelStatistics, chosen_statistics, pixel_statistics
+
+
+def build_starting_encoder(model: ModelSettings, *, seed: int) -> Encoder:
+    """The encoder that the settings describe, of their weights or of the folder that `model.weights` names.
+
+    Raises:
+        ValueError: the encoder in the folder is not as the settings say; the sentence names the first that differs.
+    """
+    if _names_folder(model):
+        return _load_encoder(model, Path(model.weights))
+    return build_encoder(
+        model.architecture,
+        model.weights,
+        model.image_size,
+        descriptor_dim=model.descriptor_dim,
+        normalised=model.normalised,
+        normalisation=model.normalisation,
+        mean=model.mean,
+        std=model.std,
+        align_corners=model.align_corners,
+        seed=seed,
+    )
+
+
+def starting_statistics(model: ModelSettings) -> PixelStatistics:
+    """The mean and std of the pixels of both stages, for weights that were read already."""
+    if _names_folder(model):
+        encoder = read_description(encoder_folder(Path(model.weights)))["encoder"]
+        return PixelStatistics(tuple(encoder["mean"]), tuple(encoder["std"]), f"as the encoder in {model.weights} has")
+    return pixel_statistics(
+        model.architecture, model.weights, normalisation=model.normalisation, mean=model.mean, std=model.std
+    )
+
+
+def _names_folder(model: ModelSettings) -> bool:
+    """Whether `model.weights` is a folder with an encoder, or a run, which is to have one."""
+    return holds_encoder(Path(model.weights)) or RunFolder(Path(model.weights)).config.is_file()
+
+
+def _load_encoder(model: ModelSettings, folder: Path) -> Encoder:
+    encoder = load_encoder(encoder_folder(folder))
+    assert isinstance(encoder, Encoder)
+    spec = encoder.spec
+    settings = {
+        "architecture": (model.architecture.replace("/", "-"), spec.architecture),
+        "image_size": (as_height_width(model.image_size), spec.image_size),
+        "descriptor_dim": (model.descriptor_dim or spec.descriptor_dim, spec.descriptor_dim),
+        "normalised": (model.normalised or spec.pooling != "clip", spec.normalised),
+        "align_corners": (model.align_corners, spec.align_corners),
+    }
+    for name, (wanted, found) in settings.items():
+        if wanted != found:
+            raise ValueError(f"model.{name} is {wanted}, the encoder in {folder} has {found}: set it so.")
+    _check_statistics(model, spec, folder)
+    return encoder
+
+
+def _check_statistics(model: ModelSettings, spec: EncoderSpec, folder: Path) -> None:
+    wanted = chosen_statistics(model.normalisation, model.mean, model.std)
+    if wanted is None or (wanted.mean, wanted.std) == (spec.mean, spec.std):
+        return
+    if model.mean is not None:
+        raise ValueError(
+            f"model.mean and model.std are {wanted.mean} and {wanted.std}, the encoder in {folder} has {spec.mean} and "
+            f"{spec.std}: leave both out."
+        )
+    names = {statistics: name for name, statistics in NORMALISATIONS.items()}
+    found = names.get((spec.mean, spec.std))
+    has = f"{found}: set it so" if found else f"mean {spec.mean} and std {spec.std}: leave it out"
+    raise ValueError(f"model.normalisation is {model.normalisation}, the encoder in {folder} has {has}.")

@@ -1,0 +1,257 @@
+"""What stage 2 trains, and how far it has come: everything here can be saved and gone on with at any step."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from progeo.config.training import Settings
+from progeo.data.augmentation import jitter_colours
+from progeo.engine.accelerator import distributed, scaler_state, set_scaler_state
+from progeo.engine.checkpoint import STEPS, newest_checkpoint, prune_checkpoints, save_checkpoint
+from progeo.engine.loop import LossNotFinite, Means, progress_bar, train_epoch
+from progeo.engine.randomness import seed_layers
+from progeo.engine.run_folder import RunFolder
+from progeo.engine.schedules import learning_rate_factor, scale_learning_rates
+from progeo.engine.stopping import StopRequest
+from progeo.models.backbones import checkpoint_gradients, freeze_layers
+from progeo.models.encoder import Encoder
+from progeo.training.batches import ImageBatches, Piece
+from progeo.training.loss_terms import ImageLosses, Terms
+from progeo.training.places import TrainingPlaces
+from progeo.training.prompt_files import load_clip_of_prompts, load_text_features
+from progeo.training.starting_encoder import build_starting_encoder
+
+
+def build_untrained_encoder(settings: Settings) -> Encoder:
+    """The encoder that stage 2 starts from."""
+    encoder = build_starting_encoder(settings.model, seed=settings.seed)
+    freeze_layers(encoder.backbone, settings.model.frozen)
+    if settings.training.gradient_checkpointing:
+        checkpoint_gradients(encoder.backbone)
+    return encoder
+
+
+class ImageTraining:
+    """The encoder, its losses and their optimizer."""
+
+    def __init__(self, settings: Settings, places: TrainingPlaces, accelerator: Accelerator) -> None:
+        self.settings = settings
+        self.groups = places.partition.groups
+        self.accelerator = accelerator
+        self.epoch = 0
+        """Epochs finished."""
+        self.means = Means()
+        """Of the loss terms of the epoch that is not finished."""
+        self.untrained_recall = -1.0
+        """R@1 of the validation before training, to compare with; it is no epoch's."""
+        self.best_recall = -1.0
+        self.epochs_since_best = 0
+        text_features = self._load_text_features(places)
+        self.encoder = build_untrained_encoder(settings).to(accelerator.device)
+        if not self._keeps_to_its_texts():
+            self.encoder.spec = dataclasses.replace(self.encoder.spec, text_weights=None)
+        self.losses = ImageLosses(
+            settings,
+            [group.num_classes for group in self.groups],
+            descriptor_dim=self.encoder.descriptor_dim,
+            text_features=text_features,
+            accelerator=accelerator,
+        )
+        groups = _parameter_groups(self.encoder, self.losses.modules, settings)
+        self.optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(groups, fused=True))
+        self.averaged: AveragedModel | None = None
+        if settings.training.ema_decay is not None:
+            average = get_ema_multi_avg_fn(settings.training.ema_decay)
+            self.averaged = AveragedModel(self.encoder, multi_avg_fn=average, use_buffers=True)
+        self.distributed_encoder = distributed(self.encoder, accelerator)
+        if settings.training.compile:
+            self.encoder.compile()
+        self._buffers_before: list[Tensor] = []
+        self.batches = ImageBatches(
+            settings, places.catalogue, image_size=self.encoder.image_size, accelerator=accelerator
+        )
+
+    @property
+    def result(self) -> Encoder:
+        """The encoder that is validated and kept: as it is, or averaged over the steps."""
+        return self.encoder if self.averaged is None else self.averaged.module
+
+    @property
+    def steps_done(self) -> int:
+        """Steps of all epochs."""
+        return self.epoch * self.settings.training.iterations_per_epoch + self.means.steps
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch whose validation was the best; 0 where none is finished, or the untrained encoder counted once."""
+        return self.epoch - self.epochs_since_best
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is no epoch left, or none that is worth it."""
+        training = self.settings.training
+        tired = training.patience is not None and self.epochs_since_best >= training.patience
+        return self.epoch >= training.epochs or tired
+
+    def run_epoch(self, run: RunFolder, stop: StopRequest) -> dict[str, float]:
+        """Train on the group of this epoch, or on what is left of it; returns the means of the loss terms.
+
+        Raises:
+            KeyboardInterrupt: stopping was asked for; a checkpoint was written.
+        """
+        training = self.settings.training
+        index = self.epoch % len(self.groups)
+        self.losses.move_head(index, self.accelerator.device, self.optimizer)
+        self.encoder.train()
+        bar = progress_bar(
+            training.iterations_per_epoch,
+            self.accelerator,
+            images_per_step=training.batch_size,
+            steps_done=self.means.steps,
+        )
+        try:
+            with bar:
+                terms = train_epoch(
+                    self.batches.of_epoch(self.epoch, self.groups[index], first_step=self.means.steps),
+                    partial(self._step, self.losses.of_group(index)),
+                    self.optimizer,
+                    self.accelerator,
+                    bar=bar,
+                    description=f"stage 2, epoch {self.epoch + 1}/{training.epochs}, group {index + 1}",
+                    means=self.means,
+                    stop=stop,
+                    before_step=self._before_step,
+                    after_step=partial(self._after_step, run, stop),
+                    max_gradient_norm=training.max_gradient_norm,
+                    skip_not_finite=training.skip_not_finite,
+                )
+        except LossNotFinite as error:
+            newest = newest_checkpoint(run.checkpoints, STEPS)
+            last = f"The last good checkpoint is {newest}." if newest else "There is no checkpoint yet."
+            raise LossNotFinite(f"{error} {last}") from None
+        self.losses.move_head(index, torch.device("cpu"), self.optimizer)
+        self.epoch += 1
+        self.means = Means()
+        return terms
+
+    def note_recall(self, recall: float) -> bool:
+        """Take in R@1 of the validation after an epoch; returns whether it is the best so far."""
+        is_best = recall > self.best_recall
+        self.best_recall = max(recall, self.best_recall)
+        self.epochs_since_best = 0 if is_best else self.epochs_since_best + 1
+        return is_best
+
+    def save(self, run: RunFolder) -> None:
+        """Write a checkpoint and remove old ones."""
+        if self.accelerator.is_main_process:
+            name = f"epoch_{self.epoch:06d}_step_{self.means.steps:06d}"
+            newest = save_checkpoint(run.checkpoints, name, self.state_dict())
+            prune_checkpoints(newest, keep=self.settings.training.keep_checkpoints)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a run needs to go on."""
+        return {
+            "epoch": self.epoch,
+            "means": vars(self.means),
+            "untrained_recall": self.untrained_recall,
+            "best_recall": self.best_recall,
+            "epochs_since_best": self.epochs_since_best,
+            "unreadable": sorted(self.batches.unreadable),
+            "encoder": self.encoder.state_dict(),
+            "averaged": None if self.averaged is None else self.averaged.state_dict(),
+            **self.losses.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": scaler_state(self.accelerator),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self.epoch = state["epoch"]
+        self.means = Means(**state["means"])
+        self.best_recall = state["best_recall"]
+        self.epochs_since_best = state["epochs_since_best"]
+        # Earlier versions noted the untrained encoder as epoch 0, which was the best until another beat it.
+        self.untrained_recall = state.get("untrained_recall", self.best_recall if self.best_epoch == 0 else -1.0)
+        self.batches.unreadable = set(state["unreadable"])
+        self.encoder.load_state_dict(state["encoder"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state["averaged"])
+        self.losses.load_state_dict(state)
+        self.optimizer.load_state_dict(state["optimizer"])
+        set_scaler_state(self.accelerator, state["scaler"])
+
+    def _step(self, terms: Terms, piece: Piece) -> dict[str, Tensor]:
+        images, labels = piece.images.to(self.accelerator.device), piece.labels.to(self.accelerator.device)
+        descriptors = self.distributed_encoder(self.encoder.normalise(jitter_colours(images, piece.changes)))
+        return terms(descriptors, labels)
+
+    def _before_step(self, number: int) -> None:
+        training = self.settings.training
+        factor = learning_rate_factor(
+            self.epoch * training.iterations_per_epoch + number,
+            training.epochs * training.iterations_per_epoch,
+            schedule=training.schedule,
+            warmup_steps=training.warmup_steps,
+        )
+        scale_learning_rates(self.optimizer, factor)
+        # Layers such as stochastic depth draw on the device, each process for itself. 1: unlike the augmentation.
+        seed_layers(self.settings.seed, self.epoch, number, self.accelerator.process_index, 1)
+        if training.skip_not_finite:
+            self._buffers_before = [buffer.clone() for buffer in self.encoder.buffers()]
+
+    def _after_step(self, run: RunFolder, stop: StopRequest, numbers: Mapping[str, float]) -> None:
+        steps, training = self.means.steps, self.settings.training
+        if not math.isfinite(numbers["loss"]):  # left out: batch norm forgets what it saw
+            for buffer, before in zip(self.encoder.buffers(), self._buffers_before, strict=True):
+                buffer.copy_(before)
+        elif self.averaged is not None:
+            self.averaged.update_parameters(self.encoder)
+        rate = self.optimizer.param_groups[0]["lr"]
+        self.accelerator.log({"encoder_learning_rate": rate, **numbers}, step=self.steps_done)
+        at_end = steps == training.iterations_per_epoch
+        if stop.received or (steps % training.checkpoint_every == 0 and not at_end):
+            self.save(run)
+        if stop.received:
+            raise KeyboardInterrupt(
+                f"stopped in epoch {self.epoch + 1} after step {steps}: go on with the same command and --resume true."
+            )
+
+    def _load_text_features(self, places: TrainingPlaces) -> list[Tensor] | None:
+        return load_text_features(self._prompts, places.partition) if self.settings.text.weight else None
+
+    def _keeps_to_its_texts(self) -> bool:
+        """Whether the texts that descriptors are trained to be near to are of the CLIP that they come from."""
+        spec = self.encoder.spec
+        if not self.settings.text.weight or spec.text_weights is None:
+            return False
+        architecture, weights = load_clip_of_prompts(self._prompts)
+        return architecture == spec.architecture and Path(weights).resolve() == Path(spec.text_weights).resolve()
+
+    @property
+    def _prompts(self) -> Path:
+        return self.settings.text.prompts or self.settings.run / "stage1"
+
+
+def _parameter_groups(encoder: Encoder, training_only: Sequence[nn.Module], settings: Settings) -> list[dict[str, Any]]:
+    """The encoder's matrices and kernels, which decay, its other parameters, and one group for each other module.
+
+    A classifier of an idle group gets no gradient, so the optimizer leaves it alone.
+    """
+    training = settings.training
+    trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+    kinds = [
+        ([p for p in trained if p.ndim > 1], training.encoder_learning_rate, training.weight_decay),
+        ([p for p in trained if p.ndim <= 1], training.encoder_learning_rate, 0.0),
+        *((list(module.parameters()), training.head_learning_rate, 0.0) for module in training_only),
+    ]
+    return [
+        {"params": parameters, "lr": rate, "base_lr": rate, "weight_decay": decay} for parameters, rate, decay in kinds
+    ]

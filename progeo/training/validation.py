@@ -1,0 +1,70 @@
+"""Validation: what an encoder that is being trained finds, all in memory."""
+
+import numpy as np
+from accelerate import Accelerator
+
+from progeo.datasets.query_sets import QuerySet
+from progeo.engine.accelerator import gathered, share_of
+from progeo.evaluation.search import nearest_neighbours
+from progeo.features.batches import describe_rows
+from progeo.features.descriptors import encoder_describer
+from progeo.features.extract import Describer
+from progeo.models.encoder import Encoder
+from progeo.models.preprocessing import Preprocessing
+from progeo.pixels import Orientation
+from progeo.places.catalogue import Catalogue
+
+
+def retrieve(
+    encoder: Encoder,
+    query_set: QuerySet,
+    accelerator: Accelerator,
+    *,
+    count: int,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    num_workers: int,
+    orientation: Orientation = "exif",
+) -> np.ndarray:
+    """Describe both sides, each process its share, and search: database rows, best first, int64 (Q, count).
+
+    Raises:
+        ValueError: an image that cannot be read; the sentence names it.
+    """
+    describer = encoder_describer(encoder, preprocessing, None, accelerator, orientation=orientation)
+
+    def described(catalogue: Catalogue, what: str) -> np.ndarray:
+        return _described(describer, catalogue, accelerator, batch_size=batch_size, num_workers=num_workers, what=what)
+
+    was_training = encoder.training
+    encoder.eval()
+    database, queries = described(query_set.database, "database"), described(query_set.queries, "queries")
+    encoder.train(was_training)
+    return nearest_neighbours([database], queries, count).rows
+
+
+def _described(
+    describer: Describer,
+    catalogue: Catalogue,
+    accelerator: Accelerator,
+    *,
+    batch_size: int,
+    num_workers: int,
+    what: str,
+) -> np.ndarray:
+    """Descriptors of all images, float32 (N, D), which no other image changes, as `described_once` has them."""
+    mine = share_of(len(catalogue), accelerator)
+    descriptors, unreadable = describe_rows(
+        describer.describe,
+        describer.images(catalogue),
+        mine,
+        describer.batches(catalogue, mine, batch_size),
+        width=describer.width,
+        num_workers=num_workers,
+        what=what,
+        hidden=not accelerator.is_main_process,
+        filled_to=describer.full_batch(catalogue, batch_size),
+    )
+    for reason in unreadable.values():
+        raise ValueError(reason)
+    return gathered(descriptors, len(catalogue), accelerator)

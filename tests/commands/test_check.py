@@ -1,0 +1,184 @@
+"""`progeo dataset check` on sets that something is wrong with, and the plan of groups."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from progeo.cli import main
+from progeo.commands.check import check_dataset
+from progeo.commands.dataset import plan_groups
+from progeo.config.datasets import DatasetCheckSettings, DatasetGroupsSettings
+from progeo.config.training import CellSettings
+from progeo.places.catalogue import read_catalogue
+from progeo.places.filename import format_names, parse_names
+
+
+@pytest.fixture
+def train(city, tmp_path):
+    shutil.copytree(city / "train", tmp_path / "train")
+    return tmp_path / "train"
+
+
+def paths_of(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.jpg"))
+
+
+def test_a_set_that_nothing_is_wrong_with(city, tmp_path):
+    main(["dataset", "check", str(city / "train"), "--out", str(tmp_path)])
+    report = json.loads((tmp_path / "check.json").read_text())
+    found = report["sets"]["train"]
+    assert (found["images"], found["sizes"]) == (84, {"64 x 64": 84})
+    assert not any(found[kind] for kind in ("unreadable", "tiny", "duplicates", "misplaced"))
+    assert {path.name for path in tmp_path.iterdir()} == {"check.json", "check.html"}
+    assert (tmp_path / "check.html").read_text().count("<title>") > 10
+
+
+def test_each_kind_of_wrong_image_is_found(train):
+    whole, cut, empty, small, copied, moved, outside = paths_of(train)[::12][:7]
+    content = (train / cut).read_bytes()
+    (train / cut).write_bytes(content[: len(content) // 2])
+    (train / empty).write_bytes(b"")
+    Image.new("RGB", (200, 20)).save(train / small)
+    shutil.copy(train / whole, train / copied)
+    fields = parse_names([moved])
+    fields.east[:] += 500  # its latitude and longitude say something else now
+    (train / moved).rename(train / format_names(fields)[0])
+    fields = parse_names([outside])
+    fields.north[:] = 2e7
+    (train / outside).rename(train / format_names(fields)[0])
+    found = check_dataset(DatasetCheckSettings(train))["sets"]["train"]
+    assert set(found["unreadable"]) == {cut, empty}
+    assert "truncated" in found["unreadable"][cut]
+    assert found["tiny"] == [small]
+    assert found["duplicates"] == [sorted([whole, copied])]
+    assert sorted(reason.split(" m ")[-1] for reason in found["misplaced"].values()) == [
+        "from its UTM position",
+        "is not from 0 to 10000000",
+    ]
+
+
+def test_queries_without_a_positive_are_named(city, tmp_path):
+    for side in ("database", "queries"):
+        shutil.copytree(city / "val" / side, tmp_path / side)
+    lonely = paths_of(tmp_path / "queries")[0]
+    fields = parse_names([lonely])
+    fields.north[:] += 5000
+    (name,) = format_names(fields)
+    (tmp_path / "queries" / lonely).rename(tmp_path / "queries" / name)
+    assert check_dataset(DatasetCheckSettings(tmp_path))["queries_without_positive"] == [name]
+
+
+def test_sides_may_lie_deeper_and_share_their_last_name(city, tmp_path):
+    for side in ("database", "queries"):
+        shutil.copytree(city / "test" / side, tmp_path / f"set/{side}/images")
+    report = check_dataset(DatasetCheckSettings(tmp_path / "set", database="database/images", queries="queries/images"))
+    whole = check_dataset(DatasetCheckSettings(city / "test"))
+    assert list(report["sets"]) == ["database/images", "queries/images"]
+    assert list(report["sets"].values()) == list(whole["sets"].values())
+    assert report["queries_without_positive"] == whole["queries_without_positive"]
+
+
+def test_where_few_classes_remain_other_cells_are_counted_and_the_best_of_them_suggested(train, capsys):
+    cells = CellSettings(cell_side_m=2, heading_bin_deg=30, min_images_per_class=4, groups_per_side=1)
+    classes = check_dataset(DatasetCheckSettings(train, cells=cells))["classes"]
+    catalogue = read_catalogue(train)
+    for counts in (classes, *classes["with_other_cells"]):
+        side, degrees = counts["cell_side_m"], counts["heading_bin_deg"]
+        ids = np.stack([catalogue.east // side, catalogue.north // side, catalogue.heading // degrees], 1)
+        _, sizes = np.unique(ids, axis=0, return_counts=True)
+        assert (counts["classes"], counts["images"]) == ((sizes >= 4).sum(), sizes[sizes >= 4].sum())
+    assert {counts["cell_side_m"] for counts in classes["with_other_cells"]} == {2, 3, 4, 6, 10, 20}
+    assert (2, 30) not in {(counts["cell_side_m"], counts["heading_bin_deg"]) for counts in classes["with_other_cells"]}
+    assert classes["suggested"]["classes"] == max(counts["classes"] for counts in classes["with_other_cells"])
+    assert f"--cells.cell_side_m {classes['suggested']['cell_side_m']} " in capsys.readouterr().err
+
+
+def test_the_plan_counts_every_group(train, capsys):
+    cells = CellSettings(min_images_per_class=4, groups_per_side=2, groups_per_heading=1, num_groups=1)
+    partition = plan_groups(DatasetGroupsSettings(train, cells))
+    printed = capsys.readouterr().err
+    for number, group in enumerate(partition.groups, 1):
+        sizes = np.diff(group.offsets)
+        row = f"{number} {len(sizes)} {sizes.sum()} {sizes.min()} {np.median(sizes):g} {sizes.max()}"
+        assert row.split() in [line.split() for line in printed.splitlines()]
+    assert "84 images;" in printed
+
+
+def test_missing_headings_are_said_and_cells_alone_are_counted(train):
+    fields = parse_names(paths_of(train)[:1])
+    fields.heading[:] = np.nan
+    (train / paths_of(train)[0]).rename(train / format_names(fields)[0])
+    classes = check_dataset(DatasetCheckSettings(train, cells=CellSettings(min_images_per_class=4)))["classes"]
+    assert "1 of 84 images" in classes["refused"]
+    assert {counts["heading_bin_deg"] for counts in classes["with_other_cells"]} == {360}
+    assert all("refused" not in counts for counts in classes["with_other_cells"])
+
+
+def test_metres_without_a_zone_are_not_misplaced_as_nordlands_are_not(tmp_path):
+    for frame in range(2):
+        Image.new("RGB", (64, 64), (frame, 0, 0)).save(
+            tmp_path / f"@0@{frame * 25 / 10.5:07.1f}@@@@@{frame}@@@@@@@@.jpg"
+        )
+    assert not check_dataset(DatasetCheckSettings(tmp_path))["sets"][tmp_path.name]["misplaced"]
+
+
+def draw(folder, *names):
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(names):
+        Image.new("RGB", (64, 64), (number, 0, 0)).save(folder / name)
+
+
+def misplaced(folder):
+    return check_dataset(DatasetCheckSettings(folder))["sets"][folder.name]["misplaced"]
+
+
+def test_positions_of_a_local_map_are_not_misplaced(tmp_path):
+    draw(tmp_path, *(f"@{-50 + 20 * n}.00@{-30 + n}.00@.jpg" for n in range(6)))
+    assert not misplaced(tmp_path)
+
+
+def test_images_on_both_sides_of_the_equator_agree_with_their_degrees(tmp_path):
+    """North of it 110.57 m are 0.001 degrees; all of a set may count from either origin."""
+    draw(
+        tmp_path,
+        "@166025.98@110.68@31@N@0.00100@0.00004@.jpg",
+        "@166025.98@9999889.32@31@M@-0.00100@0.00004@.jpg",
+        "@166025.98@-110.68@31@M@-0.00100@0.00004@1@.jpg",
+        "@166025.98@10000110.68@31@N@0.00100@0.00004@1@.jpg",
+        "@166025.98@9999889.32@31@N@0.00100@0.00004@2@.jpg",
+    )
+    found = misplaced(tmp_path)
+    assert list(found) == ["@166025.98@9999889.32@31@N@0.00100@0.00004@2@.jpg"]
+    assert found.popitem()[1].startswith("its degrees are 221 m from its UTM position")
+
+
+def test_letters_that_contradict_and_degrees_that_cannot_be_are_misplaced(tmp_path):
+    wrong = ["@550000@4180000@10@K@.jpg", "@550001@4180000@10@S@-122.43@37.77@.jpg"]
+    draw(tmp_path, "@550002@4180000@10@S@.jpg", *wrong)
+    assert list(misplaced(tmp_path).items()) == [
+        (wrong[0], "its letter contradicts its north 4180000 m"),
+        (wrong[1], "latitude -122.43, longitude 37.77 cannot be"),
+    ]
+
+
+def test_zeros_are_flagged_by_table_and_check_and_stay_out_of_the_map(tmp_path, capsys):
+    draw(tmp_path / "images", *(f"{row}.jpg" for row in range(30)))
+    rows = [f"{row}.jpg,{52.2 + row / 1e5:.5f},0.11409" for row in range(28)]
+    rows += ["28.jpg,0,0", "29.jpg,0.0,0.0"]
+    (tmp_path / "places.csv").write_text("path,lat,lon\n" + "\n".join(rows) + "\n")
+    own = tmp_path / "own"
+    main(["dataset", "from-table", str(tmp_path / "places.csv"), str(own), "--images", str(tmp_path / "images")])
+    said = capsys.readouterr().err
+    assert "center 52.20014, 0.11409; 0 m from west to east, 30 m from south to north" in said
+    assert "https://www.openstreetmap.org/?mlat=52.20014&mlon=0.11409" in said
+    assert "2 of 30 images are misplaced, the first is 28.jpg: it is at 0, 0" in said
+    main(["dataset", "check", str(own), "--out", str(tmp_path / "out")])
+    found = json.loads((tmp_path / "out/check.json").read_text())["sets"]["own"]
+    assert list(found["misplaced"]) == ["28.jpg", "29.jpg"]
+    assert found["map_link"].startswith("https://www.openstreetmap.org/?mlat=52.20014")
+    page = (tmp_path / "out/check.html").read_text()
+    assert 'href="https://www.openstreetmap.org/?mlat=52.20014&amp;mlon=0.11409' in page
+    assert "squares of 1 m" in page

@@ -1,0 +1,330 @@
+"""Stage 1 through the real command: killed and resumed, on two processes, with broken images, with a changed cache."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from running import files_in, kill_before, metrics_of, run_on_two_processes
+from safetensors.torch import load_file, save_file
+
+from progeo.cli import main
+from progeo.data.decode import read_image
+from progeo.engine.accelerator import start_accelerator
+from progeo.features.store import ShardedRows
+from progeo.models.backbones.open_clip import load_clip
+from progeo.places.catalogue import open_catalogue
+from progeo.places.cells import class_ids
+from progeo.training.prompt_group import GroupImages
+
+
+@pytest.fixture
+def own_config(config, city, tmp_path):
+    """The settings of `run` with a copy of its training images and a feature cache of their own."""
+    shutil.copytree(city / "train", tmp_path / "train")
+    settings = yaml.safe_load(config.read_text())
+    settings["data"] |= {"train_folder": str(tmp_path / "train")}
+    settings["prompts"]["feature_cache"] = str(tmp_path / "features")
+    settings["run"] = str(tmp_path / "run")
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def stage_1(config: Path, *arguments: object) -> None:
+    main(["stage1", "--config", str(config), *map(str, arguments)])
+
+
+def failure(config: Path, *arguments: object) -> str:
+    with pytest.raises(SystemExit) as stop:
+        stage_1(config, *arguments)
+    return str(stop.value.code)
+
+
+def prompts_of(run: Path) -> bytes:
+    return (run / "stage1" / "prompts.safetensors").read_bytes()
+
+
+def test_features_are_found_again_by_a_later_run(run, config, tmp_path, capfd):
+    (features,) = (config.parent / "features").iterdir()
+    names = {"description.json", "catalogue.arrow", "files.npy", *(f"rows_{shard:05}.npy" for shard in range(2))}
+    assert {path.name for path in features.iterdir()} == names | {"batch_norm.safetensors"}
+    before = {path.name: path.stat().st_mtime_ns for path in features.iterdir()}
+    stage_1(config, "--run", tmp_path / "again")
+    assert f"found in {features}" in capfd.readouterr().err
+    assert {path.name: path.stat().st_mtime_ns for path in features.iterdir()} == before
+    assert prompts_of(tmp_path / "again") == prompts_of(run)
+
+
+def test_an_extraction_that_was_killed_goes_on_where_it_stopped(own_config, tmp_path):
+    def shards() -> list[Path]:
+        return sorted((tmp_path / "features").glob("*/rows_*.npy"))
+
+    kill_before("/rows_00001.npy", "stage1_prompts.py", "--config", own_config)
+    before = {path: path.stat().st_mtime_ns for path in shards()}
+    assert len(before) == 1
+    stage_1(own_config, "--resume", "true")
+    assert len(shards()) == 2
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    stage_1(own_config, "--prompts.feature_cache", tmp_path / "other", "--run", tmp_path / "other_run")
+    assert prompts_of(tmp_path / "run") == prompts_of(tmp_path / "other_run")
+
+
+def test_a_training_that_was_killed_ends_with_the_same_prompts_bit_for_bit(config, run, tmp_path):
+    many = ["--config", str(config), "--prompts.epochs", "4"]
+    killed, whole = ["--run", str(tmp_path / "killed")], ["--run", str(tmp_path / "whole")]
+    kill_before("/group_1/epoch_000003", "stage1_prompts.py", *many, *killed)
+    checkpoints = tmp_path / "killed/stage1/checkpoints"
+    assert {path.relative_to(checkpoints).as_posix() for path in checkpoints.glob("*/*")} == {
+        "group_1/epoch_000002",
+        "group_1/.unfinished-epoch_000003",
+    }
+    assert not (tmp_path / "killed/stage1/prompts.safetensors").exists()
+    main(["stage1", *many, *killed, "--resume", "true"])
+    main(["stage1", *many, *whole])
+    assert prompts_of(tmp_path / "killed") == prompts_of(tmp_path / "whole")
+    assert metrics_of(tmp_path / "killed/stage1") == metrics_of(tmp_path / "whole/stage1")
+    assert files_in(tmp_path / "killed") == files_in(tmp_path / "whole")
+
+
+def test_only_groups_that_are_not_finished_are_trained_again(run, config, tmp_path):
+    shutil.copytree(run / "stage1", tmp_path / "stage1")
+    for name in ("checkpoints/group_1.safetensors", "prompts.safetensors", "prompts.json"):
+        (tmp_path / "stage1" / name).unlink()
+    kept = (tmp_path / "stage1/checkpoints/group_0.safetensors").stat().st_mtime_ns
+    stage_1(config, "--run", tmp_path, "--resume", "true")
+    assert (tmp_path / "stage1/checkpoints/group_0.safetensors").stat().st_mtime_ns == kept
+    assert prompts_of(tmp_path) == prompts_of(run)
+    assert metrics_of(tmp_path / "stage1") == metrics_of(run / "stage1")
+
+
+def test_two_processes_learn_the_same_prompts_as_one(own_config, tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    stage_1(own_config)
+    torch.set_num_threads(threads)
+    settings = yaml.safe_load(own_config.read_text()) | {"run": str(tmp_path / "two")}
+    settings["prompts"]["feature_cache"] = str(tmp_path / "features_of_two")
+    own_config.write_text(yaml.safe_dump(settings))
+    run_on_two_processes("stage1_prompts.py", "--config", own_config)
+    assert json.loads((tmp_path / "two/stage1/environment.json").read_text())["processes"] == 2
+    assert prompts_of(tmp_path / "run") == prompts_of(tmp_path / "two")
+    one, two = (
+        sorted(metrics_of(tmp_path / name / "stage1"), key=lambda row: (row["group"], row["epoch"]))
+        for name in ("run", "two")
+    )
+    assert one == two
+    log = (tmp_path / "two/stage1/log.txt").read_text()
+    assert log.count("group 1/2: ") == log.count("group 2/2: ") == 1  # each is summed up once, whoever trained it
+
+
+def test_a_broken_image_is_reported_and_its_class_learns_from_the_others(own_config, tmp_path):
+    fixed = ("--prompts.batch_norm", "eval")  # calibrated, statistics would be of other batches
+    broken = sorted((tmp_path / "train").rglob("*.jpg"))[-1]  # of the last batch, which is smaller without it
+    broken.write_bytes(broken.read_bytes()[:-500])
+    assert "cannot be decoded" in failure(own_config, *fixed, "--data.max_unreadable_fraction", "0")
+    stage_1(own_config, *fixed, "--data.max_unreadable_fraction", "0.02", "--resume", "true")
+    assert str(broken) in (tmp_path / "run/stage1/log.txt").read_text()
+    broken.unlink()
+    stage_1(own_config, *fixed, "--run", tmp_path / "without")
+    assert prompts_of(tmp_path / "run") == prompts_of(tmp_path / "without")
+
+
+def test_a_run_goes_on_where_its_images_were_moved_to_and_finds_their_features(own_config, tmp_path):
+    stage_1(own_config)
+    prompts = prompts_of(tmp_path / "run")
+    for name in ("checkpoints/group_1.safetensors", "prompts.safetensors", "prompts.json"):
+        (tmp_path / "run/stage1" / name).unlink()
+    (tmp_path / "train").rename(tmp_path / "moved")
+    moved = ["--data.train_folder", tmp_path / "moved", "--data.val_folder", tmp_path / "val"]
+    stage_1(own_config, *moved, "--resume", "true")
+    assert prompts_of(tmp_path / "run") == prompts
+    assert len(list((tmp_path / "features").iterdir())) == 1
+
+
+def test_what_the_user_keeps_beside_the_checkpoints_of_a_group_stays(own_config, tmp_path):
+    mine = tmp_path / "run/stage1/checkpoints/group_0/epoch_000001 copy"
+    mine.mkdir(parents=True)
+    (mine / "state.json").write_text("mine")
+    stage_1(own_config)
+    assert (mine / "state.json").read_text() == "mine"
+    assert files_in(tmp_path / "run/stage1/checkpoints") == {
+        "group_0.safetensors",
+        "group_0/epoch_000001 copy/state.json",
+        "group_1.safetensors",
+    }
+
+
+def test_features_of_images_that_changed_since_are_refused(own_config, tmp_path):
+    stage_1(own_config)
+    changed = sorted((tmp_path / "train").rglob("*.jpg"))[3]
+    changed.write_bytes(changed.read_bytes() + b"\0")
+    sentence = failure(own_config, "--run", tmp_path / "later")
+    assert "images looked at changed since they were described in" in sentence
+    assert str(changed) in sentence
+
+
+def test_a_cache_that_says_it_was_made_from_something_else_is_refused(own_config, tmp_path):
+    stage_1(own_config)
+    (description,) = (tmp_path / "features").glob("*/description.json")
+    description.write_text(json.dumps({**json.loads(description.read_text()), "normalisation": "imagenet"}))
+    sentence = failure(own_config, "--run", tmp_path / "later")
+    clips = {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711]}
+    assert f"What is in {description.parent} was made with normalisation = imagenet, now it is {clips}" in sentence
+    assert "--prompts.feature_cache" in sentence
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("--prompts.image_size", "96"),
+        ("--model.normalisation", "imagenet"),
+        ("--seed", "1"),
+        ("--mixed_precision", "bf16"),
+    ],
+)
+def test_other_weights_sizes_and_preprocessing_have_features_of_their_own(run, config, tmp_path, change):
+    features = config.parent / "features"
+    before = set(features.iterdir())
+    stage_1(config, "--run", tmp_path / "run", "--prompts.epochs", 1, *change)
+    (new,) = set(features.iterdir()) - before
+    shutil.rmtree(new)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (("--model.mean", "[0.5,0.5,0.5]"), "model.mean and model.std go together"),
+        (("--model.architecture", "ViT-H-14-worldwide-378"), "Prompts cannot be learned for ViT-H-14-worldwide-378"),
+        (("--model.architecture", "ViT-L-14-CLIPA"), "Prompts cannot be learned for ViT-L-14-CLIPA"),
+    ],
+)
+def test_what_stage_1_cannot_learn_from_is_refused_before_there_is_a_run(change, sentence, config, tmp_path):
+    assert sentence in failure(config, "--run", tmp_path / "run", *change)
+    assert not (tmp_path / "run").exists()
+
+
+def test_pixels_are_normalized_as_the_file_of_the_weights_says(own_config, tmp_path):
+    mean, std = [0.5, 0.4, 0.3], [0.3, 0.2, 0.1]
+    weights = str(tmp_path / "clip.safetensors")
+    state = {name: tensor.clone() for name, tensor in load_clip("tiny-resnet", "random").state_dict().items()}
+    save_file(state, weights, {"mean": json.dumps(mean), "std": json.dumps(std)})
+    once = ("--prompts.epochs", 1, "--cells.num_groups", 1, "--prompts.batch_norm", "eval")
+    stage_1(own_config, "--model.weights", weights, *once)
+    (cache,) = (tmp_path / "features").iterdir()
+    assert json.loads((cache / "description.json").read_text())["normalisation"] == {"mean": mean, "std": std}
+    catalogue = open_catalogue(cache / "catalogue.arrow", tmp_path / "train")
+    image = read_image(catalogue.path(0)).float() / 255
+    pixels = (image - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    with torch.no_grad():
+        expected = load_clip("tiny-resnet", weights, 64).encode_image(pixels[None])[0]
+    torch.testing.assert_close(
+        torch.from_numpy(np.load(cache / "rows_00000.npy")[0]).float(), expected, rtol=2e-2, atol=2e-3
+    )
+    said = (tmp_path / "run/stage1/log.txt").read_text()
+    assert f"pixels: mean (0.5, 0.4, 0.3), std (0.3, 0.2, 0.1), as {weights} says" in said
+
+
+def test_every_group_is_summed_up_with_the_accuracies_of_its_prompts(run, config, city):
+    check_accuracies(run, config.parent / "features", city)
+
+
+def test_prompts_are_learned_from_the_features_of_their_own_images_where_these_are_in_random_order(
+    own_config, city, tmp_path
+):
+    stage_1(own_config, "--prompts.batch_norm", "batch")
+    check_accuracies(tmp_path / "run", tmp_path / "features", city)
+
+
+def check_accuracies(run: Path, features: Path, city: Path) -> None:
+    description = json.loads((run / "stage1" / "prompts.json").read_text())
+    tensors = load_file(run / "stage1" / "prompts.safetensors")
+    last = [row for row in metrics_of(run / "stage1") if row["epoch"] == 2]
+    (cache,) = features.iterdir()
+    catalogue = open_catalogue(cache / "catalogue.arrow", city / "train")
+    features = np.concatenate([np.load(path) for path in sorted(cache.glob("rows_*.npy"))]).astype(np.float32)
+    ids = class_ids(catalogue.east, catalogue.north, catalogue.heading, cell_side_m=10, heading_bin_deg=30)
+    for group, (summary, row) in enumerate(zip(description["groups"], last, strict=True)):
+        classes = tensors[f"group_{group}.class_ids"].tolist()
+        rows = [place for place, class_id in enumerate(ids.tolist()) if class_id in classes]
+        labels = [classes.index(ids[place].tolist()) for place in rows]
+        similarity = features[rows] @ tensors[f"group_{group}.text_features"].numpy().T
+        texts = [max(range(len(classes)), key=lambda c: line[c]) for line in similarity]
+        images = [labels[max(range(len(rows)), key=lambda i: line[i])] for line in similarity.T]
+        assert summary["image_to_text_accuracy"] == pytest.approx(100 * np.mean(np.equal(texts, labels)))
+        assert summary["text_to_image_accuracy"] == pytest.approx(100 * np.mean(np.equal(images, range(len(classes)))))
+        assert (summary["classes"], summary["images"]) == (len(classes), len(rows))
+        assert summary["classes"] == description["partition"]["classes_per_group"][group]
+        assert summary["loss"] == row["loss"]
+
+
+@pytest.mark.parametrize(("architecture", "is_refused"), [("tiny-resnet", True), ("tiny-vit", False)])
+def test_a_run_from_before_batch_norms_were_calibrated_goes_on_with_the_same_features_or_not_at_all(
+    own_config, tmp_path, architecture, is_refused
+):
+    begun = ("--model.architecture", architecture, "--prompts.epochs", 1)
+    stage_1(own_config, *begun, "--prompts.batch_norm", "eval")
+    prompts, kept = prompts_of(tmp_path / "run"), tmp_path / "run/stage1/config.yaml"
+    for name in ("checkpoints/group_1.safetensors", "prompts.safetensors", "prompts.json"):
+        (tmp_path / "run/stage1" / name).unlink()
+    settings = yaml.safe_load(kept.read_text())
+    del settings["prompts"]["batch_norm"]
+    kept.write_text(yaml.safe_dump(settings))
+    again = (*begun, "--resume", "true")
+    if is_refused:
+        sentence = failure(own_config, *again)
+        assert f"{tmp_path / 'run/stage1'} was begun with image features of prompts.batch_norm eval" in sentence
+        assert "now it is calibrated, and they would be others: give --prompts.batch_norm eval, or name an" in sentence
+        again = (*again, "--prompts.batch_norm", "eval")
+    stage_1(own_config, *again)
+    assert prompts_of(tmp_path / "run") == prompts
+    assert len(list((tmp_path / "features").iterdir())) == 1
+
+
+def test_a_batch_of_one_image_is_refused(own_config, tmp_path):
+    sentence = failure(own_config, "--prompts.batch_norm", "batch", "--data.eval_batch_size", 1)
+    assert "data.eval_batch_size must be at least 2 where prompts.batch_norm is batch, got 1" in sentence
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_does_not_go_on_with_other_images(own_config, tmp_path):
+    stage_1(own_config)
+    first = sorted((tmp_path / "train").rglob("*.jpg"))[0]
+    first.rename(first.with_name(first.name.replace("@.jpg", "x@.jpg")))
+    sentence = failure(own_config, "--resume", "true")
+    assert "was begun with 84 images in" in sentence
+    assert "now there are 84, not all the same or in another order: name another --run" in sentence
+
+
+def test_an_image_that_was_mended_is_described_when_its_file_of_features_is_made_again(own_config, tmp_path):
+    broken = sorted((tmp_path / "train").rglob("*.jpg"))[0]
+    content, times = broken.read_bytes(), broken.stat()
+    broken.write_bytes(b"x" * len(content))
+    os.utime(broken, ns=(times.st_atime_ns, times.st_mtime_ns))
+    stage_1(own_config, "--data.max_unreadable_fraction", "0.02")
+    (reasons,) = (tmp_path / "features").glob("*/unreadable_00000.json")
+    assert list(json.loads(reasons.read_text())) == ["0"]
+    broken.write_bytes(content)
+    os.utime(broken, ns=(times.st_atime_ns, times.st_mtime_ns))
+    (reasons.parent / "rows_00000.npy").unlink()
+    stage_1(own_config, "--run", tmp_path / "again")
+    assert not reasons.exists()
+    assert "cannot be" not in (tmp_path / "again/stage1/log.txt").read_text()
+
+
+def test_features_on_the_device_and_features_on_disk_give_the_same_batches(tmp_path):
+    values = np.random.default_rng(0).normal(size=(20, 8)).astype(np.float16)
+    features = ShardedRows(tmp_path, num_rows=20, width=8, shard_size=16)
+    features.write_shard(0, values[:16])
+    features.write_shard(1, values[16:])
+    rows, labels = np.array([19, 2, 7, 15, 16]), np.array([0, 0, 1, 2, 2])
+    accelerator = start_accelerator("no")
+    for on_device in (True, False):
+        images = GroupImages(features, rows, labels=labels, accelerator=accelerator, on_device=on_device)
+        got, got_labels = images.batch(np.array([4, 0, 2]))
+        np.testing.assert_array_equal(got.numpy(), values[[16, 19, 7]].astype(np.float32))
+        assert got_labels.tolist() == [2, 0, 1]

@@ -1,0 +1,126 @@
+"""Descriptors are kept for the encoder that made them, and for no other."""
+
+import dataclasses
+from types import MethodType
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from progeo.config.evaluation import KeepSettings
+from progeo.engine.accelerator import start_accelerator
+from progeo.features.descriptors import described, encoder_describer, identity
+from progeo.models.encoder import Encoder, build_encoder
+from progeo.models.thumbnail import ThumbnailEncoder
+from progeo.places.catalogue import read_catalogue
+
+
+class Constant(nn.Module):
+    """An encoder of another program: every descriptor is its weights."""
+
+    image_size = (32, 32)
+    descriptor_dim = 2
+
+    def __init__(self, value, factor=1.0):
+        super().__init__()
+        self.value = nn.Parameter(torch.full((2,), value))
+        self.factor = factor
+
+    def normalise(self, images):
+        return images.float()
+
+    def forward(self, images):
+        return (self.value * self.factor).expand(len(images), 2)
+
+
+@pytest.fixture(scope="module")
+def catalogue(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    for east in (550000, 550010):
+        Image.new("RGB", (32, 32)).save(folder / f"@{east}@4180000@.jpg")
+    return read_catalogue(folder)
+
+
+@pytest.fixture
+def descriptors(catalogue, tmp_path):
+    accelerator = start_accelerator("no")
+    settings = KeepSettings(descriptor_cache=tmp_path / "cache", num_workers=0)
+
+    def extract(encoder):
+        return next(
+            iter(
+                described(
+                    encoder_describer(encoder, "hard_resize", None, accelerator), catalogue, settings, accelerator
+                ).parts()
+            )
+        )
+
+    return extract
+
+
+def test_networks_of_one_class_get_descriptors_of_their_own(descriptors, tmp_path):
+    expected = {(1.0, 1.0): 1.0, (2.0, 1.0): 2.0, (1.0, 3.0): 3.0}
+    for _ in range(2):  # the second time they are read from the cache
+        for arguments, value in expected.items():
+            np.testing.assert_array_equal(descriptors(Constant(*arguments)), np.full((2, 2), value))
+    assert len(list((tmp_path / "cache").iterdir())) == len(expected)
+
+
+def test_a_network_that_cannot_be_told_from_others_keeps_no_descriptors(descriptors, tmp_path):
+    network = Constant(1.0)
+    network.factor = lambda: 2
+    with pytest.raises(ValueError, match="A Constant cannot be told from others by what it holds"):
+        descriptors(network)
+    assert not (tmp_path / "cache").exists()
+
+
+class Subclass(Encoder):
+    def forward(self, images):
+        return -super().forward(images)
+
+
+def halved(encoder, images):
+    return images / 2
+
+
+def doubled(encoder, images, descriptors):
+    return descriptors * 2
+
+
+def changed(change):
+    encoder = build_encoder("tiny-resnet", "random", 64, descriptor_dim=8).eval()
+    change(encoder)
+    return encoder
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda encoder: setattr(encoder, "pooling", nn.Sequential(encoder.pooling, nn.Softmax(dim=1))),
+        lambda encoder: setattr(encoder, "projection", nn.Tanh()),
+        lambda encoder: setattr(encoder, "__class__", Subclass),
+        lambda encoder: encoder.mean.fill_(0.5),
+        lambda encoder: nn.init.zeros_(encoder.pooling.linear.bias),
+        lambda encoder: setattr(encoder, "forward", MethodType(halved, encoder)),
+        lambda encoder: setattr(encoder, "normalise", MethodType(halved, encoder)),
+        lambda encoder: setattr(encoder.pooling, "forward", torch.zeros_like),
+        lambda encoder: setattr(encoder.backbone.layer1[0].act3, "forward", torch.abs),
+        lambda encoder: encoder.register_forward_hook(doubled),
+        lambda encoder: encoder.train(),
+        lambda encoder: encoder.double(),
+        lambda encoder: setattr(encoder, "spec", dataclasses.replace(encoder.spec, image_size=(96, 96))),
+    ],
+)
+def test_an_encoder_that_was_changed_is_another(change):
+    assert identity(changed(change)) != identity(changed(lambda encoder: None))
+
+
+def test_our_encoders_are_told_by_their_spec_and_weights_whatever_their_texts_are():
+    encoder = changed(lambda encoder: None)
+    values = identity(encoder)
+    assert values["encoder"]["architecture"] == "tiny-resnet"
+    encoder.spec = dataclasses.replace(encoder.spec, text_weights="openai")
+    assert identity(encoder) == values
+    assert identity(ThumbnailEncoder()) == identity(ThumbnailEncoder())

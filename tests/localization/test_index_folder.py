@@ -1,0 +1,265 @@
+"""What lies in the folder of a place index: read with distrust, and changed by several commands at once."""
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from progeo.cli import main
+from progeo.evaluation.search import build_index, load_index
+from progeo.export.weights import load_encoder, save_encoder
+from progeo.features.descriptors import identity
+from progeo.features.store import ShardedRows
+from progeo.localization.index_folder import About, commit, new_files, read_about, save_generation
+from progeo.localization.place_index import add_images, open_place_index, placed
+from progeo.models.encoder import build_encoder
+from progeo.places.catalogue import Catalogue, open_catalogue
+
+DIM = 256
+
+
+def images(prefix, count):
+    """Images of an index and their descriptors, of which every one says whose it is."""
+    east, nothing = np.arange(count, dtype=float), np.full(count, np.nan)
+    numbers = {"east": east, "north": east, "zone": np.zeros(count, np.int8), "heading": nothing}
+    table = pa.table({"path": pa.array([f"{prefix}{row}.jpg" for row in range(count)], pa.large_string()), **numbers})
+    first = {"a": 1, "b": 2, "c": 3, "d": 4, "e": 5}[prefix]
+    return table, np.stack([np.full(count, first), east, *np.zeros((DIM - 2, count))], axis=1).astype(np.float32)
+
+
+def described(folder, values):
+    rows = ShardedRows(folder, num_rows=len(values), width=DIM, shard_size=len(values), dtype="float32")
+    rows.write_shard(0, values)
+    return rows
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """An index of three images a0, a1, a2."""
+    folder = tmp_path_factory.mktemp("index") / "index"
+    save_encoder(
+        folder / "model", build_encoder("tiny-resnet", "random", 48, descriptor_dim=DIM), provenance={}, recalls={}
+    )
+    table, values = images("a", 3)
+    about = About(
+        kind="Flat",
+        probes=1,
+        encoder=identity(load_encoder(folder / "model")),
+        image_size=(48, 48),
+        database_preprocessing="hard_resize",
+        query_preprocessing="hard_resize",
+        images=3,
+        **new_files(),
+    )
+    index = build_index(described(folder.parent / "rows", values), "Flat")
+    assert save_generation(folder, None, about, index, placed(Catalogue(folder, table)))
+    return folder
+
+
+@pytest.fixture
+def folder(original, tmp_path):
+    shutil.copytree(original, tmp_path / "index")
+    return tmp_path / "index"
+
+
+def add(opened, tmp_path, prefix, count=2):
+    table, values = images(prefix, count)
+    add_images(opened, placed(Catalogue(opened.folder, table)), described(tmp_path / f"rows_{prefix}", values))
+
+
+def held(folder):
+    """The descriptors of an index by the names of its images, and that no other file lies beside those it holds."""
+    about = json.loads((folder / "index.json").read_text())
+    names = open_catalogue(folder / about["catalogue_file"], folder).table["path"].to_pylist()
+    names = [name.rpartition("/")[2] for name in names]
+    rows = load_index(folder / about["faiss_file"]).reconstruct_n(0, len(names))[:, :2].tolist()
+    generation = {f"index_{about['generation']}.json"} if about["generation"] else set()
+    files = {path.name for path in folder.iterdir()}
+    assert files == {"index.json", "model", about["faiss_file"], about["catalogue_file"], *generation}
+    assert len(set(names)) == len(names) == about["images"]
+    return dict(zip(names, rows, strict=True))
+
+
+def expected(**counts):
+    first = {"a": 1, "b": 2, "c": 3, "d": 4, "e": 5}
+    return {f"{name}{row}.jpg": [first[name], row] for name, count in counts.items() for row in range(count)}
+
+
+def test_what_two_commands_add_at_once_is_all_there_each_with_its_own_descriptors(folder, tmp_path):
+    first, second = open_place_index(folder), open_place_index(folder)  # both before either adds
+    add(first, tmp_path, "b")
+    add(second, tmp_path, "c")
+    assert held(folder) == expected(a=3, b=2, c=2)
+    assert read_about(folder).generation == 2
+
+
+def test_four_commands_at_once_lose_nothing(folder, tmp_path):
+    opened = open_place_index(folder)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda prefix: add(opened, tmp_path, prefix), "bcde"))
+    assert held(folder) == expected(a=3, b=2, c=2, d=2, e=2)
+
+
+def test_the_same_images_added_by_two_commands_are_there_once(folder, tmp_path):
+    first, second = open_place_index(folder), open_place_index(folder)
+    add(first, tmp_path, "b")
+    add(second, tmp_path, "b", 3)
+    assert held(folder) == expected(a=3, b=3)
+
+
+def test_a_command_that_was_killed_before_index_json_was_up_to_date_has_added_its_images(folder, tmp_path):
+    before = (folder / "index.json").read_bytes()
+    add(open_place_index(folder), tmp_path, "b")
+    (folder / "index.json").write_bytes(before)
+    opened = open_place_index(folder)
+    assert len(opened.catalogue) == 5
+    add(opened, tmp_path, "c")
+    assert held(folder) == expected(a=3, b=2, c=2)
+
+
+def test_what_was_made_of_an_index_that_changed_twice_since_does_not_count(folder, tmp_path):
+    before = read_about(folder)
+    for prefix in "bc":
+        add(open_place_index(folder), tmp_path, prefix)
+    assert not commit(folder, before, replace(before, probes=7))
+    assert held(folder) == expected(a=3, b=2, c=2)
+
+
+def test_an_opened_index_goes_on_answering_when_its_files_are_replaced(folder, tmp_path):
+    opened = open_place_index(folder)
+    add(open_place_index(folder), tmp_path, "b")
+    _, values = images("a", 3)
+    assert opened.search(values).rows[:, 0].tolist() == [0, 1, 2]
+    assert opened.catalogue.name(2).endswith("/a2.jpg")
+
+
+def test_an_index_that_was_built_anew_with_another_encoder_takes_no_descriptors_of_the_first(folder, tmp_path):
+    opened = open_place_index(folder)
+    shutil.rmtree(folder)
+    other = build_encoder("tiny-resnet", "random", 48, descriptor_dim=DIM, seed=1)
+    save_encoder(folder / "model", other, provenance={}, recalls={})
+    table, values = images("a", 3)
+    about = replace(opened.about, encoder=identity(load_encoder(folder / "model")), **new_files())
+    index = build_index(described(tmp_path / "rows", values), "Flat")
+    assert save_generation(folder, None, about, index, placed(Catalogue(folder, table)))
+    with pytest.raises(ValueError, match="was built anew meanwhile, and differently"):
+        add(opened, tmp_path, "b")
+    assert held(folder) == expected(a=3)
+
+
+CALIBRATION = {
+    "radius_m": 25.0,
+    "means": [0.1, 0.2],
+    "spreads": [1.0, 1.0],
+    "weights": [0.0, 1.0, 2.0],
+    "num_photos": 30,
+    "num_right": 20,
+    "error": 0.1,
+}
+NAME = r"must be the name of a file in its folder, such as places_200.faiss, got "
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"faiss_file": "../outside.faiss"}, rf"faiss_file in .*index.json {NAME}'../outside.faiss'"),
+        ({"faiss_file": "/tmp/places_1.faiss"}, NAME),
+        ({"faiss_file": "..\\places_1.faiss"}, NAME),
+        ({"faiss_file": "places_1.faiss\n"}, NAME),
+        ({"faiss_file": "places_../../1.faiss"}, NAME),
+        ({"faiss_file": "index.json"}, NAME),
+        ({"faiss_file": None}, NAME),
+        ({"catalogue_file": "../catalogue_1.arrow"}, "such as catalogue_200.arrow, got '../catalogue_1.arrow'"),
+        ({"catalogue_file": "places_1.faiss"}, "such as catalogue_200.arrow"),
+        ({"catalogue_file": ["catalogue_1.arrow"]}, "such as catalogue_200.arrow"),
+        ({"faiss_file": "places_7.faiss"}, "places_7.faiss is missing: put it back, or build the index anew"),
+        ({"new_field": 1}, "index.json says new_field, unknown here"),
+        ({"image_size": ...}, "index.json does not say image_size: put the file back"),
+        ({"image_size": [48]}, r"image_size in .* must be height and width in pixels, got \[48\]"),
+        ({"image_size": "48"}, "must be height and width"),
+        ({"image_size": [48, True]}, "must be height and width"),
+        ({"probes": 0}, "probes in .* must be a whole number from 1, got 0"),
+        ({"probes": 10**400}, "probes in .* must be a whole number from 1"),
+        ({"images": "3"}, "images in .* must be a whole number"),
+        ({"images": 4}, "do not belong together: 4 images .* 3 in catalogue_"),
+        ({"kind": None}, "kind in .* must be a text"),
+        ({"encoder": []}, "encoder in .* must be what identifies an encoder"),
+        ({"encoder": {}}, "was not built with the encoder in"),
+        ({"query_preprocessing": "maj_voting"}, "query_preprocessing in .* must be one of hard_resize"),
+        ({"database_preprocessing": ["native"]}, "must be one of hard_resize"),
+        ({"generation": -1}, "generation in .* must be a whole number from 0"),
+        ({"format": 2}, "index.json is not a place index in format 1"),
+        ({"calibration": []}, "calibration in .* must be null or a calibration"),
+        ({"calibration": {}}, "index.json: A calibration says .*weights; got nothing. Set calibration to null"),
+        ({"calibration": {**CALIBRATION, "weights": None}}, "The weights of a calibration cannot be None"),
+        ({"calibration": {**CALIBRATION, "weights": [1, 2]}}, r"The weights of a calibration cannot be \[1, 2\]"),
+        ({"calibration": {**CALIBRATION, "means": [0, float("nan")]}}, "The means of a calibration cannot be"),
+        ({"calibration": {**CALIBRATION, "spreads": [1, 0]}}, "The spreads of a calibration cannot be"),
+        ({"calibration": {**CALIBRATION, "radius_m": float("inf")}}, "The radius_m of a calibration cannot be inf"),
+        ({"calibration": {**CALIBRATION, "error": 10**400}}, "The error of a calibration cannot be"),
+        ({"calibration": {**CALIBRATION, "num_right": "20"}}, "The num_right of a calibration cannot be '20'"),
+    ],
+)
+def test_what_no_index_says_is_refused_by_name(changes, words, folder):
+    values = {**json.loads((folder / "index.json").read_text()), **changes}
+    given = {name: value for name, value in values.items() if value is not ...}
+    (folder / "index.json").write_text(json.dumps(given))
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        open_place_index(folder)
+
+
+def test_a_calibration_that_is_right_is_read(folder):
+    values = {**json.loads((folder / "index.json").read_text()), "calibration": CALIBRATION}
+    (folder / "index.json").write_text(json.dumps(values))
+    calibration = open_place_index(folder).about.calibration
+    assert (calibration.weights, calibration.num_right) == ((0.0, 1.0, 2.0), 20)
+
+
+@pytest.mark.parametrize("name", ["faiss_file", "catalogue_file"])
+def test_a_link_out_of_the_folder_is_refused(name, folder, tmp_path):
+    file = folder / json.loads((folder / "index.json").read_text())[name]
+    outside = file.rename(tmp_path / file.name)
+    file.symlink_to(outside)
+    with pytest.raises(ValueError, match=f"{file.name} leads out of its folder"):
+        open_place_index(folder)
+
+
+@pytest.mark.parametrize("name", ["faiss_file", "catalogue_file"])
+def test_a_damaged_file_is_refused_by_name(name, folder):
+    file = folder / json.loads((folder / "index.json").read_text())[name]
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match=file.name):
+        open_place_index(folder)
+
+
+def test_a_catalogue_of_something_else_is_refused_by_name(folder):
+    file = folder / json.loads((folder / "index.json").read_text())["catalogue_file"]
+    Catalogue(folder, pa.table({"path": pa.array(["a", "b", "c"], pa.large_string())})).save(file)
+    with pytest.raises(ValueError, match=f"{file.name} is no catalogue of a place index, it should have path, east"):
+        open_place_index(folder)
+
+
+def test_an_index_that_somebody_sent_leads_no_command_to_other_files(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for changes in ({"faiss_file": "../mine.faiss"}, {"catalogue_file": "../mine.arrow"}):
+        values = json.loads((folder / "index.json").read_text())
+        for name, file in changes.items():
+            shutil.copy(folder / values[name], folder / file)
+        (folder / "sent.json").write_text(json.dumps({**values, **changes}))
+        before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+        kept = (folder / "index.json").read_bytes()
+        (folder / "sent.json").replace(folder / "index.json")
+        with pytest.raises(SystemExit, match=r"index\.json must be the name of a file in its folder"):
+            main(["index", "add", "--index", str(folder), "--folder", str(tmp_path)])
+        assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+        (folder / "index.json").write_bytes(kept)
+
+
+def test_a_file_of_the_users_that_looks_like_a_generation_is_refused_not_believed(folder):
+    shutil.copy(folder / "index.json", folder / "index_5.json")
+    with pytest.raises(ValueError, match=r"index_5.json says that it is generation 0: remove it"):
+        open_place_index(folder)

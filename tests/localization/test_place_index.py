@@ -1,0 +1,423 @@
+"""Place indexes: built, added to, calibrated, and asked where photos were taken."""
+
+import csv
+import dataclasses
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import faiss
+import numpy as np
+import open_clip
+import pytest
+import torch
+import utm
+from PIL import Image
+from running import files_in
+
+from progeo.cli import main
+from progeo.commands.localize import localize, text_descriptor
+from progeo.config.evaluation import LocalizeSettings
+from progeo.data.decode import read_image
+from progeo.evaluation.search import Neighbours
+from progeo.export.weights import load_encoder, save_encoder
+from progeo.localization.place_index import open_place_index
+from progeo.models.backbones.open_clip import known_architectures, load_clip
+from progeo.models.encoder import build_encoder
+from progeo.models.preprocessing import preprocess_image
+from progeo.places.catalogue import read_catalogue
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("encoder")
+    return save_encoder(folder, build_encoder("tiny-resnet", "random", 48).eval(), provenance={}, recalls={})
+
+
+def command(words, cache, **settings):
+    options = {"num_workers": 0, "descriptor_cache": cache, **settings}
+    main([*words.split(), *(str(part) for name, value in options.items() for part in (f"--{name}", value))])
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("descriptors")
+
+
+def blurred(paths, folder):
+    """Other photos of the same places."""
+    folder.mkdir()
+    for path in paths:
+        size = Image.open(path).size
+        Image.open(path).resize((20, 20)).resize(size).save(folder / path.name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(city, encoder, cache, tmp_path_factory):
+    """An index of the training images, calibrated on blurred copies of them and on others that are not in it."""
+    folder = tmp_path_factory.mktemp("built")
+    command("index build", cache, folder=city / "train", encoder=encoder, out=folder / "index")
+    blurred([*sorted((city / "train").iterdir())[::2], *(city / "test/database").iterdir()], folder / "photos")
+    command("index calibrate", cache, folder=folder / "photos", index=folder / "index")
+    return folder
+
+
+def answers(index, *photos, **settings):
+    return localize(LocalizeSettings(photos=tuple(photos), index=index, num_workers=0, **settings))
+
+
+def test_an_index_is_a_folder_with_all_that_it_takes(built, city):
+    about = json.loads((built / "index/index.json").read_text())
+    assert about["images"] == len(list((city / "train").iterdir()))
+    expected = {"index.json", "index_1.json", about["faiss_file"], about["catalogue_file"]}  # it was changed once
+    assert files_in(built / "index") - {name for name in files_in(built / "index") if "model/" in name} == expected
+    assert (built / "index/index_1.json").read_text() == (built / "index/index.json").read_text()
+    assert {"model/model.safetensors", "model/model.json"} <= files_in(built / "index")
+
+
+def test_a_photo_that_is_in_the_index_is_found_at_its_own_place(built, city):
+    photo = sorted((city / "train").iterdir())[3]
+    (answer,) = answers(built / "index", photo, top=3)
+    latitude, longitude = photo.name.split("@")[5:7]
+    assert (answer.matches[0].path, answer.matches[0].distance) == (str(photo), pytest.approx(0, abs=1e-3))
+    assert (answer.matches[0].latitude, answer.matches[0].longitude) == pytest.approx(
+        (float(latitude), float(longitude)), abs=1e-5
+    )
+    assert len(answer.matches) == 3
+    assert answer.known is True
+
+
+def test_confidence_tells_photos_of_the_index_from_others(built, city):
+    (inside, outside) = (
+        np.mean([answer.confidence for answer in answers(built / "index", folder)])
+        for folder in (city / "train", city / "val/database")
+    )
+    assert inside > 0.8 > 0.5 > outside
+    strict = answers(built / "index", city / "train", threshold=0.9)
+    assert [answer.known for answer in strict] == [answer.confidence >= 0.9 for answer in strict]
+
+
+def test_screen_csv_geojson_and_json_say_the_same(built, city, tmp_path, capsys):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no image")
+    photos = [*sorted((city / "test/queries").iterdir())[:2], broken]
+    for suffix in ("csv", "geojson", "json"):
+        main(["localize", *map(str, photos), "--index", str(built / "index"), "--out", str(tmp_path / f"a.{suffix}")])
+    shown = capsys.readouterr().out.splitlines()
+    whole = json.loads((tmp_path / "a.json").read_text())
+    with (tmp_path / "a.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    features = json.loads((tmp_path / "a.geojson").read_text())["features"]
+    assert [row["photo"] for row in rows] == [answer["asked"] for answer in whole] == [str(photo) for photo in photos]
+    for answer, row, feature in zip(whole[:2], rows, features, strict=False):
+        first = answer["matches"][0]
+        assert [float(row["latitude"]), float(row["longitude"])] == [first["latitude"], first["longitude"]]
+        assert feature["geometry"]["coordinates"] == [first["longitude"], first["latitude"]]
+        assert float(row["confidence"]) == feature["properties"]["confidence"] == answer["confidence"]
+        assert any(
+            line.startswith(answer["asked"])
+            and f"{first['latitude']:.5f}, {first['longitude']:.5f}, within 25 m with probability" in line
+            and line.endswith(f"{answer['confidence']:.2f}")
+            for line in shown
+        )
+    assert "broken.jpg cannot be decoded" in rows[2]["error"]
+    assert (rows[2]["latitude"], features[2]["geometry"], whole[2]["matches"]) == ("", None, [])
+
+
+def test_what_is_added_is_found_as_if_it_had_been_there_from_the_beginning(city, encoder, cache, tmp_path, capsys):
+    both = tmp_path / "images"
+    for side in ("database", "queries"):
+        shutil.copytree(city / "test" / side, both / side)
+    command("index build", cache, folder=both / "database", encoder=encoder, out=tmp_path / "grown")
+    command("index add", cache, folder=both / "queries", index=tmp_path / "grown")
+    command("index build", cache, folder=both, encoder=encoder, out=tmp_path / "whole")
+    grown, whole = (answers(tmp_path / name, city / "val/database", top=18) for name in ("grown", "whole"))
+    for mine, theirs in zip(grown, whole, strict=True):
+        assert {match.path for match in mine.matches} == {match.path for match in theirs.matches}
+        distances = [[match.distance for match in answer.matches] for answer in (mine, theirs)]
+        assert distances[0] == pytest.approx(distances[1], abs=1e-3)
+    assert len(list((tmp_path / "grown").glob("places_*"))) == 1
+    before = files_in(tmp_path / "grown")
+    command("index add", cache, folder=both / "queries", index=tmp_path / "grown")
+    assert "6 of 6 images are in the index already" in capsys.readouterr().err
+    assert files_in(tmp_path / "grown") == before
+
+
+def test_an_index_whose_growth_was_cut_short_is_as_it_was(built, city, cache, tmp_path, full_disk):
+    shutil.copytree(built / "index", tmp_path / "index")
+    photo = sorted((city / "train").iterdir())[3]
+    before = answers(tmp_path / "index", photo)
+    images = tmp_path / "many"
+    images.mkdir()
+    for place in range(300):
+        Image.new("RGB", (40, 40), (place % 250, 0, 0)).save(images / f"@{place}@0@10@S@.jpg")
+    command("index build", cache, folder=images, encoder=built / "index/model", out=tmp_path / "other")  # descriptors
+    with full_disk(), pytest.raises(SystemExit, match="could not be written"):
+        command("index add", cache, folder=images, index=tmp_path / "index")
+    assert answers(tmp_path / "index", photo) == before
+    assert files_in(tmp_path / "index") == files_in(built / "index")
+
+
+def test_an_index_refuses_an_encoder_that_it_was_not_built_with(built, city, tmp_path):
+    shutil.copytree(built / "index", tmp_path / "index")
+    other = build_encoder("tiny-resnet", "random", 48, seed=1).eval()
+    save_encoder(tmp_path / "index/model", other, provenance={}, recalls={})
+    with pytest.raises(ValueError, match="was not built with the encoder in"):
+        open_place_index(tmp_path / "index")
+
+
+def test_a_sentence_finds_the_images_that_clip_finds_nearest(city, cache, tmp_path, capsys):
+    weights = str(tmp_path / "clip.pt")
+    torch.save(load_clip("tiny-vit", "random", seed=3).state_dict(), weights)
+    name = f"open_clip:tiny-vit:{weights}"
+    command("index build", cache, folder=city / "test/database", encoder=name, out=tmp_path / "index")
+    encoder, clip = load_encoder(name), load_clip("tiny-vit", weights)
+    Path(weights).unlink()
+    main(["localize", "--text", "a street with palm trees", "--index", str(tmp_path / "index"), "--top", "12"])
+    shown = capsys.readouterr().out.splitlines()
+    images = read_catalogue(city / "test/database")
+    with torch.no_grad():
+        pixels = torch.stack([encoder.preprocess(Image.open(images.path(row))) for row in range(len(images))])
+        text = clip.encode_text(open_clip.get_tokenizer("tiny-vit")(["a street with palm trees"]), normalize=True)
+        nearest = (clip.encode_image(pixels, normalize=True) @ text.T)[:, 0].argsort(descending=True)
+    assert shown[0].startswith("a street with palm trees: ")
+    assert [line.split("  ")[-1] for line in shown[1:]] == [str(images.path(int(row)).resolve()) for row in nearest]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("localize --index {built}/index", "Give photos to localize, or --text"),
+        ("localize a.jpg --text x --index {built}/index", "Give photos to localize, or --text"),
+        ("localize a.jpg --index {built}/index --out a.xml", "--out must end in .csv, .geojson, .json, got a.xml"),
+        ("localize a.jpg --index {built}/index", "There is no image a.jpg"),
+        ("localize a.jpg --index {built}", "There is no place index in .*built.*`progeo index build`"),
+        ("localize --text tree --index {built}/index", "tiny-resnet, pooling gem.* cannot be compared with texts"),
+        ("index build --folder {city}/train --encoder thumbnail --out x", "thumbnail has none"),
+        ("index build --folder {city}/train --encoder {encoder} --out {built}/index", "holds a place index already"),
+        ("index calibrate --folder {city}/test/queries --index {built}/index", "wants at least 20 photos.*has 6"),
+    ],
+)
+def test_mistakes_end_in_a_sentence(words, sentence, built, city, encoder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=sentence):
+        main(words.format(built=built, city=city, encoder=encoder).split())
+
+
+@pytest.fixture(scope="module")
+def sparse(city, encoder, cache, tmp_path_factory):
+    """An index of many lists, of which a search looks through few, for photos of five crops."""
+    folder = tmp_path_factory.mktemp("sparse") / "index"
+    more = {"index": "IVF20,Flat", "probes": 2, "query_preprocessing": "five_crops"}
+    command("index build", cache, folder=city / "train", encoder=encoder, out=folder, **more)
+    return folder
+
+
+def test_photos_are_described_as_the_index_says_and_searched_with_its_probes(sparse, city):
+    opened = open_place_index(sparse)
+    assert faiss.try_extract_index_ivf(opened.index).nprobe == 2
+    photos = sorted((city / "test/queries").iterdir())
+    found = answers(sparse, *photos, top=3)
+    encoder = load_encoder(sparse / "model")
+    with torch.no_grad():
+        crops = [preprocess_image(read_image(photo), "five_crops", encoder.image_size) for photo in photos]
+        descriptors = torch.stack([encoder(encoder.normalise(each)).mean(dim=0) for each in crops]).numpy()
+    wanted = opened.search(descriptors, least=3)
+    paths = opened.catalogue.table["path"].to_pylist()
+    for answer, rows in zip(found, wanted.rows, strict=True):
+        assert [match.path for match in answer.matches] == [paths[row] for row in rows[:3] if row >= 0]
+
+
+def test_what_an_index_did_not_find_makes_no_photo_surer(sparse, built, cache, tmp_path):
+    shutil.copytree(sparse, tmp_path / "index")
+    opened = open_place_index(tmp_path / "index")
+    rows, distances = (
+        np.array([[3, 5, -1], [3, 5, 5], [-1, -1, -1]]),
+        np.array([[0.1, 0.4, 9], [0.1, 0.4, 0.4], [9, 9, 9]]),
+    )
+    values = opened.evidence(Neighbours(rows, distances), 25.0)
+    assert values[0].tolist() == values[1].tolist()
+    assert np.isnan(values[2]).all()
+    command("index calibrate", cache, folder=built / "photos", index=tmp_path / "index")
+    about = json.loads((tmp_path / "index/index.json").read_text())["calibration"]
+    assert np.isfinite([*about["means"], *about["spreads"], *about["weights"], about["error"]]).all()
+
+
+def test_an_index_without_calibration_calls_nothing_known_or_unknown(sparse, city):
+    (answer,) = answers(sparse, next((city / "train").iterdir()), threshold=1.0)
+    assert (answer.confidence, answer.known) == (None, None)
+
+
+def test_an_index_may_hold_two_cities(city, encoder, cache, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for place, path in enumerate(sorted((city / "train").iterdir())[:40]):
+        fields = path.name.split("@")
+        if place % 2:  # the other side of the country
+            fields[1:7] = ["0583960.00", "4507523.00", "18", "T", "040.71300", "-074.00600"]
+        shutil.copy(path, images / "@".join(fields))
+    command("index build", cache, folder=images, encoder=encoder, out=tmp_path / "index")
+    photos = blurred(images.iterdir(), tmp_path / "photos")
+    command("index calibrate", cache, folder=photos, index=tmp_path / "index")
+    num_right = json.loads((tmp_path / "index/index.json").read_text())["calibration"]["num_right"]
+    assert num_right > 30
+    found = answers(tmp_path / "index", images, top=1)
+    assert {round(answer.matches[0].longitude) for answer in found} == {-122, -74}
+
+
+@pytest.fixture(scope="module")
+def uncalibrated(city, encoder, cache, tmp_path_factory):
+    """An index of copies of the training images, which lie beside it."""
+    folder = tmp_path_factory.mktemp("uncalibrated")
+    shutil.copytree(city / "train", folder / "images")
+    command("index build", cache, folder=folder / "images", encoder=encoder, out=folder / "index")
+    return folder
+
+
+def renamed(paths, folder):
+    """The same files under names that say the same and are not the same."""
+    folder.mkdir()
+    for path in paths:
+        shutil.copy(path, folder / path.name.replace("@.jpg", "x@.jpg"))
+    return folder
+
+
+@pytest.mark.parametrize("photos", ["the images", "a link to them", "copies", "some copies and 19 others"])
+def test_an_index_is_not_calibrated_with_its_own_images(photos, uncalibrated, cache, tmp_path):
+    images, folder = sorted((uncalibrated / "images").iterdir()), tmp_path / "photos"
+    if photos == "a link to them":
+        folder.symlink_to(uncalibrated / "images")
+    elif photos == "the images":
+        folder = uncalibrated / "images"
+    elif photos == "copies":
+        renamed(images, folder)
+    else:
+        blurred(images[:19], folder)
+        for path in renamed(images[19:60], tmp_path / "more").iterdir():
+            path.rename(folder / path.name)
+    count = 19 if "others" in photos else 0
+    with pytest.raises(SystemExit, match=f"at least 20 photos .* not images of .*index themselves, .* has {count}"):
+        command("index calibrate", cache, folder=folder, index=uncalibrated / "index")
+    assert json.loads((uncalibrated / "index/index.json").read_text())["calibration"] is None
+
+
+def test_images_of_the_index_and_unreadable_ones_among_the_photos_change_no_calibration(
+    uncalibrated, cache, tmp_path, capsys
+):
+    images = sorted((uncalibrated / "images").iterdir())
+    blurred(images[:30], tmp_path / "photos")
+    found = []
+    for index in ("a", "b"):
+        shutil.copytree(uncalibrated / "index", tmp_path / index)
+        words = {"folder": tmp_path / "photos", "index": tmp_path / index, "max_unreadable_fraction": 0.1}
+        command("index calibrate", cache, **words)
+        found.append(json.loads((tmp_path / index / "index.json").read_text())["calibration"])
+        for path in renamed(images[30:60], tmp_path / f"more_{index}").iterdir():
+            path.rename(tmp_path / "photos" / path.name)
+        (tmp_path / "photos/@0@0@10@S@.jpg").write_bytes(b"broken")  # before all others
+    assert "30 photos are images of the index themselves, and skipped" in capsys.readouterr().err
+    assert found[1] == found[0]
+    assert found[0]["num_photos"] == 30
+
+
+def test_an_index_whose_images_moved_is_not_calibrated_with_them(city, encoder, cache, tmp_path):
+    shutil.copytree(city / "train", tmp_path / "images")
+    command("index build", cache, folder=tmp_path / "images", encoder=encoder, out=tmp_path / "index")
+    (tmp_path / "images").rename(tmp_path / "moved")
+    with pytest.raises(SystemExit, match=r"not images of .*index themselves, .*moved has 0"):
+        command("index calibrate", cache, folder=tmp_path / "moved", index=tmp_path / "index")
+
+
+@pytest.mark.parametrize(("queries", "count"), [("database", 12), ("copies", 3), ("queries", 0)])
+def test_an_evaluation_says_that_queries_are_images_of_the_database(queries, count, city, cache, tmp_path, capsys):
+    for side in ("database", "queries"):
+        shutil.copytree(city / "test" / side, tmp_path / side)
+    renamed(sorted((tmp_path / "database").iterdir())[:3], tmp_path / "copies")
+    shutil.copy(sorted((tmp_path / "queries").iterdir())[0], tmp_path / "copies")
+    command("evaluate", cache, folder=tmp_path, encoder="thumbnail", queries=queries, out=tmp_path / "out")
+    summary = json.loads((tmp_path / "out/recalls.json").read_text())
+    said = f"{count} of {len(list((tmp_path / queries).iterdir()))} queries are images of the database"
+    assert (said in capsys.readouterr().err) == (said in summary.get("queries in the database", "")) == (count > 0)
+    assert ("queries in the database" in summary) == (count > 0)
+
+
+def test_answers_are_written_when_nobody_reads_what_is_printed(uncalibrated, city, tmp_path, monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        words = ["--index", uncalibrated / "index", "--out", tmp_path / "a.csv", "--top", "100", "--num_workers", "0"]
+        main(["localize", *map(str, [city / "test/database", *words])])  # prints more than a pipe's buffer holds
+    with (tmp_path / "a.csv").open() as stream:
+        assert len(list(csv.DictReader(stream))) == 12
+
+
+def test_calibration_measures_across_a_border_of_zones(encoder, cache, tmp_path):
+    rng, rows, images = np.random.default_rng(0), [], tmp_path / "photos"
+    images.mkdir()
+    for place in range(30):
+        latitude, longitude = 38.0, -120.003 + 0.0002 * place
+        east, north, zone, letter = utm.from_latlon(latitude, longitude)
+        name = f"@{east:.2f}@{north:.2f}@{zone}@{letter}@{latitude:.5f}@{longitude:.5f}@.jpg"
+        Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize((48, 48)).save(images / name)
+        rows.append(f"{name},{latitude},{longitude}")
+    (tmp_path / "table.csv").write_text("\n".join(["path,latitude,longitude", *rows]))
+    main(["dataset", "from-table", str(tmp_path / "table.csv"), str(tmp_path / "known"), "--images", str(images)])
+    command("index build", cache, folder=tmp_path / "known", encoder=encoder, out=tmp_path / "index")
+    command("index calibrate", cache, folder=blurred(images.iterdir(), tmp_path / "seen"), index=tmp_path / "index")
+    assert json.loads((tmp_path / "index/index.json").read_text())["calibration"]["num_right"] == 30
+
+
+def test_images_of_a_table_with_whole_paths_keep_them(city, encoder, cache, tmp_path):
+    paths = sorted((city / "train").iterdir())[:20]
+    lines = [f"{path},{37 + place / 1000},-122" for place, path in enumerate(paths)]
+    (tmp_path / "table.csv").write_text("\n".join(["path,latitude,longitude", *lines]))
+    main(["dataset", "from-table", str(tmp_path / "table.csv"), str(tmp_path / "known")])
+    command("index build", cache, folder=tmp_path / "known", encoder=encoder, out=tmp_path / "index")
+    assert open_place_index(tmp_path / "index").catalogue.table["path"].to_pylist() == [str(path) for path in paths]
+
+
+def test_an_index_refuses_its_own_weights_with_other_pixels(built, tmp_path):
+    shutil.copytree(built / "index", tmp_path / "index")
+    description = json.loads((tmp_path / "index/model/model.json").read_text())
+    description["encoder"]["mean"] = [0, 0, 0]
+    (tmp_path / "index/model/model.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match="was not built with the encoder in"):
+        open_place_index(tmp_path / "index")
+
+
+def test_a_photo_too_small_for_a_native_index_is_named_and_the_others_are_answered(city, encoder, cache, tmp_path):
+    more = {"query_preprocessing": "native", "database_preprocessing": "native"}
+    command("index build", cache, folder=city / "test/database", encoder=encoder, out=tmp_path / "index", **more)
+    Image.new("RGB", (20, 20)).save(tmp_path / "small.jpg")
+    photo = next((city / "test/database").iterdir())
+    small, fine = answers(tmp_path / "index", tmp_path / "small.jpg", photo)
+    assert "small.jpg cannot be described: 20 x 20 pixels are fewer than 32 a side" in small.error
+    assert fine.matches[0].path == str(photo)
+
+
+def test_a_clip_whose_tokenizer_is_not_there_is_refused_before_it_is_loaded(monkeypatch):
+    known_architectures()
+    config = open_clip.get_model_config("tiny-vit")
+    config["text_cfg"]["hf_tokenizer_name"] = "nobody/nothing"
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "vit-of-nobody", config)
+    spec = dataclasses.replace(build_encoder("tiny-vit", "random").spec, architecture="vit-of-nobody", text_weights="x")
+    with pytest.raises(ValueError, match=r"^--text needs the tokenizer of vit-of-nobody, which cannot be made: .*\.$"):
+        text_descriptor(spec, "a tree")
+
+
+@pytest.mark.parametrize("verb", ["build", "add", "calibrate"])
+def test_images_without_a_zone_are_refused_where_others_lie_in_several(built, encoder, cache, tmp_path, verb):
+    images, before = tmp_path / "images", files_in(built / "index")
+    images.mkdir()
+    for zone in ("10@S", "11@S", "@") if verb == "build" else ("11@S", "@"):  # the index has images of zone 10
+        for east in range(20):
+            (images / f"@{550_000 + east}@4180000@{zone}@.jpg").touch()
+    options = {"encoder": encoder, "out": tmp_path / "index"} if verb == "build" else {"index": built / "index"}
+    with pytest.raises(SystemExit, match=r"20 of [46]0 images of .* have no UTM zone.* lie in zones 10, 11: nobody"):
+        command(f"index {verb}", cache, folder=images, **options)
+    assert files_in(built / "index") == before
+    assert not (tmp_path / "index").exists()

@@ -1,0 +1,106 @@
+"""The batches of stage 2: what they hold, however they are read and by however many processes."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional as F
+
+from progeo.config.training import DataSettings, Settings, TrainingSettings
+from progeo.data.augmentation import Augmentation
+from progeo.data.decode import read_image
+from progeo.engine.randomness import seeded_generator
+from progeo.places.catalogue import read_catalogue
+from progeo.places.cells import build_partition
+from progeo.training.batches import ImageBatches, check_batches
+
+SHAPES = [(70, 90), (64, 64), (120, 50), (40, 200)]
+SIZE = (32, 48)
+
+
+@pytest.fixture(scope="module")
+def catalogue(tmp_path_factory):
+    """Four places with three photos each, of four shapes."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for place in range(4):
+        for photo in range(3):
+            shape = (*SHAPES[(place + photo) % 4], 3)
+            name = f"@{550000 + 10 * place + photo}@4180000@.png"
+            Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(folder / name)
+    return read_catalogue(folder)
+
+
+def group_of(catalogue):
+    cells = {"cell_side_m": 10, "heading_bin_deg": 360, "groups_per_side": 1, "groups_per_heading": 1}
+    return build_partition(catalogue, **cells, min_images_per_class=1, num_groups=1).groups[0]
+
+
+def batches_of(catalogue, tmp_path, *, epoch=1, first_step=0, process=0, num_processes=1, **data):
+    """Pixels, labels and shares of brightness of the batches of an epoch."""
+    settings = Settings(
+        run=tmp_path,
+        data=DataSettings(tmp_path, tmp_path, **data),
+        training=TrainingSettings(batch_size=6, iterations_per_epoch=5),
+    )
+    accelerator = SimpleNamespace(process_index=process, num_processes=num_processes)
+    batches = ImageBatches(settings, catalogue, image_size=SIZE, accelerator=accelerator)
+    found = batches.of_epoch(epoch, group_of(catalogue), first_step=first_step)
+    return [(piece.images, piece.labels, piece.changes.shares) for (piece,) in found]
+
+
+def assert_same(one, two):
+    assert len(one) == len(two)
+    for mine, theirs in zip(one, two, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+
+
+def test_crops_are_cut_from_the_photos_own_pixels_and_resized_once(catalogue, tmp_path):
+    augmentation, group = Augmentation(), group_of(catalogue)
+    for step, (images, labels, _) in enumerate(batches_of(catalogue, tmp_path, num_workers=0)):
+        draws = augmentation.draw(6, seeded_generator(0, 1, step)).crops.numpy()
+        for image, label, drawn in zip(images, labels.tolist(), draws, strict=True):
+            photos = [read_image(catalogue.path(row)) for row in group.rows[group.labels == label]]
+            boxes = [augmentation.crop(SIZE).box(drawn, *photo.shape[1:]) for photo in photos]
+            crops = [
+                F.resized_crop(photo, *box, size=list(SIZE), antialias=True)
+                for photo, box in zip(photos, boxes, strict=True)
+            ]
+            assert any(torch.equal(image, crop) for crop in crops)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
+@pytest.mark.parametrize(
+    "how", [{"num_workers": 4}, {"num_workers": 0, "cache_images": True}, {"num_workers": 2, "cache_images": True}]
+)
+def test_batches_are_the_same_bits_with_any_number_of_workers_and_from_memory(catalogue, tmp_path, how):
+    assert_same(batches_of(catalogue, tmp_path, **how), batches_of(catalogue, tmp_path, num_workers=0))
+
+
+def test_an_epoch_that_is_resumed_goes_on_with_the_same_bits(catalogue, tmp_path):
+    complete = batches_of(catalogue, tmp_path, num_workers=0)
+    assert_same(batches_of(catalogue, tmp_path, num_workers=1, first_step=3), complete[3:])
+    other = batches_of(catalogue, tmp_path, num_workers=0, epoch=2)
+    assert not torch.equal(other[0][0], complete[0][0])
+
+
+def test_two_processes_read_the_halves_of_each_batch_of_one(catalogue, tmp_path):
+    one = batches_of(catalogue, tmp_path, num_workers=0)
+    halves = [batches_of(catalogue, tmp_path, num_workers=0, process=process, num_processes=2) for process in (0, 1)]
+    together = [tuple(torch.cat(parts) for parts in zip(*both, strict=True)) for both in zip(*halves, strict=True)]
+    assert_same(together, one)
+
+
+@pytest.mark.parametrize(
+    ("training", "num_processes", "words"),
+    [
+        ({"batch_size": 5}, 2, "training.batch_size 5 must divide among 2 processes"),
+        ({"batch_size": 12, "micro_batches": 4}, 2, "each part into training.micro_batches 4"),
+        ({"batch_size": 32, "images_per_class": 5}, 1, "must be a multiple of training.images_per_class 5"),
+    ],
+)
+def test_a_batch_that_cannot_be_cut_is_refused(training, num_processes, words):
+    with pytest.raises(ValueError, match=words):
+        check_batches(TrainingSettings(**training), num_processes)

@@ -1,0 +1,245 @@
+"""What stage 2 can be told to train, and how: an epoch of two steps each."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+
+from progeo.config.parsing import parse_settings
+from progeo.config.training import Settings
+from progeo.datasets.query_sets import load_query_set
+from progeo.engine.accelerator import start_accelerator
+from progeo.engine.randomness import seeded_generator
+from progeo.engine.run_folder import RunFolder
+from progeo.engine.stopping import StopRequest
+from progeo.models.backbones.open_clip import load_clip
+from progeo.models.backbones.torchvision import CONVNETS
+from progeo.training.overview import estimated_memory, overview
+from progeo.training.places import read_training_places
+from progeo.training.trainer import ImageTraining, build_untrained_encoder
+
+VIT = ("--model.architecture", "tiny-vit", "--model.descriptor_dim", "null")  # no batch norm
+QUICK = ("resnet18", "efficientnet_b0")
+
+
+@pytest.fixture
+def build(config, run):
+    """A training with changed settings, before its first step."""
+
+    def built(*arguments):
+        words = ["--config", config, "--text.prompts", run / "stage1", *arguments]
+        settings = parse_settings(Settings, [str(word) for word in words], program="test")
+        return ImageTraining(settings, read_training_places(settings), start_accelerator(settings.mixed_precision))
+
+    return built
+
+
+@pytest.fixture
+def train(build, tmp_path):
+    """A training after an epoch, and the means of its loss terms."""
+
+    def trained(*arguments):
+        training = build(*arguments)
+        return training, training.run_epoch(RunFolder(tmp_path), StopRequest())
+
+    return trained
+
+
+def weights(module):
+    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+
+def test_descriptors_stay_comparable_with_texts_only_where_they_are_trained_towards_those(build, run, tmp_path):
+    for name, seed in (("a", 3), ("b", 4)):
+        torch.save(load_clip("tiny-vit", "random", seed=seed).state_dict(), tmp_path / f"{name}.pt")
+    shutil.copytree(run / "stage1", tmp_path / "stage1")
+    description = json.loads((run / "stage1/prompts.json").read_text())
+    assert (description["architecture"], description["weights"]) == ("tiny-resnet", "random")
+
+    def text_weights(architecture, weights, *arguments):
+        changed = {**description, "architecture": architecture, "weights": str(weights)}
+        (tmp_path / "stage1/prompts.json").write_text(json.dumps(changed))
+        own = ["--model.weights", tmp_path / "a.pt", "--text.prompts", tmp_path / "stage1"]
+        return build(*VIT, *own, *arguments).encoder.spec.text_weights
+
+    assert text_weights("tiny-vit", tmp_path / "a.pt") == str(tmp_path / "a.pt")
+    assert text_weights("tiny-vit", tmp_path / "stage1/../a.pt") == str(tmp_path / "a.pt")
+    assert text_weights("tiny-vit", tmp_path / "b.pt") is None
+    assert text_weights("tiny-vit-quickgelu", tmp_path / "a.pt") is None
+    assert text_weights("tiny-vit", tmp_path / "a.pt", "--text.weight", "0") is None
+
+
+@pytest.mark.parametrize(
+    "architecture", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CONVNETS]
+)
+def test_every_backbone_trains_with_places_and_texts(train, architecture):
+    training, terms = train("--model.architecture", architecture, "--model.image_size", "32")
+    assert set(terms) == {"loss", "cosface", "image_text"}
+    assert all(math.isfinite(value) and value > 0 for value in terms.values())
+    untrained = dict(build_untrained_encoder(training.settings).named_parameters())
+    assert all(not torch.equal(untrained[name], weight) for name, weight in training.encoder.named_parameters())
+
+
+@pytest.mark.parametrize("kind", ["cosface", "arcface", "linear"])
+def test_every_head_trains_with_its_weight(train, kind):
+    _, whole = train("--head.kind", kind, "--training.iterations_per_epoch", "1")
+    training, half = train("--head.kind", kind, "--head.weight", "0.5", "--training.iterations_per_epoch", "1")
+    assert half[kind] == pytest.approx(whole[kind] / 2)
+    assert half["image_text"] == whole["image_text"]
+    assert training.losses.heads[0].weight.grad.abs().sum() > 0
+
+
+def test_the_constant_schedule_stays_and_warms_up_when_asked(train):
+    training, _ = train("--training.warmup_steps", "4")
+    assert [group["lr"] for group in training.optimizer.param_groups[:3]] == pytest.approx([5e-4, 5e-4, 5e-3])
+    training, _ = train("--training.schedule", "constant")
+    assert [group["lr"] for group in training.optimizer.param_groups[:3]] == pytest.approx([1e-3, 1e-3, 1e-2])
+
+
+@pytest.mark.parametrize(
+    "change", [("--training.micro_batches", "2"), ("--training.gradient_checkpointing", "true")], ids=lambda c: c[0]
+)
+def test_what_saves_memory_takes_the_same_steps(train, change):
+    one_step = (*VIT, "--training.iterations_per_epoch", "1")
+    plain, terms = train(*one_step)
+    saving, same_terms = train(*one_step, *change)
+    assert same_terms == pytest.approx(terms, rel=1e-5)
+    for name, weight in saving.encoder.named_parameters():
+        torch.testing.assert_close(weight.grad, plain.encoder.get_parameter(name).grad, rtol=1e-3, atol=1e-6)
+
+
+def test_the_average_of_the_weights_follows_every_step(build, tmp_path):
+    training, seen = build("--training.ema_decay", "0.75"), []
+    training.optimizer.optimizer.register_step_post_hook(lambda *_: seen.append(weights(training.encoder)))
+    training.run_epoch(RunFolder(tmp_path), StopRequest())
+    assert training.result is training.averaged.module
+    torch.testing.assert_close(weights(training.result), 0.75 * seen[0] + 0.25 * seen[1])
+
+
+@pytest.mark.parametrize(
+    ("kept", "best_epoch", "untrained_recall"),
+    [
+        ({"epoch": 4, "epochs_since_best": 4}, 0, 30.0),
+        ({"epoch": 4, "epochs_since_best": 1}, 3, -1.0),
+        ({"epoch": 0, "epochs_since_best": 0}, 0, 30.0),
+        ({"epoch": 4, "epochs_since_best": 4, "untrained_recall": 20.0}, 0, 20.0),
+    ],
+)
+def test_a_state_of_an_earlier_version_tells_whether_the_untrained_encoder_was_the_best(
+    build, kept, best_epoch, untrained_recall
+):
+    training = build("--text.weight", "0")
+    state = training.state_dict()
+    del state["untrained_recall"]
+    training.load_state_dict({**state, "best_recall": 30.0, **kept})
+    assert (training.best_epoch, training.best_recall, training.untrained_recall) == (
+        best_epoch,
+        30.0,
+        untrained_recall,
+    )
+
+
+@pytest.mark.parametrize("kind", ["softmax_weighted", "batch_hard"])
+def test_triplets_train_alone_on_several_images_of_a_place(train, kind):
+    alone = ["--head.weight", "0", "--text.weight", "0", "--triplet.weight", "2", "--triplet.kind", kind]
+    training, terms = train(*alone, "--training.images_per_class", "2")
+    assert set(terms) == {"loss", "triplet"}
+    assert not torch.equal(weights(training.encoder), weights(build_untrained_encoder(training.settings)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--triplet.weight", "1"], "set training.images_per_class to 2 or more"),
+        (["--triplet.weight", "1", "--training.images_per_class", "4"], "below training.batch_size 4"),
+        (
+            ["--triplet.weight", "1", "--training.images_per_class", "2", "--training.micro_batches", "2"],
+            "training.micro_batches must be 1, got 2",
+        ),
+        (
+            ["--triplet.weight", "1", "--training.images_per_class", "2", "--triplet.margin", "0.3"],
+            "triplet.margin is of triplet.kind batch_hard only",
+        ),
+        (["--head.weight", "0", "--text.weight", "0"], "there is no loss to train with"),
+        (["--training.gradient_checkpointing", "true"], "works for a ViT only"),
+    ],
+)
+def test_choices_that_do_not_fit_are_refused(build, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        build(*arguments)
+
+
+def test_a_temperature_is_learned_where_asked(train):
+    cosines = ["--text.normalised", "true", "--text.temperature", "0.07"]
+    fixed, terms = train(*cosines)
+    learned, same_first = train(*cosines, "--text.learn_temperature", "true")
+    assert fixed.losses.text_space.log_temperature.exp().item() == pytest.approx(0.07)
+    assert learned.losses.text_space.log_temperature.exp().item() != pytest.approx(0.07, rel=1e-3)
+    assert same_first["image_text"] == pytest.approx(terms["image_text"], rel=0.05)
+
+
+def test_the_overview_counts_images_groups_and_parameters(build, city):
+    training = build("--model.frozen", "[layer1]")
+    val_set = load_query_set(city / "val", "database", "queries", radius_m=25.0)
+    lines = overview(training, read_training_places(training.settings), val_set)
+    assert lines[0].startswith("images      84 of 84 are in groups, cropped to 64 x 64 pixels")
+    assert lines[0].endswith("validation: 6 queries, 12 database images")
+    frozen = sum(p.numel() for p in training.encoder.backbone.layer1.parameters())
+    trained = sum(p.numel() for p in training.encoder.parameters()) - frozen
+    assert f"tiny-resnet: {trained:,} parameters trained, {frozen:,} frozen" in lines[2]
+    assert lines[3].endswith("for 4 images at a time")
+    assert lines[4] == (
+        "pixels      mean (0.4815, 0.4578, 0.4082), std (0.2686, 0.2613, 0.2758), "
+        "CLIP's since random weights have none of their own"
+    )
+
+
+def test_the_memory_of_states_and_images_is_that_of_a_count_by_hand(build):
+    training = build("--text.weight", "0", "--model.frozen", "[layer1]", "--data.cache_images", "true")
+    memory = estimated_memory(training)
+    parameters = sum(p.numel() for p in training.encoder.parameters())
+    trained = sum(p.numel() for p in training.encoder.parameters() if p.requires_grad)
+    classes = max(group.num_classes for group in training.groups)
+    # Weights; gradients and two means of Adam for what is trained; a temperature that is not used.
+    assert memory.states == 4 * (parameters + 3 * trained + 4 * classes * 32 + 4)
+    assert memory.cached == 84 * 3 * 64 * 64
+    averaged = build("--text.weight", "0", "--model.frozen", "[layer1]", "--training.ema_decay", "0.9")
+    assert estimated_memory(averaged).states == memory.states + 4 * parameters
+    halves = estimated_memory(build("--text.weight", "0", "--training.micro_batches", "2"))
+    assert (memory.images_at_once, halves.images_at_once) == (4, 2)
+    assert halves.images < memory.images * 0.6 + 4 * parameters
+
+
+def test_the_layers_draw_otherwise_in_every_piece_and_other_than_the_augmentation(build, tmp_path, monkeypatch):
+    training = build(*VIT, "--training.micro_batches", "2", "--training.iterations_per_epoch", "1")
+    drawn = []
+    training.encoder.register_forward_pre_hook(lambda *_: drawn.append(torch.empty(2).uniform_(0.3, 1.7)))
+    training.run_epoch(RunFolder(tmp_path), StopRequest())
+    assert len(drawn) == 2
+    assert not torch.equal(*drawn)
+    shares = training.settings.augmentation.draw(2, seeded_generator(0, 0, 0)).shares[:, 0]
+    assert not torch.allclose(drawn[0], shares)
+
+
+def test_a_step_that_is_left_out_leaves_batch_norm_and_the_average_as_they_were(build, tmp_path):
+    training = build("--training.skip_not_finite", "true", "--training.ema_decay", "0.5")
+    calls = []
+
+    def spoil(module, inputs):
+        calls.append(None)
+        return (inputs[0] * torch.nan,) if len(calls) == 1 else None
+
+    training.encoder.register_forward_pre_hook(spoil)
+    assert training.run_epoch(RunFolder(tmp_path), StopRequest())["skipped"] == 1
+    for encoder in (training.encoder, training.result):
+        assert all(torch.isfinite(tensor).all() for tensor in encoder.state_dict().values())
+
+
+@pytest.mark.slow
+def test_a_compiled_encoder_trains_as_a_plain_one(train):
+    plain, terms = train(*VIT)
+    compiled, same_terms = train(*VIT, "--training.compile", "true")
+    assert same_terms == pytest.approx(terms, rel=1e-4)
+    assert compiled.encoder.state_dict().keys() == plain.encoder.state_dict().keys()

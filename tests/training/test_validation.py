@@ -1,0 +1,120 @@
+"""What an encoder in training finds among validation images, beside a plain loop over them."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from progeo.data.decode import read_image
+from progeo.datasets.query_sets import QuerySet
+from progeo.engine.accelerator import start_accelerator
+from progeo.models.encoder import build_encoder
+from progeo.models.preprocessing import preprocess_image
+from progeo.places.catalogue import read_catalogue
+from progeo.training.validation import retrieve
+
+SIZES = ((64, 64), (150, 90), (90, 200))
+"""Widths and heights, in turn."""
+
+
+@pytest.fixture(scope="module")
+def query_set(tmp_path_factory):
+    """Seven database images and three queries, of colored fields and three shapes."""
+    root = tmp_path_factory.mktemp("shapes")
+    fields = np.random.default_rng(0).integers(256, size=(10, 5, 5, 3), dtype=np.uint8)
+    for side, rows in (("database", range(7)), ("queries", range(7, 10))):
+        (root / side).mkdir()
+        for row in rows:
+            Image.fromarray(fields[row]).resize(SIZES[row % 3], Image.NEAREST).save(root / side / f"@{row}@0@.png")
+    return QuerySet(read_catalogue(root / "database"), read_catalogue(root / "queries"), None)
+
+
+@pytest.fixture
+def encoder():
+    return build_encoder("tiny-vit", "random", 64).train()
+
+
+@pytest.fixture
+def found(query_set):
+    def rows(encoder, preprocessing, batch_size):
+        accelerator = start_accelerator("no")
+        return retrieve(
+            encoder, query_set, accelerator, count=7, preprocessing=preprocessing, batch_size=batch_size, num_workers=0
+        )
+
+    return rows
+
+
+@torch.no_grad()
+def one_by_one(encoder, images, preprocessing):
+    encoder.eval()
+    rows = []
+    for row in range(len(images)):
+        pixels = preprocess_image(read_image(images.path(row)), preprocessing, (64, 64))
+        crops = pixels if preprocessing == "five_crops" else pixels[None]
+        rows.append(torch.stack([encoder(encoder.normalise(crop)[None])[0] for crop in crops]).mean(dim=0))
+    encoder.train()
+    return torch.stack(rows)
+
+
+def test_images_are_found_as_one_by_one_whatever_becomes_of_their_shapes(encoder, query_set, found):
+    orders = set()
+    for preprocessing in ("hard_resize", "native", "single_query", "central_crop", "five_crops"):
+        database, queries = (
+            one_by_one(encoder, side, preprocessing) for side in (query_set.database, query_set.queries)
+        )
+        expected = torch.cdist(queries, database).argsort(dim=1).numpy()
+        for batch_size in (2, 16):
+            np.testing.assert_array_equal(found(encoder, preprocessing, batch_size), expected, preprocessing)
+        orders.add(expected.tobytes())
+    assert len(orders) == 5
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "shapes"),
+    [
+        ("hard_resize", [(2, 64, 64)] * 6),
+        # Their number of pixels counts: two of 90 x 150 are more than two of the encoder's size.
+        ("native", [(2, 64, 64), (1, 64, 64), *[(1, 90, 150)] * 2, *[(1, 200, 90)] * 2]),
+    ],
+)
+def test_batches_are_of_one_shape_and_full_where_all_have_the_same(encoder, found, preprocessing, shapes):
+    seen, training = [], []
+    encoder.register_forward_pre_hook(lambda module, inputs: seen.append(tuple(np.delete(inputs[0].shape, 1))))
+    encoder.register_forward_pre_hook(lambda module, inputs: training.append(module.training))
+    found(encoder, preprocessing, 2)
+    assert seen[: len(shapes)] == shapes
+    assert not any(training)
+    assert encoder.training
+
+
+class Unfathomable(nn.Module):
+    """An encoder that no cache could keep descriptors of."""
+
+    image_size = (64, 64)
+    descriptor_dim = 3
+    factor = staticmethod(lambda: 2.0)
+
+    def __init__(self):
+        super().__init__()
+        self.own = lambda: 2.0
+
+    def normalise(self, images):
+        return images.float()
+
+    def forward(self, images):
+        return images.mean(dim=(2, 3)) * self.own()
+
+
+def test_validation_does_not_have_to_tell_an_encoder_from_others(query_set, found):
+    assert found(Unfathomable(), "hard_resize", 4).shape == (3, 7)
+
+
+def test_an_image_that_cannot_be_validated_on_is_named(encoder, query_set, tmp_path):
+    for side in ("database", "queries"):
+        (tmp_path / side).mkdir()
+        Image.new("RGB", (64, 20)).save(tmp_path / side / "@0@0@.png")
+    small = QuerySet(*(read_catalogue(tmp_path / side) for side in ("database", "queries")), None)
+    with pytest.raises(ValueError, match=r"database/@0@0@.png cannot be described: 20 x 64 pixels are fewer than 32"):
+        retrieve(encoder, small, start_accelerator("no"), count=1, preprocessing="native", batch_size=2, num_workers=0)
