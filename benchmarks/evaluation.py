@@ -27,7 +27,7 @@ from torchvision import transforms
 
 from benchmarks.timing import clock_of_device, least_seconds
 from progeo.engine.accelerator import start_accelerator
-from progeo.evaluation.search import index_neighbours, index_path, nearest_neighbours, open_index
+from progeo.evaluation.search import index_neighbors, index_path, nearest_neighbors, open_index
 from progeo.features.batches import describe_rows
 from progeo.features.descriptors import encoder_describer
 from progeo.features.store import ShardedRows
@@ -93,18 +93,18 @@ def peak_gigabytes() -> float:
 
 
 def write_descriptors(folder: Path) -> None:
-    """Unit vectors: ten around the centre of each place, and queries, farther from some of the centres."""
+    """Unit vectors: ten around the center of each place, and queries, farther from some of the centers."""
     rng = np.random.default_rng(0)
     num_places = NUM_DATABASE // IMAGES_PER_PLACE
-    centres = unit(rng.standard_normal((num_places, 24), np.float32) @ rng.standard_normal((24, DIM), np.float32))
+    centers = unit(rng.standard_normal((num_places, 24), np.float32) @ rng.standard_normal((24, DIM), np.float32))
     rows = rows_in(folder / "database", NUM_DATABASE)
     for shard in rows.missing_shards():
         places = np.array(rows.shard_rows(shard)) // IMAGES_PER_PLACE
         noise = rng.standard_normal((len(places), DIM), np.float32)
-        rows.write_shard(shard, unit(centres[places] + 0.03 * noise))
+        rows.write_shard(shard, unit(centers[places] + 0.03 * noise))
     places = rng.integers(0, num_places, NUM_QUERIES)
     noise = rng.standard_normal((NUM_QUERIES, DIM), np.float32)
-    np.save(folder / "queries.npy", unit(centres[places] + 0.12 * noise))
+    np.save(folder / "queries.npy", unit(centers[places] + 0.12 * noise))
     np.save(folder / "places.npy", places)
 
 
@@ -137,7 +137,7 @@ def search_in_memory(folder: Path) -> Search:
 def search_by_file(folder: Path) -> Search:
     """As ours does it where no index is asked for."""
     database = rows_in(folder / "database", NUM_DATABASE)
-    return timed(folder, lambda queries: nearest_neighbours(database.parts(), queries, COUNT).rows)
+    return timed(folder, lambda queries: nearest_neighbors(database.parts(), queries, COUNT).rows)
 
 
 def make_index(folder: Path, kind: str) -> float:
@@ -150,12 +150,12 @@ def make_index(folder: Path, kind: str) -> float:
 def search_index(folder: Path, kind: str) -> Search:
     """In an index that is there already."""
     index = open_index(rows_in(folder / "database", NUM_DATABASE), kind, probes=PROBES)
-    return timed(folder, lambda queries: index_neighbours(index, queries, COUNT).rows)
+    return timed(folder, lambda queries: index_neighbors(index, queries, COUNT).rows)
 
 
 def compare_describing(folder: Path) -> Iterator[str]:
     """Images a second of the plain loop and of ours, for a database of one shape and queries of several."""
-    encoder = build_encoder("resnet18", "random", DATABASE_SHAPES[0], normalisation="imagenet").eval()
+    encoder = build_encoder("resnet18", "random", DATABASE_SHAPES[0], normalization="imagenet").eval()
     yield f"{'describing, images/s':30}{'plain':>12}{'ours':>12}{'ratio':>8}{'largest difference':>20}"
     whole = np.zeros(2)
     for side, shapes, plain_batch in (("database", DATABASE_SHAPES, BATCH_SIZE), ("queries", QUERY_SHAPES, 1)):
@@ -188,7 +188,7 @@ def write_shapes(folder: Path, shapes: Sequence[tuple[int, int]]) -> None:
 
 
 class PlainImages(torch.utils.data.Dataset):
-    """Images as floats, normalised one by one."""
+    """Images as floats, normalized one by one."""
 
     def __init__(self, paths: Sequence[Path], encoder: Encoder) -> None:
         self.paths = paths

@@ -27,7 +27,7 @@ from progeo.engine.checkpoint import save_checkpoint
 from progeo.engine.loop import progress_bar, train_epoch
 from progeo.features.clip_features import cached_features
 from progeo.features.store import ShardedRows
-from progeo.models.backbones.open_clip import NORMALISATIONS, load_clip
+from progeo.models.backbones.open_clip import NORMALIZATIONS, load_clip
 from progeo.models.pixel_statistics import pixel_statistics
 from progeo.models.prompts import PromptLearner
 from progeo.places.catalogue import read_catalogue
@@ -121,7 +121,7 @@ def compare_image_features(folder: Path) -> str:
 def plain_image_features(clip: CLIP, paths: list[Path], accelerator: Accelerator) -> np.ndarray:
     """Decode, transform and encode in batches, one after the other, in full precision."""
     transform = transforms.Compose(
-        [transforms.Resize((224, 224)), transforms.ToTensor(), transforms.Normalize(*NORMALISATIONS["clip"])]
+        [transforms.Resize((224, 224)), transforms.ToTensor(), transforms.Normalize(*NORMALIZATIONS["clip"])]
     )
     batches = []
     for start in range(0, len(paths), BATCH_SIZE):

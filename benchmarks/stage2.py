@@ -23,13 +23,13 @@ from torchvision.models import resnet18
 
 from benchmarks.images import write_images
 from benchmarks.timing import clock_of_device, clock_of_one_core, least_seconds
-from progeo.data.augmentation import Augmentation, jitter_colours
-from progeo.data.datasets import CatalogueImages, LabelledImages
+from progeo.data.augmentation import Augmentation, jitter_colors
+from progeo.data.datasets import CatalogueImages, LabeledImages
 from progeo.data.loaders import build_loader, read_batches
 from progeo.engine.accelerator import start_accelerator
 from progeo.models.aggregation import GeMHead
 from progeo.models.heads import build_head
-from progeo.models.preprocessing import normalise_images
+from progeo.models.preprocessing import normalize_images
 from progeo.places.catalogue import Catalogue, read_catalogue
 
 IMAGE_SIDE, INPUT_SIDE, BATCH_SIZE = 512, 224, 32
@@ -105,14 +105,14 @@ def plain_loop(paths: Sequence[Path], resizing: Sequence[nn.Module], device: tor
     to_tensor = transforms.Compose([*resizing, transforms.ToTensor()])
     jitter = transforms.ColorJitter(brightness=0.7, contrast=0.7, saturation=0.7, hue=0.5)
     crop = transforms.RandomResizedCrop([INPUT_SIDE, INPUT_SIDE], scale=(0.5, 1))
-    normalise = transforms.Normalize(MEAN, STD)
+    normalize = transforms.Normalize(MEAN, STD)
 
     def decode() -> Tensor:
         return torch.stack([to_tensor(Image.open(path).convert("RGB")) for path in paths])
 
     def augment(images: Tensor) -> Tensor:
         jittered = torch.stack([jitter(image) for image in images.to(device)])
-        return normalise(torch.stack([crop(image) for image in jittered]))
+        return normalize(torch.stack([crop(image) for image in jittered]))
 
     return Loop(decode, augment, build_step(device, torch.contiguous_format, fused=False))
 
@@ -121,7 +121,7 @@ def our_loop(catalogue: Catalogue, device: torch.device) -> Loop:
     """Decode, crop and resize to uint8, jitter in batches, train in channels_last with fused Adam."""
     augmentation, generator = Augmentation(), torch.Generator().manual_seed(0)
     rows, crop = np.arange(BATCH_SIZE), augmentation.crop((INPUT_SIDE, INPUT_SIDE))
-    images = LabelledImages(CatalogueImages(catalogue), rows, np.arange(BATCH_SIZE + 1), crop)
+    images = LabeledImages(CatalogueImages(catalogue), rows, np.arange(BATCH_SIZE + 1), crop)
     draws = augmentation.draw(BATCH_SIZE, generator).crops.numpy()
     loader = build_loader(images, [list(zip(rows.tolist(), draws, strict=True))], num_workers=0)
     mean, std = (torch.tensor(values, device=device) for values in (MEAN, STD))
@@ -132,7 +132,7 @@ def our_loop(catalogue: Catalogue, device: torch.device) -> Loop:
 
     def jittered(pixels: Tensor) -> Tensor:
         changes = augmentation.draw(len(pixels), generator)
-        return normalise_images(jitter_colours(pixels.to(device), changes), mean, std)
+        return normalize_images(jitter_colors(pixels.to(device), changes), mean, std)
 
     return Loop(decode, jittered, build_step(device, torch.channels_last, fused=True))
 

@@ -31,13 +31,13 @@ def written():
     return names
 
 
-def test_the_class_for_vpr_methods_evaluation_undoes_the_normalisation_of_imagenet(saved, written):
+def test_the_class_for_vpr_methods_evaluation_undoes_the_normalization_of_imagenet(saved, written):
     folder, encoder = saved
     pixels = torch.rand(2, 3, 96, 64)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     with torch.inference_mode():
         found = written["ProGeoEncoder"](folder)((pixels - mean[:, None, None]) / std[:, None, None])
-        torch.testing.assert_close(found, encoder(encoder.normalise(pixels)), rtol=0, atol=1e-5)
+        torch.testing.assert_close(found, encoder(encoder.normalize(pixels)), rtol=0, atol=1e-5)
 
 
 def test_the_writer_for_hloc_writes_a_global_descriptor_for_each_image(saved, written, tmp_path):

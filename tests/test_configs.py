@@ -42,9 +42,9 @@ def test_the_published_settings_are_those_of_the_paper(name):
     model, prompts = settings.model, settings.prompts
     assert (model.architecture, model.weights, model.descriptor_dim) == (architecture, "openai", descriptor_dim)
     assert model.frozen == frozen
-    assert (model.normalised, model.align_corners) == (False, True)
+    assert (model.normalized, model.align_corners) == (False, True)
     assert (prompts.epochs * settings.cells.num_groups, prompts.batch_size, prompts.learning_rate) == (480, 512, 1e-2)
-    assert (prompts.temperature, prompts.normalised) == (1.0, False)
+    assert (prompts.temperature, prompts.normalized) == (1.0, False)
     assert (settings.text.weight, settings.text.label_smoothing) == (1.0, 0.1)
     assert settings.training.epochs == 64
 
@@ -64,7 +64,7 @@ def test_both_papers_share_cells_classifier_augmentation_and_steps(name):
     settings = settings_of(Path(__file__).parents[1] / f"configs/{name}.yaml")
     cells, jitter, training = settings.cells, settings.augmentation, settings.training
     assert settings.data.positive_radius_m == 25
-    assert (settings.model.image_size, settings.model.normalisation) == (512, "imagenet")
+    assert (settings.model.image_size, settings.model.normalization) == (512, "imagenet")
     assert (cells.cell_side_m, cells.heading_bin_deg, cells.groups_per_side, cells.groups_per_heading) == (10, 30, 5, 2)
     assert (cells.num_groups, cells.min_images_per_class) == (8, 10)
     assert (settings.head.kind, settings.head.scale, settings.head.margin) == ("cosface", 30, 0.4)

@@ -37,7 +37,7 @@ def test_names_are_whole_and_their_coordinates_agree(city):
     assert set(parsed.zone) == {10}
     assert set(parsed.letter) == {"S"}
     east, north, _, _ = utm.from_latlon(parsed.latitude, parsed.longitude, 10, "S")
-    # Five decimals of a degree are about a metre.
+    # Five decimals of a degree are about a meter.
     np.testing.assert_allclose(parsed.east, east, atol=1)
     np.testing.assert_allclose(parsed.north, north, atol=1)
     assert all(len(stamp) == 6 and 1 <= int(stamp[4:]) <= 12 for stamp in parsed.timestamp)

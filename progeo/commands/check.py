@@ -117,7 +117,7 @@ def _misplaced(catalogue: Catalogue, elsewhere: Mapping[int, str]) -> dict[str, 
     reasons: dict[int, str] = {}
     has_zone, east, north = catalogue.zone > 0, catalogue.east, catalogue.north
     hemisphere = hemispheres_of(catalogue)
-    # Without a zone they may count from anywhere: Nordland's are metres along the track. A set on both sides of the
+    # Without a zone they may count from anywhere: Nordland's are meters along the track. A set on both sides of the
     # equator may count all its northings from one origin.
     beyond = {"east": has_zone, "north": has_zone & (hemisphere < 0)}
     for name, values, (low, high) in (("east", east, _EAST_M), ("north", north, _NORTH_M)):
@@ -149,8 +149,8 @@ def _contradictions(catalogue: Catalogue) -> Iterator[tuple[int, str]]:
         )
         off_m = north - catalogue.north[rows]
         off_m = np.minimum(np.abs(off_m), np.abs(off_m + _NORTH_M[1]))  # from whichever origin
-        metres = np.hypot(east - catalogue.east[rows], off_m)
-        for row, far_m in zip(rows[metres > _TOO_FAR_M].tolist(), metres[metres > _TOO_FAR_M].tolist(), strict=True):
+        meters = np.hypot(east - catalogue.east[rows], off_m)
+        for row, far_m in zip(rows[meters > _TOO_FAR_M].tolist(), meters[meters > _TOO_FAR_M].tolist(), strict=True):
             yield row, f"its degrees are {far_m:,.0f} m from its UTM position"
 
 

@@ -22,11 +22,11 @@ from progeo.evaluation.protocols import Protocol, load_protocol
 from progeo.evaluation.recall import recall_at
 from progeo.evaluation.retrieved import Retrieved
 from progeo.evaluation.search import (
-    Neighbours,
+    Neighbors,
     distances_of,
-    index_neighbours,
+    index_neighbors,
     index_path,
-    nearest_neighbours,
+    nearest_neighbors,
     open_index,
 )
 from progeo.places.catalogue import Catalogue
@@ -165,23 +165,23 @@ def _search(
     queries = np.concatenate(list(descriptors.queries.parts()))
     wanted = queries.reshape(-1, database.width)
 
-    def predictions(neighbours: Neighbours) -> np.ndarray:
-        rows = database.all_rows(_of_queries(neighbours, len(queries), settings.query_preprocessing, depth))
+    def predictions(neighbors: Neighbors) -> np.ndarray:
+        rows = database.all_rows(_of_queries(neighbors, len(queries), settings.query_preprocessing, depth))
         return rows if panoramas is None else first_of_each_panorama(rows, panoramas, count)
 
-    def found_with(neighbours: Neighbours, facts: Mapping[str, str]) -> _Found:
-        rows = predictions(neighbours)
+    def found_with(neighbors: Neighbors, facts: Mapping[str, str]) -> _Found:
+        rows = predictions(neighbors)
         distances = distances_of(rows, queries, database.complete) if positives is None else None
         return _Found(rows, distances, exact_ms, facts)
 
     start = time.perf_counter()
-    exact = nearest_neighbours(database.parts(), wanted, depth)
+    exact = nearest_neighbors(database.parts(), wanted, depth)
     exact_ms = 1e3 * (time.perf_counter() - start) / len(queries)
     if settings.index is None:
         return found_with(exact, {})
     index = open_index(database, settings.index, probes=settings.probes)
     start = time.perf_counter()
-    found = index_neighbours(index, wanted, depth)
+    found = index_neighbors(index, wanted, depth)
     milliseconds = 1e3 * (time.perf_counter() - start) / len(queries)
     both = [predictions(each) for each in (found, exact)]
     if positives is None:
@@ -201,13 +201,13 @@ def _search(
     return found_with(found, facts)
 
 
-def _of_queries(neighbours: Neighbours, num_queries: int, preprocessing: str, count: int) -> np.ndarray:
+def _of_queries(neighbors: Neighbors, num_queries: int, preprocessing: str, count: int) -> np.ndarray:
     """Predictions int64 (Q, K) of queries that searched once or with each of their crops."""
-    rows = neighbours.rows.reshape(num_queries, -1, neighbours.rows.shape[1])
+    rows = neighbors.rows.reshape(num_queries, -1, neighbors.rows.shape[1])
     if rows.shape[1] == 1:
         return rows[:, 0]
     merge = votes_of_crops if preprocessing == "maj_voting" else nearest_of_crops
-    return merge(rows, np.square(neighbours.distances).reshape(rows.shape), count)
+    return merge(rows, np.square(neighbors.distances).reshape(rows.shape), count)
 
 
 def _conditions(queries: Catalogue, protocol: Protocol | None) -> np.ndarray:

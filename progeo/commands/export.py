@@ -31,7 +31,7 @@ def export(settings: ExportSettings) -> Path:
         ValueError: the folder holds such files already, or a setting that the format does not know.
     """
     start_log(None)
-    if settings.format not in ("onnx", "torch") and settings.input != "normalised":
+    if settings.format not in ("onnx", "torch") and settings.input != "normalized":
         raise ValueError(f"--input is for the formats onnx and torch, not for {settings.format}: leave it out.")
     if settings.format != "onnx" and settings.fp16:
         raise ValueError(f"--fp16 is for the format onnx, not for {settings.format}: leave it out.")
@@ -105,7 +105,7 @@ def _images(encoder: Encoder, settings: ExportSettings) -> str:
     step = side_step(encoder)
     sides = "H and W from 64" if step == 1 else f"H and W from 64 and multiples of {step}"
     return {
-        "normalised": f"float32 (B, 3, H, W), normalised, {sides}",
+        "normalized": f"float32 (B, 3, H, W), normalized, {sides}",
         "pixels": f"uint8 RGB (B, H, W, 3), {sides}",
         "photos": f"uint8 RGB (B, H, W, 3) of any size from 64, resized to {height} x {width} inside",
     }[settings.input]

@@ -173,7 +173,7 @@ def _write_plain(prompts: PublishedPrompts, classes: PublishedClasses | None, fo
         save_file(tensors, temporary)
     meanings = {
         "group_<i>.context": "learned vectors (C, length, W) of the published code's group i, a row for each class",
-        "group_<i>.class_ids": "east and north in metres and heading in degrees of each class, (C, 3), where known",
+        "group_<i>.class_ids": "east and north in meters and heading in degrees of each class, (C, 3), where known",
         "token_prefix": "word vectors before the learned ones, (1, n, W): start of text, 'a photo of a'",
         "token_suffix": "word vectors after them, (1, m, W): 'street .', end of text, padding",
     }

@@ -33,14 +33,14 @@ def bring_in(settings: ImportSettings) -> Path:
         raise ValueError(f"{target} is in use: name another folder with --to.")
     if holds_encoder(settings.file):
         raise ValueError(f"{settings.file} holds an encoder of progeo, which needs no import: use it as it is.")
-    choices = Choices(settings.image_size, settings.normalised, settings.quickgelu, settings.weights_in)
+    choices = Choices(settings.image_size, settings.normalized, settings.quickgelu, settings.weights_in)
     foreign = read_foreign_folder(settings.file, choices)
     if foreign is None:
         content = read_content(settings.file)
         if holds_prompt_learners(content):
             if choices != Choices():
                 raise ValueError(
-                    f"{settings.file} holds prompts; --weights_in, --image_size, --normalised and --quickgelu are for "
+                    f"{settings.file} holds prompts; --weights_in, --image_size, --normalized and --quickgelu are for "
                     f"encoders: leave them out."
                 )
             return write_published_prompts(settings, prompts_in(content, settings.file), target)
@@ -65,7 +65,7 @@ def _write_encoder(foreign: Foreign, source: Path, target: Path) -> Path:
         spec.architecture,
         *spec.image_size,
         spec.descriptor_dim,
-        "" if spec.normalised else ", not normalised",
+        "" if spec.normalized else ", not normalized",
     )
     for remark in foreign.remarks:
         LOGGER.info(remark)

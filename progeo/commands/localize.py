@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from progeo.config.evaluation import LocalizeSettings
 from progeo.engine.accelerator import start_accelerator
 from progeo.engine.log import LOGGER, start_log
-from progeo.evaluation.search import Neighbours
+from progeo.evaluation.search import Neighbors
 from progeo.features.batches import describe_rows
 from progeo.files import replacing, write_json
 from progeo.localization.place_index import PlaceIndex, open_place_index
@@ -35,7 +35,7 @@ class Match:
     """Degrees, None where only UTM is known."""
     longitude: float | None
     east_m: float | None
-    """UTM metres, None where the index does not know the place."""
+    """UTM meters, None where the index does not know the place."""
     north_m: float | None
     distance: float
     """Between descriptors."""
@@ -93,7 +93,7 @@ def text_descriptor(spec: EncoderSpec, text: str) -> np.ndarray:
     Raises:
         ValueError: the encoder does not share CLIP's text space, or there is no tokenizer for its CLIP.
     """
-    if spec.text_weights is None or not spec.normalised:
+    if spec.text_weights is None or not spec.normalized:
         raise ValueError(
             f"The descriptors of this encoder ({spec.architecture}, pooling {spec.pooling}) cannot be compared with "
             f"texts: that takes what a CLIP with known weights pooled itself, such as a ViT, with length 1."
@@ -168,7 +168,7 @@ def _located(
     return answers
 
 
-def _matches(index: PlaceIndex, found: Neighbours, row: int, top: int) -> tuple[Match, ...]:
+def _matches(index: PlaceIndex, found: Neighbors, row: int, top: int) -> tuple[Match, ...]:
     rows = found.rows[row, :top]
     table = index.catalogue.table.take(rows[rows >= 0])
     matches = []

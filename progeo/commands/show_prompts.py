@@ -89,7 +89,7 @@ def _numbers(point: str) -> list[float]:
         numbers = []
     if len(numbers) not in (2, 3):
         raise ValueError(
-            f"A class is given as EAST,NORTH or EAST,NORTH,HEADING in UTM metres and degrees, got {point}."
+            f"A class is given as EAST,NORTH or EAST,NORTH,HEADING in UTM meters and degrees, got {point}."
         )
     return numbers
 

@@ -110,7 +110,7 @@ class DatasetMslsSettings:
     """Images of a subtask of the benchmark: all, summer to winter, old to new, day to night, or the way back; null
     takes every image."""
     positive_radius_m: PositiveFloat | None = 25.0
-    """Queries without a database image within this many metres are left out, as the benchmark does; null keeps them."""
+    """Queries without a database image within this many meters are left out, as the benchmark does; null keeps them."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class DatasetCheckSettings:
     queries: str = "queries"
     """Name of the queries' folder."""
     positive_radius_m: PositiveFloat = 25.0
-    """A database image within this many metres of a query is right for it."""
+    """A database image within this many meters of a query is right for it."""
     positive_angle_deg: PositiveFloat | None = None
     """It is correct only where its heading differs from the query's by at most this many degrees, too; null looks at no
     heading."""

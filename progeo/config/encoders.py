@@ -14,7 +14,7 @@ class ShowPromptsSettings:
     run: Path
     """Run whose prompts to read."""
     class_: str | None = None
-    """EAST,NORTH or EAST,NORTH,HEADING of a place, in UTM metres and degrees; several parted by spaces; null is all."""
+    """EAST,NORTH or EAST,NORTH,HEADING of a place, in UTM meters and degrees; several parted by spaces; null is all."""
     num_words: PositiveInt = 5
     """Words for each learned vector."""
     out: Path | None = None
@@ -32,8 +32,8 @@ class ExportSettings:
     format: Literal["safetensors", "onnx", "torch", "trunk"] = "safetensors"
     """safetensors is for progeo.load_encoder, torch.hub and the Hugging Face Hub; onnx for onnxruntime and others;
     torch is a program of torch.export; trunk the backbone alone, in the names of open_clip or torchvision."""
-    input: Literal["normalised", "pixels", "photos"] = "normalised"
-    """Of onnx and torch: normalised images, float (B, 3, H, W); pixels, uint8 (B, H, W, 3), which are normalised
+    input: Literal["normalized", "pixels", "photos"] = "normalized"
+    """Of onnx and torch: normalized images, float (B, 3, H, W); pixels, uint8 (B, H, W, 3), which are normalized
     inside; photos, pixels that are also resized inside to the encoder's size."""
     fp16: bool = False
     """Of onnx: weights in half precision, in a file of half the size; they are computed with in float32."""
@@ -51,7 +51,7 @@ class ImportSettings:
     image_size: int | tuple[int, int] | None = None
     """Pixels that images are resized to: one side of a square, or height and width; null takes the size that was
     published, or for a CLIP and any ViT that of its position embedding, which allows no other."""
-    normalised: bool | None = None
+    normalized: bool | None = None
     """Whether descriptors that CLIP pools get length 1; null takes false for a ViT of published ProGEO, else true."""
     quickgelu: bool | None = None
     """Whether the activation of a CLIP is QuickGELU; null takes what the file says, GELU where it says nothing."""

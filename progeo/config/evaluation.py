@@ -44,7 +44,7 @@ class BenchmarkSettings(DescribeSettings):
     """As database_preprocessing; also nearest_crop, of which every one of the five searches on its own, and maj_voting,
     in which they vote."""
     positive_radius_m: PositiveFloat = 25.0
-    """A database image within this many metres of a query is right for it."""
+    """A database image within this many meters of a query is right for it."""
     positive_angle_deg: PositiveFloat | None = None
     """It is correct only where its heading differs from the query's by at most this many degrees, too; null looks at no
     heading."""
@@ -141,7 +141,7 @@ class IndexCalibrateSettings(KeepSettings):
     """Folder of photos whose places are known, taken where and how later ones will be, some perhaps outside of what is
     in the index; those that are images of the index themselves are skipped."""
     radius_m: PositiveFloat = 25.0
-    """Confidence is the probability that a position is right within this many metres."""
+    """Confidence is the probability that a position is right within this many meters."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,7 +52,7 @@ class DataSettings:
     descriptor_cache: Path = Path("runs/descriptor_cache")
     """Folder where the final test keeps descriptors, as `progeo evaluate` does."""
     positive_radius_m: PositiveFloat = 25.0
-    """A database image within this many metres of a query is right for it."""
+    """A database image within this many meters of a query is right for it."""
     positive_angle_deg: PositiveFloat | None = None
     """It is correct only where its heading differs from the query's by at most this many degrees, too; null looks at no
     heading."""
@@ -76,7 +76,7 @@ class CellSettings:
     """How the map is cut into classes and groups (CosPlace)."""
 
     cell_side_m: PositiveInt = 10
-    """Side of a cell in metres, M in the paper."""
+    """Side of a cell in meters, M in the paper."""
     heading_bin_deg: int = 30
     """Width of a heading bin in degrees, alpha in the paper; 360 for images without heading."""
     groups_per_side: PositiveInt = 5
@@ -104,17 +104,17 @@ class ModelSettings:
     descriptor_dim: int | None = None
     """Dimension of the descriptors; null takes that of CLIP's features or the channels of a torchvision backbone, and
     a ViT allows no other."""
-    normalised: bool = True
+    normalized: bool = True
     """Give a ViT's descriptors length 1; all others always have."""
-    normalisation: Literal["clip", "imagenet"] | None = None
+    normalization: Literal["clip", "imagenet"] | None = None
     """Whose mean and std the pixels are normalized with; null takes those that the weights were trained with. Weights
     that do not say theirs, and random ones, get CLIP's, a backbone of torchvision ImageNet's."""
     mean: tuple[float, float, float] | None = None
-    """Of red, green and blue in 0..1, such as [0.5, 0.5, 0.5]: together with std in place of normalisation."""
+    """Of red, green and blue in 0..1, such as [0.5, 0.5, 0.5]: together with std in place of normalization."""
     std: tuple[float, float, float] | None = None
     """See mean."""
     align_corners: bool = False
-    """Resize position embeddings between the centres of the corner cells, as the published code does."""
+    """Resize position embeddings between the centers of the corner cells, as the published code does."""
     frozen: tuple[str, ...] = ()
     """Layers of the backbone that stage 2 does not train, such as conv1, transformer.resblocks.0 or features.0."""
 
@@ -137,7 +137,7 @@ class PromptSettings:
     """Of Adam at the start; it falls to zero along a cosine."""
     temperature: PositiveFloat = 1.0
     """Divides the dot products of the contrastive loss."""
-    normalised: bool = False
+    normalized: bool = False
     """Compare directions of image and text features only; the published method compares raw features."""
     batch_norm: BatchNormMode = "calibrated"
     """Statistics that batch norms normalize with while image features are extracted: eval takes those of the weights,
@@ -170,7 +170,7 @@ class TextSettings:
     """Weight of the image-text loss; 0 trains without text and without prompts."""
     label_smoothing: ClosedUnitInterval = 0.1
     """Share of the target spread evenly over the classes."""
-    normalised: bool = False
+    normalized: bool = False
     """Compare directions of descriptors and text features only; the published method compares raw features."""
     temperature: PositiveFloat = 1.0
     """Divides the dot products; 0.07 is usual where they are cosines."""

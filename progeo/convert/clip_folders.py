@@ -59,8 +59,8 @@ def _read_open_clip(path: Path, choices: Choices) -> Foreign:
         quickgelu=bool(model.values.get("quick_gelu", False)),
         head_width=vision.number("head_width", 64),
         text_heads=text.number("heads", 8),
-        mean=pixels.colour("mean", 0),
-        std=pixels.colour("std", _LEAST_STD),
+        mean=pixels.color("mean", 0),
+        std=pixels.color("std", _LEAST_STD),
     )
     found = _weights(path, OPEN_CLIP_WEIGHTS, choices.weights_in)
     return with_what_was_found(read_clip(found.state, choices, said), found)
@@ -90,8 +90,8 @@ def _read_transformers(path: Path, choices: Choices) -> Foreign:
         quickgelu=_ACTIVATIONS[activations.pop()],
         head_width=vision.number("hidden_size", 768) // vision.number("num_attention_heads", 12),
         text_heads=text.number("num_attention_heads", 8),
-        mean=pixels.colour("image_mean", 0),
-        std=pixels.colour("image_std", _LEAST_STD),
+        mean=pixels.color("image_mean", 0),
+        std=pixels.color("image_std", _LEAST_STD),
     )
     found = _weights(path, _TRANSFORMERS_WEIGHTS, choices.weights_in)
     return with_what_was_found(read_clip(with_open_clip_names(found.state), choices, said), found)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from progeo.convert.clip_towers import is_vit, tower_architecture, tower_image_size
 from progeo.convert.translation import Choices, Foreign, single_precision, tensor_named, translated_encoder
-from progeo.models.backbones.open_clip import NORMALISATIONS, as_height_width, resize_input, skeleton_clip
+from progeo.models.backbones.open_clip import NORMALIZATIONS, as_height_width, resize_input, skeleton_clip
 from progeo.models.clip_files import CLIP_MARK, OPENAI_NUMBERS, is_of_openai, plain_state
 from progeo.models.encoder import EncoderSpec
 from progeo.models.state_dicts import check_fits
@@ -74,7 +74,7 @@ def read_clip(state: Mapping[str, Tensor], choices: Choices, said: Said | None =
 def _said_by_names(state: Mapping[str, Tensor]) -> Said:
     if not is_of_openai(state):
         return Said("open_clip")
-    mean, std = NORMALISATIONS["clip"]
+    mean, std = NORMALIZATIONS["clip"]
     return Said("OpenAI", quickgelu=True, mean=mean, std=std)
 
 
@@ -86,12 +86,12 @@ def _spec(state: Mapping[str, Tensor], choices: Choices, said: Said) -> EncoderS
         descriptor_dim = tensor_named(visual, "proj", 2).shape[1]
     else:
         descriptor_dim = len(tensor_named(visual, "attnpool.c_proj.weight", 2))
-    mean, std = NORMALISATIONS["clip"]
+    mean, std = NORMALIZATIONS["clip"]
     return EncoderSpec(
         architecture=architecture,
         image_size=tower_image_size(visual, choices.image_size),
         descriptor_dim=descriptor_dim,
-        normalised=True if choices.normalised is None else choices.normalised,
+        normalized=True if choices.normalized is None else choices.normalized,
         mean=tuple(said.mean or mean),
         std=tuple(said.std or std),
         align_corners=False,

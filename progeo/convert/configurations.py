@@ -37,7 +37,7 @@ class Configuration:
             raise ValueError(f"{self.path}: {name} should be a word, is {value!r}.")
         return value
 
-    def colour(self, name: str, least: float) -> tuple[float, ...] | None:
+    def color(self, name: str, least: float) -> tuple[float, ...] | None:
         """A number from `least` to 1 for red, green and blue; None where it is left out."""
         value = self._value(name, None)
         if value is None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from progeo.convert.translation import Choices, Foreign, head_name, tensor_named, translated_encoder
 from progeo.models.backbones import Pooling
-from progeo.models.backbones.open_clip import NORMALISATIONS, as_height_width
+from progeo.models.backbones.open_clip import NORMALIZATIONS, as_height_width
 from progeo.models.backbones.torchvision import CONVNETS, skeleton_convnet
 from progeo.models.encoder import EncoderSpec
 
@@ -46,12 +46,12 @@ def _read(
     head: Callable[[str], str],
 ) -> Foreign:
     architecture, trunk = _trunk(state)
-    mean, std = NORMALISATIONS["imagenet"]
+    mean, std = NORMALIZATIONS["imagenet"]
     spec = EncoderSpec(
         architecture=architecture,
         image_size=as_height_width(image_size),
         descriptor_dim=descriptor_dim,
-        normalised=True,
+        normalized=True,
         mean=mean,
         std=std,
         align_corners=False,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from progeo.convert.clip_towers import is_vit, tower_architecture, tower_image_size
 from progeo.convert.translation import Choices, Foreign, head_name, tensor_named, translated_encoder
-from progeo.models.backbones.open_clip import NORMALISATIONS, as_height_width
+from progeo.models.backbones.open_clip import NORMALIZATIONS, as_height_width
 from progeo.models.encoder import EncoderSpec
 
 _IMAGE_SIZE = 512
@@ -29,12 +29,12 @@ def read_published_progeo(state: Mapping[str, Tensor], choices: Choices) -> Fore
         image_size = as_height_width(choices.image_size or _IMAGE_SIZE)
         dim = len(tensor_named(state, "aggregation.3.weight", 2))
     shares_texts = vit and quickgelu and "openai" in open_clip.list_pretrained_tags_by_model(architecture)
-    mean, std = NORMALISATIONS["imagenet"]
+    mean, std = NORMALIZATIONS["imagenet"]
     spec = EncoderSpec(
         architecture=architecture,
         image_size=image_size,
         descriptor_dim=dim,
-        normalised=bool(choices.normalised) if vit else True,
+        normalized=bool(choices.normalized) if vit else True,
         mean=mean,
         std=std,
         align_corners=True,

@@ -71,8 +71,8 @@ def _reader(state: Mapping[str, Tensor], path: Path) -> Callable[[Mapping[str, T
 def _checked(foreign: Foreign, choices: Choices) -> Foreign:
     """Refuse choices that such a file leaves no room for."""
     spec = foreign.encoder.spec
-    if choices.normalised is not None and choices.normalised != spec.normalised:
-        raise ValueError(f"--normalised: the descriptors of {spec.architecture} always have length 1, leave it out.")
+    if choices.normalized is not None and choices.normalized != spec.normalized:
+        raise ValueError(f"--normalized: the descriptors of {spec.architecture} always have length 1, leave it out.")
     if choices.quickgelu is not None and spec.architecture.startswith(("vgg", "resnet", "efficientnet")):
         raise ValueError(f"--quickgelu: {spec.architecture} is no CLIP, leave it out.")
     return foreign

@@ -17,7 +17,7 @@ class Choices:
     """What a file does not say of itself; None takes what is usual for its kind."""
 
     image_size: ImageSize | None = None
-    normalised: bool | None = None
+    normalized: bool | None = None
     """Whether descriptors that CLIP pools get length 1."""
     quickgelu: bool | None = None
     """Whether a CLIP has the activation of OpenAI's."""

@@ -75,10 +75,10 @@ class Augmentation:
         return RandomCrop(size, self.crop_scale, self.crop_ratio)
 
 
-def jitter_colours(images: Tensor, changes: Changes) -> Tensor:
+def jitter_colors(images: Tensor, changes: Changes) -> Tensor:
     """Jitter images (B, 3, H, W), uint8 or floats in 0..1; returns floats in 0..1 of the same shape.
 
-    Brightness, contrast and saturation all blend an image with another one: black, its mean grey, its own greys. So
+    Brightness, contrast and saturation all blend an image with another one: black, its mean gray, its own grays. So
     they are one operation for images that have them in different orders; the hue's turn is what groups the images.
     """
     count, device = len(images), images.device
@@ -107,12 +107,12 @@ def _floats(images: Tensor) -> Tensor:
     return images.float().div_(255) if images.dtype == torch.uint8 else images
 
 
-def _blend(images: Tensor, shares: Tensor, of_mean: Tensor, of_grey: Tensor) -> None:
-    """Keep a share (B,) of each image, in place; the rest is its mean grey, its greys or, where both are 0, black."""
+def _blend(images: Tensor, shares: Tensor, of_mean: Tensor, of_gray: Tensor) -> None:
+    """Keep a share (B,) of each image, in place; the rest is its mean gray, its grays or, where both are 0, black."""
     red, green, blue = images.split(1, dim=1)
     others = (_LUMA[0] * red).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
     means = _per_image(of_mean) * others.mean(dim=(2, 3), keepdim=True)
-    torch.addcmul(means, others, _per_image(of_grey), out=others)
+    torch.addcmul(means, others, _per_image(of_gray), out=others)
     torch.lerp(others, images, _per_image(shares), out=images).clamp_(0, 1)
 
 
@@ -120,7 +120,7 @@ def _turned_hue(images: Tensor, turns: Tensor) -> Tensor:
     """Turn the hue in HSV space by a share of the circle (B,), with no division and no branches.
 
     All angles are in sixths of the circle, times the chroma. A channel is at its highest within 1 of its own hue and at
-    its lowest from 2 on; between them it falls by the chroma. For red, at angle 0, that gives the angle of a colour
+    its lowest from 2 on; between them it falls by the chroma. For red, at angle 0, that gives the angle of a color
     as chroma + green + blue - red - lowest, on green's side or on blue's.
     """
     red, green, blue = images.split(1, dim=1)

@@ -68,7 +68,7 @@ class Replaced:
     reason: str
 
 
-class LabelledImages(Dataset):
+class LabeledImages(Dataset):
     """Crops of the images of one group, with their labels.
 
     Args:

@@ -1,1 +1,1 @@
-"""Measuring an encoder: descriptors, nearest neighbours, recall, report."""
+"""Measuring an encoder: descriptors, nearest neighbors, recall, report."""

@@ -19,7 +19,7 @@ class Matching:
 
 @torch.inference_mode()
 def matching_accuracy(images: Iterable[tuple[Tensor, Tensor]], texts: Tensor) -> Matching:
-    """Compare all images with all texts by their dot products; normalise both for cosines.
+    """Compare all images with all texts by their dot products; normalize both for cosines.
 
     Args:
         images: batches of image features (B, E) and their labels, int64 (B,).

@@ -1,4 +1,4 @@
-"""What is said of the predictions for many queries: recalls of some of them, how sure those are, precision, metres."""
+"""What is said of the predictions for many queries: recalls of some of them, how sure those are, precision, meters."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -104,7 +104,7 @@ def average_precisions(predictions: np.ndarray, positives: Sequence[np.ndarray])
 
 
 def errors_of(distances_m: np.ndarray) -> Errors | None:
-    """Errors of the first predictions, from metres between each query and its predictions (Q, K); None if unknown."""
+    """Errors of the first predictions, from meters between each query and its predictions (Q, K); None if unknown."""
     known = distances_m[np.isfinite(distances_m[:, 0]), 0]
     if not len(known):
         return None

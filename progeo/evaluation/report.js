@@ -37,7 +37,7 @@ list.addEventListener("click", event => {
   if (!button) return;
   const { dot } = choose(button.closest(".row").dataset.query);
   if (!dot) return;
-  centre(+dot.getAttribute("cx"), +dot.getAttribute("cy"));
+  center(+dot.getAttribute("cx"), +dot.getAttribute("cy"));
   map.focus();
   map.scrollIntoView({ block: "center" });
 });
@@ -46,15 +46,15 @@ if (map) {
   const whole = map.viewBox.baseVal, all = { x: whole.x, y: whole.y, width: whole.width, height: whole.height };
   let view = { ...all }, from = null, moved = false;
 
-  // The drawing keeps its shape in the box, so one pixel is equally many metres both ways.
-  const metresPerPixel = () => Math.max(view.width / map.clientWidth, view.height / map.clientHeight);
+  // The drawing keeps its shape in the box, so one pixel is equally many meters both ways.
+  const metersPerPixel = () => Math.max(view.width / map.clientWidth, view.height / map.clientHeight);
 
   function show() {
     map.setAttribute("viewBox", `${view.x} ${view.y} ${view.width} ${view.height}`);
-    map.style.setProperty("--dot", metresPerPixel());
-    const most = 120 * metresPerPixel(), power = 10 ** Math.floor(Math.log10(most));
-    const length = [5, 2, 1].map(step => step * power).find(metres => metres <= most);
-    document.querySelector(".scale").style.width = `${length / metresPerPixel()}px`;
+    map.style.setProperty("--dot", metersPerPixel());
+    const most = 120 * metersPerPixel(), power = 10 ** Math.floor(Math.log10(most));
+    const length = [5, 2, 1].map(step => step * power).find(meters => meters <= most);
+    document.querySelector(".scale").style.width = `${length / metersPerPixel()}px`;
     document.getElementById("scale").textContent = length >= 1000 ? `${length / 1000} km` : `${length} m`;
   }
 
@@ -70,7 +70,7 @@ if (map) {
     show();
   }
 
-  window.centre = (x, y) => pan(x - view.x - view.width / 2, y - view.y - view.height / 2);
+  window.center = (x, y) => pan(x - view.x - view.width / 2, y - view.y - view.height / 2);
 
   map.addEventListener("wheel", event => {
     event.preventDefault();
@@ -86,7 +86,7 @@ if (map) {
     moved ||= Math.hypot(event.clientX - from.clientX, event.clientY - from.clientY) > 4;
     if (!moved) return;
     map.setPointerCapture(event.pointerId);
-    pan((from.clientX - event.clientX) * metresPerPixel(), (from.clientY - event.clientY) * metresPerPixel());
+    pan((from.clientX - event.clientX) * metersPerPixel(), (from.clientY - event.clientY) * metersPerPixel());
     from = event;
   });
   for (const name of ["pointerup", "pointercancel"]) map.addEventListener(name, () => { from = null; });
@@ -96,7 +96,7 @@ if (map) {
     if (row && !row.hidden) row.scrollIntoView({ block: "center" });
   });
   map.addEventListener("keydown", event => {
-    const step = 60 * metresPerPixel();
+    const step = 60 * metersPerPixel();
     const action = {
       ArrowLeft: () => pan(-step, 0), ArrowRight: () => pan(step, 0), ArrowUp: () => pan(0, -step),
       ArrowDown: () => pan(0, step), "+": () => zoom(0.8), "=": () => zoom(0.8), "-": () => zoom(1.25),

@@ -187,7 +187,7 @@ def _recall_curve(recalls: Sequence[Recall]) -> str:
 
 
 def _map(retrieved: Retrieved, order: np.ndarray) -> str:
-    """Where the queries were taken, north up, in metres; failures lie above what is right."""
+    """Where the queries were taken, north up, in meters; failures lie above what is right."""
     _, queries_m = retrieved.places_m
     known = order[np.isfinite(queries_m[order]).all(axis=1)]
     if not len(known):
@@ -221,8 +221,8 @@ def _verdict(retrieved: Retrieved, query: int) -> str:
 
 def _named(retrieved: Retrieved, query: int) -> str:
     distance_m = retrieved.distances_m[query, 0]
-    metres = "" if math.isnan(distance_m) else f", {distance_m:,.1f} m off"
-    return f"{retrieved.queries.name(query)}: {_verdict(retrieved, query)}{metres}"
+    meters = "" if math.isnan(distance_m) else f", {distance_m:,.1f} m off"
+    return f"{retrieved.queries.name(query)}: {_verdict(retrieved, query)}{meters}"
 
 
 def _condition_choice(conditions: np.ndarray) -> str:

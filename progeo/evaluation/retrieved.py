@@ -42,13 +42,13 @@ class Retrieved:
 
     @cached_property
     def places_m(self) -> tuple[np.ndarray, np.ndarray]:
-        """East and north in metres of each database image (N, 2) and of each query (Q, 2), NaN where unknown."""
+        """East and north in meters of each database image (N, 2) and of each query (Q, 2), NaN where unknown."""
         database_m, queries_m = positions_m(self.database, self.queries)
         return database_m, queries_m
 
     @cached_property
     def distances_m(self) -> np.ndarray:
-        """Metres between each query and its predictions (Q, K), NaN where unknown."""
+        """Meters between each query and its predictions (Q, K), NaN where unknown."""
         database_m, queries_m = self.places_m
         distances_m = np.linalg.norm(database_m[self.predictions] - queries_m[:, None], axis=2)
         return np.where(self.predictions < 0, np.nan, distances_m)

@@ -1,4 +1,4 @@
-"""Nearest neighbours among descriptors, by faiss: exactly, or in a compressed index."""
+"""Nearest neighbors among descriptors, by faiss: exactly, or in a compressed index."""
 
 import hashlib
 import re
@@ -19,7 +19,7 @@ _WHERE = re.compile(r"^Error in .* at \S+:\d+: (Error: )?")
 
 
 @dataclass(frozen=True)
-class Neighbours:
+class Neighbors:
     """The nearest database images of Q queries, best first."""
 
     rows: np.ndarray
@@ -28,14 +28,14 @@ class Neighbours:
     """Euclidean distances between descriptors, float32 (Q, K)."""
 
 
-def nearest_neighbours(parts: Iterable[np.ndarray], queries: np.ndarray, count: int) -> Neighbours:
+def nearest_neighbors(parts: Iterable[np.ndarray], queries: np.ndarray, count: int) -> Neighbors:
     """Search exactly, by Euclidean distance; of equally near images the first comes first (on a GPU: any).
 
     Args:
         parts: descriptors of the database one after the other, float16 or float32 (n, D) each: no more than one part
             and its distances need be in memory.
         queries: descriptors, float32 (Q, D).
-        count: neighbours of a query; at most as many as the database has.
+        count: neighbors of a query; at most as many as the database has.
     """
     queries = np.ascontiguousarray(queries, np.float32)
     squared, rows = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
@@ -48,19 +48,19 @@ def nearest_neighbours(parts: Iterable[np.ndarray], queries: np.ndarray, count: 
         order = np.argsort(squared, axis=1, kind="stable")[:, :count]
         squared, rows = np.take_along_axis(squared, order, axis=1), np.take_along_axis(rows, order, axis=1)
         start += len(database)
-    return Neighbours(rows, np.sqrt(np.maximum(squared, 0)))
+    return Neighbors(rows, np.sqrt(np.maximum(squared, 0)))
 
 
-def index_neighbours(index: faiss.Index, queries: np.ndarray, count: int) -> Neighbours:
+def index_neighbors(index: faiss.Index, queries: np.ndarray, count: int) -> Neighbors:
     """Search an index, by Euclidean distance between what it kept of the descriptors; -1 where it found too few.
 
     Args:
         index: of `open_index`.
         queries: descriptors, float32 (Q, D).
-        count: neighbours of a query; at most as many as are in the index.
+        count: neighbors of a query; at most as many as are in the index.
     """
     squared, rows = index.search(np.ascontiguousarray(queries, np.float32), min(count, index.ntotal))
-    return Neighbours(rows, np.sqrt(np.maximum(squared, 0)))
+    return Neighbors(rows, np.sqrt(np.maximum(squared, 0)))
 
 
 def distances_of(predictions: np.ndarray, queries: np.ndarray, database: ShardedRows) -> np.ndarray:

@@ -42,8 +42,8 @@ def starting_weights(description: Mapping[str, Any]) -> str | None:
     )
 
 
-def licence_of_weights(architecture: str, weights: str | None) -> str:
-    """The licence under which the weights that training began from were published, where that is certain."""
+def license_of_weights(architecture: str, weights: str | None) -> str:
+    """The license under which the weights that training began from were published, where that is certain."""
     if weights == "random":
         return "none, training began from random weights"
     if architecture in CONVNETS:
@@ -60,7 +60,7 @@ def licence_of_weights(architecture: str, weights: str | None) -> str:
 
 
 def _card(description: Mapping[str, Any], usage: str) -> str:
-    licence = licence_of_weights(description["encoder"]["architecture"], starting_weights(description))
+    license = license_of_weights(description["encoder"]["architecture"], starting_weights(description))
     description = without_folders(description)
     encoder, provenance = description["encoder"], description["provenance"]
     settings = provenance.get("settings", {})
@@ -68,11 +68,11 @@ def _card(description: Mapping[str, Any], usage: str) -> str:
     rows = {
         "backbone": encoder["architecture"],
         "started from": _origin(description),
-        "licence of these starting weights": licence,
+        "license of these starting weights": license,
         "images": f"{height} x {width} pixels, RGB in 0..1, less {_triple(encoder['mean'])}, "
         f"divided by {_triple(encoder['std'])}",
         "descriptors": f"{encoder['descriptor_dim']} dimensions, "
-        f"{'of length 1' if encoder['normalised'] else 'of any length'}",
+        f"{'of length 1' if encoder['normalized'] else 'of any length'}",
         "pooling": encoder["pooling"],
         **_reduction(description),
         "trained on": settings.get("data", {}).get("train_folder", "unknown"),
@@ -85,7 +85,7 @@ def _card(description: Mapping[str, Any], usage: str) -> str:
         "It maps a photo to a descriptor; the nearest descriptors of geotagged images tell where the photo was taken.",
         "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]),
         f"## Use\n\n```python\n{usage}\n```",
-        "## Licence\n\nThat of these weights is for those to say who publish them: the licence of the starting weights "
+        "## License\n\nThat of these weights is for those to say who publish them: the license of the starting weights "
         "and the terms of the images both bear on it.",
     ]
     if shown := {name: settings[name] for name in _SECTIONS if name in settings}:

@@ -33,7 +33,7 @@ _LARGEST_FILE_BYTES = 2**31 - 1
 _OPSET = 20
 
 
-def save_onnx(path: Path, encoder: Encoder, *, input: Input = "normalised", fp16: bool = False) -> float:
+def save_onnx(path: Path, encoder: Encoder, *, input: Input = "normalized", fp16: bool = False) -> float:
     """Write an encoder as ONNX: `images` of any batch, height and width (see `build_program`) -> `descriptors` (B, D).
 
     Args:
@@ -75,7 +75,7 @@ def _check_packages() -> None:
 
 
 def _as_onnx(encoder: Encoder, input: Input) -> "ModelProto":
-    height, width = (2, 3) if input == "normalised" else (1, 2)
+    height, width = (2, 3) if input == "normalized" else (1, 2)
     program = build_program(encoder, input)
     with _quiet():
         # The exporter of graphs (dynamo) and not that of TorchScript, which PyTorch keeps for old programs only and

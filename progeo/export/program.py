@@ -19,7 +19,7 @@ from progeo.files import replacing
 from progeo.models.backbones.open_clip import position_embedding_name, position_stride, resized_features
 from progeo.models.encoder import Encoder
 
-Input = Literal["normalised", "pixels", "photos"]
+Input = Literal["normalized", "pixels", "photos"]
 LARGEST_DIFFERENCE = 1e-4
 _LEAST_SIDE = 64
 _SIZES = ((1, 224, 224), (5, 320, 448))
@@ -34,7 +34,7 @@ def build_program(encoder: Encoder, input: Input) -> ExportedProgram:
 
     Args:
         encoder: it stays as it is.
-        input: `normalised` images, float (B, 3, H, W); `pixels`, uint8 (B, H, W, 3), normalised inside; `photos`,
+        input: `normalized` images, float (B, 3, H, W); `pixels`, uint8 (B, H, W, 3), normalized inside; `photos`,
             pixels that are also resized inside, to the encoder's size.
 
     Raises:
@@ -47,7 +47,7 @@ def build_program(encoder: Encoder, input: Input) -> ExportedProgram:
             f"a graph is for sides from {_LEAST_SIDE} pixels in multiples of {step}. Use --input photos."
         )
     batch, height, width = Dim("batch", min=1), _side("height", step), _side("width", step)
-    sizes = (batch, 3, height, width) if input == "normalised" else (batch, height, width, 3)
+    sizes = (batch, 3, height, width) if input == "normalized" else (batch, height, width, 3)
     dynamic = {axis: size for axis, size in enumerate(sizes) if size != 3}
     example = _random_images(encoder, input, (2, 5 * max(step, 32), 6 * max(step, 32)))
     with torch.no_grad():
@@ -65,7 +65,7 @@ def build_program(encoder: Encoder, input: Input) -> ExportedProgram:
     return program
 
 
-def save_program(path: Path, encoder: Encoder, *, input: Input = "normalised") -> float:
+def save_program(path: Path, encoder: Encoder, *, input: Input = "normalized") -> float:
     """Write the graph as a file for `torch.export.load(path).module()`.
 
     Returns:
@@ -125,20 +125,20 @@ def check_difference(differences: list[float], allowed: float, path: Path) -> fl
 
 @torch.no_grad()
 def _described(encoder: Encoder, images: Tensor, input: Input) -> Tensor:
-    if input == "normalised":
+    if input == "normalized":
         return encoder(images)
     images = images.permute(0, 3, 1, 2)
     if input == "photos":
         # `preprocess` is the same where a processor has AVX2; elsewhere torchvision resizes as floats, rounded once.
         images = F.interpolate(images, encoder.image_size, mode="bilinear", antialias=True)
-    return encoder(encoder.normalise(images))
+    return encoder(encoder.normalize(images))
 
 
 def _random_images(encoder: Encoder, input: Input, size: tuple[int, int, int]) -> Tensor:
     """Random images in the form that a graph takes, (batch, height, width)."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (*size, 3), dtype=torch.uint8, generator=generator)
-    return encoder.normalise(pixels.permute(0, 3, 1, 2)) if input == "normalised" else pixels
+    return encoder.normalize(pixels.permute(0, 3, 1, 2)) if input == "normalized" else pixels
 
 
 def _side(name: str, step: int) -> Dim:
@@ -160,7 +160,7 @@ class _Graph(nn.Module):
         self.spec, self.input = encoder.spec, input
 
     def forward(self, images: Tensor) -> Tensor:
-        if self.input != "normalised":
+        if self.input != "normalized":
             images = images.permute(0, 3, 1, 2).float()
             if self.input == "photos":
                 images = _resized(images, self.spec.image_size)
@@ -190,8 +190,8 @@ def _resizing_weights(length: int, resized: int) -> tuple[Tensor, Tensor]:
     """
     scale = torch.full((), length, dtype=torch.float64) / resized  # a tensor, as ONNX divides sizes in float32
     reach = scale.clamp(min=1)
-    centres = (torch.arange(resized, dtype=torch.float64) + 0.5) * scale
-    distances = (torch.arange(length, dtype=torch.float64) + 0.5 - centres[:, None]).abs()
+    centers = (torch.arange(resized, dtype=torch.float64) + 0.5) * scale
+    distances = (torch.arange(length, dtype=torch.float64) + 0.5 - centers[:, None]).abs()
     weights = (1 - distances / reach).clamp(min=0)
     weights = weights / weights.sum(dim=1, keepdim=True)
     ones = 2.0 ** torch.arange(23, dtype=torch.float64)

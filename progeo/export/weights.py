@@ -60,14 +60,14 @@ def save_encoder(
 def load_encoder(path_or_name: str | Path) -> nn.Module:
     """Load an encoder, in eval mode on the CPU.
 
-    It maps normalised images (B, 3, H, W) to descriptors (B, D) and has `descriptor_dim`, `image_size` (height, width),
+    It maps normalized images (B, 3, H, W) to descriptors (B, D) and has `descriptor_dim`, `image_size` (height, width),
     `mean`, `std` and `preprocess(PIL image or uint8 tensor (3, H, W)) -> (3, height, width)`.
 
     Args:
         path_or_name: a folder with `model.safetensors` and `model.json`, the URL of one or `hf-hub:OWNER/NAME` (see
             `fetch_folder`), a run of stage 2 (the encoder that it keeps), or an encoder to compare
             with: `open_clip:ARCHITECTURE:WEIGHTS` gives CLIP's own image features, `torchvision:ARCHITECTURE:WEIGHTS`
-            the mean of the last feature map (see `load_clip` and `load_convnet`), both of pixels normalised as the
+            the mean of the last feature map (see `load_clip` and `load_convnet`), both of pixels normalized as the
             weights want it; `thumbnail` raw 16 x 16 pixels. What is fetched comes without the file of its texts.
 
     Raises:

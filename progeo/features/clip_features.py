@@ -28,7 +28,7 @@ from progeo.models.batch_norm import (
     set_running_statistics,
 )
 from progeo.models.pixel_statistics import PixelStatistics
-from progeo.models.preprocessing import normalise_images
+from progeo.models.preprocessing import normalize_images
 from progeo.models.weight_files.tensor_files import read_safetensors
 from progeo.pixels import Orientation
 from progeo.places.catalogue import Catalogue
@@ -88,7 +88,7 @@ def cached_features(
     @torch.inference_mode()
     def describe(images: Tensor) -> Tensor:
         with accelerator.autocast():
-            return clip.encode_image(normalise_images(images.to(accelerator.device), mean, std)).half().cpu()
+            return clip.encode_image(normalize_images(images.to(accelerator.device), mean, std)).half().cpu()
 
     describer = Describer(
         describe,
@@ -99,7 +99,7 @@ def cached_features(
         depends_on=lambda: {
             "architecture": architecture,
             "visual_weights": weights_digest(clip.visual.state_dict()),
-            "normalisation": {"mean": list(pixels.mean), "std": list(pixels.std)},
+            "normalization": {"mean": list(pixels.mean), "std": list(pixels.std)},
             **_batch_norm_key(mode, len(catalogue), batch_size=batch_size, seed=seed),
         },
         orientation=orientation,

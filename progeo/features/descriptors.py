@@ -49,7 +49,7 @@ def encoder_describer(
     def describe(images: Tensor) -> Tensor:
         crops = images.flatten(0, -4)
         with accelerator.autocast():
-            descriptors = encoder(encoder.normalise(crops.to(accelerator.device))).float().cpu()
+            descriptors = encoder(encoder.normalize(crops.to(accelerator.device))).float().cpu()
         if images.ndim == 4:
             return descriptors
         of_each = descriptors.unflatten(0, images.shape[:2])
@@ -86,11 +86,11 @@ def _is_as_specified(encoder: nn.Module) -> bool:
     try:
         again = restore_encoder(encoder.spec, encoder.state_dict()).to(encoder.mean.device)
         pixels = torch.arange(2 * 3 * 96 * 64, device=encoder.mean.device).mul(31).view(2, 3, 96, 64).to(torch.uint8)
-        images = again.normalise(pixels)
+        images = again.normalize(pixels)
         found, wanted = encoder(images), again(images)
         # Not bit for bit: a GPU may add in another order.
         is_close = bool((found - wanted).abs().max() <= _ROUNDING * wanted.abs().max())
-        return encoder.normalise(pixels).equal(images) and is_close
+        return encoder.normalize(pixels).equal(images) and is_close
     except (ValueError, RuntimeError):  # what was put in the place of a part takes other images, or none
         return False
 

@@ -27,7 +27,7 @@ class Calibration:
     spreads: tuple[float, ...]
     """Of each value of `evidence` over the photos it was made from."""
     weights: tuple[float, ...]
-    """Of each of them, standardised, and last what is added."""
+    """Of each of them, standardized, and last what is added."""
     num_photos: int
     num_right: int
     error: float

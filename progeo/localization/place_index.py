@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from accelerate import Accelerator
 
 from progeo.engine.log import LOGGER
-from progeo.evaluation.search import Neighbours, add_to_index, index_neighbours, load_index, map_index
+from progeo.evaluation.search import Neighbors, add_to_index, index_neighbors, load_index, map_index
 from progeo.export.weights import load_encoder, save_encoder
 from progeo.features.descriptors import encoder_describer, identity
 from progeo.features.extract import Describer
@@ -50,11 +50,11 @@ class PlaceIndex:
             self.encoder, preprocessing, about.image_size, accelerator, orientation=about.orientation
         )
 
-    def search(self, descriptors: np.ndarray, *, least: int = 1) -> Neighbours:
+    def search(self, descriptors: np.ndarray, *, least: int = 1) -> Neighbors:
         """The images nearest to descriptors (Q, D), at least as many as confidence is taken from and as `least`."""
-        return index_neighbours(self.index, descriptors, max(least, _MATCHES))
+        return index_neighbors(self.index, descriptors, max(least, _MATCHES))
 
-    def evidence(self, found: Neighbours, radius_m: float) -> np.ndarray:
+    def evidence(self, found: Neighbors, radius_m: float) -> np.ndarray:
         """What speaks for the first match of each of Q photos, (Q, 2); NaN where no place was found."""
         rows, distances = found.rows[:, :_MATCHES], found.distances[:, :_MATCHES]
         # An index may find fewer: nothing is somewhere else then, and as far as the last of them.
@@ -66,7 +66,7 @@ class PlaceIndex:
         answered = (rows[:, :1] >= 0) & np.isfinite(places_m[:, 0]).all(axis=1, keepdims=True)
         return np.where(answered, evidence(distances, places_m, radius_m), np.nan)
 
-    def confidences(self, found: Neighbours) -> np.ndarray:
+    def confidences(self, found: Neighbors) -> np.ndarray:
         """Probabilities (Q,) that the first matches were taken near enough; NaN where that is not known."""
         calibration = self.about.calibration
         if calibration is None:

@@ -13,8 +13,8 @@ def supervised_contrastive(
     ways, images against texts and texts against images, as CLIP-ReID (AAAI 2023, eq. 1 and 2) does.
 
     Args:
-        anchors: (B, E), not normalised here.
-        others: (M, E), not normalised here.
+        anchors: (B, E), not normalized here.
+        others: (M, E), not normalized here.
         anchor_labels: int64 (B,); each must occur in `other_labels`.
         other_labels: int64 (M,).
         temperature: divides the dot products.

@@ -19,7 +19,7 @@ class GeMHead(nn.Module):
         self.linear = nn.Linear(in_channels, out_dim)
 
     def forward(self, feature_map: Tensor) -> Tensor:
-        """Pool (B, C, h, w) into L2-normalised descriptors (B, D)."""
+        """Pool (B, C, h, w) into L2-normalized descriptors (B, D)."""
         channels = F.normalize(feature_map, dim=1).clamp(min=1e-6)
         pooled = channels.pow(self.p).mean(dim=(2, 3)).pow(1 / self.p)
         return F.normalize(self.linear(pooled), dim=1)
@@ -29,7 +29,7 @@ class MeanPool(nn.Module):
     """The mean of a feature map, as torchvision's classifiers pool theirs, scaled to length 1."""
 
     def forward(self, feature_map: Tensor) -> Tensor:
-        """Pool (B, C, h, w) into L2-normalised descriptors (B, C)."""
+        """Pool (B, C, h, w) into L2-normalized descriptors (B, C)."""
         return F.normalize(feature_map.mean(dim=(2, 3)), dim=1)
 
 
@@ -46,7 +46,7 @@ class MeanHead(nn.Module):
         self.linear = nn.Linear(in_channels, out_dim)
 
     def forward(self, feature_map: Tensor) -> Tensor:
-        """Pool (B, C, h, w) into L2-normalised descriptors (B, D)."""
+        """Pool (B, C, h, w) into L2-normalized descriptors (B, D)."""
         return F.normalize(self.linear(feature_map.mean(dim=(2, 3))), dim=1)
 
 
@@ -54,5 +54,5 @@ class L2Norm(nn.Module):
     """Scale each descriptor to length 1."""
 
     def forward(self, descriptors: Tensor) -> Tensor:
-        """Normalise (B, D) along its last dimension."""
+        """Normalize (B, D) along its last dimension."""
         return F.normalize(descriptors, dim=-1)

@@ -17,7 +17,7 @@ from progeo.models.backbones import Pooling, build_backbone, feature_map_channel
 from progeo.models.backbones.open_clip import RESNET_STRIDE, ImageSize, known_architectures, visual_features
 from progeo.models.backbones.torchvision import CONVNETS
 from progeo.models.pixel_statistics import chosen_statistics, own_statistics
-from progeo.models.preprocessing import normalise_images, resize_image
+from progeo.models.preprocessing import normalize_images, resize_image
 from progeo.models.state_dicts import check_fits
 from progeo.pixels import pixels_of
 
@@ -33,7 +33,7 @@ class EncoderSpec:
     image_size: tuple[int, int]
     """Height and width in pixels."""
     descriptor_dim: int
-    normalised: bool
+    normalized: bool
     """Whether descriptors have length 1."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -51,7 +51,7 @@ class EncoderSpec:
 
 
 class Encoder(nn.Module):
-    """A backbone, a pooling, perhaps a projection: images (B, 3, H, W), normalised -> descriptors (B, D).
+    """A backbone, a pooling, perhaps a projection: images (B, 3, H, W), normalized -> descriptors (B, D).
 
     Build one with `build_encoder`, or load one with `progeo.load_encoder`.
     """
@@ -79,7 +79,7 @@ class Encoder(nn.Module):
         return self.spec.image_size
 
     def forward(self, images: Tensor) -> Tensor:
-        """Descriptors (B, D) of normalised images (B, 3, H, W) of any size from 32 pixels."""
+        """Descriptors (B, D) of normalized images (B, 3, H, W) of any size from 32 pixels."""
         if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < RESNET_STRIDE:
             raise ValueError(
                 f"An encoder takes images (B, 3, H, W) of at least {RESNET_STRIDE} pixels a side, "
@@ -89,12 +89,12 @@ class Encoder(nn.Module):
         features = visual_features(self.backbone, images, align_corners=self.spec.align_corners)
         return self.projection(self.pooling(features))
 
-    def normalise(self, images: Tensor) -> Tensor:
-        """Normalise images (..., 3, H, W), uint8 in 0..255 or float in 0..1, for `forward`."""
-        return normalise_images(images, self.mean, self.std)
+    def normalize(self, images: Tensor) -> Tensor:
+        """Normalize images (..., 3, H, W), uint8 in 0..255 or float in 0..1, for `forward`."""
+        return normalize_images(images, self.mean, self.std)
 
     def preprocess(self, image: "Image | Tensor") -> Tensor:
-        """Resize and normalise a PIL image or a uint8 tensor (3, H, W) for `forward`: float (3, height, width).
+        """Resize and normalize a PIL image or a uint8 tensor (3, H, W) for `forward`: float (3, height, width).
 
         A PIL image is turned upright by its EXIF orientation, so that it is described as its file is.
         """
@@ -103,7 +103,7 @@ class Encoder(nn.Module):
             raise ValueError(
                 f"preprocess takes a PIL image or a uint8 tensor (3, H, W), got {pixels.dtype} {tuple(pixels.shape)}."
             )
-        return self.normalise(resize_image(pixels.to(self.mean.device), self.image_size))
+        return self.normalize(resize_image(pixels.to(self.mean.device), self.image_size))
 
 
 def build_encoder(
@@ -112,8 +112,8 @@ def build_encoder(
     image_size: ImageSize | None = None,
     *,
     descriptor_dim: int | None = None,
-    normalised: bool = True,
-    normalisation: str | None = None,
+    normalized: bool = True,
+    normalization: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     pooling: Pooling | None = None,
@@ -126,11 +126,11 @@ def build_encoder(
         architecture, weights, image_size, pooling, align_corners: see `build_backbone`.
         descriptor_dim: D; None takes the dimension of CLIP's own features or the channels of the feature map; only
             the poolings `gem` and `mean_linear` allow another.
-        normalised: L2-normalise descriptors that CLIP pools; all others always are.
-        normalisation, mean, std: of the pixels, see `pixel_statistics`.
+        normalized: L2-normalize descriptors that CLIP pools; all others always are.
+        normalization, mean, std: of the pixels, see `pixel_statistics`.
         seed: of `random` weights and of the layers after the backbone.
     """
-    chosen = chosen_statistics(normalisation, mean, std)  # before weights are fetched
+    chosen = chosen_statistics(normalization, mean, std)  # before weights are fetched
     backbone = build_backbone(
         architecture, weights, image_size, pooling=pooling, align_corners=align_corners, seed=seed
     )
@@ -145,7 +145,7 @@ def build_encoder(
         architecture=backbone.architecture,
         image_size=backbone.image_size,
         descriptor_dim=descriptor_dim or backbone.features_dim,
-        normalised=normalised or backbone.pooling != "clip",
+        normalized=normalized or backbone.pooling != "clip",
         mean=pixels.mean,
         std=pixels.std,
         align_corners=align_corners,
@@ -234,7 +234,7 @@ def _found_anywhere(weights: str, architecture: str) -> str:
 
 def _build_pooling(spec: EncoderSpec, backbone: nn.Module) -> nn.Module:
     if spec.pooling == "clip":
-        return L2Norm() if spec.normalised else nn.Identity()
+        return L2Norm() if spec.normalized else nn.Identity()
     if spec.pooling == "mean":
         return MeanPool()
     head = GeMHead if spec.pooling == "gem" else MeanHead
@@ -245,7 +245,7 @@ def _build_projection(spec: EncoderSpec) -> nn.Module:
     if spec.pooled_dim is None:
         return nn.Identity()
     linear = nn.Linear(spec.pooled_dim, spec.descriptor_dim)
-    return nn.Sequential(linear, L2Norm() if spec.normalised else nn.Identity())
+    return nn.Sequential(linear, L2Norm() if spec.normalized else nn.Identity())
 
 
 def spec_from_json(values: dict[str, object]) -> EncoderSpec:
@@ -266,7 +266,7 @@ def _is_count(value: object) -> bool:
     return type(value) is int and value > 0
 
 
-def _is_colour(value: object) -> bool:
+def _is_color(value: object) -> bool:
     return (
         isinstance(value, (list, tuple))
         and len(value) == 3
@@ -279,9 +279,9 @@ _ALLOWED: Mapping[str, Callable[[Any], bool]] = MappingProxyType(
         "architecture": lambda value: value in CONVNETS or value in known_architectures(),
         "image_size": lambda value: isinstance(value, (list, tuple)) and len(value) == 2 and all(map(_is_count, value)),
         "descriptor_dim": _is_count,
-        "normalised": lambda value: type(value) is bool,
-        "mean": _is_colour,
-        "std": lambda value: _is_colour(value) and min(value) > 0,
+        "normalized": lambda value: type(value) is bool,
+        "mean": _is_color,
+        "std": lambda value: _is_color(value) and min(value) > 0,
         "align_corners": lambda value: type(value) is bool,
         "pooling": lambda value: value in get_args(Pooling),
         "pooled_dim": lambda value: value is None or _is_count(value),

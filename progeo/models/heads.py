@@ -36,7 +36,7 @@ class CosFaceHead(nn.Module):
         self.margin = margin
 
     def forward(self, descriptors: Tensor, labels: Tensor) -> Tensor:
-        """Logits (B, C) of descriptors (B, D), normalised here or not."""
+        """Logits (B, C) of descriptors (B, D), normalized here or not."""
         cosines = self._cosines(descriptors)
         return self.scale * (cosines - self.margin * F.one_hot(labels, cosines.shape[1]).to(cosines.dtype))
 
@@ -50,7 +50,7 @@ class ArcFaceHead(CosFaceHead):
     """Cosine logits with an additive margin on the angle to the right class."""
 
     def forward(self, descriptors: Tensor, labels: Tensor) -> Tensor:
-        """Logits (B, C) of descriptors (B, D), normalised here or not."""
+        """Logits (B, C) of descriptors (B, D), normalized here or not."""
         cosines = self._cosines(descriptors)
         right = cosines.gather(1, labels[:, None])
         sine = (1 - right.pow(2)).clamp(min=1e-12).sqrt()

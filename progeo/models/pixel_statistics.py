@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from progeo.models.backbones.open_clip import NORMALISATIONS, said_of_pixels
-from progeo.models.backbones.torchvision import CONVNETS, own_normalisation
+from progeo.models.backbones.open_clip import NORMALIZATIONS, said_of_pixels
+from progeo.models.backbones.torchvision import CONVNETS, own_normalization
 
 _MIN_STD = 0.001
 """A std of 0 cannot be divided by; the least that published weights have is 1/255."""
@@ -28,7 +28,7 @@ def pixel_statistics(
     architecture: str,
     weights: str,
     *,
-    normalisation: str | None = None,
+    normalization: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> PixelStatistics:
@@ -36,30 +36,30 @@ def pixel_statistics(
 
     Args:
         architecture, weights: see `own_statistics`.
-        normalisation, mean, std: see `chosen_statistics`.
+        normalization, mean, std: see `chosen_statistics`.
     """
-    return chosen_statistics(normalisation, mean, std) or own_statistics(architecture, weights)
+    return chosen_statistics(normalization, mean, std) or own_statistics(architecture, weights)
 
 
 def chosen_statistics(
-    normalisation: str | None, mean: Sequence[float] | None, std: Sequence[float] | None
+    normalization: str | None, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> PixelStatistics | None:
     """Take the statistics that settings ask for; None where they leave it to the weights.
 
     Args:
-        normalisation: `clip` or `imagenet`.
-        mean, std: of red, green and blue in 0..1, in place of `normalisation`; both or neither.
+        normalization: `clip` or `imagenet`.
+        mean, std: of red, green and blue in 0..1, in place of `normalization`; both or neither.
 
     Raises:
         ValueError: one without the other, or what no pixels in 0..1 can have.
     """
-    if normalisation is not None and normalisation not in NORMALISATIONS:
-        raise ValueError(f"model.normalisation must be one of {', '.join(NORMALISATIONS)}, got {normalisation!r}.")
+    if normalization is not None and normalization not in NORMALIZATIONS:
+        raise ValueError(f"model.normalization must be one of {', '.join(NORMALIZATIONS)}, got {normalization!r}.")
     if mean is not None and std is not None:
         return PixelStatistics(*_checked(mean, std, "model."), "as set")
     if mean is not None or std is not None:
         raise ValueError(f"model.mean and model.std go together, got {mean} and {std}: give both or leave both out.")
-    return None if normalisation is None else PixelStatistics(*NORMALISATIONS[normalisation], f"{normalisation} as set")
+    return None if normalization is None else PixelStatistics(*NORMALIZATIONS[normalization], f"{normalization} as set")
 
 
 def own_statistics(architecture: str, weights: str) -> PixelStatistics:
@@ -74,10 +74,10 @@ def own_statistics(architecture: str, weights: str) -> PixelStatistics:
         ValueError: weights that say what no pixels in 0..1 can have.
     """
     is_convnet = architecture in CONVNETS
-    said = (own_normalisation if is_convnet else said_of_pixels)(architecture, weights)
+    said = (own_normalization if is_convnet else said_of_pixels)(architecture, weights)
     usual, whose = ("imagenet", "ImageNet's") if is_convnet else ("clip", "CLIP's")
     why = "random weights have none of their own" if weights == "random" else f"{weights} does not say its own"
-    mean, std = NORMALISATIONS[usual]
+    mean, std = NORMALIZATIONS[usual]
     if not said:
         return PixelStatistics(mean, std, f"{whose} since {why}")
     missing = [name for name in ("mean", "std") if name not in said]

@@ -1,4 +1,4 @@
-"""From pixels to what a network takes: resizing, cropping and normalising, for training and for use."""
+"""From pixels to what a network takes: resizing, cropping and normalizing, for training and for use."""
 
 from typing import Literal
 
@@ -82,7 +82,7 @@ def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
     return F.resize(image, list(size), antialias=True)
 
 
-def normalise_images(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+def normalize_images(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Turn images (..., 3, H, W), uint8 in 0..255 or float in 0..1, into floats of the network's mean and spread."""
     floats = images.float() / 255 if images.dtype == torch.uint8 else images
     return (floats - mean[:, None, None]).div_(std[:, None, None])

@@ -75,7 +75,7 @@ class PromptLearner(nn.Module):
         self._tower = (clip,)  # in a tuple, so that it is not registered as a submodule
 
     def forward(self, labels: Tensor) -> Tensor:
-        """Text features (B, E), not normalised, of the classes of int64 labels (B,)."""
+        """Text features (B, E), not normalized, of the classes of int64 labels (B,)."""
         classes, inverse = labels.unique(return_inverse=True)
         context = self.context[classes]
         continuations = torch.cat([context, self.suffix.expand(len(context), -1, -1)], dim=1)
@@ -87,7 +87,7 @@ class PromptLearner(nn.Module):
 
 
 def encode_text(clip: CLIP, sentences: Sequence[str]) -> Tensor:
-    """Text features (B, E), not normalised, of plain sentences: as `clip.encode_text` gives them, without the padding.
+    """Text features (B, E), not normalized, of plain sentences: as `clip.encode_text` gives them, without the padding.
 
     Words beyond the tower's context length are left out. The sentences share the space of the learned prompts and of a
     ViT's descriptors, so that places can be searched by them.

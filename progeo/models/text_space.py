@@ -15,7 +15,7 @@ class TextSpace(nn.Module):
     Args:
         descriptor_dim: D.
         text_dim: E; where it differs from D a linear map is learned.
-        normalised: compare directions only; the published method compares raw features.
+        normalized: compare directions only; the published method compares raw features.
         temperature: divides the dot products.
         learn_temperature: train its logarithm, as CLIP does (Radford et al., ICML 2021, section 2.3), down to 0.01.
 
@@ -28,7 +28,7 @@ class TextSpace(nn.Module):
         descriptor_dim: int,
         text_dim: int,
         *,
-        normalised: bool = False,
+        normalized: bool = False,
         temperature: float = 1.0,
         learn_temperature: bool = False,
     ) -> None:
@@ -40,7 +40,7 @@ class TextSpace(nn.Module):
             )
         self.linear = nn.Identity() if descriptor_dim == text_dim else nn.Linear(descriptor_dim, text_dim)
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)), requires_grad=learn_temperature)
-        self.normalised = normalised
+        self.normalized = normalized
 
     def forward(self, descriptors: Tensor) -> Tensor:
         """Features (B, E) of descriptors (B, D)."""
@@ -54,4 +54,4 @@ class TextSpace(nn.Module):
         return self._compared(features)
 
     def _compared(self, features: Tensor) -> Tensor:
-        return F.normalize(features) if self.normalised else features
+        return F.normalize(features) if self.normalized else features

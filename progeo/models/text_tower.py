@@ -41,7 +41,7 @@ def encode_continuations(clip: CLIP, beginning: Tensor, continuations: Tensor) -
         continuations: embeddings of each text's other tokens, the end of text last, (B, S, W).
 
     Returns:
-        (B, E), not normalised.
+        (B, E), not normalized.
     """
     length, size = beginning.shape[3], continuations.shape[1]
     tokens = continuations + clip.positional_embedding[length : length + size]

@@ -24,11 +24,11 @@ class ThumbnailEncoder(nn.Module):
         """Descriptors (B, 768) of images (B, 3, H, W) in 0..1."""
         return F.interpolate(images, self.image_size, mode="bilinear", antialias=True).flatten(1)
 
-    def normalise(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
         """Turn uint8 images into floats in 0..1."""
         return images.float() / 255
 
     def preprocess(self, image: "Image | Tensor") -> Tensor:
         """Shrink a PIL image or a uint8 tensor (3, H, W) to float (3, 16, 16)."""
         pixels = image if isinstance(image, Tensor) else pixels_of(image)
-        return self.normalise(resize_image(pixels, self.image_size))
+        return self.normalize(resize_image(pixels, self.image_size))

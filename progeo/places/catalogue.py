@@ -41,7 +41,7 @@ class Catalogue:
 
     folder: Path
     table: pa.Table
-    """Columns path (relative to `folder`), east, north (metres), zone (0: absent), heading (degrees, NaN: absent)."""
+    """Columns path (relative to `folder`), east, north (meters), zone (0: absent), heading (degrees, NaN: absent)."""
     file: Path | None = None
     """The Arrow file that the table is mapped from."""
 
@@ -56,12 +56,12 @@ class Catalogue:
 
     @property
     def east(self) -> np.ndarray:
-        """UTM easting in metres, float64 (N,)."""
+        """UTM easting in meters, float64 (N,)."""
         return self.table["east"].to_numpy()
 
     @property
     def north(self) -> np.ndarray:
-        """UTM northing in metres, float64 (N,)."""
+        """UTM northing in meters, float64 (N,)."""
         return self.table["north"].to_numpy()
 
     @property

@@ -24,7 +24,7 @@ class Group:
     """The classes of one group and their images. The label of a class is its place in `class_ids`."""
 
     class_ids: np.ndarray
-    """Sorted, int64 (C, 3): east and north of the cell's south-west corner in metres, start of the heading bin."""
+    """Sorted, int64 (C, 3): east and north of the cell's south-west corner in meters, start of the heading bin."""
     rows: np.ndarray
     """Rows of the catalogue, class by class, int64 (n,)."""
     offsets: np.ndarray
@@ -72,7 +72,7 @@ def class_ids(
     """The class of each image: its square cell and its heading bin.
 
     Args:
-        east, north: UTM metres, (N,).
+        east, north: UTM meters, (N,).
         heading: degrees clockwise from north, (N,); NaN, an unknown heading, falls into bin 0.
         cell_side_m: side of a cell, M in the paper.
         heading_bin_deg: width of a heading bin, alpha in the paper; must divide 360.

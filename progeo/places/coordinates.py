@@ -1,4 +1,4 @@
-"""From latitude and longitude to metres, in one UTM zone for a whole set of images, and back."""
+"""From latitude and longitude to meters, in one UTM zone for a whole set of images, and back."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ import utm
 _WIDEST_DEG = 6
 _WIDEST_M = 1_500_000
 """From the middle of a zone; UTM says nothing of places beyond."""
-_METRES_PER_DEGREE = 111_200
+_METERS_PER_DEGREE = 111_200
 _APART_M, _APART_TIMES = 100_000, 20
 _SOUTHERN_ORIGIN_M = 10_000_000
 """South of the equator northings are counted from there, so that none is negative."""
@@ -43,9 +43,9 @@ class Positions:
     """Places of N images in one zone."""
 
     east: np.ndarray
-    """Metres, float64 (N,), NaN where degrees are absent."""
+    """Meters, float64 (N,), NaN where degrees are absent."""
     north: np.ndarray
-    """Metres, float64 (N,), NaN where degrees are absent."""
+    """Meters, float64 (N,), NaN where degrees are absent."""
     zone: int
     """The zone of the middle of the set, 1 to 60; all are measured in it."""
 
@@ -133,14 +133,14 @@ def middle_of(latitude: np.ndarray, longitude: np.ndarray) -> tuple[float, float
 
 
 def offsets_m(degrees: np.ndarray, middle: tuple[float, float]) -> np.ndarray:
-    """How far east and north of a middle latitudes and longitudes (2, N) lie, about, in metres (N, 2)."""
+    """How far east and north of a middle latitudes and longitudes (2, N) lie, about, in meters (N, 2)."""
     latitude, longitude = degrees
     east = _turned(longitude - middle[1]) * np.cos(np.radians(middle[0]))
-    return np.stack([east, latitude - middle[0]], axis=1) * _METRES_PER_DEGREE
+    return np.stack([east, latitude - middle[0]], axis=1) * _METERS_PER_DEGREE
 
 
 def apart_from(distances_m: np.ndarray) -> float:
-    """From how many metres on a place is apart from the others, by the distances of all from their middle (N,).
+    """From how many meters on a place is apart from the others, by the distances of all from their middle (N,).
 
     That is 100 km and 20 times the median, so that neither a country nor a suburb is.
     """
@@ -191,7 +191,7 @@ def hemispheres(
     84 N, or beyond 80 S, if it is counted from the other origin.
 
     Args:
-        north: metres, (N,).
+        north: meters, (N,).
         letters: any number of columns of letters of bands and words for hemispheres, (N,) each.
         latitude: degrees, NaN where it is not known, (N,).
 
@@ -218,7 +218,7 @@ def degrees_of_utm(east: np.ndarray, north: np.ndarray, zone: np.ndarray, southe
     """Latitude and longitude (2, N) of places in UTM, NaN where the zone or the hemisphere is not known or east absurd.
 
     Args:
-        east, north: metres, (N,).
+        east, north: meters, (N,).
         zone: 1 to 60, 0 where it is not known, (N,).
         southern: values of `Hemisphere`, (N,).
     """
@@ -238,7 +238,7 @@ def band_letters(latitude: np.ndarray) -> np.ndarray:
 
 
 def northings_of(latitude: np.ndarray) -> np.ndarray:
-    """UTM northings at the middle of a zone, in metres from the equator, negative south of it."""
+    """UTM northings at the middle of a zone, in meters from the equator, negative south of it."""
     zeros = np.zeros(latitude.shape)
     if not latitude.size:  # utm takes no empty array
         return zeros
@@ -247,7 +247,7 @@ def northings_of(latitude: np.ndarray) -> np.ndarray:
 
 @cache
 def _northings_of_words() -> Mapping[str, tuple[tuple[float, float], ...]]:
-    """Where images may lie that have this letter or word, in metres from the equator, the likeliest first."""
+    """Where images may lie that have this letter or word, in meters from the equator, the likeliest first."""
     edges = northings_of(np.array([*range(_LOWEST_DEG, 73, 8), _HIGHEST_DEG], float)).tolist()
     ranges: dict[str, tuple[tuple[float, float], ...]] = {
         letter.lower(): ((low - _BAND_SLACK_M, high + _BAND_SLACK_M),)
@@ -278,10 +278,10 @@ def _are_halves(north: np.ndarray, words: pa.Array | pa.ChunkedArray) -> bool:
     """Whether the letters N and S of a column stand for north and south, as the bands would be contradicted."""
     outside = total = 0
     for letter in "ns":
-        metres = north[np.asarray(pc.fill_null(pc.equal(words, letter), False))]
-        metres = metres[np.isfinite(metres)]
-        outside += int((_fitting(metres, _northings_of_words()[letter][:1]) == Hemisphere.CONTRADICTED).sum())
-        total += len(metres)
+        meters = north[np.asarray(pc.fill_null(pc.equal(words, letter), False))]
+        meters = meters[np.isfinite(meters)]
+        outside += int((_fitting(meters, _northings_of_words()[letter][:1]) == Hemisphere.CONTRADICTED).sum())
+        total += len(meters)
     return not _are_few(outside, total)
 
 
@@ -296,8 +296,8 @@ def _fitting(north: np.ndarray, ranges: Sequence[tuple[np.ndarray | float, np.nd
     """The origin from which each northing lies in the first of the ranges that it lies in from any."""
     found = np.full(len(north), Hemisphere.CONTRADICTED, np.int8)
     for low, high in reversed(ranges):
-        for value, metres in ((Hemisphere.SOUTHERN, north - _SOUTHERN_ORIGIN_M), (Hemisphere.NORTHERN, north)):
-            found[(low <= metres) & (metres <= high)] = value
+        for value, meters in ((Hemisphere.SOUTHERN, north - _SOUTHERN_ORIGIN_M), (Hemisphere.NORTHERN, north)):
+            found[(low <= meters) & (meters <= high)] = value
     return found
 
 

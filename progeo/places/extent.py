@@ -20,7 +20,7 @@ class Extent:
     """Where the images of a set with positions lie."""
 
     center: tuple[float, float] | None
-    """Their median latitude and longitude in degrees, None where only metres are known."""
+    """Their median latitude and longitude in degrees, None where only meters are known."""
     size_m: tuple[float, float]
     """From the westernmost to the easternmost, and from the southernmost to the northernmost."""
     elsewhere: Mapping[int, str]
@@ -43,18 +43,18 @@ class Extent:
 
 
 def extent_of(catalogue: Catalogue) -> Extent | None:
-    """Find where the images of a catalogue lie; None where no position is known, or only metres in several zones."""
+    """Find where the images of a catalogue lie; None where no position is known, or only meters in several zones."""
     degrees = degrees_of(catalogue)
-    metres = np.stack([catalogue.east, catalogue.north])
-    with_degrees, with_metres = np.isfinite(degrees).all(axis=0), np.isfinite(metres).all(axis=0)
-    in_degrees = with_degrees.sum() > with_metres.sum() / 2
-    known = with_degrees if in_degrees else with_metres
+    meters = np.stack([catalogue.east, catalogue.north])
+    with_degrees, with_meters = np.isfinite(degrees).all(axis=0), np.isfinite(meters).all(axis=0)
+    in_degrees = with_degrees.sum() > with_meters.sum() / 2
+    known = with_degrees if in_degrees else with_meters
     if not known.any() or (not in_degrees and len(np.unique(catalogue.zone[catalogue.zone > 0])) > 1):
         return None
     at_zero = (np.abs(degrees) < _ZERO_DEG).all(axis=0) | _at_zero_m(catalogue)
     rest = known & ~at_zero if (known & ~at_zero).any() else known
     center = middle_of(*degrees[:, rest]) if in_degrees else None
-    offsets = metres.T - np.median(metres[:, rest], axis=1) if center is None else offsets_m(degrees, center)
+    offsets = meters.T - np.median(meters[:, rest], axis=1) if center is None else offsets_m(degrees, center)
     distances = np.linalg.norm(offsets, axis=1)
     far = np.zeros(len(catalogue), bool)
     far[rest] = outliers(distances[rest])
@@ -67,6 +67,6 @@ def extent_of(catalogue: Catalogue) -> Extent | None:
 
 
 def _at_zero_m(catalogue: Catalogue) -> np.ndarray:
-    """Which images are at 0, 0 in metres, unless these count from a point in the middle of the set, bool (N,)."""
+    """Which images are at 0, 0 in meters, unless these count from a point in the middle of the set, bool (N,)."""
     is_local = np.hypot(np.nanmedian(catalogue.east), np.nanmedian(catalogue.north)) < _LOCAL_M
     return (catalogue.east == 0) & (catalogue.north == 0) & ((catalogue.zone > 0) | (not is_local))

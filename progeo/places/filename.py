@@ -55,15 +55,15 @@ _LOGGER = logging.getLogger("progeo")
 _AT_ONCE = 2**17
 _REQUIRED = ("east", "north")
 _EXPECTED = {
-    "east": "a number of metres",
-    "north": "a number of metres",
+    "east": "a number of meters",
+    "north": "a number of meters",
     "zone": "a UTM zone from 1 to 60",
     "latitude": "a number of degrees",
     "longitude": "a number of degrees",
     "heading": "a number of degrees clockwise from north",
     "pitch": "a number of degrees",
     "roll": "a number of degrees",
-    "height": "a number of metres",
+    "height": "a number of meters",
 }
 _NUMBER = r"^(?:[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?[nN][aA][nN])$"
 """What Arrow reads as a number."""

@@ -1,4 +1,4 @@
-"""Where the images of catalogues lie: in degrees, and in metres from each other; links whose names say it."""
+"""Where the images of catalogues lie: in degrees, and in meters from each other; links whose names say it."""
 
 import logging
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ def hemispheres_of(catalogue: Catalogue) -> np.ndarray:
 
 
 def positions_m(*catalogues: Catalogue) -> list[np.ndarray]:
-    """East and north of the images of each catalogue, (N, 2) metres.
+    """East and north of the images of each catalogue, (N, 2) meters.
 
     They are UTM's where all images lie in one zone. Where they do not, all are measured in the zone of their middle if
     latitude and longitude are known and not too far apart; else east has 1000 km times the zone added, so that images

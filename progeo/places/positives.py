@@ -1,4 +1,4 @@
-"""Which database images are correct for a query: those taken within some metres of it, looking the same way."""
+"""Which database images are correct for a query: those taken within some meters of it, looking the same way."""
 
 import numpy as np
 from scipy.spatial import cKDTree
@@ -17,7 +17,7 @@ def find_positives(
     Args:
         database: N images.
         queries: Q images.
-        radius_m: metres, positive.
+        radius_m: meters, positive.
         angle_deg: how far the headings may differ at most, above 0 and at most 180; None looks at no heading.
 
     Returns:
@@ -40,9 +40,9 @@ def positives_within(database_m: np.ndarray, queries_m: np.ndarray, radius_m: fl
     """Database images within a radius of each query, the radius itself included.
 
     Args:
-        database_m: UTM east and north in metres, (N, 2).
-        queries_m: UTM east and north in metres, (Q, 2).
-        radius_m: metres, positive.
+        database_m: UTM east and north in meters, (N, 2).
+        queries_m: UTM east and north in meters, (Q, 2).
+        radius_m: meters, positive.
 
     Returns:
         Q sorted int64 arrays of database rows, empty where a query has none.

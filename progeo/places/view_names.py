@@ -31,8 +31,8 @@ def panorama_fields(catalogue: Catalogue) -> ParsedNames:
         raise ValueError(
             f"{catalogue.folder}: {catalogue.name(int(np.isnan(catalogue.east).argmax()))} has no position."
         )
-    centimetres = {name: np.round(catalogue.table[name], 2) for name in ("east", "north")}  # as names have them
-    keys = pa.table({**centimetres, "pano_id": ids})
+    centimeters = {name: np.round(catalogue.table[name], 2) for name in ("east", "north")}  # as names have them
+    keys = pa.table({**centimeters, "pano_id": ids})
     counts = keys.group_by(["east", "north", "pano_id"]).aggregate([([], "count_all")])
     if len(counts) < count:
         twice = counts.sort_by([("count_all", "descending")])["pano_id"][0]

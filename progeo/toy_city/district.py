@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from progeo.toy_city.colours import WALL_COLOURS, rgb
+from progeo.toy_city.colors import WALL_COLORS, rgb
 
 SPACING_M = 30
 """Streets and positions lie on a grid of this step, in the middle of 10 m cells: no two positions are nearer."""
@@ -17,7 +17,7 @@ _WALL_DTYPE = np.dtype(
     + [("party", "?")]
 )
 """A vertical rectangle in the plane where coordinate `axis` is `plane`, seen from its `facing` side; the other
-coordinate runs `width` metres from `origin` in direction `sense`, from a viewer's left to right."""
+coordinate runs `width` meters from `origin` in direction `sense`, from a viewer's left to right."""
 _SPOT_DTYPE = np.dtype([("kind", "U6"), ("axis", "i4"), ("east", "f4"), ("north", "f4"), ("seed", "u4")])
 
 
@@ -26,7 +26,7 @@ class Building:
     """A house: what its facades are painted from."""
 
     seed: tuple[int, ...]
-    colour: tuple[float, ...]
+    color: tuple[float, ...]
     storeys: int
     storey_m: float
     ground_floor_m: float
@@ -40,9 +40,9 @@ class Building:
 
 @dataclass(frozen=True)
 class District:
-    """A street grid in metres from its origin: all that stays from visit to visit."""
+    """A street grid in meters from its origin: all that stays from visit to visit."""
 
-    centres: list[np.ndarray]
+    centers: list[np.ndarray]
     """Of the streets that run north, their east; of the streets that run east, their north."""
     half_widths: list[np.ndarray]
     positions: np.ndarray
@@ -57,25 +57,25 @@ def build_district(seed: int, split: int, num_positions: int) -> District:
     """Lay out streets with room for `num_positions` positions, and line them with houses, trees and lamps."""
     rng = np.random.default_rng([seed, split, num_positions])
     for num_streets in itertools.count(4):
-        centres = [SPACING_M * np.cumsum(rng.integers(2, 5, num_streets)) for _ in range(2)]
+        centers = [SPACING_M * np.cumsum(rng.integers(2, 5, num_streets)) for _ in range(2)]
         # The outermost streets close the view and have no positions of their own.
-        easts, norths = (np.arange(line[1], line[-2] + 1, SPACING_M) for line in centres)
-        grid = np.array([(x, y) for x in easts for y in norths if x in centres[0] or y in centres[1]], dtype=float)
+        easts, norths = (np.arange(line[1], line[-2] + 1, SPACING_M) for line in centers)
+        grid = np.array([(x, y) for x in easts for y in norths if x in centers[0] or y in centers[1]], dtype=float)
         if len(grid) >= num_positions:
             break
     half_widths = [rng.uniform(9.0, 11.5, num_streets) for _ in range(2)]
     buildings: list[Building] = []
     walls: list[tuple] = []
     for i, j in np.ndindex(num_streets - 1, num_streets - 1):
-        low = [centres[axis][k] + half_widths[axis][k] for axis, k in enumerate((i, j))]
-        high = [centres[axis][k + 1] - half_widths[axis][k + 1] for axis, k in enumerate((i, j))]
+        low = [centers[axis][k] + half_widths[axis][k] for axis, k in enumerate((i, j))]
+        high = [centers[axis][k + 1] - half_widths[axis][k + 1] for axis, k in enumerate((i, j))]
         walls += _build_block(rng, low, high, buildings, (seed, split))
     spots = [
-        spot for axis in range(2) for k in range(num_streets) for spot in _spots(rng, centres, half_widths, axis, k)
+        spot for axis in range(2) for k in range(num_streets) for spot in _spots(rng, centers, half_widths, axis, k)
     ]
     positions = rng.permutation(grid)[:num_positions]
     return District(
-        centres, half_widths, positions, buildings, np.array(walls, _WALL_DTYPE), np.array(spots, _SPOT_DTYPE)
+        centers, half_widths, positions, buildings, np.array(walls, _WALL_DTYPE), np.array(spots, _SPOT_DTYPE)
     )
 
 
@@ -99,8 +99,8 @@ def _build_block(
             origin = corner + sense * edges[k]
             walls.append((axis, facing, sense, owner, plane, origin, edges[k + 1] - edges[k], heights[k], False))
         for k in range(1, len(owners)):
-            taller, towards = (k - 1, sense) if heights[k - 1] > heights[k] else (k, -sense)
-            party = (1 - axis, towards, -facing, owners[taller], corner + sense * edges[k], plane, 10.0)
+            taller, toward = (k - 1, sense) if heights[k - 1] > heights[k] else (k, -sense)
+            party = (1 - axis, toward, -facing, owners[taller], corner + sense * edges[k], plane, 10.0)
             walls.append((*party, heights[taller], True))
     return walls
 
@@ -111,15 +111,15 @@ def _lot_edges(rng: np.random.Generator, length_m: float) -> np.ndarray:
 
 
 def _draw_building(rng: np.random.Generator, seed: tuple[int, ...]) -> Building:
-    colour = np.clip(rgb(rng.choice(WALL_COLOURS)) * rng.uniform(0.85, 1.1) + rng.normal(0, 8, 3), 20, 250)
+    color = np.clip(rgb(rng.choice(WALL_COLORS)) * rng.uniform(0.85, 1.1) + rng.normal(0, 8, 3), 20, 250)
     storeys = int(rng.choice([1, 2, 3, 4, 5, 7], p=[0.2, 0.3, 0.25, 0.1, 0.1, 0.05]))
     return Building(
-        seed, tuple(map(float, colour)), storeys, rng.uniform(2.9, 3.8), rng.uniform(3.2, 4.8), rng.uniform(0.4, 1.4)
+        seed, tuple(map(float, color)), storeys, rng.uniform(2.9, 3.8), rng.uniform(3.2, 4.8), rng.uniform(0.4, 1.4)
     )
 
 
 def _spots(
-    rng: np.random.Generator, centres: list[np.ndarray], half_widths: list[np.ndarray], axis: int, street: int
+    rng: np.random.Generator, centers: list[np.ndarray], half_widths: list[np.ndarray], axis: int, street: int
 ) -> list[tuple]:
     """Place what stands along both kerbs of a street, outside of its crossings."""
     kinds = {"car": (6.2, -1.1), "person": (4.0, 1.8), "lamp": (27.0, 0.5)}
@@ -127,9 +127,9 @@ def _spots(
         kinds["tree"] = (float(rng.uniform(9, 16)), 0.9)
     spots = []
     for (kind, (step_m, from_kerb_m)), side in itertools.product(kinds.items(), (-1, 1)):
-        along = np.arange(centres[1 - axis][0] + rng.uniform(0, step_m), centres[1 - axis][-1], step_m)
-        gaps = np.abs(along[:, None] - centres[1 - axis]) - half_widths[1 - axis]
-        across = centres[axis][street] + side * (half_widths[axis][street] - SIDEWALK_M + from_kerb_m)
+        along = np.arange(centers[1 - axis][0] + rng.uniform(0, step_m), centers[1 - axis][-1], step_m)
+        gaps = np.abs(along[:, None] - centers[1 - axis]) - half_widths[1 - axis]
+        across = centers[axis][street] + side * (half_widths[axis][street] - SIDEWALK_M + from_kerb_m)
         for coordinate in along[(gaps > 3).all(axis=1)]:
             place = (across, coordinate) if axis == 0 else (coordinate, across)
             spots.append((kind, axis, *place, rng.integers(2**32)))

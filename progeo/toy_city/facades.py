@@ -6,7 +6,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from progeo.toy_city.colours import ACCENT_COLOURS, pick
+from progeo.toy_city.colors import ACCENT_COLORS, pick
 from progeo.toy_city.district import Building
 
 MIP_LEVELS = 5
@@ -33,20 +33,18 @@ def paint_facade(building: Building, width_m: float, texels_per_m: float) -> lis
 
 
 class _Brush:
-    """Paints rectangles given in metres from the lower left corner of a facade."""
+    """Paints rectangles given in meters from the lower left corner of a facade."""
 
     def __init__(self, image: Image.Image, height_m: float, texels_per_m: float):
         self._draw, self._height_m, self._texels_per_m = ImageDraw.Draw(image), height_m, texels_per_m
 
-    def box(
-        self, left: float, bottom: float, right: float, top: float, colour: np.ndarray, alpha: int = OPAQUE
-    ) -> None:
-        self._draw.rectangle(self._corners(left, bottom, right, top), fill=rgba(colour, alpha))
+    def box(self, left: float, bottom: float, right: float, top: float, color: np.ndarray, alpha: int = OPAQUE) -> None:
+        self._draw.rectangle(self._corners(left, bottom, right, top), fill=rgba(color, alpha))
 
     def disc(
-        self, left: float, bottom: float, right: float, top: float, colour: np.ndarray, alpha: int = OPAQUE
+        self, left: float, bottom: float, right: float, top: float, color: np.ndarray, alpha: int = OPAQUE
     ) -> None:
-        self._draw.ellipse(self._corners(left, bottom, right, top), fill=rgba(colour, alpha))
+        self._draw.ellipse(self._corners(left, bottom, right, top), fill=rgba(color, alpha))
 
     def _corners(self, left: float, bottom: float, right: float, top: float) -> list[int]:
         edges = (left, self._height_m - top, right, self._height_m - bottom)
@@ -54,9 +52,9 @@ class _Brush:
         return [x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)]
 
 
-def rgba(colour: np.ndarray, alpha: int) -> tuple[int, ...]:
-    """A colour as Pillow draws with it."""
-    return (*(int(min(max(value, 0), 255)) for value in colour), alpha)
+def rgba(color: np.ndarray, alpha: int) -> tuple[int, ...]:
+    """A color as Pillow draws with it."""
+    return (*(int(min(max(value, 0), 255)) for value in color), alpha)
 
 
 def _paint_wall(building: Building, rows: int, columns: int, texels_per_m: float) -> np.ndarray:
@@ -70,7 +68,7 @@ def _paint_wall(building: Building, rows: int, columns: int, texels_per_m: float
         joints = joints | ((right + course % 2 * block_m / 2) % block_m * texels_per_m < 1)
     tone = 1 - joint * joints + rng.normal(0, 0.03, (rows, columns)) - 0.1 * (down > building.height_m - 0.8)
     wall = np.full((rows, columns, 4), OPAQUE, dtype=np.uint8)
-    wall[..., :3] = np.clip(np.array(building.colour) * tone[..., None], 0, 255)
+    wall[..., :3] = np.clip(np.array(building.color) * tone[..., None], 0, 255)
     return wall
 
 
@@ -79,9 +77,9 @@ def _paint_storeys(brush: _Brush, building: Building, width_m: float) -> None:
     rng = np.random.default_rng([*building.seed, 1])
     bay_m, wide, tall = rng.uniform([2.0, 0.35, 0.42], [4.0, 0.72, 0.68])
     arched, sills, mullions, courses, shutters, balconies = rng.random(6) < (0.25, 0.5, 0.6, 0.35, 0.2, 0.2)
-    colour = np.array(building.colour)
-    trim = pick(rng, ("#f2efe8", "#2b2b2e", "#e0d4bd", "#5a4636")) if rng.random() < 0.8 else colour * 0.6
-    accent, glass = pick(rng, ACCENT_COLOURS), pick(rng, ("#2c3a48", "#3d4f5c", "#22282e", "#4a6478"))
+    color = np.array(building.color)
+    trim = pick(rng, ("#f2efe8", "#2b2b2e", "#e0d4bd", "#5a4636")) if rng.random() < 0.8 else color * 0.6
+    accent, glass = pick(rng, ACCENT_COLORS), pick(rng, ("#2c3a48", "#3d4f5c", "#22282e", "#4a6478"))
     brush.box(0, building.height_m - building.cornice_m, width_m, building.height_m, trim * 0.92)
     brush.box(
         0, building.height_m - building.cornice_m, width_m, building.height_m - building.cornice_m * 0.7, trim * 0.6
@@ -95,40 +93,40 @@ def _paint_storeys(brush: _Brush, building: Building, width_m: float) -> None:
             brush.box(0, floor - 0.15, width_m, floor + 0.15, trim)
         bottom = floor + building.storey_m * (1 - tall) * 0.55
         top = bottom + building.storey_m * tall
-        for centre in (np.arange(bays) + 0.5) * bay_m:
+        for center in (np.arange(bays) + 0.5) * bay_m:
             pane, alpha = glass * rng.uniform(0.7, 1.5), int(rng.integers(OPAQUE))
             if shutters:
-                brush.box(centre - half - 0.5, bottom, centre + half + 0.5, top, accent)
+                brush.box(center - half - 0.5, bottom, center + half + 0.5, top, accent)
             if arched:
-                brush.disc(centre - half - 0.15, top - half, centre + half + 0.15, top + half, trim)
-                brush.disc(centre - half, top - half, centre + half, top + half * 0.85, pane, alpha)
-            brush.box(centre - half - 0.15, bottom - 0.15, centre + half + 0.15, top + (0 if arched else 0.15), trim)
-            brush.box(centre - half, bottom, centre + half, top, pane, alpha)
+                brush.disc(center - half - 0.15, top - half, center + half + 0.15, top + half, trim)
+                brush.disc(center - half, top - half, center + half, top + half * 0.85, pane, alpha)
+            brush.box(center - half - 0.15, bottom - 0.15, center + half + 0.15, top + (0 if arched else 0.15), trim)
+            brush.box(center - half, bottom, center + half, top, pane, alpha)
             if rng.random() < 0.4:
                 brush.box(
-                    centre - half, top - rng.uniform(0.2, 0.9) * (top - bottom), centre + half, top, pane + 70, alpha
+                    center - half, top - rng.uniform(0.2, 0.9) * (top - bottom), center + half, top, pane + 70, alpha
                 )
             if mullions:
-                brush.box(centre - 0.07, bottom, centre + 0.07, top, trim)
+                brush.box(center - 0.07, bottom, center + 0.07, top, trim)
                 brush.box(
-                    centre - half,
+                    center - half,
                     bottom + 0.6 * (top - bottom),
-                    centre + half,
+                    center + half,
                     bottom + 0.6 * (top - bottom) + 0.12,
                     trim,
                 )
             if sills:
-                brush.box(centre - half - 0.3, bottom - 0.35, centre + half + 0.3, bottom - 0.1, trim * 0.85)
+                brush.box(center - half - 0.3, bottom - 0.35, center + half + 0.3, bottom - 0.1, trim * 0.85)
             if balconies:
-                brush.box(centre - half - 0.4, floor + 0.05, centre + half + 0.4, floor + 0.9, accent * 0.6)
+                brush.box(center - half - 0.4, floor + 0.05, center + half + 0.4, floor + 0.9, accent * 0.6)
 
 
 def _paint_ground_floor(brush: _Brush, building: Building, width_m: float) -> None:
     """Paint shops with signs and awnings, or doors, windows and garages."""
     rng = np.random.default_rng([*building.seed, 2])
     shops, awnings, striped = rng.random(3) < (0.55, 0.5, 0.5)
-    base, sign, awning, door = (pick(rng, ACCENT_COLOURS) for _ in range(4))
-    base = base * 0.5 + np.array(building.colour) * 0.3 if shops else np.array(building.colour) * rng.uniform(0.55, 1.0)
+    base, sign, awning, door = (pick(rng, ACCENT_COLORS) for _ in range(4))
+    base = base * 0.5 + np.array(building.color) * 0.3 if shops else np.array(building.color) * rng.uniform(0.55, 1.0)
     top = building.ground_floor_m - 0.2
     brush.box(0, 0, width_m, top, base)
     units = max(1, round(width_m / rng.uniform(3.5, 6.0)))

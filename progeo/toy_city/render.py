@@ -28,7 +28,7 @@ from progeo.toy_city.things import draw_things, things_present
 
 MIN_IMAGES = 20
 HEADINGS_DEG = (15, 105, 195, 285)
-"""Centres of 30 degree bins; 15 degrees off the streets, so that a view along a street also shows one side of it."""
+"""Centers of 30 degree bins; 15 degrees off the streets, so that a view along a street also shows one side of it."""
 DATES_PER_PLACE = 10
 SPLITS = ("train", "val", "test")
 _ZONE, _LETTER, _NORTH_M, _EASTS_M = 10, "S", 4_180_005, (545_005, 560_005, 575_005)
@@ -89,7 +89,7 @@ def _render_shots(render: Callable[[_Shot], None], shots: list[_Shot], workers: 
         for _ in progress(map(render, shots)):
             pass
         return
-    # Chunks are long, because neighbouring shots see the same facades, which every process paints for itself.
+    # Chunks are long, because neighboring shots see the same facades, which every process paints for itself.
     chunk = math.ceil(len(shots) / workers / 8)
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         for _ in progress(pool.map(render, shots, chunksize=chunk)):
@@ -165,10 +165,10 @@ def _render(district: District, shot: _Shot, image_size: int) -> Image.Image:
 
 def _develop(picture: Picture, shot: _Shot, light: Light, rng: np.random.Generator) -> Image.Image:
     """Light the picture, hang the sky, and expose it as that visit's camera does."""
-    size = len(picture.colour)
-    colour = picture.colour * (light.ambient + picture.sunlit[..., None] * light.sun)
-    colour += picture.glow[..., None] * np.array((225, 175, 95), dtype=np.float32)
-    colour = light.horizon + (colour - light.horizon) * np.exp(-picture.distance / light.haze_m)[..., None]
+    size = len(picture.color)
+    color = picture.color * (light.ambient + picture.sunlit[..., None] * light.sun)
+    color += picture.glow[..., None] * np.array((225, 175, 95), dtype=np.float32)
+    color = light.horizon + (color - light.horizon) * np.exp(-picture.distance / light.haze_m)[..., None]
     directions, slopes = shot.camera.rays(size)
     sky = np.flatnonzero(np.isinf(picture.distance))
     row, column = np.divmod(sky, size)
@@ -177,13 +177,13 @@ def _develop(picture: Picture, shot: _Shot, light: Light, rng: np.random.Generat
     x, y = directions[:, column] / (slope + 0.15) * 40 + rng.uniform(0, 256, (2, 1)).astype(np.float32)
     cloud = np.clip(mottled(x, y) + light.clouds - 0.5, 0, 1)[:, None] * 0.8
     clear = light.horizon + (light.zenith - light.horizon) * blue
-    colour.reshape(-1, 3)[sky] = clear + (light.horizon * 1.1 - clear) * cloud
-    colour = colour.reshape(size // 2, 2, size // 2, 2, 3).mean(axis=(1, 3))
+    color.reshape(-1, 3)[sky] = clear + (light.horizon * 1.1 - clear) * cloud
+    color = color.reshape(size // 2, 2, size // 2, 2, 3).mean(axis=(1, 3))
     gain, gamma, saturation = np.exp(rng.normal(0, 0.18)), rng.uniform(0.85, 1.25), rng.uniform(0.6, 1.2)
     cast = rng.uniform(0.86, 1.14, 3)
     rng = np.random.default_rng([*shot.visit_seed, round(shot.camera.heading_deg * 100)])
     gain = gain * rng.uniform(0.9, 1.1) * (1.3 if light.night else 1)
-    grey = colour.mean(axis=2, keepdims=True)
-    colour = np.clip((grey + (colour - grey) * saturation) * cast * gain / 255, 0, 1) ** gamma * 255
-    colour += rng.normal(0, 7 if light.night else 2.5, colour.shape)
-    return Image.fromarray(np.clip(colour, 0, 255).astype(np.uint8))
+    gray = color.mean(axis=2, keepdims=True)
+    color = np.clip((gray + (color - gray) * saturation) * cast * gain / 255, 0, 1) ** gamma * 255
+    color += rng.normal(0, 7 if light.night else 2.5, color.shape)
+    return Image.fromarray(np.clip(color, 0, 255).astype(np.uint8))

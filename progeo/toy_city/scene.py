@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from progeo.toy_city.colours import rgb
+from progeo.toy_city.colors import rgb
 
 Share = np.ndarray | float
 
@@ -27,7 +27,7 @@ class Camera:
         return np.array([[sine, cosine], [cosine, -sine]], dtype=np.float32)
 
     def rays(self, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return directions (2, size) of the columns, one metre forward, and slopes (size,) of the rows."""
+        """Return directions (2, size) of the columns, one meter forward, and slopes (size,) of the rows."""
         tangents = ((np.arange(size) + 0.5) / size * 2 - 1) * math.tan(math.radians(self.fov_deg / 2))
         forward, right = self.axes()
         directions = forward[:, None] + right[:, None] * tangents
@@ -43,7 +43,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class Light:
-    """The sky and light of a visit; colours are RGB from 0 to 255, or factors of the colours they light."""
+    """The sky and light of a visit; colors are RGB from 0 to 255, or factors of the colors they light."""
 
     zenith: np.ndarray
     horizon: np.ndarray
@@ -65,16 +65,16 @@ class Light:
 
 @dataclass(frozen=True)
 class Picture:
-    """What every pixel shows before it is lit: colour (H, W, 3), distance, share of sunlight, own glow (H, W)."""
+    """What every pixel shows before it is lit: color (H, W, 3), distance, share of sunlight, own glow (H, W)."""
 
-    colour: np.ndarray
+    color: np.ndarray
     distance: np.ndarray
     sunlit: np.ndarray
     glow: np.ndarray
 
-    def fill(self, where: np.ndarray, colour: np.ndarray, distance: np.ndarray, sunlit: Share, glow: Share) -> None:
+    def fill(self, where: np.ndarray, color: np.ndarray, distance: np.ndarray, sunlit: Share, glow: Share) -> None:
         """Fill the pixels of flat indices `where`."""
-        self.colour.reshape(-1, 3)[where] = colour
+        self.color.reshape(-1, 3)[where] = color
         for plane, value in ((self.distance, distance), (self.sunlit, sunlit), (self.glow, glow)):
             plane.reshape(-1)[where] = value
 

@@ -16,7 +16,7 @@ _LAYERS = 4
 
 
 def walls_near(district: District, camera: Camera) -> np.ndarray:
-    """Return the walls in sight whose front is towards the camera, wherever it looks: those behind it cast shadows."""
+    """Return the walls in sight whose front is toward the camera, wherever it looks: those behind it cast shadows."""
     walls, place = district.walls, camera.place.astype(np.float32)
     across = (place[walls["axis"]] - walls["plane"]) * walls["facing"]
     along = place[1 - walls["axis"]] - walls["origin"] - walls["sense"] * walls["width"] / 2
@@ -33,7 +33,7 @@ def draw_walls(
     salt: int,
 ) -> None:
     """Draw the walls a column of pixels sees: the nearest, and above it those that rise higher."""
-    size = len(picture.colour)
+    size = len(picture.color)
     directions, slopes = camera.rays(size)
     distance, along = _intersect(walls, camera.place.astype(np.float32)[:, None], directions)
     rise = np.where(np.isfinite(distance), (walls["height"][:, None] - np.float32(camera.height_m)) / distance, -np.inf)
@@ -62,30 +62,30 @@ def draw_walls(
     down = np.maximum((wall["height"][strip] - height) * np.float32(texels_per_m), 0).astype(np.int32) >> level[strip]
     texel = texels[start[strip] + down * stride[strip]]
     pane = texel[:, 3] != OPAQUE
-    colour = texel[:, :3].astype(np.float32)
+    color = texel[:, :3].astype(np.float32)
     if light.night:
         sunlit = np.exp(-height / 5)
         glow = pane & (texel[:, 3] * np.uint8(73) + np.uint8(salt) < 90)
     else:
-        colour[pane] = 0.7 * colour[pane] + 0.3 * light.horizon
+        color[pane] = 0.7 * color[pane] + 0.3 * light.horizon
         incidence = np.maximum(wall["facing"] * light.sun_direction[wall["axis"]], 0) / math.hypot(1, light.sun_slope)
         points = camera.place.astype(np.float32)[:, None] + far * directions[:, strip_column]
         shade = _shadow_height(walls, points, light)
         sunlit = incidence[strip] * (height > shade[strip])
         glow = np.zeros(1)
-    picture.fill(where, colour, far[strip], sunlit, glow)
+    picture.fill(where, color, far[strip], sunlit, glow)
 
 
 def draw_ground(picture: Picture, district: District, walls: np.ndarray, camera: Camera, light: Light) -> None:
     """Draw road, pavement and markings where no wall hides them."""
-    size = len(picture.colour)
+    size = len(picture.color)
     directions, slopes = camera.rays(size)
     horizon = int((slopes >= 0).sum())
     far = np.repeat(np.float32(camera.height_m) / -slopes[horizon:], size)
     where = np.flatnonzero(np.isinf(picture.distance[horizon:]))
     far, column = far[where], where % size
     x, y = (np.float32(camera.place[axis]) + far * directions[axis][column] for axis in range(2))
-    road = _road_colours(district, x, y)
+    road = _road_colors(district, x, y)
     sunlit: Share = float(0.8 if light.night else light.sun_slope / math.hypot(1, light.sun_slope))
     if light.sun.max() > 0.1 and not light.night:
         sunlit = sunlit * _ground_in_sun(walls, camera, light, slopes[horizon:], directions).reshape(-1)[where]
@@ -134,7 +134,7 @@ def _atlas(
     for wall in walls[shown]:
         building = district.buildings[wall["building"]]
         if wall["party"]:
-            levels = [np.array([[[*(0.8 * value for value in building.colour), OPAQUE]]]).astype(np.uint8)] * MIP_LEVELS
+            levels = [np.array([[[*(0.8 * value for value in building.color), OPAQUE]]]).astype(np.uint8)] * MIP_LEVELS
         else:
             levels = paint_facade(building, float(wall["width"]), texels_per_m)
         for piece in levels:
@@ -146,11 +146,11 @@ def _atlas(
     return np.concatenate(pieces), np.array(starts)[index], np.array(strides)[index]
 
 
-def _road_colours(district: District, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _road_colors(district: District, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     offsets, gaps, parity = [], [], []
-    for coordinate, centres, half_widths in zip((x, y), district.centres, district.half_widths, strict=True):
-        nearest = np.searchsorted((centres[1:] + centres[:-1]) / 2, coordinate)
-        offsets.append(np.abs(coordinate - centres[nearest]))
+    for coordinate, centers, half_widths in zip((x, y), district.centers, district.half_widths, strict=True):
+        nearest = np.searchsorted((centers[1:] + centers[:-1]) / 2, coordinate)
+        offsets.append(np.abs(coordinate - centers[nearest]))
         gaps.append(offsets[-1] - (half_widths[nearest] - SIDEWALK_M))
         parity.append(nearest % 2)
     gap = np.minimum(*gaps)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw
 
-from progeo.toy_city.colours import ACCENT_COLOURS, CAR_COLOURS, pick
+from progeo.toy_city.colors import ACCENT_COLORS, CAR_COLORS, pick
 from progeo.toy_city.district import District
 from progeo.toy_city.facades import rgba
 from progeo.toy_city.scene import Camera, Light, Picture
@@ -16,7 +16,7 @@ _DETAIL_M = 60.0
 
 def draw_things(picture: Picture, things: np.ndarray, camera: Camera, light: Light) -> None:
     """Draw what stands in front of walls and ground, the farthest first."""
-    canvas = _Canvas(camera, len(picture.colour))
+    canvas = _Canvas(camera, len(picture.color))
     places = np.stack([things["east"], things["north"]], axis=1)
     depth, side = camera.axes() @ (places - camera.place.astype(np.float32)).T
     shown = np.flatnonzero((depth > 0) & (np.abs(side) < depth + 5))
@@ -43,7 +43,7 @@ def things_present(district: District, camera: Camera, light: Light, rng: np.ran
 
 
 class _Canvas:
-    """Draws shapes given in metres over each other; the number of a shape's ink is kept as alpha."""
+    """Draws shapes given in meters over each other; the number of a shape's ink is kept as alpha."""
 
     def __init__(self, camera: Camera, size: int):
         self._camera, self._size = camera, size
@@ -58,26 +58,26 @@ class _Canvas:
     def faces(self, points: np.ndarray, faces: list[tuple[list[int], np.ndarray]]) -> None:
         """Draw those polygons over points (N, 3) whose corners run clockwise in the picture."""
         columns, rows, depths = self._camera.project(points, self._size).T
-        for corners, colour in faces:
+        for corners, color in faces:
             x, y = columns[corners], rows[corners]
             if depths[corners].max() > 0.3 and (x * np.roll(y, -1) - y * np.roll(x, -1)).sum() > 0:
-                self._draw.polygon(list(zip(x, y, strict=True)), fill=rgba(colour, len(self.inks) - 1))
+                self._draw.polygon(list(zip(x, y, strict=True)), fill=rgba(color, len(self.inks) - 1))
 
-    def discs(self, points: np.ndarray, radius_m: float, colours: np.ndarray) -> None:
+    def discs(self, points: np.ndarray, radius_m: float, colors: np.ndarray) -> None:
         columns, rows, depths = self._camera.project(points, self._size).T
         radii = radius_m * self._size / 2 / math.tan(math.radians(self._camera.fov_deg / 2)) / depths
-        for x, y, radius, colour in zip(columns, rows, radii, colours, strict=True):
-            self._draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=rgba(colour, len(self.inks) - 1))
+        for x, y, radius, color in zip(columns, rows, radii, colors, strict=True):
+            self._draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=rgba(color, len(self.inks) - 1))
 
-    def upright(self, place: np.ndarray, bottom: float, top: float, width_m: float, colour: np.ndarray) -> None:
+    def upright(self, place: np.ndarray, bottom: float, top: float, width_m: float, color: np.ndarray) -> None:
         """Draw a rectangle that stands at `place` and faces the camera."""
         half = self._camera.axes()[1] * width_m / 2
         corners = [(*(place - half), top), (*(place + half), top), (*(place + half), bottom), (*(place - half), bottom)]
-        self.faces(np.array(corners), [([0, 1, 2, 3], colour)])
+        self.faces(np.array(corners), [([0, 1, 2, 3], color)])
 
 
 def _draw_car(canvas: _Canvas, place: np.ndarray, rng: np.random.Generator, axis: int) -> None:
-    paint, glass, black = pick(rng, CAR_COLOURS), np.array((46, 54, 62)), np.array((26, 26, 28))
+    paint, glass, black = pick(rng, CAR_COLORS), np.array((46, 54, 62)), np.array((26, 26, 28))
     van = rng.random() < 0.2
     length, width, belt, top = rng.uniform(4.1, 4.8), 1.8, 1.1 if van else 0.85, 2.0 if van else 1.45
     ends = [(0.5, 0.5), (0.5, -0.5), (-0.5, -0.5), (-0.5, 0.5)]
@@ -93,9 +93,9 @@ def _draw_car(canvas: _Canvas, place: np.ndarray, rng: np.random.Generator, axis
             points = points[:, [1, 0, 2]] * (1, -1, 1)
         return points + np.array([*place, 0])
 
-    def show(points: np.ndarray, colour: np.ndarray, roof: np.ndarray) -> None:
+    def show(points: np.ndarray, color: np.ndarray, roof: np.ndarray) -> None:
         sides = [[0, 1, 5, 4], [1, 2, 6, 5], [2, 3, 7, 6], [3, 0, 4, 7]]
-        shaded = [(side, colour * tone) for side, tone in zip(sides, (0.9, 0.75, 0.9, 0.75), strict=True)]
+        shaded = [(side, color * tone) for side, tone in zip(sides, (0.9, 0.75, 0.9, 0.75), strict=True)]
         canvas.faces(points, [*shaded, ([5, 6, 7, 4], roof)])
 
     canvas.faces(slab(0, 0.02, (length + 0.2, length + 0.2), (width + 0.2, width + 0.2)), [([5, 6, 7, 4], black)])
@@ -122,5 +122,5 @@ def _draw_lamp(canvas: _Canvas, place: np.ndarray, rng: np.random.Generator, axi
 def _draw_person(canvas: _Canvas, place: np.ndarray, rng: np.random.Generator, axis: int) -> None:
     tall = rng.uniform(1.55, 1.9)
     canvas.upright(place, 0, tall * 0.5, 0.34, pick(rng, ("#2b3040", "#3c3a38", "#52607a")))
-    canvas.upright(place, tall * 0.48, tall * 0.86, 0.48, pick(rng, ACCENT_COLOURS))
+    canvas.upright(place, tall * 0.48, tall * 0.86, 0.48, pick(rng, ACCENT_COLORS))
     canvas.discs(np.array([(*place, tall * 0.93)]), 0.13, np.array([(176, 132, 106)]) * rng.uniform(0.6, 1.2))

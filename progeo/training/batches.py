@@ -9,7 +9,7 @@ from torch import Tensor
 
 from progeo.config.training import Settings, TrainingSettings
 from progeo.data.augmentation import Changes
-from progeo.data.datasets import CatalogueImages, LabelledImages, max_unreadable
+from progeo.data.datasets import CatalogueImages, LabeledImages, max_unreadable
 from progeo.data.loaders import Loaded, build_loader, cache_images
 from progeo.data.samplers import ClassBatches
 from progeo.engine.log import LOGGER
@@ -71,7 +71,7 @@ class ImageBatches:
             process=self.process,
             num_processes=self.num_processes,
         )
-        images = LabelledImages(self.images, group.rows, group.offsets, self.crop)
+        images = LabeledImages(self.images, group.rows, group.offsets, self.crop)
         loader = build_loader(images, self._with_crops(batches, epoch), num_workers=self.settings.data.num_workers)
         for step, loaded in enumerate(loader, first_step):
             self._note_unreadable(loaded)

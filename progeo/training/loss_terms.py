@@ -51,7 +51,7 @@ class ImageLosses:
             self.text_space = TextSpace(
                 descriptor_dim,
                 descriptor_dim if text_features is None else text_features[0].shape[1],
-                normalised=text.normalised,
+                normalized=text.normalized,
                 temperature=text.temperature,
                 learn_temperature=text.learn_temperature and text_features is not None,
             ).to(accelerator.device)

@@ -21,7 +21,7 @@ from progeo.places.cells import Partition, build_partition, check_same_partition
 from progeo.training.starting_encoder import starting_statistics
 
 _PLACES = "places.json"
-_STATISTICS = ("normalisation", "mean", "std")
+_STATISTICS = ("normalization", "mean", "std")
 _MAY_CHANGE = (
     "run",
     "resume",

@@ -159,4 +159,4 @@ class GroupTraining:
 
     def _compared(self, features: Tensor) -> Tensor:
         """Features as the loss compares them."""
-        return F.normalize(features) if self.prompts.normalised else features
+        return F.normalize(features) if self.prompts.normalized else features

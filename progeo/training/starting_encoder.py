@@ -5,7 +5,7 @@ from pathlib import Path
 from progeo.config.training import ModelSettings
 from progeo.engine.run_folder import RunFolder
 from progeo.export.weights import encoder_folder, holds_encoder, load_encoder, read_description
-from progeo.models.backbones.open_clip import NORMALISATIONS, as_height_width
+from progeo.models.backbones.open_clip import NORMALIZATIONS, as_height_width
 from progeo.models.encoder import Encoder, EncoderSpec, build_encoder
 from progeo.models.pixel_statistics import PixelStatistics, chosen_statistics, pixel_statistics
 
@@ -23,8 +23,8 @@ def build_starting_encoder(model: ModelSettings, *, seed: int) -> Encoder:
         model.weights,
         model.image_size,
         descriptor_dim=model.descriptor_dim,
-        normalised=model.normalised,
-        normalisation=model.normalisation,
+        normalized=model.normalized,
+        normalization=model.normalization,
         mean=model.mean,
         std=model.std,
         align_corners=model.align_corners,
@@ -38,7 +38,7 @@ def starting_statistics(model: ModelSettings) -> PixelStatistics:
         encoder = read_description(encoder_folder(Path(model.weights)))["encoder"]
         return PixelStatistics(tuple(encoder["mean"]), tuple(encoder["std"]), f"as the encoder in {model.weights} has")
     return pixel_statistics(
-        model.architecture, model.weights, normalisation=model.normalisation, mean=model.mean, std=model.std
+        model.architecture, model.weights, normalization=model.normalization, mean=model.mean, std=model.std
     )
 
 
@@ -55,7 +55,7 @@ def _load_encoder(model: ModelSettings, folder: Path) -> Encoder:
         "architecture": (model.architecture.replace("/", "-"), spec.architecture),
         "image_size": (as_height_width(model.image_size), spec.image_size),
         "descriptor_dim": (model.descriptor_dim or spec.descriptor_dim, spec.descriptor_dim),
-        "normalised": (model.normalised or spec.pooling != "clip", spec.normalised),
+        "normalized": (model.normalized or spec.pooling != "clip", spec.normalized),
         "align_corners": (model.align_corners, spec.align_corners),
     }
     for name, (wanted, found) in settings.items():
@@ -66,7 +66,7 @@ def _load_encoder(model: ModelSettings, folder: Path) -> Encoder:
 
 
 def _check_statistics(model: ModelSettings, spec: EncoderSpec, folder: Path) -> None:
-    wanted = chosen_statistics(model.normalisation, model.mean, model.std)
+    wanted = chosen_statistics(model.normalization, model.mean, model.std)
     if wanted is None or (wanted.mean, wanted.std) == (spec.mean, spec.std):
         return
     if model.mean is not None:
@@ -74,7 +74,7 @@ def _check_statistics(model: ModelSettings, spec: EncoderSpec, folder: Path) -> 
             f"model.mean and model.std are {wanted.mean} and {wanted.std}, the encoder in {folder} has {spec.mean} and "
             f"{spec.std}: leave both out."
         )
-    names = {statistics: name for name, statistics in NORMALISATIONS.items()}
+    names = {statistics: name for name, statistics in NORMALIZATIONS.items()}
     found = names.get((spec.mean, spec.std))
     has = f"{found}: set it so" if found else f"mean {spec.mean} and std {spec.std}: leave it out"
-    raise ValueError(f"model.normalisation is {model.normalisation}, the encoder in {folder} has {has}.")
+    raise ValueError(f"model.normalization is {model.normalization}, the encoder in {folder} has {has}.")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from progeo.config.training import Settings
-from progeo.data.augmentation import jitter_colours
+from progeo.data.augmentation import jitter_colors
 from progeo.engine.accelerator import distributed, scaler_state, set_scaler_state
 from progeo.engine.checkpoint import STEPS, newest_checkpoint, prune_checkpoints, save_checkpoint
 from progeo.engine.loop import LossNotFinite, Means, progress_bar, train_epoch
@@ -190,7 +190,7 @@ class ImageTraining:
 
     def _step(self, terms: Terms, piece: Piece) -> dict[str, Tensor]:
         images, labels = piece.images.to(self.accelerator.device), piece.labels.to(self.accelerator.device)
-        descriptors = self.distributed_encoder(self.encoder.normalise(jitter_colours(images, piece.changes)))
+        descriptors = self.distributed_encoder(self.encoder.normalize(jitter_colors(images, piece.changes)))
         return terms(descriptors, labels)
 
     def _before_step(self, number: int) -> None:

@@ -5,7 +5,7 @@ from accelerate import Accelerator
 
 from progeo.datasets.query_sets import QuerySet
 from progeo.engine.accelerator import gathered, share_of
-from progeo.evaluation.search import nearest_neighbours
+from progeo.evaluation.search import nearest_neighbors
 from progeo.features.batches import describe_rows
 from progeo.features.descriptors import encoder_describer
 from progeo.features.extract import Describer
@@ -40,7 +40,7 @@ def retrieve(
     encoder.eval()
     database, queries = described(query_set.database, "database"), described(query_set.queries, "queries")
     encoder.train(was_training)
-    return nearest_neighbours([database], queries, count).rows
+    return nearest_neighbors([database], queries, count).rows
 
 
 def _described(

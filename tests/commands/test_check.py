@@ -117,7 +117,7 @@ def test_missing_headings_are_said_and_cells_alone_are_counted(train):
     assert all("refused" not in counts for counts in classes["with_other_cells"])
 
 
-def test_metres_without_a_zone_are_not_misplaced_as_nordlands_are_not(tmp_path):
+def test_meters_without_a_zone_are_not_misplaced_as_nordlands_are_not(tmp_path):
     for frame in range(2):
         Image.new("RGB", (64, 64), (frame, 0, 0)).save(
             tmp_path / f"@0@{frame * 25 / 10.5:07.1f}@@@@@{frame}@@@@@@@@.jpg"

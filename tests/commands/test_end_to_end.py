@@ -224,9 +224,9 @@ def test_a_reduced_encoder_gives_the_principal_components_of_its_descriptors(run
         photos = [read_image(path) for path in sorted((city / "train").iterdir())]
         images = torch.stack([whole.preprocess(photo) for photo in photos])
         descriptors, reduced = whole(images), small(images)
-    centred = (descriptors - descriptors.mean(dim=0)).double()
-    components = torch.linalg.svd(centred, full_matrices=False).Vh[:8]
-    expected = torch.nn.functional.normalize(centred @ components.T, dim=1)
+    centered = (descriptors - descriptors.mean(dim=0)).double()
+    components = torch.linalg.svd(centered, full_matrices=False).Vh[:8]
+    expected = torch.nn.functional.normalize(centered @ components.T, dim=1)
     alike = torch.corrcoef(torch.stack([(each @ each.T).flatten() for each in (reduced.double(), expected)]))[0, 1]
     assert alike > 0.9999  # of components that hold equally much, each may be turned into the other
     assert small.descriptor_dim == 8

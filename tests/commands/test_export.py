@@ -39,7 +39,7 @@ def test_onnx_takes_pixels_and_halves_take_half_the_room(run):
     pixels = torch.randint(0, 256, (3, 96, 80, 3), dtype=torch.uint8)
     (found,) = onnxruntime.InferenceSession(file).run(None, {"images": pixels.numpy()})
     with torch.no_grad():
-        expected = encoder(encoder.normalise(pixels.permute(0, 3, 1, 2)))
+        expected = encoder(encoder.normalize(pixels.permute(0, 3, 1, 2)))
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-2)
 
 

@@ -22,7 +22,7 @@ SF_XL = "@054{}.13@4174858.97@10@S@037.71993@-122.50016@i7EdfG0z_R{}@@60@@@@2015
     ("folders", "database", "queries", "right"),
     [
         (("database", "queries"), [PITTS.format(11, 2, 3), PITTS.format(91, 3, 4)], [PITTS.format(50, 9, 9)], [[0, 1]]),
-        # MSLS: two cities, whose metres of different zones may be alike
+        # MSLS: two cities, whose meters of different zones may be alike
         (
             ("database", "queries"),
             [SAN_FRANCISCO.format(10, "a"), COPENHAGEN.format(20, "b")],

@@ -51,7 +51,7 @@ def one_by_one(encoder, folder, kind):
     network, images = progeo.load_encoder(encoder), read_catalogue(folder)
     with torch.no_grad():
         pixels = [preprocess_image(read_image(images.path(row)), kind, (48, 48)) for row in range(len(images))]
-        return np.stack([network(network.normalise(each[None] if each.ndim == 3 else each)).numpy() for each in pixels])
+        return np.stack([network(network.normalize(each[None] if each.ndim == 3 else each)).numpy() for each in pixels])
 
 
 def predictions_in(out):

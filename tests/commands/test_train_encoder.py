@@ -35,7 +35,7 @@ def long_config(config, run, tmp_path_factory):
         "ema_decay": 0.9,
         "keep_every": 1,
     }
-    settings["text"] = {"prompts": str(run / "stage1"), "normalised": True, "learn_temperature": True}
+    settings["text"] = {"prompts": str(run / "stage1"), "normalized": True, "learn_temperature": True}
     settings["triplet"] = {"weight": 1.0}
     path = tmp_path_factory.mktemp("long_config") / "config.yaml"
     path.write_text(yaml.safe_dump(settings))
@@ -294,18 +294,18 @@ def test_a_run_that_did_not_write_down_its_images_goes_on_where_they_were_only(c
 
 
 @pytest.mark.parametrize(
-    ("normalisation", "words", "sentence"),
+    ("normalization", "words", "sentence"),
     [
         ("clip", [], None),
-        ("clip", ["--model.normalisation", "clip"], None),
-        ("imagenet", [], r"begun with pixels of .*, imagenet as set; now .*: give --model.normalisation imagenet, or"),
+        ("clip", ["--model.normalization", "clip"], None),
+        ("imagenet", [], r"begun with pixels of .*, imagenet as set; now .*: give --model.normalization imagenet, or"),
         (None, ["--model.mean", "[0.5, 0.5, 0.5]", "--model.std", "[0.5, 0.5, 0.5]"], "give --model.mean null --model"),
         ("clip", ["--data.orientation", "ignore"], "data.orientation was 'exif', now 'ignore'"),
         ("clip", ["--data.positive_angle_deg", "40"], "data.positive_angle_deg was None, now 40.0"),
     ],
 )
 def test_a_run_goes_on_with_settings_that_came_later_where_they_mean_the_same(
-    config, begun, tmp_path, normalisation, words, sentence
+    config, begun, tmp_path, normalization, words, sentence
 ):
     kept = tmp_path / "run/stage2/config.yaml"
     settings = yaml.safe_load(kept.read_text())
@@ -313,7 +313,7 @@ def test_a_run_goes_on_with_settings_that_came_later_where_they_mean_the_same(
     for section, name in (("data", "orientation"), ("data", "positive_angle_deg"), ("model", "mean"), ("model", "std")):
         del settings[section][name]
     del settings["prompts"]["batch_norm"]
-    settings["model"]["normalisation"] = normalisation
+    settings["model"]["normalization"] = normalization
     kept.write_text(yaml.safe_dump(settings))
     words = [*begun, "--resume", "true", "--training.epochs", 1, *words]
     if sentence is None:

@@ -171,10 +171,10 @@ def test_features_of_images_that_changed_since_are_refused(own_config, tmp_path)
 def test_a_cache_that_says_it_was_made_from_something_else_is_refused(own_config, tmp_path):
     stage_1(own_config)
     (description,) = (tmp_path / "features").glob("*/description.json")
-    description.write_text(json.dumps({**json.loads(description.read_text()), "normalisation": "imagenet"}))
+    description.write_text(json.dumps({**json.loads(description.read_text()), "normalization": "imagenet"}))
     sentence = failure(own_config, "--run", tmp_path / "later")
     clips = {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711]}
-    assert f"What is in {description.parent} was made with normalisation = imagenet, now it is {clips}" in sentence
+    assert f"What is in {description.parent} was made with normalization = imagenet, now it is {clips}" in sentence
     assert "--prompts.feature_cache" in sentence
 
 
@@ -182,7 +182,7 @@ def test_a_cache_that_says_it_was_made_from_something_else_is_refused(own_config
     "change",
     [
         ("--prompts.image_size", "96"),
-        ("--model.normalisation", "imagenet"),
+        ("--model.normalization", "imagenet"),
         ("--seed", "1"),
         ("--mixed_precision", "bf16"),
     ],
@@ -216,7 +216,7 @@ def test_pixels_are_normalized_as_the_file_of_the_weights_says(own_config, tmp_p
     once = ("--prompts.epochs", 1, "--cells.num_groups", 1, "--prompts.batch_norm", "eval")
     stage_1(own_config, "--model.weights", weights, *once)
     (cache,) = (tmp_path / "features").iterdir()
-    assert json.loads((cache / "description.json").read_text())["normalisation"] == {"mean": mean, "std": std}
+    assert json.loads((cache / "description.json").read_text())["normalization"] == {"mean": mean, "std": std}
     catalogue = open_catalogue(cache / "catalogue.arrow", tmp_path / "train")
     image = read_image(catalogue.path(0)).float() / 255
     pixels = (image - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]

@@ -128,7 +128,7 @@ def test_an_index_of_unknown_places_is_not_calibrated(index, photos):
 def test_a_malformed_name_is_no_image_without_a_position(encoder, tmp_path):
     gray(tmp_path / "images/@550000@north@.jpg", 0)
     gray(tmp_path / "images/1.jpg", 0)
-    with pytest.raises(SystemExit, match=r"field 2 \(north\) should be a number of metres, got 'north'"):
+    with pytest.raises(SystemExit, match=r"field 2 \(north\) should be a number of meters, got 'north'"):
         main(f"index build --folder {tmp_path}/images --encoder {encoder} --out {tmp_path}/index".split())
 
 

@@ -15,7 +15,7 @@ FROZEN = ("conv1", "bn1", "layer1", "layer2")
 
 
 def stage2(config, run, architecture, *arguments):
-    model = ["--model.architecture", architecture, "--model.normalisation", "imagenet", "--text.weight", "0"]
+    model = ["--model.architecture", architecture, "--model.normalization", "imagenet", "--text.weight", "0"]
     main(["stage2", "--config", str(config), "--run", str(run), *model, *arguments])
 
 

@@ -144,7 +144,7 @@ def test_a_file_of_open_clip_gives_its_image_features_with_gelu_unless_told(endi
     assert "The file does not say its activation; GELU is taken" in capsys.readouterr().err
     assert_texts_alike(encoder, state, F.gelu)
     (tmp_path / "quick").mkdir()
-    encoder = imported(path, tmp_path / "quick", "--quickgelu", "true", "--normalised", "false")
+    encoder = imported(path, tmp_path / "quick", "--quickgelu", "true", "--normalized", "false")
     assert_images_alike(encoder, vit_features(state, "visual.", images), images)
     assert "activation" not in capsys.readouterr().err
 

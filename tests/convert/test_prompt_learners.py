@@ -195,8 +195,8 @@ def test_classes_or_a_clip_that_do_not_fit_are_refused(clip, learner_class, tmp_
             clip[1],
         )
     )
-    for option in (["--image_size", "64"], ["--quickgelu", "true"], ["--normalised", "false"]):
-        assert "--image_size, --normalised and --quickgelu are for encoders" in failure(*option)
+    for option in (["--image_size", "64"], ["--quickgelu", "true"], ["--normalized", "false"]):
+        assert "--image_size, --normalized and --quickgelu are for encoders" in failure(*option)
     del learners[1].token_suffix
     torch.save(learners, tmp_path / "last.pth")
     assert "the prompt learner of group 1 has no token_suffix" in failure()

@@ -74,7 +74,7 @@ def test_a_vit_gives_the_projected_class_token_as_it_is(name, tmp_path):
         torch.testing.assert_close(encoder(images), expected, rtol=1e-3, atol=1e-3)
     spec = encoder.spec
     assert (spec.architecture, spec.image_size) == (f"{name}-quickgelu", (side_px, side_px))
-    assert (spec.mean, spec.std, spec.align_corners, spec.normalised) == (*IMAGENET, True, False)
+    assert (spec.mean, spec.std, spec.align_corners, spec.normalized) == (*IMAGENET, True, False)
     assert spec.text_weights == (None if name == "tiny-vit" else "openai")
 
 
@@ -107,7 +107,7 @@ def test_a_checkpoint_of_the_training_gives_the_same_as_the_bare_weights(tmp_pat
 
 def test_length_one_can_be_asked_for_where_the_published_descriptors_are_raw(tmp_path):
     state = published_vit()
-    encoder = imported(state, tmp_path, "--normalised", "true")
+    encoder = imported(state, tmp_path, "--normalized", "true")
     images = torch.randn(2, 3, 128, 128)
     with torch.no_grad():
         expected = vit_features(state, "backbone.", images)
@@ -132,7 +132,7 @@ def test_a_grid_that_is_no_square_is_told_by_the_image_size(tmp_path):
         (lambda state: state.pop("backbone.bn2.bias"), [], r"backbone\.bn2\.bias should be \(8,\), is missing"),
         (lambda state: state.update(extra=torch.zeros(2)), [], r"extra should be absent, is \(2,\)"),
         (lambda state: state.pop("aggregation.3.weight"), [], r"not whole: aggregation\.3\.weight is missing"),
-        (lambda state: None, ["--normalised", "false"], "always have length 1, leave it out"),
+        (lambda state: None, ["--normalized", "false"], "always have length 1, leave it out"),
     ],
 )
 def test_what_does_not_fit_is_named(change, options, sentence, tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as F
 
-from progeo.data.augmentation import Augmentation, jitter_colours
+from progeo.data.augmentation import Augmentation, jitter_colors
 
 NOTHING = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
 
@@ -31,7 +31,7 @@ def test_each_jitter_equals_torchvisions(name, strength, adjust):
     amounts = changes.turns if name == "hue" else changes.shares[:, tuple(NOTHING).index(name)]
     assert len(set(amounts.tolist())) == 4  # each image has its own
     expected = [adjust(image, amount) for image, amount in zip(images, amounts.tolist(), strict=True)]
-    torch.testing.assert_close(jitter_colours(images, changes), torch.stack(expected), atol=1e-5, rtol=0)
+    torch.testing.assert_close(jitter_colors(images, changes), torch.stack(expected), atol=1e-5, rtol=0)
 
 
 def test_the_four_steps_come_in_a_random_order_for_each_image():
@@ -41,7 +41,7 @@ def test_the_four_steps_come_in_a_random_order_for_each_image():
     assert all(amount.min() >= 0.5 and amount.max() <= 1.5 and amount.std() > 0.25 for amount in amounts[:3])
     assert changes.turns.abs().max() <= 0.2
     adjust = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
-    for row, jittered in enumerate(jitter_colours(images, changes)):
+    for row, jittered in enumerate(jitter_colors(images, changes)):
         expected = images[row]
         for index in changes.order[row].tolist():
             expected = adjust[index](expected, amounts[index][row].item())
@@ -51,18 +51,18 @@ def test_the_four_steps_come_in_a_random_order_for_each_image():
 
 def test_hues_turn_as_torchvisions_also_where_channels_are_equal_or_at_their_ends():
     levels = torch.tensor([0.0, 0.3, 1.0])
-    colours = torch.cartesian_prod(levels, levels, levels).T[None, :, :, None]  # greys, pure colours, every tie
-    images, changes = colours.expand(500, -1, -1, -1), drawn(500, hue=0.5)
+    colors = torch.cartesian_prod(levels, levels, levels).T[None, :, :, None]  # grays, pure colors, every tie
+    images, changes = colors.expand(500, -1, -1, -1), drawn(500, hue=0.5)
     turned = zip(images, changes.turns.tolist(), strict=True)
     expected = torch.stack([F.adjust_hue(image, turn) for image, turn in turned])
-    torch.testing.assert_close(jitter_colours(images, changes), expected, atol=2e-6, rtol=0)
+    torch.testing.assert_close(jitter_colors(images, changes), expected, atol=2e-6, rtol=0)
 
 
 def test_pixels_and_floats_are_jittered_alike_and_left_as_they_were():
     pixels = torch.randint(0, 256, (8, 3, 5, 6), dtype=torch.uint8, generator=generator())
     before, floats = pixels.clone(), pixels.float() / 255
     changes = drawn(8, brightness=0.7, contrast=0.7, saturation=0.7, hue=0.5)
-    torch.testing.assert_close(jitter_colours(pixels, changes), jitter_colours(floats, changes))
+    torch.testing.assert_close(jitter_colors(pixels, changes), jitter_colors(floats, changes))
     assert torch.equal(pixels, before)
     assert torch.equal(floats, before.float() / 255)
 
@@ -72,8 +72,8 @@ def test_the_same_seed_gives_the_same_augmentation_and_another_seed_another():
     first, again, other = (Augmentation().draw(4, generator(seed)) for seed in (1, 1, 2))
     assert all(torch.equal(one, two) for one, two in zip(first, again, strict=True))
     assert not torch.equal(first.crops, other.crops)
-    jittered = jitter_colours(images, first)
-    assert not torch.equal(jittered, jitter_colours(images, other))
+    jittered = jitter_colors(images, first)
+    assert not torch.equal(jittered, jitter_colors(images, other))
     assert jittered.shape == images.shape
     assert jittered.min() >= 0
     assert jittered.max() <= 1
@@ -81,15 +81,15 @@ def test_the_same_seed_gives_the_same_augmentation_and_another_seed_another():
 
 def test_no_strength_leaves_the_pixels_alone():
     images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
-    assert torch.equal(jitter_colours(images, drawn(4)), images.float() / 255)
+    assert torch.equal(jitter_colors(images, drawn(4)), images.float() / 255)
 
 
 def test_a_part_of_a_batch_is_augmented_as_it_is_within_the_whole():
     images = torch.randint(0, 256, (6, 3, 16, 24), dtype=torch.uint8)
     changes = Augmentation().draw(6, generator())
-    whole = jitter_colours(images, changes)
+    whole = jitter_colors(images, changes)
     for part in (slice(0, 2), slice(2, 6)):
-        assert torch.equal(jitter_colours(images[part], changes.of(part)), whole[part])
+        assert torch.equal(jitter_colors(images[part], changes.of(part)), whole[part])
         assert torch.equal(changes.of(part).crops, changes.crops[part])
 
 

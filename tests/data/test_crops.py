@@ -78,7 +78,7 @@ def test_the_first_of_ten_shapes_that_fits_is_taken_anywhere_in_the_image():
 
 
 @pytest.mark.parametrize("size", [(64, 64), (48, 80), (128, 96)])
-def test_pixels_are_those_of_torchvision_with_antialiasing_to_one_grey_level(size):
+def test_pixels_are_those_of_torchvision_with_antialiasing_to_one_gray_level(size):
     for seed, (height, width) in enumerate([(128, 128), (90, 200), (300, 70), (33, 40)]):
         pixels = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=torch.manual_seed(seed))
         for image in (pixels.permute(2, 0, 1), pixels.permute(2, 0, 1).contiguous()):  # as decoded, and otherwise

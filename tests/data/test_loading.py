@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from progeo.data.datasets import CatalogueImages, LabelledImages, max_unreadable
+from progeo.data.datasets import CatalogueImages, LabeledImages, max_unreadable
 from progeo.data.decode import read_image, read_shape
 from progeo.data.loaders import batches_by_shape, build_loader, cache_images, ordered_batches, read_batches
 from progeo.data.samplers import ClassBatches
@@ -37,10 +37,10 @@ def test_a_fraction_of_images_may_be_unreadable_and_above_zero_one_at_least(frac
 def test_png_and_jpeg_of_every_mode_come_as_uint8_rgb(tmp_path):
     rgb = np.random.default_rng(0).integers(0, 256, (8, 9, 3), dtype=np.uint8)
     save(tmp_path / "rgb.png", rgb)
-    save(tmp_path / "grey.jpg", rgb[..., 0])
+    save(tmp_path / "gray.jpg", rgb[..., 0])
     Image.fromarray(rgb).convert("RGBA").save(tmp_path / "rgba.png")
     assert torch.equal(read_image(tmp_path / "rgb.png"), torch.from_numpy(rgb).permute(2, 0, 1))
-    for name in ("grey.jpg", "rgba.png"):
+    for name in ("gray.jpg", "rgba.png"):
         image = read_image(tmp_path / name)
         assert (image.dtype, tuple(image.shape)) == (torch.uint8, (3, 8, 9))
 
@@ -110,7 +110,7 @@ def test_training_batches_hold_the_crops_and_labels_that_the_sampler_names(folde
     sampler = ClassBatches(offsets, batch_size=2, num_batches=3, seed=0, epoch=0)
     crops = [[np.array([5, 7])] * 2, [np.array([9, 3])] * 2, [np.array([2, 2])] * 2]
     batches = [list(zip(indices, drawn, strict=True)) for indices, drawn in zip(sampler, crops, strict=True)]
-    loader = build_loader(LabelledImages(images, rows, offsets, corner), batches, num_workers=0)
+    loader = build_loader(LabeledImages(images, rows, offsets, corner), batches, num_workers=0)
     for indices, (height, width), (pixels, got) in zip(
         sampler, [(5, 7), (9, 3), (2, 2)], read_batches(loader), strict=True
     ):
@@ -122,17 +122,17 @@ def test_an_image_that_cannot_be_read_is_replaced_by_the_next_of_its_class(folde
     for broken in (1, 2, 4, 5):
         (folder / f"@{broken}@0@.png").write_bytes(b"no image")
     images = CatalogueImages(read_catalogue(folder))
-    labelled = LabelledImages(images, np.arange(6), np.array([0, 4, 6]), corner)  # classes 0 1 2 3 and 4 5
+    labeled = LabeledImages(images, np.arange(6), np.array([0, 4, 6]), corner)  # classes 0 1 2 3 and 4 5
     drawn = np.array([8, 9])
-    (batch,) = build_loader(labelled, [[(0, drawn), (1, drawn), (2, drawn)]], num_workers=0)  # 3 stands for 1 and 2
+    (batch,) = build_loader(labeled, [[(0, drawn), (1, drawn), (2, drawn)]], num_workers=0)  # 3 stands for 1 and 2
     assert torch.equal(batch.items[0], torch.stack([images[row][:, :8, :9] for row in (0, 3, 3)]))
     assert batch.items[1].tolist() == [0, 0, 0]
     assert {place: "@.png cannot be decoded" in reason for place, reason in batch.replaced.items()} == {
         1: True,
         2: True,
     }
-    assert labelled[2, drawn].reason == images[2].reason
-    (batch,) = build_loader(labelled, [[(3, drawn), (5, drawn)]], num_workers=0)
+    assert labeled[2, drawn].reason == images[2].reason
+    (batch,) = build_loader(labeled, [[(3, drawn), (5, drawn)]], num_workers=0)
     assert (list(batch.unreadable), batch.replaced) == ([1], {})  # class 1 has no image that can be read
 
 
@@ -158,6 +158,6 @@ def test_batches_hold_one_shape_each_in_order_and_not_too_many_pixels():
 
 
 def test_photos_of_16_bits_are_not_cut_off(tmp_path):
-    grey = np.array([[0, 255], [256, 65535]], np.uint16)
-    save(tmp_path / "deep.png", grey)
+    gray = np.array([[0, 255], [256, 65535]], np.uint16)
+    save(tmp_path / "deep.png", gray)
     assert read_image(tmp_path / "deep.png").tolist() == [[[0, 0], [1, 255]]] * 3

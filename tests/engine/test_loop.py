@@ -21,7 +21,7 @@ def bar(accelerator):
     return progress_bar(2, accelerator, images_per_step=1)
 
 
-def test_the_sum_of_the_terms_is_minimised_and_their_means_returned(accelerator):
+def test_the_sum_of_the_terms_is_minimized_and_their_means_returned(accelerator):
     weight, optimizer = parts(accelerator)
     numbers, seen = [], []
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from progeo.evaluation.recall import recall_at
-from progeo.evaluation.search import nearest_neighbours
+from progeo.evaluation.search import nearest_neighbors
 
 # Four queries: right at rank 1; right at rank 3; never right; without any positive.
 PREDICTIONS = np.array([[4, 1, 0], [2, 3, 5], [0, 1, 2], [3, 4, 5]])
@@ -44,10 +44,10 @@ def test_what_makes_no_recall_is_refused():
         recall_at(PREDICTIONS, POSITIVES, (0, 1))
 
 
-def test_neighbours_equal_a_sort_of_all_distances():
+def test_neighbors_equal_a_sort_of_all_distances():
     rng = np.random.default_rng(0)
     database, queries = rng.normal(size=(200, 8)).astype(np.float32), rng.normal(size=(20, 8)).astype(np.float32)
-    found = nearest_neighbours([database], queries, 10)
+    found = nearest_neighbors([database], queries, 10)
     distances = np.linalg.norm(queries[:, None] - database[None], axis=2)
     np.testing.assert_array_equal(found.rows, distances.argsort(axis=1)[:, :10])
     np.testing.assert_allclose(found.distances, np.sort(distances, axis=1)[:, :10], rtol=1e-4)
@@ -58,7 +58,7 @@ def test_of_equally_near_images_the_first_comes_first_as_in_a_double_loop(at_onc
     rng = np.random.default_rng(1)
     database, queries = rng.integers(0, 3, (400, 4)), rng.integers(0, 3, (60, 4))  # whole numbers: no rounding
     parts = (database[start : start + at_once].astype(np.float16) for start in range(0, 400, at_once))
-    found = nearest_neighbours(parts, queries.astype(np.float32), 30).rows
+    found = nearest_neighbors(parts, queries.astype(np.float32), 30).rows
     positives = [np.flatnonzero(rng.random(400) < 0.02) for _ in queries]
     hits = dict.fromkeys((1, 5, 20), 0)
     for query, right, rows in zip(queries, positives, found, strict=True):
@@ -71,4 +71,4 @@ def test_of_equally_near_images_the_first_comes_first_as_in_a_double_loop(at_onc
 
 
 def test_a_small_database_gives_all_it_has():
-    assert nearest_neighbours([np.eye(3, dtype=np.float32)], np.eye(3, dtype=np.float32), 20).rows.shape == (3, 3)
+    assert nearest_neighbors([np.eye(3, dtype=np.float32)], np.eye(3, dtype=np.float32), 20).rows.shape == (3, 3)

@@ -118,7 +118,7 @@ def test_thumbnails_are_bounded(tmp_path):
             assert max(image.size) == 128
 
 
-def test_photos_are_shown_upright_and_those_of_16_bits_in_all_their_greys(tmp_path):
+def test_photos_are_shown_upright_and_those_of_16_bits_in_all_their_grays(tmp_path):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     Image.new("RGB", (300, 200)).save(tmp_path / "lying.jpg", exif=exif)

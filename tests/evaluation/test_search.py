@@ -8,11 +8,11 @@ import pytest
 
 from progeo.evaluation.search import (
     distances_of,
-    index_neighbours,
+    index_neighbors,
     index_path,
     load_index,
     map_index,
-    nearest_neighbours,
+    nearest_neighbors,
     open_index,
     save_index,
 )
@@ -21,7 +21,7 @@ from progeo.features.store import ShardedRows
 
 @pytest.fixture
 def database(tmp_path):
-    """3,000 descriptors around 40 centres, in files of 1,000."""
+    """3,000 descriptors around 40 centers, in files of 1,000."""
     rng = np.random.default_rng(0)
     values = rng.normal(size=(40, 32))[rng.integers(0, 40, 3000)] + 0.3 * rng.normal(size=(3000, 32))
     rows = ShardedRows(tmp_path, num_rows=3000, width=32, shard_size=1000, dtype="float32")
@@ -45,22 +45,22 @@ def database(tmp_path):
 )
 def test_an_index_finds_what_an_exact_search_finds_and_is_kept(database, kind, least, most_bytes):
     queries = database.take(np.arange(0, 3000, 50)) + 0.01
-    exact = nearest_neighbours(database.parts(), queries, 10)
-    found = index_neighbours(open_index(database, kind, probes=8), queries, 10)
+    exact = nearest_neighbors(database.parts(), queries, 10)
+    found = index_neighbors(open_index(database, kind, probes=8), queries, 10)
     same = np.mean([len(set(mine) & set(theirs)) / 10 for mine, theirs in zip(found.rows, exact.rows, strict=True)])
     assert same >= least
     assert (found.rows[:, 0] == exact.rows[:, 0]).mean() >= least
     written = index_path(database, kind).stat()
     assert written.st_size < most_bytes
-    again = index_neighbours(open_index(database, kind, probes=8), queries, 10)
+    again = index_neighbors(open_index(database, kind, probes=8), queries, 10)
     assert again.rows.tolist() == found.rows.tolist()
     assert index_path(database, kind).stat().st_mtime_ns == written.st_mtime_ns
 
 
 def test_more_probes_find_more(database):
     queries = database.take(np.arange(0, 3000, 50)) + 0.3
-    exact = nearest_neighbours(database.parts(), queries, 10).rows
-    one, all_ = (index_neighbours(open_index(database, "IVF32,Flat", probes=n), queries, 10).rows for n in (1, 32))
+    exact = nearest_neighbors(database.parts(), queries, 10).rows
+    one, all_ = (index_neighbors(open_index(database, "IVF32,Flat", probes=n), queries, 10).rows for n in (1, 32))
     assert (all_ == exact).all()
     assert (one != exact).any()
 
@@ -99,7 +99,7 @@ def test_a_mapped_index_is_not_read_into_memory(tmp_path):
     before = resident_bytes()
     mapped = map_index(tmp_path / "large.faiss", probes=1)
     assert resident_bytes() - before < 0.1 * values.nbytes
-    assert index_neighbours(mapped, values[:3], 1).rows.ravel().tolist() == [0, 1, 2]
+    assert index_neighbors(mapped, values[:3], 1).rows.ravel().tolist() == [0, 1, 2]
 
 
 def test_a_damaged_index_is_refused_by_name(tmp_path):
@@ -112,13 +112,13 @@ def test_a_damaged_index_is_refused_by_name(tmp_path):
 
 def test_an_index_of_descriptors_that_changed_is_made_anew(database):
     queries = database.take(np.arange(5))
-    assert index_neighbours(open_index(database, "Flat", probes=1), queries, 1).rows.ravel().tolist() == [0, 1, 2, 3, 4]
+    assert index_neighbors(open_index(database, "Flat", probes=1), queries, 1).rows.ravel().tolist() == [0, 1, 2, 3, 4]
     before = (database.folder / "rows_00000.npy").stat()
     database.write_shard(0, database.take(np.arange(999, -1, -1)))
     os.utime(database.folder / "rows_00000.npy", ns=(before.st_atime_ns, before.st_mtime_ns - 10**9))
     for shard in (1, 2):
         os.utime(database.folder / f"rows_{shard:05}.npy", ns=(before.st_atime_ns, before.st_mtime_ns - 10**9))
-    found = index_neighbours(open_index(database, "Flat", probes=1), queries, 1).rows
+    found = index_neighbors(open_index(database, "Flat", probes=1), queries, 1).rows
     assert found.ravel().tolist() == [999, 998, 997, 996, 995]
 
 
@@ -133,5 +133,5 @@ def test_distances_are_those_of_the_nearest_crop_and_unknown_where_nothing_was_f
 
 def test_what_is_not_found_in_a_part_is_no_row():
     parts = [np.eye(3, dtype=np.float32), np.full((2, 3), np.nan, np.float32)]
-    found = nearest_neighbours(parts, np.eye(3, dtype=np.float32), 5).rows
+    found = nearest_neighbors(parts, np.eye(3, dtype=np.float32), 5).rows
     assert [sorted(row[row >= 0].tolist()) for row in found] == [[0, 1, 2]] * 3

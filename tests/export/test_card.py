@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from progeo.export.card import licence_of_weights, save_card, starting_weights
+from progeo.export.card import license_of_weights, save_card, starting_weights
 from progeo.models.encoder import build_encoder, spec_to_json
 
 
@@ -29,7 +29,7 @@ def test_a_card_has_a_header_for_the_hub_and_says_what_the_encoder_is(tmp_path):
     for row in (
         "| backbone | tiny-vit |",
         "| started from | clip.pt |",
-        "| licence of these starting weights | unknown |",
+        "| license of these starting weights | unknown |",
         "| descriptors | 128 dimensions, of length 1 |",
         "| trained on | me |",
         "| epoch | 3 |",
@@ -62,7 +62,7 @@ def test_a_card_of_an_encoder_of_unknown_origin_says_unknown(tmp_path):
             [
                 "| backbone | ViT-B-16-quickgelu |",
                 "| started from | openai |",
-                "| licence of these starting weights | MIT, of OpenAI's CLIP |",
+                "| license of these starting weights | MIT, of OpenAI's CLIP |",
                 "| reduced | from 512 dimensions by principal components, of 20,000 images of train |",
             ],
         ),
@@ -94,7 +94,7 @@ def test_a_card_says_what_was_imported_and_what_was_reduced(provenance, rows, tm
 
 
 @pytest.mark.parametrize(
-    ("architecture", "weights", "licence"),
+    ("architecture", "weights", "license"),
     [
         ("ViT-B-16-quickgelu", "openai", "MIT, of OpenAI's CLIP"),
         ("ViT-B-32", "laion2b_s34b_b79k", "MIT, of open_clip's weights trained on LAION"),
@@ -106,9 +106,9 @@ def test_a_card_says_what_was_imported_and_what_was_reduced(provenance, rows, tm
         ("resnet18", "openai", "unknown"),  # no tag of torchvision
     ],
 )
-def test_a_licence_is_said_only_where_it_is_certain(architecture, weights, licence):
-    assert licence_of_weights(architecture, weights) == licence
+def test_a_license_is_said_only_where_it_is_certain(architecture, weights, license):
+    assert license_of_weights(architecture, weights) == license
 
 
 def test_weights_of_torchvision_come_with_the_terms_of_imagenet():
-    assert "ImageNet, which has terms of its own" in licence_of_weights("resnet18", "IMAGENET1K_V1")
+    assert "ImageNet, which has terms of its own" in license_of_weights("resnet18", "IMAGENET1K_V1")

@@ -17,7 +17,7 @@ SIZES = ((1, 224, 224), (5, 224, 224), (1, 320, 448), (5, 320, 448))
 
 
 def largest_difference(encoder, sizes, *describe):
-    """The largest difference to the encoder of what each of `describe` gives for normalised images of several sizes."""
+    """The largest difference to the encoder of what each of `describe` gives for normalized images of several sizes."""
     generator = torch.Generator().manual_seed(1)
     largest = [0.0] * len(describe)
     for batch, height, width in sizes:
@@ -69,7 +69,7 @@ def test_a_program_of_pytorch_resizes_photos_inside_as_preprocess_does(tmp_path)
         with torch.no_grad():
             expected = encoder(torch.stack([encoder.preprocess(Image.fromarray(photo)) for photo in photos]))
             found = described(torch.from_numpy(photos))
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)  # one grey level of one pixel would be more
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)  # one gray level of one pixel would be more
 
 
 def test_descriptors_that_differ_are_refused_and_so_are_those_that_are_no_numbers(tmp_path):
@@ -90,11 +90,11 @@ def test_an_encoder_whose_own_size_its_program_would_refuse_is_refused(save, sid
         save(tmp_path / "model", encoder)
 
 
-@pytest.mark.parametrize("input", ["normalised", "photos"])
+@pytest.mark.parametrize("input", ["normalized", "photos"])
 def test_a_program_can_be_moved_to_another_device(input, tmp_path):
     save_program(tmp_path / "model.pt2", build_encoder("tiny-vit", "random", 64).eval(), input=input)
     program = move_to_device_pass(torch.export.load(tmp_path / "model.pt2"), "meta")
-    images = {"normalised": torch.rand(3, 3, 96, 80), "photos": torch.zeros(3, 200, 150, 3, dtype=torch.uint8)}[input]
+    images = {"normalized": torch.rand(3, 3, 96, 80), "photos": torch.zeros(3, 200, 150, 3, dtype=torch.uint8)}[input]
     descriptors = program.module()(images.to("meta"))
     assert (descriptors.shape, descriptors.device.type) == ((3, 128), "meta")
 
@@ -110,7 +110,7 @@ def test_what_describes_images_differently_is_not_written(save, tmp_path):
 FULL_SIZE = {
     "tiny ResNet, gem": (lambda: build_encoder("tiny-resnet", "random", 64), 1),
     "tiny ResNet, clip": (lambda: build_encoder("tiny-resnet", "random", (64, 96), pooling="clip"), 32),
-    "tiny ViT as published": (lambda: build_encoder("tiny-vit", "random", normalised=False, align_corners=True), 16),
+    "tiny ViT as published": (lambda: build_encoder("tiny-vit", "random", normalized=False, align_corners=True), 16),
     "CLIP RN50, gem": (lambda: build_encoder("RN50", "random"), 1),
     "CLIP RN50, clip": (lambda: build_encoder("RN50", "random", pooling="clip"), 32),
     "CLIP RN50, mean, projected": (lambda: random_projection(build_encoder("RN50", "random", pooling="mean")), 1),
@@ -149,4 +149,4 @@ def test_photos_in_onnx_are_described_as_preprocess_and_encoder_do(architecture,
         photos = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
         with torch.no_grad():
             expected = encoder(torch.stack([encoder.preprocess(photo) for photo in photos.permute(0, 3, 1, 2)]))
-        assert np.abs(describe(photos) - expected.numpy()).max() < 1e-6  # one grey level of one pixel would be more
+        assert np.abs(describe(photos) - expected.numpy()).max() < 1e-6  # one gray level of one pixel would be more

@@ -39,7 +39,7 @@ CLIPS = {
 @pytest.mark.parametrize(("architecture", "pooling", "size"), CLIPS.values(), ids=CLIPS)
 def test_open_clip_takes_the_trunk_beside_a_text_tower(architecture, pooling, size, known, tmp_path):
     start = load_clip(architecture, "random", seed=1)
-    encoder = build_encoder(architecture, "random", size, normalised=False, pooling=pooling).eval()
+    encoder = build_encoder(architecture, "random", size, normalized=False, pooling=pooling).eval()
     torch.save(start.state_dict(), tmp_path / "start.pt")
     usage = usage_with_a_tag(encoder, tmp_path / "start.pt") if known else trunk_usage(encoder, None)
     clip = loaded(encoder, tmp_path, usage)["clip"].eval()

@@ -17,7 +17,7 @@ import progeo
 from progeo.cli import main
 from progeo.engine.run_folder import Keep, RunFolder
 from progeo.export.weights import encoder_folder, holds_encoder, save_encoder
-from progeo.models.backbones.open_clip import NORMALISATIONS, load_clip
+from progeo.models.backbones.open_clip import NORMALIZATIONS, load_clip
 from progeo.models.backbones.torchvision import load_convnet
 from progeo.models.encoder import build_encoder
 
@@ -58,7 +58,7 @@ def test_the_folder_holds_two_files_and_the_description_is_whole(saved):
         "architecture": "tiny-vit",
         "image_size": [64, 96],
         "descriptor_dim": 128,
-        "normalised": True,
+        "normalized": True,
         "mean": [0.48145466, 0.4578275, 0.40821073],
         "std": [0.26862954, 0.26130258, 0.27577711],
         "align_corners": False,
@@ -131,7 +131,7 @@ def test_encoders_to_compare_with_are_known_by_name(name, dim, size):
     assert not encoder.training
 
 
-def test_an_encoder_to_compare_with_normalises_pixels_as_its_weights_want(tmp_path, monkeypatch):
+def test_an_encoder_to_compare_with_normalizes_pixels_as_its_weights_want(tmp_path, monkeypatch):
     torch.save(load_clip("tiny-vit", "random").state_dict(), tmp_path / "clip.pt")
     pixels = {"mean": (0.5, 0.4, 0.3), "std": (0.3, 0.2, 0.1)}
     tags = {"other": {"file": str(tmp_path / "clip.pt"), **pixels}, "plain": {"file": str(tmp_path / "clip.pt")}}
@@ -143,10 +143,10 @@ def test_an_encoder_to_compare_with_normalises_pixels_as_its_weights_want(tmp_pa
     torch.save(layers, tmp_path / "hub/checkpoints" / file)
     expected = {
         "open_clip:tiny-vit:other": tuple(pixels.values()),
-        "open_clip:tiny-vit:plain": NORMALISATIONS["clip"],
-        "open_clip:tiny-vit:random": NORMALISATIONS["clip"],
+        "open_clip:tiny-vit:plain": NORMALIZATIONS["clip"],
+        "open_clip:tiny-vit:random": NORMALIZATIONS["clip"],
         "torchvision:vgg16:IMAGENET1K_FEATURES": ((0.48235, 0.45882, 0.40784), (1 / 255,) * 3),
-        "torchvision:resnet18:random": NORMALISATIONS["imagenet"],
+        "torchvision:resnet18:random": NORMALIZATIONS["imagenet"],
     }
     for name, (mean, std) in expected.items():
         encoder = progeo.load_encoder(name)
@@ -193,7 +193,7 @@ def test_what_is_no_encoder_is_refused_in_one_sentence(saved, tmp_path):
         ("image_size", [64, 96.0]),
         ("descriptor_dim", "128"),
         ("descriptor_dim", 0),
-        ("normalised", None),
+        ("normalized", None),
         ("mean", [0.5, 0.5]),
         ("mean", [0.5, 0.5, float("inf")]),
         ("std", [1, 1, "1"]),

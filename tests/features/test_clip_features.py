@@ -12,7 +12,7 @@ from torch import nn
 from progeo.data.decode import read_image
 from progeo.engine.accelerator import start_accelerator
 from progeo.features.clip_features import cached_features, extraction_order
-from progeo.models.backbones.open_clip import NORMALISATIONS, load_clip, weights_digest
+from progeo.models.backbones.open_clip import NORMALIZATIONS, load_clip, weights_digest
 from progeo.models.batch_norm import batch_norm_mode
 from progeo.models.pixel_statistics import pixel_statistics
 from progeo.models.preprocessing import resize_image
@@ -71,7 +71,7 @@ def build_clip(kind="tiny-resnet"):
 def pixels_of(folder, rows):
     """Images of a folder as a CLIP takes them, without the one that cannot be read."""
     catalogue = read_catalogue(folder)
-    mean, std = (torch.tensor(values)[:, None, None] for values in NORMALISATIONS["clip"])
+    mean, std = (torch.tensor(values)[:, None, None] for values in NORMALIZATIONS["clip"])
     readable = [row for row in rows if row != BROKEN]
     return torch.stack(
         [(resize_image(read_image(catalogue.path(row)), (SIZE, SIZE)) / 255 - mean) / std for row in readable]
@@ -176,7 +176,7 @@ def test_features_with_the_statistics_of_the_weights_are_named_as_ever(extract, 
     np.testing.assert_allclose(others(features), expected, rtol=2e-3, atol=2e-3)
     assert not (folder / "batch_norm.safetensors").exists()
     said = description(folder)
-    names = "architecture visual_weights normalisation image_size preprocessing orientation mixed_precision kept_as"
+    names = "architecture visual_weights normalization image_size preprocessing orientation mixed_precision kept_as"
     assert list(said) == [*names.split(), "image_folder", "image_list", "num_images", "rows_per_file"]
     assert folder.name == hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
 

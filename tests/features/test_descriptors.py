@@ -28,7 +28,7 @@ class Constant(nn.Module):
         self.value = nn.Parameter(torch.full((2,), value))
         self.factor = factor
 
-    def normalise(self, images):
+    def normalize(self, images):
         return images.float()
 
     def forward(self, images):
@@ -104,7 +104,7 @@ def changed(change):
         lambda encoder: encoder.mean.fill_(0.5),
         lambda encoder: nn.init.zeros_(encoder.pooling.linear.bias),
         lambda encoder: setattr(encoder, "forward", MethodType(halved, encoder)),
-        lambda encoder: setattr(encoder, "normalise", MethodType(halved, encoder)),
+        lambda encoder: setattr(encoder, "normalize", MethodType(halved, encoder)),
         lambda encoder: setattr(encoder.pooling, "forward", torch.zeros_like),
         lambda encoder: setattr(encoder.backbone.layer1[0].act3, "forward", torch.abs),
         lambda encoder: encoder.register_forward_hook(doubled),

@@ -21,7 +21,7 @@ from progeo.cli import main
 from progeo.commands.localize import localize, text_descriptor
 from progeo.config.evaluation import LocalizeSettings
 from progeo.data.decode import read_image
-from progeo.evaluation.search import Neighbours
+from progeo.evaluation.search import Neighbors
 from progeo.export.weights import load_encoder, save_encoder
 from progeo.localization.place_index import open_place_index
 from progeo.models.backbones.open_clip import known_architectures, load_clip
@@ -224,7 +224,7 @@ def test_photos_are_described_as_the_index_says_and_searched_with_its_probes(spa
     encoder = load_encoder(sparse / "model")
     with torch.no_grad():
         crops = [preprocess_image(read_image(photo), "five_crops", encoder.image_size) for photo in photos]
-        descriptors = torch.stack([encoder(encoder.normalise(each)).mean(dim=0) for each in crops]).numpy()
+        descriptors = torch.stack([encoder(encoder.normalize(each)).mean(dim=0) for each in crops]).numpy()
     wanted = opened.search(descriptors, least=3)
     paths = opened.catalogue.table["path"].to_pylist()
     for answer, rows in zip(found, wanted.rows, strict=True):
@@ -238,7 +238,7 @@ def test_what_an_index_did_not_find_makes_no_photo_surer(sparse, built, cache, t
         np.array([[3, 5, -1], [3, 5, 5], [-1, -1, -1]]),
         np.array([[0.1, 0.4, 9], [0.1, 0.4, 0.4], [9, 9, 9]]),
     )
-    values = opened.evidence(Neighbours(rows, distances), 25.0)
+    values = opened.evidence(Neighbors(rows, distances), 25.0)
     assert values[0].tolist() == values[1].tolist()
     assert np.isnan(values[2]).all()
     command("index calibrate", cache, folder=built / "photos", index=tmp_path / "index")

@@ -19,9 +19,9 @@ ENCODERS = {
     "resnet, not square": lambda: build_encoder("tiny-resnet", "random", (64, 96)),
     "vit": lambda: build_encoder("tiny-vit", "random", (64, 96)),
     "vit, raw, ImageNet pixels": lambda: build_encoder(
-        "tiny-vit", "random", normalised=False, normalisation="imagenet", align_corners=True
+        "tiny-vit", "random", normalized=False, normalization="imagenet", align_corners=True
     ),
-    "resnet18": lambda: build_encoder("resnet18", "random", (64, 96), descriptor_dim=32, normalisation="imagenet"),
+    "resnet18": lambda: build_encoder("resnet18", "random", (64, 96), descriptor_dim=32, normalization="imagenet"),
     "efficientnet_b0": lambda: build_encoder("efficientnet_b0", "random", 64),
     "vgg16": lambda: build_encoder("vgg16", "random", 64, descriptor_dim=32),
     "CLIP's own attention pooling": lambda: build_encoder("tiny-resnet", "random", (64, 96), pooling="clip"),
@@ -64,8 +64,8 @@ def test_preprocess_takes_pil_images_and_uint8_tensors_alike(encoder):
     assert prepared.dtype == torch.float32
     picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
     assert torch.equal(encoder.preprocess(picture), prepared)
-    grey = encoder.preprocess(Image.new("L", (50, 50), 128))
-    assert grey.shape == (3, *encoder.image_size)
+    gray = encoder.preprocess(Image.new("L", (50, 50), 128))
+    assert gray.shape == (3, *encoder.image_size)
 
 
 def test_preprocess_describes_a_photo_as_its_file_is_described(encoder, tmp_path):
@@ -82,7 +82,7 @@ def test_preprocess_describes_a_photo_as_its_file_is_described(encoder, tmp_path
             assert torch.equal(encoder.preprocess(photo), encoder.preprocess(read_image(path)))
 
 
-def test_preprocess_normalises_with_mean_and_std(encoder):
+def test_preprocess_normalizes_with_mean_and_std(encoder):
     white = encoder.preprocess(torch.full((3, 40, 40), 255, dtype=torch.uint8))
     mean, std = torch.as_tensor(encoder.mean), torch.as_tensor(encoder.std)
     torch.testing.assert_close(white.amin(dim=(1, 2)), (1 - mean) / std)
@@ -113,7 +113,7 @@ def test_a_raw_vit_gives_the_projected_class_token():
 
     images = torch.rand(2, 3, 128, 128)
     expected = load_clip("tiny-vit", "random").encode_image(images)
-    torch.testing.assert_close(build_encoder("tiny-vit", "random", normalised=False)(images), expected)
+    torch.testing.assert_close(build_encoder("tiny-vit", "random", normalized=False)(images), expected)
 
 
 def test_the_resnet_keeps_no_attention_pool_it_does_not_use():
@@ -135,8 +135,8 @@ def test_frozen_layers_get_no_gradient_and_the_others_do():
 def test_what_cannot_be_built_is_refused():
     with pytest.raises(ValueError, match=r"have 128 dimensions, model.descriptor_dim cannot be 64"):
         build_encoder("tiny-vit", "random", descriptor_dim=64)
-    with pytest.raises(ValueError, match=r"model.normalisation must be one of clip, imagenet, got 'none'"):
-        build_encoder("tiny-vit", "random", normalisation="none")
+    with pytest.raises(ValueError, match=r"model.normalization must be one of clip, imagenet, got 'none'"):
+        build_encoder("tiny-vit", "random", normalization="none")
     with pytest.raises(ValueError, match="image_size must be at least 32 pixels a side, got 16 x 16"):
         build_encoder("tiny-vit", "random", 16)
     with pytest.raises(ValueError, match=r"names 'layer9', which is no layer .* conv1"):
@@ -161,7 +161,7 @@ def test_weights_that_do_not_fit_are_refused_by_name():
 def test_attention_pooling_gives_the_features_of_open_clip():
     clip = load_clip("tiny-resnet", "random")
     images = torch.rand(2, 3, *as_height_width(clip.visual.image_size))
-    encoder = build_encoder("tiny-resnet", "random", pooling="clip", normalised=False).eval()
+    encoder = build_encoder("tiny-resnet", "random", pooling="clip", normalized=False).eval()
     with torch.no_grad():
         torch.testing.assert_close(encoder(images), clip.encode_image(images), rtol=1e-4, atol=1e-5)
 
@@ -182,7 +182,7 @@ def test_a_projection_maps_descriptors_and_makes_them_as_long_as_before():
         moved = encoder(images) @ weight.T + bias
         found = projected(encoder, weight, bias)(images)
         torch.testing.assert_close(found, moved / moved.norm(dim=1, keepdim=True))
-        raw = projected(build_encoder("tiny-vit", "random", normalised=False), weight, bias)
+        raw = projected(build_encoder("tiny-vit", "random", normalized=False), weight, bias)
         assert not torch.allclose(raw(images).norm(dim=1), torch.ones(2))
     with pytest.raises(ValueError, match="projected already, from 128 to 16"):
         projected(built("projected"), weight, bias)

@@ -58,10 +58,10 @@ def test_every_pretrained_clip_that_open_clip_knows_has_its_own():
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"normalisation": "clip"}, CLIP),
-        ({"normalisation": "imagenet"}, IMAGENET),
+        ({"normalization": "clip"}, CLIP),
+        ({"normalization": "imagenet"}, IMAGENET),
         ({"mean": [0.1, 0.2, 0.3], "std": (0.4, 0.5, 0.6)}, OTHER),
-        ({"normalisation": "clip", "mean": OTHER[0], "std": OTHER[1]}, OTHER),
+        ({"normalization": "clip", "mean": OTHER[0], "std": OTHER[1]}, OTHER),
     ],
 )
 def test_what_is_set_comes_before_what_weights_say(settings, expected):
@@ -159,7 +159,7 @@ def test_metadata_that_no_pixels_can_have_are_refused_unless_others_are_set(mean
     save_file({"a": torch.zeros(1)}, file, {"mean": mean, "std": "[0.5, 0.5, 0.5]"})
     with pytest.raises(ValueError, match=sentence):
         pixel_statistics("tiny-vit", file)
-    assert numbers(pixel_statistics("tiny-vit", file, normalisation="clip")) == CLIP
+    assert numbers(pixel_statistics("tiny-vit", file, normalization="clip")) == CLIP
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ def test_as_published_nothing_is_changed_where_the_dimensions_agree():
     assert not any(parameter.requires_grad for parameter in space.parameters())
 
 
-def test_normalised_the_logits_are_cosines_over_the_temperature():
-    space, descriptors, texts = TextSpace(4, 4, normalised=True, temperature=0.07), torch.randn(3, 4), torch.randn(5, 4)
+def test_normalized_the_logits_are_cosines_over_the_temperature():
+    space, descriptors, texts = TextSpace(4, 4, normalized=True, temperature=0.07), torch.randn(3, 4), torch.randn(5, 4)
     logits = space(descriptors) @ space.texts(texts).T
     expected = F.cosine_similarity(descriptors[:, None], texts[None], dim=2) / 0.07
     torch.testing.assert_close(logits, expected)

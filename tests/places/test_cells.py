@@ -28,7 +28,7 @@ def partition_of(rows, **changes):
         ((0.0, 0.0, 0.0), (0, 0, 0)),
         ((9.99, 10.0, 29.9), (0, 10, 0)),  # a cell holds its lower edge, not its upper
         ((544051.13, 4174858.97, 60.0), (544050, 4174850, 60)),
-        ((-0.01, 5.0, 359.9), (-10, 0, 330)),  # rounding down, not towards zero
+        ((-0.01, 5.0, 359.9), (-10, 0, 330)),  # rounding down, not toward zero
         ((5.0, 5.0, 360.0), (0, 0, 0)),  # a full turn is north
         ((5.0, 5.0, -1.0), (0, 0, 330)),  # headings may be negative
         ((5.0, 5.0, -1e-15), (0, 0, 0)),  # rounding to a full turn is north too

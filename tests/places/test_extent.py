@@ -19,7 +19,7 @@ def catalogue_of(latitude, longitude):
     return Catalogue(Path("images"), pa.table({**columns, "latitude": latitude, "longitude": longitude}))
 
 
-def metres(east, north, zone=0):
+def meters(east, north, zone=0):
     columns = {"path": [f"{row}.jpg" for row in range(len(east))], "east": east, "north": north}
     zones = np.broadcast_to(np.int8(zone), len(east))
     return Catalogue(Path("images"), pa.table({**columns, "zone": zones, "heading": np.full(len(east), np.nan)}))
@@ -64,18 +64,18 @@ def test_sets_that_are_wide_but_right_have_nothing_elsewhere(latitude, longitude
 
 
 def test_a_local_map_has_a_size_and_its_origin_is_a_place():
-    extent = extent_of(metres(np.linspace(-50, 50, 11), np.linspace(0, 0, 11)))
+    extent = extent_of(meters(np.linspace(-50, 50, 11), np.linspace(0, 0, 11)))
     assert (extent.center, extent.size_m, extent.elsewhere, extent.map_link) == (None, (100, 0), {}, "")
     assert extent.text.startswith("center unknown; 100 m")
 
 
 @pytest.mark.parametrize("zone", [0, 23])
 def test_zeros_among_utm_are_named(zone):
-    extent = extent_of(metres(np.r_[np.full(20, 333_287.0), 0, 0], np.r_[np.full(20, 7_394_588.0), 0, 0], zone))
+    extent = extent_of(meters(np.r_[np.full(20, 333_287.0), 0, 0], np.r_[np.full(20, 7_394_588.0), 0, 0], zone))
     assert extent.elsewhere == dict.fromkeys((20, 21), "it is at 0, 0, as if its position were unknown")
 
 
 def test_positions_that_say_nothing_have_no_extent():
-    assert extent_of(metres(np.full(3, np.nan), np.full(3, np.nan))) is None
+    assert extent_of(meters(np.full(3, np.nan), np.full(3, np.nan))) is None
     zones = build_catalogue(Path("images"), ["@500000@4000000@10@.jpg", "@500000@4000000@11@.jpg"])
     assert extent_of(zones) is None

@@ -41,7 +41,7 @@ def test_absent_fields_are_absent_and_folders_are_not_read(name, east, heading):
     ("name", "words"),
     [
         ("folder/", ["''", "field 1 (east)", "got ''"]),
-        ("photo.jpg", ["'photo.jpg'", "field 1 (east)", "number of metres", "got ''"]),
+        ("photo.jpg", ["'photo.jpg'", "field 1 (east)", "number of meters", "got ''"]),
         ("@1@2.jpg", ["field 2 (north)"]),  # the extension is no field
         ("@x@2@.jpg", ["field 1 (east)", "got 'x'"]),
         ("@1@nan@@.jpg", ["field 2 (north)", "got 'nan'"]),

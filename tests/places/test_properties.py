@@ -16,13 +16,13 @@ from progeo.places.filename import FIELDS, ParsedNames, format_names, parse_colu
 # No example has a deadline: how long it takes says nothing on a machine that has other things to do.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
-METRES = st.integers(0, 999_999_999).map(lambda cm: cm / 100)
+METERS = st.integers(0, 999_999_999).map(lambda cm: cm / 100)
 DEGREES = st.integers(-17_999_999, 17_999_999).map(lambda units: units / 1e5)
 MAYBE = {"heading", "pitch", "roll", "height"}
 TEXT = st.text(st.characters(blacklist_characters="@/\x1f", blacklist_categories=("Cs", "Cc")), max_size=8)
 FIELD = {
-    "east": METRES,
-    "north": METRES,
+    "east": METERS,
+    "north": METERS,
     "zone": st.integers(0, 60),
     "latitude": DEGREES,
     "longitude": DEGREES,
@@ -50,7 +50,7 @@ def test_parsing_is_the_inverse_of_formatting(rows):
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["", "a/", "b@7@8/c/"]), st.lists(st.just("") | METRES.map(str), max_size=18)),
+        st.tuples(st.sampled_from(["", "a/", "b@7@8/c/"]), st.lists(st.just("") | METERS.map(str), max_size=18)),
         max_size=8,
     )
 )
@@ -64,7 +64,7 @@ def test_names_with_fields_of_any_number_are_read_together_as_one_by_one(rows):
         assert columns["note"][index] == fields.get("note", "")
 
 
-@given(st.lists(st.lists(TEXT | METRES.map(str) | st.integers(0, 99).map(str), max_size=18), max_size=8))
+@given(st.lists(st.lists(TEXT | METERS.map(str) | st.integers(0, 99).map(str), max_size=18), max_size=8))
 def test_names_with_free_text_are_read_together_as_one_by_one(rows):
     names = [f"@1@2@{''.join(f'{value}@' for value in values)}.jpg" for values in rows]
     columns = parse_columns(names, FIELDS)

@@ -54,9 +54,9 @@ def test_the_letter_of_views_is_that_of_the_band(tmp_path):
 def test_panoramas_that_cannot_be_named_are_refused(tmp_path):
     with pytest.raises(ValueError, match="holds two panoramas a at the same position"):
         panorama_fields(build_catalogue(tmp_path, [NAME.format("a", 0), NAME.format("b", 0), NAME.format("a", 9)]))
-    within_a_centimetre = [f"@1.00{digit}@2@10@S@@@a@@{digit}@.jpg" for digit in (1, 2)]
+    within_a_centimeter = [f"@1.00{digit}@2@10@S@@@a@@{digit}@.jpg" for digit in (1, 2)]
     with pytest.raises(ValueError, match="holds two panoramas a at the same position"):
-        panorama_fields(build_catalogue(tmp_path, within_a_centimetre))
+        panorama_fields(build_catalogue(tmp_path, within_a_centimeter))
     table = build_catalogue(tmp_path, [NAME.format("a", 0)]).table
     nowhere = table.set_column(table.column_names.index("east"), "east", [[float("nan")]])
     with pytest.raises(ValueError, match=r"sunny@\.jpg has no position"):

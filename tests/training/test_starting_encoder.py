@@ -21,12 +21,12 @@ from progeo.training.starting_encoder import build_starting_encoder, starting_st
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    encoder = build_encoder("resnet18", "random", 64, descriptor_dim=16, normalisation="imagenet", seed=7)
+    encoder = build_encoder("resnet18", "random", 64, descriptor_dim=16, normalization="imagenet", seed=7)
     return save_encoder(tmp_path_factory.mktemp("encoder"), encoder, provenance={}, recalls={})
 
 
 def model(folder, **changes):
-    same = {"architecture": "resnet18", "image_size": 64, "descriptor_dim": 16, "normalisation": "imagenet"}
+    same = {"architecture": "resnet18", "image_size": 64, "descriptor_dim": 16, "normalization": "imagenet"}
     return ModelSettings(**{**same, "weights": str(folder), **changes})
 
 
@@ -43,9 +43,9 @@ def test_it_is_that_encoder_with_everything_to_be_trained(folder):
         ({"architecture": "resnet50"}, "model.architecture is resnet50, the encoder in {} has resnet18: set it so."),
         ({"image_size": (64, 96)}, "model.image_size is (64, 96), the encoder in {} has (64, 64): set it so."),
         ({"descriptor_dim": 8}, "model.descriptor_dim is 8, the encoder in {} has 16: set it so."),
-        ({"normalisation": "clip"}, "model.normalisation is clip, the encoder in {} has imagenet: set it so."),
+        ({"normalization": "clip"}, "model.normalization is clip, the encoder in {} has imagenet: set it so."),
         (
-            {"normalisation": None, "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)},
+            {"normalization": None, "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)},
             "model.mean and model.std are (0.5, 0.5, 0.5) and (0.2, 0.2, 0.2), the encoder in {} has "
             "(0.485, 0.456, 0.406) and (0.229, 0.224, 0.225): leave both out.",
         ),
@@ -67,12 +67,12 @@ def test_a_run_is_named_where_it_has_no_encoder_yet(folder, tmp_path):
 
 
 def test_length_one_must_be_set_as_the_encoder_has_it(tmp_path):
-    save_encoder(tmp_path, build_encoder("tiny-vit", "random", 64, normalised=False), provenance={}, recalls={})
-    settings = model(tmp_path, architecture="tiny-vit", descriptor_dim=None, normalisation="clip")
-    with pytest.raises(ValueError, match=r"^model\.normalised is True, the encoder in .* has False: set it so\.$"):
+    save_encoder(tmp_path, build_encoder("tiny-vit", "random", 64, normalized=False), provenance={}, recalls={})
+    settings = model(tmp_path, architecture="tiny-vit", descriptor_dim=None, normalization="clip")
+    with pytest.raises(ValueError, match=r"^model\.normalized is True, the encoder in .* has False: set it so\.$"):
         build_starting_encoder(settings, seed=0)
-    encoder = build_starting_encoder(dataclasses.replace(settings, normalised=False), seed=0)
-    assert not encoder.spec.normalised
+    encoder = build_starting_encoder(dataclasses.replace(settings, normalized=False), seed=0)
+    assert not encoder.spec.normalized
 
 
 def test_its_pixels_are_its_own_unless_they_are_set(tmp_path):
@@ -80,15 +80,15 @@ def test_its_pixels_are_its_own_unless_they_are_set(tmp_path):
     save_encoder(
         tmp_path, build_encoder("resnet18", "random", 64, mean=half[0], std=half[1]), provenance={}, recalls={}
     )
-    unset = model(tmp_path, descriptor_dim=None, normalisation=None)
+    unset = model(tmp_path, descriptor_dim=None, normalization=None)
     for settings in (unset, dataclasses.replace(unset, mean=half[0], std=half[1])):
         spec, told = build_starting_encoder(settings, seed=0).spec, starting_statistics(settings)
         assert (spec.mean, spec.std) == (told.mean, told.std) == half
     sentence = (
-        r"model\.normalisation is clip, the encoder in .* has mean \(0\.5, .* and std \(0\.25, .*: leave it out\.$"
+        r"model\.normalization is clip, the encoder in .* has mean \(0\.5, .* and std \(0\.25, .*: leave it out\.$"
     )
     with pytest.raises(ValueError, match=sentence):
-        build_starting_encoder(dataclasses.replace(unset, normalisation="clip"), seed=0)
+        build_starting_encoder(dataclasses.replace(unset, normalization="clip"), seed=0)
 
 
 def test_an_activation_other_than_the_settings_say_is_refused(tmp_path):
@@ -98,7 +98,7 @@ def test_an_activation_other_than_the_settings_say_is_refused(tmp_path):
     config = {**open_clip.get_model_config("tiny-vit"), "quick_gelu": True}
     (tmp_path / "tiny-vit-quickgelu.json").write_text(json.dumps(config))
     open_clip.add_model_config(tmp_path / "tiny-vit-quickgelu.json")
-    settings = model(tmp_path, architecture="tiny-vit", descriptor_dim=None, normalisation="clip")
+    settings = model(tmp_path, architecture="tiny-vit", descriptor_dim=None, normalization="clip")
     sentence = r"^model\.architecture is tiny-vit, the encoder in .* has tiny-vit-quickgelu: set it so\.$"
     with pytest.raises(ValueError, match=sentence):
         build_starting_encoder(settings, seed=0)
@@ -123,7 +123,7 @@ def test_a_folder_without_an_encoder_hides_no_weights_of_its_name(folder, tmp_pa
 
 def test_the_run_begins_with_its_recall(folder, config, tmp_path, capsys):
     settings = yaml.safe_load(config.read_text())
-    changes = {"architecture": "resnet18", "weights": str(folder), "descriptor_dim": 16, "normalisation": "imagenet"}
+    changes = {"architecture": "resnet18", "weights": str(folder), "descriptor_dim": 16, "normalization": "imagenet"}
     settings["model"].update(changes)
     settings["training"]["epochs"] = 1
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))

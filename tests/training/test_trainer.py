@@ -51,7 +51,7 @@ def weights(module):
     return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
 
 
-def test_descriptors_stay_comparable_with_texts_only_where_they_are_trained_towards_those(build, run, tmp_path):
+def test_descriptors_stay_comparable_with_texts_only_where_they_are_trained_toward_those(build, run, tmp_path):
     for name, seed in (("a", 3), ("b", 4)):
         torch.save(load_clip("tiny-vit", "random", seed=seed).state_dict(), tmp_path / f"{name}.pt")
     shutil.copytree(run / "stage1", tmp_path / "stage1")
@@ -172,7 +172,7 @@ def test_choices_that_do_not_fit_are_refused(build, arguments, words):
 
 
 def test_a_temperature_is_learned_where_asked(train):
-    cosines = ["--text.normalised", "true", "--text.temperature", "0.07"]
+    cosines = ["--text.normalized", "true", "--text.temperature", "0.07"]
     fixed, terms = train(*cosines)
     learned, same_first = train(*cosines, "--text.learn_temperature", "true")
     assert fixed.losses.text_space.log_temperature.exp().item() == pytest.approx(0.07)

@@ -53,7 +53,7 @@ def one_by_one(encoder, images, preprocessing):
     for row in range(len(images)):
         pixels = preprocess_image(read_image(images.path(row)), preprocessing, (64, 64))
         crops = pixels if preprocessing == "five_crops" else pixels[None]
-        rows.append(torch.stack([encoder(encoder.normalise(crop)[None])[0] for crop in crops]).mean(dim=0))
+        rows.append(torch.stack([encoder(encoder.normalize(crop)[None])[0] for crop in crops]).mean(dim=0))
     encoder.train()
     return torch.stack(rows)
 
@@ -100,7 +100,7 @@ class Unfathomable(nn.Module):
         super().__init__()
         self.own = lambda: 2.0
 
-    def normalise(self, images):
+    def normalize(self, images):
         return images.float()
 
     def forward(self, images):

@@ -15,7 +15,7 @@ def build_side(images: Path, names: list[str], utm_m: np.ndarray | None = None, 
     Args:
         images: folder that the names are relative to.
         names: of N files.
-        utm_m: east and north in metres, (N, 2); None where no position is known.
+        utm_m: east and north in meters, (N, 2); None where no position is known.
         columns: more of them, of N values.
     """
     count = len(names)

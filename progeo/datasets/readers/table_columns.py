@@ -42,7 +42,7 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
 """What a column may be called, in any case and with spaces for underscores; gps... and sourcefile by exiftool."""
 _TEXTS = frozenset(name for column in ("path", "condition", "time") for name in _NAMES[column])
 _SAME = {"latitude": 1e-4, "longitude": 1e-4, "east": 10.0, "north": 10.0}
-"""So far the positions in two columns of the same meaning may differ, in degrees and metres."""
+"""So far the positions in two columns of the same meaning may differ, in degrees and meters."""
 _BLANK = pa.array(["", "na", "n/a", "#n/a", "nan", "null", "none", "-", "?", "\\n", "unknown"], pa.large_string())
 _NUMBER = r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$"
 

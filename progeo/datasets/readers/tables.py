@@ -43,7 +43,7 @@ def read_table(
 
     Args:
         file: .csv, .tsv, .parquet or .geojson (points). A column path, relative to `images`; latitude and longitude in
-            degrees or east and north in UTM metres; if there are, zone (also as 23K, 23S or EPSG:32723), letter,
+            degrees or east and north in UTM meters; if there are, zone (also as 23K, 23S or EPSG:32723), letter,
             hemisphere, epsg, heading in degrees, condition and time.
         images: folder that the paths are relative to.
         columns: what columns are called that have other names, such as `{"path": "photo"}`.

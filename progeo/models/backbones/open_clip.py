@@ -38,7 +38,7 @@ Beside it are `mean` and `std` of the pixels that they were trained with, each a
 """
 RESNET_STRIDE = 32
 _HUB = "hf-hub:"
-NORMALISATIONS = MappingProxyType(
+NORMALIZATIONS = MappingProxyType(
     {
         "clip": (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD),
         "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -63,7 +63,7 @@ def load_clip(
             file (see `find_weights`; refused where it says that it is of another architecture), or `random`. Where a
             file does not say its activation, that of the architecture is taken, which the log says.
         image_size: pixels, one side of a square or (height, width); None keeps the architecture's own.
-        align_corners: interpolate position embeddings between the centres of the corner cells, as published ProGEO
+        align_corners: interpolate position embeddings between the centers of the corner cells, as published ProGEO
             does, instead of between cell edges.
         seed: of the `random` weights.
 

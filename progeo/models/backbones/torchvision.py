@@ -53,7 +53,7 @@ def native_image_size(architecture: str) -> int:
     return get_model_weights(architecture).DEFAULT.transforms().crop_size[0]
 
 
-def own_normalisation(architecture: str, weights: str) -> Mapping[str, Sequence[float]]:
+def own_normalization(architecture: str, weights: str) -> Mapping[str, Sequence[float]]:
     """The `mean` and `std` of the pixels that a tag's weights were trained with; empty for other weights."""
     tags = get_model_weights(architecture).__members__
     if weights not in tags:

@@ -16,16 +16,16 @@ CPH, SF = (55.6761, 12.5683), (37.7749, -122.4194)
 
 
 def write_side(folder, rows, center, *, shuffled=False):
-    """Rows are (key, metres east of the center, fields that differ from the usual); some fields are in other tables."""
+    """Rows are (key, meters east of the center, fields that differ from the usual); some fields are in other tables."""
     (folder / "images").mkdir(parents=True)
     east, north, zone, letter = utm.from_latlon(*center)
     placed = [",key,easting,northing,unique_cluster,control_panel,night,view_direction"]
     raw, subtasks = [",key,lon,lat,ca,captured_at,pano"], [",key,all,s2w,w2s,o2n,n2o,d2n,n2d"]
-    for number, (key, metres, fields) in enumerate(rows):
+    for number, (key, meters, fields) in enumerate(rows):
         (folder / "images" / f"{key}.jpg").touch()
-        latitude, longitude = utm.to_latlon(east + metres, north, zone, letter)
+        latitude, longitude = utm.to_latlon(east + meters, north, zone, letter)
         told = {"night": False, "pano": False, "all": True, "d2n": False, "ca": 90.5, "lon": longitude, **fields}
-        placed.append(f"{number},{key},{east + metres},{north},7,False,{told['night']},Forward")
+        placed.append(f"{number},{key},{east + meters},{north},7,False,{told['night']},Forward")
         raw.append(f"{number},{key},{told['lon']},{latitude},{told['ca']},2017-01-23,{told['pano']}")
         subtasks.append(f"{number},{key},{told['all']},False,False,False,False,{told['d2n']},False")
     if shuffled:

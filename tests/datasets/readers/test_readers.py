@@ -67,7 +67,7 @@ def test_a_table_of_degrees_becomes_utm_in_one_zone(tmp_path, images, ending, wr
     assert all(catalogue.path(row).is_file() for row in range(3))
 
 
-def test_columns_may_have_other_names_and_metres_and_headings_may_be_missing(tmp_path, images):
+def test_columns_may_have_other_names_and_meters_and_headings_may_be_missing(tmp_path, images):
     file = tmp_path / "places.csv"
     write_csv(file, "Filename,UTM_East,utm_north,Condition", [("0.jpg", 1.5, 2.5, "night"), ("1.jpg", 3, 4, "day")])
     catalogue = read_table(file, images)

@@ -161,7 +161,7 @@ def test_empty_lines_before_the_names_of_columns_do_not_count(read, tmp_path):
     assert (catalogue.table["path"].to_pylist(), degrees_of(catalogue).tolist()) == (["0007"], [[1.5], [2.0]])
 
 
-def test_metres_are_read_where_no_row_has_degrees(read):
+def test_meters_are_read_where_no_row_has_degrees(read):
     east, north, latitude, longitude = SAO_PAULO
     catalogue = read("path,lat,lon,east,north,zone", f"0.jpg,,,{east},{north},23K")
     np.testing.assert_allclose(degrees_of(catalogue), [[latitude], [longitude]], atol=2e-5)
@@ -279,8 +279,8 @@ def test_columns_may_be_named(read):
     catalogue = read("photo,x,y,dir", "0.jpg,-122.146,37.766,450", columns=columns)
     assert degrees_of(catalogue).tolist() == [[37.766], [-122.146]]
     assert catalogue.heading.tolist() == [90]
-    metres = read("path,lat,lon,a,b", "0.jpg,1,2,5,6", columns={"east": "a", "north": "b"})
-    assert positions_m(metres)[0].tolist() == [[5, 6]]
+    meters = read("path,lat,lon,a,b", "0.jpg,1,2,5,6", columns={"east": "a", "north": "b"})
+    assert positions_m(meters)[0].tolist() == [[5, 6]]
 
 
 @pytest.mark.parametrize(
