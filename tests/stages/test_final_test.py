@@ -9,6 +9,11 @@ import pytest
 from running import files_in, metrics_of
 
 from progeo.cli import main
+from progeo.config.parsing import parse_settings
+from progeo.config.training import Settings
+from progeo.engine.accelerator import start_accelerator
+from progeo.engine.run_folder import RunFolder
+from progeo.stages.final_test import check_final_test, run_final_test
 
 
 def stage_2(config, run, *arguments):
@@ -80,3 +85,22 @@ def test_where_it_fails_the_sentence_says_that_the_training_is_finished(run, con
     assert f"training is finished, its encoder is in {tmp_path}/run/stage2/best, but the final test is not" in sentence
     assert "1 of 6 images cannot be read, more than --max_unreadable_fraction allows" in sentence
     assert "With --resume true it is run again; settings named here begin with data. in stage 2." in sentence
+
+
+def test_where_its_images_are_gone_by_then_the_sentence_says_so_and_a_lost_encoder_is_not_called_there(
+    run, config, city, tmp_path
+):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(city / "test", tmp_path / "test")
+    settings = parse_settings(
+        Settings,
+        ["--config", str(config), "--run", str(tmp_path / "run"), "--data.test_folder", str(tmp_path / "test")],
+        program="test",
+    )
+    check_final_test(settings.data)
+    shutil.rmtree(tmp_path / "test/queries")
+    with pytest.raises(ValueError, match=r"training is finished, .* but the final test is not: There is no folder"):
+        run_final_test(settings, RunFolder(tmp_path / "run/stage2"), start_accelerator("no"))
+    shutil.rmtree(tmp_path / "run/stage2/best")
+    with pytest.raises(FileNotFoundError, match=r"^There is no encoder in .*/stage2/best"):
+        run_final_test(settings, RunFolder(tmp_path / "run/stage2"), start_accelerator("no"))
