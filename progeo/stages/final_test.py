@@ -59,7 +59,6 @@ def run_final_test(settings: Settings, run: RunFolder, accelerator: Accelerator)
         orientation=data.orientation,
         batch_size=data.eval_batch_size,
         num_workers=data.num_workers,
-        mixed_precision=settings.mixed_precision,
         max_unreadable_fraction=data.max_unreadable_fraction,
         descriptor_cache=data.descriptor_cache,
     )

@@ -1,16 +1,18 @@
 """The test that stage 2 ends with where it is asked to."""
 
 import csv
+import dataclasses
 import json
 import re
 import shutil
 
 import pytest
+from PIL import Image
 from running import files_in, metrics_of
 
 from progeo.cli import main
 from progeo.config.parsing import parse_settings
-from progeo.config.training import Settings
+from progeo.config.training import DataSettings, Settings
 from progeo.engine.accelerator import start_accelerator
 from progeo.engine.run_folder import RunFolder
 from progeo.stages.final_test import check_final_test, run_final_test
@@ -49,12 +51,13 @@ def test_its_settings_are_those_of_validation(config, city, tmp_path):
         "--training.keep", "last", "--data.test_folder", tmp_path / "test", "--data.test_queries", "queries_v1",
         "--data.val_preprocessing", "native", "--model.image_size", 32, "--data.orientation", "ignore",
         "--data.positive_radius_m", 40, "--data.positive_angle_deg", 90, "--data.val_folder", city / "test",
-        "--data.descriptor_cache", cache,
+        "--data.descriptor_cache", cache, "--mixed_precision", "bf16",
     )  # fmt: skip
     summary = json.loads((tmp_path / "run/stage2/test/recalls.json").read_text())
     validated = metrics_of(tmp_path / "run/stage2")[1]  # on the same images
     assert {f"val {name}": recall for name, recall in summary["recalls"].items()}.items() <= validated.items()
-    assert len(list(cache.iterdir())) == 2
+    descriptions = [json.loads((folder / "description.json").read_text()) for folder in cache.iterdir()]
+    assert [each["mixed_precision"] for each in descriptions] == ["bf16", "bf16"]
     assert summary["encoder"] == str(tmp_path / "run/stage2/last")
     assert summary["queries"].endswith("images in queries_v1")
     assert (summary["database preprocessing"], summary["queries preprocessing"]) == ("native", "native")
@@ -74,6 +77,16 @@ def test_folders_that_cannot_be_tested_on_are_refused_before_the_training(config
         sentence,
     )
     assert not (tmp_path / "run").exists()
+
+
+def test_images_without_headings_are_refused_before_the_training_where_an_angle_counts(tmp_path):
+    for side in ("database", "queries"):
+        (tmp_path / side).mkdir()
+        Image.new("RGB", (64, 64)).save(tmp_path / side / "@0@0@.png")
+    data = DataSettings(tmp_path, tmp_path, test_folder=tmp_path)
+    check_final_test(data)
+    with pytest.raises(ValueError, match=r"^There can be no final test on data\.test_folder .*heading"):
+        check_final_test(dataclasses.replace(data, positive_angle_deg=40.0))
 
 
 def test_where_it_fails_the_sentence_says_that_the_training_is_finished(run, config, city, tmp_path):

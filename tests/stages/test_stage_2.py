@@ -117,6 +117,12 @@ def test_two_processes_train_and_test_as_one_does_with_the_same_batch(long_confi
     assert mine["recalls"] == theirs["recalls"]
 
 
+def test_the_encoders_kept_are_those_of_averaged_weights_where_weights_are_averaged(whole):
+    kept, state = load_file(whole / "stage2/epochs/epoch_000002/model.safetensors"), last_state(whole)
+    assert all(torch.equal(tensor, state["averaged"][f"module.{name}"]) for name, tensor in kept.items())
+    assert not torch.equal(kept["backbone.conv1.weight"], state["encoder"]["backbone.conv1.weight"])
+
+
 def test_learning_rates_follow_the_schedule_and_norms_do_not_decay(whole):
     kernels, norms, *heads = last_state(whole)["optimizer"]["param_groups"]
     # The last of 40 steps, 5 of them warm-up: half a cosine over 35, at its 35th.
