@@ -17,12 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from benchmarks.short_trainings import Task, Trained, build_task, parse_arguments, print_head, print_row, train_ours
+from progeo.data.decode import read_image
+from progeo.pixels import Orientation
 from progeo.places.catalogue import Catalogue
 from progeo.places.cells import Group
 from progeo.training.trainer import build_untrained_encoder
@@ -51,16 +52,17 @@ def columns(trained: Sequence[Trained], encoder: int) -> tuple[list[float], list
 class RandomImageOfClass(Dataset):
     """One random image of each class, as floats."""
 
-    def __init__(self, catalogue: Catalogue, group: Group) -> None:
-        self.paths = [str(catalogue.path(row)) for row in group.rows]
+    def __init__(self, catalogue: Catalogue, group: Group, orientation: Orientation) -> None:
+        self.paths = [catalogue.path(row) for row in group.rows]
+        self.orientation = orientation
         self.of_class = [np.flatnonzero(group.labels == label).tolist() for label in range(group.num_classes)]
 
     def __len__(self) -> int:
         return len(self.of_class)
 
     def __getitem__(self, label: int) -> tuple[Tensor, int]:
-        image = Image.open(self.paths[random.choice(self.of_class[label])]).convert("RGB")
-        return transforms.functional.to_tensor(image), label
+        image = read_image(self.paths[random.choice(self.of_class[label])], self.orientation)
+        return image.float() / 255, label
 
 
 class CosFace(nn.Module):
@@ -98,7 +100,7 @@ def train_published(task: Task) -> Trained:
     start = time.perf_counter()
     for epoch in range(training.epochs):
         index = epoch % len(groups)
-        images = RandomImageOfClass(task.places.catalogue, groups[index])
+        images = RandomImageOfClass(task.places.catalogue, groups[index], settings.data.orientation)
         batches = endless_batches(images, training.batch_size, settings.data.num_workers)
         for _ in range(training.iterations_per_epoch):
             pixels, labels = (values.to(device) for values in next(batches))
@@ -114,7 +116,13 @@ def train_published(task: Task) -> Trained:
 
 
 def endless_batches(images: Dataset, batch_size: int, num_workers: int) -> Iterator[list[Tensor]]:
-    """Batches of random classes, each class once before any comes again."""
+    """Batches of random classes, each class once before any comes again.
+
+    Raises:
+        ValueError: fewer classes than a batch has images.
+    """
+    if len(images) < batch_size:
+        raise ValueError(f"training.batch_size must be at most {len(images)}, a group's classes, got {batch_size}.")
     loader = DataLoader(images, batch_size, shuffle=True, num_workers=num_workers, drop_last=True)
     while True:
         yield from loader

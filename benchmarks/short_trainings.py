@@ -10,17 +10,19 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 from PIL import Image
+from torchvision.transforms.v2.functional import to_pil_image
 
 from progeo.config.parsing import parse_settings
 from progeo.config.training import Settings
+from progeo.data.decode import read_image
 from progeo.datasets.query_sets import QuerySet, load_query_set
 from progeo.engine.accelerator import start_accelerator
 from progeo.engine.run_folder import RunFolder
 from progeo.engine.stopping import StopRequest
 from progeo.evaluation.recall import recall_at
-from progeo.image_files import open_image
 from progeo.models.backbones.open_clip import as_height_width
 from progeo.models.encoder import Encoder
+from progeo.pixels import Orientation
 from progeo.places.catalogue import read_catalogue
 from progeo.training.places import TrainingPlaces, read_training_places
 from progeo.training.trainer import ImageTraining
@@ -49,6 +51,7 @@ class Task:
             preprocessing=data.val_preprocessing,
             batch_size=data.eval_batch_size,
             num_workers=data.num_workers,
+            orientation=data.orientation,
         )
         return float(recall_at(predictions, self.val_set.positives, (1,))[0])
 
@@ -92,11 +95,20 @@ def build_task(config: Path, options: argparse.Namespace, words: Iterable[str], 
     steps += ["--training.checkpoint_every", per_epoch]  # none: that at the end of an epoch is not written here
     data = settings.data
     if options.file_side is not None:
-        copies = [_small_copy(path, options.file_side, folder) for path in (data.train_folder, data.val_folder)]
+        copies = [
+            _small_copy(path, options.file_side, folder, data.orientation)
+            for path in (data.train_folder, data.val_folder)
+        ]
         steps += ["--data.train_folder", copies[0], "--data.val_folder", copies[1]]
     settings = _parsed([*chosen, "--data.cache_images", "false", *words, *steps])
     data = settings.data
-    val_set = load_query_set(data.val_folder, data.database, data.queries, radius_m=data.positive_radius_m)
+    val_set = load_query_set(
+        data.val_folder,
+        data.database,
+        data.queries,
+        radius_m=data.positive_radius_m,
+        angle_deg=data.positive_angle_deg,
+    )
     return Task(settings, read_training_places(settings), val_set, start_accelerator(settings.mixed_precision))
 
 
@@ -133,14 +145,14 @@ def _parsed(words: Iterable[object]) -> Settings:
     return parse_settings(Settings, [str(word) for word in words], program="benchmark")
 
 
-def _small_copy(folder: Path, side: int, out: Path) -> Path:
-    """Copy a folder of images of `side` x `side` pixels, under the same names."""
+def _small_copy(folder: Path, side: int, out: Path, orientation: Orientation) -> Path:
+    """Copy a folder of images of `side` x `side` pixels, under the same names and turned upright where asked."""
     copy = out / f"{side}" / folder.resolve().relative_to("/")
     catalogue = read_catalogue(folder, positions="ignored")
     for row in range(len(catalogue)):
         path = copy / catalogue.name(row)
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open_image(catalogue.path(row)) as image:
-                image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS).save(path, quality=JPEG_QUALITY)
+            image = to_pil_image(read_image(catalogue.path(row), orientation))
+            image.resize((side, side), Image.Resampling.LANCZOS).save(path, quality=JPEG_QUALITY)
     return copy

@@ -40,6 +40,7 @@ def run_final_test(settings: Settings, run: RunFolder, accelerator: Accelerator)
 
     Raises:
         ValueError: as `evaluate_source`, after a sentence that the training is done.
+        FileNotFoundError: the encoder is no longer there.
     """
     data = settings.data
     if data.test_folder is None:
@@ -58,14 +59,14 @@ def run_final_test(settings: Settings, run: RunFolder, accelerator: Accelerator)
         orientation=data.orientation,
         batch_size=data.eval_batch_size,
         num_workers=data.num_workers,
-        mixed_precision=settings.mixed_precision,
         max_unreadable_fraction=data.max_unreadable_fraction,
         descriptor_cache=data.descriptor_cache,
     )
     LOGGER.info("final test of %s", test.encoder)
+    encoder = load_described(test.encoder)
     try:
-        evaluate_source(load_described(test.encoder), test, accelerator)
-    except ValueError as error:
+        evaluate_source(encoder, test, accelerator)
+    except (ValueError, FileNotFoundError) as error:
         raise ValueError(
             f"The training is finished, its encoder is in {test.encoder}, but the final test is not: {error} With "
             f"--resume true it is run again; settings named here begin with data. in stage 2."

@@ -22,8 +22,8 @@ from progeo.training.validation import retrieve
 
 _RECALL_NS = (1, 5, 10, 20)
 _NEEDS_LESS_MEMORY = (
-    "With --resume true a run may go on with a lower data.eval_batch_size or, for a ViT, with "
-    "training.gradient_checkpointing true; before its first checkpoint also with more training.micro_batches, "
+    "With --resume true a run may go on with a lower data.eval_batch_size, with data.cache_images false or, for a ViT, "
+    "with training.gradient_checkpointing true; before its first checkpoint also with more training.micro_batches, "
     "mixed_precision bf16, or a lower model.image_size or training.batch_size."
 )
 # With a cosine over all epochs their number may not change: it would be another cosine.

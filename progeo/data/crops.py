@@ -66,6 +66,6 @@ class RandomCrop:
         return self._central_box(height, width)
 
     def _central_box(self, height: int, width: int) -> Box:
-        box_height = min(height, round(width / self.ratio[0]))
-        box_width = min(width, round(height * self.ratio[1]))
+        box_height = min(height, max(1, round(width / self.ratio[0])))
+        box_width = min(width, max(1, round(height * self.ratio[1])))
         return Box((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)

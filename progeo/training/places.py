@@ -21,6 +21,8 @@ from progeo.places.cells import Partition, build_partition, check_same_partition
 from progeo.training.starting_encoder import starting_statistics
 
 _PLACES = "places.json"
+_CROPS = "of the files' own pixels"
+"""What stage 2 crops; earlier versions cropped images that were resized, and did not write it down."""
 _STATISTICS = ("normalization", "mean", "std")
 _MAY_CHANGE = (
     "run",
@@ -69,7 +71,7 @@ class LearnedFrom:
             changed: settings that were others when it was begun, by dotted names.
 
         Raises:
-            ValueError: classes, images or texts are others.
+            ValueError: classes, images, their crops or texts are others.
         """
         path = run.path / _PLACES
         if not path.is_file():
@@ -77,6 +79,11 @@ class LearnedFrom:
         stored = read_json(path)
         if not isinstance(stored, dict) or "image_list" not in stored or "fingerprint" not in stored:
             raise ValueError(f"{path} does not say what the run learned from: it is damaged. Name another --run.")
+        if self.validation is not None and stored.get("crops") != _CROPS:
+            raise ValueError(
+                f"The run in {run.path} was begun by an earlier version, which cropped images after they were resized, "
+                f"and crops {_CROPS} would be another training: go on with that version, or name another --run."
+            )
         check_same_partition(stored, self.places.partition, f"The run in {run.path}")
         before = {"data.train_folder": [stored], "data.val_folder": stored.get("validation", [])}
         for setting, catalogues in self._catalogues().items():
@@ -100,6 +107,7 @@ class LearnedFrom:
             values |= {
                 "validation": [_images(catalogue) for catalogue in validation[0]],
                 "text_features": self._texts(),
+                "crops": _CROPS,
             }
         write_json(run.path / _PLACES, values)
 

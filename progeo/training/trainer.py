@@ -91,7 +91,7 @@ class ImageTraining:
 
     @property
     def best_epoch(self) -> int:
-        """The epoch whose validation was the best; 0 where none is finished, or the untrained encoder counted once."""
+        """The epoch whose validation was the best; 0 where none is finished."""
         return self.epoch - self.epochs_since_best
 
     @property
@@ -176,10 +176,9 @@ class ImageTraining:
         """Take over what `state_dict` gave."""
         self.epoch = state["epoch"]
         self.means = Means(**state["means"])
+        self.untrained_recall = state["untrained_recall"]
         self.best_recall = state["best_recall"]
         self.epochs_since_best = state["epochs_since_best"]
-        # Earlier versions noted the untrained encoder as epoch 0, which was the best until another beat it.
-        self.untrained_recall = state.get("untrained_recall", self.best_recall if self.best_epoch == 0 else -1.0)
         self.batches.unreadable = set(state["unreadable"])
         self.encoder.load_state_dict(state["encoder"])
         if self.averaged is not None:

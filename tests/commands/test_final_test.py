@@ -1,14 +1,21 @@
 """The test that stage 2 ends with where it is asked to."""
 
 import csv
+import dataclasses
 import json
 import re
 import shutil
 
 import pytest
+from PIL import Image
+from progeo.commands.final_test import check_final_test, run_final_test
 from running import files_in, metrics_of
 
 from progeo.cli import main
+from progeo.config.parsing import parse_settings
+from progeo.config.training import DataSettings, Settings
+from progeo.engine.accelerator import start_accelerator
+from progeo.engine.run_folder import RunFolder
 
 
 def stage_2(config, run, *arguments):
@@ -44,12 +51,13 @@ def test_its_settings_are_those_of_validation(config, city, tmp_path):
         "--training.keep", "last", "--data.test_folder", tmp_path / "test", "--data.test_queries", "queries_v1",
         "--data.val_preprocessing", "native", "--model.image_size", 32, "--data.orientation", "ignore",
         "--data.positive_radius_m", 40, "--data.positive_angle_deg", 90, "--data.val_folder", city / "test",
-        "--data.descriptor_cache", cache,
+        "--data.descriptor_cache", cache, "--mixed_precision", "bf16",
     )  # fmt: skip
     summary = json.loads((tmp_path / "run/stage2/test/recalls.json").read_text())
     validated = metrics_of(tmp_path / "run/stage2")[1]  # on the same images
     assert {f"val {name}": recall for name, recall in summary["recalls"].items()}.items() <= validated.items()
-    assert len(list(cache.iterdir())) == 2
+    descriptions = [json.loads((folder / "description.json").read_text()) for folder in cache.iterdir()]
+    assert [each["mixed_precision"] for each in descriptions] == ["bf16", "bf16"]
     assert summary["encoder"] == str(tmp_path / "run/stage2/last")
     assert summary["queries"].endswith("images in queries_v1")
     assert (summary["database preprocessing"], summary["queries preprocessing"]) == ("native", "native")
@@ -71,6 +79,16 @@ def test_folders_that_cannot_be_tested_on_are_refused_before_the_training(config
     assert not (tmp_path / "run").exists()
 
 
+def test_images_without_headings_are_refused_before_the_training_where_an_angle_counts(tmp_path):
+    for side in ("database", "queries"):
+        (tmp_path / side).mkdir()
+        Image.new("RGB", (64, 64)).save(tmp_path / side / "@0@0@.png")
+    data = DataSettings(tmp_path, tmp_path, test_folder=tmp_path)
+    check_final_test(data)
+    with pytest.raises(ValueError, match=r"^There can be no final test on data\.test_folder .*heading"):
+        check_final_test(dataclasses.replace(data, positive_angle_deg=40.0))
+
+
 def test_where_it_fails_the_sentence_says_that_the_training_is_finished(run, config, city, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     shutil.copytree(city / "test", tmp_path / "test")
@@ -80,3 +98,22 @@ def test_where_it_fails_the_sentence_says_that_the_training_is_finished(run, con
     assert f"training is finished, its encoder is in {tmp_path}/run/stage2/best, but the final test is not" in sentence
     assert "1 of 6 images cannot be read, more than --max_unreadable_fraction allows" in sentence
     assert "With --resume true it is run again; settings named here begin with data. in stage 2." in sentence
+
+
+def test_where_its_images_are_gone_by_then_the_sentence_says_so_and_a_lost_encoder_is_not_called_there(
+    run, config, city, tmp_path
+):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(city / "test", tmp_path / "test")
+    settings = parse_settings(
+        Settings,
+        ["--config", str(config), "--run", str(tmp_path / "run"), "--data.test_folder", str(tmp_path / "test")],
+        program="test",
+    )
+    check_final_test(settings.data)
+    shutil.rmtree(tmp_path / "test/queries")
+    with pytest.raises(ValueError, match=r"training is finished, .* but the final test is not: There is no folder"):
+        run_final_test(settings, RunFolder(tmp_path / "run/stage2"), start_accelerator("no"))
+    shutil.rmtree(tmp_path / "run/stage2/best")
+    with pytest.raises(FileNotFoundError, match=r"^There is no encoder in .*/stage2/best"):
+        run_final_test(settings, RunFolder(tmp_path / "run/stage2"), start_accelerator("no"))

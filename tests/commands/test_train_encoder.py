@@ -117,6 +117,12 @@ def test_two_processes_train_and_test_as_one_does_with_the_same_batch(long_confi
     assert mine["recalls"] == theirs["recalls"]
 
 
+def test_the_encoders_kept_are_those_of_averaged_weights_where_weights_are_averaged(whole):
+    kept, state = load_file(whole / "stage2/epochs/epoch_000002/model.safetensors"), last_state(whole)
+    assert all(torch.equal(tensor, state["averaged"][f"module.{name}"]) for name, tensor in kept.items())
+    assert not torch.equal(kept["backbone.conv1.weight"], state["encoder"]["backbone.conv1.weight"])
+
+
 def test_learning_rates_follow_the_schedule_and_norms_do_not_decay(whole):
     kernels, norms, *heads = last_state(whole)["optimizer"]["param_groups"]
     # The last of 40 steps, 5 of them warm-up: half a cosine over 35, at its 35th.
@@ -176,6 +182,7 @@ def test_a_full_disk_ends_in_a_sentence_and_the_run_goes_on_when_there_is_room(c
 def test_without_memory_the_sentence_says_what_to_lower(config, run, tmp_path):
     sentence = failure(config, "--run", tmp_path, "--text.weight", "0", "--model.image_size", "10000000")
     assert "Out of memory. With --resume true a run may go on with a lower data.eval_batch_size" in sentence
+    assert "data.eval_batch_size, with data.cache_images false or" in sentence
     stage_2(
         config, "--run", tmp_path, "--text.weight", "0", "--training.epochs", "1", "--resume", "true",
     )  # fmt: skip
@@ -291,6 +298,18 @@ def test_a_run_that_did_not_write_down_its_images_goes_on_where_they_were_only(c
         "validation",
         "text_features",
     }
+
+
+def test_a_run_that_cropped_resized_images_does_not_go_on_with_other_crops(config, begun, tmp_path):
+    places = tmp_path / "run/stage2/places.json"
+    old = json.loads(places.read_text())
+    del old["crops"]
+    places.write_text(json.dumps(old))
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    sentence = failure(config, *begun, "--resume", "true")
+    assert f"The run in {tmp_path}/run/stage2 was begun by an earlier version, which cropped images after" in sentence
+    assert "go on with that version, or name another --run." in sentence
+    assert {path: path.read_bytes() for path in before} == before
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torchvision.transforms.v2 import functional as F
 
 from progeo.config.training import DataSettings, Settings, TrainingSettings
@@ -59,9 +59,10 @@ def assert_same(one, two):
 
 def test_crops_are_cut_from_the_photos_own_pixels_and_resized_once(catalogue, tmp_path):
     augmentation, group = Augmentation(), group_of(catalogue)
-    for step, (images, labels, _) in enumerate(batches_of(catalogue, tmp_path, num_workers=0)):
-        draws = augmentation.draw(6, seeded_generator(0, 1, step)).crops.numpy()
-        for image, label, drawn in zip(images, labels.tolist(), draws, strict=True):
+    for step, (images, labels, shares) in enumerate(batches_of(catalogue, tmp_path, num_workers=0)):
+        changes = augmentation.draw(6, seeded_generator(0, 1, step))
+        assert torch.equal(shares, changes.shares)  # each step is jittered anew, too
+        for image, label, drawn in zip(images, labels.tolist(), changes.crops.numpy(), strict=True):
             photos = [read_image(catalogue.path(row)) for row in group.rows[group.labels == label]]
             boxes = [augmentation.crop(SIZE).box(drawn, *photo.shape[1:]) for photo in photos]
             crops = [
@@ -77,6 +78,21 @@ def test_crops_are_cut_from_the_photos_own_pixels_and_resized_once(catalogue, tm
 )
 def test_batches_are_the_same_bits_with_any_number_of_workers_and_from_memory(catalogue, tmp_path, how):
     assert_same(batches_of(catalogue, tmp_path, **how), batches_of(catalogue, tmp_path, num_workers=0))
+
+
+@pytest.mark.parametrize("cache_images", [False, True])
+@pytest.mark.parametrize("orientation", ["exif", "ignore"])
+def test_photos_are_turned_before_they_are_cropped_only_where_asked(tmp_path, orientation, cache_images):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 90, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(pixels).save(tmp_path / "@550000@4180000@.png", exif=exif)
+    data = {"num_workers": 0, "orientation": orientation, "cache_images": cache_images}
+    images, _, _ = batches_of(read_catalogue(tmp_path), tmp_path, **data)[0]
+    upright = np.rot90(pixels, -1) if orientation == "exif" else pixels
+    photo, augmentation = torch.from_numpy(upright.copy()).permute(2, 0, 1), Augmentation()
+    draws = augmentation.draw(6, seeded_generator(0, 1, 0)).crops.numpy()
+    assert torch.equal(images, torch.stack([augmentation.crop(SIZE)(photo, drawn) for drawn in draws]))
 
 
 def test_an_epoch_that_is_resumed_goes_on_with_the_same_bits(catalogue, tmp_path):

@@ -118,29 +118,6 @@ def test_the_average_of_the_weights_follows_every_step(build, tmp_path):
     torch.testing.assert_close(weights(training.result), 0.75 * seen[0] + 0.25 * seen[1])
 
 
-@pytest.mark.parametrize(
-    ("kept", "best_epoch", "untrained_recall"),
-    [
-        ({"epoch": 4, "epochs_since_best": 4}, 0, 30.0),
-        ({"epoch": 4, "epochs_since_best": 1}, 3, -1.0),
-        ({"epoch": 0, "epochs_since_best": 0}, 0, 30.0),
-        ({"epoch": 4, "epochs_since_best": 4, "untrained_recall": 20.0}, 0, 20.0),
-    ],
-)
-def test_a_state_of_an_earlier_version_tells_whether_the_untrained_encoder_was_the_best(
-    build, kept, best_epoch, untrained_recall
-):
-    training = build("--text.weight", "0")
-    state = training.state_dict()
-    del state["untrained_recall"]
-    training.load_state_dict({**state, "best_recall": 30.0, **kept})
-    assert (training.best_epoch, training.best_recall, training.untrained_recall) == (
-        best_epoch,
-        30.0,
-        untrained_recall,
-    )
-
-
 @pytest.mark.parametrize("kind", ["softmax_weighted", "batch_hard"])
 def test_triplets_train_alone_on_several_images_of_a_place(train, kind):
     alone = ["--head.weight", "0", "--text.weight", "0", "--triplet.weight", "2", "--triplet.kind", kind]

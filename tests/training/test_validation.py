@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import nn
 
 from progeo.data.decode import read_image
@@ -87,6 +87,21 @@ def test_batches_are_of_one_shape_and_full_where_all_have_the_same(encoder, foun
     assert seen[: len(shapes)] == shapes
     assert not any(training)
     assert encoder.training
+
+
+@pytest.mark.parametrize(("orientation", "nearest"), [("ignore", 0), ("exif", 1)])
+def test_photos_are_turned_only_where_asked(encoder, tmp_path, orientation, nearest):
+    pixels = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for side in ("database", "queries"):
+        (tmp_path / side).mkdir()
+    Image.fromarray(pixels).save(tmp_path / "database/@0@0@.png")
+    Image.fromarray(np.rot90(pixels, -1)).save(tmp_path / "database/@1@0@.png")
+    Image.fromarray(pixels).save(tmp_path / "queries/@0@0@.png", exif=exif)
+    query_set = QuerySet(*(read_catalogue(tmp_path / side) for side in ("database", "queries")), None)
+    how = {"preprocessing": "hard_resize", "batch_size": 2, "num_workers": 0, "orientation": orientation}
+    assert retrieve(encoder, query_set, start_accelerator("no"), count=1, **how).tolist() == [[nearest]]
 
 
 class Unfathomable(nn.Module):

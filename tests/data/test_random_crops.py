@@ -54,6 +54,7 @@ def test_boxes_are_distributed_as_torchvisions(height, width, settings):
         (320, 32, (0.5, 1.0), (128, 0, 64, 32)),
         (32, 40, (0.5, 2.0), (0, 0, 32, 40)),
         (1, 50, (3 / 4, 4 / 3), (0, 24, 1, 1)),
+        (50, 1, (3 / 4, 4 / 3), (24, 0, 1, 1)),
     ],
 )
 def test_where_no_shape_fits_the_box_is_central_as_torchvisions(height, width, ratio, box):
@@ -97,3 +98,13 @@ def test_a_scale_of_one_takes_the_complete_image_whatever_its_shape():
     image = torch.randint(0, 256, (3, 16, 90), dtype=torch.uint8)
     for row in draws(3):
         assert torch.equal(crop(image, row), F.resize(image, [16, 16], antialias=True))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "ratio", "box"),
+    [(1, 90, (0.2, 0.3), (0, 44, 1, 1)), (90, 1, (3.0, 4.0), (44, 0, 1, 1)), (1, 1, (3.0, 4.0), (0, 0, 1, 1))],
+)
+def test_a_box_has_a_pixel_also_where_its_ratio_would_leave_less(height, width, ratio, box):
+    crop = RandomCrop((8, 8), scale=(0.5, 1.0), ratio=ratio)
+    assert crop.box(np.zeros(CROP_DRAWS), height, width) == box
+    assert crop(torch.full((3, height, width), 7, dtype=torch.uint8), np.zeros(CROP_DRAWS)).unique().tolist() == [7]
