@@ -11,7 +11,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from progeo.config.setting_files import read_setting_file
+from progeo.config.setting_files import RENAMED, read_setting_file
 
 AnySettings = TypeVar("AnySettings")
 _HOME = re.compile(r"(--[\w.]+=)?((?:open_clip|torchvision):[^:]*:)?(~[^/]*/.*)", re.DOTALL)
@@ -40,9 +40,10 @@ def parse_settings(
 
     Raises:
         FileNotFoundError: there is no such file of settings.
-        ValueError: a file of settings that cannot be read, or names what is no setting.
+        ValueError: a file of settings that cannot be read, or names what is no setting; a setting that was renamed.
     """
     hints = dict(_hints(kind))
+    _check_renamed(arguments)
     arguments = [_with_home(word) for word in arguments]
     if not positional:
         arguments = _with_files(arguments, hints)
@@ -62,6 +63,13 @@ def parse_settings(
     arguments = _with_pairs(arguments, mappings)
     values = parser.parse_args(arguments if words is None else _with_words(arguments, words))
     return kind(**{name: value for name, value in vars(parser.instantiate(values)).items() if name != "config"})
+
+
+def _check_renamed(arguments: Sequence[str]) -> None:
+    for word in arguments:
+        option = word.partition("=")[0]
+        if option.startswith("--") and (name := option.removeprefix("--")) in RENAMED:
+            raise ValueError(f"{option} is now called --{RENAMED[name]}.")
 
 
 def _with_home(word: str) -> str:

@@ -11,6 +11,16 @@ import yaml
 _NULL, _MERGE = "tag:yaml.org,2002:null", "tag:yaml.org,2002:merge"
 _TAGS = frozenset({_NULL, _MERGE, *(f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map"))})
 """Of values as they are written; `!!int 5` and `!!python/object` are none."""
+RENAMED = MappingProxyType(
+    {
+        "data.max_unreadable_share": "data.max_unreadable_fraction",
+        "model.normalised": "model.normalized",
+        "model.normalisation": "model.normalization",
+        "prompts.normalised": "prompts.normalized",
+        "text.normalised": "text.normalized",
+    }
+)
+"""Settings whose names have changed: from former dotted names to those of now."""
 
 
 class _TextLoader(yaml.SafeLoader):
@@ -68,6 +78,8 @@ def read_setting_file(path: Path, names: Collection[str]) -> dict[str, Any]:
     for name, value in _flat(content, sections):
         if name in sections:
             raise ValueError(f"The file of settings {path} gives {name} the value {value}: give it settings by name.")
+        if name in RENAMED:
+            raise ValueError(f"The file of settings {path} names {name}, which is now called {RENAMED[name]}.")
         if name not in names:
             raise ValueError(f"The file of settings {path} names {name}, which is no setting: see --help.")
         if name in values:

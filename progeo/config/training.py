@@ -3,7 +3,6 @@
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Literal
 
 from jsonargparse.typing import (
@@ -23,9 +22,6 @@ from progeo.models.batch_norm import BatchNormMode
 from progeo.models.heads import HeadKind
 from progeo.models.preprocessing import Preprocessing
 from progeo.pixels import Orientation
-
-RENAMED = MappingProxyType({"data.max_unreadable_share": "data.max_unreadable_fraction"})
-"""Settings whose names have changed: from former dotted names to those of now."""
 
 
 @dataclass(frozen=True)

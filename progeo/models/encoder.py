@@ -33,14 +33,14 @@ class EncoderSpec:
     image_size: tuple[int, int]
     """Height and width in pixels."""
     descriptor_dim: int
-    normalized: bool
-    """Whether descriptors have length 1."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    align_corners: bool
-    """How position embeddings are interpolated, see `load_clip`."""
     pooling: Pooling
     """See `build_backbone`."""
+    normalized: bool = True
+    """Whether descriptors have unit length."""
+    align_corners: bool = False
+    """How position embeddings are interpolated, see `load_clip`."""
     pooled_dim: int | None = None
     """Dimension of descriptors before a projection such as PCA, which gives `descriptor_dim`; None without one."""
     text_weights: str | None = None
@@ -248,17 +248,21 @@ def _build_projection(spec: EncoderSpec) -> nn.Module:
     return nn.Sequential(linear, L2Norm() if spec.normalized else nn.Identity())
 
 
-def spec_from_json(values: dict[str, object]) -> EncoderSpec:
-    """The spec written by `spec_to_json`; tuples come back from lists.
+def spec_from_json(values: Mapping[str, object]) -> EncoderSpec:
+    """Read the spec that `spec_to_json` wrote, of this version or an earlier one; tuples come back from lists.
 
     Raises:
-        ValueError: unknown names, or values that none of them can have.
+        ValueError: unknown fields, missing ones that have no default, or values that none of them can have.
     """
-    if values.keys() != _ALLOWED.keys():
-        raise ValueError(f"An encoder is described by {', '.join(sorted(_ALLOWED))}; got {', '.join(sorted(values))}.")
-    for name, allowed in _ALLOWED.items():
-        if not allowed(values[name]):
-            raise ValueError(f"The {name} of an encoder cannot be {values[name]!r}.")
+    values = {_RENAMED_FIELDS.get(name, name): value for name, value in values.items()}
+    if unknown := values.keys() - _ALLOWED.keys():
+        raise ValueError(f"An encoder has no {', '.join(sorted(unknown))}; its fields are {', '.join(_ALLOWED)}.")
+    required = [field.name for field in dataclasses.fields(EncoderSpec) if field.default is dataclasses.MISSING]
+    if missing := [name for name in required if name not in values]:
+        raise ValueError(f"The fields {', '.join(missing)} of an encoder are missing.")
+    for name, value in values.items():
+        if not _ALLOWED[name](value):
+            raise ValueError(f"The {name} of an encoder cannot be {value!r}.")
     return EncoderSpec(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
@@ -274,6 +278,8 @@ def _is_color(value: object) -> bool:
     )
 
 
+_RENAMED_FIELDS = MappingProxyType({"normalised": "normalized"})
+"""Fields of `model.json` that earlier versions wrote under another name."""
 _ALLOWED: Mapping[str, Callable[[Any], bool]] = MappingProxyType(
     {
         "architecture": lambda value: value in CONVNETS or value in known_architectures(),

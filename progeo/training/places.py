@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from progeo.config.parsing import plain_values
-from progeo.config.training import RENAMED, DataSettings, ModelSettings, PromptSettings, Settings
+from progeo.config.setting_files import RENAMED
+from progeo.config.training import DataSettings, ModelSettings, PromptSettings, Settings
 from progeo.data.contents import contents_fingerprint
 from progeo.datasets.query_sets import QuerySet
 from progeo.engine.run_folder import RunFolder, open_run

@@ -8,10 +8,10 @@ import shutil
 
 import pytest
 from PIL import Image
-from progeo.commands.final_test import check_final_test, run_final_test
 from running import files_in, metrics_of
 
 from progeo.cli import main
+from progeo.commands.final_test import check_final_test, run_final_test
 from progeo.config.parsing import parse_settings
 from progeo.config.training import DataSettings, Settings
 from progeo.engine.accelerator import start_accelerator

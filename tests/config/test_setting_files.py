@@ -9,6 +9,7 @@ import yaml
 
 from progeo.config.evaluation import CompareSettings, EvaluateSettings
 from progeo.config.parsing import parse_settings, plain_values
+from progeo.config.setting_files import RENAMED
 from progeo.config.training import Settings
 
 NEEDED = "run: r\ndata: {train_folder: t, val_folder: v}\n"
@@ -152,3 +153,13 @@ def test_a_run_reads_its_own_settings_back(tmp_path):
     assert dataclasses.asdict(parse_settings(Settings, ["--config", str(file)], program="test")) == (
         dataclasses.asdict(settings)
     )
+
+
+@pytest.mark.parametrize(("former", "name"), RENAMED.items())
+def test_a_setting_that_was_renamed_is_refused_with_its_new_name(read, former, name):
+    section, _, key = former.partition(".")
+    with pytest.raises(ValueError, match=f"names {former}, which is now called {name}."):
+        read(f"{section}: {{{key}: x}}")
+    for words in ([f"--{former}", "x"], [f"--{former}=x"]):
+        with pytest.raises(ValueError, match=f"--{former} is now called --{name}."):
+            read("seed: 1", *words)

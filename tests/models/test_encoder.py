@@ -1,6 +1,8 @@
 """One contract for every encoder."""
 
 import functools
+import json
+from dataclasses import replace
 
 import numpy as np
 import open_clip
@@ -154,8 +156,20 @@ def test_weights_that_do_not_fit_are_refused_by_name():
         restore_encoder(encoder.spec, {name: tensor for name, tensor in state.items() if name != "pooling.p"})
     with pytest.raises(ValueError, match=r"extra should be absent, is \(2,\)"):
         restore_encoder(encoder.spec, {**state, "extra": torch.zeros(2)})
-    with pytest.raises(ValueError, match="An encoder is described by"):
-        spec_from_json({"architecture": "tiny-vit"})
+
+
+def test_a_spec_of_an_earlier_version_gets_defaults_and_an_unknown_field_is_refused():
+    spec = replace(ENCODERS["vit"]().spec, normalized=False)
+    written = json.loads(json.dumps(spec_to_json(spec)))
+    assert spec_from_json(written) == spec
+    former = {"normalised": written.pop("normalized"), **written}
+    assert spec_from_json(former) == spec
+    few = {name: former[name] for name in ("architecture", "image_size", "descriptor_dim", "mean", "std", "pooling")}
+    assert spec_from_json(few) == replace(spec, normalized=True)
+    with pytest.raises(ValueError, match="An encoder has no color, shape; its fields are architecture, "):
+        spec_from_json({**few, "shape": 1, "color": 2})
+    with pytest.raises(ValueError, match="The fields image_size, std of an encoder are missing"):
+        spec_from_json({name: value for name, value in few.items() if name not in ("std", "image_size")})
 
 
 def test_attention_pooling_gives_the_features_of_open_clip():

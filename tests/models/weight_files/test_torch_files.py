@@ -166,7 +166,7 @@ class Called:
 def test_functions_and_classes_of_other_names_are_stubs_that_call_nothing(operations, tmp_path):
     archive(tmp_path / "a.pth", operations)
     found = read_torch_file(tmp_path / "a.pth")
-    assert (type(found).kind.partition(".")[0], vars(found).get("a")) in ((__name__, None), (__name__, 1))
+    assert (type(found).kind.rpartition(".")[0], vars(found).get("a")) in ((__name__, None), (__name__, 1))
     assert CALLED == []
 
 
