@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,19 +30,19 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-        os.close(descriptor)
+        temporary = path.parent / f".{path.stem}-{secrets.token_hex(4)}{path.suffix}"
+        temporary.touch(exist_ok=False)
+        mode = stat.S_IMODE(temporary.stat().st_mode)
     except OSError as error:
         raise OSError(f"{path} could not be written: {error.strerror}") from None
-    temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())  # at the end: safetensors makes files that only their owner can read
+        temporary.chmod(mode)  # at the end: safetensors makes files that only their owner can read
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
-        raise OSError(f"{path} could not be written: {str(error).replace(name, str(path))}") from None
+        raise OSError(f"{path} could not be written: {str(error).replace(str(temporary), str(path))}") from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -135,9 +136,3 @@ def read_json(path: Path) -> Any:
 def spelled_out(path: str) -> str:
     r"""A path with escapes, such as caf\xe9, for bytes of its name that are not UTF-8."""
     return path.encode("utf-8", "backslashreplace").decode().replace(r"\udc", r"\x")  # as Python keeps such bytes
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

@@ -65,7 +65,7 @@ def train_epoch(
     means: Means | None = None,
     stop: StopRequest | None = None,
     before_step: Callable[[int], None] = lambda _: None,
-    after_step: Callable[[Mapping[str, float]], None] = lambda _: None,
+    after_step: Callable[[Mapping[str, float], bool], None] = lambda *_: None,
     max_gradient_norm: float | None = None,
     skip_not_finite: bool = False,
     alone: bool = False,
@@ -82,7 +82,7 @@ def train_epoch(
         means: of the steps done before; those of the others are added.
         stop: received by one process, it is received by all in the same step.
         before_step: called with the number of a step before it is begun.
-        after_step: called with the loss and its terms when a step is done, or left out.
+        after_step: called after each step with the loss and its terms, and whether the optimizer applied the step.
         max_gradient_norm: clip the gradient to this length; None does not clip.
         skip_not_finite: leave out and count a step whose loss or gradient is not finite, instead of stopping.
         alone: this process trains what no other trains, and must not wait for any.
@@ -111,14 +111,18 @@ def train_epoch(
         numbers = dict(zip(names, values, strict=True))
         if math.isfinite(numbers["loss"]) and math.isfinite(norm_of_all):
             optimizer.step()
+            applied = not getattr(optimizer, "step_was_skipped", False)  # by the scaler, for its gradient
             means.add(numbers)
         elif skip_not_finite:
+            if accelerator.scaler is not None:
+                accelerator.scaler.update()  # or it would refuse the next step, as the gradient is unscaled
+            applied = False
             means.skip()
         else:
             raise LossNotFinite(_not_finite(description, means.steps + 1, numbers))
         bar.set_postfix({name: f"{mean:.3f}" for name, mean in means.values().items()}, refresh=False)
         bar.update()
-        after_step(numbers)
+        after_step(numbers, applied)
     if not means.steps:
         raise ValueError(f"{description}: there is no batch to train on.")
     return means.values()

@@ -1,7 +1,6 @@
 """What stage 2 trains, and how far it has come: everything here can be saved and gone on with at any step."""
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -206,12 +205,12 @@ class ImageTraining:
         if training.skip_not_finite:
             self._buffers_before = [buffer.clone() for buffer in self.encoder.buffers()]
 
-    def _after_step(self, run: RunFolder, stop: StopRequest, numbers: Mapping[str, float]) -> None:
+    def _after_step(self, run: RunFolder, stop: StopRequest, numbers: Mapping[str, float], applied: bool) -> None:
         steps, training = self.means.steps, self.settings.training
-        if not math.isfinite(numbers["loss"]):  # left out: batch norm forgets what it saw
+        if not applied and training.skip_not_finite:  # batch norm forgets the images of a skipped step
             for buffer, before in zip(self.encoder.buffers(), self._buffers_before, strict=True):
                 buffer.copy_(before)
-        elif self.averaged is not None:
+        elif applied and self.averaged is not None:
             self.averaged.update_parameters(self.encoder)
         rate = self.optimizer.param_groups[0]["lr"]
         self.accelerator.log({"encoder_learning_rate": rate, **numbers}, step=self.steps_done)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 
 from progeo.engine.loop import Means, progress_bar, train_epoch
 from progeo.engine.stopping import StopRequest
@@ -118,6 +119,42 @@ def test_a_loss_that_is_not_finite_can_be_left_out_and_counted(accelerator):
     assert weight[0].item() == pytest.approx(0.7)
 
 
+@pytest.fixture
+def half_precision(accelerator, monkeypatch):
+    """An accelerator that scales gradients as on a GPU, and its optimizer of the weight 1."""
+    monkeypatch.setattr(accelerator, "native_amp", True)
+    monkeypatch.setattr(accelerator.state, "_mixed_precision", "fp16")
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    weight = torch.nn.Parameter(torch.tensor([1.0]))
+    optimizer = AcceleratedOptimizer(torch.optim.SGD([weight], lr=0.1), scaler=accelerator.scaler)
+    accelerator._optimizers.append(optimizer)
+    return accelerator, weight, optimizer
+
+
+@pytest.mark.parametrize(
+    ("spoil", "skipped"),
+    [(lambda loss: loss * torch.nan, 1), (lambda loss: loss + (0 * loss).sqrt(), 0)],
+    ids=["the loss", "its gradient"],
+)
+def test_after_a_skipped_step_of_scaled_gradients_the_next_one_is_taken(half_precision, spoil, skipped):
+    accelerator, weight, optimizer = half_precision
+    applied = []
+    means = train_epoch(
+        [[False], [True], [False]],
+        lambda is_bad: {"term": spoil(weight[0]) if is_bad else weight[0]},
+        optimizer,
+        accelerator,
+        bar=bar(accelerator),
+        description="test",
+        skip_not_finite=True,
+        after_step=lambda _, was_applied: applied.append(was_applied),
+    )
+    assert applied == [True, False, True]
+    assert weight.item() == pytest.approx(0.8)
+    assert accelerator.scaler.get_scale() == 4.0
+    assert means.get("skipped", 0) == skipped
+
+
 def test_the_rest_of_an_epoch_has_the_numbers_and_means_of_the_whole(accelerator):
     def run(batches, means):
         _, optimizer = parts(accelerator)
@@ -150,7 +187,8 @@ def test_after_a_request_to_stop_the_step_is_finished_first(accelerator):
         stop.received = bool(done)
         return {"term": weight[0] * batch}
 
-    def after_step(numbers):
+    def after_step(numbers, applied):
+        assert applied
         done.append((numbers["term"], weight[0].item()))
         if stop.received:
             raise KeyboardInterrupt

@@ -200,16 +200,25 @@ def test_the_layers_draw_otherwise_in_every_piece_and_other_than_the_augmentatio
     assert not torch.allclose(drawn[0], shares)
 
 
-def test_a_step_that_is_left_out_leaves_batch_norm_and_the_average_as_they_were(build, tmp_path):
+@pytest.mark.parametrize("spoiled", ["loss", "gradient"])
+def test_a_skipped_step_leaves_batch_norm_and_the_average_as_they_were(build, tmp_path, spoiled):
     training = build("--training.skip_not_finite", "true", "--training.ema_decay", "0.5")
-    calls = []
+    norm = next(part for part in training.encoder.modules() if isinstance(part, torch.nn.BatchNorm2d))
+    calls, seen = [], []
 
-    def spoil(module, inputs):
+    def spoil(module, inputs, descriptors):
         calls.append(None)
-        return (inputs[0] * torch.nan,) if len(calls) == 1 else None
+        seen.append(int(norm.num_batches_tracked))
+        if len(calls) > 1:
+            return None
+        if spoiled == "loss":
+            return descriptors * torch.nan
+        descriptors.register_hook(lambda gradient: gradient * torch.nan)
 
-    training.encoder.register_forward_pre_hook(spoil)
+    training.encoder.register_forward_hook(spoil)
     assert training.run_epoch(RunFolder(tmp_path), StopRequest())["skipped"] == 1
+    assert seen == [1, 1]  # the second step begins where the first did
+    assert training.averaged.n_averaged == 1
     for encoder in (training.encoder, training.result):
         assert all(torch.isfinite(tensor).all() for tensor in encoder.state_dict().values())
 
