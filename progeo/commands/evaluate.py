@@ -179,7 +179,7 @@ def _search(
     exact_ms = 1e3 * (time.perf_counter() - start) / len(queries)
     if settings.index is None:
         return found_with(exact, {})
-    index = open_index(database, settings.index, probes=settings.probes)
+    index = open_index(database, settings.index, probes=settings.probes, folder=descriptors.index_folder)
     start = time.perf_counter()
     found = index_neighbors(index, wanted, depth)
     milliseconds = 1e3 * (time.perf_counter() - start) / len(queries)
@@ -192,7 +192,7 @@ def _search(
         # Without anything to count, the results say so.
         won = np.subtract(*(recall_at(each[counted], right, (1,))[0] for each in both)) if counted else 0.0
         lost = f"R@1 {won:+.1f} against exact search"
-    megabytes = index_path(database, settings.index).stat().st_size / 1e6
+    megabytes = index_path(database, settings.index, descriptors.index_folder).stat().st_size / 1e6
     facts = {
         "index": f"{settings.index}: {lost}",
         "index size": f"{megabytes:,.1f} MB, of {database.num_bytes / 1e6:,.1f} MB of descriptors",

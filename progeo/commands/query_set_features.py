@@ -28,6 +28,8 @@ class QuerySetDescriptors:
     """(Q, D), of crops that search on their own (Q, 5 D)."""
     facts: Mapping[str, str]
     """How images were described."""
+    index_folder: Path
+    """Where an index of the database may be kept: nothing is written into another program's folder."""
 
 
 def load_described(name: str) -> nn.Module | Path:
@@ -51,7 +53,7 @@ def descriptors_of(
         ValueError: descriptors of another number of images, or of two dimensions.
     """
     if isinstance(source, Path):
-        return _read_descriptors(source, query_set)
+        return _read_descriptors(source, query_set, index_folder=settings.out)
     return _describe(source, query_set, settings, accelerator)
 
 
@@ -72,10 +74,10 @@ def _describe(
         facts[f"{side} preprocessing"] = preprocessing
     if settings.orientation == "ignore":
         facts["orientation"] = "as stored, photos are not turned upright"
-    return QuerySetDescriptors(*rows, facts)
+    return QuerySetDescriptors(*rows, facts, index_folder=rows[0].folder)
 
 
-def _read_descriptors(folder: Path, query_set: QuerySet) -> QuerySetDescriptors:
+def _read_descriptors(folder: Path, query_set: QuerySet, *, index_folder: Path) -> QuerySetDescriptors:
     rows = [
         _read_rows(folder / f"{side}_descriptors.npy", images)
         for side, images in (("database", query_set.database), ("queries", query_set.queries))
@@ -84,7 +86,7 @@ def _read_descriptors(folder: Path, query_set: QuerySet) -> QuerySetDescriptors:
         raise ValueError(
             f"The descriptors in {folder} have {rows[0].width} dimensions of the database, {rows[1].width} of queries."
         )
-    return QuerySetDescriptors(*rows, {})
+    return QuerySetDescriptors(*rows, {}, index_folder=index_folder)
 
 
 def _read_rows(path: Path, images: Catalogue) -> ShardedRows:

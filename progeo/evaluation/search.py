@@ -79,24 +79,25 @@ def distances_of(predictions: np.ndarray, queries: np.ndarray, database: Sharded
     return found
 
 
-def index_path(database: ShardedRows, kind: str) -> Path:
-    """Where the index of a database, as it is now, is kept beside its descriptors."""
+def index_path(database: ShardedRows, kind: str, folder: Path | None = None) -> Path:
+    """Where the index of a database, as it is now, is kept: in a folder, else beside its descriptors."""
     made_from = f"{kind} {database.written_ns} {database.num_bytes}"
-    return database.folder / f"index_{hashlib.sha256(made_from.encode()).hexdigest()[:8]}.faiss"
+    return (folder or database.folder) / f"index_{hashlib.sha256(made_from.encode()).hexdigest()[:8]}.faiss"
 
 
-def open_index(database: ShardedRows, kind: str, *, probes: int) -> faiss.Index:
+def open_index(database: ShardedRows, kind: str, *, probes: int, folder: Path | None = None) -> faiss.Index:
     """The index of a database, made where it is not kept yet, and mapped into memory.
 
     Args:
         database: descriptors (N, D).
         kind: as faiss writes it: `IVF1024,Flat`, `OPQ32,IVF1024,PQ32`, `HNSW32`, `SQ8`, `PCA128,Flat`, `PCAW128,Flat`.
         probes: of an inverted file, how many of its lists a search looks through.
+        folder: where it is kept, see `index_path`.
 
     Raises:
         ValueError: faiss knows no such kind, or the database is too small to train it.
     """
-    path = index_path(database, kind)
+    path = index_path(database, kind, folder)
     if not path.is_file():
         save_index(build_index(database, kind), path)
     return map_index(path, probes=probes)

@@ -145,6 +145,17 @@ def test_foreign_descriptors_that_do_not_fit_are_refused(database, queries, word
         evaluated(tmp_path, mixed, tmp_path / "out")
 
 
+def test_an_index_of_foreign_descriptors_is_not_written_beside_them(mixed, tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "other").mkdir()
+    for side, count in (("database", 10), ("queries", 6)):
+        np.save(tmp_path / f"other/{side}_descriptors.npy", rng.random((count, 4), np.float32))
+    before = files_in(tmp_path / "other")
+    evaluated(tmp_path / "other", mixed, tmp_path / "out", "--index", "SQ8")
+    assert files_in(tmp_path / "other") == before
+    assert len([name for name in files_in(tmp_path / "out") if name.endswith(".faiss")]) == 1
+
+
 def test_a_mended_image_is_described_and_the_rest_is_not_done_again(encoder, mixed, tmp_path, capsys):
     folder = tmp_path / "set"
     shutil.copytree(mixed, folder)
