@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from benchmarks.timing import clock_of_device, least_seconds
+from benchmarks.timing import clock_of_device, min_seconds
 from progeo.engine.accelerator import start_accelerator
 from progeo.evaluation.search import index_neighbors, index_path, nearest_neighbors, open_index
-from progeo.features.batches import describe_rows
-from progeo.features.descriptors import encoder_describer
+from progeo.features.batches import extract_rows
+from progeo.features.descriptors import descriptor_extractor
 from progeo.features.store import ShardedRows
 from progeo.models.encoder import Encoder, build_encoder
 from progeo.places.catalogue import read_catalogue
@@ -165,7 +165,7 @@ def compare_describing(folder: Path) -> Iterator[str]:
             our_loop(encoder, folder / f"{side}_images"),
         )
         difference = float(np.abs(plain() - ours()).max())
-        seconds = np.array(least_seconds([plain, ours], clock_of_device, rounds=3))
+        seconds = np.array(min_seconds([plain, ours], clock_of_device, rounds=3))
         whole += seconds
         yield f"{speeds(f'{side} of {len(shapes)} shapes', NUM_IMAGES, seconds)}{difference:20.1e}"
     yield speeds("both", 2 * NUM_IMAGES, whole)
@@ -214,32 +214,32 @@ def plain_loop(encoder: Encoder, folder: Path, batch_size: int) -> Callable[[], 
     )
 
     @torch.inference_mode()
-    def describe() -> np.ndarray:
+    def extract() -> np.ndarray:
         plain.to(memory_format=torch.contiguous_format)
         return np.concatenate([plain(batch).numpy() for batch in loader])
 
-    return describe
+    return extract
 
 
 def our_loop(encoder: Encoder, folder: Path) -> Callable[[], np.ndarray]:
     """Describe in batches of one shape each."""
     images = read_catalogue(folder)
-    describer = encoder_describer(encoder, "native", None, start_accelerator("no"))
+    extractor = descriptor_extractor(encoder, "native", None, start_accelerator("no"))
 
-    def describe() -> np.ndarray:
+    def extract() -> np.ndarray:
         encoder.to(memory_format=torch.channels_last)
         rows = range(len(images))
-        return describe_rows(
-            describer.describe,
-            describer.images(images),
+        return extract_rows(
+            extractor.extract,
+            extractor.images(images),
             rows,
-            describer.batches(images, rows, BATCH_SIZE),
+            extractor.batches(images, rows, BATCH_SIZE),
             width=encoder.descriptor_dim,
             num_workers=NUM_WORKERS,
             what="ours",
         )[0]
 
-    return describe
+    return extract
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 import onnxruntime
 import torch
 
-from benchmarks.timing import least_seconds
+from benchmarks.timing import min_seconds
 from progeo.export.onnx import save_onnx
 from progeo.models.encoder import build_encoder
 
@@ -38,7 +38,7 @@ def compare_runtimes(architecture: str, path: Path) -> str:
     session = onnxruntime.InferenceSession(path, options)
     image = torch.randn(1, 3, IMAGE_SIDE, IMAGE_SIDE)
     with torch.inference_mode():
-        seconds = least_seconds(
+        seconds = min_seconds(
             [
                 partial(encoder, image),
                 partial(torch.compile(encoder), image),

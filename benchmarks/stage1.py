@@ -19,7 +19,7 @@ from torch import Tensor
 from torchvision import transforms
 
 from benchmarks.images import write_images
-from benchmarks.timing import clock_of_one_core, least_seconds
+from benchmarks.timing import clock_of_one_core, min_seconds
 from progeo.config.training import DataSettings, Settings
 from progeo.data.samplers import permuted_batches
 from progeo.engine.accelerator import fits_device, start_accelerator
@@ -60,7 +60,7 @@ def compare_text_features() -> str:
     for num_classes in (TEXTS, TEXTS // 2):
         labels = (torch.arange(TEXTS) % num_classes).to(accelerator.device)
         torch.testing.assert_close(learner(labels), plain_text_features(clip, learner, labels), rtol=1e-3, atol=1e-3)
-        plain, ours = least_seconds(
+        plain, ours = min_seconds(
             [
                 lambda labels=labels: plain_text_features(clip, learner, labels).sum().backward(),
                 lambda labels=labels: learner(labels).sum().backward(),
@@ -109,7 +109,7 @@ def compare_image_features(folder: Path) -> str:
         return plain_image_features(clip, [catalogue.path(row) for row in range(IMAGES)], accelerator)
 
     a, b = (torch.from_numpy(values).float() for values in (plain(), ours()))
-    plain_seconds, our_seconds = least_seconds([plain, ours], time.perf_counter, rounds=2)
+    plain_seconds, our_seconds = min_seconds([plain, ours], time.perf_counter, rounds=2)
     return (
         f"image features of {IMAGES} JPEGs of {IMAGE_SIDE} px: plain {IMAGES / plain_seconds:.1f} images/s, ours "
         f"{IMAGES / our_seconds:.1f} images/s, ratio {plain_seconds / our_seconds:.2f}; "

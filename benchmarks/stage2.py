@@ -22,7 +22,7 @@ from torchvision import transforms
 from torchvision.models import resnet18
 
 from benchmarks.images import write_images
-from benchmarks.timing import clock_of_device, clock_of_one_core, least_seconds
+from benchmarks.timing import clock_of_device, clock_of_one_core, min_seconds
 from progeo.data.augmentation import Augmentation, jitter_colors
 from progeo.data.datasets import CatalogueImages, LabeledImages
 from progeo.data.loaders import build_loader, read_batches
@@ -73,17 +73,17 @@ def compare_loops(folder: Path) -> str:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     clock = clock_of_one_core(accelerator)
-    decode = least_seconds([loop.decode for loop in loops.values()], clock, rounds=4)
-    augment = least_seconds(
+    decode = min_seconds([loop.decode for loop in loops.values()], clock, rounds=4)
+    augment = min_seconds(
         [partial(loop.augment, images) for loop, images in zip(loops.values(), decoded, strict=True)], clock, rounds=4
     )
     torch.set_num_threads(threads)
-    step = least_seconds(
+    step = min_seconds(
         [partial(loop.step, images) for loop, images in zip(loops.values(), augmented, strict=True)],
         clock_of_device,
         rounds=3,
     )
-    whole = least_seconds([loop.run for loop in loops.values()], clock_of_device, rounds=3)
+    whole = min_seconds([loop.run for loop in loops.values()], clock_of_device, rounds=3)
     both = [sum(pair) for pair in zip(decode, augment, strict=True)]
     rows = {
         "decode": decode,

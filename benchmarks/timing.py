@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 
 
-def least_seconds(functions: Sequence[Callable[[], object]], clock: Callable[[], float], *, rounds: int) -> list[float]:
+def min_seconds(functions: Sequence[Callable[[], object]], clock: Callable[[], float], *, rounds: int) -> list[float]:
     """The least time that each function took, all taken in turns."""
     seconds = [float("inf")] * len(functions)
     for _ in range(rounds):  # the first round warms up and is soon beaten

@@ -32,7 +32,7 @@ COMMANDS = {
         "compare:compare", "evaluation:CompareSettings", "the same for several encoders, in one table", words="encoders"
     ),
     "reduce": Command(
-        "pca:reduce_encoder", "evaluation:ReduceSettings", "fewer dimensions for an encoder's descriptors"
+        "pca:fit_encoder_pca", "evaluation:ReduceSettings", "fewer dimensions for an encoder's descriptors"
     ),
     "index build": Command(
         "index:build_place_index",
@@ -88,7 +88,10 @@ COMMANDS = {
     ),
     "export": Command("export:export", "encoders:ExportSettings", "write the encoder of a run to its own folder", True),
     "import": Command(
-        "import_weights:bring_in", "encoders:ImportSettings", "make an encoder of the weights of another program", True
+        "import_weights:import_weights",
+        "encoders:ImportSettings",
+        "make an encoder of the weights of another program",
+        True,
     ),
     "toy-city": Command(
         "toy_city:make_toy_city", "datasets:ToyCitySettings", "render a small city to try everything on", True

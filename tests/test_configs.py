@@ -4,7 +4,7 @@ import pytest
 
 from progeo.config.parsing import parse_settings, plain_values
 from progeo.config.training import Settings
-from progeo.models.backbones import freeze_layers, skeleton_backbone
+from progeo.models.backbones import empty_backbone, freeze_layers
 
 CONFIGS = sorted(Path(__file__).parents[1].glob("configs/**/*.yaml"))
 PUBLISHED = {
@@ -78,7 +78,7 @@ def test_both_papers_share_cells_classifier_augmentation_and_steps(name):
 def test_cosplace_trains_exactly_the_published_layers(name):
     settings = settings_of(Path(__file__).parents[1] / f"configs/{name}.yaml")
     architecture, trained = COSPLACE[name]
-    backbone = skeleton_backbone(architecture)
+    backbone = empty_backbone(architecture)
     freeze_layers(backbone, settings.model.frozen)
     for key, parameter in backbone.named_parameters():
         assert parameter.requires_grad == any(key.startswith(f"{layer}.") for layer in trained), key
@@ -88,7 +88,7 @@ def test_cosplace_trains_exactly_the_published_layers(name):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_frozen_layers_of_the_published_settings_exist(name):
     settings = settings_of(Path(__file__).parents[1] / f"configs/{name}.yaml")
-    freeze_layers(skeleton_backbone(settings.model.architecture), settings.model.frozen)
+    freeze_layers(empty_backbone(settings.model.architecture), settings.model.frozen)
 
 
 def test_settings_written_as_plain_values_are_read_back_equal(tmp_path):

@@ -9,11 +9,11 @@ from accelerate import Accelerator
 from torch import nn
 
 from progeo.commands.evaluate import evaluate_source
-from progeo.commands.query_set_features import load_described
+from progeo.commands.query_set_features import load_descriptor_source
 from progeo.config.evaluation import BenchmarkSettings, CompareSettings, EvaluateSettings
 from progeo.engine.accelerator import start_accelerator
 from progeo.engine.log import LOGGER, start_log
-from progeo.features.descriptors import encoder_describer, images_per_second
+from progeo.features.descriptors import descriptor_extractor, images_per_second
 from progeo.files import replacing, write_json
 from progeo.places.catalogue import read_catalogue
 
@@ -44,7 +44,7 @@ def compare(settings: CompareSettings) -> Path:
         raise ValueError(f"Name the encoders to compare, each once; got {', '.join(settings.encoders) or 'none'}.")
     start_log(None)
     accelerator = start_accelerator(settings.mixed_precision)
-    sources = {name: load_described(name) for name in settings.encoders}  # a wrong one is told at the beginning
+    sources = {name: load_descriptor_source(name) for name in settings.encoders}  # a wrong one is told at the beginning
     common = {field.name: getattr(settings, field.name) for field in fields(BenchmarkSettings)}
     table = []
     for place, (name, source) in enumerate(sources.items(), start=1):
@@ -63,14 +63,14 @@ def compare(settings: CompareSettings) -> Path:
 
 
 def _images_per_second(encoder: nn.Module, settings: CompareSettings, accelerator: Accelerator) -> float | None:
-    describer = encoder_describer(
+    extractor = descriptor_extractor(
         encoder,
         settings.database_preprocessing,
         settings.image_size,
         accelerator,
         orientation=settings.orientation,
     )
-    return images_per_second(describer, read_catalogue(settings.folder / settings.database), settings.batch_size)
+    return images_per_second(extractor, read_catalogue(settings.folder / settings.database), settings.batch_size)
 
 
 def _write(out: Path, table: list[Compared]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from accelerate import Accelerator
 from torch import nn
 
-from progeo.commands.query_set_features import QuerySetDescriptors, descriptors_of, load_described
+from progeo.commands.query_set_features import QuerySetFeatures, descriptors_of, load_descriptor_source
 from progeo.commands.results import write_found, write_results
 from progeo.config.evaluation import EvaluateSettings
 from progeo.datasets.query_sets import QuerySet, load_query_set, load_unlabeled, positives_by_rule
@@ -51,14 +51,14 @@ def evaluate(settings: EvaluateSettings) -> Path:
     """Evaluate an encoder and write recalls, predictions and a report; returns their folder."""
     start_log(None)
     accelerator = start_accelerator(settings.mixed_precision)
-    evaluate_source(load_described(settings.encoder), settings, accelerator)
+    evaluate_source(load_descriptor_source(settings.encoder), settings, accelerator)
     return settings.out
 
 
 def evaluate_source(
     source: nn.Module | Path, settings: EvaluateSettings, accelerator: Accelerator
 ) -> Evaluation | None:
-    """Do the same with what `load_described` gave for `settings.encoder`; the main process gets what came out."""
+    """Evaluate what `load_descriptor_source` loaded for `settings.encoder`; only the main process gets the result."""
     protocol = None if settings.protocol is None else load_protocol(settings.protocol)
     if protocol is not None:
         if settings.positive_angle_deg is not None:
@@ -123,7 +123,7 @@ def _query_set(settings: EvaluateSettings) -> QuerySet:
     return load_query_set(*names, radius_m=settings.positive_radius_m, angle_deg=settings.positive_angle_deg)
 
 
-def _unreadable_in_words(descriptors: QuerySetDescriptors) -> dict[str, str]:
+def _unreadable_in_words(descriptors: QuerySetFeatures) -> dict[str, str]:
     """A fact where images cannot be read."""
     sides = {"database images, never found": descriptors.database, "queries, skipped": descriptors.queries}
     said = [f"{len(rows.missing):,} of {rows.num_rows:,} {what}" for what, rows in sides.items() if len(rows.missing)]
@@ -157,7 +157,7 @@ class _Found:
 def _search(
     settings: EvaluateSettings,
     positives: list[np.ndarray] | None,
-    descriptors: QuerySetDescriptors,
+    descriptors: QuerySetFeatures,
     panoramas: np.ndarray | None,
 ) -> _Found:
     database, count = descriptors.database, max(settings.recall_ns)

@@ -10,7 +10,7 @@ from progeo.export.card import save_card, starting_weights
 from progeo.export.folders import without_folders
 from progeo.export.onnx import save_onnx
 from progeo.export.program import save_program, side_step
-from progeo.export.trunk import save_trunk, trunk_usage
+from progeo.export.trunk import save_backbone, trunk_usage
 from progeo.export.weights import encoder_folder, load_encoder, read_description, save_encoder
 from progeo.files import written_together
 from progeo.models.encoder import Encoder
@@ -82,7 +82,7 @@ def _write_program(target: Path, encoder: Encoder, _: dict, settings: ExportSett
 
 
 def _write_trunk(target: Path, encoder: Encoder, description: dict, _: ExportSettings) -> str:
-    save_trunk(target / "trunk.safetensors", encoder)
+    save_backbone(target / "trunk.safetensors", encoder)
     return trunk_usage(encoder, starting_weights(description))
 
 

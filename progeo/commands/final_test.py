@@ -3,7 +3,7 @@
 from accelerate import Accelerator
 
 from progeo.commands.evaluate import evaluate_source
-from progeo.commands.query_set_features import load_described
+from progeo.commands.query_set_features import load_descriptor_source
 from progeo.config.evaluation import EvaluateSettings
 from progeo.config.training import DataSettings, Settings
 from progeo.datasets.query_sets import load_query_set
@@ -63,7 +63,7 @@ def run_final_test(settings: Settings, run: RunFolder, accelerator: Accelerator)
         descriptor_cache=data.descriptor_cache,
     )
     LOGGER.info("final test of %s", test.encoder)
-    encoder = load_described(test.encoder)
+    encoder = load_descriptor_source(test.encoder)
     try:
         evaluate_source(encoder, test, accelerator)
     except (ValueError, FileNotFoundError) as error:

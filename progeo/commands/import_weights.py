@@ -20,7 +20,7 @@ from progeo.models.weight_files.checkpoints import in_words, read_content
 _CLIP = "clip.safetensors"
 
 
-def bring_in(settings: ImportSettings) -> Path:
+def import_weights(settings: ImportSettings) -> Path:
     """Write what a foreign file holds to a folder of its own and return the folder.
 
     Raises:

@@ -11,7 +11,7 @@ from progeo.engine.log import LOGGER, start_log
 from progeo.evaluation.copies import find_themselves
 from progeo.evaluation.search import build_index
 from progeo.export.weights import load_encoder
-from progeo.features.descriptors import described, encoder_describer, identity
+from progeo.features.descriptors import described, descriptor_extractor, identity
 from progeo.features.store import ShardedRows
 from progeo.localization.confidence import Calibration, calibrate
 from progeo.localization.index_folder import About, commit, holds_place_index, new_files, save_generation
@@ -48,21 +48,21 @@ def build_place_index(settings: IndexBuildSettings) -> Path:
     catalogue = _images(settings.folder)
     images = placed(catalogue)
     check_zones(images)
-    describer = encoder_describer(
+    extractor = descriptor_extractor(
         encoder,
         settings.database_preprocessing,
         settings.image_size,
         accelerator,
         orientation=settings.orientation,
     )
-    descriptors = described(describer, catalogue, settings, accelerator)
+    descriptors = described(extractor, catalogue, settings, accelerator)
     if accelerator.is_main_process:
         images = images.take(np.delete(np.arange(len(images)), descriptors.missing))
         about = About(
             kind=settings.index,
             probes=settings.probes,
             encoder=identity(encoder),
-            image_size=describer.image_size,
+            image_size=extractor.image_size,
             database_preprocessing=settings.database_preprocessing,
             query_preprocessing=settings.query_preprocessing,
             orientation=settings.orientation,
@@ -92,8 +92,8 @@ def add_to_place_index(settings: IndexAddSettings) -> Path:
     if len(held) == len(catalogue):
         return settings.index
     new = catalogue.take(np.delete(np.arange(len(catalogue)), held))
-    describer = opened.describer(opened.about.database_preprocessing, accelerator)
-    descriptors = described(describer, new, settings, accelerator)
+    extractor = opened.extractor(opened.about.database_preprocessing, accelerator)
+    descriptors = described(extractor, new, settings, accelerator)
     if accelerator.is_main_process:
         add_images(opened, images.take(np.delete(np.arange(len(images)), held)), descriptors)
         if opened.about.calibration is not None:
@@ -124,8 +124,8 @@ def calibrate_place_index(settings: IndexCalibrateSettings) -> Path:
     held = held_by(opened, places)
     _check_enough(len(photos) - len(held), settings)
     photos = photos.take(np.delete(np.arange(len(photos)), held))
-    describer = opened.describer(opened.about.query_preprocessing, accelerator)
-    descriptors = described(describer, photos, settings, accelerator)
+    extractor = opened.extractor(opened.about.query_preprocessing, accelerator)
+    descriptors = described(extractor, photos, settings, accelerator)
     if not accelerator.is_main_process:
         return settings.index
     photos = photos.take(np.delete(np.arange(len(photos)), descriptors.missing))

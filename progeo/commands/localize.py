@@ -16,7 +16,7 @@ from progeo.config.evaluation import LocalizeSettings
 from progeo.engine.accelerator import start_accelerator
 from progeo.engine.log import LOGGER, start_log
 from progeo.evaluation.search import Neighbors
-from progeo.features.batches import describe_rows
+from progeo.features.batches import extract_rows
 from progeo.files import replacing, write_json
 from progeo.localization.place_index import PlaceIndex, open_place_index
 from progeo.models.backbones.open_clip import load_clip
@@ -42,7 +42,7 @@ class Match:
 
 
 @dataclass(frozen=True)
-class Located:
+class Localization:
     """An answer: where a photo was taken, if it is the place of the first match."""
 
     asked: str
@@ -58,7 +58,7 @@ class Located:
     """Why there are none."""
 
 
-def localize(settings: LocalizeSettings) -> list[Located]:
+def localize(settings: LocalizeSettings) -> list[Localization]:
     """Find where photos were taken, print it and write it to a file.
 
     Raises:
@@ -124,14 +124,14 @@ def _describe(
     index: PlaceIndex, photos: Catalogue, settings: LocalizeSettings, accelerator: Accelerator
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Descriptors (Q, D), and why photos could not be read, by row."""
-    describer = index.describer(index.about.query_preprocessing, accelerator)
+    extractor = index.extractor(index.about.query_preprocessing, accelerator)
     rows = range(len(photos))
-    descriptors, unreadable = describe_rows(
-        describer.describe,
-        describer.images(photos),
+    descriptors, unreadable = extract_rows(
+        extractor.extract,
+        extractor.images(photos),
         rows,
-        describer.batches(photos, rows, settings.batch_size),
-        width=describer.width,
+        extractor.batches(photos, rows, settings.batch_size),
+        width=extractor.width,
         num_workers=settings.num_workers,
         what="photos",
     )
@@ -149,7 +149,7 @@ def _located(
     descriptors: np.ndarray,
     unreadable: Mapping[int, str],
     settings: LocalizeSettings,
-) -> list[Located]:
+) -> list[Localization]:
     found = index.search(descriptors, least=settings.top)
     is_text = settings.text is not None  # how sure one may be was learned from photos
     confidences = np.full(len(asked), np.nan) if is_text else index.confidences(found)
@@ -158,13 +158,13 @@ def _located(
     answers = []
     for row, name in enumerate(asked):
         if row in unreadable:
-            answers.append(Located(name, None, None, None, (), unreadable[row]))
+            answers.append(Localization(name, None, None, None, (), unreadable[row]))
             continue
         confidence = None if np.isnan(confidences[row]) else float(confidences[row])
         known = None if confidence is None else confidence >= settings.threshold
         matches = _matches(index, found, row, settings.top)
         error = "" if matches else f"Nothing was found for {name}."
-        answers.append(Located(name, confidence, radius_m, known, matches, error))
+        answers.append(Localization(name, confidence, radius_m, known, matches, error))
     return answers
 
 
@@ -186,7 +186,7 @@ def _place(match: Match) -> str:
     return f"{match.latitude:.5f}, {match.longitude:.5f}"
 
 
-def _lines(answer: Located) -> list[str]:
+def _lines(answer: Localization) -> list[str]:
     if answer.error:
         return [answer.error]
     sure = ""
@@ -197,7 +197,7 @@ def _lines(answer: Located) -> list[str]:
     return [first, *(f"{rank:5}  {match.distance:.3f}  {_place(match)}  {match.path}" for rank, match in ranked)]
 
 
-def _flat(answer: Located) -> dict[str, Any]:
+def _flat(answer: Localization) -> dict[str, Any]:
     """An answer in one row, of its first match alone."""
     match = asdict(answer.matches[0]) if answer.matches else dict.fromkeys(Match.__dataclass_fields__)
     return {
@@ -212,7 +212,7 @@ def _flat(answer: Located) -> dict[str, Any]:
     }
 
 
-def _write_csv(path: Path, answers: list[Located]) -> None:
+def _write_csv(path: Path, answers: list[Localization]) -> None:
     rows = [_flat(answer) for answer in answers]
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, list(rows[0]))
@@ -220,7 +220,7 @@ def _write_csv(path: Path, answers: list[Located]) -> None:
         writer.writerows(rows)
 
 
-def _write_geojson(path: Path, answers: list[Located]) -> None:
+def _write_geojson(path: Path, answers: list[Localization]) -> None:
     features = []
     for answer in answers:
         properties = _flat(answer)
@@ -230,7 +230,7 @@ def _write_geojson(path: Path, answers: list[Located]) -> None:
     write_json(path, {"type": "FeatureCollection", "features": features})
 
 
-def _write_json(path: Path, answers: list[Located]) -> None:
+def _write_json(path: Path, answers: list[Localization]) -> None:
     write_json(path, [asdict(answer) for answer in answers])
 
 

@@ -11,12 +11,12 @@ from progeo.engine.accelerator import start_accelerator
 from progeo.engine.log import LOGGER, start_log
 from progeo.evaluation.reduction import fit_reduction
 from progeo.export.weights import encoder_folder, holds_encoder, load_encoder, read_description, save_encoder
-from progeo.features.descriptors import described, encoder_describer
+from progeo.features.descriptors import described, descriptor_extractor
 from progeo.models.encoder import Encoder, projected
 from progeo.places.catalogue import read_catalogue
 
 
-def reduce_encoder(settings: ReduceSettings) -> Path:
+def fit_encoder_pca(settings: ReduceSettings) -> Path:
     """Fit principal components to descriptors of images, and write the encoder that ends with them; returns its folder.
 
     Raises:
@@ -31,14 +31,14 @@ def reduce_encoder(settings: ReduceSettings) -> Path:
         raise ValueError(f"Only an encoder with weights of its own can be reduced, {settings.encoder} has none.")
     catalogue = read_catalogue(settings.folder, positions="ignored")
     rows = np.unique(np.linspace(0, len(catalogue) - 1, min(len(catalogue), settings.sample)).astype(np.int64))
-    describer = encoder_describer(
+    extractor = descriptor_extractor(
         encoder,
         settings.database_preprocessing,
         settings.image_size,
         accelerator,
         orientation=settings.orientation,
     )
-    descriptors = described(describer, catalogue.take(rows), settings, accelerator)
+    descriptors = described(extractor, catalogue.take(rows), settings, accelerator)
     if accelerator.is_main_process:
         sample = np.concatenate([part.astype(np.float32) for part in descriptors.parts()])
         reduction = fit_reduction(sample, settings.dim, whiten=settings.whiten)

@@ -11,7 +11,7 @@ from torch import nn
 from progeo.config.evaluation import BenchmarkSettings
 from progeo.datasets.query_sets import QuerySet
 from progeo.export.weights import load_encoder
-from progeo.features.descriptors import described, encoder_describer
+from progeo.features.descriptors import described, descriptor_extractor
 from progeo.features.store import ShardedRows
 from progeo.places.catalogue import Catalogue
 
@@ -19,7 +19,7 @@ _ROWS_AT_ONCE = 2**16
 
 
 @dataclass(frozen=True)
-class QuerySetDescriptors:
+class QuerySetFeatures:
     """Of both sides of a query set, but for images that cannot be read."""
 
     database: ShardedRows
@@ -32,7 +32,7 @@ class QuerySetDescriptors:
     """Where an index of the database may be kept: nothing is written into another program's folder."""
 
 
-def load_described(name: str) -> nn.Module | Path:
+def load_descriptor_source(name: str) -> nn.Module | Path:
     """The encoder of that name, or the folder of that name in which another program left descriptors."""
     folder = Path(name)
     return folder if (folder / "database_descriptors.npy").is_file() else load_encoder(name)
@@ -40,11 +40,11 @@ def load_described(name: str) -> nn.Module | Path:
 
 def descriptors_of(
     source: nn.Module | Path, query_set: QuerySet, settings: BenchmarkSettings, accelerator: Accelerator
-) -> QuerySetDescriptors:
+) -> QuerySetFeatures:
     """Describe both sides of a query set, or read what another program left.
 
     Args:
-        source: of `load_described`.
+        source: of `load_descriptor_source`.
         query_set: what to describe.
         settings: how.
         accelerator: gives device, precision and processes.
@@ -59,25 +59,25 @@ def descriptors_of(
 
 def _describe(
     encoder: nn.Module, query_set: QuerySet, settings: BenchmarkSettings, accelerator: Accelerator
-) -> QuerySetDescriptors:
+) -> QuerySetFeatures:
     sides = {
         "database": (query_set.database, settings.database_preprocessing),
         "queries": (query_set.queries, settings.query_preprocessing),
     }
     rows, facts = [], {}
     for side, (catalogue, preprocessing) in sides.items():
-        describer = encoder_describer(
+        extractor = descriptor_extractor(
             encoder, preprocessing, settings.image_size, accelerator, orientation=settings.orientation
         )
-        rows.append(described(describer, catalogue, settings, accelerator))
-        facts["image size"] = "{} x {} pixels".format(*describer.image_size)
+        rows.append(described(extractor, catalogue, settings, accelerator))
+        facts["image size"] = "{} x {} pixels".format(*extractor.image_size)
         facts[f"{side} preprocessing"] = preprocessing
     if settings.orientation == "ignore":
         facts["orientation"] = "as stored, photos are not turned upright"
-    return QuerySetDescriptors(*rows, facts, index_folder=rows[0].folder)
+    return QuerySetFeatures(*rows, facts, index_folder=rows[0].folder)
 
 
-def _read_descriptors(folder: Path, query_set: QuerySet, *, index_folder: Path) -> QuerySetDescriptors:
+def _read_descriptors(folder: Path, query_set: QuerySet, *, index_folder: Path) -> QuerySetFeatures:
     rows = [
         _read_rows(folder / f"{side}_descriptors.npy", images)
         for side, images in (("database", query_set.database), ("queries", query_set.queries))
@@ -86,7 +86,7 @@ def _read_descriptors(folder: Path, query_set: QuerySet, *, index_folder: Path) 
         raise ValueError(
             f"The descriptors in {folder} have {rows[0].width} dimensions of the database, {rows[1].width} of queries."
         )
-    return QuerySetDescriptors(*rows, {}, index_folder=index_folder)
+    return QuerySetFeatures(*rows, {}, index_folder=index_folder)
 
 
 def _read_rows(path: Path, images: Catalogue) -> ShardedRows:

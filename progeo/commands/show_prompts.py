@@ -17,7 +17,7 @@ from progeo.models.vocabulary import NearestWords, nearest_words
 from progeo.places.cells import class_ids
 from progeo.training.prompt_files import DESCRIPTION, PROMPTS, read_prompts, read_prompts_description
 
-_MOST_CLASSES_SHOWN = 20
+_MAX_CLASSES_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _numbers(point: str) -> list[float]:
 def _as_text(contexts: Contexts, nearest: NearestWords) -> str:
     lines = []
     length = contexts.vectors.shape[1]
-    for place, class_id in enumerate(contexts.class_ids[:_MOST_CLASSES_SHOWN].tolist()):
+    for place, class_id in enumerate(contexts.class_ids[:_MAX_CLASSES_SHOWN].tolist()):
         lines.append(f"class {','.join(map(str, class_id))} of group {contexts.groups[place]}")
         for vector in range(length):
             row = place * length + vector

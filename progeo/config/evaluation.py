@@ -6,13 +6,13 @@ from typing import Literal
 
 from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
 
-from progeo.features.options import KeepSettings, WorkSettings
+from progeo.features.options import CacheSettings, WorkSettings
 from progeo.models.preprocessing import Preprocessing, QueryPreprocessing
 from progeo.pixels import Orientation
 
 
 @dataclass(frozen=True, kw_only=True)
-class DescribeSettings(KeepSettings):
+class ExtractSettings(CacheSettings):
     """How an encoder describes images."""
 
     image_size: int | tuple[int, int] | None = None
@@ -26,7 +26,7 @@ class DescribeSettings(KeepSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkSettings(DescribeSettings):
+class BenchmarkSettings(ExtractSettings):
     """What is evaluated on what, and what counts."""
 
     folder: Path
@@ -85,7 +85,7 @@ class CompareSettings(BenchmarkSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReduceSettings(DescribeSettings):
+class ReduceSettings(ExtractSettings):
     """Settings of reducing an encoder."""
 
     encoder: str
@@ -103,7 +103,7 @@ class ReduceSettings(DescribeSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IndexBuildSettings(DescribeSettings):
+class IndexBuildSettings(ExtractSettings):
     """Settings of building a place index."""
 
     folder: Path
@@ -122,7 +122,7 @@ class IndexBuildSettings(DescribeSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IndexAddSettings(KeepSettings):
+class IndexAddSettings(CacheSettings):
     """Settings of adding to a place index."""
 
     index: Path
@@ -132,7 +132,7 @@ class IndexAddSettings(KeepSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IndexCalibrateSettings(KeepSettings):
+class IndexCalibrateSettings(CacheSettings):
     """Settings of calibrating the confidence of a place index."""
 
     index: Path

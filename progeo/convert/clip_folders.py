@@ -17,7 +17,7 @@ _INDEX = ".index.json"
 _MARKS = (CLIP_MARK, "vision_model.embeddings.class_embedding")
 _ACTIVATIONS = {"quick_gelu": True, "gelu": False}
 _EPS = 1e-5
-_LEAST_STD = 0.001
+_MIN_STD = 0.001
 
 
 def read_clip_folder(path: Path, choices: Choices) -> Foreign | None:
@@ -60,7 +60,7 @@ def _read_open_clip(path: Path, choices: Choices) -> Foreign:
         head_width=vision.number("head_width", 64),
         text_heads=text.number("heads", 8),
         mean=pixels.color("mean", 0),
-        std=pixels.color("std", _LEAST_STD),
+        std=pixels.color("std", _MIN_STD),
     )
     found = _weights(path, OPEN_CLIP_WEIGHTS, choices.weights_in)
     return with_what_was_found(read_clip(found.state, choices, said), found)
@@ -91,7 +91,7 @@ def _read_transformers(path: Path, choices: Choices) -> Foreign:
         head_width=vision.number("hidden_size", 768) // vision.number("num_attention_heads", 12),
         text_heads=text.number("num_attention_heads", 8),
         mean=pixels.color("image_mean", 0),
-        std=pixels.color("image_std", _LEAST_STD),
+        std=pixels.color("image_std", _MIN_STD),
     )
     found = _weights(path, _TRANSFORMERS_WEIGHTS, choices.weights_in)
     return with_what_was_found(read_clip(with_open_clip_names(found.state), choices, said), found)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from progeo.convert.clip_towers import is_vit, tower_architecture, tower_image_size
 from progeo.convert.translation import Choices, Foreign, single_precision, tensor_named, translated_encoder
-from progeo.models.backbones.open_clip import NORMALIZATIONS, as_height_width, resize_input, skeleton_clip
+from progeo.models.backbones.open_clip import NORMALIZATIONS, as_height_width, empty_clip, resize_input
 from progeo.models.clip_files import CLIP_MARK, OPENAI_NUMBERS, is_of_openai, plain_state
 from progeo.models.encoder import EncoderSpec
 from progeo.models.state_dicts import check_fits
@@ -105,12 +105,12 @@ def _whole_clip(state: Mapping[str, Tensor], spec: EncoderSpec, text_heads: floa
     Raises:
         ValueError: something is missing, such as the text tower, or left over, or the attention is that of another.
     """
-    clip = skeleton_clip(spec.architecture, spec.image_size)
+    clip = empty_clip(spec.architecture, spec.image_size)
     check_fits(state, clip.state_dict(), spec.architecture)
     heads = clip.transformer.resblocks[0].attn.num_heads
     if text_heads not in (None, heads):
         raise ValueError(f"Their tower has {text_heads} attention heads, that of {spec.architecture} has {heads}.")
     clip.load_state_dict({name: single_precision(tensor) for name, tensor in state.items()}, assign=True)
-    own_size = as_height_width(skeleton_clip(spec.architecture).visual.image_size)
+    own_size = as_height_width(empty_clip(spec.architecture).visual.image_size)
     resize_input(clip.visual, own_size, align_corners=False)
     return clip.state_dict()

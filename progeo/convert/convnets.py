@@ -8,7 +8,7 @@ from torch import Tensor
 from progeo.convert.translation import Choices, Foreign, head_name, tensor_named, translated_encoder
 from progeo.models.backbones import Pooling
 from progeo.models.backbones.open_clip import NORMALIZATIONS, as_height_width
-from progeo.models.backbones.torchvision import CONVNETS, skeleton_convnet
+from progeo.models.backbones.torchvision import CONVNETS, empty_convnet
 from progeo.models.encoder import EncoderSpec
 
 _COSPLACE_IMAGE_SIZE = 512
@@ -73,7 +73,7 @@ def _trunk(state: Mapping[str, Tensor]) -> tuple[str, Callable[[str], str]]:
         family, flat = "efficientnet", False
     best, best_name, most = "", _numbered, -1.0
     for architecture in (name for name in CONVNETS if name.startswith(family)):
-        trunk = skeleton_convnet(architecture)
+        trunk = empty_convnet(architecture)
         layers = [name for name, _ in trunk.named_children()]
         their_name = partial(_numbered, layers=layers, flat=flat)
         shapes = {their_name(f"backbone.{name}"): tensor.shape for name, tensor in trunk.state_dict().items()}

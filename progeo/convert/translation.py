@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from progeo.models.backbones.open_clip import ImageSize
-from progeo.models.encoder import Encoder, EncoderSpec, restore_encoder, skeleton_encoder
+from progeo.models.encoder import Encoder, EncoderSpec, empty_encoder, restore_encoder
 from progeo.models.state_dicts import check_fits, with_batch_counts
 from progeo.models.weight_files.checkpoints import FoundWeights
 
@@ -68,7 +68,7 @@ def translated_encoder(
     Raises:
         ValueError: weights that are missing, left over or of another shape, with the first of them.
     """
-    ours = skeleton_encoder(spec).state_dict()
+    ours = empty_encoder(spec).state_dict()
     theirs = {their_name(name): name for name in ours}
     left_out = tuple(name for name in state if name not in theirs and name.startswith(not_needed))
     kept = with_batch_counts({name: tensor for name, tensor in state.items() if name not in left_out}, theirs)

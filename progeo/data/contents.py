@@ -9,9 +9,9 @@ import numpy as np
 from progeo.files import each_file
 from progeo.places.catalogue import Catalogue
 
-MOST_LOOKED_AT = 10_000
+MAX_CHECKED = 10_000
 """Of these the size and the time of the last change are looked at, spread evenly over the images."""
-MOST_READ = 1_000
+MAX_READ = 1_000
 """And the content of so many of them."""
 SEEN = np.dtype([("size", np.int64), ("changed_ns", np.int64), ("digest", "S16")])
 """What is kept of a file: its bytes, -1 where it is not there, and of those that were read a digest of them."""
@@ -21,7 +21,7 @@ _Found = TypeVar("_Found")
 
 def rows_looked_at(count: int) -> np.ndarray:
     """Which of so many images are looked at, int64."""
-    return _spread(count, MOST_LOOKED_AT)
+    return _spread(count, MAX_CHECKED)
 
 
 def see_files(catalogue: Catalogue) -> np.ndarray:
@@ -29,7 +29,7 @@ def see_files(catalogue: Catalogue) -> np.ndarray:
     rows = rows_looked_at(len(catalogue))
     seen = np.zeros(len(rows), SEEN)
     seen["size"], seen["changed_ns"] = _sizes_and_times(catalogue, rows)
-    read = _spread(len(rows), MOST_READ)
+    read = _spread(len(rows), MAX_READ)
     seen["digest"][read] = _digests(catalogue, rows[read])
     return seen
 
@@ -55,9 +55,9 @@ def changed_files(before: np.ndarray, catalogue: Catalogue) -> np.ndarray:
 
 
 def contents_fingerprint(catalogue: Catalogue) -> str:
-    """A digest of what is in the image files of a catalogue, of `MOST_READ` of them; their names are no part of it."""
+    """A digest of what is in the image files of a catalogue, of `MAX_READ` of them; their names are no part of it."""
     rows = rows_looked_at(len(catalogue))
-    digests = _digests(catalogue, rows[_spread(len(rows), MOST_READ)])
+    digests = _digests(catalogue, rows[_spread(len(rows), MAX_READ)])
     return hashlib.sha256(digests.tobytes()).hexdigest()[:16]
 
 

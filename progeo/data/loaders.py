@@ -36,19 +36,19 @@ def ordered_batches(indices: range, batch_size: int) -> list[range]:
     return [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
 
 
-def batches_by_shape(rows: np.ndarray, shapes: np.ndarray, *, batch_size: int, most_pixels: int) -> list[np.ndarray]:
+def batches_by_shape(rows: np.ndarray, shapes: np.ndarray, *, batch_size: int, max_pixels: int) -> list[np.ndarray]:
     """Batches of rows of one shape each, in their order.
 
     Args:
         rows: int64 (n,).
         shapes: of what is read of each, (n, ...): the product is its number of pixels.
         batch_size: rows a batch.
-        most_pixels: of a batch that has more than one row.
+        max_pixels: of a batch that has more than one row.
     """
     kinds, kind = np.unique(shapes, axis=0, return_inverse=True)
     batches = []
     for which, shape in enumerate(kinds):
-        size = min(batch_size, max(1, most_pixels // max(1, int(shape.prod()))))
+        size = min(batch_size, max(1, max_pixels // max(1, int(shape.prod()))))
         alike = rows[kind.reshape(-1) == which]
         batches += [alike[start : start + size] for start in range(0, len(alike), size)]
     return batches

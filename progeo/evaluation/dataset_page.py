@@ -18,8 +18,8 @@ from progeo.files import replacing
 KINDS = ("unreadable", "tiny", "duplicates", "misplaced")
 _SHOWN = 100
 _MAP_SIDE, _MAP_SQUARES = 720, 120
-_MOST_QUERIES = 5_000
-_MOST_BARS, _WIDEST_BAR = 40, 36
+_MAX_QUERIES = 5_000
+_MAX_BARS, _WIDEST_BAR = 40, 36
 
 
 def write_dataset_page(path: Path, report: Mapping[str, Any], positions_m: Mapping[str, np.ndarray]) -> None:
@@ -125,7 +125,7 @@ def _map(sets: Sequence[tuple[str, np.ndarray]]) -> str:
         for (column, row), count, opacity in zip(squares.tolist(), counts.tolist(), opacities.tolist(), strict=True)
     ]
     for _, places in known[1:]:
-        steps = -(-len(places) // _MOST_QUERIES)
+        steps = -(-len(places) // _MAX_QUERIES)
         for east, north in ((places[::steps] - low) / square_m * pixels).tolist():
             shapes.append(f'<circle class="query" cx="{east:.1f}" cy="{height - north:.1f}" r="3"/>')
     wide = max(width, _MAP_SIDE / 2)  # room for the scale below a narrow city
@@ -177,7 +177,7 @@ def _histogram(classes: Mapping[str, Any]) -> str:
     if not counts:
         return ""
     first = min(counts)
-    bars = [0] * min(_MOST_BARS, max(counts) - first + 1)
+    bars = [0] * min(_MAX_BARS, max(counts) - first + 1)
     for size, count in counts.items():
         bars[min(size - first, len(bars) - 1)] += count
     step, height = min(_MAP_SIDE / len(bars), _WIDEST_BAR), 160

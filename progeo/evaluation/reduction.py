@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import faiss
 import numpy as np
 
-_LEAST_SPREAD = 1e-4
+_MIN_STD = 1e-4
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def fit_reduction(sample: np.ndarray, dim: int, *, whiten: bool) -> Reduction:
     variances = np.maximum(faiss.vector_to_array(pca.eigenvalues), 0)
     if whiten:
         spreads = (sample @ weight.T).std(axis=0)
-        some = int((spreads > _LEAST_SPREAD * spreads.max()).sum())
+        some = int((spreads > _MIN_STD * spreads.max()).sum())
         if some < dim:
             raise ValueError(f"Only {some} dimensions have any spread to whiten: lower dim, or raise sample.")
         weight, bias = weight / spreads[:, None], bias / spreads

@@ -26,7 +26,7 @@ from progeo.pixels import pixels_of
 
 _THUMBNAIL_SIDE_PX = 128
 _JPEG_QUALITY = 80
-_MOST_DOTS = 10_000
+_MAX_DOTS = 10_000
 _DENSE = 1000
 """More dots than these are drawn smaller."""
 
@@ -192,7 +192,7 @@ def _map(retrieved: Retrieved, order: np.ndarray) -> str:
     known = order[np.isfinite(queries_m[order]).all(axis=1)]
     if not len(known):
         return ""
-    dots = known[:: -(-len(known) // _MOST_DOTS)]
+    dots = known[:: -(-len(known) // _MAX_DOTS)]
     places = queries_m[dots] - queries_m[dots].min(axis=0)
     width, height = np.maximum(places.max(axis=0), 1.0).tolist()
     room = 0.05 * max(width, height)

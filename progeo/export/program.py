@@ -21,7 +21,7 @@ from progeo.models.encoder import Encoder
 
 Input = Literal["normalized", "pixels", "photos"]
 LARGEST_DIFFERENCE = 1e-4
-_LEAST_SIDE = 64
+_MIN_SIDE = 64
 _SIZES = ((1, 224, 224), (5, 320, 448))
 
 
@@ -41,10 +41,10 @@ def build_program(encoder: Encoder, input: Input) -> ExportedProgram:
         ValueError: the encoder's own size is none that the graph would take.
     """
     step = 1 if input == "photos" else side_step(encoder)
-    if input != "photos" and any(side < _LEAST_SIDE or side % step for side in encoder.image_size):
+    if input != "photos" and any(side < _MIN_SIDE or side % step for side in encoder.image_size):
         raise ValueError(
             f"The encoder's own images of {encoder.image_size[0]} x {encoder.image_size[1]} pixels would not be taken: "
-            f"a graph is for sides from {_LEAST_SIDE} pixels in multiples of {step}. Use --input photos."
+            f"a graph is for sides from {_MIN_SIDE} pixels in multiples of {step}. Use --input photos."
         )
     batch, height, width = Dim("batch", min=1), _side("height", step), _side("width", step)
     sizes = (batch, 3, height, width) if input == "normalized" else (batch, height, width, 3)
@@ -96,7 +96,7 @@ def side_step(encoder: Encoder) -> int:
 def compared_images(encoder: Encoder, input: Input) -> Iterator[tuple[Tensor, Tensor]]:
     """Images of several sizes as the graph takes them, each with the descriptors (B, D) that the encoder gives."""
     step = side_step(encoder)
-    least = -(-_LEAST_SIDE // step) * step
+    least = -(-_MIN_SIDE // step) * step
     for batch, *sides in (*_SIZES, (2, *encoder.image_size)):
         height, width = (max(least, side // step * step) for side in sides)
         images = _random_images(encoder, input, (batch, height, width))
@@ -142,7 +142,7 @@ def _random_images(encoder: Encoder, input: Input, size: tuple[int, int, int]) -
 
 
 def _side(name: str, step: int) -> Dim:
-    least = -(-_LEAST_SIDE // step)
+    least = -(-_MIN_SIDE // step)
     return Dim(name, min=least) if step == 1 else step * Dim(name, min=least)
 
 

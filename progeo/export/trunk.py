@@ -12,7 +12,7 @@ from progeo.models.backbones.torchvision import CONVNETS
 from progeo.models.encoder import Encoder
 
 
-def save_trunk(path: Path, encoder: Encoder) -> None:
+def save_backbone(path: Path, encoder: Encoder) -> None:
     """Write the state dict of the backbone: `visual.*` of a CLIP of open_clip, else as torchvision's classifier has it.
 
     What comes after the backbone is not in it, nor a CLIP's text tower, which stays as it was.

@@ -14,7 +14,7 @@ from progeo.data.loaders import build_loader
 
 
 @dataclass(frozen=True)
-class DescribedBatch:
+class FeatureBatch:
     """Descriptions of some images of a catalogue."""
 
     rows: np.ndarray
@@ -25,8 +25,8 @@ class DescribedBatch:
     """Why other images of the batch could not be read, by row."""
 
 
-def described_batches(
-    describe: Callable[[Tensor], Tensor],
+def feature_batches(
+    extract: Callable[[Tensor], Tensor],
     images: CatalogueImages,
     batches: Iterable[Sequence[int]],
     *,
@@ -36,14 +36,14 @@ def described_batches(
     what: str,
     hidden: bool = False,
     filled_to: int | None = 1,
-) -> Iterator[DescribedBatch]:
+) -> Iterator[FeatureBatch]:
     """Describe images, with a progress bar.
 
     An image that cannot be read leaves zeros in its batch: how a network rounds depends on how many images there are.
     Where it depends on the images themselves, as with batch norm, nothing is filled.
 
     Args:
-        describe: uint8 images (B, 3, H, W), or what else `images` gives -> descriptions (B, D) on the CPU.
+        extract: uint8 images (B, 3, H, W), or what else `images` gives -> descriptions (B, D) on the CPU.
         images: of a catalogue.
         batches: rows of it, those of a batch all of one shape.
         total: images in all of them.
@@ -61,12 +61,12 @@ def described_batches(
             readable = np.array([place not in loaded.unreadable for place in range(len(rows))], bool)
             values = np.empty((0, width), np.float32)
             if filled_to is None and readable.any():
-                values = describe(loaded.items).numpy()
+                values = extract(loaded.items).numpy()
             elif filled_to is not None and readable.any():
                 places = np.flatnonzero(readable)
-                values = describe(_filled(loaded.items, places, max(len(rows), filled_to))).numpy()[places]
+                values = extract(_filled(loaded.items, places, max(len(rows), filled_to))).numpy()[places]
             reasons = {int(rows[place]): reason for place, reason in loaded.unreadable.items()}
-            yield DescribedBatch(rows[readable], values, reasons)
+            yield FeatureBatch(rows[readable], values, reasons)
             bar.update(len(rows))
 
 
@@ -79,8 +79,8 @@ def _filled(images: Tensor, places: np.ndarray, count: int) -> Tensor:
     return filled
 
 
-def describe_rows(
-    describe: Callable[[Tensor], Tensor],
+def extract_rows(
+    extract: Callable[[Tensor], Tensor],
     images: CatalogueImages,
     rows: range,
     batches: Iterable[Sequence[int]],
@@ -95,12 +95,12 @@ def describe_rows(
 
     Args:
         rows: which images, those of `batches` together.
-        describe, images, batches, width, num_workers, what, hidden, filled_to: see `described_batches`.
+        extract, images, batches, width, num_workers, what, hidden, filled_to: see `feature_batches`.
     """
     values = np.zeros((len(rows), width), np.float32)
     unreadable: dict[int, str] = {}
-    for batch in described_batches(
-        describe,
+    for batch in feature_batches(
+        extract,
         images,
         batches,
         total=len(rows),

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from progeo.engine.accelerator import of_main_process
 from progeo.engine.log import LOGGER
-from progeo.features.batches import described_batches
-from progeo.features.extract import Cache, Described, Describer, described_once
+from progeo.features.batches import feature_batches
+from progeo.features.extract import Cache, ExtractedFeatures, FeatureExtractor, extract_features
 from progeo.features.store import ShardedRows
 from progeo.files import replacing
 from progeo.models.backbones.open_clip import as_height_width, weights_digest
@@ -34,7 +34,7 @@ from progeo.pixels import Orientation
 from progeo.places.catalogue import Catalogue
 
 _STATISTICS = "batch_norm.safetensors"
-_MOST_CALIBRATION_IMAGES = 4096
+_MAX_CALIBRATION_IMAGES = 4096
 _CALIBRATION_BATCH_SIZE = 64
 """Not data.eval_batch_size: features do not depend on that."""
 
@@ -60,7 +60,7 @@ def cached_features(
     orientation: Orientation = "exif",
     batch_norm: BatchNormMode = "eval",
     seed: int = 0,
-) -> Described:
+) -> ExtractedFeatures:
     """Features of every image of a catalogue, float16 (N, E), from the cache as far as they are there.
 
     Args:
@@ -86,12 +86,12 @@ def cached_features(
         batch_size = _even_batch_size(len(catalogue), batch_size)
 
     @torch.inference_mode()
-    def describe(images: Tensor) -> Tensor:
+    def extract(images: Tensor) -> Tensor:
         with accelerator.autocast():
             return clip.encode_image(normalize_images(images.to(accelerator.device), mean, std)).half().cpu()
 
-    describer = Describer(
-        describe,
+    extractor = FeatureExtractor(
+        extract,
         what="image features",
         width=clip.text_projection.shape[1],
         image_size=as_height_width(clip.visual.image_size),
@@ -103,16 +103,16 @@ def cached_features(
             **_batch_norm_key(mode, len(catalogue), batch_size=batch_size, seed=seed),
         },
         orientation=orientation,
-        by_batch=mode == "batch",
+        depends_on_batch=mode == "batch",
     )
     if mode == "calibrated":
         calibrate = partial(
-            _calibrate, describer, clip, catalogue, accelerator=accelerator, num_workers=num_workers, seed=seed
+            _calibrate, extractor, clip, catalogue, accelerator=accelerator, num_workers=num_workers, seed=seed
         )
-        describer = dataclasses.replace(describer, prepare=calibrate)
+        extractor = dataclasses.replace(extractor, prepare=calibrate)
     with batch_statistics(clip.visual, keep=False) if mode == "batch" else nullcontext():
-        return described_once(
-            describer,
+        return extract_features(
+            extractor,
             catalogue,
             accelerator,
             cache=Cache(cache, "float16", "prompts.feature_cache", "data.max_unreadable_fraction"),
@@ -125,12 +125,12 @@ def cached_features(
 def _batch_norm_key(mode: BatchNormMode, num_images: int, *, batch_size: int, seed: int) -> dict[str, Any]:
     """What features depend on beside weights and images: nothing where batch norms are as the weights have them."""
     if mode == "calibrated":
-        return {"batch_norm": {"mode": mode, "seed": seed, "images": min(num_images, _MOST_CALIBRATION_IMAGES)}}
+        return {"batch_norm": {"mode": mode, "seed": seed, "images": min(num_images, _MAX_CALIBRATION_IMAGES)}}
     return {"batch_norm": {"mode": mode, "seed": seed, "batch_size": batch_size}} if mode == "batch" else {}
 
 
 def _calibrate(
-    describer: Describer,
+    extractor: FeatureExtractor,
     clip: CLIP,
     catalogue: Catalogue,
     rows: ShardedRows,
@@ -144,7 +144,7 @@ def _calibrate(
     if accelerator.is_main_process:
         is_begun = len(rows.missing_shards()) < len(rows.shards)
         if not (is_begun and file.is_file()):  # before, images may have changed
-            _run_calibration(describer, clip, catalogue, num_workers=num_workers, seed=seed)
+            _run_calibration(extractor, clip, catalogue, num_workers=num_workers, seed=seed)
             with replacing(file) as temporary:
                 save_file(running_statistics(clip.visual), temporary)
     statistics = _kept_statistics(file) if accelerator.is_main_process else None
@@ -159,16 +159,18 @@ def _kept_statistics(file: Path) -> dict[str, Tensor]:
         raise ValueError(f"{reason}: remove {file.parent}, and its features are made again.") from None
 
 
-def _run_calibration(describer: Describer, clip: CLIP, catalogue: Catalogue, *, num_workers: int, seed: int) -> None:
+def _run_calibration(
+    extractor: FeatureExtractor, clip: CLIP, catalogue: Catalogue, *, num_workers: int, seed: int
+) -> None:
     """Give batch norms the mean statistics of batches of random images; those that cannot be read are skipped."""
-    order = _random_order(len(catalogue), seed)[:_MOST_CALIBRATION_IMAGES]
+    order = _random_order(len(catalogue), seed)[:_MAX_CALIBRATION_IMAGES]
     with batch_statistics(clip.visual, keep=True):
-        batches = described_batches(
-            describer.describe,
-            describer.images(catalogue),
+        batches = feature_batches(
+            extractor.extract,
+            extractor.images(catalogue),
             np.array_split(order, -(-len(order) // _CALIBRATION_BATCH_SIZE)),
             total=len(order),
-            width=describer.width,
+            width=extractor.width,
             num_workers=num_workers,
             what="calibration",
             filled_to=None,

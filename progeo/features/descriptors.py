@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from progeo.data.loaders import build_loader
-from progeo.features.extract import Cache, Describer, described_once
-from progeo.features.options import KeepSettings
+from progeo.features.extract import Cache, FeatureExtractor, extract_features
+from progeo.features.options import CacheSettings
 from progeo.features.store import ShardedRows
 from progeo.models.backbones.open_clip import ImageSize, as_height_width, weights_digest
 from progeo.models.encoder import Encoder, restore_encoder, spec_to_json
@@ -26,14 +26,14 @@ _ROUNDING = 1e-5
 """Of the largest number of a descriptor."""
 
 
-def encoder_describer(
+def descriptor_extractor(
     encoder: nn.Module,
     preprocessing: QueryPreprocessing,
     image_size: ImageSize | None,
     accelerator: Accelerator,
     *,
     orientation: Orientation = "exif",
-) -> Describer:
+) -> FeatureExtractor:
     """Make descriptors (B, D) of images; of crops that search on their own (B, 5 D).
 
     Args:
@@ -46,7 +46,7 @@ def encoder_describer(
     encoder.to(accelerator.device)
 
     @torch.inference_mode()
-    def describe(images: Tensor) -> Tensor:
+    def extract(images: Tensor) -> Tensor:
         crops = images.flatten(0, -4)
         with accelerator.autocast():
             descriptors = encoder(encoder.normalize(crops.to(accelerator.device))).float().cpu()
@@ -55,8 +55,8 @@ def encoder_describer(
         of_each = descriptors.unflatten(0, images.shape[:2])
         return of_each.flatten(1) if preprocessing in _CROPS_APART else of_each.mean(dim=1)
 
-    return Describer(
-        describe,
+    return FeatureExtractor(
+        extract,
         what="descriptors",
         width=encoder.descriptor_dim * (5 if preprocessing in _CROPS_APART else 1),
         image_size=encoder.image_size if image_size is None else as_height_width(image_size),
@@ -96,15 +96,15 @@ def _is_as_specified(encoder: nn.Module) -> bool:
 
 
 def described(
-    describer: Describer, catalogue: Catalogue, settings: KeepSettings, accelerator: Accelerator
+    extractor: FeatureExtractor, catalogue: Catalogue, settings: CacheSettings, accelerator: Accelerator
 ) -> ShardedRows:
     """Descriptors of all images of a catalogue, from the cache as far as they are there; unreadable ones are missing.
 
     Raises:
         ValueError: too many images cannot be read, or one changed since it was described.
     """
-    found = described_once(
-        describer,
+    found = extract_features(
+        extractor,
         catalogue,
         accelerator,
         cache=Cache(settings.descriptor_cache, settings.keep_as, "descriptor_cache", "max_unreadable_fraction"),
@@ -115,17 +115,17 @@ def described(
     return found.rows.without(found.unreadable)
 
 
-def images_per_second(describer: Describer, catalogue: Catalogue, batch_size: int) -> float | None:
+def images_per_second(extractor: FeatureExtractor, catalogue: Catalogue, batch_size: int) -> float | None:
     """How fast a network describes images that are decoded already, taken from one batch, the second time.
 
     None where none of the first images can be read.
     """
-    batches = describer.batches(catalogue, range(min(len(catalogue), batch_size)), batch_size)
-    loader = build_loader(describer.images(catalogue), batches, num_workers=0)
+    batches = extractor.batches(catalogue, range(min(len(catalogue), batch_size)), batch_size)
+    loader = build_loader(extractor.images(catalogue), batches, num_workers=0)
     images = next((batch.items for batch in loader if batch.items is not None), None)
     if images is None:
         return None
-    describer.describe(images)
+    extractor.extract(images)
     start = time.perf_counter()
-    describer.describe(images)
+    extractor.extract(images)
     return len(images) / (time.perf_counter() - start)

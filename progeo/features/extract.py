@@ -21,7 +21,7 @@ from progeo.data.decode import read_shape
 from progeo.data.loaders import batches_by_shape
 from progeo.engine.accelerator import of_main_process
 from progeo.engine.log import LOGGER
-from progeo.features.batches import described_batches
+from progeo.features.batches import feature_batches
 from progeo.features.store import ShardedRows, load_array
 from progeo.files import each_file, read_json, replacing, write_json
 from progeo.models.preprocessing import QueryPreprocessing, depends_on_shape, preprocess_image, preprocessed_shape
@@ -34,14 +34,14 @@ _FILES = "files.npy"
 _PLACE = "image_folder"
 """The one thing in a description that descriptions do not depend on, where the same images lie elsewhere."""
 _NAME = re.compile("[0-9a-f]{16}")
-_MOST_REASONS_SHOWN = 10
+_MAX_REASONS_SHOWN = 10
 
 
 @dataclass(frozen=True)
-class Describer:
+class FeatureExtractor:
     """What describes images, and all that its descriptions depend on."""
 
-    describe: Callable[[Tensor], Tensor]
+    extract: Callable[[Tensor], Tensor]
     """uint8 images (B, 3, H, W), or crops of them (B, 5, 3, H, W), on the CPU -> descriptions (B, D) on the CPU."""
     what: str
     """What they are called: image features, descriptors."""
@@ -55,7 +55,7 @@ class Describer:
     """Weights and all else that changes them; plain values, which only a cache asks for."""
     orientation: Orientation = "exif"
     """Whether images are turned upright first."""
-    by_batch: bool = False
+    depends_on_batch: bool = False
     """Whether descriptions depend on the other images of their batch: then a batch is images next to each other in the
     catalogue and nothing else."""
     prepare: Callable[[ShardedRows], None] | None = None
@@ -78,8 +78,8 @@ class Describer:
         else:
             shape = preprocessed_shape(self.preprocessing, self.image_size, None)
             shapes = np.broadcast_to(shape, (len(rows), len(shape)))
-        most_pixels = batch_size * math.prod(self.image_size)
-        return batches_by_shape(np.array(rows), shapes, batch_size=batch_size, most_pixels=most_pixels)
+        max_pixels = batch_size * math.prod(self.image_size)
+        return batches_by_shape(np.array(rows), shapes, batch_size=batch_size, max_pixels=max_pixels)
 
     def full_batch(self, catalogue: Catalogue, batch_size: int) -> int | None:
         """How many images every batch gets, so that no description depends on what else is described.
@@ -87,7 +87,7 @@ class Describer:
         Of fewer images than that it is their number, and 1 where shapes differ: most batches are small then. None where
         descriptions do depend on that: zeros would change them.
         """
-        if self.by_batch:
+        if self.depends_on_batch:
             return None
         if depends_on_shape(self.preprocessing):
             return 1
@@ -108,7 +108,7 @@ class Cache:
 
 
 @dataclass(frozen=True)
-class Described:
+class ExtractedFeatures:
     """Descriptions of the images of a catalogue."""
 
     rows: ShardedRows
@@ -117,8 +117,8 @@ class Described:
     """Rows without a description because their image cannot be read, sorted."""
 
 
-def described_once(
-    describer: Describer,
+def extract_features(
+    extractor: FeatureExtractor,
     catalogue: Catalogue,
     accelerator: Accelerator,
     *,
@@ -126,7 +126,7 @@ def described_once(
     batch_size: int,
     num_workers: int,
     max_unreadable_fraction: float,
-) -> Described:
+) -> ExtractedFeatures:
     """Descriptions of every image of a catalogue, from the cache as far as they are there.
 
     They lie in a folder of the cache named after all they depend on and where the images lie; of images that were
@@ -134,7 +134,7 @@ def described_once(
     was stopped goes on where it was.
 
     Args:
-        describer: the network.
+        extractor: the network.
         catalogue: N images.
         accelerator: gives precision and processes.
         cache: where they are kept.
@@ -145,20 +145,20 @@ def described_once(
     Raises:
         ValueError: what is cached was made from something else, or too many images cannot be read.
     """
-    shard_size = _shard_size(len(catalogue), describer, batch_size)
-    depends_on = _depends_on(describer, catalogue, accelerator.mixed_precision, cache.keep_as, shard_size)
+    shard_size = _shard_size(len(catalogue), extractor, batch_size)
+    depends_on = _depends_on(extractor, catalogue, accelerator.mixed_precision, cache.keep_as, shard_size)
     folder = _prepared_folder(cache, depends_on, catalogue, shard_size) if accelerator.is_main_process else None
     folder = of_main_process(folder)
     rows = ShardedRows(
-        folder, num_rows=len(catalogue), width=describer.width, shard_size=shard_size, dtype=cache.keep_as
+        folder, num_rows=len(catalogue), width=extractor.width, shard_size=shard_size, dtype=cache.keep_as
     )
-    if describer.prepare is not None and of_main_process(bool(rows.missing_shards())):
-        describer.prepare(rows)
+    if extractor.prepare is not None and of_main_process(bool(rows.missing_shards())):
+        extractor.prepare(rows)
     mine = rows.missing_shards(accelerator.process_index, accelerator.num_processes)
     allowed = max_unreadable(max_unreadable_fraction, len(catalogue))
     if mine:
         _describe(
-            describer,
+            extractor,
             catalogue,
             rows,
             shards=mine,
@@ -169,21 +169,21 @@ def described_once(
             setting=cache.fraction_setting,
         )
     accelerator.wait_for_everyone()
-    LOGGER.info("%s of %d images %s %s", describer.what, len(catalogue), "written to" if mine else "found in", folder)
+    LOGGER.info("%s of %d images %s %s", extractor.what, len(catalogue), "written to" if mine else "found in", folder)
     reasons = _recorded_reasons(rows, catalogue)
     _report_unreadable(reasons, folder, allowed, catalogue, cache.fraction_setting)
-    return Described(rows, np.array(sorted(reasons), np.int64))
+    return ExtractedFeatures(rows, np.array(sorted(reasons), np.int64))
 
 
 def _depends_on(
-    describer: Describer, catalogue: Catalogue, mixed_precision: str, keep_as: str, shard_size: int
+    extractor: FeatureExtractor, catalogue: Catalogue, mixed_precision: str, keep_as: str, shard_size: int
 ) -> dict[str, Any]:
     """All that descriptions depend on, as JSON gives it back."""
     depends_on = {
-        **describer.depends_on(),
-        "image_size": list(describer.image_size),
-        "preprocessing": describer.preprocessing,
-        "orientation": describer.orientation,
+        **extractor.depends_on(),
+        "image_size": list(extractor.image_size),
+        "preprocessing": extractor.preprocessing,
+        "orientation": extractor.orientation,
         "mixed_precision": mixed_precision,
         "kept_as": keep_as,
         _PLACE: str(catalogue.folder.resolve()),
@@ -194,14 +194,14 @@ def _depends_on(
     return json.loads(json.dumps(depends_on))
 
 
-def _shard_size(num_images: int, describer: Describer, batch_size: int) -> int:
+def _shard_size(num_images: int, extractor: FeatureExtractor, batch_size: int) -> int:
     """Enough files to stop and go on and to share between processes, but not so many that they are a burden.
 
     The images of a file are put into batches by shape: where shapes differ, it takes many to fill them.
     """
-    least = 512 if depends_on_shape(describer.preprocessing) else 64
+    least = 512 if depends_on_shape(extractor.preprocessing) else 64
     size = min(8192, max(least, num_images // 16))
-    return -(-size // batch_size) * batch_size if describer.by_batch else size
+    return -(-size // batch_size) * batch_size if extractor.depends_on_batch else size
 
 
 def _prepared_folder(cache: Cache, depends_on: Mapping[str, Any], catalogue: Catalogue, shard_size: int) -> Path:
@@ -284,7 +284,7 @@ def _load_files(folder: Path, num_images: int) -> np.ndarray:
 
 
 def _describe(
-    describer: Describer,
+    extractor: FeatureExtractor,
     catalogue: Catalogue,
     rows: ShardedRows,
     *,
@@ -296,17 +296,17 @@ def _describe(
     setting: str,
 ) -> None:
     """Write these shards, and beside each one why images of it could not be read, `allowed` of them at most."""
-    by_shard = (describer.batches(catalogue, rows.shard_rows(shard), batch_size) for shard in shards)
-    coming = described_batches(
-        describer.describe,
-        describer.images(catalogue),
+    by_shard = (extractor.batches(catalogue, rows.shard_rows(shard), batch_size) for shard in shards)
+    coming = feature_batches(
+        extractor.extract,
+        extractor.images(catalogue),
         chain.from_iterable(by_shard),
         total=sum(len(rows.shard_rows(shard)) for shard in shards),
-        width=describer.width,
+        width=extractor.width,
         num_workers=num_workers,
-        what=describer.what,
+        what=extractor.what,
         hidden=hidden,
-        filled_to=describer.full_batch(catalogue, batch_size),
+        filled_to=extractor.full_batch(catalogue, batch_size),
     )
     num_unreadable = 0
     for shard in shards:
@@ -315,7 +315,7 @@ def _describe(
         while left:
             batch = next(coming)
             values = batch.values.astype(rows.dtype, copy=False)
-            _check_finite(values, batch.rows, describer, catalogue)
+            _check_finite(values, batch.rows, extractor, catalogue)
             described[batch.rows - mine.start] = values
             reasons |= batch.unreadable
             left -= len(batch.rows) + len(batch.unreadable)
@@ -331,10 +331,10 @@ def _describe(
         rows.write_shard(shard, described)
 
 
-def _check_finite(values: np.ndarray, rows: np.ndarray, describer: Describer, catalogue: Catalogue) -> None:
+def _check_finite(values: np.ndarray, rows: np.ndarray, extractor: FeatureExtractor, catalogue: Catalogue) -> None:
     for place in np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist():
         raise ValueError(
-            f"The {describer.what} of {catalogue.path(int(rows[place]))} do not fit {values.dtype}: "
+            f"The {extractor.what} of {catalogue.path(int(rows[place]))} do not fit {values.dtype}: "
             f"are the weights those of this architecture? With --mixed_precision fp16, try bf16."
         )
 
@@ -367,10 +367,10 @@ def _report_unreadable(
         len(catalogue),
         folder,
     )
-    for reason in list(reasons.values())[:_MOST_REASONS_SHOWN]:
+    for reason in list(reasons.values())[:_MAX_REASONS_SHOWN]:
         LOGGER.warning("left out: %s", reason)
-    if len(reasons) > _MOST_REASONS_SHOWN:
-        LOGGER.warning("and %d more, listed in %s", len(reasons) - _MOST_REASONS_SHOWN, folder / "unreadable_*.json")
+    if len(reasons) > _MAX_REASONS_SHOWN:
+        LOGGER.warning("and %d more, listed in %s", len(reasons) - _MAX_REASONS_SHOWN, folder / "unreadable_*.json")
 
 
 def _too_many_unreadable(count: int, first: str, num_images: int, setting: str) -> str:

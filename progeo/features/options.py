@@ -23,7 +23,7 @@ class WorkSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeepSettings(WorkSettings):
+class CacheSettings(WorkSettings):
     """Where descriptors are kept."""
 
     descriptor_cache: Path = Path("runs/descriptor_cache")

@@ -66,7 +66,7 @@ def holds_place_index(folder: Path) -> bool:
     return (folder / _ABOUT).is_file() or bool(_generations(folder))
 
 
-def read_about(folder: Path) -> About:
+def read_metadata_of_index(folder: Path) -> About:
     """Read what the newest generation of a place index says.
 
     Raises:
@@ -82,7 +82,7 @@ def read_about(folder: Path) -> About:
     try:  # a command that made this one has not come to `index.json` yet, or was killed before
         return _read(_path(folder, newest))
     except FileNotFoundError:  # a newer one is there by now
-        return read_about(folder)
+        return read_metadata_of_index(folder)
 
 
 def save_generation(folder: Path, before: About | None, about: About, index: faiss.Index, catalogue: Catalogue) -> bool:
@@ -108,7 +108,7 @@ def save_generation(folder: Path, before: About | None, about: About, index: fai
             )
         return committed
     finally:
-        held = read_about(folder) if holds_place_index(folder) else None
+        held = read_metadata_of_index(folder) if holds_place_index(folder) else None
         for each in (before, about):
             if each is not None and (held is None or each.faiss_file != held.faiss_file):
                 (folder / each.faiss_file).unlink(missing_ok=True)

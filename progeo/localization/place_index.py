@@ -15,11 +15,11 @@ from accelerate import Accelerator
 from progeo.engine.log import LOGGER
 from progeo.evaluation.search import Neighbors, add_to_index, index_neighbors, load_index, map_index
 from progeo.export.weights import load_encoder, save_encoder
-from progeo.features.descriptors import encoder_describer, identity
-from progeo.features.extract import Describer
+from progeo.features.descriptors import descriptor_extractor, identity
+from progeo.features.extract import FeatureExtractor
 from progeo.features.store import ShardedRows
 from progeo.localization.confidence import evidence
-from progeo.localization.index_folder import About, new_files, read_about, save_generation
+from progeo.localization.index_folder import About, new_files, read_metadata_of_index, save_generation
 from progeo.models.encoder import Encoder
 from progeo.models.preprocessing import Preprocessing
 from progeo.places.catalogue import Catalogue, open_catalogue
@@ -43,10 +43,10 @@ class PlaceIndex:
     """Its images by whole paths, with latitude and longitude, NaN where they are unknown."""
     index: faiss.Index
 
-    def describer(self, preprocessing: Preprocessing, accelerator: Accelerator) -> Describer:
+    def extractor(self, preprocessing: Preprocessing, accelerator: Accelerator) -> FeatureExtractor:
         """What describes images as those of the index were described."""
         about = self.about
-        return encoder_describer(
+        return descriptor_extractor(
             self.encoder, preprocessing, about.image_size, accelerator, orientation=about.orientation
         )
 
@@ -81,11 +81,11 @@ def open_place_index(folder: Path) -> PlaceIndex:
         FileNotFoundError: there is none, or a file of it is missing.
         ValueError: it is damaged, or its encoder is not the one that it was built with.
     """
-    about = read_about(folder)
+    about = read_metadata_of_index(folder)
     try:
         return _opened(folder, about)
     except (OSError, ValueError):
-        if read_about(folder) == about:
+        if read_metadata_of_index(folder) == about:
             raise
         return open_place_index(folder)  # another command replaced its files meanwhile
 
@@ -148,7 +148,7 @@ def _added(opened: PlaceIndex, images: Catalogue, descriptors: ShardedRows) -> b
     try:
         index = load_index(opened.folder / opened.about.faiss_file)
     except ValueError:
-        if read_about(opened.folder) == opened.about:
+        if read_metadata_of_index(opened.folder) == opened.about:
             raise
         return False
     new = descriptors.without(held_by(opened, images))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from progeo.models.aggregation import GeMHead, L2Norm, MeanHead, MeanPool
-from progeo.models.backbones import Pooling, build_backbone, feature_map_channels, skeleton_backbone
+from progeo.models.backbones import Pooling, build_backbone, empty_backbone, feature_map_channels
 from progeo.models.backbones.open_clip import RESNET_STRIDE, ImageSize, known_architectures, visual_features
 from progeo.models.backbones.torchvision import CONVNETS
 from progeo.models.pixel_statistics import chosen_statistics, own_statistics
@@ -159,11 +159,9 @@ def build_encoder(
     return encoder
 
 
-def skeleton_encoder(spec: EncoderSpec) -> Encoder:
+def empty_encoder(spec: EncoderSpec) -> Encoder:
     """Build the encoder that `spec` describes without weights, on the meta device."""
-    trunk = skeleton_backbone(
-        spec.architecture, spec.image_size, pooling=spec.pooling, align_corners=spec.align_corners
-    )
+    trunk = empty_backbone(spec.architecture, spec.image_size, pooling=spec.pooling, align_corners=spec.align_corners)
     with torch.device("meta"):
         return Encoder(spec, trunk)
 
@@ -174,7 +172,7 @@ def restore_encoder(spec: EncoderSpec, state: dict[str, Tensor]) -> Encoder:
     Raises:
         ValueError: weights that do not fit, with the first that does not.
     """
-    encoder = skeleton_encoder(spec)
+    encoder = empty_encoder(spec)
     check_fits(state, encoder.state_dict(), spec.architecture)
     encoder.load_state_dict(state, assign=True)
     return encoder.to(memory_format=torch.channels_last).eval()

@@ -14,7 +14,7 @@ QueryPreprocessing = Literal[
 """The same of a query, whose crops may also search on their own."""
 
 
-_LEAST_SIDE_PX = 32
+_MIN_SIDE_PX = 32
 """What every encoder takes."""
 _MAX_ASPECT = 50
 """Longer to shorter side of an image whose aspect is kept: far beyond any panorama, where memory is not."""
@@ -37,8 +37,8 @@ def preprocess_image(image: Tensor, kind: QueryPreprocessing, size: tuple[int, i
         ValueError: an image that is too small to be described as it is, or too thin to keep its aspect.
     """
     if kind == "native":
-        if min(image.shape[1:]) < _LEAST_SIDE_PX:
-            raise ValueError(f"{image.shape[1]} x {image.shape[2]} pixels are fewer than {_LEAST_SIDE_PX} a side")
+        if min(image.shape[1:]) < _MIN_SIDE_PX:
+            raise ValueError(f"{image.shape[1]} x {image.shape[2]} pixels are fewer than {_MIN_SIDE_PX} a side")
         return image
     if kind == "hard_resize":
         return resize_image(image, size)

@@ -19,7 +19,7 @@ from progeo.places.cells import Group
 
 
 @dataclass(frozen=True)
-class Piece:
+class MicroBatch:
     """Images that go through the encoder together."""
 
     images: Tensor
@@ -53,7 +53,7 @@ class ImageBatches:
         images = CatalogueImages(catalogue, orientation=data.orientation)
         self.images = cache_images(images, num_workers=data.num_workers) if data.cache_images else images
 
-    def of_epoch(self, epoch: int, group: Group, *, first_step: int) -> Iterator[list[Piece]]:
+    def of_epoch(self, epoch: int, group: Group, *, first_step: int) -> Iterator[list[MicroBatch]]:
         """This process's part of each batch of an epoch, in its pieces.
 
         Raises:
@@ -87,10 +87,10 @@ class ImageBatches:
         generator = seeded_generator(self.settings.seed, epoch, step)
         return self.settings.augmentation.draw(self.settings.training.batch_size, generator)
 
-    def _pieces(self, images: Tensor, labels: Tensor, changes: Changes) -> list[Piece]:
+    def _pieces(self, images: Tensor, labels: Tensor, changes: Changes) -> list[MicroBatch]:
         size = len(images) // self.settings.training.micro_batches
         parts = [slice(start, start + size) for start in range(0, len(images), size)]
-        return [Piece(images[part], labels[part], changes.of(part)) for part in parts]
+        return [MicroBatch(images[part], labels[part], changes.of(part)) for part in parts]
 
     def _note_unreadable(self, loaded: Loaded) -> None:
         for reason in loaded.unreadable.values():

@@ -27,7 +27,7 @@ from progeo.engine.checkpoint import (
 from progeo.engine.log import LOGGER
 from progeo.engine.loop import progress_bar
 from progeo.engine.run_folder import RunFolder
-from progeo.features.extract import Described
+from progeo.features.extract import ExtractedFeatures
 from progeo.files import replacing, write_json
 from progeo.models.backbones.open_clip import resolved_architecture, weights_digest
 from progeo.places.cells import Group, Partition
@@ -62,7 +62,7 @@ class PromptTraining:
             done = [self._epochs_done(index) for index in range(len(self.partition.groups))]
             self.run.keep_metrics(lambda row: row["epoch"] <= done[row["group"]])
 
-    def train_groups(self, features: Described, rows: np.ndarray) -> None:
+    def train_groups(self, features: ExtractedFeatures, rows: np.ndarray) -> None:
         """Train this process's groups; the main process then waits for the files of the others.
 
         Args:
@@ -117,7 +117,9 @@ class PromptTraining:
         write_json(self.run.path / DESCRIPTION, description)
         LOGGER.info("prompts of %d groups written to %s", len(summaries), self.run.path / PROMPTS)
 
-    def _train_group(self, index: int, features: Described, places: np.ndarray, labels: np.ndarray, bar: tqdm) -> None:
+    def _train_group(
+        self, index: int, features: ExtractedFeatures, places: np.ndarray, labels: np.ndarray, bar: tqdm
+    ) -> None:
         """Train one group, whose features lie at `places`, from its newest checkpoint on and write its file."""
         group, name, epochs = self.partition.groups[index], self._name(index), self.settings.prompts.epochs
         on_device = fits_device(2 * features.rows.width * len(places), self.accelerator)
@@ -190,7 +192,7 @@ class PromptTraining:
         return f"group {index + 1}/{len(self.partition.groups)}"
 
 
-def _readable_images(group: Group, features: Described, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _readable_images(group: Group, features: ExtractedFeatures, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where the features of a group's readable images lie, and the labels of these images."""
     order = np.argsort(rows)
     places = order[np.searchsorted(rows, group.rows, sorter=order)]

@@ -22,7 +22,7 @@ from progeo.engine.schedules import learning_rate_factor, scale_learning_rates
 from progeo.engine.stopping import StopRequest
 from progeo.models.backbones import checkpoint_gradients, freeze_layers
 from progeo.models.encoder import Encoder
-from progeo.training.batches import ImageBatches, Piece
+from progeo.training.batches import ImageBatches, MicroBatch
 from progeo.training.loss_terms import ImageLosses, Terms
 from progeo.training.places import TrainingPlaces
 from progeo.training.prompt_files import load_clip_of_prompts, load_text_features
@@ -186,7 +186,7 @@ class ImageTraining:
         self.optimizer.load_state_dict(state["optimizer"])
         set_scaler_state(self.accelerator, state["scaler"])
 
-    def _step(self, terms: Terms, piece: Piece) -> dict[str, Tensor]:
+    def _step(self, terms: Terms, piece: MicroBatch) -> dict[str, Tensor]:
         images, labels = piece.images.to(self.accelerator.device), piece.labels.to(self.accelerator.device)
         descriptors = self.distributed_encoder(self.encoder.normalize(jitter_colors(images, piece.changes)))
         return terms(descriptors, labels)

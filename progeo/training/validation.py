@@ -6,9 +6,9 @@ from accelerate import Accelerator
 from progeo.datasets.query_sets import QuerySet
 from progeo.engine.accelerator import gathered, share_of
 from progeo.evaluation.search import nearest_neighbors
-from progeo.features.batches import describe_rows
-from progeo.features.descriptors import encoder_describer
-from progeo.features.extract import Describer
+from progeo.features.batches import extract_rows
+from progeo.features.descriptors import descriptor_extractor
+from progeo.features.extract import FeatureExtractor
 from progeo.models.encoder import Encoder
 from progeo.models.preprocessing import Preprocessing
 from progeo.pixels import Orientation
@@ -31,10 +31,10 @@ def retrieve(
     Raises:
         ValueError: an image that cannot be read; the sentence names it.
     """
-    describer = encoder_describer(encoder, preprocessing, None, accelerator, orientation=orientation)
+    extractor = descriptor_extractor(encoder, preprocessing, None, accelerator, orientation=orientation)
 
     def described(catalogue: Catalogue, what: str) -> np.ndarray:
-        return _described(describer, catalogue, accelerator, batch_size=batch_size, num_workers=num_workers, what=what)
+        return _described(extractor, catalogue, accelerator, batch_size=batch_size, num_workers=num_workers, what=what)
 
     was_training = encoder.training
     encoder.eval()
@@ -44,7 +44,7 @@ def retrieve(
 
 
 def _described(
-    describer: Describer,
+    extractor: FeatureExtractor,
     catalogue: Catalogue,
     accelerator: Accelerator,
     *,
@@ -52,18 +52,18 @@ def _described(
     num_workers: int,
     what: str,
 ) -> np.ndarray:
-    """Descriptors of all images, float32 (N, D), which no other image changes, as `described_once` has them."""
+    """Descriptors of all images, float32 (N, D), which no other image changes, as `extract_features` has them."""
     mine = share_of(len(catalogue), accelerator)
-    descriptors, unreadable = describe_rows(
-        describer.describe,
-        describer.images(catalogue),
+    descriptors, unreadable = extract_rows(
+        extractor.extract,
+        extractor.images(catalogue),
         mine,
-        describer.batches(catalogue, mine, batch_size),
-        width=describer.width,
+        extractor.batches(catalogue, mine, batch_size),
+        width=extractor.width,
         num_workers=num_workers,
         what=what,
         hidden=not accelerator.is_main_process,
-        filled_to=describer.full_batch(catalogue, batch_size),
+        filled_to=extractor.full_batch(catalogue, batch_size),
     )
     for reason in unreadable.values():
         raise ValueError(reason)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from progeo.cli import main
-from progeo.commands.import_weights import bring_in
+from progeo.commands.import_weights import import_weights
 from progeo.config.encoders import ImportSettings
 from progeo.models.backbones.open_clip import load_clip
 from progeo.places.catalogue import build_catalogue
@@ -242,7 +242,7 @@ def test_an_import_that_cannot_write_its_last_file_leaves_nothing(clip, learner_
         file, to=tmp_path / "prompts", class_order=tmp_path / NAME, clip="tiny-vit", clip_weights=clip[1]
     )
     with pytest.raises(ValueError, match="surrogates not allowed"):
-        bring_in(settings)
+        import_weights(settings)
     assert {path.name for path in tmp_path.iterdir()} == {file.name, NAME}
 
 

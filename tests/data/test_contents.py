@@ -14,8 +14,8 @@ TIME_NS = 10**18
 @pytest.fixture(autouse=True)
 def small_samples(monkeypatch):
     """Of twelve images six are looked at, 0 2 4 6 8 11, and of these three are read: 0 4 11."""
-    monkeypatch.setattr(contents, "MOST_LOOKED_AT", 6)
-    monkeypatch.setattr(contents, "MOST_READ", 3)
+    monkeypatch.setattr(contents, "MAX_CHECKED", 6)
+    monkeypatch.setattr(contents, "MAX_READ", 3)
 
 
 def write(folder, row, content=None, *, time_ns=TIME_NS):

@@ -153,7 +153,7 @@ def test_the_shape_in_a_header_is_that_of_the_pixels(tmp_path):
 def test_batches_hold_one_shape_each_in_order_and_not_too_many_pixels():
     rows = np.array([10, 11, 12, 13, 14, 15, 16])
     shapes = np.array([(1, 2, 3), (1, 4, 5), (1, 2, 3), (1, 2, 3), (1, 4, 5), (1, 100, 100), (1, 2, 3)])
-    batches = batches_by_shape(rows, shapes, batch_size=3, most_pixels=30)
+    batches = batches_by_shape(rows, shapes, batch_size=3, max_pixels=30)
     assert [batch.tolist() for batch in batches] == [[10, 12, 13], [16], [11], [14], [15]]
 
 

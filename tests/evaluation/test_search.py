@@ -31,7 +31,7 @@ def database(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "least", "most_bytes"),
+    ("kind", "least", "max_bytes"),
     [
         ("Flat", 1.0, 400_000),
         ("IVF32,Flat", 0.99, 430_000),
@@ -43,7 +43,7 @@ def database(tmp_path):
         ("PCAW16,Flat", 0.2, 210_000),
     ],
 )
-def test_an_index_finds_what_an_exact_search_finds_and_is_kept(database, kind, least, most_bytes):
+def test_an_index_finds_what_an_exact_search_finds_and_is_kept(database, kind, least, max_bytes):
     queries = database.take(np.arange(0, 3000, 50)) + 0.01
     exact = nearest_neighbors(database.parts(), queries, 10)
     found = index_neighbors(open_index(database, kind, probes=8), queries, 10)
@@ -51,7 +51,7 @@ def test_an_index_finds_what_an_exact_search_finds_and_is_kept(database, kind, l
     assert same >= least
     assert (found.rows[:, 0] == exact.rows[:, 0]).mean() >= least
     written = index_path(database, kind).stat()
-    assert written.st_size < most_bytes
+    assert written.st_size < max_bytes
     again = index_neighbors(open_index(database, kind, probes=8), queries, 10)
     assert again.rows.tolist() == found.rows.tolist()
     assert index_path(database, kind).stat().st_mtime_ns == written.st_mtime_ns

@@ -5,14 +5,14 @@ import pytest
 import torch
 import torchvision
 
-from progeo.export.trunk import save_trunk, trunk_usage
+from progeo.export.trunk import save_backbone, trunk_usage
 from progeo.models.backbones.open_clip import load_clip
 from progeo.models.encoder import build_encoder
 
 
 def loaded(encoder, folder, usage):
     """What the Python beside a trunk makes of it."""
-    save_trunk(folder / "trunk.safetensors", encoder)
+    save_backbone(folder / "trunk.safetensors", encoder)
     used = {}
     exec(usage.replace("trunk.safetensors", str(folder / "trunk.safetensors")), used)
     return used

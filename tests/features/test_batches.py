@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from progeo.data.datasets import CatalogueImages
-from progeo.features.batches import describe_rows, described_batches
+from progeo.features.batches import extract_rows, feature_batches
 from progeo.places.catalogue import read_catalogue
 
 
@@ -28,7 +28,7 @@ def rows_and_sizes(images):
     ("filled_to", "sizes"), [(1, [3, 3, 3, 3, 3, 1]), (3, [3] * 6), (4, [4] * 6), (None, [3, 3, 3, 2, 2, 1])]
 )
 def test_batches_have_as_many_images_as_asked_for_whichever_can_be_read(images, filled_to, sizes):
-    batches = described_batches(
+    batches = feature_batches(
         rows_and_sizes,
         images,
         [range(3), range(3, 6), range(6, 7)],
@@ -46,7 +46,7 @@ def test_batches_have_as_many_images_as_asked_for_whichever_can_be_read(images, 
 
 
 def test_a_batch_of_which_nothing_can_be_read_is_not_described(images):
-    values, unreadable = describe_rows(
+    values, unreadable = extract_rows(
         rows_and_sizes, images, range(2, 5), [[3], [2, 4]], width=2, num_workers=0, what="test"
     )
     assert values.tolist() == [[2, 2], [0, 0], [4, 2]]

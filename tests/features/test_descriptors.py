@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from progeo.config.evaluation import KeepSettings
+from progeo.config.evaluation import CacheSettings
 from progeo.engine.accelerator import start_accelerator
-from progeo.features.descriptors import described, encoder_describer, identity
+from progeo.features.descriptors import described, descriptor_extractor, identity
 from progeo.models.encoder import Encoder, build_encoder
 from progeo.models.thumbnail import ThumbnailEncoder
 from progeo.places.catalogue import read_catalogue
@@ -46,13 +46,13 @@ def catalogue(tmp_path_factory):
 @pytest.fixture
 def descriptors(catalogue, tmp_path):
     accelerator = start_accelerator("no")
-    settings = KeepSettings(descriptor_cache=tmp_path / "cache", num_workers=0)
+    settings = CacheSettings(descriptor_cache=tmp_path / "cache", num_workers=0)
 
     def extract(encoder):
         return next(
             iter(
                 described(
-                    encoder_describer(encoder, "hard_resize", None, accelerator), catalogue, settings, accelerator
+                    descriptor_extractor(encoder, "hard_resize", None, accelerator), catalogue, settings, accelerator
                 ).parts()
             )
         )

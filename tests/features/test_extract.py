@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from progeo.engine.accelerator import start_accelerator
-from progeo.features.extract import Cache, Describer, described_once
+from progeo.features.extract import Cache, FeatureExtractor, extract_features
 from progeo.places.catalogue import read_catalogue
 
 
@@ -23,7 +23,7 @@ def colors(tmp_path):
         return (images.float().mean(dim=(2, 3)) / 10).round()
 
     def found(folder, *, cache="cache", num_described, batch_size=4, allowed=0.0, depends_on=None):
-        describer = Describer(
+        extractor = FeatureExtractor(
             describe,
             what="colors",
             width=3,
@@ -32,8 +32,8 @@ def colors(tmp_path):
             depends_on=lambda: depends_on or {"color": "rgb"},
         )
         del described[:]
-        result = described_once(
-            describer,
+        result = extract_features(
+            extractor,
             read_catalogue(folder),
             start_accelerator("no"),
             cache=Cache(tmp_path / cache, "float32", "cache", "max_unreadable_fraction"),
@@ -133,11 +133,11 @@ def test_no_description_depends_on_how_many_others_there_are(tmp_path):
 
     def described(count, folder, kind="hard_resize"):
         catalogue = read_catalogue(paint(tmp_path / folder, range(count), size=(40, 40)))
-        describer = Describer(describe, "sizes", 1, (40, 40), kind, dict)
+        extractor = FeatureExtractor(describe, "sizes", 1, (40, 40), kind, dict)
         cache = Cache(tmp_path / "cache", "float32", "cache", "max_unreadable_fraction")
         del sizes[:]
         how = {"cache": cache, "batch_size": 4, "num_workers": 0, "max_unreadable_fraction": 0.0}
-        described_once(describer, catalogue, start_accelerator("no"), **how)
+        extract_features(extractor, catalogue, start_accelerator("no"), **how)
         return sizes
 
     assert described(9, "nine") == [4, 4, 4]

@@ -14,7 +14,7 @@ from progeo.evaluation.search import build_index, load_index
 from progeo.export.weights import load_encoder, save_encoder
 from progeo.features.descriptors import identity
 from progeo.features.store import ShardedRows
-from progeo.localization.index_folder import About, commit, new_files, read_about, save_generation
+from progeo.localization.index_folder import About, commit, new_files, read_metadata_of_index, save_generation
 from progeo.localization.place_index import add_images, open_place_index, placed
 from progeo.models.encoder import build_encoder
 from progeo.places.catalogue import Catalogue, open_catalogue
@@ -94,7 +94,7 @@ def test_what_two_commands_add_at_once_is_all_there_each_with_its_own_descriptor
     add(first, tmp_path, "b")
     add(second, tmp_path, "c")
     assert held(folder) == expected(a=3, b=2, c=2)
-    assert read_about(folder).generation == 2
+    assert read_metadata_of_index(folder).generation == 2
 
 
 def test_four_commands_at_once_lose_nothing(folder, tmp_path):
@@ -122,7 +122,7 @@ def test_a_command_that_was_killed_before_index_json_was_up_to_date_has_added_it
 
 
 def test_what_was_made_of_an_index_that_changed_twice_since_does_not_count(folder, tmp_path):
-    before = read_about(folder)
+    before = read_metadata_of_index(folder)
     for prefix in "bc":
         add(open_place_index(folder), tmp_path, prefix)
     assert not commit(folder, before, replace(before, probes=7))

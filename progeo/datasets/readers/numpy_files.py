@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.lib.format as npy
 
-_MOST_VALUES = 2**22
+_MAX_VALUES = 2**22
 """That lists may hold in all, where the file is smaller: a list may stand in it many times, but is stored once."""
 _DISPATCH = pickle._Unpickler.dispatch
 _LEFT_OUT = b"".join(
@@ -70,7 +70,7 @@ def _decoded(content: bytes) -> np.ndarray:
         array = _ArrayUnpickler(stream).load()
         if not isinstance(array, _Array):
             raise ValueError("it holds no array")
-        return _of_objects(_flattened(array.elements(), max(_MOST_VALUES, len(content)))).reshape(array.values.shape)
+        return _of_objects(_flattened(array.elements(), max(_MAX_VALUES, len(content)))).reshape(array.values.shape)
     if dtype.hasobject or dtype.names:
         raise ValueError(f"it holds values of the kind {dtype}, not numbers or texts")
     stored, needed = len(content) - stream.tell(), math.prod(shape) * dtype.itemsize

@@ -12,12 +12,12 @@ from torch import nn
 from progeo.models.backbones.open_clip import (
     ImageSize,
     as_height_width,
+    empty_clip,
     load_clip,
     position_embedding_name,
     resolved_architecture,
-    skeleton_clip,
 )
-from progeo.models.backbones.torchvision import CONVNETS, load_convnet, native_image_size, skeleton_convnet
+from progeo.models.backbones.torchvision import CONVNETS, empty_convnet, load_convnet, native_image_size
 
 Pooling = Literal["clip", "gem", "mean", "mean_linear"]
 
@@ -69,13 +69,13 @@ def build_backbone(
     )
 
 
-def skeleton_backbone(
+def empty_backbone(
     architecture: str, image_size: ImageSize | None = None, *, pooling: Pooling = "gem", align_corners: bool = False
 ) -> nn.Module:
     """Build a trunk without weights, on the meta device, to load a state dict into."""
     if architecture in CONVNETS:
-        return skeleton_convnet(architecture)
-    return clip_backbone(skeleton_clip(architecture, image_size, align_corners=align_corners), pooling)
+        return empty_convnet(architecture)
+    return clip_backbone(empty_clip(architecture, image_size, align_corners=align_corners), pooling)
 
 
 def clip_backbone(clip: CLIP, pooling: Pooling) -> nn.Module:

@@ -103,7 +103,7 @@ def known_architectures() -> list[str]:
     return open_clip.list_models()
 
 
-def skeleton_clip(architecture: str, image_size: ImageSize | None = None, *, align_corners: bool = False) -> CLIP:
+def empty_clip(architecture: str, image_size: ImageSize | None = None, *, align_corners: bool = False) -> CLIP:
     """Build a CLIP model without weights, on the meta device, to load a state dict into."""
     _register_own_architectures()
     with torch.device("meta"), _without_warnings():

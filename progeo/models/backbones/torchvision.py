@@ -32,7 +32,7 @@ def load_convnet(architecture: str, weights: str, *, seed: int = 0) -> nn.Sequen
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return _trunk(get_model(architecture, weights=None))
-    trunk = skeleton_convnet(architecture)
+    trunk = empty_convnet(architecture)
     expected = trunk.state_dict()
     found = _classifier_state(architecture, weights, expected)
     kept = {name: tensor for name, tensor in found.items() if not name.startswith(("fc.", "classifier."))}
@@ -42,7 +42,7 @@ def load_convnet(architecture: str, weights: str, *, seed: int = 0) -> nn.Sequen
     return trunk
 
 
-def skeleton_convnet(architecture: str) -> nn.Sequential:
+def empty_convnet(architecture: str) -> nn.Sequential:
     """Build a trunk without weights, on the meta device, to load a state dict into."""
     with torch.device("meta"):
         return _trunk(get_model(architecture, weights=None))

@@ -25,7 +25,7 @@ _EXTRA = "_extra_state"
 _COUNTER = re.compile("epoch|step|iter|version|num_", re.IGNORECASE)
 """Names of numbers that are no weights."""
 _DEEPEST = 4
-_MOST_IN_LIST = 16
+_MAX_IN_LIST = 16
 _LONGEST = 200
 
 Address = tuple[str, ...]
@@ -138,7 +138,7 @@ def _items(value: Any) -> Mapping[Any, Any]:
     if isinstance(value, Stub):
         return vars(value)
     if isinstance(value, list | tuple):
-        return {str(index): part for index, part in enumerate(value[:_MOST_IN_LIST])}
+        return {str(index): part for index, part in enumerate(value[:_MAX_IN_LIST])}
     return value if isinstance(value, Mapping) else {}
 
 

@@ -53,7 +53,7 @@ _RUN_CODE = frozenset(
     )
 )
 """Modules and names that run commands or code, or reach files and networks, with all below them."""
-_MOST_NAMES = 10_000
+_MAX_NAMES = 10_000
 _DISPATCH = pickle._Unpickler.dispatch
 _LEFT_OUT = b"".join(
     (*(pickle.NEXT_BUFFER, pickle.READONLY_BUFFER, pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.DICT, pickle.LONG4),)
@@ -193,8 +193,8 @@ class StubUnpickler(pickle._Unpickler):
     def _stub(self, full: str) -> type:
         """A class of this unpickler alone, so that nothing a pickle does to it outlives the reading."""
         if full not in self._stubs:
-            if len(self._stubs) == _MOST_NAMES:
-                raise pickle.UnpicklingError(f"it asks for more than {_MOST_NAMES:,} names")
+            if len(self._stubs) == _MAX_NAMES:
+                raise pickle.UnpicklingError(f"it asks for more than {_MAX_NAMES:,} names")
             self._stubs[full] = type("Stub", (Stub,), {"kind": full})
         return self._stubs[full]
 

@@ -6,7 +6,7 @@ from torch import nn
 from torchvision.models import get_model
 
 from progeo.engine.log import start_log
-from progeo.models.backbones import build_backbone, feature_map_channels, skeleton_backbone
+from progeo.models.backbones import build_backbone, empty_backbone, feature_map_channels
 from progeo.models.backbones.torchvision import CONVNETS, load_convnet
 
 CHANNELS = {
@@ -24,7 +24,7 @@ def classifier(architecture, seed=0):
 
 @pytest.mark.parametrize("architecture", CONVNETS)
 def test_every_trunk_gives_a_map_of_its_channels_at_any_size_from_32_pixels(architecture):
-    trunk = skeleton_backbone(architecture)
+    trunk = empty_backbone(architecture)
     stride = 16 if architecture == "vgg16" else 32
     assert feature_map_channels(trunk) == CHANNELS[architecture]
     assert trunk(torch.empty(1, 3, 32, 64, device="meta")).shape == (
@@ -53,7 +53,7 @@ def test_a_trunk_is_the_classifier_up_to_its_last_map(architecture, last):
 
 def test_a_vgg_ends_with_its_last_convolution_as_published():
     """CosPlace's code cuts the last two layers of `features`: the max pool and the ReLU before it."""
-    assert isinstance(skeleton_backbone("vgg16").features[-1], nn.Conv2d)
+    assert isinstance(empty_backbone("vgg16").features[-1], nn.Conv2d)
 
 
 def test_random_weights_follow_their_seed_and_leave_the_global_generator_alone():
