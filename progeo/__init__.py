@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from progeo.export.weights import load_encoder
 
-__all__ = ["load_encoder"]
+__version__ = "0.1.0"
+
+__all__ = ["__version__", "load_encoder"]
 
 
 def __getattr__(name: str) -> object:

@@ -111,6 +111,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         for word in words:
             word.encode()  # a path that is not UTF-8 is no text, which files and pages could hold
+        if words == ["--version"]:
+            print(f"progeo {import_module('progeo').__version__}", flush=True)
+            return
         if name is None:
             asked = words[-1] in ("-h", "--help")
             print(_usage(), file=sys.stdout if asked else sys.stderr, flush=True)

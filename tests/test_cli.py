@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import progeo
 from progeo.cli import COMMANDS, main
 from progeo.engine.log import LOGGER, start_log
 
@@ -229,3 +230,10 @@ def test_an_interrupted_command_says_so_and_leaves_nothing(tmp_path):
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert set(tmp_path.iterdir()) == {listing, half.parent}
+
+
+def test_the_version_is_that_of_the_package_as_a_module_too(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out == f"progeo {progeo.__version__}\n"
+    done = subprocess.run([sys.executable, "-m", "progeo", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"progeo {progeo.__version__}\n"
