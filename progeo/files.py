@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, every writer of progeo goes through `replacing`; read many at a time."""
+"""Atomic file writing, through which every file of progeo is written, and parallel reading of many files."""
 
 import json
 import os
@@ -23,10 +23,10 @@ _AT_ONCE = 4096
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the block succeeds it becomes `path`, when it fails it is removed.
+    """Write a file atomically: yield a temporary path that is renamed to `path` if the block succeeds, else removed.
 
     Raises:
-        OSError: the disk is full, for example; the sentence names `path`.
+        OSError: writing failed, for example because the disk is full; the message names `path`.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def replacing(path: Path) -> Iterator[Path]:
         raise OSError(f"{path} could not be written: {error.strerror}") from None
     try:
         yield temporary
-        temporary.chmod(mode)  # at the end: safetensors makes files that only their owner can read
+        temporary.chmod(mode)  # last, because safetensors creates files that only their owner can read
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
         temporary.replace(path)
@@ -49,17 +49,18 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def written_together(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder of the same name; when the block succeeds its files move to `folder`.
+    """Write several files together: yield a temporary folder whose files move to `folder` if the block succeeds.
 
-    When it fails they are removed, and `folder` stays as it was, be it missing.
+    The temporary folder has the same name. If the block fails, its files are removed and `folder` is left unchanged
+    (or not created).
 
     Raises:
-        ValueError: `folder` is a file, or holds one of them already.
-        OSError: the disk is full, for example; the sentence names the file as it would lie in `folder`.
+        ValueError: `folder` is a file, or already holds one of the files.
+        OSError: writing failed, for example because the disk is full; the message names the file's path in `folder`.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is no folder: name another.")
-    beside = folder if folder.exists() else folder.parent  # on the same disk
+    beside = folder if folder.exists() else folder.parent  # on the same file system, so that files can be renamed
     try:
         beside.mkdir(parents=True, exist_ok=True)
         outer = tempfile.TemporaryDirectory(dir=beside, prefix=".")
@@ -84,9 +85,9 @@ def written_together(folder: Path) -> Iterator[Path]:
 def each_file(
     look: Callable[[Item], Found], names: Iterable[Item], *, total: int, description: str | None = None
 ) -> Iterator[Found]:
-    """What `look` finds at each of many files, in their order: side by side, as on a network disk most is waiting.
+    """Apply `look` to many files in parallel threads and yield the results in the order of `names`.
 
-    With a `description` there is a progress bar.
+    Threads pay off because on a network disk most of the time is spent waiting. A `description` shows a progress bar.
     """
     names, hidden = iter(names), True if description is None else None
     with ThreadPoolExecutor(_THREADS) as pool, tqdm(desc=description, total=total, unit="img", disable=hidden) as bar:
@@ -97,16 +98,16 @@ def each_file(
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON."""
+    """Write `value` as indented JSON, atomically."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_new_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON to a file that must not be there: of several commands at once one succeeds.
+    """Write `value` as indented JSON to a file that must not exist: of several concurrent writers exactly one succeeds.
 
     Raises:
-        FileExistsError: the file is there.
+        FileExistsError: the file exists.
     """
     private = path.with_name(f".{path.stem}-{secrets.token_hex(8)}{path.suffix}")
     write_json(private, value)
@@ -114,7 +115,7 @@ def write_new_json(path: Path, value: Any) -> None:
         os.link(private, path)
     except FileExistsError:
         raise
-    except OSError:  # a disk without hard links
+    except OSError:  # a file system without hard links
         with path.open("x", encoding="utf-8") as stream:
             stream.write(private.read_text(encoding="utf-8"))
     finally:
@@ -125,7 +126,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        ValueError: the file is not JSON; the sentence names it.
+        ValueError: the file is not valid JSON; the message names it.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -134,5 +135,5 @@ def read_json(path: Path) -> Any:
 
 
 def spelled_out(path: str) -> str:
-    r"""A path with escapes, such as caf\xe9, for bytes of its name that are not UTF-8."""
-    return path.encode("utf-8", "backslashreplace").decode().replace(r"\udc", r"\x")  # as Python keeps such bytes
+    r"""Escape the bytes of a path that are not valid UTF-8, such as caf\xe9, so that it can be printed."""
+    return path.encode("utf-8", "backslashreplace").decode().replace(r"\udc", r"\x")  # undo surrogateescape

@@ -1,4 +1,4 @@
-"""Image files: which formats are read, and how a file is opened. Pillow only, no torch."""
+"""Image file formats: which are supported, and how files are opened. Pillow only, no torch."""
 
 import re
 import warnings
@@ -15,36 +15,37 @@ from typing import BinaryIO
 from packaging.requirements import Requirement
 from PIL import Image, UnidentifiedImageError
 
-# Pillow remarks on odd files in the middle of progress bars: what matters of it is an error's sentence here.
-# Warning filters cannot be set for one thread alone, so this is done once and for all.
+# Pillow's warnings about odd files would disrupt progress bars; relevant problems are raised as errors here.
+# Warning filters cannot be set for a single thread, so this is set once for the process.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
-"""Formats that a file may have, whatever its name says: raster formats that no other program is run for.
+"""Formats that are opened, whatever the file extension: raster formats that need no external program.
 
-MPO comes as JPEG: a name without an opener of its own makes Pillow fail at every format after it.
+MPO files are opened as JPEG; do not list MPO, because a name without an opener of its own makes Pillow fail at every
+format after it.
 """
 
 
 @dataclass(frozen=True)
 class _PluginFormat:
-    """A format that Pillow reads once a package is installed."""
+    """A format that Pillow can read once a package is installed."""
 
     name: str
-    """As Pillow registers it."""
+    """Name under which Pillow registers the format."""
     extensions: tuple[str, ...]
     begins: re.Pattern[bytes]
-    """What the first bytes of such a file match."""
+    """Pattern that the first bytes of a file of this format match."""
     requirement: str
-    """The package with its lowest version that gives the right pixels."""
+    """The package and its lowest version that decodes pixels correctly."""
     module: str
-    """Of that package, not in every build of it."""
+    """Module of the package that some of its builds lack."""
     plugin: str
-    """The module whose import registers the format."""
+    """Module that registers the format when imported."""
 
     @property
     def is_readable(self) -> bool:
-        """Whether the package is installed in such a version."""
+        """Whether a suitable version of the package is installed."""
         requirement = Requirement(self.requirement)
         try:
             return version(requirement.name) in requirement.specifier and find_spec(self.module) is not None
@@ -53,7 +54,7 @@ class _PluginFormat:
 
     @property
     def advice(self) -> str:
-        """What to do where it is not."""
+        """How to install the package."""
         return f"pip install '{self.requirement}'"
 
 
@@ -96,7 +97,7 @@ EXTENSIONS = (
     ".webp",
     *(extension for each in _PLUGIN_FORMATS if each.is_readable for extension in each.extensions),
 )
-"""Of the files that count as images of a folder, in lower case."""
+"""Extensions of the files that count as images, in lower case."""
 UNREAD_EXTENSIONS: Mapping[str, str] = MappingProxyType(
     {
         **{extension: each.advice for each in _PLUGIN_FORMATS if not each.is_readable for extension in each.extensions},
@@ -104,20 +105,20 @@ UNREAD_EXTENSIONS: Mapping[str, str] = MappingProxyType(
         **dict.fromkeys((".insp", ".jfif", ".jpe", ".mpo"), _RENAME),
     }
 )
-"""Of image files that do not count as images of a folder, in lower case, and what to do to have them read."""
+"""Extensions of image files that are not read, in lower case, with what to do to have them read."""
 
 _JXL_HEADER = 16
-"""Bytes that hold the height and width of JPEG XL."""
+"""Number of leading bytes that contain the height and width of a JPEG XL image."""
 _JXL_RATIOS = (None, (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
-"""Width to height, by the number in a header of JPEG XL."""
+"""Width : height, indexed by the ratio field of a JPEG XL header."""
 
 
 def open_image(source: Path | BinaryIO) -> Image.Image:
-    """Open an image in one of `FORMATS`, or in one that an installed plugin reads; its pixels are decoded later.
+    """Open an image in one of `FORMATS`, or in a format of an installed plugin, without decoding its pixels.
 
     Raises:
-        OSError: no such file, or none of these formats; the sentence says what to install where that would help.
-        ValueError: more pixels than are decoded, 178,956,970.
+        OSError: the file does not exist or has another format; the message names a package to install where one helps.
+        ValueError: the image has more than 178,956,970 pixels.
     """
     try:
         try:
@@ -129,7 +130,7 @@ def open_image(source: Path | BinaryIO) -> Image.Image:
 
 
 def unread_in_words(counts: Mapping[str, int]) -> str:
-    """How many files of which `UNREAD_EXTENSIONS` there are, the most first, and what to do to have them read."""
+    """List the number of files per unread extension, most frequent first, with what to do to have them read."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{count:,} {extension} ({UNREAD_EXTENSIONS[extension]})" for extension, count in ordered)
 
@@ -144,14 +145,14 @@ def _open_with_plugin(source: Path | BinaryIO) -> Image.Image:
         import_module(each.plugin)
         content = _content(source)
         if each.name == "JXL":
-            _check_jxl_size(content)  # its plugin decodes all as it opens
+            _check_jxl_size(content)  # the plugin decodes all pixels when opening
         return Image.open(BytesIO(content), formats=(each.name,))
     readable = (*FORMATS, *(each.name for each in _PLUGIN_FORMATS if each.is_readable))
     raise UnidentifiedImageError(f"it is none of {', '.join(readable)}, or its beginning is damaged")
 
 
 def _content(source: Path | BinaryIO, count: int = -1) -> bytes:
-    """The first bytes of a file or stream, or all."""
+    """Return the first `count` bytes of a file or stream; -1 returns all."""
     if isinstance(source, Path):
         with source.open("rb") as stream:
             return stream.read(count)
@@ -160,15 +161,15 @@ def _content(source: Path | BinaryIO, count: int = -1) -> bytes:
 
 
 def _too_large() -> ValueError:
-    limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # Pillow warns at this and refuses at its double
+    limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # Pillow warns above MAX_IMAGE_PIXELS and raises above twice that
     return ValueError(f"it has more than {limit:,} pixels: scale it down, or cut it into views")
 
 
 def _check_jxl_size(content: bytes) -> None:
-    """Refuse JPEG XL of too many pixels by its header.
+    """Check the number of pixels in a JPEG XL header.
 
     Raises:
-        ValueError: too many, or no header.
+        ValueError: there are too many pixels, or there is no header.
     """
     height, width = _jxl_shape(_jxl_codestream(content))
     if Image.MAX_IMAGE_PIXELS and height * width > 2 * Image.MAX_IMAGE_PIXELS:
@@ -176,7 +177,7 @@ def _check_jxl_size(content: bytes) -> None:
 
 
 def _jxl_codestream(content: bytes) -> bytes:
-    """The first bytes of what JPEG XL says of pixels: of a file, or of its boxes of that kind, which may be tiny."""
+    """Return the first bytes of a JPEG XL codestream, bare or joined from the (possibly tiny) boxes of a container."""
     if content.startswith(b"\xff\x0a"):
         return content[:_JXL_HEADER]
     found, start = b"", 0
@@ -186,7 +187,7 @@ def _jxl_codestream(content: bytes) -> bytes:
             size, begin = int.from_bytes(content[begin : begin + 8], "big"), begin + 8
         end = start + (size or len(content))
         if kind in (b"jxlc", b"jxlp"):
-            begin += 4 if kind == b"jxlp" else 0  # the number of the part
+            begin += 4 if kind == b"jxlp" else 0  # skip the part number
             found += content[begin : min(end, begin + _JXL_HEADER)]
         start = max(begin, end)
     if not found:
@@ -195,7 +196,7 @@ def _jxl_codestream(content: bytes) -> bytes:
 
 
 def _jxl_shape(codestream: bytes) -> tuple[int, int]:
-    """Height and width as the header of JPEG XL packs them (ISO/IEC 18181-1, SizeHeader), the lowest bits first."""
+    """Parse height and width from a JPEG XL header (ISO/IEC 18181-1, SizeHeader), least significant bit first."""
     bits = int.from_bytes(codestream[2:_JXL_HEADER], "little")
 
     def take(count: int) -> int:

@@ -1,4 +1,4 @@
-"""A picture that Pillow opened, as pixels: a file and a picture in memory become the same tensor."""
+"""Convert images opened by Pillow to tensors, identically for files and for images in memory."""
 
 import re
 import struct
@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 Orientation = Literal["exif", "ignore"]
-"""Turn a picture upright as its file says, or take the pixels as the decoder gives them."""
+"""Whether images are rotated upright by their metadata ("exif"), or keep the pixels as decoded ("ignore")."""
 
 _TURNS = MappingProxyType(
     {
@@ -26,29 +26,29 @@ _TURNS = MappingProxyType(
         8: Transpose.ROTATE_90,
     }
 )
-"""What makes a picture upright, by its EXIF orientation."""
+"""Operation that makes an image upright, by EXIF orientation."""
 _TURNED_BY_DECODER = ("TIFF", "HEIF")
-"""Formats of which Pillow or its plugin gives upright pixels."""
+"""Formats that Pillow or its plugin rotates upright when decoding."""
 _EXIF_INTEGERS = MappingProxyType({1: "B", 3: "H", 4: "L", 6: "b", 8: "h", 9: "l"})
-"""The types of EXIF that are whole numbers, as `struct` writes them."""
+"""Integer types of EXIF and their `struct` format characters."""
 _XMP_ORIENTATION = re.compile(rb"""tiff:Orientation\s*(?:=\s*["']|>)\s*(\d+)""")
 
 
 def pixels_of(image: Image, orientation: Orientation = "exif") -> Tensor:
-    """Write a picture as uint8 RGB (3, H, W), turned upright by its orientation and scaled to 8 bits.
+    """Convert an image to uint8 RGB (3, H, W), rotated upright by its orientation and scaled to 8 bits.
 
-    The picture stays as it is.
+    The image itself is not modified.
 
     Raises:
-        ValueError: values whose range is not known: floats, and integers of more than 16 bits.
+        ValueError: pixel values without a known range: floats, and integers of more than 16 bits.
     """
-    image.load()  # some formats know their mode and size only now
+    image.load()  # some formats set mode and size only when loaded
     if image.mode == "F":
         raise ValueError("its pixels are floats, whose range is not known: convert it to 8 or 16 bits")
     turn = _TURNS.get(orientation_of(image)) if orientation == "exif" else None
-    if turn is not None:  # no copy of the many that are upright already
+    if turn is not None:  # upright images need no copy
         image = image.transpose(turn)
-    if image.mode.startswith("I"):  # 16 bits, which conversion would cut off at 255
+    if image.mode.startswith("I"):  # 16 bits, which PIL's conversion would clip at 255
         values = np.asarray(image)
         if values.min() < 0 or values.max() >= 2**16:
             raise ValueError(f"its pixels go from {values.min()} to {values.max()}: convert it to 8 or 16 bits")
@@ -57,30 +57,30 @@ def pixels_of(image: Image, orientation: Orientation = "exif") -> Tensor:
 
 
 def orientation_of(image: Image) -> int:
-    """Which way up an opened picture is, 1 to 8 as EXIF counts; 1 is upright, and stands for every other value.
+    """Return the EXIF orientation of an opened image, 1 to 8; 1 is upright, and also stands for invalid values.
 
-    Nothing else in EXIF is looked at, so odd entries do no harm. XMP says it where EXIF does not.
+    Only this EXIF entry is parsed, so corrupt other entries do no harm. XMP is used if EXIF has no orientation.
     """
     if image.format in _TURNED_BY_DECODER:
         return 1
     if image.format == "JXL" and not getattr(image, "jpeg", False):
-        return 1  # turned by the decoder; a JPEG that JPEG XL keeps is given as it was
+        return 1  # rotated by the decoder, unless the file contains a recompressed JPEG
     if image.format == "PNG" and "exif" not in image.info:
-        image.load()  # EXIF may come after the pixels
+        image.load()  # EXIF may be stored after the pixels
     found = _exif_orientation(_exif_of(image))
-    if found is None and image.format != "AVIF":  # whose container alone says it, which Pillow hands over as EXIF
+    if found is None and image.format != "AVIF":  # its container stores it, and Pillow returns it as EXIF
         found = _xmp_orientation(image)
     return found if found in range(1, 9) else 1
 
 
 def swaps_sides(orientation: int) -> bool:
-    """Whether height and width change places as a picture is turned upright."""
+    """Return whether rotating an image upright swaps its height and width."""
     return orientation >= 5
 
 
 def _exif_of(image: Image) -> bytes:
-    """The EXIF of a picture from its byte order on; empty where there is none."""
-    exif, as_text = image.info.get("exif"), image.info.get("Raw profile type exif")  # ImageMagick's PNGs hold text
+    """Return the EXIF data of an image, starting at its byte order mark; empty if there is none."""
+    exif, as_text = image.info.get("exif"), image.info.get("Raw profile type exif")  # ImageMagick's PNGs store text
     if not exif and isinstance(as_text, str):
         try:
             exif = bytes.fromhex("".join(as_text.split("\n")[3:]))
@@ -90,7 +90,7 @@ def _exif_of(image: Image) -> bytes:
 
 
 def _exif_orientation(exif: bytes) -> int | None:
-    """What the entry for the orientation holds, of several numbers the first; None where there is none."""
+    """Parse the orientation entry, the first number if it has several; None if there is none."""
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
     if order is None:
         return None
@@ -101,13 +101,13 @@ def _exif_orientation(exif: bytes) -> int | None:
             tag, kind, length = struct.unpack_from(f"{order}HHL", exif, entry)
             if tag == ExifTags.Base.Orientation:
                 return _exif_integer(exif, entry + 8, order, kind, length)
-    except struct.error:  # it ends before
+    except struct.error:  # truncated
         pass
     return None
 
 
 def _exif_integer(exif: bytes, start: int, order: str, kind: int, length: int) -> int | None:
-    """The first of `length` whole numbers, which lie at `start` or, where they are more than 4 bytes, elsewhere."""
+    """Parse the first of `length` integers, stored at `start` or, if they exceed 4 bytes, at the offset given there."""
     if kind not in _EXIF_INTEGERS or not length:
         return None
     value = order + _EXIF_INTEGERS[kind]

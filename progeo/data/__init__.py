@@ -1,1 +1,1 @@
-"""Pixels: decoding, augmentation on the device, datasets, samplers and loaders."""
+"""Image loading: decoding, augmentation on the device, datasets, samplers and loaders."""

@@ -1,7 +1,8 @@
-"""Augmentation: crops of single images while they are read, color jitter of whole batches on their device.
+"""Augmentation: random crops of single images as they are read, and color jitter of batches on the device.
 
-The distributions are those of torchvision's ColorJitter and RandomResizedCrop. What is done to a batch is drawn first,
-by one generator on the CPU: the same seed gives the same augmentation on every device, and each process takes its part.
+The distributions are those of torchvision's ColorJitter and RandomResizedCrop. All parameters of a batch are drawn in
+advance by one generator on the CPU, so the same seed gives the same augmentation on every device, and each process
+takes the parameters of its share of the batch.
 """
 
 from dataclasses import dataclass
@@ -17,38 +18,38 @@ _CONTRAST, _SATURATION, _HUE = 1, 2, 3
 
 
 class Changes(NamedTuple):
-    """What is done to each image of a batch; all on the CPU."""
+    """The augmentation parameters of each image of a batch, on the CPU."""
 
     shares: Tensor
     """(B, 3): factors of brightness, contrast and saturation."""
     turns: Tensor
-    """(B,): shares of the circle that hues turn by."""
+    """(B,): hue shifts as fractions of the full circle."""
     order: Tensor
-    """int64 (B, 4): brightness, contrast, saturation and hue as 0 to 3, in the order of their turn."""
+    """int64 (B, 4): the order of operations; 0 to 3 are brightness, contrast, saturation and hue."""
     crops: Tensor
-    """float64 (B, CROP_DRAWS): uniform in 0..1; `RandomCrop` makes a box of them in an image's own pixels."""
+    """float64 (B, CROP_DRAWS): uniform in 0..1; `RandomCrop` computes a box in pixels from them."""
 
     def of(self, rows: slice) -> "Changes":
-        """Those of some images of the batch."""
+        """Return the parameters of some images of the batch."""
         return Changes(*(values[rows] for values in self))
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How strongly training images are changed."""
+    """The strength of the augmentation of training images."""
 
     brightness: float = 0.7
-    """Brightness is multiplied by a factor from 1 - this to 1 + this; 0 leaves it alone."""
+    """Brightness is multiplied by a random factor between 1 minus and 1 plus this value; 0 leaves it unchanged."""
     contrast: float = 0.7
-    """Contrast is multiplied by a factor from 1 - this to 1 + this; 0 leaves it alone."""
+    """Contrast is multiplied by a random factor between 1 minus and 1 plus this value; 0 leaves it unchanged."""
     saturation: float = 0.7
-    """Saturation is multiplied by a factor from 1 - this to 1 + this; 0 leaves it alone."""
+    """Saturation is multiplied by a random factor between 1 minus and 1 plus this value; 0 leaves it unchanged."""
     hue: float = 0.5
-    """Hue is turned by up to this share of the full circle, at most 0.5; 0 leaves it alone."""
+    """The hue is shifted by up to this fraction of the full circle, at most 0.5; 0 leaves it unchanged."""
     crop_scale: tuple[float, float] = (0.5, 1.0)
-    """A random crop covers this fraction of the photo's own pixels, and is resized once; 1 and 1 crop nothing."""
+    """Range of a random crop's area as a fraction of the image area, before resizing; 1 and 1 disable cropping."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Width / height of a crop, in the photo's own pixels."""
+    """Range of a random crop's aspect ratio, width / height, before resizing."""
 
     def __post_init__(self) -> None:
         for name in ("brightness", "contrast", "saturation"):
@@ -62,7 +63,7 @@ class Augmentation:
             raise ValueError(f"augmentation.crop_ratio must rise and be positive, got {list(self.crop_ratio)}.")
 
     def draw(self, count: int, generator: Generator) -> Changes:
-        """Draw what is done to a batch of `count` images, with a generator on the CPU."""
+        """Draw the augmentation parameters of a batch of `count` images, with a generator on the CPU."""
         strengths = (self.brightness, self.contrast, self.saturation)
         shares = [torch.empty(count).uniform_(1 - by, 1 + by, generator=generator) for by in strengths]
         turns = torch.empty(count).uniform_(-self.hue, self.hue, generator=generator)
@@ -71,27 +72,28 @@ class Augmentation:
         return Changes(torch.stack(shares, 1), turns, order, crops)
 
     def crop(self, size: tuple[int, int]) -> RandomCrop:
-        """Build the crop to (height, width) pixels that takes what `draw` drew."""
+        """Build the crop to (height, width) pixels that uses the random numbers drawn by `draw`."""
         return RandomCrop(size, self.crop_scale, self.crop_ratio)
 
 
 def jitter_colors(images: Tensor, changes: Changes) -> Tensor:
-    """Jitter images (B, 3, H, W), uint8 or floats in 0..1; returns floats in 0..1 of the same shape.
+    """Jitter the colors of images (B, 3, H, W), uint8 or floats in 0..1; return floats in 0..1 of the same shape.
 
-    Brightness, contrast and saturation all blend an image with another one: black, its mean gray, its own grays. So
-    they are one operation for images that have them in different orders; the hue's turn is what groups the images.
+    Brightness, contrast and saturation each blend the image with another one: black, its mean gray, or its grayscale
+    version. So images with different orders of these three share one operation, and only the position of the hue shift
+    divides the batch into groups.
     """
     count, device = len(images), images.device
     place_of_hue = (changes.order == _HUE).nonzero()[:, 1]
     blends = changes.order[changes.order != _HUE].view(count, 3)
-    # (3, B, 3): what _blend takes, for each image and each of its blends in turn.
+    # (3, B, 3): the arguments of _blend, for each image and each of its blends in order.
     amounts = torch.stack([changes.shares.gather(1, blends), blends == _CONTRAST, blends == _SATURATION]).to(device)
     hues_turn, turns = bool(changes.turns.any()), changes.turns.to(device)
 
     jittered = torch.empty(images.shape, device=device)
     for place in range(4):
         group = (place_of_hue == place).nonzero()[:, 0].to(device)
-        # On a CPU one image at a time: its steps stay in a core's caches and take no new memory from the system.
+        # One image at a time on a CPU, so that intermediate results stay in a core's caches and reuse memory.
         for rows in group.split(1 if device.type == "cpu" else count):
             part = _floats(images[rows])
             for step in range(4):
@@ -108,7 +110,10 @@ def _floats(images: Tensor) -> Tensor:
 
 
 def _blend(images: Tensor, shares: Tensor, of_mean: Tensor, of_gray: Tensor) -> None:
-    """Keep a share (B,) of each image, in place; the rest is its mean gray, its grays or, where both are 0, black."""
+    """Keep a fraction `shares` (B,) of each image, in place, and blend in another image for the rest.
+
+    The other image is its mean gray where `of_mean` is 1, its grayscale where `of_gray` is 1, else black.
+    """
     red, green, blue = images.split(1, dim=1)
     others = (_LUMA[0] * red).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
     means = _per_image(of_mean) * others.mean(dim=(2, 3), keepdim=True)
@@ -117,11 +122,11 @@ def _blend(images: Tensor, shares: Tensor, of_mean: Tensor, of_gray: Tensor) -> 
 
 
 def _turned_hue(images: Tensor, turns: Tensor) -> Tensor:
-    """Turn the hue in HSV space by a share of the circle (B,), with no division and no branches.
+    """Shift the hue in HSV space by a fraction of the circle (B,), without divisions or branches.
 
-    All angles are in sixths of the circle, times the chroma. A channel is at its highest within 1 of its own hue and at
-    its lowest from 2 on; between them it falls by the chroma. For red, at angle 0, that gives the angle of a color
-    as chroma + green + blue - red - lowest, on green's side or on blue's.
+    Angles are in sixths of the circle, multiplied by the chroma. A channel has its maximum within 1 of its own hue and
+    its minimum from 2 on; in between it falls linearly by the chroma. For red, at angle 0, this gives the angle of a
+    color as chroma + green + blue - red - lowest, signed toward green or blue.
     """
     red, green, blue = images.split(1, dim=1)
     lowest = torch.minimum(torch.minimum(red, green), blue)
@@ -130,8 +135,8 @@ def _turned_hue(images: Tensor, turns: Tensor) -> Tensor:
     hues = torch.tensor([[0.0, 2.0, 4.0]], device=images.device)
     from_channels = torch.remainder(6 * turns[:, None] - hues + 3, 6) - 3
     angles = torch.addcmul(from_red, chroma, from_channels[:, :, None, None])
-    # Within -6 to 6 by now. 3 - | |angle| - 3 | is the way round to the channel's own hue, and a channel lies above its
-    # lowest by 2 minus that, at least 0 and at most 1.
+    # Angles are now within -6 to 6. 3 - | |angle| - 3 | is the circular distance to the channel's own hue; a channel
+    # exceeds the lowest by 2 minus that distance, clamped to 0..1.
     return angles.abs_().sub_(3 * chroma).abs_().clamp_(chroma, 2 * chroma).add_(lowest.sub_(chroma))
 
 

@@ -1,4 +1,4 @@
-"""Whether image files are the ones they were, told by a sample: the size and time of many, the content of some."""
+"""Detection of changed image files from a sample: size and modification time of many, content of some."""
 
 import hashlib
 from collections.abc import Callable
@@ -10,22 +10,22 @@ from progeo.files import each_file
 from progeo.places.catalogue import Catalogue
 
 MAX_CHECKED = 10_000
-"""Of these the size and the time of the last change are looked at, spread evenly over the images."""
+"""Number of images, evenly spaced, whose size and modification time are checked."""
 MAX_READ = 1_000
-"""And the content of so many of them."""
+"""Number of these images whose content is hashed."""
 SEEN = np.dtype([("size", np.int64), ("changed_ns", np.int64), ("digest", "S16")])
-"""What is kept of a file: its bytes, -1 where it is not there, and of those that were read a digest of them."""
+"""Record of one file: size in bytes (-1 if missing), modification time, and a hash of the content if it was read."""
 
 _Found = TypeVar("_Found")
 
 
 def rows_looked_at(count: int) -> np.ndarray:
-    """Which of so many images are looked at, int64."""
+    """Return the rows of the images to check, int64."""
     return _spread(count, MAX_CHECKED)
 
 
 def see_files(catalogue: Catalogue) -> np.ndarray:
-    """What there is to see of the image files of a catalogue: `SEEN` of its `rows_looked_at`."""
+    """Record the state of a catalogue's image files: `SEEN` for each of its `rows_looked_at`."""
     rows = rows_looked_at(len(catalogue))
     seen = np.zeros(len(rows), SEEN)
     seen["size"], seen["changed_ns"] = _sizes_and_times(catalogue, rows)
@@ -35,14 +35,14 @@ def see_files(catalogue: Catalogue) -> np.ndarray:
 
 
 def changed_files(before: np.ndarray, catalogue: Catalogue) -> np.ndarray:
-    """Find the images of a catalogue that differ from what `see_files` saw before, of those that it looked at, int64.
+    """Find the images, among those checked, that changed since `see_files` recorded them, as rows, int64.
 
-    Another size is a change, and so is another content where it was read. Where it was not, another time is: but not
-    where all images have another one, since they were copied then.
+    A different size or, if the file was read, different content is a change. For files that were not read, a different
+    modification time is a change, unless all files have a different one, because then they were copied.
 
     Args:
-        before: `SEEN` of images with these names, here or elsewhere.
-        catalogue: the images now.
+        before: `SEEN` of images with the same names, in this or another folder.
+        catalogue: the current images.
     """
     rows = rows_looked_at(len(catalogue))
     sizes, times = _sizes_and_times(catalogue, rows)
@@ -55,7 +55,7 @@ def changed_files(before: np.ndarray, catalogue: Catalogue) -> np.ndarray:
 
 
 def contents_fingerprint(catalogue: Catalogue) -> str:
-    """A digest of what is in the image files of a catalogue, of `MAX_READ` of them; their names are no part of it."""
+    """Compute a hash of the contents of up to `MAX_READ` image files of a catalogue, independent of their names."""
     rows = rows_looked_at(len(catalogue))
     digests = _digests(catalogue, rows[_spread(len(rows), MAX_READ)])
     return hashlib.sha256(digests.tobytes()).hexdigest()[:16]

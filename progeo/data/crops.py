@@ -1,4 +1,4 @@
-"""Random resized crops of single images, each cut from an image's own pixels and resized once, in a worker process."""
+"""Random resized crops of single images in a worker process, cut at full resolution and resized once."""
 
 import math
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from torchvision.transforms.v2 import functional as F
 
 _TRIES = 10
 CROP_DRAWS = 2 * _TRIES + 2
-"""Random numbers that the crop of an image takes."""
+"""Number of random numbers per crop."""
 
 
 class Box(NamedTuple):
-    """A part of an image in whole pixels."""
+    """A rectangle in an image, in integer pixels."""
 
     top: int
     left: int
@@ -24,29 +24,29 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """Cut out a random box and resize it, with the distribution of torchvision's RandomResizedCrop."""
+    """Crop a random box and resize it, with the distribution of torchvision's RandomResizedCrop."""
 
     size: tuple[int, int]
-    """Height and width in pixels that a box is resized to, bilinear with antialiasing."""
+    """Height and width of the result in pixels; resizing is bilinear with antialiasing."""
     scale: tuple[float, float]
-    """Area of a box, as a fraction of the image's; 1 and 1 take the complete image, whatever its shape."""
+    """Range of a box's area as a fraction of the image area; 1 and 1 take the entire image, whatever its shape."""
     ratio: tuple[float, float]
-    """Width / height of a box."""
+    """Range of a box's aspect ratio, width / height."""
 
     def __call__(self, image: Tensor, draws: np.ndarray) -> Tensor:
         """Crop a uint8 image (3, H, W) to (3, height, width).
 
         Args:
             image: of any height and width.
-            draws: (CROP_DRAWS,) uniform in 0..1, see `box`.
+            draws: random numbers, (CROP_DRAWS,) uniform in 0..1, see `box`.
         """
         box = self.box(draws, image.shape[1], image.shape[2])
         return F.resized_crop(image, *box, size=list(self.size), antialias=True)
 
     def box(self, draws: np.ndarray, height: int, width: int) -> Box:
-        """Draw a box inside an image: the first of ten random shapes that fits, anywhere in it.
+        """Compute a random box inside an image: the first of ten random shapes that fits, at a random position.
 
-        Where none fits, it is the central box that covers one side of the image with an allowed ratio.
+        If none fits, take the largest central box with an allowed aspect ratio.
 
         Args:
             draws: (CROP_DRAWS,) uniform in 0..1: ten areas, ten ratios, the distances from the top and the left.

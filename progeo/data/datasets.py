@@ -1,4 +1,4 @@
-"""Datasets of images: a row of a catalogue in, uint8 pixels out."""
+"""Datasets of images: from a row of a catalogue to uint8 pixels."""
 
 import math
 from collections.abc import Callable
@@ -16,23 +16,23 @@ from progeo.places.catalogue import Catalogue
 
 @dataclass(frozen=True)
 class Unreadable:
-    """An image that could not be read, as a value: a worker process can hand it over whole, unlike an exception."""
+    """An image that could not be read, as a value, because a worker process can return a value but not an exception."""
 
     reason: str
 
 
 def max_unreadable(fraction: float, count: int) -> int:
-    """How many of `count` images may be unreadable: this fraction of them, but at least one where it is above 0."""
+    """Compute how many of `count` images may be unreadable: this fraction, but at least one if it is above 0."""
     return max(1, math.floor(fraction * count + 1e-9)) if fraction else 0
 
 
 class CatalogueImages(Dataset):
-    """The images of a catalogue, preprocessed.
+    """The preprocessed images of a catalogue.
 
     Args:
         catalogue: N images.
-        preprocess: uint8 (3, H, W) -> uint8 (3, height, width), or crops of it; None leaves the image as it is.
-        orientation: whether images are turned upright, see `pixels_of`.
+        preprocess: uint8 (3, H, W) -> uint8 (3, height, width), or several crops; None leaves the image unchanged.
+        orientation: whether images are rotated upright, see `pixels_of`.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class CatalogueImages(Dataset):
         return len(self.catalogue)
 
     def __getitem__(self, row: int) -> Tensor | Unreadable:
-        """The pixels of image `row`, uint8 (3, height, width), or of crops of it (5, 3, s, s)."""
+        """Return the pixels of image `row`, uint8 (3, height, width), or of its crops (5, 3, s, s)."""
         try:
             image = read_image(self.catalogue.path(row), self.orientation)
         except (ValueError, OSError) as error:
@@ -62,7 +62,7 @@ class CatalogueImages(Dataset):
 
 @dataclass(frozen=True)
 class Replaced:
-    """What stands for an item that could not be read."""
+    """An item that is used in place of one that could not be read."""
 
     item: tuple[Tensor, int]
     reason: str
@@ -73,9 +73,9 @@ class LabeledImages(Dataset):
 
     Args:
         images: the dataset of all training images.
-        rows: which of them belong to the group, class by class, int64 (n,).
+        rows: rows of the group's images in `images`, sorted by class, int64 (n,).
         offsets: images of label c are rows[offsets[c]:offsets[c + 1]], int64 (C + 1,).
-        crop: an image and what was drawn for it -> uint8 (3, height, width).
+        crop: maps an image and its random numbers to uint8 (3, height, width).
     """
 
     def __init__(
@@ -90,10 +90,10 @@ class LabeledImages(Dataset):
         return len(self.rows)
 
     def __getitem__(self, item: tuple[int, np.ndarray]) -> tuple[Tensor, int] | Replaced | Unreadable:
-        """Crop an image of the group with what was drawn for it; the next one of its class that can be read.
+        """Return a crop and label of an image; if it cannot be read, use the next readable image of its class.
 
         Args:
-            item: the index within the group, and the draws.
+            item: index within the group, and the random numbers of the crop.
         """
         index, draws = item
         label = int(np.searchsorted(self.offsets, index, side="right")) - 1
@@ -111,10 +111,10 @@ class LabeledImages(Dataset):
 class CachedImages(Dataset):
     """Images of any shapes that were decoded once and are kept in memory.
 
-    Their pixels lie in one tensor, which worker processes share.
+    The pixels of all images are in one tensor, which worker processes share.
 
     Args:
-        shapes: height and width of each, int64 (N, 2).
+        shapes: height and width of each image, int64 (N, 2).
     """
 
     def __init__(self, shapes: np.ndarray) -> None:
@@ -126,7 +126,7 @@ class CachedImages(Dataset):
         return len(self.shapes)
 
     def __getitem__(self, row: int) -> Tensor:
-        """The pixels of image `row`, uint8 (3, H, W), channels last in memory as resizing is fastest then."""
+        """Return the pixels of image `row`, uint8 (3, H, W), channels last in memory because that resizes fastest."""
         height, width = self.shapes[row].tolist()
         end = int(self.ends[row])
         return self.pixels[end - 3 * height * width : end].view(height, width, 3).permute(2, 0, 1)

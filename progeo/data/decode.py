@@ -1,4 +1,4 @@
-"""From a file to pixels."""
+"""Decode image files to pixels."""
 
 from pathlib import Path
 from typing import BinaryIO
@@ -9,18 +9,18 @@ from progeo.image_files import open_image
 from progeo.pixels import Orientation, orientation_of, pixels_of, swaps_sides
 
 _SIZED_WHEN_DECODED = ("TIFF", "HEIF")
-"""Formats of which height and width are not sure before the pixels are decoded."""
+"""Formats whose height and width are only reliable after decoding."""
 
 
 def read_shape(path: Path, orientation: Orientation = "exif") -> tuple[int, int] | None:
-    """Height and width that `read_image` would give, from the beginning of a file; None where it would fail there."""
+    """Read the height and width that `read_image` would return, decoding as little as possible; None on failure."""
     try:
         with open_image(path) as image:
             if image.format in _SIZED_WHEN_DECODED:
                 image.load()
             swaps = orientation == "exif" and swaps_sides(orientation_of(image))
             return (image.width, image.height) if swaps else (image.height, image.width)
-    except Exception:  # decoders fail in many ways
+    except Exception:  # decoders raise many kinds of errors
         return None
 
 
@@ -28,8 +28,8 @@ def read_image(path: Path, orientation: Orientation = "exif") -> Tensor:
     """Decode an image file to uint8 RGB (3, H, W), see `pixels_of`.
 
     Raises:
-        ValueError: a file that is no image, or only the beginning of one.
-        FileNotFoundError: no such file.
+        ValueError: the file is not an image, or is truncated.
+        FileNotFoundError: the file does not exist.
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no image {path}.")
@@ -40,13 +40,13 @@ def read_image(path: Path, orientation: Orientation = "exif") -> Tensor:
 
 
 def decode_image(source: Path | BinaryIO, orientation: Orientation = "exif") -> Tensor:
-    """Decode a file or its content to uint8 RGB (3, H, W), see `pixels_of`.
+    """Decode a file or stream to uint8 RGB (3, H, W), see `pixels_of`.
 
     Raises:
-        ValueError: what it holds is no image, or only the beginning of one; why, without a full stop.
+        ValueError: it is not an image, or is truncated; the message is the reason without a full stop.
     """
     try:
         with open_image(source) as image:
             return pixels_of(image, orientation)
-    except Exception as error:  # decoders fail in many ways, all of them meaning this
+    except Exception as error:  # decoders raise many kinds of errors
         raise ValueError(str(error).rstrip(".") or type(error).__name__) from None

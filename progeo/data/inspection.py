@@ -1,4 +1,4 @@
-"""Looking at image files one by one: can they be read, how large are they, are two of them the same."""
+"""Inspection of single image files: whether they can be decoded, their size, and whether two are identical."""
 
 import hashlib
 import io
@@ -13,20 +13,20 @@ from progeo.places.catalogue import Catalogue
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a file is."""
+    """The result of inspecting a file."""
 
     digest: bytes
-    """Of what is in it, 16 bytes; none where there is no such file."""
+    """Hash of the content, 16 bytes; empty if the file cannot be read."""
     size: tuple[int, int] | None = None
-    """Height and width in pixels once upright; None where it cannot be decoded."""
+    """Height and width in pixels when upright; None if the file cannot be decoded."""
     reason: str = ""
-    """Why it cannot."""
+    """Why the file cannot be read or decoded; empty if it can."""
 
 
 def inspect_images(catalogue: Catalogue) -> Iterator[Inspection]:
     """Read and decode every image once, in parallel, in the order of the catalogue."""
     return each_file(
-        lambda name: inspect_image(catalogue.folder / name),  # reading, hashing, decoding: outside of Python's lock
+        lambda name: inspect_image(catalogue.folder / name),  # reading, hashing and decoding release the GIL
         map(catalogue.name, range(len(catalogue))),
         total=len(catalogue),
         description=f"reading {catalogue.folder}",
@@ -34,7 +34,7 @@ def inspect_images(catalogue: Catalogue) -> Iterator[Inspection]:
 
 
 def inspect_image(path: Path) -> Inspection:
-    """Read a file and decode all of it."""
+    """Read a file completely and decode it."""
     try:
         content = path.read_bytes()
     except OSError as error:

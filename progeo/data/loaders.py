@@ -1,4 +1,4 @@
-"""Loaders: datasets and the batches asked for -> pixels, decoded in worker processes."""
+"""Loaders: pixels of given batches of a dataset, decoded in worker processes."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,34 +16,34 @@ from progeo.files import each_file
 
 @dataclass(frozen=True)
 class Loaded:
-    """A batch as it was read."""
+    """A loaded batch."""
 
     items: Any
-    """What could be read, collated; None where nothing could."""
+    """The readable items, collated; None if there are none."""
     unreadable: dict[int, str]
-    """Why an item could not be read and is not there, by its position in the batch."""
+    """Why an item could not be read and is missing, by its index in the batch."""
     replaced: dict[int, str]
-    """Why an item could not be read and another stands for it, by its position in the batch."""
+    """Why an item could not be read and was replaced by another, by its index in the batch."""
 
 
 def build_loader(dataset: Dataset, batches: Iterable[Sequence[Any]], *, num_workers: int) -> DataLoader:
-    """Load the batches given, of indices or what else the dataset takes, as `Loaded`."""
+    """Build a loader that yields each batch, of indices or other keys of the dataset, as `Loaded`."""
     return DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=_collated)
 
 
 def ordered_batches(indices: range, batch_size: int) -> list[range]:
-    """All `indices` in their order; the last batch may be smaller."""
+    """Split `indices` into consecutive batches; the last one may be smaller."""
     return [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
 
 
 def batches_by_shape(rows: np.ndarray, shapes: np.ndarray, *, batch_size: int, max_pixels: int) -> list[np.ndarray]:
-    """Batches of rows of one shape each, in their order.
+    """Group rows into batches of one shape each, keeping their order within a shape.
 
     Args:
         rows: int64 (n,).
-        shapes: of what is read of each, (n, ...): the product is its number of pixels.
-        batch_size: rows a batch.
-        max_pixels: of a batch that has more than one row.
+        shapes: shape of each row's pixels, (n, ...), whose product is the number of pixels.
+        batch_size: maximum rows per batch.
+        max_pixels: maximum pixels per batch; a batch of a single row may have more.
     """
     kinds, kind = np.unique(shapes, axis=0, return_inverse=True)
     batches = []
@@ -58,7 +58,7 @@ def read_batches(loader: DataLoader) -> Iterator[Any]:
     """Iterate over the items of a loader's batches.
 
     Raises:
-        ValueError: an image that cannot be read; the sentence names it.
+        ValueError: an image cannot be read; the message names it.
     """
     for batch in loader:
         for reason in batch.unreadable.values():
@@ -70,12 +70,12 @@ def cache_images(images: CatalogueImages, *, num_workers: int) -> CachedImages:
     """Decode all images once and keep them in memory.
 
     Raises:
-        ValueError: an image that cannot be read; the sentence names it.
+        ValueError: an image cannot be read; the message names it.
     """
     catalogue, count = images.catalogue, len(images)
     look = partial(read_shape, orientation=images.orientation)
     shapes = each_file(lambda row: look(catalogue.path(row)), range(count), total=count)
-    cached = CachedImages(np.array([shape or (0, 0) for shape in shapes]))  # what has none is named below
+    cached = CachedImages(np.array([shape or (0, 0) for shape in shapes]))  # unreadable ones raise an error below
     loader = build_loader(images, ordered_batches(range(count), 1), num_workers=num_workers)
     for row, image in enumerate(read_batches(loader)):
         cached[row].copy_(image[0])

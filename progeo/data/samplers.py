@@ -1,4 +1,4 @@
-"""Which images form a batch. Every order is a function of (seed, epoch, step), so a run can go on at any step."""
+"""Batch sampling. Every order is a function of (seed, epoch, step), so that training can resume at any step."""
 
 from collections.abc import Iterator
 
@@ -7,16 +7,16 @@ from torch.utils.data import Sampler
 
 
 class ClassBatches(Sampler[list[int]]):
-    """Batches with random images of some classes; every class before any class again.
+    """Batches with random images of some classes; all classes are used once before any is used again.
 
     Args:
         offsets: images of class c are offsets[c]..offsets[c + 1] - 1, int64 (C + 1,).
-        batch_size: images of a batch.
-        images_per_class: K, which divides the batch size; they differ unless the class has fewer.
-        num_batches: batches of an epoch, however many images there are.
-        seed, epoch: what the order depends on.
-        first_batch: leave out those before it.
-        process, num_processes: give this process its part of each batch.
+        batch_size: images per batch.
+        images_per_class: K, which must divide the batch size; they are different images unless the class has fewer.
+        num_batches: batches per epoch, regardless of the number of images.
+        seed, epoch: determine the order.
+        first_batch: batches before this one are skipped.
+        process, num_processes: this process's share of each batch.
     """
 
     def __init__(
@@ -60,18 +60,18 @@ class ClassBatches(Sampler[list[int]]):
 
 
 def permuted_batches(count: int, batch_size: int, *, seed: int, epoch: int) -> list[np.ndarray]:
-    """All of 0..count-1 once, in random order, in batches; the last one may be smaller, none is empty."""
+    """Split a random permutation of 0..count-1 into batches; the last one may be smaller, none is empty."""
     order = np.random.default_rng([seed, epoch]).permutation(count)
     return [order[start : start + batch_size] for start in range(0, count, batch_size)]
 
 
 def _picks(sizes: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
-    """Random numbers below each size, int64 (S, count): different ones while there are any, then the same again."""
+    """Draw integers below each size, int64 (S, count), without replacement; repeat them if a size is below `count`."""
     picks = np.empty((len(sizes), count), np.int64)
     for k in range(count):
         taken = np.sort(picks[:, :k], axis=1)
         pick = (generator.random(len(sizes)) * np.maximum(sizes - k, 1)).astype(np.int64)
-        for other in taken.T:  # the pick counts only what is left: step over what is taken, from the lowest on
+        for other in taken.T:  # the pick is a rank among the remaining numbers: skip taken ones in ascending order
             pick += pick >= other
         picks[:, k] = np.where(k < sizes, pick, picks[np.arange(len(sizes)), k % sizes])
     return picks

@@ -1,1 +1,1 @@
-"""Data sets: how images get a catalogue, and queries with their positives."""
+"""Datasets: import of images and ground truth as catalogues, and query sets with their positives."""

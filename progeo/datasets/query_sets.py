@@ -1,4 +1,4 @@
-"""Query sets: queries to be found in a database, and which of its images are right for them."""
+"""Query sets: queries to be localized in a database, and the positives of each query."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -15,15 +15,15 @@ LOGGER = logging.getLogger("progeo")
 
 @dataclass(frozen=True)
 class QuerySet:
-    """Queries to be found in a database."""
+    """Queries and the database that they are searched in."""
 
     database: Catalogue
     queries: Catalogue
     positives: list[np.ndarray] | None
-    """Right database rows of each query; None where nobody knows."""
+    """Positives of each query as database rows; None if there is no ground truth."""
 
     def without_queries(self, rows: np.ndarray) -> "QuerySet":
-        """The set but for some of its queries."""
+        """Return the query set without the queries at `rows`."""
         if not len(rows):
             return self
         stay = np.delete(np.arange(len(self.queries)), rows)
@@ -37,8 +37,8 @@ def load_query_set(
     """Read both catalogues and find the positives of each query.
 
     Raises:
-        ValueError: there are none, as names do not say where images were taken; positions that nobody can compare, as
-            `check_zones`; headings that an angle needs and are absent.
+        ValueError: positives are neither stored nor computable, because names hold no positions; zones make distances
+            unknown, see `check_zones`; headings are missing although an angle is given.
     """
     database_images, query_images = sides = [
         read_catalogue(folder / name, positions="optional") for name in (database, queries)
@@ -56,7 +56,7 @@ def load_query_set(
 
 
 def load_unlabeled(folder: Path, database: str, queries: str) -> QuerySet:
-    """Read both catalogues; names may be any, and nothing is right or wrong."""
+    """Read both catalogues without ground truth; image names may be arbitrary."""
     return QuerySet(*(read_catalogue(folder / name, positions="ignored") for name in (database, queries)), None)
 
 
@@ -73,9 +73,11 @@ def _check_positions(images: Catalogue) -> None:
 def positives_by_rule(
     query_set: QuerySet, radius_m: float, others_m: tuple[float, ...], *, angle_deg: float | None = None
 ) -> dict[str, list[np.ndarray]]:
-    """Right database rows by every rule: that of the set, within `radius_m`, first, then within each of `others_m`.
+    """Find the positives by every criterion: the query set's own, within `radius_m`, then within each of `others_m`.
 
-    No rule where nobody knows what is right.
+    Returns:
+        Database rows of each query, by criterion in words; empty without ground truth, and a single entry if positives
+        are stored with the queries.
     """
     if query_set.positives is None:
         return {}
@@ -91,5 +93,5 @@ def positives_by_rule(
 
 
 def positives_rule(radius_m: float, angle_deg: float | None) -> str:
-    """Which database images are right, in words."""
+    """Return the criterion for positives in words."""
     return f"within {radius_m:g} m" + ("" if angle_deg is None else f" and {angle_deg:g} degrees")

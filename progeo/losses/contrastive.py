@@ -1,4 +1,4 @@
-"""Losses between images and the texts of their places."""
+"""Contrastive losses between images and the texts of their classes."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,14 +7,14 @@ from torch import Tensor
 def supervised_contrastive(
     anchors: Tensor, others: Tensor, anchor_labels: Tensor, other_labels: Tensor, temperature: float = 1.0
 ) -> Tensor:
-    """Supervised contrastive loss of each anchor against the others (Khosla et al., NeurIPS 2020, eq. 2).
+    """Compute the supervised contrastive loss of each anchor against the others (Khosla et al., NeurIPS 2020, eq. 2).
 
-    The mean over anchors of minus the mean log-probability of the others that share its label. Stage 1 sums it both
-    ways, images against texts and texts against images, as CLIP-ReID (AAAI 2023, eq. 1 and 2) does.
+    For each anchor, average the log-probabilities of the others with the same label; the loss is minus the mean over
+    anchors. Stage 1 sums both directions, image-to-text and text-to-image, as CLIP-ReID (AAAI 2023, eq. 1 and 2) does.
 
     Args:
-        anchors: (B, E), not normalized here.
-        others: (M, E), not normalized here.
+        anchors: (B, E), used as given, without normalization.
+        others: (M, E), used as given, without normalization.
         anchor_labels: int64 (B,); each must occur in `other_labels`.
         other_labels: int64 (M,).
         temperature: divides the dot products.
@@ -31,13 +31,15 @@ def supervised_contrastive(
 def image_text_cross_entropy(
     descriptors: Tensor, text_features: Tensor, labels: Tensor, label_smoothing: float = 0.1
 ) -> Tensor:
-    """Cross-entropy of each image over the texts of all classes, from raw dot products (CLIP-ReID, eq. 8).
+    """Compute the cross-entropy of each image over the texts of all classes (CLIP-ReID, eq. 8).
+
+    The logits are raw dot products.
 
     Args:
         descriptors: (B, E).
         text_features: (C, E), one text per class.
         labels: int64 (B,), in 0..C-1.
-        label_smoothing: share of the target spread evenly over the classes.
+        label_smoothing: fraction of the target probability distributed uniformly over all classes.
 
     Returns:
         The loss, a scalar.

@@ -1,4 +1,4 @@
-"""Triplet losses within a batch: they mean something where a batch holds several images of a class (P x K sampling)."""
+"""Triplet losses within a batch; they need several images per class in a batch (P x K sampling)."""
 
 import torch
 import torch.nn.functional as F
@@ -6,11 +6,11 @@ from torch import Tensor
 
 
 def weighted_triplet(descriptors: Tensor, labels: Tensor) -> Tensor:
-    """Softmax-weighted triplet loss with a soft margin (Ye et al., AGW, TPAMI 2021, eq. 5).
+    """Compute the softmax-weighted triplet loss with a soft margin (Ye et al., AGW, TPAMI 2021, eq. 5).
 
-    Every pair of a batch takes part: positives are averaged with weights softmax(distance), negatives with
-    softmax(-distance). An anchor counts among its own positives, as in the published code, so a batch without a
-    second image of a class still has a value; it pulls nothing together then.
+    All pairs of the batch contribute: distances to positives are averaged with weights softmax(distance), those to
+    negatives with softmax(-distance). As in the published code, an anchor is one of its own positives, so the loss is
+    defined even if a class has a single image in the batch; its positive distance is then 0.
 
     Args:
         descriptors: (B, D).
@@ -26,12 +26,12 @@ def weighted_triplet(descriptors: Tensor, labels: Tensor) -> Tensor:
 
 
 def batch_hard_triplet(descriptors: Tensor, labels: Tensor, margin: float | None = None) -> Tensor:
-    """Triplet loss of each anchor's farthest positive and nearest negative (Hermans et al., 2017, eq. 5).
+    """Compute the triplet loss of each anchor's farthest positive and nearest negative (Hermans et al., 2017, eq. 5).
 
     Args:
         descriptors: (B, D).
         labels: int64 (B,), at least two different ones.
-        margin: how much nearer, in Euclidean distance, the positive must be; None is the soft margin, softplus.
+        margin: by how much, in Euclidean distance, the positive must be nearer; None uses the soft margin, softplus.
 
     Returns:
         The loss, a scalar.
@@ -44,7 +44,7 @@ def batch_hard_triplet(descriptors: Tensor, labels: Tensor, margin: float | None
 
 
 def _distances(descriptors: Tensor) -> Tensor:
-    """Euclidean distances (B, B)."""
+    """Compute pairwise Euclidean distances, (B, B)."""
     squares = descriptors.pow(2).sum(dim=1)
     squared_distances = squares[:, None] + squares[None, :] - 2 * descriptors @ descriptors.T
     return squared_distances.clamp(min=1e-12).sqrt()
@@ -52,4 +52,4 @@ def _distances(descriptors: Tensor) -> Tensor:
 
 def _masked_softmax(values: Tensor, mask: Tensor) -> Tensor:
     weights = torch.softmax(values.masked_fill(~mask, torch.finfo(values.dtype).min), dim=1)
-    return weights * mask  # zero weights, not NaN, for an anchor with no pair of its kind
+    return weights * mask  # an anchor without any such pair gets zero weights, not NaN

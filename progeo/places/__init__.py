@@ -1,1 +1,1 @@
-"""Where images are: names, catalogues, cells, groups, positives. NumPy and Arrow only, never torch."""
+"""Geographic data of images: names, catalogues, cells, groups, positives. NumPy and Arrow only, no torch."""

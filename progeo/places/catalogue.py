@@ -1,7 +1,7 @@
-"""The catalogue: a columnar table of images, in memory or mapped from an Arrow file.
+"""The catalogue: a columnar table of images, in memory or memory-mapped from an Arrow file.
 
-A folder of images `x` may have an index, the file `x.arrow` beside it; a set of images that lie elsewhere is such a
-file alone. Wherever a folder of images is asked for, either will do.
+An image folder `x` may have an index, the file `x.arrow` next to it. An index without a folder stands for a set of
+images stored elsewhere. Every argument that takes an image folder accepts either.
 """
 
 import hashlib
@@ -28,25 +28,25 @@ _ROWS_AT_ONCE = 2**20
 _PARSERS = min(8, os.cpu_count() or 1)
 _COLUMNS = ("east", "north", "zone", "heading")
 _RULES = 2
-"""Of what images a folder holds; 1 skipped links to folders and counted what is hidden."""
+"""Version of the criteria for which image files count; version 1 skipped links to folders and counted hidden images."""
 Positions = Literal["required", "optional", "ignored"]
-"""Of the names of images: each must say where it was taken; those that begin with @ do; none does, whatever it says."""
+"""Whether image names hold positions: "required" in every name, "optional" in those that start with @, or "ignored"."""
 _ABOUT = b"progeo"
-"""Key of what an Arrow file says of itself."""
+"""Key of the metadata in an Arrow file."""
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """N images below one folder."""
+    """A table of N images stored below one folder."""
 
     folder: Path
     table: pa.Table
-    """Columns path (relative to `folder`), east, north (meters), zone (0: absent), heading (degrees, NaN: absent)."""
+    """Columns: path (relative to `folder`), east, north (meters), zone (0: absent), heading (degrees, NaN: absent)."""
     file: Path | None = None
-    """The Arrow file that the table is mapped from."""
+    """The Arrow file that the table is memory-mapped from; None if it is in memory."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Another process maps the file for itself, instead of being sent what is in it."""
+        """Pickle the path of a memory-mapped file instead of its content: the other process maps it again."""
         if self.file is None:
             return Catalogue, (self.folder, self.table)
         return open_catalogue, (self.file, self.folder)
@@ -66,17 +66,17 @@ class Catalogue:
 
     @property
     def zone(self) -> np.ndarray:
-        """UTM zone, int8 (N,), 0 where absent."""
+        """UTM zone, int8 (N,), 0 if absent."""
         return self.table["zone"].to_numpy()
 
     @property
     def heading(self) -> np.ndarray:
-        """Degrees clockwise from north, float64 (N,), NaN where absent."""
+        """Degrees clockwise from north, float64 (N,), NaN if absent."""
         return self.table["heading"].to_numpy()
 
     @property
     def degrees(self) -> np.ndarray | None:
-        """Latitude and longitude (2, N), where the catalogue was made from them."""
+        """Latitude and longitude (2, N); None unless the table has both columns with finite values in all rows."""
         if "latitude" not in self.table.column_names:
             return None
         degrees = np.stack([self.table["latitude"].to_numpy(), self.table["longitude"].to_numpy()])
@@ -84,14 +84,14 @@ class Catalogue:
 
     @property
     def positives(self) -> list[np.ndarray] | None:
-        """Right database rows of each query, where they are given and do not follow from distances."""
+        """The positives of each query as database rows; None if they are computed from distances."""
         if "positives" not in self.table.column_names:
             return None
         return [np.asarray(rows, np.int64) for rows in self.table["positives"].to_pylist()]
 
     @property
     def conditions(self) -> np.ndarray | None:
-        """In what light or weather each image was taken, str (N,), where that was written down."""
+        """The light or weather in which each image was taken, str (N,), "" if absent; None if no image has one."""
         if "condition" not in self.table.column_names:
             return None
         conditions = np.array(self.table["condition"].fill_null("").to_pylist())
@@ -99,10 +99,10 @@ class Catalogue:
 
     @property
     def panoramas(self) -> np.ndarray:
-        """The panorama that each image is a part of, str (N,): written down, or the pano_id in its name.
+        """The panorama that each image is a crop of, str (N,): the column `panorama`, else the pano_id in its name.
 
         Raises:
-            ValueError: no panorama is known.
+            ValueError: there is no such column, and a name has no pano_id.
         """
         if "panorama" in self.table.column_names:
             return self.table["panorama"].to_numpy()
@@ -113,7 +113,7 @@ class Catalogue:
 
     @cached_property
     def places_fingerprint(self) -> str:
-        """A digest of where the images were taken."""
+        """A hash of the positions, zones and headings of the images."""
         digest = hashlib.sha256()
         for column in _COLUMNS:
             digest.update(np.ascontiguousarray(self.table[column].to_numpy()).tobytes())
@@ -121,7 +121,7 @@ class Catalogue:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of the list of paths."""
+        """A hash of the list of paths."""
         texts, lengths = hashlib.sha256(), hashlib.sha256()
         for part in self.table["path"].chunks:
             ends = np.frombuffer(part.buffers()[1], np.int64, len(part) + 1, part.offset * 8)
@@ -130,33 +130,33 @@ class Catalogue:
         return hashlib.sha256(texts.digest() + lengths.digest()).hexdigest()[:16]
 
     def name(self, row: int) -> str:
-        """The path of image `row` relative to the folder."""
+        """Return the path of image `row` relative to the folder."""
         return self.table["path"][row].as_py()
 
     def path(self, row: int) -> Path:
-        """The file of image `row`."""
+        """Return the full path of image `row`."""
         return self.folder / self.name(row)
 
     def take(self, rows: np.ndarray) -> "Catalogue":
-        """The catalogue of these `rows` alone, in the order given."""
+        """Return a catalogue of the given `rows` only, in the order given."""
         return Catalogue(self.folder, self.table.take(rows).combine_chunks())
 
     def save(self, path: Path, about: Mapping[str, Any] | None = None) -> None:
-        """Write the table as an Arrow file that `open_catalogue` maps into memory, and what it says of itself."""
+        """Write the table and its metadata `about` as an Arrow file that `open_catalogue` can memory-map."""
         with replacing(path) as temporary, _writer(temporary, self.table.schema, about or {}) as writer:
             writer.write_table(self.table, max_chunksize=_ROWS_AT_ONCE)
 
 
 def read_catalogue(folder: Path, *, positions: Positions = "required") -> Catalogue:
-    """Read the catalogue of a folder: its index where it has one, else the names of the images found in it.
+    """Read the catalogue of a folder from its index, or, if it has none, parse the names of the images found in it.
 
     Args:
-        folder: with images at any depth.
-        positions: whether names say where images were taken; where they do not, east and north are NaN.
+        folder: images at any depth, or a path that has only an index.
+        positions: whether names hold positions; east and north are NaN for names that hold none.
 
     Raises:
-        FileNotFoundError: no such folder, or no image in it.
-        ValueError: a name that does not follow the convention, or an index that is older than the folder.
+        FileNotFoundError: the folder does not exist, or there is no image in it.
+        ValueError: a name does not follow the convention, or the index is older than the folder.
     """
     index = index_file(folder)
     if not index.is_file():
@@ -175,12 +175,15 @@ def read_catalogue(folder: Path, *, positions: Positions = "required") -> Catalo
 def index_catalogue(
     folder: Path, out: Path | None = None, *, check: Callable[[Catalogue], object] | None = None
 ) -> Path:
-    """Find the images of a folder, parse their names and write its index; returns that file.
+    """Find the images of a folder, parse their names and write the folder's index.
 
     Args:
-        folder: of images.
-        out: what stands for the folder from then on, with the index beside it; None is the folder itself.
-        check: raises an error where the catalogue must not be written.
+        folder: images at any depth.
+        out: path to use in place of the folder from now on, with the index next to it; None uses the folder itself.
+        check: called with the new catalogue; an error it raises keeps the index from being written.
+
+    Returns:
+        The path of the index.
 
     Raises:
         FileNotFoundError, ValueError: as `read_catalogue` and `check`.
@@ -192,10 +195,10 @@ def index_catalogue(
     first = next(batches)
     about: dict[str, Any] = {"seen": found.seen, "list": found.list_changed_ns, "rules": _RULES}
     if index != index_file(folder):
-        about["root"] = str(folder.absolute())  # not where a link leads to: the list lies beside the link
+        about["root"] = str(folder.absolute())  # links are not resolved: the list of images lies next to the link
     with replacing(index) as temporary:
         with _writer(temporary, first.schema, about) as writer:
-            for batch in chain([first], batches):  # never all of them in memory
+            for batch in chain([first], batches):  # so that they are never all in memory
                 writer.write_batch(batch)
         if check is not None:
             check(open_catalogue(temporary, folder))
@@ -203,25 +206,25 @@ def index_catalogue(
 
 
 def index_file(folder: Path) -> Path:
-    """Where the index of a folder is."""
+    """Return the path of a folder's index, whether or not it exists."""
     return beside(folder, ".arrow")
 
 
 def build_catalogue(folder: Path, paths: Sequence[str]) -> Catalogue:
-    """Parse `paths`, relative to `folder`, into a catalogue in their order."""
+    """Build a catalogue by parsing `paths`, relative to `folder`, in the order given."""
     return Catalogue(folder, pa.Table.from_batches([_parsed(pa.array(paths, pa.large_string()))]))
 
 
 def open_catalogue(path: Path, folder: Path) -> Catalogue:
-    """Map a catalogue saved by `Catalogue.save`; `folder` is where its images lie now."""
+    """Memory-map a catalogue written by `Catalogue.save`; `folder` is the current folder of its images."""
     return Catalogue(folder, pa.ipc.open_file(pa.memory_map(str(path))).read_all(), path)
 
 
 def check_files(catalogue: Catalogue) -> None:
-    """Look whether all images are there.
+    """Check that all image files exist.
 
     Raises:
-        FileNotFoundError: with how many are not, and the first of them.
+        FileNotFoundError: files are missing; the message has their number and the first of them.
     """
     there = each_file(
         lambda name: (catalogue.folder / name).is_file(),
@@ -240,11 +243,11 @@ def check_files(catalogue: Catalogue) -> None:
 def _parsed_in_turn(
     folder: Path, batches: Iterator[pa.Array], positions: Positions = "required"
 ) -> Iterator[pa.RecordBatch]:
-    """Parse the names of a folder side by side, a few batches ahead of whoever takes them, in their order."""
+    """Parse batches of names in parallel, a few batches ahead of the consumer, and yield them in order."""
     coming: deque[Future[pa.RecordBatch]] = deque()
     unparsed: list[Unparsed] = []
     bar = tqdm(desc=f"reading the names of {folder}", unit="img", leave=False, disable=None)
-    with ThreadPoolExecutor(_PARSERS) as pool, bar:  # Arrow computes outside of Python's lock
+    with ThreadPoolExecutor(_PARSERS) as pool, bar:  # Arrow releases the GIL
         for batch in batches:
             coming.append(pool.submit(_parsed, batch, unparsed, positions))
             bar.update(len(batch))
@@ -252,7 +255,7 @@ def _parsed_in_turn(
                 yield coming.popleft().result()
         yield from (future.result() for future in coming)
     warn_of_unparsed(unparsed, folder)
-    pa.default_memory_pool().release_unused()  # what only parsing needed, before anything else is made
+    pa.default_memory_pool().release_unused()  # free the memory of parsing before anything else is allocated
 
 
 def _parsed(
@@ -270,7 +273,7 @@ def _parsed(
 
 
 def _parsed_in_part(paths: pa.Array, named: np.ndarray, unparsed: list[Unparsed] | None) -> pa.RecordBatch:
-    """The same where only the names of some rows follow the convention; nothing is known of the others."""
+    """Parse the names of the rows `named` only; all other rows have no position, zone or heading."""
     columns = {name: np.full(len(paths), np.nan) for name in _COLUMNS} | {"zone": np.zeros(len(paths), np.int8)}
     for name, values in parse_columns(paths.take(pa.array(named)), _COLUMNS, unparsed).items():
         columns[name][named] = values

@@ -1,4 +1,4 @@
-"""Places as classes: images -> cells and heading bins -> groups of classes that never touch (CosPlace, CVPR 2022)."""
+"""Classes from positions: images -> cells and heading bins -> groups of non-adjacent classes (CosPlace, CVPR 2022)."""
 
 import hashlib
 import json
@@ -16,41 +16,41 @@ _ROWS_AT_ONCE = 2**16
 
 
 class NoClass(ValueError):
-    """No class has enough images."""
+    """Error raised if no class has enough images."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """The classes of one group and their images. The label of a class is its place in `class_ids`."""
+    """The classes of one group and their images. The label of a class is its index in `class_ids`."""
 
     class_ids: np.ndarray
-    """Sorted, int64 (C, 3): east and north of the cell's south-west corner in meters, start of the heading bin."""
+    """Sorted, int64 (C, 3): east and north of the cell's south-west corner in meters, lower edge of the heading bin."""
     rows: np.ndarray
-    """Rows of the catalogue, class by class, int64 (n,)."""
+    """Catalogue rows of the images, sorted by class, int64 (n,)."""
     offsets: np.ndarray
-    """Images of label c are `rows[offsets[c]:offsets[c + 1]]`, int64 (C + 1,)."""
+    """The images of label c are `rows[offsets[c]:offsets[c + 1]]`, int64 (C + 1,)."""
 
     @property
     def num_classes(self) -> int:
-        """C."""
+        """The number of classes C."""
         return len(self.class_ids)
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """The label of each image of `rows`, int64 (n,)."""
+        """The label of each image in `rows`, int64 (n,)."""
         return np.repeat(np.arange(self.num_classes), np.diff(self.offsets))
 
 
 @dataclass(frozen=True)
 class Partition:
-    """A catalogue cut into groups of classes, with the settings that made it."""
+    """The groups of classes that a catalogue is divided into, with the settings used."""
 
     settings: Mapping[str, int]
     groups: tuple[Group, ...]
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of the settings and of every class id: equal when labels mean the same places."""
+        """A hash of the settings and all class ids: if it is equal, labels stand for the same classes."""
         digest = hashlib.sha256(json.dumps(dict(self.settings), sort_keys=True).encode())
         for group in self.groups:
             digest.update(group.class_ids.astype("<i8").tobytes())
@@ -58,7 +58,7 @@ class Partition:
         return digest.hexdigest()[:16]
 
     def describe(self) -> dict[str, Any]:
-        """What is stored beside anything learned per class, for `check_same_partition`."""
+        """Return the metadata to store with anything learned per class, for `check_same_partition`."""
         return {
             "fingerprint": self.fingerprint,
             "settings": dict(self.settings),
@@ -69,16 +69,16 @@ class Partition:
 def class_ids(
     east: np.ndarray, north: np.ndarray, heading: np.ndarray, *, cell_side_m: int, heading_bin_deg: int
 ) -> np.ndarray:
-    """The class of each image: its square cell and its heading bin.
+    """Compute the class id of each image: its square cell and its heading bin.
 
     Args:
         east, north: UTM meters, (N,).
-        heading: degrees clockwise from north, (N,); NaN, an unknown heading, falls into bin 0.
+        heading: degrees clockwise from north, (N,); NaN (unknown) falls into bin 0.
         cell_side_m: side of a cell, M in the paper.
         heading_bin_deg: width of a heading bin, alpha in the paper; must divide 360.
 
     Returns:
-        int64 (N, 3): each coordinate rounded down to a multiple of the cell's side or of the bin's width.
+        int64 (N, 3): east and north rounded down to multiples of the cell side, heading to a multiple of the bin width.
     """
     _check_cells(cell_side_m, heading_bin_deg)
     indices = _class_indices(east, north, heading, cell_side_m, heading_bin_deg)
@@ -88,13 +88,14 @@ def class_ids(
 def group_ids(
     class_ids: np.ndarray, *, cell_side_m: int, heading_bin_deg: int, groups_per_side: int, groups_per_heading: int
 ) -> np.ndarray:
-    """The group of each class: classes of one group are N cells or L heading bins apart.
+    """Compute the group of each class; classes of one group are at least N cells or L heading bins apart.
 
     Args:
-        class_ids: int64 (N, 3), as `class_ids` gives them.
-        cell_side_m, heading_bin_deg: as given to `class_ids`.
-        groups_per_side: N in the paper, cells between two classes of a group.
-        groups_per_heading: L in the paper, heading bins between two classes of a group; must divide their number.
+        class_ids: int64 (N, 3), as returned by `class_ids`.
+        cell_side_m, heading_bin_deg: as passed to `class_ids`.
+        groups_per_side: N in the paper, distance in cells between neighboring classes of a group.
+        groups_per_heading: L in the paper, distance in heading bins between neighboring classes of a group; must divide
+            the number of bins.
 
     Returns:
         int64 (N, 3): cell column modulo N, cell row modulo N, heading bin modulo L.
@@ -114,11 +115,14 @@ def build_partition(
     min_images_per_class: int,
     num_groups: int | None,
 ) -> Partition:
-    """Cut a catalogue into classes and keep the first `num_groups` groups, in the order of their ids; None keeps all.
+    """Divide a catalogue into classes and groups, and keep the first `num_groups` groups in the order of their ids.
+
+    Args:
+        num_groups: None keeps all groups.
 
     Raises:
-        ValueError: settings that do not fit together, headings known for some images only, no class with enough
-            images, or more groups asked for than there are.
+        ValueError: settings are inconsistent, an image has no position, only some images have a heading, no class has
+            enough images, or `num_groups` exceeds the number of groups.
     """
     _check_cells(cell_side_m, heading_bin_deg)
     (positions,) = positions_m(catalogue)
@@ -136,7 +140,7 @@ def build_partition(
         groups_per_side=groups_per_side,
         groups_per_heading=groups_per_heading,
     )
-    # As one number each, in the order of the ids.
+    # Encode each group id as one number that sorts like the id.
     numbers = group_of_class @ np.array([groups_per_side * groups_per_heading, groups_per_heading, 1])
     present, group_of_class = np.unique(numbers, return_inverse=True)
     num_groups = len(present) if num_groups is None else num_groups
@@ -161,7 +165,7 @@ def build_partition(
 
 
 def _group(ids: np.ndarray, order: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> Group:
-    """The group of classes (C, 3) whose images stand from `starts` to `ends` in `order`."""
+    """Build the group of classes (C, 3) whose images are `order[starts[c]:ends[c]]`."""
     sizes = ends - starts
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     places = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], sizes)
@@ -169,15 +173,15 @@ def _group(ids: np.ndarray, order: np.ndarray, starts: np.ndarray, ends: np.ndar
 
 
 def check_same_partition(stored: Mapping[str, Any], partition: Partition, source: str) -> None:
-    """Stop when something learned per class belongs to other classes.
+    """Check that something learned per class belongs to the classes of a partition.
 
     Args:
-        stored: what `Partition.describe` gave when it was learned.
+        stored: result of `Partition.describe` when it was learned.
         partition: the partition it is to be used with.
-        source: where `stored` comes from, for the error.
+        source: what `stored` was read from, for the error message.
 
     Raises:
-        ValueError: with what differs.
+        ValueError: the partitions differ; the message names the difference.
     """
     current = partition.describe()
     if stored["fingerprint"] == current["fingerprint"]:
@@ -198,9 +202,9 @@ def check_same_partition(stored: Mapping[str, Any], partition: Partition, source
 def _class_indices(
     east: np.ndarray, north: np.ndarray, heading: np.ndarray, cell_side_m: int, heading_bin_deg: int
 ) -> list[np.ndarray]:
-    """Column and row of each image's cell, and its heading bin, int64 (N,) each."""
+    """Compute the column and row of each image's cell and its heading bin, int64 (N,) each."""
     turned = np.nan_to_num(heading) % 360
-    turned = np.where(turned == 360, 0, turned)  # what is least below zero
+    turned = np.where(turned == 360, 0, turned)  # the remainder of a tiny negative number rounds to 360
     steps = ((east, cell_side_m), (north, cell_side_m), (turned, heading_bin_deg))
     return [np.floor(np.asarray(values, np.float64) / step).astype(np.int64) for values, step in steps]
 
@@ -208,14 +212,14 @@ def _class_indices(
 def _class_numbers(
     east: np.ndarray, north: np.ndarray, heading: np.ndarray, cell_side_m: int, heading_bin_deg: int
 ) -> np.ndarray:
-    """One number for each image's class, in the order of class ids, int64 (N,): an eighth of the memory of the ids."""
+    """Encode each image's class as one number that sorts like its class id, int64 (N,), to save memory."""
     numbers = np.empty(len(east), np.int64)
     easts, norths = (np.array([values.min(), values.max()]) for values in (east, north))
     (first_column, _), (first_row, last_row), _ = _class_indices(
         easts, norths, np.zeros(2), cell_side_m, heading_bin_deg
     )
     rows, bins = last_row - first_row + 1, 360 // heading_bin_deg
-    for start in range(0, len(numbers), _ROWS_AT_ONCE):  # no other columns of millions are made
+    for start in range(0, len(numbers), _ROWS_AT_ONCE):  # chunks keep temporary arrays small
         part = slice(start, start + _ROWS_AT_ONCE)
         column, row, bin_ = _class_indices(east[part], north[part], heading[part], cell_side_m, heading_bin_deg)
         numbers[part] = ((column - first_column) * rows + row - first_row) * bins + bin_
@@ -223,7 +227,7 @@ def _class_numbers(
 
 
 def _classes(numbers: np.ndarray, min_images_per_class: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows ordered by class, and where each class with enough images starts and ends in that order."""
+    """Sort rows by class, and return the start and end of each class with enough images in that order."""
     order, numbers = _sorted_with_rows(numbers)
     changes = np.flatnonzero(np.diff(numbers)) + 1
     starts, ends = np.concatenate([[0], changes]), np.concatenate([changes, [len(numbers)]])
@@ -237,12 +241,12 @@ def _classes(numbers: np.ndarray, min_images_per_class: int) -> tuple[np.ndarray
 
 
 def _sorted_with_rows(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The rows in the order of their numbers, equal ones in their own order; the numbers are sorted in place."""
+    """Return the rows sorted stably by their numbers, and the sorted numbers; `numbers` may be overwritten."""
     bits = len(numbers).bit_length()
     if int(numbers.max()).bit_length() + bits > 63:
         order = np.argsort(numbers, kind="stable")
         return order, numbers[order]
-    # Both in one number: sorting numbers is several times faster than sorting their places.
+    # Pack number and row into one integer: sorting integers is several times faster than argsort.
     numbers <<= bits
     numbers |= np.arange(len(numbers))
     numbers.sort()

@@ -1,4 +1,4 @@
-"""From latitude and longitude to meters, in one UTM zone for a whole set of images, and back."""
+"""Conversion between latitude / longitude and UTM meters, in one zone for a whole set of images."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,42 +12,42 @@ import utm
 
 _WIDEST_DEG = 6
 _WIDEST_M = 1_500_000
-"""From the middle of a zone; UTM says nothing of places beyond."""
+"""Distance in meters from the central meridian of a zone, beyond which UTM coordinates are meaningless."""
 _METERS_PER_DEGREE = 111_200
 _APART_M, _APART_TIMES = 100_000, 20
 _SOUTHERN_ORIGIN_M = 10_000_000
-"""South of the equator northings are counted from there, so that none is negative."""
+"""False northing: added to northings south of the equator, so that none is negative."""
 _LOWEST_DEG, _HIGHEST_DEG = -80, 84
 _BANDS = "CDEFGHJKLMNPQRSTUVWX"
-"""Letters of UTM's latitude bands: 8 degrees each from 80 S; X has 12."""
+"""Letters of UTM's latitude bands: 8 degrees each from 80 S; X spans 12."""
 _BAND_SLACK_M = 50_000
-"""One letter or word is often written for a whole city: its images may reach so far into the next band."""
+"""Distance by which images may reach into the next band, as one letter is often written for a whole city."""
 _BAND_S = 2
-"""Said by a letter S whose band fits: north, unless something else says south."""
+"""Code for a letter S whose band fits the northing: north, unless another source says south."""
 _LATITUDE_SLACK_M = 150_000
-"""More than rounded degrees and a distance from the middle of the zone change a northing."""
+"""More than a northing changes through rounded degrees and the distance from the central meridian."""
 
 
 class Hemisphere(IntEnum):
-    """Which origin a UTM northing is counted from."""
+    """The hemisphere whose origin a UTM northing is counted from."""
 
     NORTHERN = 0
     SOUTHERN = 1
     UNKNOWN = -1
     CONTRADICTED = -2
-    """What is said of it fits neither, or both."""
+    """The sources contradict the northing or each other."""
 
 
 @dataclass(frozen=True)
 class Positions:
-    """Places of N images in one zone."""
+    """UTM coordinates of N images in one zone."""
 
     east: np.ndarray
     """Meters, float64 (N,), NaN where degrees are absent."""
     north: np.ndarray
     """Meters, float64 (N,), NaN where degrees are absent."""
     zone: int
-    """The zone of the middle of the set, 1 to 60; all are measured in it."""
+    """UTM zone of the median position, 1 to 60; all images are measured in it."""
 
 
 def _numbered(row: int) -> str:
@@ -55,15 +55,15 @@ def _numbered(row: int) -> str:
 
 
 def project(latitude: np.ndarray, longitude: np.ndarray, *, name: Callable[[int], str] = _numbered) -> Positions:
-    """Project WGS 84 degrees to UTM, all in the zone of the median position, also across a border or the equator.
+    """Project WGS 84 degrees to UTM, all in the zone of the median position, even across a zone border or the equator.
 
     Args:
         latitude: degrees north, -80 to 84, (N,), NaN where absent.
         longitude: degrees east, -180 to 180, (N,), NaN where absent.
-        name: how an error calls the image of a row.
+        name: returns the name of the image in a row, for error messages.
 
     Raises:
-        ValueError: degrees that are out of range or absent everywhere; or images so far apart that no zone fits all.
+        ValueError: degrees are out of range or all absent, or images are too far apart for one zone.
     """
     check_degrees(latitude, longitude, name=name)
     known = np.isfinite(latitude) & np.isfinite(longitude)
@@ -86,10 +86,10 @@ def project(latitude: np.ndarray, longitude: np.ndarray, *, name: Callable[[int]
 
 
 def check_degrees(latitude: np.ndarray, longitude: np.ndarray, *, name: Callable[[int], str] = _numbered) -> None:
-    """Check that degrees can be projected; NaN passes.
+    """Check that degrees are in range for `project`; NaN passes.
 
     Raises:
-        ValueError: the first that is out of range.
+        ValueError: degrees are out of range; the message names the first image.
     """
     limits = (("latitude", latitude, _LOWEST_DEG, _HIGHEST_DEG), ("longitude", longitude, -180, 180))
     for what, values, low, high in limits:
@@ -108,14 +108,14 @@ def check_degrees(latitude: np.ndarray, longitude: np.ndarray, *, name: Callable
 
 
 def fits_one_zone(longitude: np.ndarray) -> bool:
-    """Whether `project` can measure all places in one zone."""
+    """Return whether `project` can measure all images in one zone."""
     return not _is_far(longitude, _middle(longitude)).any()
 
 
 def few_that_fit_no_zone(latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
-    """Which images keep `project` from measuring all others, bool (N,): none where they are more than a few.
+    """Find the few images that keep `project` from measuring the others, bool (N,); none if they are many.
 
-    Those at 0, 0, where a position is unknown, may be many.
+    Images at 0, 0, which stands for an unknown position, count however many they are.
     """
     known = np.isfinite(latitude) & np.isfinite(longitude)
     at_zero = (latitude == 0) & (longitude == 0)
@@ -128,36 +128,36 @@ def few_that_fit_no_zone(latitude: np.ndarray, longitude: np.ndarray) -> np.ndar
 
 
 def middle_of(latitude: np.ndarray, longitude: np.ndarray) -> tuple[float, float]:
-    """The median latitude and longitude, without a jump at 180 degrees."""
+    """Compute the median latitude and longitude, correct across the 180 degree meridian."""
     return float(np.median(latitude)), _middle(longitude)
 
 
 def offsets_m(degrees: np.ndarray, middle: tuple[float, float]) -> np.ndarray:
-    """How far east and north of a middle latitudes and longitudes (2, N) lie, about, in meters (N, 2)."""
+    """Approximate the offsets (N, 2) in meters east and north of `middle`, for latitudes and longitudes (2, N)."""
     latitude, longitude = degrees
     east = _turned(longitude - middle[1]) * np.cos(np.radians(middle[0]))
     return np.stack([east, latitude - middle[0]], axis=1) * _METERS_PER_DEGREE
 
 
 def apart_from(distances_m: np.ndarray) -> float:
-    """From how many meters on a place is apart from the others, by the distances of all from their middle (N,).
+    """Compute the distance in meters beyond which an image is an outlier, given all distances to the median (N,).
 
-    That is 100 km and 20 times the median, so that neither a country nor a suburb is.
+    It is the larger of 100 km and 20 times the median, so that neither a country nor a suburb has outliers.
     """
     return max(_APART_M, _APART_TIMES * float(np.median(distances_m)))
 
 
 def outliers(distances_m: np.ndarray) -> np.ndarray:
-    """Which places are apart from all others, bool (N,): none where they are more than a few, such as a second city."""
+    """Find the images far from all others, bool (N,); none if they are more than a few, such as a second city."""
     far = distances_m > apart_from(distances_m)
     return far & _are_few(int(far.sum()), len(far))
 
 
 def swapped(latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
-    """Which places, bool (N,), are apart from all others as they are, and among them with both degrees swapped.
+    """Find the images, bool (N,), that are outliers as given but not with latitude and longitude swapped.
 
     Args:
-        latitude, longitude: degrees that are not out of range, NaN where absent, (N,).
+        latitude, longitude: degrees in range, NaN where absent, (N,).
     """
     rows = np.zeros(len(latitude), bool)
     known = np.isfinite(latitude) & np.isfinite(longitude)
@@ -173,7 +173,7 @@ def swapped(latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
 
 
 def zones_apart(zone: np.ndarray, longitude: np.ndarray) -> np.ndarray:
-    """How many zones lie between zones, 1 to 60, and those of longitudes in degrees, (N,), NaN where absent."""
+    """Compute how many zones lie between UTM zones, 1 to 60, and longitudes in degrees, (N,), NaN where absent."""
     return np.abs((zone - np.floor((longitude + 180) / 6) - 1 + 30) % 60 - 30)
 
 
@@ -183,17 +183,17 @@ def hemispheres(
     letters: Sequence[np.ndarray | pa.Array | pa.ChunkedArray] = (),
     latitude: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Decide which hemisphere's origin UTM northings are counted from.
+    """Determine the hemisphere whose origin each UTM northing is counted from.
 
-    A letter C to X is that of a latitude band, in any case; where S contradicts the northing it means south, N north.
-    In a column where N or S contradict more northings than a few mistakes, they mean north and south everywhere. Other
-    texts than letters and words such as `south` say nothing. Where nothing is said, a northing tells that is beyond
-    84 N, or beyond 80 S, if it is counted from the other origin.
+    A letter C to X, in either case, is a latitude band. If the band contradicts the northing, S means south and N means
+    north; if that happens more often in a column than a few mistakes would explain, its S and N always mean south and
+    north. Texts other than letters and words such as `south` are ignored. Without any such information, a northing is
+    decided only if, counted from the other origin, it would lie beyond 84 N or 80 S.
 
     Args:
         north: meters, (N,).
-        letters: any number of columns of letters of bands and words for hemispheres, (N,) each.
-        latitude: degrees, NaN where it is not known, (N,).
+        letters: columns of band letters and hemisphere words, (N,) each.
+        latitude: degrees, NaN where unknown, (N,).
 
     Returns:
         Values of `Hemisphere`, int8 (N,).
@@ -215,11 +215,11 @@ def hemispheres(
 
 
 def degrees_of_utm(east: np.ndarray, north: np.ndarray, zone: np.ndarray, southern: np.ndarray) -> np.ndarray:
-    """Latitude and longitude (2, N) of places in UTM, NaN where the zone or the hemisphere is not known or east absurd.
+    """Convert UTM to latitude and longitude (2, N), NaN where zone or hemisphere is unknown or east is implausible.
 
     Args:
         east, north: meters, (N,).
-        zone: 1 to 60, 0 where it is not known, (N,).
+        zone: 1 to 60, 0 where unknown, (N,).
         southern: values of `Hemisphere`, (N,).
     """
     degrees = np.full((2, len(east)), np.nan)
@@ -231,23 +231,23 @@ def degrees_of_utm(east: np.ndarray, north: np.ndarray, zone: np.ndarray, southe
 
 
 def band_letters(latitude: np.ndarray) -> np.ndarray:
-    """The letter of UTM's latitude band of each place, str (N,), empty where the latitude is absent or has none."""
+    """Return the letter of each image's UTM latitude band, str (N,), "" if the latitude is absent or out of range."""
     known = (latitude >= _LOWEST_DEG) & (latitude <= _HIGHEST_DEG)
     bands = np.minimum((np.where(known, latitude, 0) - _LOWEST_DEG) // 8, len(_BANDS) - 1).astype(int)
     return np.where(known, np.array(list(_BANDS))[bands], "")
 
 
 def northings_of(latitude: np.ndarray) -> np.ndarray:
-    """UTM northings at the middle of a zone, in meters from the equator, negative south of it."""
+    """Compute the UTM northings on the central meridian, in meters from the equator, negative south of it."""
     zeros = np.zeros(latitude.shape)
-    if not latitude.size:  # utm takes no empty array
+    if not latitude.size:  # utm does not accept an empty array
         return zeros
     return utm.from_latlon(latitude, zeros + 3, force_zone_number=31, force_northern=True)[1]
 
 
 @cache
 def _northings_of_words() -> Mapping[str, tuple[tuple[float, float], ...]]:
-    """Where images may lie that have this letter or word, in meters from the equator, the likeliest first."""
+    """Return the northing ranges of each letter or word, in meters from the equator, the most likely first."""
     edges = northings_of(np.array([*range(_LOWEST_DEG, 73, 8), _HIGHEST_DEG], float)).tolist()
     ranges: dict[str, tuple[tuple[float, float], ...]] = {
         letter.lower(): ((low - _BAND_SLACK_M, high + _BAND_SLACK_M),)
@@ -261,7 +261,7 @@ def _northings_of_words() -> Mapping[str, tuple[tuple[float, float], ...]]:
 
 def _said_by_letters(north: np.ndarray, texts: np.ndarray | pa.Array | pa.ChunkedArray) -> np.ndarray:
     if not isinstance(texts, (pa.Array, pa.ChunkedArray)):
-        texts = pa.array(np.asarray(texts, object), pa.large_string())  # Arrow 16 takes no texts in an array of numpy
+        texts = pa.array(np.asarray(texts, object), pa.large_string())  # Arrow 16 does not convert NumPy text arrays
     ranges = _northings_of_words()
     words = pc.utf8_lower(pc.utf8_trim_whitespace(texts.cast(pa.large_string())))
     codes = pc.index_in(words, value_set=pa.array(list(ranges), pa.large_string())).fill_null(-1).to_numpy()
@@ -275,7 +275,7 @@ def _said_by_letters(north: np.ndarray, texts: np.ndarray | pa.Array | pa.Chunke
 
 
 def _are_halves(north: np.ndarray, words: pa.Array | pa.ChunkedArray) -> bool:
-    """Whether the letters N and S of a column stand for north and south, as the bands would be contradicted."""
+    """Return whether N and S in a column mean north and south, because as bands they contradict many northings."""
     outside = total = 0
     for letter in "ns":
         meters = north[np.asarray(pc.fill_null(pc.equal(words, letter), False))]
@@ -293,7 +293,7 @@ def _said_by_latitude(north: np.ndarray, latitude: np.ndarray) -> np.ndarray:
 
 
 def _fitting(north: np.ndarray, ranges: Sequence[tuple[np.ndarray | float, np.ndarray | float]]) -> np.ndarray:
-    """The origin from which each northing lies in the first of the ranges that it lies in from any."""
+    """Find the origin that puts each northing into one of the ranges; earlier ranges, then the north, win."""
     found = np.full(len(north), Hemisphere.CONTRADICTED, np.int8)
     for low, high in reversed(ranges):
         for value, meters in ((Hemisphere.SOUTHERN, north - _SOUTHERN_ORIGIN_M), (Hemisphere.NORTHERN, north)):
@@ -302,12 +302,12 @@ def _fitting(north: np.ndarray, ranges: Sequence[tuple[np.ndarray | float, np.nd
 
 
 def _are_few(count: int, total: int) -> bool:
-    """Whether so many of all are mistakes rather than another city: 1 %, of a small set a tenth, but no more than 3."""
+    """Return whether a count is small enough for mistakes: at most 1 %, or for small sets 10 % but no more than 3."""
     return count <= max(total / 100, min(3, total / 10))
 
 
 def _middle(longitude: np.ndarray) -> float:
-    around = longitude[0] + _turned(longitude - longitude[0])  # without a jump at 180 degrees
+    around = longitude[0] + _turned(longitude - longitude[0])  # correct across the 180 degree meridian
     return float(_turned(np.median(around)))
 
 
@@ -316,5 +316,5 @@ def _is_far(longitude: np.ndarray, middle: float) -> np.ndarray:
 
 
 def _turned(degrees: np.ndarray) -> np.ndarray:
-    """The same direction from -180 to 180."""
+    """Wrap degrees to -180..180."""
     return (degrees + 180) % 360 - 180

@@ -1,4 +1,4 @@
-"""Where a set of images lies, and which of its images lie elsewhere."""
+"""Geographic extent of a set of images, and the images that lie outside of it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,30 +12,30 @@ from progeo.places.geographic import degrees_of
 _ZERO_DEG = 1e-6
 _AT_ZERO = "it is at 0, 0, as if its position were unknown"
 _LOCAL_M = 100_000
-"""So near to the origin positions without a zone are those of a local map."""
+"""Distance from the origin in meters within which positions without a zone are local map coordinates."""
 
 
 @dataclass(frozen=True)
 class Extent:
-    """Where the images of a set with positions lie."""
+    """The area that the images of a set cover."""
 
     center: tuple[float, float] | None
-    """Their median latitude and longitude in degrees, None where only meters are known."""
+    """Median latitude and longitude in degrees; None if only meters are known."""
     size_m: tuple[float, float]
-    """From the westernmost to the easternmost, and from the southernmost to the northernmost."""
+    """Extent from west to east and from south to north, in meters."""
     elsewhere: Mapping[int, str]
-    """Why an image counts in neither, by its row: it is at 0, 0, or far from all others."""
+    """Images excluded from center and size, and the reason, by row: at 0, 0, or far from all others."""
 
     @property
     def text(self) -> str:
-        """The center and the size."""
+        """The center and the size in words."""
         width, height = (f"{side:.0f} m" if side < 1000 else f"{side / 1e3:,.1f} km" for side in self.size_m)
         center = "unknown" if self.center is None else f"{self.center[0]:.5f}, {self.center[1]:.5f}"
         return f"center {center}; {width} from west to east, {height} from south to north"
 
     @property
     def map_link(self) -> str:
-        """The address of a map of the center; empty where it is unknown."""
+        """URL of a map of the center; empty if it is unknown."""
         if self.center is None:
             return ""
         latitude, longitude = (f"{degrees:.5f}" for degrees in self.center)
@@ -43,7 +43,7 @@ class Extent:
 
 
 def extent_of(catalogue: Catalogue) -> Extent | None:
-    """Find where the images of a catalogue lie; None where no position is known, or only meters in several zones."""
+    """Compute the extent of a catalogue; None if no position is known, or only meters in several zones."""
     degrees = degrees_of(catalogue)
     meters = np.stack([catalogue.east, catalogue.north])
     with_degrees, with_meters = np.isfinite(degrees).all(axis=0), np.isfinite(meters).all(axis=0)
@@ -67,6 +67,6 @@ def extent_of(catalogue: Catalogue) -> Extent | None:
 
 
 def _at_zero_m(catalogue: Catalogue) -> np.ndarray:
-    """Which images are at 0, 0 in meters, unless these count from a point in the middle of the set, bool (N,)."""
+    """Find the images at 0, 0 in meters, bool (N,); none without a zone in a set with local map coordinates."""
     is_local = np.hypot(np.nanmedian(catalogue.east), np.nanmedian(catalogue.north)) < _LOCAL_M
     return (catalogue.east == 0) & (catalogue.north == 0) & ((catalogue.zone > 0) | (not is_local))

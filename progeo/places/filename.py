@@ -1,9 +1,9 @@
-"""The naming convention of SF-XL and of the field's dataset downloader, as columns both ways.
+"""The file naming convention of SF-XL and the VPR dataset downloader: parse names into columns and format them.
 
 A name is
 `@utm_east@utm_north@zone@letter@latitude@longitude@pano_id@tile@heading@pitch@roll@height@timestamp@note@.jpg`.
-Only east and north must be there. A field left empty, or cut off at the end, is absent, and so is one that holds
-something else than a value of its kind: other programs write `@utm_east@utm_north@anything@.jpg`.
+Only east and north are required. A field is absent if it is empty, if the name ends before it, or if its value is
+invalid for the field, because other programs write names such as `@utm_east@utm_north@anything@.jpg`.
 """
 
 import dataclasses
@@ -20,12 +20,12 @@ import pyarrow.csv as pa_csv
 
 @dataclass(frozen=True)
 class ParsedNames:
-    """The fields of N names, one array each. Numbers are float64, NaN where absent; texts are "" where absent."""
+    """The fields of N names, one array each; absent numbers (float64) are NaN, absent texts are ""."""
 
     east: np.ndarray
     north: np.ndarray
     zone: np.ndarray
-    """UTM zone number of at most two digits, int8, 0 where absent."""
+    """UTM zone number, int8, 0 if absent."""
     letter: np.ndarray
     latitude: np.ndarray
     longitude: np.ndarray
@@ -42,12 +42,12 @@ class ParsedNames:
 
 @dataclass(frozen=True)
 class Unparsed:
-    """Names that hold something else than a value in a field, which is absent there."""
+    """The names with an invalid value in one field; the field counts as absent in them."""
 
     field: str
     count: int
     example: str
-    """The path of the first of them."""
+    """The path of the first such name."""
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(ParsedNames))
@@ -66,17 +66,17 @@ _EXPECTED = {
     "height": "a number of meters",
 }
 _NUMBER = r"^(?:[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?[nN][aA][nN])$"
-"""What Arrow reads as a number."""
+"""Text that Arrow parses as a number."""
 _ZONE = r"^(?:0?[1-9]|[1-5][0-9]|60)(?:\.0*)?$"
-"""A frame called 0007 is in no zone."""
+"""A zone of at most two digits: a frame number such as 0007 is not a zone."""
 _FORMATS = {"east": "010.2f", "north": "010.2f", "zone": "02d", "latitude": "09.5f", "longitude": "010.5f"}
 
 
 def parse_names(names: Sequence[str] | np.ndarray | pa.Array) -> ParsedNames:
-    """Parse file names into columns; warn of fields that hold something else than a value.
+    """Parse file names into columns, and log a warning about fields with invalid values.
 
     Args:
-        names: N paths or names; only what follows the last `/` is read, never a folder's name.
+        names: N paths or names; only the part after the last `/` is parsed.
 
     Raises:
         ValueError: a name without a number for east and north, or with a line break.
@@ -87,9 +87,9 @@ def parse_names(names: Sequence[str] | np.ndarray | pa.Array) -> ParsedNames:
 def parse_columns(
     names: Sequence[str] | np.ndarray | pa.Array, fields: Sequence[str], unparsed: list[Unparsed] | None = None
 ) -> dict[str, np.ndarray]:
-    """Parse only some `fields` of the names: a catalogue of millions needs four of them. See `parse_names`.
+    """Parse only some `fields` of the names, to save memory for millions of names. See `parse_names`.
 
-    Whoever parses many times and wants to warn once gives a list `unparsed`, which is added to.
+    To warn only once after several calls, pass a list as `unparsed`: it is extended, and nothing is logged.
     """
     paths = names if isinstance(names, (pa.Array, pa.ChunkedArray)) else pa.array(list(names), pa.large_string())
     chunks = paths.chunks if isinstance(paths, pa.ChunkedArray) else [paths]
@@ -102,12 +102,12 @@ def parse_columns(
 
 
 def says_position(names: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """Which paths have a name of the convention, as it begins with `@`, bool (N,)."""
+    """Return which paths have a name that starts with `@`, as the naming convention requires, bool (N,)."""
     return np.asarray(pc.match_substring_regex(names, "(^|/)@[^/]*$"))
 
 
 def warn_of_unparsed(unparsed: Sequence[Unparsed], source: object = "names") -> None:
-    """Log once for each field how many of the names hold something else than a value in it."""
+    """Log one warning per field with the number of names that have an invalid value in it."""
     of_field: dict[str, list[Unparsed]] = defaultdict(list)
     for each in unparsed:
         of_field[each.field].append(each)
@@ -126,7 +126,7 @@ def warn_of_unparsed(unparsed: Sequence[Unparsed], source: object = "names") -> 
 
 
 def format_names(fields: ParsedNames, *, extension: str = ".jpg") -> list[str]:
-    """Format N names of the convention; `parse_names` gives the fields back, rounded to 1 cm and 1e-5 degrees."""
+    """Format N names; `parse_names` returns the same fields, rounded to 1 cm and 1e-5 degrees."""
     columns = (_formatted(getattr(fields, field), _FORMATS.get(field, "g")) for field in FIELDS)
     return [f"@{'@'.join(values)}@{extension}" for values in zip(*columns, strict=True)]
 
@@ -160,10 +160,10 @@ def _parsed(paths: pa.Array, fields: Sequence[str], unparsed: list[Unparsed]) ->
 
 
 def _columns(names: pa.Array, paths: pa.Array, fields: Sequence[str]) -> dict[str, np.ndarray]:
-    """The fields of N names; a number is NaN where it is absent and infinite where it is none, a text "".
+    """Parse the fields of N names; absent numbers are NaN, invalid numbers infinite, absent texts "".
 
     Raises:
-        ValueError: a name has a line break in it; the sentence has its path.
+        ValueError: a name has a line break in it; the message has its path.
     """
     try:
         return _columns_of_alike(names, fields)
@@ -181,16 +181,19 @@ def _columns(names: pa.Array, paths: pa.Array, fields: Sequence[str]) -> dict[st
 
 
 def _columns_of_alike(names: pa.Array, fields: Sequence[str], *, free_text: bool = False) -> dict[str, np.ndarray]:
-    """The same of names that have equally many marks: lines of a CSV whose comma is `@`, which Arrow reads fastest.
+    """Parse names with equally many `@` as lines of a CSV with that delimiter, the fastest way in Arrow.
+
+    Args:
+        free_text: read all fields as text, so that invalid numbers become infinite instead of an error.
 
     Raises:
-        pa.ArrowInvalid: a line break in a name or, but for `free_text`, something else where a number is expected.
+        pa.ArrowInvalid: a line break in a name or, unless `free_text`, an invalid number.
     """
     columns = {field: np.full(len(names), *((np.nan,) if field in _EXPECTED else ("", object))) for field in fields}
     if not len(names):
         return columns
     num_marks = names[0].as_py().count("@")
-    # What follows the last mark is the extension.
+    # The last field is the extension.
     known = {str(FIELDS.index(field) + 1): field for field in fields if FIELDS.index(field) + 1 < num_marks}
     if free_text and not known:
         return columns
@@ -198,7 +201,7 @@ def _columns_of_alike(names: pa.Array, fields: Sequence[str], *, free_text: bool
     if not free_text:
         kinds |= {field: pa.float64() for field in fields if field in _EXPECTED}
     if "zone" in fields:
-        kinds["zone"] = pa.dictionary(pa.int32(), pa.string())  # few in a city, so that its digits cost nothing
+        kinds["zone"] = pa.dictionary(pa.int32(), pa.string())  # a city has few zones, so each is parsed once
     lines = pc.binary_join(pa.ListArray.from_arrays([0, len(names)], names.cast(pa.string())), "\n")[0].as_buffer()
     table = pa_csv.read_csv(
         pa.BufferReader(lines),
@@ -222,12 +225,12 @@ def _columns_of_alike(names: pa.Array, fields: Sequence[str], *, free_text: bool
 
 
 def _numbers(values: pa.Array, field: str) -> np.ndarray:
-    """Numbers, or the numbers that texts are, float64 (N,): NaN where there is none, infinite where it is no number."""
+    """Convert numbers or texts to float64 (N,): NaN if absent, infinite if not a number."""
     if pa.types.is_dictionary(values.type):
         of_text = np.append(_numbers(values.dictionary, field), np.nan)
         return of_text[values.indices.fill_null(len(of_text) - 1).to_numpy()]
     if pa.types.is_string(values.type):
-        texts = pc.utf8_trim(values, " \t")  # as Arrow does where it reads numbers
+        texts = pc.utf8_trim(values, " \t")  # as Arrow does when it parses numbers
         is_number = pc.match_substring_regex(texts, _ZONE if field == "zone" else _NUMBER)
         values = pc.if_else(is_number, texts, pc.if_else(pc.equal(texts, ""), "nan", "inf")).cast(pa.float64())
     return values.fill_null(np.nan).to_numpy(zero_copy_only=False)

@@ -1,8 +1,8 @@
-"""Which image files lie below a folder: those that Python's `glob` finds, which the field's programs use.
+"""Recursive search for image files: the files that Python's `glob` finds, which programs of the field use.
 
-No name that begins with a dot counts, neither a file's nor a folder's, and links to folders are followed. So that a
-loop of links ends, no folder is entered from within itself; one that is linked under two names counts under both.
-Unlike for `glob`, a name may end in capitals, and folders that systems make for themselves do not count.
+Files and folders whose names begin with a dot are skipped, and links to folders are followed. To stop at circular
+links, a folder is never entered from within itself; a folder linked under two names counts under both. Unlike with
+`glob`, extensions may be in upper case, and folders created by operating systems are skipped.
 """
 
 import errno
@@ -31,30 +31,30 @@ _OF_SYSTEMS = {
     "system volume information": "Windows",
     "lost+found": "Linux",
 }
-"""Folders that systems make for themselves, in lower case; those of others begin with a dot."""
+"""Folders that operating systems and NAS devices create, in lower case; those of others begin with a dot."""
 _LEADS_NOWHERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 
 
 @dataclass
 class Scan:
-    """What was found below a folder, by paths relative to it."""
+    """The files found below a folder, with paths relative to it."""
 
     parts: list[pa.Array] = field(default_factory=list)
     """Image files, large_string, in any order."""
     seen: dict[str, int | None] = field(default_factory=dict)
-    """When each folder was changed last, as `changed_ns` says; None for links that lead nowhere, yet may some day."""
+    """Last modification time of each folder, see `changed_ns`; None for dangling links, as targets may appear later."""
     hidden: list[str] = field(default_factory=list)
-    """Image files and folders that do not count."""
+    """Skipped image files and folders."""
     unread: Counter[str] = field(default_factory=Counter)
-    """How many image files have an extension of `UNREAD_EXTENSIONS`."""
+    """Number of image files for each extension in `UNREAD_EXTENSIONS`."""
 
 
 def scan_folder(folder: Path) -> Scan:
-    """Look into a folder and all below it, side by side: on a network disk most of the time is waiting.
+    """Search a folder and all folders below it in parallel: on a network disk most of the time is spent waiting.
 
     Raises:
-        OSError: a folder that may not be looked into.
-        ValueError: a name that is not UTF-8.
+        OSError: a folder is not readable.
+        ValueError: a name is not UTF-8.
     """
     scan = Scan()
     nowhere: list[str] = []
@@ -86,7 +86,7 @@ def scan_folder(folder: Path) -> Scan:
 
 
 def utf8_paths(paths: list[str], folder: Path = Path()) -> pa.Array:
-    """Paths relative to a folder as a column, large_string.
+    """Convert paths relative to a folder to an Arrow column, large_string.
 
     Raises:
         ValueError: a name is not UTF-8.
@@ -98,7 +98,7 @@ def utf8_paths(paths: list[str], folder: Path = Path()) -> pa.Array:
 
 
 def changed_ns(path: Path) -> int | None:
-    """When a folder or file was changed last, in nanoseconds; None where nothing lies."""
+    """Return the last modification time of a file or folder in nanoseconds, or None if it does not exist."""
     try:
         return path.stat().st_mtime_ns
     except OSError as error:
@@ -109,19 +109,19 @@ def changed_ns(path: Path) -> int | None:
 
 @dataclass(frozen=True)
 class _Folder:
-    """A folder that is to be looked into."""
+    """A folder to be searched."""
 
     name: str
-    """Relative to the one that is scanned; "" is that one."""
+    """Path relative to the scanned folder, which itself is ""."""
     real: Path
-    """Without links."""
+    """Path with all links resolved."""
     way: frozenset[Path]
-    """The same of itself and of all folders that it was reached through."""
+    """Resolved paths of the folder itself and of all folders that it was reached through."""
 
 
 @dataclass
 class _Contents:
-    """What lies in a folder, by paths relative to the one that is scanned."""
+    """The contents of a folder, with paths relative to the scanned folder."""
 
     changed_ns: int
     images: list[str] = field(default_factory=list)
@@ -129,9 +129,9 @@ class _Contents:
     hidden: list[str] = field(default_factory=list)
     unread: Counter[str] = field(default_factory=Counter)
     nowhere: list[str] = field(default_factory=list)
-    """Links to nothing."""
+    """Dangling links."""
     circular: list[str] = field(default_factory=list)
-    """Folders that were reached through themselves."""
+    """Links to folders that they lie in."""
 
 
 def _read_folder(scanned: Path, folder: _Folder) -> _Contents:
@@ -150,14 +150,14 @@ def _read_folder(scanned: Path, folder: _Folder) -> _Contents:
 
 
 def _note(entry: os.DirEntry[str], name: str, folder: _Folder, contents: _Contents) -> None:
-    """Note what an entry of a folder is."""
+    """Add a directory entry to the contents of its folder."""
     is_image = entry.name.lower().endswith(EXTENSIONS)
     if entry.name.startswith("."):
         if is_image or entry.is_dir(follow_symlinks=False):
             contents.hidden.append(name)
         return
     try:
-        is_file, is_dir = entry.is_file(), entry.is_dir()  # a link is what it leads to
+        is_file, is_dir = entry.is_file(), entry.is_dir()  # of the target for a link
     except OSError as error:
         if error.errno not in _LEADS_NOWHERE:
             raise

@@ -1,4 +1,4 @@
-"""Where the images of catalogues lie: in degrees, and in meters from each other; links whose names say it."""
+"""Positions of catalogues in degrees and in meters, and folders of links with standard names."""
 
 import logging
 from collections.abc import Sequence
@@ -17,9 +17,10 @@ _SOUTHERN_ORIGIN_M = 1e7
 
 
 def degrees_of(catalogue: Catalogue) -> np.ndarray:
-    """Latitude and longitude in degrees, (2, N): as read, else from UTM, else as the names say, NaN where unknown.
+    """Return latitude and longitude in degrees, (2, N), NaN where unknown.
 
-    Where nothing tells the hemisphere of a place in UTM, its latitude is unknown.
+    They are the stored degrees, else converted from UTM, else parsed from the names. The latitude is unknown if nothing
+    tells the hemisphere of UTM coordinates.
     """
     if "latitude" in catalogue.table.column_names:
         return np.stack([catalogue.table[name].to_numpy() for name in ("latitude", "longitude")])
@@ -30,7 +31,7 @@ def degrees_of(catalogue: Catalogue) -> np.ndarray:
 
 
 def hemispheres_of(catalogue: Catalogue) -> np.ndarray:
-    """Which hemisphere's origin the northing of each image is counted from, values of `Hemisphere`, int8 (N,)."""
+    """Determine the hemisphere whose origin each northing is counted from, values of `Hemisphere`, int8 (N,)."""
     if "latitude" in catalogue.table.column_names:
         return hemispheres(catalogue.north, latitude=catalogue.table["latitude"].to_numpy())
     letters, named = _named(catalogue)
@@ -38,15 +39,15 @@ def hemispheres_of(catalogue: Catalogue) -> np.ndarray:
 
 
 def positions_m(*catalogues: Catalogue) -> list[np.ndarray]:
-    """East and north of the images of each catalogue, (N, 2) meters.
+    """Compute east and north of the images of each catalogue in one common frame, (N, 2) meters.
 
-    They are UTM's where all images lie in one zone. Where they do not, all are measured in the zone of their middle if
-    latitude and longitude are known and not too far apart; else east has 1000 km times the zone added, so that images
-    of two zones are far apart. Images without a zone are taken to lie in the one zone of the others. Of a set on both
-    sides of the equator all northings are counted from the equator.
+    If all images lie in one UTM zone, the positions are their UTM coordinates. Otherwise, if latitude and longitude are
+    known and not too far apart, all are projected to the zone of the median position; else 1000 km times the zone is
+    added to east, so that images of different zones are far apart. Images without a zone are assigned to the only zone
+    of the others. For a set on both sides of the equator, northings are counted from the equator.
 
     Raises:
-        ValueError: images without a zone where the others lie in several.
+        ValueError: images without a zone although the others lie in several.
     """
     zones = _zones(catalogues)
     degrees = _degrees_together(catalogues) if len(zones) > 1 else None
@@ -61,10 +62,10 @@ def positions_m(*catalogues: Catalogue) -> list[np.ndarray]:
 
 
 def check_zones(*catalogues: Catalogue) -> None:
-    """Look whether `positions_m` can tell how far apart images are; log it where zones are measured apart.
+    """Check that `positions_m` can compute distances between all images; log it if zones count as far apart.
 
     Raises:
-        ValueError: images without a zone where the others lie in several.
+        ValueError: images without a zone although the others lie in several.
     """
     zones = _zones(catalogues)
     if len(zones) > 1 and _degrees_together(catalogues) is None:
@@ -74,10 +75,10 @@ def check_zones(*catalogues: Catalogue) -> None:
 
 
 def link_images(catalogue: Catalogue, folder: Path) -> None:
-    """Make a folder of symbolic links to the images, with the standard names.
+    """Create a folder of symbolic links to the images, named by the naming convention.
 
     Raises:
-        FileExistsError: there is such a folder, with something in it.
+        FileExistsError: the folder exists and is not empty.
     """
     if folder.is_dir() and any(folder.iterdir()):
         raise FileExistsError(f"There is something in {folder} already: name another --out.")
@@ -96,9 +97,10 @@ def link_images(catalogue: Catalogue, folder: Path) -> None:
 
 
 def _named(catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray]:
-    """The letters, (N,), and latitude and longitude, (2, N), in names of the convention; "" and NaN in others.
+    """Parse band letters (N,), and latitude and longitude (2, N), from names that follow the convention.
 
-    Degrees that cannot be count as absent, and so do 0, 0, which other programs write for them.
+    Unless all names start with @, all letters are "" and all degrees NaN. Degrees out of range count as absent, as does
+    0, 0, which other programs write for unknown positions.
     """
     paths = catalogue.table["path"]
     if not says_position(paths).all():
@@ -114,7 +116,7 @@ def _zones(catalogues: Sequence[Catalogue]) -> set[int]:
 
 
 def _degrees_together(catalogues: Sequence[Catalogue]) -> np.ndarray | None:
-    """Latitude and longitude (2, N) of the images of all catalogues, where they are known and fit into one zone."""
+    """Return latitude and longitude (2, N) of all catalogues; None if unknown or too wide for one zone."""
     degrees = [pair for catalogue in catalogues if (pair := catalogue.degrees) is not None]
     if len(degrees) < len(catalogues):
         return None
@@ -126,7 +128,7 @@ def _refuse_zoneless(catalogues: Sequence[Catalogue], zones: set[int]) -> None:
     for catalogue in catalogues if len(zones) > 1 else ():
         zoneless = catalogue.zone == 0
         if zoneless.any():
-            zoneless &= np.isfinite(catalogue.east) & np.isfinite(catalogue.north)  # without a position nothing is far
+            zoneless &= np.isfinite(catalogue.east) & np.isfinite(catalogue.north)  # others have no distances
         if zoneless.any():
             raise ValueError(
                 f"{zoneless.sum():,} of {len(catalogue):,} images of {catalogue.folder} have no UTM zone, such as "
@@ -138,7 +140,7 @@ def _refuse_zoneless(catalogues: Sequence[Catalogue], zones: set[int]) -> None:
 
 
 def _positions_m(catalogue: Catalogue, zone_shift_m: float) -> np.ndarray:
-    """East and north (N, 2), each in one piece, as whoever goes through millions wants them."""
+    """Return east and north (N, 2), each stored contiguously for fast passes over millions."""
     positions = np.empty((2, len(catalogue)))
     for values, column in zip(positions, ("east", "north"), strict=True):
         np.concatenate([chunk.to_numpy() for chunk in catalogue.table[column].chunks], out=values)
@@ -148,7 +150,7 @@ def _positions_m(catalogue: Catalogue, zone_shift_m: float) -> np.ndarray:
 
 
 def _from_one_origin(catalogues: Sequence[Catalogue], positions: list[np.ndarray]) -> list[np.ndarray]:
-    """Positions whose northings count from the equator where they lie on both sides of it, as far as that is known."""
+    """Count northings from the equator if the images lie on both sides of it and all hemispheres are known."""
     lowest = min(np.fmin.reduce(each[:, 1], initial=np.inf) for each in positions)
     highest = max(np.fmax.reduce(each[:, 1], initial=-np.inf) for each in positions)
     if not highest - lowest > _SOUTHERN_ORIGIN_M / 2:

@@ -1,4 +1,4 @@
-"""Where the image files of a folder are: found on the disk, or named by a list beside the folder."""
+"""The image files of a folder: found on disk, or listed in a file next to the folder."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -21,23 +21,23 @@ _PATHS_AT_ONCE = 2**16
 
 @dataclass(frozen=True)
 class FoundPaths:
-    """The image files of a folder, and by what one sees that they changed."""
+    """The image files of a folder, and the modification times by which later changes are detected."""
 
     batches: Iterator[pa.Array]
-    """Relative to the folder, with `/`, in the order of the list or sorted; large_string, to be gone through once."""
+    """Paths relative to the folder, with `/`, in the order of the list or sorted; large_string; iterate only once."""
     seen: Mapping[str, int | None]
-    """When each folder that was looked into was changed last, in nanoseconds; relative to the folder."""
+    """Last modification time of each scanned folder in nanoseconds, by path relative to the folder."""
     list_changed_ns: int | None
-    """The same of the list; None where there is none."""
+    """Last modification time of the list in nanoseconds; None if there is no list."""
 
 
 def find_paths(folder: Path) -> FoundPaths:
-    """Find the images of a folder: named by `<folder>_images_paths.txt` beside it, or else at any depth below it.
+    """Find the images of a folder: those listed in `<folder>_images_paths.txt` next to it, or else all images below it.
 
     Raises:
-        FileNotFoundError: no such folder, no image in it, or a list of images that are not there.
-        OSError: a folder that may not be looked into.
-        ValueError: a name that is not UTF-8.
+        FileNotFoundError: the folder does not exist, it has no image, or the first listed image does not exist.
+        OSError: a folder is not readable.
+        ValueError: a name is not UTF-8.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}.")
@@ -46,9 +46,9 @@ def find_paths(folder: Path) -> FoundPaths:
 
 
 def changes_since(folder: Path, seen: Mapping[str, int | None], list_changed_ns: int | None) -> Iterator[Path]:
-    """What changed, came or is gone of the folders and the list that `find_paths` saw."""
+    """Yield the folders and the list that were changed, created or removed since `find_paths` returned these times."""
     if not seen and list_changed_ns is None:
-        return  # made from something else than a folder
+        return  # the catalogue was not made from a folder
     if changed_ns(_list_of(folder)) != list_changed_ns:
         yield _list_of(folder)
     for name, then_ns in seen.items():
@@ -57,9 +57,9 @@ def changes_since(folder: Path, seen: Mapping[str, int | None], list_changed_ns:
 
 
 def portable_names(names: pa.Array | pa.ChunkedArray, folder: Path) -> pa.Array | pa.ChunkedArray:
-    """Paths relative to a folder as they are called here: slashes for Windows' backslashes, no `./` in front.
+    """Normalize paths relative to a folder: replace Windows' backslashes by slashes, and remove a leading `./`.
 
-    Where the first name with a backslash is that of a file, they all stay as they are.
+    Backslashes are kept in all paths if the first path with a backslash is an existing file.
     """
     with_backslash = names.filter(pc.match_substring(names, "\\"))
     if len(with_backslash) and not (folder / with_backslash[0].as_py()).is_file():
@@ -68,8 +68,8 @@ def portable_names(names: pa.Array | pa.ChunkedArray, folder: Path) -> pa.Array 
 
 
 def beside(folder: Path, ending: str) -> Path:
-    """The file beside a folder that has its name and an ending."""
-    named = folder.resolve() if folder.name in ("", "..") else folder  # `.` has no name, a link's is its own
+    """Return the path next to a folder that has the folder's name and an ending."""
+    named = folder.resolve() if folder.name in ("", "..") else folder  # `.` has no name; links are not resolved
     return named.with_name(f"{named.name}{ending}")
 
 
@@ -108,14 +108,14 @@ def _listed(listing: Path, folder: Path) -> FoundPaths:
 
 
 def _is_of_windows(paths: pa.Array, folder: Path) -> bool:
-    """Whether the first path with a backslash lies in the folder with `/` for it alone."""
+    """Return whether the first path with a backslash exists only with `/` instead."""
     row = pc.index(pc.match_substring(paths, "\\"), True).as_py()
     path = "" if row < 0 else paths[row].as_py()
     return bool(path) and not (folder / path).is_file() and (folder / path.replace("\\", "/")).is_file()
 
 
 def _lines(listing: Path) -> Iterator[pa.Array]:
-    """The lines of a text without those that are empty, some at a time; no Python string is made of any."""
+    """Yield the non-empty lines of a text file in batches, without creating Python strings."""
     try:
         reader = pa_csv.open_csv(
             listing,

@@ -1,4 +1,4 @@
-"""Which database images are correct for a query: those taken within some meters of it, looking the same way."""
+"""Positives: the database images that are correct for a query, by distance and optionally by viewing angle."""
 
 import numpy as np
 from scipy.spatial import cKDTree
@@ -12,19 +12,19 @@ _ROUNDING_DEG = 1e-9
 def find_positives(
     database: Catalogue, queries: Catalogue, radius_m: float, *, angle_deg: float | None = None
 ) -> list[np.ndarray]:
-    """Find the correct database images of each query: as they are given with it, else by distance and viewing angle.
+    """Find the positives of each query: those stored with the queries if any, else by distance and viewing angle.
 
     Args:
         database: N images.
         queries: Q images.
-        radius_m: meters, positive.
-        angle_deg: how far the headings may differ at most, above 0 and at most 180; None looks at no heading.
+        radius_m: maximum distance in meters, positive.
+        angle_deg: maximum heading difference, above 0 and at most 180; None ignores headings.
 
     Returns:
-        Q sorted int64 arrays of database rows, empty where a query has none.
+        Q sorted int64 arrays of database rows, empty for a query without positives.
 
     Raises:
-        ValueError: a radius or an angle out of range; an angle where positives are given or headings are absent.
+        ValueError: radius or angle out of range; an angle although positives are stored or headings are missing.
     """
     given = queries.positives
     if angle_deg is not None:
@@ -37,7 +37,7 @@ def find_positives(
 
 
 def positives_within(database_m: np.ndarray, queries_m: np.ndarray, radius_m: float) -> list[np.ndarray]:
-    """Database images within a radius of each query, the radius itself included.
+    """Find the database images within a radius of each query, including those exactly at the radius.
 
     Args:
         database_m: UTM east and north in meters, (N, 2).
@@ -45,7 +45,10 @@ def positives_within(database_m: np.ndarray, queries_m: np.ndarray, radius_m: fl
         radius_m: meters, positive.
 
     Returns:
-        Q sorted int64 arrays of database rows, empty where a query has none.
+        Q sorted int64 arrays of database rows, empty for a query without positives.
+
+    Raises:
+        ValueError: the radius is not positive.
     """
     if radius_m <= 0:
         raise ValueError(f"positive_radius_m must be positive, got {radius_m}.")
@@ -56,16 +59,16 @@ def positives_within(database_m: np.ndarray, queries_m: np.ndarray, radius_m: fl
 def looking_alike(
     positives: list[np.ndarray], database_deg: np.ndarray, queries_deg: np.ndarray, angle_deg: float
 ) -> list[np.ndarray]:
-    """Keep the database images whose heading differs from the query's by at most an angle, the angle itself included.
+    """Keep the positives whose heading differs from the query's by at most an angle, inclusive.
 
     Args:
         positives: Q arrays of database rows.
-        database_deg: headings, degrees clockwise from north, (N,).
-        queries_deg: the same of queries, (Q,).
+        database_deg: headings of the database, degrees clockwise from north, (N,).
+        queries_deg: headings of the queries, degrees clockwise from north, (Q,).
         angle_deg: 0 to 180.
 
     Returns:
-        Q int64 arrays of database rows in the order they had.
+        Q int64 arrays of the database rows kept, in their original order.
     """
     rows = np.concatenate([np.empty(0, np.int64), *positives])
     query = np.repeat(np.arange(len(positives)), [len(each) for each in positives])

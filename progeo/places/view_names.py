@@ -1,4 +1,4 @@
-"""Names of the views that a panorama is cut into."""
+"""Names of the perspective views that a panorama is cut into."""
 
 from pathlib import PurePosixPath
 
@@ -14,10 +14,10 @@ _KEPT = ("letter", "pano_id", "height", "timestamp", "note")
 
 
 def panorama_fields(catalogue: Catalogue) -> ParsedNames:
-    """What the names of panoramas' views share: position, id and what else the panoramas' own names say.
+    """Build the name fields shared by the views of each panorama: position, id, and others from the panorama's name.
 
     Raises:
-        ValueError: a panorama without a position, or two that nothing in these fields tells apart.
+        ValueError: a panorama has no position, or two panoramas have the same position and id.
     """
     count, paths = len(catalogue), catalogue.table["path"]
     kept = {field: np.full(count, np.nan if field == "height" else "", object) for field in _KEPT}
@@ -31,7 +31,7 @@ def panorama_fields(catalogue: Catalogue) -> ParsedNames:
         raise ValueError(
             f"{catalogue.folder}: {catalogue.name(int(np.isnan(catalogue.east).argmax()))} has no position."
         )
-    centimeters = {name: np.round(catalogue.table[name], 2) for name in ("east", "north")}  # as names have them
+    centimeters = {name: np.round(catalogue.table[name], 2) for name in ("east", "north")}  # as rounded in names
     keys = pa.table({**centimeters, "pano_id": ids})
     counts = keys.group_by(["east", "north", "pano_id"]).aggregate([([], "count_all")])
     if len(counts) < count:
@@ -58,16 +58,16 @@ def panorama_fields(catalogue: Catalogue) -> ParsedNames:
 
 
 def views_of(panoramas: ParsedNames, row: int, count: int) -> tuple[list[str], np.ndarray]:
-    """Names of the views of one panorama, and where they look.
+    """Return the names and headings of the views of one panorama.
 
     Args:
-        panoramas: of `panorama_fields`.
-        row: of the panorama.
-        count: views, in equal steps clockwise from north, or from the panorama's center where its heading is absent.
+        panoramas: result of `panorama_fields`.
+        row: row of the panorama.
+        count: number of views, in equal steps clockwise from north, or from the panorama's center without a heading.
 
     Returns:
-        `count` names; and degrees clockwise from the panorama's center, (count,). Views of a panorama without heading
-        have none either.
+        `count` names; and the views' directions in degrees clockwise from the panorama's center, (count,). Views of a
+        panorama without a heading have no heading either.
     """
     headings = np.arange(count) * 360 / count
     center = panoramas.heading[row]

@@ -1,4 +1,4 @@
-"""UTM zones as tables write them: 23, 23K, 23S, 10 north, UTM zone 10N, EPSG:32723."""
+"""Parse UTM zones as written in tables: 23, 23K, 23S, 10 north, UTM zone 10N, EPSG:32723."""
 
 import re
 
@@ -6,18 +6,18 @@ _ZONE = re.compile(
     r"(?:utm *)?(?:zone *)?(\d{1,2})(?:\.0*)?[ -]*([c-hj-np-x]|north(?:ern)?|south(?:ern)?)?", re.IGNORECASE
 )
 _NAMED = re.compile(r".*/ *utm zone (\d{1,2})([ns])", re.IGNORECASE)
-"""As the EPSG registry calls a zone: S is no band there."""
+"""A zone name of the EPSG registry, in which S means south, not band S."""
 _CODE = re.compile(r"(?:.*epsg:[^:]*:?|.*epsg *)?(326|327|258|269)(\d\d)(?:\.0*)?", re.IGNORECASE)
 _WORDS = {"n": "north", "s": "south", "326": "north", "327": "south", "258": "north", "269": "north"}
 _ZONES = {"258": range(28, 39), "269": range(1, 24)}
-"""Of ETRS89 and NAD83, within 2 m of WGS 84; other numbers of these hundreds are no UTM."""
+"""UTM codes of ETRS89 and NAD83, within 2 m of WGS 84; other codes of these hundreds are not UTM."""
 
 
 def parse_zone(text: str) -> tuple[int, str] | None:
-    """Read a zone from 1 to 60, or 0 for none, and, if it is said, the letter of its band or a word for the hemisphere.
+    """Parse a zone from 1 to 60, or 0 for none, and its band letter or hemisphere word ("" if neither is given).
 
     Returns:
-        None where it is something else.
+        None if the text is not a zone.
     """
     if named := _NAMED.fullmatch(text):
         return _zone(named[1], _WORDS[named[2].lower()])
@@ -27,10 +27,10 @@ def parse_zone(text: str) -> tuple[int, str] | None:
 
 
 def parse_code(text: str) -> tuple[int, str] | None:
-    """Read a zone and `north` or `south` from a code of the EPSG registry, such as 32723, or a name in it.
+    """Parse an EPSG code such as 32723, or an EPSG name, into a zone and `north` or `south`.
 
     Returns:
-        None where it is something else.
+        None if the text is not a UTM code.
     """
     if named := _NAMED.fullmatch(text):
         return _zone(named[1], _WORDS[named[2].lower()])

@@ -1,4 +1,4 @@
-"""A toy city in the folders and names of the field, so that everything runs with no download."""
+"""A synthetic city with the folders and file names of the field, to run everything without a download."""
 
 from progeo.toy_city.render import render_toy_city
 

@@ -13,10 +13,10 @@ CAR_COLORS = "#d9d9d9 #f4f4f4 #1c1d20 #5b6066 #8c1f22 #24406b #a9a79f #2f4f3c".s
 
 
 def rgb(color: str) -> np.ndarray:
-    """RGB from 0 to 255, float32 (3,), of a text such as #9c4a38."""
+    """Convert a color such as #9c4a38 to RGB from 0 to 255, float32 (3,)."""
     return np.array([int(color[k : k + 2], 16) for k in (1, 3, 5)], dtype=np.float32)
 
 
 def pick(rng: np.random.Generator, colors: Sequence[str]) -> np.ndarray:
-    """RGB of one of the `colors`."""
+    """Return the RGB values of a random one of the `colors`."""
     return rgb(colors[int(rng.integers(len(colors)))])

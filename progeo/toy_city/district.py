@@ -1,4 +1,4 @@
-"""The streets, lots and buildings of the toy city: all that stays from visit to visit."""
+"""The streets, lots and buildings of the toy city: everything that is the same at every visit."""
 
 import itertools
 from dataclasses import dataclass
@@ -9,21 +9,21 @@ import numpy as np
 from progeo.toy_city.colors import WALL_COLORS, rgb
 
 SPACING_M = 30
-"""Streets and positions lie on a grid of this step, in the middle of 10 m cells: no two positions are nearer."""
+"""Grid spacing of streets and positions, in the middle of 10 m cells: the minimum distance of two positions."""
 SIDEWALK_M = 3.0
 _WALL_DTYPE = np.dtype(
     [(name, "i4") for name in ("axis", "facing", "sense", "building")]
     + [(name, "f4") for name in ("plane", "origin", "width", "height")]
     + [("party", "?")]
 )
-"""A vertical rectangle in the plane where coordinate `axis` is `plane`, seen from its `facing` side; the other
-coordinate runs `width` meters from `origin` in direction `sense`, from a viewer's left to right."""
+"""A vertical rectangle in the plane where coordinate `axis` equals `plane`, visible from its `facing` side. The other
+coordinate extends `width` meters from `origin` in direction `sense`, left to right for a viewer."""
 _SPOT_DTYPE = np.dtype([("kind", "U6"), ("axis", "i4"), ("east", "f4"), ("north", "f4"), ("seed", "u4")])
 
 
 @dataclass(frozen=True)
 class Building:
-    """A house: what its facades are painted from."""
+    """The parameters that determine how a building's facades are painted."""
 
     seed: tuple[int, ...]
     color: tuple[float, ...]
@@ -34,31 +34,31 @@ class Building:
 
     @property
     def height_m(self) -> float:
-        """From the pavement to the top of the cornice."""
+        """Height from the pavement to the top of the cornice."""
         return self.ground_floor_m + self.storeys * self.storey_m + self.cornice_m
 
 
 @dataclass(frozen=True)
 class District:
-    """A street grid in meters from its origin: all that stays from visit to visit."""
+    """A street grid in meters from its origin: everything that is the same at every visit."""
 
     centers: list[np.ndarray]
-    """Of the streets that run north, their east; of the streets that run east, their north."""
+    """Center lines: east coordinates of the streets that run north, north coordinates of those that run east."""
     half_widths: list[np.ndarray]
     positions: np.ndarray
     buildings: list[Building]
     walls: np.ndarray
     spots: np.ndarray
-    """Where trees and lamps stand, and where cars and people may."""
+    """Positions of trees and lamps, and possible positions of cars and people."""
 
 
 @lru_cache(maxsize=4)
 def build_district(seed: int, split: int, num_positions: int) -> District:
-    """Lay out streets with room for `num_positions` positions, and line them with houses, trees and lamps."""
+    """Lay out streets with room for `num_positions` positions, and add buildings, trees and lamps."""
     rng = np.random.default_rng([seed, split, num_positions])
     for num_streets in itertools.count(4):
         centers = [SPACING_M * np.cumsum(rng.integers(2, 5, num_streets)) for _ in range(2)]
-        # The outermost streets close the view and have no positions of their own.
+        # The outermost streets only close the view; they have no positions.
         easts, norths = (np.arange(line[1], line[-2] + 1, SPACING_M) for line in centers)
         grid = np.array([(x, y) for x in easts for y in norths if x in centers[0] or y in centers[1]], dtype=float)
         if len(grid) >= num_positions:
@@ -82,11 +82,11 @@ def build_district(seed: int, split: int, num_positions: int) -> District:
 def _build_block(
     rng: np.random.Generator, low: list[float], high: list[float], buildings: list[Building], seed: tuple[int, ...]
 ) -> list[tuple]:
-    """Line the four sides of a block with buildings, counterclockwise, which is left to right as seen from outside."""
+    """Line the four sides of a block with buildings, counterclockwise, which is left to right seen from outside."""
     (west, south), (east, north) = low, high
     sides = [(1, -1, 1, south, west), (0, 1, 1, east, south), (1, 1, -1, north, east), (0, -1, -1, west, north)]
     lots = [_lot_edges(rng, high[1 - axis] - low[1 - axis]) for axis, *_ in sides]
-    # The last lot of a side and the first of the next are one building, at the corner.
+    # The last lot of a side and the first lot of the next side are one corner building.
     total = sum(len(edges) - 2 for edges in lots)
     first, walls = len(buildings), []
     buildings += [_draw_building(rng, (*seed, first + k)) for k in range(total)]
@@ -121,7 +121,7 @@ def _draw_building(rng: np.random.Generator, seed: tuple[int, ...]) -> Building:
 def _spots(
     rng: np.random.Generator, centers: list[np.ndarray], half_widths: list[np.ndarray], axis: int, street: int
 ) -> list[tuple]:
-    """Place what stands along both kerbs of a street, outside of its crossings."""
+    """Place objects along both curbs of a street, except at crossings."""
     kinds = {"car": (6.2, -1.1), "person": (4.0, 1.8), "lamp": (27.0, 0.5)}
     if rng.random() < 0.6:
         kinds["tree"] = (float(rng.uniform(9, 16)), 0.9)

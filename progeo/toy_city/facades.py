@@ -1,4 +1,4 @@
-"""Facades, painted once per building as textures."""
+"""Facade textures, painted once per building."""
 
 import math
 from functools import lru_cache
@@ -11,12 +11,12 @@ from progeo.toy_city.district import Building
 
 MIP_LEVELS = 5
 OPAQUE = 255
-"""Alpha of painted wall; a pane of glass has a smaller one, which decides in which nights it is lit."""
+"""Alpha of a painted wall. A window pane has a smaller alpha, which determines in which nights it is lit."""
 
 
 @lru_cache(maxsize=512)
 def paint_facade(building: Building, width_m: float, texels_per_m: float) -> list[np.ndarray]:
-    """Paint a facade: RGBA texels at halving resolutions, the top row first."""
+    """Paint a facade as a mipmap: RGBA texels at successively halved resolutions, top row first."""
     block = 2 ** (MIP_LEVELS - 1)
     rows, columns = (math.ceil((length * texels_per_m + 1) / block) * block for length in (building.height_m, width_m))
     image = Image.fromarray(_paint_wall(building, rows, columns, texels_per_m))
@@ -33,7 +33,7 @@ def paint_facade(building: Building, width_m: float, texels_per_m: float) -> lis
 
 
 class _Brush:
-    """Paints rectangles given in meters from the lower left corner of a facade."""
+    """Painter of rectangles and ellipses in meters from the lower left corner of a facade."""
 
     def __init__(self, image: Image.Image, height_m: float, texels_per_m: float):
         self._draw, self._height_m, self._texels_per_m = ImageDraw.Draw(image), height_m, texels_per_m
@@ -53,7 +53,7 @@ class _Brush:
 
 
 def rgba(color: np.ndarray, alpha: int) -> tuple[int, ...]:
-    """A color as Pillow draws with it."""
+    """Convert a color to a tuple for Pillow."""
     return (*(int(min(max(value, 0), 255)) for value in color), alpha)
 
 
@@ -73,7 +73,7 @@ def _paint_wall(building: Building, rows: int, columns: int, texels_per_m: float
 
 
 def _paint_storeys(brush: _Brush, building: Building, width_m: float) -> None:
-    """Paint the windows of the upper storeys, the cornice and string courses."""
+    """Paint the cornice, string courses and the windows of the upper storeys."""
     rng = np.random.default_rng([*building.seed, 1])
     bay_m, wide, tall = rng.uniform([2.0, 0.35, 0.42], [4.0, 0.72, 0.68])
     arched, sills, mullions, courses, shutters, balconies = rng.random(6) < (0.25, 0.5, 0.6, 0.35, 0.2, 0.2)

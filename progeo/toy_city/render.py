@@ -1,7 +1,7 @@
-"""Renders a seeded toy city into the folders and names of the field, so that everything runs with no download.
+"""Render a seeded synthetic city with the folders and file names of the field, to run everything without a download.
 
-Every split is a street grid of its own. Facades are painted once per building and seen through a column ray caster;
-sky, light, cars and people are drawn anew at every visit.
+Every split has its own street grid. Facades are painted once per building and rendered by a column ray caster;
+sky, light, cars and people are drawn anew for every visit.
 """
 
 import base64
@@ -28,11 +28,11 @@ from progeo.toy_city.things import draw_things, things_present
 
 MIN_IMAGES = 20
 HEADINGS_DEG = (15, 105, 195, 285)
-"""Centers of 30 degree bins; 15 degrees off the streets, so that a view along a street also shows one side of it."""
+"""Centers of 30 degree bins, 15 degrees off the streets so that a view along a street also shows one side of it."""
 DATES_PER_PLACE = 10
 SPLITS = ("train", "val", "test")
 _ZONE, _LETTER, _NORTH_M, _EASTS_M = 10, "S", 4_180_005, (545_005, 560_005, 575_005)
-"""UTM origins of the splits' street grids, further apart than any grid is long."""
+"""UTM origins of the splits' street grids, farther apart than the length of any grid."""
 _SUPERSAMPLING = 2
 
 
@@ -51,13 +51,13 @@ def render_toy_city(
 ) -> Path:
     """Render a city to `out`/{train, val/database, val/queries, test/database, test/queries}.
 
-    Seven tenths of the images are for training, about ten dates of each place; val and test have two database images
-    for each query, of another date. The same seed gives the same bytes, whatever the number of workers.
+    70 % of the images are for training, about ten dates per place; val and test have two database images per query, of
+    another date. The same seed gives the same bytes, whatever the number of workers.
 
     Args:
-        out: a folder that is empty or does not exist; it appears when the last image is rendered.
+        out: a folder that is empty or does not exist; it is created after the last image is rendered.
         image_size: side of the square images in pixels.
-        workers: processes that render.
+        workers: number of rendering processes.
 
     Returns:
         `out`.
@@ -89,7 +89,7 @@ def _render_shots(render: Callable[[_Shot], None], shots: list[_Shot], workers: 
         for _ in progress(map(render, shots)):
             pass
         return
-    # Chunks are long, because neighboring shots see the same facades, which every process paints for itself.
+    # Long chunks, because neighboring shots share facades, which every process paints separately.
     chunk = math.ceil(len(shots) / workers / 8)
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         for _ in progress(pool.map(render, shots, chunksize=chunk)):
@@ -102,7 +102,7 @@ def _render_to_disk(shot: _Shot, *, root: Path, seed: int, image_size: int) -> N
 
 
 def _plan_split(seed: int, split: int, num_images: int) -> list[_Shot]:
-    """Choose the places of a split, their visits and cameras; shots of one position follow each other."""
+    """Choose the places, visits and cameras of a split; shots from one position are consecutive."""
     rng = np.random.default_rng([seed, split])
     num_database, num_queries = num_images // 10, num_images // 20
     if SPLITS[split] == "train":
@@ -113,7 +113,7 @@ def _plan_split(seed: int, split: int, num_images: int) -> list[_Shot]:
         num_places = num_database
         taken = [(f"{SPLITS[split]}/database", place, 0) for place in range(num_database)]
         taken += [(f"{SPLITS[split]}/queries", int(place), 1) for place in rng.permutation(num_places)[:num_queries]]
-    # A large city uses all headings of a position; a tiny one rather has more positions.
+    # A large city uses all headings of each position; a tiny one has more positions instead.
     num_positions = max(math.ceil(num_places / len(HEADINGS_DEG)), min(num_places, 12))
     district = build_district(seed, split, num_positions)
     shots = []
@@ -128,7 +128,7 @@ def _plan_split(seed: int, split: int, num_images: int) -> list[_Shot]:
 
 
 def _aim(visit_seed: tuple[int, ...], position: np.ndarray, heading_deg: int) -> Camera:
-    """Place a camera near `position`; the headings of a visit share the place, as crops of one panorama do."""
+    """Place a camera near `position`; all headings of a visit share the location, like crops of one panorama."""
     rng = np.random.default_rng(visit_seed)
     place, height_m = np.round(position + rng.uniform(-2, 2, 2), 2), rng.uniform(2.2, 2.8)
     rng = np.random.default_rng([*visit_seed, heading_deg])
@@ -164,7 +164,7 @@ def _render(district: District, shot: _Shot, image_size: int) -> Image.Image:
 
 
 def _develop(picture: Picture, shot: _Shot, light: Light, rng: np.random.Generator) -> Image.Image:
-    """Light the picture, hang the sky, and expose it as that visit's camera does."""
+    """Apply light, haze, sky and the exposure of the visit's camera to a picture."""
     size = len(picture.color)
     color = picture.color * (light.ambient + picture.sunlit[..., None] * light.sun)
     color += picture.glow[..., None] * np.array((225, 175, 95), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""What a visit adds to a district: a camera, the light of the day, and the picture it takes."""
+"""What differs between visits to a district: camera, light, and the picture taken."""
 
 import math
 from dataclasses import dataclass
@@ -12,22 +12,22 @@ Share = np.ndarray | float
 
 @dataclass(frozen=True)
 class Camera:
-    """Where a picture is taken from, and how."""
+    """Position and orientation of the camera."""
 
     place: np.ndarray
     height_m: float
     heading_deg: float
     pitch_deg: float
-    """Shifts the picture without tilting it: walls stay upright, and a column of pixels sees one direction."""
+    """Shifts the picture instead of tilting it: walls stay upright, and a pixel column has a single direction."""
     fov_deg: float
 
     def axes(self) -> np.ndarray:
-        """Return the unit vectors forward and to the right, as rows of (east, north)."""
+        """Return the unit vectors forward and right, as rows of (east, north)."""
         sine, cosine = math.sin(math.radians(self.heading_deg)), math.cos(math.radians(self.heading_deg))
         return np.array([[sine, cosine], [cosine, -sine]], dtype=np.float32)
 
     def rays(self, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return directions (2, size) of the columns, one meter forward, and slopes (size,) of the rows."""
+        """Return directions (2, size) of the columns, with forward component 1, and slopes (size,) of the rows."""
         tangents = ((np.arange(size) + 0.5) / size * 2 - 1) * math.tan(math.radians(self.fov_deg / 2))
         forward, right = self.axes()
         directions = forward[:, None] + right[:, None] * tangents
@@ -43,13 +43,13 @@ class Camera:
 
 @dataclass(frozen=True)
 class Light:
-    """The sky and light of a visit; colors are RGB from 0 to 255, or factors of the colors they light."""
+    """The sky and light of a visit; colors are RGB from 0 to 255, or factors that multiply surface colors."""
 
     zenith: np.ndarray
     horizon: np.ndarray
     ambient: np.ndarray
     sun: np.ndarray
-    """At night the street lamps, whose light falls off with height."""
+    """At night, the light of street lamps, which decreases with height."""
     sun_direction: np.ndarray
     sun_slope: float
     """Tangent of the sun's elevation, 0 at night."""
@@ -59,13 +59,13 @@ class Light:
 
     @property
     def night(self) -> bool:
-        """Whether street lamps give the light."""
+        """Whether street lamps are the light source."""
         return self.sun_slope == 0
 
 
 @dataclass(frozen=True)
 class Picture:
-    """What every pixel shows before it is lit: color (H, W, 3), distance, share of sunlight, own glow (H, W)."""
+    """Pixel data before lighting: color (H, W, 3); distance, fraction of sunlight and glow, each (H, W)."""
 
     color: np.ndarray
     distance: np.ndarray
@@ -73,14 +73,14 @@ class Picture:
     glow: np.ndarray
 
     def fill(self, where: np.ndarray, color: np.ndarray, distance: np.ndarray, sunlit: Share, glow: Share) -> None:
-        """Fill the pixels of flat indices `where`."""
+        """Set the pixels at flat indices `where`."""
         self.color.reshape(-1, 3)[where] = color
         for plane, value in ((self.distance, distance), (self.sunlit, sunlit), (self.glow, glow)):
             plane.reshape(-1)[where] = value
 
 
 def draw_light(rng: np.random.Generator) -> Light:
-    """Draw the weather and the light of a visit."""
+    """Sample the weather and the light of a visit."""
     weather = rng.choice(["clear", "overcast", "fog", "golden", "night"], p=[0.34, 0.22, 0.1, 0.17, 0.17])
     zenith, horizon, ambient, sun = {
         "clear": ("#4a80c8", "#bcd2e6", (0.42, 0.46, 0.56), (0.75, 0.70, 0.58)),

@@ -1,4 +1,4 @@
-"""Walls by a column ray caster, and the ground below them."""
+"""Rendering of walls by a column ray caster, and of the ground."""
 
 import math
 from functools import lru_cache
@@ -12,11 +12,11 @@ from progeo.toy_city.scene import Camera, Light, Picture, Share
 
 _SIGHT_M = 150.0
 _LAYERS = 4
-"""Walls seen one above the other in a column of pixels."""
+"""Maximum number of walls visible above one another in a pixel column."""
 
 
 def walls_near(district: District, camera: Camera) -> np.ndarray:
-    """Return the walls in sight whose front is toward the camera, wherever it looks: those behind it cast shadows."""
+    """Return the nearby walls that face the camera, in all directions, because walls behind it cast shadows."""
     walls, place = district.walls, camera.place.astype(np.float32)
     across = (place[walls["axis"]] - walls["plane"]) * walls["facing"]
     along = place[1 - walls["axis"]] - walls["origin"] - walls["sense"] * walls["width"] / 2
@@ -32,7 +32,7 @@ def draw_walls(
     texels_per_m: float,
     salt: int,
 ) -> None:
-    """Draw the walls a column of pixels sees: the nearest, and above it those that rise higher."""
+    """Draw the walls visible in each pixel column: the nearest, and farther walls that rise above it."""
     size = len(picture.color)
     directions, slopes = camera.rays(size)
     distance, along = _intersect(walls, camera.place.astype(np.float32)[:, None], directions)
@@ -47,7 +47,7 @@ def draw_walls(
     nearest = distance[seen[0], columns]
     where = np.flatnonzero((layer < _LAYERS) & (-slopes[:, None] * nearest < camera.height_m))
     row, column = np.divmod(where, size)
-    # A strip is what one column sees of one wall: all but the height in it is the same for its pixels.
+    # A strip is the part of a wall visible in one column: its pixels differ only in height.
     strips, strip = np.unique(layer.reshape(-1)[where] * size + column, return_inverse=True)
     strip_column = strips % size
     strip_wall = np.concatenate(seen)[strips]
@@ -77,7 +77,7 @@ def draw_walls(
 
 
 def draw_ground(picture: Picture, district: District, walls: np.ndarray, camera: Camera, light: Light) -> None:
-    """Draw road, pavement and markings where no wall hides them."""
+    """Draw road, pavement and markings where no wall covers them."""
     size = len(picture.color)
     directions, slopes = camera.rays(size)
     horizon = int((slopes >= 0).sum())
@@ -93,13 +93,13 @@ def draw_ground(picture: Picture, district: District, walls: np.ndarray, camera:
 
 
 def mottled(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Smooth noise from -1 to 1 at coordinates counted in texels."""
+    """Return smooth noise from -1 to 1 at texel coordinates."""
     return _mottle()[y.astype(np.int32) & 255, x.astype(np.int32) & 255]
 
 
 @lru_cache(maxsize=1)
 def _mottle() -> np.ndarray:
-    """Return a tile of smooth noise from -1 to 1, 256 x 256, that repeats without seams."""
+    """Generate a seamlessly repeating 256 x 256 tile of smooth noise from -1 to 1."""
     frequencies = np.hypot(np.fft.fftfreq(256)[:, None], np.fft.fftfreq(256))
     spectrum = np.fft.fft2(np.random.default_rng(0).normal(size=(256, 256))) / np.maximum(frequencies, 1 / 64) ** 1.3
     noise = np.fft.ifft2(spectrum).real
@@ -107,7 +107,7 @@ def _mottle() -> np.ndarray:
 
 
 def _intersect(walls: np.ndarray, origins: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distances (F, P) at which rays (2, P) meet the front of F walls, infinite for a miss, and where."""
+    """Return the distances (F, P) at which rays (2, P) hit the front of F walls, inf for a miss, and the offsets."""
     axis = walls["axis"]
     through = directions[axis]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -128,7 +128,7 @@ def _shadow_height(walls: np.ndarray, points: np.ndarray, light: Light) -> np.nd
 def _atlas(
     district: District, walls: np.ndarray, strip_wall: np.ndarray, level: np.ndarray, texels_per_m: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the texels of all facades in sight, and where those of each strip start and how long their rows are."""
+    """Return the texels of all visible facades, and the start and row length of the texture of each strip."""
     shown, slot = np.unique(strip_wall, return_inverse=True)
     pieces, starts, strides, total = [], [], [], 0
     for wall in walls[shown]:
@@ -173,7 +173,7 @@ def _road_colors(district: District, x: np.ndarray, y: np.ndarray) -> np.ndarray
 def _ground_in_sun(
     walls: np.ndarray, camera: Camera, light: Light, slopes: np.ndarray, directions: np.ndarray
 ) -> np.ndarray:
-    """Return which pixels (H, W) of the ground no wall shades, from a coarse grid of rays."""
+    """Return which ground pixels (H, W) are not in the shadow of a wall, interpolated from a coarse grid of rays."""
     coarse_slopes, coarse = slopes[len(slopes) % 8 // 2 :: 8], directions[:, 4::8]
     far = np.float32(camera.height_m) / np.maximum(-coarse_slopes, 0.02)
     points = camera.place.astype(np.float32)[:, None, None] + far[:, None] * coarse[:, None]

@@ -1,4 +1,4 @@
-"""Cars, trees, lamps and people, drawn over walls and ground."""
+"""Cars, trees, lamps and people, drawn in front of walls and ground."""
 
 import math
 
@@ -11,18 +11,18 @@ from progeo.toy_city.facades import rgba
 from progeo.toy_city.scene import Camera, Light, Picture
 
 _DETAIL_M = 60.0
-"""Further away there are buildings only."""
+"""Distance in meters beyond which only buildings are drawn."""
 
 
 def draw_things(picture: Picture, things: np.ndarray, camera: Camera, light: Light) -> None:
-    """Draw what stands in front of walls and ground, the farthest first."""
+    """Draw objects in front of walls and ground, farthest first."""
     canvas = _Canvas(camera, len(picture.color))
     places = np.stack([things["east"], things["north"]], axis=1)
     depth, side = camera.axes() @ (places - camera.place.astype(np.float32)).T
     shown = np.flatnonzero((depth > 0) & (np.abs(side) < depth + 5))
     draw = {"car": _draw_car, "tree": _draw_tree, "lamp": _draw_lamp, "person": _draw_person}
     for k in shown[np.argsort(-depth[shown])][-120:]:
-        # A thing hides the ground it stands on, up to its near end.
+        # An object hides the ground it stands on, up to its near end.
         canvas.dip(depth[k] - 3)
         draw[things["kind"][k]](canvas, places[k], np.random.default_rng(things["seed"][k]), things["axis"][k])
     drawn = np.asarray(canvas.image).reshape(-1, 4)
@@ -32,7 +32,7 @@ def draw_things(picture: Picture, things: np.ndarray, camera: Camera, light: Lig
 
 
 def things_present(district: District, camera: Camera, light: Light, rng: np.random.Generator) -> np.ndarray:
-    """Return what stands near at a visit: trees and lamps always, cars and people at some of their spots."""
+    """Return the objects nearby at a visit: all trees and lamps, cars and people at some of their spots."""
     spots = district.spots
     near = np.hypot(spots["east"] - camera.place[0], spots["north"] - camera.place[1]) < _DETAIL_M
     spots = spots[near]
@@ -43,7 +43,7 @@ def things_present(district: District, camera: Camera, light: Light, rng: np.ran
 
 
 class _Canvas:
-    """Draws shapes given in meters over each other; the number of a shape's ink is kept as alpha."""
+    """Painter of shapes given in meters, back to front; the alpha of a pixel is the index of its ink."""
 
     def __init__(self, camera: Camera, size: int):
         self._camera, self._size = camera, size
@@ -52,11 +52,11 @@ class _Canvas:
         self.inks = [(np.inf, 0.0)]
 
     def dip(self, distance_m: float, glow: float = 0.0) -> None:
-        """Take a new ink for shapes `distance_m` away."""
+        """Use a new ink for shapes at a distance of `distance_m`."""
         self.inks.append((distance_m, glow))
 
     def faces(self, points: np.ndarray, faces: list[tuple[list[int], np.ndarray]]) -> None:
-        """Draw those polygons over points (N, 3) whose corners run clockwise in the picture."""
+        """Draw the polygons over points (N, 3) whose corners are clockwise in the picture."""
         columns, rows, depths = self._camera.project(points, self._size).T
         for corners, color in faces:
             x, y = columns[corners], rows[corners]

@@ -1,1 +1,1 @@
-"""Readers of tables, photos and ground truth of other programs, one file per source."""
+"""Readers of tables, photos and other programs' ground truth, one file per source."""

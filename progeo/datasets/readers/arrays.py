@@ -1,4 +1,4 @@
-"""Ground truth of other programs, told by the names of its files: NumPy arrays, lists of images, numbered images."""
+"""Ground truth of other programs, recognized by file names: NumPy arrays, lists of images, numbered images."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -16,18 +16,19 @@ from progeo.places.catalogue import Catalogue
 
 
 def read_arrays(folder: Path, images: Path, name: str | None = None) -> dict[str, Catalogue]:
-    """Read database and queries of the set whose ground truth lies in a folder.
+    """Read database and queries of a dataset from a folder with its ground truth.
 
-    The queries have a column `positives`, the correct database rows of each, where those do not follow from 25 m.
+    The queries have a column `positives` with the database rows correct for each query, unless a radius of 25 m defines
+    them.
 
     Args:
-        folder: holds the files of one of `_LAYOUTS`, whatever their names begin with.
-        images: folder that the names in them are relative to.
-        name: what the names of the files begin with, where the folder holds those of several sets.
+        folder: the files of one of `_LAYOUTS`, with any common prefix in their names.
+        images: folder that the image names are relative to.
+        name: prefix of the file names, required if the folder has several datasets.
 
     Raises:
-        FileNotFoundError: a file that is not there.
-        ValueError: files of several sets, or such as do not fit together or hold anything but names and numbers.
+        FileNotFoundError: a file is missing.
+        ValueError: files of several datasets, inconsistent files, or content other than names and numbers.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}.")
@@ -58,20 +59,20 @@ _SEPARATORS = "_.-"
 
 @dataclass(frozen=True)
 class _Layout:
-    """A way to write ground truth down."""
+    """A set of files in which ground truth is stored."""
 
     what: str
-    """The files, in words."""
+    """The files in words."""
     endings: Mapping[str, str]
-    """How the name of each ends, a regular expression."""
+    """Regular expression for the end of each file's name."""
     read: Callable[[Mapping[str, Path], Path], dict[str, Catalogue]]
 
 
 def _sets(folder: Path, layout: _Layout) -> dict[str, dict[str, Path]]:
-    """The files of each set of a layout that has all of them, by what their names begin with.
+    """Group the files of a layout by prefix, and return the complete groups.
 
     Raises:
-        ValueError: a set has two files of one kind.
+        ValueError: two files of one kind have the same prefix.
     """
     sets: dict[str, dict[str, Path]] = {}
     for path in sorted(folder.iterdir()):
@@ -86,13 +87,16 @@ def _sets(folder: Path, layout: _Layout) -> dict[str, dict[str, Path]]:
 
 
 def _read_truth(files: Mapping[str, Path], images: Path) -> dict[str, Catalogue]:
-    """Names and the correct database rows of each query, as OpenVPRLab and GSV-Cities have them."""
+    """Read names and the correct database rows of each query, as in OpenVPRLab and GSV-Cities."""
     database, queries = _names(files["database"]), _names(files["queries"])
     return _with_positives(images, database, queries, files["truth"])
 
 
 def _read_indexed_truth(files: Mapping[str, Path], images: Path) -> dict[str, Catalogue]:
-    """The same of those queries that an index names: MSLS val of GSV-Cities, MixVPR and SALAD counts 740 of 747."""
+    """Read the same for the queries listed in an index file.
+
+    MSLS val of GSV-Cities, MixVPR and SALAD evaluates 740 of 747 queries in this way.
+    """
     database, queries = _names(files["database"]), _names(files["queries"])
     chosen = np.concatenate([np.empty(0, np.int64), *_rows(files["index"], len(queries), "queries")])
     return _with_positives(images, database, [queries[row] for row in chosen.tolist()], files["truth"])
@@ -107,7 +111,7 @@ def _with_positives(images: Path, database: list[str], queries: list[str], truth
 
 
 def _names(file: Path) -> list[str]:
-    """The names in a file: texts, bytes, or objects that are either."""
+    """Read image names from an array of text, bytes, or objects of either kind."""
     values = load_array(file).ravel().tolist()
     try:
         names = [value.decode() if isinstance(value, bytes) else value for value in values]
@@ -120,10 +124,10 @@ def _names(file: Path) -> list[str]:
 
 
 def _rows(file: Path, count: int, what: str) -> list[np.ndarray]:
-    """The row numbers, each from 0 to `count` - 1, that each element or line of an array gives.
+    """Read the row numbers, each from 0 to `count` - 1, in every element or line of an array.
 
     Raises:
-        ValueError: with the first that is something else.
+        ValueError: an element is invalid; the message has the first one.
     """
     values = load_array(file)
     is_mask = values.ndim == 2 and values.shape[1] == count

@@ -1,4 +1,4 @@
-"""NetVLAD's ground truth: dbStruct .mat files of Pittsburgh and Tokyo, of MATLAB v5 (scipy) and v7.3 (HDF5)."""
+"""NetVLAD's ground truth: dbStruct .mat files of Pittsburgh and Tokyo, in MATLAB v5 (scipy) and v7.3 (HDF5) format."""
 
 import re
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from progeo.places.catalogue import Catalogue
 from progeo.places.paths import portable_names
 
 _CUT_OUT = re.compile(r"(?<=\d)_pitch\d+_yaw\d+$|(?<=^.{22})_\d+_\d+$")
-"""What names a part of a panorama: 000042_pitch1_yaw3 of Pittsburgh, <22 letters>_012_330 of Tokyo."""
+"""Suffix of a view's name after its panorama's: 000042_pitch1_yaw3 in Pittsburgh, <22 letters>_012_330 in Tokyo."""
 _SIDES = {
     "database": ("dbImageFns", "utmDb", "dbTimeStamp"),
     "queries": ("qImageFns", "utmQ", "qTimeStamp"),
@@ -25,18 +25,18 @@ _SIDES = {
 
 
 def read_dbstruct(file: Path, images: Path, query_images: Path | None = None) -> dict[str, Catalogue]:
-    """Read database and queries of a dbStruct; a column `panorama` says which one an image is a part of.
+    """Read database and queries of a dbStruct, with a column `panorama` naming the panorama that an image is a view of.
 
-    Where there are time stamps, as in Tokyo TM, a column `time` has them.
+    Time stamps, if present as in Tokyo TM, are read into a column `time`.
 
     Args:
         file: such as pitts30k_test.mat or tokyo247.mat.
         images: folder that the names of database images are relative to.
-        query_images: the same of queries; None takes `images`.
+        query_images: folder that the names of queries are relative to; None uses `images`.
 
     Raises:
-        FileNotFoundError: no such file, or images that are not there.
-        ValueError: no dbStruct, or one whose parts do not fit together.
+        FileNotFoundError: the file or images do not exist.
+        ValueError: the file has no dbStruct, or its fields are inconsistent.
     """
     if not file.is_file():
         raise FileNotFoundError(f"There is no file {file}.")
@@ -78,7 +78,7 @@ def _catalogue(fields: Mapping[str, Any], file: Path, side: str, folder: Path) -
 
 
 def _present(names: list[str], folder: Path) -> list[str]:
-    """The names as the files are called: Tokyo's say .jpg where the files are .png."""
+    """Correct the extensions of names to those on disk: Tokyo's names end in .jpg although its files are .png."""
     description = f"looking for the images of {folder}"
     look = partial(_with_the_extension_that_is_there, folder)
     found = list(each_file(look, names, total=len(names), description=description))
@@ -98,7 +98,7 @@ def _with_the_extension_that_is_there(folder: Path, name: str) -> str | None:
 def _fields(file: Path) -> dict[str, Any]:
     try:
         content = _hdf5_content(file) if h5py.is_hdf5(file) else scipy.io.loadmat(file, simplify_cells=True)
-    except Exception as error:  # both libraries fail in many ways where a file is truncated or no .mat file
+    except Exception as error:  # both libraries raise many kinds of errors for truncated or other files
         raise ValueError(f"{file} is no .mat file, or a truncated one: {error}.") from None
     fields = content.get("dbStruct")
     if not isinstance(fields, dict):
@@ -107,7 +107,7 @@ def _fields(file: Path) -> dict[str, Any]:
 
 
 def _hdf5_content(file: Path) -> dict[str, Any]:
-    """What scipy gives of older files: all names, and of a dbStruct its fields."""
+    """Read an HDF5 file into what scipy returns for older files: all names, and the fields of a dbStruct."""
     with h5py.File(file) as content:
         struct = content.get("dbStruct")
         is_struct = isinstance(struct, h5py.Group)
@@ -116,7 +116,7 @@ def _hdf5_content(file: Path) -> dict[str, Any]:
 
 
 def _hdf5_value(content: h5py.File, dataset: h5py.Dataset) -> Any:
-    """A number, a matrix as MATLAB shows it, a text or a list of texts."""
+    """Convert a dataset to a number, a matrix in MATLAB's orientation, a text or a list of texts."""
     values = dataset[()]
     if values.dtype == h5py.ref_dtype:
         return [_text(content[reference][()]) for reference in values.ravel()]

@@ -1,4 +1,4 @@
-"""What the readers of other people's ground truth share: from names, positions and positives to a catalogue."""
+"""Functions shared by the ground truth readers: build a catalogue from names, positions and positives."""
 
 from pathlib import Path
 
@@ -10,13 +10,13 @@ from progeo.places.paths import portable_names
 
 
 def build_side(images: Path, names: list[str], utm_m: np.ndarray | None = None, **columns: pa.Array) -> Catalogue:
-    """Build the catalogue of one side, without zones and headings.
+    """Build the catalogue of the database or the queries, without zones and headings.
 
     Args:
         images: folder that the names are relative to.
-        names: of N files.
-        utm_m: east and north in meters, (N, 2); None where no position is known.
-        columns: more of them, of N values.
+        names: N file names.
+        utm_m: east and north in meters, (N, 2); None if positions are unknown.
+        columns: additional columns of N values.
     """
     count = len(names)
     places = np.full((count, 2), np.nan) if utm_m is None else utm_m
@@ -31,5 +31,5 @@ def build_side(images: Path, names: list[str], utm_m: np.ndarray | None = None, 
 
 
 def positives_column(positives: list[np.ndarray]) -> pa.Array:
-    """Database rows of each query as a column, each once and in order."""
+    """Build the column of each query's positives: unique database rows in ascending order."""
     return pa.array([np.unique(rows) for rows in positives], pa.list_(pa.int64()))

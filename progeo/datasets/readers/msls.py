@@ -1,4 +1,4 @@
-"""Mapillary Street-Level Sequences as it is downloaded: CITY/{database,query} with images and tables about them."""
+"""Mapillary Street-Level Sequences (MSLS) as downloaded: CITY/{database,query} with images and metadata tables."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from progeo.places.catalogue import Catalogue
 from progeo.places.positives import positives_within
 
 SUBTASKS = ("all", "s2w", "w2s", "o2n", "n2o", "d2n", "n2d")
-"""Columns of subtask_index.csv: all, summer to winter, old to new, day to night, and the ways back."""
+"""Columns of subtask_index.csv: all, summer to winter, old to new, day to night, and their reverses."""
 _RAW = {"lon": pa.float64(), "lat": pa.float64(), "ca": pa.float64(), "captured_at": pa.string(), "pano": pa.bool_()}
 _SIDES = {"database": "database", "queries": "query"}
 
@@ -21,21 +21,21 @@ _SIDES = {"database": "database", "queries": "query"}
 def read_msls(
     folder: Path, cities: Sequence[str] = (), *, subtask: str | None = "all", positive_radius_m: float | None = 25.0
 ) -> dict[str, Catalogue]:
-    """Read database and queries of one or more cities, as the benchmark of MSLS chooses them: no panoramas.
+    """Read database and queries of one or more cities as selected by the MSLS benchmark, without panoramas.
 
-    Positions are those of postprocessed.csv, which the benchmark measures distances by; the zone of a city, latitude,
-    longitude, heading and time are those of raw.csv; the condition is day or night.
+    Positions are those of postprocessed.csv, which the benchmark uses for distances. Zone, latitude, longitude, heading
+    and time come from raw.csv. The condition is day or night.
 
     Args:
-        folder: of a city, of several of them, or one with train_val.
-        cities: names of cities, such as cph and sf; none takes all that are there.
-        subtask: one of `SUBTASKS`; None takes all images.
-        positive_radius_m: queries without a database image of their city within this are left out, as the benchmark
-            does; None keeps them.
+        folder: folder of one city, of several cities, or one that contains train_val.
+        cities: names of cities, such as cph and sf; an empty sequence reads all cities found.
+        subtask: one of `SUBTASKS`; None reads all images.
+        positive_radius_m: queries without a database image of their city within this radius are excluded, as in the
+            benchmark; None keeps them.
 
     Raises:
-        FileNotFoundError: a city, or a table of it, that is not there.
-        ValueError: tables that do not fit together; cities whose zone is unknown, which could not be told apart.
+        FileNotFoundError: a city or one of its tables is missing.
+        ValueError: inconsistent tables, or several cities of which one has no known zone, so that they could overlap.
     """
     if subtask is not None and subtask not in SUBTASKS:
         raise ValueError(f"subtask must be one of {', '.join(SUBTASKS)}, got {subtask!r}.")
@@ -62,7 +62,7 @@ def read_msls(
 
 
 def _city_folders(folder: Path, cities: Sequence[str]) -> list[Path]:
-    """The folders of the cities, by name."""
+    """Find the folders of the named cities, or of all cities."""
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}.")
     if not cities and _is_city(folder):
@@ -83,7 +83,7 @@ def _is_city(path: Path) -> bool:
 
 
 def _side(root: Path, folder: Path, subtask: str | None) -> pa.Table:
-    """The images of one side of a city that count, with all columns but their zone."""
+    """Read the selected images of one side of a city, with all columns except the zone."""
     placed = _read(
         folder / "postprocessed.csv", {"easting": pa.float64(), "northing": pa.float64(), "night": pa.bool_()}
     )
@@ -114,7 +114,7 @@ def _side(root: Path, folder: Path, subtask: str | None) -> pa.Table:
 
 
 def _read(file: Path, columns: Mapping[str, pa.DataType]) -> pa.Table:
-    """The key of each image and some columns of a table; numbers are NaN where they are absent."""
+    """Read each image's key and some columns of a table; absent numbers are NaN."""
     if not file.is_file():
         raise FileNotFoundError(
             f"There is no table {file}: each side of a city needs postprocessed.csv, raw.csv and subtask_index.csv, "
@@ -136,7 +136,7 @@ def _read(file: Path, columns: Mapping[str, pa.DataType]) -> pa.Table:
 
 
 def _in_order_of(table: pa.Table, other: pa.Table, file: Path) -> pa.Table:
-    """The rows of another table in the order of the keys of this one."""
+    """Reorder the rows of another table to match the keys of this one."""
     rows = pc.index_in(table["key"], value_set=other["key"].combine_chunks())
     if rows.null_count:
         first = table["key"].filter(pc.is_null(rows))[0]
@@ -145,7 +145,7 @@ def _in_order_of(table: pa.Table, other: pa.Table, file: Path) -> pa.Table:
 
 
 def _zone(database: pa.Table, queries: pa.Table) -> int:
-    """The UTM zone of the middle of a city, 0 where its longitudes are not known."""
+    """Return the UTM zone of a city's median position, or 0 if its longitudes are unknown."""
     both = pa.concat_tables([database, queries])
     latitude, longitude = both["latitude"].to_numpy(), both["longitude"].to_numpy()
     known = (np.abs(latitude) <= 90) & (np.abs(longitude) <= 180)

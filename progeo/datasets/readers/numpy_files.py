@@ -1,4 +1,4 @@
-"""NumPy's .npy files of other people: numbers, texts, or pickled lists of them, without running what a pickle names."""
+"""Safe reading of .npy files: numbers, texts, or pickled lists of them, without executing code from pickles."""
 
 import io
 import math
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.lib.format as npy
 
 _MAX_VALUES = 2**22
-"""That lists may hold in all, where the file is smaller: a list may stand in it many times, but is stored once."""
+"""Maximum number of values in all lists, or the file size if larger: a pickle can repeat a list many times."""
 _DISPATCH = pickle._Unpickler.dispatch
 _LEFT_OUT = b"".join(
     (
@@ -21,35 +21,35 @@ _LEFT_OUT = b"".join(
         *(pickle.DICT, pickle.SETITEM, pickle.SETITEMS, pickle.ADDITEMS, pickle.FROZENSET),
     )
 )
-"""Operations that lists and arrays do not need: they take memory by a number, or hash what is nested without end."""
+"""Opcodes that lists and arrays do not need: they allocate memory by a given size, or hash endlessly nested values."""
 
 
 def load_array(file: Path) -> np.ndarray:
     """Read a .npy file.
 
     Returns:
-        An array of numbers or texts; or, from a file with pickled objects, an array of objects, each of which is a
-        number, a text, bytes, or a flat array of the numbers of whatever lists and arrays it was made of.
+        An array of numbers or texts; or, for a file with pickled objects, an array of objects, each of them a number, a
+        text, bytes, or a flat array with the numbers of nested lists and arrays.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: no .npy file, one that is truncated, or one that holds anything else.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not a .npy file, is truncated, or holds other objects.
     """
     if not file.is_file():
         raise FileNotFoundError(f"There is no file {file}.")
     content = file.read_bytes()
     try:
         return _decoded(content)
-    except Exception as error:  # what is no array fails in many ways
+    except Exception as error:  # invalid files raise many kinds of errors
         reason = str(error) if content else "the file is empty"
-        if isinstance(error, (KeyError, EOFError)):  # an operation that is none of those admitted, or the end
+        if isinstance(error, (KeyError, EOFError)):  # an opcode that is not admitted, or end of file
             reason = "it is truncated, or holds something else than arrays and lists of numbers and texts"
         raise ValueError(f"{file} cannot be read: {reason.rstrip('.')}. Is the download complete?") from None
 
 
 def integers_of(value: Any) -> np.ndarray | None:
-    """The numbers of an element or a line of `load_array` in one array (N,), None where one is no integer."""
-    if isinstance(value, np.ndarray) and value.dtype.kind == "O":  # a line of a matrix
+    """Flatten an element or line of `load_array` to an array of integers (N,); None if a value is not an integer."""
+    if isinstance(value, np.ndarray) and value.dtype.kind == "O":  # a line of a matrix of objects
         parts = [integers_of(each) for each in value]
         found = [part for part in parts if part is not None]
         return np.concatenate([np.empty(0, np.int64), *found]) if len(found) == len(parts) else None
@@ -57,7 +57,7 @@ def integers_of(value: Any) -> np.ndarray | None:
     if numbers.dtype.kind in "iu":
         return numbers
     whole = numbers.dtype.kind == "f" and np.isfinite(numbers).all() and (numbers % 1 == 0).all()
-    return numbers.astype(np.int64) if whole else None  # an empty array, too, often has NumPy's usual float64
+    return numbers.astype(np.int64) if whole else None  # empty arrays often have NumPy's default, float64
 
 
 def _decoded(content: bytes) -> np.ndarray:
@@ -81,7 +81,7 @@ def _decoded(content: bytes) -> np.ndarray:
 
 
 class _Type:
-    """Instead of numpy.dtype, which changes into anything as it is given its state."""
+    """Substitute for numpy.dtype, whose state in a pickle can turn it into any type."""
 
     def __init__(self, code: str, *_: Any) -> None:
         if not re.fullmatch(r"O8?|[biuf]\d|[SU]\d+", code):
@@ -94,7 +94,7 @@ class _Type:
 
 
 class _Array:
-    """Instead of numpy.ndarray, which reads beyond its memory where its shape is forged."""
+    """Substitute for numpy.ndarray, which reads out of bounds if a pickle forges its shape."""
 
     def __init__(self, *_: Any) -> None:
         self.values = np.empty(0)
@@ -118,11 +118,11 @@ def _scalar(kind: _Type, content: bytes) -> Any:
 
 
 def _bytes(content: bytes | str) -> bytes:
-    return content.encode("latin1") if isinstance(content, str) else content  # Python 2 has no bytes
+    return content.encode("latin1") if isinstance(content, str) else content  # pickles of Python 2 store bytes as text
 
 
 def _joined(*parts: str) -> str:
-    """A path, as pathlib pickles it."""
+    """Join the parts of a path as pathlib pickles them."""
     return parts[0] + "/".join(parts[1:]) if parts[0] == "/" else "/".join(parts)
 
 
@@ -141,9 +141,9 @@ _ADMITTED = MappingProxyType(
 
 
 class _ArrayUnpickler(pickle._Unpickler):
-    """Unpickle arrays and lists: Python's own unpickler in Python.
+    """Unpickler for arrays and lists, based on Python's pure-Python unpickler.
 
-    The faster one takes all memory where a file numbers a value too high.
+    The C unpickler exhausts memory if a file has a memo index that is too high.
     """
 
     dispatch = {code: act for code, act in _DISPATCH.items() if code not in _LEFT_OUT}  # noqa: RUF012
@@ -159,15 +159,15 @@ class _ArrayUnpickler(pickle._Unpickler):
 
 
 def _of_objects(values: Any) -> np.ndarray:
-    return np.fromiter(values, object)  # np.array would make a matrix of lists of one length
+    return np.fromiter(values, object)  # np.array would turn lists of equal length into a matrix
 
 
 def _flattened(elements: Sequence[Any], most: int) -> Iterator[Any]:
-    """The elements of an array of objects, with the numbers of each list or array in one array.
+    """Yield the elements of an array of objects, each list or array flattened to one array.
 
     Args:
-        elements: whatever the unpickler gives.
-        most: how many values to go through in all; lists that hold each other have more without end.
+        elements: output of the unpickler.
+        most: maximum number of values to visit, because lists that contain each other never end.
     """
     seen = len(elements)
     for element in elements:

@@ -1,4 +1,4 @@
-"""Patch-NetVLAD's ground truth: a list of images of each side, and their positions in an .npz file."""
+"""Patch-NetVLAD's ground truth: a list of images for database and queries, and their positions in an .npz file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,19 +15,19 @@ _USUAL_RADIUS_M = 25
 
 
 def read_patch_netvlad(files: Mapping[str, Path], images: Path) -> dict[str, Catalogue]:
-    """Read database and queries: positions as they are given, without a zone.
+    """Read database and queries with the given positions, without a zone.
 
-    Where images count as correct within another distance than 25, as frames of Nordland do, queries also have that
-    ground truth in a column `positives`.
+    If the distance threshold is not 25, as for the frames of Nordland, queries get their positives within that
+    threshold in a column `positives`.
 
     Args:
         files: `database` and `queries`, NAME_imageNames_index.txt and NAME_imageNames_query.txt. NAME.npz, or the only
-            one that begins with NAME, lies beside them or in dataset_gt_files beside their folder.
+            .npz file whose name starts with NAME, is next to them or in dataset_gt_files next to their folder.
         images: folder that the names are relative to.
 
     Raises:
-        FileNotFoundError: there is no .npz file.
-        ValueError: files that are broken or do not fit together.
+        FileNotFoundError: there is no .npz file, or several match.
+        ValueError: files are corrupt or inconsistent.
     """
     names = {side: _names(file) for side, file in files.items()}
     positions = _positions_file(files["database"])
@@ -35,7 +35,7 @@ def read_patch_netvlad(files: Mapping[str, Path], images: Path) -> dict[str, Cat
         with np.load(positions, allow_pickle=False) as arrays:
             utm = {side: np.asarray(arrays[key], np.float64) for side, key in _POSITIONS.items()}
             radius = float(arrays["posDistThr"].ravel()[0]) if "posDistThr" in arrays else None
-    except Exception as error:  # what is no .npz, or a truncated one, fails in many ways
+    except Exception as error:  # invalid or truncated files raise many kinds of errors
         raise ValueError(f"{positions} must hold numbers utmQ and utmDb, but cannot be read: {error}.") from None
     for side, values in utm.items():
         if values.shape == (2, len(names[side])) and len(names[side]) != 2:

@@ -1,4 +1,4 @@
-"""One's own photos: the places that cameras and phones write into them (EXIF)."""
+"""Positions of users' own photos from their EXIF metadata."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +17,13 @@ from progeo.places.paths import find_paths
 
 @dataclass(frozen=True)
 class Photos:
-    """What was read."""
+    """The catalogue of photos, and the photos excluded from it."""
 
     catalogue: Catalogue
     without_place: tuple[str, ...]
-    """Paths of the photos that do not say where they were taken, or cannot be read: left out."""
+    """Paths of excluded photos that have no position or cannot be read."""
     far_away: tuple[str, ...] = ()
-    """Paths of the few photos that lie too far from all others for one UTM zone: left out."""
+    """Paths of the few excluded photos that are too far from all others for one UTM zone."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class _Note:
 
 
 def read_photos(folder: Path) -> Photos:
-    """Read where the photos of a folder were taken, which way they look and when.
+    """Read position, heading and time of the photos of a folder.
 
     Raises:
-        FileNotFoundError: no such folder, or no photo in it.
-        ValueError: no photo says where it was taken, or too many for a mistake lie far from the others.
+        FileNotFoundError: the folder does not exist or has no photo.
+        ValueError: no photo has a position, or too many for a mistake are far from the others.
     """
     paths = [path for batch in find_paths(folder).batches for path in batch.to_pylist()]
     description = f"reading the places of photos in {folder}"
@@ -69,7 +69,7 @@ def read_photos(folder: Path) -> Photos:
 
 
 def _note(path: Path) -> _Note | None:
-    """What a photo says of itself; None where it does not say its place."""
+    """Read a photo's EXIF metadata; None if it has no valid position."""
     try:
         with open_image(path) as image:
             exif = image.getexif()
@@ -77,7 +77,7 @@ def _note(path: Path) -> _Note | None:
         latitude = _degrees(gps[GPS.GPSLatitude], gps[GPS.GPSLatitudeRef], "NS")
         longitude = _degrees(gps[GPS.GPSLongitude], gps[GPS.GPSLongitudeRef], "EW")
         heading = float(gps[GPS.GPSImgDirection]) % 360 if GPS.GPSImgDirection in gps else np.nan
-    except Exception:  # no image, no place, a side that is not given, or any of the ways in which EXIF can be broken
+    except Exception:  # not an image, no position, no N/S/E/W reference, or corrupt EXIF
         return None
     if not (abs(latitude) <= 90 and abs(longitude) <= 180) or (latitude == 0 and longitude == 0):
         return None
@@ -86,7 +86,7 @@ def _note(path: Path) -> _Note | None:
 
 
 def _degrees(parts: Any, side: str, sides: str) -> float:
-    """Degrees from degrees, minutes and seconds or fewer with decimals; negative on the second of two sides."""
+    """Convert degrees, minutes and seconds (the last ones may be missing) to degrees; negative on the second side."""
     numbers = np.atleast_1d(np.asarray(parts, np.float64))
     if not (numbers[1:] <= 60).all():
         raise ValueError(f"minutes and seconds must be at most 60, got {parts}.")

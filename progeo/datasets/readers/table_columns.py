@@ -1,4 +1,4 @@
-"""What the columns of a table of images are: found by their names, read as numbers or texts."""
+"""Columns of a table of images: find them by name and read them as numbers or text."""
 
 import logging
 import re
@@ -39,58 +39,58 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "condition": ("condition",),
     "time": ("time", "timestamp", "date", "captured_at"),
 }
-"""What a column may be called, in any case and with spaces for underscores; gps... and sourcefile by exiftool."""
+"""Accepted names of each column, in any case, with spaces or underscores; gps... and sourcefile are exiftool's."""
 _TEXTS = frozenset(name for column in ("path", "condition", "time") for name in _NAMES[column])
 _SAME = {"latitude": 1e-4, "longitude": 1e-4, "east": 10.0, "north": 10.0}
-"""So far the positions in two columns of the same meaning may differ, in degrees and meters."""
+"""Maximum difference of the positions in two columns of the same meaning, in degrees or meters."""
 _BLANK = pa.array(["", "na", "n/a", "#n/a", "nan", "null", "none", "-", "?", "\\n", "unknown"], pa.large_string())
 _NUMBER = r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$"
 
 
 _GSV_CITIES = "{city_id}_{place_id:07d}_{year}_{month:02d}_{northdeg:03d}_{lat}_{lon}_{panoid}.JPG"
-"""How GSV-Cities calls the images of its tables, which have no column for that."""
+"""Template of GSV-Cities' image names, for which its tables have no column."""
 
 
 @dataclass(frozen=True)
 class ImageTable:
-    """The columns of a table of N images that are known."""
+    """The known columns of a table of N images."""
 
     file: Path
     columns: Mapping[str, pa.ChunkedArray]
-    """By what they are: latitude, whatever the table calls it."""
+    """Columns by their meaning, such as latitude, whatever their name in the table."""
     names: Mapping[str, str]
-    """What the table calls them."""
+    """Name in the table of each column."""
     paths: pa.ChunkedArray
-    """Relative to the folder of the images."""
+    """Image paths relative to the folder of the images."""
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def name(self, row: int) -> str:
-        """A row as errors call it."""
+        """Return the name of a row for messages."""
         return f"{self.paths[row]}, row {row + 1}"
 
     def has(self, *names: str) -> bool:
-        """Whether there are all of these columns."""
+        """Return whether all of these columns exist."""
         return set(names) <= self.columns.keys()
 
     def numbers(self, name: str) -> np.ndarray:
-        """A column as float64 (N,), NaN where it is blank."""
+        """Return a column as float64 (N,), NaN where it is blank."""
         return _numbers(self.columns[name], self.names[name], self.file)
 
     def texts(self, name: str) -> pa.ChunkedArray:
-        """A column as texts, as they stand."""
+        """Return a column as texts, without surrounding spaces."""
         return _texts(self.columns[name], self.names[name], self.file)
 
     def known_texts(self, name: str) -> pa.ChunkedArray:
-        """A column as texts, "" where it is blank, and everywhere where there is no such column."""
+        """Return a column as texts, "" where it is blank; all "" if there is no such column."""
         if name not in self.columns:
             return pa.chunked_array([pa.repeat(pa.scalar("", pa.large_string()), len(self))])
         texts = self.texts(name)
         return pc.if_else(_is_blank(texts), "", texts)
 
     def warn(self, sentence: str, rows: np.ndarray, more: str = "") -> None:
-        """Warn of some rows, bool (N,), with how many they are and the first of them."""
+        """Log a warning about some rows, bool (N,), with their number and the first of them."""
         count = f"{rows.sum():,} of {len(self):,} rows"
         _LOGGER.warning(f"%s: {sentence}%s", self.file, count, self.name(int(rows.argmax())), more)
 
@@ -99,8 +99,8 @@ def open_table(file: Path, images: Path, given: Mapping[str, str], template: str
     """Read a table and find its columns; the arguments are those of `read_table`.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: a column that is missing, there twice or contradicted by another, or an image without a path.
+        FileNotFoundError: the file does not exist.
+        ValueError: a column is missing, duplicated or contradicted by another, or an image has no path.
     """
     table = read_columns(file, _TEXTS)
     if not table.num_rows:
@@ -131,7 +131,7 @@ def open_table(file: Path, images: Path, given: Mapping[str, str], template: str
 
 
 def _candidates(table: pa.Table, file: Path, synonyms: tuple[str, ...], given: str | None) -> list[str]:
-    """Names in the table that a column may have, the likeliest first."""
+    """List the table's names for a column, best match first."""
     if given is not None:
         return [given]
     named = [(name, name.strip().lower().replace(" ", "_")) for name in table.column_names]
@@ -144,7 +144,7 @@ def _candidates(table: pa.Table, file: Path, synonyms: tuple[str, ...], given: s
 
 
 def _is_way_up(table: pa.Table, file: Path, name: str) -> bool:
-    """Whether a column `orientation` is EXIF's, not a heading: a number from 1 to 8 for which way up, or words."""
+    """Return whether a column `orientation` holds EXIF orientations, 1 to 8 or words, instead of headings."""
     if name.strip().lower() != "orientation" or table.column_names.count(name) > 1:
         return False
     texts = _texts(table[name], name, file)
@@ -156,10 +156,10 @@ def _is_way_up(table: pa.Table, file: Path, name: str) -> bool:
 
 
 def _column(table: pa.Table, file: Path, column: str, names: list[str]) -> pa.ChunkedArray:
-    """The first of the columns that may be meant.
+    """Return the first of the columns with the given names, all of the same meaning.
 
     Raises:
-        ValueError: there is none, it is there twice, or another says that an image is elsewhere.
+        ValueError: a column is missing or duplicated, or another has different positions.
     """
     first, *others = (_only(table, file, name) for name in names)
     for name, other in zip(names[1:], others, strict=True):
@@ -187,7 +187,7 @@ def _only(table: pa.Table, file: Path, name: str) -> pa.ChunkedArray:
 
 
 def _paths_from(template: str, table: pa.Table, file: Path) -> pa.ChunkedArray:
-    """Put paths together, such as `{city}/{key}.jpg` or `{place_id:07d}.jpg`."""
+    """Build paths from a template such as `{city}/{key}.jpg` or `{place_id:07d}.jpg`."""
     parts: list[pa.ChunkedArray | pa.Scalar] = []
     try:
         fields = list(string.Formatter().parse(template))
@@ -212,7 +212,7 @@ def _paths_from(template: str, table: pa.Table, file: Path) -> pa.ChunkedArray:
 
 
 def _texts(column: pa.ChunkedArray, name: str, file: Path) -> pa.ChunkedArray:
-    """A column without spaces around its texts, "" where there is none."""
+    """Convert a column to texts without surrounding spaces, "" where absent."""
     try:
         return pc.fill_null(pc.utf8_trim_whitespace(column.cast(pa.large_string())), "")
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
@@ -224,7 +224,7 @@ def _is_blank(texts: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _numbers(column: pa.ChunkedArray, name: str, file: Path) -> np.ndarray:
-    """A column as float64 (N,), NaN where it is blank."""
+    """Convert a column to float64 (N,), NaN where it is blank."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):

@@ -1,4 +1,4 @@
-"""Files of tables as columns: CSV as spreadsheets and programs write it, Parquet, and points in GeoJSON."""
+"""Table files as columns: CSV as written by spreadsheets and programs, Parquet, and GeoJSON points."""
 
 import csv
 from collections.abc import Set
@@ -17,19 +17,19 @@ _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 def read_columns(file: Path, texts: Set[str]) -> pa.Table:
-    """Read a table; of a CSV all columns are texts, as they stand in it: 0001 is another name than 1.
+    """Read a table; all columns of a CSV are texts, unchanged, because 0001 and 1 are different names.
 
-    A CSV has commas, semicolons or tabs between its columns, whichever its first line has most of, and is UTF-8 or
-    UTF-16. Unless they are commas, numbers may have a decimal comma; a point stands for it in what is returned. Rows
-    of delimiters alone, as spreadsheets leave them at the end, do not count.
+    A CSV may be delimited by commas, semicolons or tabs, whichever gives most columns in its first line, and encoded in
+    UTF-8 or UTF-16. Unless the delimiter is a comma, numbers may have a decimal comma, which is replaced by a point.
+    Rows of delimiters only, as spreadsheets leave them at the end, are skipped.
 
     Args:
         file: .csv, .tsv, .parquet or .geojson.
         texts: names of columns, in lower case, that hold no numbers.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: a file of another kind, or a broken one.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file has another format or is corrupt.
     """
     if not file.is_file():
         raise FileNotFoundError(f"There is no table {file}.")
@@ -53,7 +53,7 @@ def _read_csv(file: Path, texts: Set[str]) -> pa.Table:
     with file.open("rb") as content:
         encoding = "utf-16" if content.read(2) in _UTF_16 else "utf-8"
     with file.open(encoding="utf-8-sig" if encoding == "utf-8" else encoding) as stream:
-        line = next((line for line in stream if line.strip("\n")), "")  # Arrow, too, ignores empty ones
+        line = next((line for line in stream if line.strip("\n")), "")  # Arrow ignores empty lines, too
     default = "\t" if file.suffix.lower() == ".tsv" else ","
     headers = {delimiter: next(csv.reader([line], delimiter=delimiter), []) for delimiter in (default, *_DELIMITERS)}
     delimiter = max(headers, key=lambda delimiter: len(headers[delimiter]))
@@ -89,7 +89,7 @@ def _read_geojson(file: Path) -> pa.Table:
     for number, feature in enumerate(features, 1):
         try:
             geometry, properties = feature["geometry"], feature.get("properties") or {}
-            if geometry is None:  # without a position, as a row of a CSV whose degrees are blank
+            if geometry is None:  # no position, like a CSV row with blank degrees
                 rows.append({**properties, "longitude": None, "latitude": None})
                 continue
             kind = geometry["type"]

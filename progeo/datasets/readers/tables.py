@@ -1,4 +1,4 @@
-"""Images whose places somebody wrote down: CSV, Parquet and GeoJSON -> catalogue."""
+"""Tables of images with positions: CSV, Parquet and GeoJSON to catalogue."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ _LOGGER = logging.getLogger("progeo")
 
 @dataclass(frozen=True)
 class _Places:
-    """Where the images of N rows were taken; NaN in all of them where that is not known."""
+    """Positions of the images of N rows; all values are NaN where unknown."""
 
     east: np.ndarray
     north: np.ndarray
@@ -39,20 +39,20 @@ class _Places:
 def read_table(
     file: Path, images: Path, *, columns: Mapping[str, str] | None = None, path: str | None = None
 ) -> Catalogue:
-    """Read a table of images; warn of rows without a position, which are skipped.
+    """Read a table of images; log a warning about rows without a position, which are skipped.
 
     Args:
-        file: .csv, .tsv, .parquet or .geojson (points). A column path, relative to `images`; latitude and longitude in
-            degrees or east and north in UTM meters; if there are, zone (also as 23K, 23S or EPSG:32723), letter,
+        file: .csv, .tsv, .parquet or .geojson (points). Columns: path, relative to `images`; latitude and longitude in
+            degrees or east and north in UTM meters; optionally zone (also as 23K, 23S or EPSG:32723), letter,
             hemisphere, epsg, heading in degrees, condition and time.
         images: folder that the paths are relative to.
-        columns: what columns are called that have other names, such as `{"path": "photo"}`.
-        path: template that puts paths together from columns, such as `{city}/{key}.jpg` or `{place_id:07d}.jpg`.
+        columns: names of columns that have other names, such as `{"path": "photo"}`.
+        path: template for paths from columns, such as `{city}/{key}.jpg` or `{place_id:07d}.jpg`.
 
     Raises:
-        FileNotFoundError: no such file, or an image that is not there.
-        ValueError: a column that is missing, there twice or holds something else; no row with a position; latitude and
-            longitude that are swapped or too far apart.
+        FileNotFoundError: the file or an image does not exist.
+        ValueError: a column is missing, duplicated or invalid, no row has a position, or latitude and longitude are
+            swapped or too far apart.
     """
     table = open_table(file, images, columns or {}, path)
     has_utm = table.has("east", "north")
@@ -98,7 +98,7 @@ def _from_degrees(table: ImageTable) -> _Places:
 
 
 def _refuse_swapped(table: ImageTable, latitude: np.ndarray, longitude: np.ndarray) -> None:
-    """Refuse rows that lie where the others do, or in their zone, only with latitude and longitude swapped."""
+    """Raise an error for rows that match the others' area, or their own zone, only with swapped degrees."""
     rows = swapped(latitude, longitude)
     if rows.any():
         raise ValueError(
@@ -132,7 +132,7 @@ def _from_utm(table: ImageTable) -> _Places:
     _refuse_zones(table, "epsg", disagree, "epsg {} is that of another zone than its column zone says.")
     zone = np.where(zone > 0, zone, code_zone)
     halves = pc.utf8_lower(table.known_texts("hemisphere"))
-    for letter, word in (("n", "north"), ("s", "south")):  # S is no band in this column
+    for letter, word in (("n", "north"), ("s", "south")):  # S is not a band in this column
         halves = pc.replace_substring_regex(halves, f"^{letter}$", word)
     hemisphere = hemispheres(north, letters=[table.known_texts("letter"), zone_letters, halves, sides])
     degrees = degrees_of_utm(east, north, zone, hemisphere)
@@ -156,7 +156,7 @@ def _refuse_zones(table: ImageTable, column: str, wrong: np.ndarray, sentence: s
 def _zones(
     table: ImageTable, column: str, parse: Callable[[str], tuple[int, str] | None]
 ) -> tuple[np.ndarray, pa.ChunkedArray]:
-    """The zones of a column, (N,), 0 where it is blank and -1 where it is none, and their letters."""
+    """Parse a column of zones, (N,), 0 where blank and -1 where invalid, and their letters."""
     texts = table.known_texts(column).combine_chunks().dictionary_encode()
     parsed = [(0, "") if text == "" else parse(text) or (-1, "") for text in texts.dictionary.to_pylist()]
     codes = texts.indices.to_numpy()
@@ -165,7 +165,7 @@ def _zones(
 
 
 def _pair(table: ImageTable, *names: str) -> tuple[np.ndarray, np.ndarray]:
-    """Two columns of positions, NaN in both where either is blank.
+    """Read two columns of positions, NaN in both where either is blank.
 
     Raises:
         ValueError: no row has both.

@@ -1,4 +1,4 @@
-"""VPR-Bench's ground truth: folders `query` and `ref` of numbered images, and the correct numbers of each query."""
+"""VPR-Bench's ground truth: folders `query` and `ref` of numbered images, and the correct images of each query."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,16 +12,16 @@ from progeo.places.paths import find_paths
 
 
 def read_vpr_bench(files: Mapping[str, Path], images: Path) -> dict[str, Catalogue]:
-    """Read database and queries, in the order of the numbers in their names.
+    """Read database and queries, sorted by the numbers in their names.
 
     Args:
-        files: `truth`, an array of objects (Q, 2): the number of a query, from 0 in their order, and those of the
+        files: `truth`, an array of objects (Q, 2): the index of a query, from 0 in sorted order, and the indices of the
             images of `ref` that are correct for it.
         images: folder with query/0000000.jpg and ref/0000000.jpg.
 
     Raises:
-        FileNotFoundError: no such folders.
-        ValueError: names that are no numbers, or have gaps; ground truth of other images.
+        FileNotFoundError: a folder does not exist.
+        ValueError: names are not consecutive numbers, or the ground truth does not match the images.
     """
     database, queries = (_numbered(images, side) for side in ("ref", "query"))
     positives = _positives(files["truth"], len(database), len(queries))
@@ -30,7 +30,7 @@ def read_vpr_bench(files: Mapping[str, Path], images: Path) -> dict[str, Catalog
 
 
 def _numbered(images: Path, side: str) -> list[str]:
-    """The images of a side in the order of their numbers."""
+    """List the images of a folder, sorted by number."""
     names = [name for batch in find_paths(images / side).batches for name in batch.to_pylist()]
     by_number: dict[int, str] = {}
     for name in names:
@@ -49,10 +49,10 @@ def _numbered(images: Path, side: str) -> list[str]:
 
 
 def _positives(file: Path, num_database: int, num_queries: int) -> list[np.ndarray]:
-    """The correct rows of the database, by query.
+    """Read the correct database rows of each query.
 
     Raises:
-        ValueError: an array of another shape, or numbers of images that are not there.
+        ValueError: the array has another shape, or names images that do not exist.
     """
     truth = load_array(file)
     if truth.ndim != 2 or truth.shape[1] != 2:
