@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor
-from torch.optim import Optimizer
 from tqdm import tqdm
 
 from progeo.engine.stopping import StopRequest
@@ -57,7 +57,7 @@ def progress_bar(num_steps: int, accelerator: Accelerator, *, images_per_step: i
 def train_epoch(
     batches: Iterable[Sequence[Any]],
     step: Step,
-    optimizer: Optimizer,
+    optimizer: AcceleratedOptimizer,
     accelerator: Accelerator,
     *,
     bar: tqdm,
@@ -111,7 +111,7 @@ def train_epoch(
         numbers = dict(zip(names, values, strict=True))
         if math.isfinite(numbers["loss"]) and math.isfinite(norm_of_all):
             optimizer.step()
-            applied = not getattr(optimizer, "step_was_skipped", False)  # by the scaler, for its gradient
+            applied = not optimizer.step_was_skipped  # by the scaler, for its gradient
             means.add(numbers)
         elif skip_not_finite:
             if accelerator.scaler is not None:
