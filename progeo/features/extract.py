@@ -257,7 +257,7 @@ def _of_former_place(cache: Path, depends_on: Mapping[str, Any], catalogue: Cata
             if not isinstance(stored, dict) or {**stored, _PLACE: depends_on[_PLACE]} != depends_on:
                 continue
             before = _load_files(folder, len(catalogue))
-        except ValueError:  # damaged; a caller that needs this very folder reports it
+        except ValueError:  # corrupt; a caller that needs this very folder reports it
             continue
         if not len(changed_files(before, catalogue)):
             LOGGER.info("the images of %s were described before, in %s", catalogue.folder, stored[_PLACE])
