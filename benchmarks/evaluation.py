@@ -1,10 +1,10 @@
-"""Evaluation at size: searching 200,000 descriptors, and describing images of mixed shapes beside the plain loop.
+"""Benchmark evaluation at scale: search 200,000 descriptors, and extract features of images of mixed shapes.
 
-Run `python -m benchmarks.evaluation`. Search: descriptors of 512 dimensions, ten of each place, and queries of some of
-the places; each search runs in a process of its own, whose most memory counts beside that of the libraries, first as
-evaluations usually do it, all of it in one faiss index in memory. Describing: a ResNet-18 with GeM, images at their
-native sizes; the plain loop reads the database in fixed batches and the queries, which have several shapes, one by one.
-Wall time on all cores.
+Run `python -m benchmarks.evaluation`. Search: descriptors of 512 dimensions, ten for each place, and queries of some of
+the places. Each search runs in a process of its own, with its peak memory beyond that of the libraries; the baseline
+holds all descriptors in one faiss index in memory, as evaluations usually do. Extraction: a ResNet-18 with GeM on
+images at their native sizes; the plain baseline reads the database in fixed batches and the queries, which have several
+shapes, one by one. Wall time on all cores.
 """
 
 import multiprocessing
@@ -45,22 +45,22 @@ QUERY_SHAPES = ((240, 320), (320, 240), (240, 240), (256, 341), (341, 256), (200
 
 @dataclass(frozen=True)
 class Search:
-    """What a search took and found."""
+    """Time and recall of a search."""
 
     seconds: float
     recall: float
-    """Percent of queries whose first image is one of their place."""
+    """Percentage of queries whose first match is an image of their place."""
 
 
 def main() -> None:
-    """Print the figures of both."""
+    """Print the results of both benchmarks."""
     with tempfile.TemporaryDirectory() as folder:
         for line in chain(compare_searches(Path(folder)), compare_describing(Path(folder))):
             print(line, flush=True)
 
 
 def compare_searches(folder: Path) -> Iterator[str]:
-    """Time, memory and recall@1 of each search, and what an index takes to make and to keep."""
+    """Yield time, memory and recall@1 of each search, and build time and size of each index."""
     in_a_process(write_descriptors, folder)
     columns = f"{'search, s':>12}{'ms a query':>12}{'peak, GB':>10}{'R@1':>8}{'made in, s':>12}{'kept, MB':>10}"
     title = f"{NUM_DATABASE:,} x {NUM_QUERIES:,} x {DIM}"
@@ -74,26 +74,26 @@ def compare_searches(folder: Path) -> Iterator[str]:
 
 
 def search_line(name: str, search: Search, gigabytes: float, made: float, kept: int) -> str:
-    """A line of the table."""
+    """Format a row of the table."""
     each = 1e3 * search.seconds / NUM_QUERIES
     found = f"{search.seconds:12.2f}{each:12.3f}{gigabytes:10.2f}{search.recall:8.1f}"
     return f"{name:30}{found}{made:12.1f}{kept / 1e6:10.1f}"
 
 
 def in_a_process(job: Callable, *arguments: object) -> tuple[Any, float]:
-    """What a job gives, in a process of its own, and the most gigabytes that it took beside the libraries."""
+    """Run a job in a process of its own; returns its result and its peak gigabytes beyond the libraries."""
     with multiprocessing.get_context("spawn").Pool(1) as process:
         before = process.apply(peak_gigabytes)
         return process.apply(job, arguments), process.apply(peak_gigabytes) - before
 
 
 def peak_gigabytes() -> float:
-    """Of this process, since it began."""
+    """Return the peak memory of this process in gigabytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def write_descriptors(folder: Path) -> None:
-    """Unit vectors: ten around the center of each place, and queries, farther from some of the centers."""
+    """Write unit vectors: ten around the center of each place, and queries farther from some of the centers."""
     rng = np.random.default_rng(0)
     num_places = NUM_DATABASE // IMAGES_PER_PLACE
     centers = unit(rng.standard_normal((num_places, 24), np.float32) @ rng.standard_normal((24, DIM), np.float32))
@@ -109,17 +109,17 @@ def write_descriptors(folder: Path) -> None:
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """The same directions with length 1."""
+    """L2-normalize vectors."""
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def rows_in(folder: Path, count: int) -> ShardedRows:
-    """Descriptors in files of a folder."""
+    """Open the descriptors in the files of a folder."""
     return ShardedRows(folder, num_rows=count, width=DIM, shard_size=ROWS_PER_FILE, dtype="float32")
 
 
 def timed(folder: Path, find: Callable[[np.ndarray], np.ndarray]) -> Search:
-    """What it takes to find rows for the queries, beyond opening what they are searched in."""
+    """Time the search for all queries, excluding the time to open the database."""
     queries, places = np.load(folder / "queries.npy"), np.load(folder / "places.npy")
     start = time.perf_counter()
     found = find(queries)
@@ -128,33 +128,33 @@ def timed(folder: Path, find: Callable[[np.ndarray], np.ndarray]) -> Search:
 
 
 def search_in_memory(folder: Path) -> Search:
-    """As evaluations usually do it."""
+    """Search one faiss index in memory, as evaluations usually do."""
     index = faiss.IndexFlatL2(DIM)
     index.add(np.concatenate(list(rows_in(folder / "database", NUM_DATABASE).parts())))
     return timed(folder, lambda queries: index.search(queries, COUNT)[1])
 
 
 def search_by_file(folder: Path) -> Search:
-    """As ours does it where no index is asked for."""
+    """Search file by file, as progeo does without an index."""
     database = rows_in(folder / "database", NUM_DATABASE)
     return timed(folder, lambda queries: nearest_neighbors(database.parts(), queries, COUNT).rows)
 
 
 def make_index(folder: Path, kind: str) -> float:
-    """Seconds to train, fill and write an index."""
+    """Train, fill and write an index; returns the seconds."""
     start = time.perf_counter()
     open_index(rows_in(folder / "database", NUM_DATABASE), kind, probes=PROBES)
     return time.perf_counter() - start
 
 
 def search_index(folder: Path, kind: str) -> Search:
-    """In an index that is there already."""
+    """Search an existing index."""
     index = open_index(rows_in(folder / "database", NUM_DATABASE), kind, probes=PROBES)
     return timed(folder, lambda queries: index_neighbors(index, queries, COUNT).rows)
 
 
 def compare_describing(folder: Path) -> Iterator[str]:
-    """Images a second of the plain loop and of ours, for a database of one shape and queries of several."""
+    """Yield images per second of the plain loop and of ours, for a database of one shape and queries of several."""
     encoder = build_encoder("resnet18", "random", DATABASE_SHAPES[0], normalization="imagenet").eval()
     yield f"{'describing, images/s':30}{'plain':>12}{'ours':>12}{'ratio':>8}{'largest difference':>20}"
     whole = np.zeros(2)
@@ -172,13 +172,13 @@ def compare_describing(folder: Path) -> Iterator[str]:
 
 
 def speeds(name: str, count: int, seconds: np.ndarray) -> str:
-    """A line of the table."""
+    """Format a row of the table."""
     plain, ours = seconds.tolist()
     return f"{name:30}{count / plain:12.1f}{count / ours:12.1f}{plain / ours:8.2f}"
 
 
 def write_shapes(folder: Path, shapes: Sequence[tuple[int, int]]) -> None:
-    """Write smooth random JPEGs whose shapes take turns."""
+    """Write smooth random JPEGs with alternating shapes."""
     rng = np.random.default_rng(0)
     folder.mkdir(exist_ok=True)
     for place in range(NUM_IMAGES):
@@ -204,7 +204,7 @@ class PlainImages(torch.utils.data.Dataset):
 
 
 def plain_loop(encoder: Encoder, folder: Path, batch_size: int) -> Callable[[], np.ndarray]:
-    """Describe as published evaluations do."""
+    """Build the extraction loop of published evaluations."""
     images = read_catalogue(folder)
     plain = nn.Sequential(encoder.backbone, encoder.pooling)
     loader = DataLoader(
@@ -222,7 +222,7 @@ def plain_loop(encoder: Encoder, folder: Path, batch_size: int) -> Callable[[], 
 
 
 def our_loop(encoder: Encoder, folder: Path) -> Callable[[], np.ndarray]:
-    """Describe in batches of one shape each."""
+    """Build our extraction loop, with batches of one shape each."""
     images = read_catalogue(folder)
     extractor = descriptor_extractor(encoder, "native", None, start_accelerator("no"))
 

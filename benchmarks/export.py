@@ -1,7 +1,7 @@
-"""How long one image takes in PyTorch, compiled by it, and in onnxruntime, side by side.
+"""Benchmark the inference time of one image in PyTorch, torch.compile and onnxruntime.
 
-Run `python -m benchmarks.export`, after `pip install -e '.[onnx]'`. CLIP's RN50 with a GeM and ViT-B/16, of random
-weights, one image of 224 px at a time, on two CPU cores. All alternate; the least counts.
+Run `python -m benchmarks.export`, after `pip install -e '.[onnx]'`. CLIP's RN50 with a GeM and ViT-B/16 with random
+weights, one image of 224 px at a time, on two CPU cores. The three alternate; the minimum counts.
 """
 
 import tempfile
@@ -21,7 +21,7 @@ IMAGE_SIDE, NUM_CORES = 224, 2
 
 
 def main() -> None:
-    """Print the figures."""
+    """Print the results."""
     torch.set_num_threads(NUM_CORES)
     print(f"{'ms an image':12}{'PyTorch':>12}{'compiled':>12}{'onnxruntime':>14}{'ratios':>14}")
     with tempfile.TemporaryDirectory() as folder:
@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def compare_runtimes(architecture: str, path: Path) -> str:
-    """Milliseconds an image, and how many times longer PyTorch takes than the two others."""
+    """Format milliseconds per image, and the ratios of PyTorch to the two others."""
     encoder = build_encoder(architecture, "random", IMAGE_SIDE).eval()
     save_onnx(path, encoder)
     options = onnxruntime.SessionOptions()

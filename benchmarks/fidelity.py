@@ -1,10 +1,10 @@
-"""Stage 2 beside the published loop, by what both learn from the same images, steps and starting weights.
+"""Compare what stage 2 and the published loop learn from the same images, steps and starting weights.
 
 Run `python -m benchmarks.fidelity configs/sf_xl_sample.yaml configs/cambridge_sample.yaml --file_side 128`, or with any
-other settings of stage 2. The published loop is CosPlace's, which ProGEO's stage 2 adds its text to, written plainly:
-each class gives one random image an epoch, decoded to floats, jittered and cropped image by image, and Adam trains
-encoder and classifier. Ours is measured once with the same settings and once with averaged weights, as the short
-configurations have them. Both are validated alike. With `--file_side` the images are copied at a smaller size first, as
+other settings of stage 2. The published loop is CosPlace's, to which ProGEO's stage 2 adds its text, in a plain
+implementation: each class gives one random image per epoch, decoded to floats, jittered and cropped image by image, and
+Adam trains encoder and classifier. Ours is measured once with the same settings and once with averaged weights, as in
+the short configurations. Both are validated alike. With `--file_side` the images are copied at a smaller size first, as
 the published augmentation is slow.
 """
 
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def columns(trained: Sequence[Trained], encoder: int) -> tuple[list[float], list[float]]:
-    """R@1 of one of the encoders that trainings left, and their seconds a step."""
+    """Return the R@1 of one of the encoders of each training, and the seconds per step."""
     return [each.recalls[encoder] for each in trained], [each.seconds_per_step for each in trained]
 
 
@@ -74,7 +74,7 @@ class CosFace(nn.Module):
         self.scale, self.margin = scale, margin
 
     def forward(self, descriptors: Tensor, labels: Tensor) -> Tensor:
-        """Logits (B, C) of descriptors (B, D)."""
+        """Compute logits (B, C) of descriptors (B, D)."""
         norms = descriptors.norm(dim=1)[:, None] * self.weight.norm(dim=1)[None]
         cosines = descriptors @ self.weight.T / norms.clamp(min=1e-8)
         one_hot = torch.zeros_like(cosines).scatter_(1, labels[:, None], 1.0)
@@ -82,7 +82,7 @@ class CosFace(nn.Module):
 
 
 def train_published(task: Task) -> Trained:
-    """Train as the published program does, from the encoder that ours starts from."""
+    """Train as the published code does, from the same starting encoder as ours."""
     settings, groups, device = task.settings, task.places.partition.groups, task.accelerator.device
     training, jitter = settings.training, settings.augmentation
     random.seed(settings.seed)
@@ -116,10 +116,10 @@ def train_published(task: Task) -> Trained:
 
 
 def endless_batches(images: Dataset, batch_size: int, num_workers: int) -> Iterator[list[Tensor]]:
-    """Batches of random classes, each class once before any comes again.
+    """Yield batches of random classes, in which each class comes once before any comes again.
 
     Raises:
-        ValueError: fewer classes than a batch has images.
+        ValueError: there are fewer classes than images in a batch.
     """
     if len(images) < batch_size:
         raise ValueError(f"training.batch_size must be at most {len(images)}, a group's classes, got {batch_size}.")

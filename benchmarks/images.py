@@ -1,4 +1,4 @@
-"""Photos to read."""
+"""Images for the benchmarks."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from PIL import Image
 
 
 def write_images(folder: Path, count: int, side: int) -> None:
-    """Write smooth random JPEGs, named as a catalogue wants them."""
+    """Write smooth random JPEGs with valid catalogue names."""
     rng = np.random.default_rng(0)
     for index in range(count):
         coarse = Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))

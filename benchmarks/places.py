@@ -1,8 +1,8 @@
-"""Classes and groups of a city: columns beside the plain loop over names that CosPlace and ProGEO publish.
+"""Benchmark classes and groups of a city: columns compared with the plain loop that CosPlace and ProGEO publish.
 
 Both read the same list of synthetic names and cut it into the published cells, headings and groups; ours does it from
-the list, from the list while writing the index that later runs map into memory, and from that index. Each job runs in a
-process of its own, whose most memory counts. The loop is run on a part of the names, and its figures are scaled.
+the list, from the list while writing the index that later runs memory-map, and from that index. Each job runs in a
+process of its own, whose peak memory counts. The loop runs on a part of the names, and its results are scaled.
 """
 
 import argparse
@@ -28,14 +28,14 @@ ROWS_AT_ONCE = 2**18
 
 @dataclass(frozen=True)
 class Cost:
-    """What a job took."""
+    """Time and memory of a job."""
 
     seconds: float
     bytes: float
 
 
 def main() -> None:
-    """Print the figures."""
+    """Print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--names", type=int, default=5_600_000, help="how many; all of SF-XL has 41,200,000")
     with tempfile.TemporaryDirectory() as folder:
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def compare(folder: Path, num_names: int) -> str:
-    """Seconds and memory of the loop and of ours, and how many times less ours takes."""
+    """Format seconds and memory of the loop and of ours, and the ratios."""
     num_in_loop = min(LOOP_NAMES, num_names)
     whole, part = folder / "whole", folder / "part"
     write_names(whole, num_names)
@@ -70,7 +70,7 @@ def compare(folder: Path, num_names: int) -> str:
 
 
 def write_names(folder: Path, count: int) -> None:
-    """Write the list of a folder's images; of the images there is only the first."""
+    """Write the list of a folder's images; only the first of the images exists."""
     rng = np.random.default_rng(0)
     num_classes = count // IMAGES_PER_CLASS
     cells = CITY_SIDE_M // CELL_SIDE_M
@@ -92,13 +92,13 @@ def write_names(folder: Path, count: int) -> None:
 
 
 def cost_of(job: Callable[[Path], object], city: Path) -> Cost:
-    """Run a job in a process of its own."""
+    """Measure a job in a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(measured, (job, city))
 
 
 def measured(job: Callable[[Path], object], city: Path) -> Cost:
-    """Run a job, keeping what it returns until the memory is read."""
+    """Measure a job, keeping its result until the memory is read."""
     start = time.perf_counter()
     kept = job(city)
     seconds = time.perf_counter() - start
@@ -108,7 +108,7 @@ def measured(job: Callable[[Path], object], city: Path) -> Cost:
 
 
 def loop(city: Path) -> object:
-    """All fields of all names, the class and the group of each image, then dicts of lists of paths and of sets."""
+    """Parse all names, compute class and group of each image, and collect dicts of lists of paths and of sets."""
     paths = city.with_name(f"{city.name}_images_paths.txt").read_text(encoding="utf-8").splitlines()
     fields = [path.split("@") for path in paths]
     numbers = np.array([(field[1], field[2], field[9]) for field in fields]).astype(float)
@@ -125,7 +125,7 @@ def loop(city: Path) -> object:
 
 
 def class_and_group(east: float, north: float, heading: float) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """The class id and the group id of one image."""
+    """Return the class id and the group id of one image."""
     class_id = (
         int(east // CELL_SIDE_M * CELL_SIDE_M),
         int(north // CELL_SIDE_M * CELL_SIDE_M),
@@ -146,7 +146,7 @@ def index_and_cut(city: Path) -> object:
 
 
 def cut(city: Path, num_groups: int = NUM_GROUPS) -> object:
-    """Map the index into memory and cut it into groups."""
+    """Memory-map the index and cut it into groups."""
     catalogue = read_catalogue(city)
     partition = build_partition(
         catalogue,
@@ -161,7 +161,7 @@ def cut(city: Path, num_groups: int = NUM_GROUPS) -> object:
 
 
 def open_group(city: Path) -> object:
-    """Map the index into memory and open its first group."""
+    """Memory-map the index and open its first group."""
     return cut(city, num_groups=1)
 
 

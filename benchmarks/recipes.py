@@ -1,7 +1,7 @@
-"""What choices of stage 2 give at equal steps: one setting changed at a time, several seeds, without text.
+"""Compare recipes of stage 2 at equal steps: one setting changed at a time, several seeds, without text.
 
 Run `python -m benchmarks.recipes configs/sf_xl_sample.yaml configs/cambridge_sample.yaml --file_side 128`, or with any
-other settings of stage 2; docs/recipes.md holds what it gave. With `--file_side` images are copied at a smaller size
+other settings of stage 2; docs/recipes.md holds the results. With `--file_side` images are copied at a smaller size
 first.
 """
 

@@ -1,4 +1,4 @@
-"""Short trainings of stage 2 without text on a small set, for benchmarks that compare what trainings learn."""
+"""Short trainings of stage 2 without text on a small set, for benchmarks that compare training results."""
 
 import argparse
 import math
@@ -33,7 +33,7 @@ JPEG_QUALITY = 95
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained, on which images, and how it is tested."""
+    """Settings, training images and validation set of a training."""
 
     settings: Settings
     places: TrainingPlaces
@@ -41,7 +41,7 @@ class Task:
     accelerator: Accelerator
 
     def recall_at_1(self, encoder: Encoder) -> float:
-        """R@1 of the validation in percent."""
+        """Compute the validation R@1 in percent."""
         data = self.settings.data
         predictions = retrieve(
             encoder,
@@ -58,15 +58,15 @@ class Task:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training gave."""
+    """Results of a training."""
 
     recalls: tuple[float, ...]
-    """R@1 of each encoder that it left, in percent."""
+    """R@1 of each encoder of the training, in percent."""
     seconds_per_step: float
 
 
 def parse_arguments(description: str, arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
-    """Read what all of these benchmarks take; what is left over are settings, such as `--data.num_workers 4`."""
+    """Parse the arguments shared by these benchmarks; the rest are settings, such as `--data.num_workers 4`."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument(
         "configs", nargs="+", type=Path, help="settings of stage 2 with a small set, such as a sample's"
@@ -84,7 +84,7 @@ def build_task(config: Path, options: argparse.Namespace, words: Iterable[str], 
     """Read settings and images; images of another size are written to `folder` once.
 
     Raises:
-        ValueError: steps that are no complete epochs.
+        ValueError: the steps are not a whole number of epochs.
     """
     chosen = ["--config", config, "--text.weight", 0, "--model.image_size", options.image_size, "--seed", seed]
     settings = _parsed([*chosen, "--data.cache_images", "false", *words])
@@ -113,7 +113,7 @@ def build_task(config: Path, options: argparse.Namespace, words: Iterable[str], 
 
 
 def train_ours(task: Task, results: Callable[[ImageTraining], Sequence[Encoder]]) -> Trained:
-    """Train as `stage2_image.py` does, without checkpoints; `results` picks the encoders to test."""
+    """Train as `stage2_image.py` does, without checkpoints; `results` selects the encoders to test."""
     training = ImageTraining(task.settings, task.places, task.accelerator)
     start = time.perf_counter()
     while not training.finished:
@@ -125,7 +125,7 @@ def train_ours(task: Task, results: Callable[[ImageTraining], Sequence[Encoder]]
 
 
 def print_head(config: Path, task: Task) -> None:
-    """Print what the rows below have in common."""
+    """Print the configuration shared by the rows below."""
     training, (height, width) = task.settings.training, as_height_width(task.settings.model.image_size)
     steps = training.epochs * training.iterations_per_epoch
     print(
@@ -135,7 +135,7 @@ def print_head(config: Path, task: Task) -> None:
 
 
 def print_row(name: str, recalls: Sequence[float], seconds: Sequence[float]) -> None:
-    """Print mean and standard deviation over the seeds, seconds a step, and the R@1 of each seed."""
+    """Print mean and std over the seeds, seconds per step, and the R@1 of each seed."""
     each = " ".join(f"{value:5.1f}" for value in recalls)
     spread = np.std(recalls, ddof=1) if len(recalls) > 1 else math.nan
     print(f"{name:36}{np.mean(recalls):6.1f}{spread:6.1f}{np.mean(seconds):8.3f}  {each}", flush=True)
@@ -146,7 +146,7 @@ def _parsed(words: Iterable[object]) -> Settings:
 
 
 def _small_copy(folder: Path, side: int, out: Path, orientation: Orientation) -> Path:
-    """Copy a folder of images of `side` x `side` pixels, under the same names and turned upright where asked."""
+    """Copy a folder of images at `side` x `side` pixels, with the same names and in the given orientation."""
     copy = out / f"{side}" / folder.resolve().relative_to("/")
     catalogue = read_catalogue(folder, positions="ignored")
     for row in range(len(catalogue)):

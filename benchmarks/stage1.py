@@ -1,8 +1,9 @@
-"""Stage 1 at its limits: text and image features side by side with the plain way, and memory for a large city.
+"""Benchmark stage 1: text and image features compared with the plain implementation, and memory for a large city.
 
-Run `python -m benchmarks.stage1`. Text features: ViT-B/32's text tower; on the CPU one thread and process CPU time, on
-a GPU wall time; the two alternating, the least of several rounds. Image features: wall time, as decoding and encoding
-overlap. Memory: the peak of a process of its own that trains on 35,000 classes and 700,000 images.
+Run `python -m benchmarks.stage1`. Text features: ViT-B/32's text tower; on a CPU one thread and process CPU time, on a
+GPU wall time; both implementations alternate, and the minimum of several rounds counts. Image features: wall time, as
+decoding and encoding overlap. Memory: the peak of a process of its own that trains on 35,000 classes and 700,000
+images.
 """
 
 import multiprocessing
@@ -40,7 +41,7 @@ NUM_CLASSES, NUM_FEATURES, NUM_STEPS = 35_000, 700_000, 8
 
 
 def main() -> None:
-    """Print the figures of all three."""
+    """Print the results of all three benchmarks."""
     with tempfile.TemporaryDirectory() as folder:
         print(compare_text_features())
         print(compare_image_features(Path(folder)))
@@ -49,7 +50,7 @@ def main() -> None:
 
 
 def compare_text_features() -> str:
-    """Forward and backward, plain and ours."""
+    """Compare the time of forward and backward passes of the plain implementation and of ours."""
     accelerator = start_accelerator("no")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -75,7 +76,7 @@ def compare_text_features() -> str:
 
 
 def plain_text_features(clip: CLIP, learner: PromptLearner, labels: Tensor) -> Tensor:
-    """Text features as the published code computes them: the whole context of 77 tokens for every label."""
+    """Compute text features as the published code does: the whole context of 77 tokens for every label."""
     ids = SimpleTokenizer()("A photo of a X X X X street.")[0].to(labels.device)
     tokens = clip.token_embedding(ids).expand(len(labels), -1, -1)
     prompts = torch.cat([tokens[:, :5], learner.context[labels], tokens[:, 9:]], dim=1)
@@ -84,7 +85,7 @@ def plain_text_features(clip: CLIP, learner: PromptLearner, labels: Tensor) -> T
 
 
 def compare_image_features(folder: Path) -> str:
-    """Images a second into a feature cache, against the plain loop."""
+    """Compare the images per second that are extracted into a feature cache with those of the plain loop."""
     write_images(folder, IMAGES, IMAGE_SIDE)
     catalogue = read_catalogue(folder)
     accelerator = start_accelerator("fp16" if torch.cuda.is_available() else "no")
@@ -131,7 +132,7 @@ def plain_image_features(clip: CLIP, paths: list[Path], accelerator: Accelerator
 
 
 def train_large_group(folder: Path) -> str:
-    """Train a few steps of a group of a large city, write its checkpoint, and tell the most memory that took."""
+    """Train a few steps of a group of a large city, write its checkpoint, and report the peak memory."""
     accelerator = start_accelerator("no")
     libraries = peak_memory(accelerator)
     clip = load_clip(ARCHITECTURE, "random").requires_grad_(False).to(accelerator.device)
@@ -167,7 +168,7 @@ def train_large_group(folder: Path) -> str:
 
 
 def peak_memory(accelerator: Accelerator) -> int:
-    """The most bytes so far: of the device where it has memory of its own, else of the process."""
+    """Return the peak memory in bytes: of a GPU if there is one, else of the process."""
     if accelerator.device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())

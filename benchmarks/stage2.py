@@ -1,10 +1,10 @@
-"""Stage 2 side by side with the published loop, on the same images and the same model.
+"""Benchmark stage 2 against the published loop, on the same images and the same model.
 
 Run `python -m benchmarks.stage2`. A ResNet18 frozen up to layer2 with a GeM and a CosFace head, at 224 px, on JPEGs of
-512 px. The published loop jitters colors at 512 px, then crops and resizes; we crop and resize as we decode, then
-jitter. So it is also timed with images that are resized first. Decoding and augmenting: on the CPU one thread and
-process CPU time, on a GPU wall time; the step and the whole: wall time on all cores, nothing overlapping. All
-alternate; the least counts.
+512 px. The published loop jitters colors at 512 px, then crops and resizes; ours crops and resizes while decoding, then
+jitters. The published loop is therefore also timed with images that are resized first. Decoding and augmentation: on a
+CPU one thread and process CPU time, on a GPU wall time; the step and the whole: wall time on all cores, nothing
+overlapping. All alternate; the minimum counts.
 """
 
 import tempfile
@@ -40,7 +40,7 @@ ENCODER_LEARNING_RATE, HEAD_LEARNING_RATE = 1e-5, 1e-2
 
 @dataclass(frozen=True)
 class Loop:
-    """The parts of a training loop; each takes what the one before it gave."""
+    """The parts of a training loop; each takes the result of the one before it."""
 
     decode: Callable[[], Tensor]
     augment: Callable[[Tensor], Tensor]
@@ -52,13 +52,13 @@ class Loop:
 
 
 def main() -> None:
-    """Print the figures."""
+    """Print the results."""
     with tempfile.TemporaryDirectory() as folder:
         print(compare_loops(Path(folder)))
 
 
 def compare_loops(folder: Path) -> str:
-    """Milliseconds an image of every part and of the whole, and how many times longer the published loop takes."""
+    """Format milliseconds per image of every part and of the whole, and the ratios of the published loop to ours."""
     write_images(folder, BATCH_SIZE, IMAGE_SIDE)
     catalogue = read_catalogue(folder)
     accelerator = start_accelerator("no")
@@ -101,7 +101,7 @@ def compare_loops(folder: Path) -> str:
 
 
 def plain_loop(paths: Sequence[Path], resizing: Sequence[nn.Module], device: torch.device) -> Loop:
-    """Decode to floats, jitter and crop image by image, train with plain Adam, as CosPlace and ProGEO do."""
+    """Build the published loop: decode to floats, jitter and crop image by image, train with plain Adam."""
     to_tensor = transforms.Compose([*resizing, transforms.ToTensor()])
     jitter = transforms.ColorJitter(brightness=0.7, contrast=0.7, saturation=0.7, hue=0.5)
     crop = transforms.RandomResizedCrop([INPUT_SIDE, INPUT_SIDE], scale=(0.5, 1))
@@ -118,7 +118,7 @@ def plain_loop(paths: Sequence[Path], resizing: Sequence[nn.Module], device: tor
 
 
 def our_loop(catalogue: Catalogue, device: torch.device) -> Loop:
-    """Decode, crop and resize to uint8, jitter in batches, train in channels_last with fused Adam."""
+    """Build our loop: decode, crop and resize to uint8, jitter in batches, train in channels_last with fused Adam."""
     augmentation, generator = Augmentation(), torch.Generator().manual_seed(0)
     rows, crop = np.arange(BATCH_SIZE), augmentation.crop((INPUT_SIDE, INPUT_SIDE))
     images = LabeledImages(CatalogueImages(catalogue), rows, np.arange(BATCH_SIZE + 1), crop)
@@ -138,10 +138,10 @@ def our_loop(catalogue: Catalogue, device: torch.device) -> Loop:
 
 
 def build_step(device: torch.device, memory_format: torch.memory_format, *, fused: bool) -> Callable[[Tensor], None]:
-    """The training step on images (B, 3, H, W) of as many classes."""
+    """Build the training step on images (B, 3, H, W) of as many classes."""
     torch.manual_seed(0)
     trunk = nn.Sequential(*list(resnet18().children())[:-2])
-    trunk[:6].requires_grad_(False)  # all before layer3
+    trunk[:6].requires_grad_(False)  # all layers before layer3
     encoder = nn.Sequential(trunk, GeMHead(512, DESCRIPTOR_DIM)).to(device, memory_format=memory_format)
     head = build_head("cosface", DESCRIPTOR_DIM, NUM_CLASSES, scale=30.0, margin=0.4).to(device)
     optimizer = torch.optim.Adam(

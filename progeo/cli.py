@@ -1,4 +1,4 @@
-"""The command `progeo`: the same functions as the scripts."""
+"""The command `progeo`: one table of commands, which the scripts share."""
 
 import os
 import sys
@@ -11,15 +11,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Command:
-    """A sub-command: where its function lies, and what its settings are."""
+    """A sub-command: the names of its function and of its settings class."""
 
     function: str
     settings: str
     summary: str
     positional: bool = False
-    """Settings without a default are given as plain words."""
+    """Whether settings without a default are positional arguments."""
     words: str | None = None
-    """The setting that all plain words together are."""
+    """Name of the setting that collects all positional arguments."""
 
 
 COMMANDS = {
@@ -101,7 +101,7 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a sub-command; what a user can cause ends with one sentence and status 1, without a traceback.
+    """Run a sub-command; an error that a user can cause ends with one sentence and status 1, without a traceback.
 
     PROGEO_DEBUG=1 in the environment shows the traceback.
     """
@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     program = f"progeo {name}" if name else "progeo"
     try:
         for word in words:
-            word.encode()  # a path that is not UTF-8 is no text, which files and pages could hold
+            word.encode()  # a path that is not UTF-8 cannot be written to text files and pages
         if words == ["--version"]:
             print(f"progeo {import_module('progeo').__version__}", flush=True)
             return
@@ -121,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run_command(name, words[len(name.split()) :])
         print(end="", flush=True)
     except BrokenPipeError as error:
-        if _flush_stdout("\n"):  # then it was another pipe
+        if _flush_stdout("\n"):  # stdout still works, so another pipe is broken
             sys.exit(f"{program}: error: {error}")
     except (ValueError, OSError, MemoryError) as error:
         if os.environ.get("PROGEO_DEBUG") == "1":
@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _flush_stdout(last: str = "") -> bool:
-    """Whether what is printed arrives; after `| head -1` or on a full disk it does not, and the rest goes nowhere."""
+    """Flush stdout and return whether it worked; if not (after `| head -1`, or a full disk), discard further output."""
     try:
         print(end=last, flush=True)
     except OSError:
@@ -153,7 +153,7 @@ def _sentence(error: Exception) -> str:
 
 
 def run_command(name: str, arguments: Sequence[str]) -> None:
-    """Parse the settings of a sub-command and run it; its imports wait until here, so that others start fast."""
+    """Parse the settings of a sub-command and run it. Modules are imported here, so that other commands start fast."""
     command = COMMANDS[name]
     settings = import_module("progeo.config.parsing").parse_settings(
         _named("config", command.settings),
@@ -166,13 +166,13 @@ def run_command(name: str, arguments: Sequence[str]) -> None:
 
 
 def _named(room: str, name: str) -> Any:
-    """What `module:name` is in a room of progeo."""
+    """Import `module:name` from a package of progeo."""
     module, _, name = name.partition(":")
     return getattr(import_module(f"progeo.{room}.{module}"), name)
 
 
 def _unknown(words: Sequence[str]) -> str:
-    """The sentence about a command that does not exist, with the one that is spelled most like it."""
+    """Write the error message for an unknown command, with the most similar command as a suggestion."""
     given = " ".join(words[: 1 + any(name.startswith(f"{words[0]} ") for name in COMMANDS)])
     nearest = get_close_matches(given, COMMANDS, 1)
     return f"there is no command {given!r}." + "".join(f" Did you mean {name!r}?" for name in nearest)

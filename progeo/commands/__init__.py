@@ -1,1 +1,1 @@
-"""The commands: each file reads like a paragraph, and only here are the settings of a command read."""
+"""The commands, one per file. Only this package reads the settings of commands."""

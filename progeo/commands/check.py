@@ -1,4 +1,4 @@
-"""Check of a set of images before it is trained on or evaluated with."""
+"""Check a data set before training or evaluation."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -24,7 +24,7 @@ from progeo.places.geographic import check_zones, hemispheres_of, positions_m
 from progeo.places.positives import find_positives
 
 _EAST_M, _NORTH_M = (100_000, 900_000), (0, 10_000_000)
-"""What UTM coordinates can be."""
+"""Valid ranges of UTM coordinates."""
 _TOO_FAR_M = 100
 _FEW_CLASSES = 100
 _WIDER, _BINS = (1, 1.5, 2, 3, 5, 10), (30, 90, 360)
@@ -32,28 +32,28 @@ _WIDER, _BINS = (1, 1.5, 2, 3, 5, 10), (30, 90, 360)
 
 @dataclass
 class Findings:
-    """What was found out about one catalogue; images by their path."""
+    """Problems and statistics of one catalogue, with images named by path."""
 
     images: int
     unreadable: dict[str, str] = field(default_factory=dict)
-    """Why, by path."""
+    """Reason by path."""
     tiny: list[str] = field(default_factory=list)
     duplicates: list[list[str]] = field(default_factory=list)
-    """Paths with the same content."""
+    """Groups of paths with the same content."""
     misplaced: dict[str, str] = field(default_factory=dict)
-    """Why, by path."""
+    """Reason by path."""
     sizes: dict[str, int] = field(default_factory=dict)
-    """How many images of each height x width."""
+    """Number of images of each `height x width`."""
     where: str = ""
-    """Their center and extent without those that are elsewhere; empty without positions."""
+    """Center and extent without the images that lie elsewhere; empty without positions."""
     map_link: str = ""
-    """The address of a map of their center."""
+    """URL of a street map of the center."""
 
 
 def check_dataset(settings: DatasetCheckSettings) -> dict[str, Any]:
-    """Check a folder of images, or one with database and queries; prints a table and returns what `check.json` holds.
+    """Check a folder of images, or one with database and queries; log a table and return the content of `check.json`.
 
-    With `out` it also writes check.json and check.html, a page with a map and a histogram.
+    With `out`, also write check.json and check.html, a page with a map and a histogram.
     """
     start_log(None)
     sides = {name: settings.folder / name for name in (settings.database, settings.queries)}
@@ -113,12 +113,12 @@ def _duplicates(catalogue: Catalogue, digests: np.ndarray) -> list[list[str]]:
 
 
 def _misplaced(catalogue: Catalogue, elsewhere: Mapping[int, str]) -> dict[str, str]:
-    """Images whose coordinates cannot be, are far from all others, or contradict what their names say."""
+    """Find images whose coordinates are impossible, far from all others, or contradict their names."""
     reasons: dict[int, str] = {}
     has_zone, east, north = catalogue.zone > 0, catalogue.east, catalogue.north
     hemisphere = hemispheres_of(catalogue)
-    # Without a zone they may count from anywhere: Nordland's are meters along the track. A set on both sides of the
-    # equator may count all its northings from one origin.
+    # Without a zone the coordinates may have any origin: Nordland's are meters along the track. A set on both sides of
+    # the equator may count all its northings from one origin.
     beyond = {"east": has_zone, "north": has_zone & (hemisphere < 0)}
     for name, values, (low, high) in (("east", east, _EAST_M), ("north", north, _NORTH_M)):
         for row in np.flatnonzero(beyond[name] & ((values < low) | (values > high))).tolist():
@@ -133,10 +133,10 @@ def _misplaced(catalogue: Catalogue, elsewhere: Mapping[int, str]) -> dict[str, 
 
 
 def _contradictions(catalogue: Catalogue) -> Iterator[tuple[int, str]]:
-    """Images whose names give degrees that cannot be, or are not those of their UTM position."""
+    """Find images whose names give impossible degrees, or degrees that differ from their UTM position."""
     try:
         degrees = parse_columns(catalogue.table["path"], ("latitude", "longitude"))
-    except ValueError:  # names of another convention
+    except ValueError:  # names follow another convention
         return
     latitude, longitude = degrees["latitude"], degrees["longitude"]
     for row in np.flatnonzero((np.abs(latitude) > 90) | (np.abs(longitude) > 180)).tolist():
@@ -148,7 +148,7 @@ def _contradictions(catalogue: Catalogue) -> Iterator[tuple[int, str]]:
             latitude[rows], longitude[rows], force_zone_number=zone, force_northern=True
         )
         off_m = north - catalogue.north[rows]
-        off_m = np.minimum(np.abs(off_m), np.abs(off_m + _NORTH_M[1]))  # from whichever origin
+        off_m = np.minimum(np.abs(off_m), np.abs(off_m + _NORTH_M[1]))  # the northing may count from either origin
         meters = np.hypot(east - catalogue.east[rows], off_m)
         for row, far_m in zip(rows[meters > _TOO_FAR_M].tolist(), meters[meters > _TOO_FAR_M].tolist(), strict=True):
             yield row, f"its degrees are {far_m:,.0f} m from its UTM position"
@@ -161,7 +161,7 @@ def _queries_without_positive(catalogues: Mapping[str, Catalogue], settings: Dat
 
 
 def _classes(catalogue: Catalogue, cells: CellSettings) -> dict[str, Any]:
-    """Classes and groups for these cells, and where there are few, what other cells would give."""
+    """Count classes and groups for these cells and, if there are few classes, for other cells too."""
     counts = _counts(catalogue, cells)
     if counts["classes"] >= _FEW_CLASSES:
         return counts
@@ -174,7 +174,7 @@ def _classes(catalogue: Catalogue, cells: CellSettings) -> dict[str, Any]:
         if "refused" in counts or (side, degrees) != (cells.cell_side_m, cells.heading_bin_deg)
     ]
     given = [_counts(catalogue, each, with_groups=False) for each in others]
-    most = max([counts, *given], key=lambda each: each["classes"])  # of equal ones the first, so the smallest cells
+    most = max([counts, *given], key=lambda each: each["classes"])  # the first of ties, so the smallest cells
     return {**counts, "with_other_cells": given, **({"suggested": most} if most is not counts else {})}
 
 

@@ -1,4 +1,4 @@
-"""Comparison: several encoders on the same query set and the same machine, in one table."""
+"""Compare several encoders on the same query set and the same machine, in one table."""
 
 import csv
 import re
@@ -22,29 +22,29 @@ _NOT_IN_A_NAME = re.compile(r"[^\w.-]+")
 
 @dataclass(frozen=True)
 class Compared:
-    """A line of the table."""
+    """Results of one encoder, a row of the table."""
 
     encoder: str
     descriptor_dim: int
     images_per_second: float | None
-    """Of the network, on images that are decoded already; None where another program described them."""
+    """Extraction speed of the network on decoded images; None for descriptors of another program."""
     search_ms: float
-    """Of an exact search, for each query."""
+    """Duration of an exact search in milliseconds per query."""
     recalls: dict[int, float]
-    """In percent, by N."""
+    """Recall in percent, by N."""
 
 
 def compare(settings: CompareSettings) -> Path:
     """Evaluate several encoders and write compare.md, compare.csv and compare.json; returns their folder.
 
     Raises:
-        ValueError: no encoder, or one twice.
+        ValueError: no encoder is given, or one is given twice.
     """
     if not settings.encoders or len(set(settings.encoders)) < len(settings.encoders):
         raise ValueError(f"Name the encoders to compare, each once; got {', '.join(settings.encoders) or 'none'}.")
     start_log(None)
     accelerator = start_accelerator(settings.mixed_precision)
-    sources = {name: load_descriptor_source(name) for name in settings.encoders}  # a wrong one is told at the beginning
+    sources = {name: load_descriptor_source(name) for name in settings.encoders}  # report a wrong name before any work
     common = {field.name: getattr(settings, field.name) for field in fields(BenchmarkSettings)}
     table = []
     for place, (name, source) in enumerate(sources.items(), start=1):
@@ -74,7 +74,7 @@ def _images_per_second(encoder: nn.Module, settings: CompareSettings, accelerato
 
 
 def _write(out: Path, table: list[Compared]) -> None:
-    """The table three times, and on the screen."""
+    """Write the table as JSON, CSV and Markdown, and log it."""
     recalls = [f"R@{n}" for n in table[0].recalls]
     rows = [["encoder", "dimensions", "images/s", "search, ms a query", *recalls]]
     for line in table:

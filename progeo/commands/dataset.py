@@ -1,4 +1,4 @@
-"""Sets of images before any training: their index, and what cells and groups make of them."""
+"""Commands for data sets before training: index, import and count classes and groups."""
 
 import os
 from pathlib import Path
@@ -27,11 +27,11 @@ from progeo.places.geographic import check_zones, link_images
 
 
 def index_dataset(settings: DatasetIndexSettings) -> Path:
-    """Write the index of a folder of images and return its path.
+    """Write the catalogue of a folder of images and return its path.
 
     Raises:
-        FileExistsError: `out` is another folder, which would not be found any more.
-        OSError: there is no writing beside the folder, or where `out` is.
+        FileExistsError: `out` is another folder that is not empty; its own images would no longer be found.
+        OSError: the catalogue cannot be written next to the folder, or at `out`.
     """
     start_log(None)
     out = _folder_of(settings.out or settings.folder)
@@ -58,7 +58,7 @@ def read_image_table(settings: DatasetTableSettings) -> Path:
 
 
 def read_own_photos(settings: DatasetPhotosSettings) -> Path:
-    """Write the catalogue of photos that say where they were taken and return its path."""
+    """Write the catalogue of photos with EXIF GPS positions and return its path."""
     start_log(None)
     photos = read_photos(settings.folder)
     for path in photos.without_place:
@@ -77,7 +77,7 @@ def read_struct(settings: DatasetStructSettings) -> Path:
 
 
 def read_truth(settings: DatasetArraysSettings) -> Path:
-    """Write the catalogues of ground truth of another program and return their folder."""
+    """Write the catalogues of another program's ground truth and return their folder."""
     start_log(None)
     sides = read_arrays(settings.folder, settings.images, settings.name)
     for side, catalogue in sides.items():
@@ -101,7 +101,7 @@ def read_street_sequences(settings: DatasetMslsSettings) -> Path:
 
 
 def plan_groups(settings: DatasetGroupsSettings) -> Partition:
-    """Say how many classes and images each group has, before any training; returns all of them."""
+    """Log the number of classes and images of each group, before any training; returns all groups."""
     start_log(None)
     catalogue = read_catalogue(settings.folder)
     partition = build_partition(catalogue, **{**vars(settings.cells), "num_groups": None})
@@ -127,12 +127,12 @@ def plan_groups(settings: DatasetGroupsSettings) -> Partition:
 
 
 def _folder_of(out: Path) -> Path:
-    """The folder that a catalogue stands for, where its own name may be given, too."""
+    """Return the folder that a catalogue stands for; `out` may also name the .arrow file itself."""
     return out.with_suffix("") if out.suffix == ".arrow" else out
 
 
 def _write(catalogue: Catalogue, out: Path, link: bool) -> Path:
-    """Write a catalogue that stands for the folder `out`, and that folder too where links are asked for."""
+    """Write the catalogue that stands for the folder `out`, and with `link` also that folder of symbolic links."""
     out = _folder_of(out)
     file = index_file(out)
     if link:

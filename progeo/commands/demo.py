@@ -1,4 +1,4 @@
-"""Demo: the whole job on a toy city, and a table of what came out."""
+"""Run the whole pipeline on a toy city and print a table of recalls."""
 
 from pathlib import Path
 
@@ -18,9 +18,9 @@ from progeo.training.trainer import build_untrained_encoder
 
 
 def run_demo(settings: DemoSettings) -> Path:
-    """Render a city, run both stages, evaluate before and after, export; returns the path of the report.
+    """Render a city, run both stages, evaluate before and after, and export; returns the path of the report.
 
-    What an earlier, interrupted demo finished is not done again.
+    Steps that an earlier, interrupted demo finished are skipped.
     """
     out = settings.out
     city, untrained, encoder = out / "city", out / "untrained", out / "encoder"

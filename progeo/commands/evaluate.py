@@ -1,4 +1,4 @@
-"""Evaluation: what an encoder finds for query images in a database, and how much of it is right."""
+"""Evaluate an encoder: retrieve database images for queries and measure recall."""
 
 import time
 from collections.abc import Mapping
@@ -36,15 +36,15 @@ _PARTS_OF_A_PANORAMA = 12
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came out for an encoder."""
+    """Results of one encoder."""
 
     facts: Mapping[str, str]
-    """What was evaluated on what."""
+    """Encoder, data set and options of the evaluation."""
     recalls: Mapping[int, float]
-    """In percent, by N; none without labels."""
+    """Recall in percent, by N; empty without labels."""
     descriptor_dim: int
     search_ms: float
-    """Of an exact search, for each query."""
+    """Duration of an exact search in milliseconds per query."""
 
 
 def evaluate(settings: EvaluateSettings) -> Path:
@@ -58,7 +58,7 @@ def evaluate(settings: EvaluateSettings) -> Path:
 def evaluate_source(
     source: nn.Module | Path, settings: EvaluateSettings, accelerator: Accelerator
 ) -> Evaluation | None:
-    """Evaluate what `load_descriptor_source` loaded for `settings.encoder`; only the main process gets the result."""
+    """Evaluate a source of `load_descriptor_source`; only the main process gets the result, others None."""
     protocol = None if settings.protocol is None else load_protocol(settings.protocol)
     if protocol is not None:
         if settings.positive_angle_deg is not None:
@@ -124,14 +124,14 @@ def _query_set(settings: EvaluateSettings) -> QuerySet:
 
 
 def _unreadable_in_words(descriptors: QuerySetFeatures) -> dict[str, str]:
-    """A fact where images cannot be read."""
+    """Return a fact for the report if images cannot be read."""
     sides = {"database images, never found": descriptors.database, "queries, skipped": descriptors.queries}
     said = [f"{len(rows.missing):,} of {rows.num_rows:,} {what}" for what, rows in sides.items() if len(rows.missing)]
     return {"unreadable": "; ".join(said)} if said else {}
 
 
 def _themselves_in_words(query_set: QuerySet, predictions: np.ndarray) -> dict[str, str]:
-    """A fact and a warning where queries are images of the database, which proves nothing of new photos."""
+    """Return a fact and log a warning if queries are database images, whose recall says little about new photos."""
     count = int(find_themselves(query_set.queries, query_set.database, predictions[:, :1]).sum())
     if not count:
         return {}
@@ -142,16 +142,16 @@ def _themselves_in_words(query_set: QuerySet, predictions: np.ndarray) -> dict[s
 
 @dataclass(frozen=True)
 class _Found:
-    """What a search gave."""
+    """Results of a search."""
 
     predictions: np.ndarray
     """Database rows of each query, best first, int64 (Q, K); -1 where there is none."""
     distances: np.ndarray | None
-    """Between descriptors, (Q, K); None where it is known what is right."""
+    """Descriptor distances, (Q, K); None if there is ground truth."""
     exact_ms: float
-    """Of an exact search, for each query."""
+    """Duration of an exact search in milliseconds per query."""
     facts: Mapping[str, str]
-    """Of a compressed index, what it loses and saves."""
+    """Facts for the report about a compressed index: recall lost, size and speed."""
 
 
 def _search(
@@ -189,7 +189,7 @@ def _search(
     else:
         counted = [row for row, right in enumerate(positives) if settings.without_positive == "missed" or len(right)]
         right = [positives[row] for row in counted]
-        # Without anything to count, the results say so.
+        # Without any query to count, the results report it.
         won = np.subtract(*(recall_at(each[counted], right, (1,))[0] for each in both)) if counted else 0.0
         lost = f"R@1 {won:+.1f} against exact search"
     megabytes = index_path(database, settings.index, descriptors.index_folder).stat().st_size / 1e6
@@ -202,7 +202,7 @@ def _search(
 
 
 def _of_queries(neighbors: Neighbors, num_queries: int, preprocessing: str, count: int) -> np.ndarray:
-    """Predictions int64 (Q, K) of queries that searched once or with each of their crops."""
+    """Return predictions int64 (Q, K), merging those of several crops of a query."""
     rows = neighbors.rows.reshape(num_queries, -1, neighbors.rows.shape[1])
     if rows.shape[1] == 1:
         return rows[:, 0]
@@ -211,7 +211,7 @@ def _of_queries(neighbors: Neighbors, num_queries: int, preprocessing: str, coun
 
 
 def _conditions(queries: Catalogue, protocol: Protocol | None) -> np.ndarray:
-    """Of each query: as written down with it, or as the protocol tells; "" where neither does."""
+    """Return the condition of each query as recorded with it, else by the protocol, else ""."""
     found = queries.conditions
     if found is None and protocol is not None:
         found = protocol.conditions_of(queries.table["path"].to_pylist())

@@ -1,4 +1,4 @@
-"""Export: the encoder of a run leaves alone."""
+"""Export the encoder of a run to files of its own."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,16 +19,16 @@ from progeo.models.encoder import Encoder
 @dataclass(frozen=True)
 class _Format:
     files: tuple[str, ...]
-    """That it writes, beside README.md."""
+    """Names of the files that the format writes, besides README.md."""
     write: Callable[[Path, Encoder, dict, ExportSettings], str]
-    """Writes them to a folder and returns Python that loads them."""
+    """Writes the files to a folder and returns Python code that loads them."""
 
 
 def export(settings: ExportSettings) -> Path:
-    """Write the encoder of a run, or what others can make of it, to a folder of its own and return the folder.
+    """Export the encoder of a run in the chosen format and return the output folder.
 
     Raises:
-        ValueError: the folder holds such files already, or a setting that the format does not know.
+        ValueError: the folder holds such files already, or a setting does not apply to the format.
     """
     start_log(None)
     if settings.format not in ("onnx", "torch") and settings.input != "normalized":
@@ -100,7 +100,7 @@ def _report(encoder: Encoder, difference: float, settings: ExportSettings) -> No
 
 
 def _images(encoder: Encoder, settings: ExportSettings) -> str:
-    """What images may be, in words."""
+    """Describe the expected input images in words."""
     height, width = encoder.image_size
     step = side_step(encoder)
     sides = "H and W from 64" if step == 1 else f"H and W from 64 and multiples of {step}"

@@ -1,4 +1,4 @@
-"""The final test that stage 2 may end with: an evaluation of the encoder that the run keeps."""
+"""The optional final test of stage 2: an evaluation of the encoder that the run keeps."""
 
 from accelerate import Accelerator
 
@@ -12,10 +12,10 @@ from progeo.engine.run_folder import RunFolder
 
 
 def check_final_test(data: DataSettings) -> None:
-    """Refuse before the training what cannot be evaluated after it.
+    """Check before the training that the final test can be run after it.
 
     Raises:
-        ValueError: no such folders, or images that `load_query_set` refuses.
+        ValueError: a folder does not exist, or `load_query_set` refuses the images.
     """
     if data.test_folder is None:
         return
@@ -36,11 +36,11 @@ def check_final_test(data: DataSettings) -> None:
 
 
 def run_final_test(settings: Settings, run: RunFolder, accelerator: Accelerator) -> None:
-    """Evaluate the encoder that a run keeps as the settings say, if they do, into `test/` of the run.
+    """Evaluate the encoder that a run keeps and write the results to its `test/`, if the settings name a test folder.
 
     Raises:
-        ValueError: as `evaluate_source`, after a sentence that the training is done.
-        FileNotFoundError: the encoder is no longer there.
+        ValueError: see `evaluate_source`; the message first says that the training is finished.
+        FileNotFoundError: the encoder no longer exists.
     """
     data = settings.data
     if data.test_folder is None:

@@ -1,4 +1,4 @@
-"""Import of published prompts: as stage 1 leaves its own where they are for the same groups, else as plain tensors."""
+"""Import published prompts: in stage 1's own format if the groups are the same, else as plain tensors."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,7 +32,7 @@ def write_published_prompts(settings: ImportSettings, prompts: PublishedPrompts,
     """Write published prompts to `target` and return it.
 
     Raises:
-        ValueError: classes or a CLIP that do not fit the prompts.
+        ValueError: the classes or the CLIP do not match the prompts.
     """
     classes = None if settings.class_order is None else read_published_classes(settings.class_order)
     if classes is not None:
@@ -74,7 +74,7 @@ def _check_counts(prompts: PublishedPrompts, classes: PublishedClasses, settings
 def _order_of_groups(
     classes: PublishedClasses, cells: Mapping[str, int], num_groups: int
 ) -> tuple[list[int] | None, str]:
-    """The published groups in our order, or None and why the first of ours are not those that have prompts."""
+    """Map the published groups to our order; or return None and why they are not our first groups."""
     numbers = []
     for ids in classes.class_ids:
         if (ids[:, 2] < 0).any() or (ids[:, 2] >= 360).any() or (ids % _steps(cells)).any():
@@ -136,7 +136,7 @@ def _write_as_stage_1(
 
 
 def _check_vocabulary(clip: CLIP, prompts: PublishedPrompts, settings: ImportSettings) -> None:
-    """Refuse a CLIP whose word vectors are not those around the learned ones."""
+    """Check that a CLIP has the word vectors that surround the learned ones."""
     tokenizer = SimpleTokenizer()
     before, after = _TEMPLATE.split("{}")
     prefix = clip.token_embedding.weight[[tokenizer.sot_token_id, *tokenizer.encode(before)]]
@@ -154,7 +154,7 @@ def _check_vocabulary(clip: CLIP, prompts: PublishedPrompts, settings: ImportSet
 
 @torch.no_grad()
 def _text_features(clip: CLIP, context: Tensor) -> Tensor:
-    """Text features (C, E) of the learned vectors of a group."""
+    """Compute the text features (C, E) of the learned vectors of a group."""
     features = []
     for part in context.split(_CLASSES_AT_ONCE):
         learner = PromptLearner(clip, len(part), _TEMPLATE, part.shape[1])

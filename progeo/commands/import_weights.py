@@ -1,4 +1,4 @@
-"""Import: weights of other programs become an encoder, or prompts of stage 1."""
+"""Import weights of other programs as an encoder, or as prompts of stage 1."""
 
 import dataclasses
 import json
@@ -21,11 +21,11 @@ _CLIP = "clip.safetensors"
 
 
 def import_weights(settings: ImportSettings) -> Path:
-    """Write what a foreign file holds to a folder of its own and return the folder.
+    """Convert the weights of another program, write them to a new folder and return the folder.
 
     Raises:
-        FileNotFoundError: there is nothing to import.
-        ValueError: the folder is in use, or the file is of no known kind, refused, broken or not whole.
+        FileNotFoundError: the file does not exist.
+        ValueError: the folder is in use, or the file has an unknown format, is refused, corrupt or truncated.
     """
     start_log(None)
     target = settings.to or settings.file.parent / f"{settings.file.stem}_encoder"
@@ -83,7 +83,7 @@ def _write_encoder(foreign: Foreign, source: Path, target: Path) -> Path:
 
 
 def _metadata(foreign: Foreign) -> dict[str, str]:
-    """What a file of weights says of itself: its architecture, and where they are known the mean and std of pixels."""
+    """Return the metadata of a weight file: its architecture and, if known, the pixel mean and std."""
     spec = foreign.encoder.spec
     pixels = {"mean": json.dumps(spec.mean), "std": json.dumps(spec.std)} if foreign.says_pixels else {}
     return {ARCHITECTURE: spec.architecture, **pixels}

@@ -1,4 +1,4 @@
-"""Making a place index, adding to it, and learning how sure its answers may be."""
+"""Build a place index, add images to it, and calibrate its confidence."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -32,10 +32,10 @@ _FEWEST_PHOTOS = 20
 
 
 def build_place_index(settings: IndexBuildSettings) -> Path:
-    """Describe images and write a place index of them; returns its folder.
+    """Extract the descriptors of a folder of images and write a place index; returns its folder.
 
     Raises:
-        ValueError: there is an index already, or an encoder without weights.
+        ValueError: the folder holds an index already, or the encoder has no weights.
     """
     start_log(None)
     there_already = f"{settings.out} holds a place index already: add to it, or name another --out."
@@ -70,7 +70,7 @@ def build_place_index(settings: IndexBuildSettings) -> Path:
             **new_files(),
         )
         index = build_index(descriptors, settings.index)
-        if holds_place_index(settings.out):  # of another command, by now
+        if holds_place_index(settings.out):  # another command wrote it meanwhile
             raise ValueError(there_already)
         save_model(settings.out, encoder, settings.encoder)
         if not save_generation(settings.out, None, about, index, images):
@@ -79,7 +79,7 @@ def build_place_index(settings: IndexBuildSettings) -> Path:
 
 
 def add_to_place_index(settings: IndexAddSettings) -> Path:
-    """Add the images of a folder that a place index does not hold yet; returns its folder."""
+    """Add the images of a folder that a place index does not hold yet; returns the folder of the index."""
     start_log(None)
     accelerator = start_accelerator(settings.mixed_precision)
     opened = open_place_index(settings.index)
@@ -102,12 +102,13 @@ def add_to_place_index(settings: IndexAddSettings) -> Path:
 
 
 def calibrate_place_index(settings: IndexCalibrateSettings) -> Path:
-    """Search photos of known places in a place index, and note how sure its answers may be; returns its folder.
+    """Calibrate the confidence of a place index on photos of known position; returns the folder of the index.
 
-    Photos that are images of the index themselves are skipped: they would be found without fail, unlike any new one.
+    Photos that are images of the index themselves are skipped: unlike new photos, they would always be found.
 
     Raises:
-        ValueError: images of the index have no position, fewer than 20 photos are not in it, or none is found.
+        ValueError: images of the index have no position, fewer than 20 photos are not in it, or none is localized
+            correctly.
     """
     start_log(None)
     accelerator = start_accelerator(settings.mixed_precision)
@@ -146,7 +147,7 @@ def calibrate_place_index(settings: IndexCalibrateSettings) -> Path:
 
 
 def _images(folder: Path) -> Catalogue:
-    """The images of a folder for an index; a warning says how many have no position."""
+    """Read the images of a folder for an index; warn if some have no position."""
     catalogue = read_catalogue(folder, positions="optional")
     placeless = int((~has_position(catalogue)).sum())
     if placeless:
@@ -163,7 +164,7 @@ def _images(folder: Path) -> Catalogue:
 def _calibration(
     index: PlaceIndex, photos: Catalogue, descriptors: ShardedRows, settings: IndexCalibrateSettings
 ) -> Calibration:
-    """How sure answers may be, learned from photos that are not in the index."""
+    """Fit the confidence to photos that are not in the index."""
     found = index.search(np.concatenate(list(descriptors.parts())))
     new = ~find_themselves(photos, index.catalogue, found.rows)
     _check_enough(int(new.sum()), settings)

@@ -1,4 +1,4 @@
-"""Localizing: where photos were taken, or where it looks as a sentence says."""
+"""Localize photos, or find the places that match a sentence."""
 
 import csv
 from collections.abc import Mapping
@@ -28,41 +28,43 @@ from progeo.places.paths import find_paths
 
 @dataclass(frozen=True)
 class Match:
-    """An image of the index, near to what was asked."""
+    """An image of the index that matches a query."""
 
     path: str
     latitude: float | None
-    """Degrees, None where only UTM is known."""
+    """Degrees; None if only UTM is known."""
     longitude: float | None
     east_m: float | None
-    """UTM meters, None where the index does not know the place."""
+    """UTM meters; None if the position is unknown."""
     north_m: float | None
     distance: float
-    """Between descriptors."""
+    """Euclidean distance between descriptors."""
 
 
 @dataclass(frozen=True)
 class Localization:
-    """An answer: where a photo was taken, if it is the place of the first match."""
+    """Result of a query. Its estimated position is that of the first match."""
 
     asked: str
-    """Path of the photo, or the sentence."""
+    """Path of the query photo, or the query sentence."""
     confidence: float | None
-    """Probability that it was taken within `radius_m` of the first match; None where the index was not calibrated."""
+    """Probability that the query was taken within `radius_m` of the first match; None if the index is not
+    calibrated."""
     radius_m: float | None
     known: bool | None
-    """Whether confidence reaches the threshold; None without one."""
+    """Whether the confidence reaches the threshold; None without a confidence."""
     matches: tuple[Match, ...]
-    """The nearest images, the best first."""
+    """The nearest images, best first."""
     error: str = ""
-    """Why there are none."""
+    """Why there are no matches; empty if there are."""
 
 
 def localize(settings: LocalizeSettings) -> list[Localization]:
-    """Find where photos were taken, print it and write it to a file.
+    """Localize photos or a sentence, print the results and write them to a file.
 
     Raises:
-        ValueError: neither photos nor a sentence or both, none that can be read, or an encoder without texts.
+        ValueError: not exactly one of photos and a sentence is given, no photo can be read, or the encoder does not
+            support text.
     """
     start_log(None)
     if bool(settings.photos) == (settings.text is not None):
@@ -88,10 +90,10 @@ def localize(settings: LocalizeSettings) -> list[Localization]:
 
 @torch.inference_mode()
 def text_descriptor(spec: EncoderSpec, text: str) -> np.ndarray:
-    """A sentence in the space of an encoder's descriptors, of length 1, float32 (1, D).
+    """Encode a sentence in the descriptor space of an encoder, with unit length, float32 (1, D).
 
     Raises:
-        ValueError: the encoder does not share CLIP's text space, or there is no tokenizer for its CLIP.
+        ValueError: the encoder does not share CLIP's text space, or its CLIP has no tokenizer.
     """
     if spec.text_weights is None or not spec.normalized:
         raise ValueError(
@@ -100,7 +102,7 @@ def text_descriptor(spec: EncoderSpec, text: str) -> np.ndarray:
         )
     try:
         tokenizer = open_clip.get_tokenizer(spec.architecture)
-    except Exception as error:  # of another library, or not to be fetched
+    except Exception as error:  # an error of another library, or of a download
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"--text needs the tokenizer of {spec.architecture}, which cannot be made: {reason}."
@@ -110,7 +112,7 @@ def text_descriptor(spec: EncoderSpec, text: str) -> np.ndarray:
 
 
 def _photos(paths: tuple[Path, ...]) -> Catalogue:
-    """Photos by their paths, those in folders sorted."""
+    """List photos by path, in folders sorted by name."""
     names = []
     for path in paths:
         if path.is_dir():
@@ -123,7 +125,7 @@ def _photos(paths: tuple[Path, ...]) -> Catalogue:
 def _describe(
     index: PlaceIndex, photos: Catalogue, settings: LocalizeSettings, accelerator: Accelerator
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """Descriptors (Q, D), and why photos could not be read, by row."""
+    """Extract descriptors (Q, D); also returns why photos could not be read, by row."""
     extractor = index.extractor(index.about.query_preprocessing, accelerator)
     rows = range(len(photos))
     descriptors, unreadable = extract_rows(
@@ -151,7 +153,7 @@ def _located(
     settings: LocalizeSettings,
 ) -> list[Localization]:
     found = index.search(descriptors, least=settings.top)
-    is_text = settings.text is not None  # how sure one may be was learned from photos
+    is_text = settings.text is not None  # confidence is calibrated on photos only
     confidences = np.full(len(asked), np.nan) if is_text else index.confidences(found)
     calibration = index.about.calibration
     radius_m = None if is_text or calibration is None else calibration.radius_m
@@ -198,7 +200,7 @@ def _lines(answer: Localization) -> list[str]:
 
 
 def _flat(answer: Localization) -> dict[str, Any]:
-    """An answer in one row, of its first match alone."""
+    """Flatten a result to one row with its first match."""
     match = asdict(answer.matches[0]) if answer.matches else dict.fromkeys(Match.__dataclass_fields__)
     return {
         "photo": answer.asked,

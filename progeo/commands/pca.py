@@ -1,4 +1,4 @@
-"""Reducing: an encoder whose descriptors have fewer dimensions, by principal components of a sample of images."""
+"""Reduce the dimension of an encoder's descriptors with a PCA fitted to a sample of images."""
 
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ from progeo.places.catalogue import read_catalogue
 
 
 def fit_encoder_pca(settings: ReduceSettings) -> Path:
-    """Fit principal components to descriptors of images, and write the encoder that ends with them; returns its folder.
+    """Fit a PCA to descriptors of images and write the encoder with the PCA appended; returns its folder.
 
     Raises:
-        ValueError: no encoder with weights, one that was reduced already, more dimensions than there can be.
+        ValueError: the encoder has no weights, has a PCA already, or `dim` is too large.
     """
     start_log(None)
     if (settings.to / "model.json").exists():
@@ -45,7 +45,7 @@ def fit_encoder_pca(settings: ReduceSettings) -> Path:
         smaller = projected(encoder.cpu(), torch.from_numpy(reduction.weight), torch.from_numpy(reduction.bias))
         made = {"dim": settings.dim, "whiten": settings.whiten, "folder": str(settings.folder), "images": len(sample)}
         provenance = {**_provenance(Path(settings.encoder)), "encoder": settings.encoder, "reduced": made}
-        save_encoder(settings.to, smaller, provenance=provenance, recalls={})  # those known are of all dimensions
+        save_encoder(settings.to, smaller, provenance=provenance, recalls={})  # known recalls are for all dimensions
         LOGGER.info(
             "%d of %d dimensions hold %.1f %% of the variance of %d images; encoder in %s",
             settings.dim,
@@ -58,5 +58,5 @@ def fit_encoder_pca(settings: ReduceSettings) -> Path:
 
 
 def _provenance(source: Path) -> dict[str, Any]:
-    """How the encoder in a folder came to be; nothing of one that is named or fetched."""
+    """Return the provenance of the encoder in a folder; empty for an encoder given by name."""
     return read_description(encoder_folder(source))["provenance"] if holds_encoder(source) else {}

@@ -1,4 +1,4 @@
-"""Descriptors of both sides of a query set: made by an encoder, or read as another program left them."""
+"""Descriptors of the database and the queries: extracted with an encoder, or read from another program's files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,20 +20,20 @@ _ROWS_AT_ONCE = 2**16
 
 @dataclass(frozen=True)
 class QuerySetFeatures:
-    """Of both sides of a query set, but for images that cannot be read."""
+    """Descriptors of database and queries, excluding images that cannot be read."""
 
     database: ShardedRows
-    """(N, D)."""
+    """Database descriptors, (N, D)."""
     queries: ShardedRows
-    """(Q, D), of crops that search on their own (Q, 5 D)."""
+    """Query descriptors, (Q, D), or (Q, 5 D) for crops that are searched separately."""
     facts: Mapping[str, str]
-    """How images were described."""
+    """Facts for the report about how descriptors were extracted."""
     index_folder: Path
-    """Where an index of the database may be kept: nothing is written into another program's folder."""
+    """Folder for an index of the database, never the folder of another program."""
 
 
 def load_descriptor_source(name: str) -> nn.Module | Path:
-    """The encoder of that name, or the folder of that name in which another program left descriptors."""
+    """Load the encoder of this name, or return the folder of this name if it holds another program's descriptors."""
     folder = Path(name)
     return folder if (folder / "database_descriptors.npy").is_file() else load_encoder(name)
 
@@ -41,16 +41,16 @@ def load_descriptor_source(name: str) -> nn.Module | Path:
 def descriptors_of(
     source: nn.Module | Path, query_set: QuerySet, settings: BenchmarkSettings, accelerator: Accelerator
 ) -> QuerySetFeatures:
-    """Describe both sides of a query set, or read what another program left.
+    """Extract the descriptors of database and queries, or read those of another program.
 
     Args:
-        source: of `load_descriptor_source`.
-        query_set: what to describe.
-        settings: how.
-        accelerator: gives device, precision and processes.
+        source: a result of `load_descriptor_source`.
+        query_set: database and queries.
+        settings: preprocessing, image size, orientation and cache.
+        accelerator: gives the device, the precision and the processes.
 
     Raises:
-        ValueError: descriptors of another number of images, or of two dimensions.
+        ValueError: the number of descriptors differs from that of images, or database and queries differ in dimension.
     """
     if isinstance(source, Path):
         return _read_descriptors(source, query_set, index_folder=settings.out)

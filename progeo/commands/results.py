@@ -1,4 +1,4 @@
-"""The files and the lines that an evaluation leaves."""
+"""Write the result files and log lines of an evaluation."""
 
 import csv
 import dataclasses
@@ -23,17 +23,17 @@ def write_results(
     ns: tuple[int, ...],
     without_positive_missed: bool,
 ) -> dict[int, float]:
-    """Write recalls.json, recalls.csv, recalls.md, predictions.csv and report.html, and log what matters most.
+    """Write recalls.json, recalls.csv, recalls.md, predictions.csv and report.html, and log a summary.
 
     Args:
-        results: what was found.
-        facts: what was evaluated on what.
-        out: folder to write to.
+        results: the predictions.
+        facts: encoder, data set and options of the evaluation.
+        out: output folder.
         ns: the Ns of recall@N.
-        without_positive_missed: queries without any right database image count as missed.
+        without_positive_missed: count queries without any positive as missed; otherwise exclude them.
 
     Returns:
-        Recalls of all queries by the first rule, in percent, by N.
+        Recall of all queries by the main criterion, in percent, by N.
     """
     groups = results.groups()
     table = recall_table(
@@ -72,12 +72,12 @@ def write_results(
 
 
 def write_found(results: Retrieved, facts: Mapping[str, str], out: Path) -> None:
-    """Write predictions.csv and report.html of queries of which nobody knows what is right.
+    """Write predictions.csv and report.html of queries without ground truth.
 
     Args:
-        results: what was found, with distances.
-        facts: what was searched in what.
-        out: folder to write to.
+        results: the predictions, with descriptor distances.
+        facts: encoder, data set and options of the search.
+        out: output folder.
     """
     _write_predictions(out / "predictions.csv", results)
     title = f"{facts['encoder']} on {facts['folder']}"
@@ -87,12 +87,12 @@ def write_found(results: Retrieved, facts: Mapping[str, str], out: Path) -> None
 
 
 def recalls_in_words(recalls: list[Recall]) -> str:
-    """Recalls as `R@1 81.2, R@5 93.4`."""
+    """Format recalls as `R@1 81.2, R@5 93.4`."""
     return ", ".join(f"R@{each.n} {each.percent:.1f}" for each in recalls)
 
 
 def markdown_table(rows: list[tuple[Mapping[str, str], Mapping[int, float]]]) -> str:
-    """Facts and recalls of evaluations as a table for a paper."""
+    """Format facts and recalls of evaluations as a Markdown table."""
     head = ["encoder", "data", "descriptor", *(f"R@{n}" for n in rows[0][1])]
     lines = [head, ["---"] * 3 + ["---:"] * len(rows[0][1])]
     for facts, recalls in rows:
@@ -104,7 +104,7 @@ def markdown_table(rows: list[tuple[Mapping[str, str], Mapping[int, float]]]) ->
 def _summary(
     results: Retrieved, table: list[Recall], recalls: Mapping[int, float], errors: Errors | None
 ) -> dict[str, Any]:
-    """All numbers of an evaluation, as recalls.json has them."""
+    """Collect all numbers of an evaluation for recalls.json."""
     precisions = average_precisions(results.predictions, results.positives[results.rule])
     return {
         "recalls": {f"R@{n}": percent for n, percent in recalls.items()},
@@ -115,7 +115,7 @@ def _summary(
 
 
 def _log(folder: str, by_group: Mapping[str, list[Recall]], errors: Errors | None) -> None:
-    """Log what matters most."""
+    """Log a summary of recalls and errors."""
     first = by_group["all"][0]
     LOGGER.info("%s: %s", folder, recalls_in_words(by_group["all"]))
     LOGGER.info("R@%d is %.1f to %.1f in 95 %% of samples of these queries", first.n, first.low, first.high)
@@ -150,7 +150,7 @@ def _write_predictions(path: Path, results: Retrieved) -> None:
 
 
 def _judgement(results: Retrieved, query: int, rank: int) -> list[str]:
-    """What predictions.csv says of a prediction."""
+    """Format the last columns of predictions.csv: the descriptor distance, or the distance in meters and a 0 or 1."""
     if results.distances is not None:
         return [f"{results.distances[query, rank]:.4f}"]
     distance_m = results.distances_m[query, rank]

@@ -1,4 +1,4 @@
-"""Reading learned prompts: the words of CLIP's vocabulary that lie nearest to every learned vector."""
+"""Show learned prompts: the words of CLIP's vocabulary nearest to every learned vector."""
 
 import csv
 from collections.abc import Mapping
@@ -22,14 +22,14 @@ _MAX_CLASSES_SHOWN = 20
 
 @dataclass(frozen=True)
 class Contexts:
-    """The learned vectors of C classes."""
+    """The learned context vectors of C classes."""
 
     groups: np.ndarray
-    """The group of each class, counted from 1, int64 (C,)."""
+    """Group of each class, counted from 1, int64 (C,)."""
     class_ids: np.ndarray
-    """int64 (C, 3), as `places.cells.class_ids` gives them."""
+    """Class ids, int64 (C, 3), see `places.cells.class_ids`."""
     vectors: Tensor
-    """(C, length, W)."""
+    """Context vectors, (C, length, W)."""
 
 
 def show_prompts(settings: ShowPromptsSettings) -> Path:
@@ -65,7 +65,7 @@ def _load_contexts(folder: Path, num_groups: int) -> Contexts:
 
 
 def _chosen(contexts: Contexts, wanted: str, cells: Mapping[str, int]) -> Contexts:
-    """The classes that hold these points, written as EAST,NORTH or EAST,NORTH,HEADING and parted by spaces."""
+    """Select the classes that contain these points, given as EAST,NORTH or EAST,NORTH,HEADING, separated by spaces."""
     chosen = np.zeros(len(contexts.class_ids), bool)
     for point in wanted.split():
         numbers = _numbers(point)

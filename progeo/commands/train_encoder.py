@@ -26,10 +26,10 @@ _NEEDS_LESS_MEMORY = (
     "with training.gradient_checkpointing true; before its first checkpoint also with more training.micro_batches, "
     "mixed_precision bf16, or a lower model.image_size or training.batch_size."
 )
-# With a cosine over all epochs their number may not change: it would be another cosine.
+# With a cosine schedule the number of epochs may not change: it would be another cosine.
 _MAY_CHANGE = (
     "trackers",
-    "text.prompts",  # where they are the same, see `LearnedFrom`
+    "text.prompts",  # if their content is the same, see `LearnedFrom`
     "data.eval_batch_size",
     "data.cache_images",
     "training.gradient_checkpointing",
@@ -44,12 +44,12 @@ _MAY_CHANGE = (
 def train_image_encoder(settings: Settings) -> Path:
     """Run stage 2 and return its folder, with the encoder of the best validation in `best/`, or the last in `last/`.
 
-    It ends with a test where the settings name one. A run that was stopped, at whatever step, goes on from its newest
-    checkpoint and ends as if it had not been.
+    A final test follows if the settings name one. A run interrupted at any step resumes from its newest checkpoint and
+    gives the same result as if it had not been interrupted.
 
     Raises:
-        KeyboardInterrupt: SIGTERM or Ctrl-C; a checkpoint was written, and the sentence says how to go on.
-        MemoryError: out of memory; the sentence says what to lower.
+        KeyboardInterrupt: SIGTERM or Ctrl-C; a checkpoint was written, and the message says how to resume.
+        MemoryError: out of memory; the message says which settings to lower.
     """
     folder = settings.run / "stage2"
     accelerator = start_accelerator(settings.mixed_precision, trackers=settings.trackers, folder=folder)
@@ -74,7 +74,7 @@ def train_image_encoder(settings: Settings) -> Path:
         _train(training, val_set, run)
         for line in _outcome(training, run):
             LOGGER.info(line)
-        # Before the end: were its networks the last to hold the group of processes, freeing it could wait for ever.
+        # Before the end: if its networks were the last to hold the process group, freeing it could wait forever.
         del training
         accelerator.free_memory()
         gc.collect()
@@ -84,7 +84,7 @@ def train_image_encoder(settings: Settings) -> Path:
 
 
 def _train(training: ImageTraining, val_set: QuerySet, run: RunFolder) -> None:
-    """Go on from the newest checkpoint, or start with a validation of the untrained encoder, and train to the end."""
+    """Resume from the newest checkpoint, or start with a validation of the untrained encoder, and train to the end."""
     found = load_newest_checkpoint(run.checkpoints, STEPS)
     if found is not None:
         checkpoint, state = found
@@ -109,7 +109,7 @@ def _train(training: ImageTraining, val_set: QuerySet, run: RunFolder) -> None:
 def _validate(
     training: ImageTraining, val_set: QuerySet, run: RunFolder, *, terms: dict[str, float]
 ) -> dict[str, float]:
-    """Take the recalls of validation, write them down and return them."""
+    """Compute the validation recalls, log and save them, and return them."""
     settings, accelerator = training.settings, training.accelerator
     predictions = retrieve(
         training.result,
@@ -133,7 +133,7 @@ def _validate(
 
 
 def _keep(training: ImageTraining, run: RunFolder, recalls: dict[str, float]) -> None:
-    """Write the encoder after an epoch to the folders that are to have it."""
+    """Save the encoder after an epoch to every folder that should keep it."""
     settings, epoch = training.settings.training, training.epoch
     is_best = training.note_recall(recalls["val R@1"])
     if not training.accelerator.is_main_process:
@@ -147,7 +147,7 @@ def _keep(training: ImageTraining, run: RunFolder, recalls: dict[str, float]) ->
 
 
 def _outcome(training: ImageTraining, run: RunFolder) -> list[str]:
-    """What came out: the best epoch, where the encoder is, and whether training was worth it."""
+    """Summarize the training: the best epoch, the encoder's folder, and whether training improved the encoder."""
     keep, best = training.settings.training.keep, training.best_recall
     kept = "encoder" if keep == "best" else f"encoder of the last, epoch {training.epoch},"
     lines = [f"best val R@1 {best:.1f} in epoch {training.best_epoch}, {kept} in {run.kept(keep)}"]

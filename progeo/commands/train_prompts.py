@@ -1,4 +1,4 @@
-"""Stage 1: learn a text prompt for every place, both CLIP encoders frozen."""
+"""Stage 1: learn a text prompt for every place, with both CLIP encoders frozen."""
 
 from pathlib import Path
 
@@ -17,10 +17,10 @@ from progeo.training.starting_encoder import starting_statistics
 
 
 def train_prompts(settings: Settings) -> Path:
-    """Run stage 1 and return its folder, with `prompts.safetensors` and `prompts.json` in it.
+    """Run stage 1 and return its folder, which holds `prompts.safetensors` and `prompts.json`.
 
-    Groups are independent of each other: each process trains its own. A run that was stopped goes on with the last
-    finished epoch of each group.
+    Groups are independent: each process trains its own. An interrupted run resumes after the last finished epoch of
+    each group.
     """
     if settings.model.architecture in CONVNETS:
         raise ValueError(

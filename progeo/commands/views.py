@@ -1,4 +1,4 @@
-"""Panoramas become views: images that look one way each, with the names that training expects."""
+"""Cut panoramas into perspective views, named by the standard convention."""
 
 import os
 from collections.abc import Iterator
@@ -22,11 +22,11 @@ _ROUNDING_PX = 2
 
 
 def cut_panoramas(settings: DatasetViewsSettings) -> Path:
-    """Cut each panorama into views, but for those that are there already, and return their folder.
+    """Cut each panorama into views, skipping those that exist, and return their folder.
 
     Raises:
-        ValueError: panoramas that do not go all around, that have no position or none of which can be read; a folder
-            with views of other settings.
+        ValueError: a panorama does not cover 360 degrees, panoramas have no position or none can be read, or the folder
+            holds views with other settings.
     """
     start_log(None)
     if settings.fov >= 180:
@@ -63,14 +63,14 @@ def cut_panoramas(settings: DatasetViewsSettings) -> Path:
 
 
 def _waiting(catalogue: Catalogue, fields: ParsedNames, settings: DatasetViewsSettings) -> list[int]:
-    """The rows of panoramas whose views are not all there.
+    """Return the rows of panoramas with missing views.
 
     Raises:
         ValueError: one of them is not twice as wide as high.
     """
 
     def look(row: int) -> tuple[int, int] | None:
-        """Height and width where views are missing, (0, 0) where the file cannot be read."""
+        """Return height and width if views are missing, (0, 0) for an unreadable file, None if no view is missing."""
         names, _ = views_of(fields, row, settings.headings)
         if all(_is_complete(settings.out / name) for name in names):
             return None
@@ -93,7 +93,7 @@ def _waiting(catalogue: Catalogue, fields: ParsedNames, settings: DatasetViewsSe
 def _cut(
     catalogue: Catalogue, fields: ParsedNames, rows: list[int], settings: DatasetViewsSettings
 ) -> Iterator[str | None]:
-    """Write the views that are missing; gives for each panorama why it cannot be read, or None."""
+    """Write the missing views; yields for each panorama why it cannot be read, or None."""
 
     def cut(row: int) -> str | None:
         names, turns_deg = views_of(fields, row, settings.headings)
@@ -121,7 +121,7 @@ def _is_complete(path: Path) -> bool:
 
 
 def _keep_settings(settings: DatasetViewsSettings) -> None:
-    """Write down how the views of a folder are cut, or compare it with what it says."""
+    """Save the settings of the views of a folder, or check that they match those saved before."""
     file = settings.out / "views.json"
     values = {"headings": settings.headings, "fov": settings.fov, "size": settings.size}
     before = read_json(file) if file.is_file() else values

@@ -1,1 +1,1 @@
-"""Settings of every command, and how they are read."""
+"""Settings of every command, parsed from the command line and YAML."""

@@ -1,4 +1,4 @@
-"""Settings of what a run leaves: reading its prompts, taking its encoder away, bringing others in; and of the demo."""
+"""Settings of the commands that show prompts, export and import encoders, and run the demo."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,61 +9,68 @@ from jsonargparse.typing import PositiveInt
 
 @dataclass(frozen=True)
 class ShowPromptsSettings:
-    """Settings of showing prompts."""
+    """Settings of showing the words nearest to the learned prompts."""
 
     run: Path
-    """Run whose prompts to read."""
+    """Folder of the run that learned the prompts."""
     class_: str | None = None
-    """EAST,NORTH or EAST,NORTH,HEADING of a place, in UTM meters and degrees; several parted by spaces; null is all."""
+    """Classes to show, as EAST,NORTH or EAST,NORTH,HEADING of a place in UTM meters and degrees; separate several by
+    spaces. null shows all classes."""
     num_words: PositiveInt = 5
-    """Words for each learned vector."""
+    """Number of nearest words for each learned vector."""
     out: Path | None = None
-    """CSV to write; null takes prompts.csv beside the prompts."""
+    """CSV file to write. null writes prompts.csv next to the prompts."""
 
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """Settings of an export."""
+    """Settings of exporting an encoder."""
 
     run: Path
-    """Run of stage 2, or a folder with an encoder."""
+    """Folder of a stage 2 run, or of an encoder."""
     to: Path | None = None
-    """Folder for what is written; null takes export/ in the run, or export_FORMAT/."""
+    """Output folder. null writes to export/ in the run, or to export_FORMAT/ for a format other than safetensors."""
     format: Literal["safetensors", "onnx", "torch", "trunk"] = "safetensors"
-    """safetensors is for progeo.load_encoder, torch.hub and the Hugging Face Hub; onnx for onnxruntime and others;
-    torch is a program of torch.export; trunk the backbone alone, in the names of open_clip or torchvision."""
+    """Output format. safetensors is for progeo.load_encoder, torch.hub and the Hugging Face Hub; onnx for onnxruntime
+    and others; torch is a torch.export program; trunk is the backbone alone, with the parameter names of open_clip or
+    torchvision."""
     input: Literal["normalized", "pixels", "photos"] = "normalized"
-    """Of onnx and torch: normalized images, float (B, 3, H, W); pixels, uint8 (B, H, W, 3), which are normalized
-    inside; photos, pixels that are also resized inside to the encoder's size."""
+    """Input of an onnx or torch export. normalized takes normalized images, float (B, 3, H, W); pixels takes uint8
+    images (B, H, W, 3) and normalizes them; photos takes uint8 images and also resizes them to the encoder's image
+    size."""
     fp16: bool = False
-    """Of onnx: weights in half precision, in a file of half the size; they are computed with in float32."""
+    """Store the weights of an onnx export in half precision, which halves the file size. Computation stays in
+    float32."""
 
 
 @dataclass(frozen=True)
 class ImportSettings:
-    """Settings of an import."""
+    """Settings of importing weights or prompts of other programs."""
 
     file: Path
-    """Weights of published ProGEO, CosPlace, EigenPlaces, Divide&Classify, or of a CLIP of OpenAI, open_clip or Hugging
-    Face, the latter two also as a folder with their configuration; or prompts of published ProGEO's stage 1."""
+    """Weights of published ProGEO, CosPlace, EigenPlaces or Divide&Classify, or of a CLIP of OpenAI, open_clip or
+    Hugging Face, the latter two also as a folder with their configuration; or prompts of published ProGEO's stage 1."""
     to: Path | None = None
-    """Folder for what is written; null takes the name of the file, with _encoder in place of its ending."""
+    """Output folder. null takes the name of the file, with _encoder in place of its suffix."""
     image_size: int | tuple[int, int] | None = None
-    """Pixels that images are resized to: one side of a square, or height and width; null takes the size that was
-    published, or for a CLIP and any ViT that of its position embedding, which allows no other."""
+    """Size in pixels that images are resized to: one side of a square, or height and width. null takes the published
+    size; a CLIP or any ViT takes the size of its position embedding, and no other is allowed."""
     normalized: bool | None = None
-    """Whether descriptors that CLIP pools get length 1; null takes false for a ViT of published ProGEO, else true."""
+    """L2-normalize the descriptors of an encoder with CLIP's pooling. null takes false for a ViT of published ProGEO,
+    otherwise true."""
     quickgelu: bool | None = None
-    """Whether the activation of a CLIP is QuickGELU; null takes what the file says, GELU where it says nothing."""
+    """Use QuickGELU as the activation of a CLIP. null takes what the file says, and GELU if it does not say."""
     weights_in: str | None = None
-    """Part of a checkpoint that holds the weights, such as ema or state.model_ema; null takes the only one, or of
-    several model_state_dict, state_dict or model."""
+    """Entry of the checkpoint that holds the weights, such as ema or state.model_ema. null takes the only entry, or if
+    there are several model_state_dict, state_dict or model."""
     class_order: Path | None = None
-    """For prompts: file of the published code's cache with the classes of every group, ending in .torch."""
+    """For prompts: cache file of the published code with the classes of every group, ending in .torch. null imports the
+    prompts for reading only."""
     clip: str | None = None
-    """For prompts: architecture of their CLIP; with it and class_order stage 2 may be able to go on with them."""
+    """For prompts: architecture of the CLIP they were learned with. Stage 2 can use the prompts only with it and
+    class_order. null imports the prompts for reading only."""
     clip_weights: str = "openai"
-    """For prompts: weights of that CLIP, as model.weights of a training."""
+    """For prompts: weights of that CLIP, with the values of model.weights."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,6 @@ class DemoSettings:
     """Settings of the demo."""
 
     out: Path = Path("demo")
-    """Folder for the city, the run, the encoder and the evaluations."""
+    """Output folder for the city, the run, the encoder and the evaluations."""
     training_config: Path = Path("configs/toy/tiny_resnet.yaml")
-    """Settings of both stages."""
+    """YAML file with the training settings of both stages."""

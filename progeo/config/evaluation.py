@@ -1,4 +1,4 @@
-"""Settings of describing images with encoders, and of measuring what is found."""
+"""Settings of the commands that extract descriptors, evaluate encoders, and build and query place indexes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,93 +13,99 @@ from progeo.pixels import Orientation
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractSettings(CacheSettings):
-    """How an encoder describes images."""
+    """Settings of extracting descriptors with an encoder."""
 
     image_size: int | tuple[int, int] | None = None
-    """Pixels that images are resized to: one side, or height and width; null takes the encoder's own."""
+    """Size in pixels that images are resized to: one side of a square, or height and width. null takes the encoder's
+    image size."""
     database_preprocessing: Preprocessing = "hard_resize"
-    """hard_resize to image_size; single_query to its shorter side, aspect kept; central_crop of it; five_crops of its
-    shorter side, the mean of their descriptors; native leaves images as they are."""
+    """Preprocessing of database images. hard_resize resizes to image_size and ignores the aspect ratio; single_query
+    resizes the shorter side to the shorter side of image_size and keeps the aspect ratio; central_crop resizes to cover
+    image_size and crops the center; five_crops averages the descriptors of five square crops; native keeps the image as
+    it is."""
     orientation: Orientation = "exif"
-    """exif turns photos upright as their files say; ignore takes the pixels as they are stored, as most published
-    programs do."""
+    """Orientation of photos. exif rotates photos upright by their EXIF orientation; ignore takes the pixels as stored,
+    as most published code does."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkSettings(ExtractSettings):
-    """What is evaluated on what, and what counts."""
+    """Settings of a benchmark: the data set, the criterion for a correct prediction, and the recalls to report."""
 
     folder: Path
-    """Folder with the database and the queries."""
+    """Folder that holds the database and the queries."""
     out: Path
-    """Folder for results."""
+    """Output folder for the results."""
     protocol: str | None = None
-    """Such as pitts30k_test, of progeo/evaluation/protocols: sets database, queries, positive_radius_m and
-    one_per_panorama, and refuses a folder with other counts."""
+    """Name of a protocol in progeo/evaluation/protocols, such as pitts30k_test. It sets database, queries,
+    positive_radius_m and one_per_panorama, and a folder with other image counts is refused. null uses those settings as
+    given."""
     database: str = "database"
-    """Name of the database's folder."""
+    """Name of the database folder inside folder."""
     queries: str = "queries"
-    """Name of the queries' folder, such as queries_v1."""
+    """Name of the query folder inside folder, such as queries_v1."""
     query_preprocessing: QueryPreprocessing = "hard_resize"
-    """As database_preprocessing; also nearest_crop, of which every one of the five searches on its own, and maj_voting,
-    in which they vote."""
+    """Preprocessing of queries. Takes the values of database_preprocessing, and also nearest_crop (each of the five
+    crops is searched separately and the nearest matches win) and maj_voting (the five crops vote)."""
     positive_radius_m: PositiveFloat = 25.0
-    """A database image within this many meters of a query is right for it."""
+    """A database image within this many meters of a query is a positive (a correct match)."""
     positive_angle_deg: PositiveFloat | None = None
-    """It is correct only where its heading differs from the query's by at most this many degrees, too; null looks at no
-    heading."""
+    """Maximum heading difference in degrees between a query and its positives, in addition to positive_radius_m. null
+    ignores headings."""
     radii_m: tuple[PositiveFloat, ...] = (5.0, 25.0, 100.0)
-    """Recalls are given for these radii too."""
+    """Additional radii in meters for which recall is reported."""
     without_positive: Literal["missed", "left_out"] = "missed"
-    """Queries without any right database image: missed, as in the field's benchmarks, or left out."""
+    """Handling of queries without any positive in the database: missed counts them as misses, as common benchmarks do;
+    left_out excludes them."""
     one_per_panorama: bool = False
-    """Of the parts of a panorama only the nearest is a prediction, as usual for Tokyo 24/7."""
+    """Count only the nearest prediction of each panorama, as is usual for Tokyo 24/7."""
     recall_ns: tuple[PositiveInt, ...] = (1, 5, 10, 20)
-    """The Ns of recall@N."""
+    """The values of N in recall@N."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateSettings(BenchmarkSettings):
-    """Settings of an evaluation."""
+    """Settings of evaluating one encoder."""
 
     encoder: str
-    """Folder of an exported encoder or of a run of stage 2; open_clip:ARCHITECTURE:WEIGHTS or
-    torchvision:ARCHITECTURE:WEIGHTS; thumbnail; or a folder with another program's database_descriptors.npy and
-    queries_descriptors.npy, rows in the order of the sorted paths."""
+    """Encoder to evaluate: the folder of an exported encoder or of a stage 2 run; open_clip:ARCHITECTURE:WEIGHTS or
+    torchvision:ARCHITECTURE:WEIGHTS; thumbnail; or a folder with database_descriptors.npy and queries_descriptors.npy
+    of another program, rows in the order of the sorted paths."""
     index: str | None = None
-    """Evaluate the search of a compressed index, as faiss writes its kind: IVF1024,Flat, OPQ32,IVF1024,PQ32, HNSW32,
-    SQ8, PCA128,Flat; the report says what that loses and saves. null searches exactly."""
+    """faiss factory string of a compressed index to evaluate, such as IVF1024,Flat, OPQ32,IVF1024,PQ32, HNSW32, SQ8 or
+    PCA128,Flat. The report then also gives the recall lost and the memory saved. null searches exactly."""
     probes: PositiveInt = 16
-    """Of an IVF index, how many of its lists a search looks through."""
+    """Number of inverted lists that a search visits (faiss nprobe). Only an IVF index uses it."""
     no_labels: bool = False
-    """Show what is found for queries of which nobody knows where they were taken: a report and predictions, no recalls.
-    Names may be any."""
+    """Evaluate queries without known positions: write a report and the predictions, but no recalls. Any file names are
+    accepted."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompareSettings(BenchmarkSettings):
-    """Settings of a comparison."""
+    """Settings of comparing several encoders."""
 
     encoders: tuple[str, ...]
-    """What `progeo evaluate --encoder` takes, any number; each gets a folder in out."""
+    """Encoders to compare, each in the form that `progeo evaluate --encoder` takes. The results of each go to a
+    subfolder of out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReduceSettings(ExtractSettings):
-    """Settings of reducing an encoder."""
+    """Settings of reducing the descriptor dimension of an encoder with PCA."""
 
     encoder: str
-    """Folder of an exported encoder or of a run of stage 2."""
+    """Folder of an exported encoder or of a stage 2 run."""
     folder: Path
-    """Folder of images whose descriptors the components are fitted to, such as the training images."""
+    """Folder of images whose descriptors the PCA is fitted to, such as the training images."""
     to: Path
-    """Folder for the encoder that gives fewer dimensions."""
+    """Output folder for the encoder with the PCA appended."""
     dim: PositiveInt
-    """Dimensions to keep."""
+    """Number of descriptor dimensions to keep."""
     whiten: bool = False
-    """Give each dimension the same spread."""
+    """Whiten the descriptors: scale every dimension to the same variance."""
     sample: PositiveInt = 20_000
-    """Images that are described, spread evenly over the folder; all where there are fewer."""
+    """Number of images to fit the PCA to, evenly sampled from folder. All images are used if there are fewer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,28 +113,29 @@ class IndexBuildSettings(ExtractSettings):
     """Settings of building a place index."""
 
     folder: Path
-    """Folder of images whose places are known; those whose names say no position are found without one."""
+    """Folder of images with known positions. An image whose name has no position is still retrieved, but as a match
+    without a position."""
     encoder: str
-    """Folder of an exported encoder or of a run of stage 2."""
+    """Folder of an exported encoder or of a stage 2 run."""
     out: Path
-    """Folder of the place index."""
+    """Output folder for the place index."""
     query_preprocessing: Preprocessing = "hard_resize"
-    """Of the photos that will be localized; as database_preprocessing."""
+    """Preprocessing of the photos to localize. Takes the values of database_preprocessing."""
     index: str = "Flat"
-    """How descriptors are kept, as faiss writes it: Flat exactly; IVF1024,Flat is searched faster; OPQ32,IVF1024,PQ32
-    is small, too."""
+    """faiss factory string of the descriptor index. Flat is exact; IVF1024,Flat is faster to search; OPQ32,IVF1024,PQ32
+    is faster and smaller."""
     probes: PositiveInt = 16
-    """Of an IVF index, how many of its lists a search looks through."""
+    """Number of inverted lists that a search visits (faiss nprobe). Only an IVF index uses it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class IndexAddSettings(CacheSettings):
-    """Settings of adding to a place index."""
+    """Settings of adding images to a place index."""
 
     index: Path
     """Folder of the place index."""
     folder: Path
-    """Folder of images whose places are known; those that are in the index already stay as they are."""
+    """Folder of images with known positions to add. Images that the index already holds are not added again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,10 +145,11 @@ class IndexCalibrateSettings(CacheSettings):
     index: Path
     """Folder of the place index."""
     folder: Path
-    """Folder of photos whose places are known, taken where and how later ones will be, some perhaps outside of what is
-    in the index; those that are images of the index themselves are skipped."""
+    """Folder of photos with known positions, taken where and how later queries will be; some may lie outside the area
+    of the index. Photos that are in the index themselves are skipped."""
     radius_m: PositiveFloat = 25.0
-    """Confidence is the probability that a position is right within this many meters."""
+    """A localization within this many meters of the true position is correct. The confidence estimates the probability
+    of that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,14 +157,15 @@ class LocalizeSettings(WorkSettings):
     """Settings of localizing photos."""
 
     photos: tuple[Path, ...] = ()
-    """Files, and folders with photos at any depth."""
+    """Photos to localize: image files, and folders that are searched recursively."""
     index: Path
     """Folder of the place index."""
     text: str | None = None
-    """Search by a sentence instead, where the encoder shares CLIP's text space."""
+    """Sentence to search the index with instead of photos. Requires an encoder that shares CLIP's text space. null
+    searches with photos."""
     top: PositiveInt = 5
-    """Matches shown for each photo."""
+    """Number of matches to show for each query."""
     threshold: ClosedUnitInterval = 0.5
-    """Below this confidence a position is called unknown."""
+    """Minimum confidence, from 0 to 1. A position with a lower confidence is reported as unknown."""
     out: Path | None = None
-    """.csv, .geojson or .json to write."""
+    """File to write the localizations to, ending in .csv, .geojson or .json. null writes none."""

@@ -1,4 +1,4 @@
-"""Settings dataclasses <-> YAML <-> command line. Stages take them apart; nothing below a stage sees them."""
+"""Parse settings dataclasses from the command line and YAML. Only commands read Settings; code below them does not."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from progeo.config.setting_files import RENAMED, read_setting_file
 
 AnySettings = TypeVar("AnySettings")
 _HOME = re.compile(r"(--[\w.]+=)?((?:open_clip|torchvision):[^:]*:)?(~[^/]*/.*)", re.DOTALL)
-"""A word that names a file below somebody's home; `./~/` is a folder of that name."""
+"""A word that contains a path in a home directory; `./~/` is a folder with that name."""
 _FLOAT = re.compile(r"[-+]?(\d+\.\d*|\.?\d+(?=[eE]))([eE][-+]?\d+)?")
 _SEXAGESIMAL = re.compile(r"[-+]?\d[\d_]*(:\d+)+(\.\d*)?")
 _WORDS = MappingProxyType({"y": "true", "n": "false", "none": "null"})
@@ -29,18 +29,18 @@ def parse_settings(
     positional: bool = False,
     words: str | None = None,
 ) -> AnySettings:
-    """Read settings from `--config FILE.yaml` and `--section.name value`, the latter winning where it comes later.
+    """Parse settings from `--config FILE.yaml` and `--section.name value`; later arguments override earlier ones.
 
     Args:
         kind: the dataclass to fill.
         arguments: the command line.
-        program: how errors and help call the command.
-        positional: settings without a default come as plain words.
-        words: the setting, a tuple, that all plain words together are.
+        program: name of the command in errors and help.
+        positional: take settings without a default as positional arguments.
+        words: name of the tuple setting that collects all positional arguments.
 
     Raises:
-        FileNotFoundError: there is no such file of settings.
-        ValueError: a file of settings that cannot be read, or names what is no setting; a setting that was renamed.
+        FileNotFoundError: a file of settings does not exist.
+        ValueError: a file of settings cannot be read or names an unknown setting, or a setting was renamed.
     """
     hints = dict(_hints(kind))
     _check_renamed(arguments)
@@ -55,7 +55,7 @@ def parse_settings(
     parser.add_class_arguments(kind, as_positional=positional)
     if words is not None:
         parser.epilog = f"Plain words are --{words}: {program} A B C ..."
-    for action in parser._actions:  # `class_` is --class: Python keeps the word for itself
+    for action in parser._actions:  # `class_` becomes --class: `class` is a keyword in Python
         if any(option.endswith("_") for option in action.option_strings):
             action.option_strings = [option.rstrip("_") for option in action.option_strings]
             parser._option_string_actions |= dict.fromkeys(action.option_strings, action)
@@ -73,7 +73,7 @@ def _check_renamed(arguments: Sequence[str]) -> None:
 
 
 def _with_home(word: str) -> str:
-    """The word with `~` or `~user` replaced, as a shell does where a path stands alone."""
+    """Expand `~` or `~user` where a shell would if the path stood alone."""
     if (match := _HOME.fullmatch(word)) is None:
         return word
     option, source, path = match.groups(default="")
@@ -81,7 +81,7 @@ def _with_home(word: str) -> str:
 
 
 def _hints(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The types of all settings by their dotted names."""
+    """Yield the dotted name and type of every setting."""
     for name, hint in get_type_hints(kind).items():
         if dataclasses.is_dataclass(hint):
             yield from _hints(hint, f"{prefix}{name}.")
@@ -90,7 +90,7 @@ def _hints(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _with_files(arguments: Sequence[str], hints: Mapping[str, Any]) -> list[str]:
-    """The settings of each `--config FILE` in its place, as the words that would give them on the command line."""
+    """Replace each `--config FILE` by the command-line arguments that give the same settings."""
     words: list[str] = []
     coming = iter(arguments)
     for word in coming:
@@ -104,7 +104,7 @@ def _with_files(arguments: Sequence[str], hints: Mapping[str, Any]) -> list[str]
 
 
 def _as_word(file: str, name: str, value: Any, hint: Any) -> str:
-    """A value of a file as a word of the command line."""
+    """Format a value of a YAML file as a command-line argument."""
     is_text = any(kind in (str, Path) or isinstance(kind, str) for kind in _kinds(hint))
 
     def word(value: Any) -> Any:
@@ -126,20 +126,20 @@ def _as_word(file: str, name: str, value: Any, hint: Any) -> str:
 
 
 def _kinds(hint: Any) -> set[Any]:
-    """The types and literals that a type is made of."""
+    """Return all types and literals that a type hint is composed of."""
     parts = get_args(hint)
     return set().union(*map(_kinds, parts)) if parts else {hint}
 
 
 def _as_number(text: str) -> str:
-    """A number, a truth or nothing as the command line takes it: `1e4` is a whole number, `y` true, `none` null."""
+    """Format a number, boolean or null for the command line: `1e4` becomes an integer, `y` true, `none` null."""
     if _FLOAT.fullmatch(text) and float(text).is_integer():
         return str(int(float(text)))
     return _WORDS.get(text.lower(), text)
 
 
 def _with_values(arguments: Sequence[str], hints: Mapping[str, Any]) -> list[str]:
-    """The words with `true` after a switch that stands alone, and several values such as `5,25` in brackets."""
+    """Add `true` after a boolean option without a value, and put lists such as `5,25` in brackets."""
     words: list[str] = []
     expected = None
     for word, following in zip(arguments, [*arguments[1:], "--"], strict=False):
@@ -160,7 +160,7 @@ def _with_values(arguments: Sequence[str], hints: Mapping[str, Any]) -> list[str
 
 
 def _in_brackets(value: str, hint: Any) -> str:
-    """The value of a setting, as a list where the setting takes several: numbers, or names parted by commas."""
+    """Format the value of a list setting as a list of numbers or comma-separated names; keep other values."""
     if value.startswith("[") or not any(get_origin(part) is tuple for part in (hint, *get_args(hint))):
         return value
     if any(kind is str or isinstance(kind, str) for kind in _kinds(hint)):
@@ -170,7 +170,7 @@ def _in_brackets(value: str, hint: Any) -> str:
 
 
 def _with_pairs(arguments: Sequence[str], options: Sequence[str]) -> list[str]:
-    """The words NAME=VALUE that follow an option of a mapping as the one value that it takes."""
+    """Merge the NAME=VALUE words after a mapping option into the single JSON value that the parser takes."""
     pairs: dict[str, dict[str, str]] = {}
     others: list[str] = []
     option = ""
@@ -194,7 +194,7 @@ def _with_pairs(arguments: Sequence[str], options: Sequence[str]) -> list[str]:
 
 
 def _with_words(arguments: Sequence[str], setting: str) -> list[str]:
-    """The plain words as a value of `setting`: every other option takes exactly one value."""
+    """Collect positional arguments into `setting`; every other option takes exactly one value."""
     words: list[str] = []
     options: list[str] = []
     for before, argument in zip(["", *arguments], arguments, strict=False):
@@ -204,16 +204,16 @@ def _with_words(arguments: Sequence[str], setting: str) -> list[str]:
 
 
 def plain_values(settings: Any) -> dict[str, Any]:
-    """Settings as nested dicts of YAML's own kinds of values, from which `--config` reads them back."""
+    """Convert settings to nested dicts of plain YAML types, which `--config` can read back."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
             return {name: plain(item) for name, item in value.items()}
         if isinstance(value, (list, tuple)):
             return [plain(item) for item in value]
-        if isinstance(value, Path):  # `~` would be somebody's home when it is read back
+        if isinstance(value, Path):  # `~` would be expanded to a home directory when read back
             return f"./{value}" if str(value).startswith("~") else str(value)
-        # PositiveInt and its like become plain numbers again.
+        # Convert PositiveInt and similar types to plain numbers.
         return next((kind(value) for kind in (bool, int, float) if isinstance(value, kind)), value)
 
     return plain(dataclasses.asdict(settings))

@@ -1,4 +1,4 @@
-"""Files of settings: YAML of which nothing is guessed; what a value means, the type of its setting tells."""
+"""Read YAML files of settings as text, without YAML's guesses; the type of a setting decides how to parse its value."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -10,7 +10,7 @@ import yaml
 
 _NULL, _MERGE = "tag:yaml.org,2002:null", "tag:yaml.org,2002:merge"
 _TAGS = frozenset({_NULL, _MERGE, *(f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map"))})
-"""Of values as they are written; `!!int 5` and `!!python/object` are none."""
+"""Tags of values that are accepted as written; `!!int 5` and `!!python/object` are refused."""
 RENAMED = MappingProxyType(
     {
         "data.max_unreadable_share": "data.max_unreadable_fraction",
@@ -20,13 +20,13 @@ RENAMED = MappingProxyType(
         "text.normalised": "text.normalized",
     }
 )
-"""Settings whose names have changed: from former dotted names to those of now."""
+"""Renamed settings: former dotted name -> current dotted name."""
 
 
 class _TextLoader(yaml.SafeLoader):
-    """Keeps every plain value as it is written, but for null, and refuses a name that is given twice.
+    """YAML loader that keeps every plain scalar except null as text and refuses duplicate keys.
 
-    YAML 1.1 would read `no` as false, `1:30` as 90, `010` as 8, and of two values of a name take the later one.
+    YAML 1.1 would read `no` as false, `1:30` as 90 and `010` as 8, and would keep the last of several values of a key.
     """
 
     yaml_implicit_resolvers = MappingProxyType(
@@ -54,15 +54,17 @@ class _TextLoader(yaml.SafeLoader):
 
 
 def read_setting_file(path: Path, names: Collection[str]) -> dict[str, Any]:
-    """Read settings from a YAML file, by their dotted names: texts as they are written, lists of them, or None.
+    """Read settings from a YAML file by their dotted names: values are text as written, lists of text, or None.
 
     Args:
-        path: the file.
-        names: all settings that there are.
+        path: the YAML file.
+        names: dotted names of all known settings.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no YAML, or no settings, or names one that there is not; the sentence names the file.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not valid YAML, holds no mapping, or names an unknown or renamed setting; the message
+            names
+            the file.
     """
     if not path.is_file():
         raise FileNotFoundError(f"The file of settings {path} does not exist.")
@@ -95,12 +97,12 @@ def _flat(values: Mapping[Any, Any], sections: Collection[str], prefix: str = ""
             yield name, value
         elif isinstance(value, dict):
             yield from _flat(value, sections, f"{name}.")
-        elif value is not None:  # a section without any setting changes none
+        elif value is not None:  # a section without settings changes nothing
             yield name, value
 
 
 def _reason(error: Exception) -> str:
-    """One line of what the YAML reader says in several."""
+    """Join the multi-line message of a YAML error into one line."""
     if not isinstance(error, yaml.YAMLError):
         return str(error)
     parts = [part for name in ("context", "problem", "reason") if (part := getattr(error, name, None))]

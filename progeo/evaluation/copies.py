@@ -1,4 +1,4 @@
-"""Photos that are images of the database themselves: that they are found says nothing of new photos."""
+"""Detect queries that are database images themselves, whose retrieval says nothing about new photos."""
 
 import filecmp
 from pathlib import Path
@@ -10,14 +10,14 @@ from progeo.places.catalogue import Catalogue
 
 
 def find_themselves(photos: Catalogue, database: Catalogue, rows: np.ndarray) -> np.ndarray:
-    """Which photos are found as themselves: as the same file, or as one of the same content, bool (Q,).
+    """Return which photos were retrieved as themselves, by the same file or the same content, bool (Q,).
 
-    Of a database image whose file is gone, as after a move, the name is compared.
+    If a database image no longer exists, for example after a move, file names are compared.
 
     Args:
         photos: Q photos.
-        database: the images that they were searched in.
-        rows: database rows that were found for each photo, int64 (Q, K); -1 where there is none.
+        database: the images that were searched.
+        rows: retrieved database rows of each photo, int64 (Q, K); -1 where there is none.
     """
     found = ([database.path(row) for row in some if row >= 0] for some in rows.tolist())
     pairs = zip(map(photos.path, range(len(rows))), found, strict=True)

@@ -1,4 +1,4 @@
-"""Queries that search with several crops: from what each crop found to what the query found."""
+"""Merge the predictions of several crops of a query into predictions of the query."""
 
 import numpy as np
 
@@ -7,12 +7,12 @@ _VOTES_AMONG = (1, 5, 10)
 
 
 def nearest_of_crops(rows: np.ndarray, squared: np.ndarray, count: int) -> np.ndarray:
-    """What is nearest to any crop of each query, every database image once: int64 (Q, count), -1 where none is left.
+    """Merge the predictions of all crops of a query by distance, without duplicates: int64 (Q, count), padded with -1.
 
     Args:
-        rows: database rows that each crop found, int64 (Q, C, K); -1 where there is none.
-        squared: squared Euclidean distances between their descriptors, (Q, C, K).
-        count: predictions to keep.
+        rows: database rows predicted for each crop, int64 (Q, C, K); -1 where there is none.
+        squared: squared Euclidean distances between descriptors, (Q, C, K).
+        count: number of predictions to keep.
     """
     kept = np.full((len(rows), count), -1, np.int64)
     for query, found in enumerate(rows.reshape(len(rows), -1)):
@@ -25,9 +25,10 @@ def nearest_of_crops(rows: np.ndarray, squared: np.ndarray, count: int) -> np.nd
 
 
 def votes_of_crops(rows: np.ndarray, squared: np.ndarray, count: int) -> np.ndarray:
-    """The same, with database images that several crops found brought nearer: majority voting.
+    """Merge the predictions of all crops by majority voting; arguments and result as of `nearest_of_crops`.
 
-    Of what c crops have among their first n, each squared distance there shrinks by 0.01 c / n, for n of 1, 5 and 10.
+    For n of 1, 5 and 10, if c > 1 crops have an image among their first n, its squared distances there decrease by 0.01
+    c / n.
     """
     squared = np.array(squared, np.float64)
     for found, nearer in zip(rows, squared, strict=True):

@@ -1,6 +1,6 @@
-"""The HTML page of a check of images: what is wrong, where they lie, how many a class has.
+"""Write the HTML page of a data set check: problems found, a map, and a histogram of class sizes.
 
-One file that opens without a network, its size bounded whatever the number of images. It shows what it is given.
+The page is one file that opens offline, with a bounded size whatever the number of images.
 """
 
 import math
@@ -27,8 +27,8 @@ def write_dataset_page(path: Path, report: Mapping[str, Any], positions_m: Mappi
 
     Args:
         path: the HTML file.
-        report: what `check.json` holds.
-        positions_m: east and north of the images of each set (N, 2); the second set is that of queries.
+        report: the content of `check.json`.
+        positions_m: east and north of the images of each set (N, 2); the second set holds the queries.
     """
     page = Template(read_part("dataset_page.html")).substitute(
         style=read_part("page.css"),
@@ -43,12 +43,12 @@ def write_dataset_page(path: Path, report: Mapping[str, Any], positions_m: Mappi
 
 
 def in_words(item: Any) -> str:
-    """One thing that was found: a path, a path and its reason, or paths of the same content."""
+    """Format one finding: a path, a path and its reason, or paths with the same content."""
     return item if isinstance(item, str) else ": ".join(item) if isinstance(item, tuple) else " = ".join(item)
 
 
 def in_settings(cells: Mapping[str, Any]) -> str:
-    """Cells as the command line takes them."""
+    """Format cells as command-line options."""
     return (
         f"--cells.cell_side_m {cells['cell_side_m']} --cells.heading_bin_deg {cells['heading_bin_deg']} "
         f"--cells.groups_per_heading 1"
@@ -56,7 +56,7 @@ def in_settings(cells: Mapping[str, Any]) -> str:
 
 
 def _table(report: Mapping[str, Any]) -> str:
-    """One row for each set, with how many of each kind were found in it."""
+    """Build the table of how many problems of each kind every set has."""
     rows: list[tuple[str, ...]] = [("", "images", *KINDS, "sizes in pixels")]
     for name, found in report["sets"].items():
         sizes = [f"{size} ({count:,})" for size, count in list(found["sizes"].items())[:3]]
@@ -76,7 +76,7 @@ def _table(report: Mapping[str, Any]) -> str:
 
 
 def _details(report: Mapping[str, Any]) -> list[str]:
-    """The first of what was found, folded up."""
+    """Build collapsed lists of the first findings of each kind."""
     lists = [
         (f"{name}: {kind}", list(found[kind].items() if isinstance(found[kind], Mapping) else found[kind]))
         for name, found in report["sets"].items()
@@ -95,7 +95,7 @@ def _details(report: Mapping[str, Any]) -> list[str]:
 
 
 def _centers(report: Mapping[str, Any]) -> str:
-    """Where each set lies, with a link to a map of streets."""
+    """Write the center of each set, with a link to a street map."""
     return "".join(
         f"<p>{escape(name)}: {escape(found['where'])}"
         + (f', <a href="{escape(found["map_link"])}">map</a>' if found["map_link"] else "")
@@ -106,7 +106,7 @@ def _centers(report: Mapping[str, Any]) -> str:
 
 
 def _map(sets: Sequence[tuple[str, np.ndarray]]) -> str:
-    """North up: squares where images lie, darker where there are more; queries as dots."""
+    """Draw the map, north up: squares for images, darker where there are more, and dots for queries."""
     known = [(name, places[np.isfinite(places).all(axis=1)]) for name, places in sets]
     everywhere = np.concatenate([places for _, places in known])
     if not len(everywhere):
@@ -146,12 +146,12 @@ def _map(sets: Sequence[tuple[str, np.ndarray]]) -> str:
 
 
 def _key(names: Sequence[str]) -> str:
-    """What is drawn, below it: letters in it would be too small on a phone."""
+    """Build the legend below a drawing: text inside the drawing would be too small on a phone."""
     return f'<div class="key">{"".join(f"<span>{name}</span>" for name in names)}</div>'
 
 
 def _round_length(length: float) -> float:
-    """The greatest of 1, 2 and 5 times a power of ten that is not longer."""
+    """Return the largest of 1, 2 and 5 times a power of ten that is at most `length`."""
     power = 10.0 ** math.floor(math.log10(length))
     return max(step * power for step in (1, 2, 5) if step * power <= length)
 
@@ -172,7 +172,7 @@ def _classes(classes: Mapping[str, Any] | None) -> str:
 
 
 def _histogram(classes: Mapping[str, Any]) -> str:
-    """How many classes have so many images."""
+    """Draw the histogram of how many classes have each number of images."""
     counts = {int(size): count for size, count in classes.get("classes_with_so_many_images", {}).items()}
     if not counts:
         return ""

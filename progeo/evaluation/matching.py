@@ -1,4 +1,4 @@
-"""How well texts and images find each other: does the prompt describe its place?"""
+"""Image-text matching accuracy: how well each prompt matches the images of its class."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ class Matching:
     """Top-1 accuracies in percent."""
 
     image_to_text: float
-    """Images whose nearest text is that of their class."""
+    """Percentage of images whose nearest text is that of their class."""
     text_to_image: float
-    """Classes whose text is nearest to an image of theirs; classes without an image do not count."""
+    """Percentage of classes whose text is nearest to one of their images; classes without images are excluded."""
 
 
 @torch.inference_mode()
 def matching_accuracy(images: Iterable[tuple[Tensor, Tensor]], texts: Tensor) -> Matching:
-    """Compare all images with all texts by their dot products; normalize both for cosines.
+    """Compute matching accuracies from the dot products of all images and texts; normalize both for cosines.
 
     Args:
         images: batches of image features (B, E) and their labels, int64 (B,).
-        texts: features of the text of each class, (C, E).
+        texts: text features of each class, (C, E).
     """
     num_classes = len(texts)
     right = count = 0

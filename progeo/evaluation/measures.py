@@ -1,4 +1,4 @@
-"""What is said of the predictions for many queries: recalls of some of them, how sure those are, precision, meters."""
+"""Metrics of predictions: recall with confidence intervals, average precision and localization error."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,28 +13,28 @@ _RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Recall:
-    """Recall@N of some queries by one rule."""
+    """Recall@N of a group of queries by one criterion."""
 
     rule: str
-    """When a database image is right for a query: `within 25 m`, or `as given`."""
+    """Criterion for a correct database image: `within 25 m`, or `as given`."""
     queries: str
-    """Which are counted: `all`, those of a condition, those at some distance from the database."""
+    """Group of queries: `all`, those of a condition, or those at some distance from the database."""
     count: int
-    """How many they are."""
+    """Number of queries in the group."""
     n: int
     percent: float
     low: float
-    """In percent; 95 % of samples drawn from these queries, with replacement, have a recall from `low` to `high`."""
+    """Bounds in percent of the 95 % bootstrap interval of the recall, over queries drawn with replacement."""
     high: float
 
 
 @dataclass(frozen=True)
 class Errors:
-    """How far the first prediction is from where the query was taken, over all queries."""
+    """Distance between the first prediction and the query's position, over all queries."""
 
     median_m: float
     ninetieth_m: float
-    """Nine of ten queries are at most so far off."""
+    """90th percentile of the distance, in meters."""
 
 
 def recall_table(
@@ -46,15 +46,15 @@ def recall_table(
     without_positive_missed: bool = True,
     seed: int = 0,
 ) -> list[Recall]:
-    """Recalls by every rule, of every group of queries, at every N.
+    """Compute recalls by every criterion, for every group of queries, at every N.
 
     Args:
         predictions: database rows of each query, best first, int64 (Q, K); -1 where there is none.
-        positives: by the name of a rule, the right database rows of each query.
-        groups: by name, rows of queries; a group without any query gives no recall.
+        positives: by the name of a criterion, the correct database rows of each query.
+        groups: by name, rows of queries; an empty group gets no recall.
         ns: the Ns of recall@N.
-        without_positive_missed: queries without any right database image count as missed; else they do not count.
-        seed: of the samples that the intervals come from.
+        without_positive_missed: count queries without any positive as missed; otherwise exclude them.
+        seed: random seed of the bootstrap samples.
     """
     table = []
     for rule, right_rows in positives.items():
@@ -74,27 +74,27 @@ def recall_table(
 
 
 def bootstrap_interval(hits: np.ndarray, *, seed: int = 0) -> tuple[float, float]:
-    """Between which shares the middle 95 % of samples lie, each of as many queries drawn with replacement.
+    """Compute the 95 % bootstrap interval of the fraction of hits, over queries drawn with replacement.
 
     Args:
         hits: whether each query was found, bool (Q,), at least one.
-        seed: of the samples.
+        seed: random seed of the samples.
     """
-    # How many hits a sample has is binomial: no sample need be drawn query by query.
+    # The number of hits in a sample is binomial, so queries need not be drawn one by one.
     shares = np.random.default_rng(seed).binomial(len(hits), hits.mean(), _RESAMPLES) / len(hits)
     low, high = np.quantile(shares, [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2]).tolist()
     return low, high
 
 
 def average_precisions(predictions: np.ndarray, positives: Sequence[np.ndarray]) -> np.ndarray:
-    """Average precision of each query's K predictions, float64 (Q,) from 0 to 1; NaN without a positive.
+    """Compute the average precision of each query's K predictions, float64 (Q,) from 0 to 1; NaN without a positive.
 
-    The mean, over its positives, of the share of right ones among the predictions down to each. Of more positives than
-    K only K can be found, and only so many are asked for.
+    For each positive that was found, take the precision of the predictions down to its rank; average over min(number of
+    positives, K), since at most K can be found.
 
     Args:
         predictions: database rows of each query, best first, (Q, K).
-        positives: right database rows of each query, Q arrays.
+        positives: correct database rows of each query, Q arrays.
     """
     right = right_predictions(predictions, positives)
     precisions = right.cumsum(axis=1) / np.arange(1, right.shape[1] + 1)
@@ -104,7 +104,10 @@ def average_precisions(predictions: np.ndarray, positives: Sequence[np.ndarray])
 
 
 def errors_of(distances_m: np.ndarray) -> Errors | None:
-    """Errors of the first predictions, from meters between each query and its predictions (Q, K); None if unknown."""
+    """Summarize the errors of first predictions, given meters from each query to its predictions (Q, K).
+
+    Queries with an unknown distance are excluded; returns None if no distance is known.
+    """
     known = distances_m[np.isfinite(distances_m[:, 0]), 0]
     if not len(known):
         return None
@@ -113,14 +116,14 @@ def errors_of(distances_m: np.ndarray) -> Errors | None:
 
 
 def first_of_each_panorama(predictions: np.ndarray, panoramas: np.ndarray, count: int) -> np.ndarray:
-    """Of each query's predictions the first of each panorama, at most `count`: int64 (Q, count), -1 where none is left.
+    """Keep only the best prediction of each panorama, at most `count`: int64 (Q, count), padded with -1.
 
-    So it is done for Tokyo 24/7, whose database has twelve parts of each panorama (Torii et al., CVPR 2015).
+    This is the protocol of Tokyo 24/7, whose database has twelve views of each panorama (Torii et al., CVPR 2015).
 
     Args:
         predictions: database rows of each query, best first, (Q, K); -1 where there is none.
-        panoramas: a name of the panorama that each database image is a part of, (N,).
-        count: predictions to keep.
+        panoramas: name of the panorama that each database image is a view of, (N,).
+        count: number of predictions to keep.
     """
     kept = np.full((len(predictions), count), -1, np.int64)
     for query, found in enumerate(predictions):

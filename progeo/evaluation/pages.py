@@ -1,8 +1,8 @@
-"""The parts that pages are put together from: templates, the style they share, scripts."""
+"""Parts shared by the HTML pages: templates, style and scripts."""
 
 from importlib import resources
 
 
 def read_part(name: str) -> str:
-    """The text of a file beside this one."""
+    """Read the text of a file of this package."""
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Protocols: which database and queries, what counts as right, and how many images there must be."""
+"""Benchmark protocols: database, queries, criterion for a correct prediction, and expected image counts."""
 
 import re
 from collections.abc import Sequence
@@ -11,29 +11,29 @@ import yaml
 
 @dataclass(frozen=True)
 class Protocol:
-    """One way in which the field evaluates, from `protocols/<name>.yaml`."""
+    """A benchmark protocol, from `protocols/<name>.yaml`."""
 
     name: str
     what: str
     database: str
-    """Name of the database's folder."""
+    """Name of the database folder."""
     queries: str
-    """Name of the queries' folder."""
+    """Name of the query folder."""
     positive_radius_m: float
     num_database: int
     num_queries: int
     comparable: str
-    """With whose numbers a result can be compared."""
+    """Publications whose numbers are comparable."""
     one_per_panorama: bool = False
-    """Whether only the nearest part of a panorama is a prediction."""
+    """Whether only the best-ranked view of each panorama counts as a prediction."""
     conditions: tuple[str, ...] = ()
-    """In what light queries were taken, in turn, in the order of the numbers in their names."""
+    """Conditions (light) of the queries, repeating in the order of the numbers in their names."""
 
     def check(self, folder: object, num_database: int, num_queries: int) -> None:
-        """Refuse a folder that is not the protocol's.
+        """Check that a folder has the image counts of the protocol.
 
         Raises:
-            ValueError: with both counts.
+            ValueError: the counts differ; the message gives both.
         """
         if (num_database, num_queries) != (self.num_database, self.num_queries):
             raise ValueError(
@@ -43,13 +43,14 @@ class Protocol:
             )
 
     def conditions_of(self, queries: Sequence[str]) -> np.ndarray | None:
-        """The condition of each query, str (Q,); None where the protocol tells none apart.
+        """Return the condition of each query, str (Q,), or None if the protocol has no conditions.
 
         Args:
-            queries: their paths; a number is in the name itself, or in its pano_id where it follows the convention.
+            queries: paths of the queries; the number is in the name itself, or in the pano_id of a name that follows
+                the convention.
 
         Raises:
-            ValueError: a name without a number, or two of the same.
+            ValueError: a name has no number, or two names have the same.
         """
         if not self.conditions:
             return None
@@ -66,16 +67,16 @@ class Protocol:
 
 
 def protocol_names() -> list[str]:
-    """All protocols, by name."""
+    """List the names of all protocols."""
     files = resources.files(__package__).joinpath("protocols").iterdir()
     return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
 
 
 def load_protocol(name: str) -> Protocol:
-    """Read a protocol by its name.
+    """Load a protocol by its name.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: there is no protocol of this name.
     """
     if name not in protocol_names():
         raise ValueError(f"There is no protocol {name!r}; there are {', '.join(protocol_names())}.")

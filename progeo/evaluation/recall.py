@@ -1,4 +1,4 @@
-"""Recall@N, the field's measure: the share of queries with a right image among their first N."""
+"""Recall@N: the fraction of queries with a correct image among their first N predictions."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,14 @@ import numpy as np
 def recall_at(
     predictions: np.ndarray, positives: Sequence[np.ndarray], ns: Sequence[int] = (1, 5, 10, 20)
 ) -> np.ndarray:
-    """Recall@N in percent.
+    """Compute recall@N in percent.
 
-    A query without any positive counts as missed, as in the field's benchmarks.
+    A query without any positive counts as missed, as in common benchmarks.
 
     Args:
         predictions: database rows of each query, best first, (Q, K).
-        positives: the right database rows of each query, Q arrays.
-        ns: the Ns; one above K counts the K there are.
+        positives: correct database rows of each query, Q arrays.
+        ns: the Ns; an N above K counts all K predictions.
 
     Returns:
         float64 (len(ns),), from 0 to 100.
@@ -31,6 +31,6 @@ def recall_at(
 
 
 def right_predictions(predictions: np.ndarray, positives: Sequence[np.ndarray]) -> np.ndarray:
-    """Whether each prediction is a positive of its query, bool (Q, K)."""
+    """Return whether each prediction is a positive of its query, bool (Q, K)."""
     rows = zip(predictions, positives, strict=True)
     return np.stack([np.isin(found, right) for found, right in rows])

@@ -1,4 +1,4 @@
-"""Fewer dimensions for descriptors, by principal components."""
+"""Reduce the dimension of descriptors with PCA."""
 
 from dataclasses import dataclass
 
@@ -10,26 +10,26 @@ _MIN_STD = 1e-4
 
 @dataclass(frozen=True)
 class Reduction:
-    """An affine map of descriptors: `weight @ descriptor + bias`."""
+    """A PCA projection of descriptors: `weight @ descriptor + bias`."""
 
     weight: np.ndarray
-    """float32 (d, D)."""
+    """Projection, float32 (d, D)."""
     bias: np.ndarray
-    """float32 (d,)."""
+    """Offset, float32 (d,)."""
     kept: float
-    """Share of the sample's variance in the dimensions kept, 0 to 1."""
+    """Fraction of the sample's variance in the kept dimensions, 0 to 1."""
 
 
 def fit_reduction(sample: np.ndarray, dim: int, *, whiten: bool) -> Reduction:
-    """Fit principal components (PCA; Jegou and Chum, ECCV 2012, for whitening).
+    """Fit a PCA projection (whitening as in Jegou and Chum, ECCV 2012).
 
     Args:
         sample: descriptors, float32 (n, D).
-        dim: d, dimensions to keep.
-        whiten: give each of them the same spread.
+        dim: d, the number of dimensions to keep.
+        whiten: scale every kept dimension to the same variance.
 
     Raises:
-        ValueError: more dimensions than there can be, or, of those to whiten, with any spread.
+        ValueError: dim exceeds the rank limit min(n, D), or a dimension to whiten has no variance.
     """
     num, width = sample.shape
     if dim > min(width, num):

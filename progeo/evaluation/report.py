@@ -1,7 +1,7 @@
-"""The HTML report of an evaluation: its recalls, a map, and queries beside the images retrieved for them.
+"""Write the HTML report of an evaluation: recalls, a map, and queries next to their retrieved images.
 
-One file that opens without a network, its size bounded whatever the number of queries. It shows what it is given and
-measures nothing.
+The report is one file that opens offline, with a bounded size whatever the number of queries. All numbers are computed
+elsewhere.
 """
 
 import base64
@@ -28,7 +28,7 @@ _THUMBNAIL_SIDE_PX = 128
 _JPEG_QUALITY = 80
 _MAX_DOTS = 10_000
 _DENSE = 1000
-"""More dots than these are drawn smaller."""
+"""Above this number of dots, the map draws smaller ones."""
 
 
 def write_report(
@@ -41,17 +41,16 @@ def write_report(
     num_shown: int = 5,
     max_queries: int = 240,
 ) -> None:
-    """Write the report to `path`, the worst failures first; without positives the nearest descriptors first.
+    """Write the report, the worst failures first; without positives, the smallest descriptor distances first.
 
     Args:
         path: the HTML file to write.
-        retrieved: what was found.
-        title: the heading of the report.
+        retrieved: the predictions.
+        title: heading of the report.
         facts: what was evaluated: encoder, data set, sizes.
-        recalls: by a name of some queries, their recalls at every N; those of all queries come first. None without
-            positives.
-        num_shown: predictions shown per query; all K when K is smaller.
-        max_queries: queries shown with their images; all are on the map, or 10,000 of them.
+        recalls: by the name of a group of queries, its recalls at every N, all queries first; empty without positives.
+        num_shown: predictions shown per query; all K if K is smaller.
+        max_queries: queries shown with their images; the map shows all of them, or 10,000.
     """
     gallery = (_by_failure if retrieved.distances is None else _by_distance)(retrieved, max_queries)
     script = read_part("report.js")
@@ -77,19 +76,19 @@ def write_report(
 
 @dataclass(frozen=True)
 class _Gallery:
-    """Which queries are shown, in their order, and what stands above them."""
+    """The queries to show, in order, and the texts above them."""
 
     queries: np.ndarray
     sentence: str
     first: str
-    """What the order of `queries` begins with, in a word."""
+    """Word for the start of the order, such as `worst`."""
     last: str
     verdicts: str = ""
     map: str = ""
 
 
 def _by_failure(retrieved: Retrieved, max_queries: int) -> _Gallery:
-    """The failures first, the farthest first, with a map."""
+    """Order failures first, the largest error first, and add a map."""
     errors = np.where(np.isnan(retrieved.distances_m[:, 0]), np.inf, retrieved.distances_m[:, 0])
     order = np.lexsort([-errors, retrieved.right[:, 0]])
     shown = _shown(order, retrieved.right[:, 0], max_queries)
@@ -100,7 +99,7 @@ def _by_failure(retrieved: Retrieved, max_queries: int) -> _Gallery:
 
 
 def _by_distance(retrieved: Retrieved, max_queries: int) -> _Gallery:
-    """Those whose first predictions are nearest by their descriptors first; of too many, some of every distance."""
+    """Order queries by the descriptor distance of their first prediction; too many are sampled evenly."""
     assert retrieved.distances is not None
     order = np.argsort(retrieved.distances[:, 0], kind="stable")
     shown = order[np.linspace(0, len(order) - 1, min(len(order), max_queries)).astype(int)]
@@ -126,7 +125,7 @@ def _verdict_choice(num_shown: int, num_wrong: int) -> str:
 
 
 def _shown(order: np.ndarray, right: np.ndarray, count: int) -> np.ndarray:
-    """The worst failures, and where there are too many at least a quarter of what is right, from all of it."""
+    """Select the worst failures and evenly sampled hits, which get at least a quarter of `count`."""
     wrong, fine = order[~right[order]], order[right[order]]
     num_fine = min(len(fine), max(count // 4, count - len(wrong)))
     some = np.linspace(0, len(fine) - 1, num_fine).astype(int) if num_fine else np.array([], int)
@@ -144,7 +143,7 @@ def _shown_sentence(num_shown: int, num_queries: int) -> str:
 
 
 def _recall_table(recalls: Mapping[str, Sequence[Recall]]) -> str:
-    """A row for each name, of all queries with the interval; the columns are the Ns."""
+    """Build a table with a row for each group of queries (the first with its interval) and a column for each N."""
     first = next(iter(recalls.values()), [])
     lines = ["<tr><th></th><th>queries</th>" + "".join(f"<th>R@{each.n}</th>" for each in first) + "</tr>"]
     for place, (name, row) in enumerate(recalls.items()):
@@ -159,7 +158,7 @@ def _recall_table(recalls: Mapping[str, Sequence[Recall]]) -> str:
 
 
 def _recall_curve(recalls: Sequence[Recall]) -> str:
-    """Recall from 0 to 100 % over N, an SVG drawing; N on a logarithmic axis from 1."""
+    """Draw recall from 0 to 100 % over N as an SVG, with N on a logarithmic axis from 1."""
     left, right, top, bottom = 36, 308, 12, 132
     decades = math.log(max((each.n for each in recalls), default=1)) or 1.0
     points = [
@@ -187,7 +186,7 @@ def _recall_curve(recalls: Sequence[Recall]) -> str:
 
 
 def _map(retrieved: Retrieved, order: np.ndarray) -> str:
-    """Where the queries were taken, north up, in meters; failures lie above what is right."""
+    """Draw the query positions in meters, north up; failures are drawn above hits."""
     _, queries_m = retrieved.places_m
     known = order[np.isfinite(queries_m[order]).all(axis=1)]
     if not len(known):
@@ -234,7 +233,7 @@ def _condition_choice(conditions: np.ndarray) -> str:
 
 
 def _rows(retrieved: Retrieved, queries: np.ndarray, num_shown: int) -> list[str]:
-    """A row for each query; all thumbnails are made side by side."""
+    """Build a row for each query; thumbnails are made in parallel."""
     predicted = retrieved.predictions[queries, :num_shown]
     paths = [retrieved.queries.path(row) for row in queries.tolist()]
     paths += [retrieved.database.path(row) for row in np.unique(predicted[predicted >= 0]).tolist()]
@@ -275,7 +274,7 @@ def _prediction(retrieved: Retrieved, query: int, rank: int, thumbnails: Mapping
 
 
 def _thumbnail(name: str) -> str:
-    """The image as an `<img>` that holds its own pixels, or a placeholder when it cannot be opened."""
+    """Return the image as an `<img>` with embedded pixels, or a placeholder if it cannot be opened."""
     path, stream = Path(name), io.BytesIO()
     try:
         with open_image(path) as image:

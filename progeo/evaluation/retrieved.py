@@ -1,4 +1,4 @@
-"""What was found in a database for many queries, and how right and how far off it is."""
+"""Predictions for many queries, with their correctness and distances in meters."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,20 +24,21 @@ class Retrieved:
     predictions: np.ndarray
     """Database rows of each query, best first, int64 (Q, K); -1 where there is none."""
     positives: Mapping[str, list[np.ndarray]]
-    """Right database rows of each query, by the name of a rule; the first counts most. Empty where nobody knows."""
+    """Correct database rows of each query, by the name of a criterion; the first is the main one. Empty without ground
+    truth."""
     conditions: np.ndarray
-    """In what light or weather each query was taken, str (Q,); "" where unknown."""
+    """Condition (light or weather) of each query, str (Q,); "" where unknown."""
     distances: np.ndarray | None = None
-    """Between descriptors of queries and predictions, (Q, K); needed where nobody knows what is right."""
+    """Descriptor distances between queries and predictions, (Q, K); required without ground truth."""
 
     @property
     def rule(self) -> str:
-        """When a prediction is right."""
+        """Name of the main criterion for a correct prediction."""
         return next(iter(self.positives))
 
     @cached_property
     def right(self) -> np.ndarray:
-        """Whether each prediction is right by the first rule, bool (Q, K)."""
+        """Whether each prediction is correct by the main criterion, bool (Q, K)."""
         return right_predictions(self.predictions, self.positives[self.rule])
 
     @cached_property
@@ -54,10 +55,10 @@ class Retrieved:
         return np.where(self.predictions < 0, np.nan, distances_m)
 
     def groups(self) -> dict[str, np.ndarray]:
-        """Rows of all queries, of those of each condition, and of those at some distances from the database."""
+        """Return the rows of all queries, of each condition, and of each range of distance to the database."""
         groups = {"all": np.arange(len(self.queries))}
         for condition in dict.fromkeys(self.conditions.tolist()):
-            if condition and condition not in groups:  # one called `all` is none
+            if condition and condition not in groups:  # a condition called `all` gets no group
                 groups[condition] = np.flatnonzero(self.conditions == condition)
         database_m, queries_m = self.places_m
         if not (np.isfinite(database_m).all() and np.isfinite(queries_m).all()):

@@ -1,4 +1,4 @@
-"""Nearest neighbors among descriptors, by faiss: exactly, or in a compressed index."""
+"""Search for nearest neighbors among descriptors with faiss, exactly or in a compressed index."""
 
 import hashlib
 import re
@@ -14,7 +14,7 @@ from progeo.files import replacing
 
 _TRAINED_ON = 2**17
 _ENDS_THE_PROCESS = re.compile(r"(?<![0-9F])0+(?![0-9])|(HNSW|NSG)1(?![0-9])")
-"""In a kind: numbers of which faiss crashes, instead of refusing them as it does `IVF0`."""
+"""Numbers in a factory string that crash faiss, where `IVF0` for example raises an error."""
 _WHERE = re.compile(r"^Error in .* at \S+:\d+: (Error: )?")
 
 
@@ -23,19 +23,19 @@ class Neighbors:
     """The nearest database images of Q queries, best first."""
 
     rows: np.ndarray
-    """Database rows, int64 (Q, K)."""
+    """Database rows, int64 (Q, K); -1 where there is none."""
     distances: np.ndarray
     """Euclidean distances between descriptors, float32 (Q, K)."""
 
 
 def nearest_neighbors(parts: Iterable[np.ndarray], queries: np.ndarray, count: int) -> Neighbors:
-    """Search exactly, by Euclidean distance; of equally near images the first comes first (on a GPU: any).
+    """Search exactly by Euclidean distance; ties are ordered by database row (on a GPU: in any order).
 
     Args:
-        parts: descriptors of the database one after the other, float16 or float32 (n, D) each: no more than one part
-            and its distances need be in memory.
+        parts: consecutive parts of the database descriptors, float16 or float32 (n, D) each; only one part and its
+            distances need to fit in memory.
         queries: descriptors, float32 (Q, D).
-        count: neighbors of a query; at most as many as the database has.
+        count: neighbors per query, at most the size of the database.
     """
     queries = np.ascontiguousarray(queries, np.float32)
     squared, rows = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
@@ -52,23 +52,23 @@ def nearest_neighbors(parts: Iterable[np.ndarray], queries: np.ndarray, count: i
 
 
 def index_neighbors(index: faiss.Index, queries: np.ndarray, count: int) -> Neighbors:
-    """Search an index, by Euclidean distance between what it kept of the descriptors; -1 where it found too few.
+    """Search an index by Euclidean distance between the stored descriptors; -1 where it returns too few.
 
     Args:
-        index: of `open_index`.
+        index: an index of `open_index`.
         queries: descriptors, float32 (Q, D).
-        count: neighbors of a query; at most as many as are in the index.
+        count: neighbors per query, at most the size of the index.
     """
     squared, rows = index.search(np.ascontiguousarray(queries, np.float32), min(count, index.ntotal))
     return Neighbors(rows, np.sqrt(np.maximum(squared, 0)))
 
 
 def distances_of(predictions: np.ndarray, queries: np.ndarray, database: ShardedRows) -> np.ndarray:
-    """Euclidean distances between descriptors of queries and of what was predicted for them, float32 (Q, K).
+    """Compute Euclidean descriptor distances between queries and their predictions, float32 (Q, K).
 
     Args:
-        predictions: rows of the database, int64 (Q, K); -1, where there is none, gets NaN.
-        queries: float32 (Q, D), of crops that searched on their own (Q, C D): the nearest crop counts.
+        predictions: database rows, int64 (Q, K); -1, for no prediction, gets NaN.
+        queries: float32 (Q, D), or (Q, C D) for crops that were searched separately: the nearest crop counts.
         database: (N, D).
     """
     found = np.full(predictions.shape, np.nan, np.float32)
@@ -80,22 +80,23 @@ def distances_of(predictions: np.ndarray, queries: np.ndarray, database: Sharded
 
 
 def index_path(database: ShardedRows, kind: str, folder: Path | None = None) -> Path:
-    """Where the index of a database, as it is now, is kept: in a folder, else beside its descriptors."""
+    """Return the file of the index of a database in its current state: in `folder`, else beside the descriptors."""
     made_from = f"{kind} {database.written_ns} {database.num_bytes}"
     return (folder or database.folder) / f"index_{hashlib.sha256(made_from.encode()).hexdigest()[:8]}.faiss"
 
 
 def open_index(database: ShardedRows, kind: str, *, probes: int, folder: Path | None = None) -> faiss.Index:
-    """The index of a database, made where it is not kept yet, and mapped into memory.
+    """Open the index of a database, memory-mapped; build it first if the file does not exist.
 
     Args:
         database: descriptors (N, D).
-        kind: as faiss writes it: `IVF1024,Flat`, `OPQ32,IVF1024,PQ32`, `HNSW32`, `SQ8`, `PCA128,Flat`, `PCAW128,Flat`.
-        probes: of an inverted file, how many of its lists a search looks through.
-        folder: where it is kept, see `index_path`.
+        kind: faiss factory string: `IVF1024,Flat`, `OPQ32,IVF1024,PQ32`, `HNSW32`, `SQ8`, `PCA128,Flat`,
+            `PCAW128,Flat`.
+        probes: number of inverted lists of an IVF index that a search visits.
+        folder: folder of the index, see `index_path`.
 
     Raises:
-        ValueError: faiss knows no such kind, or the database is too small to train it.
+        ValueError: faiss does not know this factory string, or the database is too small to train the index.
     """
     path = index_path(database, kind, folder)
     if not path.is_file():
@@ -108,17 +109,17 @@ def save_index(index: faiss.Index, path: Path) -> None:
     with replacing(path) as temporary:
         try:
             faiss.write_index(index, str(temporary))
-        except RuntimeError as error:  # faiss has no other kind of error
+        except RuntimeError as error:  # faiss raises nothing else
             raise OSError(str(error).rpartition(": ")[2]) from None
 
 
 def load_index(path: Path) -> faiss.Index:
-    """Read an index into memory, where more can be added to it."""
+    """Load an index into memory, so that descriptors can be added to it."""
     return _read(path, 0)
 
 
 def map_index(path: Path, *, probes: int) -> faiss.Index:
-    """Map an index into memory to search it; `probes` as for `open_index`."""
+    """Memory-map an index for searching; `probes` as for `open_index`."""
     index = _read(path, faiss.IO_FLAG_MMAP_IFC)
     if isinstance(faiss.try_extract_index_ivf(index), faiss.IndexIVF):
         faiss.ParameterSpace().set_index_parameter(index, "nprobe", probes)
@@ -126,7 +127,7 @@ def map_index(path: Path, *, probes: int) -> faiss.Index:
 
 
 def build_index(database: ShardedRows, kind: str) -> faiss.Index:
-    """Train an index on a sample of a database, and fill it; `kind` and errors as for `open_index`."""
+    """Train an index on a sample of a database and fill it; `kind` and errors as for `open_index`."""
     sample = np.unique(np.linspace(0, len(database) - 1, min(len(database), _TRAINED_ON)).astype(np.int64))
     try:
         if _ENDS_THE_PROCESS.search(kind):
@@ -136,7 +137,7 @@ def build_index(database: ShardedRows, kind: str) -> faiss.Index:
             raise RuntimeError("it would have no list")
         index.train(database.take(sample).astype(np.float32))
         add_to_index(index, database)
-    except RuntimeError as error:  # faiss has no other kind
+    except RuntimeError as error:  # faiss raises nothing else
         raise ValueError(
             f"There is no index {kind!r} of {len(database)} descriptors of {database.width} dimensions: "
             f"{_reason(error)}. Use for example IVF{max(1, int(len(database) ** 0.5))},Flat."
@@ -145,7 +146,7 @@ def build_index(database: ShardedRows, kind: str) -> faiss.Index:
 
 
 def add_to_index(index: faiss.Index, database: ShardedRows) -> None:
-    """Add descriptors to an index, a file of them at a time."""
+    """Add descriptors to an index, one file at a time."""
     for part in database.parts():
         index.add(np.ascontiguousarray(part, np.float32))
 
@@ -158,7 +159,7 @@ def _read(path: Path, flags: int) -> faiss.Index:
 
 
 def _reason(error: RuntimeError) -> str:
-    """What faiss says, without where in its code it arose and without a full stop."""
+    """Return the message of a faiss error without its code location and final period."""
     return _WHERE.sub("", str(error).strip().splitlines()[-1]).rpartition("failed: ")[2].rstrip(".")
 
 

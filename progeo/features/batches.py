@@ -1,4 +1,4 @@
-"""From images to descriptors, batch by batch."""
+"""Extract features batch by batch."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from progeo.data.loaders import build_loader
 
 @dataclass(frozen=True)
 class FeatureBatch:
-    """Descriptions of some images of a catalogue."""
+    """Features of one batch of images."""
 
     rows: np.ndarray
-    """Which images they are of, int64 (n,)."""
+    """Catalogue rows of the readable images, int64 (n,)."""
     values: np.ndarray
-    """(n, D)."""
+    """Features (n, D)."""
     unreadable: dict[int, str]
-    """Why other images of the batch could not be read, by row."""
+    """Why the other images of the batch could not be read, by catalogue row."""
 
 
 def feature_batches(
@@ -37,23 +37,23 @@ def feature_batches(
     hidden: bool = False,
     filled_to: int | None = 1,
 ) -> Iterator[FeatureBatch]:
-    """Describe images, with a progress bar.
+    """Extract features of images batch by batch, with a progress bar.
 
-    An image that cannot be read leaves zeros in its batch: how a network rounds depends on how many images there are.
-    Where it depends on the images themselves, as with batch norm, nothing is filled.
+    An unreadable image is replaced by zeros, because the rounding of a network depends on the batch size. Where
+    features depend on the other images themselves, as with batch norm, nothing is padded.
 
     Args:
-        extract: uint8 images (B, 3, H, W), or what else `images` gives -> descriptions (B, D) on the CPU.
-        images: of a catalogue.
-        batches: rows of it, those of a batch all of one shape.
-        total: images in all of them.
+        extract: maps uint8 images (B, 3, H, W), or what `images` gives instead, to features (B, D) on the CPU.
+        images: images of a catalogue.
+        batches: catalogue rows of each batch, all of one shape.
+        total: number of images in all batches.
         width: D.
         num_workers: processes that decode images.
-        what: what the progress bar says.
+        what: text of the progress bar.
         hidden: show no progress bar.
-        filled_to: smaller batches get zeros after their images, until they have so many; None leaves zeros nowhere.
+        filled_to: pad smaller batches with zeros to this size; None never pads.
     """
-    taken, batches = tee(batches)  # the loader is some batches ahead
+    taken, batches = tee(batches)  # the loader runs some batches ahead
     loader = build_loader(images, taken, num_workers=num_workers)
     with tqdm(total=total, desc=what, unit="img", leave=False, disable=True if hidden else None) as bar:
         for batch, loaded in zip(batches, loader, strict=True):
@@ -71,7 +71,7 @@ def feature_batches(
 
 
 def _filled(images: Tensor, places: np.ndarray, count: int) -> Tensor:
-    """A batch of `count` images, these at their places and zeros at all others."""
+    """Return a batch of `count` images: these at the indices `places`, zeros at all others."""
     if len(images) == count:
         return images
     filled = images.new_zeros((count, *images.shape[1:]))
@@ -91,10 +91,10 @@ def extract_rows(
     hidden: bool = False,
     filled_to: int = 1,
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """Describe some images in memory: float32 (len(rows), D), and why some could not be read, by row.
+    """Extract features into memory: float32 (len(rows), D), and why some images could not be read, by row.
 
     Args:
-        rows: which images, those of `batches` together.
+        rows: the catalogue rows of all `batches` together.
         extract, images, batches, width, num_workers, what, hidden, filled_to: see `feature_batches`.
     """
     values = np.zeros((len(rows), width), np.float32)

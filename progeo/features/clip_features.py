@@ -36,11 +36,11 @@ from progeo.places.catalogue import Catalogue
 _STATISTICS = "batch_norm.safetensors"
 _MAX_CALIBRATION_IMAGES = 4096
 _CALIBRATION_BATCH_SIZE = 64
-"""Not data.eval_batch_size: features do not depend on that."""
+"""Not data.eval_batch_size, so that features do not depend on it."""
 
 
 def extraction_order(rows: np.ndarray, clip: CLIP, *, batch_norm: BatchNormMode, seed: int) -> np.ndarray:
-    """Rows (N,) in the order in which `cached_features` wants their images: random where batches are normalized."""
+    """Order rows (N,) for `cached_features`: randomly if batch norms use batch statistics, unchanged otherwise."""
     if batch_norm_mode(clip.visual, batch_norm) != "batch":
         return rows
     return rows[_random_order(len(rows), seed)]
@@ -61,24 +61,24 @@ def cached_features(
     batch_norm: BatchNormMode = "eval",
     seed: int = 0,
 ) -> ExtractedFeatures:
-    """Features of every image of a catalogue, float16 (N, E), from the cache as far as they are there.
+    """Extract CLIP features float16 (N, E) for every image, computing only those missing from the cache.
 
     Args:
-        clip: on the accelerator's device, in eval mode; running statistics that were calibrated stay in it.
+        clip: the model, on the accelerator's device and in eval mode; calibrated running statistics stay in it.
         catalogue: N images, in their `extraction_order`.
         cache: folder of all cached features.
-        accelerator: gives device, precision and processes.
-        architecture: of `clip`, with its activation: its weights do not tell.
-        pixels: the mean and std that images are normalized with.
-        batch_size: images a batch.
-        num_workers: processes that decode images, for each process.
-        max_unreadable_fraction: of the images, 0 to 1.
-        orientation: whether images are turned upright first.
+        accelerator: gives the device, the precision and the processes.
+        architecture: name of the architecture of `clip` including its activation, which the weights do not tell.
+        pixels: mean and std that images are normalized with.
+        batch_size: images per batch.
+        num_workers: decoding processes, for each process.
+        max_unreadable_fraction: maximum fraction of unreadable images, 0 to 1.
+        orientation: whether images are rotated upright by their EXIF orientation first.
         batch_norm: which statistics batch norms normalize with.
-        seed: of the images that they are calibrated with, or of the `extraction_order`.
+        seed: random seed of the calibration images, or of the `extraction_order`.
 
     Raises:
-        ValueError: what is cached was made from something else, or too many images cannot be read.
+        ValueError: the cached features were made from something else, or too many images cannot be read.
     """
     mean, std = (torch.tensor(values, device=accelerator.device) for values in (pixels.mean, pixels.std))
     mode = batch_norm_mode(clip.visual, batch_norm)
@@ -123,7 +123,7 @@ def cached_features(
 
 
 def _batch_norm_key(mode: BatchNormMode, num_images: int, *, batch_size: int, seed: int) -> dict[str, Any]:
-    """What features depend on beside weights and images: nothing where batch norms are as the weights have them."""
+    """Return the cache metadata of the batch norms; empty if they use the statistics of the weights."""
     if mode == "calibrated":
         return {"batch_norm": {"mode": mode, "seed": seed, "images": min(num_images, _MAX_CALIBRATION_IMAGES)}}
     return {"batch_norm": {"mode": mode, "seed": seed, "batch_size": batch_size}} if mode == "batch" else {}
@@ -139,11 +139,11 @@ def _calibrate(
     num_workers: int,
     seed: int,
 ) -> None:
-    """Give batch norms the statistics that go with features: those kept beside them, else those of one pass."""
+    """Set the batch-norm statistics that belong to the features: load those cached beside them, else run one pass."""
     file = rows.folder / _STATISTICS
     if accelerator.is_main_process:
         is_begun = len(rows.missing_shards()) < len(rows.shards)
-        if not (is_begun and file.is_file()):  # before, images may have changed
+        if not (is_begun and file.is_file()):  # before the first features are written, images may have changed
             _run_calibration(extractor, clip, catalogue, num_workers=num_workers, seed=seed)
             with replacing(file) as temporary:
                 save_file(running_statistics(clip.visual), temporary)
@@ -162,7 +162,7 @@ def _kept_statistics(file: Path) -> dict[str, Tensor]:
 def _run_calibration(
     extractor: FeatureExtractor, clip: CLIP, catalogue: Catalogue, *, num_workers: int, seed: int
 ) -> None:
-    """Give batch norms the mean statistics of batches of random images; those that cannot be read are skipped."""
+    """Set the batch norms to the mean statistics of batches of random images; unreadable images are skipped."""
     order = _random_order(len(catalogue), seed)[:_MAX_CALIBRATION_IMAGES]
     with batch_statistics(clip.visual, keep=True):
         batches = feature_batches(
@@ -184,11 +184,11 @@ def _run_calibration(
 
 
 def _random_order(count: int, seed: int) -> np.ndarray:
-    """0..count-1 in an order that no epoch of a training has, int64 (count,)."""
+    """Return a random permutation of 0..count-1, int64 (count,), with a seed that no training epoch uses."""
     return np.random.default_rng([seed, 2**32 - 1]).permutation(count)
 
 
 def _even_batch_size(num_images: int, at_most: int) -> int:
-    """The largest size of batches with which the last one is at least half as large, too."""
+    """Return the largest batch size for which the last batch is at least half full."""
     sizes = range(min(num_images, at_most), 0, -1)
     return next(size for size in sizes if num_images % size == 0 or 2 * (num_images % size) >= size)

@@ -1,4 +1,4 @@
-"""What an encoder says of the images of a catalogue, kept for the next time."""
+"""Extract the descriptors of a catalogue with an encoder, cached on disk."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ from progeo.places.catalogue import Catalogue
 
 _CROPS_APART = ("nearest_crop", "maj_voting")
 _ROUNDING = 1e-5
-"""Of the largest number of a descriptor."""
+"""Tolerance as a fraction of the largest value of a descriptor."""
 
 
 def descriptor_extractor(
@@ -34,14 +34,14 @@ def descriptor_extractor(
     *,
     orientation: Orientation = "exif",
 ) -> FeatureExtractor:
-    """Make descriptors (B, D) of images; of crops that search on their own (B, 5 D).
+    """Build a feature extractor for descriptors (B, D), or (B, 5 D) where the five crops are searched separately.
 
     Args:
-        encoder: as `progeo.load_encoder` gives it; it is moved to the accelerator's device.
-        preprocessing: of the images.
-        image_size: pixels, one side or height and width; None takes the encoder's own.
-        accelerator: gives device and precision.
-        orientation: whether images are turned upright first.
+        encoder: the encoder, as `progeo.load_encoder` returns it; it is moved to the accelerator's device.
+        preprocessing: preprocessing of the images.
+        image_size: pixels, one side or height and width; None takes the encoder's image size.
+        accelerator: gives the device and the precision.
+        orientation: whether images are rotated upright by their EXIF orientation first.
     """
     encoder.to(accelerator.device)
 
@@ -67,20 +67,20 @@ def descriptor_extractor(
 
 
 def identity(encoder: nn.Module) -> dict[str, Any]:
-    """All that descriptors depend on, as a JSON file would give it back.
+    """Collect all metadata that descriptors depend on, as JSON restores it.
 
     Raises:
-        ValueError: a module of another program that cannot be told from others, see `module_fingerprint`.
+        ValueError: a module of another program has no fingerprint, see `module_fingerprint`.
     """
     if not _is_as_specified(encoder):
         return {"encoder": module_fingerprint(encoder)}
-    spec = spec_to_json(dataclasses.replace(encoder.spec, text_weights=None))  # which descriptors do not depend on
+    spec = spec_to_json(dataclasses.replace(encoder.spec, text_weights=None))  # descriptors do not depend on it
     return json.loads(json.dumps({"encoder": spec, "weights": weights_digest(encoder.state_dict())}))
 
 
 @torch.inference_mode()
 def _is_as_specified(encoder: nn.Module) -> bool:
-    """Whether a module is one of our encoders, and its spec and weights make another of the same descriptors."""
+    """Whether a module is one of our encoders and its spec and weights rebuild an encoder with the same descriptors."""
     if type(encoder) is not Encoder or any(part.training for part in encoder.modules()):
         return False
     try:
@@ -91,17 +91,19 @@ def _is_as_specified(encoder: nn.Module) -> bool:
         # Not bit for bit: a GPU may add in another order.
         is_close = bool((found - wanted).abs().max() <= _ROUNDING * wanted.abs().max())
         return encoder.normalize(pixels).equal(images) and is_close
-    except (ValueError, RuntimeError):  # what was put in the place of a part takes other images, or none
+    except (ValueError, RuntimeError):  # a part was replaced by one that takes other images, or none
         return False
 
 
 def described(
     extractor: FeatureExtractor, catalogue: Catalogue, settings: CacheSettings, accelerator: Accelerator
 ) -> ShardedRows:
-    """Descriptors of all images of a catalogue, from the cache as far as they are there; unreadable ones are missing.
+    """Extract descriptors for every image of a catalogue, computing only those missing from the cache.
+
+    Unreadable images are excluded from the rows.
 
     Raises:
-        ValueError: too many images cannot be read, or one changed since it was described.
+        ValueError: too many images cannot be read, or one changed since it was cached.
     """
     found = extract_features(
         extractor,
@@ -116,9 +118,9 @@ def described(
 
 
 def images_per_second(extractor: FeatureExtractor, catalogue: Catalogue, batch_size: int) -> float | None:
-    """How fast a network describes images that are decoded already, taken from one batch, the second time.
+    """Measure the extraction speed in images per second on one decoded batch, timing the second run.
 
-    None where none of the first images can be read.
+    Returns None if none of the first images can be read.
     """
     batches = extractor.batches(catalogue, range(min(len(catalogue), batch_size)), batch_size)
     loader = build_loader(extractor.images(catalogue), batches, num_workers=0)

@@ -1,4 +1,4 @@
-"""Images described once by a network, and kept on disk for every later run."""
+"""Extract the features of a catalogue with a network, cached on disk for later runs."""
 
 import hashlib
 import json
@@ -32,42 +32,43 @@ _DESCRIPTION = "description.json"
 _CATALOGUE = "catalogue.arrow"
 _FILES = "files.npy"
 _PLACE = "image_folder"
-"""The one thing in a description that descriptions do not depend on, where the same images lie elsewhere."""
+"""The only entry of a cache's metadata that features do not depend on: where the images lie."""
 _NAME = re.compile("[0-9a-f]{16}")
 _MAX_REASONS_SHOWN = 10
 
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """What describes images, and all that its descriptions depend on."""
+    """A network that extracts features, with everything that its features depend on."""
 
     extract: Callable[[Tensor], Tensor]
-    """uint8 images (B, 3, H, W), or crops of them (B, 5, 3, H, W), on the CPU -> descriptions (B, D) on the CPU."""
+    """Maps uint8 images (B, 3, H, W), or their crops (B, 5, 3, H, W), on the CPU to features (B, D) on the CPU."""
     what: str
-    """What they are called: image features, descriptors."""
+    """Name of the features in logs and errors, such as `image features` or `descriptors`."""
     width: int
-    """D."""
+    """Feature dimension D."""
     image_size: tuple[int, int]
-    """Height and width in pixels that `preprocessing` brings images to, if to any."""
+    """Height and width in pixels that `preprocessing` resizes to, unless it is native."""
     preprocessing: QueryPreprocessing
-    """What becomes of images before."""
+    """Preprocessing of every image."""
     depends_on: Callable[[], Mapping[str, Any]]
-    """Weights and all else that changes them; plain values, which only a cache asks for."""
+    """Returns the weights' fingerprint and all other metadata that changes features, as plain values. Only called for
+    the cache."""
     orientation: Orientation = "exif"
-    """Whether images are turned upright first."""
+    """Whether images are rotated upright by their EXIF orientation first."""
     depends_on_batch: bool = False
-    """Whether descriptions depend on the other images of their batch: then a batch is images next to each other in the
-    catalogue and nothing else."""
+    """Whether features depend on the other images of their batch (batch norm). Batches then hold only consecutive
+    images of the catalogue, without padding."""
     prepare: Callable[[ShardedRows], None] | None = None
-    """What all processes call once before anything is described, with the files to come; not where all are there."""
+    """Hook that all processes call once before extraction, with the feature files; not called if all files exist."""
 
     def images(self, catalogue: Catalogue) -> CatalogueImages:
-        """The images of a catalogue as they are described."""
+        """Return the preprocessed images of a catalogue as a dataset."""
         preprocess = partial(preprocess_image, kind=self.preprocessing, size=self.image_size)
         return CatalogueImages(catalogue, preprocess, self.orientation)
 
     def batches(self, catalogue: Catalogue, rows: range, batch_size: int) -> list[np.ndarray]:
-        """Batches of one shape each, of at most as many pixels as `batch_size` images of `image_size`."""
+        """Split rows into batches of one shape each, with at most the pixels of `batch_size` images of `image_size`."""
         if depends_on_shape(self.preprocessing):
             names = map(catalogue.name, rows)
             found = each_file(
@@ -82,10 +83,10 @@ class FeatureExtractor:
         return batches_by_shape(np.array(rows), shapes, batch_size=batch_size, max_pixels=max_pixels)
 
     def full_batch(self, catalogue: Catalogue, batch_size: int) -> int | None:
-        """How many images every batch gets, so that no description depends on what else is described.
+        """Return the size that every batch is padded to, so that features do not depend on the rest of their batch.
 
-        Of fewer images than that it is their number, and 1 where shapes differ: most batches are small then. None where
-        descriptions do depend on that: zeros would change them.
+        It is the batch size, or the number of images if there are fewer; 1 where shapes differ, because most batches
+        are small then. None where features depend on the images of their batch, since zeros would change them.
         """
         if self.depends_on_batch:
             return None
@@ -96,25 +97,25 @@ class FeatureExtractor:
 
 @dataclass(frozen=True)
 class Cache:
-    """Where descriptions are kept."""
+    """Location and precision of cached features."""
 
     folder: Path
     keep_as: str
-    """float16 or float32."""
+    """Precision of the cached features: float16 or float32."""
     setting: str
-    """The one that names the folder."""
+    """Name of the setting that gives the cache folder, for errors."""
     fraction_setting: str
-    """The one that says how many images may be unreadable."""
+    """Name of the setting that limits the fraction of unreadable images, for errors."""
 
 
 @dataclass(frozen=True)
 class ExtractedFeatures:
-    """Descriptions of the images of a catalogue."""
+    """Features of the images of a catalogue."""
 
     rows: ShardedRows
-    """(N, D), in the order of the catalogue."""
+    """Features (N, D), in the order of the catalogue."""
     unreadable: np.ndarray
-    """Rows without a description because their image cannot be read, sorted."""
+    """Sorted row indices of images that cannot be read and have no features."""
 
 
 def extract_features(
@@ -127,23 +128,23 @@ def extract_features(
     num_workers: int,
     max_unreadable_fraction: float,
 ) -> ExtractedFeatures:
-    """Descriptions of every image of a catalogue, from the cache as far as they are there.
+    """Extract features for every image of a catalogue, computing only those missing from the cache.
 
-    They lie in a folder of the cache named after all they depend on and where the images lie; of images that were
-    moved or copied, those of the former place are found. Each process writes its share of the missing files, so what
-    was stopped goes on where it was.
+    The cache subfolder is named by a hash of all metadata that features depend on and the image folder; for images that
+    were moved or copied, the features of the former folder are reused. Each process writes its share of the missing
+    files, so an interrupted extraction resumes where it stopped.
 
     Args:
         extractor: the network.
         catalogue: N images.
-        accelerator: gives precision and processes.
-        cache: where they are kept.
-        batch_size: images a batch.
-        num_workers: processes that decode images, for each process.
-        max_unreadable_fraction: of the images, 0 to 1.
+        accelerator: gives the precision and the processes.
+        cache: location and precision of the cached features.
+        batch_size: images per batch.
+        num_workers: decoding processes, for each process.
+        max_unreadable_fraction: maximum fraction of unreadable images, 0 to 1.
 
     Raises:
-        ValueError: what is cached was made from something else, or too many images cannot be read.
+        ValueError: the cached features were made from something else, or too many images cannot be read.
     """
     shard_size = _shard_size(len(catalogue), extractor, batch_size)
     depends_on = _depends_on(extractor, catalogue, accelerator.mixed_precision, cache.keep_as, shard_size)
@@ -178,7 +179,7 @@ def extract_features(
 def _depends_on(
     extractor: FeatureExtractor, catalogue: Catalogue, mixed_precision: str, keep_as: str, shard_size: int
 ) -> dict[str, Any]:
-    """All that descriptions depend on, as JSON gives it back."""
+    """Collect all metadata that features depend on, as JSON restores it."""
     depends_on = {
         **extractor.depends_on(),
         "image_size": list(extractor.image_size),
@@ -195,9 +196,9 @@ def _depends_on(
 
 
 def _shard_size(num_images: int, extractor: FeatureExtractor, batch_size: int) -> int:
-    """Enough files to stop and go on and to share between processes, but not so many that they are a burden.
+    """Return rows per file: enough files to resume and to share between processes, but not too many.
 
-    The images of a file are put into batches by shape: where shapes differ, it takes many to fill them.
+    Images are batched by shape within a file: where shapes differ, it takes many images to fill the batches.
     """
     least = 512 if depends_on_shape(extractor.preprocessing) else 64
     size = min(8192, max(least, num_images // 16))
@@ -205,7 +206,7 @@ def _shard_size(num_images: int, extractor: FeatureExtractor, batch_size: int) -
 
 
 def _prepared_folder(cache: Cache, depends_on: Mapping[str, Any], catalogue: Catalogue, shard_size: int) -> Path:
-    """The folder of these descriptions, checked where it is there, and described where it is new."""
+    """Return the cache folder of these features: check it if it exists, create it with its metadata otherwise."""
     folder = cache.folder / hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:16]
     if (folder / _DESCRIPTION).is_file():
         rows = ShardedRows(folder, num_rows=len(catalogue), width=0, shard_size=shard_size)
@@ -220,7 +221,7 @@ def _prepared_folder(cache: Cache, depends_on: Mapping[str, Any], catalogue: Cat
 
 
 def _check_folder(rows: ShardedRows, depends_on: Mapping[str, Any], catalogue: Catalogue, advice: str) -> None:
-    """Check that a folder is what it says and that the images are the same."""
+    """Check that a cache folder holds the expected metadata and that its images are unchanged."""
     folder, stored, missing = rows.folder, read_json(rows.folder / _DESCRIPTION), rows.missing_shards()
     if not isinstance(stored, dict):
         raise ValueError(f"{folder / _DESCRIPTION} is damaged: {advice}.")
@@ -234,7 +235,7 @@ def _check_folder(rows: ShardedRows, depends_on: Mapping[str, Any], catalogue: C
     except ValueError as error:
         raise ValueError(f"{error}: {advice}.") from None
     changed = changed_files(before, catalogue)
-    changed = changed[~np.isin(changed // rows.shard_size, missing)]  # these may have been mended in the meantime
+    changed = changed[~np.isin(changed // rows.shard_size, missing)]  # these may have been repaired meanwhile
     if len(changed):
         raise ValueError(
             f"{len(changed)} of {len(before)} images looked at changed since they were described in {folder}, "
@@ -245,9 +246,9 @@ def _check_folder(rows: ShardedRows, depends_on: Mapping[str, Any], catalogue: C
 
 
 def _of_former_place(cache: Path, depends_on: Mapping[str, Any], catalogue: Catalogue) -> Path | None:
-    """A folder of the cache with descriptions of the same images, which lay elsewhere.
+    """Find a cache folder with features of the same images under another path.
 
-    Two sets may have the same names: the sizes and contents that were looked at must be the same as well.
+    Two data sets may share file names, so the file sizes and sampled contents must match as well.
     """
     beside = sorted(cache.iterdir()) if cache.is_dir() else []
     for folder in (path for path in beside if _NAME.fullmatch(path.name) and (path / _DESCRIPTION).is_file()):
@@ -256,7 +257,7 @@ def _of_former_place(cache: Path, depends_on: Mapping[str, Any], catalogue: Cata
             if not isinstance(stored, dict) or {**stored, _PLACE: depends_on[_PLACE]} != depends_on:
                 continue
             before = _load_files(folder, len(catalogue))
-        except ValueError:  # damaged; whoever needs this very folder is told
+        except ValueError:  # corrupt; a caller that needs this very folder reports it
             continue
         if not len(changed_files(before, catalogue)):
             LOGGER.info("the images of %s were described before, in %s", catalogue.folder, stored[_PLACE])
@@ -270,10 +271,10 @@ def _save_files(folder: Path, catalogue: Catalogue) -> None:
 
 
 def _load_files(folder: Path, num_images: int) -> np.ndarray:
-    """Load what `_save_files` saved, see `see_files`.
+    """Load the array that `_save_files` saved, see `see_files`.
 
     Raises:
-        ValueError: it is damaged or missing; the sentence names it.
+        ValueError: the file is corrupt or missing; the message names it.
     """
     if not (folder / _FILES).is_file():
         raise ValueError(f"There is no {folder / _FILES}")
@@ -295,7 +296,7 @@ def _describe(
     allowed: int,
     setting: str,
 ) -> None:
-    """Write these shards, and beside each one why images of it could not be read, `allowed` of them at most."""
+    """Extract and write these shards, and list unreadable images, at most `allowed` in all, in a file beside each."""
     by_shard = (extractor.batches(catalogue, rows.shard_rows(shard), batch_size) for shard in shards)
     coming = feature_batches(
         extractor.extract,
@@ -323,10 +324,10 @@ def _describe(
         if num_unreadable > allowed:
             raise ValueError(_too_many_unreadable(num_unreadable, next(iter(reasons.values())), len(rows), setting))
         reasons_file = _reasons_file(rows, shard)
-        if reasons:  # by names below the folder, as it may be moved
+        if reasons:  # paths relative to the image folder, as it may be moved
             below = {row: why.replace(str(catalogue.path(row)), catalogue.name(row)) for row, why in reasons.items()}
             write_json(reasons_file, below)
-        else:  # of an earlier time, when the image could not be read
+        else:  # remove a file of an earlier run, in which an image could not be read
             reasons_file.unlink(missing_ok=True)
         rows.write_shard(shard, described)
 
@@ -344,7 +345,7 @@ def _reasons_file(rows: ShardedRows, shard: int) -> Path:
 
 
 def _recorded_reasons(rows: ShardedRows, catalogue: Catalogue) -> dict[int, str]:
-    """Why images could not be read, by row."""
+    """Load the reasons why images could not be read, by row."""
     files = [file for shard in rows.shards if (file := _reasons_file(rows, shard)).is_file()]
     found = {int(row): reason for file in files for row, reason in read_json(file).items()}
     return {row: reason.replace(catalogue.name(row), str(catalogue.path(row))) for row, reason in found.items()}

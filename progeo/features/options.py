@@ -1,4 +1,4 @@
-"""Options of extracting features: with what means, and where they are kept."""
+"""Options of extracting features: batch size, workers and precision, and the cache."""
 
 import os
 from dataclasses import dataclass, field
@@ -12,24 +12,24 @@ from progeo.engine.accelerator import Precision
 
 @dataclass(frozen=True, kw_only=True)
 class WorkSettings:
-    """With what means images are described."""
+    """Options of running a network over images."""
 
     batch_size: PositiveInt = 64
-    """Images a batch; fewer where they have more pixels than the encoder's size."""
+    """Number of images per batch; fewer if the images have more pixels than the encoder's image size."""
     num_workers: NonNegativeInt = field(default_factory=lambda: min(4, os.cpu_count() or 1))
-    """Processes that decode images."""
+    """Number of processes that decode images."""
     mixed_precision: Precision = "no"
     """Precision of the encoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheSettings(WorkSettings):
-    """Where descriptors are kept."""
+    """Options of caching descriptors on disk."""
 
     descriptor_cache: Path = Path("runs/descriptor_cache")
-    """Folder where descriptors are kept for the next time that the same encoder describes the same images."""
+    """Cache folder for descriptors, which are reused when the same encoder runs on the same images again."""
     keep_as: Literal["float32", "float16"] = "float32"
-    """Precision of the descriptors that are kept."""
+    """Precision of the cached descriptors."""
     max_unreadable_fraction: ClosedUnitInterval = 0.01
-    """Images that cannot be read are reported and skipped, up to this fraction of a folder, one at least; above it, the
-    command stops. 0 allows none."""
+    """Maximum fraction of unreadable images in a folder, from 0 to 1; at least one is allowed. Unreadable images are
+    reported and skipped; above this fraction the command stops. 0 allows none."""

@@ -1,4 +1,4 @@
-"""A large array of rows on disk, in files that are each written whole, so that filling it can stop and go on."""
+"""A large array of rows on disk, in files that are each written atomically, so that filling it can be resumed."""
 
 import copy
 from collections.abc import Iterator
@@ -12,27 +12,27 @@ from progeo.files import replacing
 
 
 def load_array(path: Path, *, mapped: bool = False) -> np.ndarray:
-    """Load a .npy file, or map it into memory.
+    """Load a .npy file, or memory-map it.
 
     Raises:
-        ValueError: it is damaged; the sentence names it.
+        ValueError: the file is corrupt; the message names it.
     """
     try:
         return np.load(path, mmap_mode="r" if mapped else None)
-    except (ValueError, EOFError, SyntaxError, TokenError, BadZipFile) as error:  # its header is written in Python
+    except (ValueError, EOFError, SyntaxError, TokenError, BadZipFile) as error:  # the .npy header is a Python literal
         raise ValueError(f"{path} is damaged ({error})") from None
 
 
 class ShardedRows:
-    """Rows (N, D) in the files `rows_00000.npy`, ... of a folder, mapped into memory when read.
+    """Rows (N, D) in the files `rows_00000.npy`, ... of a folder, memory-mapped when read.
 
     Args:
-        folder: where the files lie.
+        folder: folder of the files.
         num_rows: N.
         width: D.
-        shard_size: rows of a file; the last one may have fewer.
-        dtype: of the numbers, float16 or float32.
-        file_name: of each file; with another one, and a single file, any array of rows can be read.
+        shard_size: rows per file; the last file may have fewer.
+        dtype: float16 or float32.
+        file_name: format of the file names; with another name and a single file, any array of rows can be read.
     """
 
     def __init__(
@@ -57,56 +57,56 @@ class ShardedRows:
         return self.num_rows - len(self.missing)
 
     def without(self, rows: np.ndarray) -> "ShardedRows":
-        """The rows but for some, int64 (n,); `all_rows` tells where those that stay are."""
+        """Return these rows with some excluded, int64 (n,); `all_rows` maps the remaining positions back."""
         others = copy.copy(self)
         others.missing = np.union1d(self.missing, rows).astype(np.int64)
         return others
 
     @property
     def complete(self) -> "ShardedRows":
-        """The same rows, none missing."""
+        """The same rows with none excluded."""
         others = copy.copy(self)
         others.missing = np.array([], np.int64)
         return others
 
     def all_rows(self, rows: np.ndarray) -> np.ndarray:
-        """Where `rows`, int64 of any shape, are if the missing ones are counted; -1 stays -1."""
+        """Map `rows`, int64 of any shape, to positions that also count the excluded rows; -1 stays -1."""
         shifts = np.searchsorted(self.missing - np.arange(len(self.missing)), rows, side="right")
         return np.where(rows < 0, rows, rows + shifts)
 
     @property
     def num_bytes(self) -> int:
-        """Of all rows."""
+        """Size in bytes of all rows that are not excluded."""
         return len(self) * self.width * self.dtype.itemsize
 
     @property
     def written_ns(self) -> int:
-        """When the last of the files was written, in nanoseconds."""
+        """Modification time of the most recently written file, in nanoseconds."""
         return max(self._path(shard).stat().st_mtime_ns for shard in self.shards)
 
     @property
     def shards(self) -> range:
-        """The numbers of all files."""
+        """Numbers of all files."""
         return range(-(-self.num_rows // self.shard_size))
 
     def shard_rows(self, shard: int) -> range:
-        """The rows that a shard holds."""
+        """Return the range of rows that a shard holds."""
         return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.num_rows))
 
     def missing_shards(self, process: int = 0, num_processes: int = 1) -> list[int]:
-        """The shards that are not written yet, of those that a process is to write."""
+        """Return the shards assigned to a process that are not written yet."""
         return [shard for shard in self.shards[process::num_processes] if not self._path(shard).is_file()]
 
     def write_shard(self, shard: int, values: np.ndarray) -> None:
-        """Write the rows of a shard (rows, D)."""
+        """Write the rows of a shard, (rows, D)."""
         with replacing(self._path(shard)) as temporary:
             np.save(temporary, values)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """Read rows int64 (n,) in the order given, (n, D).
+        """Read rows int64 (n,) in the given order, (n, D).
 
         Raises:
-            ValueError: a file that is not what was written; the sentence names it.
+            ValueError: a file is not what was written; the message names it.
         """
         values, rows = np.empty((len(rows), self.width), self.dtype), self.all_rows(rows)
         shards = rows // self.shard_size
@@ -116,7 +116,7 @@ class ShardedRows:
         return values
 
     def parts(self) -> Iterator[np.ndarray]:
-        """All rows, a file (n, D) at a time."""
+        """Yield all rows that are not excluded, one file (n, D) at a time."""
         for shard in self.shards:
             rows = self.shard_rows(shard)
             missing = self.missing[slice(*np.searchsorted(self.missing, (rows.start, rows.stop)))]
@@ -124,7 +124,7 @@ class ShardedRows:
             yield np.delete(values, missing - rows.start, axis=0) if len(missing) else values
 
     def _map(self, shard: int) -> np.ndarray:
-        """Map a file for a moment: a mapping that stays would count all that was ever read as this process's memory."""
+        """Map a file briefly: a persistent mapping would count all that was ever read as this process's memory."""
         path, shape = self._path(shard), (len(self.shard_rows(shard)), self.width)
         try:
             values = load_array(path, mapped=True)

@@ -1,1 +1,1 @@
-"""Localizing photos: the place index, and how sure a position is."""
+"""Localizing photos: the place index and its calibrated confidence."""

@@ -1,4 +1,4 @@
-"""How sure one may be that what was found for a photo is where it was taken, calibrated on photos of known position."""
+"""Confidence of a localization, calibrated on photos of known position."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -12,38 +12,38 @@ from scipy.special import expit, log_expit
 _FOLDS = 5
 _BINS = 10
 _LENGTHS = MappingProxyType({"means": 2, "spreads": 2, "weights": 3})
-"""Of the fields of a `Calibration` that are several numbers."""
+"""Lengths of the tuple fields of a `Calibration`."""
 _POSITIVE = ("radius_m", "spreads", "num_photos")
 _TOO_LARGE = 1e15
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The probability that the first prediction is near enough: a logistic function of what a search gives."""
+    """Logistic model of the probability that the first match is correct, given its two confidence features."""
 
     radius_m: float
-    """What near enough is."""
+    """Maximum distance in meters of a correct match."""
     means: tuple[float, ...]
     spreads: tuple[float, ...]
-    """Of each value of `evidence` over the photos it was made from."""
+    """Mean and std of each confidence feature over the calibration photos."""
     weights: tuple[float, ...]
-    """Of each of them, standardized, and last what is added."""
+    """Weights of the standardized confidence features, and last the bias."""
     num_photos: int
     num_right: int
     error: float
-    """Expected calibration error, 0 to 1: how far confidence and share of right ones are apart, over ten bins of
-    confidence, each photo judged by what was learned from others."""
+    """Expected calibration error, 0 to 1: mean gap between confidence and accuracy over ten bins of confidence, with
+    each photo judged by a model fitted to others (5-fold cross-validation)."""
 
     def confidences(self, evidence: np.ndarray) -> np.ndarray:
-        """Probabilities (Q,) that first predictions lie within `radius_m`, from `evidence` (Q, 2)."""
+        """Return probabilities (Q,) that first matches lie within `radius_m`, from confidence features (Q, 2)."""
         return expit(_with_one((evidence - self.means) / self.spreads) @ np.array(self.weights))
 
 
 def calibration_from_json(values: Mapping[str, Any]) -> Calibration:
-    """Read a calibration that was written as the dict of its fields; tuples come back from lists.
+    """Read a calibration from a dict of its fields; lists become tuples.
 
     Raises:
-        ValueError: other fields, or values that none of them can have.
+        ValueError: fields are missing or unknown, or a value is impossible.
     """
     names = {field.name for field in fields(Calibration)}
     if values.keys() != names:
@@ -62,29 +62,29 @@ def calibration_from_json(values: Mapping[str, Any]) -> Calibration:
 
 
 def evidence(distances: np.ndarray, places_m: np.ndarray, radius_m: float) -> np.ndarray:
-    """What speaks for the first prediction of each query, (Q, 2).
+    """Compute two confidence features per query, (Q, 2).
 
-    That is the distance of its descriptor, and how much farther the first one is that was taken somewhere else; where
-    none was, how much farther the last one is.
+    They are the descriptor distance of the top match, and the gap to the nearest match from a different place, or to
+    the last match if there is none.
 
     Args:
-        distances: between descriptors of a query and of its predictions, ascending, (Q, K).
-        places_m: east and north of the predictions, (Q, K, 2).
-        radius_m: predictions farther than this from the first are somewhere else.
+        distances: descriptor distances between a query and its matches, ascending, (Q, K).
+        places_m: east and north of the matches, (Q, K, 2).
+        radius_m: matches farther than this from the top match are from a different place.
     """
-    elsewhere = ~(np.linalg.norm(places_m - places_m[:, :1], axis=2) <= radius_m)  # so is a place that is not known
+    elsewhere = ~(np.linalg.norm(places_m - places_m[:, :1], axis=2) <= radius_m)  # an unknown place is different
     elsewhere[:, -1] = True
     other = np.take_along_axis(distances, elsewhere.argmax(axis=1)[:, None], axis=1)[:, 0]
     return np.stack([distances[:, 0], other - distances[:, 0]], axis=1)
 
 
 def calibrate(values: np.ndarray, right: np.ndarray, radius_m: float) -> Calibration:
-    """Learn how probable it is that a first prediction is right (Platt scaling: Platt, 1999).
+    """Fit the probability that a first match is correct (Platt scaling: Platt, 1999).
 
     Args:
-        values: `evidence` of queries of known position, (Q, 2).
-        right: whether their first prediction lies within `radius_m`, bool (Q,).
-        radius_m: as it says.
+        values: confidence features of queries of known position, (Q, 2).
+        right: whether the first match lies within `radius_m`, bool (Q,).
+        radius_m: maximum distance of a correct match in meters.
     """
     folds = np.random.default_rng(0).permutation(len(right)) % _FOLDS
     judged = np.empty(len(right))
@@ -102,7 +102,7 @@ def _fitted(values: np.ndarray, right: np.ndarray, radius_m: float) -> Calibrati
     means, spreads = values.mean(axis=0), np.maximum(values.std(axis=0), 1e-12)
     inputs = _with_one((values - means) / spreads)
     num_right, num_wrong = int(right.sum()), int((~right).sum())
-    # Platt's targets: not 1 and 0, or photos that are easily told apart would make it infinitely sure.
+    # Platt's targets, not 1 and 0: on separable photos those would make the confidence diverge to certainty.
     targets = np.where(right, (num_right + 1) / (num_right + 2), 1 / (num_wrong + 2))
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:

@@ -1,8 +1,8 @@
-"""What `index.json` of a place index says, read with distrust, and how one of several commands at once changes it.
+"""Read and validate `index.json` of a place index, and update it safely from several commands at once.
 
-A change is a generation: `index_<generation>.json`, a file that only one command can create, names the data files that
-were written before it. A command that comes second starts again from what the first one left. `index.json` is a copy
-of the newest generation.
+An update is a generation: `index_<generation>.json`, a file that only one command can create, names data files that
+were written before it. A command that comes second starts again from the result of the first. `index.json` is a copy of
+the newest generation.
 """
 
 import re
@@ -32,46 +32,46 @@ _MAX_COUNT = 2**31 - 1
 
 @dataclass(frozen=True)
 class About:
-    """What `index.json` says."""
+    """Metadata of a place index, the content of `index.json`."""
 
     kind: str
-    """How descriptors are kept, as faiss writes it."""
+    """faiss factory string of the descriptor index."""
     probes: int
     encoder: Mapping[str, Any]
-    """What all descriptors were made with, see `identity`."""
+    """Fingerprint of the encoder, see `identity`."""
     image_size: tuple[int, int]
     database_preprocessing: Preprocessing
     query_preprocessing: Preprocessing
     images: int
     faiss_file: str
-    """Name of a file in the folder."""
+    """Name of the faiss file in the folder."""
     catalogue_file: str
-    """Name of a file in the folder."""
+    """Name of the catalogue file in the folder."""
     calibration: Calibration | None = None
     orientation: Orientation = "exif"
-    """Whether images and photos are turned upright."""
+    """Whether images and queries are rotated upright by their EXIF orientation."""
     generation: int = 0
-    """How often the index was changed since it was built."""
+    """Number of updates since the index was built."""
     format: int = _FORMAT
 
 
 def new_files() -> dict[str, str]:
-    """Names for the data files of a generation, which no other has."""
+    """Return unique names for the data files of a generation."""
     token = secrets.token_hex(6)
     return {"faiss_file": f"places_{token}.faiss", "catalogue_file": f"catalogue_{token}.arrow"}
 
 
 def holds_place_index(folder: Path) -> bool:
-    """Whether there is one."""
+    """Return whether a folder holds a place index."""
     return (folder / _ABOUT).is_file() or bool(_generations(folder))
 
 
 def read_metadata_of_index(folder: Path) -> About:
-    """Read what the newest generation of a place index says.
+    """Read the metadata of the newest generation of a place index.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: a file that progeo did not write so; the sentence names it.
+        FileNotFoundError: there is no place index in the folder.
+        ValueError: a file is not as progeo writes it; the message names it.
     """
     if not holds_place_index(folder):
         raise FileNotFoundError(f"There is no place index in {folder}: make one with `progeo index build`.")
@@ -79,24 +79,24 @@ def read_metadata_of_index(folder: Path) -> About:
     about = _read(folder / _ABOUT) if (folder / _ABOUT).is_file() else None
     if about is not None and about.generation >= newest:
         return about
-    try:  # a command that made this one has not come to `index.json` yet, or was killed before
+    try:  # its command has not updated `index.json` yet, or was killed before
         return _read(_path(folder, newest))
-    except FileNotFoundError:  # a newer one is there by now
+    except FileNotFoundError:  # a newer one exists by now
         return read_metadata_of_index(folder)
 
 
 def save_generation(folder: Path, before: About | None, about: About, index: faiss.Index, catalogue: Catalogue) -> bool:
-    """Write what an index holds, make it the next generation, and remove the data files of the one before.
+    """Write an index as the next generation, and remove the data files of the previous one.
 
     Args:
-        folder: of the place index.
-        before: what this one was made from; None for a new index.
-        about: with names of `new_files`.
+        folder: folder of the place index.
+        before: metadata of the generation it was made from; None for a new index.
+        about: its metadata, with file names of `new_files`.
         index: the descriptors.
         catalogue: their images.
 
     Returns:
-        Whether it is the next generation; where another command came first, nothing is changed.
+        Whether it became the next generation; if another command came first, nothing is changed.
     """
     try:
         save_index(index, folder / about.faiss_file)
@@ -116,7 +116,7 @@ def save_generation(folder: Path, before: About | None, about: About, index: fai
 
 
 def commit(folder: Path, before: About | None, about: About) -> bool:
-    """Make `about` the generation after `before`; False where another command came first."""
+    """Commit `about` as the generation after `before`; returns False if another command came first."""
     if before is None:
         with suppress(FileExistsError):
             write_new_json(folder / _ABOUT, asdict(about))
@@ -128,7 +128,7 @@ def commit(folder: Path, before: About | None, about: About) -> bool:
         write_new_json(path, asdict(replace(about, generation=generation)))
     except FileExistsError:
         return False
-    if max(_generations(folder)) > generation:  # it had been made, and removed for a newer one
+    if max(_generations(folder)) > generation:  # this number had been used, and removed for a newer one
         path.unlink(missing_ok=True)
         return False
     _publish(folder)
@@ -136,10 +136,10 @@ def commit(folder: Path, before: About | None, about: About) -> bool:
 
 
 def _publish(folder: Path) -> None:
-    """Copy the newest generation to `index.json`, and again where a newer one came meanwhile; remove the older ones."""
+    """Copy the newest generation to `index.json`, repeat if a newer one appears meanwhile, and remove older ones."""
     published = -1
     while published < (newest := max(_generations(folder))):
-        with suppress(FileNotFoundError):  # there is a newer one by now
+        with suppress(FileNotFoundError):  # a newer one exists by now
             write_json(folder / _ABOUT, read_json(_path(folder, newest)))
             published = newest
     for older in _generations(folder) - {published}:
@@ -184,7 +184,7 @@ def _is_count(value: object) -> bool:
 
 
 def _is_name(value: object, pattern: str) -> bool:
-    """Whether it is a name that progeo gives: never a path, which could lead to somebody else's file."""
+    """Return whether a value is a file name as progeo writes it: never a path, which could lead out of the folder."""
     return isinstance(value, str) and re.fullmatch(pattern, value) is not None
 
 
@@ -215,4 +215,4 @@ _ALLOWED: Mapping[str, tuple[Callable[[Any], bool], str]] = MappingProxyType(
         "generation": (lambda value: type(value) is int and 0 <= value < 10**9, "a whole number from 0"),
     }
 )
-"""What `index.json` may say: by the names of `About` a test, and what it accepts in words."""
+"""Allowed fields of `index.json`: for each field of `About` a check, and the text of what it accepts."""

@@ -1,6 +1,6 @@
-"""A place index: images whose places are known and an encoder, in a folder that finds where other photos were taken.
+"""A place index: a folder of images with known positions and an encoder, for localizing other photos.
 
-The folder holds `index.json`, which names all else: a faiss file, the catalogue of its images, and the encoder.
+The folder holds `index.json`, which names all other files: a faiss file, the catalogue of the images, and the encoder.
 """
 
 from dataclasses import dataclass, replace
@@ -27,37 +27,38 @@ from progeo.places.geographic import degrees_of, positions_m
 
 _MODEL = "model"
 _MATCHES = 20
-"""Of a photo, that confidence is taken from."""
+"""Number of matches of a query that its confidence is computed from."""
 _DESCRIBED_BY = ("encoder", "image_size", "database_preprocessing", "orientation")
 _COLUMNS = ("path", "east", "north", "zone", "heading", "latitude", "longitude")
 
 
 @dataclass(frozen=True)
 class PlaceIndex:
-    """An opened place index; nothing of its images is read before it is searched."""
+    """An opened place index; its images are read only when it is searched."""
 
     folder: Path
     about: About
     encoder: Encoder
     catalogue: Catalogue
-    """Its images by whole paths, with latitude and longitude, NaN where they are unknown."""
+    """Images by absolute path, with latitude and longitude, NaN where they are unknown."""
     index: faiss.Index
 
     def extractor(self, preprocessing: Preprocessing, accelerator: Accelerator) -> FeatureExtractor:
-        """What describes images as those of the index were described."""
+        """Build a feature extractor with the encoder, image size and orientation of the index."""
         about = self.about
         return descriptor_extractor(
             self.encoder, preprocessing, about.image_size, accelerator, orientation=about.orientation
         )
 
     def search(self, descriptors: np.ndarray, *, least: int = 1) -> Neighbors:
-        """The images nearest to descriptors (Q, D), at least as many as confidence is taken from and as `least`."""
+        """Search for descriptors (Q, D); returns at least `least` neighbors and the number that confidence requires."""
         return index_neighbors(self.index, descriptors, max(least, _MATCHES))
 
     def evidence(self, found: Neighbors, radius_m: float) -> np.ndarray:
-        """What speaks for the first match of each of Q photos, (Q, 2); NaN where no place was found."""
+        """Compute the confidence features of each of Q queries, (Q, 2); NaN where the top match has no position."""
         rows, distances = found.rows[:, :_MATCHES], found.distances[:, :_MATCHES]
-        # An index may find fewer: nothing is somewhere else then, and as far as the last of them.
+        # The index may return fewer than K matches (-1). Pad with the top match's position and the last valid distance,
+        # so that padding never counts as another place.
         last = (rows >= 0).sum(axis=1, keepdims=True) - 1
         distances = np.where(rows < 0, np.take_along_axis(distances, np.maximum(last, 0), axis=1), distances)
         rows = np.where(rows < 0, rows[:, :1], rows)
@@ -67,7 +68,7 @@ class PlaceIndex:
         return np.where(answered, evidence(distances, places_m, radius_m), np.nan)
 
     def confidences(self, found: Neighbors) -> np.ndarray:
-        """Probabilities (Q,) that the first matches were taken near enough; NaN where that is not known."""
+        """Return probabilities (Q,) that the first matches are correct; NaN if the index is not calibrated."""
         calibration = self.about.calibration
         if calibration is None:
             return np.full(len(found.rows), np.nan)
@@ -75,11 +76,11 @@ class PlaceIndex:
 
 
 def open_place_index(folder: Path) -> PlaceIndex:
-    """Open a place index, mapped into memory.
+    """Open a place index, memory-mapped.
 
     Raises:
-        FileNotFoundError: there is none, or a file of it is missing.
-        ValueError: it is damaged, or its encoder is not the one that it was built with.
+        FileNotFoundError: there is no index in the folder, or one of its files is missing.
+        ValueError: the index is corrupt, or its encoder is not the one that it was built with.
     """
     about = read_metadata_of_index(folder)
     try:
@@ -126,15 +127,15 @@ def _open_images(file: Path, folder: Path) -> Catalogue:
 
 
 def add_images(opened: PlaceIndex, images: Catalogue, descriptors: ShardedRows) -> None:
-    """Add images to a place index, to what it holds by now.
+    """Add images to the current state of a place index.
 
     Args:
-        opened: the index, with whose encoder they were described.
-        images: as `placed` gives them, N.
-        descriptors: (N, D); images of rows without one stay out.
+        opened: the index, whose encoder extracted the descriptors.
+        images: N images as `placed` returns them.
+        descriptors: (N, D); images whose rows are excluded are skipped.
 
     Raises:
-        ValueError: the index was built anew meanwhile, with another encoder.
+        ValueError: the index was rebuilt meanwhile, with another encoder or other preprocessing.
     """
     while not _added(opened, images, descriptors):
         LOGGER.info("another command changed %s meanwhile: adding to what it holds now", opened.folder)
@@ -144,7 +145,7 @@ def add_images(opened: PlaceIndex, images: Catalogue, descriptors: ShardedRows) 
 
 
 def _added(opened: PlaceIndex, images: Catalogue, descriptors: ShardedRows) -> bool:
-    """Whether they were added to what was opened; else another command has changed it."""
+    """Add images to the index as it was opened; returns False if another command has changed it."""
     try:
         index = load_index(opened.folder / opened.about.faiss_file)
     except ValueError:
@@ -162,18 +163,18 @@ def _added(opened: PlaceIndex, images: Catalogue, descriptors: ShardedRows) -> b
 
 
 def held_by(index: PlaceIndex, images: Catalogue) -> np.ndarray:
-    """Rows of the images that an index holds already, by their paths."""
+    """Return the rows of images that an index already holds, by path."""
     held = pc.is_in(images.table["path"], value_set=index.catalogue.table["path"].combine_chunks())
     return np.flatnonzero(held.to_numpy())
 
 
 def save_model(folder: Path, encoder: Encoder, source: str) -> None:
-    """Write the encoder of an index that was loaded from `source`."""
+    """Write the encoder of an index, loaded from `source`."""
     save_encoder(folder / _MODEL, encoder, provenance={"encoder": source}, recalls={})
 
 
 def placed(catalogue: Catalogue) -> Catalogue:
-    """Images as an index keeps them: by whole paths, with latitude and longitude, NaN where they are unknown."""
+    """Convert a catalogue for an index: absolute paths, with latitude and longitude, NaN where they are unknown."""
     latitude, longitude = np.full((2, len(catalogue)), np.nan)
     known = has_position(catalogue)
     latitude[known], longitude[known] = degrees_of(catalogue if known.all() else catalogue.take(np.flatnonzero(known)))
@@ -196,5 +197,5 @@ def placed(catalogue: Catalogue) -> Catalogue:
 
 
 def has_position(catalogue: Catalogue) -> np.ndarray:
-    """Of which images east and north are known, bool (N,)."""
+    """Return which images have a known position, bool (N,)."""
     return np.isfinite(catalogue.east) & np.isfinite(catalogue.north)

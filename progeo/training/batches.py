@@ -1,4 +1,4 @@
-"""What stage 2 learns from, step by step: images of a group, their labels and how they are changed."""
+"""Training batches of stage 2: images of a group, their labels and their augmentation."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,21 +23,21 @@ class MicroBatch:
     """Images that go through the encoder together."""
 
     images: Tensor
-    """uint8 (b, 3, H, W)."""
+    """Cropped images, uint8 (b, 3, H, W)."""
     labels: Tensor
-    """int64 (b,)."""
+    """Class labels within the group, int64 (b,)."""
     changes: Changes
-    """What is left to be done to them: the color jitter."""
+    """Augmentation still to be applied: the color jitter."""
 
 
 class ImageBatches:
-    """The batches of every epoch: functions of the seed, the epoch and the step, cut among processes and in pieces.
+    """The batches of every epoch, determined by seed, epoch and step, split among processes and into micro-batches.
 
     Args:
-        settings: of the training.
+        settings: the training settings.
         catalogue: all training images.
-        image_size: height and width that their crops are resized to.
-        accelerator: says which process this is.
+        image_size: height and width that crops are resized to.
+        accelerator: gives the index of this process and the number of processes.
     """
 
     def __init__(
@@ -48,16 +48,16 @@ class ImageBatches:
         self.crop = settings.augmentation.crop(image_size)
         self.process, self.num_processes = accelerator.process_index, accelerator.num_processes
         self.unreadable: set[str] = set()
-        """Why images could not be read; each reason names its image."""
+        """Reasons why images could not be read; each names its image."""
         data = settings.data
         images = CatalogueImages(catalogue, orientation=data.orientation)
         self.images = cache_images(images, num_workers=data.num_workers) if data.cache_images else images
 
     def of_epoch(self, epoch: int, group: Group, *, first_step: int) -> Iterator[list[MicroBatch]]:
-        """This process's part of each batch of an epoch, in its pieces.
+        """Yield this process's part of each batch of an epoch, as micro-batches.
 
         Raises:
-            ValueError: images that cannot be read, too many of all or all of a class.
+            ValueError: too many images of the data set or all images of a class cannot be read.
         """
         training, seed = self.settings.training, self.settings.seed
         batches = ClassBatches(
@@ -83,7 +83,7 @@ class ImageBatches:
             yield list(zip(indices, crops, strict=True))
 
     def _changes(self, epoch: int, step: int) -> Changes:
-        """What is done to a batch, drawn for all of it: it does not depend on how many processes there are."""
+        """Draw the augmentation of a whole batch, so that it does not depend on the number of processes."""
         generator = seeded_generator(self.settings.seed, epoch, step)
         return self.settings.augmentation.draw(self.settings.training.batch_size, generator)
 
@@ -106,10 +106,10 @@ class ImageBatches:
 
 
 def check_batches(training: TrainingSettings, num_processes: int) -> None:
-    """Check that a batch can be cut as asked.
+    """Check that a batch divides evenly among processes, micro-batches and classes.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: it does not.
     """
     if training.batch_size % (num_processes * training.micro_batches):
         raise ValueError(

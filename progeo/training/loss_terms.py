@@ -1,4 +1,4 @@
-"""The loss terms of stage 2, and what they train besides the encoder."""
+"""The loss terms of stage 2, with the modules that are trained besides the encoder."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,13 +19,13 @@ Terms = Callable[[Tensor, Tensor], dict[str, Tensor]]
 
 
 class ImageLosses:
-    """A classifier for each group, the way from descriptors to texts, and the terms that they give.
+    """A classifier for each group, the projection from descriptors to text space, and their loss terms.
 
     Args:
-        settings: of the training.
-        classes_per_group: how many labels each group has.
+        settings: the training settings.
+        classes_per_group: number of classes of each group.
         descriptor_dim: D.
-        text_features: of each group (C, E); None trains without text.
+        text_features: text features of each group (C, E); None trains without text.
         accelerator: gives the device and the processes.
     """
 
@@ -59,29 +59,29 @@ class ImageLosses:
 
     @property
     def modules(self) -> list[nn.Module]:
-        """All that is trained here."""
+        """All modules that are trained here."""
         return [*self.heads, self.text_space]
 
     def of_group(self, index: int) -> Terms:
-        """The terms of a group, already weighted, as a function of descriptors (B, D) and labels (B,)."""
+        """Return a function from descriptors (B, D) and labels (B,) to the weighted loss terms of a group."""
         texts = None
         if self.text_features is not None:
             texts = self.text_space.texts(self.text_features[index].to(self.accelerator.device))
         return partial(self._terms, distributed(self.heads[index], self.accelerator), texts)
 
     def move_head(self, index: int, device: torch.device, optimizer: torch.optim.Optimizer) -> None:
-        """Bring a classifier and what the optimizer knows of it to a device; those of idle groups wait on the CPU."""
+        """Move a classifier and its optimizer state to a device; those of idle groups stay on the CPU."""
         self.heads[index].to(device)
         for parameter in self.heads[index].parameters():
             state = optimizer.state.get(parameter, {})
             state |= {name: value.to(device) for name, value in state.items() if isinstance(value, Tensor)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a run needs to go on."""
+        """Return the state required to resume a run."""
         return {"heads": [head.state_dict() for head in self.heads], "text_space": self.text_space.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore the state that `state_dict` returned."""
         for head, head_state in zip(self.heads, state["heads"], strict=True):
             head.load_state_dict(head_state)
         self.text_space.load_state_dict(state["text_space"])
@@ -106,10 +106,10 @@ class ImageLosses:
 
 
 def check_losses(settings: Settings) -> None:
-    """Check that the loss terms asked for have something to learn from.
+    """Check that the settings enable a loss term and that every enabled term can be computed.
 
     Raises:
-        ValueError: they have not.
+        ValueError: no loss is enabled, or the settings contradict an enabled one.
     """
     training = settings.training
     if not (settings.head.weight or settings.text.weight or settings.triplet.weight):

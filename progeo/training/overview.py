@@ -1,4 +1,4 @@
-"""What stage 2 says before it starts: data, groups, parameters, and how much memory they will take."""
+"""Overview that stage 2 logs before it starts: data, groups, parameters and estimated memory."""
 
 from dataclasses import dataclass
 
@@ -13,11 +13,11 @@ from progeo.training.starting_encoder import starting_statistics
 from progeo.training.trainer import ImageTraining
 
 _COPIES_OF_TRAINED = 3
-"""Besides the weights themselves: the gradient and Adam's two means."""
+"""Besides the weights themselves: the gradient and the two moments of Adam."""
 
 
 def overview(training: ImageTraining, places: TrainingPlaces, val_set: QuerySet) -> list[str]:
-    """One screen of lines."""
+    """Return the overview as a screenful of lines."""
     settings, encoder = training.settings, training.encoder
     height, width = encoder.image_size
     groups = places.partition.groups
@@ -40,19 +40,19 @@ def overview(training: ImageTraining, places: TrainingPlaces, val_set: QuerySet)
 
 @dataclass(frozen=True)
 class Memory:
-    """Estimated bytes."""
+    """Estimated memory in bytes."""
 
     states: int
-    """Weights, gradients and what the optimizer keeps, on the device of a process."""
+    """Weights, gradients and optimizer state, on the device of a process."""
     images: int
-    """What the images that are computed together need there."""
+    """Memory on the device of all images that are computed together."""
     images_at_once: int
     cached: int
     """Decoded images in main memory."""
 
 
 def estimated_memory(training: ImageTraining) -> Memory:
-    """How much memory a training is going to take."""
+    """Estimate the memory of a training."""
     settings, encoder, losses, accelerator = training.settings, training.encoder, training.losses, training.accelerator
     states = parameter_bytes(encoder) + _COPIES_OF_TRAINED * parameter_bytes(encoder, trained_only=True)
     if training.averaged is not None:
@@ -71,10 +71,10 @@ def estimated_memory(training: ImageTraining) -> Memory:
 
 
 def _kept_for_gradient(encoder: Encoder, count: int, accelerator: Accelerator) -> int:
-    """Bytes that the encoder keeps of so many images, at the precision of the training."""
+    """Measure the bytes that the encoder saves for the backward pass of `count` images, at the training precision."""
     images = torch.zeros(count, 3, *encoder.image_size, device=accelerator.device)
     was_training = encoder.training
-    encoder.eval()  # the statistics of batch norm are not to see these
+    encoder.eval()  # these must not change the batch-norm statistics
     with accelerator.autocast():
         kept = saved_bytes(lambda: encoder.forward(images), encoder)
     encoder.train(was_training)

@@ -1,4 +1,4 @@
-"""What a training learns from: images, classes, groups and texts, the same from a run's first day to its last."""
+"""The data a training run learns from (images, classes, groups and texts), checked to be the same when it resumes."""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -23,12 +23,12 @@ from progeo.training.starting_encoder import starting_statistics
 
 _PLACES = "places.json"
 _CROPS = "of the files' own pixels"
-"""What stage 2 crops; earlier versions cropped images that were resized, and did not write it down."""
+"""What stage 2 crops. Earlier versions cropped resized images and did not record it."""
 _STATISTICS = ("normalization", "mean", "std")
 _MAY_CHANGE = (
     "run",
     "resume",
-    "data.train_folder",  # these two where the images are the same, see `LearnedFrom`
+    "data.train_folder",  # these two if the images are the same, see `LearnedFrom`
     "data.val_folder",
     "data.num_workers",
     "data.max_unreadable_fraction",
@@ -36,8 +36,8 @@ _MAY_CHANGE = (
     "data.test_queries",
     "data.descriptor_cache",
     "prompts.feature_cache",
-    "prompts.batch_norm",  # where image features stay the same, see `_check_batch_norm`
-    *(f"model.{name}" for name in _STATISTICS),  # where pixels are normalized alike, see `_check_pixels`
+    "prompts.batch_norm",  # if image features stay the same, see `_check_batch_norm`
+    *(f"model.{name}" for name in _STATISTICS),  # if pixels are normalized alike, see `_check_pixels`
 )
 
 
@@ -50,29 +50,29 @@ class TrainingPlaces:
 
 
 def read_training_places(settings: Settings) -> TrainingPlaces:
-    """Find the training images and cut them into groups of classes."""
+    """Read the training images and partition them into groups of classes."""
     catalogue = read_catalogue(settings.data.train_folder)
     return TrainingPlaces(catalogue, build_partition(catalogue, **vars(settings.cells)))
 
 
 @dataclass(frozen=True)
 class LearnedFrom:
-    """All that a run must find again to go on, wherever it lies then; kept as its `places.json`."""
+    """Everything that must be unchanged to resume a run, even in another folder; saved as its `places.json`."""
 
     places: TrainingPlaces
     validation: QuerySet | None = None
     text_features: Sequence[Tensor] | None = None
-    """Of each group (C, E)."""
+    """Text features of each group, (C, E)."""
 
     def check(self, run: RunFolder, changed: Collection[str]) -> None:
-        """Check that a run goes on with what it was begun with.
+        """Check that a run resumes with the data it was started with.
 
         Args:
-            run: has a state to go on from.
-            changed: settings that were others when it was begun, by dotted names.
+            run: run folder that holds a state to resume.
+            changed: dotted names of settings that have changed since the run was started.
 
         Raises:
-            ValueError: classes, images, their crops or texts are others.
+            ValueError: classes, images, crops or texts differ.
         """
         path = run.path / _PLACES
         if not path.is_file():
@@ -101,7 +101,7 @@ class LearnedFrom:
             )
 
     def keep(self, run: RunFolder) -> None:
-        """Write down what `check` compares with."""
+        """Save what `check` compares with."""
         (train,), *validation = self._catalogues().values()
         values = {**_images(train), **self.places.partition.describe()}
         if validation:
@@ -113,7 +113,7 @@ class LearnedFrom:
         write_json(run.path / _PLACES, values)
 
     def _catalogues(self) -> dict[str, list[Catalogue]]:
-        """By the setting that names their folder."""
+        """Return the catalogues by the name of the setting that gives their folder."""
         found = {"data.train_folder": [self.places.catalogue]}
         if self.validation is not None:
             found["data.val_folder"] = [self.validation.database, self.validation.queries]
@@ -134,14 +134,14 @@ def open_training_run(
     may_change: Collection[str] = (),
     is_main: bool,
 ) -> RunFolder:
-    """Open the folder of a stage's run, see `open_run`; a run is resumed where it learns from the same.
+    """Open the run folder of a stage, see `open_run`; a run is resumed only if it learns from the same data.
 
     Args:
-        settings: of the run.
-        folder: of the stage.
-        source: what it learns from.
-        image_tower: what makes the image features that it learns from, if anything does.
-        may_change: dotted names of settings that do not matter to this stage, beside those that do to none.
+        settings: settings of the run.
+        folder: folder of the stage.
+        source: the data that the stage learns from.
+        image_tower: network that extracts the image features the stage learns from, if it uses any.
+        may_change: dotted names of settings that do not affect this stage, besides those that affect none.
         is_main: whether this process checks and writes.
     """
 
@@ -151,7 +151,7 @@ def open_training_run(
         source.check(run, changed)
 
     data = DataSettings(settings.data.train_folder, settings.data.val_folder)
-    defaults = Settings(settings.run, data, prompts=PromptSettings(batch_norm="eval"))  # before there was that setting
+    defaults = Settings(settings.run, data, prompts=PromptSettings(batch_norm="eval"))  # before it was a setting
     return open_run(
         folder,
         plain_values(settings),
@@ -165,7 +165,7 @@ def open_training_run(
 
 
 def _check_pixels(run: RunFolder, model: ModelSettings, changed: Mapping[str, Any]) -> None:
-    """Check that settings which say how pixels are normalized say the same as before, in other words."""
+    """Check that changed settings still give the same pixel mean and std."""
     former = {name: changed[f"model.{name}"] for name in _STATISTICS if f"model.{name}" in changed}
     if not former:
         return
@@ -180,7 +180,7 @@ def _check_pixels(run: RunFolder, model: ModelSettings, changed: Mapping[str, An
 def _check_batch_norm(
     run: RunFolder, prompts: PromptSettings, image_tower: nn.Module | None, changed: Mapping[str, Any]
 ) -> None:
-    """Check that another setting for batch norms makes no difference to image features."""
+    """Check that a changed batch-norm setting does not change the image features."""
     before = changed.get("prompts.batch_norm", prompts.batch_norm)
     if image_tower is None or batch_norm_mode(image_tower, before) == batch_norm_mode(image_tower, prompts.batch_norm):
         return
@@ -205,7 +205,7 @@ def _images(catalogue: Catalogue) -> dict[str, Any]:
 
 
 def _check_images(run: RunFolder, before: Mapping[str, Any], catalogue: Catalogue, *, moved: bool) -> None:
-    """Compare names and places, and where the folder is another one the contents, too."""
+    """Compare names and places, and also file contents if the folder has changed."""
     if before["image_list"] != catalogue.fingerprint:
         raise ValueError(
             f"The run in {run.path} was begun with {before['images']} images in {catalogue.folder}, now there "

@@ -1,4 +1,4 @@
-"""The files of learned prompts: text features of every group, and what they were learned for."""
+"""Files of learned prompts: text features of every group, with the metadata they were learned for."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,11 +17,11 @@ _DESCRIBED = frozenset({"partition", "architecture", "weights", "seed", "vocabul
 
 
 def load_text_features(folder: Path, partition: Partition) -> list[Tensor]:
-    """Text features (C, E) of each group, as stage 1 left them in `folder`.
+    """Load the text features (C, E) of each group that stage 1 wrote to `folder`.
 
     Raises:
         FileNotFoundError: stage 1 has not finished there.
-        ValueError: they were learned for other classes; the sentence says what differs.
+        ValueError: the prompts were learned for other classes; the message names the difference.
     """
     if not (folder / DESCRIPTION).is_file():
         raise FileNotFoundError(
@@ -33,16 +33,16 @@ def load_text_features(folder: Path, partition: Partition) -> list[Tensor]:
 
 
 def load_clip_of_prompts(folder: Path) -> tuple[str, str]:
-    """Architecture and weights of the CLIP whose text tower reads the prompts in `folder`, see `load_clip`."""
+    """Load architecture and weights of the CLIP whose text tower encodes the prompts in `folder`, see `load_clip`."""
     description = read_prompts_description(folder)
     return description["architecture"], description["weights"]
 
 
 def read_prompts_description(folder: Path) -> dict[str, Any]:
-    """What stage 1 says of the prompts in `folder`.
+    """Read the metadata of the prompts in `folder`.
 
     Raises:
-        ValueError: the file is damaged; the sentence names it.
+        ValueError: the file is corrupt; the message names it.
     """
     description = read_json(folder / DESCRIPTION)
     if not isinstance(description, dict) or not description.keys() >= _DESCRIBED:
@@ -51,10 +51,10 @@ def read_prompts_description(folder: Path) -> dict[str, Any]:
 
 
 def read_prompts(path: Path, names: Sequence[str]) -> list[Tensor]:
-    """These tensors of a file that stage 1 wrote.
+    """Read the named tensors of a file that stage 1 wrote.
 
     Raises:
-        ValueError: the file is damaged; the sentence names it.
+        ValueError: the file is corrupt; the message names it.
     """
     try:
         with safe_open(path, framework="pt") as file:

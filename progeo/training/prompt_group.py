@@ -1,4 +1,4 @@
-"""Stage 1 for one group: its prompts, how far they have come, and how well they describe their places."""
+"""Stage 1 for one group: its prompts, their training state and their image-text matching accuracy."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -29,11 +29,11 @@ class GroupImages:
     """Image features of one group and their labels.
 
     Args:
-        features: of all images.
-        rows: those of the group, int64 (n,).
-        labels: their classes, int64 (n,).
+        features: features of all images.
+        rows: rows of the group's images, int64 (n,).
+        labels: their class labels, int64 (n,).
         accelerator: gives the device.
-        on_device: keep the features there, instead of reading each batch from the disk.
+        on_device: keep the features on the device, instead of reading each batch from disk.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class GroupImages:
         return len(self.rows)
 
     def batch(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Features float32 (B, E) and labels int64 (B,) of these images of the group, on the device."""
+        """Load features float32 (B, E) and labels int64 (B,) of these images of the group onto the device."""
         if self.resident is not None:
             features = self.resident[torch.from_numpy(indices).to(self.device)]
         else:
@@ -64,7 +64,7 @@ class GroupImages:
 
 
 class GroupTraining:
-    """The prompts of one group while they are learned: a function of the seed, the group and its images alone."""
+    """Training of the prompts of one group, determined by the seed, the group and its images alone."""
 
     def __init__(
         self,
@@ -82,9 +82,9 @@ class GroupTraining:
         self.images = images
         self.accelerator = accelerator
         self.epoch = 0
-        """Epochs finished."""
+        """Number of finished epochs."""
         self.terms: dict[str, float] = {}
-        """Means of the loss terms of the last epoch."""
+        """Mean loss terms of the last epoch."""
         self.num_classes = num_classes
         generator = seeded_generator(settings.seed, index)
         self.learner = PromptLearner(
@@ -111,7 +111,7 @@ class GroupTraining:
         self.epoch += 1
 
     def step(self, batch: np.ndarray) -> dict[str, Tensor]:
-        """The loss terms of a batch of images of the group, int64 (B,)."""
+        """Compute the loss terms of a batch of the group's images, given by index, int64 (B,)."""
         features, labels = self.images.batch(batch)
         images, texts = self._compared(features), self._compared(self.learner(labels))
         temperature = self.prompts.temperature
@@ -121,7 +121,7 @@ class GroupTraining:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the group needs to go on."""
+        """Return the state required to resume the group."""
         return {
             "epoch": self.epoch,
             "terms": self.terms,
@@ -132,7 +132,7 @@ class GroupTraining:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore the state that `state_dict` returned."""
         self.epoch, self.terms = state["epoch"], state["terms"]
         self.learner.load_state_dict(state["learner"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -141,13 +141,13 @@ class GroupTraining:
 
     @torch.inference_mode()
     def text_features(self) -> Tensor:
-        """The features of the text of each class, float32 (C, E)."""
+        """Compute the text features of every class, float32 (C, E)."""
         labels = torch.arange(self.num_classes, device=self.accelerator.device)
         with self.accelerator.autocast():
             return torch.cat([self.learner(part).float() for part in labels.split(_TEXTS_AT_ONCE)])
 
     def matching(self, text_features: Tensor) -> Matching:
-        """How well texts and images find each other among all classes of the group."""
+        """Compute the image-text matching accuracy among all classes of the group."""
 
         def batches() -> Iterator[tuple[Tensor, Tensor]]:
             size = max(1, _SIMILARITIES_AT_ONCE // self.num_classes)
@@ -158,5 +158,5 @@ class GroupTraining:
         return matching_accuracy(batches(), self._compared(text_features))
 
     def _compared(self, features: Tensor) -> Tensor:
-        """Features as the loss compares them."""
+        """L2-normalize features if the settings say so, as the loss compares them."""
         return F.normalize(features) if self.prompts.normalized else features

@@ -1,4 +1,4 @@
-"""Prompt learning over all groups: which this process trains, how far each has come, and what they leave."""
+"""Prompt learning over all groups: distribution over processes, checkpoints and output files."""
 
 import json
 import time
@@ -38,7 +38,7 @@ _TENSORS = ("context", "text_features", "class_ids")
 
 
 class PromptTraining:
-    """Stage 1 over all groups: which this process trains, how far each has come, and what they leave."""
+    """Stage 1 over all groups: each process trains its share, and the main process gathers the results."""
 
     def __init__(
         self, settings: Settings, partition: Partition, *, clip: CLIP, run: RunFolder, accelerator: Accelerator
@@ -50,14 +50,14 @@ class PromptTraining:
         self.accelerator = accelerator
         self.mine = range(accelerator.process_index, len(partition.groups), accelerator.num_processes)
         self.steps = [0] * len(partition.groups)
-        """Steps of an epoch, by group."""
+        """Steps per epoch, by group."""
         self.steps_of_others = 0
-        """Steps that other processes were seen to have done."""
+        """Steps that other processes had done at the last check."""
         self.newest = [self._newest(index) for index in range(len(partition.groups))]
-        """The checkpoint that a group goes on from; None where it begins, or has finished."""
+        """The checkpoint that each group resumes from; None if the group starts from scratch or has finished."""
 
     def drop_metrics_of_unfinished_epochs(self) -> None:
-        """Forget what is going to be trained again; the main process does it before any trains."""
+        """Drop metrics of epochs that will be trained again; the main process does it before any process trains."""
         if self.accelerator.is_main_process:
             done = [self._epochs_done(index) for index in range(len(self.partition.groups))]
             self.run.keep_metrics(lambda row: row["epoch"] <= done[row["group"]])
@@ -66,8 +66,8 @@ class PromptTraining:
         """Train this process's groups; the main process then waits for the files of the others.
 
         Args:
-            features: of all images of the groups.
-            rows: the rows of the catalogue that have features, in the order of these.
+            features: features of all images of the groups.
+            rows: the catalogue row of each feature row.
         """
         prompts = self.settings.prompts
         images = [_readable_images(group, features, rows) for group in self.partition.groups]
@@ -91,7 +91,7 @@ class PromptTraining:
                 self._follow_others(bar)
 
     def gather(self) -> None:
-        """Put the files of all groups together, and say how those of other processes ended."""
+        """Merge the files of all groups into one, and log the results of groups that other processes trained."""
         tensors: dict[str, Tensor] = {}
         summaries = []
         for index in range(len(self.partition.groups)):
@@ -120,7 +120,7 @@ class PromptTraining:
     def _train_group(
         self, index: int, features: ExtractedFeatures, places: np.ndarray, labels: np.ndarray, bar: tqdm
     ) -> None:
-        """Train one group, whose features lie at `places`, from its newest checkpoint on and write its file."""
+        """Train one group, whose features have the rows `places`, from its newest checkpoint on and write its file."""
         group, name, epochs = self.partition.groups[index], self._name(index), self.settings.prompts.epochs
         on_device = fits_device(2 * features.rows.width * len(places), self.accelerator)
         images = GroupImages(features.rows, places, labels=labels, accelerator=self.accelerator, on_device=on_device)
@@ -165,7 +165,7 @@ class PromptTraining:
         return all(self.run.group_file(index).is_file() for index in range(len(self.steps)))
 
     def _follow_others(self, bar: tqdm) -> None:
-        """Move the bar on by what other processes did since this was last asked."""
+        """Advance the progress bar by the steps that other processes did since the last call."""
         done = self._count_steps_of_others()
         bar.update(done - self.steps_of_others)
         self.steps_of_others = done
@@ -176,7 +176,7 @@ class PromptTraining:
         return sum(self.steps[row["group"]] for row in self.run.read_metrics() if row["group"] not in self.mine)
 
     def _epochs_done(self, index: int) -> int:
-        """How many epochs of a group need not be trained again."""
+        """Return the number of epochs of a group that need not be trained again."""
         if self.run.group_file(index).is_file():
             return self.settings.prompts.epochs
         newest = self.newest[index]
@@ -193,7 +193,7 @@ class PromptTraining:
 
 
 def _readable_images(group: Group, features: ExtractedFeatures, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the features of a group's readable images lie, and the labels of these images."""
+    """Return the feature rows of a group's readable images, and the labels of these images."""
     order = np.argsort(rows)
     places = order[np.searchsorted(rows, group.rows, sorter=order)]
     readable = ~np.isin(places, features.unreadable)

@@ -11,10 +11,10 @@ from progeo.models.pixel_statistics import PixelStatistics, chosen_statistics, p
 
 
 def build_starting_encoder(model: ModelSettings, *, seed: int) -> Encoder:
-    """The encoder that the settings describe, of their weights or of the folder that `model.weights` names.
+    """Build the encoder of the settings from its pretrained weights, or load it from the folder `model.weights`.
 
     Raises:
-        ValueError: the encoder in the folder is not as the settings say; the sentence names the first that differs.
+        ValueError: the encoder in the folder differs from the settings; the message names the first difference.
     """
     if _names_folder(model):
         return _load_encoder(model, Path(model.weights))
@@ -33,7 +33,7 @@ def build_starting_encoder(model: ModelSettings, *, seed: int) -> Encoder:
 
 
 def starting_statistics(model: ModelSettings) -> PixelStatistics:
-    """The mean and std of the pixels of both stages, for weights that were read already."""
+    """Return the pixel mean and std of both stages, for weights that are available locally."""
     if _names_folder(model):
         encoder = read_description(encoder_folder(Path(model.weights)))["encoder"]
         return PixelStatistics(tuple(encoder["mean"]), tuple(encoder["std"]), f"as the encoder in {model.weights} has")
@@ -43,7 +43,7 @@ def starting_statistics(model: ModelSettings) -> PixelStatistics:
 
 
 def _names_folder(model: ModelSettings) -> bool:
-    """Whether `model.weights` is a folder with an encoder, or a run, which is to have one."""
+    """Return whether `model.weights` is the folder of an encoder, or of a run that should hold one."""
     return holds_encoder(Path(model.weights)) or RunFolder(Path(model.weights)).config.is_file()
 
 

@@ -1,4 +1,4 @@
-"""What stage 2 trains, and how far it has come: everything here can be saved and gone on with at any step."""
+"""The training state of stage 2, which can be saved and resumed at any step."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ from progeo.training.starting_encoder import build_starting_encoder
 
 
 def build_untrained_encoder(settings: Settings) -> Encoder:
-    """The encoder that stage 2 starts from."""
+    """Build the encoder that stage 2 starts from, with frozen layers and gradient checkpointing applied."""
     encoder = build_starting_encoder(settings.model, seed=settings.seed)
     freeze_layers(encoder.backbone, settings.model.frozen)
     if settings.training.gradient_checkpointing:
@@ -46,11 +46,11 @@ class ImageTraining:
         self.groups = places.partition.groups
         self.accelerator = accelerator
         self.epoch = 0
-        """Epochs finished."""
+        """Number of finished epochs."""
         self.means = Means()
-        """Of the loss terms of the epoch that is not finished."""
+        """Running means of the loss terms of the current epoch."""
         self.untrained_recall = -1.0
-        """R@1 of the validation before training, to compare with; it is no epoch's."""
+        """Validation R@1 before training, for comparison only: it never counts as the best."""
         self.best_recall = -1.0
         self.epochs_since_best = 0
         text_features = self._load_text_features(places)
@@ -80,31 +80,31 @@ class ImageTraining:
 
     @property
     def result(self) -> Encoder:
-        """The encoder that is validated and kept: as it is, or averaged over the steps."""
+        """The encoder that is validated and kept: the encoder itself, or its moving average."""
         return self.encoder if self.averaged is None else self.averaged.module
 
     @property
     def steps_done(self) -> int:
-        """Steps of all epochs."""
+        """Number of finished steps over all epochs."""
         return self.epoch * self.settings.training.iterations_per_epoch + self.means.steps
 
     @property
     def best_epoch(self) -> int:
-        """The epoch whose validation was the best; 0 where none is finished."""
+        """The epoch with the best validation; 0 before the first epoch is finished."""
         return self.epoch - self.epochs_since_best
 
     @property
     def finished(self) -> bool:
-        """Whether there is no epoch left, or none that is worth it."""
+        """Whether all epochs are done or early stopping has triggered."""
         training = self.settings.training
         tired = training.patience is not None and self.epochs_since_best >= training.patience
         return self.epoch >= training.epochs or tired
 
     def run_epoch(self, run: RunFolder, stop: StopRequest) -> dict[str, float]:
-        """Train on the group of this epoch, or on what is left of it; returns the means of the loss terms.
+        """Train on the group of this epoch, resuming within it if it was interrupted; returns mean loss terms.
 
         Raises:
-            KeyboardInterrupt: stopping was asked for; a checkpoint was written.
+            KeyboardInterrupt: a stop was requested; a checkpoint was written.
         """
         training = self.settings.training
         index = self.epoch % len(self.groups)
@@ -142,7 +142,7 @@ class ImageTraining:
         return terms
 
     def note_recall(self, recall: float) -> bool:
-        """Take in R@1 of the validation after an epoch; returns whether it is the best so far."""
+        """Record the validation R@1 after an epoch; returns whether it is the best so far."""
         is_best = recall > self.best_recall
         self.best_recall = max(recall, self.best_recall)
         self.epochs_since_best = 0 if is_best else self.epochs_since_best + 1
@@ -156,7 +156,7 @@ class ImageTraining:
             prune_checkpoints(newest, keep=self.settings.training.keep_checkpoints)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a run needs to go on."""
+        """Return the state required to resume a run."""
         return {
             "epoch": self.epoch,
             "means": vars(self.means),
@@ -172,7 +172,7 @@ class ImageTraining:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore the state that `state_dict` returned."""
         self.epoch = state["epoch"]
         self.means = Means(**state["means"])
         self.untrained_recall = state["untrained_recall"]
@@ -200,14 +200,15 @@ class ImageTraining:
             warmup_steps=training.warmup_steps,
         )
         scale_learning_rates(self.optimizer, factor)
-        # Layers such as stochastic depth draw on the device, each process for itself. 1: unlike the augmentation.
+        # Layers such as stochastic depth draw on the device, independently in each process. The 1 separates their seeds
+        # from those of the augmentation.
         seed_layers(self.settings.seed, self.epoch, number, self.accelerator.process_index, 1)
         if training.skip_not_finite:
             self._buffers_before = [buffer.clone() for buffer in self.encoder.buffers()]
 
     def _after_step(self, run: RunFolder, stop: StopRequest, numbers: Mapping[str, float], applied: bool) -> None:
         steps, training = self.means.steps, self.settings.training
-        if not applied and training.skip_not_finite:  # batch norm forgets the images of a skipped step
+        if not applied and training.skip_not_finite:  # restore the batch-norm statistics from before a skipped step
             for buffer, before in zip(self.encoder.buffers(), self._buffers_before, strict=True):
                 buffer.copy_(before)
         elif applied and self.averaged is not None:
@@ -226,7 +227,7 @@ class ImageTraining:
         return load_text_features(self._prompts, places.partition) if self.settings.text.weight else None
 
     def _keeps_to_its_texts(self) -> bool:
-        """Whether the texts that descriptors are trained to be near to are of the CLIP that they come from."""
+        """Return whether the prompts were learned with the same CLIP that the encoder's text weights come from."""
         spec = self.encoder.spec
         if not self.settings.text.weight or spec.text_weights is None:
             return False
@@ -239,9 +240,9 @@ class ImageTraining:
 
 
 def _parameter_groups(encoder: Encoder, training_only: Sequence[nn.Module], settings: Settings) -> list[dict[str, Any]]:
-    """The encoder's matrices and kernels, which decay, its other parameters, and one group for each other module.
+    """Split the parameters into the encoder's matrices and kernels, which decay, its others, and each other module.
 
-    A classifier of an idle group gets no gradient, so the optimizer leaves it alone.
+    The classifier of an idle group gets no gradient, so the optimizer does not change it.
     """
     training = settings.training
     trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]

@@ -1,4 +1,4 @@
-"""Validation: what an encoder that is being trained finds, all in memory."""
+"""Validation of an encoder during training: extract descriptors in memory and search them."""
 
 import numpy as np
 from accelerate import Accelerator
@@ -26,10 +26,10 @@ def retrieve(
     num_workers: int,
     orientation: Orientation = "exif",
 ) -> np.ndarray:
-    """Describe both sides, each process its share, and search: database rows, best first, int64 (Q, count).
+    """Extract all descriptors, shared among processes, and search: database rows, best first, int64 (Q, count).
 
     Raises:
-        ValueError: an image that cannot be read; the sentence names it.
+        ValueError: an image cannot be read; the message names it.
     """
     extractor = descriptor_extractor(encoder, preprocessing, None, accelerator, orientation=orientation)
 
@@ -52,7 +52,7 @@ def _described(
     num_workers: int,
     what: str,
 ) -> np.ndarray:
-    """Descriptors of all images, float32 (N, D), which no other image changes, as `extract_features` has them."""
+    """Extract descriptors of all images, float32 (N, D), independent of batching, as `extract_features` does."""
     mine = share_of(len(catalogue), accelerator)
     descriptors, unreadable = extract_rows(
         extractor.extract,
