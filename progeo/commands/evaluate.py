@@ -17,7 +17,7 @@ from progeo.engine.accelerator import start_accelerator
 from progeo.engine.log import LOGGER, start_log
 from progeo.evaluation.copies import find_themselves
 from progeo.evaluation.crops import nearest_of_crops, votes_of_crops
-from progeo.evaluation.measures import first_of_each_panorama
+from progeo.evaluation.metrics import first_of_each_panorama
 from progeo.evaluation.protocols import Protocol, load_protocol
 from progeo.evaluation.recall import recall_at
 from progeo.evaluation.retrieved import Retrieved

@@ -9,7 +9,7 @@ import torch
 from progeo.config.evaluation import ReduceSettings
 from progeo.engine.accelerator import start_accelerator
 from progeo.engine.log import LOGGER, start_log
-from progeo.evaluation.reduction import fit_reduction
+from progeo.evaluation.pca import fit_pca
 from progeo.export.weights import encoder_folder, holds_encoder, load_encoder, read_description, save_encoder
 from progeo.features.descriptors import described, descriptor_extractor
 from progeo.models.encoder import Encoder, projected
@@ -41,7 +41,7 @@ def fit_encoder_pca(settings: ReduceSettings) -> Path:
     descriptors = described(extractor, catalogue.take(rows), settings, accelerator)
     if accelerator.is_main_process:
         sample = np.concatenate([part.astype(np.float32) for part in descriptors.parts()])
-        reduction = fit_reduction(sample, settings.dim, whiten=settings.whiten)
+        reduction = fit_pca(sample, settings.dim, whiten=settings.whiten)
         smaller = projected(encoder.cpu(), torch.from_numpy(reduction.weight), torch.from_numpy(reduction.bias))
         made = {"dim": settings.dim, "whiten": settings.whiten, "folder": str(settings.folder), "images": len(sample)}
         provenance = {**_provenance(Path(settings.encoder)), "encoder": settings.encoder, "reduced": made}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from progeo.engine.log import LOGGER
-from progeo.evaluation.measures import Errors, Recall, average_precisions, errors_of, recall_table
+from progeo.evaluation.metrics import Errors, Recall, average_precisions, errors_of, recall_table
 from progeo.evaluation.report import write_report
 from progeo.evaluation.retrieved import Retrieved
 from progeo.files import replacing, write_json

@@ -17,7 +17,7 @@ from string import Template
 import numpy as np
 from torchvision.transforms.v2.functional import to_pil_image
 
-from progeo.evaluation.measures import Recall
+from progeo.evaluation.metrics import Recall
 from progeo.evaluation.pages import read_part
 from progeo.evaluation.retrieved import Retrieved
 from progeo.files import each_file, replacing

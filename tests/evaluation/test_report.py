@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from PIL import ExifTags, Image
 
-from progeo.evaluation.measures import recall_table
+from progeo.evaluation.metrics import recall_table
 from progeo.evaluation.report import write_report
 from progeo.evaluation.retrieved import Retrieved
 from progeo.places.catalogue import Catalogue

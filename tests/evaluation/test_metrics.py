@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from progeo.evaluation.measures import (
+from progeo.evaluation.metrics import (
     average_precisions,
     bootstrap_interval,
     errors_of,

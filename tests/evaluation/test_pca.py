@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from progeo.evaluation.reduction import fit_reduction
+from progeo.evaluation.pca import fit_pca
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def sample():
 
 @pytest.mark.parametrize("whiten", [False, True])
 def test_components_are_those_of_a_plain_singular_value_decomposition(sample, whiten):
-    reduction = fit_reduction(sample, 5, whiten=whiten)
+    reduction = fit_pca(sample, 5, whiten=whiten)
     found = sample @ reduction.weight.T + reduction.bias
     _, spreads, components = np.linalg.svd(sample - sample.mean(axis=0), full_matrices=False)
     expected = (sample - sample.mean(axis=0)) @ components[:5].T
@@ -28,9 +28,9 @@ def test_components_are_those_of_a_plain_singular_value_decomposition(sample, wh
 
 def test_dimensions_that_cannot_be_are_refused(sample):
     with pytest.raises(ValueError, match="dim must be at most 16, with 500 descriptors of 16; got 17"):
-        fit_reduction(sample, 17, whiten=False)
+        fit_pca(sample, 17, whiten=False)
     with pytest.raises(ValueError, match="dim must be at most 10, with 10 descriptors"):
-        fit_reduction(sample[:10], 12, whiten=False)
+        fit_pca(sample[:10], 12, whiten=False)
     flat = sample * (np.arange(16) < 4)
     with pytest.raises(ValueError, match="Only 4 dimensions"):
-        fit_reduction(flat, 6, whiten=True)
+        fit_pca(flat, 6, whiten=True)

@@ -9,7 +9,7 @@ _MIN_STD = 1e-4
 
 
 @dataclass(frozen=True)
-class Reduction:
+class Pca:
     """A PCA projection of descriptors: `weight @ descriptor + bias`."""
 
     weight: np.ndarray
@@ -20,7 +20,7 @@ class Reduction:
     """Fraction of the sample's variance in the kept dimensions, 0 to 1."""
 
 
-def fit_reduction(sample: np.ndarray, dim: int, *, whiten: bool) -> Reduction:
+def fit_pca(sample: np.ndarray, dim: int, *, whiten: bool) -> Pca:
     """Fit a PCA projection (whitening as in Jegou and Chum, ECCV 2012).
 
     Args:
@@ -44,4 +44,4 @@ def fit_reduction(sample: np.ndarray, dim: int, *, whiten: bool) -> Reduction:
         if some < dim:
             raise ValueError(f"Only {some} dimensions have any spread to whiten: lower dim, or raise sample.")
         weight, bias = weight / spreads[:, None], bias / spreads
-    return Reduction(weight, bias, float(variances[:dim].sum() / variances.sum()))
+    return Pca(weight, bias, float(variances[:dim].sum() / variances.sum()))
