@@ -70,7 +70,7 @@ def orientation_of(image: Image) -> int:
     found = _exif_orientation(_exif_of(image))
     if found is None and image.format != "AVIF":  # its container stores it, and Pillow returns it as EXIF
         found = _xmp_orientation(image)
-    return found if found in range(1, 9) else 1
+    return found if found is not None and 1 <= found <= 8 else 1
 
 
 def swaps_sides(orientation: int) -> bool:

@@ -71,7 +71,7 @@ def _trunk(state: Mapping[str, Tensor]) -> tuple[str, Callable[[str], str]]:
         family, flat = "efficientnet", True
     else:
         family, flat = "efficientnet", False
-    best, best_name, most = "", _numbered, -1.0
+    best, best_name, most = "", partial(_numbered, layers=[], flat=False), -1.0
     for architecture in (name for name in CONVNETS if name.startswith(family)):
         trunk = empty_convnet(architecture)
         layers = [name for name, _ in trunk.named_children()]

@@ -28,7 +28,13 @@ class Loaded:
 
 def build_loader(dataset: Dataset, batches: Iterable[Sequence[Any]], *, num_workers: int) -> DataLoader:
     """Build a loader that yields each batch, of indices or other keys of the dataset, as `Loaded`."""
-    return DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=_collated)
+    loader: DataLoader = DataLoader(
+        dataset,
+        batch_sampler=batches,  # type: ignore[arg-type] # it takes other sequences than lists, too
+        num_workers=num_workers,
+        collate_fn=_collated,
+    )
+    return loader
 
 
 def ordered_batches(indices: range, batch_size: int) -> list[range]:

@@ -54,7 +54,7 @@ def cut_views(panorama: Tensor, turns_deg: Sequence[float], *, fov_deg: float, s
     # Pad with the first column after the last and vice versa, to interpolate across the seam.
     around = torch.cat([panorama[..., -1:], panorama, panorama[..., :1]], dim=-1).float()
     for turn_deg in turns_deg:
-        column, row = pixels_seen(turn_deg, fov_deg, size, tuple(panorama.shape[-2:]))
+        column, row = pixels_seen(turn_deg, fov_deg, size, (panorama.shape[-2], panorama.shape[-1]))
         across, down = (2 * column + 3) / around.shape[-1] - 1, (2 * row + 1) / around.shape[-2] - 1
         grid = torch.stack([across, down], dim=-1)[None].float()
         view = F.grid_sample(around[None], grid, mode="bilinear", padding_mode="border", align_corners=False)[0]

@@ -57,7 +57,8 @@ def load_query_set(
 
 def load_unlabeled(folder: Path, database: str, queries: str) -> QuerySet:
     """Read both catalogues without ground truth; image names may be arbitrary."""
-    return QuerySet(*(read_catalogue(folder / name, positions="ignored") for name in (database, queries)), None)
+    database_images, query_images = (read_catalogue(folder / name, positions="ignored") for name in (database, queries))
+    return QuerySet(database_images, query_images, None)
 
 
 def _check_positions(images: Catalogue) -> None:

@@ -104,7 +104,7 @@ def newest_checkpoint(folder: Path, names: re.Pattern[str] = STEPS) -> Path | No
 
 def finished_checkpoints(folder: Path, names: re.Pattern[str]) -> list[Path]:
     """The checkpoints of these names, `EPOCHS` or `STEPS`, in the order of their numbers; no link to any."""
-    return sorted(_folders(folder, names), key=lambda path: tuple(map(int, names.fullmatch(path.name).groups())))
+    return sorted(_folders(folder, names), key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)])
 
 
 def prune_checkpoints(newest: Path, *, keep: int) -> None:

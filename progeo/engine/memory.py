@@ -35,7 +35,7 @@ def saved_bytes(forward: Callable[[], object], module: nn.Module) -> int:
             kept[address] = tensor.detach()  # held, so that no other takes its address
 
     # Nothing leads back to the graph, which holds what it is given here: it would stay for ever, and the module too.
-    with saved_tensors_hooks(note, lambda _: None):
+    with saved_tensors_hooks(note, lambda _: None):  # type: ignore[arg-type, return-value]
         forward()
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 

@@ -21,7 +21,7 @@ def listening_for_stop() -> Iterator[StopRequest]:
 
     def note(number: int, _: FrameType | None) -> None:
         request.received = True
-        signal.signal(number, before[number])
+        signal.signal(number, before[signal.Signals(number)])
 
     for number in before:
         signal.signal(number, note)

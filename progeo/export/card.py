@@ -51,7 +51,7 @@ def license_of_weights(architecture: str, weights: str | None) -> str:
             return (
                 "torchvision's code is BSD-3-Clause; its weights were trained on ImageNet, which has terms of its own"
             )
-    elif weights in open_clip.list_pretrained_tags_by_model(architecture):
+    elif weights is not None and weights in open_clip.list_pretrained_tags_by_model(architecture):
         if weights == "openai":
             return "MIT, of OpenAI's CLIP"
         if weights.startswith("laion"):

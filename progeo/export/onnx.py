@@ -90,6 +90,7 @@ def _as_onnx(encoder: Encoder, input: Input) -> "ModelProto":
             output_names=["descriptors"],
             dynamic_shapes=({0: "batch", height: "height", width: "width"},),
         )
+    assert exported is not None  # with dynamo
     model = exported.model_proto
     for part in (*model.graph.node, *model.graph.value_info):  # what each was in the source, longer than the graph
         del part.metadata_props[:]

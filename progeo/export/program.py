@@ -149,6 +149,9 @@ def _side(name: str, step: int) -> Dim:
 class _Graph(nn.Module):
     """The encoder without what asks for sizes."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, encoder: Encoder, input: Input) -> None:
         super().__init__()
         # A copy, as both are set in place.
