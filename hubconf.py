@@ -1,4 +1,4 @@
-"""Entry points of torch.hub, see `progeo/export/hub.py`."""
+"""Entry points for `torch.hub.load`; the functions are in `progeo/export/hub.py`."""
 
 from progeo.export.hub import dependencies, progeo, progeo_untrained
 

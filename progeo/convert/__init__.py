@@ -1,1 +1,1 @@
-"""Weights of other programs come in: of which kind a state dict is, and the encoder made of it."""
+"""Import weights of other programs: detect the format of a state dict and convert it to an encoder."""

@@ -1,4 +1,4 @@
-"""Folders of a CLIP as Hugging Face keeps them: open_clip's own, and those of transformers."""
+"""Import CLIP folders of Hugging Face, in the format of open_clip or of transformers."""
 
 from pathlib import Path
 
@@ -21,19 +21,18 @@ _MIN_STD = 0.001
 
 
 def read_clip_folder(path: Path, choices: Choices) -> Foreign | None:
-    """The CLIP in a folder, with the activation and the pixels that its configuration says.
+    """Import the CLIP in a folder, with the activation and pixel statistics of its configuration.
 
     Args:
-        path: the folder, or a file of weights in one. That file is read then, with the configuration that belongs to
-            its name.
-        choices: what the folder does not say.
+        path: the folder, or a weights file in it, which is then read with the configuration that belongs to its name.
+        choices: settings given by the user.
 
     Returns:
-        None for a file that no configuration belongs to.
+        The converted encoder, or None for a file without a configuration.
 
     Raises:
-        FileNotFoundError: a configuration or the weights are not there.
-        ValueError: they are of another model, or do not fit together.
+        FileNotFoundError: a configuration or the weights are missing.
+        ValueError: the files are of another model, or do not fit together.
     """
     if not path.is_dir():
         if path.name in OPEN_CLIP_WEIGHTS and (path.parent / OPEN_CLIP).is_file():
@@ -54,7 +53,7 @@ def _read_open_clip(path: Path, choices: Choices) -> Foreign:
     vision, text = model.part("vision_cfg"), model.part("text_cfg")
     if unusual := unusual_settings(model.values):
         raise ValueError(f"{config.path} describes no plain CLIP: it says {printable(', '.join(unusual))}.")
-    said = Said(  # numbers that are left out are those that open_clip takes then
+    said = Said(  # missing numbers get open_clip's defaults
         "open_clip",
         quickgelu=bool(model.values.get("quick_gelu", False)),
         head_width=vision.number("head_width", 64),
@@ -85,7 +84,7 @@ def _read_transformers(path: Path, choices: Choices) -> Foreign:
     pixels = read_configuration(folder / "processor_config.json").part("image_processor")
     if not pixels.values:
         pixels = read_configuration(folder / "preprocessor_config.json")
-    said = Said(  # numbers that are left out are those that transformers takes then
+    said = Said(  # missing numbers get the defaults of transformers
         "Hugging Face",
         quickgelu=_ACTIVATIONS[activations.pop()],
         head_width=vision.number("hidden_size", 768) // vision.number("num_attention_heads", 12),
@@ -107,7 +106,7 @@ def _holds_weights(folder: Path, names: tuple[str, ...]) -> bool:
 
 
 def _weights(path: Path, names: tuple[str, ...], part: str | None) -> FoundWeights:
-    """What the file itself holds, or the first of these names in a folder, be it in several files with an index."""
+    """Read the weights in a file, or in the first of these names in a folder, possibly sharded with an index file."""
     for file in [path] if path.is_file() else [path / name for name in names]:
         if file.is_file():
             return find_weights(read_content(file), file, _MARKS, part)

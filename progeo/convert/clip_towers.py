@@ -1,4 +1,4 @@
-"""Which CLIP of open_clip a visual tower belongs to, told from the shapes of its weights."""
+"""Detect the open_clip architecture of a CLIP's visual tower from the shapes of its weights."""
 
 import math
 import re
@@ -17,12 +17,12 @@ _PLAIN_TEXT = {"context_length", "vocab_size", "width", "heads", "layers"}
 
 
 def is_vit(visual: Mapping[str, Tensor]) -> bool:
-    """Whether a visual tower, its names without prefix, is a ViT; else it is a ResNet."""
+    """Return whether a visual tower is a ViT, else it is a ResNet; names are without prefix."""
     return "class_embedding" in visual
 
 
 def unusual_settings(config: Mapping[str, Any]) -> list[str]:
-    """What a model's configuration, as open_clip writes it, says beyond what a plain CLIP has."""
+    """List the settings of an open_clip model configuration that a plain CLIP does not have."""
     vision, text = config.get("vision_cfg") or {}, config.get("text_cfg") or {}
     return [
         *sorted(config.keys() - _PLAIN),
@@ -32,15 +32,15 @@ def unusual_settings(config: Mapping[str, Any]) -> list[str]:
 
 
 def tower_architecture(visual: Mapping[str, Tensor], *, quickgelu: bool, head_width: float | None = None) -> str:
-    """The name of the CLIP that has such a visual tower.
+    """Find the open_clip architecture with such a visual tower.
 
     Args:
-        visual: the tower's weights, their names without prefix.
-        quickgelu: whether its activation is that of OpenAI's.
-        head_width: dimensions of an attention head, which no shape tells; None where it is not known.
+        visual: weights of the tower, names without prefix.
+        quickgelu: whether the activation is QuickGELU, as in OpenAI's CLIP, else GELU.
+        head_width: dimension of an attention head, which shapes do not reveal; None if it is not known.
 
     Raises:
-        ValueError: open_clip has none.
+        ValueError: open_clip has no such architecture.
     """
     shape = _shape(visual)
     alike = {}
@@ -61,10 +61,15 @@ def tower_architecture(visual: Mapping[str, Tensor], *, quickgelu: bool, head_wi
 
 
 def tower_image_size(visual: Mapping[str, Tensor], wanted: ImageSize | None) -> tuple[int, int]:
-    """Height and width in pixels that a tower's position embedding is for.
+    """Return the image height and width in pixels that a tower's position embedding is for.
+
+    Args:
+        visual: weights of the tower, names without prefix.
+        wanted: image size given by the user; None assumes a square.
 
     Raises:
-        ValueError: another size is wanted, or the embedding is not that of a square.
+        ValueError: the position embedding does not have the grid of the wanted size; or no size is given and its grid
+            is not a square.
     """
     if is_vit(visual):
         embedding, cell_px = tensor_named(visual, "positional_embedding", 2), visual["conv1.weight"].shape[-1]
@@ -89,7 +94,7 @@ def tower_image_size(visual: Mapping[str, Tensor], wanted: ImageSize | None) -> 
 
 
 def _shape(visual: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What the weights tell of a tower."""
+    """Read a tower's layers, width, patch size and embedding dimension (if known) from the shapes of its weights."""
     first = tensor_named(visual, "conv1.weight", 4)
     if is_vit(visual):
         return {
@@ -103,7 +108,7 @@ def _shape(visual: Mapping[str, Tensor]) -> dict[str, Any]:
         "width": len(tensor_named(visual, "layer1.0.conv1.weight", 4)),
         "patch size": None,
     }
-    if "attnpool.c_proj.weight" not in visual:  # left out by who does not pool with it
+    if "attnpool.c_proj.weight" not in visual:  # missing from encoders with other pooling
         return shape
     return {**shape, "embed dim": len(tensor_named(visual, "attnpool.c_proj.weight", 2))}
 

@@ -1,4 +1,4 @@
-"""CLIPs of OpenAI and of open_clip: their image features as an encoder, and their texts beside it."""
+"""Import CLIPs of OpenAI and open_clip: the visual tower as an encoder, and all weights for text features."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,28 +26,32 @@ _TEXT = (
 
 @dataclass(frozen=True)
 class Said:
-    """What is said of a CLIP beside its weights; None where nothing is."""
+    """Properties of a CLIP that are stated outside its weights; None where they are not stated."""
 
     kind: str
     """Which program wrote the file."""
     quickgelu: bool | None = None
-    """Whether its activation is that of OpenAI's."""
+    """Whether the activation is QuickGELU, as in OpenAI's CLIP."""
     head_width: float | None = None
-    """Dimensions of an attention head of the visual tower."""
+    """Dimension of an attention head of the visual tower."""
     text_heads: float | None = None
-    """Attention heads of the text tower."""
+    """Number of attention heads of the text tower."""
     mean: Sequence[float] | None = None
+    """Pixel mean of red, green and blue in 0..1."""
     std: Sequence[float] | None = None
-    """Mean and spread of the pixels."""
+    """Pixel std of red, green and blue in 0..1."""
 
 
 def read_clip(state: Mapping[str, Tensor], choices: Choices, said: Said | None = None) -> Foreign:
-    """An encoder that gives CLIP's own image features.
+    """Convert a CLIP to an encoder of its image features, and keep its text tower if all its weights fit.
 
     Args:
         state: `visual.*` and the text tower, under the names of OpenAI and open_clip.
-        choices: of who imports; they win over what is said.
-        said: in a configuration; None where there is none.
+        choices: settings given by the user; they take precedence over `said`.
+        said: properties from a configuration; None if there is none.
+
+    Raises:
+        ValueError: the weights are not of a plain CLIP, or do not fit any architecture of open_clip.
     """
     if CLIP_MARK not in state:
         raise ValueError(f"The weights are of no plain CLIP: {CLIP_MARK} is missing.")
@@ -100,10 +104,10 @@ def _spec(state: Mapping[str, Tensor], choices: Choices, said: Said) -> EncoderS
 
 
 def _whole_clip(state: Mapping[str, Tensor], spec: EncoderSpec, text_heads: float | None) -> Mapping[str, Tensor]:
-    """All weights of a CLIP as `load_clip` reads them, its position embedding resized to the architecture's own size.
+    """Convert all weights of a CLIP for `load_clip`, with the position embedding resized to the architecture's size.
 
     Raises:
-        ValueError: something is missing, such as the text tower, or left over, or the attention is that of another.
+        ValueError: missing keys (such as the text tower), unexpected keys, or another number of attention heads.
     """
     clip = empty_clip(spec.architecture, spec.image_size)
     check_fits(state, clip.state_dict(), spec.architecture)

@@ -1,4 +1,4 @@
-"""Configurations that lie beside weights: JSON whose values are checked as they are read."""
+"""JSON configurations of weights, whose values are checked as they are read."""
 
 import math
 from collections.abc import Mapping
@@ -11,34 +11,34 @@ from progeo.files import read_json
 
 @dataclass(frozen=True)
 class Configuration:
-    """A file of JSON, or a part of it; what is left out or null has the value that is usual."""
+    """A JSON configuration or a section of one; missing and null values get a default."""
 
     path: Path
     values: Mapping[str, Any]
 
     def part(self, name: str) -> "Configuration":
-        """A part that has names of its own; an empty one where it is left out."""
+        """Return a nested section; empty if it is missing."""
         value = self.values.get(name) or {}
         if not isinstance(value, dict):
             raise ValueError(f"{self.path} is not a configuration: its {name} is a {type(value).__name__}.")
         return Configuration(self.path, value)
 
     def number(self, name: str, usual: float) -> float:
-        """A number above 0."""
+        """Return a number above 0."""
         value = self._value(name, usual)
         if not _is_number(value) or value <= 0:
             raise ValueError(f"{self.path}: {name} should be a number above 0, is {value!r}.")
         return value
 
     def word(self, name: str, usual: str) -> str:
-        """A word."""
+        """Return a string."""
         value = self._value(name, usual)
         if not isinstance(value, str):
             raise ValueError(f"{self.path}: {name} should be a word, is {value!r}.")
         return value
 
     def color(self, name: str, least: float) -> tuple[float, ...] | None:
-        """A number from `least` to 1 for red, green and blue; None where it is left out."""
+        """Return numbers from `least` to 1 for red, green and blue; None if they are missing."""
         value = self._value(name, None)
         if value is None:
             return None
@@ -56,10 +56,10 @@ class Configuration:
 
 
 def read_configuration(path: Path) -> Configuration:
-    """Read a configuration; an empty one where there is no file.
+    """Read a configuration; empty if there is no file.
 
     Raises:
-        ValueError: the file is none.
+        ValueError: the file is not a configuration.
     """
     values = read_json(path) if path.is_file() else {}
     if not isinstance(values, dict):

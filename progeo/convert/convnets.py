@@ -1,4 +1,4 @@
-"""CosPlace, EigenPlaces and Divide&Classify: trunks of torchvision in an `nn.Sequential`, whose layers are numbers."""
+"""Import CosPlace, EigenPlaces and Divide&Classify: torchvision backbones in an `nn.Sequential`, layers by number."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -16,14 +16,22 @@ _DIVIDE_AND_CLASSIFY_IMAGE_SIZE = 256
 
 
 def read_cosplace(state: Mapping[str, Tensor], choices: Choices) -> Foreign:
-    """An encoder of CosPlace or of EigenPlaces, which have the same layers: `backbone.<number>.*`, `aggregation.*`."""
+    """Convert an encoder of CosPlace or EigenPlaces, which share their names: `backbone.<number>.*`, `aggregation.*`.
+
+    Raises:
+        ValueError: missing or unexpected keys, or tensors of another shape.
+    """
     dim = len(tensor_named(state, "aggregation.3.weight", 2))
     size = choices.image_size or _COSPLACE_IMAGE_SIZE
     return _read(state, "CosPlace or EigenPlaces", pooling="gem", descriptor_dim=dim, image_size=size, head=head_name)
 
 
 def read_divide_and_classify(state: Mapping[str, Tensor], choices: Choices) -> Foreign:
-    """The feature extractor of Divide&Classify: the mean of an EfficientNet's map, a linear layer, length 1."""
+    """Convert the feature extractor of Divide&Classify: backbone (EfficientNet), mean pooling, linear layer, L2.
+
+    Raises:
+        ValueError: missing or unexpected keys, or tensors of another shape.
+    """
     dim = len(tensor_named(state, "classifier.0.weight", 2))
     size = choices.image_size or _DIVIDE_AND_CLASSIFY_IMAGE_SIZE
     return _read(
@@ -62,7 +70,7 @@ def _read(
 
 
 def _trunk(state: Mapping[str, Tensor]) -> tuple[str, Callable[[str], str]]:
-    """Which of torchvision's trunks a state dict fits best, and its name for each of our parameters."""
+    """Find the torchvision backbone that fits a state dict best, and the function from our names to its names."""
     if "backbone.0.bias" in state:
         family, flat = "vgg", True
     elif "backbone.0.weight" in state:
@@ -87,7 +95,7 @@ def _trunk(state: Mapping[str, Tensor]) -> tuple[str, Callable[[str], str]]:
 
 
 def _numbered(ours: str, layers: list[str], flat: bool) -> str:
-    """The name of a layer in an `nn.Sequential` of the classifier's children, or where `flat` of `features` itself."""
+    """Convert one of our names to that in an `nn.Sequential` of the classifier's children; if `flat`, of `features`."""
     room, _, name = ours.partition(".")
     if room != "backbone":
         return ours

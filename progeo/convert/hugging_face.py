@@ -1,4 +1,4 @@
-"""Hugging Face's names of a CLIP's weights, which are those of open_clip otherwise called and cut."""
+"""Convert a CLIP's weights from the names and shapes of Hugging Face's transformers to those of open_clip."""
 
 import re
 from collections.abc import Mapping
@@ -35,10 +35,10 @@ _QUERY = re.compile(r"self_attn\.q_proj\.(weight|bias)")
 
 
 def with_open_clip_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A CLIP's weights under open_clip's names; what is not known keeps its own.
+    """Rename a CLIP's weights to open_clip's names; unexpected keys keep their names.
 
     Raises:
-        ValueError: a query without its key or its value, or of other shapes.
+        ValueError: a query projection whose key or value projection is missing or has another shape.
     """
     renamed = {}
     for name, tensor in state.items():
@@ -48,13 +48,13 @@ def with_open_clip_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             renamed[_TRANSPOSED[name]] = tensor_named(state, name, 2).T
         elif found := _LAYER.fullmatch(name):
             renamed |= _layer(state, name, *found.groups())
-        elif not name.endswith(".embeddings.position_ids"):  # the numbers from 0, which older versions stored
+        elif not name.endswith(".embeddings.position_ids"):  # indexes from 0, which older versions stored
             renamed[name] = tensor
     return renamed
 
 
 def _layer(state: Mapping[str, Tensor], name: str, tower: str, number: str, rest: str) -> dict[str, Tensor]:
-    """The weight or bias of a layer; queries, keys and values are one tensor in open_clip."""
+    """Convert a weight or bias of a layer; query, key and value projections are one tensor in open_clip."""
     prefix = f"{'visual.' if tower == 'vision_model' else ''}transformer.resblocks.{number}."
     module, _, ending = rest.rpartition(".")
     if module in _IN_LAYER:

@@ -1,4 +1,4 @@
-"""Prompts of published ProGEO's stage 1: a pickled list of modules, and beside it the classes that they are for."""
+"""Import the prompts of published ProGEO's stage 1: a pickled list of modules, and a file with their classes."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -20,36 +20,41 @@ _CELLS = re.compile(r"_M([1-9]\d*)_N([1-9]\d*)_alpha([1-9]\d*)_L([1-9]\d*)_mipc(
 
 @dataclass(frozen=True)
 class PublishedPrompts:
-    """What was learned, a group at a time."""
+    """Learned prompts of all groups."""
 
     contexts: tuple[Tensor, ...]
-    """The learned vectors of each group, (C, length, W)."""
+    """Learned context vectors of each group, (C, length, W)."""
     prefix: Tensor
-    """The word vectors before them, from the start of text, (1, n, W)."""
+    """Token embeddings before the learned vectors, including the start of text, (1, n, W)."""
     suffix: Tensor
-    """The word vectors after them, to the end of the text tower's input, (1, m, W)."""
+    """Token embeddings after the learned vectors, up to the context length of the text tower, (1, m, W)."""
 
 
 @dataclass(frozen=True)
 class PublishedClasses:
-    """Which classes the published code found in its images, and in which order."""
+    """Classes of each group, in the order in which the published code labels them."""
 
     class_ids: tuple[np.ndarray, ...]
-    """Of each group, int64 (C, 3): the label of a class is its row."""
+    """Class ids of each group, int64 (C, 3); the label of a class is its row index."""
     num_images: tuple[np.ndarray, ...]
-    """Of each class, int64 (C,)."""
+    """Number of images per class, for each group, int64 (C,)."""
 
 
 def holds_prompt_learners(content: Any) -> bool:
-    """Whether a file holds the published prompts."""
+    """Return whether the content of a file is a list of published prompt learners."""
     return isinstance(content, list) and bool(content) and all(_is_learner(item) for item in content)
 
 
 def prompts_in(content: Sequence[Stub], path: Path) -> PublishedPrompts:
-    """The prompts in what a file holds.
+    """Extract the prompts from the content of a file.
+
+    Args:
+        content: the prompt learners, one per group.
+        path: path of the file, for errors.
 
     Raises:
-        ValueError: a learner lacks a tensor, has one of another shape, or does not belong with the first.
+        ValueError: a learner lacks a tensor, has a tensor of another shape, or differs from the first learner in its
+            template or context length.
     """
     learners = [_tensors(learner) for learner in content]
     first = learners[0]
@@ -83,10 +88,10 @@ def prompts_in(content: Sequence[Stub], path: Path) -> PublishedPrompts:
 
 
 def read_published_classes(path: Path) -> PublishedClasses:
-    """The order of classes that the published code keeps in `cache/`: a list for each group, and images by class.
+    """Read the classes that the published code stores in `cache/`: a list per group, and the images of each class.
 
     Raises:
-        ValueError: the file holds something else.
+        ValueError: the file has another content, or names a class twice.
     """
     content = read_content(path)
     try:
@@ -106,10 +111,10 @@ def read_published_classes(path: Path) -> PublishedClasses:
 
 
 def parse_cells(name: str) -> dict[str, int]:
-    """The settings of the cells, which the published code writes into the name of the file of classes.
+    """Parse the cell settings from the name of the published code's file of classes, such as `_M10_N5_alpha30_...`.
 
     Raises:
-        ValueError: the name says nothing of them.
+        ValueError: the name does not contain them.
     """
     found = _CELLS.search(name)
     if found is None:
@@ -125,7 +130,7 @@ def _is_learner(item: Any) -> bool:
 
 
 def _tensors(learner: Stub) -> dict[str, Tensor]:
-    """Parameters and buffers of a module, in single precision."""
+    """Return the parameters and buffers of a module by name, in float32."""
     found: dict[str, Tensor] = {}
     for room in ("_parameters", "_buffers"):
         values = vars(learner).get(room)

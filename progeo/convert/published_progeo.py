@@ -1,4 +1,4 @@
-"""Published ProGEO: a CLIP's visual tower as `backbone.*`, with CosPlace's head where it is a ResNet."""
+"""Import encoders of published ProGEO: a CLIP's visual tower as `backbone.*`, for a ResNet with CosPlace's head."""
 
 from collections.abc import Mapping
 
@@ -15,9 +15,13 @@ _TEXT = ("text_encoder.", "token_embedding.")
 
 
 def read_published_progeo(state: Mapping[str, Tensor], choices: Choices) -> Foreign:
-    """An encoder of the published stage 2, with the pixels, sizes and interpolation of the published code.
+    """Convert an encoder of published stage 2, with the pixel statistics, image size and interpolation of its code.
 
-    Its training starts from OpenAI's CLIP, whose activation is QuickGELU and whose text tower it leaves as it is.
+    Its training starts from OpenAI's CLIP with QuickGELU and keeps the text tower frozen, so a ViT's descriptors can be
+    compared with text features of `openai` weights.
+
+    Raises:
+        ValueError: missing or unexpected keys, or tensors of another shape.
     """
     visual = {name.removeprefix("backbone."): tensor for name, tensor in state.items() if name.startswith("backbone.")}
     vit = is_vit(visual)

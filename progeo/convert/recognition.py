@@ -1,4 +1,4 @@
-"""Which program wrote a file, told from the names in it."""
+"""Detect which program wrote a file of weights, from its parameter names, and convert it."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,25 +21,30 @@ _MARKS = (
     *("backbone.class_embedding", "backbone.conv1.weight"),
     *("backbone.0.weight", "backbone.0.0.weight", "backbone.0.0.0.weight"),
 )
-"""The first weights of each kind that is known: of CLIPs, of published ProGEO, of CosPlace and Divide&Classify."""
+"""Names of the first weights in each known format: CLIPs; published ProGEO; CosPlace and Divide&Classify."""
 
 
 def read_foreign_folder(path: Path, choices: Choices) -> Foreign | None:
-    """The encoder in a folder of a CLIP, given by the folder or by a file in it; None for any other file."""
+    """Import the encoder of a CLIP folder, given as the folder or a file in it; return None for any other file.
+
+    Raises:
+        FileNotFoundError: a configuration or the weights are missing.
+        ValueError: the files do not fit together, or `choices` do not apply to them.
+    """
     foreign = read_clip_folder(path, choices)
     return None if foreign is None else _checked(foreign, choices)
 
 
 def read_foreign(content: Any, path: Path, choices: Choices) -> Foreign:
-    """The encoder in what a file holds.
+    """Detect the format of a file of weights from its parameter names, and convert it to an encoder.
 
     Args:
-        content: of the file, see `read_content`.
-        path: of the file, for the errors.
-        choices: what the file does not say.
+        content: content of the file, see `read_content`.
+        path: path of the file, for errors.
+        choices: settings given by the user.
 
     Raises:
-        ValueError: the file is of no known kind, or something in it is missing or left over.
+        ValueError: an unknown format, missing or unexpected keys, or `choices` that do not apply to the format.
     """
     found = find_weights(content, path, _MARKS, choices.weights_in)
     foreign = _reader(found.state, path)(found.state, choices)
@@ -69,7 +74,7 @@ def _reader(state: Mapping[str, Tensor], path: Path) -> Callable[[Mapping[str, T
 
 
 def _checked(foreign: Foreign, choices: Choices) -> Foreign:
-    """Refuse choices that such a file leaves no room for."""
+    """Return the import, or refuse user settings that do not apply to its architecture."""
     spec = foreign.encoder.spec
     if choices.normalized is not None and choices.normalized != spec.normalized:
         raise ValueError(f"--normalized: the descriptors of {spec.architecture} always have length 1, leave it out.")

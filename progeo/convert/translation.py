@@ -1,4 +1,4 @@
-"""From the names of another program to ours: nothing may be missing, and nothing left over that is not known."""
+"""Convert state dicts of other programs to encoders, refusing missing keys and unknown unexpected keys."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -14,36 +14,37 @@ from progeo.models.weight_files.checkpoints import FoundWeights
 
 @dataclass(frozen=True)
 class Choices:
-    """What a file does not say of itself; None takes what is usual for its kind."""
+    """Import settings given by the user; None takes the value in the file, or the default of its format."""
 
     image_size: ImageSize | None = None
+    """Image size in pixels, the side of a square or (height, width)."""
     normalized: bool | None = None
-    """Whether descriptors that CLIP pools get length 1."""
+    """Whether descriptors of `clip` pooling are L2-normalized."""
     quickgelu: bool | None = None
-    """Whether a CLIP has the activation of OpenAI's."""
+    """Whether the activation of a CLIP is QuickGELU, as in OpenAI's CLIP."""
     weights_in: str | None = None
-    """Which part of a checkpoint holds the weights, see `find_weights`."""
+    """Dotted address of the weights in a checkpoint, see `find_weights`."""
 
 
 @dataclass(frozen=True)
 class Foreign:
-    """What was made of a file."""
+    """The result of an import: the encoder, and information about the file."""
 
     encoder: Encoder
     kind: str
     """Which program wrote the file."""
     left_out: tuple[str, ...] = ()
-    """Names in the file that an encoder does not need."""
+    """Names in the file that the encoder does not use."""
     clip: Mapping[str, Tensor] | None = None
-    """All weights of the CLIP, under open_clip's names, where texts share the space of the descriptors."""
+    """All weights of the CLIP under open_clip's names, if text features share the space of descriptors, else None."""
     remarks: tuple[str, ...] = ()
-    """What was taken for granted, in sentences."""
+    """Assumptions made in the import, as sentences for the user."""
     says_pixels: bool = True
-    """Whether the mean and std of its pixels are known, not CLIP's for want of its own."""
+    """Whether the pixel mean or std is known from the file or its format; else both are CLIP's by default."""
 
 
 def with_what_was_found(foreign: Foreign, found: FoundWeights) -> Foreign:
-    """What was made of a state dict, with what lay beside it in its file and what was said of that."""
+    """Add the names and remarks about the rest of the file, outside the state dict, to an import."""
     return replace(foreign, left_out=(*found.ignored, *foreign.left_out), remarks=(*found.remarks, *foreign.remarks))
 
 
@@ -54,19 +55,19 @@ def translated_encoder(
     their_name: Callable[[str], str],
     not_needed: tuple[str, ...] = (),
 ) -> tuple[Encoder, tuple[str, ...]]:
-    """Build the encoder that `spec` describes with the weights of a foreign state dict, in single precision.
+    """Build an encoder from its spec with the weights of another program's state dict, in float32.
 
     Args:
-        spec: what the state dict was found to be.
-        state: names and tensors as they are in the file.
-        their_name: the file's name for each of our parameters and buffers.
-        not_needed: how names begin that may be left out.
+        spec: the spec of the encoder, as detected from the state dict.
+        state: the state dict with the names of the file.
+        their_name: maps each of our parameter and buffer names to the name in the file.
+        not_needed: prefixes of names that are ignored.
 
     Returns:
-        The encoder, in eval mode, and the names that were left out.
+        The encoder, in eval mode, and the names that were ignored.
 
     Raises:
-        ValueError: weights that are missing, left over or of another shape, with the first of them.
+        ValueError: missing keys, unexpected keys, or tensors of another shape; the message names the first.
     """
     ours = empty_encoder(spec).state_dict()
     theirs = {their_name(name): name for name in ours}
@@ -77,20 +78,20 @@ def translated_encoder(
 
 
 def single_precision(tensor: Tensor) -> Tensor:
-    """A tensor in memory of its own, in single precision where it holds fractions."""
+    """Copy a tensor, converting floating-point values to float32."""
     return tensor.detach().to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True).contiguous()
 
 
 def head_name(ours: str) -> str:
-    """CosPlace's name of a parameter of the head: L2, GeM, flatten, linear, L2 in a row."""
+    """Convert a parameter name of the GeM head to CosPlace's, whose layers are L2, GeM, flatten, linear, L2."""
     return ours.replace("pooling.p", "aggregation.1.p").replace("pooling.linear.", "aggregation.3.")
 
 
 def tensor_named(state: Mapping[str, Tensor], name: str, num_dims: int) -> Tensor:
-    """A tensor that must be there, of so many dimensions.
+    """Return a required tensor of `num_dims` dimensions.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it is missing, empty, or has another number of dimensions.
     """
     if name not in state:
         raise ValueError(f"The weights are not whole: {name} is missing.")

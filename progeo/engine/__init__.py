@@ -1,1 +1,1 @@
-"""Running on Accelerate: run folder, checkpoints, loop, log. Knows no task."""
+"""Training infrastructure on Accelerate: run folder, checkpoints, training loop, log. Independent of the task."""

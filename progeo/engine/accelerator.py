@@ -1,4 +1,4 @@
-"""Where and how precisely a run computes, by Accelerate: the only place that knows devices."""
+"""Devices, precision and processes of a run, through Accelerate; no other module handles devices."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -20,21 +20,22 @@ from progeo.engine.run_folder import flat_settings
 Precision = Literal["no", "fp16", "bf16"]
 Tracker = Literal["tensorboard", "wandb"]
 
-# Processes that work apart may wait long for one that had more to do.
+# Processes that work independently may have to wait long for the slowest one.
 _LONGEST_WAIT = timedelta(days=30)
 
 
 def start_accelerator(
     mixed_precision: Precision, *, trackers: Sequence[Tracker] = (), folder: Path | None = None
 ) -> Accelerator:
-    """Take the devices there are, in this precision, whatever an earlier run of the same process had.
+    """Start Accelerate on the available devices, discarding its state from an earlier run in the same process.
 
     Args:
-        mixed_precision: of the networks.
-        trackers: who is told of a run, in `folder` where they write files.
+        mixed_precision: precision of the networks.
+        trackers: experiment trackers that log the run.
+        folder: where trackers write their files.
 
     Raises:
-        ValueError: a tracker that is not installed, or fp16 where nothing can compute in it.
+        ValueError: a tracker that is not installed, or fp16 without a GPU.
     """
     missing = set(trackers) - {str(available) for available in get_available_trackers()}
     if missing:
@@ -52,18 +53,19 @@ def start_accelerator(
 
 
 def start_trackers(accelerator: Accelerator, run: str, *, settings: Mapping[str, Any], steps_done: int) -> None:
-    """Tell the trackers of `accelerator` of a run, its settings and from where it goes on."""
+    """Start the trackers of `accelerator` for a run with these settings, which resumes after `steps_done` steps."""
     flat = flat_settings(settings).items()
     plain = {name: value if isinstance(value, (bool, int, float)) else str(value) for name, value in flat}
-    tensorboard = {"purge_step": steps_done + 1} if steps_done else {}  # later steps are going to be told again
+    tensorboard = {"purge_step": steps_done + 1} if steps_done else {}  # later steps will be logged again
     wandb = {"name": run, "dir": accelerator.project_dir}
     accelerator.init_trackers("progeo", plain, {"tensorboard": tensorboard, "wandb": wandb})
 
 
 def distributed(module: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """The module itself, or one that averages its gradients over all processes.
+    """Wrap a module so that its gradients are averaged over all processes; unchanged if there is only one process.
 
-    On GPUs batch norm then sees the images of all processes; PyTorch cannot do that on a CPU.
+    On GPUs batch norm is synchronized over all processes, which PyTorch does not support on a CPU. A module without
+    trainable parameters is returned unchanged.
     """
     if accelerator.num_processes == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
         return module
@@ -73,15 +75,15 @@ def distributed(module: nn.Module, accelerator: Accelerator) -> nn.Module:
 
 
 def full_precision(accelerator: Accelerator) -> AbstractContextManager:
-    """Compute what is inside in float32, whatever the precision of the networks."""
+    """Disable autocast inside this context, so that losses are computed in float32 under mixed precision."""
     return accelerator.autocast(AutocastKwargs(enabled=False))
 
 
 def gathered_with_gradient(rows: Tensor, accelerator: Accelerator) -> Tensor:
-    """The rows (n, D) of all processes in their order, for a loss that all compute alike.
+    """Gather the rows (n, D) of all processes, in process order, for a loss that every process computes alike.
 
-    Each process lets the gradient through its own rows alone, times the number of processes: `distributed` modules then
-    average to the gradient of the whole.
+    The gradient flows only through a process's own rows, multiplied by the number of processes: after `distributed`
+    modules average their gradients, the result is the gradient of the loss over all rows.
     """
     if accelerator.num_processes == 1:
         return rows
@@ -93,18 +95,18 @@ def gathered_with_gradient(rows: Tensor, accelerator: Accelerator) -> Tensor:
 
 
 def of_main_process(value: Any) -> Any:
-    """What the main process has; what the others have does not matter."""
+    """Broadcast a value from the main process to all processes; values of the others are ignored."""
     return broadcast_object_list([value])[0]
 
 
 def share_of(count: int, accelerator: Accelerator) -> range:
-    """Which of 0..count-1 this process works on."""
+    """Return the contiguous range of the indexes 0..count-1 that this process works on."""
     size = -(-count // accelerator.num_processes)
     return range(count)[accelerator.process_index * size : (accelerator.process_index + 1) * size]
 
 
 def gathered(rows: np.ndarray, count: int, accelerator: Accelerator) -> np.ndarray:
-    """Put together what all processes computed for their `share_of` count rows, (n, D) each -> (count, D)."""
+    """Gather the rows (n, D) that each process computed for its `share_of(count)` into (count, D)."""
     if accelerator.num_processes == 1:
         return rows
     padded = np.zeros((-(-count // accelerator.num_processes), rows.shape[1]), rows.dtype)
@@ -113,9 +115,9 @@ def gathered(rows: np.ndarray, count: int, accelerator: Accelerator) -> np.ndarr
 
 
 def fits_device(num_bytes: int, accelerator: Accelerator) -> bool:
-    """Whether data of this size may stay on the device, in at most half of what is free there.
+    """Return whether data of this size fits in half of the free memory of the GPU.
 
-    A CPU has no memory of its own: files mapped into memory are where it needs them.
+    False on a CPU, which has no separate memory: memory-mapped files need no copy.
     """
     if accelerator.device.type != "cuda":
         return False
@@ -124,11 +126,11 @@ def fits_device(num_bytes: int, accelerator: Accelerator) -> bool:
 
 
 def scaler_state(accelerator: Accelerator) -> dict[str, Any] | None:
-    """The loss scale of fp16; None in other precisions."""
+    """Return the state of the fp16 gradient scaler; None in other precisions."""
     return None if accelerator.scaler is None else accelerator.scaler.state_dict()
 
 
 def set_scaler_state(accelerator: Accelerator, state: dict[str, Any] | None) -> None:
-    """Take over a loss scale; None starts with a fresh one."""
+    """Restore the state of the fp16 gradient scaler; None resets it. Does nothing in other precisions."""
     if accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(state or type(accelerator.scaler)().state_dict())

@@ -1,6 +1,6 @@
-"""Checkpoints: nested states as safetensors and JSON, written whole or not at all, never unpickled.
+"""Checkpoints: nested states as safetensors and JSON, written atomically, never pickled.
 
-Whatever else lies beside them is the user's: only folders with the very names that are given here are read or removed.
+Other files in the same folder belong to the user: only folders with exactly the names defined here are read or removed.
 """
 
 import re
@@ -27,17 +27,17 @@ STEPS = re.compile(rf"epoch_{_NUMBER}_step_{_NUMBER}")
 
 
 def save_checkpoint(folder: Path, name: str, state: dict[str, Any]) -> Path:
-    """Write a nested state of dicts, lists, numbers, texts and tensors to `folder/name`.
+    """Write a nested state of dicts, lists, numbers, strings and tensors to `folder/name`.
 
     An interrupted write leaves an unfinished folder, which the next `prune_checkpoints` removes.
 
     Args:
-        folder: made when missing.
-        name: of `EPOCHS` or `STEPS`.
-        state: what to write.
+        folder: created if missing.
+        name: a name that matches `EPOCHS` or `STEPS`; an existing checkpoint of this name is replaced.
+        state: the state to write.
 
     Raises:
-        OSError: it could not be written; others that are there stay as they are.
+        OSError: it could not be written; checkpoints with other names are unchanged.
     """
     names, final = _names_like(name), folder / name
     unfinished = folder / f"{_UNFINISHED}{name}"
@@ -60,10 +60,10 @@ def save_checkpoint(folder: Path, name: str, state: dict[str, Any]) -> Path:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read what `save_checkpoint` wrote, its tensors on the CPU.
+    """Load a checkpoint that `save_checkpoint` wrote, with its tensors on the CPU.
 
     Raises:
-        ValueError: it is damaged; the sentence names it.
+        ValueError: it is corrupt; the message names it.
     """
     try:
         state = _with_tensors(read_json(path / _STATE), load_file(path / _TENSORS))
@@ -77,10 +77,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def load_newest_checkpoint(folder: Path, names: re.Pattern[str]) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint that can be read, with a warning where a newer one is damaged; None where there is none.
+    """Load the newest readable checkpoint, with a warning for every newer one that is corrupt.
+
+    Returns:
+        Its path and state, or None if there are no checkpoints.
 
     Raises:
-        ValueError: there are damaged ones only.
+        ValueError: all checkpoints are corrupt.
     """
     damages: list[str] = []
     for path in reversed(finished_checkpoints(folder, names)):
@@ -98,19 +101,19 @@ def load_newest_checkpoint(folder: Path, names: re.Pattern[str]) -> tuple[Path, 
 
 
 def newest_checkpoint(folder: Path, names: re.Pattern[str] = STEPS) -> Path | None:
-    """The last of `finished_checkpoints`, or None."""
+    """Return the path of the newest finished checkpoint, or None."""
     return next(reversed(finished_checkpoints(folder, names)), None)
 
 
 def finished_checkpoints(folder: Path, names: re.Pattern[str]) -> list[Path]:
-    """The checkpoints of these names, `EPOCHS` or `STEPS`, in the order of their numbers; no link to any."""
+    """List the finished checkpoints whose names match `EPOCHS` or `STEPS`, oldest first; symbolic links are skipped."""
     return sorted(_folders(folder, names), key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)])
 
 
 def prune_checkpoints(newest: Path, *, keep: int) -> None:
-    """Remove all but the `keep` last checkpoints up to `newest`, and what interrupted writes left beside it.
+    """Remove all but the last `keep` checkpoints up to `newest`, and unfinished folders of interrupted writes.
 
-    Those after it stay until they are written again: a run that went on from before them is going to.
+    Checkpoints after `newest` stay: a run that resumed from an earlier one will overwrite them.
     """
     names = _names_like(newest.name)
     for path in _folders(newest.parent, re.compile(re.escape(_UNFINISHED) + names.pattern)):
@@ -122,7 +125,7 @@ def prune_checkpoints(newest: Path, *, keep: int) -> None:
 
 
 def remove_checkpoints(folder: Path, names: re.Pattern[str]) -> None:
-    """Remove the checkpoints of these names, and the folder where nothing else is in it."""
+    """Remove the checkpoints whose names match, and the folder itself if it is then empty."""
     if (newest := newest_checkpoint(folder, names)) is not None:
         prune_checkpoints(newest, keep=0)
     if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
@@ -139,13 +142,13 @@ def _folders(folder: Path, names: re.Pattern[str]) -> list[Path]:
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder, but nothing else that may have its name."""
+    """Remove a folder; a file or symbolic link of that name is left alone."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
 
 
 def _without_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """Move tensors into `tensors` and leave their keys; dicts become lists of pairs, as JSON has no integer keys."""
+    """Move tensors into `tensors`, leaving their keys; dicts become lists of pairs, as JSON has no integer keys."""
     if isinstance(value, Tensor):
         key = str(len(tensors))
         tensors[key] = value.detach().cpu().contiguous()
@@ -163,7 +166,7 @@ def _with_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, dict):
         if "tensor" in value:
             tensor = tensors[value["tensor"]]
-            # A fused optimizer goes through memory, whatever the strides: they must be those of the parameter again.
+            # A fused optimizer ignores strides, so the tensor must have the memory format of its parameter again.
             return tensor.contiguous(memory_format=torch.channels_last) if value["channels_last"] else tensor
         return {key: _with_tensors(item, tensors) for key, item in value["items"]}
     return value

@@ -1,4 +1,4 @@
-"""What a run says: on the screen, beside progress bars, and in a file."""
+"""Logging of a run: to stderr, compatible with progress bars, and to a file."""
 
 import logging
 import sys
@@ -11,15 +11,15 @@ LOGGER = logging.getLogger("progeo")
 
 
 class _BarHandler(logging.StreamHandler):
-    """Prints above a progress bar instead of through it."""
+    """Log handler that prints above an active progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with suppress(BrokenPipeError):  # nobody reads any more, such as `2>&1 | head`: the work goes on
+        with suppress(BrokenPipeError):  # the reader is gone, as with `2>&1 | head`: keep working
             tqdm.write(self.format(record), file=sys.stderr)
 
 
 def start_log(path: Path | None, *, is_main: bool = True) -> None:
-    """Log to the screen and, where `path` is given, to the end of that file; only the main process speaks."""
+    """Log to stderr and, if `path` is given, append to that file; other processes log only errors, to stderr."""
     for handler in list(LOGGER.handlers):
         LOGGER.removeHandler(handler)
         handler.close()

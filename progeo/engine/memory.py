@@ -1,4 +1,4 @@
-"""How much memory a network takes, and what to say when there is not enough."""
+"""Memory use of a network, and the error message when memory runs out."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,10 +10,10 @@ from torch.autograd.graph import saved_tensors_hooks
 
 @contextmanager
 def explaining_out_of_memory(advice: str) -> Iterator[None]:
-    """End with one sentence and this advice when a device or the machine has no memory left.
+    """Turn an out-of-memory error of a device or the machine into a `MemoryError` with one sentence of advice.
 
     Raises:
-        MemoryError: it had none.
+        MemoryError: memory ran out.
     """
     try:
         yield
@@ -25,21 +25,21 @@ def explaining_out_of_memory(advice: str) -> Iterator[None]:
 
 
 def saved_bytes(forward: Callable[[], object], module: nn.Module) -> int:
-    """How many bytes a computation keeps for its gradient, besides the weights of a module."""
+    """Measure the bytes that a forward pass saves for the backward pass, excluding the weights of the module."""
     weights = {tensor.untyped_storage().data_ptr() for tensor in module.state_dict(keep_vars=True).values()}
     kept: dict[int, Tensor] = {}
 
     def note(tensor: Tensor) -> None:
         address = tensor.untyped_storage().data_ptr()
         if address not in weights:
-            kept[address] = tensor.detach()  # held, so that no other takes its address
+            kept[address] = tensor.detach()  # keep a reference, so that the address is not reused
 
-    # Nothing leads back to the graph, which holds what it is given here: it would stay for ever, and the module too.
+    # Pack to None: the graph holds what `note` returns, and a reference back to it would leak graph and module.
     with saved_tensors_hooks(note, lambda _: None):  # type: ignore[arg-type, return-value]
         forward()
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
 def parameter_bytes(module: nn.Module, *, trained_only: bool = False) -> int:
-    """How many bytes the parameters of a module take."""
+    """Return the size in bytes of a module's parameters, or with `trained_only` of those that require a gradient."""
     return sum(p.nbytes for p in module.parameters() if p.requires_grad or not trained_only)

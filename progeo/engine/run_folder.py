@@ -1,4 +1,4 @@
-"""The folder of a run: its settings, environment, log, metrics and checkpoints."""
+"""The run folder, which holds settings, environment, log, metrics, checkpoints and models."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from progeo.engine.log import LOGGER, start_log
 from progeo.files import replacing, write_json
 
 Keep = Literal["best", "last"]
-"""Which model a run gives, and the name of its folder."""
+"""Which model a run keeps, also the name of its folder."""
 
 _GROUP = re.compile(r"group_(0|[1-9]\d*)")
 _PACKAGES = ("progeo", "torch", "torchvision", "open_clip_torch", "accelerate", "numpy", "pyarrow", "safetensors")
@@ -28,36 +28,36 @@ _PACKAGES = ("progeo", "torch", "torchvision", "open_clip_torch", "accelerate", 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where the files of a run lie."""
+    """Paths of the files of a run."""
 
     path: Path
 
     @property
     def config(self) -> Path:
-        """The settings of the run."""
+        """YAML file with the settings of the run."""
         return self.path / "config.yaml"
 
     @property
     def metrics(self) -> Path:
-        """One JSON object a line."""
+        """JSON-lines file of metrics, one object per line."""
         return self.path / "metrics.jsonl"
 
     @property
     def checkpoints(self) -> Path:
-        """States to go on from."""
+        """Folder of checkpoints to resume from."""
         return self.path / "checkpoints"
 
     def group_checkpoints(self, index: int) -> Path:
-        """States to go on from of a group that is trained for itself."""
+        """Return the folder of checkpoints of one group that is trained independently."""
         return self.checkpoints / f"group_{index}"
 
     def group_file(self, index: int) -> Path:
-        """What such a group left when it was finished."""
+        """Return the file with the result of one group that is trained independently; it exists once that is done."""
         return self.checkpoints / f"group_{index}.safetensors"
 
     @property
     def begun(self) -> bool:
-        """Whether there is a state to go on from, of the run or of a group."""
+        """Whether there is anything to resume from: a checkpoint of the run or of a group, or a finished group."""
         if finished_checkpoints(self.checkpoints, STEPS):
             return True
         beside = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
@@ -65,23 +65,23 @@ class RunFolder:
         return any(path.is_file() or finished_checkpoints(path, EPOCHS) for path in groups)
 
     def kept(self, keep: Keep) -> Path:
-        """The model that the run gives, ready to be used: the best so far, or the last."""
+        """Return the folder of the model that the run keeps, the best so far or the last."""
         return self.path / keep
 
     def kept_of_epoch(self, epoch: int) -> Path:
-        """The model as it was after an epoch."""
+        """Return the folder of the model as it was after an epoch."""
         return self.path / "epochs" / f"epoch_{epoch:06d}"
 
     def append_metrics(self, values: Mapping[str, Any]) -> None:
-        """Add a line to the metrics."""
+        """Append a line to the metrics file."""
         with self.metrics.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(dict(values)) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All lines so far, without one that was torn off.
+        """Read all lines of the metrics file, without an incomplete last line.
 
         Raises:
-            ValueError: another line that is no JSON; the sentence names the file.
+            ValueError: a complete line is not JSON; the message names the file.
         """
         if not self.metrics.is_file():
             return []
@@ -92,7 +92,7 @@ class RunFolder:
             raise ValueError(f"{self.metrics} is damaged: a line is not JSON ({error}). Remove that line.") from None
 
     def keep_metrics(self, keep: Callable[[dict[str, Any]], bool]) -> None:
-        """Remove the lines that `keep` denies: what they tell of is going to be run again."""
+        """Remove the lines for which `keep` is false: their steps will be run again."""
         kept = [row for row in self.read_metrics() if keep(row)]
         with replacing(self.metrics) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
@@ -109,21 +109,22 @@ def open_run(
     check: Callable[[RunFolder, Mapping[str, Any]], None] = lambda run, changed: None,
     is_main: bool = True,
 ) -> RunFolder:
-    """Make the folder of a new run, or open that of a run to go on with.
+    """Create the folder of a new run, or open the folder of a run to resume; start the log in it.
 
     Args:
         path: the folder.
-        settings: plain values, nested dicts.
-        resume: go on with what is there; a folder without a checkpoint is a new run all the same.
-        defaults: nested as `settings`; a run that was begun before there was a setting has its default.
-        renamed: settings whose names have changed: from former dotted names to those of now.
-        may_change: dotted names of settings that a resumed run may have otherwise.
-        check: called with a run to resume and the former values of those settings that changed, by dotted names, before
-            anything is written; raises ValueError where it cannot be resumed.
-        is_main: whether this process checks and writes.
+        settings: nested dicts of plain values.
+        resume: resume the run in the folder; a folder without a checkpoint starts a new run.
+        defaults: default settings, nested as `settings`, for a run that was started before a setting existed.
+        renamed: renamed settings: former dotted name -> current dotted name.
+        may_change: dotted names of settings that may differ in a resumed run.
+        check: called before anything is written, with the run to resume and the former values of the settings that
+            changed, by dotted names; raises ValueError if it cannot be resumed.
+        is_main: whether this is the main process, which checks and writes.
 
     Raises:
-        ValueError: the folder holds a run and `resume` is off, or the run there has other settings.
+        ValueError: the folder holds a run and `resume` is off, or the run to resume has different or unreadable
+            settings.
     """
     run = RunFolder(path)
     if is_main:
@@ -148,7 +149,7 @@ def open_run(
 
 
 def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted names."""
+    """Flatten nested settings into a dict by dotted names."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         flat |= flat_settings(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
@@ -156,7 +157,7 @@ def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, An
 
 
 def _stored_settings(path: Path) -> dict[str, Any]:
-    """The settings of a run by their dotted names."""
+    """Read the settings of a run, by dotted names."""
     try:
         stored = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError):

@@ -1,4 +1,4 @@
-"""Learning rates as functions of the step, so that nothing about them needs to be remembered."""
+"""Learning-rate schedules as functions of the step, so that no state is needed to resume."""
 
 import math
 from typing import Literal
@@ -9,9 +9,10 @@ Schedule = Literal["constant", "cosine"]
 
 
 def learning_rate_factor(step: int, num_steps: int, *, schedule: Schedule, warmup_steps: int) -> float:
-    """What the learning rate is multiplied by at a step from 0 to num_steps - 1.
+    """Compute the factor of the base learning rate at a step from 0 to num_steps - 1.
 
-    It rises linearly over the warm-up, then stays (`constant`), or falls to zero along half a cosine (`cosine`).
+    The factor rises linearly to 1 over the warm-up, then stays at 1 (`constant`), or follows half a cosine (`cosine`)
+    that would reach 0 at step num_steps.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
@@ -21,6 +22,6 @@ def learning_rate_factor(step: int, num_steps: int, *, schedule: Schedule, warmu
 
 
 def scale_learning_rates(optimizer: Optimizer, factor: float) -> None:
-    """Give every group of parameters its `base_lr` times a factor."""
+    """Set the learning rate of every parameter group to its `base_lr` times a factor."""
     for group in optimizer.param_groups:
         group["lr"] = factor * group["base_lr"]

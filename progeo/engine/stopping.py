@@ -1,4 +1,4 @@
-"""Stopping when asked to: SIGTERM and Ctrl-C wait until the step is done."""
+"""Graceful stopping: on SIGTERM or Ctrl-C the current step is finished first."""
 
 import signal
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from types import FrameType
 
 
 class StopRequest:
-    """Whether somebody asked the process to stop."""
+    """A flag: whether the process was asked to stop."""
 
     def __init__(self) -> None:
         self.received = False
@@ -15,7 +15,7 @@ class StopRequest:
 
 @contextmanager
 def listening_for_stop() -> Iterator[StopRequest]:
-    """Note SIGTERM and Ctrl-C instead of ending at once; the second one ends at once."""
+    """Record SIGTERM and Ctrl-C in a `StopRequest` instead of exiting; a second such signal exits at once."""
     request = StopRequest()
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 

@@ -1,1 +1,1 @@
-"""The encoder leaves as weights that anyone can load, and weights of other programs come in."""
+"""Save, load and export encoders: safetensors, ONNX, torch.export, torch.hub, model card, backbone weights."""

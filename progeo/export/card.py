@@ -1,4 +1,4 @@
-"""The model card: a README.md for people, with the header that the Hugging Face Hub reads."""
+"""The model card: a README.md with the YAML header of the Hugging Face Hub."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,19 +21,19 @@ _SECTIONS = ("model", "cells", "head", "text", "triplet", "training")
 
 
 def save_card(path: Path, description: Mapping[str, Any], usage: str) -> None:
-    """Write the card of what `model.json` describes.
+    """Write the model card of an encoder.
 
     Args:
         path: the file.
-        description: encoder, recalls and provenance.
-        usage: Python that loads what lies beside the card.
+        description: the content of `model.json`: encoder, recalls and provenance.
+        usage: Python code for the card that loads the files beside it.
     """
     with replacing(path) as temporary:
         temporary.write_text(_card(description, usage), encoding="utf-8")
 
 
 def starting_weights(description: Mapping[str, Any]) -> str | None:
-    """What training began from, as `model.weights` names it; None where that is not known."""
+    """Return the weights that training started from, as in `model.weights`; None if they are not known."""
     provenance = description["provenance"]
     return (
         provenance.get("settings", {}).get("model", {}).get("weights")
@@ -43,7 +43,7 @@ def starting_weights(description: Mapping[str, Any]) -> str | None:
 
 
 def license_of_weights(architecture: str, weights: str | None) -> str:
-    """The license under which the weights that training began from were published, where that is certain."""
+    """Return the license of the weights that training started from, or `unknown` if it is not certain."""
     if weights == "random":
         return "none, training began from random weights"
     if architecture in CONVNETS:
@@ -101,7 +101,7 @@ def _origin(description: Mapping[str, Any]) -> str:
 
 
 def _reduction(description: Mapping[str, Any]) -> dict[str, str]:
-    """A row on the projection that descriptors end with, where they do."""
+    """Return a table row about the PCA projection of the descriptors; empty if there is none."""
     if (reduced := description["provenance"].get("reduced")) is None:
         return {}
     return {

@@ -1,4 +1,4 @@
-"""Files from a server that nobody vouches for: none holds the call forever, and none sends more than it may."""
+"""Downloads from untrusted servers, with limits on size and time."""
 
 import json
 import shutil
@@ -15,41 +15,41 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 _LENGTH = 8
-"""Bytes at the beginning of a .safetensors file that say the length of its header."""
+"""Number of bytes at the beginning of a .safetensors file that hold the length of its header."""
 _PART = 1 << 20
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server may send, and how long it may take."""
+    """Limits on the size and time of a download."""
 
     small_bytes: int = 4_000_000
-    """Of a small file, or of the header of weights, which says how many bytes of weights there are."""
+    """Maximum size of a small file, or of the header of a .safetensors file, which holds the size of the weights."""
     large_bytes: int = 32_000_000_000
-    """Of weights."""
+    """Maximum size of a .safetensors file."""
     stalled_s: float = 60
-    """Without a byte."""
+    """Maximum time without receiving a byte, in seconds."""
     small_s: float = 60
-    """From the first connection on, beside the time for the bytes that came."""
+    """Time allowed for a download, connecting included, on top of the time for the bytes received, in seconds."""
     min_bytes_per_s: float = 10_000
-    """Of what came, on average."""
+    """Minimum average speed: each received byte extends the allowed time by 1 / `min_bytes_per_s` seconds."""
 
 
 def download(url: str, stream: BinaryIO, path: Path, limits: Limits) -> None:
-    """Write what lies at a URL of http or https, through the proxies that the environment names.
+    """Download an http or https URL into a stream, through the proxies set in the environment.
 
-    A thread waits for the server. Where the time is over it is left alone, and ends at the next byte, as `stream` is
-    closed then.
+    A daemon thread reads from the server. After a timeout it is abandoned, and ends at its next write, when `stream` is
+    closed.
 
     Args:
-        url: of the file.
-        stream: what is written to; to be closed whatever happens.
-        path: of the file as it will be kept, which tells weights from small files.
-        limits: of bytes and time.
+        url: URL of the file.
+        stream: written to; the caller must close it in any case.
+        path: final path of the file; its suffix tells weights from small files.
+        limits: limits on size and time.
 
     Raises:
-        HTTPException: the server cannot be reached, does not have it, is too slow, sends too much or too little.
-        OSError: it cannot be written.
+        HTTPException: the server cannot be reached, lacks the file, is too slow, or sends too much or too little.
+        OSError: the stream cannot be written.
     """
     outcome: SimpleQueue[Exception | None] = SimpleQueue()
 
@@ -57,7 +57,7 @@ def download(url: str, stream: BinaryIO, path: Path, limits: Limits) -> None:
         try:
             for part in _received(url, path, limits):
                 stream.write(part)
-        except Exception as error:  # raised again where it is waited for
+        except Exception as error:  # raised again in the waiting thread
             outcome.put(error)
         else:
             outcome.put(None)
@@ -75,10 +75,11 @@ def download(url: str, stream: BinaryIO, path: Path, limits: Limits) -> None:
 
 
 def _received(url: str, path: Path, limits: Limits) -> Iterator[bytes]:
-    """What a server sends, part by part, no more than it may be.
+    """Yield the content of a URL in chunks, up to the maximum size.
 
     Raises:
-        HTTPException: it is more or less; errors of the network too, which are not to be taken for those of the disk.
+        HTTPException: the content is longer or shorter than allowed or announced. Network errors are converted to it
+            too, so that they are not mistaken for disk errors.
     """
     try:
         with build_opener(_Redirects).open(url, timeout=limits.stalled_s) as response:
@@ -96,14 +97,14 @@ def _received(url: str, path: Path, limits: Limits) -> Iterator[bytes]:
                     )
                 yield part
                 part = response.read1(_PART)
-            if announced is not None and found != announced:  # reading ends without a word where the connection does
+            if announced is not None and found != announced:  # no error is raised when the connection is lost
                 raise HTTPException(f"it broke off after {found:,} of {announced:,} bytes")
     except OSError as error:
         raise HTTPException(str(error)) from None
 
 
 def _beginning(response: HTTPResponse, path: Path, limits: Limits) -> tuple[bytes, int]:
-    """The first bytes, of weights their header, and how many bytes there may be in all."""
+    """Read the first bytes (of weights, the header); return them and the maximum size of the file in bytes."""
     beginning = response.read(_LENGTH)
     header_bytes = int.from_bytes(beginning, "little")
     if path.suffix != ".safetensors" or not 0 < header_bytes <= limits.small_bytes:
@@ -118,7 +119,7 @@ def _beginning(response: HTTPResponse, path: Path, limits: Limits) -> tuple[byte
 
 
 def _bytes_of_tensors(header: bytes) -> int:
-    """How many bytes follow the header of a .safetensors file, as it says itself; 0 where it is none."""
+    """Return the number of bytes after a .safetensors header, as the header states it; 0 for an invalid header."""
     try:
         tensors = json.loads(header)
         return max(int(tensor["data_offsets"][1]) for name, tensor in tensors.items() if name != "__metadata__")
@@ -127,10 +128,14 @@ def _bytes_of_tensors(header: bytes) -> int:
 
 
 class _Redirects(HTTPRedirectHandler):
-    """To other addresses of http and https alone; what a redirect says beside the address is not read."""
+    """Redirect handler that allows http and https only, and does not read the body of a redirect."""
 
     def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Request | None:
-        """The request to the new address."""
+        """Create the request to the new address.
+
+        Raises:
+            HTTPException: the new address is neither http nor https.
+        """
         if urlsplit(newurl).scheme not in ("http", "https"):
             raise HTTPException(f"it is redirected to {newurl}, which is neither http nor https")
         fp.close()

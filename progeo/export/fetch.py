@@ -1,4 +1,4 @@
-"""Folders of encoders that lie elsewhere: at an address, or on the Hugging Face Hub."""
+"""Download folders of encoders from a URL or from the Hugging Face Hub."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -17,17 +17,18 @@ TIMEOUT_S = 60
 def fetch_folder(
     address: str, readers: Mapping[str, Callable[[Path], object]], *, limits: Limits | None = None
 ) -> Path:
-    """Fetch files that lie side by side and return the folder with them; what was fetched before is not fetched again.
+    """Download the files of a remote folder and return the local folder; cached files are not downloaded again.
 
     Args:
-        address: `hf-hub:OWNER/NAME` of the Hugging Face Hub, or `hf-hub:OWNER/NAME@REVISION`, kept where its own
-            package keeps it; or the URL of a folder, to which `/` and a file's name are appended, kept below `progeo`
-            in `torch.hub.get_dir()`. What changed at a URL is fetched again where that is removed.
-        readers: of each file by its name; they raise ValueError where it is not whole.
-        limits: of what comes from a URL; None takes the usual ones. The package of the Hub has its own.
+        address: `hf-hub:OWNER/NAME` or `hf-hub:OWNER/NAME@REVISION` of the Hugging Face Hub, cached by its own package;
+            or the URL of a folder, to which `/` and a file's name are appended, cached in `progeo` below
+            `torch.hub.get_dir()`. Remove a cached file to download its current version.
+        readers: file name -> function that reads a downloaded file and raises ValueError if it is corrupt; files of the
+            Hub are not read.
+        limits: limits on downloads from a URL; None takes the defaults. The Hub's package has its own.
 
     Raises:
-        FileNotFoundError: a file that cannot be fetched, or is larger or slower than allowed; nothing is kept of it.
+        FileNotFoundError: a file cannot be downloaded, is corrupt, or exceeds the limits; nothing of it is kept.
     """
     if address.startswith("hf-hub:"):
         return _from_hub(address.removeprefix("hf-hub:"), list(readers))
@@ -45,7 +46,7 @@ def _from_hub(repository: str, names: list[str]) -> Path:
     owner_and_name, _, revision = repository.partition("@")
     try:
         paths = [hf_hub_download(owner_and_name, name, revision=revision or None) for name in names]
-    except Exception as error:  # of the network, of the repository, of a name that can be none
+    except Exception as error:  # network errors, missing repositories or files, invalid names
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise FileNotFoundError(
             f"{repository} could not be fetched from the Hugging Face Hub: {printable(reason)}"

@@ -1,4 +1,4 @@
-"""What is published names no folders of the machine that it comes from."""
+"""Remove the folders of this machine from metadata that are published."""
 
 import re
 from collections.abc import Mapping
@@ -11,10 +11,10 @@ _AS_IT_COMES = re.compile(r"(open_clip|torchvision):[^:]+:(?P<weights>.+)")
 
 
 def without_folders(value: Any) -> Any:
-    """The same plain values, of every path in them the last part alone.
+    """Replace every path in nested plain values by its last part.
 
-    Whatever has a `/` counts as a path, but for addresses, names of architectures (`ViT-B/16`) and templates. In names
-    such as `open_clip:ViT-B/16:WEIGHTS` the weights alone can be one.
+    Every string with a `/` counts as a path, except addresses and the values of `architecture` (`ViT-B/16`) and
+    `template`. In names such as `open_clip:ViT-B/16:WEIGHTS` only the weights can be a path.
     """
     if isinstance(value, Mapping):
         return {name: part if name in _NO_PATHS else without_folders(part) for name, part in value.items()}
@@ -28,6 +28,6 @@ def without_folders(value: Any) -> Any:
 
 
 def weights_in_name(name: str) -> str | None:
-    """What `load_encoder` takes for the weights in a name such as `open_clip:RN50:openai`; None in any other."""
+    """Return the weights in a name of `load_encoder` such as `open_clip:RN50:openai`; None for any other name."""
     found = _AS_IT_COMES.fullmatch(name)
     return found and found["weights"]

@@ -1,4 +1,4 @@
-"""What `torch.hub.load` offers through `hubconf.py` at the top level, and `from_pretrained` for who looks for that."""
+"""Entry points of `torch.hub.load`, re-exported by `hubconf.py`, and a `from_pretrained` as on Hugging Face."""
 
 from torch import nn
 
@@ -12,14 +12,13 @@ def progeo(weights: str) -> nn.Module:
     """Load an exported encoder, see `progeo.load_encoder`.
 
     Args:
-        weights: its folder; the URL of one, from which `model.safetensors` and `model.json` are fetched; or
-            `hf-hub:OWNER/NAME`.
+        weights: a folder with `model.safetensors` and `model.json`, the URL of such a folder, or `hf-hub:OWNER/NAME`.
     """
     return load_encoder(weights)
 
 
 def from_pretrained(name: str) -> nn.Module:
-    """Load an exported encoder, under the name that Hugging Face's own libraries give this; see `progeo`."""
+    """Load an exported encoder; the name follows Hugging Face's libraries. See `progeo`."""
     return load_encoder(name)
 
 
@@ -30,12 +29,12 @@ def progeo_untrained(
     weights: str = "random",
     image_size: int | tuple[int, int] | None = None,
 ) -> nn.Module:
-    """Build an encoder as stage 2 begins with, in eval mode.
+    """Build an encoder as it is before stage 2 trains it, in eval mode.
 
     Args:
-        backbone: `RN50`, `ViT-B-16`, `resnet18` and so on, the `model.architecture` of the settings.
-        descriptor_dim: D; None takes that of the backbone.
-        weights: `random`, or a tag or a file as in `model.weights`.
-        image_size: pixels, one side of a square or (height, width); None takes the backbone's own.
+        backbone: architecture such as `RN50`, `ViT-B-16` or `resnet18`, as in the setting `model.architecture`.
+        descriptor_dim: D; None takes the dimension of the backbone.
+        weights: `random`, or a tag or file as in the setting `model.weights`.
+        image_size: pixels, the side of a square or (height, width); None takes the size of the backbone.
     """
     return build_encoder(backbone, weights, image_size, descriptor_dim=descriptor_dim).eval()

@@ -1,4 +1,4 @@
-"""An encoder as an ONNX file, compared with the encoder before it is written."""
+"""Export an encoder to ONNX, checked against the encoder before the file is written."""
 
 import importlib
 import json
@@ -34,20 +34,20 @@ _OPSET = 20
 
 
 def save_onnx(path: Path, encoder: Encoder, *, input: Input = "normalized", fp16: bool = False) -> float:
-    """Write an encoder as ONNX: `images` of any batch, height and width (see `build_program`) -> `descriptors` (B, D).
+    """Export an encoder to ONNX: `images` of any batch size, height and width -> `descriptors` (B, D).
 
     Args:
         path: the file.
-        encoder: it stays as it is.
-        input: see `build_program`.
-        fp16: weights in half precision, in a file of half the size; they are computed with in float32.
+        encoder: the encoder; not changed.
+        input: form and allowed sizes of the images, see `build_program`.
+        fp16: store weights in half precision, which halves the file; they are cast to float32 for computing.
 
     Returns:
-        The largest `relative_difference` between onnxruntime and the encoder, for images of several sizes.
+        The largest `relative_difference` between onnxruntime and the encoder, over images of several sizes.
 
     Raises:
-        ValueError: it is above 1e-4, with fp16 1e-2, the weights are too large for one file, or a package of the extra
-            `onnx` is missing; nothing is written.
+        ValueError: the difference is above 1e-4 (with fp16, 1e-2), the weights exceed one file (2 GiB), or a package of
+            the extra `onnx` is missing; nothing is written. See also `build_program`.
     """
     _check_packages()
     model = _as_onnx(encoder, input)
@@ -78,8 +78,8 @@ def _as_onnx(encoder: Encoder, input: Input) -> "ModelProto":
     height, width = (2, 3) if input == "normalized" else (1, 2)
     program = build_program(encoder, input)
     with _quiet():
-        # The exporter of graphs (dynamo) and not that of TorchScript, which PyTorch keeps for old programs only and
-        # which knows no bicubic resizing with antialiasing.
+        # The dynamo exporter, not that of TorchScript, which PyTorch keeps for old programs only and which does not
+        # support bicubic resizing with antialiasing.
         exported = torch.onnx.export(
             program,
             (),
@@ -92,7 +92,7 @@ def _as_onnx(encoder: Encoder, input: Input) -> "ModelProto":
         )
     assert exported is not None  # with dynamo
     model = exported.model_proto
-    for part in (*model.graph.node, *model.graph.value_info):  # what each was in the source, longer than the graph
+    for part in (*model.graph.node, *model.graph.value_info):  # source locations, larger than the graph
         del part.metadata_props[:]
     spec = without_folders(spec_to_json(encoder.spec))
     model.metadata_props.add(key="progeo", value=json.dumps({**spec, "input": input}))
@@ -100,7 +100,10 @@ def _as_onnx(encoder: Encoder, input: Input) -> "ModelProto":
 
 
 def _store_halves(model: "ModelProto") -> None:
-    """Keep matrices and kernels in float16, each cast to float32 where it is used."""
+    """Store float32 matrices and kernels as float16, with a cast to float32 where they are used.
+
+    Tensors with fewer than two dimensions or with values beyond float16's range stay in float32.
+    """
     import onnx
 
     casts = []
@@ -127,7 +130,7 @@ def _differences(content: bytes, encoder: Encoder, input: Input) -> Iterator[flo
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter from warning about its own insides."""
+    """Silence the exporter's warnings about its own internals."""
     names = ("onnxscript", "torch.onnx", "onnx_ir")
     levels = {name: logging.getLogger(name).level for name in names}
     for name in names:

@@ -1,7 +1,7 @@
-"""An encoder as one graph of tensor operations, for batches and images of any size: what `torch.export` gives.
+"""Export an encoder as a `torch.export` graph for dynamic batch and image sizes.
 
-`torch.export` and not TorchScript, which PyTorch no longer develops; the ONNX file is made from the same graph, so that
-both take the same sizes.
+TorchScript is not used, as PyTorch no longer develops it. The ONNX file is made from the same graph, so that both
+accept the same sizes.
 """
 
 import copy
@@ -26,19 +26,19 @@ _SIZES = ((1, 224, 224), (5, 320, 448))
 
 
 def build_program(encoder: Encoder, input: Input) -> ExportedProgram:
-    """Record the encoder as a graph: images named `images`, of any batch, height and width -> descriptors (B, D).
+    """Export the encoder as a graph: input `images`, of any batch size, height and width -> descriptors (B, D).
 
-    Height and width must be multiples of `side_step(encoder)` and at least 64 pixels, except of photos.
+    Height and width must be at least 64 pixels and, except with `photos`, multiples of `side_step(encoder)`.
 
-    The graph is bound to the CPU; `torch.export.passes.move_to_device_pass` gives one for another device.
+    The graph runs on the CPU; `torch.export.passes.move_to_device_pass` converts it for another device.
 
     Args:
-        encoder: it stays as it is.
-        input: `normalized` images, float (B, 3, H, W); `pixels`, uint8 (B, H, W, 3), normalized inside; `photos`,
-            pixels that are also resized inside, to the encoder's size.
+        encoder: the encoder; not changed.
+        input: `normalized`: normalized images, float (B, 3, H, W); `pixels`: uint8 (B, H, W, 3), normalized in the
+            graph; `photos`: as `pixels`, and also resized in the graph to the encoder's image size.
 
     Raises:
-        ValueError: the encoder's own size is none that the graph would take.
+        ValueError: the graph would not accept the encoder's own image size.
     """
     step = 1 if input == "photos" else side_step(encoder)
     if input != "photos" and any(side < _MIN_SIDE or side % step for side in encoder.image_size):
@@ -55,32 +55,32 @@ def build_program(encoder: Encoder, input: Input) -> ExportedProgram:
             _Graph(encoder, input).eval(),
             (example,),
             dynamic_shapes=(dynamic,),
-            # Of a VGG some guards are true of all sizes, but the solver cannot prove it.
+            # Some guards of a VGG hold for all sizes, but the solver cannot prove it.
             prefer_deferred_runtime_asserts_over_guards=True,
         )
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # lines of the source, with the paths of this machine
-        if node.target is torch.ops.aten.view.default:  # attention lies in memory otherwise on other devices
+        node.meta.pop("stack_trace", None)  # source lines, with paths of this machine
+        if node.target is torch.ops.aten.view.default:  # attention has another memory layout on other devices
             node.target = torch.ops.aten.reshape.default
     return program
 
 
 def save_program(path: Path, encoder: Encoder, *, input: Input = "normalized") -> float:
-    """Write the graph as a file for `torch.export.load(path).module()`.
+    """Export the encoder to a file for `torch.export.load(path).module()`.
 
     Returns:
-        The largest `relative_difference` to the encoder, for images of several sizes.
+        The largest `relative_difference` to the encoder, over images of several sizes.
 
     Raises:
-        ValueError: it is above 1e-4; nothing is written.
+        ValueError: the difference is above 1e-4; nothing is written. See also `build_program`.
     """
     program = build_program(encoder, input)
     described = program.module()
     compared = compared_images(encoder, input)
     differences = [relative_difference(described(images), expected) for images, expected in compared]
     largest = check_difference(differences, LARGEST_DIFFERENCE, path)
-    program.example_inputs = None  # which would be pickled
-    content = io.BytesIO()  # as the archive would otherwise bear the temporary name
+    program.example_inputs = None  # they would be pickled
+    content = io.BytesIO()  # otherwise the archive would contain the temporary name
     torch.export.save(program, content)
     with replacing(path) as temporary:
         temporary.write_bytes(content.getbuffer())
@@ -88,13 +88,13 @@ def save_program(path: Path, encoder: Encoder, *, input: Input = "normalized") -
 
 
 def side_step(encoder: Encoder) -> int:
-    """What height and width must be multiples of: where there is a position embedding, the pixels of one position."""
+    """Return the step of allowed heights and widths: the stride of the position embedding, or 1 without one."""
     backbone = encoder.backbone
     return 1 if position_embedding_name(backbone) is None else position_stride(backbone)
 
 
 def compared_images(encoder: Encoder, input: Input) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images of several sizes as the graph takes them, each with the descriptors (B, D) that the encoder gives."""
+    """Yield test images of several sizes, in the form that the graph takes, with the encoder's descriptors (B, D)."""
     step = side_step(encoder)
     least = -(-_MIN_SIDE // step) * step
     for batch, *sides in (*_SIZES, (2, *encoder.image_size)):
@@ -104,17 +104,17 @@ def compared_images(encoder: Encoder, input: Input) -> Iterator[tuple[Tensor, Te
 
 
 def relative_difference(found: Tensor, expected: Tensor) -> float:
-    """The largest difference in any dimension of descriptors (B, D), where those expected are made 1 long."""
+    """Compute the largest absolute difference of descriptors (B, D), divided by the mean norm of the expected ones."""
     return ((found - expected).abs().max() / expected.norm(dim=1).mean()).item()
 
 
 def check_difference(differences: list[float], allowed: float, path: Path) -> float:
-    """The largest of the differences, refused above `allowed`.
+    """Return the largest of the differences, or refuse to write the file if it is above `allowed` or NaN.
 
     Raises:
-        ValueError: the sentence names the file that is not written.
+        ValueError: the difference is too large; the message names the file.
     """
-    largest = torch.tensor(differences, dtype=torch.float64).max().item()  # NaN where there is one
+    largest = torch.tensor(differences, dtype=torch.float64).max().item()  # NaN if any is NaN
     if not largest <= allowed:
         raise ValueError(
             f"{path} is not written: its descriptors would be up to {largest:.1e} away from the encoder's, and "
@@ -129,13 +129,13 @@ def _described(encoder: Encoder, images: Tensor, input: Input) -> Tensor:
         return encoder(images)
     images = images.permute(0, 3, 1, 2)
     if input == "photos":
-        # `preprocess` is the same where a processor has AVX2; elsewhere torchvision resizes as floats, rounded once.
+        # Equal to `preprocess` on a CPU with AVX2; on others torchvision resizes in floats and rounds once.
         images = F.interpolate(images, encoder.image_size, mode="bilinear", antialias=True)
     return encoder(encoder.normalize(images))
 
 
 def _random_images(encoder: Encoder, input: Input, size: tuple[int, int, int]) -> Tensor:
-    """Random images in the form that a graph takes, (batch, height, width)."""
+    """Generate random images in the form that the graph takes, for a `size` of (batch, height, width)."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (*size, 3), dtype=torch.uint8, generator=generator)
     return encoder.normalize(pixels.permute(0, 3, 1, 2)) if input == "normalized" else pixels
@@ -147,14 +147,14 @@ def _side(name: str, step: int) -> Dim:
 
 
 class _Graph(nn.Module):
-    """The encoder without what asks for sizes."""
+    """The encoder without operations that depend on the image size in Python, so that it can be exported."""
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, encoder: Encoder, input: Input) -> None:
         super().__init__()
-        # A copy, as both are set in place.
+        # A copy, as requires_grad and memory format are set in place.
         encoder = copy.deepcopy(encoder).requires_grad_(False).to(memory_format=torch.contiguous_format)
         self.trunk = encoder.backbone
         self.head = nn.Sequential(encoder.pooling, encoder.projection)
@@ -176,9 +176,9 @@ class _Graph(nn.Module):
 
 
 def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize (B, 3, H, W) of 0..255 as `preprocess` does: columns, then rows, each rounded to whole steps.
+    """Resize (B, 3, H, W) of 0..255 as `preprocess` does: width, then height, each rounded to integers.
 
-    In double precision, as sums of a column's pixels would not be whole in float32, and some be rounded elsewhere.
+    In float64, as float32 cannot hold the weighted sums of pixels exactly, so that some would be rounded differently.
     """
     weights, one = _resizing_weights(images.shape[3], size[1])
     images = (images.double() @ weights.T / one + 0.5).floor()
@@ -187,9 +187,9 @@ def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _resizing_weights(length: int, resized: int) -> tuple[Tensor, Tensor]:
-    """What each of `length` pixels adds to each of the resized ones, (resized, length), and the number that is one.
+    """Compute fixed-point weights (resized, length) for resizing `length` pixels, and the integer that stands for 1.
 
-    Weights are whole numbers below 2**15, the finest that PyTorch's resizing of uint8 images can take, as it does.
+    As in PyTorch's resizing of uint8 images, weights are integers below 2**15, at the finest scale that allows.
     """
     scale = torch.full((), length, dtype=torch.float64) / resized  # a tensor, as ONNX divides sizes in float32
     reach = scale.clamp(min=1)

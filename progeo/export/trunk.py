@@ -1,4 +1,4 @@
-"""The backbone alone, in the names that open_clip and torchvision give its layers."""
+"""Export the backbone alone, with the parameter names of open_clip or torchvision."""
 
 from pathlib import Path
 
@@ -13,9 +13,9 @@ from progeo.models.encoder import Encoder
 
 
 def save_backbone(path: Path, encoder: Encoder) -> None:
-    """Write the state dict of the backbone: `visual.*` of a CLIP of open_clip, else as torchvision's classifier has it.
+    """Write the state dict of the backbone: `visual.*` of an open_clip CLIP, or torchvision's classifier names.
 
-    What comes after the backbone is not in it, nor a CLIP's text tower, which stays as it was.
+    Layers after the backbone and the text tower of a CLIP, which training does not change, are not included.
     """
     prefix = "" if encoder.spec.architecture in CONVNETS else "visual."
     state = {f"{prefix}{name}": tensor.contiguous() for name, tensor in encoder.backbone.state_dict().items()}
@@ -24,11 +24,11 @@ def save_backbone(path: Path, encoder: Encoder) -> None:
 
 
 def trunk_usage(encoder: Encoder, weights: str | None) -> str:
-    """Python that loads the file `trunk.safetensors` elsewhere.
+    """Return Python code, for the model card, that loads `trunk.safetensors` in open_clip or torchvision.
 
     Args:
-        encoder: that it was taken from.
-        weights: what training began from, whose text tower the trunk goes with; None where that is not known.
+        encoder: the encoder that the backbone was taken from.
+        weights: weights that training started from, whose text tower belongs to the backbone; None if not known.
     """
     architecture = encoder.spec.architecture
     if architecture in CONVNETS:
@@ -55,11 +55,11 @@ def trunk_usage(encoder: Encoder, weights: str | None) -> str:
 
 
 def _of_image_size(encoder: Encoder) -> tuple[str, str]:
-    """An argument of open_clip, and a line of Python, that make a CLIP's position embedding that of the trunk."""
+    """Return an argument of `create_model`, or a line of Python, that fits the position embedding to the backbone."""
     embedding = position_embedding_name(encoder.backbone)
     if embedding is None:
         return "", ""
     if isinstance(encoder.backbone, VisionTransformer):
         return f", force_image_size={encoder.image_size}", ""
-    # Of a ResNet open_clip knows squares alone, and resizes no weights.
+    # For a ResNet open_clip supports square images only, and does not resize the embedding.
     return "", f'clip.visual.{embedding}.data = trunk["visual.{embedding}"]\n'

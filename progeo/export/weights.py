@@ -1,4 +1,4 @@
-"""An encoder as `model.safetensors` + `model.json`, beside them the file of its texts where they came from a file."""
+"""Save and load encoders: `model.safetensors`, `model.json` and, if any, a copy of the CLIP file for text features."""
 
 import filecmp
 import shutil
@@ -25,9 +25,9 @@ _DESCRIPTION = "model.json"
 _READERS = MappingProxyType({_WEIGHTS: read_safetensors, _DESCRIPTION: read_json})
 _PARTS = ("encoder", "recalls", "provenance")
 _TEXTS = "clip"
-"""Name of the file with an encoder's texts; its ending is that of the file it was copied from."""
+"""Stem of the copied CLIP file for text features; its suffix is that of the original."""
 _KEPT_BY_RUNS = ("best", "last")
-"""Names of the folders in which a run of stage 2 keeps its encoder, by `training.keep`."""
+"""Folders in which a run of stage 2 keeps its encoder, depending on `training.keep`."""
 _SETTINGS_OF_RUN = "config.yaml"
 _COMPARED: Mapping[str, Pooling] = MappingProxyType({"open_clip": "clip", "torchvision": "mean"})
 
@@ -35,13 +35,13 @@ _COMPARED: Mapping[str, Pooling] = MappingProxyType({"open_clip": "clip", "torch
 def save_encoder(
     folder: Path, encoder: Encoder, *, provenance: Mapping[str, Any], recalls: Mapping[str, float]
 ) -> Path:
-    """Write an encoder to `folder`, replacing the one there, with the file of its texts where it has one.
+    """Save an encoder to `folder`, replacing any encoder there, with a copy of its CLIP file for text features, if any.
 
     Args:
-        folder: made when missing.
-        encoder: what is saved.
-        provenance: how it came to be; plain values.
-        recalls: what it reached, such as {"val R@1": 91.3}.
+        folder: created if missing.
+        encoder: the encoder to save.
+        provenance: metadata on how the encoder was made; plain values.
+        recalls: validation results, such as {"val R@1": 91.3}.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / _WEIGHTS) as temporary:
@@ -64,15 +64,16 @@ def load_encoder(path_or_name: str | Path) -> nn.Module:
     `mean`, `std` and `preprocess(PIL image or uint8 tensor (3, H, W)) -> (3, height, width)`.
 
     Args:
-        path_or_name: a folder with `model.safetensors` and `model.json`, the URL of one or `hf-hub:OWNER/NAME` (see
-            `fetch_folder`), a run of stage 2 (the encoder that it keeps), or an encoder to compare
-            with: `open_clip:ARCHITECTURE:WEIGHTS` gives CLIP's own image features, `torchvision:ARCHITECTURE:WEIGHTS`
-            the mean of the last feature map (see `load_clip` and `load_convnet`), both of pixels normalized as the
-            weights want it; `thumbnail` raw 16 x 16 pixels. What is fetched comes without the file of its texts.
+        path_or_name: a folder with `model.safetensors` and `model.json`; the URL of such a folder, or
+            `hf-hub:OWNER/NAME` (see `fetch_folder`); the folder of a run of stage 2, for the encoder that it keeps; or
+            the name of a baseline. `open_clip:ARCHITECTURE:WEIGHTS` is CLIP's image encoder and
+            `torchvision:ARCHITECTURE:WEIGHTS` the mean of the last feature map (see `load_clip` and `load_convnet`),
+            both with the pixel statistics of their weights; `thumbnail` is raw 16 x 16 pixels. A downloaded encoder
+            comes without its CLIP file for text features.
 
     Raises:
-        FileNotFoundError: nothing to load there.
-        ValueError: files that are broken or do not fit together.
+        FileNotFoundError: there is no encoder at this path or address.
+        ValueError: files are corrupt or do not fit together.
     """
     kind, _, name = str(path_or_name).partition(":")
     if kind == "thumbnail" and not name:
@@ -94,16 +95,16 @@ def load_encoder(path_or_name: str | Path) -> nn.Module:
 
 
 def holds_encoder(path: Path) -> bool:
-    """Whether a folder, or the `best/` or `last/` of a run, describes an encoder."""
+    """Return whether a folder, or its `best/` or `last/` if it is a run, contains a `model.json`."""
     return any((folder / _DESCRIPTION).is_file() for folder in (path, *_kept_by_run(path)))
 
 
 def encoder_folder(path: Path) -> Path:
-    """The folder itself, or the `best/` or `last/` of a run, whichever holds an encoder.
+    """Find the folder that holds the encoder: `path` itself, or `best/` or `last/` of a run.
 
     Raises:
-        FileNotFoundError: none of them does, such as in a run that has not finished its first epoch.
-        ValueError: both of a run do.
+        FileNotFoundError: there is no encoder, for example in a run that has not finished its first epoch.
+        ValueError: both `best/` and `last/` hold an encoder.
     """
     if _is_complete(path):
         return path
@@ -123,7 +124,11 @@ def encoder_folder(path: Path) -> Path:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """What `model.json` says: format, encoder, recalls, provenance."""
+    """Read `model.json`: format, encoder, recalls and provenance.
+
+    Raises:
+        ValueError: it has another format or lacks a part.
+    """
     description = read_json(folder / _DESCRIPTION)
     if (
         not isinstance(description, dict)
@@ -145,7 +150,10 @@ def _is_complete(folder: Path) -> bool:
 
 
 def _copied_texts(folder: Path, text_weights: str | None) -> str | None:
-    """How `model.json` names an encoder's texts: a file, which is copied to `folder`, by its name alone."""
+    """Copy the CLIP file for text features, if any, to `folder`; return the value of `text_weights` for `model.json`.
+
+    That is the bare name of the copied file, None if the file is gone, or a tag unchanged.
+    """
     if text_weights is None or not Path(text_weights).is_absolute():
         return text_weights
     if not Path(text_weights).is_file():
@@ -158,9 +166,10 @@ def _copied_texts(folder: Path, text_weights: str | None) -> str | None:
 
 
 def _found_texts(folder: Path, text_weights: str | None) -> str | None:
-    """An encoder's texts as `load_clip` takes them; None where their file did not come along.
+    """Convert `text_weights` of `model.json` to an argument of `load_clip`; None if the CLIP file is missing.
 
-    Whoever wrote `model.json` cannot name any other file: it would be copied wherever the encoder goes.
+    Only a file in `folder` is accepted: a `model.json` from elsewhere could otherwise name any file of this machine,
+    which would then be copied along with the encoder.
     """
     if text_weights is None or text_weights.startswith("hf-hub:"):
         return text_weights

@@ -1,1 +1,1 @@
-"""Networks: CLIP, prompts, backbones, pooling, margin heads and the encoder that leaves."""
+"""Networks: CLIP, learned prompts, backbones, pooling, margin heads and the image encoder that is exported."""

@@ -1,4 +1,4 @@
-"""From a feature map to a descriptor."""
+"""Aggregation (pooling) of feature maps into descriptors."""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class GeMHead(nn.Module):
-    """L2 over channels -> generalised-mean pooling -> linear -> L2 (CosPlace, section 4.1).
+    """GeM head: L2 over channels -> generalized-mean pooling -> linear -> L2 (CosPlace, section 4.1).
 
     Args:
         in_channels: channels of the feature map.
@@ -26,7 +26,7 @@ class GeMHead(nn.Module):
 
 
 class MeanPool(nn.Module):
-    """The mean of a feature map, as torchvision's classifiers pool theirs, scaled to length 1."""
+    """Global average pooling, as in torchvision's classifiers, then L2."""
 
     def forward(self, feature_map: Tensor) -> Tensor:
         """Pool (B, C, h, w) into L2-normalized descriptors (B, C)."""
@@ -34,7 +34,7 @@ class MeanPool(nn.Module):
 
 
 class MeanHead(nn.Module):
-    """Mean of the feature map -> linear -> L2 (Divide&Classify).
+    """Mean-linear head: global average pooling -> linear -> L2 (Divide&Classify).
 
     Args:
         in_channels: channels of the feature map.
@@ -51,7 +51,7 @@ class MeanHead(nn.Module):
 
 
 class L2Norm(nn.Module):
-    """Scale each descriptor to length 1."""
+    """L2 normalization of descriptors to unit length."""
 
     def forward(self, descriptors: Tensor) -> Tensor:
         """Normalize (B, D) along its last dimension."""

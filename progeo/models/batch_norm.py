@@ -1,4 +1,4 @@
-"""Batch norms of a frozen network: with which statistics they normalize what passes through them."""
+"""Choice of the statistics that the batch norms of a frozen network normalize with."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,13 +9,18 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 BatchNormMode = Literal["eval", "calibrated", "batch"]
-"""Which statistics normalize: `eval` the running ones of the weights, `calibrated` those of one pass over images where
-the weights never saw any, `batch` those of each batch."""
+"""Which statistics batch norms use: `eval`, the running statistics of the weights; `calibrated`, those of one pass over
+images if the weights have untouched initial statistics, else as `eval`; `batch`, those of each batch."""
 _STATISTICS = ("running_mean", "running_var")
 
 
 def batch_norm_mode(network: nn.Module, wanted: BatchNormMode) -> BatchNormMode:
-    """The mode that `wanted` comes to in a network: `eval` where it makes no difference."""
+    """Resolve the batch-norm mode for a network.
+
+    Returns:
+        `eval` if the network has no batch norms with running statistics, or for `calibrated` if any of them has been
+        trained; else `wanted`.
+    """
     norms = _batch_norms(network).values()
     if not norms or (wanted == "calibrated" and not all(map(_is_untouched, norms))):
         return "eval"
@@ -24,19 +29,19 @@ def batch_norm_mode(network: nn.Module, wanted: BatchNormMode) -> BatchNormMode:
 
 @contextmanager
 def batch_statistics(network: nn.Module, *, keep: bool) -> Iterator[None]:
-    """Let each batch that passes in this block be normalized with its own statistics, all else as in eval mode.
+    """Normalize each batch in this context with its own statistics; all other layers stay in eval mode.
 
     Args:
-        network: in eval mode.
-        keep: whether the running statistics become the means of those of all batches, whatever their sizes; else they
-            stay as they are.
+        network: a network in eval mode.
+        keep: set the running statistics to the means of the statistics of all batches, each batch weighted equally;
+            else they do not change.
     """
     norms = _batch_norms(network).values()
     before = [norm.momentum for norm in norms]
     for norm in norms:
         if keep:
             norm.reset_running_stats()
-        norm.momentum = None if keep else 0.0  # None is the mean of all batches
+        norm.momentum = None if keep else 0.0  # None: cumulative mean over all batches
         norm.train()
     try:
         yield
@@ -47,25 +52,25 @@ def batch_statistics(network: nn.Module, *, keep: bool) -> Iterator[None]:
 
 
 def running_statistics(network: nn.Module) -> dict[str, Tensor]:
-    """Means and variances of all batch norms by their names in the state dict, on the CPU."""
+    """Return the running means and variances of all batch norms by their state-dict names, on the CPU."""
     norms = _batch_norms(network).items()
     return {f"{name}.{kind}": getattr(norm, kind).cpu() for name, norm in norms for kind in _STATISTICS}
 
 
 @torch.no_grad()
 def set_running_statistics(network: nn.Module, statistics: Mapping[str, Tensor]) -> None:
-    """Take over what `running_statistics` gave."""
+    """Restore the running statistics that `running_statistics` returned."""
     for name, norm in _batch_norms(network).items():
         for kind in _STATISTICS:
             getattr(norm, kind).copy_(statistics[f"{name}.{kind}"])
 
 
 def _batch_norms(network: nn.Module) -> dict[str, _BatchNorm]:
-    """The batch norms that have running statistics, by name."""
+    """Find the batch norms with running statistics, by name."""
     parts = network.named_modules()
     return {name: part for name, part in parts if isinstance(part, _BatchNorm) and part.track_running_stats}
 
 
 def _is_untouched(norm: _BatchNorm) -> bool:
-    """Whether a batch norm has the running statistics that it was built with."""
+    """Return whether a batch norm still has its initial running statistics (mean 0, variance 1)."""
     return bool((norm.running_mean == 0).all() and (norm.running_var == 1).all())

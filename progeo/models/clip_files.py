@@ -1,4 +1,4 @@
-"""Files with the weights of a CLIP: which activation they were trained with, and what in them is no weight."""
+"""Files of CLIP weights: read the weights under open_clip's names, and the activation that they were trained with."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from progeo.files import read_json
 from progeo.models.weight_files.checkpoints import load_weights
 
 OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")
-"""What OpenAI's files hold beside the weights, and no others do."""
+"""Names of numbers that only OpenAI's files hold beside the weights."""
 CLIP_MARK = "visual.conv1.weight"
 """A tensor that every plain CLIP has."""
 OPEN_CLIP = "open_clip_config.json"
@@ -20,17 +20,18 @@ OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin
 
 @dataclass(frozen=True)
 class ClipFile:
-    """The weights of a CLIP and what is said of them."""
+    """The weights of a CLIP and their activation."""
 
     state: Mapping[str, Tensor]
     quickgelu: bool | None
-    """Whether the activation is that of OpenAI's; None where nothing says it."""
+    """Whether the activation is QuickGELU, as in OpenAI's CLIP; None if it is not known."""
 
 
 def read_clip_file(path: Path) -> ClipFile:
     """Read the weights of a CLIP under open_clip's names.
 
-    Their activation is said by the numbers in OpenAI's files, and by the configuration beside a file of open_clip.
+    The activation is QuickGELU for OpenAI's files, which are recognized by their numbers, else that of the
+    configuration beside a file of open_clip, if there is one.
 
     Raises:
         ValueError: a file that cannot be read, or that holds no state dict.
@@ -45,23 +46,23 @@ def read_clip_file(path: Path) -> ClipFile:
 
 
 def is_of_openai(state: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict holds the numbers of OpenAI's files."""
+    """Return whether a state dict is from one of OpenAI's files, which hold `OPENAI_NUMBERS`."""
     return all(name in state for name in OPENAI_NUMBERS)
 
 
 def plain_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A CLIP's state dict without the causal mask, which is no weight, but which some programs store with them."""
+    """Remove causal attention masks, which some programs store among the weights, from a CLIP's state dict."""
     return {name: tensor for name, tensor in state.items() if name.rpartition(".")[2] != "attn_mask"}
 
 
 def said_beside(path: Path, part: str) -> Mapping[str, Any] | None:
-    """A part of the configuration that lies beside a file of open_clip: `model_cfg` or `preprocess_cfg`.
+    """Read a section, `model_cfg` or `preprocess_cfg`, of the configuration beside a weights file of open_clip.
 
     Returns:
-        None where there is no configuration, or it does not have the part.
+        The section, or None if there is no configuration or it lacks the section.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the file is not a configuration of open_clip.
     """
     config = path.parent / OPEN_CLIP
     if path.name not in OPEN_CLIP_WEIGHTS or not config.is_file():

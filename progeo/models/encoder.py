@@ -1,4 +1,4 @@
-"""The image encoder: what stage 2 trains, what is evaluated and what leaves the project."""
+"""The image encoder: backbone, pooling and optional projection. Stage 2 trains it; it is evaluated and exported."""
 
 import dataclasses
 import math
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """All that must be known of an encoder besides its weights."""
+    """Everything needed to rebuild an encoder, except its weights; stored in `model.json`."""
 
     architecture: str
     image_size: tuple[int, int]
@@ -36,22 +36,22 @@ class EncoderSpec:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     pooling: Pooling
-    """See `build_backbone`."""
+    """How features are pooled into a descriptor, see `build_backbone`."""
     normalized: bool = True
-    """Whether descriptors have unit length."""
+    """Whether descriptors are L2-normalized to unit length."""
     align_corners: bool = False
-    """How position embeddings are interpolated, see `load_clip`."""
+    """Whether position embeddings are interpolated with `align_corners`, see `load_clip`."""
     pooled_dim: int | None = None
-    """Dimension of descriptors before a projection such as PCA, which gives `descriptor_dim`; None without one."""
+    """Descriptor dimension before a projection (such as PCA) to `descriptor_dim`; None without a projection."""
     text_weights: str | None = None
-    """Weights of the CLIP, of the same architecture, whose texts descriptors can be compared with; None without.
+    """Weights of the CLIP of the same architecture whose text features share the space of the descriptors, or None.
 
-    As `load_clip` takes them, a file by its absolute path.
+    The value is a valid `weights` argument of `load_clip`; a file is given by its absolute path.
     """
 
 
 class Encoder(nn.Module):
-    """A backbone, a pooling, perhaps a projection: images (B, 3, H, W), normalized -> descriptors (B, D).
+    """Image encoder (backbone, pooling, optional projection): normalized images (B, 3, H, W) -> descriptors (B, D).
 
     Build one with `build_encoder`, or load one with `progeo.load_encoder`.
     """
@@ -70,16 +70,16 @@ class Encoder(nn.Module):
 
     @property
     def descriptor_dim(self) -> int:
-        """D, the dimension of a descriptor."""
+        """Dimension D of a descriptor."""
         return self.spec.descriptor_dim
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width in pixels that `preprocess` resizes to; `forward` takes any size from 32 pixels."""
+        """Height and width in pixels that `preprocess` resizes to; `forward` accepts any size of at least 32 pixels."""
         return self.spec.image_size
 
     def forward(self, images: Tensor) -> Tensor:
-        """Descriptors (B, D) of normalized images (B, 3, H, W) of any size from 32 pixels."""
+        """Compute descriptors (B, D) of normalized images (B, 3, H, W) of at least 32 pixels a side."""
         if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < RESNET_STRIDE:
             raise ValueError(
                 f"An encoder takes images (B, 3, H, W) of at least {RESNET_STRIDE} pixels a side, "
@@ -90,13 +90,13 @@ class Encoder(nn.Module):
         return self.projection(self.pooling(features))
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Normalize images (..., 3, H, W), uint8 in 0..255 or float in 0..1, for `forward`."""
+        """Normalize images (..., 3, H, W), uint8 in 0..255 or float in 0..1, with this encoder's mean and std."""
         return normalize_images(images, self.mean, self.std)
 
     def preprocess(self, image: "Image | Tensor") -> Tensor:
         """Resize and normalize a PIL image or a uint8 tensor (3, H, W) for `forward`: float (3, height, width).
 
-        A PIL image is turned upright by its EXIF orientation, so that it is described as its file is.
+        The EXIF orientation of a PIL image is applied, as it is when an image is read from a file.
         """
         pixels = image if isinstance(image, Tensor) else pixels_of(image)
         if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] != 3:
@@ -120,15 +120,19 @@ def build_encoder(
     align_corners: bool = False,
     seed: int = 0,
 ) -> Encoder:
-    """Build an encoder to train, starting from a CLIP's visual tower or from a torchvision backbone.
+    """Build an encoder for training, starting from the visual tower of a CLIP or from a torchvision backbone.
 
     Args:
         architecture, weights, image_size, pooling, align_corners: see `build_backbone`.
-        descriptor_dim: D; None takes the dimension of CLIP's own features or the channels of the feature map; only
-            the poolings `gem` and `mean_linear` allow another.
-        normalized: L2-normalize descriptors that CLIP pools; all others always are.
-        normalization, mean, std: of the pixels, see `pixel_statistics`.
-        seed: of `random` weights and of the layers after the backbone.
+        descriptor_dim: D; None takes the dimension of CLIP's features or the channels of the feature map. Only the
+            poolings `gem` and `mean_linear` allow another value.
+        normalized: L2-normalize descriptors of `clip` pooling; all other poolings always do.
+        normalization, mean, std: pixel statistics, see `pixel_statistics`.
+        seed: seed of `random` weights and of the layers after the backbone.
+
+    Raises:
+        ValueError: unknown weights or settings that do not fit together, or a backbone that cannot be rebuilt from its
+            architecture name.
     """
     chosen = chosen_statistics(normalization, mean, std)  # before weights are fetched
     backbone = build_backbone(
@@ -160,17 +164,17 @@ def build_encoder(
 
 
 def empty_encoder(spec: EncoderSpec) -> Encoder:
-    """Build the encoder that `spec` describes without weights, on the meta device."""
+    """Build an encoder from its spec on the meta device, without weights."""
     trunk = empty_backbone(spec.architecture, spec.image_size, pooling=spec.pooling, align_corners=spec.align_corners)
     with torch.device("meta"):
         return Encoder(spec, trunk)
 
 
 def restore_encoder(spec: EncoderSpec, state: dict[str, Tensor]) -> Encoder:
-    """Build the encoder that `spec` describes and give it saved weights.
+    """Build an encoder from its spec and load saved weights into it; it is in eval mode.
 
     Raises:
-        ValueError: weights that do not fit, with the first that does not.
+        ValueError: the weights do not fit; the message names the first that does not.
     """
     encoder = empty_encoder(spec)
     check_fits(state, encoder.state_dict(), spec.architecture)
@@ -179,15 +183,20 @@ def restore_encoder(spec: EncoderSpec, state: dict[str, Tensor]) -> Encoder:
 
 
 def projected(encoder: Encoder, weight: Tensor, bias: Tensor) -> Encoder:
-    """The encoder with descriptors that are projected, `weight @ descriptor + bias`, and made as long as before.
+    """Append a linear projection (such as PCA) to an encoder: `weight @ descriptor + bias`.
+
+    Projected descriptors are L2-normalized if those of `encoder` are, and can no longer be compared with text features.
 
     Args:
-        encoder: of descriptors (B, P); it stays as it is.
-        weight: (D, P).
+        encoder: encoder of descriptors (B, P); not changed.
+        weight: projection matrix, (D, P).
         bias: (D,).
 
+    Returns:
+        A new encoder of descriptors (B, D).
+
     Raises:
-        ValueError: its descriptors are projected already.
+        ValueError: the encoder already has a projection.
     """
     spec = encoder.spec
     if spec.pooled_dim is not None:
@@ -197,19 +206,19 @@ def projected(encoder: Encoder, weight: Tensor, bias: Tensor) -> Encoder:
 
 
 def spec_to_json(spec: EncoderSpec) -> dict[str, object]:
-    """The spec as plain values for a JSON file."""
+    """Convert a spec to plain values for a JSON file."""
     return dataclasses.asdict(spec)
 
 
 @torch.no_grad()
 def _check_restored(encoder: Encoder) -> None:
-    """Refuse an encoder whose spec and weights do not give it back: its backbone is not that of its architecture."""
+    """Refuse an encoder that its spec and weights do not restore, since its backbone differs from its architecture."""
     spec = encoder.spec
     side = 2 * max((RESNET_STRIDE, *getattr(encoder.backbone, "patch_size", ())))
     image = torch.linspace(-1, 1, 3 * side * side).view(1, 3, side, side)
     try:
         wanted, found = encoder(image), restore_encoder(spec, encoder.state_dict())(image)
-    except Exception as error:  # of a backbone that is built otherwise anything can fail
+    except Exception as error:  # anything can fail in a backbone with another structure
         reason = (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0]
     else:
         if wanted.shape != (1, spec.descriptor_dim):
@@ -225,7 +234,7 @@ def _check_restored(encoder: Encoder) -> None:
 
 
 def _found_anywhere(weights: str, architecture: str) -> str:
-    """Weights as `load_clip` takes them, a file by its absolute path; a tag of the same name comes first there."""
+    """Make the path of a weights file absolute; a tag stays as it is, and wins over a file of the same name."""
     is_tag = weights in open_clip.list_pretrained_tags_by_model(architecture)
     return str(Path(weights).absolute()) if Path(weights).is_file() and not is_tag else weights
 
@@ -247,10 +256,10 @@ def _build_projection(spec: EncoderSpec) -> nn.Module:
 
 
 def spec_from_json(values: Mapping[str, object]) -> EncoderSpec:
-    """Read the spec that `spec_to_json` wrote, of this version or an earlier one; tuples come back from lists.
+    """Parse a spec that `spec_to_json` of this version or an earlier one wrote; lists become tuples.
 
     Raises:
-        ValueError: unknown fields, missing ones that have no default, or values that none of them can have.
+        ValueError: unknown fields, missing fields without a default, or invalid values.
     """
     values = {_RENAMED_FIELDS.get(name, name): value for name, value in values.items()}
     if unknown := values.keys() - _ALLOWED.keys():
@@ -277,7 +286,7 @@ def _is_color(value: object) -> bool:
 
 
 _RENAMED_FIELDS = MappingProxyType({"normalised": "normalized"})
-"""Fields of `model.json` that earlier versions wrote under another name."""
+"""Fields of `model.json` that were renamed: the name in earlier versions -> the current name."""
 _ALLOWED: Mapping[str, Callable[[Any], bool]] = MappingProxyType(
     {
         "architecture": lambda value: value in CONVNETS or value in known_architectures(),
@@ -292,4 +301,4 @@ _ALLOWED: Mapping[str, Callable[[Any], bool]] = MappingProxyType(
         "text_weights": lambda value: value is None or isinstance(value, str),
     }
 )
-"""What `model.json` may say, by the names of `EncoderSpec`."""
+"""Check of the value in `model.json` of each field of `EncoderSpec`."""

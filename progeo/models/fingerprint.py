@@ -1,4 +1,4 @@
-"""What any module is, in one digest: its classes and the files they stand in, its weights, all else that it holds."""
+"""Fingerprint of any module: a digest of its classes and their source files, its weights and all other attributes."""
 
 import functools
 import hashlib
@@ -14,17 +14,17 @@ from torch import Tensor, nn
 
 
 def module_fingerprint(module: nn.Module) -> str:
-    """Digest a module: other weights, buffers, attributes, hooks or code give another digest.
+    """Compute a SHA-256 digest of a module that changes with its weights, buffers, attributes, hooks and code.
 
-    Code counts by its name and the file it stands in; what it calls in other files does not.
+    Code is identified by its name and the content of its source file; code that it calls in other files does not count.
 
     Raises:
-        ValueError: it holds something of which that cannot be told, such as a function without a name.
+        ValueError: the module holds something that cannot be identified, such as a lambda.
     """
     stream = io.BytesIO()
     try:
         _Fingerprint(stream, protocol=5).dump(module)
-    except Exception as error:  # objects refuse to be pickled in many ways
+    except Exception as error:  # pickling can fail in many ways
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"A {type(module).__qualname__} cannot be told from others by what it holds, so that its descriptors "
@@ -34,7 +34,7 @@ def module_fingerprint(module: nn.Module) -> str:
 
 
 class _Fingerprint(pickle.Pickler):
-    """Writes a digest of tensors, and code by name and source; nothing reads it back."""
+    """Pickler that replaces tensors by digests, and code by its name and source digest; its output is never loaded."""
 
     def persistent_id(self, item: Any) -> Any:
         if isinstance(item, Tensor):
@@ -42,13 +42,17 @@ class _Fingerprint(pickle.Pickler):
             return "tensor", str(item.dtype), tuple(item.shape), hashlib.sha256(values).hexdigest()
         if isinstance(item, type | FunctionType):
             return "code", item.__module__, item.__qualname__, _source(item)
-        if isinstance(item, MethodType):  # pickled by its name alone otherwise
+        if isinstance(item, MethodType):  # otherwise pickled by name only
             return "method", item.__self__, item.__func__
         return ("set", sorted(item, key=repr)) if isinstance(item, set | frozenset) else None
 
 
 def _source(code: type | FunctionType) -> str:
-    """A digest of the file that a class or function stands in; of one that is not written in Python there is none."""
+    """Compute the digest of the source file of a class or function; empty if it is not written in Python.
+
+    Raises:
+        ValueError: its name does not lead to it, as for a function inside a function.
+    """
     module = sys.modules.get(code.__module__)
     file = getattr(module, "__file__", None) or ""
     if _named(module, code.__qualname__) is not code or (not file and code.__module__ == "__main__"):
@@ -57,7 +61,7 @@ def _source(code: type | FunctionType) -> str:
 
 
 def _named(module: ModuleType | None, name: str) -> Any:
-    """What has a dotted name in a module; None where nothing has, as in a function."""
+    """Look up a dotted name in a module; None if it is not found, as for a function inside a function."""
     return functools.reduce(lambda found, part: getattr(found, part, None), name.split("."), module)
 
 

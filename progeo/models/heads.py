@@ -18,8 +18,12 @@ def build_head(kind: HeadKind, dim: int, num_classes: int, scale: float, margin:
         kind: `cosface` (Wang et al., CVPR 2018, eq. 4), `arcface` (Deng et al., CVPR 2019, eq. 3) or `linear`.
         dim: D, the dimension of the descriptors.
         num_classes: C.
-        scale: s, multiplies the cosines; unused by `linear`.
-        margin: m, a cosine for cosface, radians for arcface; unused by `linear`.
+        scale: s, the factor of the cosines; unused by `linear`.
+        margin: m, subtracted from the cosine by `cosface`, added to the angle in radians by `arcface`; unused by
+            `linear`.
+
+    Raises:
+        ValueError: an unknown `kind`.
     """
     if kind not in _BUILDERS:
         raise ValueError(f"head.kind must be one of {', '.join(_BUILDERS)}, got {kind!r}.")
@@ -27,7 +31,7 @@ def build_head(kind: HeadKind, dim: int, num_classes: int, scale: float, margin:
 
 
 class CosFaceHead(nn.Module):
-    """Cosine logits with an additive margin on the cosine of the right class."""
+    """Cosine classifier with an additive margin on the cosine of the correct class (Wang et al., CVPR 2018, eq. 4)."""
 
     def __init__(self, dim: int, num_classes: int, scale: float, margin: float) -> None:
         super().__init__()
@@ -36,33 +40,33 @@ class CosFaceHead(nn.Module):
         self.margin = margin
 
     def forward(self, descriptors: Tensor, labels: Tensor) -> Tensor:
-        """Logits (B, C) of descriptors (B, D), normalized here or not."""
+        """Compute logits (B, C) of descriptors (B, D), which need not be normalized."""
         cosines = self._cosines(descriptors)
         return self.scale * (cosines - self.margin * F.one_hot(labels, cosines.shape[1]).to(cosines.dtype))
 
     def _cosines(self, descriptors: Tensor) -> Tensor:
-        """Cosines (B, C) in single precision or better: half precision would round the margin."""
+        """Compute cosines (B, C) in float32 or better, as half precision would round the margin."""
         cosines = F.linear(F.normalize(descriptors), F.normalize(self.weight))
         return cosines.to(torch.promote_types(cosines.dtype, torch.float32))
 
 
 class ArcFaceHead(CosFaceHead):
-    """Cosine logits with an additive margin on the angle to the right class."""
+    """Cosine classifier with an additive margin on the angle to the correct class (Deng et al., CVPR 2019, eq. 3)."""
 
     def forward(self, descriptors: Tensor, labels: Tensor) -> Tensor:
-        """Logits (B, C) of descriptors (B, D), normalized here or not."""
+        """Compute logits (B, C) of descriptors (B, D), which need not be normalized."""
         cosines = self._cosines(descriptors)
         right = cosines.gather(1, labels[:, None])
         sine = (1 - right.pow(2)).clamp(min=1e-12).sqrt()
         shifted = right * math.cos(self.margin) - sine * math.sin(self.margin)
-        # Past pi - m the cosine of the shifted angle would rise again: go on as a line, so that it keeps falling.
+        # Past pi - m the cosine of the shifted angle would rise again: continue linearly, so that it keeps falling.
         beyond = right - math.sin(math.pi - self.margin) * self.margin
         shifted = torch.where(right > math.cos(math.pi - self.margin), shifted, beyond)
         return self.scale * cosines.scatter(1, labels[:, None], shifted)
 
 
 class LinearHead(nn.Module):
-    """Plain logits with a bias and no margin."""
+    """Linear classifier with a bias and no margin."""
 
     def __init__(self, dim: int, num_classes: int) -> None:
         super().__init__()
@@ -70,7 +74,7 @@ class LinearHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_classes))
 
     def forward(self, descriptors: Tensor, labels: Tensor) -> Tensor:
-        """Logits (B, C) of descriptors (B, D); `labels` play no part."""
+        """Compute logits (B, C) of descriptors (B, D); `labels` are ignored."""
         return F.linear(descriptors, self.weight, self.bias)
 
 

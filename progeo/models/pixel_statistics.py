@@ -1,4 +1,4 @@
-"""The mean and std that pixels are normalized with: those that weights were trained with, or others that are set."""
+"""The mean and std for pixel normalization: those that the weights were trained with, or those in the settings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,17 +8,17 @@ from progeo.models.backbones.open_clip import NORMALIZATIONS, said_of_pixels
 from progeo.models.backbones.torchvision import CONVNETS, own_normalization
 
 _MIN_STD = 0.001
-"""A std of 0 cannot be divided by; the least that published weights have is 1/255."""
+"""Minimum std, as normalization divides by it; the smallest std of published weights is 1/255."""
 
 
 @dataclass(frozen=True)
 class PixelStatistics:
-    """Of red, green and blue in 0..1."""
+    """Mean and std of red, green and blue for pixels in 0..1."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     source: str
-    """Where they come from, in words."""
+    """Where the values come from, as text for the log."""
 
     def __str__(self) -> str:
         return f"mean {_triple(self.mean)}, std {_triple(self.std)}, {self.source}"
@@ -32,7 +32,7 @@ def pixel_statistics(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> PixelStatistics:
-    """Take the statistics that are asked for, else those that the weights were trained with.
+    """Return the pixel statistics in the settings, else those that the weights were trained with.
 
     Args:
         architecture, weights: see `own_statistics`.
@@ -44,14 +44,14 @@ def pixel_statistics(
 def chosen_statistics(
     normalization: str | None, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> PixelStatistics | None:
-    """Take the statistics that settings ask for; None where they leave it to the weights.
+    """Return the pixel statistics in the settings, or None if the settings have none.
 
     Args:
         normalization: `clip` or `imagenet`.
-        mean, std: of red, green and blue in 0..1, in place of `normalization`; both or neither.
+        mean, std: values for red, green and blue in 0..1, which replace `normalization`; both or neither.
 
     Raises:
-        ValueError: one without the other, or what no pixels in 0..1 can have.
+        ValueError: an unknown `normalization`, a mean without a std or the reverse, or values out of range.
     """
     if normalization is not None and normalization not in NORMALIZATIONS:
         raise ValueError(f"model.normalization must be one of {', '.join(NORMALIZATIONS)}, got {normalization!r}.")
@@ -63,15 +63,15 @@ def chosen_statistics(
 
 
 def own_statistics(architecture: str, weights: str) -> PixelStatistics:
-    """Take the statistics that the weights of a backbone were trained with.
+    """Return the pixel statistics that the weights of a backbone were trained with.
 
-    Where nothing says them they are CLIP's, of a backbone of torchvision ImageNet's.
+    Where they are not known, a torchvision backbone gets those of ImageNet, any other backbone those of CLIP.
 
     Args:
-        architecture, weights: see `build_backbone`, which must have read them.
+        architecture, weights: see `build_backbone`, which must have accepted them.
 
     Raises:
-        ValueError: weights that say what no pixels in 0..1 can have.
+        ValueError: the weights come with values out of range.
     """
     is_convnet = architecture in CONVNETS
     said = (own_normalization if is_convnet else said_of_pixels)(architecture, weights)

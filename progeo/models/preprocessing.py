@@ -1,4 +1,4 @@
-"""From pixels to what a network takes: resizing, cropping and normalizing, for training and for use."""
+"""Image preprocessing: resizing, cropping and normalizing, for training and inference."""
 
 from typing import Literal
 
@@ -7,34 +7,35 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 Preprocessing = Literal["hard_resize", "single_query", "central_crop", "five_crops", "native"]
-"""How an image becomes one descriptor, by the names that the field's benchmark gives (Berton et al., CVPR 2022)."""
+"""How an image is preprocessed for one descriptor; names of the benchmark of Berton et al. (CVPR 2022)."""
 QueryPreprocessing = Literal[
     "hard_resize", "single_query", "central_crop", "five_crops", "nearest_crop", "maj_voting", "native"
 ]
-"""The same of a query, whose crops may also search on their own."""
+"""How a query image is preprocessed; with `nearest_crop` and `maj_voting` each crop is searched on its own."""
 
 
 _MIN_SIDE_PX = 32
-"""What every encoder takes."""
+"""Minimum side that every encoder accepts."""
 _MAX_ASPECT = 50
-"""Longer to shorter side of an image whose aspect is kept: far beyond any panorama, where memory is not."""
+"""Maximum aspect ratio (longer / shorter side) if the aspect is kept: far above any panorama, yet bounds memory."""
 
 
 def preprocess_image(image: Tensor, kind: QueryPreprocessing, size: tuple[int, int]) -> Tensor:
     """Resize or crop a uint8 image (3, H, W), bilinear with antialiasing.
 
     Args:
-        image: of any size.
-        kind: `hard_resize` to `size`, whatever the aspect; `single_query` to the shorter side of `size`, aspect kept;
-            `central_crop` to the least size that covers `size`, then its middle; `native` leaves the image as it is;
-            all others to the shorter side of `size`, then four corners and the middle, squares of it.
+        image: an image of any size.
+        kind: `hard_resize` resizes to `size`, changing the aspect; `single_query` resizes so that the shorter side is
+            the shorter side of `size`, keeping the aspect; `central_crop` resizes to the smallest size that covers
+            `size`, then crops the center; `native` does nothing; all others resize as `single_query`, then take five
+            square crops of that side: four corners and the center.
         size: height and width in pixels.
 
     Returns:
-        uint8 (3, h, w), of crops (5, 3, s, s).
+        uint8 (3, h, w), or five crops (5, 3, s, s).
 
     Raises:
-        ValueError: an image that is too small to be described as it is, or too thin to keep its aspect.
+        ValueError: an image below 32 pixels a side with `native`, or too thin to keep its aspect.
     """
     if kind == "native":
         if min(image.shape[1:]) < _MIN_SIDE_PX:
@@ -59,9 +60,11 @@ def preprocess_image(image: Tensor, kind: QueryPreprocessing, size: tuple[int, i
 def preprocessed_shape(
     kind: QueryPreprocessing, size: tuple[int, int], own: tuple[int, int] | None
 ) -> tuple[int, int, int]:
-    """How many images of which height and width `preprocess_image` makes of an image of its `own` height and width.
+    """Return the number, height and width of the images that `preprocess_image` makes of one image.
 
-    Where `own` makes no difference it may be None, see `depends_on_shape`.
+    Args:
+        kind, size: see `preprocess_image`.
+        own: height and width of the image; may be None where it makes no difference, see `depends_on_shape`.
     """
     if kind == "native":
         return (1, *own)
@@ -71,7 +74,7 @@ def preprocessed_shape(
 
 
 def depends_on_shape(kind: QueryPreprocessing) -> bool:
-    """Whether images of different shapes stay so."""
+    """Return whether the shape of a preprocessed image depends on that of the original image."""
     return kind in ("native", "single_query")
 
 
@@ -83,7 +86,7 @@ def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def normalize_images(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Turn images (..., 3, H, W), uint8 in 0..255 or float in 0..1, into floats of the network's mean and spread."""
+    """Normalize images (..., 3, H, W), uint8 in 0..255 or float in 0..1, to floats, with mean (3,) and std (3,)."""
     floats = images.float() / 255 if images.dtype == torch.uint8 else images
     return (floats - mean[:, None, None]).div_(std[:, None, None])
 

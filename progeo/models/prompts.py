@@ -1,6 +1,6 @@
-"""Learned text prompts: a few free vectors per class inside a fixed sentence (CoOp; CLIP-ReID, section 3.3).
+"""Learned text prompts: a few context vectors per class inside a fixed sentence (CoOp; CLIP-ReID, section 3.3).
 
-Plain sentences are encoded beside them, into the same space.
+`encode_text` encodes plain sentences into the same feature space.
 """
 
 import dataclasses
@@ -16,24 +16,25 @@ from torch import Tensor, nn
 from progeo.models.backbones.open_clip import ImageSize, load_clip, plain_architecture
 from progeo.models.text_tower import encode_beginning, encode_continuations
 
-# Pieces of this size fill a GPU, and their freed memory serves the next piece, where larger ones leave holes.
+# Chunks of this size keep a GPU busy, and the allocator reuses their memory; larger chunks fragment it.
 _TEXTS_AT_ONCE = 256
 _SENTENCE = "A photo of the Rue de l'Église, Zürich: no. 7!"
-"""Capitals, signs and accents, which other tokenizers write otherwise."""
+"""Test sentence with capitals, punctuation and accents, which other tokenizers encode differently."""
 _ROUNDING = 1e-3
-"""Of the largest number of a feature; rounding makes less than 1e-6 of it, another mask or token half of it."""
+"""Maximum error relative to the largest feature value: rounding causes below 1e-6, another mask or token about 0.5."""
 _ANY = ("width", "heads", "layers")
-"""Settings of a text tower that prompts are learned for whatever they are."""
+"""Settings of a text tower that may have any value for prompt learning."""
 
 
 def load_prompt_clip(architecture: str, weights: str, image_size: ImageSize | None = None, **options: Any) -> CLIP:
-    """Load a CLIP whose texts are those that prompts are read as here.
+    """Load a CLIP for prompt learning, after checking that its text tower is computed as `PromptLearner` computes it.
 
     Args:
         architecture, weights, image_size, options: see `load_clip`.
 
     Raises:
-        ValueError: see there; or its own `encode_text` gives another feature, and the sentence says what is unusual.
+        ValueError: see `load_clip`; or its `encode_text` and ours give different features. The message lists the
+            unusual settings of the text tower.
     """
     if _text_settings(plain_architecture(architecture)).get("hf_tokenizer_name"):  # before weights are fetched
         raise ValueError(_refusal(architecture))
@@ -43,17 +44,17 @@ def load_prompt_clip(architecture: str, weights: str, image_size: ImageSize | No
 
 
 class PromptLearner(nn.Module):
-    """One learned context per class, read by a frozen CLIP text tower.
+    """Learned context vectors per class, encoded by a frozen CLIP text tower.
 
-    The tower is used, not owned: it is no submodule, its weights are neither saved nor moved with the learner, so put
-    it on the device first.
+    The text tower is not a submodule: its weights are neither saved nor moved with the learner, so move the CLIP to the
+    device first.
 
     Args:
-        clip: the model whose text tower reads the prompts.
+        clip: the model whose text tower encodes the prompts.
         num_classes: C.
-        template: the sentence; `{}` is where the learned vectors stand.
-        context_length: how many vectors a class learns.
-        generator: of the initial vectors, drawn from a normal distribution of standard deviation 0.02.
+        template: the sentence; `{}` marks the position of the learned vectors.
+        context_length: number of learned vectors per class.
+        generator: random generator of the initial vectors, normal with std 0.02.
     """
 
     def __init__(
@@ -75,27 +76,27 @@ class PromptLearner(nn.Module):
         self._tower = (clip,)  # in a tuple, so that it is not registered as a submodule
 
     def forward(self, labels: Tensor) -> Tensor:
-        """Text features (B, E), not normalized, of the classes of int64 labels (B,)."""
+        """Compute the text features (B, E), not normalized, of the classes with int64 labels (B,)."""
         classes, inverse = labels.unique(return_inverse=True)
         context = self.context[classes]
         continuations = torch.cat([context, self.suffix.expand(len(context), -1, -1)], dim=1)
         features = [
             encode_continuations(self._tower[0], self.beginning, part) for part in continuations.split(_TEXTS_AT_ONCE)
         ]
-        # Not by indexing: its gradient adds up the images of a class in an order that changes from run to run.
+        # Not by indexing, whose backward pass sums the images of a class in an order that changes from run to run.
         return F.embedding(inverse, torch.cat(features))
 
 
 def encode_text(clip: CLIP, sentences: Sequence[str]) -> Tensor:
-    """Text features (B, E), not normalized, of plain sentences: as `clip.encode_text` gives them, without the padding.
+    """Encode plain sentences into text features (B, E), not normalized: `clip.encode_text` without computing padding.
 
-    Words beyond the tower's context length are left out. The sentences share the space of the learned prompts and of a
-    ViT's descriptors, so that places can be searched by them.
+    Sentences are truncated to the context length of the text tower. The features share the space of the learned prompts
+    and of a ViT's descriptors, so that places can be searched by text.
     """
     device = clip.token_embedding.weight.device
     ids = open_clip.tokenize(list(sentences), clip.context_length).to(device)
     beginning = encode_beginning(clip, clip.token_embedding(ids[0, :1]))  # the start of text
-    lengths = ids.argmax(dim=1) + 1  # the end of text has the largest number of all tokens
+    lengths = ids.argmax(dim=1) + 1  # end of text has the largest id of all tokens
     features = clip.text_projection.new_empty(len(ids), clip.text_projection.shape[1])
     for length in lengths.unique().tolist():
         alike = lengths == length
@@ -105,13 +106,13 @@ def encode_text(clip: CLIP, sentences: Sequence[str]) -> Tensor:
 
 
 def _check_features(clip: CLIP, architecture: str) -> None:
-    """Refuse a model whose own feature of a sentence is not that of `encode_text`."""
+    """Refuse a model whose own text feature of a test sentence differs from that of `encode_text`."""
     try:
         ids = open_clip.get_tokenizer(architecture.replace("/", "-"))([_SENTENCE])
         with torch.no_grad():
             ours, theirs = encode_text(clip, [_SENTENCE]), clip.encode_text(ids)
-        agree = (ours - theirs).abs().max() <= _ROUNDING * theirs.abs().max()  # False where one is not a number
-    except Exception:  # of a tower that is built otherwise anything can fail
+        agree = (ours - theirs).abs().max() <= _ROUNDING * theirs.abs().max()  # False for NaN
+    except Exception:  # anything can fail in a tower with another structure
         agree = False
     if not agree:
         raise ValueError(_refusal(architecture))
@@ -129,12 +130,12 @@ def _refusal(architecture: str) -> str:
 
 
 def _text_settings(architecture: str) -> Mapping[str, Any]:
-    """What the configuration of a plain architecture says of its text tower."""
+    """Return the text tower's part of a plain architecture's configuration."""
     return open_clip.get_model_config(architecture.replace("/", "-"))["text_cfg"]
 
 
 def _token_ids(template: str, context_length: int, max_length: int) -> tuple[list[int], list[int]]:
-    """The tokens before the learned vectors, from the start of text, and after them, to the end of text."""
+    """Return the token ids before the learned vectors (with start of text) and after them (with end of text)."""
     if template.count("{}") != 1:
         raise ValueError(f"prompts.template must contain {{}} once, for the learned vectors, got {template!r}.")
     if context_length < 1:

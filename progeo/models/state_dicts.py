@@ -1,4 +1,4 @@
-"""State dicts: whether they fit a network."""
+"""Checks whether a state dict fits a network."""
 
 from collections.abc import Iterable, Mapping
 
@@ -9,15 +9,19 @@ from progeo.models.weight_files.unpickler import printable
 
 
 def with_batch_counts(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
-    """Weights with a zero for each of these names that is a count of batch norm's batches and is not among them.
+    """Add a zero for every missing `num_batches_tracked` of these names to a state dict.
 
-    Files older than PyTorch 0.4.1 do not count the batches, and nothing here reads the count.
+    Files older than PyTorch 0.4.1 do not have this count of batch norms, and nothing here reads it.
     """
     return {name: torch.tensor(0) for name in names if name.endswith("num_batches_tracked")} | dict(state)
 
 
 def check_file_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], architecture: str) -> None:
-    """Refuse the weights of a file that somebody named as those of `architecture`, see `check_fits`."""
+    """Refuse weights of a file given by the user that do not fit `architecture`, with a hint to import it.
+
+    Raises:
+        ValueError: see `check_fits`.
+    """
     try:
         check_fits(state, expected, architecture)
     except ValueError as error:
@@ -25,10 +29,10 @@ def check_file_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor],
 
 
 def check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], architecture: str) -> None:
-    """Refuse weights for `architecture` whose names or shapes are not those expected, or that are whole numbers.
+    """Refuse weights with missing or unexpected keys, other shapes, or integers in place of floating-point values.
 
     Raises:
-        ValueError: weights that do not fit, with the first that does not.
+        ValueError: the weights do not fit; the message names the first that does not.
     """
     for name in sorted(expected.keys() | state.keys()):
         found = tuple(state[name].shape) if name in state else "missing"

@@ -1,4 +1,4 @@
-"""Where descriptors meet the texts of their places; used in training only."""
+"""The common space of descriptors and text features for the image-text loss; used in training only."""
 
 import math
 
@@ -10,17 +10,18 @@ _LOWEST_LEARNED = 0.01
 
 
 class TextSpace(nn.Module):
-    """Bring descriptors to the texts, so that dot products with `texts(...)` are the logits of the image-text loss.
+    """Map descriptors to the text space: dot products with `texts(...)` are the logits of the image-text loss.
 
     Args:
         descriptor_dim: D.
-        text_dim: E; where it differs from D a linear map is learned.
-        normalized: compare directions only; the published method compares raw features.
-        temperature: divides the dot products.
-        learn_temperature: train its logarithm, as CLIP does (Radford et al., ICML 2021, section 2.3), down to 0.01.
+        text_dim: E; if it differs from D, a linear map is learned.
+        normalized: L2-normalize both sides; the published method compares raw features.
+        temperature: the dot products are divided by it.
+        learn_temperature: learn the logarithm of the temperature, as CLIP does (Radford et al., ICML 2021, section
+            2.3), with a minimum temperature of 0.01.
 
     Raises:
-        ValueError: a temperature to learn that begins below 0.01.
+        ValueError: a learned temperature that starts below 0.01.
     """
 
     def __init__(
@@ -43,14 +44,14 @@ class TextSpace(nn.Module):
         self.normalized = normalized
 
     def forward(self, descriptors: Tensor) -> Tensor:
-        """Features (B, E) of descriptors (B, D)."""
+        """Map descriptors (B, D) to features (B, E), divided by the temperature."""
         if self.log_temperature.requires_grad:
-            with torch.no_grad():  # the parameter itself: with its value clamped it would get no gradient any more
+            with torch.no_grad():  # clamp the parameter itself: a clamped copy would pass no gradient below the minimum
                 self.log_temperature.clamp_(min=math.log(_LOWEST_LEARNED))
         return self._compared(self.linear(descriptors)) / self.log_temperature.exp()
 
     def texts(self, features: Tensor) -> Tensor:
-        """Text features (C, E) as they are compared."""
+        """Normalize text features (C, E) if descriptors are normalized, so that the two can be compared."""
         return self._compared(features)
 
     def _compared(self, features: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""CLIP's frozen text tower over texts with a common beginning: exactly its features, at a fraction of the cost.
+"""Exact features of CLIP's frozen text tower for texts with a common prefix, at a fraction of the cost.
 
-Attention is causal, so the beginning does not depend on what follows it: it is encoded once, and its keys and values
-serve all texts. Nothing behind the end of text matters, and in the last block only the end of text itself is needed.
+Attention is causal, so the prefix does not depend on the tokens after it: it is encoded once, and all texts share its
+keys and values. Tokens after the end of text are not computed; the last block computes the end of text only.
 """
 
 import torch
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def encode_beginning(clip: CLIP, prefix: Tensor) -> Tensor:
-    """Keys and values of the tokens that all texts begin with, in every block.
+    """Compute the keys and values of the common prefix of all texts in every block of the text tower.
 
     Args:
-        clip: a model whose text tower is frozen.
-        prefix: embeddings of the common tokens, from the start of text on, (P, W) with P at least 1.
+        clip: a model with a frozen text tower.
+        prefix: token embeddings of the prefix, including the start of text, (P, W) with P at least 1.
 
     Returns:
         (blocks, 2, heads, P, W / heads), without gradient.
@@ -33,12 +33,12 @@ def encode_beginning(clip: CLIP, prefix: Tensor) -> Tensor:
 
 
 def encode_continuations(clip: CLIP, beginning: Tensor, continuations: Tensor) -> Tensor:
-    """Text features of texts that begin alike and end at their last token.
+    """Compute text features from the cached prefix and the other tokens of each text.
 
     Args:
-        clip: the model that encoded the beginning.
-        beginning: what `encode_beginning` gave.
-        continuations: embeddings of each text's other tokens, the end of text last, (B, S, W).
+        clip: the model that encoded the prefix.
+        beginning: keys and values of the prefix, from `encode_beginning`.
+        continuations: token embeddings of each text after the prefix, the end of text last, (B, S, W).
 
     Returns:
         (B, E), not normalized.
@@ -54,7 +54,7 @@ def encode_continuations(clip: CLIP, beginning: Tensor, continuations: Tensor) -
 
 
 def _run_block(block: nn.Module, shared: Tensor, tokens: Tensor, seen: Tensor) -> Tensor:
-    """One block over tokens (B, S, W) behind shared keys and values, for the last Q of them; seen (Q, P + S)."""
+    """Run a block on tokens (B, S, W) after a prefix of P, for the last Q tokens; `seen` is the mask (Q, P + S)."""
     normed = block.ln_1(tokens)
     keys, values = (
         torch.cat([common.expand(len(tokens), -1, -1, -1), own], dim=2)
@@ -84,6 +84,6 @@ def _heads(tokens: Tensor, num_heads: int) -> Tensor:
 
 
 def _finish(block: nn.Module, tokens: Tensor, attended: Tensor) -> Tensor:
-    """Output projection, residuals and MLP of a block, from its attention (B, heads, S, W / heads)."""
+    """Apply output projection, residuals and MLP of a block to its attention output (B, heads, S, W / heads)."""
     tokens = tokens + block.ls_1(block.attn.out_proj(attended.transpose(1, 2).flatten(2)))
     return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))

@@ -1,4 +1,4 @@
-"""The baseline that any trained encoder must beat: raw pixels of a 16 x 16 thumbnail."""
+"""A baseline encoder that any trained one must beat: the raw pixels of a 16 x 16 thumbnail."""
 
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class ThumbnailEncoder(nn.Module):
-    """Descriptors are the pixels of the image shrunk to 16 x 16; nothing is learned."""
+    """Baseline encoder without parameters: the descriptor is the image resized to 16 x 16 pixels."""
 
     image_size = (16, 16)
     descriptor_dim = 3 * 16 * 16
@@ -21,14 +21,14 @@ class ThumbnailEncoder(nn.Module):
     std = (1.0, 1.0, 1.0)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Descriptors (B, 768) of images (B, 3, H, W) in 0..1."""
+        """Compute descriptors (B, 768) of images (B, 3, H, W) in 0..1."""
         return F.interpolate(images, self.image_size, mode="bilinear", antialias=True).flatten(1)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Turn uint8 images into floats in 0..1."""
+        """Convert uint8 images to floats in 0..1."""
         return images.float() / 255
 
     def preprocess(self, image: "Image | Tensor") -> Tensor:
-        """Shrink a PIL image or a uint8 tensor (3, H, W) to float (3, 16, 16)."""
+        """Resize a PIL image or a uint8 tensor (3, H, W) to float (3, 16, 16) in 0..1."""
         pixels = image if isinstance(image, Tensor) else pixels_of(image)
         return self.normalize(resize_image(pixels, self.image_size))

@@ -1,4 +1,4 @@
-"""The words of CLIP's vocabulary that lie nearest to learned vectors."""
+"""Nearest words in CLIP's vocabulary to learned prompt vectors."""
 
 from dataclasses import dataclass
 
@@ -11,20 +11,20 @@ _VECTORS_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class NearestWords:
-    """For each of N vectors K words, nearest first."""
+    """The K nearest words of each of N vectors, nearest first."""
 
     words: list[list[str]]
-    """Words, or beginnings of words with a hyphen behind them."""
+    """N lists of K words; a token that starts or continues a longer word has a hyphen appended."""
     distances: Tensor
-    """Euclidean, (N, K)."""
+    """Euclidean distances to the token embeddings of the words, (N, K)."""
 
 
 @torch.inference_mode()
 def nearest_words(clip: CLIP, vectors: Tensor, num_words: int) -> NearestWords:
-    """Search the token embeddings of a model for vectors (N, W).
+    """Find the `num_words` token embeddings of a CLIP that are nearest to each of the vectors (N, W).
 
     Raises:
-        ValueError: more words than there are.
+        ValueError: `num_words` exceeds the vocabulary.
     """
     tokenizer = SimpleTokenizer()
     special = (tokenizer.sot_token_id, tokenizer.eot_token_id)
@@ -35,7 +35,7 @@ def nearest_words(clip: CLIP, vectors: Tensor, num_words: int) -> NearestWords:
     found, distances = [], []
     for part in vectors.to(vocabulary).split(_VECTORS_AT_ONCE):
         nearest = torch.cdist(part, vocabulary).topk(num_words, largest=False).indices
-        exact = torch.linalg.vector_norm(vocabulary[nearest] - part[:, None], dim=2)  # cdist rounds small ones
+        exact = torch.linalg.vector_norm(vocabulary[nearest] - part[:, None], dim=2)  # cdist rounds small distances
         exact, order = exact.sort(dim=1)
         found += ids[nearest.gather(1, order)].tolist()
         distances.append(exact)

@@ -1,4 +1,4 @@
-"""Trunks of encoders: a CLIP's visual tower or a torchvision classifier without what a descriptor does not use."""
+"""Backbones of encoders: the visual tower of a CLIP, or a torchvision classifier without its last layers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,18 +24,18 @@ Pooling = Literal["clip", "gem", "mean", "mean_linear"]
 
 @dataclass(frozen=True)
 class Backbone:
-    """A trunk and what an encoder must know of it."""
+    """A backbone network with the properties that an encoder needs."""
 
     trunk: nn.Module
-    """Images (B, 3, H, W) -> vectors (B, E) that CLIP pooled itself, else feature maps (B, C, h, w)."""
+    """Network: images (B, 3, H, W) -> vectors (B, E) with `clip` pooling, else feature maps (B, C, h, w)."""
     architecture: str
-    """Its name, with the activation that the weights turned out to need."""
+    """Architecture name, ending in `-quickgelu` where the weights were trained with that activation."""
     image_size: tuple[int, int]
     """Height and width in pixels."""
     features_dim: int
-    """The dimension of descriptors where none is asked for: of CLIP's own features, or C."""
+    """Default dimension of descriptors: that of CLIP's features for the poolings `clip` and `gem` of a CLIP, else C."""
     pooling: Pooling
-    """How descriptors are made of what the trunk gives."""
+    """How the output of the network is pooled into descriptors."""
 
 
 def build_backbone(
@@ -47,12 +47,15 @@ def build_backbone(
     align_corners: bool = False,
     seed: int = 0,
 ) -> Backbone:
-    """Build a backbone with weights: see `load_convnet` for the architectures in `CONVNETS`, `load_clip` for others.
+    """Build a backbone with weights, with `load_convnet` for an architecture in `CONVNETS` and `load_clip` for others.
 
     Args:
-        architecture, weights, image_size, align_corners, seed: see there.
-        pooling: `clip` leaves it to CLIP: the class token of a ViT, the attention pooling of a ResNet; `gem`, `mean`
-            and `mean_linear` take feature maps. None is `clip` for a ViT, which allows no other, else `gem`.
+        architecture, weights, image_size, align_corners, seed: see `load_convnet` and `load_clip`.
+        pooling: `clip` uses CLIP's own pooling: the class token of a ViT, the attention pooling of a ResNet; `gem`,
+            `mean` and `mean_linear` pool feature maps. None is `clip` for a ViT, which allows no other, else `gem`.
+
+    Raises:
+        ValueError: see `load_convnet` and `load_clip`; or a pooling that the backbone does not support.
     """
     if architecture in CONVNETS:
         size = as_height_width(image_size or native_image_size(architecture))
@@ -72,14 +75,19 @@ def build_backbone(
 def empty_backbone(
     architecture: str, image_size: ImageSize | None = None, *, pooling: Pooling = "gem", align_corners: bool = False
 ) -> nn.Module:
-    """Build a trunk without weights, on the meta device, to load a state dict into."""
+    """Build a backbone on the meta device, without weights, to load a state dict into."""
     if architecture in CONVNETS:
         return empty_convnet(architecture)
     return clip_backbone(empty_clip(architecture, image_size, align_corners=align_corners), pooling)
 
 
 def clip_backbone(clip: CLIP, pooling: Pooling) -> nn.Module:
-    """The visual tower: it gives CLIP's own features (B, E), or for other pooling the map of layer4 (B, C, h, w)."""
+    """Take the visual tower of a CLIP as a backbone; without `clip` pooling, a ResNet's attention pooling is removed.
+
+    Returns:
+        Images -> CLIP's features (B, E), or the feature map of layer4 (B, C, h, w). It is the module of `clip` itself,
+        changed in place.
+    """
     visual = clip.visual
     if isinstance(visual, ModifiedResNet) and pooling != "clip":
         visual.attnpool = nn.Identity()
@@ -87,17 +95,17 @@ def clip_backbone(clip: CLIP, pooling: Pooling) -> nn.Module:
 
 
 def feature_map_channels(backbone: nn.Module) -> int | None:
-    """C of the feature map that a backbone gives, None for one that gives a vector."""
+    """Return the number of channels of a backbone's feature map, or None if it outputs vectors."""
     return None if position_embedding_name(backbone) is not None else _last_channels(backbone)
 
 
 def freeze_layers(backbone: nn.Module, names: Sequence[str]) -> None:
-    """Stop training the named layers of a backbone, such as `conv1` or `transformer.resblocks.0`.
+    """Freeze the named layers of a backbone, such as `conv1` or `transformer.resblocks.0`.
 
-    Batch-norm statistics of a frozen layer still follow the data, as in the published training.
+    Batch-norm running statistics of a frozen layer are still updated in training, as in the published training.
 
     Raises:
-        ValueError: a name that no parameter bears.
+        ValueError: a name that matches no parameter.
     """
     for name in names:
         frozen = [p for key, p in backbone.named_parameters() if key == name or key.startswith(f"{name}.")]
@@ -111,10 +119,10 @@ def freeze_layers(backbone: nn.Module, names: Sequence[str]) -> None:
 
 
 def checkpoint_gradients(backbone: nn.Module) -> None:
-    """Let a ViT's blocks be computed once more for their gradient.
+    """Enable gradient checkpointing: recompute the blocks of a ViT in the backward pass, which saves memory.
 
     Raises:
-        ValueError: the backbone is no ViT.
+        ValueError: the backbone is not a ViT.
     """
     if not isinstance(backbone, VisionTransformer):
         raise ValueError("training.gradient_checkpointing works for a ViT only: leave it out.")
@@ -122,7 +130,7 @@ def checkpoint_gradients(backbone: nn.Module) -> None:
 
 
 def _checked(pooling: Pooling, trunk: nn.Module) -> Pooling:
-    """Refuse a pooling that a trunk does not allow."""
+    """Return the pooling, or refuse one that the backbone does not support."""
     is_vit, is_clip = isinstance(trunk, VisionTransformer), isinstance(trunk, (VisionTransformer, ModifiedResNet))
     allowed = ("clip",) if is_vit else get_args(Pooling) if is_clip else ("gem", "mean", "mean_linear")
     if pooling not in allowed:

@@ -1,4 +1,4 @@
-"""CLIP models through open_clip: named weights or explicitly random ones, at any input size."""
+"""CLIP models of open_clip, with pretrained, local or explicitly random weights, at any input size."""
 
 import dataclasses
 import functools
@@ -32,9 +32,9 @@ from progeo.models.weight_files.unpickler import printable
 LOGGER = logging.getLogger("progeo")
 ImageSize = int | tuple[int, int]
 ARCHITECTURE = "architecture"
-"""Key in the metadata of a .safetensors file: what its weights are of, where that is known.
+"""Key of the architecture, if it is known, in the metadata of a .safetensors file.
 
-Beside it are `mean` and `std` of the pixels that they were trained with, each as JSON.
+The keys `mean` and `std` hold the pixel statistics that the weights were trained with, each as JSON.
 """
 RESNET_STRIDE = 32
 _HUB = "hf-hub:"
@@ -54,18 +54,18 @@ def load_clip(
     align_corners: bool = False,
     seed: int = 0,
 ) -> CLIP:
-    """Build a CLIP model in eval mode, its position embedding resized to the image size.
+    """Build a CLIP model in eval mode, with its position embedding resized to the image size.
 
     Args:
-        architecture: a name of open_clip such as `RN50` or `ViT-B-16` (`ViT-B/16` is the same), or our `tiny-vit` and
+        architecture: an open_clip name such as `RN50` or `ViT-B-16` (`ViT-B/16` is the same), or our `tiny-vit` and
             `tiny-resnet`.
         weights: an open_clip tag such as `openai` (QuickGELU is set to match the tag), `hf-hub:owner/name`, a local
-            file (see `find_weights`; refused where it says that it is of another architecture), or `random`. Where a
-            file does not say its activation, that of the architecture is taken, which the log says.
-        image_size: pixels, one side of a square or (height, width); None keeps the architecture's own.
+            file (see `find_weights`; refused if its metadata name another architecture), or `random`. If the activation
+            of a file is not known, that of the architecture is used and logged.
+        image_size: pixels, the side of a square or (height, width); None keeps the size of the architecture.
         align_corners: interpolate position embeddings between the centers of the corner cells, as published ProGEO
             does, instead of between cell edges.
-        seed: of the `random` weights.
+        seed: seed of `random` weights.
 
     Raises:
         ValueError: an unknown architecture or tag, or weights that do not fit.
@@ -78,10 +78,10 @@ def load_clip(
 
 
 def plain_architecture(name: str) -> str:
-    """The architecture of a plain CLIP as open_clip writes its name.
+    """Convert the name of a plain CLIP architecture to open_clip's spelling: `ViT-B/16` becomes `ViT-B-16`.
 
     Raises:
-        ValueError: it is none, or an unknown one.
+        ValueError: the architecture is unknown, or not a plain CLIP.
     """
     architecture = name.replace("/", "-")
     if architecture not in known_architectures():
@@ -98,13 +98,13 @@ def plain_architecture(name: str) -> str:
 
 
 def known_architectures() -> list[str]:
-    """The architectures of open_clip, and our own."""
+    """List the architectures of open_clip and our own."""
     _register_own_architectures()
     return open_clip.list_models()
 
 
 def empty_clip(architecture: str, image_size: ImageSize | None = None, *, align_corners: bool = False) -> CLIP:
-    """Build a CLIP model without weights, on the meta device, to load a state dict into."""
+    """Build a CLIP model on the meta device, without weights, to load a state dict into."""
     _register_own_architectures()
     with torch.device("meta"), _without_warnings():
         model = open_clip.create_model(architecture, load_weights=False, device="meta")
@@ -116,7 +116,7 @@ def empty_clip(architecture: str, image_size: ImageSize | None = None, *, align_
 def resize_input(
     visual: VisionTransformer | ModifiedResNet, image_size: tuple[int, int], *, align_corners: bool
 ) -> None:
-    """Resize the position embedding for inputs of (height, width) pixels, in place; see `load_clip`."""
+    """Resize the position embedding in place for inputs of (height, width) pixels; see `load_clip`."""
     old_grid, new_grid = _own_grid(visual), _grid_of(visual, *image_size)
     visual.image_size = image_size
     owner: nn.Module = visual.attnpool if isinstance(visual, ModifiedResNet) else visual
@@ -128,7 +128,11 @@ def resize_input(
 
 
 def as_height_width(image_size: ImageSize) -> tuple[int, int]:
-    """Write an image size as (height, width) in pixels."""
+    """Convert an image size to (height, width) in pixels.
+
+    Raises:
+        ValueError: a side below 32 pixels.
+    """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     if min(height, width) < RESNET_STRIDE:
         raise ValueError(f"image_size must be at least {RESNET_STRIDE} pixels a side, got {height} x {width}.")
@@ -136,7 +140,7 @@ def as_height_width(image_size: ImageSize) -> tuple[int, int]:
 
 
 def resolved_architecture(architecture: str, clip: CLIP) -> str:
-    """The architecture's name with the activation its weights turned out to need."""
+    """Append `-quickgelu` to the architecture's name if the model has QuickGELU and the named one does not."""
     architecture = architecture.replace("/", "-")
     quick = any(isinstance(module, QuickGELU) for module in clip.modules())
     named = open_clip.get_model_config(architecture).get("quick_gelu", False)
@@ -144,13 +148,14 @@ def resolved_architecture(architecture: str, clip: CLIP) -> str:
 
 
 def model_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """All settings in a model's configuration as open_clip writes it, those included that it leaves to open_clip.
+    """Flatten an open_clip model configuration into dotted names, with open_clip's defaults for missing settings.
 
     Args:
-        config: with the parts `vision_cfg` and `text_cfg`, whose settings become `vision_cfg.layers` and so on.
+        config: configuration with the parts `vision_cfg` and `text_cfg`; their settings become `vision_cfg.layers` and
+            so on.
 
     Raises:
-        TypeError: a setting that open_clip does not know.
+        TypeError: a setting that open_clip does not have.
     """
     settings = {"quick_gelu": False, **config}
     for part, kind in (("vision_cfg", open_clip.CLIPVisionCfg), ("text_cfg", open_clip.CLIPTextCfg)):
@@ -160,7 +165,7 @@ def model_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
-    """A digest of names and values: equal for equal weights, wherever they came from."""
+    """Compute a SHA-256 digest of the names and values of a state dict, in its order and on any device."""
     digest = hashlib.sha256()
     for name, tensor in state.items():
         digest.update(name.encode())
@@ -169,13 +174,16 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
 
 
 def said_of_pixels(architecture: str, weights: str) -> Mapping[str, Any]:
-    """The `mean` and `std` of the pixels that a CLIP's weights were trained with, as far as the weights say them.
+    """Return the pixel `mean` and `std` that a CLIP's weights were trained with, without those that are not known.
+
+    They come from the Hugging Face configuration, from open_clip's tags, or from the configuration beside a file or the
+    metadata in it.
 
     Args:
-        architecture, weights: see `load_clip`, which must have read them.
+        architecture, weights: see `load_clip`, which must have accepted them.
 
     Raises:
-        ValueError: a file that says them, but not in JSON.
+        ValueError: the metadata of a file hold a mean or std that is not JSON.
     """
     architecture = architecture.replace("/", "-")
     if weights.startswith(_HUB):
@@ -188,7 +196,7 @@ def said_of_pixels(architecture: str, weights: str) -> Mapping[str, Any]:
 
 
 def position_embedding_name(visual: nn.Module) -> str | None:
-    """The position embedding of a trunk that pools by attention and gives vectors; None of one that gives maps."""
+    """Return the name of a backbone's position embedding, or None for a backbone that outputs feature maps."""
     if isinstance(visual, VisionTransformer):
         return "positional_embedding"
     has_pooling = isinstance(visual, ModifiedResNet) and isinstance(visual.attnpool, AttentionPool2d)
@@ -196,7 +204,7 @@ def position_embedding_name(visual: nn.Module) -> str | None:
 
 
 def visual_features(visual: nn.Module, images: Tensor, *, align_corners: bool = False) -> Tensor:
-    """Run a visual tower on images (B, 3, H, W) of any size, resizing its position embedding on the way."""
+    """Run a visual tower on images (B, 3, H, W) of any size, with its position embedding resized to fit."""
     name = position_embedding_name(visual)
     if name is None:
         return visual(images)
@@ -206,10 +214,9 @@ def visual_features(visual: nn.Module, images: Tensor, *, align_corners: bool = 
 
 
 def resized_features(visual: nn.Module, images: Tensor, *, align_corners: bool = False) -> Tensor:
-    """Run a visual tower that has a position embedding on images (B, 3, H, W), resizing it even to its own size.
+    """Run a visual tower on images (B, 3, H, W), always resizing its position embedding, in float32.
 
-    To its own size it stays as it is, so that a graph for all sizes need not ask which one it is given. It is resized
-    in float32, whatever the weights are.
+    Resizing to the same size changes nothing, so an exported graph for all sizes needs no branch on the size.
     """
     name = position_embedding_name(visual)
     grid, embedding = _grid_of(visual, *images.shape[2:]), visual.get_parameter(name)
@@ -218,7 +225,7 @@ def resized_features(visual: nn.Module, images: Tensor, *, align_corners: bool =
 
 
 def position_stride(visual: VisionTransformer | ModifiedResNet) -> int:
-    """Pixels from one place of the position embedding to the next."""
+    """Return the stride of the position embedding: pixels per cell of its grid."""
     return visual.patch_size[0] if isinstance(visual, VisionTransformer) else RESNET_STRIDE
 
 
@@ -229,7 +236,7 @@ def _register_own_architectures() -> None:
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Keep open_clip from warning that weights are random where that was asked for."""
+    """Silence open_clip's warning about random weights, which were asked for."""
     logger = logging.getLogger()
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -263,17 +270,17 @@ def _pretrained_clip(architecture: str, weights: str) -> CLIP:
         return open_clip.create_model(
             architecture, weights, force_quick_gelu=quick, require_pretrained=True, weights_only=True
         )
-    except Exception as error:  # a file that is no checkpoint can fail in any way
+    except Exception as error:  # a file that is not a checkpoint can fail in any way
         reason = reason_of(error, weights)
         if "Error(s) in loading" in reason:
             reason = printable(str(error).splitlines()[1].strip())
-        if reason.startswith("Weights only load failed"):  # what PyTorch advises then is to run what is in the file
+        if reason.startswith("Weights only load failed"):  # PyTorch's message advises to run the code in the file
             reason = "it holds more than weights."
         raise ValueError(f"model.weights {weights!r} could not be loaded as {architecture}: {reason}") from None
 
 
 def _clip_of_file(architecture: str, path: Path) -> CLIP:
-    """A CLIP of the weights in a file, with the activation that the file says, else with that of the architecture."""
+    """Build a CLIP from a file of weights, with the activation of the file if known, else of the architecture."""
     said = read_metadata(path).get(ARCHITECTURE)
     if said not in (None, architecture):
         raise ValueError(f"it says that it is a {said}, give that as model.architecture.")
@@ -299,7 +306,7 @@ def _say_activation(path: Path, architecture: str) -> None:
 
 
 def _resize_stored_embedding(state: dict[str, Tensor], visual: nn.Module) -> None:
-    """Resize the position embedding in a CLIP's state dict that was trained on squares of another size."""
+    """Resize in place the position embedding of a CLIP's state dict that was trained on squares of another size."""
     own = position_embedding_name(visual)
     name = f"visual.{own}"
     if name not in state or state[name].ndim != 2 or len(state[name]) == len(visual.get_parameter(own)):
@@ -320,41 +327,41 @@ def _pixels_in_metadata(weights: Path) -> Mapping[str, Any]:
 
 
 def _check_same_settings(config: Mapping[str, Any], architecture: str) -> None:
-    """Refuse a configuration that is another model than the architecture, be it of the same shapes."""
+    """Refuse a configuration that differs from that of the architecture, even if all shapes are equal."""
     if missing := {"vision_cfg", "text_cfg"} - config.keys():
         raise RuntimeError(f"its configuration says no {' and no '.join(sorted(missing))}.")
     with_quickgelu = f"{architecture}-quickgelu"
     name = with_quickgelu if config.get("quick_gelu") and with_quickgelu in open_clip.list_models() else architecture
     found, wanted = model_settings(config), model_settings(open_clip.get_model_config(name))
-    for key in sorted((found.keys() | wanted.keys()) - {"vision_cfg.image_size"}):  # its embedding is resized
+    for key in sorted((found.keys() | wanted.keys()) - {"vision_cfg.image_size"}):  # position embeddings are resized
         if (found.get(key) or None) != (wanted.get(key) or None):
             raise RuntimeError(f"it does not fit, its {key} is {found.get(key)} where {name} has {wanted.get(key)}.")
 
 
 def _hub_configuration(weights: str) -> Mapping[str, Any]:
-    """What a repository of Hugging Face's hub says of its CLIP; once fetched, it is read from the hub's own cache."""
+    """Read the configuration of a CLIP in a Hugging Face repository, downloading it unless it is in the Hub's cache."""
     file = download_pretrained_from_hf(weights.removeprefix(_HUB), filename="open_clip_config.json")
     return json.loads(Path(file).read_text(encoding="utf-8"))
 
 
 def _own_grid(visual: VisionTransformer | ModifiedResNet) -> tuple[int, int]:
-    """Rows and columns that the position embedding is for."""
+    """Return the rows and columns of the position embedding's grid."""
     return _grid_of(visual, *as_height_width(visual.image_size))
 
 
 def _grid_of(visual: VisionTransformer | ModifiedResNet, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of what the position embedding is added to, in images of this size."""
+    """Return the rows and columns of the position embedding that images of this size need."""
     if isinstance(visual, VisionTransformer):
         return height // visual.patch_size[0], width // visual.patch_size[1]
-    # The first convolution rounds a half up, the poolings after it round down.
+    # The first convolution rounds halves up; the poolings after it round down.
     return (height + 1) // 2 // (RESNET_STRIDE // 2), (width + 1) // 2 // (RESNET_STRIDE // 2)
 
 
 def _resized_embedding(
     embedding: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], align_corners: bool
 ) -> Tensor:
-    """Interpolate (1 + h w, C) to another grid, bicubically; the first token stands for the whole image and stays."""
+    """Resize a position embedding (1 + h w, C) to another grid, bicubic; the first (class or mean) token is kept."""
     grid = embedding[1:].T.reshape(1, -1, *old_grid)
-    # With align_corners, as published; without, as open_clip resizes its own checkpoints.
+    # With align_corners as in published ProGEO; without it as open_clip resizes its checkpoints.
     resized = F.interpolate(grid, new_grid, mode="bicubic", align_corners=align_corners, antialias=not align_corners)
     return torch.cat([embedding[:1], resized.flatten(2)[0].T])

@@ -1,4 +1,4 @@
-"""Trunks of torchvision's classifiers, cut as CosPlace cuts them: named weights, a local file or explicitly random."""
+"""Backbones of torchvision, cut as in CosPlace, with pretrained, local or explicitly random weights."""
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,15 +15,15 @@ CONVNETS = ("vgg16", "resnet18", "resnet50", "resnet101", "resnet152", *(f"effic
 
 
 def load_convnet(architecture: str, weights: str, *, seed: int = 0) -> nn.Sequential:
-    """Build a trunk in eval mode: images (B, 3, H, W) -> feature map (B, C, h, w).
+    """Build a torchvision backbone in eval mode: images (B, 3, H, W) -> feature map (B, C, h, w).
 
-    Its layers have torchvision's names: `conv1` to `layer4` of a ResNet, `features.0` and so on of the others.
+    Layers have torchvision's names: `conv1` to `layer4` in a ResNet, `features.0` and so on in other architectures.
 
     Args:
         architecture: one of `CONVNETS`.
-        weights: a tag of torchvision such as `IMAGENET1K_V1` or `DEFAULT`, a local file with the classifier's state
-            dict (see `find_weights`), or `random`.
-        seed: of the `random` weights.
+        weights: a torchvision tag such as `IMAGENET1K_V1` or `DEFAULT`, a local file with the classifier's state dict
+            (see `find_weights`), or `random`.
+        seed: seed of `random` weights.
 
     Raises:
         ValueError: an unknown tag, or weights that do not fit.
@@ -43,18 +43,18 @@ def load_convnet(architecture: str, weights: str, *, seed: int = 0) -> nn.Sequen
 
 
 def empty_convnet(architecture: str) -> nn.Sequential:
-    """Build a trunk without weights, on the meta device, to load a state dict into."""
+    """Build a backbone on the meta device, without weights, to load a state dict into."""
     with torch.device("meta"):
         return _trunk(get_model(architecture, weights=None))
 
 
 def native_image_size(architecture: str) -> int:
-    """Side in pixels of the squares that torchvision's own weights were validated on."""
+    """Return the side in pixels of the square images that torchvision's default weights were validated on."""
     return get_model_weights(architecture).DEFAULT.transforms().crop_size[0]
 
 
 def own_normalization(architecture: str, weights: str) -> Mapping[str, Sequence[float]]:
-    """The `mean` and `std` of the pixels that a tag's weights were trained with; empty for other weights."""
+    """Return the pixel `mean` and `std` that a tag's weights were trained with; empty if `weights` is not a tag."""
     tags = get_model_weights(architecture).__members__
     if weights not in tags:
         return {}
@@ -63,7 +63,7 @@ def own_normalization(architecture: str, weights: str) -> Mapping[str, Sequence[
 
 
 def _trunk(classifier: nn.Module) -> nn.Sequential:
-    """Cut average pool and classifier, of a VGG also the last ReLU and max pool."""
+    """Remove the average pooling and the classifier, and from a VGG also the last ReLU and max pooling."""
     trunk = nn.Sequential(OrderedDict(list(classifier.named_children())[:-2]))
     if isinstance(classifier, VGG):
         trunk.features = classifier.features[:-2]
@@ -79,9 +79,9 @@ def _classifier_state(architecture: str, weights: str, expected: Iterable[str]) 
     try:
         if weights in tags:
             return tags[weights].get_state_dict(check_hash=True, weights_only=True)
-        # The first name in a numbered layer tells a classifier from other networks with a first convolution.
+        # The first name in a numbered layer: other networks, too, have the name of a first convolution.
         mark = next(name for name in expected if any(part.isdigit() for part in name.split(".")))
         return load_weights(Path(weights), [mark])
-    except Exception as error:  # a file that is no state dict can fail in any way
+    except Exception as error:  # a file that is not a state dict can fail in any way
         reason = reason_of(error, weights)
         raise ValueError(f"model.weights {weights!r} could not be loaded as {architecture}: {reason}") from None

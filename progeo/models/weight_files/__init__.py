@@ -1,4 +1,4 @@
-"""Files of weights that anybody wrote: safetensors, `torch.save`, TorchScript; alone or inside a checkpoint.
+"""Read untrusted weight files: safetensors, `torch.save`, TorchScript; state dicts alone or inside a checkpoint.
 
-Nothing in a file is ever run: of what is no tensor, plain values are read and all else becomes an inert stub.
+No code in a file is ever run: tensors and plain values are read, and all other objects become inert stubs.
 """

@@ -1,4 +1,4 @@
-"""State dicts in files, alone or inside a checkpoint of a training, be it nested and under whatever name."""
+"""Find state dicts in files: alone or inside a training checkpoint, nested and under any name."""
 
 import logging
 import re
@@ -15,15 +15,15 @@ from progeo.models.weight_files.unpickler import Stub, printable
 
 LOGGER = logging.getLogger("progeo")
 _PREFERRED = ("model_state_dict", "state_dict", "model")
-"""Where PyTorch's documentation, Lightning and most programs store the weights of the model that they train."""
+"""Keys under which PyTorch's documentation, Lightning and most programs store the weights of the trained model."""
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-"""What a module that was wrapped adds to names: by `DataParallel`, by `torch.compile`, by FSDP."""
+"""Parts that wrappers add to parameter names: `DataParallel`, `torch.compile`, FSDP."""
 _COUNT = "n_averaged"
-"""Of the weights of `torch.optim.swa_utils.AveragedModel`: how many were averaged."""
+"""Name of the number of averaged models in `torch.optim.swa_utils.AveragedModel`, which is not a weight."""
 _EXTRA = "_extra_state"
-"""What modules store among their weights that is none of them, see `torch.nn.Module.get_extra_state`."""
+"""Suffix of the extra state that modules store among their weights, see `torch.nn.Module.get_extra_state`."""
 _COUNTER = re.compile("epoch|step|iter|version|num_", re.IGNORECASE)
-"""Names of numbers that are no weights."""
+"""Names of counters and versions, which are not weights."""
 _DEEPEST = 4
 _MAX_IN_LIST = 16
 _LONGEST = 200
@@ -33,18 +33,18 @@ Address = tuple[str, ...]
 
 @dataclass(frozen=True)
 class FoundWeights:
-    """The state dict in a file."""
+    """A state dict that was found in a file."""
 
     state: dict[str, Tensor]
-    """Tensors by their names, without the beginning that they have in common where it belongs to a wrapper."""
+    """Tensors by name, without the names of wrappers and without a common prefix before the marks."""
     ignored: tuple[str, ...]
-    """Names of what lies beside them in the file."""
+    """Names of other content of the file."""
     remarks: tuple[str, ...]
-    """What was taken for granted, in sentences."""
+    """Assumptions made in the search, as sentences for the user."""
 
 
 def read_content(path: Path) -> Any:
-    """All that a file holds.
+    """Read the complete content of a safetensors, `torch.save` or TorchScript file.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -56,7 +56,7 @@ def read_content(path: Path) -> Any:
 
 
 def load_weights(path: Path, marks: Collection[str]) -> dict[str, Tensor]:
-    """The state dict in a file, see `find_weights`; what was ignored and taken for granted is logged."""
+    """Load the state dict in a file, see `find_weights`; log ignored content and assumptions."""
     found = find_weights(read_content(path), path, marks)
     for remark in found.remarks:
         LOGGER.info("%s: %s", path, remark)
@@ -66,18 +66,19 @@ def load_weights(path: Path, marks: Collection[str]) -> dict[str, Tensor]:
 
 
 def find_weights(content: Any, path: Path, marks: Collection[str], part: str | None = None) -> FoundWeights:
-    """Find the state dict of a known kind in what a file holds: itself, in a mapping, in an object, in a module.
+    """Find the state dict of a known format in the content of a file, nested in mappings, lists, objects or modules.
 
     Args:
-        content: of the file, see `read_content`.
-        path: of the file, for the errors.
-        marks: names of tensors, each of which tells a state dict of a kind that is looked for; other names may stand
-            before all of the dict's, such as `model.`. Where there is none, the largest state dict is given as it is.
-        part: which state dict is wanted where there are several, by its dotted address such as `state.ema`; None takes
-            the one that most programs call that of the model.
+        content: content of the file, see `read_content`.
+        path: path of the file, for errors.
+        marks: tensor names that identify a state dict of a wanted format, possibly after a common prefix such as
+            `model.`. If no state dict has a mark, the largest one is taken, without removing a prefix.
+        part: dotted address, such as `state.ema`, of the wanted state dict if there are several; None takes the one
+            whose key is usual for the weights of the trained model.
 
     Raises:
-        ValueError: there is none, or several; something in it is no tensor; two names differ by wrappers alone.
+        ValueError: there is no state dict, or several and no usual key; a value in it is not a tensor; two names differ
+            only by the names of wrappers.
     """
     rooms = dict(_rooms(content))
     if not rooms:
@@ -98,13 +99,13 @@ def find_weights(content: Any, path: Path, marks: Collection[str], part: str | N
 
 
 def reason_of(error: Exception, file: str) -> str:
-    """Why a file could not be read, in a printable line that calls it `it` where the error begins with its name."""
+    """Return the first line of an error as printable text, with the name of the file at its start replaced by `it`."""
     reason = printable((str(error).splitlines() or [type(error).__name__])[0])
     return f"it {reason.removeprefix(f'{file} ')}" if reason.startswith(f"{file} ") else reason
 
 
 def in_words(names: Iterable[str]) -> str:
-    """The first part of each name, and how many begin with it."""
+    """Summarize names by their first part with the number of names that share it, such as `decoder.* (12)`."""
     counts: dict[str, int] = {}
     for name in names:
         beginning = ".".join(name.split(".")[: 2 if name.startswith("backbone.") else 1])
@@ -113,10 +114,10 @@ def in_words(names: Iterable[str]) -> str:
 
 
 def _rooms(content: Any) -> Iterable[tuple[Address, Mapping[Any, Any]]]:
-    """Every mapping with tensors under names, and every module, with its address."""
+    """Yield every mapping, object or module that holds named tensors, with its address."""
     waiting: list[tuple[Address, Any]] = [((), content)]
     seen = set()
-    for address, value in waiting:  # which grows
+    for address, value in waiting:  # the list grows in the loop
         if id(value) in seen or len(address) > _DEEPEST:
             continue
         seen.add(id(value))
@@ -132,7 +133,7 @@ def _rooms(content: Any) -> Iterable[tuple[Address, Mapping[Any, Any]]]:
 
 
 def _items(value: Any) -> Mapping[Any, Any]:
-    """What lies under names in a value: in a mapping, in a module, in an object, in a short list under numbers."""
+    """Return the named content of a mapping, module, object or list (its first 16 values, named by index)."""
     if is_module(value):
         return tensors_of(value)
     if isinstance(value, Stub):
@@ -143,7 +144,7 @@ def _items(value: Any) -> Mapping[Any, Any]:
 
 
 def _prefixes(room: Mapping[Any, Any], marks: Collection[str]) -> list[str]:
-    """What stands before the marks among the names of a room; nothing else where nothing stands before one."""
+    """Find the prefixes before the marks in the names of a mapping; only the empty one if a mark has no prefix."""
     names = [_WRAPPERS.sub("", name) for name, value in room.items() if _is_weight(name, value)]
     if not set(names).isdisjoint(marks):
         return [""]
@@ -153,7 +154,7 @@ def _prefixes(room: Mapping[Any, Any], marks: Collection[str]) -> list[str]:
 
 
 def _chosen(candidates: list[Address], path: Path, part: str | None) -> tuple[Address, tuple[str, ...]]:
-    """Which of several state dicts is taken, and what is said of the others."""
+    """Choose one of several state dicts; return its address and remarks about the others."""
     names = [printable(".".join(address)) for address in candidates]
     if part is not None:
         if part not in names:
@@ -178,7 +179,7 @@ def _chosen(candidates: list[Address], path: Path, part: str | None) -> tuple[Ad
 
 
 def _state(room: Mapping[Any, Any], prefix: str, path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors of a room whose names begin so, without that, and the other names."""
+    """Take the tensors of a mapping whose names start with `prefix`, removing it; return them and the ignored names."""
     state: dict[str, Tensor] = {}
     ignored = []
     for name, value in room.items():
@@ -196,7 +197,7 @@ def _state(room: Mapping[Any, Any], prefix: str, path: Path) -> tuple[dict[str, 
 
 
 def _beside(content: Any, address: Address) -> Iterable[str]:
-    """Names of what lies beside the way to a state dict."""
+    """Yield the names of all other content on each level of the path to a state dict."""
     for name in address:
         items = _items(content)
         yield from (_shown(other) for other in items if other != name)
@@ -208,13 +209,13 @@ def _is_weight(name: Any, value: Any) -> bool:
 
 
 def _is_remark(name: str, value: Any) -> bool:
-    """Whether a value between weights says something of them; a number may be a weight itself unless it counts."""
+    """Return whether a value among weights is metadata; a number may be a weight, unless its name is a counter's."""
     is_number = isinstance(value, int | float) and not _COUNTER.search(name)
     return "." not in name and not isinstance(value, Tensor) and not is_number
 
 
 def _shown(name: Any) -> str:
-    """A key of a mapping as a word."""
+    """Convert a key of a mapping to printable text."""
     return printable(str(name))[:_LONGEST] if isinstance(name, str | int | float) else type(name).__name__
 
 

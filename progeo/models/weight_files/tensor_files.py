@@ -1,4 +1,4 @@
-"""Files of tensors that are read whole or refused."""
+"""Read safetensors files."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,15 +11,18 @@ from progeo.models.weight_files.unpickler import printable
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file is one, by its name or its beginning: the cache of the Hub keeps files under bare digests."""
+    """Return whether a file is a safetensors file, from its suffix or its first bytes.
+
+    Files in the cache of the Hugging Face Hub are named by their digests, without a suffix.
+    """
     if path.suffix == ".safetensors" or not path.is_file():
         return path.suffix == ".safetensors"
     with path.open("rb") as stream:
-        return stream.read(9)[8:] == b"{"  # after the length of the header
+        return stream.read(9)[8:] == b"{"  # after the 8-byte length of the header
 
 
 def read_metadata(path: Path) -> Mapping[str, str]:
-    """What a .safetensors file says of itself; nothing for other files."""
+    """Read the metadata of a safetensors file; empty for other files."""
     if not is_safetensors(path):
         return {}
     with safe_open(path, framework="pt") as file:
@@ -27,10 +30,10 @@ def read_metadata(path: Path) -> Mapping[str, str]:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a .safetensors file, on the CPU.
+    """Load all tensors of a safetensors file, on the CPU.
 
     Raises:
-        ValueError: the file is broken.
+        ValueError: the file is corrupt.
     """
     try:
         return load_file(path)

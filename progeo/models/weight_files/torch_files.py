@@ -1,4 +1,4 @@
-"""Files of `torch.save` and TorchScript archives, read without running anything in them."""
+"""Read files of `torch.save` and TorchScript archives without running code in them."""
 
 import mmap
 import struct
@@ -22,19 +22,19 @@ _LONGEST_NAME = 1000
 
 
 def read_torch_file(path: Path) -> Any:
-    """What `torch.save` or `torch.jit.save` wrote: plain values, tensors on the CPU, and stubs for all else.
+    """Read a file of `torch.save` or `torch.jit.save`: plain values, tensors on the CPU, and stubs for other objects.
 
-    The code of a TorchScript archive is left alone: only the values of its modules are read.
+    Of a TorchScript archive only the values of its modules are read, not its code.
 
     Raises:
-        ValueError: a file that is broken, of another kind, or that asks for what runs commands or code.
+        ValueError: a file that is corrupt, of another kind, or that refers to functions that run commands or code.
     """
     try:
         if zipfile.is_zipfile(path):
             return _read_archive(path)
         if not path.stat().st_size:
             raise ValueError("it is empty")
-        # Mapped, so that a length which is too large gives what there is, and takes no memory.
+        # Memory-mapped, so that reading with a corrupt, too large length stops at the end and allocates nothing.
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
             if mapped[:4] == _START_OF_ARCHIVE:
                 raise ValueError("it breaks off")
@@ -45,20 +45,20 @@ def read_torch_file(path: Path) -> Any:
         raise ValueError(f"{path} is refused, nothing of it was run: {refused}.") from None
     except OSError:
         raise
-    except Exception as error:  # a file that is none can fail in any way
+    except Exception as error:  # a file of another kind can fail in any way
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ValueError(f"{path} is not a whole file of PyTorch: {printable(reason)}.") from None
 
 
 def is_module(value: Any) -> bool:
-    """Whether a value that was read is a module: one of TorchScript, or an `nn.Module` that was saved whole."""
+    """Return whether a value is a module of TorchScript, or an `nn.Module` that was pickled as an object."""
     if not isinstance(value, Stub):
         return False
     return f"{type(value).kind}.".startswith(_SCRIPTED) or isinstance(vars(value).get("_parameters"), Mapping)
 
 
 def tensors_of(module: Stub) -> dict[str, Tensor]:
-    """All tensors of a module's state and of those of the modules in it, by their dotted names."""
+    """Collect all tensors of a module and its submodules by dotted names."""
     found: dict[str, Tensor] = {}
     waiting, seen = [("", module)], {id(module)}
     while waiting:
@@ -73,7 +73,7 @@ def tensors_of(module: Stub) -> dict[str, Tensor]:
 
 
 def _members(module: Stub) -> list[tuple[str, Any]]:
-    """Names and values in a module; buffers that are not stored in a state dict are none of them."""
+    """List the parameters, persistent buffers and submodules of an `nn.Module`, or all attributes of another stub."""
     values = vars(module)
     if not isinstance(values.get("_parameters"), Mapping):
         return list(values.items())
@@ -119,7 +119,7 @@ def _read_archive(path: Path) -> Any:
 
 
 def _read_legacy(stream: mmap.mmap) -> Any:
-    """What `torch.save` wrote before PyTorch 1.6: pickles in a row, then the values of all storages."""
+    """Read the format of `torch.save` before PyTorch 1.6: a sequence of pickles, then the values of all storages."""
     if _plain(stream) != _LEGACY_MAGIC or _plain(stream) != _LEGACY_VERSION:
         raise ValueError("it does not begin as one")
     system = _plain(stream)
@@ -153,7 +153,7 @@ def _read_legacy(stream: mmap.mmap) -> Any:
 
 
 def _plain(stream: mmap.mmap) -> Any:
-    """A pickle without tensors."""
+    """Read a pickle that must not contain tensors."""
 
     def no_storage(dtype: torch.dtype, key: str, length: int) -> Tensor:
         raise ValueError("tensors where there should be none")

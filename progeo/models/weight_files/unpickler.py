@@ -1,4 +1,4 @@
-"""Pickles without what makes them dangerous: no name in them is the real thing, and no function of theirs is called."""
+"""Safe unpickler: names in a pickle never resolve to real classes or functions, and none of them is called."""
 
 import pickle
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
@@ -52,7 +52,7 @@ _RUN_CODE = frozenset(
         *("torch.jit.load", "torch.utils.cpp_extension", "torch._inductor", "torch.ops", "torch.classes"),
     )
 )
-"""Modules and names that run commands or code, or reach files and networks, with all below them."""
+"""Modules and names that run commands or code, or access files and networks, including all names below them."""
 _MAX_NAMES = 10_000
 _DISPATCH = pickle._Unpickler.dispatch
 _LEFT_OUT = b"".join(
@@ -64,38 +64,38 @@ _QUICKLY_HASHED = (str, bytes, int, float, complex, type, type(None), torch.dtyp
 
 
 class Refused(ValueError):
-    """A pickle asks for a name that is not admitted."""
+    """The pickle refers to a name that is not admitted."""
 
 
 class Stub:
-    """An object of a class that is not known here: what was stored of it, and nothing that acts."""
+    """An inert stand-in for an object of another class: it holds the stored attributes and no behavior."""
 
     kind = ""
-    """The full name of its class in the file."""
+    """Full name of the class in the file."""
 
     def __new__(cls, *_: Any, **__: Any) -> "Stub":
-        """An empty one; what a file gives to the class or to the function of that name is dropped."""
+        """Create an empty stub; arguments in the file for the class or function are dropped."""
         return super().__new__(cls)
 
     def __call__(self, *_: Any, **__: Any) -> "Stub":
-        """An empty one, of whatever a file calls an object for."""
+        """Return an empty stub for any call of this object in the file."""
         return Stub()
 
     def take(self, items: Iterable[tuple[Any, Any]]) -> None:
-        """Keep what was stored under names."""
+        """Store the items whose keys are strings as attributes."""
         self.__dict__.update({name: value for name, value in items if isinstance(name, str)})
 
 
 class StubUnpickler(pickle._Unpickler):
-    """Unpickle plain values, tensors and stubs.
+    """Unpickler that returns only plain values, tensors and stubs.
 
-    It is Python's unpickler in Python: the faster one takes all memory where a broken file numbers a value too high.
-    Operations that weights do not need are left out: they look names up by number, or hash what may be nested without
-    end. Those that change a value change dictionaries, lists and stubs only. Sets become lists, which hash nothing.
+    It extends the pure-Python unpickler: the C one allocates all memory if a corrupt file has a too large memo index.
+    Opcodes that weights do not need are removed, as they look names up by number or hash values of unlimited nesting.
+    Opcodes that change a value change dictionaries, lists and stubs only. Sets become lists, as lists hash nothing.
 
     Args:
-        stream: of the pickle.
-        storage: gives the values (N,) of a storage, from its type, its key and N.
+        stream: stream of the pickle.
+        storage: returns the values (N,) of a storage, from its dtype, its key and N.
     """
 
     def __init__(self, stream: BytesIO | mmap, storage: Callable[[torch.dtype, str, int], Tensor]) -> None:
@@ -104,10 +104,10 @@ class StubUnpickler(pickle._Unpickler):
         self._stubs: dict[str, type] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """The harmless counterpart of a name: of those that tensors need their own, of any other a class of stubs.
+        """Resolve a name to its safe replacement: our own function or dtype if tensors need it, else a stub class.
 
         Raises:
-            Refused: it runs commands or code.
+            Refused: the name runs commands or code.
         """
         full = f"{module}.{name}"
         if full in _FUNCTIONS:
@@ -121,7 +121,11 @@ class StubUnpickler(pickle._Unpickler):
         return self._stub(full)
 
     def persistent_load(self, pid: Any) -> Any:
-        """A storage, or in older files a class."""
+        """Load a storage, or in older files a class.
+
+        Raises:
+            UnpicklingError: the reference is neither, or to a view of another storage.
+        """
         if pid[0] == "module":
             return pid[1]
         _, dtype, key, _, size, *view = pid
@@ -140,7 +144,7 @@ class StubUnpickler(pickle._Unpickler):
         self._put(zip(items[::2], items[1::2], strict=True))
 
     def _put(self, items: Iterable[tuple[Any, Any]]) -> None:
-        """Put items into a dictionary, or into a stub of one; a key that takes time to hash becomes a stub."""
+        """Put items into a dictionary or a stub; a key that may be slow to hash is replaced by a stub."""
         target = self.stack[-1]
         if isinstance(target, Stub):
             Stub.take(target, items)
@@ -159,17 +163,17 @@ class StubUnpickler(pickle._Unpickler):
         self._extend(self.pop_mark())
 
     def _extend(self, values: list[Any]) -> None:
-        """Append to a list; the values of a stub of one are dropped."""
+        """Append values to a list; for a stub they are dropped."""
         if isinstance(self.stack[-1], list):
             self.stack[-1].extend(values)
         elif not isinstance(self.stack[-1], Stub):
             raise pickle.UnpicklingError(f"it appends to a {type(self.stack[-1]).__name__}")
 
     def _build(self) -> None:
-        """Give an object its state: a stub keeps it, that of a dictionary, of modules' versions, is left out."""
+        """Set the state of a stub; that of a dictionary (the module versions of a state dict) is dropped."""
         state = self.stack.pop()
         if isinstance(self.stack[-1], Stub):
-            for part in state if isinstance(state, tuple) else (state,):  # of attributes, and of those in slots
+            for part in state if isinstance(state, tuple) else (state,):  # attributes, and those in slots
                 if isinstance(part, Mapping):
                     Stub.take(self.stack[-1], part.items())
         elif not isinstance(self.stack[-1], dict):
@@ -185,13 +189,13 @@ class StubUnpickler(pickle._Unpickler):
             pickle.EMPTY_SET[0]: _DISPATCH[pickle.EMPTY_LIST[0]],
             pickle.ADDITEMS[0]: _append_all,
             pickle.FROZENSET[0]: _DISPATCH[pickle.LIST[0]],
-            pickle.BYTEARRAY8[0]: _DISPATCH[pickle.BINBYTES8[0]],  # which is not made at its full length before
+            pickle.BYTEARRAY8[0]: _DISPATCH[pickle.BINBYTES8[0]],  # which does not allocate the full length first
             pickle.BUILD[0]: _build,
         }
     )
 
     def _stub(self, full: str) -> type:
-        """A class of this unpickler alone, so that nothing a pickle does to it outlives the reading."""
+        """Create or reuse a stub class that belongs to this unpickler, so that no change to it outlives the reading."""
         if full not in self._stubs:
             if len(self._stubs) == _MAX_NAMES:
                 raise pickle.UnpicklingError(f"it asks for more than {_MAX_NAMES:,} names")
@@ -200,16 +204,16 @@ class StubUnpickler(pickle._Unpickler):
 
 
 def printable(text: str) -> str:
-    """Text of a file that nobody vouches for, to be shown on a screen."""
+    """Replace non-printable characters by `?` in text of an untrusted file, so that it is safe to display."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _runs_code(module: str, name: str) -> bool:
-    """Whether a name, as Python 2 or 3 has it, runs commands or code, or lies below one that has its counterpart."""
+    """Return whether a name of Python 2 or 3 runs commands or code, or is an attribute of a replaced function."""
     first, *more = name.split(".")
     if more and (
         f"{module}.{first}" in _FUNCTIONS
-        or any(part.startswith("__") or part in _RUN_CODE for part in (first, *more))  # `os.system` of a module
+        or any(part.startswith("__") or part in _RUN_CODE for part in (first, *more))  # such as `os.system` of a module
     ):
         return True
     module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
@@ -231,7 +235,7 @@ def _typed_tensor(
 
 
 def _tensor_of_a_class(rebuild: Callable[..., Any], _: Any, arguments: tuple[Any, ...], __: Any) -> Any:
-    """A tensor that has attributes, or is of a class that somebody derived: without either."""
+    """Rebuild a tensor of a subclass or with attributes as a plain tensor."""
     return rebuild(*arguments)
 
 
@@ -244,15 +248,15 @@ def _empty_dict(*_: Any) -> dict[Any, Any]:
 
 
 def _ordered_dict(items: Iterable[tuple[Any, Any]] = ()) -> OrderedDict[Any, Any]:
-    """An ordered dictionary; Python 2 gives its items as an argument."""
+    """Create an ordered dictionary with string keys; Python 2 passes its items as an argument."""
     return OrderedDict((name, value) for name, value in items if isinstance(name, str))
 
 
 def _attribute(owner: Any, name: Any, *_: Any) -> type[Stub]:
-    """An attribute of a stub as a stub: a member of an enumeration, a method or a class in a class.
+    """Resolve an attribute of a stub (an enumeration member, a method, a nested class) to the class `Stub`.
 
     Raises:
-        Refused: an attribute of something else, or one that leads out of a class.
+        Refused: an attribute of another object, or a dunder other than `__new__`, which could lead out of the class.
     """
     is_stub = isinstance(owner, Stub) or (isinstance(owner, type) and issubclass(owner, Stub))
     if not is_stub or not isinstance(name, str) or (name.startswith("__") and name != "__new__"):
