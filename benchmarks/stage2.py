@@ -27,7 +27,7 @@ from progeo.data.augmentation import Augmentation, jitter_colors
 from progeo.data.datasets import CatalogueImages, LabeledImages
 from progeo.data.loaders import build_loader, read_batches
 from progeo.engine.accelerator import start_accelerator
-from progeo.models.aggregation import GeMHead
+from progeo.models.aggregation import GeM
 from progeo.models.heads import build_head
 from progeo.models.preprocessing import normalize_images
 from progeo.places.catalogue import Catalogue, read_catalogue
@@ -142,7 +142,7 @@ def build_step(device: torch.device, memory_format: torch.memory_format, *, fuse
     torch.manual_seed(0)
     trunk = nn.Sequential(*list(resnet18().children())[:-2])
     trunk[:6].requires_grad_(False)  # all layers before layer3
-    encoder = nn.Sequential(trunk, GeMHead(512, DESCRIPTOR_DIM)).to(device, memory_format=memory_format)
+    encoder = nn.Sequential(trunk, GeM(512, DESCRIPTOR_DIM)).to(device, memory_format=memory_format)
     head = build_head("cosface", DESCRIPTOR_DIM, NUM_CLASSES, scale=30.0, margin=0.4).to(device)
     optimizer = torch.optim.Adam(
         [

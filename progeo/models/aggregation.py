@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class GeMHead(nn.Module):
+class GeM(nn.Module):
     """GeM head: L2 over channels -> generalized-mean pooling -> linear -> L2 (CosPlace, section 4.1).
 
     Args:
@@ -33,7 +33,7 @@ class MeanPool(nn.Module):
         return F.normalize(feature_map.mean(dim=(2, 3)), dim=1)
 
 
-class MeanHead(nn.Module):
+class MeanLinear(nn.Module):
     """Mean-linear head: global average pooling -> linear -> L2 (Divide&Classify).
 
     Args:

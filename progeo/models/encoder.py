@@ -12,7 +12,7 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
-from progeo.models.aggregation import GeMHead, L2Norm, MeanHead, MeanPool
+from progeo.models.aggregation import GeM, L2Norm, MeanLinear, MeanPool
 from progeo.models.backbones import Pooling, build_backbone, empty_backbone, feature_map_channels
 from progeo.models.backbones.open_clip import RESNET_STRIDE, ImageSize, known_architectures, visual_features
 from progeo.models.backbones.torchvision import CONVNETS
@@ -244,7 +244,7 @@ def _build_pooling(spec: EncoderSpec, backbone: nn.Module) -> nn.Module:
         return L2Norm() if spec.normalized else nn.Identity()
     if spec.pooling == "mean":
         return MeanPool()
-    head = GeMHead if spec.pooling == "gem" else MeanHead
+    head = GeM if spec.pooling == "gem" else MeanLinear
     return head(feature_map_channels(backbone), spec.pooled_dim or spec.descriptor_dim)
 
 

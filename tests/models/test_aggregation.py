@@ -2,12 +2,12 @@ import itertools
 
 import torch
 
-from progeo.models.aggregation import GeMHead
+from progeo.models.aggregation import GeM
 
 
 def test_gem_head_equals_the_definition():
     torch.manual_seed(0)
-    head = GeMHead(5, 3).double()
+    head = GeM(5, 3).double()
     head.p.data.fill_(2.5)
     feature_map = torch.randn(2, 5, 4, 6, dtype=torch.float64)
     for descriptor, channels in zip(head(feature_map), feature_map, strict=True):
@@ -22,14 +22,14 @@ def test_gem_head_equals_the_definition():
 
 
 def test_the_power_starts_at_three_and_is_learned():
-    head = GeMHead(4, 2)
+    head = GeM(4, 2)
     assert head.p.item() == 3
     head(torch.rand(1, 4, 2, 2)).sum().backward()
     assert head.p.grad.abs() > 0
 
 
 def test_a_map_of_zeros_gives_finite_descriptors_and_gradients():
-    head = GeMHead(4, 2)
+    head = GeM(4, 2)
     feature_map = torch.zeros(1, 4, 2, 2, requires_grad=True)
     descriptors = head(feature_map)
     descriptors.sum().backward()
