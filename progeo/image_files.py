@@ -148,7 +148,7 @@ def _open_with_plugin(source: Path | BinaryIO) -> Image.Image:
             _check_jxl_size(content)  # the plugin decodes all pixels when opening
         return Image.open(BytesIO(content), formats=(each.name,))
     readable = (*FORMATS, *(each.name for each in _PLUGIN_FORMATS if each.is_readable))
-    raise UnidentifiedImageError(f"it is none of {', '.join(readable)}, or its beginning is damaged")
+    raise UnidentifiedImageError(f"it is none of {', '.join(readable)}, or its beginning is corrupt")
 
 
 def _content(source: Path | BinaryIO, count: int = -1) -> bytes:

@@ -46,7 +46,7 @@ def test_a_photo_that_is_a_program_is_not_run(tmp_path, monkeypatch, name):
     photo = tmp_path / name
     photo.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n%%EOF\n")
     with pytest.raises(
-        ValueError, match=rf"The image .*{name} cannot be decoded: it is none of JPEG, PNG, .*damaged\."
+        ValueError, match=rf"The image .*{name} cannot be decoded: it is none of JPEG, PNG, .*corrupt\."
     ):
         read_image(photo)
     assert read_shape(photo) is None

@@ -62,9 +62,9 @@ def read_own_photos(settings: DatasetPhotosSettings) -> Path:
     start_log(None)
     photos = read_photos(settings.folder)
     for path in photos.without_place:
-        LOGGER.warning("left out, it does not say where it was taken: %s", settings.folder / path)
+        LOGGER.warning("skipped, it has no position: %s", settings.folder / path)
     for path in photos.far_away:
-        LOGGER.warning("left out, it lies too far from all others: %s", settings.folder / path)
+        LOGGER.warning("skipped, it is too far from all others: %s", settings.folder / path)
     return _write(photos.catalogue, settings.out, settings.link)
 
 

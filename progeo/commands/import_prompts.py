@@ -51,7 +51,7 @@ def write_published_prompts(settings: ImportSettings, prompts: PublishedPrompts,
             _write_as_stage_1(settings, prompts, classes, folder, order=order, cells=cells)
     LOGGER.info("prompts of %d groups written to %s", len(prompts.contexts), target)
     if order is None:
-        LOGGER.info("for reading only, they are no %s, with which stage 2 could go on: %s", PROMPTS, reason)
+        LOGGER.info("for reading only, they are no %s, with which stage 2 could continue: %s", PROMPTS, reason)
     else:
         LOGGER.info("stage 2 trains with them: --text.prompts %s", target)
     return target

@@ -70,7 +70,7 @@ def _write_encoder(foreign: Foreign, source: Path, target: Path) -> Path:
     for remark in foreign.remarks:
         LOGGER.info(remark)
     if foreign.left_out:
-        LOGGER.info("left out, an encoder does not need them: %s", in_words(foreign.left_out))
+        LOGGER.info("skipped, an encoder does not need them: %s", in_words(foreign.left_out))
     if foreign.clip is not None:
         LOGGER.info(
             "the whole CLIP, for its texts, written to %s: --model.architecture %s --model.weights %s trains it",

@@ -52,7 +52,7 @@ def write_results(
     facts = {
         **facts,
         "right": results.rule,
-        "queries without a right image": f"{without:,}, {'missed' if without_positive_missed else 'left out'}",
+        "queries without a right image": f"{without:,}, {'missed' if without_positive_missed else 'excluded'}",
     }
     recalls = {each.n: each.percent for each in by_group["all"]}
     errors = errors_of(results.distances_m)

@@ -22,8 +22,8 @@ from progeo.training.validation import retrieve
 
 _RECALL_NS = (1, 5, 10, 20)
 _NEEDS_LESS_MEMORY = (
-    "With --resume true a run may go on with a lower data.eval_batch_size, with data.cache_images false or, for a ViT, "
-    "with training.gradient_checkpointing true; before its first checkpoint also with more training.micro_batches, "
+    "A run resumed with --resume true may have a lower data.eval_batch_size, data.cache_images false or, for a ViT, "
+    "training.gradient_checkpointing true; before its first checkpoint also more training.micro_batches, "
     "mixed_precision bf16, or a lower model.image_size or training.batch_size."
 )
 # With a cosine schedule the number of epochs may not change: it would be another cosine.
@@ -90,7 +90,7 @@ def _train(training: ImageTraining, val_set: QuerySet, run: RunFolder) -> None:
         checkpoint, state = found
         training.load_state_dict(state)
         best = f", best val R@1 {training.best_recall:.1f}" if training.epoch else ""
-        LOGGER.info("going on from %s%s", checkpoint, best)
+        LOGGER.info("resuming from %s%s", checkpoint, best)
     if training.accelerator.is_main_process:
         run.keep_metrics(lambda row: found is not None and row["epoch"] <= training.epoch)
     settings = training.settings

@@ -54,9 +54,9 @@ class BenchmarkSettings(ExtractSettings):
     ignores headings."""
     radii_m: tuple[PositiveFloat, ...] = (5.0, 25.0, 100.0)
     """Additional radii in meters for which recall is reported."""
-    without_positive: Literal["missed", "left_out"] = "missed"
+    without_positive: Literal["missed", "excluded"] = "missed"
     """Handling of queries without any positive in the database: missed counts them as misses, as common benchmarks do;
-    left_out excludes them."""
+    excluded removes them from recall."""
     one_per_panorama: bool = False
     """Count only the nearest prediction of each panorama, as is usual for Tokyo 24/7."""
     recall_ns: tuple[PositiveInt, ...] = (1, 5, 10, 20)

@@ -61,7 +61,7 @@ def prompts_in(content: Sequence[Stub], path: Path) -> PublishedPrompts:
     for index, tensors in enumerate(learners):
         missing = [name for name in ("cls_ctx", "token_prefix", "token_suffix") if name not in tensors]
         if missing:
-            raise ValueError(f"{path} is not whole: the prompt learner of group {index} has no {missing[0]}.")
+            raise ValueError(f"{path} is not complete: the prompt learner of group {index} has no {missing[0]}.")
         context, prefix, suffix = tensors["cls_ctx"], tensors["token_prefix"], tensors["token_suffix"]
         if (
             not context.ndim == prefix.ndim == suffix.ndim == 3

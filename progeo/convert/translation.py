@@ -94,7 +94,7 @@ def tensor_named(state: Mapping[str, Tensor], name: str, num_dims: int) -> Tenso
         ValueError: it is missing, empty, or has another number of dimensions.
     """
     if name not in state:
-        raise ValueError(f"The weights are not whole: {name} is missing.")
+        raise ValueError(f"The weights are not complete: {name} is missing.")
     if state[name].ndim != num_dims or not state[name].numel():
         raise ValueError(f"{name} should be a {num_dims}-d tensor with values, is {tuple(state[name].shape)}.")
     return state[name]

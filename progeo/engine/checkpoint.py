@@ -54,7 +54,9 @@ def save_checkpoint(folder: Path, name: str, state: dict[str, Any]) -> Path:
     except OSError as error:
         _remove(unfinished)
         newest = newest_checkpoint(folder, names)
-        rest = f"{newest} is whole: make room and go on with --resume true." if newest else "There is none before it."
+        rest = (
+            f"{newest} is complete: make room and resume with --resume true." if newest else "There is none before it."
+        )
         raise OSError(f"{error}. {rest}") from None
     return final
 
@@ -68,11 +70,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state = _with_tensors(read_json(path / _STATE), load_file(path / _TENSORS))
     except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(f"The checkpoint {path} is damaged: {str(error).rstrip('.')}") from None
+        raise ValueError(f"The checkpoint {path} is corrupt: {str(error).rstrip('.')}") from None
     except (KeyError, TypeError, AttributeError):
-        raise ValueError(f"The checkpoint {path} is damaged: {_STATE} and {_TENSORS} do not fit together") from None
+        raise ValueError(f"The checkpoint {path} is corrupt: {_STATE} and {_TENSORS} do not fit together") from None
     if not isinstance(state, dict) or not state:
-        raise ValueError(f"The checkpoint {path} is damaged: {_STATE} holds no state")
+        raise ValueError(f"The checkpoint {path} is corrupt: {_STATE} holds no state")
     return state
 
 
@@ -93,7 +95,7 @@ def load_newest_checkpoint(folder: Path, names: re.Pattern[str]) -> tuple[Path, 
             damages.append(str(error))
             continue
         for damage in damages:
-            LOGGER.warning("%s; going on from %s, which was written before it", damage, path)
+            LOGGER.warning("%s; resuming from %s, which was written before it", damage, path)
         return path, state
     if damages:
         raise ValueError(f"{damages[0]}. There is no other: remove it to begin anew, or name another --run.")

@@ -89,7 +89,7 @@ class RunFolder:
         try:
             return [json.loads(line) for line in lines if line.endswith("\n")]
         except ValueError as error:
-            raise ValueError(f"{self.metrics} is damaged: a line is not JSON ({error}). Remove that line.") from None
+            raise ValueError(f"{self.metrics} is corrupt: a line is not JSON ({error}). Remove that line.") from None
 
     def keep_metrics(self, keep: Callable[[dict[str, Any]], bool]) -> None:
         """Remove the lines for which `keep` is false: their steps will be run again."""
@@ -130,9 +130,7 @@ def open_run(
     if is_main:
         if run.config.is_file():
             if not resume:
-                raise ValueError(
-                    f"{path} already holds a run: add --resume true to go on with it, or name another --run."
-                )
+                raise ValueError(f"{path} already holds a run: add --resume true to resume it, or name another --run.")
             if run.begun:
                 stored = {renamed.get(name, name): value for name, value in _stored_settings(run.config).items()}
                 before, now = flat_settings(defaults) | stored, flat_settings(settings)
@@ -163,7 +161,7 @@ def _stored_settings(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError):
         stored = None
     if not isinstance(stored, dict):
-        raise ValueError(f"{path} does not hold the settings of the run: it is damaged. Name another --run.")
+        raise ValueError(f"{path} does not hold the settings of the run: it is corrupt. Name another --run.")
     return flat_settings(stored)
 
 

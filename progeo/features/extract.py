@@ -224,7 +224,7 @@ def _check_folder(rows: ShardedRows, depends_on: Mapping[str, Any], catalogue: C
     """Check that a cache folder holds the expected metadata and that its images are unchanged."""
     folder, stored, missing = rows.folder, read_json(rows.folder / _DESCRIPTION), rows.missing_shards()
     if not isinstance(stored, dict):
-        raise ValueError(f"{folder / _DESCRIPTION} is damaged: {advice}.")
+        raise ValueError(f"{folder / _DESCRIPTION} is corrupt: {advice}.")
     for name, value in depends_on.items():
         if stored.get(name) != value:
             raise ValueError(
@@ -363,13 +363,13 @@ def _report_unreadable(
             f"None of the {len(catalogue)} images of {catalogue.folder} can be read. One of them: {reasons[0]}"
         )
     LOGGER.warning(
-        "%d of %d images cannot be read and are left out; mend them and remove %s to have them in",
+        "%d of %d images cannot be read and are skipped; repair them and remove %s to have them in",
         len(reasons),
         len(catalogue),
         folder,
     )
     for reason in list(reasons.values())[:_MAX_REASONS_SHOWN]:
-        LOGGER.warning("left out: %s", reason)
+        LOGGER.warning("skipped: %s", reason)
     if len(reasons) > _MAX_REASONS_SHOWN:
         LOGGER.warning("and %d more, listed in %s", len(reasons) - _MAX_REASONS_SHOWN, folder / "unreadable_*.json")
 
@@ -377,5 +377,5 @@ def _report_unreadable(
 def _too_many_unreadable(count: int, first: str, num_images: int, setting: str) -> str:
     return (
         f"{count} of {num_images} images cannot be read, more than --{setting} allows: mend them, take them out, or "
-        f"raise it to go on without them. One of them: {first}"
+        f"raise it to continue without them. One of them: {first}"
     )

@@ -20,7 +20,7 @@ def load_array(path: Path, *, mapped: bool = False) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r" if mapped else None)
     except (ValueError, EOFError, SyntaxError, TokenError, BadZipFile) as error:  # the .npy header is a Python literal
-        raise ValueError(f"{path} is damaged ({error})") from None
+        raise ValueError(f"{path} is corrupt ({error})") from None
 
 
 class ShardedRows:

@@ -117,7 +117,7 @@ def _open_images(file: Path, folder: Path) -> Catalogue:
     try:
         catalogue = open_catalogue(file, folder)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{file} is damaged: {error}. Put it back, or build the index anew.") from None
+        raise ValueError(f"{file} is corrupt: {error}. Put it back, or build the index anew.") from None
     kinds = {field.name: field.type for field in catalogue.table.schema}
     numbers = [kinds.get(name, pa.null()) for name in _COLUMNS[1:]]
     is_number = [pa.types.is_floating(kind) or pa.types.is_integer(kind) for kind in numbers]

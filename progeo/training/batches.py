@@ -101,7 +101,7 @@ class ImageBatches:
             if len(self.unreadable) > max_unreadable(self.settings.data.max_unreadable_fraction, len(self.images)):
                 raise ValueError(
                     f"{len(self.unreadable)} of {len(self.images)} images cannot be read, more than "
-                    f"data.max_unreadable_fraction allows: raise it to go on without them. One of them: {reason}"
+                    f"data.max_unreadable_fraction allows: raise it to continue without them. One of them: {reason}"
                 )
 
 

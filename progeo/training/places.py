@@ -79,11 +79,11 @@ class LearnedFrom:
             return
         stored = read_json(path)
         if not isinstance(stored, dict) or "image_list" not in stored or "fingerprint" not in stored:
-            raise ValueError(f"{path} does not say what the run learned from: it is damaged. Name another --run.")
+            raise ValueError(f"{path} does not say what the run learned from: it is corrupt. Name another --run.")
         if self.validation is not None and stored.get("crops") != _CROPS:
             raise ValueError(
                 f"The run in {run.path} was begun by an earlier version, which cropped images after they were resized, "
-                f"and crops {_CROPS} would be another training: go on with that version, or name another --run."
+                f"and crops {_CROPS} would be another training: continue with that version, or name another --run."
             )
         check_same_partition(stored, self.places.partition, f"The run in {run.path}")
         before = {"data.train_folder": [stored], "data.val_folder": stored.get("validation", [])}

@@ -46,7 +46,7 @@ def read_prompts_description(folder: Path) -> dict[str, Any]:
     """
     description = read_json(folder / DESCRIPTION)
     if not isinstance(description, dict) or not description.keys() >= _DESCRIBED:
-        raise ValueError(f"{folder / DESCRIPTION} does not describe prompts: it is damaged. Run stage 1 again.")
+        raise ValueError(f"{folder / DESCRIPTION} does not describe prompts: it is corrupt. Run stage 1 again.")
     return description
 
 
@@ -60,4 +60,4 @@ def read_prompts(path: Path, names: Sequence[str]) -> list[Tensor]:
         with safe_open(path, framework="pt") as file:
             return [file.get_tensor(name) for name in names]
     except (SafetensorError, FileNotFoundError) as error:
-        raise ValueError(f"{path} is damaged: {error}. Remove it and go on with stage 1, with --resume true.") from None
+        raise ValueError(f"{path} is corrupt: {error}. Remove it and resume stage 1 with --resume true.") from None

@@ -134,7 +134,7 @@ class PromptTraining:
         )
         if (newest := self.newest[index]) is not None:
             training.load_state_dict(load_checkpoint(newest))
-            LOGGER.info("%s: going on after epoch %d", name, training.epoch)
+            LOGGER.info("%s: resuming after epoch %d", name, training.epoch)
         while training.epoch < epochs:
             training.run_epoch(bar, f"stage 1, {name}, epoch {training.epoch + 1}/{epochs}")
             self.run.append_metrics({"group": index, "epoch": training.epoch, **training.terms})

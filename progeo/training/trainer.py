@@ -220,7 +220,7 @@ class ImageTraining:
             self.save(run)
         if stop.received:
             raise KeyboardInterrupt(
-                f"stopped in epoch {self.epoch + 1} after step {steps}: go on with the same command and --resume true."
+                f"stopped in epoch {self.epoch + 1} after step {steps}: resume with the same command and --resume true."
             )
 
     def _load_text_features(self, places: TrainingPlaces) -> list[Tensor] | None:

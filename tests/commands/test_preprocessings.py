@@ -181,7 +181,7 @@ def test_an_n_that_cannot_be_is_refused_before_anything_is_described(ns, encoder
 
 
 def test_what_an_index_loses_is_said_of_the_queries_that_count(encoder, mixed, tmp_path):
-    more = ["--query_preprocessing", "five_crops", "--without_positive", "left_out", "--positive_radius_m", "15"]
+    more = ["--query_preprocessing", "five_crops", "--without_positive", "excluded", "--positive_radius_m", "15"]
     evaluated(encoder, mixed, tmp_path / "a", *more)
     evaluated(encoder, mixed, tmp_path / "b", *more, "--index", "PQ1x2")
     exact, found = (json.loads((tmp_path / name / "recalls.json").read_text()) for name in ("a", "b"))

@@ -89,7 +89,7 @@ def test_a_run_stopped_within_an_epoch_ends_as_if_it_had_not_been(long_config, w
     said = kill_before("/epoch_000001_step_000014", *command, number=number)
     if number != signal.SIGKILL:
         assert "stopped in epoch 2 after step" in said
-        assert "go on with the same command and --resume true" in said
+        assert "resume with the same command and --resume true" in said
     newest = "epoch_000001_step_000007" if number == signal.SIGKILL else "epoch_000001_step_000014"
     assert newest_checkpoint(checkpoints).name == newest
     stage_2(long_config, "--run", stopped, "--resume", "true")
@@ -181,7 +181,7 @@ def test_a_full_disk_ends_in_a_sentence_and_the_run_goes_on_when_there_is_room(c
 
 def test_without_memory_the_sentence_says_what_to_lower(config, run, tmp_path):
     sentence = failure(config, "--run", tmp_path, "--text.weight", "0", "--model.image_size", "10000000")
-    assert "Out of memory. With --resume true a run may go on with a lower data.eval_batch_size" in sentence
+    assert "Out of memory. A run resumed with --resume true may have a lower data.eval_batch_size" in sentence
     assert "data.eval_batch_size, with data.cache_images false or" in sentence
     stage_2(
         config, "--run", tmp_path, "--text.weight", "0", "--training.epochs", "1", "--resume", "true",
@@ -308,7 +308,7 @@ def test_a_run_that_cropped_resized_images_does_not_go_on_with_other_crops(confi
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     sentence = failure(config, *begun, "--resume", "true")
     assert f"The run in {tmp_path}/run/stage2 was begun by an earlier version, which cropped images after" in sentence
-    assert "go on with that version, or name another --run." in sentence
+    assert "continue with that version, or name another --run." in sentence
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -356,13 +356,13 @@ def test_a_run_does_not_go_on_where_a_link_leads_to_other_images_of_the_same_nam
 @pytest.mark.parametrize(
     ("file", "content", "sentence"),
     [
-        ("config.yaml", b"", "config.yaml does not hold the settings of the run: it is damaged"),
-        ("config.yaml", b"<html>: {404", "config.yaml does not hold the settings of the run: it is damaged"),
-        ("places.json", b"{}", "places.json does not say what the run learned from: it is damaged"),
+        ("config.yaml", b"", "config.yaml does not hold the settings of the run: it is corrupt"),
+        ("config.yaml", b"<html>: {404", "config.yaml does not hold the settings of the run: it is corrupt"),
+        ("places.json", b"{}", "places.json does not say what the run learned from: it is corrupt"),
         ("places.json", b"<html>", "places.json is not a JSON file"),
-        ("metrics.jsonl", b"x\n{}\n", "metrics.jsonl is damaged: a line is not JSON"),
-        ("../stage1/prompts.json", b"{}", "prompts.json does not describe prompts: it is damaged"),
-        ("../stage1/prompts.safetensors", b"<html>404</html>", "prompts.safetensors is damaged: Error"),
+        ("metrics.jsonl", b"x\n{}\n", "metrics.jsonl is corrupt: a line is not JSON"),
+        ("../stage1/prompts.json", b"{}", "prompts.json does not describe prompts: it is corrupt"),
+        ("../stage1/prompts.safetensors", b"<html>404</html>", "prompts.safetensors is corrupt: Error"),
     ],
 )
 def test_a_damaged_file_of_a_run_is_named(config, run, tmp_path, file, content, sentence):
@@ -380,7 +380,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_and_ends_as_it_w
     stage_2(config, "--run", tmp_path / "run", "--resume", "true", "--training.keep_checkpoints", 1)
     log = (tmp_path / "run/stage2/log.txt").read_text()
     assert (
-        f"is damaged: Error while deserializing header: header too small; going on from {checkpoints}/epoch_000002"
+        f"is corrupt: Error while deserializing header: header too small; resuming from {checkpoints}/epoch_000002"
         in log
     )
     assert metrics_of(tmp_path / "run/stage2") == metrics_of(run / "stage2")

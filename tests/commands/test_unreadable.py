@@ -201,5 +201,5 @@ def test_an_image_that_cannot_be_read_is_named_where_it_lies_now(pictures, encod
         else:
             (tmp_path / "here").rename(tmp_path / "there")
         run(*words, "--folder", tmp_path / place, "--out", tmp_path / f"of_{place}", cache=tmp_path / "cache")
-        assert f"left out: The image {tmp_path / place / name(BROKEN)} cannot be decoded" in capfd.readouterr().err
+        assert f"skipped: The image {tmp_path / place / name(BROKEN)} cannot be decoded" in capfd.readouterr().err
     assert len(list((tmp_path / "cache").iterdir())) == 1

@@ -509,7 +509,7 @@ def test_what_has_a_visual_tower_of_another_kind_is_no_plain_clip(tmp_path):
         imported(tmp_path / "siglip.safetensors", tmp_path)
     state = {name: tensor for name, tensor in resnet_state("visual.").items() if "attnpool" not in name}
     save_file(state, tmp_path / "trunk.safetensors")
-    with pytest.raises(SystemExit, match=r"not whole: attnpool\.c_proj\.weight is missing"):
+    with pytest.raises(SystemExit, match=r"not complete: attnpool\.c_proj\.weight is missing"):
         imported(tmp_path / "trunk.safetensors", tmp_path)
 
 

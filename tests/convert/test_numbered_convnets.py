@@ -107,8 +107,8 @@ def test_of_two_networks_in_a_checkpoint_the_model_is_taken_which_is_said_and_th
     }
     sentences = (
         "The weights in state_dict.model are taken, those in ema are not: `progeo import` with --weights_in ema takes",
-        "left out, an encoder does not need them: ema, recalls, callbacks",
-        "left out, an encoder does not need them: state_dict, recalls, callbacks, n_averaged",
+        "skipped, an encoder does not need them: ema, recalls, callbacks",
+        "skipped, an encoder does not need them: state_dict, recalls, callbacks, n_averaged",
     )
     for options, state, said in (([], model, sentences[:2]), (["--weights_in", "ema"], ema, sentences[2:])):
         (tmp_path / str(len(options))).mkdir()
@@ -142,7 +142,7 @@ def test_divide_and_classify_gives_the_mean_moved_and_of_length_one(name, tmp_pa
         expected = moved / moved.norm(dim=1, keepdim=True)
         torch.testing.assert_close(encoder(images), expected, rtol=1e-4, atol=1e-5)
     assert (encoder.spec.architecture, encoder.spec.pooling, encoder.image_size) == (name, "mean_linear", (256, 256))
-    assert "left out, an encoder does not need them: classifiers_state_dict, args" in capsys.readouterr().err
+    assert "skipped, an encoder does not need them: classifiers_state_dict, args" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

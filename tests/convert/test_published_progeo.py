@@ -131,7 +131,7 @@ def test_a_grid_that_is_no_square_is_told_by_the_image_size(tmp_path):
         (lambda state: state.pop("aggregation.1.p"), [], r"aggregation\.1\.p should be \(1,\), is missing"),
         (lambda state: state.pop("backbone.bn2.bias"), [], r"backbone\.bn2\.bias should be \(8,\), is missing"),
         (lambda state: state.update(extra=torch.zeros(2)), [], r"extra should be absent, is \(2,\)"),
-        (lambda state: state.pop("aggregation.3.weight"), [], r"not whole: aggregation\.3\.weight is missing"),
+        (lambda state: state.pop("aggregation.3.weight"), [], r"not complete: aggregation\.3\.weight is missing"),
         (lambda state: None, ["--normalized", "false"], "always have length 1, leave it out"),
     ],
 )

@@ -193,7 +193,7 @@ def test_a_link_or_a_file_with_the_name_of_a_checkpoint_is_not_followed_nor_remo
     newest = save_checkpoint(checkpoints, "epoch_000002_step_000000", {"epoch": 2})
     prune_checkpoints(newest, keep=1)
     assert newest_checkpoint(checkpoints) == newest
-    with pytest.raises(OSError, match=r"epoch_000002_step_000000 is whole"):
+    with pytest.raises(OSError, match=r"epoch_000002_step_000000 is complete"):
         save_checkpoint(checkpoints, name.removeprefix(".unfinished-"), {"epoch": 9})
     remove_checkpoints(checkpoints, STEPS)
     assert content_of(tmp_path) == before
@@ -240,30 +240,30 @@ def test_a_damaged_checkpoint_is_named_with_the_one_that_is_gone_on_from(
     assert path == good
     assert torch.equal(state["weight"], torch.ones(100))
     (message,) = {record.getMessage() for record in caplog.records}
-    assert message.startswith(f"The checkpoint {bad} is damaged: ")
+    assert message.startswith(f"The checkpoint {bad} is corrupt: ")
     assert words in message.lower()
-    assert message.endswith(f"; going on from {good}, which was written before it")
+    assert message.endswith(f"; resuming from {good}, which was written before it")
     shutil.rmtree(good)
-    with pytest.raises(ValueError, match=r"is damaged: .* There is no other: remove it to begin anew, or name another"):
+    with pytest.raises(ValueError, match=r"is corrupt: .* There is no other: remove it to begin anew, or name another"):
         load_newest_checkpoint(tmp_path, STEPS)
 
 
 def test_those_before_a_damaged_checkpoint_outlive_it(tmp_path):
     first = save_checkpoint(tmp_path, "epoch_000001_step_000000", {"epoch": 1})
-    damaged = save_checkpoint(tmp_path, "epoch_000003_step_000000", {"epoch": 3})
-    (damaged / "state.json").write_text("")
+    corrupt = save_checkpoint(tmp_path, "epoch_000003_step_000000", {"epoch": 3})
+    (corrupt / "state.json").write_text("")
     second = save_checkpoint(tmp_path, "epoch_000002_step_000000", {"epoch": 2})
     prune_checkpoints(second, keep=1)
     assert not first.exists()
     assert load_newest_checkpoint(tmp_path, STEPS)[0] == second
     prune_checkpoints(save_checkpoint(tmp_path, "epoch_000003_step_000000", {"epoch": 3}), keep=1)
-    assert list(tmp_path.iterdir()) == [damaged]
-    assert load_newest_checkpoint(tmp_path, STEPS) == (damaged, {"epoch": 3})
+    assert list(tmp_path.iterdir()) == [corrupt]
+    assert load_newest_checkpoint(tmp_path, STEPS) == (corrupt, {"epoch": 3})
 
 
 def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path, full_disk):
     kept = save_checkpoint(tmp_path, "epoch_000001", {"weights": torch.ones(10)})
-    with full_disk(), pytest.raises(OSError, match=r"could not be written: .*/epoch_000001 is whole: make room"):
+    with full_disk(), pytest.raises(OSError, match=r"could not be written: .*/epoch_000001 is complete: make room"):
         save_checkpoint(tmp_path, "epoch_000002", {"weights": torch.ones(10**6)})
     assert newest_checkpoint(tmp_path, EPOCHS) == kept
     assert list(tmp_path.iterdir()) == [kept]

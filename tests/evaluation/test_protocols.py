@@ -97,7 +97,7 @@ def test_queries_that_would_all_be_left_out_are_refused(own_val, tmp_path):
         fields.north[:] += 5000
         path.rename(own_val / "queries" / format_names(fields)[0])
     with pytest.raises(SystemExit) as stop:
-        evaluate(own_val, out, "--without_positive", "left_out")
+        evaluate(own_val, out, "--without_positive", "excluded")
     assert "No query of" in str(stop.value.code)
     assert not out.exists()
     evaluate(own_val, out)

@@ -156,7 +156,7 @@ def test_an_extraction_goes_on_with_the_statistics_that_it_was_begun_with(extrac
 def test_damaged_statistics_are_refused(extract):
     _, _, folder = extract("calibrated")
     (folder / "rows_00001.npy").unlink()
-    (folder / "batch_norm.safetensors").write_bytes(b"damaged")
+    (folder / "batch_norm.safetensors").write_bytes(b"corrupt")
     with pytest.raises(ValueError, match=rf"{folder}/batch_norm.safetensors is not a whole .*: remove {folder}, and"):
         extract("calibrated")
 

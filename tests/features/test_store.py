@@ -48,8 +48,8 @@ def test_rows_come_in_the_order_asked_for_across_files(rows, values):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (lambda path: path.write_bytes(path.read_bytes()[:-3]), "rows_00000.npy is damaged"),
-        (lambda path: path.write_bytes(b""), "rows_00000.npy is damaged"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-3]), "rows_00000.npy is corrupt"),
+        (lambda path: path.write_bytes(b""), "rows_00000.npy is corrupt"),
         (lambda path: np.save(path, np.zeros((4, 2), np.float16)), r"float16 \(4, 2\), not float16 \(4, 3\)"),
         (lambda path: np.save(path, np.zeros((4, 3))), r"float64 \(4, 3\), not float16"),
     ],

@@ -97,4 +97,4 @@ def test_the_encoder_before_training_is_never_kept_and_named_where_no_epoch_was_
     assert lines_of(tmp_path)[-2:] == said
     stage_2(config, tmp_path, *still, "--resume", "true")
     assert lines_of(tmp_path)[-2:] == said
-    assert lines_of(tmp_path)[-3].startswith("going on from")
+    assert lines_of(tmp_path)[-3].startswith("resuming from")

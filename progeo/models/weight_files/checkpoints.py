@@ -61,7 +61,7 @@ def load_weights(path: Path, marks: Collection[str]) -> dict[str, Tensor]:
     for remark in found.remarks:
         LOGGER.info("%s: %s", path, remark)
     if found.ignored:
-        LOGGER.info("%s: left out, it lies beside the weights: %s", path, in_words(found.ignored))
+        LOGGER.info("%s: skipped, it lies beside the weights: %s", path, in_words(found.ignored))
     return found.state
 
 

@@ -47,7 +47,7 @@ def read_torch_file(path: Path) -> Any:
         raise
     except Exception as error:  # a file of another kind can fail in any way
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise ValueError(f"{path} is not a whole file of PyTorch: {printable(reason)}.") from None
+        raise ValueError(f"{path} is not a complete file of PyTorch: {printable(reason)}.") from None
 
 
 def is_module(value: Any) -> bool:

@@ -172,7 +172,7 @@ def test_functions_and_classes_of_other_names_are_stubs_that_call_nothing(operat
 
 def test_a_file_of_more_names_than_any_program_has_is_refused(tmp_path):
     archive(tmp_path / "a.pth", b"".join(named("a", f"b{number}") + b"0" for number in range(10_001)) + b"N")
-    with pytest.raises(ValueError, match="is not a whole file of PyTorch: it asks for more than 10,000 names"):
+    with pytest.raises(ValueError, match="is not a complete file of PyTorch: it asks for more than 10,000 names"):
         read_torch_file(tmp_path / "a.pth")
 
 
@@ -206,7 +206,7 @@ def test_names_below_admitted_ones_are_not_admitted(tmp_path):
 )
 def test_a_pickle_changes_nothing_but_dictionaries_and_stubs(operations, reason, tmp_path):
     archive(tmp_path / "a.pth", operations)
-    with pytest.raises(ValueError, match=f"is not a whole file of PyTorch: {reason}"):
+    with pytest.raises(ValueError, match=f"is not a complete file of PyTorch: {reason}"):
         read_torch_file(tmp_path / "a.pth")
 
 
@@ -223,7 +223,7 @@ def test_names_are_not_looked_up_by_number(operation, tmp_path):
     try:
         for write in (archive, lambda path, operations: path.write_bytes(b"\x80\x02" + operations + b".")):
             write(tmp_path / "a.pth", operation)
-            with pytest.raises(ValueError, match=f"is not a whole file of PyTorch: {operation[0]}"):
+            with pytest.raises(ValueError, match=f"is not a complete file of PyTorch: {operation[0]}"):
                 read_torch_file(tmp_path / "a.pth")
     finally:
         copyreg.remove_extension("os", "system", 1)
@@ -278,7 +278,7 @@ def test_a_file_that_breaks_off_is_refused_wherever_it_does(new, tmp_path):
     whole = (tmp_path / "a.pth").read_bytes()
     for length in (*range(0, len(whole), 97), len(whole) - 1):
         (tmp_path / "part.pth").write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=r"part\.pth is not a whole file of PyTorch: [^\n]+\.$") as caught:
+        with pytest.raises(ValueError, match=r"part\.pth is not a complete file of PyTorch: [^\n]+\.$") as caught:
             read_torch_file(tmp_path / "part.pth")
         assert not new or length < 4 or str(caught.value).endswith(": it breaks off.")
 
@@ -290,10 +290,10 @@ def test_what_is_no_file_of_pytorch_is_refused_in_one_sentence(tmp_path):
     with pytest.raises(SystemExit, match=r"PyTorch: it is an ordinary zip archive, without the data\.pkl"):
         main(["import", str(path)])
     path.write_bytes(b"")
-    with pytest.raises(SystemExit, match="is not a whole file of PyTorch: it is empty"):
+    with pytest.raises(SystemExit, match="is not a complete file of PyTorch: it is empty"):
         main(["import", str(path)])
     path.write_text("<!DOCTYPE html> not found")
-    with pytest.raises(SystemExit, match="is not a whole file of PyTorch: it does not begin as one"):
+    with pytest.raises(SystemExit, match="is not a complete file of PyTorch: it does not begin as one"):
         main(["import", str(path)])
     (tmp_path / "model.safetensors").write_bytes(b"x" * 100)
     with pytest.raises(SystemExit, match="is not a whole safetensors file"):
@@ -313,7 +313,7 @@ def test_what_is_no_file_of_pytorch_is_refused_in_one_sentence(tmp_path):
 def test_a_length_or_a_number_beyond_the_file_takes_no_memory(operation, beginning, tmp_path):
     path = tmp_path / "model.pth"
     path.write_bytes(beginning + b"\x80\x05" + operation)
-    with little_memory(), pytest.raises(ValueError, match=r"is not a whole file of PyTorch: (?!MemoryError)"):
+    with little_memory(), pytest.raises(ValueError, match=r"is not a complete file of PyTorch: (?!MemoryError)"):
         read_torch_file(path)
 
 
@@ -334,7 +334,7 @@ def test_a_length_or_a_number_beyond_the_file_takes_no_memory(operation, beginni
 )
 def test_what_unfolds_is_refused_before_it_does(operations, reason, tmp_path):
     archive(tmp_path / "a.pth", operations)
-    with little_memory(), pytest.raises(ValueError, match=f"is not a whole file of PyTorch: {reason}"):
+    with little_memory(), pytest.raises(ValueError, match=f"is not a complete file of PyTorch: {reason}"):
         read_torch_file(tmp_path / "a.pth")
 
 
@@ -399,7 +399,7 @@ def test_an_old_file_whose_names_of_tensors_unfold_is_refused(tmp_path):
     values = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, {})
     beginning = b"".join(pickle.dumps(value, protocol=2) for value in values)
     (tmp_path / "a.pth").write_bytes(beginning + b"\x80\x02](" + DOUBLED + b"e.")
-    with pytest.raises(ValueError, match="is not a whole file of PyTorch: it does not name its tensors"):
+    with pytest.raises(ValueError, match="is not a complete file of PyTorch: it does not name its tensors"):
         read_torch_file(tmp_path / "a.pth")
 
 
@@ -452,5 +452,5 @@ def test_a_tensor_that_reaches_beyond_its_values_is_refused(tmp_path):
 
     for new in (True, False):
         torch.save({"a": Beyond()}, tmp_path / "a.pth", _use_new_zipfile_serialization=new)
-        with pytest.raises(ValueError, match="is not a whole file of PyTorch"):
+        with pytest.raises(ValueError, match="is not a complete file of PyTorch"):
             read_torch_file(tmp_path / "a.pth")
