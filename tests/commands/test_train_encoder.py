@@ -182,7 +182,7 @@ def test_a_full_disk_ends_in_a_sentence_and_the_run_goes_on_when_there_is_room(c
 def test_without_memory_the_sentence_says_what_to_lower(config, run, tmp_path):
     sentence = failure(config, "--run", tmp_path, "--text.weight", "0", "--model.image_size", "10000000")
     assert "Out of memory. A run resumed with --resume true may have a lower data.eval_batch_size" in sentence
-    assert "data.eval_batch_size, with data.cache_images false or" in sentence
+    assert "data.eval_batch_size, data.cache_images false or" in sentence
     stage_2(
         config, "--run", tmp_path, "--text.weight", "0", "--training.epochs", "1", "--resume", "true",
     )  # fmt: skip
