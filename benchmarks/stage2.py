@@ -23,9 +23,10 @@ from torchvision.models import resnet18
 
 from benchmarks.images import write_images
 from benchmarks.timing import clock_of_device, clock_of_one_core, min_seconds
-from progeo.data.augmentation import Augmentation, jitter_colors
+from progeo.data.augmentation import build_crop, draw_changes, jitter_colors
 from progeo.data.datasets import CatalogueImages, LabeledImages
 from progeo.data.loaders import build_loader, read_batches
+from progeo.data.options import Augmentation
 from progeo.engine.accelerator import start_accelerator
 from progeo.models.aggregation import GeM
 from progeo.models.heads import build_head
@@ -120,9 +121,9 @@ def plain_loop(paths: Sequence[Path], resizing: Sequence[nn.Module], device: tor
 def our_loop(catalogue: Catalogue, device: torch.device) -> Loop:
     """Build our loop: decode, crop and resize to uint8, jitter in batches, train in channels_last with fused Adam."""
     augmentation, generator = Augmentation(), torch.Generator().manual_seed(0)
-    rows, crop = np.arange(BATCH_SIZE), augmentation.crop((INPUT_SIDE, INPUT_SIDE))
+    rows, crop = np.arange(BATCH_SIZE), build_crop(augmentation, (INPUT_SIDE, INPUT_SIDE))
     images = LabeledImages(CatalogueImages(catalogue), rows, np.arange(BATCH_SIZE + 1), crop)
-    draws = augmentation.draw(BATCH_SIZE, generator).crops.numpy()
+    draws = draw_changes(augmentation, BATCH_SIZE, generator).crops.numpy()
     loader = build_loader(images, [list(zip(rows.tolist(), draws, strict=True))], num_workers=0)
     mean, std = (torch.tensor(values, device=device) for values in (MEAN, STD))
 
@@ -131,7 +132,7 @@ def our_loop(catalogue: Catalogue, device: torch.device) -> Loop:
         return pixels
 
     def jittered(pixels: Tensor) -> Tensor:
-        changes = augmentation.draw(len(pixels), generator)
+        changes = draw_changes(augmentation, len(pixels), generator)
         return normalize_images(jitter_colors(pixels.to(device), changes), mean, std)
 
     return Loop(decode, jittered, build_step(device, torch.channels_last, fused=True))

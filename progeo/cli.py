@@ -1,136 +1,268 @@
 """The command `progeo`: one table of commands, which the scripts share."""
 
+import dataclasses
+import json
 import os
+import re
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
+from progeo import __version__
+from progeo.config.help import help_page
+from progeo.config.parsing import UsageError, parse_arguments
+from progeo.config.settings import settings_of
+from progeo.engine.log import start_log
+from progeo.files import spelled_out
+
 
 @dataclass(frozen=True)
 class Command:
-    """A sub-command: the names of its function and of its settings class."""
+    """A command: its function in `progeo.commands`, and how it is shown and called."""
 
     function: str
-    settings: str
+    """Module and name of the function."""
     summary: str
-    positional: bool = False
-    """Whether settings without a default are positional arguments."""
-    words: str | None = None
-    """Name of the setting that collects all positional arguments."""
+    example: str
+    words: tuple[str, ...] = ()
+    """Names of the settings that plain words give, see `config.parsing.parse_arguments`."""
+
+    def load(self) -> Callable[..., Any]:
+        """Import the function."""
+        module, _, name = self.function.partition(":")
+        return getattr(import_module(f"progeo.commands.{module}"), name)
 
 
 COMMANDS = {
-    "stage1": Command("train_prompts:train_prompts", "training:Settings", "learn a text prompt for every place"),
-    "stage2": Command(
-        "train_encoder:train_image_encoder", "training:Settings", "train the image encoder on places and their prompts"
+    "train": Command(
+        "train:train",
+        "train as a configuration says: stage 1 if it uses texts, then stage 2",
+        "progeo train --config progeo_rn50 --out runs/city --data.train_folder city/train --validation.folder city/val",
     ),
-    "evaluate": Command("evaluate:evaluate", "evaluation:EvaluateSettings", "recall of an encoder, with a report"),
+    "train prompts": Command(
+        "train_prompts:train_prompts",
+        "stage 1: learn a text prompt for every place",
+        "progeo train prompts --config progeo_rn50 --out runs/city --data.train_folder city/train",
+    ),
+    "train encoder": Command(
+        "train_encoder:train_encoder",
+        "stage 2: train the image encoder on places and their prompts",
+        "progeo train encoder --config progeo_rn50 --out runs/city --data.train_folder city/train "
+        "--validation.folder city/val",
+    ),
+    "evaluate": Command(
+        "evaluate:evaluate",
+        "measure the recall of an encoder and write a report",
+        "progeo evaluate runs/city --folder pitts30k/test --out results/pitts30k",
+        ("encoder",),
+    ),
     "compare": Command(
-        "compare:compare", "evaluation:CompareSettings", "the same for several encoders, in one table", words="encoders"
+        "compare:compare",
+        "evaluate several encoders and write one table",
+        "progeo compare runs/city open_clip:RN50:openai --folder pitts30k/test --out results/compared",
+        ("encoders...",),
     ),
-    "reduce": Command(
-        "pca:fit_encoder_pca", "evaluation:ReduceSettings", "fewer dimensions for an encoder's descriptors"
+    "pca": Command(
+        "pca:pca",
+        "reduce the dimension of an encoder's descriptors with PCA",
+        "progeo pca runs/city --folder city/train --dim 512 --out encoders/city_512",
+        ("encoder",),
     ),
     "index build": Command(
-        "index:build_place_index",
-        "evaluation:IndexBuildSettings",
-        "images of known places and an encoder, to localize photos with",
+        "index:build_index",
+        "build a place index from images with known positions and an encoder",
+        "progeo index build runs/city --folder city/database --out city.index",
+        ("encoder",),
     ),
-    "index add": Command("index:add_to_place_index", "evaluation:IndexAddSettings", "more images for an index"),
+    "index add": Command(
+        "index:add_to_index",
+        "add images to a place index",
+        "progeo index add --index city.index --folder new",
+        ("index",),
+    ),
     "index calibrate": Command(
-        "index:calibrate_place_index", "evaluation:IndexCalibrateSettings", "learn how sure its answers may be"
+        "index:calibrate_index",
+        "calibrate the confidence of a place index on photos with known positions",
+        "progeo index calibrate --index city.index --folder city/queries",
+        ("index",),
     ),
-    "localize": Command("localize:localize", "evaluation:LocalizeSettings", "where photos were taken", words="photos"),
-    "prompts show": Command(
-        "show_prompts:show_prompts", "encoders:ShowPromptsSettings", "words nearest to the learned prompts", True
+    "localize": Command(
+        "localize:localize",
+        "find where photos were taken",
+        "progeo localize photo.jpg holiday/ --index city.index --out found.geojson",
+        ("photos...",),
     ),
-    "dataset index": Command(
-        "dataset:index_dataset",
-        "datasets:DatasetIndexSettings",
-        "find and parse all names once, for sets of millions",
-        True,
+    "export": Command(
+        "export:export",
+        "write the encoder of a run as files of its own",
+        "progeo export runs/city --format onnx --out city_onnx",
+        ("encoder",),
     ),
-    "dataset check": Command(
-        "check:check_dataset",
-        "datasets:DatasetCheckSettings",
-        "read all images once and say what is wrong with them",
-        True,
-    ),
-    "dataset from-table": Command(
-        "dataset:read_image_table", "datasets:DatasetTableSettings", "places from CSV, Parquet or GeoJSON", True
-    ),
-    "dataset from-photos": Command(
-        "dataset:read_own_photos", "datasets:DatasetPhotosSettings", "places from photos with GPS positions", True
-    ),
-    "dataset from-dbstruct": Command(
-        "dataset:read_struct", "datasets:DatasetStructSettings", "Pittsburgh and Tokyo, from their .mat files", True
-    ),
-    "dataset from-arrays": Command(
-        "dataset:read_truth",
-        "datasets:DatasetArraysSettings",
-        "ground truth of OpenVPRLab, GSV-Cities, Patch-NetVLAD, VPR-Bench",
-        True,
-    ),
-    "dataset from-msls": Command(
-        "dataset:read_street_sequences",
-        "datasets:DatasetMslsSettings",
-        "Mapillary Street-Level Sequences, from its own tables",
-        True,
-    ),
-    "dataset views": Command(
-        "views:cut_panoramas", "datasets:DatasetViewsSettings", "perspective views of 360 degree panoramas", True
-    ),
-    "dataset groups": Command(
-        "dataset:plan_groups", "datasets:DatasetGroupsSettings", "count classes and images of every group", True
-    ),
-    "export": Command("export:export", "encoders:ExportSettings", "write the encoder of a run to its own folder", True),
     "import": Command(
         "import_weights:import_weights",
-        "encoders:ImportSettings",
         "make an encoder of the weights of another program",
-        True,
+        "progeo import resnet50_512.pth --out encoders/cosplace",
+        ("file",),
     ),
-    "toy-city": Command(
-        "toy_city:make_toy_city", "datasets:ToyCitySettings", "render a small city to try everything on", True
+    "prompts show": Command(
+        "show_prompts:show_prompts",
+        "show the words nearest to the learned prompts",
+        "progeo prompts show runs/city --at 549130,4180920,90",
+        ("run",),
     ),
-    "demo": Command("demo:run_demo", "encoders:DemoSettings", "the whole job on a toy city"),
+    "dataset import": Command(
+        "dataset_import:import_dataset",
+        "write the catalogue of a data set in another format",
+        "progeo dataset import table places.csv --out city --columns path=photo",
+        ("kind", "source"),
+    ),
+    "dataset scan": Command(
+        "dataset:scan_dataset",
+        "find and parse all file names of a folder once, for millions of images",
+        "progeo dataset scan sf_xl/train",
+        ("folder",),
+    ),
+    "dataset check": Command(
+        "dataset_check:check_dataset",
+        "read all images once and report what is wrong with them",
+        "progeo dataset check city/train --out results/check",
+        ("folder",),
+    ),
+    "dataset groups": Command(
+        "dataset:plan_groups",
+        "count the classes and images of every group",
+        "progeo dataset groups city/train --config progeo_rn50",
+        ("data.train_folder",),
+    ),
+    "dataset views": Command(
+        "dataset_views:cut_panoramas",
+        "cut 360 degree panoramas into perspective views",
+        "progeo dataset views panoramas --out views",
+        ("panoramas",),
+    ),
+    "demo": Command("demo:demo", "run everything on a small rendered city", "progeo demo --out demo"),
 }
+_FORMER = {
+    "stage1": "train prompts",
+    "stage2": "train encoder",
+    "reduce": "pca",
+    "toy-city": "demo",
+    "dataset index": "dataset scan",
+    **{f"dataset from-{kind}": f"dataset import {kind}" for kind in ("table", "photos", "dbstruct", "arrays", "msls")},
+}
+"""Commands that were renamed: former name -> how it is called now."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a sub-command; an error that a user can cause ends with one sentence and status 1, without a traceback.
+    """Run a command: results go to stdout, the log to stderr.
 
-    PROGEO_DEBUG=1 in the environment shows the traceback.
+    An error that a user can cause ends with one sentence, without a traceback: status 2 if the command line is wrong,
+    otherwise 1. `--verbose`, or PROGEO_DEBUG=1 in the environment, shows the traceback.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    name = next((name for name in COMMANDS if words[: len(name.split())] == name.split()), None)
-    program = f"progeo {name}" if name else "progeo"
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    starts = [" ".join(words[:count]) for count in (2, 1)]
+    name = next((start for start in starts if start in COMMANDS), "")
+    program = f"progeo {name}".strip()
     try:
         for word in words:
             word.encode()  # a path that is not UTF-8 cannot be written to text files and pages
-        if words == ["--version"]:
-            print(f"progeo {import_module('progeo').__version__}", flush=True)
-            return
-        if name is None:
-            asked = words[-1] in ("-h", "--help")
-            print(_usage(), file=sys.stdout if asked else sys.stderr, flush=True)
-            sys.exit(0 if asked else f"progeo: {_unknown(words)}")
-        run_command(name, words[len(name.split()) :])
+        if name:
+            _run(name, words[len(name.split()) :])
+        else:
+            print(_without_command(words))
         print(end="", flush=True)
     except BrokenPipeError as error:
         if _flush_stdout("\n"):  # stdout still works, so another pipe is broken
             sys.exit(f"{program}: error: {error}")
+    except UsageError as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        sys.exit(2)
     except (ValueError, OSError, MemoryError) as error:
-        if os.environ.get("PROGEO_DEBUG") == "1":
-            raise
-        sys.exit(f"{program}: error: {_sentence(error)}")
+        if os.environ.get("PROGEO_DEBUG") == "1" or "--verbose" in words:
+            traceback.print_exc()
+        sys.exit(f"{program}: error: {_with_flags(_sentence(error), name)}")
     except KeyboardInterrupt as interrupt:
         sys.exit(f"{program}: {str(interrupt) or 'interrupted.'}")
     finally:
         _flush_stdout()
+
+
+def _run(name: str, words: Sequence[str]) -> None:
+    command = COMMANDS[name]
+    if {"-h", "--help"} & set(words):
+        print(help_page(name, command.summary, command.example, command.words, settings_of(command.load())))
+        return
+    start_log(quiet="--quiet" in words)
+    function = command.load()
+    rest = [word for word in words if word not in ("--json", "--quiet", "--verbose")]
+    result = function(**parse_arguments(function, rest, words=command.words, others=_training_settings))
+    if result is not None and os.environ.get("RANK", "0") == "0":
+        print(json.dumps(result, default=_plain) if "--json" in words else _shown(result))
+
+
+def _plain(value: Any) -> Any:
+    """Convert a result to types of JSON."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+def _shown(result: Any) -> str:
+    return "\n".join(map(str, result)) if isinstance(result, (list, tuple)) else str(result)
+
+
+def _training_settings() -> set[str]:
+    """Return the settings of training, which a file may hold for other commands to skip."""
+    return set(settings_of(COMMANDS["train"].load()))
+
+
+def _without_command(words: Sequence[str]) -> str:
+    """Answer a command line without a command: the version, a script of completions, or a list of commands."""
+    if words == ["--version"]:
+        return f"progeo {__version__}"
+    if words[:1] == ["--print_completion"]:
+        return import_module("progeo.config.completion").completion(words[1:], COMMANDS)
+    groups = {name.partition(" ")[0] for name in COMMANDS if " " in name}
+    group = next((word for word in words[:1] if word in groups), "")
+    if set(words) - {group, "-h", "--help"}:
+        raise UsageError(_unknown(words))
+    rows = [f"  {name:17} {each.summary}" for name, each in COMMANDS.items() if name.startswith(group)]
+    usage = f"usage: progeo {group or 'COMMAND'} {'COMMAND ' if group else ''}[--help | OPTIONS]"
+    return "\n".join([usage, "", *rows])
+
+
+def _unknown(words: Sequence[str]) -> str:
+    """Say that there is no such command, with what it is called now or the most similar command."""
+    starts = [" ".join(words[:count]) for count in (2, 1)]
+    if former := next((start for start in starts if start in _FORMER), ""):
+        return f"{former} is now called {_FORMER[former]!r}."
+    given = starts[0] if any(name.startswith(f"{words[0]} ") for name in COMMANDS) else words[0]
+    nearest = get_close_matches(given, COMMANDS, 1)
+    return f"there is no command {given!r}." + "".join(f" Did you mean {name!r}?" for name in nearest)
+
+
+def _with_flags(sentence: str, command: str) -> str:
+    """Turn the arguments that an error names in backquotes into the flags of a command."""
+    names = settings_of(COMMANDS[command].load()) if command else {}
+
+    def flag(match: re.Match[str]) -> str:
+        same = [name for name in names if match[1] in (name, name.rpartition(".")[2])]
+        exact = match[1] in names
+        return f"--{match[1] if exact else same[0]}" if exact or len(same) == 1 else match[1]
+
+    return re.sub(r"`(\w+(?:\.\w+)*)`", flag, sentence)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, UnicodeEncodeError) and error.encoding == "utf-8":
+        before, after = error.object[: error.start], error.object[error.start :]
+        line = before.rpartition("\n")[2] + after.partition("\n")[0]
+        return f"{spelled_out(line)} is not UTF-8: rename that file or folder."
+    return str(error)
 
 
 def _flush_stdout(last: str = "") -> bool:
@@ -141,46 +273,6 @@ def _flush_stdout(last: str = "") -> bool:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return False
     return True
-
-
-def _sentence(error: Exception) -> str:
-    if isinstance(error, UnicodeEncodeError) and error.encoding == "utf-8":
-        before, after = error.object[: error.start], error.object[error.start :]
-        line = before.rpartition("\n")[2] + after.partition("\n")[0]
-        spelled_out = import_module("progeo.files").spelled_out
-        return f"{spelled_out(line)} is not UTF-8: rename that file or folder."
-    return str(error)
-
-
-def run_command(name: str, arguments: Sequence[str]) -> None:
-    """Parse the settings of a sub-command and run it. Modules are imported here, so that other commands start fast."""
-    command = COMMANDS[name]
-    settings = import_module("progeo.config.parsing").parse_settings(
-        _named("config", command.settings),
-        arguments,
-        program=f"progeo {name}",
-        positional=command.positional,
-        words=command.words,
-    )
-    _named("commands", command.function)(settings)
-
-
-def _named(room: str, name: str) -> Any:
-    """Import `module:name` from a package of progeo."""
-    module, _, name = name.partition(":")
-    return getattr(import_module(f"progeo.{room}.{module}"), name)
-
-
-def _unknown(words: Sequence[str]) -> str:
-    """Write the error message for an unknown command, with the most similar command as a suggestion."""
-    given = " ".join(words[: 1 + any(name.startswith(f"{words[0]} ") for name in COMMANDS)])
-    nearest = get_close_matches(given, COMMANDS, 1)
-    return f"there is no command {given!r}." + "".join(f" Did you mean {name!r}?" for name in nearest)
-
-
-def _usage() -> str:
-    rows = [f"  {name:21} {command.summary}" for name, command in COMMANDS.items()]
-    return "\n".join(["usage: progeo COMMAND [--help | OPTIONS]", "", *rows])
 
 
 if __name__ == "__main__":

@@ -2,68 +2,76 @@
 
 from pathlib import Path
 
-import numpy as np
-
-from progeo.config.training import Settings
-from progeo.engine.accelerator import start_accelerator
-from progeo.engine.log import LOGGER
-from progeo.features.clip_features import cached_features, extraction_order
-from progeo.models.backbones.open_clip import resolved_architecture
-from progeo.models.backbones.torchvision import CONVNETS
-from progeo.models.prompts import load_prompt_clip
-from progeo.training.places import LearnedFrom, open_training_run, read_training_places
-from progeo.training.prompt_learning import PromptTraining
-from progeo.training.starting_encoder import starting_statistics
+from progeo.config.training import PromptSettings
 
 
-def train_prompts(settings: Settings) -> Path:
+def train_prompts(settings: PromptSettings) -> Path:
     """Run stage 1 and return its folder, which holds `prompts.safetensors` and `prompts.json`.
 
     Groups are independent: each process trains its own. An interrupted run resumes after the last finished epoch of
     each group.
     """
-    if settings.model.architecture in CONVNETS:
+    import numpy as np
+
+    from progeo.commands.stages import open_stage
+    from progeo.engine.accelerator import start_accelerator
+    from progeo.engine.log import LOGGER
+    from progeo.features.clip_features import cached_features, extraction_order
+    from progeo.models.backbones.open_clip import resolved_architecture
+    from progeo.models.backbones.torchvision import CONVNETS
+    from progeo.models.prompts import load_prompt_clip
+    from progeo.training.places import LearnedFrom, check_batch_norm, read_training_places
+    from progeo.training.prompt_learning import PromptTraining
+    from progeo.training.starting_encoder import starting_statistics
+
+    data, model, prompts = settings.data, settings.model, settings.prompts
+    if model.architecture in CONVNETS:
         raise ValueError(
-            f"Stage 1 needs a CLIP, and model.architecture {settings.model.architecture!r} is none: give one such as "
-            f"RN50, or leave stage 1 out and train stage 2 with --text.weight 0."
+            f"Stage 1 needs a CLIP, and `model.architecture` {model.architecture!r} is none: give one such as RN50, or "
+            f"skip stage 1 and train stage 2 with --text.weight 0."
         )
     accelerator = start_accelerator(settings.mixed_precision)
-    places = read_training_places(settings)
-    catalogue, partition = places.catalogue, places.partition
+    places = read_training_places(data.train_folder, settings.cells)
     clip = load_prompt_clip(
-        settings.model.architecture,
-        settings.model.weights,
-        settings.prompts.image_size,
-        align_corners=settings.model.align_corners,
+        model.architecture,
+        model.weights,
+        prompts.image_size,
+        align_corners=model.align_corners,
         seed=settings.seed,
     )
     clip.requires_grad_(False).to(accelerator.device)
-    pixels = starting_statistics(settings.model)
-    source = LearnedFrom(places)
-    run = open_training_run(
-        settings, settings.run / "stage1", source, image_tower=clip.visual, is_main=accelerator.is_main_process
+    pixels = starting_statistics(model)
+    run = open_stage(
+        settings,
+        "stage1",
+        LearnedFrom(places),
+        defaults={"prompts.batch_norm": "eval"},  # before it was a setting
+        may_change=("prompts.feature_cache", "prompts.batch_norm"),
+        is_main=accelerator.is_main_process,
+        check=lambda run, changed: check_batch_norm(run, prompts.batch_norm, clip.visual, changed),
     )
-    if accelerator.is_main_process:
-        source.keep(run)
-    LOGGER.info("%d images, classes of the groups: %s", len(catalogue), [g.num_classes for g in partition.groups])
+    groups = places.partition.groups
+    LOGGER.info("%d images, classes of the groups: %s", len(places.catalogue), [each.num_classes for each in groups])
     LOGGER.info("pixels: %s", pixels)
-    training = PromptTraining(settings, partition, clip=clip, run=run, accelerator=accelerator)
+    training = PromptTraining(
+        prompts, places.partition, model=model, clip=clip, seed=settings.seed, run=run, accelerator=accelerator
+    )
     training.drop_metrics_of_unfinished_epochs()
-    rows = np.unique(np.concatenate([group.rows for group in partition.groups]))
-    batch_norm = {"batch_norm": settings.prompts.batch_norm, "seed": settings.seed}
-    rows = extraction_order(rows, clip, **batch_norm)
+    rows = np.unique(np.concatenate([group.rows for group in groups]))
+    rows = extraction_order(rows, clip, batch_norm=prompts.batch_norm, seed=settings.seed)
     features = cached_features(
         clip,
-        catalogue.take(rows),
-        settings.prompts.feature_cache,
+        places.catalogue.take(rows),
+        prompts.feature_cache,
         accelerator,
-        architecture=resolved_architecture(settings.model.architecture, clip),
+        architecture=resolved_architecture(model.architecture, clip),
         pixels=pixels,
-        batch_size=settings.data.eval_batch_size,
-        num_workers=settings.data.num_workers,
-        max_unreadable_fraction=settings.data.max_unreadable_fraction,
-        orientation=settings.data.orientation,
-        **batch_norm,
+        batch_size=data.eval_batch_size,
+        num_workers=data.num_workers,
+        max_unreadable_fraction=data.max_unreadable_fraction,
+        orientation=data.orientation,
+        batch_norm=prompts.batch_norm,
+        seed=settings.seed,
     )
     training.train_groups(features, rows)
     if accelerator.is_main_process:

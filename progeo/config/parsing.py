@@ -1,134 +1,194 @@
-"""Parse settings dataclasses from the command line and YAML. Only commands read Settings; code below them does not."""
+"""Parse the settings of a command from the command line and YAML files."""
 
-import dataclasses
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
-from types import MappingProxyType, NoneType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any
 
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser
 
-from progeo.config.setting_files import RENAMED, read_setting_file
+from progeo.config.settings import NEEDED, Setting, build_arguments, settings_of
+from progeo.config.yaml_files import RENAMED, read_setting_file
 
-AnySettings = TypeVar("AnySettings")
-_HOME = re.compile(r"(--[\w.]+=)?((?:open_clip|torchvision):[^:]*:)?(~[^/]*/.*)", re.DOTALL)
-"""A word that contains a path in a home directory; `./~/` is a folder with that name."""
+_HOME = re.compile(r"((?:open_clip|torchvision):[^:]*:)?(~[^/]*/.*)", re.DOTALL)
+"""A value that contains a path in a home directory; `./~/` is a folder with that name."""
+_NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _FLOAT = re.compile(r"[-+]?(\d+\.\d*|\.?\d+(?=[eE]))([eE][-+]?\d+)?")
 _SEXAGESIMAL = re.compile(r"[-+]?\d[\d_]*(:\d+)+(\.\d*)?")
-_WORDS = MappingProxyType({"y": "true", "n": "false", "none": "null"})
+_SWITCHED = frozenset(("true", "false", "yes", "no", "on", "off", "y", "n", "null"))
+_WORDS = {"y": "true", "n": "false", "none": "null"}
 
 
-def parse_settings(
-    kind: type[AnySettings],
+class UsageError(ValueError):
+    """The command line or a file of settings does not fit the command."""
+
+
+def parse_arguments(
+    function: Callable[..., Any],
     arguments: Sequence[str],
     *,
-    program: str,
-    positional: bool = False,
-    words: str | None = None,
-) -> AnySettings:
-    """Parse settings from `--config FILE.yaml` and `--section.name value`; later arguments override earlier ones.
+    words: Sequence[str] = (),
+    others: Callable[[], set[str]] = set,
+) -> dict[str, Any]:
+    """Parse the arguments of a command's function from `--config FILE`, `--name value` and plain words.
+
+    Later arguments override earlier ones.
 
     Args:
-        kind: the dataclass to fill.
+        function: the command; see `settings_of`.
         arguments: the command line.
-        program: name of the command in errors and help.
-        positional: take settings without a default as positional arguments.
-        words: name of the tuple setting that collects all positional arguments.
+        words: names of the settings that plain words give, in order; a last name that ends in `...` takes all others.
+        others: returns the names of settings of other commands, which a file may hold too.
 
     Raises:
         FileNotFoundError: a file of settings does not exist.
-        ValueError: a file of settings cannot be read or names an unknown setting, or a setting was renamed.
+        UsageError: a setting is unknown, missing or has a wrong value; the message names all of them.
+        ValueError: a file of settings cannot be read.
     """
-    hints = dict(_hints(kind))
-    _check_renamed(arguments)
-    arguments = [_with_home(word) for word in arguments]
-    if not positional:
-        arguments = _with_files(arguments, hints)
-    arguments = _with_values(arguments, hints)
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog=program, description=kind.__doc__, allow_abbrev=False)
-    if not positional:
-        parser.add_argument("--config", action="config", help="YAML file of settings")
-    parser.add_class_arguments(kind, as_positional=positional)
-    if words is not None:
-        parser.epilog = f"Plain words are --{words}: {program} A B C ..."
-    for action in parser._actions:  # `class_` becomes --class: `class` is a keyword in Python
-        if any(option.endswith("_") for option in action.option_strings):
-            action.option_strings = [option.rstrip("_") for option in action.option_strings]
-            parser._option_string_actions |= dict.fromkeys(action.option_strings, action)
-    mappings = [f"--{name}" for name, hint in get_type_hints(kind).items() if get_origin(hint) is dict]
-    arguments = _with_pairs(arguments, mappings)
-    values = parser.parse_args(arguments if words is None else _with_words(arguments, words))
-    return kind(**{name: value for name, value in vars(parser.instantiate(values)).items() if name != "config"})
+    settings = settings_of(function)
+    parser = ArgumentParser(exit_on_error=False, add_help=False)
+    for name, setting in settings.items():
+        default = None if setting.default is NEEDED else setting.default
+        parser.add_argument(f"--{name}", type=setting.hint, default=default)
+    given = [f"--{name}={text}" for name, text in _given(arguments, settings, words, others)]
+    try:
+        found = parser.parse_args(given)
+    except ArgumentError:
+        raise UsageError(" ".join(_wrong_values(parser, given, settings))) from None
+    values = {name: found[name] for name in settings}
+    missing = [name for name in settings if settings[name].default is NEEDED and values[name] is None]
+    if missing:
+        raise UsageError(" ".join(f"--{name} is required: {settings[name].text}" for name in missing))
+    return build_arguments(function, values)
 
 
-def _check_renamed(arguments: Sequence[str]) -> None:
-    for word in arguments:
-        option = word.partition("=")[0]
-        if option.startswith("--") and (name := option.removeprefix("--")) in RENAMED:
-            raise ValueError(f"{option} is now called --{RENAMED[name]}.")
+def _given(
+    arguments: Sequence[str], settings: Mapping[str, Setting], words: Sequence[str], others: Callable[[], set[str]]
+) -> Iterator[tuple[str, str]]:
+    """Yield the name and the value of every setting on the command line, as the parser takes it."""
+    rest, plain, flagged = list(arguments), [], set()
+    mappings: dict[str, dict[str, str]] = {}
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("-") or word == "-" or _NUMBER.fullmatch(word):
+            plain.append(word)
+            continue
+        name, equals, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") and name == "config":
+            if not equals and not rest:
+                raise UsageError("--config needs a file of settings.")
+            file = Path(with_home(value if equals else rest.pop(0)))
+            for key, content in read_setting_file(file, settings.keys(), others).items():
+                yield key, _of_yaml(file, settings[key], content)
+            continue
+        setting = _setting(word, name, settings)
+        values = [value] if equals else _values(setting, rest)
+        flagged.add(name)
+        if setting.is_mapping:
+            mappings.setdefault(name, {}).update(_pairs(name, values))
+        else:
+            yield name, _of_words(setting, values)
+    for name, pairs in mappings.items():
+        yield name, json.dumps(pairs)
+    yield from _of_plain_words(plain, words, flagged)
 
 
-def _with_home(word: str) -> str:
+def _setting(word: str, name: str, settings: Mapping[str, Setting]) -> Setting:
+    if word.startswith("--") and name in settings:
+        return settings[name]
+    if name in RENAMED and RENAMED[name] in settings:
+        raise UsageError(f"--{name} is now called --{RENAMED[name]}.")
+    same = [known for known in settings if known.rpartition(".")[2] == name.rpartition(".")[2]]
+    near = same or get_close_matches(name, settings, 2)
+    raise UsageError(f"{word.partition('=')[0]} is no option.{_suggestion([f'--{each}' for each in near[:3]])}")
+
+
+def _values(setting: Setting, rest: list[str]) -> list[str]:
+    """Take the values of an option without an equals sign from the words that follow it."""
+    values: list[str] = []
+    while rest and not re.match(r"--[a-zA-Z]", rest[0]):
+        if setting.is_switch and rest[0].lower() not in _SWITCHED:
+            break
+        is_number = _NUMBER.fullmatch(rest[0]) is not None
+        if values and not (setting.is_mapping or (setting.may_be_list and (setting.is_text or is_number))):
+            break
+        if values and setting.is_mapping and "=" not in rest[0]:
+            break
+        values.append(rest.pop(0))
+    if not values and not setting.is_switch:
+        raise UsageError(f"--{setting.name} needs a value: {setting.text}")
+    return values or ["true"]
+
+
+def _of_words(setting: Setting, values: Sequence[str]) -> str:
+    """Format the values of an option as the parser takes them; lists of numbers and names need no brackets."""
+    values = [with_home(value) for value in values]
+    if not setting.may_be_list or (len(values) == 1 and values[0].startswith("[")):
+        return values[0]
+    parts = [part.strip() for part in values[0].split(",")] if len(values) == 1 else values
+    if setting.is_text:
+        return json.dumps(parts)
+    return f"[{','.join(parts)}]" if len(parts) > 1 or setting.is_list else parts[0]
+
+
+def _pairs(name: str, values: Sequence[str]) -> dict[str, str]:
+    """Split NAME=VALUE words, or read a JSON object."""
+    if len(values) == 1 and values[0].startswith("{"):
+        with suppress(ValueError):
+            return {str(key): str(value) for key, value in json.loads(values[0]).items()}
+    if any("=" not in value for value in values):
+        raise UsageError(f"--{name} takes NAME=VALUE ..., got {' '.join(values)}.")
+    return {key: value for key, _, value in (each.partition("=") for each in values)}
+
+
+def _of_plain_words(plain: Sequence[str], words: Sequence[str], flagged: set[str]) -> Iterator[tuple[str, str]]:
+    plain = [with_home(word) for word in plain]
+    for index, name in enumerate(words):
+        rest = plain[index:]
+        if name.endswith("..."):
+            name, value, plain = name.removesuffix("..."), json.dumps(rest), plain[:index]
+        else:
+            value = rest[0] if rest else ""
+        if rest and name in flagged:
+            raise UsageError(f"{rest[0]} and --{name} are the same setting: give it once.")
+        if rest:
+            yield name, value
+    if len(plain) > len(words):
+        takes = " ".join(name.upper() for name in words) or "no plain words"
+        raise UsageError(f"{plain[len(words)]!r} is one word too many: the command takes {takes}, and options.")
+
+
+def with_home(word: str) -> str:
     """Expand `~` or `~user` where a shell would if the path stood alone."""
     if (match := _HOME.fullmatch(word)) is None:
         return word
-    option, source, path = match.groups(default="")
-    return f"{option}{source}{os.path.expanduser(path)}"  # noqa: PTH111 - leaves the name of nobody as it is
+    source, path = match.groups(default="")
+    return f"{source}{os.path.expanduser(path)}"  # noqa: PTH111 - leaves the name of nobody as it is
 
 
-def _hints(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted name and type of every setting."""
-    for name, hint in get_type_hints(kind).items():
-        if dataclasses.is_dataclass(hint):
-            yield from _hints(hint, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", hint
-
-
-def _with_files(arguments: Sequence[str], hints: Mapping[str, Any]) -> list[str]:
-    """Replace each `--config FILE` by the command-line arguments that give the same settings."""
-    words: list[str] = []
-    coming = iter(arguments)
-    for word in coming:
-        option, _, file = word.partition("=")
-        if option == "--config" and (file := file or next(coming, "")):
-            values = read_setting_file(Path(file), hints.keys())
-            words += [f"--{name}={_as_word(file, name, value, hints[name])}" for name, value in values.items()]
-        else:
-            words.append(word)
-    return words
-
-
-def _as_word(file: str, name: str, value: Any, hint: Any) -> str:
-    """Format a value of a YAML file as a command-line argument."""
-    is_text = any(kind in (str, Path) or isinstance(kind, str) for kind in _kinds(hint))
+def _of_yaml(file: Path, setting: Setting, value: Any) -> str:
+    """Format a value of a YAML file as the parser takes it."""
 
     def word(value: Any) -> Any:
         if isinstance(value, list):
             return [word(item) for item in value]
         if not isinstance(value, str):
             return value
-        if not is_text and _SEXAGESIMAL.fullmatch(value):
-            raise ValueError(f"{file} gives {name} the value {value}, which is no number.")
-        return _with_home(value) if is_text else _as_number(value)
+        if not setting.is_text and _SEXAGESIMAL.fullmatch(value):
+            raise ValueError(f"{file} gives {setting.name} the value {value}, which is no number.")
+        return with_home(value) if setting.is_text else _as_number(value)
 
-    if value is None and NoneType not in get_args(hint):
-        raise ValueError(f"{file} gives no value to {name}: give one, or remove the line.")
+    if value is None and not setting.may_be_null:
+        raise ValueError(f"{file} gives no value to {setting.name}: give one, or remove the line.")
     found = word(value)
     is_list = not isinstance(value, str) and value is not None
-    if is_list and is_text and not {tuple, dict} & {get_origin(part) for part in (hint, *get_args(hint))}:
-        raise ValueError(f"{file} gives {name} the value {value}: it must be one word, without brackets.")
+    if is_list and setting.is_text and not (setting.may_be_list or setting.is_mapping):
+        raise ValueError(f"{file} gives {setting.name} the value {value}: it must be one word, without brackets.")
     return found if isinstance(found, str) else json.dumps(found)
-
-
-def _kinds(hint: Any) -> set[Any]:
-    """Return all types and literals that a type hint is composed of."""
-    parts = get_args(hint)
-    return set().union(*map(_kinds, parts)) if parts else {hint}
 
 
 def _as_number(text: str) -> str:
@@ -138,82 +198,33 @@ def _as_number(text: str) -> str:
     return _WORDS.get(text.lower(), text)
 
 
-def _with_values(arguments: Sequence[str], hints: Mapping[str, Any]) -> list[str]:
-    """Add `true` after a boolean option without a value, and put lists such as `5,25` in brackets."""
-    words: list[str] = []
-    expected = None
-    for word, following in zip(arguments, [*arguments[1:], "--"], strict=False):
-        if expected is not None:
-            words.append(_in_brackets(word, expected))
-            expected = None
-            continue
-        option, equals, value = word.partition("=")
-        hint = hints.get(option.removeprefix("--")) if option.startswith("--") else None
-        if equals:
-            word = f"{option}={_in_brackets(value, hint)}"
-        elif bool in _kinds(hint) and following.startswith("--"):
-            word = f"{option}=true"
-        else:
-            expected = hint
-        words.append(word)
-    return words
+def _wrong_values(parser: ArgumentParser, given: Sequence[str], settings: Mapping[str, Setting]) -> Iterator[str]:
+    """Yield a sentence for each value that the parser refuses."""
+    for word in given:
+        try:
+            parser.parse_args([word])
+        except ArgumentError:
+            name, _, value = word.removeprefix("--").partition("=")
+            yield f"--{name} must be {expected(settings[name])}, got {value}."
 
 
-def _in_brackets(value: str, hint: Any) -> str:
-    """Format the value of a list setting as a list of numbers or comma-separated names; keep other values."""
-    if value.startswith("[") or not any(get_origin(part) is tuple for part in (hint, *get_args(hint))):
-        return value
-    if any(kind is str or isinstance(kind, str) for kind in _kinds(hint)):
-        return json.dumps([name.strip() for name in value.split(",")])
-    is_several = "," in value or get_origin(hint) is tuple
-    return f"[{value}]" if is_several else value
+def expected(setting: Setting) -> str:
+    """Say which values a setting takes."""
+    if setting.choices:
+        what = f"one of {', '.join(setting.choices)}"
+    elif setting.is_switch:
+        what = "true or false"
+    elif setting.is_text:
+        what = "text"
+    else:
+        docs = " ".join(getattr(kind, "__doc__", None) or "" for kind in setting.kinds)
+        limits = re.search(r"(?<=restricted to be ).*", docs)
+        is_whole = any(isinstance(kind, type) and issubclass(kind, int) for kind in setting.kinds)
+        what = f"{'a whole number' if is_whole else 'a number'}{f' {limits[0]}' if limits else ''}"
+    if setting.may_be_list:
+        what = f"a list, each {what}" if setting.is_list else f"{what}, or a list"
+    return f"{what}, or null" if setting.may_be_null else what
 
 
-def _with_pairs(arguments: Sequence[str], options: Sequence[str]) -> list[str]:
-    """Merge the NAME=VALUE words after a mapping option into the single JSON value that the parser takes."""
-    pairs: dict[str, dict[str, str]] = {}
-    others: list[str] = []
-    option = ""
-    for argument in arguments:
-        before, equals, after = argument.partition("=")
-        if argument in options:
-            option = argument
-        elif before in options and "=" in after:  # --columns=path=photo
-            option = ""
-            name, _, value = after.partition("=")
-            pairs.setdefault(before, {})[name] = value
-        elif option and equals and not argument.startswith(("-", "{")):
-            pairs.setdefault(option, {})[before] = after
-            continue
-        else:
-            option = ""
-        others.append(argument)
-    return [each for each in others if each.split("=")[0] not in pairs] + [
-        word for option, values in pairs.items() for word in (option, json.dumps(values))
-    ]
-
-
-def _with_words(arguments: Sequence[str], setting: str) -> list[str]:
-    """Collect positional arguments into `setting`; every other option takes exactly one value."""
-    words: list[str] = []
-    options: list[str] = []
-    for before, argument in zip(["", *arguments], arguments, strict=False):
-        is_value = before.startswith("--") and "=" not in before
-        (options if is_value or argument.startswith("-") else words).append(argument)
-    return [*options, f"--{setting}", json.dumps(words)] if words else options
-
-
-def plain_values(settings: Any) -> dict[str, Any]:
-    """Convert settings to nested dicts of plain YAML types, which `--config` can read back."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: plain(item) for name, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [plain(item) for item in value]
-        if isinstance(value, Path):  # `~` would be expanded to a home directory when read back
-            return f"./{value}" if str(value).startswith("~") else str(value)
-        # Convert PositiveInt and similar types to plain numbers.
-        return next((kind(value) for kind in (bool, int, float) if isinstance(value, kind)), value)
-
-    return plain(dataclasses.asdict(settings))
+def _suggestion(names: Sequence[str]) -> str:
+    return f" Did you mean {' or '.join(names)}?" if names else " See --help."

@@ -5,13 +5,13 @@ advance by one generator on the CPU, so the same seed gives the same augmentatio
 takes the parameters of its share of the batch.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
 from progeo.data.crops import CROP_DRAWS, RandomCrop
+from progeo.data.options import Augmentation
 
 _LUMA = (0.2989, 0.587, 0.114)
 _CONTRAST, _SATURATION, _HUE = 1, 2, 3
@@ -34,46 +34,19 @@ class Changes(NamedTuple):
         return Changes(*(values[rows] for values in self))
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """The strength of the augmentation of training images."""
+def draw_changes(augmentation: Augmentation, count: int, generator: Generator) -> Changes:
+    """Draw the augmentation parameters of a batch of `count` images, with a generator on the CPU."""
+    strengths = (augmentation.brightness, augmentation.contrast, augmentation.saturation)
+    shares = [torch.empty(count).uniform_(1 - by, 1 + by, generator=generator) for by in strengths]
+    turns = torch.empty(count).uniform_(-augmentation.hue, augmentation.hue, generator=generator)
+    order = torch.rand(count, 4, generator=generator).argsort(dim=1)
+    crops = torch.rand(count, CROP_DRAWS, dtype=torch.float64, generator=generator)
+    return Changes(torch.stack(shares, 1), turns, order, crops)
 
-    brightness: float = 0.7
-    """Brightness is multiplied by a random factor between 1 minus and 1 plus this value; 0 leaves it unchanged."""
-    contrast: float = 0.7
-    """Contrast is multiplied by a random factor between 1 minus and 1 plus this value; 0 leaves it unchanged."""
-    saturation: float = 0.7
-    """Saturation is multiplied by a random factor between 1 minus and 1 plus this value; 0 leaves it unchanged."""
-    hue: float = 0.5
-    """The hue is shifted by up to this fraction of the full circle, at most 0.5; 0 leaves it unchanged."""
-    crop_scale: tuple[float, float] = (0.5, 1.0)
-    """Range of a random crop's area as a fraction of the image area, before resizing; 1 and 1 disable cropping."""
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Range of a random crop's aspect ratio, width / height, before resizing."""
 
-    def __post_init__(self) -> None:
-        for name in ("brightness", "contrast", "saturation"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"augmentation.{name} must be from 0 to 1, got {getattr(self, name)}.")
-        if not 0 <= self.hue <= 0.5:
-            raise ValueError(f"augmentation.hue must be from 0 to 0.5, got {self.hue}.")
-        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise ValueError(f"augmentation.crop_scale must rise within 0 to 1, got {list(self.crop_scale)}.")
-        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
-            raise ValueError(f"augmentation.crop_ratio must rise and be positive, got {list(self.crop_ratio)}.")
-
-    def draw(self, count: int, generator: Generator) -> Changes:
-        """Draw the augmentation parameters of a batch of `count` images, with a generator on the CPU."""
-        strengths = (self.brightness, self.contrast, self.saturation)
-        shares = [torch.empty(count).uniform_(1 - by, 1 + by, generator=generator) for by in strengths]
-        turns = torch.empty(count).uniform_(-self.hue, self.hue, generator=generator)
-        order = torch.rand(count, 4, generator=generator).argsort(dim=1)
-        crops = torch.rand(count, CROP_DRAWS, dtype=torch.float64, generator=generator)
-        return Changes(torch.stack(shares, 1), turns, order, crops)
-
-    def crop(self, size: tuple[int, int]) -> RandomCrop:
-        """Build the crop to (height, width) pixels that uses the random numbers drawn by `draw`."""
-        return RandomCrop(size, self.crop_scale, self.crop_ratio)
+def build_crop(augmentation: Augmentation, size: tuple[int, int]) -> RandomCrop:
+    """Build the crop to (height, width) pixels that uses the random numbers drawn by `draw_changes`."""
+    return RandomCrop(size, augmentation.crop_scale, augmentation.crop_ratio)
 
 
 def jitter_colors(images: Tensor, changes: Changes) -> Tensor:

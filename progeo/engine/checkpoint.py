@@ -98,7 +98,7 @@ def load_newest_checkpoint(folder: Path, names: re.Pattern[str]) -> tuple[Path, 
             LOGGER.warning("%s; resuming from %s, which was written before it", damage, path)
         return path, state
     if damages:
-        raise ValueError(f"{damages[0]}. There is no other: remove it to begin anew, or name another --run.")
+        raise ValueError(f"{damages[0]}. There is no other: remove it to begin anew, or name another `out`.")
     return None
 
 

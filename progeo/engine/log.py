@@ -1,6 +1,7 @@
 """Logging of a run: to stderr, compatible with progress bars, and to a file."""
 
 import logging
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 LOGGER = logging.getLogger("progeo")
+_YELLOW, _PLAIN = "\033[33m", "\033[0m"
 
 
 class _BarHandler(logging.StreamHandler):
@@ -15,18 +17,30 @@ class _BarHandler(logging.StreamHandler):
 
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(BrokenPipeError):  # the reader is gone, as with `2>&1 | head`: keep working
-            tqdm.write(self.format(record), file=sys.stderr)
+            text = self.format(record)
+            if record.levelno >= logging.WARNING and sys.stderr.isatty() and "NO_COLOR" not in os.environ:
+                text = f"{_YELLOW}{text}{_PLAIN}"
+            tqdm.write(text, file=sys.stderr)
 
 
-def start_log(path: Path | None, *, is_main: bool = True) -> None:
-    """Log to stderr and, if `path` is given, append to that file; other processes log only errors, to stderr."""
-    for handler in list(LOGGER.handlers):
-        LOGGER.removeHandler(handler)
-        handler.close()
+def start_log(*, quiet: bool = False) -> None:
+    """Log to stderr; processes other than the first log only errors."""
+    _set_handlers([_BarHandler()])
+    is_main = os.environ.get("RANK", "0") == "0"
+    LOGGER.setLevel(logging.ERROR if not is_main else logging.WARNING if quiet else logging.INFO)
+
+
+def log_to_file(path: Path) -> None:
+    """Log to a file too, appending to it, in place of a file of an earlier run."""
+    to_file = logging.FileHandler(path, encoding="utf-8")
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    others = [handler for handler in LOGGER.handlers if not isinstance(handler, logging.FileHandler)]
+    _set_handlers([*others, to_file])
+
+
+def _set_handlers(handlers: list[logging.Handler]) -> None:
+    for handler in LOGGER.handlers:
+        if handler not in handlers:
+            handler.close()
+    LOGGER.handlers[:] = handlers
     LOGGER.propagate = False
-    LOGGER.setLevel(logging.INFO if is_main else logging.ERROR)
-    LOGGER.addHandler(_BarHandler())
-    if path is not None and is_main:
-        to_file = logging.FileHandler(path, encoding="utf-8")
-        to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        LOGGER.addHandler(to_file)

@@ -10,17 +10,15 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import yaml
 
 from progeo.engine.checkpoint import EPOCHS, STEPS, finished_checkpoints
-from progeo.engine.log import LOGGER, start_log
+from progeo.engine.log import LOGGER, log_to_file
+from progeo.engine.options import Keep
 from progeo.files import replacing, write_json
-
-Keep = Literal["best", "last"]
-"""Which model a run keeps, also the name of its folder."""
 
 _GROUP = re.compile(r"group_(0|[1-9]\d*)")
 _PACKAGES = ("progeo", "torch", "torchvision", "open_clip_torch", "accelerate", "numpy", "pyarrow", "safetensors")
@@ -115,7 +113,7 @@ def open_run(
         path: the folder.
         settings: nested dicts of plain values.
         resume: resume the run in the folder; a folder without a checkpoint starts a new run.
-        defaults: default settings, nested as `settings`, for a run that was started before a setting existed.
+        defaults: default settings by dotted name, for a run that was started before a setting existed.
         renamed: renamed settings: former dotted name -> current dotted name.
         may_change: dotted names of settings that may differ in a resumed run.
         check: called before anything is written, with the run to resume and the former values of the settings that
@@ -130,18 +128,18 @@ def open_run(
     if is_main:
         if run.config.is_file():
             if not resume:
-                raise ValueError(f"{path} already holds a run: add --resume true to resume it, or name another --run.")
+                raise ValueError(f"{path} already holds a run: set `resume` to resume it, or name another `out`.")
             if run.begun:
                 stored = {renamed.get(name, name): value for name, value in _stored_settings(run.config).items()}
-                before, now = flat_settings(defaults) | stored, flat_settings(settings)
-                changed = {name for name in before.keys() | now.keys() if before.get(name) != now.get(name)}
+                before, now = dict(defaults) | stored, flat_settings(settings)
+                changed = {name for name in now if before.get(name) != now[name]}
                 _refuse_changes(run, sorted(changed.difference(may_change)), before, now)
                 check(run, {name: before.get(name) for name in changed})
         path.mkdir(parents=True, exist_ok=True)
         with replacing(run.config) as temporary:
             temporary.write_text(yaml.safe_dump(dict(settings), sort_keys=False), encoding="utf-8")
         write_json(path / "environment.json", _environment())
-    start_log(path / "log.txt", is_main=is_main)
+        log_to_file(path / "log.txt")
     LOGGER.info("run folder %s", path)
     return run
 
@@ -161,14 +159,14 @@ def _stored_settings(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError):
         stored = None
     if not isinstance(stored, dict):
-        raise ValueError(f"{path} does not hold the settings of the run: it is corrupt. Name another --run.")
+        raise ValueError(f"{path} does not hold the settings of the run: it is corrupt. Name another `out`.")
     return flat_settings(stored)
 
 
 def _refuse_changes(run: RunFolder, names: Collection[str], before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     changes = [f"{name} was {before.get(name)!r}, now {now.get(name)!r}" for name in names]
     if changes:
-        raise ValueError(f"The run in {run.config} has other settings: {'; '.join(changes)}. Name another --run.")
+        raise ValueError(f"The run in {run.config} has other settings: {'; '.join(changes)}. Name another `out`.")
 
 
 def _environment() -> dict[str, Any]:

@@ -1,11 +1,10 @@
 """Learning-rate schedules as functions of the step, so that no state is needed to resume."""
 
 import math
-from typing import Literal
 
 from torch.optim import Optimizer
 
-Schedule = Literal["constant", "cosine"]
+from progeo.engine.options import Schedule
 
 
 def learning_rate_factor(step: int, num_steps: int, *, schedule: Schedule, warmup_steps: int) -> float:

@@ -17,7 +17,7 @@ from progeo.features.store import ShardedRows
 from progeo.models.backbones.open_clip import ImageSize, as_height_width, weights_digest
 from progeo.models.encoder import Encoder, restore_encoder, spec_to_json
 from progeo.models.fingerprint import module_fingerprint
-from progeo.models.preprocessing import QueryPreprocessing
+from progeo.models.options import QueryPreprocessing
 from progeo.pixels import Orientation
 from progeo.places.catalogue import Catalogue
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 
-from progeo.engine.accelerator import Precision
+from progeo.engine.options import Precision
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,15 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-BatchNormMode = Literal["eval", "calibrated", "batch"]
-"""Which statistics batch norms use: `eval`, the running statistics of the weights; `calibrated`, those of one pass over
-images if the weights have untouched initial statistics, else as `eval`; `batch`, those of each batch."""
+from progeo.models.options import BatchNormMode
+
 _STATISTICS = ("running_mean", "running_var")
 
 

@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-HeadKind = Literal["cosface", "arcface", "linear"]
+from progeo.models.options import HeadKind
 
 
 def build_head(kind: HeadKind, dim: int, num_classes: int, scale: float, margin: float) -> nn.Module:

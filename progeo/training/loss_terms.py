@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from progeo.config.training import Settings, TripletSettings
 from progeo.engine.accelerator import distributed, full_precision, gathered_with_gradient
 from progeo.losses import batch_hard_triplet, image_text_cross_entropy, weighted_triplet
 from progeo.models.heads import build_head
+from progeo.models.options import HeadOptions
 from progeo.models.text_space import TextSpace
+from progeo.training.options import TextOptions, TrainingOptions, TripletOptions
 
 Terms = Callable[[Tensor, Tensor], dict[str, Tensor]]
 
@@ -22,29 +23,33 @@ class ImageLosses:
     """A classifier for each group, the projection from descriptors to text space, and their loss terms.
 
     Args:
-        settings: the training settings.
+        head: options of the classifiers.
+        text: options of the image-text loss.
+        triplet: options of the triplet loss.
         classes_per_group: number of classes of each group.
         descriptor_dim: D.
         text_features: text features of each group (C, E); None trains without text.
+        seed: seed of the initial weights.
         accelerator: gives the device and the processes.
     """
 
     def __init__(
         self,
-        settings: Settings,
-        classes_per_group: Sequence[int],
+        head: HeadOptions,
+        text: TextOptions,
+        triplet: TripletOptions,
         *,
+        classes_per_group: Sequence[int],
         descriptor_dim: int,
         text_features: Sequence[Tensor] | None,
+        seed: int,
         accelerator: Accelerator,
     ) -> None:
-        check_losses(settings)
-        self.settings = settings
+        self.head, self.text, self.triplet = head, text, triplet
         self.accelerator = accelerator
         self.text_features = text_features
-        head, text = settings.head, settings.text
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed)
+            torch.manual_seed(seed)
             self.heads = [
                 build_head(head.kind, descriptor_dim, count, head.scale, head.margin) for count in classes_per_group
             ]
@@ -87,55 +92,51 @@ class ImageLosses:
         self.text_space.load_state_dict(state["text_space"])
 
     def _terms(self, head: nn.Module, texts: Tensor | None, descriptors: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        settings, terms = self.settings, {}
+        terms = {}
         with full_precision(self.accelerator):
             descriptors = descriptors.float()
-            if settings.head.weight:
-                terms[settings.head.kind] = settings.head.weight * F.cross_entropy(head(descriptors, labels), labels)
+            if self.head.weight:
+                terms[self.head.kind] = self.head.weight * F.cross_entropy(head(descriptors, labels), labels)
             if texts is not None:
                 in_text_space = self._distributed_text_space(descriptors)
-                loss = image_text_cross_entropy(in_text_space, texts, labels, settings.text.label_smoothing)
-                terms["image_text"] = settings.text.weight * loss
-            if settings.triplet.weight:
-                terms["triplet"] = settings.triplet.weight * _triplet(
+                loss = image_text_cross_entropy(in_text_space, texts, labels, self.text.label_smoothing)
+                terms["image_text"] = self.text.weight * loss
+            if self.triplet.weight:
+                terms["triplet"] = self.triplet.weight * _triplet(
                     gathered_with_gradient(descriptors, self.accelerator),
                     self.accelerator.gather(labels),
-                    settings.triplet,
+                    self.triplet,
                 )
         return terms
 
 
-def check_losses(settings: Settings) -> None:
-    """Check that the settings enable a loss term and that every enabled term can be computed.
+def check_losses(head: HeadOptions, text: TextOptions, triplet: TripletOptions, training: TrainingOptions) -> None:
+    """Check that the options enable a loss term and that every enabled term can be computed.
 
     Raises:
-        ValueError: no loss is enabled, or the settings contradict an enabled one.
+        ValueError: no loss is enabled, or the options contradict an enabled one.
     """
-    training = settings.training
-    if not (settings.head.weight or settings.text.weight or settings.triplet.weight):
-        raise ValueError("head.weight, text.weight and triplet.weight are all 0: there is no loss to train with.")
-    if settings.triplet.weight and training.images_per_class < 2:
+    if not (head.weight or text.weight or triplet.weight):
+        raise ValueError("`head.weight`, `text.weight` and `triplet.weight` are all 0: there is no loss to train with.")
+    if triplet.weight and training.images_per_class < 2:
         raise ValueError(
-            "triplet.weight above 0 needs several images of a place in a batch: set training.images_per_class to 2 or "
-            "more."
+            "`triplet.weight` above 0 needs several images of a place in a batch: set `images_per_class` to 2 or more."
         )
-    if settings.triplet.weight and training.images_per_class == training.batch_size:
+    if triplet.weight and training.images_per_class == training.batch_size:
         raise ValueError(
-            f"triplet.weight above 0 needs several places in a batch: set training.images_per_class below "
-            f"training.batch_size {training.batch_size}."
+            f"`triplet.weight` above 0 needs several places in a batch: set `images_per_class` below "
+            f"`training.batch_size` {training.batch_size}."
         )
-    if settings.triplet.weight and training.micro_batches > 1:
+    if triplet.weight and training.micro_batches > 1:
         raise ValueError(
-            f"triplet.weight above 0 compares all images of a batch: training.micro_batches must be 1, got "
-            f"{training.micro_batches}. A ViT needs less memory with training.gradient_checkpointing too."
+            f"`triplet.weight` above 0 compares all images of a batch: `micro_batches` must be 1, got "
+            f"{training.micro_batches}. A ViT needs less memory with `gradient_checkpointing` too."
         )
-    if settings.triplet.margin is not None and settings.triplet.kind != "batch_hard":
-        raise ValueError(
-            f"triplet.margin is of triplet.kind batch_hard only, got {settings.triplet.kind}: leave it out."
-        )
+    if triplet.margin is not None and triplet.kind != "batch_hard":
+        raise ValueError(f"`triplet.margin` is for `triplet.kind` batch_hard only, got {triplet.kind}: leave it out.")
 
 
-def _triplet(descriptors: Tensor, labels: Tensor, triplet: TripletSettings) -> Tensor:
+def _triplet(descriptors: Tensor, labels: Tensor, triplet: TripletOptions) -> Tensor:
     if triplet.kind == "batch_hard":
         return batch_hard_triplet(descriptors, labels, triplet.margin)
     return weighted_triplet(descriptors, labels)

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from progeo.datasets.query_sets import QuerySet
 from progeo.engine.memory import parameter_bytes, saved_bytes
 from progeo.models.encoder import Encoder
+from progeo.models.options import ModelOptions
 from progeo.training.places import TrainingPlaces
 from progeo.training.starting_encoder import starting_statistics
 from progeo.training.trainer import ImageTraining
@@ -16,9 +17,9 @@ _COPIES_OF_TRAINED = 3
 """Besides the weights themselves: the gradient and the two moments of Adam."""
 
 
-def overview(training: ImageTraining, places: TrainingPlaces, val_set: QuerySet) -> list[str]:
+def overview(training: ImageTraining, places: TrainingPlaces, val_set: QuerySet, *, model: ModelOptions) -> list[str]:
     """Return the overview as a screenful of lines."""
-    settings, encoder = training.settings, training.encoder
+    options, encoder = training.options, training.encoder
     height, width = encoder.image_size
     groups = places.partition.groups
     in_groups = sum(len(group.rows) for group in groups)
@@ -29,12 +30,12 @@ def overview(training: ImageTraining, places: TrainingPlaces, val_set: QuerySet)
     return [
         f"images      {in_groups:,} of {len(places.catalogue):,} are in groups, cropped to {height} x {width} pixels; "
         f"validation: {len(val_set.queries):,} queries, {len(val_set.database):,} database images",
-        f"groups      {len(groups)}, of {classes} classes; {settings.training.epochs:,} epochs, each of one group and "
-        f"{settings.training.iterations_per_epoch:,} steps of {settings.training.batch_size:,} images",
-        f"encoder     {settings.model.architecture}: {trained:,} parameters trained, {frozen:,} frozen; descriptors of "
+        f"groups      {len(groups)}, of {classes} classes; {options.epochs:,} epochs, each of one group and "
+        f"{options.iterations_per_epoch:,} steps of {options.batch_size:,} images",
+        f"encoder     {model.architecture}: {trained:,} parameters trained, {frozen:,} frozen; descriptors of "
         f"{encoder.descriptor_dim} dimensions; beside it {beside:,} parameters for training only",
         f"memory      {_in_words(estimated_memory(training))}",
-        f"pixels      {starting_statistics(settings.model)}",
+        f"pixels      {starting_statistics(model)}",
     ]
 
 
@@ -53,7 +54,7 @@ class Memory:
 
 def estimated_memory(training: ImageTraining) -> Memory:
     """Estimate the memory of a training."""
-    settings, encoder, losses, accelerator = training.settings, training.encoder, training.losses, training.accelerator
+    options, encoder, losses, accelerator = training.options, training.encoder, training.losses, training.accelerator
     states = parameter_bytes(encoder) + _COPIES_OF_TRAINED * parameter_bytes(encoder, trained_only=True)
     if training.averaged is not None:
         states += parameter_bytes(encoder)
@@ -61,12 +62,12 @@ def estimated_memory(training: ImageTraining) -> Memory:
     states += (1 + _COPIES_OF_TRAINED) * (largest_head + parameter_bytes(losses.text_space))
     if losses.text_features is not None:
         states += max(features.nbytes for features in losses.text_features)
-    at_once = settings.training.batch_size // (accelerator.num_processes * settings.training.micro_batches)
+    at_once = options.batch_size // (accelerator.num_processes * options.micro_batches)
     one, two = (_kept_for_gradient(encoder, count, accelerator) for count in (1, 2))
     pixels = 3 * encoder.image_size[0] * encoder.image_size[1]
     # The bytes of an image, and the floats that jitter and normalization turn them into.
     images = one + (at_once - 1) * (two - one) + at_once * pixels * (1 + 3 * 4)
-    cached = training.batches.images.pixels.nbytes if settings.data.cache_images else 0
+    cached = training.batches.images.pixels.nbytes if options.cache_images else 0
     return Memory(states, images, at_once, cached)
 
 

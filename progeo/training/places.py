@@ -8,37 +8,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from progeo.config.parsing import plain_values
-from progeo.config.setting_files import RENAMED
-from progeo.config.training import DataSettings, ModelSettings, PromptSettings, Settings
 from progeo.data.contents import contents_fingerprint
 from progeo.datasets.query_sets import QuerySet
-from progeo.engine.run_folder import RunFolder, open_run
+from progeo.engine.run_folder import RunFolder
 from progeo.files import read_json, write_json
 from progeo.models.backbones.open_clip import weights_digest
 from progeo.models.batch_norm import batch_norm_mode
+from progeo.models.options import BatchNormMode, ModelOptions
 from progeo.places.catalogue import Catalogue, read_catalogue
 from progeo.places.cells import Partition, build_partition, check_same_partition
+from progeo.places.options import CellOptions
 from progeo.training.starting_encoder import starting_statistics
 
 _PLACES = "places.json"
 _CROPS = "of the files' own pixels"
 """What stage 2 crops. Earlier versions cropped resized images and did not record it."""
 _STATISTICS = ("normalization", "mean", "std")
-_MAY_CHANGE = (
-    "run",
-    "resume",
-    "data.train_folder",  # these two if the images are the same, see `LearnedFrom`
-    "data.val_folder",
-    "data.num_workers",
-    "data.max_unreadable_fraction",
-    "data.test_folder",
-    "data.test_queries",
-    "data.descriptor_cache",
-    "prompts.feature_cache",
-    "prompts.batch_norm",  # if image features stay the same, see `_check_batch_norm`
-    *(f"model.{name}" for name in _STATISTICS),  # if pixels are normalized alike, see `_check_pixels`
-)
 
 
 @dataclass(frozen=True)
@@ -49,10 +34,10 @@ class TrainingPlaces:
     partition: Partition
 
 
-def read_training_places(settings: Settings) -> TrainingPlaces:
+def read_training_places(train_folder: Path, cells: CellOptions) -> TrainingPlaces:
     """Read the training images and partition them into groups of classes."""
-    catalogue = read_catalogue(settings.data.train_folder)
-    return TrainingPlaces(catalogue, build_partition(catalogue, **vars(settings.cells)))
+    catalogue = read_catalogue(train_folder)
+    return TrainingPlaces(catalogue, build_partition(catalogue, **vars(cells)))
 
 
 @dataclass(frozen=True)
@@ -79,14 +64,14 @@ class LearnedFrom:
             return
         stored = read_json(path)
         if not isinstance(stored, dict) or "image_list" not in stored or "fingerprint" not in stored:
-            raise ValueError(f"{path} does not say what the run learned from: it is corrupt. Name another --run.")
+            raise ValueError(f"{path} does not say what the run learned from: it is corrupt. Name another `out`.")
         if self.validation is not None and stored.get("crops") != _CROPS:
             raise ValueError(
                 f"The run in {run.path} was begun by an earlier version, which cropped images after they were resized, "
-                f"and crops {_CROPS} would be another training: continue with that version, or name another --run."
+                f"and crops {_CROPS} would be another training: continue with that version, or name another `out`."
             )
         check_same_partition(stored, self.places.partition, f"The run in {run.path}")
-        before = {"data.train_folder": [stored], "data.val_folder": stored.get("validation", [])}
+        before = {"data.train_folder": [stored], "validation.folder": stored.get("validation", [])}
         for setting, catalogues in self._catalogues().items():
             for values, catalogue in zip(before[setting], catalogues, strict=False):
                 folder = values.get("image_folder")  # a link or an index of that name may lead elsewhere by now
@@ -97,7 +82,7 @@ class LearnedFrom:
         if stored.get("text_features", self._texts()) != self._texts():
             raise ValueError(
                 f"The run in {run.path} was begun with other text features: name the prompts that it was begun with "
-                f"as --text.prompts, or another --run."
+                f"as `text.prompts`, or another `out`."
             )
 
     def keep(self, run: RunFolder) -> None:
@@ -116,7 +101,7 @@ class LearnedFrom:
         """Return the catalogues by the name of the setting that gives their folder."""
         found = {"data.train_folder": [self.places.catalogue]}
         if self.validation is not None:
-            found["data.val_folder"] = [self.validation.database, self.validation.queries]
+            found["validation.folder"] = [self.validation.database, self.validation.queries]
         return found
 
     def _texts(self) -> str | None:
@@ -125,46 +110,7 @@ class LearnedFrom:
         return weights_digest({str(group): features for group, features in enumerate(self.text_features)})
 
 
-def open_training_run(
-    settings: Settings,
-    folder: Path,
-    source: LearnedFrom,
-    *,
-    image_tower: nn.Module | None = None,
-    may_change: Collection[str] = (),
-    is_main: bool,
-) -> RunFolder:
-    """Open the run folder of a stage, see `open_run`; a run is resumed only if it learns from the same data.
-
-    Args:
-        settings: settings of the run.
-        folder: folder of the stage.
-        source: the data that the stage learns from.
-        image_tower: network that extracts the image features the stage learns from, if it uses any.
-        may_change: dotted names of settings that do not affect this stage, besides those that affect none.
-        is_main: whether this process checks and writes.
-    """
-
-    def check(run: RunFolder, changed: Mapping[str, Any]) -> None:
-        _check_pixels(run, settings.model, changed)
-        _check_batch_norm(run, settings.prompts, image_tower, changed)
-        source.check(run, changed)
-
-    data = DataSettings(settings.data.train_folder, settings.data.val_folder)
-    defaults = Settings(settings.run, data, prompts=PromptSettings(batch_norm="eval"))  # before it was a setting
-    return open_run(
-        folder,
-        plain_values(settings),
-        resume=settings.resume,
-        defaults=plain_values(defaults),
-        renamed=RENAMED,
-        may_change=(*_MAY_CHANGE, *may_change),
-        check=check,
-        is_main=is_main,
-    )
-
-
-def _check_pixels(run: RunFolder, model: ModelSettings, changed: Mapping[str, Any]) -> None:
+def check_pixels(run: RunFolder, model: ModelOptions, changed: Mapping[str, Any]) -> None:
     """Check that changed settings still give the same pixel mean and std."""
     former = {name: changed[f"model.{name}"] for name in _STATISTICS if f"model.{name}" in changed}
     if not former:
@@ -173,20 +119,20 @@ def _check_pixels(run: RunFolder, model: ModelSettings, changed: Mapping[str, An
     if (before.mean, before.std) != (now.mean, now.std):
         raise ValueError(
             f"The run in {run.path} was begun with pixels of {before}; now they would have {now}: give "
-            f"{' '.join(f'--model.{name} {_as_word(value)}' for name, value in former.items())}, or name another --run."
+            f"{' '.join(f'`model.{name}` {_as_word(value)}' for name, value in former.items())}, or name another `out`."
         )
 
 
-def _check_batch_norm(
-    run: RunFolder, prompts: PromptSettings, image_tower: nn.Module | None, changed: Mapping[str, Any]
+def check_batch_norm(
+    run: RunFolder, batch_norm: BatchNormMode, image_tower: nn.Module, changed: Mapping[str, Any]
 ) -> None:
     """Check that a changed batch-norm setting does not change the image features."""
-    before = changed.get("prompts.batch_norm", prompts.batch_norm)
-    if image_tower is None or batch_norm_mode(image_tower, before) == batch_norm_mode(image_tower, prompts.batch_norm):
+    before = changed.get("prompts.batch_norm", batch_norm)
+    if batch_norm_mode(image_tower, before) == batch_norm_mode(image_tower, batch_norm):
         return
     raise ValueError(
         f"The run in {run.path} was begun with image features of prompts.batch_norm {before}; now it is "
-        f"{prompts.batch_norm}, and they would be others: give --prompts.batch_norm {before}, or name another --run."
+        f"{batch_norm}, and they would be others: set `prompts.batch_norm` {before}, or name another `out`."
     )
 
 
@@ -209,15 +155,15 @@ def _check_images(run: RunFolder, before: Mapping[str, Any], catalogue: Catalogu
     if before["image_list"] != catalogue.fingerprint:
         raise ValueError(
             f"The run in {run.path} was begun with {before['images']} images in {catalogue.folder}, now there "
-            f"are {len(catalogue)}, not all the same or in another order: name another --run."
+            f"are {len(catalogue)}, not all the same or in another order: name another `out`."
         )
     if before["image_places"] != catalogue.places_fingerprint:
         raise ValueError(
             f"The run in {run.path} was begun with images of {catalogue.folder} at other places or with other "
-            f"headings: name another --run."
+            f"headings: name another `out`."
         )
     if moved and before.get("image_contents", now := contents_fingerprint(catalogue)) != now:
         raise ValueError(
             f"The run in {run.path} was begun with images of the same names, but those in {catalogue.folder} are "
-            f"others: name the folder that has them, or another --run."
+            f"others: name the folder that has them, or another `out`."
         )

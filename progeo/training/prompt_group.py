@@ -11,7 +11,6 @@ from open_clip import CLIP
 from torch import Tensor
 from tqdm import tqdm
 
-from progeo.config.training import Settings
 from progeo.data.samplers import permuted_batches
 from progeo.engine.accelerator import scaler_state, set_scaler_state
 from progeo.engine.loop import train_epoch
@@ -20,6 +19,7 @@ from progeo.evaluation.matching import Matching, matching_accuracy
 from progeo.features.store import ShardedRows
 from progeo.losses import supervised_contrastive
 from progeo.models.prompts import PromptLearner
+from progeo.training.options import PromptOptions
 
 _TEXTS_AT_ONCE = 1024
 _SIMILARITIES_AT_ONCE = 2**24
@@ -73,12 +73,13 @@ class GroupTraining:
         *,
         images: GroupImages,
         clip: CLIP,
-        settings: Settings,
+        prompts: PromptOptions,
+        seed: int,
         accelerator: Accelerator,
     ) -> None:
         self.index = index
-        self.prompts = settings.prompts
-        self.seed = settings.seed
+        self.prompts = prompts
+        self.seed = seed
         self.images = images
         self.accelerator = accelerator
         self.epoch = 0
@@ -86,7 +87,7 @@ class GroupTraining:
         self.terms: dict[str, float] = {}
         """Mean loss terms of the last epoch."""
         self.num_classes = num_classes
-        generator = seeded_generator(settings.seed, index)
+        generator = seeded_generator(seed, index)
         self.learner = PromptLearner(
             clip, num_classes, self.prompts.template, self.prompts.context_length, generator=generator
         ).to(accelerator.device)
@@ -158,5 +159,5 @@ class GroupTraining:
         return matching_accuracy(batches(), self._compared(text_features))
 
     def _compared(self, features: Tensor) -> Tensor:
-        """L2-normalize features if the settings say so, as the loss compares them."""
+        """L2-normalize features if the options say so, as the loss compares them."""
         return F.normalize(features) if self.prompts.normalized else features

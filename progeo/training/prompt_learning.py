@@ -14,7 +14,6 @@ from safetensors.torch import safe_open, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from progeo.config.training import Settings
 from progeo.engine.accelerator import fits_device
 from progeo.engine.checkpoint import (
     EPOCHS,
@@ -30,7 +29,9 @@ from progeo.engine.run_folder import RunFolder
 from progeo.features.extract import ExtractedFeatures
 from progeo.files import replacing, write_json
 from progeo.models.backbones.open_clip import resolved_architecture, weights_digest
+from progeo.models.options import ModelOptions
 from progeo.places.cells import Group, Partition
+from progeo.training.options import PromptOptions
 from progeo.training.prompt_files import DESCRIPTION, PROMPTS, read_prompts
 from progeo.training.prompt_group import GroupImages, GroupTraining
 
@@ -41,9 +42,17 @@ class PromptTraining:
     """Stage 1 over all groups: each process trains its share, and the main process gathers the results."""
 
     def __init__(
-        self, settings: Settings, partition: Partition, *, clip: CLIP, run: RunFolder, accelerator: Accelerator
+        self,
+        prompts: PromptOptions,
+        partition: Partition,
+        *,
+        model: ModelOptions,
+        clip: CLIP,
+        seed: int,
+        run: RunFolder,
+        accelerator: Accelerator,
     ) -> None:
-        self.settings = settings
+        self.prompts, self.model, self.seed = prompts, model, seed
         self.partition = partition
         self.clip = clip
         self.run = run
@@ -69,14 +78,13 @@ class PromptTraining:
             features: features of all images of the groups.
             rows: the catalogue row of each feature row.
         """
-        prompts = self.settings.prompts
         images = [_readable_images(group, features, rows) for group in self.partition.groups]
-        self.steps = [-(-len(places) // prompts.batch_size) for places, _ in images]
+        self.steps = [-(-len(places) // self.prompts.batch_size) for places, _ in images]
         self.steps_of_others = self._count_steps_of_others()
         bar = progress_bar(
-            prompts.epochs * sum(self.steps),
+            self.prompts.epochs * sum(self.steps),
             self.accelerator,
-            images_per_step=prompts.batch_size,
+            images_per_step=self.prompts.batch_size,
             steps_done=self.steps_of_others + sum(self.steps[index] * self._epochs_done(index) for index in self.mine),
         )
         with bar:
@@ -106,12 +114,12 @@ class PromptTraining:
             save_file(tensors, temporary)
         description: dict[str, Any] = {
             "partition": self.partition.describe(),
-            "architecture": resolved_architecture(self.settings.model.architecture, self.clip),
-            "weights": self.settings.model.weights,
-            "seed": self.settings.seed,
+            "architecture": resolved_architecture(self.model.architecture, self.clip),
+            "weights": self.model.weights,
+            "seed": self.seed,
             "vocabulary": weights_digest({"token_embedding": self.clip.token_embedding.weight}),
-            "template": self.settings.prompts.template,
-            "context_length": self.settings.prompts.context_length,
+            "template": self.prompts.template,
+            "context_length": self.prompts.context_length,
             "groups": summaries,
         }
         write_json(self.run.path / DESCRIPTION, description)
@@ -121,7 +129,7 @@ class PromptTraining:
         self, index: int, features: ExtractedFeatures, places: np.ndarray, labels: np.ndarray, bar: tqdm
     ) -> None:
         """Train one group, whose features have the rows `places`, from its newest checkpoint on and write its file."""
-        group, name, epochs = self.partition.groups[index], self._name(index), self.settings.prompts.epochs
+        group, name, epochs = self.partition.groups[index], self._name(index), self.prompts.epochs
         on_device = fits_device(2 * features.rows.width * len(places), self.accelerator)
         images = GroupImages(features.rows, places, labels=labels, accelerator=self.accelerator, on_device=on_device)
         training = GroupTraining(
@@ -129,7 +137,8 @@ class PromptTraining:
             group.num_classes,
             images=images,
             clip=self.clip,
-            settings=self.settings,
+            prompts=self.prompts,
+            seed=self.seed,
             accelerator=self.accelerator,
         )
         if (newest := self.newest[index]) is not None:
@@ -178,7 +187,7 @@ class PromptTraining:
     def _epochs_done(self, index: int) -> int:
         """Return the number of epochs of a group that need not be trained again."""
         if self.run.group_file(index).is_file():
-            return self.settings.prompts.epochs
+            return self.prompts.epochs
         newest = self.newest[index]
         return 0 if newest is None else int(newest.name.removeprefix("epoch_"))
 

@@ -1,29 +1,39 @@
 """The encoder that stage 2 starts from: an untrained one, or one that was trained or imported before."""
 
+import dataclasses
 from pathlib import Path
 
-from progeo.config.training import ModelSettings
 from progeo.engine.run_folder import RunFolder
 from progeo.export.weights import encoder_folder, holds_encoder, load_encoder, read_description
+from progeo.models.backbones import freeze_layers
 from progeo.models.backbones.open_clip import NORMALIZATIONS, as_height_width
 from progeo.models.encoder import Encoder, EncoderSpec, build_encoder
+from progeo.models.options import EncoderOptions, ModelOptions
 from progeo.models.pixel_statistics import PixelStatistics, chosen_statistics, pixel_statistics
+from progeo.training.prompt_files import load_clip_of_prompts
 
 
-def build_starting_encoder(model: ModelSettings, *, seed: int) -> Encoder:
-    """Build the encoder of the settings from its pretrained weights, or load it from the folder `model.weights`.
+def build_starting_encoder(model: ModelOptions, options: EncoderOptions, *, seed: int) -> Encoder:
+    """Build the encoder from pretrained weights, or load it from the folder `model.weights`; freeze layers.
 
     Raises:
-        ValueError: the encoder in the folder differs from the settings; the message names the first difference.
+        ValueError: the encoder in the folder differs from the options; the message names the first difference.
     """
     if _names_folder(model):
-        return _load_encoder(model, Path(model.weights))
+        encoder = _load_encoder(model, options, Path(model.weights))
+    else:
+        encoder = _build_encoder(model, options, seed)
+    freeze_layers(encoder.backbone, options.frozen)
+    return encoder
+
+
+def _build_encoder(model: ModelOptions, options: EncoderOptions, seed: int) -> Encoder:
     return build_encoder(
         model.architecture,
         model.weights,
-        model.image_size,
-        descriptor_dim=model.descriptor_dim,
-        normalized=model.normalized,
+        options.image_size,
+        descriptor_dim=options.descriptor_dim,
+        normalized=options.normalized,
         normalization=model.normalization,
         mean=model.mean,
         std=model.std,
@@ -32,7 +42,22 @@ def build_starting_encoder(model: ModelSettings, *, seed: int) -> Encoder:
     )
 
 
-def starting_statistics(model: ModelSettings) -> PixelStatistics:
+def keep_text_weights(encoder: Encoder, prompts: Path | None) -> None:
+    """Keep the CLIP whose texts an encoder shares only if the prompts it is trained with are of the same CLIP.
+
+    Args:
+        encoder: the encoder, whose spec changes.
+        prompts: folder of the prompts; None trains without text.
+    """
+    spec = encoder.spec
+    if prompts is not None and spec.text_weights is not None:
+        architecture, weights = load_clip_of_prompts(prompts)
+        if architecture == spec.architecture and Path(weights).resolve() == Path(spec.text_weights).resolve():
+            return
+    encoder.spec = dataclasses.replace(spec, text_weights=None)
+
+
+def starting_statistics(model: ModelOptions) -> PixelStatistics:
     """Return the pixel mean and std of both stages, for weights that are available locally."""
     if _names_folder(model):
         encoder = read_description(encoder_folder(Path(model.weights)))["encoder"]
@@ -42,39 +67,39 @@ def starting_statistics(model: ModelSettings) -> PixelStatistics:
     )
 
 
-def _names_folder(model: ModelSettings) -> bool:
+def _names_folder(model: ModelOptions) -> bool:
     """Return whether `model.weights` is the folder of an encoder, or of a run that should hold one."""
     return holds_encoder(Path(model.weights)) or RunFolder(Path(model.weights)).config.is_file()
 
 
-def _load_encoder(model: ModelSettings, folder: Path) -> Encoder:
+def _load_encoder(model: ModelOptions, options: EncoderOptions, folder: Path) -> Encoder:
     encoder = load_encoder(encoder_folder(folder))
     assert isinstance(encoder, Encoder)
     spec = encoder.spec
     settings = {
         "architecture": (model.architecture.replace("/", "-"), spec.architecture),
-        "image_size": (as_height_width(model.image_size), spec.image_size),
-        "descriptor_dim": (model.descriptor_dim or spec.descriptor_dim, spec.descriptor_dim),
-        "normalized": (model.normalized or spec.pooling != "clip", spec.normalized),
+        "image_size": (as_height_width(options.image_size), spec.image_size),
+        "descriptor_dim": (options.descriptor_dim or spec.descriptor_dim, spec.descriptor_dim),
+        "normalized": (options.normalized or spec.pooling != "clip", spec.normalized),
         "align_corners": (model.align_corners, spec.align_corners),
     }
     for name, (wanted, found) in settings.items():
         if wanted != found:
-            raise ValueError(f"model.{name} is {wanted}, the encoder in {folder} has {found}: set it so.")
+            raise ValueError(f"`{name}` is {wanted}, the encoder in {folder} has {found}: set it so.")
     _check_statistics(model, spec, folder)
     return encoder
 
 
-def _check_statistics(model: ModelSettings, spec: EncoderSpec, folder: Path) -> None:
+def _check_statistics(model: ModelOptions, spec: EncoderSpec, folder: Path) -> None:
     wanted = chosen_statistics(model.normalization, model.mean, model.std)
     if wanted is None or (wanted.mean, wanted.std) == (spec.mean, spec.std):
         return
     if model.mean is not None:
         raise ValueError(
-            f"model.mean and model.std are {wanted.mean} and {wanted.std}, the encoder in {folder} has {spec.mean} and "
+            f"`mean` and `std` are {wanted.mean} and {wanted.std}, the encoder in {folder} has {spec.mean} and "
             f"{spec.std}: leave both out."
         )
     names = {statistics: name for name, statistics in NORMALIZATIONS.items()}
     found = names.get((spec.mean, spec.std))
     has = f"{found}: set it so" if found else f"mean {spec.mean} and std {spec.std}: leave it out"
-    raise ValueError(f"model.normalization is {model.normalization}, the encoder in {folder} has {has}.")
+    raise ValueError(f"`normalization` is {model.normalization}, the encoder in {folder} has {has}.")

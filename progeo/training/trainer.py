@@ -1,9 +1,7 @@
 """The training state of stage 2, which can be saved and resumed at any step."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +9,6 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from progeo.config.training import Settings
 from progeo.data.augmentation import jitter_colors
 from progeo.engine.accelerator import distributed, scaler_state, set_scaler_state
 from progeo.engine.checkpoint import STEPS, newest_checkpoint, prune_checkpoints, save_checkpoint
@@ -20,30 +17,32 @@ from progeo.engine.randomness import seed_layers
 from progeo.engine.run_folder import RunFolder
 from progeo.engine.schedules import learning_rate_factor, scale_learning_rates
 from progeo.engine.stopping import StopRequest
-from progeo.models.backbones import checkpoint_gradients, freeze_layers
+from progeo.models.backbones import checkpoint_gradients
 from progeo.models.encoder import Encoder
+from progeo.places.cells import Group
 from progeo.training.batches import ImageBatches, MicroBatch
 from progeo.training.loss_terms import ImageLosses, Terms
-from progeo.training.places import TrainingPlaces
-from progeo.training.prompt_files import load_clip_of_prompts, load_text_features
-from progeo.training.starting_encoder import build_starting_encoder
-
-
-def build_untrained_encoder(settings: Settings) -> Encoder:
-    """Build the encoder that stage 2 starts from, with frozen layers and gradient checkpointing applied."""
-    encoder = build_starting_encoder(settings.model, seed=settings.seed)
-    freeze_layers(encoder.backbone, settings.model.frozen)
-    if settings.training.gradient_checkpointing:
-        checkpoint_gradients(encoder.backbone)
-    return encoder
+from progeo.training.options import TrainingOptions
 
 
 class ImageTraining:
     """The encoder, its losses and their optimizer."""
 
-    def __init__(self, settings: Settings, places: TrainingPlaces, accelerator: Accelerator) -> None:
-        self.settings = settings
-        self.groups = places.partition.groups
+    def __init__(
+        self,
+        options: TrainingOptions,
+        encoder: Encoder,
+        *,
+        losses: ImageLosses,
+        batches: ImageBatches,
+        groups: Sequence[Group],
+        seed: int,
+        accelerator: Accelerator,
+    ) -> None:
+        self.options = options
+        self.encoder, self.losses, self.batches = encoder, losses, batches
+        self.groups = groups
+        self.seed = seed
         self.accelerator = accelerator
         self.epoch = 0
         """Number of finished epochs."""
@@ -53,30 +52,19 @@ class ImageTraining:
         """Validation R@1 before training, for comparison only: it never counts as the best."""
         self.best_recall = -1.0
         self.epochs_since_best = 0
-        text_features = self._load_text_features(places)
-        self.encoder = build_untrained_encoder(settings).to(accelerator.device)
-        if not self._keeps_to_its_texts():
-            self.encoder.spec = dataclasses.replace(self.encoder.spec, text_weights=None)
-        self.losses = ImageLosses(
-            settings,
-            [group.num_classes for group in self.groups],
-            descriptor_dim=self.encoder.descriptor_dim,
-            text_features=text_features,
-            accelerator=accelerator,
+        if options.gradient_checkpointing:
+            checkpoint_gradients(encoder.backbone)
+        self.optimizer = accelerator.prepare_optimizer(
+            torch.optim.AdamW(_parameter_groups(encoder, losses.modules, options), fused=True)
         )
-        groups = _parameter_groups(self.encoder, self.losses.modules, settings)
-        self.optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(groups, fused=True))
         self.averaged: AveragedModel | None = None
-        if settings.training.ema_decay is not None:
-            average = get_ema_multi_avg_fn(settings.training.ema_decay)
-            self.averaged = AveragedModel(self.encoder, multi_avg_fn=average, use_buffers=True)
-        self.distributed_encoder = distributed(self.encoder, accelerator)
-        if settings.training.compile:
-            self.encoder.compile()
+        if options.ema_decay is not None:
+            average = get_ema_multi_avg_fn(options.ema_decay)
+            self.averaged = AveragedModel(encoder, multi_avg_fn=average, use_buffers=True)
+        self.distributed_encoder = distributed(encoder, accelerator)
+        if options.compile:
+            encoder.compile()
         self._buffers_before: list[Tensor] = []
-        self.batches = ImageBatches(
-            settings, places.catalogue, image_size=self.encoder.image_size, accelerator=accelerator
-        )
 
     @property
     def result(self) -> Encoder:
@@ -86,7 +74,7 @@ class ImageTraining:
     @property
     def steps_done(self) -> int:
         """Number of finished steps over all epochs."""
-        return self.epoch * self.settings.training.iterations_per_epoch + self.means.steps
+        return self.epoch * self.options.iterations_per_epoch + self.means.steps
 
     @property
     def best_epoch(self) -> int:
@@ -96,9 +84,9 @@ class ImageTraining:
     @property
     def finished(self) -> bool:
         """Whether all epochs are done or early stopping has triggered."""
-        training = self.settings.training
-        tired = training.patience is not None and self.epochs_since_best >= training.patience
-        return self.epoch >= training.epochs or tired
+        patience = self.options.patience
+        out_of_patience = patience is not None and self.epochs_since_best >= patience
+        return self.epoch >= self.options.epochs or out_of_patience
 
     def run_epoch(self, run: RunFolder, stop: StopRequest) -> dict[str, float]:
         """Train on the group of this epoch, resuming within it if it was interrupted; returns mean loss terms.
@@ -106,14 +94,13 @@ class ImageTraining:
         Raises:
             KeyboardInterrupt: a stop was requested; a checkpoint was written.
         """
-        training = self.settings.training
         index = self.epoch % len(self.groups)
         self.losses.move_head(index, self.accelerator.device, self.optimizer)
         self.encoder.train()
         bar = progress_bar(
-            training.iterations_per_epoch,
+            self.options.iterations_per_epoch,
             self.accelerator,
-            images_per_step=training.batch_size,
+            images_per_step=self.options.batch_size,
             steps_done=self.means.steps,
         )
         try:
@@ -124,13 +111,13 @@ class ImageTraining:
                     self.optimizer,
                     self.accelerator,
                     bar=bar,
-                    description=f"stage 2, epoch {self.epoch + 1}/{training.epochs}, group {index + 1}",
+                    description=f"stage 2, epoch {self.epoch + 1}/{self.options.epochs}, group {index + 1}",
                     means=self.means,
                     stop=stop,
                     before_step=self._before_step,
                     after_step=partial(self._after_step, run, stop),
-                    max_gradient_norm=training.max_gradient_norm,
-                    skip_not_finite=training.skip_not_finite,
+                    max_gradient_norm=self.options.max_gradient_norm,
+                    skip_not_finite=self.options.skip_not_finite,
                 )
         except LossNotFinite as error:
             newest = newest_checkpoint(run.checkpoints, STEPS)
@@ -153,7 +140,7 @@ class ImageTraining:
         if self.accelerator.is_main_process:
             name = f"epoch_{self.epoch:06d}_step_{self.means.steps:06d}"
             newest = save_checkpoint(run.checkpoints, name, self.state_dict())
-            prune_checkpoints(newest, keep=self.settings.training.keep_checkpoints)
+            prune_checkpoints(newest, keep=self.options.keep_checkpoints)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state required to resume a run."""
@@ -186,70 +173,55 @@ class ImageTraining:
         self.optimizer.load_state_dict(state["optimizer"])
         set_scaler_state(self.accelerator, state["scaler"])
 
-    def _step(self, terms: Terms, piece: MicroBatch) -> dict[str, Tensor]:
-        images, labels = piece.images.to(self.accelerator.device), piece.labels.to(self.accelerator.device)
-        descriptors = self.distributed_encoder(self.encoder.normalize(jitter_colors(images, piece.changes)))
+    def _step(self, terms: Terms, batch: MicroBatch) -> dict[str, Tensor]:
+        images, labels = batch.images.to(self.accelerator.device), batch.labels.to(self.accelerator.device)
+        descriptors = self.distributed_encoder(self.encoder.normalize(jitter_colors(images, batch.changes)))
         return terms(descriptors, labels)
 
     def _before_step(self, number: int) -> None:
-        training = self.settings.training
         factor = learning_rate_factor(
-            self.epoch * training.iterations_per_epoch + number,
-            training.epochs * training.iterations_per_epoch,
-            schedule=training.schedule,
-            warmup_steps=training.warmup_steps,
+            self.epoch * self.options.iterations_per_epoch + number,
+            self.options.epochs * self.options.iterations_per_epoch,
+            schedule=self.options.schedule,
+            warmup_steps=self.options.warmup_steps,
         )
         scale_learning_rates(self.optimizer, factor)
         # Layers such as stochastic depth draw on the device, independently in each process. The 1 separates their seeds
         # from those of the augmentation.
-        seed_layers(self.settings.seed, self.epoch, number, self.accelerator.process_index, 1)
-        if training.skip_not_finite:
+        seed_layers(self.seed, self.epoch, number, self.accelerator.process_index, 1)
+        if self.options.skip_not_finite:
             self._buffers_before = [buffer.clone() for buffer in self.encoder.buffers()]
 
     def _after_step(self, run: RunFolder, stop: StopRequest, numbers: Mapping[str, float], applied: bool) -> None:
-        steps, training = self.means.steps, self.settings.training
-        if not applied and training.skip_not_finite:  # restore the batch-norm statistics from before a skipped step
+        steps = self.means.steps
+        if not applied and self.options.skip_not_finite:  # restore the batch-norm statistics from before a skipped step
             for buffer, before in zip(self.encoder.buffers(), self._buffers_before, strict=True):
                 buffer.copy_(before)
         elif applied and self.averaged is not None:
             self.averaged.update_parameters(self.encoder)
         rate = self.optimizer.param_groups[0]["lr"]
         self.accelerator.log({"encoder_learning_rate": rate, **numbers}, step=self.steps_done)
-        at_end = steps == training.iterations_per_epoch
-        if stop.received or (steps % training.checkpoint_every == 0 and not at_end):
+        at_end = steps == self.options.iterations_per_epoch
+        if stop.received or (steps % self.options.checkpoint_every == 0 and not at_end):
             self.save(run)
         if stop.received:
             raise KeyboardInterrupt(
-                f"stopped in epoch {self.epoch + 1} after step {steps}: resume with the same command and --resume true."
+                f"stopped in epoch {self.epoch + 1} after step {steps}: resume with the same command and `resume`."
             )
 
-    def _load_text_features(self, places: TrainingPlaces) -> list[Tensor] | None:
-        return load_text_features(self._prompts, places.partition) if self.settings.text.weight else None
 
-    def _keeps_to_its_texts(self) -> bool:
-        """Return whether the prompts were learned with the same CLIP that the encoder's text weights come from."""
-        spec = self.encoder.spec
-        if not self.settings.text.weight or spec.text_weights is None:
-            return False
-        architecture, weights = load_clip_of_prompts(self._prompts)
-        return architecture == spec.architecture and Path(weights).resolve() == Path(spec.text_weights).resolve()
-
-    @property
-    def _prompts(self) -> Path:
-        return self.settings.text.prompts or self.settings.run / "stage1"
-
-
-def _parameter_groups(encoder: Encoder, training_only: Sequence[nn.Module], settings: Settings) -> list[dict[str, Any]]:
+def _parameter_groups(
+    encoder: Encoder, training_only: Sequence[nn.Module], options: TrainingOptions
+) -> list[dict[str, Any]]:
     """Split the parameters into the encoder's matrices and kernels, which decay, its others, and each other module.
 
     The classifier of an idle group gets no gradient, so the optimizer does not change it.
     """
-    training = settings.training
     trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
     kinds = [
-        ([p for p in trained if p.ndim > 1], training.encoder_learning_rate, training.weight_decay),
-        ([p for p in trained if p.ndim <= 1], training.encoder_learning_rate, 0.0),
-        *((list(module.parameters()), training.head_learning_rate, 0.0) for module in training_only),
+        ([p for p in trained if p.ndim > 1], options.encoder_learning_rate, options.weight_decay),
+        ([p for p in trained if p.ndim <= 1], options.encoder_learning_rate, 0.0),
+        *((list(module.parameters()), options.head_learning_rate, 0.0) for module in training_only),
     ]
     return [
         {"params": parameters, "lr": rate, "base_lr": rate, "weight_decay": decay} for parameters, rate, decay in kinds

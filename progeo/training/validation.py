@@ -1,18 +1,48 @@
 """Validation of an encoder during training: extract descriptors in memory and search them."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from accelerate import Accelerator
 
+from progeo.data.options import DataOptions
 from progeo.datasets.query_sets import QuerySet
 from progeo.engine.accelerator import gathered, share_of
+from progeo.evaluation.recall import recall_at
 from progeo.evaluation.search import nearest_neighbors
 from progeo.features.batches import extract_rows
 from progeo.features.descriptors import descriptor_extractor
 from progeo.features.extract import FeatureExtractor
 from progeo.models.encoder import Encoder
-from progeo.models.preprocessing import Preprocessing
+from progeo.models.options import Preprocessing
 from progeo.pixels import Orientation
 from progeo.places.catalogue import Catalogue
+
+_RECALL_NS = (1, 5, 10, 20)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Retrieval recall of an encoder on validation images."""
+
+    query_set: QuerySet
+    preprocessing: Preprocessing
+    data: DataOptions
+    """How images are read."""
+
+    def recalls(self, encoder: Encoder, accelerator: Accelerator) -> dict[int, float]:
+        """Compute recall@N in percent, by N."""
+        predictions = retrieve(
+            encoder,
+            self.query_set,
+            accelerator,
+            count=max(_RECALL_NS),
+            preprocessing=self.preprocessing,
+            batch_size=self.data.eval_batch_size,
+            num_workers=self.data.num_workers,
+            orientation=self.data.orientation,
+        )
+        return dict(zip(_RECALL_NS, recall_at(predictions, self.query_set.positives, _RECALL_NS).tolist(), strict=True))
 
 
 def retrieve(
@@ -33,17 +63,17 @@ def retrieve(
     """
     extractor = descriptor_extractor(encoder, preprocessing, None, accelerator, orientation=orientation)
 
-    def described(catalogue: Catalogue, what: str) -> np.ndarray:
-        return _described(extractor, catalogue, accelerator, batch_size=batch_size, num_workers=num_workers, what=what)
-
     was_training = encoder.training
     encoder.eval()
-    database, queries = described(query_set.database, "database"), described(query_set.queries, "queries")
+    database, queries = (
+        _descriptors(extractor, catalogue, accelerator, batch_size=batch_size, num_workers=num_workers, what=what)
+        for catalogue, what in ((query_set.database, "database"), (query_set.queries, "queries"))
+    )
     encoder.train(was_training)
     return nearest_neighbors([database], queries, count).rows
 
 
-def _described(
+def _descriptors(
     extractor: FeatureExtractor,
     catalogue: Catalogue,
     accelerator: Accelerator,

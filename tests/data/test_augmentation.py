@@ -4,7 +4,8 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as F
 
-from progeo.data.augmentation import Augmentation, jitter_colors
+from progeo.data.augmentation import draw_changes, jitter_colors
+from progeo.data.options import Augmentation
 
 NOTHING = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
 
@@ -14,7 +15,7 @@ def generator(seed=0):
 
 
 def drawn(count, seed=1, **settings):
-    return Augmentation(**{**NOTHING, **settings}).draw(count, generator(seed))
+    return draw_changes(Augmentation(**{**NOTHING, **settings}), count, generator(seed))
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ def test_pixels_and_floats_are_jittered_alike_and_left_as_they_were():
 
 def test_the_same_seed_gives_the_same_augmentation_and_another_seed_another():
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
-    first, again, other = (Augmentation().draw(4, generator(seed)) for seed in (1, 1, 2))
+    first, again, other = (draw_changes(Augmentation(), 4, generator(seed)) for seed in (1, 1, 2))
     assert all(torch.equal(one, two) for one, two in zip(first, again, strict=True))
     assert not torch.equal(first.crops, other.crops)
     jittered = jitter_colors(images, first)
@@ -86,7 +87,7 @@ def test_no_strength_leaves_the_pixels_alone():
 
 def test_a_part_of_a_batch_is_augmented_as_it_is_within_the_whole():
     images = torch.randint(0, 256, (6, 3, 16, 24), dtype=torch.uint8)
-    changes = Augmentation().draw(6, generator())
+    changes = draw_changes(Augmentation(), 6, generator())
     whole = jitter_colors(images, changes)
     for part in (slice(0, 2), slice(2, 6)):
         assert torch.equal(jitter_colors(images[part], changes.of(part)), whole[part])

@@ -15,7 +15,8 @@ from torchvision.models import VGG16_Weights
 
 import progeo
 from progeo.cli import main
-from progeo.engine.run_folder import Keep, RunFolder
+from progeo.engine.options import Keep
+from progeo.engine.run_folder import RunFolder
 from progeo.export.weights import encoder_folder, holds_encoder, save_encoder
 from progeo.models.backbones.open_clip import NORMALIZATIONS, load_clip
 from progeo.models.backbones.torchvision import load_convnet

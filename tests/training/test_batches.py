@@ -9,8 +9,9 @@ from PIL import ExifTags, Image
 from torchvision.transforms.v2 import functional as F
 
 from progeo.config.training import DataSettings, Settings, TrainingSettings
-from progeo.data.augmentation import Augmentation
+from progeo.data.augmentation import build_crop, draw_changes
 from progeo.data.decode import read_image
+from progeo.data.options import Augmentation
 from progeo.engine.randomness import seeded_generator
 from progeo.places.catalogue import read_catalogue
 from progeo.places.cells import build_partition
@@ -60,11 +61,11 @@ def assert_same(one, two):
 def test_crops_are_cut_from_the_photos_own_pixels_and_resized_once(catalogue, tmp_path):
     augmentation, group = Augmentation(), group_of(catalogue)
     for step, (images, labels, shares) in enumerate(batches_of(catalogue, tmp_path, num_workers=0)):
-        changes = augmentation.draw(6, seeded_generator(0, 1, step))
+        changes = draw_changes(augmentation, 6, seeded_generator(0, 1, step))
         assert torch.equal(shares, changes.shares)  # each step is jittered anew, too
         for image, label, drawn in zip(images, labels.tolist(), changes.crops.numpy(), strict=True):
             photos = [read_image(catalogue.path(row)) for row in group.rows[group.labels == label]]
-            boxes = [augmentation.crop(SIZE).box(drawn, *photo.shape[1:]) for photo in photos]
+            boxes = [build_crop(augmentation, SIZE).box(drawn, *photo.shape[1:]) for photo in photos]
             crops = [
                 F.resized_crop(photo, *box, size=list(SIZE), antialias=True)
                 for photo, box in zip(photos, boxes, strict=True)
@@ -91,8 +92,11 @@ def test_photos_are_turned_before_they_are_cropped_only_where_asked(tmp_path, or
     images, _, _ = batches_of(read_catalogue(tmp_path), tmp_path, **data)[0]
     upright = np.rot90(pixels, -1) if orientation == "exif" else pixels
     photo, augmentation = torch.from_numpy(upright.copy()).permute(2, 0, 1), Augmentation()
-    draws = augmentation.draw(6, seeded_generator(0, 1, 0)).crops.numpy()
-    assert torch.equal(images, torch.stack([augmentation.crop(SIZE)(photo, drawn) for drawn in draws]))
+    draws = draw_changes(augmentation, 6, seeded_generator(0, 1, 0)).crops.numpy()
+    assert torch.equal(
+        images,
+        torch.stack([build_crop(augmentation, SIZE)(photo, drawn) for drawn in draws]),
+    )
 
 
 def test_an_epoch_that_is_resumed_goes_on_with_the_same_bits(catalogue, tmp_path):

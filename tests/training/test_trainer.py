@@ -9,6 +9,7 @@ import torch
 
 from progeo.config.parsing import parse_settings
 from progeo.config.training import Settings
+from progeo.data.augmentation import draw_changes
 from progeo.datasets.query_sets import load_query_set
 from progeo.engine.accelerator import start_accelerator
 from progeo.engine.randomness import seeded_generator
@@ -196,7 +197,7 @@ def test_the_layers_draw_otherwise_in_every_piece_and_other_than_the_augmentatio
     training.run_epoch(RunFolder(tmp_path), StopRequest())
     assert len(drawn) == 2
     assert not torch.equal(*drawn)
-    shares = training.settings.augmentation.draw(2, seeded_generator(0, 0, 0)).shares[:, 0]
+    shares = draw_changes(training.batches.augmentation, 2, seeded_generator(0, 0, 0)).shares[:, 0]
     assert not torch.allclose(drawn[0], shares)
 
 

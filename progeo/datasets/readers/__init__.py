@@ -1,1 +1,68 @@
-"""Readers of tables, photos and other programs' ground truth, one file per source."""
+"""Readers of other data sets: one file per source, one table of them all."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+from progeo.datasets.readers.arrays import read_arrays
+from progeo.datasets.readers.dbstruct import read_dbstruct
+from progeo.datasets.readers.msls import read_msls
+from progeo.datasets.readers.photos import read_photos
+from progeo.datasets.readers.tables import read_table
+from progeo.places.catalogue import Catalogue, check_files
+
+
+@dataclass(frozen=True)
+class Imported:
+    """Catalogues of a data set."""
+
+    catalogues: Mapping[str, Catalogue]
+    """The catalogues by name of their folder; an empty name is the output itself."""
+    skipped: Mapping[Path, str] = field(default_factory=dict)
+    """Images that are in no catalogue, and why."""
+
+
+def _table(
+    source: Path, *, images: Path | None = None, columns: Mapping[str, str] | None = None, path: str | None = None
+) -> Imported:
+    return Imported({"": read_table(source, images or source.parent, columns=columns, path=path)})
+
+
+def _photos(source: Path) -> Imported:
+    photos = read_photos(source)
+    skipped = dict.fromkeys((source / path for path in photos.without_place), "it has no position")
+    skipped |= dict.fromkeys((source / path for path in photos.far_away), "it is too far from all others")
+    return Imported({"": photos.catalogue}, skipped)
+
+
+def _dbstruct(source: Path, *, images: Path, query_images: Path | None = None) -> Imported:
+    return Imported(read_dbstruct(source, images, query_images))
+
+
+def _arrays(source: Path, *, images: Path, name: str | None = None) -> Imported:
+    return _with_files(read_arrays(source, images, name))
+
+
+def _msls(
+    source: Path, *, cities: tuple[str, ...] = (), subtask: str = "all", positive_radius_m: float = 25.0
+) -> Imported:
+    sides = read_msls(
+        source,
+        cities,
+        subtask=None if subtask == "any" else subtask,
+        positive_radius_m=positive_radius_m or None,
+    )
+    return _with_files(sides)
+
+
+def _with_files(sides: Mapping[str, Catalogue]) -> Imported:
+    for catalogue in sides.values():
+        check_files(catalogue)
+    return Imported(sides)
+
+
+READERS: Mapping[str, Callable[..., Imported]] = MappingProxyType(
+    {"table": _table, "photos": _photos, "dbstruct": _dbstruct, "arrays": _arrays, "msls": _msls}
+)
+"""Reader of each kind of source; its keyword arguments are the options that the kind takes."""

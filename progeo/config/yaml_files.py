@@ -1,7 +1,8 @@
 """Read YAML files of settings as text, without YAML's guesses; the type of a setting decides how to parse its value."""
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,8 +14,26 @@ _TAGS = frozenset({_NULL, _MERGE, *(f"tag:yaml.org,2002:{kind}" for kind in ("st
 """Tags of values that are accepted as written; `!!int 5` and `!!python/object` are refused."""
 RENAMED = MappingProxyType(
     {
+        "run": "out",
+        "to": "out",
+        "index": "faiss",
+        "class": "at",
         "data.max_unreadable_share": "data.max_unreadable_fraction",
-        "model.normalised": "model.normalized",
+        "data.val_folder": "validation.folder",
+        "data.database": "validation.database",
+        "data.queries": "validation.queries",
+        "data.val_preprocessing": "validation.preprocessing",
+        "data.positive_radius_m": "validation.positive_radius_m",
+        "data.positive_angle_deg": "validation.positive_angle_deg",
+        "data.test_folder": "test.folder",
+        "data.test_queries": "test.queries",
+        "data.descriptor_cache": "test.descriptor_cache",
+        "data.cache_images": "training.cache_images",
+        "model.image_size": "encoder.image_size",
+        "model.descriptor_dim": "encoder.descriptor_dim",
+        "model.normalized": "encoder.normalized",
+        "model.normalised": "encoder.normalized",
+        "model.frozen": "encoder.frozen",
         "model.normalisation": "model.normalization",
         "prompts.normalised": "prompts.normalized",
         "text.normalised": "text.normalized",
@@ -53,18 +72,20 @@ class _TextLoader(yaml.SafeLoader):
         return node
 
 
-def read_setting_file(path: Path, names: Collection[str]) -> dict[str, Any]:
+def read_setting_file(
+    path: Path, names: Collection[str], others: Callable[[], Collection[str]] = tuple
+) -> dict[str, Any]:
     """Read settings from a YAML file by their dotted names: values are text as written, lists of text, or None.
 
     Args:
         path: the YAML file.
-        names: dotted names of all known settings.
+        names: dotted names of the settings to read.
+        others: returns the names of settings of other commands, which are skipped; it is called if one is needed.
 
     Raises:
         FileNotFoundError: the file does not exist.
         ValueError: the file is not valid YAML, holds no mapping, or names an unknown or renamed setting; the message
-            names
-            the file.
+            names the file.
     """
     if not path.is_file():
         raise FileNotFoundError(f"The file of settings {path} does not exist.")
@@ -75,19 +96,29 @@ def read_setting_file(path: Path, names: Collection[str]) -> dict[str, Any]:
     if not isinstance(content, dict):
         held = "is empty" if content is None else f"holds a {'list' if isinstance(content, list) else 'text'}"
         raise ValueError(f"The file of settings {path} {held}: it must give settings as `name: value`.")
-    sections = {name[:end] for name in names for end in range(len(name)) if name[end] == "."}
+    sections = _sections(names)
+    known = set(names)
+    if any(name not in known for name, _ in _flat(content, sections)):
+        known |= set(others())
+        sections = _sections(known)
     values: dict[str, Any] = {}
     for name, value in _flat(content, sections):
         if name in sections:
             raise ValueError(f"The file of settings {path} gives {name} the value {value}: give it settings by name.")
-        if name in RENAMED:
-            raise ValueError(f"The file of settings {path} names {name}, which is now called {RENAMED[name]}.")
-        if name not in names:
-            raise ValueError(f"The file of settings {path} names {name}, which is no setting: see --help.")
+        if name not in known:
+            if RENAMED.get(name) in known:
+                raise ValueError(f"The file of settings {path} names {name}, which is now called {RENAMED[name]}.")
+            near = get_close_matches(name, known, 1)
+            advice = f"did you mean {near[0]}?" if near else "see --help."
+            raise ValueError(f"The file of settings {path} names {name}, which is no setting: {advice}")
         if name in values:
             raise ValueError(f"The file of settings {path} names {name} twice: keep one.")
         values[name] = value
-    return values
+    return {name: value for name, value in values.items() if name in names}
+
+
+def _sections(names: Collection[str]) -> set[str]:
+    return {name[:end] for name in names for end in range(len(name)) if name[end] == "."}
 
 
 def _flat(values: Mapping[Any, Any], sections: Collection[str], prefix: str = "") -> Iterator[tuple[str, Any]]:

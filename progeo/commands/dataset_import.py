@@ -1,0 +1,88 @@
+"""Import a data set of another format: write its catalogues."""
+
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse.typing import NonNegativeFloat
+
+
+def import_dataset(
+    kind: Literal["table", "photos", "dbstruct", "arrays", "msls"],
+    source: Path,
+    *,
+    out: Path,
+    images: Path | None = None,
+    query_images: Path | None = None,
+    columns: dict[str, str] | None = None,
+    path: str | None = None,
+    name: str | None = None,
+    cities: tuple[str, ...] | None = None,
+    subtask: Literal["all", "s2w", "w2s", "o2n", "n2o", "d2n", "n2d", "any"] | None = None,
+    positive_radius_m: NonNegativeFloat | None = None,
+    link: bool = False,
+) -> Path:
+    """Write the catalogues of a data set, which every command then accepts as image folders; returns `out`.
+
+    Args:
+        kind: Kind of source. table is a .csv, .tsv, .parquet or .geojson file; photos is a folder of photos with GPS
+            positions in their EXIF metadata; dbstruct is a .mat file such as pitts30k_test.mat or tokyo247.mat; arrays
+            is a folder with the ground truth of OpenVPRLab, GSV-Cities, Patch-NetVLAD or VPR-Bench; msls is a folder of
+            Mapillary Street-Level Sequences as downloaded.
+        source: File or folder to import.
+        out: Output name. table and photos write <out>.arrow, and <out> then stands for an image folder; the others
+            write database.arrow and queries.arrow into the folder <out>, for `progeo evaluate --folder`.
+        images: Folder that the image names of a table, dbstruct or arrays are relative to. null takes the folder of a
+            table; for VPR-Bench it is the folder that holds query and ref.
+        query_images: Folder that the query names of a dbstruct are relative to. null takes images.
+        columns: Names of the columns of a table that are called differently than path, latitude and longitude (or UTM
+            east and north) and heading, as in --columns path=photo latitude=y longitude=x.
+        path: Template that builds each path of a table from columns, such as '{city}/{place_id:07d}.jpg'. null takes
+            the column path.
+        name: Prefix of the file names of arrays, such as pitts30k_val. Required if the folder holds several data sets.
+        cities: Cities of msls to import, such as cph sf for the validation set. null imports all cities in the folder.
+        subtask: Subtask of the msls benchmark whose images are imported. s2w is summer to winter, o2n old to new, d2n
+            day to night, and w2s, n2o and n2d are the reverse; any imports every image. null takes all.
+        positive_radius_m: Queries of msls without a database image within this many meters are excluded, as in the
+            benchmark. 0 keeps them; null takes 25.
+        link: Also create folders of symbolic links with the standard file names, for other tools.
+
+    Raises:
+        FileNotFoundError: the source or one of its images does not exist.
+        ValueError: the source cannot be read, or an option is not of this kind.
+    """
+    import inspect
+
+    from progeo.datasets.output import write_catalogue
+    from progeo.datasets.readers import READERS
+    from progeo.engine.log import LOGGER
+
+    given = {
+        "images": images,
+        "query_images": query_images,
+        "columns": columns,
+        "path": path,
+        "name": name,
+        "cities": cities,
+        "subtask": subtask,
+        "positive_radius_m": positive_radius_m,
+    }
+    options = {option: value for option, value in given.items() if value is not None}
+    takes = inspect.signature(READERS[kind]).parameters
+    for option in options:
+        if option not in takes:
+            raise ValueError(f"`{option}` is not for {kind}, which takes {_in_words(set(takes) & set(given))}.")
+    for option, parameter in takes.items():
+        if option != "source" and parameter.default is parameter.empty and option not in options:
+            raise ValueError(f"{kind} needs `{option}`: the folder that the image names are relative to.")
+    imported = READERS[kind](source, **options)
+    for file, reason in imported.skipped.items():
+        LOGGER.warning("skipped, %s: %s", reason, file)
+    for side, catalogue in imported.catalogues.items():
+        write_catalogue(catalogue, out / side, link=link)
+    if any(catalogue.positives is not None for catalogue in imported.catalogues.values()):
+        LOGGER.info("the positives of each query are given: --positive_radius_m has no effect in an evaluation")
+    return out
+
+
+def _in_words(options: set[str]) -> str:
+    return ", ".join(f"`{option}`" for option in sorted(options)) or "no options"

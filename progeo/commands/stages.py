@@ -1,0 +1,62 @@
+"""Open the run folder of a stage; a run is resumed only with the settings and the data it was started with."""
+
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from progeo.config.settings import default_values, plain_values
+from progeo.config.training import RunSettings
+from progeo.config.yaml_files import RENAMED
+from progeo.engine.run_folder import RunFolder, open_run
+from progeo.training.places import LearnedFrom, check_pixels
+
+_MAY_CHANGE = (
+    "out",
+    "resume",
+    "data.train_folder",  # if the images are the same, see `LearnedFrom`
+    "data.num_workers",
+    "data.max_unreadable_fraction",
+    *(f"model.{name}" for name in ("normalization", "mean", "std")),  # if pixels are normalized alike
+)
+
+
+def open_stage(
+    settings: RunSettings,
+    stage: str,
+    source: LearnedFrom,
+    *,
+    may_change: Collection[str],
+    is_main: bool,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+    check: Callable[[RunFolder, Mapping[str, Any]], None] = lambda run, changed: None,
+) -> RunFolder:
+    """Open the folder of a stage, see `open_run`, and save what it learns from.
+
+    Args:
+        settings: settings of the stage.
+        stage: name of the folder inside that of the run.
+        source: the data that the stage learns from.
+        may_change: dotted names of settings that may differ in a resumed run, besides those of every stage.
+        is_main: whether this process checks and writes.
+        defaults: former defaults that differ from today's, by dotted name, for a run from before a setting existed.
+        check: further check of a run to resume, see `open_run`.
+    """
+
+    def check_all(run: RunFolder, changed: Mapping[str, Any]) -> None:
+        check_pixels(run, settings.model, changed)
+        check(run, changed)
+        source.check(run, changed)
+
+    run = open_run(
+        settings.out / stage,
+        plain_values(settings),
+        resume=settings.resume,
+        defaults={**default_values(type(settings)), **defaults},
+        renamed=RENAMED,
+        may_change=(*_MAY_CHANGE, *may_change),
+        check=check_all,
+        is_main=is_main,
+    )
+    if is_main:
+        source.keep(run)
+    return run

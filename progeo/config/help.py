@@ -1,0 +1,78 @@
+"""The help page of a command: an example, then its settings in groups."""
+
+import shutil
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+
+from progeo.config.settings import NEEDED, Setting, shown
+
+_INDENT, _MAX_WIDTH = 6, 120
+
+
+def help_page(name: str, summary: str, example: str, words: tuple[str, ...], settings: Mapping[str, Setting]) -> str:
+    """Write the help page of a command.
+
+    Args:
+        name: the command, without `progeo`.
+        summary: what it does.
+        example: a command line.
+        words: names of the settings that plain words give, see `parse_arguments`.
+        settings: all of its settings.
+    """
+    width = min(shutil.get_terminal_size().columns, _MAX_WIDTH)
+    plain = [word.removesuffix("...") for word in words]
+    needed = [setting for setting in settings.values() if setting.default is NEEDED and setting.name not in plain]
+    usage = ["progeo", name, *map(_plain_word, words), *(f"--{each.name} {_value(each)}" for each in needed)]
+    lines = [_sentence(summary), "", f"  {example}", "", f"usage: {' '.join(usage)} [OPTIONS]"]
+    sections: dict[str, list[Setting]] = {}
+    for setting in settings.values():
+        sections.setdefault(setting.section or "Options:", []).append(setting)
+    for section, group in sections.items():
+        lines += ["", section]
+        for setting in group:
+            lines += [f"  --{setting.name} {_value(setting)}".rstrip(), *_wrapped(_text(setting), width)]
+    common = {
+        "--config FILE": "YAML file of settings, by the names above. Later arguments override it.",
+        "--json": "Print the result as JSON.",
+        "--quiet": "Log only warnings.",
+        "--verbose": "Log the traceback of an error too.",
+    }
+    lines += ["", "Options of every command:"]
+    for option, text in common.items():
+        lines += [f"  {option}", *_wrapped(text, width)]
+    return "\n".join(lines)
+
+
+def _plain_word(word: str) -> str:
+    name = word.removesuffix("...").rpartition(".")[2].upper()
+    return f"{name.removesuffix('S')} [{name.removesuffix('S')} ...]" if word.endswith("...") else name
+
+
+def _value(setting: Setting) -> str:
+    """Show the kind of value that a flag takes."""
+    if setting.is_mapping:
+        return "NAME=VALUE ..."
+    if setting.choices and len(setting.choices) <= 4 and not setting.may_be_list:
+        return f"{{{','.join(setting.choices)}}}"
+    if setting.is_switch:
+        return "{true,false}" if setting.default is not False else ""
+    is_path = Path in setting.kinds
+    kind = "PATH" if is_path else "TEXT" if setting.is_text else "NUMBER"
+    return f"{kind} ..." if setting.may_be_list else kind
+
+
+def _text(setting: Setting) -> str:
+    if setting.default is NEEDED:
+        return f"{setting.text} (required)"
+    is_plain = setting.default is None or setting.default is False  # the text says what null means
+    return setting.text if is_plain else f"{setting.text} (default: {shown(setting.default)})"
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    space = " " * _INDENT
+    return textwrap.wrap(text, width, initial_indent=space, subsequent_indent=space, break_on_hyphens=False)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."

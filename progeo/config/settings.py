@@ -1,0 +1,163 @@
+"""The settings of a command: the parameters of its function, as flags and as names in YAML.
+
+A parameter that is an option dataclass stands for its fields, and a field that is one for a section of settings with
+dotted names, such as `cells.cell_side_m`.
+"""
+
+import dataclasses
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import docstring_parser
+
+NEEDED = object()
+"""Default of a setting that must be given."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting of a command."""
+
+    name: str
+    """Dotted name: the flag without dashes, and the path in a YAML file."""
+    hint: Any
+    default: Any
+    text: str
+    """Help text."""
+    section: str
+    """Title of its group in the help; empty for a parameter of the function itself."""
+
+    @property
+    def kinds(self) -> set[Any]:
+        """All types and literals that the type hint is composed of."""
+        return _kinds(self.hint)
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether the flag may stand without a value."""
+        return bool in self.kinds
+
+    @property
+    def is_mapping(self) -> bool:
+        """Whether the values are pairs NAME=VALUE."""
+        return get_origin(self.hint) is dict
+
+    @property
+    def is_list(self) -> bool:
+        """Whether the setting always holds several values."""
+        return get_origin(self.hint) is tuple
+
+    @property
+    def may_be_list(self) -> bool:
+        """Whether the setting may hold several values."""
+        return any(get_origin(part) is tuple for part in (self.hint, *get_args(self.hint)))
+
+    @property
+    def is_text(self) -> bool:
+        """Whether values are text, paths or named choices, not numbers."""
+        return any(kind in (str, Path) or isinstance(kind, str) for kind in self.kinds)
+
+    @property
+    def may_be_null(self) -> bool:
+        """Whether null is a value."""
+        return NoneType in get_args(self.hint)
+
+    @property
+    def choices(self) -> list[str]:
+        """The named choices, if the setting has some."""
+        return [str(kind) for part in (self.hint, *get_args(self.hint)) for kind in _literals(part)]
+
+
+def settings_of(function: Callable[..., Any]) -> dict[str, Setting]:
+    """List the settings of a command by dotted name."""
+    hints = get_type_hints(function)
+    texts = {each.arg_name: each.description for each in docstring_parser.parse(function.__doc__ or "").params}
+    found: list[Setting] = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        if dataclasses.is_dataclass(hints[name]):
+            found += _fields(hints[name])
+        else:
+            default = NEEDED if parameter.default is parameter.empty else parameter.default
+            found.append(Setting(name, hints[name], default, _one_line(texts.get(name)), ""))
+    return {setting.name: setting for setting in found}
+
+
+def build_arguments(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Build the arguments of a command's function from the values of its settings, by dotted name."""
+    hints = get_type_hints(function)
+    return {
+        name: _built(hints[name], values) if dataclasses.is_dataclass(hints[name]) else values[name]
+        for name in inspect.signature(function).parameters
+    }
+
+
+def default_values(kind: Any) -> dict[str, Any]:
+    """Return the default values of a settings dataclass as plain YAML types, by dotted name."""
+    return {each.name: _plain(each.default) for each in _fields(kind) if each.default is not NEEDED}
+
+
+def plain_values(settings: Any) -> dict[str, Any]:
+    """Convert a settings dataclass to nested dicts of plain YAML types, which `--config` can read back."""
+    values: dict[str, Any] = _plain(dataclasses.asdict(settings))
+    return values
+
+
+def shown(value: Any) -> str:
+    """Format a value as it is written on the command line."""
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(shown, value)) or "[]"
+    return str(value) if isinstance(value, (str, Path)) else json.dumps(value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):  # `~` would be expanded to a home directory when read back
+        return f"./{value}" if str(value).startswith("~") else str(value)
+    # Convert PositiveInt and similar types to plain numbers.
+    return next((kind(value) for kind in (bool, int, float) if isinstance(value, kind)), value)
+
+
+def _fields(kind: Any, prefix: str = "") -> Iterator[Setting]:
+    hints = get_type_hints(kind)
+    docs = [docstring_parser.parse_from_object(base) for base in kind.__mro__[-2::-1]]
+    texts = {each.arg_name: each.description for doc in docs for each in doc.params}
+    for field in dataclasses.fields(kind):
+        hint, name = hints[field.name], f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(hint):
+            yield from _fields(hint, f"{name}.")
+            continue
+        default = field.default_factory() if field.default_factory is not MISSING else field.default
+        text = _one_line(texts.get(field.name))
+        yield Setting(name, hint, NEEDED if default is MISSING else default, text, docs[-1].short_description or "")
+
+
+def _built(kind: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
+    hints = get_type_hints(kind)
+    fields = {
+        field.name: _built(hints[field.name], values, f"{prefix}{field.name}.")
+        if dataclasses.is_dataclass(hints[field.name])
+        else values[f"{prefix}{field.name}"]
+        for field in dataclasses.fields(kind)
+    }
+    return kind(**fields)
+
+
+def _kinds(hint: Any) -> set[Any]:
+    parts = get_args(hint)
+    return set().union(*map(_kinds, parts)) if parts else {hint}
+
+
+def _literals(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) is Literal else ()
+
+
+def _one_line(text: str | None) -> str:
+    return " ".join((text or "").split())

@@ -1,0 +1,56 @@
+"""Options of reading and augmenting training images."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
+
+from progeo.pixels import Orientation
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Training images, and how images are read."""
+
+    train_folder: Path
+    """Folder of training images. <folder>_images_paths.txt next to it may list them."""
+    num_workers: NonNegativeInt = field(default_factory=lambda: min(4, os.cpu_count() or 1))
+    """Number of processes that decode images."""
+    eval_batch_size: PositiveInt = 64
+    """Number of images per batch for extracting features, where nothing is trained."""
+    orientation: Orientation = "exif"
+    """Orientation of photos. exif rotates photos upright by their EXIF orientation; ignore takes the pixels as stored,
+    as most published code does."""
+    max_unreadable_fraction: ClosedUnitInterval = 0.01
+    """Maximum fraction of unreadable images, from 0 to 1; at least one is allowed. Stage 1 skips unreadable images and
+    stage 2 replaces them by another image of the class; above this fraction both stop. 0 allows none."""
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """The strength of the augmentation of training images."""
+
+    brightness: float = 0.7
+    """Brightness is multiplied by a random factor between 1 minus and 1 plus this value; 0 leaves it unchanged."""
+    contrast: float = 0.7
+    """Contrast is multiplied by a random factor between 1 minus and 1 plus this value; 0 leaves it unchanged."""
+    saturation: float = 0.7
+    """Saturation is multiplied by a random factor between 1 minus and 1 plus this value; 0 leaves it unchanged."""
+    hue: float = 0.5
+    """The hue is shifted by up to this fraction of the full circle, at most 0.5; 0 leaves it unchanged."""
+    crop_scale: tuple[float, float] = (0.5, 1.0)
+    """Range of a random crop's area as a fraction of the image area, before resizing; 1 and 1 disable cropping."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Range of a random crop's aspect ratio, width / height, before resizing."""
+
+    def __post_init__(self) -> None:
+        for name in ("brightness", "contrast", "saturation"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must be from 0 to 1, got {getattr(self, name)}.")
+        if not 0 <= self.hue <= 0.5:
+            raise ValueError(f"`hue` must be from 0 to 0.5, got {self.hue}.")
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError(f"`crop_scale` must rise within 0 to 1, got {list(self.crop_scale)}.")
+        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
+            raise ValueError(f"`crop_ratio` must rise and be positive, got {list(self.crop_ratio)}.")

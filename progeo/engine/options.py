@@ -1,0 +1,9 @@
+"""Named choices of precision, trackers, schedules and kept models."""
+
+from typing import Literal
+
+Precision = Literal["no", "fp16", "bf16"]
+Tracker = Literal["tensorboard", "wandb"]
+Schedule = Literal["constant", "cosine"]
+Keep = Literal["best", "last"]
+"""Which model a run keeps, also the name of its folder."""

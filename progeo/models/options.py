@@ -1,0 +1,71 @@
+"""Options of building an encoder and its classifiers."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jsonargparse.typing import NonNegativeFloat, PositiveFloat
+
+Preprocessing = Literal["hard_resize", "single_query", "central_crop", "five_crops", "native"]
+"""How an image is preprocessed for one descriptor; names of the benchmark of Berton et al. (CVPR 2022)."""
+QueryPreprocessing = Literal[
+    "hard_resize", "single_query", "central_crop", "five_crops", "nearest_crop", "maj_voting", "native"
+]
+"""How a query image is preprocessed; with `nearest_crop` and `maj_voting` each crop is searched on its own."""
+BatchNormMode = Literal["eval", "calibrated", "batch"]
+"""Which statistics batch norms use: `eval`, the running statistics of the weights; `calibrated`, those of one pass over
+images if the weights have untouched initial statistics, else as `eval`; `batch`, those of each batch."""
+HeadKind = Literal["cosface", "arcface", "linear"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Pretrained model that training starts from: a CLIP for both stages, or a backbone alone for stage 2."""
+
+    architecture: str = "RN50"
+    """Architecture of the model: RN50, RN101, ViT-B-16, ViT-B-32 or another CLIP of open_clip, or tiny-resnet and
+    tiny-vit for quick tests. Without text also vgg16, resnet18, resnet50, resnet101, resnet152 or efficientnet_b0 to
+    efficientnet_b7 of torchvision."""
+    weights: str = "openai"
+    """Pretrained weights: a tag of open_clip or torchvision (IMAGENET1K_V1, DEFAULT), hf-hub:owner/name of a CLIP, a
+    local file, or random. Stage 2 also takes the folder of a trained or imported encoder."""
+    normalization: Literal["clip", "imagenet"] | None = None
+    """Pixel mean and std to normalize images with: clip or imagenet. null takes the statistics of the pretrained
+    weights; if they are not recorded or the weights are random, those of CLIP, or of ImageNet for a torchvision
+    backbone."""
+    mean: tuple[float, float, float] | None = None
+    """Pixel mean of red, green and blue in 0..1, such as [0.5, 0.5, 0.5]. Set together with std, instead of
+    normalization; null uses normalization."""
+    std: tuple[float, float, float] | None = None
+    """Pixel std of red, green and blue in 0..1. Set together with mean, instead of normalization; null uses
+    normalization."""
+    align_corners: bool = False
+    """Interpolate position embeddings with align_corners, as the published code does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderOptions:
+    """Stage 2: the image encoder built from the model."""
+
+    image_size: int | tuple[int, int] = 512
+    """Size in pixels that stage 2 resizes crops to: one side of a square, or height and width."""
+    descriptor_dim: int | None = None
+    """Dimension of the descriptors. null takes the dimension of CLIP's features or the channels of a torchvision
+    backbone; a ViT allows no other."""
+    normalized: bool = True
+    """L2-normalize a ViT's descriptors; all other encoders always do."""
+    frozen: tuple[str, ...] = ()
+    """Layers of the backbone that stage 2 freezes, such as conv1, transformer.resblocks.0 or features.0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadOptions:
+    """Stage 2: the margin classifier over the classes of a group."""
+
+    kind: HeadKind = "cosface"
+    """Classifier head: cosface, arcface, or linear without a margin."""
+    scale: PositiveFloat = 30.0
+    """Scale that multiplies the cosines."""
+    margin: NonNegativeFloat = 0.4
+    """Margin of the correct class: a cosine for cosface, radians for arcface."""
+    weight: NonNegativeFloat = 1.0
+    """Weight of the classification loss. 0 disables the loss."""
