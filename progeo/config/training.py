@@ -15,13 +15,13 @@ from jsonargparse.typing import (
 )
 
 from progeo.data.augmentation import Augmentation
-from progeo.engine.accelerator import Precision, Tracker
+from progeo.engine.options import Precision, Tracker
 from progeo.engine.run_folder import Keep
 from progeo.engine.schedules import Schedule
+from progeo.image_files import Orientation
 from progeo.models.batch_norm import BatchNormMode
 from progeo.models.heads import HeadKind
-from progeo.models.preprocessing import Preprocessing
-from progeo.pixels import Orientation
+from progeo.models.options import Preprocessing
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +15,8 @@ from accelerate.utils import AutocastKwargs, InitProcessGroupKwargs, broadcast_o
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from progeo.engine.options import Precision, Tracker
 from progeo.engine.run_folder import flat_settings
-
-Precision = Literal["no", "fp16", "bf16"]
-Tracker = Literal["tensorboard", "wandb"]
 
 # Processes that work independently may have to wait long for the slowest one.
 _LONGEST_WAIT = timedelta(days=30)

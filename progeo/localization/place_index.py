@@ -21,7 +21,7 @@ from progeo.features.store import ShardedRows
 from progeo.localization.confidence import evidence
 from progeo.localization.index_folder import About, new_files, read_metadata_of_index, save_generation
 from progeo.models.encoder import Encoder
-from progeo.models.preprocessing import Preprocessing
+from progeo.models.options import Preprocessing
 from progeo.places.catalogue import Catalogue, open_catalogue
 from progeo.places.geographic import degrees_of, positions_m
 

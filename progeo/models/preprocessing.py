@@ -1,18 +1,10 @@
 """Image preprocessing: resizing, cropping and normalizing, for training and inference."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-Preprocessing = Literal["hard_resize", "single_query", "central_crop", "five_crops", "native"]
-"""How an image is preprocessed for one descriptor; names of the benchmark of Berton et al. (CVPR 2022)."""
-QueryPreprocessing = Literal[
-    "hard_resize", "single_query", "central_crop", "five_crops", "nearest_crop", "maj_voting", "native"
-]
-"""How a query image is preprocessed; with `nearest_crop` and `maj_voting` each crop is searched on its own."""
-
+from progeo.models.options import QueryPreprocessing
 
 _MIN_SIDE_PX = 32
 """Minimum side that every encoder accepts."""
