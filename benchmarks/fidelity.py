@@ -23,7 +23,7 @@ from torchvision import transforms
 
 from benchmarks.short_trainings import Task, Trained, build_task, parse_arguments, print_head, print_row, train_ours
 from progeo.data.decode import read_image
-from progeo.pixels import Orientation
+from progeo.image_files import Orientation
 from progeo.places.catalogue import Catalogue
 from progeo.places.cells import Group
 from progeo.training.trainer import build_untrained_encoder

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from packaging.requirements import Requirement
 from PIL import Image, UnidentifiedImageError
@@ -18,6 +18,9 @@ from PIL import Image, UnidentifiedImageError
 # Pillow's warnings about odd files would disrupt progress bars; relevant problems are raised as errors here.
 # Warning filters cannot be set for a single thread, so this is set once for the process.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+
+Orientation = Literal["exif", "ignore"]
+"""Whether images are rotated upright by their metadata ("exif"), or keep the pixels as decoded ("ignore")."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
 """Formats that are opened, whatever the file extension: raster formats that need no external program.

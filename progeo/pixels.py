@@ -3,7 +3,6 @@
 import re
 import struct
 from types import MappingProxyType
-from typing import Literal
 
 import numpy as np
 import torch
@@ -12,8 +11,7 @@ from PIL.Image import Image, Transpose
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-Orientation = Literal["exif", "ignore"]
-"""Whether images are rotated upright by their metadata ("exif"), or keep the pixels as decoded ("ignore")."""
+from progeo.image_files import Orientation
 
 _TURNS = MappingProxyType(
     {

@@ -7,8 +7,8 @@ from typing import Literal
 from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
 
 from progeo.features.options import CacheSettings, WorkSettings
-from progeo.models.preprocessing import Preprocessing, QueryPreprocessing
-from progeo.pixels import Orientation
+from progeo.image_files import Orientation
+from progeo.models.options import Preprocessing, QueryPreprocessing
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from progeo.data.decode import read_image
-from progeo.pixels import Orientation
+from progeo.image_files import Orientation
 from progeo.places.catalogue import Catalogue
 
 

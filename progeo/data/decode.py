@@ -5,8 +5,8 @@ from typing import BinaryIO
 
 from torch import Tensor
 
-from progeo.image_files import open_image
-from progeo.pixels import Orientation, orientation_of, pixels_of, swaps_sides
+from progeo.image_files import Orientation, open_image
+from progeo.pixels import orientation_of, pixels_of, swaps_sides
 
 _SIZED_WHEN_DECODED = ("TIFF", "HEIF")
 """Formats whose height and width are only reliable after decoding."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 
-from progeo.pixels import Orientation
+from progeo.image_files import Orientation
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from progeo.features.batches import feature_batches
 from progeo.features.extract import Cache, ExtractedFeatures, FeatureExtractor, extract_features
 from progeo.features.store import ShardedRows
 from progeo.files import replacing
+from progeo.image_files import Orientation
 from progeo.models.backbones.open_clip import as_height_width, weights_digest
 from progeo.models.batch_norm import (
     BatchNormMode,
@@ -30,7 +31,6 @@ from progeo.models.batch_norm import (
 from progeo.models.pixel_statistics import PixelStatistics
 from progeo.models.preprocessing import normalize_images
 from progeo.models.weight_files.tensor_files import read_safetensors
-from progeo.pixels import Orientation
 from progeo.places.catalogue import Catalogue
 
 _STATISTICS = "batch_norm.safetensors"

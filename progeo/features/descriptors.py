@@ -14,11 +14,11 @@ from progeo.data.loaders import build_loader
 from progeo.features.extract import Cache, FeatureExtractor, extract_features
 from progeo.features.options import CacheSettings
 from progeo.features.store import ShardedRows
+from progeo.image_files import Orientation
 from progeo.models.backbones.open_clip import ImageSize, as_height_width, weights_digest
 from progeo.models.encoder import Encoder, restore_encoder, spec_to_json
 from progeo.models.fingerprint import module_fingerprint
 from progeo.models.options import QueryPreprocessing
-from progeo.pixels import Orientation
 from progeo.places.catalogue import Catalogue
 
 _CROPS_APART = ("nearest_crop", "maj_voting")

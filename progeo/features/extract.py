@@ -24,9 +24,9 @@ from progeo.engine.log import LOGGER
 from progeo.features.batches import feature_batches
 from progeo.features.store import ShardedRows, load_array
 from progeo.files import each_file, read_json, replacing, write_json
+from progeo.image_files import Orientation
 from progeo.models.options import QueryPreprocessing
 from progeo.models.preprocessing import depends_on_shape, preprocess_image, preprocessed_shape
-from progeo.pixels import Orientation
 from progeo.places.catalogue import Catalogue
 
 _DESCRIPTION = "description.json"

@@ -1,4 +1,4 @@
-"""Options of extracting features: batch size, workers and precision, and the cache."""
+"""Options of extracting features: batch size and workers, images, and the cache; no torch."""
 
 import os
 from dataclasses import dataclass, field
@@ -8,6 +8,8 @@ from typing import Literal
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 
 from progeo.engine.options import Precision
+from progeo.image_files import Orientation
+from progeo.models.options import Preprocessing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +26,46 @@ class WorkSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheSettings(WorkSettings):
+    """Options of caching descriptors on disk."""
+
+    descriptor_cache: Path = Path("runs/descriptor_cache")
+    """Cache folder for descriptors, which are reused when the same encoder runs on the same images again."""
+    keep_as: Literal["float32", "float16"] = "float32"
+    """Precision of the cached descriptors."""
+    max_unreadable_fraction: ClosedUnitInterval = 0.01
+    """Maximum fraction of unreadable images in a folder, from 0 to 1; at least one is allowed. Unreadable images are
+    reported and skipped; above this fraction the command stops. 0 allows none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkOptions:
+    """Options of running a network over images."""
+
+    batch_size: PositiveInt = 64
+    """Number of images per batch; fewer if the images have more pixels than the encoder's image size."""
+    num_workers: NonNegativeInt = field(default_factory=lambda: min(4, os.cpu_count() or 1))
+    """Number of processes that decode images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """Options of the images that an encoder gets."""
+
+    image_size: int | tuple[int, int] | None = None
+    """Size in pixels that images are resized to: one side of a square, or height and width. null takes the encoder's
+    image size."""
+    database_preprocessing: Preprocessing = "hard_resize"
+    """Preprocessing of database images. hard_resize resizes to image_size and ignores the aspect ratio; single_query
+    resizes the shorter side to the shorter side of image_size and keeps the aspect ratio; central_crop resizes to cover
+    image_size and crops the center; five_crops averages the descriptors of five square crops; native keeps the image as
+    it is."""
+    orientation: Orientation = "exif"
+    """Orientation of photos. exif rotates photos upright by their EXIF orientation; ignore takes the pixels as stored,
+    as most published code does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheOptions:
     """Options of caching descriptors on disk."""
 
     descriptor_cache: Path = Path("runs/descriptor_cache")

@@ -19,9 +19,9 @@ import faiss
 from progeo.engine.log import LOGGER
 from progeo.evaluation.search import save_index
 from progeo.files import read_json, write_json, write_new_json
+from progeo.image_files import Orientation
 from progeo.localization.confidence import Calibration, calibration_from_json
 from progeo.models.options import Preprocessing
-from progeo.pixels import Orientation
 from progeo.places.catalogue import Catalogue
 
 _FORMAT = 1

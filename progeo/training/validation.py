@@ -13,9 +13,9 @@ from progeo.evaluation.search import nearest_neighbors
 from progeo.features.batches import extract_rows
 from progeo.features.descriptors import descriptor_extractor
 from progeo.features.extract import FeatureExtractor
+from progeo.image_files import Orientation
 from progeo.models.encoder import Encoder
 from progeo.models.options import Preprocessing
-from progeo.pixels import Orientation
 from progeo.places.catalogue import Catalogue
 
 _RECALL_NS = (1, 5, 10, 20)

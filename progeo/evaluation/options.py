@@ -1,0 +1,39 @@
+"""Options of a benchmark; no torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jsonargparse.typing import PositiveFloat, PositiveInt
+
+from progeo.models.options import QueryPreprocessing
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkOptions:
+    """Options of a benchmark: the data set, the criterion for a correct prediction, and the recalls to report."""
+
+    protocol: str | None = None
+    """Name of a protocol in progeo/evaluation/protocols, such as pitts30k_test. It sets database, queries,
+    positive_radius_m and one_per_panorama, and a folder with other image counts is refused. null uses those settings as
+    given."""
+    database: str = "database"
+    """Name of the database folder inside folder."""
+    queries: str = "queries"
+    """Name of the query folder inside folder, such as queries_v1."""
+    query_preprocessing: QueryPreprocessing = "hard_resize"
+    """Preprocessing of queries. Takes the values of database_preprocessing, and also nearest_crop (each of the five
+    crops is searched separately and the nearest matches win) and maj_voting (the five crops vote)."""
+    positive_radius_m: PositiveFloat = 25.0
+    """A database image within this many meters of a query is a positive (a correct match)."""
+    positive_angle_deg: PositiveFloat | None = None
+    """Maximum heading difference in degrees between a query and its positives, in addition to positive_radius_m. null
+    ignores headings."""
+    radii_m: tuple[PositiveFloat, ...] = (5.0, 25.0, 100.0)
+    """Additional radii in meters for which recall is reported."""
+    without_positive: Literal["missed", "excluded"] = "missed"
+    """Handling of queries without any positive in the database: missed counts them as misses, as common benchmarks do;
+    excluded removes them from recall."""
+    one_per_panorama: bool = False
+    """Count only the nearest prediction of each panorama, as is usual for Tokyo 24/7."""
+    recall_ns: tuple[PositiveInt, ...] = (1, 5, 10, 20)
+    """The values of N in recall@N."""
