@@ -1,6 +1,6 @@
 """Extract features batch by batch."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import tee
 
@@ -28,7 +28,7 @@ class FeatureBatch:
 def feature_batches(
     extract: Callable[[Tensor], Tensor],
     images: CatalogueImages,
-    batches: Iterable[Sequence[int]],
+    batches: Iterable[np.ndarray],
     *,
     total: int,
     width: int,
@@ -83,13 +83,13 @@ def extract_rows(
     extract: Callable[[Tensor], Tensor],
     images: CatalogueImages,
     rows: range,
-    batches: Iterable[Sequence[int]],
+    batches: Iterable[np.ndarray],
     *,
     width: int,
     num_workers: int,
     what: str,
     hidden: bool = False,
-    filled_to: int = 1,
+    filled_to: int | None = 1,
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Extract features into memory: float32 (len(rows), D), and why some images could not be read, by row.
 

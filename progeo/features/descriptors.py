@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from progeo.data.loaders import build_loader
 from progeo.features.extract import Cache, FeatureExtractor, extract_features
@@ -27,7 +27,7 @@ _ROUNDING = 1e-5
 
 
 def descriptor_extractor(
-    encoder: nn.Module,
+    encoder: Encoder,
     preprocessing: QueryPreprocessing,
     image_size: ImageSize | None,
     accelerator: Accelerator,
@@ -66,7 +66,7 @@ def descriptor_extractor(
     )
 
 
-def identity(encoder: nn.Module) -> dict[str, Any]:
+def identity(encoder: Encoder) -> dict[str, Any]:
     """Collect all metadata that descriptors depend on, as JSON restores it.
 
     Raises:
@@ -79,7 +79,7 @@ def identity(encoder: nn.Module) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def _is_as_specified(encoder: nn.Module) -> bool:
+def _is_as_specified(encoder: Encoder) -> bool:
     """Whether a module is one of our encoders and its spec and weights rebuild an encoder with the same descriptors."""
     if type(encoder) is not Encoder or any(part.training for part in encoder.modules()):
         return False

@@ -57,6 +57,9 @@ class PromptLearner(nn.Module):
         generator: random generator of the initial vectors, normal with std 0.02.
     """
 
+    beginning: Tensor
+    suffix: Tensor
+
     def __init__(
         self,
         clip: CLIP,

@@ -49,7 +49,6 @@ def _names_folder(model: ModelSettings) -> bool:
 
 def _load_encoder(model: ModelSettings, folder: Path) -> Encoder:
     encoder = load_encoder(encoder_folder(folder))
-    assert isinstance(encoder, Encoder)
     spec = encoder.spec
     settings = {
         "architecture": (model.architecture.replace("/", "-"), spec.architecture),
