@@ -11,7 +11,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from progeo.data.loaders import build_loader
-from progeo.features.extract import Cache, FeatureExtractor, extract_features
+from progeo.features.cache import Cache
+from progeo.features.extract import extract_features
+from progeo.features.extractor import FeatureExtractor, run_on
 from progeo.features.options import CacheSettings
 from progeo.features.store import ShardedRows
 from progeo.models.backbones.open_clip import ImageSize, as_height_width, weights_digest
@@ -44,12 +46,10 @@ def descriptor_extractor(
         orientation: whether images are rotated upright by their EXIF orientation first.
     """
     encoder.to(accelerator.device)
+    encode = run_on(accelerator, lambda images: encoder(encoder.normalize(images)))
 
-    @torch.inference_mode()
     def extract(images: Tensor) -> Tensor:
-        crops = images.flatten(0, -4)
-        with accelerator.autocast():
-            descriptors = encoder(encoder.normalize(crops.to(accelerator.device))).float().cpu()
+        descriptors = encode(images.flatten(0, -4))
         if images.ndim == 4:
             return descriptors
         of_each = descriptors.unflatten(0, images.shape[:2])
@@ -109,7 +109,7 @@ def described(
         extractor,
         catalogue,
         accelerator,
-        cache=Cache(settings.descriptor_cache, settings.keep_as, "descriptor_cache", "max_unreadable_fraction"),
+        cache=Cache(settings.descriptor_cache, settings.keep_as, "descriptor_cache"),
         batch_size=settings.batch_size,
         num_workers=settings.num_workers,
         max_unreadable_fraction=settings.max_unreadable_fraction,

@@ -16,7 +16,7 @@ from progeo.engine.log import LOGGER
 from progeo.evaluation.search import Neighbors, add_to_index, index_neighbors, load_index, map_index
 from progeo.export.weights import load_encoder, save_encoder
 from progeo.features.descriptors import descriptor_extractor, identity
-from progeo.features.extract import FeatureExtractor
+from progeo.features.extractor import FeatureExtractor
 from progeo.features.store import ShardedRows
 from progeo.localization.confidence import evidence
 from progeo.localization.index_folder import About, new_files, read_metadata_of_index, save_generation

@@ -8,7 +8,7 @@ from progeo.engine.accelerator import gathered, share_of
 from progeo.evaluation.search import nearest_neighbors
 from progeo.features.batches import extract_rows
 from progeo.features.descriptors import descriptor_extractor
-from progeo.features.extract import FeatureExtractor
+from progeo.features.extractor import FeatureExtractor
 from progeo.models.encoder import Encoder
 from progeo.models.preprocessing import Preprocessing
 from progeo.pixels import Orientation

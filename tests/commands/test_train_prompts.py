@@ -164,7 +164,7 @@ def test_features_of_images_that_changed_since_are_refused(own_config, tmp_path)
     changed = sorted((tmp_path / "train").rglob("*.jpg"))[3]
     changed.write_bytes(changed.read_bytes() + b"\0")
     sentence = failure(own_config, "--run", tmp_path / "later")
-    assert "images looked at changed since they were described in" in sentence
+    assert "images looked at changed since their features were extracted to" in sentence
     assert str(changed) in sentence
 
 
