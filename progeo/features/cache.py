@@ -98,9 +98,7 @@ def _folder_before_move(cache: Path, depends_on: Mapping[str, Any], catalogue: C
         except ValueError:  # corrupt; a caller that needs this very folder reports it
             continue
         if not len(changed_files(before, catalogue)):
-            LOGGER.info(
-                "%s: features of these images were extracted when they were in %s", folder, stored[IMAGE_FOLDER]
-            )
+            LOGGER.info("%s has the features of these images, extracted in %s", folder, stored[IMAGE_FOLDER])
             return folder
     return None
 

@@ -129,7 +129,7 @@ def _write_shards(
     *,
     allowed: int,
 ) -> None:
-    """Write the batches of these shards, and list unreadable images, at most `allowed` in all, in a file beside each."""
+    """Write these shards from their batches, each with a list of its unreadable images, at most `allowed` in all."""
     unreadable: dict[int, str] = {}
     for shard in shards:
         shard_rows = rows.shard_rows(shard)

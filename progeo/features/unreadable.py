@@ -15,9 +15,8 @@ def write_reasons(rows: ShardedRows, shard: int, reasons: Mapping[int, str], cat
     """List in a file why images of a shard cannot be read, by row; without any, remove the file of an earlier run."""
     file = _file(rows, shard)
     if reasons:  # paths relative to the image folder, as it may be moved
-        write_json(
-            file, {row: why.replace(str(catalogue.path(row)), catalogue.name(row)) for row, why in reasons.items()}
-        )
+        relative = {row: why.replace(str(catalogue.path(row)), catalogue.name(row)) for row, why in reasons.items()}
+        write_json(file, relative)
     else:
         file.unlink(missing_ok=True)
 

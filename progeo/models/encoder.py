@@ -276,9 +276,7 @@ def spec_from_json(values: Mapping[str, Any]) -> EncoderSpec:
     for name, value in values.items():
         if not _ALLOWED[name](value):
             raise ValueError(f"The {name} of an encoder cannot be {value!r}.")
-    fields: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
-    }
+    fields: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in values.items()}
     return EncoderSpec(**fields)
 
 
