@@ -141,9 +141,9 @@ def our_loop(catalogue: Catalogue, device: torch.device) -> Loop:
 def build_step(device: torch.device, memory_format: torch.memory_format, *, fused: bool) -> Callable[[Tensor], None]:
     """Build the training step on images (B, 3, H, W) of as many classes."""
     torch.manual_seed(0)
-    trunk = nn.Sequential(*list(resnet18().children())[:-2])
-    trunk[:6].requires_grad_(False)  # all layers before layer3
-    encoder = nn.Sequential(trunk, GeM(512, DESCRIPTOR_DIM)).to(device, memory_format=memory_format)
+    backbone = nn.Sequential(*list(resnet18().children())[:-2])
+    backbone[:6].requires_grad_(False)  # all layers before layer3
+    encoder = nn.Sequential(backbone, GeM(512, DESCRIPTOR_DIM)).to(device, memory_format=memory_format)
     head = build_head("cosface", DESCRIPTOR_DIM, NUM_CLASSES, scale=30.0, margin=0.4).to(device)
     optimizer = torch.optim.Adam(
         [

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from accelerate import Accelerator
-from torch import nn
 
 from progeo.commands.evaluate import evaluate_source
 from progeo.commands.query_set_features import load_descriptor_source
@@ -15,6 +14,7 @@ from progeo.engine.accelerator import start_accelerator
 from progeo.engine.log import LOGGER, start_log
 from progeo.features.descriptors import descriptor_extractor, images_per_second
 from progeo.files import replacing, write_json
+from progeo.models.encoder import Encoder
 from progeo.places.catalogue import read_catalogue
 
 _NOT_IN_A_NAME = re.compile(r"[^\w.-]+")
@@ -55,14 +55,14 @@ def compare(settings: CompareSettings) -> Path:
             speed = None if isinstance(source, Path) else _images_per_second(source, settings, accelerator)
             dim, recalls = evaluation.descriptor_dim, dict(evaluation.recalls)
             table.append(Compared(name, dim, speed, evaluation.search_ms, recalls))
-        if isinstance(source, nn.Module):
+        if not isinstance(source, Path):
             source.cpu()  # so that the device holds one encoder at a time
     if accelerator.is_main_process:
         _write(settings.out, table)
     return settings.out
 
 
-def _images_per_second(encoder: nn.Module, settings: CompareSettings, accelerator: Accelerator) -> float | None:
+def _images_per_second(encoder: Encoder, settings: CompareSettings, accelerator: Accelerator) -> float | None:
     extractor = descriptor_extractor(
         encoder,
         settings.database_preprocessing,
@@ -88,6 +88,6 @@ def _write(out: Path, table: list[Compared]) -> None:
     text = "".join(f"| {' | '.join(cells)} |\n" for cells in (rows[0], rules, *rows[1:]))
     with replacing(out / "compare.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
-    for line in text.splitlines():
-        LOGGER.info(line)
+    for shown in text.splitlines():
+        LOGGER.info(shown)
     LOGGER.info("table: %s", out / "compare.md")

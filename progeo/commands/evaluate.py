@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
-from torch import nn
 
 from progeo.commands.query_set_features import QuerySetFeatures, descriptors_of, load_descriptor_source
 from progeo.commands.results import write_found, write_results
@@ -29,6 +28,7 @@ from progeo.evaluation.search import (
     nearest_neighbors,
     open_index,
 )
+from progeo.models.encoder import Encoder
 from progeo.places.catalogue import Catalogue
 
 _PARTS_OF_A_PANORAMA = 12
@@ -55,9 +55,7 @@ def evaluate(settings: EvaluateSettings) -> Path:
     return settings.out
 
 
-def evaluate_source(
-    source: nn.Module | Path, settings: EvaluateSettings, accelerator: Accelerator
-) -> Evaluation | None:
+def evaluate_source(source: Encoder | Path, settings: EvaluateSettings, accelerator: Accelerator) -> Evaluation | None:
     """Evaluate a source of `load_descriptor_source`; only the main process gets the result, others None."""
     protocol = None if settings.protocol is None else load_protocol(settings.protocol)
     if protocol is not None:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from progeo.config.encoders import ExportSettings
 from progeo.engine.log import LOGGER, start_log
+from progeo.export.backbone import backbone_usage, save_backbone
 from progeo.export.card import save_card, starting_weights
 from progeo.export.folders import without_folders
 from progeo.export.onnx import save_onnx
 from progeo.export.program import save_program, side_step
-from progeo.export.trunk import save_backbone, trunk_usage
 from progeo.export.weights import encoder_folder, load_encoder, read_description, save_encoder
 from progeo.files import written_together
 from progeo.models.encoder import Encoder
@@ -81,16 +81,16 @@ def _write_program(target: Path, encoder: Encoder, _: dict, settings: ExportSett
     )
 
 
-def _write_trunk(target: Path, encoder: Encoder, description: dict, _: ExportSettings) -> str:
-    save_backbone(target / "trunk.safetensors", encoder)
-    return trunk_usage(encoder, starting_weights(description))
+def _write_backbone(target: Path, encoder: Encoder, description: dict, _: ExportSettings) -> str:
+    save_backbone(target / "backbone.safetensors", encoder)
+    return backbone_usage(encoder, starting_weights(description))
 
 
 _FORMATS = {
     "safetensors": _Format(("model.safetensors", "model.json"), _write_weights),
     "onnx": _Format(("model.onnx",), _write_onnx),
     "torch": _Format(("model.pt2",), _write_program),
-    "trunk": _Format(("trunk.safetensors",), _write_trunk),
+    "backbone": _Format(("backbone.safetensors",), _write_backbone),
 }
 
 

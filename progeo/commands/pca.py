@@ -12,7 +12,7 @@ from progeo.engine.log import LOGGER, start_log
 from progeo.evaluation.pca import fit_pca
 from progeo.export.weights import encoder_folder, holds_encoder, load_encoder, read_description, save_encoder
 from progeo.features.descriptors import described, descriptor_extractor
-from progeo.models.encoder import Encoder, projected
+from progeo.models.encoder import projected
 from progeo.places.catalogue import read_catalogue
 
 
@@ -27,7 +27,7 @@ def fit_encoder_pca(settings: ReduceSettings) -> Path:
         raise ValueError(f"{settings.to} already holds an encoder: name another folder with --to.")
     accelerator = start_accelerator(settings.mixed_precision)
     encoder = load_encoder(settings.encoder)
-    if not isinstance(encoder, Encoder):
+    if not encoder.has_weights:
         raise ValueError(f"Only an encoder with weights of its own can be reduced, {settings.encoder} has none.")
     catalogue = read_catalogue(settings.folder, positions="ignored")
     rows = np.unique(np.linspace(0, len(catalogue) - 1, min(len(catalogue), settings.sample)).astype(np.int64))

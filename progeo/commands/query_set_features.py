@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
-from torch import nn
 
 from progeo.config.evaluation import BenchmarkSettings
 from progeo.datasets.query_sets import QuerySet
 from progeo.export.weights import load_encoder
 from progeo.features.descriptors import described, descriptor_extractor
 from progeo.features.store import ShardedRows
+from progeo.models.encoder import Encoder
 from progeo.places.catalogue import Catalogue
 
 _ROWS_AT_ONCE = 2**16
@@ -32,14 +32,14 @@ class QuerySetFeatures:
     """Folder for an index of the database, never the folder of another program."""
 
 
-def load_descriptor_source(name: str) -> nn.Module | Path:
+def load_descriptor_source(name: str) -> Encoder | Path:
     """Load the encoder of this name, or return the folder of this name if it holds another program's descriptors."""
     folder = Path(name)
     return folder if (folder / "database_descriptors.npy").is_file() else load_encoder(name)
 
 
 def descriptors_of(
-    source: nn.Module | Path, query_set: QuerySet, settings: BenchmarkSettings, accelerator: Accelerator
+    source: Encoder | Path, query_set: QuerySet, settings: BenchmarkSettings, accelerator: Accelerator
 ) -> QuerySetFeatures:
     """Extract the descriptors of database and queries, or read those of another program.
 
@@ -58,7 +58,7 @@ def descriptors_of(
 
 
 def _describe(
-    encoder: nn.Module, query_set: QuerySet, settings: BenchmarkSettings, accelerator: Accelerator
+    encoder: Encoder, query_set: QuerySet, settings: BenchmarkSettings, accelerator: Accelerator
 ) -> QuerySetFeatures:
     sides = {
         "database": (query_set.database, settings.database_preprocessing),

@@ -30,10 +30,10 @@ class ExportSettings:
     """Folder of a stage 2 run, or of an encoder."""
     to: Path | None = None
     """Output folder. null writes to export/ in the run, or to export_FORMAT/ for a format other than safetensors."""
-    format: Literal["safetensors", "onnx", "torch", "trunk"] = "safetensors"
+    format: Literal["safetensors", "onnx", "torch", "backbone"] = "safetensors"
     """Output format. safetensors is for progeo.load_encoder, torch.hub and the Hugging Face Hub; onnx for onnxruntime
-    and others; torch is a torch.export program; trunk is the backbone alone, with the parameter names of open_clip or
-    torchvision."""
+    and others; torch is a torch.export program; backbone is the backbone alone, with the parameter names of open_clip
+    or torchvision."""
     input: Literal["normalized", "pixels", "photos"] = "normalized"
     """Input of an onnx or torch export. normalized takes normalized images, float (B, 3, H, W); pixels takes uint8
     images (B, H, W, 3) and normalizes them; photos takes uint8 images and also resizes them to the encoder's image

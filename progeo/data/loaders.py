@@ -26,7 +26,7 @@ class Loaded:
     """Why an item could not be read and was replaced by another, by its index in the batch."""
 
 
-def build_loader(dataset: Dataset, batches: Iterable[Sequence[Any]], *, num_workers: int) -> DataLoader:
+def build_loader(dataset: Dataset, batches: Iterable[Sequence[Any] | np.ndarray], *, num_workers: int) -> DataLoader:
     """Build a loader that yields each batch, of indices or other keys of the dataset, as `Loaded`."""
     loader: DataLoader = DataLoader(
         dataset,

@@ -1,14 +1,12 @@
 """Entry points of `torch.hub.load`, re-exported by `hubconf.py`, and a `from_pretrained` as on Hugging Face."""
 
-from torch import nn
-
 from progeo.export.weights import load_encoder
-from progeo.models.encoder import build_encoder
+from progeo.models.encoder import Encoder, build_encoder
 
 dependencies = ["torch", "torchvision", "open_clip", "safetensors"]
 
 
-def progeo(weights: str) -> nn.Module:
+def progeo(weights: str) -> Encoder:
     """Load an exported encoder, see `progeo.load_encoder`.
 
     Args:
@@ -17,7 +15,7 @@ def progeo(weights: str) -> nn.Module:
     return load_encoder(weights)
 
 
-def from_pretrained(name: str) -> nn.Module:
+def from_pretrained(name: str) -> Encoder:
     """Load an exported encoder; the name follows Hugging Face's libraries. See `progeo`."""
     return load_encoder(name)
 
@@ -28,7 +26,7 @@ def progeo_untrained(
     *,
     weights: str = "random",
     image_size: int | tuple[int, int] | None = None,
-) -> nn.Module:
+) -> Encoder:
     """Build an encoder as it is before stage 2 trains it, in eval mode.
 
     Args:

@@ -156,7 +156,7 @@ class _Graph(nn.Module):
         super().__init__()
         # A copy, as requires_grad and memory format are set in place.
         encoder = copy.deepcopy(encoder).requires_grad_(False).to(memory_format=torch.contiguous_format)
-        self.trunk = encoder.backbone
+        self.backbone = encoder.backbone
         self.head = nn.Sequential(encoder.pooling, encoder.projection)
         self.register_buffer("mean", 255 * encoder.mean[:, None, None])
         self.register_buffer("std", 255 * encoder.std[:, None, None])
@@ -168,10 +168,10 @@ class _Graph(nn.Module):
             if self.input == "photos":
                 images = _resized(images, self.spec.image_size)
             images = (images - self.mean) / self.std
-        if self.input == "photos" or position_embedding_name(self.trunk) is None:
-            features = self.trunk(images)
+        if self.input == "photos":
+            features = self.backbone(images)
         else:
-            features = resized_features(self.trunk, images, align_corners=self.spec.align_corners)
+            features = resized_features(self.backbone, images, align_corners=self.spec.align_corners)
         return self.head(features)
 
 

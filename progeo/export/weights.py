@@ -9,7 +9,6 @@ from types import MappingProxyType
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import nn
 
 from progeo.export.fetch import fetch_folder
 from progeo.files import read_json, replacing, write_json
@@ -57,7 +56,7 @@ def save_encoder(
     return folder
 
 
-def load_encoder(path_or_name: str | Path) -> nn.Module:
+def load_encoder(path_or_name: str | Path) -> Encoder:
     """Load an encoder, in eval mode on the CPU.
 
     It maps normalized images (B, 3, H, W) to descriptors (B, D) and has `descriptor_dim`, `image_size` (height, width),

@@ -1,6 +1,6 @@
 """Extract features batch by batch."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import tee
 
@@ -28,7 +28,7 @@ class FeatureBatch:
 def feature_batches(
     extract: Callable[[Tensor], Tensor],
     images: CatalogueImages,
-    batches: Iterable[Sequence[int]],
+    batches: Iterable[np.ndarray],
     *,
     total: int,
     width: int,
@@ -58,24 +58,24 @@ def feature_batches(
     with tqdm(total=total, desc=what, unit="img", leave=False, disable=True if hidden else None) as bar:
         for batch, loaded in zip(batches, loader, strict=True):
             rows = np.asarray(batch, np.int64)
-            readable = np.array([place not in loaded.unreadable for place in range(len(rows))], bool)
+            readable = np.array([index not in loaded.unreadable for index in range(len(rows))], bool)
             values = np.empty((0, width), np.float32)
             if filled_to is None and readable.any():
                 values = extract(loaded.items).numpy()
             elif filled_to is not None and readable.any():
-                places = np.flatnonzero(readable)
-                values = extract(_filled(loaded.items, places, max(len(rows), filled_to))).numpy()[places]
-            reasons = {int(rows[place]): reason for place, reason in loaded.unreadable.items()}
+                indices = np.flatnonzero(readable)
+                values = extract(_filled(loaded.items, indices, max(len(rows), filled_to))).numpy()[indices]
+            reasons = {int(rows[index]): reason for index, reason in loaded.unreadable.items()}
             yield FeatureBatch(rows[readable], values, reasons)
             bar.update(len(rows))
 
 
-def _filled(images: Tensor, places: np.ndarray, count: int) -> Tensor:
-    """Return a batch of `count` images: these at the indices `places`, zeros at all others."""
+def _filled(images: Tensor, indices: np.ndarray, count: int) -> Tensor:
+    """Return a batch of `count` images: these at these indices, zeros at all others."""
     if len(images) == count:
         return images
     filled = images.new_zeros((count, *images.shape[1:]))
-    filled[torch.from_numpy(places)] = images
+    filled[torch.from_numpy(indices)] = images
     return filled
 
 
@@ -83,13 +83,13 @@ def extract_rows(
     extract: Callable[[Tensor], Tensor],
     images: CatalogueImages,
     rows: range,
-    batches: Iterable[Sequence[int]],
+    batches: Iterable[np.ndarray],
     *,
     width: int,
     num_workers: int,
     what: str,
     hidden: bool = False,
-    filled_to: int = 1,
+    filled_to: int | None = 1,
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Extract features into memory: float32 (len(rows), D), and why some images could not be read, by row.
 

@@ -1,6 +1,7 @@
 """Image features of the frozen CLIP model, which stage 1 compares its prompts with."""
 
 import dataclasses
+from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,9 @@ from torch import Tensor
 from progeo.engine.accelerator import of_main_process
 from progeo.engine.log import LOGGER
 from progeo.features.batches import feature_batches
-from progeo.features.extract import Cache, ExtractedFeatures, FeatureExtractor, extract_features
+from progeo.features.cache import Cache
+from progeo.features.extract import ExtractedFeatures, extract_features
+from progeo.features.extractor import FeatureExtractor, run_on
 from progeo.features.store import ShardedRows
 from progeo.files import replacing
 from progeo.image_files import Orientation
@@ -36,7 +39,7 @@ from progeo.places.catalogue import Catalogue
 _STATISTICS = "batch_norm.safetensors"
 _MAX_CALIBRATION_IMAGES = 4096
 _CALIBRATION_BATCH_SIZE = 64
-"""Not data.eval_batch_size, so that features do not depend on it."""
+"""Fixed, so that features do not depend on the batch size of extraction."""
 
 
 def extraction_order(rows: np.ndarray, clip: CLIP, *, batch_norm: BatchNormMode, seed: int) -> np.ndarray:
@@ -80,29 +83,16 @@ def cached_features(
     Raises:
         ValueError: the cached features were made from something else, or too many images cannot be read.
     """
-    mean, std = (torch.tensor(values, device=accelerator.device) for values in (pixels.mean, pixels.std))
     mode = batch_norm_mode(clip.visual, batch_norm)
     if mode == "batch":
         batch_size = _even_batch_size(len(catalogue), batch_size)
-
-    @torch.inference_mode()
-    def extract(images: Tensor) -> Tensor:
-        with accelerator.autocast():
-            return clip.encode_image(normalize_images(images.to(accelerator.device), mean, std)).half().cpu()
-
-    extractor = FeatureExtractor(
-        extract,
-        what="image features",
-        width=clip.text_projection.shape[1],
-        image_size=as_height_width(clip.visual.image_size),
-        preprocessing="hard_resize",
-        depends_on=lambda: {
-            "architecture": architecture,
-            "visual_weights": weights_digest(clip.visual.state_dict()),
-            "normalization": {"mean": list(pixels.mean), "std": list(pixels.std)},
-            **_batch_norm_key(mode, len(catalogue), batch_size=batch_size, seed=seed),
-        },
+    extractor = _clip_extractor(
+        clip,
+        accelerator,
+        architecture=architecture,
+        pixels=pixels,
         orientation=orientation,
+        batch_norm=_batch_norm_key(mode, len(catalogue), batch_size=batch_size, seed=seed),
         depends_on_batch=mode == "batch",
     )
     if mode == "calibrated":
@@ -115,11 +105,40 @@ def cached_features(
             extractor,
             catalogue,
             accelerator,
-            cache=Cache(cache, "float16", "prompts.feature_cache", "data.max_unreadable_fraction"),
+            cache=Cache(cache, "float16", "feature_cache"),
             batch_size=batch_size,
             num_workers=num_workers,
             max_unreadable_fraction=max_unreadable_fraction,
         )
+
+
+def _clip_extractor(
+    clip: CLIP,
+    accelerator: Accelerator,
+    *,
+    architecture: str,
+    pixels: PixelStatistics,
+    orientation: Orientation,
+    batch_norm: Mapping[str, Any],
+    depends_on_batch: bool,
+) -> FeatureExtractor:
+    """Build the feature extractor of a CLIP; `batch_norm` is the cache metadata of its batch norms."""
+    mean, std = (torch.tensor(values, device=accelerator.device) for values in (pixels.mean, pixels.std))
+    return FeatureExtractor(
+        run_on(accelerator, lambda images: clip.encode_image(normalize_images(images, mean, std))),
+        what="image features",
+        width=clip.text_projection.shape[1],
+        image_size=as_height_width(clip.visual.image_size),
+        preprocessing="hard_resize",
+        depends_on=lambda: {
+            "architecture": architecture,
+            "visual_weights": weights_digest(clip.visual.state_dict()),
+            "normalization": {"mean": list(pixels.mean), "std": list(pixels.std)},
+            **batch_norm,
+        },
+        orientation=orientation,
+        depends_on_batch=depends_on_batch,
+    )
 
 
 def _batch_norm_key(mode: BatchNormMode, num_images: int, *, batch_size: int, seed: int) -> dict[str, Any]:
@@ -142,21 +161,21 @@ def _calibrate(
     """Set the batch-norm statistics that belong to the features: load those cached beside them, else run one pass."""
     file = rows.folder / _STATISTICS
     if accelerator.is_main_process:
-        is_begun = len(rows.missing_shards()) < len(rows.shards)
-        if not (is_begun and file.is_file()):  # before the first features are written, images may have changed
+        has_features = len(rows.missing_shards()) < len(rows.shards)
+        if not (has_features and file.is_file()):  # before the first features are written, images may have changed
             _run_calibration(extractor, clip, catalogue, num_workers=num_workers, seed=seed)
             with replacing(file) as temporary:
                 save_file(running_statistics(clip.visual), temporary)
-    statistics = _kept_statistics(file) if accelerator.is_main_process else None
+    statistics = _read_statistics(file) if accelerator.is_main_process else None
     set_running_statistics(clip.visual, of_main_process(statistics))
 
 
-def _kept_statistics(file: Path) -> dict[str, Tensor]:
+def _read_statistics(file: Path) -> dict[str, Tensor]:
     try:
         return read_safetensors(file)
     except ValueError as error:
         reason = str(error).rstrip(".")
-        raise ValueError(f"{reason}: remove {file.parent}, and its features are made again.") from None
+        raise ValueError(f"{reason}: remove {file.parent}, and its features are extracted again.") from None
 
 
 def _run_calibration(
@@ -177,8 +196,7 @@ def _run_calibration(
         )
         count = sum(len(batch.rows) for batch in batches)
     LOGGER.info(
-        "the batch norms of these weights never saw an image: they take the statistics of %d images, "
-        "see prompts.batch_norm",
+        "the batch norms of these weights never saw an image: they take the statistics of %d images, see `batch_norm`",
         count,
     )
 
@@ -188,7 +206,7 @@ def _random_order(count: int, seed: int) -> np.ndarray:
     return np.random.default_rng([seed, 2**32 - 1]).permutation(count)
 
 
-def _even_batch_size(num_images: int, at_most: int) -> int:
+def _even_batch_size(num_images: int, max_size: int) -> int:
     """Return the largest batch size for which the last batch is at least half full."""
-    sizes = range(min(num_images, at_most), 0, -1)
+    sizes = range(min(num_images, max_size), 0, -1)
     return next(size for size in sizes if num_images % size == 0 or 2 * (num_images % size) >= size)

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from progeo.data.loaders import build_loader
-from progeo.features.extract import Cache, FeatureExtractor, extract_features
+from progeo.features.cache import Cache
+from progeo.features.extract import extract_features
+from progeo.features.extractor import FeatureExtractor, run_on
 from progeo.features.options import CacheSettings
 from progeo.features.store import ShardedRows
 from progeo.image_files import Orientation
@@ -27,7 +29,7 @@ _ROUNDING = 1e-5
 
 
 def descriptor_extractor(
-    encoder: nn.Module,
+    encoder: Encoder,
     preprocessing: QueryPreprocessing,
     image_size: ImageSize | None,
     accelerator: Accelerator,
@@ -44,12 +46,10 @@ def descriptor_extractor(
         orientation: whether images are rotated upright by their EXIF orientation first.
     """
     encoder.to(accelerator.device)
+    encode = run_on(accelerator, lambda images: encoder(encoder.normalize(images)))
 
-    @torch.inference_mode()
     def extract(images: Tensor) -> Tensor:
-        crops = images.flatten(0, -4)
-        with accelerator.autocast():
-            descriptors = encoder(encoder.normalize(crops.to(accelerator.device))).float().cpu()
+        descriptors = encode(images.flatten(0, -4))
         if images.ndim == 4:
             return descriptors
         of_each = descriptors.unflatten(0, images.shape[:2])
@@ -66,7 +66,7 @@ def descriptor_extractor(
     )
 
 
-def identity(encoder: nn.Module) -> dict[str, Any]:
+def identity(encoder: Encoder) -> dict[str, Any]:
     """Collect all metadata that descriptors depend on, as JSON restores it.
 
     Raises:
@@ -79,7 +79,7 @@ def identity(encoder: nn.Module) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def _is_as_specified(encoder: nn.Module) -> bool:
+def _is_as_specified(encoder: Encoder) -> bool:
     """Whether a module is one of our encoders and its spec and weights rebuild an encoder with the same descriptors."""
     if type(encoder) is not Encoder or any(part.training for part in encoder.modules()):
         return False
@@ -109,7 +109,7 @@ def described(
         extractor,
         catalogue,
         accelerator,
-        cache=Cache(settings.descriptor_cache, settings.keep_as, "descriptor_cache", "max_unreadable_fraction"),
+        cache=Cache(settings.descriptor_cache, settings.keep_as, "descriptor_cache"),
         batch_size=settings.batch_size,
         num_workers=settings.num_workers,
         max_unreadable_fraction=settings.max_unreadable_fraction,

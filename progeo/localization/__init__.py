@@ -1,1 +1,1 @@
-"""Localizing photos: the place index and its calibrated confidence."""
+"""Localize photos: place indexes, their calibrated confidence, and the results."""

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, get_args
+from typing import Any, TypedDict, get_args
 
 import faiss
 
@@ -25,20 +25,20 @@ from progeo.models.options import Preprocessing
 from progeo.places.catalogue import Catalogue
 
 _FORMAT = 1
-_ABOUT = "index.json"
+_METADATA = "index.json"
 _GENERATION = re.compile(r"index_([0-9]{1,9})\.json")
 _MAX_COUNT = 2**31 - 1
 
 
 @dataclass(frozen=True)
-class About:
+class IndexMetadata:
     """Metadata of a place index, the content of `index.json`."""
 
     kind: str
     """faiss factory string of the descriptor index."""
     probes: int
     encoder: Mapping[str, Any]
-    """Fingerprint of the encoder, see `identity`."""
+    """Fingerprint of the encoder, see `progeo.features.descriptors.identity`."""
     image_size: tuple[int, int]
     database_preprocessing: Preprocessing
     query_preprocessing: Preprocessing
@@ -55,7 +55,14 @@ class About:
     format: int = _FORMAT
 
 
-def new_files() -> dict[str, str]:
+class DataFiles(TypedDict):
+    """Names of the data files of a generation, as in `IndexMetadata`."""
+
+    faiss_file: str
+    catalogue_file: str
+
+
+def new_files() -> DataFiles:
     """Return unique names for the data files of a generation."""
     token = secrets.token_hex(6)
     return {"faiss_file": f"places_{token}.faiss", "catalogue_file": f"catalogue_{token}.arrow"}
@@ -63,10 +70,10 @@ def new_files() -> dict[str, str]:
 
 def holds_place_index(folder: Path) -> bool:
     """Return whether a folder holds a place index."""
-    return (folder / _ABOUT).is_file() or bool(_generations(folder))
+    return (folder / _METADATA).is_file() or bool(_generations(folder))
 
 
-def read_metadata_of_index(folder: Path) -> About:
+def read_metadata(folder: Path) -> IndexMetadata:
     """Read the metadata of the newest generation of a place index.
 
     Raises:
@@ -76,22 +83,24 @@ def read_metadata_of_index(folder: Path) -> About:
     if not holds_place_index(folder):
         raise FileNotFoundError(f"There is no place index in {folder}: make one with `progeo index build`.")
     newest = max(_generations(folder), default=0)
-    about = _read(folder / _ABOUT) if (folder / _ABOUT).is_file() else None
-    if about is not None and about.generation >= newest:
-        return about
+    metadata = _read(folder / _METADATA) if (folder / _METADATA).is_file() else None
+    if metadata is not None and metadata.generation >= newest:
+        return metadata
     try:  # its command has not updated `index.json` yet, or was killed before
         return _read(_path(folder, newest))
     except FileNotFoundError:  # a newer one exists by now
-        return read_metadata_of_index(folder)
+        return read_metadata(folder)
 
 
-def save_generation(folder: Path, before: About | None, about: About, index: faiss.Index, catalogue: Catalogue) -> bool:
+def save_generation(
+    folder: Path, before: IndexMetadata | None, metadata: IndexMetadata, index: faiss.Index, catalogue: Catalogue
+) -> bool:
     """Write an index as the next generation, and remove the data files of the previous one.
 
     Args:
         folder: folder of the place index.
         before: metadata of the generation it was made from; None for a new index.
-        about: its metadata, with file names of `new_files`.
+        metadata: its metadata, with file names of `new_files`.
         index: the descriptors.
         catalogue: their images.
 
@@ -99,33 +108,33 @@ def save_generation(folder: Path, before: About | None, about: About, index: fai
         Whether it became the next generation; if another command came first, nothing is changed.
     """
     try:
-        save_index(index, folder / about.faiss_file)
-        catalogue.save(folder / about.catalogue_file)
-        megabytes = (folder / about.faiss_file).stat().st_size / 1e6
-        if committed := commit(folder, before, about):
+        save_index(index, folder / metadata.faiss_file)
+        catalogue.save(folder / metadata.catalogue_file)
+        megabytes = (folder / metadata.faiss_file).stat().st_size / 1e6
+        if committed := commit(folder, before, metadata):
             LOGGER.info(
-                "place index of %s images in %s, %.1f MB and the encoder", f"{about.images:,}", folder, megabytes
+                "place index of %s images in %s, %.1f MB and the encoder", f"{metadata.images:,}", folder, megabytes
             )
         return committed
     finally:
-        held = read_metadata_of_index(folder) if holds_place_index(folder) else None
-        for each in (before, about):
-            if each is not None and (held is None or each.faiss_file != held.faiss_file):
+        current = read_metadata(folder) if holds_place_index(folder) else None
+        for each in (before, metadata):
+            if each is not None and (current is None or each.faiss_file != current.faiss_file):
                 (folder / each.faiss_file).unlink(missing_ok=True)
                 (folder / each.catalogue_file).unlink(missing_ok=True)
 
 
-def commit(folder: Path, before: About | None, about: About) -> bool:
-    """Commit `about` as the generation after `before`; returns False if another command came first."""
+def commit(folder: Path, before: IndexMetadata | None, metadata: IndexMetadata) -> bool:
+    """Commit `metadata` as the generation after `before`; returns False if another command came first."""
     if before is None:
         with suppress(FileExistsError):
-            write_new_json(folder / _ABOUT, asdict(about))
+            write_new_json(folder / _METADATA, asdict(metadata))
             return True
         return False
     generation = before.generation + 1
     path = _path(folder, generation)
     try:
-        write_new_json(path, asdict(replace(about, generation=generation)))
+        write_new_json(path, asdict(replace(metadata, generation=generation)))
     except FileExistsError:
         return False
     if max(_generations(folder)) > generation:  # this number had been used, and removed for a newer one
@@ -140,7 +149,7 @@ def _publish(folder: Path) -> None:
     published = -1
     while published < (newest := max(_generations(folder))):
         with suppress(FileNotFoundError):  # a newer one exists by now
-            write_json(folder / _ABOUT, read_json(_path(folder, newest)))
+            write_json(folder / _METADATA, read_json(_path(folder, newest)))
             published = newest
     for older in _generations(folder) - {published}:
         if older < published:
@@ -156,15 +165,15 @@ def _generations(folder: Path) -> set[int]:
     return {int(match[1]) for match in found if match}
 
 
-def _read(path: Path) -> About:
+def _read(path: Path) -> IndexMetadata:
     values = read_json(path)
     if not isinstance(values, dict) or values.get("format") != _FORMAT:
         raise ValueError(f"{path} is not a place index in format {_FORMAT}.")
-    required = {field.name for field in fields(About) if field.default is MISSING}
+    required = {field.name for field in fields(IndexMetadata) if field.default is MISSING}
     if lacking := sorted(required - values.keys()):
-        raise ValueError(f"{path} does not say {', '.join(lacking)}: put the file back, or build the index anew.")
+        raise ValueError(f"{path} lacks {', '.join(lacking)}: put the file back, or build the index anew.")
     if unknown := sorted(values.keys() - _ALLOWED.keys()):
-        raise ValueError(f"{path} says {', '.join(unknown)}, unknown here: was the index made by a newer progeo?")
+        raise ValueError(f"{path} has the unknown fields {', '.join(unknown)}: was the index made by a newer progeo?")
     for name, value in values.items():
         is_allowed, expected = _ALLOWED[name]
         if not is_allowed(value):
@@ -173,10 +182,12 @@ def _read(path: Path) -> About:
         calibration = None if values.get("calibration") is None else calibration_from_json(values["calibration"])
     except ValueError as error:
         raise ValueError(f"{path}: {error} Set calibration to null, and run `progeo index calibrate`.") from None
-    about = About(**{**values, "image_size": tuple(values["image_size"]), "calibration": calibration})
-    if path.name not in (_ABOUT, _path(path.parent, about.generation).name):
-        raise ValueError(f"{path} says that it is generation {about.generation}: remove it, or put the right one back.")
-    return about
+    metadata = IndexMetadata(**{**values, "image_size": tuple(values["image_size"]), "calibration": calibration})
+    if path.name not in (_METADATA, _path(path.parent, metadata.generation).name):
+        raise ValueError(
+            f"{path} has the content of generation {metadata.generation}: remove it, or put the correct one back."
+        )
+    return metadata
 
 
 def _is_count(value: object) -> bool:
@@ -194,7 +205,7 @@ _ALLOWED: Mapping[str, tuple[Callable[[Any], bool], str]] = MappingProxyType(
         "format": (lambda value: value == _FORMAT, str(_FORMAT)),
         "kind": (lambda value: isinstance(value, str), "a text"),
         "probes": (_is_count, "a whole number from 1"),
-        "encoder": (lambda value: isinstance(value, dict), "what identifies an encoder"),
+        "encoder": (lambda value: isinstance(value, dict), "the fingerprint of an encoder"),
         "image_size": (
             lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_count, value)),
             "height and width in pixels",
@@ -215,4 +226,4 @@ _ALLOWED: Mapping[str, tuple[Callable[[Any], bool], str]] = MappingProxyType(
         "generation": (lambda value: type(value) is int and 0 <= value < 10**9, "a whole number from 0"),
     }
 )
-"""Allowed fields of `index.json`: for each field of `About` a check, and the text of what it accepts."""
+"""Allowed fields of `index.json`: for each field of `IndexMetadata` a check, and the text of what it accepts."""

@@ -71,4 +71,4 @@ def _batch_norms(network: nn.Module) -> dict[str, _BatchNorm]:
 
 def _is_untouched(norm: _BatchNorm) -> bool:
     """Return whether a batch norm still has its initial running statistics (mean 0, variance 1)."""
-    return bool((norm.running_mean == 0).all() and (norm.running_var == 1).all())
+    return bool((norm.get_buffer("running_mean") == 0).all() and (norm.get_buffer("running_var") == 1).all())

@@ -56,6 +56,8 @@ class Encoder(nn.Module):
     Build one with `build_encoder`, or load one with `progeo.load_encoder`.
     """
 
+    has_weights = True
+    """Whether the encoder has weights, so that it can be saved, projected and put into a place index."""
     mean: Tensor
     std: Tensor
 
@@ -158,16 +160,18 @@ def build_encoder(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        encoder = Encoder(spec, backbone.trunk).to(memory_format=torch.channels_last)
+        encoder = Encoder(spec, backbone.network).to(memory_format=torch.channels_last)
     _check_restored(encoder)
     return encoder
 
 
 def empty_encoder(spec: EncoderSpec) -> Encoder:
     """Build an encoder from its spec on the meta device, without weights."""
-    trunk = empty_backbone(spec.architecture, spec.image_size, pooling=spec.pooling, align_corners=spec.align_corners)
+    backbone = empty_backbone(
+        spec.architecture, spec.image_size, pooling=spec.pooling, align_corners=spec.align_corners
+    )
     with torch.device("meta"):
-        return Encoder(spec, trunk)
+        return Encoder(spec, backbone)
 
 
 def restore_encoder(spec: EncoderSpec, state: dict[str, Tensor]) -> Encoder:
@@ -244,8 +248,10 @@ def _build_pooling(spec: EncoderSpec, backbone: nn.Module) -> nn.Module:
         return L2Norm() if spec.normalized else nn.Identity()
     if spec.pooling == "mean":
         return MeanPool()
+    if (channels := feature_map_channels(backbone)) is None:
+        raise ValueError(f"The pooling of {spec.architecture} can be clip only, got {spec.pooling}.")
     head = GeM if spec.pooling == "gem" else MeanLinear
-    return head(feature_map_channels(backbone), spec.pooled_dim or spec.descriptor_dim)
+    return head(channels, spec.pooled_dim or spec.descriptor_dim)
 
 
 def _build_projection(spec: EncoderSpec) -> nn.Module:
@@ -255,7 +261,7 @@ def _build_projection(spec: EncoderSpec) -> nn.Module:
     return nn.Sequential(linear, L2Norm() if spec.normalized else nn.Identity())
 
 
-def spec_from_json(values: Mapping[str, object]) -> EncoderSpec:
+def spec_from_json(values: Mapping[str, Any]) -> EncoderSpec:
     """Parse a spec that `spec_to_json` of this version or an earlier one wrote; lists become tuples.
 
     Raises:
@@ -270,7 +276,8 @@ def spec_from_json(values: Mapping[str, object]) -> EncoderSpec:
     for name, value in values.items():
         if not _ALLOWED[name](value):
             raise ValueError(f"The {name} of an encoder cannot be {value!r}.")
-    return EncoderSpec(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    fields: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in values.items()}
+    return EncoderSpec(**fields)
 
 
 def _is_count(value: object) -> bool:

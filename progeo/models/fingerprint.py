@@ -39,7 +39,7 @@ class _Fingerprint(pickle.Pickler):
     def persistent_id(self, item: Any) -> Any:
         if isinstance(item, Tensor):
             values = item.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-            return "tensor", str(item.dtype), tuple(item.shape), hashlib.sha256(values).hexdigest()
+            return "tensor", str(item.dtype), tuple(item.shape), hashlib.sha256(values.data).hexdigest()
         if isinstance(item, type | FunctionType):
             return "code", item.__module__, item.__qualname__, _source(item)
         if isinstance(item, MethodType):  # otherwise pickled by name only

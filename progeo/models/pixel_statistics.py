@@ -56,7 +56,7 @@ def chosen_statistics(
     if normalization is not None and normalization not in NORMALIZATIONS:
         raise ValueError(f"model.normalization must be one of {', '.join(NORMALIZATIONS)}, got {normalization!r}.")
     if mean is not None and std is not None:
-        return PixelStatistics(*_checked(mean, std, "model."), "as set")
+        return _checked(mean, std, "model.", source="as set")
     if mean is not None or std is not None:
         raise ValueError(f"model.mean and model.std go together, got {mean} and {std}: give both or leave both out.")
     return None if normalization is None else PixelStatistics(*NORMALIZATIONS[normalization], f"{normalization} as set")
@@ -82,10 +82,11 @@ def own_statistics(architecture: str, weights: str) -> PixelStatistics:
         return PixelStatistics(mean, std, f"{whose} since {why}")
     missing = [name for name in ("mean", "std") if name not in said]
     source = f"as {weights} says{f', but for the {missing[0]}, which is {whose}' if missing else ''}"
-    return PixelStatistics(*_checked(said.get("mean", mean), said.get("std", std), f"{weights}: its "), source)
+    return _checked(said.get("mean", mean), said.get("std", std), f"{weights}: its ", source=source)
 
 
-def _checked(mean: Any, std: Any, whose: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _checked(mean: Any, std: Any, whose: str, *, source: str) -> PixelStatistics:
+    """Return pixel statistics, or refuse values out of range; `whose` names their owner in the error."""
     for name, values, least in (("mean", mean, 0), ("std", std, _MIN_STD)):
         if (
             not isinstance(values, list | tuple)
@@ -93,7 +94,12 @@ def _checked(mean: Any, std: Any, whose: str) -> tuple[tuple[float, ...], tuple[
             or not all(type(value) in (int, float) and least <= value <= 1 for value in values)
         ):
             raise ValueError(f"{whose}{name} must be three numbers from {least} to 1, of pixels in 0..1, got {values}.")
-    return tuple(map(float, mean)), tuple(map(float, std))
+    return PixelStatistics(_color(mean), _color(std), source)
+
+
+def _color(values: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = map(float, values)
+    return red, green, blue
 
 
 def _triple(values: Sequence[float]) -> str:

@@ -49,14 +49,12 @@ def preprocess_image(image: Tensor, kind: QueryPreprocessing, size: tuple[int, i
     return scaled if kind == "single_query" else torch.stack(F.five_crop(scaled, [min(size)]))
 
 
-def preprocessed_shape(
-    kind: QueryPreprocessing, size: tuple[int, int], own: tuple[int, int] | None
-) -> tuple[int, int, int]:
+def preprocessed_shape(kind: QueryPreprocessing, size: tuple[int, int], own: tuple[int, int]) -> tuple[int, int, int]:
     """Return the number, height and width of the images that `preprocess_image` makes of one image.
 
     Args:
         kind, size: see `preprocess_image`.
-        own: height and width of the image; may be None where it makes no difference, see `depends_on_shape`.
+        own: height and width of the image, which makes a difference where `depends_on_shape`.
     """
     if kind == "native":
         return (1, *own)

@@ -1,10 +1,7 @@
-"""Learned text prompts: a few context vectors per class inside a fixed sentence (CoOp; CLIP-ReID, section 3.3).
-
-`encode_text` encodes plain sentences into the same feature space.
-"""
+"""Learned text prompts: a few context vectors per class inside a fixed sentence (CoOp; CLIP-ReID, section 3.3)."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import open_clip
@@ -33,8 +30,8 @@ def load_prompt_clip(architecture: str, weights: str, image_size: ImageSize | No
         architecture, weights, image_size, options: see `load_clip`.
 
     Raises:
-        ValueError: see `load_clip`; or its `encode_text` and ours give different features. The message lists the
-            unusual settings of the text tower.
+        ValueError: see `load_clip`; or `PromptLearner` would compute other features than its `encode_text`. The message
+            lists the unusual settings of the text tower.
     """
     if _text_settings(plain_architecture(architecture)).get("hf_tokenizer_name"):  # before weights are fetched
         raise ValueError(_refusal(architecture))
@@ -56,6 +53,9 @@ class PromptLearner(nn.Module):
         context_length: number of learned vectors per class.
         generator: random generator of the initial vectors, normal with std 0.02.
     """
+
+    beginning: Tensor
+    suffix: Tensor
 
     def __init__(
         self,
@@ -87,35 +87,24 @@ class PromptLearner(nn.Module):
         return F.embedding(inverse, torch.cat(features))
 
 
-def encode_text(clip: CLIP, sentences: Sequence[str]) -> Tensor:
-    """Encode plain sentences into text features (B, E), not normalized: `clip.encode_text` without computing padding.
-
-    Sentences are truncated to the context length of the text tower. The features share the space of the learned prompts
-    and of a ViT's descriptors, so that places can be searched by text.
-    """
-    device = clip.token_embedding.weight.device
-    ids = open_clip.tokenize(list(sentences), clip.context_length).to(device)
-    beginning = encode_beginning(clip, clip.token_embedding(ids[0, :1]))  # the start of text
-    lengths = ids.argmax(dim=1) + 1  # end of text has the largest id of all tokens
-    features = clip.text_projection.new_empty(len(ids), clip.text_projection.shape[1])
-    for length in lengths.unique().tolist():
-        alike = lengths == length
-        encoded = encode_continuations(clip, beginning, clip.token_embedding(ids[alike, 1:length]))
-        features[alike] = encoded.to(features.dtype)
-    return features
-
-
 def _check_features(clip: CLIP, architecture: str) -> None:
-    """Refuse a model whose own text feature of a test sentence differs from that of `encode_text`."""
+    """Refuse a model whose own text feature of a test sentence differs from that of `_text_feature`."""
     try:
         ids = open_clip.get_tokenizer(architecture.replace("/", "-"))([_SENTENCE])
         with torch.no_grad():
-            ours, theirs = encode_text(clip, [_SENTENCE]), clip.encode_text(ids)
+            ours, theirs = _text_feature(clip, _SENTENCE), clip.encode_text(ids)
         agree = (ours - theirs).abs().max() <= _ROUNDING * theirs.abs().max()  # False for NaN
     except Exception:  # anything can fail in a tower with another structure
         agree = False
     if not agree:
         raise ValueError(_refusal(architecture))
+
+
+def _text_feature(clip: CLIP, sentence: str) -> Tensor:
+    """Compute the text feature (1, E) of a sentence as `PromptLearner` computes those of prompts."""
+    ids = open_clip.tokenize([sentence], clip.context_length)[0]
+    embeddings = clip.token_embedding(ids[: ids.argmax() + 1])  # end of text has the largest id of all tokens
+    return encode_continuations(clip, encode_beginning(clip, embeddings[:1]), embeddings[None, 1:])
 
 
 def _refusal(architecture: str) -> str:

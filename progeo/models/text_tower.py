@@ -7,6 +7,7 @@ keys and values. Tokens after the end of text are not computed; the last block c
 import torch
 import torch.nn.functional as F
 from open_clip import CLIP
+from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
 
@@ -53,7 +54,7 @@ def encode_continuations(clip: CLIP, beginning: Tensor, continuations: Tensor) -
     return clip.ln_final(end[:, 0]) @ clip.text_projection
 
 
-def _run_block(block: nn.Module, shared: Tensor, tokens: Tensor, seen: Tensor) -> Tensor:
+def _run_block(block: ResidualAttentionBlock, shared: Tensor, tokens: Tensor, seen: Tensor) -> Tensor:
     """Run a block on tokens (B, S, W) after a prefix of P, for the last Q tokens; `seen` is the mask (Q, P + S)."""
     normed = block.ln_1(tokens)
     keys, values = (
@@ -83,7 +84,7 @@ def _heads(tokens: Tensor, num_heads: int) -> Tensor:
     return tokens.unflatten(2, (num_heads, -1)).transpose(1, 2)
 
 
-def _finish(block: nn.Module, tokens: Tensor, attended: Tensor) -> Tensor:
+def _finish(block: ResidualAttentionBlock, tokens: Tensor, attended: Tensor) -> Tensor:
     """Apply output projection, residuals and MLP of a block to its attention output (B, heads, S, W / heads)."""
     tokens = tokens + block.ls_1(block.attn.out_proj(attended.transpose(1, 2).flatten(2)))
     return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))

@@ -74,7 +74,6 @@ def _names_folder(model: ModelOptions) -> bool:
 
 def _load_encoder(model: ModelOptions, options: EncoderOptions, folder: Path) -> Encoder:
     encoder = load_encoder(encoder_folder(folder))
-    assert isinstance(encoder, Encoder)
     spec = encoder.spec
     settings = {
         "architecture": (model.architecture.replace("/", "-"), spec.architecture),

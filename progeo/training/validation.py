@@ -12,7 +12,7 @@ from progeo.evaluation.recall import recall_at
 from progeo.evaluation.search import nearest_neighbors
 from progeo.features.batches import extract_rows
 from progeo.features.descriptors import descriptor_extractor
-from progeo.features.extract import FeatureExtractor
+from progeo.features.extractor import FeatureExtractor
 from progeo.image_files import Orientation
 from progeo.models.encoder import Encoder
 from progeo.models.options import Preprocessing

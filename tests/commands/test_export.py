@@ -43,7 +43,7 @@ def test_onnx_takes_pixels_and_halves_take_half_the_room(run):
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-2)
 
 
-def test_the_trunk_and_the_program_leave_with_a_card_each(run, tmp_path, monkeypatch):
+def test_the_backbone_and_the_program_leave_with_a_card_each(run, tmp_path, monkeypatch):
     folder, encoder = run
     main(["export", str(folder), "--format", "torch", "--to", str(tmp_path / "program")])
     assert names(tmp_path / "program") == {"model.pt2", "README.md"}
@@ -57,9 +57,9 @@ def test_the_trunk_and_the_program_leave_with_a_card_each(run, tmp_path, monkeyp
     with zipfile.ZipFile(tmp_path / "program/model.pt2") as archive:
         written = [archive.read(name) for name in archive.namelist()]
     assert not [content for content in written if str(tmp_path).encode() in content or b"site-packages" in content]
-    main(["export", str(folder), "--format", "trunk", "--to", str(tmp_path / "trunk")])
-    assert names(tmp_path / "trunk") == {"trunk.safetensors", "README.md"}
-    state = load_file(tmp_path / "trunk/trunk.safetensors")
+    main(["export", str(folder), "--format", "backbone", "--to", str(tmp_path / "backbone")])
+    assert names(tmp_path / "backbone") == {"backbone.safetensors", "README.md"}
+    state = load_file(tmp_path / "backbone/backbone.safetensors")
     assert torch.equal(state["visual.proj"], encoder.backbone.proj)
 
 
@@ -78,7 +78,7 @@ def test_what_leaves_names_no_folder_of_this_machine(run, tmp_path):
     [
         (["--fp16", "true"], "--fp16 is for the format onnx, not for safetensors: leave it out."),
         (["--format", "torch", "--fp16", "true"], "--fp16 is for the format onnx, not for torch"),
-        (["--format", "trunk", "--input", "photos"], "--input is for the formats onnx and torch, not for trunk"),
+        (["--format", "backbone", "--input", "photos"], "--input is for the formats onnx and torch, not for backbone"),
     ],
 )
 def test_a_setting_that_a_format_does_not_know_is_refused(run, arguments, sentence):

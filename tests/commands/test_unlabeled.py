@@ -104,7 +104,7 @@ def test_an_index_answers_with_images_whose_place_it_does_not_know(index, tmp_pa
         assert [values[name] for name in ("latitude", "longitude", "east_m", "north_m")] == [None] * 4
     assert (known.matches[0].east_m, known.matches[0].latitude) == (550000, pytest.approx(37.76596, abs=1e-5))
     shown = capsys.readouterr().out.splitlines()
-    assert shown[0] == f"{photos[0]}: no known place"
+    assert shown[0] == f"{photos[0]}: no known position"
     assert shown[2] == f"{photos[1]}: 37.76596, -122.43231"
 
 
@@ -121,7 +121,7 @@ def test_how_many_images_have_no_position_is_said(encoder, tmp_path, capsys):
 
 
 def test_an_index_of_unknown_places_is_not_calibrated(index, photos):
-    with pytest.raises(SystemExit, match=r"2 of 3 images of .* have no position, so that nobody can tell"):
+    with pytest.raises(SystemExit, match=r"2 of 3 images of .* have no position, so that matches cannot be checked"):
         main(["index", "calibrate", "--index", str(index), "--folder", str(photos / "database")])
 
 

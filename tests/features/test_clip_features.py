@@ -108,7 +108,7 @@ def test_batch_norms_that_never_saw_an_image_get_the_statistics_of_one_pass(extr
     assert description(folder)["batch_norm"] == {"mode": "calibrated", "seed": 0, "images": 84}
     assert description(folder)["visual_weights"] == weights_digest(build_clip().visual.state_dict())
     assert caplog.text.count("the batch norms of these weights never saw an image") == 1
-    assert "they take the statistics of 83 images, see prompts.batch_norm" in caplog.text
+    assert "they take the statistics of 83 images, see `batch_norm`" in caplog.text
 
 
 def test_features_that_are_all_there_need_no_pass(extract, caplog):

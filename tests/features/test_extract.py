@@ -9,7 +9,9 @@ import torch
 from PIL import Image
 
 from progeo.engine.accelerator import start_accelerator
-from progeo.features.extract import Cache, FeatureExtractor, extract_features
+from progeo.features.cache import Cache
+from progeo.features.extract import extract_features
+from progeo.features.extractor import FeatureExtractor
 from progeo.places.catalogue import read_catalogue
 
 
@@ -36,7 +38,7 @@ def colors(tmp_path):
             extractor,
             read_catalogue(folder),
             start_accelerator("no"),
-            cache=Cache(tmp_path / cache, "float32", "cache", "max_unreadable_fraction"),
+            cache=Cache(tmp_path / cache, "float32", "cache"),
             batch_size=batch_size,
             num_workers=0,
             max_unreadable_fraction=allowed,
@@ -118,7 +120,7 @@ def test_a_damaged_list_of_files_is_named(colors, tmp_path, damage):
     colors(here, num_described=True)
     (files,) = (tmp_path / "cache").glob("*/files.npy")
     files.unlink() if damage is None else files.write_bytes(damage)
-    with pytest.raises(ValueError, match=rf"{files}.*: remove that folder, or name another --cache"):
+    with pytest.raises(ValueError, match=rf"{files}.*: remove that folder, or name another `cache`"):
         colors(here, num_described=False)
     here.rename(tmp_path / "there")
     assert colors(tmp_path / "there", num_described=True) == [1, 2, 3]
@@ -134,7 +136,7 @@ def test_no_description_depends_on_how_many_others_there_are(tmp_path):
     def described(count, folder, kind="hard_resize"):
         catalogue = read_catalogue(paint(tmp_path / folder, range(count), size=(40, 40)))
         extractor = FeatureExtractor(describe, "sizes", 1, (40, 40), kind, dict)
-        cache = Cache(tmp_path / "cache", "float32", "cache", "max_unreadable_fraction")
+        cache = Cache(tmp_path / "cache", "float32", "cache")
         del sizes[:]
         how = {"cache": cache, "batch_size": 4, "num_workers": 0, "max_unreadable_fraction": 0.0}
         extract_features(extractor, catalogue, start_accelerator("no"), **how)

@@ -14,8 +14,9 @@ from progeo.evaluation.search import build_index, load_index
 from progeo.export.weights import load_encoder, save_encoder
 from progeo.features.descriptors import identity
 from progeo.features.store import ShardedRows
-from progeo.localization.index_folder import About, commit, new_files, read_metadata_of_index, save_generation
-from progeo.localization.place_index import add_images, open_place_index, placed
+from progeo.localization.building import add_images
+from progeo.localization.index_folder import IndexMetadata, commit, new_files, read_metadata, save_generation
+from progeo.localization.place_index import index_images, open_place_index
 from progeo.models.encoder import build_encoder
 from progeo.places.catalogue import Catalogue, open_catalogue
 
@@ -31,7 +32,7 @@ def images(prefix, count):
     return table, np.stack([np.full(count, first), east, *np.zeros((DIM - 2, count))], axis=1).astype(np.float32)
 
 
-def described(folder, values):
+def stored(folder, values):
     rows = ShardedRows(folder, num_rows=len(values), width=DIM, shard_size=len(values), dtype="float32")
     rows.write_shard(0, values)
     return rows
@@ -45,7 +46,7 @@ def original(tmp_path_factory):
         folder / "model", build_encoder("tiny-resnet", "random", 48, descriptor_dim=DIM), provenance={}, recalls={}
     )
     table, values = images("a", 3)
-    about = About(
+    metadata = IndexMetadata(
         kind="Flat",
         probes=1,
         encoder=identity(load_encoder(folder / "model")),
@@ -55,8 +56,8 @@ def original(tmp_path_factory):
         images=3,
         **new_files(),
     )
-    index = build_index(described(folder.parent / "rows", values), "Flat")
-    assert save_generation(folder, None, about, index, placed(Catalogue(folder, table)))
+    index = build_index(stored(folder.parent / "rows", values), "Flat")
+    assert save_generation(folder, None, metadata, index, index_images(Catalogue(folder, table)))
     return folder
 
 
@@ -68,19 +69,19 @@ def folder(original, tmp_path):
 
 def add(opened, tmp_path, prefix, count=2):
     table, values = images(prefix, count)
-    add_images(opened, placed(Catalogue(opened.folder, table)), described(tmp_path / f"rows_{prefix}", values))
+    add_images(opened, index_images(Catalogue(opened.folder, table)), stored(tmp_path / f"rows_{prefix}", values))
 
 
-def held(folder):
+def contents(folder):
     """The descriptors of an index by the names of its images, and that no other file lies beside those it holds."""
-    about = json.loads((folder / "index.json").read_text())
-    names = open_catalogue(folder / about["catalogue_file"], folder).table["path"].to_pylist()
+    metadata = json.loads((folder / "index.json").read_text())
+    names = open_catalogue(folder / metadata["catalogue_file"], folder).table["path"].to_pylist()
     names = [name.rpartition("/")[2] for name in names]
-    rows = load_index(folder / about["faiss_file"]).reconstruct_n(0, len(names))[:, :2].tolist()
-    generation = {f"index_{about['generation']}.json"} if about["generation"] else set()
+    rows = load_index(folder / metadata["faiss_file"]).reconstruct_n(0, len(names))[:, :2].tolist()
+    generation = {f"index_{metadata['generation']}.json"} if metadata["generation"] else set()
     files = {path.name for path in folder.iterdir()}
-    assert files == {"index.json", "model", about["faiss_file"], about["catalogue_file"], *generation}
-    assert len(set(names)) == len(names) == about["images"]
+    assert files == {"index.json", "model", metadata["faiss_file"], metadata["catalogue_file"], *generation}
+    assert len(set(names)) == len(names) == metadata["images"]
     return dict(zip(names, rows, strict=True))
 
 
@@ -93,22 +94,22 @@ def test_what_two_commands_add_at_once_is_all_there_each_with_its_own_descriptor
     first, second = open_place_index(folder), open_place_index(folder)  # both before either adds
     add(first, tmp_path, "b")
     add(second, tmp_path, "c")
-    assert held(folder) == expected(a=3, b=2, c=2)
-    assert read_metadata_of_index(folder).generation == 2
+    assert contents(folder) == expected(a=3, b=2, c=2)
+    assert read_metadata(folder).generation == 2
 
 
 def test_four_commands_at_once_lose_nothing(folder, tmp_path):
     opened = open_place_index(folder)
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda prefix: add(opened, tmp_path, prefix), "bcde"))
-    assert held(folder) == expected(a=3, b=2, c=2, d=2, e=2)
+    assert contents(folder) == expected(a=3, b=2, c=2, d=2, e=2)
 
 
 def test_the_same_images_added_by_two_commands_are_there_once(folder, tmp_path):
     first, second = open_place_index(folder), open_place_index(folder)
     add(first, tmp_path, "b")
     add(second, tmp_path, "b", 3)
-    assert held(folder) == expected(a=3, b=3)
+    assert contents(folder) == expected(a=3, b=3)
 
 
 def test_a_command_that_was_killed_before_index_json_was_up_to_date_has_added_its_images(folder, tmp_path):
@@ -118,18 +119,18 @@ def test_a_command_that_was_killed_before_index_json_was_up_to_date_has_added_it
     opened = open_place_index(folder)
     assert len(opened.catalogue) == 5
     add(opened, tmp_path, "c")
-    assert held(folder) == expected(a=3, b=2, c=2)
+    assert contents(folder) == expected(a=3, b=2, c=2)
 
 
 def test_what_was_made_of_an_index_that_changed_twice_since_does_not_count(folder, tmp_path):
-    before = read_metadata_of_index(folder)
+    before = read_metadata(folder)
     for prefix in "bc":
         add(open_place_index(folder), tmp_path, prefix)
     assert not commit(folder, before, replace(before, probes=7))
-    assert held(folder) == expected(a=3, b=2, c=2)
+    assert contents(folder) == expected(a=3, b=2, c=2)
 
 
-def test_an_opened_index_goes_on_answering_when_its_files_are_replaced(folder, tmp_path):
+def test_an_opened_index_goes_on_answering_when_its_files_are_reindex_images(folder, tmp_path):
     opened = open_place_index(folder)
     add(open_place_index(folder), tmp_path, "b")
     _, values = images("a", 3)
@@ -143,21 +144,21 @@ def test_an_index_that_was_built_anew_with_another_encoder_takes_no_descriptors_
     other = build_encoder("tiny-resnet", "random", 48, descriptor_dim=DIM, seed=1)
     save_encoder(folder / "model", other, provenance={}, recalls={})
     table, values = images("a", 3)
-    about = replace(opened.about, encoder=identity(load_encoder(folder / "model")), **new_files())
-    index = build_index(described(tmp_path / "rows", values), "Flat")
-    assert save_generation(folder, None, about, index, placed(Catalogue(folder, table)))
+    metadata = replace(opened.metadata, encoder=identity(load_encoder(folder / "model")), **new_files())
+    index = build_index(stored(tmp_path / "rows", values), "Flat")
+    assert save_generation(folder, None, metadata, index, index_images(Catalogue(folder, table)))
     with pytest.raises(ValueError, match="was built anew meanwhile, and differently"):
         add(opened, tmp_path, "b")
-    assert held(folder) == expected(a=3)
+    assert contents(folder) == expected(a=3)
 
 
 CALIBRATION = {
     "radius_m": 25.0,
     "means": [0.1, 0.2],
-    "spreads": [1.0, 1.0],
+    "stds": [1.0, 1.0],
     "weights": [0.0, 1.0, 2.0],
     "num_photos": 30,
-    "num_right": 20,
+    "num_correct": 20,
     "error": 0.1,
 }
 NAME = r"must be the name of a file in its folder, such as places_200.faiss, got "
@@ -177,8 +178,8 @@ NAME = r"must be the name of a file in its folder, such as places_200.faiss, got
         ({"catalogue_file": "places_1.faiss"}, "such as catalogue_200.arrow"),
         ({"catalogue_file": ["catalogue_1.arrow"]}, "such as catalogue_200.arrow"),
         ({"faiss_file": "places_7.faiss"}, "places_7.faiss is missing: put it back, or build the index anew"),
-        ({"new_field": 1}, "index.json says new_field, unknown here"),
-        ({"image_size": ...}, "index.json does not say image_size: put the file back"),
+        ({"new_field": 1}, "index.json has the unknown fields new_field: was"),
+        ({"image_size": ...}, "index.json lacks image_size: put the file back"),
         ({"image_size": [48]}, r"image_size in .* must be height and width in pixels, got \[48\]"),
         ({"image_size": "48"}, "must be height and width"),
         ({"image_size": [48, True]}, "must be height and width"),
@@ -187,21 +188,24 @@ NAME = r"must be the name of a file in its folder, such as places_200.faiss, got
         ({"images": "3"}, "images in .* must be a whole number"),
         ({"images": 4}, "do not belong together: 4 images .* 3 in catalogue_"),
         ({"kind": None}, "kind in .* must be a text"),
-        ({"encoder": []}, "encoder in .* must be what identifies an encoder"),
+        ({"encoder": []}, "encoder in .* must be the fingerprint of an encoder"),
         ({"encoder": {}}, "was not built with the encoder in"),
         ({"query_preprocessing": "maj_voting"}, "query_preprocessing in .* must be one of hard_resize"),
         ({"database_preprocessing": ["native"]}, "must be one of hard_resize"),
         ({"generation": -1}, "generation in .* must be a whole number from 0"),
         ({"format": 2}, "index.json is not a place index in format 1"),
         ({"calibration": []}, "calibration in .* must be null or a calibration"),
-        ({"calibration": {}}, "index.json: A calibration says .*weights; got nothing. Set calibration to null"),
+        (
+            {"calibration": {}},
+            "index.json: The fields of a calibration are .*; got none. Set calibration to null",
+        ),
         ({"calibration": {**CALIBRATION, "weights": None}}, "The weights of a calibration cannot be None"),
         ({"calibration": {**CALIBRATION, "weights": [1, 2]}}, r"The weights of a calibration cannot be \[1, 2\]"),
         ({"calibration": {**CALIBRATION, "means": [0, float("nan")]}}, "The means of a calibration cannot be"),
-        ({"calibration": {**CALIBRATION, "spreads": [1, 0]}}, "The spreads of a calibration cannot be"),
+        ({"calibration": {**CALIBRATION, "stds": [1, 0]}}, "The stds of a calibration cannot be"),
         ({"calibration": {**CALIBRATION, "radius_m": float("inf")}}, "The radius_m of a calibration cannot be inf"),
         ({"calibration": {**CALIBRATION, "error": 10**400}}, "The error of a calibration cannot be"),
-        ({"calibration": {**CALIBRATION, "num_right": "20"}}, "The num_right of a calibration cannot be '20'"),
+        ({"calibration": {**CALIBRATION, "num_correct": "20"}}, "The num_correct of a calibration cannot be '20'"),
     ],
 )
 def test_what_no_index_says_is_refused_by_name(changes, words, folder):
@@ -212,11 +216,16 @@ def test_what_no_index_says_is_refused_by_name(changes, words, folder):
         open_place_index(folder)
 
 
-def test_a_calibration_that_is_right_is_read(folder):
-    values = {**json.loads((folder / "index.json").read_text()), "calibration": CALIBRATION}
+FORMER_NAMES = {"stds": "spreads", "num_correct": "num_right"}
+
+
+@pytest.mark.parametrize("former", [{}, FORMER_NAMES], ids=["current names", "former names"])
+def test_a_valid_calibration_is_read(folder, former):
+    calibration = {former.get(name, name): value for name, value in CALIBRATION.items()}
+    values = {**json.loads((folder / "index.json").read_text()), "calibration": calibration}
     (folder / "index.json").write_text(json.dumps(values))
-    calibration = open_place_index(folder).about.calibration
-    assert (calibration.weights, calibration.num_right) == ((0.0, 1.0, 2.0), 20)
+    read = open_place_index(folder).metadata.calibration
+    assert (read.weights, read.stds, read.num_correct) == ((0.0, 1.0, 2.0), (1.0, 1.0), 20)
 
 
 @pytest.mark.parametrize("name", ["faiss_file", "catalogue_file"])
@@ -261,5 +270,5 @@ def test_an_index_that_somebody_sent_leads_no_command_to_other_files(folder, tmp
 
 def test_a_file_of_the_users_that_looks_like_a_generation_is_refused_not_believed(folder):
     shutil.copy(folder / "index.json", folder / "index_5.json")
-    with pytest.raises(ValueError, match=r"index_5.json says that it is generation 0: remove it"):
+    with pytest.raises(ValueError, match=r"index_5.json has the content of generation 0: remove it"):
         open_place_index(folder)

@@ -1,4 +1,4 @@
-"""Place indexes: built, added to, calibrated, and asked where photos were taken."""
+"""Build, add to and calibrate place indexes, and localize photos with them."""
 
 import csv
 import dataclasses
@@ -18,11 +18,12 @@ from PIL import Image
 from running import files_in
 
 from progeo.cli import main
-from progeo.commands.localize import localize, text_descriptor
+from progeo.commands.localize import localize
 from progeo.config.evaluation import LocalizeSettings
 from progeo.data.decode import read_image
 from progeo.evaluation.search import Neighbors
 from progeo.export.weights import load_encoder, save_encoder
+from progeo.localization.localize import text_descriptor
 from progeo.localization.place_index import open_place_index
 from progeo.models.backbones.open_clip import known_architectures, load_clip
 from progeo.models.encoder import build_encoder
@@ -65,14 +66,14 @@ def built(city, encoder, cache, tmp_path_factory):
     return folder
 
 
-def answers(index, *photos, **settings):
+def localized(index, *photos, **settings):
     return localize(LocalizeSettings(photos=tuple(photos), index=index, num_workers=0, **settings))
 
 
 def test_an_index_is_a_folder_with_all_that_it_takes(built, city):
-    about = json.loads((built / "index/index.json").read_text())
-    assert about["images"] == len(list((city / "train").iterdir()))
-    expected = {"index.json", "index_1.json", about["faiss_file"], about["catalogue_file"]}  # it was changed once
+    metadata = json.loads((built / "index/index.json").read_text())
+    assert metadata["images"] == len(list((city / "train").iterdir()))
+    expected = {"index.json", "index_1.json", metadata["faiss_file"], metadata["catalogue_file"]}  # it was changed once
     assert files_in(built / "index") - {name for name in files_in(built / "index") if "model/" in name} == expected
     assert (built / "index/index_1.json").read_text() == (built / "index/index.json").read_text()
     assert {"model/model.safetensors", "model/model.json"} <= files_in(built / "index")
@@ -80,24 +81,24 @@ def test_an_index_is_a_folder_with_all_that_it_takes(built, city):
 
 def test_a_photo_that_is_in_the_index_is_found_at_its_own_place(built, city):
     photo = sorted((city / "train").iterdir())[3]
-    (answer,) = answers(built / "index", photo, top=3)
+    (result,) = localized(built / "index", photo, top=3)
     latitude, longitude = photo.name.split("@")[5:7]
-    assert (answer.matches[0].path, answer.matches[0].distance) == (str(photo), pytest.approx(0, abs=1e-3))
-    assert (answer.matches[0].latitude, answer.matches[0].longitude) == pytest.approx(
+    assert (result.matches[0].path, result.matches[0].distance) == (str(photo), pytest.approx(0, abs=1e-3))
+    assert (result.matches[0].latitude, result.matches[0].longitude) == pytest.approx(
         (float(latitude), float(longitude)), abs=1e-5
     )
-    assert len(answer.matches) == 3
-    assert answer.known is True
+    assert len(result.matches) == 3
+    assert result.known is True
 
 
 def test_confidence_tells_photos_of_the_index_from_others(built, city):
     (inside, outside) = (
-        np.mean([answer.confidence for answer in answers(built / "index", folder)])
+        np.mean([result.confidence for result in localized(built / "index", folder)])
         for folder in (city / "train", city / "val/database")
     )
     assert inside > 0.8 > 0.5 > outside
-    strict = answers(built / "index", city / "train", threshold=0.9)
-    assert [answer.known for answer in strict] == [answer.confidence >= 0.9 for answer in strict]
+    strict = localized(built / "index", city / "train", threshold=0.9)
+    assert [result.known for result in strict] == [result.confidence >= 0.9 for result in strict]
 
 
 def test_screen_csv_geojson_and_json_say_the_same(built, city, tmp_path, capsys):
@@ -111,16 +112,16 @@ def test_screen_csv_geojson_and_json_say_the_same(built, city, tmp_path, capsys)
     with (tmp_path / "a.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     features = json.loads((tmp_path / "a.geojson").read_text())["features"]
-    assert [row["photo"] for row in rows] == [answer["asked"] for answer in whole] == [str(photo) for photo in photos]
-    for answer, row, feature in zip(whole[:2], rows, features, strict=False):
-        first = answer["matches"][0]
+    assert [row["photo"] for row in rows] == [result["query"] for result in whole] == [str(photo) for photo in photos]
+    for result, row, feature in zip(whole[:2], rows, features, strict=False):
+        first = result["matches"][0]
         assert [float(row["latitude"]), float(row["longitude"])] == [first["latitude"], first["longitude"]]
         assert feature["geometry"]["coordinates"] == [first["longitude"], first["latitude"]]
-        assert float(row["confidence"]) == feature["properties"]["confidence"] == answer["confidence"]
+        assert float(row["confidence"]) == feature["properties"]["confidence"] == result["confidence"]
         assert any(
-            line.startswith(answer["asked"])
+            line.startswith(result["query"])
             and f"{first['latitude']:.5f}, {first['longitude']:.5f}, within 25 m with probability" in line
-            and line.endswith(f"{answer['confidence']:.2f}")
+            and line.endswith(f"{result['confidence']:.2f}")
             for line in shown
         )
     assert "broken.jpg cannot be decoded" in rows[2]["error"]
@@ -134,10 +135,10 @@ def test_what_is_added_is_found_as_if_it_had_been_there_from_the_beginning(city,
     command("index build", cache, folder=both / "database", encoder=encoder, out=tmp_path / "grown")
     command("index add", cache, folder=both / "queries", index=tmp_path / "grown")
     command("index build", cache, folder=both, encoder=encoder, out=tmp_path / "whole")
-    grown, whole = (answers(tmp_path / name, city / "val/database", top=18) for name in ("grown", "whole"))
+    grown, whole = (localized(tmp_path / name, city / "val/database", top=18) for name in ("grown", "whole"))
     for mine, theirs in zip(grown, whole, strict=True):
         assert {match.path for match in mine.matches} == {match.path for match in theirs.matches}
-        distances = [[match.distance for match in answer.matches] for answer in (mine, theirs)]
+        distances = [[match.distance for match in result.matches] for result in (mine, theirs)]
         assert distances[0] == pytest.approx(distances[1], abs=1e-3)
     assert len(list((tmp_path / "grown").glob("places_*"))) == 1
     before = files_in(tmp_path / "grown")
@@ -149,7 +150,7 @@ def test_what_is_added_is_found_as_if_it_had_been_there_from_the_beginning(city,
 def test_an_index_whose_growth_was_cut_short_is_as_it_was(built, city, cache, tmp_path, full_disk):
     shutil.copytree(built / "index", tmp_path / "index")
     photo = sorted((city / "train").iterdir())[3]
-    before = answers(tmp_path / "index", photo)
+    before = localized(tmp_path / "index", photo)
     images = tmp_path / "many"
     images.mkdir()
     for place in range(300):
@@ -157,7 +158,7 @@ def test_an_index_whose_growth_was_cut_short_is_as_it_was(built, city, cache, tm
     command("index build", cache, folder=images, encoder=built / "index/model", out=tmp_path / "other")  # descriptors
     with full_disk(), pytest.raises(SystemExit, match="could not be written"):
         command("index add", cache, folder=images, index=tmp_path / "index")
-    assert answers(tmp_path / "index", photo) == before
+    assert localized(tmp_path / "index", photo) == before
     assert files_in(tmp_path / "index") == files_in(built / "index")
 
 
@@ -198,7 +199,7 @@ def test_a_sentence_finds_the_images_that_clip_finds_nearest(city, cache, tmp_pa
         ("localize --text tree --index {built}/index", "tiny-resnet, pooling gem.* cannot be compared with texts"),
         ("index build --folder {city}/train --encoder thumbnail --out x", "thumbnail has none"),
         ("index build --folder {city}/train --encoder {encoder} --out {built}/index", "holds a place index already"),
-        ("index calibrate --folder {city}/test/queries --index {built}/index", "wants at least 20 photos.*has 6"),
+        ("index calibrate --folder {city}/test/queries --index {built}/index", "needs at least 20 photos.*has 6"),
     ],
 )
 def test_mistakes_end_in_a_sentence(words, sentence, built, city, encoder, tmp_path, monkeypatch):
@@ -220,15 +221,15 @@ def test_photos_are_described_as_the_index_says_and_searched_with_its_probes(spa
     opened = open_place_index(sparse)
     assert faiss.try_extract_index_ivf(opened.index).nprobe == 2
     photos = sorted((city / "test/queries").iterdir())
-    found = answers(sparse, *photos, top=3)
+    found = localized(sparse, *photos, top=3)
     encoder = load_encoder(sparse / "model")
     with torch.no_grad():
         crops = [preprocess_image(read_image(photo), "five_crops", encoder.image_size) for photo in photos]
         descriptors = torch.stack([encoder(encoder.normalize(each)).mean(dim=0) for each in crops]).numpy()
-    wanted = opened.search(descriptors, least=3)
+    wanted = opened.search(descriptors, min_count=3)
     paths = opened.catalogue.table["path"].to_pylist()
-    for answer, rows in zip(found, wanted.rows, strict=True):
-        assert [match.path for match in answer.matches] == [paths[row] for row in rows[:3] if row >= 0]
+    for result, rows in zip(found, wanted.rows, strict=True):
+        assert [match.path for match in result.matches] == [paths[row] for row in rows[:3] if row >= 0]
 
 
 def test_what_an_index_did_not_find_makes_no_photo_surer(sparse, built, cache, tmp_path):
@@ -238,17 +239,17 @@ def test_what_an_index_did_not_find_makes_no_photo_surer(sparse, built, cache, t
         np.array([[3, 5, -1], [3, 5, 5], [-1, -1, -1]]),
         np.array([[0.1, 0.4, 9], [0.1, 0.4, 0.4], [9, 9, 9]]),
     )
-    values = opened.evidence(Neighbors(rows, distances), 25.0)
+    values = opened.confidence_features(Neighbors(rows, distances), 25.0)
     assert values[0].tolist() == values[1].tolist()
     assert np.isnan(values[2]).all()
     command("index calibrate", cache, folder=built / "photos", index=tmp_path / "index")
-    about = json.loads((tmp_path / "index/index.json").read_text())["calibration"]
-    assert np.isfinite([*about["means"], *about["spreads"], *about["weights"], about["error"]]).all()
+    metadata = json.loads((tmp_path / "index/index.json").read_text())["calibration"]
+    assert np.isfinite([*metadata["means"], *metadata["stds"], *metadata["weights"], metadata["error"]]).all()
 
 
 def test_an_index_without_calibration_calls_nothing_known_or_unknown(sparse, city):
-    (answer,) = answers(sparse, next((city / "train").iterdir()), threshold=1.0)
-    assert (answer.confidence, answer.known) == (None, None)
+    (result,) = localized(sparse, next((city / "train").iterdir()), threshold=1.0)
+    assert (result.confidence, result.known) == (None, None)
 
 
 def test_an_index_may_hold_two_cities(city, encoder, cache, tmp_path):
@@ -262,10 +263,10 @@ def test_an_index_may_hold_two_cities(city, encoder, cache, tmp_path):
     command("index build", cache, folder=images, encoder=encoder, out=tmp_path / "index")
     photos = blurred(images.iterdir(), tmp_path / "photos")
     command("index calibrate", cache, folder=photos, index=tmp_path / "index")
-    num_right = json.loads((tmp_path / "index/index.json").read_text())["calibration"]["num_right"]
-    assert num_right > 30
-    found = answers(tmp_path / "index", images, top=1)
-    assert {round(answer.matches[0].longitude) for answer in found} == {-122, -74}
+    num_correct = json.loads((tmp_path / "index/index.json").read_text())["calibration"]["num_correct"]
+    assert num_correct > 30
+    found = localized(tmp_path / "index", images, top=1)
+    assert {round(result.matches[0].longitude) for result in found} == {-122, -74}
 
 
 @pytest.fixture(scope="module")
@@ -344,7 +345,7 @@ def test_an_evaluation_says_that_queries_are_images_of_the_database(queries, cou
     assert ("queries in the database" in summary) == (count > 0)
 
 
-def test_answers_are_written_when_nobody_reads_what_is_printed(uncalibrated, city, tmp_path, monkeypatch):
+def test_results_are_written_when_the_output_pipe_is_closed(uncalibrated, city, tmp_path, monkeypatch):
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as closed:
@@ -368,7 +369,7 @@ def test_calibration_measures_across_a_border_of_zones(encoder, cache, tmp_path)
     main(["dataset", "from-table", str(tmp_path / "table.csv"), str(tmp_path / "known"), "--images", str(images)])
     command("index build", cache, folder=tmp_path / "known", encoder=encoder, out=tmp_path / "index")
     command("index calibrate", cache, folder=blurred(images.iterdir(), tmp_path / "seen"), index=tmp_path / "index")
-    assert json.loads((tmp_path / "index/index.json").read_text())["calibration"]["num_right"] == 30
+    assert json.loads((tmp_path / "index/index.json").read_text())["calibration"]["num_correct"] == 30
 
 
 def test_images_of_a_table_with_whole_paths_keep_them(city, encoder, cache, tmp_path):
@@ -389,12 +390,12 @@ def test_an_index_refuses_its_own_weights_with_other_pixels(built, tmp_path):
         open_place_index(tmp_path / "index")
 
 
-def test_a_photo_too_small_for_a_native_index_is_named_and_the_others_are_answered(city, encoder, cache, tmp_path):
+def test_a_photo_too_small_for_a_native_index_is_named_and_the_others_are_localized(city, encoder, cache, tmp_path):
     more = {"query_preprocessing": "native", "database_preprocessing": "native"}
     command("index build", cache, folder=city / "test/database", encoder=encoder, out=tmp_path / "index", **more)
     Image.new("RGB", (20, 20)).save(tmp_path / "small.jpg")
     photo = next((city / "test/database").iterdir())
-    small, fine = answers(tmp_path / "index", tmp_path / "small.jpg", photo)
+    small, fine = localized(tmp_path / "index", tmp_path / "small.jpg", photo)
     assert "small.jpg cannot be described: 20 x 20 pixels are fewer than 32 a side" in small.error
     assert fine.matches[0].path == str(photo)
 
@@ -405,7 +406,7 @@ def test_a_clip_whose_tokenizer_is_not_there_is_refused_before_it_is_loaded(monk
     config["text_cfg"]["hf_tokenizer_name"] = "nobody/nothing"
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "vit-of-nobody", config)
     spec = dataclasses.replace(build_encoder("tiny-vit", "random").spec, architecture="vit-of-nobody", text_weights="x")
-    with pytest.raises(ValueError, match=r"^--text needs the tokenizer of vit-of-nobody, which cannot be made: .*\.$"):
+    with pytest.raises(ValueError, match=r"^`text` needs the tokenizer of vit-of-nobody, which cannot be made: .*\.$"):
         text_descriptor(spec, "a tree")
 
 

@@ -31,6 +31,14 @@ def test_features_equal_open_clips_for_any_tower_and_any_common_beginning(width,
     torch.testing.assert_close(features, clip.encode_text(ids).expand(3, -1), rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("sentence", ["", "a street", "a street with palm trees, at night", "very " * 100 + "long"])
+def test_sentences_of_any_length_are_encoded_as_by_open_clip(sentence):
+    clip, ids = tower(64, 2, 2, False), SimpleTokenizer()(sentence)
+    tokens = clip.token_embedding(ids[0, : ids[0].argmax() + 1])
+    features = encode_continuations(clip, encode_beginning(clip, tokens[:1]), tokens[None, 1:])
+    torch.testing.assert_close(features, clip.encode_text(ids), rtol=1e-9, atol=1e-10)
+
+
 def test_no_gradient_reaches_the_common_beginning():
     clip = tower(64, 2, 2, False)
     prefix = torch.randn(4, 64, dtype=torch.float64, requires_grad=True)

@@ -26,7 +26,7 @@ Pooling = Literal["clip", "gem", "mean", "mean_linear"]
 class Backbone:
     """A backbone network with the properties that an encoder needs."""
 
-    trunk: nn.Module
+    network: nn.Module
     """Network: images (B, 3, H, W) -> vectors (B, E) with `clip` pooling, else feature maps (B, C, h, w)."""
     architecture: str
     """Architecture name, ending in `-quickgelu` where the weights were trained with that activation."""
@@ -59,8 +59,8 @@ def build_backbone(
     """
     if architecture in CONVNETS:
         size = as_height_width(image_size or native_image_size(architecture))
-        trunk = load_convnet(architecture, weights, seed=seed)
-        return Backbone(trunk, architecture, size, _last_channels(trunk), _checked(pooling or "gem", trunk))
+        network = load_convnet(architecture, weights, seed=seed)
+        return Backbone(network, architecture, size, _last_channels(network), _checked(pooling or "gem", network))
     clip = load_clip(architecture, weights, image_size, align_corners=align_corners, seed=seed)
     pooling = _checked(pooling or ("clip" if isinstance(clip.visual, VisionTransformer) else "gem"), clip.visual)
     return Backbone(
@@ -129,14 +129,14 @@ def checkpoint_gradients(backbone: nn.Module) -> None:
     backbone.set_grad_checkpointing()
 
 
-def _checked(pooling: Pooling, trunk: nn.Module) -> Pooling:
+def _checked(pooling: Pooling, network: nn.Module) -> Pooling:
     """Return the pooling, or refuse one that the backbone does not support."""
-    is_vit, is_clip = isinstance(trunk, VisionTransformer), isinstance(trunk, (VisionTransformer, ModifiedResNet))
+    is_vit, is_clip = isinstance(network, VisionTransformer), isinstance(network, (VisionTransformer, ModifiedResNet))
     allowed = ("clip",) if is_vit else get_args(Pooling) if is_clip else ("gem", "mean", "mean_linear")
     if pooling not in allowed:
         raise ValueError(f"The pooling of this backbone can be {' or '.join(allowed)}, got {pooling!r}.")
     return pooling
 
 
-def _last_channels(trunk: nn.Module) -> int:
-    return [module.out_channels for module in trunk.modules() if isinstance(module, nn.Conv2d)][-1]
+def _last_channels(network: nn.Module) -> int:
+    return [module.out_channels for module in network.modules() if isinstance(module, nn.Conv2d)][-1]

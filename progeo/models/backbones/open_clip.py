@@ -123,8 +123,8 @@ def resize_input(
     if isinstance(visual, VisionTransformer):
         visual.grid_size = new_grid
     if new_grid != old_grid:
-        resized = _resized_embedding(owner.positional_embedding.detach(), old_grid, new_grid, align_corners)
-        owner.positional_embedding = nn.Parameter(resized)
+        embedding = owner.get_parameter("positional_embedding").detach()
+        owner.positional_embedding = nn.Parameter(_resized_embedding(embedding, old_grid, new_grid, align_corners))
 
 
 def as_height_width(image_size: ImageSize) -> tuple[int, int]:
@@ -169,7 +169,7 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in state.items():
         digest.update(name.encode())
-        digest.update(tensor.cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
+        digest.update(tensor.cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -205,20 +205,18 @@ def position_embedding_name(visual: nn.Module) -> str | None:
 
 def visual_features(visual: nn.Module, images: Tensor, *, align_corners: bool = False) -> Tensor:
     """Run a visual tower on images (B, 3, H, W) of any size, with its position embedding resized to fit."""
-    name = position_embedding_name(visual)
-    if name is None:
-        return visual(images)
-    if _grid_of(visual, *images.shape[2:]) == _own_grid(visual):
+    if position_embedding_name(visual) is None or _grid_of(visual, *images.shape[2:]) == _own_grid(visual):
         return visual(images)
     return resized_features(visual, images, align_corners=align_corners)
 
 
 def resized_features(visual: nn.Module, images: Tensor, *, align_corners: bool = False) -> Tensor:
-    """Run a visual tower on images (B, 3, H, W), always resizing its position embedding, in float32.
+    """Run a visual tower on images (B, 3, H, W), always resizing its position embedding, if any, in float32.
 
     Resizing to the same size changes nothing, so an exported graph for all sizes needs no branch on the size.
     """
-    name = position_embedding_name(visual)
+    if (name := position_embedding_name(visual)) is None:
+        return visual(images)
     grid, embedding = _grid_of(visual, *images.shape[2:]), visual.get_parameter(name)
     resized = _resized_embedding(embedding.float(), _own_grid(visual), grid, align_corners).to(embedding.dtype)
     return functional_call(visual, {name: resized}, (images,))
@@ -309,7 +307,7 @@ def _resize_stored_embedding(state: dict[str, Tensor], visual: nn.Module) -> Non
     """Resize in place the position embedding of a CLIP's state dict that was trained on squares of another size."""
     own = position_embedding_name(visual)
     name = f"visual.{own}"
-    if name not in state or state[name].ndim != 2 or len(state[name]) == len(visual.get_parameter(own)):
+    if own is None or name not in state or state[name].ndim != 2 or len(state[name]) == len(visual.get_parameter(own)):
         return
     cells = len(state[name]) - 1
     side = math.isqrt(cells)

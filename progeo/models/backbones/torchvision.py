@@ -31,21 +31,21 @@ def load_convnet(architecture: str, weights: str, *, seed: int = 0) -> nn.Sequen
     if weights == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return _trunk(get_model(architecture, weights=None))
-    trunk = empty_convnet(architecture)
-    expected = trunk.state_dict()
+            return _without_classifier(get_model(architecture, weights=None))
+    backbone = empty_convnet(architecture)
+    expected = backbone.state_dict()
     found = _classifier_state(architecture, weights, expected)
     kept = {name: tensor for name, tensor in found.items() if not name.startswith(("fc.", "classifier."))}
     state = with_batch_counts(kept, expected)
     check_file_fits(state, expected, architecture)
-    trunk.to_empty(device="cpu").load_state_dict(state)
-    return trunk
+    backbone.to_empty(device="cpu").load_state_dict(state)
+    return backbone
 
 
 def empty_convnet(architecture: str) -> nn.Sequential:
     """Build a backbone on the meta device, without weights, to load a state dict into."""
     with torch.device("meta"):
-        return _trunk(get_model(architecture, weights=None))
+        return _without_classifier(get_model(architecture, weights=None))
 
 
 def native_image_size(architecture: str) -> int:
@@ -62,12 +62,12 @@ def own_normalization(architecture: str, weights: str) -> Mapping[str, Sequence[
     return {"mean": pixels.mean, "std": pixels.std}
 
 
-def _trunk(classifier: nn.Module) -> nn.Sequential:
+def _without_classifier(classifier: nn.Module) -> nn.Sequential:
     """Remove the average pooling and the classifier, and from a VGG also the last ReLU and max pooling."""
-    trunk = nn.Sequential(OrderedDict(list(classifier.named_children())[:-2]))
+    backbone = nn.Sequential(OrderedDict(list(classifier.named_children())[:-2]))
     if isinstance(classifier, VGG):
-        trunk.features = classifier.features[:-2]
-    return trunk.eval()
+        backbone.features = classifier.features[:-2]
+    return backbone.eval()
 
 
 def _classifier_state(architecture: str, weights: str, expected: Iterable[str]) -> Mapping[str, Tensor]:

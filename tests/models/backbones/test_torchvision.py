@@ -23,11 +23,11 @@ def classifier(architecture, seed=0):
 
 
 @pytest.mark.parametrize("architecture", CONVNETS)
-def test_every_trunk_gives_a_map_of_its_channels_at_any_size_from_32_pixels(architecture):
-    trunk = empty_backbone(architecture)
+def test_every_backbone_gives_a_map_of_its_channels_at_any_size_from_32_pixels(architecture):
+    backbone = empty_backbone(architecture)
     stride = 16 if architecture == "vgg16" else 32
-    assert feature_map_channels(trunk) == CHANNELS[architecture]
-    assert trunk(torch.empty(1, 3, 32, 64, device="meta")).shape == (
+    assert feature_map_channels(backbone) == CHANNELS[architecture]
+    assert backbone(torch.empty(1, 3, 32, 64, device="meta")).shape == (
         1,
         CHANNELS[architecture],
         32 // stride,
@@ -43,7 +43,7 @@ def test_every_trunk_gives_a_map_of_its_channels_at_any_size_from_32_pixels(arch
         pytest.param("vgg16", "features.28", marks=pytest.mark.slow),
     ],
 )
-def test_a_trunk_is_the_classifier_up_to_its_last_map(architecture, last):
+def test_a_backbone_is_the_classifier_up_to_its_last_map(architecture, last):
     whole, images, maps = classifier(architecture, seed=3), torch.rand(2, 3, 64, 96), []
     whole.get_submodule(last).register_forward_hook(lambda module, inputs, output: maps.append(output.clone()))
     with torch.no_grad():
@@ -150,6 +150,6 @@ def test_files_that_are_no_weights_or_those_of_another_network_are_refused_in_on
 def test_every_backbone_of_random_weights_describes_finitely(architecture):
     backbone = build_backbone(architecture, "random")
     with torch.no_grad():
-        features = backbone.trunk(torch.rand(1, 3, 64, 96))
+        features = backbone.network(torch.rand(1, 3, 64, 96))
     assert features.shape[1] == backbone.features_dim == CHANNELS[architecture]
     assert features.isfinite().all()

@@ -23,8 +23,8 @@ def save_backbone(path: Path, encoder: Encoder) -> None:
         save_file(state, temporary)
 
 
-def trunk_usage(encoder: Encoder, weights: str | None) -> str:
-    """Return Python code, for the model card, that loads `trunk.safetensors` in open_clip or torchvision.
+def backbone_usage(encoder: Encoder, weights: str | None) -> str:
+    """Return Python code, for the model card, that loads `backbone.safetensors` in open_clip or torchvision.
 
     Args:
         encoder: the encoder that the backbone was taken from.
@@ -36,7 +36,7 @@ def trunk_usage(encoder: Encoder, weights: str | None) -> str:
             "import torchvision\n"
             "from safetensors.torch import load_file\n\n"
             f'classifier = torchvision.models.get_model("{architecture}")\n'
-            'classifier.load_state_dict(load_file("trunk.safetensors"), strict=False)  # its last layers are not there'
+            'classifier.load_state_dict(load_file("backbone.safetensors"), strict=False)  # without its last layers'
         )
     known = weights in open_clip.list_pretrained_tags_by_model(architecture)
     pretrained = f'"{weights}"' if known else "None"
@@ -48,9 +48,9 @@ def trunk_usage(encoder: Encoder, weights: str | None) -> str:
         "import open_clip\n"
         "from safetensors.torch import load_file\n\n"
         f'clip = open_clip.create_model("{architecture}", {pretrained}{size})\n'
-        'trunk = load_file("trunk.safetensors")\n'
+        'backbone = load_file("backbone.safetensors")\n'
         f"{resizing}"
-        f"clip.load_state_dict(trunk, strict=False)  # {rest}"
+        f"clip.load_state_dict(backbone, strict=False)  # {rest}"
     )
 
 
@@ -62,4 +62,4 @@ def _of_image_size(encoder: Encoder) -> tuple[str, str]:
     if isinstance(encoder.backbone, VisionTransformer):
         return f", force_image_size={encoder.image_size}", ""
     # For a ResNet open_clip supports square images only, and does not resize the embedding.
-    return "", f'clip.visual.{embedding}.data = trunk["visual.{embedding}"]\n'
+    return "", f'clip.visual.{embedding}.data = backbone["visual.{embedding}"]\n'

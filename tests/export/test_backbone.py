@@ -5,16 +5,16 @@ import pytest
 import torch
 import torchvision
 
-from progeo.export.trunk import save_backbone, trunk_usage
+from progeo.export.backbone import backbone_usage, save_backbone
 from progeo.models.backbones.open_clip import load_clip
 from progeo.models.encoder import build_encoder
 
 
 def loaded(encoder, folder, usage):
-    """What the Python beside a trunk makes of it."""
-    save_backbone(folder / "trunk.safetensors", encoder)
+    """What the Python beside a backbone makes of it."""
+    save_backbone(folder / "backbone.safetensors", encoder)
     used = {}
-    exec(usage.replace("trunk.safetensors", str(folder / "trunk.safetensors")), used)
+    exec(usage.replace("backbone.safetensors", str(folder / "backbone.safetensors")), used)
     return used
 
 
@@ -22,7 +22,7 @@ def usage_with_a_tag(encoder, file):
     """The same Python as of an architecture that open_clip has a tag for, with a file in the place of the download."""
     named = copy.copy(encoder)
     named.spec = dataclasses.replace(encoder.spec, architecture="RN50")
-    before, tag, after = trunk_usage(named, "openai").partition('"RN50", "openai"')
+    before, tag, after = backbone_usage(named, "openai").partition('"RN50", "openai"')
     assert tag
     return f'{before}"{encoder.spec.architecture}", "{file}"{after}'
 
@@ -37,11 +37,11 @@ CLIPS = {
 
 @pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize(("architecture", "pooling", "size"), CLIPS.values(), ids=CLIPS)
-def test_open_clip_takes_the_trunk_beside_a_text_tower(architecture, pooling, size, known, tmp_path):
+def test_open_clip_takes_the_backbone_beside_a_text_tower(architecture, pooling, size, known, tmp_path):
     start = load_clip(architecture, "random", seed=1)
     encoder = build_encoder(architecture, "random", size, normalized=False, pooling=pooling).eval()
     torch.save(start.state_dict(), tmp_path / "start.pt")
-    usage = usage_with_a_tag(encoder, tmp_path / "start.pt") if known else trunk_usage(encoder, None)
+    usage = usage_with_a_tag(encoder, tmp_path / "start.pt") if known else backbone_usage(encoder, None)
     clip = loaded(encoder, tmp_path, usage)["clip"].eval()
     state = clip.visual.state_dict()
     assert {name for name in state if not name.startswith("attnpool.")} <= encoder.backbone.state_dict().keys()
@@ -58,9 +58,9 @@ def test_open_clip_takes_the_trunk_beside_a_text_tower(architecture, pooling, si
 
 
 @pytest.mark.parametrize(("architecture", "last"), [("resnet18", "fc."), ("efficientnet_b0", "classifier.")])
-def test_torchvision_takes_the_trunk_but_for_the_last_layers(architecture, last, tmp_path):
+def test_torchvision_takes_the_backbone_but_for_the_last_layers(architecture, last, tmp_path):
     encoder = build_encoder(architecture, "random", 64, pooling="mean").eval()
-    classifier = loaded(encoder, tmp_path, trunk_usage(encoder, None))["classifier"].eval()
+    classifier = loaded(encoder, tmp_path, backbone_usage(encoder, None))["classifier"].eval()
     state = classifier.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in encoder.backbone.state_dict().items())
     assert {name for name in state if not name.startswith(last)} == encoder.backbone.state_dict().keys()
@@ -70,5 +70,5 @@ def test_torchvision_takes_the_trunk_but_for_the_last_layers(architecture, last,
 def test_what_is_said_of_a_clip_names_its_weights_where_open_clip_knows_them():
     encoder = build_encoder("tiny-vit", "random", (64, 96))
     encoder.spec = dataclasses.replace(encoder.spec, architecture="ViT-B-16")
-    assert 'create_model("ViT-B-16", "openai", force_image_size=(64, 96))' in trunk_usage(encoder, "openai")
-    assert 'create_model("ViT-B-16", None, ' in trunk_usage(encoder, "/my/clip.pt")
+    assert 'create_model("ViT-B-16", "openai", force_image_size=(64, 96))' in backbone_usage(encoder, "openai")
+    assert 'create_model("ViT-B-16", None, ' in backbone_usage(encoder, "/my/clip.pt")

@@ -1,0 +1,99 @@
+"""Feature extractors: a network, with everything that its features depend on."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from progeo.data.datasets import CatalogueImages
+from progeo.data.decode import read_shape
+from progeo.data.loaders import batches_by_shape
+from progeo.features.store import ShardedRows
+from progeo.files import each_file
+from progeo.image_files import Orientation
+from progeo.models.options import QueryPreprocessing
+from progeo.models.preprocessing import depends_on_shape, preprocess_image, preprocessed_shape
+from progeo.places.catalogue import Catalogue
+
+
+@dataclass(frozen=True)
+class FeatureExtractor:
+    """A network that extracts features, with everything that its features depend on."""
+
+    extract: Callable[[Tensor], Tensor]
+    """Maps uint8 images (B, 3, H, W), or their crops (B, 5, 3, H, W), on the CPU to features (B, D) on the CPU."""
+    what: str
+    """Name of the features in logs and errors, such as `image features` or `descriptors`."""
+    width: int
+    """Feature dimension D."""
+    image_size: tuple[int, int]
+    """Height and width in pixels that `preprocessing` resizes to, unless it is native."""
+    preprocessing: QueryPreprocessing
+    """Preprocessing of every image."""
+    depends_on: Callable[[], Mapping[str, Any]]
+    """Returns the weights' fingerprint and all other metadata that changes features, as plain values. Only called for
+    the cache."""
+    orientation: Orientation = "exif"
+    """Whether images are rotated upright by their EXIF orientation first."""
+    depends_on_batch: bool = False
+    """Whether features depend on the other images of their batch (batch norm). Batches then hold only consecutive
+    images of the catalogue, without padding."""
+    prepare: Callable[[ShardedRows], None] | None = None
+    """Hook that all processes call once before extraction, with the feature files; not called if all files exist."""
+
+    def images(self, catalogue: Catalogue) -> CatalogueImages:
+        """Return the preprocessed images of a catalogue as a dataset."""
+        preprocess = partial(preprocess_image, kind=self.preprocessing, size=self.image_size)
+        return CatalogueImages(catalogue, preprocess, self.orientation)
+
+    def batches(self, catalogue: Catalogue, rows: range, batch_size: int) -> list[np.ndarray]:
+        """Split rows into batches of one shape each, with at most the pixels of `batch_size` images of `image_size`."""
+        if depends_on_shape(self.preprocessing):
+            names = map(catalogue.name, rows)
+            found = each_file(
+                lambda name: read_shape(catalogue.folder / name, self.orientation), names, total=len(rows)
+            )
+            own = [shape or self.image_size for shape in found]
+            shapes = np.array([preprocessed_shape(self.preprocessing, self.image_size, each) for each in own])
+        else:
+            shape = preprocessed_shape(self.preprocessing, self.image_size, self.image_size)
+            shapes = np.broadcast_to(shape, (len(rows), len(shape)))
+        max_pixels = batch_size * math.prod(self.image_size)
+        return batches_by_shape(np.array(rows), shapes, batch_size=batch_size, max_pixels=max_pixels)
+
+    def full_batch(self, catalogue: Catalogue, batch_size: int) -> int | None:
+        """Return the size that every batch is padded to, so that features do not depend on the rest of their batch.
+
+        It is the batch size, or the number of images if there are fewer; 1 where shapes differ, because most batches
+        are small then. None where features depend on the images of their batch, since zeros would change them.
+        """
+        if self.depends_on_batch:
+            return None
+        if depends_on_shape(self.preprocessing):
+            return 1
+        return len(self.batches(catalogue, range(min(len(catalogue), batch_size)), batch_size)[0])
+
+
+def run_on(accelerator: Accelerator, network: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Run a network on the device of an accelerator, at its precision and without gradients.
+
+    Args:
+        accelerator: gives the device and the precision.
+        network: maps uint8 images (B, 3, H, W) to features (B, D), both on the device.
+
+    Returns:
+        A function from uint8 images on the CPU to float32 features on the CPU.
+    """
+
+    @torch.inference_mode()
+    def extract(images: Tensor) -> Tensor:
+        with accelerator.autocast():
+            return network(images.to(accelerator.device)).float().cpu()
+
+    return extract

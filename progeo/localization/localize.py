@@ -1,0 +1,196 @@
+"""Localize photos with a place index, or find the places that match a sentence."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pyarrow as pa
+import torch
+from accelerate import Accelerator
+
+from progeo.evaluation.search import Neighbors
+from progeo.features.batches import extract_rows
+from progeo.localization.place_index import PlaceIndex
+from progeo.models.backbones.open_clip import load_clip
+from progeo.models.encoder import EncoderSpec
+from progeo.places.catalogue import Catalogue
+from progeo.places.folders import utf8_paths
+from progeo.places.paths import find_paths
+
+
+@dataclass(frozen=True)
+class Match:
+    """An image of the index that matches a query."""
+
+    path: str
+    latitude: float | None
+    """Degrees; None if only UTM is known."""
+    longitude: float | None
+    east_m: float | None
+    """UTM meters; None if the position is unknown."""
+    north_m: float | None
+    distance: float
+    """Euclidean distance between descriptors."""
+
+
+@dataclass(frozen=True)
+class Localization:
+    """Result of a query. Its estimated position is that of the first match."""
+
+    query: str
+    """Path of the query photo, or the query sentence."""
+    confidence: float | None = None
+    """Probability that the query was taken within `radius_m` of the first match; None if the index is not
+    calibrated."""
+    radius_m: float | None = None
+    known: bool | None = None
+    """Whether the confidence reaches the threshold; None without a confidence."""
+    matches: tuple[Match, ...] = ()
+    """The nearest images, best first."""
+    error: str = ""
+    """Why there are no matches; empty if there are."""
+
+
+def find_photos(paths: Iterable[Path]) -> Catalogue:
+    """List photos by path, given as files and as folders, which are searched recursively and sorted by name."""
+    names = []
+    for path in paths:
+        if path.is_dir():
+            names += [str(path / name) for batch in find_paths(path).batches for name in batch.to_pylist()]
+        else:
+            names.append(str(path))
+    return Catalogue(Path(), pa.table({"path": utf8_paths(names)}))
+
+
+def localize_photos(
+    index: PlaceIndex,
+    photos: Catalogue,
+    *,
+    accelerator: Accelerator,
+    top: int = 5,
+    threshold: float = 0.5,
+    batch_size: int = 64,
+    num_workers: int = 0,
+) -> list[Localization]:
+    """Localize each photo.
+
+    Args:
+        index: the place index.
+        photos: result of `find_photos`.
+        accelerator: gives the device and the precision.
+        top: number of matches of each photo.
+        threshold: minimum confidence of a known position, 0 to 1.
+        batch_size: images per batch.
+        num_workers: decoding processes.
+
+    Raises:
+        ValueError: no photo can be read.
+    """
+    extractor = index.extractor(index.metadata.query_preprocessing, accelerator)
+    rows = range(len(photos))
+    descriptors, errors = extract_rows(
+        extractor.extract,
+        extractor.images(photos),
+        rows,
+        extractor.batches(photos, rows, batch_size),
+        width=extractor.width,
+        num_workers=num_workers,
+        what="photos",
+    )
+    for row in np.flatnonzero(~np.isfinite(descriptors).all(axis=1)).tolist():
+        errors[row] = f"The descriptor of {photos.path(row)} is not finite: with `mixed_precision` fp16, try bf16."
+        descriptors[row] = 0
+    if len(errors) == len(photos):
+        raise ValueError(next(iter(errors.values())))
+    neighbors = index.search(descriptors, min_count=top)
+    calibration = index.metadata.calibration
+    return _localizations(
+        index,
+        photos.table["path"].to_pylist(),
+        neighbors,
+        top=top,
+        confidences=index.confidences(neighbors),
+        radius_m=None if calibration is None else calibration.radius_m,
+        threshold=threshold,
+        errors=errors,
+    )
+
+
+def localize_text(index: PlaceIndex, text: str, *, top: int = 5) -> Localization:
+    """Find the images that match a sentence; the result has no confidence, which is calibrated on photos only.
+
+    Raises:
+        ValueError: see `text_descriptor`.
+    """
+    neighbors = index.search(text_descriptor(index.encoder.spec, text), min_count=top)
+    (result,) = _localizations(index, [text], neighbors, top=top, confidences=np.full(1, np.nan))
+    return result
+
+
+@torch.inference_mode()
+def text_descriptor(spec: EncoderSpec, text: str) -> np.ndarray:
+    """Encode a sentence in the descriptor space of an encoder, with unit length, float32 (1, D).
+
+    Raises:
+        ValueError: the encoder does not share CLIP's text space, or its CLIP has no tokenizer.
+    """
+    if spec.text_weights is None or not spec.normalized:
+        raise ValueError(
+            f"The descriptors of this encoder ({spec.architecture}, pooling {spec.pooling}) cannot be compared with "
+            f"texts: that needs L2-normalized descriptors in CLIP's own space, such as those of a ViT of CLIP."
+        )
+    try:
+        tokenizer = open_clip.get_tokenizer(spec.architecture)
+    except Exception as error:  # an error of another library, or of a download
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"`text` needs the tokenizer of {spec.architecture}, which cannot be made: {reason}."
+        ) from None
+    clip = load_clip(spec.architecture, spec.text_weights)
+    return clip.encode_text(tokenizer([text]), normalize=True).numpy()
+
+
+def _localizations(
+    index: PlaceIndex,
+    queries: Sequence[str],
+    neighbors: Neighbors,
+    *,
+    top: int,
+    confidences: np.ndarray,
+    radius_m: float | None = None,
+    threshold: float = 0.0,
+    errors: Mapping[int, str] | None = None,
+) -> list[Localization]:
+    """Convert the neighbors of Q queries to results; `errors` says by row why a query has none."""
+    results = []
+    for row, query in enumerate(queries):
+        if errors and row in errors:
+            results.append(Localization(query, error=errors[row]))
+            continue
+        confidence = None if np.isnan(confidences[row]) else float(confidences[row])
+        known = None if confidence is None else confidence >= threshold
+        matches = _matches(index, neighbors.rows[row, :top], neighbors.distances[row, :top])
+        error = "" if matches else f"No match was found for {query}."
+        results.append(Localization(query, confidence, radius_m, known, matches, error))
+    return results
+
+
+def _matches(index: PlaceIndex, rows: np.ndarray, distances: np.ndarray) -> tuple[Match, ...]:
+    images = index.catalogue.table.take(rows[rows >= 0]).to_pylist()
+    return tuple(
+        Match(
+            path=image["path"],
+            latitude=_known(image["latitude"]),
+            longitude=_known(image["longitude"]),
+            east_m=_known(image["east"]),
+            north_m=_known(image["north"]),
+            distance=distance,
+        )
+        for image, distance in zip(images, distances.tolist(), strict=False)
+    )
+
+
+def _known(coordinate: float) -> float | None:
+    return None if np.isnan(coordinate) else coordinate

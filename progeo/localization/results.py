@@ -1,0 +1,75 @@
+"""Localizations as text, and as CSV, GeoJSON and JSON files."""
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from progeo.files import replacing, write_json
+from progeo.localization.localize import Localization, Match
+
+
+def result_lines(result: Localization) -> list[str]:
+    """Return lines of text: the position with its confidence, then each match; or the error alone."""
+    if result.error:
+        return [result.error]
+    confidence = ""
+    if result.confidence is not None:
+        confidence = f", within {result.radius_m:g} m with probability {result.confidence:.2f}"
+    unknown = "unknown, at best " if result.known is False else ""
+    first = f"{result.query}: {unknown}{_position(result.matches[0])}{confidence}"
+    ranked = enumerate(result.matches, 1)
+    return [first, *(f"{rank:5}  {match.distance:.3f}  {_position(match)}  {match.path}" for rank, match in ranked)]
+
+
+def _position(match: Match) -> str:
+    if match.east_m is None:
+        return "no known position"
+    if match.latitude is None:
+        return f"UTM {match.east_m:.1f} east, {match.north_m:.1f} north"
+    return f"{match.latitude:.5f}, {match.longitude:.5f}"
+
+
+def _flat(result: Localization) -> dict[str, Any]:
+    """Flatten a result to one row with its first match."""
+    match = asdict(result.matches[0]) if result.matches else dict.fromkeys(field.name for field in fields(Match))
+    return {
+        "photo": result.query,
+        "latitude": match.pop("latitude"),
+        "longitude": match.pop("longitude"),
+        "confidence": result.confidence,
+        "known": result.known,
+        "match": match.pop("path"),
+        **match,
+        "error": result.error,
+    }
+
+
+def _write_csv(path: Path, results: Sequence[Localization]) -> None:
+    rows = [_flat(result) for result in results]
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _write_geojson(path: Path, results: Sequence[Localization]) -> None:
+    features = []
+    for result in results:
+        properties = _flat(result)
+        position = [properties.pop("longitude"), properties.pop("latitude")]
+        geometry = None if None in position else {"type": "Point", "coordinates": position}
+        features.append({"type": "Feature", "geometry": geometry, "properties": properties})
+    write_json(path, {"type": "FeatureCollection", "features": features})
+
+
+def _write_json(path: Path, results: Sequence[Localization]) -> None:
+    write_json(path, [asdict(result) for result in results])
+
+
+WRITERS: Mapping[str, Callable[[Path, Sequence[Localization]], None]] = MappingProxyType(
+    {".csv": _write_csv, ".geojson": _write_geojson, ".json": _write_json}
+)
+"""Suffix of a file -> function that writes results to it."""
