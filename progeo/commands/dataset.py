@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from progeo.config.training import PlanSettings
+from progeo.config.datasets import PlanSettings
 
 
 def scan_dataset(folder: Path, *, out: Path | None = None) -> Path:
@@ -11,8 +11,8 @@ def scan_dataset(folder: Path, *, out: Path | None = None) -> Path:
 
     Args:
         folder: Folder of images. Its catalogue is written next to it, as <folder>.arrow.
-        out: Other location for the catalogue, for a folder on a read-only disk. The catalogue is written as <out>.arrow,
-            and every command then accepts <out> as an image folder. null writes <folder>.arrow.
+        out: Other location for the catalogue, for a folder on a read-only disk. The catalogue is written as
+            <out>.arrow, and every command then accepts <out> as an image folder. null writes <folder>.arrow.
 
     Raises:
         FileExistsError: `out` is another folder that is not empty; its own images would no longer be found.

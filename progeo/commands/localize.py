@@ -1,42 +1,64 @@
 """Localize photos, or find the places that match a sentence."""
 
-from progeo.config.evaluation import LocalizeSettings
-from progeo.engine.accelerator import start_accelerator
-from progeo.engine.log import LOGGER, start_log
-from progeo.localization.localize import Localization, find_photos, localize_photos, localize_text
-from progeo.localization.place_index import open_place_index
-from progeo.localization.results import WRITERS, result_lines
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jsonargparse.typing import ClosedUnitInterval, PositiveInt
+
+from progeo.engine.options import Precision
+from progeo.features.options import WorkOptions
+
+if TYPE_CHECKING:
+    from progeo.localization.localize import Localization
 
 
-def localize(settings: LocalizeSettings) -> list[Localization]:
-    """Localize photos or a sentence, print the results and write them to a file.
+def localize(
+    photos: tuple[Path, ...] = (),
+    *,
+    index: Path,
+    work: WorkOptions,
+    text: str | None = None,
+    top: PositiveInt = 5,
+    threshold: ClosedUnitInterval = 0.5,
+    out: Path | None = None,
+    mixed_precision: Precision = "no",
+) -> "list[Localization]":
+    """Localize photos or a sentence, and write the results to a file.
+
+    Args:
+        photos: Photos to localize: image files, and folders that are searched recursively.
+        index: Folder of the place index.
+        work: Options of extraction.
+        text: Sentence to search the index with instead of photos. Requires an encoder that shares CLIP's text space.
+            null searches with photos.
+        top: Number of matches to show for each query.
+        threshold: Minimum confidence, from 0 to 1. A position with a lower confidence is reported as unknown.
+        out: File to write the localizations to, ending in .csv, .geojson or .json. null writes none.
+        mixed_precision: Precision of the encoder.
 
     Raises:
         ValueError: not exactly one of photos and a sentence is given, no photo can be read, or the encoder does not
             support text.
     """
-    start_log(None)
-    if bool(settings.photos) == (settings.text is not None):
-        raise ValueError("Give photos to localize, or --text with a sentence to search by.")
-    if settings.out is not None and settings.out.suffix not in WRITERS:
-        raise ValueError(f"--out must end in {', '.join(WRITERS)}, got {settings.out.name}.")
-    index = open_place_index(settings.index)
-    if settings.text is not None:
-        results = [localize_text(index, settings.text, top=settings.top)]
+    from progeo.engine.accelerator import start_accelerator
+    from progeo.engine.log import LOGGER
+    from progeo.localization.localize import find_photos, localize_photos, localize_text
+    from progeo.localization.place_index import open_place_index
+    from progeo.localization.results import WRITERS
+
+    if bool(photos) == (text is not None):
+        raise ValueError("Give photos to localize, or `text` with a sentence to search by.")
+    if out is not None and out.suffix not in WRITERS:
+        raise ValueError(f"`out` must end in {', '.join(WRITERS)}, got {out.name}.")
+    opened = open_place_index(index)
+    if text is not None:
+        results = [localize_text(opened, text, top=top)]
     else:
+        accelerator = start_accelerator(mixed_precision)
         results = localize_photos(
-            index,
-            find_photos(settings.photos),
-            accelerator=start_accelerator(settings.mixed_precision),
-            top=settings.top,
-            threshold=settings.threshold,
-            batch_size=settings.batch_size,
-            num_workers=settings.num_workers,
+            opened, find_photos(photos), accelerator=accelerator, top=top, threshold=threshold, work=work
         )
-    if settings.out is not None:
-        WRITERS[settings.out.suffix](settings.out, results)
-    for result in results:
-        print("\n".join(result_lines(result)))
-    if settings.out is not None:
-        LOGGER.info("results: %s", settings.out)
+    if out is not None:
+        WRITERS[out.suffix](out, results)
+        LOGGER.info("results: %s", out)
     return results

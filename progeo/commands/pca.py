@@ -1,62 +1,71 @@
 """Reduce the dimension of an encoder's descriptors with a PCA fitted to a sample of images."""
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
+from jsonargparse.typing import PositiveInt
 
-from progeo.config.evaluation import ReduceSettings
-from progeo.engine.accelerator import start_accelerator
-from progeo.engine.log import LOGGER, start_log
-from progeo.evaluation.pca import fit_pca
-from progeo.export.weights import encoder_folder, holds_encoder, load_encoder, read_description, save_encoder
-from progeo.features.descriptors import described, descriptor_extractor
-from progeo.models.encoder import projected
-from progeo.places.catalogue import read_catalogue
+from progeo.engine.options import Precision
+from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
 
 
-def fit_encoder_pca(settings: ReduceSettings) -> Path:
+def pca(
+    encoder: str,
+    *,
+    folder: Path,
+    out: Path,
+    dim: PositiveInt,
+    images: ImageOptions,
+    work: WorkOptions,
+    cache: CacheOptions,
+    whiten: bool = False,
+    sample: PositiveInt = 20_000,
+    mixed_precision: Precision = "no",
+) -> Path:
     """Fit a PCA to descriptors of images and write the encoder with the PCA appended; returns its folder.
+
+    Args:
+        encoder: Folder of a run, or of an encoder.
+        folder: Folder of images whose descriptors the PCA is fitted to, such as the training images.
+        out: Output folder for the encoder with the PCA appended.
+        dim: Number of descriptor dimensions to keep.
+        images: Options of the images.
+        work: Options of extraction.
+        cache: Options of the descriptor cache.
+        whiten: Whiten the descriptors: scale every dimension to the same variance.
+        sample: Number of images to fit the PCA to, evenly sampled from folder. All images are used if there are fewer.
+        mixed_precision: Precision of the encoder.
 
     Raises:
         ValueError: the encoder has no weights, has a PCA already, or `dim` is too large.
     """
-    start_log(None)
-    if (settings.to / "model.json").exists():
-        raise ValueError(f"{settings.to} already holds an encoder: name another folder with --to.")
-    accelerator = start_accelerator(settings.mixed_precision)
-    encoder = load_encoder(settings.encoder)
-    if not encoder.has_weights:
-        raise ValueError(f"Only an encoder with weights of its own can be reduced, {settings.encoder} has none.")
-    catalogue = read_catalogue(settings.folder, positions="ignored")
-    rows = np.unique(np.linspace(0, len(catalogue) - 1, min(len(catalogue), settings.sample)).astype(np.int64))
-    extractor = descriptor_extractor(
-        encoder,
-        settings.database_preprocessing,
-        settings.image_size,
-        accelerator,
-        orientation=settings.orientation,
-    )
-    descriptors = described(extractor, catalogue.take(rows), settings, accelerator)
+    import numpy as np
+    import torch
+
+    from progeo.engine.accelerator import start_accelerator
+    from progeo.engine.log import LOGGER
+    from progeo.evaluation.pca import fit_pca
+    from progeo.export.weights import load_encoder, provenance_of, save_encoder
+    from progeo.features.descriptors import descriptor_extractor, extract_descriptors
+    from progeo.models.encoder import projected
+    from progeo.places.catalogue import read_catalogue
+
+    if (out / "model.json").exists():
+        raise ValueError(f"{out} already holds an encoder: name another folder with `out`.")
+    accelerator = start_accelerator(mixed_precision)
+    full = load_encoder(encoder)
+    if not full.has_weights:
+        raise ValueError(f"Only an encoder with weights of its own can be reduced, {encoder} has none.")
+    catalogue = read_catalogue(folder, positions="ignored")
+    rows = np.unique(np.linspace(0, len(catalogue) - 1, min(len(catalogue), sample)).astype(np.int64))
+    extractor = descriptor_extractor(full, images, accelerator)
+    descriptors = extract_descriptors(extractor, catalogue.take(rows), accelerator, work=work, cache=cache)
     if accelerator.is_main_process:
-        sample = np.concatenate([part.astype(np.float32) for part in descriptors.parts()])
-        reduction = fit_pca(sample, settings.dim, whiten=settings.whiten)
-        smaller = projected(encoder.cpu(), torch.from_numpy(reduction.weight), torch.from_numpy(reduction.bias))
-        made = {"dim": settings.dim, "whiten": settings.whiten, "folder": str(settings.folder), "images": len(sample)}
-        provenance = {**_provenance(Path(settings.encoder)), "encoder": settings.encoder, "reduced": made}
-        save_encoder(settings.to, smaller, provenance=provenance, recalls={})  # known recalls are for all dimensions
-        LOGGER.info(
-            "%d of %d dimensions hold %.1f %% of the variance of %d images; encoder in %s",
-            settings.dim,
-            encoder.descriptor_dim,
-            100 * reduction.kept,
-            len(sample),
-            settings.to,
-        )
-    return settings.to
-
-
-def _provenance(source: Path) -> dict[str, Any]:
-    """Return the provenance of the encoder in a folder; empty for an encoder given by name."""
-    return read_description(encoder_folder(source))["provenance"] if holds_encoder(source) else {}
+        values = np.concatenate([part.astype(np.float32) for part in descriptors.parts()])
+        fitted = fit_pca(values, dim, whiten=whiten)
+        smaller = projected(full.cpu(), torch.from_numpy(fitted.weight), torch.from_numpy(fitted.bias))
+        made = {"dim": dim, "whiten": whiten, "folder": str(folder), "images": len(values)}
+        provenance = {**provenance_of(encoder), "encoder": encoder, "reduced": made}
+        save_encoder(out, smaller, provenance=provenance, recalls={})  # known recalls are for all dimensions
+        kept = f"{dim} of {full.descriptor_dim} dimensions hold {100 * fitted.kept:.1f} % of the variance"
+        LOGGER.info("%s of %d images; encoder in %s", kept, len(values), out)
+    return out

@@ -29,7 +29,7 @@ def help_page(name: str, summary: str, example: str, words: tuple[str, ...], set
     for setting in settings.values():
         sections.setdefault(setting.section or "Options:", []).append(setting)
     for section, group in sections.items():
-        lines += ["", section]
+        lines += ["", section.removesuffix(".")]
         for setting in group:
             lines += [f"  --{setting.name} {_value(setting)}".rstrip(), *_wrapped(_text(setting), width)]
     common = {
@@ -65,7 +65,7 @@ def _value(setting: Setting) -> str:
 def _text(setting: Setting) -> str:
     if setting.default is NEEDED:
         return f"{setting.text} (required)"
-    is_plain = setting.default is None or setting.default is False  # the text says what null means
+    is_plain = setting.default in (None, False, ())  # the text says what null means
     return setting.text if is_plain else f"{setting.text} (default: {shown(setting.default)})"
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser
 
 from progeo.config.settings import NEEDED, Setting, build_arguments, settings_of
-from progeo.config.yaml_files import RENAMED, read_setting_file
+from progeo.config.yaml_files import RENAMED, find_setting_file, read_setting_file
 
 _HOME = re.compile(r"((?:open_clip|torchvision):[^:]*:)?(~[^/]*/.*)", re.DOTALL)
 """A value that contains a path in a home directory; `./~/` is a folder with that name."""
@@ -81,7 +81,7 @@ def _given(
         if word.startswith("--") and name == "config":
             if not equals and not rest:
                 raise UsageError("--config needs a file of settings.")
-            file = Path(with_home(value if equals else rest.pop(0)))
+            file = find_setting_file(with_home(value if equals else rest.pop(0)))
             for key, content in read_setting_file(file, settings.keys(), others).items():
                 yield key, _of_yaml(file, settings[key], content)
             continue

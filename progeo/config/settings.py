@@ -75,24 +75,23 @@ class Setting:
 
 def settings_of(function: Callable[..., Any]) -> dict[str, Setting]:
     """List the settings of a command by dotted name."""
-    hints = get_type_hints(function)
     texts = {each.arg_name: each.description for each in docstring_parser.parse(function.__doc__ or "").params}
     found: list[Setting] = []
     for name, parameter in inspect.signature(function).parameters.items():
-        if dataclasses.is_dataclass(hints[name]):
-            found += _fields(hints[name])
+        if dataclasses.is_dataclass(parameter.annotation):
+            found += _fields(parameter.annotation)
         else:
             default = NEEDED if parameter.default is parameter.empty else parameter.default
-            found.append(Setting(name, hints[name], default, _one_line(texts.get(name)), ""))
+            found.append(Setting(name, parameter.annotation, default, _one_line(texts.get(name)), ""))
     return {setting.name: setting for setting in found}
 
 
 def build_arguments(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """Build the arguments of a command's function from the values of its settings, by dotted name."""
-    hints = get_type_hints(function)
+    parameters = inspect.signature(function).parameters
     return {
-        name: _built(hints[name], values) if dataclasses.is_dataclass(hints[name]) else values[name]
-        for name in inspect.signature(function).parameters
+        name: _built(parameter.annotation, values) if dataclasses.is_dataclass(parameter.annotation) else values[name]
+        for name, parameter in parameters.items()
     }
 
 

@@ -18,14 +18,6 @@ from progeo.training.options import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanSettings:
-    """The training images and their division into groups."""
-
-    data: DataOptions
-    cells: CellOptions = field(default_factory=CellOptions)
-
-
-@dataclass(frozen=True, kw_only=True)
 class RunSettings:
     """Settings that both stages share."""
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from difflib import get_close_matches
+from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -72,6 +73,21 @@ class _TextLoader(yaml.SafeLoader):
         return node
 
 
+def find_setting_file(name: str) -> Path:
+    """Find a file of settings: a path, or the name of one that comes with the program, such as toy/tiny_resnet.
+
+    Raises:
+        FileNotFoundError: there is none; the message lists the names.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    folder = Path(str(files("progeo"))) / "configs"
+    known = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
+    if name not in known:
+        raise FileNotFoundError(f"The file of settings {name} does not exist; by name there are {', '.join(known)}.")
+    return known[name]
+
+
 def read_setting_file(
     path: Path, names: Collection[str], others: Callable[[], Collection[str]] = tuple
 ) -> dict[str, Any]:
@@ -83,12 +99,9 @@ def read_setting_file(
         others: returns the names of settings of other commands, which are skipped; it is called if one is needed.
 
     Raises:
-        FileNotFoundError: the file does not exist.
         ValueError: the file is not valid YAML, holds no mapping, or names an unknown or renamed setting; the message
             names the file.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"The file of settings {path} does not exist.")
     try:
         content = yaml.load(path.read_bytes(), _TextLoader)
     except (yaml.YAMLError, ValueError) as error:

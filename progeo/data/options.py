@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
 
 from progeo.image_files import Orientation
 
@@ -54,3 +54,15 @@ class Augmentation:
             raise ValueError(f"`crop_scale` must rise within 0 to 1, got {list(self.crop_scale)}.")
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
             raise ValueError(f"`crop_ratio` must rise and be positive, got {list(self.crop_ratio)}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewOptions:
+    """Perspective views of each panorama."""
+
+    headings: PositiveInt = 12
+    """Number of views per panorama, in equal steps clockwise, starting at north."""
+    fov: PositiveFloat = 90.0
+    """Horizontal and vertical field of view in degrees, below 180."""
+    size: PositiveInt = 512
+    """Side of each square view in pixels."""

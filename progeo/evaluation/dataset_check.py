@@ -3,24 +3,21 @@
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import utm
 
-from progeo.config.datasets import DatasetCheckSettings
-from progeo.config.parsing import plain_values
-from progeo.config.training import CellSettings
 from progeo.data.inspection import inspect_images
-from progeo.engine.log import LOGGER, start_log
 from progeo.evaluation.dataset_page import KINDS, in_settings, in_words, write_dataset_page
-from progeo.files import write_json
 from progeo.places.catalogue import Catalogue, index_file, read_catalogue
 from progeo.places.cells import NoClass, build_partition
 from progeo.places.coordinates import Hemisphere
 from progeo.places.extent import Extent, extent_of
 from progeo.places.filename import parse_columns
 from progeo.places.geographic import check_zones, hemispheres_of, positions_m
+from progeo.places.options import CellOptions
 from progeo.places.positives import find_positives
 
 _EAST_M, _NORTH_M = (100_000, 900_000), (0, 10_000_000)
@@ -50,39 +47,61 @@ class Findings:
     """URL of a street map of the center."""
 
 
-def check_dataset(settings: DatasetCheckSettings) -> dict[str, Any]:
-    """Check a folder of images, or one with database and queries; log a table and return the content of `check.json`.
+class CheckReport(dict[str, Any]):
+    """Content of check.json, shown as a table."""
 
-    With `out`, also write check.json and check.html, a page with a map and a histogram.
+    def __str__(self) -> str:
+        return "\n".join(_lines(self))
+
+
+def check_dataset(
+    folder: Path,
+    *,
+    database: str,
+    queries: str,
+    positive_radius_m: float,
+    positive_angle_deg: float | None,
+    min_side_px: int,
+    cells: CellOptions,
+    page: Path | None,
+    settings: Mapping[str, Any],
+) -> CheckReport:
+    """Check a folder of images, or one with database and queries.
+
+    Args:
+        folder: the folder.
+        database: name of the database folder inside it.
+        queries: name of the query folder inside it.
+        positive_radius_m: maximum distance of a positive.
+        positive_angle_deg: maximum heading difference of a positive; None ignores headings.
+        min_side_px: images with a shorter side are tiny.
+        cells: division into classes, for a folder of training images.
+        page: HTML page to write, with a map and a histogram; None writes none.
+        settings: plain settings, for the report.
     """
-    start_log(None)
-    sides = {name: settings.folder / name for name in (settings.database, settings.queries)}
+    sides = {name: folder / name for name in (database, queries)}
     is_test_set = all(side.is_dir() or index_file(side).is_file() for side in sides.values())
-    folders = sides if is_test_set else {settings.folder.absolute().name: settings.folder}
-    catalogues = {name: read_catalogue(folder) for name, folder in folders.items()}
+    folders = sides if is_test_set else {folder.absolute().name: folder}
+    catalogues = {name: read_catalogue(each) for name, each in folders.items()}
     check_zones(*catalogues.values())
     extents = {name: extent_of(catalogue) for name, catalogue in catalogues.items()}
-    report: dict[str, Any] = {
-        "folder": str(settings.folder),
-        "settings": plain_values(settings),
-        "sets": {
-            name: vars(_findings(catalogue, extents[name], settings.min_side_px))
-            for name, catalogue in catalogues.items()
-        },
-    }
+    report = CheckReport(
+        folder=str(folder),
+        settings=settings,
+        sets={name: vars(_findings(catalogue, extents[name], min_side_px)) for name, catalogue in catalogues.items()},
+    )
     if is_test_set:
-        report["queries_without_positive"] = _queries_without_positive(catalogues, settings)
+        names = catalogues[queries]
+        positives = find_positives(catalogues[database], names, positive_radius_m, angle_deg=positive_angle_deg)
+        report["queries_without_positive"] = [names.name(row) for row, found in enumerate(positives) if not len(found)]
     else:
         (catalogue,) = catalogues.values()
-        report["classes"] = _classes(catalogue, settings.cells)
-    _print(report)
-    if settings.out is not None:
-        write_json(settings.out / "check.json", report)
-        places = dict(zip(catalogues, positions_m(*catalogues.values()), strict=True))
+        report["classes"] = _classes(catalogue, cells)
+    if page is not None:
+        positions = dict(zip(catalogues, positions_m(*catalogues.values()), strict=True))
         for name, extent in extents.items():  # one image elsewhere would leave a map of two dots
-            places[name][[] if extent is None else list(extent.elsewhere)] = np.nan
-        write_dataset_page(settings.out / "check.html", report, places)
-        LOGGER.info("page: %s", settings.out / "check.html")
+            positions[name][[] if extent is None else list(extent.elsewhere)] = np.nan
+        write_dataset_page(page, report, positions)
     return report
 
 
@@ -154,13 +173,7 @@ def _contradictions(catalogue: Catalogue) -> Iterator[tuple[int, str]]:
             yield row, f"its degrees are {far_m:,.0f} m from its UTM position"
 
 
-def _queries_without_positive(catalogues: Mapping[str, Catalogue], settings: DatasetCheckSettings) -> list[str]:
-    database, queries = catalogues[settings.database], catalogues[settings.queries]
-    positives = find_positives(database, queries, settings.positive_radius_m, angle_deg=settings.positive_angle_deg)
-    return [queries.name(row) for row, right in enumerate(positives) if not len(right)]
-
-
-def _classes(catalogue: Catalogue, cells: CellSettings) -> dict[str, Any]:
+def _classes(catalogue: Catalogue, cells: CellOptions) -> dict[str, Any]:
     """Count classes and groups for these cells and, if there are few classes, for other cells too."""
     counts = _counts(catalogue, cells)
     if counts["classes"] >= _FEW_CLASSES:
@@ -178,7 +191,7 @@ def _classes(catalogue: Catalogue, cells: CellSettings) -> dict[str, Any]:
     return {**counts, "with_other_cells": given, **({"suggested": most} if most is not counts else {})}
 
 
-def _counts(catalogue: Catalogue, cells: CellSettings, *, with_groups: bool = True) -> dict[str, Any]:
+def _counts(catalogue: Catalogue, cells: CellOptions, *, with_groups: bool = True) -> dict[str, Any]:
     about = {"cell_side_m": int(cells.cell_side_m), "heading_bin_deg": cells.heading_bin_deg}
     try:
         partition = build_partition(catalogue, **{**vars(cells), "num_groups": None})
@@ -199,30 +212,27 @@ def _counts(catalogue: Catalogue, cells: CellSettings, *, with_groups: bool = Tr
     }
 
 
-def _print(report: Mapping[str, Any]) -> None:
+def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     for name, found in report["sets"].items():
-        LOGGER.info("%s: %s images", name, f"{found['images']:,}")
+        yield f"{name}: {found['images']:,} images"
         if found["where"]:
-            LOGGER.info("  %s %s", found["where"], found["map_link"])
+            yield f"  {found['where']} {found['map_link']}"
         sizes = list(found["sizes"].items())
         shown = ", ".join(f"{size} ({count:,})" for size, count in sizes[:3])
-        LOGGER.info("  sizes          %s%s", shown, f" and {len(sizes) - 3} more" if len(sizes) > 3 else "")
+        yield f"  sizes          {shown}{f' and {len(sizes) - 3} more' if len(sizes) > 3 else ''}"
         for title in KINDS:
             items = list(found[title].items() if isinstance(found[title], dict) else found[title])
-            LOGGER.info("  %-14s %d%s", title, len(items), f", the first: {in_words(items[0])}" if items else "")
+            yield f"  {title:14} {len(items)}{f', the first: {in_words(items[0])}' if items else ''}"
     if "queries_without_positive" in report:
-        LOGGER.info("queries without a positive: %d", len(report["queries_without_positive"]))
+        yield f"queries without a positive: {len(report['queries_without_positive'])}"
         return
     for counts in (report["classes"], *report["classes"].get("with_other_cells", [])):
-        LOGGER.info(
-            "cells of %d m and %d degrees: %s classes of %s images%s",
-            counts["cell_side_m"],
-            counts["heading_bin_deg"],
-            f"{counts['classes']:,}",
-            f"{counts['images']:,}",
-            f" in {len(counts['classes_per_group'])} groups" if "classes_per_group" in counts else "",
+        groups = f" in {len(counts['classes_per_group'])} groups" if "classes_per_group" in counts else ""
+        yield (
+            f"cells of {counts['cell_side_m']} m and {counts['heading_bin_deg']} degrees: {counts['classes']:,} "
+            f"classes of {counts['images']:,} images{groups}"
         )
         if "refused" in counts:
-            LOGGER.info("  %s", counts["refused"])
+            yield f"  {counts['refused']}"
     if "suggested" in report["classes"]:
-        LOGGER.info("few classes; most of them with %s", in_settings(report["classes"]["suggested"]))
+        yield f"few classes; most of them with {in_settings(report['classes']['suggested'])}"

@@ -1,0 +1,115 @@
+"""Formats that an encoder is exported in: one table of them all."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from progeo.engine.log import LOGGER
+from progeo.export.backbone import backbone_usage, save_backbone
+from progeo.export.card import save_card, starting_weights
+from progeo.export.folders import without_folders
+from progeo.export.onnx import save_onnx
+from progeo.export.program import Input, save_program, side_step
+from progeo.export.weights import encoder_folder, load_encoder, read_description, save_encoder
+from progeo.files import written_together
+from progeo.models.encoder import Encoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Options of an export."""
+
+    input: Input = "normalized"
+    fp16: bool = False
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of exported encoders."""
+
+    files: tuple[str, ...]
+    """Names of the files that the format writes, besides README.md."""
+    write: Callable[[Path, Encoder, dict, ExportOptions], str]
+    """Writes the files to a folder and returns Python code that loads them."""
+
+
+def export_encoder(path: Path, target: Path, format: str, options: ExportOptions) -> None:
+    """Export the encoder of a run or of a folder to `target`, with a README.md that tells how to load it.
+
+    Raises:
+        ValueError: the folder holds such files already.
+    """
+    source, chosen = encoder_folder(path), FORMATS[format]
+    if held := [name for name in (*chosen.files, "README.md") if (target / name).exists()]:
+        raise ValueError(f"{target} already holds {', '.join(held)}: name another folder with `out`.")
+    description = read_description(source)
+    with written_together(target.resolve()) as folder:
+        usage = chosen.write(folder, load_encoder(source), description, options)
+        save_card(folder / "README.md", description, usage)
+        written = sorted(each.name for each in folder.iterdir())
+    LOGGER.info("%s written to %s", ", ".join(written), target)
+
+
+def _write_weights(target: Path, encoder: Encoder, description: dict, _: ExportOptions) -> str:
+    provenance = without_folders(description["provenance"])
+    save_encoder(target, encoder, provenance=provenance, recalls=description["recalls"])
+    return (
+        "import progeo\n"
+        "from PIL import Image\n\n"
+        f'encoder = progeo.load_encoder("{target.name}")  # or "hf-hub:OWNER/NAME", once it is published there\n'
+        'descriptor = encoder(encoder.preprocess(Image.open("photo.jpg"))[None])'
+    )
+
+
+def _write_onnx(target: Path, encoder: Encoder, _: dict, options: ExportOptions) -> str:
+    difference = save_onnx(target / "model.onnx", encoder, input=options.input, fp16=options.fp16)
+    _report(encoder, difference, options)
+    return (
+        "import onnxruntime\n\n"
+        'session = onnxruntime.InferenceSession("model.onnx")\n'
+        f'(descriptors,) = session.run(None, {{"images": images}})  # {_images(encoder, options)}'
+    )
+
+
+def _write_program(target: Path, encoder: Encoder, _: dict, options: ExportOptions) -> str:
+    _report(encoder, save_program(target / "model.pt2", encoder, input=options.input), options)
+    return (
+        "import torch\n"
+        "from torch.export.passes import move_to_device_pass\n\n"
+        'program = torch.export.load("model.pt2")  # it unpickles: load only files of those whom you trust\n'
+        'encoder = move_to_device_pass(program, "cpu").module()  # or "cuda"\n'
+        f"descriptors = encoder(images)  # {_images(encoder, options)}"
+    )
+
+
+def _write_backbone(target: Path, encoder: Encoder, description: dict, _: ExportOptions) -> str:
+    save_backbone(target / "backbone.safetensors", encoder)
+    return backbone_usage(encoder, starting_weights(description))
+
+
+FORMATS: Mapping[str, Format] = MappingProxyType(
+    {
+        "safetensors": Format(("model.safetensors", "model.json"), _write_weights),
+        "onnx": Format(("model.onnx",), _write_onnx),
+        "torch": Format(("model.pt2",), _write_program),
+        "backbone": Format(("backbone.safetensors",), _write_backbone),
+    }
+)
+
+
+def _report(encoder: Encoder, difference: float, options: ExportOptions) -> None:
+    LOGGER.info("it takes %s", _images(encoder, options))
+    LOGGER.info("largest difference to the encoder's descriptors, in images of three sizes: %.1e", difference)
+
+
+def _images(encoder: Encoder, options: ExportOptions) -> str:
+    """Describe the expected input images in words."""
+    height, width = encoder.image_size
+    step = side_step(encoder)
+    sides = "H and W from 64" if step == 1 else f"H and W from 64 and multiples of {step}"
+    return {
+        "normalized": f"float32 (B, 3, H, W), normalized, {sides}",
+        "pixels": f"uint8 RGB (B, H, W, 3), {sides}",
+        "photos": f"uint8 RGB (B, H, W, 3) of any size from 64, resized to {height} x {width} inside",
+    }[options.input]

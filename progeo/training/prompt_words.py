@@ -1,0 +1,127 @@
+"""Words of CLIP's vocabulary nearest to every learned prompt vector."""
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from progeo.files import replacing
+from progeo.models.backbones.open_clip import weights_digest
+from progeo.models.prompts import load_prompt_clip
+from progeo.models.vocabulary import NearestWords, nearest_words
+from progeo.places.cells import class_ids
+from progeo.training.prompt_files import DESCRIPTION, PROMPTS, read_prompts, read_prompts_description
+
+_MAX_CLASSES_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """The learned context vectors of C classes."""
+
+    groups: np.ndarray
+    """Group of each class, counted from 1, int64 (C,)."""
+    class_ids: np.ndarray
+    """Class ids, int64 (C, 3), see `places.cells.class_ids`."""
+    vectors: Tensor
+    """Context vectors, (C, length, W)."""
+
+
+@dataclass(frozen=True)
+class PromptWords:
+    """The words nearest to the learned vectors of classes."""
+
+    contexts: Contexts
+    nearest: NearestWords
+    file: Path
+    """CSV file with the words of all classes."""
+
+    def __str__(self) -> str:
+        return f"{_as_text(self.contexts, self.nearest)}\nall {len(self.contexts.class_ids)} classes: {self.file}"
+
+
+def nearest_prompt_words(
+    run: Path, *, at: tuple[float, ...] | None = None, num_words: int = 5, out: Path | None = None
+) -> PromptWords:
+    """Find the words nearest to the learned vectors of a run and write them as a CSV.
+
+    Args:
+        run: folder of the run, or of its stage 1.
+        at: east and north, or east, north and heading, of the class to show; None shows all classes.
+        num_words: number of words for each vector.
+        out: the CSV file; None writes prompts.csv next to the prompts.
+
+    Raises:
+        FileNotFoundError: the run has no prompts.
+        ValueError: there is no class at this point, or the weights of the CLIP changed.
+    """
+    folder = run if (run / DESCRIPTION).is_file() else run / "stage1"
+    if not (folder / DESCRIPTION).is_file():
+        raise FileNotFoundError(f"There are no prompts in {run}: name a run whose stage 1 has finished.")
+    description = read_prompts_description(folder)
+    contexts = _load_contexts(folder, len(description["groups"]))
+    if at is not None:
+        contexts = _contexts_at(contexts, at, description["partition"]["settings"])
+    clip = load_prompt_clip(description["architecture"], description["weights"], seed=description["seed"])
+    if weights_digest({"token_embedding": clip.token_embedding.weight}) != description["vocabulary"]:
+        raise ValueError(
+            f"The prompts in {folder} were learned with other weights than {description['weights']} of "
+            f"{description['architecture']} are now, so that words would mean nothing."
+        )
+    nearest = nearest_words(clip, contexts.vectors.flatten(0, 1), num_words)
+    file = out or folder / "prompts.csv"
+    _write_csv(file, contexts, nearest)
+    return PromptWords(contexts, nearest, file)
+
+
+def _load_contexts(folder: Path, num_groups: int) -> Contexts:
+    ids, vectors = (
+        read_prompts(folder / PROMPTS, [f"group_{index}.{name}" for index in range(num_groups)])
+        for name in ("class_ids", "context")
+    )
+    groups = np.repeat(np.arange(1, num_groups + 1), [len(part) for part in ids])
+    return Contexts(groups, torch.cat(ids).numpy(), torch.cat(vectors))
+
+
+def _contexts_at(contexts: Contexts, point: tuple[float, ...], cells: Mapping[str, int]) -> Contexts:
+    """Select the classes that contain a point: east and north in meters, and the heading in degrees if it is given."""
+    east, north, heading = (np.array([number]) for number in (*point, 0.0)[:3])
+    (class_id,) = class_ids(
+        east, north, heading, cell_side_m=cells["cell_side_m"], heading_bin_deg=cells["heading_bin_deg"]
+    )
+    chosen = (contexts.class_ids[:, : len(point)] == class_id[: len(point)]).all(axis=1)
+    if not chosen.any():
+        distances_m = np.linalg.norm(contexts.class_ids[:, :2] - class_id[:2], axis=1)
+        nearest = ",".join(map(str, contexts.class_ids[distances_m.argmin()]))
+        given = ",".join(f"{number:.15g}" for number in point)
+        raise ValueError(f"There is no class at {given}: the nearest is {nearest}, {distances_m.min():.0f} m away.")
+    return Contexts(contexts.groups[chosen], contexts.class_ids[chosen], contexts.vectors[torch.from_numpy(chosen)])
+
+
+def _as_text(contexts: Contexts, nearest: NearestWords) -> str:
+    lines = []
+    length = contexts.vectors.shape[1]
+    for index, class_id in enumerate(contexts.class_ids[:_MAX_CLASSES_SHOWN].tolist()):
+        lines.append(f"class {','.join(map(str, class_id))} of group {contexts.groups[index]}")
+        for vector in range(length):
+            row = index * length + vector
+            words = zip(nearest.words[row], nearest.distances[row].tolist(), strict=True)
+            lines.append(f"  vector {vector + 1}: {', '.join(f'{word} {distance:.3f}' for word, distance in words)}")
+    return "\n".join(lines)
+
+
+def _write_csv(path: Path, contexts: Contexts, nearest: NearestWords) -> None:
+    length = contexts.vectors.shape[1]
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["group", "east", "north", "heading", "vector", "rank", "word", "distance"])
+        for row, words in enumerate(nearest.words):
+            index, vector = divmod(row, length)
+            for rank, word in enumerate(words):
+                distance = nearest.distances[row, rank].item()
+                class_id = contexts.class_ids[index].tolist()
+                writer.writerow([contexts.groups[index], *class_id, vector + 1, rank + 1, word, f"{distance:.4f}"])
