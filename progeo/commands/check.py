@@ -13,7 +13,7 @@ from progeo.config.parsing import plain_values
 from progeo.config.training import CellSettings
 from progeo.data.inspection import inspect_images
 from progeo.engine.log import LOGGER, start_log
-from progeo.evaluation.dataset_page import KINDS, in_settings, in_words, write_dataset_page
+from progeo.evaluation.dataset_page import KINDS, format_cells, format_finding, write_dataset_page
 from progeo.files import write_json
 from progeo.places.catalogue import Catalogue, index_file, read_catalogue
 from progeo.places.cells import NoClass, build_partition
@@ -209,7 +209,7 @@ def _print(report: Mapping[str, Any]) -> None:
         LOGGER.info("  sizes          %s%s", shown, f" and {len(sizes) - 3} more" if len(sizes) > 3 else "")
         for title in KINDS:
             items = list(found[title].items() if isinstance(found[title], dict) else found[title])
-            LOGGER.info("  %-14s %d%s", title, len(items), f", the first: {in_words(items[0])}" if items else "")
+            LOGGER.info("  %-14s %d%s", title, len(items), f", the first: {format_finding(items[0])}" if items else "")
     if "queries_without_positive" in report:
         LOGGER.info("queries without a positive: %d", len(report["queries_without_positive"]))
         return
@@ -225,4 +225,4 @@ def _print(report: Mapping[str, Any]) -> None:
         if "refused" in counts:
             LOGGER.info("  %s", counts["refused"])
     if "suggested" in report["classes"]:
-        LOGGER.info("few classes; most of them with %s", in_settings(report["classes"]["suggested"]))
+        LOGGER.info("few classes; most of them with %s", format_cells(report["classes"]["suggested"]))

@@ -1,37 +1,23 @@
 """Compare several encoders on the same query set and the same machine, in one table."""
 
-import csv
 import re
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from accelerate import Accelerator
 from torch import nn
 
-from progeo.commands.evaluate import evaluate_source
-from progeo.commands.query_set_features import load_descriptor_source
-from progeo.config.evaluation import BenchmarkSettings, CompareSettings, EvaluateSettings
+from progeo.commands.evaluate import load_encoder_or_descriptors
+from progeo.config.evaluation import CompareSettings
+from progeo.config.options import options_of
 from progeo.engine.accelerator import start_accelerator
 from progeo.engine.log import LOGGER, start_log
+from progeo.evaluation.comparison import Compared, write_comparison
+from progeo.evaluation.evaluate import evaluate_encoder
+from progeo.evaluation.options import BenchmarkOptions
 from progeo.features.descriptors import descriptor_extractor, images_per_second
-from progeo.files import replacing, write_json
+from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
 from progeo.places.catalogue import read_catalogue
 
 _NOT_IN_A_NAME = re.compile(r"[^\w.-]+")
-
-
-@dataclass(frozen=True)
-class Compared:
-    """Results of one encoder, a row of the table."""
-
-    encoder: str
-    descriptor_dim: int
-    images_per_second: float | None
-    """Extraction speed of the network on decoded images; None for descriptors of another program."""
-    search_ms: float
-    """Duration of an exact search in milliseconds per query."""
-    recalls: dict[int, float]
-    """Recall in percent, by N."""
 
 
 def compare(settings: CompareSettings) -> Path:
@@ -44,50 +30,33 @@ def compare(settings: CompareSettings) -> Path:
         raise ValueError(f"Name the encoders to compare, each once; got {', '.join(settings.encoders) or 'none'}.")
     start_log(None)
     accelerator = start_accelerator(settings.mixed_precision)
-    sources = {name: load_descriptor_source(name) for name in settings.encoders}  # report a wrong name before any work
-    common = {field.name: getattr(settings, field.name) for field in fields(BenchmarkSettings)}
+    encoders = {name: load_encoder_or_descriptors(name) for name in settings.encoders}  # report wrong names at once
+    images, work = options_of(ImageOptions, settings), options_of(WorkOptions, settings)
     table = []
-    for place, (name, source) in enumerate(sources.items(), start=1):
-        out = settings.out / f"{place}_{_NOT_IN_A_NAME.sub('_', name)}"
+    for number, (name, encoder) in enumerate(encoders.items(), start=1):
+        out = settings.out / f"{number}_{_NOT_IN_A_NAME.sub('_', name)}"
         LOGGER.info("%s, in %s", name, out)
-        evaluation = evaluate_source(source, EvaluateSettings(**{**common, "out": out}, encoder=name), accelerator)
+        evaluation = evaluate_encoder(
+            encoder,
+            settings.folder,
+            name=name,
+            out=out,
+            accelerator=accelerator,
+            options=options_of(BenchmarkOptions, settings),
+            images=images,
+            work=work,
+            cache=options_of(CacheOptions, settings),
+        )
         if evaluation is not None:
-            speed = None if isinstance(source, Path) else _images_per_second(source, settings, accelerator)
-            dim, recalls = evaluation.descriptor_dim, dict(evaluation.recalls)
-            table.append(Compared(name, dim, speed, evaluation.search_ms, recalls))
-        if isinstance(source, nn.Module):
-            source.cpu()  # so that the device holds one encoder at a time
+            speed = None
+            if isinstance(encoder, nn.Module):
+                database = read_catalogue(settings.folder / settings.database)
+                extractor = descriptor_extractor(encoder, images, accelerator)
+                speed = images_per_second(extractor, database, work.batch_size)
+            recalls = dict(evaluation.recalls)
+            table.append(Compared(name, evaluation.descriptor_dim, speed, evaluation.search_ms, recalls))
+        if isinstance(encoder, nn.Module):
+            encoder.cpu()  # so that the device holds one encoder at a time
     if accelerator.is_main_process:
-        _write(settings.out, table)
+        write_comparison(settings.out, table)
     return settings.out
-
-
-def _images_per_second(encoder: nn.Module, settings: CompareSettings, accelerator: Accelerator) -> float | None:
-    extractor = descriptor_extractor(
-        encoder,
-        settings.database_preprocessing,
-        settings.image_size,
-        accelerator,
-        orientation=settings.orientation,
-    )
-    return images_per_second(extractor, read_catalogue(settings.folder / settings.database), settings.batch_size)
-
-
-def _write(out: Path, table: list[Compared]) -> None:
-    """Write the table as JSON, CSV and Markdown, and log it."""
-    recalls = [f"R@{n}" for n in table[0].recalls]
-    rows = [["encoder", "dimensions", "images/s", "search, ms a query", *recalls]]
-    for line in table:
-        speed = "" if line.images_per_second is None else f"{line.images_per_second:.1f}"
-        percents = [f"{recall:.1f}" for recall in line.recalls.values()]
-        rows.append([line.encoder, str(line.descriptor_dim), speed, f"{line.search_ms:.2f}", *percents])
-    write_json(out / "compare.json", [asdict(line) for line in table])
-    with replacing(out / "compare.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        csv.writer(stream).writerows(rows)
-    rules = ["---"] + ["---:"] * (len(rows[0]) - 1)
-    text = "".join(f"| {' | '.join(cells)} |\n" for cells in (rows[0], rules, *rows[1:]))
-    with replacing(out / "compare.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    for line in text.splitlines():
-        LOGGER.info(line)
-    LOGGER.info("table: %s", out / "compare.md")

@@ -2,13 +2,14 @@
 
 from accelerate import Accelerator
 
-from progeo.commands.evaluate import evaluate_source
-from progeo.commands.query_set_features import load_descriptor_source
-from progeo.config.evaluation import EvaluateSettings
+from progeo.commands.evaluate import load_encoder_or_descriptors
 from progeo.config.training import DataSettings, Settings
 from progeo.datasets.query_sets import load_query_set
 from progeo.engine.log import LOGGER
 from progeo.engine.run_folder import RunFolder
+from progeo.evaluation.evaluate import evaluate_encoder
+from progeo.evaluation.options import BenchmarkOptions
+from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
 
 
 def check_final_test(data: DataSettings) -> None:
@@ -39,35 +40,38 @@ def run_final_test(settings: Settings, run: RunFolder, accelerator: Accelerator)
     """Evaluate the encoder that a run keeps and write the results to its `test/`, if the settings name a test folder.
 
     Raises:
-        ValueError: see `evaluate_source`; the message first says that the training is finished.
+        ValueError: see `evaluate_encoder`; the message first says that the training is finished.
         FileNotFoundError: the encoder no longer exists.
     """
     data = settings.data
     if data.test_folder is None:
         return
     accelerator.wait_for_everyone()  # the main process may still be writing the encoder
-    test = EvaluateSettings(
-        encoder=str(run.kept(settings.training.keep)),
-        folder=data.test_folder,
-        out=run.path / "test",
-        database=data.database,
-        queries=data.test_queries or data.queries,
-        database_preprocessing=data.val_preprocessing,
-        query_preprocessing=data.val_preprocessing,
-        positive_radius_m=data.positive_radius_m,
-        positive_angle_deg=data.positive_angle_deg,
-        orientation=data.orientation,
-        batch_size=data.eval_batch_size,
-        num_workers=data.num_workers,
-        max_unreadable_fraction=data.max_unreadable_fraction,
-        descriptor_cache=data.descriptor_cache,
-    )
-    LOGGER.info("final test of %s", test.encoder)
-    encoder = load_descriptor_source(test.encoder)
+    name = str(run.kept(settings.training.keep))
+    LOGGER.info("final test of %s", name)
+    encoder = load_encoder_or_descriptors(name)
     try:
-        evaluate_source(encoder, test, accelerator)
+        evaluate_encoder(
+            encoder,
+            data.test_folder,
+            name=name,
+            out=run.path / "test",
+            accelerator=accelerator,
+            options=BenchmarkOptions(
+                database=data.database,
+                queries=data.test_queries or data.queries,
+                query_preprocessing=data.val_preprocessing,
+                positive_radius_m=data.positive_radius_m,
+                positive_angle_deg=data.positive_angle_deg,
+            ),
+            images=ImageOptions(database_preprocessing=data.val_preprocessing, orientation=data.orientation),
+            work=WorkOptions(batch_size=data.eval_batch_size, num_workers=data.num_workers),
+            cache=CacheOptions(
+                descriptor_cache=data.descriptor_cache, max_unreadable_fraction=data.max_unreadable_fraction
+            ),
+        )
     except (ValueError, FileNotFoundError) as error:
         raise ValueError(
-            f"The training is finished, its encoder is in {test.encoder}, but the final test is not: {error} With "
+            f"The training is finished, its encoder is in {name}, but the final test is not: {error} With "
             f"--resume true it is run again; settings named here begin with data. in stage 2."
         ) from None

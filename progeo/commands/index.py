@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from progeo.config.evaluation import IndexAddSettings, IndexBuildSettings, IndexCalibrateSettings
+from progeo.config.options import options_of
 from progeo.engine.accelerator import start_accelerator
 from progeo.engine.log import LOGGER, start_log
-from progeo.evaluation.copies import find_themselves
+from progeo.evaluation.copies import find_copies
 from progeo.evaluation.search import build_index
 from progeo.export.weights import load_encoder
-from progeo.features.descriptors import described, descriptor_extractor, identity
+from progeo.features.descriptors import descriptor_extractor, extract_descriptors, identity
+from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
 from progeo.features.store import ShardedRows
 from progeo.localization.confidence import Calibration, calibrate
 from progeo.localization.index_folder import About, commit, holds_place_index, new_files, save_generation
@@ -48,14 +50,9 @@ def build_place_index(settings: IndexBuildSettings) -> Path:
     catalogue = _images(settings.folder)
     images = placed(catalogue)
     check_zones(images)
-    extractor = descriptor_extractor(
-        encoder,
-        settings.database_preprocessing,
-        settings.image_size,
-        accelerator,
-        orientation=settings.orientation,
-    )
-    descriptors = described(extractor, catalogue, settings, accelerator)
+    work, cache = options_of(WorkOptions, settings), options_of(CacheOptions, settings)
+    extractor = descriptor_extractor(encoder, options_of(ImageOptions, settings), accelerator)
+    descriptors = extract_descriptors(extractor, catalogue, accelerator, work=work, cache=cache)
     if accelerator.is_main_process:
         images = images.take(np.delete(np.arange(len(images)), descriptors.missing))
         about = About(
@@ -92,8 +89,9 @@ def add_to_place_index(settings: IndexAddSettings) -> Path:
     if len(held) == len(catalogue):
         return settings.index
     new = catalogue.take(np.delete(np.arange(len(catalogue)), held))
+    work, cache = options_of(WorkOptions, settings), options_of(CacheOptions, settings)
     extractor = opened.extractor(opened.about.database_preprocessing, accelerator)
-    descriptors = described(extractor, new, settings, accelerator)
+    descriptors = extract_descriptors(extractor, new, accelerator, work=work, cache=cache)
     if accelerator.is_main_process:
         add_images(opened, images.take(np.delete(np.arange(len(images)), held)), descriptors)
         if opened.about.calibration is not None:
@@ -125,8 +123,9 @@ def calibrate_place_index(settings: IndexCalibrateSettings) -> Path:
     held = held_by(opened, places)
     _check_enough(len(photos) - len(held), settings)
     photos = photos.take(np.delete(np.arange(len(photos)), held))
+    work, cache = options_of(WorkOptions, settings), options_of(CacheOptions, settings)
     extractor = opened.extractor(opened.about.query_preprocessing, accelerator)
-    descriptors = described(extractor, photos, settings, accelerator)
+    descriptors = extract_descriptors(extractor, photos, accelerator, work=work, cache=cache)
     if not accelerator.is_main_process:
         return settings.index
     photos = photos.take(np.delete(np.arange(len(photos)), descriptors.missing))
@@ -166,7 +165,7 @@ def _calibration(
 ) -> Calibration:
     """Fit the confidence to photos that are not in the index."""
     found = index.search(np.concatenate(list(descriptors.parts())))
-    new = ~find_themselves(photos, index.catalogue, found.rows)
+    new = ~find_copies(photos, index.catalogue, found.rows)
     _check_enough(int(new.sum()), settings)
     if not new.all():
         LOGGER.warning("%d photos are images of the index themselves, and skipped", int((~new).sum()))

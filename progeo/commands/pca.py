@@ -7,11 +7,13 @@ import numpy as np
 import torch
 
 from progeo.config.evaluation import ReduceSettings
+from progeo.config.options import options_of
 from progeo.engine.accelerator import start_accelerator
 from progeo.engine.log import LOGGER, start_log
 from progeo.evaluation.pca import fit_pca
 from progeo.export.weights import encoder_folder, holds_encoder, load_encoder, read_description, save_encoder
-from progeo.features.descriptors import described, descriptor_extractor
+from progeo.features.descriptors import descriptor_extractor, extract_descriptors
+from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
 from progeo.models.encoder import Encoder, projected
 from progeo.places.catalogue import read_catalogue
 
@@ -31,14 +33,9 @@ def fit_encoder_pca(settings: ReduceSettings) -> Path:
         raise ValueError(f"Only an encoder with weights of its own can be reduced, {settings.encoder} has none.")
     catalogue = read_catalogue(settings.folder, positions="ignored")
     rows = np.unique(np.linspace(0, len(catalogue) - 1, min(len(catalogue), settings.sample)).astype(np.int64))
-    extractor = descriptor_extractor(
-        encoder,
-        settings.database_preprocessing,
-        settings.image_size,
-        accelerator,
-        orientation=settings.orientation,
-    )
-    descriptors = described(extractor, catalogue.take(rows), settings, accelerator)
+    work, cache = options_of(WorkOptions, settings), options_of(CacheOptions, settings)
+    extractor = descriptor_extractor(encoder, options_of(ImageOptions, settings), accelerator)
+    descriptors = extract_descriptors(extractor, catalogue.take(rows), accelerator, work=work, cache=cache)
     if accelerator.is_main_process:
         sample = np.concatenate([part.astype(np.float32) for part in descriptors.parts()])
         reduction = fit_pca(sample, settings.dim, whiten=settings.whiten)

@@ -17,6 +17,7 @@ from progeo.evaluation.search import Neighbors, add_to_index, index_neighbors, l
 from progeo.export.weights import load_encoder, save_encoder
 from progeo.features.descriptors import descriptor_extractor, identity
 from progeo.features.extract import FeatureExtractor
+from progeo.features.options import ImageOptions
 from progeo.features.store import ShardedRows
 from progeo.localization.confidence import evidence
 from progeo.localization.index_folder import About, new_files, read_metadata_of_index, save_generation
@@ -46,9 +47,8 @@ class PlaceIndex:
     def extractor(self, preprocessing: Preprocessing, accelerator: Accelerator) -> FeatureExtractor:
         """Build a feature extractor with the encoder, image size and orientation of the index."""
         about = self.about
-        return descriptor_extractor(
-            self.encoder, preprocessing, about.image_size, accelerator, orientation=about.orientation
-        )
+        images = ImageOptions(image_size=about.image_size, orientation=about.orientation)
+        return descriptor_extractor(self.encoder, images, accelerator, preprocessing=preprocessing)
 
     def search(self, descriptors: np.ndarray, *, least: int = 1) -> Neighbors:
         """Search for descriptors (Q, D); returns at least `least` neighbors and the number that confidence requires."""
