@@ -30,6 +30,7 @@ from progeo.engine.accelerator import start_accelerator
 from progeo.evaluation.search import index_neighbors, index_path, nearest_neighbors, open_index
 from progeo.features.batches import extract_rows
 from progeo.features.descriptors import descriptor_extractor
+from progeo.features.options import ImageOptions
 from progeo.features.store import ShardedRows
 from progeo.models.encoder import Encoder, build_encoder
 from progeo.places.catalogue import read_catalogue
@@ -224,7 +225,7 @@ def plain_loop(encoder: Encoder, folder: Path, batch_size: int) -> Callable[[], 
 def our_loop(encoder: Encoder, folder: Path) -> Callable[[], np.ndarray]:
     """Build our extraction loop, with batches of one shape each."""
     images = read_catalogue(folder)
-    extractor = descriptor_extractor(encoder, "native", None, start_accelerator("no"))
+    extractor = descriptor_extractor(encoder, ImageOptions(database_preprocessing="native"), start_accelerator("no"))
 
     def extract() -> np.ndarray:
         encoder.to(memory_format=torch.channels_last)

@@ -1,1 +1,1 @@
-"""Measuring an encoder: descriptors, nearest neighbors, recall, report."""
+"""Measure an encoder: descriptors, nearest neighbors, recall, report."""

@@ -1,4 +1,4 @@
-"""Detect queries that are database images themselves, whose retrieval says nothing about new photos."""
+"""Detect queries that are database images themselves, whose recall says nothing about new photos."""
 
 import filecmp
 from pathlib import Path
@@ -9,8 +9,8 @@ from progeo.files import each_file
 from progeo.places.catalogue import Catalogue
 
 
-def find_themselves(photos: Catalogue, database: Catalogue, rows: np.ndarray) -> np.ndarray:
-    """Return which photos were retrieved as themselves, by the same file or the same content, bool (Q,).
+def find_copies(photos: Catalogue, database: Catalogue, rows: np.ndarray) -> np.ndarray:
+    """Return which photos are among the database images retrieved for them, by content, bool (Q,).
 
     If a database image no longer exists, for example after a move, file names are compared.
 

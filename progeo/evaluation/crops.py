@@ -16,11 +16,11 @@ def nearest_of_crops(rows: np.ndarray, squared: np.ndarray, count: int) -> np.nd
     """
     kept = np.full((len(rows), count), -1, np.int64)
     for query, found in enumerate(rows.reshape(len(rows), -1)):
-        in_order = found[np.argsort(squared[query].ravel(), kind="stable")]
-        in_order = in_order[in_order >= 0]
-        _, first = np.unique(in_order, return_index=True)
-        once = in_order[np.sort(first)][:count]
-        kept[query, : len(once)] = once
+        ordered = found[np.argsort(squared[query].ravel(), kind="stable")]
+        ordered = ordered[ordered >= 0]
+        _, first = np.unique(ordered, return_index=True)
+        unique = ordered[np.sort(first)][:count]
+        kept[query, : len(unique)] = unique
     return kept
 
 

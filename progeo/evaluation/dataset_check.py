@@ -10,7 +10,7 @@ import numpy as np
 import utm
 
 from progeo.data.inspection import inspect_images
-from progeo.evaluation.dataset_page import KINDS, in_settings, in_words, write_dataset_page
+from progeo.evaluation.dataset_page import KINDS, format_cells, format_finding, write_dataset_page
 from progeo.places.catalogue import Catalogue, index_file, read_catalogue
 from progeo.places.cells import NoClass, build_partition
 from progeo.places.coordinates import Hemisphere
@@ -222,7 +222,7 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"  sizes          {shown}{f' and {len(sizes) - 3} more' if len(sizes) > 3 else ''}"
         for title in KINDS:
             items = list(found[title].items() if isinstance(found[title], dict) else found[title])
-            yield f"  {title:14} {len(items)}{f', the first: {in_words(items[0])}' if items else ''}"
+            yield f"  {title:14} {len(items)}{f', the first: {format_finding(items[0])}' if items else ''}"
     if "queries_without_positive" in report:
         yield f"queries without a positive: {len(report['queries_without_positive'])}"
         return
@@ -235,4 +235,4 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
         if "refused" in counts:
             yield f"  {counts['refused']}"
     if "suggested" in report["classes"]:
-        yield f"few classes; most of them with {in_settings(report['classes']['suggested'])}"
+        yield f"few classes; most of them with {format_cells(report['classes']['suggested'])}"

@@ -26,17 +26,17 @@ def matching_accuracy(images: Iterable[tuple[Tensor, Tensor]], texts: Tensor) ->
         texts: text features of each class, (C, E).
     """
     num_classes = len(texts)
-    right = count = 0
+    num_correct = count = 0
     largest = texts.new_full((num_classes,), -torch.inf)
     found = torch.full((num_classes,), -1, device=texts.device)
     present = torch.zeros(num_classes, dtype=torch.bool, device=texts.device)
     for features, labels in images:
         similarity = features @ texts.T
-        right += int((similarity.argmax(dim=1) == labels).sum())
+        num_correct += int((similarity.argmax(dim=1) == labels).sum())
         count += len(labels)
         values, rows = similarity.max(dim=0)
         found = torch.where(values > largest, labels[rows], found)
         largest = torch.maximum(largest, values)
         present[labels] = True
     matched = (found == torch.arange(num_classes, device=texts.device))[present]
-    return Matching(100 * right / count, 100 * matched.double().mean().item())
+    return Matching(100 * num_correct / count, 100 * matched.double().mean().item())

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from progeo.evaluation.recall import right_predictions
+from progeo.evaluation.recall import correct_predictions
 
 _CONFIDENCE = 0.95
 _RESAMPLES = 2000
@@ -15,7 +15,7 @@ _RESAMPLES = 2000
 class Recall:
     """Recall@N of a group of queries by one criterion."""
 
-    rule: str
+    criterion: str
     """Criterion for a correct database image: `within 25 m`, or `as given`."""
     queries: str
     """Group of queries: `all`, those of a condition, or those at some distance from the database."""
@@ -57,19 +57,18 @@ def recall_table(
         seed: random seed of the bootstrap samples.
     """
     table = []
-    for rule, right_rows in positives.items():
-        right = right_predictions(predictions, right_rows)
-        has_positive = np.array([len(rows) > 0 for rows in right_rows], bool)
+    for criterion, positive_rows in positives.items():
+        correct = correct_predictions(predictions, positive_rows)
+        has_positive = np.array([len(rows) > 0 for rows in positive_rows], bool)
         for name, queries in groups.items():
             counted = queries if without_positive_missed else queries[has_positive[queries]]
             if not len(counted):
                 continue
             for n in ns:
-                hits = np.any(right[counted, :n], axis=1)
+                hits = np.any(correct[counted, :n], axis=1)
                 low, high = bootstrap_interval(hits, seed=seed)
-                table.append(
-                    Recall(rule, name, len(counted), n, 100 * int(hits.sum()) / len(hits), 100 * low, 100 * high)
-                )
+                percent = 100 * int(hits.sum()) / len(hits)
+                table.append(Recall(criterion, name, len(counted), n, percent, 100 * low, 100 * high))
     return table
 
 
@@ -81,8 +80,8 @@ def bootstrap_interval(hits: np.ndarray, *, seed: int = 0) -> tuple[float, float
         seed: random seed of the samples.
     """
     # The number of hits in a sample is binomial, so queries need not be drawn one by one.
-    shares = np.random.default_rng(seed).binomial(len(hits), hits.mean(), _RESAMPLES) / len(hits)
-    low, high = np.quantile(shares, [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2]).tolist()
+    fractions = np.random.default_rng(seed).binomial(len(hits), hits.mean(), _RESAMPLES) / len(hits)
+    low, high = np.quantile(fractions, [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2]).tolist()
     return low, high
 
 
@@ -96,11 +95,11 @@ def average_precisions(predictions: np.ndarray, positives: Sequence[np.ndarray])
         predictions: database rows of each query, best first, (Q, K).
         positives: correct database rows of each query, Q arrays.
     """
-    right = right_predictions(predictions, positives)
-    precisions = right.cumsum(axis=1) / np.arange(1, right.shape[1] + 1)
-    asked_for = np.array([min(len(rows), right.shape[1]) for rows in positives], float)
+    correct = correct_predictions(predictions, positives)
+    precisions = correct.cumsum(axis=1) / np.arange(1, correct.shape[1] + 1)
+    num_possible = np.array([min(len(rows), correct.shape[1]) for rows in positives], float)
     with np.errstate(invalid="ignore"):
-        return (precisions * right).sum(axis=1) / asked_for
+        return (precisions * correct).sum(axis=1) / num_possible
 
 
 def errors_of(distances_m: np.ndarray) -> Errors | None:

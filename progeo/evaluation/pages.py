@@ -1,8 +1,36 @@
-"""Parts shared by the HTML pages: templates, style and scripts."""
+"""Write HTML pages from the Jinja2 templates of this package. Each page is one file that opens offline."""
 
-from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from progeo.files import replacing
 
 
-def read_part(name: str) -> str:
-    """Read the text of a file of this package."""
-    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+def write_page(path: Path, template: str, **values: Any) -> None:
+    """Render a template with these values, which it escapes, and write the page.
+
+    Args:
+        path: the HTML file.
+        template: name of a file in `templates/`.
+        **values: the variables of the template.
+    """
+    page = _environment().get_template(template).render(values)
+    with replacing(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def read_script(name: str) -> str:
+    """Return a file of `templates/` exactly as a page includes it."""
+    return _environment().get_template(name).render()
+
+
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader(__package__),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )

@@ -33,15 +33,15 @@ def fit_pca(sample: np.ndarray, dim: int, *, whiten: bool) -> Pca:
     """
     num, width = sample.shape
     if dim > min(width, num):
-        raise ValueError(f"dim must be at most {min(width, num)}, with {num} descriptors of {width}; got {dim}.")
+        raise ValueError(f"`dim` must be at most {min(width, num)}, with {num} descriptors of {width}; got {dim}.")
     pca = faiss.PCAMatrix(width, dim)
     pca.train(np.ascontiguousarray(sample, np.float32))
     weight, bias = faiss.vector_to_array(pca.A).reshape(dim, width), faiss.vector_to_array(pca.b)
     variances = np.maximum(faiss.vector_to_array(pca.eigenvalues), 0)
     if whiten:
-        spreads = (sample @ weight.T).std(axis=0)
-        some = int((spreads > _MIN_STD * spreads.max()).sum())
-        if some < dim:
-            raise ValueError(f"Only {some} dimensions have any spread to whiten: lower dim, or raise sample.")
-        weight, bias = weight / spreads[:, None], bias / spreads
+        stds = (sample @ weight.T).std(axis=0)
+        num_varying = int((stds > _MIN_STD * stds.max()).sum())
+        if num_varying < dim:
+            raise ValueError(f"Only {num_varying} dimensions vary and can be whitened: lower `dim`, or raise `sample`.")
+        weight, bias = weight / stds[:, None], bias / stds
     return Pca(weight, bias, float(variances[:dim].sum() / variances.sum()))

@@ -14,7 +14,7 @@ class Protocol:
     """A benchmark protocol, from `protocols/<name>.yaml`."""
 
     name: str
-    what: str
+    description: str
     database: str
     """Name of the database folder."""
     queries: str
@@ -37,9 +37,9 @@ class Protocol:
         """
         if (num_database, num_queries) != (self.num_database, self.num_queries):
             raise ValueError(
-                f"The protocol {self.name} has {self.num_database:,} database images and {self.num_queries:,} queries, "
-                f"{folder} has {num_database:,} and {num_queries:,}: its numbers could not be compared. Leave out "
-                f"--protocol, or complete the folder."
+                f"`protocol` {self.name} has {self.num_database:,} database images and {self.num_queries:,} queries, "
+                f"{folder} has {num_database:,} and {num_queries:,}, so its recalls would not be comparable. Omit "
+                f"`protocol`, or complete the folder."
             )
 
     def conditions_of(self, queries: Sequence[str]) -> np.ndarray | None:
@@ -59,8 +59,8 @@ class Protocol:
         found = [re.search(r"\d+", each) for each in ids]
         if None in found or len({int(match[0]) for match in found if match}) < len(names):
             raise ValueError(
-                f"The protocol {self.name} tells {', '.join(self.conditions)} apart by the numbers of the queries, but "
-                f"not all names have one of their own, such as {names[0]}."
+                f"`protocol` {self.name} assigns {', '.join(self.conditions)} by the numbers in the names of the "
+                f"queries, but not every name has a unique number, such as {names[0]}."
             )
         ranks = np.argsort(np.argsort([int(match[0]) for match in found if match]))
         return np.array(self.conditions)[ranks % len(self.conditions)]
@@ -79,6 +79,6 @@ def load_protocol(name: str) -> Protocol:
         ValueError: there is no protocol of this name.
     """
     if name not in protocol_names():
-        raise ValueError(f"There is no protocol {name!r}; there are {', '.join(protocol_names())}.")
+        raise ValueError(f"`protocol` {name!r} is not known: use one of {', '.join(protocol_names())}.")
     values = yaml.safe_load(resources.files(__package__).joinpath(f"protocols/{name}.yaml").read_text(encoding="utf-8"))
     return Protocol(name, **{**values, "conditions": tuple(values.get("conditions", ()))})

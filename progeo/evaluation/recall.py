@@ -23,14 +23,13 @@ def recall_at(
     if len(predictions) != len(positives):
         raise ValueError(f"There are predictions for {len(predictions)} queries, but positives for {len(positives)}.")
     if not len(predictions):
-        raise ValueError("There is no query to take a recall over.")
+        raise ValueError("Recall needs at least one query.")
     if min(ns) < 1:
-        raise ValueError(f"recall_ns must be at least 1, got {min(ns)}.")
-    right = right_predictions(np.asarray(predictions), positives)
-    return np.array([100 * int(right[:, :n].any(axis=1).sum()) / len(right) for n in ns])
+        raise ValueError(f"`recall_ns` must be at least 1, got {min(ns)}.")
+    correct = correct_predictions(np.asarray(predictions), positives)
+    return np.array([100 * int(correct[:, :n].any(axis=1).sum()) / len(correct) for n in ns])
 
 
-def right_predictions(predictions: np.ndarray, positives: Sequence[np.ndarray]) -> np.ndarray:
+def correct_predictions(predictions: np.ndarray, positives: Sequence[np.ndarray]) -> np.ndarray:
     """Return whether each prediction is a positive of its query, bool (Q, K)."""
-    rows = zip(predictions, positives, strict=True)
-    return np.stack([np.isin(found, right) for found, right in rows])
+    return np.stack([np.isin(found, rows) for found, rows in zip(predictions, positives, strict=True)])

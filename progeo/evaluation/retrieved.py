@@ -8,11 +8,11 @@ from itertools import pairwise
 import numpy as np
 from scipy.spatial import cKDTree
 
-from progeo.evaluation.recall import right_predictions
+from progeo.evaluation.recall import correct_predictions
 from progeo.places.catalogue import Catalogue
 from progeo.places.geographic import positions_m
 
-_FAR_M = (0, 5, 10, 25, 50, 100, np.inf)
+_RANGES_M = (0, 5, 10, 25, 50, 100, np.inf)
 
 
 @dataclass(frozen=True)
@@ -32,39 +32,44 @@ class Retrieved:
     """Descriptor distances between queries and predictions, (Q, K); required without ground truth."""
 
     @property
-    def rule(self) -> str:
+    def labeled(self) -> bool:
+        """Whether there is ground truth."""
+        return bool(self.positives)
+
+    @property
+    def criterion(self) -> str:
         """Name of the main criterion for a correct prediction."""
         return next(iter(self.positives))
 
     @cached_property
-    def right(self) -> np.ndarray:
+    def correct(self) -> np.ndarray:
         """Whether each prediction is correct by the main criterion, bool (Q, K)."""
-        return right_predictions(self.predictions, self.positives[self.rule])
+        return correct_predictions(self.predictions, self.positives[self.criterion])
 
     @cached_property
-    def places_m(self) -> tuple[np.ndarray, np.ndarray]:
-        """East and north in meters of each database image (N, 2) and of each query (Q, 2), NaN where unknown."""
+    def positions_m(self) -> tuple[np.ndarray, np.ndarray]:
+        """East and north in meters of each database image (N, 2) and of each query (Q, 2); NaN where unknown."""
         database_m, queries_m = positions_m(self.database, self.queries)
         return database_m, queries_m
 
     @cached_property
     def distances_m(self) -> np.ndarray:
         """Meters between each query and its predictions (Q, K), NaN where unknown."""
-        database_m, queries_m = self.places_m
+        database_m, queries_m = self.positions_m
         distances_m = np.linalg.norm(database_m[self.predictions] - queries_m[:, None], axis=2)
         return np.where(self.predictions < 0, np.nan, distances_m)
 
     def groups(self) -> dict[str, np.ndarray]:
-        """Return the rows of all queries, of each condition, and of each range of distance to the database."""
+        """Group queries by condition and by distance to the nearest database image: rows of queries, int64, by name."""
         groups = {"all": np.arange(len(self.queries))}
         for condition in dict.fromkeys(self.conditions.tolist()):
             if condition and condition not in groups:  # a condition called `all` gets no group
                 groups[condition] = np.flatnonzero(self.conditions == condition)
-        database_m, queries_m = self.places_m
+        database_m, queries_m = self.positions_m
         if not (np.isfinite(database_m).all() and np.isfinite(queries_m).all()):
             return groups
         nearest_m = cKDTree(database_m).query(queries_m)[0]
-        for low, high in pairwise(_FAR_M):
+        for low, high in pairwise(_RANGES_M):
             name = f"{low} to {high} m" if np.isfinite(high) else f"{low} m and more"
             groups[f"{name} from the database"] = np.flatnonzero((nearest_m >= low) & (nearest_m < high))
         return {name: rows for name, rows in groups.items() if name == "all" or 0 < len(rows) < len(self.queries)}

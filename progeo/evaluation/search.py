@@ -12,10 +12,10 @@ import numpy as np
 from progeo.features.store import ShardedRows
 from progeo.files import replacing
 
-_TRAINED_ON = 2**17
-_ENDS_THE_PROCESS = re.compile(r"(?<![0-9F])0+(?![0-9])|(HNSW|NSG)1(?![0-9])")
+_MAX_TRAINING = 2**17
+_CRASHES = re.compile(r"(?<![0-9F])0+(?![0-9])|(HNSW|NSG)1(?![0-9])")
 """Numbers in a factory string that crash faiss, where `IVF0` for example raises an error."""
-_WHERE = re.compile(r"^Error in .* at \S+:\d+: (Error: )?")
+_CODE_LOCATION = re.compile(r"^Error in .* at \S+:\d+: (Error: )?")
 
 
 @dataclass(frozen=True)
@@ -128,9 +128,9 @@ def map_index(path: Path, *, probes: int) -> faiss.Index:
 
 def build_index(database: ShardedRows, kind: str) -> faiss.Index:
     """Train an index on a sample of a database and fill it; `kind` and errors as for `open_index`."""
-    sample = np.unique(np.linspace(0, len(database) - 1, min(len(database), _TRAINED_ON)).astype(np.int64))
+    sample = np.unique(np.linspace(0, len(database) - 1, min(len(database), _MAX_TRAINING)).astype(np.int64))
     try:
-        if _ENDS_THE_PROCESS.search(kind):
+        if _CRASHES.search(kind):
             raise RuntimeError("a number in it is too small")
         index = faiss.index_factory(database.width, kind)
         if getattr(faiss.try_extract_index_ivf(index), "nlist", 1) < 1:
@@ -155,12 +155,12 @@ def _read(path: Path, flags: int) -> faiss.Index:
     try:
         return faiss.read_index(str(path), flags)
     except RuntimeError as error:
-        raise ValueError(f"{path} is no complete index: {_reason(error)}. Remove it, and make it again.") from None
+        raise ValueError(f"{path} is corrupt or no index: {_reason(error)}. Delete it and build it again.") from None
 
 
 def _reason(error: RuntimeError) -> str:
     """Return the message of a faiss error without its code location and final period."""
-    return _WHERE.sub("", str(error).strip().splitlines()[-1]).rpartition("failed: ")[2].rstrip(".")
+    return _CODE_LOCATION.sub("", str(error).strip().splitlines()[-1]).rpartition("failed: ")[2].rstrip(".")
 
 
 def _search(queries: np.ndarray, database: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

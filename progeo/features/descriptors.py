@@ -14,10 +14,9 @@ from progeo.data.loaders import build_loader
 from progeo.features.cache import Cache
 from progeo.features.extract import extract_features
 from progeo.features.extractor import FeatureExtractor, run_on
-from progeo.features.options import CacheSettings
+from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
 from progeo.features.store import ShardedRows
-from progeo.image_files import Orientation
-from progeo.models.backbones.open_clip import ImageSize, as_height_width, weights_digest
+from progeo.models.backbones.open_clip import as_height_width, weights_digest
 from progeo.models.encoder import Encoder, restore_encoder, spec_to_json
 from progeo.models.fingerprint import module_fingerprint
 from progeo.models.options import QueryPreprocessing
@@ -30,39 +29,39 @@ _ROUNDING = 1e-5
 
 def descriptor_extractor(
     encoder: Encoder,
-    preprocessing: QueryPreprocessing,
-    image_size: ImageSize | None,
+    images: ImageOptions,
     accelerator: Accelerator,
     *,
-    orientation: Orientation = "exif",
+    preprocessing: QueryPreprocessing | None = None,
 ) -> FeatureExtractor:
     """Build a feature extractor for descriptors (B, D), or (B, 5 D) where the five crops are searched separately.
 
     Args:
         encoder: the encoder, as `progeo.load_encoder` returns it; it is moved to the accelerator's device.
-        preprocessing: preprocessing of the images.
-        image_size: pixels, one side or height and width; None takes the encoder's image size.
+        images: image size, preprocessing and orientation of the images.
         accelerator: gives the device and the precision.
-        orientation: whether images are rotated upright by their EXIF orientation first.
+        preprocessing: preprocessing of queries; None takes that of database images.
     """
     encoder.to(accelerator.device)
-    encode = run_on(accelerator, lambda images: encoder(encoder.normalize(images)))
+    preprocessing = preprocessing or images.database_preprocessing
+    num_rows = 5 if preprocessing in _CROPS_APART else 1
+    encode = run_on(accelerator, lambda batch: encoder(encoder.normalize(batch)))
 
-    def extract(images: Tensor) -> Tensor:
-        descriptors = encode(images.flatten(0, -4))
-        if images.ndim == 4:
+    def extract(pixels: Tensor) -> Tensor:
+        descriptors = encode(pixels.flatten(0, -4))
+        if pixels.ndim == 4:
             return descriptors
-        of_each = descriptors.unflatten(0, images.shape[:2])
-        return of_each.flatten(1) if preprocessing in _CROPS_APART else of_each.mean(dim=1)
+        by_image = descriptors.unflatten(0, pixels.shape[:2])
+        return by_image.flatten(1) if num_rows > 1 else by_image.mean(dim=1)
 
     return FeatureExtractor(
         extract,
         what="descriptors",
-        width=encoder.descriptor_dim * (5 if preprocessing in _CROPS_APART else 1),
-        image_size=encoder.image_size if image_size is None else as_height_width(image_size),
+        width=encoder.descriptor_dim * num_rows,
+        image_size=encoder.image_size if images.image_size is None else as_height_width(images.image_size),
         preprocessing=preprocessing,
         depends_on=partial(identity, encoder),
-        orientation=orientation,
+        orientation=images.orientation,
     )
 
 
@@ -95,8 +94,13 @@ def _is_as_specified(encoder: Encoder) -> bool:
         return False
 
 
-def described(
-    extractor: FeatureExtractor, catalogue: Catalogue, settings: CacheSettings, accelerator: Accelerator
+def extract_descriptors(
+    extractor: FeatureExtractor,
+    catalogue: Catalogue,
+    accelerator: Accelerator,
+    *,
+    work: WorkOptions,
+    cache: CacheOptions,
 ) -> ShardedRows:
     """Extract descriptors for every image of a catalogue, computing only those missing from the cache.
 
@@ -109,10 +113,10 @@ def described(
         extractor,
         catalogue,
         accelerator,
-        cache=Cache(settings.descriptor_cache, settings.keep_as, "descriptor_cache"),
-        batch_size=settings.batch_size,
-        num_workers=settings.num_workers,
-        max_unreadable_fraction=settings.max_unreadable_fraction,
+        cache=Cache(cache.descriptor_cache, cache.keep_as, "descriptor_cache"),
+        batch_size=work.batch_size,
+        num_workers=work.num_workers,
+        max_unreadable_fraction=cache.max_unreadable_fraction,
     )
     return found.rows.without(found.unreadable)
 

@@ -17,6 +17,7 @@ from progeo.evaluation.search import Neighbors, index_neighbors, map_index
 from progeo.export.weights import load_encoder, save_encoder
 from progeo.features.descriptors import descriptor_extractor, identity
 from progeo.features.extractor import FeatureExtractor
+from progeo.features.options import ImageOptions
 from progeo.localization.confidence import confidence_features
 from progeo.localization.index_folder import IndexMetadata, read_metadata
 from progeo.models.encoder import Encoder
@@ -43,8 +44,8 @@ class PlaceIndex:
 
     def extractor(self, preprocessing: Preprocessing, accelerator: Accelerator) -> FeatureExtractor:
         """Build a feature extractor with the encoder, image size and orientation of the index."""
-        image_size, orientation = self.metadata.image_size, self.metadata.orientation
-        return descriptor_extractor(self.encoder, preprocessing, image_size, accelerator, orientation=orientation)
+        images = ImageOptions(image_size=self.metadata.image_size, orientation=self.metadata.orientation)
+        return descriptor_extractor(self.encoder, images, accelerator, preprocessing=preprocessing)
 
     def search(self, descriptors: np.ndarray, *, min_count: int = 1) -> Neighbors:
         """Search for descriptors (Q, D); returns at least `min_count` neighbors, and as many as confidence requires."""

@@ -13,6 +13,7 @@ from progeo.evaluation.search import nearest_neighbors
 from progeo.features.batches import extract_rows
 from progeo.features.descriptors import descriptor_extractor
 from progeo.features.extractor import FeatureExtractor
+from progeo.features.options import ImageOptions
 from progeo.image_files import Orientation
 from progeo.models.encoder import Encoder
 from progeo.models.options import Preprocessing
@@ -61,7 +62,8 @@ def retrieve(
     Raises:
         ValueError: an image cannot be read; the message names it.
     """
-    extractor = descriptor_extractor(encoder, preprocessing, None, accelerator, orientation=orientation)
+    images = ImageOptions(database_preprocessing=preprocessing, orientation=orientation)
+    extractor = descriptor_extractor(encoder, images, accelerator)
 
     was_training = encoder.training
     encoder.eval()

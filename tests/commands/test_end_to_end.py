@@ -147,9 +147,9 @@ def test_evaluate_leaves_recalls_predictions_and_a_report_that_agree(run, city, 
         rows = list(csv.DictReader(stream))
     queries = {row["query"] for row in rows}
     assert len(rows) == 3 * len(queries)
-    assert all((float(row["distance_m"]) <= 15) == (row["right"] == "1") for row in rows)
+    assert all((float(row["distance_m"]) <= 15) == (row["correct"] == "1") for row in rows)
     for n in (1, 3):
-        hit = {row["query"] for row in rows if int(row["rank"]) <= n and row["right"] == "1"}
+        hit = {row["query"] for row in rows if int(row["rank"]) <= n and row["correct"] == "1"}
         assert recalls[f"R@{n}"] == pytest.approx(100 * len(hit) / len(queries))
     first = [float(row["distance_m"]) for row in rows if row["rank"] == "1"]
     assert summary["errors"]["median_m"] == pytest.approx(np.median(first), abs=0.01)
@@ -158,7 +158,7 @@ def test_evaluate_leaves_recalls_predictions_and_a_report_that_agree(run, city, 
     assert line.endswith(f"| {recalls['R@1']:.1f} | {recalls['R@3']:.1f} |")
     with (tmp_path / "out/recalls.csv").open() as stream:
         table = list(csv.DictReader(stream))
-    assert {row["rule"] for row in table} == {"within 15 m", "within 5 m", "within 25 m", "within 100 m"}
+    assert {row["criterion"] for row in table} == {"within 15 m", "within 5 m", "within 25 m", "within 100 m"}
 
 
 def test_images_of_other_sizes_can_be_evaluated(run, city, tmp_path):

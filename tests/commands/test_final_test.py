@@ -61,9 +61,9 @@ def test_its_settings_are_those_of_validation(config, city, tmp_path):
     assert summary["encoder"] == str(tmp_path / "run/stage2/last")
     assert summary["queries"].endswith("images in queries_v1")
     assert (summary["database preprocessing"], summary["queries preprocessing"]) == ("native", "native")
-    assert summary["orientation"] == "as stored, photos are not turned upright"
+    assert summary["orientation"] == "as stored, EXIF orientation ignored"
     with (tmp_path / "run/stage2/test/recalls.csv").open() as stream:
-        assert next(csv.DictReader(stream))["rule"] == "within 40 m and 90 degrees"
+        assert next(csv.DictReader(stream))["criterion"] == "within 40 m and 90 degrees"
 
 
 def test_folders_that_cannot_be_tested_on_are_refused_before_the_training(config, city, tmp_path):

@@ -58,8 +58,8 @@ def test_an_evaluation_turns_photos_unless_it_is_told_not_to(lying, tmp_path):
         assert (recall_at_1(tmp_path / "turned"), recall_at_1(tmp_path / "stored")) == (100, 0)
     described = [json.loads(path.read_text()) for path in (tmp_path / "cache").glob("*/description.json")]
     assert sorted(each["orientation"] for each in described) == ["exif"] * 4 + ["ignore"] * 4
-    assert "photos are not turned upright" in (tmp_path / "stored" / "report.html").read_text()
-    assert "photos are not turned upright" not in (tmp_path / "turned" / "report.html").read_text()
+    assert "EXIF orientation ignored" in (tmp_path / "stored" / "report.html").read_text()
+    assert "EXIF orientation ignored" not in (tmp_path / "turned" / "report.html").read_text()
 
 
 def test_a_comparison_takes_the_same_choice(lying, tmp_path):

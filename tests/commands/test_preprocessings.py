@@ -109,7 +109,7 @@ def test_encoders_baselines_and_foreign_descriptors_stand_in_one_table(encoder, 
     assert {path.name for path in tmp_path.glob("2_*/*")} == {path.name for path in tmp_path.glob("4_*/*")}
     with (tmp_path / "compare.csv").open() as stream:
         head, *lines = csv.reader(stream)
-    assert head == ["encoder", "dimensions", "images/s", "search, ms a query", "R@1", "R@2", "R@5"]
+    assert head == ["encoder", "dimensions", "images/s", "search, ms per query", "R@1", "R@2", "R@5"]
     assert [line[4] for line in lines] == [f"{line['recalls']['1']:.1f}" for line in table]
     shown = (tmp_path / "compare.md").read_text().splitlines()
     assert [line.split(" | ")[4] for line in shown[2:]] == [line[4] for line in lines]
@@ -132,7 +132,7 @@ def test_a_table_of_no_encoder_or_of_one_twice_is_refused(names, words, mixed, t
             np.zeros((10, 4), np.float32),
             r"a row for each of the 10 images .* got \(9, 4\)",
         ),
-        (np.zeros((10, 4), np.float32), np.zeros((6, 5), np.float32), "4 dimensions of the database, 5 of queries"),
+        (np.zeros((10, 4), np.float32), np.zeros((6, 5), np.float32), "have 4 dimensions, those of the queries 5"),
         (np.zeros((10, 4), np.float32), None, "There is no .*queries_descriptors.npy"),
         (np.full((10, 4), np.nan, np.float32), np.zeros((6, 4), np.float32), "numbers that are not finite"),
     ],

@@ -68,7 +68,7 @@ def test_what_is_found_is_written_with_distances_and_without_recalls(more, photo
     ("words", "sentence"),
     [
         ("", r"4 of 4 names in .*database do not say .*, such as a.jpg: .*from-table`, or .*evaluate --no_labels true"),
-        ("--no_labels true --protocol pitts30k_test", "pitts30k_test says what is right: leave out --no_labels or"),
+        ("--no_labels true --protocol pitts30k_test", "pitts30k_test needs known positions: omit `no_labels` or"),
     ],
 )
 def test_recalls_of_images_without_positions_are_refused(words, sentence, photos, tmp_path):

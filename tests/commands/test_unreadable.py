@@ -62,7 +62,7 @@ def test_recalls_are_those_of_the_queries_that_can_be_read(index, pictures, cach
     summary = json.loads((tmp_path / "recalls.json").read_text())
     # Queries 6 and 9 find their images; that of 7 cannot be found, 8 cannot be read.
     assert summary["recalls"] == {"R@1": pytest.approx(200 / 3), "R@9": pytest.approx(200 / 3)}
-    assert summary["unreadable"] == "1 of 10 database images, never found; 1 of 4 queries, skipped"
+    assert summary["unreadable"] == "1 of 10 database images, never retrieved; 1 of 4 queries, skipped"
     assert "unreadable" in (tmp_path / "report.html").read_text()
     with (tmp_path / "predictions.csv").open() as stream:
         rows = list(csv.DictReader(stream))
@@ -84,7 +84,7 @@ def test_conditions_are_those_of_the_queries_that_can_be_read(pictures, cache, t
     words = ["--folder", tmp_path, "--out", tmp_path / "out", "--recall_ns", "[1]", *SETTING]
     run("evaluate", "--encoder", "thumbnail", *words, cache=cache)
     table = json.loads((tmp_path / "out/recalls.json").read_text())["table"]
-    found = {row["queries"]: (row["count"], row["percent"]) for row in table if row["rule"] == "within 25 m"}
+    found = {row["queries"]: (row["count"], row["percent"]) for row in table if row["criterion"] == "within 25 m"}
     assert (found["day"], found["night"]) == ((2, 100.0), (1, 0.0))
 
 

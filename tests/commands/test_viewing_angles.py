@@ -23,23 +23,23 @@ def evaluation(city, tmp_path):
 def test_an_evaluation_counts_and_names_the_viewing_angle(city, evaluation, tmp_path):
     main([*evaluation, "5", "--radii_m", "[100]", "--recall_ns", "[1]"])
     summary = json.loads((tmp_path / "recalls.json").read_text())
-    assert summary["right"] == "within 25 m and 5 degrees"
+    assert summary["criterion"] == "within 25 m and 5 degrees"
     with (tmp_path / "recalls.csv").open() as stream:
-        assert {row["rule"] for row in csv.DictReader(stream)} == {
+        assert {row["criterion"] for row in csv.DictReader(stream)} == {
             "within 25 m and 5 degrees",
             "within 100 m and 5 degrees",
         }
     database, queries = (read_catalogue(city / "test" / side) for side in ("database", "queries"))
     positives = find_positives(database, queries, 25, angle_deg=5)
-    right = {queries.name(row): {database.name(each) for each in rows} for row, rows in enumerate(positives)}
-    assert 0 < sum(map(len, right.values())) < sum(map(len, find_positives(database, queries, 25)))
+    expected = {queries.name(row): {database.name(each) for each in rows} for row, rows in enumerate(positives)}
+    assert 0 < sum(map(len, expected.values())) < sum(map(len, find_positives(database, queries, 25)))
     with (tmp_path / "predictions.csv").open() as stream:
         for row in csv.DictReader(stream):
-            assert (row["right"] == "1") == (row["database"] in right[row["query"]])
+            assert (row["correct"] == "1") == (row["database"] in expected[row["query"]])
 
 
 def test_a_protocol_and_a_viewing_angle_are_refused(evaluation):
-    with pytest.raises(SystemExit, match=r"The protocol msls_val looks at no heading.*leave one of them out"):
+    with pytest.raises(SystemExit, match=r"`protocol` msls_val ignores headings.*omit one of them"):
         main([*evaluation, "20", "--protocol", "msls_val"])
 
 

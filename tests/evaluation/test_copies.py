@@ -5,7 +5,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from progeo.evaluation.copies import find_themselves
+from progeo.evaluation.copies import find_copies
 from progeo.places.catalogue import Catalogue
 
 
@@ -52,7 +52,7 @@ def test_a_photo_finds_itself_where_the_file_or_its_content_is_the_same(name, ma
     make(photo, tmp_path / "images" / name)
     database = catalogue(tmp_path / "images", "unlike.jpg", name)
     (tmp_path / "images/unlike.jpg").write_bytes(b"unlike")
-    found = find_themselves(catalogue(photo.parent, photo.name), database, np.array([[0, 1, -1]]))
+    found = find_copies(catalogue(photo.parent, photo.name), database, np.array([[0, 1, -1]]))
     assert found.tolist() == [itself]
 
 
@@ -62,9 +62,9 @@ def test_only_what_was_found_counts(photo, tmp_path):
     database = catalogue(tmp_path / "images", "last.jpg", "photo.jpg")
     photos = catalogue(photo.parent, photo.name, photo.name)
     # Row -1 is no row: not the last one, which is the photo itself.
-    assert find_themselves(photos, database, np.array([[0, -1], [0, 1]])).tolist() == [False, True]
+    assert find_copies(photos, database, np.array([[0, -1], [0, 1]])).tolist() == [False, True]
 
 
 def test_photos_that_are_gone_are_not_taken_for_others_of_their_name(tmp_path):
     photos = catalogue(tmp_path / "summer", "0001.jpg")
-    assert find_themselves(photos, catalogue(tmp_path / "winter", "0001.jpg"), np.array([[0]])).tolist() == [False]
+    assert find_copies(photos, catalogue(tmp_path / "winter", "0001.jpg"), np.array([[0]])).tolist() == [False]

@@ -9,19 +9,19 @@ from progeo.evaluation.metrics import (
     recall_table,
 )
 
-# Four queries: right at rank 1; right at rank 3; never right; without any positive.
+# Four queries: correct at rank 1; correct at rank 3; never correct; without any positive.
 PREDICTIONS = np.array([[4, 1, 0], [2, 3, 5], [0, 1, 2], [3, 4, 5]])
 POSITIVES = [np.array([4]), np.array([5, 9]), np.array([7]), np.array([], np.int64)]
 
 
 @pytest.mark.parametrize(("missed", "counts", "percents"), [(True, (4, 2), (25, 50)), (False, (3, 1), (100 / 3, 100))])
-def test_recalls_by_every_rule_of_every_group(missed, counts, percents):
+def test_recalls_by_every_criterion_of_every_group(missed, counts, percents):
     groups = {"all": np.arange(4), "night": np.array([0, 3]), "snow": np.array([], np.int64)}
     found = recall_table(
         PREDICTIONS, {"within 25 m": POSITIVES, "far": [[0]] * 4}, groups, (1, 3), without_positive_missed=missed
     )
-    assert [(each.rule, each.queries, each.n) for each in found] == [
-        (rule, queries, n) for rule in ("within 25 m", "far") for queries in ("all", "night") for n in (1, 3)
+    assert [(each.criterion, each.queries, each.n) for each in found] == [
+        (criterion, queries, n) for criterion in ("within 25 m", "far") for queries in ("all", "night") for n in (1, 3)
     ]
     assert tuple(each.count for each in found[:4:2]) == counts
     assert tuple(each.percent for each in found[:4:2]) == pytest.approx(percents)
@@ -43,7 +43,7 @@ def test_average_precision_of_hand_made_rows():
     predictions = np.array([[4, 1, 0], [2, 9, 5], [0, 1, 2], [3, 4, 5], [1, 2, 3]])
     positives = [[4], [5, 9], [7], [], [1, 2, 3, 4, 5]]
     found = average_precisions(predictions, [np.array(rows, np.int64) for rows in positives])
-    # right at 1; right at 2 and 3: (1/2 + 2/3) / 2; nothing; nothing to find; all three that fit of five
+    # correct at 1; correct at 2 and 3: (1/2 + 2/3) / 2; nothing; nothing to find; all three that fit of five
     np.testing.assert_allclose(found, [1, (1 / 2 + 2 / 3) / 2, 0, np.nan, 1])
 
 

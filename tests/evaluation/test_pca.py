@@ -27,9 +27,9 @@ def test_components_are_those_of_a_plain_singular_value_decomposition(sample, wh
 
 
 def test_dimensions_that_cannot_be_are_refused(sample):
-    with pytest.raises(ValueError, match="dim must be at most 16, with 500 descriptors of 16; got 17"):
+    with pytest.raises(ValueError, match="`dim` must be at most 16, with 500 descriptors of 16; got 17"):
         fit_pca(sample, 17, whiten=False)
-    with pytest.raises(ValueError, match="dim must be at most 10, with 10 descriptors"):
+    with pytest.raises(ValueError, match="`dim` must be at most 10, with 10 descriptors"):
         fit_pca(sample[:10], 12, whiten=False)
     flat = sample * (np.arange(16) < 4)
     with pytest.raises(ValueError, match="Only 4 dimensions"):

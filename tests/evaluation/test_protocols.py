@@ -30,14 +30,16 @@ def evaluate(folder, out, *arguments):
 @pytest.mark.parametrize("name", protocol_names())
 def test_every_protocol_says_what_it_is_and_with_what_it_can_be_compared(name):
     protocol = load_protocol(name)
-    assert protocol.what
+    assert protocol.description
     assert protocol.comparable
     assert protocol.positive_radius_m == 25
     assert 0 < protocol.num_queries <= protocol.num_database
 
 
 def test_an_unknown_protocol_is_refused_with_those_that_there_are():
-    with pytest.raises(ValueError, match=r"no protocol 'pitts30'; there are .*pitts30k_test, sf_xl_test_v1"):
+    with pytest.raises(
+        ValueError, match=r"`protocol` 'pitts30' is not known: use one of .*pitts30k_test, sf_xl_test_v1"
+    ):
         load_protocol("pitts30")
 
 
@@ -45,7 +47,7 @@ def test_a_folder_with_other_counts_is_refused_with_both(val, tmp_path):
     with pytest.raises(SystemExit) as stop:
         evaluate(val, tmp_path / "out", "--protocol", "pitts30k_test")
     assert "has 10,000 database images and 6,816 queries" in str(stop.value.code)
-    assert "has 12 and 6: its numbers could not be compared" in str(stop.value.code)
+    assert "has 12 and 6, so its recalls would not be comparable" in str(stop.value.code)
     assert not (tmp_path / "out").exists()
 
 
@@ -67,7 +69,9 @@ def test_day_sunset_and_night_of_tokyo_come_in_turn_by_the_numbers_of_the_querie
 
 @pytest.mark.parametrize("queries", [["1.jpg", "x.jpg"], ["1.jpg", "01.jpg"], ["@5@7@.jpg", "@6@7@.jpg"]])
 def test_queries_that_cannot_be_told_apart_by_numbers_are_refused(queries):
-    with pytest.raises(ValueError, match="day, sunset, night apart by the numbers of the queries, but not all names"):
+    with pytest.raises(
+        ValueError, match="day, sunset, night by the numbers in the names of the queries, but not every name"
+    ):
         load_protocol("tokyo_247").conditions_of(queries)
 
 
@@ -82,7 +86,7 @@ def test_recalls_of_each_condition_of_a_table_are_reported(own_val, tmp_path):
     main(["dataset", "from-table", table, str(own_val / "mine"), "--images", images])
     evaluate(own_val, tmp_path / "out", "--queries", "mine")
     found = json.loads((tmp_path / "out/recalls.json").read_text())
-    percents = {(each["queries"], each["n"], each["rule"]): each["percent"] for each in found["table"]}
+    percents = {(each["queries"], each["n"], each["criterion"]): each["percent"] for each in found["table"]}
     for n in (1, 5, 10, 20):
         everything, day, night = (percents[name, n, "within 25 m"] for name in ("all", "day", "night"))
         assert everything == found["recalls"][f"R@{n}"] == pytest.approx((2 * day + 4 * night) / 6)
@@ -90,7 +94,7 @@ def test_recalls_of_each_condition_of_a_table_are_reported(own_val, tmp_path):
     assert '<th scope="row">night</th><td>4</td>' in (tmp_path / "out/report.html").read_text()
 
 
-def test_queries_that_would_all_be_left_out_are_refused(own_val, tmp_path):
+def test_queries_that_would_all_be_excluded_are_refused(own_val, tmp_path):
     out = tmp_path / "out"
     for path in sorted((own_val / "queries").iterdir()):
         fields = parse_names([path.name])

@@ -50,7 +50,7 @@ def catalogue(folder, names, east):
 
 
 def report(folder, *, max_queries=240, num_shown=5, ns=(1, 2), **changes):
-    """Three queries, four database images: right at rank 1; wrong by 90 m; wrong by 4,000 m but right at rank 2."""
+    """Three queries, four database images: correct at rank 1; wrong by 90 m; wrong by 4,000 m but correct at rank 2."""
     names = [f"@{index}@<b>&'.png" for index in range(7)]
     for index, name in enumerate(names):
         Image.new("RGB", (300, 200), (index * 30, 0, 0)).save(folder / name)
@@ -72,11 +72,11 @@ def report(folder, *, max_queries=240, num_shown=5, ns=(1, 2), **changes):
 
 def test_every_query_is_a_row_with_its_predictions_the_worst_first(tmp_path):
     page = Page(report(tmp_path))
-    assert page.rows == ["wrong", "wrong", "right"]
-    assert page.figures == ["query", "wrong", "right", "query", "wrong", "wrong", "query", "right", "wrong"]
-    gallery = page.text.partition("what was retrieved")[2]
+    assert page.rows == ["wrong", "wrong", "correct"]
+    assert page.figures == ["query", "wrong", "correct", "query", "wrong", "wrong", "query", "correct", "wrong"]
+    gallery = page.text.partition("Queries and their predictions")[2]
     assert gallery.index("3,997.0 m") < gallery.index("90.0 m") < gallery.index("3.0 m")
-    assert gallery.count("✓ right") == 2
+    assert gallery.count("✓ correct") == 2
     assert gallery.count("✗ wrong") == 4
 
 
@@ -85,14 +85,14 @@ def test_recalls_and_counts_are_printed(tmp_path):
     assert "R@1 R@2 within 25 m 3 33.3 0.0 to 100.0 66.7" in text
     assert "All 3 queries shown, worst first." in text
     assert "wrong (2)" in text
-    assert "right (1)" in text
+    assert "correct (1)" in text
 
 
 def test_no_more_queries_are_shown_than_asked_for_and_the_page_says_so(tmp_path):
     page = Page(report(tmp_path, max_queries=2))
     assert page.rows == ["wrong", "wrong"]
-    assert Page(report(tmp_path, max_queries=2, predictions=np.array([[0], [0], [0]]))).rows == ["wrong", "right"]
-    assert "2 of 3 queries shown, worst first, and some that are right." in page.text
+    assert Page(report(tmp_path, max_queries=2, predictions=np.array([[0], [0], [0]]))).rows == ["wrong", "correct"]
+    assert "2 of 3 queries shown, worst first, and some that are correct." in page.text
 
 
 def test_no_more_predictions_are_shown_than_asked_for_nor_than_there_are(tmp_path):
@@ -146,13 +146,13 @@ def test_a_single_recall_still_makes_a_page(tmp_path):
 def test_images_without_a_place_give_a_page_without_a_map(tmp_path):
     nowhere = catalogue(tmp_path, [f"@{index}@<b>&'.png" for index in range(3)], np.full(3, np.nan))
     html = report(tmp_path, queries=nowhere, predictions=np.array([[0, -1], [1, -1], [2, -1]]))
-    assert "<h2>Where" not in html
+    assert "<h2>Map" not in html
     assert "on the map" not in html
     assert Page(html).figures.count("query") == 3
     assert len(Page(html).figures) == 6
 
 
-def test_queries_without_labels_are_shown_the_nearest_descriptors_first_and_nothing_is_called_right(tmp_path):
+def test_queries_without_labels_are_shown_the_nearest_descriptors_first_and_nothing_is_called_correct(tmp_path):
     names = [f"{index}.jpg" for index in range(7)]
     for name in names:
         Image.new("RGB", (30, 20)).save(tmp_path / name)
@@ -170,7 +170,7 @@ def test_queries_without_labels_are_shown_the_nearest_descriptors_first_and_noth
     assert page.rows == ["found"] * 3
     assert re.findall('data-name="([^"]*)"', html) == ["1.jpg", "0.jpg", "2.jpg"]
     assert page.figures == ["query", "found", "found", "query", "found", "found", "query", "found"]
-    shown = page.text.partition("what was retrieved")[2].partition('"use strict"')[0]
+    shown = page.text.partition("Queries and their predictions")[2].partition('"use strict"')[0]
     assert re.findall(r"\d\.\d{3}", shown) == ["0.250", "1.500", "0.500", "0.750", "1.125"]
     assert "All 3 queries shown, those with the nearest descriptors first." in shown
     for word in ("Recall in", "<svg", "on the map", "✓", "✗", "At rank 1"):

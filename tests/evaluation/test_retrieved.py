@@ -23,9 +23,9 @@ def found(tmp_path, queries_east, conditions):
     )
 
 
-def test_right_is_what_the_first_rule_says_and_distances_end_where_predictions_do(tmp_path):
+def test_the_first_criterion_decides_what_is_correct_and_distances_end_where_predictions_do(tmp_path):
     retrieved = found(tmp_path, [3.0, 0.0, 7.0, 999.0], [""] * 4)
-    assert retrieved.right.tolist() == [[True, False], [False, True], [True, False], [False, False]]
+    assert retrieved.correct.tolist() == [[True, False], [False, True], [True, False], [False, False]]
     np.testing.assert_array_equal(retrieved.distances_m, [[3, 997], [1000, 0], [7, np.nan], [1, np.nan]])
 
 

@@ -106,7 +106,7 @@ def test_a_damaged_index_is_refused_by_name(tmp_path):
     save_index(faiss.IndexFlatL2(8), tmp_path / "x.faiss")
     (tmp_path / "x.faiss").write_bytes((tmp_path / "x.faiss").read_bytes()[:20])
     for read in (load_index, partial(map_index, probes=1)):
-        with pytest.raises(ValueError, match=r"x.faiss is no complete index"):
+        with pytest.raises(ValueError, match=r"x.faiss is corrupt or no index"):
             read(tmp_path / "x.faiss")
 
 

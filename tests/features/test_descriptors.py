@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from progeo.config.evaluation import CacheSettings
 from progeo.engine.accelerator import start_accelerator
-from progeo.features.descriptors import described, descriptor_extractor, identity
+from progeo.features.descriptors import descriptor_extractor, extract_descriptors, identity
+from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
 from progeo.models.encoder import Encoder, build_encoder
 from progeo.models.thumbnail import ThumbnailEncoder
 from progeo.places.catalogue import read_catalogue
@@ -46,16 +46,12 @@ def catalogue(tmp_path_factory):
 @pytest.fixture
 def descriptors(catalogue, tmp_path):
     accelerator = start_accelerator("no")
-    settings = CacheSettings(descriptor_cache=tmp_path / "cache", num_workers=0)
+    work, cache = WorkOptions(num_workers=0), CacheOptions(descriptor_cache=tmp_path / "cache")
 
     def extract(encoder):
-        return next(
-            iter(
-                described(
-                    descriptor_extractor(encoder, "hard_resize", None, accelerator), catalogue, settings, accelerator
-                ).parts()
-            )
-        )
+        extractor = descriptor_extractor(encoder, ImageOptions(), accelerator)
+        (part,) = extract_descriptors(extractor, catalogue, accelerator, work=work, cache=cache).parts()
+        return part
 
     return extract
 

@@ -12,8 +12,8 @@ function matches(item) {
 
 function update() {
   const order = {
-    first: (a, b) => a.dataset.place - b.dataset.place,
-    last: (a, b) => b.dataset.place - a.dataset.place,
+    first: (a, b) => a.dataset.rank - b.dataset.rank,
+    last: (a, b) => b.dataset.rank - a.dataset.rank,
     name: (a, b) => a.dataset.name.localeCompare(b.dataset.name),
   }[form.order.value];
   for (const row of rows) row.hidden = !matches(row);
@@ -64,8 +64,8 @@ if (map) {
     show();
   }
 
-  function pan(right, down) {
-    view.x += right;
+  function pan(east, down) {
+    view.x += east;
     view.y += down;
     show();
   }

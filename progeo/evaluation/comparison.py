@@ -1,0 +1,40 @@
+"""Write the table of several encoders that were evaluated on the same query set."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from progeo.engine.log import LOGGER
+from progeo.evaluation.results import markdown_table, write_csv
+from progeo.files import replacing, write_json
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Results of one encoder, a row of the table."""
+
+    encoder: str
+    descriptor_dim: int
+    images_per_second: float | None
+    """Extraction speed of the network on decoded images; None for descriptors of another program."""
+    search_ms: float
+    """Duration of an exact search in milliseconds per query."""
+    recalls: dict[int, float]
+    """Recall in percent, by N."""
+
+
+def write_comparison(out: Path, table: Sequence[Compared]) -> None:
+    """Write compare.json, compare.csv and compare.md to a folder, and log the table."""
+    rows = [["encoder", "dimensions", "images/s", "search, ms per query", *(f"R@{n}" for n in table[0].recalls)]]
+    for each in table:
+        speed = "" if each.images_per_second is None else f"{each.images_per_second:.1f}"
+        percents = [f"{recall:.1f}" for recall in each.recalls.values()]
+        rows.append([each.encoder, str(each.descriptor_dim), speed, f"{each.search_ms:.2f}", *percents])
+    write_json(out / "compare.json", [asdict(each) for each in table])
+    write_csv(out / "compare.csv", rows)
+    text = markdown_table(rows, num_texts=1)
+    with replacing(out / "compare.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    for line in text.splitlines():
+        LOGGER.info(line)
+    LOGGER.info("table: %s", out / "compare.md")

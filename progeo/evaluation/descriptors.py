@@ -1,0 +1,81 @@
+"""Descriptors of the database and the queries: extracted with an encoder, or read from another program's files."""
+
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+from torch import nn
+
+from progeo.datasets.query_sets import QuerySet
+from progeo.features.descriptors import descriptor_extractor, extract_descriptors
+from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
+from progeo.features.store import ShardedRows
+from progeo.models.options import QueryPreprocessing
+from progeo.places.catalogue import Catalogue
+
+_ROWS_AT_ONCE = 2**16
+
+
+def extract_query_set(
+    encoder: nn.Module,
+    query_set: QuerySet,
+    accelerator: Accelerator,
+    *,
+    images: ImageOptions,
+    query_preprocessing: QueryPreprocessing,
+    work: WorkOptions,
+    cache: CacheOptions,
+) -> tuple[ShardedRows, ShardedRows]:
+    """Extract the descriptors of database and queries, computing only those missing from the cache.
+
+    Returns:
+        Database descriptors (N, D), and query descriptors (Q, D), or (Q, 5 D) for crops that are searched separately;
+        unreadable images are excluded.
+    """
+    extractors = (
+        (descriptor_extractor(encoder, images, accelerator), query_set.database),
+        (descriptor_extractor(encoder, images, accelerator, preprocessing=query_preprocessing), query_set.queries),
+    )
+    database, queries = (
+        extract_descriptors(extractor, catalogue, accelerator, work=work, cache=cache)
+        for extractor, catalogue in extractors
+    )
+    return database, queries
+
+
+def read_query_set(folder: Path, query_set: QuerySet) -> tuple[ShardedRows, ShardedRows]:
+    """Read the descriptors of database (N, D) and queries (Q, D) that another program wrote to a folder.
+
+    Raises:
+        FileNotFoundError: `database_descriptors.npy` or `queries_descriptors.npy` does not exist.
+        ValueError: a file does not hold one finite row per image, or database and queries differ in dimension.
+    """
+    database = _read_rows(folder / "database_descriptors.npy", query_set.database)
+    queries = _read_rows(folder / "queries_descriptors.npy", query_set.queries)
+    if database.width != queries.width:
+        raise ValueError(
+            f"The database descriptors in {folder} have {database.width} dimensions, those of the queries "
+            f"{queries.width}: extract both with the same encoder."
+        )
+    return database, queries
+
+
+def _read_rows(path: Path, images: Catalogue) -> ShardedRows:
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no {path}.")
+    values = np.load(path, mmap_mode="r")
+    if values.ndim != 2 or len(values) != len(images):
+        raise ValueError(
+            f"{path} must hold a row for each of the {len(images):,} images of {images.folder}, got {values.shape}."
+        )
+    for start in range(0, len(values), _ROWS_AT_ONCE):
+        if not np.isfinite(values[start : start + _ROWS_AT_ONCE]).all():
+            raise ValueError(f"{path} holds numbers that are not finite, in row {start} or later.")
+    return ShardedRows(
+        path.parent,
+        num_rows=len(values),
+        width=values.shape[1],
+        shard_size=len(values),
+        dtype=values.dtype.name,
+        file_name=path.name,
+    )

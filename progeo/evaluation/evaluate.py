@@ -1,0 +1,148 @@
+"""Evaluate an encoder: retrieve database images for queries, measure recall and write the results."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from torch import nn
+
+from progeo.datasets.query_sets import positives_by_rule
+from progeo.engine.log import LOGGER
+from progeo.evaluation.benchmark import load_benchmark
+from progeo.evaluation.copies import find_copies
+from progeo.evaluation.descriptors import extract_query_set, read_query_set
+from progeo.evaluation.options import BenchmarkOptions
+from progeo.evaluation.predict import predict
+from progeo.evaluation.results import write_results, write_unlabeled_results
+from progeo.evaluation.retrieved import Retrieved
+from progeo.evaluation.search import distances_of
+from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
+from progeo.features.store import ShardedRows
+from progeo.models.backbones.open_clip import as_height_width
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results of one encoder."""
+
+    recalls: Mapping[int, float]
+    """Recall in percent, by N; empty without labels."""
+    descriptor_dim: int
+    search_ms: float
+    """Duration of an exact search in milliseconds per query."""
+
+
+def evaluate_encoder(
+    encoder: nn.Module | Path,
+    folder: Path,
+    *,
+    name: str,
+    out: Path,
+    accelerator: Accelerator,
+    options: BenchmarkOptions,
+    images: ImageOptions,
+    work: WorkOptions,
+    cache: CacheOptions,
+    faiss: str | None = None,
+    probes: int = 16,
+    no_labels: bool = False,
+) -> Evaluation | None:
+    """Evaluate an encoder and write its recalls, predictions and a report; only the main process gets the result.
+
+    Args:
+        encoder: the encoder, or a folder with another program's `database_descriptors.npy` and
+            `queries_descriptors.npy`.
+        folder: folder that holds the database and the queries.
+        name: name of the encoder in the results.
+        out: output folder.
+        accelerator: gives the device, the precision and the processes.
+        options: data set, criterion for a correct prediction, and the Ns of recall@N.
+        images: image size, preprocessing of database images, and orientation.
+        work: batch size and workers of the extraction.
+        cache: location and precision of cached descriptors.
+        faiss: factory string of a compressed index to evaluate, see `open_index`; None searches exactly.
+        probes: number of inverted lists of an IVF index that a search visits.
+        no_labels: positions of the queries are unknown; write predictions and a report, but no recalls.
+
+    Raises:
+        ValueError: the options contradict each other or the protocol, or images or descriptors cannot be used.
+        FileNotFoundError: a folder or file does not exist.
+    """
+    benchmark = load_benchmark(folder, options, no_labels=no_labels)
+    options = benchmark.options
+    if isinstance(encoder, Path):
+        database, queries = read_query_set(encoder, benchmark.query_set)
+    else:
+        database, queries = extract_query_set(
+            encoder,
+            benchmark.query_set,
+            accelerator,
+            images=images,
+            query_preprocessing=options.query_preprocessing,
+            work=work,
+            cache=cache,
+        )
+    if not accelerator.is_main_process:
+        return None
+    benchmark = benchmark.without_queries(queries.missing)
+    query_set, vectors = benchmark.query_set, np.concatenate(list(queries.parts()))
+    index_folder = out if isinstance(encoder, Path) else None  # write nothing into the folder of another program
+    found = predict(database, vectors, benchmark, faiss=faiss, probes=probes, index_folder=index_folder)
+    positives = positives_by_rule(
+        query_set, options.positive_radius_m, options.radii_m, angle_deg=options.positive_angle_deg
+    )
+    distances = distances_of(found.rows, vectors, database.complete) if no_labels else None
+    sides = (query_set.database, query_set.queries)
+    results = Retrieved(*sides, found.rows, positives, benchmark.conditions, distances)
+    facts = {
+        "encoder": name,
+        "descriptor": f"{database.width} dimensions",
+        "folder": str(folder),
+        "protocol": options.protocol or "none",
+        "database": f"{len(query_set.database):,} images in {options.database}",
+        "queries": f"{len(query_set.queries):,} images in {options.queries}",
+        **_unreadable(database, queries),
+        **_copies(results),
+        **({} if isinstance(encoder, Path) else _extraction(encoder, images, options)),
+        **found.index_facts,
+    }
+    recalls: Mapping[int, float] = {}
+    if no_labels:
+        write_unlabeled_results(results, facts, out)
+    else:
+        is_missed = options.without_positive == "missed"
+        recalls = write_results(results, facts, out, ns=options.recall_ns, without_positive_missed=is_missed)
+    return Evaluation(recalls, database.width, found.exact_ms)
+
+
+def _extraction(encoder: nn.Module, images: ImageOptions, options: BenchmarkOptions) -> dict[str, str]:
+    """Return facts for the report about how descriptors were extracted."""
+    size: Any = encoder.image_size if images.image_size is None else as_height_width(images.image_size)
+    facts = {
+        "image size": "{} x {} pixels".format(*size),
+        "database preprocessing": images.database_preprocessing,
+        "queries preprocessing": options.query_preprocessing,
+    }
+    if images.orientation == "ignore":
+        facts["orientation"] = "as stored, EXIF orientation ignored"
+    return facts
+
+
+def _unreadable(database: ShardedRows, queries: ShardedRows) -> dict[str, str]:
+    """Return a fact for the report if images cannot be read."""
+    sides = {"database images, never retrieved": database, "queries, skipped": queries}
+    texts = [f"{len(rows.missing):,} of {rows.num_rows:,} {what}" for what, rows in sides.items() if len(rows.missing)]
+    return {"unreadable": "; ".join(texts)} if texts else {}
+
+
+def _copies(results: Retrieved) -> dict[str, str]:
+    """Return a fact and log a warning if queries are database images, whose recall says little about new photos."""
+    count = int(find_copies(results.queries, results.database, results.predictions[:, :1]).sum())
+    if not count:
+        return {}
+    text = f"{count:,} of {len(results.queries):,} queries are images of the database and retrieve themselves"
+    LOGGER.warning("%s: these recalls say little about new photos", text)
+    return {"queries in the database": text}

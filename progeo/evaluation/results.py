@@ -1,0 +1,159 @@
+"""Write the result files and log lines of an evaluation."""
+
+import csv
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from progeo.engine.log import LOGGER
+from progeo.evaluation.metrics import Errors, Recall, average_precisions, errors_of, recall_table
+from progeo.evaluation.report import write_report
+from progeo.evaluation.retrieved import Retrieved
+from progeo.files import replacing, write_json
+
+
+def write_results(
+    results: Retrieved,
+    facts: Mapping[str, str],
+    out: Path,
+    *,
+    ns: tuple[int, ...],
+    without_positive_missed: bool,
+) -> dict[int, float]:
+    """Write recalls.json, recalls.csv, recalls.md, predictions.csv and report.html, and log a summary.
+
+    Args:
+        results: the predictions.
+        facts: encoder, data set and options of the evaluation.
+        out: output folder.
+        ns: the Ns of recall@N.
+        without_positive_missed: count queries without any positive as missed; otherwise exclude them.
+
+    Returns:
+        Recall of all queries by the main criterion, in percent, by N.
+    """
+    groups, main = results.groups(), results.criterion
+    table = recall_table(
+        results.predictions, results.positives, groups, ns, without_positive_missed=without_positive_missed
+    )
+    by_criterion = {
+        name: [each for each in table if (each.criterion, each.queries) == (name, "all")] for name in results.positives
+    }
+    by_group = {name: [each for each in table if (each.criterion, each.queries) == (main, name)] for name in groups}
+    if not by_group["all"]:
+        raise ValueError(
+            f"No query of {facts['folder']} has a positive ({main}), so all of them would be excluded: set "
+            f"`without_positive` to missed to count them."
+        )
+    without = sum(not len(rows) for rows in results.positives[main])
+    handling = "missed" if without_positive_missed else "excluded"
+    facts = {**facts, "criterion": main, "queries without a positive": f"{without:,}, {handling}"}
+    recalls = {each.n: each.percent for each in by_group["all"]}
+    errors = errors_of(results.distances_m)
+    write_json(out / "recalls.json", {**facts, **_summary(results, table, recalls, errors)})
+    write_csv(
+        out / "recalls.csv", [[field.name for field in dataclasses.fields(Recall)], *map(dataclasses.astuple, table)]
+    )
+    with replacing(out / "recalls.md") as temporary:
+        temporary.write_text(_recalls_as_markdown(facts, recalls), encoding="utf-8")
+    write_csv(out / "predictions.csv", _predictions(results))
+    in_report = {name: rows for name, rows in {**by_criterion, **by_group}.items() if rows and name != "all"}
+    shown = facts if errors is None else {**facts, "error of the top prediction": _format_errors(errors)}
+    _write_report(results, shown, out, in_report)
+    _log(facts["folder"], by_group, errors)
+    LOGGER.info("report: %s", out / "report.html")
+    return recalls
+
+
+def write_unlabeled_results(results: Retrieved, facts: Mapping[str, str], out: Path) -> None:
+    """Write predictions.csv and report.html of queries without ground truth.
+
+    Args:
+        results: the predictions, with descriptor distances.
+        facts: encoder, data set and options of the search.
+        out: output folder.
+    """
+    write_csv(out / "predictions.csv", _predictions(results))
+    _write_report(results, facts, out, {})
+    LOGGER.info("%s: predictions for %s queries, without recalls", facts["folder"], f"{len(results.queries):,}")
+    LOGGER.info("report: %s", out / "report.html")
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Write rows, the column names first, as a CSV file."""
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows(rows)
+
+
+def markdown_table(rows: Sequence[Sequence[str]], *, num_texts: int) -> str:
+    """Format rows, the column names first, as a Markdown table; columns from `num_texts` on are aligned as numbers."""
+    alignments = ["---"] * num_texts + ["---:"] * (len(rows[0]) - num_texts)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (rows[0], alignments, *rows[1:]))
+
+
+def _write_report(
+    results: Retrieved, facts: Mapping[str, str], out: Path, recalls: Mapping[str, Sequence[Recall]]
+) -> None:
+    title = f"{facts['encoder']} on {facts['folder']}"
+    write_report(out / "report.html", results, title=title, facts=facts, recalls=recalls)
+
+
+def _recalls_as_markdown(facts: Mapping[str, str], recalls: Mapping[int, float]) -> str:
+    data = facts["folder"] if facts["protocol"] == "none" else facts["protocol"]
+    names = ["encoder", "data", "descriptor", *(f"R@{n}" for n in recalls)]
+    percents = [f"{recall:.1f}" for recall in recalls.values()]
+    return markdown_table([names, [facts["encoder"], data, facts["descriptor"], *percents]], num_texts=3)
+
+
+def _summary(
+    results: Retrieved, table: list[Recall], recalls: Mapping[int, float], errors: Errors | None
+) -> dict[str, Any]:
+    """Collect all numbers of an evaluation for recalls.json."""
+    precisions = average_precisions(results.predictions, results.positives[results.criterion])
+    return {
+        "recalls": {f"R@{n}": percent for n, percent in recalls.items()},
+        "errors": None if errors is None else dataclasses.asdict(errors),
+        "mean_average_precision": None if np.isnan(precisions).all() else float(np.nanmean(precisions)),
+        "table": [dataclasses.asdict(each) for each in table],
+    }
+
+
+def _log(folder: str, by_group: Mapping[str, list[Recall]], errors: Errors | None) -> None:
+    """Log a summary of recalls and errors."""
+    first = by_group["all"][0]
+    LOGGER.info("%s: %s", folder, _format_recalls(by_group["all"]))
+    LOGGER.info("95 %% confidence interval of R@%d over these queries: %.1f to %.1f", first.n, first.low, first.high)
+    for name, rows in by_group.items():
+        if rows and name != "all":
+            LOGGER.info("  %s (%s queries): %s", name, f"{rows[0].count:,}", _format_recalls(rows))
+    if errors is not None:
+        LOGGER.info("error of the top prediction: %s", _format_errors(errors))
+
+
+def _format_recalls(recalls: list[Recall]) -> str:
+    return ", ".join(f"R@{each.n} {each.percent:.1f}" for each in recalls)
+
+
+def _format_errors(errors: Errors) -> str:
+    return f"median {errors.median_m:,.1f} m, 90th percentile {errors.ninetieth_m:,.1f} m"
+
+
+def _predictions(results: Retrieved) -> Iterator[Sequence[Any]]:
+    """Yield the rows of predictions.csv: distances in meters and a 0 or 1, or without ground truth of descriptors."""
+    query_paths, database_paths = results.queries.table["path"], results.database.table["path"]
+    judged = ["distance_m", "correct"] if results.distances is None else ["descriptor_distance"]
+    yield ["query", "rank", "database", *judged]
+    for query, rank in np.argwhere(results.predictions >= 0).tolist():
+        database = database_paths[int(results.predictions[query, rank])]
+        yield [query_paths[query], rank + 1, database, *_judgment(results, query, rank)]
+
+
+def _judgment(results: Retrieved, query: int, rank: int) -> list[str]:
+    """Format the last columns of predictions.csv."""
+    if results.distances is not None:
+        return [f"{results.distances[query, rank]:.4f}"]
+    distance_m = results.distances_m[query, rank]
+    return ["" if np.isnan(distance_m) else f"{distance_m:.2f}", str(int(results.correct[query, rank]))]
