@@ -20,7 +20,7 @@ from progeo.engine.accelerator import start_accelerator
 from progeo.engine.run_folder import RunFolder
 from progeo.engine.stopping import StopRequest
 from progeo.evaluation.recall import recall_at
-from progeo.models.backbones.open_clip import as_height_width
+from progeo.models.backbones.position_embedding import as_height_width
 from progeo.models.encoder import Encoder
 from progeo.pixels import Orientation
 from progeo.places.catalogue import read_catalogue

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from progeo.files import replacing
-from progeo.models.backbones.open_clip import position_embedding_name, position_stride, resized_features
+from progeo.models.backbones.position_embedding import position_embedding_name, position_stride, resized_features
 from progeo.models.encoder import Encoder
 
 Input = Literal["normalized", "pixels", "photos"]
@@ -44,7 +44,7 @@ def build_program(encoder: Encoder, input: Input) -> ExportedProgram:
     if input != "photos" and any(side < _MIN_SIDE or side % step for side in encoder.image_size):
         raise ValueError(
             f"The encoder's own images of {encoder.image_size[0]} x {encoder.image_size[1]} pixels would not be taken: "
-            f"a graph is for sides from {_MIN_SIDE} pixels in multiples of {step}. Use --input photos."
+            f"a graph is for sides from {_MIN_SIDE} pixels in multiples of {step}. Use `input` photos."
         )
     batch, height, width = Dim("batch", min=1), _side("height", step), _side("width", step)
     sizes = (batch, 3, height, width) if input == "normalized" else (batch, height, width, 3)

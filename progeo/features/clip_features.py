@@ -22,7 +22,8 @@ from progeo.features.extract import ExtractedFeatures, extract_features
 from progeo.features.extractor import FeatureExtractor, run_on
 from progeo.features.store import ShardedRows
 from progeo.files import replacing
-from progeo.models.backbones.open_clip import as_height_width, weights_digest
+from progeo.models.backbones.open_clip import weights_digest
+from progeo.models.backbones.position_embedding import as_height_width
 from progeo.models.batch_norm import (
     BatchNormMode,
     batch_norm_mode,

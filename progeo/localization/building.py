@@ -31,7 +31,7 @@ from progeo.localization.place_index import (
     rows_in_index,
     save_model,
 )
-from progeo.models.backbones.open_clip import ImageSize
+from progeo.models.backbones.position_embedding import ImageSize
 from progeo.models.preprocessing import Preprocessing
 from progeo.pixels import Orientation
 from progeo.places.catalogue import Catalogue, read_catalogue

@@ -5,7 +5,8 @@ from pathlib import Path
 from progeo.config.training import ModelSettings
 from progeo.engine.run_folder import RunFolder
 from progeo.export.weights import encoder_folder, holds_encoder, load_encoder, read_description
-from progeo.models.backbones.open_clip import NORMALIZATIONS, as_height_width
+from progeo.models.backbones.open_clip import NORMALIZATIONS
+from progeo.models.backbones.position_embedding import as_height_width
 from progeo.models.encoder import Encoder, EncoderSpec, build_encoder
 from progeo.models.pixel_statistics import PixelStatistics, chosen_statistics, pixel_statistics
 

@@ -198,7 +198,7 @@ def test_other_weights_sizes_and_preprocessing_have_features_of_their_own(run, c
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (("--model.mean", "[0.5,0.5,0.5]"), "model.mean and model.std go together"),
+        (("--model.mean", "[0.5,0.5,0.5]"), "`mean` and `std` go together"),
         (("--model.architecture", "ViT-H-14-worldwide-378"), "Prompts cannot be learned for ViT-H-14-worldwide-378"),
         (("--model.architecture", "ViT-L-14-CLIPA"), "Prompts cannot be learned for ViT-L-14-CLIPA"),
     ],

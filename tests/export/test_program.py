@@ -85,7 +85,7 @@ def test_descriptors_that_differ_are_refused_and_so_are_those_that_are_no_number
 def test_an_encoder_whose_own_size_its_program_would_refuse_is_refused(save, side, tmp_path):
     encoder = build_encoder("tiny-vit", "random", (96, side)).eval()
     with pytest.raises(
-        ValueError, match=rf"96 x {side} pixels .* from 64 pixels in multiples of 16\. Use --input photos"
+        ValueError, match=rf"96 x {side} pixels .* from 64 pixels in multiples of 16\. Use `input` photos"
     ):
         save(tmp_path / "model", encoder)
 
