@@ -11,7 +11,7 @@ from progeo.export.card import save_card, starting_weights
 from progeo.export.folders import without_folders
 from progeo.export.onnx import save_onnx
 from progeo.export.program import save_program, side_step
-from progeo.export.weights import encoder_folder, load_encoder, read_description, save_encoder
+from progeo.export.weights import encoder_folder, load_encoder, read_encoder_metadata, save_encoder
 from progeo.files import written_together
 from progeo.models.encoder import Encoder
 
@@ -40,18 +40,18 @@ def export(settings: ExportSettings) -> Path:
     target = settings.to or settings.run / default
     if held := [name for name in (*chosen.files, "README.md") if (target / name).exists()]:
         raise ValueError(f"{target} already holds {', '.join(held)}: name another folder with --to.")
-    description = read_description(source)
+    metadata = read_encoder_metadata(source)
     with written_together(target.resolve()) as folder:
-        usage = chosen.write(folder, load_encoder(source), description, settings)
-        save_card(folder / "README.md", description, usage)
+        usage = chosen.write(folder, load_encoder(source), metadata, settings)
+        save_card(folder / "README.md", metadata, usage)
         written = sorted(path.name for path in folder.iterdir())
     LOGGER.info("%s written to %s", ", ".join(written), target)
     return target
 
 
-def _write_weights(target: Path, encoder: Encoder, description: dict, _: ExportSettings) -> str:
-    provenance = without_folders(description["provenance"])
-    save_encoder(target, encoder, provenance=provenance, recalls=description["recalls"])
+def _write_weights(target: Path, encoder: Encoder, metadata: dict, _: ExportSettings) -> str:
+    provenance = without_folders(metadata["provenance"])
+    save_encoder(target, encoder, provenance=provenance, recalls=metadata["recalls"])
     return (
         "import progeo\n"
         "from PIL import Image\n\n"
@@ -81,9 +81,9 @@ def _write_program(target: Path, encoder: Encoder, _: dict, settings: ExportSett
     )
 
 
-def _write_backbone(target: Path, encoder: Encoder, description: dict, _: ExportSettings) -> str:
+def _write_backbone(target: Path, encoder: Encoder, metadata: dict, _: ExportSettings) -> str:
     save_backbone(target / "backbone.safetensors", encoder)
-    return backbone_usage(encoder, starting_weights(description))
+    return backbone_usage(encoder, starting_weights(metadata))
 
 
 _FORMATS = {

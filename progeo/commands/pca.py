@@ -10,7 +10,7 @@ from progeo.config.evaluation import ReduceSettings
 from progeo.engine.accelerator import start_accelerator
 from progeo.engine.log import LOGGER, start_log
 from progeo.evaluation.pca import fit_pca
-from progeo.export.weights import encoder_folder, holds_encoder, load_encoder, read_description, save_encoder
+from progeo.export.weights import encoder_folder, holds_encoder, load_encoder, read_encoder_metadata, save_encoder
 from progeo.features.descriptors import described, descriptor_extractor
 from progeo.models.encoder import projected
 from progeo.places.catalogue import read_catalogue
@@ -59,4 +59,4 @@ def fit_encoder_pca(settings: ReduceSettings) -> Path:
 
 def _provenance(source: Path) -> dict[str, Any]:
     """Return the provenance of the encoder in a folder; empty for an encoder given by name."""
-    return read_description(encoder_folder(source))["provenance"] if holds_encoder(source) else {}
+    return read_encoder_metadata(encoder_folder(source))["provenance"] if holds_encoder(source) else {}

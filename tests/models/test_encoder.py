@@ -61,7 +61,7 @@ def test_descriptors_have_the_dimension_promised_at_any_size(encoder):
             assert encoder(torch.rand(2, 3, *shape)).shape == (2, encoder.descriptor_dim)
 
 
-def test_images_are_described_independently_of_their_batch(encoder):
+def test_descriptors_do_not_depend_on_the_batch(encoder):
     images = torch.rand(3, 3, 64, 96)
     with torch.no_grad():
         together, alone = encoder(images), torch.cat([encoder(image[None]) for image in images])
@@ -79,7 +79,7 @@ def test_preprocess_takes_pil_images_and_uint8_tensors_alike(encoder):
     assert gray.shape == (3, *encoder.image_size)
 
 
-def test_preprocess_describes_a_photo_as_its_file_is_described(encoder, tmp_path):
+def test_preprocess_treats_a_photo_as_its_file(encoder, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 65536, (48, 64, 3), dtype=np.uint16)
     lying = Image.Exif()
     lying[ExifTags.Base.Orientation] = 6

@@ -74,7 +74,7 @@ def test_the_context_is_the_only_parameter_and_all_that_is_saved(clip):
     assert learner.context.shape == (3, 4, 64)
 
 
-def test_initial_vectors_follow_the_generator_and_have_the_published_spread(clip):
+def test_initial_vectors_follow_the_generator_and_have_the_published_std(clip):
     draw = [PromptLearner(clip, 500, generator=torch.Generator().manual_seed(s)).context for s in (0, 0, 1)]
     assert torch.equal(draw[0], draw[1])
     assert not torch.equal(draw[0], draw[2])
