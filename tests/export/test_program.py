@@ -17,7 +17,7 @@ SIZES = ((1, 224, 224), (5, 224, 224), (1, 320, 448), (5, 320, 448))
 
 
 def largest_difference(encoder, sizes, *exported):
-    """The largest difference to the encoder of each of the functions `exported`, for normalized images of several sizes."""
+    """The largest difference of each function to the encoder, for normalized images of several sizes."""
     generator = torch.Generator().manual_seed(1)
     largest = [0.0] * len(exported)
     for batch, height, width in sizes:

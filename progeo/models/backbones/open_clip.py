@@ -139,7 +139,7 @@ def model_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
-    """Compute a SHA-256 digest of the names and values of a state dict, in its order and on any device."""
+    """Compute a SHA-256 digest of the names and values (not shapes) of a state dict, in its order."""
     digest = hashlib.sha256()
     for name, tensor in state.items():
         digest.update(name.encode())
