@@ -114,8 +114,8 @@ def encoder_folder(path: Path) -> Path:
         return found[0]
     if (path / _SETTINGS_OF_RUN).is_file():
         raise FileNotFoundError(
-            f"There is no encoder in the run {path} yet: stage 2 writes its best/ or last/ when the first epoch is "
-            f"finished. Let it get there, with --resume true where it was stopped."
+            f"There is no encoder in the run {path} yet: stage 2 writes its best/ or last/ after the first epoch. Wait "
+            f"for it, or resume the run."
         )
     raise FileNotFoundError(
         f"There is no encoder in {path}: neither it nor its best/ or last/ holds {_METADATA} and {_WEIGHTS}."

@@ -117,7 +117,7 @@ def test_a_run_without_an_encoder_yet_is_no_other_folder_without_one(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"neither it nor its best/ or last/ holds model\.json and"):
         encoder_folder(tmp_path)
     RunFolder(tmp_path).config.touch()
-    with pytest.raises(FileNotFoundError, match=r"in the run .* yet: stage 2 writes its .* when the first epoch"):
+    with pytest.raises(FileNotFoundError, match=r"in the run .* yet: stage 2 writes its .* after the first epoch"):
         encoder_folder(tmp_path)
 
 
