@@ -21,7 +21,7 @@ from progeo.engine.run_folder import RunFolder
 from progeo.engine.stopping import StopRequest
 from progeo.evaluation.recall import recall_at
 from progeo.image_files import Orientation
-from progeo.models.backbones.open_clip import as_height_width
+from progeo.models.backbones.position_embedding import as_height_width
 from progeo.models.encoder import Encoder
 from progeo.places.catalogue import read_catalogue
 from progeo.training.places import TrainingPlaces, read_training_places

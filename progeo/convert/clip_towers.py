@@ -9,7 +9,8 @@ import open_clip
 from torch import Tensor
 
 from progeo.convert.translation import tensor_named
-from progeo.models.backbones.open_clip import RESNET_STRIDE, ImageSize, as_height_width, known_architectures
+from progeo.models.backbones.open_clip import known_architectures
+from progeo.models.backbones.position_embedding import RESNET_STRIDE, ImageSize, as_height_width
 
 _PLAIN = {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"}
 _PLAIN_VISION = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"}

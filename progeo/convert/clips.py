@@ -7,7 +7,8 @@ from torch import Tensor
 
 from progeo.convert.clip_towers import is_vit, tower_architecture, tower_image_size
 from progeo.convert.translation import Choices, Foreign, single_precision, tensor_named, translated_encoder
-from progeo.models.backbones.open_clip import NORMALIZATIONS, as_height_width, empty_clip, resize_input
+from progeo.models.backbones.open_clip import NORMALIZATIONS, empty_clip
+from progeo.models.backbones.position_embedding import as_height_width, resize_input
 from progeo.models.clip_files import CLIP_MARK, OPENAI_NUMBERS, is_of_openai, plain_state
 from progeo.models.encoder import EncoderSpec
 from progeo.models.state_dicts import check_fits

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from progeo.convert.translation import Choices, Foreign, head_name, tensor_named, translated_encoder
 from progeo.models.backbones import Pooling
-from progeo.models.backbones.open_clip import NORMALIZATIONS, as_height_width
+from progeo.models.backbones.open_clip import NORMALIZATIONS
+from progeo.models.backbones.position_embedding import as_height_width
 from progeo.models.backbones.torchvision import CONVNETS, empty_convnet
 from progeo.models.encoder import EncoderSpec
 

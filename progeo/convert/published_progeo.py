@@ -7,7 +7,8 @@ from torch import Tensor
 
 from progeo.convert.clip_towers import is_vit, tower_architecture, tower_image_size
 from progeo.convert.translation import Choices, Foreign, head_name, tensor_named, translated_encoder
-from progeo.models.backbones.open_clip import NORMALIZATIONS, as_height_width
+from progeo.models.backbones.open_clip import NORMALIZATIONS
+from progeo.models.backbones.position_embedding import as_height_width
 from progeo.models.encoder import EncoderSpec
 
 _IMAGE_SIZE = 512

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from progeo.models.backbones.open_clip import ImageSize
+from progeo.models.backbones.position_embedding import ImageSize
 from progeo.models.encoder import Encoder, EncoderSpec, empty_encoder, restore_encoder
 from progeo.models.state_dicts import check_fits, with_batch_counts
 from progeo.models.weight_files.checkpoints import FoundWeights

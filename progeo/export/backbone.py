@@ -7,7 +7,7 @@ from open_clip.transformer import VisionTransformer
 from safetensors.torch import save_file
 
 from progeo.files import replacing
-from progeo.models.backbones.open_clip import position_embedding_name
+from progeo.models.backbones.position_embedding import position_embedding_name
 from progeo.models.backbones.torchvision import CONVNETS
 from progeo.models.encoder import Encoder
 

@@ -20,32 +20,32 @@ _HEADER = {
 _SECTIONS = ("model", "cells", "head", "text", "triplet", "training")
 
 
-def save_card(path: Path, description: Mapping[str, Any], usage: str) -> None:
+def save_card(path: Path, metadata: Mapping[str, Any], usage: str) -> None:
     """Write the model card of an encoder.
 
     Args:
         path: the file.
-        description: the content of `model.json`: encoder, recalls and provenance.
+        metadata: the content of `model.json`: encoder, recalls and provenance.
         usage: Python code for the card that loads the files beside it.
     """
     with replacing(path) as temporary:
-        temporary.write_text(_card(description, usage), encoding="utf-8")
+        temporary.write_text(_card(metadata, usage), encoding="utf-8")
 
 
-def starting_weights(description: Mapping[str, Any]) -> str | None:
+def starting_weights(metadata: Mapping[str, Any]) -> str | None:
     """Return the weights that training started from, as in `model.weights`; None if they are not known."""
-    provenance = description["provenance"]
+    provenance = metadata["provenance"]
     return (
         provenance.get("settings", {}).get("model", {}).get("weights")
         or weights_in_name(provenance.get("encoder", ""))
-        or description["encoder"]["text_weights"]
+        or metadata["encoder"]["text_weights"]
     )
 
 
 def license_of_weights(architecture: str, weights: str | None) -> str:
     """Return the license of the weights that training started from, or `unknown` if it is not certain."""
     if weights == "random":
-        return "none, training began from random weights"
+        return "none, training started from random weights"
     if architecture in CONVNETS:
         if weights in get_model_weights(architecture).__members__:
             return (
@@ -59,25 +59,25 @@ def license_of_weights(architecture: str, weights: str | None) -> str:
     return "unknown"
 
 
-def _card(description: Mapping[str, Any], usage: str) -> str:
-    license = license_of_weights(description["encoder"]["architecture"], starting_weights(description))
-    description = without_folders(description)
-    encoder, provenance = description["encoder"], description["provenance"]
+def _card(metadata: Mapping[str, Any], usage: str) -> str:
+    license = license_of_weights(metadata["encoder"]["architecture"], starting_weights(metadata))
+    metadata = without_folders(metadata)
+    encoder, provenance = metadata["encoder"], metadata["provenance"]
     settings = provenance.get("settings", {})
     height, width = encoder["image_size"]
     rows = {
         "backbone": encoder["architecture"],
-        "started from": _origin(description),
+        "started from": _origin(metadata),
         "license of these starting weights": license,
-        "images": f"{height} x {width} pixels, RGB in 0..1, less {_triple(encoder['mean'])}, "
-        f"divided by {_triple(encoder['std'])}",
+        "images": f"{height} x {width} pixels, RGB in 0..1, normalized with mean {_triple(encoder['mean'])} "
+        f"and std {_triple(encoder['std'])}",
         "descriptors": f"{encoder['descriptor_dim']} dimensions, "
-        f"{'of length 1' if encoder['normalized'] else 'of any length'}",
+        f"{'L2-normalized' if encoder['normalized'] else 'not normalized'}",
         "pooling": encoder["pooling"],
-        **_reduction(description),
+        **_projection(metadata),
         "trained on": settings.get("data", {}).get("train_folder", "unknown"),
         "epoch": provenance.get("epoch", "unknown"),
-        **{name: f"{recall:.1f}" for name, recall in description["recalls"].items()},
+        **{name: f"{recall:.1f}" for name, recall in metadata["recalls"].items()},
     }
     parts = [
         f"---\n{yaml.safe_dump(_HEADER, sort_keys=False)}---",
@@ -85,28 +85,28 @@ def _card(description: Mapping[str, Any], usage: str) -> str:
         "It maps a photo to a descriptor; the nearest descriptors of geotagged images tell where the photo was taken.",
         "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]),
         f"## Use\n\n```python\n{usage}\n```",
-        "## License\n\nThat of these weights is for those to say who publish them: the license of the starting weights "
-        "and the terms of the images both bear on it.",
+        "## License\n\nWhoever publishes these weights chooses their license, within the license of the starting "
+        "weights and the terms of the training images.",
     ]
     if shown := {name: settings[name] for name in _SECTIONS if name in settings}:
         parts.append(f"## Settings\n\n```yaml\n{yaml.safe_dump(shown, sort_keys=False)}```")
     return "\n\n".join(parts) + "\n"
 
 
-def _origin(description: Mapping[str, Any]) -> str:
-    provenance = description["provenance"]
+def _origin(metadata: Mapping[str, Any]) -> str:
+    provenance = metadata["provenance"]
     if "imported_from" in provenance:
         return f"{provenance['imported_from']}, of {provenance.get('kind', 'an unknown kind')}"
-    return starting_weights(description) or provenance.get("encoder", "unknown")
+    return starting_weights(metadata) or provenance.get("encoder", "unknown")
 
 
-def _reduction(description: Mapping[str, Any]) -> dict[str, str]:
-    """Return a table row about the PCA projection of the descriptors; empty if there is none."""
-    if (reduced := description["provenance"].get("reduced")) is None:
+def _projection(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Return a table row of the PCA projection of the descriptors; empty if there is none."""
+    if (projection := metadata["provenance"].get("reduced")) is None:
         return {}
     return {
-        "reduced": f"from {description['encoder']['pooled_dim']} dimensions by principal components, "
-        f"{'whitened, ' if reduced['whiten'] else ''}of {reduced['images']:,} images of {reduced['folder']}"
+        "PCA": f"from {metadata['encoder']['pooled_dim']} dimensions, {'whitened, ' if projection['whiten'] else ''}"
+        f"fitted to {projection['images']:,} images of {projection['folder']}"
     }
 
 

@@ -84,16 +84,16 @@ def _received(url: str, path: Path, limits: Limits) -> Iterator[bytes]:
     try:
         with build_opener(_Redirects).open(url, timeout=limits.stalled_s) as response:
             announced, found = response.length, 0
-            part, most = _beginning(response, path, limits)
-            if announced is not None and announced > most:
+            part, max_bytes = _beginning(response, path, limits)
+            if announced is not None and announced > max_bytes:
                 raise HTTPException(
-                    f"the server announces {announced:,} bytes, a {path.name} like this has at most {most:,}"
+                    f"the server announces {announced:,} bytes, a {path.name} like this has at most {max_bytes:,}"
                 )
             while part:
                 found += len(part)
-                if found > most:
+                if found > max_bytes:
                     raise HTTPException(
-                        f"the server sends more than {most:,} bytes, which a {path.name} like this has at most"
+                        f"the server sends more than {max_bytes:,} bytes, which a {path.name} like this has at most"
                     )
                 yield part
                 part = response.read1(_PART)
@@ -110,12 +110,12 @@ def _beginning(response: HTTPResponse, path: Path, limits: Limits) -> tuple[byte
     if path.suffix != ".safetensors" or not 0 < header_bytes <= limits.small_bytes:
         return beginning, limits.small_bytes
     header = response.read(header_bytes)
-    most = _LENGTH + header_bytes + _bytes_of_tensors(header)
-    if most > limits.large_bytes:
-        raise HTTPException(f"it says that it has {most:,} bytes, at most {limits.large_bytes:,} are fetched")
-    if most > (free := shutil.disk_usage(path.parent).free):
-        raise HTTPException(f"it says that it has {most:,} bytes, {path.parent} has room for {free:,}")
-    return beginning + header, most
+    num_bytes = _LENGTH + header_bytes + _bytes_of_tensors(header)
+    if num_bytes > limits.large_bytes:
+        raise HTTPException(f"its header announces {num_bytes:,} bytes, the limit is {limits.large_bytes:,}")
+    if num_bytes > (free := shutil.disk_usage(path.parent).free):
+        raise HTTPException(f"its header announces {num_bytes:,} bytes, {path.parent} has room for {free:,}")
+    return beginning + header, num_bytes
 
 
 def _bytes_of_tensors(header: bytes) -> int:

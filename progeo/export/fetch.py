@@ -62,6 +62,6 @@ def _download(url: str, path: Path, read: Callable[[Path], object], limits: Limi
             try:
                 read(temporary)
             except ValueError:
-                raise HTTPException(f"what came is no whole {path.name}") from None
+                raise HTTPException(f"the downloaded {path.name} is corrupt or incomplete") from None
     except (OSError, HTTPException, ValueError) as error:
         raise FileNotFoundError(f"{url} could not be fetched: {printable(str(error))}.") from None

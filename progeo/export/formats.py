@@ -11,7 +11,7 @@ from progeo.export.card import save_card, starting_weights
 from progeo.export.folders import without_folders
 from progeo.export.onnx import save_onnx
 from progeo.export.program import Input, save_program, side_step
-from progeo.export.weights import encoder_folder, load_encoder, read_description, save_encoder
+from progeo.export.weights import encoder_folder, load_encoder, read_encoder_metadata, save_encoder
 from progeo.files import written_together
 from progeo.models.encoder import Encoder
 
@@ -43,17 +43,17 @@ def export_encoder(path: Path, target: Path, format: str, options: ExportOptions
     source, chosen = encoder_folder(path), FORMATS[format]
     if held := [name for name in (*chosen.files, "README.md") if (target / name).exists()]:
         raise ValueError(f"{target} already holds {', '.join(held)}: name another folder with `out`.")
-    description = read_description(source)
+    metadata = read_encoder_metadata(source)
     with written_together(target.resolve()) as folder:
-        usage = chosen.write(folder, load_encoder(source), description, options)
-        save_card(folder / "README.md", description, usage)
+        usage = chosen.write(folder, load_encoder(source), metadata, options)
+        save_card(folder / "README.md", metadata, usage)
         written = sorted(each.name for each in folder.iterdir())
     LOGGER.info("%s written to %s", ", ".join(written), target)
 
 
-def _write_weights(target: Path, encoder: Encoder, description: dict, _: ExportOptions) -> str:
-    provenance = without_folders(description["provenance"])
-    save_encoder(target, encoder, provenance=provenance, recalls=description["recalls"])
+def _write_weights(target: Path, encoder: Encoder, metadata: dict, _: ExportOptions) -> str:
+    provenance = without_folders(metadata["provenance"])
+    save_encoder(target, encoder, provenance=provenance, recalls=metadata["recalls"])
     return (
         "import progeo\n"
         "from PIL import Image\n\n"
@@ -83,9 +83,9 @@ def _write_program(target: Path, encoder: Encoder, _: dict, options: ExportOptio
     )
 
 
-def _write_backbone(target: Path, encoder: Encoder, description: dict, _: ExportOptions) -> str:
+def _write_backbone(target: Path, encoder: Encoder, metadata: dict, _: ExportOptions) -> str:
     save_backbone(target / "backbone.safetensors", encoder)
-    return backbone_usage(encoder, starting_weights(description))
+    return backbone_usage(encoder, starting_weights(metadata))
 
 
 FORMATS: Mapping[str, Format] = MappingProxyType(

@@ -56,7 +56,7 @@ def save_onnx(path: Path, encoder: Encoder, *, input: Input = "normalized", fp16
     if model.ByteSize() > _LARGEST_FILE_BYTES:
         raise ValueError(
             f"{path} would have {model.ByteSize() / 1e9:.1f} GB, one ONNX file holds 2.1 GB. "
-            f"{'Use --format torch.' if fp16 else 'Use --fp16 true or --format torch.'}"
+            f"{'Use `format` torch.' if fp16 else 'Use `fp16` true or `format` torch.'}"
         )
     content = model.SerializeToString()
     differences = list(_differences(content, encoder, input))

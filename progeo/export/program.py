@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from progeo.files import replacing
-from progeo.models.backbones.open_clip import position_embedding_name, position_stride, resized_features
+from progeo.models.backbones.position_embedding import position_embedding_name, position_stride, resized_features
 from progeo.models.encoder import Encoder
 
 Input = Literal["normalized", "pixels", "photos"]
@@ -43,8 +43,8 @@ def build_program(encoder: Encoder, input: Input) -> ExportedProgram:
     step = 1 if input == "photos" else side_step(encoder)
     if input != "photos" and any(side < _MIN_SIDE or side % step for side in encoder.image_size):
         raise ValueError(
-            f"The encoder's own images of {encoder.image_size[0]} x {encoder.image_size[1]} pixels would not be taken: "
-            f"a graph is for sides from {_MIN_SIDE} pixels in multiples of {step}. Use --input photos."
+            f"The encoder's own images of {encoder.image_size[0]} x {encoder.image_size[1]} pixels would not be "
+            f"accepted: a graph accepts sides from {_MIN_SIDE} pixels in multiples of {step}. Use `input` photos."
         )
     batch, height, width = Dim("batch", min=1), _side("height", step), _side("width", step)
     sizes = (batch, 3, height, width) if input == "normalized" else (batch, height, width, 3)
@@ -75,9 +75,9 @@ def save_program(path: Path, encoder: Encoder, *, input: Input = "normalized") -
         ValueError: the difference is above 1e-4; nothing is written. See also `build_program`.
     """
     program = build_program(encoder, input)
-    described = program.module()
+    exported = program.module()
     compared = compared_images(encoder, input)
-    differences = [relative_difference(described(images), expected) for images, expected in compared]
+    differences = [relative_difference(exported(images), expected) for images, expected in compared]
     largest = check_difference(differences, LARGEST_DIFFERENCE, path)
     program.example_inputs = None  # they would be pickled
     content = io.BytesIO()  # otherwise the archive would contain the temporary name
@@ -96,11 +96,11 @@ def side_step(encoder: Encoder) -> int:
 def compared_images(encoder: Encoder, input: Input) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield test images of several sizes, in the form that the graph takes, with the encoder's descriptors (B, D)."""
     step = side_step(encoder)
-    least = -(-_MIN_SIDE // step) * step
+    min_side = -(-_MIN_SIDE // step) * step
     for batch, *sides in (*_SIZES, (2, *encoder.image_size)):
-        height, width = (max(least, side // step * step) for side in sides)
+        height, width = (max(min_side, side // step * step) for side in sides)
         images = _random_images(encoder, input, (batch, height, width))
-        yield images, _described(encoder, images, input)
+        yield images, _descriptors(encoder, images, input)
 
 
 def relative_difference(found: Tensor, expected: Tensor) -> float:
@@ -124,7 +124,7 @@ def check_difference(differences: list[float], allowed: float, path: Path) -> fl
 
 
 @torch.no_grad()
-def _described(encoder: Encoder, images: Tensor, input: Input) -> Tensor:
+def _descriptors(encoder: Encoder, images: Tensor, input: Input) -> Tensor:
     if input == "normalized":
         return encoder(images)
     images = images.permute(0, 3, 1, 2)
@@ -142,8 +142,8 @@ def _random_images(encoder: Encoder, input: Input, size: tuple[int, int, int]) -
 
 
 def _side(name: str, step: int) -> Dim:
-    least = -(-_MIN_SIDE // step)
-    return Dim(name, min=least) if step == 1 else step * Dim(name, min=least)
+    min_steps = -(-_MIN_SIDE // step)
+    return Dim(name, min=min_steps) if step == 1 else step * Dim(name, min=min_steps)
 
 
 class _Graph(nn.Module):

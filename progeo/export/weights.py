@@ -20,15 +20,15 @@ from progeo.models.weight_files.unpickler import printable
 
 _FORMAT = 2
 _WEIGHTS = "model.safetensors"
-_DESCRIPTION = "model.json"
-_READERS = MappingProxyType({_WEIGHTS: read_safetensors, _DESCRIPTION: read_json})
+_METADATA = "model.json"
+_READERS = MappingProxyType({_WEIGHTS: read_safetensors, _METADATA: read_json})
 _PARTS = ("encoder", "recalls", "provenance")
-_TEXTS = "clip"
+_TEXT_CLIP = "clip"
 """Stem of the copied CLIP file for text features; its suffix is that of the original."""
 _KEPT_BY_RUNS = ("best", "last")
 """Folders in which a run of stage 2 keeps its encoder, depending on `training.keep`."""
 _SETTINGS_OF_RUN = "config.yaml"
-_COMPARED: Mapping[str, Pooling] = MappingProxyType({"open_clip": "clip", "torchvision": "mean"})
+_POOLING_OF_BASELINES: Mapping[str, Pooling] = MappingProxyType({"open_clip": "clip", "torchvision": "mean"})
 
 
 def save_encoder(
@@ -45,14 +45,14 @@ def save_encoder(
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / _WEIGHTS) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}, temporary)
-    spec = replace(encoder.spec, text_weights=_copied_texts(folder, encoder.spec.text_weights))
-    description = {
+    spec = replace(encoder.spec, text_weights=_copy_text_clip(folder, encoder.spec.text_weights))
+    metadata = {
         "format": _FORMAT,
         "encoder": spec_to_json(spec),
         "recalls": dict(recalls),
         "provenance": dict(provenance),
     }
-    write_json(folder / _DESCRIPTION, description)
+    write_json(folder / _METADATA, metadata)
     return folder
 
 
@@ -77,25 +77,25 @@ def load_encoder(path_or_name: str | Path) -> Encoder:
     kind, _, name = str(path_or_name).partition(":")
     if kind == "thumbnail" and not name:
         return ThumbnailEncoder().eval()
-    if kind in _COMPARED and name:
+    if kind in _POOLING_OF_BASELINES and name:
         architecture, _, weights = name.partition(":")
-        return build_encoder(architecture, weights, pooling=_COMPARED[kind]).eval()
+        return build_encoder(architecture, weights, pooling=_POOLING_OF_BASELINES[kind]).eval()
     if kind in ("hf-hub", "http", "https") and name:
         folder = fetch_folder(str(path_or_name), _READERS)
     else:
         folder = encoder_folder(Path(path_or_name))
-    description = read_description(folder)
+    metadata = read_encoder_metadata(folder)
     try:
-        spec = spec_from_json(description["encoder"])
+        spec = spec_from_json(metadata["encoder"])
     except ValueError as error:
-        raise ValueError(f"{folder / _DESCRIPTION} describes no encoder: {printable(str(error))}") from None
-    spec = replace(spec, text_weights=_found_texts(folder, spec.text_weights))
+        raise ValueError(f"{folder / _METADATA} is not the metadata of an encoder: {printable(str(error))}") from None
+    spec = replace(spec, text_weights=_find_text_clip(folder, spec.text_weights))
     return restore_encoder(spec, read_safetensors(folder / _WEIGHTS))
 
 
 def holds_encoder(path: Path) -> bool:
     """Return whether a folder, or its `best/` or `last/` if it is a run, contains a `model.json`."""
-    return any((folder / _DESCRIPTION).is_file() for folder in (path, *_kept_by_run(path)))
+    return any((folder / _METADATA).is_file() for folder in (path, *_kept_by_run(path)))
 
 
 def encoder_folder(path: Path) -> Path:
@@ -114,30 +114,36 @@ def encoder_folder(path: Path) -> Path:
         return found[0]
     if (path / _SETTINGS_OF_RUN).is_file():
         raise FileNotFoundError(
-            f"There is no encoder in the run {path} yet: stage 2 writes its best/ or last/ when the first epoch is "
-            f"finished. Let it get there, with --resume true where it was stopped."
+            f"There is no encoder in the run {path} yet: stage 2 writes its best/ or last/ after the first epoch. Wait "
+            f"for it, or resume the run."
         )
     raise FileNotFoundError(
-        f"There is no encoder in {path}: neither it nor its best/ or last/ holds {_DESCRIPTION} and {_WEIGHTS}."
+        f"There is no encoder in {path}: neither it nor its best/ or last/ holds {_METADATA} and {_WEIGHTS}."
     )
 
 
-def read_description(folder: Path) -> dict[str, Any]:
+def provenance_of(name: str) -> dict[str, Any]:
+    """Return the provenance of the encoder in a folder; empty for an encoder given by name."""
+    folder = Path(name)
+    return dict(read_encoder_metadata(encoder_folder(folder))["provenance"]) if holds_encoder(folder) else {}
+
+
+def read_encoder_metadata(folder: Path) -> dict[str, Any]:
     """Read `model.json`: format, encoder, recalls and provenance.
 
     Raises:
         ValueError: it has another format or lacks a part.
     """
-    description = read_json(folder / _DESCRIPTION)
+    metadata = read_json(folder / _METADATA)
     if (
-        not isinstance(description, dict)
-        or description.get("format") != _FORMAT
-        or not all(isinstance(description.get(part), dict) for part in _PARTS)
+        not isinstance(metadata, dict)
+        or metadata.get("format") != _FORMAT
+        or not all(isinstance(metadata.get(part), dict) for part in _PARTS)
     ):
         raise ValueError(
-            f"{folder / _DESCRIPTION} is not a description of an encoder in format {_FORMAT}, with {', '.join(_PARTS)}."
+            f"{folder / _METADATA} is not the metadata of an encoder in format {_FORMAT}, with {', '.join(_PARTS)}."
         )
-    return description
+    return metadata
 
 
 def _kept_by_run(path: Path) -> list[Path]:
@@ -145,10 +151,10 @@ def _kept_by_run(path: Path) -> list[Path]:
 
 
 def _is_complete(folder: Path) -> bool:
-    return (folder / _DESCRIPTION).is_file() and (folder / _WEIGHTS).is_file()
+    return (folder / _METADATA).is_file() and (folder / _WEIGHTS).is_file()
 
 
-def _copied_texts(folder: Path, text_weights: str | None) -> str | None:
+def _copy_text_clip(folder: Path, text_weights: str | None) -> str | None:
     """Copy the CLIP file for text features, if any, to `folder`; return the value of `text_weights` for `model.json`.
 
     That is the bare name of the copied file, None if the file is gone, or a tag unchanged.
@@ -157,14 +163,14 @@ def _copied_texts(folder: Path, text_weights: str | None) -> str | None:
         return text_weights
     if not Path(text_weights).is_file():
         return None
-    copied = folder / f"{_TEXTS}{Path(text_weights).suffix}"
+    copied = folder / f"{_TEXT_CLIP}{Path(text_weights).suffix}"
     if not (copied.is_file() and filecmp.cmp(text_weights, copied, shallow=False)):
         with replacing(copied) as temporary:
             shutil.copyfile(text_weights, temporary)
     return copied.name
 
 
-def _found_texts(folder: Path, text_weights: str | None) -> str | None:
+def _find_text_clip(folder: Path, text_weights: str | None) -> str | None:
     """Convert `text_weights` of `model.json` to an argument of `load_clip`; None if the CLIP file is missing.
 
     Only a file in `folder` is accepted: a `model.json` from elsewhere could otherwise name any file of this machine,
@@ -174,7 +180,7 @@ def _found_texts(folder: Path, text_weights: str | None) -> str | None:
         return text_weights
     if Path(text_weights).name != text_weights:
         return None
-    if Path(text_weights).stem != _TEXTS:  # a tag
+    if Path(text_weights).stem != _TEXT_CLIP:  # a tag
         return text_weights
     file = folder / text_weights
     return str(file.resolve()) if file.is_file() else None

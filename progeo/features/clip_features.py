@@ -11,42 +11,26 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from open_clip import CLIP
-from safetensors.torch import save_file
-from torch import Tensor
 
-from progeo.engine.accelerator import of_main_process
-from progeo.engine.log import LOGGER
-from progeo.features.batches import feature_batches
 from progeo.features.cache import Cache
+from progeo.features.calibration import MAX_CALIBRATION_IMAGES, calibrate_batch_norms, random_order
 from progeo.features.extract import ExtractedFeatures, extract_features
 from progeo.features.extractor import FeatureExtractor, run_on
-from progeo.features.store import ShardedRows
-from progeo.files import replacing
 from progeo.image_files import Orientation
-from progeo.models.backbones.open_clip import as_height_width, weights_digest
-from progeo.models.batch_norm import (
-    BatchNormMode,
-    batch_norm_mode,
-    batch_statistics,
-    running_statistics,
-    set_running_statistics,
-)
+from progeo.models.backbones.open_clip import weights_digest
+from progeo.models.backbones.position_embedding import as_height_width
+from progeo.models.batch_norm import batch_norm_mode, batch_statistics
+from progeo.models.options import BatchNormMode
 from progeo.models.pixel_statistics import PixelStatistics
 from progeo.models.preprocessing import normalize_images
-from progeo.models.weight_files.tensor_files import read_safetensors
 from progeo.places.catalogue import Catalogue
-
-_STATISTICS = "batch_norm.safetensors"
-_MAX_CALIBRATION_IMAGES = 4096
-_CALIBRATION_BATCH_SIZE = 64
-"""Fixed, so that features do not depend on the batch size of extraction."""
 
 
 def extraction_order(rows: np.ndarray, clip: CLIP, *, batch_norm: BatchNormMode, seed: int) -> np.ndarray:
     """Order rows (N,) for `cached_features`: randomly if batch norms use batch statistics, unchanged otherwise."""
     if batch_norm_mode(clip.visual, batch_norm) != "batch":
         return rows
-    return rows[_random_order(len(rows), seed)]
+    return rows[random_order(len(rows), seed)]
 
 
 def cached_features(
@@ -96,10 +80,9 @@ def cached_features(
         depends_on_batch=mode == "batch",
     )
     if mode == "calibrated":
-        calibrate = partial(
-            _calibrate, extractor, clip, catalogue, accelerator=accelerator, num_workers=num_workers, seed=seed
-        )
-        extractor = dataclasses.replace(extractor, prepare=calibrate)
+        how = {"accelerator": accelerator, "num_workers": num_workers, "seed": seed}
+        prepare = partial(calibrate_batch_norms, extractor, clip, catalogue, **how)
+        extractor = dataclasses.replace(extractor, prepare=prepare)
     with batch_statistics(clip.visual, keep=False) if mode == "batch" else nullcontext():
         return extract_features(
             extractor,
@@ -144,66 +127,8 @@ def _clip_extractor(
 def _batch_norm_key(mode: BatchNormMode, num_images: int, *, batch_size: int, seed: int) -> dict[str, Any]:
     """Return the cache metadata of the batch norms; empty if they use the statistics of the weights."""
     if mode == "calibrated":
-        return {"batch_norm": {"mode": mode, "seed": seed, "images": min(num_images, _MAX_CALIBRATION_IMAGES)}}
+        return {"batch_norm": {"mode": mode, "seed": seed, "images": min(num_images, MAX_CALIBRATION_IMAGES)}}
     return {"batch_norm": {"mode": mode, "seed": seed, "batch_size": batch_size}} if mode == "batch" else {}
-
-
-def _calibrate(
-    extractor: FeatureExtractor,
-    clip: CLIP,
-    catalogue: Catalogue,
-    rows: ShardedRows,
-    *,
-    accelerator: Accelerator,
-    num_workers: int,
-    seed: int,
-) -> None:
-    """Set the batch-norm statistics that belong to the features: load those cached beside them, else run one pass."""
-    file = rows.folder / _STATISTICS
-    if accelerator.is_main_process:
-        has_features = len(rows.missing_shards()) < len(rows.shards)
-        if not (has_features and file.is_file()):  # before the first features are written, images may have changed
-            _run_calibration(extractor, clip, catalogue, num_workers=num_workers, seed=seed)
-            with replacing(file) as temporary:
-                save_file(running_statistics(clip.visual), temporary)
-    statistics = _read_statistics(file) if accelerator.is_main_process else None
-    set_running_statistics(clip.visual, of_main_process(statistics))
-
-
-def _read_statistics(file: Path) -> dict[str, Tensor]:
-    try:
-        return read_safetensors(file)
-    except ValueError as error:
-        reason = str(error).rstrip(".")
-        raise ValueError(f"{reason}: remove {file.parent}, and its features are extracted again.") from None
-
-
-def _run_calibration(
-    extractor: FeatureExtractor, clip: CLIP, catalogue: Catalogue, *, num_workers: int, seed: int
-) -> None:
-    """Set the batch norms to the mean statistics of batches of random images; unreadable images are skipped."""
-    order = _random_order(len(catalogue), seed)[:_MAX_CALIBRATION_IMAGES]
-    with batch_statistics(clip.visual, keep=True):
-        batches = feature_batches(
-            extractor.extract,
-            extractor.images(catalogue),
-            np.array_split(order, -(-len(order) // _CALIBRATION_BATCH_SIZE)),
-            total=len(order),
-            width=extractor.width,
-            num_workers=num_workers,
-            what="calibration",
-            filled_to=None,
-        )
-        count = sum(len(batch.rows) for batch in batches)
-    LOGGER.info(
-        "the batch norms of these weights never saw an image: they take the statistics of %d images, see `batch_norm`",
-        count,
-    )
-
-
-def _random_order(count: int, seed: int) -> np.ndarray:
-    """Return a random permutation of 0..count-1, int64 (count,), with a seed that no training epoch uses."""
-    return np.random.default_rng([seed, 2**32 - 1]).permutation(count)
 
 
 def _even_batch_size(num_images: int, max_size: int) -> int:

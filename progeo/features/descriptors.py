@@ -16,7 +16,8 @@ from progeo.features.extract import extract_features
 from progeo.features.extractor import FeatureExtractor, run_on
 from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
 from progeo.features.store import ShardedRows
-from progeo.models.backbones.open_clip import as_height_width, weights_digest
+from progeo.models.backbones.open_clip import weights_digest
+from progeo.models.backbones.position_embedding import as_height_width
 from progeo.models.encoder import Encoder, restore_encoder, spec_to_json
 from progeo.models.fingerprint import module_fingerprint
 from progeo.models.options import QueryPreprocessing

@@ -11,10 +11,9 @@ from progeo.engine.log import LOGGER
 from progeo.evaluation.copies import find_themselves
 from progeo.evaluation.search import add_to_index, build_index, load_index
 from progeo.export.weights import load_encoder
-from progeo.features.descriptors import described, descriptor_extractor, identity
-from progeo.features.options import CacheSettings
+from progeo.features.descriptors import descriptor_extractor, extract_descriptors, identity
+from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
 from progeo.features.store import ShardedRows
-from progeo.image_files import Orientation
 from progeo.localization.confidence import Calibration, calibrate
 from progeo.localization.index_folder import (
     IndexMetadata,
@@ -32,7 +31,6 @@ from progeo.localization.place_index import (
     rows_in_index,
     save_model,
 )
-from progeo.models.backbones.open_clip import ImageSize
 from progeo.models.options import Preprocessing
 from progeo.places.catalogue import Catalogue, read_catalogue
 from progeo.places.geographic import check_zones, positions_m
@@ -48,12 +46,11 @@ def build_place_index(
     *,
     encoder_name: str,
     accelerator: Accelerator,
-    extraction: CacheSettings,
-    image_size: ImageSize | None = None,
-    database_preprocessing: Preprocessing = "hard_resize",
+    images: ImageOptions,
+    work: WorkOptions,
+    cache: CacheOptions,
     query_preprocessing: Preprocessing = "hard_resize",
-    orientation: Orientation = "exif",
-    kind: str = "Flat",
+    faiss: str = "Flat",
     probes: int = 16,
 ) -> None:
     """Extract the descriptors of a folder of images and write a place index.
@@ -63,11 +60,11 @@ def build_place_index(
         folder: folder of the images.
         encoder_name: see `load_encoder`.
         accelerator: gives the device, the precision and the processes.
-        extraction: batch size, workers and cache of the descriptors.
-        image_size: pixels, one side or height and width; None takes the encoder's image size.
-        database_preprocessing, query_preprocessing: preprocessing of the images, and of photos to localize.
-        orientation: whether images and photos are rotated upright by their EXIF orientation.
-        kind: faiss factory string.
+        images: image size, preprocessing and orientation of the images.
+        work: batch size and workers of the extraction.
+        cache: location and precision of cached descriptors.
+        query_preprocessing: preprocessing of photos to localize.
+        faiss: faiss factory string.
         probes: number of inverted lists of an IVF index that a search visits.
 
     Raises:
@@ -79,34 +76,34 @@ def build_place_index(
     if not encoder.has_weights:
         raise ValueError(f"A place index needs an encoder with weights of its own, {encoder_name} has none.")
     catalogue = _read_images(folder)
-    images = index_images(catalogue)
-    check_zones(images)
-    extractor = descriptor_extractor(encoder, database_preprocessing, image_size, accelerator, orientation=orientation)
-    descriptors = described(extractor, catalogue, extraction, accelerator)
+    indexed = index_images(catalogue)
+    check_zones(indexed)
+    extractor = descriptor_extractor(encoder, images, accelerator)
+    descriptors = extract_descriptors(extractor, catalogue, accelerator, work=work, cache=cache)
     if not accelerator.is_main_process:
         return
-    images = _without(images, descriptors.missing)
+    indexed = _without(indexed, descriptors.missing)
     metadata = IndexMetadata(
-        kind=kind,
+        kind=faiss,
         probes=probes,
         encoder=identity(encoder),
         image_size=extractor.image_size,
-        database_preprocessing=database_preprocessing,
+        database_preprocessing=images.database_preprocessing,
         query_preprocessing=query_preprocessing,
-        orientation=orientation,
-        images=len(images),
+        orientation=images.orientation,
+        images=len(indexed),
         **new_files(),
     )
-    index = build_index(descriptors, kind)
+    index = build_index(descriptors, faiss)
     if holds_place_index(out):  # another command wrote it meanwhile
         raise _already_exists(out)
     save_model(out, encoder, encoder_name)
-    if not save_generation(out, None, metadata, index, images):
+    if not save_generation(out, None, metadata, index, indexed):
         raise _already_exists(out)
 
 
 def add_to_place_index(
-    index_folder: Path, folder: Path, *, accelerator: Accelerator, extraction: CacheSettings
+    index_folder: Path, folder: Path, *, accelerator: Accelerator, work: WorkOptions, cache: CacheOptions
 ) -> None:
     """Extract the descriptors of a folder of images and add them to a place index; those it holds are skipped.
 
@@ -114,7 +111,8 @@ def add_to_place_index(
         index_folder: folder of the index.
         folder: folder of the images.
         accelerator: gives the device, the precision and the processes.
-        extraction: batch size, workers and cache of the descriptors.
+        work: batch size and workers of the extraction.
+        cache: location and precision of cached descriptors.
     """
     index = open_place_index(index_folder)
     catalogue = _read_images(folder)
@@ -126,7 +124,7 @@ def add_to_place_index(
     if len(known) == len(catalogue):
         return
     extractor = index.extractor(index.metadata.database_preprocessing, accelerator)
-    descriptors = described(extractor, _without(catalogue, known), extraction, accelerator)
+    descriptors = extract_descriptors(extractor, _without(catalogue, known), accelerator, work=work, cache=cache)
     if accelerator.is_main_process:
         add_images(index, _without(images, known), descriptors)
         if index.metadata.calibration is not None:
@@ -152,7 +150,13 @@ def add_images(index: PlaceIndex, images: Catalogue, descriptors: ShardedRows) -
 
 
 def calibrate_place_index(
-    index_folder: Path, folder: Path, *, radius_m: float, accelerator: Accelerator, extraction: CacheSettings
+    index_folder: Path,
+    folder: Path,
+    *,
+    radius_m: float,
+    accelerator: Accelerator,
+    work: WorkOptions,
+    cache: CacheOptions,
 ) -> None:
     """Calibrate the confidence of a place index on photos of known position.
 
@@ -163,7 +167,8 @@ def calibrate_place_index(
         folder: folder of the photos.
         radius_m: maximum distance of a correct match in meters.
         accelerator: gives the device, the precision and the processes.
-        extraction: batch size, workers and cache of the descriptors.
+        work: batch size and workers of the extraction.
+        cache: location and precision of cached descriptors.
 
     Raises:
         ValueError: images of the index have no position, fewer than 20 photos are not in it, or none is localized
@@ -181,7 +186,7 @@ def calibrate_place_index(
     photos = _without(photos, rows_in_index(index, images))
     _check_enough(len(photos), index, photos)
     extractor = index.extractor(index.metadata.query_preprocessing, accelerator)
-    descriptors = described(extractor, photos, extraction, accelerator)
+    descriptors = extract_descriptors(extractor, photos, accelerator, work=work, cache=cache)
     if not accelerator.is_main_process:
         return
     photos = _without(photos, descriptors.missing)

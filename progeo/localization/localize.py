@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from progeo.evaluation.search import Neighbors
 from progeo.features.batches import extract_rows
+from progeo.features.options import WorkOptions
 from progeo.localization.place_index import PlaceIndex
 from progeo.models.backbones.open_clip import load_clip
 from progeo.models.encoder import EncoderSpec
@@ -34,6 +35,15 @@ class Match:
     distance: float
     """Euclidean distance between descriptors."""
 
+    @property
+    def position(self) -> str:
+        """The position as text: degrees, or UTM if only that is known."""
+        if self.east_m is None:
+            return "no known position"
+        if self.latitude is None:
+            return f"UTM {self.east_m:.1f} east, {self.north_m:.1f} north"
+        return f"{self.latitude:.5f}, {self.longitude:.5f}"
+
 
 @dataclass(frozen=True)
 class Localization:
@@ -51,6 +61,19 @@ class Localization:
     """The nearest images, best first."""
     error: str = ""
     """Why there are no matches; empty if there are."""
+
+    def __str__(self) -> str:
+        """The position with its confidence, then a line for each match; or the error alone."""
+        if self.error:
+            return self.error
+        confidence = ""
+        if self.confidence is not None:
+            confidence = f", within {self.radius_m:g} m with probability {self.confidence:.2f}"
+        unknown = "unknown, at best " if self.known is False else ""
+        lines = [f"{self.query}: {unknown}{self.matches[0].position}{confidence}"]
+        for rank, match in enumerate(self.matches, 1):
+            lines.append(f"{rank:5}  {match.distance:.3f}  {match.position}  {match.path}")
+        return "\n".join(lines)
 
 
 def find_photos(paths: Iterable[Path]) -> Catalogue:
@@ -71,8 +94,7 @@ def localize_photos(
     accelerator: Accelerator,
     top: int = 5,
     threshold: float = 0.5,
-    batch_size: int = 64,
-    num_workers: int = 0,
+    work: WorkOptions,
 ) -> list[Localization]:
     """Localize each photo.
 
@@ -82,8 +104,7 @@ def localize_photos(
         accelerator: gives the device and the precision.
         top: number of matches of each photo.
         threshold: minimum confidence of a known position, 0 to 1.
-        batch_size: images per batch.
-        num_workers: decoding processes.
+        work: batch size and workers of the extraction.
 
     Raises:
         ValueError: no photo can be read.
@@ -94,9 +115,9 @@ def localize_photos(
         extractor.extract,
         extractor.images(photos),
         rows,
-        extractor.batches(photos, rows, batch_size),
+        extractor.batches(photos, rows, work.batch_size),
         width=extractor.width,
-        num_workers=num_workers,
+        num_workers=work.num_workers,
         what="photos",
     )
     for row in np.flatnonzero(~np.isfinite(descriptors).all(axis=1)).tolist():

@@ -1,4 +1,4 @@
-"""Localizations as text, and as CSV, GeoJSON and JSON files."""
+"""Write localizations as CSV, GeoJSON or JSON files."""
 
 import csv
 from collections.abc import Callable, Mapping, Sequence
@@ -9,27 +9,6 @@ from typing import Any
 
 from progeo.files import replacing, write_json
 from progeo.localization.localize import Localization, Match
-
-
-def result_lines(result: Localization) -> list[str]:
-    """Return lines of text: the position with its confidence, then each match; or the error alone."""
-    if result.error:
-        return [result.error]
-    confidence = ""
-    if result.confidence is not None:
-        confidence = f", within {result.radius_m:g} m with probability {result.confidence:.2f}"
-    unknown = "unknown, at best " if result.known is False else ""
-    first = f"{result.query}: {unknown}{_position(result.matches[0])}{confidence}"
-    ranked = enumerate(result.matches, 1)
-    return [first, *(f"{rank:5}  {match.distance:.3f}  {_position(match)}  {match.path}" for rank, match in ranked)]
-
-
-def _position(match: Match) -> str:
-    if match.east_m is None:
-        return "no known position"
-    if match.latitude is None:
-        return f"UTM {match.east_m:.1f} east, {match.north_m:.1f} north"
-    return f"{match.latitude:.5f}, {match.longitude:.5f}"
 
 
 def _flat(result: Localization) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from progeo.models.aggregation import GeM, L2Norm, MeanLinear, MeanPool
 from progeo.models.backbones import Pooling, build_backbone, empty_backbone, feature_map_channels
-from progeo.models.backbones.open_clip import RESNET_STRIDE, ImageSize, known_architectures, visual_features
+from progeo.models.backbones.open_clip import known_architectures
+from progeo.models.backbones.position_embedding import RESNET_STRIDE, ImageSize, visual_features
 from progeo.models.backbones.torchvision import CONVNETS
 from progeo.models.pixel_statistics import chosen_statistics, own_statistics
 from progeo.models.preprocessing import normalize_images, resize_image
@@ -142,7 +143,7 @@ def build_encoder(
     )
     if backbone.pooling in ("clip", "mean") and descriptor_dim not in (None, backbone.features_dim):
         raise ValueError(
-            f"The descriptors of {architecture} have {backbone.features_dim} dimensions, model.descriptor_dim cannot "
+            f"The descriptors of {architecture} have {backbone.features_dim} dimensions, `descriptor_dim` cannot "
             f"be {descriptor_dim}. Leave it out."
         )
     has_texts = backbone.pooling == "clip" and weights != "random"

@@ -25,7 +25,7 @@ def build_head(kind: HeadKind, dim: int, num_classes: int, scale: float, margin:
         ValueError: an unknown `kind`.
     """
     if kind not in _BUILDERS:
-        raise ValueError(f"head.kind must be one of {', '.join(_BUILDERS)}, got {kind!r}.")
+        raise ValueError(f"`kind` must be one of {', '.join(_BUILDERS)}, got {kind!r}.")
     return _BUILDERS[kind](dim, num_classes, scale, margin)
 
 
@@ -55,12 +55,12 @@ class ArcFaceHead(CosFaceHead):
     def forward(self, descriptors: Tensor, labels: Tensor) -> Tensor:
         """Compute logits (B, C) of descriptors (B, D), which need not be normalized."""
         cosines = self._cosines(descriptors)
-        right = cosines.gather(1, labels[:, None])
-        sine = (1 - right.pow(2)).clamp(min=1e-12).sqrt()
-        shifted = right * math.cos(self.margin) - sine * math.sin(self.margin)
+        correct = cosines.gather(1, labels[:, None])
+        sine = (1 - correct.pow(2)).clamp(min=1e-12).sqrt()
+        shifted = correct * math.cos(self.margin) - sine * math.sin(self.margin)
         # Past pi - m the cosine of the shifted angle would rise again: continue linearly, so that it keeps falling.
-        beyond = right - math.sin(math.pi - self.margin) * self.margin
-        shifted = torch.where(right > math.cos(math.pi - self.margin), shifted, beyond)
+        beyond = correct - math.sin(math.pi - self.margin) * self.margin
+        shifted = torch.where(correct > math.cos(math.pi - self.margin), shifted, beyond)
         return self.scale * cosines.scatter(1, labels[:, None], shifted)
 
 

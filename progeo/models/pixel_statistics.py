@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from progeo.models.backbones.open_clip import NORMALIZATIONS, said_of_pixels
-from progeo.models.backbones.torchvision import CONVNETS, own_normalization
+from progeo.models.backbones import open_clip, torchvision
+from progeo.models.backbones.open_clip import NORMALIZATIONS
+from progeo.models.backbones.torchvision import CONVNETS
 
 _MIN_STD = 0.001
 """Minimum std, as normalization divides by it; the smallest std of published weights is 1/255."""
@@ -54,11 +55,11 @@ def chosen_statistics(
         ValueError: an unknown `normalization`, a mean without a std or the reverse, or values out of range.
     """
     if normalization is not None and normalization not in NORMALIZATIONS:
-        raise ValueError(f"model.normalization must be one of {', '.join(NORMALIZATIONS)}, got {normalization!r}.")
+        raise ValueError(f"`normalization` must be one of {', '.join(NORMALIZATIONS)}, got {normalization!r}.")
     if mean is not None and std is not None:
-        return _checked(mean, std, "model.", source="as set")
+        return _checked(mean, std, source="as set")
     if mean is not None or std is not None:
-        raise ValueError(f"model.mean and model.std go together, got {mean} and {std}: give both or leave both out.")
+        raise ValueError(f"`mean` and `std` go together, got {mean} and {std}: give both or neither.")
     return None if normalization is None else PixelStatistics(*NORMALIZATIONS[normalization], f"{normalization} as set")
 
 
@@ -74,26 +75,27 @@ def own_statistics(architecture: str, weights: str) -> PixelStatistics:
         ValueError: the weights come with values out of range.
     """
     is_convnet = architecture in CONVNETS
-    said = (own_normalization if is_convnet else said_of_pixels)(architecture, weights)
+    own = (torchvision if is_convnet else open_clip).own_normalization(architecture, weights)
     usual, whose = ("imagenet", "ImageNet's") if is_convnet else ("clip", "CLIP's")
-    why = "random weights have none of their own" if weights == "random" else f"{weights} does not say its own"
+    why = "random weights have none of their own" if weights == "random" else f"those of {weights} are unknown"
     mean, std = NORMALIZATIONS[usual]
-    if not said:
+    if not own:
         return PixelStatistics(mean, std, f"{whose} since {why}")
-    missing = [name for name in ("mean", "std") if name not in said]
-    source = f"as {weights} says{f', but for the {missing[0]}, which is {whose}' if missing else ''}"
-    return _checked(said.get("mean", mean), said.get("std", std), f"{weights}: its ", source=source)
+    missing = [name for name in ("mean", "std") if name not in own]
+    source = f"those of {weights}{f', but the {missing[0]} is {whose}' if missing else ''}"
+    return _checked(own.get("mean", mean), own.get("std", std), source=source, weights=weights)
 
 
-def _checked(mean: Any, std: Any, whose: str, *, source: str) -> PixelStatistics:
-    """Return pixel statistics, or refuse values out of range; `whose` names their owner in the error."""
-    for name, values, least in (("mean", mean, 0), ("std", std, _MIN_STD)):
+def _checked(mean: Any, std: Any, *, source: str, weights: str | None = None) -> PixelStatistics:
+    """Return pixel statistics, or refuse values out of range, of `weights` if given, else of the settings."""
+    for name, values, minimum in (("mean", mean, 0), ("std", std, _MIN_STD)):
         if (
             not isinstance(values, list | tuple)
             or len(values) != 3
-            or not all(type(value) in (int, float) and least <= value <= 1 for value in values)
+            or not all(type(value) in (int, float) and minimum <= value <= 1 for value in values)
         ):
-            raise ValueError(f"{whose}{name} must be three numbers from {least} to 1, of pixels in 0..1, got {values}.")
+            label = f"`{name}`" if weights is None else f"{weights}: its {name}"
+            raise ValueError(f"{label} must be three numbers from {minimum} to 1, for pixels in 0..1, got {values}.")
     return PixelStatistics(_color(mean), _color(std), source)
 
 

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from open_clip import CLIP, SimpleTokenizer
 from torch import Tensor, nn
 
-from progeo.models.backbones.open_clip import ImageSize, load_clip, plain_architecture
+from progeo.models.backbones.open_clip import load_clip, plain_architecture
+from progeo.models.backbones.position_embedding import ImageSize
 from progeo.models.text_tower import encode_beginning, encode_continuations
 
 # Chunks of this size keep a GPU busy, and the allocator reuses their memory; larger chunks fragment it.
@@ -114,7 +115,7 @@ def _refusal(architecture: str) -> str:
     return (
         f"Prompts cannot be learned for {architecture}: its texts are not encoded as those of OpenAI's CLIP are"
         f"{f' ({unusual})' if unusual else ''}. Use one such as RN50 or ViT-B-16; without text "
-        f"(text.weight 0) stage 2 trains {architecture} too."
+        f"(`text.weight` 0) stage 2 trains {architecture} too."
     )
 
 
@@ -126,14 +127,14 @@ def _text_settings(architecture: str) -> Mapping[str, Any]:
 def _token_ids(template: str, context_length: int, max_length: int) -> tuple[list[int], list[int]]:
     """Return the token ids before the learned vectors (with start of text) and after them (with end of text)."""
     if template.count("{}") != 1:
-        raise ValueError(f"prompts.template must contain {{}} once, for the learned vectors, got {template!r}.")
+        raise ValueError(f"`template` must contain {{}} once, for the learned vectors, got {template!r}.")
     if context_length < 1:
-        raise ValueError(f"prompts.context_length must be at least 1, got {context_length}.")
+        raise ValueError(f"`context_length` must be at least 1, got {context_length}.")
     before, after = template.split("{}")
     tokenizer = SimpleTokenizer()
     prefix = [tokenizer.sot_token_id, *tokenizer.encode(before)]
     suffix = [*tokenizer.encode(after), tokenizer.eot_token_id]
     length = len(prefix) + context_length + len(suffix)
     if length > max_length:
-        raise ValueError(f"prompts.template takes {length} tokens, but the text tower reads {max_length}: shorten it.")
+        raise ValueError(f"`template` takes {length} tokens, but the text tower reads {max_length}: shorten it.")
     return prefix, suffix

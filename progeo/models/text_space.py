@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_LOWEST_LEARNED = 0.01
+_MIN_LEARNED = 0.01
 
 
 class TextSpace(nn.Module):
@@ -34,10 +34,9 @@ class TextSpace(nn.Module):
         learn_temperature: bool = False,
     ) -> None:
         super().__init__()
-        if learn_temperature and temperature < _LOWEST_LEARNED:
+        if learn_temperature and temperature < _MIN_LEARNED:
             raise ValueError(
-                f"text.temperature must be at least {_LOWEST_LEARNED} where text.learn_temperature is on, "
-                f"got {temperature}."
+                f"`temperature` must be at least {_MIN_LEARNED} where `learn_temperature` is on, got {temperature}."
             )
         self.linear = nn.Identity() if descriptor_dim == text_dim else nn.Linear(descriptor_dim, text_dim)
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)), requires_grad=learn_temperature)
@@ -47,7 +46,7 @@ class TextSpace(nn.Module):
         """Map descriptors (B, D) to features (B, E), divided by the temperature."""
         if self.log_temperature.requires_grad:
             with torch.no_grad():  # clamp the parameter itself: a clamped copy would pass no gradient below the minimum
-                self.log_temperature.clamp_(min=math.log(_LOWEST_LEARNED))
+                self.log_temperature.clamp_(min=math.log(_MIN_LEARNED))
         return self._compared(self.linear(descriptors)) / self.log_temperature.exp()
 
     def texts(self, features: Tensor) -> Tensor:

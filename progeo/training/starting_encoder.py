@@ -4,9 +4,10 @@ import dataclasses
 from pathlib import Path
 
 from progeo.engine.run_folder import RunFolder
-from progeo.export.weights import encoder_folder, holds_encoder, load_encoder, read_description
+from progeo.export.weights import encoder_folder, holds_encoder, load_encoder, read_encoder_metadata
 from progeo.models.backbones import freeze_layers
-from progeo.models.backbones.open_clip import NORMALIZATIONS, as_height_width
+from progeo.models.backbones.open_clip import NORMALIZATIONS
+from progeo.models.backbones.position_embedding import as_height_width
 from progeo.models.encoder import Encoder, EncoderSpec, build_encoder
 from progeo.models.options import EncoderOptions, ModelOptions
 from progeo.models.pixel_statistics import PixelStatistics, chosen_statistics, pixel_statistics
@@ -60,7 +61,7 @@ def keep_text_weights(encoder: Encoder, prompts: Path | None) -> None:
 def starting_statistics(model: ModelOptions) -> PixelStatistics:
     """Return the pixel mean and std of both stages, for weights that are available locally."""
     if _names_folder(model):
-        encoder = read_description(encoder_folder(Path(model.weights)))["encoder"]
+        encoder = read_encoder_metadata(encoder_folder(Path(model.weights)))["encoder"]
         return PixelStatistics(tuple(encoder["mean"]), tuple(encoder["std"]), f"as the encoder in {model.weights} has")
     return pixel_statistics(
         model.architecture, model.weights, normalization=model.normalization, mean=model.mean, std=model.std

@@ -6,9 +6,9 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from progeo.commands.check import check_dataset
 
 from progeo.cli import main
-from progeo.commands.check import check_dataset
 from progeo.commands.dataset import plan_groups
 from progeo.config.datasets import DatasetCheckSettings, DatasetGroupsSettings
 from progeo.config.training import CellSettings

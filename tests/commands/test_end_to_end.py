@@ -15,7 +15,7 @@ import progeo
 from progeo.cli import main
 from progeo.data.decode import read_image
 from progeo.engine.checkpoint import load_checkpoint
-from progeo.export.weights import encoder_folder, read_description
+from progeo.export.weights import encoder_folder, read_encoder_metadata
 
 
 def test_stage_1_leaves_exactly_its_files(run):
@@ -230,7 +230,7 @@ def test_a_reduced_encoder_gives_the_principal_components_of_its_descriptors(run
     alike = torch.corrcoef(torch.stack([(each @ each.T).flatten() for each in (reduced.double(), expected)]))[0, 1]
     assert alike > 0.9999  # of components that hold equally much, each may be turned into the other
     assert small.descriptor_dim == 8
-    came, description = (read_description(encoder_folder(at)) for at in (run / "stage2", tmp_path / "small"))
+    came, description = (read_encoder_metadata(encoder_folder(at)) for at in (run / "stage2", tmp_path / "small"))
     made = {"dim": 8, "whiten": False, "folder": str(city / "train"), "images": len(photos)}
     assert description["provenance"] == {
         **came["provenance"],

@@ -1,8 +1,8 @@
 """Folders as the field's dataset downloader and SF-XL leave them, with names written as theirs."""
 
 import pytest
-
 from progeo.commands.check import check_dataset
+
 from progeo.commands.dataset import index_dataset, read_image_table
 from progeo.config.datasets import DatasetCheckSettings, DatasetIndexSettings, DatasetTableSettings
 from progeo.datasets.query_sets import load_query_set

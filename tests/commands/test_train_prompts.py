@@ -198,7 +198,7 @@ def test_other_weights_sizes_and_preprocessing_have_features_of_their_own(run, c
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (("--model.mean", "[0.5,0.5,0.5]"), "model.mean and model.std go together"),
+        (("--model.mean", "[0.5,0.5,0.5]"), "`mean` and `std` go together"),
         (("--model.architecture", "ViT-H-14-worldwide-378"), "Prompts cannot be learned for ViT-H-14-worldwide-378"),
         (("--model.architecture", "ViT-L-14-CLIPA"), "Prompts cannot be learned for ViT-L-14-CLIPA"),
     ],
@@ -225,8 +225,8 @@ def test_pixels_are_normalized_as_the_file_of_the_weights_says(own_config, tmp_p
     torch.testing.assert_close(
         torch.from_numpy(np.load(cache / "rows_00000.npy")[0]).float(), expected, rtol=2e-2, atol=2e-3
     )
-    said = (tmp_path / "run/stage1/log.txt").read_text()
-    assert f"pixels: mean (0.5, 0.4, 0.3), std (0.3, 0.2, 0.1), as {weights} says" in said
+    log = (tmp_path / "run/stage1/log.txt").read_text()
+    assert f"pixels: mean (0.5, 0.4, 0.3), std (0.3, 0.2, 0.1), those of {weights}" in log
 
 
 def test_every_group_is_summed_up_with_the_accuracies_of_its_prompts(run, config, city):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from progeo.cli import main
-from progeo.export.weights import read_description, save_encoder
+from progeo.export.weights import read_encoder_metadata, save_encoder
 from progeo.localization.place_index import open_place_index
 from progeo.models.encoder import build_encoder
 from progeo.places.catalogue import Catalogue, read_catalogue
@@ -167,7 +167,7 @@ def test_components_are_fitted_to_the_images_that_can_be_read(pictures, encoder,
     for folder, out in ((pictures / "database", "all"), (tmp_path / "readable", "readable_only")):
         words = ["--folder", folder, "--encoder", encoder, "--to", tmp_path / out, "--dim", "4", *SETTING]
         run("reduce", *words, cache=cache)
-    assert read_description(tmp_path / "all")["provenance"]["reduced"]["images"] == 9
+    assert read_encoder_metadata(tmp_path / "all")["provenance"]["reduced"]["images"] == 9
     weights = [(tmp_path / out / "model.safetensors").read_bytes() for out in ("all", "readable_only")]
     assert weights[0] == weights[1]
 

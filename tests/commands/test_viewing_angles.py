@@ -4,9 +4,9 @@ import csv
 import json
 
 import pytest
+from progeo.commands.check import check_dataset
 
 from progeo.cli import main
-from progeo.commands.check import check_dataset
 from progeo.config.datasets import DatasetCheckSettings
 from progeo.places.catalogue import read_catalogue
 from progeo.places.positives import find_positives

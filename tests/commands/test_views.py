@@ -5,9 +5,9 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from progeo.commands.views import cut_panoramas
 
 from progeo.cli import main
-from progeo.commands.views import cut_panoramas
 from progeo.config.datasets import DatasetViewsSettings
 from progeo.places.catalogue import read_catalogue
 

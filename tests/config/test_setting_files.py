@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from progeo.config.setting_files import RENAMED
 
 from progeo.config.evaluation import CompareSettings, EvaluateSettings
 from progeo.config.parsing import parse_settings, plain_values
-from progeo.config.setting_files import RENAMED
 from progeo.config.training import Settings
 
 NEEDED = "run: r\ndata: {train_folder: t, val_folder: v}\n"

@@ -123,7 +123,7 @@ def test_an_archive_of_openai_gives_its_image_features_with_quickgelu(kind, tmp_
     assert encoder.spec.text_weights == str((tmp_path / "encoder/clip.safetensors").resolve())
     assert_texts_alike(encoder, state, quick_gelu)
     assert f"--model.architecture tiny-{kind}-quickgelu --model.weights" in capsys.readouterr().err
-    with pytest.raises(ValueError, match=f"as tiny-{kind}: it says that it is a tiny-{kind}-quickgelu, give that as"):
+    with pytest.raises(ValueError, match=f"as tiny-{kind}: by its metadata it is a tiny-{kind}-quickgelu: give"):
         load_clip(f"tiny-{kind}", encoder.spec.text_weights)
 
 

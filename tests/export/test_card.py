@@ -5,7 +5,7 @@ from progeo.export.card import license_of_weights, save_card, starting_weights
 from progeo.models.encoder import build_encoder, spec_to_json
 
 
-def described(settings):
+def metadata_of(settings):
     encoder = spec_to_json(build_encoder("tiny-vit", "random", (64, 96)).spec)
     return {"encoder": encoder, "recalls": {"val R@1": 51.26}, "provenance": {"epoch": 3, "settings": settings}}
 
@@ -22,7 +22,7 @@ def test_a_card_has_a_header_for_the_hub_and_says_what_the_encoder_is(tmp_path):
         "head": {"kind": "cosface"},
         "text": {"weight": 1.0, "prompts": "/home/me/runs/prompts"},
     }
-    save_card(tmp_path / "README.md", described(settings), "import progeo")
+    save_card(tmp_path / "README.md", metadata_of(settings), "import progeo")
     text = (tmp_path / "README.md").read_text()
     _, header, body = text.split("---\n", 2)
     assert yaml.safe_load(header)["library_name"] == "progeo"
@@ -30,7 +30,7 @@ def test_a_card_has_a_header_for_the_hub_and_says_what_the_encoder_is(tmp_path):
         "| backbone | tiny-vit |",
         "| started from | clip.pt |",
         "| license of these starting weights | unknown |",
-        "| descriptors | 128 dimensions, of length 1 |",
+        "| descriptors | 128 dimensions, L2-normalized |",
         "| trained on | me |",
         "| epoch | 3 |",
         "| val R@1 | 51.3 |",
@@ -42,12 +42,12 @@ def test_a_card_has_a_header_for_the_hub_and_says_what_the_encoder_is(tmp_path):
     assert "/home" not in text  # a card is published
 
 
-def test_a_card_of_an_encoder_of_unknown_origin_says_unknown(tmp_path):
-    description = described({})
-    description["provenance"] = {}
-    save_card(tmp_path / "README.md", description, "import progeo")
+def test_a_card_of_an_encoder_of_unknown_origin_has_unknown(tmp_path):
+    metadata = metadata_of({})
+    metadata["provenance"] = {}
+    save_card(tmp_path / "README.md", metadata, "import progeo")
     assert "| started from | unknown |" in (tmp_path / "README.md").read_text()
-    assert starting_weights(description) is None
+    assert starting_weights(metadata) is None
 
 
 @pytest.mark.parametrize(
@@ -63,14 +63,14 @@ def test_a_card_of_an_encoder_of_unknown_origin_says_unknown(tmp_path):
                 "| backbone | ViT-B-16-quickgelu |",
                 "| started from | openai |",
                 "| license of these starting weights | MIT, of OpenAI's CLIP |",
-                "| reduced | from 512 dimensions by principal components, of 20,000 images of train |",
+                "| PCA | from 512 dimensions, fitted to 20,000 images of train |",
             ],
         ),
         (
             {"encoder": "hf-hub:owner/name", "reduced": reduced(whiten=True)},
             [
                 "| started from | hf-hub:owner/name |",
-                "| reduced | from 512 dimensions by principal components, whitened, of 20,000 images of train |",
+                "| PCA | from 512 dimensions, whitened, fitted to 20,000 images of train |",
             ],
         ),
         (
@@ -83,11 +83,11 @@ def test_a_card_of_an_encoder_of_unknown_origin_says_unknown(tmp_path):
         ),
     ],
 )
-def test_a_card_says_what_was_imported_and_what_was_reduced(provenance, rows, tmp_path):
-    description = described({})
-    description["provenance"] = provenance
-    description["encoder"] |= {"architecture": "ViT-B-16-quickgelu", "pooled_dim": 512}
-    save_card(tmp_path / "README.md", description, "import progeo")
+def test_a_card_tells_imports_and_pca(provenance, rows, tmp_path):
+    metadata = metadata_of({})
+    metadata["provenance"] = provenance
+    metadata["encoder"] |= {"architecture": "ViT-B-16-quickgelu", "pooled_dim": 512}
+    save_card(tmp_path / "README.md", metadata, "import progeo")
     text = (tmp_path / "README.md").read_text()
     assert [row for row in rows if row not in text] == []
     assert "/me" not in text
@@ -98,7 +98,7 @@ def test_a_card_says_what_was_imported_and_what_was_reduced(provenance, rows, tm
     [
         ("ViT-B-16-quickgelu", "openai", "MIT, of OpenAI's CLIP"),
         ("ViT-B-32", "laion2b_s34b_b79k", "MIT, of open_clip's weights trained on LAION"),
-        ("RN50", "random", "none, training began from random weights"),
+        ("RN50", "random", "none, training started from random weights"),
         ("RN50", "clip.pt", "unknown"),
         ("ViT-B-32", "laion_private_finetune.pt", "unknown"),
         ("tiny-vit", "openai", "unknown"),  # no tag of open_clip
@@ -106,7 +106,7 @@ def test_a_card_says_what_was_imported_and_what_was_reduced(provenance, rows, tm
         ("resnet18", "openai", "unknown"),  # no tag of torchvision
     ],
 )
-def test_a_license_is_said_only_where_it_is_certain(architecture, weights, license):
+def test_a_license_is_given_only_where_it_is_certain(architecture, weights, license):
     assert license_of_weights(architecture, weights) == license
 
 

@@ -109,11 +109,19 @@ def test_files_within_the_limits_are_fetched_whole(fetch):
         (
             endless(START + header_of(2_000_000)),
             "model.safetensors",
-            "it says that it has 2,000,0.. bytes, at most 1,000,000 are fetched",
+            "its header announces 2,000,0.. bytes, the limit is 1,000,000",
         ),
-        (always(START + b"[" * 90_000), "model.json", "what came is no whole model.json"),
-        (always(START + WEIGHTS[:-1]), "model.safetensors", "what came is no whole model.safetensors"),
-        (always(START + header_of(100)[:20]), "model.safetensors", "what came is no whole model.safetensors"),
+        (always(START + b"[" * 90_000), "model.json", "the downloaded model.json is corrupt or incomplete"),
+        (
+            always(START + WEIGHTS[:-1]),
+            "model.safetensors",
+            "the downloaded model.safetensors is corrupt or incomplete",
+        ),
+        (
+            always(START + header_of(100)[:20]),
+            "model.safetensors",
+            "the downloaded model.safetensors is corrupt or incomplete",
+        ),
         (always(b"HTTP/1.1 404 \x1b[31mred\r\n\r\n"), "model.json", r"HTTP Error 404: \?\[31mred"),
     ],
 )
@@ -125,7 +133,7 @@ def test_what_is_larger_than_it_may_be_or_not_whole_is_refused_and_not_kept(answ
 
 
 def test_weights_that_the_disk_has_no_room_for_are_not_begun(fetch, tmp_path):
-    sentence = "it says that it has 1,000,000,000,000,0.. bytes, .* has room for "
+    sentence = "its header announces 1,000,000,000,000,0.. bytes, .* has room for "
     limits = Limits(small_bytes=1000, large_bytes=10**18)
     with pytest.raises(FileNotFoundError, match=sentence):
         fetch(endless(START + header_of(10**15)), "model.safetensors", limits)

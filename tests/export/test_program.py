@@ -16,15 +16,15 @@ from progeo.models.encoder import build_encoder, projected
 SIZES = ((1, 224, 224), (5, 224, 224), (1, 320, 448), (5, 320, 448))
 
 
-def largest_difference(encoder, sizes, *describe):
-    """The largest difference to the encoder of what each of `describe` gives for normalized images of several sizes."""
+def largest_difference(encoder, sizes, *exported):
+    """The largest difference of each function to the encoder, for normalized images of several sizes."""
     generator = torch.Generator().manual_seed(1)
-    largest = [0.0] * len(describe)
+    largest = [0.0] * len(exported)
     for batch, height, width in sizes:
         images = torch.randn(batch, 3, height, width, generator=generator)
         with torch.no_grad():
             expected = encoder(images)
-            found = [torch.as_tensor(function(images)) for function in describe]
+            found = [torch.as_tensor(function(images)) for function in exported]
         assert all(descriptors.shape == expected.shape for descriptors in found)
         differences = [(descriptors - expected).abs().max().item() for descriptors in found]
         largest = [max(pair) for pair in zip(largest, differences, strict=True)]
@@ -42,7 +42,7 @@ def random_projection(encoder):
     return projected(encoder, torch.randn(16, dim, generator=generator), torch.randn(16, generator=generator))
 
 
-def test_onnx_describes_batches_of_any_size_as_the_encoder_of_a_vit_with_a_projection(tmp_path):
+def test_onnx_equals_the_encoder_of_a_vit_with_a_projection_for_batches_of_any_size(tmp_path):
     encoder = random_projection(build_encoder("tiny-vit", "random", (64, 96)).eval())
     encoder.spec = dataclasses.replace(encoder.spec, text_weights="/home/me/clip.pt")
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
@@ -62,13 +62,13 @@ def test_onnx_describes_batches_of_any_size_as_the_encoder_of_a_vit_with_a_proje
 def test_a_program_of_pytorch_resizes_photos_inside_as_preprocess_does(tmp_path):
     encoder = build_encoder("tiny-vit", "random", (64, 96)).eval()
     save_program(tmp_path / "model.pt2", encoder, input="photos")
-    described = torch.export.load(tmp_path / "model.pt2").module()
+    exported = torch.export.load(tmp_path / "model.pt2").module()
     rng = np.random.default_rng(0)
     for height, width in ((480, 640), (64, 96), (70, 333), (1000, 1200)):
         photos = rng.integers(0, 256, (2, height, width, 3), np.uint8)
         with torch.no_grad():
             expected = encoder(torch.stack([encoder.preprocess(Image.fromarray(photo)) for photo in photos]))
-            found = described(torch.from_numpy(photos))
+            found = exported(torch.from_numpy(photos))
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)  # one gray level of one pixel would be more
 
 
@@ -85,7 +85,7 @@ def test_descriptors_that_differ_are_refused_and_so_are_those_that_are_no_number
 def test_an_encoder_whose_own_size_its_program_would_refuse_is_refused(save, side, tmp_path):
     encoder = build_encoder("tiny-vit", "random", (96, side)).eval()
     with pytest.raises(
-        ValueError, match=rf"96 x {side} pixels .* from 64 pixels in multiples of 16\. Use --input photos"
+        ValueError, match=rf"96 x {side} pixels .* from 64 pixels in multiples of 16\. Use `input` photos"
     ):
         save(tmp_path / "model", encoder)
 
@@ -100,7 +100,7 @@ def test_a_program_can_be_moved_to_another_device(input, tmp_path):
 
 
 @pytest.mark.parametrize("save", [save_onnx, save_program])
-def test_what_describes_images_differently_is_not_written(save, tmp_path):
+def test_a_graph_with_other_descriptors_is_not_written(save, tmp_path):
     encoder = build_encoder("tiny-resnet", "random", 64, pooling="mean").train()  # batch norm, by the batch
     with pytest.raises(ValueError, match=r"model is not written: .* away from the encoder's, and 1e-04 is allowed"):
         save(tmp_path / "model", encoder)
@@ -126,27 +126,27 @@ FULL_SIZE = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FULL_SIZE)
-def test_onnx_and_the_program_of_every_family_describe_as_the_encoder(name, tmp_path):
+def test_onnx_and_the_program_of_every_family_equal_the_encoder(name, tmp_path):
     build, multiple = FULL_SIZE[name]
     encoder = build().eval()
     save_onnx(tmp_path / "model.onnx", encoder)
     save_program(tmp_path / "model.pt2", encoder)
-    describe = (in_onnxruntime(tmp_path / "model.onnx"), torch.export.load(tmp_path / "model.pt2").module())
+    exported = (in_onnxruntime(tmp_path / "model.onnx"), torch.export.load(tmp_path / "model.pt2").module())
     sizes = (*SIZES, (2, 75, 133)) if multiple == 1 else (*SIZES, (2, 64, 96))
-    in_onnx, in_program = largest_difference(encoder, sizes, *describe)
+    in_onnx, in_program = largest_difference(encoder, sizes, *exported)
     print(f"{name}: ONNX {in_onnx:.1e}, program {in_program:.1e}")
     assert max(in_onnx, in_program) < 1e-4
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["tiny-resnet", "tiny-vit"])
-def test_photos_in_onnx_are_described_as_preprocess_and_encoder_do(architecture, tmp_path):
+def test_photos_in_onnx_equal_preprocess_and_encoder(architecture, tmp_path):
     encoder = build_encoder(architecture, "random", (96, 64)).eval()
     save_onnx(tmp_path / "model.onnx", encoder, input="photos")
-    describe = in_onnxruntime(tmp_path / "model.onnx")
+    exported = in_onnxruntime(tmp_path / "model.onnx")
     generator = torch.Generator().manual_seed(0)
     for shape in ((1, 333, 251, 3), (4, 900, 1200, 3), (5, 320, 448, 3), (2, 96, 64, 3)):
         photos = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
         with torch.no_grad():
             expected = encoder(torch.stack([encoder.preprocess(photo) for photo in photos.permute(0, 3, 1, 2)]))
-        assert np.abs(describe(photos) - expected.numpy()).max() < 1e-6  # one gray level of one pixel would be more
+        assert np.abs(exported(photos) - expected.numpy()).max() < 1e-6  # one gray level of one pixel would be more

@@ -118,7 +118,7 @@ def test_a_run_without_an_encoder_yet_is_no_other_folder_without_one(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"neither it nor its best/ or last/ holds model\.json and"):
         encoder_folder(tmp_path)
     RunFolder(tmp_path).config.touch()
-    with pytest.raises(FileNotFoundError, match=r"in the run .* yet: stage 2 writes its .* when the first epoch"):
+    with pytest.raises(FileNotFoundError, match=r"in the run .* yet: stage 2 writes its .* after the first epoch"):
         encoder_folder(tmp_path)
 
 
@@ -178,7 +178,7 @@ def test_what_is_no_encoder_is_refused_in_one_sentence(saved, tmp_path):
     with pytest.raises(ValueError, match="is not a whole safetensors file"):
         progeo.load_encoder(folder)
     (folder / "model.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"^\S+model\.json is not a description of an encoder in format 2"):
+    with pytest.raises(ValueError, match=r"^\S+model\.json is not the metadata of an encoder in format 2"):
         progeo.load_encoder(folder)
     (folder / "model.json").write_text("{")
     with pytest.raises(ValueError, match="is not a JSON file"):
@@ -211,7 +211,7 @@ def test_a_description_that_no_encoder_can_have_is_refused_by_name_and_value(sav
     description = json.loads((folder / "model.json").read_text())
     description["encoder"][name] = value
     (folder / "model.json").write_text(json.dumps(description))
-    sentence = f"model.json describes no encoder: The {name} of an encoder cannot be {value!r}."
+    sentence = f"model.json is not the metadata of an encoder: The {name} of an encoder cannot be {value!r}."
     with pytest.raises(ValueError, match=re.escape(sentence)):
         progeo.load_encoder(folder)
 
@@ -225,7 +225,9 @@ def test_names_in_a_received_folder_do_not_reach_the_screen_as_they_are(saved):
     description = json.loads((folder / "model.json").read_text())
     description["encoder"]["a\x1b[31m"] = 1
     (folder / "model.json").write_text(json.dumps(description))
-    with pytest.raises(ValueError, match=r"model\.json describes no encoder: An encoder has no a\?\[31m; "):
+    with pytest.raises(
+        ValueError, match=r"model\.json is not the metadata of an encoder: An encoder has no a\?\[31m; "
+    ):
         progeo.load_encoder(folder)
     (folder / "model.json").write_text("[" * 100_000)
     with pytest.raises(ValueError, match=r"model\.json is not a JSON file: .*recursion"):

@@ -45,7 +45,7 @@ def test_batches_have_as_many_images_as_asked_for_whichever_can_be_read(images, 
     assert [list(batch.unreadable) for batch in batches] == [[], [3], []]
 
 
-def test_a_batch_of_which_nothing_can_be_read_is_not_described(images):
+def test_no_features_are_extracted_of_a_batch_without_readable_images(images):
     values, unreadable = extract_rows(
         rows_and_sizes, images, range(2, 5), [[3], [2, 4]], width=2, num_workers=0, what="test"
     )

@@ -1,4 +1,4 @@
-"""Descriptions that are kept, of images that are moved, copied and changed."""
+"""Cached features of images that are moved, copied and changed."""
 
 import json
 import shutil
@@ -17,23 +17,23 @@ from progeo.places.catalogue import read_catalogue
 
 @pytest.fixture
 def colors(tmp_path):
-    """The colors of the images of a folder, rounded, as a cache keeps them; and how many images were described."""
-    described = []
+    """The colors of the images of a folder, rounded, as a cache keeps them; and whether any had to be extracted."""
+    extracted = []
 
-    def describe(images):
-        described.append(len(images))
+    def extract(images):
+        extracted.append(len(images))
         return (images.float().mean(dim=(2, 3)) / 10).round()
 
-    def found(folder, *, cache="cache", num_described, batch_size=4, allowed=0.0, depends_on=None):
+    def found(folder, *, cache="cache", is_extracted, batch_size=4, allowed=0.0, depends_on=None):
         extractor = FeatureExtractor(
-            describe,
+            extract,
             what="colors",
             width=3,
             image_size=(8, 8),
             preprocessing="hard_resize",
             depends_on=lambda: depends_on or {"color": "rgb"},
         )
-        del described[:]
+        del extracted[:]
         result = extract_features(
             extractor,
             read_catalogue(folder),
@@ -43,7 +43,7 @@ def colors(tmp_path):
             num_workers=0,
             max_unreadable_fraction=allowed,
         )
-        assert bool(described) == num_described
+        assert bool(extracted) == is_extracted
         return np.concatenate(list(result.rows.parts()))[:, 0].astype(int).tolist()
 
     return found
@@ -57,49 +57,49 @@ def paint(folder, colors, *, size=(8, 8)):
     return folder
 
 
-def test_descriptions_of_images_that_moved_are_found_again(colors, tmp_path):
+def test_features_of_moved_images_are_found_again(colors, tmp_path):
     here = paint(tmp_path / "here", range(9))
-    assert colors(here, num_described=True) == list(range(9))
+    assert colors(here, is_extracted=True) == list(range(9))
     here.rename(tmp_path / "there")
-    assert colors(tmp_path / "there", num_described=False) == list(range(9))
+    assert colors(tmp_path / "there", is_extracted=False) == list(range(9))
     shutil.copytree(tmp_path / "there", tmp_path / "copy", copy_function=shutil.copyfile)
-    assert colors(tmp_path / "copy", num_described=False) == list(range(9))
+    assert colors(tmp_path / "copy", is_extracted=False) == list(range(9))
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
-def test_two_sets_with_the_same_names_never_share_descriptions(colors, tmp_path):
+def test_two_sets_with_the_same_names_never_share_features(colors, tmp_path):
     first, second = paint(tmp_path / "a", [1, 2, 3]), paint(tmp_path / "b", [1, 5, 3])
     for one, other in zip(sorted(first.iterdir()), sorted(second.iterdir()), strict=True):
         assert one.name == other.name
         shutil.copystat(one, other)
-    assert colors(first, num_described=True) == [1, 2, 3]
-    assert colors(second, num_described=True) == [1, 5, 3]
-    assert colors(first, num_described=False) == [1, 2, 3]
-    assert colors(second, num_described=False) == [1, 5, 3]
+    assert colors(first, is_extracted=True) == [1, 2, 3]
+    assert colors(second, is_extracted=True) == [1, 5, 3]
+    assert colors(first, is_extracted=False) == [1, 2, 3]
+    assert colors(second, is_extracted=False) == [1, 5, 3]
 
 
 def test_a_set_that_was_copied_to_its_place_again_is_the_same_and_a_changed_image_is_not(colors, tmp_path):
     here = paint(tmp_path / "here", [1, 2, 3])
-    colors(here, num_described=True)
+    colors(here, is_extracted=True)
     shutil.copytree(here, tmp_path / "copy", copy_function=shutil.copyfile)
     shutil.rmtree(here)
     (tmp_path / "copy").rename(here)
-    assert colors(here, num_described=False) == [1, 2, 3]
+    assert colors(here, is_extracted=False) == [1, 2, 3]
     paint(here, [1, 7, 3])
     with pytest.raises(ValueError, match=r"1 of 3 images looked at changed since .*, the first is .*/@1@0@.jpg"):
-        colors(here, num_described=False)
+        colors(here, is_extracted=False)
 
 
-def test_moved_images_of_other_networks_are_described_anew(colors, tmp_path):
+def test_features_of_moved_images_are_extracted_again_for_another_network(colors, tmp_path):
     here = paint(tmp_path / "here", [1, 2, 3])
-    colors(here, num_described=True)
+    colors(here, is_extracted=True)
     here.rename(tmp_path / "there")
-    assert colors(tmp_path / "there", num_described=True, depends_on={"color": "hsv"}) == [1, 2, 3]
+    assert colors(tmp_path / "there", is_extracted=True, depends_on={"color": "hsv"}) == [1, 2, 3]
 
 
 def test_what_the_program_did_not_write_in_a_cache_is_left_alone(colors, tmp_path):
     here = paint(tmp_path / "here", [1, 2, 3])
-    colors(here, num_described=True)
+    colors(here, is_extracted=True)
     (folder,) = (tmp_path / "cache").iterdir()
     mine = {}
     for name in ("unreadable_old.json", "unreadable_00000 copy.json", "._unreadable_00000.json", "rows_00000 (1).npy"):
@@ -108,51 +108,51 @@ def test_what_the_program_did_not_write_in_a_cache_is_left_alone(colors, tmp_pat
     for name in ("mine", ".DS_Store", f"{folder.name} copy"):
         (tmp_path / "cache" / name).mkdir()
         shutil.copy(folder / "description.json", tmp_path / "cache" / name)
-    assert colors(here, num_described=False) == [1, 2, 3]
+    assert colors(here, is_extracted=False) == [1, 2, 3]
     here.rename(tmp_path / "there")
-    assert colors(tmp_path / "there", num_described=False) == [1, 2, 3]
+    assert colors(tmp_path / "there", is_extracted=False) == [1, 2, 3]
     assert {path: path.read_text() for path in mine} == mine
 
 
 @pytest.mark.parametrize("damage", [b"", b"<html>404</html>", b"\x93NUMPY\x01\x00v\x00{'descr': '<i8', ", None])
 def test_a_damaged_list_of_files_is_named(colors, tmp_path, damage):
     here = paint(tmp_path / "here", [1, 2, 3])
-    colors(here, num_described=True)
+    colors(here, is_extracted=True)
     (files,) = (tmp_path / "cache").glob("*/files.npy")
     files.unlink() if damage is None else files.write_bytes(damage)
     with pytest.raises(ValueError, match=rf"{files}.*: remove that folder, or name another `cache`"):
-        colors(here, num_described=False)
+        colors(here, is_extracted=False)
     here.rename(tmp_path / "there")
-    assert colors(tmp_path / "there", num_described=True) == [1, 2, 3]
+    assert colors(tmp_path / "there", is_extracted=True) == [1, 2, 3]
 
 
-def test_no_description_depends_on_how_many_others_there_are(tmp_path):
+def test_no_features_depend_on_how_many_images_there_are(tmp_path):
     sizes = []
 
-    def describe(images):
+    def extract(images):
         sizes.append(len(images))
         return torch.zeros(len(images), 1)
 
-    def described(count, folder, kind="hard_resize"):
+    def batch_sizes(count, folder, kind="hard_resize"):
         catalogue = read_catalogue(paint(tmp_path / folder, range(count), size=(40, 40)))
-        extractor = FeatureExtractor(describe, "sizes", 1, (40, 40), kind, dict)
+        extractor = FeatureExtractor(extract, "sizes", 1, (40, 40), kind, dict)
         cache = Cache(tmp_path / "cache", "float32", "cache")
         del sizes[:]
         how = {"cache": cache, "batch_size": 4, "num_workers": 0, "max_unreadable_fraction": 0.0}
         extract_features(extractor, catalogue, start_accelerator("no"), **how)
         return sizes
 
-    assert described(9, "nine") == [4, 4, 4]
-    assert described(3, "three") == [3]
-    assert described(9, "shapes", "native") == [4, 4, 1]
+    assert batch_sizes(9, "nine") == [4, 4, 4]
+    assert batch_sizes(3, "three") == [3]
+    assert batch_sizes(9, "shapes", "native") == [4, 4, 1]
 
 
-def test_an_image_that_is_mended_before_it_is_described_is_no_other_afterwards(colors, tmp_path):
+def test_an_image_repaired_before_its_features_are_extracted_is_not_a_changed_one(colors, tmp_path):
     here = paint(tmp_path / "here", [1] * 70)
-    colors(here, num_described=True)
+    colors(here, is_extracted=True)
     (last,) = (tmp_path / "cache").glob("*/rows_00001.npy")
     last.unlink()  # as where it was stopped
     image = sorted(here.iterdir())[-1]
     Image.new("RGB", (9, 9), (90,) * 3).save(image)
-    assert colors(here, num_described=True)[-2:] == [1, 9]
-    assert colors(here, num_described=False)[-2:] == [1, 9]
+    assert colors(here, is_extracted=True)[-2:] == [1, 9]
+    assert colors(here, is_extracted=False)[-2:] == [1, 9]

@@ -1,4 +1,4 @@
-"""What lies in the folder of a place index: read with distrust, and changed by several commands at once."""
+"""The folder of a place index: validated when read, and updated by several commands at once."""
 
 import json
 import shutil
@@ -90,7 +90,7 @@ def expected(**counts):
     return {f"{name}{row}.jpg": [first[name], row] for name, count in counts.items() for row in range(count)}
 
 
-def test_what_two_commands_add_at_once_is_all_there_each_with_its_own_descriptors(folder, tmp_path):
+def test_images_that_two_commands_add_at_once_are_all_there_with_their_own_descriptors(folder, tmp_path):
     first, second = open_place_index(folder), open_place_index(folder)  # both before either adds
     add(first, tmp_path, "b")
     add(second, tmp_path, "c")
@@ -122,7 +122,7 @@ def test_a_command_that_was_killed_before_index_json_was_up_to_date_has_added_it
     assert contents(folder) == expected(a=3, b=2, c=2)
 
 
-def test_what_was_made_of_an_index_that_changed_twice_since_does_not_count(folder, tmp_path):
+def test_a_commit_on_an_index_that_changed_twice_since_is_rejected(folder, tmp_path):
     before = read_metadata(folder)
     for prefix in "bc":
         add(open_place_index(folder), tmp_path, prefix)
@@ -130,7 +130,7 @@ def test_what_was_made_of_an_index_that_changed_twice_since_does_not_count(folde
     assert contents(folder) == expected(a=3, b=2, c=2)
 
 
-def test_an_opened_index_goes_on_answering_when_its_files_are_reindex_images(folder, tmp_path):
+def test_an_opened_index_can_be_searched_after_its_files_are_replaced(folder, tmp_path):
     opened = open_place_index(folder)
     add(open_place_index(folder), tmp_path, "b")
     _, values = images("a", 3)
@@ -208,7 +208,7 @@ NAME = r"must be the name of a file in its folder, such as places_200.faiss, got
         ({"calibration": {**CALIBRATION, "num_correct": "20"}}, "The num_correct of a calibration cannot be '20'"),
     ],
 )
-def test_what_no_index_says_is_refused_by_name(changes, words, folder):
+def test_invalid_metadata_is_refused_by_name(changes, words, folder):
     values = {**json.loads((folder / "index.json").read_text()), **changes}
     given = {name: value for name, value in values.items() if value is not ...}
     (folder / "index.json").write_text(json.dumps(given))
@@ -268,7 +268,7 @@ def test_an_index_that_somebody_sent_leads_no_command_to_other_files(folder, tmp
         (folder / "index.json").write_bytes(kept)
 
 
-def test_a_file_of_the_users_that_looks_like_a_generation_is_refused_not_believed(folder):
+def test_a_file_of_the_user_that_looks_like_a_generation_is_refused(folder):
     shutil.copy(folder / "index.json", folder / "index_5.json")
     with pytest.raises(ValueError, match=r"index_5.json has the content of generation 0: remove it"):
         open_place_index(folder)

@@ -101,7 +101,7 @@ def test_confidence_tells_photos_of_the_index_from_others(built, city):
     assert [result.known for result in strict] == [result.confidence >= 0.9 for result in strict]
 
 
-def test_screen_csv_geojson_and_json_say_the_same(built, city, tmp_path, capsys):
+def test_screen_csv_geojson_and_json_hold_the_same_results(built, city, tmp_path, capsys):
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no image")
     photos = [*sorted((city / "test/queries").iterdir())[:2], broken]
@@ -128,7 +128,7 @@ def test_screen_csv_geojson_and_json_say_the_same(built, city, tmp_path, capsys)
     assert (rows[2]["latitude"], features[2]["geometry"], whole[2]["matches"]) == ("", None, [])
 
 
-def test_what_is_added_is_found_as_if_it_had_been_there_from_the_beginning(city, encoder, cache, tmp_path, capsys):
+def test_added_images_are_found_as_in_an_index_built_of_all_images(city, encoder, cache, tmp_path, capsys):
     both = tmp_path / "images"
     for side in ("database", "queries"):
         shutil.copytree(city / "test" / side, both / side)
@@ -147,7 +147,7 @@ def test_what_is_added_is_found_as_if_it_had_been_there_from_the_beginning(city,
     assert files_in(tmp_path / "grown") == before
 
 
-def test_an_index_whose_growth_was_cut_short_is_as_it_was(built, city, cache, tmp_path, full_disk):
+def test_an_index_is_unchanged_when_adding_to_it_fails(built, city, cache, tmp_path, full_disk):
     shutil.copytree(built / "index", tmp_path / "index")
     photo = sorted((city / "train").iterdir())[3]
     before = localized(tmp_path / "index", photo)
@@ -217,7 +217,7 @@ def sparse(city, encoder, cache, tmp_path_factory):
     return folder
 
 
-def test_photos_are_described_as_the_index_says_and_searched_with_its_probes(sparse, city):
+def test_photos_are_preprocessed_and_searched_with_the_settings_of_the_index(sparse, city):
     opened = open_place_index(sparse)
     assert faiss.try_extract_index_ivf(opened.index).nprobe == 2
     photos = sorted((city / "test/queries").iterdir())
@@ -232,7 +232,7 @@ def test_photos_are_described_as_the_index_says_and_searched_with_its_probes(spa
         assert [match.path for match in result.matches] == [paths[row] for row in rows[:3] if row >= 0]
 
 
-def test_what_an_index_did_not_find_makes_no_photo_surer(sparse, built, cache, tmp_path):
+def test_missing_matches_do_not_change_the_confidence_features(sparse, built, cache, tmp_path):
     shutil.copytree(sparse, tmp_path / "index")
     opened = open_place_index(tmp_path / "index")
     rows, distances = (
@@ -247,7 +247,7 @@ def test_what_an_index_did_not_find_makes_no_photo_surer(sparse, built, cache, t
     assert np.isfinite([*metadata["means"], *metadata["stds"], *metadata["weights"], metadata["error"]]).all()
 
 
-def test_an_index_without_calibration_calls_nothing_known_or_unknown(sparse, city):
+def test_an_index_without_calibration_gives_no_confidence(sparse, city):
     (result,) = localized(sparse, next((city / "train").iterdir()), threshold=1.0)
     assert (result.confidence, result.known) == (None, None)
 

@@ -12,8 +12,17 @@ from PIL import ExifTags, Image
 
 from progeo.data.decode import read_image
 from progeo.models.backbones import freeze_layers
-from progeo.models.backbones.open_clip import as_height_width, load_clip
-from progeo.models.encoder import build_encoder, projected, restore_encoder, spec_from_json, spec_to_json
+from progeo.models.backbones.open_clip import load_clip
+from progeo.models.backbones.position_embedding import as_height_width
+from progeo.models.encoder import (
+    Encoder,
+    build_encoder,
+    empty_encoder,
+    projected,
+    restore_encoder,
+    spec_from_json,
+    spec_to_json,
+)
 from progeo.models.thumbnail import ThumbnailEncoder
 
 ENCODERS = {
@@ -52,7 +61,7 @@ def test_descriptors_have_the_dimension_promised_at_any_size(encoder):
             assert encoder(torch.rand(2, 3, *shape)).shape == (2, encoder.descriptor_dim)
 
 
-def test_images_are_described_independently_of_their_batch(encoder):
+def test_descriptors_do_not_depend_on_the_batch(encoder):
     images = torch.rand(3, 3, 64, 96)
     with torch.no_grad():
         together, alone = encoder(images), torch.cat([encoder(image[None]) for image in images])
@@ -70,7 +79,7 @@ def test_preprocess_takes_pil_images_and_uint8_tensors_alike(encoder):
     assert gray.shape == (3, *encoder.image_size)
 
 
-def test_preprocess_describes_a_photo_as_its_file_is_described(encoder, tmp_path):
+def test_preprocess_treats_a_photo_as_its_file(encoder, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 65536, (48, 64, 3), dtype=np.uint16)
     lying = Image.Exif()
     lying[ExifTags.Base.Orientation] = 6
@@ -135,18 +144,29 @@ def test_frozen_layers_get_no_gradient_and_the_others_do():
 
 
 def test_what_cannot_be_built_is_refused():
-    with pytest.raises(ValueError, match=r"have 128 dimensions, model.descriptor_dim cannot be 64"):
+    with pytest.raises(ValueError, match=r"have 128 dimensions, `descriptor_dim` cannot be 64"):
         build_encoder("tiny-vit", "random", descriptor_dim=64)
-    with pytest.raises(ValueError, match=r"model.normalization must be one of clip, imagenet, got 'none'"):
+    with pytest.raises(ValueError, match=r"`normalization` must be one of clip, imagenet, got 'none'"):
         build_encoder("tiny-vit", "random", normalization="none")
-    with pytest.raises(ValueError, match="image_size must be at least 32 pixels a side, got 16 x 16"):
+    with pytest.raises(ValueError, match="`image_size` must be at least 32 pixels a side, got 16 x 16"):
         build_encoder("tiny-vit", "random", 16)
-    with pytest.raises(ValueError, match=r"names 'layer9', which is no layer .* conv1"):
+    with pytest.raises(ValueError, match=r"`frozen` has 'layer9', which is no layer .* conv1"):
         freeze_layers(ENCODERS["resnet"]().backbone, ["layer9"])
     with pytest.raises(ValueError, match=r"at least 32 pixels a side, got \(1, 3, 20, 64\)"):
         ENCODERS["resnet"]()(torch.rand(1, 3, 20, 64))
     with pytest.raises(ValueError, match="uint8 tensor"):
         ENCODERS["resnet"]().preprocess(torch.rand(3, 64, 64))
+
+
+def test_a_vit_pools_as_clip_does_only():
+    spec = replace(ENCODERS["vit"]().spec, pooling="gem")
+    with pytest.raises(ValueError, match="The pooling of tiny-vit can be clip only, got gem"):
+        empty_encoder(spec)
+
+
+def test_only_the_thumbnail_has_no_weights(encoder):
+    assert encoder.has_weights == bool(encoder.state_dict())
+    assert isinstance(encoder, Encoder)
 
 
 def test_weights_that_do_not_fit_are_refused_by_name():

@@ -88,5 +88,5 @@ def test_the_margin_is_exact_in_every_precision(kind, dtype):
 
 
 def test_an_unknown_kind_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"head.kind must be one of cosface, arcface, linear, got 'sphere'"):
+    with pytest.raises(ValueError, match=r"`kind` must be one of cosface, arcface, linear, got 'sphere'"):
         build_head("sphere", 6, 5, 30.0, 0.4)

@@ -73,12 +73,12 @@ def test_what_is_set_comes_before_what_weights_say(settings, expected):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"mean": HALF[0]}, r"model\.mean and model\.std go together, got \(0\.5, 0\.5, 0\.5\) and None"),
-        ({"std": HALF[0]}, r"model\.mean and model\.std go together, got None and \(0\.5, 0\.5, 0\.5\)"),
-        ({"mean": (123.7, 116.3, 103.5), "std": (1, 1, 1)}, r"model\.mean must be three numbers from 0 to 1, .*123\.7"),
-        ({"mean": (0.5, 0.5), "std": HALF[1]}, r"model\.mean must be three numbers"),
-        ({"mean": (0.5, 0.5, float("nan")), "std": HALF[1]}, r"model\.mean must be three numbers"),
-        ({"mean": HALF[0], "std": (0.5, 0.5, 0)}, r"model\.std must be three numbers from 0\.001 to 1"),
+        ({"mean": HALF[0]}, r"`mean` and `std` go together, got \(0\.5, 0\.5, 0\.5\) and None"),
+        ({"std": HALF[0]}, r"`mean` and `std` go together, got None and \(0\.5, 0\.5, 0\.5\)"),
+        ({"mean": (123.7, 116.3, 103.5), "std": (1, 1, 1)}, r"`mean` must be three numbers from 0 to 1, .*123\.7"),
+        ({"mean": (0.5, 0.5), "std": HALF[1]}, r"`mean` must be three numbers"),
+        ({"mean": (0.5, 0.5, float("nan")), "std": HALF[1]}, r"`mean` must be three numbers"),
+        ({"mean": HALF[0], "std": (0.5, 0.5, 0)}, r"`std` must be three numbers from 0\.001 to 1"),
     ],
 )
 def test_what_no_pixels_can_have_is_refused(settings, sentence):
@@ -89,10 +89,10 @@ def test_what_no_pixels_can_have_is_refused(settings, sentence):
 @pytest.mark.parametrize(
     ("metadata", "expected", "source"),
     [
-        ({"mean": "[0.5, 0.5, 0.5]", "std": "[0.5, 0.5, 0.5]"}, HALF, "as {} says"),
-        ({"mean": "[0.5, 0.5, 0.5]"}, (HALF[0], CLIP[1]), "as {} says, but for the std, which is CLIP's"),
-        ({"architecture": "tiny-vit"}, CLIP, "CLIP's since {} does not say its own"),
-        (None, CLIP, "CLIP's since {} does not say its own"),
+        ({"mean": "[0.5, 0.5, 0.5]", "std": "[0.5, 0.5, 0.5]"}, HALF, "those of {}"),
+        ({"mean": "[0.5, 0.5, 0.5]"}, (HALF[0], CLIP[1]), "those of {}, but the std is CLIP's"),
+        ({"architecture": "tiny-vit"}, CLIP, "CLIP's since those of {} are unknown"),
+        (None, CLIP, "CLIP's since those of {} are unknown"),
     ],
 )
 def test_a_file_says_them_in_its_metadata_and_what_is_taken_otherwise_is_told(metadata, expected, source, tmp_path):
@@ -149,7 +149,7 @@ def test_a_file_of_open_clip_says_them_in_the_configuration_beside_it(weights, t
 @pytest.mark.parametrize(
     ("mean", "sentence"),
     [
-        ("half", "The metadata of .*clip.safetensors say a mean or std of pixels that is not JSON"),
+        ("half", "The metadata of .*clip.safetensors have a mean or std of pixels that is not JSON"),
         ("[0.5]", r"clip.safetensors: its mean must be three numbers from 0 to 1"),
         ("[128, 128, 128]", r"clip.safetensors: its mean must be three numbers from 0 to 1"),
     ],

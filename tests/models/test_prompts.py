@@ -74,7 +74,7 @@ def test_the_context_is_the_only_parameter_and_all_that_is_saved(clip):
     assert learner.context.shape == (3, 4, 64)
 
 
-def test_initial_vectors_follow_the_generator_and_have_the_published_spread(clip):
+def test_initial_vectors_follow_the_generator_and_have_the_published_std(clip):
     draw = [PromptLearner(clip, 500, generator=torch.Generator().manual_seed(s)).context for s in (0, 0, 1)]
     assert torch.equal(draw[0], draw[1])
     assert not torch.equal(draw[0], draw[2])
@@ -86,7 +86,7 @@ def test_initial_vectors_follow_the_generator_and_have_the_published_spread(clip
     [
         ("A photo of a street.", 4, "must contain {} once"),
         ("{} and {}", 4, "must contain {} once"),
-        ("A photo of {}", 0, "context_length must be at least 1"),
+        ("A photo of {}", 0, "`context_length` must be at least 1"),
         ("A photo of {}", 90, "takes 95 tokens, but the text tower reads 77"),
     ],
 )
@@ -172,7 +172,7 @@ def test_clips_of_other_tokens_are_refused_before_weights_are_fetched(name):
     "name", [name for name in open_clip.list_models() if re.search("SigLIP|roberta|ViTamin", name)]
 )
 def test_what_stage_2_would_not_train_either_is_refused_as_it_would(name):
-    sentence = f"model.architecture '{name}' is not a plain CLIP"
+    sentence = f"`architecture` '{name}' is not a plain CLIP"
     for load in (load_prompt_clip, load_clip):
         with pytest.raises(ValueError, match=sentence):
             load(name, "random")

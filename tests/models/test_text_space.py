@@ -41,5 +41,5 @@ def test_a_learned_temperature_has_the_gradient_of_its_logarithm_and_comes_back_
 def test_a_temperature_below_the_lowest_can_be_kept_but_not_learned():
     descriptors = torch.randn(3, 4)
     torch.testing.assert_close(TextSpace(4, 4, temperature=0.005)(descriptors), descriptors / 0.005)
-    with pytest.raises(ValueError, match=r"text\.temperature must be at least 0\.01 .* got 0\.005"):
+    with pytest.raises(ValueError, match=r"`temperature` must be at least 0\.01 .* got 0\.005"):
         TextSpace(4, 4, temperature=0.005, learn_temperature=True)

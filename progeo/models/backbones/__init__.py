@@ -9,14 +9,8 @@ from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transformer import VisionTransformer
 from torch import nn
 
-from progeo.models.backbones.open_clip import (
-    ImageSize,
-    as_height_width,
-    empty_clip,
-    load_clip,
-    position_embedding_name,
-    resolved_architecture,
-)
+from progeo.models.backbones.open_clip import empty_clip, load_clip, resolved_architecture
+from progeo.models.backbones.position_embedding import ImageSize, as_height_width, position_embedding_name
 from progeo.models.backbones.torchvision import CONVNETS, empty_convnet, load_convnet, native_image_size
 
 Pooling = Literal["clip", "gem", "mean", "mean_linear"]
@@ -111,7 +105,7 @@ def freeze_layers(backbone: nn.Module, names: Sequence[str]) -> None:
         frozen = [p for key, p in backbone.named_parameters() if key == name or key.startswith(f"{name}.")]
         if not frozen:
             raise ValueError(
-                f"model.frozen names {name!r}, which is no layer of the backbone; "
+                f"`frozen` has {name!r}, which is no layer of the backbone; "
                 f"it has {', '.join(key for key, _ in backbone.named_children())}."
             )
         for parameter in frozen:
@@ -125,7 +119,7 @@ def checkpoint_gradients(backbone: nn.Module) -> None:
         ValueError: the backbone is not a ViT.
     """
     if not isinstance(backbone, VisionTransformer):
-        raise ValueError("training.gradient_checkpointing works for a ViT only: leave it out.")
+        raise ValueError("`gradient_checkpointing` works for a ViT only: leave it out.")
     backbone.set_grad_checkpointing()
 
 

@@ -5,7 +5,6 @@ import functools
 import hashlib
 import json
 import logging
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,14 +13,17 @@ from typing import Any
 
 import open_clip
 import torch
-import torch.nn.functional as F
 from open_clip import CLIP
-from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
 from open_clip.pretrained import download_pretrained_from_hf
-from open_clip.transformer import QuickGELU, VisionTransformer
-from torch import Tensor, nn
-from torch.func import functional_call
+from open_clip.transformer import QuickGELU
+from torch import Tensor
 
+from progeo.models.backbones.position_embedding import (
+    ImageSize,
+    as_height_width,
+    resize_input,
+    resize_stored_embedding,
+)
 from progeo.models.backbones.torchvision import CONVNETS
 from progeo.models.clip_files import read_clip_file, said_beside
 from progeo.models.state_dicts import check_file_fits
@@ -30,13 +32,11 @@ from progeo.models.weight_files.tensor_files import read_metadata
 from progeo.models.weight_files.unpickler import printable
 
 LOGGER = logging.getLogger("progeo")
-ImageSize = int | tuple[int, int]
 ARCHITECTURE = "architecture"
 """Key of the architecture, if it is known, in the metadata of a .safetensors file.
 
 The keys `mean` and `std` hold the pixel statistics that the weights were trained with, each as JSON.
 """
-RESNET_STRIDE = 32
 _HUB = "hf-hub:"
 NORMALIZATIONS = MappingProxyType(
     {
@@ -86,13 +86,13 @@ def plain_architecture(name: str) -> str:
     architecture = name.replace("/", "-")
     if architecture not in known_architectures():
         raise ValueError(
-            f"model.architecture {architecture!r} is not known. Use a CLIP of open_clip, for example RN50, RN101, "
+            f"`architecture` {architecture!r} is not known. Use a CLIP of open_clip, for example RN50, RN101, "
             f"ViT-B-16, ViT-B-32, tiny-resnet or tiny-vit, or a backbone of torchvision: {', '.join(CONVNETS)}."
         )
     settings = model_settings(open_clip.get_model_config(architecture))
     if any(settings.get(name) for name in ("custom_text", "text_cfg.hf_model_name", "vision_cfg.timm_model_name")):
         raise ValueError(
-            f"model.architecture {architecture!r} is not a plain CLIP; use a ViT or RN architecture of open_clip."
+            f"`architecture` {architecture!r} is not a plain CLIP; use a ViT or RN architecture of open_clip."
         )
     return architecture
 
@@ -111,32 +111,6 @@ def empty_clip(architecture: str, image_size: ImageSize | None = None, *, align_
         if image_size is not None:
             resize_input(model.visual, as_height_width(image_size), align_corners=align_corners)
     return model.eval()
-
-
-def resize_input(
-    visual: VisionTransformer | ModifiedResNet, image_size: tuple[int, int], *, align_corners: bool
-) -> None:
-    """Resize the position embedding in place for inputs of (height, width) pixels; see `load_clip`."""
-    old_grid, new_grid = _own_grid(visual), _grid_of(visual, *image_size)
-    visual.image_size = image_size
-    owner: nn.Module = visual.attnpool if isinstance(visual, ModifiedResNet) else visual
-    if isinstance(visual, VisionTransformer):
-        visual.grid_size = new_grid
-    if new_grid != old_grid:
-        embedding = owner.get_parameter("positional_embedding").detach()
-        owner.positional_embedding = nn.Parameter(_resized_embedding(embedding, old_grid, new_grid, align_corners))
-
-
-def as_height_width(image_size: ImageSize) -> tuple[int, int]:
-    """Convert an image size to (height, width) in pixels.
-
-    Raises:
-        ValueError: a side below 32 pixels.
-    """
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if min(height, width) < RESNET_STRIDE:
-        raise ValueError(f"image_size must be at least {RESNET_STRIDE} pixels a side, got {height} x {width}.")
-    return height, width
 
 
 def resolved_architecture(architecture: str, clip: CLIP) -> str:
@@ -165,7 +139,7 @@ def model_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
-    """Compute a SHA-256 digest of the names and values of a state dict, in its order and on any device."""
+    """Compute a SHA-256 digest of the names and values (not shapes) of a state dict, in its order."""
     digest = hashlib.sha256()
     for name, tensor in state.items():
         digest.update(name.encode())
@@ -173,7 +147,7 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def said_of_pixels(architecture: str, weights: str) -> Mapping[str, Any]:
+def own_normalization(architecture: str, weights: str) -> Mapping[str, Any]:
     """Return the pixel `mean` and `std` that a CLIP's weights were trained with, without those that are not known.
 
     They come from the Hugging Face configuration, from open_clip's tags, or from the configuration beside a file or the
@@ -187,44 +161,12 @@ def said_of_pixels(architecture: str, weights: str) -> Mapping[str, Any]:
     """
     architecture = architecture.replace("/", "-")
     if weights.startswith(_HUB):
-        said = _hub_configuration(weights).get("preprocess_cfg") or {}
+        known = _hub_configuration(weights).get("preprocess_cfg") or {}
     elif weights in open_clip.list_pretrained_tags_by_model(architecture):
-        said = open_clip.get_pretrained_cfg(architecture, weights)
+        known = open_clip.get_pretrained_cfg(architecture, weights)
     else:
-        said = said_beside(Path(weights), "preprocess_cfg") or _pixels_in_metadata(Path(weights))
-    return {name: said[name] for name in ("mean", "std") if said.get(name) is not None}
-
-
-def position_embedding_name(visual: nn.Module) -> str | None:
-    """Return the name of a backbone's position embedding, or None for a backbone that outputs feature maps."""
-    if isinstance(visual, VisionTransformer):
-        return "positional_embedding"
-    has_pooling = isinstance(visual, ModifiedResNet) and isinstance(visual.attnpool, AttentionPool2d)
-    return "attnpool.positional_embedding" if has_pooling else None
-
-
-def visual_features(visual: nn.Module, images: Tensor, *, align_corners: bool = False) -> Tensor:
-    """Run a visual tower on images (B, 3, H, W) of any size, with its position embedding resized to fit."""
-    if position_embedding_name(visual) is None or _grid_of(visual, *images.shape[2:]) == _own_grid(visual):
-        return visual(images)
-    return resized_features(visual, images, align_corners=align_corners)
-
-
-def resized_features(visual: nn.Module, images: Tensor, *, align_corners: bool = False) -> Tensor:
-    """Run a visual tower on images (B, 3, H, W), always resizing its position embedding, if any, in float32.
-
-    Resizing to the same size changes nothing, so an exported graph for all sizes needs no branch on the size.
-    """
-    if (name := position_embedding_name(visual)) is None:
-        return visual(images)
-    grid, embedding = _grid_of(visual, *images.shape[2:]), visual.get_parameter(name)
-    resized = _resized_embedding(embedding.float(), _own_grid(visual), grid, align_corners).to(embedding.dtype)
-    return functional_call(visual, {name: resized}, (images,))
-
-
-def position_stride(visual: VisionTransformer | ModifiedResNet) -> int:
-    """Return the stride of the position embedding: pixels per cell of its grid."""
-    return visual.patch_size[0] if isinstance(visual, VisionTransformer) else RESNET_STRIDE
+        known = said_beside(Path(weights), "preprocess_cfg") or _pixels_in_metadata(Path(weights))
+    return {name: known[name] for name in ("mean", "std") if known.get(name) is not None}
 
 
 @functools.cache
@@ -234,7 +176,7 @@ def _register_own_architectures() -> None:
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Silence open_clip's warning about random weights, which were asked for."""
+    """Silence open_clip's warning about random weights, which are requested here."""
     logger = logging.getLogger()
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -255,7 +197,7 @@ def _pretrained_clip(architecture: str, weights: str) -> CLIP:
     from_hub = weights.startswith(_HUB)
     if not from_hub and weights not in tags and not Path(weights).is_file():
         raise ValueError(
-            f"model.weights {weights!r} is neither a file, nor hf-hub:owner/name, nor random, nor a tag of "
+            f"`weights` {weights!r} is neither a file, nor hf-hub:owner/name, nor random, nor a tag of "
             f"{architecture} ({', '.join(tags) or 'it has none'})."
         )
     try:
@@ -274,60 +216,47 @@ def _pretrained_clip(architecture: str, weights: str) -> CLIP:
             reason = printable(str(error).splitlines()[1].strip())
         if reason.startswith("Weights only load failed"):  # PyTorch's message advises to run the code in the file
             reason = "it holds more than weights."
-        raise ValueError(f"model.weights {weights!r} could not be loaded as {architecture}: {reason}") from None
+        raise ValueError(f"`weights` {weights!r} could not be loaded as {architecture}: {reason}") from None
 
 
 def _clip_of_file(architecture: str, path: Path) -> CLIP:
     """Build a CLIP from a file of weights, with the activation of the file if known, else of the architecture."""
-    said = read_metadata(path).get(ARCHITECTURE)
-    if said not in (None, architecture):
-        raise ValueError(f"it says that it is a {said}, give that as model.architecture.")
+    stored = read_metadata(path).get(ARCHITECTURE)
+    if stored not in (None, architecture):
+        raise ValueError(f"by its metadata it is a {stored}: give that as `architecture`.")
     if (model_cfg := said_beside(path, "model_cfg")) is not None:
         _check_same_settings(model_cfg, architecture)
     file = read_clip_file(path)
     model = _random_clip(architecture, 0, quickgelu=bool(file.quickgelu))
     state = dict(file.state)
-    _resize_stored_embedding(state, model.visual)
+    resize_stored_embedding(state, model.visual)
     check_file_fits(state, model.state_dict(), architecture)
     model.load_state_dict(state)
-    if file.quickgelu is None and said is None:
-        _say_activation(path, architecture)
+    if file.quickgelu is None and stored is None:
+        _log_activation(path, architecture)
     return model
 
 
-def _say_activation(path: Path, architecture: str) -> None:
-    taken, other, name = "GELU", "QuickGELU", f"{architecture}-quickgelu"
+def _log_activation(path: Path, architecture: str) -> None:
+    used, other, name = "GELU", "QuickGELU", f"{architecture}-quickgelu"
     if architecture.endswith("-quickgelu"):
-        taken, other, name = other, taken, architecture.removesuffix("-quickgelu")
-    instead = f"the architecture {name} takes {other}" if name in known_architectures() else f"no {name} is known"
-    LOGGER.info("%s: The file does not say its activation; %s is taken, %s.", path, taken, instead)
-
-
-def _resize_stored_embedding(state: dict[str, Tensor], visual: nn.Module) -> None:
-    """Resize in place the position embedding of a CLIP's state dict that was trained on squares of another size."""
-    own = position_embedding_name(visual)
-    name = f"visual.{own}"
-    if own is None or name not in state or state[name].ndim != 2 or len(state[name]) == len(visual.get_parameter(own)):
-        return
-    cells = len(state[name]) - 1
-    side = math.isqrt(cells)
-    if side * side != cells or cells == 0:
-        raise ValueError(f"its position embedding is for {cells} cells, which are no square.")
-    state[name] = _resized_embedding(state[name].float(), (side, side), _own_grid(visual), False)
+        used, other, name = other, used, architecture.removesuffix("-quickgelu")
+    instead = f"use the architecture {name} for {other}" if name in known_architectures() else f"no {name} is known"
+    LOGGER.info("%s: the activation of these weights is unknown: %s is used; %s", path, used, instead)
 
 
 def _pixels_in_metadata(weights: Path) -> Mapping[str, Any]:
-    said = read_metadata(weights)
+    metadata = read_metadata(weights)
     try:
-        return {name: json.loads(said[name]) for name in ("mean", "std") if name in said}
+        return {name: json.loads(metadata[name]) for name in ("mean", "std") if name in metadata}
     except ValueError:
-        raise ValueError(f"The metadata of {weights} say a mean or std of pixels that is not JSON.") from None
+        raise ValueError(f"The metadata of {weights} have a mean or std of pixels that is not JSON.") from None
 
 
 def _check_same_settings(config: Mapping[str, Any], architecture: str) -> None:
     """Refuse a configuration that differs from that of the architecture, even if all shapes are equal."""
     if missing := {"vision_cfg", "text_cfg"} - config.keys():
-        raise RuntimeError(f"its configuration says no {' and no '.join(sorted(missing))}.")
+        raise RuntimeError(f"its configuration has no {' and no '.join(sorted(missing))}.")
     with_quickgelu = f"{architecture}-quickgelu"
     name = with_quickgelu if config.get("quick_gelu") and with_quickgelu in open_clip.list_models() else architecture
     found, wanted = model_settings(config), model_settings(open_clip.get_model_config(name))
@@ -340,26 +269,3 @@ def _hub_configuration(weights: str) -> Mapping[str, Any]:
     """Read the configuration of a CLIP in a Hugging Face repository, downloading it unless it is in the Hub's cache."""
     file = download_pretrained_from_hf(weights.removeprefix(_HUB), filename="open_clip_config.json")
     return json.loads(Path(file).read_text(encoding="utf-8"))
-
-
-def _own_grid(visual: VisionTransformer | ModifiedResNet) -> tuple[int, int]:
-    """Return the rows and columns of the position embedding's grid."""
-    return _grid_of(visual, *as_height_width(visual.image_size))
-
-
-def _grid_of(visual: VisionTransformer | ModifiedResNet, height: int, width: int) -> tuple[int, int]:
-    """Return the rows and columns of the position embedding that images of this size need."""
-    if isinstance(visual, VisionTransformer):
-        return height // visual.patch_size[0], width // visual.patch_size[1]
-    # The first convolution rounds halves up; the poolings after it round down.
-    return (height + 1) // 2 // (RESNET_STRIDE // 2), (width + 1) // 2 // (RESNET_STRIDE // 2)
-
-
-def _resized_embedding(
-    embedding: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], align_corners: bool
-) -> Tensor:
-    """Resize a position embedding (1 + h w, C) to another grid, bicubic; the first (class or mean) token is kept."""
-    grid = embedding[1:].T.reshape(1, -1, *old_grid)
-    # With align_corners as in published ProGEO; without it as open_clip resizes its checkpoints.
-    resized = F.interpolate(grid, new_grid, mode="bicubic", align_corners=align_corners, antialias=not align_corners)
-    return torch.cat([embedding[:1], resized.flatten(2)[0].T])

@@ -74,7 +74,7 @@ def _classifier_state(architecture: str, weights: str, expected: Iterable[str]) 
     tags = get_model_weights(architecture).__members__
     if weights not in tags and not Path(weights).is_file():
         raise ValueError(
-            f"model.weights {weights!r} is neither a file, nor random, nor a tag of {architecture} ({', '.join(tags)})."
+            f"`weights` {weights!r} is neither a file, nor random, nor a tag of {architecture} ({', '.join(tags)})."
         )
     try:
         if weights in tags:
@@ -84,4 +84,4 @@ def _classifier_state(architecture: str, weights: str, expected: Iterable[str]) 
         return load_weights(Path(weights), [mark])
     except Exception as error:  # a file that is not a state dict can fail in any way
         reason = reason_of(error, weights)
-        raise ValueError(f"model.weights {weights!r} could not be loaded as {architecture}: {reason}") from None
+        raise ValueError(f"`weights` {weights!r} could not be loaded as {architecture}: {reason}") from None

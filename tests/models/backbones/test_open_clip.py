@@ -11,11 +11,9 @@ from safetensors.torch import save_file
 from progeo.engine.log import start_log
 from progeo.models.backbones.open_clip import (
     load_clip,
-    position_embedding_name,
-    resize_input,
     resolved_architecture,
-    visual_features,
 )
+from progeo.models.backbones.position_embedding import position_embedding_name, resize_input, visual_features
 
 TINY = ("tiny-resnet", "tiny-vit")
 PUBLISHED = ("RN50", "RN101", "ViT-B-16", "ViT-B-32")
@@ -137,7 +135,7 @@ def test_a_repository_of_the_hub_has_the_activation_of_an_architecture_that_is_k
 
 def test_a_repository_of_the_hub_without_a_configuration_is_refused(hub):
     hub({}, load_clip("tiny-vit", "random"))
-    with pytest.raises(ValueError, match=r"loaded as tiny-vit: its configuration says no text_cfg and no vision_cfg\."):
+    with pytest.raises(ValueError, match=r"loaded as tiny-vit: its configuration has no text_cfg and no vision_cfg\."):
         load_clip("tiny-vit", "hf-hub:someone/clip")
 
 
@@ -176,7 +174,7 @@ def test_openai_weights_get_quick_gelu_and_the_name_says_so(monkeypatch, tmp_pat
 @pytest.mark.parametrize(
     ("architecture", "weights", "words"),
     [
-        ("RN5", "random", "model.architecture 'RN5' is not known"),
+        ("RN5", "random", "`architecture` 'RN5' is not known"),
         ("RN50", "opena", r"neither a file, .* nor a tag of RN50 \(openai, yfcc15m, cc12m\)"),
         ("tiny-vit", "openai", "it has none"),
         ("coca_ViT-B-32", "random", "is not a plain CLIP"),
@@ -218,11 +216,11 @@ def test_an_archive_of_openai_has_quickgelu_and_one_of_another_network_is_refuse
 @pytest.mark.parametrize(
     ("architecture", "taken", "other"),
     [
-        ("tiny-vit", "GELU", "the architecture tiny-vit-quickgelu takes QuickGELU"),
-        ("tiny-vit-quickgelu", "QuickGELU", "the architecture tiny-vit takes GELU"),
+        ("tiny-vit", "GELU", "use the architecture tiny-vit-quickgelu for QuickGELU"),
+        ("tiny-vit-quickgelu", "QuickGELU", "use the architecture tiny-vit for GELU"),
     ],
 )
-def test_a_file_that_does_not_say_its_activation_has_that_of_the_architecture_which_is_said(
+def test_weights_of_unknown_activation_get_that_of_the_architecture_and_a_log_line(
     architecture, taken, other, ending, tmp_path, capsys
 ):
     source, path = load_clip(architecture, "random", seed=7), tmp_path / f"fine{ending}"
@@ -236,7 +234,7 @@ def test_a_file_that_does_not_say_its_activation_has_that_of_the_architecture_wh
     start_log(None)
     assert torch.equal(load_clip(architecture, str(path)).encode_image(images), source.encode_image(images))
     said = capsys.readouterr().err
-    assert f"{path}: The file does not say its activation; {taken} is taken, {other}.\n" in said
+    assert f"{path}: the activation of these weights is unknown: {taken} is used; {other}\n" in said
     assert (f"{path}: skipped, it lies beside the weights: epoch, name, scaler\n" in said) == (ending == ".pt")
 
 
@@ -295,7 +293,7 @@ def test_a_file_that_says_its_architecture_is_loaded_as_no_other(tmp_path):
     save_file(state, path, metadata={"architecture": "tiny-vit"})
     assert torch.equal(load_clip("tiny/vit", path).visual.proj, source.visual.proj)
     save_file(state, path, metadata={"architecture": "tiny-vit-quickgelu"})
-    with pytest.raises(ValueError, match="as tiny-vit: it says that it is a tiny-vit-quickgelu, give that as model"):
+    with pytest.raises(ValueError, match="as tiny-vit: by its metadata it is a tiny-vit-quickgelu: give that as `arch"):
         load_clip("tiny-vit", path)
 
 

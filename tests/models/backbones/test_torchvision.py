@@ -147,7 +147,7 @@ def test_files_that_are_no_weights_or_those_of_another_network_are_refused_in_on
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", CONVNETS)
-def test_every_backbone_of_random_weights_describes_finitely(architecture):
+def test_every_backbone_of_random_weights_has_finite_features(architecture):
     backbone = build_backbone(architecture, "random")
     with torch.no_grad():
         features = backbone.network(torch.rand(1, 3, 64, 96))
