@@ -9,7 +9,7 @@ from progeo.convert.hugging_face import with_open_clip_names
 from progeo.convert.translation import Choices, Foreign, with_what_was_found
 from progeo.models.clip_files import CLIP_MARK, OPEN_CLIP, OPEN_CLIP_WEIGHTS
 from progeo.models.weight_files.checkpoints import FoundWeights, find_weights, read_content
-from progeo.models.weight_files.unpickler import printable
+from progeo.models.weight_files.printable import printable
 
 _TRANSFORMERS = "config.json"
 _TRANSFORMERS_WEIGHTS = ("model.safetensors", "pytorch_model.bin")

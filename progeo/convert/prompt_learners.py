@@ -12,7 +12,7 @@ from torch import Tensor
 
 from progeo.convert.translation import single_precision
 from progeo.models.weight_files.checkpoints import read_content
-from progeo.models.weight_files.unpickler import Stub
+from progeo.models.weight_files.torch_files import Stub
 
 _LEARNERS = tuple(f"cosplace_model.cosplace_network_stage{stage}.PromptLearner" for stage in (1, 2))
 _CELLS = re.compile(r"_M([1-9]\d*)_N([1-9]\d*)_alpha([1-9]\d*)_L([1-9]\d*)_mipc(\d+)\.torch$")

@@ -26,8 +26,8 @@ from progeo.models.backbones.torchvision import CONVNETS
 from progeo.models.clip_files import read_clip_file, said_beside
 from progeo.models.state_dicts import check_file_fits
 from progeo.models.weight_files.checkpoints import reason_of
+from progeo.models.weight_files.printable import printable
 from progeo.models.weight_files.tensor_files import read_metadata
-from progeo.models.weight_files.unpickler import printable
 
 LOGGER = logging.getLogger("progeo")
 ImageSize = int | tuple[int, int]

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from progeo.models.weight_files.printable import printable
 from progeo.models.weight_files.tensor_files import is_safetensors, read_safetensors
-from progeo.models.weight_files.torch_files import is_module, read_torch_file, tensors_of
-from progeo.models.weight_files.unpickler import Stub, printable
+from progeo.models.weight_files.torch_files import Stub, is_module, read_torch_file, tensors_of
 
 LOGGER = logging.getLogger("progeo")
 _PREFERRED = ("model_state_dict", "state_dict", "model")
@@ -205,7 +206,9 @@ def _beside(content: Any, address: Address) -> Iterable[str]:
 
 
 def _is_weight(name: Any, value: Any) -> bool:
-    return isinstance(name, str) and isinstance(value, Tensor)
+    """Return whether a value is a named, dense tensor on the CPU; sparse and quantized ones are no weights."""
+    is_tensor = isinstance(name, str) and isinstance(value, Tensor)
+    return is_tensor and value.layout == torch.strided and value.is_cpu and not value.is_quantized
 
 
 def _is_remark(name: str, value: Any) -> bool:
