@@ -8,7 +8,7 @@ from typing import Any
 import open_clip
 from torch import Tensor
 
-from progeo.convert.translation import tensor_named
+from progeo.convert.converted_encoder import tensor_named
 from progeo.models.backbones.open_clip import RESNET_STRIDE, ImageSize, as_height_width, known_architectures
 
 _PLAIN = {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"}
@@ -46,7 +46,7 @@ def tower_architecture(visual: Mapping[str, Tensor], *, quickgelu: bool, head_wi
     alike = {}
     for name in known_architectures():
         config = open_clip.get_model_config(name)
-        if _is_plain(config) and _described(config).items() >= shape.items():
+        if _is_plain(config) and _shape_in(config).items() >= shape.items():
             alike[name] = config
     if head_width is not None:
         alike = {name: config for name, config in alike.items() if _head_width(config) == head_width}
@@ -54,7 +54,7 @@ def tower_architecture(visual: Mapping[str, Tensor], *, quickgelu: bool, head_wi
     if not fitting:
         wanted = ", ".join(f"{name} {value}" for name, value in shape.items())
         raise ValueError(
-            f"There is no plain CLIP {'with QuickGELU' if quickgelu else 'with GELU'} in open_clip whose visual tower "
+            f"open_clip has no plain CLIP {'with QuickGELU' if quickgelu else 'with GELU'} whose visual tower "
             f"has {wanted}{'' if head_width is None else f', head width {head_width}'}."
         )
     return min(fitting, key=lambda name: (len(name), name))
@@ -84,12 +84,14 @@ def tower_image_size(visual: Mapping[str, Tensor], wanted: ImageSize | None) -> 
         if rows * columns != cells or (is_square and rows != columns):
             own = f"{side} x {side}" if is_square else cells
             raise ValueError(
-                f"--image_size {height} x {width} is {rows} x {columns} cells of {cell_px} pixels, but the position "
-                f"embedding is for {own} cells{': leave it out' if is_square else ''}."
+                f"`image_size` {height} x {width} is {rows} x {columns} cells of {cell_px} pixels, but the position "
+                f"embedding is for {own} cells{': omit it' if is_square else ''}."
             )
         return height, width
     if not is_square:
-        raise ValueError(f"The position embedding is for {cells} cells, no square: give --image_size [HEIGHT,WIDTH].")
+        raise ValueError(
+            f"The position embedding is for {cells} cells, not a square: set `image_size` to (height, width)."
+        )
     return side * cell_px, side * cell_px
 
 
@@ -113,7 +115,7 @@ def _shape(visual: Mapping[str, Tensor]) -> dict[str, Any]:
     return {**shape, "embed dim": len(tensor_named(visual, "attnpool.c_proj.weight", 2))}
 
 
-def _described(config: Mapping[str, Any]) -> dict[str, Any]:
+def _shape_in(config: Mapping[str, Any]) -> dict[str, Any]:
     vision = config["vision_cfg"]
     return {
         "layers": vision["layers"],

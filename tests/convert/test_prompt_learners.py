@@ -171,7 +171,7 @@ def test_classes_or_a_clip_that_do_not_fit_are_refused(clip, learner_class, tmp_
     other = ["--class_order", order, "--clip", "tiny-vit", "--clip_weights", "random"]
     assert "was learned with other word vectors than those of tiny-vit with random" in failure(*other)
     torch.save((groups, images), tmp_path / "classes.torch")
-    assert "classes.torch does not say how its cells were made" in failure(
+    assert "The cell settings are missing from the name classes.torch" in failure(
         "--class_order", tmp_path / "classes.torch", "--clip", "tiny-vit", "--clip_weights", clip[1]
     )
     torch.save((groups[:3], images), order)
@@ -183,7 +183,7 @@ def test_classes_or_a_clip_that_do_not_fit_are_refused(clip, learner_class, tmp_
     torch.save(([[*groups[0][:-1], groups[0][0]], *groups[1:]], images), order)
     assert f"{order} names a class twice" in failure("--class_order", order)
     torch.save((groups, images), tmp_path / "raw_M0_N2_alpha30_L1_mipc2.torch")
-    assert "raw_M0_N2_alpha30_L1_mipc2.torch does not say how its cells were made" in failure(
+    assert "missing from the name raw_M0_N2_alpha30_L1_mipc2.torch" in failure(
         *(
             "--class_order",
             tmp_path / "raw_M0_N2_alpha30_L1_mipc2.torch",

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from progeo.models.backbones.torchvision import CONVNETS
-from progeo.models.clip_files import read_clip_file, said_beside
+from progeo.models.clip_files import read_clip_file, read_section_beside
 from progeo.models.state_dicts import check_file_fits
 from progeo.models.weight_files.checkpoints import reason_of
 from progeo.models.weight_files.printable import printable
@@ -191,7 +191,7 @@ def said_of_pixels(architecture: str, weights: str) -> Mapping[str, Any]:
     elif weights in open_clip.list_pretrained_tags_by_model(architecture):
         said = open_clip.get_pretrained_cfg(architecture, weights)
     else:
-        said = said_beside(Path(weights), "preprocess_cfg") or _pixels_in_metadata(Path(weights))
+        said = read_section_beside(Path(weights), "preprocess_cfg") or _pixels_in_metadata(Path(weights))
     return {name: said[name] for name in ("mean", "std") if said.get(name) is not None}
 
 
@@ -284,7 +284,7 @@ def _clip_of_file(architecture: str, path: Path) -> CLIP:
     said = read_metadata(path).get(ARCHITECTURE)
     if said not in (None, architecture):
         raise ValueError(f"it says that it is a {said}, give that as model.architecture.")
-    if (model_cfg := said_beside(path, "model_cfg")) is not None:
+    if (model_cfg := read_section_beside(path, "model_cfg")) is not None:
         _check_same_settings(model_cfg, architecture)
     file = read_clip_file(path)
     model = _random_clip(architecture, 0, quickgelu=bool(file.quickgelu))

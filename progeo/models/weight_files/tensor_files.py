@@ -38,4 +38,4 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {printable(str(error))}.") from None
+        raise ValueError(f"{path} is not a complete safetensors file: {printable(str(error))}.") from None

@@ -96,7 +96,7 @@ _REPLACEMENTS: Mapping[str, Callable[..., Any]] = MappingProxyType(
 _FILLED_BY = MappingProxyType({"SETITEM": _Dictionary, "SETITEMS": _Dictionary, "APPEND": _List, "APPENDS": _List})
 """Operations that fill a collection, and the class that replaces the class of their collection."""
 _KEEP_TARGET = ("NEWOBJ", "REDUCE", "BUILD", *_FILLED_BY)
-"""Operations whose result is an instance of the class that they take from the stack, or the taken instance itself."""
+"""Operations whose result is an instance of the class that they pop from the stack, or the popped instance itself."""
 
 
 def read_torch_file(path: Path) -> Any:
@@ -152,14 +152,14 @@ def _members(module: Stub) -> list[tuple[str, Any]]:
     values = vars(module)
     if not isinstance(values.get("_parameters"), Mapping):
         return list(values.items())
-    passing = values.get("_non_persistent_buffers_set")
-    rooms = [values.get(room) for room in ("_parameters", "_buffers", "_modules")]
+    non_persistent = values.get("_non_persistent_buffers_set")
+    mappings = [values.get(kind) for kind in ("_parameters", "_buffers", "_modules")]
     return [
         (name, value)
-        for room in rooms
-        if isinstance(room, Mapping)
-        for name, value in room.items()
-        if isinstance(name, str) and not (isinstance(passing, set) and name in passing)
+        for mapping in mappings
+        if isinstance(mapping, Mapping)
+        for name, value in mapping.items()
+        if isinstance(name, str) and not (isinstance(non_persistent, set) and name in non_persistent)
     ]
 
 

@@ -237,7 +237,7 @@ def test_a_file_that_does_not_say_its_activation_has_that_of_the_architecture_wh
     assert torch.equal(load_clip(architecture, str(path)).encode_image(images), source.encode_image(images))
     said = capsys.readouterr().err
     assert f"{path}: The file does not say its activation; {taken} is taken, {other}.\n" in said
-    assert (f"{path}: skipped, it lies beside the weights: epoch, name, scaler\n" in said) == (ending == ".pt")
+    assert (f"{path}: skipped, not part of the weights: epoch, name, scaler\n" in said) == (ending == ".pt")
 
 
 def test_a_file_beside_a_configuration_of_open_clip_has_its_activation(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Weights are found in checkpoints, whatever lies beside them and however deep, and nothing is taken for one."""
+"""State dicts are found in checkpoints, nested and beside any other objects."""
 
 import argparse
 import dataclasses
@@ -39,11 +39,11 @@ class Mode(enum.IntFlag):
 
 
 class Attributes(dict):
-    """A dictionary of somebody's own, as Lightning and many others save hyperparameters in."""
+    """A subclass of dictionaries, as Lightning and many others use for hyperparameters."""
 
 
 class Items(list):
-    """A list of somebody's own."""
+    """A subclass of lists."""
 
 
 @dataclasses.dataclass
@@ -61,7 +61,7 @@ class Frozen:
 
 
 class Configuration:
-    """Like the configurations of several programs, it is changed by code of its own when it is unpickled."""
+    """A configuration with code of its own for unpickling, as in several programs."""
 
     def __getstate__(self):
         return {"content": {"rate": 0.1}, "flags": {Color.RED: None}}
@@ -155,7 +155,7 @@ CONTAINERS = {
 
 
 def as_module(state):
-    """Modules in modules that own a state dict."""
+    """Build nested modules with this state dict."""
     outer, inside = nn.Module(), {}
     for name, tensor in state.items():
         first, _, rest = name.partition(".")
@@ -179,7 +179,7 @@ def assert_same(state, expected):
 
 
 @pytest.mark.parametrize("kind", OBJECTS)
-def test_weights_are_read_whatever_lies_beside_them_and_that_is_listed(kind, tmp_path):
+def test_weights_are_read_and_other_objects_beside_them_are_listed(kind, tmp_path):
     found = found_in({"model": STATE, "thing": OBJECTS[kind]}, tmp_path)
     assert_same(found.state, STATE)
     assert (found.ignored, found.remarks) == (("thing",), ())
@@ -210,7 +210,7 @@ BESIDE = {
 
 
 @pytest.mark.parametrize("before", ["", "model."])
-def test_what_lies_between_the_weights_and_is_none_is_listed(before, tmp_path):
+def test_metadata_between_the_weights_is_listed(before, tmp_path):
     content = {f"{before}{name}" if isinstance(name, str) else name: value for name, value in (STATE | BESIDE).items()}
     found = found_in(content, tmp_path)
     assert_same(found.state, STATE)
@@ -251,7 +251,7 @@ def test_weights_that_are_alone_are_found_under_any_name(name, levels, tmp_path)
         *("model.", "net.", "encoder.", "model.module.", "_orig_mod.model.", "lit.model.encoder."),
     ],
 )
-def test_what_stands_before_all_names_is_taken_off(before, tmp_path):
+def test_a_prefix_of_all_names_is_removed(before, tmp_path):
     state = {f"{before}{name}": tensor for name, tensor in STATE.items()}
     for content in (state, {"state_dict": state}, as_module(state)):
         assert_same(found_in(content, tmp_path).state, STATE)
@@ -259,7 +259,7 @@ def test_what_stands_before_all_names_is_taken_off(before, tmp_path):
     assert_same(find_weights(read_content(tmp_path / "a.safetensors"), tmp_path, [MARK]).state, STATE)
 
 
-def test_a_wrapper_within_names_is_taken_off_too(tmp_path):
+def test_a_wrapper_within_names_is_removed_too(tmp_path):
     state = {name.replace("visual.", "visual._orig_mod.module."): tensor for name, tensor in STATE.items()}
     assert_same(found_in(state, tmp_path).state, STATE)
 
@@ -288,7 +288,7 @@ def below(**parts):
 
 
 @pytest.mark.parametrize(
-    ("content", "taken", "other"),
+    ("content", "used", "other"),
     [
         ({"ema": OTHER, "model": STATE}, "model", "ema"),
         ({"state_dict_ema": OTHER, "state_dict": STATE}, "state_dict", "state_dict_ema"),
@@ -298,13 +298,11 @@ def below(**parts):
         ({"model": below(net=STATE), "ema": below(net=OTHER)}, "model.net", "ema.net"),
     ],
 )
-def test_of_several_networks_the_one_that_most_programs_call_the_model_is_taken_and_said(
-    content, taken, other, tmp_path
-):
+def test_of_several_networks_the_one_under_a_usual_key_is_used_and_reported(content, used, other, tmp_path):
     found = found_in(content, tmp_path)
     assert_same(found.state, STATE)
-    sentence = f"The weights in {taken} are taken, those in {other} are not: `progeo import` with --weights_in {other}"
-    assert found.remarks == (f"{sentence} takes these.",)
+    sentence = f"The weights in {used} are used, those in {other} are skipped: `progeo import --weights_in {other}`"
+    assert found.remarks == (f"{sentence} uses these.",)
     chosen = found_in(content, tmp_path, part=other)
     assert_same(chosen.state, OTHER)
     assert chosen.remarks == ()
@@ -319,7 +317,7 @@ def test_of_several_networks_the_one_that_most_programs_call_the_model_is_taken_
         ([STATE, OTHER], "0, 1"),
     ],
 )
-def test_of_several_networks_none_of_which_is_the_model_none_is_taken(content, names, tmp_path):
+def test_several_networks_without_a_usual_key_are_refused(content, names, tmp_path):
     with pytest.raises(ValueError, match=f"holds the weights of several networks, in {names}: choose one of them"):
         found_in(content, tmp_path)
     with pytest.raises(ValueError, match=f"holds no weights in nowhere; it holds them in {names}"):
@@ -331,13 +329,13 @@ def test_of_several_networks_none_of_which_is_the_model_none_is_taken(content, n
     [3, None, torch.eye(3).to_sparse(), np.zeros(3), {"a": torch.zeros(1)}, Path("x")],
     ids=lambda value: type(value).__name__,
 )
-def test_what_is_no_tensor_among_the_weights_is_refused_as_it_may_be_one_of_them(value, tmp_path):
+def test_other_values_among_the_weights_are_refused(value, tmp_path):
     for new in (True, False):
         with pytest.raises(ValueError, match=r"holds more than a state dict: 'visual\.proj' is no named tensor"):
             found_in({**STATE, "visual.proj": value}, tmp_path, new=new)
 
 
-def test_a_number_among_the_weights_is_refused_as_it_may_be_one_of_them(tmp_path):
+def test_a_number_among_the_weights_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds more than a state dict: 'p' is no named tensor"):
         found_in({**STATE, "p": 3.0}, tmp_path)
 
@@ -349,7 +347,7 @@ def test_a_tensor_with_attributes_of_its_own_is_a_tensor(tmp_path):
     assert_same(found_in(state, tmp_path).state, state)
 
 
-def test_a_module_that_was_saved_whole_gives_its_state_dict(tmp_path):
+def test_a_pickled_module_gives_its_state_dict(tmp_path):
     module = nn.Module()
     module.visual = nn.Sequential(OrderedDict(conv1=nn.Conv2d(3, 2, 1), bn1=nn.BatchNorm2d(2)))
     module.register_buffer("mask", torch.zeros(3), persistent=False)
@@ -359,7 +357,7 @@ def test_a_module_that_was_saved_whole_gives_its_state_dict(tmp_path):
         assert_same(found_in(content, tmp_path).state, module.state_dict())
 
 
-def test_names_of_a_file_do_not_reach_the_screen_as_they_are(tmp_path):
+def test_names_in_a_file_are_made_printable(tmp_path):
     found = found_in({"model": STATE, "\x1b[31mred\nnew line": 3, 7: 8, Color.RED: 9}, tmp_path)
     assert found.ignored == ("?[31mred?new line", "7", "Stub")
     with pytest.raises(ValueError, match=r"more than a state dict: 'visual\.\?\[31m' is no named tensor"):
@@ -368,7 +366,7 @@ def test_names_of_a_file_do_not_reach_the_screen_as_they_are(tmp_path):
         found_in({"a\x1b": STATE, "b\x1b": OTHER}, tmp_path)
 
 
-def test_mappings_within_each_other_without_end_end(tmp_path):
+def test_mappings_that_contain_themselves_are_searched_once(tmp_path):
     content = {"model": STATE}
     content["self"] = content
     deep = content

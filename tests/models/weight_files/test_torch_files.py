@@ -91,7 +91,7 @@ WRITERS = [in_torch_zip, in_old_torch_file, in_plain_pickle, after_the_beginning
         (lambda marker: Runs(os.mkdir, str(marker)), r"posix\.mkdir"),
     ],
 )
-def test_a_pickle_that_would_run_something_is_refused_by_its_name_and_runs_nothing(write, attack, name, tmp_path):
+def test_a_pickle_that_runs_code_is_refused_and_nothing_is_run(write, attack, name, tmp_path):
     marker, path = tmp_path / "marker", tmp_path / "model.pth"
     write(attack(marker), path)
     with pytest.raises(SystemExit, match=f"is refused, nothing of it was run: it asks for {name}, which"):
@@ -135,7 +135,7 @@ def called(*arguments):
 
 
 class Called:
-    """All that Python calls while it unpickles."""
+    """Record every call that Python makes while it unpickles."""
 
     __init__ = __setstate__ = __setitem__ = append = extend = add = called
 
@@ -246,7 +246,7 @@ def test_tensors_come_back_as_they_were_saved(new, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit")
-def test_the_values_of_a_scripted_archive_are_read_without_its_code(tmp_path):
+def test_the_values_of_a_torchscript_archive_are_read_without_its_code(tmp_path):
     module = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2)).half().eval()
     torch.jit.save(torch.jit.trace(module, torch.rand(1, 3, 2, 2).half()), tmp_path / "whole.pt")
     with zipfile.ZipFile(tmp_path / "whole.pt") as whole, zipfile.ZipFile(tmp_path / "less.pt", "w") as less:
@@ -279,7 +279,7 @@ def test_a_corrupt_tensor_is_refused(tmp_path):
         read_torch_file(tmp_path / "a.pth")
 
 
-def test_what_is_no_file_of_pytorch_is_refused_in_one_sentence(tmp_path):
+def test_other_files_are_refused_in_one_sentence(tmp_path):
     path = tmp_path / "model.pth"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("notes.txt", "weights")
@@ -292,7 +292,7 @@ def test_what_is_no_file_of_pytorch_is_refused_in_one_sentence(tmp_path):
     with pytest.raises(SystemExit, match="is not a complete file of PyTorch: it does not begin as one"):
         main(["import", str(path)])
     (tmp_path / "model.safetensors").write_bytes(b"x" * 100)
-    with pytest.raises(SystemExit, match="is not a whole safetensors file"):
+    with pytest.raises(SystemExit, match="is not a complete safetensors file"):
         main(["import", str(tmp_path / "model.safetensors")])
     assert {found.name for found in tmp_path.iterdir()} == {"model.pth", "model.safetensors"}
 
