@@ -35,8 +35,6 @@ _TEXT = (
 class ClipProperties:
     """Properties of a CLIP that its weights do not reveal; None where they are not known."""
 
-    program: str
-    """The program that wrote the file."""
     quickgelu: bool | None = None
     """Whether the activation is QuickGELU, as in OpenAI's CLIP."""
     head_width: float | None = None
@@ -65,7 +63,6 @@ def convert_clip(found: FoundWeights, choices: Choices, properties: ClipProperti
     state = plain_state(found.state)
     spec = _spec(state, choices, properties)
     converted = convert_encoder(
-        properties.program,
         spec,
         replace(found, state=state),
         their_name=lambda ours: ours.replace("backbone.", "visual.", 1),

@@ -42,20 +42,17 @@ def tower_architecture(visual: Mapping[str, Tensor], *, quickgelu: bool, head_wi
     Raises:
         ValueError: open_clip has no such architecture.
     """
-    shape = _shape(visual)
-    alike = {}
-    for name in known_architectures():
-        config = open_clip.get_model_config(name)
-        if _is_plain(config) and _shape_in(config).items() >= shape.items():
-            alike[name] = config
-    if head_width is not None:
-        alike = {name: config for name, config in alike.items() if _head_width(config) == head_width}
-    fitting = [name for name, config in alike.items() if config.get("quick_gelu", False) == quickgelu]
+    shape = _shape(visual) | ({} if head_width is None else {"head width": head_width})
+    configs = {name: open_clip.get_model_config(name) for name in known_architectures()}
+    fitting = [
+        name
+        for name, config in configs.items()
+        if config.get("quick_gelu", False) == quickgelu and _shape_in(config).items() >= shape.items()
+    ]
     if not fitting:
-        wanted = ", ".join(f"{name} {value}" for name, value in shape.items())
         raise ValueError(
-            f"open_clip has no plain CLIP {'with QuickGELU' if quickgelu else 'with GELU'} whose visual tower "
-            f"has {wanted}{'' if head_width is None else f', head width {head_width}'}."
+            f"open_clip has no plain CLIP {'with QuickGELU' if quickgelu else 'with GELU'} whose visual tower has "
+            f"{', '.join(f'{name} {value}' for name, value in shape.items())}."
         )
     return min(fitting, key=lambda name: (len(name), name))
 
@@ -116,21 +113,17 @@ def _shape(visual: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _shape_in(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the same from a configuration of open_clip; empty if it is not of a plain CLIP."""
     vision = config["vision_cfg"]
+    if unusual_settings(config) or not {"layers", "width", "patch_size"} <= vision.keys():
+        return {}
     return {
         "layers": vision["layers"],
         "width": vision["width"],
         "patch size": vision["patch_size"],
         "embed dim": config["embed_dim"],
+        "head width": vision.get("head_width", 64),
     }
-
-
-def _is_plain(config: Mapping[str, Any]) -> bool:
-    return not unusual_settings(config) and {"layers", "width", "patch_size"} <= config["vision_cfg"].keys()
-
-
-def _head_width(config: Mapping[str, Any]) -> int:
-    return config["vision_cfg"].get("head_width", 64)
 
 
 def _count(names: Mapping[str, Tensor], pattern: str) -> int:

@@ -31,8 +31,8 @@ class ConvertedEncoder:
     """An encoder with the weights of another program, and information about their file."""
 
     encoder: Encoder
-    program: str
-    """The program that wrote the file."""
+    program: str = ""
+    """The program that wrote the file, see `FORMATS`."""
     skipped: tuple[str, ...] = ()
     """Names in the file that the encoder does not need."""
     clip: Mapping[str, Tensor] | None = None
@@ -44,7 +44,6 @@ class ConvertedEncoder:
 
 
 def convert_encoder(
-    program: str,
     spec: EncoderSpec,
     found: FoundWeights,
     *,
@@ -54,7 +53,6 @@ def convert_encoder(
     """Build an encoder from its spec with the weights of another program's state dict, in float32.
 
     Args:
-        program: the program that wrote the file.
         spec: the spec of the encoder, as detected from the state dict.
         found: the state dict with the names of the file.
         their_name: maps each of our parameter and buffer names to the name in the file.
@@ -72,7 +70,7 @@ def convert_encoder(
     kept = with_batch_counts({name: tensor for name, tensor in found.state.items() if name not in skipped}, theirs)
     check_fits(kept, {name: ours[theirs[name]] for name in theirs}, spec.architecture)
     encoder = restore_encoder(spec, {theirs[name]: single_precision(tensor) for name, tensor in kept.items()})
-    return ConvertedEncoder(encoder, program, (*found.ignored, *skipped), remarks=found.remarks)
+    return ConvertedEncoder(encoder, skipped=(*found.ignored, *skipped), remarks=found.remarks)
 
 
 def single_precision(tensor: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ def is_cosplace(source: Source) -> bool:
 def read_cosplace(source: Source, choices: Choices) -> ConvertedEncoder:
     """Convert an encoder of CosPlace or EigenPlaces; for errors see `convert_encoder`."""
     return convert_numbered(
-        "CosPlace or EigenPlaces",
         source.found,
         pooling="gem",
         descriptor_dim=len(tensor_named(source.state, "aggregation.3.weight", 2)),

@@ -15,7 +15,6 @@ def is_divide_and_classify(source: Source) -> bool:
 def read_divide_and_classify(source: Source, choices: Choices) -> ConvertedEncoder:
     """Convert the feature extractor of Divide&Classify; for errors see `convert_encoder`."""
     return convert_numbered(
-        "Divide&Classify",
         source.found,
         pooling="mean_linear",
         descriptor_dim=len(tensor_named(source.state, "classifier.0.weight", 2)),

@@ -84,7 +84,6 @@ def _properties(source: Source) -> ClipProperties:
     if not pixels.values:
         pixels = read_configuration(source.folder / "preprocessor_config.json")
     return ClipProperties(
-        "Hugging Face",
         quickgelu=_ACTIVATIONS[activations.pop()],
         head_width=vision.number("hidden_size", 768) // vision.number("num_attention_heads", 12),
         text_heads=text.number("num_attention_heads", 8),

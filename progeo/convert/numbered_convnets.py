@@ -17,7 +17,6 @@ FIRST_LAYERS = ("backbone.0.weight", "backbone.0.0.weight", "backbone.0.0.0.weig
 
 
 def convert_numbered(
-    program: str,
     found: FoundWeights,
     *,
     pooling: Pooling,
@@ -28,7 +27,6 @@ def convert_numbered(
     """Convert the encoder with the torchvision backbone that fits the weights best; for errors see `convert_encoder`.
 
     Args:
-        program: the program that wrote the file.
         found: the weights, `backbone.<number>.*` and those of the head.
         pooling: pooling and head of the encoder.
         descriptor_dim: descriptor dimension D.
@@ -47,7 +45,7 @@ def convert_numbered(
         align_corners=False,
         pooling=pooling,
     )
-    return convert_encoder(program, spec, found, their_name=lambda ours: head(backbone_name(ours)))
+    return convert_encoder(spec, found, their_name=lambda ours: head(backbone_name(ours)))
 
 
 def _backbone(state: Mapping[str, Tensor]) -> tuple[str, Callable[[str], str]]:

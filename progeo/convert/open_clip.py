@@ -27,7 +27,7 @@ def read_open_clip(source: Source, choices: Choices) -> ConvertedEncoder:
         FileNotFoundError: the weights are missing.
         ValueError: the configuration is not of a plain CLIP; for further errors see `convert_clip`.
     """
-    properties = _properties(source) if _is_configured(source) else ClipProperties("open_clip")
+    properties = _properties(source) if _is_configured(source) else ClipProperties()
     return convert_clip(source.weights(OPEN_CLIP_WEIGHTS), choices, properties)
 
 
@@ -46,7 +46,6 @@ def _properties(source: Source) -> ClipProperties:
     if unusual := unusual_settings(model.values):
         raise ValueError(f"{config.path} is not of a plain CLIP: it sets {printable(', '.join(unusual))}.")
     return ClipProperties(
-        "open_clip",
         quickgelu=bool(model.values.get("quick_gelu", False)),
         head_width=model.part("vision_cfg").number("head_width", 64),
         text_heads=model.part("text_cfg").number("heads", 8),

@@ -51,7 +51,6 @@ def read_published_progeo(source: Source, choices: Choices) -> ConvertedEncoder:
         text_weights="openai" if shares_texts else None,
     )
     return convert_encoder(
-        "published ProGEO",
         spec,
         source.found,
         their_name=head_name,

@@ -1,7 +1,7 @@
 """Detect which program wrote a file of weights, and convert it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from progeo.convert.converted_encoder import Choices, ConvertedEncoder
@@ -48,8 +48,7 @@ def open_source(path: Path, choices: Choices) -> Source:
 def read_encoder(source: Source, choices: Choices) -> ConvertedEncoder:
     """Detect the format of a file or folder of weights, and convert it to an encoder.
 
-    The format is detected from parameter names, or from the configuration beside them; missing and unexpected keys are
-    listed.
+    The format is detected from parameter names, or from the configuration beside the weights.
 
     Raises:
         FileNotFoundError: a configuration or the weights are missing.
@@ -58,7 +57,7 @@ def read_encoder(source: Source, choices: Choices) -> ConvertedEncoder:
     _refuse_own(source)
     for row in FORMATS:
         if row.recognizes(source):
-            converted = row.reads(source, choices)
+            converted = replace(row.reads(source, choices), program=row.name)
             _check_choices(converted, choices)
             return converted
     raise _unknown(source)

@@ -13,6 +13,7 @@ from torch import nn
 
 import progeo
 from progeo.cli import main
+from progeo.convert.recognition import FORMATS
 
 FULL_SIZES = ["resnet50", "resnet101", "resnet152", "vgg16", "efficientnet_b0", "efficientnet_b7"]
 
@@ -171,7 +172,8 @@ def test_missing_and_unexpected_keys_are_named(change, options, sentence, tmp_pa
 
 
 def test_a_network_that_is_none_of_them_is_refused_by_its_names(tmp_path):
-    with pytest.raises(SystemExit, match=r"has no known format: its names begin with bn1, conv1, fc, layer1, layer2"):
+    known = ", ".join(row.name for row in FORMATS)
+    with pytest.raises(SystemExit, match=f"its names begin with bn1, conv1, fc, layer1, layer2. Known are {known}"):
         imported(torchvision.models.resnet18(weights=None).state_dict(), tmp_path)
     for nothing in ({}, [], 3):
         with pytest.raises(SystemExit, match="holds no state dict"):
