@@ -206,9 +206,8 @@ def _beside(content: Any, address: Address) -> Iterable[str]:
 
 
 def _is_weight(name: Any, value: Any) -> bool:
-    """Return whether a value is a named, dense tensor on the CPU; sparse and quantized ones are no weights."""
-    is_tensor = isinstance(name, str) and isinstance(value, Tensor)
-    return is_tensor and value.layout == torch.strided and value.is_cpu and not value.is_quantized
+    """Return whether a value is a named, dense tensor with values; sparse and meta tensors are no weights."""
+    return isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided and value.is_cpu
 
 
 def _is_metadata(name: str, value: Any) -> bool:
