@@ -432,8 +432,8 @@ def test_texts_of_other_attention_heads_are_skipped(kind, tmp_path, capsys):
     encoder = imported(folder, tmp_path)
     assert encoder.spec.text_weights is None
     assert not (tmp_path / "encoder/clip.safetensors").exists()
-    said = capsys.readouterr().err
-    assert re.search(r"cannot be compared with texts\. Their tower has 4 attention heads, that of .* has 2\.", said)
+    log = capsys.readouterr().err
+    assert re.search(r"cannot be compared with texts\. Their tower has 4 attention heads, that of .* has 2\.", log)
 
 
 def test_pixel_statistics_are_those_of_processor_config_and_missing_ones_are_reported(tmp_path, capsys):

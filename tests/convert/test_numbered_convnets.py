@@ -109,12 +109,12 @@ def test_of_two_networks_in_a_checkpoint_the_model_or_the_chosen_one_is_imported
         "skipped, the encoder does not need them: ema, recalls, callbacks",
         "skipped, the encoder does not need them: state_dict, recalls, callbacks, n_averaged",
     )
-    for options, state, said in (([], model, sentences[:2]), (["--weights_in", "ema"], ema, sentences[2:])):
+    for options, state, expected in (([], model, sentences[:2]), (["--weights_in", "ema"], ema, sentences[2:])):
         (tmp_path / str(len(options))).mkdir()
         found = imported(checkpoint, tmp_path / str(len(options)), *options).state_dict()
         assert torch.equal(found["pooling.linear.weight"], state["aggregation.3.weight"])
         log = capsys.readouterr().err
-        assert [sentence in log for sentence in sentences] == [sentence in said for sentence in sentences]
+        assert [sentence in log for sentence in sentences] == [sentence in expected for sentence in sentences]
 
 
 def test_layers_of_an_efficientnet_are_found_inside_features_and_without(tmp_path):

@@ -56,7 +56,7 @@ def learner_class(monkeypatch):
 
 
 def word_vectors(clip):
-    """What the published learner keeps around the learned vectors of `A photo of a X X X X street.`"""
+    """Return the word vectors around the learned ones of `A photo of a X X X X street.`"""
     tokenizer = SimpleTokenizer()
     ids = [tokenizer.sot_token_id, *tokenizer.encode("A photo of a X X X X street."), tokenizer.eot_token_id]
     embedding = clip.token_embedding.weight[[*ids, *[0] * (77 - len(ids))]].detach()[None]
@@ -73,7 +73,7 @@ def partition_of(num_groups):
 
 
 def published_order(partition, order):
-    """What the published code keeps in its cache: groups as they were met, classes of each in any order."""
+    """Return the content of the published cache: groups in the given order, classes of each in any order."""
     generator = np.random.default_rng(0)
     groups = [
         [tuple(int(n) for n in row) for row in generator.permutation(partition.groups[i].class_ids)] for i in order

@@ -99,10 +99,10 @@ def test_a_checkpoint_of_the_training_gives_the_same_as_the_bare_weights(tmp_pat
     bare, inside = imported(state, tmp_path / "a"), imported(checkpoint, tmp_path / "b")
     assert bare.spec == inside.spec
     assert all(torch.equal(tensor, inside.state_dict()[name]) for name, tensor in bare.state_dict().items())
-    said = capsys.readouterr().err
-    assert "classifiers_state_dict" in said
-    assert "text_encoder.* (28), token_embedding" in said
-    assert "backbone.attnpool.* (9)" in said
+    log = capsys.readouterr().err
+    assert "classifiers_state_dict" in log
+    assert "text_encoder.* (28), token_embedding" in log
+    assert "backbone.attnpool.* (9)" in log
 
 
 def test_descriptors_of_a_vit_can_be_normalized(tmp_path):
