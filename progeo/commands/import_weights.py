@@ -8,14 +8,14 @@ from safetensors.torch import save_file
 
 from progeo.commands.import_prompts import write_published_prompts
 from progeo.config.encoders import ImportSettings
+from progeo.convert.converted_encoder import Choices, ConvertedEncoder
 from progeo.convert.prompt_learners import holds_prompt_learners, prompts_in
-from progeo.convert.recognition import read_foreign, read_foreign_folder
-from progeo.convert.translation import Choices, Foreign
+from progeo.convert.recognition import open_source, read_encoder
 from progeo.engine.log import LOGGER, start_log
 from progeo.export.weights import holds_encoder, save_encoder
 from progeo.files import replacing, written_together
 from progeo.models.backbones.open_clip import ARCHITECTURE
-from progeo.models.weight_files.checkpoints import in_words, read_content
+from progeo.models.weight_files.checkpoints import in_words
 
 _CLIP = "clip.safetensors"
 
@@ -34,56 +34,54 @@ def import_weights(settings: ImportSettings) -> Path:
     if holds_encoder(settings.file):
         raise ValueError(f"{settings.file} holds an encoder of progeo, which needs no import: use it as it is.")
     choices = Choices(settings.image_size, settings.normalized, settings.quickgelu, settings.weights_in)
-    foreign = read_foreign_folder(settings.file, choices)
-    if foreign is None:
-        content = read_content(settings.file)
-        if holds_prompt_learners(content):
-            if choices != Choices():
-                raise ValueError(
-                    f"{settings.file} holds prompts; --weights_in, --image_size, --normalized and --quickgelu are for "
-                    f"encoders: leave them out."
-                )
-            return write_published_prompts(settings, prompts_in(content, settings.file), target)
-        foreign = read_foreign(content, settings.file, choices)
+    source = open_source(settings.file, choices)
+    if not settings.file.is_dir() and holds_prompt_learners(source.content):
+        if choices != Choices():
+            raise ValueError(
+                f"{settings.file} holds prompts; --weights_in, --image_size, --normalized and --quickgelu are for "
+                f"encoders: omit them."
+            )
+        return write_published_prompts(settings, prompts_in(source.content, settings.file), target)
+    converted = read_encoder(source, choices)
     if settings.class_order is not None or settings.clip is not None:
-        raise ValueError(f"{settings.file} holds an encoder; --class_order and --clip are for prompts: leave them out.")
-    return _write_encoder(foreign, settings.file, target)
+        raise ValueError(f"{settings.file} holds an encoder; --class_order and --clip are for prompts: omit them.")
+    return _write_encoder(converted, settings.file, target)
 
 
-def _write_encoder(foreign: Foreign, source: Path, target: Path) -> Path:
-    encoder = foreign.encoder
+def _write_encoder(converted: ConvertedEncoder, source: Path, target: Path) -> Path:
+    encoder = converted.encoder
     with written_together(target.resolve()) as folder:
-        if foreign.clip is not None:
+        if converted.clip is not None:
             with replacing(folder / _CLIP) as temporary:
-                save_file(dict(foreign.clip), temporary, metadata=_metadata(foreign))
+                save_file(dict(converted.clip), temporary, metadata=_metadata(converted))
             encoder.spec = dataclasses.replace(encoder.spec, text_weights=str(folder / _CLIP))
-        save_encoder(folder, encoder, provenance={"imported_from": str(source), "kind": foreign.kind}, recalls={})
+        save_encoder(folder, encoder, provenance={"imported_from": str(source), "kind": converted.program}, recalls={})
     spec = encoder.spec
     LOGGER.info(
         "%s: %s, %d x %d pixels, descriptors of %d dimensions%s",
-        foreign.kind,
+        converted.program,
         spec.architecture,
         *spec.image_size,
         spec.descriptor_dim,
         "" if spec.normalized else ", not normalized",
     )
-    for remark in foreign.remarks:
+    for remark in converted.remarks:
         LOGGER.info(remark)
-    if foreign.left_out:
-        LOGGER.info("skipped, an encoder does not need them: %s", in_words(foreign.left_out))
-    if foreign.clip is not None:
+    if converted.skipped:
+        LOGGER.info("skipped, the encoder does not need them: %s", in_words(converted.skipped))
+    if converted.clip is not None:
         LOGGER.info(
-            "the whole CLIP, for its texts, written to %s: --model.architecture %s --model.weights %s trains it",
+            "the complete CLIP, with its texts, written to %s: --model.architecture %s --model.weights %s trains it",
             target / _CLIP,
             spec.architecture,
             target / _CLIP,
         )
-    LOGGER.info("encoder written to %s: progeo.load_encoder(%r) gives it back", target, str(target))
+    LOGGER.info("encoder written to %s: progeo.load_encoder(%r) loads it", target, str(target))
     return target
 
 
-def _metadata(foreign: Foreign) -> dict[str, str]:
+def _metadata(converted: ConvertedEncoder) -> dict[str, str]:
     """Return the metadata of a weight file: its architecture and, if known, the pixel mean and std."""
-    spec = foreign.encoder.spec
-    pixels = {"mean": json.dumps(spec.mean), "std": json.dumps(spec.std)} if foreign.says_pixels else {}
+    spec = converted.encoder.spec
+    pixels = {"mean": json.dumps(spec.mean), "std": json.dumps(spec.std)} if converted.has_pixel_statistics else {}
     return {ARCHITECTURE: spec.architecture, **pixels}

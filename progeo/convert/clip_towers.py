@@ -8,7 +8,7 @@ from typing import Any
 import open_clip
 from torch import Tensor
 
-from progeo.convert.translation import tensor_named
+from progeo.convert.converted_encoder import tensor_named
 from progeo.models.backbones.open_clip import known_architectures
 from progeo.models.backbones.position_embedding import RESNET_STRIDE, ImageSize, as_height_width
 
@@ -43,20 +43,17 @@ def tower_architecture(visual: Mapping[str, Tensor], *, quickgelu: bool, head_wi
     Raises:
         ValueError: open_clip has no such architecture.
     """
-    shape = _shape(visual)
-    alike = {}
-    for name in known_architectures():
-        config = open_clip.get_model_config(name)
-        if _is_plain(config) and _described(config).items() >= shape.items():
-            alike[name] = config
-    if head_width is not None:
-        alike = {name: config for name, config in alike.items() if _head_width(config) == head_width}
-    fitting = [name for name, config in alike.items() if config.get("quick_gelu", False) == quickgelu]
+    shape = _shape(visual) | ({} if head_width is None else {"head width": head_width})
+    configs = {name: open_clip.get_model_config(name) for name in known_architectures()}
+    fitting = [
+        name
+        for name, config in configs.items()
+        if config.get("quick_gelu", False) == quickgelu and _shape_in(config).items() >= shape.items()
+    ]
     if not fitting:
-        wanted = ", ".join(f"{name} {value}" for name, value in shape.items())
         raise ValueError(
-            f"There is no plain CLIP {'with QuickGELU' if quickgelu else 'with GELU'} in open_clip whose visual tower "
-            f"has {wanted}{'' if head_width is None else f', head width {head_width}'}."
+            f"open_clip has no plain CLIP {'with QuickGELU' if quickgelu else 'with GELU'} whose visual tower has "
+            f"{', '.join(f'{name} {value}' for name, value in shape.items())}."
         )
     return min(fitting, key=lambda name: (len(name), name))
 
@@ -85,12 +82,14 @@ def tower_image_size(visual: Mapping[str, Tensor], wanted: ImageSize | None) -> 
         if rows * columns != cells or (is_square and rows != columns):
             own = f"{side} x {side}" if is_square else cells
             raise ValueError(
-                f"--image_size {height} x {width} is {rows} x {columns} cells of {cell_px} pixels, but the position "
-                f"embedding is for {own} cells{': leave it out' if is_square else ''}."
+                f"`image_size` {height} x {width} is {rows} x {columns} cells of {cell_px} pixels, but the position "
+                f"embedding is for {own} cells{': omit it' if is_square else ''}."
             )
         return height, width
     if not is_square:
-        raise ValueError(f"The position embedding is for {cells} cells, no square: give --image_size [HEIGHT,WIDTH].")
+        raise ValueError(
+            f"The position embedding is for {cells} cells, not a square: set `image_size` to (height, width)."
+        )
     return side * cell_px, side * cell_px
 
 
@@ -114,22 +113,18 @@ def _shape(visual: Mapping[str, Tensor]) -> dict[str, Any]:
     return {**shape, "embed dim": len(tensor_named(visual, "attnpool.c_proj.weight", 2))}
 
 
-def _described(config: Mapping[str, Any]) -> dict[str, Any]:
+def _shape_in(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the same from a configuration of open_clip; empty if it is not of a plain CLIP."""
     vision = config["vision_cfg"]
+    if unusual_settings(config) or not {"layers", "width", "patch_size"} <= vision.keys():
+        return {}
     return {
         "layers": vision["layers"],
         "width": vision["width"],
         "patch size": vision["patch_size"],
         "embed dim": config["embed_dim"],
+        "head width": vision.get("head_width", 64),
     }
-
-
-def _is_plain(config: Mapping[str, Any]) -> bool:
-    return not unusual_settings(config) and {"layers", "width", "patch_size"} <= config["vision_cfg"].keys()
-
-
-def _head_width(config: Mapping[str, Any]) -> int:
-    return config["vision_cfg"].get("head_width", 64)
 
 
 def _count(names: Mapping[str, Tensor], pattern: str) -> int:

@@ -8,6 +8,9 @@ from typing import Any
 
 from progeo.files import read_json
 
+MIN_STD = 0.001
+"""Minimum of a pixel std in 0..1."""
+
 
 @dataclass(frozen=True)
 class Configuration:
@@ -37,17 +40,17 @@ class Configuration:
             raise ValueError(f"{self.path}: {name} should be a word, is {value!r}.")
         return value
 
-    def color(self, name: str, least: float) -> tuple[float, ...] | None:
-        """Return numbers from `least` to 1 for red, green and blue; None if they are missing."""
+    def color(self, name: str, minimum: float) -> tuple[float, ...] | None:
+        """Return numbers from `minimum` to 1 for red, green and blue; None if they are missing."""
         value = self._value(name, None)
         if value is None:
             return None
         if (
             not isinstance(value, list)
             or len(value) != 3
-            or not all(_is_number(part) and least <= part <= 1 for part in value)
+            or not all(_is_number(part) and minimum <= part <= 1 for part in value)
         ):
-            raise ValueError(f"{self.path}: {name} should be three numbers from {least} to 1, is {value!r}.")
+            raise ValueError(f"{self.path}: {name} should be three numbers from {minimum} to 1, is {value!r}.")
         return tuple(value)
 
     def _value(self, name: str, usual: Any) -> Any:

@@ -1,13 +1,23 @@
-"""Convert a CLIP's weights from the names and shapes of Hugging Face's transformers to those of open_clip."""
+"""Import folders of CLIPs in the format of Hugging Face's transformers."""
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from progeo.convert.translation import tensor_named
+from progeo.convert.clip_encoder import ClipProperties, convert_clip
+from progeo.convert.configurations import MIN_STD, read_configuration
+from progeo.convert.converted_encoder import Choices, ConvertedEncoder, tensor_named
+from progeo.convert.source import Source
+from progeo.models.weight_files.printable import printable
 
+TRANSFORMERS_CONFIG = "config.json"
+VISION_MARK = "vision_model.embeddings.class_embedding"
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_ACTIVATIONS = {"quick_gelu": True, "gelu": False}
+_EPS = 1e-5
 _LAYER = re.compile(r"(vision_model|text_model)\.encoder\.layers\.(\d+)\.(.+)")
 _IN_LAYER = {
     "layer_norm1": "ln_1",
@@ -17,7 +27,7 @@ _IN_LAYER = {
     "mlp.fc2": "mlp.c_proj",
 }
 _OUTSIDE = {
-    "vision_model.embeddings.class_embedding": "visual.class_embedding",
+    VISION_MARK: "visual.class_embedding",
     "vision_model.embeddings.patch_embedding.weight": "visual.conv1.weight",
     "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
     "vision_model.pre_layrnorm.weight": "visual.ln_pre.weight",
@@ -34,7 +44,55 @@ _TRANSPOSED = {"visual_projection.weight": "visual.proj", "text_projection.weigh
 _QUERY = re.compile(r"self_attn\.q_proj\.(weight|bias)")
 
 
-def with_open_clip_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def is_hugging_face(source: Source) -> bool:
+    """Return whether a folder has a configuration of transformers, or a file of weights that of a CLIP beside it."""
+    config = source.folder / TRANSFORMERS_CONFIG
+    if source.path.is_dir():
+        return config.is_file()
+    return source.path.name in _WEIGHTS and read_configuration(config).values.get("model_type") == "clip"
+
+
+def read_hugging_face(source: Source, choices: Choices) -> ConvertedEncoder:
+    """Convert a CLIP of transformers, with the activation and pixel statistics of its configuration.
+
+    Raises:
+        FileNotFoundError: the weights are missing.
+        ValueError: the configuration is not of a plain CLIP; for further errors see `convert_clip`.
+    """
+    properties = _properties(source)
+    found = source.weights(_WEIGHTS)
+    return convert_clip(replace(found, state=_open_clip_names(found.state)), choices, properties)
+
+
+def _properties(source: Source) -> ClipProperties:
+    """Read the configuration; missing values get the defaults of transformers."""
+    config = read_configuration(source.folder / TRANSFORMERS_CONFIG)
+    kind = config.values.get("model_type")
+    if kind != "clip":
+        raise ValueError(f"{config.path} is of a {kind!r}, not of a clip.")
+    vision, text = config.part("vision_config"), config.part("text_config")
+    activations = {part.word("hidden_act", "quick_gelu") for part in (vision, text)}
+    if len(activations) > 1 or not activations <= _ACTIVATIONS.keys():
+        raise ValueError(
+            f"{config.path} sets hidden_act {printable(', '.join(sorted(activations)))}: it must be one of "
+            f"{', '.join(_ACTIVATIONS)}, and the same for images and texts."
+        )
+    for part in (vision, text):
+        if (eps := part.number("layer_norm_eps", _EPS)) != _EPS:
+            raise ValueError(f"{config.path} is not of a plain CLIP: its layer_norm_eps is {eps}, not {_EPS}.")
+    pixels = read_configuration(source.folder / "processor_config.json").part("image_processor")
+    if not pixels.values:
+        pixels = read_configuration(source.folder / "preprocessor_config.json")
+    return ClipProperties(
+        quickgelu=_ACTIVATIONS[activations.pop()],
+        head_width=vision.number("hidden_size", 768) // vision.number("num_attention_heads", 12),
+        text_heads=text.number("num_attention_heads", 8),
+        mean=pixels.color("image_mean", 0),
+        std=pixels.color("image_std", MIN_STD),
+    )
+
+
+def _open_clip_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename a CLIP's weights to open_clip's names; unexpected keys keep their names.
 
     Raises:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from progeo.convert.translation import single_precision
+from progeo.convert.converted_encoder import single_precision
 from progeo.models.weight_files.checkpoints import read_content
-from progeo.models.weight_files.unpickler import Stub
+from progeo.models.weight_files.torch_files import Stub
 
 _LEARNERS = tuple(f"cosplace_model.cosplace_network_stage{stage}.PromptLearner" for stage in (1, 2))
 _CELLS = re.compile(r"_M([1-9]\d*)_N([1-9]\d*)_alpha([1-9]\d*)_L([1-9]\d*)_mipc(\d+)\.torch$")
@@ -119,7 +119,7 @@ def parse_cells(name: str) -> dict[str, int]:
     found = _CELLS.search(name)
     if found is None:
         raise ValueError(
-            f"{name} does not say how its cells were made; it should end like _M10_N5_alpha30_L2_mipc10.torch."
+            f"The cell settings are missing from the name {name}: it should end like _M10_N5_alpha30_L2_mipc10.torch."
         )
     names = ("cell_side_m", "groups_per_side", "heading_bin_deg", "groups_per_heading", "min_images_per_class")
     return dict(zip(names, map(int, found.groups()), strict=True))
@@ -132,8 +132,8 @@ def _is_learner(item: Any) -> bool:
 def _tensors(learner: Stub) -> dict[str, Tensor]:
     """Return the parameters and buffers of a module by name, in float32."""
     found: dict[str, Tensor] = {}
-    for room in ("_parameters", "_buffers"):
-        values = vars(learner).get(room)
+    for kind in ("_parameters", "_buffers"):
+        values = vars(learner).get(kind)
         if isinstance(values, Mapping):
             found |= {name: single_precision(value) for name, value in values.items() if isinstance(value, Tensor)}
     return found

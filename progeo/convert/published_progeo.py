@@ -1,29 +1,34 @@
 """Import encoders of published ProGEO: a CLIP's visual tower as `backbone.*`, for a ResNet with CosPlace's head."""
 
-from collections.abc import Mapping
-
 import open_clip
-from torch import Tensor
 
 from progeo.convert.clip_towers import is_vit, tower_architecture, tower_image_size
-from progeo.convert.translation import Choices, Foreign, head_name, tensor_named, translated_encoder
+from progeo.convert.converted_encoder import Choices, ConvertedEncoder, convert_encoder, head_name, tensor_named
+from progeo.convert.source import Source
 from progeo.models.backbones.open_clip import NORMALIZATIONS
 from progeo.models.backbones.position_embedding import as_height_width
 from progeo.models.encoder import EncoderSpec
 
+PROGEO_MARKS = ("backbone.class_embedding", "backbone.conv1.weight")
 _IMAGE_SIZE = 512
 _TEXT = ("text_encoder.", "token_embedding.")
 
 
-def read_published_progeo(state: Mapping[str, Tensor], choices: Choices) -> Foreign:
+def is_published_progeo(source: Source) -> bool:
+    """Return whether a file has a CLIP's visual tower as `backbone.*`."""
+    return not {"backbone.class_embedding", "backbone.conv3.weight"}.isdisjoint(source.state)
+
+
+def read_published_progeo(source: Source, choices: Choices) -> ConvertedEncoder:
     """Convert an encoder of published stage 2, with the pixel statistics, image size and interpolation of its code.
 
     Its training starts from OpenAI's CLIP with QuickGELU and keeps the text tower frozen, so a ViT's descriptors can be
     compared with text features of `openai` weights.
 
     Raises:
-        ValueError: missing or unexpected keys, or tensors of another shape.
+        ValueError: the visual tower is not known; for further errors see `convert_encoder`.
     """
+    state = source.state
     visual = {name.removeprefix("backbone."): tensor for name, tensor in state.items() if name.startswith("backbone.")}
     vit = is_vit(visual)
     quickgelu = True if choices.quickgelu is None else choices.quickgelu
@@ -46,7 +51,9 @@ def read_published_progeo(state: Mapping[str, Tensor], choices: Choices) -> Fore
         pooling="clip" if vit else "gem",
         text_weights="openai" if shares_texts else None,
     )
-    encoder, left_out = translated_encoder(
-        spec, state, their_name=head_name, not_needed=_TEXT if vit else (*_TEXT, "backbone.attnpool.")
+    return convert_encoder(
+        spec,
+        source.found,
+        their_name=head_name,
+        skipped_prefixes=_TEXT if vit else (*_TEXT, "backbone.attnpool."),
     )
-    return Foreign(encoder, "published ProGEO", left_out)

@@ -1,83 +1,93 @@
-"""Detect which program wrote a file of weights, from its parameter names, and convert it."""
+"""Detect which program wrote a file of weights, and convert it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor
+from progeo.convert.converted_encoder import Choices, ConvertedEncoder
+from progeo.convert.cosplace import is_cosplace, read_cosplace
+from progeo.convert.divide_and_classify import is_divide_and_classify, read_divide_and_classify
+from progeo.convert.hugging_face import TRANSFORMERS_CONFIG, VISION_MARK, is_hugging_face, read_hugging_face
+from progeo.convert.numbered_convnets import FIRST_LAYERS
+from progeo.convert.open_clip import is_open_clip, read_open_clip
+from progeo.convert.openai import is_openai, read_openai
+from progeo.convert.published_progeo import PROGEO_MARKS, is_published_progeo, read_published_progeo
+from progeo.convert.source import Source
+from progeo.models.clip_files import CLIP_MARK, OPEN_CLIP_CONFIG
 
-from progeo.convert.clip_folders import read_clip_folder
-from progeo.convert.clips import read_clip
-from progeo.convert.convnets import read_cosplace, read_divide_and_classify
-from progeo.convert.published_progeo import read_published_progeo
-from progeo.convert.translation import Choices, Foreign, with_what_was_found
-from progeo.models.clip_files import CLIP_MARK
-from progeo.models.weight_files.checkpoints import find_weights
 
-_KNOWN = "published ProGEO, CosPlace, EigenPlaces, Divide&Classify, and CLIPs of OpenAI, open_clip and Hugging Face"
+@dataclass(frozen=True)
+class Format:
+    """A program whose encoders can be imported."""
 
-_MARKS = (
-    *(CLIP_MARK, "vision_model.embeddings.class_embedding"),
-    *("backbone.class_embedding", "backbone.conv1.weight"),
-    *("backbone.0.weight", "backbone.0.0.weight", "backbone.0.0.0.weight"),
+    name: str
+    marks: tuple[str, ...]
+    """Names of the first weights, which identify a state dict in a checkpoint."""
+    recognizes: Callable[[Source], bool]
+    """Returns whether the program wrote the file or folder."""
+    reads: Callable[[Source, Choices], ConvertedEncoder]
+    """Converts the file or folder to an encoder; raises ValueError for missing or unexpected keys."""
+
+
+FORMATS = (
+    Format("open_clip", (CLIP_MARK,), is_open_clip, read_open_clip),
+    Format("Hugging Face", (VISION_MARK,), is_hugging_face, read_hugging_face),
+    Format("OpenAI", (CLIP_MARK,), is_openai, read_openai),
+    Format("published ProGEO", PROGEO_MARKS, is_published_progeo, read_published_progeo),
+    Format("CosPlace or EigenPlaces", FIRST_LAYERS, is_cosplace, read_cosplace),
+    Format("Divide&Classify", FIRST_LAYERS, is_divide_and_classify, read_divide_and_classify),
 )
-"""Names of the first weights in each known format: CLIPs; published ProGEO; CosPlace and Divide&Classify."""
+"""The first row that recognizes a file or folder reads it."""
 
 
-def read_foreign_folder(path: Path, choices: Choices) -> Foreign | None:
-    """Import the encoder of a CLIP folder, given as the folder or a file in it; return None for any other file.
+def open_source(path: Path, choices: Choices) -> Source:
+    """Prepare a file or folder for `read_encoder`; nothing is read yet."""
+    return Source(path, {mark for row in FORMATS for mark in row.marks}, choices.weights_in)
+
+
+def read_encoder(source: Source, choices: Choices) -> ConvertedEncoder:
+    """Detect the format of a file or folder of weights, and convert it to an encoder.
+
+    The format is detected from parameter names, or from the configuration beside the weights.
 
     Raises:
         FileNotFoundError: a configuration or the weights are missing.
-        ValueError: the files do not fit together, or `choices` do not apply to them.
-    """
-    foreign = read_clip_folder(path, choices)
-    return None if foreign is None else _checked(foreign, choices)
-
-
-def read_foreign(content: Any, path: Path, choices: Choices) -> Foreign:
-    """Detect the format of a file of weights from its parameter names, and convert it to an encoder.
-
-    Args:
-        content: content of the file, see `read_content`.
-        path: path of the file, for errors.
-        choices: settings given by the user.
-
-    Raises:
         ValueError: an unknown format, missing or unexpected keys, or `choices` that do not apply to the format.
     """
-    found = find_weights(content, path, _MARKS, choices.weights_in)
-    foreign = _reader(found.state, path)(found.state, choices)
-    return _checked(with_what_was_found(foreign, found), choices)
+    _refuse_own(source)
+    for row in FORMATS:
+        if row.recognizes(source):
+            converted = replace(row.reads(source, choices), program=row.name)
+            _check_choices(converted, choices)
+            return converted
+    raise _unknown(source)
 
 
-def _reader(state: Mapping[str, Tensor], path: Path) -> Callable[[Mapping[str, Tensor], Choices], Foreign]:
-    beginnings = {name.partition(".")[0] for name in state}
-    if "visual" in beginnings:
-        return read_clip
-    if beginnings <= {"backbone", "pooling", "projection"}:
+def _refuse_own(source: Source) -> None:
+    if source.prefixes and source.prefixes <= {"backbone", "pooling", "projection"}:
         raise ValueError(
-            f"{path} has the names of an encoder of progeo, which needs no import: give its folder, with the "
+            f"{source.path} has the names of an encoder of progeo, which needs no import: give its folder, with the "
             f"model.json, to progeo.load_encoder and to the other commands."
         )
-    if {"backbone.class_embedding", "backbone.conv3.weight"} & state.keys():
-        return read_published_progeo
-    if "backbone" in beginnings and "aggregation" in beginnings:
-        return read_cosplace
-    if "backbone" in beginnings and "classifier" in beginnings:
-        return read_divide_and_classify
-    if {"vision_model", "text_model"} & beginnings:
-        raise ValueError(f"{path} is of a CLIP of Hugging Face: give the folder of it and its config.json.")
-    raise ValueError(
-        f"{path} is of no known kind: its names begin with {', '.join(sorted(beginnings)[:5])}. Known are {_KNOWN}."
+
+
+def _unknown(source: Source) -> Exception:
+    """Return the error for a file or folder of no known format."""
+    path, prefixes = source.path, source.prefixes
+    if path.is_dir():
+        return FileNotFoundError(f"{path} holds no CLIP: neither {OPEN_CLIP_CONFIG} nor {TRANSFORMERS_CONFIG}.")
+    if {"vision_model", "text_model"} & prefixes:
+        return ValueError(f"{path} is of a CLIP of Hugging Face: give the folder of it and its config.json.")
+    return ValueError(
+        f"{path} has no known format: its names begin with {', '.join(sorted(prefixes)[:5])}. Known are "
+        f"{', '.join(row.name for row in FORMATS)}."
     )
 
 
-def _checked(foreign: Foreign, choices: Choices) -> Foreign:
-    """Return the import, or refuse user settings that do not apply to its architecture."""
-    spec = foreign.encoder.spec
+def _check_choices(converted: ConvertedEncoder, choices: Choices) -> None:
+    """Refuse user settings that do not apply to the architecture."""
+    spec = converted.encoder.spec
     if choices.normalized is not None and choices.normalized != spec.normalized:
-        raise ValueError(f"--normalized: the descriptors of {spec.architecture} always have length 1, leave it out.")
+        raise ValueError(f"`normalized`: the descriptors of {spec.architecture} are always L2-normalized, omit it.")
     if choices.quickgelu is not None and spec.architecture.startswith(("vgg", "resnet", "efficientnet")):
-        raise ValueError(f"--quickgelu: {spec.architecture} is no CLIP, leave it out.")
-    return foreign
+        raise ValueError(f"`quickgelu`: {spec.architecture} is not a CLIP, omit it.")

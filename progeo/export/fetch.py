@@ -9,7 +9,7 @@ import torch
 
 from progeo.export.downloads import Limits, download
 from progeo.files import replacing
-from progeo.models.weight_files.unpickler import printable
+from progeo.models.weight_files.printable import printable
 
 TIMEOUT_S = 60
 

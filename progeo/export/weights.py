@@ -15,8 +15,8 @@ from progeo.files import read_json, replacing, write_json
 from progeo.models.backbones import Pooling
 from progeo.models.encoder import Encoder, build_encoder, restore_encoder, spec_from_json, spec_to_json
 from progeo.models.thumbnail import ThumbnailEncoder
+from progeo.models.weight_files.printable import printable
 from progeo.models.weight_files.tensor_files import read_safetensors
-from progeo.models.weight_files.unpickler import printable
 
 _FORMAT = 2
 _WEIGHTS = "model.safetensors"

@@ -14,7 +14,7 @@ OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")
 """Names of numbers that only OpenAI's files hold beside the weights."""
 CLIP_MARK = "visual.conv1.weight"
 """A tensor that every plain CLIP has."""
-OPEN_CLIP = "open_clip_config.json"
+OPEN_CLIP_CONFIG = "open_clip_config.json"
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
@@ -37,12 +37,10 @@ def read_clip_file(path: Path) -> ClipFile:
         ValueError: a file that cannot be read, or that holds no state dict.
     """
     state = load_weights(path, [CLIP_MARK])
-    model = said_beside(path, "model_cfg")
-    said = None if model is None else bool(model.get("quick_gelu", False))
-    quickgelu = True if is_of_openai(state) else said
-    return ClipFile(
-        {name: value for name, value in plain_state(state).items() if name not in OPENAI_NUMBERS}, quickgelu
-    )
+    model = read_section_beside(path, "model_cfg")
+    quickgelu = None if model is None else bool(model.get("quick_gelu", False))
+    weights = {name: tensor for name, tensor in plain_state(state).items() if name not in OPENAI_NUMBERS}
+    return ClipFile(weights, True if is_of_openai(state) else quickgelu)
 
 
 def is_of_openai(state: Mapping[str, Tensor]) -> bool:
@@ -55,7 +53,7 @@ def plain_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if name.rpartition(".")[2] != "attn_mask"}
 
 
-def said_beside(path: Path, part: str) -> Mapping[str, Any] | None:
+def read_section_beside(path: Path, section: str) -> Mapping[str, Any] | None:
     """Read a section, `model_cfg` or `preprocess_cfg`, of the configuration beside a weights file of open_clip.
 
     Returns:
@@ -64,13 +62,13 @@ def said_beside(path: Path, part: str) -> Mapping[str, Any] | None:
     Raises:
         ValueError: the file is not a configuration of open_clip.
     """
-    config = path.parent / OPEN_CLIP
-    if path.name not in OPEN_CLIP_WEIGHTS or not config.is_file():
+    file = path.parent / OPEN_CLIP_CONFIG
+    if path.name not in OPEN_CLIP_WEIGHTS or not file.is_file():
         return None
-    said = read_json(config)
-    if not isinstance(said, dict) or not isinstance(said.get("model_cfg"), dict):
-        raise ValueError(f"{config} is not a configuration of open_clip: it has no model_cfg.")
-    found = said.get(part)
+    config = read_json(file)
+    if not isinstance(config, dict) or not isinstance(config.get("model_cfg"), dict):
+        raise ValueError(f"{file} is not a configuration of open_clip: it has no model_cfg.")
+    found = config.get(section)
     if not isinstance(found, dict | None):
-        raise ValueError(f"{config} is not a configuration of open_clip: its {part} is a {type(found).__name__}.")
+        raise ValueError(f"{file} is not a configuration of open_clip: its {section} is a {type(found).__name__}.")
     return found

@@ -15,8 +15,8 @@ from torch import nn
 
 import progeo
 from progeo.cli import main
-from progeo.convert.recognition import read_foreign
-from progeo.convert.translation import Choices
+from progeo.convert.converted_encoder import Choices
+from progeo.convert.recognition import open_source, read_encoder
 from progeo.models.backbones.open_clip import load_clip
 
 OPENAI_NUMBERS = {"input_resolution": torch.tensor(128), "context_length": torch.tensor(77)}
@@ -141,7 +141,7 @@ def test_a_file_of_open_clip_gives_its_image_features_with_gelu_unless_told(endi
     expected = vit_features(state, "visual.", images, activation=F.gelu)
     assert_images_alike(encoder, of_length_one(expected), images)
     assert encoder.spec.architecture == "tiny-vit"
-    assert "The file does not say its activation; GELU is taken" in capsys.readouterr().err
+    assert "The activation is not stated in the file: GELU is assumed" in capsys.readouterr().err
     assert_texts_alike(encoder, state, F.gelu)
     (tmp_path / "quick").mkdir()
     encoder = imported(path, tmp_path / "quick", "--quickgelu", "true", "--normalized", "false")
@@ -150,7 +150,7 @@ def test_a_file_of_open_clip_gives_its_image_features_with_gelu_unless_told(endi
 
 
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
-def test_texts_come_along_whatever_size_the_images_have(kind, tmp_path):
+def test_texts_are_imported_for_every_image_size(kind, tmp_path):
     vit, size = kind == "vit", (64, 96) if kind == "vit" else (96, 96)
     visual = vit_state("visual.", grid=(4, 6)) if vit else resnet_state("visual.", grid=3)
     state = {**visual, **text_state(), "logit_scale": torch.tensor(4.6)}
@@ -183,7 +183,7 @@ def open_clip_folder(folder, state, weights, **model):
 
 @pytest.mark.parametrize("weights", ["open_clip_pytorch_model.bin", "open_clip_model.safetensors"])
 @pytest.mark.parametrize("quick", [True, False])
-def test_a_folder_of_open_clip_says_its_activation_and_its_pixels(weights, quick, tmp_path):
+def test_a_folder_of_open_clip_gives_its_activation_and_pixel_statistics(weights, quick, tmp_path):
     state = vit_clip()
     folder = open_clip_folder(tmp_path / "model", state, weights, quick_gelu=quick)
     images = torch.randn(2, 3, 128, 128)
@@ -320,7 +320,7 @@ def test_a_clip_without_its_texts_is_an_encoder_that_is_not_compared_with_texts(
         (lambda state: state.update(text_projection=torch.zeros(64, 9)), r"text_projection should be \(64, 128\)"),
     ],
 )
-def test_texts_that_do_not_fit_are_named_and_left_out(change, reason, tmp_path, capsys):
+def test_texts_that_do_not_fit_are_named_and_skipped(change, reason, tmp_path, capsys):
     state = vit_clip()
     change(state)
     save_file(state, tmp_path / "clip.safetensors")
@@ -369,22 +369,22 @@ def test_the_file_that_is_given_is_read_with_the_configuration_of_its_name(tmp_p
         (None, "custom_text", True),
     ],
 )
-def test_a_configuration_that_is_no_plain_clips_is_refused(section, name, value, tmp_path):
+def test_a_configuration_of_another_than_a_plain_clip_is_refused(section, name, value, tmp_path):
     folder = open_clip_folder(tmp_path / "model", vit_clip(), "open_clip_model.safetensors")
     config = json.loads((folder / "open_clip_config.json").read_text())
     model = config["model_cfg"]
     (model if section is None else model[section])[name] = value
     (folder / "open_clip_config.json").write_text(json.dumps(config))
-    said = name if section is None else f"{section}.{name}"
-    with pytest.raises(SystemExit, match=rf"open_clip_config\.json describes no plain CLIP: it says {said}\."):
+    full_name = name if section is None else f"{section}.{name}"
+    with pytest.raises(SystemExit, match=rf"open_clip_config\.json is not of a plain CLIP: it sets {full_name}\."):
         imported(folder, tmp_path)
 
 
-def test_folders_that_are_not_whole_or_of_another_model_are_refused(tmp_path):
-    with pytest.raises(SystemExit, match=r"no folder of a CLIP: it holds neither open_clip_config\.json nor"):
+def test_folders_that_are_incomplete_or_of_another_model_are_refused(tmp_path):
+    with pytest.raises(SystemExit, match=r"holds no CLIP: neither open_clip_config\.json nor config\.json"):
         main(["import", str(tmp_path)])
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "siglip"}))
-    with pytest.raises(SystemExit, match="describes a 'siglip', not a clip"):
+    with pytest.raises(SystemExit, match=r"config\.json is of a 'siglip', not of a clip"):
         main(["import", str(tmp_path)])
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"}))
     with pytest.raises(SystemExit, match=r"neither model\.safetensors nor pytorch_model\.bin"):
@@ -404,7 +404,7 @@ def test_folders_that_are_not_whole_or_of_another_model_are_refused(tmp_path):
     folder = hugging_face_folder(tmp_path / "none", names)
     (folder / "pytorch_model.bin").unlink()
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {}}))
-    with pytest.raises(SystemExit, match=r"pytorch_model\.bin\.index\.json names no files of weights"):
+    with pytest.raises(SystemExit, match=r"pytorch_model\.bin\.index\.json lists no files of weights"):
         main(["import", str(folder)])
     for name in ("vision_model.x", "text_model.x"):
         save_file({name: torch.zeros(1)}, tmp_path / "alone.safetensors")
@@ -422,7 +422,7 @@ def set_in(file, *names, value):
 
 
 @pytest.mark.parametrize("kind", ["Hugging Face", "open_clip"])
-def test_texts_of_other_attention_heads_are_left_out(kind, tmp_path, capsys):
+def test_texts_of_other_attention_heads_are_skipped(kind, tmp_path, capsys):
     state = vit_clip()
     if kind == "open_clip":
         weights = "open_clip_model.safetensors"
@@ -432,11 +432,11 @@ def test_texts_of_other_attention_heads_are_left_out(kind, tmp_path, capsys):
     encoder = imported(folder, tmp_path)
     assert encoder.spec.text_weights is None
     assert not (tmp_path / "encoder/clip.safetensors").exists()
-    said = capsys.readouterr().err
-    assert re.search(r"cannot be compared with texts\. Their tower has 4 attention heads, that of .* has 2\.", said)
+    log = capsys.readouterr().err
+    assert re.search(r"cannot be compared with texts\. Their tower has 4 attention heads, that of .* has 2\.", log)
 
 
-def test_pixels_are_those_of_processor_config_and_where_no_file_says_them_this_is_said(tmp_path, capsys):
+def test_pixel_statistics_are_those_of_processor_config_and_missing_ones_are_reported(tmp_path, capsys):
     folder = hugging_face_folder(tmp_path / "model", hugging_face_names(vit_clip()))
     (folder / "preprocessor_config.json").unlink()
     set_in(folder / "processor_config.json", "image_processor", value={"image_mean": [0.2] * 3, "image_std": [0.1] * 3})
@@ -445,7 +445,7 @@ def test_pixels_are_those_of_processor_config_and_where_no_file_says_them_this_i
     assert "CLIP's are taken" not in capsys.readouterr().err
     (folder / "processor_config.json").unlink()
     assert imported(folder, tmp_path / "b").spec.mean == (0.48145466, 0.4578275, 0.40821073)
-    assert "does not say the mean and the std of its pixels; CLIP's are taken" in capsys.readouterr().err
+    assert "The pixel mean and std are not stated in the file: those of CLIP are assumed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -454,8 +454,16 @@ def test_pixels_are_those_of_processor_config_and_where_no_file_says_them_this_i
         (["config", "vision_config", "num_attention_heads"], 0, "num_attention_heads should be a number above 0, is 0"),
         (["config", "vision_config", "hidden_size"], "128", "hidden_size should be a number above 0, is '128'"),
         (["config", "text_config", "hidden_act"], ["gelu"], r"hidden_act should be a word, is \['gelu'\]"),
-        (["config", "vision_config", "layer_norm_eps"], 0.01, "no plain CLIP: its layer_norm_eps is 0.01, not 1e-05"),
-        (["config", "text_config", "layer_norm_eps"], 1e-6, "no plain CLIP: its layer_norm_eps is 1e-06, not 1e-05"),
+        (
+            ["config", "vision_config", "layer_norm_eps"],
+            0.01,
+            "plain CLIP: its layer_norm_eps is 0.01, not 1e-05",
+        ),
+        (
+            ["config", "text_config", "layer_norm_eps"],
+            1e-6,
+            "plain CLIP: its layer_norm_eps is 1e-06, not 1e-05",
+        ),
         (["preprocessor_config", "image_mean"], 0.5, "image_mean should be three numbers from 0 to 1, is 0.5"),
         (["preprocessor_config", "image_mean"], [0.5], r"image_mean should be three numbers from 0 to 1, is \[0\.5\]"),
         (["preprocessor_config", "image_mean"], ["a"] * 3, "image_mean should be three numbers from 0 to 1"),
@@ -463,7 +471,7 @@ def test_pixels_are_those_of_processor_config_and_where_no_file_says_them_this_i
         (["processor_config", "image_processor"], [1], "its image_processor is a list"),
     ],
 )
-def test_values_of_a_configuration_that_cannot_be_meant_are_refused(names, value, sentence, tmp_path):
+def test_invalid_values_of_a_configuration_are_refused(names, value, sentence, tmp_path):
     folder = hugging_face_folder(tmp_path / "model", {"x": torch.zeros(1)})
     set_in(folder / f"{names[0]}.json", *names[1:], value=value)
     with pytest.raises(SystemExit, match=rf"{names[0]}\.json.*{sentence}"):
@@ -490,27 +498,29 @@ def test_queries_and_keys_of_different_shapes_are_refused(tmp_path):
 def test_tensors_of_other_dimensions_are_refused_by_their_name(name, shape, tmp_path):
     state = {**(vit_state if name in ("positional_embedding", "proj") else resnet_state)("visual.")}
     state[f"visual.{name}"] = torch.zeros(shape)
+    torch.save(state, tmp_path / "clip.pt")
     sentence = rf"{re.escape(name)} should be a [24]-d tensor with values, is {re.escape(str(shape))}\."
     with pytest.raises(ValueError, match=sentence):
-        read_foreign(state, tmp_path / "clip.pt", Choices())
+        read_encoder(open_source(tmp_path / "clip.pt", Choices()), Choices())
 
 
 @pytest.mark.parametrize("name", ["aggregation.3.weight", "classifier.0.weight"])
 def test_a_head_of_other_dimensions_is_refused_by_its_name(name, tmp_path):
     state = {"backbone.0.weight": torch.zeros(64, 3, 7, 7), name: torch.tensor(1.0)}
+    torch.save(state, tmp_path / "model.pth")
     with pytest.raises(ValueError, match=rf"{re.escape(name)} should be a 2-d tensor with values, is \(\)\."):
-        read_foreign(state, tmp_path / "model.pth", Choices())
+        read_encoder(open_source(tmp_path / "model.pth", Choices()), Choices())
 
 
-def test_what_has_a_visual_tower_of_another_kind_is_no_plain_clip(tmp_path):
+def test_a_visual_tower_of_another_kind_is_refused(tmp_path):
     state = {"visual.trunk.patch_embed.proj.weight": torch.zeros(8, 3, 16, 16), "logit_scale": torch.tensor(1.0)}
     save_file(state, tmp_path / "siglip.safetensors")
-    with pytest.raises(SystemExit, match=r"are of no plain CLIP: visual\.conv1\.weight is missing"):
+    with pytest.raises(SystemExit, match=r"are not of a plain CLIP: visual\.conv1\.weight is missing"):
         imported(tmp_path / "siglip.safetensors", tmp_path)
     state = {name: tensor for name, tensor in resnet_state("visual.").items() if "attnpool" not in name}
-    save_file(state, tmp_path / "trunk.safetensors")
+    save_file(state, tmp_path / "visual.safetensors")
     with pytest.raises(SystemExit, match=r"not complete: attnpool\.c_proj\.weight is missing"):
-        imported(tmp_path / "trunk.safetensors", tmp_path)
+        imported(tmp_path / "visual.safetensors", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -526,7 +536,7 @@ def test_what_has_a_visual_tower_of_another_kind_is_no_plain_clip(tmp_path):
         (lambda state: state.pop("visual.proj"), r"proj is missing"),
     ],
 )
-def test_what_does_not_fit_is_named(change, sentence, tmp_path):
+def test_missing_and_unexpected_keys_are_named(change, sentence, tmp_path):
     state = vit_clip()
     change(state)
     save_file(state, tmp_path / "clip.safetensors")
@@ -536,7 +546,7 @@ def test_what_does_not_fit_is_named(change, sentence, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit")
-def test_the_archives_code_is_never_looked_at(tmp_path):
+def test_the_code_in_an_archive_is_never_read(tmp_path):
     torch.jit.save(torch.jit.trace(Tree({**vit_clip(), **OPENAI_NUMBERS}), torch.rand(1)), tmp_path / "clip.pt")
     with zipfile.ZipFile(tmp_path / "clip.pt") as whole, zipfile.ZipFile(tmp_path / "less.pt", "w") as changed:
         for name in whole.namelist():

@@ -13,6 +13,7 @@ from torch import nn
 
 import progeo
 from progeo.cli import main
+from progeo.convert.recognition import FORMATS
 
 FULL_SIZES = ["resnet50", "resnet101", "resnet152", "vgg16", "efficientnet_b0", "efficientnet_b7"]
 
@@ -85,7 +86,7 @@ def test_files_without_counts_of_batch_norm_and_with_module_before_each_name_are
 
 
 @pytest.mark.parametrize("wrappers", ["module.module.", "_orig_mod.", "module._orig_mod."])
-def test_wrappers_before_each_name_are_left_out_and_a_name_that_is_then_double_is_refused(wrappers, tmp_path):
+def test_wrappers_before_each_name_are_removed_and_a_name_that_is_then_double_is_refused(wrappers, tmp_path):
     state = cosplace("resnet18").state_dict()
     wrapped = {f"{wrappers}{name}": value for name, value in state.items()}
     found = imported(wrapped, tmp_path).state_dict()
@@ -95,9 +96,7 @@ def test_wrappers_before_each_name_are_left_out_and_a_name_that_is_then_double_i
         imported({**wrapped, "aggregation.1.p": torch.zeros(1)}, tmp_path, "--to", str(tmp_path / "double"))
 
 
-def test_of_two_networks_in_a_checkpoint_the_model_is_taken_which_is_said_and_the_other_where_it_is_asked_for(
-    tmp_path, capsys
-):
+def test_of_two_networks_in_a_checkpoint_the_model_or_the_chosen_one_is_imported(tmp_path, capsys):
     model, ema = cosplace("resnet18").state_dict(), cosplace("resnet18").state_dict()
     checkpoint = {
         "state_dict": {f"model.{name}": value for name, value in model.items()},
@@ -106,16 +105,16 @@ def test_of_two_networks_in_a_checkpoint_the_model_is_taken_which_is_said_and_th
         "callbacks": {Path("x"): argparse.Namespace(best=np.float64(92.0))},
     }
     sentences = (
-        "The weights in state_dict.model are taken, those in ema are not: `progeo import` with --weights_in ema takes",
-        "skipped, an encoder does not need them: ema, recalls, callbacks",
-        "skipped, an encoder does not need them: state_dict, recalls, callbacks, n_averaged",
+        "The weights in state_dict.model are used, those in ema are skipped: `progeo import --weights_in ema` uses",
+        "skipped, the encoder does not need them: ema, recalls, callbacks",
+        "skipped, the encoder does not need them: state_dict, recalls, callbacks, n_averaged",
     )
-    for options, state, said in (([], model, sentences[:2]), (["--weights_in", "ema"], ema, sentences[2:])):
+    for options, state, expected in (([], model, sentences[:2]), (["--weights_in", "ema"], ema, sentences[2:])):
         (tmp_path / str(len(options))).mkdir()
         found = imported(checkpoint, tmp_path / str(len(options)), *options).state_dict()
         assert torch.equal(found["pooling.linear.weight"], state["aggregation.3.weight"])
         log = capsys.readouterr().err
-        assert [sentence in log for sentence in sentences] == [sentence in said for sentence in sentences]
+        assert [sentence in log for sentence in sentences] == [sentence in expected for sentence in sentences]
 
 
 def test_layers_of_an_efficientnet_are_found_inside_features_and_without(tmp_path):
@@ -142,7 +141,7 @@ def test_divide_and_classify_gives_the_mean_moved_and_of_length_one(name, tmp_pa
         expected = moved / moved.norm(dim=1, keepdim=True)
         torch.testing.assert_close(encoder(images), expected, rtol=1e-4, atol=1e-5)
     assert (encoder.spec.architecture, encoder.spec.pooling, encoder.image_size) == (name, "mean_linear", (256, 256))
-    assert "skipped, an encoder does not need them: classifiers_state_dict, args" in capsys.readouterr().err
+    assert "skipped, the encoder does not need them: classifiers_state_dict, args" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -160,11 +159,11 @@ def test_divide_and_classify_gives_the_mean_moved_and_of_length_one(name, tmp_pa
         ),
         (lambda state: state.pop("aggregation.1.p"), [], r"aggregation\.1\.p should be \(1,\), is missing"),
         (lambda state: state.update(x=3), [], "holds more than a state dict: 'x' is no named tensor"),
-        (lambda state: None, ["--quickgelu", "true"], "resnet18 is no CLIP, leave it out"),
-        (lambda state: None, ["--clip", "RN50"], "--class_order and --clip are for prompts: leave them out"),
+        (lambda state: None, ["--quickgelu", "true"], "resnet18 is not a CLIP, omit it"),
+        (lambda state: None, ["--clip", "RN50"], "--class_order and --clip are for prompts: omit them"),
     ],
 )
-def test_what_does_not_fit_is_named(change, options, sentence, tmp_path):
+def test_missing_and_unexpected_keys_are_named(change, options, sentence, tmp_path):
     state = cosplace("resnet18").state_dict()
     change(state)
     with pytest.raises(SystemExit, match=sentence):
@@ -173,7 +172,8 @@ def test_what_does_not_fit_is_named(change, options, sentence, tmp_path):
 
 
 def test_a_network_that_is_none_of_them_is_refused_by_its_names(tmp_path):
-    with pytest.raises(SystemExit, match=r"of no known kind: its names begin with bn1, conv1, fc, layer1, layer2"):
+    known = ", ".join(row.name for row in FORMATS)
+    with pytest.raises(SystemExit, match=f"its names begin with bn1, conv1, fc, layer1, layer2. Known are {known}"):
         imported(torchvision.models.resnet18(weights=None).state_dict(), tmp_path)
     for nothing in ({}, [], 3):
         with pytest.raises(SystemExit, match="holds no state dict"):

@@ -79,7 +79,7 @@ def test_a_vit_gives_the_projected_class_token_as_it_is(name, tmp_path):
 
 
 @pytest.mark.parametrize(("quickgelu", "texts"), [("true", "openai"), ("false", None)])
-def test_texts_of_openai_are_claimed_only_with_its_activation(quickgelu, texts, tmp_path, monkeypatch):
+def test_texts_of_openai_are_named_only_with_its_activation(quickgelu, texts, tmp_path, monkeypatch):
     for name in ("tiny-vit", "tiny-vit-quickgelu"):
         monkeypatch.setitem(open_clip.pretrained._PRETRAINED, name, {"openai": {}})
     assert imported(published_vit(), tmp_path, "--quickgelu", quickgelu).spec.text_weights == texts
@@ -99,13 +99,13 @@ def test_a_checkpoint_of_the_training_gives_the_same_as_the_bare_weights(tmp_pat
     bare, inside = imported(state, tmp_path / "a"), imported(checkpoint, tmp_path / "b")
     assert bare.spec == inside.spec
     assert all(torch.equal(tensor, inside.state_dict()[name]) for name, tensor in bare.state_dict().items())
-    said = capsys.readouterr().err
-    assert "classifiers_state_dict" in said
-    assert "text_encoder.* (28), token_embedding" in said
-    assert "backbone.attnpool.* (9)" in said
+    log = capsys.readouterr().err
+    assert "classifiers_state_dict" in log
+    assert "text_encoder.* (28), token_embedding" in log
+    assert "backbone.attnpool.* (9)" in log
 
 
-def test_length_one_can_be_asked_for_where_the_published_descriptors_are_raw(tmp_path):
+def test_descriptors_of_a_vit_can_be_normalized(tmp_path):
     state = published_vit()
     encoder = imported(state, tmp_path, "--normalized", "true")
     images = torch.randn(2, 3, 128, 128)
@@ -115,7 +115,7 @@ def test_length_one_can_be_asked_for_where_the_published_descriptors_are_raw(tmp
         torch.testing.assert_close(encoder(images), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_a_grid_that_is_no_square_is_told_by_the_image_size(tmp_path):
+def test_the_image_size_gives_a_grid_that_is_not_a_square(tmp_path):
     state = published_vit(grid=(4, 6))
     encoder = imported(state, tmp_path, "--image_size", "[64,96]")
     images = torch.randn(1, 3, 64, 96)
@@ -132,10 +132,10 @@ def test_a_grid_that_is_no_square_is_told_by_the_image_size(tmp_path):
         (lambda state: state.pop("backbone.bn2.bias"), [], r"backbone\.bn2\.bias should be \(8,\), is missing"),
         (lambda state: state.update(extra=torch.zeros(2)), [], r"extra should be absent, is \(2,\)"),
         (lambda state: state.pop("aggregation.3.weight"), [], r"not complete: aggregation\.3\.weight is missing"),
-        (lambda state: None, ["--normalized", "false"], "always have length 1, leave it out"),
+        (lambda state: None, ["--normalized", "false"], "are always L2-normalized, omit it"),
     ],
 )
-def test_what_does_not_fit_is_named(change, options, sentence, tmp_path):
+def test_missing_and_unexpected_keys_are_named(change, options, sentence, tmp_path):
     state = published_resnet()
     change(state)
     with pytest.raises(SystemExit, match=sentence):
@@ -146,13 +146,13 @@ def test_what_does_not_fit_is_named(change, options, sentence, tmp_path):
 def test_a_tower_that_open_clip_does_not_know_and_a_size_that_does_not_fit_are_refused(tmp_path):
     with pytest.raises(SystemExit, match=r"no plain CLIP with QuickGELU .* layers 3, width 128, patch size 16"):
         imported(published_vit(layers=3), tmp_path)
-    with pytest.raises(SystemExit, match=r"is 4 x 4 cells of 16 pixels, but the .* is for 8 x 8 cells: leave it out"):
+    with pytest.raises(SystemExit, match=r"is 4 x 4 cells of 16 pixels, but the .* is for 8 x 8 cells: omit it"):
         imported(published_vit(), tmp_path, "--image_size", "64")
     with pytest.raises(SystemExit, match="is 4 x 16 cells of 16 pixels, but the position embedding is for 8 x 8 cells"):
         imported(published_vit(), tmp_path, "--image_size", "[64,256]")
     with pytest.raises(SystemExit, match=r"is 5 x 4 cells of 16 pixels, but the .* is for 24 cells\."):
         imported(published_vit(grid=(4, 6)), tmp_path, "--image_size", "[80,64]")
-    with pytest.raises(SystemExit, match="is for 24 cells, no square: give --image_size"):
+    with pytest.raises(SystemExit, match="is for 24 cells, not a square: set `image_size` to"):
         imported(published_vit(grid=(4, 6)), tmp_path)
 
 

@@ -175,7 +175,7 @@ def test_what_is_no_encoder_is_refused_in_one_sentence(saved, tmp_path):
         progeo.load_encoder(tmp_path / "nowhere")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="is not a whole safetensors file"):
+    with pytest.raises(ValueError, match="is not a complete safetensors file"):
         progeo.load_encoder(folder)
     (folder / "model.json").write_text("{}")
     with pytest.raises(ValueError, match=r"^\S+model\.json is not the metadata of an encoder in format 2"):

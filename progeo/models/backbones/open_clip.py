@@ -25,11 +25,11 @@ from progeo.models.backbones.position_embedding import (
     resize_stored_embedding,
 )
 from progeo.models.backbones.torchvision import CONVNETS
-from progeo.models.clip_files import read_clip_file, said_beside
+from progeo.models.clip_files import read_clip_file, read_section_beside
 from progeo.models.state_dicts import check_file_fits
 from progeo.models.weight_files.checkpoints import reason_of
+from progeo.models.weight_files.printable import printable
 from progeo.models.weight_files.tensor_files import read_metadata
-from progeo.models.weight_files.unpickler import printable
 
 LOGGER = logging.getLogger("progeo")
 ARCHITECTURE = "architecture"
@@ -165,7 +165,7 @@ def own_normalization(architecture: str, weights: str) -> Mapping[str, Any]:
     elif weights in open_clip.list_pretrained_tags_by_model(architecture):
         known = open_clip.get_pretrained_cfg(architecture, weights)
     else:
-        known = said_beside(Path(weights), "preprocess_cfg") or _pixels_in_metadata(Path(weights))
+        known = read_section_beside(Path(weights), "preprocess_cfg") or _pixels_in_metadata(Path(weights))
     return {name: known[name] for name in ("mean", "std") if known.get(name) is not None}
 
 
@@ -224,7 +224,7 @@ def _clip_of_file(architecture: str, path: Path) -> CLIP:
     stored = read_metadata(path).get(ARCHITECTURE)
     if stored not in (None, architecture):
         raise ValueError(f"by its metadata it is a {stored}: give that as `architecture`.")
-    if (model_cfg := said_beside(path, "model_cfg")) is not None:
+    if (model_cfg := read_section_beside(path, "model_cfg")) is not None:
         _check_same_settings(model_cfg, architecture)
     file = read_clip_file(path)
     model = _random_clip(architecture, 0, quickgelu=bool(file.quickgelu))

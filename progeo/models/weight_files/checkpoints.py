@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from progeo.models.weight_files.printable import printable
 from progeo.models.weight_files.tensor_files import is_safetensors, read_safetensors
-from progeo.models.weight_files.torch_files import is_module, read_torch_file, tensors_of
-from progeo.models.weight_files.unpickler import Stub, printable
+from progeo.models.weight_files.torch_files import Stub, is_module, read_torch_file, tensors_of
 
 LOGGER = logging.getLogger("progeo")
 _PREFERRED = ("model_state_dict", "state_dict", "model")
@@ -61,7 +62,7 @@ def load_weights(path: Path, marks: Collection[str]) -> dict[str, Tensor]:
     for remark in found.remarks:
         LOGGER.info("%s: %s", path, remark)
     if found.ignored:
-        LOGGER.info("%s: skipped, it lies beside the weights: %s", path, in_words(found.ignored))
+        LOGGER.info("%s: skipped, not part of the weights: %s", path, in_words(found.ignored))
     return found.state
 
 
@@ -72,7 +73,7 @@ def find_weights(content: Any, path: Path, marks: Collection[str], part: str | N
         content: content of the file, see `read_content`.
         path: path of the file, for errors.
         marks: tensor names that identify a state dict of a wanted format, possibly after a common prefix such as
-            `model.`. If no state dict has a mark, the largest one is taken, without removing a prefix.
+            `model.`. If no state dict has a mark, the largest one is used, without removing a prefix.
         part: dotted address, such as `state.ema`, of the wanted state dict if there are several; None takes the one
             whose key is usual for the weights of the trained model.
 
@@ -80,21 +81,21 @@ def find_weights(content: Any, path: Path, marks: Collection[str], part: str | N
         ValueError: there is no state dict, or several and no usual key; a value in it is not a tensor; two names differ
             only by the names of wrappers.
     """
-    rooms = dict(_rooms(content))
-    if not rooms:
+    mappings = dict(_mappings(content))
+    if not mappings:
         raise ValueError(f"{path} holds no state dict.")
     candidates = {
         (*address, *prefix.split(".")[:-1]): (address, prefix)
-        for address, room in rooms.items()
-        for prefix in _prefixes(room, marks)
+        for address, mapping in mappings.items()
+        for prefix in _prefixes(mapping, marks)
     }
     remarks: tuple[str, ...] = ()
     if candidates or part is not None:
         chosen, remarks = _chosen(list(candidates), path, part)
         address, prefix = candidates[chosen]
     else:
-        address, prefix = max(rooms, key=lambda address: len(rooms[address])), ""
-    state, ignored = _state(rooms[address], prefix, path)
+        address, prefix = max(mappings, key=lambda address: len(mappings[address])), ""
+    state, ignored = _state(mappings[address], prefix, path)
     return FoundWeights(state, (*_beside(content, address), *ignored), remarks)
 
 
@@ -113,7 +114,7 @@ def in_words(names: Iterable[str]) -> str:
     return ", ".join(name if count == 1 else f"{name}.* ({count})" for name, count in counts.items())
 
 
-def _rooms(content: Any) -> Iterable[tuple[Address, Mapping[Any, Any]]]:
+def _mappings(content: Any) -> Iterable[tuple[Address, Mapping[Any, Any]]]:
     """Yield every mapping, object or module that holds named tensors, with its address."""
     waiting: list[tuple[Address, Any]] = [((), content)]
     seen = set()
@@ -143,9 +144,9 @@ def _items(value: Any) -> Mapping[Any, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _prefixes(room: Mapping[Any, Any], marks: Collection[str]) -> list[str]:
+def _prefixes(mapping: Mapping[Any, Any], marks: Collection[str]) -> list[str]:
     """Find the prefixes before the marks in the names of a mapping; only the empty one if a mark has no prefix."""
-    names = [_WRAPPERS.sub("", name) for name, value in room.items() if _is_weight(name, value)]
+    names = [_WRAPPERS.sub("", name) for name, value in mapping.items() if _is_weight(name, value)]
     if not set(names).isdisjoint(marks):
         return [""]
     ends = tuple(f".{mark}" for mark in marks)
@@ -169,23 +170,23 @@ def _chosen(candidates: list[Address], path: Path, part: str | None) -> tuple[Ad
             if address[shared : shared + 1] == (name,):
                 others = [other for other in names if other != own]
                 return address, (
-                    f"The weights in {own} are taken, those in {_listed(others)} are not: `progeo import` with "
-                    f"--weights_in {others[0]} takes these.",
+                    f"The weights in {own} are used, those in {_listed(others)} are skipped: "
+                    f"`progeo import --weights_in {others[0]}` uses these.",
                 )
     raise ValueError(
-        f"{path} holds the weights of several networks, in {_listed(names)}: choose one of them with "
-        f"--weights_in {names[0]} of `progeo import`, or save one alone."
+        f"{path} holds the weights of several networks, in {_listed(names)}: choose one of them, for example with "
+        f"`progeo import --weights_in {names[0]}`, or save one alone."
     )
 
 
-def _state(room: Mapping[Any, Any], prefix: str, path: Path) -> tuple[dict[str, Tensor], list[str]]:
+def _state(mapping: Mapping[Any, Any], prefix: str, path: Path) -> tuple[dict[str, Tensor], list[str]]:
     """Take the tensors of a mapping whose names start with `prefix`, removing it; return them and the ignored names."""
     state: dict[str, Tensor] = {}
     ignored = []
-    for name, value in room.items():
+    for name, value in mapping.items():
         bare = _WRAPPERS.sub("", name) if isinstance(name, str) else ""
         ending = bare.removeprefix(prefix)
-        if not bare.startswith(prefix) or ending == _COUNT or ending.endswith(_EXTRA) or _is_remark(ending, value):
+        if not bare.startswith(prefix) or ending == _COUNT or ending.endswith(_EXTRA) or _is_metadata(ending, value):
             ignored.append(_shown(name))
             continue
         if not _is_weight(name, value) or not name.isprintable():
@@ -205,10 +206,11 @@ def _beside(content: Any, address: Address) -> Iterable[str]:
 
 
 def _is_weight(name: Any, value: Any) -> bool:
-    return isinstance(name, str) and isinstance(value, Tensor)
+    """Return whether a value is a named, dense tensor with values; sparse and meta tensors are no weights."""
+    return isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided and value.is_cpu
 
 
-def _is_remark(name: str, value: Any) -> bool:
+def _is_metadata(name: str, value: Any) -> bool:
     """Return whether a value among weights is metadata; a number may be a weight, unless its name is a counter's."""
     is_number = isinstance(value, int | float) and not _COUNTER.search(name)
     return "." not in name and not isinstance(value, Tensor) and not is_number

@@ -7,7 +7,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from progeo.models.weight_files.unpickler import printable
+from progeo.models.weight_files.printable import printable
 
 
 def is_safetensors(path: Path) -> bool:
@@ -38,4 +38,4 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {printable(str(error))}.") from None
+        raise ValueError(f"{path} is not a complete safetensors file: {printable(str(error))}.") from None

@@ -235,7 +235,7 @@ def test_weights_of_unknown_activation_get_that_of_the_architecture_and_a_log_li
     assert torch.equal(load_clip(architecture, str(path)).encode_image(images), source.encode_image(images))
     said = capsys.readouterr().err
     assert f"{path}: the activation of these weights is unknown: {taken} is used; {other}\n" in said
-    assert (f"{path}: skipped, it lies beside the weights: epoch, name, scaler\n" in said) == (ending == ".pt")
+    assert (f"{path}: skipped, not part of the weights: epoch, name, scaler\n" in said) == (ending == ".pt")
 
 
 def test_a_file_beside_a_configuration_of_open_clip_has_its_activation(tmp_path, capsys):

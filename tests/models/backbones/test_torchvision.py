@@ -83,7 +83,7 @@ def test_weights_are_read_from_a_checkpoint_of_any_training(before, tmp_path, ca
     torch.save({"epoch": 3, "state_dict": named, "best": np.array([81.5])}, tmp_path / "last.ckpt")
     start_log(None)
     assert torch.equal(load_convnet("resnet18", str(tmp_path / "last.ckpt")).conv1.weight, state["conv1.weight"])
-    assert f"{tmp_path}/last.ckpt: skipped, it lies beside the weights: epoch, best\n" in capsys.readouterr().err
+    assert f"{tmp_path}/last.ckpt: skipped, not part of the weights: epoch, best\n" in capsys.readouterr().err
 
 
 def test_files_that_do_not_count_batches_and_halves_are_taken(tmp_path):

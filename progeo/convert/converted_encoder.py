@@ -1,7 +1,7 @@
-"""Convert state dicts of other programs to encoders, refusing missing keys and unknown unexpected keys."""
+"""Convert state dicts of other programs to encoders, refusing missing and unexpected keys."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -27,54 +27,50 @@ class Choices:
 
 
 @dataclass(frozen=True)
-class Foreign:
-    """The result of an import: the encoder, and information about the file."""
+class ConvertedEncoder:
+    """An encoder with the weights of another program, and information about their file."""
 
     encoder: Encoder
-    kind: str
-    """Which program wrote the file."""
-    left_out: tuple[str, ...] = ()
-    """Names in the file that the encoder does not use."""
+    program: str = ""
+    """The program that wrote the file, see `FORMATS`."""
+    skipped: tuple[str, ...] = ()
+    """Names in the file that the encoder does not need."""
     clip: Mapping[str, Tensor] | None = None
     """All weights of the CLIP under open_clip's names, if text features share the space of descriptors, else None."""
     remarks: tuple[str, ...] = ()
     """Assumptions made in the import, as sentences for the user."""
-    says_pixels: bool = True
+    has_pixel_statistics: bool = True
     """Whether the pixel mean or std is known from the file or its format; else both are CLIP's by default."""
 
 
-def with_what_was_found(foreign: Foreign, found: FoundWeights) -> Foreign:
-    """Add the names and remarks about the rest of the file, outside the state dict, to an import."""
-    return replace(foreign, left_out=(*found.ignored, *foreign.left_out), remarks=(*found.remarks, *foreign.remarks))
-
-
-def translated_encoder(
+def convert_encoder(
     spec: EncoderSpec,
-    state: Mapping[str, Tensor],
+    found: FoundWeights,
     *,
     their_name: Callable[[str], str],
-    not_needed: tuple[str, ...] = (),
-) -> tuple[Encoder, tuple[str, ...]]:
+    skipped_prefixes: tuple[str, ...] = (),
+) -> ConvertedEncoder:
     """Build an encoder from its spec with the weights of another program's state dict, in float32.
 
     Args:
         spec: the spec of the encoder, as detected from the state dict.
-        state: the state dict with the names of the file.
+        found: the state dict with the names of the file.
         their_name: maps each of our parameter and buffer names to the name in the file.
-        not_needed: prefixes of names that are ignored.
+        skipped_prefixes: prefixes of names in the file that the encoder does not need.
 
     Returns:
-        The encoder, in eval mode, and the names that were ignored.
+        The encoder, in eval mode, and the names that it does not need.
 
     Raises:
         ValueError: missing keys, unexpected keys, or tensors of another shape; the message names the first.
     """
     ours = empty_encoder(spec).state_dict()
     theirs = {their_name(name): name for name in ours}
-    left_out = tuple(name for name in state if name not in theirs and name.startswith(not_needed))
-    kept = with_batch_counts({name: tensor for name, tensor in state.items() if name not in left_out}, theirs)
+    skipped = tuple(name for name in found.state if name not in theirs and name.startswith(skipped_prefixes))
+    kept = with_batch_counts({name: tensor for name, tensor in found.state.items() if name not in skipped}, theirs)
     check_fits(kept, {name: ours[theirs[name]] for name in theirs}, spec.architecture)
-    return restore_encoder(spec, {theirs[name]: single_precision(tensor) for name, tensor in kept.items()}), left_out
+    encoder = restore_encoder(spec, {theirs[name]: single_precision(tensor) for name, tensor in kept.items()})
+    return ConvertedEncoder(encoder, skipped=(*found.ignored, *skipped), remarks=found.remarks)
 
 
 def single_precision(tensor: Tensor) -> Tensor:

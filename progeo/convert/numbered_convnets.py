@@ -1,60 +1,40 @@
-"""Import CosPlace, EigenPlaces and Divide&Classify: torchvision backbones in an `nn.Sequential`, layers by number."""
+"""Convert encoders with a torchvision backbone in an `nn.Sequential`, whose layers are named by number."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
 
 from torch import Tensor
 
-from progeo.convert.translation import Choices, Foreign, head_name, tensor_named, translated_encoder
+from progeo.convert.converted_encoder import ConvertedEncoder, convert_encoder
 from progeo.models.backbones import Pooling
 from progeo.models.backbones.open_clip import NORMALIZATIONS
 from progeo.models.backbones.position_embedding import as_height_width
 from progeo.models.backbones.torchvision import CONVNETS, empty_convnet
 from progeo.models.encoder import EncoderSpec
+from progeo.models.weight_files.checkpoints import FoundWeights
 
-_COSPLACE_IMAGE_SIZE = 512
-_DIVIDE_AND_CLASSIFY_IMAGE_SIZE = 256
-
-
-def read_cosplace(state: Mapping[str, Tensor], choices: Choices) -> Foreign:
-    """Convert an encoder of CosPlace or EigenPlaces, which share their names: `backbone.<number>.*`, `aggregation.*`.
-
-    Raises:
-        ValueError: missing or unexpected keys, or tensors of another shape.
-    """
-    dim = len(tensor_named(state, "aggregation.3.weight", 2))
-    size = choices.image_size or _COSPLACE_IMAGE_SIZE
-    return _read(state, "CosPlace or EigenPlaces", pooling="gem", descriptor_dim=dim, image_size=size, head=head_name)
+FIRST_LAYERS = ("backbone.0.weight", "backbone.0.0.weight", "backbone.0.0.0.weight")
+"""Names of the weight of the first layer, for ResNets and VGGs, and for EfficientNets."""
 
 
-def read_divide_and_classify(state: Mapping[str, Tensor], choices: Choices) -> Foreign:
-    """Convert the feature extractor of Divide&Classify: backbone (EfficientNet), mean pooling, linear layer, L2.
-
-    Raises:
-        ValueError: missing or unexpected keys, or tensors of another shape.
-    """
-    dim = len(tensor_named(state, "classifier.0.weight", 2))
-    size = choices.image_size or _DIVIDE_AND_CLASSIFY_IMAGE_SIZE
-    return _read(
-        state,
-        "Divide&Classify",
-        pooling="mean_linear",
-        descriptor_dim=dim,
-        image_size=size,
-        head=lambda ours: ours.replace("pooling.linear.", "classifier.0."),
-    )
-
-
-def _read(
-    state: Mapping[str, Tensor],
-    kind: str,
+def convert_numbered(
+    found: FoundWeights,
     *,
     pooling: Pooling,
     descriptor_dim: int,
     image_size: int | tuple[int, int],
     head: Callable[[str], str],
-) -> Foreign:
-    architecture, trunk = _trunk(state)
+) -> ConvertedEncoder:
+    """Convert the encoder with the torchvision backbone that fits the weights best; for errors see `convert_encoder`.
+
+    Args:
+        found: the weights, `backbone.<number>.*` and those of the head.
+        pooling: pooling and head of the encoder.
+        descriptor_dim: descriptor dimension D.
+        image_size: image size in pixels.
+        head: maps our parameter names of the head to those in the file.
+    """
+    architecture, backbone_name = _backbone(found.state)
     mean, std = NORMALIZATIONS["imagenet"]
     spec = EncoderSpec(
         architecture=architecture,
@@ -66,11 +46,10 @@ def _read(
         align_corners=False,
         pooling=pooling,
     )
-    encoder, left_out = translated_encoder(spec, state, their_name=lambda ours: head(trunk(ours)))
-    return Foreign(encoder, kind, left_out)
+    return convert_encoder(spec, found, their_name=lambda ours: head(backbone_name(ours)))
 
 
-def _trunk(state: Mapping[str, Tensor]) -> tuple[str, Callable[[str], str]]:
+def _backbone(state: Mapping[str, Tensor]) -> tuple[str, Callable[[str], str]]:
     """Find the torchvision backbone that fits a state dict best, and the function from our names to its names."""
     if "backbone.0.bias" in state:
         family, flat = "vgg", True
@@ -82,10 +61,10 @@ def _trunk(state: Mapping[str, Tensor]) -> tuple[str, Callable[[str], str]]:
         family, flat = "efficientnet", False
     best, best_name, most = "", partial(_numbered, layers=[], flat=False), -1.0
     for architecture in (name for name in CONVNETS if name.startswith(family)):
-        trunk = empty_convnet(architecture)
-        layers = [name for name, _ in trunk.named_children()]
+        backbone = empty_convnet(architecture)
+        layers = [name for name, _ in backbone.named_children()]
         their_name = partial(_numbered, layers=layers, flat=flat)
-        shapes = {their_name(f"backbone.{name}"): tensor.shape for name, tensor in trunk.state_dict().items()}
+        shapes = {their_name(f"backbone.{name}"): tensor.shape for name, tensor in backbone.state_dict().items()}
         alike = sum(name in state and state[name].shape == shape for name, shape in shapes.items())
         share = alike / max(len(shapes), sum(name.startswith("backbone.") for name in state))
         if share > most:
@@ -97,8 +76,8 @@ def _trunk(state: Mapping[str, Tensor]) -> tuple[str, Callable[[str], str]]:
 
 def _numbered(ours: str, layers: list[str], flat: bool) -> str:
     """Convert one of our names to that in an `nn.Sequential` of the classifier's children; if `flat`, of `features`."""
-    room, _, name = ours.partition(".")
-    if room != "backbone":
+    module, _, name = ours.partition(".")
+    if module != "backbone":
         return ours
     layer, _, rest = name.partition(".")
     return f"backbone.{rest}" if flat else f"backbone.{layers.index(layer)}.{rest}"
