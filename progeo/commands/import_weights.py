@@ -1,87 +1,70 @@
 """Import weights of other programs as an encoder, or as prompts of stage 1."""
 
-import dataclasses
-import json
 from pathlib import Path
 
-from safetensors.torch import save_file
 
-from progeo.commands.import_prompts import write_published_prompts
-from progeo.config.encoders import ImportSettings
-from progeo.convert.converted_encoder import Choices, ConvertedEncoder
-from progeo.convert.prompt_learners import holds_prompt_learners, prompts_in
-from progeo.convert.recognition import open_source, read_encoder
-from progeo.engine.log import LOGGER, start_log
-from progeo.export.weights import holds_encoder, save_encoder
-from progeo.files import replacing, written_together
-from progeo.models.backbones.open_clip import ARCHITECTURE
-from progeo.models.weight_files.checkpoints import in_words
-
-_CLIP = "clip.safetensors"
-
-
-def import_weights(settings: ImportSettings) -> Path:
+def import_weights(
+    file: Path,
+    *,
+    out: Path | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    normalized: bool | None = None,
+    quickgelu: bool | None = None,
+    weights_in: str | None = None,
+    class_order: Path | None = None,
+    clip: str | None = None,
+    clip_weights: str = "openai",
+) -> Path:
     """Convert the weights of another program, write them to a new folder and return the folder.
+
+    Args:
+        file: Weights of published ProGEO, CosPlace, EigenPlaces or Divide&Classify, or of a CLIP of OpenAI, open_clip
+            or Hugging Face, the latter two also as a folder with their configuration; or prompts of published ProGEO's
+            stage 1.
+        out: Output folder. null takes the name of the file, with _encoder in place of its suffix.
+        image_size: Size in pixels that images are resized to: one side of a square, or height and width. null takes the
+            published size; a CLIP or any ViT takes the size of its position embedding, and no other is allowed.
+        normalized: L2-normalize the descriptors of an encoder with CLIP's pooling. null takes false for a ViT of
+            published ProGEO, otherwise true.
+        quickgelu: Use QuickGELU as the activation of a CLIP. null takes that of the file, and GELU if it is unknown.
+        weights_in: Entry of the checkpoint that holds the weights, such as ema or state.model_ema. null takes the only
+            entry, or if there are several model_state_dict, state_dict or model.
+        class_order: For prompts: cache file of the published code with the classes of every group, ending in .torch.
+            null imports the prompts for reading only.
+        clip: For prompts: architecture of the CLIP they were learned with. Stage 2 can use the prompts only with it and
+            class_order. null imports the prompts for reading only.
+        clip_weights: For prompts: weights of that CLIP, with the values of model.weights.
 
     Raises:
         FileNotFoundError: the file does not exist.
         ValueError: the folder is in use, or the file has an unknown format, is refused, corrupt or truncated.
     """
-    start_log(None)
-    target = settings.to or settings.file.parent / f"{settings.file.stem}_encoder"
+    from progeo.commands.imported_encoder import write_encoder
+    from progeo.convert.converted_encoder import Choices
+    from progeo.convert.prompt_learners import holds_prompt_learners, prompts_in
+    from progeo.convert.recognition import open_source, read_encoder
+    from progeo.export.weights import holds_encoder
+    from progeo.training.published_prompts import write_published_prompts
+
+    target = out or file.parent / f"{file.stem}_encoder"
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"{target} is in use: name another folder with --to.")
-    if holds_encoder(settings.file):
-        raise ValueError(f"{settings.file} holds an encoder of progeo, which needs no import: use it as it is.")
-    choices = Choices(settings.image_size, settings.normalized, settings.quickgelu, settings.weights_in)
-    source = open_source(settings.file, choices)
-    if not settings.file.is_dir() and holds_prompt_learners(source.content):
+        raise ValueError(f"{target} is in use: name another folder with `out`.")
+    if holds_encoder(file):
+        raise ValueError(f"{file} holds an encoder of progeo, which needs no import: use it as it is.")
+    choices = Choices(image_size, normalized, quickgelu, weights_in)
+    source = open_source(file, choices)
+    if not file.is_dir() and holds_prompt_learners(source.content):
         if choices != Choices():
             raise ValueError(
-                f"{settings.file} holds prompts; --weights_in, --image_size, --normalized and --quickgelu are for "
-                f"encoders: omit them."
+                f"{file} holds prompts; `weights_in`, `image_size`, `normalized` and `quickgelu` are for encoders: omit "
+                f"them."
             )
-        return write_published_prompts(settings, prompts_in(source.content, settings.file), target)
-    converted = read_encoder(source, choices)
-    if settings.class_order is not None or settings.clip is not None:
-        raise ValueError(f"{settings.file} holds an encoder; --class_order and --clip are for prompts: omit them.")
-    return _write_encoder(converted, settings.file, target)
-
-
-def _write_encoder(converted: ConvertedEncoder, source: Path, target: Path) -> Path:
-    encoder = converted.encoder
-    with written_together(target.resolve()) as folder:
-        if converted.clip is not None:
-            with replacing(folder / _CLIP) as temporary:
-                save_file(dict(converted.clip), temporary, metadata=_metadata(converted))
-            encoder.spec = dataclasses.replace(encoder.spec, text_weights=str(folder / _CLIP))
-        save_encoder(folder, encoder, provenance={"imported_from": str(source), "kind": converted.program}, recalls={})
-    spec = encoder.spec
-    LOGGER.info(
-        "%s: %s, %d x %d pixels, descriptors of %d dimensions%s",
-        converted.program,
-        spec.architecture,
-        *spec.image_size,
-        spec.descriptor_dim,
-        "" if spec.normalized else ", not normalized",
-    )
-    for remark in converted.remarks:
-        LOGGER.info(remark)
-    if converted.skipped:
-        LOGGER.info("skipped, the encoder does not need them: %s", in_words(converted.skipped))
-    if converted.clip is not None:
-        LOGGER.info(
-            "the complete CLIP, with its texts, written to %s: --model.architecture %s --model.weights %s trains it",
-            target / _CLIP,
-            spec.architecture,
-            target / _CLIP,
+        prompts = prompts_in(source.content, file)
+        write_published_prompts(
+            prompts, target, file=file, class_order=class_order, clip=clip, clip_weights=clip_weights
         )
-    LOGGER.info("encoder written to %s: progeo.load_encoder(%r) loads it", target, str(target))
+        return target
+    if class_order is not None or clip is not None:
+        raise ValueError(f"{file} holds an encoder; `class_order` and `clip` are for prompts: omit them.")
+    write_encoder(read_encoder(source, choices), file, target)
     return target
-
-
-def _metadata(converted: ConvertedEncoder) -> dict[str, str]:
-    """Return the metadata of a weight file: its architecture and, if known, the pixel mean and std."""
-    spec = converted.encoder.spec
-    pixels = {"mean": json.dumps(spec.mean), "std": json.dumps(spec.std)} if converted.has_pixel_statistics else {}
-    return {ARCHITECTURE: spec.architecture, **pixels}

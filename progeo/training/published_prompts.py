@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,7 +10,6 @@ from open_clip import CLIP, SimpleTokenizer
 from safetensors.torch import save_file
 from torch import Tensor
 
-from progeo.config.encoders import ImportSettings
 from progeo.convert.prompt_learners import (
     PublishedClasses,
     PublishedPrompts,
@@ -28,45 +28,62 @@ _PLAIN = "prompt_learners"
 _CLASSES_AT_ONCE = 1024
 
 
-def write_published_prompts(settings: ImportSettings, prompts: PublishedPrompts, target: Path) -> Path:
-    """Write published prompts to `target` and return it.
+def write_published_prompts(
+    prompts: PublishedPrompts,
+    target: Path,
+    *,
+    file: Path,
+    class_order: Path | None = None,
+    clip: str | None = None,
+    clip_weights: str = "openai",
+) -> None:
+    """Write published prompts to `target`.
+
+    Args:
+        prompts: the prompts.
+        target: output folder.
+        file: file that they were read from.
+        class_order: cache file of the published code with the classes of every group; None writes plain tensors.
+        clip: architecture of the CLIP they were learned with; None writes plain tensors.
+        clip_weights: weights of that CLIP.
 
     Raises:
         ValueError: the classes or the CLIP do not match the prompts.
     """
-    classes = None if settings.class_order is None else read_published_classes(settings.class_order)
-    if classes is not None:
-        _check_counts(prompts, classes, settings)
-    order = None
-    reason = "the file of the published code's cache that names their classes was not given with --class_order"
-    if classes is not None:
-        reason = "the CLIP whose text tower reads them was not given with --clip"
-        if settings.clip is not None:
-            cells = parse_cells(settings.class_order.name)
+    stage1, reason, classes = None, "name the file with their classes with `class_order`", None
+    if class_order is not None:
+        classes = read_published_classes(class_order)
+        _check_counts(prompts, classes, file=file, class_order=class_order)
+        reason = "name the CLIP whose text tower encodes them with `clip`"
+        if clip is not None:
+            cells = parse_cells(class_order.name)
             order, reason = _order_of_groups(classes, cells, len(prompts.contexts))
+            if order is not None:
+                stage1 = _stage_1_files(prompts, classes, order, cells, clip=clip, clip_weights=clip_weights, file=file)
     with written_together(target.resolve()) as folder:
-        if order is None:
+        if stage1 is None:
             _write_plain(prompts, classes, folder)
         else:
-            _write_as_stage_1(settings, prompts, classes, folder, order=order, cells=cells)
+            tensors, description = stage1
+            with replacing(folder / PROMPTS) as temporary:
+                save_file(tensors, temporary)
+            write_json(folder / DESCRIPTION, description)
     LOGGER.info("prompts of %d groups written to %s", len(prompts.contexts), target)
-    if order is None:
-        LOGGER.info("for reading only, they are no %s, with which stage 2 could continue: %s", PROMPTS, reason)
+    if stage1 is None:
+        LOGGER.info("for reading only: stage 2 needs %s, and for it %s", PROMPTS, reason)
     else:
         LOGGER.info("stage 2 trains with them: --text.prompts %s", target)
-    return target
 
 
-def _check_counts(prompts: PublishedPrompts, classes: PublishedClasses, settings: ImportSettings) -> None:
+def _check_counts(prompts: PublishedPrompts, classes: PublishedClasses, *, file: Path, class_order: Path) -> None:
     if len(classes.class_ids) < len(prompts.contexts):
         raise ValueError(
-            f"{settings.file} holds prompts of {len(prompts.contexts)} groups, {settings.class_order} has "
-            f"{len(classes.class_ids)}."
+            f"{file} holds prompts of {len(prompts.contexts)} groups, {class_order} has {len(classes.class_ids)}."
         )
     for index, (context, ids) in enumerate(zip(prompts.contexts, classes.class_ids, strict=False)):
         if len(context) != len(ids):
             raise ValueError(
-                f"{settings.file} holds prompts of {len(context)} classes in group {index}, {settings.class_order} "
+                f"{file} holds prompts of {len(context)} classes in group {index}, {class_order} "
                 f"has {len(ids)}: they are of different trainings."
             )
 
@@ -94,17 +111,19 @@ def _order_of_groups(
     return order, ""
 
 
-def _write_as_stage_1(
-    settings: ImportSettings,
+def _stage_1_files(
     prompts: PublishedPrompts,
     classes: PublishedClasses,
-    folder: Path,
-    *,
     order: list[int],
     cells: Mapping[str, int],
-) -> None:
-    clip = load_prompt_clip(settings.clip, settings.clip_weights)
-    _check_vocabulary(clip, prompts, settings)
+    *,
+    clip: str,
+    clip_weights: str,
+    file: Path,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and the metadata of prompts that stage 2 can train with."""
+    loaded = load_prompt_clip(clip, clip_weights)
+    _check_vocabulary(loaded, prompts, file=file, name=f"{clip} with {clip_weights}")
     tensors: dict[str, Tensor] = {}
     groups, summaries = [], []
     for index, published in enumerate(order):
@@ -114,28 +133,26 @@ def _write_as_stage_1(
         groups.append(Group(ids[rows], np.empty(0, np.int64), np.zeros(len(ids) + 1, np.int64)))
         tensors |= {
             f"group_{index}.context": context,
-            f"group_{index}.text_features": _text_features(clip, context),
+            f"group_{index}.text_features": _text_features(loaded, context),
             f"group_{index}.class_ids": torch.from_numpy(ids[rows]),
         }
         summaries.append({"classes": len(ids), "images": int(classes.num_images[published].sum())})
     partition = Partition({**cells, "num_groups": len(order)}, tuple(groups))
-    with replacing(folder / PROMPTS) as temporary:
-        save_file(tensors, temporary)
     description = {
         "partition": partition.describe(),
-        "architecture": resolved_architecture(settings.clip, clip),
-        "weights": settings.clip_weights,
+        "architecture": resolved_architecture(clip, loaded),
+        "weights": clip_weights,
         "seed": 0,
-        "vocabulary": weights_digest({"token_embedding": clip.token_embedding.weight}),
+        "vocabulary": weights_digest({"token_embedding": loaded.token_embedding.weight}),
         "template": _TEMPLATE,
         "context_length": prompts.contexts[0].shape[1],
         "groups": summaries,
-        "imported_from": str(settings.file),
+        "imported_from": str(file),
     }
-    write_json(folder / DESCRIPTION, description)
+    return tensors, description
 
 
-def _check_vocabulary(clip: CLIP, prompts: PublishedPrompts, settings: ImportSettings) -> None:
+def _check_vocabulary(clip: CLIP, prompts: PublishedPrompts, *, file: Path, name: str) -> None:
     """Check that a CLIP has the word vectors that surround the learned ones."""
     tokenizer = SimpleTokenizer()
     before, after = _TEMPLATE.split("{}")
@@ -147,8 +164,8 @@ def _check_vocabulary(clip: CLIP, prompts: PublishedPrompts, settings: ImportSet
         for ours, found in zip((prefix, suffix), theirs, strict=True)
     ):
         raise ValueError(
-            f"{settings.file} was learned with other word vectors than those of {settings.clip} with "
-            f"{settings.clip_weights}: name its CLIP with --clip and --clip_weights."
+            f"{file} was learned with other word vectors than those of {name}: name its CLIP with `clip` and "
+            f"`clip_weights`."
         )
 
 

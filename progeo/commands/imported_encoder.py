@@ -1,0 +1,55 @@
+"""Write the converted encoder of another program."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from progeo.convert.converted_encoder import ConvertedEncoder
+from progeo.engine.log import LOGGER
+from progeo.export.weights import save_encoder
+from progeo.files import replacing, written_together
+from progeo.models.backbones.open_clip import ARCHITECTURE
+from progeo.models.weight_files.checkpoints import in_words
+
+_CLIP = "clip.safetensors"
+
+
+def write_encoder(converted: ConvertedEncoder, source: Path, target: Path) -> None:
+    """Write a converted encoder to a new folder, with the complete CLIP if it comes with one."""
+    encoder = converted.encoder
+    with written_together(target.resolve()) as folder:
+        if converted.clip is not None:
+            with replacing(folder / _CLIP) as temporary:
+                save_file(dict(converted.clip), temporary, metadata=_metadata(converted))
+            encoder.spec = dataclasses.replace(encoder.spec, text_weights=str(folder / _CLIP))
+        save_encoder(folder, encoder, provenance={"imported_from": str(source), "kind": converted.program}, recalls={})
+    spec = encoder.spec
+    LOGGER.info(
+        "%s: %s, %d x %d pixels, descriptors of %d dimensions%s",
+        converted.program,
+        spec.architecture,
+        *spec.image_size,
+        spec.descriptor_dim,
+        "" if spec.normalized else ", not normalized",
+    )
+    for remark in converted.remarks:
+        LOGGER.info(remark)
+    if converted.skipped:
+        LOGGER.info("skipped, the encoder does not need them: %s", in_words(converted.skipped))
+    if converted.clip is not None:
+        LOGGER.info(
+            "the complete CLIP, with its texts, written to %s: --model.architecture %s --model.weights %s trains it",
+            target / _CLIP,
+            spec.architecture,
+            target / _CLIP,
+        )
+    LOGGER.info("encoder written to %s: progeo.load_encoder(%r) loads it", target, str(target))
+
+
+def _metadata(converted: ConvertedEncoder) -> dict[str, str]:
+    """Return the metadata of a weight file: its architecture and, if known, the pixel mean and std."""
+    spec = converted.encoder.spec
+    pixels = {"mean": json.dumps(spec.mean), "std": json.dumps(spec.std)} if converted.has_pixel_statistics else {}
+    return {ARCHITECTURE: spec.architecture, **pixels}
