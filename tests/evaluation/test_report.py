@@ -143,6 +143,15 @@ def test_a_single_recall_still_makes_a_page(tmp_path):
     assert len(Page(report(tmp_path, ns=(1,))).rows) == 3
 
 
+def test_the_curve_rises_from_recall_at_1_on_a_logarithmic_axis(tmp_path):
+    points = re.search(r'<polyline points="([^"]*)"', report(tmp_path, ns=(1, 2)))[1].split()
+    assert points == ["36.0,92.0", "308.0,52.0"]  # 33.3 and 66.7 % of 120 pixels above 132
+
+
+def test_recalls_stand_under_their_n_in_any_order(tmp_path):
+    assert "R@2 R@1 within 25 m 3 66.7 0.0 to 100.0 33.3" in Page(report(tmp_path, ns=(2, 1))).text
+
+
 def test_images_without_a_place_give_a_page_without_a_map(tmp_path):
     nowhere = catalogue(tmp_path, [f"@{index}@<b>&'.png" for index in range(3)], np.full(3, np.nan))
     html = report(tmp_path, queries=nowhere, predictions=np.array([[0, -1], [1, -1], [2, -1]]))
