@@ -27,6 +27,13 @@ def test_the_map_counts_every_image_and_puts_north_up(tmp_path):
     assert float(east) > float(west)
 
 
+def test_queries_are_dots_on_the_same_map(tmp_path):
+    database = np.array([[500_000.0, 4_000_000], [501_200, 4_001_200]])
+    found = page(tmp_path, {"database": database, "queries": np.array([[500_600.0, 4_000_300]])})
+    dot = re.search(r'class="query" cx="([\d.]+)" cy="([\d.]+)"', found).groups()
+    assert dot == ("357.0", "541.5")  # 60 squares from the west and 30 from the south, of 121 on 720 pixels
+
+
 def test_hundreds_of_thousands_of_images_and_queries_leave_a_small_page(tmp_path):
     rng = np.random.default_rng(0)
     sides = {name: rng.normal(4e5, 2000, (300_000, 2)) for name in ("database", "queries")}

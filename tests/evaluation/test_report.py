@@ -161,6 +161,18 @@ def test_images_without_a_place_give_a_page_without_a_map(tmp_path):
     assert len(Page(html).figures) == 6
 
 
+def test_the_map_puts_north_up_and_draws_failures_above_hits(tmp_path):
+    queries = catalogue(tmp_path, [f"@{index}@<b>&'.png" for index in range(3)], [0.0, 0, 4000])
+    table = queries.table.set_column(2, "north", pa.array([7.0, 107, 7]))
+    html = report(tmp_path, queries=Catalogue(tmp_path, table))
+    dots = re.findall(r'<circle class="(\w+)" cx="([\d.]+)" cy="([\d.]+)" data-query="(\d)"', html)
+    assert dots == [
+        ("correct", "0.0", "100.0", "0"),
+        ("wrong", "0.0", "0.0", "1"),
+        ("wrong", "4000.0", "100.0", "2"),
+    ]
+
+
 def test_queries_without_labels_are_shown_the_nearest_descriptors_first_and_nothing_is_called_correct(tmp_path):
     names = [f"{index}.jpg" for index in range(7)]
     for name in names:
