@@ -8,7 +8,7 @@ import numpy as np
 from accelerate import Accelerator
 from torch import nn
 
-from progeo.datasets.query_sets import positives_by_rule
+from progeo.datasets.query_sets import positives_by_criterion
 from progeo.engine.log import LOGGER
 from progeo.evaluation.benchmark import load_benchmark
 from progeo.evaluation.copies import find_copies
@@ -88,7 +88,7 @@ def evaluate_encoder(
     query_set, vectors = benchmark.query_set, np.concatenate(list(queries.parts()))
     index_folder = out if isinstance(encoder, Path) else None  # write nothing into the folder of another program
     found = predict(database, vectors, benchmark, faiss=faiss, probes=probes, index_folder=index_folder)
-    positives = positives_by_rule(
+    positives = positives_by_criterion(
         query_set, options.positive_radius_m, options.radii_m, angle_deg=options.positive_angle_deg
     )
     distances = distances_of(found.rows, vectors, database.complete) if no_labels else None
