@@ -50,8 +50,8 @@ def load_query_set(
     positives = find_positives(database_images, query_images, radius_m, angle_deg=angle_deg)
     missing = sum(not len(rows) for rows in positives)
     if missing:
-        rule = positives_rule(radius_m, angle_deg) if query_images.positives is None else "as given"
-        LOGGER.warning("%d of %d queries have no database image %s", missing, len(positives), rule)
+        criterion = criterion_text(radius_m, angle_deg) if query_images.positives is None else "as given"
+        LOGGER.warning("%d of %d queries have no database image %s", missing, len(positives), criterion)
     return QuerySet(database_images, query_images, positives)
 
 
@@ -71,7 +71,7 @@ def _check_positions(images: Catalogue) -> None:
         )
 
 
-def positives_by_rule(
+def positives_by_criterion(
     query_set: QuerySet, radius_m: float, others_m: tuple[float, ...], *, angle_deg: float | None = None
 ) -> dict[str, list[np.ndarray]]:
     """Find the positives by every criterion: the query set's own, within `radius_m`, then within each of `others_m`.
@@ -90,9 +90,9 @@ def positives_by_rule(
         if other_m != radius_m
     }
     by_radius = {radius_m: query_set.positives, **others}
-    return {positives_rule(radius, angle_deg): rows for radius, rows in by_radius.items()}
+    return {criterion_text(radius, angle_deg): rows for radius, rows in by_radius.items()}
 
 
-def positives_rule(radius_m: float, angle_deg: float | None) -> str:
+def criterion_text(radius_m: float, angle_deg: float | None) -> str:
     """Return the criterion for positives in words."""
     return f"within {radius_m:g} m" + ("" if angle_deg is None else f" and {angle_deg:g} degrees")

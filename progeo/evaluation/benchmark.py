@@ -44,10 +44,12 @@ def load_benchmark(folder: Path, options: BenchmarkOptions, *, no_labels: bool =
         ValueError: the options contradict each other or the protocol, or `load_query_set` refuses the images.
     """
     protocol = None if options.protocol is None else load_protocol(options.protocol)
-    _check(options, protocol, no_labels=no_labels)
     if protocol is not None:
-        names = ("database", "queries", "positive_radius_m", "one_per_panorama")
-        options = replace(options, **{name: getattr(protocol, name) for name in names})
+        options = protocol.applied_to(options)
+    if protocol is not None and no_labels:
+        raise ValueError(f"`protocol` {protocol.name} needs known positions: omit `no_labels` or `protocol`.")
+    if not options.recall_ns:
+        raise ValueError("`recall_ns` must name at least one N. Use for example 1,5,10,20.")
     sides = (folder, options.database, options.queries)
     if no_labels:
         query_set = load_unlabeled(*sides)
@@ -58,18 +60,6 @@ def load_benchmark(folder: Path, options: BenchmarkOptions, *, no_labels: bool =
         LOGGER.info("%s; comparable with %s", protocol.description, protocol.comparable)
     panoramas = query_set.database.panoramas if options.one_per_panorama else None
     return Benchmark(options, query_set, _conditions(query_set.queries, protocol), panoramas)
-
-
-def _check(options: BenchmarkOptions, protocol: Protocol | None, *, no_labels: bool) -> None:
-    if protocol is not None and options.positive_angle_deg is not None:
-        raise ValueError(
-            f"`protocol` {protocol.name} ignores headings, so recalls with `positive_angle_deg` "
-            f"{options.positive_angle_deg:g} would not be comparable: omit one of them."
-        )
-    if protocol is not None and no_labels:
-        raise ValueError(f"`protocol` {protocol.name} needs known positions: omit `no_labels` or `protocol`.")
-    if not options.recall_ns:
-        raise ValueError("`recall_ns` must name at least one N. Use for example 1 5 10 20.")
 
 
 def _conditions(queries: Catalogue, protocol: Protocol | None) -> np.ndarray:

@@ -1,49 +1,17 @@
-"""Descriptors of the database and the queries: extracted with an encoder, or read from another program's files."""
+"""Read the descriptors of database and queries from another program's files."""
 
 from pathlib import Path
 
 import numpy as np
-from accelerate import Accelerator
-from torch import nn
 
 from progeo.datasets.query_sets import QuerySet
-from progeo.features.descriptors import descriptor_extractor, extract_descriptors
-from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
 from progeo.features.store import ShardedRows
-from progeo.models.options import QueryPreprocessing
 from progeo.places.catalogue import Catalogue
 
 _ROWS_AT_ONCE = 2**16
 
 
-def extract_query_set(
-    encoder: nn.Module,
-    query_set: QuerySet,
-    accelerator: Accelerator,
-    *,
-    images: ImageOptions,
-    query_preprocessing: QueryPreprocessing,
-    work: WorkOptions,
-    cache: CacheOptions,
-) -> tuple[ShardedRows, ShardedRows]:
-    """Extract the descriptors of database and queries, computing only those missing from the cache.
-
-    Returns:
-        Database descriptors (N, D), and query descriptors (Q, D), or (Q, 5 D) for crops that are searched separately;
-        unreadable images are excluded.
-    """
-    extractors = (
-        (descriptor_extractor(encoder, images, accelerator), query_set.database),
-        (descriptor_extractor(encoder, images, accelerator, preprocessing=query_preprocessing), query_set.queries),
-    )
-    database, queries = (
-        extract_descriptors(extractor, catalogue, accelerator, work=work, cache=cache)
-        for extractor, catalogue in extractors
-    )
-    return database, queries
-
-
-def read_query_set(folder: Path, query_set: QuerySet) -> tuple[ShardedRows, ShardedRows]:
+def read_descriptors(folder: Path, query_set: QuerySet) -> tuple[ShardedRows, ShardedRows]:
     """Read the descriptors of database (N, D) and queries (Q, D) that another program wrote to a folder.
 
     Raises:

@@ -3,25 +3,25 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
 from torch import nn
 
-from progeo.datasets.query_sets import positives_by_rule
+from progeo.datasets.query_sets import positives_by_criterion
 from progeo.engine.log import LOGGER
 from progeo.evaluation.benchmark import load_benchmark
 from progeo.evaluation.copies import find_copies
-from progeo.evaluation.descriptors import extract_query_set, read_query_set
+from progeo.evaluation.descriptors import read_descriptors
 from progeo.evaluation.options import BenchmarkOptions
 from progeo.evaluation.predict import predict
 from progeo.evaluation.results import write_results, write_unlabeled_results
 from progeo.evaluation.retrieved import Retrieved
 from progeo.evaluation.search import distances_of
+from progeo.features.descriptors import descriptor_extractor, extract_descriptors
+from progeo.features.extract import FeatureExtractor
 from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
 from progeo.features.store import ShardedRows
-from progeo.models.backbones.open_clip import as_height_width
 
 
 @dataclass(frozen=True)
@@ -72,31 +72,27 @@ def evaluate_encoder(
         FileNotFoundError: a folder or file does not exist.
     """
     benchmark = load_benchmark(folder, options, no_labels=no_labels)
-    options = benchmark.options
+    options, query_set = benchmark.options, benchmark.query_set
     if isinstance(encoder, Path):
-        database, queries = read_query_set(encoder, benchmark.query_set)
+        database, queries = read_descriptors(encoder, query_set)
+        extraction: Mapping[str, str] = {}
     else:
-        database, queries = extract_query_set(
-            encoder,
-            benchmark.query_set,
-            accelerator,
-            images=images,
-            query_preprocessing=options.query_preprocessing,
-            work=work,
-            cache=cache,
-        )
+        of_database = descriptor_extractor(encoder, images, accelerator)
+        of_queries = descriptor_extractor(encoder, images, accelerator, preprocessing=options.query_preprocessing)
+        database = extract_descriptors(of_database, query_set.database, accelerator, work=work, cache=cache)
+        queries = extract_descriptors(of_queries, query_set.queries, accelerator, work=work, cache=cache)
+        extraction = _extraction(of_database, of_queries)
     if not accelerator.is_main_process:
         return None
     benchmark = benchmark.without_queries(queries.missing)
     query_set, vectors = benchmark.query_set, np.concatenate(list(queries.parts()))
     index_folder = out if isinstance(encoder, Path) else None  # write nothing into the folder of another program
     found = predict(database, vectors, benchmark, faiss=faiss, probes=probes, index_folder=index_folder)
-    positives = positives_by_rule(
+    positives = positives_by_criterion(
         query_set, options.positive_radius_m, options.radii_m, angle_deg=options.positive_angle_deg
     )
     distances = distances_of(found.rows, vectors, database.complete) if no_labels else None
-    sides = (query_set.database, query_set.queries)
-    results = Retrieved(*sides, found.rows, positives, benchmark.conditions, distances)
+    results = Retrieved(query_set.database, query_set.queries, found.rows, positives, benchmark.conditions, distances)
     facts = {
         "encoder": name,
         "descriptor": f"{database.width} dimensions",
@@ -106,7 +102,7 @@ def evaluate_encoder(
         "queries": f"{len(query_set.queries):,} images in {options.queries}",
         **_unreadable(database, queries),
         **_copies(results),
-        **({} if isinstance(encoder, Path) else _extraction(encoder, images, options)),
+        **extraction,
         **found.index_facts,
     }
     recalls: Mapping[int, float] = {}
@@ -118,15 +114,14 @@ def evaluate_encoder(
     return Evaluation(recalls, database.width, found.exact_ms)
 
 
-def _extraction(encoder: nn.Module, images: ImageOptions, options: BenchmarkOptions) -> dict[str, str]:
+def _extraction(database: FeatureExtractor, queries: FeatureExtractor) -> dict[str, str]:
     """Return facts for the report about how descriptors were extracted."""
-    size: Any = encoder.image_size if images.image_size is None else as_height_width(images.image_size)
     facts = {
-        "image size": "{} x {} pixels".format(*size),
-        "database preprocessing": images.database_preprocessing,
-        "queries preprocessing": options.query_preprocessing,
+        "image size": "{} x {} pixels".format(*database.image_size),
+        "database preprocessing": database.preprocessing,
+        "queries preprocessing": queries.preprocessing,
     }
-    if images.orientation == "ignore":
+    if database.orientation == "ignore":
         facts["orientation"] = "as stored, EXIF orientation ignored"
     return facts
 

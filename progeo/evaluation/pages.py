@@ -27,10 +27,12 @@ def read_script(name: str) -> str:
 
 
 def _environment() -> Environment:
-    return Environment(
+    environment = Environment(
         loader=PackageLoader(__package__),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters.update(thousands="{:,}".format, decimal="{:,.1f}".format, px="{:.1f}".format)
+    return environment

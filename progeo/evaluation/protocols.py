@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 
 import numpy as np
 import yaml
+
+from progeo.evaluation.options import BenchmarkOptions
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,20 @@ class Protocol:
     """Whether only the best-ranked view of each panorama counts as a prediction."""
     conditions: tuple[str, ...] = ()
     """Conditions (light) of the queries, repeating in the order of the numbers in their names."""
+
+    def applied_to(self, options: BenchmarkOptions) -> BenchmarkOptions:
+        """Return the options of a benchmark with the values of the protocol.
+
+        Raises:
+            ValueError: the options compare headings, which protocols ignore.
+        """
+        if options.positive_angle_deg is not None:
+            raise ValueError(
+                f"`protocol` {self.name} ignores headings, so recalls with `positive_angle_deg` "
+                f"{options.positive_angle_deg:g} would not be comparable: omit one of them."
+            )
+        names = ("database", "queries", "positive_radius_m", "one_per_panorama")
+        return replace(options, **{name: getattr(self, name) for name in names})
 
     def check(self, folder: object, num_database: int, num_queries: int) -> None:
         """Check that a folder has the image counts of the protocol.

@@ -19,12 +19,19 @@ def page(folder, positions, **changes):
 def test_the_map_counts_every_image_and_puts_north_up(tmp_path):
     places = np.array([[500_000.0, 4_000_000]] * 3 + [[501_000, 4_000_000]] + [[500_000, 4_001_000]] * 2)
     squares = re.findall(
-        r'<rect class="place" x="([\d.]+)" y="([\d.]+)".*?<title>(\d+) images', page(tmp_path, {"train": places})
+        r'<rect class="place" x="([\d.]+)" y="([\d.]+)"[^>]*><title>(\d+) images', page(tmp_path, {"train": places})
     )
     (west, south, three), (_, north, two), (east, _, one) = squares
     assert (three, two, one) == ("3", "2", "1")
     assert float(south) > float(north)
     assert float(east) > float(west)
+
+
+def test_queries_are_dots_on_the_same_map(tmp_path):
+    database = np.array([[500_000.0, 4_000_000], [501_200, 4_001_200]])
+    found = page(tmp_path, {"database": database, "queries": np.array([[500_600.0, 4_000_300]])})
+    dot = re.search(r'class="query" cx="([\d.]+)" cy="([\d.]+)"', found).groups()
+    assert dot == ("357.0", "541.5")  # 60 squares from the west and 30 from the south, of 121 on 720 pixels
 
 
 def test_hundreds_of_thousands_of_images_and_queries_leave_a_small_page(tmp_path):
@@ -61,7 +68,7 @@ def test_bars_count_classes_of_so_many_images_and_the_last_takes_all_larger_ones
         "classes_with_so_many_images": {10: 4, 12: 2, 60: 1, 90: 1},
     }
     found = page(tmp_path, {"train": np.zeros((1, 2))}, classes=classes)
-    bars = [int(count) for count in re.findall(r'<rect class="bar".*?<title>(\d+) classes', found)]
+    bars = [int(count) for count in re.findall(r'<rect class="bar"[^>]*><title>(\d+) classes', found)]
     assert len(bars) == 40
     assert (bars[0], bars[1], bars[2], bars[-1], sum(bars)) == (4, 0, 2, 2, 8)
     assert "classes of 10 to 49 or more images" in found

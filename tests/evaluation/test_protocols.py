@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from progeo.cli import main
+from progeo.evaluation.options import BenchmarkOptions
 from progeo.evaluation.protocols import load_protocol, protocol_names
 from progeo.places.filename import format_names, parse_names
 from progeo.toy_city import render_toy_city
@@ -41,6 +42,13 @@ def test_an_unknown_protocol_is_refused_with_those_that_there_are():
         ValueError, match=r"`protocol` 'pitts30' is not known: use one of .*pitts30k_test, sf_xl_test_v1"
     ):
         load_protocol("pitts30")
+
+
+def test_a_protocol_sets_the_folders_the_criterion_and_panoramas():
+    options = BenchmarkOptions(database="a", queries="b", positive_radius_m=5.0, radii_m=(1.0,))
+    expected = BenchmarkOptions(radii_m=(1.0,), queries="queries_v1")
+    assert load_protocol("sf_xl_test_v1").applied_to(options) == expected
+    assert load_protocol("tokyo_247_panoramas").applied_to(options).one_per_panorama
 
 
 def test_a_folder_with_other_counts_is_refused_with_both(val, tmp_path):

@@ -143,6 +143,15 @@ def test_a_single_recall_still_makes_a_page(tmp_path):
     assert len(Page(report(tmp_path, ns=(1,))).rows) == 3
 
 
+def test_the_curve_rises_from_recall_at_1_on_a_logarithmic_axis(tmp_path):
+    points = re.search(r'<polyline points="([^"]*)"', report(tmp_path, ns=(1, 2)))[1].split()
+    assert points == ["36.0,92.0", "308.0,52.0"]  # 33.3 and 66.7 % of 120 pixels above 132
+
+
+def test_recalls_stand_under_their_n_in_any_order(tmp_path):
+    assert "R@2 R@1 within 25 m 3 66.7 0.0 to 100.0 33.3" in Page(report(tmp_path, ns=(2, 1))).text
+
+
 def test_images_without_a_place_give_a_page_without_a_map(tmp_path):
     nowhere = catalogue(tmp_path, [f"@{index}@<b>&'.png" for index in range(3)], np.full(3, np.nan))
     html = report(tmp_path, queries=nowhere, predictions=np.array([[0, -1], [1, -1], [2, -1]]))
@@ -150,6 +159,18 @@ def test_images_without_a_place_give_a_page_without_a_map(tmp_path):
     assert "on the map" not in html
     assert Page(html).figures.count("query") == 3
     assert len(Page(html).figures) == 6
+
+
+def test_the_map_puts_north_up_and_draws_failures_above_hits(tmp_path):
+    queries = catalogue(tmp_path, [f"@{index}@<b>&'.png" for index in range(3)], [0.0, 0, 4000])
+    table = queries.table.set_column(2, "north", pa.array([7.0, 107, 7]))
+    html = report(tmp_path, queries=Catalogue(tmp_path, table))
+    dots = re.findall(r'<circle class="(\w+)" cx="([\d.]+)" cy="([\d.]+)" data-query="(\d)"', html)
+    assert dots == [
+        ("correct", "0.0", "100.0", "0"),
+        ("wrong", "0.0", "0.0", "1"),
+        ("wrong", "4000.0", "100.0", "2"),
+    ]
 
 
 def test_queries_without_labels_are_shown_the_nearest_descriptors_first_and_nothing_is_called_correct(tmp_path):
