@@ -1,8 +1,8 @@
-"""Stage 1: learn a text prompt for every place. The same as `progeo stage1`."""
+"""Stage 1: learn a text prompt for every place. The same as `progeo train prompts`."""
 
 import sys
 
 from progeo.cli import main
 
 if __name__ == "__main__":
-    main(["stage1", *sys.argv[1:]])
+    main(["train", "prompts", *sys.argv[1:]])

@@ -1,8 +1,8 @@
-"""Stage 2: train the image encoder. The same as `progeo stage2`."""
+"""Stage 2: train the image encoder. The same as `progeo train encoder`."""
 
 import sys
 
 from progeo.cli import main
 
 if __name__ == "__main__":
-    main(["stage2", *sys.argv[1:]])
+    main(["train", "encoder", *sys.argv[1:]])

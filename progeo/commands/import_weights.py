@@ -56,8 +56,8 @@ def import_weights(
     if not file.is_dir() and holds_prompt_learners(source.content):
         if choices != Choices():
             raise ValueError(
-                f"{file} holds prompts; `weights_in`, `image_size`, `normalized` and `quickgelu` are for encoders: omit "
-                f"them."
+                f"{file} holds prompts; `weights_in`, `image_size`, `normalized` and `quickgelu` are for encoders: "
+                f"omit them."
             )
         prompts = prompts_in(source.content, file)
         write_published_prompts(

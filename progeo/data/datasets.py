@@ -45,6 +45,9 @@ class CatalogueImages(Dataset):
         self.preprocess = preprocess
         self.orientation = orientation
 
+    bytes_in_memory = 0
+    """Number of bytes of decoded images that are kept: none."""
+
     def __len__(self) -> int:
         return len(self.catalogue)
 
@@ -57,7 +60,7 @@ class CatalogueImages(Dataset):
         try:
             return image if self.preprocess is None else self.preprocess(image)
         except ValueError as error:
-            return Unreadable(f"The image {self.catalogue.path(row)} cannot be described: {error}.")
+            return Unreadable(f"The image {self.catalogue.path(row)} cannot be preprocessed: {error}.")
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,11 @@ class CachedImages(Dataset):
 
     def __len__(self) -> int:
         return len(self.shapes)
+
+    @property
+    def bytes_in_memory(self) -> int:
+        """Number of bytes of the decoded images."""
+        return self.pixels.nbytes
 
     def __getitem__(self, row: int) -> Tensor:
         """Return the pixels of image `row`, uint8 (3, H, W), channels last in memory because that resizes fastest."""

@@ -23,8 +23,20 @@ class Compared:
     """Recall in percent, by N."""
 
 
-def write_comparison(out: Path, table: Sequence[Compared]) -> None:
-    """Write compare.json, compare.csv and compare.md to a folder, and log the table."""
+@dataclass(frozen=True)
+class Comparison:
+    """The table of all encoders."""
+
+    rows: tuple[Compared, ...]
+    text: str
+    """The table in Markdown."""
+
+    def __str__(self) -> str:
+        return self.text.rstrip("\n")
+
+
+def write_comparison(out: Path, table: Sequence[Compared]) -> Comparison:
+    """Write compare.json, compare.csv and compare.md to a folder."""
     rows = [["encoder", "dimensions", "images/s", "search, ms per query", *(f"R@{n}" for n in table[0].recalls)]]
     for each in table:
         speed = "" if each.images_per_second is None else f"{each.images_per_second:.1f}"
@@ -35,6 +47,5 @@ def write_comparison(out: Path, table: Sequence[Compared]) -> None:
     text = markdown_table(rows, num_texts=1)
     with replacing(out / "compare.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
-    for line in text.splitlines():
-        LOGGER.info(line)
     LOGGER.info("table: %s", out / "compare.md")
+    return Comparison(tuple(table), text)

@@ -127,8 +127,8 @@ def _findings(catalogue: Catalogue, extent: Extent | None, min_side_px: int) -> 
 def _duplicates(catalogue: Catalogue, digests: np.ndarray) -> list[list[str]]:
     order = np.argsort(digests, kind="stable")
     there = order[digests[order] != b""]
-    starts = np.flatnonzero(np.r_[True, digests[there[1:]] != digests[there[:-1]]]) if len(there) else []
-    return [[catalogue.name(row) for row in rows.tolist()] for rows in np.split(there, starts[1:]) if len(rows) > 1]
+    ends = np.flatnonzero(digests[there[1:]] != digests[there[:-1]]) + 1
+    return [[catalogue.name(row) for row in rows.tolist()] for rows in np.split(there, ends) if len(rows) > 1]
 
 
 def _misplaced(catalogue: Catalogue, elsewhere: Mapping[int, str]) -> dict[str, str]:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
-from torch import nn
 
 from progeo.datasets.query_sets import positives_by_criterion
 from progeo.engine.log import LOGGER
@@ -36,7 +35,7 @@ class Evaluation:
 
 
 def evaluate_encoder(
-    encoder: nn.Module | Path,
+    encoder: Encoder | Path,
     folder: Path,
     *,
     name: str,

@@ -8,7 +8,7 @@ import pyarrow as pa
 from accelerate import Accelerator
 
 from progeo.engine.log import LOGGER
-from progeo.evaluation.copies import find_themselves
+from progeo.evaluation.copies import find_copies
 from progeo.evaluation.search import add_to_index, build_index, load_index
 from progeo.export.weights import load_encoder
 from progeo.features.descriptors import descriptor_extractor, extract_descriptors, identity
@@ -248,7 +248,7 @@ def _added(index: PlaceIndex, images: Catalogue, descriptors: ShardedRows) -> bo
 def _calibration(index: PlaceIndex, photos: Catalogue, descriptors: np.ndarray, radius_m: float) -> Calibration:
     """Fit the confidence to those of Q photos, with descriptors (Q, D), that are not in the index."""
     neighbors = index.search(descriptors)
-    is_new = ~find_themselves(photos, index.catalogue, neighbors.rows)
+    is_new = ~find_copies(photos, index.catalogue, neighbors.rows)
     _check_enough(int(is_new.sum()), index, photos)
     if not is_new.all():
         LOGGER.warning("%d photos are images of the index themselves, and skipped", int((~is_new).sum()))

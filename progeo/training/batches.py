@@ -81,11 +81,12 @@ class ImageBatches:
             process=self.process,
             num_processes=self.num_processes,
         )
-        images = LabeledImages(self.images, group.rows, group.offsets, self.crop)
-        loader = build_loader(images, self._with_crops(batches, epoch), num_workers=self.data.num_workers)
+        dataset = LabeledImages(self.images, group.rows, group.offsets, self.crop)
+        loader = build_loader(dataset, self._with_crops(batches, epoch), num_workers=self.data.num_workers)
         for step, loaded in enumerate(loader, first_step):
             self._note_unreadable(loaded)
-            yield self._pieces(*loaded.items, self._changes(epoch, step).of(batches.part))
+            images, labels = loaded.items
+            yield self._micro_batches(images, labels, self._changes(epoch, step).of(batches.part))
 
     def _with_crops(self, batches: ClassBatches, epoch: int) -> Iterator[list[tuple[int, np.ndarray]]]:
         for step, indices in enumerate(batches, batches.first_batch):
@@ -97,7 +98,7 @@ class ImageBatches:
         generator = seeded_generator(self.seed, epoch, step)
         return draw_changes(self.augmentation, self.training.batch_size, generator)
 
-    def _pieces(self, images: Tensor, labels: Tensor, changes: Changes) -> list[MicroBatch]:
+    def _micro_batches(self, images: Tensor, labels: Tensor, changes: Changes) -> list[MicroBatch]:
         size = len(images) // self.training.micro_batches
         parts = [slice(start, start + size) for start in range(0, len(images), size)]
         return [MicroBatch(images[part], labels[part], changes.of(part)) for part in parts]

@@ -92,7 +92,7 @@ class ImageLosses:
         self.text_space.load_state_dict(state["text_space"])
 
     def _terms(self, head: nn.Module, texts: Tensor | None, descriptors: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        terms = {}
+        terms: dict[str, Tensor] = {}
         with full_precision(self.accelerator):
             descriptors = descriptors.float()
             if self.head.weight:

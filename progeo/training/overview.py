@@ -67,7 +67,7 @@ def estimated_memory(training: ImageTraining) -> Memory:
     pixels = 3 * encoder.image_size[0] * encoder.image_size[1]
     # The bytes of an image, and the floats that jitter and normalization turn them into.
     images = one + (at_once - 1) * (two - one) + at_once * pixels * (1 + 3 * 4)
-    cached = training.batches.images.pixels.nbytes if options.cache_images else 0
+    cached = training.batches.images.bytes_in_memory
     return Memory(states, images, at_once, cached)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -69,7 +69,7 @@ class ImageTraining:
     @property
     def result(self) -> Encoder:
         """The encoder that is validated and kept: the encoder itself, or its moving average."""
-        return self.encoder if self.averaged is None else self.averaged.module
+        return self.encoder if self.averaged is None else cast(Encoder, self.averaged.module)
 
     @property
     def steps_done(self) -> int:

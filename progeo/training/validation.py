@@ -43,6 +43,7 @@ class Validation:
             num_workers=self.data.num_workers,
             orientation=self.data.orientation,
         )
+        assert self.query_set.positives is not None  # `load_query_set` finds them
         return dict(zip(_RECALL_NS, recall_at(predictions, self.query_set.positives, _RECALL_NS).tolist(), strict=True))
 
 
