@@ -86,8 +86,8 @@ def build_task(config: Path, options: argparse.Namespace, words: Iterable[str], 
     Raises:
         ValueError: the steps are not a whole number of epochs.
     """
-    chosen = ["--config", config, "--text.weight", 0, "--model.image_size", options.image_size, "--seed", seed]
-    settings = _parsed([*chosen, "--data.cache_images", "false", *words])
+    chosen = ["--config", config, "--text.weight", 0, "--encoder.image_size", options.image_size, "--seed", seed]
+    settings = _parsed([*chosen, "--training.cache_images", "false", *words])
     per_epoch = min(settings.training.iterations_per_epoch, options.steps)
     if options.steps % per_epoch:
         raise ValueError(f"--steps must be a multiple of {per_epoch}, the steps of an epoch, got {options.steps}.")
@@ -99,8 +99,8 @@ def build_task(config: Path, options: argparse.Namespace, words: Iterable[str], 
             _small_copy(path, options.file_side, folder, data.orientation)
             for path in (data.train_folder, data.val_folder)
         ]
-        steps += ["--data.train_folder", copies[0], "--data.val_folder", copies[1]]
-    settings = _parsed([*chosen, "--data.cache_images", "false", *words, *steps])
+        steps += ["--data.train_folder", copies[0], "--validation.folder", copies[1]]
+    settings = _parsed([*chosen, "--training.cache_images", "false", *words, *steps])
     data = settings.data
     val_set = load_query_set(
         data.val_folder,

@@ -20,7 +20,8 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 SETTINGS = {
     "data": {"num_workers": 0, "eval_batch_size": 16},
     "cells": {"groups_per_side": 2, "groups_per_heading": 1, "min_images_per_class": 4, "num_groups": 2},
-    "model": {"architecture": "tiny-resnet", "weights": "random", "image_size": 64, "descriptor_dim": 32},
+    "model": {"architecture": "tiny-resnet", "weights": "random"},
+    "encoder": {"image_size": 64, "descriptor_dim": 32},
     "prompts": {"image_size": 64, "epochs": 2, "batch_size": 16},
     "training": {
         "epochs": 3,
@@ -78,8 +79,8 @@ def as_nobody():
 @pytest.fixture(scope="session")
 def city(tmp_path_factory):
     out = tmp_path_factory.mktemp("city") / "toy"
-    main(["toy-city", str(out), "--num_images", "120", "--image_size", "64"])
-    return out
+    main(["demo", "--only_city", "--out", str(out), "--num_images", "120", "--image_size", "64"])
+    return out / "city"
 
 
 @pytest.fixture(scope="session")
@@ -87,8 +88,9 @@ def config(city, tmp_path_factory):
     folder = tmp_path_factory.mktemp("config")
     settings = {
         **SETTINGS,
-        "run": str(folder / "run"),
-        "data": {**SETTINGS["data"], "train_folder": str(city / "train"), "val_folder": str(city / "val")},
+        "out": str(folder / "run"),
+        "data": {**SETTINGS["data"], "train_folder": str(city / "train")},
+        "validation": {"folder": str(city / "val")},
         "prompts": {**SETTINGS["prompts"], "feature_cache": str(folder / "features")},
     }
     path = folder / "config.yaml"
@@ -99,6 +101,6 @@ def config(city, tmp_path_factory):
 @pytest.fixture(scope="session")
 def run(config):
     """A run of both stages."""
-    main(["stage1", "--config", str(config)])
-    main(["stage2", "--config", str(config)])
+    main(["train", "prompts", "--config", str(config)])
+    main(["train", "encoder", "--config", str(config)])
     return config.parent / "run"

@@ -14,7 +14,7 @@ import progeo
 from progeo.cli import COMMANDS, main
 from progeo.engine.log import LOGGER, start_log
 
-NEEDED = ["--run", "r", "--data.train_folder", "t", "--data.val_folder", "v"]
+NEEDED = ["--out", "r", "--data.train_folder", "t", "--validation.folder", "v"]
 
 
 def failure(*arguments):
@@ -26,9 +26,9 @@ def failure(*arguments):
 
 
 def training(tmp_path, *arguments):
-    folders = ["--data.train_folder", tmp_path / "train", "--data.val_folder", tmp_path / "val"]
+    folders = ["--data.train_folder", tmp_path / "train", "--validation.folder", tmp_path / "val"]
     tiny = ["--model.architecture", "tiny-vit", "--model.weights", "random", "--data.num_workers", "0"]
-    return ["--run", tmp_path / "run", *folders, *tiny, *arguments]
+    return ["--out", tmp_path / "run", *folders, *tiny, *arguments]
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_the_command_lists_its_sub_commands_and_each_has_help(capsys):
     shown = capsys.readouterr().out
     assert all(name in shown for name in COMMANDS)
     with pytest.raises(SystemExit) as stop:
-        main(["stage1", "--help"])
+        main(["train", "prompts", "--help"])
     assert not stop.value.code
     shown = capsys.readouterr().out
     assert "--cells.heading_bin_deg" in shown
@@ -58,20 +58,20 @@ def test_the_command_lists_its_sub_commands_and_each_has_help(capsys):
     ("arguments", "words"),
     [
         (["stage3"], "there is no command 'stage3'"),
-        (["stage1", *NEEDED, "--cells.side", "3"], "side"),
-        (["stage1", "--config", "nowhere.yaml"], "does not exist"),
-        (["stage1"], "required"),
-        (["stage1", *NEEDED, "--prompts.epochs", "0"], "prompts.epochs"),
-        (["stage1", *NEEDED, "--data.max_unreadable_fraction", "2"], "data.max_unreadable_fraction"),
-        (["stage1", *NEEDED, "--seed", "-1"], "seed must be from 0 to 2**64 - 1, got -1."),
-        (["stage2", *NEEDED, "--seed", str(2**64)], "seed must be from 0 to 2**64 - 1, got"),
+        (["train", "prompts", *NEEDED, "--cells.side", "3"], "side"),
+        (["train", "prompts", "--config", "nowhere.yaml"], "does not exist"),
+        (["train", "prompts"], "required"),
+        (["train", "prompts", *NEEDED, "--prompts.epochs", "0"], "prompts.epochs"),
+        (["train", "prompts", *NEEDED, "--data.max_unreadable_fraction", "2"], "data.max_unreadable_fraction"),
+        (["train", "prompts", *NEEDED, "--seed", "-1"], "seed must be from 0 to 2**64 - 1, got -1."),
+        (["train", "encoder", *NEEDED, "--seed", str(2**64)], "seed must be from 0 to 2**64 - 1, got"),
         (["toy-city", "x", "--seed", "-1"], "-1 does not conform to restriction v>=0"),
         (["prompts", "list"], "there is no command 'prompts list'."),
         (["evalute", "--out", "x"], "there is no command 'evalute'. Did you mean 'evaluate'?"),
         (["dataset", "from_table", "x"], "'dataset from_table'. Did you mean 'dataset from-table'?"),
         (["index"], "there is no command 'index'."),
         (["evaluate", "--encoder", "nowhere", "--folder", "f", "--out", "o"], "There is no encoder in nowhere"),
-        (["export", "nowhere", "--to", "x"], "There is no encoder in nowhere"),
+        (["export", "nowhere", "--out", "x"], "There is no encoder in nowhere"),
     ],
 )
 def test_mistakes_end_in_a_sentence(arguments, words, tmp_path, monkeypatch, capsys):
@@ -84,11 +84,11 @@ def test_mistakes_end_in_a_sentence(arguments, words, tmp_path, monkeypatch, cap
 @pytest.mark.parametrize(
     "command",
     [
-        ["stage1", *NEEDED],
-        ["stage2", *NEEDED],
+        ["train", "prompts", *NEEDED],
+        ["train", "encoder", *NEEDED],
         ["evaluate", "--encoder", "e", "--folder", "f", "--out", "o"],
         ["compare", "e", "--folder", "f", "--out", "o"],
-        ["reduce", "--encoder", "e", "--folder", "f", "--to", "t", "--dim", "8"],
+        ["pca", "--encoder", "e", "--folder", "f", "--out", "t", "--dim", "8"],
         ["index build", "--encoder", "e", "--folder", "f", "--out", "o"],
         ["index add", "--index", "i", "--folder", "f"],
         ["index calibrate", "--index", "i", "--folder", "f"],
@@ -103,7 +103,7 @@ def test_no_command_computes_in_full_precision_when_fp16_is_asked_for(command, t
 
 
 def test_a_sentence_comes_without_a_traceback_and_with_a_status(tmp_path):
-    command = [sys.executable, "-m", "progeo.cli", "stage2", *NEEDED]
+    command = [sys.executable, "-m", "progeo.cli", "train", "encoder", *NEEDED]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 1
     assert result.stderr.startswith("progeo stage2: error: There is no folder t")
@@ -111,20 +111,22 @@ def test_a_sentence_comes_without_a_traceback_and_with_a_status(tmp_path):
 
 
 def test_stage_2_without_prompts_says_what_can_be_done(images):
-    sentence = failure("stage2", *training(images, "--cells.min_images_per_class", 2, "--cells.num_groups", 1))
+    sentence = failure(
+        "train", "encoder", *training(images, "--cells.min_images_per_class", 2, "--cells.num_groups", 1)
+    )
     assert "There are no prompts in" in sentence
     assert "--text.weight 0" in sentence
 
 
 def test_too_many_groups_are_refused_with_how_many_there_are(images):
-    sentence = failure("stage1", *training(images, "--cells.min_images_per_class", 2))
+    sentence = failure("train", "prompts", *training(images, "--cells.min_images_per_class", 2))
     assert "cells.num_groups is 8, but there are 1 groups" in sentence
     assert not (images / "run").exists()  # the folder is free for the corrected command
 
 
 def test_a_name_outside_the_convention_is_refused_with_the_field(images):
     (images / "train" / "holiday.jpg").touch()
-    sentence = failure("stage1", *training(images))
+    sentence = failure("train", "prompts", *training(images))
     assert "'holiday.jpg' does not follow the naming convention" in sentence
     assert "field 1 (east)" in sentence
 
@@ -145,24 +147,24 @@ def test_a_broken_image_stops_with_its_path(images):
     broken = images / "train" / "@0@0@10@S@@@99@@0@@@@@@.jpg"
     broken.write_bytes(b"broken")
     settings = ["--cells.min_images_per_class", 2, "--cells.num_groups", 1, "--data.max_unreadable_fraction", 0]
-    sentence = failure("stage1", *training(images, *settings, "--prompts.feature_cache", images / "features"))
+    sentence = failure("train", "prompts", *training(images, *settings, "--prompts.feature_cache", images / "features"))
     assert f"{broken} cannot be decoded" in sentence
 
 
 def test_a_second_run_in_the_same_folder_is_refused(images):
     cells = ["--cells.min_images_per_class", 2, "--cells.num_groups", 1]
     settings = training(images, *cells, "--prompts.epochs", 1, "--prompts.feature_cache", images / "features")
-    main(["stage1", *map(str, settings)])
-    assert "already holds a run: add --resume true" in failure("stage1", *settings)
+    main(["train", "prompts", *map(str, settings)])
+    assert "already holds a run: add --resume true" in failure("train", "prompts", *settings)
     changed = [*settings, "--resume", "true", "--prompts.temperature", "0.5"]
-    assert "prompts.temperature was 1.0, now 0.5" in failure("stage1", *changed)
+    assert "prompts.temperature was 1.0, now 0.5" in failure("train", "prompts", *changed)
 
 
 def test_prompts_of_other_cells_are_refused_with_what_differs(images):
     settings = ["--cells.min_images_per_class", 2, "--cells.num_groups", 1]
     cache = ["--prompts.feature_cache", images / "features", "--prompts.epochs", 1]
-    main(["stage1", *map(str, training(images, *settings, *cache))])
-    sentence = failure("stage2", *training(images, *settings, "--cells.cell_side_m", 20))
+    main(["train", "prompts", *map(str, training(images, *settings, *cache))])
+    sentence = failure("train", "encoder", *training(images, *settings, "--cells.cell_side_m", 20))
     assert "was made with cells.cell_side_m = 10, now it is 20" in sentence
 
 
@@ -171,9 +173,9 @@ def test_an_export_does_not_write_over_an_encoder(tmp_path):
     from progeo.models.encoder import build_encoder
 
     save_encoder(tmp_path / "a", build_encoder("tiny-vit", "random"), provenance={}, recalls={})
-    main(["export", str(tmp_path / "a"), "--to", str(tmp_path / "b")])
+    main(["export", str(tmp_path / "a"), "--out", str(tmp_path / "b")])
     assert "already holds model.safetensors, model.json, README.md" in failure(
-        "export", tmp_path / "a", "--to", tmp_path / "b"
+        "export", tmp_path / "a", "--out", tmp_path / "b"
     )
 
 
@@ -225,7 +227,7 @@ def test_an_interrupted_command_says_so_and_leaves_nothing(tmp_path):
     before = signal.signal(signal.SIGALRM, interrupt_when_something_is_written)
     signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
     try:
-        assert failure("dataset", "index", tmp_path / "train") == "progeo dataset index: interrupted."
+        assert failure("dataset", "scan", tmp_path / "train") == "progeo dataset scan: interrupted."
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

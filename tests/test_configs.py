@@ -6,7 +6,7 @@ from progeo.config.parsing import parse_settings, plain_values
 from progeo.config.training import Settings
 from progeo.models.backbones import empty_backbone, freeze_layers
 
-CONFIGS = sorted(Path(__file__).parents[1].glob("configs/**/*.yaml"))
+CONFIGS = sorted(Path(__file__).parents[1].glob("progeo/configs/**/*.yaml"))
 PUBLISHED = {
     "progeo_rn50": ("RN50", 1024, ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3", "layer1", "layer2")),
     "progeo_rn101": ("RN101", 512, ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3", "layer1", "layer2")),
@@ -37,7 +37,7 @@ def test_every_config_can_be_read_names_its_run_and_says_how_to_use_it(path):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_published_settings_are_those_of_the_paper(name):
-    settings = settings_of(Path(__file__).parents[1] / f"configs/{name}.yaml")
+    settings = settings_of(Path(__file__).parents[1] / f"progeo/configs/{name}.yaml")
     architecture, descriptor_dim, frozen = PUBLISHED[name]
     model, prompts = settings.model, settings.prompts
     assert (model.architecture, model.weights, model.descriptor_dim) == (architecture, "openai", descriptor_dim)
@@ -51,7 +51,7 @@ def test_the_published_settings_are_those_of_the_paper(name):
 
 @pytest.mark.parametrize("name", COSPLACE)
 def test_the_settings_of_cosplace_are_those_of_its_paper(name):
-    settings = settings_of(Path(__file__).parents[1] / f"configs/{name}.yaml")
+    settings = settings_of(Path(__file__).parents[1] / f"progeo/configs/{name}.yaml")
     model = settings.model
     assert (model.architecture, model.weights, model.descriptor_dim) == (COSPLACE[name][0], "IMAGENET1K_V1", 512)
     assert settings.text.weight == 0
@@ -61,7 +61,7 @@ def test_the_settings_of_cosplace_are_those_of_its_paper(name):
 
 @pytest.mark.parametrize("name", [*PUBLISHED, *COSPLACE])
 def test_both_papers_share_cells_classifier_augmentation_and_steps(name):
-    settings = settings_of(Path(__file__).parents[1] / f"configs/{name}.yaml")
+    settings = settings_of(Path(__file__).parents[1] / f"progeo/configs/{name}.yaml")
     cells, jitter, training = settings.cells, settings.augmentation, settings.training
     assert settings.data.positive_radius_m == 25
     assert (settings.model.image_size, settings.model.normalization) == (512, "imagenet")
@@ -76,7 +76,7 @@ def test_both_papers_share_cells_classifier_augmentation_and_steps(name):
 
 @pytest.mark.parametrize("name", COSPLACE)
 def test_cosplace_trains_exactly_the_published_layers(name):
-    settings = settings_of(Path(__file__).parents[1] / f"configs/{name}.yaml")
+    settings = settings_of(Path(__file__).parents[1] / f"progeo/configs/{name}.yaml")
     architecture, trained = COSPLACE[name]
     backbone = empty_backbone(architecture)
     freeze_layers(backbone, settings.model.frozen)
@@ -87,7 +87,7 @@ def test_cosplace_trains_exactly_the_published_layers(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_frozen_layers_of_the_published_settings_exist(name):
-    settings = settings_of(Path(__file__).parents[1] / f"configs/{name}.yaml")
+    settings = settings_of(Path(__file__).parents[1] / f"progeo/configs/{name}.yaml")
     freeze_layers(empty_backbone(settings.model.architecture), settings.model.frozen)
 
 
@@ -102,7 +102,9 @@ def test_settings_written_as_plain_values_are_read_back_equal(tmp_path):
 
 def test_the_command_line_wins_over_the_file():
     settings = parse_settings(
-        Settings, ["--config", str(CONFIGS[0]), "--text.weight", "0", "--model.image_size", "[96, 128]"], program="test"
+        Settings,
+        ["--config", str(CONFIGS[0]), "--text.weight", "0", "--encoder.image_size", "[96, 128]"],
+        program="test",
     )
     assert settings.text.weight == 0
     assert settings.model.image_size == (96, 128)

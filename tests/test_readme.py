@@ -5,9 +5,9 @@ from dataclasses import is_dataclass
 from pathlib import Path
 
 import pytest
+from progeo.config.evaluation import EvaluateSettings
 
 from progeo.cli import COMMANDS
-from progeo.config.evaluation import EvaluateSettings
 from progeo.config.parsing import parse_settings
 from progeo.config.training import Settings
 
@@ -35,12 +35,12 @@ def test_every_sub_command_it_names_exists_and_none_is_left_out():
 
 def test_every_config_is_in_the_table_and_no_other():
     listed = set(re.findall(r"^\| `(configs/[\w/.]+)`", README, flags=re.M))
-    assert listed == {path.relative_to(ROOT).as_posix() for path in ROOT.glob("configs/**/*.yaml")}
+    assert listed == {path.relative_to(ROOT).as_posix() for path in ROOT.glob("progeo/configs/**/*.yaml")}
 
 
 def test_every_setting_it_mentions_exists():
-    folders = ["--data.train_folder", "train", "--data.val_folder", "val"]
-    settings = parse_settings(Settings, ["--run", "run", *folders], program="test")
+    folders = ["--data.train_folder", "train", "--validation.folder", "val"]
+    settings = parse_settings(Settings, ["--out", "run", *folders], program="test")
     sections = "|".join(name for name, value in vars(settings).items() if is_dataclass(value))
     for section, name in re.findall(rf"\b({sections})\.(?!py|json|csv|md|safetensors|onnx|pt2)(\w+)\b", README):
         assert hasattr(getattr(settings, section), name)

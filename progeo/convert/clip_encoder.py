@@ -71,7 +71,7 @@ def convert_clip(found: FoundWeights, choices: Choices, properties: ClipProperti
     )
     remarks = list(found.remarks)
     if properties.quickgelu is None and choices.quickgelu is None:
-        remarks.append("The activation is not stated in the file: GELU is assumed, --quickgelu true sets QuickGELU.")
+        remarks.append("The activation is not stated in the file: GELU is assumed, `quickgelu` sets QuickGELU.")
     if not (properties.mean and properties.std):
         remarks.append("The pixel mean and std are not stated in the file: those of CLIP are assumed.")
     clip = None

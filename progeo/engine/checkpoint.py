@@ -55,7 +55,7 @@ def save_checkpoint(folder: Path, name: str, state: dict[str, Any]) -> Path:
         _remove(unfinished)
         newest = newest_checkpoint(folder, names)
         rest = (
-            f"{newest} is complete: make room and resume with --resume true." if newest else "There is none before it."
+            f"{newest} is complete: make room and resume with `resume`." if newest else "There is none before it."
         )
         raise OSError(f"{error}. {rest}") from None
     return final

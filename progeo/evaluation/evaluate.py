@@ -21,6 +21,7 @@ from progeo.features.descriptors import descriptor_extractor, extract_descriptor
 from progeo.features.extract import FeatureExtractor
 from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
 from progeo.features.store import ShardedRows
+from progeo.models.encoder import Encoder
 
 
 @dataclass(frozen=True)

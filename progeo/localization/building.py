@@ -216,7 +216,7 @@ def _read_images(folder: Path) -> Catalogue:
     if num_unknown := int((~has_position(catalogue)).sum()):
         LOGGER.warning(
             "%s of %s images of %s have no position: they are retrieved as matches without a position; "
-            "`progeo dataset from-table` takes positions from a table",
+            "`progeo dataset import table` takes positions from a table",
             f"{num_unknown:,}",
             f"{len(catalogue):,}",
             folder,

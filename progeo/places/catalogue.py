@@ -164,7 +164,7 @@ def read_catalogue(folder: Path, *, positions: Positions = "required") -> Catalo
         return Catalogue(folder, pa.Table.from_batches(batches))
     about = _about(index)
     root = folder / about.get("root", "")
-    again = f"run `progeo dataset index {root}{f' --out {folder}' if root != folder else ''}` again"
+    again = f"run `progeo dataset scan {root}{f' --out {folder}' if root != folder else ''}` again"
     if about.get("seen") and about.get("rules") != _RULES:
         raise ValueError(f"{index} was made when links to folders were skipped and hidden images counted: {again}.")
     for change in changes_since(root, about.get("seen", {}), about.get("list")):

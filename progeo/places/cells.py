@@ -146,7 +146,7 @@ def build_partition(
     num_groups = len(present) if num_groups is None else num_groups
     if num_groups < 1 or num_groups > len(present):
         raise ValueError(
-            f"cells.num_groups is {num_groups}, but there are {len(present)} groups with classes of at least "
+            f"`num_groups` is {num_groups}, but there are {len(present)} groups with classes of at least "
             f"{min_images_per_class} images: choose from 1 to {len(present)}."
         )
     groups = []
@@ -189,7 +189,7 @@ def check_same_partition(stored: Mapping[str, Any], partition: Partition, source
     for name, value in current["settings"].items():
         if stored["settings"].get(name) != value:
             raise ValueError(
-                f"{source} was made with cells.{name} = {stored['settings'].get(name)}, now it is {value}."
+                f"{source} was made with `{name}` = {stored['settings'].get(name)}, now it is {value}."
             )
     if stored["classes_per_group"] != current["classes_per_group"]:
         raise ValueError(
@@ -234,7 +234,7 @@ def _classes(numbers: np.ndarray, min_images_per_class: int) -> tuple[np.ndarray
     enough = ends - starts >= min_images_per_class
     if not enough.any():
         raise NoClass(
-            f"No class has cells.min_images_per_class = {min_images_per_class} images: {len(numbers)} images fell into "
+            f"No class has `min_images_per_class` = {min_images_per_class} images: {len(numbers)} images fell into "
             f"{len(starts)} classes, the largest with {int((ends - starts).max())}. Lower it, or use larger cells."
         )
     return order, starts[enough], ends[enough]
@@ -257,18 +257,18 @@ def _sorted_with_rows(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _check_cells(cell_side_m: int, heading_bin_deg: int) -> None:
     if cell_side_m < 1:
-        raise ValueError(f"cells.cell_side_m must be at least 1, got {cell_side_m}.")
+        raise ValueError(f"`cell_side_m` must be at least 1, got {cell_side_m}.")
     if heading_bin_deg < 1 or 360 % heading_bin_deg:
-        raise ValueError(f"cells.heading_bin_deg must divide 360, got {heading_bin_deg}. Use for example 30.")
+        raise ValueError(f"`heading_bin_deg` must divide 360, got {heading_bin_deg}. Use for example 30.")
 
 
 def _check_groups(heading_bin_deg: int, groups_per_side: int, groups_per_heading: int) -> None:
     if groups_per_side < 1:
-        raise ValueError(f"cells.groups_per_side must be at least 1, got {groups_per_side}.")
+        raise ValueError(f"`groups_per_side` must be at least 1, got {groups_per_side}.")
     bins = 360 // heading_bin_deg
     if groups_per_heading < 1 or bins % groups_per_heading:
         raise ValueError(
-            f"cells.groups_per_heading must divide the number of heading bins, {bins}, so that bins of one group do "
+            f"`groups_per_heading` must divide the number of heading bins, {bins}, so that bins of one group do "
             f"not meet across north; got {groups_per_heading}."
         )
 
@@ -287,5 +287,5 @@ def _check_headings(catalogue: Catalogue, heading_bin_deg: int) -> None:
     if heading_bin_deg < 360 and 0 < unknown < len(catalogue):
         raise ValueError(
             f"{unknown} of {len(catalogue)} images in {catalogue.folder} have no heading. "
-            f"Set cells.heading_bin_deg to 360 and cells.groups_per_heading to 1 to use cells alone."
+            f"Set `heading_bin_deg` to 360 and `groups_per_heading` to 1 to use cells alone."
         )

@@ -241,8 +241,8 @@ def _complaint(path: str, field: str) -> str:
     return (
         f"{path!r} does not follow the naming convention @utm_east@utm_north@zone@letter@latitude@longitude@pano_id@"
         f"tile@heading@pitch@roll@height@timestamp@note@.jpg: field {number} ({field}) should be {_EXPECTED[field]}, "
-        f"got {got!r}. Only east and north must be there, and an @ before .jpg; `progeo dataset from-table` and "
-        f"`from-photos` take images of any name."
+        f"got {got!r}. Only east and north must be there, and an @ before .jpg; `progeo dataset import table` and "
+        f"`progeo dataset import photos` take images of any name."
     )
 
 

@@ -81,7 +81,7 @@ def link_images(catalogue: Catalogue, folder: Path) -> None:
         FileExistsError: the folder exists and is not empty.
     """
     if folder.is_dir() and any(folder.iterdir()):
-        raise FileExistsError(f"There is something in {folder} already: name another --out.")
+        raise FileExistsError(f"There is something in {folder} already: name another `out`.")
     folder.mkdir(parents=True, exist_ok=True)
     empty = np.full(len(catalogue), "")
     unknown = np.full(len(catalogue), np.nan)

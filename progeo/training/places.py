@@ -131,7 +131,7 @@ def check_batch_norm(
     if batch_norm_mode(image_tower, before) == batch_norm_mode(image_tower, batch_norm):
         return
     raise ValueError(
-        f"The run in {run.path} was begun with image features of prompts.batch_norm {before}; now it is "
+        f"The run in {run.path} was begun with image features of `prompts.batch_norm` {before}; now it is "
         f"{batch_norm}, and they would be others: set `prompts.batch_norm` {before}, or name another `out`."
     )
 

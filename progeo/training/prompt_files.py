@@ -25,8 +25,8 @@ def load_text_features(folder: Path, partition: Partition) -> list[Tensor]:
     """
     if not (folder / DESCRIPTION).is_file():
         raise FileNotFoundError(
-            f"There are no prompts in {folder}: run stage 1 first, with a CLIP, name its folder with --text.prompts, "
-            f"or train without text with --text.weight 0."
+            f"There are no prompts in {folder}: run stage 1 first, with a CLIP, name its folder with `text.prompts`, "
+            f"or train without text with `text.weight` 0."
         )
     check_same_partition(read_prompts_description(folder)["partition"], partition, str(folder / PROMPTS))
     return read_prompts(folder / PROMPTS, [f"group_{index}.text_features" for index in range(len(partition.groups))])
@@ -60,4 +60,4 @@ def read_prompts(path: Path, names: Sequence[str]) -> list[Tensor]:
         with safe_open(path, framework="pt") as file:
             return [file.get_tensor(name) for name in names]
     except (SafetensorError, FileNotFoundError) as error:
-        raise ValueError(f"{path} is corrupt: {error}. Remove it and resume stage 1 with --resume true.") from None
+        raise ValueError(f"{path} is corrupt: {error}. Remove it and resume stage 1 with `resume`.") from None

@@ -170,7 +170,18 @@ def test_zeros_are_flagged_by_table_and_check_and_stay_out_of_the_map(tmp_path, 
     rows += ["28.jpg,0,0", "29.jpg,0.0,0.0"]
     (tmp_path / "places.csv").write_text("path,lat,lon\n" + "\n".join(rows) + "\n")
     own = tmp_path / "own"
-    main(["dataset", "from-table", str(tmp_path / "places.csv"), str(own), "--images", str(tmp_path / "images")])
+    main(
+        [
+            "dataset",
+            "import",
+            "table",
+            str(tmp_path / "places.csv"),
+            "--out",
+            str(own),
+            "--images",
+            str(tmp_path / "images"),
+        ]
+    )
     said = capsys.readouterr().err
     assert "center 52.20014, 0.11409; 0 m from west to east, 30 m from south to north" in said
     assert "https://www.openstreetmap.org/?mlat=52.20014&mlon=0.11409" in said

@@ -81,7 +81,7 @@ def test_the_best_encoder_is_that_of_the_best_validation(run):
 def test_a_run_that_is_resumed_equals_one_that_was_not(run, config, tmp_path):
     resumed = tmp_path / "resumed"
     shutil.copytree(run / "stage1", resumed / "stage1")
-    common = ["stage2", "--config", str(config), "--run", str(resumed)]
+    common = ["train", "encoder", "--config", str(config), "--out", str(resumed)]
     main([*common, "--training.epochs", "1"])
     main([*common, "--resume", "true"])
     assert metrics_of(resumed / "stage2") == metrics_of(run / "stage2")
@@ -100,7 +100,20 @@ def test_an_idle_groups_head_stays_as_it_was(run):
 
 
 def test_without_text_neither_prompts_nor_their_loss_are_there(config, tmp_path):
-    main(["stage2", "--config", str(config), "--run", str(tmp_path), "--text.weight", "0", "--training.epochs", "1"])
+    main(
+        [
+            "train",
+            "encoder",
+            "--config",
+            str(config),
+            "--out",
+            str(tmp_path),
+            "--text.weight",
+            "0",
+            "--training.epochs",
+            "1",
+        ]
+    )
     assert not (tmp_path / "stage1").exists()
     assert set(metrics_of(tmp_path / "stage2")[1]) >= {"loss", "cosface"}
     assert "image_text" not in metrics_of(tmp_path / "stage2")[1]
@@ -116,7 +129,7 @@ def test_the_map_to_text_space_is_trained_but_not_exported(run):
 def test_half_precision_trains_and_validates(run, config, tmp_path):
     shutil.copytree(run / "stage1", tmp_path / "stage1")
     half = ["--mixed_precision", "bf16", "--training.epochs", "1"]
-    main(["stage2", "--config", str(config), "--run", str(tmp_path), *half])
+    main(["train", "encoder", "--config", str(config), "--out", str(tmp_path), *half])
     whole, rounded = metrics_of(run / "stage2")[1], metrics_of(tmp_path / "stage2")[1]
     assert rounded["loss"] != whole["loss"]
     assert rounded["loss"] == pytest.approx(whole["loss"], rel=0.05)
@@ -126,7 +139,7 @@ def test_half_precision_trains_and_validates(run, config, tmp_path):
 
 def test_decoding_into_memory_and_into_batches_trains_alike(run, config, tmp_path):
     shutil.copytree(run / "stage1", tmp_path / "stage1")
-    main(["stage2", "--config", str(config), "--run", str(tmp_path), "--data.cache_images", "true"])
+    main(["train", "encoder", "--config", str(config), "--out", str(tmp_path), "--training.cache_images", "true"])
     assert metrics_of(tmp_path / "stage2") == metrics_of(run / "stage2")
 
 
@@ -169,7 +182,7 @@ def test_images_of_other_sizes_can_be_evaluated(run, city, tmp_path):
 
 
 def test_an_exported_encoder_describes_bit_for_bit_as_the_best_one(run, city, tmp_path):
-    main(["export", str(run / "stage2"), "--to", str(tmp_path / "model")])
+    main(["export", str(run / "stage2"), "--out", str(tmp_path / "model")])
     assert files_in(tmp_path / "model") == {"model.safetensors", "model.json", "README.md"}
     exported, best = progeo.load_encoder(tmp_path / "model"), progeo.load_encoder(run / "stage2" / "best")
     image = exported.preprocess(read_image(next((city / "test/queries").iterdir())))[None]
@@ -207,7 +220,7 @@ def test_a_compressed_index_says_what_it_loses_and_saves(run, city, tmp_path):
     common += ["--descriptor_cache", str(tmp_path / "cache"), "--out", str(tmp_path / "out")]
     main([*common])
     exact = json.loads((tmp_path / "out/recalls.json").read_text())
-    main([*common, "--index", "PCA8,SQ8"])
+    main([*common, "--faiss", "PCA8,SQ8"])
     found = json.loads((tmp_path / "out/recalls.json").read_text())
     lost = found["recalls"]["R@1"] - exact["recalls"]["R@1"]
     assert found["index"] == f"PCA8,SQ8: R@1 {lost:+.1f} against exact search"
@@ -218,7 +231,7 @@ def test_a_compressed_index_says_what_it_loses_and_saves(run, city, tmp_path):
 
 def test_a_reduced_encoder_gives_the_principal_components_of_its_descriptors(run, city, tmp_path):
     common = ["--folder", str(city / "train"), "--num_workers", "0", "--descriptor_cache", str(tmp_path / "cache")]
-    main(["reduce", "--encoder", str(run / "stage2"), "--to", str(tmp_path / "small"), "--dim", "8", *common])
+    main(["pca", "--encoder", str(run / "stage2"), "--out", str(tmp_path / "small"), "--dim", "8", *common])
     small, whole = progeo.load_encoder(tmp_path / "small"), progeo.load_encoder(run / "stage2")
     with torch.no_grad():
         photos = [read_image(path) for path in sorted((city / "train").iterdir())]
@@ -238,7 +251,7 @@ def test_a_reduced_encoder_gives_the_principal_components_of_its_descriptors(run
         "reduced": made,
     }
     assert description["recalls"] == {} != came["recalls"]
-    white = ["reduce", "--encoder", str(run / "stage2"), "--to", str(tmp_path / "white"), "--dim", "4"]
+    white = ["pca", "--encoder", str(run / "stage2"), "--out", str(tmp_path / "white"), "--dim", "4"]
     main([*white, "--whiten", "true", *common])
     with torch.no_grad():
         spreads = progeo.load_encoder(tmp_path / "white").projection[0](descriptors).std(dim=0, correction=0)
@@ -248,6 +261,6 @@ def test_a_reduced_encoder_gives_the_principal_components_of_its_descriptors(run
     main(evaluation)
     assert json.loads((tmp_path / "out/recalls.json").read_text())["descriptor"] == "8 dimensions"
     with pytest.raises(SystemExit, match="projected already, from 32 to 8"):
-        main(["reduce", "--encoder", str(tmp_path / "small"), "--to", str(tmp_path / "x"), "--dim", "4", *common])
+        main(["pca", "--encoder", str(tmp_path / "small"), "--out", str(tmp_path / "x"), "--dim", "4", *common])
     with pytest.raises(SystemExit, match="already holds an encoder"):
-        main(["reduce", "--encoder", str(run / "stage2"), "--to", str(tmp_path / "small"), "--dim", "4", *common])
+        main(["pca", "--encoder", str(run / "stage2"), "--out", str(tmp_path / "small"), "--dim", "4", *common])

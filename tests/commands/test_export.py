@@ -45,7 +45,7 @@ def test_onnx_takes_pixels_and_halves_take_half_the_room(run):
 
 def test_the_backbone_and_the_program_leave_with_a_card_each(run, tmp_path, monkeypatch):
     folder, encoder = run
-    main(["export", str(folder), "--format", "torch", "--to", str(tmp_path / "program")])
+    main(["export", str(folder), "--format", "torch", "--out", str(tmp_path / "program")])
     assert names(tmp_path / "program") == {"model.pt2", "README.md"}
     (usage,) = re.findall(r"```python\n(.*?)```", (tmp_path / "program/README.md").read_text(), re.DOTALL)
     assert "load only files of those whom you trust" in usage
@@ -57,14 +57,14 @@ def test_the_backbone_and_the_program_leave_with_a_card_each(run, tmp_path, monk
     with zipfile.ZipFile(tmp_path / "program/model.pt2") as archive:
         written = [archive.read(name) for name in archive.namelist()]
     assert not [content for content in written if str(tmp_path).encode() in content or b"site-packages" in content]
-    main(["export", str(folder), "--format", "backbone", "--to", str(tmp_path / "backbone")])
+    main(["export", str(folder), "--format", "backbone", "--out", str(tmp_path / "backbone")])
     assert names(tmp_path / "backbone") == {"backbone.safetensors", "README.md"}
     state = load_file(tmp_path / "backbone/backbone.safetensors")
     assert torch.equal(state["visual.proj"], encoder.backbone.proj)
 
 
 def test_what_leaves_names_no_folder_of_this_machine(run, tmp_path):
-    main(["export", str(run[0]), "--to", str(tmp_path / "my_encoder")])
+    main(["export", str(run[0]), "--out", str(tmp_path / "my_encoder")])
     written = [path.read_bytes() for path in (tmp_path / "my_encoder").iterdir()]
     assert len(written) == 3
     assert not [text for text in written if b"/home" in text or str(tmp_path).encode() in text]
@@ -105,18 +105,18 @@ def test_an_export_that_fails_leaves_nothing_and_can_be_tried_again(run, there, 
     text = description.read_text()
     description.write_text(text.replace('"recalls": {}', '"recalls": {"val R@1": "high"}'))  # which no card can round
     with pytest.raises(SystemExit, match="error: Unknown format code"):
-        main(["export", str(run[0]), "--to", str(target)])
+        main(["export", str(run[0]), "--out", str(target)])
     assert names(tmp_path) == before
     assert not there or names(target) == there
     description.write_text(text)
-    main(["export", str(run[0]), "--to", str(target)])
+    main(["export", str(run[0]), "--out", str(target)])
     assert names(target) == {"model.safetensors", "model.json", "README.md", *there}
     assert names(tmp_path) == {"run", "my_encoder"}
 
 
 def test_a_full_disk_is_named_by_the_file_that_was_asked_for_and_leaves_nothing(run, full_disk, tmp_path):
     with full_disk(), pytest.raises(SystemExit, match=r"out/my_encoder/model\.safetensors could not be written"):
-        main(["export", str(run[0]), "--to", str(tmp_path / "out/my_encoder")])
+        main(["export", str(run[0]), "--out", str(tmp_path / "out/my_encoder")])
     assert names(tmp_path) == {"run", "out"}
     assert not names(tmp_path / "out")
 
@@ -124,7 +124,7 @@ def test_a_full_disk_is_named_by_the_file_that_was_asked_for_and_leaves_nothing(
 def test_a_file_cannot_be_the_folder_to_write_to(run, tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(SystemExit, match=r"notes\.txt is no folder: name another"):
-        main(["export", str(run[0]), "--to", str(tmp_path / "notes.txt")])
+        main(["export", str(run[0]), "--out", str(tmp_path / "notes.txt")])
 
 
 def test_an_export_with_texts_says_so_and_replaces_no_file(run, tmp_path, capsys):
@@ -135,11 +135,11 @@ def test_an_export_with_texts_says_so_and_replaces_no_file(run, tmp_path, capsys
     target.mkdir()
     (target / "clip.safetensors").write_bytes(b"mine")
     with pytest.raises(SystemExit, match=r"my_encoder already holds clip\.safetensors: name another folder"):
-        main(["export", str(tmp_path / "other"), "--to", str(target)])
+        main(["export", str(tmp_path / "other"), "--out", str(target)])
     assert names(target) == {"clip.safetensors"}
     assert (target / "clip.safetensors").read_bytes() == b"mine"
     (target / "clip.safetensors").unlink()
-    main(["export", str(tmp_path / "other"), "--to", str(target)])
+    main(["export", str(tmp_path / "other"), "--out", str(target)])
     assert (target / "clip.safetensors").read_bytes() == b"texts"
     assert "README.md, clip.safetensors, model.json, model.safetensors written to" in capsys.readouterr().err
 
@@ -147,6 +147,6 @@ def test_an_export_with_texts_says_so_and_replaces_no_file(run, tmp_path, capsys
 def test_the_card_names_the_folder_also_where_it_is_the_current_one(run, tmp_path, monkeypatch):
     (tmp_path / "my_encoder").mkdir()
     monkeypatch.chdir(tmp_path / "my_encoder")
-    main(["export", str(run[0]), "--to", "."])
+    main(["export", str(run[0]), "--out", "."])
     assert names(tmp_path / "my_encoder") == {"model.safetensors", "model.json", "README.md"}
     assert 'progeo.load_encoder("my_encoder")' in (tmp_path / "my_encoder/README.md").read_text()

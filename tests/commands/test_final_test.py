@@ -19,7 +19,7 @@ from progeo.engine.run_folder import RunFolder
 
 
 def stage_2(config, run, *arguments):
-    main(["stage2", *map(str, ["--config", config, "--run", run, *arguments])])
+    main(["train", "encoder", *map(str, ["--config", config, "--out", run, *arguments])])
 
 
 def failure(config, run, *arguments):
@@ -31,7 +31,7 @@ def failure(config, run, *arguments):
 def test_it_evaluates_the_kept_encoder_as_evaluate_does_also_of_a_run_that_is_finished(run, config, city, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     cache = tmp_path / "cache"
-    test = ["--data.test_folder", city / "test", "--data.descriptor_cache", cache, "--resume", "true"]
+    test = ["--test.folder", city / "test", "--test.descriptor_cache", cache, "--resume", "true"]
     stage_2(config, tmp_path / "run", *test)
     stage2, out = tmp_path / "run/stage2", tmp_path / "out"
     assert metrics_of(stage2) == metrics_of(run / "stage2")
@@ -48,10 +48,10 @@ def test_its_settings_are_those_of_validation(config, city, tmp_path):
     cache = tmp_path / "cache"
     stage_2(
         config, tmp_path / "run", "--text.weight", 0, "--training.epochs", 1, "--training.iterations_per_epoch", 1,
-        "--training.keep", "last", "--data.test_folder", tmp_path / "test", "--data.test_queries", "queries_v1",
-        "--data.val_preprocessing", "native", "--model.image_size", 32, "--data.orientation", "ignore",
-        "--data.positive_radius_m", 40, "--data.positive_angle_deg", 90, "--data.val_folder", city / "test",
-        "--data.descriptor_cache", cache, "--mixed_precision", "bf16",
+        "--training.keep", "last", "--test.folder", tmp_path / "test", "--test.queries", "queries_v1",
+        "--validation.preprocessing", "native", "--encoder.image_size", 32, "--data.orientation", "ignore",
+        "--validation.positive_radius_m", 40, "--validation.positive_angle_deg", 90, "--validation.folder", city / "test",
+        "--test.descriptor_cache", cache, "--mixed_precision", "bf16",
     )  # fmt: skip
     summary = json.loads((tmp_path / "run/stage2/test/recalls.json").read_text())
     validated = metrics_of(tmp_path / "run/stage2")[1]  # on the same images
@@ -67,9 +67,7 @@ def test_its_settings_are_those_of_validation(config, city, tmp_path):
 
 
 def test_folders_that_cannot_be_tested_on_are_refused_before_the_training(config, city, tmp_path):
-    sentence = failure(
-        config, tmp_path / "run", "--data.test_folder", city / "test", "--data.test_queries", "queries_v2"
-    )
+    sentence = failure(config, tmp_path / "run", "--test.folder", city / "test", "--test.queries", "queries_v2")
     folder = re.escape(str(city / "test"))
     assert re.search(
         rf"There can be no final test on data\.test_folder {folder}: There is no folder {folder}/queries_v2\. Its "
@@ -93,7 +91,7 @@ def test_where_it_fails_the_sentence_says_that_the_training_is_finished(run, con
     shutil.copytree(run, tmp_path / "run")
     shutil.copytree(city / "test", tmp_path / "test")
     next((tmp_path / "test/queries").glob("*.jpg")).write_bytes(b"broken")
-    test = ["--data.test_folder", tmp_path / "test", "--data.descriptor_cache", tmp_path / "cache", "--resume", "true"]
+    test = ["--test.folder", tmp_path / "test", "--test.descriptor_cache", tmp_path / "cache", "--resume", "true"]
     sentence = failure(config, tmp_path / "run", *test, "--data.max_unreadable_fraction", 0)
     assert f"training is finished, its encoder is in {tmp_path}/run/stage2/best, but the final test is not" in sentence
     assert "1 of 6 images cannot be read, more than " in sentence
@@ -108,7 +106,7 @@ def test_where_its_images_are_gone_by_then_the_sentence_says_so_and_a_lost_encod
     shutil.copytree(city / "test", tmp_path / "test")
     settings = parse_settings(
         Settings,
-        ["--config", str(config), "--run", str(tmp_path / "run"), "--data.test_folder", str(tmp_path / "test")],
+        ["--config", str(config), "--out", str(tmp_path / "run"), "--test.folder", str(tmp_path / "test")],
         program="test",
     )
     check_final_test(settings.data)

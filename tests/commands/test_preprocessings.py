@@ -151,7 +151,7 @@ def test_an_index_of_foreign_descriptors_is_not_written_beside_them(mixed, tmp_p
     for side, count in (("database", 10), ("queries", 6)):
         np.save(tmp_path / f"other/{side}_descriptors.npy", rng.random((count, 4), np.float32))
     before = files_in(tmp_path / "other")
-    evaluated(tmp_path / "other", mixed, tmp_path / "out", "--index", "SQ8")
+    evaluated(tmp_path / "other", mixed, tmp_path / "out", "--faiss", "SQ8")
     assert files_in(tmp_path / "other") == before
     assert len([name for name in files_in(tmp_path / "out") if name.endswith(".faiss")]) == 1
 
@@ -183,7 +183,7 @@ def test_an_n_that_cannot_be_is_refused_before_anything_is_described(ns, encoder
 def test_what_an_index_loses_is_said_of_the_queries_that_count(encoder, mixed, tmp_path):
     more = ["--query_preprocessing", "five_crops", "--without_positive", "excluded", "--positive_radius_m", "15"]
     evaluated(encoder, mixed, tmp_path / "a", *more)
-    evaluated(encoder, mixed, tmp_path / "b", *more, "--index", "PQ1x2")
+    evaluated(encoder, mixed, tmp_path / "b", *more, "--faiss", "PQ1x2")
     exact, found = (json.loads((tmp_path / name / "recalls.json").read_text()) for name in ("a", "b"))
     lost = found["recalls"]["R@1"] - exact["recalls"]["R@1"]
     assert found["index"] == f"PQ1x2: R@1 {lost:+.1f} against exact search"

@@ -41,7 +41,7 @@ def test_every_vector_of_every_class_gets_its_words_on_screen_and_in_a_csv(stage
 def test_a_class_is_found_by_any_point_in_its_cell(stage_1, tmp_path):
     ids = load_file(stage_1 / "prompts.safetensors")["group_1.class_ids"]
     east, north, heading = ids[2].tolist()
-    show(stage_1, "--class", f"{east + 3.5},{north + 9},{heading + 1}", "--out", tmp_path / "one.csv")
+    show(stage_1, "--at", f"{east + 3.5},{north + 9},{heading + 1}", "--out", tmp_path / "one.csv")
     rows = rows_of(tmp_path / "one.csv")
     assert len(rows) == 4 * 5
     assert {(row["group"], row["east"], row["north"], row["heading"]) for row in rows} == {
@@ -53,7 +53,7 @@ def test_without_a_heading_all_classes_of_the_cell_are_shown(stage_1, tmp_path):
     tensors = load_file(stage_1 / "prompts.safetensors")
     ids = [tuple(row) for group in (0, 1) for row in tensors[f"group_{group}.class_ids"].tolist()]
     first = ids[0]
-    show(stage_1, "--class", f"{first[0]},{first[1]}", "--num_words", 1, "--out", tmp_path / "cell.csv")
+    show(stage_1, "--at", f"{first[0]},{first[1]}", "--num_words", 1, "--out", tmp_path / "cell.csv")
     assert len(rows_of(tmp_path / "cell.csv")) == 4 * sum(class_id[:2] == first[:2] for class_id in ids)
 
 
@@ -67,7 +67,7 @@ def test_without_a_heading_all_classes_of_the_cell_are_shown(stage_1, tmp_path):
 )
 def test_a_class_that_is_not_there_is_refused(stage_1, wanted, words):
     with pytest.raises(SystemExit, match=words):
-        show(stage_1, "--class", wanted)
+        show(stage_1, "--at", wanted)
 
 
 def test_words_of_another_vocabulary_are_refused(stage_1):

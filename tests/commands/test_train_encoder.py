@@ -50,7 +50,7 @@ def whole(long_config):
 
 
 def stage_2(config, *arguments):
-    main(["stage2", "--config", str(config), *map(str, arguments)])
+    main(["train", "encoder", "--config", str(config), *map(str, arguments)])
 
 
 def failure(config, *arguments):
@@ -85,14 +85,14 @@ def last_state(run):
 def test_a_run_stopped_within_an_epoch_ends_as_if_it_had_not_been(long_config, whole, tmp_path, number):
     stopped = tmp_path / "stopped"
     checkpoints = stopped / "stage2" / "checkpoints"
-    command = ["stage2_image.py", "--config", long_config, "--run", stopped]
+    command = ["stage2_image.py", "--config", long_config, "--out", stopped]
     said = kill_before("/epoch_000001_step_000014", *command, number=number)
     if number != signal.SIGKILL:
         assert "stopped in epoch 2 after step" in said
         assert "resume with the same command and --resume true" in said
     newest = "epoch_000001_step_000007" if number == signal.SIGKILL else "epoch_000001_step_000014"
     assert newest_checkpoint(checkpoints).name == newest
-    stage_2(long_config, "--run", stopped, "--resume", "true")
+    stage_2(long_config, "--out", stopped, "--resume", "true")
     assert metrics_of(stopped / "stage2") == metrics_of(whole / "stage2")
     assert_same(last_state(stopped), last_state(whole))
     for folder in ("best", "epochs/epoch_000001", "epochs/epoch_000002"):
@@ -136,7 +136,7 @@ def test_learning_rates_follow_the_schedule_and_norms_do_not_decay(whole):
 def test_training_stops_when_the_recall_is_not_beaten_for_so_long(config, run, tmp_path):
     shutil.copytree(run / "stage1", tmp_path / "stage1")
     stage_2(
-        config, "--run", tmp_path, "--training.patience", 1, "--training.epochs", 50,
+        config, "--out", tmp_path, "--training.patience", 1, "--training.epochs", 50,
         "--training.encoder_learning_rate", 1e-12, "--training.head_learning_rate", 1e-12,
     )  # fmt: skip
     recalls = [row["val R@1"] for row in metrics_of(tmp_path / "stage2")]
@@ -147,7 +147,7 @@ def test_training_stops_when_the_recall_is_not_beaten_for_so_long(config, run, t
 def test_a_loss_that_is_not_finite_stops_with_its_terms_and_the_last_checkpoint(config, run, tmp_path):
     shutil.copytree(run / "stage1", tmp_path / "stage1")
     too_fast = ["--training.encoder_learning_rate", "1e30", "--training.checkpoint_every", "1"]
-    sentence = failure(config, "--run", tmp_path, "--training.epochs", "1", *too_fast)
+    sentence = failure(config, "--out", tmp_path, "--training.epochs", "1", *too_fast)
     assert "epoch 1/1, group 1, step 2: the loss is not finite (cosface nan, image_text nan)" in sentence
     assert f"The last good checkpoint is {tmp_path}/stage2/checkpoints/epoch_000000_step_000001." in sentence
 
@@ -158,7 +158,7 @@ def test_broken_images_are_replaced_and_reported_until_they_are_too_many(config,
     for path in broken:
         path.write_bytes(b"broken")
     folder = ["--data.train_folder", tmp_path / "train", "--text.prompts", run / "stage1", "--training.epochs", "2"]
-    many = ["--training.iterations_per_epoch", "30", "--run", tmp_path / "run"]
+    many = ["--training.iterations_per_epoch", "30", "--out", tmp_path / "run"]
     sentence = failure(config, *folder, *many)
     assert "of 84 images cannot be read, more than data.max_unreadable_fraction allows" in sentence
     stage_2(config, *folder, *many, "--data.max_unreadable_fraction", "0.05", "--resume", "true")
@@ -170,21 +170,21 @@ def test_broken_images_are_replaced_and_reported_until_they_are_too_many(config,
 
 def test_a_full_disk_ends_in_a_sentence_and_the_run_goes_on_when_there_is_room(config, run, tmp_path, full_disk):
     shutil.copytree(run / "stage1", tmp_path / "stage1")
-    stage_2(config, "--run", tmp_path, "--training.epochs", "1")
+    stage_2(config, "--out", tmp_path, "--training.epochs", "1")
     with full_disk():
-        sentence = failure(config, "--run", tmp_path, "--resume", "true")
+        sentence = failure(config, "--out", tmp_path, "--resume", "true")
     assert "could not be written" in sentence
     assert "File too large" in sentence
-    stage_2(config, "--run", tmp_path, "--resume", "true")
+    stage_2(config, "--out", tmp_path, "--resume", "true")
     assert metrics_of(tmp_path / "stage2") == metrics_of(run / "stage2")
 
 
 def test_without_memory_the_sentence_says_what_to_lower(config, run, tmp_path):
-    sentence = failure(config, "--run", tmp_path, "--text.weight", "0", "--model.image_size", "10000000")
+    sentence = failure(config, "--out", tmp_path, "--text.weight", "0", "--encoder.image_size", "10000000")
     assert "Out of memory. A run resumed with --resume true may have a lower data.eval_batch_size" in sentence
     assert "data.eval_batch_size, data.cache_images false or" in sentence
     stage_2(
-        config, "--run", tmp_path, "--text.weight", "0", "--training.epochs", "1", "--resume", "true",
+        config, "--out", tmp_path, "--text.weight", "0", "--training.epochs", "1", "--resume", "true",
     )  # fmt: skip
     assert len(metrics_of(tmp_path / "stage2")) == 2
 
@@ -195,8 +195,8 @@ def test_images_of_any_size_train_at_any_size(config, city, tmp_path):
         with Image.open(path) as image:
             image.resize((40 + number, 150 - number)).save(path)
     stage_2(
-        config, "--run", tmp_path / "run", "--text.weight", "0", "--training.epochs", 1,
-        "--data.train_folder", tmp_path / "train", "--model.image_size", "[64, 96]",
+        config, "--out", tmp_path / "run", "--text.weight", "0", "--training.epochs", 1,
+        "--data.train_folder", tmp_path / "train", "--encoder.image_size", "[64, 96]",
     )  # fmt: skip
     assert json.loads((tmp_path / "run/stage2/best/model.json").read_text())["encoder"]["image_size"] == [64, 96]
     assert metrics_of(tmp_path / "run/stage2")[1]["loss"] > 0
@@ -204,7 +204,7 @@ def test_images_of_any_size_train_at_any_size(config, city, tmp_path):
 
 def test_tensorboard_is_told_of_every_step_and_validation(config, run, tmp_path):
     shutil.copytree(run / "stage1", tmp_path / "stage1")
-    stage_2(config, "--run", tmp_path, "--trackers", '["tensorboard"]', "--training.epochs", "2")
+    stage_2(config, "--out", tmp_path, "--trackers", '["tensorboard"]', "--training.epochs", "2")
     events = EventAccumulator(str(tmp_path / "stage2/progeo"))
     events.Reload()
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
@@ -213,7 +213,7 @@ def test_tensorboard_is_told_of_every_step_and_validation(config, run, tmp_path)
     assert [event.value for event in events.Scalars("val R@1")] == pytest.approx([row["val R@1"] for row in metrics])
     assert np.mean([event.value for event in events.Scalars("loss")][:2]) == pytest.approx(metrics[1]["loss"])
     (tmp_path / "stage2/checkpoints/epoch_000002_step_000000").rename(tmp_path / "lost")
-    stage_2(config, "--run", tmp_path, "--trackers", '["tensorboard"]', "--training.epochs", "2", "--resume", "true")
+    stage_2(config, "--out", tmp_path, "--trackers", '["tensorboard"]', "--training.epochs", "2", "--resume", "true")
     events.Reload()
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
 
@@ -221,7 +221,7 @@ def test_tensorboard_is_told_of_every_step_and_validation(config, run, tmp_path)
 def on_copies(root, place):
     """The words for a run in a folder, of images and prompts that lie beside it."""
     names = (("data.train_folder", "train"), ("data.val_folder", "val"), ("text.prompts", "prompts"))
-    return ["--run", root / "run", *(f"--{name}={root / place / folder}" for name, folder in names)]
+    return ["--out", root / "run", *(f"--{name}={root / place / folder}" for name, folder in names)]
 
 
 @pytest.fixture(scope="module")
@@ -320,7 +320,7 @@ def test_a_run_that_cropped_resized_images_does_not_go_on_with_other_crops(confi
         ("imagenet", [], r"begun with pixels of .*, imagenet as set; now .*: give --model.normalization imagenet, or"),
         (None, ["--model.mean", "[0.5, 0.5, 0.5]", "--model.std", "[0.5, 0.5, 0.5]"], "give --model.mean null --model"),
         ("clip", ["--data.orientation", "ignore"], "data.orientation was 'exif', now 'ignore'"),
-        ("clip", ["--data.positive_angle_deg", "40"], "data.positive_angle_deg was None, now 40.0"),
+        ("clip", ["--validation.positive_angle_deg", "40"], "data.positive_angle_deg was None, now 40.0"),
     ],
 )
 def test_a_run_goes_on_with_settings_that_came_later_where_they_mean_the_same(
@@ -368,7 +368,7 @@ def test_a_run_does_not_go_on_where_a_link_leads_to_other_images_of_the_same_nam
 def test_a_damaged_file_of_a_run_is_named(config, run, tmp_path, file, content, sentence):
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run/stage2" / file).write_bytes(content)
-    assert sentence in failure(config, "--run", tmp_path / "run", "--resume", "true")
+    assert sentence in failure(config, "--out", tmp_path / "run", "--resume", "true")
 
 
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_and_ends_as_it_would_have(config, run, tmp_path):
@@ -377,7 +377,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_and_ends_as_it_w
     (checkpoints / "epoch_000003_step_000000/tensors.safetensors").write_bytes(b"")
     (checkpoints / ".DS_Store").touch()
     (checkpoints / "before_lr_change").mkdir()
-    stage_2(config, "--run", tmp_path / "run", "--resume", "true", "--training.keep_checkpoints", 1)
+    stage_2(config, "--out", tmp_path / "run", "--resume", "true", "--training.keep_checkpoints", 1)
     log = (tmp_path / "run/stage2/log.txt").read_text()
     assert (
         f"is corrupt: Error while deserializing header: header too small; resuming from {checkpoints}/epoch_000002"

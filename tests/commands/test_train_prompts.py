@@ -36,7 +36,7 @@ def own_config(config, city, tmp_path):
 
 
 def stage_1(config: Path, *arguments: object) -> None:
-    main(["stage1", "--config", str(config), *map(str, arguments)])
+    main(["train", "prompts", "--config", str(config), *map(str, arguments)])
 
 
 def failure(config: Path, *arguments: object) -> str:
@@ -54,7 +54,7 @@ def test_features_are_found_again_by_a_later_run(run, config, tmp_path, capfd):
     names = {"description.json", "catalogue.arrow", "files.npy", *(f"rows_{shard:05}.npy" for shard in range(2))}
     assert {path.name for path in features.iterdir()} == names | {"batch_norm.safetensors"}
     before = {path.name: path.stat().st_mtime_ns for path in features.iterdir()}
-    stage_1(config, "--run", tmp_path / "again")
+    stage_1(config, "--out", tmp_path / "again")
     assert f"found in {features}" in capfd.readouterr().err
     assert {path.name: path.stat().st_mtime_ns for path in features.iterdir()} == before
     assert prompts_of(tmp_path / "again") == prompts_of(run)
@@ -70,13 +70,13 @@ def test_an_extraction_that_was_killed_goes_on_where_it_stopped(own_config, tmp_
     stage_1(own_config, "--resume", "true")
     assert len(shards()) == 2
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    stage_1(own_config, "--prompts.feature_cache", tmp_path / "other", "--run", tmp_path / "other_run")
+    stage_1(own_config, "--prompts.feature_cache", tmp_path / "other", "--out", tmp_path / "other_run")
     assert prompts_of(tmp_path / "run") == prompts_of(tmp_path / "other_run")
 
 
 def test_a_training_that_was_killed_ends_with_the_same_prompts_bit_for_bit(config, run, tmp_path):
     many = ["--config", str(config), "--prompts.epochs", "4"]
-    killed, whole = ["--run", str(tmp_path / "killed")], ["--run", str(tmp_path / "whole")]
+    killed, whole = ["--out", str(tmp_path / "killed")], ["--out", str(tmp_path / "whole")]
     kill_before("/group_1/epoch_000003", "stage1_prompts.py", *many, *killed)
     checkpoints = tmp_path / "killed/stage1/checkpoints"
     assert {path.relative_to(checkpoints).as_posix() for path in checkpoints.glob("*/*")} == {
@@ -84,8 +84,8 @@ def test_a_training_that_was_killed_ends_with_the_same_prompts_bit_for_bit(confi
         "group_1/.unfinished-epoch_000003",
     }
     assert not (tmp_path / "killed/stage1/prompts.safetensors").exists()
-    main(["stage1", *many, *killed, "--resume", "true"])
-    main(["stage1", *many, *whole])
+    main(["train", "prompts", *many, *killed, "--resume", "true"])
+    main(["train", "prompts", *many, *whole])
     assert prompts_of(tmp_path / "killed") == prompts_of(tmp_path / "whole")
     assert metrics_of(tmp_path / "killed/stage1") == metrics_of(tmp_path / "whole/stage1")
     assert files_in(tmp_path / "killed") == files_in(tmp_path / "whole")
@@ -96,7 +96,7 @@ def test_only_groups_that_are_not_finished_are_trained_again(run, config, tmp_pa
     for name in ("checkpoints/group_1.safetensors", "prompts.safetensors", "prompts.json"):
         (tmp_path / "stage1" / name).unlink()
     kept = (tmp_path / "stage1/checkpoints/group_0.safetensors").stat().st_mtime_ns
-    stage_1(config, "--run", tmp_path, "--resume", "true")
+    stage_1(config, "--out", tmp_path, "--resume", "true")
     assert (tmp_path / "stage1/checkpoints/group_0.safetensors").stat().st_mtime_ns == kept
     assert prompts_of(tmp_path) == prompts_of(run)
     assert metrics_of(tmp_path / "stage1") == metrics_of(run / "stage1")
@@ -130,7 +130,7 @@ def test_a_broken_image_is_reported_and_its_class_learns_from_the_others(own_con
     stage_1(own_config, *fixed, "--data.max_unreadable_fraction", "0.02", "--resume", "true")
     assert str(broken) in (tmp_path / "run/stage1/log.txt").read_text()
     broken.unlink()
-    stage_1(own_config, *fixed, "--run", tmp_path / "without")
+    stage_1(own_config, *fixed, "--out", tmp_path / "without")
     assert prompts_of(tmp_path / "run") == prompts_of(tmp_path / "without")
 
 
@@ -140,7 +140,7 @@ def test_a_run_goes_on_where_its_images_were_moved_to_and_finds_their_features(o
     for name in ("checkpoints/group_1.safetensors", "prompts.safetensors", "prompts.json"):
         (tmp_path / "run/stage1" / name).unlink()
     (tmp_path / "train").rename(tmp_path / "moved")
-    moved = ["--data.train_folder", tmp_path / "moved", "--data.val_folder", tmp_path / "val"]
+    moved = ["--data.train_folder", tmp_path / "moved", "--validation.folder", tmp_path / "val"]
     stage_1(own_config, *moved, "--resume", "true")
     assert prompts_of(tmp_path / "run") == prompts
     assert len(list((tmp_path / "features").iterdir())) == 1
@@ -163,7 +163,7 @@ def test_features_of_images_that_changed_since_are_refused(own_config, tmp_path)
     stage_1(own_config)
     changed = sorted((tmp_path / "train").rglob("*.jpg"))[3]
     changed.write_bytes(changed.read_bytes() + b"\0")
-    sentence = failure(own_config, "--run", tmp_path / "later")
+    sentence = failure(own_config, "--out", tmp_path / "later")
     assert "images looked at changed since their features were extracted to" in sentence
     assert str(changed) in sentence
 
@@ -172,7 +172,7 @@ def test_a_cache_that_says_it_was_made_from_something_else_is_refused(own_config
     stage_1(own_config)
     (description,) = (tmp_path / "features").glob("*/description.json")
     description.write_text(json.dumps({**json.loads(description.read_text()), "normalization": "imagenet"}))
-    sentence = failure(own_config, "--run", tmp_path / "later")
+    sentence = failure(own_config, "--out", tmp_path / "later")
     clips = {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711]}
     assert f"What is in {description.parent} was made with normalization = imagenet, now it is {clips}" in sentence
     assert "feature_cache" in sentence
@@ -190,7 +190,7 @@ def test_a_cache_that_says_it_was_made_from_something_else_is_refused(own_config
 def test_other_weights_sizes_and_preprocessing_have_features_of_their_own(run, config, tmp_path, change):
     features = config.parent / "features"
     before = set(features.iterdir())
-    stage_1(config, "--run", tmp_path / "run", "--prompts.epochs", 1, *change)
+    stage_1(config, "--out", tmp_path / "run", "--prompts.epochs", 1, *change)
     (new,) = set(features.iterdir()) - before
     shutil.rmtree(new)
 
@@ -204,7 +204,7 @@ def test_other_weights_sizes_and_preprocessing_have_features_of_their_own(run, c
     ],
 )
 def test_what_stage_1_cannot_learn_from_is_refused_before_there_is_a_run(change, sentence, config, tmp_path):
-    assert sentence in failure(config, "--run", tmp_path / "run", *change)
+    assert sentence in failure(config, "--out", tmp_path / "run", *change)
     assert not (tmp_path / "run").exists()
 
 
@@ -297,7 +297,7 @@ def test_a_run_does_not_go_on_with_other_images(own_config, tmp_path):
     first.rename(first.with_name(first.name.replace("@.jpg", "x@.jpg")))
     sentence = failure(own_config, "--resume", "true")
     assert "was begun with 84 images in" in sentence
-    assert "now there are 84, not all the same or in another order: name another --run" in sentence
+    assert "now there are 84, not all the same or in another order: name another --out" in sentence
 
 
 def test_an_image_that_was_mended_is_described_when_its_file_of_features_is_made_again(own_config, tmp_path):
@@ -311,7 +311,7 @@ def test_an_image_that_was_mended_is_described_when_its_file_of_features_is_made
     broken.write_bytes(content)
     os.utime(broken, ns=(times.st_atime_ns, times.st_mtime_ns))
     (reasons.parent / "rows_00000.npy").unlink()
-    stage_1(own_config, "--run", tmp_path / "again")
+    stage_1(own_config, "--out", tmp_path / "again")
     assert not reasons.exists()
     assert "cannot be" not in (tmp_path / "again/stage1/log.txt").read_text()
 

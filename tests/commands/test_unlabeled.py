@@ -6,11 +6,11 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from progeo.config.evaluation import LocalizeSettings
 from running import files_in
 
 from progeo.cli import main
 from progeo.commands.localize import localize
-from progeo.config.evaluation import LocalizeSettings
 from progeo.export.weights import load_encoder, save_encoder
 from progeo.localization.place_index import open_place_index
 from progeo.models.encoder import build_encoder
@@ -44,7 +44,7 @@ def run(*words, cache):
     main([*map(str, words), "--num_workers", "0", "--descriptor_cache", str(cache)])
 
 
-@pytest.mark.parametrize("more", [[], ["--index", "SQ8"], ["--query_preprocessing", "nearest_crop"]])
+@pytest.mark.parametrize("more", [[], ["--faiss", "SQ8"], ["--query_preprocessing", "nearest_crop"]])
 def test_what_is_found_is_written_with_distances_and_without_recalls(more, photos, tmp_path):
     out = tmp_path / "out"
     evaluate = ["evaluate", "--encoder", "thumbnail", "--folder", photos, "--out", out, "--no_labels", "true"]
@@ -133,6 +133,6 @@ def test_a_malformed_name_is_no_image_without_a_position(encoder, tmp_path):
 
 
 def test_dimensions_are_reduced_with_images_without_positions(encoder, photos, tmp_path):
-    words = ["--encoder", encoder, "--folder", photos / "database", "--to", tmp_path / "small", "--dim", "2"]
-    run("reduce", *words, cache=tmp_path / "cache")
+    words = ["--encoder", encoder, "--folder", photos / "database", "--out", tmp_path / "small", "--dim", "2"]
+    run("pca", *words, cache=tmp_path / "cache")
     assert load_encoder(tmp_path / "small").descriptor_dim == 2

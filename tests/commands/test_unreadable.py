@@ -55,7 +55,7 @@ def run(*words, cache):
     main([*map(str, words), "--num_workers", "0", "--descriptor_cache", str(cache)])
 
 
-@pytest.mark.parametrize("index", [[], ["--index", "SQ8"], ["--index", "IVF2,Flat"]])
+@pytest.mark.parametrize("index", [[], ["--faiss", "SQ8"], ["--faiss", "IVF2,Flat"]])
 def test_recalls_are_those_of_the_queries_that_can_be_read(index, pictures, cache, tmp_path, capsys):
     command = ["evaluate", "--encoder", "thumbnail", "--folder", pictures, "--out", tmp_path, "--recall_ns", "[1,9]"]
     run(*command, *SETTING, *index, cache=cache)
@@ -105,7 +105,7 @@ def test_pictures_that_can_all_be_read_say_nothing_of_it(pictures, cache, tmp_pa
         "evaluate --encoder thumbnail --folder {pictures} --out x",
         "compare thumbnail --folder {pictures} --out x",
         "index build --encoder {encoder} --folder {pictures}/database --out x",
-        "reduce --encoder {encoder} --folder {pictures}/database --to x --dim 4",
+        "reduce --encoder {encoder} --folder {pictures}/database --out x --dim 4",
     ],
 )
 def test_too_many_are_refused_with_the_setting(words, pictures, encoder, cache, tmp_path, monkeypatch):
@@ -165,8 +165,8 @@ def test_components_are_fitted_to_the_images_that_can_be_read(pictures, encoder,
         if path.name != name(BROKEN):
             shutil.copy(path, tmp_path / "readable")
     for folder, out in ((pictures / "database", "all"), (tmp_path / "readable", "readable_only")):
-        words = ["--folder", folder, "--encoder", encoder, "--to", tmp_path / out, "--dim", "4", *SETTING]
-        run("reduce", *words, cache=cache)
+        words = ["--folder", folder, "--encoder", encoder, "--out", tmp_path / out, "--dim", "4", *SETTING]
+        run("pca", *words, cache=cache)
     assert read_encoder_metadata(tmp_path / "all")["provenance"]["reduced"]["images"] == 9
     weights = [(tmp_path / out / "model.safetensors").read_bytes() for out in ("all", "readable_only")]
     assert weights[0] == weights[1]
@@ -178,7 +178,7 @@ def test_components_are_fitted_to_the_images_that_can_be_read(pictures, encoder,
         "evaluate --encoder thumbnail --folder {root} --database pictures --queries broken --no_labels true --out",
         "evaluate --encoder thumbnail --folder {root} --database broken --queries pictures --out",
         "index build --encoder {encoder} --folder {root}/broken --out",
-        "reduce --encoder {encoder} --folder {root}/broken --dim 4 --to",
+        "reduce --encoder {encoder} --folder {root}/broken --dim 4 --out",
     ],
 )
 def test_images_of_which_none_can_be_read_are_refused_and_nothing_is_written(words, pictures, encoder, tmp_path):

@@ -45,7 +45,18 @@ def test_a_protocol_and_a_viewing_angle_are_refused(evaluation):
 
 def test_a_training_looks_at_the_viewing_angle_of_its_validation(config, tmp_path):
     with pytest.raises(SystemExit, match="positive_angle_deg must be above 0 and at most 180, got 200"):
-        main(["stage2", "--config", str(config), "--run", str(tmp_path), "--data.positive_angle_deg", "200"])
+        main(
+            [
+                "train",
+                "encoder",
+                "--config",
+                str(config),
+                "--out",
+                str(tmp_path),
+                "--validation.positive_angle_deg",
+                "200",
+            ]
+        )
 
 
 def test_a_check_lists_queries_that_no_image_near_them_looks_like(tmp_path):

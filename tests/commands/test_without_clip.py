@@ -16,11 +16,11 @@ FROZEN = ("conv1", "bn1", "layer1", "layer2")
 
 def stage2(config, run, architecture, *arguments):
     model = ["--model.architecture", architecture, "--model.normalization", "imagenet", "--text.weight", "0"]
-    main(["stage2", "--config", str(config), "--run", str(run), *model, *arguments])
+    main(["train", "encoder", "--config", str(config), "--out", str(run), *model, *arguments])
 
 
 def test_stage_2_trains_a_resnet_after_its_frozen_layers_and_leaves_an_encoder(config, tmp_path):
-    stage2(config, tmp_path, "resnet18", "--model.frozen", json.dumps(FROZEN), "--training.epochs", "1")
+    stage2(config, tmp_path, "resnet18", "--encoder.frozen", json.dumps(FROZEN), "--training.epochs", "1")
     assert files_in(tmp_path) == {
         *(f"stage2/{name}" for name in ("config.yaml", "environment.json", "places.json", "log.txt", "metrics.jsonl")),
         *(f"stage2/checkpoints/epoch_000001_step_000000/{name}" for name in ("state.json", "tensors.safetensors")),
@@ -51,7 +51,7 @@ def test_a_resumed_run_equals_one_that_was_not_where_layers_draw_at_random(confi
 
 def test_stage_1_without_a_clip_says_what_can_be_done(config, tmp_path):
     with pytest.raises(SystemExit) as stop:
-        main(["stage1", "--config", str(config), "--run", str(tmp_path), "--model.architecture", "resnet18"])
+        main(["train", "prompts", "--config", str(config), "--out", str(tmp_path), "--model.architecture", "resnet18"])
     assert "Stage 1 needs a CLIP" in str(stop.value.code)
     assert "'resnet18'" in str(stop.value.code)
     assert "--text.weight 0" in str(stop.value.code)

@@ -34,7 +34,7 @@ def resnet_clip():
 
 
 def imported(path, tmp_path, *options):
-    main(["import", str(path), "--to", str(tmp_path / "encoder"), *options])
+    main(["import", str(path), "--out", str(tmp_path / "encoder"), *options])
     return progeo.load_encoder(tmp_path / "encoder")
 
 
@@ -271,12 +271,12 @@ def test_weights_in_several_files_are_those_of_one(ending, tmp_path):
     for file in set(files.values()):
         save({name: names[name] for name in names if files[name] == file}, folder / file)
     (folder / f"{stem}{ending}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
-    main(["import", str(folder), "--to", str(tmp_path / "parts")])
+    main(["import", str(folder), "--out", str(tmp_path / "parts")])
     parts = progeo.load_encoder(tmp_path / "parts").state_dict()
     assert all(torch.equal(tensor, parts[name]) for name, tensor in whole.state_dict().items())
     (folder / file).unlink()
     with pytest.raises(SystemExit, match=rf"There is no file .*{file}\."):
-        main(["import", str(folder), "--to", str(tmp_path / "less")])
+        main(["import", str(folder), "--out", str(tmp_path / "less")])
 
 
 def test_an_index_of_files_names_none_outside_its_folder(tmp_path):
@@ -353,7 +353,7 @@ def test_the_file_that_is_given_is_read_with_the_configuration_of_its_name(tmp_p
         assert_images_alike(encoder, expected, images)
         assert encoder.spec.mean == (mean,) * 3
     with pytest.raises(SystemExit, match=r"encoder is in use: name another folder"):
-        main(["import", str(folder), "--to", str(tmp_path / "from_model/encoder")])
+        main(["import", str(folder), "--out", str(tmp_path / "from_model/encoder")])
     for name in ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"):
         (folder / name).unlink()
     assert imported(folder, tmp_path / "only_transformers").spec.mean == (0.4,) * 3

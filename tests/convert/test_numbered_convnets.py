@@ -54,7 +54,7 @@ def divide_and_classify(architecture):
 
 def imported(content, tmp_path, *options):
     torch.save(content, tmp_path / "model.pth")
-    main(["import", str(tmp_path / "model.pth"), "--to", str(tmp_path / "encoder"), *options])
+    main(["import", str(tmp_path / "model.pth"), "--out", str(tmp_path / "encoder"), *options])
     return progeo.load_encoder(tmp_path / "encoder")
 
 
@@ -93,7 +93,7 @@ def test_wrappers_before_each_name_are_removed_and_a_name_that_is_then_double_is
     assert torch.equal(found["pooling.linear.weight"], state["aggregation.3.weight"])
     assert torch.equal(found["backbone.conv1.weight"], state["backbone.0.weight"])
     with pytest.raises(SystemExit, match=r"holds aggregation\.1\.p twice: as aggregation\.1\.p, and with another"):
-        imported({**wrapped, "aggregation.1.p": torch.zeros(1)}, tmp_path, "--to", str(tmp_path / "double"))
+        imported({**wrapped, "aggregation.1.p": torch.zeros(1)}, tmp_path, "--out", str(tmp_path / "double"))
 
 
 def test_of_two_networks_in_a_checkpoint_the_model_or_the_chosen_one_is_imported(tmp_path, capsys):
@@ -183,10 +183,10 @@ def test_a_network_that_is_none_of_them_is_refused_by_its_names(tmp_path):
 def test_a_folder_in_use_is_left_alone(tmp_path):
     (tmp_path / "encoder").mkdir()
     (tmp_path / "encoder" / "notes.txt").touch()
-    with pytest.raises(SystemExit, match="is in use: name another folder with --to"):
+    with pytest.raises(SystemExit, match="is in use: name another folder with --out"):
         imported({}, tmp_path)
     with pytest.raises(SystemExit, match="There is no file nowhere"):
-        main(["import", "nowhere.pth", "--to", str(tmp_path / "other")])
+        main(["import", "nowhere.pth", "--out", str(tmp_path / "other")])
 
 
 def test_what_was_imported_can_be_evaluated_and_exported(tmp_path):
@@ -196,5 +196,5 @@ def test_what_was_imported_can_be_evaluated_and_exported(tmp_path):
     cache = ["--descriptor_cache", tmp_path / "cache", "--num_workers", 0]
     main(["evaluate", *map(str, [*folders, *cache])])
     assert (tmp_path / "out/recalls.json").is_file()
-    main(["export", str(tmp_path / "encoder"), "--to", str(tmp_path / "again")])
+    main(["export", str(tmp_path / "encoder"), "--out", str(tmp_path / "again")])
     assert progeo.load_encoder(tmp_path / "again").spec == progeo.load_encoder(tmp_path / "encoder").spec

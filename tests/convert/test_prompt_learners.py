@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 from open_clip import SimpleTokenizer
+from progeo.config.encoders import ImportSettings
 from safetensors.torch import load_file
 from torch import nn
 
 from progeo.cli import main
 from progeo.commands.import_weights import import_weights
-from progeo.config.encoders import ImportSettings
 from progeo.models.backbones.open_clip import load_clip
 from progeo.places.catalogue import build_catalogue
 from progeo.places.cells import build_partition
@@ -102,7 +102,7 @@ def test_prompts_of_all_groups_become_those_of_stage_1_in_our_order(clip, learne
     torch.save(learners, tmp_path / "last.pth")
     torch.save((groups, images), tmp_path / NAME)
     options = ["--class_order", tmp_path / NAME, "--clip", "tiny-vit", "--clip_weights", clip[1]]
-    main(["import", *map(str, [tmp_path / "last.pth", "--to", tmp_path / "prompts", *options])])
+    main(["import", *map(str, [tmp_path / "last.pth", "--out", tmp_path / "prompts", *options])])
     assert {path.name for path in (tmp_path / "prompts").iterdir()} == {"prompts.safetensors", "prompts.json"}
     features = load_text_features(tmp_path / "prompts", partition)
     prefix, suffix = word_vectors(clip[0])
@@ -112,7 +112,7 @@ def test_prompts_of_all_groups_become_those_of_stage_1_in_our_order(clip, learne
         with torch.no_grad():
             expected = plain_text_features(clip[0], prefix, context, suffix)
         torch.testing.assert_close(features[index], expected, rtol=1e-3, atol=1e-4)
-    main(["prompts", "show", str(tmp_path / "prompts"), "--class", "10,10,45"])
+    main(["prompts", "show", str(tmp_path / "prompts"), "--at", "10,10,45"])
     assert (tmp_path / "prompts/prompts.csv").is_file()
 
 
@@ -133,7 +133,7 @@ def test_prompts_whose_groups_are_not_ours_are_plain_tensors(
     torch.save((groups, images), tmp_path / NAME)
     options = ["--class_order", tmp_path / NAME] if with_classes else []
     options += ["--clip", "tiny-vit", "--clip_weights", clip[1]] if with_clip else []
-    main(["import", *map(str, [tmp_path / "last.pth", "--to", tmp_path / "prompts", *options])])
+    main(["import", *map(str, [tmp_path / "last.pth", "--out", tmp_path / "prompts", *options])])
     names = {"prompt_learners.safetensors", "prompt_learners.json"}
     assert {path.name for path in (tmp_path / "prompts").iterdir()} == names
     assert reason in capsys.readouterr().err
@@ -152,7 +152,7 @@ def test_the_first_groups_alone_are_ours_where_the_published_code_met_them_first
     torch.save(learned(learner_class, clip[0], groups[:2]), tmp_path / "last.pth")
     torch.save((groups, images), tmp_path / NAME)
     options = ["--class_order", tmp_path / NAME, "--clip", "tiny-vit", "--clip_weights", clip[1]]
-    main(["import", *map(str, [tmp_path / "last.pth", "--to", tmp_path / "prompts", *options])])
+    main(["import", *map(str, [tmp_path / "last.pth", "--out", tmp_path / "prompts", *options])])
     assert len(load_text_features(tmp_path / "prompts", partition_of(2))) == 2
 
 
@@ -163,7 +163,7 @@ def test_classes_or_a_clip_that_do_not_fit_are_refused(clip, learner_class, tmp_
 
     def failure(*options):
         with pytest.raises(SystemExit) as stop:
-            main(["import", *map(str, [tmp_path / "last.pth", "--to", tmp_path / "prompts", *options])])
+            main(["import", *map(str, [tmp_path / "last.pth", "--out", tmp_path / "prompts", *options])])
         assert not (tmp_path / "prompts").exists()
         return str(stop.value)
 
@@ -226,7 +226,7 @@ def test_a_group_that_does_not_belong_with_the_others_is_refused(name, change, r
     setattr(learners[2], name, nn.Parameter(values, requires_grad=False) if name == "cls_ctx" else values)
     torch.save(learners, tmp_path / "last.pth")
     with pytest.raises(SystemExit, match=rf"the prompt learner of group 2 (should have|has) .*{reason}"):
-        main(["import", str(tmp_path / "last.pth"), "--to", str(tmp_path / "prompts")])
+        main(["import", str(tmp_path / "last.pth"), "--out", str(tmp_path / "prompts")])
     assert not (tmp_path / "prompts").exists()
 
 
@@ -253,5 +253,5 @@ def test_a_pickle_hidden_in_a_prompt_learner_is_refused(clip, learner_class, tmp
     learner.extra = OrderedDict(a=Hidden())
     torch.save([learner], tmp_path / "last.pth")
     with pytest.raises(SystemExit, match=r"nothing of it was run: it asks for (_?io)\.open, which"):
-        main(["import", str(tmp_path / "last.pth"), "--to", str(tmp_path / "prompts")])
+        main(["import", str(tmp_path / "last.pth"), "--out", str(tmp_path / "prompts")])
     assert {path.name for path in tmp_path.iterdir()} == {"last.pth"}

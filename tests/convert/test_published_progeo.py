@@ -42,7 +42,7 @@ def published_vit(width=128, layers=4, patch_px=16, dim=128, grid=(8, 8)):
 
 def imported(content, tmp_path, *options):
     torch.save(content, tmp_path / "model.pth")
-    main(["import", str(tmp_path / "model.pth"), "--to", str(tmp_path / "encoder"), *options])
+    main(["import", str(tmp_path / "model.pth"), "--out", str(tmp_path / "encoder"), *options])
     return progeo.load_encoder(tmp_path / "encoder")
 
 
@@ -165,8 +165,8 @@ def test_encoders_of_our_own_are_not_taken_for_it(architecture, pooling, tmp_pat
     with pytest.raises(
         SystemExit, match=r"model\.safetensors has the names of an encoder of progeo, .* give its folder"
     ):
-        main(["import", str(tmp_path / "run/best/model.safetensors"), "--to", str(tmp_path / "encoder")])
+        main(["import", str(tmp_path / "run/best/model.safetensors"), "--out", str(tmp_path / "encoder")])
     for folder in ("run", "run/best"):
         with pytest.raises(SystemExit, match="holds an encoder of progeo, which needs no import: use it as it is"):
-            main(["import", str(tmp_path / folder), "--to", str(tmp_path / "encoder")])
+            main(["import", str(tmp_path / folder), "--out", str(tmp_path / "encoder")])
     assert not (tmp_path / "encoder").exists()

@@ -91,7 +91,7 @@ def test_recalls_of_each_condition_of_a_table_are_reported(own_val, tmp_path):
     ]
     (tmp_path / "queries.csv").write_text("\n".join(["path,east,north,condition", *rows]) + "\n")
     table, images = str(tmp_path / "queries.csv"), str(own_val / "queries")
-    main(["dataset", "from-table", table, str(own_val / "mine"), "--images", images])
+    main(["dataset", "import", "table", table, "--out", str(own_val / "mine"), "--images", images])
     evaluate(own_val, tmp_path / "out", "--queries", "mine")
     found = json.loads((tmp_path / "out/recalls.json").read_text())
     percents = {(each["queries"], each["n"], each["criterion"]): each["percent"] for each in found["table"]}

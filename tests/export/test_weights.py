@@ -79,7 +79,7 @@ def test_the_file_of_the_texts_goes_wherever_the_encoder_goes(ending, tmp_path):
     texts.unlink()
     save_encoder(tmp_path / "a", progeo.load_encoder(tmp_path / "a"), provenance={}, recalls={})
     assert json.loads((tmp_path / "a/model.json").read_text())["encoder"]["text_weights"] == f"clip{ending}"
-    main(["export", str(tmp_path / "a"), "--to", str(tmp_path / "b")])
+    main(["export", str(tmp_path / "a"), "--out", str(tmp_path / "b")])
     (tmp_path / "b").rename(tmp_path / "c")
     shutil.rmtree(tmp_path / "a")
     again = load_clip("tiny-vit", progeo.load_encoder(tmp_path / "c").spec.text_weights).state_dict()
@@ -243,7 +243,7 @@ def test_a_description_cannot_name_files_outside_its_folder(saved, tmp_path, mon
     for index, name in enumerate((str(tmp_path / "secret"), "../secret", "../clip.pt", "secret")):
         description["encoder"]["text_weights"] = name
         (folder / "model.json").write_text(json.dumps(description))
-        main(["export", str(folder), "--to", str(tmp_path / f"{index}")])
+        main(["export", str(folder), "--out", str(tmp_path / f"{index}")])
         assert {path.name for path in (tmp_path / f"{index}").iterdir()} == EXPORTED
 
 

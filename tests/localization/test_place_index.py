@@ -15,11 +15,11 @@ import pytest
 import torch
 import utm
 from PIL import Image
+from progeo.config.evaluation import LocalizeSettings
 from running import files_in
 
 from progeo.cli import main
 from progeo.commands.localize import localize
-from progeo.config.evaluation import LocalizeSettings
 from progeo.data.decode import read_image
 from progeo.evaluation.search import Neighbors
 from progeo.export.weights import load_encoder, save_encoder
@@ -366,7 +366,18 @@ def test_calibration_measures_across_a_border_of_zones(encoder, cache, tmp_path)
         Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize((48, 48)).save(images / name)
         rows.append(f"{name},{latitude},{longitude}")
     (tmp_path / "table.csv").write_text("\n".join(["path,latitude,longitude", *rows]))
-    main(["dataset", "from-table", str(tmp_path / "table.csv"), str(tmp_path / "known"), "--images", str(images)])
+    main(
+        [
+            "dataset",
+            "import",
+            "table",
+            str(tmp_path / "table.csv"),
+            "--out",
+            str(tmp_path / "known"),
+            "--images",
+            str(images),
+        ]
+    )
     command("index build", cache, folder=tmp_path / "known", encoder=encoder, out=tmp_path / "index")
     command("index calibrate", cache, folder=blurred(images.iterdir(), tmp_path / "seen"), index=tmp_path / "index")
     assert json.loads((tmp_path / "index/index.json").read_text())["calibration"]["num_correct"] == 30
@@ -376,7 +387,7 @@ def test_images_of_a_table_with_whole_paths_keep_them(city, encoder, cache, tmp_
     paths = sorted((city / "train").iterdir())[:20]
     lines = [f"{path},{37 + place / 1000},-122" for place, path in enumerate(paths)]
     (tmp_path / "table.csv").write_text("\n".join(["path,latitude,longitude", *lines]))
-    main(["dataset", "from-table", str(tmp_path / "table.csv"), str(tmp_path / "known")])
+    main(["dataset", "import", "table", str(tmp_path / "table.csv"), "--out", str(tmp_path / "known")])
     command("index build", cache, folder=tmp_path / "known", encoder=encoder, out=tmp_path / "index")
     assert open_place_index(tmp_path / "index").catalogue.table["path"].to_pylist() == [str(path) for path in paths]
 

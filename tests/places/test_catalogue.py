@@ -144,7 +144,7 @@ def test_an_index_that_is_older_than_the_folder_is_refused(tmp_path, change):
         shutil.rmtree(folder / "b")
     else:  # another list, or the first
         listing.write_text(f"b/{name(1)}\n")
-    with pytest.raises(ValueError, match=r"changed since .*train\.arrow was made: run `progeo dataset index .*train`"):
+    with pytest.raises(ValueError, match=r"changed since .*train\.arrow was made: run `progeo dataset scan .*train`"):
         read_catalogue(folder)
     index_catalogue(folder)
     assert len(read_catalogue(folder)) == {"more": 3}.get(change, 1)
@@ -221,7 +221,7 @@ def test_images_without_a_zone_are_refused_where_the_others_lie_in_several(tmp_p
         return
     words = re.escape(refused.replace("images of ", f"images of {tmp_path}/"))
     for function in (check_zones, positions_m):
-        with pytest.raises(ValueError, match=rf"^{words}.* lie in zones 10, 11: .*`progeo dataset from-table`"):
+        with pytest.raises(ValueError, match=rf"^{words}.* lie in zones 10, 11: .*`progeo dataset import table`"):
             function(*catalogues)
 
 
@@ -268,7 +268,7 @@ def test_an_index_elsewhere_stands_for_the_folder(tmp_path, monkeypatch):
     assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["train"]
     time.sleep(0.01)
     touch(folder, f"a/{name(3)}")
-    again = re.escape(f"run `progeo dataset index {folder} --out {out}` again.")
+    again = re.escape(f"run `progeo dataset scan {folder} --out {out}` again.")
     with pytest.raises(ValueError, match=rf"train/a changed since .*mine/train\.arrow was made: {again}$"):
         read_catalogue(out)
     assert len(read_catalogue(folder)) == 3
@@ -287,7 +287,7 @@ def test_an_index_that_skipped_links_to_folders_is_refused_but_of_a_list(tmp_pat
     if listed:
         assert len(read_catalogue(tmp_path / "train")) == 1
         return
-    with pytest.raises(ValueError, match=r"was made when links to folders were skipped.*: run `progeo dataset index"):
+    with pytest.raises(ValueError, match=r"was made when links to folders were skipped.*: run `progeo dataset scan"):
         read_catalogue(tmp_path / "train")
 
 

@@ -47,7 +47,10 @@ def test_absent_fields_are_absent_and_folders_are_not_read(name, east, heading):
         ("@1@nan@@.jpg", ["field 2 (north)", "got 'nan'"]),
         ("@1@inf@@.jpg", ["field 2 (north)", "got 'inf'"]),
         ("a/@1@b@.jpg", ["'a/@1@b@.jpg'", "field 2 (north)", "got 'b'"]),  # the path from the folder
-        ("front@0001@.jpg", ["field 2 (north)", "got ''", "`progeo dataset from-table` and `from-photos`"]),
+        (
+            "front@0001@.jpg",
+            ["field 2 (north)", "got ''", "`progeo dataset import table` and `progeo dataset import photos`"],
+        ),
         ("@@1@2@.jpg", ["field 1 (east)", "got ''"]),
         ("@1@2\n@.jpg", ["'@1@2\\n@.jpg' has a line break in it"]),
         ("@1@2@.jpg\n" + SF, ["has a line break in it"]),

@@ -163,7 +163,7 @@ def test_an_index_is_refused_when_something_behind_a_link_changed(tmp_path, chan
         lay_out(tmp_path / "other", {f"a/{B}": None, C: None})
         (tmp_path / "set/more").unlink()
         (tmp_path / "set/more").symlink_to("../other")
-    with pytest.raises(ValueError, match=r"changed since .* was made: run `progeo dataset index"):
+    with pytest.raises(ValueError, match=r"changed since .* was made: run `progeo dataset scan"):
         read_catalogue(tmp_path / "set")
     index_catalogue(tmp_path / "set")
     assert len(read_catalogue(tmp_path / "set")) == 3

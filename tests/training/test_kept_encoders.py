@@ -18,9 +18,9 @@ EVERY_SECOND = ("--training.keep", "last", "--training.keep_every", 2)
 
 
 def stage_2(config, run, *arguments):
-    vit = ["--model.architecture", "tiny-vit", "--model.descriptor_dim", "null", "--text.weight", 0]
+    vit = ["--model.architecture", "tiny-vit", "--encoder.descriptor_dim", "null", "--text.weight", 0]
     short = ["--training.iterations_per_epoch", 1]
-    main(["stage2", *map(str, ["--config", config, "--run", run, *vit, *short, *arguments])])
+    main(["train", "encoder", *map(str, ["--config", config, "--out", run, *vit, *short, *arguments])])
 
 
 def lines_of(run):

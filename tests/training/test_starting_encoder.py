@@ -127,7 +127,18 @@ def test_the_run_begins_with_its_recall(folder, config, tmp_path, capsys):
     settings["model"].update(changes)
     settings["training"]["epochs"] = 1
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
-    main(["stage2", "--config", str(tmp_path / "config.yaml"), "--run", str(tmp_path / "run"), "--text.weight", "0"])
+    main(
+        [
+            "train",
+            "encoder",
+            "--config",
+            str(tmp_path / "config.yaml"),
+            "--out",
+            str(tmp_path / "run"),
+            "--text.weight",
+            "0",
+        ]
+    )
     beginning = re.search(r"epoch 0: val R@1 ([\d.]+)", capsys.readouterr().err)[1]
     val = [
         "evaluate",

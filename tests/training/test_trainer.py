@@ -21,7 +21,7 @@ from progeo.training.overview import estimated_memory, overview
 from progeo.training.places import read_training_places
 from progeo.training.trainer import ImageTraining, build_untrained_encoder
 
-VIT = ("--model.architecture", "tiny-vit", "--model.descriptor_dim", "null")  # no batch norm
+VIT = ("--model.architecture", "tiny-vit", "--encoder.descriptor_dim", "null")  # no batch norm
 QUICK = ("resnet18", "efficientnet_b0")
 
 
@@ -76,7 +76,7 @@ def test_descriptors_stay_comparable_with_texts_only_where_they_are_trained_towa
     "architecture", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CONVNETS]
 )
 def test_every_backbone_trains_with_places_and_texts(train, architecture):
-    training, terms = train("--model.architecture", architecture, "--model.image_size", "32")
+    training, terms = train("--model.architecture", architecture, "--encoder.image_size", "32")
     assert set(terms) == {"loss", "cosface", "image_text"}
     assert all(math.isfinite(value) and value > 0 for value in terms.values())
     untrained = dict(build_untrained_encoder(training.settings).named_parameters())
@@ -159,7 +159,7 @@ def test_a_temperature_is_learned_where_asked(train):
 
 
 def test_the_overview_counts_images_groups_and_parameters(build, city):
-    training = build("--model.frozen", "[layer1]")
+    training = build("--encoder.frozen", "[layer1]")
     val_set = load_query_set(city / "val", "database", "queries", radius_m=25.0)
     lines = overview(training, read_training_places(training.settings), val_set)
     assert lines[0].startswith("images      84 of 84 are in groups, cropped to 64 x 64 pixels")
@@ -175,7 +175,7 @@ def test_the_overview_counts_images_groups_and_parameters(build, city):
 
 
 def test_the_memory_of_states_and_images_is_that_of_a_count_by_hand(build):
-    training = build("--text.weight", "0", "--model.frozen", "[layer1]", "--data.cache_images", "true")
+    training = build("--text.weight", "0", "--encoder.frozen", "[layer1]", "--training.cache_images", "true")
     memory = estimated_memory(training)
     parameters = sum(p.numel() for p in training.encoder.parameters())
     trained = sum(p.numel() for p in training.encoder.parameters() if p.requires_grad)
@@ -183,7 +183,7 @@ def test_the_memory_of_states_and_images_is_that_of_a_count_by_hand(build):
     # Weights; gradients and two means of Adam for what is trained; a temperature that is not used.
     assert memory.states == 4 * (parameters + 3 * trained + 4 * classes * 32 + 4)
     assert memory.cached == 84 * 3 * 64 * 64
-    averaged = build("--text.weight", "0", "--model.frozen", "[layer1]", "--training.ema_decay", "0.9")
+    averaged = build("--text.weight", "0", "--encoder.frozen", "[layer1]", "--training.ema_decay", "0.9")
     assert estimated_memory(averaged).states == memory.states + 4 * parameters
     halves = estimated_memory(build("--text.weight", "0", "--training.micro_batches", "2"))
     assert (memory.images_at_once, halves.images_at_once) == (4, 2)

@@ -49,7 +49,7 @@ def read_arrays(folder: Path, images: Path, name: str | None = None) -> dict[str
         if len(beginnings) == 1:
             paths = sorted({path.name for _, _, files in sets for path in files.values()})
             raise ValueError(f"{folder} holds several ground truths of one set: {', '.join(paths)}. Keep one of them.")
-        raise ValueError(f"{folder} holds the sets {', '.join(map(repr, beginnings))}: choose one with --name.")
+        raise ValueError(f"{folder} holds the sets {', '.join(map(repr, beginnings))}: choose one with `name`.")
     _, layout, files = sets[0]
     return layout.read(files, images)
 

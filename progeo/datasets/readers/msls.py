@@ -52,7 +52,7 @@ def read_msls(
     if len(tables["database"]) > 1 and 0 in zones:
         raise ValueError(
             f"{folder}: a city has no longitudes in raw.csv, so that its UTM zone is unknown and images of several "
-            f"cities could seem to be near each other. Make a set of each city with --cities."
+            f"cities could seem to be near each other. Make a set of each city with `cities`."
         )
     sides = {side: pa.concat_tables(parts).combine_chunks() for side, parts in tables.items()}
     for side, table in sides.items():

@@ -120,8 +120,8 @@ def open_table(file: Path, images: Path, given: Mapping[str, str], template: str
         columns["path"] = _paths_from(template, table, file)
     if "path" not in columns:
         raise ValueError(
-            f"{file} needs a column path; it has {', '.join(table.column_names)}. Say which one it is with --columns "
-            f"path=NAME, or how to put paths together from columns, such as --path '{{NAME}}.jpg'."
+            f"{file} needs a column path; it has {', '.join(table.column_names)}. Say which one it is with `columns` "
+            f"path=NAME, or how to put paths together from columns, such as `path` '{{NAME}}.jpg'."
         )
     paths = _texts(columns["path"], "path", file)
     empty = pc.equal(paths, "").to_numpy()
@@ -172,7 +172,7 @@ def _column(table: pa.Table, file: Path, column: str, names: list[str]) -> pa.Ch
             row = int(differ.argmax())
             raise ValueError(
                 f"{file} has the columns {names[0]} and {name}, and they differ: row {row + 1} has {one[row]} and "
-                f"{another[row]}. Say which it is, such as --columns {column}={names[0]}."
+                f"{another[row]}. Say which it is, such as `columns` {column}={names[0]}."
             )
     return first
 

@@ -97,7 +97,7 @@ def test_subtasks_and_queries_without_a_positive_are_chosen(root, choice, databa
 
 
 def test_cities_are_one_set_and_far_apart(root, tmp_path):
-    main(["dataset", "from-msls", str(root), str(tmp_path / "own")])
+    main(["dataset", "import", "msls", str(root), "--out", str(tmp_path / "own")])
     database, queries = (read_catalogue(tmp_path / "own" / side) for side in ("database", "queries"))
     assert (keys(database), keys(queries)) == (["a", "b", "c", "d"], ["00", "s"])
     assert database.zone.tolist() == [33, 33, 33, 10]

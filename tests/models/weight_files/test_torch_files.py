@@ -95,7 +95,7 @@ def test_a_pickle_that_runs_code_is_refused_and_nothing_is_run(write, attack, na
     marker, path = tmp_path / "marker", tmp_path / "model.pth"
     write(attack(marker), path)
     with pytest.raises(SystemExit, match=f"is refused, nothing of it was run: it asks for {name}, which"):
-        main(["import", str(path), "--to", str(tmp_path / "encoder")])
+        main(["import", str(path), "--out", str(tmp_path / "encoder")])
     assert set(tmp_path.iterdir()) == {path}
 
 
