@@ -199,7 +199,7 @@ def _run(name: str, words: Sequence[str]) -> None:
     start_log(quiet="--quiet" in words)
     function = command.load()
     rest = [word for word in words if word not in ("--json", "--quiet", "--verbose")]
-    result = function(**parse_arguments(function, rest, words=command.words, others=_training_settings))
+    result = function(**parse_arguments(function, rest, words=command.words, others=training_settings))
     if result is not None and os.environ.get("RANK", "0") == "0":
         print(json.dumps(result, default=_plain) if "--json" in words else _shown(result))
 
@@ -215,7 +215,7 @@ def _shown(result: Any) -> str:
     return "\n".join(map(str, result)) if isinstance(result, (list, tuple)) else str(result)
 
 
-def _training_settings() -> set[str]:
+def training_settings() -> set[str]:
     """Return the settings of training, which a file may hold for other commands to skip."""
     return set(settings_of(COMMANDS["train"].load()))
 

@@ -7,6 +7,10 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
+
+from progeo.cli import COMMANDS, training_settings
+from progeo.config.parsing import parse_arguments
 
 ROOT = Path(__file__).parents[1]
 _SIGNALLED = """
@@ -20,6 +24,12 @@ sys.path.insert(0, os.getcwd())
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 """Runs a script that gets a signal just before it gives a finished file or folder its name."""
+
+
+def parsed(command: str, *words: object) -> dict[str, Any]:
+    """The arguments that a command's function is called with."""
+    row = COMMANDS[command]
+    return parse_arguments(row.load(), [str(word) for word in words], words=row.words, others=training_settings)
 
 
 def files_in(folder: Path) -> set[str]:

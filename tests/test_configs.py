@@ -1,12 +1,13 @@
 from pathlib import Path
 
 import pytest
+from running import parsed
 
-from progeo.config.parsing import parse_settings, plain_values
-from progeo.config.training import Settings
+from progeo.config.settings import plain_values
 from progeo.models.backbones import empty_backbone, freeze_layers
 
-CONFIGS = sorted(Path(__file__).parents[1].glob("progeo/configs/**/*.yaml"))
+FOLDER = Path(__file__).parents[1] / "progeo/configs"
+CONFIGS = sorted(FOLDER.rglob("*.yaml"))
 PUBLISHED = {
     "progeo_rn50": ("RN50", 1024, ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3", "layer1", "layer2")),
     "progeo_rn101": ("RN101", 512, ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3", "layer1", "layer2")),
@@ -20,29 +21,40 @@ COSPLACE = {
 }
 
 
-def settings_of(path):
-    return parse_settings(Settings, ["--config", str(path)], program="test")
+class Stages:
+    """Settings of both stages, each section where it is."""
+
+    def __init__(self, config, *words):
+        self.stage1, self.stage2 = parsed("train", "--config", config, *words).values()
+
+    def __getattr__(self, name):
+        return getattr(self.stage2 if hasattr(self.stage2, name) else self.stage1, name)
+
+
+def settings_of(name, *words):
+    return Stages(name, *words)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_can_be_read_names_its_run_and_says_how_to_use_it(path):
     settings = settings_of(path)
     comment = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    for script in ("stage1_prompts.py", "stage2_image.py", "evaluate.py"):
-        assert any(script in line for line in comment) == (script != "stage1_prompts.py" or settings.text.weight > 0)
-    assert str(settings.run).startswith("runs/")
-    relative = path.relative_to(Path(__file__).parents[1]).as_posix()
-    assert any(f"--config {relative}" in line for line in comment)
+    for command in ("train prompts", "train encoder", "evaluate"):
+        assert any(command in line for line in comment) == (command != "train prompts" or settings.text.weight > 0)
+    assert str(settings.out).startswith("runs/")
+    name = path.relative_to(FOLDER).with_suffix("").as_posix()
+    assert any(f"--config {name}" in line for line in comment)
+    assert settings_of(name).stage2 == settings.stage2
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_published_settings_are_those_of_the_paper(name):
-    settings = settings_of(Path(__file__).parents[1] / f"progeo/configs/{name}.yaml")
+    settings = settings_of(name)
     architecture, descriptor_dim, frozen = PUBLISHED[name]
-    model, prompts = settings.model, settings.prompts
-    assert (model.architecture, model.weights, model.descriptor_dim) == (architecture, "openai", descriptor_dim)
-    assert model.frozen == frozen
-    assert (model.normalized, model.align_corners) == (False, True)
+    model, encoder, prompts = settings.model, settings.encoder, settings.prompts
+    assert (model.architecture, model.weights, encoder.descriptor_dim) == (architecture, "openai", descriptor_dim)
+    assert encoder.frozen == frozen
+    assert (encoder.normalized, model.align_corners) == (False, True)
     assert (prompts.epochs * settings.cells.num_groups, prompts.batch_size, prompts.learning_rate) == (480, 512, 1e-2)
     assert (prompts.temperature, prompts.normalized) == (1.0, False)
     assert (settings.text.weight, settings.text.label_smoothing) == (1.0, 0.1)
@@ -51,20 +63,21 @@ def test_the_published_settings_are_those_of_the_paper(name):
 
 @pytest.mark.parametrize("name", COSPLACE)
 def test_the_settings_of_cosplace_are_those_of_its_paper(name):
-    settings = settings_of(Path(__file__).parents[1] / f"progeo/configs/{name}.yaml")
+    settings = settings_of(name)
     model = settings.model
-    assert (model.architecture, model.weights, model.descriptor_dim) == (COSPLACE[name][0], "IMAGENET1K_V1", 512)
+    assert (model.architecture, model.weights) == (COSPLACE[name][0], "IMAGENET1K_V1")
+    assert settings.encoder.descriptor_dim == 512
     assert settings.text.weight == 0
     assert settings.training.epochs == 50
-    assert settings.data.val_preprocessing == "native"
+    assert settings.validation.preprocessing == "native"
 
 
 @pytest.mark.parametrize("name", [*PUBLISHED, *COSPLACE])
 def test_both_papers_share_cells_classifier_augmentation_and_steps(name):
-    settings = settings_of(Path(__file__).parents[1] / f"progeo/configs/{name}.yaml")
+    settings = settings_of(name)
     cells, jitter, training = settings.cells, settings.augmentation, settings.training
-    assert settings.data.positive_radius_m == 25
-    assert (settings.model.image_size, settings.model.normalization) == (512, "imagenet")
+    assert settings.validation.positive_radius_m == 25
+    assert (settings.encoder.image_size, settings.model.normalization) == (512, "imagenet")
     assert (cells.cell_side_m, cells.heading_bin_deg, cells.groups_per_side, cells.groups_per_heading) == (10, 30, 5, 2)
     assert (cells.num_groups, cells.min_images_per_class) == (8, 10)
     assert (settings.head.kind, settings.head.scale, settings.head.margin) == ("cosface", 30, 0.4)
@@ -76,10 +89,10 @@ def test_both_papers_share_cells_classifier_augmentation_and_steps(name):
 
 @pytest.mark.parametrize("name", COSPLACE)
 def test_cosplace_trains_exactly_the_published_layers(name):
-    settings = settings_of(Path(__file__).parents[1] / f"progeo/configs/{name}.yaml")
+    settings = settings_of(name)
     architecture, trained = COSPLACE[name]
     backbone = empty_backbone(architecture)
-    freeze_layers(backbone, settings.model.frozen)
+    freeze_layers(backbone, settings.encoder.frozen)
     for key, parameter in backbone.named_parameters():
         assert parameter.requires_grad == any(key.startswith(f"{layer}.") for layer in trained), key
 
@@ -87,24 +100,21 @@ def test_cosplace_trains_exactly_the_published_layers(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_frozen_layers_of_the_published_settings_exist(name):
-    settings = settings_of(Path(__file__).parents[1] / f"progeo/configs/{name}.yaml")
-    freeze_layers(empty_backbone(settings.model.architecture), settings.model.frozen)
+    settings = settings_of(name)
+    freeze_layers(empty_backbone(settings.model.architecture), settings.encoder.frozen)
 
 
 def test_settings_written_as_plain_values_are_read_back_equal(tmp_path):
     import yaml
 
     numbers = ["--prompts.epochs", "3", "--prompts.learning_rate", "0.5", "--data.num_workers", "0"]
-    settings = parse_settings(Settings, ["--config", str(CONFIGS[0]), *numbers], program="test")
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(plain_values(settings)))
-    assert settings_of(tmp_path / "config.yaml") == settings
+    stages = parsed("train", "--config", CONFIGS[0], *numbers)
+    values = plain_values(stages["stage1"]) | plain_values(stages["stage2"])
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    assert parsed("train", "--config", tmp_path / "config.yaml") == stages
 
 
 def test_the_command_line_wins_over_the_file():
-    settings = parse_settings(
-        Settings,
-        ["--config", str(CONFIGS[0]), "--text.weight", "0", "--encoder.image_size", "[96, 128]"],
-        program="test",
-    )
+    settings = settings_of(CONFIGS[0], "--text.weight", "0", "--encoder.image_size", "[96, 128]")
     assert settings.text.weight == 0
-    assert settings.model.image_size == (96, 128)
+    assert settings.encoder.image_size == (96, 128)

@@ -8,14 +8,14 @@ import torch
 from PIL import ExifTags, Image
 from torchvision.transforms.v2 import functional as F
 
-from progeo.config.training import DataSettings, Settings, TrainingSettings
 from progeo.data.augmentation import build_crop, draw_changes
 from progeo.data.decode import read_image
-from progeo.data.options import Augmentation
+from progeo.data.options import Augmentation, DataOptions
 from progeo.engine.randomness import seeded_generator
 from progeo.places.catalogue import read_catalogue
 from progeo.places.cells import build_partition
 from progeo.training.batches import ImageBatches, check_batches
+from progeo.training.options import TrainingOptions
 
 SHAPES = [(70, 90), (64, 64), (120, 50), (40, 200)]
 SIZE = (32, 48)
@@ -39,17 +39,19 @@ def group_of(catalogue):
     return build_partition(catalogue, **cells, min_images_per_class=1, num_groups=1).groups[0]
 
 
-def batches_of(catalogue, tmp_path, *, epoch=1, first_step=0, process=0, num_processes=1, **data):
+def batches_of(catalogue, tmp_path, *, epoch=1, first_step=0, process=0, num_processes=1, cache_images=False, **data):
     """Pixels, labels and shares of brightness of the batches of an epoch."""
-    settings = Settings(
-        run=tmp_path,
-        data=DataSettings(tmp_path, tmp_path, **data),
-        training=TrainingSettings(batch_size=6, iterations_per_epoch=5),
+    batches = ImageBatches(
+        catalogue,
+        data=DataOptions(train_folder=tmp_path, **data),
+        augmentation=Augmentation(),
+        training=TrainingOptions(batch_size=6, iterations_per_epoch=5, cache_images=cache_images),
+        image_size=SIZE,
+        seed=0,
+        accelerator=SimpleNamespace(process_index=process, num_processes=num_processes),
     )
-    accelerator = SimpleNamespace(process_index=process, num_processes=num_processes)
-    batches = ImageBatches(settings, catalogue, image_size=SIZE, accelerator=accelerator)
     found = batches.of_epoch(epoch, group_of(catalogue), first_step=first_step)
-    return [(piece.images, piece.labels, piece.changes.shares) for (piece,) in found]
+    return [(batch.images, batch.labels, batch.changes.shares) for (batch,) in found]
 
 
 def assert_same(one, two):
@@ -116,11 +118,11 @@ def test_two_processes_read_the_halves_of_each_batch_of_one(catalogue, tmp_path)
 @pytest.mark.parametrize(
     ("training", "num_processes", "words"),
     [
-        ({"batch_size": 5}, 2, "training.batch_size 5 must divide among 2 processes"),
-        ({"batch_size": 12, "micro_batches": 4}, 2, "each part into training.micro_batches 4"),
-        ({"batch_size": 32, "images_per_class": 5}, 1, "must be a multiple of training.images_per_class 5"),
+        ({"batch_size": 5}, 2, "`training.batch_size` 5 must divide among 2 processes"),
+        ({"batch_size": 12, "micro_batches": 4}, 2, "each part into `micro_batches` 4"),
+        ({"batch_size": 32, "images_per_class": 5}, 1, "must be a multiple of `images_per_class` 5"),
     ],
 )
 def test_a_batch_that_cannot_be_cut_is_refused(training, num_processes, words):
     with pytest.raises(ValueError, match=words):
-        check_batches(TrainingSettings(**training), num_processes)
+        check_batches(TrainingOptions(**training), num_processes)

@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 import torch
+from running import parsed
 
-from progeo.config.parsing import parse_settings
-from progeo.config.training import Settings
+from progeo.commands.train_encoder import build_training
 from progeo.data.augmentation import draw_changes
 from progeo.datasets.query_sets import load_query_set
 from progeo.engine.accelerator import start_accelerator
@@ -19,10 +19,13 @@ from progeo.models.backbones.open_clip import load_clip
 from progeo.models.backbones.torchvision import CONVNETS
 from progeo.training.overview import estimated_memory, overview
 from progeo.training.places import read_training_places
-from progeo.training.trainer import ImageTraining, build_untrained_encoder
 
 VIT = ("--model.architecture", "tiny-vit", "--encoder.descriptor_dim", "null")  # no batch norm
 QUICK = ("resnet18", "efficientnet_b0")
+
+
+def settings_of(config, *arguments):
+    return parsed("train encoder", "--config", config, *arguments)["settings"]
 
 
 @pytest.fixture
@@ -30,9 +33,9 @@ def build(config, run):
     """A training with changed settings, before its first step."""
 
     def built(*arguments):
-        words = ["--config", config, "--text.prompts", run / "stage1", *arguments]
-        settings = parse_settings(Settings, [str(word) for word in words], program="test")
-        return ImageTraining(settings, read_training_places(settings), start_accelerator(settings.mixed_precision))
+        settings = settings_of(config, "--text.prompts", run / "stage1", *arguments)
+        places = read_training_places(settings.data.train_folder, settings.cells)
+        return build_training(settings, places, start_accelerator(settings.mixed_precision))
 
     return built
 
@@ -75,11 +78,12 @@ def test_descriptors_stay_comparable_with_texts_only_where_they_are_trained_towa
 @pytest.mark.parametrize(
     "architecture", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CONVNETS]
 )
-def test_every_backbone_trains_with_places_and_texts(train, architecture):
-    training, terms = train("--model.architecture", architecture, "--encoder.image_size", "32")
+def test_every_backbone_trains_with_places_and_texts(build, train, architecture):
+    words = ("--model.architecture", architecture, "--encoder.image_size", "32")
+    training, terms = train(*words)
     assert set(terms) == {"loss", "cosface", "image_text"}
     assert all(math.isfinite(value) and value > 0 for value in terms.values())
-    untrained = dict(build_untrained_encoder(training.settings).named_parameters())
+    untrained = dict(build(*words).encoder.named_parameters())
     assert all(not torch.equal(untrained[name], weight) for name, weight in training.encoder.named_parameters())
 
 
@@ -120,25 +124,25 @@ def test_the_average_of_the_weights_follows_every_step(build, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["softmax_weighted", "batch_hard"])
-def test_triplets_train_alone_on_several_images_of_a_place(train, kind):
+def test_triplets_train_alone_on_several_images_of_a_place(build, train, kind):
     alone = ["--head.weight", "0", "--text.weight", "0", "--triplet.weight", "2", "--triplet.kind", kind]
     training, terms = train(*alone, "--training.images_per_class", "2")
     assert set(terms) == {"loss", "triplet"}
-    assert not torch.equal(weights(training.encoder), weights(build_untrained_encoder(training.settings)))
+    assert not torch.equal(weights(training.encoder), weights(build(*alone, "--training.images_per_class", "2").encoder))
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--triplet.weight", "1"], "set training.images_per_class to 2 or more"),
-        (["--triplet.weight", "1", "--training.images_per_class", "4"], "below training.batch_size 4"),
+        (["--triplet.weight", "1"], "set `images_per_class` to 2 or more"),
+        (["--triplet.weight", "1", "--training.images_per_class", "4"], "below `training.batch_size` 4"),
         (
             ["--triplet.weight", "1", "--training.images_per_class", "2", "--training.micro_batches", "2"],
-            "training.micro_batches must be 1, got 2",
+            "`micro_batches` must be 1, got 2",
         ),
         (
             ["--triplet.weight", "1", "--training.images_per_class", "2", "--triplet.margin", "0.3"],
-            "triplet.margin is of triplet.kind batch_hard only",
+            "`triplet.margin` is for `triplet.kind` batch_hard only",
         ),
         (["--head.weight", "0", "--text.weight", "0"], "there is no loss to train with"),
         (["--training.gradient_checkpointing", "true"], "works for a ViT only"),
@@ -158,10 +162,11 @@ def test_a_temperature_is_learned_where_asked(train):
     assert same_first["image_text"] == pytest.approx(terms["image_text"], rel=0.05)
 
 
-def test_the_overview_counts_images_groups_and_parameters(build, city):
-    training = build("--encoder.frozen", "[layer1]")
+def test_the_overview_counts_images_groups_and_parameters(build, config, city):
+    training, settings = build("--encoder.frozen", "[layer1]"), settings_of(config)
     val_set = load_query_set(city / "val", "database", "queries", radius_m=25.0)
-    lines = overview(training, read_training_places(training.settings), val_set)
+    places = read_training_places(settings.data.train_folder, settings.cells)
+    lines = overview(training, places, val_set, model=settings.model)
     assert lines[0].startswith("images      84 of 84 are in groups, cropped to 64 x 64 pixels")
     assert lines[0].endswith("validation: 6 queries, 12 database images")
     frozen = sum(p.numel() for p in training.encoder.backbone.layer1.parameters())
