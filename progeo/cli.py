@@ -186,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             traceback.print_exc()
         sys.exit(f"{program}: error: {_with_flags(_sentence(error), name)}")
     except KeyboardInterrupt as interrupt:
-        sys.exit(f"{program}: {str(interrupt) or 'interrupted.'}")
+        sys.exit(f"{program}: {_with_flags(str(interrupt), name) or 'interrupted.'}")
     finally:
         _flush_stdout()
 

@@ -1,6 +1,8 @@
 """What a user can do wrong ends with one sentence and no traceback."""
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,12 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from running import parsed
 
 import progeo
 from progeo.cli import COMMANDS, main
+from progeo.config.settings import settings_of
 from progeo.engine.log import LOGGER, start_log
 
-NEEDED = ["--out", "r", "--data.train_folder", "t", "--validation.folder", "v"]
+PROMPTS = ["train", "prompts", "--out", "r", "--data.train_folder", "t"]
+ENCODER = ["train", "encoder", "--out", "r", "--data.train_folder", "t", "--validation.folder", "v"]
 
 
 def failure(*arguments):
@@ -25,10 +30,28 @@ def failure(*arguments):
     return str(stop.value.code)
 
 
+def usage_failure(capsys, *arguments):
+    """The sentence about a wrong command line."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    assert stop.value.code == 2
+    shown = capsys.readouterr()
+    assert not shown.out and shown.err.count("\n") == 1
+    return shown.err.rstrip("\n")
+
+
 def training(tmp_path, *arguments):
     folders = ["--data.train_folder", tmp_path / "train", "--validation.folder", tmp_path / "val"]
     tiny = ["--model.architecture", "tiny-vit", "--model.weights", "random", "--data.num_workers", "0"]
-    return ["--out", tmp_path / "run", *folders, *tiny, *arguments]
+    return ["train", "encoder", "--out", tmp_path / "run", *folders, *tiny, *arguments]
+
+
+def learning(tmp_path, *arguments):
+    """The same for stage 1, without the validation."""
+    words = training(tmp_path, *arguments)
+    at = words.index("--validation.folder")
+    return ["train", "prompts", *words[2:at], *words[at + 2 :]]
 
 
 @pytest.fixture
@@ -40,93 +63,201 @@ def images(tmp_path):
     return tmp_path
 
 
-def test_the_command_lists_its_sub_commands_and_each_has_help(capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["--help"])
-    assert not stop.value.code
+def test_the_command_lists_its_commands_and_a_group_those_of_the_group(capsys):
+    for words in ([], ["--help"], ["-h"]):
+        main(words)
+        shown = capsys.readouterr().out
+        assert all(f"  {name} " in shown for name in COMMANDS)
+    for words in (["index"], ["index", "--help"]):
+        main(words)
+        shown = capsys.readouterr().out
+        assert "index calibrate" in shown and "localize" not in shown
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_begins_with_an_example_and_shows_every_option_with_its_text_and_no_python_type(name, capsys):
+    main([*name.split(), "--help"])
     shown = capsys.readouterr().out
-    assert all(name in shown for name in COMMANDS)
-    with pytest.raises(SystemExit) as stop:
-        main(["train", "prompts", "--help"])
-    assert not stop.value.code
+    assert shown.splitlines()[2] == f"  {COMMANDS[name].example}"
+    for setting in settings_of(COMMANDS[name].load()).values():
+        assert setting.text, setting.name
+        assert f"  --{setting.name}" in shown
+    assert " ".join(setting.text.split()) in " ".join(shown.split())
+    assert not re.search(r"Positive|Literal|<class|Union|typing|NoneType", shown)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_example_of_a_command_is_one_that_it_takes(name):
+    words = COMMANDS[name].example.split()
+    assert words[: 1 + len(name.split())] == ["progeo", *name.split()]
+    assert parsed(name, *words[1 + len(name.split()) :])
+
+
+def test_help_needs_neither_torch_nor_numpy():
+    code = (
+        "import sys\nfrom progeo.cli import COMMANDS, main\n"
+        "for name in COMMANDS: main([*name.split(), '--help'])\n"
+        "assert not {'torch', 'numpy', 'pyarrow', 'accelerate'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=True)
+
+
+def test_stage_1_lists_what_it_reads_alone(capsys):
+    main(["train", "prompts", "--help"])
     shown = capsys.readouterr().out
-    assert "--cells.heading_bin_deg" in shown
-    assert "alpha in the paper" in shown
+    assert "--prompts.temperature" in shown and "alpha in the paper" in shown
+    assert not re.search(r"--(training|head|text|triplet|augmentation|encoder|validation|test)\.", shown)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "sentence"),
     [
-        (["stage3"], "there is no command 'stage3'"),
-        (["train", "prompts", *NEEDED, "--cells.side", "3"], "side"),
-        (["train", "prompts", "--config", "nowhere.yaml"], "does not exist"),
-        (["train", "prompts"], "required"),
-        (["train", "prompts", *NEEDED, "--prompts.epochs", "0"], "prompts.epochs"),
-        (["train", "prompts", *NEEDED, "--data.max_unreadable_fraction", "2"], "data.max_unreadable_fraction"),
-        (["train", "prompts", *NEEDED, "--seed", "-1"], "seed must be from 0 to 2**64 - 1, got -1."),
-        (["train", "encoder", *NEEDED, "--seed", str(2**64)], "seed must be from 0 to 2**64 - 1, got"),
-        (["toy-city", "x", "--seed", "-1"], "-1 does not conform to restriction v>=0"),
+        (["stage3"], "there is no command 'stage3'."),
         (["prompts", "list"], "there is no command 'prompts list'."),
         (["evalute", "--out", "x"], "there is no command 'evalute'. Did you mean 'evaluate'?"),
-        (["dataset", "from_table", "x"], "'dataset from_table'. Did you mean 'dataset from-table'?"),
-        (["index"], "there is no command 'index'."),
-        (["evaluate", "--encoder", "nowhere", "--folder", "f", "--out", "o"], "There is no encoder in nowhere"),
-        (["export", "nowhere", "--out", "x"], "There is no encoder in nowhere"),
+        (["dataset", "from_table", "x"], "there is no command 'dataset from_table'."),
+        (["dataset", "from-table", "x"], "dataset from-table is now called 'dataset import table'."),
+        (["stage1", "--config", "x"], "stage1 is now called 'train prompts'."),
+        ([*PROMPTS, "--cells.side", "3"], "--cells.side is no option. Did you mean --cells.cell_side_m"),
+        ([*ENCODER, "--epochs", "3"], "--epochs is no option. Did you mean --training.epochs?"),
+        ([*ENCODER, "--prompts.epochs", "3"], "--prompts.epochs is no option. Did you mean --training.epochs?"),
+        ([*ENCODER, "-v"], "-v is no option."),
+        ([*ENCODER, "--config"], "--config needs a file of settings."),
+        (PROMPTS[:4], "--data.train_folder is required: Folder of training images."),
+        ([*PROMPTS, "--prompts.epochs", "0"], "--prompts.epochs must be a whole number >0, got 0."),
+        ([*PROMPTS, "--cells.num_groups"], "--cells.num_groups needs a value: Number of groups"),
+        (
+            [*PROMPTS, "--prompts.epochs", "0", "--data.max_unreadable_fraction", "2"],
+            "got 0. --data.max_unreadable_fraction must be a number ≥0 and ≤1, got 2.",
+        ),
+        ([*PROMPTS, "--mixed_precision", "int8"], "--mixed_precision must be one of no, fp16, bf16, got int8."),
+        (["demo", "--seed", "-1"], "--seed must be a whole number ≥0, got -1."),
+        (["evaluate", "e", "more", "--folder", "f", "--out", "o"], "'more' is one word too many"),
+        (["evaluate", "e", "--encoder", "e", "--folder", "f", "--out", "o"], "are the same setting: give it once."),
+        (["export", "e", "--to", "x"], "--to is now called --out."),
+        (
+            ["dataset", "import", "csv", "x", "--out", "o"],
+            "--kind must be one of table, photos, dbstruct, arrays, msls",
+        ),
+        (
+            ["dataset", "import", "table", "x", "--out", "o", "--columns", "photo"],
+            "--columns takes NAME=VALUE ..., got photo.",
+        ),
+        (["--print_completion", "cmd"], "--print_completion takes bash, zsh, tcsh"),
     ],
 )
-def test_mistakes_end_in_a_sentence(arguments, words, tmp_path, monkeypatch, capsys):
+def test_a_wrong_command_line_is_one_sentence_and_status_2(arguments, sentence, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    sentence = failure(*arguments)
-    assert words in sentence + capsys.readouterr().err
+    assert sentence in usage_failure(capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([*PROMPTS, "--config", "nowhere.yaml"], "nowhere.yaml does not exist; by name there are cosplace_resnet18, "),
+        ([*PROMPTS, "--seed", "-1"], "--seed must be from 0 to 2**64 - 1, got -1."),
+        ([*ENCODER, "--seed", str(2**64)], "--seed must be from 0 to 2**64 - 1, got"),
+        ([*ENCODER, "--augmentation.hue", "0.7"], "--augmentation.hue must be from 0 to 0.5, got 0.7."),
+        (["evaluate", "nowhere", "--folder", "f", "--out", "o"], "There is no encoder in nowhere"),
+        (["evaluate", "open_clip:RN5:openai", "--folder", "f", "--out", "o"], "architecture 'RN5'"),
+        (["export", "nowhere", "--out", "x"], "There is no encoder in nowhere"),
+        (["export", "e", "--fp16"], "--fp16 is for the format onnx, not for safetensors: leave it out."),
+        (
+            ["dataset", "import", "photos", "x", "--out", "o", "--name", "n"],
+            "--name is not for photos, which takes no options.",
+        ),
+        (["dataset", "import", "arrays", "x", "--out", "o"], "arrays needs --images"),
+        (["dataset", "groups", "t", "--cells.heading_bin_deg", "7"], "There is no folder t"),
+    ],
+)
+def test_mistakes_end_in_a_sentence_that_names_the_flag(arguments, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert sentence in failure(*arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_argument_that_an_error_names_is_the_flag_of_the_command(images):
+    folder = images / "train"
+    assert "error: --cells.heading_bin_deg must divide 360, got 7." in failure(
+        "dataset", "groups", folder, "--cells.heading_bin_deg", 7
+    )
+
+
+def test_completions_know_commands_and_options(capsys):
+    main(["--print_completion", "bash"])
+    script = capsys.readouterr().out
+    assert "--cells.heading_bin_deg" in script and "calibrate" in script
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+def test_results_go_to_stdout_in_words_or_json_and_the_log_to_stderr(images, capsys):
+    words = ["dataset", "groups", str(images / "train"), "--cells.min_images_per_class", "2"]
+    main(words)
+    assert "12 images; 12 of them in the 1 groups" in capsys.readouterr().out
+    main([*words, "--json"])
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["images"], shown["rows"][0]["classes"]) == (12, 2)
+    scan = ["dataset", "scan", str(images / "train")]
+    main(scan)
+    loud = capsys.readouterr()
+    main([*scan, "--quiet"])
+    quiet = capsys.readouterr()
+    assert loud.out == quiet.out == f"{images / 'train.arrow'}\n"
+    assert "12 images of" in loud.err and quiet.err == ""
+
+
+def test_the_traceback_of_an_error_is_shown_when_asked_for(capsys):
+    failure("export", "nowhere")
+    assert "Traceback" not in capsys.readouterr().err
+    failure("export", "nowhere", "--verbose")
+    assert "Traceback" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 @pytest.mark.parametrize(
     "command",
     [
-        ["train", "prompts", *NEEDED],
-        ["train", "encoder", *NEEDED],
+        PROMPTS,
+        ENCODER,
         ["evaluate", "--encoder", "e", "--folder", "f", "--out", "o"],
         ["compare", "e", "--folder", "f", "--out", "o"],
-        ["pca", "--encoder", "e", "--folder", "f", "--out", "t", "--dim", "8"],
-        ["index build", "--encoder", "e", "--folder", "f", "--out", "o"],
-        ["index add", "--index", "i", "--folder", "f"],
-        ["index calibrate", "--index", "i", "--folder", "f"],
+        ["pca", "e", "--folder", "f", "--out", "t", "--dim", "8"],
+        ["index", "build", "--encoder", "e", "--folder", "f", "--out", "o"],
+        ["index", "add", "i", "--folder", "f"],
+        ["index", "calibrate", "i", "--folder", "f"],
     ],
-    ids=lambda command: command[0],
+    ids=lambda command: "_".join(command[:2]),
 )
 def test_no_command_computes_in_full_precision_when_fp16_is_asked_for(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    sentence = failure(*command[0].split(), *command[1:], "--mixed_precision", "fp16")
-    assert sentence.endswith("error: mixed_precision fp16 needs a GPU, and there is none: give bf16 or no.")
+    sentence = failure(*command, "--mixed_precision", "fp16")
+    assert sentence.endswith("error: --mixed_precision fp16 needs a GPU, and there is none: give bf16 or no.")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_sentence_comes_without_a_traceback_and_with_a_status(tmp_path):
-    command = [sys.executable, "-m", "progeo.cli", "train", "encoder", *NEEDED]
+    command = [sys.executable, "-m", "progeo.cli", *ENCODER]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 1
-    assert result.stderr.startswith("progeo stage2: error: There is no folder t")
+    assert result.stderr.startswith("progeo train encoder: error: There is no folder t")
     assert "Traceback" not in result.stderr
 
 
 def test_stage_2_without_prompts_says_what_can_be_done(images):
-    sentence = failure(
-        "train", "encoder", *training(images, "--cells.min_images_per_class", 2, "--cells.num_groups", 1)
-    )
+    sentence = failure(*training(images, "--cells.min_images_per_class", 2, "--cells.num_groups", 1))
     assert "There are no prompts in" in sentence
     assert "--text.weight 0" in sentence
 
 
 def test_too_many_groups_are_refused_with_how_many_there_are(images):
-    sentence = failure("train", "prompts", *training(images, "--cells.min_images_per_class", 2))
-    assert "cells.num_groups is 8, but there are 1 groups" in sentence
+    sentence = failure(*learning(images, "--cells.min_images_per_class", 2))
+    assert "--cells.num_groups is 8, but there are 1 groups" in sentence
     assert not (images / "run").exists()  # the folder is free for the corrected command
 
 
 def test_a_name_outside_the_convention_is_refused_with_the_field(images):
     (images / "train" / "holiday.jpg").touch()
-    sentence = failure("train", "prompts", *training(images))
+    sentence = failure(*learning(images))
     assert "'holiday.jpg' does not follow the naming convention" in sentence
     assert "field 1 (east)" in sentence
 
@@ -147,25 +278,25 @@ def test_a_broken_image_stops_with_its_path(images):
     broken = images / "train" / "@0@0@10@S@@@99@@0@@@@@@.jpg"
     broken.write_bytes(b"broken")
     settings = ["--cells.min_images_per_class", 2, "--cells.num_groups", 1, "--data.max_unreadable_fraction", 0]
-    sentence = failure("train", "prompts", *training(images, *settings, "--prompts.feature_cache", images / "features"))
+    sentence = failure(*learning(images, *settings, "--prompts.feature_cache", images / "features"))
     assert f"{broken} cannot be decoded" in sentence
 
 
 def test_a_second_run_in_the_same_folder_is_refused(images):
     cells = ["--cells.min_images_per_class", 2, "--cells.num_groups", 1]
-    settings = training(images, *cells, "--prompts.epochs", 1, "--prompts.feature_cache", images / "features")
-    main(["train", "prompts", *map(str, settings)])
-    assert "already holds a run: add --resume true" in failure("train", "prompts", *settings)
+    settings = learning(images, *cells, "--prompts.epochs", 1, "--prompts.feature_cache", images / "features")
+    main([*map(str, settings)])
+    assert "already holds a run: set --resume to resume it" in failure(*settings)
     changed = [*settings, "--resume", "true", "--prompts.temperature", "0.5"]
-    assert "prompts.temperature was 1.0, now 0.5" in failure("train", "prompts", *changed)
+    assert "prompts.temperature was 1.0, now 0.5" in failure(*changed)
 
 
 def test_prompts_of_other_cells_are_refused_with_what_differs(images):
     settings = ["--cells.min_images_per_class", 2, "--cells.num_groups", 1]
     cache = ["--prompts.feature_cache", images / "features", "--prompts.epochs", 1]
-    main(["train", "prompts", *map(str, training(images, *settings, *cache))])
-    sentence = failure("train", "encoder", *training(images, *settings, "--cells.cell_side_m", 20))
-    assert "was made with cells.cell_side_m = 10, now it is 20" in sentence
+    main([*map(str, learning(images, *settings, *cache))])
+    sentence = failure(*training(images, *settings, "--cells.cell_side_m", 20))
+    assert "was made with --cells.cell_side_m = 10, now it is 20" in sentence
 
 
 def test_an_export_does_not_write_over_an_encoder(tmp_path):
@@ -204,13 +335,13 @@ def test_work_goes_on_when_nobody_reads_the_log(monkeypatch):
     os.close(reader)
     with os.fdopen(writer, "w", buffering=1) as closed:
         monkeypatch.setattr(sys, "stderr", closed)
-        start_log(None)
+        start_log()
         with pytest.raises(BrokenPipeError):
             print("nobody", file=closed)
         LOGGER.info("nobody reads this")
         monkeypatch.undo()
         os.dup2(os.open(os.devnull, os.O_WRONLY), closed.fileno())  # so that it can be closed
-    start_log(None)
+    start_log()
 
 
 def test_an_interrupted_command_says_so_and_leaves_nothing(tmp_path):

@@ -46,7 +46,7 @@ def start_accelerator(
         kwargs_handlers=[InitProcessGroupKwargs(timeout=_LONGEST_WAIT)],
     )
     if mixed_precision == "fp16" and accelerator.device.type == "cpu":  # Accelerate would compute in float32
-        raise ValueError("mixed_precision fp16 needs a GPU, and there is none: give bf16 or no.")
+        raise ValueError("`mixed_precision` fp16 needs a GPU, and there is none: give bf16 or no.")
     return accelerator
 
 

@@ -23,7 +23,7 @@ from progeo.engine.checkpoint import load_checkpoint, newest_checkpoint
 def long_config(config, run, tmp_path_factory):
     """The settings of `run` with epochs long enough to be stopped in, and its prompts."""
     settings = yaml.safe_load(config.read_text())
-    settings["run"] = str(tmp_path_factory.mktemp("long") / "whole")
+    settings["out"] = str(tmp_path_factory.mktemp("long") / "whole")
     settings["training"] |= {
         "epochs": 2,
         "iterations_per_epoch": 20,
@@ -46,7 +46,7 @@ def long_config(config, run, tmp_path_factory):
 def whole(long_config):
     """The run of `long_config`, never stopped."""
     stage_2(long_config)
-    return Path(yaml.safe_load(long_config.read_text())["run"])
+    return Path(yaml.safe_load(long_config.read_text())["out"])
 
 
 def stage_2(config, *arguments):
@@ -89,7 +89,7 @@ def test_a_run_stopped_within_an_epoch_ends_as_if_it_had_not_been(long_config, w
     said = kill_before("/epoch_000001_step_000014", *command, number=number)
     if number != signal.SIGKILL:
         assert "stopped in epoch 2 after step" in said
-        assert "resume with the same command and --resume true" in said
+        assert "resume with the same command and --resume" in said
     newest = "epoch_000001_step_000007" if number == signal.SIGKILL else "epoch_000001_step_000014"
     assert newest_checkpoint(checkpoints).name == newest
     stage_2(long_config, "--out", stopped, "--resume", "true")
@@ -102,12 +102,12 @@ def test_a_run_stopped_within_an_epoch_ends_as_if_it_had_not_been(long_config, w
 
 def test_two_processes_train_and_test_as_one_does_with_the_same_batch(long_config, city, tmp_path):
     settings = yaml.safe_load(long_config.read_text())
-    settings["model"] |= {"architecture": "tiny-vit", "descriptor_dim": None}  # batch norm sees only its own process
+    settings["model"]["architecture"], settings["encoder"]["descriptor_dim"] = "tiny-vit", None  # batch norm sees only its own process
     settings["training"] |= {"iterations_per_epoch": 5, "batch_size": 8}
-    settings["data"] |= {"test_folder": str(city / "test"), "descriptor_cache": str(tmp_path / "descriptors")}
+    settings["test"] = {"folder": str(city / "test"), "descriptor_cache": str(tmp_path / "descriptors")}
     for name in ("one", "two"):
         path = tmp_path / f"{name}.yaml"
-        path.write_text(yaml.safe_dump({**settings, "run": str(tmp_path / name)}))
+        path.write_text(yaml.safe_dump({**settings, "out": str(tmp_path / name)}))
     stage_2(tmp_path / "one.yaml")
     run_on_two_processes("stage2_image.py", "--config", tmp_path / "two.yaml")
     assert files_in(tmp_path / "two") == files_in(tmp_path / "one")
@@ -160,7 +160,7 @@ def test_broken_images_are_replaced_and_reported_until_they_are_too_many(config,
     folder = ["--data.train_folder", tmp_path / "train", "--text.prompts", run / "stage1", "--training.epochs", "2"]
     many = ["--training.iterations_per_epoch", "30", "--out", tmp_path / "run"]
     sentence = failure(config, *folder, *many)
-    assert "of 84 images cannot be read, more than data.max_unreadable_fraction allows" in sentence
+    assert "of 84 images cannot be read, more than --data.max_unreadable_fraction allows" in sentence
     stage_2(config, *folder, *many, "--data.max_unreadable_fraction", "0.05", "--resume", "true")
     log = (tmp_path / "run/stage2/log.txt").read_text()
     assert "replaced by another image of its class" in log
@@ -181,8 +181,8 @@ def test_a_full_disk_ends_in_a_sentence_and_the_run_goes_on_when_there_is_room(c
 
 def test_without_memory_the_sentence_says_what_to_lower(config, run, tmp_path):
     sentence = failure(config, "--out", tmp_path, "--text.weight", "0", "--encoder.image_size", "10000000")
-    assert "Out of memory. A run resumed with --resume true may have a lower data.eval_batch_size" in sentence
-    assert "data.eval_batch_size, data.cache_images false or" in sentence
+    assert "Out of memory. A run resumed with --resume may have a lower data.eval_batch_size" in sentence
+    assert "data.eval_batch_size, training.cache_images false or" in sentence
     stage_2(
         config, "--out", tmp_path, "--text.weight", "0", "--training.epochs", "1", "--resume", "true",
     )  # fmt: skip
@@ -220,7 +220,7 @@ def test_tensorboard_is_told_of_every_step_and_validation(config, run, tmp_path)
 
 def on_copies(root, place):
     """The words for a run in a folder, of images and prompts that lie beside it."""
-    names = (("data.train_folder", "train"), ("data.val_folder", "val"), ("text.prompts", "prompts"))
+    names = (("data.train_folder", "train"), ("validation.folder", "val"), ("text.prompts", "prompts"))
     return ["--out", root / "run", *(f"--{name}={root / place / folder}" for name, folder in names)]
 
 
@@ -245,7 +245,7 @@ def begun(begun_once, tmp_path):
 
 
 def test_a_run_goes_on_with_its_images_and_prompts_where_they_were_moved_to(config, run, begun, tmp_path):
-    stage_2(config, *begun, "--resume", "true", "--prompts.feature_cache", tmp_path / "elsewhere")
+    stage_2(config, *begun, "--resume", "true")
     assert metrics_of(tmp_path / "run/stage2") == metrics_of(run / "stage2")
     assert_same(last_state(tmp_path / "run"), last_state(run))
     kept = yaml.safe_load((tmp_path / "run/stage2/config.yaml").read_text())
@@ -308,7 +308,7 @@ def test_a_run_that_cropped_resized_images_does_not_go_on_with_other_crops(confi
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     sentence = failure(config, *begun, "--resume", "true")
     assert f"The run in {tmp_path}/run/stage2 was begun by an earlier version, which cropped images after" in sentence
-    assert "continue with that version, or name another --run." in sentence
+    assert "continue with that version, or name another --out." in sentence
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -320,7 +320,7 @@ def test_a_run_that_cropped_resized_images_does_not_go_on_with_other_crops(confi
         ("imagenet", [], r"begun with pixels of .*, imagenet as set; now .*: give --model.normalization imagenet, or"),
         (None, ["--model.mean", "[0.5, 0.5, 0.5]", "--model.std", "[0.5, 0.5, 0.5]"], "give --model.mean null --model"),
         ("clip", ["--data.orientation", "ignore"], "data.orientation was 'exif', now 'ignore'"),
-        ("clip", ["--validation.positive_angle_deg", "40"], "data.positive_angle_deg was None, now 40.0"),
+        ("clip", ["--validation.positive_angle_deg", "40"], "validation.positive_angle_deg was None, now 40.0"),
     ],
 )
 def test_a_run_goes_on_with_settings_that_came_later_where_they_mean_the_same(
@@ -329,10 +329,12 @@ def test_a_run_goes_on_with_settings_that_came_later_where_they_mean_the_same(
     kept = tmp_path / "run/stage2/config.yaml"
     settings = yaml.safe_load(kept.read_text())
     settings["data"]["max_unreadable_share"] = settings["data"].pop("max_unreadable_fraction")
-    for section, name in (("data", "orientation"), ("data", "positive_angle_deg"), ("model", "mean"), ("model", "std")):
+    for section, name in (("data", "orientation"), ("validation", "positive_angle_deg"), ("model", "mean"), ("model", "std")):
         del settings[section][name]
-    del settings["prompts"]["batch_norm"]
     settings["model"]["normalization"] = normalization
+    settings["model"]["frozen"] = settings["encoder"].pop("frozen")
+    settings["data"]["val_folder"] = settings["validation"].pop("folder")
+    settings["run"] = settings.pop("out")
     kept.write_text(yaml.safe_dump(settings))
     words = [*begun, "--resume", "true", "--training.epochs", 1, *words]
     if sentence is None:

@@ -29,7 +29,7 @@ def own_config(config, city, tmp_path):
     settings = yaml.safe_load(config.read_text())
     settings["data"] |= {"train_folder": str(tmp_path / "train")}
     settings["prompts"]["feature_cache"] = str(tmp_path / "features")
-    settings["run"] = str(tmp_path / "run")
+    settings["out"] = str(tmp_path / "run")
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(settings))
     return path
@@ -107,7 +107,7 @@ def test_two_processes_learn_the_same_prompts_as_one(own_config, tmp_path):
     torch.set_num_threads(1)
     stage_1(own_config)
     torch.set_num_threads(threads)
-    settings = yaml.safe_load(own_config.read_text()) | {"run": str(tmp_path / "two")}
+    settings = yaml.safe_load(own_config.read_text()) | {"out": str(tmp_path / "two")}
     settings["prompts"]["feature_cache"] = str(tmp_path / "features_of_two")
     own_config.write_text(yaml.safe_dump(settings))
     run_on_two_processes("stage1_prompts.py", "--config", own_config)
@@ -140,7 +140,7 @@ def test_a_run_goes_on_where_its_images_were_moved_to_and_finds_their_features(o
     for name in ("checkpoints/group_1.safetensors", "prompts.safetensors", "prompts.json"):
         (tmp_path / "run/stage1" / name).unlink()
     (tmp_path / "train").rename(tmp_path / "moved")
-    moved = ["--data.train_folder", tmp_path / "moved", "--validation.folder", tmp_path / "val"]
+    moved = ["--data.train_folder", tmp_path / "moved"]
     stage_1(own_config, *moved, "--resume", "true")
     assert prompts_of(tmp_path / "run") == prompts
     assert len(list((tmp_path / "features").iterdir())) == 1
@@ -198,7 +198,7 @@ def test_other_weights_sizes_and_preprocessing_have_features_of_their_own(run, c
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (("--model.mean", "[0.5,0.5,0.5]"), "`mean` and `std` go together"),
+        (("--model.mean", "[0.5,0.5,0.5]"), "--model.mean and --model.std go together"),
         (("--model.architecture", "ViT-H-14-worldwide-378"), "Prompts cannot be learned for ViT-H-14-worldwide-378"),
         (("--model.architecture", "ViT-L-14-CLIPA"), "Prompts cannot be learned for ViT-L-14-CLIPA"),
     ],
@@ -277,8 +277,8 @@ def test_a_run_from_before_batch_norms_were_calibrated_goes_on_with_the_same_fea
     again = (*begun, "--resume", "true")
     if is_refused:
         sentence = failure(own_config, *again)
-        assert f"{tmp_path / 'run/stage1'} was begun with image features of prompts.batch_norm eval" in sentence
-        assert "now it is calibrated, and they would be others: give --prompts.batch_norm eval, or name an" in sentence
+        assert f"{tmp_path / 'run/stage1'} was begun with image features of --prompts.batch_norm eval" in sentence
+        assert "now it is calibrated, and they would be others: set --prompts.batch_norm eval, or name an" in sentence
         again = (*again, "--prompts.batch_norm", "eval")
     stage_1(own_config, *again)
     assert prompts_of(tmp_path / "run") == prompts
@@ -287,7 +287,7 @@ def test_a_run_from_before_batch_norms_were_calibrated_goes_on_with_the_same_fea
 
 def test_a_batch_of_one_image_is_refused(own_config, tmp_path):
     sentence = failure(own_config, "--prompts.batch_norm", "batch", "--data.eval_batch_size", 1)
-    assert "data.eval_batch_size must be at least 2 where prompts.batch_norm is batch, got 1" in sentence
+    assert "--data.eval_batch_size must be at least 2 where --prompts.batch_norm is batch, got 1" in sentence
     assert not (tmp_path / "run").exists()
 
 

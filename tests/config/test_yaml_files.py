@@ -1,35 +1,34 @@
 """What stands in a file of settings, and what a command takes it for."""
 
-import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 import yaml
-from progeo.config.setting_files import RENAMED
+from running import parsed
 
-from progeo.config.evaluation import CompareSettings, EvaluateSettings
-from progeo.config.parsing import parse_settings, plain_values
-from progeo.config.training import Settings
+from progeo.config.settings import plain_values
+from progeo.config.yaml_files import RENAMED
 
-NEEDED = "run: r\ndata: {train_folder: t, val_folder: v}\n"
+NEEDED = "out: r\ndata: {train_folder: t}\nvalidation: {folder: v}\n"
 
 
 @pytest.fixture
 def read(tmp_path):
     """Settings of the text or bytes of a file, and the words after it."""
 
-    def settings_of(content, *words, kind=Settings):
+    def settings_of(content, *words, command="train encoder"):
         file = tmp_path / "settings.yaml"
         file.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return parse_settings(kind, ["--config", str(file), *words], program="test")
+        values = parsed(command, "--config", file, *words)
+        return values.get("settings", values)
 
     return settings_of
 
 
 def setting(settings, name):
     for part in name.split("."):
-        settings = getattr(settings, part)
+        settings = settings[part] if isinstance(settings, dict) else getattr(settings, part)
     return settings
 
 
@@ -41,15 +40,15 @@ MEANT = {
         **dict.fromkeys(("false", "no", "off", "n", "FALSE"), False),
     },
     "model.weights": {text: text for text in TEXTS},
-    "run": {text: Path(text) for text in TEXTS},
+    "out": {text: Path(text) for text in TEXTS},
     "text.prompts": {"none": Path("none"), "null": None, "~": None, "": None},
-    "model.descriptor_dim": {"null": None, "~": None, "none": None, "None": None, "": None, "08": 8, "010": 10},
-    "model.image_size": {"096": 96, "[224, 096]": (224, 96)},
+    "encoder.descriptor_dim": {"null": None, "~": None, "none": None, "None": None, "": None, "08": 8, "010": 10},
+    "encoder.image_size": {"096": 96, "[224, 096]": (224, 96)},
     "training.encoder_learning_rate": dict.fromkeys(("1e-5", "1.0e-05", "0.00001"), 1e-5),
     "training.iterations_per_epoch": dict.fromkeys(("1e4", "10_000", "10000", "1.0e+4"), 10_000),
     "training.max_gradient_norm": {"1e30": 1e30, "3": 3.0, ".5": 0.5},
     "seed": {"12345678901234567890": 12345678901234567890, "007": 7},
-    "model.frozen": {"[conv1, 1, no, 08]": ("conv1", "1", "no", "08"), "[]": ()},
+    "encoder.frozen": {"[conv1, 1, no, 08]": ("conv1", "1", "no", "08"), "[]": ()},
     "augmentation.crop_scale": {"[.5, 1e0]": (0.5, 1.0)},
 }
 """What is meant by what is written, by setting."""
@@ -59,7 +58,7 @@ def test_the_type_of_a_setting_says_what_is_written(read):
     for turn in range(max(map(len, MEANT.values()))):  # a file of many settings: each is read in milliseconds
         rows = {name: list(meant.items())[turn] for name, meant in MEANT.items() if turn < len(meant)}
         lines = [f"{name}: {written}\n" for name, (written, _) in rows.items()]
-        settings = read("".join([NEEDED if "run" not in rows else NEEDED.split("\n", 1)[1], *lines]))
+        settings = read("".join([NEEDED if "out" not in rows else NEEDED.split("\n", 1)[1], *lines]))
         found = {name: (written, setting(settings, name)) for name, (written, _) in rows.items()}
         assert found == rows
         assert all(isinstance(found[name][1], type(meant)) for name, (_, meant) in rows.items())
@@ -70,27 +69,27 @@ def test_the_type_of_a_setting_says_what_is_written(read):
     [
         ("", "is empty: it must give settings as `name: value`"),
         ("# nothing\n", "is empty"),
-        ("- run\n", "holds a list: it must give settings"),
-        ("run\n", "holds a text: it must give settings"),
-        ("run: a\nrun: b\n", "names run in line 1 and again in line 2: keep one"),
-        ("data:\n  queries: a\n  database: b\n  queries: c\n", "names queries in line 2 and again in line 4"),
-        ("data: {queries: a}\ndata.queries: b\n", "names data.queries twice: keep one"),
+        ("- out\n", "holds a list: it must give settings"),
+        ("out\n", "holds a text: it must give settings"),
+        ("out: a\nout: b\n", "names out in line 1 and again in line 2: keep one"),
+        ("validation:\n  queries: a\n  database: b\n  queries: c\n", "names queries in line 2 and again in line 4"),
+        ("validation: {queries: a}\nvalidation.queries: b\n", "names validation.queries twice: keep one"),
         ("data:\n\tqueries: a\n", r"is not valid YAML in line 2: .*found character '\\t'.*with spaces, not with tabs"),
-        ("run: [a\n", "is not valid YAML in line"),
-        ("run: a\n---\nrun: b\n", "expected a single document"),
-        (b"run: caf\xe9\n", "is not valid YAML"),
-        ("data: {query: a}\n", "names data.query, which is no setting: see --help"),
+        ("out: [a\n", "is not valid YAML in line"),
+        ("out: a\n---\nout: b\n", "expected a single document"),
+        (b"out: caf\xe9\n", "is not valid YAML"),
+        ("validation: {query: a}\n", "names validation.query, which is no setting: did you mean validation.queries"),
         ("data: v\n", "gives data the value v: give it settings by name"),
         ("training: {epochs: 1:30}\n", "gives training.epochs the value 1:30, which is no number"),
-        ("model: {image_size: [1:30, 64]}\n", "gives model.image_size the value 1:30, which is no number"),
+        ("encoder: {image_size: [1:30, 64]}\n", "gives encoder.image_size the value 1:30, which is no number"),
         ("mixed_precision:\n", "gives no value to mixed_precision: give one, or remove the line"),
-        ("model: {frozen: ~}\n", "gives no value to model.frozen"),
-        ("data: {queries: [a, b]}\n", r"gives data.queries the value \['a', 'b'\]: it must be one word"),
-        ("run: {a: b}\n", r"gives run the value {'a': 'b'}: it must be one word"),
+        ("encoder: {frozen: ~}\n", "gives no value to encoder.frozen"),
+        ("validation: {queries: [a, b]}\n", r"gives validation.queries the value \['a', 'b'\]: it must be one word"),
+        ("out: {a: b}\n", r"gives out the value {'a': 'b'}: it must be one word"),
         ("text: {prompts: []}\n", r"gives text.prompts the value \[\]: it must be one word"),
-        ("run: !!binary aGk=\n", "uses 'tag:yaml.org,2002:binary' in line 1: write the value without it"),
-        ("\ndata: {queries: !!set {a}}\n", "uses 'tag:yaml.org,2002:set' in line 2"),
-        ("run: !!python/object/apply:os.system [ls]\n", "uses 'tag:yaml.org,2002:python/object/apply:os.system'"),
+        ("out: !!binary aGk=\n", "uses 'tag:yaml.org,2002:binary' in line 1: write the value without it"),
+        ("\nvalidation: {queries: !!set {a}}\n", "uses 'tag:yaml.org,2002:set' in line 2"),
+        ("out: !!python/object/apply:os.system [ls]\n", "uses 'tag:yaml.org,2002:python/object/apply:os.system'"),
     ],
 )
 def test_a_file_that_gives_no_settings_is_refused_by_name(read, tmp_path, content, sentence):
@@ -100,7 +99,7 @@ def test_a_file_that_gives_no_settings_is_refused_by_name(read, tmp_path, conten
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_a_byte_order_mark_is_no_part_of_the_first_name(read, encoding):
-    assert read(NEEDED.replace("run: r", "run: é").encode(encoding)).run == Path("é")
+    assert read(NEEDED.replace("out: r", "out: é").encode(encoding)).out == Path("é")
 
 
 def test_sections_without_settings_and_merged_ones_are_read(read):
@@ -132,34 +131,63 @@ def test_what_comes_later_on_the_command_line_wins(read, tmp_path):
 )
 def test_a_path_below_home_is_found_in_a_file_and_after_an_equals_sign(read, monkeypatch, name, written, meant):
     monkeypatch.setenv("HOME", "/home/me")
-    needed = ["--encoder=e", "--folder=f", "--out=o"]
-    assert setting(parse_settings(EvaluateSettings, [*needed, f"--{name}={written}"], program="test"), name) == meant
-    others = [word for word in needed if not word.startswith(f"--{name}=")]
-    assert setting(read(f"{name}: '{written}'\n", *others, kind=EvaluateSettings), name) == meant
+
+    def found(values):
+        return vars(values["cache"])[name] if name == "descriptor_cache" else values[name]
+
+    others = [word for word in ("--encoder=e", "--folder=f", "--out=o") if not word.startswith(f"--{name}=")]
+    assert found(parsed("evaluate", *others, f"--{name}={written}")) == meant
+    assert found(read(f"{name}: '{written}'\n", *others, command="evaluate")) == meant
 
 
 def test_each_of_several_encoders_may_lie_below_home(read, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
-    settings = read("folder: f\nout: o\nencoders: [~/a, thumbnail]\n", kind=CompareSettings)
-    assert settings.encoders == ("/home/me/a", "thumbnail")
+    settings = read("folder: f\nout: o\nencoders: [~/a, thumbnail]\n", command="compare")
+    assert settings["encoders"] == ("/home/me/a", "thumbnail")
 
 
 def test_a_run_reads_its_own_settings_back(tmp_path):
-    words = ["--run", "./~/r", "--data.train_folder", "08", "--data.val_folder", "v", "--mixed_precision", "no"]
+    words = ["--out", "./~/r", "--data.train_folder", "08", "--validation.folder", "v", "--mixed_precision", "no"]
     words += ["--training.encoder_learning_rate", "1e-7", "--model.weights", "yes", "--trackers", '["wandb"]']
-    settings = parse_settings(Settings, words, program="test")
+    settings = parsed("train encoder", *words)["settings"]
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(plain_values(settings)))
-    assert dataclasses.asdict(parse_settings(Settings, ["--config", str(file)], program="test")) == (
-        dataclasses.asdict(settings)
-    )
+    assert parsed("train encoder", "--config", file)["settings"] == settings
+
+
+COMMAND_OF = {"faiss": "evaluate", "at": "prompts show", "prompts.normalized": "train prompts"}
 
 
 @pytest.mark.parametrize(("former", "name"), RENAMED.items())
 def test_a_setting_that_was_renamed_is_refused_with_its_new_name(read, former, name):
-    section, _, key = former.partition(".")
+    command = COMMAND_OF.get(name, "train encoder")
+    section, _, key = former.rpartition(".")
     with pytest.raises(ValueError, match=f"names {former}, which is now called {name}."):
-        read(f"{section}: {{{key}: x}}")
+        read(f"{section}: {{{key}: x}}" if section else f"{key}: x", command=command)
     for words in ([f"--{former}", "x"], [f"--{former}=x"]):
         with pytest.raises(ValueError, match=f"--{former} is now called --{name}."):
-            read("seed: 1", *words)
+            read("seed: 1", *words, command=command)
+
+
+def test_a_command_reads_its_sections_of_a_file_for_all_and_an_unknown_section_is_refused(read):
+    both = f"{NEEDED}seed: 1\nprompts: {{epochs: 3}}\ntraining: {{epochs: 4}}\ncells: {{cell_side_m: 15}}\n"
+    assert read(both, command="train prompts").prompts.epochs == 3
+    assert read(both, command="train encoder").training.epochs == 4
+    plan = read(both, command="dataset groups")
+    assert (plan.cells.cell_side_m, plan.data.train_folder) == (15, Path("t"))
+    evaluation = read(both, "e", "--folder", "f", command="evaluate")
+    assert (evaluation["encoder"], evaluation["out"]) == ("e", Path("r"))
+    for command in ("train prompts", "train encoder", "dataset groups"):
+        with pytest.raises(ValueError, match="names heads, which is no setting: did you mean head"):
+            read(f"{both}heads: {{scale: 1}}\n", command=command)
+        with pytest.raises(ValueError, match="names batch_size, which is no setting: did you mean"):
+            read(f"{both}batch_size: 3\n", command=command)  # `evaluate` has such a setting, training has not
+
+
+def test_a_file_is_found_by_its_name_and_an_unknown_name_lists_them():
+    by_name = parsed("train encoder", "--config", "toy/tiny_resnet")["settings"]
+    assert by_name.model.architecture == "tiny-resnet"
+    with pytest.raises(
+        FileNotFoundError, match=r"tiny does not exist; by name there are .*progeo_rn50, .*toy/tiny_resnet"
+    ):
+        parsed("train encoder", "--config", "tiny")

@@ -1,0 +1,97 @@
+"""Values on the command line: pairs, several numbers, names, switches and plain words."""
+
+import pytest
+from running import parsed
+
+TABLE = ["table", "places.csv", "--out", "own"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [*TABLE, "--columns", "path=photo", "latitude=y=z", "--link", "true"],
+        ["--columns", "path=photo", "latitude=y=z", "--link", *TABLE],
+        [*TABLE, "--columns", "path=photo", "--link", "true", "--columns", "latitude=y=z"],
+        ["--columns=path=photo", "--columns=latitude=y=z", *TABLE, "--link=true"],
+        [*TABLE, "--link", "true", "--columns", '{"path": "photo", "latitude": "y=z"}'],
+    ],
+)
+def test_pairs_of_names_and_values_are_one_mapping(words):
+    values = parsed("dataset import", *words)
+    assert (values["kind"], str(values["source"]), str(values["out"])) == ("table", "places.csv", "own")
+    assert values["link"] is True
+    assert values["columns"] == {"path": "photo", "latitude": "y=z"}
+
+
+def test_a_template_of_paths_stays_as_it_is():
+    assert parsed("dataset import", *TABLE, "--path", "{key}.jpg")["path"] == "{key}.jpg"
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        ("--radii_m 5,25.5", "radii_m", (5, 25.5)),
+        ("--radii_m=5,25", "radii_m", (5, 25)),
+        ("--radii_m 5 25", "radii_m", (5, 25)),
+        ("--radii_m 1e1", "radii_m", (10,)),
+        ("--radii_m [5,25]", "radii_m", (5, 25)),
+        ("--recall_ns 1", "recall_ns", (1,)),
+        ("--recall_ns 1 5 10", "recall_ns", (1, 5, 10)),
+        ("--image_size 64,96", "image_size", (64, 96)),
+        ("--image_size 64 96", "image_size", (64, 96)),
+        ("--image_size 64", "image_size", 64),
+        ("--image_size null", "image_size", None),
+        ("--faiss OPQ32,IVF1024,PQ32", "faiss", "OPQ32,IVF1024,PQ32"),
+        ("--database 1,2", "database", "1,2"),
+        ("--no_labels", "no_labels", True),
+        ("--no_labels --one_per_panorama", "no_labels", True),
+        ("--no_labels --queries x", "queries", "x"),
+        ("--no_labels false", "no_labels", False),
+        ("--no_labels=false", "no_labels", False),
+    ],
+)
+def test_a_switch_may_stand_alone_and_numbers_need_no_brackets(words, name, value):
+    needed = ["--folder", "f", "--out", "o"]
+    for order in (["e", *needed, *words.split()], [*words.split(), *needed, "e"], [*needed, *words.split(), "e"]):
+        values = parsed("evaluate", *order)
+        options = [values, *(vars(values[group]) for group in ("benchmark", "images", "work", "cache"))]
+        assert next(each[name] for each in options if name in each) == value
+        assert values["encoder"] == "e"
+
+
+def test_a_switch_of_three_values_or_in_a_section_may_stand_alone():
+    assert parsed("import", "file", "--quickgelu")["quickgelu"] is True
+    words = ["--out=r", "--data.train_folder=t", "--validation.folder=v", "--training.compile", "--model.mean=.5,.5,.5"]
+    settings = parsed("train encoder", *words, "--resume")["settings"]
+    assert (settings.training.compile, settings.model.mean, settings.resume) == (True, (0.5, 0.5, 0.5), True)
+
+
+@pytest.mark.parametrize(
+    "frozen",
+    [
+        "--encoder.frozen conv1,1",
+        "--encoder.frozen conv1 1",
+        "--encoder.frozen=conv1,1",
+        '--encoder.frozen ["conv1","1"]',
+    ],
+)
+@pytest.mark.parametrize("trackers", ["--trackers tensorboard", "--trackers [tensorboard]"])
+def test_names_need_no_brackets(frozen, trackers):
+    words = ["--out=r", "--data.train_folder=t", "--validation.folder=v", *frozen.split(), *trackers.split()]
+    settings = parsed("train encoder", *words)["settings"]
+    assert (settings.encoder.frozen, settings.trackers) == (("conv1", "1"), ("tensorboard",))
+
+
+@pytest.mark.parametrize("words", ["a,b.jpg c --top 3", "--top 3 a,b.jpg c", "--photos a,b.jpg c --top 3"])
+def test_plain_words_are_taken_as_they_are_and_may_stand_anywhere(words):
+    values = parsed("localize", *words.split(), "--index", "i")
+    assert [str(photo) for photo in values["photos"]] == ["a,b.jpg", "c"]
+    assert values["top"] == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "point"),
+    [("--at 5.5,1,30", (5.5, 1, 30)), ("--at 5 1", (5, 1)), ("--at=-5,1", (-5, 1)), ("--at -5 -1", (-5, -1))],
+)
+def test_a_place_is_given_by_its_numbers(words, point):
+    assert parsed("prompts show", "run", *words.split())["at"] == point
