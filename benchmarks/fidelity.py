@@ -1,7 +1,7 @@
 """Compare what stage 2 and the published loop learn from the same images, steps and starting weights.
 
-Run `python -m benchmarks.fidelity configs/sf_xl_sample.yaml configs/cambridge_sample.yaml --file_side 128`, or with any
-other settings of stage 2. The published loop is CosPlace's, to which ProGEO's stage 2 adds its text, in a plain
+Run `python -m benchmarks.fidelity CONFIG ... --file_side 128` with settings of stage 2, such as those in benchmarks/configs (whose
+folders are given by `--data.train_folder` and `--validation.folder`). The published loop is CosPlace's, to which ProGEO's stage 2 adds its text, in a plain
 implementation: each class gives one random image per epoch, decoded to floats, jittered and cropped image by image, and
 Adam trains encoder and classifier. Ours is measured once with the same settings and once with averaged weights, as in
 the short configurations. Both are validated alike. With `--file_side` the images are copied at a smaller size first, as
@@ -26,7 +26,7 @@ from progeo.data.decode import read_image
 from progeo.image_files import Orientation
 from progeo.places.catalogue import Catalogue
 from progeo.places.cells import Group
-from progeo.training.trainer import build_untrained_encoder
+from progeo.training.starting_encoder import build_starting_encoder
 
 
 def main() -> None:
@@ -87,7 +87,7 @@ def train_published(task: Task) -> Trained:
     training, jitter = settings.training, settings.augmentation
     random.seed(settings.seed)
     torch.manual_seed(settings.seed)
-    encoder = build_untrained_encoder(settings).to(device).train()
+    encoder = build_starting_encoder(settings.model, settings.encoder, seed=settings.seed).to(device).train()
     heads = [
         CosFace(encoder.descriptor_dim, group.num_classes, settings.head.scale, settings.head.margin).to(device)
         for group in groups

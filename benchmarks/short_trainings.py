@@ -12,21 +12,23 @@ from accelerate import Accelerator
 from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
-from progeo.config.parsing import parse_settings
-from progeo.config.training import Settings
+from progeo.commands.train_encoder import build_training, train_encoder
+from progeo.commands.train_prompts import train_prompts
+from progeo.config.parsing import parse_arguments as parse_settings
+from progeo.config.settings import settings_of
+from progeo.config.training import EncoderSettings
 from progeo.data.decode import read_image
 from progeo.datasets.query_sets import QuerySet, load_query_set
 from progeo.engine.accelerator import start_accelerator
 from progeo.engine.run_folder import RunFolder
 from progeo.engine.stopping import StopRequest
-from progeo.evaluation.recall import recall_at
 from progeo.image_files import Orientation
 from progeo.models.backbones.position_embedding import as_height_width
 from progeo.models.encoder import Encoder
 from progeo.places.catalogue import read_catalogue
 from progeo.training.places import TrainingPlaces, read_training_places
 from progeo.training.trainer import ImageTraining
-from progeo.training.validation import retrieve
+from progeo.training.validation import Validation
 
 JPEG_QUALITY = 95
 
@@ -35,25 +37,15 @@ JPEG_QUALITY = 95
 class Task:
     """Settings, training images and validation set of a training."""
 
-    settings: Settings
+    settings: EncoderSettings
     places: TrainingPlaces
     val_set: QuerySet
     accelerator: Accelerator
 
     def recall_at_1(self, encoder: Encoder) -> float:
         """Compute the validation R@1 in percent."""
-        data = self.settings.data
-        predictions = retrieve(
-            encoder,
-            self.val_set,
-            self.accelerator,
-            count=1,
-            preprocessing=data.val_preprocessing,
-            batch_size=data.eval_batch_size,
-            num_workers=data.num_workers,
-            orientation=data.orientation,
-        )
-        return float(recall_at(predictions, self.val_set.positives, (1,))[0])
+        validation = Validation(self.val_set, self.settings.validation.preprocessing, self.settings.data)
+        return validation.recalls(encoder, self.accelerator)[1]
 
 
 @dataclass(frozen=True)
@@ -93,31 +85,31 @@ def build_task(config: Path, options: argparse.Namespace, words: Iterable[str], 
         raise ValueError(f"--steps must be a multiple of {per_epoch}, the steps of an epoch, got {options.steps}.")
     steps = ["--training.iterations_per_epoch", per_epoch, "--training.epochs", options.steps // per_epoch]
     steps += ["--training.checkpoint_every", per_epoch]  # none: that at the end of an epoch is not written here
-    data = settings.data
     if options.file_side is not None:
         copies = [
-            _small_copy(path, options.file_side, folder, data.orientation)
-            for path in (data.train_folder, data.val_folder)
+            _small_copy(path, options.file_side, folder, settings.data.orientation)
+            for path in (settings.data.train_folder, settings.validation.folder)
         ]
         steps += ["--data.train_folder", copies[0], "--validation.folder", copies[1]]
     settings = _parsed([*chosen, "--training.cache_images", "false", *words, *steps])
-    data = settings.data
+    validation = settings.validation
     val_set = load_query_set(
-        data.val_folder,
-        data.database,
-        data.queries,
-        radius_m=data.positive_radius_m,
-        angle_deg=data.positive_angle_deg,
+        validation.folder,
+        validation.database,
+        validation.queries,
+        radius_m=validation.positive_radius_m,
+        angle_deg=validation.positive_angle_deg,
     )
-    return Task(settings, read_training_places(settings), val_set, start_accelerator(settings.mixed_precision))
+    places = read_training_places(settings.data.train_folder, settings.cells)
+    return Task(settings, places, val_set, start_accelerator(settings.mixed_precision))
 
 
 def train_ours(task: Task, results: Callable[[ImageTraining], Sequence[Encoder]]) -> Trained:
     """Train as `stage2_image.py` does, without checkpoints; `results` selects the encoders to test."""
-    training = ImageTraining(task.settings, task.places, task.accelerator)
+    training = build_training(task.settings, task.places, task.accelerator)
     start = time.perf_counter()
     while not training.finished:
-        training.run_epoch(RunFolder(task.settings.run), StopRequest())
+        training.run_epoch(RunFolder(task.settings.out), StopRequest())
     seconds = time.perf_counter() - start
     recalls = tuple(task.recall_at_1(encoder) for encoder in results(training))
     task.accelerator.free_memory()
@@ -126,7 +118,7 @@ def train_ours(task: Task, results: Callable[[ImageTraining], Sequence[Encoder]]
 
 def print_head(config: Path, task: Task) -> None:
     """Print the configuration shared by the rows below."""
-    training, (height, width) = task.settings.training, as_height_width(task.settings.model.image_size)
+    training, (height, width) = task.settings.training, as_height_width(task.settings.encoder.image_size)
     steps = training.epochs * training.iterations_per_epoch
     print(
         f"{config}: {steps} steps of {training.batch_size}, {height} x {width} px, {len(task.val_set.queries)} queries"
@@ -137,12 +129,13 @@ def print_head(config: Path, task: Task) -> None:
 def print_row(name: str, recalls: Sequence[float], seconds: Sequence[float]) -> None:
     """Print mean and std over the seeds, seconds per step, and the R@1 of each seed."""
     each = " ".join(f"{value:5.1f}" for value in recalls)
-    spread = np.std(recalls, ddof=1) if len(recalls) > 1 else math.nan
-    print(f"{name:36}{np.mean(recalls):6.1f}{spread:6.1f}{np.mean(seconds):8.3f}  {each}", flush=True)
+    std = np.std(recalls, ddof=1) if len(recalls) > 1 else math.nan
+    print(f"{name:36}{np.mean(recalls):6.1f}{std:6.1f}{np.mean(seconds):8.3f}  {each}", flush=True)
 
 
-def _parsed(words: Iterable[object]) -> Settings:
-    return parse_settings(Settings, [str(word) for word in words], program="benchmark")
+def _parsed(words: Iterable[object]) -> EncoderSettings:
+    stage_1 = set(settings_of(train_prompts))
+    return parse_settings(train_encoder, [str(word) for word in words], others=lambda: stage_1)["settings"]
 
 
 def _small_copy(folder: Path, side: int, out: Path, orientation: Orientation) -> Path:

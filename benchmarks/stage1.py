@@ -21,7 +21,7 @@ from torchvision import transforms
 
 from benchmarks.images import write_images
 from benchmarks.timing import clock_of_one_core, min_seconds
-from progeo.config.training import DataSettings, Settings
+from progeo.data.options import DataOptions
 from progeo.data.samplers import permuted_batches
 from progeo.engine.accelerator import fits_device, start_accelerator
 from progeo.engine.checkpoint import save_checkpoint
@@ -32,6 +32,7 @@ from progeo.models.backbones.open_clip import NORMALIZATIONS, load_clip
 from progeo.models.pixel_statistics import pixel_statistics
 from progeo.models.prompts import PromptLearner
 from progeo.places.catalogue import read_catalogue
+from progeo.training.options import PromptOptions
 from progeo.training.prompt_group import GroupImages, GroupTraining
 
 ARCHITECTURE, DIMENSION = "ViT-B-32", 512
@@ -101,7 +102,7 @@ def compare_image_features(folder: Path) -> str:
                 architecture=ARCHITECTURE,
                 pixels=pixel_statistics(ARCHITECTURE, "random"),
                 batch_size=BATCH_SIZE,
-                num_workers=DataSettings(folder, folder).num_workers,
+                num_workers=DataOptions(train_folder=folder).num_workers,
                 max_unreadable_fraction=0,
             )
             return features.rows.take(np.arange(IMAGES))
@@ -144,9 +145,9 @@ def train_large_group(folder: Path) -> str:
     rows = np.arange(NUM_FEATURES)
     on_device = fits_device(2 * DIMENSION * NUM_FEATURES, accelerator)
     images = GroupImages(features, rows, labels=rows % NUM_CLASSES, accelerator=accelerator, on_device=on_device)
-    settings = Settings(folder, DataSettings(folder, folder))
-    training = GroupTraining(0, NUM_CLASSES, images=images, clip=clip, settings=settings, accelerator=accelerator)
-    batch_size = settings.prompts.batch_size
+    prompts = PromptOptions()
+    training = GroupTraining(0, NUM_CLASSES, images=images, clip=clip, prompts=prompts, seed=0, accelerator=accelerator)
+    batch_size = prompts.batch_size
     start = time.perf_counter()
     train_epoch(
         ([batch] for batch in permuted_batches(NUM_FEATURES, batch_size, seed=0, epoch=0)[:NUM_STEPS]),
