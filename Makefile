@@ -1,11 +1,12 @@
 # make demo   the whole job on a toy city, ending with a report
 # make test   the tests          make lint   ruff, mypy, import-linter
 # make bench  ours beside the plain formulation
+# make dist   the source archive and the wheel built from it
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench
+.PHONY: demo test lint bench dist
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -31,3 +32,6 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.places
 	$(BIN)/python -m benchmarks.evaluation
 	$(BIN)/python -m benchmarks.export
+
+dist: $(VENV)/.installed
+	$(BIN)/python -m build --outdir dist .

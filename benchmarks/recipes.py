@@ -1,8 +1,8 @@
 """Compare recipes of stage 2 at equal steps: one setting changed at a time, several seeds, without text.
 
-Run `python -m benchmarks.recipes CONFIG ... --file_side 128` with settings of stage 2, such as those in benchmarks/configs (whose
-folders are given by `--data.train_folder` and `--validation.folder`); docs/recipes.md holds the results. With `--file_side` images are copied at a smaller size
-first.
+Run `python -m benchmarks.recipes CONFIG ... --file_side 128` with settings of stage 2, such as those in
+benchmarks/configs (whose folders are given by `--data.train_folder` and `--validation.folder`); docs/recipes.md holds
+the results. With `--file_side` images are copied at a smaller size first.
 """
 
 import tempfile
