@@ -66,8 +66,8 @@ def _check_positions(images: Catalogue) -> None:
     if len(placeless):
         raise ValueError(
             f"{len(placeless):,} of {len(images):,} names in {images.folder} do not say where the image was taken, "
-            f"such as {images.name(int(placeless[0]))}: read positions from a table with `progeo dataset import table`, "
-            f"or see what is found without them with `progeo evaluate --no_labels`."
+            f"such as {images.name(int(placeless[0]))}: read positions from a table with `progeo dataset import "
+            f"table`, or see what is found without them with `progeo evaluate --no_labels`."
         )
 
 
