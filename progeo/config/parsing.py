@@ -221,7 +221,9 @@ def expected(setting: Setting) -> str:
         limits = re.search(r"(?<=restricted to be ).*", docs)
         is_whole = any(isinstance(kind, type) and issubclass(kind, int) for kind in setting.kinds)
         what = f"{'a whole number' if is_whole else 'a number'}{f' {limits[0]}' if limits else ''}"
-    if setting.may_be_list:
+    if setting.lengths:
+        what = f"{' or '.join(map(str, setting.lengths))} values, each {what}"
+    elif setting.may_be_list:
         what = f"a list, each {what}" if setting.is_list else f"{what}, or a list"
     return f"{what}, or null" if setting.may_be_null else what
 

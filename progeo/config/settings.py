@@ -58,6 +58,13 @@ class Setting:
         return any(get_origin(part) is tuple for part in (self.hint, *get_args(self.hint)))
 
     @property
+    def lengths(self) -> list[int]:
+        """Allowed numbers of values, if the setting always holds several and these are fixed."""
+        parts = [self.hint] if self.is_list else [part for part in get_args(self.hint) if part is not NoneType]
+        are_fixed = all(get_origin(part) is tuple and ... not in get_args(part) for part in parts)
+        return sorted(len(get_args(part)) for part in parts) if are_fixed else []
+
+    @property
     def is_text(self) -> bool:
         """Whether values are text, paths or named choices, not numbers."""
         return any(kind in (str, Path) or isinstance(kind, str) for kind in self.kinds)

@@ -54,9 +54,7 @@ def save_checkpoint(folder: Path, name: str, state: dict[str, Any]) -> Path:
     except OSError as error:
         _remove(unfinished)
         newest = newest_checkpoint(folder, names)
-        rest = (
-            f"{newest} is complete: make room and resume with `resume`." if newest else "There is none before it."
-        )
+        rest = f"{newest} is complete: make room and resume with `resume`." if newest else "There is none before it."
         raise OSError(f"{error}. {rest}") from None
     return final
 

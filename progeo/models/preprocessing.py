@@ -1,10 +1,13 @@
 """Image preprocessing: resizing, cropping and normalizing, for training and inference."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from progeo.models.options import QueryPreprocessing
+if TYPE_CHECKING:  # loading an encoder needs no jsonargparse
+    from progeo.models.options import QueryPreprocessing
 
 _MIN_SIDE_PX = 32
 """Minimum side that every encoder accepts."""
@@ -12,7 +15,7 @@ _MAX_ASPECT = 50
 """Maximum aspect ratio (longer / shorter side) if the aspect is kept: far above any panorama, yet bounds memory."""
 
 
-def preprocess_image(image: Tensor, kind: QueryPreprocessing, size: tuple[int, int]) -> Tensor:
+def preprocess_image(image: Tensor, kind: "QueryPreprocessing", size: tuple[int, int]) -> Tensor:
     """Resize or crop a uint8 image (3, H, W), bilinear with antialiasing.
 
     Args:
@@ -49,7 +52,7 @@ def preprocess_image(image: Tensor, kind: QueryPreprocessing, size: tuple[int, i
     return scaled if kind == "single_query" else torch.stack(F.five_crop(scaled, [min(size)]))
 
 
-def preprocessed_shape(kind: QueryPreprocessing, size: tuple[int, int], own: tuple[int, int]) -> tuple[int, int, int]:
+def preprocessed_shape(kind: "QueryPreprocessing", size: tuple[int, int], own: tuple[int, int]) -> tuple[int, int, int]:
     """Return the number, height and width of the images that `preprocess_image` makes of one image.
 
     Args:
@@ -63,7 +66,7 @@ def preprocessed_shape(kind: QueryPreprocessing, size: tuple[int, int], own: tup
     return (1, *size) if kind in ("hard_resize", "central_crop") else (5, min(size), min(size))
 
 
-def depends_on_shape(kind: QueryPreprocessing) -> bool:
+def depends_on_shape(kind: "QueryPreprocessing") -> bool:
     """Return whether the shape of a preprocessed image depends on that of the original image."""
     return kind in ("native", "single_query")
 

@@ -188,9 +188,7 @@ def check_same_partition(stored: Mapping[str, Any], partition: Partition, source
         return
     for name, value in current["settings"].items():
         if stored["settings"].get(name) != value:
-            raise ValueError(
-                f"{source} was made with `{name}` = {stored['settings'].get(name)}, now it is {value}."
-            )
+            raise ValueError(f"{source} was made with `{name}` = {stored['settings'].get(name)}, now it is {value}.")
     if stored["classes_per_group"] != current["classes_per_group"]:
         raise ValueError(
             f"{source} was made for {stored['classes_per_group']} classes per group, the images now give "

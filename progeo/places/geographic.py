@@ -135,7 +135,7 @@ def _refuse_zoneless(catalogues: Sequence[Catalogue], zones: set[int]) -> None:
                 f"{catalogue.name(int(zoneless.argmax()))}, and the others that they are compared with lie in zones "
                 f"{', '.join(map(str, sorted(zones)))}: nobody can tell how far apart they are. Name the zone of each "
                 f"(@utm_east@utm_north@zone@letter@.jpg), or give latitudes and longitudes to `progeo dataset "
-                f"from-table`."
+                f"import table`."
             )
 
 

@@ -80,15 +80,15 @@ def looking_alike(
 
 def _check_angle(database: Catalogue, queries: Catalogue, angle_deg: float, *, is_given: bool) -> None:
     if not 0 < angle_deg <= 180:
-        raise ValueError(f"positive_angle_deg must be above 0 and at most 180, got {angle_deg:g}.")
+        raise ValueError(f"`positive_angle_deg` must be above 0 and at most 180, got {angle_deg:g}.")
     if is_given:
         raise ValueError(
-            f"positive_angle_deg {angle_deg:g} cannot be used: the correct images of {queries.folder} are given, "
+            f"`positive_angle_deg` {angle_deg:g} cannot be used: the correct images of {queries.folder} are given, "
             f"and do not follow from distances and headings. Leave it out."
         )
     absent = [int(np.isnan(catalogue.heading).sum()) for catalogue in (database, queries)]
     if any(absent):
         raise ValueError(
-            f"positive_angle_deg {angle_deg:g} needs the heading of every image: {absent[0]:,} of {len(database):,} "
+            f"`positive_angle_deg` {angle_deg:g} needs the heading of every image: {absent[0]:,} of {len(database):,} "
             f"database images and {absent[1]:,} of {len(queries):,} queries have none. Leave it out."
         )

@@ -100,20 +100,8 @@ def test_an_idle_groups_head_stays_as_it_was(run):
 
 
 def test_without_text_neither_prompts_nor_their_loss_are_there(config, tmp_path):
-    main(
-        [
-            "train",
-            "encoder",
-            "--config",
-            str(config),
-            "--out",
-            str(tmp_path),
-            "--text.weight",
-            "0",
-            "--training.epochs",
-            "1",
-        ]
-    )
+    words = ["--out", str(tmp_path), "--text.weight", "0", "--training.epochs", "1"]
+    main(["train", "encoder", "--config", str(config), *words])
     assert not (tmp_path / "stage1").exists()
     assert set(metrics_of(tmp_path / "stage2")[1]) >= {"loss", "cosface"}
     assert "image_text" not in metrics_of(tmp_path / "stage2")[1]

@@ -12,10 +12,15 @@ from running import files_in, metrics_of
 
 from progeo.cli import main
 from progeo.commands.final_test import check_final_test, run_final_test
-from progeo.config.parsing import parse_settings
-from progeo.config.training import DataSettings, Settings
+from progeo.commands.train import train
+from progeo.commands.train_encoder import train_encoder
+from progeo.config.parsing import parse_arguments
+from progeo.config.settings import settings_of
+from progeo.config.training import EncoderSettings
+from progeo.data.options import DataOptions
 from progeo.engine.accelerator import start_accelerator
 from progeo.engine.run_folder import RunFolder
+from progeo.training.options import FinalTestOptions, ValidationOptions
 
 
 def stage_2(config, run, *arguments):
@@ -50,8 +55,8 @@ def test_its_settings_are_those_of_validation(config, city, tmp_path):
         config, tmp_path / "run", "--text.weight", 0, "--training.epochs", 1, "--training.iterations_per_epoch", 1,
         "--training.keep", "last", "--test.folder", tmp_path / "test", "--test.queries", "queries_v1",
         "--validation.preprocessing", "native", "--encoder.image_size", 32, "--data.orientation", "ignore",
-        "--validation.positive_radius_m", 40, "--validation.positive_angle_deg", 90, "--validation.folder", city / "test",
-        "--test.descriptor_cache", cache, "--mixed_precision", "bf16",
+        "--validation.positive_radius_m", 40, "--validation.positive_angle_deg", 90, "--mixed_precision", "bf16",
+        "--validation.folder", city / "test", "--test.descriptor_cache", cache,
     )  # fmt: skip
     summary = json.loads((tmp_path / "run/stage2/test/recalls.json").read_text())
     validated = metrics_of(tmp_path / "run/stage2")[1]  # on the same images
@@ -70,8 +75,8 @@ def test_folders_that_cannot_be_tested_on_are_refused_before_the_training(config
     sentence = failure(config, tmp_path / "run", "--test.folder", city / "test", "--test.queries", "queries_v2")
     folder = re.escape(str(city / "test"))
     assert re.search(
-        rf"There can be no final test on data\.test_folder {folder}: There is no folder {folder}/queries_v2\. Its "
-        rf"folders are data\.database database and data\.test_queries queries_v2;",
+        rf"There can be no final test on --test\.folder {folder}: There is no folder {folder}/queries_v2\. Its "
+        rf"folders are --validation\.database database and --test\.queries queries_v2; without --test\.folder there",
         sentence,
     )
     assert not (tmp_path / "run").exists()
@@ -81,10 +86,15 @@ def test_images_without_headings_are_refused_before_the_training_where_an_angle_
     for side in ("database", "queries"):
         (tmp_path / side).mkdir()
         Image.new("RGB", (64, 64)).save(tmp_path / side / "@0@0@.png")
-    data = DataSettings(tmp_path, tmp_path, test_folder=tmp_path)
-    check_final_test(data)
-    with pytest.raises(ValueError, match=r"^There can be no final test on data\.test_folder .*heading"):
-        check_final_test(dataclasses.replace(data, positive_angle_deg=40.0))
+    validation = ValidationOptions(folder=tmp_path)
+    test = FinalTestOptions(folder=tmp_path)
+    settings = EncoderSettings(
+        out=tmp_path / "run", data=DataOptions(train_folder=tmp_path), validation=validation, test=test
+    )
+    check_final_test(settings)
+    validation = dataclasses.replace(validation, positive_angle_deg=40.0)
+    with pytest.raises(ValueError, match=r"^There can be no final test on `test\.folder` .*heading"):
+        check_final_test(dataclasses.replace(settings, validation=validation))
 
 
 def test_where_it_fails_the_sentence_says_that_the_training_is_finished(run, config, city, tmp_path):
@@ -94,9 +104,8 @@ def test_where_it_fails_the_sentence_says_that_the_training_is_finished(run, con
     test = ["--test.folder", tmp_path / "test", "--test.descriptor_cache", tmp_path / "cache", "--resume", "true"]
     sentence = failure(config, tmp_path / "run", *test, "--data.max_unreadable_fraction", 0)
     assert f"training is finished, its encoder is in {tmp_path}/run/stage2/best, but the final test is not" in sentence
-    assert "1 of 6 images cannot be read, more than " in sentence
-    assert "max_unreadable_fraction" in sentence
-    assert "With --resume true it is run again; settings named here begin with data. in stage 2." in sentence
+    assert "1 of 6 images cannot be read, more than --data.max_unreadable_fraction allows" in sentence
+    assert "With --resume it is run again." in sentence
 
 
 def test_where_its_images_are_gone_by_then_the_sentence_says_so_and_a_lost_encoder_is_not_called_there(
@@ -104,12 +113,9 @@ def test_where_its_images_are_gone_by_then_the_sentence_says_so_and_a_lost_encod
 ):
     shutil.copytree(run, tmp_path / "run")
     shutil.copytree(city / "test", tmp_path / "test")
-    settings = parse_settings(
-        Settings,
-        ["--config", str(config), "--out", str(tmp_path / "run"), "--test.folder", str(tmp_path / "test")],
-        program="test",
-    )
-    check_final_test(settings.data)
+    words = ["--config", config, "--out", tmp_path / "run", "--test.folder", tmp_path / "test"]
+    settings = parse_arguments(train_encoder, [*map(str, words)], others=lambda: set(settings_of(train)))["settings"]
+    check_final_test(settings)
     shutil.rmtree(tmp_path / "test/queries")
     with pytest.raises(ValueError, match=r"training is finished, .* but the final test is not: There is no folder"):
         run_final_test(settings, RunFolder(tmp_path / "run/stage2"), start_accelerator("no"))

@@ -7,7 +7,6 @@ import torch
 from safetensors.torch import safe_open, save_file
 
 from progeo.commands.import_weights import import_weights
-from progeo.config.encoders import ImportSettings
 from progeo.export.weights import load_encoder
 from progeo.models.backbones.open_clip import load_clip
 from progeo.models.pixel_statistics import pixel_statistics
@@ -26,7 +25,7 @@ def test_the_clip_of_an_import_says_its_pixels_where_they_are_known(pixels, meta
     (tmp_path / "clip").mkdir()
     (tmp_path / "clip/open_clip_config.json").write_text(json.dumps(config))
     save_file(state, tmp_path / "clip/open_clip_model.safetensors")
-    folder = import_weights(ImportSettings(tmp_path / "clip", to=tmp_path / "encoder"))
+    folder = import_weights(tmp_path / "clip", out=tmp_path / "encoder")
     with safe_open(folder / "clip.safetensors", framework="pt") as file:
         assert file.metadata() == {"architecture": "tiny-vit", **metadata}
     spec, statistics = load_encoder(folder).spec, pixel_statistics("tiny-vit", str(folder / "clip.safetensors"))
@@ -38,8 +37,8 @@ def test_an_import_that_fails_leaves_nothing_and_can_be_tried_again(tmp_path):
     with file.open("wb") as stream:
         torch.save(load_clip("tiny-vit", "random").state_dict(), stream)
     with pytest.raises(ValueError, match="surrogates not allowed"):
-        import_weights(ImportSettings(file, to=tmp_path / "encoder"))
+        import_weights(file, out=tmp_path / "encoder")
     assert list(tmp_path.iterdir()) == [file]
-    import_weights(ImportSettings(file.rename(tmp_path / "clip.pth"), to=tmp_path / "encoder"))
+    import_weights(file.rename(tmp_path / "clip.pth"), out=tmp_path / "encoder")
     names = {path.name for path in (tmp_path / "encoder").iterdir()}
     assert names == {"clip.safetensors", "model.safetensors", "model.json"}

@@ -11,8 +11,8 @@ from running import metrics_of
 
 from progeo.cli import main
 from progeo.commands.localize import localize
-from progeo.config.evaluation import LocalizeSettings
 from progeo.export.weights import save_encoder
+from progeo.features.options import WorkOptions
 from progeo.models.encoder import build_encoder
 
 LYING = b"Exif\0\0II*\0" + struct.pack("<LHHHLHHL", 8, 1, 0x0112, 3, 1, 6, 0, 0)
@@ -77,14 +77,14 @@ def test_a_place_index_keeps_the_choice_for_its_photos(lying, tmp_path, orientat
     run_command(build, index, tmp_path / "cache", "--orientation", orientation)
     assert json.loads((index / "index.json").read_text())["orientation"] == orientation
     photos = tuple(sorted((lying / "queries").iterdir()))
-    found = localize(LocalizeSettings(photos=photos, index=index, num_workers=0, top=1))
+    found = localize(photos, index=index, work=WorkOptions(num_workers=0), top=1)
     expected = sorted(path.name for path in folder.iterdir())[0 if orientation == "exif" else 2 :][:2]
     assert [answer.matches[0].path.rpartition("/")[2] for answer in found] == expected
     about = json.loads((index / "index.json").read_text())
     if orientation == "exif":  # as an index from before there was a choice
         del about["orientation"]
         (index / "index.json").write_text(json.dumps(about))
-        again = localize(LocalizeSettings(photos=photos, index=index, num_workers=0, top=1))
+        again = localize(photos, index=index, work=WorkOptions(num_workers=0), top=1)
         assert [each.matches for each in again] == [each.matches for each in found]
 
 
@@ -94,16 +94,15 @@ def test_both_stages_train_and_validate_on_pixels_as_they_are_stored(city, confi
         for path in (tmp_path / part).rglob("*.jpg"):
             say_lying(path)
     settings = {
-        "run": tmp_path / "run",
+        "out": tmp_path / "run",
         "data.train_folder": tmp_path / "train",
-        "data.val_folder": tmp_path / "val",
         "data.orientation": "ignore",
-        "prompts.feature_cache": tmp_path / "features",
-        "training.epochs": 1,
     }
     words = [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
-    for stage in ("stage1", "stage2"):
-        main([stage, "--config", str(config), *words])
+    stage1 = ["--prompts.feature_cache", str(tmp_path / "features")]
+    stage2 = ["--validation.folder", str(tmp_path / "val"), "--training.epochs", "1"]
+    main(["train", "prompts", "--config", str(config), *words, *stage1])
+    main(["train", "encoder", "--config", str(config), *words, *stage2])
     for stage, count in (("stage1", None), ("stage2", 2)):
         upright, stored = metrics_of(run / stage), metrics_of(tmp_path / "run" / stage)
         assert stored == upright[:count]

@@ -6,12 +6,12 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from progeo.config.evaluation import LocalizeSettings
 from running import files_in
 
 from progeo.cli import main
 from progeo.commands.localize import localize
 from progeo.export.weights import load_encoder, save_encoder
+from progeo.features.options import WorkOptions
 from progeo.localization.place_index import open_place_index
 from progeo.models.encoder import build_encoder
 
@@ -67,8 +67,11 @@ def test_what_is_found_is_written_with_distances_and_without_recalls(more, photo
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("", r"4 of 4 names in .*database do not say .*, such as a.jpg: .*from-table`, or .*evaluate --no_labels true"),
-        ("--no_labels true --protocol pitts30k_test", "pitts30k_test needs known positions: omit `no_labels` or"),
+        ("", r"4 of 4 names in .*database do not say .*, such as a.jpg: .*import table`, or .*evaluate --no_labels`"),
+        (
+            "--no_labels true --protocol pitts30k_test",
+            "pitts30k_test needs known positions: omit --no_labels or",
+        ),
     ],
 )
 def test_recalls_of_images_without_positions_are_refused(words, sentence, photos, tmp_path):
@@ -97,12 +100,13 @@ def test_an_index_answers_with_images_whose_place_it_does_not_know(index, tmp_pa
         gray(tmp_path / f"{level}.jpg", level)
     photos = (tmp_path / "3.jpg", tmp_path / "203.jpg")
     out = tmp_path / "answers.json"
-    unknown, known = localize(LocalizeSettings(photos=photos, index=index, num_workers=0, top=1, out=out))
+    unknown, known = localize(photos, index=index, work=WorkOptions(num_workers=0), top=1, out=out)
     assert unknown.matches[0].path.endswith("/0.jpg")
     for answer in (unknown.matches[0], json.loads(out.read_text())[0]["matches"][0]):
         values = answer if isinstance(answer, dict) else vars(answer)
         assert [values[name] for name in ("latitude", "longitude", "east_m", "north_m")] == [None] * 4
     assert (known.matches[0].east_m, known.matches[0].latitude) == (550000, pytest.approx(37.76596, abs=1e-5))
+    main(["localize", *map(str, photos), "--index", str(index), "--num_workers", "0", "--top", "1"])
     shown = capsys.readouterr().out.splitlines()
     assert shown[0] == f"{photos[0]}: no known position"
     assert shown[2] == f"{photos[1]}: 37.76596, -122.43231"

@@ -105,13 +105,13 @@ def test_pictures_that_can_all_be_read_say_nothing_of_it(pictures, cache, tmp_pa
         "evaluate --encoder thumbnail --folder {pictures} --out x",
         "compare thumbnail --folder {pictures} --out x",
         "index build --encoder {encoder} --folder {pictures}/database --out x",
-        "reduce --encoder {encoder} --folder {pictures}/database --out x --dim 4",
+        "pca --encoder {encoder} --folder {pictures}/database --out x --dim 4",
     ],
 )
 def test_too_many_are_refused_with_the_setting(words, pictures, encoder, cache, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sentence = (
-        r"1 of 10 images cannot be read, more than .*max_unreadable_fraction.? allows: .*@550280@.* cannot be decoded"
+        r"1 of 10 images cannot be read, more than --max_unreadable_fraction allows: .*@550280@.* cannot be decoded"
     )
     with pytest.raises(SystemExit, match=sentence):
         none = ("--max_unreadable_fraction", "0")
@@ -138,18 +138,8 @@ def test_a_table_of_encoders_skips_them_too(pictures, cache, tmp_path):
 
 def test_a_place_index_holds_the_images_that_can_be_read(pictures, encoder, cache, tmp_path):
     folder = tmp_path / "index"
-    run(
-        "index",
-        "build",
-        "--folder",
-        pictures / "database",
-        "--encoder",
-        encoder,
-        "--out",
-        folder,
-        *SETTING,
-        cache=cache,
-    )
+    words = ["--folder", pictures / "database", "--encoder", encoder, "--out", folder]
+    run("index", "build", *words, *SETTING, cache=cache)
     run("index", "add", "--folder", pictures / "queries", "--index", folder, *SETTING, cache=cache)
     opened = open_place_index(folder)
     readable = [name(place) for place in range(10) if place != BROKEN]
@@ -178,7 +168,7 @@ def test_components_are_fitted_to_the_images_that_can_be_read(pictures, encoder,
         "evaluate --encoder thumbnail --folder {root} --database pictures --queries broken --no_labels true --out",
         "evaluate --encoder thumbnail --folder {root} --database broken --queries pictures --out",
         "index build --encoder {encoder} --folder {root}/broken --out",
-        "reduce --encoder {encoder} --folder {root}/broken --dim 4 --out",
+        "pca --encoder {encoder} --folder {root}/broken --dim 4 --out",
     ],
 )
 def test_images_of_which_none_can_be_read_are_refused_and_nothing_is_written(words, pictures, encoder, tmp_path):

@@ -4,10 +4,10 @@ import csv
 import json
 
 import pytest
-from progeo.commands.check import check_dataset
 
 from progeo.cli import main
-from progeo.config.datasets import DatasetCheckSettings
+from progeo.commands.dataset_check import check_dataset
+from progeo.config.datasets import CheckSettings
 from progeo.places.catalogue import read_catalogue
 from progeo.places.positives import find_positives
 
@@ -39,24 +39,14 @@ def test_an_evaluation_counts_and_names_the_viewing_angle(city, evaluation, tmp_
 
 
 def test_a_protocol_and_a_viewing_angle_are_refused(evaluation):
-    with pytest.raises(SystemExit, match=r"`protocol` msls_val ignores headings.*omit one of them"):
+    with pytest.raises(SystemExit, match=r"--protocol msls_val ignores headings.*omit one of them"):
         main([*evaluation, "20", "--protocol", "msls_val"])
 
 
 def test_a_training_looks_at_the_viewing_angle_of_its_validation(config, tmp_path):
-    with pytest.raises(SystemExit, match="positive_angle_deg must be above 0 and at most 180, got 200"):
-        main(
-            [
-                "train",
-                "encoder",
-                "--config",
-                str(config),
-                "--out",
-                str(tmp_path),
-                "--validation.positive_angle_deg",
-                "200",
-            ]
-        )
+    words = ["train", "encoder", "--config", str(config), "--out", str(tmp_path)]
+    with pytest.raises(SystemExit, match=r"--validation\.positive_angle_deg must be above 0 and at most 180, got 200"):
+        main([*words, "--validation.positive_angle_deg", "200"])
 
 
 def test_a_check_lists_queries_that_no_image_near_them_looks_like(tmp_path):
@@ -64,7 +54,7 @@ def test_a_check_lists_queries_that_no_image_near_them_looks_like(tmp_path):
         (tmp_path / side).mkdir()
         (tmp_path / side / f"@0@0@@@@@@@{heading}@@@@@@.jpg").touch()
     missing = [
-        len(check_dataset(DatasetCheckSettings(tmp_path, positive_angle_deg=angle))["queries_without_positive"])
+        len(check_dataset(tmp_path, settings=CheckSettings(positive_angle_deg=angle))["queries_without_positive"])
         for angle in (None, 89, 90)
     ]
     assert missing == [0, 1, 0]

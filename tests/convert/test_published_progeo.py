@@ -152,7 +152,7 @@ def test_a_tower_that_open_clip_does_not_know_and_a_size_that_does_not_fit_are_r
         imported(published_vit(), tmp_path, "--image_size", "[64,256]")
     with pytest.raises(SystemExit, match=r"is 5 x 4 cells of 16 pixels, but the .* is for 24 cells\."):
         imported(published_vit(grid=(4, 6)), tmp_path, "--image_size", "[80,64]")
-    with pytest.raises(SystemExit, match="is for 24 cells, not a square: set `image_size` to"):
+    with pytest.raises(SystemExit, match="is for 24 cells, not a square: set --image_size to"):
         imported(published_vit(grid=(4, 6)), tmp_path)
 
 

@@ -97,10 +97,10 @@ def test_a_part_of_a_batch_is_augmented_as_it_is_within_the_whole():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"brightness": 1.5}, "augmentation.brightness must be from 0 to 1, got 1.5"),
-        ({"hue": 0.7}, "augmentation.hue must be from 0 to 0.5, got 0.7"),
-        ({"crop_scale": (0.8, 0.5)}, "augmentation.crop_scale must rise"),
-        ({"crop_ratio": (0.0, 1.0)}, "augmentation.crop_ratio must rise"),
+        ({"brightness": 1.5}, "`brightness` must be from 0 to 1, got 1.5"),
+        ({"hue": 0.7}, "`hue` must be from 0 to 0.5, got 0.7"),
+        ({"crop_scale": (0.8, 0.5)}, "`crop_scale` must rise"),
+        ({"crop_ratio": (0.0, 1.0)}, "`crop_ratio` must rise"),
     ],
 )
 def test_strengths_out_of_range_are_refused(changes, words):

@@ -18,7 +18,7 @@ def test_a_new_run_holds_its_settings_its_environment_and_a_log(tmp_path):
 
 def test_a_folder_with_a_run_is_opened_only_to_go_on(tmp_path):
     open_run(tmp_path, SETTINGS, resume=False)
-    with pytest.raises(ValueError, match="already holds a run: add --resume true"):
+    with pytest.raises(ValueError, match="already holds a run: set `resume` to resume it, or name another `out`"):
         open_run(tmp_path, SETTINGS, resume=False)
     open_run(tmp_path, SETTINGS, resume=True)
 
@@ -29,7 +29,7 @@ def test_a_run_does_not_go_on_with_other_settings_unless_they_may_change_or_it_l
     (tmp_path / "checkpoints/.unfinished-epoch_000001_step_000000").mkdir(parents=True)
     open_run(tmp_path, SETTINGS, resume=True)
     (tmp_path / "checkpoints/epoch_000001_step_000000").mkdir()
-    with pytest.raises(ValueError, match=r"other settings: cells.cell_side_m was 10, now 20\. Name another"):
+    with pytest.raises(ValueError, match=r"other settings: cells.cell_side_m was 10, now 20\. Name another `out`"):
         open_run(tmp_path, changed, resume=True, may_change=("epochs",))
     open_run(tmp_path, {**SETTINGS, "epochs": 9}, resume=True, may_change=("epochs",))
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["epochs"] == 9
@@ -47,7 +47,7 @@ def test_a_run_does_not_go_on_with_other_settings_unless_they_may_change_or_it_l
 def test_a_run_from_before_a_setting_had_its_default_and_one_under_a_former_name_its_value(tmp_path, now, changed):
     open_run(tmp_path, {**SETTINGS, "max": 7}, resume=False)
     (tmp_path / "checkpoints/epoch_000001_step_000000").mkdir(parents=True)
-    defaults = {"seed": 1, "cells": {"cell_side_m": 20, "groups": 1}, "most": 5}
+    defaults = {"seed": 1, "cells.cell_side_m": 20, "cells.groups": 1, "most": 5}
     settings = {**SETTINGS, "most": 7, "cells": {"cell_side_m": 10, "groups": 1}, **now}
     found = []
     open_run(

@@ -157,7 +157,9 @@ def test_damaged_statistics_are_refused(extract):
     _, _, folder = extract("calibrated")
     (folder / "rows_00001.npy").unlink()
     (folder / "batch_norm.safetensors").write_bytes(b"corrupt")
-    with pytest.raises(ValueError, match=rf"{folder}/batch_norm.safetensors is not a whole .*: remove {folder}, and"):
+    with pytest.raises(
+        ValueError, match=rf"{folder}/batch_norm.safetensors is not a complete .*: remove {folder}, and"
+    ):
         extract("calibrated")
 
 

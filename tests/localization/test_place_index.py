@@ -15,7 +15,6 @@ import pytest
 import torch
 import utm
 from PIL import Image
-from progeo.config.evaluation import LocalizeSettings
 from running import files_in
 
 from progeo.cli import main
@@ -23,6 +22,7 @@ from progeo.commands.localize import localize
 from progeo.data.decode import read_image
 from progeo.evaluation.search import Neighbors
 from progeo.export.weights import load_encoder, save_encoder
+from progeo.features.options import WorkOptions
 from progeo.localization.localize import text_descriptor
 from progeo.localization.place_index import open_place_index
 from progeo.models.backbones.open_clip import known_architectures, load_clip
@@ -67,7 +67,7 @@ def built(city, encoder, cache, tmp_path_factory):
 
 
 def localized(index, *photos, **settings):
-    return localize(LocalizeSettings(photos=tuple(photos), index=index, num_workers=0, **settings))
+    return localize(photos, index=index, work=WorkOptions(num_workers=0), **settings)
 
 
 def test_an_index_is_a_folder_with_all_that_it_takes(built, city):
@@ -177,6 +177,7 @@ def test_a_sentence_finds_the_images_that_clip_finds_nearest(city, cache, tmp_pa
     command("index build", cache, folder=city / "test/database", encoder=name, out=tmp_path / "index")
     encoder, clip = load_encoder(name), load_clip("tiny-vit", weights)
     Path(weights).unlink()
+    capsys.readouterr()
     main(["localize", "--text", "a street with palm trees", "--index", str(tmp_path / "index"), "--top", "12"])
     shown = capsys.readouterr().out.splitlines()
     images = read_catalogue(city / "test/database")
@@ -212,7 +213,7 @@ def test_mistakes_end_in_a_sentence(words, sentence, built, city, encoder, tmp_p
 def sparse(city, encoder, cache, tmp_path_factory):
     """An index of many lists, of which a search looks through few, for photos of five crops."""
     folder = tmp_path_factory.mktemp("sparse") / "index"
-    more = {"index": "IVF20,Flat", "probes": 2, "query_preprocessing": "five_crops"}
+    more = {"faiss": "IVF20,Flat", "probes": 2, "query_preprocessing": "five_crops"}
     command("index build", cache, folder=city / "train", encoder=encoder, out=folder, **more)
     return folder
 
@@ -366,18 +367,8 @@ def test_calibration_measures_across_a_border_of_zones(encoder, cache, tmp_path)
         Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize((48, 48)).save(images / name)
         rows.append(f"{name},{latitude},{longitude}")
     (tmp_path / "table.csv").write_text("\n".join(["path,latitude,longitude", *rows]))
-    main(
-        [
-            "dataset",
-            "import",
-            "table",
-            str(tmp_path / "table.csv"),
-            "--out",
-            str(tmp_path / "known"),
-            "--images",
-            str(images),
-        ]
-    )
+    table = ["table", str(tmp_path / "table.csv"), "--images", str(images)]
+    main(["dataset", "import", *table, "--out", str(tmp_path / "known")])
     command("index build", cache, folder=tmp_path / "known", encoder=encoder, out=tmp_path / "index")
     command("index calibrate", cache, folder=blurred(images.iterdir(), tmp_path / "seen"), index=tmp_path / "index")
     assert json.loads((tmp_path / "index/index.json").read_text())["calibration"]["num_correct"] == 30
@@ -407,7 +398,7 @@ def test_a_photo_too_small_for_a_native_index_is_named_and_the_others_are_locali
     Image.new("RGB", (20, 20)).save(tmp_path / "small.jpg")
     photo = next((city / "test/database").iterdir())
     small, fine = localized(tmp_path / "index", tmp_path / "small.jpg", photo)
-    assert "small.jpg cannot be described: 20 x 20 pixels are fewer than 32 a side" in small.error
+    assert "small.jpg cannot be preprocessed: 20 x 20 pixels are fewer than 32 a side" in small.error
     assert fine.matches[0].path == str(photo)
 
 

@@ -103,13 +103,13 @@ def test_images_without_any_heading_make_classes_of_cells():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"num_groups": 3}, "num_groups is 3, but there are 2 groups"),
+        ({"num_groups": 3}, "`num_groups` is 3, but there are 2 groups"),
         ({"num_groups": 0}, "choose from 1 to 2"),
-        ({"min_images_per_class": 9}, "No class has cells.min_images_per_class = 9 images: 3 images fell into 2"),
-        ({"heading_bin_deg": 7}, "cells.heading_bin_deg must divide 360, got 7"),
-        ({"cell_side_m": 0}, "cells.cell_side_m must be at least 1"),
-        ({"groups_per_heading": 5}, "must divide the number of heading bins, 12"),
-        ({"groups_per_side": 0}, "cells.groups_per_side must be at least 1"),
+        ({"min_images_per_class": 9}, "No class has `min_images_per_class` = 9 images: 3 images fell into 2"),
+        ({"heading_bin_deg": 7}, "`heading_bin_deg` must divide 360, got 7"),
+        ({"cell_side_m": 0}, "`cell_side_m` must be at least 1"),
+        ({"groups_per_heading": 5}, "`groups_per_heading` must divide the number of heading bins, 12"),
+        ({"groups_per_side": 0}, "`groups_per_side` must be at least 1"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_with_what_is_allowed(changes, words):
@@ -119,7 +119,7 @@ def test_settings_that_cannot_work_are_refused_with_what_is_allowed(changes, wor
 
 def test_headings_of_some_images_only_are_refused_unless_headings_are_not_used():
     rows = [(1, 1, 5), (2, 2, None)]
-    with pytest.raises(ValueError, match=r"1 of 2 images .* no heading. Set cells.heading_bin_deg to 360"):
+    with pytest.raises(ValueError, match=r"1 of 2 images .* no heading. Set `heading_bin_deg` to 360"):
         partition_of(rows)
     assert partition_of(rows, heading_bin_deg=360, groups_per_heading=1).groups[0].num_classes == 1
 
@@ -136,7 +136,7 @@ def test_a_partition_that_does_not_match_is_refused_with_what_differs():
     rows = [(1, 1, 5), (55, 1, 5)]
     stored = partition_of(rows).describe()
     check_same_partition(stored, partition_of(rows), "prompts")
-    with pytest.raises(ValueError, match=r"prompts was made with cells.groups_per_side = 5, now it is 1"):
+    with pytest.raises(ValueError, match=r"prompts was made with `groups_per_side` = 5, now it is 1"):
         check_same_partition(stored, partition_of(rows, groups_per_side=1), "prompts")
     with pytest.raises(ValueError, match=r"made for \[2\] classes per group, the images now give \[3\]"):
         check_same_partition(stored, partition_of([*rows, (105, 1, 5)]), "prompts")

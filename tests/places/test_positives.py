@@ -69,5 +69,5 @@ def test_images_without_heading_are_refused_with_their_counts(tmp_path):
 @pytest.mark.parametrize("angle_deg", [0, -1, 181, np.nan])
 def test_an_angle_that_is_none_is_refused(tmp_path, angle_deg):
     one = images(tmp_path, (0, 10))
-    with pytest.raises(ValueError, match=f"positive_angle_deg must be above 0 and at most 180, got {angle_deg}"):
+    with pytest.raises(ValueError, match=f"`positive_angle_deg` must be above 0 and at most 180, got {angle_deg}"):
         find_positives(one, one, 25, angle_deg=angle_deg)

@@ -111,7 +111,7 @@ def test_the_queries_of_msls_are_those_that_its_index_names(tmp_path):
 def test_of_several_sets_in_a_folder_one_is_chosen(tmp_path):
     for name, rows in (("pitts30k_val", [0, 1]), ("pitts30k_test", [2, 2])):
         save(tmp_path, **{f"{name}_dbImages": DATABASE, f"{name}_qImages": QUERIES, f"{name}_gt": rows})
-    with pytest.raises(ValueError, match="holds the sets 'pitts30k_test', 'pitts30k_val': choose one with --name"):
+    with pytest.raises(ValueError, match="holds the sets 'pitts30k_test', 'pitts30k_val': choose one with `name`"):
         read_arrays(tmp_path, tmp_path)
     for name in ("pitts30k_test", "pitts30k_test_"):
         assert positives(read_arrays(tmp_path, tmp_path, name)) == [[2], [2]]

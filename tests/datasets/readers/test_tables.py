@@ -292,7 +292,7 @@ def test_columns_may_be_named(read):
         ({"path": "{key:>7}.jpg"}, "{key:>7} cannot be read. Give {key}, or zeros in front"),
         ({"path": "{key.jpg"}, "path {key.jpg cannot be read"),
         ({"path": "{key}.jpg", "columns": {"path": "key"}}, r"column of paths \(key\) or a template .*, not both"),
-        ({}, "needs a column path; it has key, y, x. Say which one it is with --columns path=NAME"),
+        ({}, "needs a column path; it has key, y, x. Say which one it is with `columns` path=NAME"),
     ],
 )
 def test_columns_and_templates_that_cannot_be_are_refused(read, more, words):

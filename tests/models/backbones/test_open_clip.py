@@ -200,7 +200,7 @@ def test_an_archive_of_openai_has_quickgelu_and_one_of_another_network_is_refuse
         archive.register_buffer(name, torch.tensor(77))
     torch.jit.save(torch.jit.trace(archive, torch.rand(1)), tmp_path / "clip.pt")
     images = torch.randn(2, 3, 128, 128)
-    start_log(None)
+    start_log()
     for architecture in ("tiny-vit", "tiny-vit-quickgelu"):
         clip = load_clip(architecture, str(tmp_path / "clip.pt"))
         assert torch.equal(clip.encode_image(images), source.encode_image(images))
@@ -231,7 +231,7 @@ def test_weights_of_unknown_activation_get_that_of_the_architecture_and_a_log_li
     else:
         save_file(state, path)
     images = torch.randn(2, 3, 128, 128)
-    start_log(None)
+    start_log()
     assert torch.equal(load_clip(architecture, str(path)).encode_image(images), source.encode_image(images))
     said = capsys.readouterr().err
     assert f"{path}: the activation of these weights is unknown: {taken} is used; {other}\n" in said
@@ -242,7 +242,7 @@ def test_a_file_beside_a_configuration_of_open_clip_has_its_activation(tmp_path,
     source, path = load_clip("tiny-vit-quickgelu", "random", seed=7), tmp_path / "open_clip_pytorch_model.bin"
     torch.save(source.state_dict(), path)
     config = tmp_path / "open_clip_config.json"
-    start_log(None)
+    start_log()
     images = torch.randn(2, 3, 128, 128)
     for quick in (True, False):
         model = {**open_clip.get_model_config("tiny-vit"), "quick_gelu": quick}

@@ -81,7 +81,7 @@ def test_weights_are_read_from_a_checkpoint_of_any_training(before, tmp_path, ca
     state = classifier("resnet18", seed=3).state_dict()
     named = {f"{before}{name}": tensor for name, tensor in state.items()}
     torch.save({"epoch": 3, "state_dict": named, "best": np.array([81.5])}, tmp_path / "last.ckpt")
-    start_log(None)
+    start_log()
     assert torch.equal(load_convnet("resnet18", str(tmp_path / "last.ckpt")).conv1.weight, state["conv1.weight"])
     assert f"{tmp_path}/last.ckpt: skipped, not part of the weights: epoch, best\n" in capsys.readouterr().err
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from open_clip import SimpleTokenizer
-from progeo.config.encoders import ImportSettings
 from safetensors.torch import load_file
 from torch import nn
 
@@ -24,6 +23,11 @@ from progeo.training.prompt_files import load_text_features
 
 CELLS = {"cell_side_m": 10, "heading_bin_deg": 30, "groups_per_side": 2, "groups_per_heading": 1}
 NAME = "raw_M10_N2_alpha30_L1_mipc2.torch"
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +123,8 @@ def test_prompts_of_all_groups_become_those_of_stage_1_in_our_order(clip, learne
 @pytest.mark.parametrize(
     ("order", "with_classes", "with_clip", "reason"),
     [
-        ([2, 0, 3, 1], False, False, "was not given with --class_order"),
-        ([2, 0, 3, 1], True, False, "the CLIP whose text tower reads them was not given with --clip"),
+        ([2, 0, 3, 1], False, False, "name the file with their classes with `class_order`"),
+        ([2, 0, 3, 1], True, False, "name the CLIP whose text tower encodes them with `clip`"),
         ([2, 0, 3, 1], True, True, "the 2 groups that it met first of 4, stage 2 here takes the first 2"),
     ],
 )
@@ -184,17 +188,10 @@ def test_classes_or_a_clip_that_do_not_fit_are_refused(clip, learner_class, tmp_
     assert f"{order} names a class twice" in failure("--class_order", order)
     torch.save((groups, images), tmp_path / "raw_M0_N2_alpha30_L1_mipc2.torch")
     assert "missing from the name raw_M0_N2_alpha30_L1_mipc2.torch" in failure(
-        *(
-            "--class_order",
-            tmp_path / "raw_M0_N2_alpha30_L1_mipc2.torch",
-            "--clip",
-            "tiny-vit",
-            "--clip_weights",
-            clip[1],
-        )
-    )
+        "--class_order", tmp_path / "raw_M0_N2_alpha30_L1_mipc2.torch", "--clip", "tiny-vit", "--clip_weights", clip[1]
+    )  # fmt: skip
     for option in (["--image_size", "64"], ["--quickgelu", "true"], ["--normalized", "false"]):
-        assert "--image_size, --normalized and --quickgelu are for encoders" in failure(*option)
+        assert "--weights_in, --image_size, --normalized and --quickgelu are for encoders" in failure(*option)
     del learners[1].token_suffix
     torch.save(learners, tmp_path / "last.pth")
     assert "the prompt learner of group 1 has no token_suffix" in failure()
@@ -236,11 +233,9 @@ def test_an_import_that_cannot_write_its_last_file_leaves_nothing(clip, learner_
     with file.open("wb") as stream:
         torch.save(learned(learner_class, clip[0], groups), stream)
     torch.save((groups, images), tmp_path / NAME)
-    settings = ImportSettings(
-        file, to=tmp_path / "prompts", class_order=tmp_path / NAME, clip="tiny-vit", clip_weights=clip[1]
-    )
+    options = {"class_order": tmp_path / NAME, "clip": "tiny-vit", "clip_weights": clip[1]}
     with pytest.raises(ValueError, match="surrogates not allowed"):
-        import_weights(settings)
+        import_weights(file, out=tmp_path / "prompts", **options)
     assert {path.name for path in tmp_path.iterdir()} == {file.name, NAME}
 
 

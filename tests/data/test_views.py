@@ -5,10 +5,10 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from progeo.commands.views import cut_panoramas
 
 from progeo.cli import main
-from progeo.config.datasets import DatasetViewsSettings
+from progeo.data.options import ViewOptions
+from progeo.data.views import cut_panoramas
 from progeo.places.catalogue import read_catalogue
 
 
@@ -25,8 +25,9 @@ def panoramas(tmp_path):
     return folder
 
 
-def settings(panoramas, tmp_path, **changes):
-    return DatasetViewsSettings(panoramas, tmp_path / "views", **{"headings": 4, "fov": 60.0, "size": 16, **changes})
+def cut(panoramas, out, **changes):
+    cut_panoramas(panoramas, out, ViewOptions(**{"headings": 4, "fov": 60.0, "size": 16, **changes}))
+    return out
 
 
 def colors_of(folder, pano_id):
@@ -38,7 +39,7 @@ def colors_of(folder, pano_id):
 
 def test_views_look_where_their_names_say(panoramas, tmp_path):
     words = ["--headings", "4", "--fov", "60", "--size", "16"]
-    main(["dataset", "views", str(panoramas), str(tmp_path / "views"), *words])
+    main(["dataset", "views", str(panoramas), "--out", str(tmp_path / "views"), *words])
     assert colors_of(tmp_path / "views", "known") == ["black", "red", "green", "blue"]  # north is left of heading 90
     assert colors_of(tmp_path / "views", "unknown") == ["red", "green", "blue", "black"]
     catalogue = read_catalogue(tmp_path / "views")
@@ -49,52 +50,51 @@ def test_views_look_where_their_names_say(panoramas, tmp_path):
 
 
 def test_only_missing_and_truncated_views_are_cut_again(panoramas, tmp_path):
-    folder = cut_panoramas(settings(panoramas, tmp_path))
+    folder = cut(panoramas, tmp_path / "views")
     first, second, third = sorted(folder.glob("*.jpg"))[:3]
     content = {path: path.read_bytes() for path in folder.glob("*.jpg")}
     first.unlink()
     second.write_bytes(content[second][:-20])
     kept = content[third][:2] + b"kept" + content[third][2:]
     third.write_bytes(kept)
-    cut_panoramas(settings(panoramas, tmp_path))
+    cut(panoramas, tmp_path / "views")
     assert {path: path.read_bytes() for path in folder.glob("*.jpg")} == {**content, third: kept}
     assert {path.name for path in folder.iterdir()} == {"views.json", *(path.name for path in content)}
 
 
 def test_views_of_other_settings_are_not_mixed(panoramas, tmp_path):
-    cut_panoramas(settings(panoramas, tmp_path))
-    with pytest.raises(ValueError, match=r"views holds views of other settings: .*'fov': 60.0.*now .*'fov': 90.0"):
-        cut_panoramas(settings(panoramas, tmp_path, fov=90.0))
+    cut(panoramas, tmp_path / "views")
+    with pytest.raises(ValueError, match=r"views holds views of other options: .*'fov': 60.0.*now .*'fov': 90.0"):
+        cut(panoramas, tmp_path / "views", fov=90.0)
 
 
 def test_a_panorama_that_cannot_be_read_is_named_and_the_others_are_cut(panoramas, tmp_path):
     (panoramas / "@1@2@10@S@@@broken@@0@.jpg").write_bytes(b"broken")
-    folder = cut_panoramas(settings(panoramas, tmp_path))
+    folder = cut(panoramas, tmp_path / "views")
     assert len(list(folder.glob("*.jpg"))) == 8
     shutil.rmtree(folder)
     for path in panoramas.iterdir():
         path.write_bytes(b"broken")
     with pytest.raises(ValueError, match=r"None of the 3 panoramas of .* can be read"):
-        cut_panoramas(settings(panoramas, tmp_path))
+        cut(panoramas, tmp_path / "views")
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"fov": 180.0}, "fov must be below 180 degrees, got 180"),
+        ({"fov": 180.0}, "`fov` must be below 180 degrees, got 180"),
         ({"out": "panoramas/views"}, "lies in .*, where views would be taken for panoramas"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(panoramas, tmp_path, changes, words):
-    if "out" in changes:
-        changes = {"out": tmp_path / changes["out"]}
-    values = {**vars(settings(panoramas, tmp_path)), **changes}
+def test_options_that_cannot_be_are_refused(panoramas, tmp_path, changes, words):
+    out = tmp_path / changes.pop("out", "views")
     with pytest.raises(ValueError, match=words):
-        cut_panoramas(DatasetViewsSettings(**values))
+        cut(panoramas, out, **changes)
+    assert not out.exists()
 
 
 def test_a_part_of_a_panorama_is_refused_before_anything_is_cut(panoramas, tmp_path):
     Image.new("RGB", (128, 32)).save(panoramas / "@1@2@10@S@@@part@@0@.jpg")
     with pytest.raises(ValueError, match=r"1 of 3 panoramas are not twice .*part@@0@\.jpg with 128 x 32 pixels"):
-        cut_panoramas(settings(panoramas, tmp_path))
+        cut(panoramas, tmp_path / "views")
     assert not (tmp_path / "views").exists()

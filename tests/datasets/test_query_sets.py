@@ -1,12 +1,10 @@
 """Folders as the field's dataset downloader and SF-XL leave them, with names written as theirs."""
 
 import pytest
-from progeo.commands.check import check_dataset
 
-from progeo.commands.dataset import index_dataset, read_image_table
-from progeo.config.datasets import DatasetCheckSettings, DatasetIndexSettings, DatasetTableSettings
+from progeo.commands.dataset_check import check_dataset
+from progeo.config.datasets import CheckSettings
 from progeo.datasets.query_sets import load_query_set
-from progeo.places.catalogue import read_catalogue
 
 PITTS = "@0585001.{}@4476844.16@17@T@040.43772@-079.99732@000042@0{}@@@@@@pitch1_yaw{}@.jpg"
 COPENHAGEN = "@0346880.{}@6170532.53@33@U@055.65634@0012.56524@5rhXJE_{}@@@@@@20190512@day_forward_cph@.jpg"
@@ -89,45 +87,4 @@ def test_queries_without_a_zone_are_refused_where_the_database_crosses_a_border(
     with pytest.raises(ValueError, match=r"1 of 1 images of .*queries have no UTM zone.* lie in zones 10, 11"):
         load_query_set(tmp_path, "database", "queries", radius_m=25)
     with pytest.raises(ValueError, match=r"1 of 1 images of .*queries have no UTM zone.* lie in zones 10, 11"):
-        check_dataset(DatasetCheckSettings(tmp_path))
-
-
-def test_a_set_on_a_disk_that_cannot_be_written_to_has_its_index_elsewhere(open_folder, as_nobody):
-    folder = open_folder / "disk/set"
-    folder.mkdir(parents=True)
-    (folder / "@1@2@10@S@.jpg").touch()
-    (open_folder / "mine").mkdir()
-    (open_folder / "mine").chmod(0o777)
-    (open_folder / "disk").chmod(0o555)
-    with as_nobody():
-        with pytest.raises(OSError, match=rf"^{folder}\.arrow could not be written: .*elsewhere with --out OUT"):
-            index_dataset(DatasetIndexSettings(folder))
-        with pytest.raises(OSError, match=rf"^{open_folder}/disk/new/set\.arrow could not be written: "):
-            index_dataset(DatasetIndexSettings(folder, open_folder / "disk/new/set"))
-        file = index_dataset(DatasetIndexSettings(folder, open_folder / "mine/new/set"))
-    assert file == open_folder / "mine/new/set.arrow"
-    catalogue = read_catalogue(open_folder / "mine/new/set")
-    assert [catalogue.path(row) for row in range(len(catalogue))] == [folder / "@1@2@10@S@.jpg"]
-
-
-def test_no_index_is_written_of_positions_that_nobody_can_compare(tmp_path):
-    (tmp_path / "set").mkdir()
-    for zone in ("10", "11", ""):
-        (tmp_path / f"set/@1@2@{zone}@.jpg").touch()
-    with pytest.raises(ValueError, match=r"1 of 3 images of .*set have no UTM zone"):
-        index_dataset(DatasetIndexSettings(tmp_path / "set", tmp_path / "out"))
-    assert [path.name for path in tmp_path.iterdir()] == ["set"]
-
-
-def test_a_catalogue_may_be_given_by_its_file_but_hides_no_other_folder(tmp_path):
-    for name in ("set", "other"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / f"@1@2@{name}@.jpg").touch()
-    assert index_dataset(DatasetIndexSettings(tmp_path / "set", tmp_path / "out.arrow")) == tmp_path / "out.arrow"
-    assert index_dataset(DatasetIndexSettings(tmp_path / "set", tmp_path / "set")) == tmp_path / "set.arrow"
-    (tmp_path / "places.csv").write_text("path,lat,lon\n@1@2@set@.jpg,1,2\n")
-    of_table = DatasetTableSettings(tmp_path / "places.csv", tmp_path / "table.arrow", tmp_path / "set", link=True)
-    assert read_image_table(of_table) == tmp_path / "table.arrow"
-    assert len(read_catalogue(tmp_path / "table")) == len(list((tmp_path / "table").iterdir())) == 1
-    with pytest.raises(FileExistsError, match=rf"There is something in {tmp_path}/other already: name another --out"):
-        index_dataset(DatasetIndexSettings(tmp_path / "set", tmp_path / "other"))
+        check_dataset(tmp_path, settings=CheckSettings())

@@ -1,4 +1,4 @@
-"""`progeo dataset check` on sets that something is wrong with, and the plan of groups."""
+"""`progeo dataset check` on sets that something is wrong with."""
 
 import json
 import shutil
@@ -6,20 +6,23 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from progeo.commands.check import check_dataset
 
 from progeo.cli import main
-from progeo.commands.dataset import plan_groups
-from progeo.config.datasets import DatasetCheckSettings, DatasetGroupsSettings
-from progeo.config.training import CellSettings
+from progeo.commands.dataset_check import check_dataset
+from progeo.config.datasets import CheckSettings
 from progeo.places.catalogue import read_catalogue
 from progeo.places.filename import format_names, parse_names
+from progeo.places.options import CellOptions
 
 
 @pytest.fixture
 def train(city, tmp_path):
     shutil.copytree(city / "train", tmp_path / "train")
     return tmp_path / "train"
+
+
+def checked(folder, **settings):
+    return check_dataset(folder, settings=CheckSettings(**settings))
 
 
 def paths_of(folder):
@@ -49,7 +52,7 @@ def test_each_kind_of_wrong_image_is_found(train):
     fields = parse_names([outside])
     fields.north[:] = 2e7
     (train / outside).rename(train / format_names(fields)[0])
-    found = check_dataset(DatasetCheckSettings(train))["sets"]["train"]
+    found = checked(train)["sets"]["train"]
     assert set(found["unreadable"]) == {cut, empty}
     assert "truncated" in found["unreadable"][cut]
     assert found["tiny"] == [small]
@@ -68,22 +71,22 @@ def test_queries_without_a_positive_are_named(city, tmp_path):
     fields.north[:] += 5000
     (name,) = format_names(fields)
     (tmp_path / "queries" / lonely).rename(tmp_path / "queries" / name)
-    assert check_dataset(DatasetCheckSettings(tmp_path))["queries_without_positive"] == [name]
+    assert checked(tmp_path)["queries_without_positive"] == [name]
 
 
 def test_sides_may_lie_deeper_and_share_their_last_name(city, tmp_path):
     for side in ("database", "queries"):
         shutil.copytree(city / "test" / side, tmp_path / f"set/{side}/images")
-    report = check_dataset(DatasetCheckSettings(tmp_path / "set", database="database/images", queries="queries/images"))
-    whole = check_dataset(DatasetCheckSettings(city / "test"))
+    report = checked(tmp_path / "set", database="database/images", queries="queries/images")
+    whole = checked(city / "test")
     assert list(report["sets"]) == ["database/images", "queries/images"]
     assert list(report["sets"].values()) == list(whole["sets"].values())
     assert report["queries_without_positive"] == whole["queries_without_positive"]
 
 
 def test_where_few_classes_remain_other_cells_are_counted_and_the_best_of_them_suggested(train, capsys):
-    cells = CellSettings(cell_side_m=2, heading_bin_deg=30, min_images_per_class=4, groups_per_side=1)
-    classes = check_dataset(DatasetCheckSettings(train, cells=cells))["classes"]
+    cells = {"cell_side_m": 2, "heading_bin_deg": 30, "min_images_per_class": 4, "groups_per_side": 1}
+    classes = checked(train, cells=CellOptions(**cells))["classes"]
     catalogue = read_catalogue(train)
     for counts in (classes, *classes["with_other_cells"]):
         side, degrees = counts["cell_side_m"], counts["heading_bin_deg"]
@@ -93,25 +96,15 @@ def test_where_few_classes_remain_other_cells_are_counted_and_the_best_of_them_s
     assert {counts["cell_side_m"] for counts in classes["with_other_cells"]} == {2, 3, 4, 6, 10, 20}
     assert (2, 30) not in {(counts["cell_side_m"], counts["heading_bin_deg"]) for counts in classes["with_other_cells"]}
     assert classes["suggested"]["classes"] == max(counts["classes"] for counts in classes["with_other_cells"])
-    assert f"--cells.cell_side_m {classes['suggested']['cell_side_m']} " in capsys.readouterr().err
-
-
-def test_the_plan_counts_every_group(train, capsys):
-    cells = CellSettings(min_images_per_class=4, groups_per_side=2, groups_per_heading=1, num_groups=1)
-    partition = plan_groups(DatasetGroupsSettings(train, cells))
-    printed = capsys.readouterr().err
-    for number, group in enumerate(partition.groups, 1):
-        sizes = np.diff(group.offsets)
-        row = f"{number} {len(sizes)} {sizes.sum()} {sizes.min()} {np.median(sizes):g} {sizes.max()}"
-        assert row.split() in [line.split() for line in printed.splitlines()]
-    assert "84 images;" in printed
+    main(["dataset", "check", str(train), *(f"--cells.{name}={value}" for name, value in cells.items())])
+    assert f"--cells.cell_side_m {classes['suggested']['cell_side_m']} " in capsys.readouterr().out
 
 
 def test_missing_headings_are_said_and_cells_alone_are_counted(train):
     fields = parse_names(paths_of(train)[:1])
     fields.heading[:] = np.nan
     (train / paths_of(train)[0]).rename(train / format_names(fields)[0])
-    classes = check_dataset(DatasetCheckSettings(train, cells=CellSettings(min_images_per_class=4)))["classes"]
+    classes = checked(train, cells=CellOptions(min_images_per_class=4))["classes"]
     assert "1 of 84 images" in classes["refused"]
     assert {counts["heading_bin_deg"] for counts in classes["with_other_cells"]} == {360}
     assert all("refused" not in counts for counts in classes["with_other_cells"])
@@ -122,7 +115,7 @@ def test_meters_without_a_zone_are_not_misplaced_as_nordlands_are_not(tmp_path):
         Image.new("RGB", (64, 64), (frame, 0, 0)).save(
             tmp_path / f"@0@{frame * 25 / 10.5:07.1f}@@@@@{frame}@@@@@@@@.jpg"
         )
-    assert not check_dataset(DatasetCheckSettings(tmp_path))["sets"][tmp_path.name]["misplaced"]
+    assert not checked(tmp_path)["sets"][tmp_path.name]["misplaced"]
 
 
 def draw(folder, *names):
@@ -132,7 +125,7 @@ def draw(folder, *names):
 
 
 def misplaced(folder):
-    return check_dataset(DatasetCheckSettings(folder))["sets"][folder.name]["misplaced"]
+    return checked(folder)["sets"][folder.name]["misplaced"]
 
 
 def test_positions_of_a_local_map_are_not_misplaced(tmp_path):
@@ -170,18 +163,8 @@ def test_zeros_are_flagged_by_table_and_check_and_stay_out_of_the_map(tmp_path, 
     rows += ["28.jpg,0,0", "29.jpg,0.0,0.0"]
     (tmp_path / "places.csv").write_text("path,lat,lon\n" + "\n".join(rows) + "\n")
     own = tmp_path / "own"
-    main(
-        [
-            "dataset",
-            "import",
-            "table",
-            str(tmp_path / "places.csv"),
-            "--out",
-            str(own),
-            "--images",
-            str(tmp_path / "images"),
-        ]
-    )
+    table = ["table", str(tmp_path / "places.csv"), "--images", str(tmp_path / "images")]
+    main(["dataset", "import", *table, "--out", str(own)])
     said = capsys.readouterr().err
     assert "center 52.20014, 0.11409; 0 m from west to east, 30 m from south to north" in said
     assert "https://www.openstreetmap.org/?mlat=52.20014&mlon=0.11409" in said
