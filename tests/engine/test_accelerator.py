@@ -6,7 +6,7 @@ from progeo.engine.accelerator import start_accelerator
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_half_precision_of_a_gpu_is_refused_without_one():
-    with pytest.raises(ValueError, match="mixed_precision fp16 needs a GPU, and there is none: give bf16 or no"):
+    with pytest.raises(ValueError, match="`mixed_precision` fp16 needs a GPU, and there is none: give bf16 or no"):
         start_accelerator("fp16")
 
 
