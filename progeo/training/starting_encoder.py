@@ -3,8 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from progeo.engine.run_folder import RunFolder
-from progeo.export.weights import encoder_folder, holds_encoder, load_encoder, read_encoder_metadata
+from progeo.export.weights import encoder_folder, holds_encoder, is_run, load_encoder, read_encoder_metadata
 from progeo.models.backbones import freeze_layers
 from progeo.models.backbones.open_clip import NORMALIZATIONS
 from progeo.models.backbones.position_embedding import as_height_width
@@ -70,7 +69,7 @@ def starting_statistics(model: ModelOptions) -> PixelStatistics:
 
 def _names_folder(model: ModelOptions) -> bool:
     """Return whether `model.weights` is the folder of an encoder, or of a run that should hold one."""
-    return holds_encoder(Path(model.weights)) or RunFolder(Path(model.weights)).config.is_file()
+    return holds_encoder(Path(model.weights)) or is_run(Path(model.weights))
 
 
 def _load_encoder(model: ModelOptions, options: EncoderOptions, folder: Path) -> Encoder:
