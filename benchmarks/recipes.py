@@ -1,8 +1,11 @@
 """Compare recipes of stage 2 at equal steps: one setting changed at a time, several seeds, without text.
 
-Run `python -m benchmarks.recipes configs/sf_xl_sample.yaml configs/cambridge_sample.yaml --file_side 128`, or with any
-other settings of stage 2; docs/recipes.md holds the results. With `--file_side` images are copied at a smaller size
-first.
+Run it on one of the samples, or with any other settings of stage 2; docs/recipes.md holds the results:
+
+    python -m benchmarks.recipes benchmarks/configs/sf_xl_sample.yaml --file_side 128 \\
+        --data.train_folder sf_xl_sample/train --validation.folder sf_xl_sample/val
+
+With `--file_side` images are copied at a smaller size first.
 """
 
 import tempfile

@@ -137,8 +137,8 @@ def print_head(config: Path, task: Task) -> None:
 def print_row(name: str, recalls: Sequence[float], seconds: Sequence[float]) -> None:
     """Print mean and std over the seeds, seconds per step, and the R@1 of each seed."""
     each = " ".join(f"{value:5.1f}" for value in recalls)
-    spread = np.std(recalls, ddof=1) if len(recalls) > 1 else math.nan
-    print(f"{name:36}{np.mean(recalls):6.1f}{spread:6.1f}{np.mean(seconds):8.3f}  {each}", flush=True)
+    std = np.std(recalls, ddof=1) if len(recalls) > 1 else math.nan
+    print(f"{name:36}{np.mean(recalls):6.1f}{std:6.1f}{np.mean(seconds):8.3f}  {each}", flush=True)
 
 
 def _parsed(words: Iterable[object]) -> Settings:

@@ -45,7 +45,7 @@ class Setting:
     @property
     def is_mapping(self) -> bool:
         """Whether the values are pairs NAME=VALUE."""
-        return get_origin(self.hint) is dict
+        return any(get_origin(part) is dict for part in (self.hint, *get_args(self.hint)))
 
     @property
     def is_list(self) -> bool:
