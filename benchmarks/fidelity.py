@@ -1,8 +1,8 @@
-"""Compare what stage 2 and the published loop learn from the same images, steps and starting weights.
+r"""Compare what stage 2 and the published loop learn from the same images, steps and starting weights.
 
 Run it on one of the samples, or with any other settings of stage 2:
 
-    python -m benchmarks.fidelity benchmarks/configs/sf_xl_sample.yaml --file_side 128 \\
+    python -m benchmarks.fidelity benchmarks/configs/sf_xl_sample.yaml --file_side 128 \
         --data.train_folder sf_xl_sample/train --validation.folder sf_xl_sample/val
 
 The published loop is CosPlace's, to which ProGEO's stage 2 adds its text, in a plain implementation: each class gives

@@ -1,8 +1,8 @@
-"""Compare recipes of stage 2 at equal steps: one setting changed at a time, several seeds, without text.
+r"""Compare recipes of stage 2 at equal steps: one setting changed at a time, several seeds, without text.
 
 Run it on one of the samples, or with any other settings of stage 2; docs/recipes.md holds the results:
 
-    python -m benchmarks.recipes benchmarks/configs/sf_xl_sample.yaml --file_side 128 \\
+    python -m benchmarks.recipes benchmarks/configs/sf_xl_sample.yaml --file_side 128 \
         --data.train_folder sf_xl_sample/train --validation.folder sf_xl_sample/val
 
 With `--file_side` images are copied at a smaller size first.
