@@ -1,15 +1,11 @@
-r"""Compare what stage 2 and the published loop learn from the same images, steps and starting weights.
+"""Compare what stage 2 and the published loop learn from the same images, steps and starting weights.
 
-Run it on one of the samples, or with any other settings of stage 2:
-
-    python -m benchmarks.fidelity benchmarks/configs/sf_xl_sample.yaml --file_side 128 \
-        --data.train_folder sf_xl_sample/train --validation.folder sf_xl_sample/val
-
-The published loop is CosPlace's, to which ProGEO's stage 2 adds its text, in a plain implementation: each class gives
-one random image per epoch, decoded to floats, jittered and cropped image by image, and Adam trains encoder and
-classifier. Ours is measured once with the same settings and once with averaged weights, as in the short
-configurations. Both are validated alike. With `--file_side` the images are copied at a smaller size first, as the
-published augmentation is slow.
+Run `python -m benchmarks.fidelity CONFIG ... --file_side 128` with settings of stage 2, such as those in
+benchmarks/configs (whose folders are given by `--data.train_folder` and `--validation.folder`). The published loop is
+CosPlace's, to which ProGEO's stage 2 adds its text, in a plain implementation: each class gives one random image per
+epoch, decoded to floats, jittered and cropped image by image, and Adam trains encoder and classifier. Ours is measured
+once with the same settings and once with averaged weights, as in the short configurations. Both are validated alike.
+With `--file_side` the images are copied at a smaller size first, as the published augmentation is slow.
 """
 
 import random

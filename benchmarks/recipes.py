@@ -1,11 +1,8 @@
-r"""Compare recipes of stage 2 at equal steps: one setting changed at a time, several seeds, without text.
+"""Compare recipes of stage 2 at equal steps: one setting changed at a time, several seeds, without text.
 
-Run it on one of the samples, or with any other settings of stage 2; docs/recipes.md holds the results:
-
-    python -m benchmarks.recipes benchmarks/configs/sf_xl_sample.yaml --file_side 128 \
-        --data.train_folder sf_xl_sample/train --validation.folder sf_xl_sample/val
-
-With `--file_side` images are copied at a smaller size first.
+Run `python -m benchmarks.recipes CONFIG ... --file_side 128` with settings of stage 2, such as those in
+benchmarks/configs (whose folders are given by `--data.train_folder` and `--validation.folder`); docs/recipes.md holds
+the results. With `--file_side` images are copied at a smaller size first.
 """
 
 import tempfile

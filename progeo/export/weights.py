@@ -26,8 +26,8 @@ _PARTS = ("encoder", "recalls", "provenance")
 _TEXT_CLIP = "clip"
 """Stem of the copied CLIP file for text features; its suffix is that of the original."""
 _KEPT_BY_RUNS = ("best", "last", "stage2/best", "stage2/last")
-"""Folders of a run, or of its stage 2, that hold its encoder, depending on `training.keep`."""
-_SETTINGS_OF_RUNS = ("config.yaml", "stage1/config.yaml", "stage2/config.yaml")
+"""Folders in which a run, or its stage 2, keeps its encoder, depending on `training.keep`."""
+_SETTINGS_OF_RUNS = ("config.yaml", "stage2/config.yaml")
 _POOLING_OF_BASELINES: Mapping[str, Pooling] = MappingProxyType({"open_clip": "clip", "torchvision": "mean"})
 
 
@@ -94,17 +94,12 @@ def load_encoder(path_or_name: str | Path) -> Encoder:
 
 
 def holds_encoder(path: Path) -> bool:
-    """Return whether a folder contains a `model.json`, or keeps one as a run does, such as in `stage2/best/`."""
+    """Return whether a folder, or its `best/` or `last/` if it is a run, contains a `model.json`."""
     return any((folder / _METADATA).is_file() for folder in (path, *_kept_by_run(path)))
 
 
-def is_run(path: Path) -> bool:
-    """Return whether a folder is that of a run, or of one of its stages."""
-    return any((path / name).is_file() for name in _SETTINGS_OF_RUNS)
-
-
 def encoder_folder(path: Path) -> Path:
-    """Find the folder that holds the encoder: `path` itself, or `best/` or `last/` of the stage 2 of a run.
+    """Find the folder that holds the encoder: `path` itself, or `best/` or `last/` of a run or of its `stage2/`.
 
     Raises:
         FileNotFoundError: there is no encoder, for example in a run that has not finished its first epoch.
@@ -117,7 +112,7 @@ def encoder_folder(path: Path) -> Path:
         raise ValueError(f"{path} holds the encoders of two trainings: name {' or '.join(map(str, found))}.")
     if found:
         return found[0]
-    if is_run(path):
+    if any((path / name).is_file() for name in _SETTINGS_OF_RUNS):
         raise FileNotFoundError(
             f"There is no encoder in the run {path} yet: stage 2 writes its best/ or last/ after the first epoch. Wait "
             f"for it, or resume the run."

@@ -3,7 +3,8 @@
 import dataclasses
 from pathlib import Path
 
-from progeo.export.weights import encoder_folder, holds_encoder, is_run, load_encoder, read_encoder_metadata
+from progeo.engine.run_folder import RunFolder
+from progeo.export.weights import encoder_folder, holds_encoder, load_encoder, read_encoder_metadata
 from progeo.models.backbones import freeze_layers
 from progeo.models.backbones.open_clip import NORMALIZATIONS
 from progeo.models.backbones.position_embedding import as_height_width
@@ -69,7 +70,8 @@ def starting_statistics(model: ModelOptions) -> PixelStatistics:
 
 def _names_folder(model: ModelOptions) -> bool:
     """Return whether `model.weights` is the folder of an encoder, or of a run that should hold one."""
-    return holds_encoder(Path(model.weights)) or is_run(Path(model.weights))
+    folder = Path(model.weights)
+    return holds_encoder(folder) or any(RunFolder(folder / part).config.is_file() for part in ("", "stage1", "stage2"))
 
 
 def _load_encoder(model: ModelOptions, options: EncoderOptions, folder: Path) -> Encoder:
