@@ -1,46 +1,112 @@
-"""What the README shows must be there."""
+"""What the documentation shows exists: paths, links, commands, flags, configurations and settings."""
 
 import re
-from dataclasses import is_dataclass
+import shlex
 from pathlib import Path
 
 import pytest
-from progeo.config.evaluation import EvaluateSettings
 
 from progeo.cli import COMMANDS
-from progeo.config.parsing import parse_settings
-from progeo.config.training import Settings
+from progeo.config.parsing import parse_arguments
+from progeo.config.settings import settings_of
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-SCRIPTS = {"stage1_prompts.py": Settings, "stage2_image.py": Settings, "evaluate.py": EvaluateSettings}
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+CONFIGS = sorted((ROOT / "progeo/configs").rglob("*.yaml"))
+HEADS = {
+    path.relative_to(ROOT).as_posix(): "".join(
+        f"{line.removeprefix('#').removeprefix(' ')}\n" for line in path.read_text().splitlines() if line[:1] == "#"
+    )
+    for path in (*CONFIGS, *sorted((ROOT / "benchmarks/configs").glob("*.yaml")))
+}
+SCRIPTS = {"stage1_prompts.py": "train prompts", "stage2_image.py": "train encoder", "evaluate.py": "evaluate"}
+LINE = re.compile(
+    r"^(?:\$ | {2,})(?:progeo (?!--)|(?:python |accelerate launch (?:--\w+ \d+ )*)(?=(?:stage|eval)\w+\.py ))(.*)", re.M
+)
+"""A command line in a code block, or indented in a comment; the group is what follows `progeo` or `python`."""
+COMMON = {"--json", "--quiet", "--verbose"}
+OTHER_FLAGS = {"print_completion", "help", "version", "config", "json", "quiet", "verbose"}
+OTHER_FLAGS |= {"num_processes", "file_side", "descriptors_dimension"}  # of accelerate, benchmarks and other programs
+TRAINING = settings_of(COMMANDS["train"].load())
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"`?((?:progeo|configs|docs)/[\w/.]*\w)", README))))
-def test_every_path_it_names_is_there(path):
-    assert (ROOT / path).exists()
+def command_lines(text):
+    """Command lines, with continuation lines joined."""
+    return LINE.findall(re.sub(r" *\\\n\s*", " ", text))
 
 
-@pytest.mark.parametrize("line", re.findall(r"^(?:\$ |    )python (\w+\.py .*)$", README, flags=re.M))
-def test_every_script_command_it_shows_can_be_parsed(line, monkeypatch):
+SHOWN = [
+    *((page, line) for page, text in (PAGES | HEADS).items() for line in command_lines(text)),
+    *((f"progeo {name} --help", command.example.removeprefix("progeo ")) for name, command in COMMANDS.items()),
+]
+
+
+def parsed(line):
+    """Parse a command line, without `progeo`, as its command does."""
+    words = shlex.split(line, comments=True)
+    words = [*SCRIPTS.get(words[0], words[0]).split(), *words[1:]]
+    name = next(name for count in (2, 1) if (name := " ".join(words[:count])) in COMMANDS)
+    rest = [word for word in words[len(name.split()) :] if word not in COMMON]
+    command = COMMANDS[name]
+    return parse_arguments(command.load(), rest, words=command.words, others=lambda: set(TRAINING))
+
+
+@pytest.mark.parametrize(("page", "line"), SHOWN, ids=lambda text: text.replace("/", " "))
+def test_every_command_line_can_be_parsed(page, line, monkeypatch):
     monkeypatch.chdir(ROOT)
-    script, *arguments = line.split()
-    parse_settings(SCRIPTS[script], arguments, program=script)
+    assert parsed(line)
 
 
-def test_every_sub_command_it_names_exists_and_none_is_left_out():
-    (listed,) = re.findall(r"`progeo` \((.*?)\)", README, flags=re.S)
-    assert re.findall(r"`([\w -]+)`", listed) == list(COMMANDS)
+def test_command_lines_are_found_on_every_page_that_has_some():
+    pages = [page for page, _ in SHOWN]
+    assert len([page for page in pages if page == "README.md"]) >= 18
+    names = ("data", "evaluation", "export", "import", "localization", "training")
+    assert {*HEADS, *(f"docs/{name}.md" for name in names)} <= set(pages)
 
 
-def test_every_config_is_in_the_table_and_no_other():
-    listed = set(re.findall(r"^\| `(configs/[\w/.]+)`", README, flags=re.M))
-    assert listed == {path.relative_to(ROOT).as_posix() for path in ROOT.glob("progeo/configs/**/*.yaml")}
+@pytest.mark.parametrize(("page", "text"), PAGES.items(), ids=PAGES)
+def test_every_path_and_link_is_there(page, text):
+    for path in re.findall(r"`((?:progeo|configs|docs|benchmarks)/[\w/.]*\w)", text):
+        assert (ROOT / path).exists(), path
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", text):
+        assert ((ROOT / page).parent / link).exists(), link
 
 
-def test_every_setting_it_mentions_exists():
-    folders = ["--data.train_folder", "train", "--validation.folder", "val"]
-    settings = parse_settings(Settings, ["--out", "run", *folders], program="test")
-    sections = "|".join(name for name, value in vars(settings).items() if is_dataclass(value))
-    for section, name in re.findall(rf"\b({sections})\.(?!py|json|csv|md|safetensors|onnx|pt2)(\w+)\b", README):
-        assert hasattr(getattr(settings, section), name)
+@pytest.mark.parametrize("text", PAGES.values(), ids=PAGES)
+def test_every_flag_is_one_of_a_command(text):
+    known = OTHER_FLAGS.union(*(settings_of(command.load()) for command in COMMANDS.values()))
+    code = re.findall(r"`[^`\n]+(?:\n[^`\n]+)?`|^    .*$", text, flags=re.M)
+    for flag in re.findall(r"(?<![\w-])--([a-z][\w.]*)", "\n".join(code)):
+        assert flag in known, flag
+
+
+@pytest.mark.parametrize("text", PAGES.values(), ids=PAGES)
+def test_every_setting_exists(text):
+    prose = re.sub(r"```python\n.*?```", "", text, flags=re.S)
+    sections = "|".join({name.partition(".")[0] for name in TRAINING if "." in name})
+    for name in re.findall(rf"(?<![\w/.])((?:{sections})\.(?!py|json|csv|md|safetensors|onnx|pt2|mat)\w+)\b", prose):
+        assert name in TRAINING, name
+
+
+def test_every_command_is_listed_and_no_other():
+    assert re.findall(r"^\| `([\w ]+)` \|", PAGES["docs/commands.md"], flags=re.M) == list(COMMANDS)
+
+
+def test_every_config_is_listed_and_no_other():
+    names = {path.relative_to(ROOT / "progeo/configs").with_suffix("").as_posix() for path in CONFIGS}
+    assert set(re.findall(r"^\| `([\w/]+)` \|", PAGES["docs/training.md"].split("## Where")[0], flags=re.M)) == names
+    (listed,) = re.findall(r"^`--config` takes a name: (.*?)\.", PAGES["README.md"], flags=re.M | re.S)
+    assert set(re.findall(r"`([\w/]+)`", listed)) == names
+
+
+def test_every_protocol_is_listed_and_no_other():
+    (listed,) = re.findall(r"other counts:\s(.*?)\n\n", PAGES["docs/evaluation.md"], flags=re.S)
+    names = {path.stem for path in (ROOT / "progeo/evaluation/protocols").glob("*.yaml")}
+    assert set(re.findall(r"`([a-z]\w+)`", listed)) == names
+
+
+def test_the_readme_is_short():
+    assert len(PAGES["README.md"].splitlines()) <= 150

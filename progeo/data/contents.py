@@ -21,7 +21,7 @@ _Found = TypeVar("_Found")
 
 def rows_looked_at(count: int) -> np.ndarray:
     """Return the rows of the images to check, int64."""
-    return _spread(count, MAX_CHECKED)
+    return _evenly_spaced(count, MAX_CHECKED)
 
 
 def see_files(catalogue: Catalogue) -> np.ndarray:
@@ -29,7 +29,7 @@ def see_files(catalogue: Catalogue) -> np.ndarray:
     rows = rows_looked_at(len(catalogue))
     seen = np.zeros(len(rows), SEEN)
     seen["size"], seen["changed_ns"] = _sizes_and_times(catalogue, rows)
-    read = _spread(len(rows), MAX_READ)
+    read = _evenly_spaced(len(rows), MAX_READ)
     seen["digest"][read] = _digests(catalogue, rows[read])
     return seen
 
@@ -57,12 +57,12 @@ def changed_files(before: np.ndarray, catalogue: Catalogue) -> np.ndarray:
 def contents_fingerprint(catalogue: Catalogue) -> str:
     """Compute a hash of the contents of up to `MAX_READ` image files of a catalogue, independent of their names."""
     rows = rows_looked_at(len(catalogue))
-    digests = _digests(catalogue, rows[_spread(len(rows), MAX_READ)])
+    digests = _digests(catalogue, rows[_evenly_spaced(len(rows), MAX_READ)])
     return hashlib.sha256(digests.tobytes()).hexdigest()[:16]
 
 
-def _spread(count: int, most: int) -> np.ndarray:
-    return np.linspace(0, count - 1, min(count, most)).astype(np.int64)
+def _evenly_spaced(count: int, maximum: int) -> np.ndarray:
+    return np.linspace(0, count - 1, min(count, maximum)).astype(np.int64)
 
 
 def _sizes_and_times(catalogue: Catalogue, rows: np.ndarray) -> np.ndarray:

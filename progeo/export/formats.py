@@ -104,7 +104,7 @@ def _report(encoder: Encoder, difference: float, options: ExportOptions) -> None
 
 
 def _images(encoder: Encoder, options: ExportOptions) -> str:
-    """Describe the expected input images in words."""
+    """Return the format of the input images in words."""
     height, width = encoder.image_size
     step = side_step(encoder)
     sides = "H and W from 64" if step == 1 else f"H and W from 64 and multiples of {step}"

@@ -25,9 +25,9 @@ _READERS = MappingProxyType({_WEIGHTS: read_safetensors, _METADATA: read_json})
 _PARTS = ("encoder", "recalls", "provenance")
 _TEXT_CLIP = "clip"
 """Stem of the copied CLIP file for text features; its suffix is that of the original."""
-_KEPT_BY_RUNS = ("best", "last")
-"""Folders in which a run of stage 2 keeps its encoder, depending on `training.keep`."""
-_SETTINGS_OF_RUN = "config.yaml"
+_KEPT_BY_RUNS = ("best", "last", "stage2/best", "stage2/last")
+"""Folders in which a run, or its stage 2, keeps its encoder, depending on `training.keep`."""
+_SETTINGS_OF_RUNS = ("config.yaml", "stage2/config.yaml")
 _POOLING_OF_BASELINES: Mapping[str, Pooling] = MappingProxyType({"open_clip": "clip", "torchvision": "mean"})
 
 
@@ -64,8 +64,8 @@ def load_encoder(path_or_name: str | Path) -> Encoder:
 
     Args:
         path_or_name: a folder with `model.safetensors` and `model.json`; the URL of such a folder, or
-            `hf-hub:OWNER/NAME` (see `fetch_folder`); the folder of a run of stage 2, for the encoder that it keeps; or
-            the name of a baseline. `open_clip:ARCHITECTURE:WEIGHTS` is CLIP's image encoder and
+            `hf-hub:OWNER/NAME` (see `fetch_folder`); the folder of a run, or of its stage 2, for the encoder that it
+            keeps; or the name of a baseline. `open_clip:ARCHITECTURE:WEIGHTS` is CLIP's image encoder and
             `torchvision:ARCHITECTURE:WEIGHTS` the mean of the last feature map (see `load_clip` and `load_convnet`),
             both with the pixel statistics of their weights; `thumbnail` is raw 16 x 16 pixels. A downloaded encoder
             comes without its CLIP file for text features.
@@ -99,7 +99,7 @@ def holds_encoder(path: Path) -> bool:
 
 
 def encoder_folder(path: Path) -> Path:
-    """Find the folder that holds the encoder: `path` itself, or `best/` or `last/` of a run.
+    """Find the folder that holds the encoder: `path` itself, or `best/` or `last/` of a run or of its `stage2/`.
 
     Raises:
         FileNotFoundError: there is no encoder, for example in a run that has not finished its first epoch.
@@ -112,7 +112,7 @@ def encoder_folder(path: Path) -> Path:
         raise ValueError(f"{path} holds the encoders of two trainings: name {' or '.join(map(str, found))}.")
     if found:
         return found[0]
-    if (path / _SETTINGS_OF_RUN).is_file():
+    if any((path / name).is_file() for name in _SETTINGS_OF_RUNS):
         raise FileNotFoundError(
             f"There is no encoder in the run {path} yet: stage 2 writes its best/ or last/ after the first epoch. Wait "
             f"for it, or resume the run."

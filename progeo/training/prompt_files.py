@@ -13,7 +13,7 @@ from progeo.places.cells import Partition, check_same_partition
 
 PROMPTS = "prompts.safetensors"
 DESCRIPTION = "prompts.json"
-_DESCRIBED = frozenset({"partition", "architecture", "weights", "seed", "vocabulary", "groups"})
+_PARTS = frozenset({"partition", "architecture", "weights", "seed", "vocabulary", "groups"})
 
 
 def load_text_features(folder: Path, partition: Partition) -> list[Tensor]:
@@ -45,8 +45,8 @@ def read_prompts_description(folder: Path) -> dict[str, Any]:
         ValueError: the file is corrupt; the message names it.
     """
     description = read_json(folder / DESCRIPTION)
-    if not isinstance(description, dict) or not description.keys() >= _DESCRIBED:
-        raise ValueError(f"{folder / DESCRIPTION} does not describe prompts: it is corrupt. Run stage 1 again.")
+    if not isinstance(description, dict) or not description.keys() >= _PARTS:
+        raise ValueError(f"{folder / DESCRIPTION} is not the metadata of prompts: it is corrupt. Run stage 1 again.")
     return description
 
 

@@ -70,7 +70,8 @@ def starting_statistics(model: ModelOptions) -> PixelStatistics:
 
 def _names_folder(model: ModelOptions) -> bool:
     """Return whether `model.weights` is the folder of an encoder, or of a run that should hold one."""
-    return holds_encoder(Path(model.weights)) or RunFolder(Path(model.weights)).config.is_file()
+    folder = Path(model.weights)
+    return holds_encoder(folder) or any(RunFolder(folder / part).config.is_file() for part in ("", "stage1", "stage2"))
 
 
 def _load_encoder(model: ModelOptions, options: EncoderOptions, folder: Path) -> Encoder:

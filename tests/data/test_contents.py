@@ -32,7 +32,7 @@ def catalogue(tmp_path):
     return build_catalogue(tmp_path / "here", NAMES)
 
 
-def test_the_images_that_are_looked_at_are_spread_evenly():
+def test_the_images_that_are_checked_are_evenly_spaced():
     assert rows_looked_at(12).tolist() == [0, 2, 4, 6, 8, 11]
     assert rows_looked_at(3).tolist() == [0, 1, 2]
 

@@ -6,7 +6,7 @@ from progeo.evaluation.pca import fit_pca
 
 @pytest.fixture
 def sample():
-    """500 descriptors, of whose 16 dimensions the spreads fall steeply, turned and moved."""
+    """500 descriptors, whose stds in 16 dimensions fall steeply, rotated and shifted."""
     rng = np.random.default_rng(0)
     turn = np.linalg.qr(rng.normal(size=(16, 16)))[0]
     return (rng.normal(size=(500, 16)) * 0.7 ** np.arange(16) @ turn + rng.normal(size=16)).astype(np.float32)
@@ -16,12 +16,12 @@ def sample():
 def test_components_are_those_of_a_plain_singular_value_decomposition(sample, whiten):
     reduction = fit_pca(sample, 5, whiten=whiten)
     found = sample @ reduction.weight.T + reduction.bias
-    _, spreads, components = np.linalg.svd(sample - sample.mean(axis=0), full_matrices=False)
+    _, stds, components = np.linalg.svd(sample - sample.mean(axis=0), full_matrices=False)
     expected = (sample - sample.mean(axis=0)) @ components[:5].T
     if whiten:
-        expected /= spreads[:5] / np.sqrt(len(sample))
+        expected /= stds[:5] / np.sqrt(len(sample))
     np.testing.assert_allclose(np.abs(found), np.abs(expected), atol=2e-3)  # a component may point either way
-    assert reduction.kept == pytest.approx((spreads[:5] ** 2).sum() / (spreads**2).sum(), abs=1e-4)
+    assert reduction.kept == pytest.approx((stds[:5] ** 2).sum() / (stds**2).sum(), abs=1e-4)
     if whiten:
         np.testing.assert_allclose(found.std(axis=0), 1, atol=1e-2)
 

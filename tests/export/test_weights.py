@@ -97,13 +97,16 @@ def test_other_texts_take_the_place_of_those_before(tmp_path):
     assert torch.equal(load_file(tmp_path / "a/clip.safetensors")["text_projection"], state["text_projection"])
 
 
+@pytest.mark.parametrize("stage", ["", "stage2"])
 @pytest.mark.parametrize("keep", get_args(Keep))
-def test_a_run_gives_the_encoder_that_it_keeps(saved, tmp_path, keep):
+def test_a_run_gives_the_encoder_that_it_keeps(saved, tmp_path, keep, stage):
     folder, _ = saved
-    folder.rename(RunFolder(tmp_path).kept(keep))
-    assert holds_encoder(tmp_path)
-    assert encoder_folder(tmp_path) == tmp_path / keep
-    assert progeo.load_encoder(str(tmp_path)).descriptor_dim == 128
+    run = tmp_path / "run"
+    (run / stage).mkdir(parents=True)
+    folder.rename(RunFolder(run / stage).kept(keep))
+    assert holds_encoder(run)
+    assert encoder_folder(run) == run / stage / keep
+    assert progeo.load_encoder(str(run)).descriptor_dim == 128
 
 
 def test_a_folder_with_the_encoders_of_two_trainings_gives_neither(saved, tmp_path):
@@ -117,9 +120,11 @@ def test_a_folder_with_the_encoders_of_two_trainings_gives_neither(saved, tmp_pa
 def test_a_run_without_an_encoder_yet_is_no_other_folder_without_one(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"neither it nor its best/ or last/ holds model\.json and"):
         encoder_folder(tmp_path)
-    RunFolder(tmp_path).config.touch()
-    with pytest.raises(FileNotFoundError, match=r"in the run .* yet: stage 2 writes its .* after the first epoch"):
-        encoder_folder(tmp_path)
+    (tmp_path / "stage2").mkdir()
+    RunFolder(tmp_path / "stage2").config.touch()
+    for run in (tmp_path, tmp_path / "stage2"):
+        with pytest.raises(FileNotFoundError, match=r"in the run .* yet: stage 2 writes its .* after the first epoch"):
+            encoder_folder(run)
 
 
 @pytest.mark.parametrize(
