@@ -13,6 +13,8 @@ from progeo.cli import main
 from progeo.engine.checkpoint import load_checkpoint
 from progeo.engine.run_folder import RunFolder
 from progeo.export.weights import encoder_folder
+from progeo.models.options import EncoderOptions, ModelOptions
+from progeo.training.starting_encoder import build_starting_encoder, starting_statistics
 
 EVERY_SECOND = ("--training.keep", "last", "--training.keep_every", 2)
 
@@ -52,7 +54,15 @@ def test_a_run_that_keeps_the_last_encoder_gives_it_and_says_which_was_the_best(
     recalls = [row["val R@1"] for row in run.read_metrics()][1:]
     best = f"best val R@1 {max(recalls):.1f} in epoch {1 + recalls.index(max(recalls))}"
     assert f"{best}, encoder of the last, epoch 3, in {run.path}/last" in lines_of(keeping_last)
-    assert encoder_folder(run.path) == run.kept("last")
+    assert encoder_folder(keeping_last) == encoder_folder(run.path) == run.kept("last")
+
+
+def test_a_training_starts_from_the_folder_of_a_run_once_that_has_an_encoder(keeping_last, tmp_path):
+    assert "as the encoder in" in str(starting_statistics(ModelOptions(weights=str(keeping_last))))
+    RunFolder(tmp_path / "stage2").path.mkdir()
+    RunFolder(tmp_path / "stage2").config.touch()
+    with pytest.raises(FileNotFoundError, match=f"There is no encoder in the run {tmp_path} yet"):
+        build_starting_encoder(ModelOptions(weights=str(tmp_path)), EncoderOptions(), seed=0)
 
 
 def test_it_is_kept_again_after_a_stop_and_for_other_epochs_but_what_is_kept_stays(config, keeping_last, tmp_path):
