@@ -120,7 +120,7 @@ def test_stage_1_lists_what_it_reads_alone(capsys):
         (["stage1", "--config", "x"], "stage1 is now called 'train prompts'."),
         ([*PROMPTS, "--cells.side", "3"], "--cells.side is no option. Did you mean --cells.cell_side_m"),
         ([*ENCODER, "--epochs", "3"], "--epochs is no option. Did you mean --training.epochs?"),
-        ([*ENCODER, "--prompts.epochs", "3"], "--prompts.epochs is no option. Did you mean --training.epochs?"),
+        ([*ENCODER, "--prompts.epochs", "3"], "--prompts.epochs is no option of this command, but of `progeo train`"),
         ([*ENCODER, "-v"], "-v is no option."),
         ([*ENCODER, "--config"], "--config needs a file of settings."),
         (PROMPTS[:4], "--data.train_folder is required: Folder of training images."),

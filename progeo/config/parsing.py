@@ -85,7 +85,7 @@ def _given(
             for key, content in read_setting_file(file, settings.keys(), others).items():
                 yield key, _of_yaml(file, settings[key], content)
             continue
-        setting = _setting(word, name, settings)
+        setting = _setting(word, name, settings, others)
         values = [value] if equals else _values(setting, rest)
         flagged.add(name)
         if setting.is_mapping:
@@ -97,9 +97,11 @@ def _given(
     yield from _of_plain_words(plain, words, flagged)
 
 
-def _setting(word: str, name: str, settings: Mapping[str, Setting]) -> Setting:
+def _setting(word: str, name: str, settings: Mapping[str, Setting], others: Callable[[], set[str]]) -> Setting:
     if word.startswith("--") and name in settings:
         return settings[name]
+    if name in others():
+        raise UsageError(f"--{name} is no option of this command, but of `progeo train`: leave it out.")
     if name in RENAMED and RENAMED[name] in settings:
         raise UsageError(f"--{name} is now called --{RENAMED[name]}.")
     same = [known for known in settings if known.rpartition(".")[2] == name.rpartition(".")[2]]

@@ -127,7 +127,10 @@ def read_setting_file(
         if name in values:
             raise ValueError(f"The file of settings {path} names {name} twice: keep one.")
         values[name] = value
-    return {name: value for name, value in values.items() if name in names}
+    found = {name: value for name, value in values.items() if name in names}
+    if len(found) < len(values) and "resume" not in names:
+        found.pop("out", None)  # of a file for training it is the folder of the run
+    return found
 
 
 def _sections(names: Collection[str]) -> set[str]:

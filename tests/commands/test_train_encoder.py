@@ -102,7 +102,8 @@ def test_a_run_stopped_within_an_epoch_ends_as_if_it_had_not_been(long_config, w
 
 def test_two_processes_train_and_test_as_one_does_with_the_same_batch(long_config, city, tmp_path):
     settings = yaml.safe_load(long_config.read_text())
-    settings["model"]["architecture"], settings["encoder"]["descriptor_dim"] = "tiny-vit", None  # batch norm sees only its own process
+    settings["model"]["architecture"] = "tiny-vit"  # batch norm sees only its own process
+    settings["encoder"]["descriptor_dim"] = None
     settings["training"] |= {"iterations_per_epoch": 5, "batch_size": 8}
     settings["test"] = {"folder": str(city / "test"), "descriptor_cache": str(tmp_path / "descriptors")}
     for name in ("one", "two"):
@@ -329,7 +330,12 @@ def test_a_run_goes_on_with_settings_that_came_later_where_they_mean_the_same(
     kept = tmp_path / "run/stage2/config.yaml"
     settings = yaml.safe_load(kept.read_text())
     settings["data"]["max_unreadable_share"] = settings["data"].pop("max_unreadable_fraction")
-    for section, name in (("data", "orientation"), ("validation", "positive_angle_deg"), ("model", "mean"), ("model", "std")):
+    for section, name in (
+        ("data", "orientation"),
+        ("validation", "positive_angle_deg"),
+        ("model", "mean"),
+        ("model", "std"),
+    ):
         del settings[section][name]
     settings["model"]["normalization"] = normalization
     settings["model"]["frozen"] = settings["encoder"].pop("frozen")

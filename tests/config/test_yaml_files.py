@@ -175,8 +175,9 @@ def test_a_command_reads_its_sections_of_a_file_for_all_and_an_unknown_section_i
     assert read(both, command="train encoder").training.epochs == 4
     plan = read(both, command="dataset groups")
     assert (plan.cells.cell_side_m, plan.data.train_folder) == (15, Path("t"))
-    evaluation = read(both, "e", "--folder", "f", command="evaluate")
-    assert (evaluation["encoder"], evaluation["out"]) == ("e", Path("r"))
+    with pytest.raises(ValueError, match="--out is required"):  # that of the file is the folder of the run
+        read(both, "e", "--folder", "f", command="evaluate")
+    assert read("out: r\n", "e", "--folder", "f", command="evaluate")["out"] == Path("r")
     for command in ("train prompts", "train encoder", "dataset groups"):
         with pytest.raises(ValueError, match="names heads, which is no setting: did you mean head"):
             read(f"{both}heads: {{scale: 1}}\n", command=command)

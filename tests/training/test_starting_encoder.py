@@ -92,9 +92,7 @@ def test_its_pixels_are_its_own_unless_they_are_set(tmp_path):
     for model in (unset, dataclasses.replace(unset, mean=half[0], std=half[1])):
         spec, told = build_starting_encoder(model, encoder_options, seed=0).spec, starting_statistics(model)
         assert (spec.mean, spec.std) == (told.mean, told.std) == half
-    sentence = (
-        r"`normalization` is clip, the encoder in .* has mean \(0\.5, .* and std \(0\.25, .*: leave it out\.$"
-    )
+    sentence = r"`normalization` is clip, the encoder in .* has mean \(0\.5, .* and std \(0\.25, .*: leave it out\.$"
     with pytest.raises(ValueError, match=sentence):
         build_starting_encoder(dataclasses.replace(unset, normalization="clip"), encoder_options, seed=0)
 

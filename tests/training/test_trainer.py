@@ -128,7 +128,9 @@ def test_triplets_train_alone_on_several_images_of_a_place(build, train, kind):
     alone = ["--head.weight", "0", "--text.weight", "0", "--triplet.weight", "2", "--triplet.kind", kind]
     training, terms = train(*alone, "--training.images_per_class", "2")
     assert set(terms) == {"loss", "triplet"}
-    assert not torch.equal(weights(training.encoder), weights(build(*alone, "--training.images_per_class", "2").encoder))
+    assert not torch.equal(
+        weights(training.encoder), weights(build(*alone, "--training.images_per_class", "2").encoder)
+    )
 
 
 @pytest.mark.parametrize(

@@ -131,5 +131,7 @@ def test_an_image_that_cannot_be_validated_on_is_named(encoder, query_set, tmp_p
         (tmp_path / side).mkdir()
         Image.new("RGB", (64, 20)).save(tmp_path / side / "@0@0@.png")
     small = QuerySet(*(read_catalogue(tmp_path / side) for side in ("database", "queries")), None)
-    with pytest.raises(ValueError, match=r"database/@0@0@.png cannot be preprocessed: 20 x 64 pixels are fewer than 32"):
+    with pytest.raises(
+        ValueError, match=r"database/@0@0@.png cannot be preprocessed: 20 x 64 pixels are fewer than 32"
+    ):
         retrieve(encoder, small, start_accelerator("no"), count=1, preprocessing="native", batch_size=2, num_workers=0)
