@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -196,7 +197,7 @@ def _run(name: str, words: Sequence[str]) -> None:
     if {"-h", "--help"} & set(words):
         print(help_page(name, command.summary, command.example, command.words, settings_of(command.load())))
         return
-    start_log(quiet="--quiet" in words)
+    start_log(quiet="--quiet" in words, translated=partial(_with_flags, command=name))
     function = command.load()
     rest = [word for word in words if word not in ("--json", "--quiet", "--verbose")]
     result = function(**parse_arguments(function, rest, words=command.words, others=training_settings))

@@ -1,8 +1,18 @@
 """Stage 1: learn a text prompt for every place, with both CLIP encoders frozen."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from progeo.config.training import PromptSettings
+
+if TYPE_CHECKING:
+    import numpy as np
+    from accelerate import Accelerator
+    from open_clip import CLIP
+
+    from progeo.features.extract import ExtractedFeatures
+    from progeo.models.pixel_statistics import PixelStatistics
+    from progeo.training.places import TrainingPlaces
 
 
 def train_prompts(settings: PromptSettings) -> Path:
@@ -11,13 +21,9 @@ def train_prompts(settings: PromptSettings) -> Path:
     Groups are independent: each process trains its own. An interrupted run resumes after the last finished epoch of
     each group.
     """
-    import numpy as np
-
     from progeo.commands.stages import open_stage
     from progeo.engine.accelerator import start_accelerator
     from progeo.engine.log import LOGGER
-    from progeo.features.clip_features import cached_features, extraction_order
-    from progeo.models.backbones.open_clip import resolved_architecture
     from progeo.models.backbones.torchvision import CONVNETS
     from progeo.models.prompts import load_prompt_clip
     from progeo.training.places import LearnedFrom, check_batch_norm, read_training_places
@@ -57,23 +63,42 @@ def train_prompts(settings: PromptSettings) -> Path:
         prompts, places.partition, model=model, clip=clip, seed=settings.seed, run=run, accelerator=accelerator
     )
     training.drop_metrics_of_unfinished_epochs()
-    rows = np.unique(np.concatenate([group.rows for group in groups]))
-    rows = extraction_order(rows, clip, batch_norm=prompts.batch_norm, seed=settings.seed)
+    rows, features = _image_features(settings, clip, places, accelerator, pixels=pixels)
+    training.train_groups(features, rows)
+    if accelerator.is_main_process:
+        training.gather()
+    return run.path
+
+
+def _image_features(
+    settings: PromptSettings,
+    clip: "CLIP",
+    places: "TrainingPlaces",
+    accelerator: "Accelerator",
+    *,
+    pixels: "PixelStatistics",
+) -> "tuple[np.ndarray, ExtractedFeatures]":
+    """Extract the features of all images of the groups; returns their catalogue rows, and the features."""
+    import numpy as np
+
+    from progeo.features.clip_features import cached_features, extraction_order
+    from progeo.models.backbones.open_clip import resolved_architecture
+
+    data, batch_norm, seed = settings.data, settings.prompts.batch_norm, settings.seed
+    rows = np.unique(np.concatenate([group.rows for group in places.partition.groups]))
+    rows = extraction_order(rows, clip, batch_norm=batch_norm, seed=seed)
     features = cached_features(
         clip,
         places.catalogue.take(rows),
-        prompts.feature_cache,
+        settings.prompts.feature_cache,
         accelerator,
-        architecture=resolved_architecture(model.architecture, clip),
+        architecture=resolved_architecture(settings.model.architecture, clip),
         pixels=pixels,
         batch_size=data.eval_batch_size,
         num_workers=data.num_workers,
         max_unreadable_fraction=data.max_unreadable_fraction,
         orientation=data.orientation,
-        batch_norm=prompts.batch_norm,
-        seed=settings.seed,
+        batch_norm=batch_norm,
+        seed=seed,
     )
-    training.train_groups(features, rows)
-    if accelerator.is_main_process:
-        training.gather()
-    return run.path
+    return rows, features

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,17 +16,26 @@ _YELLOW, _PLAIN = "\033[33m", "\033[0m"
 class _BarHandler(logging.StreamHandler):
     """Log handler that prints above an active progress bar."""
 
+    def __init__(self, translated: Callable[[str], str]) -> None:
+        super().__init__()
+        self.translated = translated
+
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(BrokenPipeError):  # the reader is gone, as with `2>&1 | head`: keep working
-            text = self.format(record)
+            text = self.translated(self.format(record))
             if record.levelno >= logging.WARNING and sys.stderr.isatty() and "NO_COLOR" not in os.environ:
                 text = f"{_YELLOW}{text}{_PLAIN}"
             tqdm.write(text, file=sys.stderr)
 
 
-def start_log(*, quiet: bool = False) -> None:
-    """Log to stderr; processes other than the first log only errors."""
-    _set_handlers([_BarHandler()])
+def start_log(*, quiet: bool = False, translated: Callable[[str], str] = str) -> None:
+    """Log to stderr; processes other than the first log only errors.
+
+    Args:
+        quiet: log only warnings.
+        translated: rewrites each line, such as names of arguments.
+    """
+    _set_handlers([_BarHandler(translated)])
     is_main = os.environ.get("RANK", "0") == "0"
     LOGGER.setLevel(logging.ERROR if not is_main else logging.WARNING if quiet else logging.INFO)
 

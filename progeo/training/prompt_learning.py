@@ -79,7 +79,7 @@ class PromptTraining:
             rows: the catalogue row of each feature row.
         """
         images = [_readable_images(group, features, rows) for group in self.partition.groups]
-        self.steps = [-(-len(places) // self.prompts.batch_size) for places, _ in images]
+        self.steps = [-(-len(feature_rows) // self.prompts.batch_size) for feature_rows, _ in images]
         self.steps_of_others = self._count_steps_of_others()
         bar = progress_bar(
             self.prompts.epochs * sum(self.steps),
@@ -126,12 +126,14 @@ class PromptTraining:
         LOGGER.info("prompts of %d groups written to %s", len(summaries), self.run.path / PROMPTS)
 
     def _train_group(
-        self, index: int, features: ExtractedFeatures, places: np.ndarray, labels: np.ndarray, bar: tqdm
+        self, index: int, features: ExtractedFeatures, feature_rows: np.ndarray, labels: np.ndarray, bar: tqdm
     ) -> None:
-        """Train one group, whose features have the rows `places`, from its newest checkpoint on and write its file."""
+        """Train one group, whose features have these rows, from its newest checkpoint on and write its file."""
         group, name, epochs = self.partition.groups[index], self._name(index), self.prompts.epochs
-        on_device = fits_device(2 * features.rows.width * len(places), self.accelerator)
-        images = GroupImages(features.rows, places, labels=labels, accelerator=self.accelerator, on_device=on_device)
+        on_device = fits_device(2 * features.rows.width * len(feature_rows), self.accelerator)
+        images = GroupImages(
+            features.rows, feature_rows, labels=labels, accelerator=self.accelerator, on_device=on_device
+        )
         training = GroupTraining(
             index,
             group.num_classes,
@@ -204,9 +206,9 @@ class PromptTraining:
 def _readable_images(group: Group, features: ExtractedFeatures, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the feature rows of a group's readable images, and the labels of these images."""
     order = np.argsort(rows)
-    places = order[np.searchsorted(rows, group.rows, sorter=order)]
-    readable = ~np.isin(places, features.unreadable)
-    return places[readable], group.labels[readable]
+    feature_rows = order[np.searchsorted(rows, group.rows, sorter=order)]
+    readable = ~np.isin(feature_rows, features.unreadable)
+    return feature_rows[readable], group.labels[readable]
 
 
 def _in_words(summary: Mapping[str, Any]) -> str:
