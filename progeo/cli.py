@@ -17,7 +17,7 @@ from progeo import __version__
 from progeo.config.help import help_page
 from progeo.config.parsing import UsageError, parse_arguments
 from progeo.config.settings import settings_of
-from progeo.engine.log import start_log
+from progeo.engine.log import start_log, stop_log_file
 from progeo.files import spelled_out
 
 
@@ -189,6 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt as interrupt:
         sys.exit(f"{program}: {_with_flags(str(interrupt), name) or 'interrupted.'}")
     finally:
+        stop_log_file()
         _flush_stdout()
 
 

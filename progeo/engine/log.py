@@ -42,10 +42,15 @@ def start_log(*, quiet: bool = False, translated: Callable[[str], str] = str) ->
 
 def log_to_file(path: Path) -> None:
     """Log to a file too, appending to it, in place of a file of an earlier run."""
+    stop_log_file()
     to_file = logging.FileHandler(path, encoding="utf-8")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    others = [handler for handler in LOGGER.handlers if not isinstance(handler, logging.FileHandler)]
-    _set_handlers([*others, to_file])
+    _set_handlers([*LOGGER.handlers, to_file])
+
+
+def stop_log_file() -> None:
+    """Stop logging to a file."""
+    _set_handlers([handler for handler in LOGGER.handlers if not isinstance(handler, logging.FileHandler)])
 
 
 def _set_handlers(handlers: list[logging.Handler]) -> None:

@@ -123,8 +123,8 @@ def test_prompts_of_all_groups_become_those_of_stage_1_in_our_order(clip, learne
 @pytest.mark.parametrize(
     ("order", "with_classes", "with_clip", "reason"),
     [
-        ([2, 0, 3, 1], False, False, "name the file with their classes with `class_order`"),
-        ([2, 0, 3, 1], True, False, "name the CLIP whose text tower encodes them with `clip`"),
+        ([2, 0, 3, 1], False, False, "name the file with their classes with --class_order"),
+        ([2, 0, 3, 1], True, False, "name the CLIP whose text tower encodes them with --clip"),
         ([2, 0, 3, 1], True, True, "the 2 groups that it met first of 4, stage 2 here takes the first 2"),
     ],
 )
