@@ -70,6 +70,14 @@ def localized(index, *photos, **settings):
     return localize(photos, index=index, work=WorkOptions(num_workers=0), **settings)
 
 
+def test_a_confidence_that_equals_the_threshold_is_enough(built, city):
+    photo = sorted((city / "train").iterdir())[0]
+    (result,) = localized(built / "index", photo)
+    assert 0 < result.confidence < 1
+    for threshold, known in ((result.confidence, True), (float(np.nextafter(result.confidence, 1)), False)):
+        assert localized(built / "index", photo, threshold=threshold)[0].known is known
+
+
 def test_an_index_is_a_folder_with_all_that_it_takes(built, city):
     metadata = json.loads((built / "index/index.json").read_text())
     assert metadata["images"] == len(list((city / "train").iterdir()))
