@@ -33,12 +33,7 @@ def pixel_statistics(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> PixelStatistics:
-    """Return the pixel statistics in the settings, else those that the weights were trained with.
-
-    Args:
-        architecture, weights: see `own_statistics`.
-        normalization, mean, std: see `chosen_statistics`.
-    """
+    """Return the pixel statistics in the settings (`chosen_statistics`), else those of the weights (`own_statistics`)."""
     return chosen_statistics(normalization, mean, std) or own_statistics(architecture, weights)
 
 
@@ -89,11 +84,8 @@ def own_statistics(architecture: str, weights: str) -> PixelStatistics:
 def _checked(mean: Any, std: Any, *, source: str, weights: str | None = None) -> PixelStatistics:
     """Return pixel statistics, or refuse values out of range, of `weights` if given, else of the settings."""
     for name, values, minimum in (("mean", mean, 0), ("std", std, _MIN_STD)):
-        if (
-            not isinstance(values, list | tuple)
-            or len(values) != 3
-            or not all(type(value) in (int, float) and minimum <= value <= 1 for value in values)
-        ):
+        is_triple = isinstance(values, list | tuple) and len(values) == 3
+        if not is_triple or not all(type(value) in (int, float) and minimum <= value <= 1 for value in values):
             label = f"`{name}`" if weights is None else f"{weights}: its {name}"
             raise ValueError(f"{label} must be three numbers from {minimum} to 1, for pixels in 0..1, got {values}.")
     return PixelStatistics(_color(mean), _color(std), source)
