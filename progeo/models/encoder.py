@@ -278,7 +278,7 @@ def _is_count(value: object) -> bool:
     return type(value) is int and value > 0
 
 
-def _is_color(value: object) -> bool:
+def _is_color(value: Any) -> bool:
     is_triple = isinstance(value, list | tuple) and len(value) == 3
     return is_triple and all(type(part) in (int, float) and math.isfinite(part) for part in value)
 

@@ -33,7 +33,7 @@ def pixel_statistics(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> PixelStatistics:
-    """Return the pixel statistics in the settings (`chosen_statistics`), else those of the weights (`own_statistics`)."""
+    """Return the pixel statistics in the settings, see `chosen_statistics`, else those of the weights."""
     return chosen_statistics(normalization, mean, std) or own_statistics(architecture, weights)
 
 
