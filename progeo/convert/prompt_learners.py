@@ -43,7 +43,9 @@ class PublishedClasses:
 
 def holds_prompt_learners(content: Any) -> bool:
     """Return whether the content of a file is a list of published prompt learners."""
-    return isinstance(content, list) and bool(content) and all(_is_learner(item) for item in content)
+    if not isinstance(content, list) or not content:
+        return False
+    return all(isinstance(item, Stub) and type(item).kind in _LEARNERS for item in content)
 
 
 def prompts_in(content: Sequence[Stub], path: Path) -> PublishedPrompts:
@@ -117,10 +119,6 @@ def parse_cells(name: str) -> dict[str, int]:
         )
     names = ("cell_side_m", "groups_per_side", "heading_bin_deg", "groups_per_heading", "min_images_per_class")
     return dict(zip(names, map(int, found.groups()), strict=True))
-
-
-def _is_learner(item: Any) -> bool:
-    return isinstance(item, Stub) and type(item).kind in _LEARNERS
 
 
 def _tensors(learner: Stub) -> dict[str, Tensor]:

@@ -46,7 +46,11 @@ def save_onnx(path: Path, encoder: Encoder, *, input: Input = "normalized", fp16
         ValueError: the difference is above 1e-4 (with fp16, 1e-2), the weights exceed one file (2 GiB), or a package of
             the extra `onnx` is missing; nothing is written. See also `build_program`.
     """
-    _check_packages()
+    for name in _NEEDED:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError:
+            raise ValueError(f"An ONNX file needs the package {name}: pip install 'progeo[onnx]'.") from None
     model = _as_onnx(encoder, input)
     if fp16:
         _store_halves(model)
@@ -61,14 +65,6 @@ def save_onnx(path: Path, encoder: Encoder, *, input: Input = "normalized", fp16
     with replacing(path) as temporary:
         temporary.write_bytes(content)
     return largest
-
-
-def _check_packages() -> None:
-    for name in _NEEDED:
-        try:
-            importlib.import_module(name)
-        except ModuleNotFoundError:
-            raise ValueError(f"An ONNX file needs the package {name}: pip install 'progeo[onnx]'.") from None
 
 
 def _as_onnx(encoder: Encoder, input: Input) -> "ModelProto":

@@ -22,7 +22,7 @@ class PixelStatistics:
     """Where the values come from, as text for the log."""
 
     def __str__(self) -> str:
-        return f"mean {_triple(self.mean)}, std {_triple(self.std)}, {self.source}"
+        return f"mean {color_in_words(self.mean)}, std {color_in_words(self.std)}, {self.source}"
 
 
 def pixel_statistics(
@@ -96,5 +96,6 @@ def _color(values: Sequence[float]) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def _triple(values: Sequence[float]) -> str:
+def color_in_words(values: Sequence[float]) -> str:
+    """Format values of red, green and blue for people."""
     return f"({', '.join(f'{value:.4g}' for value in values)})"
