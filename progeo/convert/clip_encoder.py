@@ -5,13 +5,12 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from progeo.convert.clip_towers import is_vit, tower_architecture, tower_image_size
+from progeo.convert.clip_towers import features_dim, tower_architecture, tower_image_size, tower_of
 from progeo.convert.converted_encoder import (
     Choices,
     ConvertedEncoder,
     convert_encoder,
     single_precision,
-    tensor_named,
 )
 from progeo.models.backbones.open_clip import NORMALIZATIONS, empty_clip
 from progeo.models.backbones.position_embedding import as_height_width, resize_input
@@ -53,8 +52,7 @@ def convert_clip(found: FoundWeights, choices: Choices, properties: ClipProperti
 
     Args:
         found: `visual.*` and the text tower, under the names of OpenAI and open_clip.
-        choices: settings given by the user; they take precedence over `properties`.
-        properties: properties from the configuration or the format.
+        choices: settings given by the user; they take precedence over `properties`, of the configuration or the format.
 
     Raises:
         ValueError: the weights are not of a plain CLIP, or do not fit any architecture of open_clip.
@@ -74,11 +72,11 @@ def convert_clip(found: FoundWeights, choices: Choices, properties: ClipProperti
         remarks.append("The activation is not stated in the file: GELU is assumed, `quickgelu` sets QuickGELU.")
     if not (properties.mean and properties.std):
         remarks.append("The pixel mean and std are not stated in the file: those of CLIP are assumed.")
-    clip = None
     try:
         weights = {name: tensor for name, tensor in state.items() if name not in OPENAI_NUMBERS}
         clip = _complete_clip(weights, spec, properties.text_heads)
     except ValueError as error:
+        clip = None
         remarks.append(f"Descriptors cannot be compared with texts. {error}")
     return replace(
         converted,
@@ -89,22 +87,16 @@ def convert_clip(found: FoundWeights, choices: Choices, properties: ClipProperti
 
 
 def _spec(state: Mapping[str, Tensor], choices: Choices, properties: ClipProperties) -> EncoderSpec:
-    visual = {name.removeprefix("visual."): tensor for name, tensor in state.items() if name.startswith("visual.")}
+    visual = tower_of(state, "visual.")
     quickgelu = bool(properties.quickgelu if choices.quickgelu is None else choices.quickgelu)
-    architecture = tower_architecture(visual, quickgelu=quickgelu, head_width=properties.head_width)
-    if is_vit(visual):
-        descriptor_dim = tensor_named(visual, "proj", 2).shape[1]
-    else:
-        descriptor_dim = len(tensor_named(visual, "attnpool.c_proj.weight", 2))
     mean, std = NORMALIZATIONS["clip"]
     return EncoderSpec(
-        architecture=architecture,
+        architecture=tower_architecture(visual, quickgelu=quickgelu, head_width=properties.head_width),
+        descriptor_dim=features_dim(visual),
         image_size=tower_image_size(visual, choices.image_size),
-        descriptor_dim=descriptor_dim,
         normalized=True if choices.normalized is None else choices.normalized,
         mean=tuple(properties.mean or mean),
         std=tuple(properties.std or std),
-        align_corners=False,
         pooling="clip",
     )
 

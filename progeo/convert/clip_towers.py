@@ -17,6 +17,18 @@ _PLAIN_VISION = {"image_size", "layers", "width", "patch_size", "head_width", "m
 _PLAIN_TEXT = {"context_length", "vocab_size", "width", "heads", "layers"}
 
 
+def tower_of(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the weights whose names start with `prefix`, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def features_dim(visual: Mapping[str, Tensor]) -> int:
+    """Return the dimension of a tower's image features."""
+    if is_vit(visual):
+        return tensor_named(visual, "proj", 2).shape[1]
+    return len(tensor_named(visual, "attnpool.c_proj.weight", 2))
+
+
 def is_vit(visual: Mapping[str, Tensor]) -> bool:
     """Return whether a visual tower is a ViT, else it is a ResNet; names are without prefix."""
     return "class_embedding" in visual
@@ -101,7 +113,7 @@ def _shape(visual: Mapping[str, Tensor]) -> dict[str, Any]:
             "layers": _count(visual, r"transformer\.resblocks\.(\d+)\."),
             "width": len(first),
             "patch size": first.shape[-1],
-            "embed dim": tensor_named(visual, "proj", 2).shape[1],
+            "embed dim": features_dim(visual),
         }
     shape = {
         "layers": [_count(visual, rf"layer{stage}\.(\d+)\.") for stage in range(1, 5)],
@@ -110,7 +122,7 @@ def _shape(visual: Mapping[str, Tensor]) -> dict[str, Any]:
     }
     if "attnpool.c_proj.weight" not in visual:  # missing from encoders with other pooling
         return shape
-    return {**shape, "embed dim": len(tensor_named(visual, "attnpool.c_proj.weight", 2))}
+    return {**shape, "embed dim": features_dim(visual)}
 
 
 def _shape_in(config: Mapping[str, Any]) -> dict[str, Any]:

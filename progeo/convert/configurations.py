@@ -45,11 +45,8 @@ class Configuration:
         value = self._value(name, None)
         if value is None:
             return None
-        if (
-            not isinstance(value, list)
-            or len(value) != 3
-            or not all(_is_number(part) and minimum <= part <= 1 for part in value)
-        ):
+        is_triple = isinstance(value, list) and len(value) == 3
+        if not is_triple or not all(_is_number(part) and minimum <= part <= 1 for part in value):
             raise ValueError(f"{self.path}: {name} should be three numbers from {minimum} to 1, is {value!r}.")
         return tuple(value)
 

@@ -53,13 +53,8 @@ def convert_encoder(
     """Build an encoder from its spec with the weights of another program's state dict, in float32.
 
     Args:
-        spec: the spec of the encoder, as detected from the state dict.
-        found: the state dict with the names of the file.
         their_name: maps each of our parameter and buffer names to the name in the file.
         skipped_prefixes: prefixes of names in the file that the encoder does not need.
-
-    Returns:
-        The encoder, in eval mode, and the names that it does not need.
 
     Raises:
         ValueError: missing keys, unexpected keys, or tensors of another shape; the message names the first.

@@ -29,9 +29,6 @@ def convert_numbered(
 
     Args:
         found: the weights, `backbone.<number>.*` and those of the head.
-        pooling: pooling and head of the encoder.
-        descriptor_dim: descriptor dimension D.
-        image_size: image size in pixels.
         head: maps our parameter names of the head to those in the file.
     """
     architecture, backbone_name = _backbone(found.state)
@@ -40,10 +37,8 @@ def convert_numbered(
         architecture=architecture,
         image_size=as_height_width(image_size),
         descriptor_dim=descriptor_dim,
-        normalized=True,
         mean=mean,
         std=std,
-        align_corners=False,
         pooling=pooling,
     )
     return convert_encoder(spec, found, their_name=lambda ours: head(backbone_name(ours)))
@@ -51,14 +46,8 @@ def convert_numbered(
 
 def _backbone(state: Mapping[str, Tensor]) -> tuple[str, Callable[[str], str]]:
     """Find the torchvision backbone that fits a state dict best, and the function from our names to its names."""
-    if "backbone.0.bias" in state:
-        family, flat = "vgg", True
-    elif "backbone.0.weight" in state:
-        family, flat = "resnet", False
-    elif "backbone.0.0.weight" in state:
-        family, flat = "efficientnet", True
-    else:
-        family, flat = "efficientnet", False
+    families = {"0.bias": ("vgg", True), "0.weight": ("resnet", False), "0.0.weight": ("efficientnet", True)}
+    family, flat = next((families[end] for end in families if f"backbone.{end}" in state), ("efficientnet", False))
     best, best_name, most = "", partial(_numbered, layers=[], flat=False), -1.0
     for architecture in (name for name in CONVNETS if name.startswith(family)):
         backbone = empty_convnet(architecture)

@@ -15,9 +15,7 @@ def is_open_clip(source: Source) -> bool:
 
     A folder that also has a configuration of transformers must have weights of open_clip.
     """
-    if _is_configured(source):
-        return True
-    return "visual" in source.prefixes and not is_of_openai(source.state)
+    return _is_configured(source) or ("visual" in source.prefixes and not is_of_openai(source.state))
 
 
 def read_open_clip(source: Source, choices: Choices) -> ConvertedEncoder:

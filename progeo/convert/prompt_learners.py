@@ -15,6 +15,7 @@ from progeo.models.weight_files.checkpoints import read_content
 from progeo.models.weight_files.torch_files import Stub
 
 _LEARNERS = tuple(f"cosplace_model.cosplace_network_stage{stage}.PromptLearner" for stage in (1, 2))
+_WORDS = ("token_prefix", "token_suffix")
 _CELLS = re.compile(r"_M([1-9]\d*)_N([1-9]\d*)_alpha([1-9]\d*)_L([1-9]\d*)_mipc(\d+)\.torch$")
 
 
@@ -42,15 +43,16 @@ class PublishedClasses:
 
 def holds_prompt_learners(content: Any) -> bool:
     """Return whether the content of a file is a list of published prompt learners."""
-    return isinstance(content, list) and bool(content) and all(_is_learner(item) for item in content)
+    if not isinstance(content, list) or not content:
+        return False
+    return all(isinstance(item, Stub) and type(item).kind in _LEARNERS for item in content)
 
 
 def prompts_in(content: Sequence[Stub], path: Path) -> PublishedPrompts:
     """Extract the prompts from the content of a file.
 
     Args:
-        content: the prompt learners, one per group.
-        path: path of the file, for errors.
+        content: the prompt learners, one per group, of the file at `path`.
 
     Raises:
         ValueError: a learner lacks a tensor, has a tensor of another shape, or differs from the first learner in its
@@ -59,8 +61,7 @@ def prompts_in(content: Sequence[Stub], path: Path) -> PublishedPrompts:
     learners = [_tensors(learner) for learner in content]
     first = learners[0]
     for index, tensors in enumerate(learners):
-        missing = [name for name in ("cls_ctx", "token_prefix", "token_suffix") if name not in tensors]
-        if missing:
+        if missing := [name for name in ("cls_ctx", *_WORDS) if name not in tensors]:
             raise ValueError(f"{path} is not complete: the prompt learner of group {index} has no {missing[0]}.")
         context, prefix, suffix = tensors["cls_ctx"], tensors["token_prefix"], tensors["token_suffix"]
         if (
@@ -74,17 +75,13 @@ def prompts_in(content: Sequence[Stub], path: Path) -> PublishedPrompts:
                 f"word vectors (1, n, W), has {tuple(context.shape)} of {context.dtype}, {tuple(prefix.shape)} and "
                 f"{tuple(suffix.shape)}."
             )
-        words = ("token_prefix", "token_suffix")
-        if context.shape[1] != first["cls_ctx"].shape[1] or not all(
-            torch.equal(tensors[name], first[name]) for name in words
-        ):
+        same_words = all(torch.equal(tensors[name], first[name]) for name in _WORDS)
+        if not same_words or context.shape[1] != first["cls_ctx"].shape[1]:
             raise ValueError(
                 f"{path}: the prompt learner of group {index} has another number of learned vectors, or other words "
                 f"around them, than that of group 0: they are of different trainings."
             )
-    return PublishedPrompts(
-        tuple(tensors["cls_ctx"] for tensors in learners), first["token_prefix"], first["token_suffix"]
-    )
+    return PublishedPrompts(tuple(tensors["cls_ctx"] for tensors in learners), *(first[name] for name in _WORDS))
 
 
 def read_published_classes(path: Path) -> PublishedClasses:
@@ -116,8 +113,7 @@ def parse_cells(name: str) -> dict[str, int]:
     Raises:
         ValueError: the name does not contain them.
     """
-    found = _CELLS.search(name)
-    if found is None:
+    if (found := _CELLS.search(name)) is None:
         raise ValueError(
             f"The cell settings are missing from the name {name}: it should end like _M10_N5_alpha30_L2_mipc10.torch."
         )
@@ -125,15 +121,8 @@ def parse_cells(name: str) -> dict[str, int]:
     return dict(zip(names, map(int, found.groups()), strict=True))
 
 
-def _is_learner(item: Any) -> bool:
-    return isinstance(item, Stub) and type(item).kind in _LEARNERS
-
-
 def _tensors(learner: Stub) -> dict[str, Tensor]:
     """Return the parameters and buffers of a module by name, in float32."""
-    found: dict[str, Tensor] = {}
-    for kind in ("_parameters", "_buffers"):
-        values = vars(learner).get(kind)
-        if isinstance(values, Mapping):
-            found |= {name: single_precision(value) for name, value in values.items() if isinstance(value, Tensor)}
-    return found
+    kinds = (vars(learner).get(kind) for kind in ("_parameters", "_buffers"))
+    named = (item for values in kinds if isinstance(values, Mapping) for item in values.items())
+    return {name: single_precision(value) for name, value in named if isinstance(value, Tensor)}

@@ -2,7 +2,7 @@
 
 import open_clip
 
-from progeo.convert.clip_towers import is_vit, tower_architecture, tower_image_size
+from progeo.convert.clip_towers import features_dim, is_vit, tower_architecture, tower_image_size, tower_of
 from progeo.convert.converted_encoder import Choices, ConvertedEncoder, convert_encoder, head_name, tensor_named
 from progeo.convert.source import Source
 from progeo.models.backbones.open_clip import NORMALIZATIONS
@@ -29,12 +29,12 @@ def read_published_progeo(source: Source, choices: Choices) -> ConvertedEncoder:
         ValueError: the visual tower is not known; for further errors see `convert_encoder`.
     """
     state = source.state
-    visual = {name.removeprefix("backbone."): tensor for name, tensor in state.items() if name.startswith("backbone.")}
+    visual = tower_of(state, "backbone.")
     vit = is_vit(visual)
     quickgelu = True if choices.quickgelu is None else choices.quickgelu
     architecture = tower_architecture(visual, quickgelu=quickgelu)
     if vit:
-        image_size, dim = tower_image_size(visual, choices.image_size), tensor_named(visual, "proj", 2).shape[1]
+        image_size, dim = tower_image_size(visual, choices.image_size), features_dim(visual)
     else:
         image_size = as_height_width(choices.image_size or _IMAGE_SIZE)
         dim = len(tensor_named(state, "aggregation.3.weight", 2))

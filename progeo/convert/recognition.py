@@ -54,21 +54,17 @@ def read_encoder(source: Source, choices: Choices) -> ConvertedEncoder:
         FileNotFoundError: a configuration or the weights are missing.
         ValueError: an unknown format, missing or unexpected keys, or `choices` that do not apply to the format.
     """
-    _refuse_own(source)
+    if source.prefixes and source.prefixes <= {"backbone", "pooling", "projection"}:
+        raise ValueError(
+            f"{source.path} has the names of an encoder of progeo, which needs no import: give its folder, with the "
+            f"model.json, to progeo.load_encoder and to the other commands."
+        )
     for row in FORMATS:
         if row.recognizes(source):
             converted = replace(row.reads(source, choices), program=row.name)
             _check_choices(converted, choices)
             return converted
     raise _unknown(source)
-
-
-def _refuse_own(source: Source) -> None:
-    if source.prefixes and source.prefixes <= {"backbone", "pooling", "projection"}:
-        raise ValueError(
-            f"{source.path} has the names of an encoder of progeo, which needs no import: give its folder, with the "
-            f"model.json, to progeo.load_encoder and to the other commands."
-        )
 
 
 def _unknown(source: Source) -> Exception:

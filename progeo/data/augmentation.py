@@ -57,29 +57,25 @@ def jitter_colors(images: Tensor, changes: Changes) -> Tensor:
     divides the batch into groups.
     """
     count, device = len(images), images.device
-    place_of_hue = (changes.order == _HUE).nonzero()[:, 1]
+    hue_steps = (changes.order == _HUE).nonzero()[:, 1]
     blends = changes.order[changes.order != _HUE].view(count, 3)
     # (3, B, 3): the arguments of _blend, for each image and each of its blends in order.
     amounts = torch.stack([changes.shares.gather(1, blends), blends == _CONTRAST, blends == _SATURATION]).to(device)
     hues_turn, turns = bool(changes.turns.any()), changes.turns.to(device)
 
     jittered = torch.empty(images.shape, device=device)
-    for place in range(4):
-        group = (place_of_hue == place).nonzero()[:, 0].to(device)
+    for hue_step in range(4):
+        group = (hue_steps == hue_step).nonzero()[:, 0].to(device)
         # One image at a time on a CPU, so that intermediate results stay in a core's caches and reuse memory.
         for rows in group.split(1 if device.type == "cpu" else count):
-            part = _floats(images[rows])
+            part = images[rows].float().div_(255) if images.dtype == torch.uint8 else images[rows]
             for step in range(4):
-                if step == place and hues_turn:
+                if step == hue_step and hues_turn:
                     part = _turned_hue(part, turns[rows])
                 if step < 3:
                     _blend(part, *amounts[:, rows, step])
             jittered[rows] = part
     return jittered
-
-
-def _floats(images: Tensor) -> Tensor:
-    return images.float().div_(255) if images.dtype == torch.uint8 else images
 
 
 def _blend(images: Tensor, shares: Tensor, of_mean: Tensor, of_gray: Tensor) -> None:

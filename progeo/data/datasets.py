@@ -26,25 +26,15 @@ def max_unreadable(fraction: float, count: int) -> int:
     return max(1, math.floor(fraction * count + 1e-9)) if fraction else 0
 
 
+@dataclass(frozen=True, eq=False)
 class CatalogueImages(Dataset):
-    """The preprocessed images of a catalogue.
+    """The preprocessed images of a catalogue."""
 
-    Args:
-        catalogue: N images.
-        preprocess: uint8 (3, H, W) -> uint8 (3, height, width), or several crops; None leaves the image unchanged.
-        orientation: whether images are rotated upright, see `pixels_of`.
-    """
-
-    def __init__(
-        self,
-        catalogue: Catalogue,
-        preprocess: Callable[[Tensor], Tensor] | None = None,
-        orientation: Orientation = "exif",
-    ) -> None:
-        self.catalogue = catalogue
-        self.preprocess = preprocess
-        self.orientation = orientation
-
+    catalogue: Catalogue
+    preprocess: Callable[[Tensor], Tensor] | None = None
+    """Maps uint8 (3, H, W) to uint8 (3, height, width), or several crops; None leaves the image unchanged."""
+    orientation: Orientation = "exif"
+    """Whether images are rotated upright, see `pixels_of`."""
     bytes_in_memory = 0
     """Number of bytes of decoded images that are kept: none."""
 
@@ -71,23 +61,18 @@ class Replaced:
     reason: str
 
 
+@dataclass(frozen=True, eq=False)
 class LabeledImages(Dataset):
-    """Crops of the images of one group, with their labels.
+    """Crops of the images of one group, with their labels."""
 
-    Args:
-        images: the dataset of all training images.
-        rows: rows of the group's images in `images`, sorted by class, int64 (n,).
-        offsets: images of label c are rows[offsets[c]:offsets[c + 1]], int64 (C + 1,).
-        crop: maps an image and its random numbers to uint8 (3, height, width).
-    """
-
-    def __init__(
-        self, images: Dataset, rows: np.ndarray, offsets: np.ndarray, crop: Callable[[Tensor, np.ndarray], Tensor]
-    ) -> None:
-        self.images = images
-        self.rows = rows
-        self.offsets = offsets
-        self.crop = crop
+    images: Dataset
+    """The dataset of all training images."""
+    rows: np.ndarray
+    """Rows of the group's images in `images`, sorted by class, int64 (n,)."""
+    offsets: np.ndarray
+    """Images of label c are rows[offsets[c]:offsets[c + 1]], int64 (C + 1,)."""
+    crop: Callable[[Tensor, np.ndarray], Tensor]
+    """Maps an image and its random numbers to uint8 (3, height, width)."""
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -28,18 +28,12 @@ class Loaded:
 
 def build_loader(dataset: Dataset, batches: Iterable[Sequence[Any] | np.ndarray], *, num_workers: int) -> DataLoader:
     """Build a loader that yields each batch, of indices or other keys of the dataset, as `Loaded`."""
-    loader: DataLoader = DataLoader(
+    return DataLoader(
         dataset,
         batch_sampler=batches,  # type: ignore[arg-type] # it takes other sequences than lists, too
         num_workers=num_workers,
         collate_fn=_collated,
     )
-    return loader
-
-
-def ordered_batches(indices: range, batch_size: int) -> list[range]:
-    """Split `indices` into consecutive batches; the last one may be smaller."""
-    return [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
 
 
 def batches_by_shape(rows: np.ndarray, shapes: np.ndarray, *, batch_size: int, max_pixels: int) -> list[np.ndarray]:
@@ -82,14 +76,14 @@ def cache_images(images: CatalogueImages, *, num_workers: int) -> CachedImages:
     look = partial(read_shape, orientation=images.orientation)
     shapes = each_file(lambda row: look(catalogue.path(row)), range(count), total=count)
     cached = CachedImages(np.array([shape or (0, 0) for shape in shapes]))  # unreadable ones raise an error below
-    loader = build_loader(images, ordered_batches(range(count), 1), num_workers=num_workers)
+    loader = build_loader(images, ([row] for row in range(count)), num_workers=num_workers)
     for row, image in enumerate(read_batches(loader)):
         cached[row].copy_(image[0])
     return cached
 
 
 def _collated(items: list[Tensor | tuple[Tensor, int] | Replaced | Unreadable]) -> Loaded:
-    unreadable = {place: item.reason for place, item in enumerate(items) if isinstance(item, Unreadable)}
-    replaced = {place: item.reason for place, item in enumerate(items) if isinstance(item, Replaced)}
-    there = [item.item if isinstance(item, Replaced) else item for item in items if not isinstance(item, Unreadable)]
-    return Loaded(default_collate(there) if there else None, unreadable, replaced)
+    unreadable = {index: item.reason for index, item in enumerate(items) if isinstance(item, Unreadable)}
+    replaced = {index: item.reason for index, item in enumerate(items) if isinstance(item, Replaced)}
+    usable = [item.item if isinstance(item, Replaced) else item for item in items if not isinstance(item, Unreadable)]
+    return Loaded(default_collate(usable) if usable else None, unreadable, replaced)

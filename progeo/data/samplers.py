@@ -1,11 +1,13 @@
 """Batch sampling. Every order is a function of (seed, epoch, step), so that training can resume at any step."""
 
 from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 from torch.utils.data import Sampler
 
 
+@dataclass(frozen=True, eq=False)
 class ClassBatches(Sampler[list[int]]):
     """Batches with random images of some classes; all classes are used once before any is used again.
 
@@ -19,40 +21,35 @@ class ClassBatches(Sampler[list[int]]):
         process, num_processes: this process's share of each batch.
     """
 
-    def __init__(
-        self,
-        offsets: np.ndarray,
-        *,
-        batch_size: int,
-        images_per_class: int = 1,
-        num_batches: int,
-        seed: int,
-        epoch: int,
-        first_batch: int = 0,
-        process: int = 0,
-        num_processes: int = 1,
-    ) -> None:
-        self.offsets = offsets
-        self.num_classes = batch_size // images_per_class
-        self.images_per_class = images_per_class
-        self.num_batches = num_batches
-        self.seed = seed
-        self.epoch = epoch
-        self.first_batch = first_batch
-        self.part = slice(process * batch_size // num_processes, (process + 1) * batch_size // num_processes)
+    offsets: np.ndarray
+    _: KW_ONLY
+    batch_size: int
+    images_per_class: int = 1
+    num_batches: int
+    seed: int
+    epoch: int
+    first_batch: int = 0
+    process: int = 0
+    num_processes: int = 1
+
+    @property
+    def part(self) -> slice:
+        """The indices of this process's images in each batch."""
+        start, end = (process * self.batch_size // self.num_processes for process in (self.process, self.process + 1))
+        return slice(start, end)
 
     def __len__(self) -> int:
         return self.num_batches - self.first_batch
 
     def __iter__(self) -> Iterator[list[int]]:
-        all_classes = len(self.offsets) - 1
+        num_classes, all_classes = self.batch_size // self.images_per_class, len(self.offsets) - 1
         for step in range(self.first_batch, self.num_batches):
-            places = np.arange(step * self.num_classes, (step + 1) * self.num_classes)
-            classes = np.empty(self.num_classes, np.int64)
-            for turn in np.unique(places // all_classes):
+            indices = np.arange(step * num_classes, (step + 1) * num_classes)
+            classes = np.empty(num_classes, np.int64)
+            for turn in np.unique(indices // all_classes):
                 order = np.random.default_rng([self.seed, self.epoch, 0, turn]).permutation(all_classes)
-                now = places // all_classes == turn
-                classes[now] = order[places[now] % all_classes]
+                now = indices // all_classes == turn
+                classes[now] = order[indices[now] % all_classes]
             generator = np.random.default_rng([self.seed, self.epoch, 1, step])
             starts = self.offsets[classes, None]
             picks = _picks(self.offsets[classes + 1] - self.offsets[classes], self.images_per_class, generator)

@@ -11,6 +11,7 @@ from torchvision.models import get_model_weights
 from progeo.export.folders import weights_in_name, without_folders
 from progeo.files import replacing
 from progeo.models.backbones.torchvision import CONVNETS
+from progeo.models.pixel_statistics import color_in_words
 
 _HEADER = {
     "library_name": "progeo",
@@ -24,7 +25,6 @@ def save_card(path: Path, metadata: Mapping[str, Any], usage: str) -> None:
     """Write the model card of an encoder.
 
     Args:
-        path: the file.
         metadata: the content of `model.json`: encoder, recalls and provenance.
         usage: Python code for the card that loads the files beside it.
     """
@@ -63,18 +63,18 @@ def _card(metadata: Mapping[str, Any], usage: str) -> str:
     license = license_of_weights(metadata["encoder"]["architecture"], starting_weights(metadata))
     metadata = without_folders(metadata)
     encoder, provenance = metadata["encoder"], metadata["provenance"]
-    settings = provenance.get("settings", {})
+    settings, projection = provenance.get("settings", {}), provenance.get("reduced")
     height, width = encoder["image_size"]
     rows = {
         "backbone": encoder["architecture"],
         "started from": _origin(metadata),
         "license of these starting weights": license,
-        "images": f"{height} x {width} pixels, RGB in 0..1, normalized with mean {_triple(encoder['mean'])} "
-        f"and std {_triple(encoder['std'])}",
+        "images": f"{height} x {width} pixels, RGB in 0..1, normalized with mean {color_in_words(encoder['mean'])} "
+        f"and std {color_in_words(encoder['std'])}",
         "descriptors": f"{encoder['descriptor_dim']} dimensions, "
         f"{'L2-normalized' if encoder['normalized'] else 'not normalized'}",
         "pooling": encoder["pooling"],
-        **_projection(metadata),
+        **({} if projection is None else {"PCA": f"from {encoder['pooled_dim']} dimensions, {_pca(projection)}"}),
         "trained on": settings.get("data", {}).get("train_folder", "unknown"),
         "epoch": provenance.get("epoch", "unknown"),
         **{name: f"{recall:.1f}" for name, recall in metadata["recalls"].items()},
@@ -100,15 +100,6 @@ def _origin(metadata: Mapping[str, Any]) -> str:
     return starting_weights(metadata) or provenance.get("encoder", "unknown")
 
 
-def _projection(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """Return a table row of the PCA projection of the descriptors; empty if there is none."""
-    if (projection := metadata["provenance"].get("reduced")) is None:
-        return {}
-    return {
-        "PCA": f"from {metadata['encoder']['pooled_dim']} dimensions, {'whitened, ' if projection['whiten'] else ''}"
-        f"fitted to {projection['images']:,} images of {projection['folder']}"
-    }
-
-
-def _triple(values: list[float]) -> str:
-    return f"({', '.join(f'{value:.4g}' for value in values)})"
+def _pca(projection: Mapping[str, Any]) -> str:
+    whitened = "whitened, " if projection["whiten"] else ""
+    return f"{whitened}fitted to {projection['images']:,} images of {projection['folder']}"

@@ -42,10 +42,8 @@ def download(url: str, stream: BinaryIO, path: Path, limits: Limits) -> None:
     closed.
 
     Args:
-        url: URL of the file.
         stream: written to; the caller must close it in any case.
-        path: final path of the file; its suffix tells weights from small files.
-        limits: limits on size and time.
+        path: final path of the file; its suffix distinguishes weights from small files.
 
     Raises:
         HTTPException: the server cannot be reached, lacks the file, is too slow, or sends too much or too little.

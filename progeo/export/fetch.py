@@ -11,8 +11,6 @@ from progeo.export.downloads import Limits, download
 from progeo.files import replacing
 from progeo.models.weight_files.printable import printable
 
-TIMEOUT_S = 60
-
 
 def fetch_folder(
     address: str, readers: Mapping[str, Callable[[Path], object]], *, limits: Limits | None = None
@@ -36,7 +34,7 @@ def fetch_folder(
     folder = Path(torch.hub.get_dir()) / "progeo" / hashlib.sha256(address.encode()).hexdigest()[:16]
     for name, read in readers.items():
         if not (folder / name).is_file():
-            _download(f"{address}/{name}", folder / name, read, limits or Limits(stalled_s=TIMEOUT_S))
+            _download(f"{address}/{name}", folder / name, read, limits or Limits())
     return folder
 
 

@@ -2,10 +2,8 @@
 
 import importlib
 import json
-import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +20,7 @@ from progeo.export.program import (
     relative_difference,
 )
 from progeo.files import replacing
+from progeo.models.backbones.open_clip import without_warnings
 from progeo.models.encoder import Encoder, spec_to_json
 
 if TYPE_CHECKING:
@@ -37,8 +36,6 @@ def save_onnx(path: Path, encoder: Encoder, *, input: Input = "normalized", fp16
     """Export an encoder to ONNX: `images` of any batch size, height and width -> `descriptors` (B, D).
 
     Args:
-        path: the file.
-        encoder: the encoder; not changed.
         input: form and allowed sizes of the images, see `build_program`.
         fp16: store weights in half precision, which halves the file; they are cast to float32 for computing.
 
@@ -49,7 +46,11 @@ def save_onnx(path: Path, encoder: Encoder, *, input: Input = "normalized", fp16
         ValueError: the difference is above 1e-4 (with fp16, 1e-2), the weights exceed one file (2 GiB), or a package of
             the extra `onnx` is missing; nothing is written. See also `build_program`.
     """
-    _check_packages()
+    for name in _NEEDED:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError:
+            raise ValueError(f"An ONNX file needs the package {name}: pip install 'progeo[onnx]'.") from None
     model = _as_onnx(encoder, input)
     if fp16:
         _store_halves(model)
@@ -66,18 +67,11 @@ def save_onnx(path: Path, encoder: Encoder, *, input: Input = "normalized", fp16
     return largest
 
 
-def _check_packages() -> None:
-    for name in _NEEDED:
-        try:
-            importlib.import_module(name)
-        except ModuleNotFoundError:
-            raise ValueError(f"An ONNX file needs the package {name}: pip install 'progeo[onnx]'.") from None
-
-
 def _as_onnx(encoder: Encoder, input: Input) -> "ModelProto":
     height, width = (2, 3) if input == "normalized" else (1, 2)
     program = build_program(encoder, input)
-    with _quiet():
+    with without_warnings("onnxscript", "torch.onnx", "onnx_ir"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         # The dynamo exporter, not that of TorchScript, which PyTorch keeps for old programs only and which does not
         # support bicubic resizing with antialiasing.
         exported = torch.onnx.export(
@@ -126,19 +120,3 @@ def _differences(content: bytes, encoder: Encoder, input: Input) -> Iterator[flo
     for images, expected in compared_images(encoder, input):
         (found,) = session.run(["descriptors"], {"images": images.numpy()})
         yield relative_difference(torch.from_numpy(found), expected)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporter's warnings about its own internals."""
-    names = ("onnxscript", "torch.onnx", "onnx_ir")
-    levels = {name: logging.getLogger(name).level for name in names}
-    for name in names:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)

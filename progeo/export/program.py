@@ -33,7 +33,7 @@ def build_program(encoder: Encoder, input: Input) -> ExportedProgram:
     The graph runs on the CPU; `torch.export.passes.move_to_device_pass` converts it for another device.
 
     Args:
-        encoder: the encoder; not changed.
+        encoder: not changed.
         input: `normalized`: normalized images, float (B, 3, H, W); `pixels`: uint8 (B, H, W, 3), normalized in the
             graph; `photos`: as `pixels`, and also resized in the graph to the encoder's image size.
 

@@ -38,7 +38,6 @@ def save_encoder(
 
     Args:
         folder: created if missing.
-        encoder: the encoder to save.
         provenance: metadata on how the encoder was made; plain values.
         recalls: validation results, such as {"val R@1": 91.3}.
     """

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import tee
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,13 +45,10 @@ def feature_batches(
 
     Args:
         extract: maps uint8 images (B, 3, H, W), or what `images` gives instead, to features (B, D) on the CPU.
-        images: images of a catalogue.
-        batches: catalogue rows of each batch, all of one shape.
-        total: number of images in all batches.
+        batches: catalogue rows of each batch, all of one shape; `total` images together.
         width: D.
         num_workers: processes that decode images.
-        what: text of the progress bar.
-        hidden: show no progress bar.
+        what: text of the progress bar; `hidden` shows none.
         filled_to: pad smaller batches with zeros to this size; None never pads.
     """
     taken, batches = tee(batches)  # the loader runs some batches ahead
@@ -86,30 +84,17 @@ def extract_rows(
     batches: Iterable[np.ndarray],
     *,
     width: int,
-    num_workers: int,
-    what: str,
-    hidden: bool = False,
-    filled_to: int | None = 1,
+    **options: Any,
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Extract features into memory: float32 (len(rows), D), and why some images could not be read, by row.
 
     Args:
         rows: the catalogue rows of all `batches` together.
-        extract, images, batches, width, num_workers, what, hidden, filled_to: see `feature_batches`.
+        extract, images, batches, width, options: see `feature_batches`.
     """
     values = np.zeros((len(rows), width), np.float32)
     unreadable: dict[int, str] = {}
-    for batch in feature_batches(
-        extract,
-        images,
-        batches,
-        total=len(rows),
-        width=width,
-        num_workers=num_workers,
-        what=what,
-        hidden=hidden,
-        filled_to=filled_to,
-    ):
+    for batch in feature_batches(extract, images, batches, total=len(rows), width=width, **options):
         values[batch.rows - rows.start] = batch.values
         unreadable |= batch.unreadable
     return values, unreadable

@@ -39,9 +39,7 @@ def prepared_folder(cache: Cache, depends_on: Mapping[str, Any], catalogue: Cata
     """Return the folder of these features: check it if it exists, create it with its metadata otherwise.
 
     Args:
-        cache: the folder that holds it.
         depends_on: all metadata that features depend on, and the `IMAGE_FOLDER`, as JSON restores it.
-        catalogue: the images.
         shard_size: rows per file.
 
     Raises:

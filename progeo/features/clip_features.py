@@ -1,7 +1,6 @@
 """Image features of the frozen CLIP model, which stage 1 compares its prompts with."""
 
 import dataclasses
-from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -54,14 +53,8 @@ def cached_features(
         clip: the model, on the accelerator's device and in eval mode; calibrated running statistics stay in it.
         catalogue: N images, in their `extraction_order`.
         cache: folder of all cached features.
-        accelerator: gives the device, the precision and the processes.
-        architecture: name of the architecture of `clip` including its activation, which the weights do not tell.
-        pixels: mean and std that images are normalized with.
-        batch_size: images per batch.
-        num_workers: decoding processes, for each process.
-        max_unreadable_fraction: maximum fraction of unreadable images, 0 to 1.
-        orientation: whether images are rotated upright by their EXIF orientation first.
-        batch_norm: which statistics batch norms normalize with.
+        architecture: name of the architecture of `clip` including its activation, which the weights do not reveal.
+        accelerator, batch_size, num_workers, max_unreadable_fraction: see `extract_features`.
         seed: random seed of the calibration images, or of the `extraction_order`.
 
     Raises:
@@ -70,13 +63,20 @@ def cached_features(
     mode = batch_norm_mode(clip.visual, batch_norm)
     if mode == "batch":
         batch_size = _even_batch_size(len(catalogue), batch_size)
-    extractor = _clip_extractor(
-        clip,
-        accelerator,
-        architecture=architecture,
-        pixels=pixels,
+    mean, std = (torch.tensor(values, device=accelerator.device) for values in (pixels.mean, pixels.std))
+    extractor = FeatureExtractor(
+        run_on(accelerator, lambda images: clip.encode_image(normalize_images(images, mean, std))),
+        what="image features",
+        width=clip.text_projection.shape[1],
+        image_size=as_height_width(clip.visual.image_size),
+        preprocessing="hard_resize",
+        depends_on=lambda: {
+            "architecture": architecture,
+            "visual_weights": weights_digest(clip.visual.state_dict()),
+            "normalization": {"mean": list(pixels.mean), "std": list(pixels.std)},
+            **_batch_norm_key(mode, len(catalogue), batch_size=batch_size, seed=seed),
+        },
         orientation=orientation,
-        batch_norm=_batch_norm_key(mode, len(catalogue), batch_size=batch_size, seed=seed),
         depends_on_batch=mode == "batch",
     )
     if mode == "calibrated":
@@ -93,35 +93,6 @@ def cached_features(
             num_workers=num_workers,
             max_unreadable_fraction=max_unreadable_fraction,
         )
-
-
-def _clip_extractor(
-    clip: CLIP,
-    accelerator: Accelerator,
-    *,
-    architecture: str,
-    pixels: PixelStatistics,
-    orientation: Orientation,
-    batch_norm: Mapping[str, Any],
-    depends_on_batch: bool,
-) -> FeatureExtractor:
-    """Build the feature extractor of a CLIP; `batch_norm` is the cache metadata of its batch norms."""
-    mean, std = (torch.tensor(values, device=accelerator.device) for values in (pixels.mean, pixels.std))
-    return FeatureExtractor(
-        run_on(accelerator, lambda images: clip.encode_image(normalize_images(images, mean, std))),
-        what="image features",
-        width=clip.text_projection.shape[1],
-        image_size=as_height_width(clip.visual.image_size),
-        preprocessing="hard_resize",
-        depends_on=lambda: {
-            "architecture": architecture,
-            "visual_weights": weights_digest(clip.visual.state_dict()),
-            "normalization": {"mean": list(pixels.mean), "std": list(pixels.std)},
-            **batch_norm,
-        },
-        orientation=orientation,
-        depends_on_batch=depends_on_batch,
-    )
 
 
 def _batch_norm_key(mode: BatchNormMode, num_images: int, *, batch_size: int, seed: int) -> dict[str, Any]:

@@ -38,9 +38,7 @@ def descriptor_extractor(
     """Build a feature extractor for descriptors (B, D), or (B, 5 D) where the five crops are searched separately.
 
     Args:
-        encoder: the encoder, as `progeo.load_encoder` returns it; it is moved to the accelerator's device.
-        images: image size, preprocessing and orientation of the images.
-        accelerator: gives the device and the precision.
+        encoder: moved to the accelerator's device.
         preprocessing: preprocessing of queries; None takes that of database images.
     """
     encoder.to(accelerator.device)
@@ -61,12 +59,12 @@ def descriptor_extractor(
         width=encoder.descriptor_dim * num_rows,
         image_size=encoder.image_size if images.image_size is None else as_height_width(images.image_size),
         preprocessing=preprocessing,
-        depends_on=partial(identity, encoder),
+        depends_on=partial(descriptor_metadata, encoder),
         orientation=images.orientation,
     )
 
 
-def identity(encoder: Encoder) -> dict[str, Any]:
+def descriptor_metadata(encoder: Encoder) -> dict[str, Any]:
     """Collect all metadata that descriptors depend on, as JSON restores it.
 
     Raises:
@@ -80,7 +78,7 @@ def identity(encoder: Encoder) -> dict[str, Any]:
 
 @torch.inference_mode()
 def _is_as_specified(encoder: Encoder) -> bool:
-    """Whether a module is one of our encoders and its spec and weights rebuild an encoder with the same descriptors."""
+    """Return whether spec and weights of an encoder rebuild one with the same descriptors; False for other modules."""
     if type(encoder) is not Encoder or any(part.training for part in encoder.modules()):
         return False
     try:
@@ -103,13 +101,7 @@ def extract_descriptors(
     work: WorkOptions,
     cache: CacheOptions,
 ) -> ShardedRows:
-    """Extract descriptors for every image of a catalogue, computing only those missing from the cache.
-
-    Unreadable images are excluded from the rows.
-
-    Raises:
-        ValueError: too many images cannot be read, or one changed since it was cached.
-    """
+    """Extract descriptors for every image of a catalogue, see `extract_features`; unreadable images are excluded."""
     found = extract_features(
         extractor,
         catalogue,

@@ -48,11 +48,7 @@ def extract_features(
     files, so an interrupted extraction resumes where it stopped.
 
     Args:
-        extractor: the network.
-        catalogue: N images.
         accelerator: gives the precision and the processes.
-        cache: location and precision of the cached features.
-        batch_size: images per batch.
         num_workers: decoding processes, for each process.
         max_unreadable_fraction: maximum fraction of unreadable images, 0 to 1.
 
@@ -95,7 +91,7 @@ def _depends_on(
     extractor: FeatureExtractor, catalogue: Catalogue, mixed_precision: str, keep_as: str, shard_size: int
 ) -> dict[str, Any]:
     """Collect all metadata that features depend on, as JSON restores it."""
-    depends_on = {
+    metadata = {
         **extractor.depends_on(),
         "image_size": list(extractor.image_size),
         "preprocessing": extractor.preprocessing,
@@ -107,7 +103,7 @@ def _depends_on(
         "num_images": len(catalogue),
         "rows_per_file": shard_size,
     }
-    return json.loads(json.dumps(depends_on))
+    return json.loads(json.dumps(metadata))
 
 
 def _shard_size(num_images: int, extractor: FeatureExtractor, batch_size: int) -> int:

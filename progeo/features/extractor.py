@@ -56,9 +56,8 @@ class FeatureExtractor:
         """Split rows into batches of one shape each, with at most the pixels of `batch_size` images of `image_size`."""
         if depends_on_shape(self.preprocessing):
             names = map(catalogue.name, rows)
-            found = each_file(
-                lambda name: read_shape(catalogue.folder / name, self.orientation), names, total=len(rows)
-            )
+            look = partial(read_shape, orientation=self.orientation)
+            found = each_file(lambda name: look(catalogue.folder / name), names, total=len(rows))
             own = [shape or self.image_size for shape in found]
             shapes = np.array([preprocessed_shape(self.preprocessing, self.image_size, each) for each in own])
         else:
@@ -85,10 +84,8 @@ def run_on(accelerator: Accelerator, network: Callable[[Tensor], Tensor]) -> Cal
 
     Args:
         accelerator: gives the device and the precision.
-        network: maps uint8 images (B, 3, H, W) to features (B, D), both on the device.
-
-    Returns:
-        A function from uint8 images on the CPU to float32 features on the CPU.
+        network: maps uint8 images (B, 3, H, W) to features (B, D), both on the device; the result takes and returns
+            them on the CPU, features as float32.
     """
 
     @torch.inference_mode()

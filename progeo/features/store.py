@@ -27,9 +27,7 @@ class ShardedRows:
     """Rows (N, D) in the files `rows_00000.npy`, ... of a folder, memory-mapped when read.
 
     Args:
-        folder: folder of the files.
-        num_rows: N.
-        width: D.
+        num_rows, width: N and D.
         shard_size: rows per file; the last file may have fewer.
         dtype: float16 or float32.
         file_name: format of the file names; with another name and a single file, any array of rows can be read.
@@ -131,10 +129,8 @@ class ShardedRows:
         except ValueError as error:
             raise ValueError(f"{error}: remove it, and it is made again.") from None
         if (values.shape, values.dtype) != (shape, self.dtype):
-            raise ValueError(
-                f"{path} holds {values.dtype} {values.shape}, not {self.dtype} {shape}: "
-                f"remove it, and it is made again."
-            )
+            held = f"{values.dtype} {values.shape}, not {self.dtype} {shape}"
+            raise ValueError(f"{path} holds {held}: remove it, and it is made again.")
         return values
 
     def _path(self, shard: int) -> Path:

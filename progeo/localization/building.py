@@ -11,7 +11,7 @@ from progeo.engine.log import LOGGER
 from progeo.evaluation.copies import find_copies
 from progeo.evaluation.search import add_to_index, build_index, load_index
 from progeo.export.weights import load_encoder
-from progeo.features.descriptors import descriptor_extractor, extract_descriptors, identity
+from progeo.features.descriptors import descriptor_extractor, descriptor_metadata, extract_descriptors
 from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
 from progeo.features.store import ShardedRows
 from progeo.localization.confidence import Calibration, calibrate
@@ -86,7 +86,7 @@ def build_place_index(
     metadata = IndexMetadata(
         kind=faiss,
         probes=probes,
-        encoder=identity(encoder),
+        encoder=descriptor_metadata(encoder),
         image_size=extractor.image_size,
         database_preprocessing=images.database_preprocessing,
         query_preprocessing=query_preprocessing,

@@ -38,7 +38,7 @@ class IndexMetadata:
     """faiss factory string of the descriptor index."""
     probes: int
     encoder: Mapping[str, Any]
-    """Fingerprint of the encoder, see `progeo.features.descriptors.identity`."""
+    """Fingerprint of the encoder, see `progeo.features.descriptors.descriptor_metadata`."""
     image_size: tuple[int, int]
     database_preprocessing: Preprocessing
     query_preprocessing: Preprocessing

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from progeo.engine.log import LOGGER
 from progeo.evaluation.search import Neighbors, index_neighbors, map_index
 from progeo.export.weights import load_encoder, save_encoder
-from progeo.features.descriptors import descriptor_extractor, identity
+from progeo.features.descriptors import descriptor_extractor, descriptor_metadata
 from progeo.features.extractor import FeatureExtractor
 from progeo.features.options import ImageOptions
 from progeo.localization.confidence import confidence_features
@@ -134,7 +134,7 @@ def _opened(folder: Path, metadata: IndexMetadata) -> PlaceIndex:
         if file.resolve().parent != folder.resolve():
             raise ValueError(f"{file} leads out of its folder, to {file.resolve()}: put the file itself there.")
     encoder = load_encoder(folder / _MODEL)
-    if identity(encoder) != metadata.encoder:
+    if descriptor_metadata(encoder) != metadata.encoder:
         raise ValueError(
             f"{folder} was not built with the encoder in {folder / _MODEL}: put that one back, or build it anew."
         )

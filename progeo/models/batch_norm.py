@@ -3,13 +3,12 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from progeo.models.options import BatchNormMode
 
-_STATISTICS = ("running_mean", "running_var")
+_STATISTICS = (".running_mean", ".running_var")
 
 
 def batch_norm_mode(network: nn.Module, wanted: BatchNormMode) -> BatchNormMode:
@@ -19,7 +18,7 @@ def batch_norm_mode(network: nn.Module, wanted: BatchNormMode) -> BatchNormMode:
         `eval` if the network has no batch norms with running statistics, or for `calibrated` if any of them has been
         trained; else `wanted`.
     """
-    norms = _batch_norms(network).values()
+    norms = _batch_norms(network)
     if not norms or (wanted == "calibrated" and not all(map(_is_untouched, norms))):
         return "eval"
     return wanted
@@ -34,7 +33,7 @@ def batch_statistics(network: nn.Module, *, keep: bool) -> Iterator[None]:
         keep: set the running statistics to the means of the statistics of all batches, each batch weighted equally;
             else they do not change.
     """
-    norms = _batch_norms(network).values()
+    norms = _batch_norms(network)
     before = [norm.momentum for norm in norms]
     for norm in norms:
         if keep:
@@ -51,22 +50,17 @@ def batch_statistics(network: nn.Module, *, keep: bool) -> Iterator[None]:
 
 def running_statistics(network: nn.Module) -> dict[str, Tensor]:
     """Return the running means and variances of all batch norms by their state-dict names, on the CPU."""
-    norms = _batch_norms(network).items()
-    return {f"{name}.{kind}": getattr(norm, kind).cpu() for name, norm in norms for kind in _STATISTICS}
+    return {name: values.cpu() for name, values in network.state_dict().items() if name.endswith(_STATISTICS)}
 
 
-@torch.no_grad()
 def set_running_statistics(network: nn.Module, statistics: Mapping[str, Tensor]) -> None:
     """Restore the running statistics that `running_statistics` returned."""
-    for name, norm in _batch_norms(network).items():
-        for kind in _STATISTICS:
-            getattr(norm, kind).copy_(statistics[f"{name}.{kind}"])
+    network.load_state_dict({**network.state_dict(), **statistics})
 
 
-def _batch_norms(network: nn.Module) -> dict[str, _BatchNorm]:
-    """Find the batch norms with running statistics, by name."""
-    parts = network.named_modules()
-    return {name: part for name, part in parts if isinstance(part, _BatchNorm) and part.track_running_stats}
+def _batch_norms(network: nn.Module) -> list[_BatchNorm]:
+    """List the batch norms with running statistics."""
+    return [part for part in network.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
 
 
 def _is_untouched(norm: _BatchNorm) -> bool:

@@ -52,10 +52,7 @@ class EncoderSpec:
 
 
 class Encoder(nn.Module):
-    """Image encoder (backbone, pooling, optional projection): normalized images (B, 3, H, W) -> descriptors (B, D).
-
-    Build one with `build_encoder`, or load one with `progeo.load_encoder`.
-    """
+    """Image encoder (backbone, pooling, optional projection): normalized images (B, 3, H, W) -> descriptors (B, D)."""
 
     has_weights = True
     """Whether the encoder has weights, so that it can be saved, projected and put into a place index."""
@@ -194,11 +191,8 @@ def projected(encoder: Encoder, weight: Tensor, bias: Tensor) -> Encoder:
 
     Args:
         encoder: encoder of descriptors (B, P); not changed.
-        weight: projection matrix, (D, P).
+        weight: (D, P), where D is the dimension of the returned encoder's descriptors.
         bias: (D,).
-
-    Returns:
-        A new encoder of descriptors (B, D).
 
     Raises:
         ValueError: the encoder already has a projection.
@@ -251,8 +245,7 @@ def _build_pooling(spec: EncoderSpec, backbone: nn.Module) -> nn.Module:
         return MeanPool()
     if (channels := feature_map_channels(backbone)) is None:
         raise ValueError(f"The pooling of {spec.architecture} can be clip only, got {spec.pooling}.")
-    head = GeM if spec.pooling == "gem" else MeanLinear
-    return head(channels, spec.pooled_dim or spec.descriptor_dim)
+    return (GeM if spec.pooling == "gem" else MeanLinear)(channels, spec.pooled_dim or spec.descriptor_dim)
 
 
 def _build_projection(spec: EncoderSpec) -> nn.Module:
@@ -285,12 +278,9 @@ def _is_count(value: object) -> bool:
     return type(value) is int and value > 0
 
 
-def _is_color(value: object) -> bool:
-    return (
-        isinstance(value, (list, tuple))
-        and len(value) == 3
-        and all(type(part) in (int, float) and math.isfinite(part) for part in value)
-    )
+def _is_color(value: Any) -> bool:
+    is_triple = isinstance(value, list | tuple) and len(value) == 3
+    return is_triple and all(type(part) in (int, float) and math.isfinite(part) for part in value)
 
 
 _RENAMED_FIELDS = MappingProxyType({"normalised": "normalized"})

@@ -6,7 +6,7 @@ import io
 import pickle
 import sys
 from pathlib import Path
-from types import FunctionType, MethodType, ModuleType
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -53,16 +53,12 @@ def _source(code: type | FunctionType) -> str:
     Raises:
         ValueError: its name does not lead to it, as for a function inside a function.
     """
-    module = sys.modules.get(code.__module__)
+    module: Any = sys.modules.get(code.__module__)
     file = getattr(module, "__file__", None) or ""
-    if _named(module, code.__qualname__) is not code or (not file and code.__module__ == "__main__"):
+    found = functools.reduce(lambda part, name: getattr(part, name, None), code.__qualname__.split("."), module)
+    if found is not code or (not file and code.__module__ == "__main__"):
         raise ValueError(f"{code.__qualname__} is not what has this name in a file of Python")
     return _file_digest(file) if file.endswith(".py") else ""
-
-
-def _named(module: ModuleType | None, name: str) -> Any:
-    """Look up a dotted name in a module; None if it is not found, as for a function inside a function."""
-    return functools.reduce(lambda found, part: getattr(found, part, None), name.split("."), module)
 
 
 @functools.cache

@@ -22,7 +22,7 @@ class PixelStatistics:
     """Where the values come from, as text for the log."""
 
     def __str__(self) -> str:
-        return f"mean {_triple(self.mean)}, std {_triple(self.std)}, {self.source}"
+        return f"mean {color_in_words(self.mean)}, std {color_in_words(self.std)}, {self.source}"
 
 
 def pixel_statistics(
@@ -33,12 +33,7 @@ def pixel_statistics(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> PixelStatistics:
-    """Return the pixel statistics in the settings, else those that the weights were trained with.
-
-    Args:
-        architecture, weights: see `own_statistics`.
-        normalization, mean, std: see `chosen_statistics`.
-    """
+    """Return the pixel statistics in the settings, see `chosen_statistics`, else those of the weights."""
     return chosen_statistics(normalization, mean, std) or own_statistics(architecture, weights)
 
 
@@ -89,11 +84,8 @@ def own_statistics(architecture: str, weights: str) -> PixelStatistics:
 def _checked(mean: Any, std: Any, *, source: str, weights: str | None = None) -> PixelStatistics:
     """Return pixel statistics, or refuse values out of range, of `weights` if given, else of the settings."""
     for name, values, minimum in (("mean", mean, 0), ("std", std, _MIN_STD)):
-        if (
-            not isinstance(values, list | tuple)
-            or len(values) != 3
-            or not all(type(value) in (int, float) and minimum <= value <= 1 for value in values)
-        ):
+        is_triple = isinstance(values, list | tuple) and len(values) == 3
+        if not is_triple or not all(type(value) in (int, float) and minimum <= value <= 1 for value in values):
             label = f"`{name}`" if weights is None else f"{weights}: its {name}"
             raise ValueError(f"{label} must be three numbers from {minimum} to 1, for pixels in 0..1, got {values}.")
     return PixelStatistics(_color(mean), _color(std), source)
@@ -104,5 +96,6 @@ def _color(values: Sequence[float]) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def _triple(values: Sequence[float]) -> str:
+def color_in_words(values: Sequence[float]) -> str:
+    """Format values of red, green and blue for people."""
     return f"({', '.join(f'{value:.4g}' for value in values)})"

@@ -37,11 +37,8 @@ def check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], arch
     for name in sorted(expected.keys() | state.keys()):
         found = tuple(state[name].shape) if name in state else "missing"
         wanted = tuple(expected[name].shape) if name in expected else "absent"
+        why = f"The weights do not fit {architecture}: {printable(name)} should"
         if found != wanted:
-            raise ValueError(
-                f"The weights do not fit {architecture}: {printable(name)} should be {wanted}, is {found}."
-            )
+            raise ValueError(f"{why} be {wanted}, is {found}.")
         if expected[name].is_floating_point() and not state[name].is_floating_point():
-            raise ValueError(
-                f"The weights do not fit {architecture}: {name} should hold fractions, holds {state[name].dtype}."
-            )
+            raise ValueError(f"{why} hold fractions, holds {state[name].dtype}.")

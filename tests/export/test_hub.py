@@ -12,6 +12,7 @@ import torch
 
 import progeo
 from progeo.export import fetch
+from progeo.export.downloads import Limits
 from progeo.export.hub import from_pretrained
 from progeo.export.weights import save_encoder
 from progeo.models.encoder import build_encoder
@@ -102,7 +103,7 @@ def test_a_page_instead_of_a_file_is_not_kept(saved, address, tmp_path, monkeypa
 
 def test_a_server_that_does_not_answer_is_not_waited_for_for_ever(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(fetch, "TIMEOUT_S", 0.1)
+    monkeypatch.setattr(fetch, "Limits", functools.partial(Limits, stalled_s=0.1))
     sentence = r"model.safetensors could not be fetched: timed out\."
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(FileNotFoundError, match=sentence):
         progeo.load_encoder(f"http://127.0.0.1:{silent.getsockname()[1]}/my_encoder")

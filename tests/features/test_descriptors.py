@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from progeo.engine.accelerator import start_accelerator
-from progeo.features.descriptors import descriptor_extractor, extract_descriptors, identity
+from progeo.features.descriptors import descriptor_extractor, descriptor_metadata, extract_descriptors
 from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
 from progeo.models.encoder import Encoder, build_encoder
 from progeo.models.thumbnail import ThumbnailEncoder
@@ -110,13 +110,13 @@ def changed(change):
     ],
 )
 def test_an_encoder_that_was_changed_is_another(change):
-    assert identity(changed(change)) != identity(changed(lambda encoder: None))
+    assert descriptor_metadata(changed(change)) != descriptor_metadata(changed(lambda encoder: None))
 
 
 def test_our_encoders_are_told_by_their_spec_and_weights_whatever_their_texts_are():
     encoder = changed(lambda encoder: None)
-    values = identity(encoder)
+    values = descriptor_metadata(encoder)
     assert values["encoder"]["architecture"] == "tiny-resnet"
     encoder.spec = dataclasses.replace(encoder.spec, text_weights="openai")
-    assert identity(encoder) == values
-    assert identity(ThumbnailEncoder()) == identity(ThumbnailEncoder())
+    assert descriptor_metadata(encoder) == values
+    assert descriptor_metadata(ThumbnailEncoder()) == descriptor_metadata(ThumbnailEncoder())

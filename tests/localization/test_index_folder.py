@@ -12,7 +12,7 @@ import pytest
 from progeo.cli import main
 from progeo.evaluation.search import build_index, load_index
 from progeo.export.weights import load_encoder, save_encoder
-from progeo.features.descriptors import identity
+from progeo.features.descriptors import descriptor_metadata
 from progeo.features.store import ShardedRows
 from progeo.localization.building import add_images
 from progeo.localization.index_folder import IndexMetadata, commit, new_files, read_metadata, save_generation
@@ -49,7 +49,7 @@ def original(tmp_path_factory):
     metadata = IndexMetadata(
         kind="Flat",
         probes=1,
-        encoder=identity(load_encoder(folder / "model")),
+        encoder=descriptor_metadata(load_encoder(folder / "model")),
         image_size=(48, 48),
         database_preprocessing="hard_resize",
         query_preprocessing="hard_resize",
@@ -144,7 +144,7 @@ def test_an_index_that_was_built_anew_with_another_encoder_takes_no_descriptors_
     other = build_encoder("tiny-resnet", "random", 48, descriptor_dim=DIM, seed=1)
     save_encoder(folder / "model", other, provenance={}, recalls={})
     table, values = images("a", 3)
-    metadata = replace(opened.metadata, encoder=identity(load_encoder(folder / "model")), **new_files())
+    metadata = replace(opened.metadata, encoder=descriptor_metadata(load_encoder(folder / "model")), **new_files())
     index = build_index(stored(tmp_path / "rows", values), "Flat")
     assert save_generation(folder, None, metadata, index, index_images(Catalogue(folder, table)))
     with pytest.raises(ValueError, match="was built anew meanwhile, and differently"):

@@ -1,7 +1,15 @@
-"""Global average pooling, alone and with a linear layer."""
+"""Global average pooling, alone and with a linear layer; L2 normalization alone, for backbones that pool themselves."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class L2Norm(nn.Module):
+    """L2 normalization of descriptors to unit length."""
+
+    def forward(self, descriptors: Tensor) -> Tensor:
+        """Normalize (B, D) along its last dimension."""
+        return F.normalize(descriptors, dim=-1)
 
 
 class MeanPool(nn.Module):

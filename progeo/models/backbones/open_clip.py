@@ -106,7 +106,7 @@ def known_architectures() -> list[str]:
 def empty_clip(architecture: str, image_size: ImageSize | None = None, *, align_corners: bool = False) -> CLIP:
     """Build a CLIP model on the meta device, without weights, to load a state dict into."""
     _register_own_architectures()
-    with torch.device("meta"), _without_warnings():
+    with torch.device("meta"), without_warnings("root"):
         model = open_clip.create_model(architecture, load_weights=False, device="meta")
         if image_size is not None:
             resize_input(model.visual, as_height_width(image_size), align_corners=align_corners)
@@ -122,11 +122,7 @@ def resolved_architecture(architecture: str, clip: CLIP) -> str:
 
 
 def model_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Flatten an open_clip model configuration into dotted names, with open_clip's defaults for missing settings.
-
-    Args:
-        config: configuration with the parts `vision_cfg` and `text_cfg`; their settings become `vision_cfg.layers` and
-            so on.
+    """Flatten a configuration into names such as `vision_cfg.layers`, with open_clip's defaults for missing settings.
 
     Raises:
         TypeError: a setting that open_clip does not have.
@@ -153,9 +149,6 @@ def own_normalization(architecture: str, weights: str) -> Mapping[str, Any]:
     They come from the Hugging Face configuration, from open_clip's tags, or from the configuration beside a file or the
     metadata in it.
 
-    Args:
-        architecture, weights: see `load_clip`, which must have accepted them.
-
     Raises:
         ValueError: the metadata of a file hold a mean or std that is not JSON.
     """
@@ -175,19 +168,20 @@ def _register_own_architectures() -> None:
 
 
 @contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Silence open_clip's warning about random weights, which are requested here."""
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def without_warnings(*names: str) -> Iterator[None]:
+    """Silence warnings of these loggers and those below them."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
     try:
+        for logger in levels:
+            logger.setLevel(logging.ERROR)
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 def _random_clip(architecture: str, seed: int, *, quickgelu: bool = False) -> CLIP:
-    with torch.random.fork_rng(devices=[]), _without_warnings():
+    with torch.random.fork_rng(devices=[]), without_warnings("root"):  # about the random weights requested
         torch.manual_seed(seed)
         return open_clip.create_model(architecture, load_weights=False, force_quick_gelu=quickgelu)
 

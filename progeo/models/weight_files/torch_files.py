@@ -64,11 +64,6 @@ def _first(value: Any, *_: Any) -> Any:
     return value
 
 
-def _attribute(*_: Any) -> type[Stub]:
-    """Replace an attribute of an object: an enumeration member, a method or a nested class."""
-    return Stub
-
-
 class _Dictionary:
     """A stand-in for subclasses of dictionaries, as `torch.load` fills exact dictionaries only."""
 
@@ -87,7 +82,7 @@ class _List:
 
 _REPLACEMENTS: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {
-        "builtins.getattr": _attribute,
+        "builtins.getattr": lambda *_: Stub,  # an enumeration member, a method or a nested class
         "torch.jit._pickle.restore_type_tag": _first,
         **{f"torch.jit._pickle.build_{kind}list": _first for kind in ("bool", "double", "int", "tensor")},
     }
