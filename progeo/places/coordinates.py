@@ -15,7 +15,7 @@ _WIDEST_M = 1_500_000
 """Distance in meters from the central meridian of a zone, beyond which UTM coordinates are meaningless."""
 _METERS_PER_DEGREE = 111_200
 _APART_M, _APART_TIMES = 100_000, 20
-_SOUTHERN_ORIGIN_M = 10_000_000
+SOUTHERN_ORIGIN_M = 10_000_000
 """False northing: added to northings south of the equator, so that none is negative."""
 _LOWEST_DEG, _HIGHEST_DEG = -80, 84
 _BANDS = "CDEFGHJKLMNPQRSTUVWX"
@@ -207,8 +207,8 @@ def hemispheres(
     )
     north_said |= ~south_said & band_said
     lowest, highest = northings_of(np.array([_LOWEST_DEG, _HIGHEST_DEG], float))
-    north_said |= ~south_said & (north >= lowest) & (north < _SOUTHERN_ORIGIN_M + lowest)
-    south_said |= ~north_said & (north > highest) & (north <= _SOUTHERN_ORIGIN_M + _BAND_SLACK_M)
+    north_said |= ~south_said & (north >= lowest) & (north < SOUTHERN_ORIGIN_M + lowest)
+    south_said |= ~north_said & (north > highest) & (north <= SOUTHERN_ORIGIN_M + _BAND_SLACK_M)
     conditions = [contradicted | (north_said & south_said), north_said, south_said]
     values = [Hemisphere.CONTRADICTED, Hemisphere.NORTHERN, Hemisphere.SOUTHERN]
     return np.select(conditions, values, Hemisphere.UNKNOWN).astype(np.int8)
@@ -296,7 +296,7 @@ def _fitting(north: np.ndarray, ranges: Sequence[tuple[np.ndarray | float, np.nd
     """Find the origin that puts each northing into one of the ranges; earlier ranges, then the north, win."""
     found = np.full(len(north), Hemisphere.CONTRADICTED, np.int8)
     for low, high in reversed(ranges):
-        for value, meters in ((Hemisphere.SOUTHERN, north - _SOUTHERN_ORIGIN_M), (Hemisphere.NORTHERN, north)):
+        for value, meters in ((Hemisphere.SOUTHERN, north - SOUTHERN_ORIGIN_M), (Hemisphere.NORTHERN, north)):
             found[(low <= meters) & (meters <= high)] = value
     return found
 

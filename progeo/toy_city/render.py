@@ -20,7 +20,7 @@ import utm
 from PIL import Image
 from tqdm import tqdm
 
-from progeo.places.filename import ParsedNames, format_names
+from progeo.places.filename import complete_fields, format_names
 from progeo.toy_city.district import District, build_district
 from progeo.toy_city.scene import Camera, Light, Picture, draw_light
 from progeo.toy_city.surfaces import draw_ground, draw_walls, mottled, walls_near
@@ -143,11 +143,17 @@ def _name(visit_seed: tuple[int, ...], camera: Camera) -> str:
     pano_id = base64.urlsafe_b64encode(np.random.default_rng(visit_seed).bytes(16)).decode()[:22]
     east, north = camera.place + np.array([_EASTS_M[split], _NORTH_M])
     latitude, longitude = utm.to_latlon(east, north, _ZONE, _LETTER)
-    numbers = {"east": east, "north": north, "latitude": latitude, "longitude": longitude, "roll": 0.0}
-    numbers |= {"heading": camera.heading_deg, "pitch": camera.pitch_deg, "height": camera.height_m}
-    texts = {"letter": _LETTER, "pano_id": pano_id, "tile": "", "timestamp": f"{2008 + year}{month + 1:02}", "note": ""}
-    columns = {field: np.array([value]) for field, value in {**numbers, **texts}.items()}
-    return format_names(ParsedNames(zone=np.array([_ZONE], dtype=np.int8), **columns))[0]
+    known = {
+        "east": east,
+        "north": north,
+        "zone": _ZONE,
+        "letter": _LETTER,
+        "latitude": latitude,
+        "longitude": longitude,
+    }
+    known |= {"heading": camera.heading_deg, "pitch": camera.pitch_deg, "roll": 0.0, "height": camera.height_m}
+    known |= {"pano_id": pano_id, "timestamp": f"{2008 + year}{month + 1:02}"}
+    return format_names(complete_fields(1, **{field: np.array([value]) for field, value in known.items()}))[0]
 
 
 def _render(district: District, shot: _Shot, image_size: int) -> Image.Image:
