@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from progeo.engine.log import LOGGER
 from progeo.evaluation.copies import find_copies
 from progeo.evaluation.search import add_to_index, build_index, load_index
-from progeo.export.weights import load_encoder
+from progeo.export.weights import load_encoder, save_encoder
 from progeo.features.descriptors import descriptor_extractor, extract_descriptors, identity
 from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
 from progeo.features.store import ShardedRows
@@ -24,12 +24,12 @@ from progeo.localization.index_folder import (
     save_generation,
 )
 from progeo.localization.place_index import (
+    ENCODER_FOLDER,
     PlaceIndex,
     has_position,
     index_images,
     open_place_index,
     rows_in_index,
-    save_model,
 )
 from progeo.models.options import Preprocessing
 from progeo.places.catalogue import Catalogue, read_catalogue
@@ -97,7 +97,7 @@ def build_place_index(
     index = build_index(descriptors, faiss)
     if holds_place_index(out):  # another command wrote it meanwhile
         raise _already_exists(out)
-    save_model(out, encoder, encoder_name)
+    save_encoder(out / ENCODER_FOLDER, encoder, provenance={"encoder": encoder_name}, recalls={})
     if not save_generation(out, None, metadata, index, indexed):
         raise _already_exists(out)
 
