@@ -9,13 +9,7 @@ from progeo.files import write_text
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:
-    """Render a template with these values, which it escapes, and write the page.
-
-    Args:
-        path: the HTML file.
-        template: name of a file in `templates/`.
-        **values: the variables of the template.
-    """
+    """Render a file of `templates/` with these values, which it escapes, and write the page."""
     write_text(path, _environment().get_template(template).render(values))
 
 

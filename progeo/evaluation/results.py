@@ -25,9 +25,7 @@ def write_results(
     """Write recalls.json, recalls.csv, recalls.md, predictions.csv and report.html, and log a summary.
 
     Args:
-        results: the predictions.
         facts: encoder, data set and options of the evaluation.
-        out: output folder.
         ns: the Ns of recall@N.
         without_positive_missed: count queries without any positive as missed; otherwise exclude them.
 

@@ -57,12 +57,7 @@ def build_place_index(
 
     Args:
         out: folder of the index.
-        folder: folder of the images.
         encoder_name: see `load_encoder`.
-        accelerator: gives the device, the precision and the processes.
-        images: image size, preprocessing and orientation of the images.
-        work: batch size and workers of the extraction.
-        cache: location and precision of cached descriptors.
         query_preprocessing: preprocessing of photos to localize.
         faiss: faiss factory string.
         probes: number of inverted lists of an IVF index that a search visits.
@@ -105,15 +100,7 @@ def build_place_index(
 def add_to_place_index(
     index_folder: Path, folder: Path, *, accelerator: Accelerator, work: WorkOptions, cache: CacheOptions
 ) -> None:
-    """Extract the descriptors of a folder of images and add them to a place index; those it holds are skipped.
-
-    Args:
-        index_folder: folder of the index.
-        folder: folder of the images.
-        accelerator: gives the device, the precision and the processes.
-        work: batch size and workers of the extraction.
-        cache: location and precision of cached descriptors.
-    """
+    """Extract the descriptors of a folder of images and add them to a place index; those it holds are skipped."""
     index = open_place_index(index_folder)
     catalogue = _read_images(folder)
     images = index_images(catalogue)
@@ -163,12 +150,7 @@ def calibrate_place_index(
     Photos that are images of the index themselves are skipped: unlike new photos, they would always be found.
 
     Args:
-        index_folder: folder of the index.
-        folder: folder of the photos.
         radius_m: maximum distance of a correct match in meters.
-        accelerator: gives the device, the precision and the processes.
-        work: batch size and workers of the extraction.
-        cache: location and precision of cached descriptors.
 
     Raises:
         ValueError: images of the index have no position, fewer than 20 photos are not in it, or none is localized

@@ -130,10 +130,10 @@ def _plan_split(seed: int, split: int, num_images: int) -> list[_Shot]:
 def _aim(visit_seed: tuple[int, ...], position: np.ndarray, heading_deg: int) -> Camera:
     """Place a camera near `position`; all headings of a visit share the location, like crops of one panorama."""
     rng = np.random.default_rng(visit_seed)
-    place, height_m = np.round(position + rng.uniform(-2, 2, 2), 2), rng.uniform(2.2, 2.8)
+    position, height_m = np.round(position + rng.uniform(-2, 2, 2), 2), rng.uniform(2.2, 2.8)
     rng = np.random.default_rng([*visit_seed, heading_deg])
     turn_deg, pitch_deg, fov_deg = rng.uniform([-8, 5, 78], [8, 11, 90])
-    return Camera(place, round(height_m, 2), round(heading_deg + turn_deg, 2), round(pitch_deg, 2), fov_deg)
+    return Camera(position, round(height_m, 2), round(heading_deg + turn_deg, 2), round(pitch_deg, 2), fov_deg)
 
 
 def _name(visit_seed: tuple[int, ...], camera: Camera) -> str:
@@ -141,7 +141,7 @@ def _name(visit_seed: tuple[int, ...], camera: Camera) -> str:
     months = np.random.default_rng([seed, split, position]).permutation(15 * 12)
     year, month = divmod(int(months[visit]), 12)
     pano_id = base64.urlsafe_b64encode(np.random.default_rng(visit_seed).bytes(16)).decode()[:22]
-    east, north = camera.place + np.array([_EASTS_M[split], _NORTH_M])
+    east, north = camera.position + np.array([_EASTS_M[split], _NORTH_M])
     latitude, longitude = utm.to_latlon(east, north, _ZONE, _LETTER)
     known = {
         "east": east,

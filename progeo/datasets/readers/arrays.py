@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 
@@ -141,26 +140,18 @@ def _rows(file: Path, count: int, what: str) -> list[np.ndarray]:
 _LAYOUTS = (
     _Layout(
         "dbImages.npy, qImages.npy and gt.npy or gt_25m.npy (OpenVPRLab, GSV-Cities)",
-        MappingProxyType(
-            {"database": r"dbImages\.npy", "queries": r"qImages\.npy", "truth": r"gt(?:_\d+(?:\.\d+)?m)?\.npy"}
-        ),
+        {"database": r"dbImages\.npy", "queries": r"qImages\.npy", "truth": r"gt(?:_\d+(?:\.\d+)?m)?\.npy"},
         _read_truth,
     ),
     _Layout(
         "dbImages.npy, qImages.npy, qIdx.npy and pIdx.npy (MSLS of GSV-Cities and SALAD)",
-        MappingProxyType(
-            {"database": r"dbImages\.npy", "queries": r"qImages\.npy", "index": r"qIdx\.npy", "truth": r"pIdx\.npy"}
-        ),
+        {"database": r"dbImages\.npy", "queries": r"qImages\.npy", "index": r"qIdx\.npy", "truth": r"pIdx\.npy"},
         _read_truth,
     ),
     _Layout(
         "imageNames_index.txt and imageNames_query.txt with an .npz (Patch-NetVLAD)",
-        MappingProxyType({"database": r"imageNames_index\.txt", "queries": r"imageNames_query\.txt"}),
+        {"database": r"imageNames_index\.txt", "queries": r"imageNames_query\.txt"},
         read_patch_netvlad,
     ),
-    _Layout(
-        "ground_truth_new.npy (VPR-Bench)",
-        MappingProxyType({"truth": r"ground_truth_new\.npy"}),
-        read_vpr_bench,
-    ),
+    _Layout("ground_truth_new.npy (VPR-Bench)", {"truth": r"ground_truth_new\.npy"}, read_vpr_bench),
 )
