@@ -6,11 +6,16 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from progeo.cli import COMMANDS, training_settings
 from progeo.config.parsing import parse_arguments
+from progeo.places.catalogue import Catalogue
+from progeo.places.filename import parse_columns
 
 ROOT = Path(__file__).parents[1]
 _SIGNALLED = """
@@ -30,6 +35,12 @@ def parsed(command: str, *words: object) -> dict[str, Any]:
     """The arguments that a command's function is called with."""
     row = COMMANDS[command]
     return parse_arguments(row.load(), [str(word) for word in words], words=row.words, others=training_settings)
+
+
+def build_catalogue(folder: Path, paths: Sequence[str]) -> Catalogue:
+    """A catalogue of `paths`, relative to `folder`, in the order given."""
+    columns = parse_columns(paths, ("east", "north", "zone", "heading"))
+    return Catalogue(folder, pa.table({"path": pa.array(paths, pa.large_string()), **columns}))
 
 
 def files_in(folder: Path) -> set[str]:

@@ -36,8 +36,7 @@ def load_benchmark(folder: Path, options: BenchmarkOptions, *, no_labels: bool =
     """Load the query set of a benchmark from a folder.
 
     Args:
-        folder: folder that holds the database and the queries.
-        options: options of the benchmark; a protocol sets some of them.
+        options: a protocol sets some of them.
         no_labels: positions of the queries are unknown.
 
     Raises:

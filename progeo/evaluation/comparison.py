@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from progeo.engine.log import LOGGER
-from progeo.evaluation.results import markdown_table, write_csv
-from progeo.files import replacing, write_json
+from progeo.evaluation.results import markdown_table
+from progeo.files import write_csv, write_json, write_text
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,6 @@ def write_comparison(out: Path, table: Sequence[Compared]) -> Comparison:
     write_json(out / "compare.json", [asdict(each) for each in table])
     write_csv(out / "compare.csv", rows)
     text = markdown_table(rows, num_texts=1)
-    with replacing(out / "compare.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(out / "compare.md", text)
     LOGGER.info("table: %s", out / "compare.md")
     return Comparison(tuple(table), text)

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from progeo.evaluation.metrics import first_of_each_panorama
+
 _MAJORITY_WEIGHT = 0.01
 _VOTES_AMONG = (1, 5, 10)
 
@@ -14,14 +16,9 @@ def nearest_of_crops(rows: np.ndarray, squared: np.ndarray, count: int) -> np.nd
         squared: squared Euclidean distances between descriptors, (Q, C, K).
         count: number of predictions to keep.
     """
-    kept = np.full((len(rows), count), -1, np.int64)
-    for query, found in enumerate(rows.reshape(len(rows), -1)):
-        ordered = found[np.argsort(squared[query].ravel(), kind="stable")]
-        ordered = ordered[ordered >= 0]
-        _, first = np.unique(ordered, return_index=True)
-        unique = ordered[np.sort(first)][:count]
-        kept[query, : len(unique)] = unique
-    return kept
+    rows, squared = (each.reshape(len(rows), -1) for each in (rows, squared))
+    ordered = np.take_along_axis(rows, np.argsort(squared, axis=1, kind="stable"), axis=1)
+    return first_of_each_panorama(ordered, np.arange(ordered.max(initial=-1) + 1), count)
 
 
 def votes_of_crops(rows: np.ndarray, squared: np.ndarray, count: int) -> np.ndarray:

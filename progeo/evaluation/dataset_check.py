@@ -69,9 +69,7 @@ def check_dataset(
     """Check a folder of images, or one with database and queries.
 
     Args:
-        folder: the folder.
-        database: name of the database folder inside it.
-        queries: name of the query folder inside it.
+        database, queries: names of the folders inside it.
         positive_radius_m: maximum distance of a positive.
         positive_angle_deg: maximum heading difference of a positive; None ignores headings.
         min_side_px: images with a shorter side are tiny.

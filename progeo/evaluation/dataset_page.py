@@ -24,7 +24,6 @@ def write_dataset_page(path: Path, report: Mapping[str, Any], positions_m: Mappi
     """Write the page.
 
     Args:
-        path: the HTML file.
         report: the content of `check.json`.
         positions_m: east and north of the images of each set (N, 2); the second set holds the queries.
     """
@@ -88,7 +87,7 @@ class _Map:
 
 def _map(sets: Sequence[np.ndarray]) -> _Map | None:
     """Lay out the map of east and north of each set (N, 2); None without any position."""
-    images, *queries = [places[np.isfinite(places).all(axis=1)] for places in sets]
+    images, *queries = [positions[np.isfinite(positions).all(axis=1)] for positions in sets]
     everywhere = np.concatenate([images, *queries])
     if not len(everywhere):
         return None
@@ -99,7 +98,7 @@ def _map(sets: Sequence[np.ndarray]) -> _Map | None:
     width, height = columns * side, rows * side
     squares, counts = np.unique(np.floor((images - low) / square_m).astype(int), axis=0, return_counts=True)
     opacities = 0.25 + 0.75 * np.log1p(counts) / math.log1p(counts.max(initial=1))
-    dots = np.concatenate([np.empty((0, 2)), *(places[:: -(-len(places) // _MAX_QUERIES) or 1] for places in queries)])
+    dots = np.concatenate([np.empty((0, 2)), *(each[:: -(-len(each) // _MAX_QUERIES) or 1] for each in queries)])
     dots = (dots - low) / square_m * side
     view_width = max(width, _MAP_SIDE / 2)  # room for the scale below a narrow city
     scale_m = _round_length(view_width / side * square_m / 3)

@@ -57,12 +57,6 @@ def evaluate_encoder(
             `queries_descriptors.npy`.
         folder: folder that holds the database and the queries.
         name: name of the encoder in the results.
-        out: output folder.
-        accelerator: gives the device, the precision and the processes.
-        options: data set, criterion for a correct prediction, and the Ns of recall@N.
-        images: image size, preprocessing of database images, and orientation.
-        work: batch size and workers of the extraction.
-        cache: location and precision of cached descriptors.
         faiss: factory string of a compressed index to evaluate, see `open_index`; None searches exactly.
         probes: number of inverted lists of an IVF index that a search visits.
         no_labels: positions of the queries are unknown; write predictions and a report, but no recalls.

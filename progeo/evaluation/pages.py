@@ -5,20 +5,12 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from progeo.files import replacing
+from progeo.files import write_text
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:
-    """Render a template with these values, which it escapes, and write the page.
-
-    Args:
-        path: the HTML file.
-        template: name of a file in `templates/`.
-        **values: the variables of the template.
-    """
-    page = _environment().get_template(template).render(values)
-    with replacing(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    """Render a file of `templates/` with these values, which it escapes, and write the page."""
+    write_text(path, _environment().get_template(template).render(values))
 
 
 def read_script(name: str) -> str:

@@ -41,9 +41,6 @@ def write_report(
     """Write the report, the worst failures first; without positives, the smallest descriptor distances first.
 
     Args:
-        path: the HTML file to write.
-        retrieved: the predictions.
-        title: heading of the report.
         facts: what was evaluated: encoder, data set, sizes.
         recalls: by the name of a group of queries, its recalls at every N, all queries first; empty without positives.
         num_shown: predictions shown per query; all K if K is smaller.

@@ -1,8 +1,7 @@
 """Write the result files and log lines of an evaluation."""
 
-import csv
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from progeo.engine.log import LOGGER
 from progeo.evaluation.metrics import Errors, Recall, average_precisions, errors_of, recall_table
 from progeo.evaluation.report import write_report
 from progeo.evaluation.retrieved import Retrieved
-from progeo.files import replacing, write_json
+from progeo.files import write_csv, write_json, write_text
 
 
 def write_results(
@@ -26,9 +25,7 @@ def write_results(
     """Write recalls.json, recalls.csv, recalls.md, predictions.csv and report.html, and log a summary.
 
     Args:
-        results: the predictions.
         facts: encoder, data set and options of the evaluation.
-        out: output folder.
         ns: the Ns of recall@N.
         without_positive_missed: count queries without any positive as missed; otherwise exclude them.
 
@@ -57,8 +54,7 @@ def write_results(
     write_csv(
         out / "recalls.csv", [[field.name for field in dataclasses.fields(Recall)], *map(dataclasses.astuple, table)]
     )
-    with replacing(out / "recalls.md") as temporary:
-        temporary.write_text(_recalls_as_markdown(facts, recalls), encoding="utf-8")
+    write_text(out / "recalls.md", _recalls_as_markdown(facts, recalls))
     write_csv(out / "predictions.csv", _predictions(results))
     in_report = {name: rows for name, rows in {**by_criterion, **by_group}.items() if rows and name != "all"}
     shown = facts if errors is None else {**facts, "error of the top prediction": _format_errors(errors)}
@@ -80,12 +76,6 @@ def write_unlabeled_results(results: Retrieved, facts: Mapping[str, str], out: P
     _write_report(results, facts, out, {})
     LOGGER.info("%s: predictions for %s queries, without recalls", facts["folder"], f"{len(results.queries):,}")
     LOGGER.info("report: %s", out / "report.html")
-
-
-def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    """Write rows, the column names first, as a CSV file."""
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        csv.writer(stream).writerows(rows)
 
 
 def markdown_table(rows: Sequence[Sequence[str]], *, num_texts: int) -> str:

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from progeo.engine.log import LOGGER
 from progeo.evaluation.copies import find_copies
 from progeo.evaluation.search import add_to_index, build_index, load_index
-from progeo.export.weights import load_encoder
+from progeo.export.weights import load_encoder, save_encoder
 from progeo.features.descriptors import descriptor_extractor, descriptor_metadata, extract_descriptors
 from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
 from progeo.features.store import ShardedRows
@@ -24,12 +24,12 @@ from progeo.localization.index_folder import (
     save_generation,
 )
 from progeo.localization.place_index import (
+    ENCODER_FOLDER,
     PlaceIndex,
     has_position,
     index_images,
     open_place_index,
     rows_in_index,
-    save_model,
 )
 from progeo.models.options import Preprocessing
 from progeo.places.catalogue import Catalogue, read_catalogue
@@ -57,12 +57,7 @@ def build_place_index(
 
     Args:
         out: folder of the index.
-        folder: folder of the images.
         encoder_name: see `load_encoder`.
-        accelerator: gives the device, the precision and the processes.
-        images: image size, preprocessing and orientation of the images.
-        work: batch size and workers of the extraction.
-        cache: location and precision of cached descriptors.
         query_preprocessing: preprocessing of photos to localize.
         faiss: faiss factory string.
         probes: number of inverted lists of an IVF index that a search visits.
@@ -97,7 +92,7 @@ def build_place_index(
     index = build_index(descriptors, faiss)
     if holds_place_index(out):  # another command wrote it meanwhile
         raise _already_exists(out)
-    save_model(out, encoder, encoder_name)
+    save_encoder(out / ENCODER_FOLDER, encoder, provenance={"encoder": encoder_name}, recalls={})
     if not save_generation(out, None, metadata, index, indexed):
         raise _already_exists(out)
 
@@ -105,15 +100,7 @@ def build_place_index(
 def add_to_place_index(
     index_folder: Path, folder: Path, *, accelerator: Accelerator, work: WorkOptions, cache: CacheOptions
 ) -> None:
-    """Extract the descriptors of a folder of images and add them to a place index; those it holds are skipped.
-
-    Args:
-        index_folder: folder of the index.
-        folder: folder of the images.
-        accelerator: gives the device, the precision and the processes.
-        work: batch size and workers of the extraction.
-        cache: location and precision of cached descriptors.
-    """
+    """Extract the descriptors of a folder of images and add them to a place index; those it holds are skipped."""
     index = open_place_index(index_folder)
     catalogue = _read_images(folder)
     images = index_images(catalogue)
@@ -163,12 +150,7 @@ def calibrate_place_index(
     Photos that are images of the index themselves are skipped: unlike new photos, they would always be found.
 
     Args:
-        index_folder: folder of the index.
-        folder: folder of the photos.
         radius_m: maximum distance of a correct match in meters.
-        accelerator: gives the device, the precision and the processes.
-        work: batch size and workers of the extraction.
-        cache: location and precision of cached descriptors.
 
     Raises:
         ValueError: images of the index have no position, fewer than 20 photos are not in it, or none is localized

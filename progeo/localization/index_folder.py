@@ -98,11 +98,8 @@ def save_generation(
     """Write an index as the next generation, and remove the data files of the previous one.
 
     Args:
-        folder: folder of the place index.
         before: metadata of the generation it was made from; None for a new index.
         metadata: its metadata, with file names of `new_files`.
-        index: the descriptors.
-        catalogue: their images.
 
     Returns:
         Whether it became the next generation; if another command came first, nothing is changed.
@@ -194,9 +191,13 @@ def _is_count(value: object) -> bool:
     return type(value) is int and 0 < value <= _MAX_COUNT
 
 
-def _is_name(value: object, pattern: str) -> bool:
-    """Return whether a value is a file name as progeo writes it: never a path, which could lead out of the folder."""
-    return isinstance(value, str) and re.fullmatch(pattern, value) is not None
+def _name(stem: str, suffix: str) -> tuple[Callable[[Any], bool], str]:
+    """Allow file names as progeo writes them, and no path, which could lead out of the folder."""
+    pattern = re.compile(rf"{stem}_[0-9a-f]+\.{suffix}")
+    return (
+        lambda value: isinstance(value, str) and pattern.fullmatch(value) is not None,
+        f"the name of a file in its folder, such as {stem}_200.{suffix}",
+    )
 
 
 _PREPROCESSING = (lambda value: value in get_args(Preprocessing), f"one of {', '.join(get_args(Preprocessing))}")
@@ -213,14 +214,8 @@ _ALLOWED: Mapping[str, tuple[Callable[[Any], bool], str]] = MappingProxyType(
         "database_preprocessing": _PREPROCESSING,
         "query_preprocessing": _PREPROCESSING,
         "images": (_is_count, "a whole number from 1"),
-        "faiss_file": (
-            lambda value: _is_name(value, r"places_[0-9a-f]+\.faiss"),
-            "the name of a file in its folder, such as places_200.faiss",
-        ),
-        "catalogue_file": (
-            lambda value: _is_name(value, r"catalogue_[0-9a-f]+\.arrow"),
-            "the name of a file in its folder, such as catalogue_200.arrow",
-        ),
+        "faiss_file": _name("places", "faiss"),
+        "catalogue_file": _name("catalogue", "arrow"),
         "orientation": (lambda value: value in get_args(Orientation), " or ".join(get_args(Orientation))),
         "calibration": (lambda value: value is None or isinstance(value, dict), "null or a calibration"),
         "generation": (lambda value: type(value) is int and 0 <= value < 10**9, "a whole number from 0"),

@@ -99,12 +99,9 @@ def localize_photos(
     """Localize each photo.
 
     Args:
-        index: the place index.
         photos: result of `find_photos`.
-        accelerator: gives the device and the precision.
         top: number of matches of each photo.
         threshold: minimum confidence of a known position, 0 to 1.
-        work: batch size and workers of the extraction.
 
     Raises:
         ValueError: no photo can be read.

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from progeo.engine.log import LOGGER
 from progeo.evaluation.search import Neighbors, index_neighbors, map_index
-from progeo.export.weights import load_encoder, save_encoder
+from progeo.export.weights import load_encoder
 from progeo.features.descriptors import descriptor_extractor, descriptor_metadata
 from progeo.features.extractor import FeatureExtractor
 from progeo.features.options import ImageOptions
@@ -25,7 +25,7 @@ from progeo.models.options import Preprocessing
 from progeo.places.catalogue import Catalogue, open_catalogue
 from progeo.places.geographic import degrees_of, positions_m
 
-_MODEL = "model"
+ENCODER_FOLDER = "model"
 _NUM_MATCHES = 20
 """Number of matches of a query that its confidence is computed from."""
 _COLUMNS = ("path", "east", "north", "zone", "heading", "latitude", "longitude")
@@ -94,11 +94,6 @@ def rows_in_index(index: PlaceIndex, images: Catalogue) -> np.ndarray:
     return np.flatnonzero(is_in_index.to_numpy())
 
 
-def save_model(folder: Path, encoder: Encoder, source: str) -> None:
-    """Write the encoder of an index, loaded from `source`."""
-    save_encoder(folder / _MODEL, encoder, provenance={"encoder": source}, recalls={})
-
-
 def index_images(catalogue: Catalogue) -> Catalogue:
     """Convert a catalogue for an index: absolute paths, with latitude and longitude, NaN where they are unknown."""
     latitude, longitude = np.full((2, len(catalogue)), np.nan)
@@ -133,11 +128,10 @@ def _opened(folder: Path, metadata: IndexMetadata) -> PlaceIndex:
             raise FileNotFoundError(f"{file} is missing: put it back, or build the index anew.")
         if file.resolve().parent != folder.resolve():
             raise ValueError(f"{file} leads out of its folder, to {file.resolve()}: put the file itself there.")
-    encoder = load_encoder(folder / _MODEL)
+    source = folder / ENCODER_FOLDER
+    encoder = load_encoder(source)
     if descriptor_metadata(encoder) != metadata.encoder:
-        raise ValueError(
-            f"{folder} was not built with the encoder in {folder / _MODEL}: put that one back, or build it anew."
-        )
+        raise ValueError(f"{folder} was not built with the encoder in {source}: put that one back, or build it anew.")
     catalogue = _open_images(folder / metadata.catalogue_file, folder)
     index = map_index(folder / metadata.faiss_file, probes=metadata.probes)
     if not len(catalogue) == index.ntotal == metadata.images or index.d != encoder.descriptor_dim:

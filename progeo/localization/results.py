@@ -1,13 +1,12 @@
 """Write localizations as CSV, GeoJSON or JSON files."""
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from progeo.files import replacing, write_json
+from progeo.files import write_csv, write_json
 from progeo.localization.localize import Localization, Match
 
 
@@ -28,10 +27,7 @@ def _flat(result: Localization) -> dict[str, Any]:
 
 def _write_csv(path: Path, results: Sequence[Localization]) -> None:
     rows = [_flat(result) for result in results]
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(path, [[*rows[0]], *([*row.values()] for row in rows)])
 
 
 def _write_geojson(path: Path, results: Sequence[Localization]) -> None:

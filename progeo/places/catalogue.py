@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,12 +27,11 @@ from progeo.places.paths import beside, changes_since, find_paths
 _ROWS_AT_ONCE = 2**20
 _PARSERS = min(8, os.cpu_count() or 1)
 _COLUMNS = ("east", "north", "zone", "heading")
-_RULES = 2
-"""Version of the criteria for which image files count; version 1 skipped links to folders and counted hidden images."""
+_SEARCH_VERSION = 2
+"""Version of the search for image files, `rules` in the metadata; 1 skipped links to folders, counted hidden images."""
 Positions = Literal["required", "optional", "ignored"]
 """Whether image names hold positions: "required" in every name, "optional" in those that start with @, or "ignored"."""
-_ABOUT = b"progeo"
-"""Key of the metadata in an Arrow file."""
+_METADATA_KEY = b"progeo"
 
 
 @dataclass(frozen=True)
@@ -141,9 +140,9 @@ class Catalogue:
         """Return a catalogue of the given `rows` only, in the order given."""
         return Catalogue(self.folder, self.table.take(rows).combine_chunks())
 
-    def save(self, path: Path, about: Mapping[str, Any] | None = None) -> None:
-        """Write the table and its metadata `about` as an Arrow file that `open_catalogue` can memory-map."""
-        with replacing(path) as temporary, _writer(temporary, self.table.schema, about or {}) as writer:
+    def save(self, path: Path, metadata: Mapping[str, Any] | None = None) -> None:
+        """Write the table and its metadata as an Arrow file that `open_catalogue` can memory-map."""
+        with replacing(path) as temporary, _writer(temporary, self.table.schema, metadata or {}) as writer:
             writer.write_table(self.table, max_chunksize=_ROWS_AT_ONCE)
 
 
@@ -162,12 +161,12 @@ def read_catalogue(folder: Path, *, positions: Positions = "required") -> Catalo
     if not index.is_file():
         batches = _parsed_in_turn(folder, find_paths(folder).batches, positions)
         return Catalogue(folder, pa.Table.from_batches(batches))
-    about = _about(index)
-    root = folder / about.get("root", "")
+    metadata = _metadata(index)
+    root = folder / metadata.get("root", "")
     again = f"run `progeo dataset scan {root}{f' --out {folder}' if root != folder else ''}` again"
-    if about.get("seen") and about.get("rules") != _RULES:
+    if metadata.get("seen") and metadata.get("rules") != _SEARCH_VERSION:
         raise ValueError(f"{index} was made when links to folders were skipped and hidden images counted: {again}.")
-    for change in changes_since(root, about.get("seen", {}), about.get("list")):
+    for change in changes_since(root, metadata.get("seen", {}), metadata.get("list")):
         raise ValueError(f"{change} changed since {index} was made: {again}.")
     return open_catalogue(index, root)
 
@@ -193,11 +192,11 @@ def index_catalogue(
     found = find_paths(folder)
     batches = _parsed_in_turn(folder, found.batches)
     first = next(batches)
-    about: dict[str, Any] = {"seen": found.seen, "list": found.list_changed_ns, "rules": _RULES}
+    metadata: dict[str, Any] = {"seen": found.seen, "list": found.list_changed_ns, "rules": _SEARCH_VERSION}
     if index != index_file(folder):
-        about["root"] = str(folder.absolute())  # links are not resolved: the list of images lies next to the link
+        metadata["root"] = str(folder.absolute())  # links are not resolved: the list of images lies next to the link
     with replacing(index) as temporary:
-        with _writer(temporary, first.schema, about) as writer:
+        with _writer(temporary, first.schema, metadata) as writer:
             for batch in chain([first], batches):  # so that they are never all in memory
                 writer.write_batch(batch)
         if check is not None:
@@ -208,11 +207,6 @@ def index_catalogue(
 def index_file(folder: Path) -> Path:
     """Return the path of a folder's index, whether or not it exists."""
     return beside(folder, ".arrow")
-
-
-def build_catalogue(folder: Path, paths: Sequence[str]) -> Catalogue:
-    """Build a catalogue by parsing `paths`, relative to `folder`, in the order given."""
-    return Catalogue(folder, pa.Table.from_batches([_parsed(pa.array(paths, pa.large_string()))]))
 
 
 def open_catalogue(path: Path, folder: Path) -> Catalogue:
@@ -226,13 +220,10 @@ def check_files(catalogue: Catalogue) -> None:
     Raises:
         FileNotFoundError: files are missing; the message has their number and the first of them.
     """
-    there = each_file(
-        lambda name: (catalogue.folder / name).is_file(),
-        map(catalogue.name, range(len(catalogue))),
-        total=len(catalogue),
-        description=f"looking for the images of {catalogue.folder}",
-    )
-    missing = [row for row, is_there in enumerate(there) if not is_there]
+    paths = map(catalogue.path, range(len(catalogue)))
+    description = f"looking for the images of {catalogue.folder}"
+    exist = each_file(Path.is_file, paths, total=len(catalogue), description=description)
+    missing = [row for row, exists in enumerate(exist) if not exists]
     if missing:
         raise FileNotFoundError(
             f"{len(missing)} of {len(catalogue)} images are not in {catalogue.folder}, the first is "
@@ -244,23 +235,21 @@ def _parsed_in_turn(
     folder: Path, batches: Iterator[pa.Array], positions: Positions = "required"
 ) -> Iterator[pa.RecordBatch]:
     """Parse batches of names in parallel, a few batches ahead of the consumer, and yield them in order."""
-    coming: deque[Future[pa.RecordBatch]] = deque()
+    pending: deque[Future[pa.RecordBatch]] = deque()
     unparsed: list[Unparsed] = []
     bar = tqdm(desc=f"reading the names of {folder}", unit="img", leave=False, disable=None)
     with ThreadPoolExecutor(_PARSERS) as pool, bar:  # Arrow releases the GIL
         for batch in batches:
-            coming.append(pool.submit(_parsed, batch, unparsed, positions))
+            pending.append(pool.submit(_parsed, batch, unparsed, positions))
             bar.update(len(batch))
-            if len(coming) > _PARSERS:
-                yield coming.popleft().result()
-        yield from (future.result() for future in coming)
+            if len(pending) > _PARSERS:
+                yield pending.popleft().result()
+        yield from (future.result() for future in pending)
     warn_of_unparsed(unparsed, folder)
     pa.default_memory_pool().release_unused()  # free the memory of parsing before anything else is allocated
 
 
-def _parsed(
-    paths: pa.Array, unparsed: list[Unparsed] | None = None, positions: Positions = "required"
-) -> pa.RecordBatch:
+def _parsed(paths: pa.Array, unparsed: list[Unparsed], positions: Positions) -> pa.RecordBatch:
     if positions == "ignored":
         return _parsed_in_part(paths, np.array([], np.int64), unparsed)
     try:
@@ -272,7 +261,7 @@ def _parsed(
         return _parsed_in_part(paths, np.flatnonzero(named), unparsed)
 
 
-def _parsed_in_part(paths: pa.Array, named: np.ndarray, unparsed: list[Unparsed] | None) -> pa.RecordBatch:
+def _parsed_in_part(paths: pa.Array, named: np.ndarray, unparsed: list[Unparsed]) -> pa.RecordBatch:
     """Parse the names of the rows `named` only; all other rows have no position, zone or heading."""
     columns = {name: np.full(len(paths), np.nan) for name in _COLUMNS} | {"zone": np.zeros(len(paths), np.int8)}
     for name, values in parse_columns(paths.take(pa.array(named)), _COLUMNS, unparsed).items():
@@ -280,13 +269,13 @@ def _parsed_in_part(paths: pa.Array, named: np.ndarray, unparsed: list[Unparsed]
     return pa.RecordBatch.from_pydict({"path": paths, **columns})
 
 
-def _writer(path: Path, schema: pa.Schema, about: Mapping[str, Any]) -> pa.ipc.RecordBatchFileWriter:
-    return pa.ipc.new_file(str(path), schema.with_metadata({_ABOUT: json.dumps(about)}))
+def _writer(path: Path, schema: pa.Schema, metadata: Mapping[str, Any]) -> pa.ipc.RecordBatchFileWriter:
+    return pa.ipc.new_file(str(path), schema.with_metadata({_METADATA_KEY: json.dumps(metadata)}))
 
 
-def _about(path: Path) -> dict[str, Any]:
+def _metadata(path: Path) -> dict[str, Any]:
     try:
         with pa.memory_map(str(path)) as source:
-            return json.loads((pa.ipc.open_file(source).schema.metadata or {}).get(_ABOUT, b"{}"))
+            return json.loads((pa.ipc.open_file(source).schema.metadata or {}).get(_METADATA_KEY, b"{}"))
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} is no catalogue of progeo: {error}. Remove it or make it again.") from None

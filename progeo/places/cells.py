@@ -130,18 +130,13 @@ def build_partition(
     _check_headings(catalogue, heading_bin_deg)
     columns = (positions[:, 0], positions[:, 1], catalogue.heading)
     order, starts, ends = _classes(_class_numbers(*columns, cell_side_m, heading_bin_deg), min_images_per_class)
-    ids = class_ids(
-        *(column[order[starts]] for column in columns), cell_side_m=cell_side_m, heading_bin_deg=heading_bin_deg
-    )
-    group_of_class = group_ids(
-        ids,
-        cell_side_m=cell_side_m,
-        heading_bin_deg=heading_bin_deg,
-        groups_per_side=groups_per_side,
-        groups_per_heading=groups_per_heading,
-    )
+    cells = {"cell_side_m": cell_side_m, "heading_bin_deg": heading_bin_deg}
+    spacing = {"groups_per_side": groups_per_side, "groups_per_heading": groups_per_heading}
+    east, north, heading = (column[order[starts]] for column in columns)
+    ids = class_ids(east, north, heading, **cells)
     # Encode each group id as one number that sorts like the id.
-    numbers = group_of_class @ np.array([groups_per_side * groups_per_heading, groups_per_heading, 1])
+    weights = np.array([groups_per_side * groups_per_heading, groups_per_heading, 1])
+    numbers = group_ids(ids, **cells, **spacing) @ weights
     present, group_of_class = np.unique(numbers, return_inverse=True)
     num_groups = len(present) if num_groups is None else num_groups
     if num_groups < 1 or num_groups > len(present):
@@ -153,14 +148,7 @@ def build_partition(
     for index in range(num_groups):
         members = np.flatnonzero(group_of_class == index)
         groups.append(_group(ids[members], order, starts[members], ends[members]))
-    settings = {
-        "cell_side_m": cell_side_m,
-        "heading_bin_deg": heading_bin_deg,
-        "groups_per_side": groups_per_side,
-        "groups_per_heading": groups_per_heading,
-        "min_images_per_class": min_images_per_class,
-        "num_groups": num_groups,
-    }
+    settings = {**cells, **spacing, "min_images_per_class": min_images_per_class, "num_groups": num_groups}
     return Partition(settings, tuple(groups))
 
 
@@ -168,8 +156,8 @@ def _group(ids: np.ndarray, order: np.ndarray, starts: np.ndarray, ends: np.ndar
     """Build the group of classes (C, 3) whose images are `order[starts[c]:ends[c]]`."""
     sizes = ends - starts
     offsets = np.concatenate([[0], np.cumsum(sizes)])
-    places = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], sizes)
-    return Group(ids, order[places], offsets)
+    indices = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], sizes)
+    return Group(ids, order[indices], offsets)
 
 
 def check_same_partition(stored: Mapping[str, Any], partition: Partition, source: str) -> None:

@@ -15,7 +15,7 @@ _WIDEST_M = 1_500_000
 """Distance in meters from the central meridian of a zone, beyond which UTM coordinates are meaningless."""
 _METERS_PER_DEGREE = 111_200
 _APART_M, _APART_TIMES = 100_000, 20
-_SOUTHERN_ORIGIN_M = 10_000_000
+SOUTHERN_ORIGIN_M = 10_000_000
 """False northing: added to northings south of the equator, so that none is negative."""
 _LOWEST_DEG, _HIGHEST_DEG = -80, 84
 _BANDS = "CDEFGHJKLMNPQRSTUVWX"
@@ -198,18 +198,18 @@ def hemispheres(
     Returns:
         Values of `Hemisphere`, int8 (N,).
     """
-    said = [_said_by_letters(north, texts) for texts in letters]
+    votes = [_from_letters(north, texts) for texts in letters]
     if latitude is not None:
-        said.append(_said_by_latitude(north, latitude))
-    north_said, south_said, contradicted, band_said = (
-        np.any([each == value for each in said], axis=0) if said else np.zeros(len(north), bool)
+        votes.append(_from_latitude(north, latitude))
+    is_north, is_south, contradicted, is_band_s = (
+        np.any([each == value for each in votes], axis=0) if votes else np.zeros(len(north), bool)
         for value in (Hemisphere.NORTHERN, Hemisphere.SOUTHERN, Hemisphere.CONTRADICTED, _BAND_S)
     )
-    north_said |= ~south_said & band_said
+    is_north |= ~is_south & is_band_s
     lowest, highest = northings_of(np.array([_LOWEST_DEG, _HIGHEST_DEG], float))
-    north_said |= ~south_said & (north >= lowest) & (north < _SOUTHERN_ORIGIN_M + lowest)
-    south_said |= ~north_said & (north > highest) & (north <= _SOUTHERN_ORIGIN_M + _BAND_SLACK_M)
-    conditions = [contradicted | (north_said & south_said), north_said, south_said]
+    is_north |= ~is_south & (north >= lowest) & (north < SOUTHERN_ORIGIN_M + lowest)
+    is_south |= ~is_north & (north > highest) & (north <= SOUTHERN_ORIGIN_M + _BAND_SLACK_M)
+    conditions = [contradicted | (is_north & is_south), is_north, is_south]
     values = [Hemisphere.CONTRADICTED, Hemisphere.NORTHERN, Hemisphere.SOUTHERN]
     return np.select(conditions, values, Hemisphere.UNKNOWN).astype(np.int8)
 
@@ -259,7 +259,7 @@ def _northings_of_words() -> Mapping[str, tuple[tuple[float, float], ...]]:
     return ranges
 
 
-def _said_by_letters(north: np.ndarray, texts: np.ndarray | pa.Array | pa.ChunkedArray) -> np.ndarray:
+def _from_letters(north: np.ndarray, texts: np.ndarray | pa.Array | pa.ChunkedArray) -> np.ndarray:
     if not isinstance(texts, (pa.Array, pa.ChunkedArray)):
         texts = pa.array(np.asarray(texts, object), pa.large_string())  # Arrow 16 does not convert NumPy text arrays
     ranges = _northings_of_words()
@@ -285,7 +285,7 @@ def _are_halves(north: np.ndarray, words: pa.Array | pa.ChunkedArray) -> bool:
     return not _are_few(outside, total)
 
 
-def _said_by_latitude(north: np.ndarray, latitude: np.ndarray) -> np.ndarray:
+def _from_latitude(north: np.ndarray, latitude: np.ndarray) -> np.ndarray:
     known = np.isfinite(latitude)
     middle = northings_of(np.clip(np.where(known, latitude, 0.0), _LOWEST_DEG, _HIGHEST_DEG))
     found = _fitting(north, [(middle - _LATITUDE_SLACK_M, middle + _LATITUDE_SLACK_M)])
@@ -296,7 +296,7 @@ def _fitting(north: np.ndarray, ranges: Sequence[tuple[np.ndarray | float, np.nd
     """Find the origin that puts each northing into one of the ranges; earlier ranges, then the north, win."""
     found = np.full(len(north), Hemisphere.CONTRADICTED, np.int8)
     for low, high in reversed(ranges):
-        for value, meters in ((Hemisphere.SOUTHERN, north - _SOUTHERN_ORIGIN_M), (Hemisphere.NORTHERN, north)):
+        for value, meters in ((Hemisphere.SOUTHERN, north - SOUTHERN_ORIGIN_M), (Hemisphere.NORTHERN, north)):
             found[(low <= meters) & (meters <= high)] = value
     return found
 

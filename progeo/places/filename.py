@@ -125,6 +125,12 @@ def warn_of_unparsed(unparsed: Sequence[Unparsed], source: object = "names") -> 
         )
 
 
+def complete_fields(count: int, **known: np.ndarray) -> ParsedNames:
+    """Build the fields of `count` names; those not given are absent."""
+    absent = {field: np.full(count, np.nan if field in _EXPECTED else "") for field in FIELDS}
+    return ParsedNames(**{**absent, **known})
+
+
 def format_names(fields: ParsedNames, *, extension: str = ".jpg") -> list[str]:
     """Format N names; `parse_names` returns the same fields, rounded to 1 cm and 1e-5 degrees."""
     columns = (_formatted(getattr(fields, field), _FORMATS.get(field, "g")) for field in FIELDS)

@@ -8,12 +8,19 @@ import numpy as np
 import pyarrow.compute as pc
 
 from progeo.places.catalogue import Catalogue
-from progeo.places.coordinates import Hemisphere, band_letters, degrees_of_utm, fits_one_zone, hemispheres, project
-from progeo.places.filename import FIELDS, ParsedNames, format_names, parse_columns, says_position
+from progeo.places.coordinates import (
+    SOUTHERN_ORIGIN_M,
+    Hemisphere,
+    band_letters,
+    degrees_of_utm,
+    fits_one_zone,
+    hemispheres,
+    project,
+)
+from progeo.places.filename import complete_fields, format_names, parse_columns, says_position
 
 _LOGGER = logging.getLogger("progeo")
 _ZONE_WIDTH_M = 1e6
-_SOUTHERN_ORIGIN_M = 1e7
 
 
 def degrees_of(catalogue: Catalogue) -> np.ndarray:
@@ -83,15 +90,19 @@ def link_images(catalogue: Catalogue, folder: Path) -> None:
     if folder.is_dir() and any(folder.iterdir()):
         raise FileExistsError(f"There is something in {folder} already: name another `out`.")
     folder.mkdir(parents=True, exist_ok=True)
-    empty = np.full(len(catalogue), "")
-    unknown = np.full(len(catalogue), np.nan)
-    numbers = np.array([f"{row:09d}" for row in range(len(catalogue))])
-    fields = {name: unknown if name in ("pitch", "roll", "height") else empty for name in FIELDS}
-    known = {"east": catalogue.east, "north": catalogue.north, "zone": catalogue.zone, "heading": catalogue.heading}
     latitude, longitude = degrees_of(catalogue)
-    known |= {"letter": band_letters(latitude), "latitude": latitude, "longitude": longitude}
-    names = format_names(ParsedNames(**{**fields, **known, "pano_id": numbers}), extension="")
-    for row, name in enumerate(names):
+    fields = complete_fields(
+        len(catalogue),
+        east=catalogue.east,
+        north=catalogue.north,
+        zone=catalogue.zone,
+        letter=band_letters(latitude),
+        latitude=latitude,
+        longitude=longitude,
+        pano_id=np.array([f"{row:09d}" for row in range(len(catalogue))]),
+        heading=catalogue.heading,
+    )
+    for row, name in enumerate(format_names(fields, extension="")):
         path = catalogue.path(row)
         (folder / f"{name}{path.suffix}").symlink_to(path.resolve())
 
@@ -153,10 +164,10 @@ def _from_one_origin(catalogues: Sequence[Catalogue], positions: list[np.ndarray
     """Count northings from the equator if the images lie on both sides of it and all hemispheres are known."""
     lowest = min(np.fmin.reduce(each[:, 1], initial=np.inf) for each in positions)
     highest = max(np.fmax.reduce(each[:, 1], initial=-np.inf) for each in positions)
-    if not highest - lowest > _SOUTHERN_ORIGIN_M / 2:
+    if not highest - lowest > SOUTHERN_ORIGIN_M / 2:
         return positions
     origins = [hemispheres_of(catalogue) for catalogue in catalogues]
     if all((origin[np.isfinite(each[:, 1])] >= 0).all() for origin, each in zip(origins, positions, strict=True)):
         for each, origin in zip(positions, origins, strict=True):
-            each[:, 1] -= np.where(origin == Hemisphere.SOUTHERN, _SOUTHERN_ORIGIN_M, 0)
+            each[:, 1] -= np.where(origin == Hemisphere.SOUTHERN, SOUTHERN_ORIGIN_M, 0)
     return positions

@@ -15,8 +15,6 @@ def find_positives(
     """Find the positives of each query: those stored with the queries if any, else by distance and viewing angle.
 
     Args:
-        database: N images.
-        queries: Q images.
         radius_m: maximum distance in meters, positive.
         angle_deg: maximum heading difference, above 0 and at most 180; None ignores headings.
 
@@ -40,12 +38,11 @@ def positives_within(database_m: np.ndarray, queries_m: np.ndarray, radius_m: fl
     """Find the database images within a radius of each query, including those exactly at the radius.
 
     Args:
-        database_m: UTM east and north in meters, (N, 2).
-        queries_m: UTM east and north in meters, (Q, 2).
+        database_m: UTM east and north in meters, (N, 2); `queries_m` likewise, (Q, 2).
         radius_m: meters, positive.
 
     Returns:
-        Q sorted int64 arrays of database rows, empty for a query without positives.
+        As of `find_positives`.
 
     Raises:
         ValueError: the radius is not positive.
@@ -62,13 +59,9 @@ def looking_alike(
     """Keep the positives whose heading differs from the query's by at most an angle, inclusive.
 
     Args:
-        positives: Q arrays of database rows.
-        database_deg: headings of the database, degrees clockwise from north, (N,).
-        queries_deg: headings of the queries, degrees clockwise from north, (Q,).
+        positives: Q arrays of database rows, whose order is kept.
+        database_deg, queries_deg: headings in degrees clockwise from north, (N,) and (Q,).
         angle_deg: 0 to 180.
-
-    Returns:
-        Q int64 arrays of the database rows kept, in their original order.
     """
     rows = np.concatenate([np.empty(0, np.int64), *positives])
     query = np.repeat(np.arange(len(positives)), [len(each) for each in positives])

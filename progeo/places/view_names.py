@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from progeo.places.catalogue import Catalogue
 from progeo.places.coordinates import band_letters
-from progeo.places.filename import FIELDS, ParsedNames, format_names, parse_columns, says_position
+from progeo.places.filename import FIELDS, ParsedNames, complete_fields, format_names, parse_columns, says_position
 from progeo.places.geographic import degrees_of
 
 _KEPT = ("letter", "pano_id", "height", "timestamp", "note")
@@ -39,22 +39,21 @@ def panorama_fields(catalogue: Catalogue) -> ParsedNames:
         raise ValueError(f"{catalogue.folder} holds two panoramas {twice} at the same position: remove one of them.")
     latitude, longitude = degrees_of(catalogue)
     letter = np.where(catalogue.zone > 0, band_letters(latitude), "")
-    absent = {field: np.full(count, np.nan if field in ("pitch", "roll", "height") else "") for field in FIELDS}
-    known = {
-        "east": catalogue.east,
-        "north": catalogue.north,
-        "zone": catalogue.zone,
-        "letter": np.where(letter == "", kept["letter"], letter),
-        "latitude": latitude,
-        "longitude": longitude,
-        "pano_id": np.array(ids, object),
-        "heading": catalogue.heading,
-        "pitch": np.zeros(count),
-        "height": kept["height"].astype(np.float64),
-        "timestamp": kept["timestamp"],
-        "note": kept["note"],
-    }
-    return ParsedNames(**{**absent, **known})
+    return complete_fields(
+        count,
+        east=catalogue.east,
+        north=catalogue.north,
+        zone=catalogue.zone,
+        letter=np.where(letter == "", kept["letter"], letter),
+        latitude=latitude,
+        longitude=longitude,
+        pano_id=np.array(ids, object),
+        heading=catalogue.heading,
+        pitch=np.zeros(count),
+        height=kept["height"].astype(np.float64),
+        timestamp=kept["timestamp"],
+        note=kept["note"],
+    )
 
 
 def views_of(panoramas: ParsedNames, row: int, count: int) -> tuple[list[str], np.ndarray]:

@@ -131,6 +131,6 @@ def _spots(
         gaps = np.abs(along[:, None] - centers[1 - axis]) - half_widths[1 - axis]
         across = centers[axis][street] + side * (half_widths[axis][street] - SIDEWALK_M + from_kerb_m)
         for coordinate in along[(gaps > 3).all(axis=1)]:
-            place = (across, coordinate) if axis == 0 else (coordinate, across)
-            spots.append((kind, axis, *place, rng.integers(2**32)))
+            position = (across, coordinate) if axis == 0 else (coordinate, across)
+            spots.append((kind, axis, *position, rng.integers(2**32)))
     return spots

@@ -80,10 +80,9 @@ def _paint_storeys(brush: _Brush, building: Building, width_m: float) -> None:
     color = np.array(building.color)
     trim = pick(rng, ("#f2efe8", "#2b2b2e", "#e0d4bd", "#5a4636")) if rng.random() < 0.8 else color * 0.6
     accent, glass = pick(rng, ACCENT_COLORS), pick(rng, ("#2c3a48", "#3d4f5c", "#22282e", "#4a6478"))
-    brush.box(0, building.height_m - building.cornice_m, width_m, building.height_m, trim * 0.92)
-    brush.box(
-        0, building.height_m - building.cornice_m, width_m, building.height_m - building.cornice_m * 0.7, trim * 0.6
-    )
+    height, cornice = building.height_m, building.cornice_m
+    brush.box(0, height - cornice, width_m, height, trim * 0.92)
+    brush.box(0, height - cornice, width_m, height - cornice * 0.7, trim * 0.6)
     bays = max(2, round(width_m / bay_m))
     bay_m = width_m / bays
     half = bay_m * wide / 2
@@ -103,18 +102,12 @@ def _paint_storeys(brush: _Brush, building: Building, width_m: float) -> None:
             brush.box(center - half - 0.15, bottom - 0.15, center + half + 0.15, top + (0 if arched else 0.15), trim)
             brush.box(center - half, bottom, center + half, top, pane, alpha)
             if rng.random() < 0.4:
-                brush.box(
-                    center - half, top - rng.uniform(0.2, 0.9) * (top - bottom), center + half, top, pane + 70, alpha
-                )
+                blind = top - rng.uniform(0.2, 0.9) * (top - bottom)
+                brush.box(center - half, blind, center + half, top, pane + 70, alpha)
             if mullions:
                 brush.box(center - 0.07, bottom, center + 0.07, top, trim)
-                brush.box(
-                    center - half,
-                    bottom + 0.6 * (top - bottom),
-                    center + half,
-                    bottom + 0.6 * (top - bottom) + 0.12,
-                    trim,
-                )
+                bar = bottom + 0.6 * (top - bottom)
+                brush.box(center - half, bar, center + half, bar + 0.12, trim)
             if sills:
                 brush.box(center - half - 0.3, bottom - 0.35, center + half + 0.3, bottom - 0.1, trim * 0.85)
             if balconies:

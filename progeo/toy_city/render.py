@@ -20,7 +20,7 @@ import utm
 from PIL import Image
 from tqdm import tqdm
 
-from progeo.places.filename import ParsedNames, format_names
+from progeo.places.filename import complete_fields, format_names
 from progeo.toy_city.district import District, build_district
 from progeo.toy_city.scene import Camera, Light, Picture, draw_light
 from progeo.toy_city.surfaces import draw_ground, draw_walls, mottled, walls_near
@@ -130,10 +130,10 @@ def _plan_split(seed: int, split: int, num_images: int) -> list[_Shot]:
 def _aim(visit_seed: tuple[int, ...], position: np.ndarray, heading_deg: int) -> Camera:
     """Place a camera near `position`; all headings of a visit share the location, like crops of one panorama."""
     rng = np.random.default_rng(visit_seed)
-    place, height_m = np.round(position + rng.uniform(-2, 2, 2), 2), rng.uniform(2.2, 2.8)
+    position, height_m = np.round(position + rng.uniform(-2, 2, 2), 2), rng.uniform(2.2, 2.8)
     rng = np.random.default_rng([*visit_seed, heading_deg])
     turn_deg, pitch_deg, fov_deg = rng.uniform([-8, 5, 78], [8, 11, 90])
-    return Camera(place, round(height_m, 2), round(heading_deg + turn_deg, 2), round(pitch_deg, 2), fov_deg)
+    return Camera(position, round(height_m, 2), round(heading_deg + turn_deg, 2), round(pitch_deg, 2), fov_deg)
 
 
 def _name(visit_seed: tuple[int, ...], camera: Camera) -> str:
@@ -141,13 +141,19 @@ def _name(visit_seed: tuple[int, ...], camera: Camera) -> str:
     months = np.random.default_rng([seed, split, position]).permutation(15 * 12)
     year, month = divmod(int(months[visit]), 12)
     pano_id = base64.urlsafe_b64encode(np.random.default_rng(visit_seed).bytes(16)).decode()[:22]
-    east, north = camera.place + np.array([_EASTS_M[split], _NORTH_M])
+    east, north = camera.position + np.array([_EASTS_M[split], _NORTH_M])
     latitude, longitude = utm.to_latlon(east, north, _ZONE, _LETTER)
-    numbers = {"east": east, "north": north, "latitude": latitude, "longitude": longitude, "roll": 0.0}
-    numbers |= {"heading": camera.heading_deg, "pitch": camera.pitch_deg, "height": camera.height_m}
-    texts = {"letter": _LETTER, "pano_id": pano_id, "tile": "", "timestamp": f"{2008 + year}{month + 1:02}", "note": ""}
-    columns = {field: np.array([value]) for field, value in {**numbers, **texts}.items()}
-    return format_names(ParsedNames(zone=np.array([_ZONE], dtype=np.int8), **columns))[0]
+    known = {
+        "east": east,
+        "north": north,
+        "zone": _ZONE,
+        "letter": _LETTER,
+        "latitude": latitude,
+        "longitude": longitude,
+    }
+    known |= {"heading": camera.heading_deg, "pitch": camera.pitch_deg, "roll": 0.0, "height": camera.height_m}
+    known |= {"pano_id": pano_id, "timestamp": f"{2008 + year}{month + 1:02}"}
+    return format_names(complete_fields(1, **{field: np.array([value]) for field, value in known.items()}))[0]
 
 
 def _render(district: District, shot: _Shot, image_size: int) -> Image.Image:

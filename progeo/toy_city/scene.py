@@ -14,7 +14,7 @@ Share = np.ndarray | float
 class Camera:
     """Position and orientation of the camera."""
 
-    place: np.ndarray
+    position: np.ndarray
     height_m: float
     heading_deg: float
     pitch_deg: float
@@ -35,7 +35,7 @@ class Camera:
 
     def project(self, points: np.ndarray, size: int) -> np.ndarray:
         """Return column, row and depth (N, 3) of points (N, 3) in front of the camera."""
-        depth, side = self.axes() @ (points[:, :2] - self.place).T
+        depth, side = self.axes() @ (points[:, :2] - self.position).T
         extent, depth = math.tan(math.radians(self.fov_deg / 2)), np.maximum(depth, 0.3)
         slope = (points[:, 2] - self.height_m) / depth - math.tan(math.radians(self.pitch_deg))
         return np.stack([(side / depth / extent + 1) * size / 2, (1 - slope / extent) * size / 2, depth], axis=1)

@@ -17,9 +17,9 @@ _LAYERS = 4
 
 def walls_near(district: District, camera: Camera) -> np.ndarray:
     """Return the nearby walls that face the camera, in all directions, because walls behind it cast shadows."""
-    walls, place = district.walls, camera.place.astype(np.float32)
-    across = (place[walls["axis"]] - walls["plane"]) * walls["facing"]
-    along = place[1 - walls["axis"]] - walls["origin"] - walls["sense"] * walls["width"] / 2
+    walls, position = district.walls, camera.position.astype(np.float32)
+    across = (position[walls["axis"]] - walls["plane"]) * walls["facing"]
+    along = position[1 - walls["axis"]] - walls["origin"] - walls["sense"] * walls["width"] / 2
     return walls[(across > 0) & (np.hypot(across, along) < _SIGHT_M)]
 
 
@@ -35,7 +35,7 @@ def draw_walls(
     """Draw the walls visible in each pixel column: the nearest, and farther walls that rise above it."""
     size = len(picture.color)
     directions, slopes = camera.rays(size)
-    distance, along = _intersect(walls, camera.place.astype(np.float32)[:, None], directions)
+    distance, along = _intersect(walls, camera.position.astype(np.float32)[:, None], directions)
     rise = np.where(np.isfinite(distance), (walls["height"][:, None] - np.float32(camera.height_m)) / distance, -np.inf)
     top, columns = np.full(size, -np.inf, dtype=np.float32), np.arange(size)
     layer, seen = np.zeros((size, size), dtype=np.intp), []
@@ -69,7 +69,7 @@ def draw_walls(
     else:
         color[pane] = 0.7 * color[pane] + 0.3 * light.horizon
         incidence = np.maximum(wall["facing"] * light.sun_direction[wall["axis"]], 0) / math.hypot(1, light.sun_slope)
-        points = camera.place.astype(np.float32)[:, None] + far * directions[:, strip_column]
+        points = camera.position.astype(np.float32)[:, None] + far * directions[:, strip_column]
         shade = _shadow_height(walls, points, light)
         sunlit = incidence[strip] * (height > shade[strip])
         glow = np.zeros(1)
@@ -84,7 +84,7 @@ def draw_ground(picture: Picture, district: District, walls: np.ndarray, camera:
     far = np.repeat(np.float32(camera.height_m) / -slopes[horizon:], size)
     where = np.flatnonzero(np.isinf(picture.distance[horizon:]))
     far, column = far[where], where % size
-    x, y = (np.float32(camera.place[axis]) + far * directions[axis][column] for axis in range(2))
+    x, y = (np.float32(camera.position[axis]) + far * directions[axis][column] for axis in range(2))
     road = _road_colors(district, x, y)
     sunlit: Share = float(0.8 if light.night else light.sun_slope / math.hypot(1, light.sun_slope))
     if light.sun.max() > 0.1 and not light.night:
@@ -176,7 +176,7 @@ def _ground_in_sun(
     """Return which ground pixels (H, W) are not in the shadow of a wall, interpolated from a coarse grid of rays."""
     coarse_slopes, coarse = slopes[len(slopes) % 8 // 2 :: 8], directions[:, 4::8]
     far = np.float32(camera.height_m) / np.maximum(-coarse_slopes, 0.02)
-    points = camera.place.astype(np.float32)[:, None, None] + far[:, None] * coarse[:, None]
+    points = camera.position.astype(np.float32)[:, None, None] + far[:, None] * coarse[:, None]
     shade = _shadow_height(walls, points.reshape(2, -1), light).reshape(len(far), -1)
     image = Image.fromarray(np.clip(shade, -3, 3).astype(np.float32))
     return np.asarray(image.resize((directions.shape[1], len(slopes)), Image.Resampling.BILINEAR)) < 0

@@ -17,14 +17,14 @@ _DETAIL_M = 60.0
 def draw_things(picture: Picture, things: np.ndarray, camera: Camera, light: Light) -> None:
     """Draw objects in front of walls and ground, farthest first."""
     canvas = _Canvas(camera, len(picture.color))
-    places = np.stack([things["east"], things["north"]], axis=1)
-    depth, side = camera.axes() @ (places - camera.place.astype(np.float32)).T
+    positions = np.stack([things["east"], things["north"]], axis=1)
+    depth, side = camera.axes() @ (positions - camera.position.astype(np.float32)).T
     shown = np.flatnonzero((depth > 0) & (np.abs(side) < depth + 5))
     draw = {"car": _draw_car, "tree": _draw_tree, "lamp": _draw_lamp, "person": _draw_person}
     for k in shown[np.argsort(-depth[shown])][-120:]:
         # An object hides the ground it stands on, up to its near end.
         canvas.dip(depth[k] - 3)
-        draw[things["kind"][k]](canvas, places[k], np.random.default_rng(things["seed"][k]), things["axis"][k])
+        draw[things["kind"][k]](canvas, positions[k], np.random.default_rng(things["seed"][k]), things["axis"][k])
     drawn = np.asarray(canvas.image).reshape(-1, 4)
     distance, glow = np.array(canvas.inks, dtype=np.float32)[drawn[:, 3]].T
     where = np.flatnonzero(distance < picture.distance.reshape(-1))
@@ -34,7 +34,7 @@ def draw_things(picture: Picture, things: np.ndarray, camera: Camera, light: Lig
 def things_present(district: District, camera: Camera, light: Light, rng: np.random.Generator) -> np.ndarray:
     """Return the objects nearby at a visit: all trees and lamps, cars and people at some of their spots."""
     spots = district.spots
-    near = np.hypot(spots["east"] - camera.place[0], spots["north"] - camera.place[1]) < _DETAIL_M
+    near = np.hypot(spots["east"] - camera.position[0], spots["north"] - camera.position[1]) < _DETAIL_M
     spots = spots[near]
     chance = np.select([spots["kind"] == "car", spots["kind"] == "person"], [light.traffic, light.traffic * 0.1], 1)
     passing = chance < 1
@@ -69,14 +69,19 @@ class _Canvas:
         for x, y, radius, color in zip(columns, rows, radii, colors, strict=True):
             self._draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=rgba(color, len(self.inks) - 1))
 
-    def upright(self, place: np.ndarray, bottom: float, top: float, width_m: float, color: np.ndarray) -> None:
-        """Draw a rectangle that stands at `place` and faces the camera."""
+    def upright(self, position: np.ndarray, bottom: float, top: float, width_m: float, color: np.ndarray) -> None:
+        """Draw a rectangle that stands at `position` and faces the camera."""
         half = self._camera.axes()[1] * width_m / 2
-        corners = [(*(place - half), top), (*(place + half), top), (*(place + half), bottom), (*(place - half), bottom)]
+        corners = [
+            (*(position - half), top),
+            (*(position + half), top),
+            (*(position + half), bottom),
+            (*(position - half), bottom),
+        ]
         self.faces(np.array(corners), [([0, 1, 2, 3], color)])
 
 
-def _draw_car(canvas: _Canvas, place: np.ndarray, rng: np.random.Generator, axis: int) -> None:
+def _draw_car(canvas: _Canvas, position: np.ndarray, rng: np.random.Generator, axis: int) -> None:
     paint, glass, black = pick(rng, CAR_COLORS), np.array((46, 54, 62)), np.array((26, 26, 28))
     van = rng.random() < 0.2
     length, width, belt, top = rng.uniform(4.1, 4.8), 1.8, 1.1 if van else 0.85, 2.0 if van else 1.45
@@ -91,7 +96,7 @@ def _draw_car(canvas: _Canvas, place: np.ndarray, rng: np.random.Generator, axis
         points = np.array(corners)
         if axis == 1:
             points = points[:, [1, 0, 2]] * (1, -1, 1)
-        return points + np.array([*place, 0])
+        return points + np.array([*position, 0])
 
     def show(points: np.ndarray, color: np.ndarray, roof: np.ndarray) -> None:
         sides = [[0, 1, 5, 4], [1, 2, 6, 5], [2, 3, 7, 6], [3, 0, 4, 7]]
@@ -103,24 +108,24 @@ def _draw_car(canvas: _Canvas, place: np.ndarray, rng: np.random.Generator, axis
     show(slab(belt, top, (length * 0.6, length * 0.42), (width * 0.96, width * 0.8)), glass, paint * 1.1)
 
 
-def _draw_tree(canvas: _Canvas, place: np.ndarray, rng: np.random.Generator, axis: int) -> None:
+def _draw_tree(canvas: _Canvas, position: np.ndarray, rng: np.random.Generator, axis: int) -> None:
     trunk, radius = rng.uniform(2.5, 3.5), rng.uniform(1.3, 2.2)
-    canvas.upright(place, 0, trunk + 0.5, 0.3, np.array((84, 66, 50)))
+    canvas.upright(position, 0, trunk + 0.5, 0.3, np.array((84, 66, 50)))
     offsets = rng.normal(size=(36, 3))
     offsets *= radius * rng.uniform(0.5, 1, (36, 1)) / np.linalg.norm(offsets, axis=1, keepdims=True)
     offsets = offsets[np.argsort(offsets[:, 2])]
     tones = 0.8 + 0.3 * offsets[:, 2:] / radius + rng.uniform(-0.1, 0.1, (36, 1))
-    canvas.discs(np.array((*place, trunk + radius * 0.8)) + offsets, radius * 0.3, np.array((74, 104, 52)) * tones)
+    canvas.discs(np.array((*position, trunk + radius * 0.8)) + offsets, radius * 0.3, np.array((74, 104, 52)) * tones)
 
 
-def _draw_lamp(canvas: _Canvas, place: np.ndarray, rng: np.random.Generator, axis: int) -> None:
-    canvas.upright(place, 0, 5.6, 0.16, np.array((62, 68, 70)))
+def _draw_lamp(canvas: _Canvas, position: np.ndarray, rng: np.random.Generator, axis: int) -> None:
+    canvas.upright(position, 0, 5.6, 0.16, np.array((62, 68, 70)))
     canvas.dip(canvas.inks[-1][0], glow=1.0)
-    canvas.discs(np.array([(*place, 5.7)]), 0.28, np.array([(226, 222, 205)]))
+    canvas.discs(np.array([(*position, 5.7)]), 0.28, np.array([(226, 222, 205)]))
 
 
-def _draw_person(canvas: _Canvas, place: np.ndarray, rng: np.random.Generator, axis: int) -> None:
+def _draw_person(canvas: _Canvas, position: np.ndarray, rng: np.random.Generator, axis: int) -> None:
     tall = rng.uniform(1.55, 1.9)
-    canvas.upright(place, 0, tall * 0.5, 0.34, pick(rng, ("#2b3040", "#3c3a38", "#52607a")))
-    canvas.upright(place, tall * 0.48, tall * 0.86, 0.48, pick(rng, ACCENT_COLORS))
-    canvas.discs(np.array([(*place, tall * 0.93)]), 0.13, np.array([(176, 132, 106)]) * rng.uniform(0.6, 1.2))
+    canvas.upright(position, 0, tall * 0.5, 0.34, pick(rng, ("#2b3040", "#3c3a38", "#52607a")))
+    canvas.upright(position, tall * 0.48, tall * 0.86, 0.48, pick(rng, ACCENT_COLORS))
+    canvas.discs(np.array([(*position, tall * 0.93)]), 0.13, np.array([(176, 132, 106)]) * rng.uniform(0.6, 1.2))

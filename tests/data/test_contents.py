@@ -2,10 +2,10 @@ import os
 
 import numpy as np
 import pytest
+from running import build_catalogue
 
 from progeo.data import contents
 from progeo.data.contents import changed_files, contents_fingerprint, rows_looked_at, see_files
-from progeo.places.catalogue import build_catalogue
 
 NAMES = [f"@{row}@0@.jpg" for row in range(12)]
 TIME_NS = 10**18

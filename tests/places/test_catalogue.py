@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from running import build_catalogue
 
 from progeo.places.catalogue import (
     Catalogue,
-    build_catalogue,
     index_catalogue,
     open_catalogue,
     read_catalogue,

@@ -3,8 +3,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from running import build_catalogue
 
-from progeo.places.catalogue import Catalogue, build_catalogue
+from progeo.places.catalogue import Catalogue
 from progeo.places.cells import build_partition, check_same_partition, class_ids, group_ids
 
 PUBLISHED = {"cell_side_m": 10, "heading_bin_deg": 30}

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from running import build_catalogue
 
-from progeo.places.catalogue import build_catalogue
 from progeo.places.coordinates import (
     Hemisphere,
     band_letters,

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from running import build_catalogue
 
-from progeo.places.catalogue import Catalogue, build_catalogue
+from progeo.places.catalogue import Catalogue
 from progeo.places.coordinates import project
 from progeo.places.extent import extent_of
 

@@ -2,8 +2,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import utm
+from running import build_catalogue
 
-from progeo.places.catalogue import Catalogue, build_catalogue
+from progeo.places.catalogue import Catalogue
 from progeo.places.coordinates import Hemisphere, degrees_of_utm, project
 from progeo.places.geographic import degrees_of, hemispheres_of
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
+from running import build_catalogue
 
-from progeo.places.catalogue import build_catalogue
 from progeo.places.positives import find_positives, looking_alike, positives_within
 
 

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
+from running import build_catalogue
 
-from progeo.places.catalogue import Catalogue, build_catalogue
+from progeo.places.catalogue import Catalogue
 from progeo.places.filename import parse_names
 from progeo.places.view_names import panorama_fields, views_of
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 from open_clip import SimpleTokenizer
+from running import build_catalogue
 from safetensors.torch import load_file
 from torch import nn
 
 from progeo.cli import main
 from progeo.commands.import_weights import import_weights
 from progeo.models.backbones.open_clip import load_clip
-from progeo.places.catalogue import build_catalogue
 from progeo.places.cells import build_partition
 from progeo.training.prompt_files import load_text_features
 

@@ -30,10 +30,8 @@ def _table(
 
 
 def _photos(source: Path) -> Imported:
-    photos = read_photos(source)
-    skipped = dict.fromkeys((source / path for path in photos.without_place), "it has no position")
-    skipped |= dict.fromkeys((source / path for path in photos.far_away), "it is too far from all others")
-    return Imported({"": photos.catalogue}, skipped)
+    catalogue, skipped = read_photos(source)
+    return Imported({"": catalogue}, skipped)
 
 
 def _dbstruct(source: Path, *, images: Path, query_images: Path | None = None) -> Imported:
@@ -47,13 +45,8 @@ def _arrays(source: Path, *, images: Path, name: str | None = None) -> Imported:
 def _msls(
     source: Path, *, cities: tuple[str, ...] = (), subtask: str = "all", positive_radius_m: float = 25.0
 ) -> Imported:
-    sides = read_msls(
-        source,
-        cities,
-        subtask=None if subtask == "any" else subtask,
-        positive_radius_m=positive_radius_m or None,
-    )
-    return _with_files(sides)
+    task = None if subtask == "any" else subtask
+    return _with_files(read_msls(source, cities, subtask=task, positive_radius_m=positive_radius_m or None))
 
 
 def _with_files(sides: Mapping[str, Catalogue]) -> Imported:

@@ -4,11 +4,10 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 
-from progeo.datasets.readers.ground_truth import build_side, positives_column
+from progeo.datasets.readers.ground_truth import build_sides
 from progeo.datasets.readers.numpy_files import integers_of, load_array
 from progeo.datasets.readers.patch_netvlad import read_patch_netvlad
 from progeo.datasets.readers.vpr_bench import read_vpr_bench
@@ -87,27 +86,18 @@ def _sets(folder: Path, layout: _Layout) -> dict[str, dict[str, Path]]:
 
 
 def _read_truth(files: Mapping[str, Path], images: Path) -> dict[str, Catalogue]:
-    """Read names and the correct database rows of each query, as in OpenVPRLab and GSV-Cities."""
-    database, queries = _names(files["database"]), _names(files["queries"])
-    return _with_positives(images, database, queries, files["truth"])
+    """Read names and the correct database rows of each query, or of the queries that a file `index` lists.
 
-
-def _read_indexed_truth(files: Mapping[str, Path], images: Path) -> dict[str, Catalogue]:
-    """Read the same for the queries listed in an index file.
-
-    MSLS val of GSV-Cities, MixVPR and SALAD evaluates 740 of 747 queries in this way.
+    MSLS val of GSV-Cities, MixVPR and SALAD evaluates 740 of 747 queries by such an index.
     """
     database, queries = _names(files["database"]), _names(files["queries"])
-    chosen = np.concatenate([np.empty(0, np.int64), *_rows(files["index"], len(queries), "queries")])
-    return _with_positives(images, database, [queries[row] for row in chosen.tolist()], files["truth"])
-
-
-def _with_positives(images: Path, database: list[str], queries: list[str], truth: Path) -> dict[str, Catalogue]:
-    positives = _rows(truth, len(database), "database images")
+    if "index" in files:
+        chosen = np.concatenate([np.empty(0, np.int64), *_rows(files["index"], len(queries), "queries")])
+        queries = [queries[row] for row in chosen.tolist()]
+    positives = _rows(files["truth"], len(database), "database images")
     if len(positives) != len(queries):
-        raise ValueError(f"{truth} has {len(positives)} rows for {len(queries)} queries.")
-    column = positives_column(positives)
-    return {"database": build_side(images, database), "queries": build_side(images, queries, positives=column)}
+        raise ValueError(f"{files['truth']} has {len(positives)} rows for {len(queries)} queries.")
+    return build_sides(images, {"database": database, "queries": queries}, positives=positives)
 
 
 def _names(file: Path) -> list[str]:
@@ -150,31 +140,18 @@ def _rows(file: Path, count: int, what: str) -> list[np.ndarray]:
 _LAYOUTS = (
     _Layout(
         "dbImages.npy, qImages.npy and gt.npy or gt_25m.npy (OpenVPRLab, GSV-Cities)",
-        MappingProxyType(
-            {"database": r"dbImages\.npy", "queries": r"qImages\.npy", "truth": r"gt(?:_\d+(?:\.\d+)?m)?\.npy"}
-        ),
+        {"database": r"dbImages\.npy", "queries": r"qImages\.npy", "truth": r"gt(?:_\d+(?:\.\d+)?m)?\.npy"},
         _read_truth,
     ),
     _Layout(
         "dbImages.npy, qImages.npy, qIdx.npy and pIdx.npy (MSLS of GSV-Cities and SALAD)",
-        MappingProxyType(
-            {
-                "database": r"dbImages\.npy",
-                "queries": r"qImages\.npy",
-                "index": r"qIdx\.npy",
-                "truth": r"pIdx\.npy",
-            }
-        ),
-        _read_indexed_truth,
+        {"database": r"dbImages\.npy", "queries": r"qImages\.npy", "index": r"qIdx\.npy", "truth": r"pIdx\.npy"},
+        _read_truth,
     ),
     _Layout(
         "imageNames_index.txt and imageNames_query.txt with an .npz (Patch-NetVLAD)",
-        MappingProxyType({"database": r"imageNames_index\.txt", "queries": r"imageNames_query\.txt"}),
+        {"database": r"imageNames_index\.txt", "queries": r"imageNames_query\.txt"},
         read_patch_netvlad,
     ),
-    _Layout(
-        "ground_truth_new.npy (VPR-Bench)",
-        MappingProxyType({"truth": r"ground_truth_new\.npy"}),
-        read_vpr_bench,
-    ),
+    _Layout("ground_truth_new.npy (VPR-Bench)", {"truth": r"ground_truth_new\.npy"}, read_vpr_bench),
 )

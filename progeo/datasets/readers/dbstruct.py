@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import scipy.io
 
+from progeo.datasets.readers.ground_truth import build_side
 from progeo.files import each_file
 from progeo.image_files import EXTENSIONS
 from progeo.places.catalogue import Catalogue
@@ -64,35 +64,26 @@ def _catalogue(fields: Mapping[str, Any], file: Path, side: str, folder: Path) -
         utm = utm.T
     if utm.shape != (2, len(names)):
         raise ValueError(f"{file}: {utm_field} must be 2 x {len(names)}, as {names_field}, got {utm.shape}.")
-    columns = {
-        "path": pa.array(_present(names, folder), pa.large_string()),
-        "east": utm[0],
-        "north": utm[1],
-        "zone": np.zeros(len(names), np.int8),
-        "heading": np.full(len(names), np.nan),
-        "panorama": pa.array([_CUT_OUT.sub("", Path(name).stem) for name in names]),
-    }
+    columns = {"panorama": pa.array([_CUT_OUT.sub("", Path(name).stem) for name in names])}
     if time_field in fields:
         columns["time"] = pa.array([f"{stamp:.15g}" for stamp in np.asarray(fields[time_field], float).ravel()])
-    return Catalogue(folder, pa.table(columns))
+    return build_side(folder, _present(names, folder), utm.T, **columns)
 
 
 def _present(names: list[str], folder: Path) -> list[str]:
     """Correct the extensions of names to those on disk: Tokyo's names end in .jpg although its files are .png."""
-    description = f"looking for the images of {folder}"
-    look = partial(_with_the_extension_that_is_there, folder)
-    found = list(each_file(look, names, total=len(names), description=description))
-    missing = [name for name, there in zip(names, found, strict=True) if there is None]
+
+    def find(name: str) -> str | None:
+        stem = name.rsplit(".", 1)[0]
+        return next((each for each in (name, *(stem + end for end in EXTENSIONS)) if (folder / each).is_file()), None)
+
+    found = list(each_file(find, names, total=len(names), description=f"looking for the images of {folder}"))
+    missing = [name for name, present in zip(names, found, strict=True) if present is None]
     if missing:
         raise FileNotFoundError(
             f"{len(missing)} of {len(names)} images are not in {folder}, the first is {missing[0]}."
         )
     return [name for name in found if name is not None]
-
-
-def _with_the_extension_that_is_there(folder: Path, name: str) -> str | None:
-    stem = name.rsplit(".", 1)[0]
-    return next((each for each in (name, *(stem + end for end in EXTENSIONS)) if (folder / each).is_file()), None)
 
 
 def _fields(file: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy.lib.format as npy
 _MAX_VALUES = 2**22
 """Maximum number of values in all lists, or the file size if larger: a pickle can repeat a list many times."""
 _DISPATCH = pickle._Unpickler.dispatch
-_LEFT_OUT = b"".join(
+_EXCLUDED = b"".join(
     (
         *(pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER, pickle.EXT1, pickle.EXT2, pickle.EXT4),
         *(pickle.DICT, pickle.SETITEM, pickle.SETITEMS, pickle.ADDITEMS, pickle.FROZENSET),
@@ -146,7 +146,7 @@ class _ArrayUnpickler(pickle._Unpickler):
     The C unpickler exhausts memory if a file has a memo index that is too high.
     """
 
-    dispatch = {code: act for code, act in _DISPATCH.items() if code not in _LEFT_OUT}  # noqa: RUF012
+    dispatch = {code: act for code, act in _DISPATCH.items() if code not in _EXCLUDED}  # noqa: RUF012
 
     def __init__(self, stream: io.BytesIO) -> None:
         super().__init__(stream, encoding="latin1")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from progeo.datasets.readers.ground_truth import build_side, positives_column
+from progeo.datasets.readers.ground_truth import build_sides
 from progeo.places.catalogue import Catalogue
 from progeo.places.positives import positives_within
 
@@ -45,13 +45,10 @@ def read_patch_netvlad(files: Mapping[str, Path], images: Path) -> dict[str, Cat
                 f"{positions} must hold east and north of the {len(names[side])} images in {files[side].name}, it has "
                 f"an array of the shape {values.shape}."
             )
-    columns = {}
+    positives = None
     if radius is not None and radius != _USUAL_RADIUS_M:
-        columns["positives"] = positives_column(positives_within(utm["database"], utm["queries"], radius))
-    return {
-        "database": build_side(images, names["database"], utm["database"]),
-        "queries": build_side(images, names["queries"], utm["queries"], **columns),
-    }
+        positives = positives_within(utm["database"], utm["queries"], radius)
+    return build_sides(images, names, utm_m=utm, positives=positives)
 
 
 def _names(file: Path) -> list[str]:

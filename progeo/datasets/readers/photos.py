@@ -16,17 +16,6 @@ from progeo.places.paths import find_paths
 
 
 @dataclass(frozen=True)
-class Photos:
-    """The catalogue of photos, and the photos excluded from it."""
-
-    catalogue: Catalogue
-    without_place: tuple[str, ...]
-    """Paths of excluded photos that have no position or cannot be read."""
-    far_away: tuple[str, ...] = ()
-    """Paths of the few excluded photos that are too far from all others for one UTM zone."""
-
-
-@dataclass(frozen=True)
 class _Note:
     latitude: float
     longitude: float
@@ -34,8 +23,12 @@ class _Note:
     time: str
 
 
-def read_photos(folder: Path) -> Photos:
+def read_photos(folder: Path) -> tuple[Catalogue, dict[Path, str]]:
     """Read position, heading and time of the photos of a folder.
+
+    Returns:
+        The catalogue; and the paths of skipped photos with the reason: without a readable position, or one of a few
+        that are too far from all others for one UTM zone.
 
     Raises:
         FileNotFoundError: the folder does not exist or has no photo.
@@ -45,7 +38,7 @@ def read_photos(folder: Path) -> Photos:
     description = f"reading the places of photos in {folder}"
     notes = list(each_file(lambda path: _note(folder / path), paths, total=len(paths), description=description))
     placed = [(path, note) for path, note in zip(paths, notes, strict=True) if note is not None]
-    without = tuple(path for path, note in zip(paths, notes, strict=True) if note is None)
+    skipped = {folder / path: "it has no position" for path, note in zip(paths, notes, strict=True) if note is None}
     if not placed:
         raise ValueError(f"None of the {len(paths)} photos in {folder} says where it was taken (EXIF GPS position).")
     latitude, longitude, heading = (
@@ -64,8 +57,9 @@ def read_photos(folder: Path) -> Photos:
         "longitude": longitude,
         "time": pa.array([note.time for _, note in placed]),
     }
-    far_away = tuple(placed[row][0] for row in np.flatnonzero(far).tolist())
-    return Photos(Catalogue(folder, pa.table(columns).filter(pa.array(~far))), without, far_away)
+    far_away = [folder / placed[row][0] for row in np.flatnonzero(far).tolist()]
+    skipped |= dict.fromkeys(far_away, "it is too far from all others")
+    return Catalogue(folder, pa.table(columns).filter(pa.array(~far))), skipped
 
 
 def _note(path: Path) -> _Note | None:

@@ -25,17 +25,7 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "letter": ("letter", "band", "utm_letter", "zone_letter", "utm_band", "utm_zone_letter"),
     "hemisphere": ("hemisphere",),
     "epsg": ("epsg", "crs", "srid"),
-    "heading": (
-        "heading",
-        "yaw",
-        "bearing",
-        "compass",
-        "compass_angle",
-        "orientation",
-        "northdeg",
-        "ca",
-        "gpsimgdirection",
-    ),
+    "heading": tuple("heading yaw bearing compass compass_angle orientation northdeg ca gpsimgdirection".split()),
     "condition": ("condition",),
     "time": ("time", "timestamp", "date", "captured_at"),
 }
@@ -45,8 +35,6 @@ _SAME = {"latitude": 1e-4, "longitude": 1e-4, "east": 10.0, "north": 10.0}
 """Maximum difference of the positions in two columns of the same meaning, in degrees or meters."""
 _BLANK = pa.array(["", "na", "n/a", "#n/a", "nan", "null", "none", "-", "?", "\\n", "unknown"], pa.large_string())
 _NUMBER = r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$"
-
-
 _GSV_CITIES = "{city_id}_{place_id:07d}_{year}_{month:02d}_{northdeg:03d}_{lat}_{lon}_{panoid}.JPG"
 """Template of GSV-Cities' image names, for which its tables have no column."""
 

@@ -26,7 +26,7 @@ _LOGGER = logging.getLogger("progeo")
 
 
 @dataclass(frozen=True)
-class _Places:
+class _Positions:
     """Positions of the images of N rows; all values are NaN where unknown."""
 
     east: np.ndarray
@@ -57,22 +57,22 @@ def read_table(
     table = open_table(file, images, columns or {}, path)
     has_utm = table.has("east", "north")
     if table.has("latitude", "longitude") and not (has_utm and np.isnan(table.numbers("latitude")).all()):
-        places = _from_degrees(table)
+        positions = _from_degrees(table)
     elif has_utm:
-        places = _from_utm(table)
+        positions = _from_utm(table)
     else:
         raise ValueError(f"{file} needs columns latitude and longitude, or east and north; it has no such pair.")
     values: dict[str, np.ndarray | pa.ChunkedArray] = {
         "path": table.paths,
-        "east": places.east,
-        "north": places.north,
-        "zone": places.zone.astype(np.int8),
+        "east": positions.east,
+        "north": positions.north,
+        "zone": positions.zone.astype(np.int8),
         "heading": table.numbers("heading") % 360 if table.has("heading") else np.full(len(table), np.nan),
     }
-    if np.isfinite(places.latitude).any():
-        values |= {"latitude": places.latitude, "longitude": places.longitude}
+    if np.isfinite(positions.latitude).any():
+        values |= {"latitude": positions.latitude, "longitude": positions.longitude}
     values |= {name: table.texts(name) for name in ("condition", "time") if table.has(name)}
-    catalogue = Catalogue(images, pa.table(values).filter(pa.array(np.isfinite(places.east))))
+    catalogue = Catalogue(images, pa.table(values).filter(pa.array(np.isfinite(positions.east))))
     check_files(catalogue)
     twice = len(catalogue) - pc.count_distinct(catalogue.table["path"]).as_py()
     if twice:
@@ -80,7 +80,7 @@ def read_table(
     return catalogue
 
 
-def _from_degrees(table: ImageTable) -> _Places:
+def _from_degrees(table: ImageTable) -> _Positions:
     latitude, longitude = _pair(table, "latitude", "longitude")
     try:
         check_degrees(latitude, longitude, name=table.name)
@@ -94,7 +94,7 @@ def _from_degrees(table: ImageTable) -> _Places:
         positions = project(latitude, longitude, name=table.name)
     except ValueError as error:
         raise ValueError(f"{table.file}: {error}") from None
-    return _Places(positions.east, positions.north, np.full(len(table), positions.zone), latitude, longitude)
+    return _Positions(positions.east, positions.north, np.full(len(table), positions.zone), latitude, longitude)
 
 
 def _refuse_swapped(table: ImageTable, latitude: np.ndarray, longitude: np.ndarray) -> None:
@@ -118,7 +118,7 @@ def _refuse_swapped(table: ImageTable, latitude: np.ndarray, longitude: np.ndarr
         )
 
 
-def _from_utm(table: ImageTable) -> _Places:
+def _from_utm(table: ImageTable) -> _Positions:
     east, north = _pair(table, "east", "north")
     zone, zone_letters = _zones(table, "zone", parse_zone)
     code_zone, sides = _zones(table, "epsg", parse_code)
@@ -144,7 +144,7 @@ def _from_utm(table: ImageTable) -> _Places:
             ": its letter or hemisphere is not given, or contradicts the northing. Give a column hemisphere with north "
             "or south, or zones such as 23K",
         )
-    return _Places(east, north, zone, *degrees)
+    return _Positions(east, north, zone, *degrees)
 
 
 def _refuse_zones(table: ImageTable, column: str, wrong: np.ndarray, sentence: str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from progeo.datasets.readers.ground_truth import build_side, positives_column
+from progeo.datasets.readers.ground_truth import build_sides
 from progeo.datasets.readers.numpy_files import integers_of, load_array
 from progeo.places.catalogue import Catalogue
 from progeo.places.paths import find_paths
@@ -23,17 +23,15 @@ def read_vpr_bench(files: Mapping[str, Path], images: Path) -> dict[str, Catalog
         FileNotFoundError: a folder does not exist.
         ValueError: names are not consecutive numbers, or the ground truth does not match the images.
     """
-    database, queries = (_numbered(images, side) for side in ("ref", "query"))
-    positives = _positives(files["truth"], len(database), len(queries))
-    column = positives_column(positives)
-    return {"database": build_side(images, database), "queries": build_side(images, queries, positives=column)}
+    names = {side: _numbered(images, folder) for side, folder in (("database", "ref"), ("queries", "query"))}
+    positives = _positives(files["truth"], len(names["database"]), len(names["queries"]))
+    return build_sides(images, names, positives=positives)
 
 
 def _numbered(images: Path, side: str) -> list[str]:
     """List the images of a folder, sorted by number."""
-    names = [name for batch in find_paths(images / side).batches for name in batch.to_pylist()]
     by_number: dict[int, str] = {}
-    for name in names:
+    for name in (name for batch in find_paths(images / side).batches for name in batch.to_pylist()):
         stem = Path(name).stem
         if not (stem.isascii() and stem.isdigit()) or int(stem) in by_number:
             raise ValueError(f"{images / side / name}: its name must be a number of its own, such as 0000000.jpg.")

@@ -212,12 +212,13 @@ def test_photos_tell_their_place_direction_and_time(tmp_path):
     exif[0x8825] = {2: (10, 0, 0), 4: (73, 0, 0)}  # east or west?
     Image.new("RGB", (8, 8)).save(tmp_path / "sideless.jpg", exif=exif)
     (tmp_path / "broken.jpg").write_bytes(b"broken")
-    photos = read_photos(tmp_path)
-    assert photos.without_place == ("broken.jpg", "sideless.jpg", "without.jpg")
+    photos, skipped = read_photos(tmp_path)
+    names = ("broken.jpg", "sideless.jpg", "without.jpg")
+    assert skipped == {tmp_path / name: "it has no position" for name in names}
     expected = [utm.from_latlon(-33.8568, 151.2153)[:2], utm.from_latlon(-33.8570, 151.2150)[:2]]
-    np.testing.assert_allclose(positions_m(photos.catalogue)[0], expected, atol=0.01)
-    np.testing.assert_array_equal(photos.catalogue.heading, [12.5, np.nan])
-    assert photos.catalogue.table["time"].to_pylist() == ["2024:05:06 07:08:09", ""]
+    np.testing.assert_allclose(positions_m(photos)[0], expected, atol=0.01)
+    np.testing.assert_array_equal(photos.heading, [12.5, np.nan])
+    assert photos.table["time"].to_pylist() == ["2024:05:06 07:08:09", ""]
 
 
 @pytest.mark.parametrize(
@@ -240,19 +241,19 @@ def test_positions_of_photos_are_read_with_their_side_or_not_at_all(tmp_path, ch
     exif[0x8825] = {1: "S", 2: (33, 27, 0), 3: "W", 4: (70, 39, 36), **changes}
     Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", exif=exif)
     photograph(tmp_path / "b.jpg", -33.4, -70.6)
-    photos = read_photos(tmp_path)
-    assert photos.without_place == (() if expected else ("a.jpg",))
+    photos, skipped = read_photos(tmp_path)
+    assert [*skipped] == ([] if expected else [tmp_path / "a.jpg"])
     if expected:
-        np.testing.assert_allclose(degrees_of(photos.catalogue)[:, 0], expected)
+        np.testing.assert_allclose(degrees_of(photos)[:, 0], expected)
 
 
 def test_one_photo_of_a_holiday_is_named_and_the_walk_is_read(tmp_path):
     for minute in range(10):
         photograph(tmp_path / f"{minute}.jpg", 45 + minute / 60, 107.7 if minute == 5 else 7.7)
-    photos = read_photos(tmp_path)
-    assert photos.far_away == ("5.jpg",)
-    assert photos.catalogue.table["path"].to_pylist() == [f"{minute}.jpg" for minute in range(10) if minute != 5]
-    assert np.ptp(photos.catalogue.north) == pytest.approx(9 * 1852, rel=0.01)  # minutes of latitude
+    photos, skipped = read_photos(tmp_path)
+    assert skipped == {tmp_path / "5.jpg": "it is too far from all others"}
+    assert photos.table["path"].to_pylist() == [f"{minute}.jpg" for minute in range(10) if minute != 5]
+    assert np.ptp(photos.north) == pytest.approx(9 * 1852, rel=0.01)  # minutes of latitude
 
 
 def test_photos_of_two_cities_are_refused_with_the_first_of_the_other(tmp_path):
