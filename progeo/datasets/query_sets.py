@@ -84,12 +84,10 @@ def positives_by_criterion(
         return {}
     if query_set.queries.positives is not None:
         return {"as given": query_set.positives}
-    others = {
-        other_m: find_positives(query_set.database, query_set.queries, other_m, angle_deg=angle_deg)
-        for other_m in others_m
-        if other_m != radius_m
-    }
-    by_radius = {radius_m: query_set.positives, **others}
+    by_radius = {radius_m: query_set.positives}
+    for other_m in others_m:
+        if other_m not in by_radius:
+            by_radius[other_m] = find_positives(query_set.database, query_set.queries, other_m, angle_deg=angle_deg)
     return {criterion_text(radius, angle_deg): rows for radius, rows in by_radius.items()}
 
 

@@ -16,17 +16,12 @@ def find_copies(photos: Catalogue, database: Catalogue, rows: np.ndarray) -> np.
 
     Args:
         photos: Q photos.
-        database: the images that were searched.
         rows: retrieved database rows of each photo, int64 (Q, K); -1 where there is none.
     """
     found = ([database.path(row) for row in some if row >= 0] for some in rows.tolist())
     pairs = zip(map(photos.path, range(len(rows))), found, strict=True)
-    return np.fromiter(each_file(_is_among, pairs, total=len(rows)), bool, len(rows))
-
-
-def _is_among(pair: tuple[Path, list[Path]]) -> bool:
-    photo, images = pair
-    return any(_is_same(photo, image) for image in images)
+    is_copy = each_file(lambda pair: any(_is_same(pair[0], image) for image in pair[1]), pairs, total=len(rows))
+    return np.fromiter(is_copy, bool, len(rows))
 
 
 def _is_same(photo: Path, image: Path) -> bool:

@@ -1,6 +1,6 @@
 """Check a data set before training or evaluation."""
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -108,7 +108,7 @@ def _findings(catalogue: Catalogue, extent: Extent | None, min_side_px: int) -> 
     if extent is not None:
         findings.where, findings.map_link = extent.text, extent.map_link
     digests = np.zeros(len(catalogue), "S16")
-    sizes: dict[str, int] = defaultdict(int)
+    sizes: Counter[str] = Counter()
     for row, inspection in enumerate(inspect_images(catalogue)):
         digests[row] = inspection.digest
         if inspection.size is None:
@@ -118,7 +118,7 @@ def _findings(catalogue: Catalogue, extent: Extent | None, min_side_px: int) -> 
         if min(inspection.size) < min_side_px:
             findings.tiny.append(catalogue.name(row))
     findings.duplicates = _duplicates(catalogue, digests)
-    findings.sizes = dict(sorted(sizes.items(), key=lambda item: -item[1]))
+    findings.sizes = dict(sizes.most_common())
     return findings
 
 
@@ -190,15 +190,15 @@ def _classes(catalogue: Catalogue, cells: CellOptions) -> dict[str, Any]:
 
 
 def _counts(catalogue: Catalogue, cells: CellOptions, *, with_groups: bool = True) -> dict[str, Any]:
-    about = {"cell_side_m": int(cells.cell_side_m), "heading_bin_deg": cells.heading_bin_deg}
+    used = {"cell_side_m": int(cells.cell_side_m), "heading_bin_deg": cells.heading_bin_deg}
     try:
         partition = build_partition(catalogue, **{**vars(cells), "num_groups": None})
     except NoClass:
-        return {**about, "classes": 0, "images": 0}
+        return {**used, "classes": 0, "images": 0}
     except ValueError as error:
-        return {**about, "classes": 0, "images": 0, "refused": str(error)}
+        return {**used, "classes": 0, "images": 0, "refused": str(error)}
     sizes = [np.diff(group.offsets) for group in partition.groups]
-    counts = {**about, "classes": sum(map(len, sizes)), "images": int(sum(size.sum() for size in sizes))}
+    counts = {**used, "classes": sum(map(len, sizes)), "images": int(sum(size.sum() for size in sizes))}
     if not with_groups:
         return counts
     values, images = np.unique(np.concatenate(sizes), return_counts=True)

@@ -40,11 +40,11 @@ def _write_geojson(path: Path, results: Sequence[Localization]) -> None:
     write_json(path, {"type": "FeatureCollection", "features": features})
 
 
-def _write_json(path: Path, results: Sequence[Localization]) -> None:
-    write_json(path, [asdict(result) for result in results])
-
-
 WRITERS: Mapping[str, Callable[[Path, Sequence[Localization]], None]] = MappingProxyType(
-    {".csv": _write_csv, ".geojson": _write_geojson, ".json": _write_json}
+    {
+        ".csv": _write_csv,
+        ".geojson": _write_geojson,
+        ".json": lambda path, results: write_json(path, [asdict(result) for result in results]),
+    }
 )
 """Suffix of a file -> function that writes results to it."""

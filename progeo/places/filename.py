@@ -8,7 +8,6 @@ invalid for the field, because other programs write names such as `@utm_east@utm
 
 import dataclasses
 import logging
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -108,10 +107,8 @@ def says_position(names: pa.Array | pa.ChunkedArray) -> np.ndarray:
 
 def warn_of_unparsed(unparsed: Sequence[Unparsed], source: object = "names") -> None:
     """Log one warning per field with the number of names that have an invalid value in it."""
-    of_field: dict[str, list[Unparsed]] = defaultdict(list)
-    for each in unparsed:
-        of_field[each.field].append(each)
-    for field, found in of_field.items():
+    for field in dict.fromkeys(each.field for each in unparsed):
+        found = [each for each in unparsed if each.field == field]
         example = min(each.example for each in found)
         _LOGGER.warning(
             "%s: %s of them have something else than %s in field %d (%s), absent there, for example %r in %r",

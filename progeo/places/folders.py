@@ -32,7 +32,7 @@ _OF_SYSTEMS = {
     "lost+found": "Linux",
 }
 """Folders that operating systems and NAS devices create, in lower case; those of others begin with a dot."""
-_LEADS_NOWHERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
+_DANGLING_ERRORS = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 
 
 @dataclass
@@ -57,7 +57,7 @@ def scan_folder(folder: Path) -> Scan:
         ValueError: a name is not UTF-8.
     """
     scan = Scan()
-    nowhere: list[str] = []
+    dangling: list[str] = []
     circular: list[str] = []
     real = folder.resolve()
     top = _Folder("", real, frozenset([real, *real.parents]))
@@ -71,15 +71,15 @@ def scan_folder(folder: Path) -> Scan:
                     scan.parts.append(utf8_paths(contents.images, folder))
                     scan.hidden += contents.hidden
                     scan.unread += contents.unread
-                    nowhere += contents.nowhere
+                    dangling += contents.dangling
                     circular += contents.circular
                     bar.update(len(contents.images))
                     waiting |= {pool.submit(_read_folder, folder, below): below for below in contents.folders}
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    scan.seen |= dict.fromkeys(nowhere)
-    for names, what in ((nowhere, "lead nowhere"), (circular, "lead back to a folder that they lie in")):
+    scan.seen |= dict.fromkeys(dangling)
+    for names, what in ((dangling, "lead nowhere"), (circular, "lead back to a folder that they lie in")):
         if names:
             _LOGGER.warning("%s: %d links %s and are skipped, such as %s", folder, len(names), what, min(names))
     return scan
@@ -102,7 +102,7 @@ def changed_ns(path: Path) -> int | None:
     try:
         return path.stat().st_mtime_ns
     except OSError as error:
-        if error.errno not in _LEADS_NOWHERE:
+        if error.errno not in _DANGLING_ERRORS:
             raise
         return None
 
@@ -115,7 +115,7 @@ class _Folder:
     """Path relative to the scanned folder, which itself is ""."""
     real: Path
     """Path with all links resolved."""
-    way: frozenset[Path]
+    ancestors: frozenset[Path]
     """Resolved paths of the folder itself and of all folders that it was reached through."""
 
 
@@ -128,7 +128,7 @@ class _Contents:
     folders: list[_Folder] = field(default_factory=list)
     hidden: list[str] = field(default_factory=list)
     unread: Counter[str] = field(default_factory=Counter)
-    nowhere: list[str] = field(default_factory=list)
+    dangling: list[str] = field(default_factory=list)
     """Dangling links."""
     circular: list[str] = field(default_factory=list)
     """Links to folders that they lie in."""
@@ -159,7 +159,7 @@ def _note(entry: os.DirEntry[str], name: str, folder: _Folder, contents: _Conten
     try:
         is_file, is_dir = entry.is_file(), entry.is_dir()  # of the target for a link
     except OSError as error:
-        if error.errno not in _LEADS_NOWHERE:
+        if error.errno not in _DANGLING_ERRORS:
             raise
         is_file = is_dir = False
     if is_image and is_file:
@@ -170,9 +170,9 @@ def _note(entry: os.DirEntry[str], name: str, folder: _Folder, contents: _Conten
         contents.hidden.append(name)
     elif is_dir:
         real = Path(entry.path).resolve() if entry.is_symlink() else folder.real / entry.name
-        if real in folder.way:
+        if real in folder.ancestors:
             contents.circular.append(name)
         else:
-            contents.folders.append(_Folder(name, real, folder.way | {real}))
+            contents.folders.append(_Folder(name, real, folder.ancestors | {real}))
     elif not is_file and entry.is_symlink() and changed_ns(Path(entry.path)) is None:
-        contents.nowhere.append(name)
+        contents.dangling.append(name)

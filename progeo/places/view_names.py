@@ -20,9 +20,7 @@ def panorama_fields(catalogue: Catalogue) -> ParsedNames:
         ValueError: a panorama has no position, or two panoramas have the same position and id.
     """
     count, paths = len(catalogue), catalogue.table["path"]
-    kept = {field: np.full(count, np.nan if field == "height" else "", object) for field in _KEPT}
-    if says_position(paths).all():
-        kept = parse_columns(paths, _KEPT)
+    kept = parse_columns(paths, _KEPT) if says_position(paths).all() else vars(complete_fields(count))
     ids = [
         known or PurePosixPath(path).stem.replace("@", "_")
         for known, path in zip(kept["pano_id"], paths.to_pylist(), strict=True)
@@ -50,7 +48,7 @@ def panorama_fields(catalogue: Catalogue) -> ParsedNames:
         pano_id=np.array(ids, object),
         heading=catalogue.heading,
         pitch=np.zeros(count),
-        height=kept["height"].astype(np.float64),
+        height=kept["height"],
         timestamp=kept["timestamp"],
         note=kept["note"],
     )

@@ -19,11 +19,9 @@ def parse_zone(text: str) -> tuple[int, str] | None:
     Returns:
         None if the text is not a zone.
     """
-    if named := _NAMED.fullmatch(text):
-        return _zone(named[1], _WORDS[named[2].lower()])
     if found := _ZONE.fullmatch(text):
         return _zone(found[1], found[2] or "")
-    return parse_code(text) if "epsg" in text.lower() else None
+    return parse_code(text) if re.search("epsg|/", text, re.IGNORECASE) else None  # a bare 32723 is no zone
 
 
 def parse_code(text: str) -> tuple[int, str] | None:

@@ -72,12 +72,8 @@ class _Canvas:
     def upright(self, position: np.ndarray, bottom: float, top: float, width_m: float, color: np.ndarray) -> None:
         """Draw a rectangle that stands at `position` and faces the camera."""
         half = self._camera.axes()[1] * width_m / 2
-        corners = [
-            (*(position - half), top),
-            (*(position + half), top),
-            (*(position + half), bottom),
-            (*(position - half), bottom),
-        ]
+        left, right = position - half, position + half
+        corners = [(*left, top), (*right, top), (*right, bottom), (*left, bottom)]
         self.faces(np.array(corners), [([0, 1, 2, 3], color)])
 
 
