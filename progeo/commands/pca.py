@@ -57,9 +57,8 @@ def pca(
         raise ValueError(f"Only an encoder with weights of its own can be reduced, {encoder} has none.")
     catalogue = read_catalogue(folder, positions="ignored")
     rows = np.unique(np.linspace(0, len(catalogue) - 1, min(len(catalogue), sample)).astype(np.int64))
-    if dim > min(len(rows), full.descriptor_dim):
-        most = f"the {len(rows)} images and the {full.descriptor_dim} dimensions of the encoder"
-        raise ValueError(f"`dim` must be at most {most}, got {dim}.")
+    if dim > full.descriptor_dim:
+        raise ValueError(f"`dim` must be at most {full.descriptor_dim}, the dimensions of the encoder, got {dim}.")
     extractor = descriptor_extractor(full, images, accelerator)
     descriptors = extract_descriptors(extractor, catalogue.take(rows), accelerator, work=work, cache=cache)
     if accelerator.is_main_process:
