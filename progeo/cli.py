@@ -82,13 +82,13 @@ COMMANDS = {
     "index add": Command(
         "index:add_to_index",
         "add images to a place index",
-        "progeo index add --index city.index --folder new",
+        "progeo index add city.index --folder new",
         ("index",),
     ),
     "index calibrate": Command(
         "index:calibrate_index",
         "calibrate the confidence of a place index on photos with known positions",
-        "progeo index calibrate --index city.index --folder city/queries",
+        "progeo index calibrate city.index --folder city/queries",
         ("index",),
     ),
     "localize": Command(
@@ -168,9 +168,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     starts = [" ".join(words[:count]) for count in (2, 1)]
     name = next((start for start in starts if start in COMMANDS), "")
     program = f"progeo {name}".strip()
+    groups = {each.partition(" ")[0] for each in COMMANDS if " " in each}
     try:
         for word in words:
             word.encode()  # a path that is not UTF-8 cannot be written to text files and pages
+        if name in groups and words[1:] and not words[1].startswith("-"):
+            raise UsageError(_unknown(words))  # a command of this group that does not exist
         if name:
             _run(name, words[len(name.split()) :])
         else:

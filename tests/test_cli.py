@@ -16,6 +16,7 @@ from running import parsed
 import progeo
 from progeo.cli import COMMANDS, main
 from progeo.config.settings import settings_of
+from progeo.engine.accelerator import start_accelerator
 from progeo.engine.log import LOGGER, start_log
 
 PROMPTS = ["train", "prompts", "--out", "r", "--data.train_folder", "t"]
@@ -117,6 +118,7 @@ def test_stage_1_lists_what_it_reads_alone(capsys):
         (["evalute", "--out", "x"], "there is no command 'evalute'. Did you mean 'evaluate'?"),
         (["dataset", "from_table", "x"], "there is no command 'dataset from_table'."),
         (["dataset", "from-table", "x"], "dataset from-table is now called 'dataset import table'."),
+        (["train", "promtps", "--config", "x"], "there is no command 'train promtps'. Did you mean 'train prompts'?"),
         (["stage1", "--config", "x"], "stage1 is now called 'train prompts'."),
         ([*PROMPTS, "--cells.side", "3"], "--cells.side is no option. Did you mean --cells.cell_side_m"),
         ([*ENCODER, "--epochs", "3"], "--epochs is no option. Did you mean --training.epochs?"),
@@ -159,7 +161,10 @@ def test_a_wrong_command_line_is_one_sentence_and_status_2(arguments, sentence, 
         ([*ENCODER, "--seed", str(2**64)], "--seed must be from 0 to 2**64 - 1, got"),
         ([*ENCODER, "--augmentation.hue", "0.7"], "--augmentation.hue must be from 0 to 0.5, got 0.7."),
         (["evaluate", "nowhere", "--folder", "f", "--out", "o"], "There is no encoder in nowhere"),
-        (["evaluate", "open_clip:RN5:openai", "--folder", "f", "--out", "o"], "architecture 'RN5'"),
+        (
+            ["evaluate", "open_clip:RN5:openai", "--folder", "f", "--out", "o"],
+            "--encoder open_clip:RN5:openai cannot be built: architecture 'RN5'",
+        ),
         (["export", "nowhere", "--out", "x"], "There is no encoder in nowhere"),
         (["export", "e", "--fp16"], "--fp16 is for the format onnx, not for safetensors: leave it out."),
         (
@@ -174,6 +179,24 @@ def test_mistakes_end_in_a_sentence_that_names_the_flag(arguments, sentence, tmp
     monkeypatch.chdir(tmp_path)
     assert sentence in failure(*arguments)
     assert not list(tmp_path.iterdir())
+
+
+def test_training_refuses_settings_of_stage_2_before_stage_1(images):
+    words = training(images, "--cells.min_images_per_class", 2, "--cells.num_groups", 1)[2:]
+    for wrong, sentence in (
+        (["--training.micro_batches", 5], "into --training.micro_batches 5"),
+        (["--validation.folder", images / "nowhere"], "There is no folder"),
+        (["--test.folder", images / "nowhere"], "There can be no final test on --test.folder"),
+        (["--head.weight", 0, "--text.weight", 0], "there is no loss to train with"),
+    ):
+        assert sentence in failure("train", *words, *wrong)
+        assert not (images / "run").exists()
+
+
+def test_processes_that_would_each_train_alone_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="each would work alone: set ACCELERATE_USE_CPU=true"):
+        start_accelerator("no")
 
 
 def test_an_argument_that_an_error_names_is_the_flag_of_the_command(images):

@@ -80,7 +80,6 @@ def plan_groups(settings: PlanSettings) -> Plan:
     rows = []
     for number, group in enumerate(partition.groups, 1):
         sizes = np.diff(group.offsets)
-        counts = (len(sizes), sizes.sum(), sizes.min(), np.median(sizes), sizes.max())
-        names = ("classes", "images", "min", "median", "max")
-        rows.append({"group": number, **dict(zip(names, map(float, counts), strict=True))})
+        counts = {"classes": len(sizes), "images": int(sizes.sum()), "min": int(sizes.min())}
+        rows.append({"group": number, **counts, "median": float(np.median(sizes)), "max": int(sizes.max())})
     return Plan(tuple(rows), len(catalogue), settings.cells.num_groups, settings.cells.min_images_per_class)

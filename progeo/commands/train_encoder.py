@@ -9,6 +9,7 @@ from progeo.config.training import EncoderSettings
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from progeo.datasets.query_sets import QuerySet
     from progeo.training.places import TrainingPlaces
     from progeo.training.trainer import ImageTraining
 
@@ -50,7 +51,6 @@ def train_encoder(settings: EncoderSettings) -> Path:
 
     from progeo.commands.final_test import check_final_test, run_final_test
     from progeo.commands.stages import open_stage
-    from progeo.datasets.query_sets import load_query_set
     from progeo.engine.accelerator import start_accelerator
     from progeo.engine.log import LOGGER
     from progeo.engine.memory import explaining_out_of_memory
@@ -63,13 +63,7 @@ def train_encoder(settings: EncoderSettings) -> Path:
         settings.mixed_precision, trackers=settings.trackers, folder=settings.out / "stage2"
     )
     places = read_training_places(settings.data.train_folder, settings.cells)
-    query_set = load_query_set(
-        settings.validation.folder,
-        settings.validation.database,
-        settings.validation.queries,
-        radius_m=settings.validation.positive_radius_m,
-        angle_deg=settings.validation.positive_angle_deg,
-    )
+    query_set = _validation_set(settings)
     check_final_test(settings)
     with explaining_out_of_memory(_NEEDS_LESS_MEMORY):
         training = build_training(settings, places, accelerator)
@@ -91,6 +85,37 @@ def train_encoder(settings: EncoderSettings) -> Path:
         run_final_test(settings, run, accelerator)
     accelerator.end_training()
     return run.path
+
+
+def check_encoder_settings(settings: EncoderSettings) -> None:
+    """Check what stage 2 needs besides prompts, before the hours of stage 1.
+
+    Raises:
+        ValueError: losses or batches cannot be computed, or validation or test images cannot be used.
+        FileNotFoundError: a folder does not exist.
+    """
+    import os
+
+    from progeo.commands.final_test import check_final_test
+    from progeo.training.batches import check_batches
+    from progeo.training.loss_terms import check_losses
+
+    check_losses(settings.head, settings.text, settings.triplet, settings.training)
+    check_batches(settings.training, int(os.environ.get("WORLD_SIZE", "1")))
+    _validation_set(settings)
+    check_final_test(settings)
+
+
+def _validation_set(settings: EncoderSettings) -> "QuerySet":
+    from progeo.datasets.query_sets import load_query_set
+
+    return load_query_set(
+        settings.validation.folder,
+        settings.validation.database,
+        settings.validation.queries,
+        radius_m=settings.validation.positive_radius_m,
+        angle_deg=settings.validation.positive_angle_deg,
+    )
 
 
 def build_training(settings: EncoderSettings, places: "TrainingPlaces", accelerator: "Accelerator") -> "ImageTraining":

@@ -222,7 +222,7 @@ def expected(setting: Setting) -> str:
         docs = " ".join(getattr(kind, "__doc__", None) or "" for kind in setting.kinds)
         limits = re.search(r"(?<=restricted to be ).*", docs)
         is_whole = any(isinstance(kind, type) and issubclass(kind, int) for kind in setting.kinds)
-        what = f"{'a whole number' if is_whole else 'a number'}{f' {limits[0]}' if limits else ''}"
+        what = f"{'a whole number' if is_whole else 'a number'}{f' {limits[0].strip()}' if limits else ''}"
     if setting.lengths:
         what = f"{' or '.join(map(str, setting.lengths))} values, each {what}"
     elif setting.may_be_list:

@@ -111,12 +111,12 @@ def read_setting_file(
         raise ValueError(f"The file of settings {path} {held}: it must give settings as `name: value`.")
     sections = _sections(names)
     known = set(names)
-    if any(name not in known for name, _ in _flat(content, sections)):
+    if any(name not in known or isinstance(value, dict) for name, value in _flat(content, sections)):
         known |= set(others())
         sections = _sections(known)
     values: dict[str, Any] = {}
     for name, value in _flat(content, sections):
-        if name in sections:
+        if name in sections and name not in names:
             raise ValueError(f"The file of settings {path} gives {name} the value {value}: give it settings by name.")
         if name not in known:
             if RENAMED.get(name) in known:

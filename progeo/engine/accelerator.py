@@ -1,5 +1,6 @@
 """Devices, precision and processes of a run, through Accelerate; no other module handles devices."""
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
@@ -45,6 +46,10 @@ def start_accelerator(
         project_dir=folder,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=_LONGEST_WAIT)],
     )
+    if accelerator.num_processes == 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            "Several processes were started, but each would work alone: set ACCELERATE_USE_CPU=true, or use GPUs."
+        )
     if mixed_precision == "fp16" and accelerator.device.type == "cpu":  # Accelerate would compute in float32
         raise ValueError("`mixed_precision` fp16 needs a GPU, and there is none: give bf16 or no.")
     return accelerator

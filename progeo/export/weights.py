@@ -78,7 +78,10 @@ def load_encoder(path_or_name: str | Path) -> Encoder:
         return ThumbnailEncoder().eval()
     if kind in _POOLING_OF_BASELINES and name:
         architecture, _, weights = name.partition(":")
-        return build_encoder(architecture, weights, pooling=_POOLING_OF_BASELINES[kind]).eval()
+        try:
+            return build_encoder(architecture, weights, pooling=_POOLING_OF_BASELINES[kind]).eval()
+        except ValueError as error:
+            raise ValueError(f"`encoder` {path_or_name} cannot be built: {error}") from None
     if kind in ("hf-hub", "http", "https") and name:
         folder = fetch_folder(str(path_or_name), _READERS)
     else:

@@ -185,6 +185,12 @@ def test_a_command_reads_its_sections_of_a_file_for_all_and_an_unknown_section_i
             read(f"{both}batch_size: 3\n", command=command)  # `evaluate` has such a setting, training has not
 
 
+def test_a_name_that_is_a_section_of_training_and_a_setting_elsewhere_is_read_as_what_stands_there(read):
+    needed = "folder: f\nout: o\n"
+    assert read(f"{needed}encoder: e\ncells: {{cell_side_m: 20}}\n", "--out", "o", command="evaluate")["encoder"] == "e"
+    assert read("encoder: {image_size: 64}\n", "e", "--folder=f", "--out=o", command="evaluate")["encoder"] == "e"
+
+
 def test_a_file_is_found_by_its_name_and_an_unknown_name_lists_them():
     by_name = parsed("train encoder", "--config", "toy/tiny_resnet")["settings"]
     assert by_name.model.architecture == "tiny-resnet"
