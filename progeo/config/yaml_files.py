@@ -96,7 +96,8 @@ def read_setting_file(
     Args:
         path: the YAML file.
         names: dotted names of the settings to read.
-        others: returns the names of settings of other commands, which are skipped; it is called if one is needed.
+        others: returns the names of the settings of training, which other commands skip, with the folder `out` of the
+            run; it is called if the file holds one that is not in `names`.
 
     Raises:
         ValueError: the file is not valid YAML, holds no mapping, or names an unknown or renamed setting; the message
