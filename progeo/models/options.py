@@ -15,6 +15,8 @@ BatchNormMode = Literal["eval", "calibrated", "batch"]
 """Which statistics batch norms use: `eval`, the running statistics of the weights; `calibrated`, those of one pass over
 images if the weights have untouched initial statistics, else as `eval`; `batch`, those of each batch."""
 HeadKind = Literal["cosface", "arcface", "linear"]
+NormalizationName = Literal["clip", "imagenet"]
+"""Whose pixel mean and std: those of CLIP, or those of ImageNet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +30,7 @@ class ModelOptions:
     weights: str = "openai"
     """Pretrained weights: a tag of open_clip or torchvision (IMAGENET1K_V1, DEFAULT), hf-hub:owner/name of a CLIP, a
     local file, or random. Stage 2 also takes the folder of a trained or imported encoder."""
-    normalization: Literal["clip", "imagenet"] | None = None
+    normalization: NormalizationName | None = None
     """Pixel mean and std to normalize images with: clip or imagenet. null takes the statistics of the pretrained
     weights; if they are not recorded or the weights are random, those of CLIP, or of ImageNet for a torchvision
     backbone."""
