@@ -38,7 +38,7 @@ def main() -> None:
             print_head(config, tasks[0])
             published = [train_published(task) for task in tasks]
             print_row("published loop", *columns(published, 0))
-            ours = [train_ours(task, lambda training: (training.encoder, training.result)) for task in tasks]
+            ours = [train_ours(task, lambda trainer: (trainer.task.model, trainer.model)) for task in tasks]
             print_row("ours, the same settings", *columns(ours, 0))
             if (decay := tasks[0].settings.training.ema_decay) is not None:
                 print_row(f"ours, weights averaged ({decay})", *columns(ours, 1))
@@ -84,13 +84,12 @@ class CosFace(nn.Module):
 def train_published(task: Task) -> Trained:
     """Train as the published code does, from the same starting encoder as ours."""
     settings, groups, device = task.settings, task.places.partition.groups, task.accelerator.device
-    training, jitter = settings.training, settings.augmentation
+    training, jitter, options = settings.training, settings.augmentation, settings.losses["head"]
     random.seed(settings.seed)
     torch.manual_seed(settings.seed)
     encoder = build_starting_encoder(settings.model, settings.encoder, seed=settings.seed).to(device).train()
     heads = [
-        CosFace(encoder.descriptor_dim, group.num_classes, settings.head.scale, settings.head.margin).to(device)
-        for group in groups
+        CosFace(encoder.descriptor_dim, group.num_classes, options.scale, options.margin).to(device) for group in groups
     ]
     optimizer = torch.optim.Adam(encoder.parameters(), lr=training.encoder_learning_rate)
     head_optimizers = [torch.optim.Adam(head.parameters(), lr=training.head_learning_rate) for head in heads]

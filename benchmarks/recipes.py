@@ -35,7 +35,7 @@ def main() -> None:
                 ]
                 if not changed:
                     print_head(config, tasks[0])
-                trained = [train_ours(task, lambda training: (training.result,)) for task in tasks]
+                trained = [train_ours(task, lambda trainer: (trainer.model,)) for task in tasks]
                 recalls, seconds = zip(*((each.recalls[0], each.seconds_per_step) for each in trained), strict=True)
                 print_row(name, recalls, seconds)
 

@@ -18,7 +18,6 @@ from progeo.config.parsing import parse_arguments as parse_settings
 from progeo.config.settings import settings_of
 from progeo.config.training import EncoderSettings
 from progeo.data.decode import read_image
-from progeo.datasets.query_sets import QuerySet, load_query_set
 from progeo.engine.accelerator import start_accelerator
 from progeo.engine.run_folder import RunFolder
 from progeo.engine.stopping import StopRequest
@@ -27,8 +26,8 @@ from progeo.models.backbones.position_embedding import as_height_width
 from progeo.models.encoder import Encoder
 from progeo.places.catalogue import read_catalogue
 from progeo.training.places import TrainingPlaces, read_training_places
-from progeo.training.trainer import ImageTraining
-from progeo.training.validation import Validation
+from progeo.training.trainer import Trainer
+from progeo.training.validation import Validation, build_validation
 
 JPEG_QUALITY = 95
 
@@ -39,13 +38,12 @@ class Task:
 
     settings: EncoderSettings
     places: TrainingPlaces
-    val_set: QuerySet
+    validation: Validation
     accelerator: Accelerator
 
     def recall_at_1(self, encoder: Encoder) -> float:
         """Compute the validation R@1 in percent."""
-        validation = Validation(self.val_set, self.settings.validation.preprocessing, self.settings.data)
-        return validation.recalls(encoder, self.accelerator)[1]
+        return self.validation.measure(encoder, self.accelerator).best
 
 
 @dataclass(frozen=True)
@@ -92,37 +90,37 @@ def build_task(config: Path, options: argparse.Namespace, words: Iterable[str], 
         ]
         steps += ["--data.train_folder", copies[0], "--validation.folder", copies[1]]
     settings = _parsed([*chosen, "--training.cache_images", "false", *words, *steps])
-    validation = settings.validation
-    val_set = load_query_set(
-        validation.folder,
-        validation.database,
-        validation.queries,
-        radius_m=validation.positive_radius_m,
-        angle_deg=validation.positive_angle_deg,
-    )
+    validation = build_validation(settings.validation, settings.data)
     places = read_training_places(settings.data.train_folder, settings.cells)
-    return Task(settings, places, val_set, start_accelerator(settings.mixed_precision))
+    return Task(settings, places, validation, start_accelerator(settings.mixed_precision))
 
 
-def train_ours(task: Task, results: Callable[[ImageTraining], Sequence[Encoder]]) -> Trained:
+def train_ours(task: Task, results: Callable[[Trainer], Sequence[Encoder]]) -> Trained:
     """Train as `stage2_image.py` does, without checkpoints; `results` selects the encoders to test."""
-    training = build_training(task.settings, task.places, task.accelerator)
+    training, run = build_training(task.settings, task.places, task.accelerator), RunFolder(task.settings.out)
+    trainer = Trainer(
+        training,
+        task.settings.training,
+        run,
+        checkpoints=run.checkpoints,
+        seed=task.settings.seed,
+        accelerator=task.accelerator,
+    )
+    trainer.resume()
     start = time.perf_counter()
-    while not training.finished:
-        training.run_epoch(RunFolder(task.settings.out), StopRequest())
+    while not trainer.finished:
+        trainer.train_epoch(StopRequest())
     seconds = time.perf_counter() - start
-    recalls = tuple(task.recall_at_1(encoder) for encoder in results(training))
+    recalls = tuple(task.recall_at_1(encoder) for encoder in results(trainer))
     task.accelerator.free_memory()
-    return Trained(recalls, seconds / training.steps_done)
+    return Trained(recalls, seconds / trainer.steps_done)
 
 
 def print_head(config: Path, task: Task) -> None:
     """Print the configuration shared by the rows below."""
     training, (height, width) = task.settings.training, as_height_width(task.settings.encoder.image_size)
     steps = training.epochs * training.iterations_per_epoch
-    print(
-        f"{config}: {steps} steps of {training.batch_size}, {height} x {width} px, {len(task.val_set.queries)} queries"
-    )
+    print(f"{config}: {steps} steps of {training.batch_size}, {height} x {width} px, {task.validation}")
     print(f"{'val R@1':36}{'mean':>6}{'std':>6}{'s/step':>8}  of each seed", flush=True)
 
 

@@ -22,10 +22,9 @@ from torchvision import transforms
 from benchmarks.images import write_images
 from benchmarks.timing import clock_of_one_core, min_seconds
 from progeo.data.options import DataOptions
-from progeo.data.samplers import permuted_batches
 from progeo.engine.accelerator import fits_device, start_accelerator
 from progeo.engine.checkpoint import save_checkpoint
-from progeo.engine.loop import progress_bar, train_epoch
+from progeo.engine.loop import take_steps
 from progeo.features.clip_features import cached_features
 from progeo.features.store import ShardedRows
 from progeo.models.backbones.open_clip import NORMALIZATIONS, load_clip
@@ -147,23 +146,16 @@ def train_large_group(folder: Path) -> str:
     images = GroupImages(features, rows, labels=rows % NUM_CLASSES, accelerator=accelerator, on_device=on_device)
     prompts = PromptOptions()
     training = GroupTraining(0, NUM_CLASSES, images=images, clip=clip, prompts=prompts, seed=0, accelerator=accelerator)
-    batch_size = prompts.batch_size
+    batches = training.batches(0, first_step=0)[:NUM_STEPS]
     start = time.perf_counter()
-    train_epoch(
-        ([batch] for batch in permuted_batches(NUM_FEATURES, batch_size, seed=0, epoch=0)[:NUM_STEPS]),
-        training.step,
-        training.optimizer,
-        accelerator,
-        bar=progress_bar(NUM_STEPS, accelerator, images_per_step=batch_size),
-        description="large group",
-    )
+    list(take_steps(batches, training.losses, training.optimizer, accelerator))
     seconds = (time.perf_counter() - start) / NUM_STEPS
-    save_checkpoint(folder / "checkpoints", "epoch_000001", training.state_dict())
+    save_checkpoint(folder / "checkpoints", "epoch_000001_step_000000", training.state_dict())
     held = sum(tensor.nbytes for tensor in clip.state_dict().values()) + 3 * training.learner.context.nbytes
     peak = peak_memory(accelerator)
     return (
         f"a group of {NUM_CLASSES} classes and {NUM_FEATURES} features of {DIMENSION} dimensions, batches of "
-        f"{batch_size}: {seconds:.2f} s a step; peak memory {peak / 1e9:.2f} GB, {(peak - held) / 1e9:.2f} GB beyond "
+        f"{prompts.batch_size}: {seconds:.2f} s a step; peak memory {peak / 1e9:.2f} GB, {(peak - held) / 1e9:.2f} GB beyond "
         f"model and optimizer ({held / 1e9:.2f} GB), {libraries / 1e9:.2f} GB of that the libraries"
     )
 

@@ -40,7 +40,9 @@ def test_every_config_can_be_read_names_its_run_and_says_how_to_use_it(path):
     settings = settings_of(path)
     comment = [line for line in path.read_text().splitlines() if line.startswith("#")]
     for command in ("train prompts", "train encoder", "evaluate"):
-        assert any(command in line for line in comment) == (command != "train prompts" or settings.text.weight > 0)
+        assert any(command in line for line in comment) == (
+            command != "train prompts" or settings.losses["text"].weight > 0
+        )
     assert str(settings.out).startswith("runs/")
     name = path.relative_to(FOLDER).with_suffix("").as_posix()
     assert any(f"--config {name}" in line for line in comment)
@@ -57,7 +59,7 @@ def test_the_published_settings_are_those_of_the_paper(name):
     assert (encoder.normalized, model.align_corners) == (False, True)
     assert (prompts.epochs * settings.cells.num_groups, prompts.batch_size, prompts.learning_rate) == (480, 512, 1e-2)
     assert (prompts.temperature, prompts.normalized) == (1.0, False)
-    assert (settings.text.weight, settings.text.label_smoothing) == (1.0, 0.1)
+    assert (settings.losses["text"].weight, settings.losses["text"].label_smoothing) == (1.0, 0.1)
     assert settings.training.epochs == 64
 
 
@@ -67,7 +69,7 @@ def test_the_settings_of_cosplace_are_those_of_its_paper(name):
     model = settings.model
     assert (model.architecture, model.weights) == (COSPLACE[name][0], "IMAGENET1K_V1")
     assert settings.encoder.descriptor_dim == 512
-    assert settings.text.weight == 0
+    assert settings.losses["text"].weight == 0
     assert settings.training.epochs == 50
     assert settings.validation.preprocessing == "native"
 
@@ -80,7 +82,11 @@ def test_both_papers_share_cells_classifier_augmentation_and_steps(name):
     assert (settings.encoder.image_size, settings.model.normalization) == (512, "imagenet")
     assert (cells.cell_side_m, cells.heading_bin_deg, cells.groups_per_side, cells.groups_per_heading) == (10, 30, 5, 2)
     assert (cells.num_groups, cells.min_images_per_class) == (8, 10)
-    assert (settings.head.kind, settings.head.scale, settings.head.margin) == ("cosface", 30, 0.4)
+    assert (settings.losses["head"].kind, settings.losses["head"].scale, settings.losses["head"].margin) == (
+        "cosface",
+        30,
+        0.4,
+    )
     assert (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue) == (0.7, 0.7, 0.7, 0.5)
     assert jitter.crop_scale == (0.5, 1.0)
     assert (training.iterations_per_epoch, training.batch_size) == (10_000, 32)
@@ -116,5 +122,5 @@ def test_settings_written_as_plain_values_are_read_back_equal(tmp_path):
 
 def test_the_command_line_wins_over_the_file():
     settings = settings_of(CONFIGS[0], "--text.weight", "0", "--encoder.image_size", "[96, 128]")
-    assert settings.text.weight == 0
+    assert settings.losses["text"].weight == 0
     assert settings.encoder.image_size == (96, 128)

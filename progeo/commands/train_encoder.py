@@ -1,7 +1,8 @@
 """Stage 2: train the image encoder on places and on the texts that stage 1 learned for them."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from progeo.config.settings import plain_values
 from progeo.config.training import EncoderSettings
@@ -9,16 +10,15 @@ from progeo.config.training import EncoderSettings
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from progeo.datasets.query_sets import QuerySet
+    from progeo.training.image_training import ImageTraining
     from progeo.training.places import TrainingPlaces
-    from progeo.training.trainer import ImageTraining
+    from progeo.training.trainer import Trainer
 
 _NEEDS_LESS_MEMORY = (
     "A run resumed with --resume may have a lower data.eval_batch_size, training.cache_images false or, for a ViT, "
     "training.gradient_checkpointing true; before its first checkpoint also more training.micro_batches, "
     "mixed_precision bf16, or a lower encoder.image_size or training.batch_size."
 )
-# With a cosine schedule the number of epochs may not change: it would be another cosine.
 _MAY_CHANGE = (
     "validation.folder",  # these two if their content is the same, see `LearnedFrom`
     "text.prompts",
@@ -54,37 +54,60 @@ def train_encoder(settings: EncoderSettings) -> Path:
     from progeo.engine.accelerator import start_accelerator
     from progeo.engine.log import LOGGER
     from progeo.engine.memory import explaining_out_of_memory
-    from progeo.training.epochs import train_epochs
     from progeo.training.overview import overview
     from progeo.training.places import LearnedFrom, read_training_places
-    from progeo.training.validation import Validation
+    from progeo.training.trainer import Trainer
 
+    check_losses(settings)
     accelerator = start_accelerator(
         settings.mixed_precision, trackers=settings.trackers, folder=settings.out / "stage2"
     )
     places = read_training_places(settings.data.train_folder, settings.cells)
-    query_set = _validation_set(settings)
     check_final_test(settings)
     with explaining_out_of_memory(_NEEDS_LESS_MEMORY):
         training = build_training(settings, places, accelerator)
         run = open_stage(
             settings,
             "stage2",
-            LearnedFrom(places, query_set, training.losses.text_features),
-            may_change=(*_MAY_CHANGE, *(("training.epochs",) if settings.training.schedule != "cosine" else ())),
+            LearnedFrom(places, training.validation.catalogues, training.terms.source.text_features),
+            may_change=(*_MAY_CHANGE, *_epochs_may_change(settings)),
             is_main=accelerator.is_main_process,
         )
-        for line in overview(training, places, query_set, model=settings.model):
+        for line in overview(training, places, model=settings.model):
             LOGGER.info(line)
-        validation = Validation(query_set, settings.validation.preprocessing, settings.data)
-        train_epochs(training, validation, run, settings=plain_values(settings))
+        trainer = Trainer(
+            training,
+            settings.training,
+            run,
+            checkpoints=run.checkpoints,
+            seed=settings.seed,
+            accelerator=accelerator,
+        )
+        _train(trainer, training.settings)
         # Before the end: if its networks were the last to hold the process group, freeing it could wait forever.
-        del training
+        del training, trainer
         accelerator.free_memory()
         gc.collect()
         run_final_test(settings, run, accelerator)
     accelerator.end_training()
     return run.path
+
+
+def check_losses(settings: EncoderSettings) -> None:
+    """Check that batches can be drawn and give the loss terms what they need, before any image is read.
+
+    Raises:
+        ValueError: they do not.
+    """
+    import os
+
+    from progeo.training.batches import batches_of
+    from progeo.training.loss_terms import check_needs
+
+    batches = batches_of(settings.training)
+    batches.check(settings.training, int(os.environ.get("WORLD_SIZE", "1")))
+    given = {"descriptors": "", "text": "", **batches.given(settings.training)}
+    check_needs(settings.losses, given)
 
 
 def check_encoder_settings(settings: EncoderSettings) -> None:
@@ -94,56 +117,34 @@ def check_encoder_settings(settings: EncoderSettings) -> None:
         ValueError: losses or batches cannot be computed, or validation or test images cannot be used.
         FileNotFoundError: a folder does not exist.
     """
-    import os
-
     from progeo.commands.final_test import check_final_test
-    from progeo.training.batches import check_batches
-    from progeo.training.loss_terms import check_losses
+    from progeo.training.validation import build_validation
 
-    check_losses(settings.head, settings.text, settings.triplet, settings.training)
-    check_batches(settings.training, int(os.environ.get("WORLD_SIZE", "1")))
-    _validation_set(settings)
+    check_losses(settings)
+    build_validation(settings.validation, settings.data)
     check_final_test(settings)
 
 
-def _validation_set(settings: EncoderSettings) -> "QuerySet":
-    from progeo.datasets.query_sets import load_query_set
-
-    return load_query_set(
-        settings.validation.folder,
-        settings.validation.database,
-        settings.validation.queries,
-        radius_m=settings.validation.positive_radius_m,
-        angle_deg=settings.validation.positive_angle_deg,
-    )
-
-
 def build_training(settings: EncoderSettings, places: "TrainingPlaces", accelerator: "Accelerator") -> "ImageTraining":
-    """Build the training of an encoder: the encoder, its losses and its batches."""
-    from progeo.training.batches import ImageBatches, check_batches
-    from progeo.training.loss_terms import ImageLosses, check_losses
+    """Build the training of an encoder: the encoder, its losses, batches and validation."""
+    from progeo.training.batches import batches_of
+    from progeo.training.image_training import ImageTraining
+    from progeo.training.loss_terms import needs_of
     from progeo.training.prompt_files import load_text_features
     from progeo.training.starting_encoder import build_starting_encoder, keep_text_weights
-    from progeo.training.trainer import ImageTraining
+    from progeo.training.terms import Terms, TermSource
+    from progeo.training.validation import build_validation
 
-    prompts = settings.text.prompts or settings.out / "stage1"
-    check_losses(settings.head, settings.text, settings.triplet, settings.training)
-    check_batches(settings.training, accelerator.num_processes)
-    text_features = load_text_features(prompts, places.partition) if settings.text.weight else None
+    validation = build_validation(settings.validation, settings.data)
+    prompts = settings.losses["text"].prompts or settings.out / "stage1"
+    needs_text = "text" in needs_of(settings.losses)
+    text_features = load_text_features(prompts, places.partition) if needs_text else None
     encoder = build_starting_encoder(settings.model, settings.encoder, seed=settings.seed).to(accelerator.device)
-    keep_text_weights(encoder, prompts if settings.text.weight else None)
-    losses = ImageLosses(
-        settings.head,
-        settings.text,
-        settings.triplet,
-        classes_per_group=[group.num_classes for group in places.partition.groups],
-        descriptor_dim=encoder.descriptor_dim,
-        text_features=text_features,
-        seed=settings.seed,
-        accelerator=accelerator,
-    )
-    batches = ImageBatches(
-        places.catalogue,
+    keep_text_weights(encoder, prompts if needs_text else None)
+    classes_per_group = [group.num_classes for group in places.partition.groups]
+    source = TermSource(encoder.descriptor_dim, classes_per_group, text_features)
+    batches = batches_of(settings.training)(
+        places,
         data=settings.data,
         augmentation=settings.augmentation,
         training=settings.training,
@@ -154,9 +155,34 @@ def build_training(settings: EncoderSettings, places: "TrainingPlaces", accelera
     return ImageTraining(
         settings.training,
         encoder,
-        losses=losses,
+        terms=Terms(settings.losses, source, seed=settings.seed, accelerator=accelerator),
         batches=batches,
-        groups=places.partition.groups,
+        validation=validation,
+        settings=plain_values(settings),
         seed=settings.seed,
         accelerator=accelerator,
     )
+
+
+def _train(trainer: "Trainer", settings: Mapping[str, Any]) -> None:
+    """Train from the newest checkpoint to the end, and log the result."""
+    from progeo.engine.accelerator import start_trackers
+    from progeo.engine.log import LOGGER
+
+    found = trainer.resume()
+    if found is not None:
+        LOGGER.info("resuming from %s%s", found, "" if trainer.best is None else f", best {trainer.best_in_words}")
+    if trainer.accelerator.is_main_process:
+        trainer.run.keep_metrics(lambda row: found is not None and row["epoch"] <= trainer.epoch)
+    start_trackers(trainer.accelerator, settings["out"], settings=settings, steps_done=trainer.steps_done)
+    if found is None:
+        trainer.validate_untrained()
+    for _ in trainer.epochs():
+        pass
+    for line in trainer.outcome():
+        LOGGER.info(line)
+
+
+def _epochs_may_change(settings: EncoderSettings) -> tuple[str, ...]:
+    """Return the setting of epochs unless the schedule depends on it: another number would be another cosine."""
+    return () if settings.training.schedule.startswith("cosine") else ("training.epochs",)

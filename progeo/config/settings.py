@@ -17,6 +17,10 @@ import docstring_parser
 
 NEEDED = object()
 """Default of a setting that must be given."""
+SECTIONS = "sections"
+"""Metadata of a field that holds several option dataclasses by name: a function that returns these dataclasses.
+
+Their sections stand beside the field, not below it."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,9 @@ def default_values(kind: Any) -> dict[str, Any]:
 def plain_values(settings: Any) -> dict[str, Any]:
     """Convert a settings dataclass to nested dicts of plain YAML types, which `--config` can read back."""
     values: dict[str, Any] = _plain(dataclasses.asdict(settings))
+    for field in dataclasses.fields(settings):
+        if SECTIONS in field.metadata:
+            values |= values.pop(field.name)
     return values
 
 
@@ -137,6 +144,10 @@ def _fields(kind: Any, prefix: str = "") -> Iterator[Setting]:
     texts = {each.arg_name: each.description for doc in docs for each in doc.params}
     for field in dataclasses.fields(kind):
         hint, name = hints[field.name], f"{prefix}{field.name}"
+        if SECTIONS in field.metadata:
+            for section, options in field.metadata[SECTIONS]().items():
+                yield from _fields(options, f"{prefix}{section}.")
+            continue
         if dataclasses.is_dataclass(hint):
             yield from _fields(hint, f"{name}.")
             continue
@@ -147,12 +158,16 @@ def _fields(kind: Any, prefix: str = "") -> Iterator[Setting]:
 
 def _built(kind: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
     hints = get_type_hints(kind)
-    fields = {
-        field.name: _built(hints[field.name], values, f"{prefix}{field.name}.")
-        if dataclasses.is_dataclass(hints[field.name])
-        else values[f"{prefix}{field.name}"]
-        for field in dataclasses.fields(kind)
-    }
+    fields = {}
+    for field in dataclasses.fields(kind):
+        hint, name = hints[field.name], f"{prefix}{field.name}"
+        if SECTIONS in field.metadata:
+            sections = field.metadata[SECTIONS]().items()
+            fields[field.name] = {each: _built(options, values, f"{prefix}{each}.") for each, options in sections}
+        elif dataclasses.is_dataclass(hint):
+            fields[field.name] = _built(hint, values, f"{name}.")
+        else:
+            fields[field.name] = values[name]
     return kind(**fields)
 
 

@@ -1,18 +1,20 @@
 """Settings of the two stages of training, assembled from the options of the parts they set up."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from progeo.config.settings import SECTIONS
 from progeo.data.options import Augmentation, DataOptions
 from progeo.engine.options import Precision, Tracker
-from progeo.models.options import EncoderOptions, HeadOptions, ModelOptions
+from progeo.models.options import EncoderOptions, ModelOptions
 from progeo.places.options import CellOptions
+from progeo.training.loss_terms import default_losses, loss_sections
 from progeo.training.options import (
     FinalTestOptions,
     PromptOptions,
-    TextOptions,
     TrainingOptions,
-    TripletOptions,
     ValidationOptions,
 )
 
@@ -63,8 +65,7 @@ class EncoderSettings(RunSettings):
     trackers: tuple[Tracker, ...] = ()
     """Experiment trackers that log stage 2: tensorboard, wandb, or both. A resumed run is a new one in wandb."""
     encoder: EncoderOptions = field(default_factory=EncoderOptions)
-    head: HeadOptions = field(default_factory=HeadOptions)
-    text: TextOptions = field(default_factory=TextOptions)
-    triplet: TripletOptions = field(default_factory=TripletOptions)
+    losses: Mapping[str, Any] = field(default_factory=default_losses, metadata={SECTIONS: loss_sections})
+    """Options of each loss term, by the name of its section."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     training: TrainingOptions = field(default_factory=TrainingOptions)

@@ -8,7 +8,7 @@ from torch.utils.data import Sampler
 
 
 @dataclass(frozen=True, eq=False)
-class ClassBatches(Sampler[list[int]]):
+class ClassSampler(Sampler[list[int]]):
     """Batches with random images of some classes; all classes are used once before any is used again.
 
     Args:

@@ -14,6 +14,7 @@ from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import AutocastKwargs, InitProcessGroupKwargs, broadcast_object_list
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from progeo.engine.options import Precision, Tracker
@@ -74,7 +75,8 @@ def distributed(module: nn.Module, accelerator: Accelerator) -> nn.Module:
         return module
     if accelerator.device.type == "cuda":
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
-    return DistributedDataParallel(module)
+    has_batch_norm = any(isinstance(part, _BatchNorm) for part in module.modules())  # other buffers are constants
+    return DistributedDataParallel(module, broadcast_buffers=has_batch_norm)
 
 
 def full_precision(accelerator: Accelerator) -> AbstractContextManager:

@@ -20,10 +20,8 @@ _TENSORS = "tensors.safetensors"
 _STATE = "state.json"
 _UNFINISHED = ".unfinished-"
 _NUMBER = r"(\d{6}|[1-9]\d{6,})"
-EPOCHS = re.compile(rf"epoch_{_NUMBER}")
-"""Names of checkpoints between epochs, `epoch_000001`."""
-STEPS = re.compile(rf"epoch_{_NUMBER}_step_{_NUMBER}")
-"""Names of checkpoints within epochs, `epoch_000001_step_000010`."""
+_NAME = re.compile(rf"epoch_{_NUMBER}_step_{_NUMBER}")
+"""Names of checkpoints: finished epochs and steps of the next, `epoch_000001_step_000010`."""
 
 
 def save_checkpoint(folder: Path, name: str, state: dict[str, Any]) -> Path:
@@ -33,13 +31,13 @@ def save_checkpoint(folder: Path, name: str, state: dict[str, Any]) -> Path:
 
     Args:
         folder: created if missing.
-        name: a name that matches `EPOCHS` or `STEPS`; an existing checkpoint of this name is replaced.
+        name: such as `epoch_000001_step_000010`; an existing checkpoint of this name is replaced.
         state: the state to write.
 
     Raises:
         OSError: it could not be written; checkpoints with other names are unchanged.
     """
-    names, final = _names_like(name), folder / name
+    final = folder / name
     unfinished = folder / f"{_UNFINISHED}{name}"
     tensors: dict[str, Tensor] = {}
     plain = _without_tensors(state, tensors)
@@ -53,7 +51,7 @@ def save_checkpoint(folder: Path, name: str, state: dict[str, Any]) -> Path:
         unfinished.rename(final)
     except OSError as error:
         _remove(unfinished)
-        newest = newest_checkpoint(folder, names)
+        newest = newest_checkpoint(folder)
         rest = f"{newest} is complete: make room and resume with `resume`." if newest else "There is none before it."
         raise OSError(f"{error}. {rest}") from None
     return final
@@ -76,7 +74,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def load_newest_checkpoint(folder: Path, names: re.Pattern[str]) -> tuple[Path, dict[str, Any]] | None:
+def load_newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """Load the newest readable checkpoint, with a warning for every newer one that is corrupt.
 
     Returns:
@@ -86,7 +84,7 @@ def load_newest_checkpoint(folder: Path, names: re.Pattern[str]) -> tuple[Path, 
         ValueError: all checkpoints are corrupt.
     """
     damages: list[str] = []
-    for path in reversed(finished_checkpoints(folder, names)):
+    for path in reversed(finished_checkpoints(folder)):
         try:
             state = load_checkpoint(path)
         except ValueError as error:
@@ -100,14 +98,20 @@ def load_newest_checkpoint(folder: Path, names: re.Pattern[str]) -> tuple[Path, 
     return None
 
 
-def newest_checkpoint(folder: Path, names: re.Pattern[str] = STEPS) -> Path | None:
+def newest_checkpoint(folder: Path) -> Path | None:
     """Return the path of the newest finished checkpoint, or None."""
-    return next(reversed(finished_checkpoints(folder, names)), None)
+    return next(reversed(finished_checkpoints(folder)), None)
 
 
-def finished_checkpoints(folder: Path, names: re.Pattern[str]) -> list[Path]:
-    """List the finished checkpoints whose names match `EPOCHS` or `STEPS`, oldest first; symbolic links are skipped."""
-    return sorted(_folders(folder, names), key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)])
+def finished_checkpoints(folder: Path) -> list[Path]:
+    """List the finished checkpoints, oldest first; symbolic links are skipped."""
+    return sorted(_folders(folder, _NAME), key=numbers_of)
+
+
+def numbers_of(checkpoint: Path) -> tuple[int, int]:
+    """Return the number of finished epochs and of steps of the next, from the name of a checkpoint."""
+    epochs, steps = re.findall(r"\d+", checkpoint.name)
+    return int(epochs), int(steps)
 
 
 def prune_checkpoints(newest: Path, *, keep: int) -> None:
@@ -115,25 +119,20 @@ def prune_checkpoints(newest: Path, *, keep: int) -> None:
 
     Checkpoints after `newest` stay: a run that resumed from an earlier one will overwrite them.
     """
-    names = _names_like(newest.name)
-    for path in _folders(newest.parent, re.compile(re.escape(_UNFINISHED) + names.pattern)):
+    for path in _folders(newest.parent, re.compile(re.escape(_UNFINISHED) + _NAME.pattern)):
         _remove(path)
-    finished = finished_checkpoints(newest.parent, names)
+    finished = finished_checkpoints(newest.parent)
     finished = finished[: finished.index(newest) + 1]
     for path in finished[: max(0, len(finished) - keep)]:
         _remove(path)
 
 
-def remove_checkpoints(folder: Path, names: re.Pattern[str]) -> None:
-    """Remove the checkpoints whose names match, and the folder itself if it is then empty."""
-    if (newest := newest_checkpoint(folder, names)) is not None:
+def remove_checkpoints(folder: Path) -> None:
+    """Remove all checkpoints, and the folder itself if it is then empty."""
+    if (newest := newest_checkpoint(folder)) is not None:
         prune_checkpoints(newest, keep=0)
     if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
         folder.rmdir()
-
-
-def _names_like(name: str) -> re.Pattern[str]:
-    return next(names for names in (EPOCHS, STEPS) if names.fullmatch(name))
 
 
 def _folders(folder: Path, names: re.Pattern[str]) -> list[Path]:

@@ -1,7 +1,8 @@
-"""The training loop: runs optimizer steps on batches and returns the mean loss terms. Independent of the task."""
+"""Optimizer steps on batches, one result each. Independent of the task."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,11 +13,21 @@ from tqdm import tqdm
 
 from progeo.engine.stopping import StopRequest
 
-Step = Callable[[Any], Mapping[str, Tensor]]
+Losses = Callable[[Any], Mapping[str, Tensor]]
 
 
 class LossNotFinite(ValueError):
     """The loss or its gradient is infinite or NaN."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step gave."""
+
+    numbers: dict[str, float]
+    """The loss and its weighted terms, means over micro-batches and processes."""
+    applied: bool
+    """Whether the step counts: if not, because its loss or gradient was not finite, no weight has changed."""
 
 
 class Means:
@@ -26,20 +37,18 @@ class Means:
         self.steps = steps
         """Number of steps so far, including skipped ones."""
         self.skipped = skipped
-        """Number of steps that were skipped because the loss or gradient was not finite."""
+        """Number of steps that do not count because the loss or gradient was not finite."""
         self.sums = dict(sums or {})
-        """Sum of each loss term over the steps that were not skipped."""
+        """Sum of each loss term over the steps that count."""
 
-    def add(self, numbers: Mapping[str, float]) -> None:
+    def add(self, result: StepResult) -> None:
         """Add the loss terms of one step."""
         self.steps += 1
-        for name, number in numbers.items():
+        if not result.applied:
+            self.skipped += 1
+            return
+        for name, number in result.numbers.items():
             self.sums[name] = self.sums.get(name, 0.0) + number
-
-    def skip(self) -> None:
-        """Count a skipped step."""
-        self.steps += 1
-        self.skipped += 1
 
     def values(self) -> dict[str, float]:
         """Return the mean of each term by name, and the number of skipped steps as `skipped` if there are any."""
@@ -55,55 +64,37 @@ def progress_bar(num_steps: int, accelerator: Accelerator, *, images_per_step: i
     )
 
 
-def train_epoch(
+def take_steps(
     batches: Iterable[Sequence[Any]],
-    step: Step,
+    losses: Losses,
     optimizer: AcceleratedOptimizer,
     accelerator: Accelerator,
     *,
-    bar: tqdm,
-    description: str,
-    means: Means | None = None,
     stop: StopRequest | None = None,
-    before_step: Callable[[int], None] = lambda _: None,
-    after_step: Callable[[Mapping[str, float], bool], None] = lambda *_: None,
     max_gradient_norm: float | None = None,
     skip_not_finite: bool = False,
     alone: bool = False,
-) -> dict[str, float]:
-    """Run one epoch, or the remaining steps of one.
+) -> Iterator[StepResult]:
+    """Take one optimizer step for each batch and yield its result.
 
     Args:
-        batches: batches of the remaining steps, each split into micro-batches of equal size, whose gradients are
-            averaged.
-        step: micro-batch -> named loss terms, already weighted; the loss is their sum.
+        batches: batches, each split into micro-batches of equal size, whose gradients are averaged.
+        losses: micro-batch -> named loss terms, already weighted; the loss is their sum.
         optimizer: prepared by `accelerator`.
         accelerator: provides precision, device and processes.
-        bar: advanced by one per step; shows the running means of the terms.
-        description: name of this epoch in the progress bar and in errors.
-        means: running means of the steps done before; updated in place.
         stop: a stop request; one that a single process received reaches all processes in the same step.
-        before_step: called before each step with its index in the epoch, from 0.
-        after_step: called after each step with the loss and its terms, and whether the optimizer applied the step.
         max_gradient_norm: maximum norm that the gradient is clipped to; None does not clip.
-        skip_not_finite: skip and count a step whose loss or gradient is not finite, instead of raising.
+        skip_not_finite: yield a step whose loss or gradient is not finite as not applied, instead of raising.
         alone: this process trains independently and must not synchronize with others.
 
-    Returns:
-        The mean of each term over all steps and processes (with `alone`, of this process), of their sum as `loss`, and
-        the number of skipped steps as `skipped` if there are any.
-
     Raises:
-        ValueError: there are no batches.
         LossNotFinite: the loss or its gradient is not finite; the message has the values of the terms.
     """
-    bar.set_description(description)
-    means, stop = means or Means(), stop or StopRequest()
+    stop = stop or StopRequest()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for pieces in batches:
-        before_step(means.steps)
         optimizer.zero_grad()
-        names, of_pieces = _accumulated(pieces, step, accelerator)
+        names, of_pieces = _accumulated(pieces, losses, accelerator)
         norm = accelerator.clip_grad_norm_(parameters, math.inf if max_gradient_norm is None else max_gradient_norm)
         if accelerator.scaler is not None:
             norm = torch.zeros_like(norm)  # the fp16 scaler checks gradients itself and lowers its scale
@@ -112,40 +103,29 @@ def train_epoch(
         *values, norm_of_all, stop_requests = (mine if alone else accelerator.reduce(mine, "mean")).tolist()
         stop.received = stop_requests > 0
         numbers = dict(zip(names, values, strict=True))
-        if math.isfinite(numbers["loss"]) and math.isfinite(norm_of_all):
+        is_finite = math.isfinite(numbers["loss"]) and math.isfinite(norm_of_all)
+        if is_finite:
             optimizer.step()
-            applied = not optimizer.step_was_skipped  # by the scaler, for a non-finite gradient
-            means.add(numbers)
-        elif skip_not_finite:
-            if accelerator.scaler is not None:
-                accelerator.scaler.update()  # or the next step would fail, as the gradient is already unscaled
-            applied = False
-            means.skip()
-        else:
-            raise LossNotFinite(_not_finite(description, means.steps + 1, numbers))
-        bar.set_postfix({name: f"{mean:.3f}" for name, mean in means.values().items()}, refresh=False)
-        bar.update()
-        after_step(numbers, applied)
-    if not means.steps:
-        raise ValueError(f"{description}: there is no batch to train on.")
-    return means.values()
+        elif not skip_not_finite:
+            raise LossNotFinite(_not_finite(numbers))
+        elif accelerator.scaler is not None:
+            accelerator.scaler.update()  # or the next step would fail, as the gradient is already unscaled
+        yield StepResult(numbers, applied=is_finite and not optimizer.step_was_skipped)
 
 
-def _accumulated(pieces: Sequence[Any], step: Step, accelerator: Accelerator) -> tuple[list[str], Tensor]:
+def _accumulated(pieces: Sequence[Any], losses: Losses, accelerator: Accelerator) -> tuple[list[str], Tensor]:
     """Accumulate the gradient of the micro-batches' mean loss; return names and means of the loss and its terms."""
     per_piece = []
     for piece in pieces:
         with accelerator.autocast():
-            terms = step(piece)
+            terms = losses(piece)
         loss = torch.stack(list(terms.values())).sum()
         accelerator.backward(loss / len(pieces))
         per_piece.append(torch.stack([loss, *terms.values()]).detach())
     return ["loss", *terms], torch.stack(per_piece).mean(dim=0)
 
 
-def _not_finite(description: str, step: int, numbers: Mapping[str, float]) -> str:
+def _not_finite(numbers: Mapping[str, float]) -> str:
     what = "gradient" if math.isfinite(numbers["loss"]) else "loss"
     values = ", ".join(f"{name} {value:g}" for name, value in numbers.items() if name != "loss")
-    return (
-        f"{description}, step {step}: the {what} is not finite ({values}). Lower the learning rate or the loss weights."
-    )
+    return f"the {what} is not finite ({values}). Lower the learning rate or the loss weights."

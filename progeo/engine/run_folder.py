@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import yaml
 
-from progeo.engine.checkpoint import EPOCHS, STEPS, finished_checkpoints
+from progeo.engine.checkpoint import finished_checkpoints
 from progeo.engine.log import LOGGER, log_to_file
 from progeo.engine.options import Keep
 from progeo.files import replacing, write_json
@@ -56,11 +56,11 @@ class RunFolder:
     @property
     def begun(self) -> bool:
         """Whether there is anything to resume from: a checkpoint of the run or of a group, or a finished group."""
-        if finished_checkpoints(self.checkpoints, STEPS):
+        if finished_checkpoints(self.checkpoints):
             return True
         beside = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
         groups = [path for path in beside if _GROUP.fullmatch(path.name.removesuffix(".safetensors"))]
-        return any(path.is_file() or finished_checkpoints(path, EPOCHS) for path in groups)
+        return any(path.is_file() or finished_checkpoints(path) for path in groups)
 
     def kept(self, keep: Keep) -> Path:
         """Return the folder of the model that the run keeps, the best so far or the last."""

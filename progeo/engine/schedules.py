@@ -7,17 +7,35 @@ from torch.optim import Optimizer
 from progeo.engine.options import Schedule
 
 
-def learning_rate_factor(step: int, num_steps: int, *, schedule: Schedule, warmup_steps: int) -> float:
+def learning_rate_factor(
+    step: int,
+    num_steps: int,
+    *,
+    schedule: Schedule,
+    warmup_steps: int = 0,
+    steps_per_epoch: int = 1,
+    decayed: float = 1.0,
+) -> float:
     """Compute the factor of the base learning rate at a step from 0 to num_steps - 1.
 
-    The factor rises linearly to 1 over the warm-up, then stays at 1 (`constant`), or follows half a cosine (`cosine`)
-    that would reach 0 at step num_steps.
+    Args:
+        step: number of steps done.
+        num_steps: number of steps of the whole training.
+        schedule: `constant` stays at 1; `cosine` follows half a cosine that would reach 0 at num_steps; `cosine_epochs`
+            does so only at the beginning of each epoch; `step` and `plateau` follow `decayed`.
+        warmup_steps: steps over which the factor first rises linearly to 1.
+        steps_per_epoch: steps of one epoch.
+        decayed: the product of the decays so far, of `step` and `plateau`.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
+    if schedule in ("step", "plateau"):
+        return decayed
     if schedule == "constant":
         return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, num_steps - warmup_steps)))
+    if schedule == "cosine_epochs":
+        step -= step % steps_per_epoch
+    return 0.5 * (1 + math.cos(math.pi * max(0, step - warmup_steps) / max(1, num_steps - warmup_steps)))
 
 
 def scale_learning_rates(optimizer: Optimizer, factor: float) -> None:

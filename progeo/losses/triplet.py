@@ -1,8 +1,19 @@
 """Triplet losses within a batch; they need several images per class in a batch (P x K sampling)."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def triplet(
+    descriptors: Tensor, labels: Tensor, *, kind: Literal["softmax_weighted", "batch_hard"], margin: float | None
+) -> Tensor:
+    """Compute `weighted_triplet` or `batch_hard_triplet`, which alone has a margin."""
+    if kind == "batch_hard":
+        return batch_hard_triplet(descriptors, labels, margin)
+    return weighted_triplet(descriptors, labels)
 
 
 def weighted_triplet(descriptors: Tensor, labels: Tensor) -> Tensor:

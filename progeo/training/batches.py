@@ -1,22 +1,23 @@
-"""Training batches of stage 2: images of a group, their labels and their augmentation."""
+"""Training batches of stage 2: images with their augmentation and their targets, such as labels."""
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
 from torch import Tensor
 
 from progeo.data.augmentation import Changes, build_crop, draw_changes
-from progeo.data.datasets import CatalogueImages, LabeledImages, max_unreadable
+from progeo.data.datasets import CachedImages, CatalogueImages, LabeledImages, max_unreadable
 from progeo.data.loaders import Loaded, build_loader, cache_images
 from progeo.data.options import Augmentation, DataOptions
-from progeo.data.samplers import ClassBatches
+from progeo.data.samplers import ClassSampler
 from progeo.engine.log import LOGGER
 from progeo.engine.randomness import seeded_generator
-from progeo.places.catalogue import Catalogue
-from progeo.places.cells import Group
 from progeo.training.options import TrainingOptions
+from progeo.training.places import TrainingPlaces
 
 
 @dataclass(frozen=True)
@@ -25,17 +26,19 @@ class MicroBatch:
 
     images: Tensor
     """Cropped images, uint8 (b, 3, H, W)."""
-    labels: Tensor
-    """Class labels within the group, int64 (b,)."""
     changes: Changes
     """Augmentation still to be applied: the color jitter."""
+    targets: Mapping[str, Tensor]
+    """What loss terms need of the images besides what the encoder computes, by name: `labels` int64 (b,) ..."""
 
 
-class ImageBatches:
+class Batches(ABC):
     """The batches of every epoch, determined by seed, epoch and step, split among processes and into micro-batches.
 
+    A row of `BATCHES`.
+
     Args:
-        catalogue: all training images.
+        places: training images and their groups.
         data: how images are read.
         augmentation: strength of the augmentation.
         training: number and size of batches.
@@ -44,9 +47,59 @@ class ImageBatches:
         accelerator: gives the index of this process and the number of processes.
     """
 
+    images: CatalogueImages | CachedImages
+    """The training images."""
+
+    @abstractmethod
     def __init__(
         self,
-        catalogue: Catalogue,
+        places: TrainingPlaces,
+        *,
+        data: DataOptions,
+        augmentation: Augmentation,
+        training: TrainingOptions,
+        image_size: tuple[int, int],
+        seed: int,
+        accelerator: Accelerator,
+    ) -> None: ...
+
+    @staticmethod
+    @abstractmethod
+    def check(training: TrainingOptions, num_processes: int) -> None:
+        """Check the options before any image is read.
+
+        Raises:
+            ValueError: batches cannot be drawn with them.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def given(training: TrainingOptions) -> dict[str, str]:
+        """Return what the batches give loss terms, see `check_needs`."""
+
+    @abstractmethod
+    def group_of(self, epoch: int) -> int:
+        """Return the index of the group of classes that an epoch trains."""
+
+    @abstractmethod
+    def of_epoch(self, epoch: int, *, first_step: int) -> Iterator[list[MicroBatch]]:
+        """Yield this process's part of each batch of an epoch from a step on, as micro-batches."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state required to resume."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the state that `state_dict` returned."""
+
+
+class ClassBatches(Batches):
+    """P x K sampling: several images of each of several classes of the group of the epoch; see `Batches`."""
+
+    def __init__(
+        self,
+        places: TrainingPlaces,
         *,
         data: DataOptions,
         augmentation: Augmentation,
@@ -55,22 +108,58 @@ class ImageBatches:
         seed: int,
         accelerator: Accelerator,
     ) -> None:
+        self.groups = places.partition.groups
         self.data, self.augmentation, self.training, self.seed = data, augmentation, training, seed
         self.crop = build_crop(augmentation, image_size)
         self.process, self.num_processes = accelerator.process_index, accelerator.num_processes
         self.unreadable: set[str] = set()
         """Reasons why images could not be read; each names its image."""
-        images = CatalogueImages(catalogue, orientation=data.orientation)
+        images = CatalogueImages(places.catalogue, orientation=data.orientation)
         self.images = cache_images(images, num_workers=data.num_workers) if training.cache_images else images
 
-    def of_epoch(self, epoch: int, group: Group, *, first_step: int) -> Iterator[list[MicroBatch]]:
+    @staticmethod
+    def check(training: TrainingOptions, num_processes: int) -> None:
+        """Check that a batch divides evenly among processes, micro-batches and classes."""
+        if training.batch_size % (num_processes * training.micro_batches):
+            raise ValueError(
+                f"`training.batch_size` {training.batch_size} must divide among {num_processes} processes, and each "
+                f"part into `micro_batches` {training.micro_batches}."
+            )
+        if training.batch_size % training.images_per_class:
+            raise ValueError(
+                f"`training.batch_size` {training.batch_size} must be a multiple of `images_per_class` "
+                f"{training.images_per_class}."
+            )
+
+    @staticmethod
+    def given(training: TrainingOptions) -> dict[str, str]:
+        """Return what the batches give loss terms: labels; pairs and whole batches if the options allow."""
+        pairs = whole = ""
+        if training.images_per_class < 2:
+            pairs = "set `images_per_class` to 2 or more"
+        elif training.images_per_class == training.batch_size:
+            pairs = (
+                f"they are all of one class, set `images_per_class` below `training.batch_size` {training.batch_size}"
+            )
+        if training.micro_batches > 1:
+            whole = (
+                f"`micro_batches` must be 1, got {training.micro_batches}; a ViT needs less memory with "
+                f"`gradient_checkpointing` too"
+            )
+        return {"labels": "", "pairs": pairs, "batch": whole}
+
+    def group_of(self, epoch: int) -> int:
+        """Return the group of an epoch: all groups take turns."""
+        return epoch % len(self.groups)
+
+    def of_epoch(self, epoch: int, *, first_step: int) -> Iterator[list[MicroBatch]]:
         """Yield this process's part of each batch of an epoch, as micro-batches.
 
         Raises:
             ValueError: too many images of the data set or all images of a class cannot be read.
         """
-        training = self.training
-        batches = ClassBatches(
+        training, group = self.training, self.groups[self.group_of(epoch)]
+        batches = ClassSampler(
             group.offsets,
             batch_size=training.batch_size,
             images_per_class=training.images_per_class,
@@ -88,7 +177,15 @@ class ImageBatches:
             images, labels = loaded.items
             yield self._micro_batches(images, labels, self._changes(epoch, step).of(batches.part))
 
-    def _with_crops(self, batches: ClassBatches, epoch: int) -> Iterator[list[tuple[int, np.ndarray]]]:
+    def state_dict(self) -> dict[str, Any]:
+        """Return the reasons why images could not be read."""
+        return {"unreadable": sorted(self.unreadable)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the state that `state_dict` returned."""
+        self.unreadable = set(state["unreadable"])
+
+    def _with_crops(self, batches: ClassSampler, epoch: int) -> Iterator[list[tuple[int, np.ndarray]]]:
         for step, indices in enumerate(batches, batches.first_batch):
             crops = self._changes(epoch, step).crops[batches.part].numpy()
             yield list(zip(indices, crops, strict=True))
@@ -101,7 +198,7 @@ class ImageBatches:
     def _micro_batches(self, images: Tensor, labels: Tensor, changes: Changes) -> list[MicroBatch]:
         size = len(images) // self.training.micro_batches
         parts = [slice(start, start + size) for start in range(0, len(images), size)]
-        return [MicroBatch(images[part], labels[part], changes.of(part)) for part in parts]
+        return [MicroBatch(images[part], changes.of(part), {"labels": labels[part]}) for part in parts]
 
     def _note_unreadable(self, loaded: Loaded) -> None:
         for reason in loaded.unreadable.values():
@@ -116,19 +213,16 @@ class ImageBatches:
                 )
 
 
-def check_batches(training: TrainingOptions, num_processes: int) -> None:
-    """Check that a batch divides evenly among processes, micro-batches and classes.
+BATCHES: dict[str, type[Batches]] = {"classes": ClassBatches}
+"""`training.batches` -> how batches are drawn."""
+
+
+def batches_of(training: TrainingOptions) -> type[Batches]:
+    """Return the row of `BATCHES` that the options name.
 
     Raises:
-        ValueError: it does not.
+        ValueError: there is none.
     """
-    if training.batch_size % (num_processes * training.micro_batches):
-        raise ValueError(
-            f"`training.batch_size` {training.batch_size} must divide among {num_processes} processes, and each part "
-            f"into `micro_batches` {training.micro_batches}."
-        )
-    if training.batch_size % training.images_per_class:
-        raise ValueError(
-            f"`training.batch_size` {training.batch_size} must be a multiple of `images_per_class` "
-            f"{training.images_per_class}."
-        )
+    if training.batches not in BATCHES:
+        raise ValueError(f"`training.batches` must be one of {', '.join(BATCHES)}, got {training.batches!r}.")
+    return BATCHES[training.batches]

@@ -23,6 +23,8 @@ class ValidationOptions:
 
     folder: Path
     """Folder that holds the database and the queries of the validation."""
+    kind: str = "retrieval"
+    """What a validation measures: retrieval, the recall of the nearest database images. A plugin may add others."""
     database: str = "database"
     """Name of the database folder inside folder."""
     queries: str = "queries"
@@ -111,13 +113,55 @@ class TripletOptions:
     margin: NonNegativeFloat | None = None
     """Margin of batch_hard, a Euclidean distance. null uses the soft margin."""
 
+    def __post_init__(self) -> None:
+        if self.margin is not None and self.kind != "batch_hard":
+            raise ValueError(f"`triplet.margin` is for `triplet.kind` batch_hard only, got {self.kind}: leave it out.")
+
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingOptions:
-    """Stage 2: training the image encoder."""
+class TrainerOptions:
+    """Options of every training."""
 
     epochs: PositiveInt = 64
     """Number of epochs. Each trains on one group and ends with a validation."""
+    schedule: Schedule = "constant"
+    """Schedule of the learning rates: constant; cosine, which decays to zero over all epochs at every step;
+    cosine_epochs, the same once per epoch; step, which multiplies them by decay_factor after every decay_epochs epochs;
+    or plateau, which does so after decay_epochs epochs without a better validation."""
+    warmup_steps: NonNegativeInt = 0
+    """Number of warmup steps, over which the learning rates rise at the start. 0 starts at the full rates."""
+    decay_epochs: PositiveInt = 10
+    """Number of epochs before a decay of the schedules step and plateau."""
+    decay_factor: OpenUnitInterval = 0.5
+    """Factor of the learning rates at a decay of the schedules step and plateau."""
+    ema_decay: OpenUnitInterval | None = None
+    """Decay of an exponential moving average of the encoder's weights over the steps, such as 0.999. The averaged
+    encoder is validated and kept. null uses the weights themselves."""
+    max_gradient_norm: PositiveFloat | None = None
+    """Maximum L2 norm of the gradient, to which it is clipped. null does not clip."""
+    skip_not_finite: bool = False
+    """Skip and count a step whose loss or gradient is not finite, instead of stopping."""
+    patience: PositiveInt | None = None
+    """Number of epochs without a better validation (R@1) after which training stops early. The one before training does
+    not count. null trains all epochs."""
+    keep: Keep = "best"
+    """Encoder to keep: best keeps the epoch with the best validation (highest R@1) in best/; last keeps the last epoch
+    in last/. The encoder before training is never kept."""
+    keep_every: PositiveInt | None = None
+    """Also keep the encoder after every this many epochs, in a folder of epochs/. null keeps none of them."""
+    checkpoint_every: PositiveInt = 1000
+    """Number of steps between checkpoints within an epoch. There is always one at the end of an epoch."""
+    keep_checkpoints: PositiveInt = 2
+    """Number of checkpoints to keep. Older ones are removed; encoders are never removed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(TrainerOptions):
+    """Stage 2: training the image encoder."""
+
+    batches: str = "classes"
+    """How batches are drawn: classes draws images_per_class images of each of several classes of a group (P x K
+    sampling). A plugin may add others."""
     iterations_per_epoch: PositiveInt = 10_000
     """Number of batches per epoch."""
     batch_size: PositiveInt = 32
@@ -138,31 +182,8 @@ class TrainingOptions:
     head_learning_rate: PositiveFloat = 1e-2
     """Learning rate of AdamW for the parts that are not exported: the classifiers, and the projection from descriptors
     to text features."""
-    schedule: Schedule = "constant"
-    """Schedule of the learning rates: constant, or cosine, which decays to zero over all epochs."""
-    warmup_steps: NonNegativeInt = 0
-    """Number of warmup steps, over which the learning rates rise at the start. 0 starts at the full rates."""
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled weight decay of the encoder's matrices and kernels. Norms and biases never decay."""
-    ema_decay: OpenUnitInterval | None = None
-    """Decay of an exponential moving average of the encoder's weights over the steps, such as 0.999. The averaged
-    encoder is validated and kept. null uses the weights themselves."""
-    max_gradient_norm: PositiveFloat | None = None
-    """Maximum L2 norm of the gradient, to which it is clipped. null does not clip."""
-    skip_not_finite: bool = False
-    """Skip and count a step whose loss or gradient is not finite, instead of stopping."""
-    patience: PositiveInt | None = None
-    """Number of epochs without a better validation R@1 after which training stops early. The R@1 before training does
-    not count. null trains all epochs."""
-    keep: Keep = "best"
-    """Encoder to keep: best keeps the epoch with the highest validation R@1 in best/; last keeps the last epoch in
-    last/. The encoder before training is never kept."""
-    keep_every: PositiveInt | None = None
-    """Also keep the encoder after every this many epochs, in a folder of epochs/. null keeps none of them."""
-    checkpoint_every: PositiveInt = 1000
-    """Number of steps between checkpoints within an epoch. There is always one at the end of an epoch."""
-    keep_checkpoints: PositiveInt = 2
-    """Number of checkpoints to keep. Older ones are removed; encoders are never removed."""
     cache_images: bool = False
     """Keep decoded training images in memory, at 3 bytes per pixel of the files. Fast for a small set; every image must
     be readable."""

@@ -5,19 +5,18 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 
-from progeo.datasets.query_sets import QuerySet
 from progeo.engine.memory import parameter_bytes, saved_bytes
 from progeo.models.encoder import Encoder
 from progeo.models.options import ModelOptions
+from progeo.training.image_training import ImageTraining
 from progeo.training.places import TrainingPlaces
 from progeo.training.starting_encoder import starting_statistics
-from progeo.training.trainer import ImageTraining
 
 _COPIES_OF_TRAINED = 3
 """Besides the weights themselves: the gradient and the two moments of Adam."""
 
 
-def overview(training: ImageTraining, places: TrainingPlaces, val_set: QuerySet, *, model: ModelOptions) -> list[str]:
+def overview(training: ImageTraining, places: TrainingPlaces, *, model: ModelOptions) -> list[str]:
     """Return the overview as a screenful of lines."""
     options, encoder = training.options, training.encoder
     height, width = encoder.image_size
@@ -26,10 +25,10 @@ def overview(training: ImageTraining, places: TrainingPlaces, val_set: QuerySet,
     classes = ", ".join(str(group.num_classes) for group in groups)
     trained = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in encoder.parameters()) - trained
-    beside = sum(p.numel() for module in training.losses.modules for p in module.parameters() if p.requires_grad)
+    beside = sum(p.numel() for p in training.terms.parameters() if p.requires_grad)
     return [
         f"images      {in_groups:,} of {len(places.catalogue):,} are in groups, cropped to {height} x {width} pixels; "
-        f"validation: {len(val_set.queries):,} queries, {len(val_set.database):,} database images",
+        f"validation: {training.validation}",
         f"groups      {len(groups)}, of {classes} classes; {options.epochs:,} epochs, each of one group and "
         f"{options.iterations_per_epoch:,} steps of {options.batch_size:,} images",
         f"encoder     {model.architecture}: {trained:,} parameters trained, {frozen:,} frozen; descriptors of "
@@ -54,20 +53,19 @@ class Memory:
 
 def estimated_memory(training: ImageTraining) -> Memory:
     """Estimate the memory of a training."""
-    options, encoder, losses, accelerator = training.options, training.encoder, training.losses, training.accelerator
+    options, encoder, terms, accelerator = training.options, training.encoder, training.terms, training.accelerator
     states = parameter_bytes(encoder) + _COPIES_OF_TRAINED * parameter_bytes(encoder, trained_only=True)
-    if training.averaged is not None:
+    if options.ema_decay is not None:
         states += parameter_bytes(encoder)
-    largest_head = max(parameter_bytes(head) for head in losses.heads)
-    states += (1 + _COPIES_OF_TRAINED) * (largest_head + parameter_bytes(losses.text_space))
-    if losses.text_features is not None:
-        states += max(features.nbytes for features in losses.text_features)
+    groups = [terms.modules_of_group(index) for index in range(training.num_groups)]
+    states += (1 + _COPIES_OF_TRAINED) * max(sum(map(parameter_bytes, modules)) for modules in groups)
+    states += max(sum(buffer.nbytes for module in modules for buffer in module.buffers()) for modules in groups)
     at_once = options.batch_size // (accelerator.num_processes * options.micro_batches)
     one, two = (_kept_for_gradient(encoder, count, accelerator) for count in (1, 2))
     pixels = 3 * encoder.image_size[0] * encoder.image_size[1]
     # The bytes of an image, and the floats that jitter and normalization turn them into.
     images = one + (at_once - 1) * (two - one) + at_once * pixels * (1 + 3 * 4)
-    cached = training.batches.images.bytes_in_memory
+    cached = training.images.bytes_in_memory
     return Memory(states, images, at_once, cached)
 
 

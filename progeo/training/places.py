@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from progeo.data.contents import contents_fingerprint
-from progeo.datasets.query_sets import QuerySet
 from progeo.engine.run_folder import RunFolder
 from progeo.files import read_json, write_json
 from progeo.models.backbones.open_clip import weights_digest
@@ -45,7 +44,8 @@ class LearnedFrom:
     """Everything that must be unchanged to resume a run, even in another folder; saved as its `places.json`."""
 
     places: TrainingPlaces
-    validation: QuerySet | None = None
+    validation: Sequence[Catalogue] | None = None
+    """Images of the validation."""
     text_features: Sequence[Tensor] | None = None
     """Text features of each group, (C, E)."""
 
@@ -101,7 +101,7 @@ class LearnedFrom:
         """Return the catalogues by the name of the setting that gives their folder."""
         found = {"data.train_folder": [self.places.catalogue]}
         if self.validation is not None:
-            found["validation.folder"] = [self.validation.database, self.validation.queries]
+            found["validation.folder"] = list(self.validation)
         return found
 
     def _texts(self) -> str | None:

@@ -9,17 +9,16 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from open_clip import CLIP
 from torch import Tensor
-from tqdm import tqdm
 
 from progeo.data.samplers import permuted_batches
-from progeo.engine.accelerator import scaler_state, set_scaler_state
-from progeo.engine.loop import train_epoch
+from progeo.engine.accelerator import set_scaler_state
 from progeo.engine.randomness import seeded_generator
 from progeo.evaluation.matching import Matching, matching_accuracy
 from progeo.features.store import ShardedRows
 from progeo.losses import supervised_contrastive
 from progeo.models.prompts import PromptLearner
 from progeo.training.options import PromptOptions
+from progeo.training.task import Task
 
 _TEXTS_AT_ONCE = 1024
 _SIMILARITIES_AT_ONCE = 2**24
@@ -63,7 +62,7 @@ class GroupImages:
         return features.float(), self.labels[torch.from_numpy(indices).to(self.device)]
 
 
-class GroupTraining:
+class GroupTraining(Task):
     """Training of the prompts of one group, determined by the seed, the group and its images alone."""
 
     def __init__(
@@ -77,43 +76,33 @@ class GroupTraining:
         seed: int,
         accelerator: Accelerator,
     ) -> None:
-        self.index = index
-        self.prompts = prompts
-        self.seed = seed
+        self.index, self.num_classes = index, num_classes
+        self.prompts, self.seed = prompts, seed
         self.images = images
         self.accelerator = accelerator
-        self.epoch = 0
-        """Number of finished epochs."""
-        self.terms: dict[str, float] = {}
-        """Mean loss terms of the last epoch."""
-        self.num_classes = num_classes
+        self.metrics = {"group": index}
+        self.steps_per_epoch, self.images_per_step = -(-len(images) // prompts.batch_size), prompts.batch_size
         generator = seeded_generator(seed, index)
-        self.learner = PromptLearner(
+        self.learner = self.model = PromptLearner(
             clip, num_classes, self.prompts.template, self.prompts.context_length, generator=generator
         ).to(accelerator.device)
-        adam = torch.optim.Adam(self.learner.parameters(), lr=self.prompts.learning_rate, fused=True)
-        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(adam, T_max=self.prompts.epochs)
-        self.optimizer = accelerator.prepare(adam)
+        rate = prompts.learning_rate
+        group = {"params": list(self.learner.parameters()), "lr": rate, "base_lr": rate}
+        self.optimizer = accelerator.prepare_optimizer(torch.optim.Adam([group], fused=True))
         set_scaler_state(accelerator, None)
 
-    def run_epoch(self, bar: tqdm, description: str) -> None:
-        """Train on every image of the group once."""
-        batches = permuted_batches(len(self.images), self.prompts.batch_size, seed=self.seed, epoch=self.epoch)
-        self.terms = train_epoch(
-            ([batch] for batch in batches),
-            self.step,
-            self.optimizer,
-            self.accelerator,
-            bar=bar,
-            description=description,
-            alone=True,
-        )
-        self.scheduler.step()
-        self.epoch += 1
+    def name(self, epoch: int) -> str:
+        """Return the group and the epoch."""
+        return f"stage 1, group {self.index + 1}, epoch {epoch + 1}/{self.prompts.epochs}"
 
-    def step(self, batch: np.ndarray) -> dict[str, Tensor]:
-        """Compute the loss terms of a batch of the group's images, given by index, int64 (B,)."""
-        features, labels = self.images.batch(batch)
+    def batches(self, epoch: int, *, first_step: int) -> list[list[np.ndarray]]:
+        """Return every image of the group once, in batches of their indices, int64 (B,)."""
+        batches = permuted_batches(len(self.images), self.prompts.batch_size, seed=self.seed, epoch=epoch)
+        return [[batch] for batch in batches[first_step:]]
+
+    def losses(self, piece: np.ndarray) -> dict[str, Tensor]:
+        """Compute the loss terms of a batch."""
+        features, labels = self.images.batch(piece)
         images, texts = self._compared(features), self._compared(self.learner(labels))
         temperature = self.prompts.temperature
         return {
@@ -123,22 +112,11 @@ class GroupTraining:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state required to resume the group."""
-        return {
-            "epoch": self.epoch,
-            "terms": self.terms,
-            "learner": self.learner.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "scaler": scaler_state(self.accelerator),
-        }
+        return self.learner.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
-        self.epoch, self.terms = state["epoch"], state["terms"]
-        self.learner.load_state_dict(state["learner"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        set_scaler_state(self.accelerator, state["scaler"])
+        self.learner.load_state_dict(state)
 
     @torch.inference_mode()
     def text_features(self) -> Tensor:

@@ -15,14 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from progeo.engine.accelerator import fits_device
-from progeo.engine.checkpoint import (
-    EPOCHS,
-    load_checkpoint,
-    load_newest_checkpoint,
-    prune_checkpoints,
-    remove_checkpoints,
-    save_checkpoint,
-)
+from progeo.engine.checkpoint import load_newest_checkpoint, numbers_of, remove_checkpoints
 from progeo.engine.log import LOGGER
 from progeo.engine.loop import progress_bar
 from progeo.engine.run_folder import RunFolder
@@ -31,9 +24,10 @@ from progeo.files import replacing, write_json
 from progeo.models.backbones.open_clip import resolved_architecture, weights_digest
 from progeo.models.options import ModelOptions
 from progeo.places.cells import Group, Partition
-from progeo.training.options import PromptOptions
+from progeo.training.options import PromptOptions, TrainerOptions
 from progeo.training.prompt_files import DESCRIPTION, PROMPTS, read_prompts
 from progeo.training.prompt_group import GroupImages, GroupTraining
+from progeo.training.trainer import Trainer
 
 _TENSORS = ("context", "text_features", "class_ids")
 
@@ -68,7 +62,7 @@ class PromptTraining:
     def drop_metrics_of_unfinished_epochs(self) -> None:
         """Drop metrics of epochs that will be trained again; the main process does it before any process trains."""
         if self.accelerator.is_main_process:
-            done = [self._epochs_done(index) for index in range(len(self.partition.groups))]
+            done = [self._done(index)[0] for index in range(len(self.partition.groups))]
             self.run.keep_metrics(lambda row: row["epoch"] <= done[row["group"]])
 
     def train_groups(self, features: ExtractedFeatures, rows: np.ndarray) -> None:
@@ -85,14 +79,14 @@ class PromptTraining:
             self.prompts.epochs * sum(self.steps),
             self.accelerator,
             images_per_step=self.prompts.batch_size,
-            steps_done=self.steps_of_others + sum(self.steps[index] * self._epochs_done(index) for index in self.mine),
+            steps_done=self.steps_of_others + sum(map(self._steps_done, self.mine)),
         )
         with bar:
             for index in self.mine:
                 if not self.run.group_file(index).is_file():
                     self._train_group(index, features, *images[index], bar)
                     self.accelerator.free_memory()
-                remove_checkpoints(self.run.group_checkpoints(index), EPOCHS)
+                remove_checkpoints(self.run.group_checkpoints(index))
             bar.set_description("stage 1, waiting for other processes")
             while self.accelerator.is_main_process and not self._all_finished():
                 time.sleep(1)
@@ -129,7 +123,7 @@ class PromptTraining:
         self, index: int, features: ExtractedFeatures, feature_rows: np.ndarray, labels: np.ndarray, bar: tqdm
     ) -> None:
         """Train one group, whose features have these rows, from its newest checkpoint on and write its file."""
-        group, name, epochs = self.partition.groups[index], self._name(index), self.prompts.epochs
+        group, name = self.partition.groups[index], self._name(index)
         on_device = fits_device(2 * features.rows.width * len(feature_rows), self.accelerator)
         images = GroupImages(
             features.rows, feature_rows, labels=labels, accelerator=self.accelerator, on_device=on_device
@@ -143,15 +137,19 @@ class PromptTraining:
             seed=self.seed,
             accelerator=self.accelerator,
         )
-        if (newest := self.newest[index]) is not None:
-            training.load_state_dict(load_checkpoint(newest))
-            LOGGER.info("%s: resuming after epoch %d", name, training.epoch)
-        while training.epoch < epochs:
-            training.run_epoch(bar, f"stage 1, {name}, epoch {training.epoch + 1}/{epochs}")
-            self.run.append_metrics({"group": index, "epoch": training.epoch, **training.terms})
-            name_of_it = f"epoch_{training.epoch:06d}"
-            newest = save_checkpoint(self.run.group_checkpoints(index), name_of_it, training.state_dict())
-            prune_checkpoints(newest, keep=1)
+        trainer = Trainer(
+            training,
+            TrainerOptions(epochs=self.prompts.epochs, schedule="cosine_epochs", keep_checkpoints=1),
+            self.run,
+            checkpoints=self.run.group_checkpoints(index),
+            seed=self.seed,
+            accelerator=self.accelerator,
+            bar=bar,
+            alone=True,
+        )
+        if trainer.resume() is not None:
+            LOGGER.info("%s: resuming after %d epochs", name, trainer.epoch)
+        for _ in trainer.epochs():
             self._follow_others(bar)
         text_features = training.text_features()
         matching = training.matching(text_features)
@@ -159,7 +157,7 @@ class PromptTraining:
             "classes": group.num_classes,
             "classes_without_images": group.num_classes - len(np.unique(labels)),
             "images": len(images),
-            "loss": training.terms["loss"],
+            "loss": trainer.terms["loss"],
             "image_to_text_accuracy": matching.image_to_text,
             "text_to_image_accuracy": matching.text_to_image,
         }
@@ -186,17 +184,21 @@ class PromptTraining:
             return 0
         return sum(self.steps[row["group"]] for row in self.run.read_metrics() if row["group"] not in self.mine)
 
-    def _epochs_done(self, index: int) -> int:
-        """Return the number of epochs of a group that need not be trained again."""
+    def _done(self, index: int) -> tuple[int, int]:
+        """Return the number of epochs of a group, and of steps of the next, that need not be trained again."""
         if self.run.group_file(index).is_file():
-            return self.prompts.epochs
+            return self.prompts.epochs, 0
         newest = self.newest[index]
-        return 0 if newest is None else int(newest.name.removeprefix("epoch_"))
+        return (0, 0) if newest is None else numbers_of(newest)
+
+    def _steps_done(self, index: int) -> int:
+        epochs, steps = self._done(index)
+        return self.steps[index] * epochs + steps
 
     def _newest(self, index: int) -> Path | None:
         if self.run.group_file(index).is_file():
             return None
-        found = load_newest_checkpoint(self.run.group_checkpoints(index), EPOCHS)
+        found = load_newest_checkpoint(self.run.group_checkpoints(index))
         return None if found is None else found[0]
 
     def _name(self, index: int) -> str:

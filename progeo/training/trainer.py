@@ -1,80 +1,85 @@
-"""The training state of stage 2, which can be saved and resumed at any step."""
+"""The trainer: steps, averaged weights, schedule, checkpoints, validation, early stopping and kept models."""
 
-from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any, cast
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
 
-import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
 
-from progeo.data.augmentation import jitter_colors
-from progeo.engine.accelerator import distributed, scaler_state, set_scaler_state
-from progeo.engine.checkpoint import STEPS, newest_checkpoint, prune_checkpoints, save_checkpoint
-from progeo.engine.loop import LossNotFinite, Means, progress_bar, train_epoch
+from progeo.engine.accelerator import scaler_state, set_scaler_state
+from progeo.engine.checkpoint import load_newest_checkpoint, newest_checkpoint, prune_checkpoints, save_checkpoint
+from progeo.engine.log import LOGGER
+from progeo.engine.loop import LossNotFinite, Means, StepResult, progress_bar, take_steps
 from progeo.engine.randomness import seed_layers
 from progeo.engine.run_folder import RunFolder
 from progeo.engine.schedules import learning_rate_factor, scale_learning_rates
-from progeo.engine.stopping import StopRequest
-from progeo.models.backbones import checkpoint_gradients
-from progeo.models.encoder import Encoder
-from progeo.places.cells import Group
-from progeo.training.batches import ImageBatches, MicroBatch
-from progeo.training.loss_terms import ImageLosses, Terms
-from progeo.training.options import TrainingOptions
+from progeo.engine.stopping import StopRequest, listening_for_stop
+from progeo.training.options import TrainerOptions
+from progeo.training.task import Measures, Task
+
+_STATE = ("epoch", "terms", "primary", "untrained", "best", "epochs_since_best", "decays")
+"""Plain attributes that a checkpoint holds."""
 
 
-class ImageTraining:
-    """The encoder, its losses and their optimizer."""
+class Trainer:
+    """Trains a task from its newest checkpoint to the end; stopped at any step and resumed, it gives the same result.
+
+    Args:
+        task: what is trained.
+        options: epochs, schedule, checkpoints and the like.
+        run: run folder of metrics and kept models.
+        checkpoints: folder of checkpoints.
+        seed: seed of layers that draw random numbers.
+        accelerator: provides precision, device and processes.
+        bar: progress bar of several trainings; None shows one for each epoch.
+        alone: this process trains independently and must not synchronize with others.
+    """
 
     def __init__(
         self,
-        options: TrainingOptions,
-        encoder: Encoder,
+        task: Task,
+        options: TrainerOptions,
+        run: RunFolder,
         *,
-        losses: ImageLosses,
-        batches: ImageBatches,
-        groups: Sequence[Group],
+        checkpoints: Path,
         seed: int,
         accelerator: Accelerator,
+        bar: tqdm | None = None,
+        alone: bool = False,
     ) -> None:
-        self.options = options
-        self.encoder, self.losses, self.batches = encoder, losses, batches
-        self.groups = groups
-        self.seed = seed
-        self.accelerator = accelerator
+        self.task, self.options, self.run, self.checkpoints = task, options, run, checkpoints
+        self.seed, self.accelerator = seed, accelerator
+        self.bar, self.alone = bar, alone
         self.epoch = 0
         """Number of finished epochs."""
+        self.terms: dict[str, float] = {}
+        """Mean loss terms of the last finished epoch."""
         self.means = Means()
         """Running means of the loss terms of the current epoch."""
-        self.untrained_recall = -1.0
-        """Validation R@1 before training, for comparison only: it never counts as the best."""
-        self.best_recall = -1.0
+        self.primary = ""
+        """Name of the primary measure of the validation."""
+        self.untrained: float | None = None
+        """The primary measure before training, for comparison only: it never counts as the best."""
+        self.best: float | None = None
+        """The best primary measure after an epoch."""
         self.epochs_since_best = 0
-        if options.gradient_checkpointing:
-            checkpoint_gradients(encoder.backbone)
-        self.optimizer = accelerator.prepare_optimizer(
-            torch.optim.AdamW(_parameter_groups(encoder, losses.modules, options), fused=True)
-        )
+        self.decays = 0
+        """Number of times that the plateau schedule has lowered the learning rates."""
         self.averaged: AveragedModel | None = None
-        if options.ema_decay is not None:
-            average = get_ema_multi_avg_fn(options.ema_decay)
-            self.averaged = AveragedModel(encoder, multi_avg_fn=average, use_buffers=True)
-        self.distributed_encoder = distributed(encoder, accelerator)
-        if options.compile:
-            encoder.compile()
-        self._buffers_before: list[Tensor] = []
 
     @property
-    def result(self) -> Encoder:
-        """The encoder that is validated and kept: the encoder itself, or its moving average."""
-        return self.encoder if self.averaged is None else cast(Encoder, self.averaged.module)
+    def model(self) -> nn.Module:
+        """The network that is validated and kept: that of the task, or its moving average."""
+        return self.task.model if self.averaged is None else self.averaged.module
 
     @property
     def steps_done(self) -> int:
         """Number of finished steps over all epochs."""
-        return self.epoch * self.options.iterations_per_epoch + self.means.steps
+        return self.epoch * self.task.steps_per_epoch + self.means.steps
 
     @property
     def best_epoch(self) -> int:
@@ -88,141 +93,216 @@ class ImageTraining:
         out_of_patience = patience is not None and self.epochs_since_best >= patience
         return self.epoch >= self.options.epochs or out_of_patience
 
-    def run_epoch(self, run: RunFolder, stop: StopRequest) -> dict[str, float]:
-        """Train on the group of this epoch, resuming within it if it was interrupted; returns mean loss terms.
+    @property
+    def _writes(self) -> bool:
+        return self.alone or self.accelerator.is_main_process
+
+    def resume(self) -> Path | None:
+        """Restore the newest checkpoint and return its path, or prepare a new training and return None."""
+        found = load_newest_checkpoint(self.checkpoints)
+        if found is None:
+            self.task.begin()
+        if self.options.ema_decay is not None:
+            average = get_ema_multi_avg_fn(self.options.ema_decay)
+            self.averaged = AveragedModel(self.task.model, multi_avg_fn=average, use_buffers=True)
+        if found is None:
+            return None
+        path, state = found
+        try:
+            self.load_state_dict(state)
+        except KeyError as missing:
+            raise ValueError(
+                f"The checkpoint {path} has no {missing}: it is of another version. Continue with that version, or "
+                f"name another `out`."
+            ) from None
+        return path
+
+    def validate_untrained(self) -> None:
+        """Validate the network before its first step; `resume` skipped this if it found a checkpoint."""
+        measures = self._validate({})
+        if measures is not None:
+            self.untrained = measures.best
+
+    def epochs(self) -> Iterator[dict[str, float]]:
+        """Train to the end; yields the mean loss terms of each epoch after its validation and checkpoint.
 
         Raises:
-            KeyboardInterrupt: a stop was requested; a checkpoint was written.
+            KeyboardInterrupt: SIGTERM or Ctrl-C; a checkpoint was written, and the message says how to resume.
+            LossNotFinite: the loss or its gradient is not finite; the message names the newest checkpoint.
         """
-        index = self.epoch % len(self.groups)
-        self.losses.move_head(index, self.accelerator.device, self.optimizer)
-        self.encoder.train()
-        bar = progress_bar(
-            self.options.iterations_per_epoch,
-            self.accelerator,
-            images_per_step=self.options.batch_size,
-            steps_done=self.means.steps,
-        )
-        try:
-            with bar:
-                terms = train_epoch(
-                    self.batches.of_epoch(self.epoch, self.groups[index], first_step=self.means.steps),
-                    partial(self._step, self.losses.of_group(index)),
-                    self.optimizer,
+        with listening_for_stop() as stop:
+            while not self.finished:
+                terms = self.train_epoch(stop)
+                measures = self._validate(terms)
+                if measures is not None:
+                    self._rate(measures)
+                self._save()
+                yield terms
+
+    def train_epoch(self, stop: StopRequest) -> dict[str, float]:
+        """Take the steps of an epoch, or the remaining ones of one, and return the mean loss terms."""
+        task, options = self.task, self.options
+        task.begin_epoch(self.epoch)
+        batches = task.batches(self.epoch, first_step=self.means.steps)
+        with self._progress() as bar:
+            bar.set_description(task.name(self.epoch))
+            try:
+                for result in take_steps(
+                    self._drawn(batches),
+                    task.losses,
+                    task.optimizer,
                     self.accelerator,
-                    bar=bar,
-                    description=f"stage 2, epoch {self.epoch + 1}/{self.options.epochs}, group {index + 1}",
-                    means=self.means,
                     stop=stop,
-                    before_step=self._before_step,
-                    after_step=partial(self._after_step, run, stop),
-                    max_gradient_norm=self.options.max_gradient_norm,
-                    skip_not_finite=self.options.skip_not_finite,
-                )
-        except LossNotFinite as error:
-            newest = newest_checkpoint(run.checkpoints, STEPS)
-            last = f"The last good checkpoint is {newest}." if newest else "There is no checkpoint yet."
-            raise LossNotFinite(f"{error} {last}") from None
-        self.losses.move_head(index, torch.device("cpu"), self.optimizer)
+                    max_gradient_norm=options.max_gradient_norm,
+                    skip_not_finite=options.skip_not_finite,
+                    alone=self.alone,
+                ):
+                    self._average_or_undo(result)
+                    self._log(result, bar)
+                    self._save_or_stop(stop)
+            except LossNotFinite as error:
+                where = f"{task.name(self.epoch)}, step {self.means.steps + 1}"
+                raise LossNotFinite(f"{where}: {error} {self._newest_checkpoint()}") from None
+        if not self.means.steps:
+            raise ValueError(f"{task.name(self.epoch)}: there is no batch to train on.")
+        task.end_epoch(self.epoch)
+        self.terms, self.means = self.means.values(), Means()
         self.epoch += 1
-        self.means = Means()
-        return terms
+        return self.terms
 
-    def note_recall(self, recall: float) -> bool:
-        """Record the validation R@1 after an epoch; returns whether it is the best so far."""
-        is_best = recall > self.best_recall
-        self.best_recall = max(recall, self.best_recall)
-        self.epochs_since_best = 0 if is_best else self.epochs_since_best + 1
-        return is_best
+    @property
+    def best_in_words(self) -> str:
+        """The best value of the primary measure."""
+        return f"val {self.primary} {self.best:.1f}"
 
-    def save(self, run: RunFolder) -> None:
-        """Write a checkpoint and remove old ones."""
-        if self.accelerator.is_main_process:
-            name = f"epoch_{self.epoch:06d}_step_{self.means.steps:06d}"
-            newest = save_checkpoint(run.checkpoints, name, self.state_dict())
-            prune_checkpoints(newest, keep=self.options.keep_checkpoints)
+    def outcome(self) -> list[str]:
+        """Summarize the training: the best epoch, the folder of the kept model, and whether training improved it."""
+        keep = self.options.keep
+        kept = "encoder" if keep == "best" else f"encoder of the last, epoch {self.epoch},"
+        lines = [f"best {self.best_in_words} in epoch {self.best_epoch}, {kept} in {self.run.kept(keep)}"]
+        if self.untrained is not None and self.best is not None and self.untrained >= self.best:
+            lines.append(
+                f"no epoch was better than the encoder before training: epoch 0 had val {self.primary} "
+                f"{self.untrained:.1f}. Try a lower training.encoder_learning_rate, or more training.epochs."
+            )
+        return lines
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state required to resume a run."""
+        """Return the state required to resume."""
         return {
-            "epoch": self.epoch,
+            **{name: getattr(self, name) for name in _STATE},
             "means": vars(self.means),
-            "untrained_recall": self.untrained_recall,
-            "best_recall": self.best_recall,
-            "epochs_since_best": self.epochs_since_best,
-            "unreadable": sorted(self.batches.unreadable),
-            "encoder": self.encoder.state_dict(),
+            "task": self.task.state_dict(),
             "averaged": None if self.averaged is None else self.averaged.state_dict(),
-            **self.losses.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.task.optimizer.state_dict(),
             "scaler": scaler_state(self.accelerator),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
-        self.epoch = state["epoch"]
+        for name in _STATE:
+            setattr(self, name, state[name])
         self.means = Means(**state["means"])
-        self.untrained_recall = state["untrained_recall"]
-        self.best_recall = state["best_recall"]
-        self.epochs_since_best = state["epochs_since_best"]
-        self.batches.unreadable = set(state["unreadable"])
-        self.encoder.load_state_dict(state["encoder"])
+        self.task.load_state_dict(state["task"])
         if self.averaged is not None:
             self.averaged.load_state_dict(state["averaged"])
-        self.losses.load_state_dict(state)
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.task.optimizer.load_state_dict(state["optimizer"])
         set_scaler_state(self.accelerator, state["scaler"])
 
-    def _step(self, terms: Terms, batch: MicroBatch) -> dict[str, Tensor]:
-        images, labels = batch.images.to(self.accelerator.device), batch.labels.to(self.accelerator.device)
-        descriptors = self.distributed_encoder(self.encoder.normalize(jitter_colors(images, batch.changes)))
-        return terms(descriptors, labels)
+    def _drawn(self, batches: Iterable[Sequence[Any]]) -> Iterator[Sequence[Any]]:
+        """Draw the batches; before each step, set its learning rates and the seed of its layers."""
+        for pieces in batches:
+            scale_learning_rates(self.task.optimizer, self._learning_rate_factor())
+            # Layers such as stochastic depth draw on the device, independently in each process. The 1 separates their
+            # seeds from those of the augmentation.
+            seed_layers(self.seed, self.epoch, self.means.steps, self.accelerator.process_index, 1)
+            may_be_undone = self.options.skip_not_finite or self.accelerator.scaler is not None
+            self._buffers = [buffer.clone() for buffer in self.task.model.buffers()] if may_be_undone else []
+            yield pieces
 
-    def _before_step(self, number: int) -> None:
-        factor = learning_rate_factor(
-            self.epoch * self.options.iterations_per_epoch + number,
-            self.options.epochs * self.options.iterations_per_epoch,
-            schedule=self.options.schedule,
-            warmup_steps=self.options.warmup_steps,
+    def _learning_rate_factor(self) -> float:
+        options = self.options
+        decays = self.epoch // options.decay_epochs if options.schedule == "step" else self.decays
+        return learning_rate_factor(
+            self.steps_done,
+            options.epochs * self.task.steps_per_epoch,
+            schedule=options.schedule,
+            warmup_steps=options.warmup_steps,
+            steps_per_epoch=self.task.steps_per_epoch,
+            decayed=options.decay_factor**decays,
         )
-        scale_learning_rates(self.optimizer, factor)
-        # Layers such as stochastic depth draw on the device, independently in each process. The 1 separates their seeds
-        # from those of the augmentation.
-        seed_layers(self.seed, self.epoch, number, self.accelerator.process_index, 1)
-        if self.options.skip_not_finite:
-            self._buffers_before = [buffer.clone() for buffer in self.encoder.buffers()]
 
-    def _after_step(self, run: RunFolder, stop: StopRequest, numbers: Mapping[str, float], applied: bool) -> None:
-        steps = self.means.steps
-        if not applied and self.options.skip_not_finite:  # restore the batch-norm statistics from before a skipped step
-            for buffer, before in zip(self.encoder.buffers(), self._buffers_before, strict=True):
+    def _average_or_undo(self, result: StepResult) -> None:
+        self.means.add(result)
+        if not result.applied:  # restore the batch-norm statistics from before the step
+            for buffer, before in zip(self.task.model.buffers(), self._buffers, strict=True):
                 buffer.copy_(before)
-        elif applied and self.averaged is not None:
-            self.averaged.update_parameters(self.encoder)
-        rate = self.optimizer.param_groups[0]["lr"]
-        self.accelerator.log({"encoder_learning_rate": rate, **numbers}, step=self.steps_done)
-        at_end = steps == self.options.iterations_per_epoch
+        elif self.averaged is not None:
+            self.averaged.update_parameters(self.task.model)
+
+    def _log(self, result: StepResult, bar: tqdm) -> None:
+        bar.set_postfix({name: f"{mean:.3f}" for name, mean in self.means.values().items()}, refresh=False)
+        bar.update()
+        rate = self.task.optimizer.param_groups[0]["lr"]
+        self.accelerator.log({"encoder_learning_rate": rate, **result.numbers}, step=self.steps_done)
+
+    def _save_or_stop(self, stop: StopRequest) -> None:
+        steps = self.means.steps
+        at_end = steps == self.task.steps_per_epoch
         if stop.received or (steps % self.options.checkpoint_every == 0 and not at_end):
-            self.save(run)
+            self._save()
         if stop.received:
             raise KeyboardInterrupt(
                 f"stopped in epoch {self.epoch + 1} after step {steps}: resume with the same command and `resume`."
             )
 
+    def _save(self) -> None:
+        """Write a checkpoint and remove old ones."""
+        if self._writes:
+            name = f"epoch_{self.epoch:06d}_step_{self.means.steps:06d}"
+            newest = save_checkpoint(self.checkpoints, name, self.state_dict())
+            prune_checkpoints(newest, keep=self.options.keep_checkpoints)
 
-def _parameter_groups(
-    encoder: Encoder, training_only: Sequence[nn.Module], options: TrainingOptions
-) -> list[dict[str, Any]]:
-    """Split the parameters into the encoder's matrices and kernels, which decay, its others, and each other module.
+    def _validate(self, terms: Mapping[str, float]) -> Measures | None:
+        """Validate the network after an epoch; log and write its loss terms and measures."""
+        measures = self.task.validate(self.model)
+        values = {} if measures is None else {f"val {name}": value for name, value in measures.values.items()}
+        if self._writes:
+            self.run.append_metrics({**self.task.metrics, "epoch": self.epoch, **terms, **values})
+        if measures is not None:
+            self.primary = measures.primary
+            self.accelerator.log({"epoch": self.epoch, **values}, step=self.steps_done)
+            losses = "".join(f"{name} {value:.3f}, " for name, value in terms.items())
+            in_words = ", ".join(f"{name} {value:.1f}" for name, value in measures.values.items())
+            LOGGER.info("epoch %d: %sval %s", self.epoch, losses, in_words)
+        return measures
 
-    The classifier of an idle group gets no gradient, so the optimizer does not change it.
-    """
-    trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
-    kinds = [
-        ([p for p in trained if p.ndim > 1], options.encoder_learning_rate, options.weight_decay),
-        ([p for p in trained if p.ndim <= 1], options.encoder_learning_rate, 0.0),
-        *((list(module.parameters()), options.head_learning_rate, 0.0) for module in training_only),
-    ]
-    return [
-        {"params": parameters, "lr": rate, "base_lr": rate, "weight_decay": decay} for parameters, rate, decay in kinds
-    ]
+    def _rate(self, measures: Measures) -> None:
+        """Compare the validation of an epoch with the best so far, and keep the network where the options say so."""
+        options = self.options
+        is_best = self.best is None or measures.best > self.best
+        if is_best:
+            self.best = measures.best
+        self.epochs_since_best = 0 if is_best else self.epochs_since_best + 1
+        if (
+            options.schedule == "plateau"
+            and self.epochs_since_best
+            and self.epochs_since_best % options.decay_epochs == 0
+        ):
+            self.decays += 1
+        folders = [self.run.kept(options.keep)] if is_best or options.keep == "last" else []
+        if options.keep_every is not None and self.epoch % options.keep_every == 0:
+            folders.append(self.run.kept_of_epoch(self.epoch))
+        for folder in folders if self._writes else ():
+            values = {f"val {name}": value for name, value in measures.values.items()}
+            self.task.keep(folder, self.model, epoch=self.epoch, values=values)
+
+    def _progress(self) -> AbstractContextManager[tqdm]:
+        if self.bar is not None:
+            return nullcontext(self.bar)
+        steps, images = self.task.steps_per_epoch, self.task.images_per_step
+        return progress_bar(steps, self.accelerator, images_per_step=images, steps_done=self.means.steps)
+
+    def _newest_checkpoint(self) -> str:
+        newest = newest_checkpoint(self.checkpoints)
+        return f"The last good checkpoint is {newest}." if newest else "There is no checkpoint yet."

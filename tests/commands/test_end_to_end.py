@@ -87,16 +87,18 @@ def test_a_run_that_is_resumed_equals_one_that_was_not(run, config, tmp_path):
     assert metrics_of(resumed / "stage2") == metrics_of(run / "stage2")
     mine, whole = (load_checkpoint(folder / "stage2/checkpoints/epoch_000003_step_000000") for folder in (resumed, run))
     assert mine["optimizer"]["state"].keys() == whole["optimizer"]["state"].keys()
-    for name, tensor in whole["encoder"].items():
-        assert torch.equal(mine["encoder"][name], tensor), name
-    for mine_head, whole_head in zip(mine["heads"], whole["heads"], strict=True):
-        assert torch.equal(mine_head["weight"], whole_head["weight"])
+    for part in ("encoder", "terms"):
+        for name, tensor in whole["task"][part].items():
+            assert torch.equal(mine["task"][part][name], tensor), name
 
 
 def test_an_idle_groups_head_stays_as_it_was(run):
-    before, after = (load_checkpoint(run / f"stage2/checkpoints/epoch_00000{epoch}_step_000000") for epoch in (2, 3))
-    assert torch.equal(before["heads"][1]["weight"], after["heads"][1]["weight"])  # epoch 3 trains group 1 of 2
-    assert not torch.equal(before["heads"][0]["weight"], after["heads"][0]["weight"])
+    before, after = (
+        load_checkpoint(run / f"stage2/checkpoints/epoch_00000{epoch}_step_000000")["task"]["terms"] for epoch in (2, 3)
+    )
+    first, second = (f"terms.head.heads.{group}.head.weight" for group in (0, 1))
+    assert torch.equal(before[second], after[second])  # epoch 3 trains group 1 of 2
+    assert not torch.equal(before[first], after[first])
 
 
 def test_without_text_neither_prompts_nor_their_loss_are_there(config, tmp_path):
@@ -109,7 +111,7 @@ def test_without_text_neither_prompts_nor_their_loss_are_there(config, tmp_path)
 
 def test_the_map_to_text_space_is_trained_but_not_exported(run):
     state = load_checkpoint(run / "stage2/checkpoints/epoch_000003_step_000000")
-    assert state["text_space"]["linear.weight"].shape == (128, 32)
+    assert state["task"]["terms"]["terms.text.space.linear.weight"].shape == (128, 32)
     best = load_file(run / "stage2/best/model.safetensors")
     assert all(name.startswith(("backbone.", "pooling.")) for name in best)
 

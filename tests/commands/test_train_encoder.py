@@ -121,7 +121,7 @@ def test_two_processes_train_and_test_as_one_does_with_the_same_batch(long_confi
 def test_the_encoders_kept_are_those_of_averaged_weights_where_weights_are_averaged(whole):
     kept, state = load_file(whole / "stage2/epochs/epoch_000002/model.safetensors"), last_state(whole)
     assert all(torch.equal(tensor, state["averaged"][f"module.{name}"]) for name, tensor in kept.items())
-    assert not torch.equal(kept["backbone.conv1.weight"], state["encoder"]["backbone.conv1.weight"])
+    assert not torch.equal(kept["backbone.conv1.weight"], state["task"]["encoder"]["backbone.conv1.weight"])
 
 
 def test_learning_rates_follow_the_schedule_and_norms_do_not_decay(whole):
@@ -166,7 +166,7 @@ def test_broken_images_are_replaced_and_reported_until_they_are_too_many(config,
     log = (tmp_path / "run/stage2/log.txt").read_text()
     assert "replaced by another image of its class" in log
     assert any(str(path) in log for path in broken)
-    assert len(last_state(tmp_path / "run")["unreadable"]) >= 1
+    assert len(last_state(tmp_path / "run")["task"]["batches"]["unreadable"]) >= 1
 
 
 def test_a_full_disk_ends_in_a_sentence_and_the_run_goes_on_when_there_is_room(config, run, tmp_path, full_disk):

@@ -77,11 +77,11 @@ def test_an_extraction_that_was_killed_goes_on_where_it_stopped(own_config, tmp_
 def test_a_training_that_was_killed_ends_with_the_same_prompts_bit_for_bit(config, run, tmp_path):
     many = ["--config", str(config), "--prompts.epochs", "4"]
     killed, whole = ["--out", str(tmp_path / "killed")], ["--out", str(tmp_path / "whole")]
-    kill_before("/group_1/epoch_000003", "stage1_prompts.py", *many, *killed)
+    kill_before("/group_1/epoch_000003_step_000000", "stage1_prompts.py", *many, *killed)
     checkpoints = tmp_path / "killed/stage1/checkpoints"
     assert {path.relative_to(checkpoints).as_posix() for path in checkpoints.glob("*/*")} == {
-        "group_1/epoch_000002",
-        "group_1/.unfinished-epoch_000003",
+        "group_1/epoch_000002_step_000000",
+        "group_1/.unfinished-epoch_000003_step_000000",
     }
     assert not (tmp_path / "killed/stage1/prompts.safetensors").exists()
     main(["train", "prompts", *many, *killed, "--resume", "true"])
@@ -147,14 +147,14 @@ def test_a_run_goes_on_where_its_images_were_moved_to_and_finds_their_features(o
 
 
 def test_what_the_user_keeps_beside_the_checkpoints_of_a_group_stays(own_config, tmp_path):
-    mine = tmp_path / "run/stage1/checkpoints/group_0/epoch_000001 copy"
+    mine = tmp_path / "run/stage1/checkpoints/group_0/epoch_000001_step_000000 copy"
     mine.mkdir(parents=True)
     (mine / "state.json").write_text("mine")
     stage_1(own_config)
     assert (mine / "state.json").read_text() == "mine"
     assert files_in(tmp_path / "run/stage1/checkpoints") == {
         "group_0.safetensors",
-        "group_0/epoch_000001 copy/state.json",
+        "group_0/epoch_000001_step_000000 copy/state.json",
         "group_1.safetensors",
     }
 

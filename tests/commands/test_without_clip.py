@@ -26,7 +26,7 @@ def test_stage_2_trains_a_resnet_after_its_frozen_layers_and_leaves_an_encoder(c
         *(f"stage2/checkpoints/epoch_000001_step_000000/{name}" for name in ("state.json", "tensors.safetensors")),
         *(f"stage2/best/{name}" for name in ("model.safetensors", "model.json")),
     }
-    trained = load_checkpoint(tmp_path / "stage2/checkpoints/epoch_000001_step_000000")["encoder"]
+    trained = load_checkpoint(tmp_path / "stage2/checkpoints/epoch_000001_step_000000")["task"]["encoder"]
     untrained = build_encoder("resnet18", "random", 64, descriptor_dim=32)
     for name, parameter in untrained.named_parameters():
         frozen = name.startswith(tuple(f"backbone.{layer}." for layer in FROZEN))
@@ -45,8 +45,8 @@ def test_a_resumed_run_equals_one_that_was_not_where_layers_draw_at_random(confi
     runs = [tmp_path / name / "stage2" for name in ("whole", "resumed")]
     whole, resumed = (load_checkpoint(run / "checkpoints/epoch_000002_step_000000") for run in runs)
     assert metrics_of(runs[0]) == metrics_of(runs[1])
-    for name, tensor in whole["encoder"].items():
-        assert torch.equal(resumed["encoder"][name], tensor), name
+    for name, tensor in whole["task"]["encoder"].items():
+        assert torch.equal(resumed["task"]["encoder"][name], tensor), name
 
 
 def test_stage_1_without_a_clip_says_what_can_be_done(config, tmp_path):

@@ -27,6 +27,9 @@ def read(tmp_path):
 
 
 def setting(settings, name):
+    section = name.partition(".")[0]
+    if section in getattr(settings, "losses", {}):
+        settings = settings.losses
     for part in name.split("."):
         settings = settings[part] if isinstance(settings, dict) else getattr(settings, part)
     return settings
@@ -103,8 +106,9 @@ def test_a_byte_order_mark_is_no_part_of_the_first_name(read, encoding):
 
 
 def test_sections_without_settings_and_merged_ones_are_read(read):
-    settings = read(f"{NEEDED}text:\nhead: &half {{weight: 0.5}}\ntriplet: {{<<: *half, margin: 0.1}}\n")
-    assert (settings.text.weight, settings.head.weight, settings.triplet.weight) == (1.0, 0.5, 0.5)
+    settings = read(f"{NEEDED}text:\nhead: &half {{weight: 0.5}}\ntriplet: {{<<: *half, kind: batch_hard}}\n")
+    weights = {name: options.weight for name, options in settings.losses.items()}
+    assert weights == {"text": 1.0, "head": 0.5, "triplet": 0.5}
 
 
 def test_what_comes_later_on_the_command_line_wins(read, tmp_path):

@@ -8,7 +8,7 @@ from PIL import Image
 from progeo.data.datasets import CatalogueImages, LabeledImages, max_unreadable
 from progeo.data.decode import read_image, read_shape
 from progeo.data.loaders import batches_by_shape, build_loader, cache_images, read_batches
-from progeo.data.samplers import ClassBatches
+from progeo.data.samplers import ClassSampler
 from progeo.models.preprocessing import resize_image
 from progeo.places.catalogue import read_catalogue
 
@@ -107,7 +107,7 @@ def corner(image, draws):
 def test_training_batches_hold_the_crops_and_labels_that_the_sampler_names(folder):
     images = CatalogueImages(read_catalogue(folder))
     rows, offsets, labels = np.array([5, 1, 0, 2]), np.array([0, 2, 4]), np.array([0, 0, 1, 1])
-    sampler = ClassBatches(offsets, batch_size=2, num_batches=3, seed=0, epoch=0)
+    sampler = ClassSampler(offsets, batch_size=2, num_batches=3, seed=0, epoch=0)
     crops = [[np.array([5, 7])] * 2, [np.array([9, 3])] * 2, [np.array([2, 2])] * 2]
     batches = [list(zip(indices, drawn, strict=True)) for indices, drawn in zip(sampler, crops, strict=True)]
     loader = build_loader(LabeledImages(images, rows, offsets, corner), batches, num_workers=0)

@@ -1,13 +1,13 @@
 import numpy as np
 
-from progeo.data.samplers import ClassBatches, permuted_batches
+from progeo.data.samplers import ClassSampler, permuted_batches
 
 OFFSETS = np.array([0, 3, 4, 9, 11, 20])  # five classes of 3, 1, 5, 2 and 9 images
 
 
 def batches(**changes):
     settings = {"batch_size": 4, "num_batches": 50, "seed": 0, "epoch": 0, **changes}
-    return list(ClassBatches(OFFSETS, **settings))
+    return list(ClassSampler(OFFSETS, **settings))
 
 
 def classes_of(batch):
@@ -66,9 +66,9 @@ def test_an_epoch_covers_all_once_with_the_remainder_and_no_empty_batch():
 def test_a_later_start_and_the_parts_of_processes_are_cuts_of_the_same_batches():
     settings = {"batch_size": 6, "num_batches": 5, "seed": 3, "epoch": 2}
     offsets = np.array([0, 3, 4, 9, 11])
-    whole = list(ClassBatches(offsets, **settings))
-    later = ClassBatches(offsets, **settings, first_batch=3)
+    whole = list(ClassSampler(offsets, **settings))
+    later = ClassSampler(offsets, **settings, first_batch=3)
     assert len(later) == 2
     assert list(later) == whole[3:]
-    parts = [list(ClassBatches(offsets, **settings, process=process, num_processes=3)) for process in range(3)]
+    parts = [list(ClassSampler(offsets, **settings, process=process, num_processes=3)) for process in range(3)]
     assert [[*first, *second, *third] for first, second, third in zip(*parts, strict=True)] == whole

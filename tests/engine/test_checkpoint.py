@@ -4,8 +4,6 @@ import pytest
 import torch
 
 from progeo.engine.checkpoint import (
-    EPOCHS,
-    STEPS,
     finished_checkpoints,
     load_checkpoint,
     load_newest_checkpoint,
@@ -55,7 +53,7 @@ def test_a_nested_state_comes_back_equal_with_its_integer_keys(tmp_path):
         "nested": {"list": [1.5, torch.arange(3)], "flag": True, "text": "ä"},
         "optimizer": {"state": {0: {"step": torch.tensor(7.0)}, 12: {"m": torch.ones(2, 2).T}}, "groups": []},
     }
-    again = load_checkpoint(save_checkpoint(tmp_path, "epoch_000003", state))
+    again = load_checkpoint(save_checkpoint(tmp_path, "epoch_000003_step_000000", state))
     assert again["optimizer"]["state"].keys() == {0, 12}
     assert torch.equal(again["optimizer"]["state"][12]["m"], torch.ones(2, 2))
     assert again["nested"]["list"][0] == 1.5
@@ -76,7 +74,8 @@ def test_an_adam_goes_on_from_its_saved_state_as_if_never_stopped(tmp_path):
 
     layer, optimizer = build()
     step(layer, optimizer)
-    path = save_checkpoint(tmp_path, "epoch_000001", {"layer": layer.state_dict(), "optimizer": optimizer.state_dict()})
+    state = {"layer": layer.state_dict(), "optimizer": optimizer.state_dict()}
+    path = save_checkpoint(tmp_path, "epoch_000001_step_000000", state)
     step(layer, optimizer)
     other, other_optimizer = build()
     state = load_checkpoint(path)
@@ -101,7 +100,8 @@ def test_a_fused_adam_of_a_channels_last_kernel_goes_on_from_its_saved_state(tmp
 
     layer, optimizer = build()
     step(layer, optimizer, 1)
-    path = save_checkpoint(tmp_path, "epoch_000001", {"layer": layer.state_dict(), "optimizer": optimizer.state_dict()})
+    state = {"layer": layer.state_dict(), "optimizer": optimizer.state_dict()}
+    path = save_checkpoint(tmp_path, "epoch_000001_step_000000", state)
     step(layer, optimizer, 2)
     other, other_optimizer = build()
     state = load_checkpoint(path)
@@ -113,15 +113,15 @@ def test_a_fused_adam_of_a_channels_last_kernel_goes_on_from_its_saved_state(tmp
 
 
 def test_a_checkpoint_cut_off_while_written_is_not_found(tmp_path):
-    save_checkpoint(tmp_path, "epoch_000001", {"epoch": 1})
+    save_checkpoint(tmp_path, "epoch_000001_step_000000", {"epoch": 1})
 
     class FullDisk:
         """Cannot be written as JSON, as if the disk were full."""
 
     with pytest.raises(TypeError):
-        save_checkpoint(tmp_path, "epoch_000002", {"epoch": 2, "x": FullDisk()})
-    assert newest_checkpoint(tmp_path, EPOCHS).name == "epoch_000001"
-    assert load_checkpoint(newest_checkpoint(tmp_path, EPOCHS))["epoch"] == 1
+        save_checkpoint(tmp_path, "epoch_000002_step_000000", {"epoch": 2, "x": FullDisk()})
+    assert newest_checkpoint(tmp_path).name == "epoch_000001_step_000000"
+    assert load_checkpoint(newest_checkpoint(tmp_path))["epoch"] == 1
 
 
 def test_a_checkpoint_left_half_written_by_a_kill_is_not_found(tmp_path):
@@ -138,10 +138,10 @@ def test_there_is_no_newest_checkpoint_where_there_is_none(tmp_path):
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
     for epoch in (1, 2, 10):
-        newest = save_checkpoint(tmp_path, f"epoch_{epoch:06d}", {"epoch": epoch})
+        newest = save_checkpoint(tmp_path, f"epoch_{epoch:06d}_step_000000", {"epoch": epoch})
     prune_checkpoints(newest, keep=2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch_000002", "epoch_000010"]
-    assert newest_checkpoint(tmp_path, EPOCHS).name == "epoch_000010"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch_000002_step_000000", "epoch_000010_step_000000"]
+    assert newest_checkpoint(tmp_path).name == "epoch_000010_step_000000"
 
 
 def test_checkpoints_are_in_the_order_of_their_numbers_not_of_their_digits(tmp_path):
@@ -153,10 +153,10 @@ def test_checkpoints_are_in_the_order_of_their_numbers_not_of_their_digits(tmp_p
     ]
     for name in reversed(names):
         newest = save_checkpoint(tmp_path, name, {"name": name})
-    assert [path.name for path in finished_checkpoints(tmp_path, STEPS)] == names
-    assert load_newest_checkpoint(tmp_path, STEPS)[1] == {"name": names[-1]}
+    assert [path.name for path in finished_checkpoints(tmp_path)] == names
+    assert load_newest_checkpoint(tmp_path)[1] == {"name": names[-1]}
     prune_checkpoints(tmp_path / names[2], keep=1)
-    assert [path.name for path in finished_checkpoints(tmp_path, STEPS)] == names[2:]
+    assert [path.name for path in finished_checkpoints(tmp_path)] == names[2:]
     assert newest == tmp_path / names[0]
 
 
@@ -168,12 +168,12 @@ def test_what_the_program_did_not_name_is_neither_read_nor_removed(tmp_path, nam
     (tmp_path / name / "state.json" if is_folder else tmp_path / name).write_text("mine")
     mine = content_of(tmp_path)
     assert newest_checkpoint(tmp_path) is None
-    assert load_newest_checkpoint(tmp_path, STEPS) is None
+    assert load_newest_checkpoint(tmp_path) is None
     for epoch in (1, 2):
         newest = save_checkpoint(tmp_path, f"epoch_{epoch:06d}_step_000000", {"epoch": epoch})
         prune_checkpoints(newest, keep=1)
     assert newest_checkpoint(tmp_path) == newest
-    remove_checkpoints(tmp_path, STEPS)
+    remove_checkpoints(tmp_path)
     assert content_of(tmp_path) == mine
 
 
@@ -195,7 +195,7 @@ def test_a_link_or_a_file_with_the_name_of_a_checkpoint_is_not_followed_nor_remo
     assert newest_checkpoint(checkpoints) == newest
     with pytest.raises(OSError, match=r"epoch_000002_step_000000 is complete"):
         save_checkpoint(checkpoints, name.removeprefix(".unfinished-"), {"epoch": 9})
-    remove_checkpoints(checkpoints, STEPS)
+    remove_checkpoints(checkpoints)
     assert content_of(tmp_path) == before
 
 
@@ -236,7 +236,7 @@ def test_a_damaged_checkpoint_is_named_with_the_one_that_is_gone_on_from(
     if content is not None:
         (bad / file).write_bytes(whole[content] if isinstance(content, slice) else content)
     monkeypatch.setattr(LOGGER, "propagate", True)
-    path, state = load_newest_checkpoint(tmp_path, STEPS)
+    path, state = load_newest_checkpoint(tmp_path)
     assert path == good
     assert torch.equal(state["weight"], torch.ones(100))
     (message,) = {record.getMessage() for record in caplog.records}
@@ -245,7 +245,7 @@ def test_a_damaged_checkpoint_is_named_with_the_one_that_is_gone_on_from(
     assert message.endswith(f"; resuming from {good}, which was written before it")
     shutil.rmtree(good)
     with pytest.raises(ValueError, match=r"is corrupt: .* There is no other: remove it to begin anew, or name another"):
-        load_newest_checkpoint(tmp_path, STEPS)
+        load_newest_checkpoint(tmp_path)
 
 
 def test_those_before_a_damaged_checkpoint_outlive_it(tmp_path):
@@ -255,16 +255,16 @@ def test_those_before_a_damaged_checkpoint_outlive_it(tmp_path):
     second = save_checkpoint(tmp_path, "epoch_000002_step_000000", {"epoch": 2})
     prune_checkpoints(second, keep=1)
     assert not first.exists()
-    assert load_newest_checkpoint(tmp_path, STEPS)[0] == second
+    assert load_newest_checkpoint(tmp_path)[0] == second
     prune_checkpoints(save_checkpoint(tmp_path, "epoch_000003_step_000000", {"epoch": 3}), keep=1)
     assert list(tmp_path.iterdir()) == [corrupt]
-    assert load_newest_checkpoint(tmp_path, STEPS) == (corrupt, {"epoch": 3})
+    assert load_newest_checkpoint(tmp_path) == (corrupt, {"epoch": 3})
 
 
 def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path, full_disk):
-    kept = save_checkpoint(tmp_path, "epoch_000001", {"weights": torch.ones(10)})
-    with full_disk(), pytest.raises(OSError, match=r"could not be written: .*/epoch_000001 is complete: make room"):
-        save_checkpoint(tmp_path, "epoch_000002", {"weights": torch.ones(10**6)})
-    assert newest_checkpoint(tmp_path, EPOCHS) == kept
+    kept = save_checkpoint(tmp_path, "epoch_000001_step_000000", {"weights": torch.ones(10)})
+    with full_disk(), pytest.raises(OSError, match=r"could not be written: .*1_step_000000 is complete: make room"):
+        save_checkpoint(tmp_path, "epoch_000002_step_000000", {"weights": torch.ones(10**6)})
+    assert newest_checkpoint(tmp_path) == kept
     assert list(tmp_path.iterdir()) == [kept]
     assert torch.equal(load_checkpoint(kept)["weights"], torch.ones(10))

@@ -1,10 +1,9 @@
-import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 
-from progeo.engine.loop import Means, progress_bar, train_epoch
+from progeo.engine.loop import LossNotFinite, Means, StepResult, take_steps
 from progeo.engine.stopping import StopRequest
 
 
@@ -18,33 +17,18 @@ def parts(accelerator, learning_rate=0.1):
     return weight, accelerator.prepare(torch.optim.SGD([weight], lr=learning_rate))
 
 
-def bar(accelerator):
-    return progress_bar(2, accelerator, images_per_step=1)
-
-
-def test_the_sum_of_the_terms_is_minimized_and_their_means_returned(accelerator):
+def test_the_sum_of_the_terms_is_minimized_and_each_step_gives_its_terms(accelerator):
     weight, optimizer = parts(accelerator)
-    numbers, seen = [], []
-
-    def step(batch):
-        seen.append((numbers[-1], batch))
-        return {"first": weight[0] * batch, "second": 3 * weight[1]}
-
-    means = train_epoch(
-        [[1.0], [2.0]],
-        step,
-        optimizer,
-        accelerator,
-        bar=bar(accelerator),
-        description="test",
-        before_step=numbers.append,
+    results = take_steps(
+        [[1.0], [2.0]], lambda batch: {"first": weight[0] * batch, "second": 3 * weight[1]}, optimizer, accelerator
     )
-    assert seen == [(0, 1.0), (1, 2.0)]
     # Gradients are (batch, 3): the first step goes from (1, 2) to (0.9, 1.7), the second to (0.7, 1.4).
+    first = next(results)
+    torch.testing.assert_close(weight.data, torch.tensor([0.9, 1.7]))
+    assert (first.applied, first.numbers) == (True, {"loss": 7.0, "first": 1.0, "second": 6.0})
+    (second,) = results
     torch.testing.assert_close(weight.data, torch.tensor([0.7, 1.4]))
-    assert means["first"] == pytest.approx((1.0 * 1 + 0.9 * 2) / 2)
-    assert means["second"] == pytest.approx((3 * 2 + 3 * 1.7) / 2)
-    assert means["loss"] == pytest.approx(means["first"] + means["second"])
+    assert second.numbers == pytest.approx({"loss": 6.9, "first": 1.8, "second": 5.1})
 
 
 def test_a_batch_in_pieces_takes_the_step_of_the_whole(accelerator):
@@ -52,70 +36,47 @@ def test_a_batch_in_pieces_takes_the_step_of_the_whole(accelerator):
 
     def run(*pieces):
         weight, optimizer = parts(accelerator)
-        step = lambda piece: {"squares": (weight[0] - piece).pow(2).mean(), "sum": weight.sum()}  # noqa: E731
-        means = train_epoch([pieces] * 2, step, optimizer, accelerator, bar=bar(accelerator), description="test")
-        return weight.data, means
+        losses = lambda piece: {"squares": (weight[0] - piece).pow(2).mean(), "sum": weight.sum()}  # noqa: E731
+        return weight, [result.numbers for result in take_steps([pieces] * 2, losses, optimizer, accelerator)]
 
-    whole, means = run(targets)
-    in_pieces, means_of_pieces = run(*targets.split(1))
+    whole, numbers = run(targets)
+    in_pieces, numbers_of_pieces = run(*targets.split(1))
     torch.testing.assert_close(in_pieces, whole)
-    assert means_of_pieces == pytest.approx(means)
+    assert all(piece == pytest.approx(each) for piece, each in zip(numbers_of_pieces, numbers, strict=True))
 
 
 def test_the_gradient_is_clipped_to_its_norm(accelerator):
     weight, optimizer = parts(accelerator, learning_rate=1.0)
-    train_epoch(
-        [[None]],
-        lambda batch: {"loss": (weight * torch.tensor([30.0, 40.0])).sum()},
-        optimizer,
-        accelerator,
-        bar=bar(accelerator),
-        description="test",
-        max_gradient_norm=1.0,
-    )
+    losses = lambda batch: {"loss": (weight * torch.tensor([30.0, 40.0])).sum()}  # noqa: E731
+    list(take_steps([[None]], losses, optimizer, accelerator, max_gradient_norm=1.0))
     torch.testing.assert_close(weight.data, torch.tensor([0.4, 1.2]), atol=1e-5, rtol=0)
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_terms_before_the_step(accelerator):
     weight, optimizer = parts(accelerator)
-    with pytest.raises(ValueError, match=r"test, step 2: the loss is not finite \(good .*, bad nan\)"):
-        train_epoch(
-            [[1.0], [float("nan")]],
-            lambda batch: {"good": weight[0], "bad": weight[1] * batch},
-            optimizer,
-            accelerator,
-            bar=bar(accelerator),
-            description="test",
-        )
+    losses = lambda batch: {"good": weight[0], "bad": weight[1] * batch}  # noqa: E731
+    results = take_steps([[1.0], [float("nan")]], losses, optimizer, accelerator)
+    next(results)
+    with pytest.raises(LossNotFinite, match=r"^the loss is not finite \(good .*, bad nan\)"):
+        next(results)
     assert torch.isfinite(weight).all()
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_step_too(accelerator):
     weight, optimizer = parts(accelerator)
-    with pytest.raises(ValueError, match=r"test, step 1: the gradient is not finite \(root 0\)"):
-        train_epoch(
-            [[None]],
-            lambda batch: {"root": (0 * weight).sqrt().sum()},
-            optimizer,
-            accelerator,
-            bar=bar(accelerator),
-            description="test",
-        )
+    losses = lambda batch: {"root": (0 * weight).sqrt().sum()}  # noqa: E731
+    with pytest.raises(LossNotFinite, match=r"the gradient is not finite \(root 0\)"):
+        next(take_steps([[None]], losses, optimizer, accelerator))
     assert weight.tolist() == [1.0, 2.0]
 
 
-def test_a_loss_that_is_not_finite_can_be_left_out_and_counted(accelerator):
+def test_a_step_that_is_not_finite_can_be_skipped(accelerator):
     weight, optimizer = parts(accelerator)
-    means = train_epoch(
-        [[1.0], [float("nan")], [2.0]],
-        lambda batch: {"term": weight[0] * batch},
-        optimizer,
-        accelerator,
-        bar=bar(accelerator),
-        description="test",
-        skip_not_finite=True,
-    )
-    assert means == pytest.approx({"loss": (1.0 + 1.8) / 2, "term": (1.0 + 1.8) / 2, "skipped": 1})
+    losses = lambda batch: {"term": weight[0] * batch}  # noqa: E731
+    results = take_steps([[1.0], [float("nan")], [2.0]], losses, optimizer, accelerator, skip_not_finite=True)
+    means = Means()
+    assert [(result.applied, means.add(result)) for result in results] == [(True, None), (False, None), (True, None)]
+    assert means.values() == pytest.approx({"loss": (1.0 + 1.8) / 2, "term": (1.0 + 1.8) / 2, "skipped": 1})
     assert weight[0].item() == pytest.approx(0.7)
 
 
@@ -132,89 +93,38 @@ def half_precision(accelerator, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "skipped"),
-    [(lambda loss: loss * torch.nan, 1), (lambda loss: loss + (0 * loss).sqrt(), 0)],
-    ids=["the loss", "its gradient"],
+    "spoil", [lambda loss: loss * torch.nan, lambda loss: loss + (0 * loss).sqrt()], ids=["the loss", "its gradient"]
 )
-def test_after_a_skipped_step_of_scaled_gradients_the_next_one_is_taken(half_precision, spoil, skipped):
+def test_after_a_skipped_step_of_scaled_gradients_the_next_one_is_taken(half_precision, spoil):
     accelerator, weight, optimizer = half_precision
-    applied = []
-    means = train_epoch(
-        [[False], [True], [False]],
-        lambda is_bad: {"term": spoil(weight[0]) if is_bad else weight[0]},
-        optimizer,
-        accelerator,
-        bar=bar(accelerator),
-        description="test",
-        skip_not_finite=True,
-        after_step=lambda _, was_applied: applied.append(was_applied),
-    )
-    assert applied == [True, False, True]
+    losses = lambda is_bad: {"term": spoil(weight[0]) if is_bad else weight[0]}  # noqa: E731
+    results = take_steps([[False], [True], [False]], losses, optimizer, accelerator, skip_not_finite=True)
+    assert [result.applied for result in results] == [True, False, True]
     assert weight.item() == pytest.approx(0.8)
     assert accelerator.scaler.get_scale() == 4.0
-    assert means.get("skipped", 0) == skipped
 
 
-def test_the_rest_of_an_epoch_has_the_numbers_and_means_of_the_whole(accelerator):
-    def run(batches, means):
-        _, optimizer = parts(accelerator)
-        numbers = []
-
-        def step(batch):
-            return {"term": torch.tensor(float(numbers[-1]), requires_grad=True) * batch}
-
-        return train_epoch(
-            batches,
-            step,
-            optimizer,
-            accelerator,
-            bar=bar(accelerator),
-            description="",
-            means=means,
-            before_step=numbers.append,
-        )
-
-    first = Means()
-    run([[1.0], [2.0]], first)
-    assert run([[3.0], [4.0]], Means(**vars(first))) == run([[1.0], [2.0], [3.0], [4.0]], Means())
+def test_means_that_were_stored_go_on_as_if_they_had_not_been():
+    results = [StepResult({"term": value}, applied=value != 3.0) for value in (1.0, 3.0, 2.0, 7.0)]
+    whole, first = Means(), Means()
+    for result in results:
+        whole.add(result)
+    for result in results[:2]:
+        first.add(result)
+    rest = Means(**vars(first))
+    for result in results[2:]:
+        rest.add(result)
+    assert rest.values() == whole.values() == {"term": 10 / 3, "skipped": 1}
+    assert rest.steps == 4
 
 
-def test_after_a_request_to_stop_the_step_is_finished_first(accelerator):
+def test_a_request_to_stop_is_known_after_the_step_that_it_arrived_in(accelerator):
     weight, optimizer = parts(accelerator)
-    stop, done = StopRequest(), []
+    stop = StopRequest()
 
-    def step(batch):
-        stop.received = bool(done)
+    def losses(batch):
+        stop.received = batch == 2.0
         return {"term": weight[0] * batch}
 
-    def after_step(numbers, applied):
-        assert applied
-        done.append((numbers["term"], weight[0].item()))
-        if stop.received:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train_epoch(
-            [[1.0], [1.0], [1.0]],
-            step,
-            optimizer,
-            accelerator,
-            bar=bar(accelerator),
-            description="test",
-            stop=stop,
-            after_step=after_step,
-        )
-    assert np.array(done) == pytest.approx(np.array([[1.0, 0.9], [0.9, 0.8]]))
-
-
-def test_an_epoch_without_a_batch_is_refused(accelerator):
-    _, optimizer = parts(accelerator)
-    with pytest.raises(ValueError, match="no batch to train on"):
-        train_epoch(
-            [],
-            lambda batch: {},
-            optimizer,
-            accelerator,
-            bar=bar(accelerator),
-            description="test",
-        )
+    results = take_steps([[1.0], [2.0], [1.0]], losses, optimizer, accelerator, stop=stop)
+    assert [(stop.received, round(weight[0].item(), 4)) for _ in results][:2] == [(False, 0.9), (True, 0.7)]

@@ -68,11 +68,14 @@ def test_a_run_from_before_a_setting_had_its_default_and_one_under_a_former_name
         ([], False),
         (["epoch_000001_step_000010/"], True),
         (["epoch_1000000_step_1000000/"], True),
-        (["group_0/epoch_000001/"], True),
+        (["group_0/epoch_000001_step_000000/"], True),
         (["group_11.safetensors"], True),
         ([".DS_Store", "good/", "before_lr_change/", "epoch_000001_step_000010 copy/", "._group_0.safetensors"], False),
         (["epoch_000001_step_000010", "epoch_000001/", "group_0/", "group_0/mine/", "group_00.safetensors"], False),
-        (["group_0/.unfinished-epoch_000001/", "group_1.safetensors.bak", "group_1 (1).safetensors"], False),
+        (
+            ["group_0/.unfinished-epoch_000001_step_000000/", "group_1.safetensors.bak", "group_1 (1).safetensors"],
+            False,
+        ),
     ],
 )
 def test_only_what_the_program_wrote_is_a_state_to_go_on_from(tmp_path, names, begun):

@@ -14,10 +14,14 @@ from progeo.engine.schedules import learning_rate_factor, scale_learning_rates
         ("cosine", 0, [(1 + math.cos(math.pi * step / 5)) / 2 for step in range(5)]),
         ("cosine", 1, [1, *((1 + math.cos(math.pi * step / 4)) / 2 for step in range(4))]),
         ("cosine", 9, [1 / 9, 2 / 9, 3 / 9, 4 / 9, 5 / 9]),  # warm-up longer than the training
+        ("cosine_epochs", 0, [1, 1, *[(1 + math.cos(math.pi * 2 / 5)) / 2] * 2, (1 + math.cos(math.pi * 4 / 5)) / 2]),
+        ("step", 1, [1, 0.25, 0.25, 0.25, 0.25]),
+        ("plateau", 0, [0.25] * 5),
     ],
 )
 def test_factors_of_a_training_of_five_steps(schedule, warmup_steps, expected):
-    factors = [learning_rate_factor(step, 5, schedule=schedule, warmup_steps=warmup_steps) for step in range(5)]
+    how = {"schedule": schedule, "warmup_steps": warmup_steps, "steps_per_epoch": 2, "decayed": 0.25}
+    factors = [learning_rate_factor(step, 5, **how) for step in range(5)]
     assert factors == pytest.approx(expected)
 
 

@@ -14,8 +14,9 @@ from progeo.data.options import Augmentation, DataOptions
 from progeo.engine.randomness import seeded_generator
 from progeo.places.catalogue import read_catalogue
 from progeo.places.cells import build_partition
-from progeo.training.batches import ImageBatches, check_batches
+from progeo.training.batches import ClassBatches
 from progeo.training.options import TrainingOptions
+from progeo.training.places import TrainingPlaces
 
 SHAPES = [(70, 90), (64, 64), (120, 50), (40, 200)]
 SIZE = (32, 48)
@@ -34,15 +35,15 @@ def catalogue(tmp_path_factory):
     return read_catalogue(folder)
 
 
-def group_of(catalogue):
+def partition_of(catalogue):
     cells = {"cell_side_m": 10, "heading_bin_deg": 360, "groups_per_side": 1, "groups_per_heading": 1}
-    return build_partition(catalogue, **cells, min_images_per_class=1, num_groups=1).groups[0]
+    return build_partition(catalogue, **cells, min_images_per_class=1, num_groups=1)
 
 
 def batches_of(catalogue, tmp_path, *, epoch=1, first_step=0, process=0, num_processes=1, cache_images=False, **data):
     """Pixels, labels and shares of brightness of the batches of an epoch."""
-    batches = ImageBatches(
-        catalogue,
+    batches = ClassBatches(
+        TrainingPlaces(catalogue, partition_of(catalogue)),
         data=DataOptions(train_folder=tmp_path, **data),
         augmentation=Augmentation(),
         training=TrainingOptions(batch_size=6, iterations_per_epoch=5, cache_images=cache_images),
@@ -50,8 +51,8 @@ def batches_of(catalogue, tmp_path, *, epoch=1, first_step=0, process=0, num_pro
         seed=0,
         accelerator=SimpleNamespace(process_index=process, num_processes=num_processes),
     )
-    found = batches.of_epoch(epoch, group_of(catalogue), first_step=first_step)
-    return [(batch.images, batch.labels, batch.changes.shares) for (batch,) in found]
+    found = batches.of_epoch(epoch, first_step=first_step)
+    return [(batch.images, batch.targets["labels"], batch.changes.shares) for (batch,) in found]
 
 
 def assert_same(one, two):
@@ -61,7 +62,7 @@ def assert_same(one, two):
 
 
 def test_crops_are_cut_from_the_photos_own_pixels_and_resized_once(catalogue, tmp_path):
-    augmentation, group = Augmentation(), group_of(catalogue)
+    augmentation, group = Augmentation(), partition_of(catalogue).groups[0]
     for step, (images, labels, shares) in enumerate(batches_of(catalogue, tmp_path, num_workers=0)):
         changes = draw_changes(augmentation, 6, seeded_generator(0, 1, step))
         assert torch.equal(shares, changes.shares)  # each step is jittered anew, too
@@ -125,4 +126,4 @@ def test_two_processes_read_the_halves_of_each_batch_of_one(catalogue, tmp_path)
 )
 def test_a_batch_that_cannot_be_cut_is_refused(training, num_processes, words):
     with pytest.raises(ValueError, match=words):
-        check_batches(TrainingOptions(**training), num_processes)
+        ClassBatches.check(TrainingOptions(**training), num_processes)

@@ -42,7 +42,7 @@ def test_a_run_keeps_the_last_encoder_or_those_of_chosen_epochs_where_asked(keep
     assert {folder for folder in kept if not folder.startswith("checkpoints")} == {"", "last", "epochs/epoch_000002"}
     for folder, epoch in (("last", 3), ("epochs/epoch_000002", 2)):
         kept = load_file(keeping_last / "stage2" / folder / "model.safetensors")
-        trained = load_checkpoint(keeping_last / f"stage2/checkpoints/epoch_{epoch:06}_step_000000")["encoder"]
+        trained = load_checkpoint(keeping_last / f"stage2/checkpoints/epoch_{epoch:06}_step_000000")["task"]["encoder"]
         assert all(torch.equal(kept[name], tensor) for name, tensor in trained.items())
         description = json.loads((keeping_last / "stage2" / folder / "model.json").read_text())
         assert description["provenance"]["epoch"] == epoch

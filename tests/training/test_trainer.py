@@ -1,239 +1,192 @@
-"""What stage 2 can be told to train, and how: an epoch of two steps each."""
+"""The trainer, on a task of a few numbers: what it does after a step and an epoch, and that it can stop anywhere."""
 
 import json
-import math
-import shutil
 
 import pytest
 import torch
-from running import parsed
+from running import files_in
+from torch import nn
 
-from progeo.commands.train_encoder import build_training
-from progeo.data.augmentation import draw_changes
-from progeo.datasets.query_sets import load_query_set
 from progeo.engine.accelerator import start_accelerator
-from progeo.engine.randomness import seeded_generator
+from progeo.engine.checkpoint import finished_checkpoints, load_checkpoint
+from progeo.engine.loop import LossNotFinite
 from progeo.engine.run_folder import RunFolder
-from progeo.engine.stopping import StopRequest
-from progeo.models.backbones.open_clip import load_clip
-from progeo.models.backbones.torchvision import CONVNETS
-from progeo.training.overview import estimated_memory, overview
-from progeo.training.places import read_training_places
+from progeo.training.options import TrainerOptions
+from progeo.training.task import Measures, Task
+from progeo.training.trainer import Trainer
 
-VIT = ("--model.architecture", "tiny-vit", "--encoder.descriptor_dim", "null")  # no batch norm
-QUICK = ("resnet18", "efficientnet_b0")
+STEPS = 3
 
 
-def settings_of(config, *arguments):
-    return parsed("train encoder", "--config", config, *arguments)["settings"]
+class Toy(Task):
+    """A weight that is pulled to numbers by squares, a batch norm, and validations as told."""
+
+    def __init__(self, accelerator, measured=(), spoiled=()):
+        self.model = nn.ModuleDict({"weight": nn.Linear(1, 1, bias=False), "norm": nn.BatchNorm1d(1)})
+        nn.init.ones_(self.model["weight"].weight)
+        self.optimizer = accelerator.prepare_optimizer(
+            torch.optim.AdamW([{"params": list(self.model.parameters()), "lr": 0.1, "base_lr": 0.1}])
+        )
+        self.steps_per_epoch, self.images_per_step = STEPS, 4
+        self.measured, self.spoiled = list(measured), spoiled
+        self.rates, self.begun, self.kept, self.drawn = [], 0, [], 0
+
+    def name(self, epoch):
+        return f"toy, epoch {epoch + 1}"
+
+    def batches(self, epoch, *, first_step):
+        for step in range(first_step, STEPS):
+            self.drawn += 1
+            yield [torch.randn(4, 1, generator=torch.Generator().manual_seed(100 * epoch + step))]
+
+    def losses(self, piece):
+        self.rates.append(self.optimizer.param_groups[0]["lr"])
+        noise = torch.rand(1)  # as of stochastic depth
+        loss = (self.model["norm"](self.model["weight"](piece)) - 1 - noise).pow(2).mean()
+        return {"squares": loss * torch.nan if self.drawn in self.spoiled else loss}
+
+    def begin(self):
+        self.begun += 1
+
+    def validate(self, model):
+        if not self.measured:
+            return None
+        return Measures({"other": 0.0, "score": self.measured.pop(0)}, primary="score")
+
+    def keep(self, folder, model, *, epoch, values):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "model.json").write_text(json.dumps({"epoch": epoch, **values}))
+        self.kept.append((folder.name, epoch, model))
+
+    def state_dict(self):
+        return {"model": self.model.state_dict(), "drawn": self.drawn}
+
+    def load_state_dict(self, state):
+        self.model.load_state_dict(state["model"])
+        self.drawn = state["drawn"]
 
 
 @pytest.fixture
-def build(config, run):
-    """A training with changed settings, before its first step."""
-
-    def built(*arguments):
-        settings = settings_of(config, "--text.prompts", run / "stage1", *arguments)
-        places = read_training_places(settings.data.train_folder, settings.cells)
-        return build_training(settings, places, start_accelerator(settings.mixed_precision))
+def build(tmp_path):
+    def built(name="run", measured=(), spoiled=(), **options):
+        accelerator = start_accelerator("no")
+        run = RunFolder(tmp_path / name)
+        run.path.mkdir(exist_ok=True)
+        options = TrainerOptions(**{"epochs": 4, "checkpoint_every": 1, **options})
+        task = Toy(accelerator, measured, spoiled)
+        return Trainer(task, options, run, checkpoints=run.checkpoints, seed=5, accelerator=accelerator)
 
     return built
 
 
-@pytest.fixture
-def train(build, tmp_path):
-    """A training after an epoch, and the means of its loss terms."""
-
-    def trained(*arguments):
-        training = build(*arguments)
-        return training, training.run_epoch(RunFolder(tmp_path), StopRequest())
-
-    return trained
+def trained(trainer):
+    trainer.resume()
+    return list(trainer.epochs())
 
 
-def weights(module):
-    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+def last_state(trainer):
+    return load_checkpoint(finished_checkpoints(trainer.checkpoints)[-1])
 
 
-def test_descriptors_stay_comparable_with_texts_only_where_they_are_trained_toward_those(build, run, tmp_path):
-    for name, seed in (("a", 3), ("b", 4)):
-        torch.save(load_clip("tiny-vit", "random", seed=seed).state_dict(), tmp_path / f"{name}.pt")
-    shutil.copytree(run / "stage1", tmp_path / "stage1")
-    description = json.loads((run / "stage1/prompts.json").read_text())
-    assert (description["architecture"], description["weights"]) == ("tiny-resnet", "random")
-
-    def text_weights(architecture, weights, *arguments):
-        changed = {**description, "architecture": architecture, "weights": str(weights)}
-        (tmp_path / "stage1/prompts.json").write_text(json.dumps(changed))
-        own = ["--model.weights", tmp_path / "a.pt", "--text.prompts", tmp_path / "stage1"]
-        return build(*VIT, *own, *arguments).encoder.spec.text_weights
-
-    assert text_weights("tiny-vit", tmp_path / "a.pt") == str(tmp_path / "a.pt")
-    assert text_weights("tiny-vit", tmp_path / "stage1/../a.pt") == str(tmp_path / "a.pt")
-    assert text_weights("tiny-vit", tmp_path / "b.pt") is None
-    assert text_weights("tiny-vit-quickgelu", tmp_path / "a.pt") is None
-    assert text_weights("tiny-vit", tmp_path / "a.pt", "--text.weight", "0") is None
+def flat(state, prefix=""):
+    for name, value in state.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value.tolist() if isinstance(value, torch.Tensor) else value
 
 
-@pytest.mark.parametrize(
-    "architecture", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CONVNETS]
-)
-def test_every_backbone_trains_with_places_and_texts(build, train, architecture):
-    words = ("--model.architecture", architecture, "--encoder.image_size", "32")
-    training, terms = train(*words)
-    assert set(terms) == {"loss", "cosface", "image_text"}
-    assert all(math.isfinite(value) and value > 0 for value in terms.values())
-    untrained = dict(build(*words).encoder.named_parameters())
-    assert all(not torch.equal(untrained[name], weight) for name, weight in training.encoder.named_parameters())
+class Killed(BaseException):
+    pass
 
 
-@pytest.mark.parametrize("kind", ["cosface", "arcface", "linear"])
-def test_every_head_trains_with_its_weight(train, kind):
-    _, whole = train("--head.kind", kind, "--training.iterations_per_epoch", "1")
-    training, half = train("--head.kind", kind, "--head.weight", "0.5", "--training.iterations_per_epoch", "1")
-    assert half[kind] == pytest.approx(whole[kind] / 2)
-    assert half["image_text"] == whole["image_text"]
-    assert training.losses.heads[0].weight.grad.abs().sum() > 0
+@pytest.mark.parametrize("step", range(1, 4 * STEPS))
+def test_a_training_that_ends_in_any_step_goes_on_to_the_same_bits(build, step):
+    how = {"schedule": "plateau", "decay_epochs": 1, "ema_decay": 0.5, "keep_every": 2}
+    scores = [1.0, 3.0, 2.0, 2.0]
+    whole = build("whole", scores, **how)
+    terms = trained(whole)
+    killed = build("killed", scores, **how)
+    losses = killed.task.losses
 
+    def losses_until(piece):
+        if killed.task.drawn > step:
+            raise Killed
+        return losses(piece)
 
-def test_the_constant_schedule_stays_and_warms_up_when_asked(train):
-    training, _ = train("--training.warmup_steps", "4")
-    assert [group["lr"] for group in training.optimizer.param_groups[:3]] == pytest.approx([5e-4, 5e-4, 5e-3])
-    training, _ = train("--training.schedule", "constant")
-    assert [group["lr"] for group in training.optimizer.param_groups[:3]] == pytest.approx([1e-3, 1e-3, 1e-2])
+    killed.task.losses = losses_until
+    with pytest.raises(Killed):
+        trained(killed)
+    rest = build("killed", scores[step // STEPS :], **how)
+    assert trained(rest) == terms[step // STEPS :]
+    assert dict(flat(last_state(rest))) == dict(flat(last_state(whole)))
+    assert rest.task.begun == 0 and whole.task.begun == 1
+    assert (rest.best, rest.best_epoch) == (3.0, 2)
+    assert files_in(rest.run.path) == files_in(whole.run.path)
 
 
 @pytest.mark.parametrize(
-    "change", [("--training.micro_batches", "2"), ("--training.gradient_checkpointing", "true")], ids=lambda c: c[0]
-)
-def test_what_saves_memory_takes_the_same_steps(train, change):
-    one_step = (*VIT, "--training.iterations_per_epoch", "1")
-    plain, terms = train(*one_step)
-    saving, same_terms = train(*one_step, *change)
-    assert same_terms == pytest.approx(terms, rel=1e-5)
-    for name, weight in saving.encoder.named_parameters():
-        torch.testing.assert_close(weight.grad, plain.encoder.get_parameter(name).grad, rtol=1e-3, atol=1e-6)
-
-
-def test_the_average_of_the_weights_follows_every_step(build, tmp_path):
-    training, seen = build("--training.ema_decay", "0.75"), []
-    training.optimizer.optimizer.register_step_post_hook(lambda *_: seen.append(weights(training.encoder)))
-    training.run_epoch(RunFolder(tmp_path), StopRequest())
-    assert training.result is training.averaged.module
-    torch.testing.assert_close(weights(training.result), 0.75 * seen[0] + 0.25 * seen[1])
-
-
-@pytest.mark.parametrize("kind", ["softmax_weighted", "batch_hard"])
-def test_triplets_train_alone_on_several_images_of_a_place(build, train, kind):
-    alone = ["--head.weight", "0", "--text.weight", "0", "--triplet.weight", "2", "--triplet.kind", kind]
-    training, terms = train(*alone, "--training.images_per_class", "2")
-    assert set(terms) == {"loss", "triplet"}
-    assert not torch.equal(
-        weights(training.encoder), weights(build(*alone, "--training.images_per_class", "2").encoder)
-    )
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("how", "expected"),
     [
-        (["--triplet.weight", "1"], "set `images_per_class` to 2 or more"),
-        (["--triplet.weight", "1", "--training.images_per_class", "4"], "below `training.batch_size` 4"),
-        (
-            ["--triplet.weight", "1", "--training.images_per_class", "2", "--training.micro_batches", "2"],
-            "`micro_batches` must be 1, got 2",
-        ),
-        (
-            ["--triplet.weight", "1", "--training.images_per_class", "2", "--triplet.margin", "0.3"],
-            "`triplet.margin` is for `triplet.kind` batch_hard only",
-        ),
-        (["--head.weight", "0", "--text.weight", "0"], "there is no loss to train with"),
-        (["--training.gradient_checkpointing", "true"], "works for a ViT only"),
+        ({"schedule": "step", "decay_epochs": 2, "decay_factor": 0.1}, [0.1, 0.1, 0.01, 0.01]),
+        # The second and third epoch are no better than the first, the fourth is.
+        ({"schedule": "plateau", "decay_epochs": 1, "decay_factor": 0.5}, [0.1, 0.1, 0.05, 0.025]),
+        ({"schedule": "plateau", "decay_epochs": 2, "decay_factor": 0.5}, [0.1, 0.1, 0.1, 0.05]),
+        ({"schedule": "cosine_epochs"}, [0.1, 0.085355, 0.05, 0.014645]),
     ],
 )
-def test_choices_that_do_not_fit_are_refused(build, arguments, words):
-    with pytest.raises(ValueError, match=words):
-        build(*arguments)
+def test_learning_rates_follow_epochs_and_validations(build, how, expected):
+    trainer = build(measured=[5.0, 5.0, 4.0, 6.0], **how)
+    trained(trainer)
+    assert trainer.task.rates[::STEPS] == trainer.task.rates[2::STEPS] == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_temperature_is_learned_where_asked(train):
-    cosines = ["--text.normalized", "true", "--text.temperature", "0.07"]
-    fixed, terms = train(*cosines)
-    learned, same_first = train(*cosines, "--text.learn_temperature", "true")
-    assert fixed.losses.text_space.log_temperature.exp().item() == pytest.approx(0.07)
-    assert learned.losses.text_space.log_temperature.exp().item() != pytest.approx(0.07, rel=1e-3)
-    assert same_first["image_text"] == pytest.approx(terms["image_text"], rel=0.05)
+def test_training_stops_after_epochs_without_a_better_primary_measure(build):
+    trainer = build(measured=[-7.0, -5.0, -6.0, -5.0], patience=2, epochs=9)
+    assert len(trained(trainer)) == 4
+    assert [(name, epoch) for name, epoch, _ in trainer.task.kept] == [("best", 1), ("best", 2)]
+    assert trainer.outcome() == [f"best val score -5.0 in epoch 2, encoder in {trainer.run.path}/best"]
+    assert json.loads((trainer.run.path / "best/model.json").read_text())["val score"] == -5.0
 
 
-def test_the_overview_counts_images_groups_and_parameters(build, config, city):
-    training, settings = build("--encoder.frozen", "[layer1]"), settings_of(config)
-    val_set = load_query_set(city / "val", "database", "queries", radius_m=25.0)
-    places = read_training_places(settings.data.train_folder, settings.cells)
-    lines = overview(training, places, val_set, model=settings.model)
-    assert lines[0].startswith("images      84 of 84 are in groups, cropped to 64 x 64 pixels")
-    assert lines[0].endswith("validation: 6 queries, 12 database images")
-    frozen = sum(p.numel() for p in training.encoder.backbone.layer1.parameters())
-    trained = sum(p.numel() for p in training.encoder.parameters()) - frozen
-    assert f"tiny-resnet: {trained:,} parameters trained, {frozen:,} frozen" in lines[2]
-    assert lines[3].endswith("for 4 images at a time")
-    assert lines[4] == (
-        "pixels      mean (0.4815, 0.4578, 0.4082), std (0.2686, 0.2613, 0.2758), "
-        "CLIP's since random weights have none of their own"
-    )
+def test_the_averaged_network_is_validated_and_kept(build):
+    trainer = build(measured=[1.0], ema_decay=0.75, epochs=1)
+    weight, seen = trainer.task.model["weight"].weight, []
+    trainer.task.optimizer.optimizer.register_step_post_hook(lambda *_: seen.append(weight.item()))
+    trained(trainer)
+    (_, _, kept), average = trainer.task.kept[0], seen[0]
+    for value in seen[1:]:
+        average = 0.75 * average + 0.25 * value
+    assert kept["weight"].weight.item() == pytest.approx(average)
 
 
-def test_the_memory_of_states_and_images_is_that_of_a_count_by_hand(build):
-    training = build("--text.weight", "0", "--encoder.frozen", "[layer1]", "--training.cache_images", "true")
-    memory = estimated_memory(training)
-    parameters = sum(p.numel() for p in training.encoder.parameters())
-    trained = sum(p.numel() for p in training.encoder.parameters() if p.requires_grad)
-    classes = max(group.num_classes for group in training.groups)
-    # Weights; gradients and two means of Adam for what is trained; a temperature that is not used.
-    assert memory.states == 4 * (parameters + 3 * trained + 4 * classes * 32 + 4)
-    assert memory.cached == 84 * 3 * 64 * 64
-    averaged = build("--text.weight", "0", "--encoder.frozen", "[layer1]", "--training.ema_decay", "0.9")
-    assert estimated_memory(averaged).states == memory.states + 4 * parameters
-    halves = estimated_memory(build("--text.weight", "0", "--training.micro_batches", "2"))
-    assert (memory.images_at_once, halves.images_at_once) == (4, 2)
-    assert halves.images < memory.images * 0.6 + 4 * parameters
+def test_a_skipped_step_changes_neither_batch_norm_nor_average_and_is_counted(build):
+    trainer = build(spoiled=(2,), skip_not_finite=True, ema_decay=0.5, epochs=1)
+    (terms,) = trained(trainer)
+    assert terms["skipped"] == 1
+    assert trainer.averaged.n_averaged == trainer.task.model["norm"].num_batches_tracked == STEPS - 1
 
 
-def test_the_layers_draw_otherwise_in_every_piece_and_other_than_the_augmentation(build, tmp_path, monkeypatch):
-    training = build(*VIT, "--training.micro_batches", "2", "--training.iterations_per_epoch", "1")
-    drawn = []
-    training.encoder.register_forward_pre_hook(lambda *_: drawn.append(torch.empty(2).uniform_(0.3, 1.7)))
-    training.run_epoch(RunFolder(tmp_path), StopRequest())
-    assert len(drawn) == 2
-    assert not torch.equal(*drawn)
-    shares = draw_changes(training.batches.augmentation, 2, seeded_generator(0, 0, 0)).shares[:, 0]
-    assert not torch.allclose(drawn[0], shares)
+def test_a_loss_that_is_not_finite_names_the_step_and_the_newest_checkpoint(build):
+    trainer = build(spoiled=(3,))
+    newest = trainer.checkpoints / "epoch_000000_step_000002"
+    with pytest.raises(LossNotFinite, match=rf"^toy, epoch 1, step 3: the loss is .*checkpoint is {newest}\.$"):
+        trained(trainer)
+    with pytest.raises(LossNotFinite, match=r"step 1: .*There is no checkpoint yet\.$"):
+        trained(build("other", spoiled=(1,)))
 
 
-@pytest.mark.parametrize("spoiled", ["loss", "gradient"])
-def test_a_skipped_step_leaves_batch_norm_and_the_average_as_they_were(build, tmp_path, spoiled):
-    training = build("--training.skip_not_finite", "true", "--training.ema_decay", "0.5")
-    norm = next(part for part in training.encoder.modules() if isinstance(part, torch.nn.BatchNorm2d))
-    calls, seen = [], []
-
-    def spoil(module, inputs, descriptors):
-        calls.append(None)
-        seen.append(int(norm.num_batches_tracked))
-        if len(calls) > 1:
-            return None
-        if spoiled == "loss":
-            return descriptors * torch.nan
-        descriptors.register_hook(lambda gradient: gradient * torch.nan)
-
-    training.encoder.register_forward_hook(spoil)
-    assert training.run_epoch(RunFolder(tmp_path), StopRequest())["skipped"] == 1
-    assert seen == [1, 1]  # the second step begins where the first did
-    assert training.averaged.n_averaged == 1
-    for encoder in (training.encoder, training.result):
-        assert all(torch.isfinite(tensor).all() for tensor in encoder.state_dict().values())
+def test_a_checkpoint_of_another_version_is_refused(build):
+    trainer = build(epochs=1)
+    trained(trainer)
+    again = build(epochs=2)
+    again.task.load_state_dict = lambda state: state["pooling"]
+    with pytest.raises(ValueError, match=r"step_000000 has no 'pooling': it is of another version"):
+        again.resume()
 
 
-@pytest.mark.slow
-def test_a_compiled_encoder_trains_as_a_plain_one(train):
-    plain, terms = train(*VIT)
-    compiled, same_terms = train(*VIT, "--training.compile", "true")
-    assert same_terms == pytest.approx(terms, rel=1e-4)
-    assert compiled.encoder.state_dict().keys() == plain.encoder.state_dict().keys()
+def test_an_epoch_without_a_batch_is_refused(build):
+    trainer = build()
+    trainer.task.batches = lambda epoch, *, first_step: []
+    with pytest.raises(ValueError, match="toy, epoch 1: there is no batch to train on"):
+        trained(trainer)

@@ -1,5 +1,7 @@
 """What an encoder in training finds among validation images, beside a plain loop over them."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from PIL import ExifTags, Image
 from torch import nn
 
 from progeo.data.decode import read_image
+from progeo.data.options import DataOptions
 from progeo.datasets.query_sets import QuerySet
 from progeo.engine.accelerator import start_accelerator
 from progeo.models.encoder import build_encoder
@@ -39,9 +42,8 @@ def encoder():
 def found(query_set):
     def rows(encoder, preprocessing, batch_size):
         accelerator = start_accelerator("no")
-        return retrieve(
-            encoder, query_set, accelerator, count=7, preprocessing=preprocessing, batch_size=batch_size, num_workers=0
-        )
+        data = DataOptions(train_folder=Path(), eval_batch_size=batch_size, num_workers=0)
+        return retrieve(encoder, query_set, accelerator, count=7, preprocessing=preprocessing, data=data)
 
     return rows
 
@@ -100,7 +102,8 @@ def test_photos_are_turned_only_where_asked(encoder, tmp_path, orientation, near
     Image.fromarray(np.rot90(pixels, -1)).save(tmp_path / "database/@1@0@.png")
     Image.fromarray(pixels).save(tmp_path / "queries/@0@0@.png", exif=exif)
     query_set = QuerySet(*(read_catalogue(tmp_path / side) for side in ("database", "queries")), None)
-    how = {"preprocessing": "hard_resize", "batch_size": 2, "num_workers": 0, "orientation": orientation}
+    data = DataOptions(train_folder=Path(), eval_batch_size=2, num_workers=0, orientation=orientation)
+    how = {"preprocessing": "hard_resize", "data": data}
     assert retrieve(encoder, query_set, start_accelerator("no"), count=1, **how).tolist() == [[nearest]]
 
 
@@ -134,4 +137,5 @@ def test_an_image_that_cannot_be_validated_on_is_named(encoder, query_set, tmp_p
     with pytest.raises(
         ValueError, match=r"database/@0@0@.png cannot be preprocessed: 20 x 64 pixels are fewer than 32"
     ):
-        retrieve(encoder, small, start_accelerator("no"), count=1, preprocessing="native", batch_size=2, num_workers=0)
+        data = DataOptions(train_folder=Path(), eval_batch_size=2, num_workers=0)
+        retrieve(encoder, small, start_accelerator("no"), count=1, preprocessing="native", data=data)

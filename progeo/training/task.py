@@ -1,0 +1,75 @@
+"""What a trainer trains: networks with their losses, batches and optimizer."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Results of a validation."""
+
+    values: Mapping[str, float]
+    """Value of each measure by name, such as R@1."""
+    primary: str
+    """The measure that decides which epoch is the best; larger is better."""
+
+    @property
+    def best(self) -> float:
+        """The value of the primary measure."""
+        return self.values[self.primary]
+
+
+class Task(ABC):
+    """A network in training, with everything that a step needs."""
+
+    model: nn.Module
+    """The network; its moving average is taken where the options say so."""
+    optimizer: AcceleratedOptimizer
+    """Prepared by Accelerate; each of its parameter groups has a `base_lr`."""
+    steps_per_epoch: int
+    images_per_step: int
+    metrics: Mapping[str, Any] = MappingProxyType({})
+    """Values that tell the lines of this task in the file of metrics from those of other tasks of the same run."""
+
+    @abstractmethod
+    def batches(self, epoch: int, *, first_step: int) -> Iterable[Sequence[Any]]:
+        """Return the batches of an epoch from a step on, each as micro-batches of equal size."""
+
+    @abstractmethod
+    def losses(self, piece: Any) -> Mapping[str, Tensor]:
+        """Compute the weighted loss terms of a micro-batch."""
+
+    @abstractmethod
+    def name(self, epoch: int) -> str:
+        """Return the name of an epoch for the progress bar and errors."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of networks, losses, batches and validation that is required to resume."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the state that `state_dict` returned."""
+
+    def begin(self) -> None:
+        """Prepare the networks before the first step of a new training; not called when one is resumed."""
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Prepare an epoch, or the rest of one."""
+
+    def end_epoch(self, epoch: int) -> None:
+        """Release what `begin_epoch` prepared."""
+
+    def validate(self, model: nn.Module) -> Measures | None:
+        """Validate `model`, the network or its average; None if the task has no validation."""
+        return None
+
+    def keep(self, folder: Path, model: nn.Module, *, epoch: int, values: Mapping[str, float]) -> None:
+        """Save `model` as a result of the training, with the values of its validation."""

@@ -1,0 +1,210 @@
+"""The enabled loss terms of a training, with the modules that are trained besides the encoder."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from progeo.engine.accelerator import distributed, full_precision, gathered_with_gradient
+from progeo.losses import image_text_cross_entropy
+from progeo.models.heads import build_head
+from progeo.models.options import HeadOptions
+from progeo.models.text_space import TextSpace
+from progeo.training.loss_terms import LossTerm, enabled_terms
+from progeo.training.options import TextOptions
+
+Inputs = Mapping[str, Tensor]
+"""What a term computes from, by the names of its needs: `descriptors` float32 (b, D), `labels` int64 (b,) ..."""
+
+
+@dataclass(frozen=True)
+class TermSource:
+    """What terms are built from."""
+
+    descriptor_dim: int
+    classes_per_group: Sequence[int]
+    text_features: Sequence[Tensor] | None = None
+    """Text features of each group (C, E), if a term needs them."""
+
+
+class Term(nn.Module):
+    """A loss term that owns modules: `forward(inputs) -> loss`, before its weight.
+
+    Args:
+        options: its options.
+        source: what it is built from.
+    """
+
+    def __init__(self, options: Any, source: TermSource) -> None:
+        super().__init__()
+
+    def title(self, name: str) -> str:
+        """Return the name that it has in logs, given that of its row."""
+        return name
+
+    def of_group(self, index: int) -> nn.Module:
+        """Return the module that computes the term for a group."""
+        return self
+
+
+class Classification(Term):
+    """Cross-entropy of a classifier, one for each group."""
+
+    def __init__(self, options: HeadOptions, source: TermSource) -> None:
+        super().__init__(options, source)
+        self.kind = options.kind
+        self.heads = nn.ModuleList(
+            _Classifier(build_head(options.kind, source.descriptor_dim, count, options.scale, options.margin))
+            for count in source.classes_per_group
+        )
+
+    def title(self, name: str) -> str:
+        """Return the kind of the classifiers."""
+        return self.kind
+
+    def of_group(self, index: int) -> nn.Module:
+        """Return the classifier of a group."""
+        return self.heads[index]
+
+
+class _Classifier(nn.Module):
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        labels = inputs["labels"]
+        return F.cross_entropy(self.head(inputs["descriptors"], labels), labels)
+
+
+class ImageText(Term):
+    """Image-text cross-entropy against the texts of a group, in a space that all groups share."""
+
+    def __init__(self, options: TextOptions, source: TermSource) -> None:
+        super().__init__(options, source)
+        assert source.text_features is not None  # it needs them
+        self.text_features, self.label_smoothing = source.text_features, options.label_smoothing
+        self.space = TextSpace(
+            source.descriptor_dim,
+            self.text_features[0].shape[1],
+            normalized=options.normalized,
+            temperature=options.temperature,
+            learn_temperature=options.learn_temperature,
+        )
+
+    def title(self, name: str) -> str:
+        """Return `image_text`."""
+        return "image_text"
+
+    def of_group(self, index: int) -> nn.Module:
+        """Return the comparison with the texts of a group."""
+        return _Texts(self.space, self.text_features[index], self.label_smoothing)
+
+
+class _Texts(nn.Module):
+    texts: Tensor
+
+    def __init__(self, space: TextSpace, features: Tensor, label_smoothing: float) -> None:
+        super().__init__()
+        self.space, self.label_smoothing = space, label_smoothing
+        self.register_buffer("texts", space.texts(features), persistent=False)
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        in_text_space = self.space(inputs["descriptors"])
+        return image_text_cross_entropy(in_text_space, self.texts, inputs["labels"], self.label_smoothing)
+
+
+class _Function(Term):
+    """A term that is a function of tensors."""
+
+    def __init__(self, function: Callable[..., Tensor], needs: Sequence[str], options: Any) -> None:
+        nn.Module.__init__(self)
+        self.function, self.needs = function, needs
+        self.options = {name: value for name, value in vars(options).items() if name != "weight"}
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        """Call the function with the tensors that it needs."""
+        return self.function(**{need: inputs[need] for need in self.needs if need in inputs}, **self.options)
+
+
+class Terms(nn.Module):
+    """All enabled terms: their weighted values, modules and states.
+
+    Args:
+        options: options of each loss term by the name of its row.
+        source: what terms are built from.
+        seed: seed of the initial weights.
+        accelerator: gives the device and the processes.
+    """
+
+    def __init__(self, options: Mapping[str, Any], source: TermSource, *, seed: int, accelerator: Accelerator) -> None:
+        super().__init__()
+        self.source, self.accelerator = source, accelerator
+        self.rows = dict(enabled_terms(options))
+        self.weights = {name: options[name].weight for name in self.rows}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.by_name = {name: _build(row, options[name], source) for name, row in self.rows.items()}
+        self.terms = nn.ModuleDict(self.by_name)
+        self._of_group: dict[str, nn.Module] = {}
+
+    def parameter_groups(self) -> list[list[nn.Parameter]]:
+        """Return all parameters: those of each module of a list, such as a classifier, and the others of each term."""
+        groups = []
+        for term in self.terms.values():
+            lists = [child for child in term.children() if isinstance(child, nn.ModuleList)]
+            of_lists = [list(module.parameters()) for each in lists for module in each]
+            in_lists = {parameter for group in of_lists for parameter in group}
+            groups += [*of_lists, [each for each in term.parameters() if each not in in_lists]]
+        return [group for group in groups if group]
+
+    def modules_of_group(self, index: int) -> list[nn.Module]:
+        """Return the modules that are on the device while a group is trained."""
+        return [term.of_group(index) for term in self.by_name.values()]
+
+    def begin_group(self, index: int, optimizer: torch.optim.Optimizer) -> None:
+        """Move the modules of a group and their optimizer state to the device; those of idle groups stay on the CPU."""
+        modules = dict(zip(self.terms, self.modules_of_group(index), strict=True))
+        _move(modules.values(), self.accelerator.device, optimizer)
+        self._of_group = {name: distributed(module, self.accelerator) for name, module in modules.items()}
+
+    def end_group(self, index: int, optimizer: torch.optim.Optimizer) -> None:
+        """Move them back to the CPU."""
+        self._of_group = {}
+        _move(self.modules_of_group(index), torch.device("cpu"), optimizer)
+
+    def forward(self, inputs: Inputs) -> dict[str, Tensor]:
+        """Compute the weighted value of every term, in float32, by its name in logs."""
+        values = {}
+        with full_precision(self.accelerator):
+            floats = {name: each.float() if each.is_floating_point() else each for name, each in inputs.items()}
+            for name, module in self._of_group.items():
+                own = self._of_all_processes(floats) if "batch" in self.rows[name].needs else floats
+                values[self.by_name[name].title(name)] = self.weights[name] * module(own)
+        return values
+
+    def _of_all_processes(self, inputs: Inputs) -> dict[str, Tensor]:
+        return {
+            name: gathered_with_gradient(each, self.accelerator)
+            if each.requires_grad
+            else self.accelerator.gather(each)
+            for name, each in inputs.items()
+        }
+
+
+def _build(row: LossTerm, options: Any, source: TermSource) -> Term:
+    code = row.load()
+    is_term = isinstance(code, type) and issubclass(code, Term)
+    return code(options, source) if is_term else _Function(code, row.needs, options)
+
+
+def _move(modules: Iterable[nn.Module], device: torch.device, optimizer: torch.optim.Optimizer) -> None:
+    for module in modules:
+        module.to(device)
+        for parameter in module.parameters():
+            state = optimizer.state.get(parameter, {})
+            state |= {name: value.to(device) for name, value in state.items() if isinstance(value, Tensor)}

@@ -1,0 +1,222 @@
+"""What stage 2 can be told to train, and how: an epoch of two steps each."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from running import parsed
+
+from progeo.commands.train_encoder import build_training, check_losses
+from progeo.data.augmentation import draw_changes
+from progeo.data.options import Augmentation
+from progeo.engine.accelerator import start_accelerator
+from progeo.engine.randomness import seeded_generator
+from progeo.engine.run_folder import RunFolder
+from progeo.engine.stopping import StopRequest
+from progeo.models.backbones.open_clip import load_clip
+from progeo.models.backbones.torchvision import CONVNETS
+from progeo.training.overview import estimated_memory, overview
+from progeo.training.places import read_training_places
+from progeo.training.trainer import Trainer
+
+VIT = ("--model.architecture", "tiny-vit", "--encoder.descriptor_dim", "null")  # no batch norm
+QUICK = ("resnet18", "efficientnet_b0")
+
+
+def settings_of(config, *arguments):
+    return parsed("train encoder", "--config", config, *arguments)["settings"]
+
+
+@pytest.fixture
+def build(config, run):
+    """A training with changed settings, before its first step."""
+
+    def built(*arguments):
+        settings = settings_of(config, "--text.prompts", run / "stage1", *arguments)
+        places = read_training_places(settings.data.train_folder, settings.cells)
+        return build_training(settings, places, start_accelerator(settings.mixed_precision))
+
+    return built
+
+
+@pytest.fixture
+def train(build, tmp_path):
+    """A training after an epoch, and the means of its loss terms."""
+
+    def trained(*arguments):
+        training = build(*arguments)
+        return training, one_epoch(training, tmp_path)
+
+    return trained
+
+
+def one_epoch(training, folder):
+    """Train an epoch, from the first on."""
+    run, options = RunFolder(folder), training.options
+    trainer = Trainer(training, options, run, checkpoints=run.checkpoints, seed=0, accelerator=training.accelerator)
+    trainer.resume()
+    return trainer.train_epoch(StopRequest())
+
+
+def weights(module):
+    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+
+def test_descriptors_stay_comparable_with_texts_only_where_they_are_trained_toward_those(build, run, tmp_path):
+    for name, seed in (("a", 3), ("b", 4)):
+        torch.save(load_clip("tiny-vit", "random", seed=seed).state_dict(), tmp_path / f"{name}.pt")
+    shutil.copytree(run / "stage1", tmp_path / "stage1")
+    description = json.loads((run / "stage1/prompts.json").read_text())
+    assert (description["architecture"], description["weights"]) == ("tiny-resnet", "random")
+
+    def text_weights(architecture, weights, *arguments):
+        changed = {**description, "architecture": architecture, "weights": str(weights)}
+        (tmp_path / "stage1/prompts.json").write_text(json.dumps(changed))
+        own = ["--model.weights", tmp_path / "a.pt", "--text.prompts", tmp_path / "stage1"]
+        return build(*VIT, *own, *arguments).encoder.spec.text_weights
+
+    assert text_weights("tiny-vit", tmp_path / "a.pt") == str(tmp_path / "a.pt")
+    assert text_weights("tiny-vit", tmp_path / "stage1/../a.pt") == str(tmp_path / "a.pt")
+    assert text_weights("tiny-vit", tmp_path / "b.pt") is None
+    assert text_weights("tiny-vit-quickgelu", tmp_path / "a.pt") is None
+    assert text_weights("tiny-vit", tmp_path / "a.pt", "--text.weight", "0") is None
+
+
+@pytest.mark.parametrize(
+    "architecture", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CONVNETS]
+)
+def test_every_backbone_trains_with_places_and_texts(build, train, architecture):
+    words = ("--model.architecture", architecture, "--encoder.image_size", "32")
+    training, terms = train(*words)
+    assert set(terms) == {"loss", "cosface", "image_text"}
+    assert all(math.isfinite(value) and value > 0 for value in terms.values())
+    untrained = dict(build(*words).encoder.named_parameters())
+    assert all(not torch.equal(untrained[name], weight) for name, weight in training.encoder.named_parameters())
+
+
+@pytest.mark.parametrize("kind", ["cosface", "arcface", "linear"])
+def test_every_head_trains_with_its_weight(train, kind):
+    _, whole = train("--head.kind", kind, "--training.iterations_per_epoch", "1")
+    training, half = train("--head.kind", kind, "--head.weight", "0.5", "--training.iterations_per_epoch", "1")
+    assert half[kind] == pytest.approx(whole[kind] / 2)
+    assert half["image_text"] == whole["image_text"]
+    assert training.terms.by_name["head"].heads[0].head.weight.grad.abs().sum() > 0
+
+
+def test_the_constant_schedule_stays_and_warms_up_when_asked(train):
+    training, _ = train("--training.warmup_steps", "4")
+    assert [group["lr"] for group in training.optimizer.param_groups[:3]] == pytest.approx([5e-4, 5e-4, 5e-3])
+    training, _ = train("--training.schedule", "constant")
+    assert [group["lr"] for group in training.optimizer.param_groups[:3]] == pytest.approx([1e-3, 1e-3, 1e-2])
+
+
+@pytest.mark.parametrize(
+    "change", [("--training.micro_batches", "2"), ("--training.gradient_checkpointing", "true")], ids=lambda c: c[0]
+)
+def test_what_saves_memory_takes_the_same_steps(train, change):
+    one_step = (*VIT, "--training.iterations_per_epoch", "1")
+    plain, terms = train(*one_step)
+    saving, same_terms = train(*one_step, *change)
+    assert same_terms == pytest.approx(terms, rel=1e-5)
+    for name, weight in saving.encoder.named_parameters():
+        torch.testing.assert_close(weight.grad, plain.encoder.get_parameter(name).grad, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["softmax_weighted", "batch_hard"])
+def test_triplets_train_alone_on_several_images_of_a_place(build, train, kind):
+    alone = ["--head.weight", "0", "--text.weight", "0", "--triplet.weight", "2", "--triplet.kind", kind]
+    training, terms = train(*alone, "--training.images_per_class", "2")
+    assert set(terms) == {"loss", "triplet"}
+    assert not torch.equal(
+        weights(training.encoder), weights(build(*alone, "--training.images_per_class", "2").encoder)
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--triplet.weight", "1"], "`triplet.weight` above 0 needs several .*: set `images_per_class` to 2 or more"),
+        (["--triplet.weight", "1", "--training.images_per_class", "4"], "below `training.batch_size` 4"),
+        (
+            ["--triplet.weight", "1", "--training.images_per_class", "2", "--training.micro_batches", "2"],
+            "needs all images of a batch together: `micro_batches` must be 1, got 2",
+        ),
+        (["--head.weight", "0", "--text.weight", "0"], "`head.weight`, .* are all 0: there is no loss to train with"),
+        (["--training.batches", "tuples"], "`training.batches` must be one of classes, got 'tuples'"),
+    ],
+)
+def test_choices_that_do_not_fit_are_refused(config, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        check_losses(settings_of(config, *arguments))
+
+
+def test_a_margin_without_its_kind_of_triplets_is_refused_at_once(config):
+    with pytest.raises(ValueError, match=r"`triplet\.margin` is for `triplet.kind` batch_hard only"):
+        settings_of(config, "--triplet.margin", "0.3")
+
+
+def test_gradient_checkpointing_of_what_is_no_vit_is_refused(build):
+    with pytest.raises(ValueError, match="works for a ViT only"):
+        build("--training.gradient_checkpointing", "true")
+
+
+def test_a_temperature_is_learned_where_asked(train):
+    cosines = ["--text.normalized", "true", "--text.temperature", "0.07"]
+    fixed, terms = train(*cosines)
+    learned, same_first = train(*cosines, "--text.learn_temperature", "true")
+    assert fixed.terms.by_name["text"].space.log_temperature.exp().item() == pytest.approx(0.07)
+    assert learned.terms.by_name["text"].space.log_temperature.exp().item() != pytest.approx(0.07, rel=1e-3)
+    assert same_first["image_text"] == pytest.approx(terms["image_text"], rel=0.05)
+
+
+def test_the_overview_counts_images_groups_and_parameters(build, config, city):
+    training, settings = build("--encoder.frozen", "[layer1]"), settings_of(config)
+    places = read_training_places(settings.data.train_folder, settings.cells)
+    lines = overview(training, places, model=settings.model)
+    assert lines[0].startswith("images      84 of 84 are in groups, cropped to 64 x 64 pixels")
+    assert lines[0].endswith("validation: 6 queries, 12 database images")
+    frozen = sum(p.numel() for p in training.encoder.backbone.layer1.parameters())
+    trained = sum(p.numel() for p in training.encoder.parameters()) - frozen
+    assert f"tiny-resnet: {trained:,} parameters trained, {frozen:,} frozen" in lines[2]
+    assert lines[3].endswith("for 4 images at a time")
+    assert lines[4] == (
+        "pixels      mean (0.4815, 0.4578, 0.4082), std (0.2686, 0.2613, 0.2758), "
+        "CLIP's since random weights have none of their own"
+    )
+
+
+def test_the_memory_of_states_and_images_is_that_of_a_count_by_hand(build):
+    training = build("--text.weight", "0", "--encoder.frozen", "[layer1]", "--training.cache_images", "true")
+    memory = estimated_memory(training)
+    parameters = sum(p.numel() for p in training.encoder.parameters())
+    trained = sum(p.numel() for p in training.encoder.parameters() if p.requires_grad)
+    classes = max(training.terms.source.classes_per_group)
+    # Weights; gradients and two means of Adam for what is trained.
+    assert memory.states == 4 * (parameters + 3 * trained + 4 * classes * 32)
+    assert memory.cached == 84 * 3 * 64 * 64
+    averaged = build("--text.weight", "0", "--encoder.frozen", "[layer1]", "--training.ema_decay", "0.9")
+    assert estimated_memory(averaged).states == memory.states + 4 * parameters
+    halves = estimated_memory(build("--text.weight", "0", "--training.micro_batches", "2"))
+    assert (memory.images_at_once, halves.images_at_once) == (4, 2)
+    assert halves.images < memory.images * 0.6 + 4 * parameters
+
+
+def test_the_layers_draw_otherwise_in_every_piece_and_other_than_the_augmentation(build, tmp_path, monkeypatch):
+    training = build(*VIT, "--training.micro_batches", "2", "--training.iterations_per_epoch", "1")
+    drawn = []
+    training.encoder.register_forward_pre_hook(lambda *_: drawn.append(torch.empty(2).uniform_(0.3, 1.7)))
+    one_epoch(training, tmp_path)
+    assert len(drawn) == 2
+    assert not torch.equal(*drawn)
+    shares = draw_changes(Augmentation(), 2, seeded_generator(0, 0, 0)).shares[:, 0]
+    assert not torch.allclose(drawn[0], shares)
+
+
+@pytest.mark.slow
+def test_a_compiled_encoder_trains_as_a_plain_one(train):
+    plain, terms = train(*VIT)
+    compiled, same_terms = train(*VIT, "--training.compile", "true")
+    assert same_terms == pytest.approx(terms, rel=1e-4)
+    assert compiled.encoder.state_dict().keys() == plain.encoder.state_dict().keys()
