@@ -84,13 +84,12 @@ class CosFace(nn.Module):
 def train_published(task: Task) -> Trained:
     """Train as the published code does, from the same starting encoder as ours."""
     settings, groups, device = task.settings, task.places.partition.groups, task.accelerator.device
-    training, jitter, options = settings.training, settings.augmentation, settings.losses["head"]
+    training, jitter = settings.training, settings.augmentation
     random.seed(settings.seed)
     torch.manual_seed(settings.seed)
     encoder = build_starting_encoder(settings.model, settings.encoder, seed=settings.seed).to(device).train()
-    heads = [
-        CosFace(encoder.descriptor_dim, group.num_classes, options.scale, options.margin).to(device) for group in groups
-    ]
+    dim, head_options = encoder.descriptor_dim, settings.losses["head"]
+    heads = [CosFace(dim, group.num_classes, head_options.scale, head_options.margin).to(device) for group in groups]
     optimizer = torch.optim.Adam(encoder.parameters(), lr=training.encoder_learning_rate)
     head_optimizers = [torch.optim.Adam(head.parameters(), lr=training.head_learning_rate) for head in heads]
     color_jitter = transforms.ColorJitter(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)

@@ -155,8 +155,9 @@ def train_large_group(folder: Path) -> str:
     peak = peak_memory(accelerator)
     return (
         f"a group of {NUM_CLASSES} classes and {NUM_FEATURES} features of {DIMENSION} dimensions, batches of "
-        f"{prompts.batch_size}: {seconds:.2f} s a step; peak memory {peak / 1e9:.2f} GB, {(peak - held) / 1e9:.2f} GB beyond "
-        f"model and optimizer ({held / 1e9:.2f} GB), {libraries / 1e9:.2f} GB of that the libraries"
+        f"{prompts.batch_size}: {seconds:.2f} s a step; peak memory {peak / 1e9:.2f} GB, "
+        f"{(peak - held) / 1e9:.2f} GB beyond model and optimizer ({held / 1e9:.2f} GB), "
+        f"{libraries / 1e9:.2f} GB of that the libraries"
     )
 
 
