@@ -17,7 +17,6 @@ from progeo.engine.randomness import seed_layers
 from progeo.engine.run_folder import RunFolder
 from progeo.engine.schedules import learning_rate_factor, scale_learning_rates
 from progeo.engine.stopping import StopRequest
-from progeo.models.backbones import checkpoint_gradients
 from progeo.models.encoder import Encoder
 from progeo.places.cells import Group
 from progeo.training.batches import ImageBatches, MicroBatch
@@ -53,7 +52,7 @@ class ImageTraining:
         self.best_recall = -1.0
         self.epochs_since_best = 0
         if options.gradient_checkpointing:
-            checkpoint_gradients(encoder.backbone)
+            encoder.family.checkpoint_gradients(encoder.backbone)
         self.optimizer = accelerator.prepare_optimizer(
             torch.optim.AdamW(_parameter_groups(encoder, losses.modules, options), fused=True)
         )

@@ -4,8 +4,8 @@ import dataclasses
 import pytest
 import torch
 import torchvision
-
 from progeo.export.backbone import backbone_usage, save_backbone
+
 from progeo.models.backbones.open_clip import load_clip
 from progeo.models.encoder import build_encoder
 

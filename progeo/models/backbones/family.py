@@ -77,6 +77,8 @@ class Family(ABC):
 
     prefix: ClassVar[str] = ""
     """What the names of the network's parameters begin with in the library's own files."""
+    needs_prefix: ClassVar[bool] = False
+    """Whether settings name its architectures only with the name of the family, such as `timm/resnet10t`."""
     usual_normalization: ClassVar[NormalizationName] = "imagenet"
     """Pixel statistics of weights that do not record their own."""
 
