@@ -30,7 +30,8 @@ def progeo_untrained(
     """Build an encoder as it is before stage 2 trains it, in eval mode.
 
     Args:
-        backbone: architecture such as `RN50`, `resnet18` or `timm/vit_small_patch14_dinov2`, as in the setting `model.architecture`.
+        backbone: architecture such as `RN50` or `timm/vit_small_patch14_dinov2`, as in the setting
+            `model.architecture`.
         descriptor_dim: D; None takes the dimension of the backbone.
         weights: `random`, or a tag or file as in the setting `model.weights`.
         image_size: pixels, the side of a square or (height, width); None takes the size of the backbone.

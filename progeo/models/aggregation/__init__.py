@@ -35,8 +35,8 @@ class Aggregation:
     """A method of aggregation."""
 
     build: Callable[..., nn.Module]
-    """`build(traits, dim, **options)` returns the module: the needed parts, in order -> descriptors (B, dim). Its keyword
-    parameters are the options of the method, with their defaults."""
+    """`build(traits, dim, **options)` returns the module: the needed parts, in order -> descriptors (B, dim). The
+    parameters after the first two are the options of the method, with their defaults."""
     needs: tuple[Part, ...]
     """Parts of `Features` that the module takes."""
     dim: Callable[..., int]

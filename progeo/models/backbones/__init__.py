@@ -28,8 +28,9 @@ def find_family(architecture: str) -> tuple[str, str]:
     for name, row in FAMILIES.items():
         if not row.needs_prefix and row.knows(architecture):
             return name, architecture
+    unknown = f"{rest!r} is not known to {family}" if family in FAMILIES else f"{architecture!r} is not known"
     raise ValueError(
-        f"`architecture` {architecture!r} is not known. Use for example RN50, ViT-B-16, tiny-resnet or tiny-vit of "
+        f"`architecture` {unknown}. Use for example RN50, ViT-B-16, tiny-resnet or tiny-vit of "
         f"open_clip, resnet18 or convnext_tiny of torchvision, timm/vit_small_patch14_dinov2 of timm, or name the file "
         f"that adds its family with `plugin`."
     )

@@ -3,11 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from progeo.models.options import NormalizationName
+if TYPE_CHECKING:  # loading an encoder needs no jsonargparse
+    from progeo.models.options import NormalizationName
 
 ImageSize = int | tuple[int, int]
 Part = Literal["map", "token"]
@@ -79,7 +80,7 @@ class Family(ABC):
     """What the names of the network's parameters begin with in the library's own files."""
     needs_prefix: ClassVar[bool] = False
     """Whether settings name its architectures only with the name of the family, such as `timm/resnet10t`."""
-    usual_normalization: ClassVar[NormalizationName] = "imagenet"
+    usual_normalization: ClassVar["NormalizationName"] = "imagenet"
     """Pixel statistics of weights that do not record their own."""
 
     @abstractmethod
