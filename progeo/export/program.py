@@ -39,8 +39,13 @@ def build_program(encoder: Encoder, input: Input) -> ExportedProgram:
             graph; `photos`: as `pixels`, and also resized in the graph to the encoder's image size.
 
     Raises:
-        ValueError: the graph would not accept the encoder's own image size.
+        ValueError: the graph would not accept the encoder's own image size, or the encoder takes no other.
     """
+    if input != "photos" and encoder.traits.only_size:
+        raise ValueError(
+            f"A graph for images of many sizes cannot be made of {encoder.spec.architecture}, which takes one size "
+            f"only: use `input` photos."
+        )
     step = 1 if input == "photos" else side_step(encoder)
     if input != "photos" and any(side < _MIN_SIDE or side % step for side in encoder.image_size):
         raise ValueError(

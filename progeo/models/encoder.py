@@ -22,7 +22,7 @@ from progeo.models.aggregation import (
 from progeo.models.backbones import FAMILIES, empty_traits, find_family
 from progeo.models.backbones.family import Features, ImageSize, Interpolation
 from progeo.models.backbones.open_clip import weights_anywhere
-from progeo.models.backbones.position_embedding import MIN_SIDE, as_height_width, check_sides, sized_features
+from progeo.models.backbones.position_embedding import as_height_width, check_sides, sample_size, sized_features
 from progeo.models.pixel_statistics import chosen_statistics, own_statistics
 from progeo.models.preprocessing import normalize_images, resize_image
 from progeo.models.state_dicts import check_fits
@@ -109,7 +109,7 @@ class Encoder(nn.Module):
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"An encoder takes images (B, 3, H, W), got {tuple(images.shape)}.")
-        check_sides("Images", images.shape[2], images.shape[3], self.traits.side_multiple)
+        check_sides("Images", images.shape[2], images.shape[3], self.traits)
         features = self.features(images.contiguous(memory_format=torch.channels_last))
         descriptors = self.aggregate(features)
         return (descriptors, features) if with_features else descriptors
@@ -185,7 +185,7 @@ def build_encoder(
     options = filled_options(aggregation, aggregation_options or {})
     traits = empty_traits(architecture, image_size)
     if image_size is not None:
-        check_sides("`image_size`", *as_height_width(image_size), traits.side_multiple)
+        check_sides("`image_size`", *as_height_width(image_size), traits)
     row, dim = find_aggregation(aggregation), aggregation_dim(aggregation, traits, descriptor_dim, options, own_name)
     interpolation = interpolation or family.interpolation(own_name)
     loaded = family.load(own_name, weights, image_size, parts=row.needs, interpolation=interpolation, seed=seed)
@@ -264,9 +264,8 @@ def spec_to_json(spec: EncoderSpec) -> dict[str, object]:
 def _check_restored(encoder: Encoder) -> None:
     """Refuse an encoder that its spec and weights do not restore, since its backbone differs from its architecture."""
     spec = encoder.spec
-    step = math.lcm(encoder.traits.side_multiple, encoder.traits.stride)
-    side = 2 * step * -(-MIN_SIDE // step)
-    image = torch.linspace(-1, 1, 3 * side * side).view(1, 3, side, side)
+    height, width = sample_size(encoder.traits)
+    image = torch.linspace(-1, 1, 3 * height * width).view(1, 3, height, width)
     try:
         wanted, found = encoder(image), restore_encoder(spec, encoder.state_dict())(image)
     except Exception as error:  # anything can fail in a backbone with another structure

@@ -27,7 +27,7 @@ class ThumbnailEncoder(Encoder):
 
     def __init__(self) -> None:
         nn.Module.__init__(self)  # not that of an encoder: there is no backbone
-        self.spec, self.traits = _SPEC, Traits(None, _SPEC.descriptor_dim, _SPEC.descriptor_dim, 1)
+        self.spec, self.traits = _SPEC, Traits(None, _SPEC.descriptor_dim, _SPEC.descriptor_dim, stride=1)
         self.register_buffer("mean", torch.tensor(_SPEC.mean), persistent=False)
         self.register_buffer("std", torch.tensor(_SPEC.std), persistent=False)
 

@@ -7,7 +7,7 @@ from progeo.engine.run_folder import RunFolder
 from progeo.export.weights import encoder_folder, holds_encoder, load_encoder, read_encoder_metadata
 from progeo.models.aggregation import find_aggregation
 from progeo.models.backbones import find_family, freeze_layers
-from progeo.models.backbones.open_clip import NORMALIZATIONS
+from progeo.models.backbones.open_clip import NORMALIZATIONS, own_spelling
 from progeo.models.backbones.position_embedding import as_height_width
 from progeo.models.encoder import Encoder, EncoderSpec, build_encoder
 from progeo.models.options import EncoderOptions, ModelOptions
@@ -83,7 +83,7 @@ def _load_encoder(model: ModelOptions, options: EncoderOptions, folder: Path) ->
     family, architecture = find_family(model.architecture)
     aggregation = options.aggregation or spec.aggregation
     settings: dict[str, tuple[object, object]] = {
-        "architecture": ((family, architecture.replace("/", "-")), (spec.family, spec.architecture)),
+        "architecture": (f"{family}/{own_spelling(architecture)}", f"{spec.family}/{spec.architecture}"),
         "image_size": (as_height_width(options.image_size), spec.image_size),
         "descriptor_dim": (options.descriptor_dim or spec.descriptor_dim, spec.descriptor_dim),
         "normalized": (options.normalized or find_aggregation(aggregation).always_normalized, spec.normalized),

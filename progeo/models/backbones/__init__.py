@@ -36,8 +36,8 @@ def find_family(architecture: str) -> tuple[str, str]:
     )
 
 
-def empty_traits(architecture: str, image_size: ImageSize | None = None) -> Traits:
-    """Return the traits of an architecture with all parts of its features, without its weights.
+def empty_backbone(architecture: str, image_size: ImageSize | None = None) -> nn.Module:
+    """Build a backbone with all parts of its features on the meta device, without weights.
 
     Args:
         architecture: see `find_family`.
@@ -48,8 +48,13 @@ def empty_traits(architecture: str, image_size: ImageSize | None = None) -> Trai
     """
     name, own = find_family(architecture)
     family = FAMILIES[name]
-    network = family.empty(own, image_size, parts=("map", "token"), interpolation=family.interpolation(own))
-    return family.traits(network)
+    return family.empty(own, image_size, parts=("map", "token"), interpolation=family.interpolation(own))
+
+
+def empty_traits(architecture: str, image_size: ImageSize | None = None) -> Traits:
+    """Return the traits of `empty_backbone`."""
+    name, _ = find_family(architecture)
+    return FAMILIES[name].traits(empty_backbone(architecture, image_size))
 
 
 def freeze_layers(backbone: nn.Module, names: Sequence[str]) -> None:

@@ -56,6 +56,8 @@ class Traits:
     """Pixels per cell of the feature map."""
     side_multiple: int = 1
     """Height and width of images must be multiples of this."""
+    only_size: tuple[int, int] | None = None
+    """The only height and width in pixels that the network takes; None if it takes others."""
     shares_text_space: bool = False
     """Whether the token can be compared with the text features of the CLIP that it belongs to."""
     positions: PositionEmbedding | None = None

@@ -1,11 +1,13 @@
 """Image sizes of backbones, and learned position embeddings resized to fit."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from progeo.models.backbones.family import Family, Features, ImageSize, Interpolation, PositionEmbedding
+from progeo.models.backbones.family import Family, Features, ImageSize, Interpolation, PositionEmbedding, Traits
 
 MIN_SIDE = 32
 """Minimum height and width in pixels of the images of an encoder."""
@@ -20,23 +22,36 @@ def as_height_width(image_size: ImageSize) -> tuple[int, int]:
         ValueError: a side below 32 pixels.
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    check_sides("`image_size`", height, width)
+    if min(height, width) < MIN_SIDE:
+        raise ValueError(f"`image_size` must be at least {MIN_SIDE} pixels a side, got {height} x {width}.")
     return height, width
 
 
-def check_sides(what: str, height: int, width: int, side_multiple: int = 1) -> None:
+def check_sides(what: str, height: int, width: int, traits: Traits) -> None:
     """Refuse images that a backbone does not take.
 
     Args:
         what: what has this height and width, as text for the error.
-        side_multiple: see `Traits`.
+        traits: of the backbone.
 
     Raises:
-        ValueError: a side below 32 pixels, or not a multiple of `side_multiple`.
+        ValueError: a side below 32 pixels, or a size that the traits exclude.
     """
-    if min(height, width) < MIN_SIDE or height % side_multiple or width % side_multiple:
-        multiples = "" if side_multiple == 1 else f", in multiples of {side_multiple}"
-        raise ValueError(f"{what} must be at least {MIN_SIDE} pixels a side{multiples}, got {height} x {width}.")
+    got = f"got {height} x {width}"
+    if traits.only_size not in (None, (height, width)):
+        only = " x ".join(map(str, traits.only_size or ()))
+        raise ValueError(f"{what} must be {only} pixels, the only size of this backbone, {got}.")
+    step = traits.side_multiple
+    if min(height, width) < MIN_SIDE or height % step or width % step:
+        multiples = "" if step == 1 else f", in multiples of {step}"
+        raise ValueError(f"{what} must be at least {MIN_SIDE} pixels a side{multiples}, {got}.")
+
+
+def sample_size(traits: Traits) -> tuple[int, int]:
+    """Return the height and width of small images that a backbone takes: at least 64 pixels and one cell."""
+    step = math.lcm(traits.side_multiple, traits.stride)
+    side = -(-2 * MIN_SIDE // step) * step
+    return traits.only_size or (side, side)
 
 
 def sized_features(

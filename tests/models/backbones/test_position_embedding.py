@@ -1,9 +1,12 @@
 """Position embeddings resized to the grid of another image size."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from progeo.models.backbones.family import Traits
 from progeo.models.backbones.position_embedding import as_height_width, check_sides, resized_embedding
 
 
@@ -46,10 +49,13 @@ def test_the_gradient_reaches_the_embedding():
 
 def test_sides_that_a_backbone_does_not_take_are_refused():
     assert as_height_width(64) == (64, 64)
-    check_sides("`image_size`", 224, 322, 14)
+    patches = Traits(None, 8, 8, stride=14, side_multiple=14)
+    check_sides("`image_size`", 224, 322, patches)
     with pytest.raises(ValueError, match=r"^`image_size` must be at least 32 pixels a side, got 31 x 64\.$"):
         as_height_width((31, 64))
     with pytest.raises(
         ValueError, match=r"^Images must be at least 32 pixels a side, in multiples of 14, got 224 x 320\.$"
     ):
-        check_sides("Images", 224, 320, 14)
+        check_sides("Images", 224, 320, patches)
+    with pytest.raises(ValueError, match=r"^Images must be 64 x 96 pixels, the only size of .*, got 224 x 224\.$"):
+        check_sides("Images", 224, 224, replace(patches, only_size=(64, 96)))
