@@ -7,6 +7,7 @@ images at their native sizes; the plain baseline reads the database in fixed bat
 shapes, one by one. Wall time on all cores.
 """
 
+import copy
 import multiprocessing
 import resource
 import tempfile
@@ -21,7 +22,7 @@ import faiss
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
@@ -207,7 +208,7 @@ class PlainImages(torch.utils.data.Dataset):
 def plain_loop(encoder: Encoder, folder: Path, batch_size: int) -> Callable[[], np.ndarray]:
     """Build the extraction loop of published evaluations."""
     images = read_catalogue(folder)
-    plain = nn.Sequential(encoder.backbone, encoder.pooling)
+    plain = copy.deepcopy(encoder).to(memory_format=torch.contiguous_format)
     loader = DataLoader(
         PlainImages([images.path(row) for row in range(len(images))], encoder),
         batch_size=batch_size,
@@ -216,8 +217,7 @@ def plain_loop(encoder: Encoder, folder: Path, batch_size: int) -> Callable[[], 
 
     @torch.inference_mode()
     def extract() -> np.ndarray:
-        plain.to(memory_format=torch.contiguous_format)
-        return np.concatenate([plain(batch).numpy() for batch in loader])
+        return np.concatenate([plain.aggregate(plain.features(batch)).numpy() for batch in loader])
 
     return extract
 

@@ -44,8 +44,8 @@ def evaluate(
     """Evaluate an encoder and write recalls, predictions and a report.
 
     Args:
-        encoder: Encoder to evaluate: the folder of a run or of an encoder; open_clip:ARCHITECTURE:WEIGHTS or
-            torchvision:ARCHITECTURE:WEIGHTS; thumbnail; or a folder with database_descriptors.npy and
+        encoder: Encoder to evaluate: the folder of a run or of an encoder; FAMILY:ARCHITECTURE:WEIGHTS for
+            a backbone of open_clip, torchvision or timm; thumbnail; or a folder with database_descriptors.npy and
             queries_descriptors.npy of another program, rows in the order of the sorted paths.
         folder: Folder that holds the database and the queries.
         out: Output folder for the results.

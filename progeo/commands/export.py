@@ -20,7 +20,7 @@ def export(
             safetensors.
         format: Output format. safetensors is for progeo.load_encoder, torch.hub and the Hugging Face Hub; onnx for
             onnxruntime and others; torch is a torch.export program; backbone is the backbone alone, with the parameter
-            names of open_clip or torchvision.
+            names of its library.
         input: Input of an onnx or torch export. normalized takes normalized images, float (B, 3, H, W); pixels takes
             uint8 images (B, H, W, 3) and normalizes them; photos takes uint8 images and also resizes them to the
             encoder's image size.

@@ -24,7 +24,7 @@ def import_weights(
         out: Output folder. null takes the name of the file, with _encoder in place of its suffix.
         image_size: Size in pixels that images are resized to: one side of a square, or height and width. null takes the
             published size; a CLIP or any ViT takes the size of its position embedding, and no other is allowed.
-        normalized: L2-normalize the descriptors of an encoder with CLIP's pooling. null takes false for a ViT of
+        normalized: L2-normalize the descriptors of an encoder of CLIP's image features. null takes false for a ViT of
             published ProGEO, otherwise true.
         quickgelu: Use QuickGELU as the activation of a CLIP. null takes that of the file, and GELU if it is unknown.
         weights_in: Entry of the checkpoint that holds the weights, such as ema or state.model_ema. null takes the only

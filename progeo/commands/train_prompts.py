@@ -24,14 +24,14 @@ def train_prompts(settings: PromptSettings) -> Path:
     from progeo.commands.stages import open_stage
     from progeo.engine.accelerator import start_accelerator
     from progeo.engine.log import LOGGER
-    from progeo.models.backbones.torchvision import CONVNETS
+    from progeo.models.backbones import find_family
     from progeo.models.prompts import load_prompt_clip
     from progeo.training.places import LearnedFrom, check_batch_norm, read_training_places
     from progeo.training.prompt_learning import PromptTraining
     from progeo.training.starting_encoder import starting_statistics
 
     data, model, prompts = settings.data, settings.model, settings.prompts
-    if model.architecture in CONVNETS:
+    if find_family(model.architecture)[0] != "open_clip":
         raise ValueError(
             f"Stage 1 needs a CLIP, and `model.architecture` {model.architecture!r} is none: give one such as RN50, or "
             f"skip stage 1 and train stage 2 with --text.weight 0."
@@ -42,7 +42,7 @@ def train_prompts(settings: PromptSettings) -> Path:
         model.architecture,
         model.weights,
         prompts.image_size,
-        align_corners=model.align_corners,
+        interpolation="corners" if model.align_corners else "edges",
         seed=settings.seed,
     )
     clip.requires_grad_(False).to(accelerator.device)

@@ -65,7 +65,7 @@ def _value(setting: Setting) -> str:
 def _text(setting: Setting) -> str:
     if setting.default is NEEDED:
         return f"{setting.text} (required)"
-    is_plain = setting.default is None or setting.default is False or setting.default == ()  # as the text says
+    is_plain = setting.default is None or setting.default is False or setting.default in ((), {})  # as the text says
     return setting.text if is_plain else f"{setting.text} (default: {shown(setting.default)})"
 
 

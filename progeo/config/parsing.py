@@ -14,7 +14,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from progeo.config.settings import NEEDED, Setting, build_arguments, settings_of
 from progeo.config.yaml_files import RENAMED, find_setting_file, read_setting_file
 
-_HOME = re.compile(r"((?:open_clip|torchvision):[^:]*:)?(~[^/]*/.*)", re.DOTALL)
+_HOME = re.compile(r"(\w+:[^:]*:)?(~[^/]*/.*)", re.DOTALL)
 """A value that contains a path in a home directory; `./~/` is a folder with that name."""
 _NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _FLOAT = re.compile(r"[-+]?(\d+\.\d*|\.?\d+(?=[eE]))([eE][-+]?\d+)?")
@@ -71,7 +71,7 @@ def _given(
 ) -> Iterator[tuple[str, str]]:
     """Yield the name and the value of every setting on the command line, as the parser takes it."""
     rest, plain, flagged = list(arguments), [], set()
-    mappings: dict[str, dict[str, str]] = {}
+    mappings: dict[str, dict[str, Any]] = {}
     while rest:
         word = rest.pop(0)
         if not word.startswith("-") or word == "-" or _NUMBER.fullmatch(word):
@@ -93,7 +93,7 @@ def _given(
         else:
             yield name, _of_words(setting, values)
     for name, pairs in mappings.items():
-        yield name, json.dumps(pairs)
+        yield name, json.dumps(_values_of(settings[name], pairs))
     yield from _of_plain_words(plain, words, flagged)
 
 
@@ -137,14 +137,30 @@ def _of_words(setting: Setting, values: Sequence[str]) -> str:
     return f"[{','.join(parts)}]" if len(parts) > 1 or setting.is_list else parts[0]
 
 
-def _pairs(name: str, values: Sequence[str]) -> dict[str, str]:
+def _pairs(name: str, values: Sequence[str]) -> dict[str, Any]:
     """Split NAME=VALUE words, or read a JSON object."""
     if len(values) == 1 and values[0].startswith("{"):
         with suppress(ValueError):
-            return {str(key): str(value) for key, value in json.loads(values[0]).items()}
+            return {str(key): value for key, value in json.loads(values[0]).items()}
     if any("=" not in value for value in values):
         raise UsageError(f"--{name} takes NAME=VALUE ..., got {' '.join(values)}.")
     return {key: value for key, _, value in (each.partition("=") for each in values)}
+
+
+def _values_of(setting: Setting, pairs: Mapping[str, Any]) -> dict[str, Any]:
+    """Parse the values of a mapping: numbers, true, false and null, unless the setting takes text only."""
+
+    def value(text: Any) -> Any:
+        if Any not in setting.kinds:
+            return str(text)
+        if not isinstance(text, str):
+            return text
+        if _NUMBER.fullmatch(text):
+            number = float(text)
+            return number if "." in text or not number.is_integer() else int(number)
+        return {"true": True, "false": False, "null": None}.get(text.lower(), text)
+
+    return {name: value(text) for name, text in pairs.items()}
 
 
 def _of_plain_words(plain: Sequence[str], words: Sequence[str], flagged: set[str]) -> Iterator[tuple[str, str]]:
@@ -186,7 +202,7 @@ def _of_yaml(file: Path, setting: Setting, value: Any) -> str:
 
     if value is None and not setting.may_be_null:
         raise ValueError(f"{file} gives no value to {setting.name}: give one, or remove the line.")
-    found = word(value)
+    found = _values_of(setting, value) if setting.is_mapping and isinstance(value, dict) else word(value)
     is_list = not isinstance(value, str) and value is not None
     if is_list and setting.is_text and not (setting.may_be_list or setting.is_mapping):
         raise ValueError(f"{file} gives {setting.name} the value {value}: it must be one word, without brackets.")
@@ -212,7 +228,9 @@ def _wrong_values(parser: ArgumentParser, given: Sequence[str], settings: Mappin
 
 def expected(setting: Setting) -> str:
     """Say which values a setting takes."""
-    if setting.choices:
+    if setting.is_mapping:
+        what = "NAME=VALUE pairs"
+    elif setting.choices:
         what = f"one of {', '.join(setting.choices)}"
     elif setting.is_switch:
         what = "true or false"

@@ -12,8 +12,8 @@ from progeo.convert.converted_encoder import (
     convert_encoder,
     single_precision,
 )
-from progeo.models.backbones.open_clip import NORMALIZATIONS, empty_clip
-from progeo.models.backbones.position_embedding import as_height_width, resize_input
+from progeo.models.backbones.open_clip import NORMALIZATIONS, empty_clip, resize_input
+from progeo.models.backbones.position_embedding import as_height_width
 from progeo.models.clip_files import CLIP_MARK, OPENAI_NUMBERS, plain_state
 from progeo.models.encoder import EncoderSpec
 from progeo.models.state_dicts import check_fits
@@ -91,13 +91,14 @@ def _spec(state: Mapping[str, Tensor], choices: Choices, properties: ClipPropert
     quickgelu = bool(properties.quickgelu if choices.quickgelu is None else choices.quickgelu)
     mean, std = NORMALIZATIONS["clip"]
     return EncoderSpec(
+        family="open_clip",
         architecture=tower_architecture(visual, quickgelu=quickgelu, head_width=properties.head_width),
         descriptor_dim=features_dim(visual),
         image_size=tower_image_size(visual, choices.image_size),
         normalized=True if choices.normalized is None else choices.normalized,
         mean=tuple(properties.mean or mean),
         std=tuple(properties.std or std),
-        pooling="clip",
+        aggregation="token",
     )
 
 
@@ -114,5 +115,5 @@ def _complete_clip(state: Mapping[str, Tensor], spec: EncoderSpec, text_heads: f
         raise ValueError(f"Their tower has {text_heads} attention heads, that of {spec.architecture} has {heads}.")
     clip.load_state_dict({name: single_precision(tensor) for name, tensor in state.items()}, assign=True)
     own_size = as_height_width(empty_clip(spec.architecture).visual.image_size)
-    resize_input(clip.visual, own_size, align_corners=False)
+    resize_input(clip.visual, own_size, "edges")
     return clip.state_dict()

@@ -9,8 +9,9 @@ import open_clip
 from torch import Tensor
 
 from progeo.convert.converted_encoder import tensor_named
-from progeo.models.backbones.open_clip import known_architectures
-from progeo.models.backbones.position_embedding import RESNET_STRIDE, ImageSize, as_height_width
+from progeo.models.backbones.family import ImageSize
+from progeo.models.backbones.open_clip import RESNET_STRIDE, known_architectures
+from progeo.models.backbones.position_embedding import as_height_width
 
 _PLAIN = {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"}
 _PLAIN_VISION = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"}
@@ -120,7 +121,7 @@ def _shape(visual: Mapping[str, Tensor]) -> dict[str, Any]:
         "width": len(tensor_named(visual, "layer1.0.conv1.weight", 4)),
         "patch size": None,
     }
-    if "attnpool.c_proj.weight" not in visual:  # missing from encoders with other pooling
+    if "attnpool.c_proj.weight" not in visual:  # missing from encoders that use the feature map
         return shape
     return {**shape, "embed dim": features_dim(visual)}
 

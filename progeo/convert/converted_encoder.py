@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from progeo.models.backbones.position_embedding import ImageSize
+from progeo.models.backbones.family import ImageSize
 from progeo.models.encoder import Encoder, EncoderSpec, empty_encoder, restore_encoder
 from progeo.models.state_dicts import check_fits, with_batch_counts
 from progeo.models.weight_files.checkpoints import FoundWeights
@@ -19,7 +19,7 @@ class Choices:
     image_size: ImageSize | None = None
     """Image size in pixels, the side of a square or (height, width)."""
     normalized: bool | None = None
-    """Whether descriptors of `clip` pooling are L2-normalized."""
+    """Whether descriptors that are the token of a backbone are L2-normalized."""
     quickgelu: bool | None = None
     """Whether the activation of a CLIP is QuickGELU, as in OpenAI's CLIP."""
     weights_in: str | None = None
@@ -75,7 +75,7 @@ def single_precision(tensor: Tensor) -> Tensor:
 
 def head_name(ours: str) -> str:
     """Convert a parameter name of the GeM head to CosPlace's, whose layers are L2, GeM, flatten, linear, L2."""
-    return ours.replace("pooling.p", "aggregation.1.p").replace("pooling.linear.", "aggregation.3.")
+    return ours.replace("aggregation.p", "aggregation.1.p").replace("aggregation.linear.", "aggregation.3.")
 
 
 def tensor_named(state: Mapping[str, Tensor], name: str, num_dims: int) -> Tensor:

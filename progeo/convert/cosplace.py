@@ -16,7 +16,7 @@ def read_cosplace(source: Source, choices: Choices) -> ConvertedEncoder:
     """Convert an encoder of CosPlace or EigenPlaces; for errors see `convert_encoder`."""
     return convert_numbered(
         source.found,
-        pooling="gem",
+        aggregation="gem",
         descriptor_dim=len(tensor_named(source.state, "aggregation.3.weight", 2)),
         image_size=choices.image_size or _IMAGE_SIZE,
         head=head_name,

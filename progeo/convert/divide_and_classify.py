@@ -16,8 +16,8 @@ def read_divide_and_classify(source: Source, choices: Choices) -> ConvertedEncod
     """Convert the feature extractor of Divide&Classify; for errors see `convert_encoder`."""
     return convert_numbered(
         source.found,
-        pooling="mean_linear",
+        aggregation="mean_linear",
         descriptor_dim=len(tensor_named(source.state, "classifier.0.weight", 2)),
         image_size=choices.image_size or _IMAGE_SIZE,
-        head=lambda ours: ours.replace("pooling.linear.", "classifier.0."),
+        head=lambda ours: ours.replace("aggregation.linear.", "classifier.0."),
     )

@@ -6,13 +6,15 @@ from functools import partial
 from torch import Tensor
 
 from progeo.convert.converted_encoder import ConvertedEncoder, convert_encoder
-from progeo.models.backbones import Pooling
+from progeo.models.backbones import FAMILIES
+from progeo.models.backbones.family import Part
 from progeo.models.backbones.open_clip import NORMALIZATIONS
 from progeo.models.backbones.position_embedding import as_height_width
-from progeo.models.backbones.torchvision import CONVNETS, empty_convnet
 from progeo.models.encoder import EncoderSpec
 from progeo.models.weight_files.checkpoints import FoundWeights
 
+_ARCHITECTURES = ("vgg16", "resnet18", "resnet50", "resnet101", "resnet152", *(f"efficientnet_b{i}" for i in range(8)))
+_PARTS: tuple[Part, ...] = ("map",)
 FIRST_LAYERS = ("backbone.0.weight", "backbone.0.0.weight", "backbone.0.0.0.weight")
 """Names of the weight of the first layer, for ResNets and VGGs, and for EfficientNets."""
 
@@ -20,7 +22,7 @@ FIRST_LAYERS = ("backbone.0.weight", "backbone.0.0.weight", "backbone.0.0.0.weig
 def convert_numbered(
     found: FoundWeights,
     *,
-    pooling: Pooling,
+    aggregation: str,
     descriptor_dim: int,
     image_size: int | tuple[int, int],
     head: Callable[[str], str],
@@ -34,12 +36,13 @@ def convert_numbered(
     architecture, backbone_name = _backbone(found.state)
     mean, std = NORMALIZATIONS["imagenet"]
     spec = EncoderSpec(
+        family="torchvision",
         architecture=architecture,
         image_size=as_height_width(image_size),
         descriptor_dim=descriptor_dim,
         mean=mean,
         std=std,
-        pooling=pooling,
+        aggregation=aggregation,
     )
     return convert_encoder(spec, found, their_name=lambda ours: head(backbone_name(ours)))
 
@@ -49,8 +52,8 @@ def _backbone(state: Mapping[str, Tensor]) -> tuple[str, Callable[[str], str]]:
     families = {"0.bias": ("vgg", True), "0.weight": ("resnet", False), "0.0.weight": ("efficientnet", True)}
     family, flat = next((families[end] for end in families if f"backbone.{end}" in state), ("efficientnet", False))
     best, best_name, most = "", partial(_numbered, layers=[], flat=False), -1.0
-    for architecture in (name for name in CONVNETS if name.startswith(family)):
-        backbone = empty_convnet(architecture)
+    for architecture in (name for name in _ARCHITECTURES if name.startswith(family)):
+        backbone = FAMILIES["torchvision"].empty(architecture, None, parts=_PARTS, interpolation="edges")
         layers = [name for name, _ in backbone.named_children()]
         their_name = partial(_numbered, layers=layers, flat=flat)
         shapes = {their_name(f"backbone.{name}"): tensor.shape for name, tensor in backbone.state_dict().items()}

@@ -41,14 +41,15 @@ def read_published_progeo(source: Source, choices: Choices) -> ConvertedEncoder:
     shares_texts = vit and quickgelu and "openai" in open_clip.list_pretrained_tags_by_model(architecture)
     mean, std = NORMALIZATIONS["imagenet"]
     spec = EncoderSpec(
+        family="open_clip",
         architecture=architecture,
         image_size=image_size,
         descriptor_dim=dim,
         normalized=bool(choices.normalized) if vit else True,
         mean=mean,
         std=std,
-        align_corners=True,
-        pooling="clip" if vit else "gem",
+        interpolation="corners",
+        aggregation="token" if vit else "gem",
         text_weights="openai" if shares_texts else None,
     )
     return convert_encoder(

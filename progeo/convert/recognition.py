@@ -1,5 +1,6 @@
 """Detect which program wrote a file of weights, and convert it."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +39,8 @@ FORMATS = (
     Format("Divide&Classify", FIRST_LAYERS, is_divide_and_classify, read_divide_and_classify),
 )
 """The first row that recognizes a file or folder reads it."""
+_AGGREGATION_OF_OTHERS = re.compile(r"aggregation\.\d").match
+"""Matches a layer of the head of CosPlace and published ProGEO, which are numbered."""
 
 
 def open_source(path: Path, choices: Choices) -> Source:
@@ -54,7 +57,8 @@ def read_encoder(source: Source, choices: Choices) -> ConvertedEncoder:
         FileNotFoundError: a configuration or the weights are missing.
         ValueError: an unknown format, missing or unexpected keys, or `choices` that do not apply to the format.
     """
-    if source.prefixes and source.prefixes <= {"backbone", "pooling", "projection"}:
+    named_by_us = {"backbone", "aggregation", "pooling", "projection"}
+    if source.prefixes and source.prefixes <= named_by_us and not any(map(_AGGREGATION_OF_OTHERS, source.state)):
         raise ValueError(
             f"{source.path} has the names of an encoder of progeo, which needs no import: give its folder, with the "
             f"model.json, to progeo.load_encoder and to the other commands."
@@ -85,5 +89,5 @@ def _check_choices(converted: ConvertedEncoder, choices: Choices) -> None:
     spec = converted.encoder.spec
     if choices.normalized is not None and choices.normalized != spec.normalized:
         raise ValueError(f"`normalized`: the descriptors of {spec.architecture} are always L2-normalized, omit it.")
-    if choices.quickgelu is not None and spec.architecture.startswith(("vgg", "resnet", "efficientnet")):
+    if choices.quickgelu is not None and spec.family != "open_clip":
         raise ValueError(f"`quickgelu`: {spec.architecture} is not a CLIP, omit it.")

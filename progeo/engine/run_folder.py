@@ -21,7 +21,17 @@ from progeo.engine.options import Keep
 from progeo.files import replacing, write_json
 
 _GROUP = re.compile(r"group_(0|[1-9]\d*)")
-_PACKAGES = ("progeo", "torch", "torchvision", "open_clip_torch", "accelerate", "numpy", "pyarrow", "safetensors")
+_PACKAGES = (
+    "progeo",
+    "torch",
+    "torchvision",
+    "open_clip_torch",
+    "timm",
+    "accelerate",
+    "numpy",
+    "pyarrow",
+    "safetensors",
+)
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import yaml
-from torchvision.models import get_model_weights
 
 from progeo.export.folders import weights_in_name, without_folders
 from progeo.files import replacing
-from progeo.models.backbones.torchvision import CONVNETS
+from progeo.models.backbones import FAMILIES
 from progeo.models.pixel_statistics import color_in_words
 
 _HEADER = {
@@ -42,38 +40,30 @@ def starting_weights(metadata: Mapping[str, Any]) -> str | None:
     )
 
 
-def license_of_weights(architecture: str, weights: str | None) -> str:
+def license_of_weights(family: str, architecture: str, weights: str | None) -> str:
     """Return the license of the weights that training started from, or `unknown` if it is not certain."""
     if weights == "random":
         return "none, training started from random weights"
-    if architecture in CONVNETS:
-        if weights in get_model_weights(architecture).__members__:
-            return (
-                "torchvision's code is BSD-3-Clause; its weights were trained on ImageNet, which has terms of its own"
-            )
-    elif weights is not None and weights in open_clip.list_pretrained_tags_by_model(architecture):
-        if weights == "openai":
-            return "MIT, of OpenAI's CLIP"
-        if weights.startswith("laion"):
-            return "MIT, of open_clip's weights trained on LAION"
-    return "unknown"
+    return (weights and FAMILIES[family].license(architecture, weights)) or "unknown"
 
 
 def _card(metadata: Mapping[str, Any], usage: str) -> str:
-    license = license_of_weights(metadata["encoder"]["architecture"], starting_weights(metadata))
+    encoder = metadata["encoder"]
+    license = license_of_weights(encoder["family"], encoder["architecture"], starting_weights(metadata))
     metadata = without_folders(metadata)
     encoder, provenance = metadata["encoder"], metadata["provenance"]
     settings, projection = provenance.get("settings", {}), provenance.get("reduced")
     height, width = encoder["image_size"]
+    options = {name: str(value) for name, value in encoder["aggregation_options"].items()}
     rows = {
-        "backbone": encoder["architecture"],
+        "backbone": f"{encoder['architecture']} of {encoder['family']}",
         "started from": _origin(metadata),
         "license of these starting weights": license,
         "images": f"{height} x {width} pixels, RGB in 0..1, normalized with mean {color_in_words(encoder['mean'])} "
         f"and std {color_in_words(encoder['std'])}",
         "descriptors": f"{encoder['descriptor_dim']} dimensions, "
         f"{'L2-normalized' if encoder['normalized'] else 'not normalized'}",
-        "pooling": encoder["pooling"],
+        "aggregation": " ".join([encoder["aggregation"], *map("=".join, options.items())]),
         **({} if projection is None else {"PCA": f"from {encoder['pooled_dim']} dimensions, {_pca(projection)}"}),
         "trained on": settings.get("data", {}).get("train_folder", "unknown"),
         "epoch": provenance.get("epoch", "unknown"),

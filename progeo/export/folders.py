@@ -1,13 +1,13 @@
 """Remove the folders of this machine from metadata that are published."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from progeo.models.backbones import FAMILIES
+
 _NO_PATHS = ("architecture", "template")
 _ADDRESSES = ("hf-hub:", "http://", "https://")
-_AS_IT_COMES = re.compile(r"(open_clip|torchvision):[^:]+:(?P<weights>.+)")
 
 
 def without_folders(value: Any) -> Any:
@@ -29,5 +29,5 @@ def without_folders(value: Any) -> Any:
 
 def weights_in_name(name: str) -> str | None:
     """Return the weights in a name of `load_encoder` such as `open_clip:RN50:openai`; None for any other name."""
-    found = _AS_IT_COMES.fullmatch(name)
-    return found and found["weights"]
+    family, _, rest = name.partition(":")
+    return rest.partition(":")[2] or None if family in FAMILIES else None

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from safetensors.torch import save_file
+
 from progeo.engine.log import LOGGER
-from progeo.export.backbone import backbone_usage, save_backbone
 from progeo.export.card import save_card, starting_weights
 from progeo.export.folders import without_folders
 from progeo.export.onnx import save_onnx
@@ -84,8 +85,11 @@ def _write_program(target: Path, encoder: Encoder, _: dict, options: ExportOptio
 
 
 def _write_backbone(target: Path, encoder: Encoder, metadata: dict, _: ExportOptions) -> str:
-    save_backbone(target / "backbone.safetensors", encoder)
-    return backbone_usage(encoder, starting_weights(metadata))
+    spec, family = encoder.spec, encoder.family
+    usage = family.usage(spec.architecture, spec.image_size, starting_weights(metadata))
+    state = {f"{family.prefix}{name}": tensor.contiguous() for name, tensor in encoder.backbone.state_dict().items()}
+    save_file(state, target / "backbone.safetensors")
+    return usage
 
 
 FORMATS: Mapping[str, Format] = MappingProxyType(

@@ -3,7 +3,7 @@
 from progeo.export.weights import load_encoder
 from progeo.models.encoder import Encoder, build_encoder
 
-dependencies = ["torch", "torchvision", "open_clip", "safetensors"]
+dependencies = ["torch", "torchvision", "open_clip", "timm", "safetensors"]
 
 
 def progeo(weights: str) -> Encoder:
@@ -30,7 +30,8 @@ def progeo_untrained(
     """Build an encoder as it is before stage 2 trains it, in eval mode.
 
     Args:
-        backbone: architecture such as `RN50`, `ViT-B-16` or `resnet18`, as in the setting `model.architecture`.
+        backbone: architecture such as `RN50` or `timm/vit_small_patch14_dinov2`, as in the setting
+            `model.architecture`.
         descriptor_dim: D; None takes the dimension of the backbone.
         weights: `random`, or a tag or file as in the setting `model.weights`.
         image_size: pixels, the side of a square or (height, width); None takes the size of the backbone.

@@ -17,6 +17,7 @@ from progeo.export.program import (
     build_program,
     check_difference,
     compared_images,
+    explaining_failure,
     relative_difference,
 )
 from progeo.files import replacing
@@ -70,7 +71,8 @@ def save_onnx(path: Path, encoder: Encoder, *, input: Input = "normalized", fp16
 def _as_onnx(encoder: Encoder, input: Input) -> "ModelProto":
     height, width = (2, 3) if input == "normalized" else (1, 2)
     program = build_program(encoder, input)
-    with without_warnings("onnxscript", "torch.onnx", "onnx_ir"), warnings.catch_warnings():
+    hushed = without_warnings("onnxscript", "torch.onnx", "onnx_ir")
+    with hushed, warnings.catch_warnings(), explaining_failure(encoder):
         warnings.simplefilter("ignore")
         # The dynamo exporter, not that of TorchScript, which PyTorch keeps for old programs only and which does not
         # support bicubic resizing with antialiasing.

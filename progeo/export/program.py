@@ -6,7 +6,9 @@ accept the same sizes.
 
 import copy
 import io
+import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +18,6 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from progeo.files import replacing
-from progeo.models.backbones.position_embedding import position_embedding_name, position_stride, resized_features
 from progeo.models.encoder import Encoder
 
 Input = Literal["normalized", "pixels", "photos"]
@@ -38,8 +39,13 @@ def build_program(encoder: Encoder, input: Input) -> ExportedProgram:
             graph; `photos`: as `pixels`, and also resized in the graph to the encoder's image size.
 
     Raises:
-        ValueError: the graph would not accept the encoder's own image size.
+        ValueError: the graph would not accept the encoder's own image size, or the encoder takes no other.
     """
+    if input != "photos" and encoder.traits.only_size:
+        raise ValueError(
+            f"A graph for images of many sizes cannot be made of {encoder.spec.architecture}, which takes one size "
+            f"only: use `input` photos."
+        )
     step = 1 if input == "photos" else side_step(encoder)
     if input != "photos" and any(side < _MIN_SIDE or side % step for side in encoder.image_size):
         raise ValueError(
@@ -49,8 +55,9 @@ def build_program(encoder: Encoder, input: Input) -> ExportedProgram:
     batch, height, width = Dim("batch", min=1), _side("height", step), _side("width", step)
     sizes = (batch, 3, height, width) if input == "normalized" else (batch, height, width, 3)
     dynamic = {axis: size for axis, size in enumerate(sizes) if size != 3}
-    example = _random_images(encoder, input, (2, 5 * max(step, 32), 6 * max(step, 32)))
-    with torch.no_grad():
+    unit = -(-32 // step) * step
+    example = _random_images(encoder, input, (2, 5 * unit, 6 * unit))
+    with torch.no_grad(), explaining_failure(encoder):
         program = torch.export.export(
             _Graph(encoder, input).eval(),
             (example,),
@@ -63,6 +70,19 @@ def build_program(encoder: Encoder, input: Input) -> ExportedProgram:
         if node.target is torch.ops.aten.view.default:  # attention has another memory layout on other devices
             node.target = torch.ops.aten.reshape.default
     return program
+
+
+@contextmanager
+def explaining_failure(encoder: Encoder) -> Iterator[None]:
+    """Raise any error in this block as a ValueError that names the encoder."""
+    try:
+        yield
+    except Exception as error:  # an operation of any network can be one that no graph holds
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"No graph can be made of {encoder.spec.architecture}: {reason}. Use `input` photos, whose graph computes "
+            f"images of one size, or `format` safetensors."
+        ) from error
 
 
 def save_program(path: Path, encoder: Encoder, *, input: Input = "normalized") -> float:
@@ -88,9 +108,9 @@ def save_program(path: Path, encoder: Encoder, *, input: Input = "normalized") -
 
 
 def side_step(encoder: Encoder) -> int:
-    """Return the step of allowed heights and widths: the stride of the position embedding, or 1 without one."""
-    backbone = encoder.backbone
-    return 1 if position_embedding_name(backbone) is None else position_stride(backbone)
+    """Return the step of heights and widths that a graph accepts: that of the backbone and of its positions."""
+    positions = encoder.traits.positions
+    return math.lcm(encoder.traits.side_multiple, 1 if positions is None else positions.stride)
 
 
 def compared_images(encoder: Encoder, input: Input) -> Iterator[tuple[Tensor, Tensor]]:
@@ -155,24 +175,18 @@ class _Graph(nn.Module):
     def __init__(self, encoder: Encoder, input: Input) -> None:
         super().__init__()
         # A copy, as requires_grad and memory format are set in place.
-        encoder = copy.deepcopy(encoder).requires_grad_(False).to(memory_format=torch.contiguous_format)
-        self.backbone = encoder.backbone
-        self.head = nn.Sequential(encoder.pooling, encoder.projection)
+        self.encoder = copy.deepcopy(encoder).requires_grad_(False).to(memory_format=torch.contiguous_format)
         self.register_buffer("mean", 255 * encoder.mean[:, None, None])
         self.register_buffer("std", 255 * encoder.std[:, None, None])
-        self.spec, self.input = encoder.spec, input
+        self.input = input
 
     def forward(self, images: Tensor) -> Tensor:
         if self.input != "normalized":
             images = images.permute(0, 3, 1, 2).float()
             if self.input == "photos":
-                images = _resized(images, self.spec.image_size)
+                images = _resized(images, self.encoder.image_size)
             images = (images - self.mean) / self.std
-        if self.input == "photos":
-            features = self.backbone(images)
-        else:
-            features = resized_features(self.backbone, images, align_corners=self.spec.align_corners)
-        return self.head(features)
+        return self.encoder.aggregate(self.encoder.features(images, resized=self.input != "photos"))
 
 
 def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,24 +1,27 @@
 """Save and load encoders: `model.safetensors`, `model.json` and, if any, a copy of the CLIP file for text features."""
 
 import filecmp
+import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from safetensors.torch import save_file
+from torch import Tensor
 
 from progeo.export.fetch import fetch_folder
 from progeo.files import read_json, replacing, write_json
-from progeo.models.backbones import Pooling
+from progeo.models.backbones import FAMILIES, empty_traits, find_family
 from progeo.models.encoder import Encoder, build_encoder, restore_encoder, spec_from_json, spec_to_json
 from progeo.models.thumbnail import ThumbnailEncoder
 from progeo.models.weight_files.printable import printable
 from progeo.models.weight_files.tensor_files import read_safetensors
 
-_FORMAT = 2
+_FORMAT = 3
 _WEIGHTS = "model.safetensors"
 _METADATA = "model.json"
 _READERS = MappingProxyType({_WEIGHTS: read_safetensors, _METADATA: read_json})
@@ -27,8 +30,9 @@ _TEXT_CLIP = "clip"
 """Stem of the copied CLIP file for text features; its suffix is that of the original."""
 _KEPT_BY_RUNS = ("best", "last", "stage2/best", "stage2/last")
 """Folders in which a run, or its stage 2, keeps its encoder, depending on `training.keep`."""
+_RENAMED_FIELDS = MappingProxyType({"normalised": "normalized", "pooling": "aggregation"})
+"""Fields of an encoder in format 2: their names there -> their current names."""
 _SETTINGS_OF_RUNS = ("config.yaml", "stage2/config.yaml")
-_POOLING_OF_BASELINES: Mapping[str, Pooling] = MappingProxyType({"open_clip": "clip", "torchvision": "mean"})
 
 
 def save_encoder(
@@ -64,9 +68,9 @@ def load_encoder(path_or_name: str | Path) -> Encoder:
     Args:
         path_or_name: a folder with `model.safetensors` and `model.json`; the URL of such a folder, or
             `hf-hub:OWNER/NAME` (see `fetch_folder`); the folder of a run, or of its stage 2, for the encoder that it
-            keeps; or the name of a baseline. `open_clip:ARCHITECTURE:WEIGHTS` is CLIP's image encoder and
-            `torchvision:ARCHITECTURE:WEIGHTS` the mean of the last feature map (see `load_clip` and `load_convnet`),
-            both with the pixel statistics of their weights; `thumbnail` is raw 16 x 16 pixels. A downloaded encoder
+            keeps; or the name of a baseline. `FAMILY:ARCHITECTURE:WEIGHTS`, such as `open_clip:RN50:openai` or
+            `timm:vit_small_patch14_dinov2:random`, is the token of a backbone, or the mean of its feature map if it has
+            no token, with the pixel statistics of the weights; `thumbnail` is raw 16 x 16 pixels. A downloaded encoder
             comes without its CLIP file for text features.
 
     Raises:
@@ -76,10 +80,12 @@ def load_encoder(path_or_name: str | Path) -> Encoder:
     kind, _, name = str(path_or_name).partition(":")
     if kind == "thumbnail" and not name:
         return ThumbnailEncoder().eval()
-    if kind in _POOLING_OF_BASELINES and name:
+    if kind in FAMILIES and name:
         architecture, _, weights = name.partition(":")
+        architecture = f"{kind}/{architecture}"
         try:
-            return build_encoder(architecture, weights, pooling=_POOLING_OF_BASELINES[kind]).eval()
+            aggregation = "mean" if empty_traits(architecture).token_dim is None else "token"
+            return build_encoder(architecture, weights, aggregation=aggregation).eval()
         except ValueError as error:
             raise ValueError(f"`encoder` {path_or_name} cannot be built: {error}") from None
     if kind in ("hf-hub", "http", "https") and name:
@@ -92,7 +98,7 @@ def load_encoder(path_or_name: str | Path) -> Encoder:
     except ValueError as error:
         raise ValueError(f"{folder / _METADATA} is not the metadata of an encoder: {printable(str(error))}") from None
     spec = replace(spec, text_weights=_find_text_clip(folder, spec.text_weights))
-    return restore_encoder(spec, read_safetensors(folder / _WEIGHTS))
+    return restore_encoder(spec, _named_as_now(read_safetensors(folder / _WEIGHTS)))
 
 
 def holds_encoder(path: Path) -> bool:
@@ -139,13 +145,29 @@ def read_encoder_metadata(folder: Path) -> dict[str, Any]:
     metadata = read_json(folder / _METADATA)
     if (
         not isinstance(metadata, dict)
-        or metadata.get("format") != _FORMAT
+        or metadata.get("format") not in (2, _FORMAT)
         or not all(isinstance(metadata.get(part), dict) for part in _PARTS)
     ):
         raise ValueError(
             f"{folder / _METADATA} is not the metadata of an encoder in format {_FORMAT}, with {', '.join(_PARTS)}."
         )
-    return metadata
+    return metadata if metadata["format"] == _FORMAT else _of_format_2(metadata)
+
+
+def _of_format_2(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert metadata of format 2, see `_named_as_now` for the weights."""
+    encoder = {_RENAMED_FIELDS.get(name, name): value for name, value in metadata["encoder"].items()}
+    encoder["interpolation"] = "corners" if encoder.pop("align_corners", False) else "edges"
+    if encoder.get("aggregation") == "clip":
+        encoder["aggregation"] = "token"
+    with suppress(ValueError):  # an unknown architecture is refused with the fields
+        encoder["family"], _ = find_family(str(encoder.get("architecture")))
+    return {**metadata, "format": _FORMAT, "encoder": encoder}
+
+
+def _named_as_now(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the tensors of format 2: `pooling.*` is now `aggregation.*`."""
+    return {re.sub(r"^pooling\.", "aggregation.", name): tensor for name, tensor in state.items()}
 
 
 def _kept_by_run(path: Path) -> list[Path]:

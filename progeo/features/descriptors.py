@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import time
 from functools import partial
 from typing import Any
@@ -17,10 +18,11 @@ from progeo.features.extractor import FeatureExtractor, run_on
 from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
 from progeo.features.store import ShardedRows
 from progeo.models.backbones.open_clip import weights_digest
-from progeo.models.backbones.position_embedding import as_height_width
+from progeo.models.backbones.position_embedding import as_height_width, check_sides, sample_size
 from progeo.models.encoder import Encoder, restore_encoder, spec_to_json
 from progeo.models.fingerprint import module_fingerprint
 from progeo.models.options import QueryPreprocessing
+from progeo.models.preprocessing import depends_on_shape
 from progeo.places.catalogue import Catalogue
 
 _CROPS_APART = ("nearest_crop", "maj_voting")
@@ -40,9 +42,19 @@ def descriptor_extractor(
     Args:
         encoder: moved to the accelerator's device.
         preprocessing: preprocessing of queries; None takes that of database images.
+
+    Raises:
+        ValueError: the encoder does not take images of the size that preprocessing gives.
     """
     encoder.to(accelerator.device)
     preprocessing = preprocessing or images.database_preprocessing
+    image_size = encoder.image_size if images.image_size is None else as_height_width(images.image_size)
+    check_sides("`image_size`", *image_size, encoder.traits)
+    if depends_on_shape(preprocessing) and (encoder.traits.side_multiple > 1 or encoder.traits.only_size):
+        raise ValueError(
+            f"The preprocessing {preprocessing} gives images of many sizes, and {encoder.spec.architecture} does not "
+            f"take them all: use hard_resize, central_crop or five_crops."
+        )
     num_rows = 5 if preprocessing in _CROPS_APART else 1
     encode = run_on(accelerator, lambda batch: encoder(encoder.normalize(batch)))
 
@@ -57,7 +69,7 @@ def descriptor_extractor(
         extract,
         what="descriptors",
         width=encoder.descriptor_dim * num_rows,
-        image_size=encoder.image_size if images.image_size is None else as_height_width(images.image_size),
+        image_size=image_size,
         preprocessing=preprocessing,
         depends_on=partial(descriptor_metadata, encoder),
         orientation=images.orientation,
@@ -83,7 +95,8 @@ def _is_as_specified(encoder: Encoder) -> bool:
         return False
     try:
         again = restore_encoder(encoder.spec, encoder.state_dict()).to(encoder.mean.device)
-        pixels = torch.arange(2 * 3 * 96 * 64, device=encoder.mean.device).mul(31).view(2, 3, 96, 64).to(torch.uint8)
+        shape = (2, 3, *sample_size(encoder.traits))
+        pixels = torch.arange(math.prod(shape), device=encoder.mean.device).mul(31).view(shape).to(torch.uint8)
         images = again.normalize(pixels)
         found, wanted = encoder(images), again(images)
         # Not bit for bit: a GPU may add in another order.

@@ -156,8 +156,8 @@ def text_descriptor(spec: EncoderSpec, text: str) -> np.ndarray:
     """
     if spec.text_weights is None or not spec.normalized:
         raise ValueError(
-            f"The descriptors of this encoder ({spec.architecture}, pooling {spec.pooling}) cannot be compared with "
-            f"texts: that needs L2-normalized descriptors in CLIP's own space, such as those of a ViT of CLIP."
+            f"The descriptors of this encoder ({spec.architecture}, aggregation {spec.aggregation}) cannot be compared "
+            f"with texts: that needs L2-normalized descriptors in CLIP's own space, such as those of a ViT of CLIP."
         )
     try:
         tokenizer = open_clip.get_tokenizer(spec.architecture)

@@ -1,1 +1,1 @@
-"""Networks: CLIP, learned prompts, backbones, pooling, margin heads and the image encoder that is exported."""
+"""Networks: CLIP, learned prompts, backbones, aggregations, margin heads and the image encoder that is exported."""

@@ -1,22 +1,28 @@
-"""The image encoder: backbone, pooling and optional projection. Stage 2 trains it; it is evaluated and exported."""
+"""The image encoder: backbone, aggregation and optional projection. Stage 2 trains it; it is evaluated and exported."""
 
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
-import open_clip
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from progeo.models.aggregation import GeM, L2Norm, MeanLinear, MeanPool
-from progeo.models.backbones import Pooling, build_backbone, empty_backbone, feature_map_channels
-from progeo.models.backbones.open_clip import known_architectures
-from progeo.models.backbones.position_embedding import RESNET_STRIDE, ImageSize, visual_features
-from progeo.models.backbones.torchvision import CONVNETS
+from progeo.models.aggregation import (
+    AGGREGATIONS,
+    L2Norm,
+    aggregation_dim,
+    build_aggregation,
+    filled_options,
+    find_aggregation,
+)
+from progeo.models.backbones import FAMILIES, empty_traits, find_family
+from progeo.models.backbones.family import Features, ImageSize, Interpolation
+from progeo.models.backbones.open_clip import weights_anywhere
+from progeo.models.backbones.position_embedding import as_height_width, check_sides, sample_size, sized_features
 from progeo.models.pixel_statistics import chosen_statistics, own_statistics
 from progeo.models.preprocessing import normalize_images, resize_image
 from progeo.models.state_dicts import check_fits
@@ -30,18 +36,23 @@ if TYPE_CHECKING:
 class EncoderSpec:
     """Everything needed to rebuild an encoder, except its weights; stored in `model.json`."""
 
+    family: str
+    """Family of the backbone, a row of `FAMILIES`."""
     architecture: str
+    """The family's own name."""
     image_size: tuple[int, int]
     """Height and width in pixels."""
     descriptor_dim: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    pooling: Pooling
-    """How features are pooled into a descriptor, see `build_backbone`."""
+    aggregation: str
+    """How features are aggregated into a descriptor, a row of `AGGREGATIONS`."""
+    aggregation_options: dict[str, Any] = field(default_factory=dict)
+    """Options of the aggregation; missing ones have their defaults."""
     normalized: bool = True
     """Whether descriptors are L2-normalized to unit length."""
-    align_corners: bool = False
-    """Whether position embeddings are interpolated with `align_corners`, see `load_clip`."""
+    interpolation: Interpolation = "edges"
+    """How the position embedding is resized for other image sizes."""
     pooled_dim: int | None = None
     """Descriptor dimension before a projection (such as PCA) to `descriptor_dim`; None without a projection."""
     text_weights: str | None = None
@@ -52,7 +63,7 @@ class EncoderSpec:
 
 
 class Encoder(nn.Module):
-    """Image encoder (backbone, pooling, optional projection): normalized images (B, 3, H, W) -> descriptors (B, D)."""
+    """Image encoder: normalized images (B, 3, H, W) -> backbone -> aggregation -> projection, if any: (B, D)."""
 
     has_weights = True
     """Whether the encoder has weights, so that it can be saved, projected and put into a place index."""
@@ -62,9 +73,17 @@ class Encoder(nn.Module):
     def __init__(self, spec: EncoderSpec, backbone: nn.Module) -> None:
         super().__init__()
         self.spec = spec
+        self.family = FAMILIES[spec.family]
+        self.traits = self.family.traits(backbone)
         self.backbone = backbone
-        self.pooling = _build_pooling(spec, backbone)
-        self.projection = _build_projection(spec)
+        self.aggregation = build_aggregation(
+            spec.aggregation,
+            self.traits,
+            spec.pooled_dim or spec.descriptor_dim,
+            architecture=spec.architecture,
+            **spec.aggregation_options,
+        )
+        self.projection = nn.Identity() if spec.pooled_dim is None else _projection(spec)
         self.register_buffer("mean", torch.tensor(spec.mean, device="cpu"), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std, device="cpu"), persistent=False)
 
@@ -78,16 +97,36 @@ class Encoder(nn.Module):
         """Height and width in pixels that `preprocess` resizes to; `forward` accepts any size of at least 32 pixels."""
         return self.spec.image_size
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Compute descriptors (B, D) of normalized images (B, 3, H, W) of at least 32 pixels a side."""
-        if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < RESNET_STRIDE:
-            raise ValueError(
-                f"An encoder takes images (B, 3, H, W) of at least {RESNET_STRIDE} pixels a side, "
-                f"got {tuple(images.shape)}."
-            )
-        images = images.contiguous(memory_format=torch.channels_last)
-        features = visual_features(self.backbone, images, align_corners=self.spec.align_corners)
-        return self.projection(self.pooling(features))
+    @overload
+    def forward(self, images: Tensor, *, with_features: Literal[False] = False) -> Tensor: ...
+    @overload
+    def forward(self, images: Tensor, *, with_features: Literal[True]) -> tuple[Tensor, Features]: ...
+    def forward(self, images: Tensor, *, with_features: bool = False) -> Tensor | tuple[Tensor, Features]:
+        """Compute descriptors (B, D) of normalized images (B, 3, H, W) of at least 32 pixels a side.
+
+        Args:
+            with_features: return the features of the backbone, too.
+        """
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"An encoder takes images (B, 3, H, W), got {tuple(images.shape)}.")
+        check_sides("Images", images.shape[2], images.shape[3], self.traits)
+        features = self.features(images.contiguous(memory_format=torch.channels_last))
+        descriptors = self.aggregate(features)
+        return (descriptors, features) if with_features else descriptors
+
+    def features(self, images: Tensor, *, resized: bool = False) -> Features:
+        """Run the backbone on normalized images (B, 3, H, W); `resized` is `always` of `sized_features`."""
+        return sized_features(
+            self.family, self.backbone, images, self.traits.positions, self.spec.interpolation, always=resized
+        )
+
+    def aggregate(self, features: Features) -> Tensor:
+        """Compute descriptors (B, D) from the features of the backbone."""
+        row = AGGREGATIONS[self.spec.aggregation]
+        descriptors = self.aggregation(*(getattr(features, part) for part in row.needs))
+        if self.spec.normalized and not row.always_normalized:
+            descriptors = F.normalize(descriptors, dim=-1)
+        return self.projection(descriptors)
 
     def normalize(self, images: Tensor) -> Tensor:
         """Normalize images (..., 3, H, W), uint8 in 0..255 or float in 0..1, with this encoder's mean and std."""
@@ -116,17 +155,22 @@ def build_encoder(
     normalization: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    pooling: Pooling | None = None,
-    align_corners: bool = False,
+    aggregation: str | None = None,
+    aggregation_options: Mapping[str, Any] | None = None,
+    interpolation: Interpolation | None = None,
     seed: int = 0,
 ) -> Encoder:
-    """Build an encoder for training, starting from the visual tower of a CLIP or from a torchvision backbone.
+    """Build an encoder for training, starting from a pretrained backbone.
 
     Args:
-        architecture, weights, image_size, pooling, align_corners: see `build_backbone`.
-        descriptor_dim: D; None takes the dimension of CLIP's features or the channels of the feature map. Only the
-            poolings `gem` and `mean_linear` allow another value.
-        normalized: L2-normalize descriptors of `clip` pooling; all other poolings always do.
+        architecture: see `find_family`.
+        weights, image_size: see `Family.load`.
+        descriptor_dim: D; None takes the dimension of the aggregation, such as that of CLIP's features. Only the
+            aggregations with `any_dim`, such as `gem`, allow another value.
+        normalized: L2-normalize descriptors of an aggregation that does not always do so, such as `token`.
+        aggregation: a row of `AGGREGATIONS`; None takes the default of the family.
+        aggregation_options: see `filled_options`.
+        interpolation: how the position embedding is resized; None takes that of the architecture.
         normalization, mean, std: pixel statistics, see `pixel_statistics`.
         seed: seed of `random` weights and of the layers after the backbone.
 
@@ -134,39 +178,46 @@ def build_encoder(
         ValueError: unknown weights or settings that do not fit together, or a backbone that cannot be rebuilt from its
             architecture name.
     """
-    chosen = chosen_statistics(normalization, mean, std)  # before weights are fetched
-    backbone = build_backbone(
-        architecture, weights, image_size, pooling=pooling, align_corners=align_corners, seed=seed
-    )
-    if backbone.pooling in ("clip", "mean") and descriptor_dim not in (None, backbone.features_dim):
-        raise ValueError(
-            f"The descriptors of {architecture} have {backbone.features_dim} dimensions, `descriptor_dim` cannot "
-            f"be {descriptor_dim}. Leave it out."
-        )
-    has_texts = backbone.pooling == "clip" and weights != "random"
+    chosen = chosen_statistics(normalization, mean, std)  # this and all below, before weights are fetched
+    name, own_name = find_family(architecture)
+    family = FAMILIES[name]
+    aggregation = aggregation or family.default_aggregation(own_name)
+    options = filled_options(aggregation, aggregation_options or {})
+    traits = empty_traits(architecture, image_size)
+    if image_size is not None:
+        check_sides("`image_size`", *as_height_width(image_size), traits)
+    row, dim = find_aggregation(aggregation), aggregation_dim(aggregation, traits, descriptor_dim, options, own_name)
+    interpolation = interpolation or family.interpolation(own_name)
+    loaded = family.load(own_name, weights, image_size, parts=row.needs, interpolation=interpolation, seed=seed)
+    has_texts = aggregation == "token" and traits.shares_text_space and weights != "random"
     pixels = chosen or own_statistics(architecture, weights)
     spec = EncoderSpec(
-        architecture=backbone.architecture,
-        image_size=backbone.image_size,
-        descriptor_dim=descriptor_dim or backbone.features_dim,
-        normalized=normalized or backbone.pooling != "clip",
+        family=name,
+        architecture=loaded.architecture,
+        image_size=loaded.image_size,
+        descriptor_dim=dim,
         mean=pixels.mean,
         std=pixels.std,
-        align_corners=align_corners,
-        pooling=backbone.pooling,
-        text_weights=_found_anywhere(weights, backbone.architecture) if has_texts else None,
+        aggregation=aggregation,
+        aggregation_options=options,
+        normalized=normalized or row.always_normalized,
+        interpolation=interpolation,
+        text_weights=weights_anywhere(loaded.architecture, weights) if has_texts else None,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        encoder = Encoder(spec, backbone.network).to(memory_format=torch.channels_last)
+        encoder = Encoder(spec, loaded.network).to(memory_format=torch.channels_last)
     _check_restored(encoder)
     return encoder
 
 
 def empty_encoder(spec: EncoderSpec) -> Encoder:
     """Build an encoder from its spec on the meta device, without weights."""
-    backbone = empty_backbone(
-        spec.architecture, spec.image_size, pooling=spec.pooling, align_corners=spec.align_corners
+    backbone = FAMILIES[spec.family].empty(
+        spec.architecture,
+        spec.image_size,
+        parts=find_aggregation(spec.aggregation).needs,
+        interpolation=spec.interpolation,
     )
     with torch.device("meta"):
         return Encoder(spec, backbone)
@@ -213,8 +264,8 @@ def spec_to_json(spec: EncoderSpec) -> dict[str, object]:
 def _check_restored(encoder: Encoder) -> None:
     """Refuse an encoder that its spec and weights do not restore, since its backbone differs from its architecture."""
     spec = encoder.spec
-    side = 2 * max((RESNET_STRIDE, *getattr(encoder.backbone, "patch_size", ())))
-    image = torch.linspace(-1, 1, 3 * side * side).view(1, 3, side, side)
+    height, width = sample_size(encoder.traits)
+    image = torch.linspace(-1, 1, 3 * height * width).view(1, 3, height, width)
     try:
         wanted, found = encoder(image), restore_encoder(spec, encoder.state_dict())(image)
     except Exception as error:  # anything can fail in a backbone with another structure
@@ -227,51 +278,39 @@ def _check_restored(encoder: Encoder) -> None:
         else:
             reason = f"loaded again, its descriptors differ by {(wanted - found).abs().max():.2g}"
     raise ValueError(
-        f"{spec.architecture} with these weights cannot be an encoder: {reason}. Use a plain ViT or RN architecture of "
-        f"open_clip, or a backbone of torchvision."
+        f"{spec.architecture} with these weights cannot be an encoder: {reason}. Use another architecture."
     )
 
 
-def _found_anywhere(weights: str, architecture: str) -> str:
-    """Make the path of a weights file absolute; a tag stays as it is, and wins over a file of the same name."""
-    is_tag = weights in open_clip.list_pretrained_tags_by_model(architecture)
-    return str(Path(weights).absolute()) if Path(weights).is_file() and not is_tag else weights
-
-
-def _build_pooling(spec: EncoderSpec, backbone: nn.Module) -> nn.Module:
-    if spec.pooling == "clip":
-        return L2Norm() if spec.normalized else nn.Identity()
-    if spec.pooling == "mean":
-        return MeanPool()
-    if (channels := feature_map_channels(backbone)) is None:
-        raise ValueError(f"The pooling of {spec.architecture} can be clip only, got {spec.pooling}.")
-    return (GeM if spec.pooling == "gem" else MeanLinear)(channels, spec.pooled_dim or spec.descriptor_dim)
-
-
-def _build_projection(spec: EncoderSpec) -> nn.Module:
-    if spec.pooled_dim is None:
-        return nn.Identity()
+def _projection(spec: EncoderSpec) -> nn.Module:
+    assert spec.pooled_dim is not None
     linear = nn.Linear(spec.pooled_dim, spec.descriptor_dim)
     return nn.Sequential(linear, L2Norm() if spec.normalized else nn.Identity())
 
 
 def spec_from_json(values: Mapping[str, Any]) -> EncoderSpec:
-    """Parse a spec that `spec_to_json` of this version or an earlier one wrote; lists become tuples.
+    """Parse a spec that `spec_to_json` wrote; missing fields get their defaults, and lists become tuples.
 
     Raises:
         ValueError: unknown fields, missing fields without a default, or invalid values.
     """
-    values = {_RENAMED_FIELDS.get(name, name): value for name, value in values.items()}
     if unknown := values.keys() - _ALLOWED.keys():
         raise ValueError(f"An encoder has no {', '.join(sorted(unknown))}; its fields are {', '.join(_ALLOWED)}.")
-    required = [field.name for field in dataclasses.fields(EncoderSpec) if field.default is dataclasses.MISSING]
-    if missing := [name for name in required if name not in values]:
+    if missing := [name for name in _REQUIRED if name not in values]:
         raise ValueError(f"The fields {', '.join(missing)} of an encoder are missing.")
     for name, value in values.items():
         if not _ALLOWED[name](value):
             raise ValueError(f"The {name} of an encoder cannot be {value!r}.")
+    if values["family"] not in FAMILIES:
+        raise ValueError(
+            f"The family {values['family']!r} of its backbone is not known: there are {', '.join(FAMILIES)}. Name the "
+            f"file that adds it with `plugin`."
+        )
+    if not FAMILIES[values["family"]].knows(values["architecture"]):
+        raise ValueError(f"The family {values['family']} has no architecture {values['architecture']!r}.")
     fields: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in values.items()}
-    return EncoderSpec(**fields)
+    options = filled_options(fields["aggregation"], fields.pop("aggregation_options", {}))
+    return EncoderSpec(**fields, aggregation_options=options)
 
 
 def _is_count(value: object) -> bool:
@@ -283,18 +322,19 @@ def _is_color(value: Any) -> bool:
     return is_triple and all(type(part) in (int, float) and math.isfinite(part) for part in value)
 
 
-_RENAMED_FIELDS = MappingProxyType({"normalised": "normalized"})
-"""Fields of `model.json` that were renamed: the name in earlier versions -> the current name."""
+_REQUIRED = ("family", "architecture", "image_size", "descriptor_dim", "mean", "std", "aggregation")
 _ALLOWED: Mapping[str, Callable[[Any], bool]] = MappingProxyType(
     {
-        "architecture": lambda value: value in CONVNETS or value in known_architectures(),
-        "image_size": lambda value: isinstance(value, (list, tuple)) and len(value) == 2 and all(map(_is_count, value)),
+        "family": lambda value: isinstance(value, str),
+        "architecture": lambda value: isinstance(value, str),
+        "image_size": lambda value: isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_count, value)),
         "descriptor_dim": _is_count,
-        "normalized": lambda value: type(value) is bool,
         "mean": _is_color,
         "std": lambda value: _is_color(value) and min(value) > 0,
-        "align_corners": lambda value: type(value) is bool,
-        "pooling": lambda value: value in get_args(Pooling),
+        "aggregation": lambda value: isinstance(value, str),
+        "aggregation_options": lambda value: isinstance(value, dict),
+        "normalized": lambda value: type(value) is bool,
+        "interpolation": lambda value: value in get_args(Interpolation),
         "pooled_dim": lambda value: value is None or _is_count(value),
         "text_weights": lambda value: value is None or isinstance(value, str),
     }

@@ -1,7 +1,7 @@
 """Options of building an encoder and its classifiers."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 
@@ -25,15 +25,14 @@ class ModelOptions:
 
     architecture: str = "RN50"
     """Architecture of the model: RN50, RN101, ViT-B-16, ViT-B-32 or another CLIP of open_clip, or tiny-resnet and
-    tiny-vit for quick tests. Without text also vgg16, resnet18, resnet50, resnet101, resnet152 or efficientnet_b0 to
-    efficientnet_b7 of torchvision."""
+    tiny-vit for quick tests. Without text also a classification network of torchvision, such as resnet50 or
+    convnext_tiny, or one of timm, such as timm/vit_base_patch14_dinov2."""
     weights: str = "openai"
-    """Pretrained weights: a tag of open_clip or torchvision (IMAGENET1K_V1, DEFAULT), hf-hub:owner/name of a CLIP, a
-    local file, or random. Stage 2 also takes the folder of a trained or imported encoder."""
+    """Pretrained weights: a tag of open_clip, torchvision (IMAGENET1K_V1, DEFAULT) or timm (lvd142m), hf-hub:owner/name
+    of a CLIP, a local file, or random. Stage 2 also takes the folder of a trained or imported encoder."""
     normalization: NormalizationName | None = None
     """Pixel mean and std to normalize images with: clip or imagenet. null takes the statistics of the pretrained
-    weights; if they are not recorded or the weights are random, those of CLIP, or of ImageNet for a torchvision
-    backbone."""
+    weights; if they are not recorded or the weights are random, those of CLIP for a CLIP, else of ImageNet."""
     mean: tuple[float, float, float] | None = None
     """Pixel mean of red, green and blue in 0..1, such as [0.5, 0.5, 0.5]. Set together with std, instead of
     normalization; null uses normalization."""
@@ -51,10 +50,15 @@ class EncoderOptions:
     image_size: int | tuple[int, int] = 512
     """Size in pixels that stage 2 resizes crops to: one side of a square, or height and width."""
     descriptor_dim: int | None = None
-    """Dimension of the descriptors. null takes the dimension of CLIP's features or the channels of a torchvision
-    backbone; a ViT allows no other."""
+    """Dimension of the descriptors. null takes that of the aggregation: of CLIP's features, else of the backbone's
+    channels or token. The aggregations token and mean allow no other."""
+    aggregation: str | None = None
+    """How the features of the backbone become a descriptor: gem, mean or mean_linear of its feature map, or its token,
+    such as the class token of a ViT or the attention pooling of a CLIP. null takes token for a ViT, else gem."""
+    aggregation_options: dict[str, Any] = field(default_factory=dict)
+    """Options of the aggregation, as NAME=VALUE pairs."""
     normalized: bool = True
-    """L2-normalize a ViT's descriptors; all other encoders always do."""
+    """L2-normalize the descriptors of the aggregation token; all others always do."""
     frozen: tuple[str, ...] = ()
     """Layers of the backbone that stage 2 freezes, such as conv1, transformer.resblocks.0 or features.0."""
 

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from progeo.models.backbones import open_clip, torchvision
+from progeo.models.backbones import FAMILIES, find_family
 from progeo.models.backbones.open_clip import NORMALIZATIONS
-from progeo.models.backbones.torchvision import CONVNETS
 
 _MIN_STD = 0.001
 """Minimum std, as normalization divides by it; the smallest std of published weights is 1/255."""
@@ -61,19 +60,20 @@ def chosen_statistics(
 def own_statistics(architecture: str, weights: str) -> PixelStatistics:
     """Return the pixel statistics that the weights of a backbone were trained with.
 
-    Where they are not known, a torchvision backbone gets those of ImageNet, any other backbone those of CLIP.
+    Where they are not known, the backbone gets the `usual_normalization` of its family.
 
     Args:
-        architecture, weights: see `build_backbone`, which must have accepted them.
+        architecture, weights: see `build_encoder`, which must have accepted them.
 
     Raises:
         ValueError: the weights come with values out of range.
     """
-    is_convnet = architecture in CONVNETS
-    own = (torchvision if is_convnet else open_clip).own_normalization(architecture, weights)
-    usual, whose = ("imagenet", "ImageNet's") if is_convnet else ("clip", "CLIP's")
+    name, own_name = find_family(architecture)
+    family = FAMILIES[name]
+    own = family.own_normalization(own_name, weights)
+    whose = {"imagenet": "ImageNet's", "clip": "CLIP's"}[family.usual_normalization]
     why = "random weights have none of their own" if weights == "random" else f"those of {weights} are unknown"
-    mean, std = NORMALIZATIONS[usual]
+    mean, std = NORMALIZATIONS[family.usual_normalization]
     if not own:
         return PixelStatistics(mean, std, f"{whose} since {why}")
     missing = [name for name in ("mean", "std") if name not in own]

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from open_clip import CLIP, SimpleTokenizer
 from torch import Tensor, nn
 
-from progeo.models.backbones.open_clip import load_clip, plain_architecture
-from progeo.models.backbones.position_embedding import ImageSize
+from progeo.models.backbones.family import ImageSize
+from progeo.models.backbones.open_clip import load_clip, own_spelling, plain_architecture
 from progeo.models.text_tower import encode_beginning, encode_continuations
 
 # Chunks of this size keep a GPU busy, and the allocator reuses their memory; larger chunks fragment it.
@@ -91,7 +91,7 @@ class PromptLearner(nn.Module):
 def _check_features(clip: CLIP, architecture: str) -> None:
     """Refuse a model whose own text feature of a test sentence differs from that of `_text_feature`."""
     try:
-        ids = open_clip.get_tokenizer(architecture.replace("/", "-"))([_SENTENCE])
+        ids = open_clip.get_tokenizer(own_spelling(architecture))([_SENTENCE])
         with torch.no_grad():
             ours, theirs = _text_feature(clip, _SENTENCE), clip.encode_text(ids)
         agree = (ours - theirs).abs().max() <= _ROUNDING * theirs.abs().max()  # False for NaN
@@ -121,7 +121,7 @@ def _refusal(architecture: str) -> str:
 
 def _text_settings(architecture: str) -> Mapping[str, Any]:
     """Return the text tower's part of a plain architecture's configuration."""
-    return open_clip.get_model_config(architecture.replace("/", "-"))["text_cfg"]
+    return open_clip.get_model_config(own_spelling(architecture))["text_cfg"]
 
 
 def _token_ids(template: str, context_length: int, max_length: int) -> tuple[list[int], list[int]]:

@@ -14,7 +14,7 @@ from progeo.data.datasets import CachedImages, CatalogueImages
 from progeo.engine.accelerator import distributed
 from progeo.engine.randomness import seeded_generator
 from progeo.export.weights import save_encoder
-from progeo.models.backbones import checkpoint_gradients
+from progeo.models.aggregation import AGGREGATIONS
 from progeo.models.encoder import Encoder
 from progeo.training.batches import Batches, MicroBatch
 from progeo.training.options import TrainingOptions
@@ -58,7 +58,7 @@ class ImageTraining(Task):
         self.model = encoder
         self.steps_per_epoch, self.images_per_step = options.iterations_per_epoch, options.batch_size
         if options.gradient_checkpointing:
-            checkpoint_gradients(encoder.backbone)
+            encoder.family.checkpoint_gradients(encoder.backbone)
         groups = _parameter_groups(encoder, terms, options)
         self.optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(groups, fused=True))
         self._distributed_encoder = distributed(encoder, accelerator)
@@ -82,7 +82,7 @@ class ImageTraining(Task):
 
     def begin(self) -> None:
         """Initialize an aggregation that needs it with local features of training images."""
-        initialize: Any = None
+        initialize = AGGREGATIONS[self.encoder.spec.aggregation].initialize
         if initialize is not None:
             initialize(self.encoder.aggregation, self._local_features(), self.seed)
 

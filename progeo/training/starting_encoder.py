@@ -5,8 +5,9 @@ from pathlib import Path
 
 from progeo.engine.run_folder import RunFolder
 from progeo.export.weights import encoder_folder, holds_encoder, load_encoder, read_encoder_metadata
-from progeo.models.backbones import freeze_layers
-from progeo.models.backbones.open_clip import NORMALIZATIONS
+from progeo.models.aggregation import find_aggregation
+from progeo.models.backbones import find_family, freeze_layers
+from progeo.models.backbones.open_clip import NORMALIZATIONS, own_spelling
 from progeo.models.backbones.position_embedding import as_height_width
 from progeo.models.encoder import Encoder, EncoderSpec, build_encoder
 from progeo.models.options import EncoderOptions, ModelOptions
@@ -38,7 +39,9 @@ def _build_encoder(model: ModelOptions, options: EncoderOptions, seed: int) -> E
         normalization=model.normalization,
         mean=model.mean,
         std=model.std,
-        align_corners=model.align_corners,
+        aggregation=options.aggregation,
+        aggregation_options=options.aggregation_options,
+        interpolation="corners" if model.align_corners else None,
         seed=seed,
     )
 
@@ -77,12 +80,16 @@ def _names_folder(model: ModelOptions) -> bool:
 def _load_encoder(model: ModelOptions, options: EncoderOptions, folder: Path) -> Encoder:
     encoder = load_encoder(encoder_folder(folder))
     spec = encoder.spec
-    settings = {
-        "architecture": (model.architecture.replace("/", "-"), spec.architecture),
+    family, architecture = find_family(model.architecture)
+    aggregation = options.aggregation or spec.aggregation
+    settings: dict[str, tuple[object, object]] = {
+        "architecture": (f"{family}/{own_spelling(architecture)}", f"{spec.family}/{spec.architecture}"),
         "image_size": (as_height_width(options.image_size), spec.image_size),
         "descriptor_dim": (options.descriptor_dim or spec.descriptor_dim, spec.descriptor_dim),
-        "normalized": (options.normalized or spec.pooling != "clip", spec.normalized),
-        "align_corners": (model.align_corners, spec.align_corners),
+        "normalized": (options.normalized or find_aggregation(aggregation).always_normalized, spec.normalized),
+        "aggregation": (aggregation, spec.aggregation),
+        "aggregation_options": (spec.aggregation_options | options.aggregation_options, spec.aggregation_options),
+        "align_corners": (model.align_corners, spec.interpolation == "corners"),
     }
     for name, (wanted, found) in settings.items():
         if wanted != found:

@@ -113,7 +113,7 @@ def test_the_map_to_text_space_is_trained_but_not_exported(run):
     state = load_checkpoint(run / "stage2/checkpoints/epoch_000003_step_000000")
     assert state["task"]["terms"]["terms.text.space.linear.weight"].shape == (128, 32)
     best = load_file(run / "stage2/best/model.safetensors")
-    assert all(name.startswith(("backbone.", "pooling.")) for name in best)
+    assert all(name.startswith(("backbone.", "aggregation.")) for name in best)
 
 
 def test_half_precision_trains_and_validates(run, config, tmp_path):

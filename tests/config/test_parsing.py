@@ -23,6 +23,23 @@ def test_pairs_of_names_and_values_are_one_mapping(words):
     assert values["columns"] == {"path": "photo", "latitude": "y=z"}
 
 
+@pytest.mark.parametrize(
+    ("words", "file"),
+    [
+        (["clusters=64", "alpha=1e-4", "shift=false", "kind=a1", "beta=2.0"], ""),
+        (['{"clusters": 64, "alpha": 0.0001, "shift": false, "kind": "a1", "beta": 2.0}'], ""),
+        ([], "encoder:\n  aggregation_options:\n    {clusters: 64, alpha: 1e-4, shift: false, kind: a1, beta: 2.0}\n"),
+    ],
+)
+def test_numbers_among_the_options_of_an_aggregation_are_numbers(words, file, config, tmp_path):
+    (tmp_path / "options.yaml").write_text(file or "seed: 1")
+    flags = ["--encoder.aggregation_options", *words] if words else []
+    values = parsed("train encoder", "--config", config, "--config", tmp_path / "options.yaml", *flags)
+    options = values["settings"].encoder.aggregation_options
+    assert options == {"clusters": 64, "alpha": 1e-4, "shift": False, "kind": "a1", "beta": 2.0}
+    assert [type(each) for each in options.values()] == [int, float, bool, str, float]
+
+
 def test_a_template_of_paths_stays_as_it_is():
     assert parsed("dataset import", *TABLE, "--path", "{key}.jpg")["path"] == "{key}.jpg"
 

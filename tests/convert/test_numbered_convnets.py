@@ -90,7 +90,7 @@ def test_wrappers_before_each_name_are_removed_and_a_name_that_is_then_double_is
     state = cosplace("resnet18").state_dict()
     wrapped = {f"{wrappers}{name}": value for name, value in state.items()}
     found = imported(wrapped, tmp_path).state_dict()
-    assert torch.equal(found["pooling.linear.weight"], state["aggregation.3.weight"])
+    assert torch.equal(found["aggregation.linear.weight"], state["aggregation.3.weight"])
     assert torch.equal(found["backbone.conv1.weight"], state["backbone.0.weight"])
     with pytest.raises(SystemExit, match=r"holds aggregation\.1\.p twice: as aggregation\.1\.p, and with another"):
         imported({**wrapped, "aggregation.1.p": torch.zeros(1)}, tmp_path, "--out", str(tmp_path / "double"))
@@ -112,7 +112,7 @@ def test_of_two_networks_in_a_checkpoint_the_model_or_the_chosen_one_is_imported
     for options, state, expected in (([], model, sentences[:2]), (["--weights_in", "ema"], ema, sentences[2:])):
         (tmp_path / str(len(options))).mkdir()
         found = imported(checkpoint, tmp_path / str(len(options)), *options).state_dict()
-        assert torch.equal(found["pooling.linear.weight"], state["aggregation.3.weight"])
+        assert torch.equal(found["aggregation.linear.weight"], state["aggregation.3.weight"])
         log = capsys.readouterr().err
         assert [sentence in log for sentence in sentences] == [sentence in expected for sentence in sentences]
 
@@ -140,7 +140,11 @@ def test_divide_and_classify_gives_the_mean_moved_and_of_length_one(name, tmp_pa
         moved = model["classifier"][0](model["backbone"](images).mean(dim=(2, 3)))
         expected = moved / moved.norm(dim=1, keepdim=True)
         torch.testing.assert_close(encoder(images), expected, rtol=1e-4, atol=1e-5)
-    assert (encoder.spec.architecture, encoder.spec.pooling, encoder.image_size) == (name, "mean_linear", (256, 256))
+    assert (encoder.spec.architecture, encoder.spec.aggregation, encoder.image_size) == (
+        name,
+        "mean_linear",
+        (256, 256),
+    )
     assert "skipped, the encoder does not need them: classifiers_state_dict, args" in capsys.readouterr().err
 
 

@@ -59,7 +59,7 @@ def test_a_resnet_gives_the_descriptors_of_its_map_and_head(name, tmp_path):
     spec = encoder.spec
     assert (spec.architecture, spec.image_size, spec.descriptor_dim) == (f"{name}-quickgelu", (512, 512), 24)
     assert (spec.mean, spec.std) == IMAGENET
-    assert (spec.pooling, spec.text_weights) == ("gem", None)
+    assert (spec.aggregation, spec.text_weights) == ("gem", None)
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[FULL_SIZE] if "ViT" in name else []) for name in VITS])
@@ -74,7 +74,7 @@ def test_a_vit_gives_the_projected_class_token_as_it_is(name, tmp_path):
         torch.testing.assert_close(encoder(images), expected, rtol=1e-3, atol=1e-3)
     spec = encoder.spec
     assert (spec.architecture, spec.image_size) == (f"{name}-quickgelu", (side_px, side_px))
-    assert (spec.mean, spec.std, spec.align_corners, spec.normalized) == (*IMAGENET, True, False)
+    assert (spec.mean, spec.std, spec.interpolation, spec.normalized) == (*IMAGENET, "corners", False)
     assert spec.text_weights == (None if name == "tiny-vit" else "openai")
 
 
@@ -157,10 +157,10 @@ def test_a_tower_that_open_clip_does_not_know_and_a_size_that_does_not_fit_are_r
 
 
 @pytest.mark.parametrize(
-    ("architecture", "pooling"), [("tiny-vit", "clip"), ("tiny-resnet", "gem"), ("resnet18", "gem")]
+    ("architecture", "aggregation"), [("tiny-vit", "token"), ("tiny-resnet", "gem"), ("resnet18", "gem")]
 )
-def test_encoders_of_our_own_are_not_taken_for_it(architecture, pooling, tmp_path):
-    encoder = build_encoder(architecture, "random", 64, pooling=pooling)
+def test_encoders_of_our_own_are_not_taken_for_it(architecture, aggregation, tmp_path):
+    encoder = build_encoder(architecture, "random", 64, aggregation=aggregation)
     save_encoder(tmp_path / "run/best", encoder, provenance={}, recalls={})
     with pytest.raises(
         SystemExit, match=r"model\.safetensors has the names of an encoder of progeo, .* give its folder"

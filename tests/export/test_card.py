@@ -2,6 +2,7 @@ import pytest
 import yaml
 
 from progeo.export.card import license_of_weights, save_card, starting_weights
+from progeo.models.backbones import find_family
 from progeo.models.encoder import build_encoder, spec_to_json
 
 
@@ -27,7 +28,7 @@ def test_a_card_has_a_header_for_the_hub_and_says_what_the_encoder_is(tmp_path):
     _, header, body = text.split("---\n", 2)
     assert yaml.safe_load(header)["library_name"] == "progeo"
     for row in (
-        "| backbone | tiny-vit |",
+        "| backbone | tiny-vit of open_clip |",
         "| started from | clip.pt |",
         "| license of these starting weights | unknown |",
         "| descriptors | 128 dimensions, L2-normalized |",
@@ -60,9 +61,10 @@ def test_a_card_of_an_encoder_of_unknown_origin_has_unknown(tmp_path):
         (
             {"encoder": "open_clip:ViT-B/16:openai", "reduced": reduced(whiten=False)},
             [
-                "| backbone | ViT-B-16-quickgelu |",
+                "| backbone | ViT-B-16-quickgelu of open_clip |",
                 "| started from | openai |",
-                "| license of these starting weights | MIT, of OpenAI's CLIP |",
+                "| license of these starting weights | MIT, of OpenAI's CLIP; trained on 400 million images and texts "
+                + "of the web, which are not published |",
                 "| PCA | from 512 dimensions, fitted to 20,000 images of train |",
             ],
         ),
@@ -96,7 +98,11 @@ def test_a_card_tells_imports_and_pca(provenance, rows, tmp_path):
 @pytest.mark.parametrize(
     ("architecture", "weights", "license"),
     [
-        ("ViT-B-16-quickgelu", "openai", "MIT, of OpenAI's CLIP"),
+        (
+            "ViT-B-16-quickgelu",
+            "openai",
+            "MIT, of OpenAI's CLIP; trained on 400 million images and texts of the web, which are not published",
+        ),
         ("ViT-B-32", "laion2b_s34b_b79k", "MIT, of open_clip's weights trained on LAION"),
         ("RN50", "random", "none, training started from random weights"),
         ("RN50", "clip.pt", "unknown"),
@@ -107,8 +113,8 @@ def test_a_card_tells_imports_and_pca(provenance, rows, tmp_path):
     ],
 )
 def test_a_license_is_given_only_where_it_is_certain(architecture, weights, license):
-    assert license_of_weights(architecture, weights) == license
+    assert license_of_weights(find_family(architecture)[0], architecture, weights) == license
 
 
 def test_weights_of_torchvision_come_with_the_terms_of_imagenet():
-    assert "ImageNet, which has terms of its own" in license_of_weights("resnet18", "IMAGENET1K_V1")
+    assert "ImageNet, which has terms of its own" in license_of_weights("torchvision", "resnet18", "IMAGENET1K_V1")

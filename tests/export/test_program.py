@@ -101,7 +101,7 @@ def test_a_program_can_be_moved_to_another_device(input, tmp_path):
 
 @pytest.mark.parametrize("save", [save_onnx, save_program])
 def test_a_graph_with_other_descriptors_is_not_written(save, tmp_path):
-    encoder = build_encoder("tiny-resnet", "random", 64, pooling="mean").train()  # batch norm, by the batch
+    encoder = build_encoder("tiny-resnet", "random", 64, aggregation="mean").train()  # batch norm, by the batch
     with pytest.raises(ValueError, match=r"model is not written: .* away from the encoder's, and 1e-04 is allowed"):
         save(tmp_path / "model", encoder)
     assert not list(tmp_path.iterdir())
@@ -109,18 +109,21 @@ def test_a_graph_with_other_descriptors_is_not_written(save, tmp_path):
 
 FULL_SIZE = {
     "tiny ResNet, gem": (lambda: build_encoder("tiny-resnet", "random", 64), 1),
-    "tiny ResNet, clip": (lambda: build_encoder("tiny-resnet", "random", (64, 96), pooling="clip"), 32),
-    "tiny ViT as published": (lambda: build_encoder("tiny-vit", "random", normalized=False, align_corners=True), 16),
+    "tiny ResNet, clip": (lambda: build_encoder("tiny-resnet", "random", (64, 96), aggregation="token"), 32),
+    "tiny ViT as published": (
+        lambda: build_encoder("tiny-vit", "random", normalized=False, interpolation="corners"),
+        16,
+    ),
     "CLIP RN50, gem": (lambda: build_encoder("RN50", "random"), 1),
-    "CLIP RN50, clip": (lambda: build_encoder("RN50", "random", pooling="clip"), 32),
-    "CLIP RN50, mean, projected": (lambda: random_projection(build_encoder("RN50", "random", pooling="mean")), 1),
+    "CLIP RN50, clip": (lambda: build_encoder("RN50", "random", aggregation="token"), 32),
+    "CLIP RN50, mean, projected": (lambda: random_projection(build_encoder("RN50", "random", aggregation="mean")), 1),
     "CLIP ViT-B/16": (lambda: build_encoder("ViT-B-16", "random"), 16),
     "CLIP ViT-B/32": (lambda: build_encoder("ViT-B-32", "random"), 32),
-    "torchvision ResNet-18, mean": (lambda: build_encoder("resnet18", "random", pooling="mean"), 1),
+    "torchvision ResNet-18, mean": (lambda: build_encoder("resnet18", "random", aggregation="mean"), 1),
     "torchvision ResNet-50, gem": (lambda: build_encoder("resnet50", "random", descriptor_dim=512), 1),
     "VGG-16, gem, projected": (lambda: random_projection(build_encoder("vgg16", "random")), 1),
     "EfficientNet-B0, gem": (lambda: build_encoder("efficientnet_b0", "random"), 1),
-    "EfficientNet-B0, mean": (lambda: build_encoder("efficientnet_b0", "random", pooling="mean"), 1),
+    "EfficientNet-B0, mean": (lambda: build_encoder("efficientnet_b0", "random", aggregation="mean"), 1),
 }
 
 

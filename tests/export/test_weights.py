@@ -19,9 +19,9 @@ from progeo.engine.options import Keep
 from progeo.engine.run_folder import RunFolder
 from progeo.export.weights import encoder_folder, holds_encoder, save_encoder
 from progeo.models.backbones.open_clip import NORMALIZATIONS, load_clip
-from progeo.models.backbones.torchvision import load_convnet
 from progeo.models.encoder import build_encoder
 
+FORMAT_2 = Path(__file__).parent / "format_2"
 EXPORTED = {"README.md", "model.json", "model.safetensors"}
 
 
@@ -55,15 +55,18 @@ def test_the_folder_holds_two_files_and_the_description_is_whole(saved):
     description = json.loads((folder / "model.json").read_text())
     assert description["recalls"] == {"val R@1": 50.0}
     assert description["provenance"] == {"epoch": 3}
+    assert description["format"] == 3
     assert description["encoder"] == {
+        "family": "open_clip",
         "architecture": "tiny-vit",
         "image_size": [64, 96],
         "descriptor_dim": 128,
         "normalized": True,
         "mean": [0.48145466, 0.4578275, 0.40821073],
         "std": [0.26862954, 0.26130258, 0.27577711],
-        "align_corners": False,
-        "pooling": "clip",
+        "interpolation": "edges",
+        "aggregation": "token",
+        "aggregation_options": {},
         "pooled_dim": None,
         "text_weights": None,
     }
@@ -145,7 +148,7 @@ def test_an_encoder_to_compare_with_normalizes_pixels_as_its_weights_want(tmp_pa
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     (tmp_path / "hub/checkpoints").mkdir(parents=True)
     file = Path(VGG16_Weights.IMAGENET1K_FEATURES.url).name
-    layers = load_convnet("vgg16", "random").state_dict()
+    layers = build_encoder("vgg16", "random", 64).backbone.state_dict()
     torch.save(layers, tmp_path / "hub/checkpoints" / file)
     expected = {
         "open_clip:tiny-vit:other": tuple(pixels.values()),
@@ -183,7 +186,7 @@ def test_what_is_no_encoder_is_refused_in_one_sentence(saved, tmp_path):
     with pytest.raises(ValueError, match="is not a complete safetensors file"):
         progeo.load_encoder(folder)
     (folder / "model.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"^\S+model\.json is not the metadata of an encoder in format 2"):
+    with pytest.raises(ValueError, match=r"^\S+model\.json is not the metadata of an encoder in format 3"):
         progeo.load_encoder(folder)
     (folder / "model.json").write_text("{")
     with pytest.raises(ValueError, match="is not a JSON file"):
@@ -193,7 +196,7 @@ def test_what_is_no_encoder_is_refused_in_one_sentence(saved, tmp_path):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("architecture", "hf-hub:owner/name"),
+        ("family", 1),
         ("architecture", ["tiny-vit"]),
         ("image_size", 64),
         ("image_size", [64, 96.0]),
@@ -205,8 +208,9 @@ def test_what_is_no_encoder_is_refused_in_one_sentence(saved, tmp_path):
         ("std", [1, 1, "1"]),
         ("std", [1, 1, 0]),
         ("std", [1, 1, -0.5]),
-        ("align_corners", 0),
-        ("pooling", "max"),
+        ("interpolation", "align"),
+        ("aggregation", None),
+        ("aggregation_options", [1]),
         ("pooled_dim", True),
         ("text_weights", 3),
     ],
@@ -219,6 +223,61 @@ def test_a_description_that_no_encoder_can_have_is_refused_by_name_and_value(sav
     sentence = f"model.json is not the metadata of an encoder: The {name} of an encoder cannot be {value!r}."
     with pytest.raises(ValueError, match=re.escape(sentence)):
         progeo.load_encoder(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"architecture": "hf-hub:owner/name"}, "family open_clip has no architecture 'hf-hub:owner/name'"),
+        ({"family": "toy"}, "The family 'toy' of its backbone is not known: .* with `plugin`"),
+        ({"aggregation": "max"}, "`aggregation` 'max' is not known: use gem, .* with `plugin`"),
+        ({"aggregation_options": {"k": 1}}, "`aggregation_options` has 'k', which is no option of token: it has none"),
+    ],
+)
+def test_what_no_table_has_is_refused_by_name(saved, changes, sentence):
+    folder, _ = saved
+    description = json.loads((folder / "model.json").read_text())
+    description["encoder"] |= changes
+    (folder / "model.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match=f"model.json is not the metadata of an encoder: .*{sentence}"):
+        progeo.load_encoder(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "spec"),
+    [
+        ("gem", {"aggregation": "gem", "interpolation": "edges", "pooled_dim": 6, "architecture": "micro-resnet"}),
+        ("clip", {"aggregation": "token", "interpolation": "corners", "normalized": False, "image_size": (64, 96)}),
+    ],
+)
+def test_encoders_of_format_2_give_the_descriptors_they_gave(name, spec, tmp_path, monkeypatch):
+    """Files and descriptors of the version before format 3."""
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", dict(open_clip.factory._MODEL_CONFIGS))
+    for file in FORMAT_2.glob("micro-*.json"):
+        monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, file.stem, json.loads(file.read_text()))
+    encoder = progeo.load_encoder(FORMAT_2 / name)
+    assert {field: getattr(encoder.spec, field) for field in spec} == spec
+    assert encoder.spec.family == "open_clip"
+    images = torch.arange(2 * 3 * 80 * 64).view(2, 3, 80, 64).remainder(251) / 251
+    save_encoder(tmp_path, encoder, provenance={}, recalls={})
+    for each in (encoder, progeo.load_encoder(tmp_path)):
+        with torch.no_grad():
+            torch.testing.assert_close(each(images), load_file(FORMAT_2 / "descriptors.safetensors")[name])
+    assert {tensor.partition(".")[0] for tensor in load_file(tmp_path / "model.safetensors")} <= {
+        *("backbone", "aggregation", "projection")
+    }
+
+
+def test_the_family_of_an_encoder_of_format_2_is_found_by_its_architecture(tmp_path):
+    save_encoder(tmp_path, build_encoder("resnet18", "random", 64), provenance={}, recalls={})
+    description = json.loads((tmp_path / "model.json").read_text())
+    fields = description["encoder"]
+    for name in ("family", "interpolation", "aggregation_options"):
+        del fields[name]
+    fields["pooling"], fields["normalised"] = fields.pop("aggregation"), fields.pop("normalized")
+    (tmp_path / "model.json").write_text(json.dumps({**description, "format": 2}))
+    spec = progeo.load_encoder(tmp_path).spec
+    assert (spec.family, spec.aggregation, spec.normalized, spec.interpolation) == ("torchvision", "gem", True, "edges")
 
 
 def test_names_in_a_received_folder_do_not_reach_the_screen_as_they_are(saved):

@@ -94,14 +94,14 @@ def changed(change):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda encoder: setattr(encoder, "pooling", nn.Sequential(encoder.pooling, nn.Softmax(dim=1))),
+        lambda encoder: setattr(encoder, "aggregation", nn.Sequential(encoder.aggregation, nn.Softmax(dim=1))),
         lambda encoder: setattr(encoder, "projection", nn.Tanh()),
         lambda encoder: setattr(encoder, "__class__", Subclass),
         lambda encoder: encoder.mean.fill_(0.5),
-        lambda encoder: nn.init.zeros_(encoder.pooling.linear.bias),
+        lambda encoder: nn.init.zeros_(encoder.aggregation.linear.bias),
         lambda encoder: setattr(encoder, "forward", MethodType(halved, encoder)),
         lambda encoder: setattr(encoder, "normalize", MethodType(halved, encoder)),
-        lambda encoder: setattr(encoder.pooling, "forward", torch.zeros_like),
+        lambda encoder: setattr(encoder.aggregation, "forward", torch.zeros_like),
         lambda encoder: setattr(encoder.backbone.layer1[0].act3, "forward", torch.abs),
         lambda encoder: encoder.register_forward_hook(doubled),
         lambda encoder: encoder.train(),

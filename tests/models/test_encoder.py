@@ -11,7 +11,7 @@ import torch
 from PIL import ExifTags, Image
 
 from progeo.data.decode import read_image
-from progeo.models.backbones import freeze_layers
+from progeo.models.backbones import find_family, freeze_layers
 from progeo.models.backbones.open_clip import load_clip
 from progeo.models.backbones.position_embedding import as_height_width
 from progeo.models.encoder import (
@@ -30,15 +30,16 @@ ENCODERS = {
     "resnet, not square": lambda: build_encoder("tiny-resnet", "random", (64, 96)),
     "vit": lambda: build_encoder("tiny-vit", "random", (64, 96)),
     "vit, raw, ImageNet pixels": lambda: build_encoder(
-        "tiny-vit", "random", normalized=False, normalization="imagenet", align_corners=True
+        "tiny-vit", "random", normalized=False, normalization="imagenet", interpolation="corners"
     ),
     "resnet18": lambda: build_encoder("resnet18", "random", (64, 96), descriptor_dim=32, normalization="imagenet"),
     "efficientnet_b0": lambda: build_encoder("efficientnet_b0", "random", 64),
     "vgg16": lambda: build_encoder("vgg16", "random", 64, descriptor_dim=32),
-    "CLIP's own attention pooling": lambda: build_encoder("tiny-resnet", "random", (64, 96), pooling="clip"),
-    "mean of CLIP's map": lambda: build_encoder("tiny-resnet", "random", 64, pooling="mean"),
-    "mean, of torchvision": lambda: build_encoder("resnet18", "random", 64, pooling="mean"),
-    "mean, linear": lambda: build_encoder("resnet18", "random", 64, pooling="mean_linear", descriptor_dim=32),
+    "CLIP's own attention pooling": lambda: build_encoder("tiny-resnet", "random", (64, 96), aggregation="token"),
+    "mean of CLIP's map": lambda: build_encoder("tiny-resnet", "random", 64, aggregation="mean"),
+    "mean, of torchvision": lambda: build_encoder("resnet18", "random", 64, aggregation="mean"),
+    "GeM of a ViT's map": lambda: build_encoder("tiny-vit", "random", 64, aggregation="gem", descriptor_dim=32),
+    "mean, linear": lambda: build_encoder("resnet18", "random", 64, aggregation="mean_linear", descriptor_dim=32),
     "projected": lambda: projected(build_encoder("tiny-vit", "random"), torch.rand(16, 128), torch.rand(16)),
     "thumbnail": ThumbnailEncoder,
 }
@@ -144,7 +145,7 @@ def test_frozen_layers_get_no_gradient_and_the_others_do():
 
 
 def test_what_cannot_be_built_is_refused():
-    with pytest.raises(ValueError, match=r"have 128 dimensions, `descriptor_dim` cannot be 64"):
+    with pytest.raises(ValueError, match=r"tiny-vit with token have 128 dimensions, `descriptor_dim` cannot be 64"):
         build_encoder("tiny-vit", "random", descriptor_dim=64)
     with pytest.raises(ValueError, match=r"`normalization` must be one of clip, imagenet, got 'none'"):
         build_encoder("tiny-vit", "random", normalization="none")
@@ -152,15 +153,15 @@ def test_what_cannot_be_built_is_refused():
         build_encoder("tiny-vit", "random", 16)
     with pytest.raises(ValueError, match=r"`frozen` has 'layer9', which is no layer .* conv1"):
         freeze_layers(ENCODERS["resnet"]().backbone, ["layer9"])
-    with pytest.raises(ValueError, match=r"at least 32 pixels a side, got \(1, 3, 20, 64\)"):
+    with pytest.raises(ValueError, match="Images must be at least 32 pixels a side, got 20 x 64"):
         ENCODERS["resnet"]()(torch.rand(1, 3, 20, 64))
     with pytest.raises(ValueError, match="uint8 tensor"):
         ENCODERS["resnet"]().preprocess(torch.rand(3, 64, 64))
 
 
-def test_a_vit_pools_as_clip_does_only():
-    spec = replace(ENCODERS["vit"]().spec, pooling="gem")
-    with pytest.raises(ValueError, match="The pooling of tiny-vit can be clip only, got gem"):
+def test_a_spec_whose_backbone_lacks_a_part_is_refused():
+    spec = replace(built("resnet18").spec, aggregation="token")
+    with pytest.raises(ValueError, match="`aggregation` token needs a token, and resnet18 gives a feature map only"):
         empty_encoder(spec)
 
 
@@ -172,8 +173,8 @@ def test_only_the_thumbnail_has_no_weights(encoder):
 def test_weights_that_do_not_fit_are_refused_by_name():
     encoder = ENCODERS["resnet"]()
     state = encoder.state_dict()
-    with pytest.raises(ValueError, match=r"pooling.p should be \(1,\), is missing"):
-        restore_encoder(encoder.spec, {name: tensor for name, tensor in state.items() if name != "pooling.p"})
+    with pytest.raises(ValueError, match=r"aggregation.p should be \(1,\), is missing"):
+        restore_encoder(encoder.spec, {name: tensor for name, tensor in state.items() if name != "aggregation.p"})
     with pytest.raises(ValueError, match=r"extra should be absent, is \(2,\)"):
         restore_encoder(encoder.spec, {**state, "extra": torch.zeros(2)})
 
@@ -182,11 +183,10 @@ def test_a_spec_of_an_earlier_version_gets_defaults_and_an_unknown_field_is_refu
     spec = replace(ENCODERS["vit"]().spec, normalized=False)
     written = json.loads(json.dumps(spec_to_json(spec)))
     assert spec_from_json(written) == spec
-    former = {"normalised": written.pop("normalized"), **written}
-    assert spec_from_json(former) == spec
-    few = {name: former[name] for name in ("architecture", "image_size", "descriptor_dim", "mean", "std", "pooling")}
+    needed = ("family", "architecture", "image_size", "descriptor_dim", "mean", "std", "aggregation")
+    few = {name: written[name] for name in needed}
     assert spec_from_json(few) == replace(spec, normalized=True)
-    with pytest.raises(ValueError, match="An encoder has no color, shape; its fields are architecture, "):
+    with pytest.raises(ValueError, match="An encoder has no color, shape; its fields are family, architecture, "):
         spec_from_json({**few, "shape": 1, "color": 2})
     with pytest.raises(ValueError, match="The fields image_size, std of an encoder are missing"):
         spec_from_json({name: value for name, value in few.items() if name not in ("std", "image_size")})
@@ -195,7 +195,7 @@ def test_a_spec_of_an_earlier_version_gets_defaults_and_an_unknown_field_is_refu
 def test_attention_pooling_gives_the_features_of_open_clip():
     clip = load_clip("tiny-resnet", "random")
     images = torch.rand(2, 3, *as_height_width(clip.visual.image_size))
-    encoder = build_encoder("tiny-resnet", "random", pooling="clip", normalized=False).eval()
+    encoder = build_encoder("tiny-resnet", "random", aggregation="token", normalized=False).eval()
     with torch.no_grad():
         torch.testing.assert_close(encoder(images), clip.encode_image(images), rtol=1e-4, atol=1e-5)
 
@@ -225,21 +225,75 @@ def test_a_projection_maps_descriptors_and_makes_them_as_long_as_before():
 def test_only_what_clip_pooled_can_be_compared_with_texts(tmp_path):
     weights = str(tmp_path / "clip.pt")
     torch.save(load_clip("tiny-resnet", "random").state_dict(), weights)
-    assert build_encoder("tiny-resnet", weights, pooling="clip").spec.text_weights == weights
+    assert build_encoder("tiny-resnet", weights, aggregation="token").spec.text_weights == weights
     assert build_encoder("tiny-resnet", weights).spec.text_weights is None
     assert build_encoder("tiny-vit", "random").spec.text_weights is None
 
 
 @pytest.mark.parametrize(
-    ("architecture", "pooling", "allowed"),
+    ("aggregation", "options", "sentence"),
     [
-        ("tiny-vit", "gem", "can be clip, got 'gem'"),
-        ("resnet18", "clip", "can be gem or mean or mean_linear, got 'clip'"),
+        ("token", {}, "token needs a token, and resnet18 gives a feature map only. Use gem or mean or mean_linear"),
+        ("netvlad", {}, "`aggregation` 'netvlad' is not known: use gem, mean, mean_linear, token, or name .* `plugin`"),
+        ("gem", {"power": 3}, "`aggregation_options` has 'power', which is no option of gem: it has none"),
     ],
 )
-def test_a_pooling_that_a_backbone_does_not_allow_is_refused(architecture, pooling, allowed):
-    with pytest.raises(ValueError, match=allowed):
-        build_encoder(architecture, "random", pooling=pooling)
+def test_an_aggregation_that_cannot_be_is_refused_before_weights_are_fetched(aggregation, options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        build_encoder("resnet18", "nowhere", aggregation=aggregation, aggregation_options=options)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "found"),
+    [
+        ("resnet18", ("torchvision", "resnet18")),
+        ("torchvision/vgg16", ("torchvision", "vgg16")),
+        ("RN50", ("open_clip", "RN50")),
+        ("ViT-B/16", ("open_clip", "ViT-B/16")),
+        ("open_clip/ViT-B/16", ("open_clip", "ViT-B/16")),
+    ],
+)
+def test_the_family_of_an_architecture_is_named_or_found(architecture, found):
+    assert find_family(architecture) == found
+
+
+def test_an_architecture_that_no_family_knows_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"`architecture` 'RN5' is not known\. Use for example RN50, .* `plugin`"):
+        find_family("RN5")
+    with pytest.raises(ValueError, match="`architecture` 'RN50' is not known to torchvision"):
+        find_family("torchvision/RN50")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ENCODERS if kind != "thumbnail"])
+def test_descriptors_come_with_the_features_they_are_of(kind):
+    encoder, images = built(kind), torch.rand(2, 3, 64, 96)
+    with torch.no_grad():
+        descriptors, features = encoder(images, with_features=True)
+        assert torch.equal(descriptors, encoder(images))
+        assert torch.equal(encoder.aggregate(features), descriptors)
+    traits = encoder.traits
+    if features.map is not None:
+        assert features.map.shape[:2] == (2, traits.channels)
+    if features.token is not None:
+        assert features.token.shape == (2, traits.token_dim)
+
+
+def test_the_map_of_a_vit_has_its_patches_where_they_are_in_the_image():
+    encoder = build_encoder("tiny-vit", "random", (64, 96), aggregation="mean").eval()
+    clip = load_clip("tiny-vit", "random", (64, 96))
+    clip.visual.output_tokens = True
+    images = torch.rand(2, 3, 64, 96)
+    with torch.no_grad():
+        _, patches = clip.visual(images)
+        _, features = encoder(images, with_features=True)
+    assert all(torch.equal(features.map[:, :, row, 5], patches[:, 6 * row + 5]) for row in range(4))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ENCODERS if kind not in ("thumbnail", "projected")])
+def test_every_parameter_gets_a_gradient(kind):
+    encoder = ENCODERS[kind]()
+    encoder(torch.rand(2, 3, 64, 96)).cos().sum().backward()
+    assert [name for name, parameter in encoder.named_parameters() if parameter.grad is None] == []
 
 
 @pytest.mark.parametrize(
@@ -247,7 +301,6 @@ def test_a_pooling_that_a_backbone_does_not_allow_is_refused(architecture, pooli
     [
         ("tokens", {"vision_cfg.pool_type": "none"}, r"an image gets \(17, 128\) numbers, not \(128,\)"),
         ("pooled-twice", {"vision_cfg.attentional_pool": "parallel"}, r"an image gets \(1, 128\) numbers"),
-        ("pooled-and-tokens", {"vision_cfg.output_tokens": True}, "'tuple' object has no attribute"),
     ],
 )
 def test_a_tower_that_gives_no_descriptors_is_refused(name, settings, reason, architecture):
@@ -263,6 +316,7 @@ def test_a_tower_that_gives_no_descriptors_is_refused(name, settings, reason, ar
         ("own-quickgelu", {"quick_gelu": True}),
         ("large-patches", {"vision_cfg.patch_size": 128, "vision_cfg.image_size": 256}),
         ("text-bias", {"text_cfg.proj_bias": True}),
+        ("pooled-and-tokens", {"vision_cfg.output_tokens": True}),
     ],
 )
 def test_a_tower_of_an_unusual_architecture_is_restored_bit_for_bit(name, settings, architecture):
@@ -279,5 +333,5 @@ def test_a_backbone_that_its_architecture_does_not_give_back_is_refused(tmp_path
     tags = {"quick": {"file": str(tmp_path / "clip.pt"), "quick_gelu": True}}
     monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-vit", tags)
     monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", {"tiny-vit": open_clip.get_model_config("tiny-vit")})
-    with pytest.raises(ValueError, match="tiny-vit-quickgelu with these weights cannot be an encoder: Model config"):
+    with pytest.raises(ValueError, match=r"tiny-vit-quickgelu with these .* an encoder: .* is not known"):
         build_encoder("tiny-vit", "quick")

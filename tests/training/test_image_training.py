@@ -16,12 +16,12 @@ from progeo.engine.randomness import seeded_generator
 from progeo.engine.run_folder import RunFolder
 from progeo.engine.stopping import StopRequest
 from progeo.models.backbones.open_clip import load_clip
-from progeo.models.backbones.torchvision import CONVNETS
 from progeo.training.overview import estimated_memory, overview
 from progeo.training.places import read_training_places
 from progeo.training.trainer import Trainer
 
 VIT = ("--model.architecture", "tiny-vit", "--encoder.descriptor_dim", "null")  # no batch norm
+BACKBONES = ("vgg16", "resnet18", "resnet50", "resnet101", "resnet152", *(f"efficientnet_b{i}" for i in range(8)))
 QUICK = ("resnet18", "efficientnet_b0")
 
 
@@ -85,7 +85,7 @@ def test_descriptors_stay_comparable_with_texts_only_where_they_are_trained_towa
 
 
 @pytest.mark.parametrize(
-    "architecture", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CONVNETS]
+    "architecture", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in BACKBONES]
 )
 def test_every_backbone_trains_with_places_and_texts(build, train, architecture):
     words = ("--model.architecture", architecture, "--encoder.image_size", "32")

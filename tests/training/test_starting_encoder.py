@@ -47,7 +47,10 @@ def test_it_is_that_encoder_with_everything_to_be_trained(folder):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"architecture": "resnet50"}, "`architecture` is resnet50, the encoder in {} has resnet18: set it so."),
+        (
+            {"architecture": "resnet50"},
+            ("`architecture` is torchvision/resnet50, the encoder in {} has torchvision/resnet18: set it so."),
+        ),
         ({"image_size": (64, 96)}, "`image_size` is (64, 96), the encoder in {} has (64, 64): set it so."),
         ({"descriptor_dim": 8}, "`descriptor_dim` is 8, the encoder in {} has 16: set it so."),
         ({"normalization": "clip"}, "`normalization` is clip, the encoder in {} has imagenet: set it so."),
@@ -55,6 +58,11 @@ def test_it_is_that_encoder_with_everything_to_be_trained(folder):
             {"normalization": None, "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)},
             "`mean` and `std` are (0.5, 0.5, 0.5) and (0.2, 0.2, 0.2), the encoder in {} has "
             "(0.485, 0.456, 0.406) and (0.229, 0.224, 0.225): leave both out.",
+        ),
+        ({"aggregation": "mean"}, "`aggregation` is mean, the encoder in {} has gem: set it so."),
+        (
+            {"aggregation_options": {"k": 3}},
+            "`aggregation_options` is {{'k': 3}}, the encoder in {} has {{}}: set it so.",
         ),
         ({"align_corners": True}, "`align_corners` is True, the encoder in {} has False: set it so."),
     ],
@@ -105,7 +113,9 @@ def test_an_activation_other_than_the_settings_say_is_refused(tmp_path):
     (tmp_path / "tiny-vit-quickgelu.json").write_text(json.dumps(config))
     open_clip.add_model_config(tmp_path / "tiny-vit-quickgelu.json")
     model, encoder_options = options(tmp_path, architecture="tiny-vit", descriptor_dim=None, normalization="clip")
-    sentence = r"^`architecture` is tiny-vit, the encoder in .* has tiny-vit-quickgelu: set it so\.$"
+    sentence = (
+        r"^`architecture` is open_clip/tiny-vit, the encoder in .* has open_clip/tiny-vit-quickgelu: set it so\.$"
+    )
     with pytest.raises(ValueError, match=sentence):
         build_starting_encoder(model, encoder_options, seed=0)
     model = dataclasses.replace(model, architecture="tiny-vit-quickgelu")

@@ -1,6 +1,162 @@
-"""Aggregation (pooling) of feature maps into descriptors: one file per method."""
+"""Aggregation of the features of a backbone into descriptors: one file per method, one row of `AGGREGATIONS`."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
 
 from progeo.models.aggregation.gem import GeM
 from progeo.models.aggregation.mean import L2Norm, MeanLinear, MeanPool
+from progeo.models.backbones.family import Part, Traits
 
-__all__ = ["GeM", "L2Norm", "MeanLinear", "MeanPool"]
+__all__ = [
+    "AGGREGATIONS",
+    "Aggregation",
+    "GeM",
+    "L2Norm",
+    "MeanLinear",
+    "MeanPool",
+    "aggregation_dim",
+    "build_aggregation",
+    "filled_options",
+    "find_aggregation",
+]
+_PARTS: Mapping[Part, tuple[str, Callable[[Traits], int | None]]] = {
+    "map": ("a feature map", lambda traits: traits.channels),
+    "token": ("a token", lambda traits: traits.token_dim),
+}
+"""The parts of `Features`: their names in errors and their dimensions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aggregation:
+    """A method of aggregation."""
+
+    build: Callable[..., nn.Module]
+    """`build(traits, dim, **options)` returns the module: the needed parts, in order -> descriptors (B, dim). The
+    parameters after the first two are the options of the method, with their defaults."""
+    needs: tuple[Part, ...]
+    """Parts of `Features` that the module takes."""
+    dim: Callable[..., int]
+    """`dim(traits, **options)` returns the dimension of descriptors if none is set."""
+    any_dim: bool = False
+    """Whether another dimension can be set."""
+    always_normalized: bool = True
+    """Whether the module L2-normalizes descriptors; if not, it is a setting of the encoder."""
+    initialize: Callable[[nn.Module, Tensor, int], None] | None = None
+    """`initialize(module, local_features (n, C), seed)` sets the first weights from a sample of the vectors of feature
+    maps of training images."""
+
+
+def _features_dim(traits: Traits) -> int:
+    return traits.features_dim
+
+
+def _channels(traits: Traits) -> int:
+    assert traits.channels is not None
+    return traits.channels
+
+
+def _token_dim(traits: Traits) -> int:
+    assert traits.token_dim is not None
+    return traits.token_dim
+
+
+AGGREGATIONS: dict[str, Aggregation] = {
+    "gem": Aggregation(
+        build=lambda traits, dim: GeM(traits.channels, dim), needs=("map",), dim=_features_dim, any_dim=True
+    ),
+    "mean": Aggregation(build=lambda traits, dim: MeanPool(), needs=("map",), dim=_channels),
+    "mean_linear": Aggregation(
+        build=lambda traits, dim: MeanLinear(traits.channels, dim), needs=("map",), dim=_channels, any_dim=True
+    ),
+    "token": Aggregation(
+        build=lambda traits, dim: nn.Identity(), needs=("token",), dim=_token_dim, always_normalized=False
+    ),
+}
+"""Aggregations by name; a plugin adds rows."""
+
+
+def find_aggregation(name: str) -> Aggregation:
+    """Return the row of an aggregation.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    if name not in AGGREGATIONS:
+        raise ValueError(
+            f"`aggregation` {name!r} is not known: use {', '.join(AGGREGATIONS)}, or name the file that adds it with "
+            f"`plugin`."
+        )
+    return AGGREGATIONS[name]
+
+
+def filled_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of an aggregation, with the defaults of those that are not given.
+
+    Raises:
+        ValueError: an option that the aggregation does not have, of another type than its default, or a missing one
+            that has no default.
+    """
+    _, _, *parameters = inspect.signature(find_aggregation(name).build).parameters.values()
+    defaults = {each.name: each.default for each in parameters}
+    for option, value in options.items():
+        if option not in defaults:
+            has = f"its options are {', '.join(defaults)}" if defaults else "it has none"
+            raise ValueError(f"`aggregation_options` has {option!r}, which is no option of {name}: {has}.")
+        default = defaults[option]
+        same = type(value) is type(default) or (type(default) is float and type(value) is int)
+        if default not in (None, inspect.Parameter.empty) and not same:
+            raise ValueError(
+                f"`aggregation_options`: {option} of {name} must be a {type(default).__name__}, got {value!r}."
+            )
+    filled = defaults | dict(options)
+    if missing := [option for option, value in filled.items() if value is inspect.Parameter.empty]:
+        raise ValueError(f"`aggregation_options`: {name} needs {', '.join(missing)}.")
+    return filled
+
+
+def aggregation_dim(name: str, traits: Traits, dim: int | None, options: Mapping[str, Any], architecture: str) -> int:
+    """Return the dimension of descriptors: `dim`, or that of the aggregation if it is None.
+
+    Args:
+        options: see `filled_options`.
+        architecture: name of the backbone, for errors.
+
+    Raises:
+        ValueError: the backbone does not give what the aggregation needs, or the aggregation has another dimension.
+    """
+    row = find_aggregation(name)
+    given = [part for part, (_, size) in _PARTS.items() if size(traits) is not None]
+    if missing := [_PARTS[part][0] for part in row.needs if part not in given]:
+        fitting = [other for other, each in AGGREGATIONS.items() if set(each.needs) <= set(given)]
+        raise ValueError(
+            f"`aggregation` {name} needs {' and '.join(missing)}, and {architecture} gives "
+            f"{' and '.join(_PARTS[part][0] for part in given)} only. Use {' or '.join(fitting)}."
+        )
+    usual = row.dim(traits, **filled_options(name, options))
+    if dim not in (None, usual) and not row.any_dim:
+        raise ValueError(
+            f"The descriptors of {architecture} with {name} have {usual} dimensions, `descriptor_dim` cannot be {dim}. "
+            f"Leave it out."
+        )
+    return dim or usual
+
+
+def build_aggregation(
+    name: str, traits: Traits, dim: int | None = None, *, architecture: str = "the backbone", **options: Any
+) -> nn.Module:
+    """Build an aggregation for the features of a backbone.
+
+    Args:
+        dim: D, the dimension of descriptors; None takes that of the aggregation.
+        architecture: name of the backbone, for errors.
+        options: see `filled_options`.
+
+    Raises:
+        ValueError: see `aggregation_dim` and `filled_options`.
+    """
+    dim = aggregation_dim(name, traits, dim, options, architecture)
+    return find_aggregation(name).build(traits, dim, **filled_options(name, options))

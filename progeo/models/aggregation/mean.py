@@ -1,4 +1,4 @@
-"""Global average pooling, alone and with a linear layer; L2 normalization alone, for backbones that pool themselves."""
+"""Global average pooling, alone and with a linear layer; L2 normalization alone."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -3,11 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from progeo.models.options import NormalizationName
+if TYPE_CHECKING:  # loading an encoder needs no jsonargparse
+    from progeo.models.options import NormalizationName
 
 ImageSize = int | tuple[int, int]
 Part = Literal["map", "token"]
@@ -55,6 +56,8 @@ class Traits:
     """Pixels per cell of the feature map."""
     side_multiple: int = 1
     """Height and width of images must be multiples of this."""
+    only_size: tuple[int, int] | None = None
+    """The only height and width in pixels that the network takes; None if it takes others."""
     shares_text_space: bool = False
     """Whether the token can be compared with the text features of the CLIP that it belongs to."""
     positions: PositionEmbedding | None = None
@@ -77,7 +80,9 @@ class Family(ABC):
 
     prefix: ClassVar[str] = ""
     """What the names of the network's parameters begin with in the library's own files."""
-    usual_normalization: ClassVar[NormalizationName] = "imagenet"
+    needs_prefix: ClassVar[bool] = False
+    """Whether settings name its architectures only with the name of the family, such as `timm/resnet10t`."""
+    usual_normalization: ClassVar["NormalizationName"] = "imagenet"
     """Pixel statistics of weights that do not record their own."""
 
     @abstractmethod

@@ -5,8 +5,10 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,17 +16,22 @@ from typing import Any
 import open_clip
 import torch
 from open_clip import CLIP
+from open_clip.modified_resnet import ModifiedResNet
 from open_clip.pretrained import download_pretrained_from_hf
-from open_clip.transformer import QuickGELU
-from torch import Tensor
+from open_clip.transformer import QuickGELU, VisionTransformer
+from torch import Tensor, nn
 
-from progeo.models.backbones.position_embedding import (
+from progeo.models.backbones.family import (
+    Family,
+    Features,
     ImageSize,
-    as_height_width,
-    resize_input,
-    resize_stored_embedding,
+    Interpolation,
+    Loaded,
+    Part,
+    PositionEmbedding,
+    Traits,
 )
-from progeo.models.backbones.torchvision import CONVNETS
+from progeo.models.backbones.position_embedding import as_height_width, resize_positions, resized_embedding
 from progeo.models.clip_files import read_clip_file, read_section_beside
 from progeo.models.state_dicts import check_file_fits
 from progeo.models.weight_files.checkpoints import reason_of
@@ -37,6 +44,7 @@ ARCHITECTURE = "architecture"
 
 The keys `mean` and `std` hold the pixel statistics that the weights were trained with, each as JSON.
 """
+RESNET_STRIDE = 32
 _HUB = "hf-hub:"
 NORMALIZATIONS = MappingProxyType(
     {
@@ -46,12 +54,137 @@ NORMALIZATIONS = MappingProxyType(
 )
 
 
+class OpenClip(Family):
+    """The visual towers of plain CLIPs: ViTs, and ResNets with attention pooling."""
+
+    prefix = "visual."
+    usual_normalization = "clip"
+
+    def knows(self, architecture: str) -> bool:
+        """Return whether open_clip has a CLIP of this name; `ViT-B/16` is `ViT-B-16`."""
+        return own_spelling(architecture) in known_architectures()
+
+    def default_aggregation(self, architecture: str) -> str:
+        """Return `gem` for a ResNet, whose configuration has a list of layers, and `token` for a ViT."""
+        vision = open_clip.get_model_config(plain_architecture(architecture))["vision_cfg"]
+        return "gem" if isinstance(vision.get("layers"), list) else "token"
+
+    def load(
+        self,
+        architecture: str,
+        weights: str,
+        image_size: ImageSize | None,
+        *,
+        parts: Collection[Part],
+        interpolation: Interpolation,
+        seed: int,
+    ) -> Loaded:
+        """Take the visual tower of `load_clip`."""
+        clip = load_clip(architecture, weights, image_size, interpolation=interpolation, seed=seed)
+        size = as_height_width(clip.visual.image_size)
+        return Loaded(_tower_for(parts, clip), resolved_architecture(architecture, clip), size)
+
+    def empty(
+        self,
+        architecture: str,
+        image_size: ImageSize | None,
+        *,
+        parts: Collection[Part],
+        interpolation: Interpolation,
+    ) -> nn.Module:
+        """Take the visual tower of `empty_clip`."""
+        return _tower_for(parts, empty_clip(plain_architecture(architecture), image_size))
+
+    def traits(self, network: nn.Module) -> Traits:
+        """Return the properties of a visual tower."""
+        assert isinstance(network, VisionTransformer | ModifiedResNet)
+        if isinstance(network, VisionTransformer):
+            has_map, has_token = network.attn_pool is None, network.proj is not None
+            channels, stride = network.conv1.out_channels, network.patch_size[0]
+        else:
+            has_map, has_token = True, not isinstance(network.attnpool, nn.Identity)
+            channels, stride = network.layer4[-1].conv3.out_channels, RESNET_STRIDE
+        return Traits(
+            channels=channels if has_map else None,
+            token_dim=network.output_dim if has_token else None,
+            features_dim=network.output_dim,
+            stride=stride,
+            shares_text_space=has_token,
+            positions=_positions(network),
+        )
+
+    def features(self, network: nn.Module, images: Tensor) -> Features:
+        """Return the patch tokens of a ViT or the output of layer4 as map; CLIP's image features (B, E) as token."""
+        if isinstance(network, ModifiedResNet):
+            found = network.stem(images)
+            for layer in (network.layer1, network.layer2, network.layer3, network.layer4):
+                found = layer(found)
+            return Features(found, None if isinstance(network.attnpool, nn.Identity) else network.attnpool(found))
+        assert isinstance(network, VisionTransformer)
+        if not network.output_tokens:
+            return Features(None, network(images))
+        token, patches = network(images)
+        grid = _grid_of_patches(*images.shape[2:], patch=network.patch_size)
+        return Features(patches.mT.unflatten(2, grid), None if network.proj is None else token)
+
+    def own_normalization(self, architecture: str, weights: str) -> Mapping[str, Any]:
+        """Return the `mean` and `std` of the Hugging Face configuration, of open_clip's tag, or beside or in a file.
+
+        Raises:
+            ValueError: the metadata of a file hold a mean or std that is not JSON.
+        """
+        architecture = own_spelling(architecture)
+        if weights.startswith(_HUB):
+            known = _hub_configuration(weights).get("preprocess_cfg") or {}
+        elif weights in open_clip.list_pretrained_tags_by_model(architecture):
+            known = open_clip.get_pretrained_cfg(architecture, weights)
+        else:
+            known = read_section_beside(Path(weights), "preprocess_cfg") or _pixels_in_metadata(Path(weights))
+        return {name: known[name] for name in ("mean", "std") if known.get(name) is not None}
+
+    def license(self, architecture: str, weights: str) -> str | None:
+        """Return the license of OpenAI's weights, and of those that LAION trained with open_clip."""
+        if weights not in open_clip.list_pretrained_tags_by_model(own_spelling(architecture)):
+            return None
+        if weights == "openai":
+            return "MIT, of OpenAI's CLIP; trained on 400 million images and texts of the web, which are not published"
+        return "MIT, of open_clip's weights trained on LAION" if weights.startswith("laion") else None
+
+    def usage(self, architecture: str, image_size: tuple[int, int], weights: str | None) -> str:
+        """Return Python code that loads the tower into a CLIP, with the text tower of known weights."""
+        known = weights in open_clip.list_pretrained_tags_by_model(architecture)
+        pretrained = f'"{weights}"' if known else None
+        whose = "stays as it is" if known else "is that of the weights that training began from"
+        is_vit = self.default_aggregation(architecture) == "token"
+        size = f", force_image_size={image_size}" if is_vit else ""
+        # For a ResNet open_clip supports square images only, and does not resize the embedding.
+        embedding = (
+            'embedding = backbone.get("visual.attnpool.positional_embedding")\n'
+            "if embedding is not None:\n"
+            "    clip.visual.attnpool.positional_embedding.data = embedding\n"
+        )
+        return (
+            "import open_clip\n"
+            "from safetensors.torch import load_file\n\n"
+            f'clip = open_clip.create_model("{architecture}", {pretrained}{size})\n'
+            'backbone = load_file("backbone.safetensors")\n'
+            f"{'' if is_vit else embedding}"
+            f"clip.load_state_dict(backbone, strict=False)  # the text tower {whose}"
+        )
+
+    def checkpoint_gradients(self, network: nn.Module) -> None:
+        """Enable gradient checkpointing of a ViT's blocks."""
+        if not isinstance(network, VisionTransformer):
+            return super().checkpoint_gradients(network)
+        network.transformer.grad_checkpointing = True
+
+
 def load_clip(
     architecture: str,
     weights: str,
     image_size: ImageSize | None = None,
     *,
-    align_corners: bool = False,
+    interpolation: Interpolation = "edges",
     seed: int = 0,
 ) -> CLIP:
     """Build a CLIP model in eval mode, with its position embedding resized to the image size.
@@ -63,8 +196,7 @@ def load_clip(
             file (see `find_weights`; refused if its metadata name another architecture), or `random`. If the activation
             of a file is not known, that of the architecture is used and logged.
         image_size: pixels, the side of a square or (height, width); None keeps the size of the architecture.
-        align_corners: interpolate position embeddings between the centers of the corner cells, as published ProGEO
-            does, instead of between cell edges.
+        interpolation: how the position embedding is resized to the image size.
         seed: seed of `random` weights.
 
     Raises:
@@ -73,21 +205,26 @@ def load_clip(
     architecture = plain_architecture(architecture)
     model = _random_clip(architecture, seed) if weights == "random" else _pretrained_clip(architecture, weights)
     if image_size is not None:
-        resize_input(model.visual, as_height_width(image_size), align_corners=align_corners)
+        resize_input(model.visual, as_height_width(image_size), interpolation)
     return model.eval()
 
 
+def own_spelling(architecture: str) -> str:
+    """Spell the name of a CLIP architecture as open_clip does: `ViT-B/16` and `open_clip/ViT-B-16` are `ViT-B-16`."""
+    return architecture.removeprefix("open_clip/").replace("/", "-")
+
+
 def plain_architecture(name: str) -> str:
-    """Convert the name of a plain CLIP architecture to open_clip's spelling: `ViT-B/16` becomes `ViT-B-16`.
+    """Return the name of a plain CLIP architecture in `own_spelling`.
 
     Raises:
         ValueError: the architecture is unknown, or not a plain CLIP.
     """
-    architecture = name.replace("/", "-")
+    architecture = own_spelling(name)
     if architecture not in known_architectures():
         raise ValueError(
             f"`architecture` {architecture!r} is not known. Use a CLIP of open_clip, for example RN50, RN101, "
-            f"ViT-B-16, ViT-B-32, tiny-resnet or tiny-vit, or a backbone of torchvision: {', '.join(CONVNETS)}."
+            f"ViT-B-16, ViT-B-32, tiny-resnet or tiny-vit."
         )
     settings = model_settings(open_clip.get_model_config(architecture))
     if any(settings.get(name) for name in ("custom_text", "text_cfg.hf_model_name", "vision_cfg.timm_model_name")):
@@ -103,19 +240,37 @@ def known_architectures() -> list[str]:
     return open_clip.list_models()
 
 
-def empty_clip(architecture: str, image_size: ImageSize | None = None, *, align_corners: bool = False) -> CLIP:
+def empty_clip(architecture: str, image_size: ImageSize | None = None) -> CLIP:
     """Build a CLIP model on the meta device, without weights, to load a state dict into."""
     _register_own_architectures()
     with torch.device("meta"), without_warnings("root"):
         model = open_clip.create_model(architecture, load_weights=False, device="meta")
         if image_size is not None:
-            resize_input(model.visual, as_height_width(image_size), align_corners=align_corners)
+            resize_input(model.visual, as_height_width(image_size), "edges")
     return model.eval()
+
+
+def resize_input(
+    visual: VisionTransformer | ModifiedResNet, image_size: tuple[int, int], interpolation: Interpolation
+) -> None:
+    """Resize the position embedding of a visual tower in place for inputs of (height, width) pixels."""
+    positions = _positions(visual)
+    assert positions is not None
+    resize_positions(visual, positions, image_size, interpolation)
+    visual.image_size = image_size
+    if isinstance(visual, VisionTransformer):
+        visual.grid_size = positions.grid_of(*image_size)
+
+
+def weights_anywhere(architecture: str, weights: str) -> str:
+    """Make the path of a weights file absolute; a tag stays as it is, and wins over a file of the same name."""
+    is_tag = weights in open_clip.list_pretrained_tags_by_model(architecture)
+    return str(Path(weights).absolute()) if Path(weights).is_file() and not is_tag else weights
 
 
 def resolved_architecture(architecture: str, clip: CLIP) -> str:
     """Append `-quickgelu` to the architecture's name if the model has QuickGELU and the named one does not."""
-    architecture = architecture.replace("/", "-")
+    architecture = own_spelling(architecture)
     quick = any(isinstance(module, QuickGELU) for module in clip.modules())
     named = open_clip.get_model_config(architecture).get("quick_gelu", False)
     return f"{architecture}-quickgelu" if quick and not named else architecture
@@ -141,25 +296,6 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(tensor.cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def own_normalization(architecture: str, weights: str) -> Mapping[str, Any]:
-    """Return the pixel `mean` and `std` that a CLIP's weights were trained with, without those that are not known.
-
-    They come from the Hugging Face configuration, from open_clip's tags, or from the configuration beside a file or the
-    metadata in it.
-
-    Raises:
-        ValueError: the metadata of a file hold a mean or std that is not JSON.
-    """
-    architecture = architecture.replace("/", "-")
-    if weights.startswith(_HUB):
-        known = _hub_configuration(weights).get("preprocess_cfg") or {}
-    elif weights in open_clip.list_pretrained_tags_by_model(architecture):
-        known = open_clip.get_pretrained_cfg(architecture, weights)
-    else:
-        known = read_section_beside(Path(weights), "preprocess_cfg") or _pixels_in_metadata(Path(weights))
-    return {name: known[name] for name in ("mean", "std") if known.get(name) is not None}
 
 
 @functools.cache
@@ -223,12 +359,61 @@ def _clip_of_file(architecture: str, path: Path) -> CLIP:
     file = read_clip_file(path)
     model = _random_clip(architecture, 0, quickgelu=bool(file.quickgelu))
     state = dict(file.state)
-    resize_stored_embedding(state, model.visual)
+    _resize_stored_embedding(state, model.visual)
     check_file_fits(state, model.state_dict(), architecture)
     model.load_state_dict(state)
     if file.quickgelu is None and stored is None:
         _log_activation(path, architecture)
     return model
+
+
+def _resize_stored_embedding(state: dict[str, Tensor], visual: nn.Module) -> None:
+    """Resize in place the position embedding of a CLIP's state dict that was trained on squares of another size."""
+    positions = _positions(visual)
+    assert positions is not None
+    name = f"visual.{positions.name}"
+    cells = len(state[name]) - 1 if name in state and state[name].ndim == 2 else None
+    if cells in (None, math.prod(positions.grid)):
+        return
+    side = math.isqrt(cells)
+    if side * side != cells or cells == 0:
+        raise ValueError(f"its position embedding is for {cells} cells, which are no square.")
+    state[name] = resized_embedding(state[name].float(), (side, side), positions.grid, "edges")
+
+
+def _tower_for(parts: Collection[Part], clip: CLIP) -> nn.Module:
+    """Take the visual tower of a CLIP, changed in place, without the layers that only an unused token passes."""
+    visual = clip.visual
+    if isinstance(visual, ModifiedResNet):
+        if "token" not in parts:
+            visual.attnpool = nn.Identity()
+        return visual
+    if "map" in parts:
+        visual.output_tokens = True
+    if "token" not in parts:
+        visual.proj = None
+    return visual
+
+
+def _positions(visual: nn.Module) -> PositionEmbedding | None:
+    """Return the position embedding of a visual tower; None for a ResNet without attention pooling."""
+    assert isinstance(visual, VisionTransformer | ModifiedResNet)
+    size = as_height_width(visual.image_size)
+    if isinstance(visual, VisionTransformer):
+        grid_of = partial(_grid_of_patches, patch=visual.patch_size)
+        return PositionEmbedding("positional_embedding", grid_of(*size), visual.patch_size[0], grid_of)
+    if isinstance(visual.attnpool, nn.Identity):
+        return None
+    return PositionEmbedding("attnpool.positional_embedding", _grid_of_layer4(*size), RESNET_STRIDE, _grid_of_layer4)
+
+
+def _grid_of_patches(height: int, width: int, *, patch: tuple[int, int]) -> tuple[int, int]:
+    return height // patch[0], width // patch[1]
+
+
+def _grid_of_layer4(height: int, width: int) -> tuple[int, int]:
+    # The first convolution rounds halves up; the poolings after it round down.
+    return (height + 1) // 2 // (RESNET_STRIDE // 2), (width + 1) // 2 // (RESNET_STRIDE // 2)
 
 
 def _log_activation(path: Path, architecture: str) -> None:

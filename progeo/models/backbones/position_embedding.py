@@ -1,16 +1,18 @@
-"""Image sizes of CLIP's visual towers, and their position embeddings resized to fit."""
+"""Image sizes of backbones, and learned position embeddings resized to fit."""
 
 import math
 
 import torch
 import torch.nn.functional as F
-from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
-from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.func import functional_call
 
-RESNET_STRIDE = 32
-ImageSize = int | tuple[int, int]
+from progeo.models.backbones.family import Family, Features, ImageSize, Interpolation, PositionEmbedding, Traits
+
+MIN_SIDE = 32
+"""Minimum height and width in pixels of the images of an encoder."""
+_CUBIC = -0.75
+"""Parameter a of torch's bicubic kernel."""
 
 
 def as_height_width(image_size: ImageSize) -> tuple[int, int]:
@@ -20,88 +22,121 @@ def as_height_width(image_size: ImageSize) -> tuple[int, int]:
         ValueError: a side below 32 pixels.
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if min(height, width) < RESNET_STRIDE:
-        raise ValueError(f"`image_size` must be at least {RESNET_STRIDE} pixels a side, got {height} x {width}.")
+    if min(height, width) < MIN_SIDE:
+        raise ValueError(f"`image_size` must be at least {MIN_SIDE} pixels a side, got {height} x {width}.")
     return height, width
 
 
-def position_embedding_name(visual: nn.Module) -> str | None:
-    """Return the name of a backbone's position embedding, or None for a backbone that outputs feature maps."""
-    if isinstance(visual, VisionTransformer):
-        return "positional_embedding"
-    has_pooling = isinstance(visual, ModifiedResNet) and isinstance(visual.attnpool, AttentionPool2d)
-    return "attnpool.positional_embedding" if has_pooling else None
+def check_sides(what: str, height: int, width: int, traits: Traits) -> None:
+    """Refuse images that a backbone does not take.
 
+    Args:
+        what: what has this height and width, as text for the error.
+        traits: of the backbone.
 
-def position_stride(visual: VisionTransformer | ModifiedResNet) -> int:
-    """Return the stride of the position embedding: pixels per cell of its grid."""
-    return visual.patch_size[0] if isinstance(visual, VisionTransformer) else RESNET_STRIDE
-
-
-def visual_features(visual: nn.Module, images: Tensor, *, align_corners: bool = False) -> Tensor:
-    """Run a visual tower on images (B, 3, H, W) of any size, with its position embedding resized to fit."""
-    if position_embedding_name(visual) is None or _grid_of(visual, *images.shape[2:]) == _own_grid(visual):
-        return visual(images)
-    return resized_features(visual, images, align_corners=align_corners)
-
-
-def resized_features(visual: nn.Module, images: Tensor, *, align_corners: bool = False) -> Tensor:
-    """Run a visual tower on images (B, 3, H, W), always resizing its position embedding, if any, in float32.
-
-    Resizing to the same size changes nothing, so an exported graph for all sizes needs no branch on the size.
+    Raises:
+        ValueError: a side below 32 pixels, or a size that the traits exclude.
     """
-    if (name := position_embedding_name(visual)) is None:
-        return visual(images)
-    grid, embedding = _grid_of(visual, *images.shape[2:]), visual.get_parameter(name)
-    resized = _resized_embedding(embedding.float(), _own_grid(visual), grid, align_corners).to(embedding.dtype)
-    return functional_call(visual, {name: resized}, (images,))
+    got = f"got {height} x {width}"
+    if traits.only_size not in (None, (height, width)):
+        only = " x ".join(map(str, traits.only_size or ()))
+        raise ValueError(f"{what} must be {only} pixels, the only size of this backbone, {got}.")
+    step = traits.side_multiple
+    if min(height, width) < MIN_SIDE or height % step or width % step:
+        multiples = "" if step == 1 else f", in multiples of {step}"
+        raise ValueError(f"{what} must be at least {MIN_SIDE} pixels a side{multiples}, {got}.")
 
 
-def resize_input(
-    visual: VisionTransformer | ModifiedResNet, image_size: tuple[int, int], *, align_corners: bool
+def sample_size(traits: Traits) -> tuple[int, int]:
+    """Return the height and width of small images that a backbone takes: at least 64 pixels and one cell."""
+    step = math.lcm(traits.side_multiple, traits.stride)
+    side = -(-2 * MIN_SIDE // step) * step
+    return traits.only_size or (side, side)
+
+
+def sized_features(
+    family: Family,
+    network: nn.Module,
+    images: Tensor,
+    positions: PositionEmbedding | None,
+    interpolation: Interpolation,
+    *,
+    always: bool = False,
+) -> Features:
+    """Run a network on images (B, 3, H, W) of any size, with its position embedding resized to fit.
+
+    Args:
+        family, positions: of the network.
+        always: resize the embedding, in float32, even if it fits, which changes nothing: an exported graph for all
+            sizes then needs no branch on the size.
+    """
+    if positions is None:
+        return family.features(network, images)
+    grid = positions.grid_of(*images.shape[2:])
+    if not always and grid == positions.grid:
+        return family.features(network, images)
+    embedding = network.get_parameter(positions.name)
+    resized = resized_embedding(embedding.float(), positions.grid, grid, interpolation).to(embedding.dtype)
+    return functional_call(_Features(family, network), {f"network.{positions.name}": resized}, (images,))
+
+
+class _Features(nn.Module):
+    """The features of a network as a module, whose parameters `functional_call` can replace."""
+
+    def __init__(self, family: Family, network: nn.Module) -> None:
+        super().__init__()
+        self.family, self.network = family, network
+
+    def forward(self, images: Tensor) -> Features:
+        return self.family.features(self.network, images)
+
+
+def resize_positions(
+    network: nn.Module, positions: PositionEmbedding, image_size: tuple[int, int], interpolation: Interpolation
 ) -> None:
-    """Resize the position embedding in place for inputs of (height, width) pixels; see `load_clip`."""
-    old_grid, new_grid = _own_grid(visual), _grid_of(visual, *image_size)
-    visual.image_size = image_size
-    owner: nn.Module = visual.attnpool if isinstance(visual, ModifiedResNet) else visual
-    if isinstance(visual, VisionTransformer):
-        visual.grid_size = new_grid
-    if new_grid != old_grid:
-        embedding = owner.get_parameter("positional_embedding").detach()
-        owner.positional_embedding = nn.Parameter(_resized_embedding(embedding, old_grid, new_grid, align_corners))
+    """Resize the position embedding of a network in place for images of (height, width) pixels."""
+    grid = positions.grid_of(*image_size)
+    if grid != positions.grid:
+        owner, _, name = positions.name.rpartition(".")
+        embedding = network.get_parameter(positions.name).detach()
+        resized = nn.Parameter(resized_embedding(embedding, positions.grid, grid, interpolation))
+        setattr(network.get_submodule(owner), name, resized)
 
 
-def resize_stored_embedding(state: dict[str, Tensor], visual: nn.Module) -> None:
-    """Resize in place the position embedding of a CLIP's state dict that was trained on squares of another size."""
-    own = position_embedding_name(visual)
-    name = f"visual.{own}"
-    if own is None or name not in state or state[name].ndim != 2 or len(state[name]) == len(visual.get_parameter(own)):
-        return
-    cells = len(state[name]) - 1
-    side = math.isqrt(cells)
-    if side * side != cells or cells == 0:
-        raise ValueError(f"its position embedding is for {cells} cells, which are no square.")
-    state[name] = _resized_embedding(state[name].float(), (side, side), _own_grid(visual), False)
-
-
-def _own_grid(visual: VisionTransformer | ModifiedResNet) -> tuple[int, int]:
-    """Return the rows and columns of the position embedding's grid."""
-    return _grid_of(visual, *as_height_width(visual.image_size))
-
-
-def _grid_of(visual: VisionTransformer | ModifiedResNet, height: int, width: int) -> tuple[int, int]:
-    """Return the rows and columns of the position embedding that images of this size need."""
-    if isinstance(visual, VisionTransformer):
-        return height // visual.patch_size[0], width // visual.patch_size[1]
-    # The first convolution rounds halves up; the poolings after it round down.
-    return (height + 1) // 2 // (RESNET_STRIDE // 2), (width + 1) // 2 // (RESNET_STRIDE // 2)
-
-
-def _resized_embedding(
-    embedding: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], align_corners: bool
+def resized_embedding(
+    embedding: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], interpolation: Interpolation
 ) -> Tensor:
-    """Resize a position embedding (1 + h w, C) to another grid, bicubic; the first (class or mean) token is kept."""
-    grid = embedding[1:].T.reshape(1, -1, *old_grid)
-    # With align_corners as in published ProGEO; without it as open_clip resizes its checkpoints.
-    resized = F.interpolate(grid, new_grid, mode="bicubic", align_corners=align_corners, antialias=not align_corners)
-    return torch.cat([embedding[:1], resized.flatten(2)[0].T])
+    """Resize a position embedding (P + h w, E) or (1, P + h w, E) to another grid; the first P rows are kept."""
+    if embedding.ndim == 3:
+        return resized_embedding(embedding[0], old_grid, new_grid, interpolation)[None]
+    kept = len(embedding) - old_grid[0] * old_grid[1]
+    grid = embedding[kept:].T.reshape(1, -1, *old_grid)
+    if interpolation == "dinov2":
+        same = torch.full((), new_grid[0]).eq(old_grid[0]) & torch.full((), new_grid[1]).eq(old_grid[1])
+        rows, columns = (_dinov2_weights(*sizes, same) for sizes in zip(old_grid, new_grid, strict=True))
+        # In float64, which autocast leaves as it is.
+        resized = (rows.to(grid.device) @ grid.double() @ columns.T.to(grid.device)).to(grid.dtype)
+    else:
+        corners = interpolation == "corners"
+        resized = F.interpolate(grid, new_grid, mode="bicubic", align_corners=corners, antialias=not corners)
+    return torch.cat([embedding[:kept], resized.flatten(2)[0].T])
+
+
+def _dinov2_weights(old: int, new: int, same: Tensor) -> Tensor:
+    """Compute the float64 weights (new, old) of DINOv2's interpolation from `old` to `new` cells along an axis.
+
+    It is bicubic at the scale (new + 0.1) / old, without antialiasing, where cells beyond the edge equal those at it.
+    Where `same` (), a boolean, the grid keeps its size and the weights are the identity. The scale is a tensor, and
+    the resizing a matrix product, so that they can be exported for every size.
+    """
+    scale = (torch.full((), new, dtype=torch.float64) + 0.1 * (~same).double()) / old
+    centers = (torch.arange(new, dtype=torch.float64) + 0.5) / scale - 0.5
+    first, cells = centers.floor(), torch.arange(old, dtype=torch.float64)
+    weights = torch.zeros((), dtype=torch.float64)
+    for step in range(-1, 3):
+        distance = (centers - first - step).abs()
+        near = ((_CUBIC + 2) * distance - (_CUBIC + 3)) * distance**2 + 1
+        far = ((_CUBIC * distance - 5 * _CUBIC) * distance + 8 * _CUBIC) * distance - 4 * _CUBIC
+        cell = (first + step).clamp(0, old - 1)
+        weights = weights + torch.where(distance <= 1, near, far)[:, None] * (cell[:, None] == cells)
+    return weights

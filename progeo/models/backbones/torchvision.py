@@ -1,13 +1,15 @@
 """Backbones of torchvision, cut as in CosPlace, with pretrained, local or explicitly random weights."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import VGG, get_model, get_model_weights
 
+from progeo.models.backbones.family import Family, Features, ImageSize, Interpolation, Loaded, Part, Traits
+from progeo.models.backbones.position_embedding import as_height_width
 from progeo.models.state_dicts import check_file_fits, with_batch_counts
 from progeo.models.weight_files.checkpoints import load_weights, reason_of
 
@@ -85,3 +87,68 @@ def _classifier_state(architecture: str, weights: str, expected: Iterable[str]) 
     except Exception as error:  # a file that is not a state dict can fail in any way
         reason = reason_of(error, weights)
         raise ValueError(f"`weights` {weights!r} could not be loaded as {architecture}: {reason}") from None
+
+
+class Torchvision(Family):
+    """Backbones of torchvision."""
+
+    def knows(self, architecture: str) -> bool:
+        """Return whether the architecture is one of `CONVNETS`."""
+        return architecture in CONVNETS
+
+    def default_aggregation(self, architecture: str) -> str:
+        """Return `gem`."""
+        return "gem"
+
+    def load(
+        self,
+        architecture: str,
+        weights: str,
+        image_size: ImageSize | None,
+        *,
+        parts: Collection[Part],
+        interpolation: Interpolation,
+        seed: int,
+    ) -> Loaded:
+        """Load a network with `load_convnet`."""
+        size = as_height_width(image_size or native_image_size(architecture))
+        return Loaded(load_convnet(architecture, weights, seed=seed), architecture, size)
+
+    def empty(
+        self,
+        architecture: str,
+        image_size: ImageSize | None,
+        *,
+        parts: Collection[Part],
+        interpolation: Interpolation,
+    ) -> nn.Module:
+        """Build a network with `empty_convnet`."""
+        return empty_convnet(architecture)
+
+    def traits(self, network: nn.Module) -> Traits:
+        """Return the channels of the last convolution."""
+        channels = [module.out_channels for module in network.modules() if isinstance(module, nn.Conv2d)][-1]
+        return Traits(channels, None, channels, 32)
+
+    def features(self, network: nn.Module, images: Tensor) -> Features:
+        """Return the feature map."""
+        return Features(network(images), None)
+
+    def own_normalization(self, architecture: str, weights: str) -> Mapping[str, Sequence[float]]:
+        """Return the pixel `mean` and `std` of a tag."""
+        return own_normalization(architecture, weights)
+
+    def license(self, architecture: str, weights: str) -> str | None:
+        """Return the license of a tag."""
+        if weights not in get_model_weights(architecture).__members__:
+            return None
+        return "torchvision's code is BSD-3-Clause; its weights were trained on ImageNet, which has terms of its own"
+
+    def usage(self, architecture: str, image_size: tuple[int, int], weights: str | None) -> str:
+        """Return Python code that loads the backbone into a classifier."""
+        return (
+            "import torchvision\n"
+            "from safetensors.torch import load_file\n\n"
+            f'classifier = torchvision.models.get_model("{architecture}")\n'
+            'classifier.load_state_dict(load_file("backbone.safetensors"), strict=False)  # without its last layers'
+        )

@@ -11,9 +11,10 @@ from safetensors.torch import save_file
 from progeo.engine.log import start_log
 from progeo.models.backbones.open_clip import (
     load_clip,
+    resize_input,
     resolved_architecture,
 )
-from progeo.models.backbones.position_embedding import position_embedding_name, resize_input, visual_features
+from progeo.models.encoder import build_encoder
 
 TINY = ("tiny-resnet", "tiny-vit")
 PUBLISHED = ("RN50", "RN101", "ViT-B-16", "ViT-B-32")
@@ -45,21 +46,20 @@ def test_random_weights_follow_their_seed_and_leave_the_global_generator_alone()
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("align_corners", [False, True])
-def test_position_embeddings_are_interpolated_over_the_grid_and_the_first_token_stays(align_corners):
+@pytest.mark.parametrize("interpolation", ["edges", "corners"])
+def test_position_embeddings_are_interpolated_over_the_grid_and_the_first_token_stays(interpolation):
     native = load_clip("tiny-vit", "random").visual.positional_embedding  # 8 x 8 patches
-    resized = load_clip("tiny-vit", "random", (128, 256), align_corners=align_corners).visual.positional_embedding
+    resized = load_clip("tiny-vit", "random", (128, 256), interpolation=interpolation).visual.positional_embedding
     assert resized.shape == (1 + 8 * 16, 128)
     assert torch.equal(resized[0], native[0])
     corners = resized[1:].reshape(8, 16, -1)[[0, 0, -1, -1], [0, -1, 0, -1]]
     native_corners = native[1:].reshape(8, 8, -1)[[0, 0, -1, -1], [0, -1, 0, -1]]
-    # With align_corners the corner cells keep their values; without, the grids' edges meet instead.
-    assert torch.allclose(corners, native_corners, atol=1e-5) == align_corners
+    assert torch.allclose(corners, native_corners, atol=1e-5) == (interpolation == "corners")
 
 
 def test_resizing_equals_the_published_interpolation():
     native = load_clip("tiny-vit", "random").visual.positional_embedding.detach()
-    ours = load_clip("tiny-vit", "random", 256, align_corners=True).visual.positional_embedding
+    ours = load_clip("tiny-vit", "random", 256, interpolation="corners").visual.positional_embedding
     grid = native[1:].T.reshape(1, 128, 8, 8)
     published = torch.nn.functional.interpolate(grid, size=16, mode="bicubic", align_corners=True)
     torch.testing.assert_close(ours[1:], published.reshape(128, 256).T)
@@ -68,7 +68,9 @@ def test_resizing_equals_the_published_interpolation():
 def test_a_vit_run_at_another_size_equals_one_loaded_for_that_size():
     images = torch.randn(2, 3, 96, 160)
     native, resized = load_clip("tiny-vit", "random"), load_clip("tiny-vit", "random", (96, 160))
-    torch.testing.assert_close(visual_features(native.visual, images), resized.visual(images))
+    at_any_size = build_encoder("tiny-vit", "random", normalized=False)
+    assert torch.equal(at_any_size.backbone.proj, native.visual.proj)
+    torch.testing.assert_close(at_any_size(images), resized.visual(images))
 
 
 @pytest.mark.parametrize("architecture", TINY)
@@ -264,8 +266,8 @@ def test_weights_of_another_image_size_have_their_position_embedding_resized(arc
     source = load_clip(architecture, "random", 192)
     torch.save(source.state_dict(), tmp_path / "larger.pt")
     clip = load_clip(architecture, str(tmp_path / "larger.pt"))
-    name = position_embedding_name(clip.visual)
-    resize_input(source.visual, (128, 128), align_corners=False)
+    name = "positional_embedding" if architecture == "tiny-vit" else "attnpool.positional_embedding"
+    resize_input(source.visual, (128, 128), "edges")
     assert torch.equal(clip.visual.get_parameter(name), source.visual.get_parameter(name))
     state = {**source.state_dict(), f"visual.{name}": torch.zeros(1 + cells + 1, width)}
     torch.save(state, tmp_path / "odd.pt")
