@@ -101,12 +101,17 @@ def check_losses(settings: EncoderSettings) -> None:
     """
     import os
 
+    from progeo.models.aggregation import find_aggregation
     from progeo.training.batches import batches_of
     from progeo.training.loss_terms import check_needs
+    from progeo.training.starting_encoder import starting_aggregation
 
     batches = batches_of(settings.training)
     batches.check(settings.training, int(os.environ.get("WORLD_SIZE", "1")))
-    given = {"descriptors": "", "text": "", **batches.given(settings.training)}
+    aggregation = starting_aggregation(settings.model, settings.encoder)
+    has_map = "map" in find_aggregation(aggregation).needs
+    map_advice = "" if has_map else f"`aggregation` {aggregation} leaves it out, use gem or another that takes it"
+    given = {"descriptors": "", "map": map_advice, "text": "", **batches.given(settings.training)}
     check_needs(settings.losses, given)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from progeo.engine.run_folder import RunFolder
 from progeo.export.weights import encoder_folder, holds_encoder, load_encoder, read_encoder_metadata
 from progeo.models.aggregation import find_aggregation
-from progeo.models.backbones import find_family, freeze_layers
+from progeo.models.backbones import FAMILIES, find_family, freeze_layers
 from progeo.models.backbones.open_clip import NORMALIZATIONS, own_spelling
 from progeo.models.backbones.position_embedding import as_height_width
 from progeo.models.encoder import Encoder, EncoderSpec, build_encoder
@@ -69,6 +69,14 @@ def starting_statistics(model: ModelOptions) -> PixelStatistics:
     return pixel_statistics(
         model.architecture, model.weights, normalization=model.normalization, mean=model.mean, std=model.std
     )
+
+
+def starting_aggregation(model: ModelOptions, options: EncoderOptions) -> str:
+    """Return the aggregation of the encoder that `build_starting_encoder` builds, before weights are loaded."""
+    if _names_folder(model):
+        return read_encoder_metadata(encoder_folder(Path(model.weights)))["encoder"]["aggregation"]
+    family, architecture = find_family(model.architecture)
+    return options.aggregation or FAMILIES[family].default_aggregation(architecture)
 
 
 def _names_folder(model: ModelOptions) -> bool:
