@@ -10,11 +10,11 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from progeo.export.encoders import load_named_encoder
 from progeo.export.fetch import fetch_folder
 from progeo.files import read_json, replacing, write_json
 from progeo.models.backbones import Pooling
 from progeo.models.encoder import Encoder, build_encoder, restore_encoder, spec_from_json, spec_to_json
-from progeo.models.thumbnail import ThumbnailEncoder
 from progeo.models.weight_files.printable import printable
 from progeo.models.weight_files.tensor_files import read_safetensors
 
@@ -55,7 +55,7 @@ def save_encoder(
     return folder
 
 
-def load_encoder(path_or_name: str | Path) -> Encoder:
+def load_encoder(path_or_name: str | Path, *, trust: bool = False) -> Encoder:
     """Load an encoder, in eval mode on the CPU.
 
     It maps normalized images (B, 3, H, W) to descriptors (B, D) and has `descriptor_dim`, `image_size` (height, width),
@@ -67,15 +67,17 @@ def load_encoder(path_or_name: str | Path) -> Encoder:
             keeps; or the name of a baseline. `open_clip:ARCHITECTURE:WEIGHTS` is CLIP's image encoder and
             `torchvision:ARCHITECTURE:WEIGHTS` the mean of the last feature map (see `load_clip` and `load_convnet`),
             both with the pixel statistics of their weights; `thumbnail` is raw 16 x 16 pixels. A downloaded encoder
-            comes without its CLIP file for text features.
+            comes without its CLIP file for text features. `hub:REPOSITORY:ENTRY` loads a network to evaluate it, see
+            `load_hub_encoder`; plugins add other names to `ENCODERS`.
+        trust: run the code of a `hub:` repository.
 
     Raises:
         FileNotFoundError: there is no encoder at this path or address.
         ValueError: files are corrupt or do not fit together.
     """
+    if (named := load_named_encoder(str(path_or_name), trust=trust)) is not None:
+        return named
     kind, _, name = str(path_or_name).partition(":")
-    if kind == "thumbnail" and not name:
-        return ThumbnailEncoder().eval()
     if kind in _POOLING_OF_BASELINES and name:
         architecture, _, weights = name.partition(":")
         try:

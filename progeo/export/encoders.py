@@ -1,0 +1,50 @@
+"""Encoders that have a name instead of a folder, in one table."""
+
+from collections.abc import Callable
+
+from progeo.export.hub_encoders import load_hub_encoder
+from progeo.models.encoder import Encoder
+from progeo.models.thumbnail import ThumbnailEncoder
+from progeo.models.wrapped_encoder import reason_of_failure
+
+_RUN_CODE = ("hub",)
+"""Kinds of names that run code of others."""
+
+
+def _thumbnail(name: str) -> Encoder:
+    if name:
+        raise ValueError(f"There is one thumbnail, not thumbnail:{name}.")
+    return ThumbnailEncoder()
+
+
+ENCODERS: dict[str, Callable[[str], Encoder]] = {"thumbnail": _thumbnail, "hub": load_hub_encoder}
+"""Loaders of encoders by kind: of `KIND:NAME`, a loader gets the `NAME`, which may be empty."""
+
+
+def load_named_encoder(name: str, *, trust: bool) -> Encoder | None:
+    """Load the encoder of a name such as `KIND:NAME`, in eval mode; None if the kind is in no row of `ENCODERS`.
+
+    Args:
+        name: name of the encoder.
+        trust: run code of others to load it.
+
+    Raises:
+        ValueError: it cannot be loaded, or needs `trust`.
+    """
+    kind, _, rest = name.partition(":")
+    if kind not in ENCODERS:
+        return None
+    if kind in _RUN_CODE and not trust:
+        raise ValueError(
+            f"{name} runs the code of that repository, which can do on this machine whatever you can: look at it, "
+            f"then add `trust`. Only progeo evaluate and progeo compare take it."
+        )
+    try:
+        encoder = ENCODERS[kind](rest)
+    except (ValueError, OSError, MemoryError):
+        raise
+    except Exception as error:  # code of a plugin can fail in any way
+        raise ValueError(f"{name} cannot be loaded: {reason_of_failure(error)}") from error
+    if not isinstance(encoder, Encoder):
+        raise ValueError(f"{name} must be an Encoder, such as a WrappedEncoder, got a {type(encoder).__name__}.")
+    return encoder.eval()
