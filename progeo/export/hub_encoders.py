@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -106,7 +107,7 @@ def load_hub_encoder(name: str) -> Encoder:
             raise FileNotFoundError(f"There is no {Path(source) / _HUBCONF} for hub:{name}.")
     repository = _Repository(parsed.folders)
     try:
-        with repository.importable(), redirect_stdout(sys.stderr):
+        with repository.importable(), redirect_stdout(sys.stderr), _without_input():
             network: Any = torch.hub.load(
                 source, parsed.entry, source=kind, trust_repo=True, verbose=False, **parsed.options
             )
@@ -142,6 +143,16 @@ def parse_hub_name(name: str) -> HubName:
         raise ValueError(f"hub:{name} has the {_SIZE} {size!r}: give pixels, as 322, or 240x320 (height, width).")
     image_size = (int(sides[1]), int(sides[2] or sides[1]))
     return HubName(match["source"], match["entry"], {key: _value(text) for key, text in options.items()}, image_size)
+
+
+@contextmanager
+def _without_input() -> Iterator[None]:
+    """Let code that asks something fail: it may load another repository, for which `torch.hub` asks."""
+    before, sys.stdin = sys.stdin, StringIO()
+    try:
+        yield
+    finally:
+        sys.stdin = before
 
 
 def _value(text: str) -> Any:

@@ -121,8 +121,9 @@ def encoder_folder(path: Path) -> Path:
             f"There is no encoder in the run {path} yet: stage 2 writes its best/ or last/ after the first epoch. Wait "
             f"for it, or resume the run."
         )
+    hint = " A plugin that has an encoder of this name is given with --plugin." if ":" in str(path) else ""
     raise FileNotFoundError(
-        f"There is no encoder in {path}: neither it nor its best/ or last/ holds {_METADATA} and {_WEIGHTS}."
+        f"There is no encoder in {path}: neither it nor its best/ or last/ holds {_METADATA} and {_WEIGHTS}.{hint}"
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from io import StringIO
 
 import numpy as np
 import pytest
@@ -272,6 +273,13 @@ def test_what_is_no_encoder_is_one_sentence(entry, sentence, repository, places,
     assert said.startswith(f"progeo evaluate: error: {name} {sentence}") and "\n" not in said
 
 
+def test_nothing_is_asked(repository, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", given := StringIO("y\n"))
+    with pytest.raises(ValueError, match="cannot be loaded: EOFError"):
+        load_hub_encoder(f"{repository}:asks")
+    assert sys.stdin is given
+
+
 def test_another_image_size_serves_a_network_that_needs_it(repository):
     assert load_hub_encoder(f"{repository}:fourteens?image_size=322").descriptor_dim == 3
 
@@ -299,6 +307,8 @@ def test_the_encoder_of_a_plugin_is_evaluated(places, tmp_path, capsys):
         "ENCODERS['wrong'] = lambda name: Mean()\n"
         "ENCODERS['broken'] = lambda name: {}[name]\n"
     )
+    said = failure("evaluate", "mine:x", "--folder", places, "--out", tmp_path / "o")
+    assert "There is no encoder in mine:x" in said and said.endswith("of this name is given with --plugin.")
     try:
         evaluate("evaluate", "mine:x", "--plugin", plugin, places=places, tmp_path=tmp_path)
         assert "R@1 100.0" in capsys.readouterr().out
