@@ -116,7 +116,7 @@ def load_hub_encoder(name: str) -> Encoder:
         hint = f" The folder is called ./{folder}." if not parsed.is_folder and Path(folder).is_dir() else ""
         raise ValueError(f"hub:{name} cannot be loaded: {reason_of_failure(error)}{hint}") from error
     if isinstance(network, Encoder):
-        return network.eval()
+        return network
     if not isinstance(network, nn.Module):
         raise ValueError(f"hub:{name} must return a torch.nn.Module, got a {type(network).__name__}.")
     return HubEncoder(name, network, parsed.image_size, repository)
@@ -187,7 +187,8 @@ class _Repository:
 
     def code_digest(self) -> str:
         """Compute a digest of the files that were imported, and of `hubconf.py`."""
-        files = {name: Path(module.__file__) for name, module in self.modules.items() if module.__file__}
+        named = {name: getattr(module, "__file__", None) for name, module in self.modules.items()}
+        files = {name: Path(file) for name, file in named.items() if file}  # a folder without __init__.py has none
         hubconf = next((file for folder in self.folders if (file := folder / _HUBCONF).is_file()), None)
         found = sorted({**files, **({_HUBCONF: hubconf} if hubconf else {})}.items())
         return hashlib.sha256(b"".join(name.encode() + _file_digest(file) for name, file in found)).hexdigest()

@@ -69,6 +69,9 @@ def pair():
 def feature_map():
     return Function(lambda images: images)
 
+def one_for_all():
+    return Function(lambda images: images.mean((2, 3))[:1])
+
 def whole_numbers():
     return Function(lambda images: torch.zeros(len(images), 2, dtype=torch.long))
 
@@ -93,7 +96,9 @@ GRAY = [20, 90, 160, 230]
 def write_repository(folder, network=NETWORK):
     folder.mkdir(parents=True)
     (folder / "hubconf.py").write_text(HUBCONF)
-    (folder / "small_network.py").write_text(network)
+    (folder / "small_network.py").write_text(f"import package.inner\n{network}")
+    (folder / "package").mkdir()  # without __init__.py
+    (folder / "package/inner.py").touch()
     return folder
 
 
@@ -259,6 +264,7 @@ def test_modules_may_be_imported_as_late_as_in_the_network(repository):
     [
         ("pair", "must return a tensor of descriptors (B, D), got a tuple."),
         ("feature_map", "must return float descriptors (B, D) of B images, got float32 (2, 3, 320, 320) of 2."),
+        ("one_for_all", "must return float descriptors (B, D) of B images, got float32 (1, 3) of 2."),
         ("whole_numbers", "must return float descriptors (B, D) of B images, got int64 (2, 2) of 2."),
         ("fourteens", "fails on 2 images of 320 x 320 pixels: AssertionError: sides must be multiples of 14"),
         ("nothing", "must return a torch.nn.Module, got a str."),
@@ -338,3 +344,11 @@ def test_a_wrapped_network_takes_its_own_pixel_statistics_or_both_of_none():
     np.testing.assert_array_equal(encoder.normalize(torch.full((3, 2, 2), 255, dtype=torch.uint8))[:, 0, 0], [1, 1, 2])
     with pytest.raises(ValueError, match="`mean` and `std` go together"):
         WrappedEncoder("w", network, (8, 8), mean=(0, 0, 0))
+
+
+def test_encoders_are_in_eval_mode_before_they_see_an_image(monkeypatch):
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(3)).train()
+    encoder = WrappedEncoder("w", network, (8, 8))
+    assert not network[2].training and not network[2].running_mean.any()
+    monkeypatch.setitem(ENCODERS, "mine", lambda name: encoder.train())
+    assert not load_encoder("mine").training and not network[2].training
