@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from progeo import plugins
 from progeo.cli import COMMANDS, main
 from progeo.export.encoders import ENCODERS
 from progeo.models.fingerprint import module_fingerprint
 from progeo.plugins import import_in_worker, import_installed_plugins, import_plugin, imported_plugins
+
+pytestmark = pytest.mark.usefixtures("plugins_forgotten")
 
 WITH_ROW = """
 from progeo.export.encoders import ENCODERS
@@ -51,20 +52,6 @@ def replaced(encoder: str, *, own: Own = Own()) -> str:
 
 export.export = replaced
 """
-
-
-@pytest.fixture(autouse=True)
-def undone(monkeypatch, tmp_path):
-    """Forget plugins after a test."""
-    rows = dict(ENCODERS)
-    monkeypatch.setattr(plugins, "_IMPORTED", {})
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    yield
-    for name, module in list(sys.modules.items()):
-        if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
-            del sys.modules[name]
-    ENCODERS.clear()
-    ENCODERS.update(rows)
 
 
 @pytest.fixture

@@ -300,6 +300,7 @@ def test_sources_that_do_not_exist_are_one_sentence(tmp_path, monkeypatch):
         load_hub_encoder("owner/other:main:network")
 
 
+@pytest.mark.usefixtures("plugins_forgotten")
 def test_the_encoder_of_a_plugin_is_evaluated(places, tmp_path, capsys):
     plugin = tmp_path / "encoders_plugin.py"
     plugin.write_text(
@@ -315,21 +316,16 @@ def test_the_encoder_of_a_plugin_is_evaluated(places, tmp_path, capsys):
     )
     said = failure("evaluate", "mine:x", "--folder", places, "--out", tmp_path / "o")
     assert "There is no encoder in mine:x" in said and said.endswith("of this name is given with --plugin.")
-    try:
-        evaluate("evaluate", "mine:x", "--plugin", plugin, places=places, tmp_path=tmp_path)
-        assert "R@1 100.0" in capsys.readouterr().out
-        for kind, sentence in (
-            ("wrong", "wrong:x must be an Encoder, such as a WrappedEncoder, got a Mean."),
-            ("broken", "broken:x cannot be loaded: KeyError: 'x'"),
-        ):
-            words = (f"{kind}:x", "--plugin", plugin, "--folder", places, "--out", tmp_path / "o")
-            assert failure("evaluate", *words) == f"progeo evaluate: error: {sentence}"
-        words = ("mine:x", "--plugin", plugin, "--folder", places / "database", "--out", tmp_path / "i")
-        assert "A place index needs an encoder that can be saved, mine:x cannot." in failure("index", "build", *words)
-    finally:
-        for kind in ("mine", "wrong", "broken"):
-            ENCODERS.pop(kind, None)
-        sys.modules.pop("encoders_plugin", None)
+    evaluate("evaluate", "mine:x", "--plugin", plugin, places=places, tmp_path=tmp_path)
+    assert "R@1 100.0" in capsys.readouterr().out
+    for kind, sentence in (
+        ("wrong", "wrong:x must be an Encoder, such as a WrappedEncoder, got a Mean."),
+        ("broken", "broken:x cannot be loaded: KeyError: 'x'"),
+    ):
+        words = (f"{kind}:x", "--plugin", plugin, "--folder", places, "--out", tmp_path / "o")
+        assert failure("evaluate", *words) == f"progeo evaluate: error: {sentence}"
+    words = ("mine:x", "--plugin", plugin, "--folder", places / "database", "--out", tmp_path / "i")
+    assert "A place index needs an encoder that can be saved, mine:x cannot." in failure("index", "build", *words)
 
 
 def test_an_encoder_of_progeo_stays_what_it_is():
