@@ -15,10 +15,11 @@ from typing import Any
 
 from progeo import __version__
 from progeo.config.help import help_page
-from progeo.config.parsing import UsageError, parse_arguments
+from progeo.config.parsing import UsageError, parse_arguments, take_plugins
 from progeo.config.settings import settings_of
-from progeo.engine.log import start_log, stop_log_file
+from progeo.engine.log import LOGGER, start_log, stop_log_file
 from progeo.files import spelled_out
+from progeo.plugins import import_installed_plugins, import_plugin
 
 
 @dataclass(frozen=True)
@@ -198,10 +199,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(name: str, words: Sequence[str]) -> None:
     command = COMMANDS[name]
+    start_log(quiet="--quiet" in words, translated=partial(_with_flags, command=name))
+    words, plugins = take_plugins(words)
+    for failure in import_installed_plugins():
+        LOGGER.warning(failure)
+    for file in plugins:
+        import_plugin(file)
     if {"-h", "--help"} & set(words):
         print(help_page(name, command.summary, command.example, command.words, settings_of(command.load())))
         return
-    start_log(quiet="--quiet" in words, translated=partial(_with_flags, command=name))
     function = command.load()
     rest = [word for word in words if word not in ("--json", "--quiet", "--verbose")]
     result = function(**parse_arguments(function, rest, words=command.words, others=training_settings))

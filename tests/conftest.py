@@ -1,5 +1,6 @@
 import os
 import resource
+import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,6 +75,23 @@ def as_nobody():
                 os.setresuid(0, 0, 0)
 
     return block
+
+
+@pytest.fixture
+def plugins_forgotten(monkeypatch, tmp_path):
+    """Plugins below `tmp_path`, and their rows, are gone after the test."""
+    from progeo import plugins
+    from progeo.export.encoders import ENCODERS
+
+    rows = dict(ENCODERS)
+    monkeypatch.setattr(plugins, "_IMPORTED", {})
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]
+    ENCODERS.clear()
+    ENCODERS.update(rows)
 
 
 @pytest.fixture(scope="session")

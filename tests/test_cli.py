@@ -209,7 +209,7 @@ def test_an_argument_that_an_error_names_is_the_flag_of_the_command(images):
 def test_completions_know_commands_and_options(capsys):
     main(["--print_completion", "bash"])
     script = capsys.readouterr().out
-    assert "--cells.heading_bin_deg" in script and "calibrate" in script
+    assert "--cells.heading_bin_deg" in script and "calibrate" in script and "--plugin" in script
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
 
 

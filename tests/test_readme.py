@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from progeo.cli import COMMANDS
-from progeo.config.parsing import parse_arguments
+from progeo.config.parsing import parse_arguments, take_plugins
 from progeo.config.settings import settings_of
 
 ROOT = Path(__file__).parents[1]
@@ -28,7 +28,7 @@ LINE = re.compile(
 )
 """A command line in a code block, or indented in a comment; the group is what follows `progeo` or `python`."""
 COMMON = {"--json", "--quiet", "--verbose"}
-OTHER_FLAGS = {"print_completion", "help", "version", "config", "json", "quiet", "verbose"}
+OTHER_FLAGS = {"print_completion", "help", "version", "config", "plugin", "json", "quiet", "verbose"}
 OTHER_FLAGS |= {"num_processes", "file_side", "descriptors_dimension"}  # of accelerate, benchmarks and other programs
 TRAINING = settings_of(COMMANDS["train"].load())
 
@@ -49,7 +49,7 @@ def parsed(line):
     words = shlex.split(line, comments=True)
     words = [*SCRIPTS.get(words[0], words[0]).split(), *words[1:]]
     name = next(name for count in (2, 1) if (name := " ".join(words[:count])) in COMMANDS)
-    rest = [word for word in words[len(name.split()) :] if word not in COMMON]
+    rest = [word for word in take_plugins(words[len(name.split()) :])[0] if word not in COMMON]
     command = COMMANDS[name]
     return parse_arguments(command.load(), rest, words=command.words, others=lambda: set(TRAINING))
 

@@ -20,6 +20,7 @@ def compare(
     images: ImageOptions = ImageOptions(),
     work: WorkOptions = WorkOptions(),
     cache: CacheOptions = CacheOptions(),
+    trust: bool = False,
     mixed_precision: Precision = "no",
 ) -> "Comparison | None":
     """Evaluate several encoders and write compare.md, compare.csv and compare.json.
@@ -33,6 +34,7 @@ def compare(
         images: Options of the images.
         work: Options of extraction.
         cache: Options of the descriptor cache.
+        trust: Run the code of the repositories that hub: names. It can do on this machine whatever you can.
         mixed_precision: Precision of the encoders.
 
     Raises:
@@ -51,7 +53,8 @@ def compare(
     if not encoders or len(set(encoders)) < len(encoders):
         raise ValueError(f"Name the encoders to compare, each once; got {', '.join(encoders) or 'none'}.")
     accelerator = start_accelerator(mixed_precision)
-    loaded = {name: load_encoder_or_descriptors(name) for name in encoders}  # report wrong names at once
+    with accelerator.local_main_process_first():  # which downloads; all encoders at once, to report wrong names
+        loaded = {name: load_encoder_or_descriptors(name, trust=trust) for name in encoders}
     table = []
     for number, (name, encoder) in enumerate(loaded.items(), start=1):
         part = out / "_".join((str(number), re.sub(r"[^\w.-]+", "_", name)))

@@ -39,14 +39,18 @@ def evaluate(
     faiss: str | None = None,
     probes: PositiveInt = 16,
     no_labels: bool = False,
+    trust: bool = False,
     mixed_precision: Precision = "no",
 ) -> "Results | None":
     """Evaluate an encoder and write recalls, predictions and a report.
 
     Args:
         encoder: Encoder to evaluate: the folder of a run or of an encoder; FAMILY:ARCHITECTURE:WEIGHTS for
-            a backbone of open_clip, torchvision or timm; thumbnail; or a folder with database_descriptors.npy and
-            queries_descriptors.npy of another program, rows in the order of the sorted paths.
+            a backbone of open_clip, torchvision or timm; thumbnail; hub:OWNER/REPO[:BRANCH]:ENTRY?name=value&... or
+            hub:FOLDER:ENTRY?name=value&... for a network of torch.hub, with trust; or a folder with
+            database_descriptors.npy and queries_descriptors.npy of another program, rows in the order of the sorted
+            paths. A hub network gets images of 320 x 320 pixels, or of its option image_size=322 or image_size=240x320
+            (height, width), normalized with the mean and std of ImageNet.
         folder: Folder that holds the database and the queries.
         out: Output folder for the results.
         benchmark: The benchmark.
@@ -58,14 +62,17 @@ def evaluate(
         probes: Number of inverted lists that a search visits (faiss nprobe). Only an IVF index uses it.
         no_labels: Evaluate queries without known positions. Writes a report and the predictions, but no recalls; any
             file names are accepted.
+        trust: Run the code of the repository that hub: names. It can do on this machine whatever you can.
         mixed_precision: Precision of the encoder.
     """
     from progeo.engine.accelerator import start_accelerator
     from progeo.evaluation.evaluate import evaluate_encoder
 
     accelerator = start_accelerator(mixed_precision)
+    with accelerator.local_main_process_first():  # which downloads
+        loaded = load_encoder_or_descriptors(encoder, trust=trust)
     evaluation: Evaluation | None = evaluate_encoder(
-        load_encoder_or_descriptors(encoder),
+        loaded,
         folder,
         name=encoder,
         out=out,
@@ -83,9 +90,9 @@ def evaluate(
     return Results({f"R@{n}": recall for n, recall in evaluation.recalls.items()}, out)
 
 
-def load_encoder_or_descriptors(name: str) -> Any:
+def load_encoder_or_descriptors(name: str, *, trust: bool = False) -> Any:
     """Load the encoder of this name, or return the folder of this name if it holds another program's descriptors."""
     from progeo.export.weights import load_encoder
 
     folder = Path(name)
-    return folder if (folder / "database_descriptors.npy").is_file() else load_encoder(name)
+    return folder if (folder / "database_descriptors.npy").is_file() else load_encoder(name, trust=trust)

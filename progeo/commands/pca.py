@@ -54,7 +54,7 @@ def pca(
     accelerator = start_accelerator(mixed_precision)
     full = load_encoder(encoder)
     if not full.has_weights:
-        raise ValueError(f"Only an encoder with weights of its own can be reduced, {encoder} has none.")
+        raise ValueError(f"PCA needs an encoder that can be saved, {encoder} cannot.")
     catalogue = read_catalogue(folder, positions="ignored")
     rows = np.unique(np.linspace(0, len(catalogue) - 1, min(len(catalogue), sample)).astype(np.int64))
     if dim > full.descriptor_dim:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import shtab
 
+from progeo.config.help import COMMON
 from progeo.config.parsing import UsageError
 from progeo.config.settings import settings_of
 
@@ -39,4 +40,9 @@ def completion(words: Sequence[str], commands: Mapping[str, _Command]) -> str:
             action = parser.add_argument(f"--{setting.name}", choices=setting.choices or None)
             if Path in setting.kinds:
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
+        for option, _, value in (each.partition(" ") for each in COMMON):
+            if value:
+                parser.add_argument(option).complete = shtab.FILE  # type: ignore[attr-defined]
+            else:
+                parser.add_argument(option, action="store_true")
     return shtab.complete(root, shell)

@@ -7,6 +7,15 @@ from pathlib import Path
 
 from progeo.config.settings import NEEDED, Setting, shown
 
+COMMON = {
+    "--config FILE": "YAML file of settings, by the names above. Later arguments override it.",
+    "--plugin FILE": "Python file that is imported before the settings are read, and adds rows to tables, such as a "
+    "loss term or an encoder. Give the option once for each file.",
+    "--json": "Print the result as JSON.",
+    "--quiet": "Log only warnings.",
+    "--verbose": "Log the traceback of an error too.",
+}
+"""Options of every command, with their texts."""
 _INDENT, _MAX_WIDTH = 6, 120
 
 
@@ -32,14 +41,8 @@ def help_page(name: str, summary: str, example: str, words: tuple[str, ...], set
         lines += ["", section.removesuffix(".")]
         for setting in group:
             lines += [f"  --{setting.name} {_value(setting)}".rstrip(), *_wrapped(_text(setting), width)]
-    common = {
-        "--config FILE": "YAML file of settings, by the names above. Later arguments override it.",
-        "--json": "Print the result as JSON.",
-        "--quiet": "Log only warnings.",
-        "--verbose": "Log the traceback of an error too.",
-    }
     lines += ["", "Options of every command:"]
-    for option, text in common.items():
+    for option, text in COMMON.items():
         lines += [f"  {option}", *_wrapped(text, width)]
     return "\n".join(lines)
 

@@ -14,7 +14,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from progeo.config.settings import NEEDED, Setting, build_arguments, settings_of
 from progeo.config.yaml_files import RENAMED, find_setting_file, read_setting_file
 
-_HOME = re.compile(r"(\w+:[^:]*:)?(~[^/]*/.*)", re.DOTALL)
+_HOME = re.compile(r"((?:\w+:[^:]*|hub):)?(~[^/]*/.*)", re.DOTALL)
 """A value that contains a path in a home directory; `./~/` is a folder with that name."""
 _NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _FLOAT = re.compile(r"[-+]?(\d+\.\d*|\.?\d+(?=[eE]))([eE][-+]?\d+)?")
@@ -64,6 +64,29 @@ def parse_arguments(
     if missing:
         raise UsageError(" ".join(f"--{name} is required: {settings[name].text}" for name in missing))
     return build_arguments(function, values)
+
+
+def take_plugins(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
+    """Take the files of `--plugin FILE` out of the arguments; return the other arguments, and the files.
+
+    Raises:
+        UsageError: there is no file after `--plugin`.
+    """
+    others: list[str] = []
+    files: list[Path] = []
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        option, equals, value = word.partition("=")
+        if option != "--plugin":
+            others.append(word)
+            continue
+        if not equals:
+            value = rest.pop(0) if rest and not rest[0].startswith("--") else ""
+        if not value:
+            raise UsageError("--plugin needs a value: a Python file.")
+        files.append(Path(with_home(value)))
+    return others, files
 
 
 def _given(

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from progeo.data.datasets import CachedImages, CatalogueImages, Replaced, Unreadable
 from progeo.data.decode import read_shape
 from progeo.files import each_file
+from progeo.plugins import import_in_worker, imported_plugins
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ def build_loader(dataset: Dataset, batches: Iterable[Sequence[Any] | np.ndarray]
         batch_sampler=batches,  # type: ignore[arg-type] # it takes other sequences than lists, too
         num_workers=num_workers,
         collate_fn=_collated,
+        worker_init_fn=partial(import_in_worker, imported_plugins()),
     )
 
 

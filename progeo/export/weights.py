@@ -13,11 +13,11 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from progeo.export.encoders import load_named_encoder
 from progeo.export.fetch import fetch_folder
 from progeo.files import read_json, replacing, write_json
-from progeo.models.backbones import FAMILIES, empty_traits, find_family
-from progeo.models.encoder import Encoder, build_encoder, restore_encoder, spec_from_json, spec_to_json
-from progeo.models.thumbnail import ThumbnailEncoder
+from progeo.models.backbones import find_family
+from progeo.models.encoder import Encoder, restore_encoder, spec_from_json, spec_to_json
 from progeo.models.weight_files.printable import printable
 from progeo.models.weight_files.tensor_files import read_safetensors
 
@@ -59,7 +59,7 @@ def save_encoder(
     return folder
 
 
-def load_encoder(path_or_name: str | Path) -> Encoder:
+def load_encoder(path_or_name: str | Path, *, trust: bool = False) -> Encoder:
     """Load an encoder, in eval mode on the CPU.
 
     It maps normalized images (B, 3, H, W) to descriptors (B, D) and has `descriptor_dim`, `image_size` (height, width),
@@ -71,23 +71,17 @@ def load_encoder(path_or_name: str | Path) -> Encoder:
             keeps; or the name of a baseline. `FAMILY:ARCHITECTURE:WEIGHTS`, such as `open_clip:RN50:openai` or
             `timm:vit_small_patch14_dinov2:random`, is the token of a backbone, or the mean of its feature map if it has
             no token, with the pixel statistics of the weights; `thumbnail` is raw 16 x 16 pixels. A downloaded encoder
-            comes without its CLIP file for text features.
+            comes without its CLIP file for text features. `hub:REPOSITORY:ENTRY` loads a network to evaluate it, see
+            `load_hub_encoder`; plugins add other names to `ENCODERS`.
+        trust: run the code of a `hub:` repository.
 
     Raises:
         FileNotFoundError: there is no encoder at this path or address.
         ValueError: files are corrupt or do not fit together.
     """
+    if (named := load_named_encoder(str(path_or_name), trust=trust)) is not None:
+        return named
     kind, _, name = str(path_or_name).partition(":")
-    if kind == "thumbnail" and not name:
-        return ThumbnailEncoder().eval()
-    if kind in FAMILIES and name:
-        architecture, _, weights = name.partition(":")
-        architecture = f"{kind}/{architecture}"
-        try:
-            aggregation = "mean" if empty_traits(architecture).token_dim is None else "token"
-            return build_encoder(architecture, weights, aggregation=aggregation).eval()
-        except ValueError as error:
-            raise ValueError(f"`encoder` {path_or_name} cannot be built: {error}") from None
     if kind in ("hf-hub", "http", "https") and name:
         folder = fetch_folder(str(path_or_name), _READERS)
     else:
@@ -125,8 +119,9 @@ def encoder_folder(path: Path) -> Path:
             f"There is no encoder in the run {path} yet: stage 2 writes its best/ or last/ after the first epoch. Wait "
             f"for it, or resume the run."
         )
+    hint = " A plugin that has an encoder of this name is given with --plugin." if ":" in str(path) else ""
     raise FileNotFoundError(
-        f"There is no encoder in {path}: neither it nor its best/ or last/ holds {_METADATA} and {_WEIGHTS}."
+        f"There is no encoder in {path}: neither it nor its best/ or last/ holds {_METADATA} and {_WEIGHTS}.{hint}"
     )
 
 

@@ -83,7 +83,7 @@ def descriptor_metadata(encoder: Encoder) -> dict[str, Any]:
         ValueError: a module of another program has no fingerprint, see `module_fingerprint`.
     """
     if not _is_as_specified(encoder):
-        return {"encoder": module_fingerprint(encoder)}
+        return {"encoder": getattr(encoder, "fingerprint", partial(module_fingerprint, encoder))()}
     spec = spec_to_json(dataclasses.replace(encoder.spec, text_weights=None))  # descriptors do not depend on it
     return json.loads(json.dumps({"encoder": spec, "weights": weights_digest(encoder.state_dict())}))
 

@@ -69,7 +69,7 @@ def build_place_index(
         raise _already_exists(out)
     encoder = load_encoder(encoder_name)
     if not encoder.has_weights:
-        raise ValueError(f"A place index needs an encoder with weights of its own, {encoder_name} has none.")
+        raise ValueError(f"A place index needs an encoder that can be saved, {encoder_name} cannot.")
     catalogue = _read_images(folder)
     indexed = index_images(catalogue)
     check_zones(indexed)

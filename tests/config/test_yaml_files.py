@@ -130,6 +130,7 @@ def test_what_comes_later_on_the_command_line_wins(read, tmp_path):
         ("descriptor_cache", "~/cache", Path("/home/me/cache")),
         ("encoder", "~/encoder", "/home/me/encoder"),
         ("encoder", "open_clip:RN50:~/clip.pt", "open_clip:RN50:/home/me/clip.pt"),
+        ("encoder", "hub:~/repository:entry?path=~/x", "hub:/home/me/repository:entry?path=~/x"),
         ("encoder", "https://host/~somebody/encoder", "https://host/~somebody/encoder"),
     ],
 )

@@ -206,7 +206,7 @@ def test_a_sentence_finds_the_images_that_clip_finds_nearest(city, cache, tmp_pa
         ("localize a.jpg --index {built}/index", "There is no image a.jpg"),
         ("localize a.jpg --index {built}", "There is no place index in .*built.*`progeo index build`"),
         ("localize --text tree --index {built}/index", "tiny-resnet, aggregation gem.* cannot be compared with texts"),
-        ("index build --folder {city}/train --encoder thumbnail --out x", "thumbnail has none"),
+        ("index build --folder {city}/train --encoder thumbnail --out x", "saved, thumbnail cannot"),
         ("index build --folder {city}/train --encoder {encoder} --out {built}/index", "holds a place index already"),
         ("index calibrate --folder {city}/test/queries --index {built}/index", "needs at least 20 photos.*has 6"),
     ],

@@ -1,0 +1,96 @@
+"""Plugins: Python files and installed packages that add rows to tables, such as a loss term, when they are imported."""
+
+import sys
+import traceback
+from collections.abc import Iterable
+from importlib import import_module
+from importlib.machinery import ModuleSpec
+from importlib.metadata import entry_points
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+_GROUP = "progeo.plugins"
+"""Group of the entry points by which installed packages name their plugin."""
+_IMPORTED: dict[str, None] = {}
+"""Names of the imported modules, in order."""
+
+
+def import_plugin(file: Path) -> None:
+    """Import a Python file as the module of its name, once.
+
+    Its folder is appended to `sys.path`, so that it finds modules beside it, and processes that read pickled objects
+    find it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be imported, or has the name of another module.
+    """
+    path, name = file.resolve(), file.resolve().stem
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no plugin {file}.")
+    spec = None if "." in name or path.suffix != ".py" else spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"A plugin is a Python file such as my_method.py, got {file}.")
+    if (other := _origin(name)) is not None and other != str(path):
+        raise ValueError(f"The plugin {file} would hide the module {name} ({other}): give the file another name.")
+    if name in _IMPORTED:
+        return
+    module = sys.modules[name] = module_from_spec(spec)
+    sys.path.append(str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # code of others can fail in any way
+        del sys.modules[name]
+        sys.path.remove(str(path.parent))
+        raise ValueError(f"The plugin {file} cannot be imported: {_where(error, path)}: {_reason(error)}") from error
+    _IMPORTED[name] = None
+
+
+def import_installed_plugins() -> list[str]:
+    """Import the plugins of installed packages; return a sentence for each that cannot be imported."""
+    failures = []
+    for entry in entry_points(group=_GROUP):
+        try:
+            entry.load()
+        except (Exception, SystemExit) as error:  # code of others can fail in any way
+            package = f" of {entry.dist.name}" if entry.dist is not None else ""
+            failures.append(f"The plugin {entry.name}{package} ({entry.value}) is skipped: {_reason(error)}")
+        else:
+            _IMPORTED[entry.module] = None
+    return failures
+
+
+def imported_plugins() -> tuple[str, ...]:
+    """Return the names of the plugins that this process imported, for `import_in_worker`."""
+    return tuple(_IMPORTED)
+
+
+def import_in_worker(names: Iterable[str], worker: int = 0) -> None:
+    """Import plugins in a process that was not forked from one that had imported them."""
+    for name in names:
+        import_module(name)
+
+
+def _origin(name: str) -> str | None:
+    """Return the file that a module of this name is or would be imported from; None if there is no such module."""
+    module: ModuleType | None = sys.modules.get(name)
+    spec: ModuleSpec | None = getattr(module, "__spec__", None) if module is not None else find_spec(name)
+    origin = getattr(module, "__file__", None) or (spec.origin if spec is not None else None)
+    if origin is None:  # a folder without __init__.py gives way to a file
+        return None if module is None else "built-in"
+    return str(Path(origin).resolve()) if Path(origin).is_file() else origin
+
+
+def _where(error: BaseException, path: Path) -> str:
+    """Return the file and line of an error: of the plugin itself, unless another file is no Python."""
+    if isinstance(error, SyntaxError) and error.filename is not None:
+        return f"{error.filename}, line {error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    return f"line {lines[-1]}" if lines else str(path)
+
+
+def _reason(error: BaseException) -> str:
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    return ": ".join([type(error).__name__, *text.splitlines()[:1]])
