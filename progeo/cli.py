@@ -258,7 +258,7 @@ def _unknown(words: Sequence[str]) -> str:
 
 def _with_flags(sentence: str, command: str) -> str:
     """Turn the arguments that an error names in backquotes into the flags of a command."""
-    names = settings_of(COMMANDS[command].load()) if command else {}
+    names = [*settings_of(COMMANDS[command].load()), "config", "plugin"] if command else []
 
     def flag(match: re.Match[str]) -> str:
         same = [name for name in names if match[1] in (name, name.rpartition(".")[2])]

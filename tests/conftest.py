@@ -82,16 +82,23 @@ def plugins_forgotten(monkeypatch, tmp_path):
     """Plugins below `tmp_path`, and their rows, are gone after the test."""
     from progeo import plugins
     from progeo.export.encoders import ENCODERS
+    from progeo.models.aggregation import AGGREGATIONS
+    from progeo.models.backbones import FAMILIES
+    from progeo.training.batches import BATCHES
+    from progeo.training.loss_terms import LOSS_TERMS
+    from progeo.training.validation import VALIDATIONS
 
-    rows = dict(ENCODERS)
+    tables = (ENCODERS, AGGREGATIONS, FAMILIES, BATCHES, LOSS_TERMS, VALIDATIONS)
+    rows = [dict(table) for table in tables]
     monkeypatch.setattr(plugins, "_IMPORTED", {})
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
             del sys.modules[name]
-    ENCODERS.clear()
-    ENCODERS.update(rows)
+    for table, before in zip(tables, rows, strict=True):
+        table.clear()
+        table.update(before)
 
 
 @pytest.fixture(scope="session")

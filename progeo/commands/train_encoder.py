@@ -58,7 +58,7 @@ def train_encoder(settings: EncoderSettings) -> Path:
     from progeo.training.places import LearnedFrom, read_training_places
     from progeo.training.trainer import Trainer
 
-    check_losses(settings)
+    check_method(settings)
     accelerator = start_accelerator(
         settings.mixed_precision, trackers=settings.trackers, folder=settings.out / "stage2"
     )
@@ -93,15 +93,15 @@ def train_encoder(settings: EncoderSettings) -> Path:
     return run.path
 
 
-def check_losses(settings: EncoderSettings) -> None:
-    """Check that batches can be drawn and give the loss terms what they need, before any image is read.
+def check_method(settings: EncoderSettings) -> None:
+    """Check the parts of the method before any image is read: aggregation, batches, and what the loss terms need.
 
     Raises:
-        ValueError: they do not.
+        ValueError: a part is not known, or they do not fit together.
     """
     import os
 
-    from progeo.models.aggregation import find_aggregation
+    from progeo.models.aggregation import filled_options, find_aggregation
     from progeo.training.batches import batches_of
     from progeo.training.loss_terms import check_needs
     from progeo.training.starting_encoder import starting_aggregation
@@ -109,6 +109,7 @@ def check_losses(settings: EncoderSettings) -> None:
     batches = batches_of(settings.training)
     batches.check(settings.training, int(os.environ.get("WORLD_SIZE", "1")))
     aggregation = starting_aggregation(settings.model, settings.encoder)
+    filled_options(aggregation, settings.encoder.aggregation_options)
     has_map = "map" in find_aggregation(aggregation).needs
     map_advice = "" if has_map else f"`aggregation` {aggregation} leaves it out, use gem or another that takes it"
     given = {"descriptors": "", "map": map_advice, "text": "", **batches.given(settings.training)}
@@ -125,7 +126,7 @@ def check_encoder_settings(settings: EncoderSettings) -> None:
     from progeo.commands.final_test import check_final_test
     from progeo.training.validation import build_validation
 
-    check_losses(settings)
+    check_method(settings)
     build_validation(settings.validation, settings.data)
     check_final_test(settings)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from running import parsed
 
-from progeo.commands.train_encoder import build_training, check_losses
+from progeo.commands.train_encoder import build_training, check_method
 from progeo.data.augmentation import draw_changes
 from progeo.data.options import Augmentation
 from progeo.engine.accelerator import start_accelerator
@@ -149,7 +149,7 @@ def test_triplets_train_alone_on_several_images_of_a_place(build, train, kind):
 )
 def test_choices_that_do_not_fit_are_refused(config, arguments, words):
     with pytest.raises(ValueError, match=words):
-        check_losses(settings_of(config, *arguments))
+        check_method(settings_of(config, *arguments))
 
 
 def test_a_margin_without_its_kind_of_triplets_is_refused_at_once(config):
