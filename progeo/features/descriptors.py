@@ -49,13 +49,8 @@ def descriptor_extractor(
     encoder.to(accelerator.device)
     preprocessing = preprocessing or images.database_preprocessing
     image_size = encoder.image_size if images.image_size is None else as_height_width(images.image_size)
-    if (traits := getattr(encoder, "traits", None)) is not None:  # of other networks nothing is known
-        check_sides("`image_size`", *image_size, traits)
-        if depends_on_shape(preprocessing) and (traits.side_multiple > 1 or traits.only_size):
-            raise ValueError(
-                f"The preprocessing {preprocessing} gives images of many sizes, and {encoder.spec.architecture} does "
-                f"not take them all: use hard_resize, central_crop or five_crops."
-            )
+    if hasattr(encoder, "traits"):  # not a network of another program
+        _check_sizes(encoder, preprocessing, image_size)
     num_rows = 5 if preprocessing in _CROPS_APART else 1
     encode = run_on(accelerator, lambda batch: encoder(encoder.normalize(batch)))
 
@@ -75,6 +70,17 @@ def descriptor_extractor(
         depends_on=partial(descriptor_metadata, encoder),
         orientation=images.orientation,
     )
+
+
+def _check_sizes(encoder: Encoder, preprocessing: QueryPreprocessing, image_size: tuple[int, int]) -> None:
+    """Refuse images of sizes that an encoder does not take."""
+    if image_size != encoder.image_size:
+        check_sides("`image_size`", *image_size, encoder.traits)
+    if depends_on_shape(preprocessing) and (encoder.traits.side_multiple > 1 or encoder.traits.only_size):
+        raise ValueError(
+            f"The preprocessing {preprocessing} gives images of many sizes, and {encoder.spec.architecture} does not "
+            f"take them all: use hard_resize, central_crop or five_crops."
+        )
 
 
 def descriptor_metadata(encoder: Encoder) -> dict[str, Any]:

@@ -72,6 +72,30 @@ def test_a_program_of_pytorch_resizes_photos_inside_as_preprocess_does(tmp_path)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)  # one gray level of one pixel would be more
 
 
+def test_a_program_resizes_positions_as_dinov2_does(tmp_path):
+    encoder = build_encoder("tiny-vit", "random", (64, 96), interpolation="dinov2", aggregation="gem").eval()
+    assert save_program(tmp_path / "model.pt2", encoder) < 1e-5
+    exported = torch.export.load(tmp_path / "model.pt2").module()
+    assert largest_difference(encoder, ((2, 64, 96), (3, 80, 64), (1, 96, 96)), exported) < [1e-5]
+
+
+class Undecided(torch.nn.Module):
+    def forward(self, feature_map):
+        return feature_map.mean(dim=(2, 3)) * (2 if feature_map.sum() > 0 else 1)
+
+
+@pytest.mark.parametrize("save", [save_onnx, save_program])
+def test_a_network_that_no_graph_holds_is_refused_by_name(save, tmp_path):
+    encoder = build_encoder("tiny-resnet", "random", 64, aggregation="mean").eval()
+    encoder.aggregation = Undecided()
+    with pytest.raises(ValueError, match=r"No graph can be made of tiny-resnet: .* `format` safetensors\.$"):
+        save(tmp_path / "model", encoder)
+    encoder.traits = dataclasses.replace(encoder.traits, only_size=(64, 64))
+    with pytest.raises(ValueError, match="tiny-resnet, which takes one size only: use `input` photos"):
+        save(tmp_path / "model", encoder)
+    assert not list(tmp_path.iterdir())
+
+
 def test_descriptors_that_differ_are_refused_and_so_are_those_that_are_no_numbers(tmp_path):
     assert check_difference([1e-6, 1e-5], 1e-4, tmp_path) == 1e-5
     with pytest.raises(ValueError, match=r"model.onnx is not written: .* up to 2.0e-04 .* 1e-04 is allowed"):
@@ -114,6 +138,7 @@ FULL_SIZE = {
         lambda: build_encoder("tiny-vit", "random", normalized=False, interpolation="corners"),
         16,
     ),
+    "tiny ViT as DINOv2": (lambda: build_encoder("tiny-vit", "random", interpolation="dinov2"), 16),
     "CLIP RN50, gem": (lambda: build_encoder("RN50", "random"), 1),
     "CLIP RN50, clip": (lambda: build_encoder("RN50", "random", aggregation="token"), 32),
     "CLIP RN50, mean, projected": (lambda: random_projection(build_encoder("RN50", "random", aggregation="mean")), 1),

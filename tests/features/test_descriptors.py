@@ -113,6 +113,22 @@ def test_an_encoder_that_was_changed_is_another(change):
     assert descriptor_metadata(changed(change)) != descriptor_metadata(changed(lambda encoder: None))
 
 
+@pytest.mark.parametrize(
+    ("traits", "options", "sentence"),
+    [
+        ({"side_multiple": 14}, {"image_size": (98, 100)}, "`image_size` must be .* in multiples of 14, got 98 x 100"),
+        ({"side_multiple": 14}, {"database_preprocessing": "native"}, "preprocessing native gives images of many"),
+        ({"only_size": (64, 64)}, {"image_size": 96}, "`image_size` must be 64 x 64 pixels, the only size"),
+        ({"only_size": (64, 64)}, {"database_preprocessing": "single_query"}, "tiny-resnet does not take them all"),
+    ],
+)
+def test_images_of_sizes_that_an_encoder_does_not_take_are_refused_first(traits, options, sentence):
+    encoder = changed(lambda encoder: None)
+    encoder.traits = dataclasses.replace(encoder.traits, **traits)
+    with pytest.raises(ValueError, match=sentence):
+        descriptor_extractor(encoder, ImageOptions(**options), start_accelerator("no"))
+
+
 def test_our_encoders_are_told_by_their_spec_and_weights_whatever_their_texts_are():
     encoder = changed(lambda encoder: None)
     values = descriptor_metadata(encoder)

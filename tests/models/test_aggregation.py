@@ -1,8 +1,19 @@
+import dataclasses
 import itertools
 
+import pytest
 import torch
 
-from progeo.models.aggregation import GeM
+from progeo.models.aggregation import (
+    AGGREGATIONS,
+    Aggregation,
+    GeM,
+    aggregation_dim,
+    build_aggregation,
+    filled_options,
+)
+from progeo.models.backbones.family import Traits
+from progeo.models.encoder import build_encoder, restore_encoder, spec_from_json, spec_to_json
 
 
 def test_gem_head_equals_the_definition():
@@ -35,3 +46,90 @@ def test_a_map_of_zeros_gives_finite_descriptors_and_gradients():
     descriptors.sum().backward()
     assert torch.isfinite(descriptors).all()
     assert torch.isfinite(feature_map.grad).all()
+
+
+TRAITS = Traits(channels=5, token_dim=4, features_dim=6, stride=16)
+FEATURES = {"map": (2, 5, 3, 4), "token": (2, 4)}
+
+
+@pytest.fixture(params=AGGREGATIONS)
+def name(request):
+    return request.param
+
+
+def test_every_aggregation_makes_descriptors_of_its_dimension_from_its_parts(name):
+    row = AGGREGATIONS[name]
+    for dim in (None, 7) if row.any_dim else (None,):
+        module = build_aggregation(name, TRAITS, dim)
+        parts = [torch.rand(FEATURES[part], requires_grad=True) for part in row.needs]
+        descriptors = module(*parts)
+        assert descriptors.shape == (2, aggregation_dim(name, TRAITS, dim, {}, "net"))
+        lengths = descriptors.norm(dim=1)
+        assert torch.allclose(lengths, torch.ones(2)) == row.always_normalized
+        descriptors.cos().sum().backward()
+        assert all(tensor.grad is not None for tensor in [*parts, *module.parameters()])
+
+
+def test_every_aggregation_refuses_another_dimension_unless_it_takes_any(name):
+    if AGGREGATIONS[name].any_dim:
+        assert aggregation_dim(name, TRAITS, 7, {}, "net") == 7
+        return
+    with pytest.raises(ValueError, match=rf"net with {name} have \d dimensions, `descriptor_dim` cannot be 7"):
+        build_aggregation(name, TRAITS, 7, architecture="net")
+
+
+def test_every_aggregation_refuses_a_backbone_without_the_parts_it_needs(name):
+    lacking = {"map": {"channels": None}, "token": {"token_dim": None}}
+    for part in AGGREGATIONS[name].needs:
+        with pytest.raises(ValueError, match=rf"`aggregation` {name} needs a .*{part}, and net gives a .* only"):
+            aggregation_dim(name, dataclasses.replace(TRAITS, **lacking[part]), None, {}, "net")
+
+
+def test_dimensions_are_those_of_features_channels_or_token():
+    assert {name: aggregation_dim(name, TRAITS, None, {}, "net") for name in AGGREGATIONS} == {
+        "gem": 6,
+        "mean": 5,
+        "mean_linear": 5,
+        "token": 4,
+    }
+
+
+def test_a_row_with_options_and_two_parts_is_built_with_them(monkeypatch):
+    class Both(torch.nn.Module):
+        def __init__(self, scale):
+            super().__init__()
+            self.scale = scale
+
+        def forward(self, feature_map, token):
+            return torch.cat([self.scale * feature_map.mean(dim=(2, 3)), token], dim=1)
+
+    row = Aggregation(
+        build=lambda traits, dim, scale=2.0, shift=False: Both(scale),
+        needs=("map", "token"),
+        dim=lambda traits, scale, shift: traits.channels + traits.token_dim,
+        always_normalized=False,
+    )
+    monkeypatch.setitem(AGGREGATIONS, "both", row)
+    assert filled_options("both", {"scale": 3}) == {"scale": 3, "shift": False}
+    module = build_aggregation("both", TRAITS, scale=3)
+    assert torch.equal(module(torch.ones(2, 5, 3, 4), torch.zeros(2, 4)), torch.tensor([[3.0] * 5 + [0.0] * 4] * 2))
+    encoder = build_encoder("tiny-vit", "random", 64, aggregation="both", aggregation_options={"scale": 3}).eval()
+    again = restore_encoder(spec_from_json(spec_to_json(encoder.spec)), encoder.state_dict())
+    images = torch.rand(1, 3, 64, 64)
+    assert encoder(images).shape == (1, 128 + 128)
+    assert torch.equal(encoder(images), again(images))
+    for options, sentence in (
+        ({"scale": "much"}, "`aggregation_options`: scale of both must be a float, got 'much'"),
+        ({"shift": 1}, "shift of both must be a bool, got 1"),
+        ({"size": 1}, "has 'size', which is no option of both: its options are scale, shift"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            filled_options("both", options)
+
+
+def test_an_option_without_a_default_must_be_given(monkeypatch):
+    row = Aggregation(build=lambda traits, dim, size: torch.nn.Identity(), needs=("map",), dim=lambda traits, size: 3)
+    monkeypatch.setitem(AGGREGATIONS, "sized", row)
+    assert filled_options("sized", {"size": 4}) == {"size": 4}
+    with pytest.raises(ValueError, match="`aggregation_options`: sized needs size"):
+        filled_options("sized", {})
