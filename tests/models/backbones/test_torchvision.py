@@ -73,8 +73,9 @@ def expected_map(architecture, whole, images):
 
 @pytest.mark.parametrize("architecture", NETWORKS)
 def test_a_network_is_the_classifier_up_to_its_last_map(architecture):
-    fixed = 224 if architecture.startswith(("vit_", "maxvit")) else None
-    whole, network = classifier(architecture, seed=3), load(architecture, image_size=fixed, seed=3)
+    fixed = native_image_size(architecture) if architecture.startswith(("vit_", "maxvit")) else None
+    options = {"image_size": fixed} if architecture.startswith("vit_") else {}
+    whole, network = classifier(architecture, seed=3, **options), load(architecture, image_size=fixed, seed=3)
     images = torch.rand(1, 3, fixed or 64, fixed or 96)
     with torch.no_grad():
         found = FAMILY.features(network, images)
