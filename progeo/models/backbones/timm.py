@@ -118,12 +118,10 @@ class Timm(Family):
             network = _build(architecture)
             size = as_height_width(image_size or _own_size(network))
             _finish(network, architecture, size, parts, interpolation)
-        for module in network.modules():
-            for name in module._non_persistent_buffers_set:
-                if (buffer := module._buffers[name]) is not None:
-                    module._buffers[name] = torch.empty_like(buffer, device="cpu")
-            if hasattr(module, "init_non_persistent_buffers"):
-                module.init_non_persistent_buffers()
+        if any(buffer.is_meta for buffer in _fill_buffers(network)):
+            built = self.load(architecture, "random", size, parts=parts, interpolation=interpolation, seed=0).network
+            for module, other in zip(network.modules(), built.modules(), strict=True):
+                module._buffers |= {name: other._buffers[name] for name in module._non_persistent_buffers_set}
         return network
 
     def traits(self, network: Any) -> Traits:
@@ -191,6 +189,18 @@ class Timm(Family):
             network.set_grad_checkpointing(True)
         except (AttributeError, AssertionError):
             raise ValueError("`gradient_checkpointing` is not possible with this network of timm.") from None
+
+
+def _fill_buffers(network: Any) -> list[Tensor]:
+    """Compute, in place, the buffers of a network on the meta device that state dicts do not hold; return them."""
+    for module in network.modules():
+        for name in module._non_persistent_buffers_set:
+            if (buffer := module._buffers[name]) is not None:
+                module._buffers[name] = torch.empty_like(buffer, device="cpu")
+        if hasattr(module, "init_non_persistent_buffers"):
+            module.init_non_persistent_buffers()
+    state = network.state_dict()
+    return [buffer for name, buffer in network.named_buffers() if name not in state]
 
 
 def _build(architecture: str) -> Any:
