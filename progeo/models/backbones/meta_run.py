@@ -54,11 +54,15 @@ def measured_map(
     Returns:
         Its channels, and its stride: pixels per row.
     """
-    sizes = [image_size] if image_size else [(448, 448), (896, 896)]  # multiples of patches of 14 and 16, and of 7 x 32
-    maps = [meta_features(features, network, size).map for size in sizes]
-    rows = [found.shape[2] for found in maps if found is not None]
-    channels = next(found.shape[1] for found in maps if found is not None)
-    return channels, round(sizes[0][0] / (rows[-1] - rows[0] or rows[0]))
+    height, width = image_size or (448, 448)  # a multiple of patches of 14, 16 and 32 pixels, and of windows of 7
+    found = meta_features(features, network, (height, width)).map
+    assert found is not None
+    _, channels, rows, _ = found.shape
+    if height % rows and image_size is None:  # cells are cut off at the edges
+        more = meta_features(features, network, (2 * height, width)).map
+        assert more is not None
+        rows = more.shape[2] - rows
+    return channels, round(height / rows)
 
 
 def unused_layers(

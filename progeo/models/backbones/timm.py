@@ -18,7 +18,6 @@ from timm.models import (
 )
 from torch import Tensor, nn
 
-from progeo.models.backbones._resize import resize_positions
 from progeo.models.backbones.family import (
     Family,
     Features,
@@ -30,7 +29,7 @@ from progeo.models.backbones.family import (
     Traits,
 )
 from progeo.models.backbones.meta_run import meta_features, remove_layers, unused_layers
-from progeo.models.backbones.position_embedding import as_height_width
+from progeo.models.backbones.position_embedding import as_height_width, resize_positions
 from progeo.models.state_dicts import check_file_fits, with_batch_counts
 from progeo.models.weight_files.checkpoints import load_weights, reason_of
 
@@ -133,21 +132,18 @@ class Timm(Family):
             layout.channels,
             stride=layout.stride,
             side_multiple=layout.side_multiple,
+            only_size=layout.only_size,
             positions=_positions(network) if layout.has_positions else None,
         )
 
     def features(self, network: Any, images: Tensor) -> Features:
         """Run a network on normalized images (B, 3, H, W) of the size of its position embedding, if it has one."""
         layout: _Layout = network.layout
-        height, width = images.shape[2:]
-        if layout.only_size not in (None, (height, width)):
-            only = " x ".join(map(str, layout.only_size or ()))
-            raise ValueError(f"The network takes images of {only} pixels only, got {height} x {width}.")
         found = network.forward_features(images)
         if layout.first_patch is None:
             return Features(found.permute(0, 3, 1, 2) if layout.channels_last else found, None)
         patches = found[:, layout.first_patch :].mT
-        feature_map = patches.unflatten(2, _cells((height, width), layout.stride))
+        feature_map = patches.unflatten(2, _cells(images.shape[2:], layout.stride))
         return Features(feature_map, found[:, 0] if layout.has_class_token else None)
 
     def interpolation(self, architecture: str) -> Interpolation:
@@ -229,7 +225,7 @@ def _options(architecture: str) -> Mapping[str, Any]:
     return {"dynamic_img_size": getattr(network, _POSITIONS, None) is None}
 
 
-def _cells(image_size: tuple[int, int], stride: int) -> tuple[int, int]:
+def _cells(image_size: Sequence[int], stride: int) -> tuple[int, int]:
     """Return the rows and columns of the feature map."""
     return -(-image_size[0] // stride), -(-image_size[1] // stride)
 

@@ -15,7 +15,6 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import VGG, DenseNet, MaxVit, VisionTransformer, get_model, get_model_weights, list_models
 
-from progeo.models.backbones._resize import resize_positions
 from progeo.models.backbones.family import (
     Family,
     Features,
@@ -27,7 +26,7 @@ from progeo.models.backbones.family import (
     Traits,
 )
 from progeo.models.backbones.meta_run import measured_map
-from progeo.models.backbones.position_embedding import as_height_width
+from progeo.models.backbones.position_embedding import as_height_width, resize_positions
 from progeo.models.state_dicts import check_file_fits, with_batch_counts
 from progeo.models.weight_files.checkpoints import load_weights, reason_of
 
@@ -102,7 +101,7 @@ class Torchvision(Family):
             return Traits(dim, dim, dim, stride=patch, side_multiple=patch, positions=positions)
         only = getattr(network, "image_size", None)
         channels, stride = measured_map(self.features, network, only)
-        return Traits(channels, None, channels, stride=stride, side_multiple=_MAXVIT_MULTIPLE if only else 1)
+        return Traits(channels, None, channels, stride=stride, only_size=only)
 
     def features(self, network: nn.Module, images: Tensor) -> Features:
         """Run a network on normalized images (B, 3, H, W) of the size of its position embedding, if it has one."""
@@ -111,11 +110,6 @@ class Torchvision(Family):
             tokens = torch.cat([network.class_token.expand(len(images), -1, -1), patches.flatten(2).mT], dim=1)
             tokens = network.encoder(tokens)
             return Features(tokens[:, 1:].mT.reshape(patches.shape), tokens[:, 0])
-        size, only = tuple(images.shape[2:]), getattr(network, "image_size", None)
-        if only not in (None, size):
-            raise ValueError(
-                f"The network takes images of {only[0]} x {only[1]} pixels only, got {size[0]} x {size[1]}."
-            )
         return Features(network(images), None)
 
     def own_normalization(self, architecture: str, weights: str) -> Mapping[str, Sequence[float]]:
