@@ -107,7 +107,7 @@ class Torchvision(Family):
         """Run a network on normalized images (B, 3, H, W) of the size of its position embedding, if it has one."""
         if isinstance(network, VisionTransformer):
             patches = network.conv_proj(images)
-            tokens = torch.cat([network.class_token.expand(len(images), -1, -1), patches.flatten(2).mT], dim=1)
+            tokens = torch.cat([network.class_token.expand(images.shape[0], -1, -1), patches.flatten(2).mT], dim=1)
             tokens = network.encoder(tokens)
             return Features(tokens[:, 1:].mT.reshape(patches.shape), tokens[:, 0])
         return Features(network(images), None)
