@@ -6,9 +6,10 @@ from torch import nn
 
 from progeo.models.backbones.family import Family, ImageSize, Traits
 from progeo.models.backbones.open_clip import OpenClip
+from progeo.models.backbones.timm import Timm
 from progeo.models.backbones.torchvision import Torchvision
 
-FAMILIES: dict[str, Family] = {"torchvision": Torchvision(), "open_clip": OpenClip()}
+FAMILIES: dict[str, Family] = {"torchvision": Torchvision(), "open_clip": OpenClip(), "timm": Timm()}
 """Families by name; a plugin adds rows. Of those that know an architecture named without its family, the first counts.
 """
 

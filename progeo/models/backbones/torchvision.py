@@ -1,58 +1,152 @@
-"""Backbones of torchvision, cut as in CosPlace, with pretrained, local or explicitly random weights."""
+"""Backbones of torchvision: classification networks up to their last feature map, and vision transformers."""
 
+import functools
+import warnings
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
+from itertools import takewhile
+from math import isqrt
 from pathlib import Path
+from typing import Any
 
 import torch
+import torchvision
 from torch import Tensor, nn
-from torchvision.models import VGG, get_model, get_model_weights
+from torchvision.models import VGG, DenseNet, MaxVit, VisionTransformer, get_model, get_model_weights, list_models
 
-from progeo.models.backbones.family import Family, Features, ImageSize, Interpolation, Loaded, Part, Traits
-from progeo.models.backbones.position_embedding import as_height_width
+from progeo.models.backbones.family import (
+    Family,
+    Features,
+    ImageSize,
+    Interpolation,
+    Loaded,
+    Part,
+    PositionEmbedding,
+    Traits,
+)
+from progeo.models.backbones.meta_run import measured_map
+from progeo.models.backbones.position_embedding import as_height_width, resize_positions
 from progeo.models.state_dicts import check_file_fits, with_batch_counts
 from progeo.models.weight_files.checkpoints import load_weights, reason_of
 
 CONVNETS = ("vgg16", "resnet18", "resnet50", "resnet101", "resnet152", *(f"efficientnet_b{i}" for i in range(8)))
+_POSITIONS = "encoder.pos_embedding"
+_MAXVIT_MULTIPLE = 224
+"""Stride 32 of a MaxViT's map, times the 7 rows of its windows."""
 
 
-def load_convnet(architecture: str, weights: str, *, seed: int = 0) -> nn.Sequential:
-    """Build a torchvision backbone in eval mode: images (B, 3, H, W) -> feature map (B, C, h, w).
+class Torchvision(Family):
+    """Every classification network of torchvision, up to its last feature map or its tokens.
 
-    Layers have torchvision's names: `conv1` to `layer4` in a ResNet, `features.0` and so on in other architectures.
-
-    Args:
-        architecture: one of `CONVNETS`.
-        weights: a torchvision tag such as `IMAGENET1K_V1` or `DEFAULT`, a local file with the classifier's state dict
-            (see `find_weights`), or `random`.
-        seed: seed of `random` weights.
-
-    Raises:
-        ValueError: an unknown tag, or weights that do not fit.
+    Layers have torchvision's names: `conv1` to `layer4` in a ResNet, `features.0` and so on in many others. The output
+    of a vision transformer is normalized by its last layer norm; a VGG ends with its last convolution, as in CosPlace.
     """
-    if weights == "random":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return _without_classifier(get_model(architecture, weights=None))
-    backbone = empty_convnet(architecture)
-    expected = backbone.state_dict()
-    found = _classifier_state(architecture, weights, expected)
-    kept = {name: tensor for name, tensor in found.items() if not name.startswith(("fc.", "classifier."))}
-    state = with_batch_counts(kept, expected)
-    check_file_fits(state, expected, architecture)
-    backbone.to_empty(device="cpu").load_state_dict(state)
-    return backbone
+
+    def knows(self, architecture: str) -> bool:
+        """Return whether torchvision has a classification network of this name."""
+        return architecture in list_models(module=torchvision.models)
+
+    def default_aggregation(self, architecture: str) -> str:
+        """Return `token` for a vision transformer, else `gem`."""
+        return "token" if isinstance(_meta_classifier(architecture), VisionTransformer) else "gem"
+
+    def load(
+        self,
+        architecture: str,
+        weights: str,
+        image_size: ImageSize | None,
+        *,
+        parts: Collection[Part],
+        interpolation: Interpolation,
+        seed: int,
+    ) -> Loaded:
+        """Build a network with weights, see `Family.load`.
+
+        A tag is one of torchvision, such as `IMAGENET1K_V1` or `DEFAULT`; a file holds the state dict of the complete
+        classifier, see `find_weights`.
+        """
+        own = native_image_size(architecture, weights)
+        if weights == "random":
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                network = _cut(architecture, image_size, own)
+        else:
+            network = _pretrained(architecture, weights, image_size, own)
+        if isinstance(network, VisionTransformer):
+            own = network.image_size
+            network.image_size = as_height_width(image_size or own)
+            resize_positions(network, _positions(network, own), network.image_size, interpolation)
+        return Loaded(network, architecture, as_height_width(image_size or own))
+
+    def empty(
+        self,
+        architecture: str,
+        image_size: ImageSize | None,
+        *,
+        parts: Collection[Part],
+        interpolation: Interpolation,
+    ) -> nn.Module:
+        """Build the network of `load` on the meta device, without weights, to load a state dict into."""
+        network = _on_meta(partial(_cut, architecture, image_size, native_image_size(architecture)))
+        if isinstance(network, VisionTransformer) and image_size is not None:
+            _set_size(network, as_height_width(image_size))
+        return network
+
+    def traits(self, network: nn.Module) -> Traits:
+        """Return what is known of a network, found from its shapes on the meta device."""
+        if isinstance(network, VisionTransformer):
+            dim, patch = network.hidden_dim, network.patch_size
+            positions = _positions(network, network.image_size)
+            return Traits(dim, dim, dim, stride=patch, side_multiple=patch, positions=positions)
+        only = getattr(network, "image_size", None)
+        channels, stride = measured_map(self.features, network, only)
+        return Traits(channels, None, channels, stride=stride, only_size=only)
+
+    def features(self, network: nn.Module, images: Tensor) -> Features:
+        """Run a network on normalized images (B, 3, H, W) of the size of its position embedding, if it has one."""
+        if isinstance(network, VisionTransformer):
+            patches = network.conv_proj(images)
+            tokens = torch.cat([network.class_token.expand(images.shape[0], -1, -1), patches.flatten(2).mT], dim=1)
+            tokens = network.encoder(tokens)
+            return Features(tokens[:, 1:].mT.reshape(patches.shape), tokens[:, 0])
+        return Features(network(images), None)
+
+    def own_normalization(self, architecture: str, weights: str) -> Mapping[str, Sequence[float]]:
+        """Return the pixel `mean` and `std` that a tag's weights were trained with; empty if `weights` is not a tag."""
+        return own_normalization(architecture, weights)
+
+    def license(self, architecture: str, weights: str) -> str | None:
+        """Return the license of a tag's weights; None if `weights` is not a tag."""
+        if weights not in get_model_weights(architecture).__members__:
+            return None
+        return "torchvision's code is BSD-3-Clause; its weights were trained on ImageNet, which has terms of its own"
+
+    def usage(self, architecture: str, image_size: tuple[int, int], weights: str | None) -> str:
+        """Return Python code that loads `backbone.safetensors` with torchvision, see `Family.usage`."""
+        size = ""
+        if isinstance(_meta_classifier(architecture), VisionTransformer):
+            if image_size[0] != image_size[1]:
+                raise ValueError(f"`format` backbone is for squares: torchvision builds no {architecture} for others.")
+            size = f", image_size={image_size[0]}"
+        elif isinstance(_meta_classifier(architecture), MaxVit):
+            size = f", input_size={image_size}"
+        return (
+            "import torchvision\n"
+            "from safetensors.torch import load_file\n\n"
+            f'classifier = torchvision.models.get_model("{architecture}"{size})\n'
+            'classifier.load_state_dict(load_file("backbone.safetensors"), strict=False)  # without its last layers'
+        )
+
+    def checkpoint_gradients(self, network: nn.Module) -> None:
+        """Refuse: torchvision has no gradient checkpointing."""
+        raise ValueError("`gradient_checkpointing` is not possible with torchvision: leave it out, or use timm.")
 
 
-def empty_convnet(architecture: str) -> nn.Sequential:
-    """Build a backbone on the meta device, without weights, to load a state dict into."""
-    with torch.device("meta"):
-        return _without_classifier(get_model(architecture, weights=None))
-
-
-def native_image_size(architecture: str) -> int:
-    """Return the side in pixels of the square images that torchvision's default weights were validated on."""
-    return get_model_weights(architecture).DEFAULT.transforms().crop_size[0]
+def native_image_size(architecture: str, weights: str = "DEFAULT") -> int:
+    """Return the side in pixels of the square images that a tag's, else the default, weights were validated on."""
+    tags = get_model_weights(architecture)
+    return tags[weights if weights in tags.__members__ else "DEFAULT"].transforms().crop_size[0]
 
 
 def own_normalization(architecture: str, weights: str) -> Mapping[str, Sequence[float]]:
@@ -64,12 +158,108 @@ def own_normalization(architecture: str, weights: str) -> Mapping[str, Sequence[
     return {"mean": pixels.mean, "std": pixels.std}
 
 
+def load_convnet(architecture: str, weights: str, *, seed: int = 0) -> nn.Module:
+    """Build a network that ends in a feature map; see `Torchvision.load`."""
+    return Torchvision().load(architecture, weights, None, parts=(), interpolation="edges", seed=seed).network
+
+
+def empty_convnet(architecture: str) -> nn.Module:
+    """Build a network that ends in a feature map on the meta device; see `Torchvision.empty`."""
+    return Torchvision().empty(architecture, None, parts=(), interpolation="edges")
+
+
+@functools.cache
+def _meta_classifier(architecture: str) -> nn.Module:
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # about the random weights of GoogLeNet
+        return _on_meta(partial(get_model, architecture, weights=None))
+
+
+def _on_meta(build: Callable[[], nn.Module]) -> nn.Module:
+    """Build a network on the meta device."""
+    try:
+        with torch.device("meta"):
+            return build()
+    except NotImplementedError:  # a RegNet computes its widths with tensors
+        with torch.random.fork_rng(devices=[]):
+            return build().to("meta")
+
+
+def _cut(architecture: str, image_size: ImageSize | None, own: int) -> nn.Module:
+    """Build a classifier without weights and remove its last layers; a vision transformer is for its own image size."""
+    size = as_height_width(image_size or own)
+    options: dict[str, Any] = {}
+    if hasattr(_meta_classifier(architecture), "aux_logits"):
+        raise ValueError(f"`architecture` {architecture!r} has side branches and is no backbone: use another network.")
+    if isinstance(_meta_classifier(architecture), VisionTransformer):
+        options = {"image_size": own}
+    elif isinstance(_meta_classifier(architecture), MaxVit):
+        if size[0] != size[1] or size[0] % _MAXVIT_MULTIPLE:
+            raise ValueError(
+                f"`image_size` of {architecture} must be a square with sides in multiples of {_MAXVIT_MULTIPLE}, "
+                f"got {size[0]} x {size[1]}."
+            )
+        options = {"input_size": size}
+    classifier = get_model(architecture, weights=None, **options)
+    if isinstance(classifier, VisionTransformer):
+        classifier.heads = nn.Identity()
+        classifier.image_size = (own, own)
+        return classifier.eval()
+    backbone = _without_classifier(classifier)
+    if isinstance(classifier, MaxVit):
+        backbone.image_size = size  # type: ignore[assignment]
+    return backbone
+
+
 def _without_classifier(classifier: nn.Module) -> nn.Sequential:
-    """Remove the average pooling and the classifier, and from a VGG also the last ReLU and max pooling."""
-    backbone = nn.Sequential(OrderedDict(list(classifier.named_children())[:-2]))
+    """Take the layers before the average pooling and the classifier, and of a VGG not the last ReLU and max pooling."""
+    layers = takewhile(
+        lambda child: not isinstance(child[1], nn.AdaptiveAvgPool2d), list(classifier.named_children())[:-1]
+    )
+    backbone = nn.Sequential(
+        OrderedDict(
+            (name, nn.Sequential(*layer) if isinstance(layer, nn.ModuleList) else layer) for name, layer in layers
+        )
+    )
     if isinstance(classifier, VGG):
         backbone.features = classifier.features[:-2]
+    if isinstance(classifier, DenseNet):  # it is a function there
+        backbone.relu = nn.ReLU()
     return backbone.eval()
+
+
+def _pretrained(architecture: str, weights: str, image_size: ImageSize | None, own: int) -> nn.Module:
+    """Build a network with the weights of a tag or file; a vision transformer is for the image size of the weights."""
+    network = _on_meta(partial(_cut, architecture, image_size, own))
+    expected = network.state_dict()
+    found = _classifier_state(architecture, weights, expected)
+    if isinstance(network, VisionTransformer) and _POSITIONS in found:
+        cells = found[_POSITIONS].numel() // network.hidden_dim - 1
+        side = isqrt(max(cells, 1)) * network.patch_size
+        _set_size(network, (side, side))
+        expected = network.state_dict()
+    needed = {name.split(".")[0] for name in expected}
+    removed = {name for name, _ in _meta_classifier(architecture).named_children()} - needed
+    kept = {name: tensor for name, tensor in found.items() if name.split(".")[0] not in removed}
+    state = with_batch_counts(kept, expected)
+    check_file_fits(state, expected, architecture)
+    network.to_empty(device="cpu").load_state_dict(state)
+    return network
+
+
+def _positions(network: VisionTransformer, image_size: tuple[int, int]) -> PositionEmbedding:
+    grid_of = partial(_grid_of, network.patch_size)
+    return PositionEmbedding(_POSITIONS, grid_of(*image_size), network.patch_size, grid_of)
+
+
+def _grid_of(patch: int, height: int, width: int) -> tuple[int, int]:
+    return height // patch, width // patch
+
+
+def _set_size(network: VisionTransformer, image_size: tuple[int, int]) -> None:
+    """Replace the position embedding by one without values, on the meta device, for another image size."""
+    rows, columns = _grid_of(network.patch_size, *image_size)
+    network.image_size = image_size
+    network.encoder.pos_embedding = nn.Parameter(torch.empty(1, 1 + rows * columns, network.hidden_dim, device="meta"))
 
 
 def _classifier_state(architecture: str, weights: str, expected: Iterable[str]) -> Mapping[str, Tensor]:
@@ -87,68 +277,3 @@ def _classifier_state(architecture: str, weights: str, expected: Iterable[str]) 
     except Exception as error:  # a file that is not a state dict can fail in any way
         reason = reason_of(error, weights)
         raise ValueError(f"`weights` {weights!r} could not be loaded as {architecture}: {reason}") from None
-
-
-class Torchvision(Family):
-    """Backbones of torchvision."""
-
-    def knows(self, architecture: str) -> bool:
-        """Return whether the architecture is one of `CONVNETS`."""
-        return architecture in CONVNETS
-
-    def default_aggregation(self, architecture: str) -> str:
-        """Return `gem`."""
-        return "gem"
-
-    def load(
-        self,
-        architecture: str,
-        weights: str,
-        image_size: ImageSize | None,
-        *,
-        parts: Collection[Part],
-        interpolation: Interpolation,
-        seed: int,
-    ) -> Loaded:
-        """Load a network with `load_convnet`."""
-        size = as_height_width(image_size or native_image_size(architecture))
-        return Loaded(load_convnet(architecture, weights, seed=seed), architecture, size)
-
-    def empty(
-        self,
-        architecture: str,
-        image_size: ImageSize | None,
-        *,
-        parts: Collection[Part],
-        interpolation: Interpolation,
-    ) -> nn.Module:
-        """Build a network with `empty_convnet`."""
-        return empty_convnet(architecture)
-
-    def traits(self, network: nn.Module) -> Traits:
-        """Return the channels of the last convolution."""
-        channels = [module.out_channels for module in network.modules() if isinstance(module, nn.Conv2d)][-1]
-        return Traits(channels, None, channels, 32)
-
-    def features(self, network: nn.Module, images: Tensor) -> Features:
-        """Return the feature map."""
-        return Features(network(images), None)
-
-    def own_normalization(self, architecture: str, weights: str) -> Mapping[str, Sequence[float]]:
-        """Return the pixel `mean` and `std` of a tag."""
-        return own_normalization(architecture, weights)
-
-    def license(self, architecture: str, weights: str) -> str | None:
-        """Return the license of a tag."""
-        if weights not in get_model_weights(architecture).__members__:
-            return None
-        return "torchvision's code is BSD-3-Clause; its weights were trained on ImageNet, which has terms of its own"
-
-    def usage(self, architecture: str, image_size: tuple[int, int], weights: str | None) -> str:
-        """Return Python code that loads the backbone into a classifier."""
-        return (
-            "import torchvision\n"
-            "from safetensors.torch import load_file\n\n"
-            f'classifier = torchvision.models.get_model("{architecture}")\n'
-            'classifier.load_state_dict(load_file("backbone.safetensors"), strict=False)  # without its last layers'
-        )

@@ -1,14 +1,29 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+import torchvision
 from safetensors.torch import save_file
-from torch import nn
-from torchvision.models import get_model
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torchvision.models import get_model, list_models
 
 from progeo.engine.log import start_log
-from progeo.models.backbones import build_backbone, empty_backbone, feature_map_channels
-from progeo.models.backbones.torchvision import CONVNETS, load_convnet
+from progeo.models.backbones.torchvision import CONVNETS, Torchvision, load_convnet, native_image_size
 
+FAMILY = Torchvision()
+BRANCHED = ("googlenet", "inception_v3")
+QUICK = (
+    *("convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "maxvit_t", "mnasnet0_5"),
+    *("mobilenet_v2", "mobilenet_v3_large", "regnet_y_400mf", "resnet18", "shufflenet_v2_x0_5"),
+    *("squeezenet1_1", "swin_t", "swin_v2_t", "vit_b_16"),
+)
+"""Networks of nearly every class, without the large ones."""
+NETWORKS = [
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+    for name in list_models(module=torchvision.models)
+    if name not in BRANCHED
+]
 CHANNELS = {
     **{"vgg16": 512, "resnet18": 512, "resnet50": 2048, "resnet101": 2048, "resnet152": 2048},
     **{"efficientnet_b0": 1280, "efficientnet_b1": 1280, "efficientnet_b2": 1408, "efficientnet_b3": 1536},
@@ -16,44 +31,142 @@ CHANNELS = {
 }
 
 
-def classifier(architecture, seed=0):
+def classifier(architecture, seed=0, **options):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return get_model(architecture, weights=None).eval()
+        return get_model(architecture, weights=None, **options).eval()
+
+
+def load(architecture, weights="random", image_size=None, *, parts=("map",), seed=0):
+    return FAMILY.load(architecture, weights, image_size, parts=parts, interpolation="edges", seed=seed).network
+
+
+def empty(architecture, image_size=None):
+    return FAMILY.empty(architecture, image_size, parts=("map",), interpolation="edges")
+
+
+class Pooled(TorchFunctionMode):
+    """Keeps the last feature map that is averaged, by any function."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in (F.adaptive_avg_pool2d, Tensor.mean) and args[0].ndim == 4:
+            self.map = args[0].clone()
+        return function(*args, **kwargs or {})
+
+
+def expected_map(architecture, whole, images):
+    """Return the last map that the classifier computes, found in it in another way than by cutting layers."""
+    if architecture.startswith("vit_"):
+        tokens = []
+        whole.encoder.register_forward_hook(lambda module, inputs, output: tokens.append(output))
+        whole(images)
+        side = whole.image_size // whole.patch_size
+        return tokens[0][:, 1:].transpose(1, 2).reshape(len(images), -1, side, side)
+    if architecture.startswith("squeezenet"):  # it pools scores of classes
+        return whole.features(images)
+    if architecture.startswith("vgg"):  # without the last ReLU and max pooling
+        return whole.features[:-2](images)
+    with Pooled() as pooled:
+        whole(images)
+    return pooled.map
+
+
+@pytest.mark.parametrize("architecture", NETWORKS)
+def test_a_network_is_the_classifier_up_to_its_last_map(architecture):
+    fixed = native_image_size(architecture) if architecture.startswith(("vit_", "maxvit")) else None
+    options = {"image_size": fixed} if architecture.startswith("vit_") else {}
+    whole, network = classifier(architecture, seed=3, **options), load(architecture, image_size=fixed, seed=3)
+    images = torch.rand(1, 3, fixed or 64, fixed or 96)
+    with torch.no_grad():
+        found = FAMILY.features(network, images)
+        assert torch.equal(found.map, expected_map(architecture, whole, images))
+        if found.token is not None:
+            assert torch.equal(whole.heads(found.token), whole(images))
+    assert load(architecture, image_size=fixed, seed=3).state_dict().keys() <= whole.state_dict().keys()
+
+
+@pytest.mark.parametrize("architecture", NETWORKS)
+def test_every_network_has_a_map_of_its_channels_and_stride_at_two_sizes(architecture):
+    for size in ((224, 224), (448, 448)):
+        network = empty(architecture, size)
+        traits = FAMILY.traits(network)
+        found = FAMILY.features(network, torch.empty(1, 3, *size, device="meta"))
+        *_, rows, columns = found.map.shape
+        assert found.map.shape == (1, traits.channels, rows, columns)
+        assert abs(rows - size[0] / traits.stride) < 2 > abs(columns - size[1] / traits.stride)
+        assert (found.token is None) == (traits.token_dim is None)
+        assert FAMILY.default_aggregation(architecture) == ("gem" if found.token is None else "token")
 
 
 @pytest.mark.parametrize("architecture", CONVNETS)
-def test_every_backbone_gives_a_map_of_its_channels_at_any_size_from_32_pixels(architecture):
-    backbone = empty_backbone(architecture)
-    stride = 16 if architecture == "vgg16" else 32
-    assert feature_map_channels(backbone) == CHANNELS[architecture]
-    assert backbone(torch.empty(1, 3, 32, 64, device="meta")).shape == (
-        1,
-        CHANNELS[architecture],
-        32 // stride,
-        64 // stride,
-    )
+def test_the_networks_of_published_encoders_take_any_size_from_32_pixels(architecture):
+    network, stride = empty(architecture), 16 if architecture == "vgg16" else 32
+    shape = (1, CHANNELS[architecture], 32 // stride, 64 // stride)
+    assert network(torch.empty(1, 3, 32, 64, device="meta")).shape == shape
+    traits = FAMILY.traits(network)
+    assert (traits.channels, traits.features_dim, traits.stride) == (shape[1], shape[1], stride)
 
 
-@pytest.mark.parametrize(
-    ("architecture", "last"),
-    [
-        ("resnet18", "layer4"),
-        ("efficientnet_b0", "features.8"),
-        pytest.param("vgg16", "features.28", marks=pytest.mark.slow),
-    ],
-)
-def test_a_backbone_is_the_classifier_up_to_its_last_map(architecture, last):
-    whole, images, maps = classifier(architecture, seed=3), torch.rand(2, 3, 64, 96), []
-    whole.get_submodule(last).register_forward_hook(lambda module, inputs, output: maps.append(output.clone()))
+@pytest.mark.parametrize("architecture", ["mobilenet_v3_large", "convnext_tiny", "swin_t", "vit_b_16", "densenet121"])
+def test_gradients_reach_every_parameter_and_weights_return_from_a_file(architecture, tmp_path):
+    network = load(architecture, image_size=64)
+    FAMILY.features(network, torch.rand(2, 3, 64, 64)).map.square().sum().backward()
+    assert [name for name, parameter in network.named_parameters() if parameter.grad is None] == []
+    again = empty(architecture, 64)
+    again.load_state_dict(network.state_dict(), assign=True)
+    images = torch.rand(1, 3, 64, 64)
+    for part, other in zip(FAMILY.features(network, images), FAMILY.features(again, images), strict=True):
+        assert part is other is None or torch.equal(part, other)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 64), (224, 224)])
+def test_the_position_embedding_of_a_vision_transformer_is_resized_to_the_image_size(size, tmp_path):
+    state = classifier("vit_b_32", seed=3, image_size=128).state_dict()
+    torch.save(state, tmp_path / "classifier.pth")
+    network = load("vit_b_32", str(tmp_path / "classifier.pth"), size)
+    traits = FAMILY.traits(network)
+    assert traits.positions.grid == traits.positions.grid_of(*size) == (size[0] // 32, size[1] // 32)
+    stored = state["encoder.pos_embedding"]
+    grid = stored[:, 1:].mT.reshape(1, 768, 4, 4)
+    grid = F.interpolate(grid, traits.positions.grid, mode="bicubic", antialias=True).flatten(2).mT
+    assert torch.allclose(network.encoder.pos_embedding, torch.cat([stored[:, :1], grid], dim=1), atol=1e-6)
+    assert empty("vit_b_32", size).encoder.pos_embedding.shape == network.encoder.pos_embedding.shape
+    assert load("vit_b_32", str(tmp_path / "classifier.pth")).image_size == (128, 128)
+
+
+@pytest.mark.parametrize(("architecture", "size"), [("resnet18", (64, 96)), ("vit_b_32", (64, 64))])
+def test_the_code_of_usage_loads_the_backbone(architecture, size, tmp_path, monkeypatch):
+    network = load(architecture, image_size=size, seed=7)
+    save_file(network.state_dict(), tmp_path / "backbone.safetensors")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(FAMILY.usage(architecture, size, None), names)
+    images = torch.rand(1, 3, *size)
+    whole = names["classifier"].eval()
     with torch.no_grad():
-        whole(images)
-        assert torch.equal(load_convnet(architecture, "random", seed=3)(images), maps[0])
+        if architecture == "resnet18":
+            assert torch.equal(FAMILY.features(network, images).map, expected_map(architecture, whole, images))
+        else:
+            assert torch.equal(whole.heads(FAMILY.features(network, images).token), whole(images))
+
+
+def test_sizes_that_a_network_does_not_take_are_refused():
+    with pytest.raises(ValueError, match=r"`image_size` of maxvit_t must be a square .* of 224, got 224 x 448"):
+        empty("maxvit_t", (224, 448))
+    assert FAMILY.traits(empty("maxvit_t", 448)).only_size == (448, 448)
+    with pytest.raises(ValueError, match="`format` backbone is for squares: torchvision builds no vit_b_32"):
+        FAMILY.usage("vit_b_32", (64, 96), None)
+
+
+@pytest.mark.parametrize("architecture", BRANCHED)
+def test_networks_with_side_branches_are_refused(architecture):
+    with pytest.raises(ValueError, match=f"`architecture` '{architecture}' has side branches"):
+        load(architecture)
 
 
 def test_a_vgg_ends_with_its_last_convolution_as_published():
     """CosPlace's code cuts the last two layers of `features`: the max pool and the ReLU before it."""
-    assert isinstance(empty_backbone("vgg16").features[-1], nn.Conv2d)
+    assert isinstance(empty("vgg16").features[-1], nn.Conv2d)
 
 
 def test_random_weights_follow_their_seed_and_leave_the_global_generator_alone():
@@ -107,14 +220,13 @@ def test_a_tag_takes_the_file_that_torchvision_keeps_for_it(monkeypatch, tmp_pat
 @pytest.mark.parametrize(
     ("architecture", "weights", "words"),
     [
-        ("resnet34", "random", r"'resnet34' is not known. Use a CLIP .* RN50, .* of torchvision: vgg16, resnet18,"),
         ("resnet18", "openai", r"neither a file, nor random, nor a tag of resnet18 \(IMAGENET1K_V1, DEFAULT\)"),
         ("vgg16", "IMAGENET1K_V2", r"a tag of vgg16 \(IMAGENET1K_V1, IMAGENET1K_FEATURES, DEFAULT\)"),
     ],
 )
-def test_what_is_not_known_is_refused_with_what_is(architecture, weights, words):
+def test_a_tag_that_is_not_known_is_refused_with_those_that_are(architecture, weights, words):
     with pytest.raises(ValueError, match=words):
-        build_backbone(architecture, weights)
+        load(architecture, weights)
 
 
 def test_files_that_are_no_weights_or_those_of_another_network_are_refused_in_one_line(tmp_path):
@@ -148,8 +260,19 @@ def test_files_that_are_no_weights_or_those_of_another_network_are_refused_in_on
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", CONVNETS)
 def test_every_backbone_of_random_weights_has_finite_features(architecture):
-    backbone = build_backbone(architecture, "random")
     with torch.no_grad():
-        features = backbone.network(torch.rand(1, 3, 64, 96))
-    assert features.shape[1] == backbone.features_dim == CHANNELS[architecture]
-    assert features.isfinite().all()
+        assert FAMILY.features(load(architecture), torch.rand(1, 3, 64, 96)).map.isfinite().all()
+
+
+def test_image_size_pixels_and_license_are_those_of_the_tag():
+    assert FAMILY.load("resnet18", "random", None, parts=("map",), interpolation="edges", seed=0).image_size == (
+        224,
+        224,
+    )
+    assert torchvision.models.ViT_B_16_Weights.IMAGENET1K_SWAG_E2E_V1.meta["min_size"] == (384, 384)
+    assert native_image_size("vit_b_16", "IMAGENET1K_SWAG_E2E_V1") == 384
+    known = FAMILY.own_normalization("maxvit_t", "DEFAULT")
+    assert (known["mean"], known["std"]) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    assert FAMILY.own_normalization("maxvit_t", "random") == {}
+    assert "ImageNet" in FAMILY.license("maxvit_t", "DEFAULT")
+    assert FAMILY.license("maxvit_t", "weights.pth") is None

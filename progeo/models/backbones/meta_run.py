@@ -1,0 +1,92 @@
+"""Properties of a network that are found on the meta device, where tensors have shapes but no values."""
+
+from collections.abc import Callable, Collection, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from progeo.models.backbones.family import Features, Part
+
+FeaturesOf = Callable[[nn.Module, Tensor], Features]
+"""`Family.features`."""
+
+
+class _Run(nn.Module):
+    def __init__(self, features: FeaturesOf, network: nn.Module):
+        super().__init__()
+        self.features = features
+        self.network = network
+
+    def forward(self, images: Tensor) -> Features:
+        return self.features(self.network, images)
+
+
+def meta_features(
+    features: FeaturesOf, network: nn.Module, image_size: tuple[int, int], other: dict[str, Tensor] | None = None
+) -> Features:
+    """Return the features, without values, of one image (1, 3, H, W).
+
+    Args:
+        features: of the network's family.
+        network: network on any device.
+        image_size: height and width in pixels.
+        other: tensors on the meta device that take the place of parameters, by name.
+    """
+    run = _Run(features, network)
+    tensors = dict(run.named_parameters()) | dict(run.named_buffers())
+    on_meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    on_meta |= {f"network.{name}": tensor for name, tensor in (other or {}).items()}
+    with torch.no_grad():
+        return functional_call(run, on_meta, (torch.empty(1, 3, *image_size, device="meta"),))
+
+
+def measured_map(
+    features: FeaturesOf, network: nn.Module, image_size: tuple[int, int] | None = None
+) -> tuple[int, int]:
+    """Measure the feature map of a network.
+
+    Args:
+        features: of the network's family.
+        network: network on any device.
+        image_size: the only height and width that the network takes; None if it takes any.
+
+    Returns:
+        Its channels, and its stride: pixels per row.
+    """
+    height, width = image_size or (448, 448)  # a multiple of patches of 14, 16 and 32 pixels, and of windows of 7
+    found = meta_features(features, network, (height, width)).map
+    assert found is not None
+    _, channels, rows, _ = found.shape
+    if height % rows and image_size is None:  # cells are cut off at the edges
+        more = meta_features(features, network, (2 * height, width)).map
+        assert more is not None
+        rows = more.shape[2] - rows
+    return channels, round(height / rows)
+
+
+def unused_layers(
+    features: FeaturesOf, network: nn.Module, image_size: tuple[int, int], parts: Collection[Part]
+) -> set[str]:
+    """Name the layers, or single parameters, of a network on the meta device that no needed part depends on."""
+    found = features(network, torch.empty(1, 3, *image_size, device="meta"))
+    needed = [tensor.sum() for part, tensor in found._asdict().items() if part in parts and tensor is not None]
+    parameters = {name: tensor for name, tensor in network.named_parameters() if tensor.requires_grad}
+    gradients = torch.autograd.grad(needed, list(parameters.values()), allow_unused=True)
+    unused = {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None}
+    in_use = {prefix for name, _ in network.named_parameters() if name not in unused for prefix in _prefixes(name)}
+    return {next(prefix for prefix in _prefixes(name) if prefix not in in_use) for name in unused}
+
+
+def remove_layers(network: nn.Module, names: Iterable[str]) -> None:
+    """Replace layers by identities, and single parameters by None, in place."""
+    for name in names:
+        owner_name, _, last = name.rpartition(".")
+        owner = network.get_submodule(owner_name)
+        setattr(owner, last, nn.Identity() if isinstance(getattr(owner, last), nn.Module) else None)
+
+
+def _prefixes(name: str) -> list[str]:
+    """List a dotted name's beginnings: `a`, `a.b` and `a.b.c` of `a.b.c`."""
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
