@@ -131,11 +131,16 @@ def test_a_run_without_an_encoder_yet_is_no_other_folder_without_one(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "dim", "size"),
-    [("open_clip:tiny-resnet:random", 128, (128, 128)), ("torchvision:resnet18:random", 512, (224, 224))],
+    ("name", "dim", "size", "aggregation"),
+    [
+        ("open_clip:tiny-resnet:random", 128, (128, 128), "token"),
+        ("open_clip:tiny-vit:random", 128, (128, 128), "token"),
+        ("torchvision:resnet18:random", 512, (224, 224), "mean"),
+    ],
 )
-def test_encoders_to_compare_with_are_known_by_name(name, dim, size):
+def test_encoders_to_compare_with_are_known_by_name(name, dim, size, aggregation):
     encoder = progeo.load_encoder(name)
+    assert encoder.spec.aggregation == aggregation
     assert (encoder.descriptor_dim, encoder.image_size) == (dim, size)
     assert not encoder.training
 

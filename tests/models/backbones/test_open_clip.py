@@ -37,6 +37,13 @@ def test_the_published_backbones_take_sizes_that_are_not_square(architecture):
         assert clip.encode_image(torch.randn(1, 3, 192, 256)).shape == (1, clip.text_projection.shape[1])
 
 
+@pytest.mark.parametrize("name", ["tiny/vit", "open_clip/tiny-vit"])
+def test_an_architecture_may_be_spelled_with_a_slash_or_its_family(name):
+    clip = load_clip(name, "random")
+    assert torch.equal(clip.visual.proj, load_clip("tiny-vit", "random").visual.proj)
+    assert resolved_architecture(name, clip) == "tiny-vit"
+
+
 def test_random_weights_follow_their_seed_and_leave_the_global_generator_alone():
     torch.manual_seed(5)
     before = torch.get_rng_state()
