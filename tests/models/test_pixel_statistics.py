@@ -52,7 +52,7 @@ def test_they_are_those_that_the_weights_were_trained_with(architecture, weights
 def test_every_pretrained_clip_that_open_clip_knows_has_its_own():
     for architecture, tag in open_clip.list_pretrained():
         said = open_clip.get_pretrained_cfg(architecture, tag)
-        assert numbers(pixel_statistics(architecture, tag)) == (tuple(said["mean"]), tuple(said["std"]))
+        assert numbers(pixel_statistics(f"open_clip/{architecture}", tag)) == (tuple(said["mean"]), tuple(said["std"]))
 
 
 @pytest.mark.parametrize(

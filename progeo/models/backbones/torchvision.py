@@ -30,7 +30,6 @@ from progeo.models.backbones.position_embedding import as_height_width, resize_p
 from progeo.models.state_dicts import check_file_fits, with_batch_counts
 from progeo.models.weight_files.checkpoints import load_weights, reason_of
 
-CONVNETS = ("vgg16", "resnet18", "resnet50", "resnet101", "resnet152", *(f"efficientnet_b{i}" for i in range(8)))
 _POSITIONS = "encoder.pos_embedding"
 _MAXVIT_MULTIPLE = 224
 """Stride 32 of a MaxViT's map, times the 7 rows of its windows."""
@@ -66,7 +65,7 @@ class Torchvision(Family):
         A tag is one of torchvision, such as `IMAGENET1K_V1` or `DEFAULT`; a file holds the state dict of the complete
         classifier, see `find_weights`.
         """
-        own = native_image_size(architecture, weights)
+        own = _native_side(architecture, weights)
         if weights == "random":
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
@@ -88,7 +87,7 @@ class Torchvision(Family):
         interpolation: Interpolation,
     ) -> nn.Module:
         """Build the network of `load` on the meta device, without weights, to load a state dict into."""
-        network = _on_meta(partial(_cut, architecture, image_size, native_image_size(architecture)))
+        network = _on_meta(partial(_cut, architecture, image_size, _native_side(architecture)))
         if isinstance(network, VisionTransformer) and image_size is not None:
             _set_size(network, as_height_width(image_size))
         return network
@@ -114,7 +113,11 @@ class Torchvision(Family):
 
     def own_normalization(self, architecture: str, weights: str) -> Mapping[str, Sequence[float]]:
         """Return the pixel `mean` and `std` that a tag's weights were trained with; empty if `weights` is not a tag."""
-        return own_normalization(architecture, weights)
+        tags = get_model_weights(architecture).__members__
+        if weights not in tags:
+            return {}
+        pixels = tags[weights].transforms()
+        return {"mean": pixels.mean, "std": pixels.std}
 
     def license(self, architecture: str, weights: str) -> str | None:
         """Return the license of a tag's weights; None if `weights` is not a tag."""
@@ -143,34 +146,16 @@ class Torchvision(Family):
         raise ValueError("`gradient_checkpointing` is not possible with torchvision: leave it out, or use timm.")
 
 
-def native_image_size(architecture: str, weights: str = "DEFAULT") -> int:
+def _native_side(architecture: str, weights: str = "DEFAULT") -> int:
     """Return the side in pixels of the square images that a tag's, else the default, weights were validated on."""
     tags = get_model_weights(architecture)
     return tags[weights if weights in tags.__members__ else "DEFAULT"].transforms().crop_size[0]
 
 
-def own_normalization(architecture: str, weights: str) -> Mapping[str, Sequence[float]]:
-    """Return the pixel `mean` and `std` that a tag's weights were trained with; empty if `weights` is not a tag."""
-    tags = get_model_weights(architecture).__members__
-    if weights not in tags:
-        return {}
-    pixels = tags[weights].transforms()
-    return {"mean": pixels.mean, "std": pixels.std}
-
-
-def load_convnet(architecture: str, weights: str, *, seed: int = 0) -> nn.Module:
-    """Build a network that ends in a feature map; see `Torchvision.load`."""
-    return Torchvision().load(architecture, weights, None, parts=(), interpolation="edges", seed=seed).network
-
-
-def empty_convnet(architecture: str) -> nn.Module:
-    """Build a network that ends in a feature map on the meta device; see `Torchvision.empty`."""
-    return Torchvision().empty(architecture, None, parts=(), interpolation="edges")
-
-
 @functools.cache
 def _meta_classifier(architecture: str) -> nn.Module:
-    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # about the random weights of GoogLeNet
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # about the random weights of GoogLeNet
         return _on_meta(partial(get_model, architecture, weights=None))
 
 

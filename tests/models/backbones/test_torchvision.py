@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 from torchvision.models import get_model, list_models
 
 from progeo.engine.log import start_log
-from progeo.models.backbones.torchvision import CONVNETS, Torchvision, load_convnet, native_image_size
+from progeo.models.backbones.torchvision import Torchvision
 
 FAMILY = Torchvision()
 BRANCHED = ("googlenet", "inception_v3")
@@ -39,6 +39,10 @@ def classifier(architecture, seed=0, **options):
 
 def load(architecture, weights="random", image_size=None, *, parts=("map",), seed=0):
     return FAMILY.load(architecture, weights, image_size, parts=parts, interpolation="edges", seed=seed).network
+
+
+def own_size(architecture):
+    return FAMILY.load(architecture, "random", None, parts=("map",), interpolation="edges", seed=0).image_size
 
 
 def empty(architecture, image_size=None):
@@ -73,7 +77,7 @@ def expected_map(architecture, whole, images):
 
 @pytest.mark.parametrize("architecture", NETWORKS)
 def test_a_network_is_the_classifier_up_to_its_last_map(architecture):
-    fixed = native_image_size(architecture) if architecture.startswith(("vit_", "maxvit")) else None
+    fixed = own_size(architecture)[0] if architecture.startswith(("vit_", "maxvit")) else None
     options = {"image_size": fixed} if architecture.startswith("vit_") else {}
     whole, network = classifier(architecture, seed=3, **options), load(architecture, image_size=fixed, seed=3)
     images = torch.rand(1, 3, fixed or 64, fixed or 96)
@@ -98,7 +102,7 @@ def test_every_network_has_a_map_of_its_channels_and_stride_at_two_sizes(archite
         assert FAMILY.default_aggregation(architecture) == ("gem" if found.token is None else "token")
 
 
-@pytest.mark.parametrize("architecture", CONVNETS)
+@pytest.mark.parametrize("architecture", CHANNELS)
 def test_the_networks_of_published_encoders_take_any_size_from_32_pixels(architecture):
     network, stride = empty(architecture), 16 if architecture == "vgg16" else 32
     shape = (1, CHANNELS[architecture], 32 // stride, 64 // stride)
@@ -172,7 +176,7 @@ def test_a_vgg_ends_with_its_last_convolution_as_published():
 def test_random_weights_follow_their_seed_and_leave_the_global_generator_alone():
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    first, again, other = (load_convnet("resnet18", "random", seed=seed).conv1.weight for seed in (1, 1, 2))
+    first, again, other = (load("resnet18", "random", seed=seed).conv1.weight for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), before)
@@ -184,7 +188,7 @@ def test_weights_of_a_local_file_are_those_of_the_classifier(architecture, suffi
     state = classifier(architecture, seed=3).state_dict()
     path = tmp_path / f"classifier{suffix}"
     (save_file if suffix == ".safetensors" else torch.save)(state, path)
-    loaded = load_convnet(architecture, str(path)).state_dict()
+    loaded = load(architecture, str(path)).state_dict()
     assert loaded.keys() == {name for name in state if not name.startswith(("fc.", "classifier."))}
     assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.items())
 
@@ -195,7 +199,7 @@ def test_weights_are_read_from_a_checkpoint_of_any_training(before, tmp_path, ca
     named = {f"{before}{name}": tensor for name, tensor in state.items()}
     torch.save({"epoch": 3, "state_dict": named, "best": np.array([81.5])}, tmp_path / "last.ckpt")
     start_log()
-    assert torch.equal(load_convnet("resnet18", str(tmp_path / "last.ckpt")).conv1.weight, state["conv1.weight"])
+    assert torch.equal(load("resnet18", str(tmp_path / "last.ckpt")).conv1.weight, state["conv1.weight"])
     assert f"{tmp_path}/last.ckpt: skipped, not part of the weights: epoch, best\n" in capsys.readouterr().err
 
 
@@ -203,7 +207,7 @@ def test_files_that_do_not_count_batches_and_halves_are_taken(tmp_path):
     state = classifier("resnet18").state_dict()
     old = {name: tensor.half() for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
     torch.save(old, tmp_path / "old.pth")
-    loaded = load_convnet("resnet18", str(tmp_path / "old.pth")).state_dict()
+    loaded = load("resnet18", str(tmp_path / "old.pth")).state_dict()
     assert loaded["bn1.num_batches_tracked"] == 0
     assert torch.equal(loaded["conv1.weight"], old["conv1.weight"].float())
 
@@ -214,7 +218,7 @@ def test_a_tag_takes_the_file_that_torchvision_keeps_for_it(monkeypatch, tmp_pat
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     torch.save(state, tmp_path / "hub" / "checkpoints" / "resnet50-0676ba61.pth")  # V1; V2 is another file
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    assert torch.equal(load_convnet("resnet50", "IMAGENET1K_V1").conv1.weight, state["conv1.weight"])
+    assert torch.equal(load("resnet50", "IMAGENET1K_V1").conv1.weight, state["conv1.weight"])
 
 
 @pytest.mark.parametrize(
@@ -253,24 +257,19 @@ def test_files_that_are_no_weights_or_those_of_another_network_are_refused_in_on
     }
     for name, words in reasons.items():
         with pytest.raises(ValueError, match=words) as error:
-            load_convnet("resnet18", str(tmp_path / name))
+            load("resnet18", str(tmp_path / name))
         assert "\n" not in str(error.value)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", CONVNETS)
+@pytest.mark.parametrize("architecture", CHANNELS)
 def test_every_backbone_of_random_weights_has_finite_features(architecture):
     with torch.no_grad():
         assert FAMILY.features(load(architecture), torch.rand(1, 3, 64, 96)).map.isfinite().all()
 
 
 def test_image_size_pixels_and_license_are_those_of_the_tag():
-    assert FAMILY.load("resnet18", "random", None, parts=("map",), interpolation="edges", seed=0).image_size == (
-        224,
-        224,
-    )
-    assert torchvision.models.ViT_B_16_Weights.IMAGENET1K_SWAG_E2E_V1.meta["min_size"] == (384, 384)
-    assert native_image_size("vit_b_16", "IMAGENET1K_SWAG_E2E_V1") == 384
+    assert own_size("resnet18") == (224, 224)
     known = FAMILY.own_normalization("maxvit_t", "DEFAULT")
     assert (known["mean"], known["std"]) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     assert FAMILY.own_normalization("maxvit_t", "random") == {}
