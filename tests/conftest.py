@@ -79,7 +79,7 @@ def as_nobody():
 
 @pytest.fixture
 def plugins_forgotten(monkeypatch, tmp_path):
-    """Plugins below `tmp_path`, and their rows, are gone after the test."""
+    """Plugins, and their rows, are gone after the test."""
     from progeo import plugins
     from progeo.export.encoders import ENCODERS
     from progeo.models.aggregation import AGGREGATIONS
@@ -94,7 +94,7 @@ def plugins_forgotten(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield
     for name, module in list(sys.modules.items()):
-        if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
+        if name in plugins._IMPORTED or str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
             del sys.modules[name]
     for table, before in zip(tables, rows, strict=True):
         table.clear()
