@@ -25,7 +25,7 @@ def train_prompts(settings: PromptSettings) -> Path:
     from progeo.engine.accelerator import start_accelerator
     from progeo.engine.log import LOGGER
     from progeo.models.backbones import find_family
-    from progeo.models.prompts import load_prompt_clip
+    from progeo.models.prompts import load_prompt_clip, prompt_token_ids
     from progeo.training.places import LearnedFrom, check_batch_norm, read_training_places
     from progeo.training.prompt_learning import PromptTraining
     from progeo.training.starting_encoder import starting_statistics
@@ -46,6 +46,7 @@ def train_prompts(settings: PromptSettings) -> Path:
         seed=settings.seed,
     )
     clip.requires_grad_(False).to(accelerator.device)
+    prompt_token_ids(prompts.template, prompts.context_length, clip.context_length)  # refuse them before extraction
     pixels = starting_statistics(model)
     run = open_stage(
         settings,

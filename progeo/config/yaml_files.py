@@ -35,6 +35,8 @@ RENAMED = MappingProxyType(
         "model.normalized": "encoder.normalized",
         "model.normalised": "encoder.normalized",
         "model.frozen": "encoder.frozen",
+        "model.aggregation": "encoder.aggregation",
+        "model.aggregation_options": "encoder.aggregation_options",
         "model.normalisation": "model.normalization",
         "prompts.normalised": "prompts.normalized",
         "text.normalised": "text.normalized",

@@ -68,7 +68,7 @@ class PromptLearner(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        prefix, suffix = _token_ids(template, context_length, clip.context_length)
+        prefix, suffix = prompt_token_ids(template, context_length, clip.context_length)
         embedding = clip.token_embedding.weight
         self.register_buffer("beginning", encode_beginning(clip, embedding[prefix]), persistent=False)
         self.register_buffer("suffix", embedding[suffix].detach().clone(), persistent=False)
@@ -124,8 +124,17 @@ def _text_settings(architecture: str) -> Mapping[str, Any]:
     return open_clip.get_model_config(own_spelling(architecture))["text_cfg"]
 
 
-def _token_ids(template: str, context_length: int, max_length: int) -> tuple[list[int], list[int]]:
-    """Return the token ids before the learned vectors (with start of text) and after them (with end of text)."""
+def prompt_token_ids(template: str, context_length: int, max_length: int) -> tuple[list[int], list[int]]:
+    """Return the token ids before the learned vectors (with start of text) and after them (with end of text).
+
+    Args:
+        template: the sentence; `{}` marks the position of the learned vectors.
+        context_length: number of learned vectors.
+        max_length: number of tokens that the text tower reads.
+
+    Raises:
+        ValueError: the template does not contain `{}` once, or is too long.
+    """
     if template.count("{}") != 1:
         raise ValueError(f"`template` must contain {{}} once, for the learned vectors, got {template!r}.")
     if context_length < 1:

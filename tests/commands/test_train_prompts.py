@@ -60,6 +60,11 @@ def test_features_are_found_again_by_a_later_run(run, config, tmp_path, capfd):
     assert prompts_of(tmp_path / "again") == prompts_of(run)
 
 
+def test_a_template_that_cannot_work_is_refused_before_features_are_extracted(own_config, tmp_path):
+    assert "--prompts.template must contain {} once" in failure(own_config, "--prompts.template", "A photo.")
+    assert not (tmp_path / "features").exists()
+
+
 def test_an_extraction_that_was_killed_goes_on_where_it_stopped(own_config, tmp_path):
     def shards() -> list[Path]:
         return sorted((tmp_path / "features").glob("*/rows_*.npy"))
