@@ -141,8 +141,8 @@ def open_run(
                 raise ValueError(f"{path} already holds a run: set `resume` to resume it, or name another `out`.")
             if run.begun:
                 stored = {renamed.get(name, name): value for name, value in _stored_settings(run.config).items()}
-                before, now = dict(defaults) | stored, flat_settings(settings)
-                changed = {name for name in now if before.get(name) != now[name]}
+                before, now = flat_settings(defaults) | stored, flat_settings(settings)
+                changed = {name for name in {*before, *now} if before.get(name) != now.get(name)}
                 _refuse_changes(run, sorted(changed.difference(may_change)), before, now)
                 check(run, {name: before.get(name) for name in changed})
         path.mkdir(parents=True, exist_ok=True)
@@ -174,6 +174,13 @@ def _stored_settings(path: Path) -> dict[str, Any]:
 
 
 def _refuse_changes(run: RunFolder, names: Collection[str], before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    sections = {name.partition(".")[0] for name in now}
+    unknown = [name for name in names if name.partition(".")[0] not in sections]
+    if unknown:
+        raise ValueError(
+            f"The run in {run.config} has settings that are not known now: {', '.join(unknown)}. Name the `plugin` "
+            f"that adds them, or another `out`."
+        )
     changes = [f"{name} was {before.get(name)!r}, now {now.get(name)!r}" for name in names]
     if changes:
         raise ValueError(f"The run in {run.config} has other settings: {'; '.join(changes)}. Name another `out`.")
