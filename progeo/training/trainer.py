@@ -249,9 +249,9 @@ class Trainer:
     def _save_or_stop(self, stop: StopRequest) -> None:
         steps = self.means.steps
         at_end = steps == self.task.steps_per_epoch
-        if stop.received or (steps % self.options.checkpoint_every == 0 and not at_end):
+        if stop.agreed or (steps % self.options.checkpoint_every == 0 and not at_end):
             self._save()
-        if stop.received:
+        if stop.agreed:
             raise KeyboardInterrupt(
                 f"stopped in epoch {self.epoch + 1} after step {steps}: resume with the same command and `resume`."
             )
