@@ -79,6 +79,13 @@ def distributed(module: nn.Module, accelerator: Accelerator) -> nn.Module:
     return DistributedDataParallel(module, broadcast_buffers=has_batch_norm)
 
 
+def copy_from_main_process(module: nn.Module, accelerator: Accelerator) -> None:
+    """Give all processes the parameters and buffers of the main process, which each computed alike but for rounding."""
+    if accelerator.num_processes > 1:
+        for tensor in (*module.parameters(), *module.buffers()):
+            torch.distributed.broadcast(tensor.detach(), src=0)
+
+
 def full_precision(accelerator: Accelerator) -> AbstractContextManager:
     """Disable autocast inside this context, so that losses are computed in float32 under mixed precision."""
     return accelerator.autocast(AutocastKwargs(enabled=False))
