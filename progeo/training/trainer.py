@@ -11,7 +11,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from progeo.engine.accelerator import scaler_state, set_scaler_state
-from progeo.engine.checkpoint import load_newest_checkpoint, newest_checkpoint, prune_checkpoints, save_checkpoint
+from progeo.engine.checkpoint import (
+    load_newest_checkpoint,
+    newest_checkpoint,
+    parts_of,
+    prune_checkpoints,
+    save_checkpoint,
+)
 from progeo.engine.log import LOGGER
 from progeo.engine.loop import LossNotFinite, Means, StepResult, progress_bar, take_steps
 from progeo.engine.randomness import seed_layers
@@ -23,6 +29,8 @@ from progeo.training.task import Measures, Task
 
 _STATE = ("epoch", "terms", "primary", "untrained", "best", "epochs_since_best", "decays")
 """Plain attributes that a checkpoint holds."""
+_PARTS = {*_STATE, "means", "task", "averaged", "optimizer", "scaler"}
+"""Everything that a checkpoint holds."""
 
 
 class Trainer:
@@ -111,10 +119,7 @@ class Trainer:
         try:
             self.load_state_dict(state)
         except KeyError as missing:
-            raise ValueError(
-                f"The checkpoint {path} has no {missing}: it is of another version. Continue with that version, or "
-                f"name another `out`."
-            ) from None
+            raise ValueError(_of_another_version(path, str(missing))) from None
         return path
 
     def validate_untrained(self) -> None:
@@ -306,3 +311,24 @@ class Trainer:
     def _newest_checkpoint(self) -> str:
         newest = newest_checkpoint(self.checkpoints)
         return f"The last good checkpoint is {newest}." if newest else "There is no checkpoint yet."
+
+
+def check_checkpoints(run: RunFolder) -> None:
+    """Check that the checkpoints of a run are of this version, before anything is written.
+
+    Raises:
+        ValueError: one is of another version; the message names it.
+    """
+    for path in run.former_checkpoints():
+        raise ValueError(_of_another_version(path, "step in its name"))
+    for path in run.newest_checkpoints():
+        parts = parts_of(path)
+        if parts and (missing := sorted(_PARTS - parts)):
+            raise ValueError(_of_another_version(path, repr(missing[0])))
+
+
+def _of_another_version(checkpoint: Path, missing: str) -> str:
+    return (
+        f"The checkpoint {checkpoint} has no {missing}: it is of another version. Continue with that version, or name "
+        f"another `out`."
+    )
