@@ -60,7 +60,7 @@ def start_trackers(accelerator: Accelerator, run: str, *, settings: Mapping[str,
     """Start the trackers of `accelerator` for a run with these settings, which resumes after `steps_done` steps."""
     flat = flat_settings(settings).items()
     plain = {name: value if isinstance(value, (bool, int, float)) else str(value) for name, value in flat}
-    tensorboard = {"purge_step": steps_done + 1} if steps_done else {}  # later steps will be logged again
+    tensorboard = {"purge_step": steps_done + 1 if steps_done else 0}  # what came later will be logged again
     wandb = {"name": run, "dir": accelerator.project_dir}
     accelerator.init_trackers("progeo", plain, {"tensorboard": tensorboard, "wandb": wandb})
 
