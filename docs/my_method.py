@@ -34,7 +34,8 @@ def pull(descriptors: Tensor, labels: Tensor, *, power: float) -> Tensor:
     return (squared.clamp(min=1e-12).pow(power / 2) * same).sum() / same.sum()
 
 
-LOSS_TERMS["pull"] = LossTerm(PullOptions, pull, needs=("descriptors", "labels", "pairs"))
+# Without "batch" it would see the images of one process and one micro-batch only, and perhaps no pair among them.
+LOSS_TERMS["pull"] = LossTerm(PullOptions, pull, needs=("descriptors", "labels", "pairs", "batch"))
 
 
 # An aggregation: a module and a row. `--encoder.aggregation peak --encoder.aggregation_options sharpness=2` chooses it.
