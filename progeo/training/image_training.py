@@ -99,7 +99,7 @@ class ImageTraining(Task):
         self.encoder.train()
 
     def end_epoch(self, epoch: int) -> None:
-        """Move them back."""
+        """Move the modules of the group of this epoch back to the CPU."""
         self.terms.end_group(self._batches.group_of(epoch), self.optimizer)
 
     def batches(self, epoch: int, *, first_step: int) -> Iterator[list[MicroBatch]]:

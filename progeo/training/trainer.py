@@ -119,7 +119,9 @@ class Trainer:
         try:
             self.load_state_dict(state)
         except KeyError as missing:
-            raise ValueError(_of_another_version(path, str(missing))) from None
+            raise ValueError(_of_another_version(path, f"has no {missing}")) from None
+        except (RuntimeError, ValueError) as error:  # tensors of other shapes, such as of another version of a plugin
+            raise ValueError(_of_another_version(path, f"does not fit ({' '.join(str(error).split())})")) from None
         return path
 
     def validate_untrained(self) -> None:
@@ -320,15 +322,15 @@ def check_checkpoints(run: RunFolder) -> None:
         ValueError: one is of another version; the message names it.
     """
     for path in run.former_checkpoints():
-        raise ValueError(_of_another_version(path, "step in its name"))
+        raise ValueError(_of_another_version(path, "has no step in its name"))
     for path in run.newest_checkpoints():
         parts = parts_of(path)
         if parts and (missing := sorted(_PARTS - parts)):
-            raise ValueError(_of_another_version(path, repr(missing[0])))
+            raise ValueError(_of_another_version(path, f"has no {missing[0]!r}"))
 
 
-def _of_another_version(checkpoint: Path, missing: str) -> str:
+def _of_another_version(checkpoint: Path, reason: str) -> str:
     return (
-        f"The checkpoint {checkpoint} has no {missing}: it is of another version. Continue with that version, or name "
-        f"another `out`."
+        f"The checkpoint {checkpoint} {reason}: it is of another version. Continue with that version, or name another "
+        f"`out`."
     )

@@ -183,6 +183,10 @@ def test_a_checkpoint_of_another_version_is_refused(build):
     again.task.load_state_dict = lambda state: state["pooling"]
     with pytest.raises(ValueError, match=r"step_000000 has no 'pooling': it is of another version"):
         again.resume()
+    changed = build(epochs=2)
+    changed.task.model["weight"] = nn.Linear(2, 1, bias=False)
+    with pytest.raises(ValueError, match=r"step_000000 does not fit \(.* size mismatch .*\): it is of another version"):
+        changed.resume()
 
 
 @pytest.mark.parametrize(
