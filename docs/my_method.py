@@ -34,8 +34,8 @@ def pull(descriptors: Tensor, labels: Tensor, *, power: float) -> Tensor:
     return (squared.clamp(min=1e-12).pow(power / 2) * same).sum() / same.sum()
 
 
-# Without "batch" it would see the images of one process and one micro-batch only, and perhaps no pair among them.
-LOSS_TERMS["pull"] = LossTerm(PullOptions, pull, needs=("descriptors", "labels", "pairs", "batch"))
+# "pairs" also makes it see the images of all processes; without it, a loss sees those of one micro-batch.
+LOSS_TERMS["pull"] = LossTerm(PullOptions, pull, needs=("descriptors", "labels", "pairs"))
 
 
 # An aggregation: a module and a row. `--encoder.aggregation peak --encoder.aggregation_options sharpness=2` chooses it.

@@ -16,7 +16,9 @@ NEEDS = {
     "batch": "all images of a batch together",
     "text": "text features of the classes",
 }
-"""What a loss term can need. The tensors among them reach it by these names; batches may give others."""
+"""What a loss term can need. The tensors among them reach it by these names; batches may give others.
+
+They are of one micro-batch, unless it needs `pairs` or `batch`: then they are of the batch of all processes."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class LossTerm:
 LOSS_TERMS: dict[str, LossTerm] = {
     "head": LossTerm(HeadOptions, "progeo.training.terms:Classification", ("descriptors", "labels")),
     "text": LossTerm(TextOptions, "progeo.training.terms:ImageText", ("descriptors", "labels", "text")),
-    "triplet": LossTerm(TripletOptions, "progeo.losses.triplet:triplet", ("descriptors", "labels", "pairs", "batch")),
+    "triplet": LossTerm(TripletOptions, "progeo.losses.triplet:triplet", ("descriptors", "labels", "pairs")),
 }
 """Section of its settings -> loss term."""
 

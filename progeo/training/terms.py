@@ -205,7 +205,8 @@ class Terms(nn.Module):
             for name, module in self._of_group.items():
                 needs = self.rows[name].needs
                 own = {need: floats[need] for need in needs if need in floats}
-                value = module(self._of_all_processes(own) if "batch" in needs else own)
+                sees_batch = not {"batch", "pairs"}.isdisjoint(needs)
+                value = module(self._of_all_processes(own) if sees_batch else own)
                 if value.ndim:
                     raise ValueError(f"The loss term {name} must be a scalar, got the shape {tuple(value.shape)}.")
                 values[self.titles[name]] = self.weights[name] * value

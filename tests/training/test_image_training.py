@@ -143,7 +143,7 @@ def test_triplets_train_alone_on_several_images_of_a_place(build, train, kind):
         (["--triplet.weight", "1", "--training.images_per_class", "4"], "below `training.batch_size` 4"),
         (
             ["--triplet.weight", "1", "--training.images_per_class", "2", "--training.micro_batches", "2"],
-            "needs all images of a batch together: `micro_batches` must be 1, got 2",
+            "needs several images of a class in a batch: `micro_batches` must be 1, got 2",
         ),
         (["--head.weight", "0", "--text.weight", "0"], "`head.weight`, .* are all 0: there is no loss to train with"),
         (["--training.batches", "tuples"], "`training.batches` must be one of classes, got 'tuples'"),

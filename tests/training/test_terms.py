@@ -40,6 +40,13 @@ def test_a_function_gets_what_it_needs_and_the_texts_of_the_group():
     assert found.keys() == {"descriptors", "text"}
 
 
+@pytest.mark.parametrize(("need", "count"), [("pairs", 8), ("batch", 8), ("map", 4)])
+def test_pairs_and_batches_are_those_of_all_processes(need, count, monkeypatch):
+    terms = terms_of("own", lambda descriptors, **_: descriptors.new_tensor(len(descriptors)), ("descriptors", need))
+    monkeypatch.setattr(terms.accelerator, "gather", lambda rows: torch.cat([rows, rows]))
+    assert terms(INPUTS)["own"].item() == 2 * count
+
+
 def test_a_term_that_is_no_scalar_is_refused():
     terms = terms_of("own", lambda descriptors: descriptors.sum(dim=1), ("descriptors",))
     with pytest.raises(ValueError, match=r"The loss term own must be a scalar, got the shape \(4,\)"):
