@@ -34,6 +34,7 @@ def pull(descriptors: Tensor, labels: Tensor, *, power: float) -> Tensor:
     return (squared.clamp(min=1e-12).pow(power / 2) * same).sum() / same.sum()
 
 
+# "pairs" also makes it see the images of all processes; without it, a loss sees those of one micro-batch.
 LOSS_TERMS["pull"] = LossTerm(PullOptions, pull, needs=("descriptors", "labels", "pairs"))
 
 

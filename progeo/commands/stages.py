@@ -9,6 +9,7 @@ from progeo.config.training import RunSettings
 from progeo.config.yaml_files import RENAMED
 from progeo.engine.run_folder import RunFolder, open_run
 from progeo.training.places import LearnedFrom, check_pixels
+from progeo.training.trainer import check_checkpoints
 
 _MAY_CHANGE = (
     "out",
@@ -47,6 +48,8 @@ def open_stage(
         check(run, changed)
         source.check(run, changed)
 
+    if is_main and settings.resume:
+        check_checkpoints(RunFolder(settings.out / stage))
     run = open_run(
         settings.out / stage,
         plain_values(settings),

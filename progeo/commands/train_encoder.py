@@ -137,7 +137,7 @@ def build_training(settings: EncoderSettings, places: "TrainingPlaces", accelera
     from progeo.training.image_training import ImageTraining
     from progeo.training.loss_terms import needs_of
     from progeo.training.prompt_files import load_text_features
-    from progeo.training.starting_encoder import build_starting_encoder, keep_text_weights
+    from progeo.training.starting_encoder import build_starting_encoder, keep_text_weights, starts_from_encoder
     from progeo.training.terms import Terms, TermSource
     from progeo.training.validation import build_validation
 
@@ -165,7 +165,7 @@ def build_training(settings: EncoderSettings, places: "TrainingPlaces", accelera
         batches=batches,
         validation=validation,
         settings=plain_values(settings),
-        seed=settings.seed,
+        seed=None if starts_from_encoder(settings.model) else settings.seed,
         accelerator=accelerator,
     )
 

@@ -162,8 +162,12 @@ def _built(kind: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
     for field in dataclasses.fields(kind):
         hint, name = hints[field.name], f"{prefix}{field.name}"
         if SECTIONS in field.metadata:
-            sections = field.metadata[SECTIONS]().items()
-            fields[field.name] = {each: _built(options, values, f"{prefix}{each}.") for each, options in sections}
+            sections = field.metadata[SECTIONS]()
+            if taken := sections.keys() & {each.name for each in dataclasses.fields(kind)}:
+                raise ValueError(f"{', '.join(taken)} is a setting already: a plugin must give its row another name.")
+            fields[field.name] = {
+                each: _built(options, values, f"{prefix}{each}.") for each, options in sections.items()
+            }
         elif dataclasses.is_dataclass(hint):
             fields[field.name] = _built(hint, values, f"{name}.")
         else:

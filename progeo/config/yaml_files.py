@@ -125,7 +125,7 @@ def read_setting_file(
             if RENAMED.get(name) in known:
                 raise ValueError(f"The file of settings {path} names {name}, which is now called {RENAMED[name]}.")
             near = get_close_matches(name, known, 1)
-            advice = f"did you mean {near[0]}?" if near else "see --help."
+            advice = f"did you mean {near[0]}?" if near else "see --help, or name the `plugin` that adds it."
             raise ValueError(f"The file of settings {path} names {name}, which is no setting: {advice}")
         if name in values:
             raise ValueError(f"The file of settings {path} names {name} twice: keep one.")

@@ -60,7 +60,7 @@ def start_trackers(accelerator: Accelerator, run: str, *, settings: Mapping[str,
     """Start the trackers of `accelerator` for a run with these settings, which resumes after `steps_done` steps."""
     flat = flat_settings(settings).items()
     plain = {name: value if isinstance(value, (bool, int, float)) else str(value) for name, value in flat}
-    tensorboard = {"purge_step": steps_done + 1} if steps_done else {}  # later steps will be logged again
+    tensorboard = {"purge_step": steps_done + 1 if steps_done else 0}  # what came later will be logged again
     wandb = {"name": run, "dir": accelerator.project_dir}
     accelerator.init_trackers("progeo", plain, {"tensorboard": tensorboard, "wandb": wandb})
 
@@ -77,6 +77,13 @@ def distributed(module: nn.Module, accelerator: Accelerator) -> nn.Module:
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
     has_batch_norm = any(isinstance(part, _BatchNorm) for part in module.modules())  # other buffers are constants
     return DistributedDataParallel(module, broadcast_buffers=has_batch_norm)
+
+
+def copy_from_main_process(module: nn.Module, accelerator: Accelerator) -> None:
+    """Give all processes the parameters and buffers of the main process, which each computed alike but for rounding."""
+    if accelerator.num_processes > 1:
+        for tensor in (*module.parameters(), *module.buffers()):
+            torch.distributed.broadcast(tensor.detach(), src=0)
 
 
 def full_precision(accelerator: Accelerator) -> AbstractContextManager:

@@ -114,6 +114,14 @@ def numbers_of(checkpoint: Path) -> tuple[int, int]:
     return int(epochs), int(steps)
 
 
+def parts_of(checkpoint: Path) -> set[str]:
+    """Return the names of the parts of a checkpoint's state; empty if it is corrupt."""
+    try:
+        return {name for name, _ in read_json(checkpoint / _STATE)["items"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
 def prune_checkpoints(newest: Path, *, keep: int) -> None:
     """Remove all but the last `keep` checkpoints up to `newest`, and unfinished folders of interrupted writes.
 

@@ -101,7 +101,7 @@ def take_steps(
         # The only time that a step waits for the device. A value that is not finite in one process is so in all.
         mine = torch.cat([of_pieces, norm.detach().view(1), norm.new_tensor([float(stop.received)])])
         *values, norm_of_all, stop_requests = (mine if alone else accelerator.reduce(mine, "mean")).tolist()
-        stop.received = stop_requests > 0
+        stop.agreed = stop_requests > 0
         numbers = dict(zip(names, values, strict=True))
         is_finite = math.isfinite(numbers["loss"]) and math.isfinite(norm_of_all)
         if is_finite:

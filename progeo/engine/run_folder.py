@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import yaml
 
-from progeo.engine.checkpoint import finished_checkpoints
+from progeo.engine.checkpoint import newest_checkpoint
 from progeo.engine.log import LOGGER, log_to_file
 from progeo.engine.options import Keep
 from progeo.files import replacing, write_json
@@ -66,11 +66,21 @@ class RunFolder:
     @property
     def begun(self) -> bool:
         """Whether there is anything to resume from: a checkpoint of the run or of a group, or a finished group."""
-        if finished_checkpoints(self.checkpoints):
-            return True
+        return any(path.is_file() for path in self._groups()) or bool(self.newest_checkpoints())
+
+    def newest_checkpoints(self) -> list[Path]:
+        """Return the newest checkpoint of the run and those of its groups, where there are some."""
+        found = [newest_checkpoint(folder) for folder in (self.checkpoints, *self._groups())]
+        return [path for path in found if path is not None]
+
+    def former_checkpoints(self) -> list[Path]:
+        """Return the checkpoints of unfinished groups that an earlier version named `epoch_000001`."""
+        found = [state.parent for state in self.checkpoints.glob("group_*/epoch_??????/state.json")]
+        return [path for path in found if not path.parent.with_suffix(".safetensors").is_file()]
+
+    def _groups(self) -> list[Path]:
         beside = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
-        groups = [path for path in beside if _GROUP.fullmatch(path.name.removesuffix(".safetensors"))]
-        return any(path.is_file() or finished_checkpoints(path) for path in groups)
+        return [path for path in beside if _GROUP.fullmatch(path.name.removesuffix(".safetensors"))]
 
     def kept(self, keep: Keep) -> Path:
         """Return the folder of the model that the run keeps, the best so far or the last."""
@@ -141,8 +151,8 @@ def open_run(
                 raise ValueError(f"{path} already holds a run: set `resume` to resume it, or name another `out`.")
             if run.begun:
                 stored = {renamed.get(name, name): value for name, value in _stored_settings(run.config).items()}
-                before, now = dict(defaults) | stored, flat_settings(settings)
-                changed = {name for name in now if before.get(name) != now[name]}
+                before, now = flat_settings(defaults) | stored, flat_settings(settings)
+                changed = {name for name in {*before, *now} if before.get(name) != now.get(name)}
                 _refuse_changes(run, sorted(changed.difference(may_change)), before, now)
                 check(run, {name: before.get(name) for name in changed})
         path.mkdir(parents=True, exist_ok=True)
@@ -174,6 +184,13 @@ def _stored_settings(path: Path) -> dict[str, Any]:
 
 
 def _refuse_changes(run: RunFolder, names: Collection[str], before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    sections = {name.partition(".")[0] for name in now}
+    unknown = [name for name in names if name.partition(".")[0] not in sections]
+    if unknown:
+        raise ValueError(
+            f"The run in {run.config} has settings that are not known now: {', '.join(unknown)}. Name the `plugin` "
+            f"that adds them, or another `out`."
+        )
     changes = [f"{name} was {before.get(name)!r}, now {now.get(name)!r}" for name in names]
     if changes:
         raise ValueError(f"The run in {run.config} has other settings: {'; '.join(changes)}. Name another `out`.")

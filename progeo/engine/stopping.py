@@ -7,10 +7,13 @@ from types import FrameType
 
 
 class StopRequest:
-    """A flag: whether the process was asked to stop."""
+    """Whether the process was asked to stop."""
 
     def __init__(self) -> None:
         self.received = False
+        """Whether this process was asked, at any time."""
+        self.agreed = False
+        """Whether all processes know of it, and stop after the same step."""
 
 
 @contextmanager

@@ -146,7 +146,7 @@ class ClassBatches(Batches):
                 f"`micro_batches` must be 1, got {training.micro_batches}; a ViT needs less memory with "
                 f"`gradient_checkpointing` too"
             )
-        return {"labels": "", "pairs": pairs, "batch": whole}
+        return {"labels": "", "pairs": pairs or whole, "batch": whole}
 
     def group_of(self, epoch: int) -> int:
         """Return the group of an epoch: all groups take turns."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from progeo.data.augmentation import jitter_colors
 from progeo.data.datasets import CachedImages, CatalogueImages
-from progeo.engine.accelerator import distributed
+from progeo.engine.accelerator import copy_from_main_process, distributed
 from progeo.engine.randomness import seeded_generator
 from progeo.export.weights import save_encoder
 from progeo.models.aggregation import AGGREGATIONS
@@ -37,7 +37,7 @@ class ImageTraining(Task):
         batches: the training images.
         validation: the validation after every epoch.
         settings: plain settings of the run, kept with its encoders.
-        seed: seed of the sample that the aggregation is initialized with.
+        seed: seed of the sample that the aggregation is initialized with; None keeps that of a trained encoder.
         accelerator: provides precision, device and processes.
     """
 
@@ -50,7 +50,7 @@ class ImageTraining(Task):
         batches: Batches,
         validation: Validation,
         settings: Mapping[str, Any],
-        seed: int,
+        seed: int | None,
         accelerator: Accelerator,
     ) -> None:
         self.options, self.settings, self.seed, self.accelerator = options, settings, seed, accelerator
@@ -82,9 +82,16 @@ class ImageTraining(Task):
 
     def begin(self) -> None:
         """Initialize an aggregation that needs it with local features of training images."""
-        initialize = AGGREGATIONS[self.encoder.spec.aggregation].initialize
-        if initialize is not None:
-            initialize(self.encoder.aggregation, self._local_features(), self.seed)
+        name, aggregation = self.encoder.spec.aggregation, self.encoder.aggregation
+        initialize = AGGREGATIONS[name].initialize
+        if initialize is None or self.seed is None:
+            return
+        before = list(aggregation.parameters())
+        initialize(aggregation, self._local_features(self.seed), self.seed)
+        now = list(aggregation.parameters())
+        if [*map(id, now)] != [*map(id, before)]:  # the optimizer has those of before
+            raise ValueError(f"`initialize` of the aggregation {name} must fill its parameters, not replace them.")
+        copy_from_main_process(aggregation, self.accelerator)
 
     def begin_epoch(self, epoch: int) -> None:
         """Move the modules of the group of this epoch to the device."""
@@ -92,7 +99,7 @@ class ImageTraining(Task):
         self.encoder.train()
 
     def end_epoch(self, epoch: int) -> None:
-        """Move them back."""
+        """Move the modules of the group of this epoch back to the CPU."""
         self.terms.end_group(self._batches.group_of(epoch), self.optimizer)
 
     def batches(self, epoch: int, *, first_step: int) -> Iterator[list[MicroBatch]]:
@@ -140,10 +147,10 @@ class ImageTraining(Task):
         return self.encoder.normalize(jitter_colors(images, piece.changes))
 
     @torch.no_grad()
-    def _local_features(self) -> Tensor:
+    def _local_features(self, seed: int) -> Tensor:
         """Compute random local features (n, C) of the first training images, the same in every process."""
         self.encoder.eval()
-        generator = seeded_generator(self.seed, self.accelerator.process_index)
+        generator = seeded_generator(seed, self.accelerator.process_index)
         found = []
         for pieces in islice(self.batches(0, first_step=0), -(-_INITIAL_IMAGES // self.images_per_step)):
             for piece in pieces:

@@ -1,7 +1,7 @@
 """The loss terms that training can sum: one table of them all, and the rule for what they need."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import import_module
 from typing import Any
 
@@ -16,7 +16,9 @@ NEEDS = {
     "batch": "all images of a batch together",
     "text": "text features of the classes",
 }
-"""What a loss term can need. The tensors among them reach it by these names; batches may give others."""
+"""What a loss term can need. The tensors among them reach it by these names; batches may give others.
+
+They are of one micro-batch, unless it needs `pairs` or `batch`: then they are of the batch of all processes."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,13 @@ class LossTerm:
     A function gets the tensors it needs and all options but the weight by keyword, and returns the loss, a scalar.
     """
     needs: tuple[str, ...]
-    """Names in `NEEDS`, or of tensors that only some way to draw batches gives."""
+    """Names in `NEEDS`, or of tensors that only some way to draw batches gives. The term gets no others."""
+
+    def __post_init__(self) -> None:
+        if not any(field.name == "weight" for field in fields(self.options)):
+            raise ValueError(f"{self.options.__name__} needs a field `weight`, which multiplies the loss term.")
+        if isinstance(self.needs, str):
+            raise ValueError(f"The needs of a loss term are a tuple, such as ({self.needs!r},), got {self.needs!r}.")
 
     def load(self) -> Callable[..., Any]:
         """Return the function or class."""
@@ -45,7 +53,7 @@ class LossTerm:
 LOSS_TERMS: dict[str, LossTerm] = {
     "head": LossTerm(HeadOptions, "progeo.training.terms:Classification", ("descriptors", "labels")),
     "text": LossTerm(TextOptions, "progeo.training.terms:ImageText", ("descriptors", "labels", "text")),
-    "triplet": LossTerm(TripletOptions, "progeo.losses.triplet:triplet", ("descriptors", "labels", "pairs", "batch")),
+    "triplet": LossTerm(TripletOptions, "progeo.losses.triplet:triplet", ("descriptors", "labels", "pairs")),
 }
 """Section of its settings -> loss term."""
 

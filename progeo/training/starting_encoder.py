@@ -21,7 +21,7 @@ def build_starting_encoder(model: ModelOptions, options: EncoderOptions, *, seed
     Raises:
         ValueError: the encoder in the folder differs from the options; the message names the first difference.
     """
-    if _names_folder(model):
+    if starts_from_encoder(model):
         encoder = _load_encoder(model, options, Path(model.weights))
     else:
         encoder = _build_encoder(model, options, seed)
@@ -63,7 +63,7 @@ def keep_text_weights(encoder: Encoder, prompts: Path | None) -> None:
 
 def starting_statistics(model: ModelOptions) -> PixelStatistics:
     """Return the pixel mean and std of both stages, for weights that are available locally."""
-    if _names_folder(model):
+    if starts_from_encoder(model):
         encoder = read_encoder_metadata(encoder_folder(Path(model.weights)))["encoder"]
         return PixelStatistics(tuple(encoder["mean"]), tuple(encoder["std"]), f"as the encoder in {model.weights} has")
     return pixel_statistics(
@@ -73,13 +73,13 @@ def starting_statistics(model: ModelOptions) -> PixelStatistics:
 
 def starting_aggregation(model: ModelOptions, options: EncoderOptions) -> str:
     """Return the aggregation of the encoder that `build_starting_encoder` builds, before weights are loaded."""
-    if _names_folder(model):
+    if starts_from_encoder(model):
         return read_encoder_metadata(encoder_folder(Path(model.weights)))["encoder"]["aggregation"]
     family, architecture = find_family(model.architecture)
     return options.aggregation or FAMILIES[family].default_aggregation(architecture)
 
 
-def _names_folder(model: ModelOptions) -> bool:
+def starts_from_encoder(model: ModelOptions) -> bool:
     """Return whether `model.weights` is the folder of an encoder, or of a run that should hold one."""
     folder = Path(model.weights)
     return holds_encoder(folder) or any(RunFolder(folder / part).config.is_file() for part in ("", "stage1", "stage2"))

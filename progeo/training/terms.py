@@ -1,6 +1,6 @@
 """The enabled loss terms of a training, with the modules that are trained besides the encoder."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ from progeo.models.text_space import TextSpace
 from progeo.training.loss_terms import LossTerm, enabled_terms
 from progeo.training.options import TextOptions
 
+_NO_TERMS = ("loss", "skipped", "epoch", "encoder_learning_rate")
+"""Names of the numbers in logs that are no loss terms."""
 Inputs = Mapping[str, Tensor]
 """What a term computes from, by the names of its needs: `descriptors` float32 (b, D), `labels` int64 (b,) ..."""
 
@@ -121,14 +123,31 @@ class _Texts(nn.Module):
 class _Function(Term):
     """A term that is a function of tensors."""
 
-    def __init__(self, function: Callable[..., Tensor], needs: Sequence[str], options: Any) -> None:
-        nn.Module.__init__(self)
-        self.function, self.needs = function, needs
+    def __init__(self, row: LossTerm, options: Any, source: TermSource) -> None:
+        super().__init__(options, source)
+        self.function = row.load()
+        self.text_features = source.text_features if "text" in row.needs else None
         self.options = {name: value for name, value in vars(options).items() if name != "weight"}
+
+    def of_group(self, index: int) -> nn.Module:
+        """Return the function, with the texts of a group if it needs them."""
+        return self if self.text_features is None else _FunctionOfTexts(self, self.text_features[index])
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Call the function with the tensors that it needs."""
-        return self.function(**{need: inputs[need] for need in self.needs if need in inputs}, **self.options)
+        return self.function(**inputs, **self.options)
+
+
+class _FunctionOfTexts(nn.Module):
+    texts: Tensor
+
+    def __init__(self, function: _Function, texts: Tensor) -> None:
+        super().__init__()
+        self.function = function
+        self.register_buffer("texts", texts, persistent=False)
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        return self.function({**inputs, "text": self.texts})
 
 
 class Terms(nn.Module):
@@ -150,6 +169,7 @@ class Terms(nn.Module):
             torch.manual_seed(seed)
             self.by_name = {name: _build(row, options[name], source) for name, row in self.rows.items()}
         self.terms = nn.ModuleDict(self.by_name)
+        self.titles = _titles(self.by_name)
         self._of_group: dict[str, nn.Module] = {}
 
     def parameter_groups(self) -> list[list[nn.Parameter]]:
@@ -183,8 +203,13 @@ class Terms(nn.Module):
         with full_precision(self.accelerator):
             floats = {name: each.float() if each.is_floating_point() else each for name, each in inputs.items()}
             for name, module in self._of_group.items():
-                own = self._of_all_processes(floats) if "batch" in self.rows[name].needs else floats
-                values[self.by_name[name].title(name)] = self.weights[name] * module(own)
+                needs = self.rows[name].needs
+                own = {need: floats[need] for need in needs if need in floats}
+                sees_batch = not {"batch", "pairs"}.isdisjoint(needs)
+                value = module(self._of_all_processes(own) if sees_batch else own)
+                if value.ndim:
+                    raise ValueError(f"The loss term {name} must be a scalar, got the shape {tuple(value.shape)}.")
+                values[self.titles[name]] = self.weights[name] * value
         return values
 
     def _of_all_processes(self, inputs: Inputs) -> dict[str, Tensor]:
@@ -198,8 +223,26 @@ class Terms(nn.Module):
 
 def _build(row: LossTerm, options: Any, source: TermSource) -> Term:
     code = row.load()
-    is_term = isinstance(code, type) and issubclass(code, Term)
-    return code(options, source) if is_term else _Function(code, row.needs, options)
+    if not isinstance(code, type):
+        return _Function(row, options, source)
+    if not issubclass(code, Term):
+        raise ValueError(f"The class {code.__name__} of a loss term must be a subclass of Term.")
+    return code(options, source)
+
+
+def _titles(terms: Mapping[str, Term]) -> dict[str, str]:
+    """Return the name of each term in logs.
+
+    Raises:
+        ValueError: it is also the name of another term, or of a number that is no term.
+    """
+    titles = {name: term.title(name) for name, term in terms.items()}
+    taken = list(_NO_TERMS)
+    for name, title in titles.items():
+        if title in taken:
+            raise ValueError(f"The loss term {name} is called {title} in logs, as another number is: rename it.")
+        taken.append(title)
+    return titles
 
 
 def _move(modules: Iterable[nn.Module], device: torch.device, optimizer: torch.optim.Optimizer) -> None:

@@ -11,7 +11,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from progeo.engine.accelerator import scaler_state, set_scaler_state
-from progeo.engine.checkpoint import load_newest_checkpoint, newest_checkpoint, prune_checkpoints, save_checkpoint
+from progeo.engine.checkpoint import (
+    load_newest_checkpoint,
+    newest_checkpoint,
+    parts_of,
+    prune_checkpoints,
+    save_checkpoint,
+)
 from progeo.engine.log import LOGGER
 from progeo.engine.loop import LossNotFinite, Means, StepResult, progress_bar, take_steps
 from progeo.engine.randomness import seed_layers
@@ -23,6 +29,8 @@ from progeo.training.task import Measures, Task
 
 _STATE = ("epoch", "terms", "primary", "untrained", "best", "epochs_since_best", "decays")
 """Plain attributes that a checkpoint holds."""
+_PARTS = {*_STATE, "means", "task", "averaged", "optimizer", "scaler"}
+"""Everything that a checkpoint holds."""
 
 
 class Trainer:
@@ -111,10 +119,9 @@ class Trainer:
         try:
             self.load_state_dict(state)
         except KeyError as missing:
-            raise ValueError(
-                f"The checkpoint {path} has no {missing}: it is of another version. Continue with that version, or "
-                f"name another `out`."
-            ) from None
+            raise ValueError(_of_another_version(path, f"has no {missing}")) from None
+        except (RuntimeError, ValueError) as error:  # tensors of other shapes, such as of another version of a plugin
+            raise ValueError(_of_another_version(path, f"does not fit ({' '.join(str(error).split())})")) from None
         return path
 
     def validate_untrained(self) -> None:
@@ -249,9 +256,9 @@ class Trainer:
     def _save_or_stop(self, stop: StopRequest) -> None:
         steps = self.means.steps
         at_end = steps == self.task.steps_per_epoch
-        if stop.received or (steps % self.options.checkpoint_every == 0 and not at_end):
+        if stop.agreed or (steps % self.options.checkpoint_every == 0 and not at_end):
             self._save()
-        if stop.received:
+        if stop.agreed:
             raise KeyboardInterrupt(
                 f"stopped in epoch {self.epoch + 1} after step {steps}: resume with the same command and `resume`."
             )
@@ -306,3 +313,24 @@ class Trainer:
     def _newest_checkpoint(self) -> str:
         newest = newest_checkpoint(self.checkpoints)
         return f"The last good checkpoint is {newest}." if newest else "There is no checkpoint yet."
+
+
+def check_checkpoints(run: RunFolder) -> None:
+    """Check that the checkpoints of a run are of this version, before anything is written.
+
+    Raises:
+        ValueError: one is of another version; the message names it.
+    """
+    for path in run.former_checkpoints():
+        raise ValueError(_of_another_version(path, "has no step in its name"))
+    for path in run.newest_checkpoints():
+        parts = parts_of(path)
+        if parts and (missing := sorted(_PARTS - parts)):
+            raise ValueError(_of_another_version(path, f"has no {missing[0]!r}"))
+
+
+def _of_another_version(checkpoint: Path, reason: str) -> str:
+    return (
+        f"The checkpoint {checkpoint} {reason}: it is of another version. Continue with that version, or name another "
+        f"`out`."
+    )

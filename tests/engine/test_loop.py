@@ -127,4 +127,18 @@ def test_a_request_to_stop_is_known_after_the_step_that_it_arrived_in(accelerato
         return {"term": weight[0] * batch}
 
     results = take_steps([[1.0], [2.0], [1.0]], losses, optimizer, accelerator, stop=stop)
-    assert [(stop.received, round(weight[0].item(), 4)) for _ in results][:2] == [(False, 0.9), (True, 0.7)]
+    assert [(stop.agreed, round(weight[0].item(), 4)) for _ in results][:2] == [(False, 0.9), (True, 0.7)]
+
+
+def test_a_request_to_stop_that_arrives_while_the_step_waits_is_known_after_the_next(accelerator, monkeypatch):
+    _, optimizer = parts(accelerator)
+    weight = optimizer.param_groups[0]["params"][0]
+    stop, reduce = StopRequest(), accelerator.reduce
+
+    def waiting(*arguments):
+        stop.received = True
+        return reduce(*arguments)
+
+    monkeypatch.setattr(accelerator, "reduce", waiting)
+    results = take_steps([[1.0], [2.0]], lambda batch: {"term": weight[0] * batch}, optimizer, accelerator, stop=stop)
+    assert [stop.agreed for _ in results] == [False, True]

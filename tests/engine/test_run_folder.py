@@ -36,6 +36,20 @@ def test_a_run_does_not_go_on_with_other_settings_unless_they_may_change_or_it_l
 
 
 @pytest.mark.parametrize(
+    ("before", "sentence"),
+    [
+        ({"cells": {"cell_side_m": 10, "options": {"power": 3}}}, r"cells\.options\.power was 3, now None"),
+        ({"pull": {"weight": 0.5}}, r"not known now: pull\.weight\. Name the `plugin` that adds them"),
+    ],
+)
+def test_a_run_does_not_go_on_without_a_setting_that_it_had(tmp_path, before, sentence):
+    open_run(tmp_path, {**SETTINGS, **before}, resume=False)
+    (tmp_path / "checkpoints/epoch_000001_step_000000").mkdir(parents=True)
+    with pytest.raises(ValueError, match=sentence):
+        open_run(tmp_path, SETTINGS, resume=True)
+
+
+@pytest.mark.parametrize(
     ("now", "changed"),
     [
         ({}, {}),

@@ -1,5 +1,6 @@
 """What stage 2 can be told to train, and how: an epoch of two steps each."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -15,6 +16,7 @@ from progeo.engine.accelerator import start_accelerator
 from progeo.engine.randomness import seeded_generator
 from progeo.engine.run_folder import RunFolder
 from progeo.engine.stopping import StopRequest
+from progeo.models.aggregation import AGGREGATIONS
 from progeo.models.backbones.open_clip import load_clip
 from progeo.training.overview import estimated_memory, overview
 from progeo.training.places import read_training_places
@@ -141,7 +143,7 @@ def test_triplets_train_alone_on_several_images_of_a_place(build, train, kind):
         (["--triplet.weight", "1", "--training.images_per_class", "4"], "below `training.batch_size` 4"),
         (
             ["--triplet.weight", "1", "--training.images_per_class", "2", "--training.micro_batches", "2"],
-            "needs all images of a batch together: `micro_batches` must be 1, got 2",
+            "needs several images of a class in a batch: `micro_batches` must be 1, got 2",
         ),
         (["--head.weight", "0", "--text.weight", "0"], "`head.weight`, .* are all 0: there is no loss to train with"),
         (["--training.batches", "tuples"], "`training.batches` must be one of classes, got 'tuples'"),
@@ -212,6 +214,27 @@ def test_the_layers_draw_otherwise_in_every_piece_and_other_than_the_augmentatio
     assert not torch.equal(*drawn)
     shares = draw_changes(Augmentation(), 2, seeded_generator(0, 0, 0)).shares[:, 0]
     assert not torch.allclose(drawn[0], shares)
+
+
+def test_an_aggregation_is_initialized_with_local_features_unless_its_encoder_was_trained(build, run, monkeypatch):
+    def fill(module, features, seed):
+        assert features.shape == (2048, 512)  # of 128 batches of 4 images with 4 local features each
+        torch.nn.init.constant_(module.linear.bias, 7)
+
+    def replace(module, features, seed):
+        module.linear.bias = torch.nn.Parameter(torch.zeros(32))
+
+    def begun(initialize, *arguments):
+        row = dataclasses.replace(AGGREGATIONS["gem"], initialize=initialize)
+        monkeypatch.setitem(AGGREGATIONS, "gem", row)
+        training = build("--text.weight", 0, "--training.iterations_per_epoch", 128, *arguments)
+        training.begin()
+        return training.encoder.aggregation.linear.bias[0].item()
+
+    assert begun(fill) == 7
+    assert begun(fill, "--model.weights", run) != 7
+    with pytest.raises(ValueError, match="`initialize` of the aggregation gem must fill its parameters, not replace"):
+        begun(replace)
 
 
 @pytest.mark.slow

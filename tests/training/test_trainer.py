@@ -8,12 +8,12 @@ from running import files_in
 from torch import nn
 
 from progeo.engine.accelerator import start_accelerator
-from progeo.engine.checkpoint import finished_checkpoints, load_checkpoint
+from progeo.engine.checkpoint import finished_checkpoints, load_checkpoint, save_checkpoint
 from progeo.engine.loop import LossNotFinite
 from progeo.engine.run_folder import RunFolder
 from progeo.training.options import TrainerOptions
 from progeo.training.task import Measures, Task
-from progeo.training.trainer import Trainer
+from progeo.training.trainer import Trainer, check_checkpoints
 
 STEPS = 3
 
@@ -183,6 +183,33 @@ def test_a_checkpoint_of_another_version_is_refused(build):
     again.task.load_state_dict = lambda state: state["pooling"]
     with pytest.raises(ValueError, match=r"step_000000 has no 'pooling': it is of another version"):
         again.resume()
+    changed = build(epochs=2)
+    changed.task.model["weight"] = nn.Linear(2, 1, bias=False)
+    with pytest.raises(ValueError, match=r"step_000000 does not fit \(.* size mismatch .*\): it is of another version"):
+        changed.resume()
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("epoch_000001_step_000000", "has no 'averaged': it is of another version"),
+        ("group_0/epoch_000001", "has no step in its name: it is of another version"),
+    ],
+)
+def test_checkpoints_of_another_version_are_found_before_anything_is_written(tmp_path, name, sentence):
+    folder, _, last = f"checkpoints/{name}".rpartition("/")
+    save_checkpoint(tmp_path / folder, last, {"epoch": 1})
+    with pytest.raises(ValueError, match=sentence):
+        check_checkpoints(RunFolder(tmp_path))
+
+
+def test_what_an_earlier_version_left_of_a_finished_group_does_not_matter(tmp_path):
+    run = RunFolder(tmp_path)
+    save_checkpoint(run.group_checkpoints(0), "epoch_000001_step_000000", {"epoch": 1}).rename(
+        run.group_checkpoints(0) / "epoch_000001"
+    )
+    run.group_file(0).touch()
+    check_checkpoints(run)
 
 
 def test_an_epoch_without_a_batch_is_refused(build):
