@@ -133,20 +133,20 @@ class ClassBatches(Batches):
 
     @staticmethod
     def given(training: TrainingOptions) -> dict[str, str]:
-        """Return what the batches give loss terms: labels; pairs and whole batches if the options allow."""
-        pairs = whole = ""
+        """Return what the batches give loss terms: labels, and pairs if the options allow."""
+        pairs = ""
         if training.images_per_class < 2:
             pairs = "set `images_per_class` to 2 or more"
         elif training.images_per_class == training.batch_size:
             pairs = (
                 f"they are all of one class, set `images_per_class` below `training.batch_size` {training.batch_size}"
             )
-        if training.micro_batches > 1:
-            whole = (
+        elif training.micro_batches > 1:
+            pairs = (
                 f"`micro_batches` must be 1, got {training.micro_batches}; a ViT needs less memory with "
                 f"`gradient_checkpointing` too"
             )
-        return {"labels": "", "pairs": pairs or whole, "batch": whole}
+        return {"labels": "", "pairs": pairs}
 
     def group_of(self, epoch: int) -> int:
         """Return the group of an epoch: all groups take turns."""

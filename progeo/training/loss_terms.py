@@ -12,13 +12,13 @@ NEEDS = {
     "descriptors": "descriptors (B, D)",
     "map": "the feature map (B, C, h, w) of the backbone",
     "labels": "class labels (B,)",
-    "pairs": "several images of a class in a batch",
-    "batch": "all images of a batch together",
+    "pairs": "several images of a class in a batch, compared together",
     "text": "text features of the classes",
 }
 """What a loss term can need. The tensors among them reach it by these names; batches may give others.
 
-They are of one micro-batch, unless it needs `pairs` or `batch`: then they are of the batch of all processes."""
+They are of one micro-batch, unless it needs `pairs`: then they are of the whole batch of all processes.
+"""
 
 
 @dataclass(frozen=True)

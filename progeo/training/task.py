@@ -1,5 +1,6 @@
 """What a trainer trains: networks with their losses, batches and optimizer."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +17,13 @@ class Measures:
     """Results of a validation."""
 
     values: Mapping[str, float]
-    """Value of each measure by name, such as R@1."""
+    """Value of each measure by name, such as R@1; shown with one decimal, as percent are."""
     primary: str
     """The measure that decides which epoch is the best; larger is better."""
+
+    def __post_init__(self) -> None:
+        if math.isnan(self.best):
+            raise ValueError(f"The {self.primary} of a validation is not a number: no epoch could be the best.")
 
     @property
     def best(self) -> float:

@@ -167,9 +167,9 @@ class Terms(nn.Module):
         self.weights = {name: options[name].weight for name in self.rows}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.by_name = {name: _build(row, options[name], source) for name, row in self.rows.items()}
-        self.terms = nn.ModuleDict(self.by_name)
-        self.titles = _titles(self.by_name)
+            terms = {name: _build(row, options[name], source) for name, row in self.rows.items()}
+        self.terms: Mapping[str, Term] = nn.ModuleDict(terms)  # type: ignore[assignment] # which is one
+        self.titles = _titles(terms)
         self._of_group: dict[str, nn.Module] = {}
 
     def parameter_groups(self) -> list[list[nn.Parameter]]:
@@ -184,7 +184,7 @@ class Terms(nn.Module):
 
     def modules_of_group(self, index: int) -> list[nn.Module]:
         """Return the modules that are on the device while a group is trained."""
-        return [term.of_group(index) for term in self.by_name.values()]
+        return [term.of_group(index) for term in self.terms.values()]
 
     def begin_group(self, index: int, optimizer: torch.optim.Optimizer) -> None:
         """Move the modules of a group and their optimizer state to the device; those of idle groups stay on the CPU."""
@@ -205,8 +205,7 @@ class Terms(nn.Module):
             for name, module in self._of_group.items():
                 needs = self.rows[name].needs
                 own = {need: floats[need] for need in needs if need in floats}
-                sees_batch = not {"batch", "pairs"}.isdisjoint(needs)
-                value = module(self._of_all_processes(own) if sees_batch else own)
+                value = module(self._of_all_processes(own) if "pairs" in needs else own)
                 if value.ndim:
                     raise ValueError(f"The loss term {name} must be a scalar, got the shape {tuple(value.shape)}.")
                 values[self.titles[name]] = self.weights[name] * value

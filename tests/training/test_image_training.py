@@ -104,7 +104,7 @@ def test_every_head_trains_with_its_weight(train, kind):
     training, half = train("--head.kind", kind, "--head.weight", "0.5", "--training.iterations_per_epoch", "1")
     assert half[kind] == pytest.approx(whole[kind] / 2)
     assert half["image_text"] == whole["image_text"]
-    assert training.terms.by_name["head"].heads[0].head.weight.grad.abs().sum() > 0
+    assert training.terms.terms["head"].heads[0].head.weight.grad.abs().sum() > 0
 
 
 def test_the_constant_schedule_stays_and_warms_up_when_asked(train):
@@ -143,7 +143,7 @@ def test_triplets_train_alone_on_several_images_of_a_place(build, train, kind):
         (["--triplet.weight", "1", "--training.images_per_class", "4"], "below `training.batch_size` 4"),
         (
             ["--triplet.weight", "1", "--training.images_per_class", "2", "--training.micro_batches", "2"],
-            "needs several images of a class in a batch: `micro_batches` must be 1, got 2",
+            "needs several images of a class in a batch, compared together: `micro_batches` must be 1, got 2",
         ),
         (["--head.weight", "0", "--text.weight", "0"], "`head.weight`, .* are all 0: there is no loss to train with"),
         (["--training.batches", "tuples"], "`training.batches` must be one of classes, got 'tuples'"),
@@ -168,8 +168,8 @@ def test_a_temperature_is_learned_where_asked(train):
     cosines = ["--text.normalized", "true", "--text.temperature", "0.07"]
     fixed, terms = train(*cosines)
     learned, same_first = train(*cosines, "--text.learn_temperature", "true")
-    assert fixed.terms.by_name["text"].space.log_temperature.exp().item() == pytest.approx(0.07)
-    assert learned.terms.by_name["text"].space.log_temperature.exp().item() != pytest.approx(0.07, rel=1e-3)
+    assert fixed.terms.terms["text"].space.log_temperature.exp().item() == pytest.approx(0.07)
+    assert learned.terms.terms["text"].space.log_temperature.exp().item() != pytest.approx(0.07, rel=1e-3)
     assert same_first["image_text"] == pytest.approx(terms["image_text"], rel=0.05)
 
 

@@ -40,8 +40,8 @@ def test_a_function_gets_what_it_needs_and_the_texts_of_the_group():
     assert found.keys() == {"descriptors", "text"}
 
 
-@pytest.mark.parametrize(("need", "count"), [("pairs", 8), ("batch", 8), ("map", 4)])
-def test_pairs_and_batches_are_those_of_all_processes(need, count, monkeypatch):
+@pytest.mark.parametrize(("need", "count"), [("pairs", 8), ("map", 4)])
+def test_pairs_are_those_of_all_processes(need, count, monkeypatch):
     terms = terms_of("own", lambda descriptors, **_: descriptors.new_tensor(len(descriptors)), ("descriptors", need))
     monkeypatch.setattr(terms.accelerator, "gather", lambda rows: torch.cat([rows, rows]))
     assert terms(INPUTS)["own"].item() == 2 * count
