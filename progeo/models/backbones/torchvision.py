@@ -121,9 +121,12 @@ class Torchvision(Family):
 
     def license(self, architecture: str, weights: str) -> str | None:
         """Return the license of a tag's weights; None if `weights` is not a tag."""
-        if weights not in get_model_weights(architecture).__members__:
+        tags = get_model_weights(architecture).__members__
+        if weights not in tags:
             return None
-        return "torchvision's code is BSD-3-Clause; its weights were trained on ImageNet, which has terms of its own"
+        # Only weights that are not torchvision's own name a license, such as those of SWAG, which is not commercial.
+        own = "torchvision's code is BSD-3-Clause; its weights were trained on ImageNet, which has terms of its own"
+        return tags[weights].meta.get("license", own)
 
     def usage(self, architecture: str, image_size: tuple[int, int], weights: str | None) -> str:
         """Return Python code that loads `backbone.safetensors` with torchvision, see `Family.usage`."""

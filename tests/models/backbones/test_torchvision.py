@@ -275,3 +275,6 @@ def test_image_size_pixels_and_license_are_those_of_the_tag():
     assert FAMILY.own_normalization("maxvit_t", "random") == {}
     assert "ImageNet" in FAMILY.license("maxvit_t", "DEFAULT")
     assert FAMILY.license("maxvit_t", "weights.pth") is None
+    for architecture in ("vit_b_16", "regnet_y_16gf"):
+        assert "SWAG/blob/main/LICENSE" in FAMILY.license(architecture, "IMAGENET1K_SWAG_E2E_V1")
+        assert "SWAG" not in FAMILY.license(architecture, "IMAGENET1K_V1")
