@@ -85,6 +85,12 @@ def test_every_aggregation_refuses_a_backbone_without_the_parts_it_needs(name):
             aggregation_dim(name, dataclasses.replace(TRAITS, **lacking[part]), None, {}, "net")
 
 
+@pytest.mark.parametrize("dim", [0, -3])
+def test_a_dimension_below_one_is_refused(dim):
+    with pytest.raises(ValueError, match=f"`descriptor_dim` must be at least 1, got {dim}"):
+        build_encoder("tiny-resnet", "random", descriptor_dim=dim)
+
+
 def test_dimensions_are_those_of_features_channels_or_token():
     assert {name: aggregation_dim(name, TRAITS, None, {}, "net") for name in AGGREGATIONS} == {
         "gem": 6,

@@ -128,6 +128,8 @@ def aggregation_dim(name: str, traits: Traits, dim: int | None, options: Mapping
     Raises:
         ValueError: the backbone does not give what the aggregation needs, or the aggregation has another dimension.
     """
+    if dim is not None and dim < 1:
+        raise ValueError(f"`descriptor_dim` must be at least 1, got {dim}.")
     row = find_aggregation(name)
     given = [part for part, (_, size) in _PARTS.items() if size(traits) is not None]
     if missing := [_PARTS[part][0] for part in row.needs if part not in given]:
