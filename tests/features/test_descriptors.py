@@ -1,6 +1,7 @@
 """Descriptors are kept for the encoder that made them, and for no other."""
 
 import dataclasses
+import sys
 from types import MethodType
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from progeo import plugins
 from progeo.engine.accelerator import start_accelerator
 from progeo.features.descriptors import descriptor_extractor, descriptor_metadata, extract_descriptors
 from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
@@ -136,3 +138,30 @@ def test_our_encoders_are_told_by_their_spec_and_weights_whatever_their_texts_ar
     encoder.spec = dataclasses.replace(encoder.spec, text_weights="openai")
     assert descriptor_metadata(encoder) == values
     assert descriptor_metadata(ThumbnailEncoder()) == descriptor_metadata(ThumbnailEncoder())
+
+
+_PEAK = """
+from progeo.models.aggregation import AGGREGATIONS, Aggregation, MeanPool
+
+
+class Peak(MeanPool):
+    def forward(self, feature_map):
+        return {expression}
+
+
+AGGREGATIONS["peak"] = Aggregation(build=lambda traits, dim: Peak(), needs=("map",), dim=lambda traits: traits.channels)
+"""
+
+
+def test_an_encoder_is_another_once_the_code_of_its_plugin_changed(plugins_forgotten, tmp_path):
+    found = []
+    for number, expression in enumerate(["feature_map.amax((2, 3))", "feature_map.amin((2, 3))"]):
+        (tmp_path / f"peak{number}").mkdir()
+        file = tmp_path / f"peak{number}/peak_of_mine.py"
+        file.write_text(_PEAK.format(expression=expression))
+        plugins.import_plugin(file)
+        found.append(descriptor_metadata(build_encoder("tiny-resnet", "random", aggregation="peak").eval()))
+        del sys.modules["peak_of_mine"], plugins._IMPORTED["peak_of_mine"]  # as another process has it
+        sys.path.remove(str(file.parent))
+    assert found[0]["weights"] == found[1]["weights"]
+    assert found[0] != found[1]
