@@ -263,11 +263,13 @@ def spec_to_json(spec: EncoderSpec) -> dict[str, object]:
 @torch.no_grad()
 def _check_restored(encoder: Encoder) -> None:
     """Refuse an encoder that its spec and weights do not restore, since its backbone differs from its architecture."""
-    spec = encoder.spec
+    spec, state = encoder.spec, encoder.state_dict()
     height, width = sample_size(encoder.traits)
     image = torch.linspace(-1, 1, 3 * height * width).view(1, 3, height, width)
     try:
-        wanted, found = encoder(image), restore_encoder(spec, encoder.state_dict())(image)
+        if len({tensor.data_ptr() for tensor in state.values()}) < len(state):
+            raise ValueError("its layers share weights, which are no separate tensors in a file")
+        wanted, found = encoder(image), restore_encoder(spec, state)(image)
     except Exception as error:  # anything can fail in a backbone with another structure
         reason = (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0]
     else:

@@ -156,8 +156,11 @@ class Timm(Family):
         return {name: known[name] for name in ("mean", "std") if known.get(name) is not None}
 
     def license(self, architecture: str, weights: str) -> str | None:
-        """Return the license of a tag or a repository; None if it is not known."""
-        return _configuration(architecture, weights).get("license")
+        """Return the license of a tag or a repository; None if it is not known, or the repository cannot be read."""
+        try:
+            return _configuration(architecture, weights).get("license")
+        except (OSError, ValueError):  # no connection, or no such repository any more
+            return None
 
     def usage(self, architecture: str, image_size: tuple[int, int], weights: str | None) -> str:
         """Return Python code that loads `backbone.safetensors` with timm, see `Family.usage`."""

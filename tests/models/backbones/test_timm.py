@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from progeo.models.backbones.timm import Timm
+from progeo.models.encoder import build_encoder
 
 FAMILY = Timm()
 PARTS = {"map", "token"}
@@ -227,6 +228,10 @@ def test_weights_come_from_a_tag_or_a_repository(hub):
         load("test_vit2", "hf-hub:someone/net")
 
 
+def test_the_license_of_a_repository_that_cannot_be_read_is_unknown(hub):
+    assert FAMILY.license("test_vit", "hf-hub:someone/gone") is None
+
+
 def test_pixels_and_license_are_those_of_the_tag():
     assert FAMILY.license("vit_base_patch14_dinov2", "lvd142m") == "apache-2.0"
     assert FAMILY.license("vit_small_patch16_dinov3", "DEFAULT") == "dinov3-license"
@@ -247,6 +252,11 @@ def test_pixels_and_license_are_those_of_the_tag():
 def test_what_does_not_work_is_refused_in_a_sentence(architecture, weights, size, words):
     with pytest.raises(ValueError, match=words):
         load(architecture, weights, size)
+
+
+def test_a_network_whose_layers_share_weights_is_refused():
+    with pytest.raises(ValueError, match="coat_lite_tiny with these weights cannot be an encoder: its layers share"):
+        build_encoder("timm/coat_lite_tiny", "random")
 
 
 def test_files_of_another_network_are_refused(tmp_path, tiny):
