@@ -303,15 +303,17 @@ def spec_from_json(values: Mapping[str, Any]) -> EncoderSpec:
     for name, value in values.items():
         if not _ALLOWED[name](value):
             raise ValueError(f"The {name} of an encoder cannot be {value!r}.")
-    if values["family"] not in FAMILIES:
+    family = FAMILIES.get(values["family"])
+    if family is None:
         raise ValueError(
             f"The family {values['family']!r} of its backbone is not known: there are {', '.join(FAMILIES)}. Name the "
             f"file that adds it with `plugin`."
         )
-    if not FAMILIES[values["family"]].knows(values["architecture"]):
+    if not family.knows(values["architecture"]):
         raise ValueError(f"The family {values['family']} has no architecture {values['architecture']!r}.")
     fields: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in values.items()}
     options = filled_options(fields["aggregation"], fields.pop("aggregation_options", {}))
+    fields.setdefault("interpolation", family.interpolation(fields["architecture"]))
     return EncoderSpec(**fields, aggregation_options=options)
 
 
