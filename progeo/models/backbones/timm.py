@@ -30,7 +30,7 @@ from progeo.models.backbones.family import (
 )
 from progeo.models.backbones.meta_run import meta_features, remove_layers, unused_layers
 from progeo.models.backbones.position_embedding import as_height_width, resize_positions
-from progeo.models.state_dicts import check_file_fits, with_batch_counts
+from progeo.models.state_dicts import check_file_fits, telling_name, with_batch_counts
 from progeo.models.weight_files.checkpoints import load_weights, reason_of
 
 _HUB = "hf-hub:"
@@ -374,10 +374,7 @@ def _pretrained(architecture: str, weights: str) -> Any:
         if from_hub:
             state = _hub_state(architecture, weights.removeprefix(_HUB))
         else:
-            # The first name in a numbered layer: other networks, too, have the name of a first convolution.
-            names = network.state_dict()
-            mark = next((name for name in names if any(part.isdigit() for part in name.split("."))), next(iter(names)))
-            state = load_weights(Path(weights), [mark])
+            state = load_weights(Path(weights), [telling_name(network.state_dict())])
         state = _converted(network, architecture, state)
     except Exception as error:  # a file that is not a state dict can fail in any way
         reason = reason_of(error, weights)
