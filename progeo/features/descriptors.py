@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import math
+import re
 import time
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -97,6 +99,19 @@ def descriptor_metadata(encoder: Encoder) -> dict[str, Any]:
     plugins = plugin_digests([type(encoder.family), build, *map(type, encoder.modules())])
     found = {"encoder": spec, "weights": weights_digest(encoder.state_dict())}
     return json.loads(json.dumps(found | ({"plugins": plugins} if plugins else {})))
+
+
+def is_metadata_of(metadata: Mapping[str, Any], encoder: Encoder) -> bool:
+    """Return whether metadata, of this version or of that of encoders of format 2, are those of an encoder."""
+    found, stored = descriptor_metadata(encoder), metadata.get("encoder")
+    if not isinstance(stored, dict) or "pooling" not in stored or not isinstance(found["encoder"], dict):
+        return metadata == found
+    spec = {name: value for name, value in found["encoder"].items() if name in stored}
+    aggregation = encoder.spec.aggregation
+    spec["pooling"] = "clip" if aggregation == "token" else aggregation
+    spec["align_corners"] = encoder.spec.interpolation == "corners"
+    state = {re.sub("^aggregation", "pooling", name): tensor for name, tensor in encoder.state_dict().items()}
+    return metadata == {"encoder": spec, "weights": weights_digest(state)}
 
 
 @torch.inference_mode()
