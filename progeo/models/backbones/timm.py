@@ -117,7 +117,7 @@ class Timm(Family):
             network = _build(architecture)
             size = as_height_width(image_size or _own_size(network))
             _finish(network, architecture, size, parts, interpolation)
-        if any(buffer.is_meta for buffer in _fill_buffers(network)):
+        if not _fill_buffers(network):
             built = self.load(architecture, "random", size, parts=parts, interpolation=interpolation, seed=0).network
             for module, other in zip(network.modules(), built.modules(), strict=True):
                 module._buffers |= {name: other._buffers[name] for name in module._non_persistent_buffers_set}
@@ -190,16 +190,22 @@ class Timm(Family):
             raise ValueError("`gradient_checkpointing` is not possible with this network of timm.") from None
 
 
-def _fill_buffers(network: Any) -> list[Tensor]:
-    """Compute, in place, the buffers of a network on the meta device that state dicts do not hold; return them."""
-    for module in network.modules():
-        for name in module._non_persistent_buffers_set:
-            if (buffer := module._buffers[name]) is not None:
-                module._buffers[name] = torch.empty_like(buffer, device="cpu")
-        if hasattr(module, "init_non_persistent_buffers"):
-            module.init_non_persistent_buffers()
+def _fill_buffers(network: Any) -> bool:
+    """Compute, in place, the buffers of a network on the meta device that state dicts do not hold.
+
+    Returns whether timm can compute them all: those of a SwinV2 depend on buffers or weights on the meta device.
+    """
+    try:
+        for module in network.modules():
+            if hasattr(module, "init_non_persistent_buffers"):
+                for name in module._non_persistent_buffers_set:
+                    if (buffer := module._buffers[name]) is not None:
+                        module._buffers[name] = torch.empty_like(buffer, device="cpu")
+                module.init_non_persistent_buffers()
+    except NotImplementedError:  # values are copied from the meta device
+        return False
     state = network.state_dict()
-    return [buffer for name, buffer in network.named_buffers() if name not in state]
+    return not any(buffer.is_meta for name, buffer in network.named_buffers() if name not in state)
 
 
 def _build(architecture: str) -> Any:
