@@ -1,6 +1,7 @@
 """The image encoder: backbone, aggregation and optional projection. Stage 2 trains it; it is evaluated and exported."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -269,7 +270,8 @@ def _check_restored(encoder: Encoder) -> None:
     try:
         if len({tensor.data_ptr() for tensor in state.values()}) < len(state):
             raise ValueError("its layers share weights, which are no separate tensors in a file")
-        wanted, found = encoder(image), restore_encoder(spec, state)(image)
+        restored = restore_encoder(spec_from_json(json.loads(json.dumps(spec_to_json(spec)))), state)
+        wanted, found = encoder(image), restored(image)
     except Exception as error:  # anything can fail in a backbone with another structure
         reason = (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0]
     else:
