@@ -152,9 +152,11 @@ def read_encoder_metadata(folder: Path) -> dict[str, Any]:
 def _of_format_2(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Convert metadata of format 2, see `_named_as_now` for the weights."""
     encoder = {_RENAMED_FIELDS.get(name, name): value for name, value in metadata["encoder"].items()}
-    encoder["interpolation"] = "corners" if encoder.pop("align_corners", False) else "edges"
+    corners = encoder.pop("align_corners", False)
+    encoder["interpolation"] = ("corners" if corners else "edges") if isinstance(corners, bool) else corners
     if encoder.get("aggregation") == "clip":
         encoder["aggregation"] = "token"
+    encoder["family"] = "open_clip"
     with suppress(ValueError):  # an unknown architecture is refused with the fields
         encoder["family"], _ = find_family(str(encoder.get("architecture")))
     return {**metadata, "format": _FORMAT, "encoder": encoder}

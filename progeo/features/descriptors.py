@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import math
+import re
 import time
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -17,10 +19,11 @@ from progeo.features.extract import extract_features
 from progeo.features.extractor import FeatureExtractor, run_on
 from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
 from progeo.features.store import ShardedRows
+from progeo.models.aggregation import AGGREGATIONS
 from progeo.models.backbones.open_clip import weights_digest
 from progeo.models.backbones.position_embedding import as_height_width, check_sides, sample_size
 from progeo.models.encoder import Encoder, restore_encoder, spec_to_json
-from progeo.models.fingerprint import module_fingerprint
+from progeo.models.fingerprint import module_fingerprint, plugin_digests
 from progeo.models.options import QueryPreprocessing
 from progeo.models.preprocessing import depends_on_shape
 from progeo.places.catalogue import Catalogue
@@ -92,7 +95,23 @@ def descriptor_metadata(encoder: Encoder) -> dict[str, Any]:
     if not _is_as_specified(encoder):
         return {"encoder": getattr(encoder, "fingerprint", partial(module_fingerprint, encoder))()}
     spec = spec_to_json(dataclasses.replace(encoder.spec, text_weights=None))  # descriptors do not depend on it
-    return json.loads(json.dumps({"encoder": spec, "weights": weights_digest(encoder.state_dict())}))
+    build: Any = AGGREGATIONS[encoder.spec.aggregation].build
+    plugins = plugin_digests([type(encoder.family), build, *map(type, encoder.modules())])
+    found = {"encoder": spec, "weights": weights_digest(encoder.state_dict())}
+    return json.loads(json.dumps(found | ({"plugins": plugins} if plugins else {})))
+
+
+def is_metadata_of(metadata: Mapping[str, Any], encoder: Encoder) -> bool:
+    """Return whether metadata, of this version or of that of encoders of format 2, are those of an encoder."""
+    found, stored = descriptor_metadata(encoder), metadata.get("encoder")
+    if not isinstance(stored, dict) or "pooling" not in stored or not isinstance(found["encoder"], dict):
+        return metadata == found
+    spec = {name: value for name, value in found["encoder"].items() if name in stored}
+    aggregation = encoder.spec.aggregation
+    spec["pooling"] = "clip" if aggregation == "token" else aggregation
+    spec["align_corners"] = encoder.spec.interpolation == "corners"
+    state = {re.sub("^aggregation", "pooling", name): tensor for name, tensor in encoder.state_dict().items()}
+    return metadata == {"encoder": spec, "weights": weights_digest(state)}
 
 
 @torch.inference_mode()

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from progeo.engine.log import LOGGER
 from progeo.evaluation.search import Neighbors, index_neighbors, map_index
 from progeo.export.weights import load_encoder
-from progeo.features.descriptors import descriptor_extractor, descriptor_metadata
+from progeo.features.descriptors import descriptor_extractor, is_metadata_of
 from progeo.features.extractor import FeatureExtractor
 from progeo.features.options import ImageOptions
 from progeo.localization.confidence import confidence_features
@@ -130,7 +130,7 @@ def _opened(folder: Path, metadata: IndexMetadata) -> PlaceIndex:
             raise ValueError(f"{file} leads out of its folder, to {file.resolve()}: put the file itself there.")
     source = folder / ENCODER_FOLDER
     encoder = load_encoder(source)
-    if descriptor_metadata(encoder) != metadata.encoder:
+    if not is_metadata_of(metadata.encoder, encoder):
         raise ValueError(f"{folder} was not built with the encoder in {source}: put that one back, or build it anew.")
     catalogue = _open_images(folder / metadata.catalogue_file, folder)
     index = map_index(folder / metadata.faiss_file, probes=metadata.probes)

@@ -1,6 +1,7 @@
 """The image encoder: backbone, aggregation and optional projection. Stage 2 trains it; it is evaluated and exported."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -263,11 +264,14 @@ def spec_to_json(spec: EncoderSpec) -> dict[str, object]:
 @torch.no_grad()
 def _check_restored(encoder: Encoder) -> None:
     """Refuse an encoder that its spec and weights do not restore, since its backbone differs from its architecture."""
-    spec = encoder.spec
+    spec, state = encoder.spec, encoder.state_dict()
     height, width = sample_size(encoder.traits)
     image = torch.linspace(-1, 1, 3 * height * width).view(1, 3, height, width)
     try:
-        wanted, found = encoder(image), restore_encoder(spec, encoder.state_dict())(image)
+        if len({tensor.data_ptr() for tensor in state.values()}) < len(state):
+            raise ValueError("its layers share weights, which are no separate tensors in a file")
+        restored = restore_encoder(spec_from_json(json.loads(json.dumps(spec_to_json(spec)))), state)
+        wanted, found = encoder(image), restored(image)
     except Exception as error:  # anything can fail in a backbone with another structure
         reason = (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0]
     else:
@@ -301,15 +305,17 @@ def spec_from_json(values: Mapping[str, Any]) -> EncoderSpec:
     for name, value in values.items():
         if not _ALLOWED[name](value):
             raise ValueError(f"The {name} of an encoder cannot be {value!r}.")
-    if values["family"] not in FAMILIES:
+    family = FAMILIES.get(values["family"])
+    if family is None:
         raise ValueError(
             f"The family {values['family']!r} of its backbone is not known: there are {', '.join(FAMILIES)}. Name the "
             f"file that adds it with `plugin`."
         )
-    if not FAMILIES[values["family"]].knows(values["architecture"]):
+    if not family.knows(values["architecture"]):
         raise ValueError(f"The family {values['family']} has no architecture {values['architecture']!r}.")
     fields: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in values.items()}
     options = filled_options(fields["aggregation"], fields.pop("aggregation_options", {}))
+    fields.setdefault("interpolation", family.interpolation(fields["architecture"]))
     return EncoderSpec(**fields, aggregation_options=options)
 
 

@@ -5,12 +5,15 @@ import hashlib
 import io
 import pickle
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from types import FunctionType, MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+_LIBRARIES = ("progeo", "torch", "torchvision", "timm", "open_clip")
 
 
 def module_fingerprint(module: nn.Module) -> str:
@@ -31,6 +34,13 @@ def module_fingerprint(module: nn.Module) -> str:
             f"cannot be kept: {reason}. Let it hold tensors, modules and plain values alone, of classes in files."
         ) from None
     return hashlib.sha256(stream.getvalue()).hexdigest()
+
+
+def plugin_digests(parts: Iterable[type | FunctionType]) -> dict[str, str]:
+    """Return the digests of the source files of classes and functions, by module, without those of our libraries."""
+    modules = {part.__module__ for part in parts if part.__module__.partition(".")[0] not in _LIBRARIES}
+    files = {name: getattr(sys.modules.get(name), "__file__", None) for name in sorted(modules)}
+    return {name: _file_digest(file) for name, file in files.items() if file}
 
 
 class _Fingerprint(pickle.Pickler):

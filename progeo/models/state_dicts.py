@@ -1,6 +1,6 @@
 """Checks whether a state dict fits a network."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -14,6 +14,11 @@ def with_batch_counts(state: Mapping[str, Tensor], names: Iterable[str]) -> dict
     Files older than PyTorch 0.4.1 do not have this count of batch norms, and nothing here reads it.
     """
     return {name: torch.tensor(0) for name in names if name.endswith("num_batches_tracked")} | dict(state)
+
+
+def telling_name(names: Collection[str]) -> str:
+    """Return the first name in a numbered layer: other networks, too, have the name of a first convolution."""
+    return next((name for name in names if any(part.isdigit() for part in name.split("."))), next(iter(names)))
 
 
 def check_file_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], architecture: str) -> None:

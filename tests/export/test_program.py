@@ -96,6 +96,14 @@ def test_a_network_that_no_graph_holds_is_refused_by_name(save, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_graph_that_fails_on_images_of_another_size_is_refused_by_name(tmp_path):
+    encoder = build_encoder("timm/vit_small_patch16_dinov3", "random", 64).eval()
+    encoder.backbone.blocks = encoder.backbone.blocks[:1]
+    with pytest.raises(ValueError, match=r"No graph can be made of vit_small_patch16_dinov3: .* `format` safetensors"):
+        save_program(tmp_path / "model", encoder)
+    assert not list(tmp_path.iterdir())
+
+
 def test_descriptors_that_differ_are_refused_and_so_are_those_that_are_no_numbers(tmp_path):
     assert check_difference([1e-6, 1e-5], 1e-4, tmp_path) == 1e-5
     with pytest.raises(ValueError, match=r"model.onnx is not written: .* up to 2.0e-04 .* 1e-04 is allowed"):

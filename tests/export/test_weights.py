@@ -285,6 +285,22 @@ def test_the_family_of_an_encoder_of_format_2_is_found_by_its_architecture(tmp_p
     assert (spec.family, spec.aggregation, spec.normalized, spec.interpolation) == ("torchvision", "gem", True, "edges")
 
 
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"architecture": "nothing"}, "The family open_clip has no architecture 'nothing'"),
+        ({"align_corners": "false"}, "The interpolation of an encoder cannot be 'false'"),
+    ],
+)
+def test_what_an_encoder_of_format_2_cannot_be_is_refused_by_name(changes, sentence, tmp_path):
+    shutil.copytree(FORMAT_2 / "gem", tmp_path / "gem")
+    description = json.loads((tmp_path / "gem/model.json").read_text())
+    description["encoder"] |= changes
+    (tmp_path / "gem/model.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match=f"model.json is not the metadata of an encoder: {sentence}"):
+        progeo.load_encoder(tmp_path / "gem")
+
+
 def test_names_in_a_received_folder_do_not_reach_the_screen_as_they_are(saved):
     folder, _ = saved
     state = load_file(folder / "model.safetensors")

@@ -1,16 +1,27 @@
 """Descriptors are kept for the encoder that made them, and for no other."""
 
 import dataclasses
+import json
+import sys
+from pathlib import Path
 from types import MethodType
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 
+import progeo
+from progeo import plugins
 from progeo.engine.accelerator import start_accelerator
-from progeo.features.descriptors import descriptor_extractor, descriptor_metadata, extract_descriptors
+from progeo.features.descriptors import (
+    descriptor_extractor,
+    descriptor_metadata,
+    extract_descriptors,
+    is_metadata_of,
+)
 from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
 from progeo.models.encoder import Encoder, build_encoder
 from progeo.models.thumbnail import ThumbnailEncoder
@@ -136,3 +147,52 @@ def test_our_encoders_are_told_by_their_spec_and_weights_whatever_their_texts_ar
     encoder.spec = dataclasses.replace(encoder.spec, text_weights="openai")
     assert descriptor_metadata(encoder) == values
     assert descriptor_metadata(ThumbnailEncoder()) == descriptor_metadata(ThumbnailEncoder())
+
+
+_PEAK = """
+from progeo.models.aggregation import AGGREGATIONS, Aggregation, MeanPool
+
+
+class Peak(MeanPool):
+    def forward(self, feature_map):
+        return {expression}
+
+
+AGGREGATIONS["peak"] = Aggregation(build=lambda traits, dim: Peak(), needs=("map",), dim=lambda traits: traits.channels)
+"""
+
+
+def test_an_encoder_is_another_once_the_code_of_its_plugin_changed(plugins_forgotten, tmp_path):
+    found = []
+    for number, expression in enumerate(["feature_map.amax((2, 3))", "feature_map.amin((2, 3))"]):
+        (tmp_path / f"peak{number}").mkdir()
+        file = tmp_path / f"peak{number}/peak_of_mine.py"
+        file.write_text(_PEAK.format(expression=expression))
+        plugins.import_plugin(file)
+        found.append(descriptor_metadata(build_encoder("tiny-resnet", "random", aggregation="peak").eval()))
+        del sys.modules["peak_of_mine"], plugins._IMPORTED["peak_of_mine"]  # as another process has it
+        sys.path.remove(str(file.parent))
+    assert found[0]["weights"] == found[1]["weights"]
+    assert found[0] != found[1]
+
+
+FORMAT_2 = Path(__file__).parents[1] / "export/format_2"
+DIGESTS = {
+    "gem": "459a2b521932c349599cdd52273388fc8cfe72b13b1a25b3f93dea34884baf49",
+    "clip": "ee9ccb7b0b8f9c4d7c1f5ad40817e78d5ca4c931045b5eb22777e6c3e95676e8",
+}
+"""Digests of the weights of the encoders of format 2 in place indexes of that version."""
+
+
+@pytest.mark.parametrize("name", DIGESTS)
+def test_the_encoder_of_a_place_index_of_format_2_is_known_again(name, monkeypatch):
+    for file in FORMAT_2.glob("micro-*.json"):
+        monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, file.stem, json.loads(file.read_text()))
+    encoder = progeo.load_encoder(FORMAT_2 / name)
+    spec = json.loads((FORMAT_2 / name / "model.json").read_text())["encoder"]
+    stored = {"encoder": {**spec, "text_weights": None}, "weights": DIGESTS[name]}
+    assert is_metadata_of(stored, encoder)
+    assert is_metadata_of(descriptor_metadata(encoder), encoder)
+    for changed in ({"pooling": "mean"}, {"align_corners": not spec["align_corners"]}, {"image_size": [96, 96]}):
+        assert not is_metadata_of({**stored, "encoder": stored["encoder"] | changed}, encoder)
+    assert not is_metadata_of(stored | {"weights": "0"}, encoder)

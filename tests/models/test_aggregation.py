@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import json
 
 import pytest
 import torch
@@ -85,6 +86,12 @@ def test_every_aggregation_refuses_a_backbone_without_the_parts_it_needs(name):
             aggregation_dim(name, dataclasses.replace(TRAITS, **lacking[part]), None, {}, "net")
 
 
+@pytest.mark.parametrize("dim", [0, -3])
+def test_a_dimension_below_one_is_refused(dim):
+    with pytest.raises(ValueError, match=f"`descriptor_dim` must be at least 1, got {dim}"):
+        build_encoder("tiny-resnet", "random", descriptor_dim=dim)
+
+
 def test_dimensions_are_those_of_features_channels_or_token():
     assert {name: aggregation_dim(name, TRAITS, None, {}, "net") for name in AGGREGATIONS} == {
         "gem": 6,
@@ -133,3 +140,21 @@ def test_an_option_without_a_default_must_be_given(monkeypatch):
     assert filled_options("sized", {"size": 4}) == {"size": 4}
     with pytest.raises(ValueError, match="`aggregation_options`: sized needs size"):
         filled_options("sized", {})
+
+
+def test_options_come_back_from_a_file_or_are_refused_at_once(monkeypatch):
+    def build(traits, dim, *, sizes=(1, 2), folder=None):
+        return AGGREGATIONS["mean"].build(traits, dim)
+
+    row = dataclasses.replace(AGGREGATIONS["mean"], build=build, dim=lambda traits, **options: traits.channels)
+    monkeypatch.setitem(AGGREGATIONS, "sized", row)
+    for options, found in (({}, (1, 2)), ({"sizes": [3, 4]}, (3, 4))):  # JSON and YAML have lists only
+        spec = build_encoder("tiny-resnet", "random", 64, aggregation="sized", aggregation_options=options).spec
+        assert spec_from_json(json.loads(json.dumps(spec_to_json(spec)))) == spec
+        assert spec.aggregation_options["sizes"] == found
+    with pytest.raises(ValueError, match="`aggregation_options`: sizes of sized must be a tuple, got 3"):
+        build_encoder("tiny-resnet", "random", 64, aggregation="sized", aggregation_options={"sizes": 3})
+    with pytest.raises(ValueError, match="cannot be an encoder: Object of type complex is not JSON serializable"):
+        build_encoder("tiny-resnet", "random", 64, aggregation="sized", aggregation_options={"folder": 1j})
+    with pytest.raises(ValueError, match="cannot be an encoder: The interpolation of an encoder cannot be 'cubic'"):
+        build_encoder("tiny-resnet", "random", 64, interpolation="cubic")

@@ -333,5 +333,12 @@ def test_a_backbone_that_its_architecture_does_not_give_back_is_refused(tmp_path
     tags = {"quick": {"file": str(tmp_path / "clip.pt"), "quick_gelu": True}}
     monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-vit", tags)
     monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", {"tiny-vit": open_clip.get_model_config("tiny-vit")})
-    with pytest.raises(ValueError, match=r"tiny-vit-quickgelu with these .* an encoder: .* is not known"):
+    with pytest.raises(ValueError, match="an encoder: The family open_clip has no architecture 'tiny-vit-quickgelu'"):
         build_encoder("tiny-vit", "quick")
+
+
+def test_a_missing_interpolation_is_that_of_the_architecture():
+    for architecture, interpolation in (("vit_small_patch14_dinov2", "dinov2"), ("vit_tiny_patch16_224", "edges")):
+        fields = {"family": "timm", "architecture": architecture, "image_size": [70, 70], "descriptor_dim": 384}
+        spec = spec_from_json(fields | {"mean": [0, 0, 0], "std": [1, 1, 1], "aggregation": "token"})
+        assert spec.interpolation == interpolation

@@ -94,7 +94,7 @@ def find_aggregation(name: str) -> Aggregation:
 
 
 def filled_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of an aggregation, with the defaults of those that are not given.
+    """Return the options of an aggregation, with the defaults of those that are not given; lists may stand for tuples.
 
     Raises:
         ValueError: an option that the aggregation does not have, of another type than its default, or a missing one
@@ -107,12 +107,13 @@ def filled_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
             has = f"its options are {', '.join(defaults)}" if defaults else "it has none"
             raise ValueError(f"`aggregation_options` has {option!r}, which is no option of {name}: {has}.")
         default = defaults[option]
-        same = type(value) is type(default) or (type(default) is float and type(value) is int)
+        same = (type(value), type(default)) in ((int, float), (list, tuple)) or type(value) is type(default)
         if default not in (None, inspect.Parameter.empty) and not same:
             raise ValueError(
                 f"`aggregation_options`: {option} of {name} must be a {type(default).__name__}, got {value!r}."
             )
     filled = defaults | dict(options)
+    filled |= {name: tuple(filled[name]) for name, default in defaults.items() if isinstance(default, tuple)}
     if missing := [option for option, value in filled.items() if value is inspect.Parameter.empty]:
         raise ValueError(f"`aggregation_options`: {name} needs {', '.join(missing)}.")
     return filled
@@ -128,6 +129,8 @@ def aggregation_dim(name: str, traits: Traits, dim: int | None, options: Mapping
     Raises:
         ValueError: the backbone does not give what the aggregation needs, or the aggregation has another dimension.
     """
+    if dim is not None and dim < 1:
+        raise ValueError(f"`descriptor_dim` must be at least 1, got {dim}.")
     row = find_aggregation(name)
     given = [part for part, (_, size) in _PARTS.items() if size(traits) is not None]
     if missing := [_PARTS[part][0] for part in row.needs if part not in given]:

@@ -69,9 +69,7 @@ def freeze_layers(backbone: nn.Module, names: Sequence[str]) -> None:
     for name in names:
         frozen = [p for key, p in backbone.named_parameters() if key == name or key.startswith(f"{name}.")]
         if not frozen:
-            raise ValueError(
-                f"`frozen` has {name!r}, which is no layer of the backbone; "
-                f"it has {', '.join(key for key, _ in backbone.named_children())}."
-            )
+            layers = dict.fromkeys(key.partition(".")[0] for key, _ in backbone.named_parameters())
+            raise ValueError(f"`frozen` has {name!r}, which is no layer of the backbone; it has {', '.join(layers)}.")
         for parameter in frozen:
             parameter.requires_grad_(False)

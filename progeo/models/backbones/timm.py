@@ -30,7 +30,7 @@ from progeo.models.backbones.family import (
 )
 from progeo.models.backbones.meta_run import meta_features, remove_layers, unused_layers
 from progeo.models.backbones.position_embedding import as_height_width, resize_positions
-from progeo.models.state_dicts import check_file_fits, with_batch_counts
+from progeo.models.state_dicts import check_file_fits, telling_name, with_batch_counts
 from progeo.models.weight_files.checkpoints import load_weights, reason_of
 
 _HUB = "hf-hub:"
@@ -117,7 +117,7 @@ class Timm(Family):
             network = _build(architecture)
             size = as_height_width(image_size or _own_size(network))
             _finish(network, architecture, size, parts, interpolation)
-        if any(buffer.is_meta for buffer in _fill_buffers(network)):
+        if not _fill_buffers(network):
             built = self.load(architecture, "random", size, parts=parts, interpolation=interpolation, seed=0).network
             for module, other in zip(network.modules(), built.modules(), strict=True):
                 module._buffers |= {name: other._buffers[name] for name in module._non_persistent_buffers_set}
@@ -156,8 +156,11 @@ class Timm(Family):
         return {name: known[name] for name in ("mean", "std") if known.get(name) is not None}
 
     def license(self, architecture: str, weights: str) -> str | None:
-        """Return the license of a tag or a repository; None if it is not known."""
-        return _configuration(architecture, weights).get("license")
+        """Return the license of a tag or a repository; None if it is not known, or the repository cannot be read."""
+        try:
+            return _configuration(architecture, weights).get("license")
+        except (OSError, ValueError):  # no connection, or no such repository any more
+            return None
 
     def usage(self, architecture: str, image_size: tuple[int, int], weights: str | None) -> str:
         """Return Python code that loads `backbone.safetensors` with timm, see `Family.usage`."""
@@ -187,16 +190,22 @@ class Timm(Family):
             raise ValueError("`gradient_checkpointing` is not possible with this network of timm.") from None
 
 
-def _fill_buffers(network: Any) -> list[Tensor]:
-    """Compute, in place, the buffers of a network on the meta device that state dicts do not hold; return them."""
-    for module in network.modules():
-        for name in module._non_persistent_buffers_set:
-            if (buffer := module._buffers[name]) is not None:
-                module._buffers[name] = torch.empty_like(buffer, device="cpu")
-        if hasattr(module, "init_non_persistent_buffers"):
-            module.init_non_persistent_buffers()
+def _fill_buffers(network: Any) -> bool:
+    """Compute, in place, the buffers of a network on the meta device that state dicts do not hold.
+
+    Returns whether timm can compute them all: those of a SwinV2 depend on buffers or weights on the meta device.
+    """
+    try:
+        for module in network.modules():
+            if hasattr(module, "init_non_persistent_buffers"):
+                for name in module._non_persistent_buffers_set:
+                    if (buffer := module._buffers[name]) is not None:
+                        module._buffers[name] = torch.empty_like(buffer, device="cpu")
+                module.init_non_persistent_buffers()
+    except NotImplementedError:  # values are copied from the meta device
+        return False
     state = network.state_dict()
-    return [buffer for name, buffer in network.named_buffers() if name not in state]
+    return not any(buffer.is_meta for name, buffer in network.named_buffers() if name not in state)
 
 
 def _build(architecture: str) -> Any:
@@ -371,10 +380,7 @@ def _pretrained(architecture: str, weights: str) -> Any:
         if from_hub:
             state = _hub_state(architecture, weights.removeprefix(_HUB))
         else:
-            # The first name in a numbered layer: other networks, too, have the name of a first convolution.
-            names = network.state_dict()
-            mark = next((name for name in names if any(part.isdigit() for part in name.split("."))), next(iter(names)))
-            state = load_weights(Path(weights), [mark])
+            state = load_weights(Path(weights), [telling_name(network.state_dict())])
         state = _converted(network, architecture, state)
     except Exception as error:  # a file that is not a state dict can fail in any way
         reason = reason_of(error, weights)

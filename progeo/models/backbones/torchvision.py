@@ -1,9 +1,10 @@
 """Backbones of torchvision: classification networks up to their last feature map, and vision transformers."""
 
 import functools
+import re
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from itertools import takewhile
 from math import isqrt
@@ -27,10 +28,12 @@ from progeo.models.backbones.family import (
 )
 from progeo.models.backbones.meta_run import measured_map
 from progeo.models.backbones.position_embedding import as_height_width, resize_positions
-from progeo.models.state_dicts import check_file_fits, with_batch_counts
+from progeo.models.state_dicts import check_file_fits, telling_name, with_batch_counts
 from progeo.models.weight_files.checkpoints import load_weights, reason_of
 
 _POSITIONS = "encoder.pos_embedding"
+_OLD_DENSENET = re.compile(r"(\.denselayer\d+\.(?:norm|conv))\.([12]\.)")
+"""The beginning of `norm.1` and so on in the published weights of a DenseNet, where the network has `norm1`."""
 _MAXVIT_MULTIPLE = 224
 """Stride 32 of a MaxViT's map, times the 7 rows of its windows."""
 
@@ -121,9 +124,12 @@ class Torchvision(Family):
 
     def license(self, architecture: str, weights: str) -> str | None:
         """Return the license of a tag's weights; None if `weights` is not a tag."""
-        if weights not in get_model_weights(architecture).__members__:
+        tags = get_model_weights(architecture).__members__
+        if weights not in tags:
             return None
-        return "torchvision's code is BSD-3-Clause; its weights were trained on ImageNet, which has terms of its own"
+        # Only weights that are not torchvision's own name a license, such as those of SWAG, which is not commercial.
+        own = "torchvision's code is BSD-3-Clause; its weights were trained on ImageNet, which has terms of its own"
+        return tags[weights].meta.get("license", own)
 
     def usage(self, architecture: str, image_size: tuple[int, int], weights: str | None) -> str:
         """Return Python code that loads `backbone.safetensors` with torchvision, see `Family.usage`."""
@@ -247,7 +253,7 @@ def _set_size(network: VisionTransformer, image_size: tuple[int, int]) -> None:
     network.encoder.pos_embedding = nn.Parameter(torch.empty(1, 1 + rows * columns, network.hidden_dim, device="meta"))
 
 
-def _classifier_state(architecture: str, weights: str, expected: Iterable[str]) -> Mapping[str, Tensor]:
+def _classifier_state(architecture: str, weights: str, expected: Collection[str]) -> Mapping[str, Tensor]:
     tags = get_model_weights(architecture).__members__
     if weights not in tags and not Path(weights).is_file():
         raise ValueError(
@@ -255,10 +261,10 @@ def _classifier_state(architecture: str, weights: str, expected: Iterable[str]) 
         )
     try:
         if weights in tags:
-            return tags[weights].get_state_dict(check_hash=True, weights_only=True)
-        # The first name in a numbered layer: other networks, too, have the name of a first convolution.
-        mark = next(name for name in expected if any(part.isdigit() for part in name.split(".")))
-        return load_weights(Path(weights), [mark])
+            found = tags[weights].get_state_dict(check_hash=True, weights_only=True)
+        else:
+            found = load_weights(Path(weights), [telling_name(expected)])
+        return {_OLD_DENSENET.sub(r"\1\2", name): tensor for name, tensor in found.items()}
     except Exception as error:  # a file that is not a state dict can fail in any way
         reason = reason_of(error, weights)
         raise ValueError(f"`weights` {weights!r} could not be loaded as {architecture}: {reason}") from None

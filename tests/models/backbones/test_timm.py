@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
+from progeo.models.backbones import freeze_layers
 from progeo.models.backbones.timm import Timm
+from progeo.models.encoder import build_encoder
 
 FAMILY = Timm()
 PARTS = {"map", "token"}
@@ -109,6 +111,22 @@ def test_weights_follow_their_seed_and_return_into_the_empty_network(loaded):
         features = FAMILY.features(network, images)
         assert is_equal(features, FAMILY.features(restored, images))
         assert features.map.isfinite().all()
+
+
+def test_the_buffers_of_a_swinv2_return_into_the_empty_network():
+    network, restored = load("swinv2_cr_tiny_ns_224", image_size=224), empty("swinv2_cr_tiny_ns_224", 224)
+    wanted, found = dict(network.named_buffers()), dict(restored.named_buffers())
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted.keys() - network.state_dict().keys())
+
+
+@pytest.mark.parametrize("architecture", ["vit_small_patch16_dinov3", "swin_tiny_patch4_window7_224"])
+def test_buffers_without_a_function_that_computes_them_are_those_of_the_network(architecture, monkeypatch):
+    network = load(architecture, image_size=NETWORKS[architecture][3])
+    for kind in {type(module) for module in network.modules() if hasattr(module, "init_non_persistent_buffers")}:
+        monkeypatch.delattr(kind, "init_non_persistent_buffers", raising=False)
+    restored = dict(empty(architecture, NETWORKS[architecture][3]).named_buffers())
+    assert all(torch.equal(restored[name], buffer) for name, buffer in network.named_buffers())
 
 
 def test_the_code_of_usage_loads_the_backbone(loaded, tmp_path, monkeypatch):
@@ -227,6 +245,10 @@ def test_weights_come_from_a_tag_or_a_repository(hub):
         load("test_vit2", "hf-hub:someone/net")
 
 
+def test_the_license_of_a_repository_that_cannot_be_read_is_unknown(hub):
+    assert FAMILY.license("test_vit", "hf-hub:someone/gone") is None
+
+
 def test_pixels_and_license_are_those_of_the_tag():
     assert FAMILY.license("vit_base_patch14_dinov2", "lvd142m") == "apache-2.0"
     assert FAMILY.license("vit_small_patch16_dinov3", "DEFAULT") == "dinov3-license"
@@ -247,6 +269,17 @@ def test_pixels_and_license_are_those_of_the_tag():
 def test_what_does_not_work_is_refused_in_a_sentence(architecture, weights, size, words):
     with pytest.raises(ValueError, match=words):
         load(architecture, weights, size)
+
+
+def test_a_network_whose_layers_share_weights_is_refused():
+    with pytest.raises(ValueError, match="coat_lite_tiny with these weights cannot be an encoder: its layers share"):
+        build_encoder("timm/coat_lite_tiny", "random")
+
+
+def test_a_layer_that_cannot_be_frozen_is_refused_with_those_that_can(tiny):
+    layers = "cls_token, pos_embed, patch_embed, blocks, norm"
+    with pytest.raises(ValueError, match=f"has 'head', which is no layer of the backbone; it has {layers}"):
+        freeze_layers(tiny, ["head"])
 
 
 def test_files_of_another_network_are_refused(tmp_path, tiny):

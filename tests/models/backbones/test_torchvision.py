@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -275,3 +277,18 @@ def test_image_size_pixels_and_license_are_those_of_the_tag():
     assert FAMILY.own_normalization("maxvit_t", "random") == {}
     assert "ImageNet" in FAMILY.license("maxvit_t", "DEFAULT")
     assert FAMILY.license("maxvit_t", "weights.pth") is None
+    for architecture in ("vit_b_16", "regnet_y_16gf"):
+        assert "SWAG/blob/main/LICENSE" in FAMILY.license(architecture, "IMAGENET1K_SWAG_E2E_V1")
+        assert "SWAG" not in FAMILY.license(architecture, "IMAGENET1K_V1")
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_weights_of_a_densenet_are_read(published, tmp_path):
+    """The published ones have names of PyTorch before 0.4, which torchvision renames as it loads them."""
+    whole, path = torchvision.models.get_model("densenet121", weights=None).eval(), tmp_path / "whole.pth"
+    old = re.compile(r"(denselayer\d+\.(?:norm|conv))([12])") if published else re.compile("(x)(x)")
+    torch.save({old.sub(r"\1.\2", name): tensor for name, tensor in whole.state_dict().items()}, path)
+    network = FAMILY.load("densenet121", str(path), 64, parts={"map"}, interpolation="edges", seed=0).network
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.allclose(FAMILY.features(network, images).map, whole.features(images).relu(), atol=1e-6)
