@@ -1,14 +1,17 @@
 """Promises that every encoder and every training keeps, whatever rows of the tables it is made of."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import onnxruntime
 import pytest
 import torch
+from running import parsed
 from torch import nn
 
+from progeo.commands.train_encoder import build_training, check_method
+from progeo.engine.accelerator import start_accelerator
 from progeo.engine.run_folder import RunFolder
 from progeo.engine.stopping import StopRequest
 from progeo.export.onnx import save_onnx
@@ -17,6 +20,7 @@ from progeo.export.weights import load_encoder, save_encoder
 from progeo.models.backbones.position_embedding import sample_size
 from progeo.models.encoder import Encoder
 from progeo.training.image_training import ImageTraining
+from progeo.training.places import read_training_places
 from progeo.training.trainer import Trainer
 
 
@@ -111,27 +115,40 @@ def _check_graph(encoder: Encoder, graph: Callable[[torch.Tensor], torch.Tensor]
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
+def training_builder(config: Path, changed: Mapping[str, object]) -> Callable[[], ImageTraining]:
+    """A function that builds the training of a configuration with changed settings."""
+    words = [word for name, value in changed.items() for word in (f"--{name}", value)]
+    settings = parsed("train encoder", "--config", config, *words)["settings"]
+    check_method(settings)
+    places = read_training_places(settings.data.train_folder, settings.cells)
+    return lambda: build_training(settings, places, start_accelerator("no"))
+
+
+def trainer_of(training: ImageTraining, folder: Path) -> Trainer:
+    run = RunFolder(folder)
+    how = {"checkpoints": run.checkpoints, "seed": 0, "accelerator": training.accelerator}
+    return Trainer(training, training.options, run, **how)
+
+
+def stop_after_a_step(trainer: Trainer) -> None:
+    stop = StopRequest()
+    stop.received = True
+    trainer.resume()
+    with pytest.raises(KeyboardInterrupt, match="after step 1"):
+        trainer.train_epoch(stop)
+
+
 def check_resume(build: Callable[[], ImageTraining], folder: Path) -> None:
     """An epoch of two steps that is stopped after the first and resumed ends with the same bits.
 
     Args:
         build: builds the training, the same at every call.
     """
-
-    def trainer(name: str) -> Trainer:
-        training, run = build(), RunFolder(folder / name)
-        assert training.options.iterations_per_epoch == 2
-        how = {"checkpoints": run.checkpoints, "seed": 0, "accelerator": training.accelerator}
-        return Trainer(training, training.options, run, **how)
-
-    whole, stopped, resumed = trainer("whole"), trainer("stopped"), trainer("stopped")
+    whole, stopped, resumed = (trainer_of(build(), folder / name) for name in ("whole", "stopped", "stopped"))
+    assert whole.task.steps_per_epoch == 2
     whole.resume()
     terms = whole.train_epoch(StopRequest())
-    stop = StopRequest()
-    stop.received = True
-    stopped.resume()
-    with pytest.raises(KeyboardInterrupt, match="after step 1"):
-        stopped.train_epoch(stop)
+    stop_after_a_step(stopped)
     assert resumed.resume() is not None
     assert resumed.steps_done == 1
     assert resumed.train_epoch(StopRequest()) == terms
