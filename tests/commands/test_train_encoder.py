@@ -80,7 +80,8 @@ def last_state(run):
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGKILL, signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+    "number",
+    [signal.SIGTERM, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGKILL, signal.SIGINT))],
 )
 def test_a_run_stopped_within_an_epoch_ends_as_if_it_had_not_been(long_config, whole, tmp_path, number):
     stopped = tmp_path / "stopped"

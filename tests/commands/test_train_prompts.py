@@ -187,9 +187,9 @@ def test_a_cache_that_says_it_was_made_from_something_else_is_refused(own_config
     "change",
     [
         ("--prompts.image_size", "96"),
-        ("--model.normalization", "imagenet"),
-        ("--seed", "1"),
-        ("--mixed_precision", "bf16"),
+        pytest.param(("--model.normalization", "imagenet"), marks=pytest.mark.slow),
+        pytest.param(("--seed", "1"), marks=pytest.mark.slow),
+        pytest.param(("--mixed_precision", "bf16"), marks=pytest.mark.slow),
     ],
 )
 def test_other_weights_sizes_and_preprocessing_have_features_of_their_own(run, config, tmp_path, change):

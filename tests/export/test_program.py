@@ -72,6 +72,7 @@ def test_a_program_of_pytorch_resizes_photos_inside_as_preprocess_does(tmp_path)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)  # one gray level of one pixel would be more
 
 
+@pytest.mark.slow
 def test_a_program_resizes_positions_as_dinov2_does(tmp_path):
     encoder = build_encoder("tiny-vit", "random", (64, 96), interpolation="dinov2", aggregation="gem").eval()
     assert save_program(tmp_path / "model.pt2", encoder) < 1e-5
@@ -84,7 +85,7 @@ class Undecided(torch.nn.Module):
         return feature_map.mean(dim=(2, 3)) * (2 if feature_map.sum() > 0 else 1)
 
 
-@pytest.mark.parametrize("save", [save_onnx, save_program])
+@pytest.mark.parametrize("save", [pytest.param(save_onnx, marks=pytest.mark.slow), save_program])
 def test_a_network_that_no_graph_holds_is_refused_by_name(save, tmp_path):
     encoder = build_encoder("tiny-resnet", "random", 64, aggregation="mean").eval()
     encoder.aggregation = Undecided()
@@ -112,7 +113,7 @@ def test_descriptors_that_differ_are_refused_and_so_are_those_that_are_no_number
         check_difference([1e-6, math.nan], 1e-4, tmp_path / "model.onnx")
 
 
-@pytest.mark.parametrize("save", [save_onnx, save_program])
+@pytest.mark.parametrize("save", [pytest.param(save_onnx, marks=pytest.mark.slow), save_program])
 @pytest.mark.parametrize("side", [32, 70])
 def test_an_encoder_whose_own_size_its_program_would_refuse_is_refused(save, side, tmp_path):
     encoder = build_encoder("tiny-vit", "random", (96, side)).eval()
@@ -131,7 +132,7 @@ def test_a_program_can_be_moved_to_another_device(input, tmp_path):
     assert (descriptors.shape, descriptors.device.type) == ((3, 128), "meta")
 
 
-@pytest.mark.parametrize("save", [save_onnx, save_program])
+@pytest.mark.parametrize("save", [pytest.param(save_onnx, marks=pytest.mark.slow), save_program])
 def test_a_graph_with_other_descriptors_is_not_written(save, tmp_path):
     encoder = build_encoder("tiny-resnet", "random", 64, aggregation="mean").train()  # batch norm, by the batch
     with pytest.raises(ValueError, match=r"model is not written: .* away from the encoder's, and 1e-04 is allowed"):
@@ -140,8 +141,6 @@ def test_a_graph_with_other_descriptors_is_not_written(save, tmp_path):
 
 
 FULL_SIZE = {
-    "tiny ResNet, gem": (lambda: build_encoder("tiny-resnet", "random", 64), 1),
-    "tiny ResNet, clip": (lambda: build_encoder("tiny-resnet", "random", (64, 96), aggregation="token"), 32),
     "tiny ViT as published": (
         lambda: build_encoder("tiny-vit", "random", normalized=False, interpolation="corners"),
         16,
@@ -152,7 +151,6 @@ FULL_SIZE = {
     "CLIP RN50, mean, projected": (lambda: random_projection(build_encoder("RN50", "random", aggregation="mean")), 1),
     "CLIP ViT-B/16": (lambda: build_encoder("ViT-B-16", "random"), 16),
     "CLIP ViT-B/32": (lambda: build_encoder("ViT-B-32", "random"), 32),
-    "torchvision ResNet-18, mean": (lambda: build_encoder("resnet18", "random", aggregation="mean"), 1),
     "torchvision ResNet-50, gem": (lambda: build_encoder("resnet50", "random", descriptor_dim=512), 1),
     "VGG-16, gem, projected": (lambda: random_projection(build_encoder("vgg16", "random")), 1),
     "EfficientNet-B0, gem": (lambda: build_encoder("efficientnet_b0", "random"), 1),

@@ -4,7 +4,19 @@ import json
 
 import pytest
 import torch
+from contracts import (
+    check_gradients,
+    check_onnx,
+    check_program,
+    check_reload,
+    check_resume,
+    check_shapes,
+    stop_after_a_step,
+    trainer_of,
+    training_builder,
+)
 
+from progeo.engine.stopping import StopRequest
 from progeo.models.aggregation import (
     AGGREGATIONS,
     Aggregation,
@@ -50,6 +62,14 @@ def test_a_map_of_zeros_gives_finite_descriptors_and_gradients():
 
 
 TRAITS = Traits(channels=5, token_dim=4, features_dim=6, stride=16)
+NETWORK = "tiny-vit"
+"""A network that has all parts of the features."""
+TRAINING = {
+    "model.architecture": NETWORK,
+    "encoder.descriptor_dim": "null",
+    "text.weight": 0,
+    "training.batch_size": 2,
+}
 FEATURES = {"map": (2, 5, 3, 4), "token": (2, 4)}
 
 
@@ -84,6 +104,52 @@ def test_every_aggregation_refuses_a_backbone_without_the_parts_it_needs(name):
     for part in AGGREGATIONS[name].needs:
         with pytest.raises(ValueError, match=rf"`aggregation` {name} needs a .*{part}, and net gives a .* only"):
             aggregation_dim(name, dataclasses.replace(TRAITS, **lacking[part]), None, {}, "net")
+
+
+@pytest.mark.parametrize("check", [check_reload, check_program, pytest.param(check_onnx, marks=pytest.mark.slow)])
+def test_an_encoder_with_every_aggregation_is_the_same_as_a_file(name, check, tmp_path):
+    check(build_encoder(NETWORK, "random", 64, aggregation=name).eval(), tmp_path)
+
+
+def test_an_encoder_with_every_aggregation_has_the_shapes_and_gradients_promised(name):
+    encoder = build_encoder(NETWORK, "random", 64, aggregation=name).eval()
+    check_shapes(encoder)
+    check_gradients(encoder)
+
+
+def test_a_training_with_every_aggregation_that_is_resumed_ends_with_the_same_bits(name, config, tmp_path):
+    check_resume(training_builder(config, {**TRAINING, "encoder.aggregation": name}), tmp_path)
+
+
+@pytest.mark.parametrize("ema_decay", ["null", "0.5"])
+def test_an_aggregation_is_initialized_once_before_the_first_step(ema_decay, config, tmp_path, monkeypatch):
+    calls = []
+
+    def initialize(module, local_features, seed):
+        calls.append((local_features, seed))
+        module.linear.bias.data.copy_(torch.arange(128.0))
+
+    row = dataclasses.replace(AGGREGATIONS["mean_linear"], initialize=initialize)
+    monkeypatch.setitem(AGGREGATIONS, "own", row)
+    settings = {**TRAINING, "encoder.aggregation": "own", "training.ema_decay": ema_decay, "seed": 7}
+    build = training_builder(config, settings)
+    trainer = trainer_of(build(), tmp_path)
+    trainer.resume()
+    ((local_features, seed),) = calls
+    cells_per_image, images = 4 * 4, 512
+    assert local_features.shape == (min(images, 2 * 2) * cells_per_image, 128)
+    assert (local_features.dtype, local_features.requires_grad, seed) == (torch.float32, False, 7)
+    assert len(local_features.unique(dim=0)) == len(local_features)
+    assert torch.equal(trainer.model.aggregation.linear.bias, torch.arange(128.0))
+    assert torch.equal(trainer.task.model.aggregation.linear.bias, torch.arange(128.0))
+    again = trainer_of(build(), tmp_path / "stopped")
+    stop_after_a_step(again)
+    assert len(calls) == 2
+    assert torch.equal(*(features for features, _ in calls))
+    resumed = trainer_of(build(), tmp_path / "stopped")
+    resumed.resume()
+    resumed.train_epoch(StopRequest())
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize("dim", [0, -3])

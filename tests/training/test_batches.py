@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from contracts import check_resume, training_builder
 from PIL import ExifTags, Image
 from torchvision.transforms.v2 import functional as F
 
@@ -14,7 +15,7 @@ from progeo.data.options import Augmentation, DataOptions
 from progeo.engine.randomness import seeded_generator
 from progeo.places.catalogue import read_catalogue
 from progeo.places.cells import build_partition
-from progeo.training.batches import ClassBatches
+from progeo.training.batches import BATCHES, ClassBatches, batches_of
 from progeo.training.options import TrainingOptions
 from progeo.training.places import TrainingPlaces
 
@@ -40,19 +41,27 @@ def partition_of(catalogue):
     return build_partition(catalogue, **cells, min_images_per_class=1, num_groups=1)
 
 
-def batches_of(catalogue, tmp_path, *, epoch=1, first_step=0, process=0, num_processes=1, cache_images=False, **data):
-    """Pixels, labels and shares of brightness of the batches of an epoch."""
-    batches = ClassBatches(
+@pytest.fixture(params=BATCHES)
+def kind(request):
+    return request.param
+
+
+def build(catalogue, kind="classes", *, process=0, num_processes=1, cache_images=False, batch_size=6, **data):
+    return BATCHES[kind](
         TrainingPlaces(catalogue, partition_of(catalogue)),
-        data=DataOptions(train_folder=tmp_path, **data),
+        data=DataOptions(train_folder=catalogue.folder, **data),
         augmentation=Augmentation(),
-        training=TrainingOptions(batch_size=6, iterations_per_epoch=5, cache_images=cache_images),
+        training=TrainingOptions(batch_size=batch_size, iterations_per_epoch=5, cache_images=cache_images),
         image_size=SIZE,
         seed=0,
         accelerator=SimpleNamespace(process_index=process, num_processes=num_processes),
     )
-    found = batches.of_epoch(epoch, first_step=first_step)
-    return [(batch.images, batch.targets["labels"], batch.changes.shares) for (batch,) in found]
+
+
+def draw(catalogue, kind="classes", *, epoch=1, first_step=0, **how):
+    """Pixels, targets such as labels, and shares of brightness of the batches of an epoch."""
+    found = build(catalogue, kind, **how).of_epoch(epoch, first_step=first_step)
+    return [(batch.images, *batch.targets.values(), batch.changes.shares) for (batch,) in found]
 
 
 def assert_same(one, two):
@@ -61,9 +70,38 @@ def assert_same(one, two):
         assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
 
 
-def test_crops_are_cut_from_the_photos_own_pixels_and_resized_once(catalogue, tmp_path):
+@pytest.mark.parametrize("batch_size", [1, 6])
+def test_batches_of_any_size_hold_images_and_the_targets_they_promise(kind, catalogue, batch_size):
+    batches = build(catalogue, kind, num_workers=0, batch_size=batch_size)
+    found = list(batches.of_epoch(0, first_step=0))
+    assert len(found) == 5
+    given = batches.given(TrainingOptions(batch_size=batch_size))
+    for (piece,) in found:
+        assert (piece.images.shape, piece.images.dtype) == ((batch_size, 3, *SIZE), torch.uint8)
+        assert len(piece.changes.shares) == batch_size
+        assert all(len(target) == batch_size for target in piece.targets.values())
+        words = {"pairs", "batch"}  # needs that are no tensors
+        assert {need for need, advice in given.items() if not advice} - words <= piece.targets.keys()
+        assert piece.targets.keys() <= given.keys()
+    assert "labels" not in given or all((piece.targets["labels"] >= 0).all() for (piece,) in found)
+    assert 0 <= batches.group_of(3) < len(partition_of(catalogue).groups)
+
+
+def test_their_state_returns_and_they_are_found_by_their_name(kind, catalogue):
+    batches, again = build(catalogue, kind), build(catalogue, kind)
+    again.load_state_dict(batches.state_dict())
+    assert again.state_dict() == batches.state_dict()
+    assert batches_of(TrainingOptions(batches=kind)) is BATCHES[kind]
+
+
+def test_a_training_on_them_that_is_resumed_ends_with_the_same_bits(kind, config, tmp_path):
+    settings = {"training.batches": kind, "training.images_per_class": 2, "text.weight": 0}
+    check_resume(training_builder(config, settings), tmp_path)
+
+
+def test_crops_are_cut_from_the_photos_own_pixels_and_resized_once(catalogue):
     augmentation, group = Augmentation(), partition_of(catalogue).groups[0]
-    for step, (images, labels, shares) in enumerate(batches_of(catalogue, tmp_path, num_workers=0)):
+    for step, (images, labels, shares) in enumerate(draw(catalogue, num_workers=0)):
         changes = draw_changes(augmentation, 6, seeded_generator(0, 1, step))
         assert torch.equal(shares, changes.shares)  # each step is jittered anew, too
         for image, label, drawn in zip(images, labels.tolist(), changes.crops.numpy(), strict=True):
@@ -80,8 +118,8 @@ def test_crops_are_cut_from_the_photos_own_pixels_and_resized_once(catalogue, tm
 @pytest.mark.parametrize(
     "how", [{"num_workers": 4}, {"num_workers": 0, "cache_images": True}, {"num_workers": 2, "cache_images": True}]
 )
-def test_batches_are_the_same_bits_with_any_number_of_workers_and_from_memory(catalogue, tmp_path, how):
-    assert_same(batches_of(catalogue, tmp_path, **how), batches_of(catalogue, tmp_path, num_workers=0))
+def test_batches_are_the_same_bits_with_any_number_of_workers_and_from_memory(kind, catalogue, how):
+    assert_same(draw(catalogue, kind, **how), draw(catalogue, kind, num_workers=0))
 
 
 @pytest.mark.parametrize("cache_images", [False, True])
@@ -92,7 +130,7 @@ def test_photos_are_turned_before_they_are_cropped_only_where_asked(tmp_path, or
     exif[ExifTags.Base.Orientation] = 6
     Image.fromarray(pixels).save(tmp_path / "@550000@4180000@.png", exif=exif)
     data = {"num_workers": 0, "orientation": orientation, "cache_images": cache_images}
-    images, _, _ = batches_of(read_catalogue(tmp_path), tmp_path, **data)[0]
+    images, _, _ = draw(read_catalogue(tmp_path), **data)[0]
     upright = np.rot90(pixels, -1) if orientation == "exif" else pixels
     photo, augmentation = torch.from_numpy(upright.copy()).permute(2, 0, 1), Augmentation()
     draws = draw_changes(augmentation, 6, seeded_generator(0, 1, 0)).crops.numpy()
@@ -102,16 +140,16 @@ def test_photos_are_turned_before_they_are_cropped_only_where_asked(tmp_path, or
     )
 
 
-def test_an_epoch_that_is_resumed_goes_on_with_the_same_bits(catalogue, tmp_path):
-    complete = batches_of(catalogue, tmp_path, num_workers=0)
-    assert_same(batches_of(catalogue, tmp_path, num_workers=1, first_step=3), complete[3:])
-    other = batches_of(catalogue, tmp_path, num_workers=0, epoch=2)
+def test_an_epoch_that_is_resumed_goes_on_with_the_same_bits(kind, catalogue):
+    complete = draw(catalogue, kind, num_workers=0)
+    assert_same(draw(catalogue, kind, num_workers=1, first_step=3), complete[3:])
+    other = draw(catalogue, kind, num_workers=0, epoch=2)
     assert not torch.equal(other[0][0], complete[0][0])
 
 
-def test_two_processes_read_the_halves_of_each_batch_of_one(catalogue, tmp_path):
-    one = batches_of(catalogue, tmp_path, num_workers=0)
-    halves = [batches_of(catalogue, tmp_path, num_workers=0, process=process, num_processes=2) for process in (0, 1)]
+def test_two_processes_read_the_halves_of_each_batch_of_one(kind, catalogue):
+    one = draw(catalogue, kind, num_workers=0)
+    halves = [draw(catalogue, kind, num_workers=0, process=process, num_processes=2) for process in (0, 1)]
     together = [tuple(torch.cat(parts) for parts in zip(*both, strict=True)) for both in zip(*halves, strict=True)]
     assert_same(together, one)
 

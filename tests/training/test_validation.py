@@ -1,10 +1,13 @@
 """What an encoder in training finds among validation images, beside a plain loop over them."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from contracts import check_resume, training_builder
 from PIL import ExifTags, Image
 from torch import nn
 
@@ -15,7 +18,8 @@ from progeo.engine.accelerator import start_accelerator
 from progeo.models.encoder import build_encoder
 from progeo.models.preprocessing import preprocess_image
 from progeo.places.catalogue import read_catalogue
-from progeo.training.validation import retrieve
+from progeo.training.options import ValidationOptions
+from progeo.training.validation import VALIDATIONS, build_validation, retrieve
 
 SIZES = ((64, 64), (150, 90), (90, 200))
 """Widths and heights, in turn."""
@@ -36,6 +40,43 @@ def query_set(tmp_path_factory):
 @pytest.fixture
 def encoder():
     return build_encoder("tiny-vit", "random", 64).train()
+
+
+@pytest.fixture(params=VALIDATIONS)
+def kind(request):
+    return request.param
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_validation_measures_the_same_in_any_batch_and_leaves_the_encoder_as_it_was(kind, encoder, city, training):
+    options = ValidationOptions(folder=city / "val", kind=kind)
+    encoder.train(training)
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    found = []
+    for batch_size in (1, 3, 16):
+        data = DataOptions(train_folder=Path(), eval_batch_size=batch_size, num_workers=0)
+        found.append(build_validation(options, data).measure(encoder, start_accelerator("no")))
+    measures = found[0]
+    assert found == [measures] * 3
+    assert measures.best == measures.values[measures.primary]
+    assert all(type(value) is float and math.isfinite(value) for value in measures.values.values())
+    assert encoder.training == training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items())
+
+
+def test_a_validation_names_its_images_and_its_state_returns(kind, city):
+    data = DataOptions(train_folder=Path(), num_workers=0)
+    options = ValidationOptions(folder=city / "val", kind=kind)
+    validation, again = (build_validation(options, data) for _ in range(2))
+    assert sum(map(len, validation.catalogues)) > 0 and str(validation)
+    again.load_state_dict(validation.state_dict())
+    assert again.state_dict() == validation.state_dict()
+    with pytest.raises(ValueError, match=rf"`validation\.kind` must be one of .*{kind}.*, got 'none'"):
+        build_validation(replace(options, kind="none"), data)
+
+
+def test_a_training_with_a_validation_that_is_resumed_ends_with_the_same_bits(kind, config, tmp_path):
+    check_resume(training_builder(config, {"validation.kind": kind, "text.weight": 0}), tmp_path)
 
 
 @pytest.fixture

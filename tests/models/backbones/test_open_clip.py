@@ -167,6 +167,7 @@ def test_a_pickle_of_the_hub_with_more_than_weights_is_refused_without_advice_to
         load_clip("tiny-vit", "hf-hub:someone/clip")
 
 
+@pytest.mark.slow
 def test_openai_weights_get_quick_gelu_and_the_name_says_so(monkeypatch, tmp_path):
     """The tag's real configuration is used; only the download is replaced by a file of random weights."""
     path = tmp_path / "openai.pt"

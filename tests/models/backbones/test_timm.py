@@ -27,6 +27,7 @@ NETWORKS = {
     "resnetblur18": (512, 32, None, (64, 64), (96, 64)),
 }
 """Channels, stride and token dimension of networks, and two image sizes; None for a network that takes one only."""
+LARGE = [name for name in NETWORKS if "_small_patch" in name or name.startswith("swin")]
 
 
 def load(architecture, weights="random", image_size=None, *, parts=PARTS, seed=1):
@@ -43,7 +44,10 @@ def is_equal(features, others):
     return all(one is other is None or torch.equal(one, other) for one, other in zip(features, others, strict=True))
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in NETWORKS],
+)
 def loaded(request):
     return request.param, load(request.param, image_size=NETWORKS[request.param][3])
 

@@ -1,0 +1,100 @@
+"""One contract for every loss term, and what a row from elsewhere gets."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from contracts import check_resume, training_builder
+
+from progeo.training.loss_terms import LOSS_TERMS, NEEDS, LossTerm, check_needs, default_losses
+
+
+@pytest.fixture(params=LOSS_TERMS)
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def settings(name, run):
+    """Settings with which a term is the only one."""
+    weights = {f"{each}.weight": float(each == name) for each in LOSS_TERMS}
+    images_per_class = 2 if "pairs" in LOSS_TERMS[name].needs else 1
+    return {**weights, "text.prompts": run / "stage1", "training.images_per_class": images_per_class}
+
+
+def value_of(training):
+    """The value of the only term for the first batch, and its name in logs."""
+    training.begin_epoch(0)
+    ((piece,), *_) = training.batches(0, first_step=0)
+    ((title, value),) = training.losses(piece).items()
+    return title, value
+
+
+def test_its_options_have_a_weight(name):
+    assert default_losses()[name].weight >= 0
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_it_is_a_number_whose_gradient_reaches_encoder_and_modules_in_any_batch(name, settings, config, classes):
+    batch_size = classes * settings["training.images_per_class"]
+    training = training_builder(config, {**settings, "training.batch_size": batch_size})()
+    title, value = value_of(training)
+    assert title == training.terms.by_name[name].title(name)
+    assert value.shape == () and value.dtype == torch.float32 and value.isfinite() and value > 0
+    value.backward()
+    modules = [training.encoder, *training.terms.modules_of_group(0)]
+    parameters = [parameter for module in modules for parameter in module.named_parameters()]
+    assert [own for own, parameter in parameters if parameter.requires_grad and parameter.grad is None] == []
+    assert any(parameter.grad.abs().sum() > 0 for parameter in training.encoder.parameters())
+
+
+def test_its_weight_multiplies_it(name, settings, config):
+    once, thrice = (training_builder(config, {**settings, f"{name}.weight": weight})() for weight in (1, 3))
+    assert value_of(thrice)[1].item() == pytest.approx(3 * value_of(once)[1].item(), rel=1e-6)
+
+
+def test_what_it_needs_and_does_not_get_is_refused(name):
+    row = LOSS_TERMS[name]
+    options = {each: replace(own, weight=float(each == name)) for each, own in default_losses().items()}
+    check_needs(options, dict.fromkeys(row.needs, ""))
+    for need in row.needs:
+        with pytest.raises(ValueError, match=rf"^`{name}\.weight` above 0 needs .*: set this\.$"):
+            check_needs(options, {**dict.fromkeys(row.needs, ""), need: "set this"})
+        with pytest.raises(ValueError, match="nothing in this configuration gives it"):
+            check_needs(options, {other: "" for other in row.needs if other != need})
+        assert need in NEEDS
+
+
+def test_a_training_with_it_alone_that_is_resumed_ends_with_the_same_bits(settings, config, tmp_path):
+    check_resume(training_builder(config, settings), tmp_path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flatness:
+    """A loss of the feature map."""
+
+    weight: float = 0.0
+    """Weight of the loss."""
+    power: float = 2.0
+    """Power of the differences."""
+
+
+def test_a_row_that_needs_the_map_gets_it(config, monkeypatch):
+    seen = []
+
+    def flatness(*, map, labels, power):
+        seen.append((tuple(map.shape), tuple(labels.shape), power))
+        return (map - map.mean(dim=(2, 3), keepdim=True)).abs().pow(power).mean()
+
+    monkeypatch.setitem(LOSS_TERMS, "flatness", LossTerm(Flatness, flatness, ("map", "labels")))
+    settings = {"flatness.weight": 0.5, "flatness.power": 3, "head.weight": 0, "text.weight": 0}
+    training = training_builder(config, settings)()
+    _, value = value_of(training)
+    assert seen == [((4, training.encoder.traits.channels, 2, 2), (4,), 3.0)]
+    value.backward()
+    assert training.encoder.backbone.conv1.weight.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in training.encoder.aggregation.parameters())
+    with pytest.raises(
+        ValueError, match=r"`flatness.weight` above 0 needs the feature map .*: `aggregation` token lea"
+    ):
+        training_builder(config, {**settings, "encoder.aggregation": "token", "encoder.descriptor_dim": "null"})
