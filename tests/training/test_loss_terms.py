@@ -39,7 +39,7 @@ def test_it_is_a_number_whose_gradient_reaches_encoder_and_modules_in_any_batch(
     batch_size = classes * settings["training.images_per_class"]
     training = training_builder(config, {**settings, "training.batch_size": batch_size})()
     title, value = value_of(training)
-    assert title == training.terms.by_name[name].title(name)
+    assert title == training.terms.terms[name].title(name)
     assert value.shape == () and value.dtype == torch.float32 and value.isfinite() and value > 0
     value.backward()
     modules = [training.encoder, *training.terms.modules_of_group(0)]
