@@ -1,6 +1,5 @@
 """A loss, an aggregation and a backbone family of one's own: `progeo train encoder --plugin my_method.py ...`."""
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from progeo.models.aggregation import AGGREGATIONS, Aggregation
 from progeo.models.backbones import FAMILIES
-from progeo.models.backbones.family import Family, Features, ImageSize, Interpolation, Loaded, Part, Traits
+from progeo.models.backbones.family import Family, Features, Loaded, NetworkSpec, Traits
 from progeo.models.backbones.position_embedding import as_height_width
 from progeo.training.loss_terms import LOSS_TERMS, LossTerm
 
@@ -81,34 +80,19 @@ class Mine(Family):
         """Return the aggregation that an encoder gets if none is named."""
         return "peak"
 
-    def load(
-        self,
-        architecture: str,
-        weights: str,
-        image_size: ImageSize | None,
-        *,
-        parts: Collection[Part],
-        interpolation: Interpolation,
-        seed: int,
-    ) -> Loaded:
+    def load(self, wanted: NetworkSpec, weights: str, *, seed: int) -> Loaded:
         """Build a network with random weights."""
         if weights != "random":
-            raise ValueError(f"`weights` of {architecture} can be random only, got {weights!r}.")
+            raise ValueError(f"`weights` of {wanted.architecture} can be random only, got {weights!r}.")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return Loaded(self._build(architecture), architecture, as_height_width(image_size or 64))
+            network = self._build(wanted.architecture)
+        return Loaded(network, wanted.architecture, as_height_width(wanted.image_size or 64))
 
-    def empty(
-        self,
-        architecture: str,
-        image_size: ImageSize | None,
-        *,
-        parts: Collection[Part],
-        interpolation: Interpolation,
-    ) -> nn.Module:
+    def empty(self, wanted: NetworkSpec) -> nn.Module:
         """Build a network without weights."""
         with torch.device("meta"):
-            return self._build(architecture)
+            return self._build(wanted.architecture)
 
     def traits(self, network: nn.Module) -> Traits:
         """Return what is known of a network."""

@@ -7,14 +7,13 @@ from torch import Tensor
 
 from progeo.convert.converted_encoder import ConvertedEncoder, convert_encoder
 from progeo.models.backbones import FAMILIES
-from progeo.models.backbones.family import Part
+from progeo.models.backbones.family import NetworkSpec
 from progeo.models.backbones.open_clip import NORMALIZATIONS
 from progeo.models.backbones.position_embedding import as_height_width
 from progeo.models.encoder import EncoderSpec
 from progeo.models.weight_files.checkpoints import FoundWeights
 
 _ARCHITECTURES = ("vgg16", "resnet18", "resnet50", "resnet101", "resnet152", *(f"efficientnet_b{i}" for i in range(8)))
-_PARTS: tuple[Part, ...] = ("map",)
 FIRST_LAYERS = ("backbone.0.weight", "backbone.0.0.weight", "backbone.0.0.0.weight")
 """Names of the weight of the first layer, for ResNets and VGGs, and for EfficientNets."""
 
@@ -53,7 +52,7 @@ def _backbone(state: Mapping[str, Tensor]) -> tuple[str, Callable[[str], str]]:
     family, flat = next((families[end] for end in families if f"backbone.{end}" in state), ("efficientnet", False))
     best, best_name, most = "", partial(_numbered, layers=[], flat=False), -1.0
     for architecture in (name for name in _ARCHITECTURES if name.startswith(family)):
-        backbone = FAMILIES["torchvision"].empty(architecture, None, parts=_PARTS, interpolation="edges")
+        backbone = FAMILIES["torchvision"].empty(NetworkSpec(architecture))
         layers = [name for name, _ in backbone.named_children()]
         their_name = partial(_numbered, layers=layers, flat=flat)
         shapes = {their_name(f"backbone.{name}"): tensor.shape for name, tensor in backbone.state_dict().items()}

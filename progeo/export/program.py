@@ -7,6 +7,7 @@ accept the same sizes.
 import copy
 import io
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,7 +79,7 @@ def explaining_failure(encoder: Encoder) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # an operation of any network can be one that no graph holds
-        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        reason = re.split(r"[.!](?= |$)", (str(error) or type(error).__name__).splitlines()[0])[0]
         raise ValueError(
             f"No graph can be made of {encoder.spec.architecture}: {reason}. Use `input` photos, whose graph computes "
             f"images of one size, or `format` safetensors."

@@ -21,7 +21,7 @@ from progeo.models.aggregation import (
     find_aggregation,
 )
 from progeo.models.backbones import FAMILIES, empty_traits, find_family
-from progeo.models.backbones.family import Features, ImageSize, Interpolation
+from progeo.models.backbones.family import Features, ImageSize, Interpolation, NetworkSpec
 from progeo.models.backbones.open_clip import weights_anywhere
 from progeo.models.backbones.position_embedding import as_height_width, check_sides, sample_size, sized_features
 from progeo.models.pixel_statistics import chosen_statistics, own_statistics
@@ -189,7 +189,7 @@ def build_encoder(
         check_sides("`image_size`", *as_height_width(image_size), traits)
     row, dim = find_aggregation(aggregation), aggregation_dim(aggregation, traits, descriptor_dim, options, own_name)
     interpolation = interpolation or family.interpolation(own_name)
-    loaded = family.load(own_name, weights, image_size, parts=row.needs, interpolation=interpolation, seed=seed)
+    loaded = family.load(NetworkSpec(own_name, image_size, row.needs, interpolation), weights, seed=seed)
     has_texts = aggregation == "token" and traits.shares_text_space and weights != "random"
     pixels = chosen or own_statistics(architecture, weights)
     spec = EncoderSpec(
@@ -214,12 +214,9 @@ def build_encoder(
 
 def empty_encoder(spec: EncoderSpec) -> Encoder:
     """Build an encoder from its spec on the meta device, without weights."""
-    backbone = FAMILIES[spec.family].empty(
-        spec.architecture,
-        spec.image_size,
-        parts=find_aggregation(spec.aggregation).needs,
-        interpolation=spec.interpolation,
-    )
+    needs = find_aggregation(spec.aggregation).needs
+    network = NetworkSpec(spec.architecture, spec.image_size, needs, spec.interpolation)
+    backbone = FAMILIES[spec.family].empty(network)
     with torch.device("meta"):
         return Encoder(spec, backbone)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from progeo.models.backbones.family import Family, ImageSize, Traits
+from progeo.models.backbones.family import Family, ImageSize, NetworkSpec, Traits
 from progeo.models.backbones.open_clip import OpenClip
 from progeo.models.backbones.timm import Timm
 from progeo.models.backbones.torchvision import Torchvision
@@ -49,7 +49,7 @@ def empty_backbone(architecture: str, image_size: ImageSize | None = None) -> nn
     """
     name, own = find_family(architecture)
     family = FAMILIES[name]
-    return family.empty(own, image_size, parts=("map", "token"), interpolation=family.interpolation(own))
+    return family.empty(NetworkSpec(own, image_size, interpolation=family.interpolation(own)))
 
 
 def empty_traits(architecture: str, image_size: ImageSize | None = None) -> Traits:

@@ -64,6 +64,20 @@ class Traits:
 
 
 @dataclass(frozen=True)
+class NetworkSpec:
+    """A network to build, except its weights."""
+
+    architecture: str
+    """A name that the family knows."""
+    image_size: ImageSize | None = None
+    """Pixels, the side of a square or (height, width); None takes the size of the weights."""
+    parts: Collection[Part] = ("map", "token")
+    """Parts of the features that will be used; layers that none of them passes are removed."""
+    interpolation: Interpolation = "edges"
+    """How a position embedding is resized to the image size."""
+
+
+@dataclass(frozen=True)
 class Loaded:
     """A network with weights."""
 
@@ -94,24 +108,12 @@ class Family(ABC):
         """Return the aggregation that an encoder gets if none is named."""
 
     @abstractmethod
-    def load(
-        self,
-        architecture: str,
-        weights: str,
-        image_size: ImageSize | None,
-        *,
-        parts: Collection[Part],
-        interpolation: Interpolation,
-        seed: int,
-    ) -> Loaded:
+    def load(self, wanted: NetworkSpec, weights: str, *, seed: int) -> Loaded:
         """Build a network with weights.
 
         Args:
-            architecture: a name that the family knows.
+            wanted: the network.
             weights: a tag of the library, a local file, or `random`.
-            image_size: pixels, the side of a square or (height, width); None takes the size of the weights.
-            parts: parts of the features that will be used.
-            interpolation: how a position embedding is resized to the image size.
             seed: seed of `random` weights.
 
         Raises:
@@ -119,14 +121,7 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def empty(
-        self,
-        architecture: str,
-        image_size: ImageSize | None,
-        *,
-        parts: Collection[Part],
-        interpolation: Interpolation,
-    ) -> nn.Module:
+    def empty(self, wanted: NetworkSpec) -> nn.Module:
         """Build the network of `load` on the meta device, without weights, to load a state dict into."""
 
     @abstractmethod

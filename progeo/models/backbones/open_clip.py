@@ -27,6 +27,7 @@ from progeo.models.backbones.family import (
     ImageSize,
     Interpolation,
     Loaded,
+    NetworkSpec,
     Part,
     PositionEmbedding,
     Traits,
@@ -69,31 +70,15 @@ class OpenClip(Family):
         vision = open_clip.get_model_config(plain_architecture(architecture))["vision_cfg"]
         return "gem" if isinstance(vision.get("layers"), list) else "token"
 
-    def load(
-        self,
-        architecture: str,
-        weights: str,
-        image_size: ImageSize | None,
-        *,
-        parts: Collection[Part],
-        interpolation: Interpolation,
-        seed: int,
-    ) -> Loaded:
+    def load(self, wanted: NetworkSpec, weights: str, *, seed: int) -> Loaded:
         """Take the visual tower of `load_clip`."""
-        clip = load_clip(architecture, weights, image_size, interpolation=interpolation, seed=seed)
+        clip = load_clip(wanted.architecture, weights, wanted.image_size, interpolation=wanted.interpolation, seed=seed)
         size = as_height_width(clip.visual.image_size)
-        return Loaded(_tower_for(parts, clip), resolved_architecture(architecture, clip), size)
+        return Loaded(_tower_for(wanted.parts, clip), resolved_architecture(wanted.architecture, clip), size)
 
-    def empty(
-        self,
-        architecture: str,
-        image_size: ImageSize | None,
-        *,
-        parts: Collection[Part],
-        interpolation: Interpolation,
-    ) -> nn.Module:
+    def empty(self, wanted: NetworkSpec) -> nn.Module:
         """Take the visual tower of `empty_clip`."""
-        return _tower_for(parts, empty_clip(plain_architecture(architecture), image_size))
+        return _tower_for(wanted.parts, empty_clip(plain_architecture(wanted.architecture), wanted.image_size))
 
     def traits(self, network: nn.Module) -> Traits:
         """Return the properties of a visual tower."""

@@ -2,7 +2,7 @@
 
 import functools
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import isqrt, prod
@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from progeo.models.backbones.family import (
     Family,
     Features,
-    ImageSize,
     Interpolation,
     Loaded,
+    NetworkSpec,
     Part,
     PositionEmbedding,
     Traits,
@@ -75,50 +75,31 @@ class Timm(Family):
         """Return `token` for a network with a class token, else `gem`."""
         return "token" if _layout(architecture).has_class_token else "gem"
 
-    def load(
-        self,
-        architecture: str,
-        weights: str,
-        image_size: ImageSize | None,
-        *,
-        parts: Collection[Part],
-        interpolation: Interpolation,
-        seed: int,
-    ) -> Loaded:
+    def load(self, wanted: NetworkSpec, weights: str, *, seed: int) -> Loaded:
         """Build a network with weights, see `Family.load`.
 
         Weights are a tag of timm such as `lvd142m`, where `DEFAULT` is the first one, `hf-hub:owner/name`, or a file
         with the state dict of timm's complete network or in a format that timm converts, see `find_weights`.
         """
-        _layout(architecture)
+        _layout(wanted.architecture)
         if weights == "random":
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                network = _build(architecture)
+                network = _build(wanted.architecture)
         else:
-            network = _pretrained(architecture, weights)
-        size = as_height_width(image_size or _own_size(network))
-        _finish(network, architecture, size, parts, interpolation)
-        return Loaded(network, architecture, size)
+            network = _pretrained(wanted.architecture, weights)
+        return Loaded(network, wanted.architecture, _finish(network, wanted))
 
-    def empty(
-        self,
-        architecture: str,
-        image_size: ImageSize | None,
-        *,
-        parts: Collection[Part],
-        interpolation: Interpolation,
-    ) -> nn.Module:
+    def empty(self, wanted: NetworkSpec) -> nn.Module:
         """Build the network of `load` on the meta device, without weights, to load a state dict into.
 
         Buffers that state dicts do not hold have values.
         """
         with torch.device("meta"):
-            network = _build(architecture)
-            size = as_height_width(image_size or _own_size(network))
-            _finish(network, architecture, size, parts, interpolation)
+            network = _build(wanted.architecture)
+            _finish(network, wanted)
         if not _fill_buffers(network):
-            built = self.load(architecture, "random", size, parts=parts, interpolation=interpolation, seed=0).network
+            built = self.load(wanted, "random", seed=0).network
             for module, other in zip(network.modules(), built.modules(), strict=True):
                 module._buffers |= {name: other._buffers[name] for name in module._non_persistent_buffers_set}
         return network
@@ -319,16 +300,15 @@ def _unused(architecture: str, parts: frozenset[Part]) -> frozenset[str]:
     return frozenset(unused_layers(Timm().features, network, _own_size(network), parts))
 
 
-def _finish(
-    network: Any, architecture: str, size: tuple[int, int], parts: Collection[Part], interpolation: Interpolation
-) -> None:
-    """Remove unused layers from a network and prepare it for the image size, in place."""
-    network.layout = layout = _layout(architecture)
-    remove_layers(network, _unused(architecture, frozenset(parts)))
+def _finish(network: Any, wanted: NetworkSpec) -> tuple[int, int]:
+    """Remove unused layers from a network and prepare it for the image size, in place; return that size."""
+    network.layout = layout = _layout(wanted.architecture)
+    remove_layers(network, _unused(wanted.architecture, frozenset(wanted.parts)))
+    size = as_height_width(wanted.image_size or _own_size(network))
     if size == _own_size(network):
-        return
+        return size
     if layout.has_positions:
-        resize_positions(network, _positions(network), size, interpolation)
+        resize_positions(network, _positions(network), size, wanted.interpolation)
         network.patch_embed.set_input_size(img_size=size)
     elif layout.only_size is not None:
         try:
@@ -337,9 +317,10 @@ def _finish(
             meta_features(Timm().features, network, size)
         except Exception:  # anything can fail in a network that is not made for this size
             raise ValueError(
-                f"`image_size` of {architecture} cannot be {size[0]} x {size[1]}: use "
+                f"`image_size` of {wanted.architecture} cannot be {size[0]} x {size[1]}: use "
                 f"{layout.only_size[0]} x {layout.only_size[1]}, or perhaps a multiple of it."
             ) from None
+    return size
 
 
 def _tags(architecture: str) -> dict[str, Any]:

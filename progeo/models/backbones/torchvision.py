@@ -20,9 +20,8 @@ from progeo.models.backbones.family import (
     Family,
     Features,
     ImageSize,
-    Interpolation,
     Loaded,
-    Part,
+    NetworkSpec,
     PositionEmbedding,
     Traits,
 )
@@ -53,22 +52,17 @@ class Torchvision(Family):
         """Return `token` for a vision transformer, else `gem`."""
         return "token" if isinstance(_meta_classifier(architecture), VisionTransformer) else "gem"
 
-    def load(
-        self,
-        architecture: str,
-        weights: str,
-        image_size: ImageSize | None,
-        *,
-        parts: Collection[Part],
-        interpolation: Interpolation,
-        seed: int,
-    ) -> Loaded:
+    def load(self, wanted: NetworkSpec, weights: str, *, seed: int) -> Loaded:
         """Build a network with weights, see `Family.load`.
 
         A tag is one of torchvision, such as `IMAGENET1K_V1` or `DEFAULT`; a file holds the state dict of the complete
         classifier, see `find_weights`.
         """
-        own = _native_side(architecture, weights)
+        architecture, image_size, own = (
+            wanted.architecture,
+            wanted.image_size,
+            _native_side(wanted.architecture, weights),
+        )
         if weights == "random":
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
@@ -78,21 +72,15 @@ class Torchvision(Family):
         if isinstance(network, VisionTransformer):
             own = network.image_size
             network.image_size = as_height_width(image_size or own)
-            resize_positions(network, _positions(network, own), network.image_size, interpolation)
+            resize_positions(network, _positions(network, own), network.image_size, wanted.interpolation)
         return Loaded(network, architecture, as_height_width(image_size or own))
 
-    def empty(
-        self,
-        architecture: str,
-        image_size: ImageSize | None,
-        *,
-        parts: Collection[Part],
-        interpolation: Interpolation,
-    ) -> nn.Module:
+    def empty(self, wanted: NetworkSpec) -> nn.Module:
         """Build the network of `load` on the meta device, without weights, to load a state dict into."""
-        network = _on_meta(partial(_cut, architecture, image_size, _native_side(architecture)))
-        if isinstance(network, VisionTransformer) and image_size is not None:
-            _set_size(network, as_height_width(image_size))
+        own = _native_side(wanted.architecture)
+        network = _on_meta(partial(_cut, wanted.architecture, wanted.image_size, own))
+        if isinstance(network, VisionTransformer) and wanted.image_size is not None:
+            _set_size(network, as_height_width(wanted.image_size))
         return network
 
     def traits(self, network: nn.Module) -> Traits:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from progeo.models.backbones import freeze_layers
+from progeo.models.backbones.family import NetworkSpec
 from progeo.models.backbones.timm import Timm
 from progeo.models.encoder import build_encoder
 
@@ -32,12 +33,12 @@ LARGE = [name for name in NETWORKS if "_small_patch" in name or name.startswith(
 
 def load(architecture, weights="random", image_size=None, *, parts=PARTS, seed=1):
     interpolation = FAMILY.interpolation(architecture)
-    return FAMILY.load(architecture, weights, image_size, parts=parts, interpolation=interpolation, seed=seed).network
+    return FAMILY.load(NetworkSpec(architecture, image_size, parts, interpolation), weights, seed=seed).network
 
 
 def empty(architecture, image_size=None, parts=PARTS):
     interpolation = FAMILY.interpolation(architecture)
-    return FAMILY.empty(architecture, image_size, parts=parts, interpolation=interpolation)
+    return FAMILY.empty(NetworkSpec(architecture, image_size, parts, interpolation))
 
 
 def is_equal(features, others):

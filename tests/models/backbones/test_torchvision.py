@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from torchvision.models import get_model, list_models
 
 from progeo.engine.log import start_log
+from progeo.models.backbones.family import NetworkSpec
 from progeo.models.backbones.torchvision import Torchvision
 
 FAMILY = Torchvision()
@@ -39,15 +40,15 @@ def classifier(architecture, seed=0, **options):
 
 
 def load(architecture, weights="random", image_size=None, *, parts=("map",), seed=0):
-    return FAMILY.load(architecture, weights, image_size, parts=parts, interpolation="edges", seed=seed).network
+    return FAMILY.load(NetworkSpec(architecture, image_size, parts), weights, seed=seed).network
 
 
 def own_size(architecture):
-    return FAMILY.load(architecture, "random", None, parts=("map",), interpolation="edges", seed=0).image_size
+    return FAMILY.load(NetworkSpec(architecture), "random", seed=0).image_size
 
 
 def empty(architecture, image_size=None):
-    return FAMILY.empty(architecture, image_size, parts=("map",), interpolation="edges")
+    return FAMILY.empty(NetworkSpec(architecture, image_size, ("map",)))
 
 
 class Pooled(TorchFunctionMode):
@@ -282,7 +283,7 @@ def test_weights_of_a_densenet_are_read(published, tmp_path):
     whole, path = torchvision.models.get_model("densenet121", weights=None).eval(), tmp_path / "whole.pth"
     old = re.compile(r"(denselayer\d+\.(?:norm|conv))([12])") if published else re.compile("(x)(x)")
     torch.save({old.sub(r"\1.\2", name): tensor for name, tensor in whole.state_dict().items()}, path)
-    network = FAMILY.load("densenet121", str(path), 64, parts={"map"}, interpolation="edges", seed=0).network
+    network = FAMILY.load(NetworkSpec("densenet121", 64), str(path), seed=0).network
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.allclose(FAMILY.features(network, images).map, whole.features(images).relu(), atol=1e-6)
