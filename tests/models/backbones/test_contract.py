@@ -34,7 +34,7 @@ NETWORKS = {
     },
 }
 """Networks of each family, with the parts of their features."""
-LARGE = ("convnext_tiny", "swin_t", "vit_b_16", "vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2")
+LARGE = ("convnext_tiny", "mobilenet_v3_large", "swin_t", "vit_b_16", "vit_small_patch14_reg4_dinov2")
 QUICK_GRAPHS = ("resnet18", "mobilenetv3_small_050")
 """Networks of which a program is made in a few seconds; those of tiny-vit are made for each aggregation."""
 REFUSED = {"swin_t": "No graph can be made of swin_t: Specializations unexpectedly required (height, width)"}
@@ -64,7 +64,7 @@ def test_every_family_has_networks_here():
     assert all(NETWORKS.values())
 
 
-def each_case(is_slow=lambda architecture: False):
+def each_case(is_slow=LARGE.__contains__):
     """Parametrize a test over all cases, of which some are slow."""
     marked = [
         pytest.param(*case, marks=[pytest.mark.slow] if is_slow(own_name(case[0])) else [], id="-".join(case))
@@ -114,7 +114,7 @@ def test_a_program_computes_the_descriptors_or_is_refused(architecture, part, tm
     check_program(built(architecture, part), tmp_path, REFUSED.get(own_name(architecture)))
 
 
-@each_case(LARGE.__contains__)
+@each_case(lambda architecture: architecture in (*LARGE, "vit_small_patch14_dinov2"))
 def test_a_training_that_is_resumed_ends_with_the_same_bits(architecture, part, config, tmp_path):
     settings = {
         "model.architecture": architecture,
