@@ -106,7 +106,9 @@ def test_every_aggregation_refuses_a_backbone_without_the_parts_it_needs(name):
             aggregation_dim(name, dataclasses.replace(TRAITS, **lacking[part]), None, {}, "net")
 
 
-@pytest.mark.parametrize("check", [check_reload, check_program, pytest.param(check_onnx, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "check", [check_reload, *(pytest.param(check, marks=pytest.mark.slow) for check in (check_program, check_onnx))]
+)
 def test_an_encoder_with_every_aggregation_is_the_same_as_a_file(name, check, tmp_path):
     check(build_encoder(NETWORK, "random", 64, aggregation=name).eval(), tmp_path)
 

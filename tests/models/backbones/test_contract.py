@@ -35,8 +35,8 @@ NETWORKS = {
 }
 """Networks of each family, with the parts of their features."""
 LARGE = ("convnext_tiny", "mobilenet_v3_large", "swin_t", "vit_b_16", "vit_small_patch14_reg4_dinov2")
-QUICK_GRAPHS = ("resnet18", "mobilenetv3_small_050")
-"""Networks of which a program is made in a few seconds; those of tiny-vit are made for each aggregation."""
+QUICK_GRAPHS = ("tiny-vit", "resnet18")
+"""Networks of which a program is made in a few seconds."""
 REFUSED = {"swin_t": "No graph can be made of swin_t: Specializations unexpectedly required (height, width)"}
 """Beginnings of the sentences that graphs of networks are refused with; those of others are written."""
 CASES = [
