@@ -75,8 +75,10 @@ def distributed(module: nn.Module, accelerator: Accelerator) -> nn.Module:
         return module
     if accelerator.device.type == "cuda":
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
-    has_batch_norm = any(isinstance(part, _BatchNorm) for part in module.modules())  # other buffers are constants
-    return DistributedDataParallel(module, broadcast_buffers=has_batch_norm)
+    wrapped = DistributedDataParallel(module)
+    # Buffers other than those of batch norm are constants. The argument of this name is deprecated in PyTorch 2.14.
+    wrapped.broadcast_buffers = any(isinstance(part, _BatchNorm) for part in module.modules())
+    return wrapped
 
 
 def copy_from_main_process(module: nn.Module, accelerator: Accelerator) -> None:
