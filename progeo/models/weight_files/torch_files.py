@@ -206,6 +206,7 @@ def _add_stubs(stream: Any, stubs: dict[str, Callable[..., Any]]) -> None:
     stack: list[str | None] = []
     marks: list[int] = []
     memo: dict[int, str | None] = {}
+    former: dict[str, str] = {}
     operations: Iterable[tuple[pickletools.OpcodeInfo, Any, Any]] = pickletools.genops(stream)
     for operation, argument, _ in operations:
         name = operation.name
@@ -224,6 +225,7 @@ def _add_stubs(stream: Any, stubs: dict[str, Callable[..., Any]]) -> None:
             if _runs_code(full):
                 raise _RunsCodeError(f"it asks for {printable(full)}, which weights do not need")
             stubs.setdefault(full, _REPLACEMENTS.get(full) or type("Stub", (Stub,), {"kind": full}))
+            former[argument.replace(" ", ".")] = full
             stack.append(full)
         else:
             taken = len(operation.stack_before)
@@ -235,6 +237,8 @@ def _add_stubs(stream: Any, stubs: dict[str, Callable[..., Any]]) -> None:
                 stubs[target] = _FILLED_BY[name]
             del stack[len(stack) - taken :]
             stack += [target] * len(operation.stack_after)
+    # PyTorch renames fewer of the names of Python 2 than Python does; which of them depends on its version.
+    stubs.update({name: stubs[full] for name, full in former.items()})
 
 
 def _runs_code(name: str) -> bool:
