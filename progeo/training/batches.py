@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from progeo.data.augmentation import Changes, build_crop, draw_changes
-from progeo.data.datasets import CachedImages, CatalogueImages, LabeledImages, max_unreadable
+from progeo.data.datasets import CatalogueImages, LabeledImages, max_unreadable
 from progeo.data.loaders import Loaded, build_loader, cache_images
 from progeo.data.options import Augmentation, DataOptions
 from progeo.data.samplers import ClassSampler
@@ -47,10 +47,6 @@ class Batches(ABC):
         accelerator: gives the index of this process and the number of processes.
     """
 
-    images: CatalogueImages | CachedImages
-    """The training images."""
-
-    @abstractmethod
     def __init__(
         self,
         places: TrainingPlaces,
@@ -61,7 +57,16 @@ class Batches(ABC):
         image_size: tuple[int, int],
         seed: int,
         accelerator: Accelerator,
-    ) -> None: ...
+    ) -> None:
+        self.groups = places.partition.groups
+        self.data, self.augmentation, self.training, self.seed = data, augmentation, training, seed
+        self.crop = build_crop(augmentation, image_size)
+        self.process, self.num_processes = accelerator.process_index, accelerator.num_processes
+        self.unreadable: set[str] = set()
+        """Reasons why images could not be read; each names its image."""
+        images = CatalogueImages(places.catalogue, orientation=data.orientation)
+        self.images = cache_images(images, num_workers=data.num_workers) if training.cache_images else images
+        """The training images."""
 
     @staticmethod
     @abstractmethod
@@ -85,37 +90,34 @@ class Batches(ABC):
     def of_epoch(self, epoch: int, *, first_step: int) -> Iterator[list[MicroBatch]]:
         """Yield this process's part of each batch of an epoch from a step on, as micro-batches."""
 
-    @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Return the state required to resume."""
+        """Return the state required to resume: the reasons why images could not be read."""
+        return {"unreadable": sorted(self.unreadable)}
 
-    @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
+        self.unreadable = set(state["unreadable"])
+
+    def note_unreadable(self, loaded: Loaded) -> None:
+        """Log the images of a batch that were replaced.
+
+        Raises:
+            ValueError: too many images of the data set or all images of a class cannot be read.
+        """
+        for reason in loaded.unreadable.values():
+            raise ValueError(f"No image of a class can be read: {reason}")
+        for reason in sorted(set(loaded.replaced.values()) - self.unreadable):
+            self.unreadable.add(reason)
+            LOGGER.warning("replaced by another image of its class: %s", reason)
+            if len(self.unreadable) > max_unreadable(self.data.max_unreadable_fraction, len(self.images)):
+                raise ValueError(
+                    f"{len(self.unreadable)} of {len(self.images)} images cannot be read, more than "
+                    f"`max_unreadable_fraction` allows: raise it to continue without them. One of them: {reason}"
+                )
 
 
 class ClassBatches(Batches):
     """P x K sampling: several images of each of several classes of the group of the epoch; see `Batches`."""
-
-    def __init__(
-        self,
-        places: TrainingPlaces,
-        *,
-        data: DataOptions,
-        augmentation: Augmentation,
-        training: TrainingOptions,
-        image_size: tuple[int, int],
-        seed: int,
-        accelerator: Accelerator,
-    ) -> None:
-        self.groups = places.partition.groups
-        self.data, self.augmentation, self.training, self.seed = data, augmentation, training, seed
-        self.crop = build_crop(augmentation, image_size)
-        self.process, self.num_processes = accelerator.process_index, accelerator.num_processes
-        self.unreadable: set[str] = set()
-        """Reasons why images could not be read; each names its image."""
-        images = CatalogueImages(places.catalogue, orientation=data.orientation)
-        self.images = cache_images(images, num_workers=data.num_workers) if training.cache_images else images
 
     @staticmethod
     def check(training: TrainingOptions, num_processes: int) -> None:
@@ -173,17 +175,9 @@ class ClassBatches(Batches):
         dataset = LabeledImages(self.images, group.rows, group.offsets, self.crop)
         loader = build_loader(dataset, self._with_crops(batches, epoch), num_workers=self.data.num_workers)
         for step, loaded in enumerate(loader, first_step):
-            self._note_unreadable(loaded)
+            self.note_unreadable(loaded)
             images, labels = loaded.items
             yield self._micro_batches(images, labels, self._changes(epoch, step).of(batches.part))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the reasons why images could not be read."""
-        return {"unreadable": sorted(self.unreadable)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the state that `state_dict` returned."""
-        self.unreadable = set(state["unreadable"])
 
     def _with_crops(self, batches: ClassSampler, epoch: int) -> Iterator[list[tuple[int, np.ndarray]]]:
         for step, indices in enumerate(batches, batches.first_batch):
@@ -199,18 +193,6 @@ class ClassBatches(Batches):
         size = len(images) // self.training.micro_batches
         parts = [slice(start, start + size) for start in range(0, len(images), size)]
         return [MicroBatch(images[part], changes.of(part), {"labels": labels[part]}) for part in parts]
-
-    def _note_unreadable(self, loaded: Loaded) -> None:
-        for reason in loaded.unreadable.values():
-            raise ValueError(f"No image of a class can be read: {reason}")
-        for reason in sorted(set(loaded.replaced.values()) - self.unreadable):
-            self.unreadable.add(reason)
-            LOGGER.warning("replaced by another image of its class: %s", reason)
-            if len(self.unreadable) > max_unreadable(self.data.max_unreadable_fraction, len(self.images)):
-                raise ValueError(
-                    f"{len(self.unreadable)} of {len(self.images)} images cannot be read, more than "
-                    f"`max_unreadable_fraction` allows: raise it to continue without them. One of them: {reason}"
-                )
 
 
 BATCHES: dict[str, type[Batches]] = {"classes": ClassBatches}

@@ -26,6 +26,11 @@ class Measures:
             raise ValueError(f"The {self.primary} of a validation is not a number: no epoch could be the best.")
 
     @property
+    def named(self) -> dict[str, float]:
+        """The values by their names in logs and files, such as `val R@1`."""
+        return {f"val {name}": value for name, value in self.values.items()}
+
+    @property
     def best(self) -> float:
         """The value of the primary measure."""
         return self.values[self.primary]

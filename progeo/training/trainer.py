@@ -273,7 +273,7 @@ class Trainer:
     def _validate(self, terms: Mapping[str, float]) -> Measures | None:
         """Validate the network after an epoch; log and write its loss terms and measures."""
         measures = self.task.validate(self.model)
-        values = {} if measures is None else {f"val {name}": value for name, value in measures.values.items()}
+        values = {} if measures is None else measures.named
         if self._writes:
             self.run.append_metrics({**self.task.metrics, "epoch": self.epoch, **terms, **values})
         if measures is not None:
@@ -301,8 +301,7 @@ class Trainer:
         if options.keep_every is not None and self.epoch % options.keep_every == 0:
             folders.append(self.run.kept_of_epoch(self.epoch))
         for folder in folders if self._writes else ():
-            values = {f"val {name}": value for name, value in measures.values.items()}
-            self.task.keep(folder, self.model, epoch=self.epoch, values=values)
+            self.task.keep(folder, self.model, epoch=self.epoch, values=measures.named)
 
     def _progress(self) -> AbstractContextManager[tqdm]:
         if self.bar is not None:

@@ -32,7 +32,12 @@ from progeo.models.backbones.family import (
     PositionEmbedding,
     Traits,
 )
-from progeo.models.backbones.position_embedding import as_height_width, resize_positions, resized_embedding
+from progeo.models.backbones.position_embedding import (
+    as_height_width,
+    grid_of_patches,
+    resize_positions,
+    resized_embedding,
+)
 from progeo.models.clip_files import read_clip_file, read_section_beside
 from progeo.models.state_dicts import check_file_fits
 from progeo.models.weight_files.checkpoints import reason_of
@@ -109,7 +114,7 @@ class OpenClip(Family):
         if not network.output_tokens:
             return Features(None, network(images))
         token, patches = network(images)
-        grid = _grid_of_patches(*images.shape[2:], patch=network.patch_size)
+        grid = grid_of_patches(*images.shape[2:], patch=network.patch_size)
         return Features(patches.mT.unflatten(2, grid), None if network.proj is None else token)
 
     def own_normalization(self, architecture: str, weights: str) -> Mapping[str, Any]:
@@ -385,15 +390,11 @@ def _positions(visual: nn.Module) -> PositionEmbedding | None:
     assert isinstance(visual, VisionTransformer | ModifiedResNet)
     size = as_height_width(visual.image_size)
     if isinstance(visual, VisionTransformer):
-        grid_of = partial(_grid_of_patches, patch=visual.patch_size)
+        grid_of = partial(grid_of_patches, patch=visual.patch_size)
         return PositionEmbedding("positional_embedding", grid_of(*size), visual.patch_size[0], grid_of)
     if isinstance(visual.attnpool, nn.Identity):
         return None
     return PositionEmbedding("attnpool.positional_embedding", _grid_of_layer4(*size), RESNET_STRIDE, _grid_of_layer4)
-
-
-def _grid_of_patches(height: int, width: int, *, patch: tuple[int, int]) -> tuple[int, int]:
-    return height // patch[0], width // patch[1]
 
 
 def _grid_of_layer4(height: int, width: int) -> tuple[int, int]:

@@ -27,6 +27,11 @@ def as_height_width(image_size: ImageSize) -> tuple[int, int]:
     return height, width
 
 
+def grid_of_patches(height: int, width: int, *, patch: tuple[int, int]) -> tuple[int, int]:
+    """Return the rows and columns of patches of (height, width) pixels in an image of this height and width."""
+    return height // patch[0], width // patch[1]
+
+
 def check_sides(what: str, height: int, width: int, traits: Traits) -> None:
     """Refuse images that a backbone does not take.
 

@@ -29,7 +29,7 @@ from progeo.models.backbones.family import (
     Traits,
 )
 from progeo.models.backbones.meta_run import meta_features, remove_layers, unused_layers
-from progeo.models.backbones.position_embedding import as_height_width, resize_positions
+from progeo.models.backbones.position_embedding import as_height_width, grid_of_patches, resize_positions
 from progeo.models.state_dicts import check_file_fits, telling_name, with_batch_counts
 from progeo.models.weight_files.checkpoints import load_weights, reason_of
 
@@ -283,12 +283,8 @@ def _has_positions(network: Any, num_prefix_tokens: int) -> bool:
 def _positions(network: Any) -> PositionEmbedding:
     patch = network.patch_embed
     return PositionEmbedding(
-        _POSITIONS, tuple(patch.grid_size), patch.patch_size[0], partial(_grid_of, tuple(patch.patch_size))
+        _POSITIONS, tuple(patch.grid_size), patch.patch_size[0], partial(grid_of_patches, patch=tuple(patch.patch_size))
     )
-
-
-def _grid_of(patch: tuple[int, int], height: int, width: int) -> tuple[int, int]:
-    return height // patch[0], width // patch[1]
 
 
 @functools.cache

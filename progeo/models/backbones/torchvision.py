@@ -26,7 +26,7 @@ from progeo.models.backbones.family import (
     Traits,
 )
 from progeo.models.backbones.meta_run import measured_map
-from progeo.models.backbones.position_embedding import as_height_width, resize_positions
+from progeo.models.backbones.position_embedding import as_height_width, grid_of_patches, resize_positions
 from progeo.models.state_dicts import check_file_fits, telling_name, with_batch_counts
 from progeo.models.weight_files.checkpoints import load_weights, reason_of
 
@@ -226,17 +226,13 @@ def _pretrained(architecture: str, weights: str, image_size: ImageSize | None, o
 
 
 def _positions(network: VisionTransformer, image_size: tuple[int, int]) -> PositionEmbedding:
-    grid_of = partial(_grid_of, network.patch_size)
+    grid_of = partial(grid_of_patches, patch=(network.patch_size, network.patch_size))
     return PositionEmbedding(_POSITIONS, grid_of(*image_size), network.patch_size, grid_of)
-
-
-def _grid_of(patch: int, height: int, width: int) -> tuple[int, int]:
-    return height // patch, width // patch
 
 
 def _set_size(network: VisionTransformer, image_size: tuple[int, int]) -> None:
     """Replace the position embedding by one without values, on the meta device, for another image size."""
-    rows, columns = _grid_of(network.patch_size, *image_size)
+    rows, columns = grid_of_patches(*image_size, patch=(network.patch_size, network.patch_size))
     network.image_size = image_size
     network.encoder.pos_embedding = nn.Parameter(torch.empty(1, 1 + rows * columns, network.hidden_dim, device="meta"))
 
