@@ -85,6 +85,16 @@ def class_ids(
     return np.stack(indices, axis=1) * np.array([cell_side_m, cell_side_m, heading_bin_deg])
 
 
+def class_centers(class_ids: np.ndarray, *, cell_side_m: int) -> np.ndarray:
+    """Compute the center of each class's cell, float64 (C, 2): east and north in meters.
+
+    Args:
+        class_ids: int64 (C, 3), as returned by `class_ids`; a third column is ignored.
+        cell_side_m: as passed to `class_ids`; half an odd side is half a meter more than a whole number.
+    """
+    return np.asarray(class_ids, np.float64)[:, :2] + cell_side_m / 2
+
+
 def group_ids(
     class_ids: np.ndarray, *, cell_side_m: int, heading_bin_deg: int, groups_per_side: int, groups_per_heading: int
 ) -> np.ndarray:

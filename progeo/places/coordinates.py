@@ -77,12 +77,17 @@ def project(latitude: np.ndarray, longitude: np.ndarray, *, name: Callable[[int]
             f"{name(row)} is at longitude {longitude[row]}, the middle of all at {middle_longitude:.5f}: more than "
             f"{_WIDEST_DEG} degrees apart, no UTM zone fits both. Make one set of each city."
         )
-    zone = utm.latlon_to_zone_number(middle_latitude, middle_longitude)
+    zone = zone_of(middle_latitude, middle_longitude)
     east, north = np.full((2, len(known)), np.nan)
     east[known], north[known], _, _ = utm.from_latlon(
         latitude[known], longitude[known], force_zone_number=zone, force_northern=middle_latitude >= 0
     )
     return Positions(east, north, zone)
+
+
+def zone_of(latitude: float, longitude: float) -> int:
+    """Return the UTM zone of a position in degrees."""
+    return utm.latlon_to_zone_number(latitude, longitude)
 
 
 def check_degrees(latitude: np.ndarray, longitude: np.ndarray, *, name: Callable[[int], str] = _numbered) -> None:

@@ -2,7 +2,9 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow.compute as pc
@@ -15,12 +17,15 @@ from progeo.places.coordinates import (
     degrees_of_utm,
     fits_one_zone,
     hemispheres,
+    middle_of,
     project,
+    zone_of,
 )
 from progeo.places.filename import complete_fields, format_names, parse_columns, says_position
 
 _LOGGER = logging.getLogger("progeo")
 _ZONE_WIDTH_M = 1e6
+_HEMISPHERES = {"north": Hemisphere.NORTHERN, "south": Hemisphere.SOUTHERN}
 
 
 def degrees_of(catalogue: Catalogue) -> np.ndarray:
@@ -66,6 +71,50 @@ def positions_m(*catalogues: Catalogue) -> list[np.ndarray]:
     shift_m = _ZONE_WIDTH_M if len(zones) > 1 else 0.0
     positions_of_each = [_positions_m(catalogue, shift_m) for catalogue in catalogues]
     return _from_one_origin(catalogues, positions_of_each) if zones else positions_of_each
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What the meters are that `positions_m` gives the images of one catalogue."""
+
+    zone: int
+    """UTM zone; 0 if it is unknown, or if there are several."""
+    hemisphere: Literal["north", "south", "both"] | None
+    """Hemisphere whose origin northings are counted from; with `both`, from the equator; None if it is unknown."""
+    several_zones: bool = False
+    """Whether 1000 km times its zone were added to the east of each image."""
+
+    def columns(self, positions_m: np.ndarray) -> dict[str, np.ndarray]:
+        """Convert positions in this frame, (N, 2), to columns of a catalogue.
+
+        Returns:
+            `east` and `north` in UTM meters and `zone`, with `latitude` and `longitude`, NaN where unknown.
+        """
+        east, north = np.array(positions_m, np.float64).reshape(-1, 2).T
+        zone = np.full(len(east), self.zone, np.int8)
+        if self.several_zones:
+            zone = np.floor(east / _ZONE_WIDTH_M).astype(np.int8)
+            east = east - _ZONE_WIDTH_M * zone
+        southern = np.full(len(east), _HEMISPHERES.get(self.hemisphere, Hemisphere.UNKNOWN))
+        if self.hemisphere == "both":
+            southern = np.where(north < 0, Hemisphere.SOUTHERN, Hemisphere.NORTHERN)
+            north = np.where(north < 0, north + SOUTHERN_ORIGIN_M, north)
+        latitude, longitude = degrees_of_utm(east, north, zone, southern)
+        return {"east": east, "north": north, "zone": zone, "latitude": latitude, "longitude": longitude}
+
+
+def frame_of(catalogue: Catalogue) -> Frame:
+    """Return the frame of the positions of a catalogue, see `positions_m`."""
+    zones = _zones([catalogue])
+    if len(zones) > 1 and (degrees := _degrees_together([catalogue])) is not None:
+        latitude, longitude = middle_of(*degrees)
+        return Frame(zone_of(latitude, longitude), "north" if latitude >= 0 else "south")
+    origins = set(np.unique(hemispheres_of(catalogue)).tolist())
+    hemisphere: Literal["north", "south", "both"] | None = None
+    if origins <= {Hemisphere.NORTHERN, Hemisphere.SOUTHERN}:
+        is_mixed = len(origins) > 1
+        hemisphere = "both" if is_mixed else "south" if Hemisphere.SOUTHERN in origins else "north"
+    return Frame(min(zones) if len(zones) == 1 else 0, hemisphere, several_zones=len(zones) > 1)
 
 
 def check_zones(*catalogues: Catalogue) -> None:

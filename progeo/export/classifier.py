@@ -1,0 +1,97 @@
+"""Save and load the classifier of an encoder: `classifier.safetensors`, whose metadata describe its classes."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from progeo.files import replacing
+from progeo.models.classifier import MEANS, Classifier
+from progeo.models.options import HeadKind
+from progeo.models.weight_files.tensor_files import read_metadata, read_safetensors
+from progeo.places.geographic import Frame
+
+CLASSIFIER = "classifier.safetensors"
+_KEY = "progeo"
+_FORMAT = 1
+_TENSORS = ("class_ids", "weight", "bias", "num_images")
+
+
+def save_classifier(folder: Path, classifier: Classifier) -> Path:
+    """Save a classifier beside its encoder and return the path of the file."""
+    path = folder / CLASSIFIER
+    values = {field.name: getattr(classifier, field.name) for field in fields(classifier)}
+    arrays = {name: array for name in _TENSORS if (array := values.pop(name)) is not None}
+    described = {"format": _FORMAT, **values, "cells": dict(classifier.cells), "frame": asdict(classifier.frame)}
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={_KEY: json.dumps(described)})
+    return path
+
+
+def holds_classifier(folder: Path) -> bool:
+    """Return whether a folder holds a classifier."""
+    return (folder / CLASSIFIER).is_file()
+
+
+def load_classifier(folder: Path | str) -> Classifier:
+    """Load the classifier in a folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: the file is corrupt, or not as `save_classifier` writes it.
+    """
+    path = Path(folder) / CLASSIFIER
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no {CLASSIFIER} in {folder}: training with `head.weight` above 0 writes one, and `progeo "
+            f"classes` makes one of the mean descriptors of places for any encoder."
+        )
+    return read_classifier(path)
+
+
+def read_classifier(path: Path) -> Classifier:
+    """Read the file of a classifier; for errors see `load_classifier`."""
+    tensors = read_safetensors(path)
+    try:
+        values = json.loads(read_metadata(path)[_KEY])
+        if values.pop("format") != _FORMAT:
+            raise ValueError("it has another format")
+        classifier = _classifier(values, tensors)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is not a classifier as progeo writes it: {error}.") from None
+    return classifier
+
+
+def _classifier(values: dict[str, Any], tensors: Mapping[str, Tensor]) -> Classifier:
+    """Build a classifier of the content of a file, and check that its parts fit together."""
+    arrays: dict[str, Any] = {name: tensors[name].numpy() if name in tensors else None for name in _TENSORS}
+    cells = {name: int(value) for name, value in values.pop("cells").items()}
+    counts = tuple(int(count) for count in values.pop("classes_per_group"))
+    frame = Frame(**values.pop("frame"))
+    classifier = Classifier(**values, **arrays, cells=cells, classes_per_group=counts, frame=frame)
+    num_classes = len(tensors["class_ids"])
+    expected: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+        "class_ids": (torch.int64, (num_classes, 3)),
+        "weight": (torch.float32, (num_classes, tensors["weight"].shape[-1])),
+        "bias": (torch.float32, (num_classes,)),
+        "num_images": (torch.int64, (num_classes,)),
+    }
+    for name, (dtype, shape) in expected.items():
+        if name in tensors or name != "bias":
+            found = tensors[name]
+            if (found.dtype, tuple(found.shape)) != (dtype, shape):
+                raise ValueError(f"{name} should be {dtype} {shape}, is {found.dtype} {tuple(found.shape)}")
+    if not num_classes or sum(counts) != num_classes:
+        raise ValueError(f"the groups have {sum(counts)} classes, there are {num_classes}")
+    if classifier.kind not in (*get_args(HeadKind), MEANS):
+        raise ValueError(f"the kind {classifier.kind!r} is not known")
+    if min(classifier.cell_side_m, classifier.heading_bin_deg) < 1:
+        raise ValueError("cells and heading bins must be positive")
+    return classifier
