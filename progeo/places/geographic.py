@@ -25,7 +25,7 @@ from progeo.places.filename import complete_fields, format_names, parse_columns,
 
 _LOGGER = logging.getLogger("progeo")
 _ZONE_WIDTH_M = 1e6
-_HEMISPHERES = {"north": Hemisphere.NORTHERN, "south": Hemisphere.SOUTHERN}
+_HEMISPHERES: dict[str | None, Hemisphere] = {"north": Hemisphere.NORTHERN, "south": Hemisphere.SOUTHERN}
 
 
 def degrees_of(catalogue: Catalogue) -> np.ndarray:
