@@ -136,6 +136,7 @@ def build_training(settings: EncoderSettings, places: "TrainingPlaces", accelera
     from progeo.training.batches import batches_of
     from progeo.training.image_training import ImageTraining
     from progeo.training.loss_terms import needs_of
+    from progeo.training.places import check_classes
     from progeo.training.prompt_files import load_text_features
     from progeo.training.starting_encoder import build_starting_encoder, keep_text_weights, starts_from_encoder
     from progeo.training.terms import Terms, TermSource
@@ -143,7 +144,10 @@ def build_training(settings: EncoderSettings, places: "TrainingPlaces", accelera
 
     validation = build_validation(settings.validation, settings.data)
     prompts = settings.losses["text"].prompts or settings.out / "stage1"
-    needs_text = "text" in needs_of(settings.losses)
+    needs = needs_of(settings.losses)
+    if "labels" in needs:
+        check_classes(places.partition)
+    needs_text = "text" in needs
     text_features = load_text_features(prompts, places.partition) if needs_text else None
     encoder = build_starting_encoder(settings.model, settings.encoder, seed=settings.seed).to(accelerator.device)
     keep_text_weights(encoder, prompts if needs_text else None)

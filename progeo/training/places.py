@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from progeo.data.contents import contents_fingerprint
+from progeo.engine.log import LOGGER
 from progeo.engine.run_folder import RunFolder
 from progeo.files import read_json, write_json
 from progeo.models.backbones.open_clip import weights_digest
@@ -31,6 +32,25 @@ class TrainingPlaces:
 
     catalogue: Catalogue
     partition: Partition
+
+
+def check_classes(partition: Partition) -> None:
+    """Check that labels can be learned: warn of groups with a single class, whose cross-entropy is always 0.
+
+    Raises:
+        ValueError: all groups are such.
+    """
+    single = [str(number) for number, group in enumerate(partition.groups, 1) if group.num_classes == 1]
+    if len(single) == len(partition.groups):
+        raise ValueError(
+            "Every group has a single class, whose cross-entropy is always 0: there is nothing to learn. Use a smaller "
+            "`cell_side_m` or `min_images_per_class`, or fewer groups (`groups_per_side`, `groups_per_heading`)."
+        )
+    if single:
+        LOGGER.warning(
+            "group %s: a single class, whose cross-entropy is always 0, so that its epochs teach no place",
+            ", ".join(single),
+        )
 
 
 def read_training_places(train_folder: Path, cells: CellOptions) -> TrainingPlaces:
