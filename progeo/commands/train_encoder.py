@@ -151,8 +151,8 @@ def build_training(settings: EncoderSettings, places: "TrainingPlaces", accelera
     text_features = load_text_features(prompts, places.partition) if needs_text else None
     encoder = build_starting_encoder(settings.model, settings.encoder, seed=settings.seed).to(accelerator.device)
     keep_text_weights(encoder, prompts if needs_text else None)
-    classes_per_group = [group.num_classes for group in places.partition.groups]
-    source = TermSource(encoder.descriptor_dim, classes_per_group, text_features)
+    class_ids = [group.class_ids for group in places.partition.groups]
+    source = TermSource(encoder.descriptor_dim, [*map(len, class_ids)], text_features, class_ids)
     batches = batches_of(settings.training)(
         places,
         data=settings.data,

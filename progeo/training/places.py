@@ -3,9 +3,11 @@
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from progeo.data.contents import contents_fingerprint
@@ -16,7 +18,8 @@ from progeo.models.backbones.open_clip import weights_digest
 from progeo.models.batch_norm import batch_norm_mode
 from progeo.models.options import BatchNormMode, ModelOptions
 from progeo.places.catalogue import Catalogue, read_catalogue
-from progeo.places.cells import Partition, build_partition, check_same_partition
+from progeo.places.cells import Partition, build_partition, check_same_partition, class_centers
+from progeo.places.geographic import positions_m
 from progeo.places.options import CellOptions
 from progeo.training.starting_encoder import starting_statistics
 
@@ -32,6 +35,21 @@ class TrainingPlaces:
 
     catalogue: Catalogue
     partition: Partition
+
+    @cached_property
+    def positions_m(self) -> np.ndarray:
+        """East and north of the images in meters, (N, 2), in the frame of the classes."""
+        return positions_m(self.catalogue)[0]
+
+    def from_centers_m(self, rows: np.ndarray, class_ids: np.ndarray) -> np.ndarray:
+        """Return the positions of images from the centers of the cells of their classes, (n, 2) meters.
+
+        Args:
+            rows: catalogue rows (n,).
+            class_ids: class of each image, (n, 3).
+        """
+        side = self.partition.settings["cell_side_m"]
+        return self.positions_m[rows] - class_centers(class_ids, cell_side_m=side)
 
 
 def check_classes(partition: Partition) -> None:

@@ -4,13 +4,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from progeo.engine.accelerator import distributed, full_precision, gathered_with_gradient
-from progeo.losses import image_text_cross_entropy
+from progeo.losses import distance_smoothed_labels, image_text_cross_entropy
 from progeo.models.heads import build_head
 from progeo.models.options import HeadOptions
 from progeo.models.text_space import TextSpace
@@ -31,6 +32,8 @@ class TermSource:
     classes_per_group: Sequence[int]
     text_features: Sequence[Tensor] | None = None
     """Text features of each group (C, E), if a term needs them."""
+    class_ids: Sequence[np.ndarray] | None = None
+    """Class ids of each group, int64 (C, 3), which smoothed labels are computed from."""
 
 
 class Term(nn.Module):
@@ -59,9 +62,10 @@ class Classification(Term):
     def __init__(self, options: HeadOptions, source: TermSource) -> None:
         super().__init__(options, source)
         self.kind = options.kind
+        class_ids: Sequence[np.ndarray | None] = source.class_ids or [None] * len(source.classes_per_group)
         self.heads = nn.ModuleList(
-            _Classifier(build_head(options.kind, source.descriptor_dim, count, options.scale, options.margin))
-            for count in source.classes_per_group
+            _Classifier(options, source.descriptor_dim, count, ids)
+            for count, ids in zip(source.classes_per_group, class_ids, strict=True)
         )
 
     def title(self, name: str) -> str:
@@ -74,13 +78,25 @@ class Classification(Term):
 
 
 class _Classifier(nn.Module):
-    def __init__(self, head: nn.Module) -> None:
+    cells_m: Tensor
+
+    def __init__(self, options: HeadOptions, dim: int, num_classes: int, class_ids: np.ndarray | None) -> None:
         super().__init__()
-        self.head = head
+        self.head = build_head(
+            options.kind, dim, num_classes, options.scale, options.margin, easy_margin=options.easy_margin
+        )
+        self.smoothing_m = options.smoothing_m
+        if self.smoothing_m is not None:
+            assert class_ids is not None  # their positions are compared with those of images
+            self.register_buffer("cells_m", torch.from_numpy(class_ids[:, :2].copy()), persistent=False)
 
     def forward(self, inputs: Inputs) -> Tensor:
         labels = inputs["labels"]
-        return F.cross_entropy(self.head(inputs["descriptors"], labels), labels)
+        logits = self.head(inputs["descriptors"], labels)
+        if self.smoothing_m is None:
+            return F.cross_entropy(logits, labels)
+        targets = distance_smoothed_labels(inputs["positions"], labels, self.cells_m, smoothing_m=self.smoothing_m)
+        return F.cross_entropy(logits, targets)
 
 
 class ImageText(Term):
