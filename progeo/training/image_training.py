@@ -122,9 +122,10 @@ class ImageTraining(Task):
         return self.validation.measure(cast(Encoder, model), self.accelerator)
 
     def keep(self, folder: Path, model: nn.Module, *, epoch: int, values: Mapping[str, float]) -> None:
-        """Save the encoder or its average."""
+        """Save the encoder or its average, and the classifier, whose weights are not averaged."""
         provenance = {"epoch": epoch, "settings": self.settings}
-        save_encoder(folder, cast(Encoder, model), provenance=provenance, recalls=values)
+        encoder, classifier = cast(Encoder, model), self.terms.classifier(self._batches.places)
+        save_encoder(folder, encoder, provenance=provenance, recalls=values, classifier=classifier)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state required to resume."""

@@ -19,7 +19,7 @@ from progeo.models.batch_norm import batch_norm_mode
 from progeo.models.options import BatchNormMode, ModelOptions
 from progeo.places.catalogue import Catalogue, read_catalogue
 from progeo.places.cells import Partition, build_partition, check_same_partition, class_centers
-from progeo.places.geographic import positions_m
+from progeo.places.geographic import Frame, frame_of, positions_m
 from progeo.places.options import CellOptions
 from progeo.training.starting_encoder import starting_statistics
 
@@ -40,6 +40,11 @@ class TrainingPlaces:
     def positions_m(self) -> np.ndarray:
         """East and north of the images in meters, (N, 2), in the frame of the classes."""
         return positions_m(self.catalogue)[0]
+
+    @cached_property
+    def frame(self) -> Frame:
+        """What the meters of the positions and of the classes are."""
+        return frame_of(self.catalogue)
 
     def from_centers_m(self, rows: np.ndarray, class_ids: np.ndarray) -> np.ndarray:
         """Return the positions of images from the centers of the cells of their classes, (n, 2) meters.

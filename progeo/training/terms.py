@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from progeo.engine.accelerator import distributed, full_precision, gathered_with_gradient
 from progeo.losses import distance_smoothed_labels, image_text_cross_entropy
+from progeo.models.classifier import Classifier
 from progeo.models.heads import build_head
 from progeo.models.options import HeadOptions
 from progeo.models.text_space import TextSpace
 from progeo.training.loss_terms import LossTerm, enabled_terms
 from progeo.training.options import TextOptions
+from progeo.training.places import TrainingPlaces
 
 _NO_TERMS = ("loss", "skipped", "epoch", "encoder_learning_rate")
 """Names of the numbers in logs that are no loss terms."""
@@ -55,14 +57,18 @@ class Term(nn.Module):
         """Return the module that computes the term for a group."""
         return self
 
+    def classifier(self, places: TrainingPlaces) -> Classifier | None:
+        """Return the vectors learned so far for the classes of all groups; None if the term learns none."""
+        return None
+
 
 class Classification(Term):
     """Cross-entropy of a classifier, one for each group."""
 
     def __init__(self, options: HeadOptions, source: TermSource) -> None:
         super().__init__(options, source)
-        self.kind = options.kind
-        class_ids: Sequence[np.ndarray | None] = source.class_ids or [None] * len(source.classes_per_group)
+        self.kind, self.scale = options.kind, options.scale
+        class_ids: Sequence[np.ndarray | None] = source.class_ids or len(source.classes_per_group) * [None]
         self.heads = nn.ModuleList(
             _Classifier(options, source.descriptor_dim, count, ids)
             for count, ids in zip(source.classes_per_group, class_ids, strict=True)
@@ -75,6 +81,27 @@ class Classification(Term):
     def of_group(self, index: int) -> nn.Module:
         """Return the classifier of a group."""
         return self.heads[index]
+
+    def classifier(self, places: TrainingPlaces) -> Classifier:
+        """Return the rows of the heads of all groups, with the bias of linear ones."""
+        is_linear = self.kind == "linear"
+        partition = places.partition
+        return Classifier(
+            kind=self.kind,
+            class_ids=np.concatenate([group.class_ids for group in partition.groups]),
+            weight=self._of_all_groups("weight"),
+            bias=self._of_all_groups("bias") if is_linear else None,
+            num_images=np.concatenate([np.diff(group.offsets) for group in partition.groups]),
+            classes_per_group=tuple(group.num_classes for group in partition.groups),
+            scale=1.0 if is_linear else float(self.scale),
+            cells=partition.settings,
+            fingerprint=partition.fingerprint,
+            frame=places.frame,
+        )
+
+    def _of_all_groups(self, name: str) -> np.ndarray:
+        """Return a parameter of the heads of all groups, one group after the other, float32."""
+        return torch.cat([getattr(each.head, name).detach().float().cpu() for each in self.heads]).numpy()
 
 
 class _Classifier(nn.Module):
@@ -197,6 +224,11 @@ class Terms(nn.Module):
             in_lists = {parameter for group in of_lists for parameter in group}
             groups += [*of_lists, [each for each in term.parameters() if each not in in_lists]]
         return [group for group in groups if group]
+
+    def classifier(self, places: TrainingPlaces) -> Classifier | None:
+        """Return the vectors that a term has learned for the classes; None if no term learns any."""
+        found = (term.classifier(places) for term in self.terms.values())
+        return next((each for each in found if each is not None), None)
 
     def modules_of_group(self, index: int) -> list[nn.Module]:
         """Return the modules that are on the device while a group is trained."""
