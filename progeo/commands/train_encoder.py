@@ -30,6 +30,7 @@ _MAY_CHANGE = (
     "training.cache_images",
     "training.gradient_checkpointing",
     "training.patience",
+    "training.min_learning_rate",
     "training.keep_every",
     "training.skip_not_finite",
     "training.checkpoint_every",

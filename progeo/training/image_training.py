@@ -78,7 +78,11 @@ class ImageTraining(Task):
 
     def name(self, epoch: int) -> str:
         """Return the epoch and its group."""
-        return f"stage 2, epoch {epoch + 1}/{self.options.epochs}, group {self._batches.group_of(epoch) + 1}"
+        return f"stage 2, epoch {epoch + 1}/{self.options.epochs}, group {self.group_of(epoch) + 1}"
+
+    def group_of(self, epoch: int) -> int:
+        """Return the index of the group of classes that an epoch trains."""
+        return self._batches.group_of(epoch)
 
     def begin(self) -> None:
         """Initialize an aggregation that needs it with local features of training images."""
@@ -95,12 +99,12 @@ class ImageTraining(Task):
 
     def begin_epoch(self, epoch: int) -> None:
         """Move the modules of the group of this epoch to the device."""
-        self.terms.begin_group(self._batches.group_of(epoch), self.optimizer)
+        self.terms.begin_group(self.group_of(epoch), self.optimizer)
         self.encoder.train()
 
     def end_epoch(self, epoch: int) -> None:
         """Move the modules of the group of this epoch back to the CPU."""
-        self.terms.end_group(self._batches.group_of(epoch), self.optimizer)
+        self.terms.end_group(self.group_of(epoch), self.optimizer)
 
     def batches(self, epoch: int, *, first_step: int) -> Iterator[list[MicroBatch]]:
         """Return the batches of an epoch."""
@@ -169,11 +173,11 @@ def _parameter_groups(encoder: Encoder, terms: Terms, options: TrainingOptions) 
     The classifier of an idle group gets no gradient, so the optimizer does not change it.
     """
     trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+    constant = options.head_schedule == "constant"
     kinds = [
-        ([p for p in trained if p.ndim > 1], options.encoder_learning_rate, options.weight_decay),
-        ([p for p in trained if p.ndim <= 1], options.encoder_learning_rate, 0.0),
-        *((group, options.head_learning_rate, 0.0) for group in terms.parameter_groups()),
+        ([p for p in trained if p.ndim > 1], options.encoder_learning_rate, options.weight_decay, False),
+        ([p for p in trained if p.ndim <= 1], options.encoder_learning_rate, 0.0, False),
+        *((group, options.head_learning_rate, 0.0, constant) for group in terms.parameter_groups()),
     ]
-    return [
-        {"params": parameters, "lr": rate, "base_lr": rate, "weight_decay": decay} for parameters, rate, decay in kinds
-    ]
+    names = ("params", "base_lr", "weight_decay", "constant")
+    return [{**dict(zip(names, kind, strict=True)), "lr": kind[1]} for kind in kinds]
