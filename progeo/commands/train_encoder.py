@@ -104,8 +104,9 @@ def check_method(settings: EncoderSettings) -> None:
 
     from progeo.models.aggregation import filled_options, find_aggregation
     from progeo.training.batches import batches_of
-    from progeo.training.loss_terms import check_needs
+    from progeo.training.loss_terms import check_needs, enabled_terms
     from progeo.training.starting_encoder import starting_aggregation
+    from progeo.training.validation import validation_of
 
     batches = batches_of(settings.training)
     batches.check(settings.training, int(os.environ.get("WORLD_SIZE", "1")))
@@ -115,6 +116,12 @@ def check_method(settings: EncoderSettings) -> None:
     map_advice = "" if has_map else f"`aggregation` {aggregation} leaves it out, use gem or another that takes it"
     given = {"descriptors": "", "map": map_advice, "text": "", **batches.given(settings.training)}
     check_needs(settings.losses, given)
+    learns_classes = any(row.learns_classes for _, row in enabled_terms(settings.losses))
+    if validation_of(settings.validation).needs_classifier and not learns_classes:
+        raise ValueError(
+            f"`validation.kind` {settings.validation.kind} needs the vectors of a classifier, and no loss term learns "
+            f"any: set `head.weight` above 0, or take another kind."
+        )
 
 
 def check_encoder_settings(settings: EncoderSettings) -> None:

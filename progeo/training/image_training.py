@@ -15,6 +15,7 @@ from progeo.engine.accelerator import copy_from_main_process, distributed
 from progeo.engine.randomness import seeded_generator
 from progeo.export.weights import save_encoder
 from progeo.models.aggregation import AGGREGATIONS
+from progeo.models.classifier import Classifier
 from progeo.models.encoder import Encoder
 from progeo.training.batches import Batches, MicroBatch
 from progeo.training.options import TrainingOptions
@@ -123,13 +124,16 @@ class ImageTraining(Task):
 
     def validate(self, model: nn.Module) -> Measures:
         """Validate the encoder or its average."""
-        return self.validation.measure(cast(Encoder, model), self.accelerator)
+        return self.validation.measure(cast(Encoder, model), self.accelerator, classifier=self.classifier())
 
     def keep(self, folder: Path, model: nn.Module, *, epoch: int, values: Mapping[str, float]) -> None:
         """Save the encoder or its average, and the classifier, whose weights are not averaged."""
         provenance = {"epoch": epoch, "settings": self.settings}
-        encoder, classifier = cast(Encoder, model), self.terms.classifier(self._batches.places)
-        save_encoder(folder, encoder, provenance=provenance, recalls=values, classifier=classifier)
+        save_encoder(folder, cast(Encoder, model), provenance=provenance, recalls=values, classifier=self.classifier())
+
+    def classifier(self) -> Classifier | None:
+        """Return the vectors learned so far for the classes; None if no loss term learns any."""
+        return self.terms.classifier(self._batches.places)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state required to resume."""

@@ -38,6 +38,8 @@ class LossTerm:
     """Names in `NEEDS`, or of tensors that only some way to draw batches gives. The term gets no others."""
     needs_of_options: Mapping[str, str] = field(default_factory=dict)
     """What it needs besides if an option is set (not null, false or 0), by the name of the option."""
+    learns_classes: bool = False
+    """Whether it learns a vector for each class: whether its code is a `Term` with a `classifier`."""
 
     def __post_init__(self) -> None:
         if not any(each.name == "weight" for each in fields(self.options)):
@@ -60,7 +62,11 @@ class LossTerm:
 
 LOSS_TERMS: dict[str, LossTerm] = {
     "head": LossTerm(
-        HeadOptions, "progeo.training.terms:Classification", ("descriptors", "labels"), {"smoothing_m": "positions"}
+        HeadOptions,
+        "progeo.training.terms:Classification",
+        ("descriptors", "labels"),
+        {"smoothing_m": "positions"},
+        learns_classes=True,
     ),
     "text": LossTerm(TextOptions, "progeo.training.terms:ImageText", ("descriptors", "labels", "text")),
     "triplet": LossTerm(TripletOptions, "progeo.losses.triplet:triplet", ("descriptors", "labels", "pairs")),

@@ -24,7 +24,9 @@ class ValidationOptions:
     folder: Path
     """Folder that holds the database and the queries of the validation."""
     kind: str = "retrieval"
-    """What a validation measures: retrieval, the recall of the nearest database images. A plugin may add others."""
+    """What a validation measures: retrieval, the recall R@N of the nearest database images; or classification, the
+    localization recall LR@N of the classes whose vectors have the highest cosines, which needs no database. A plugin
+    may add others."""
     database: str = "database"
     """Name of the database folder inside folder."""
     queries: str = "queries"
@@ -35,7 +37,7 @@ class ValidationOptions:
     the aspect ratio; central_crop resizes to cover encoder.image_size and crops the center; five_crops averages the
     descriptors of five square crops; native keeps images as they are, as published CosPlace does."""
     positive_radius_m: PositiveFloat = 25.0
-    """A database image within this many meters of a query is a positive (a correct match)."""
+    """A database image or class center within this many meters of a query is a positive (a correct match)."""
     positive_angle_deg: PositiveFloat | None = None
     """Maximum heading difference in degrees between a query and its positives, in addition to positive_radius_m. null
     ignores headings."""
@@ -146,11 +148,11 @@ class TrainerOptions:
     skip_not_finite: bool = False
     """Skip and count a step whose loss or gradient is not finite, instead of stopping."""
     patience: PositiveInt | None = None
-    """Number of epochs without a better validation (R@1) after which training stops early. The one before training does
-    not count. null trains all epochs."""
+    """Number of epochs without a better validation (its R@1 or LR@1) after which training stops early. The one before
+    training does not count. null trains all epochs."""
     keep: Keep = "best"
-    """Encoder to keep: best keeps the epoch with the best validation (highest R@1) in best/; last keeps the last epoch
-    in last/. The encoder before training is never kept."""
+    """Encoder to keep: best keeps the epoch with the best validation (highest R@1 or LR@1) in best/; last keeps the
+    last epoch in last/. The encoder before training is never kept."""
     keep_every: PositiveInt | None = None
     """Also keep the encoder after every this many epochs, in a folder of epochs/. null keeps none of them."""
     checkpoint_every: PositiveInt = 1000
