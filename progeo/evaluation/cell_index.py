@@ -6,6 +6,7 @@ import faiss
 import numpy as np
 from scipy.spatial import cKDTree
 
+from progeo.evaluation.classification import class_means
 from progeo.evaluation.search import Neighbors
 from progeo.features.store import ShardedRows
 from progeo.models.classifier import Classifier
@@ -76,14 +77,27 @@ def cell_of_images(
     return rows.astype(np.int64)
 
 
-def build_cell_index(descriptors: ShardedRows, labels: np.ndarray, vectors: np.ndarray) -> faiss.IndexIVFFlat:
+def build_cell_index(
+    descriptors: ShardedRows, labels: np.ndarray, vectors: np.ndarray | None, *, num_classes: int | None = None
+) -> faiss.IndexIVFFlat:
     """Build an index of all images, whose list c holds the images of class c.
 
     Args:
         descriptors: (N, D).
         labels: class of each image, int64 (N,), see `cell_of_images`; -1 assigns it by its descriptor.
-        vectors: a vector for each class, (C, D).
+        vectors: a vector for each class, (C, D); None takes class means, if another network ranks the classes.
+        num_classes: C; only needed without vectors.
+
+    Raises:
+        ValueError: a label is -1 and there are no vectors.
     """
+    if vectors is None:
+        if (labels < 0).any():
+            raise ValueError(
+                f"{int((labels < 0).sum()):,} of {len(labels):,} images have no known position, so that no cell of "
+                f"another encoder's `classifier` is theirs: use the encoder's own, or leave them out."
+            )
+        vectors = class_means(descriptors.parts(), labels, num_classes or int(labels.max()) + 1)
     quantizer: Any = class_quantizer(vectors)
     index = faiss.IndexIVFFlat(quantizer, descriptors.width, len(vectors))
     index.own_fields, index.is_trained = True, True

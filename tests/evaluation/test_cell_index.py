@@ -127,12 +127,12 @@ def test_all_cells_find_what_an_exact_search_finds(city):
 
 
 def test_another_network_can_choose_the_cells(city):
-    rows, labels, vectors, queries = city
+    rows, labels, _, queries = city
     rng = np.random.default_rng(1)
     others, other_queries = rng.normal(size=(40, 7)), rng.normal(size=(50, 7)).astype(np.float32)
     ranked = rank_classes(other_queries, others, normalize=True, count=40).rows
     cells = [[row for row in each.tolist() if row % 10 != 3][:2] for each in ranked]
-    index = build_cell_index(rows, labels, vectors)
+    index = build_cell_index(rows, labels, None, num_classes=40)
     quantizer = class_quantizer(others)
     found = cell_neighbors(index, queries, 5, probes=2, quantizer=quantizer, quantizer_queries=other_queries)
     assert found.neighbors.rows.tolist() == expected_neighbors(rows, labels, queries, cells, 5)
@@ -161,3 +161,10 @@ def test_cells_with_too_few_images_leave_room(city):
     labels = np.where(labels == labels[0], 0, 1)
     found = cell_neighbors(build_cell_index(rows, labels, vectors), queries, 2000, probes=1)
     assert ((found.neighbors.rows >= 0).sum(axis=1) == found.rows_read).all()
+
+
+def test_images_of_unknown_cells_need_class_vectors_of_their_own_network(city):
+    rows, labels, _, _ = city
+    labels[[3, 5]] = -1
+    with pytest.raises(ValueError, match=r"2 of 2,000 images have no known position.*`classifier`"):
+        build_cell_index(rows, labels, None, num_classes=40)
