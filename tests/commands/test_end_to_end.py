@@ -46,6 +46,7 @@ def test_stage_2_leaves_exactly_its_files(run):
         "checkpoints/epoch_000003_step_000000/tensors.safetensors",
         "best/model.safetensors",
         "best/model.json",
+        "best/classifier.safetensors",
     }
 
 
