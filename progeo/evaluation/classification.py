@@ -4,6 +4,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.spatial import cKDTree
+
+from progeo.models.classifier import Classifier
+from progeo.places.catalogue import Catalogue
+from progeo.places.geographic import positions_m
 
 _SCORES_AT_ONCE = 2**25
 """Maximum number of scores in memory, of all classes for some queries."""
@@ -70,6 +75,15 @@ def localization_recall(
     offsets_m = np.asarray(centers_m, np.float64)[rows] - np.asarray(query_m, np.float64)[:, None]
     correct = (np.linalg.norm(offsets_m, axis=2) <= radius_m) & (rows >= 0)
     return np.array([100 * int(correct[:, :n].any(axis=1).sum()) / len(rows) for n in ns])
+
+
+def lie_in_classes(images: Catalogue, classifier: Classifier) -> np.ndarray:
+    """Return which images lie in the cell of a class, whatever their heading, bool (N,); False without a position."""
+    centers_m, images_m = positions_m(classifier.catalogue, images)
+    known = np.isfinite(images_m).all(axis=1)
+    found = np.zeros(len(images), bool)
+    found[known] = cKDTree(centers_m).query(images_m[known], p=np.inf)[0] <= classifier.cell_side_m / 2
+    return found
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
