@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -18,14 +19,16 @@ from progeo.models.backbones.open_clip import load_clip
 from progeo.models.encoder import EncoderSpec
 from progeo.places.catalogue import Catalogue
 from progeo.places.folders import utf8_paths
+from progeo.places.geographic import cell_corners
 from progeo.places.paths import find_paths
 
 
 @dataclass(frozen=True)
 class Match:
-    """An image of the index that matches a query."""
+    """An image of the index, or a class of an index of classes, that matches a query."""
 
     path: str
+    """Path of the image, or name of the class."""
     latitude: float | None
     """Degrees; None if only UTM is known."""
     longitude: float | None
@@ -33,7 +36,12 @@ class Match:
     """UTM meters; None if the position is unknown."""
     north_m: float | None
     distance: float
-    """Euclidean distance between descriptors."""
+    """Euclidean distance between descriptors, or to the vector of a class."""
+    probability: float | None = None
+    """Probability of the class; None for images, and for a sentence."""
+    corners: tuple[tuple[float, float], ...] | None = None
+    """Longitude and latitude of the corners of the class's cell, counterclockwise from the south-west; None for images,
+    and if they are unknown."""
 
     @property
     def position(self) -> str:
@@ -58,7 +66,7 @@ class Localization:
     known: bool | None = None
     """Whether the confidence reaches the threshold; None without a confidence."""
     matches: tuple[Match, ...] = ()
-    """The nearest images, best first."""
+    """The nearest images or classes, best first."""
     error: str = ""
     """Why there are no matches; empty if there are."""
 
@@ -72,7 +80,8 @@ class Localization:
         unknown = "unknown, at best " if self.known is False else ""
         lines = [f"{self.query}: {unknown}{self.matches[0].position}{confidence}"]
         for rank, match in enumerate(self.matches, 1):
-            lines.append(f"{rank:5}  {match.distance:.3f}  {match.position}  {match.path}")
+            measure = f"{match.distance:.3f}" if match.probability is None else f"{100 * match.probability:5.1f} %"
+            lines.append(f"{rank:5}  {measure}  {match.position}  {match.path}")
         return "\n".join(lines)
 
 
@@ -130,6 +139,7 @@ def localize_photos(
         neighbors,
         top=top,
         confidences=index.confidences(neighbors),
+        probabilities=index.probabilities(neighbors),
         radius_m=None if calibration is None else calibration.radius_m,
         threshold=threshold,
         errors=errors,
@@ -177,6 +187,7 @@ def _localizations(
     *,
     top: int,
     confidences: np.ndarray,
+    probabilities: np.ndarray | None = None,
     radius_m: float | None = None,
     threshold: float = 0.0,
     errors: Mapping[int, str] | None = None,
@@ -189,14 +200,23 @@ def _localizations(
             continue
         confidence = None if np.isnan(confidences[row]) else float(confidences[row])
         known = None if confidence is None else confidence >= threshold
-        matches = _matches(index, neighbors.rows[row, :top], neighbors.distances[row, :top])
+        shares = None if probabilities is None else probabilities[row, :top]
+        matches = _matches(index, neighbors.rows[row, :top], neighbors.distances[row, :top], shares)
         error = "" if matches else f"No match was found for {query}."
         results.append(Localization(query, confidence, radius_m, known, matches, error))
     return results
 
 
-def _matches(index: PlaceIndex, rows: np.ndarray, distances: np.ndarray) -> tuple[Match, ...]:
-    images = index.catalogue.table.take(rows[rows >= 0]).to_pylist()
+def _matches(
+    index: PlaceIndex, rows: np.ndarray, distances: np.ndarray, probabilities: np.ndarray | None
+) -> tuple[Match, ...]:
+    found = index.catalogue.take(rows[rows >= 0])
+    images = found.table.to_pylist()
+    corners: list[Any] = [None] * len(images)
+    if index.metadata.holds_classes:
+        degrees = cell_corners(found, side_m=index.metadata.cell_side_m)
+        corners = [tuple(map(tuple, cell)) if np.isfinite(cell).all() else None for cell in degrees.tolist()]
+    shares = [None] * len(images) if probabilities is None else probabilities.tolist()
     return tuple(
         Match(
             path=image["path"],
@@ -205,8 +225,10 @@ def _matches(index: PlaceIndex, rows: np.ndarray, distances: np.ndarray) -> tupl
             east_m=_known(image["east"]),
             north_m=_known(image["north"]),
             distance=distance,
+            probability=share,
+            corners=cell,
         )
-        for image, distance in zip(images, distances.tolist(), strict=False)
+        for image, distance, share, cell in zip(images, distances.tolist(), shares, corners, strict=False)
     )
 
 

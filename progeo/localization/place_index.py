@@ -4,6 +4,7 @@ The folder holds `index.json`, which names all other files: a faiss file, the ca
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import faiss
@@ -18,7 +19,12 @@ from progeo.export.weights import load_encoder
 from progeo.features.descriptors import descriptor_extractor, is_metadata_of
 from progeo.features.extractor import FeatureExtractor
 from progeo.features.options import ImageOptions
-from progeo.localization.confidence import confidence_features
+from progeo.localization.confidence import (
+    ClassCalibration,
+    class_confidence_features,
+    class_probabilities,
+    confidence_features,
+)
 from progeo.localization.index_folder import IndexMetadata, read_metadata
 from progeo.models.encoder import Encoder
 from progeo.models.options import Preprocessing
@@ -28,6 +34,8 @@ from progeo.places.geographic import degrees_of, positions_m
 ENCODER_FOLDER = "model"
 _NUM_MATCHES = 20
 """Number of matches of a query that its confidence is computed from."""
+_NUM_CLASSES = 1000
+"""Number of best classes that share the probability of a query: the mass of all others is negligible."""
 _COLUMNS = ("path", "east", "north", "zone", "heading", "latitude", "longitude")
 
 
@@ -39,8 +47,13 @@ class PlaceIndex:
     metadata: IndexMetadata
     encoder: Encoder
     catalogue: Catalogue
-    """Images by absolute path, with latitude and longitude, NaN where they are unknown."""
+    """Images by absolute path, or classes by name, with latitude and longitude, NaN where they are unknown."""
     index: faiss.Index
+
+    @cached_property
+    def class_centers_m(self) -> np.ndarray:
+        """East and north of all class centers in meters, (C, 2)."""
+        return positions_m(self.catalogue)[0]
 
     def extractor(self, preprocessing: Preprocessing, accelerator: Accelerator) -> FeatureExtractor:
         """Build a feature extractor with the encoder, image size and orientation of the index."""
@@ -49,10 +62,33 @@ class PlaceIndex:
 
     def search(self, descriptors: np.ndarray, *, min_count: int = 1) -> Neighbors:
         """Search for descriptors (Q, D); returns at least `min_count` neighbors, and as many as confidence requires."""
-        return index_neighbors(self.index, descriptors, max(min_count, _NUM_MATCHES))
+        if self.metadata.holds_classes:
+            descriptors = descriptors / np.maximum(np.linalg.norm(descriptors, axis=1, keepdims=True), 1e-12)
+        num_confident = _NUM_CLASSES if self.metadata.holds_classes else _NUM_MATCHES
+        return index_neighbors(self.index, descriptors, max(min_count, num_confident))
+
+    def class_scores(self, neighbors: Neighbors) -> np.ndarray:
+        """Compute the scaled cosines of Q queries with their classes, (Q, K); minus infinity where there is none."""
+        cosines = 1 - np.square(neighbors.distances, dtype=np.float64) / 2  # of vectors of unit length
+        return np.where(neighbors.rows < 0, -np.inf, self.metadata.scale * cosines)
+
+    def probabilities(self, neighbors: Neighbors) -> np.ndarray | None:
+        """Return the probability of each class of an index of classes, (Q, K); None for an index of images."""
+        if not self.metadata.holds_classes:
+            return None
+        calibration = self.metadata.calibration
+        assert calibration is None or isinstance(calibration, ClassCalibration)
+        return class_probabilities(self.class_scores(neighbors), calibration)
 
     def confidence_features(self, neighbors: Neighbors, radius_m: float) -> np.ndarray:
-        """Compute the confidence features of each of Q queries, (Q, 2); NaN where the top match has no position."""
+        """Compute the confidence features of each of Q queries, (Q, 2); NaN where the top match has no position.
+
+        For an index of classes they are (Q, 2, K), see `class_confidence_features`.
+        """
+        if self.metadata.holds_classes:
+            return class_confidence_features(
+                self.class_scores(neighbors), self.class_centers_m[neighbors.rows], radius_m
+            )
         rows, distances = neighbors.rows[:, :_NUM_MATCHES], neighbors.distances[:, :_NUM_MATCHES]
         # The index may return fewer than K matches (-1). Pad with the top match's position and the last valid distance,
         # so that padding never counts as another place.
@@ -136,7 +172,7 @@ def _opened(folder: Path, metadata: IndexMetadata) -> PlaceIndex:
     index = map_index(folder / metadata.faiss_file, probes=metadata.probes)
     if not len(catalogue) == index.ntotal == metadata.images or index.d != encoder.descriptor_dim:
         raise ValueError(
-            f"The files of {folder} do not belong together: {metadata.images:,} images of {encoder.descriptor_dim} "
+            f"The files of {folder} do not belong together: {metadata.rows} of {encoder.descriptor_dim} "
             f"dimensions, {len(catalogue):,} in {metadata.catalogue_file}, {index.ntotal:,} of {index.d} dimensions in "
             f"{metadata.faiss_file}. Build the index anew."
         )
