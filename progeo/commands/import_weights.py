@@ -43,7 +43,7 @@ def import_weights(
     from progeo.convert.converted_encoder import Choices
     from progeo.convert.prompt_learners import holds_prompt_learners, prompts_in
     from progeo.convert.recognition import open_source, read_encoder
-    from progeo.export.weights import holds_encoder
+    from progeo.export.encoder_folders import holds_encoder
     from progeo.training.published_prompts import write_published_prompts
 
     target = out or file.parent / f"{file.stem}_encoder"

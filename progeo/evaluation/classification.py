@@ -1,6 +1,6 @@
 """Localization by classification: the classes whose vectors score highest, and localization recall LR@N."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -70,6 +70,27 @@ def localization_recall(
     offsets_m = np.asarray(centers_m, np.float64)[rows] - np.asarray(query_m, np.float64)[:, None]
     correct = (np.linalg.norm(offsets_m, axis=2) <= radius_m) & (rows >= 0)
     return np.array([100 * int(correct[:, :n].any(axis=1).sum()) / len(rows) for n in ns])
+
+
+def class_means(parts: Iterable[np.ndarray], labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Compute the mean of the L2-normalized descriptors of each class, L2-normalized, float32 (C, D).
+
+    Args:
+        parts: consecutive parts of N descriptors, (n, D) each.
+        labels: class of each descriptor, int64 (N,); -1 if it is in no class.
+        num_classes: C; a class without descriptors gets zeros.
+    """
+    sums, start = np.zeros((num_classes, 0)), 0
+    for part in parts:
+        here, start = labels[start : start + len(part)], start + len(part)
+        if not sums.size:
+            sums = np.zeros((num_classes, part.shape[1]))
+        order = np.argsort(here, kind="stable")
+        order = order[here[order] >= 0]
+        present, first = np.unique(here[order], return_index=True)
+        if len(present):
+            sums[present] += np.add.reduceat(_unit(part[order].astype(np.float64)), first, axis=0)
+    return _unit(sums).astype(np.float32)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -11,13 +11,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from progeo.export.encoder_folders import CLASSIFIER, holds_encoder, local_folder
+from progeo.export.encoders import is_name
+from progeo.export.weights import load_encoder
 from progeo.files import replacing
+from progeo.models.backbones.open_clip import weights_digest
 from progeo.models.classifier import MEANS, Classifier
+from progeo.models.encoder import Encoder
 from progeo.models.options import HeadKind
 from progeo.models.weight_files.tensor_files import read_metadata, read_safetensors
 from progeo.places.geographic import Frame
 
-CLASSIFIER = "classifier.safetensors"
 _KEY = "progeo"
 _FORMAT = 1
 _TENSORS = ("class_ids", "weight", "bias", "num_images")
@@ -35,29 +39,12 @@ def save_classifier(folder: Path, classifier: Classifier) -> Path:
     return path
 
 
-def holds_classifier(folder: Path) -> bool:
-    """Return whether a folder holds a classifier."""
-    return (folder / CLASSIFIER).is_file()
-
-
-def load_classifier(folder: Path | str) -> Classifier:
-    """Load the classifier in a folder.
+def read_classifier(path: Path) -> Classifier:
+    """Read the file of a classifier.
 
     Raises:
-        FileNotFoundError: there is none.
         ValueError: the file is corrupt, or not as `save_classifier` writes it.
     """
-    path = Path(folder) / CLASSIFIER
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"There is no {CLASSIFIER} in {folder}: training with `head.weight` above 0 writes one, and `progeo "
-            f"classes` makes one of the mean descriptors of places for any encoder."
-        )
-    return read_classifier(path)
-
-
-def read_classifier(path: Path) -> Classifier:
-    """Read the file of a classifier; for errors see `load_classifier`."""
     tensors = read_safetensors(path)
     try:
         values = json.loads(read_metadata(path)[_KEY])
@@ -67,6 +54,69 @@ def read_classifier(path: Path) -> Classifier:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is not a classifier as progeo writes it: {error}.") from None
     return classifier
+
+
+def holds_classifier(path: Path) -> bool:
+    """Return whether a folder, or the folder in which a run keeps its encoder, holds a classifier."""
+    return (path / CLASSIFIER).is_file() or (holds_encoder(path) and (local_folder(path, {}) / CLASSIFIER).is_file())
+
+
+def load_classifier(path_or_name: Path | str) -> Classifier:
+    """Load the classifier of an encoder.
+
+    Args:
+        path_or_name: folder with a classifier, or a run or an address as for `load_encoder`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: the file is corrupt, or not as `save_encoder` writes it.
+    """
+    folder = Path(path_or_name)
+    if not (folder / CLASSIFIER).is_file() and not is_name(str(path_or_name)):
+        folder = local_folder(path_or_name, {CLASSIFIER: read_classifier})
+    if not (folder / CLASSIFIER).is_file():
+        raise FileNotFoundError(
+            f"There is no {CLASSIFIER} in {path_or_name}: training with `head.weight` above 0 writes one, and `progeo "
+            f"classes` makes one of the mean descriptors of places for any encoder."
+        )
+    return read_classifier(folder / CLASSIFIER)
+
+
+def load_encoder_and_classifier(path_or_name: Path | str) -> tuple[Encoder, Classifier]:
+    """Load an encoder, in eval mode on the CPU, and its classifier.
+
+    Args:
+        path_or_name: see `load_encoder`.
+
+    Raises:
+        FileNotFoundError: there is no encoder or no classifier.
+        ValueError: files are corrupt, or the classifier is that of another encoder.
+    """
+    classifier = load_classifier(path_or_name)
+    encoder = load_encoder(path_or_name)
+    check_fits_encoder(classifier, encoder, path_or_name)
+    return encoder, classifier
+
+
+def check_fits_encoder(classifier: Classifier, encoder: Encoder, path_or_name: Path | str) -> None:
+    """Refuse a classifier whose vectors are not for the descriptors of an encoder.
+
+    Args:
+        path_or_name: where both come from, for the message.
+
+    Raises:
+        ValueError: another number of dimensions, or the digest of other weights.
+    """
+    if (dim := classifier.weight.shape[1]) != encoder.descriptor_dim:
+        raise ValueError(
+            f"The classifier in {path_or_name} has vectors of {dim} dimensions, the encoder descriptors of "
+            f"{encoder.descriptor_dim}: they do not belong together."
+        )
+    if classifier.encoder and classifier.encoder != weights_digest(encoder.state_dict()):
+        raise ValueError(
+            f"The classifier in {path_or_name} is that of an encoder with other weights than {path_or_name} has: take "
+            f"both from the same folder, or make a new one with `progeo classes`."
+        )
 
 
 def _classifier(values: dict[str, Any], tensors: Mapping[str, Tensor]) -> Classifier:

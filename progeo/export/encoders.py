@@ -33,6 +33,12 @@ ENCODERS: dict[str, Callable[[str], Encoder]] = {"thumbnail": _thumbnail, "hub":
 """Loaders of encoders by kind: of `KIND:NAME`, a loader gets the `NAME`, which may be empty."""
 
 
+def is_name(name: str) -> bool:
+    """Return whether a text is the name of an encoder, such as `KIND:NAME`, and neither a path nor an address."""
+    kind, _, rest = name.partition(":")
+    return kind in ENCODERS or (kind in FAMILIES and bool(rest))
+
+
 def load_named_encoder(name: str, *, trust: bool) -> Encoder | None:
     """Load the encoder of a name such as `KIND:NAME`, in eval mode; None if the kind is no row of a table.
 
@@ -45,11 +51,11 @@ def load_named_encoder(name: str, *, trust: bool) -> Encoder | None:
     Raises:
         ValueError: it cannot be loaded, or needs `trust`.
     """
+    if not is_name(name):
+        return None
     kind, _, rest = name.partition(":")
     if kind in FAMILIES and rest:
         return _backbone(kind, rest)
-    if kind not in ENCODERS:
-        return None
     if kind in _RUN_CODE and not trust:
         raise ValueError(
             f"{name} runs the code of that repository, which can do on this machine whatever you can: look at it, "

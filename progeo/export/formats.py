@@ -9,10 +9,11 @@ from safetensors.torch import save_file
 
 from progeo.engine.log import LOGGER
 from progeo.export.card import save_card, starting_weights
+from progeo.export.encoder_folders import encoder_folder
 from progeo.export.folders import without_folders
 from progeo.export.onnx import save_onnx
 from progeo.export.program import Input, save_program, side_step
-from progeo.export.weights import encoder_folder, load_encoder, read_encoder_metadata, save_encoder
+from progeo.export.weights import load_encoder, read_encoder_metadata, save_encoder
 from progeo.files import written_together
 from progeo.models.encoder import Encoder
 

@@ -8,35 +8,39 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save_file
 from torch import Tensor
 
+from progeo.export.encoder_folders import CLASSIFIER, METADATA, WEIGHTS, encoder_folder, holds_encoder, local_folder
 from progeo.export.encoders import load_named_encoder
-from progeo.export.fetch import fetch_folder
 from progeo.files import read_json, replacing, write_json
 from progeo.models.backbones import find_family
+from progeo.models.backbones.open_clip import weights_digest
 from progeo.models.encoder import Encoder, restore_encoder, spec_from_json, spec_to_json
 from progeo.models.weight_files.printable import printable
 from progeo.models.weight_files.tensor_files import read_safetensors
 
+if TYPE_CHECKING:
+    from progeo.models.classifier import Classifier
+
 _FORMAT = 3
-_WEIGHTS = "model.safetensors"
-_METADATA = "model.json"
-_READERS = MappingProxyType({_WEIGHTS: read_safetensors, _METADATA: read_json})
+_READERS = MappingProxyType({WEIGHTS: read_safetensors, METADATA: read_json})
 _PARTS = ("encoder", "recalls", "provenance")
 _TEXT_CLIP = "clip"
 """Stem of the copied CLIP file for text features; its suffix is that of the original."""
-_KEPT_BY_RUNS = ("best", "last", "stage2/best", "stage2/last")
-"""Folders in which a run, or its stage 2, keeps its encoder, depending on `training.keep`."""
 _RENAMED_FIELDS = MappingProxyType({"normalised": "normalized", "pooling": "aggregation"})
 """Fields of an encoder in format 2: their names there -> their current names."""
-_SETTINGS_OF_RUNS = ("config.yaml", "stage2/config.yaml")
 
 
 def save_encoder(
-    folder: Path, encoder: Encoder, *, provenance: Mapping[str, Any], recalls: Mapping[str, float]
+    folder: Path,
+    encoder: Encoder,
+    *,
+    provenance: Mapping[str, Any],
+    recalls: Mapping[str, float],
+    classifier: "Classifier | None" = None,
 ) -> Path:
     """Save an encoder to `folder`, replacing any encoder there, with a copy of its CLIP file for text features, if any.
 
@@ -44,9 +48,17 @@ def save_encoder(
         folder: created if missing.
         provenance: metadata on how the encoder was made; plain values.
         recalls: validation results, such as {"val R@1": 91.3}.
+        classifier: vectors of classes for descriptors of the encoder, saved beside it with the digest of its weights;
+            None removes a classifier there, which is that of the replaced encoder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / _WEIGHTS) as temporary:
+    if classifier is None:
+        (folder / CLASSIFIER).unlink(missing_ok=True)
+    else:
+        from progeo.export.classifier import save_classifier  # which imports what encoders alone do not need
+
+        save_classifier(folder, replace(classifier, encoder=weights_digest(encoder.state_dict())))
+    with replacing(folder / WEIGHTS) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}, temporary)
     spec = replace(encoder.spec, text_weights=_copy_text_clip(folder, encoder.spec.text_weights))
     metadata = {
@@ -55,7 +67,7 @@ def save_encoder(
         "recalls": dict(recalls),
         "provenance": dict(provenance),
     }
-    write_json(folder / _METADATA, metadata)
+    write_json(folder / METADATA, metadata)
     return folder
 
 
@@ -81,48 +93,14 @@ def load_encoder(path_or_name: str | Path, *, trust: bool = False) -> Encoder:
     """
     if (named := load_named_encoder(str(path_or_name), trust=trust)) is not None:
         return named
-    kind, _, name = str(path_or_name).partition(":")
-    if kind in ("hf-hub", "http", "https") and name:
-        folder = fetch_folder(str(path_or_name), _READERS)
-    else:
-        folder = encoder_folder(Path(path_or_name))
+    folder = local_folder(path_or_name, _READERS)
     metadata = read_encoder_metadata(folder)
     try:
         spec = spec_from_json(metadata["encoder"])
     except ValueError as error:
-        raise ValueError(f"{folder / _METADATA} is not the metadata of an encoder: {printable(str(error))}") from None
+        raise ValueError(f"{folder / METADATA} is not the metadata of an encoder: {printable(str(error))}") from None
     spec = replace(spec, text_weights=_find_text_clip(folder, spec.text_weights))
-    return restore_encoder(spec, _named_as_now(read_safetensors(folder / _WEIGHTS)))
-
-
-def holds_encoder(path: Path) -> bool:
-    """Return whether a folder, or its `best/` or `last/` if it is a run, contains a `model.json`."""
-    return any((folder / _METADATA).is_file() for folder in (path, *_kept_by_run(path)))
-
-
-def encoder_folder(path: Path) -> Path:
-    """Find the folder that holds the encoder: `path` itself, or `best/` or `last/` of a run or of its `stage2/`.
-
-    Raises:
-        FileNotFoundError: there is no encoder, for example in a run that has not finished its first epoch.
-        ValueError: both `best/` and `last/` hold an encoder.
-    """
-    if _is_complete(path):
-        return path
-    found = [folder for folder in _kept_by_run(path) if _is_complete(folder)]
-    if len(found) > 1:
-        raise ValueError(f"{path} holds the encoders of two trainings: name {' or '.join(map(str, found))}.")
-    if found:
-        return found[0]
-    if any((path / name).is_file() for name in _SETTINGS_OF_RUNS):
-        raise FileNotFoundError(
-            f"There is no encoder in the run {path} yet: stage 2 writes its best/ or last/ after the first epoch. Wait "
-            f"for it, or resume the run."
-        )
-    hint = " A plugin that has an encoder of this name is given with --plugin." if ":" in str(path) else ""
-    raise FileNotFoundError(
-        f"There is no encoder in {path}: neither it nor its best/ or last/ holds {_METADATA} and {_WEIGHTS}.{hint}"
-    )
+    return restore_encoder(spec, _named_as_now(read_safetensors(folder / WEIGHTS)))
 
 
 def provenance_of(name: str) -> dict[str, Any]:
@@ -137,14 +115,14 @@ def read_encoder_metadata(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: it has another format or lacks a part.
     """
-    metadata = read_json(folder / _METADATA)
+    metadata = read_json(folder / METADATA)
     if (
         not isinstance(metadata, dict)
         or metadata.get("format") not in (2, _FORMAT)
         or not all(isinstance(metadata.get(part), dict) for part in _PARTS)
     ):
         raise ValueError(
-            f"{folder / _METADATA} is not the metadata of an encoder in format {_FORMAT}, with {', '.join(_PARTS)}."
+            f"{folder / METADATA} is not the metadata of an encoder in format {_FORMAT}, with {', '.join(_PARTS)}."
         )
     return metadata if metadata["format"] == _FORMAT else _of_format_2(metadata)
 
@@ -165,14 +143,6 @@ def _of_format_2(metadata: Mapping[str, Any]) -> dict[str, Any]:
 def _named_as_now(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the tensors of format 2: `pooling.*` is now `aggregation.*`."""
     return {re.sub(r"^pooling\.", "aggregation.", name): tensor for name, tensor in state.items()}
-
-
-def _kept_by_run(path: Path) -> list[Path]:
-    return [path / name for name in _KEPT_BY_RUNS]
-
-
-def _is_complete(folder: Path) -> bool:
-    return (folder / _METADATA).is_file() and (folder / _WEIGHTS).is_file()
 
 
 def _copy_text_clip(folder: Path, text_weights: str | None) -> str | None:

@@ -4,7 +4,8 @@ import dataclasses
 from pathlib import Path
 
 from progeo.engine.run_folder import RunFolder
-from progeo.export.weights import encoder_folder, holds_encoder, load_encoder, read_encoder_metadata
+from progeo.export.encoder_folders import encoder_folder, holds_encoder
+from progeo.export.weights import load_encoder, read_encoder_metadata
 from progeo.models.aggregation import find_aggregation
 from progeo.models.backbones import FAMILIES, find_family, freeze_layers
 from progeo.models.backbones.open_clip import NORMALIZATIONS, own_spelling

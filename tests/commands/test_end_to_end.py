@@ -15,7 +15,8 @@ import progeo
 from progeo.cli import main
 from progeo.data.decode import read_image
 from progeo.engine.checkpoint import load_checkpoint
-from progeo.export.weights import encoder_folder, read_encoder_metadata
+from progeo.export.encoder_folders import encoder_folder
+from progeo.export.weights import read_encoder_metadata
 
 
 def test_stage_1_leaves_exactly_its_files(run):

@@ -17,7 +17,8 @@ import progeo
 from progeo.cli import main
 from progeo.engine.options import Keep
 from progeo.engine.run_folder import RunFolder
-from progeo.export.weights import encoder_folder, holds_encoder, save_encoder
+from progeo.export.encoder_folders import encoder_folder, holds_encoder
+from progeo.export.weights import save_encoder
 from progeo.models.backbones.open_clip import NORMALIZATIONS, load_clip
 from progeo.models.encoder import build_encoder
 

@@ -12,7 +12,7 @@ import progeo
 from progeo.cli import main
 from progeo.engine.checkpoint import load_checkpoint
 from progeo.engine.run_folder import RunFolder
-from progeo.export.weights import encoder_folder
+from progeo.export.encoder_folders import encoder_folder
 from progeo.models.options import EncoderOptions, ModelOptions
 from progeo.training.starting_encoder import build_starting_encoder, starting_statistics
 

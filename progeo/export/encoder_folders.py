@@ -1,0 +1,68 @@
+"""Find the folder of an encoder: of a run, of an export, or downloaded."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from progeo.export.fetch import fetch_folder
+
+WEIGHTS = "model.safetensors"
+METADATA = "model.json"
+CLASSIFIER = "classifier.safetensors"
+_KEPT_BY_RUNS = ("best", "last", "stage2/best", "stage2/last")
+"""Folders in which a run, or its stage 2, keeps its encoder, depending on `training.keep`."""
+_SETTINGS_OF_RUNS = ("config.yaml", "stage2/config.yaml")
+
+
+def local_folder(path_or_address: str | Path, readers: Mapping[str, Callable[[Path], object]]) -> Path:
+    """Find the folder of an encoder by its path or that of its run, or download files of it.
+
+    Args:
+        path_or_address: see `encoder_folder`, or `fetch_folder` for `hf-hub:OWNER/NAME` and URLs.
+        readers: the files to download, see `fetch_folder`; a folder of this machine is not read.
+
+    Raises:
+        FileNotFoundError: there is no encoder, or a file cannot be downloaded.
+        ValueError: both `best/` and `last/` hold an encoder.
+    """
+    kind, _, name = str(path_or_address).partition(":")
+    if kind in ("hf-hub", "http", "https") and name:
+        return fetch_folder(str(path_or_address), readers)
+    return encoder_folder(Path(path_or_address))
+
+
+def encoder_folder(path: Path) -> Path:
+    """Find the folder that holds the encoder: `path` itself, or `best/` or `last/` of a run or of its `stage2/`.
+
+    Raises:
+        FileNotFoundError: there is no encoder, for example in a run that has not finished its first epoch.
+        ValueError: both `best/` and `last/` hold an encoder.
+    """
+    if _is_complete(path):
+        return path
+    found = [folder for folder in _kept_by_run(path) if _is_complete(folder)]
+    if len(found) > 1:
+        raise ValueError(f"{path} holds the encoders of two trainings: name {' or '.join(map(str, found))}.")
+    if found:
+        return found[0]
+    if any((path / name).is_file() for name in _SETTINGS_OF_RUNS):
+        raise FileNotFoundError(
+            f"There is no encoder in the run {path} yet: stage 2 writes its best/ or last/ after the first epoch. Wait "
+            f"for it, or resume the run."
+        )
+    hint = " A plugin that has an encoder of this name is given with --plugin." if ":" in str(path) else ""
+    raise FileNotFoundError(
+        f"There is no encoder in {path}: neither it nor its best/ or last/ holds {METADATA} and {WEIGHTS}.{hint}"
+    )
+
+
+def holds_encoder(path: Path) -> bool:
+    """Return whether a folder, or its `best/` or `last/` if it is a run, contains a `model.json`."""
+    return any((folder / METADATA).is_file() for folder in (path, *_kept_by_run(path)))
+
+
+def _kept_by_run(path: Path) -> list[Path]:
+    return [path / name for name in _KEPT_BY_RUNS]
+
+
+def _is_complete(folder: Path) -> bool:
+    return (folder / METADATA).is_file() and (folder / WEIGHTS).is_file()
