@@ -1,6 +1,7 @@
 """Make the mean descriptors of places the classifier of an encoder."""
 
 from pathlib import Path
+from typing import Any
 
 from progeo.engine.options import Precision
 from progeo.features.options import CacheOptions, ClassOptions, ImageOptions, WorkOptions
@@ -36,10 +37,10 @@ def classes(
     """
     from progeo.engine.accelerator import start_accelerator
     from progeo.engine.log import LOGGER
-    from progeo.export.weights import load_encoder, provenance_of, recalls_of, save_encoder
+    from progeo.export.encoder_folders import encoder_folder, holds_encoder
+    from progeo.export.weights import load_encoder, read_encoder_metadata, save_encoder
     from progeo.features.descriptors import descriptor_extractor, extract_descriptors
     from progeo.localization.class_means import means_classifier, partition_for_means
-    from progeo.models.backbones.open_clip import weights_digest
     from progeo.places.catalogue import read_catalogue
 
     if (out / "model.json").exists():
@@ -53,10 +54,12 @@ def classes(
     extractor = descriptor_extractor(loaded, images, accelerator)
     descriptors = extract_descriptors(extractor, catalogue, accelerator, work=work, cache=cache)
     if accelerator.is_main_process:
-        digest = weights_digest(loaded.state_dict())
-        classifier = means_classifier(descriptors, catalogue, partition, encoder_digest=digest)
-        provenance = {"encoder": encoder, **provenance_of(encoder)}
-        save_encoder(out, loaded, provenance=provenance, recalls=recalls_of(encoder), classifier=classifier)
+        classifier = means_classifier(descriptors, catalogue, partition)
+        source: dict[str, Any] = {"provenance": {"encoder": encoder}, "recalls": {}}
+        if holds_encoder(Path(encoder)):
+            source = read_encoder_metadata(encoder_folder(Path(encoder)))
+        recalls, provenance = source["recalls"], {**source["provenance"], "class means": str(folder)}
+        save_encoder(out, loaded, provenance=provenance, recalls=recalls, classifier=classifier)
         counts = f"{len(classifier):,} classes of {int(classifier.num_images.sum()):,} images"
         LOGGER.info("mean descriptors of %s; encoder and classifier in %s", counts, out)
     return out

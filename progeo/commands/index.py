@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from jsonargparse.typing import PositiveFloat
+from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 
 from progeo.engine.options import Precision
 from progeo.features.options import CacheOptions, ClassOptions, ImageOptions, WorkOptions
@@ -81,6 +81,7 @@ def calibrate_index(
     work: WorkOptions,
     cache: CacheOptions,
     radius_m: PositiveFloat = 25.0,
+    max_loss: NonNegativeFloat | None = None,
     mixed_precision: Precision = "no",
 ) -> Path:
     """Calibrate the confidence of a place index on photos of known position; returns the folder of the index.
@@ -88,11 +89,14 @@ def calibrate_index(
     Args:
         index: Folder of the place index.
         folder: Folder of photos with known positions, taken where and how later queries will be; some may lie outside
-            the area of the index. Photos that are in the index themselves are skipped.
+            the area of the index. Photos that are in the index themselves are skipped. For an index of classes, take
+            photos that the classes were not made of.
         work: Options of extraction.
         cache: Options of the descriptor cache.
         radius_m: A localization within this many meters of the true position is correct. The confidence estimates the
             probability of that.
+        max_loss: Also set the number of lists that a search visits to the fewest that lose at most so many points of
+            R@1, within radius_m, against a search of all lists. null keeps it.
         mixed_precision: Precision of the encoder.
 
     Raises:
@@ -103,5 +107,7 @@ def calibrate_index(
     from progeo.localization.calibration import calibrate_place_index
 
     accelerator = start_accelerator(mixed_precision)
-    calibrate_place_index(index, folder, radius_m=radius_m, accelerator=accelerator, work=work, cache=cache)
+    calibrate_place_index(
+        index, folder, radius_m=radius_m, max_loss=max_loss, accelerator=accelerator, work=work, cache=cache
+    )
     return index

@@ -13,6 +13,7 @@ import pyarrow as pa
 from accelerate import Accelerator
 
 from progeo.engine.log import LOGGER
+from progeo.evaluation.cell_index import add_to_cells, build_cell_index, cells_of_catalogue
 from progeo.evaluation.search import add_to_index, build_index, load_index
 from progeo.export.classifier import load_encoder_and_classifier
 from progeo.export.weights import load_encoder, save_encoder
@@ -21,23 +22,24 @@ from progeo.features.options import CacheOptions, ClassOptions, ImageOptions, Wo
 from progeo.features.store import ShardedRows
 from progeo.localization.class_means import means_classifier, partition_for_means
 from progeo.localization.index_folder import (
+    ENCODER_FOLDER,
     IndexMetadata,
     holds_place_index,
     new_files,
     read_metadata,
     save_generation,
 )
-from progeo.localization.options import IndexOptions
+from progeo.localization.options import CELLS, IndexOptions
 from progeo.localization.place_index import (
-    ENCODER_FOLDER,
+    Cells,
     PlaceIndex,
     has_position,
     index_images,
     open_place_index,
     rows_in_index,
 )
-from progeo.models.backbones.open_clip import weights_digest
 from progeo.models.classifier import Classifier
+from progeo.models.encoder import Encoder
 from progeo.places.catalogue import Catalogue, read_catalogue
 from progeo.places.geographic import check_zones
 
@@ -83,19 +85,18 @@ def build_place_index(
     _check_options(folder, options, classes)
     if holds_place_index(out):
         raise _already_exists(out)
-    encoder, classifier = load_encoder(encoder_name), None
-    if options.of == "classes":
-        encoder, classifier = load_encoder_and_classifier(encoder_name)
+    encoder = load_encoder(encoder_name)
     if not encoder.has_weights:
         raise ValueError(f"A place index needs an encoder that can be saved, {encoder_name} cannot.")
+    classifier = load_encoder_and_classifier(encoder_name)[1] if options.of == "classes" else None
+    cells = _load_cells(options.classifier or encoder_name, encoder) if options.faiss == CELLS else None
     extractor = descriptor_extractor(encoder, images, accelerator)
     extract = partial(extract_descriptors, extractor, accelerator=accelerator, work=work, cache=cache)
     with TemporaryDirectory() as scratch:
         if folder is not None and options.of == "means":
             photos = read_catalogue(folder)
             partition = partition_for_means(photos, encoder_name, classes)
-            digest = weights_digest(encoder.state_dict())
-            classifier = means_classifier(extract(photos), photos, partition, encoder_digest=digest)
+            classifier = means_classifier(extract(photos), photos, partition)
         if classifier is not None:
             rows = _rows_of_classes(classifier, Path(scratch))
         else:
@@ -103,7 +104,7 @@ def build_place_index(
             rows = _rows_of_images(_read_images(folder), extract)
         if not accelerator.is_main_process:
             return
-        index = build_index(rows.descriptors, options.faiss)
+        index = build_index(rows.descriptors, options.faiss) if cells is None else _cell_index(rows, cells)
     metadata = IndexMetadata(
         kind=options.faiss,
         probes=options.probes,
@@ -114,12 +115,22 @@ def build_place_index(
         orientation=images.orientation,
         images=len(rows.catalogue),
         of=options.of,
+        classifier="" if cells is None else cells.folder,
         **rows.classes,
         **new_files(),
     )
     if holds_place_index(out):  # another command wrote it meanwhile
         raise _already_exists(out)
-    save_encoder(out / ENCODER_FOLDER, encoder, provenance={"encoder": encoder_name}, recalls={})
+    save_encoder(
+        out / ENCODER_FOLDER,
+        encoder,
+        provenance={"encoder": encoder_name},
+        recalls={},
+        classifier=None if cells is None or cells.encoder is not None else cells.classifier,
+    )
+    if cells is not None and cells.encoder is not None:
+        provenance = {"encoder": options.classifier}
+        save_encoder(out / cells.folder, cells.encoder, provenance=provenance, recalls={}, classifier=cells.classifier)
     if not save_generation(out, None, metadata, index, rows.catalogue):
         raise _already_exists(out)
 
@@ -132,8 +143,25 @@ def _check_options(folder: Path | None, options: IndexOptions, classes: ClassOpt
             else "An index of classes is made of the classifier of `encoder`, without images: leave `folder` out, or "
             "take `of` images or means."
         )
+    if options.faiss == CELLS and options.of != "images":
+        raise ValueError(f"`faiss` cells finds images in the cells of classes: take `of` images, got {options.of}.")
+    if options.classifier is not None and options.faiss != CELLS:
+        raise ValueError(f"`classifier` is for `faiss` cells, got {options.faiss}.")
     if options.of != "means" and (given := [name for name, value in vars(classes).items() if value is not None]):
         raise ValueError(f"`{given[0]}` is for `of` means: the {options.of} of an index have no other cells.")
+
+
+def _load_cells(name: str, encoder: Encoder) -> Cells:
+    """Load the classifier of an index of cells, and its encoder if that is another network than the index has."""
+    other, classifier = load_encoder_and_classifier(name)
+    is_same = descriptor_metadata(other) == descriptor_metadata(encoder)
+    return Cells(classifier, None if is_same else other)
+
+
+def _cell_index(rows: _Rows, cells: Cells) -> faiss.Index:
+    labels = cells_of_catalogue(rows.catalogue, cells.classifier)
+    vectors = cells.classifier.weight if cells.encoder is None else None
+    return build_cell_index(rows.descriptors, labels, vectors, num_classes=len(cells.classifier))
 
 
 def _rows_of_images(catalogue: Catalogue, extract: _Extract) -> _Rows:
@@ -224,9 +252,11 @@ def _added(index: PlaceIndex, images: Catalogue, descriptors: ShardedRows) -> bo
     new = descriptors.without(rows_in_index(index, images))
     if not len(new):
         return True
-    add_to_index(faiss_index, new)
-    table = pa.concat_tables([index.catalogue.table, images.without(new.missing).table])
+    added = images.without(new.missing)
+    if index.cells is None:
+        add_to_index(faiss_index, new)
+    else:
+        add_to_cells(faiss_index, new, cells_of_catalogue(added, index.cells.classifier))
+    table = pa.concat_tables([index.catalogue.table, added.table])
     metadata = replace(index.metadata, images=len(table), **new_files())
     return save_generation(index.folder, index.metadata, metadata, faiss_index, Catalogue(index.folder, table))
-
-

@@ -187,7 +187,7 @@ def _log_masses(features: np.ndarray, temperature: float) -> tuple[np.ndarray, n
 
 
 def _targets(correct: np.ndarray) -> np.ndarray:
-    """Compute Platt's targets (Q,), not 1 and 0: on separable photos those would make confidence diverge to certainty."""
+    """Compute Platt's targets (Q,); 1 and 0 would make confidence diverge to certainty on separable photos."""
     num_correct, num_wrong = int(correct.sum()), int((~correct).sum())
     return np.where(correct, (num_correct + 1) / (num_correct + 2), 1 / (num_wrong + 2))
 

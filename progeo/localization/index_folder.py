@@ -21,13 +21,16 @@ from progeo.evaluation.search import save_index
 from progeo.files import read_json, write_json, write_new_json
 from progeo.image_files import Orientation
 from progeo.localization.confidence import AnyCalibration, ClassCalibration, calibration_from_json
-from progeo.localization.options import IndexOf
+from progeo.localization.options import CELLS, IndexOf
 from progeo.models.options import Preprocessing
 from progeo.places.catalogue import Catalogue
 
 _FORMAT = 1
 _METADATA = "index.json"
 _GENERATION = re.compile(r"index_([0-9]{1,9})\.json")
+ENCODER_FOLDER = "model"
+CLASSIFIER_FOLDERS = (ENCODER_FOLDER, "classifier")
+"""Folders that may hold the classifier of an index of cells: that of its encoder, or one with another network."""
 _MAX_COUNT = 2**31 - 1
 
 
@@ -36,7 +39,7 @@ class IndexMetadata:
     """Metadata of a place index, the content of `index.json`."""
 
     kind: str
-    """faiss factory string of the descriptor index."""
+    """faiss factory string of the descriptor index, or `cells`."""
     probes: int
     encoder: Mapping[str, Any]
     """Fingerprint of the encoder, see `progeo.features.descriptors.descriptor_metadata`."""
@@ -57,6 +60,9 @@ class IndexMetadata:
     """Side in meters of the cells of classes; 0 for images."""
     scale: float = 0.0
     """Factor of the cosines of classes before the softmax; 0 for images."""
+    classifier: str = ""
+    """Folder of the classifier whose classes are the inverted lists: that of the encoder, or `classifier` with another
+    network that ranks them. Empty if lists are no cells."""
     generation: int = 0
     """Number of updates since the index was built."""
     format: int = _FORMAT
@@ -69,7 +75,12 @@ class IndexMetadata:
     @property
     def rows(self) -> str:
         """Number of rows and what they are, as text."""
-        return f"{self.images:,} {'classes' if self.holds_classes else 'images'}"
+        return f"{self.images:,} {self.rows_are}"
+
+    @property
+    def rows_are(self) -> str:
+        """What the rows are, as text."""
+        return "classes" if self.holds_classes else "images"
 
 
 class DataFiles(TypedDict):
@@ -126,9 +137,7 @@ def save_generation(
         catalogue.save(folder / metadata.catalogue_file)
         megabytes = (folder / metadata.faiss_file).stat().st_size / 1e6
         if committed := commit(folder, before, metadata):
-            LOGGER.info(
-                "place index of %s in %s, %.1f MB and the encoder", metadata.rows, folder, megabytes
-            )
+            LOGGER.info("place index of %s in %s, %.1f MB and the encoder", metadata.rows, folder, megabytes)
         return committed
     finally:
         current = read_metadata(folder) if holds_place_index(folder) else None
@@ -199,6 +208,8 @@ def _read(path: Path) -> IndexMetadata:
     metadata = IndexMetadata(**{**values, "image_size": tuple(values["image_size"]), "calibration": calibration})
     if not metadata.holds_classes == bool(metadata.cell_side_m) == bool(metadata.scale):
         raise ValueError(f"{path} is of {metadata.of}, which its cell_side_m or scale contradicts: put the file back.")
+    if (metadata.kind == CELLS) != bool(metadata.classifier):
+        raise ValueError(f"The classifier in {path} contradicts its kind, {metadata.kind}: put the file back.")
     if calibration is not None and metadata.holds_classes != isinstance(calibration, ClassCalibration):
         raise ValueError(
             f"The calibration in {path} is not one of {metadata.of}: set it to null, and run `progeo index calibrate`."
@@ -247,6 +258,7 @@ _ALLOWED: Mapping[str, tuple[Callable[[Any], bool], str]] = MappingProxyType(
         "calibration": (lambda value: value is None or isinstance(value, dict), "null or a calibration"),
         "of": (lambda value: value in get_args(IndexOf), f"one of {', '.join(get_args(IndexOf))}"),
         "cell_side_m": (_is_natural, "a whole number from 0"),
+        "classifier": (lambda value: value in ("", *CLASSIFIER_FOLDERS), f"empty, {' or '.join(CLASSIFIER_FOLDERS)}"),
         "scale": (lambda value: type(value) in (int, float) and 0 <= value < 1e15, "a number from 0"),
         "generation": (_is_natural, "a whole number from 0"),
     }

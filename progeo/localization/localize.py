@@ -13,6 +13,7 @@ from accelerate import Accelerator
 
 from progeo.evaluation.search import Neighbors
 from progeo.features.batches import extract_rows
+from progeo.features.extractor import FeatureExtractor
 from progeo.features.options import WorkOptions
 from progeo.localization.place_index import PlaceIndex
 from progeo.models.backbones.open_clip import load_clip
@@ -115,23 +116,11 @@ def localize_photos(
     Raises:
         ValueError: no photo can be read.
     """
-    extractor = index.extractor(index.metadata.query_preprocessing, accelerator)
-    rows = range(len(photos))
-    descriptors, errors = extract_rows(
-        extractor.extract,
-        extractor.images(photos),
-        rows,
-        extractor.batches(photos, rows, work.batch_size),
-        width=extractor.width,
-        num_workers=work.num_workers,
-        what="photos",
-    )
-    for row in np.flatnonzero(~np.isfinite(descriptors).all(axis=1)).tolist():
-        errors[row] = f"The descriptor of {photos.path(row)} is not finite: with `mixed_precision` fp16, try bf16."
-        descriptors[row] = 0
+    found = [_extract_photos(extractor, photos, work) for extractor in index.query_extractors(accelerator)]
+    errors = {row: error for _, errors_of_one in found for row, error in errors_of_one.items()}
     if len(errors) == len(photos):
         raise ValueError(next(iter(errors.values())))
-    neighbors = index.search(descriptors, min_count=top)
+    neighbors = index.search(*(descriptors for descriptors, _ in found), min_count=top)
     calibration = index.metadata.calibration
     return _localizations(
         index,
@@ -178,6 +167,26 @@ def text_descriptor(spec: EncoderSpec, text: str) -> np.ndarray:
         ) from None
     clip = load_clip(spec.architecture, spec.text_weights)
     return clip.encode_text(tokenizer([text]), normalize=True).numpy()
+
+
+def _extract_photos(
+    extractor: FeatureExtractor, photos: Catalogue, work: WorkOptions
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Extract descriptors (Q, D), zeros where there is none, and why not, by row."""
+    rows = range(len(photos))
+    descriptors, errors = extract_rows(
+        extractor.extract,
+        extractor.images(photos),
+        rows,
+        extractor.batches(photos, rows, work.batch_size),
+        width=extractor.width,
+        num_workers=work.num_workers,
+        what="photos",
+    )
+    for row in np.flatnonzero(~np.isfinite(descriptors).all(axis=1)).tolist():
+        errors[row] = f"The descriptor of {photos.path(row)} is not finite: with `mixed_precision` fp16, try bf16."
+        descriptors[row] = 0
+    return descriptors, errors
 
 
 def _localizations(

@@ -7,6 +7,8 @@ from jsonargparse.typing import PositiveInt
 
 from progeo.models.options import Preprocessing
 
+CELLS = "cells"
+"""The kind of an index whose inverted lists are map cells, beside faiss factory strings."""
 IndexOf = Literal["images", "classes", "means"]
 """What the rows of an index are."""
 
@@ -22,6 +24,10 @@ class IndexOptions:
     """Preprocessing of the photos to localize. Takes the values of database_preprocessing."""
     faiss: str = "Flat"
     """faiss factory string of the descriptor index. Flat is exact; IVF1024,Flat is faster to search; OPQ32,IVF1024,PQ32
-    is faster and smaller."""
+    is faster and smaller. cells has a list for each class of classifier: a photo is compared with the images of its
+    most likely map cells only."""
     probes: PositiveInt = 16
-    """Number of inverted lists that a search visits (faiss nprobe). Only an IVF index uses it."""
+    """Number of inverted lists that a search visits (faiss nprobe). Only an IVF index or one of cells uses it."""
+    classifier: str | None = None
+    """Folder of an encoder with the classifier whose cells faiss cells searches; it may be another network. null takes
+    encoder."""

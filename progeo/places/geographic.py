@@ -62,9 +62,7 @@ def cell_corners(centers: Catalogue, *, side_m: float) -> np.ndarray:
     east, north = (np.tile(signs, len(centers)) * side_m / 2 for signs in ([-1, 1, 1, -1], [-1, -1, 1, 1]))
     east += np.repeat(centers.east, 4)
     north += np.repeat(centers.north, 4)
-    latitude, longitude = degrees_of_utm(
-        east, north, np.repeat(centers.zone, 4), np.repeat(hemispheres_of(centers), 4)
-    )
+    latitude, longitude = degrees_of_utm(east, north, np.repeat(centers.zone, 4), np.repeat(hemispheres_of(centers), 4))
     return np.stack([longitude, latitude], axis=1).reshape(-1, 4, 2)
 
 
