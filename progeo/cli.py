@@ -146,6 +146,12 @@ COMMANDS = {
         "progeo dataset groups city/train --config progeo_rn50",
         ("data.train_folder",),
     ),
+    "dataset split": Command(
+        "dataset_split:split_dataset",
+        "hold photos of known places out of a training set, to evaluate with",
+        "progeo dataset split city/train --every 4 --out city_split",
+        ("folder",),
+    ),
     "dataset views": Command(
         "dataset_views:cut_panoramas",
         "cut 360 degree panoramas into perspective views",
