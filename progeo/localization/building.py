@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from progeo.engine.log import LOGGER
 from progeo.evaluation.cell_index import add_to_cells, build_cell_index, cells_of_catalogue
 from progeo.evaluation.search import add_to_index, build_index, load_index
-from progeo.export.classifier import load_encoder_and_classifier
+from progeo.export.classifier import check_fits_encoder, load_classifier, load_encoder_and_classifier
 from progeo.export.weights import load_encoder, save_encoder
 from progeo.features.descriptors import descriptor_extractor, descriptor_metadata, extract_descriptors
 from progeo.features.options import CacheOptions, ClassOptions, ImageOptions, WorkOptions
@@ -88,7 +88,10 @@ def build_place_index(
     encoder = load_encoder(encoder_name)
     if not encoder.has_weights:
         raise ValueError(f"A place index needs an encoder that can be saved, {encoder_name} cannot.")
-    classifier = load_encoder_and_classifier(encoder_name)[1] if options.of == "classes" else None
+    classifier = None
+    if options.of == "classes":
+        classifier = load_classifier(encoder_name)
+        check_fits_encoder(classifier, encoder, encoder_name)
     cells = _load_cells(options.classifier or encoder_name, encoder) if options.faiss == CELLS else None
     extractor = descriptor_extractor(encoder, images, accelerator)
     extract = partial(extract_descriptors, extractor, accelerator=accelerator, work=work, cache=cache)

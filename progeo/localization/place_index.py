@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from progeo.engine.log import LOGGER
 from progeo.evaluation.cell_index import cell_neighbors, class_quantizer
 from progeo.evaluation.search import Neighbors, index_neighbors, map_index
-from progeo.export.classifier import load_encoder_and_classifier
+from progeo.export.classifier import check_fits_encoder, load_classifier
 from progeo.export.weights import load_encoder
 from progeo.features.descriptors import descriptor_extractor, is_metadata_of
 from progeo.features.extractor import FeatureExtractor
@@ -236,18 +236,20 @@ def _opened(folder: Path, metadata: IndexMetadata) -> PlaceIndex:
             f"dimensions, {len(catalogue):,} in {metadata.catalogue_file}, {index.ntotal:,} of {index.d} dimensions in "
             f"{metadata.faiss_file}. Build the index anew."
         )
-    cells = _open_cells(folder / metadata.classifier, metadata, index) if metadata.classifier else None
+    cells = _open_cells(folder / metadata.classifier, metadata, encoder, index) if metadata.classifier else None
     return PlaceIndex(folder, metadata, encoder, catalogue, index, cells)
 
 
-def _open_cells(folder: Path, metadata: IndexMetadata, index: faiss.Index) -> Cells:
-    encoder, classifier = load_encoder_and_classifier(folder)
+def _open_cells(folder: Path, metadata: IndexMetadata, encoder: Encoder, index: faiss.Index) -> Cells:
+    other = None if metadata.classifier == ENCODER_FOLDER else load_encoder(folder)
+    classifier = load_classifier(folder)
+    check_fits_encoder(classifier, other or encoder, folder)
     if len(classifier) != getattr(index, "nlist", 0):
         raise ValueError(
             f"The classifier in {folder} has {len(classifier):,} classes, {metadata.faiss_file} another number of "
             f"lists: put it back, or build the index anew."
         )
-    return Cells(classifier, None if metadata.classifier == ENCODER_FOLDER else encoder)
+    return Cells(classifier, other)
 
 
 def _open_images(file: Path, folder: Path) -> Catalogue:

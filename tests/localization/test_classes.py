@@ -121,6 +121,9 @@ def test_an_index_of_classes_has_the_vectors_of_the_classifier(made, city, cache
             100,
         )
         assert not (folder / "model/classifier.safetensors").exists()
+        found = [opened.search(factor * vectors[::3]) for factor in (1, 5)]  # of cosines, whatever the length
+        assert found[1].rows.tolist() == found[0].rows.tolist()
+        np.testing.assert_allclose(found[1].distances, found[0].distances, atol=1e-3)
     assert open_place_index(tmp_path / "index").metadata.of == "classes"
     assert open_place_index(made / "index").metadata.of == "means"
 
