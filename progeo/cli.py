@@ -74,9 +74,15 @@ COMMANDS = {
         "progeo pca runs/city --folder city/train --dim 512 --out encoders/city_512",
         ("encoder",),
     ),
+    "classes": Command(
+        "classes:classes",
+        "give an encoder the mean descriptors of map cells as classes",
+        "progeo classes runs/city --folder city/train --out encoders/city_means",
+        ("encoder",),
+    ),
     "index build": Command(
         "index:build_index",
-        "build a place index from images with known positions and an encoder",
+        "build a place index from images with known positions, or classes, and an encoder",
         "progeo index build runs/city --folder city/database --out city.index",
         ("encoder",),
     ),

@@ -50,6 +50,22 @@ def hemispheres_of(catalogue: Catalogue) -> np.ndarray:
     return hemispheres(catalogue.north, letters=[letters], latitude=named[0])
 
 
+def cell_corners(centers: Catalogue, *, side_m: float) -> np.ndarray:
+    """Compute longitude and latitude of the corners of square cells, (C, 4, 2), NaN where unknown.
+
+    They go counterclockwise from the south-west, as in GeoJSON.
+
+    Args:
+        centers: the centers of C cells.
+        side_m: length of the sides, along UTM east and north.
+    """
+    east, north = (np.tile(signs, len(centers)) * side_m / 2 for signs in ([-1, 1, 1, -1], [-1, -1, 1, 1]))
+    east += np.repeat(centers.east, 4)
+    north += np.repeat(centers.north, 4)
+    latitude, longitude = degrees_of_utm(east, north, np.repeat(centers.zone, 4), np.repeat(hemispheres_of(centers), 4))
+    return np.stack([longitude, latitude], axis=1).reshape(-1, 4, 2)
+
+
 def positions_m(*catalogues: Catalogue) -> list[np.ndarray]:
     """Compute east and north of the images of each catalogue in one common frame, (N, 2) meters.
 
