@@ -74,9 +74,15 @@ COMMANDS = {
         "progeo pca runs/city --folder city/train --dim 512 --out encoders/city_512",
         ("encoder",),
     ),
+    "classes": Command(
+        "classes:classes",
+        "give an encoder the mean descriptors of map cells as classes",
+        "progeo classes runs/city --folder city/train --out encoders/city_means",
+        ("encoder",),
+    ),
     "index build": Command(
         "index:build_index",
-        "build a place index from images with known positions and an encoder",
+        "build a place index from images with known positions, or classes, and an encoder",
         "progeo index build runs/city --folder city/database --out city.index",
         ("encoder",),
     ),
@@ -139,6 +145,12 @@ COMMANDS = {
         "count the classes and images of every group",
         "progeo dataset groups city/train --config progeo_rn50",
         ("data.train_folder",),
+    ),
+    "dataset split": Command(
+        "dataset_split:split_dataset",
+        "hold photos of known places out of a training set, to evaluate with",
+        "progeo dataset split city/train --every 4 --out city_split",
+        ("folder",),
     ),
     "dataset views": Command(
         "dataset_views:cut_panoramas",

@@ -10,7 +10,7 @@ import yaml
 
 from progeo.cli import main
 
-pytest.register_assert_rewrite("contracts", "running")
+pytest.register_assert_rewrite("contracts", "indexes", "running")
 # The tests themselves run side by side; more threads would only fight for the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Threads that wait must sleep: spinning, those of one process would starve those of another.

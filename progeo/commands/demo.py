@@ -39,7 +39,7 @@ def demo(
         out: Output folder for the city, the run, the encoder and the evaluations.
         only_city: Only render the city, as a data set to try commands on.
         seed: Random seed of the streets, houses and weather.
-        num_images: Total number of images in train, val and test.
+        num_images: Total number of images in train, val and test. known/queries, of places in train, has 5 % more.
         image_size: Side of each square image in pixels.
     """
     from progeo.engine.log import LOGGER

@@ -1,6 +1,7 @@
 """Import weights of other programs as an encoder, or as prompts of stage 1."""
 
 from pathlib import Path
+from typing import Literal
 
 
 def import_weights(
@@ -12,6 +13,7 @@ def import_weights(
     quickgelu: bool | None = None,
     weights_in: str | None = None,
     class_order: Path | None = None,
+    head: Literal["arcface", "cosface"] | None = None,
     clip: str | None = None,
     clip_weights: str = "openai",
 ) -> Path:
@@ -29,8 +31,11 @@ def import_weights(
         quickgelu: Use QuickGELU as the activation of a CLIP. null takes that of the file, and GELU if it is unknown.
         weights_in: Entry of the checkpoint that holds the weights, such as ema or state.model_ema. null takes the only
             entry, or if there are several model_state_dict, state_dict or model.
-        class_order: For prompts: cache file of the published code with the classes of every group, ending in .torch.
-            null imports the prompts for reading only.
+        class_order: Cache file of the published code with the classes of every group, ending in .torch. With it, a
+            checkpoint of CosPlace, ProGEO or Divide&Classify also gives its classifier, for `progeo evaluate --by
+            classes`. Prompts without it are imported for reading only.
+        head: For class_order: head that the classifiers were trained as, which files do not say. null takes that of the
+            arguments in the checkpoint, else the default of the program: arcface for Divide&Classify, else cosface.
         clip: For prompts: architecture of the CLIP they were learned with. Stage 2 can use the prompts only with it and
             class_order. null imports the prompts for reading only.
         clip_weights: For prompts: weights of that CLIP, with the values of model.weights.
@@ -42,7 +47,9 @@ def import_weights(
     from progeo.commands.imported_encoder import write_encoder
     from progeo.convert.converted_encoder import Choices
     from progeo.convert.prompt_learners import holds_prompt_learners, prompts_in
+    from progeo.convert.published_classes import published_classifier
     from progeo.convert.recognition import open_source, read_encoder
+    from progeo.export.classifier import check_fits_encoder
     from progeo.export.encoder_folders import holds_encoder
     from progeo.training.published_prompts import write_published_prompts
 
@@ -54,17 +61,25 @@ def import_weights(
     choices = Choices(image_size, normalized, quickgelu, weights_in)
     source = open_source(file, choices)
     if not file.is_dir() and holds_prompt_learners(source.content):
-        if choices != Choices():
+        if choices != Choices() or head is not None:
             raise ValueError(
-                f"{file} holds prompts; `weights_in`, `image_size`, `normalized` and `quickgelu` are for encoders: "
-                f"omit them."
+                f"{file} holds prompts; `weights_in`, `image_size`, `normalized`, `quickgelu` and `head` are for "
+                f"encoders: omit them."
             )
         prompts = prompts_in(source.content, file)
         write_published_prompts(
             prompts, target, file=file, class_order=class_order, clip=clip, clip_weights=clip_weights
         )
         return target
-    if class_order is not None or clip is not None:
-        raise ValueError(f"{file} holds an encoder; `class_order` and `clip` are for prompts: omit them.")
-    write_encoder(read_encoder(source, choices), file, target)
+    if clip is not None:
+        raise ValueError(f"{file} holds an encoder; `clip` is for prompts: omit it.")
+    converted = read_encoder(source, choices)
+    if class_order is None:
+        if head is not None:
+            raise ValueError("`head` is for the classifiers of a checkpoint: name their classes with `class_order`.")
+        write_encoder(converted, file, target)
+    else:
+        classifier = published_classifier(source.content, file, class_order, program=converted.program, head=head)
+        check_fits_encoder(classifier, converted.encoder, file)
+        write_encoder(converted, file, target, classifier=classifier)
     return target

@@ -7,24 +7,29 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from progeo.convert.converted_encoder import ConvertedEncoder
+from progeo.convert.published_classes import CLASSIFIERS
 from progeo.engine.log import LOGGER
 from progeo.export.weights import save_encoder
 from progeo.files import replacing, written_together
 from progeo.models.backbones.open_clip import ARCHITECTURE
+from progeo.models.classifier import Classifier
 from progeo.models.weight_files.checkpoints import in_words
 
 _CLIP = "clip.safetensors"
 
 
-def write_encoder(converted: ConvertedEncoder, source: Path, target: Path) -> None:
-    """Write a converted encoder to a new folder, with the complete CLIP if it comes with one."""
+def write_encoder(
+    converted: ConvertedEncoder, source: Path, target: Path, *, classifier: Classifier | None = None
+) -> None:
+    """Write a converted encoder to a new folder, with its classifier and the complete CLIP if it comes with them."""
     encoder = converted.encoder
+    provenance = {"imported_from": str(source), "kind": converted.program}
     with written_together(target.resolve()) as folder:
         if converted.clip is not None:
             with replacing(folder / _CLIP) as temporary:
                 save_file(dict(converted.clip), temporary, metadata=_metadata(converted))
             encoder.spec = dataclasses.replace(encoder.spec, text_weights=str(folder / _CLIP))
-        save_encoder(folder, encoder, provenance={"imported_from": str(source), "kind": converted.program}, recalls={})
+        save_encoder(folder, encoder, provenance=provenance, recalls={}, classifier=classifier)
     spec = encoder.spec
     LOGGER.info(
         "%s: %s, %d x %d pixels, descriptors of %d dimensions%s",
@@ -36,8 +41,21 @@ def write_encoder(converted: ConvertedEncoder, source: Path, target: Path) -> No
     )
     for remark in converted.remarks:
         LOGGER.info(remark)
-    if converted.skipped:
-        LOGGER.info("skipped, the encoder does not need them: %s", in_words(converted.skipped))
+    if skipped := [name for name in converted.skipped if name != CLASSIFIERS]:
+        LOGGER.info("skipped, the encoder does not need them: %s", in_words(skipped))
+    if classifier is not None:
+        LOGGER.info(
+            "classifier of %s classes in %d groups, %s",
+            f"{len(classifier):,}",
+            len(classifier.classes_per_group),
+            classifier.kind,
+        )
+    elif CLASSIFIERS in converted.skipped:
+        LOGGER.info(
+            "skipped: %s, whose cells are only in the cache file of the program that trained them: name it with "
+            "--class_order",
+            CLASSIFIERS,
+        )
     if converted.clip is not None:
         LOGGER.info(
             "the complete CLIP, with its texts, written to %s: --model.architecture %s --model.weights %s trains it",

@@ -2,44 +2,41 @@
 
 from pathlib import Path
 
-from jsonargparse.typing import PositiveFloat, PositiveInt
+from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 
 from progeo.engine.options import Precision
-from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
-from progeo.models.options import Preprocessing
+from progeo.features.options import CacheOptions, ClassOptions, ImageOptions, WorkOptions
+from progeo.localization.options import IndexOptions
 
 
 def build_index(
     encoder: str,
     *,
-    folder: Path,
     out: Path,
-    images: ImageOptions,
-    work: WorkOptions,
-    cache: CacheOptions,
-    query_preprocessing: Preprocessing = "hard_resize",
-    faiss: str = "Flat",
-    probes: PositiveInt = 16,
+    folder: Path | None = None,
+    options: IndexOptions = IndexOptions(),
+    classes: ClassOptions = ClassOptions(),
+    images: ImageOptions = ImageOptions(),
+    work: WorkOptions = WorkOptions(),
+    cache: CacheOptions = CacheOptions(),
     mixed_precision: Precision = "no",
 ) -> Path:
-    """Extract the descriptors of a folder of images and write a place index; returns its folder.
+    """Extract the descriptors of images, or of the classes of a map, and write a place index; returns its folder.
 
     Args:
         encoder: Folder of a run, or of an encoder.
-        folder: Folder of images with known positions. An image whose name has no position is still retrieved, but as a
-            match without a position.
         out: Output folder for the place index.
+        folder: Folder of images with known positions, for an index of images or means. An image whose name has no
+            position is still retrieved, but as a match without a position. null for an index of classes.
+        options: The rows of the index, and how they are searched.
+        classes: Cells of class means.
         images: Options of the images of the index.
         work: Options of extraction.
         cache: Options of the descriptor cache.
-        query_preprocessing: Preprocessing of the photos to localize. Takes the values of database_preprocessing.
-        faiss: faiss factory string of the descriptor index. Flat is exact; IVF1024,Flat is faster to search;
-            OPQ32,IVF1024,PQ32 is faster and smaller.
-        probes: Number of inverted lists that a search visits (faiss nprobe). Only an IVF index uses it.
         mixed_precision: Precision of the encoder.
 
     Raises:
-        ValueError: the folder holds an index already, or the encoder has no weights.
+        ValueError: the folder holds an index already, the encoder has no weights, or options contradict each other.
     """
     from progeo.engine.accelerator import start_accelerator
     from progeo.localization.building import build_place_index
@@ -49,12 +46,11 @@ def build_index(
         folder,
         encoder_name=encoder,
         accelerator=start_accelerator(mixed_precision),
+        options=options,
+        classes=classes,
         images=images,
         work=work,
         cache=cache,
-        query_preprocessing=query_preprocessing,
-        faiss=faiss,
-        probes=probes,
     )
     return out
 
@@ -85,6 +81,7 @@ def calibrate_index(
     work: WorkOptions,
     cache: CacheOptions,
     radius_m: PositiveFloat = 25.0,
+    max_loss: NonNegativeFloat | None = None,
     mixed_precision: Precision = "no",
 ) -> Path:
     """Calibrate the confidence of a place index on photos of known position; returns the folder of the index.
@@ -92,11 +89,14 @@ def calibrate_index(
     Args:
         index: Folder of the place index.
         folder: Folder of photos with known positions, taken where and how later queries will be; some may lie outside
-            the area of the index. Photos that are in the index themselves are skipped.
+            the area of the index. Photos that are in the index themselves are skipped. For an index of classes, take
+            photos that the classes were not made of.
         work: Options of extraction.
         cache: Options of the descriptor cache.
         radius_m: A localization within this many meters of the true position is correct. The confidence estimates the
             probability of that.
+        max_loss: Also set the number of lists that a search visits to the fewest that lose at most so many points of
+            R@1, within radius_m, against a search of all lists. null keeps it.
         mixed_precision: Precision of the encoder.
 
     Raises:
@@ -104,8 +104,10 @@ def calibrate_index(
             correctly.
     """
     from progeo.engine.accelerator import start_accelerator
-    from progeo.localization.building import calibrate_place_index
+    from progeo.localization.calibration import calibrate_place_index
 
     accelerator = start_accelerator(mixed_precision)
-    calibrate_place_index(index, folder, radius_m=radius_m, accelerator=accelerator, work=work, cache=cache)
+    calibrate_place_index(
+        index, folder, radius_m=radius_m, max_loss=max_loss, accelerator=accelerator, work=work, cache=cache
+    )
     return index

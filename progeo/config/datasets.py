@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jsonargparse.typing import PositiveFloat, PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
 from progeo.places.options import CellOptions
 
@@ -39,4 +39,17 @@ class CheckSettings:
     ignores headings."""
     min_side_px: PositiveInt = 64
     """Images with a shorter side below this many pixels are reported as tiny."""
+    cells: CellOptions = field(default_factory=CellOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitSettings:
+    """Settings of holding photos of known places out of a training set."""
+
+    every: PositiveInt | None = None
+    """Hold out all images of every n-th position in the order of their names: the 4th, the 8th and so on for 4."""
+    per_class: PositiveInt | None = None
+    """Hold out the last n images by name of every class that has more, see cells."""
+    seed: NonNegativeInt | None = None
+    """Hold out as many positions, or images of each class, at random. null takes them in the order of names."""
     cells: CellOptions = field(default_factory=CellOptions)

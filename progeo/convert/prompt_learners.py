@@ -1,22 +1,18 @@
-"""Import the prompts of published ProGEO's stage 1: a pickled list of modules, and a file with their classes."""
+"""Import the prompts of published ProGEO's stage 1: a pickled list of modules."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from progeo.convert.converted_encoder import single_precision
-from progeo.models.weight_files.checkpoints import read_content
 from progeo.models.weight_files.torch_files import Stub
 
 _LEARNERS = tuple(f"cosplace_model.cosplace_network_stage{stage}.PromptLearner" for stage in (1, 2))
 _WORDS = ("token_prefix", "token_suffix")
-_CELLS = re.compile(r"_M([1-9]\d*)_N([1-9]\d*)_alpha([1-9]\d*)_L([1-9]\d*)_mipc(\d+)\.torch$")
 
 
 @dataclass(frozen=True)
@@ -29,16 +25,6 @@ class PublishedPrompts:
     """Token embeddings before the learned vectors, including the start of text, (1, n, W)."""
     suffix: Tensor
     """Token embeddings after the learned vectors, up to the context length of the text tower, (1, m, W)."""
-
-
-@dataclass(frozen=True)
-class PublishedClasses:
-    """Classes of each group, in the order in which the published code labels them."""
-
-    class_ids: tuple[np.ndarray, ...]
-    """Class ids of each group, int64 (C, 3); the label of a class is its row index."""
-    num_images: tuple[np.ndarray, ...]
-    """Number of images per class, for each group, int64 (C,)."""
 
 
 def holds_prompt_learners(content: Any) -> bool:
@@ -82,43 +68,6 @@ def prompts_in(content: Sequence[Stub], path: Path) -> PublishedPrompts:
                 f"around them, than that of group 0: they are of different trainings."
             )
     return PublishedPrompts(tuple(tensors["cls_ctx"] for tensors in learners), *(first[name] for name in _WORDS))
-
-
-def read_published_classes(path: Path) -> PublishedClasses:
-    """Read the classes that the published code stores in `cache/`: a list per group, and the images of each class.
-
-    Raises:
-        ValueError: the file has another content, or names a class twice.
-    """
-    content = read_content(path)
-    try:
-        groups, images = content
-        classes = [[(int(east), int(north), int(heading)) for east, north, heading in group] for group in groups]
-        ids = tuple(np.array(group, np.int64).reshape(-1, 3) for group in classes)
-        counts = tuple(np.array([len(images[class_id]) for class_id in group], np.int64) for group in classes)
-    except (TypeError, ValueError, LookupError, OverflowError):
-        raise ValueError(
-            f"{path} is no order of classes: it should hold a list of (east, north, heading) for each group, and the "
-            f"images of each class."
-        ) from None
-    everywhere = [class_id for group in classes for class_id in group]
-    if len(set(everywhere)) < len(everywhere):
-        raise ValueError(f"{path} names a class twice; every class should be in one group, once.")
-    return PublishedClasses(ids, counts)
-
-
-def parse_cells(name: str) -> dict[str, int]:
-    """Parse the cell settings from the name of the published code's file of classes, such as `_M10_N5_alpha30_...`.
-
-    Raises:
-        ValueError: the name does not contain them.
-    """
-    if (found := _CELLS.search(name)) is None:
-        raise ValueError(
-            f"The cell settings are missing from the name {name}: it should end like _M10_N5_alpha30_L2_mipc10.torch."
-        )
-    names = ("cell_side_m", "groups_per_side", "heading_bin_deg", "groups_per_heading", "min_images_per_class")
-    return dict(zip(names, map(int, found.groups()), strict=True))
 
 
 def _tensors(learner: Stub) -> dict[str, Tensor]:

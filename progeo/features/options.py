@@ -39,6 +39,19 @@ class ImageOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClassOptions:
+    """Classes whose mean descriptors are taken."""
+
+    cell_side_m: PositiveInt | None = None
+    """Side of a cell in meters. null takes that of the encoder's training, or 20 if it was trained without cells."""
+    heading_bin_deg: PositiveInt | None = None
+    """Width of a heading bin in degrees. null takes that of the encoder's training, or 360, a single bin."""
+    min_images_per_class: PositiveInt | None = None
+    """Minimum number of images per class; classes with fewer are excluded. null takes that of the encoder's training,
+    or 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CacheOptions:
     """Options of caching descriptors on disk."""
 

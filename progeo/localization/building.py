@@ -1,100 +1,188 @@
-"""Build a place index, add images to it, and calibrate its confidence."""
+"""Build a place index of images or classes, and add images to it."""
 
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
+import faiss
 import numpy as np
 import pyarrow as pa
 from accelerate import Accelerator
 
 from progeo.engine.log import LOGGER
-from progeo.evaluation.copies import find_copies
+from progeo.evaluation.cell_index import add_to_cells, build_cell_index, cells_of_catalogue
 from progeo.evaluation.search import add_to_index, build_index, load_index
+from progeo.export.classifier import check_fits_encoder, load_classifier, load_encoder_and_classifier
 from progeo.export.weights import load_encoder, save_encoder
 from progeo.features.descriptors import descriptor_extractor, descriptor_metadata, extract_descriptors
-from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
+from progeo.features.options import CacheOptions, ClassOptions, ImageOptions, WorkOptions
 from progeo.features.store import ShardedRows
-from progeo.localization.confidence import Calibration, calibrate
+from progeo.localization.class_means import means_classifier, partition_for_means
 from progeo.localization.index_folder import (
+    ENCODER_FOLDER,
     IndexMetadata,
-    commit,
     holds_place_index,
     new_files,
     read_metadata,
     save_generation,
 )
+from progeo.localization.options import CELLS, IndexOptions
 from progeo.localization.place_index import (
-    ENCODER_FOLDER,
+    Cells,
     PlaceIndex,
     has_position,
     index_images,
     open_place_index,
     rows_in_index,
 )
-from progeo.models.options import Preprocessing
+from progeo.models.classifier import Classifier
+from progeo.models.encoder import Encoder
 from progeo.places.catalogue import Catalogue, read_catalogue
-from progeo.places.geographic import check_zones, positions_m
+from progeo.places.geographic import check_zones
 
-_MIN_PHOTOS = 20
 _DESCRIPTORS_DEPEND_ON = ("encoder", "image_size", "database_preprocessing", "orientation")
 """Fields of `IndexMetadata` that the descriptors depend on."""
+_Extract = Callable[[Catalogue], ShardedRows]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of a new index."""
+
+    descriptors: ShardedRows
+    catalogue: Catalogue
+    classes: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `IndexMetadata` about classes."""
 
 
 def build_place_index(
     out: Path,
-    folder: Path,
+    folder: Path | None,
     *,
     encoder_name: str,
     accelerator: Accelerator,
+    options: IndexOptions,
+    classes: ClassOptions,
     images: ImageOptions,
     work: WorkOptions,
     cache: CacheOptions,
-    query_preprocessing: Preprocessing = "hard_resize",
-    faiss: str = "Flat",
-    probes: int = 16,
 ) -> None:
-    """Extract the descriptors of a folder of images and write a place index.
+    """Extract the descriptors of a folder of images and write a place index of them or of classes.
 
     Args:
         out: folder of the index.
+        folder: the images; None for the classes of the encoder's classifier.
         encoder_name: see `load_encoder`.
-        query_preprocessing: preprocessing of photos to localize.
-        faiss: faiss factory string.
-        probes: number of inverted lists of an IVF index that a search visits.
+        classes: cells of class means.
 
     Raises:
-        ValueError: `out` holds an index already, or the encoder has no weights.
+        ValueError: `out` holds an index already, the encoder has no weights, or options contradict each other.
+        FileNotFoundError: the encoder has no classifier.
     """
+    _check_options(folder, options, classes)
     if holds_place_index(out):
         raise _already_exists(out)
     encoder = load_encoder(encoder_name)
     if not encoder.has_weights:
         raise ValueError(f"A place index needs an encoder that can be saved, {encoder_name} cannot.")
-    catalogue = _read_images(folder)
-    indexed = index_images(catalogue)
-    check_zones(indexed)
+    classifier = None
+    if options.of == "classes":
+        classifier = load_classifier(encoder_name)
+        check_fits_encoder(classifier, encoder, encoder_name)
+    cells = _load_cells(options.classifier or encoder_name, encoder) if options.faiss == CELLS else None
     extractor = descriptor_extractor(encoder, images, accelerator)
-    descriptors = extract_descriptors(extractor, catalogue, accelerator, work=work, cache=cache)
-    if not accelerator.is_main_process:
-        return
-    indexed = _without(indexed, descriptors.missing)
+    extract = partial(extract_descriptors, extractor, accelerator=accelerator, work=work, cache=cache)
+    with TemporaryDirectory() as scratch:
+        if folder is not None and options.of == "means":
+            photos = read_catalogue(folder)
+            partition = partition_for_means(photos, encoder_name, classes)
+            classifier = means_classifier(extract(photos), photos, partition)
+        if classifier is not None:
+            rows = _rows_of_classes(classifier, Path(scratch))
+        else:
+            assert folder is not None
+            rows = _rows_of_images(_read_images(folder), extract)
+        if not accelerator.is_main_process:
+            return
+        index = build_index(rows.descriptors, options.faiss) if cells is None else _cell_index(rows, cells)
     metadata = IndexMetadata(
-        kind=faiss,
-        probes=probes,
+        kind=options.faiss,
+        probes=options.probes,
         encoder=descriptor_metadata(encoder),
         image_size=extractor.image_size,
         database_preprocessing=images.database_preprocessing,
-        query_preprocessing=query_preprocessing,
+        query_preprocessing=options.query_preprocessing,
         orientation=images.orientation,
-        images=len(indexed),
+        images=len(rows.catalogue),
+        of=options.of,
+        classifier="" if cells is None else cells.folder,
+        **rows.classes,
         **new_files(),
     )
-    index = build_index(descriptors, faiss)
     if holds_place_index(out):  # another command wrote it meanwhile
         raise _already_exists(out)
-    save_encoder(out / ENCODER_FOLDER, encoder, provenance={"encoder": encoder_name}, recalls={})
-    if not save_generation(out, None, metadata, index, indexed):
+    save_encoder(
+        out / ENCODER_FOLDER,
+        encoder,
+        provenance={"encoder": encoder_name},
+        recalls={},
+        classifier=None if cells is None or cells.encoder is not None else cells.classifier,
+    )
+    if cells is not None and cells.encoder is not None:
+        provenance = {"encoder": options.classifier}
+        save_encoder(out / cells.folder, cells.encoder, provenance=provenance, recalls={}, classifier=cells.classifier)
+    if not save_generation(out, None, metadata, index, rows.catalogue):
         raise _already_exists(out)
+
+
+def _check_options(folder: Path | None, options: IndexOptions, classes: ClassOptions) -> None:
+    if (folder is None) != (options.of == "classes"):
+        raise ValueError(
+            "`folder` is needed: an index of images or means is made of the images in it."
+            if folder is None
+            else "An index of classes is made of the classifier of `encoder`, without images: leave `folder` out, or "
+            "take `of` images or means."
+        )
+    if options.faiss == CELLS and options.of != "images":
+        raise ValueError(f"`faiss` cells finds images in the cells of classes: take `of` images, got {options.of}.")
+    if options.classifier is not None and options.faiss != CELLS:
+        raise ValueError(f"`classifier` is for `faiss` cells, got {options.faiss}.")
+    if options.of != "means" and (given := [name for name, value in vars(classes).items() if value is not None]):
+        raise ValueError(f"`{given[0]}` is for `of` means: the {options.of} of an index have no other cells.")
+
+
+def _load_cells(name: str, encoder: Encoder) -> Cells:
+    """Load the classifier of an index of cells, and its encoder if that is another network than the index has."""
+    other, classifier = load_encoder_and_classifier(name)
+    is_same = descriptor_metadata(other) == descriptor_metadata(encoder)
+    return Cells(classifier, None if is_same else other)
+
+
+def _cell_index(rows: _Rows, cells: Cells) -> faiss.Index:
+    labels = cells_of_catalogue(rows.catalogue, cells.classifier)
+    vectors = cells.classifier.weight if cells.encoder is None else None
+    return build_cell_index(rows.descriptors, labels, vectors, num_classes=len(cells.classifier))
+
+
+def _rows_of_images(catalogue: Catalogue, extract: _Extract) -> _Rows:
+    indexed = index_images(catalogue)
+    check_zones(indexed)
+    descriptors = extract(catalogue)
+    return _Rows(descriptors, indexed.without(descriptors.missing))
+
+
+def _rows_of_classes(classifier: Classifier, scratch: Path) -> _Rows:
+    """Store the vectors of classes, with unit length, in a temporary folder."""
+    lengths = np.maximum(np.linalg.norm(classifier.weight, axis=1, keepdims=True), 1e-12)
+    count, width = classifier.weight.shape
+    vectors = ShardedRows(scratch, num_rows=count, width=width, shard_size=count, dtype="float32")
+    vectors.write_shard(0, classifier.weight / lengths)
+    # The rows of a linear head were not normalized in training: their mean length is the factor of the cosines.
+    scale = classifier.scale if classifier.kind != "linear" else float(lengths.mean())
+    return _Rows(vectors, classifier.catalogue, {"cell_side_m": classifier.cell_side_m, "scale": scale})
 
 
 def add_to_place_index(
@@ -102,6 +190,8 @@ def add_to_place_index(
 ) -> None:
     """Extract the descriptors of a folder of images and add them to a place index; those it holds are skipped."""
     index = open_place_index(index_folder)
+    if index.metadata.holds_classes:
+        raise ValueError(f"{index_folder} is of classes, and images cannot be added to it: build it anew with them.")
     catalogue = _read_images(folder)
     images = index_images(catalogue)
     check_zones(index.catalogue, images)
@@ -111,9 +201,9 @@ def add_to_place_index(
     if len(known) == len(catalogue):
         return
     extractor = index.extractor(index.metadata.database_preprocessing, accelerator)
-    descriptors = extract_descriptors(extractor, _without(catalogue, known), accelerator, work=work, cache=cache)
+    descriptors = extract_descriptors(extractor, catalogue.without(known), accelerator, work=work, cache=cache)
     if accelerator.is_main_process:
-        add_images(index, _without(images, known), descriptors)
+        add_images(index, images.without(known), descriptors)
         if index.metadata.calibration is not None:
             LOGGER.warning("confidence was calibrated without these images: run `progeo index calibrate` again")
 
@@ -136,58 +226,6 @@ def add_images(index: PlaceIndex, images: Catalogue, descriptors: ShardedRows) -
             raise ValueError(f"{index.folder} was built anew meanwhile, and differently: run this command again.")
 
 
-def calibrate_place_index(
-    index_folder: Path,
-    folder: Path,
-    *,
-    radius_m: float,
-    accelerator: Accelerator,
-    work: WorkOptions,
-    cache: CacheOptions,
-) -> None:
-    """Calibrate the confidence of a place index on photos of known position.
-
-    Photos that are images of the index themselves are skipped: unlike new photos, they would always be found.
-
-    Args:
-        radius_m: maximum distance of a correct match in meters.
-
-    Raises:
-        ValueError: images of the index have no position, fewer than 20 photos are not in it, or none is localized
-            correctly.
-    """
-    index = open_place_index(index_folder)
-    if num_unknown := int((~has_position(index.catalogue)).sum()):
-        raise ValueError(
-            f"{num_unknown:,} of {len(index.catalogue):,} images of {index_folder} have no position, so that matches "
-            f"cannot be checked: build the index of images with positions."
-        )
-    photos = read_catalogue(folder)
-    images = index_images(photos)
-    check_zones(index.catalogue, images)
-    photos = _without(photos, rows_in_index(index, images))
-    _check_enough(len(photos), index, photos)
-    extractor = index.extractor(index.metadata.query_preprocessing, accelerator)
-    descriptors = extract_descriptors(extractor, photos, accelerator, work=work, cache=cache)
-    if not accelerator.is_main_process:
-        return
-    photos = _without(photos, descriptors.missing)
-    queries = np.concatenate(list(descriptors.parts()))
-    while True:
-        calibration = _calibration(index, photos, queries, radius_m)
-        if commit(index_folder, index.metadata, replace(index.metadata, calibration=calibration)):
-            break
-        LOGGER.info("another command changed %s meanwhile: searching what it holds now", index_folder)
-        index = open_place_index(index_folder)
-    LOGGER.info(
-        "%d of %d photos localized within %g m; confidence is off by %.1f points on average",
-        calibration.num_correct,
-        len(photos),
-        radius_m,
-        100 * calibration.error,
-    )
-
-
 def _already_exists(out: Path) -> ValueError:
     return ValueError(f"{out} holds a place index already: add to it, or name another `out`.")
 
@@ -206,10 +244,6 @@ def _read_images(folder: Path) -> Catalogue:
     return catalogue
 
 
-def _without(catalogue: Catalogue, rows: np.ndarray) -> Catalogue:
-    return catalogue.take(np.delete(np.arange(len(catalogue)), rows))
-
-
 def _added(index: PlaceIndex, images: Catalogue, descriptors: ShardedRows) -> bool:
     """Add images to the index as it was opened; returns False if another command has changed it."""
     try:
@@ -221,35 +255,11 @@ def _added(index: PlaceIndex, images: Catalogue, descriptors: ShardedRows) -> bo
     new = descriptors.without(rows_in_index(index, images))
     if not len(new):
         return True
-    add_to_index(faiss_index, new)
-    table = pa.concat_tables([index.catalogue.table, _without(images, new.missing).table])
+    added = images.without(new.missing)
+    if index.cells is None:
+        add_to_index(faiss_index, new)
+    else:
+        add_to_cells(faiss_index, new, cells_of_catalogue(added, index.cells.classifier))
+    table = pa.concat_tables([index.catalogue.table, added.table])
     metadata = replace(index.metadata, images=len(table), **new_files())
     return save_generation(index.folder, index.metadata, metadata, faiss_index, Catalogue(index.folder, table))
-
-
-def _calibration(index: PlaceIndex, photos: Catalogue, descriptors: np.ndarray, radius_m: float) -> Calibration:
-    """Fit the confidence to those of Q photos, with descriptors (Q, D), that are not in the index."""
-    neighbors = index.search(descriptors)
-    is_new = ~find_copies(photos, index.catalogue, neighbors.rows)
-    _check_enough(int(is_new.sum()), index, photos)
-    if not is_new.all():
-        LOGGER.warning("%d photos are images of the index themselves, and skipped", int((~is_new).sum()))
-    first = neighbors.rows[:, 0]
-    matches_m, photos_m = positions_m(index.catalogue.take(np.maximum(first, 0)), index_images(photos))
-    has_result = is_new & (first >= 0)
-    correct = has_result & (np.linalg.norm(matches_m - photos_m, axis=1) <= radius_m)
-    if not correct.any():
-        raise ValueError(
-            f"None of the {int(is_new.sum())} photos in {photos.folder} was localized within {radius_m:g} m: "
-            f"were they taken where the images of {index.folder} were?"
-        )
-    features = index.confidence_features(neighbors, radius_m)
-    return calibrate(features[has_result], correct[has_result], radius_m)
-
-
-def _check_enough(count: int, index: PlaceIndex, photos: Catalogue) -> None:
-    if count < _MIN_PHOTOS:
-        raise ValueError(
-            f"Calibration needs at least {_MIN_PHOTOS} photos that can be read and are not images of {index.folder} "
-            f"themselves, {photos.folder} has {count}."
-        )

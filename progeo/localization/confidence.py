@@ -6,17 +6,19 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize
-from scipy.special import expit, log_expit
+from scipy.optimize import minimize, minimize_scalar
+from scipy.special import expit, log_expit, logsumexp, softmax
 
 _NUM_FOLDS = 5
 _NUM_BINS = 10
 _LENGTHS = MappingProxyType({"means": 2, "stds": 2, "weights": 3})
 """Lengths of the tuple fields of a `Calibration`."""
-_POSITIVE = ("radius_m", "stds", "num_photos")
+_POSITIVE = ("radius_m", "stds", "temperature", "num_photos")
 _TOO_LARGE = 1e15
 _RENAMED_FIELDS = MappingProxyType({"spreads": "stds", "num_right": "num_correct"})
 """Fields in files of earlier versions -> their current names."""
+_MAX_LOG_TEMPERATURE = 7.0
+_MIN_LOG = -700.0
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,36 @@ class Calibration:
         return expit(_with_bias((features - self.means) / self.stds) @ np.array(self.weights))
 
 
-def calibration_from_json(values: Mapping[str, Any]) -> Calibration:
+@dataclass(frozen=True)
+class ClassCalibration:
+    """Temperature of the softmax over class scores: its mass near the best class is the probability of being there."""
+
+    radius_m: float
+    """Maximum distance in meters of a correct class center, and of a class near the best one."""
+    temperature: float
+    """Divides the scores."""
+    num_photos: int
+    num_correct: int
+    error: float
+    """Expected calibration error, as for `Calibration`."""
+
+    def confidences(self, features: np.ndarray) -> np.ndarray:
+        """Return probabilities (Q,) that best classes lie within `radius_m`, from confidence features (Q, 2, K)."""
+        return np.exp(_log_masses(features, self.temperature)[0])
+
+
+AnyCalibration = Calibration | ClassCalibration
+
+
+def calibration_from_json(values: Mapping[str, Any]) -> AnyCalibration:
     """Parse a calibration from a dict of its fields, as this version or an earlier one wrote it; lists become tuples.
 
     Raises:
         ValueError: fields are missing or unknown, or a value is impossible.
     """
     values = {_RENAMED_FIELDS.get(name, name): value for name, value in values.items()}
-    names = {field.name for field in fields(Calibration)}
+    kind = ClassCalibration if "temperature" in values else Calibration
+    names = {field.name for field in fields(kind)}
     if values.keys() != names:
         raise ValueError(
             f"The fields of a calibration are {', '.join(sorted(names))}; got {', '.join(sorted(values)) or 'none'}."
@@ -61,7 +85,24 @@ def calibration_from_json(values: Mapping[str, Any]) -> Calibration:
         if not is_list or not all(_is_possible(number, name in _POSITIVE) for number in numbers):
             raise ValueError(f"The {name} of a calibration cannot be {value!r}.")
         parsed[name] = value if length is None else tuple(value)
-    return Calibration(**parsed)
+    return kind(**parsed)
+
+
+def class_probabilities(scores: np.ndarray, calibration: ClassCalibration | None) -> np.ndarray:
+    """Compute the softmax over class scores (Q, K), divided by the temperature of a calibration, if any."""
+    return softmax(scores / (1.0 if calibration is None else calibration.temperature), axis=1)
+
+
+def class_confidence_features(scores: np.ndarray, positions_m: np.ndarray, radius_m: float) -> np.ndarray:
+    """Stack the confidence features of class scores, (Q, 2, K): the scores, and 1 where a class is near the best one.
+
+    Args:
+        scores: of the best classes, descending, (Q, K); minus infinity where there is none.
+        positions_m: east and north of their centers, (Q, K, 2).
+        radius_m: classes within this distance of the first are near it.
+    """
+    is_near = np.linalg.norm(positions_m - positions_m[:, :1], axis=2) <= radius_m
+    return np.stack([scores, is_near], axis=1, dtype=np.float64)
 
 
 def confidence_features(distances: np.ndarray, positions_m: np.ndarray, radius_m: float) -> np.ndarray:
@@ -82,30 +123,31 @@ def confidence_features(distances: np.ndarray, positions_m: np.ndarray, radius_m
     return np.stack([distances[:, 0], other - distances[:, 0]], axis=1)
 
 
-def calibrate(features: np.ndarray, correct: np.ndarray, radius_m: float) -> Calibration:
-    """Fit the probability that a first match is correct (Platt scaling: Platt, 1999).
+def calibrate(features: np.ndarray, correct: np.ndarray, radius_m: float) -> AnyCalibration:
+    """Fit the probability that a first match is correct.
+
+    For images it is a logistic model (Platt scaling: Platt, 1999), for classes a temperature (Guo et al., ICML 2017).
 
     Args:
-        features: confidence features of queries of known position, (Q, 2).
+        features: confidence features of queries of known position, (Q, 2) for images, (Q, 2, K) for classes.
         correct: whether the first match lies within `radius_m`, bool (Q,).
         radius_m: maximum distance of a correct match in meters.
     """
+    fit = _fitted if features.ndim == 2 else _fitted_temperature
     folds = np.random.default_rng(0).permutation(len(correct)) % _NUM_FOLDS
     held_out = np.empty(len(correct))
     for fold in range(_NUM_FOLDS):
-        model = _fitted(features[folds != fold], correct[folds != fold], radius_m)
+        model = fit(features[folds != fold], correct[folds != fold], radius_m, np.nan)
         held_out[folds == fold] = model.confidences(features[folds == fold])
     bins = np.minimum((held_out * _NUM_BINS).astype(int), _NUM_BINS - 1)
     gaps = [abs(held_out[bins == each].sum() - correct[bins == each].sum()) for each in range(_NUM_BINS)]
-    return _fitted(features, correct, radius_m, error=float(sum(gaps) / len(correct)))
+    return fit(features, correct, radius_m, float(sum(gaps) / len(correct)))
 
 
-def _fitted(features: np.ndarray, correct: np.ndarray, radius_m: float, error: float = np.nan) -> Calibration:
+def _fitted(features: np.ndarray, correct: np.ndarray, radius_m: float, error: float) -> Calibration:
     means, stds = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-12)
     inputs = _with_bias((features - means) / stds)
-    num_correct, num_wrong = int(correct.sum()), int((~correct).sum())
-    # Platt's targets, not 1 and 0: on separable photos those would make the confidence diverge to certainty.
-    targets = np.where(correct, (num_correct + 1) / (num_correct + 2), 1 / (num_wrong + 2))
+    targets = _targets(correct)
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
         logits = inputs @ weights
@@ -119,9 +161,35 @@ def _fitted(features: np.ndarray, correct: np.ndarray, radius_m: float, error: f
         stds=tuple(stds.tolist()),
         weights=tuple(weights.tolist()),
         num_photos=len(correct),
-        num_correct=num_correct,
+        num_correct=int(correct.sum()),
         error=error,
     )
+
+
+def _fitted_temperature(features: np.ndarray, correct: np.ndarray, radius_m: float, error: float) -> ClassCalibration:
+    targets = _targets(correct)
+
+    def loss(log_temperature: float) -> float:
+        near, far = _log_masses(features, np.exp(log_temperature))
+        return -(targets * near + (1 - targets) * far).sum()
+
+    bounds = (-_MAX_LOG_TEMPERATURE, _MAX_LOG_TEMPERATURE)
+    temperature = float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x))
+    return ClassCalibration(radius_m, temperature, len(correct), int(correct.sum()), error)
+
+
+def _log_masses(features: np.ndarray, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the log of the softmax's mass near the best class, and of all other mass, (Q,) each."""
+    scores, is_near = features[:, 0] / temperature, features[:, 1] > 0
+    parts = (np.where(chosen, scores, -np.inf) for chosen in (is_near, ~is_near))
+    near, far = (np.maximum(logsumexp(part, axis=1) - logsumexp(scores, axis=1), _MIN_LOG) for part in parts)
+    return near, far
+
+
+def _targets(correct: np.ndarray) -> np.ndarray:
+    """Compute Platt's targets (Q,); 1 and 0 would make confidence diverge to certainty on separable photos."""
+    num_correct, num_wrong = int(correct.sum()), int((~correct).sum())
+    return np.where(correct, (num_correct + 1) / (num_correct + 2), 1 / (num_wrong + 2))
 
 
 def _is_possible(value: Any, must_be_positive: bool) -> bool:

@@ -20,13 +20,17 @@ from progeo.engine.log import LOGGER
 from progeo.evaluation.search import save_index
 from progeo.files import read_json, write_json, write_new_json
 from progeo.image_files import Orientation
-from progeo.localization.confidence import Calibration, calibration_from_json
+from progeo.localization.confidence import AnyCalibration, ClassCalibration, calibration_from_json
+from progeo.localization.options import CELLS, IndexOf
 from progeo.models.options import Preprocessing
 from progeo.places.catalogue import Catalogue
 
 _FORMAT = 1
 _METADATA = "index.json"
 _GENERATION = re.compile(r"index_([0-9]{1,9})\.json")
+ENCODER_FOLDER = "model"
+CLASSIFIER_FOLDERS = (ENCODER_FOLDER, "classifier")
+"""Folders that may hold the classifier of an index of cells: that of its encoder, or one with another network."""
 _MAX_COUNT = 2**31 - 1
 
 
@@ -35,7 +39,7 @@ class IndexMetadata:
     """Metadata of a place index, the content of `index.json`."""
 
     kind: str
-    """faiss factory string of the descriptor index."""
+    """faiss factory string of the descriptor index, or `cells`."""
     probes: int
     encoder: Mapping[str, Any]
     """Fingerprint of the encoder, see `progeo.features.descriptors.descriptor_metadata`."""
@@ -43,16 +47,40 @@ class IndexMetadata:
     database_preprocessing: Preprocessing
     query_preprocessing: Preprocessing
     images: int
+    """Number of rows: of images, or of classes."""
     faiss_file: str
     """Name of the faiss file in the folder."""
     catalogue_file: str
     """Name of the catalogue file in the folder."""
-    calibration: Calibration | None = None
+    calibration: AnyCalibration | None = None
     orientation: Orientation = "exif"
     """Whether images and queries are rotated upright by their EXIF orientation."""
+    of: IndexOf = "images"
+    cell_side_m: int = 0
+    """Side in meters of the cells of classes; 0 for images."""
+    scale: float = 0.0
+    """Factor of the cosines of classes before the softmax; 0 for images."""
+    classifier: str = ""
+    """Folder of the classifier whose classes are the inverted lists: that of the encoder, or `classifier` with another
+    network that ranks them. Empty if lists are no cells."""
     generation: int = 0
     """Number of updates since the index was built."""
     format: int = _FORMAT
+
+    @property
+    def holds_classes(self) -> bool:
+        """Whether rows are classes, not images."""
+        return self.of != "images"
+
+    @property
+    def rows(self) -> str:
+        """Number of rows and what they are, as text."""
+        return f"{self.images:,} {self.rows_are}"
+
+    @property
+    def rows_are(self) -> str:
+        """What the rows are, as text."""
+        return "classes" if self.holds_classes else "images"
 
 
 class DataFiles(TypedDict):
@@ -109,9 +137,7 @@ def save_generation(
         catalogue.save(folder / metadata.catalogue_file)
         megabytes = (folder / metadata.faiss_file).stat().st_size / 1e6
         if committed := commit(folder, before, metadata):
-            LOGGER.info(
-                "place index of %s images in %s, %.1f MB and the encoder", f"{metadata.images:,}", folder, megabytes
-            )
+            LOGGER.info("place index of %s in %s, %.1f MB and the encoder", metadata.rows, folder, megabytes)
         return committed
     finally:
         current = read_metadata(folder) if holds_place_index(folder) else None
@@ -180,6 +206,14 @@ def _read(path: Path) -> IndexMetadata:
     except ValueError as error:
         raise ValueError(f"{path}: {error} Set calibration to null, and run `progeo index calibrate`.") from None
     metadata = IndexMetadata(**{**values, "image_size": tuple(values["image_size"]), "calibration": calibration})
+    if not metadata.holds_classes == bool(metadata.cell_side_m) == bool(metadata.scale):
+        raise ValueError(f"{path} is of {metadata.of}, which its cell_side_m or scale contradicts: put the file back.")
+    if (metadata.kind == CELLS) != bool(metadata.classifier):
+        raise ValueError(f"The classifier in {path} contradicts its kind, {metadata.kind}: put the file back.")
+    if calibration is not None and metadata.holds_classes != isinstance(calibration, ClassCalibration):
+        raise ValueError(
+            f"The calibration in {path} is not one of {metadata.of}: set it to null, and run `progeo index calibrate`."
+        )
     if path.name not in (_METADATA, _path(path.parent, metadata.generation).name):
         raise ValueError(
             f"{path} has the content of generation {metadata.generation}: remove it, or put the correct one back."
@@ -189,6 +223,10 @@ def _read(path: Path) -> IndexMetadata:
 
 def _is_count(value: object) -> bool:
     return type(value) is int and 0 < value <= _MAX_COUNT
+
+
+def _is_natural(value: object) -> bool:
+    return type(value) is int and 0 <= value < 10**9
 
 
 def _name(stem: str, suffix: str) -> tuple[Callable[[Any], bool], str]:
@@ -218,7 +256,11 @@ _ALLOWED: Mapping[str, tuple[Callable[[Any], bool], str]] = MappingProxyType(
         "catalogue_file": _name("catalogue", "arrow"),
         "orientation": (lambda value: value in get_args(Orientation), " or ".join(get_args(Orientation))),
         "calibration": (lambda value: value is None or isinstance(value, dict), "null or a calibration"),
-        "generation": (lambda value: type(value) is int and 0 <= value < 10**9, "a whole number from 0"),
+        "of": (lambda value: value in get_args(IndexOf), f"one of {', '.join(get_args(IndexOf))}"),
+        "cell_side_m": (_is_natural, "a whole number from 0"),
+        "classifier": (lambda value: value in ("", *CLASSIFIER_FOLDERS), f"empty, {' or '.join(CLASSIFIER_FOLDERS)}"),
+        "scale": (lambda value: type(value) in (int, float) and 0 <= value < 1e15, "a number from 0"),
+        "generation": (_is_natural, "a whole number from 0"),
     }
 )
 """Allowed fields of `index.json`: for each field of `IndexMetadata` a check, and the text of what it accepts."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -12,20 +13,23 @@ from accelerate import Accelerator
 
 from progeo.evaluation.search import Neighbors
 from progeo.features.batches import extract_rows
+from progeo.features.extractor import FeatureExtractor
 from progeo.features.options import WorkOptions
 from progeo.localization.place_index import PlaceIndex
 from progeo.models.backbones.open_clip import load_clip
 from progeo.models.encoder import EncoderSpec
 from progeo.places.catalogue import Catalogue
 from progeo.places.folders import utf8_paths
+from progeo.places.geographic import cell_corners
 from progeo.places.paths import find_paths
 
 
 @dataclass(frozen=True)
 class Match:
-    """An image of the index that matches a query."""
+    """An image of the index, or a class of an index of classes, that matches a query."""
 
     path: str
+    """Path of the image, or name of the class."""
     latitude: float | None
     """Degrees; None if only UTM is known."""
     longitude: float | None
@@ -33,7 +37,12 @@ class Match:
     """UTM meters; None if the position is unknown."""
     north_m: float | None
     distance: float
-    """Euclidean distance between descriptors."""
+    """Euclidean distance between descriptors, or to the vector of a class."""
+    probability: float | None = None
+    """Probability of the class; None for images, and for a sentence."""
+    corners: tuple[tuple[float, float], ...] | None = None
+    """Longitude and latitude of the corners of the class's cell, counterclockwise from the south-west; None for images,
+    and if they are unknown."""
 
     @property
     def position(self) -> str:
@@ -58,7 +67,7 @@ class Localization:
     known: bool | None = None
     """Whether the confidence reaches the threshold; None without a confidence."""
     matches: tuple[Match, ...] = ()
-    """The nearest images, best first."""
+    """The nearest images or classes, best first."""
     error: str = ""
     """Why there are no matches; empty if there are."""
 
@@ -72,7 +81,8 @@ class Localization:
         unknown = "unknown, at best " if self.known is False else ""
         lines = [f"{self.query}: {unknown}{self.matches[0].position}{confidence}"]
         for rank, match in enumerate(self.matches, 1):
-            lines.append(f"{rank:5}  {match.distance:.3f}  {match.position}  {match.path}")
+            measure = f"{match.distance:.3f}" if match.probability is None else f"{100 * match.probability:5.1f} %"
+            lines.append(f"{rank:5}  {measure}  {match.position}  {match.path}")
         return "\n".join(lines)
 
 
@@ -106,23 +116,11 @@ def localize_photos(
     Raises:
         ValueError: no photo can be read.
     """
-    extractor = index.extractor(index.metadata.query_preprocessing, accelerator)
-    rows = range(len(photos))
-    descriptors, errors = extract_rows(
-        extractor.extract,
-        extractor.images(photos),
-        rows,
-        extractor.batches(photos, rows, work.batch_size),
-        width=extractor.width,
-        num_workers=work.num_workers,
-        what="photos",
-    )
-    for row in np.flatnonzero(~np.isfinite(descriptors).all(axis=1)).tolist():
-        errors[row] = f"The descriptor of {photos.path(row)} is not finite: with `mixed_precision` fp16, try bf16."
-        descriptors[row] = 0
+    found = [_extract_photos(extractor, photos, work) for extractor in index.query_extractors(accelerator)]
+    errors = {row: error for _, errors_of_one in found for row, error in errors_of_one.items()}
     if len(errors) == len(photos):
         raise ValueError(next(iter(errors.values())))
-    neighbors = index.search(descriptors, min_count=top)
+    neighbors = index.search(*(descriptors for descriptors, _ in found), min_count=top)
     calibration = index.metadata.calibration
     return _localizations(
         index,
@@ -130,6 +128,7 @@ def localize_photos(
         neighbors,
         top=top,
         confidences=index.confidences(neighbors),
+        probabilities=index.probabilities(neighbors),
         radius_m=None if calibration is None else calibration.radius_m,
         threshold=threshold,
         errors=errors,
@@ -170,6 +169,26 @@ def text_descriptor(spec: EncoderSpec, text: str) -> np.ndarray:
     return clip.encode_text(tokenizer([text]), normalize=True).numpy()
 
 
+def _extract_photos(
+    extractor: FeatureExtractor, photos: Catalogue, work: WorkOptions
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Extract descriptors (Q, D), zeros where there is none, and why not, by row."""
+    rows = range(len(photos))
+    descriptors, errors = extract_rows(
+        extractor.extract,
+        extractor.images(photos),
+        rows,
+        extractor.batches(photos, rows, work.batch_size),
+        width=extractor.width,
+        num_workers=work.num_workers,
+        what="photos",
+    )
+    for row in np.flatnonzero(~np.isfinite(descriptors).all(axis=1)).tolist():
+        errors[row] = f"The descriptor of {photos.path(row)} is not finite: with `mixed_precision` fp16, try bf16."
+        descriptors[row] = 0
+    return descriptors, errors
+
+
 def _localizations(
     index: PlaceIndex,
     queries: Sequence[str],
@@ -177,6 +196,7 @@ def _localizations(
     *,
     top: int,
     confidences: np.ndarray,
+    probabilities: np.ndarray | None = None,
     radius_m: float | None = None,
     threshold: float = 0.0,
     errors: Mapping[int, str] | None = None,
@@ -189,14 +209,23 @@ def _localizations(
             continue
         confidence = None if np.isnan(confidences[row]) else float(confidences[row])
         known = None if confidence is None else confidence >= threshold
-        matches = _matches(index, neighbors.rows[row, :top], neighbors.distances[row, :top])
+        shares = None if probabilities is None else probabilities[row, :top]
+        matches = _matches(index, neighbors.rows[row, :top], neighbors.distances[row, :top], shares)
         error = "" if matches else f"No match was found for {query}."
         results.append(Localization(query, confidence, radius_m, known, matches, error))
     return results
 
 
-def _matches(index: PlaceIndex, rows: np.ndarray, distances: np.ndarray) -> tuple[Match, ...]:
-    images = index.catalogue.table.take(rows[rows >= 0]).to_pylist()
+def _matches(
+    index: PlaceIndex, rows: np.ndarray, distances: np.ndarray, probabilities: np.ndarray | None
+) -> tuple[Match, ...]:
+    found = index.catalogue.take(rows[rows >= 0])
+    images = found.table.to_pylist()
+    corners: list[Any] = [None] * len(images)
+    if index.metadata.holds_classes:
+        degrees = cell_corners(found, side_m=index.metadata.cell_side_m)
+        corners = [tuple(map(tuple, cell)) if np.isfinite(cell).all() else None for cell in degrees.tolist()]
+    shares = [None] * len(images) if probabilities is None else probabilities.tolist()
     return tuple(
         Match(
             path=image["path"],
@@ -205,8 +234,10 @@ def _matches(index: PlaceIndex, rows: np.ndarray, distances: np.ndarray) -> tupl
             east_m=_known(image["east"]),
             north_m=_known(image["north"]),
             distance=distance,
+            probability=share,
+            corners=cell,
         )
-        for image, distance in zip(images, distances.tolist(), strict=False)
+        for image, distance, share, cell in zip(images, distances.tolist(), shares, corners, strict=False)
     )
 
 

@@ -4,6 +4,7 @@ The folder holds `index.json`, which names all other files: a faiss file, the ca
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import faiss
@@ -13,22 +14,50 @@ import pyarrow.compute as pc
 from accelerate import Accelerator
 
 from progeo.engine.log import LOGGER
+from progeo.evaluation.cell_index import cell_neighbors, class_quantizer
 from progeo.evaluation.search import Neighbors, index_neighbors, map_index
+from progeo.export.classifier import check_fits_encoder, load_classifier
 from progeo.export.weights import load_encoder
 from progeo.features.descriptors import descriptor_extractor, is_metadata_of
 from progeo.features.extractor import FeatureExtractor
 from progeo.features.options import ImageOptions
-from progeo.localization.confidence import confidence_features
-from progeo.localization.index_folder import IndexMetadata, read_metadata
+from progeo.localization.confidence import (
+    ClassCalibration,
+    class_confidence_features,
+    class_probabilities,
+    confidence_features,
+)
+from progeo.localization.index_folder import CLASSIFIER_FOLDERS, ENCODER_FOLDER, IndexMetadata, read_metadata
+from progeo.models.classifier import Classifier
 from progeo.models.encoder import Encoder
 from progeo.models.options import Preprocessing
 from progeo.places.catalogue import Catalogue, open_catalogue
 from progeo.places.geographic import degrees_of, positions_m
 
-ENCODER_FOLDER = "model"
 _NUM_MATCHES = 20
 """Number of matches of a query that its confidence is computed from."""
+_NUM_CLASSES = 1000
+"""Number of best classes that share the probability of a query: the mass of all others is negligible."""
 _COLUMNS = ("path", "east", "north", "zone", "heading", "latitude", "longitude")
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The classes whose map cells are the inverted lists of an index."""
+
+    classifier: Classifier
+    encoder: Encoder | None
+    """Other network for whose descriptors the vectors of the classifier are; None if it is that of the index."""
+
+    @property
+    def folder(self) -> str:
+        """Folder of the classifier in that of the index."""
+        return CLASSIFIER_FOLDERS[self.encoder is not None]
+
+    @cached_property
+    def quantizer(self) -> faiss.Index | None:
+        """Index of the vectors of the classifier, for an other network."""
+        return None if self.encoder is None else class_quantizer(self.classifier.weight)
 
 
 @dataclass(frozen=True)
@@ -39,20 +68,87 @@ class PlaceIndex:
     metadata: IndexMetadata
     encoder: Encoder
     catalogue: Catalogue
-    """Images by absolute path, with latitude and longitude, NaN where they are unknown."""
+    """Images by absolute path, or classes by name, with latitude and longitude, NaN where they are unknown."""
     index: faiss.Index
+    cells: Cells | None = None
+    """The cells that are its lists; None if its lists are no cells."""
+
+    @cached_property
+    def class_centers_m(self) -> np.ndarray:
+        """East and north of all class centers in meters, (C, 2)."""
+        return positions_m(self.catalogue)[0]
 
     def extractor(self, preprocessing: Preprocessing, accelerator: Accelerator) -> FeatureExtractor:
         """Build a feature extractor with the encoder, image size and orientation of the index."""
         images = ImageOptions(image_size=self.metadata.image_size, orientation=self.metadata.orientation)
         return descriptor_extractor(self.encoder, images, accelerator, preprocessing=preprocessing)
 
-    def search(self, descriptors: np.ndarray, *, min_count: int = 1) -> Neighbors:
-        """Search for descriptors (Q, D); returns at least `min_count` neighbors, and as many as confidence requires."""
-        return index_neighbors(self.index, descriptors, max(min_count, _NUM_MATCHES))
+    def query_extractors(self, accelerator: Accelerator) -> list[FeatureExtractor]:
+        """Build the feature extractors of queries, one for each argument of `search`."""
+        extractors = [self.extractor(self.metadata.query_preprocessing, accelerator)]
+        if self.cells is not None and self.cells.encoder is not None:
+            images = ImageOptions(orientation=self.metadata.orientation)
+            preprocessing = self.metadata.query_preprocessing
+            extractors.append(
+                descriptor_extractor(self.cells.encoder, images, accelerator, preprocessing=preprocessing)
+            )
+        return extractors
+
+    def search(
+        self,
+        descriptors: np.ndarray,
+        cell_descriptors: np.ndarray | None = None,
+        *,
+        min_count: int = 1,
+        probes: int | None = None,
+    ) -> Neighbors:
+        """Search for Q queries; returns at least `min_count` neighbors, and as many as confidence requires.
+
+        Args:
+            descriptors: (Q, D).
+            cell_descriptors: those of the other network that ranks the cells, (Q, E); None takes the class means of
+                the encoder of the index instead.
+            probes: number of inverted lists to visit; None takes that of the index.
+        """
+        if self.metadata.holds_classes:
+            descriptors = descriptors / np.maximum(np.linalg.norm(descriptors, axis=1, keepdims=True), 1e-12)
+        num_confident = _NUM_CLASSES if self.metadata.holds_classes else _NUM_MATCHES
+        count = max(min_count, num_confident)
+        if self.cells is not None:
+            return cell_neighbors(
+                self.index,
+                descriptors,
+                count,
+                probes=probes or self.metadata.probes,
+                quantizer=self.cells.quantizer,
+                quantizer_queries=cell_descriptors,
+            ).neighbors
+        if probes is not None:
+            faiss.extract_index_ivf(self.index).nprobe = probes
+        return index_neighbors(self.index, descriptors, count)
+
+    def class_scores(self, neighbors: Neighbors) -> np.ndarray:
+        """Compute the scaled cosines of Q queries with their classes, (Q, K); minus infinity where there is none."""
+        cosines = 1 - np.square(neighbors.distances, dtype=np.float64) / 2  # of vectors of unit length
+        return np.where(neighbors.rows < 0, -np.inf, self.metadata.scale * cosines)
+
+    def probabilities(self, neighbors: Neighbors) -> np.ndarray | None:
+        """Return the probability of each class of an index of classes, (Q, K); None for an index of images."""
+        if not self.metadata.holds_classes:
+            return None
+        calibration = self.metadata.calibration
+        assert calibration is None or isinstance(calibration, ClassCalibration)
+        return class_probabilities(self.class_scores(neighbors), calibration)
 
     def confidence_features(self, neighbors: Neighbors, radius_m: float) -> np.ndarray:
-        """Compute the confidence features of each of Q queries, (Q, 2); NaN where the top match has no position."""
+        """Compute the confidence features of each of Q queries, (Q, 2); NaN where the top match has no position.
+
+        For an index of classes they are (Q, 2, K), see `class_confidence_features`.
+        """
+        if self.metadata.holds_classes:
+            return class_confidence_features(
+                self.class_scores(neighbors), self.class_centers_m[neighbors.rows], radius_m
+            )
         rows, distances = neighbors.rows[:, :_NUM_MATCHES], neighbors.distances[:, :_NUM_MATCHES]
         # The index may return fewer than K matches (-1). Pad with the top match's position and the last valid distance,
         # so that padding never counts as another place.
@@ -136,11 +232,24 @@ def _opened(folder: Path, metadata: IndexMetadata) -> PlaceIndex:
     index = map_index(folder / metadata.faiss_file, probes=metadata.probes)
     if not len(catalogue) == index.ntotal == metadata.images or index.d != encoder.descriptor_dim:
         raise ValueError(
-            f"The files of {folder} do not belong together: {metadata.images:,} images of {encoder.descriptor_dim} "
+            f"The files of {folder} do not belong together: {metadata.rows} of {encoder.descriptor_dim} "
             f"dimensions, {len(catalogue):,} in {metadata.catalogue_file}, {index.ntotal:,} of {index.d} dimensions in "
             f"{metadata.faiss_file}. Build the index anew."
         )
-    return PlaceIndex(folder, metadata, encoder, catalogue, index)
+    cells = _open_cells(folder / metadata.classifier, metadata, encoder, index) if metadata.classifier else None
+    return PlaceIndex(folder, metadata, encoder, catalogue, index, cells)
+
+
+def _open_cells(folder: Path, metadata: IndexMetadata, encoder: Encoder, index: faiss.Index) -> Cells:
+    other = None if metadata.classifier == ENCODER_FOLDER else load_encoder(folder)
+    classifier = load_classifier(folder)
+    check_fits_encoder(classifier, other or encoder, folder)
+    if len(classifier) != getattr(index, "nlist", 0):
+        raise ValueError(
+            f"The classifier in {folder} has {len(classifier):,} classes, {metadata.faiss_file} another number of "
+            f"lists: put it back, or build the index anew."
+        )
+    return Cells(classifier, other)
 
 
 def _open_images(file: Path, folder: Path) -> Catalogue:

@@ -140,6 +140,10 @@ class Catalogue:
         """Return a catalogue of the given `rows` only, in the order given."""
         return Catalogue(self.folder, self.table.take(rows).combine_chunks())
 
+    def without(self, rows: np.ndarray) -> "Catalogue":
+        """Return a catalogue of all rows but the given ones."""
+        return self.take(np.delete(np.arange(len(self)), rows)) if len(rows) else self
+
     def save(self, path: Path, metadata: Mapping[str, Any] | None = None) -> None:
         """Write the table and its metadata as an Arrow file that `open_catalogue` can memory-map."""
         with replacing(path) as temporary, _writer(temporary, self.table.schema, metadata or {}) as writer:

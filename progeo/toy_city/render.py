@@ -49,13 +49,14 @@ class _Shot:
 def render_toy_city(
     out: Path, *, seed: int = 0, num_images: int = 2000, image_size: int = 128, workers: int = os.cpu_count() or 1
 ) -> Path:
-    """Render a city to `out`/{train, val/database, val/queries, test/database, test/queries}.
+    """Render a city to `out`/{train, known/queries, val/database, val/queries, test/database, test/queries}.
 
     70 % of the images are for training, about ten dates per place; val and test have two database images per query, of
     another date. The same seed gives the same bytes, whatever the number of workers.
 
     Args:
         out: a folder that is empty or does not exist; it is created after the last image is rendered.
+        num_images: images of train, val and test; `known/queries`, other visits to places of train, has 5 % more.
         image_size: side of the square images in pixels.
         workers: number of rendering processes.
 
@@ -109,6 +110,8 @@ def _plan_split(seed: int, split: int, num_images: int) -> list[_Shot]:
         num_train = num_images - 2 * (num_database + num_queries)
         num_places = max(2, num_train // DATES_PER_PLACE)
         taken = [("train", i % num_places, i // num_places) for i in range(num_train)]
+        visit = taken[-1][2] + 1
+        taken += [("known/queries", int(place), visit) for place in rng.permutation(num_places)[:num_queries]]
     else:
         num_places = num_database
         taken = [(f"{SPLITS[split]}/database", place, 0) for place in range(num_database)]

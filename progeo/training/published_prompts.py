@@ -4,23 +4,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from open_clip import CLIP, SimpleTokenizer
 from safetensors.torch import save_file
 from torch import Tensor
 
-from progeo.convert.prompt_learners import (
+from progeo.convert.prompt_learners import PublishedPrompts
+from progeo.convert.published_classes import (
     PublishedClasses,
-    PublishedPrompts,
+    order_of_groups,
     parse_cells,
     read_published_classes,
+    sorted_partition,
 )
 from progeo.engine.log import LOGGER
 from progeo.files import replacing, write_json, written_together
 from progeo.models.backbones.open_clip import resolved_architecture, weights_digest
 from progeo.models.prompts import PromptLearner, load_prompt_clip
-from progeo.places.cells import Group, Partition, group_ids
 from progeo.training.prompt_files import DESCRIPTION, PROMPTS
 
 _TEMPLATE = "A photo of a {} street."
@@ -92,23 +92,17 @@ def _order_of_groups(
     classes: PublishedClasses, cells: Mapping[str, int], num_groups: int
 ) -> tuple[list[int] | None, str]:
     """Map the published groups to our order; or return None and why they are not our first groups."""
-    numbers = []
-    for ids in classes.class_ids:
-        if (ids[:, 2] < 0).any() or (ids[:, 2] >= 360).any() or (ids % _steps(cells)).any():
-            return None, "some of their classes are no cells and heading bins of the settings in the file's name"
-        groups = np.unique(
-            group_ids(ids, **{name: value for name, value in cells.items() if name != "min_images_per_class"}), axis=0
-        )
-        if len(groups) != 1:
-            return None, "a published group holds classes of several groups of the settings in the file's name"
-        numbers.append(tuple(groups[0]))
-    order = sorted(range(len(numbers)), key=numbers.__getitem__)[:num_groups]
-    if set(order) != set(range(num_groups)):
+    try:
+        order = order_of_groups(classes, cells)
+    except ValueError as error:
+        return None, str(error)
+    first = order[:num_groups]
+    if set(first) != set(range(num_groups)):
         return None, (
-            f"the published code trained on the {num_groups} groups that it met first of {len(numbers)}, stage 2 here "
+            f"the published code trained on the {num_groups} groups that it met first of {len(order)}, stage 2 here "
             f"takes the first {num_groups} in the order of their ids, which are others"
         )
-    return order, ""
+    return first, ""
 
 
 def _stage_1_files(
@@ -125,19 +119,14 @@ def _stage_1_files(
     loaded = load_prompt_clip(clip, clip_weights)
     _check_vocabulary(loaded, prompts, file=file, name=f"{clip} with {clip_weights}")
     tensors: dict[str, Tensor] = {}
-    groups, summaries = [], []
-    for index, published in enumerate(order):
-        ids = classes.class_ids[published]
-        rows = np.lexsort(ids.T[::-1])
+    partition, labels = sorted_partition(classes, cells, order)
+    for index, (published, rows) in enumerate(zip(order, labels, strict=True)):
         context = prompts.contexts[published][torch.from_numpy(rows)]
-        groups.append(Group(ids[rows], np.empty(0, np.int64), np.zeros(len(ids) + 1, np.int64)))
         tensors |= {
             f"group_{index}.context": context,
             f"group_{index}.text_features": _text_features(loaded, context),
-            f"group_{index}.class_ids": torch.from_numpy(ids[rows]),
+            f"group_{index}.class_ids": torch.from_numpy(partition.groups[index].class_ids),
         }
-        summaries.append({"classes": len(ids), "images": int(classes.num_images[published].sum())})
-    partition = Partition({**cells, "num_groups": len(order)}, tuple(groups))
     description = {
         "partition": partition.describe(),
         "architecture": resolved_architecture(clip, loaded),
@@ -146,7 +135,10 @@ def _stage_1_files(
         "vocabulary": weights_digest({"token_embedding": loaded.token_embedding.weight}),
         "template": _TEMPLATE,
         "context_length": prompts.contexts[0].shape[1],
-        "groups": summaries,
+        "groups": [
+            {"classes": len(classes.class_ids[index]), "images": int(classes.num_images[index].sum())}
+            for index in order
+        ],
         "imported_from": str(file),
     }
     return tensors, description
@@ -195,7 +187,3 @@ def _write_plain(prompts: PublishedPrompts, classes: PublishedClasses | None, fo
         "token_suffix": "word vectors after them, (1, m, W): 'street .', end of text, padding",
     }
     write_json(folder / f"{_PLAIN}.json", {"groups": len(prompts.contexts), "tensors": meanings})
-
-
-def _steps(cells: Mapping[str, int]) -> np.ndarray:
-    return np.array([cells["cell_side_m"], cells["cell_side_m"], cells["heading_bin_deg"]])

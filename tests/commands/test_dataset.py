@@ -10,8 +10,10 @@ from progeo.places.cells import build_partition
 
 def test_the_plan_counts_every_group(city, capsys):
     cells = {"min_images_per_class": 4, "groups_per_side": 2, "groups_per_heading": 1}
-    words = [f"--cells.{name}={value}" for name, value in {**cells, "num_groups": 1}.items()]
-    main(["dataset", "groups", str(city / "train"), *words])
+    words = [f"--cells.{name}={value}" for name, value in cells.items()]
+    main(["dataset", "groups", str(city / "train"), *words, "--cells.num_groups", "null"])
+    assert capsys.readouterr().out.rstrip().endswith("with at least 4, 84 in the first 2")
+    main(["dataset", "groups", str(city / "train"), *words, "--cells.num_groups", "1"])
     printed = capsys.readouterr().out
     everything = {**cells, "cell_side_m": 10, "heading_bin_deg": 30, "num_groups": None}
     partition = build_partition(read_catalogue(city / "train"), **everything)
@@ -62,3 +64,32 @@ def test_a_catalogue_may_be_given_by_its_file_but_hides_no_other_folder(tmp_path
     assert len(read_catalogue(tmp_path / "table")) == len(list((tmp_path / "table").iterdir())) == 1
     with pytest.raises(FileExistsError, match=rf"There is something in {tmp_path}/other already: name another `out`"):
         scan_dataset(tmp_path / "set", out=tmp_path / "other")
+
+
+def test_a_split_set_is_two_folders_for_every_command(city, tmp_path):
+    cells = [f"--cells.{name}={value}" for name, value in {"min_images_per_class": 4, "groups_per_side": 2}.items()]
+    main(["dataset", "split", str(city / "train"), "--per_class", "1", "--out", str(tmp_path / "a"), *cells])
+    main(["dataset", "split", str(city / "train"), "--every", "4", "--out", str(tmp_path / "b"), "--link"])
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"train.arrow", "queries.arrow"}
+    assert {path.name for path in (tmp_path / "b").iterdir()} == {"train.arrow", "queries.arrow", "train", "queries"}
+    whole = read_catalogue(city / "train")
+    names = sorted(whole.path(row).resolve() for row in range(len(whole)))
+    for out in (tmp_path / "a", tmp_path / "b"):
+        parts = [read_catalogue(out / side) for side in ("train", "queries")]
+        assert names == sorted(part.path(row).resolve() for part in parts for row in range(len(part)))
+    links = sorted(path.resolve() for path in (tmp_path / "b/queries").iterdir())
+    assert links == sorted(parts[1].path(row).resolve() for row in range(len(parts[1])))
+
+
+@pytest.mark.parametrize("options", [[], ["--every=4", "--per_class=2"]])
+def test_a_split_is_by_positions_or_by_classes(city, tmp_path, options):
+    with pytest.raises(SystemExit, match="Give one of --every and --per_class, and not both"):
+        main(["dataset", "split", str(city / "train"), "--out", str(tmp_path / "out"), *options])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_split_does_not_hide_the_images_that_it_divides(city, tmp_path):
+    (tmp_path / "train").symlink_to(city / "train")
+    with pytest.raises(SystemExit, match=rf"There is {tmp_path}/train already: name another --out"):
+        main(["dataset", "split", str(tmp_path / "train"), "--out", str(tmp_path), "--every=4"])
+    assert [path.name for path in tmp_path.iterdir()] == ["train"]

@@ -1,4 +1,4 @@
-"""CosPlace, EigenPlaces and Divide&Classify: their modules put together here, and imported from what they save."""
+"""CosPlace, EigenPlaces and Divide&Classify, imported from what they save."""
 
 import argparse
 from collections import OrderedDict
@@ -9,47 +9,13 @@ import pytest
 import torch
 import torchvision
 from plain_clip import gem_descriptors
-from torch import nn
+from published_convnets import cosplace, divide_and_classify
 
 import progeo
 from progeo.cli import main
 from progeo.convert.recognition import FORMATS
 
 FULL_SIZES = ["resnet50", "resnet101", "resnet152", "vgg16", "efficientnet_b0", "efficientnet_b7"]
-
-
-class GeM(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.p = nn.Parameter(torch.tensor([2.7]))
-
-
-def shaken(module):
-    """The module with statistics of batch norm as after a training, in eval mode."""
-    for part in module.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            part.running_mean.normal_(0, 0.1)
-            part.running_var.uniform_(0.5, 1.5)
-    return module.eval()
-
-
-def cosplace(architecture, dim=24):
-    """The trunk as CosPlace cuts it, and its head, under the names of the published module."""
-    classifier = torchvision.models.get_model(architecture, weights=None)
-    parts = classifier.features.children() if architecture == "vgg16" else classifier.children()
-    trunk = nn.Sequential(*list(parts)[:-2])
-    with torch.no_grad():
-        channels = trunk.eval()(torch.zeros(1, 3, 64, 64)).shape[1]
-    head = nn.Sequential(nn.Identity(), GeM(), nn.Identity(), nn.Linear(channels, dim))
-    return shaken(nn.ModuleDict({"backbone": trunk, "aggregation": head}))
-
-
-def divide_and_classify(architecture):
-    trunk = torchvision.models.get_model(architecture, weights=None).features
-    with torch.no_grad():
-        channels = trunk.eval()(torch.zeros(1, 3, 64, 64)).shape[1]
-    head = nn.Sequential(nn.Linear(channels, channels), nn.Identity())
-    return shaken(nn.ModuleDict({"backbone": trunk, "classifier": head}))
 
 
 def imported(content, tmp_path, *options):
@@ -145,7 +111,10 @@ def test_divide_and_classify_gives_the_mean_moved_and_of_length_one(name, tmp_pa
         "mean_linear",
         (256, 256),
     )
-    assert "skipped, the encoder does not need them: classifiers_state_dict, args" in capsys.readouterr().err
+    log = capsys.readouterr().err
+    assert "skipped, the encoder does not need them: args\n" in log
+    assert "skipped: classifiers_state_dict, whose cells are only in the cache file" in log
+    assert not (tmp_path / "encoder/classifier.safetensors").exists()
 
 
 @pytest.mark.parametrize(
@@ -164,7 +133,17 @@ def test_divide_and_classify_gives_the_mean_moved_and_of_length_one(name, tmp_pa
         (lambda state: state.pop("aggregation.1.p"), [], r"aggregation\.1\.p should be \(1,\), is missing"),
         (lambda state: state.update(x=3), [], "holds more than a state dict: 'x' is no named tensor"),
         (lambda state: None, ["--quickgelu", "true"], "resnet18 is not a CLIP, omit it"),
-        (lambda state: None, ["--clip", "RN50"], "--class_order and --clip are for prompts: omit them"),
+        (lambda state: None, ["--clip", "RN50"], "holds an encoder; --clip is for prompts: omit it"),
+        (
+            lambda state: None,
+            ["--class_order", "a.torch"],
+            "holds no classifiers_state_dict, which --class",
+        ),
+        (
+            lambda state: None,
+            ["--head", "arcface"],
+            "--head is for the classifiers of a checkpoint: name",
+        ),
     ],
 )
 def test_missing_and_unexpected_keys_are_named(change, options, sentence, tmp_path):

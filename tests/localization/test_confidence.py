@@ -1,8 +1,16 @@
+from dataclasses import asdict
+
 import numpy as np
 import pytest
-from scipy.special import expit
+from scipy.special import expit, softmax
 
-from progeo.localization.confidence import calibrate, confidence_features
+from progeo.localization.confidence import (
+    calibrate,
+    calibration_from_json,
+    class_confidence_features,
+    class_probabilities,
+    confidence_features,
+)
 
 
 def drawn(seed, count, slope=3.0):
@@ -51,3 +59,44 @@ def test_confidence_stays_finite_where_all_photos_are_correct_or_separable():
     apart = np.stack([np.repeat([0.1, 0.9], 20), np.zeros(40)], axis=1)
     found = calibrate(apart, np.repeat([True, False], 20), 25.0).confidences(apart)
     np.testing.assert_allclose(found, np.repeat([21 / 22, 1 / 22], 20), atol=1e-3)
+
+
+def drawn_scores(seed, count, temperature):
+    """Scores of queries for 30 classes, best first, where they are, and whether a class drawn by softmax is near it."""
+    rng = np.random.default_rng(seed)
+    scores, positions = -np.sort(-rng.normal(0, 3, (count, 30)), axis=1), rng.uniform(0, 200, (count, 30, 2))
+    true = (softmax(scores / temperature, axis=1).cumsum(axis=1) > rng.random((count, 1))).argmax(axis=1)
+    meters = np.linalg.norm(positions[np.arange(count), true] - positions[:, 0], axis=1)
+    return scores, positions, meters <= 25
+
+
+@pytest.mark.parametrize("temperature", [0.5, 3.0])
+def test_the_temperature_that_the_classes_were_drawn_with_is_found(temperature):
+    scores, positions, correct = drawn_scores(0, 4000, temperature)
+    calibration = calibrate(class_confidence_features(scores, positions, 25.0), correct, 25.0)
+    assert calibration.temperature == pytest.approx(temperature, rel=0.1)
+    assert calibration.error < 0.03
+    assert (calibration.num_photos, calibration.num_correct) == (4000, correct.sum())
+
+
+def test_confidence_is_the_mass_of_the_classes_near_the_best_one():
+    scores = np.array([[2.0, 1.0, 0.0, -np.inf]])
+    positions = np.array([[[0, 0], [100, 0], [3, 4], [0, 0]]], float)
+    features = class_confidence_features(scores, positions, 5.0)
+    calibration = calibration_from_json(
+        {"radius_m": 5.0, "temperature": 2.0, "num_photos": 30, "num_correct": 20, "error": 0.1}
+    )
+    masses = np.exp([1.0, 0.5, 0.0])
+    assert calibration.confidences(features) == pytest.approx([(masses[0] + masses[2]) / masses.sum()])
+    np.testing.assert_allclose(class_probabilities(scores, calibration), [[*masses / masses.sum(), 0]])
+    np.testing.assert_allclose(class_probabilities(scores, None)[0, :3], softmax([2.0, 1.0, 0.0]))
+    assert calibration_from_json(asdict(calibration)) == calibration
+    with pytest.raises(ValueError, match="The temperature of a calibration cannot be 0"):
+        calibration_from_json({**asdict(calibration), "temperature": 0})
+
+
+def test_confidence_of_classes_stays_below_one_where_all_photos_are_correct():
+    scores, positions, _ = drawn_scores(0, 40, 1.0)
+    calibration = calibrate(class_confidence_features(scores, positions, 25.0), np.ones(40, bool), 25.0)
+    found = calibration.confidences(class_confidence_features(scores, positions, 25.0))
+    assert 0.9 < found.mean() < 0.999

@@ -14,46 +14,20 @@ import open_clip
 import pytest
 import torch
 import utm
+from indexes import blurred, command, localized
 from PIL import Image
 from running import files_in
 
 from progeo.cli import main
-from progeo.commands.localize import localize
 from progeo.data.decode import read_image
 from progeo.evaluation.search import Neighbors
 from progeo.export.weights import load_encoder, save_encoder
-from progeo.features.options import WorkOptions
 from progeo.localization.localize import text_descriptor
 from progeo.localization.place_index import open_place_index
 from progeo.models.backbones.open_clip import known_architectures, load_clip
 from progeo.models.encoder import build_encoder
 from progeo.models.preprocessing import preprocess_image
 from progeo.places.catalogue import read_catalogue
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("encoder")
-    return save_encoder(folder, build_encoder("tiny-resnet", "random", 48).eval(), provenance={}, recalls={})
-
-
-def command(words, cache, **settings):
-    options = {"num_workers": 0, "descriptor_cache": cache, **settings}
-    main([*words.split(), *(str(part) for name, value in options.items() for part in (f"--{name}", value))])
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("descriptors")
-
-
-def blurred(paths, folder):
-    """Other photos of the same places."""
-    folder.mkdir()
-    for path in paths:
-        size = Image.open(path).size
-        Image.open(path).resize((20, 20)).resize(size).save(folder / path.name)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +38,6 @@ def built(city, encoder, cache, tmp_path_factory):
     blurred([*sorted((city / "train").iterdir())[::2], *(city / "test/database").iterdir()], folder / "photos")
     command("index calibrate", cache, folder=folder / "photos", index=folder / "index")
     return folder
-
-
-def localized(index, *photos, **settings):
-    return localize(photos, index=index, work=WorkOptions(num_workers=0), **settings)
 
 
 def test_a_confidence_that_equals_the_threshold_is_enough(built, city):

@@ -6,13 +6,13 @@ import utm
 from PIL import Image
 
 from progeo.places.catalogue import read_catalogue
-from progeo.places.cells import build_partition
+from progeo.places.cells import build_partition, class_ids
 from progeo.places.filename import parse_names
 from progeo.places.geographic import positions_m
 from progeo.places.positives import positives_within
 from progeo.toy_city import render_toy_city
 
-FOLDERS = ("train", "val/database", "val/queries", "test/database", "test/queries")
+FOLDERS = ("train", "known/queries", "val/database", "val/queries", "test/database", "test/queries")
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def digests(folder):
 
 def test_the_folders_hold_the_shares_promised_of_square_images(city):
     counts = [len(list((city / folder).iterdir())) for folder in FOLDERS]
-    assert counts == [84, 12, 6, 12, 6]
+    assert counts == [84, 6, 12, 6, 12, 6]
     for path in city.rglob("*.jpg"):
         with Image.open(path) as image:
             assert (image.size, image.mode) == ((64, 64), "RGB")
@@ -53,25 +53,41 @@ def test_splits_are_other_streets_far_from_each_other(city):
         assert np.linalg.norm(splits[i][:, None] - splits[j][None], axis=2).min() > 50
 
 
-def test_every_training_place_is_one_class_seen_at_about_ten_dates(city):
-    partition = build_partition(
-        read_catalogue(city / "train"),
-        cell_side_m=10,
-        heading_bin_deg=30,
-        groups_per_side=1,
-        groups_per_heading=1,
-        min_images_per_class=2,
-        num_groups=1,
-    )
-    (group,) = partition.groups
+@pytest.fixture(scope="module")
+def places(city):
+    """The training images and their only group of classes."""
+    cells = {"cell_side_m": 10, "heading_bin_deg": 30, "groups_per_side": 1, "groups_per_heading": 1}
+    catalogue = read_catalogue(city / "train")
+    (group,) = build_partition(catalogue, **cells, min_images_per_class=2, num_groups=1).groups
+    return catalogue, group
+
+
+def stamps_of(catalogue):
+    return parse_names(catalogue.table["path"].to_pylist()).timestamp
+
+
+def test_every_training_place_is_one_class_seen_at_about_ten_dates(places):
+    catalogue, group = places
     sizes = np.diff(group.offsets)
     assert sizes.sum() == 84
     assert sizes.min() >= 10
-    names = [path.name for path in sorted((city / "train").iterdir())]
-    stamps = parse_names(names).timestamp
+    stamps = stamps_of(catalogue)
     for label in range(group.num_classes):
         rows = group.rows[group.offsets[label] : group.offsets[label + 1]]
         assert len(set(stamps[rows])) == len(rows)
+
+
+def test_known_queries_are_training_places_at_another_date(city, places):
+    catalogue, group = places
+    known = read_catalogue(city / "known/queries")
+    ids = class_ids(known.east, known.north, known.heading, cell_side_m=10, heading_bin_deg=30)
+    known_ids, trained_ids = ([tuple(each) for each in some.tolist()] for some in (ids, group.class_ids))
+    assert len(set(known_ids)) == 6
+    assert set(known_ids) <= set(trained_ids)
+    stamps = stamps_of(catalogue)
+    for class_id, stamp in zip(known_ids, stamps_of(known), strict=True):
+        label = trained_ids.index(class_id)
+        assert stamp not in stamps[group.rows[group.offsets[label] : group.offsets[label + 1]]]
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
@@ -79,7 +95,7 @@ def test_every_query_has_a_database_image_near_taken_at_another_date(city, split
     database, queries = read_catalogue(city / split / "database"), read_catalogue(city / split / "queries")
     positives = positives_within(*positions_m(database, queries), 25)
     assert all(len(rows) for rows in positives)
-    dates = [parse_names(catalogue.table["path"].to_pylist()).timestamp for catalogue in (database, queries)]
+    dates = [stamps_of(catalogue) for catalogue in (database, queries)]
     for query, rows in enumerate(positives):
         assert dates[1][query] not in set(dates[0][rows])
 

@@ -190,8 +190,9 @@ def test_classes_or_a_clip_that_do_not_fit_are_refused(clip, learner_class, tmp_
     assert "missing from the name raw_M0_N2_alpha30_L1_mipc2.torch" in failure(
         "--class_order", tmp_path / "raw_M0_N2_alpha30_L1_mipc2.torch", "--clip", "tiny-vit", "--clip_weights", clip[1]
     )  # fmt: skip
-    for option in (["--image_size", "64"], ["--quickgelu", "true"], ["--normalized", "false"]):
-        assert "--weights_in, --image_size, --normalized and --quickgelu are for encoders" in failure(*option)
+    others = (["--image_size", "64"], ["--quickgelu", "true"], ["--normalized", "false"], ["--head", "arcface"])
+    for option in others:
+        assert "--weights_in, --image_size, --normalized, --quickgelu and --head are for encoders" in failure(*option)
     del learners[1].token_suffix
     torch.save(learners, tmp_path / "last.pth")
     assert "the prompt learner of group 1 has no token_suffix" in failure()

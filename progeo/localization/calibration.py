@@ -1,0 +1,164 @@
+"""Calibrate the confidence of a place index on photos of known position."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from accelerate import Accelerator
+
+from progeo.engine.log import LOGGER
+from progeo.evaluation.copies import find_copies
+from progeo.evaluation.search import Neighbors
+from progeo.features.descriptors import extract_descriptors
+from progeo.features.options import CacheOptions, WorkOptions
+from progeo.localization.confidence import calibrate
+from progeo.localization.index_folder import IndexMetadata, commit
+from progeo.localization.place_index import PlaceIndex, has_position, index_images, open_place_index, rows_in_index
+from progeo.places.catalogue import Catalogue, read_catalogue
+from progeo.places.geographic import check_zones, positions_m
+
+_MIN_PHOTOS = 20
+
+
+def calibrate_place_index(
+    index_folder: Path,
+    folder: Path,
+    *,
+    radius_m: float,
+    max_loss: float | None = None,
+    accelerator: Accelerator,
+    work: WorkOptions,
+    cache: CacheOptions,
+) -> None:
+    """Calibrate the confidence of a place index on photos of known position.
+
+    Photos that are images of the index themselves are skipped: unlike new photos, they would always be found.
+
+    Args:
+        radius_m: maximum distance of a correct match in meters.
+        max_loss: also set the probes of an index to the fewest that lose at most so many points of R@1 against a search
+            of all lists; None keeps them.
+
+    Raises:
+        ValueError: images of the index have no position, fewer than 20 photos are not in it, none is localized
+            correctly, or the index has no lists to choose from.
+    """
+    index = open_place_index(index_folder)
+    if max_loss is not None and not isinstance(faiss.try_extract_index_ivf(index.index), faiss.IndexIVF):
+        raise ValueError(
+            f"`max_loss` is for an index of inverted lists, and {index_folder} is {index.metadata.kind}: build it with "
+            f"`faiss` cells or for example IVF1024,Flat."
+        )
+    if num_unknown := int((~has_position(index.catalogue)).sum()):
+        raise ValueError(
+            f"{num_unknown:,} of {len(index.catalogue):,} images of {index_folder} have no position, so that matches "
+            f"cannot be checked: build the index of images with positions."
+        )
+    photos = read_catalogue(folder)
+    images = index_images(photos)
+    check_zones(index.catalogue, images)
+    photos = photos.without(rows_in_index(index, images))
+    _check_enough(len(photos), index, photos)
+    found = [
+        extract_descriptors(extractor, photos, accelerator, work=work, cache=cache)
+        for extractor in index.query_extractors(accelerator)
+    ]
+    if not accelerator.is_main_process:
+        return
+    missing = np.unique(np.concatenate([each.missing for each in found]))
+    photos = photos.without(missing)
+    queries = [np.concatenate(list(each.without(missing).parts())) for each in found]
+    while True:
+        calibrated = _calibrated(index, photos, queries, radius_m, max_loss)
+        calibration = calibrated.calibration
+        assert calibration is not None
+        if commit(index_folder, index.metadata, calibrated):
+            break
+        LOGGER.info("another command changed %s meanwhile: searching what it holds now", index_folder)
+        index = open_place_index(index_folder)
+    LOGGER.info(
+        "%d of %d photos localized within %g m; confidence is off by %.1f points on average",
+        calibration.num_correct,
+        len(photos),
+        radius_m,
+        100 * calibration.error,
+    )
+
+
+def _calibrated(
+    index: PlaceIndex, photos: Catalogue, queries: Sequence[np.ndarray], radius_m: float, max_loss: float | None
+) -> IndexMetadata:
+    """Return the metadata of an index with a calibration fitted to those of Q photos that are not in it.
+
+    Args:
+        queries: descriptors of the photos, see `PlaceIndex.search`.
+        max_loss: choose the number of probes, too, see `calibrate_place_index`.
+    """
+    neighbors = index.search(*queries)
+    if not index.metadata.holds_classes:
+        new = np.flatnonzero(~find_copies(photos, index.catalogue, neighbors.rows))
+        _check_enough(len(new), index, photos)
+        if num_copies := len(photos) - len(new):
+            LOGGER.warning("%d photos are images of the index themselves, and skipped", num_copies)
+        photos, queries = photos.take(new), [each[new] for each in queries]
+        neighbors = Neighbors(neighbors.rows[new], neighbors.distances[new])
+    probes = index.metadata.probes
+    if max_loss is not None:
+        probes = _fewest_probes(index, photos, queries, radius_m, max_loss)
+        neighbors = index.search(*queries, probes=probes)
+    correct = _first_is_correct(index, photos, neighbors, radius_m)
+    if not correct.any():
+        raise ValueError(
+            f"None of the {len(photos)} photos in {photos.folder} was localized within {radius_m:g} m: "
+            f"were they taken where the {index.metadata.rows_are} of {index.folder} were?"
+        )
+    has_result = neighbors.rows[:, 0] >= 0
+    features = index.confidence_features(neighbors, radius_m)
+    calibration = calibrate(features[has_result], correct[has_result], radius_m)
+    return replace(index.metadata, calibration=calibration, probes=probes)
+
+
+def _first_is_correct(index: PlaceIndex, photos: Catalogue, neighbors: Neighbors, radius_m: float) -> np.ndarray:
+    """Return whether the first match of each photo lies within a radius, bool (Q,)."""
+    first = neighbors.rows[:, 0]
+    matches_m, photos_m = positions_m(index.catalogue.take(np.maximum(first, 0)), index_images(photos))
+    return (first >= 0) & (np.linalg.norm(matches_m - photos_m, axis=1) <= radius_m)
+
+
+def _fewest_probes(
+    index: PlaceIndex, photos: Catalogue, queries: Sequence[np.ndarray], radius_m: float, max_loss: float
+) -> int:
+    """Find by bisection the smallest number of probes whose R@1 loses at most some points against all lists."""
+    counters: Any = faiss.cvar
+    num_lists, statistics = faiss.extract_index_ivf(index.index).nlist, counters.indexIVF_stats
+    table: dict[int, tuple[float, float]] = {}
+
+    def is_enough(probes: int) -> bool:
+        statistics.reset()
+        neighbors = index.search(*queries, probes=probes)
+        read = statistics.ndis / len(photos) / index.index.ntotal
+        table[probes] = float(100 * _first_is_correct(index, photos, neighbors, radius_m).mean()), 100 * read
+        return table[probes][0] >= table[num_lists][0] - max_loss
+
+    is_enough(num_lists)
+    too_few, enough = 0, 1
+    while enough < num_lists and not is_enough(enough):
+        too_few, enough = enough, min(2 * enough, num_lists)
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        too_few, enough = (too_few, middle) if is_enough(middle) else (middle, enough)
+    for probes, (recall, read) in sorted(table.items()):
+        mark = "  <- chosen" if probes == enough else ""
+        LOGGER.info("probes %6d   R@1 %5.1f   %6.2f %% of the rows read%s", probes, recall, read, mark)
+    return enough
+
+
+def _check_enough(count: int, index: PlaceIndex, photos: Catalogue) -> None:
+    if count < _MIN_PHOTOS:
+        raise ValueError(
+            f"Calibration needs at least {_MIN_PHOTOS} photos that can be read and are not images of {index.folder} "
+            f"themselves, {photos.folder} has {count}."
+        )
