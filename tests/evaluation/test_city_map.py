@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,18 @@ def test_cells_of_a_large_city_are_drawn_large_enough_to_be_seen_around_their_ce
     pixel = city_map(found, found.classes, np.array([0])).queries[0].pixel
     assert square.side == pytest.approx(6 * pixel)
     assert square.x + square.side / 2 == pytest.approx(100)
+
+
+def test_queries_are_grouped_by_their_distance_to_the_nearest_class():
+    found = retrieved()
+    east = pa.array([EAST + 110.0, EAST + 210.0])
+    table = found.queries.table.set_column(1, "east", east).set_column(2, "north", pa.array([NORTH - 10.0, NORTH + 73]))
+    groups = replace(found, queries=Catalogue(Path(), table)).groups()
+    assert {name: rows.tolist() for name, rows in groups.items()} == {
+        "all": [0, 1],
+        "0 to 5 m from the nearest class": [1],
+        "10 to 25 m from the nearest class": [0],
+    }
 
 
 @pytest.fixture
