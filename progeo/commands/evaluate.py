@@ -83,12 +83,12 @@ def evaluate(
     if ranking.by == "classes":
         with accelerator.local_main_process_first():  # which downloads
             loaded, own = load_encoder_and_classifier(encoder)
-        evaluation = evaluator.by_classes(loaded, own, name=encoder, out=out, raw_scores=ranking.raw_scores)
+        evaluation = evaluator.by_classes(loaded, own, name=encoder, out=out, ranking=ranking)
     else:
         with accelerator.local_main_process_first():
             loaded = load_encoder_or_descriptors(encoder, trust=trust)
-            cells = _load_cells(loaded, encoder, classifier) if faiss == CELLS else None
-        evaluation = evaluator.by_images(loaded, name=encoder, out=out, faiss=faiss, probes=probes, cells=cells)
+            through = _load_cells(loaded, encoder, classifier) if faiss == CELLS else faiss
+        evaluation = evaluator.by_images(loaded, name=encoder, out=out, through=through, probes=probes)
     if evaluation is None:
         return None
     return Results({f"{evaluation.measure}@{n}": recall for n, recall in evaluation.recalls.items()}, out)
@@ -98,6 +98,8 @@ def check_fit(ranking: RankingOptions, faiss: str | None = None, classifier: str
     """Refuse options that would have no effect together."""
     if ranking.raw_scores and ranking.by != "classes":
         raise ValueError("`raw_scores` are those of classes: set `by` to classes.")
+    if ranking.temperature is not None and ranking.by != "classes":
+        raise ValueError("`temperature` is that of the probabilities of classes: set `by` to classes.")
     if faiss is not None and ranking.by == "classes":
         raise ValueError(f"`faiss` {faiss} searches database images, which `by` classes has none of: omit one of them.")
     if classifier is not None and faiss != CELLS:

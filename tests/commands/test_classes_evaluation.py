@@ -126,6 +126,8 @@ def test_an_evaluation_by_classes_needs_no_database_and_leaves_these_files(city,
     assert found["queries in the cell of a class"] == f"{inside.sum()} of 3"
     assert found["database"] == f"{len(classifier)} classes, class means, cells of 2 m"
     assert "| LR@1 | LR@5 | LR@10 | LR@20 |" in (tmp_path / "out/recalls.md").read_text()
+    with (tmp_path / "out/recalls.csv").open() as stream:
+        assert {row["measure"] for row in csv.DictReader(stream)} == {"LR@1", "LR@5", "LR@10", "LR@20"}
     html = (tmp_path / "out/report.html").read_text()
     assert html.count('class="cell"') == 15
     assert html.count('<figure class="city">') == 3
@@ -153,16 +155,19 @@ def test_crops_are_ranked_separately(city, encoder, tmp_path, preprocessing):
 
 
 def test_queries_without_positions_get_the_most_probable_classes(city, encoder, tmp_path):
-    assert evaluate(encoder, city, tmp_path, "--by", "classes", "--no_labels", *QUERIES) is None
+    words = ("--by", "classes", "--no_labels", "--temperature", "2", *QUERIES)
+    assert evaluate(encoder, city, tmp_path, *words) is None
     rows = predictions_of(tmp_path)
     assert list(rows[0]) == ["query", "rank", "class", "east", "north", "latitude", "longitude", "probability"]
     loaded, classifier = load_encoder_and_classifier(encoder)
     scores = (
         descriptors_of(loaded, read_catalogue(city / "known/queries"), encoder.parent / "cache") @ classifier.weight.T
     )
-    odds = np.exp(classifier.scale * scores[0].astype(float))
+    odds = np.exp(classifier.scale / 2 * scores[0].astype(float))
     expected = sorted(odds / odds.sum(), reverse=True)[:20]
     assert [float(row["probability"]) for row in rows[:20]] == pytest.approx(expected, abs=2e-4)
+    meaning = f"softmax of 100 x cosine over {len(classifier)} classes, with temperature 2"
+    assert meaning in (tmp_path / "report.html").read_text()
     assert "The most probable first. There is no ground truth." in " ".join(
         (tmp_path / "report.html").read_text().replace("the most", "The most").split()
     )
@@ -211,6 +216,7 @@ def test_another_encoder_can_choose_the_cells(city, encoder, folder, tmp_path):
     [
         (["--by", "classes", "--faiss", "Flat"], "--faiss Flat searches database images, which --by classes has none"),
         (["--raw_scores"], "--raw_scores are those of classes: set --by to classes"),
+        (["--temperature", "2"], "--temperature is that of the probabilities of classes: set --by to classes"),
         (["--classifier", "x"], "--classifier chooses the cells of an index: set --faiss to cells"),
         (["--by", "classes", "--one_per_panorama"], "--one_per_panorama, which a --protocol may set, counts views"),
         (

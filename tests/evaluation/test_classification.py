@@ -65,12 +65,12 @@ def test_class_probabilities_are_a_softmax_over_all_classes_averaged_over_crops(
     rng = np.random.default_rng(0)
     crops, vectors = rng.normal(size=(4, 3, 8)), rng.normal(size=(20, 8))
     rows = np.array([[0, 5, -1], [19, 3, 2], [7, 7, 8], [-1, -1, 1]])
-    found = class_probabilities(crops.reshape(4, -1), vectors, rows, scale=10.0, temperature=2.0)
+    found = class_probabilities(crops.reshape(4, -1), vectors, rows, scale=5.0)
     for query, classes, probabilities in zip(crops, rows, found, strict=True):
         expected = np.zeros(20)
         for crop in query:
             cosines = [sum(crop * vector) / np.linalg.norm(crop) / np.linalg.norm(vector) for vector in vectors]
-            odds = np.exp(10.0 / 2.0 * np.array(cosines))
+            odds = np.exp(5.0 * np.array(cosines))
             expected += odds / odds.sum() / 3
         wanted = [0.0 if label < 0 else expected[label] for label in classes]
         np.testing.assert_allclose(probabilities, wanted, rtol=1e-4)
