@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse.typing import PositiveInt
 
 from progeo.engine.options import Precision
-from progeo.evaluation.options import BenchmarkOptions
+from progeo.evaluation.options import CELLS, BenchmarkOptions, RankingOptions
 from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
 
 if TYPE_CHECKING:
-    from progeo.evaluation.evaluate import Evaluation
+    from progeo.evaluation.evaluate import Cells, Evaluation
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,13 @@ def evaluate(
     folder: Path,
     out: Path,
     benchmark: BenchmarkOptions = BenchmarkOptions(),
+    ranking: RankingOptions = RankingOptions(),
     images: ImageOptions = ImageOptions(),
     work: WorkOptions = WorkOptions(),
     cache: CacheOptions = CacheOptions(),
     faiss: str | None = None,
     probes: PositiveInt = 16,
+    classifier: str | None = None,
     no_labels: bool = False,
     trust: bool = False,
     mixed_precision: Precision = "no",
@@ -54,40 +56,63 @@ def evaluate(
         folder: Folder that holds the database and the queries.
         out: Output folder for the results.
         benchmark: The benchmark.
+        ranking: What queries are compared with.
         images: Options of the images.
         work: Options of extraction.
         cache: Options of the descriptor cache.
         faiss: faiss factory string of a compressed index to evaluate, such as IVF1024,Flat, OPQ32,IVF1024,PQ32, HNSW32,
-            SQ8 or PCA128,Flat. The report then also gives the recall lost and the memory saved. null searches exactly.
-        probes: Number of inverted lists that a search visits (faiss nprobe). Only an IVF index uses it.
+            SQ8 or PCA128,Flat. The report then also gives the recall lost and the memory saved. cells searches only the
+            images of the places that the classifier ranks first. null searches exactly.
+        probes: Number of inverted lists that a search visits (faiss nprobe), or of cells. Only an IVF index and cells
+            use it.
+        classifier: Encoder whose classifier chooses the cells, such as a folder that progeo classes wrote; it may be
+            another network. null takes the classifier of the encoder.
         no_labels: Evaluate queries without known positions. Writes a report and the predictions, but no recalls; any
             file names are accepted.
         trust: Run the code of the repository that hub: names. It can do on this machine whatever you can.
         mixed_precision: Precision of the encoder.
     """
     from progeo.engine.accelerator import start_accelerator
-    from progeo.evaluation.evaluate import evaluate_encoder
+    from progeo.evaluation.evaluate import Evaluator
+    from progeo.export.classifier import load_encoder_and_classifier
 
+    check_fit(ranking, faiss, classifier)
     accelerator = start_accelerator(mixed_precision)
-    with accelerator.local_main_process_first():  # which downloads
-        loaded = load_encoder_or_descriptors(encoder, trust=trust)
-    evaluation: Evaluation | None = evaluate_encoder(
-        loaded,
-        folder,
-        name=encoder,
-        out=out,
-        accelerator=accelerator,
-        options=benchmark,
-        images=images,
-        work=work,
-        cache=cache,
-        faiss=faiss,
-        probes=probes,
-        no_labels=no_labels,
-    )
+    evaluator = Evaluator(folder, accelerator, benchmark, images, work, cache, no_labels)
+    evaluation: Evaluation | None
+    if ranking.by == "classes":
+        with accelerator.local_main_process_first():  # which downloads
+            loaded, own = load_encoder_and_classifier(encoder)
+        evaluation = evaluator.by_classes(loaded, own, name=encoder, out=out, raw_scores=ranking.raw_scores)
+    else:
+        with accelerator.local_main_process_first():
+            loaded = load_encoder_or_descriptors(encoder, trust=trust)
+            cells = _load_cells(loaded, encoder, classifier) if faiss == CELLS else None
+        evaluation = evaluator.by_images(loaded, name=encoder, out=out, faiss=faiss, probes=probes, cells=cells)
     if evaluation is None:
         return None
-    return Results({f"R@{n}": recall for n, recall in evaluation.recalls.items()}, out)
+    return Results({f"{evaluation.measure}@{n}": recall for n, recall in evaluation.recalls.items()}, out)
+
+
+def check_fit(ranking: RankingOptions, faiss: str | None = None, classifier: str | None = None) -> None:
+    """Refuse options that would have no effect together."""
+    if ranking.raw_scores and ranking.by != "classes":
+        raise ValueError("`raw_scores` are those of classes: set `by` to classes.")
+    if faiss is not None and ranking.by == "classes":
+        raise ValueError(f"`faiss` {faiss} searches database images, which `by` classes has none of: omit one of them.")
+    if classifier is not None and faiss != CELLS:
+        raise ValueError(f"`classifier` chooses the cells of an index: set `faiss` to {CELLS}, or omit it.")
+
+
+def _load_cells(evaluated: Any, encoder: str, classifier: str | None) -> "Cells":
+    """Load the classifier that chooses cells, and its encoder if it is another one than the evaluated encoder."""
+    from progeo.evaluation.evaluate import Cells
+    from progeo.export.classifier import load_encoder_and_classifier
+    from progeo.features.descriptors import descriptor_metadata
+
+    other, found = load_encoder_and_classifier(classifier or encoder)
+    is_same = not isinstance(evaluated, Path) and descriptor_metadata(evaluated) == descriptor_metadata(other)
+    return Cells(found, None if is_same else other)
 
 
 def load_encoder_or_descriptors(name: str, *, trust: bool = False) -> Any:

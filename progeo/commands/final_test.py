@@ -7,7 +7,7 @@ from progeo.config.training import EncoderSettings
 from progeo.datasets.query_sets import load_query_set
 from progeo.engine.log import LOGGER
 from progeo.engine.run_folder import RunFolder
-from progeo.evaluation.evaluate import evaluate_encoder
+from progeo.evaluation.evaluate import Evaluator
 from progeo.evaluation.options import BenchmarkOptions
 from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
 
@@ -41,7 +41,7 @@ def run_final_test(settings: EncoderSettings, run: RunFolder, accelerator: Accel
     """Evaluate the encoder that a run keeps and write the results to its `test/`, if the settings name a test folder.
 
     Raises:
-        ValueError: see `evaluate_encoder`; the message first says that the training is finished.
+        ValueError: see `Evaluator`; the message first says that the training is finished.
         FileNotFoundError: the encoder no longer exists.
     """
     data, test, validation = settings.data, settings.test, settings.validation
@@ -52,25 +52,21 @@ def run_final_test(settings: EncoderSettings, run: RunFolder, accelerator: Accel
     LOGGER.info("final test of %s", name)
     encoder = load_encoder_or_descriptors(name)
     try:
-        evaluate_encoder(
-            encoder,
+        evaluator = Evaluator(
             test.folder,
-            name=name,
-            out=run.path / "test",
-            accelerator=accelerator,
-            options=BenchmarkOptions(
+            accelerator,
+            BenchmarkOptions(
                 database=validation.database,
                 queries=test.queries or validation.queries,
                 query_preprocessing=validation.preprocessing,
                 positive_radius_m=validation.positive_radius_m,
                 positive_angle_deg=validation.positive_angle_deg,
             ),
-            images=ImageOptions(database_preprocessing=validation.preprocessing, orientation=data.orientation),
-            work=WorkOptions(batch_size=data.eval_batch_size, num_workers=data.num_workers),
-            cache=CacheOptions(
-                descriptor_cache=test.descriptor_cache, max_unreadable_fraction=data.max_unreadable_fraction
-            ),
+            ImageOptions(database_preprocessing=validation.preprocessing, orientation=data.orientation),
+            WorkOptions(batch_size=data.eval_batch_size, num_workers=data.num_workers),
+            CacheOptions(descriptor_cache=test.descriptor_cache, max_unreadable_fraction=data.max_unreadable_fraction),
         )
+        evaluator.by_images(encoder, name=name, out=run.path / "test")
     except (ValueError, FileNotFoundError) as error:
         raise ValueError(
             f"The training is finished, its encoder is in {name}, but the final test is not: {error} With "

@@ -157,6 +157,8 @@ def _of_words(setting: Setting, values: Sequence[str]) -> str:
     parts = [part.strip() for part in values[0].split(",")] if len(values) == 1 else values
     if setting.is_text:
         return json.dumps(parts)
+    if parts == ["null"] and setting.may_be_null:
+        return "null"
     return f"[{','.join(parts)}]" if len(parts) > 1 or setting.is_list else parts[0]
 
 

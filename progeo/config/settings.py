@@ -10,8 +10,8 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
 
@@ -53,8 +53,8 @@ class Setting:
 
     @property
     def is_list(self) -> bool:
-        """Whether the setting always holds several values."""
-        return get_origin(self.hint) is tuple
+        """Whether the setting always holds several values, or null."""
+        return all(get_origin(part) is tuple for part in self._alternatives)
 
     @property
     def may_be_list(self) -> bool:
@@ -64,9 +64,14 @@ class Setting:
     @property
     def lengths(self) -> list[int]:
         """Allowed numbers of values, if the setting always holds several and these are fixed."""
-        parts = [self.hint] if self.is_list else [part for part in get_args(self.hint) if part is not NoneType]
-        are_fixed = all(get_origin(part) is tuple and ... not in get_args(part) for part in parts)
-        return sorted(len(get_args(part)) for part in parts) if are_fixed else []
+        are_fixed = all(get_origin(part) is tuple and ... not in get_args(part) for part in self._alternatives)
+        return sorted(len(get_args(part)) for part in self._alternatives) if are_fixed else []
+
+    @property
+    def _alternatives(self) -> list[Any]:
+        """The types that the hint allows, without None."""
+        is_union = get_origin(self.hint) in (Union, UnionType)
+        return [part for part in get_args(self.hint) if part is not NoneType] if is_union else [self.hint]
 
     @property
     def is_text(self) -> bool:

@@ -21,6 +21,8 @@ class QuerySet:
     queries: Catalogue
     positives: list[np.ndarray] | None
     """Positives of each query as database rows; None if there is no ground truth."""
+    great_circle: bool = False
+    """Whether distances follow great circles, see `progeo.places.distances`."""
 
     def without_queries(self, rows: np.ndarray) -> "QuerySet":
         """Return the query set without the queries at `rows`."""
@@ -34,31 +36,41 @@ class QuerySet:
 def load_query_set(
     folder: Path, database: str, queries: str, *, radius_m: float, angle_deg: float | None = None
 ) -> QuerySet:
-    """Read both catalogues and find the positives of each query.
+    """Read both catalogues and find the positives of each query, see `build_query_set`."""
+    sides = (read_catalogue(folder / name, positions="optional") for name in (database, queries))
+    return build_query_set(*sides, radius_m=radius_m, angle_deg=angle_deg)
+
+
+def build_query_set(
+    database: Catalogue,
+    queries: Catalogue,
+    *,
+    radius_m: float,
+    angle_deg: float | None = None,
+    great_circle: bool = False,
+    target: str = "database image",
+) -> QuerySet:
+    """Find the positives of each query.
+
+    Args:
+        radius_m, angle_deg, great_circle: see `find_positives`.
+        target: what the rows of the database are, for the log.
 
     Raises:
         ValueError: positives are neither stored nor computable, because names hold no positions; zones make distances
             unknown, see `check_zones`; headings are missing although an angle is given.
     """
-    database_images, query_images = sides = [
-        read_catalogue(folder / name, positions="optional") for name in (database, queries)
-    ]
-    if query_images.positives is None:
-        for images in sides:
+    if queries.positives is None:
+        for images in (database, queries):
             _check_positions(images)
-    check_zones(database_images, query_images)
-    positives = find_positives(database_images, query_images, radius_m, angle_deg=angle_deg)
+    if not great_circle:
+        check_zones(database, queries)
+    positives = find_positives(database, queries, radius_m, angle_deg=angle_deg, great_circle=great_circle)
     missing = sum(not len(rows) for rows in positives)
     if missing:
-        criterion = criterion_text(radius_m, angle_deg) if query_images.positives is None else "as given"
-        LOGGER.warning("%d of %d queries have no database image %s", missing, len(positives), criterion)
-    return QuerySet(database_images, query_images, positives)
-
-
-def load_unlabeled(folder: Path, database: str, queries: str) -> QuerySet:
-    """Read both catalogues without ground truth; image names may be arbitrary."""
-    database_images, query_images = (read_catalogue(folder / name, positions="ignored") for name in (database, queries))
-    return QuerySet(database_images, query_images, None)
+        criterion = criterion_text(radius_m, angle_deg) if queries.positives is None else "as given"
+        LOGGER.warning("%d of %d queries have no %s %s", missing, len(positives), target, criterion)
+    return QuerySet(database, queries, positives, great_circle)
 
 
 def _check_positions(images: Catalogue) -> None:
@@ -87,10 +99,17 @@ def positives_by_criterion(
     by_radius = {radius_m: query_set.positives}
     for other_m in others_m:
         if other_m not in by_radius:
-            by_radius[other_m] = find_positives(query_set.database, query_set.queries, other_m, angle_deg=angle_deg)
+            by_radius[other_m] = find_positives(
+                query_set.database,
+                query_set.queries,
+                other_m,
+                angle_deg=angle_deg,
+                great_circle=query_set.great_circle,
+            )
     return {criterion_text(radius, angle_deg): rows for radius, rows in by_radius.items()}
 
 
 def criterion_text(radius_m: float, angle_deg: float | None) -> str:
     """Return the criterion for positives in words."""
-    return f"within {radius_m:g} m" + ("" if angle_deg is None else f" and {angle_deg:g} degrees")
+    radius = f"{radius_m / 1000:g} km" if radius_m >= 1000 else f"{radius_m:g} m"
+    return f"within {radius}" + ("" if angle_deg is None else f" and {angle_deg:g} degrees")

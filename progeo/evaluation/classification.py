@@ -1,9 +1,15 @@
 """Localization by classification: the classes whose vectors score highest, and localization recall LR@N."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from scipy.spatial import cKDTree
+
+from progeo.models.classifier import Classifier
+from progeo.places.catalogue import Catalogue
+from progeo.places.geographic import positions_m
 
 _SCORES_AT_ONCE = 2**25
 """Maximum number of scores in memory, of all classes for some queries."""
@@ -40,13 +46,11 @@ def rank_classes(
         descriptors, vectors, bias = _unit(descriptors), _unit(vectors), None
     count = min(count, len(vectors))
     rows, scores = np.empty((len(descriptors), count), np.int64), np.empty((len(descriptors), count), np.float32)
-    step = max(1, _SCORES_AT_ONCE // max(1, len(vectors)))
-    for start in range(0, len(descriptors), step):
-        part = slice(start, start + step)
+    for part in _parts(len(descriptors), len(vectors)):
         found = descriptors[part] @ vectors.T
         if bias is not None:
             found += np.asarray(bias, np.float32)
-        rows[part] = np.argsort(-found, axis=1, kind="stable")[:, :count]
+        rows[part] = _best(found, count)
         scores[part] = np.take_along_axis(found, rows[part], axis=1)
     return RankedClasses(rows, scores)
 
@@ -93,6 +97,70 @@ def class_means(parts: Iterable[np.ndarray], labels: np.ndarray, num_classes: in
     return _unit(sums).astype(np.float32)
 
 
+@dataclass(frozen=True)
+class ClassScores:
+    """The best M classes of Q queries, and how probable they are."""
+
+    classifier: Classifier
+    rows: np.ndarray
+    """Classes, best first, int64 (Q, M); -1 where there is none."""
+    probabilities: np.ndarray
+    """Their probabilities, float32 (Q, M); 0 where there is none."""
+    meaning: str
+    """What the probabilities are, in words."""
+
+
+def class_probabilities(
+    descriptors: np.ndarray, vectors: np.ndarray, rows: np.ndarray, *, scale: float, temperature: float = 1.0
+) -> np.ndarray:
+    """Compute the softmax over all classes of scale x cosine / temperature, at some classes of each query.
+
+    Args:
+        descriptors: (Q, D), or (Q, n, D) for several crops, whose probabilities are averaged.
+        vectors: vectors of the classes, (C, D).
+        rows: classes of each query, int64 (Q, M); -1 gets 0.
+
+    Returns:
+        float32 (Q, M).
+    """
+    descriptors = np.asarray(descriptors, np.float32).reshape(len(rows), -1, vectors.shape[1])
+    descriptors, vectors = _unit(descriptors), _unit(np.asarray(vectors, np.float32))
+    found = np.zeros(rows.shape, np.float32)
+    num_crops = descriptors.shape[1]
+    for part in _parts(len(rows), len(vectors) * num_crops):
+        scores = descriptors[part] @ vectors.T
+        scores = np.exp((scores - scores.max(axis=2, keepdims=True)) * np.float32(scale / temperature))
+        scores /= scores.sum(axis=2, keepdims=True)
+        found[part] = np.take_along_axis(scores.mean(axis=1), np.maximum(rows[part], 0), axis=1)
+    return np.where(rows < 0, np.float32(0), found)
+
+
+def lie_in_classes(images: Catalogue, classifier: Classifier) -> np.ndarray:
+    """Return which images lie in the cell of a class, whatever their heading, bool (N,); False without a position."""
+    centers_m, images_m = positions_m(classifier.catalogue, images)
+    known = np.isfinite(images_m).all(axis=1)
+    found = np.zeros(len(images), bool)
+    found[known] = cKDTree(centers_m).query(images_m[known], p=np.inf)[0] <= classifier.cell_side_m / 2
+    return found
+
+
+def _best(scores: np.ndarray, count: int) -> np.ndarray:
+    """Return the rows of the highest of C scores (Q, C), best first, ties ordered by row: int64 (Q, count)."""
+    lowest = np.partition(scores, -count, axis=1)[:, -count]
+    best = np.empty((len(scores), count), np.int64)
+    for query, (values, least) in enumerate(zip(scores, lowest, strict=True)):
+        candidates = np.flatnonzero(values >= least)
+        best[query] = candidates[np.argsort(-values[candidates], kind="stable")[:count]]
+    return best
+
+
+def _parts(num_queries: int, num_scores: int) -> Iterator[slice]:
+    """Yield slices of queries with so many scores each that all scores of a slice fit in memory."""
+    step = max(1, _SCORES_AT_ONCE // max(1, num_scores))
+    for start in range(0, num_queries, step):
+        yield slice(start, start + step)
+
+
 def _unit(vectors: np.ndarray) -> np.ndarray:
-    """L2-normalize vectors (n, D)."""
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    """L2-normalize vectors along the last axis."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)

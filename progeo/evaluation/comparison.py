@@ -35,9 +35,11 @@ class Comparison:
         return self.text.rstrip("\n")
 
 
-def write_comparison(out: Path, table: Sequence[Compared]) -> Comparison:
-    """Write compare.json, compare.csv and compare.md to a folder."""
-    rows = [["encoder", "dimensions", "images/s", "search, ms per query", *(f"R@{n}" for n in table[0].recalls)]]
+def write_comparison(out: Path, table: Sequence[Compared], *, measure: str = "R") -> Comparison:
+    """Write compare.json, compare.csv and compare.md to a folder; `measure` is the R of recall R@N."""
+    rows = [
+        ["encoder", "dimensions", "images/s", "search, ms per query", *(f"{measure}@{n}" for n in table[0].recalls)]
+    ]
     for each in table:
         speed = "" if each.images_per_second is None else f"{each.images_per_second:.1f}"
         percents = [f"{recall:.1f}" for recall in each.recalls.values()]

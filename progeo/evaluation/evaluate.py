@@ -1,4 +1,4 @@
-"""Evaluate an encoder: retrieve database images for queries, measure recall and write the results."""
+"""Evaluate encoders on a folder: predict images or classes for queries, measure recall and write the results."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,11 +9,20 @@ from accelerate import Accelerator
 
 from progeo.datasets.query_sets import positives_by_criterion
 from progeo.engine.log import LOGGER
-from progeo.evaluation.benchmark import load_benchmark
+from progeo.evaluation.benchmark import Benchmark, load_benchmark
+from progeo.evaluation.cell_index import cells_of_catalogue
+from progeo.evaluation.classification import lie_in_classes
 from progeo.evaluation.copies import find_copies
 from progeo.evaluation.descriptors import read_descriptors
 from progeo.evaluation.options import BenchmarkOptions
-from progeo.evaluation.predict import predict
+from progeo.evaluation.predict import (
+    Predictions,
+    SearchedIndex,
+    open_cell_index,
+    open_faiss_index,
+    predict_classes,
+    predict_images,
+)
 from progeo.evaluation.results import write_results, write_unlabeled_results
 from progeo.evaluation.retrieved import Retrieved
 from progeo.evaluation.search import distances_of
@@ -21,7 +30,9 @@ from progeo.features.descriptors import descriptor_extractor, extract_descriptor
 from progeo.features.extract import FeatureExtractor
 from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
 from progeo.features.store import ShardedRows
+from progeo.models.classifier import MEANS, Classifier
 from progeo.models.encoder import Encoder
+from progeo.places.catalogue import Catalogue
 
 
 @dataclass(frozen=True)
@@ -33,98 +44,217 @@ class Evaluation:
     descriptor_dim: int
     search_ms: float
     """Duration of an exact search in milliseconds per query."""
+    measure: str = "R"
+    """Name of recall, see `Retrieved`."""
 
 
-def evaluate_encoder(
-    encoder: Encoder | Path,
-    folder: Path,
-    *,
-    name: str,
-    out: Path,
-    accelerator: Accelerator,
-    options: BenchmarkOptions,
-    images: ImageOptions,
-    work: WorkOptions,
-    cache: CacheOptions,
-    faiss: str | None = None,
-    probes: int = 16,
-    no_labels: bool = False,
-) -> Evaluation | None:
-    """Evaluate an encoder and write its recalls, predictions and a report; only the main process gets the result.
+@dataclass(frozen=True)
+class Cells:
+    """A classifier that chooses the cells whose images are searched."""
 
-    Args:
-        encoder: the encoder, or a folder with another program's `database_descriptors.npy` and
-            `queries_descriptors.npy`.
-        folder: folder that holds the database and the queries.
-        name: name of the encoder in the results.
-        faiss: factory string of a compressed index to evaluate, see `open_index`; None searches exactly.
-        probes: number of inverted lists of an IVF index that a search visits.
-        no_labels: positions of the queries are unknown; write predictions and a report, but no recalls.
+    classifier: Classifier
+    encoder: Encoder | None = None
+    """Encoder of the classifier; None if it is the evaluated encoder."""
 
-    Raises:
-        ValueError: the options contradict each other or the protocol, or images or descriptors cannot be used.
-        FileNotFoundError: a folder or file does not exist.
-    """
-    benchmark = load_benchmark(folder, options, no_labels=no_labels)
-    options, query_set = benchmark.options, benchmark.query_set
-    if isinstance(encoder, Path):
-        database, queries = read_descriptors(encoder, query_set)
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Evaluates encoders on one folder; only the main process gets a result."""
+
+    folder: Path
+    """Folder that holds the database and the queries."""
+    accelerator: Accelerator
+    options: BenchmarkOptions
+    images: ImageOptions
+    work: WorkOptions
+    cache: CacheOptions
+    no_labels: bool = False
+    """Positions of the queries are unknown: write predictions and a report, but no recalls."""
+
+    def by_images(
+        self,
+        encoder: Encoder | Path,
+        *,
+        name: str,
+        out: Path,
+        faiss: str | None = None,
+        probes: int = 16,
+        cells: Cells | None = None,
+    ) -> Evaluation | None:
+        """Retrieve database images for the queries, and write recalls, predictions and a report.
+
+        Args:
+            encoder: the encoder, or a folder with another program's `database_descriptors.npy` and
+                `queries_descriptors.npy`.
+            name: name of the encoder in the results.
+            faiss: factory string of a compressed index to evaluate, see `open_index`; None searches exactly.
+            probes: number of inverted lists of an IVF index, or of cells, that a search visits.
+            cells: evaluate an index of cells instead of a compressed one.
+
+        Raises:
+            ValueError: the options contradict each other or the protocol, or images or descriptors cannot be used.
+            FileNotFoundError: a folder or file does not exist.
+        """
+        benchmark = load_benchmark(self.folder, self.options, no_labels=self.no_labels)
+        query_set = benchmark.query_set
         extraction: Mapping[str, str] = {}
-    else:
-        of_database = descriptor_extractor(encoder, images, accelerator)
-        of_queries = descriptor_extractor(encoder, images, accelerator, preprocessing=options.query_preprocessing)
-        database = extract_descriptors(of_database, query_set.database, accelerator, work=work, cache=cache)
-        queries = extract_descriptors(of_queries, query_set.queries, accelerator, work=work, cache=cache)
-        extraction = _extraction(of_database, of_queries)
-    if not accelerator.is_main_process:
-        return None
-    benchmark = benchmark.without_queries(queries.missing)
-    query_set, vectors = benchmark.query_set, np.concatenate(list(queries.parts()))
-    index_folder = out if isinstance(encoder, Path) else None  # write nothing into the folder of another program
-    found = predict(database, vectors, benchmark, faiss=faiss, probes=probes, index_folder=index_folder)
-    positives = positives_by_criterion(
-        query_set, options.positive_radius_m, options.radii_m, angle_deg=options.positive_angle_deg
-    )
-    distances = distances_of(found.rows, vectors, database.complete) if no_labels else None
-    results = Retrieved(query_set.database, query_set.queries, found.rows, positives, benchmark.conditions, distances)
-    facts = {
-        "encoder": name,
-        "descriptor": f"{database.width} dimensions",
-        "folder": str(folder),
-        "protocol": options.protocol or "none",
-        "database": f"{len(query_set.database):,} images in {options.database}",
-        "queries": f"{len(query_set.queries):,} images in {options.queries}",
-        **_unreadable(database, queries),
-        **_copies(results),
-        **extraction,
-        **found.index_facts,
-    }
-    recalls: Mapping[int, float] = {}
-    if no_labels:
-        write_unlabeled_results(results, facts, out)
-    else:
-        is_missed = options.without_positive == "missed"
-        recalls = write_results(results, facts, out, ns=options.recall_ns, without_positive_missed=is_missed)
-    return Evaluation(recalls, database.width, found.exact_ms)
+        if isinstance(encoder, Path):
+            database, queries = read_descriptors(encoder, query_set)
+        else:
+            of_database = descriptor_extractor(encoder, self.images, self.accelerator)
+            database = self._extract(of_database, query_set.database)
+            queries, of_queries = self._extract_queries(encoder, benchmark)
+            extraction = _preprocessing({"database": of_database, "queries": of_queries})
+        ranked_by = None
+        if cells is not None and cells.encoder is not None:
+            ranked_by, _ = self._extract_queries(cells.encoder, benchmark)
+        if not self.accelerator.is_main_process:
+            return None
+        index_folder = out if isinstance(encoder, Path) else None  # write nothing into the folder of another program
+        index: SearchedIndex | None = None
+        if cells is not None:
+            labels = np.delete(cells_of_catalogue(query_set.database, cells.classifier), database.missing)
+            rows = None if ranked_by is None else _rows(ranked_by.without(queries.missing))
+            index = open_cell_index(
+                database, labels, cells.classifier, probes=probes, folder=index_folder, ranked_by=rows
+            )
+        elif faiss is not None:
+            index = open_faiss_index(database, faiss, probes=probes, folder=index_folder)
+        benchmark, vectors = benchmark.without_queries(queries.missing), _rows(queries)
+        found = predict_images(database, vectors, benchmark, index=index)
+        return self._write(
+            found,
+            benchmark,
+            out,
+            facts={
+                "encoder": name,
+                "descriptor": f"{database.width} dimensions",
+                "database": f"{len(query_set.database):,} images in {benchmark.options.database}",
+                **_unreadable({"database images, never retrieved": database, "queries, skipped": queries}),
+                **extraction,
+            },
+            dim=database.width,
+            distances=distances_of(found.rows, vectors, database.complete) if self.no_labels else None,
+        )
+
+    def by_classes(
+        self, encoder: Encoder, classifier: Classifier, *, name: str, out: Path, raw_scores: bool = False
+    ) -> Evaluation | None:
+        """Rank the classes of a classifier for the queries, and write localization recalls, predictions and a report.
+
+        Args:
+            classifier: classifier of this encoder.
+            name: name of the encoder in the results.
+            raw_scores: rank by dot products and bias; otherwise by cosines.
+
+        Raises:
+            ValueError, FileNotFoundError: see `by_images`.
+        """
+        benchmark = load_benchmark(self.folder, self.options, no_labels=self.no_labels, classes=classifier.catalogue)
+        queries, of_queries = self._extract_queries(encoder, benchmark)
+        if not self.accelerator.is_main_process:
+            return None
+        benchmark = benchmark.without_queries(queries.missing)
+        found = predict_classes(classifier, _rows(queries), benchmark, raw_scores=raw_scores)
+        kind = "class means" if classifier.kind == MEANS else f"vectors of the {classifier.kind} head"
+        dim = classifier.weight.shape[1]
+        return self._write(
+            found,
+            benchmark,
+            out,
+            facts={
+                "encoder": name,
+                "descriptor": f"{dim} dimensions",
+                "database": f"{len(classifier):,} classes, {kind}, cells of {classifier.cell_side_m} m",
+                **_unreadable({"queries, skipped": queries}),
+                **({} if self.no_labels else _in_classes(benchmark.query_set.queries, classifier)),
+                **_preprocessing({"queries": of_queries}),
+            },
+            dim=dim,
+        )
+
+    def _extract(self, extractor: FeatureExtractor, catalogue: Catalogue) -> ShardedRows:
+        return extract_descriptors(extractor, catalogue, self.accelerator, work=self.work, cache=self.cache)
+
+    def _extract_queries(self, encoder: Encoder, benchmark: Benchmark) -> tuple[ShardedRows, FeatureExtractor]:
+        preprocessing = benchmark.options.query_preprocessing
+        extractor = descriptor_extractor(encoder, self.images, self.accelerator, preprocessing=preprocessing)
+        return self._extract(extractor, benchmark.query_set.queries), extractor
+
+    def _write(
+        self,
+        found: Predictions,
+        benchmark: Benchmark,
+        out: Path,
+        *,
+        facts: Mapping[str, str],
+        dim: int,
+        distances: np.ndarray | None = None,
+    ) -> Evaluation:
+        """Judge the predictions for the queries that can be read, and write the results."""
+        options, query_set = benchmark.options, benchmark.query_set
+        positives = positives_by_criterion(
+            query_set, options.positive_radius_m, options.radii_m or (), angle_deg=options.positive_angle_deg
+        )
+        results = Retrieved(
+            query_set.database,
+            query_set.queries,
+            found.rows,
+            positives,
+            benchmark.conditions,
+            distances,
+            query_set.great_circle,
+            found.classes,
+        )
+        facts = {
+            **{name: facts[name] for name in ("encoder", "descriptor")},
+            "folder": str(self.folder),
+            "protocol": options.protocol or "none",
+            "database": facts["database"],
+            "queries": f"{len(query_set.queries):,} images in {options.queries}",
+            **({"distances": "along great circles"} if query_set.great_circle else {}),
+            **facts,
+            **({} if found.classes is not None else _copies(results)),
+            **found.facts,
+        }
+        recalls: Mapping[int, float] = {}
+        if self.no_labels:
+            write_unlabeled_results(results, facts, out)
+        else:
+            is_missed = options.without_positive == "missed"
+            recalls = write_results(results, facts, out, ns=options.recall_ns, without_positive_missed=is_missed)
+        return Evaluation(recalls, dim, found.exact_ms, results.measure)
 
 
-def _extraction(database: FeatureExtractor, queries: FeatureExtractor) -> dict[str, str]:
-    """Return facts for the report about how descriptors were extracted."""
-    facts = {
-        "image size": "{} x {} pixels".format(*database.image_size),
-        "database preprocessing": database.preprocessing,
-        "queries preprocessing": queries.preprocessing,
-    }
-    if database.orientation == "ignore":
+def _rows(descriptors: ShardedRows) -> np.ndarray:
+    return np.concatenate(list(descriptors.parts()))
+
+
+def _preprocessing(extractors: Mapping[str, FeatureExtractor]) -> dict[str, str]:
+    """Return facts for the report about how the descriptors of `database` and `queries` were extracted."""
+    last = list(extractors.values())[-1]
+    facts = {"image size": "{} x {} pixels".format(*last.image_size)}
+    facts |= {f"{side} preprocessing": extractor.preprocessing for side, extractor in extractors.items()}
+    if last.orientation == "ignore":
         facts["orientation"] = "as stored, EXIF orientation ignored"
     return facts
 
 
-def _unreadable(database: ShardedRows, queries: ShardedRows) -> dict[str, str]:
+def _unreadable(sides: Mapping[str, ShardedRows]) -> dict[str, str]:
     """Return a fact for the report if images cannot be read."""
-    sides = {"database images, never retrieved": database, "queries, skipped": queries}
     texts = [f"{len(rows.missing):,} of {rows.num_rows:,} {what}" for what, rows in sides.items() if len(rows.missing)]
     return {"unreadable": "; ".join(texts)} if texts else {}
+
+
+def _in_classes(queries: Catalogue, classifier: Classifier) -> dict[str, str]:
+    """Return a fact about the queries that classification can place, and log a warning if there is none."""
+    count = int(lie_in_classes(queries, classifier).sum())
+    if not count:
+        LOGGER.warning(
+            "no query lies in the cell of a class, so classification can at best name a cell near by: evaluate photos "
+            "of trained places, such as `progeo dataset split` holds out, or retrieve images"
+        )
+    return {"queries in the cell of a class": f"{count:,} of {len(queries):,}"}
 
 
 def _copies(results: Retrieved) -> dict[str, str]:

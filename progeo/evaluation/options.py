@@ -7,6 +7,9 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from progeo.models.options import QueryPreprocessing
 
+CELLS = "cells"
+"""Name of an index whose inverted lists are map cells, among the factory strings of faiss."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkOptions:
@@ -28,8 +31,9 @@ class BenchmarkOptions:
     positive_angle_deg: PositiveFloat | None = None
     """Maximum heading difference in degrees between a query and its positives, in addition to positive_radius_m. null
     ignores headings."""
-    radii_m: tuple[PositiveFloat, ...] = (5.0, 25.0, 100.0)
-    """Additional radii in meters for which recall is reported."""
+    radii_m: tuple[PositiveFloat, ...] | None = None
+    """Additional radii in meters for which recall is reported. null is 5, 25 and 100 m; for a set wider than 100 km
+    whose latitudes and longitudes are all known 1, 25, 200, 750 and 2500 km, with distances along great circles."""
     without_positive: Literal["missed", "excluded"] = "missed"
     """Handling of queries without any positive in the database: missed counts them as misses, as common benchmarks do;
     excluded removes them from recall."""
@@ -37,3 +41,16 @@ class BenchmarkOptions:
     """Count only the nearest prediction of each panorama, as is usual for Tokyo 24/7."""
     recall_ns: tuple[PositiveInt, ...] = (1, 5, 10, 20)
     """The values of N in recall@N."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankingOptions:
+    """Options of what queries are compared with."""
+
+    by: Literal["images", "classes"] = "images"
+    """What queries are compared with. images retrieves images of the database; classes ranks the places of the
+    encoder's classifier, which training with head.weight above 0 and progeo classes write, and needs no database:
+    localization recall LR@N counts queries with the center of one of their first N classes within the radius."""
+    raw_scores: bool = False
+    """Rank classes by dot products with the classifier's vectors as they are, plus the bias of a linear head, as
+    published for Divide&Classify, instead of by cosines. Only used by classes."""

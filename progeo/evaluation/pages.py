@@ -6,6 +6,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from progeo.files import write_text
+from progeo.places.distances import distance_text
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:
@@ -26,5 +27,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(thousands="{:,}".format, decimal="{:,.1f}".format, px="{:.1f}".format)
+    environment.filters.update(
+        thousands="{:,}".format, decimal="{:,.1f}".format, px="{:.1f}".format, distance=distance_text
+    )
     return environment

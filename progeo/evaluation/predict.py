@@ -1,20 +1,34 @@
-"""Predict database images for the queries of a benchmark, exactly and through a compressed index."""
+"""Predict database images for the queries of a benchmark, exactly or through an index, or predict classes."""
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from progeo.evaluation.benchmark import Benchmark
+from progeo.evaluation.cell_index import build_cell_index, cell_neighbors, class_quantizer
+from progeo.evaluation.classification import ClassScores, class_probabilities, rank_classes
 from progeo.evaluation.crops import nearest_of_crops, votes_of_crops
 from progeo.evaluation.metrics import first_of_each_panorama
 from progeo.evaluation.recall import recall_at
-from progeo.evaluation.search import Neighbors, index_neighbors, index_path, nearest_neighbors, open_index
+from progeo.evaluation.search import (
+    Neighbors,
+    index_neighbors,
+    index_path,
+    map_index,
+    nearest_neighbors,
+    open_index,
+    save_index,
+)
 from progeo.features.store import ShardedRows
+from progeo.models.classifier import Classifier
 
 _VIEWS_PER_PANORAMA = 12
+_NUM_PROBABLE = 20
+"""Number of classes whose probability the report shows at least."""
 
 
 @dataclass(frozen=True)
@@ -22,21 +36,72 @@ class Predictions:
     """Predictions for Q queries."""
 
     rows: np.ndarray
-    """Database rows of each query, best first, int64 (Q, K); -1 where there is none."""
+    """Rows of images or classes for each query, best first, int64 (Q, K); -1 where there is none."""
     exact_ms: float
     """Duration of an exact search in milliseconds per query."""
-    index_facts: Mapping[str, str]
-    """Facts for the report about a compressed index: recall lost, size and speed; empty for an exact search."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """Facts for the report about the search: the recall that an index loses, its size and speed."""
+    classes: ClassScores | None = None
+    """Probabilities of classes; None for images."""
 
 
-def predict(
+@dataclass(frozen=True)
+class SearchedIndex:
+    """An index that is searched in addition to the exact search."""
+
+    name: str
+    search: Callable[[np.ndarray, int], tuple[Neighbors, np.ndarray | None]]
+    """Takes descriptors float32 (Q, D) and a number of neighbors; returns them, and the rows read for each, (Q,)."""
+    num_bytes: int
+    """Size of its file."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+def open_faiss_index(database: ShardedRows, kind: str, *, probes: int, folder: Path | None) -> SearchedIndex:
+    """Open a compressed index, see `open_index`."""
+    index = open_index(database, kind, probes=probes, folder=folder)
+    size = index_path(database, kind, folder).stat().st_size
+    return SearchedIndex(kind, lambda queries, count: (index_neighbors(index, queries, count), None), size)
+
+
+def open_cell_index(
     database: ShardedRows,
-    queries: np.ndarray,
-    benchmark: Benchmark,
+    labels: np.ndarray,
+    classifier: Classifier,
     *,
-    faiss: str | None,
     probes: int,
-    index_folder: Path | None,
+    folder: Path | None,
+    ranked_by: np.ndarray | None = None,
+) -> SearchedIndex:
+    """Open an index whose lists are the cells of a classifier; build it first if the file does not exist.
+
+    Args:
+        database: descriptors (N, D).
+        labels: class of each image, int64 (N,), see `cells_of_catalogue`.
+        probes: number of cells to search.
+        folder: folder of the index; None stores it beside the descriptors.
+        ranked_by: descriptors of the queries from the network of the classifier, (Q, E); None if it is that of the
+            database.
+    """
+    vectors = classifier.weight if ranked_by is None else None
+    digest = hashlib.sha256(labels.tobytes() + (b"" if vectors is None else vectors.tobytes()))
+    path = index_path(database, f"cells {digest.hexdigest()}", folder)
+    if not path.is_file():
+        save_index(build_cell_index(database, labels, vectors, num_classes=len(classifier)), path)
+    index = map_index(path, probes=probes)
+    quantizer = None if ranked_by is None else class_quantizer(classifier.weight)
+    num_filled = len(np.unique(labels[labels >= 0]))
+    facts = {"cells": f"{len(classifier):,} classes, {num_filled:,} of them with database images; {probes:,} searched"}
+
+    def search(queries: np.ndarray, count: int) -> tuple[Neighbors, np.ndarray]:
+        chosen_by = None if ranked_by is None else ranked_by.reshape(len(queries), -1)
+        return cell_neighbors(index, queries, count, probes=probes, quantizer=quantizer, quantizer_queries=chosen_by)
+
+    return SearchedIndex("cells", search, path.stat().st_size, facts)
+
+
+def predict_images(
+    database: ShardedRows, queries: np.ndarray, benchmark: Benchmark, *, index: SearchedIndex | None = None
 ) -> Predictions:
     """Predict the database images nearest to each query.
 
@@ -44,47 +109,86 @@ def predict(
         database: descriptors (N, D).
         queries: descriptors (Q, D), or (Q, 5 D) for crops that are searched separately.
         benchmark: gives the number of predictions, the preprocessing of queries and the panoramas.
-        faiss: factory string of a compressed index, which is searched in addition to the exact search; None for none.
-        probes: number of inverted lists of an IVF index that a search visits.
-        index_folder: folder of the index; None stores it beside the database descriptors.
+        index: an index whose predictions are returned, compared with those of the exact search; None for none.
     """
+    count, panoramas = max(benchmark.options.recall_ns), benchmark.panoramas
+    depth = count if panoramas is None else count * _VIEWS_PER_PANORAMA
+    crops = queries.reshape(-1, database.width)
 
-    def search(neighbors_of: Callable[[np.ndarray, int], Neighbors]) -> tuple[np.ndarray, float]:
-        """Return predictions (Q, K) and the milliseconds per query."""
-        count, panoramas = max(benchmark.options.recall_ns), benchmark.panoramas
-        depth = count if panoramas is None else count * _VIEWS_PER_PANORAMA
-        start = time.perf_counter()
-        neighbors = neighbors_of(queries.reshape(-1, database.width), depth)
-        milliseconds = 1e3 * (time.perf_counter() - start) / len(queries)
-        merged = _merge_crops(neighbors, len(queries), benchmark.options.query_preprocessing, depth)
+    def predicted(neighbors: Neighbors) -> np.ndarray:
+        """Return predictions (Q, K)."""
+        preprocessing = benchmark.options.query_preprocessing
+        merged = _merge_crops(neighbors.rows, np.square(neighbors.distances), len(queries), preprocessing, depth)
         rows = database.all_rows(merged)
-        return rows if panoramas is None else first_of_each_panorama(rows, panoramas, count), milliseconds
+        return rows if panoramas is None else first_of_each_panorama(rows, panoramas, count)
 
-    exact, exact_ms = search(lambda wanted, depth: nearest_neighbors(database.parts(), wanted, depth))
-    if faiss is None:
-        return Predictions(exact, exact_ms, {})
-    index = open_index(database, faiss, probes=probes, folder=index_folder)
-    rows, index_ms = search(lambda wanted, depth: index_neighbors(index, wanted, depth))
-    megabytes = index_path(database, faiss, index_folder).stat().st_size / 1e6
+    start = time.perf_counter()
+    neighbors = nearest_neighbors(database.parts(), crops, depth)
+    exact_ms = _ms_per_query(start, len(queries))
+    exact = predicted(neighbors)
+    if index is None:
+        return Predictions(exact, exact_ms)
+    start = time.perf_counter()
+    neighbors, rows_read = index.search(crops, depth)
+    index_ms = _ms_per_query(start, len(queries))
+    rows = predicted(neighbors)
     facts = {
-        "index": f"{faiss}: {_difference(rows, exact, benchmark)}",
-        "index size": f"{megabytes:,.1f} MB, of {database.num_bytes / 1e6:,.1f} MB of descriptors",
+        "index": f"{index.name}: {_difference(rows, exact, benchmark)}",
+        **index.facts,
+        "index size": f"{index.num_bytes / 1e6:,.1f} MB, of {database.num_bytes / 1e6:,.1f} MB of descriptors",
         "index search": f"{index_ms:.2f} ms per query, exact search {exact_ms:.2f} ms",
     }
+    if rows_read is not None:
+        share = 100 * rows_read.mean() / len(database)
+        facts["rows read"] = f"{rows_read.mean():,.1f} of {len(database):,} images per query, {share:.2f} %"
     return Predictions(rows, exact_ms, facts)
 
 
-def _merge_crops(neighbors: Neighbors, num_queries: int, preprocessing: str, count: int) -> np.ndarray:
-    """Return predictions int64 (Q, K), merging those of several crops of a query."""
-    rows = neighbors.rows.reshape(num_queries, -1, neighbors.rows.shape[1])
+def predict_classes(
+    classifier: Classifier, queries: np.ndarray, benchmark: Benchmark, *, raw_scores: bool
+) -> Predictions:
+    """Predict the classes with the highest scores for each query.
+
+    Args:
+        queries: descriptors (Q, D), or (Q, 5 D) for crops that are ranked separately.
+        benchmark: gives the number of predictions and the preprocessing of queries.
+        raw_scores: rank by dot products and bias; otherwise by cosines.
+    """
+    vectors, count = classifier.weight, max(benchmark.options.recall_ns)
+    depth = max(count, _NUM_PROBABLE)
+    crops = queries.reshape(-1, vectors.shape[1])
+    start = time.perf_counter()
+    ranked = rank_classes(crops, vectors, bias=classifier.bias, normalize=not raw_scores, count=depth)
+    milliseconds = _ms_per_query(start, len(queries))
+    # Of unit length, a squared distance is 2 - 2 x cosine; the 2 does not change how crops are merged.
+    preprocessing = benchmark.options.query_preprocessing
+    rows = _merge_crops(ranked.rows, -2 * ranked.scores, len(queries), preprocessing, depth)
+    scale = classifier.scale
+    if classifier.kind == "linear":  # its logits are |w| x cosine
+        scale = float(np.linalg.norm(vectors, axis=1).mean())
+    probabilities = class_probabilities(crops, vectors, rows, scale=scale)
+    meaning = f"softmax of {scale:.4g} x cosine over {len(classifier):,} classes, not calibrated"
+    scores = "dot products with the vectors as they are" if raw_scores else "cosines"
+    facts = {"scores": scores, "search": f"{milliseconds:.2f} ms per query", "probability": meaning}
+    classes = ClassScores(classifier, rows, probabilities, meaning)
+    return Predictions(rows[:, :count], milliseconds, facts, classes)
+
+
+def _ms_per_query(start: float, num_queries: int) -> float:
+    return 1e3 * (time.perf_counter() - start) / num_queries
+
+
+def _merge_crops(rows: np.ndarray, squared: np.ndarray, num_queries: int, preprocessing: str, count: int) -> np.ndarray:
+    """Return predictions int64 (Q, K), merging those of several crops of a query, (Q n, K) with squared distances."""
+    rows, squared = (each.reshape(num_queries, -1, each.shape[1]) for each in (rows, squared))
     if rows.shape[1] == 1:
         return rows[:, 0]
     merge = votes_of_crops if preprocessing == "maj_voting" else nearest_of_crops
-    return merge(rows, np.square(neighbors.distances).reshape(rows.shape), count)
+    return merge(rows, squared, count)
 
 
 def _difference(rows: np.ndarray, exact: np.ndarray, benchmark: Benchmark) -> str:
-    """Format how much recall@1 a compressed index loses, or without ground truth how many top predictions it keeps."""
+    """Format how much recall@1 an index loses, or without ground truth how many top predictions it keeps."""
     positives = benchmark.query_set.positives
     if positives is None:
         return f"{100 * (rows[:, 0] == exact[:, 0]).mean():.1f} % of top predictions are those of exact search"

@@ -45,13 +45,21 @@ class Protocol:
         names = ("database", "queries", "positive_radius_m", "one_per_panorama")
         return replace(options, **{name: getattr(self, name) for name in names})
 
-    def check(self, folder: object, num_database: int, num_queries: int) -> None:
+    def check(self, folder: object, num_database: int | None, num_queries: int) -> None:
         """Check that a folder has the image counts of the protocol.
+
+        Args:
+            num_database: number of database images; None if none are read.
 
         Raises:
             ValueError: the counts differ; the message gives both.
         """
-        if (num_database, num_queries) != (self.num_database, self.num_queries):
+        if num_database is None and num_queries != self.num_queries:
+            raise ValueError(
+                f"`protocol` {self.name} has {self.num_queries:,} queries, {folder} has {num_queries:,}, so its "
+                f"recalls would not be comparable. Omit `protocol`, or complete the folder."
+            )
+        if num_database is not None and (num_database, num_queries) != (self.num_database, self.num_queries):
             raise ValueError(
                 f"`protocol` {self.name} has {self.num_database:,} database images and {self.num_queries:,} queries, "
                 f"{folder} has {num_database:,} and {num_queries:,}, so its recalls would not be comparable. Omit "

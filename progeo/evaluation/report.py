@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from torchvision.transforms.v2.functional import to_pil_image
 
+from progeo.evaluation.city_map import city_map
 from progeo.evaluation.metrics import Recall
 from progeo.evaluation.pages import read_script, write_page
 from progeo.evaluation.retrieved import Retrieved
@@ -50,7 +51,8 @@ def write_report(
     shown = _select(order, retrieved, max_queries)
     predicted = retrieved.predictions[shown, :num_shown]
     paths = [retrieved.queries.path(row) for row in shown.tolist()]
-    paths += [retrieved.database.path(row) for row in np.unique(predicted[predicted >= 0]).tolist()]
+    if retrieved.classes is None:
+        paths += [retrieved.database.path(row) for row in np.unique(predicted[predicted >= 0]).tolist()]
     thumbnails = each_file(_thumbnail, paths, total=len(paths), description="report")
     on_map = order[np.isfinite(retrieved.positions_m[1][order]).all(axis=1)] if retrieved.labeled else order[:0]
     write_page(
@@ -63,6 +65,7 @@ def write_report(
         map=_map(retrieved, on_map) if len(on_map) else None,
         on_map=set(on_map.tolist()),
         retrieved=retrieved,
+        city=None if retrieved.classes is None else city_map(retrieved, retrieved.classes, shown),
         conditions=[name for name in dict.fromkeys(retrieved.conditions.tolist()) if name],
         shown=shown.tolist(),
         num_wrong=int(np.sum(~retrieved.correct[shown, 0])) if retrieved.labeled else 0,
@@ -73,9 +76,15 @@ def write_report(
 
 
 def _order(retrieved: Retrieved) -> np.ndarray:
-    """Order queries: failures first, the largest error first; without ground truth by their nearest descriptor."""
-    if retrieved.distances is not None:
-        return np.argsort(retrieved.distances[:, 0], kind="stable")
+    """Order queries: failures first, the largest error first; without ground truth by their nearest descriptor.
+
+    Without ground truth, queries that were compared with classes are ordered by the probability of the best one.
+    """
+    if not retrieved.labeled:
+        of_classes = None if retrieved.classes is None else -retrieved.classes.probabilities
+        nearest = retrieved.distances if of_classes is None else of_classes
+        assert nearest is not None  # required without ground truth
+        return np.argsort(nearest[:, 0], kind="stable")
     errors = np.where(np.isnan(retrieved.distances_m[:, 0]), np.inf, retrieved.distances_m[:, 0])
     return np.lexsort([-errors, retrieved.correct[:, 0]])
 

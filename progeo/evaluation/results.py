@@ -1,17 +1,24 @@
 """Write the result files and log lines of an evaluation."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from progeo.engine.log import LOGGER
+from progeo.evaluation.classification import ClassScores
 from progeo.evaluation.metrics import Errors, Recall, average_precisions, errors_of, recall_table
 from progeo.evaluation.report import write_report
 from progeo.evaluation.retrieved import Retrieved
 from progeo.files import write_csv, write_json, write_text
+from progeo.places.catalogue import Catalogue
+from progeo.places.distances import distance_text
+from progeo.places.geographic import degrees_of
+
+_CLASS_COLUMNS = ("class", "east", "north", "latitude", "longitude", "probability")
+"""Columns of predictions.csv for classes, in place of `database`."""
 
 
 def write_results(
@@ -48,18 +55,18 @@ def write_results(
     without = sum(not len(rows) for rows in results.positives[main])
     handling = "missed" if without_positive_missed else "excluded"
     facts = {**facts, "criterion": main, "queries without a positive": f"{without:,}, {handling}"}
-    recalls = {each.n: each.percent for each in by_group["all"]}
+    recalls, measure = {each.n: each.percent for each in by_group["all"]}, results.measure
     errors = errors_of(results.distances_m)
     write_json(out / "recalls.json", {**facts, **_summary(results, table, recalls, errors)})
     write_csv(
         out / "recalls.csv", [[field.name for field in dataclasses.fields(Recall)], *map(dataclasses.astuple, table)]
     )
-    write_text(out / "recalls.md", _recalls_as_markdown(facts, recalls))
+    write_text(out / "recalls.md", _recalls_as_markdown(facts, recalls, measure))
     write_csv(out / "predictions.csv", _predictions(results))
     in_report = {name: rows for name, rows in {**by_criterion, **by_group}.items() if rows and name != "all"}
     shown = facts if errors is None else {**facts, "error of the top prediction": _format_errors(errors)}
     _write_report(results, shown, out, in_report)
-    _log(facts["folder"], by_group, errors)
+    _log(facts["folder"], by_group, errors, measure)
     LOGGER.info("report: %s", out / "report.html")
     return recalls
 
@@ -91,9 +98,9 @@ def _write_report(
     write_report(out / "report.html", results, title=title, facts=facts, recalls=recalls)
 
 
-def _recalls_as_markdown(facts: Mapping[str, str], recalls: Mapping[int, float]) -> str:
+def _recalls_as_markdown(facts: Mapping[str, str], recalls: Mapping[int, float], measure: str) -> str:
     data = facts["folder"] if facts["protocol"] == "none" else facts["protocol"]
-    names = ["encoder", "data", "descriptor", *(f"R@{n}" for n in recalls)]
+    names = ["encoder", "data", "descriptor", *(f"{measure}@{n}" for n in recalls)]
     percents = [f"{recall:.1f}" for recall in recalls.values()]
     return markdown_table([names, [facts["encoder"], data, facts["descriptor"], *percents]], num_texts=3)
 
@@ -104,46 +111,63 @@ def _summary(
     """Collect all numbers of an evaluation for recalls.json."""
     precisions = average_precisions(results.predictions, results.positives[results.criterion])
     return {
-        "recalls": {f"R@{n}": percent for n, percent in recalls.items()},
+        "recalls": {f"{results.measure}@{n}": percent for n, percent in recalls.items()},
         "errors": None if errors is None else dataclasses.asdict(errors),
         "mean_average_precision": None if np.isnan(precisions).all() else float(np.nanmean(precisions)),
         "table": [dataclasses.asdict(each) for each in table],
     }
 
 
-def _log(folder: str, by_group: Mapping[str, list[Recall]], errors: Errors | None) -> None:
+def _log(folder: str, by_group: Mapping[str, list[Recall]], errors: Errors | None, measure: str) -> None:
     """Log a summary of recalls and errors."""
     first = by_group["all"][0]
-    LOGGER.info("%s: %s", folder, _format_recalls(by_group["all"]))
-    LOGGER.info("95 %% confidence interval of R@%d over these queries: %.1f to %.1f", first.n, first.low, first.high)
+    LOGGER.info("%s: %s", folder, _format_recalls(by_group["all"], measure))
+    interval = (measure, first.n, first.low, first.high)
+    LOGGER.info("95 %% confidence interval of %s@%d over these queries: %.1f to %.1f", *interval)
     for name, rows in by_group.items():
         if rows and name != "all":
-            LOGGER.info("  %s (%s queries): %s", name, f"{rows[0].count:,}", _format_recalls(rows))
+            LOGGER.info("  %s (%s queries): %s", name, f"{rows[0].count:,}", _format_recalls(rows, measure))
     if errors is not None:
         LOGGER.info("error of the top prediction: %s", _format_errors(errors))
 
 
-def _format_recalls(recalls: list[Recall]) -> str:
-    return ", ".join(f"R@{each.n} {each.percent:.1f}" for each in recalls)
+def _format_recalls(recalls: list[Recall], measure: str) -> str:
+    return ", ".join(f"{measure}@{each.n} {each.percent:.1f}" for each in recalls)
 
 
 def _format_errors(errors: Errors) -> str:
-    return f"median {errors.median_m:,.1f} m, 90th percentile {errors.ninetieth_m:,.1f} m"
+    return f"median {distance_text(errors.median_m)}, 90th percentile {distance_text(errors.ninetieth_m)}"
 
 
 def _predictions(results: Retrieved) -> Iterator[Sequence[Any]]:
     """Yield the rows of predictions.csv: distances in meters and a 0 or 1, or without ground truth of descriptors."""
-    query_paths, database_paths = results.queries.table["path"], results.database.table["path"]
-    judged = ["distance_m", "correct"] if results.distances is None else ["descriptor_distance"]
-    yield ["query", "rank", "database", *judged]
+    query_paths, names = results.queries.table["path"], results.database.table["path"]
+    of_descriptors = [] if results.distances is None else ["descriptor_distance"]
+    judged = ["distance_m", "correct"] if results.labeled else of_descriptors
+    classes = None if results.classes is None else _class_columns(results.classes, results.database)
+    yield ["query", "rank", *(["database"] if classes is None else _CLASS_COLUMNS), *judged]
     for query, rank in np.argwhere(results.predictions >= 0).tolist():
-        database = database_paths[int(results.predictions[query, rank])]
-        yield [query_paths[query], rank + 1, database, *_judgment(results, query, rank)]
+        row = int(results.predictions[query, rank])
+        of_class = [] if classes is None else classes(query, rank)
+        yield [query_paths[query], rank + 1, names[row], *of_class, *_judgment(results, query, rank)]
+
+
+def _class_columns(classes: ClassScores, centers: Catalogue) -> Callable[[int, int], list[str]]:
+    """Return a function of query and rank that formats position and probability of a class for predictions.csv."""
+    latitude, longitude = degrees_of(centers)
+    columns = [(centers.east, ".1f"), (centers.north, ".1f"), (latitude, ".7f"), (longitude, ".7f")]
+
+    def texts(query: int, rank: int) -> list[str]:
+        row = int(classes.rows[query, rank])
+        position = ["" if np.isnan(values[row]) else format(values[row], digits) for values, digits in columns]
+        return [*position, f"{classes.probabilities[query, rank]:.4f}"]
+
+    return texts
 
 
 def _judgment(results: Retrieved, query: int, rank: int) -> list[str]:
     """Format the last columns of predictions.csv."""
-    if results.distances is not None:
-        return [f"{results.distances[query, rank]:.4f}"]
+    if not results.labeled:
+        return [] if results.distances is None else [f"{results.distances[query, rank]:.4f}"]
     distance_m = results.distances_m[query, rank]
     return ["" if np.isnan(distance_m) else f"{distance_m:.2f}", str(int(results.correct[query, rank]))]

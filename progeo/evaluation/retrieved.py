@@ -6,13 +6,16 @@ from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
-from scipy.spatial import cKDTree
 
+from progeo.evaluation.classification import ClassScores
 from progeo.evaluation.recall import correct_predictions
 from progeo.places.catalogue import Catalogue
-from progeo.places.geographic import positions_m
+from progeo.places.coordinates import middle_of, offsets_m
+from progeo.places.distances import Distances, distances_between
+from progeo.places.geographic import degrees_of, positions_m
 
 _RANGES_M = (0, 5, 10, 25, 50, 100, np.inf)
+_WIDE_RANGES_M = (0, 1e3, 25e3, 200e3, 750e3, 2500e3, np.inf)
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,7 @@ class Retrieved:
     """Predictions for Q queries."""
 
     database: Catalogue
+    """Database images, or the centers of classes."""
     queries: Catalogue
     predictions: np.ndarray
     """Database rows of each query, best first, int64 (Q, K); -1 where there is none."""
@@ -30,6 +34,10 @@ class Retrieved:
     """Condition (light or weather) of each query, str (Q,); "" where unknown."""
     distances: np.ndarray | None = None
     """Descriptor distances between queries and predictions, (Q, K); required without ground truth."""
+    great_circle: bool = False
+    """Whether distances follow great circles, see `progeo.places.distances`."""
+    classes: ClassScores | None = None
+    """Probabilities of classes; None if the database is of images."""
 
     @property
     def labeled(self) -> bool:
@@ -41,6 +49,11 @@ class Retrieved:
         """Name of the main criterion for a correct prediction."""
         return next(iter(self.positives))
 
+    @property
+    def measure(self) -> str:
+        """Name of recall: R of R@N, or LR of LR@N, localization recall."""
+        return "R" if self.classes is None else "LR"
+
     @cached_property
     def correct(self) -> np.ndarray:
         """Whether each prediction is correct by the main criterion, bool (Q, K)."""
@@ -48,16 +61,24 @@ class Retrieved:
 
     @cached_property
     def positions_m(self) -> tuple[np.ndarray, np.ndarray]:
-        """East and north in meters of each database image (N, 2) and of each query (Q, 2); NaN where unknown."""
-        database_m, queries_m = positions_m(self.database, self.queries)
+        """East and north in meters of the database (N, 2) and the queries (Q, 2), for a map; NaN where unknown."""
+        if not self.great_circle:
+            database_m, queries_m = positions_m(self.database, self.queries)
+            return database_m, queries_m
+        degrees = [degrees_of(catalogue) for catalogue in (self.database, self.queries)]
+        middle = middle_of(*np.concatenate(degrees, axis=1))
+        database_m, queries_m = (offsets_m(each, middle) for each in degrees)
         return database_m, queries_m
+
+    @cached_property
+    def between(self) -> Distances:
+        """Distances between database and queries."""
+        return distances_between(self.database, self.queries, great_circle=self.great_circle)
 
     @cached_property
     def distances_m(self) -> np.ndarray:
         """Meters between each query and its predictions (Q, K), NaN where unknown."""
-        database_m, queries_m = self.positions_m
-        distances_m = np.linalg.norm(database_m[self.predictions] - queries_m[:, None], axis=2)
-        return np.where(self.predictions < 0, np.nan, distances_m)
+        return self.between.between(self.predictions)
 
     def groups(self) -> dict[str, np.ndarray]:
         """Group queries by condition and by distance to the nearest database image: rows of queries, int64, by name."""
@@ -65,11 +86,12 @@ class Retrieved:
         for condition in dict.fromkeys(self.conditions.tolist()):
             if condition and condition not in groups:  # a condition called `all` gets no group
                 groups[condition] = np.flatnonzero(self.conditions == condition)
-        database_m, queries_m = self.positions_m
-        if not (np.isfinite(database_m).all() and np.isfinite(queries_m).all()):
+        if not (np.isfinite(self.between.database).all() and np.isfinite(self.between.queries).all()):
             return groups
-        nearest_m = cKDTree(database_m).query(queries_m)[0]
-        for low, high in pairwise(_RANGES_M):
-            name = f"{low} to {high} m" if np.isfinite(high) else f"{low} m and more"
-            groups[f"{name} from the database"] = np.flatnonzero((nearest_m >= low) & (nearest_m < high))
+        nearest_m, target = self.between.nearest(), "database" if self.classes is None else "nearest class"
+        ranges_m, unit, unit_m = (_WIDE_RANGES_M, "km", 1000) if self.great_circle else (_RANGES_M, "m", 1)
+        for low, high in pairwise(ranges_m):
+            start, end = f"{low / unit_m:g}", f"{high / unit_m:g}"
+            name = f"{start} to {end} {unit}" if np.isfinite(high) else f"{start} {unit} and more"
+            groups[f"{name} from the {target}"] = np.flatnonzero((nearest_m >= low) & (nearest_m < high))
         return {name: rows for name, rows in groups.items() if name == "all" or 0 < len(rows) < len(self.queries)}

@@ -4,19 +4,25 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from progeo.places.catalogue import Catalogue
-from progeo.places.geographic import positions_m
+from progeo.places.distances import distances_between
 
 _ROUNDING_DEG = 1e-9
 
 
 def find_positives(
-    database: Catalogue, queries: Catalogue, radius_m: float, *, angle_deg: float | None = None
+    database: Catalogue,
+    queries: Catalogue,
+    radius_m: float,
+    *,
+    angle_deg: float | None = None,
+    great_circle: bool = False,
 ) -> list[np.ndarray]:
     """Find the positives of each query: those stored with the queries if any, else by distance and viewing angle.
 
     Args:
         radius_m: maximum distance in meters, positive.
         angle_deg: maximum heading difference, above 0 and at most 180; None ignores headings.
+        great_circle: measure distances along great circles, see `distances_between`.
 
     Returns:
         Q sorted int64 arrays of database rows, empty for a query without positives.
@@ -29,8 +35,8 @@ def find_positives(
         _check_angle(database, queries, angle_deg, is_given=given is not None)
     if given is not None:
         return given
-    database_m, queries_m = positions_m(database, queries)
-    found = positives_within(database_m, queries_m, radius_m)
+    distances = distances_between(database, queries, great_circle=great_circle)
+    found = positives_within(distances.database, distances.queries, distances.straight_m(radius_m))
     return found if angle_deg is None else looking_alike(found, database.heading, queries.heading, angle_deg)
 
 
@@ -38,7 +44,7 @@ def positives_within(database_m: np.ndarray, queries_m: np.ndarray, radius_m: fl
     """Find the database images within a radius of each query, including those exactly at the radius.
 
     Args:
-        database_m: UTM east and north in meters, (N, 2); `queries_m` likewise, (Q, 2).
+        database_m: positions in meters, such as UTM east and north, (N, 2); `queries_m` likewise, (Q, 2).
         radius_m: meters, positive.
 
     Returns:
