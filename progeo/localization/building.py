@@ -14,6 +14,7 @@ from accelerate import Accelerator
 
 from progeo.engine.log import LOGGER
 from progeo.evaluation.cell_index import add_to_cells, build_cell_index, cells_of_catalogue
+from progeo.evaluation.options import CELLS
 from progeo.evaluation.search import add_to_index, build_index, load_index
 from progeo.export.classifier import check_fits_encoder, load_classifier, load_encoder_and_classifier
 from progeo.export.weights import load_encoder, save_encoder
@@ -29,7 +30,7 @@ from progeo.localization.index_folder import (
     read_metadata,
     save_generation,
 )
-from progeo.localization.options import CELLS, IndexOptions
+from progeo.localization.options import IndexOptions
 from progeo.localization.place_index import (
     Cells,
     PlaceIndex,
