@@ -128,7 +128,7 @@ def our_loop(catalogue: Catalogue, device: torch.device) -> Loop:
     mean, std = (torch.tensor(values, device=device) for values in (MEAN, STD))
 
     def decode() -> Tensor:
-        pixels, _ = next(read_batches(loader))
+        pixels, *_ = next(read_batches(loader))
         return pixels
 
     def jittered(pixels: Tensor) -> Tensor:

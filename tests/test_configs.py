@@ -4,7 +4,8 @@ import pytest
 from running import parsed
 
 from progeo.config.settings import plain_values
-from progeo.models.backbones import empty_backbone, freeze_layers
+from progeo.models.aggregation import aggregation_dim
+from progeo.models.backbones import empty_backbone, empty_traits, freeze_layers
 
 FOLDER = Path(__file__).parents[1] / "progeo/configs"
 CONFIGS = sorted(FOLDER.rglob("*.yaml"))
@@ -18,6 +19,11 @@ COSPLACE = {
     "cosplace_resnet18": ("resnet18", {"layer3", "layer4"}),
     "cosplace_resnet50": ("resnet50", {"layer3", "layer4"}),
     "cosplace_vgg16": ("vgg16", {"features.24", "features.26", "features.28"}),
+}
+
+
+DIVIDE_CLASSIFY = {
+    f"divide_classify_efficientnet_{size}": dim for size, dim in (("b0", 1280), ("b5", 2048), ("b7", 2560))
 }
 
 
@@ -101,6 +107,37 @@ def test_cosplace_trains_exactly_the_published_layers(name):
     freeze_layers(backbone, settings.encoder.frozen)
     for key, parameter in backbone.named_parameters():
         assert parameter.requires_grad == any(key.startswith(f"{layer}.") for layer in trained), key
+
+
+@pytest.mark.parametrize("name", DIVIDE_CLASSIFY)
+def test_the_settings_of_divide_and_classify_are_the_published_ones(name):
+    settings = settings_of(name)
+    head, augmentation, training = settings.losses["head"], settings.augmentation, settings.training
+    assert vars(settings.cells) == {
+        **{"cell_side_m": 20, "heading_bin_deg": 360, "groups_per_side": 2, "groups_per_heading": 1},
+        **{"min_images_per_class": 10, "num_groups": None},
+    }
+    assert (head.kind, head.easy_margin, head.scale, head.margin, head.smoothing_m) == ("arcface", True, 100, 0.2, None)
+    assert (settings.losses["text"].weight, settings.mixed_precision) == (0, "fp16")
+    assert (augmentation.crop_scale, augmentation.crop_ratio) == ((0.66, 1.0), (3 / 4, 4 / 3))
+    assert not any(getattr(augmentation, each) for each in ("brightness", "contrast", "saturation", "hue"))
+    assert (training.epochs, training.iterations_per_epoch, training.batch_size) == (500, 2000, 64)
+    assert (training.encoder_learning_rate, training.head_learning_rate) == (1e-4, 1e-2)
+    assert (training.schedule, training.decay_epochs, training.decay_factor) == ("loss_plateau", 10, 0.1)
+    assert (training.head_schedule, training.min_learning_rate, training.images_per_class) == ("constant", 1e-6, 1)
+    assert (settings.validation.kind, settings.validation.preprocessing) == ("classification", "single_query")
+
+    encoder = settings.encoder
+    architecture = settings.model.architecture
+    backbone = empty_backbone(architecture)
+    freeze_layers(backbone, encoder.frozen)
+    for key, parameter in backbone.named_parameters():
+        assert parameter.requires_grad == (int(key.split(".")[1]) >= 5), key
+    assert (settings.model.weights, encoder.image_size, encoder.aggregation) == ("IMAGENET1K_V1", 224, "mean_linear")
+    assert encoder.descriptor_dim is None
+    traits = empty_traits(architecture)
+    dim = aggregation_dim("mean_linear", traits, None, {}, architecture)
+    assert dim == traits.channels == DIVIDE_CLASSIFY[name]
 
 
 @pytest.mark.slow

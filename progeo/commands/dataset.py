@@ -82,4 +82,5 @@ def plan_groups(settings: PlanSettings) -> Plan:
         sizes = np.diff(group.offsets)
         counts = {"classes": len(sizes), "images": int(sizes.sum()), "min": int(sizes.min())}
         rows.append({"group": number, **counts, "median": float(np.median(sizes)), "max": int(sizes.max())})
-    return Plan(tuple(rows), len(catalogue), settings.cells.num_groups, settings.cells.min_images_per_class)
+    num_groups = settings.cells.num_groups or len(rows)
+    return Plan(tuple(rows), len(catalogue), num_groups, settings.cells.min_images_per_class)

@@ -12,7 +12,7 @@ def export(
     input: Literal["normalized", "pixels", "photos"] = "normalized",
     fp16: bool = False,
 ) -> Path:
-    """Export an encoder in the chosen format and return the output folder.
+    """Export an encoder in the chosen format, with its classifier, and return the output folder.
 
     Args:
         encoder: Folder of a run, or of an encoder.

@@ -44,6 +44,7 @@ def pca(
     from progeo.engine.accelerator import start_accelerator
     from progeo.engine.log import LOGGER
     from progeo.evaluation.pca import fit_pca
+    from progeo.export.classifier import holds_classifier
     from progeo.export.weights import load_encoder, provenance_of, save_encoder
     from progeo.features.descriptors import descriptor_extractor, extract_descriptors
     from progeo.models.encoder import projected
@@ -70,4 +71,6 @@ def pca(
         save_encoder(out, smaller, provenance=provenance, recalls={})  # known recalls are for all dimensions
         kept = f"{dim} of {full.descriptor_dim} dimensions hold {100 * fitted.kept:.1f} % of the variance"
         LOGGER.info("%s of %d images; encoder in %s", kept, len(values), out)
+        if holds_classifier(Path(encoder)):
+            LOGGER.info("its classifier is for all dimensions: `progeo classes` makes one of %d", dim)
     return out

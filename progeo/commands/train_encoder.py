@@ -30,6 +30,7 @@ _MAY_CHANGE = (
     "training.cache_images",
     "training.gradient_checkpointing",
     "training.patience",
+    "training.min_learning_rate",
     "training.keep_every",
     "training.skip_not_finite",
     "training.checkpoint_every",
@@ -103,8 +104,9 @@ def check_method(settings: EncoderSettings) -> None:
 
     from progeo.models.aggregation import filled_options, find_aggregation
     from progeo.training.batches import batches_of
-    from progeo.training.loss_terms import check_needs
+    from progeo.training.loss_terms import check_needs, enabled_terms
     from progeo.training.starting_encoder import starting_aggregation
+    from progeo.training.validation import validation_of
 
     batches = batches_of(settings.training)
     batches.check(settings.training, int(os.environ.get("WORLD_SIZE", "1")))
@@ -114,6 +116,12 @@ def check_method(settings: EncoderSettings) -> None:
     map_advice = "" if has_map else f"`aggregation` {aggregation} leaves it out, use gem or another that takes it"
     given = {"descriptors": "", "map": map_advice, "text": "", **batches.given(settings.training)}
     check_needs(settings.losses, given)
+    learns_classes = any(row.learns_classes for _, row in enabled_terms(settings.losses))
+    if validation_of(settings.validation).needs_classifier and not learns_classes:
+        raise ValueError(
+            f"`validation.kind` {settings.validation.kind} needs the vectors of a classifier, and no loss term learns "
+            f"any: set `head.weight` above 0, or take another kind."
+        )
 
 
 def check_encoder_settings(settings: EncoderSettings) -> None:
@@ -136,6 +144,7 @@ def build_training(settings: EncoderSettings, places: "TrainingPlaces", accelera
     from progeo.training.batches import batches_of
     from progeo.training.image_training import ImageTraining
     from progeo.training.loss_terms import needs_of
+    from progeo.training.places import check_classes
     from progeo.training.prompt_files import load_text_features
     from progeo.training.starting_encoder import build_starting_encoder, keep_text_weights, starts_from_encoder
     from progeo.training.terms import Terms, TermSource
@@ -143,12 +152,15 @@ def build_training(settings: EncoderSettings, places: "TrainingPlaces", accelera
 
     validation = build_validation(settings.validation, settings.data)
     prompts = settings.losses["text"].prompts or settings.out / "stage1"
-    needs_text = "text" in needs_of(settings.losses)
+    needs = needs_of(settings.losses)
+    if "labels" in needs:
+        check_classes(places.partition)
+    needs_text = "text" in needs
     text_features = load_text_features(prompts, places.partition) if needs_text else None
     encoder = build_starting_encoder(settings.model, settings.encoder, seed=settings.seed).to(accelerator.device)
     keep_text_weights(encoder, prompts if needs_text else None)
-    classes_per_group = [group.num_classes for group in places.partition.groups]
-    source = TermSource(encoder.descriptor_dim, classes_per_group, text_features)
+    class_ids = [group.class_ids for group in places.partition.groups]
+    source = TermSource(encoder.descriptor_dim, [*map(len, class_ids)], text_features, class_ids)
     batches = batches_of(settings.training)(
         places,
         data=settings.data,

@@ -26,7 +26,7 @@ def train_prompts(settings: PromptSettings) -> Path:
     from progeo.engine.log import LOGGER
     from progeo.models.backbones import find_family
     from progeo.models.prompts import load_prompt_clip, prompt_token_ids
-    from progeo.training.places import LearnedFrom, check_batch_norm, read_training_places
+    from progeo.training.places import LearnedFrom, check_batch_norm, check_classes, read_training_places
     from progeo.training.prompt_learning import PromptTraining
     from progeo.training.starting_encoder import starting_statistics
 
@@ -38,6 +38,7 @@ def train_prompts(settings: PromptSettings) -> Path:
         )
     accelerator = start_accelerator(settings.mixed_precision)
     places = read_training_places(data.train_folder, settings.cells)
+    check_classes(places.partition)
     clip = load_prompt_clip(
         model.architecture,
         model.weights,

@@ -57,13 +57,13 @@ class CatalogueImages(Dataset):
 class Replaced:
     """An item that is used in place of one that could not be read."""
 
-    item: tuple[Tensor, int]
+    item: tuple[Tensor, int, int]
     reason: str
 
 
 @dataclass(frozen=True, eq=False)
 class LabeledImages(Dataset):
-    """Crops of the images of one group, with their labels."""
+    """Crops of the images of one group, with their labels and rows."""
 
     images: Dataset
     """The dataset of all training images."""
@@ -77,8 +77,8 @@ class LabeledImages(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, item: tuple[int, np.ndarray]) -> tuple[Tensor, int] | Replaced | Unreadable:
-        """Return a crop and label of an image; if it cannot be read, use the next readable image of its class.
+    def __getitem__(self, item: tuple[int, np.ndarray]) -> tuple[Tensor, int, int] | Replaced | Unreadable:
+        """Return the crop, label and row of an image; if it cannot be read, of the next readable one of its class.
 
         Args:
             item: index within the group, and the random numbers of the crop.
@@ -86,13 +86,13 @@ class LabeledImages(Dataset):
         index, draws = item
         label = int(np.searchsorted(self.offsets, index, side="right")) - 1
         start, end = self.offsets[label : label + 2].tolist()
-        first = self.images[int(self.rows[index])]
+        first = self.images[row := int(self.rows[index])]
         if not isinstance(first, Unreadable):
-            return self.crop(first, draws), label
+            return self.crop(first, draws), label, row
         for other in (*range(index + 1, end), *range(start, index)):
-            image = self.images[int(self.rows[other])]
+            image = self.images[row := int(self.rows[other])]
             if not isinstance(image, Unreadable):
-                return Replaced((self.crop(image, draws), label), first.reason)
+                return Replaced((self.crop(image, draws), label, row), first.reason)
         return first
 
 

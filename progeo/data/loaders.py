@@ -84,7 +84,7 @@ def cache_images(images: CatalogueImages, *, num_workers: int) -> CachedImages:
     return cached
 
 
-def _collated(items: list[Tensor | tuple[Tensor, int] | Replaced | Unreadable]) -> Loaded:
+def _collated(items: list[Tensor | tuple[Tensor, int, int] | Replaced | Unreadable]) -> Loaded:
     unreadable = {index: item.reason for index, item in enumerate(items) if isinstance(item, Unreadable)}
     replaced = {index: item.reason for index, item in enumerate(items) if isinstance(item, Replaced)}
     usable = [item.item if isinstance(item, Replaced) else item for item in items if not isinstance(item, Unreadable)]

@@ -22,23 +22,23 @@ def learning_rate_factor(
         step: number of steps done.
         num_steps: number of steps of the whole training.
         schedule: `constant` stays at 1; `cosine` follows half a cosine that would reach 0 at num_steps; `cosine_epochs`
-            does so only at the beginning of each epoch; `step` and `plateau` follow `decayed`.
+            does so only at the beginning of each epoch; all others follow `decayed`.
         warmup_steps: steps over which the factor first rises linearly to 1.
         steps_per_epoch: steps of one epoch.
-        decayed: the product of the decays so far, of `step` and `plateau`.
+        decayed: the product of the decays so far, of `step`, `plateau` and `loss_plateau`.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
-    if schedule in ("step", "plateau"):
-        return decayed
     if schedule == "constant":
         return 1.0
+    if not schedule.startswith("cosine"):
+        return decayed
     if schedule == "cosine_epochs":
         step -= step % steps_per_epoch
     return 0.5 * (1 + math.cos(math.pi * max(0, step - warmup_steps) / max(1, num_steps - warmup_steps)))
 
 
 def scale_learning_rates(optimizer: Optimizer, factor: float) -> None:
-    """Set the learning rate of every parameter group to its `base_lr` times a factor."""
+    """Set the learning rate of every parameter group to its `base_lr`, times a factor unless its `constant` is true."""
     for group in optimizer.param_groups:
-        group["lr"] = factor * group["base_lr"]
+        group["lr"] = group["base_lr"] * (1.0 if group.get("constant") else factor)

@@ -9,6 +9,7 @@ import yaml
 from progeo.export.folders import weights_in_name, without_folders
 from progeo.files import replacing
 from progeo.models.backbones import FAMILIES
+from progeo.models.classifier import MEANS, Classifier
 from progeo.models.pixel_statistics import color_in_words
 
 _HEADER = {
@@ -19,15 +20,16 @@ _HEADER = {
 _SECTIONS = ("model", "cells", "head", "text", "triplet", "training")
 
 
-def save_card(path: Path, metadata: Mapping[str, Any], usage: str) -> None:
+def save_card(path: Path, metadata: Mapping[str, Any], usage: str, classifier: Classifier | None = None) -> None:
     """Write the model card of an encoder.
 
     Args:
         metadata: the content of `model.json`: encoder, recalls and provenance.
         usage: Python code for the card that loads the files beside it.
+        classifier: the classifier beside it, if any.
     """
     with replacing(path) as temporary:
-        temporary.write_text(_card(metadata, usage), encoding="utf-8")
+        temporary.write_text(_card(metadata, usage, classifier), encoding="utf-8")
 
 
 def starting_weights(metadata: Mapping[str, Any]) -> str | None:
@@ -47,7 +49,7 @@ def license_of_weights(family: str, architecture: str, weights: str | None) -> s
     return (weights and FAMILIES[family].license(architecture, weights)) or "unknown"
 
 
-def _card(metadata: Mapping[str, Any], usage: str) -> str:
+def _card(metadata: Mapping[str, Any], usage: str, classifier: Classifier | None) -> str:
     encoder = metadata["encoder"]
     license = license_of_weights(encoder["family"], encoder["architecture"], starting_weights(metadata))
     metadata = without_folders(metadata)
@@ -65,6 +67,7 @@ def _card(metadata: Mapping[str, Any], usage: str) -> str:
         f"{'L2-normalized' if encoder['normalized'] else 'not normalized'}",
         "aggregation": " ".join([encoder["aggregation"], *map("=".join, options.items())]),
         **({} if projection is None else {"PCA": f"from {encoder['pooled_dim']} dimensions, {_pca(projection)}"}),
+        **({} if classifier is None else {"classifier": _classes(classifier)}),
         "trained on": settings.get("data", {}).get("train_folder", "unknown"),
         "epoch": provenance.get("epoch", "unknown"),
         **{name: f"{recall:.1f}" for name, recall in metadata["recalls"].items()},
@@ -88,6 +91,16 @@ def _origin(metadata: Mapping[str, Any]) -> str:
     if "imported_from" in provenance:
         return f"{provenance['imported_from']}, of {provenance.get('kind', 'an unknown kind')}"
     return starting_weights(metadata) or provenance.get("encoder", "unknown")
+
+
+def _classes(classifier: Classifier) -> str:
+    """Return the classes of a classifier in words."""
+    kind = "class means" if classifier.kind == MEANS else f"vectors of the {classifier.kind} head"
+    bins = f" and heading bins of {classifier.heading_bin_deg} degrees" if classifier.heading_bin_deg < 360 else ""
+    frame = classifier.frame
+    zone = "of several zones" if frame.several_zones else f"zone {frame.zone or 'unknown'}"
+    hemisphere = f", {frame.hemisphere}" if frame.hemisphere in ("north", "south") else ""
+    return f"{kind}, {len(classifier):,} classes: cells of {classifier.cell_side_m} m{bins}, UTM {zone}{hemisphere}"
 
 
 def _pca(projection: Mapping[str, Any]) -> str:

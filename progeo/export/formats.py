@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 
 from progeo.engine.log import LOGGER
 from progeo.export.card import save_card, starting_weights
-from progeo.export.encoder_folders import encoder_folder
+from progeo.export.classifier import holds_classifier, load_encoder_and_classifier, save_classifier
+from progeo.export.encoder_folders import CLASSIFIER, encoder_folder
 from progeo.export.folders import without_folders
 from progeo.export.onnx import save_onnx
 from progeo.export.program import Input, save_program, side_step
@@ -31,24 +32,31 @@ class Format:
     """A format of exported encoders."""
 
     files: tuple[str, ...]
-    """Names of the files that the format writes, besides README.md."""
+    """Names of the files that the format writes, besides README.md and the classifier."""
     write: Callable[[Path, Encoder, dict, ExportOptions], str]
     """Writes the files to a folder and returns Python code that loads them."""
+    gives_descriptors: bool = True
+    """Whether the files compute descriptors, which a classifier is for."""
 
 
 def export_encoder(path: Path, target: Path, format: str, options: ExportOptions) -> None:
-    """Export the encoder of a run or of a folder to `target`, with a README.md that tells how to load it.
+    """Export the encoder of a run or of a folder to `target`, with its classifier and a README.md on how to load it.
 
     Raises:
-        ValueError: the folder holds such files already.
+        ValueError: the folder holds such files already, or the classifier is that of another encoder.
     """
     source, chosen = encoder_folder(path), FORMATS[format]
-    if held := [name for name in (*chosen.files, "README.md") if (target / name).exists()]:
+    with_classifier = chosen.gives_descriptors and holds_classifier(source)
+    files = (*chosen.files, *([CLASSIFIER] if with_classifier else []), "README.md")
+    if held := [name for name in files if (target / name).exists()]:
         raise ValueError(f"{target} already holds {', '.join(held)}: name another folder with `out`.")
     metadata = read_encoder_metadata(source)
+    encoder, classifier = load_encoder_and_classifier(source) if with_classifier else (load_encoder(source), None)
     with written_together(target.resolve()) as folder:
-        usage = chosen.write(folder, load_encoder(source), metadata, options)
-        save_card(folder / "README.md", metadata, usage)
+        usage = chosen.write(folder, encoder, metadata, options)
+        if classifier is not None:
+            save_classifier(folder, classifier)
+        save_card(folder / "README.md", metadata, usage, classifier)
         written = sorted(each.name for each in folder.iterdir())
     LOGGER.info("%s written to %s", ", ".join(written), target)
 
@@ -98,7 +106,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
         "safetensors": Format(("model.safetensors", "model.json"), _write_weights),
         "onnx": Format(("model.onnx",), _write_onnx),
         "torch": Format(("model.pt2",), _write_program),
-        "backbone": Format(("backbone.safetensors",), _write_backbone),
+        "backbone": Format(("backbone.safetensors",), _write_backbone, gives_descriptors=False),
     }
 )
 

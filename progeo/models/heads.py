@@ -1,7 +1,7 @@
-"""Margin classifiers over the classes of a group; used in training only."""
+"""Margin classifiers over the classes of a group."""
 
 import math
-from collections.abc import Callable
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +9,12 @@ from torch import Tensor, nn
 
 from progeo.models.options import HeadKind
 
+_KINDS = get_args(HeadKind)
 
-def build_head(kind: HeadKind, dim: int, num_classes: int, scale: float, margin: float) -> nn.Module:
+
+def build_head(
+    kind: HeadKind, dim: int, num_classes: int, scale: float, margin: float, *, easy_margin: bool = False
+) -> nn.Module:
     """Build a classifier `head(descriptors (B, D), labels (B,)) -> logits (B, C)` with `head.weight` (C, D).
 
     Args:
@@ -20,13 +24,19 @@ def build_head(kind: HeadKind, dim: int, num_classes: int, scale: float, margin:
         scale: s, the factor of the cosines; unused by `linear`.
         margin: m, subtracted from the cosine by `cosface`, added to the angle in radians by `arcface`; unused by
             `linear`.
+        easy_margin: apply the margin of `arcface` only where the cosine of the correct class is above 0, as
+            Divide&Classify (Trivigno et al., ICCV 2023) does.
 
     Raises:
-        ValueError: an unknown `kind`.
+        ValueError: an unknown `kind`, or one without an easy margin.
     """
-    if kind not in _BUILDERS:
-        raise ValueError(f"`kind` must be one of {', '.join(_BUILDERS)}, got {kind!r}.")
-    return _BUILDERS[kind](dim, num_classes, scale, margin)
+    if kind not in _KINDS:
+        raise ValueError(f"`kind` must be one of {', '.join(_KINDS)}, got {kind!r}.")
+    if kind == "arcface":
+        return ArcFaceHead(dim, num_classes, scale, margin, easy_margin=easy_margin)
+    if easy_margin:
+        raise ValueError(f"`easy_margin` is for `kind` arcface only, got {kind}: leave it out.")
+    return LinearHead(dim, num_classes) if kind == "linear" else CosFaceHead(dim, num_classes, scale, margin)
 
 
 class CosFaceHead(nn.Module):
@@ -52,15 +62,22 @@ class CosFaceHead(nn.Module):
 class ArcFaceHead(CosFaceHead):
     """Cosine classifier with an additive margin on the angle to the correct class (Deng et al., CVPR 2019, eq. 3)."""
 
+    def __init__(self, dim: int, num_classes: int, scale: float, margin: float, *, easy_margin: bool = False) -> None:
+        super().__init__(dim, num_classes, scale, margin)
+        self.easy_margin = easy_margin
+
     def forward(self, descriptors: Tensor, labels: Tensor) -> Tensor:
         """Compute logits (B, C) of descriptors (B, D), which need not be normalized."""
         cosines = self._cosines(descriptors)
         correct = cosines.gather(1, labels[:, None])
         sine = (1 - correct.pow(2)).clamp(min=1e-12).sqrt()
         shifted = correct * math.cos(self.margin) - sine * math.sin(self.margin)
-        # Past pi - m the cosine of the shifted angle would rise again: continue linearly, so that it keeps falling.
-        beyond = correct - math.sin(math.pi - self.margin) * self.margin
-        shifted = torch.where(correct > math.cos(math.pi - self.margin), shifted, beyond)
+        if self.easy_margin:
+            shifted = torch.where(correct > 0, shifted, correct)
+        else:
+            # Past pi - m the cosine of the shifted angle would rise again: continue linearly, so that it keeps falling.
+            beyond = correct - math.sin(math.pi - self.margin) * self.margin
+            shifted = torch.where(correct > math.cos(math.pi - self.margin), shifted, beyond)
         return self.scale * cosines.scatter(1, labels[:, None], shifted)
 
 
@@ -75,10 +92,3 @@ class LinearHead(nn.Module):
     def forward(self, descriptors: Tensor, labels: Tensor) -> Tensor:
         """Compute logits (B, C) of descriptors (B, D); `labels` are ignored."""
         return F.linear(descriptors, self.weight, self.bias)
-
-
-_BUILDERS: dict[str, Callable[[int, int, float, float], nn.Module]] = {
-    "cosface": CosFaceHead,
-    "arcface": ArcFaceHead,
-    "linear": lambda dim, num_classes, scale, margin: LinearHead(dim, num_classes),
-}

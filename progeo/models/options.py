@@ -73,5 +73,15 @@ class HeadOptions:
     """Scale that multiplies the cosines."""
     margin: NonNegativeFloat = 0.4
     """Margin of the correct class: a cosine for cosface, radians for arcface."""
+    easy_margin: bool = False
+    """Apply the margin of arcface only where the cosine of the correct class is above 0, as Divide&Classify does."""
+    smoothing_m: PositiveFloat | None = None
+    """Smooth the labels by distance: the target probability of a class falls by a factor of e for every this many
+    meters that its center is farther from the image than that of the image's own cell. Headings do not count. null
+    does not smooth."""
     weight: NonNegativeFloat = 1.0
     """Weight of the classification loss. 0 disables the loss."""
+
+    def __post_init__(self) -> None:
+        if self.easy_margin and self.kind != "arcface":
+            raise ValueError(f"`head.easy_margin` is for `head.kind` arcface only, got {self.kind}: leave it out.")

@@ -127,9 +127,10 @@ def frame_of(catalogue: Catalogue) -> Frame:
         return Frame(zone_of(latitude, longitude), "north" if latitude >= 0 else "south")
     origins = set(np.unique(hemispheres_of(catalogue)).tolist())
     hemisphere: Literal["north", "south", "both"] | None = None
-    if origins <= {Hemisphere.NORTHERN, Hemisphere.SOUTHERN}:
-        is_mixed = len(origins) > 1
-        hemisphere = "both" if is_mixed else "south" if Hemisphere.SOUTHERN in origins else "north"
+    if origins == {Hemisphere.NORTHERN, Hemisphere.SOUTHERN}:
+        hemisphere = "both" if _is_from_equator([_positions_m(catalogue, 0.0)]) else None
+    elif origins <= {Hemisphere.NORTHERN, Hemisphere.SOUTHERN}:
+        hemisphere = "south" if Hemisphere.SOUTHERN in origins else "north"
     return Frame(min(zones) if len(zones) == 1 else 0, hemisphere, several_zones=len(zones) > 1)
 
 
@@ -227,12 +228,17 @@ def _positions_m(catalogue: Catalogue, zone_shift_m: float) -> np.ndarray:
 
 def _from_one_origin(catalogues: Sequence[Catalogue], positions: list[np.ndarray]) -> list[np.ndarray]:
     """Count northings from the equator if the images lie on both sides of it and all hemispheres are known."""
-    lowest = min(np.fmin.reduce(each[:, 1], initial=np.inf) for each in positions)
-    highest = max(np.fmax.reduce(each[:, 1], initial=-np.inf) for each in positions)
-    if not highest - lowest > SOUTHERN_ORIGIN_M / 2:
+    if not _is_from_equator(positions):
         return positions
     origins = [hemispheres_of(catalogue) for catalogue in catalogues]
     if all((origin[np.isfinite(each[:, 1])] >= 0).all() for origin, each in zip(origins, positions, strict=True)):
         for each, origin in zip(positions, origins, strict=True):
             each[:, 1] -= np.where(origin == Hemisphere.SOUTHERN, SOUTHERN_ORIGIN_M, 0)
     return positions
+
+
+def _is_from_equator(positions: Sequence[np.ndarray]) -> bool:
+    """Return whether northings of images on both sides of the equator are counted from it: if they lie far apart."""
+    lowest = min(np.fmin.reduce(each[:, 1], initial=np.inf) for each in positions)
+    highest = max(np.fmax.reduce(each[:, 1], initial=-np.inf) for each in positions)
+    return bool(highest - lowest > SOUTHERN_ORIGIN_M / 2)

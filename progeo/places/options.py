@@ -19,5 +19,6 @@ class CellOptions:
     """Spacing of the headings of a group, in heading bins; L in the paper."""
     min_images_per_class: PositiveInt = 10
     """Minimum number of images per class. Classes with fewer images are excluded."""
-    num_groups: PositiveInt = 8
-    """Number of groups to train on. Epoch e of stage 2 trains on group e modulo this number."""
+    num_groups: PositiveInt | None = 8
+    """Number of groups to train on. Epoch e of stage 2 trains on group e modulo this number. null takes all groups that
+    have a class."""

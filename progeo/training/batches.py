@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -58,7 +59,7 @@ class Batches(ABC):
         seed: int,
         accelerator: Accelerator,
     ) -> None:
-        self.groups = places.partition.groups
+        self.places, self.groups = places, places.partition.groups
         self.data, self.augmentation, self.training, self.seed = data, augmentation, training, seed
         self.crop = build_crop(augmentation, image_size)
         self.process, self.num_processes = accelerator.process_index, accelerator.num_processes
@@ -135,7 +136,7 @@ class ClassBatches(Batches):
 
     @staticmethod
     def given(training: TrainingOptions) -> dict[str, str]:
-        """Return what the batches give loss terms: labels, and pairs if the options allow."""
+        """Return what the batches give loss terms: labels, positions, and pairs if the options allow."""
         pairs = ""
         if training.images_per_class < 2:
             pairs = "set `images_per_class` to 2 or more"
@@ -148,7 +149,7 @@ class ClassBatches(Batches):
                 f"`micro_batches` must be 1, got {training.micro_batches}; a ViT needs less memory with "
                 f"`gradient_checkpointing` too"
             )
-        return {"labels": "", "pairs": pairs}
+        return {"labels": "", "positions": "", "pairs": pairs}
 
     def group_of(self, epoch: int) -> int:
         """Return the group of an epoch: all groups take turns."""
@@ -176,8 +177,10 @@ class ClassBatches(Batches):
         loader = build_loader(dataset, self._with_crops(batches, epoch), num_workers=self.data.num_workers)
         for step, loaded in enumerate(loader, first_step):
             self.note_unreadable(loaded)
-            images, labels = loaded.items
-            yield self._micro_batches(images, labels, self._changes(epoch, step).of(batches.part))
+            images, labels, rows = loaded.items
+            positions = self.places.from_centers_m(rows.numpy(), group.class_ids[labels.numpy()])
+            targets = {"labels": labels, "positions": torch.from_numpy(positions).float()}
+            yield self._micro_batches(images, targets, self._changes(epoch, step).of(batches.part))
 
     def _with_crops(self, batches: ClassSampler, epoch: int) -> Iterator[list[tuple[int, np.ndarray]]]:
         for step, indices in enumerate(batches, batches.first_batch):
@@ -189,10 +192,13 @@ class ClassBatches(Batches):
         generator = seeded_generator(self.seed, epoch, step)
         return draw_changes(self.augmentation, self.training.batch_size, generator)
 
-    def _micro_batches(self, images: Tensor, labels: Tensor, changes: Changes) -> list[MicroBatch]:
+    def _micro_batches(self, images: Tensor, targets: Mapping[str, Tensor], changes: Changes) -> list[MicroBatch]:
         size = len(images) // self.training.micro_batches
         parts = [slice(start, start + size) for start in range(0, len(images), size)]
-        return [MicroBatch(images[part], changes.of(part), {"labels": labels[part]}) for part in parts]
+        return [
+            MicroBatch(images[part], changes.of(part), {name: target[part] for name, target in targets.items()})
+            for part in parts
+        ]
 
 
 BATCHES: dict[str, type[Batches]] = {"classes": ClassBatches}

@@ -15,6 +15,7 @@ from progeo.engine.accelerator import copy_from_main_process, distributed
 from progeo.engine.randomness import seeded_generator
 from progeo.export.weights import save_encoder
 from progeo.models.aggregation import AGGREGATIONS
+from progeo.models.classifier import Classifier
 from progeo.models.encoder import Encoder
 from progeo.training.batches import Batches, MicroBatch
 from progeo.training.options import TrainingOptions
@@ -62,7 +63,7 @@ class ImageTraining(Task):
         groups = _parameter_groups(encoder, terms, options)
         self.optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(groups, fused=True))
         self._distributed_encoder = distributed(encoder, accelerator)
-        self._needs_map = any("map" in row.needs for row in terms.rows.values())
+        self._needs = {need for row in terms.rows.values() for need in row.needs}
         if options.compile:
             encoder.compile()
 
@@ -78,7 +79,11 @@ class ImageTraining(Task):
 
     def name(self, epoch: int) -> str:
         """Return the epoch and its group."""
-        return f"stage 2, epoch {epoch + 1}/{self.options.epochs}, group {self._batches.group_of(epoch) + 1}"
+        return f"stage 2, epoch {epoch + 1}/{self.options.epochs}, group {self.group_of(epoch) + 1}"
+
+    def group_of(self, epoch: int) -> int:
+        """Return the index of the group of classes that an epoch trains."""
+        return self._batches.group_of(epoch)
 
     def begin(self) -> None:
         """Initialize an aggregation that needs it with local features of training images."""
@@ -95,12 +100,12 @@ class ImageTraining(Task):
 
     def begin_epoch(self, epoch: int) -> None:
         """Move the modules of the group of this epoch to the device."""
-        self.terms.begin_group(self._batches.group_of(epoch), self.optimizer)
+        self.terms.begin_group(self.group_of(epoch), self.optimizer)
         self.encoder.train()
 
     def end_epoch(self, epoch: int) -> None:
         """Move the modules of the group of this epoch back to the CPU."""
-        self.terms.end_group(self._batches.group_of(epoch), self.optimizer)
+        self.terms.end_group(self.group_of(epoch), self.optimizer)
 
     def batches(self, epoch: int, *, first_step: int) -> Iterator[list[MicroBatch]]:
         """Return the batches of an epoch."""
@@ -109,8 +114,9 @@ class ImageTraining(Task):
     def losses(self, piece: MicroBatch) -> dict[str, Tensor]:
         """Compute the weighted loss terms of a micro-batch."""
         images = self._normalized(piece)
-        inputs = {name: target.to(self.accelerator.device) for name, target in piece.targets.items()}
-        if self._needs_map:
+        targets = {name: target for name, target in piece.targets.items() if name in self._needs}
+        inputs = {name: target.to(self.accelerator.device) for name, target in targets.items()}
+        if "map" in self._needs:
             inputs["descriptors"], (inputs["map"], _) = self._distributed_encoder(images, with_features=True)
         else:
             inputs["descriptors"] = self._distributed_encoder(images)
@@ -118,12 +124,16 @@ class ImageTraining(Task):
 
     def validate(self, model: nn.Module) -> Measures:
         """Validate the encoder or its average."""
-        return self.validation.measure(cast(Encoder, model), self.accelerator)
+        return self.validation.measure(cast(Encoder, model), self.accelerator, classifier=self.classifier())
 
     def keep(self, folder: Path, model: nn.Module, *, epoch: int, values: Mapping[str, float]) -> None:
-        """Save the encoder or its average."""
+        """Save the encoder or its average, and the classifier, whose weights are not averaged."""
         provenance = {"epoch": epoch, "settings": self.settings}
-        save_encoder(folder, cast(Encoder, model), provenance=provenance, recalls=values)
+        save_encoder(folder, cast(Encoder, model), provenance=provenance, recalls=values, classifier=self.classifier())
+
+    def classifier(self) -> Classifier | None:
+        """Return the vectors learned so far for the classes; None if no loss term learns any."""
+        return self.terms.classifier(self._batches.places)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state required to resume."""
@@ -167,11 +177,11 @@ def _parameter_groups(encoder: Encoder, terms: Terms, options: TrainingOptions) 
     The classifier of an idle group gets no gradient, so the optimizer does not change it.
     """
     trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+    constant = options.head_schedule == "constant"
     kinds = [
-        ([p for p in trained if p.ndim > 1], options.encoder_learning_rate, options.weight_decay),
-        ([p for p in trained if p.ndim <= 1], options.encoder_learning_rate, 0.0),
-        *((group, options.head_learning_rate, 0.0) for group in terms.parameter_groups()),
+        ([p for p in trained if p.ndim > 1], options.encoder_learning_rate, options.weight_decay, False),
+        ([p for p in trained if p.ndim <= 1], options.encoder_learning_rate, 0.0, False),
+        *((group, options.head_learning_rate, 0.0, constant) for group in terms.parameter_groups()),
     ]
-    return [
-        {"params": parameters, "lr": rate, "base_lr": rate, "weight_decay": decay} for parameters, rate, decay in kinds
-    ]
+    names = ("params", "base_lr", "weight_decay", "constant")
+    return [{**dict(zip(names, kind, strict=True)), "lr": kind[1]} for kind in kinds]

@@ -1,7 +1,7 @@
 """The loss terms that training can sum: one table of them all, and the rule for what they need."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
 from typing import Any
 
@@ -12,6 +12,7 @@ NEEDS = {
     "descriptors": "descriptors (B, D)",
     "map": "the feature map (B, C, h, w) of the backbone",
     "labels": "class labels (B,)",
+    "positions": "east and north of images from the centers of their cells in meters (B, 2)",
     "pairs": "several images of a class in a batch, compared together",
     "text": "text features of the classes",
 }
@@ -35,12 +36,21 @@ class LossTerm:
     """
     needs: tuple[str, ...]
     """Names in `NEEDS`, or of tensors that only some way to draw batches gives. The term gets no others."""
+    needs_of_options: Mapping[str, str] = field(default_factory=dict)
+    """What it needs besides if an option is set (not null, false or 0), by the name of the option."""
+    learns_classes: bool = False
+    """Whether it learns a vector for each class: whether its code is a `Term` with a `classifier`."""
 
     def __post_init__(self) -> None:
-        if not any(field.name == "weight" for field in fields(self.options)):
+        if not any(each.name == "weight" for each in fields(self.options)):
             raise ValueError(f"{self.options.__name__} needs a field `weight`, which multiplies the loss term.")
         if isinstance(self.needs, str):
             raise ValueError(f"The needs of a loss term are a tuple, such as ({self.needs!r},), got {self.needs!r}.")
+
+    def with_options(self, options: Any) -> "LossTerm":
+        """Return this row with everything that it needs with its options."""
+        further = (need for option, need in self.needs_of_options.items() if getattr(options, option))
+        return replace(self, needs=(*self.needs, *further))
 
     def load(self) -> Callable[..., Any]:
         """Return the function or class."""
@@ -51,7 +61,13 @@ class LossTerm:
 
 
 LOSS_TERMS: dict[str, LossTerm] = {
-    "head": LossTerm(HeadOptions, "progeo.training.terms:Classification", ("descriptors", "labels")),
+    "head": LossTerm(
+        HeadOptions,
+        "progeo.training.terms:Classification",
+        ("descriptors", "labels"),
+        {"smoothing_m": "positions"},
+        learns_classes=True,
+    ),
     "text": LossTerm(TextOptions, "progeo.training.terms:ImageText", ("descriptors", "labels", "text")),
     "triplet": LossTerm(TripletOptions, "progeo.losses.triplet:triplet", ("descriptors", "labels", "pairs")),
 }
@@ -69,8 +85,8 @@ def default_losses() -> dict[str, Any]:
 
 
 def enabled_terms(options: Mapping[str, Any]) -> Iterator[tuple[str, LossTerm]]:
-    """Yield the terms whose weight is not 0."""
-    return ((name, term) for name, term in LOSS_TERMS.items() if options[name].weight)
+    """Yield the terms whose weight is not 0, with everything that they need with their options."""
+    return ((name, term.with_options(options[name])) for name, term in LOSS_TERMS.items() if options[name].weight)
 
 
 def needs_of(options: Mapping[str, Any]) -> set[str]:

@@ -24,7 +24,9 @@ class ValidationOptions:
     folder: Path
     """Folder that holds the database and the queries of the validation."""
     kind: str = "retrieval"
-    """What a validation measures: retrieval, the recall of the nearest database images. A plugin may add others."""
+    """What a validation measures: retrieval, the recall R@N of the nearest database images; or classification, the
+    localization recall LR@N of the classes whose vectors have the highest cosines, which needs no database. A plugin
+    may add others."""
     database: str = "database"
     """Name of the database folder inside folder."""
     queries: str = "queries"
@@ -35,7 +37,7 @@ class ValidationOptions:
     the aspect ratio; central_crop resizes to cover encoder.image_size and crops the center; five_crops averages the
     descriptors of five square crops; native keeps images as they are, as published CosPlace does."""
     positive_radius_m: PositiveFloat = 25.0
-    """A database image within this many meters of a query is a positive (a correct match)."""
+    """A database image or class center within this many meters of a query is a positive (a correct match)."""
     positive_angle_deg: PositiveFloat | None = None
     """Maximum heading difference in degrees between a query and its positives, in addition to positive_radius_m. null
     ignores headings."""
@@ -127,13 +129,17 @@ class TrainerOptions:
     schedule: Schedule = "constant"
     """Schedule of the learning rates: constant; cosine, which decays to zero over all epochs at every step;
     cosine_epochs, the same once per epoch; step, which multiplies them by decay_factor after every decay_epochs epochs;
-    or plateau, which does so after decay_epochs epochs without a better validation."""
+    plateau, which does so after decay_epochs epochs without a better validation; or loss_plateau, which does so after
+    decay_epochs epochs in a row whose mean training loss is not below that of all former epochs on the same group."""
     warmup_steps: NonNegativeInt = 0
     """Number of warmup steps, over which the learning rates rise at the start. 0 starts at the full rates."""
     decay_epochs: PositiveInt = 10
-    """Number of epochs before a decay of the schedules step and plateau."""
+    """Number of epochs before a decay of the schedules step, plateau and loss_plateau."""
     decay_factor: OpenUnitInterval = 0.5
-    """Factor of the learning rates at a decay of the schedules step and plateau."""
+    """Factor of the learning rates at a decay of the schedules step, plateau and loss_plateau."""
+    min_learning_rate: PositiveFloat | None = None
+    """End the training when the schedule has lowered the learning rate of the encoder below this. null trains all
+    epochs."""
     ema_decay: OpenUnitInterval | None = None
     """Decay of an exponential moving average of the encoder's weights over the steps, such as 0.999. The averaged
     encoder is validated and kept. null uses the weights themselves."""
@@ -142,11 +148,11 @@ class TrainerOptions:
     skip_not_finite: bool = False
     """Skip and count a step whose loss or gradient is not finite, instead of stopping."""
     patience: PositiveInt | None = None
-    """Number of epochs without a better validation (R@1) after which training stops early. The one before training does
-    not count. null trains all epochs."""
+    """Number of epochs without a better validation (its R@1 or LR@1) after which training stops early. The one before
+    training does not count. null trains all epochs."""
     keep: Keep = "best"
-    """Encoder to keep: best keeps the epoch with the best validation (highest R@1) in best/; last keeps the last epoch
-    in last/. The encoder before training is never kept."""
+    """Encoder to keep: best keeps the epoch with the best validation (highest R@1 or LR@1) in best/; last keeps the
+    last epoch in last/. The encoder before training is never kept."""
     keep_every: PositiveInt | None = None
     """Also keep the encoder after every this many epochs, in a folder of epochs/. null keeps none of them."""
     checkpoint_every: PositiveInt = 1000
@@ -180,10 +186,20 @@ class TrainingOptions(TrainerOptions):
     encoder_learning_rate: PositiveFloat = 1e-5
     """Learning rate of AdamW for the encoder."""
     head_learning_rate: PositiveFloat = 1e-2
-    """Learning rate of AdamW for the parts that are not exported: the classifiers, and the projection from descriptors
-    to text features."""
+    """Learning rate of AdamW for the parts beside the encoder: the classifiers, and the projection from descriptors to
+    text features."""
+    head_schedule: Literal["as_encoder", "constant"] = "as_encoder"
+    """Schedule of head_learning_rate: as_encoder follows schedule and warmup_steps; constant keeps it, as
+    Divide&Classify does."""
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled weight decay of the encoder's matrices and kernels. Norms and biases never decay."""
     cache_images: bool = False
     """Keep decoded training images in memory, at 3 bytes per pixel of the files. Fast for a small set; every image must
     be readable."""
+
+    def __post_init__(self) -> None:
+        if self.min_learning_rate is not None and self.min_learning_rate > self.encoder_learning_rate:
+            raise ValueError(
+                f"`training.min_learning_rate` {self.min_learning_rate:g} must not be above `encoder_learning_rate` "
+                f"{self.encoder_learning_rate:g}: no epoch would be trained."
+            )

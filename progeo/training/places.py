@@ -3,19 +3,23 @@
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from progeo.data.contents import contents_fingerprint
+from progeo.engine.log import LOGGER
 from progeo.engine.run_folder import RunFolder
 from progeo.files import read_json, write_json
 from progeo.models.backbones.open_clip import weights_digest
 from progeo.models.batch_norm import batch_norm_mode
 from progeo.models.options import BatchNormMode, ModelOptions
 from progeo.places.catalogue import Catalogue, read_catalogue
-from progeo.places.cells import Partition, build_partition, check_same_partition
+from progeo.places.cells import Partition, build_partition, check_same_partition, class_centers
+from progeo.places.geographic import Frame, frame_of, positions_m
 from progeo.places.options import CellOptions
 from progeo.training.starting_encoder import starting_statistics
 
@@ -31,6 +35,45 @@ class TrainingPlaces:
 
     catalogue: Catalogue
     partition: Partition
+
+    @cached_property
+    def positions_m(self) -> np.ndarray:
+        """East and north of the images in meters, (N, 2), in the frame of the classes."""
+        return positions_m(self.catalogue)[0]
+
+    @cached_property
+    def frame(self) -> Frame:
+        """What the meters of the positions and of the classes are."""
+        return frame_of(self.catalogue)
+
+    def from_centers_m(self, rows: np.ndarray, class_ids: np.ndarray) -> np.ndarray:
+        """Return the positions of images from the centers of the cells of their classes, (n, 2) meters.
+
+        Args:
+            rows: catalogue rows (n,).
+            class_ids: class of each image, (n, 3).
+        """
+        side = self.partition.settings["cell_side_m"]
+        return self.positions_m[rows] - class_centers(class_ids, cell_side_m=side)
+
+
+def check_classes(partition: Partition) -> None:
+    """Check that labels can be learned: warn of groups with a single class, whose cross-entropy is always 0.
+
+    Raises:
+        ValueError: all groups are such.
+    """
+    single = [str(number) for number, group in enumerate(partition.groups, 1) if group.num_classes == 1]
+    if len(single) == len(partition.groups):
+        raise ValueError(
+            "Every group has a single class, whose cross-entropy is always 0: there is nothing to learn. Use a smaller "
+            "`cell_side_m` or `min_images_per_class`, or fewer groups (`groups_per_side`, `groups_per_heading`)."
+        )
+    if single:
+        LOGGER.warning(
+            "group %s: a single class, whose cross-entropy is always 0, so that its epochs teach no place",
+            ", ".join(single),
+        )
 
 
 def read_training_places(train_folder: Path, cells: CellOptions) -> TrainingPlaces:

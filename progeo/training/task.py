@@ -60,6 +60,10 @@ class Task(ABC):
     def name(self, epoch: int) -> str:
         """Return the name of an epoch for the progress bar and errors."""
 
+    def group_of(self, epoch: int) -> int:
+        """Return the index of the group that an epoch trains: losses of different groups are not compared."""
+        return 0
+
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """Return the state of networks, losses, batches and validation that is required to resume."""

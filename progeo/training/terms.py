@@ -4,18 +4,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from progeo.engine.accelerator import distributed, full_precision, gathered_with_gradient
-from progeo.losses import image_text_cross_entropy
+from progeo.losses import distance_smoothed_labels, image_text_cross_entropy
+from progeo.models.classifier import Classifier
 from progeo.models.heads import build_head
 from progeo.models.options import HeadOptions
 from progeo.models.text_space import TextSpace
 from progeo.training.loss_terms import LossTerm, enabled_terms
 from progeo.training.options import TextOptions
+from progeo.training.places import TrainingPlaces
 
 _NO_TERMS = ("loss", "skipped", "epoch", "encoder_learning_rate")
 """Names of the numbers in logs that are no loss terms."""
@@ -31,6 +34,8 @@ class TermSource:
     classes_per_group: Sequence[int]
     text_features: Sequence[Tensor] | None = None
     """Text features of each group (C, E), if a term needs them."""
+    class_ids: Sequence[np.ndarray] | None = None
+    """Class ids of each group, int64 (C, 3), which smoothed labels are computed from."""
 
 
 class Term(nn.Module):
@@ -52,16 +57,21 @@ class Term(nn.Module):
         """Return the module that computes the term for a group."""
         return self
 
+    def classifier(self, places: TrainingPlaces) -> Classifier | None:
+        """Return the vectors learned so far for the classes of all groups; None if the term learns none."""
+        return None
+
 
 class Classification(Term):
     """Cross-entropy of a classifier, one for each group."""
 
     def __init__(self, options: HeadOptions, source: TermSource) -> None:
         super().__init__(options, source)
-        self.kind = options.kind
+        self.kind, self.scale = options.kind, options.scale
+        class_ids: Sequence[np.ndarray | None] = source.class_ids or len(source.classes_per_group) * [None]
         self.heads = nn.ModuleList(
-            _Classifier(build_head(options.kind, source.descriptor_dim, count, options.scale, options.margin))
-            for count in source.classes_per_group
+            _Classifier(options, source.descriptor_dim, count, ids)
+            for count, ids in zip(source.classes_per_group, class_ids, strict=True)
         )
 
     def title(self, name: str) -> str:
@@ -72,15 +82,48 @@ class Classification(Term):
         """Return the classifier of a group."""
         return self.heads[index]
 
+    def classifier(self, places: TrainingPlaces) -> Classifier:
+        """Return the rows of the heads of all groups, with the bias of linear ones."""
+        is_linear = self.kind == "linear"
+        partition = places.partition
+        return Classifier(
+            kind=self.kind,
+            class_ids=np.concatenate([group.class_ids for group in partition.groups]),
+            weight=self._of_all_groups("weight"),
+            bias=self._of_all_groups("bias") if is_linear else None,
+            num_images=np.concatenate([np.diff(group.offsets) for group in partition.groups]),
+            classes_per_group=tuple(group.num_classes for group in partition.groups),
+            scale=1.0 if is_linear else float(self.scale),
+            cells=partition.settings,
+            fingerprint=partition.fingerprint,
+            frame=places.frame,
+        )
+
+    def _of_all_groups(self, name: str) -> np.ndarray:
+        """Return a parameter of the heads of all groups, one group after the other, float32."""
+        return torch.cat([getattr(each.head, name).detach().float().cpu() for each in self.heads]).numpy()
+
 
 class _Classifier(nn.Module):
-    def __init__(self, head: nn.Module) -> None:
+    cells_m: Tensor
+
+    def __init__(self, options: HeadOptions, dim: int, num_classes: int, class_ids: np.ndarray | None) -> None:
         super().__init__()
-        self.head = head
+        self.head = build_head(
+            options.kind, dim, num_classes, options.scale, options.margin, easy_margin=options.easy_margin
+        )
+        self.smoothing_m = options.smoothing_m
+        if self.smoothing_m is not None:
+            assert class_ids is not None  # their positions are compared with those of images
+            self.register_buffer("cells_m", torch.from_numpy(class_ids[:, :2].copy()), persistent=False)
 
     def forward(self, inputs: Inputs) -> Tensor:
         labels = inputs["labels"]
-        return F.cross_entropy(self.head(inputs["descriptors"], labels), labels)
+        logits = self.head(inputs["descriptors"], labels)
+        if self.smoothing_m is None:
+            return F.cross_entropy(logits, labels)
+        targets = distance_smoothed_labels(inputs["positions"], labels, self.cells_m, smoothing_m=self.smoothing_m)
+        return F.cross_entropy(logits, targets)
 
 
 class ImageText(Term):
@@ -181,6 +224,11 @@ class Terms(nn.Module):
             in_lists = {parameter for group in of_lists for parameter in group}
             groups += [*of_lists, [each for each in term.parameters() if each not in in_lists]]
         return [group for group in groups if group]
+
+    def classifier(self, places: TrainingPlaces) -> Classifier | None:
+        """Return the vectors that a term has learned for the classes; None if no term learns any."""
+        found = (term.classifier(places) for term in self.terms.values())
+        return next((each for each in found if each is not None), None)
 
     def modules_of_group(self, index: int) -> list[nn.Module]:
         """Return the modules that are on the device while a group is trained."""

@@ -1,5 +1,6 @@
 """The trainer: steps, averaged weights, schedule, checkpoints, validation, early stopping and kept models."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -27,7 +28,10 @@ from progeo.engine.stopping import StopRequest, listening_for_stop
 from progeo.training.options import TrainerOptions
 from progeo.training.task import Measures, Task
 
-_STATE = ("epoch", "terms", "primary", "untrained", "best", "epochs_since_best", "decays")
+_STATE = (
+    *("epoch", "terms", "primary", "untrained", "best", "epochs_since_best"),
+    *("lowest_losses", "epochs_since_lower", "decays"),
+)
 """Plain attributes that a checkpoint holds."""
 _PARTS = {*_STATE, "means", "task", "averaged", "optimizer", "scaler"}
 """Everything that a checkpoint holds."""
@@ -75,8 +79,12 @@ class Trainer:
         self.best: float | None = None
         """The best primary measure after an epoch."""
         self.epochs_since_best = 0
+        self.lowest_losses: dict[int, float] = {}
+        """The lowest mean loss of an epoch on each group."""
+        self.epochs_since_lower = 0
+        """Number of epochs since one had the lowest loss of its group, or since the last decay."""
         self.decays = 0
-        """Number of times that the plateau schedule has lowered the learning rates."""
+        """Number of times that the schedules `plateau` and `loss_plateau` have lowered the learning rates."""
         self.averaged: AveragedModel | None = None
 
     @property
@@ -96,10 +104,19 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs are done or early stopping has triggered."""
-        patience = self.options.patience
-        out_of_patience = patience is not None and self.epochs_since_best >= patience
-        return self.epoch >= self.options.epochs or out_of_patience
+        """Whether all epochs are done, early stopping has triggered, or the learning rate is below its minimum."""
+        options = self.options
+        out_of_patience = options.patience is not None and self.epochs_since_best >= options.patience
+        return self.epoch >= options.epochs or out_of_patience or self._is_too_slow
+
+    @property
+    def _is_too_slow(self) -> bool:
+        minimum = self.options.min_learning_rate
+        if minimum is None or self.steps_done < self.options.warmup_steps:
+            return False
+        # Powers of the factor are not exact: a rate that equals the minimum is not below it.
+        rate = self._learning_rate_factor() * self.task.optimizer.param_groups[0]["base_lr"]
+        return rate < minimum * (1 - 1e-6)
 
     @property
     def _writes(self) -> bool:
@@ -174,6 +191,8 @@ class Trainer:
             raise ValueError(f"{task.name(self.epoch)}: there is no batch to train on.")
         task.end_epoch(self.epoch)
         self.terms, self.means = self.means.values(), Means()
+        if "loss" in self.terms:  # unless all steps were skipped
+            self._compare_loss(self.terms["loss"])
         self.epoch += 1
         return self.terms
 
@@ -238,6 +257,16 @@ class Trainer:
             steps_per_epoch=self.task.steps_per_epoch,
             decayed=options.decay_factor**decays,
         )
+
+    def _compare_loss(self, loss: float) -> None:
+        """Compare the mean loss of an epoch with those of former epochs on its group, for `loss_plateau`."""
+        group = self.task.group_of(self.epoch)
+        lowest = self.lowest_losses.get(group, math.inf)
+        self.lowest_losses[group] = min(loss, lowest)
+        self.epochs_since_lower = 0 if loss < lowest else self.epochs_since_lower + 1
+        if self.options.schedule == "loss_plateau" and self.epochs_since_lower == self.options.decay_epochs:
+            self.epochs_since_lower = 0
+            self.decays += 1
 
     def _average_or_undo(self, result: StepResult) -> None:
         self.means.add(result)

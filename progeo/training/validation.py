@@ -1,7 +1,7 @@
 """Validation of an encoder during training: extract descriptors in memory and search them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,15 +10,19 @@ from accelerate import Accelerator
 from progeo.data.options import DataOptions
 from progeo.datasets.query_sets import QuerySet, load_query_set
 from progeo.engine.accelerator import gathered, share_of
+from progeo.engine.log import LOGGER
+from progeo.evaluation.classification import lie_in_classes, localization_recall, rank_classes
 from progeo.evaluation.recall import recall_at
 from progeo.evaluation.search import nearest_neighbors
 from progeo.features.batches import extract_rows
 from progeo.features.descriptors import descriptor_extractor
 from progeo.features.extractor import FeatureExtractor
 from progeo.features.options import ImageOptions
+from progeo.models.classifier import Classifier
 from progeo.models.encoder import Encoder
 from progeo.models.options import Preprocessing
-from progeo.places.catalogue import Catalogue
+from progeo.places.catalogue import Catalogue, read_catalogue
+from progeo.places.geographic import positions_m
 from progeo.training.options import ValidationOptions
 from progeo.training.task import Measures
 
@@ -26,14 +30,27 @@ _RECALL_NS = (1, 5, 10, 20)
 
 
 class Validation(ABC):
-    """What an encoder in training is measured by. A row of `VALIDATIONS`; its arguments are those of `Retrieval`."""
+    """What an encoder in training is measured by. A row of `VALIDATIONS`.
+
+    Args:
+        options: the images and what counts as a positive.
+        data: how images are read.
+
+    Raises:
+        ValueError: the images cannot be used.
+    """
 
     catalogues: Sequence[Catalogue]
     """The images that it is measured on."""
+    needs_classifier = False
+    """Whether it needs the vectors that a loss term learns for the classes."""
+
+    def __init__(self, options: ValidationOptions, data: DataOptions) -> None:
+        self.options, self.data = options, data
 
     @abstractmethod
-    def measure(self, encoder: Encoder, accelerator: Accelerator) -> Measures:
-        """Measure an encoder."""
+    def measure(self, encoder: Encoder, accelerator: Accelerator, *, classifier: Classifier | None) -> Measures:
+        """Measure an encoder and the classifier learned with it, None if no loss term learns one."""
 
     @abstractmethod
     def __str__(self) -> str:
@@ -48,18 +65,10 @@ class Validation(ABC):
 
 
 class Retrieval(Validation):
-    """Retrieval recall: the share of queries with a positive among their nearest database images.
-
-    Args:
-        options: the images and what counts as a positive.
-        data: how images are read.
-
-    Raises:
-        ValueError: see `load_query_set`.
-    """
+    """Retrieval recall: the share of queries with a positive among their nearest database images."""
 
     def __init__(self, options: ValidationOptions, data: DataOptions) -> None:
-        self.preprocessing, self.data = options.preprocessing, data
+        super().__init__(options, data)
         self.query_set = load_query_set(
             options.folder,
             options.database,
@@ -69,26 +78,81 @@ class Retrieval(Validation):
         )
         self.catalogues = (self.query_set.database, self.query_set.queries)
 
-    def measure(self, encoder: Encoder, accelerator: Accelerator) -> Measures:
+    def measure(self, encoder: Encoder, accelerator: Accelerator, *, classifier: Classifier | None) -> Measures:
         """Compute recall@N in percent; R@1 is the primary measure."""
         predictions = retrieve(
             encoder,
             self.query_set,
             accelerator,
             count=max(_RECALL_NS),
-            preprocessing=self.preprocessing,
+            preprocessing=self.options.preprocessing,
             data=self.data,
         )
         assert self.query_set.positives is not None  # `load_query_set` finds them
-        recalls = recall_at(predictions, self.query_set.positives, _RECALL_NS).tolist()
-        return Measures({f"R@{n}": recall for n, recall in zip(_RECALL_NS, recalls, strict=True)}, primary="R@1")
+        return _measures("R", recall_at(predictions, self.query_set.positives, _RECALL_NS))
 
     def __str__(self) -> str:
         return f"{len(self.query_set.queries):,} queries, {len(self.query_set.database):,} database images"
 
 
-VALIDATIONS: dict[str, Callable[[ValidationOptions, DataOptions], Validation]] = {"retrieval": Retrieval}
+class Classification(Validation):
+    """Localization recall: the share of queries near the center of one of the classes with the highest cosines."""
+
+    needs_classifier = True
+
+    def __init__(self, options: ValidationOptions, data: DataOptions) -> None:
+        super().__init__(options, data)
+        if options.positive_angle_deg is not None:
+            raise ValueError(
+                "`validation.positive_angle_deg` is not for `validation.kind` classification, which compares positions "
+                "only: leave it out."
+            )
+        self.queries = read_catalogue(options.folder / options.queries)
+        if nowhere := int((~np.isfinite(self.queries.east + self.queries.north)).sum()):
+            raise ValueError(
+                f"{nowhere:,} of {len(self.queries):,} queries in {self.queries.folder} have no coordinates."
+            )
+        self.catalogues = (self.queries,)
+        self.is_compared = False
+        """Whether the queries were compared with the cells of the classes."""
+
+    def measure(self, encoder: Encoder, accelerator: Accelerator, *, classifier: Classifier | None) -> Measures:
+        """Compute localization recall LR@N in percent; LR@1 is the primary measure."""
+        assert classifier is not None  # it needs one
+        if not self.is_compared and not lie_in_classes(self.queries, classifier).any():
+            LOGGER.warning(
+                "no query of %s lies in the cell of a class: classification only finds photos of training places. Hold "
+                "some of these out as queries, see `progeo dataset split`",
+                self.queries.folder,
+            )
+        self.is_compared = True
+        preprocessing = self.options.preprocessing
+        (descriptors,) = _extract(
+            encoder, {"queries": self.queries}, accelerator, preprocessing=preprocessing, data=self.data
+        )
+        ranked = rank_classes(descriptors, classifier.weight, normalize=True, count=max(_RECALL_NS))
+        centers_m, queries_m = positions_m(classifier.catalogue, self.queries)
+        radius_m = self.options.positive_radius_m
+        recalls = localization_recall(ranked.rows, centers_m, queries_m, ns=_RECALL_NS, radius_m=radius_m)
+        return _measures("LR", recalls)
+
+    def __str__(self) -> str:
+        return f"{len(self.queries):,} queries, class centers within {self.options.positive_radius_m:g} m"
+
+
+VALIDATIONS: dict[str, type[Validation]] = {"retrieval": Retrieval, "classification": Classification}
 """`validation.kind` -> validation."""
+
+
+def validation_of(options: ValidationOptions) -> type[Validation]:
+    """Return the row of `VALIDATIONS` that the options name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if options.kind not in VALIDATIONS:
+        raise ValueError(f"`validation.kind` must be one of {', '.join(VALIDATIONS)}, got {options.kind!r}.")
+    return VALIDATIONS[options.kind]
 
 
 def build_validation(options: ValidationOptions, data: DataOptions) -> Validation:
@@ -97,9 +161,7 @@ def build_validation(options: ValidationOptions, data: DataOptions) -> Validatio
     Raises:
         ValueError: there is none of that kind, or its images cannot be used.
     """
-    if options.kind not in VALIDATIONS:
-        raise ValueError(f"`validation.kind` must be one of {', '.join(VALIDATIONS)}, got {options.kind!r}.")
-    return VALIDATIONS[options.kind](options, data)
+    return validation_of(options)(options, data)
 
 
 def retrieve(
@@ -116,17 +178,33 @@ def retrieve(
     Raises:
         ValueError: an image cannot be read; the message names it.
     """
+    catalogues = {"database": query_set.database, "queries": query_set.queries}
+    database, queries = _extract(encoder, catalogues, accelerator, preprocessing=preprocessing, data=data)
+    return nearest_neighbors([database], queries, count).rows
+
+
+def _extract(
+    encoder: Encoder,
+    catalogues: Mapping[str, Catalogue],
+    accelerator: Accelerator,
+    *,
+    preprocessing: Preprocessing,
+    data: DataOptions,
+) -> list[np.ndarray]:
+    """Extract the descriptors of each catalogue, (N, D), by its name on progress bars, shared among processes."""
     images = ImageOptions(database_preprocessing=preprocessing, orientation=data.orientation)
     extractor = descriptor_extractor(encoder, images, accelerator)
-
     was_training = encoder.training
     encoder.eval()
-    database, queries = (
-        _descriptors(extractor, catalogue, accelerator, data=data, what=what)
-        for catalogue, what in ((query_set.database, "database"), (query_set.queries, "queries"))
-    )
+    found = [_descriptors(extractor, each, accelerator, data=data, what=name) for name, each in catalogues.items()]
     encoder.train(was_training)
-    return nearest_neighbors([database], queries, count).rows
+    return found
+
+
+def _measures(name: str, recalls: np.ndarray) -> Measures:
+    """Return recalls at each of `_RECALL_NS`, called `name`@N; the first is the primary measure."""
+    values = {f"{name}@{n}": recall for n, recall in zip(_RECALL_NS, recalls.tolist(), strict=True)}
+    return Measures(values, primary=f"{name}@{_RECALL_NS[0]}")
 
 
 def _descriptors(

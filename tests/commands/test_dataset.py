@@ -10,8 +10,10 @@ from progeo.places.cells import build_partition
 
 def test_the_plan_counts_every_group(city, capsys):
     cells = {"min_images_per_class": 4, "groups_per_side": 2, "groups_per_heading": 1}
-    words = [f"--cells.{name}={value}" for name, value in {**cells, "num_groups": 1}.items()]
-    main(["dataset", "groups", str(city / "train"), *words])
+    words = [f"--cells.{name}={value}" for name, value in cells.items()]
+    main(["dataset", "groups", str(city / "train"), *words, "--cells.num_groups", "null"])
+    assert capsys.readouterr().out.rstrip().endswith("with at least 4, 84 in the first 2")
+    main(["dataset", "groups", str(city / "train"), *words, "--cells.num_groups", "1"])
     printed = capsys.readouterr().out
     everything = {**cells, "cell_side_m": 10, "heading_bin_deg": 30, "num_groups": None}
     partition = build_partition(read_catalogue(city / "train"), **everything)

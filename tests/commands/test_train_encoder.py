@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from progeo.cli import main
 from progeo.engine.checkpoint import load_checkpoint, newest_checkpoint
+from progeo.export.classifier import load_encoder_and_classifier
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +125,7 @@ def test_the_encoders_kept_are_those_of_averaged_weights_where_weights_are_avera
     kept, state = load_file(whole / "stage2/epochs/epoch_000002/model.safetensors"), last_state(whole)
     assert all(torch.equal(tensor, state["averaged"][f"module.{name}"]) for name, tensor in kept.items())
     assert not torch.equal(kept["backbone.conv1.weight"], state["task"]["encoder"]["backbone.conv1.weight"])
+    load_encoder_and_classifier(whole / "stage2/epochs/epoch_000002")  # refuses a classifier of other weights
 
 
 def test_learning_rates_follow_the_schedule_and_norms_do_not_decay(whole):

@@ -111,10 +111,10 @@ def test_training_batches_hold_the_crops_and_labels_that_the_sampler_names(folde
     crops = [[np.array([5, 7])] * 2, [np.array([9, 3])] * 2, [np.array([2, 2])] * 2]
     batches = [list(zip(indices, drawn, strict=True)) for indices, drawn in zip(sampler, crops, strict=True)]
     loader = build_loader(LabeledImages(images, rows, offsets, corner), batches, num_workers=0)
-    for indices, (height, width), (pixels, got) in zip(
+    for indices, (height, width), (pixels, got, used) in zip(
         sampler, [(5, 7), (9, 3), (2, 2)], read_batches(loader), strict=True
     ):
-        assert got.tolist() == labels[indices].tolist()
+        assert (got.tolist(), used.tolist()) == (labels[indices].tolist(), rows[indices].tolist())
         assert torch.equal(pixels, torch.stack([images[row][:, :height, :width] for row in rows[indices]]))
 
 
@@ -126,7 +126,7 @@ def test_an_image_that_cannot_be_read_is_replaced_by_the_next_of_its_class(folde
     drawn = np.array([8, 9])
     (batch,) = build_loader(labeled, [[(0, drawn), (1, drawn), (2, drawn)]], num_workers=0)  # 3 stands for 1 and 2
     assert torch.equal(batch.items[0], torch.stack([images[row][:, :8, :9] for row in (0, 3, 3)]))
-    assert batch.items[1].tolist() == [0, 0, 0]
+    assert (batch.items[1].tolist(), batch.items[2].tolist()) == ([0, 0, 0], [0, 3, 3])
     assert {place: "@.png cannot be decoded" in reason for place, reason in batch.replaced.items()} == {
         1: True,
         2: True,

@@ -17,6 +17,7 @@ from progeo.engine.schedules import learning_rate_factor, scale_learning_rates
         ("cosine_epochs", 0, [1, 1, *[(1 + math.cos(math.pi * 2 / 5)) / 2] * 2, (1 + math.cos(math.pi * 4 / 5)) / 2]),
         ("step", 1, [1, 0.25, 0.25, 0.25, 0.25]),
         ("plateau", 0, [0.25] * 5),
+        ("loss_plateau", 2, [0.5, 1, 0.25, 0.25, 0.25]),
     ],
 )
 def test_factors_of_a_training_of_five_steps(schedule, warmup_steps, expected):

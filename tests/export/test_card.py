@@ -1,9 +1,11 @@
 import pytest
 import yaml
+from classifiers import classifier_of
 
 from progeo.export.card import license_of_weights, save_card, starting_weights
 from progeo.models.backbones import find_family
 from progeo.models.encoder import build_encoder, spec_to_json
+from progeo.places.geographic import Frame
 
 
 def metadata_of(settings):
@@ -49,6 +51,29 @@ def test_a_card_of_an_encoder_of_unknown_origin_has_unknown(tmp_path):
     save_card(tmp_path / "README.md", metadata, "import progeo")
     assert "| started from | unknown |" in (tmp_path / "README.md").read_text()
     assert starting_weights(metadata) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "row"),
+    [
+        (
+            {"kind": "arcface"},
+            "vectors of the arcface head, 2 classes: cells of 20 m, UTM zone 10, north",
+        ),
+        (
+            {"kind": "means", "heading_bin_deg": 90, "frame": Frame(0, None)},
+            "class means, 2 classes: cells of 20 m and heading bins of 90 degrees, UTM zone unknown",
+        ),
+        (
+            {"kind": "linear", "frame": Frame(0, "south", several_zones=True)},
+            "vectors of the linear head, 2 classes: cells of 20 m, UTM of several zones, south",
+        ),
+    ],
+)
+def test_a_card_says_what_the_classes_are(tmp_path, options, row):
+    classifier = classifier_of([(0, 0, 0), (20, 0, 0)], **options)
+    save_card(tmp_path / "README.md", metadata_of({}), "import progeo", classifier)
+    assert f"| classifier | {row} |" in (tmp_path / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,17 @@
-import dataclasses
 import json
 import re
 import sys
 import zipfile
+from dataclasses import replace
 
 import onnxruntime
 import pytest
 import torch
+from classifiers import classifier_of
 from safetensors.torch import load_file
 
 from progeo.cli import main
+from progeo.export.classifier import load_encoder_and_classifier, save_classifier
 from progeo.export.weights import save_encoder
 from progeo.models.encoder import build_encoder
 
@@ -61,6 +63,34 @@ def test_the_backbone_and_the_program_leave_with_a_card_each(run, tmp_path, monk
     assert names(tmp_path / "backbone") == {"backbone.safetensors", "README.md"}
     state = load_file(tmp_path / "backbone/backbone.safetensors")
     assert torch.equal(state["visual.proj"], encoder.backbone.proj)
+
+
+@pytest.mark.parametrize("format", ["safetensors", "torch", "backbone"])
+def test_the_classifier_leaves_with_what_computes_descriptors(run, tmp_path, format):
+    folder, encoder = run
+    classifier = classifier_of([(549120, 4180920, 0), (549140, 4180920, 0)], 128)
+    saved = save_encoder(folder / "best", encoder, provenance={}, recalls={}, classifier=classifier)
+    main(["export", str(folder), "--format", format, "--out", str(tmp_path / "out")])
+    card = (tmp_path / "out/README.md").read_text()
+    if format == "backbone":
+        assert names(tmp_path / "out") == {"backbone.safetensors", "README.md"}
+        assert "classifier" not in card
+        return
+    written = tmp_path / "out/classifier.safetensors"
+    assert written.read_bytes() == (saved / "classifier.safetensors").read_bytes()
+    assert "vectors of the cosface head, 2 classes: cells of 20 m, UTM zone 10, north" in card
+    if format == "safetensors":
+        assert len(load_encoder_and_classifier(tmp_path / "out")[1]) == 2
+    with pytest.raises(SystemExit, match=r"already holds model.*, classifier\.safetensors, README\.md: name another"):
+        main(["export", str(folder), "--format", format, "--out", str(tmp_path / "out")])
+
+
+def test_the_classifier_of_another_encoder_does_not_leave(run, tmp_path):
+    folder, _ = run
+    save_classifier(folder / "best", replace(classifier_of([(0, 0, 0)], 128), encoder="0" * 64))
+    with pytest.raises(SystemExit, match="is that of an encoder with other weights"):
+        main(["export", str(folder), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_leaves_names_no_folder_of_this_machine(run, tmp_path):
@@ -130,7 +160,7 @@ def test_a_file_cannot_be_the_folder_to_write_to(run, tmp_path):
 def test_an_export_with_texts_says_so_and_replaces_no_file(run, tmp_path, capsys):
     texts, target = tmp_path / "texts.safetensors", tmp_path / "my_encoder"
     texts.write_bytes(b"texts")
-    run[1].spec = dataclasses.replace(run[1].spec, text_weights=str(texts))
+    run[1].spec = replace(run[1].spec, text_weights=str(texts))
     save_encoder(tmp_path / "other", run[1], provenance={}, recalls={})
     target.mkdir()
     (target / "clip.safetensors").write_bytes(b"mine")

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from classifiers import classifier_of
 
 import progeo
 from progeo.export import fetch
+from progeo.export.classifier import load_encoder_and_classifier
 from progeo.export.downloads import Limits
 from progeo.export.hub import from_pretrained
 from progeo.export.weights import save_encoder
@@ -60,6 +62,21 @@ def test_an_encoder_comes_from_the_url_of_its_folder_and_is_kept(saved, address,
     assert same(progeo.load_encoder(f"{address}/my_encoder/"), encoder)
     with pytest.raises(FileNotFoundError, match=r"other/model.safetensors could not be fetched: .*404"):
         progeo.load_encoder(f"{address}/other")
+
+
+def test_a_classifier_comes_from_the_url_of_its_encoder_when_it_is_asked_for(saved, address, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    folder, encoder = saved
+    name = f"{address}/my_encoder"
+    with pytest.raises(FileNotFoundError, match=r"my_encoder/classifier.safetensors could not be fetched: .*404"):
+        load_encoder_and_classifier(name)
+    classifier = classifier_of([(549120, 4180920, 0), (549140, 4180920, 0)], encoder.descriptor_dim)
+    save_encoder(folder, encoder, provenance={}, recalls={}, classifier=classifier)
+    loaded, fetched = load_encoder_and_classifier(name)
+    assert same(loaded, encoder)
+    assert fetched.weight.tolist() == classifier.weight.tolist()
+    kept = list((tmp_path / "home/hub/progeo").glob("*/*"))
+    assert {path.name for path in kept} == {"model.safetensors", "model.json", "classifier.safetensors"}
 
 
 def test_a_url_with_and_without_a_slash_is_fetched_once(saved, address, tmp_path, monkeypatch):
@@ -111,6 +128,8 @@ def test_a_server_that_does_not_answer_is_not_waited_for_for_ever(tmp_path, monk
 
 def test_an_encoder_comes_from_the_hugging_face_hub(saved, tmp_path, monkeypatch):
     folder, encoder = saved
+    classifier = classifier_of([(549120, 4180920, 0)], encoder.descriptor_dim)
+    save_encoder(folder, encoder, provenance={}, recalls={}, classifier=classifier)
     snapshot = tmp_path / "hub/models--owner--name/snapshots" / (40 * "a")
     snapshot.parent.mkdir(parents=True)
     folder.rename(snapshot)
@@ -119,6 +138,7 @@ def test_an_encoder_comes_from_the_hugging_face_hub(saved, tmp_path, monkeypatch
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert same(progeo.load_encoder("hf-hub:owner/name"), encoder)
+    assert len(load_encoder_and_classifier("hf-hub:owner/name")[1]) == 1
     with pytest.raises(FileNotFoundError, match=r"^owner/other could not be fetched from the Hugging Face Hub"):
         progeo.load_encoder("hf-hub:owner/other")
 

@@ -319,3 +319,11 @@ def test_a_missing_interpolation_is_that_of_the_architecture():
         fields = {"family": "timm", "architecture": architecture, "image_size": [70, 70], "descriptor_dim": 384}
         spec = spec_from_json(fields | {"mean": [0, 0, 0], "std": [1, 1, 1], "aggregation": "token"})
         assert spec.interpolation == interpolation
+
+
+def test_no_image_goes_through_an_encoder_while_it_is_built():
+    encoder = build_encoder("efficientnet_b0", "random", 224, aggregation="mean_linear")
+    norms = [module for module in encoder.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert len(norms) == 49 and encoder.descriptor_dim == 1280
+    assert all(norm.num_batches_tracked == 0 and not norm.running_mean.any() for norm in norms)
+    assert all((norm.running_var == 1).all() for norm in norms)

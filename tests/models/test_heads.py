@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from progeo.models.heads import build_head
+from progeo.models.options import HeadOptions
 
 KINDS = ("cosface", "arcface", "linear")
 
@@ -14,7 +15,7 @@ def cosine(a, b):
     return (a * b).sum() / (a.norm() * b.norm())
 
 
-def naive_logits(kind, head, descriptors, labels):
+def naive_logits(kind, head, descriptors, labels, easy=False):
     rows = []
     for descriptor, label in zip(descriptors, labels, strict=True):
         row = []
@@ -24,9 +25,9 @@ def naive_logits(kind, head, descriptors, labels):
                 row.append((descriptor * weight).sum() + head.bias[index])
             elif kind == "cosface":
                 row.append(30 * (cos - 0.4 * int(index == label)))
-            elif index != label:
+            elif index != label or (easy and cos <= 0):
                 row.append(30 * cos)
-            elif torch.acos(cos) + 0.4 <= math.pi:
+            elif easy or torch.acos(cos) + 0.4 <= math.pi:
                 row.append(30 * torch.cos(torch.acos(cos) + 0.4))
             else:
                 row.append(30 * (cos - 0.4 * math.sin(0.4)))
@@ -34,17 +35,17 @@ def naive_logits(kind, head, descriptors, labels):
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_logits_and_gradients_equal_the_definition(kind):
+@pytest.mark.parametrize(("kind", "easy"), [*((kind, False) for kind in KINDS), ("arcface", True)])
+def test_logits_and_gradients_equal_the_definition(kind, easy):
     torch.manual_seed(0)
-    head = build_head(kind, 6, 5, 30.0, 0.4).double()
+    head = build_head(kind, 6, 5, 30.0, 0.4, easy_margin=easy).double()
     descriptors = torch.randn(4, 6, dtype=torch.float64)
     # The last one points away from its class: past pi - m, where the angular margin goes on as a line.
     labels = torch.tensor([0, 4, 2, 3])
     descriptors[3] = -head.weight[3].detach() + 0.01
     ours, plain = descriptors.clone().requires_grad_(), descriptors.clone().requires_grad_()
     weights_of_sum = torch.randn(4, 5, dtype=torch.float64)
-    logits, expected = head(ours, labels), naive_logits(kind, head, plain, labels)
+    logits, expected = head(ours, labels), naive_logits(kind, head, plain, labels, easy)
     torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9)
     gradients = torch.autograd.grad((logits * weights_of_sum).sum(), [ours, head.weight])
     expected_gradients = torch.autograd.grad((expected * weights_of_sum).sum(), [plain, head.weight])
@@ -85,6 +86,36 @@ def test_the_margin_is_exact_in_every_precision(kind, dtype):
     torch.testing.assert_close(found[rows, labels].double(), wanted, rtol=0, atol=4 * torch.finfo(exact).eps)
     others = torch.nn.functional.one_hot(labels, 5) == 0
     assert torch.equal(found[others].double(), cosines[others])
+
+
+def test_the_easy_margin_acts_as_published_where_the_cosine_of_the_correct_class_is_above_0():
+    """As AAMC of the published Divide&Classify, in float32 with s = 100 and m = 0.2."""
+    torch.manual_seed(0)
+    head = build_head("arcface", 16, 40, 100.0, 0.2, easy_margin=True)
+    descriptors, labels = torch.randn(32, 16, requires_grad=True), torch.randint(40, (32,))
+    cosine = torch.nn.functional.normalize(descriptors) @ torch.nn.functional.normalize(head.weight).T
+    sine = torch.sqrt((1.0 - cosine * cosine).clamp(0, 1))
+    phi = torch.where(cosine > 0, cosine * math.cos(0.2) - sine * math.sin(0.2), cosine)
+    one_hot = torch.nn.functional.one_hot(labels, 40)
+    expected = 100 * (one_hot * phi + (1.0 - one_hot) * cosine)
+    logits = head(descriptors, labels)
+    assert 5 < (cosine.gather(1, labels[:, None]) > 0).sum() < 27
+    torch.testing.assert_close(logits, expected, rtol=1e-6, atol=1e-5)
+    ours, theirs = (
+        torch.autograd.grad(
+            torch.nn.functional.cross_entropy(value, labels), [descriptors, head.weight], retain_graph=True
+        )
+        for value in (logits, expected)
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_an_easy_margin_is_for_arcface_only():
+    for kind in ("cosface", "linear"):
+        with pytest.raises(ValueError, match=f"`easy_margin` is for `kind` arcface only, got {kind}"):
+            build_head(kind, 6, 5, 30.0, 0.4, easy_margin=True)
+        with pytest.raises(ValueError, match=f"`head.easy_margin` is for `head.kind` arcface only, got {kind}"):
+            HeadOptions(kind=kind, easy_margin=True)
 
 
 def test_an_unknown_kind_is_refused_with_the_known_ones():

@@ -96,6 +96,23 @@ def test_every_image_of_a_large_enough_class_is_in_one_group_under_its_label():
         assert len(seen) == (counts[inverse.ravel()] >= 2).sum()
 
 
+def test_without_a_number_of_groups_all_that_have_a_class_are_there_in_the_order_of_their_ids():
+    places = [(east, north, None) for east, north in ((25, 25), (65, 25), (5, 25), (5, 5))]
+    alone = (25, 5, None)  # the only image of its group: too few for a class
+    partition = partition_of(
+        [*places, *places, alone],
+        **{"cell_side_m": 20, "heading_bin_deg": 360, "groups_per_side": 2, "groups_per_heading": 1},
+        min_images_per_class=2,
+        num_groups=None,
+    )
+    assert [group.class_ids.tolist() for group in partition.groups] == [
+        [[0, 0, 0]],
+        [[0, 20, 0]],
+        [[20, 20, 0], [60, 20, 0]],
+    ]
+    assert partition.settings["num_groups"] == 3
+
+
 def test_images_without_any_heading_make_classes_of_cells():
     partition = partition_of([(1, 1, None), (2, 2, None), (11, 1, None)], groups_per_side=1, groups_per_heading=1)
     assert partition.groups[0].class_ids.tolist() == [[0, 0, 0], [10, 0, 0]]
@@ -141,6 +158,13 @@ def test_a_partition_that_does_not_match_is_refused_with_what_differs():
         check_same_partition(stored, partition_of(rows, groups_per_side=1), "prompts")
     with pytest.raises(ValueError, match=r"made for \[2\] classes per group, the images now give \[3\]"):
         check_same_partition(stored, partition_of([*rows, (105, 1, 5)]), "prompts")
+    every = partition_of([*rows, (11, 1, 5)], num_groups=None)
+    with pytest.raises(ValueError, match=r"made with `num_groups` = 1, now it is 2"):
+        check_same_partition(stored, every, "prompts")
+    with pytest.raises(
+        ValueError, match=r"made for \[2, 1\] classes per group, the images now give \[1\]: the training"
+    ):
+        check_same_partition(every.describe(), partition_of([(11, 1, 5)], num_groups=None), "prompts")
     with pytest.raises(ValueError, match="as many classes in other places"):
         check_same_partition(stored, partition_of([(1, 1, 5), (105, 1, 5)]), "prompts")
 

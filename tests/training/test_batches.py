@@ -101,17 +101,23 @@ def test_a_training_on_them_that_is_resumed_ends_with_the_same_bits(kind, config
 
 def test_crops_are_cut_from_the_photos_own_pixels_and_resized_once(catalogue):
     augmentation, group = Augmentation(), partition_of(catalogue).groups[0]
-    for step, (images, labels, shares) in enumerate(draw(catalogue, num_workers=0)):
+    for step, (images, labels, positions, shares) in enumerate(draw(catalogue, num_workers=0)):
         changes = draw_changes(augmentation, 6, seeded_generator(0, 1, step))
         assert torch.equal(shares, changes.shares)  # each step is jittered anew, too
-        for image, label, drawn in zip(images, labels.tolist(), changes.crops.numpy(), strict=True):
-            photos = [read_image(catalogue.path(row)) for row in group.rows[group.labels == label]]
+        assert positions.dtype == torch.float32
+        for image, label, position, drawn in zip(
+            images, labels.tolist(), positions, changes.crops.numpy(), strict=True
+        ):
+            rows = group.rows[group.labels == label]
+            photos = [read_image(catalogue.path(row)) for row in rows]
             boxes = [build_crop(augmentation, SIZE).box(drawn, *photo.shape[1:]) for photo in photos]
             crops = [
                 F.resized_crop(photo, *box, size=list(SIZE), antialias=True)
                 for photo, box in zip(photos, boxes, strict=True)
             ]
-            assert any(torch.equal(image, crop) for crop in crops)
+            (used,) = (row for row, crop in zip(rows, crops, strict=True) if torch.equal(image, crop))
+            center = group.class_ids[label, :2] + 5
+            assert position.tolist() == [catalogue.east[used] - center[0], catalogue.north[used] - center[1]]
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
@@ -130,7 +136,7 @@ def test_photos_are_turned_before_they_are_cropped_only_where_asked(tmp_path, or
     exif[ExifTags.Base.Orientation] = 6
     Image.fromarray(pixels).save(tmp_path / "@550000@4180000@.png", exif=exif)
     data = {"num_workers": 0, "orientation": orientation, "cache_images": cache_images}
-    images, _, _ = draw(read_catalogue(tmp_path), **data)[0]
+    images, *_ = draw(read_catalogue(tmp_path), **data)[0]
     upright = np.rot90(pixels, -1) if orientation == "exif" else pixels
     photo, augmentation = torch.from_numpy(upright.copy()).permute(2, 0, 1), Augmentation()
     draws = draw_changes(augmentation, 6, seeded_generator(0, 1, 0)).crops.numpy()

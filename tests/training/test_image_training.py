@@ -107,6 +107,15 @@ def test_every_head_trains_with_its_weight(train, kind):
     assert training.terms.terms["head"].heads[0].head.weight.grad.abs().sum() > 0
 
 
+def test_what_needs_a_head_is_refused_without_one(config):
+    check_method(settings_of(config, "--validation.kind", "classification"))
+    without = settings_of(config, "--validation.kind", "classification", "--head.weight", 0)
+    with pytest.raises(
+        ValueError, match=r"`validation.kind` classification needs the vectors .*set `head.weight` above"
+    ):
+        check_method(without)
+
+
 def test_the_constant_schedule_stays_and_warms_up_when_asked(train):
     training, _ = train("--training.warmup_steps", "4")
     assert [group["lr"] for group in training.optimizer.param_groups[:3]] == pytest.approx([5e-4, 5e-4, 5e-3])

@@ -3,17 +3,21 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
-from running import files_in
+from running import files_in, parsed
 from safetensors.torch import load_file
 
 import progeo
 from progeo.cli import main
 from progeo.engine.checkpoint import load_checkpoint
 from progeo.engine.run_folder import RunFolder
+from progeo.export.classifier import load_classifier, load_encoder_and_classifier
 from progeo.export.encoder_folders import encoder_folder
 from progeo.models.options import EncoderOptions, ModelOptions
+from progeo.places.geographic import positions_m
+from progeo.training.places import read_training_places
 from progeo.training.starting_encoder import build_starting_encoder, starting_statistics
 
 EVERY_SECOND = ("--training.keep", "last", "--training.keep_every", 2)
@@ -47,6 +51,31 @@ def test_a_run_keeps_the_last_encoder_or_those_of_chosen_epochs_where_asked(keep
         description = json.loads((keeping_last / "stage2" / folder / "model.json").read_text())
         assert description["provenance"]["epoch"] == epoch
         assert progeo.load_encoder(keeping_last / "stage2" / folder).descriptor_dim == 128
+
+
+def test_the_classifier_of_all_groups_is_kept_with_its_encoder(config, keeping_last):
+    settings = parsed("train encoder", "--config", config)["settings"]
+    places = read_training_places(settings.data.train_folder, settings.cells)
+    (own,) = positions_m(places.catalogue)
+    for folder, epoch in (("last", 3), ("epochs/epoch_000002", 2)):
+        _, classifier = load_encoder_and_classifier(keeping_last / "stage2" / folder)
+        state = load_checkpoint(keeping_last / f"stage2/checkpoints/epoch_{epoch:06}_step_000000")["task"]["terms"]
+        rows = [state[f"terms.head.heads.{group}.head.weight"] for group in range(2)]
+        assert torch.equal(torch.from_numpy(classifier.weight), torch.cat(rows))
+        assert classifier.classes_per_group == tuple(map(len, rows))
+        assert (classifier.kind, classifier.scale, classifier.bias) == ("cosface", 30, None)
+        assert (classifier.cells, classifier.fingerprint) == (places.partition.settings, places.partition.fingerprint)
+        first = 0
+        for group in places.partition.groups:
+            for label, ids in enumerate(group.class_ids.tolist()):
+                assert classifier.class_ids[first + label].tolist() == ids
+                images = group.rows[group.labels == label]
+                assert classifier.num_images[first + label] == len(images)
+                off = np.abs(own[images] - classifier.centers_m[first + label])
+                assert (off <= classifier.cell_side_m / 2).all()
+            first += group.num_classes
+        assert set(classifier.catalogue.zone) == set(places.catalogue.zone)
+    assert not torch.equal(torch.cat(rows), torch.from_numpy(load_classifier(keeping_last).weight))
 
 
 def test_a_run_that_keeps_the_last_encoder_gives_it_and_says_which_was_the_best(keeping_last):

@@ -1,14 +1,17 @@
 """Loss terms from outside the package: what they get, what they are called, and what is refused."""
 
-from dataclasses import dataclass, make_dataclass
+import math
+from dataclasses import dataclass, make_dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 from running import parsed
 from torch import nn
 
 from progeo.engine.accelerator import start_accelerator
-from progeo.training.loss_terms import LOSS_TERMS, LossTerm
+from progeo.models.options import HeadOptions
+from progeo.training.loss_terms import LOSS_TERMS, LossTerm, needs_of
 from progeo.training.terms import Terms, TermSource
 
 pytestmark = pytest.mark.usefixtures("plugins_forgotten")
@@ -38,6 +41,25 @@ def test_a_function_gets_what_it_needs_and_the_texts_of_the_group():
 
     assert terms_of("own", own, ("descriptors", "text"))(INPUTS)["own"].item() == 6.0
     assert found.keys() == {"descriptors", "text"}
+
+
+def test_a_head_needs_positions_only_to_smooth_its_labels():
+    ids = [np.array([[0, 0, 0], [40, 0, 0], [0, 40, 0]])]
+    own = torch.tensor([[0.0, 0], [9, -3]])
+    inputs = {"descriptors": torch.randn(2, 3), "labels": torch.tensor([0, 1]), "positions": own}
+    found = {}
+    for smoothing_m in (None, 15.0, 1e-3):
+        options = {name: replace(row.options(), weight=0.0) for name, row in LOSS_TERMS.items()}
+        options["head"] = HeadOptions(smoothing_m=smoothing_m)
+        assert needs_of(options) == {"descriptors", "labels"} | ({"positions"} if smoothing_m else set())
+        terms = Terms(options, TermSource(3, [3], None, ids), seed=0, accelerator=start_accelerator("no"))
+        terms.begin_group(0, torch.optim.SGD([nn.Parameter(torch.zeros(1))]))
+        found[smoothing_m] = terms(inputs)["cosface"].item()
+    logits = terms.terms["head"].heads[0].head(inputs["descriptors"], inputs["labels"]).double().log_softmax(dim=1)
+    distances = [[0, 40, 40], [math.hypot(49, 3), math.hypot(9, 3), math.hypot(49, 43)]]
+    targets = (-torch.tensor(distances, dtype=torch.float64) / 15).softmax(dim=1)
+    assert found[15.0] == pytest.approx(-(targets * logits).sum(dim=1).mean().item(), rel=1e-5)
+    assert found[None] == pytest.approx(found[1e-3], rel=1e-6) != pytest.approx(found[15.0], rel=1e-3)
 
 
 @pytest.mark.parametrize(("need", "count"), [("pairs", 8), ("map", 4)])

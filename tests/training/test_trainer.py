@@ -141,6 +141,61 @@ def test_learning_rates_follow_epochs_and_validations(build, how, expected):
     assert trainer.task.rates[::STEPS] == trainer.task.rates[2::STEPS] == pytest.approx(expected, rel=1e-4)
 
 
+def of_two_groups(trainer, losses):
+    """A trainer whose epochs are of two groups in turn and have the given mean losses."""
+    task = trainer.task
+    task.group_of = lambda epoch: epoch % 2
+
+    def told(piece):
+        task.rates.append(task.optimizer.param_groups[0]["lr"])
+        return {"told": losses[(task.drawn - 1) // STEPS] + 0 * task.model["weight"](piece).mean()}
+
+    task.losses = told
+    return trainer
+
+
+PLATEAU = {"schedule": "loss_plateau", "decay_epochs": 2, "decay_factor": 0.1, "checkpoint_every": STEPS}
+LOSSES = [5, 9, 4, 8, 7, 8, 3, 9, 6, 6, 6]
+"""Of eleven epochs. Epochs 5, 6, 8, 9 and 11 are not below all former ones of their group."""
+
+
+def test_rates_fall_when_losses_do_not_fall_within_their_group(build):
+    trainer = of_two_groups(build(**PLATEAU, epochs=11), LOSSES)
+    trained(trainer)
+    rates = [0.1] * 6 + [0.01] * 3 + [0.001] * 2
+    assert trainer.task.rates[::STEPS] == trainer.task.rates[2::STEPS] == pytest.approx(rates)
+    assert (trainer.lowest_losses, trainer.decays, trainer.epochs_since_lower) == ({0: 3.0, 1: 6.0}, 2, 1)
+
+
+@pytest.mark.parametrize("epoch", [4, 5, 8])
+def test_a_wait_for_lower_losses_goes_on_after_any_epoch(build, epoch):
+    whole = of_two_groups(build("whole", **PLATEAU, epochs=11), LOSSES)
+    trained(whole)
+    trained(of_two_groups(build("stopped", **PLATEAU, epochs=epoch), LOSSES))
+    rest = of_two_groups(build("stopped", **PLATEAU, epochs=11), LOSSES)
+    trained(rest)
+    assert dict(flat(last_state(rest))) == dict(flat(last_state(whole)))
+    assert rest.task.rates == whole.task.rates[epoch * STEPS :]
+
+
+def test_training_ends_when_the_rate_is_below_its_minimum(build):
+    for minimum, epochs in ((0.001, 7), (0.0011, 5), (0.011, 3)):
+        still = of_two_groups(build(str(minimum), **PLATEAU, epochs=9, min_learning_rate=minimum), [5, 6] * 9)
+        assert len(trained(still)) == epochs + 1
+        again = of_two_groups(build(str(minimum), **PLATEAU, epochs=9, min_learning_rate=minimum), [5, 6] * 9)
+        assert trained(again) == []
+    warm = of_two_groups(build("warm", epochs=2, warmup_steps=5, min_learning_rate=0.1), [5, 6])
+    assert len(trained(warm)) == 2
+
+
+def test_a_group_of_parameters_can_keep_its_rate(build):
+    trainer = build(schedule="step", decay_epochs=1, epochs=3)
+    group = trainer.task.optimizer.param_groups[0]
+    group["constant"] = True
+    trained(trainer)
+    assert set(trainer.task.rates) == {0.1}
+
+
 def test_training_stops_after_epochs_without_a_better_primary_measure(build):
     trainer = build(measured=[-7.0, -5.0, -6.0, -5.0], patience=2, epochs=9)
     assert len(trained(trainer)) == 4

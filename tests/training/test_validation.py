@@ -1,12 +1,14 @@
 """What an encoder in training finds among validation images, beside a plain loop over them."""
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from classifiers import classifier_of
 from contracts import check_resume, training_builder
 from PIL import ExifTags, Image
 from torch import nn
@@ -18,6 +20,7 @@ from progeo.engine.accelerator import start_accelerator
 from progeo.models.encoder import build_encoder
 from progeo.models.preprocessing import preprocess_image
 from progeo.places.catalogue import read_catalogue
+from progeo.places.geographic import positions_m
 from progeo.training.options import ValidationOptions
 from progeo.training.validation import VALIDATIONS, build_validation, retrieve
 
@@ -47,15 +50,27 @@ def kind(request):
     return request.param
 
 
+@pytest.fixture
+def classifier(city):
+    """Random vectors for classes of cells in which each second query lies, and for others."""
+    (positions,) = positions_m(read_catalogue(city / "val/queries"))
+    corners = np.floor(positions[::2] / 20).astype(int) * 20
+    ids = [(*corner, 0) for corner in (*corners, *(corners + np.array([2000, 0])))]
+    return classifier_of(ids, dim=128)
+
+
 @pytest.mark.parametrize("training", [True, False])
-def test_a_validation_measures_the_same_in_any_batch_and_leaves_the_encoder_as_it_was(kind, encoder, city, training):
+def test_a_validation_measures_the_same_in_any_batch_and_leaves_the_encoder_as_it_was(
+    kind, encoder, classifier, city, training
+):
     options = ValidationOptions(folder=city / "val", kind=kind)
     encoder.train(training)
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     found = []
     for batch_size in (1, 3, 16):
         data = DataOptions(train_folder=Path(), eval_batch_size=batch_size, num_workers=0)
-        found.append(build_validation(options, data).measure(encoder, start_accelerator("no")))
+        validation = build_validation(options, data)
+        found.append(validation.measure(encoder, start_accelerator("no"), classifier=classifier))
     measures = found[0]
     assert found == [measures] * 3
     assert measures.best == measures.values[measures.primary]
@@ -77,6 +92,52 @@ def test_a_validation_names_its_images_and_its_state_returns(kind, city):
 
 def test_a_training_with_a_validation_that_is_resumed_ends_with_the_same_bits(kind, config, tmp_path):
     check_resume(training_builder(config, {"validation.kind": kind, "text.weight": 0}), tmp_path)
+
+
+def test_classification_is_the_share_of_queries_near_the_center_of_a_class_with_a_high_cosine(
+    encoder, classifier, city, caplog
+):
+    queries = read_catalogue(city / "val/queries")
+    options = ValidationOptions(folder=city / "val", kind="classification", positive_radius_m=12.0)
+    validation = build_validation(options, DataOptions(train_folder=Path(), num_workers=0))
+    # Vectors as the descriptors are, of any length, so that the class of a query has the highest cosine.
+    descriptors = one_by_one(encoder, queries, "hard_resize")
+    (own,) = positions_m(queries)
+    inside = np.abs(own[:, None] - classifier.centers_m).max(axis=2) <= 10
+    weight = np.array(classifier.weight)
+    for query, row in zip(*np.nonzero(inside), strict=True):
+        weight[row] = (3 + row) * descriptors[query].numpy()
+    expected = []
+    for n in (1, 5, 10, 20):
+        correct = 0
+        for descriptor, position in zip(descriptors.numpy(), own, strict=True):
+            cosines = [descriptor @ vector / np.linalg.norm(vector) for vector in weight]
+            best = np.argsort(cosines)[::-1][:n]
+            correct += any(math.dist(position, classifier.centers_m[row]) <= 12 for row in best)
+        expected.append(100 * correct / len(own))
+    found = validation.measure(encoder, start_accelerator("no"), classifier=replace(classifier, weight=weight))
+    assert list(found.values.values()) == pytest.approx(expected)
+    assert (list(found.values), found.primary) == (["LR@1", "LR@5", "LR@10", "LR@20"], "LR@1")
+    assert 0 < found.best < 100 and not caplog.records
+    assert str(validation) == "6 queries, class centers within 12 m"
+
+
+def test_queries_that_classification_cannot_find_are_named_once(encoder, classifier, city, tmp_path, caplog):
+    data = DataOptions(train_folder=Path(), num_workers=0)
+    options = ValidationOptions(folder=city / "val", kind="classification")
+    far = replace(classifier, class_ids=classifier.class_ids + np.array([4000, 0, 0]))
+    validation = build_validation(options, data)
+    for _ in range(2):
+        found = validation.measure(encoder, start_accelerator("no"), classifier=far)
+        assert set(found.values.values()) == {0.0}
+    (warning,) = (record.getMessage() for record in caplog.records)
+    assert f"no query of {city}/val/queries lies in the cell of a class" in warning
+    with pytest.raises(ValueError, match=r"`validation.positive_angle_deg` is not for `validation.kind` class"):
+        build_validation(replace(options, positive_angle_deg=40.0), data)
+    photos = shutil.copytree(city / "val/queries", tmp_path / "queries")
+    next(photos.iterdir()).rename(photos / "photo.jpg")
+    with pytest.raises(ValueError, match=r"photo\.jpg"):
+        build_validation(replace(options, folder=tmp_path), data)
 
 
 @pytest.fixture
