@@ -113,7 +113,7 @@ class Evaluator:
         index_folder = out if isinstance(encoder, Path) else None  # write nothing into the folder of another program
         index: SearchedIndex | None = None
         if cells is not None:
-            labels = np.delete(cells_of_catalogue(query_set.database, cells.classifier), database.missing)
+            labels = np.delete(_cells_of(query_set.database, cells.classifier), database.missing)
             rows = None if ranked_by is None else _rows(ranked_by.without(queries.missing))
             index = open_cell_index(
                 database, labels, cells.classifier, probes=probes, folder=index_folder, ranked_by=rows
@@ -224,6 +224,15 @@ class Evaluator:
             is_missed = options.without_positive == "missed"
             recalls = write_results(results, facts, out, ns=options.recall_ns, without_positive_missed=is_missed)
         return Evaluation(recalls, dim, found.exact_ms, results.measure)
+
+
+def _cells_of(database: Catalogue, classifier: Classifier) -> np.ndarray:
+    """Assign each database image to a class, see `cells_of_catalogue`; refuse a classifier of another city."""
+    if not lie_in_classes(database, classifier).any():
+        raise ValueError(
+            f"No image in {database.folder} lies in a cell of the `classifier`: take a classifier of the same city."
+        )
+    return cells_of_catalogue(database, classifier)
 
 
 def _rows(descriptors: ShardedRows) -> np.ndarray:

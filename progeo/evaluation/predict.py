@@ -167,7 +167,7 @@ def predict_classes(
     if classifier.kind == "linear":  # its logits are |w| x cosine
         scale = float(np.linalg.norm(vectors, axis=1).mean())
     probabilities = class_probabilities(crops, vectors, rows, scale=scale)
-    meaning = f"softmax of {scale:.4g} x cosine over {len(classifier):,} classes, not calibrated"
+    meaning = f"softmax of {round(scale, 2):,g} x cosine over {len(classifier):,} classes, not calibrated"
     scores = "dot products with the vectors as they are" if raw_scores else "cosines"
     facts = {"scores": scores, "search": f"{milliseconds:.2f} ms per query", "probability": meaning}
     classes = ClassScores(classifier, rows, probabilities, meaning)
