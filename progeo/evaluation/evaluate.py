@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from progeo.datasets.query_sets import positives_by_criterion
 from progeo.engine.log import LOGGER
 from progeo.evaluation.benchmark import Benchmark, load_benchmark
-from progeo.evaluation.cell_index import cells_of_catalogue
+from progeo.evaluation.cell_index import Cells, cells_of_catalogue
 from progeo.evaluation.classification import lie_in_classes
 from progeo.evaluation.copies import find_copies
 from progeo.evaluation.descriptors import read_descriptors
@@ -46,15 +46,6 @@ class Evaluation:
     """Duration of an exact search in milliseconds per query."""
     measure: str = "R"
     """Name of recall, see `Retrieved`."""
-
-
-@dataclass(frozen=True)
-class Cells:
-    """A classifier that chooses the cells whose images are searched."""
-
-    classifier: Classifier
-    encoder: Encoder | None = None
-    """Encoder of the classifier; None if it is the evaluated encoder."""
 
 
 @dataclass(frozen=True)
