@@ -11,7 +11,7 @@ from progeo.evaluation.options import CELLS, BenchmarkOptions, RankingOptions
 from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
 
 if TYPE_CHECKING:
-    from progeo.evaluation.evaluate import Cells, Evaluation
+    from progeo.evaluation.evaluate import Evaluation
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ def evaluate(
     from progeo.engine.accelerator import start_accelerator
     from progeo.evaluation.evaluate import Evaluator
     from progeo.export.classifier import load_encoder_and_classifier
+    from progeo.localization.cells import load_cells
 
     check_fit(ranking, faiss, classifier)
     accelerator = start_accelerator(mixed_precision)
@@ -87,7 +88,8 @@ def evaluate(
     else:
         with accelerator.local_main_process_first():
             loaded = load_encoder_or_descriptors(encoder, trust=trust)
-            through = _load_cells(loaded, encoder, classifier) if faiss == CELLS else faiss
+            searched = None if isinstance(loaded, Path) else loaded
+            through = load_cells(classifier or encoder, searched) if faiss == CELLS else faiss
         evaluation = evaluator.by_images(loaded, name=encoder, out=out, through=through, probes=probes)
     if evaluation is None:
         return None
@@ -104,17 +106,6 @@ def check_fit(ranking: RankingOptions, faiss: str | None = None, classifier: str
         raise ValueError(f"`faiss` {faiss} searches database images, which `by` classes has none of: omit one of them.")
     if classifier is not None and faiss != CELLS:
         raise ValueError(f"`classifier` chooses the cells of an index: set `faiss` to {CELLS}, or omit it.")
-
-
-def _load_cells(evaluated: Any, encoder: str, classifier: str | None) -> "Cells":
-    """Load the classifier that chooses cells, and its encoder if it is another one than the evaluated encoder."""
-    from progeo.evaluation.evaluate import Cells
-    from progeo.export.classifier import load_encoder_and_classifier
-    from progeo.features.descriptors import descriptor_metadata
-
-    other, found = load_encoder_and_classifier(classifier or encoder)
-    is_same = not isinstance(evaluated, Path) and descriptor_metadata(evaluated) == descriptor_metadata(other)
-    return Cells(found, None if is_same else other)
 
 
 def load_encoder_or_descriptors(name: str, *, trust: bool = False) -> Any:

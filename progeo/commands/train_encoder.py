@@ -169,6 +169,7 @@ def build_training(settings: EncoderSettings, places: "TrainingPlaces", accelera
         image_size=encoder.image_size,
         seed=settings.seed,
         accelerator=accelerator,
+        needs=needs,
     )
     return ImageTraining(
         settings.training,

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from progeo.datasets.query_sets import positives_by_criterion
 from progeo.engine.log import LOGGER
 from progeo.evaluation.benchmark import Benchmark, load_benchmark
-from progeo.evaluation.cell_index import cells_of_catalogue
+from progeo.evaluation.cell_index import Cells, cells_of_catalogue
 from progeo.evaluation.classification import lie_in_classes
 from progeo.evaluation.copies import find_copies
 from progeo.evaluation.descriptors import read_descriptors
@@ -46,15 +46,6 @@ class Evaluation:
     """Duration of an exact search in milliseconds per query."""
     measure: str = "R"
     """Name of recall, see `Retrieved`."""
-
-
-@dataclass(frozen=True)
-class Cells:
-    """A classifier that chooses the cells whose images are searched."""
-
-    classifier: Classifier
-    encoder: Encoder | None = None
-    """Encoder of the classifier; None if it is the evaluated encoder."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +105,7 @@ class Evaluator:
         if isinstance(through, Cells):
             labels = np.delete(_cells_of(query_set.database, through.classifier), database.missing)
             rows = None if ranked_by is None else _rows(ranked_by.without(queries.missing))
-            index = open_cell_index(database, labels, through.classifier, rows, probes=probes, folder=index_folder)
+            index = open_cell_index(database, labels, through, rows, probes=probes, folder=index_folder)
         elif through is not None:
             index = open_faiss_index(database, through, probes=probes, folder=index_folder)
         benchmark, vectors = benchmark.without_queries(queries.missing), _rows(queries)

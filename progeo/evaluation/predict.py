@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from progeo.evaluation.benchmark import Benchmark
-from progeo.evaluation.cell_index import build_cell_index, cell_neighbors, class_quantizer
+from progeo.evaluation.cell_index import Cells, build_cell_index, cell_neighbors
 from progeo.evaluation.classification import ClassScores, class_probabilities, rank_classes
 from progeo.evaluation.crops import nearest_of_crops, votes_of_crops
 from progeo.evaluation.metrics import first_of_each_panorama
@@ -68,35 +68,36 @@ def open_faiss_index(database: ShardedRows, kind: str, *, probes: int, folder: P
 def open_cell_index(
     database: ShardedRows,
     labels: np.ndarray,
-    classifier: Classifier,
+    cells: Cells,
     ranked_by: np.ndarray | None,
     *,
     probes: int,
     folder: Path | None,
 ) -> SearchedIndex:
-    """Open an index whose lists are the cells of a classifier; build it first if the file does not exist.
+    """Open an index whose lists are cells; build it first if the file does not exist.
 
     Args:
         database: descriptors (N, D).
         labels: class of each image, int64 (N,), see `cells_of_catalogue`.
-        ranked_by: descriptors of the queries from the network of the classifier, (Q, E); None if it is that of the
-            database.
+        ranked_by: descriptors of the queries from the encoder of the cells, (Q, E); None without one.
         probes: number of cells to search.
         folder: folder of the index; None stores it beside the descriptors.
     """
-    vectors = classifier.weight if ranked_by is None else None
+    classifier = cells.classifier
+    vectors = classifier.weight if cells.encoder is None else None
     digest = hashlib.sha256(labels.tobytes() + (b"" if vectors is None else vectors.tobytes()))
     path = index_path(database, f"cells {digest.hexdigest()}", folder)
     if not path.is_file():
         save_index(build_cell_index(database, labels, vectors, num_classes=len(classifier)), path)
     index = map_index(path, probes=probes)
-    quantizer = None if ranked_by is None else class_quantizer(classifier.weight)
     num_filled = len(np.unique(labels[labels >= 0]))
     facts = {"cells": f"{len(classifier):,} classes, {num_filled:,} of them with database images; {probes:,} searched"}
 
     def search(queries: np.ndarray, count: int) -> tuple[Neighbors, np.ndarray]:
         chosen_by = None if ranked_by is None else ranked_by.reshape(len(queries), -1)
-        return cell_neighbors(index, queries, count, probes=probes, quantizer=quantizer, quantizer_queries=chosen_by)
+        return cell_neighbors(
+            index, queries, count, probes=probes, quantizer=cells.quantizer, quantizer_queries=chosen_by
+        )
 
     return SearchedIndex("cells", search, path.stat().st_size, facts)
 

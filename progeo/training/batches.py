@@ -1,7 +1,7 @@
 """Training batches of stage 2: images with their augmentation and their targets, such as labels."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,7 @@ class Batches(ABC):
         image_size: height and width that crops are resized to.
         seed: seed of the sampling and the augmentation.
         accelerator: gives the index of this process and the number of processes.
+        needs: what loss terms need; targets that take memory, such as positions, are only given if they are among it.
     """
 
     def __init__(
@@ -58,7 +59,9 @@ class Batches(ABC):
         image_size: tuple[int, int],
         seed: int,
         accelerator: Accelerator,
+        needs: Collection[str] = (),
     ) -> None:
+        self.needs = needs
         self.places, self.groups = places, places.partition.groups
         self.data, self.augmentation, self.training, self.seed = data, augmentation, training, seed
         self.crop = build_crop(augmentation, image_size)
@@ -178,8 +181,10 @@ class ClassBatches(Batches):
         for step, loaded in enumerate(loader, first_step):
             self.note_unreadable(loaded)
             images, labels, rows = loaded.items
-            positions = self.places.from_centers_m(rows.numpy(), group.class_ids[labels.numpy()])
-            targets = {"labels": labels, "positions": torch.from_numpy(positions).float()}
+            targets = {"labels": labels}
+            if "positions" in self.needs:
+                positions = self.places.from_centers_m(rows.numpy(), group.class_ids[labels.numpy()])
+                targets["positions"] = torch.from_numpy(positions).float()
             yield self._micro_batches(images, targets, self._changes(epoch, step).of(batches.part))
 
     def _with_crops(self, batches: ClassSampler, epoch: int) -> Iterator[list[tuple[int, np.ndarray]]]:

@@ -63,7 +63,7 @@ class ImageTraining(Task):
         groups = _parameter_groups(encoder, terms, options)
         self.optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(groups, fused=True))
         self._distributed_encoder = distributed(encoder, accelerator)
-        self._needs = {need for row in terms.rows.values() for need in row.needs}
+        self._needs_map = any("map" in row.needs for row in terms.rows.values())
         if options.compile:
             encoder.compile()
 
@@ -114,9 +114,8 @@ class ImageTraining(Task):
     def losses(self, piece: MicroBatch) -> dict[str, Tensor]:
         """Compute the weighted loss terms of a micro-batch."""
         images = self._normalized(piece)
-        targets = {name: target for name, target in piece.targets.items() if name in self._needs}
-        inputs = {name: target.to(self.accelerator.device) for name, target in targets.items()}
-        if "map" in self._needs:
+        inputs = {name: target.to(self.accelerator.device) for name, target in piece.targets.items()}
+        if self._needs_map:
             inputs["descriptors"], (inputs["map"], _) = self._distributed_encoder(images, with_features=True)
         else:
             inputs["descriptors"] = self._distributed_encoder(images)

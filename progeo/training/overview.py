@@ -32,7 +32,7 @@ def overview(training: ImageTraining, places: TrainingPlaces, *, model: ModelOpt
         f"groups      {len(groups)}, of {classes} classes; {options.epochs:,} epochs, each of one group and "
         f"{options.iterations_per_epoch:,} steps of {options.batch_size:,} images",
         f"encoder     {model.architecture}: {trained:,} parameters trained, {frozen:,} frozen; descriptors of "
-        f"{encoder.descriptor_dim} dimensions; beside it {beside:,} parameters for training only",
+        f"{encoder.descriptor_dim} dimensions; loss terms: {beside:,} parameters",
         f"memory      {_in_words(estimated_memory(training))}",
         f"pixels      {starting_statistics(model)}",
     ]

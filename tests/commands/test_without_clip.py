@@ -24,7 +24,7 @@ def test_stage_2_trains_a_resnet_after_its_frozen_layers_and_leaves_an_encoder(c
     assert files_in(tmp_path) == {
         *(f"stage2/{name}" for name in ("config.yaml", "environment.json", "places.json", "log.txt", "metrics.jsonl")),
         *(f"stage2/checkpoints/epoch_000001_step_000000/{name}" for name in ("state.json", "tensors.safetensors")),
-        *(f"stage2/best/{name}" for name in ("model.safetensors", "model.json")),
+        *(f"stage2/best/{name}" for name in ("model.safetensors", "model.json", "classifier.safetensors")),
     }
     trained = load_checkpoint(tmp_path / "stage2/checkpoints/epoch_000001_step_000000")["task"]["encoder"]
     untrained = build_encoder("resnet18", "random", 64, descriptor_dim=32)

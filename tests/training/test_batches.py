@@ -55,6 +55,7 @@ def build(catalogue, kind="classes", *, process=0, num_processes=1, cache_images
         image_size=SIZE,
         seed=0,
         accelerator=SimpleNamespace(process_index=process, num_processes=num_processes),
+        needs=("labels", "positions"),
     )
 
 
