@@ -47,7 +47,9 @@ def main() -> None:
     for head in options.heads:
         run = options.out / head.partition(",")[0]
         train(options, run, [*HEADS[head], *words])
-        print(f"{head:24}{''.join(f'{cell:>18}' for cell in results(options.folder, run, options.radius_m))}", flush=True)
+        print(
+            f"{head:24}{''.join(f'{cell:>18}' for cell in results(options.folder, run, options.radius_m))}", flush=True
+        )
 
 
 def train(options: argparse.Namespace, run: Path, words: Sequence[str]) -> None:

@@ -29,6 +29,6 @@ def test_the_demo_runs_from_the_wheel_in_an_empty_folder(tmp_path):
 
     assert run("-c", "import progeo; print(progeo.__file__)").strip() == str(site / "progeo/__init__.py")
     shown = run("-m", "progeo", "demo")
-    assert "encoder after stage 2" in shown
+    assert "encoder after stage 2" in shown and "means of the places" in shown
     assert {path.name for path in empty.iterdir()} == {"demo", "runs"}
     assert (empty / "demo/evaluation/trained/report.html").is_file()

@@ -35,12 +35,14 @@ def classes(
     Raises:
         ValueError: the encoder has no weights, `out` holds an encoder, or no class has enough images.
     """
+    from functools import partial
+
     from progeo.engine.accelerator import start_accelerator
     from progeo.engine.log import LOGGER
     from progeo.export.encoder_folders import encoder_folder, holds_encoder
     from progeo.export.weights import load_encoder, read_encoder_metadata, save_encoder
     from progeo.features.descriptors import descriptor_extractor, extract_descriptors
-    from progeo.localization.class_means import means_classifier, partition_for_means
+    from progeo.localization.class_means import extract_class_means
     from progeo.places.catalogue import read_catalogue
 
     if (out / "model.json").exists():
@@ -49,12 +51,10 @@ def classes(
     loaded = load_encoder(encoder)
     if not loaded.has_weights:
         raise ValueError(f"Class means need an encoder that can be saved, {encoder} cannot.")
-    catalogue = read_catalogue(folder)
-    partition = partition_for_means(catalogue, encoder, classes)
     extractor = descriptor_extractor(loaded, images, accelerator)
-    descriptors = extract_descriptors(extractor, catalogue, accelerator, work=work, cache=cache)
+    extract = partial(extract_descriptors, extractor, accelerator=accelerator, work=work, cache=cache)
+    classifier = extract_class_means(read_catalogue(folder), encoder, classes, extract)
     if accelerator.is_main_process:
-        classifier = means_classifier(descriptors, catalogue, partition)
         source: dict[str, Any] = {"provenance": {"encoder": encoder}, "recalls": {}}
         if holds_encoder(Path(encoder)):
             source = read_encoder_metadata(encoder_folder(Path(encoder)))

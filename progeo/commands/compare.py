@@ -1,14 +1,17 @@
 """Compare several encoders on the same query set and the same machine, in one table."""
 
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from progeo.engine.options import Precision
 from progeo.evaluation.options import BenchmarkOptions, RankingOptions
 from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
 
 if TYPE_CHECKING:
-    from progeo.evaluation.comparison import Comparison
+    from progeo.evaluation.comparison import Compared, Comparison
+    from progeo.evaluation.evaluate import Evaluator
+    from progeo.models.classifier import Classifier
 
 
 def compare(
@@ -42,44 +45,61 @@ def compare(
     Raises:
         ValueError: no encoder is given, or one is given twice.
     """
-    import re
-
     from progeo.commands.evaluate import check_fit, load_encoder_or_descriptors
     from progeo.engine.accelerator import start_accelerator
-    from progeo.engine.log import LOGGER
-    from progeo.evaluation.comparison import Compared, write_comparison
+    from progeo.evaluation.comparison import write_comparison
     from progeo.evaluation.evaluate import Evaluator
     from progeo.export.classifier import load_encoder_and_classifier
-    from progeo.features.descriptors import descriptor_extractor, images_per_second
-    from progeo.places.catalogue import read_catalogue
 
     if not encoders or len(set(encoders)) < len(encoders):
         raise ValueError(f"Name the encoders to compare, each once; got {', '.join(encoders) or 'none'}.")
     check_fit(ranking)
-    by_classes = ranking.by == "classes"
     accelerator = start_accelerator(mixed_precision)
     evaluator = Evaluator(folder, accelerator, benchmark, images, work, cache)
+    loaded: dict[str, tuple[Any, Classifier | None]]
     with accelerator.local_main_process_first():  # which downloads; all encoders at once, to report wrong names
-        loaded = {
-            name: load_encoder_and_classifier(name)
-            if by_classes
-            else (load_encoder_or_descriptors(name, trust=trust), None)
-            for name in encoders
-        }
+        if ranking.by == "classes":
+            loaded = {name: load_encoder_and_classifier(name) for name in encoders}
+        else:
+            loaded = {name: (load_encoder_or_descriptors(name, trust=trust), None) for name in encoders}
     table = []
     for number, (name, (encoder, classifier)) in enumerate(loaded.items(), start=1):
         part = out / "_".join((str(number), re.sub(r"[^\w.-]+", "_", name)))
-        LOGGER.info("%s, in %s", name, part)
-        if classifier is None:
-            evaluation = evaluator.by_images(encoder, name=name, out=part)
-        else:
-            evaluation = evaluator.by_classes(encoder, classifier, name=name, out=part, raw_scores=ranking.raw_scores)
-        speed = None
-        if not isinstance(encoder, Path):
-            timed = read_catalogue(folder / (benchmark.queries if by_classes else benchmark.database))
-            speed = images_per_second(descriptor_extractor(encoder, images, accelerator), timed, work.batch_size)
-            encoder.cpu()  # so that the device holds one encoder at a time
-        if evaluation is not None:
-            recalls = dict(evaluation.recalls)
-            table.append(Compared(name, evaluation.descriptor_dim, speed, evaluation.search_ms, recalls))
-    return write_comparison(out, table, measure="LR" if by_classes else "R") if accelerator.is_main_process else None
+        table.append(_compared(evaluator, encoder, classifier, name=name, out=part, ranking=ranking))
+    if not accelerator.is_main_process:
+        return None
+    return write_comparison(out, [row for row in table if row is not None])
+
+
+def _compared(
+    evaluator: "Evaluator",
+    encoder: Any,
+    classifier: "Classifier | None",
+    *,
+    name: str,
+    out: Path,
+    ranking: RankingOptions,
+) -> "Compared | None":
+    """Evaluate an encoder by the images of the database or, with a classifier, by classes, and measure its speed."""
+    from progeo.engine.log import LOGGER
+    from progeo.evaluation.benchmark import with_protocol
+    from progeo.evaluation.comparison import Compared
+    from progeo.features.descriptors import descriptor_extractor, images_per_second
+    from progeo.places.catalogue import read_catalogue
+
+    LOGGER.info("%s, in %s", name, out)
+    if classifier is None:
+        evaluation = evaluator.by_images(encoder, name=name, out=out)
+    else:
+        evaluation = evaluator.by_classes(encoder, classifier, name=name, out=out, ranking=ranking)
+    speed = None
+    if not isinstance(encoder, Path):
+        options = with_protocol(evaluator.options)
+        timed = read_catalogue(evaluator.folder / (options.database if classifier is None else options.queries))
+        extractor = descriptor_extractor(encoder, evaluator.images, evaluator.accelerator)
+        speed = images_per_second(extractor, timed, evaluator.work.batch_size)
+        encoder.cpu()  # so that the device holds one encoder at a time
+    if evaluation is None:
+        return None
+    dim, recalls = evaluation.descriptor_dim, dict(evaluation.recalls)
+    return Compared(name, dim, speed, evaluation.search_ms, recalls, evaluation.measure)

@@ -2,24 +2,31 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
+
+Recalls = dict[str, dict[str, float]]
+"""Recall in percent by name of the method and of the measure."""
 
 
 @dataclass(frozen=True)
 class Demo:
     """Recalls on the toy city, and the files of the demo."""
 
-    recalls: dict[str, dict[str, float]]
-    """Recall in percent by name of the encoder and of the measure."""
+    recalls: dict[str, Recalls]
+    """Recalls by name of the photos."""
     files: dict[str, Path]
+    photo: str = ""
+    """A photo, and where it was found to be taken."""
 
     def __str__(self) -> str:
-        measures = next(iter(self.recalls.values()), {})
-        lines = [f"{'toy city, test set':26}{''.join(f'{name:>8}' for name in measures)}"] if measures else []
-        for name, recalls in self.recalls.items():
-            lines.append(f"{name:26}{''.join(f'{recall:8.1f}' for recall in recalls.values())}")
+        lines = []
+        for photos, table in self.recalls.items():
+            lines.append(f"{photos:26}{''.join(f'{name:>8}' for name in next(iter(table.values())))}")
+            for name, recalls in table.items():
+                lines.append(f"{name:26}{''.join(f'{recall:8.1f}' for recall in recalls.values())}")
+        lines += [self.photo] if self.photo else []
         return "\n".join([*lines, *(f"{name:8} {path}" for name, path in self.files.items())])
 
 
@@ -31,7 +38,7 @@ def demo(
     num_images: PositiveInt = 2000,
     image_size: PositiveInt = 128,
 ) -> Demo:
-    """Render a city, run both stages, evaluate before and after, and export.
+    """Render a city, run both stages, evaluate before and after, classify, and export.
 
     Steps that an earlier, interrupted demo finished are skipped.
 
@@ -55,11 +62,15 @@ def demo(
 
 
 def _run_all(out: Path, city: Path) -> Demo:
+    from progeo.commands.classes import classes
     from progeo.commands.export import export
+    from progeo.commands.index import build_index
+    from progeo.commands.localize import localize
     from progeo.commands.train import train
     from progeo.config.parsing import parse_arguments
     from progeo.config.settings import plain_values
     from progeo.export.weights import save_encoder
+    from progeo.localization.options import IndexOptions
     from progeo.training.starting_encoder import build_starting_encoder
 
     run, encoder, untrained = out / "run", out / "encoder", out / "untrained"
@@ -71,27 +82,48 @@ def _run_all(out: Path, city: Path) -> Demo:
     settings = stages["stage2"]
     start = build_starting_encoder(settings.model, settings.encoder, seed=settings.seed)
     save_encoder(untrained, start, provenance={"settings": plain_values(settings)}, recalls={})
-    recalls = {
-        "raw 16 x 16 pixels": _recalls("thumbnail", city, out / "evaluation" / "thumbnail"),
-        "encoder before training": _recalls(str(untrained), city, out / "evaluation" / "untrained"),
-        "encoder after stage 2": _recalls(str(encoder), city, out / "evaluation" / "trained"),
+    test = {
+        "raw 16 x 16 pixels": _recalls("thumbnail", city / "test", out / "evaluation/thumbnail"),
+        "encoder before training": _recalls(str(untrained), city / "test", out / "evaluation/untrained"),
+        "encoder after stage 2": _recalls(str(encoder), city / "test", out / "evaluation/trained"),
     }
+    places, index = out / "places", out / "index"
+    if not places.exists():
+        classes(str(encoder), folder=city / "train", out=places, **_how(out))
+    if not index.exists():
+        build_index(str(places), out=index, options=IndexOptions(of="classes"), **_how(out))
+    known = {
+        "vectors of the head": _recalls(str(encoder), city / "known", out / "evaluation/head", by="classes"),
+        "means of the places": _recalls(str(places), city / "known", out / "evaluation/places", by="classes"),
+    }
+    photo = min((city / "known/queries").iterdir())
+    (localization,) = localize((photo,), index=index, work=_how(out)["work"], top=1)
     files = {
         "images": city,
         "prompts": run / "stage1" / "prompts.safetensors",
         "run": run,
         "encoder": encoder,
+        "index": index,
         "report": out / "evaluation" / "trained" / "report.html",
     }
-    return Demo(recalls, files)
+    return Demo({"toy city, test set": test, "photos of trained places": known}, files, str(localization))
 
 
-def _recalls(encoder: str, city: Path, out: Path) -> dict[str, float]:
-    from progeo.commands.evaluate import evaluate
+def _how(out: Path) -> dict[str, Any]:
+    """Return the options of extraction and of the cache."""
     from progeo.features.options import CacheOptions, WorkOptions
+
+    return {
+        "work": WorkOptions(num_workers=1),
+        "cache": CacheOptions(descriptor_cache=out / "evaluation" / "descriptors"),
+    }
+
+
+def _recalls(encoder: str, folder: Path, out: Path, *, by: Literal["images", "classes"] = "images") -> dict[str, float]:
+    from progeo.commands.evaluate import evaluate
+    from progeo.evaluation.options import RankingOptions
     from progeo.files import read_json
 
-    cache = CacheOptions(descriptor_cache=out.parent / "descriptors")
-    evaluate(encoder, folder=city / "test", out=out, work=WorkOptions(num_workers=1), cache=cache)
+    evaluate(encoder, folder=folder, out=out, ranking=RankingOptions(by=by), **_how(out.parents[1]))
     recalls: dict[str, Any] = read_json(out / "recalls.json")["recalls"]
     return recalls

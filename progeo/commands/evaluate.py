@@ -11,7 +11,7 @@ from progeo.evaluation.options import CELLS, BenchmarkOptions, RankingOptions
 from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
 
 if TYPE_CHECKING:
-    from progeo.evaluation.evaluate import Cells, Evaluation
+    from progeo.evaluation.evaluate import Evaluation
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ def evaluate(
     from progeo.engine.accelerator import start_accelerator
     from progeo.evaluation.evaluate import Evaluator
     from progeo.export.classifier import load_encoder_and_classifier
+    from progeo.localization.cells import load_cells
 
     check_fit(ranking, faiss, classifier)
     accelerator = start_accelerator(mixed_precision)
@@ -83,12 +84,13 @@ def evaluate(
     if ranking.by == "classes":
         with accelerator.local_main_process_first():  # which downloads
             loaded, own = load_encoder_and_classifier(encoder)
-        evaluation = evaluator.by_classes(loaded, own, name=encoder, out=out, raw_scores=ranking.raw_scores)
+        evaluation = evaluator.by_classes(loaded, own, name=encoder, out=out, ranking=ranking)
     else:
         with accelerator.local_main_process_first():
             loaded = load_encoder_or_descriptors(encoder, trust=trust)
-            cells = _load_cells(loaded, encoder, classifier) if faiss == CELLS else None
-        evaluation = evaluator.by_images(loaded, name=encoder, out=out, faiss=faiss, probes=probes, cells=cells)
+            searched = None if isinstance(loaded, Path) else loaded
+            through = load_cells(classifier or encoder, searched) if faiss == CELLS else faiss
+        evaluation = evaluator.by_images(loaded, name=encoder, out=out, through=through, probes=probes)
     if evaluation is None:
         return None
     return Results({f"{evaluation.measure}@{n}": recall for n, recall in evaluation.recalls.items()}, out)
@@ -98,21 +100,12 @@ def check_fit(ranking: RankingOptions, faiss: str | None = None, classifier: str
     """Refuse options that would have no effect together."""
     if ranking.raw_scores and ranking.by != "classes":
         raise ValueError("`raw_scores` are those of classes: set `by` to classes.")
+    if ranking.temperature is not None and ranking.by != "classes":
+        raise ValueError("`temperature` is that of the probabilities of classes: set `by` to classes.")
     if faiss is not None and ranking.by == "classes":
         raise ValueError(f"`faiss` {faiss} searches database images, which `by` classes has none of: omit one of them.")
     if classifier is not None and faiss != CELLS:
         raise ValueError(f"`classifier` chooses the cells of an index: set `faiss` to {CELLS}, or omit it.")
-
-
-def _load_cells(evaluated: Any, encoder: str, classifier: str | None) -> "Cells":
-    """Load the classifier that chooses cells, and its encoder if it is another one than the evaluated encoder."""
-    from progeo.evaluation.evaluate import Cells
-    from progeo.export.classifier import load_encoder_and_classifier
-    from progeo.features.descriptors import descriptor_metadata
-
-    other, found = load_encoder_and_classifier(classifier or encoder)
-    is_same = not isinstance(evaluated, Path) and descriptor_metadata(evaluated) == descriptor_metadata(other)
-    return Cells(found, None if is_same else other)
 
 
 def load_encoder_or_descriptors(name: str, *, trust: bool = False) -> Any:

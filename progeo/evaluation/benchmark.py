@@ -50,8 +50,7 @@ def load_benchmark(
         ValueError: the options contradict each other or the protocol, or `build_query_set` refuses the images.
     """
     protocol = None if options.protocol is None else load_protocol(options.protocol)
-    if protocol is not None:
-        options = protocol.applied_to(options)
+    options = with_protocol(options)
     if protocol is not None and no_labels:
         raise ValueError(f"`protocol` {protocol.name} needs known positions: omit `no_labels` or `protocol`.")
     if not options.recall_ns:
@@ -80,6 +79,11 @@ def load_benchmark(
         options = replace(options, radii_m=_WIDE_RADII_M if query_set.great_circle else _RADII_M)
     panoramas = database.panoramas if options.one_per_panorama else None
     return Benchmark(options, query_set, _conditions(queries, protocol), panoramas)
+
+
+def with_protocol(options: BenchmarkOptions) -> BenchmarkOptions:
+    """Return the options with the values of their protocol, if they name one."""
+    return options if options.protocol is None else load_protocol(options.protocol).applied_to(options)
 
 
 def _read_sides(

@@ -1,5 +1,7 @@
 """An index whose inverted lists are map cells: the images of the K cells that score highest are searched exactly."""
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import faiss
@@ -10,6 +12,7 @@ from progeo.evaluation.classification import class_means
 from progeo.evaluation.search import Neighbors
 from progeo.features.store import ShardedRows
 from progeo.models.classifier import Classifier
+from progeo.models.encoder import Encoder
 from progeo.places.catalogue import Catalogue
 from progeo.places.cells import class_ids
 from progeo.places.geographic import positions_m
@@ -20,6 +23,20 @@ _INWARD = 0.999
 """Factor of the distance between a heading and the middle of its bin."""
 _SAME_CELL = 1e-2
 """Distance in cell sides within which two class centers are those of one cell."""
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A classifier that chooses the cells whose images are searched."""
+
+    classifier: Classifier
+    encoder: Encoder | None = None
+    """Encoder of the classifier; None if it is that of the images."""
+
+    @cached_property
+    def quantizer(self) -> faiss.Index | None:
+        """Index of the vectors of the classifier of another encoder."""
+        return None if self.encoder is None else class_quantizer(self.classifier.weight)
 
 
 class CellNeighbors(NamedTuple):

@@ -8,13 +8,12 @@ import numpy as np
 from progeo.evaluation.classification import ClassScores
 from progeo.evaluation.retrieved import Retrieved
 
-_MAP_PX = 176
+_MAP_PX = 160
 """Side of the square that a map fills, in pixels."""
-_MIN_CELL_PX = 5
+_MIN_CELL_PX = 6
 """Minimum side of a drawn cell."""
 _MAX_OUTLINED = 4000
 """Maximum number of cells that are drawn to show the shape of the city."""
-_MIN_PROBABILITY = 0.002
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,6 @@ def _query_map(row: int, centers: np.ndarray, place: np.ndarray, bounds: np.ndar
     squares = [
         Square(x - side / 2, y - side / 2, side, probability)
         for (x, y), probability in sorted(by_cell.items(), key=lambda item: item[1])
-        if probability >= _MIN_PROBABILITY
     ]
     return QueryMap(
         view_box=f"{left:.1f} {top:.1f} {size:.1f} {size:.1f}",

@@ -110,10 +110,8 @@ class ClassScores:
     """What the probabilities are, in words."""
 
 
-def class_probabilities(
-    descriptors: np.ndarray, vectors: np.ndarray, rows: np.ndarray, *, scale: float, temperature: float = 1.0
-) -> np.ndarray:
-    """Compute the softmax over all classes of scale x cosine / temperature, at some classes of each query.
+def class_probabilities(descriptors: np.ndarray, vectors: np.ndarray, rows: np.ndarray, *, scale: float) -> np.ndarray:
+    """Compute the softmax over all classes of scale x cosine, at some classes of each query.
 
     Args:
         descriptors: (Q, D), or (Q, n, D) for several crops, whose probabilities are averaged.
@@ -129,7 +127,7 @@ def class_probabilities(
     num_crops = descriptors.shape[1]
     for part in _parts(len(rows), len(vectors) * num_crops):
         scores = descriptors[part] @ vectors.T
-        scores = np.exp((scores - scores.max(axis=2, keepdims=True)) * np.float32(scale / temperature))
+        scores = np.exp((scores - scores.max(axis=2, keepdims=True)) * np.float32(scale))
         scores /= scores.sum(axis=2, keepdims=True)
         found[part] = np.take_along_axis(scores.mean(axis=1), np.maximum(rows[part], 0), axis=1)
     return np.where(rows < 0, np.float32(0), found)

@@ -21,6 +21,8 @@ class Compared:
     """Duration of an exact search in milliseconds per query."""
     recalls: dict[int, float]
     """Recall in percent, by N."""
+    measure: str = "R"
+    """Name of recall: R of R@N, or LR of LR@N, localization recall."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,16 @@ class Comparison:
         return self.text.rstrip("\n")
 
 
-def write_comparison(out: Path, table: Sequence[Compared], *, measure: str = "R") -> Comparison:
-    """Write compare.json, compare.csv and compare.md to a folder; `measure` is the R of recall R@N."""
+def write_comparison(out: Path, table: Sequence[Compared]) -> Comparison:
+    """Write compare.json, compare.csv and compare.md to a folder."""
     rows = [
-        ["encoder", "dimensions", "images/s", "search, ms per query", *(f"{measure}@{n}" for n in table[0].recalls)]
+        [
+            "encoder",
+            "dimensions",
+            "images/s",
+            "search, ms per query",
+            *(f"{table[0].measure}@{n}" for n in table[0].recalls),
+        ]
     ]
     for each in table:
         speed = "" if each.images_per_second is None else f"{each.images_per_second:.1f}"

@@ -10,11 +10,11 @@ from accelerate import Accelerator
 from progeo.datasets.query_sets import positives_by_criterion
 from progeo.engine.log import LOGGER
 from progeo.evaluation.benchmark import Benchmark, load_benchmark
-from progeo.evaluation.cell_index import cells_of_catalogue
+from progeo.evaluation.cell_index import Cells, cells_of_catalogue
 from progeo.evaluation.classification import lie_in_classes
 from progeo.evaluation.copies import find_copies
 from progeo.evaluation.descriptors import read_descriptors
-from progeo.evaluation.options import BenchmarkOptions
+from progeo.evaluation.options import BenchmarkOptions, RankingOptions
 from progeo.evaluation.predict import (
     Predictions,
     SearchedIndex,
@@ -49,15 +49,6 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Cells:
-    """A classifier that chooses the cells whose images are searched."""
-
-    classifier: Classifier
-    encoder: Encoder | None = None
-    """Encoder of the classifier; None if it is the evaluated encoder."""
-
-
-@dataclass(frozen=True)
 class Evaluator:
     """Evaluates encoders on one folder; only the main process gets a result."""
 
@@ -77,9 +68,8 @@ class Evaluator:
         *,
         name: str,
         out: Path,
-        faiss: str | None = None,
+        through: str | Cells | None = None,
         probes: int = 16,
-        cells: Cells | None = None,
     ) -> Evaluation | None:
         """Retrieve database images for the queries, and write recalls, predictions and a report.
 
@@ -87,9 +77,9 @@ class Evaluator:
             encoder: the encoder, or a folder with another program's `database_descriptors.npy` and
                 `queries_descriptors.npy`.
             name: name of the encoder in the results.
-            faiss: factory string of a compressed index to evaluate, see `open_index`; None searches exactly.
+            through: the index to evaluate: the factory string of a compressed one, see `open_index`, or the classifier
+                of an index of cells; None searches exactly.
             probes: number of inverted lists of an IVF index, or of cells, that a search visits.
-            cells: evaluate an index of cells instead of a compressed one.
 
         Raises:
             ValueError: the options contradict each other or the protocol, or images or descriptors cannot be used.
@@ -106,20 +96,18 @@ class Evaluator:
             queries, of_queries = self._extract_queries(encoder, benchmark)
             extraction = _preprocessing({"database": of_database, "queries": of_queries})
         ranked_by = None
-        if cells is not None and cells.encoder is not None:
-            ranked_by, _ = self._extract_queries(cells.encoder, benchmark)
+        if isinstance(through, Cells) and through.encoder is not None:
+            ranked_by, _ = self._extract_queries(through.encoder, benchmark)
         if not self.accelerator.is_main_process:
             return None
         index_folder = out if isinstance(encoder, Path) else None  # write nothing into the folder of another program
         index: SearchedIndex | None = None
-        if cells is not None:
-            labels = np.delete(cells_of_catalogue(query_set.database, cells.classifier), database.missing)
+        if isinstance(through, Cells):
+            labels = np.delete(_cells_of(query_set.database, through.classifier), database.missing)
             rows = None if ranked_by is None else _rows(ranked_by.without(queries.missing))
-            index = open_cell_index(
-                database, labels, cells.classifier, probes=probes, folder=index_folder, ranked_by=rows
-            )
-        elif faiss is not None:
-            index = open_faiss_index(database, faiss, probes=probes, folder=index_folder)
+            index = open_cell_index(database, labels, through, rows, probes=probes, folder=index_folder)
+        elif through is not None:
+            index = open_faiss_index(database, through, probes=probes, folder=index_folder)
         benchmark, vectors = benchmark.without_queries(queries.missing), _rows(queries)
         found = predict_images(database, vectors, benchmark, index=index)
         return self._write(
@@ -138,14 +126,14 @@ class Evaluator:
         )
 
     def by_classes(
-        self, encoder: Encoder, classifier: Classifier, *, name: str, out: Path, raw_scores: bool = False
+        self, encoder: Encoder, classifier: Classifier, *, name: str, out: Path, ranking: RankingOptions
     ) -> Evaluation | None:
         """Rank the classes of a classifier for the queries, and write localization recalls, predictions and a report.
 
         Args:
             classifier: classifier of this encoder.
             name: name of the encoder in the results.
-            raw_scores: rank by dot products and bias; otherwise by cosines.
+            ranking: how classes are ranked.
 
         Raises:
             ValueError, FileNotFoundError: see `by_images`.
@@ -155,7 +143,7 @@ class Evaluator:
         if not self.accelerator.is_main_process:
             return None
         benchmark = benchmark.without_queries(queries.missing)
-        found = predict_classes(classifier, _rows(queries), benchmark, raw_scores=raw_scores)
+        found = predict_classes(classifier, _rows(queries), benchmark, ranking)
         kind = "class means" if classifier.kind == MEANS else f"vectors of the {classifier.kind} head"
         dim = classifier.weight.shape[1]
         return self._write(
@@ -224,6 +212,15 @@ class Evaluator:
             is_missed = options.without_positive == "missed"
             recalls = write_results(results, facts, out, ns=options.recall_ns, without_positive_missed=is_missed)
         return Evaluation(recalls, dim, found.exact_ms, results.measure)
+
+
+def _cells_of(database: Catalogue, classifier: Classifier) -> np.ndarray:
+    """Assign each database image to a class, see `cells_of_catalogue`; refuse a classifier of another city."""
+    if not lie_in_classes(database, classifier).any():
+        raise ValueError(
+            f"No image in {database.folder} lies in a cell of the `classifier`: take a classifier of the same city."
+        )
+    return cells_of_catalogue(database, classifier)
 
 
 def _rows(descriptors: ShardedRows) -> np.ndarray:

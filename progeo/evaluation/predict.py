@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from progeo.evaluation.benchmark import Benchmark
-from progeo.evaluation.cell_index import build_cell_index, cell_neighbors, class_quantizer
+from progeo.evaluation.cell_index import Cells, build_cell_index, cell_neighbors
 from progeo.evaluation.classification import ClassScores, class_probabilities, rank_classes
 from progeo.evaluation.crops import nearest_of_crops, votes_of_crops
 from progeo.evaluation.metrics import first_of_each_panorama
+from progeo.evaluation.options import RankingOptions
 from progeo.evaluation.recall import recall_at
 from progeo.evaluation.search import (
     Neighbors,
@@ -67,35 +68,36 @@ def open_faiss_index(database: ShardedRows, kind: str, *, probes: int, folder: P
 def open_cell_index(
     database: ShardedRows,
     labels: np.ndarray,
-    classifier: Classifier,
+    cells: Cells,
+    ranked_by: np.ndarray | None,
     *,
     probes: int,
     folder: Path | None,
-    ranked_by: np.ndarray | None = None,
 ) -> SearchedIndex:
-    """Open an index whose lists are the cells of a classifier; build it first if the file does not exist.
+    """Open an index whose lists are cells; build it first if the file does not exist.
 
     Args:
         database: descriptors (N, D).
         labels: class of each image, int64 (N,), see `cells_of_catalogue`.
+        ranked_by: descriptors of the queries from the encoder of the cells, (Q, E); None without one.
         probes: number of cells to search.
         folder: folder of the index; None stores it beside the descriptors.
-        ranked_by: descriptors of the queries from the network of the classifier, (Q, E); None if it is that of the
-            database.
     """
-    vectors = classifier.weight if ranked_by is None else None
+    classifier = cells.classifier
+    vectors = classifier.weight if cells.encoder is None else None
     digest = hashlib.sha256(labels.tobytes() + (b"" if vectors is None else vectors.tobytes()))
     path = index_path(database, f"cells {digest.hexdigest()}", folder)
     if not path.is_file():
         save_index(build_cell_index(database, labels, vectors, num_classes=len(classifier)), path)
     index = map_index(path, probes=probes)
-    quantizer = None if ranked_by is None else class_quantizer(classifier.weight)
     num_filled = len(np.unique(labels[labels >= 0]))
     facts = {"cells": f"{len(classifier):,} classes, {num_filled:,} of them with database images; {probes:,} searched"}
 
     def search(queries: np.ndarray, count: int) -> tuple[Neighbors, np.ndarray]:
         chosen_by = None if ranked_by is None else ranked_by.reshape(len(queries), -1)
-        return cell_neighbors(index, queries, count, probes=probes, quantizer=quantizer, quantizer_queries=chosen_by)
+        return cell_neighbors(
+            index, queries, count, probes=probes, quantizer=cells.quantizer, quantizer_queries=chosen_by
+        )
 
     return SearchedIndex("cells", search, path.stat().st_size, facts)
 
@@ -145,20 +147,19 @@ def predict_images(
 
 
 def predict_classes(
-    classifier: Classifier, queries: np.ndarray, benchmark: Benchmark, *, raw_scores: bool
+    classifier: Classifier, queries: np.ndarray, benchmark: Benchmark, ranking: RankingOptions
 ) -> Predictions:
     """Predict the classes with the highest scores for each query.
 
     Args:
         queries: descriptors (Q, D), or (Q, 5 D) for crops that are ranked separately.
         benchmark: gives the number of predictions and the preprocessing of queries.
-        raw_scores: rank by dot products and bias; otherwise by cosines.
     """
     vectors, count = classifier.weight, max(benchmark.options.recall_ns)
     depth = max(count, _NUM_PROBABLE)
     crops = queries.reshape(-1, vectors.shape[1])
     start = time.perf_counter()
-    ranked = rank_classes(crops, vectors, bias=classifier.bias, normalize=not raw_scores, count=depth)
+    ranked = rank_classes(crops, vectors, bias=classifier.bias, normalize=not ranking.raw_scores, count=depth)
     milliseconds = _ms_per_query(start, len(queries))
     # Of unit length, a squared distance is 2 - 2 x cosine; the 2 does not change how crops are merged.
     preprocessing = benchmark.options.query_preprocessing
@@ -166,9 +167,11 @@ def predict_classes(
     scale = classifier.scale
     if classifier.kind == "linear":  # its logits are |w| x cosine
         scale = float(np.linalg.norm(vectors, axis=1).mean())
-    probabilities = class_probabilities(crops, vectors, rows, scale=scale)
-    meaning = f"softmax of {scale:.4g} x cosine over {len(classifier):,} classes, not calibrated"
-    scores = "dot products with the vectors as they are" if raw_scores else "cosines"
+    temperature = ranking.temperature or 1.0
+    probabilities = class_probabilities(crops, vectors, rows, scale=scale / temperature)
+    how = "not calibrated" if ranking.temperature is None else f"with temperature {temperature:.3g}"
+    meaning = f"softmax of {round(scale, 2):,g} x cosine over {len(classifier):,} classes, {how}"
+    scores = "dot products with the vectors as they are" if ranking.raw_scores else "cosines"
     facts = {"scores": scores, "search": f"{milliseconds:.2f} ms per query", "probability": meaning}
     classes = ClassScores(classifier, rows, probabilities, meaning)
     return Predictions(rows[:, :count], milliseconds, facts, classes)

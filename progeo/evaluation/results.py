@@ -58,9 +58,9 @@ def write_results(
     recalls, measure = {each.n: each.percent for each in by_group["all"]}, results.measure
     errors = errors_of(results.distances_m)
     write_json(out / "recalls.json", {**facts, **_summary(results, table, recalls, errors)})
-    write_csv(
-        out / "recalls.csv", [[field.name for field in dataclasses.fields(Recall)], *map(dataclasses.astuple, table)]
-    )
+    fields = [field.name for field in dataclasses.fields(Recall)]
+    rows = [[*dataclasses.astuple(each), f"{measure}@{each.n}"] for each in table]
+    write_csv(out / "recalls.csv", [[*fields, "measure"], *rows])
     write_text(out / "recalls.md", _recalls_as_markdown(facts, recalls, measure))
     write_csv(out / "predictions.csv", _predictions(results))
     in_report = {name: rows for name, rows in {**by_criterion, **by_group}.items() if rows and name != "all"}

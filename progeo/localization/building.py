@@ -13,25 +13,26 @@ import pyarrow as pa
 from accelerate import Accelerator
 
 from progeo.engine.log import LOGGER
-from progeo.evaluation.cell_index import add_to_cells, build_cell_index, cells_of_catalogue
+from progeo.evaluation.cell_index import Cells, add_to_cells, build_cell_index, cells_of_catalogue
+from progeo.evaluation.options import CELLS
 from progeo.evaluation.search import add_to_index, build_index, load_index
-from progeo.export.classifier import check_fits_encoder, load_classifier, load_encoder_and_classifier
+from progeo.export.classifier import check_fits_encoder, load_classifier
 from progeo.export.weights import load_encoder, save_encoder
 from progeo.features.descriptors import descriptor_extractor, descriptor_metadata, extract_descriptors
 from progeo.features.options import CacheOptions, ClassOptions, ImageOptions, WorkOptions
 from progeo.features.store import ShardedRows
-from progeo.localization.class_means import means_classifier, partition_for_means
+from progeo.localization.cells import load_cells
+from progeo.localization.class_means import extract_class_means
 from progeo.localization.index_folder import (
-    ENCODER_FOLDER,
+    CLASSIFIER_FOLDERS,
     IndexMetadata,
     holds_place_index,
     new_files,
     read_metadata,
     save_generation,
 )
-from progeo.localization.options import CELLS, IndexOptions
+from progeo.localization.options import IndexOptions
 from progeo.localization.place_index import (
-    Cells,
     PlaceIndex,
     has_position,
     index_images,
@@ -92,14 +93,12 @@ def build_place_index(
     if options.of == "classes":
         classifier = load_classifier(encoder_name)
         check_fits_encoder(classifier, encoder, encoder_name)
-    cells = _load_cells(options.classifier or encoder_name, encoder) if options.faiss == CELLS else None
+    cells = load_cells(options.classifier or encoder_name, encoder) if options.faiss == CELLS else None
     extractor = descriptor_extractor(encoder, images, accelerator)
     extract = partial(extract_descriptors, extractor, accelerator=accelerator, work=work, cache=cache)
+    if folder is not None and options.of == "means":
+        classifier = extract_class_means(read_catalogue(folder), encoder_name, classes, extract)
     with TemporaryDirectory() as scratch:
-        if folder is not None and options.of == "means":
-            photos = read_catalogue(folder)
-            partition = partition_for_means(photos, encoder_name, classes)
-            classifier = means_classifier(extract(photos), photos, partition)
         if classifier is not None:
             rows = _rows_of_classes(classifier, Path(scratch))
         else:
@@ -118,24 +117,25 @@ def build_place_index(
         orientation=images.orientation,
         images=len(rows.catalogue),
         of=options.of,
-        classifier="" if cells is None else cells.folder,
+        classifier="" if cells is None else CLASSIFIER_FOLDERS[cells.encoder is not None],
         **rows.classes,
         **new_files(),
     )
     if holds_place_index(out):  # another command wrote it meanwhile
         raise _already_exists(out)
-    save_encoder(
-        out / ENCODER_FOLDER,
-        encoder,
-        provenance={"encoder": encoder_name},
-        recalls={},
-        classifier=None if cells is None or cells.encoder is not None else cells.classifier,
-    )
-    if cells is not None and cells.encoder is not None:
-        provenance = {"encoder": options.classifier}
-        save_encoder(out / cells.folder, cells.encoder, provenance=provenance, recalls={}, classifier=cells.classifier)
+    _save_encoders(out, encoder, encoder_name, cells, options.classifier)
     if not save_generation(out, None, metadata, index, rows.catalogue):
         raise _already_exists(out)
+
+
+def _save_encoders(out: Path, encoder: Encoder, name: str, cells: Cells | None, classifier_name: str | None) -> None:
+    """Save the encoder of an index, and the classifier of its cells with the encoder that it belongs to."""
+    folders = [out / folder for folder in CLASSIFIER_FOLDERS]
+    own = None if cells is None or cells.encoder is not None else cells.classifier
+    save_encoder(folders[0], encoder, provenance={"encoder": name}, recalls={}, classifier=own)
+    if cells is not None and cells.encoder is not None:
+        provenance = {"encoder": classifier_name}
+        save_encoder(folders[1], cells.encoder, provenance=provenance, recalls={}, classifier=cells.classifier)
 
 
 def _check_options(folder: Path | None, options: IndexOptions, classes: ClassOptions) -> None:
@@ -152,13 +152,6 @@ def _check_options(folder: Path | None, options: IndexOptions, classes: ClassOpt
         raise ValueError(f"`classifier` is for `faiss` cells, got {options.faiss}.")
     if options.of != "means" and (given := [name for name, value in vars(classes).items() if value is not None]):
         raise ValueError(f"`{given[0]}` is for `of` means: the {options.of} of an index have no other cells.")
-
-
-def _load_cells(name: str, encoder: Encoder) -> Cells:
-    """Load the classifier of an index of cells, and its encoder if that is another network than the index has."""
-    other, classifier = load_encoder_and_classifier(name)
-    is_same = descriptor_metadata(other) == descriptor_metadata(encoder)
-    return Cells(classifier, None if is_same else other)
 
 
 def _cell_index(rows: _Rows, cells: Cells) -> faiss.Index:

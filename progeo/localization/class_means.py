@@ -1,6 +1,6 @@
 """Class means: the mean descriptors of the images of each class, as the vectors of a classifier for any encoder."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,25 @@ MEANS_SCALE = 100.0
 """Factor of the cosines of class means before a softmax: that of Divide&Classify's heads and of CLIP's logits."""
 _DEFAULTS: Mapping[str, int] = {"cell_side_m": 20, "heading_bin_deg": 360, "min_images_per_class": 1}
 _ONE_GROUP: Mapping[str, int] = {"groups_per_side": 1, "groups_per_heading": 1}
+
+
+def extract_class_means(
+    catalogue: Catalogue,
+    encoder_name: str,
+    options: ClassOptions,
+    extract: Callable[[Catalogue], ShardedRows],
+) -> Classifier:
+    """Extract the descriptors of a catalogue and build the classifier of its class means.
+
+    Args:
+        encoder_name, options: see `partition_for_means`.
+        extract: extracts descriptors (N, D) with that encoder, see `extract_descriptors`.
+
+    Raises:
+        ValueError: no class has enough readable images; see also `build_partition`.
+    """
+    partition = partition_for_means(catalogue, encoder_name, options)  # before the hours of extraction
+    return means_classifier(extract(catalogue), catalogue, partition)
 
 
 def partition_for_means(catalogue: Catalogue, encoder_name: str, options: ClassOptions) -> Partition:

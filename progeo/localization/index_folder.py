@@ -17,11 +17,12 @@ from typing import Any, TypedDict, get_args
 import faiss
 
 from progeo.engine.log import LOGGER
+from progeo.evaluation.options import CELLS
 from progeo.evaluation.search import save_index
 from progeo.files import read_json, write_json, write_new_json
 from progeo.image_files import Orientation
 from progeo.localization.confidence import AnyCalibration, ClassCalibration, calibration_from_json
-from progeo.localization.options import CELLS, IndexOf
+from progeo.localization.options import IndexOf
 from progeo.models.options import Preprocessing
 from progeo.places.catalogue import Catalogue
 

@@ -7,8 +7,6 @@ from jsonargparse.typing import PositiveInt
 
 from progeo.models.options import Preprocessing
 
-CELLS = "cells"
-"""The kind of an index whose inverted lists are map cells, beside faiss factory strings."""
 IndexOf = Literal["images", "classes", "means"]
 """What the rows of an index are."""
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from accelerate import Accelerator
 
 from progeo.engine.log import LOGGER
-from progeo.evaluation.cell_index import cell_neighbors, class_quantizer
+from progeo.evaluation.cell_index import Cells, cell_neighbors
 from progeo.evaluation.search import Neighbors, index_neighbors, map_index
 from progeo.export.classifier import check_fits_encoder, load_classifier
 from progeo.export.weights import load_encoder
@@ -27,8 +27,7 @@ from progeo.localization.confidence import (
     class_probabilities,
     confidence_features,
 )
-from progeo.localization.index_folder import CLASSIFIER_FOLDERS, ENCODER_FOLDER, IndexMetadata, read_metadata
-from progeo.models.classifier import Classifier
+from progeo.localization.index_folder import ENCODER_FOLDER, IndexMetadata, read_metadata
 from progeo.models.encoder import Encoder
 from progeo.models.options import Preprocessing
 from progeo.places.catalogue import Catalogue, open_catalogue
@@ -39,25 +38,6 @@ _NUM_MATCHES = 20
 _NUM_CLASSES = 1000
 """Number of best classes that share the probability of a query: the mass of all others is negligible."""
 _COLUMNS = ("path", "east", "north", "zone", "heading", "latitude", "longitude")
-
-
-@dataclass(frozen=True)
-class Cells:
-    """The classes whose map cells are the inverted lists of an index."""
-
-    classifier: Classifier
-    encoder: Encoder | None
-    """Other network for whose descriptors the vectors of the classifier are; None if it is that of the index."""
-
-    @property
-    def folder(self) -> str:
-        """Folder of the classifier in that of the index."""
-        return CLASSIFIER_FOLDERS[self.encoder is not None]
-
-    @cached_property
-    def quantizer(self) -> faiss.Index | None:
-        """Index of the vectors of the classifier, for an other network."""
-        return None if self.encoder is None else class_quantizer(self.classifier.weight)
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,7 @@ def test_images_of_other_sizes_can_be_evaluated(run, city, tmp_path):
 
 def test_an_exported_encoder_describes_bit_for_bit_as_the_best_one(run, city, tmp_path):
     main(["export", str(run / "stage2"), "--out", str(tmp_path / "model")])
-    assert files_in(tmp_path / "model") == {"model.safetensors", "model.json", "README.md"}
+    assert files_in(tmp_path / "model") == {"classifier.safetensors", "model.safetensors", "model.json", "README.md"}
     exported, best = progeo.load_encoder(tmp_path / "model"), progeo.load_encoder(run / "stage2" / "best")
     image = exported.preprocess(read_image(next((city / "test/queries").iterdir())))[None]
     with torch.no_grad():
@@ -221,7 +221,7 @@ def test_a_compressed_index_says_what_it_loses_and_saves(run, city, tmp_path):
     assert len(list((tmp_path / "cache").glob("*/index_*.faiss"))) == 1
 
 
-def test_a_reduced_encoder_gives_the_principal_components_of_its_descriptors(run, city, tmp_path):
+def test_a_reduced_encoder_gives_the_principal_components_of_its_descriptors(run, city, tmp_path, capsys):
     common = ["--folder", str(city / "train"), "--num_workers", "0", "--descriptor_cache", str(tmp_path / "cache")]
     main(["pca", "--encoder", str(run / "stage2"), "--out", str(tmp_path / "small"), "--dim", "8", *common])
     small, whole = progeo.load_encoder(tmp_path / "small"), progeo.load_encoder(run / "stage2")
@@ -235,6 +235,8 @@ def test_a_reduced_encoder_gives_the_principal_components_of_its_descriptors(run
     alike = torch.corrcoef(torch.stack([(each @ each.T).flatten() for each in (reduced.double(), expected)]))[0, 1]
     assert alike > 0.9999  # of components that hold equally much, each may be turned into the other
     assert small.descriptor_dim == 8
+    assert files_in(tmp_path / "small") == {"model.safetensors", "model.json"}
+    assert "its classifier is for all dimensions: `progeo classes` makes one of 8" in capsys.readouterr().err
     came, description = (read_encoder_metadata(encoder_folder(at)) for at in (run / "stage2", tmp_path / "small"))
     made = {"dim": 8, "whiten": False, "folder": str(city / "train"), "images": len(photos)}
     assert description["provenance"] == {

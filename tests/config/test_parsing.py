@@ -52,6 +52,7 @@ def test_a_template_of_paths_stays_as_it_is():
         ("--radii_m 5 25", "radii_m", (5, 25)),
         ("--radii_m 1e1", "radii_m", (10,)),
         ("--radii_m [5,25]", "radii_m", (5, 25)),
+        ("--radii_m null", "radii_m", None),
         ("--recall_ns 1", "recall_ns", (1,)),
         ("--recall_ns 1 5 10", "recall_ns", (1, 5, 10)),
         ("--image_size 64,96", "image_size", (64, 96)),

@@ -2,6 +2,7 @@ import faiss
 import numpy as np
 import pyarrow as pa
 import pytest
+from classifiers import classifier_of
 
 from progeo.evaluation.cell_index import (
     build_cell_index,
@@ -13,26 +14,7 @@ from progeo.evaluation.cell_index import (
 from progeo.evaluation.classification import rank_classes
 from progeo.evaluation.search import map_index, nearest_neighbors, save_index
 from progeo.features.store import ShardedRows
-from progeo.models.classifier import Classifier
 from progeo.places.catalogue import Catalogue
-from progeo.places.geographic import Frame
-
-
-def classifier_of(class_ids, *, cell_side_m=20, heading_bin_deg=360, weight=None):
-    class_ids = np.array(class_ids, np.int64)
-    count = len(class_ids)
-    return Classifier(
-        kind="means",
-        class_ids=class_ids,
-        weight=np.eye(count, dtype=np.float32) if weight is None else np.asarray(weight, np.float32),
-        bias=None,
-        num_images=np.ones(count, np.int64),
-        classes_per_group=(count,),
-        scale=1.0,
-        cells={"cell_side_m": cell_side_m, "heading_bin_deg": heading_bin_deg},
-        fingerprint="",
-        frame=Frame(10, "north"),
-    )
 
 
 @pytest.mark.parametrize(
@@ -53,7 +35,9 @@ def classifier_of(class_ids, *, cell_side_m=20, heading_bin_deg=360, weight=None
     ],
 )
 def test_an_image_belongs_to_its_own_class_or_to_the_nearest(position, heading, expected):
-    classifier = classifier_of([[0, 0, 0], [0, 0, 90], [20, 0, 0], [20, 0, 180], [80, 0, 90]], heading_bin_deg=90)
+    classifier = classifier_of(
+        [[0, 0, 0], [0, 0, 90], [20, 0, 0], [20, 0, 180], [80, 0, 90]], groups_per_side=1, heading_bin_deg=90
+    )
     assert cell_of_images(np.array([position]), np.array([heading]), classifier).tolist() == [expected]
 
 
@@ -62,7 +46,7 @@ def test_images_of_classes_belong_to_their_classes(heading_bin_deg):
     rng = np.random.default_rng(0)
     ids = np.unique(rng.integers(0, [40, 40, 360 // heading_bin_deg], (400, 3)), axis=0)
     ids = ids * [7, 7, heading_bin_deg] + [549_000 // 7 * 7, 4_180_000 // 7 * 7, 0]
-    classifier = classifier_of(rng.permutation(ids), cell_side_m=7, heading_bin_deg=heading_bin_deg)
+    classifier = classifier_of(ids, cell_side_m=7, heading_bin_deg=heading_bin_deg)
     rows = rng.integers(0, len(ids), 2000)
     offsets = rng.uniform(0, [7, 7, heading_bin_deg], (2000, 3)) * rng.integers(0, 2, (2000, 3))  # many on borders
     images = classifier.class_ids[rows] + offsets
@@ -70,7 +54,7 @@ def test_images_of_classes_belong_to_their_classes(heading_bin_deg):
 
 
 def test_images_of_a_catalogue_without_a_position_have_no_cell():
-    classifier = classifier_of([[500_000, 4_000_000, 0], [500_100, 4_000_000, 0]])
+    classifier = classifier_of([[500_000, 4_000_000, 0], [500_100, 4_000_000, 0]], groups_per_side=1)
     columns = {"east": [500_105.0, np.nan, 500_003], "north": [4_000_005.0, np.nan, 4_000_005]}
     columns |= {"zone": pa.array([10, 0, 10], pa.int8()), "heading": [np.nan, np.nan, np.nan]}
     images = Catalogue(classifier.catalogue.folder, pa.table({"path": ["a", "b", "c"], **columns}))

@@ -1,7 +1,18 @@
-import numpy as np
-import pytest
+from pathlib import Path
 
-from progeo.evaluation.classification import class_means, localization_recall, rank_classes
+import numpy as np
+import pyarrow as pa
+import pytest
+from classifiers import classifier_of
+
+from progeo.evaluation.classification import (
+    class_means,
+    class_probabilities,
+    lie_in_classes,
+    localization_recall,
+    rank_classes,
+)
+from progeo.places.catalogue import Catalogue
 
 
 @pytest.mark.parametrize("normalize", [False, True])
@@ -48,3 +59,26 @@ def test_class_means_are_unit_means_of_unit_descriptors():
         mean = sum((row / np.linalg.norm(row) for row in values[labels == label].astype(float)), start=np.zeros(4))
         expected = mean / np.linalg.norm(mean) if (labels == label).any() else mean
         np.testing.assert_allclose(found[label], expected, rtol=1e-6)
+
+
+def test_class_probabilities_are_a_softmax_over_all_classes_averaged_over_crops():
+    rng = np.random.default_rng(0)
+    crops, vectors = rng.normal(size=(4, 3, 8)), rng.normal(size=(20, 8))
+    rows = np.array([[0, 5, -1], [19, 3, 2], [7, 7, 8], [-1, -1, 1]])
+    found = class_probabilities(crops.reshape(4, -1), vectors, rows, scale=5.0)
+    for query, classes, probabilities in zip(crops, rows, found, strict=True):
+        expected = np.zeros(20)
+        for crop in query:
+            cosines = [sum(crop * vector) / np.linalg.norm(crop) / np.linalg.norm(vector) for vector in vectors]
+            odds = np.exp(5.0 * np.array(cosines))
+            expected += odds / odds.sum() / 3
+        wanted = [0.0 if label < 0 else expected[label] for label in classes]
+        np.testing.assert_allclose(probabilities, wanted, rtol=1e-4)
+
+
+def test_images_lie_in_the_cell_of_a_class_up_to_its_border():
+    classifier = classifier_of([[500_000, 4_000_000, 0], [500_100, 4_000_000, 90]], heading_bin_deg=90)
+    east = [500_000.0, 500_019.9, 500_020.5, 500_105.0, 499_999, np.nan]
+    columns = {"east": east, "north": [4_000_010.0] * 6, "zone": pa.array([10] * 6, pa.int8()), "heading": [45.0] * 6}
+    images = Catalogue(Path("x"), pa.table({"path": list("abcdef"), **columns}))
+    assert lie_in_classes(images, classifier).tolist() == [True, True, False, True, False, False]

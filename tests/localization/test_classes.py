@@ -128,13 +128,17 @@ def test_an_index_of_classes_has_the_vectors_of_the_classifier(made, city, cache
     assert open_place_index(made / "index").metadata.of == "means"
 
 
-def test_localizing_ranks_classes_by_cosine_with_probabilities(made, city):
+@pytest.mark.parametrize("temperature", [1.0, 0.25])
+def test_localizing_ranks_classes_by_cosine_with_probabilities(temperature, made, city, tmp_path):
     photos = sorted((city / "test/queries").iterdir())
-    results = localized(made / "index", *photos, top=3)
+    shutil.copytree(made / "index", tmp_path / "index")
+    metadata = json.loads((made / "index/index.json").read_text())
+    metadata["calibration"]["temperature"] = temperature
+    (tmp_path / "index/index.json").write_text(json.dumps(metadata))
+    results = localized(tmp_path / "index", *photos, top=3)
     encoder, classifier = load_encoder_and_classifier(made / "means")
     ranked = rank_classes(descriptors_of(encoder, photos), classifier.weight, normalize=True, count=len(classifier))
-    calibration = open_place_index(made / "index").metadata.calibration
-    probabilities = softmax(ranked.scores.astype(float) * 100 / calibration.temperature, axis=1)
+    probabilities = softmax(ranked.scores.astype(float) * 100 / temperature, axis=1)
     places = classifier.catalogue.table.to_pylist()
     for result, rows, shares in zip(results, ranked.rows, probabilities, strict=True):
         assert [match.path for match in result.matches] == [places[row]["path"] for row in rows[:3]]
