@@ -1,8 +1,8 @@
 """Benchmark localization at scale: all images, inverted lists, class means alone, and the best cells searched exactly.
 
-Run `python -m benchmarks.localization`, smaller with `--rows 200000 --dim 256 --classes 4000`. Descriptors of the images
-of square cells lie around a center for each cell; queries lie farther from some of the centers. Each search runs in a
-process of its own. Time is CPU time of all cores, for a batch of queries; memory is the peak beyond that of the
+Run `python -m benchmarks.localization`, smaller with `--rows 200000 --dim 256 --classes 4000`. Descriptors of the
+images of a cell lie around a center; queries lie farther from some of the centers. Each search runs in a process of its
+own. Time is CPU time of all cores, for a batch of queries; memory is the peak beyond that of the
 libraries, without the descriptors on disk that an exact search reads.
 """
 

@@ -33,7 +33,7 @@ class BenchmarkOptions:
     ignores headings."""
     radii_m: tuple[PositiveFloat, ...] | None = None
     """Additional radii in meters for which recall is reported. null is 5, 25 and 100 m; for a set wider than 100 km
-    whose latitudes and longitudes are all known 1, 25, 200, 750 and 2500 km, with distances along great circles."""
+    whose latitudes and longitudes are all known 1, 25, 200, 750 and 2500 km along great circles."""
     without_positive: Literal["missed", "excluded"] = "missed"
     """Handling of queries without any positive in the database: missed counts them as misses, as common benchmarks do;
     excluded removes them from recall."""

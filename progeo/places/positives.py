@@ -7,6 +7,7 @@ from progeo.places.catalogue import Catalogue
 from progeo.places.distances import distances_between
 
 _ROUNDING_DEG = 1e-9
+_FAR_M = 1000
 
 
 def find_positives(
@@ -22,7 +23,8 @@ def find_positives(
     Args:
         radius_m: maximum distance in meters, positive.
         angle_deg: maximum heading difference, above 0 and at most 180; None ignores headings.
-        great_circle: measure distances along great circles, see `distances_between`.
+        great_circle: measure radii from 1 km along great circles, see `distances_between`; below, meters of UTM are
+            more exact than a sphere, and those of published recalls.
 
     Returns:
         Q sorted int64 arrays of database rows, empty for a query without positives.
@@ -35,7 +37,8 @@ def find_positives(
         _check_angle(database, queries, angle_deg, is_given=given is not None)
     if given is not None:
         return given
-    distances = distances_between(database, queries, great_circle=great_circle)
+    is_far = radius_m >= _FAR_M
+    distances = distances_between(database, queries, great_circle=great_circle and is_far)
     found = positives_within(distances.database, distances.queries, distances.straight_m(radius_m))
     return found if angle_deg is None else looking_alike(found, database.heading, queries.heading, angle_deg)
 

@@ -53,6 +53,15 @@ def test_positives_are_those_within_the_radius_along_the_great_circle():
         assert [rows.tolist() for rows in found] == [expected]
 
 
+def test_short_radii_of_a_wide_set_are_meters_of_utm():
+    database, queries = images((48.8, 2.3), (35.7, 139.7)), images((48.8, 2.3))
+    near, far = (
+        Catalogue(Path(), database.table.set_column(1, "east", pa.array([east, 5e5])))
+        for east in (500_024.99, 500_025.01)
+    )
+    assert [len(find_positives(each, queries, 25, great_circle=True)[0]) for each in (near, far)] == [1, 0]
+
+
 @pytest.mark.parametrize(
     ("degrees", "expected"),
     [
