@@ -123,7 +123,8 @@ class ImageTraining(Task):
 
     def validate(self, model: nn.Module) -> Measures:
         """Validate the encoder or its average."""
-        return self.validation.measure(cast(Encoder, model), self.accelerator, classifier=self.classifier())
+        classifier = self.classifier() if self.validation.needs_classifier else None
+        return self.validation.measure(cast(Encoder, model), self.accelerator, classifier=classifier)
 
     def keep(self, folder: Path, model: nn.Module, *, epoch: int, values: Mapping[str, float]) -> None:
         """Save the encoder or its average, and the classifier, whose weights are not averaged."""

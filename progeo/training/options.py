@@ -142,7 +142,7 @@ class TrainerOptions:
     epochs."""
     ema_decay: OpenUnitInterval | None = None
     """Decay of an exponential moving average of the encoder's weights over the steps, such as 0.999. The averaged
-    encoder is validated and kept. null uses the weights themselves."""
+    encoder is validated and kept, with the classifiers as they are. null uses the weights themselves."""
     max_gradient_norm: PositiveFloat | None = None
     """Maximum L2 norm of the gradient, to which it is clipped. null does not clip."""
     skip_not_finite: bool = False
@@ -202,4 +202,9 @@ class TrainingOptions(TrainerOptions):
             raise ValueError(
                 f"`training.min_learning_rate` {self.min_learning_rate:g} must not be above `encoder_learning_rate` "
                 f"{self.encoder_learning_rate:g}: no epoch would be trained."
+            )
+        if self.min_learning_rate is not None and self.schedule == "constant":
+            raise ValueError(
+                "`training.min_learning_rate` is for a `training.schedule` that lowers the learning rate, not for "
+                "constant: leave it out."
             )

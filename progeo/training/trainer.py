@@ -112,10 +112,11 @@ class Trainer:
     @property
     def _is_too_slow(self) -> bool:
         minimum = self.options.min_learning_rate
-        if minimum is None or self.steps_done < self.options.warmup_steps:
+        step = self.epoch * self.task.steps_per_epoch  # an epoch that has begun is finished, also by a resumed run
+        if minimum is None or step < self.options.warmup_steps:
             return False
         # Powers of the factor are not exact: a rate that equals the minimum is not below it.
-        rate = self._learning_rate_factor() * self.task.optimizer.param_groups[0]["base_lr"]
+        rate = self._learning_rate_factor(step) * self.task.optimizer.param_groups[0]["base_lr"]
         return rate < minimum * (1 - 1e-6)
 
     @property
@@ -206,6 +207,8 @@ class Trainer:
         keep = self.options.keep
         kept = "encoder" if keep == "best" else f"encoder of the last, epoch {self.epoch},"
         lines = [f"best {self.best_in_words} in epoch {self.best_epoch}, {kept} in {self.run.kept(keep)}"]
+        if self._is_too_slow and self.epoch < self.options.epochs:
+            lines.append(f"the learning rate fell below training.min_learning_rate after epoch {self.epoch}")
         if self.untrained is not None and self.best is not None and self.untrained >= self.best:
             lines.append(
                 f"no epoch was better than the encoder before training: epoch 0 had val {self.primary} "
@@ -238,7 +241,7 @@ class Trainer:
     def _drawn(self, batches: Iterable[Sequence[Any]]) -> Iterator[Sequence[Any]]:
         """Draw the batches; before each step, set its learning rates and the seed of its layers."""
         for pieces in batches:
-            scale_learning_rates(self.task.optimizer, self._learning_rate_factor())
+            scale_learning_rates(self.task.optimizer, self._learning_rate_factor(self.steps_done))
             # Layers such as stochastic depth draw on the device, independently in each process. The 1 separates their
             # seeds from those of the augmentation.
             seed_layers(self.seed, self.epoch, self.means.steps, self.accelerator.process_index, 1)
@@ -246,11 +249,11 @@ class Trainer:
             self._buffers = [buffer.clone() for buffer in self.task.model.buffers()] if may_be_undone else []
             yield pieces
 
-    def _learning_rate_factor(self) -> float:
+    def _learning_rate_factor(self, step: int) -> float:
         options = self.options
         decays = self.epoch // options.decay_epochs if options.schedule == "step" else self.decays
         return learning_rate_factor(
-            self.steps_done,
+            step,
             options.epochs * self.task.steps_per_epoch,
             schedule=options.schedule,
             warmup_steps=options.warmup_steps,

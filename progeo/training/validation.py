@@ -50,7 +50,7 @@ class Validation(ABC):
 
     @abstractmethod
     def measure(self, encoder: Encoder, accelerator: Accelerator, *, classifier: Classifier | None) -> Measures:
-        """Measure an encoder and the classifier learned with it, None if no loss term learns one."""
+        """Measure an encoder and the classifier learned with it, None unless the validation needs it."""
 
     @abstractmethod
     def __str__(self) -> str:

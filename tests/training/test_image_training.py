@@ -246,6 +246,28 @@ def test_an_aggregation_is_initialized_with_local_features_unless_its_encoder_wa
         begun(replace)
 
 
+@pytest.mark.parametrize(
+    ("minimum", "schedule", "sentence"),
+    [
+        (1e-3, "step", "0.001 must not be above `encoder_learning_rate` 0.0001: no epoch would be trained"),
+        (1e-5, "constant", "is for a `training.schedule` that lowers the learning rate, not for constant"),
+    ],
+)
+def test_a_minimum_of_the_learning_rate_that_does_nothing_or_all_is_refused(config, minimum, schedule, sentence):
+    words = ("--training.encoder_learning_rate", 1e-4, "--training.schedule", schedule)
+    with pytest.raises(ValueError, match=f"^`training.min_learning_rate` {sentence}"):
+        settings_of(config, *words, "--training.min_learning_rate", minimum)
+
+
+def test_only_a_validation_that_needs_the_classifier_gets_it(build):
+    training = build("--text.weight", 0)
+    given = []
+    training.validation.measure = lambda *_, classifier: given.append(classifier)
+    for training.validation.needs_classifier in (False, True):
+        training.validate(training.encoder)
+    assert given[0] is None and len(given[1]) == sum(training.terms.source.classes_per_group)
+
+
 @pytest.mark.slow
 def test_a_compiled_encoder_trains_as_a_plain_one(train):
     plain, terms = train(*VIT)

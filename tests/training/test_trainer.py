@@ -184,8 +184,30 @@ def test_training_ends_when_the_rate_is_below_its_minimum(build):
         assert len(trained(still)) == epochs + 1
         again = of_two_groups(build(str(minimum), **PLATEAU, epochs=9, min_learning_rate=minimum), [5, 6] * 9)
         assert trained(again) == []
+        again.best = 1.0
+        reason = f"the learning rate fell below training.min_learning_rate after epoch {epochs + 1}"
+        assert (reason in again.outcome()) == (epochs < 8)
     warm = of_two_groups(build("warm", epochs=2, warmup_steps=5, min_learning_rate=0.1), [5, 6])
     assert len(trained(warm)) == 2
+
+
+def test_an_epoch_whose_rate_falls_below_the_minimum_is_finished_after_a_stop_too(build):
+    how = {"schedule": "cosine", "min_learning_rate": 0.07}  # passed within the second epoch
+    whole, killed = build("whole", **how), build("killed", **how)
+    losses = killed.task.losses
+
+    def losses_until(piece):
+        if killed.task.drawn > 5:
+            raise Killed
+        return losses(piece)
+
+    terms = trained(whole)
+    killed.task.losses = losses_until
+    with pytest.raises(Killed):
+        trained(killed)
+    rest = build("killed", **how)
+    assert trained(rest) == terms[1:] and len(terms) == 2
+    assert dict(flat(last_state(rest))) == dict(flat(last_state(whole)))
 
 
 def test_a_group_of_parameters_can_keep_its_rate(build):
