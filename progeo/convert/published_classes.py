@@ -3,6 +3,7 @@
 A checkpoint holds a state dict for each group, and a file in `cache/` tells which row is which class.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -109,6 +110,8 @@ def order_of_groups(classes: PublishedClasses, cells: Mapping[str, int]) -> list
     spacing = {name: value for name, value in cells.items() if name != "min_images_per_class"}
     numbers = []
     for ids in classes.class_ids:
+        if not len(ids):
+            raise ValueError("a published group has no class")
         if (ids[:, 2] < 0).any() or (ids[:, 2] >= 360).any() or (ids % steps).any():
             raise ValueError("some of their classes are no cells and heading bins of the settings in the file's name")
         groups = np.unique(group_ids(ids, **spacing), axis=0)
@@ -216,8 +219,11 @@ def _head(
             raise ValueError(f"`head`: the classifiers of {file} are linear layers, omit it.")
         return "linear", 1.0
     given = vars(arguments) if isinstance(arguments := content.get("args"), Stub) else {}
-    kind, scale = _HEADS.get(program, _OTHER_HEAD)
-    return head or _HEAD_NAMES.get(given.get("classifier_type"), kind), float(given.get("lmcc_s", scale))
+    kind, default = _HEADS.get(program, _OTHER_HEAD)
+    scale = given.get("lmcc_s", default)
+    if not isinstance(scale, (int, float)) or not 0 < scale < math.inf:
+        raise ValueError(f"The arguments in {file} should have a positive number as lmcc_s, the scale, got {scale!r}.")
+    return head or _HEAD_NAMES.get(given.get("classifier_type"), kind), float(scale)
 
 
 def _frame(examples: Sequence[str], class_order: Path) -> Frame:

@@ -191,7 +191,7 @@ def test_classifiers_that_do_not_fit_their_classes_are_refused(network, name, ch
     assert not (tmp_path / "encoder").exists()
 
 
-def test_what_does_not_apply_to_linear_layers_or_several_zones_is_refused(network, tmp_path):
+def test_scales_groups_and_zones_that_cannot_be_used_are_refused_as_are_margins_of_linear_layers(network, tmp_path):
     groups, images = published_cache(photos(), 20, 2)
     states, name = classifiers_of(groups, 1280, is_linear=True), "x_M20_N2_mipc2.torch"
     with pytest.raises(SystemExit, match=r"--head: the classifiers of .* are linear layers, omit it"):
@@ -199,6 +199,13 @@ def test_what_does_not_apply_to_linear_layers_or_several_zones_is_refused(networ
     states[2]["linear.bias"] = states[2]["linear.bias"][1:]
     with pytest.raises(SystemExit, match=r"do not have linear\.weight and linear\.bias of the same sizes"):
         import_checkpoint(tmp_path, network, states, (groups, images), name)
+    states = classifiers_of(groups, 1280)
+    for scale in (None, "100", 0.0, float("nan")):
+        arguments = argparse.Namespace(classifier_type="AAMC", lmcc_s=scale)
+        with pytest.raises(SystemExit, match="should have a positive number as lmcc_s, the scale, got"):
+            import_checkpoint(tmp_path, network, states, (groups, images), name, args=arguments)
+    with pytest.raises(SystemExit, match=r"torch cannot be used: a published group has no class\.$"):
+        import_checkpoint(tmp_path, network, states, ([*groups, []], [*images, {}]), name)
     ids = groups[0][0]
     images[0][ids] = [images[0][ids][0].replace("@10@", "@11@")]
     with pytest.raises(SystemExit, match="holds images of several UTM zones"):
