@@ -1,7 +1,7 @@
 """Positions of catalogues in degrees and in meters, and folders of links with standard names."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,6 +25,7 @@ from progeo.places.filename import complete_fields, format_names, parse_columns,
 
 _LOGGER = logging.getLogger("progeo")
 _ZONE_WIDTH_M = 1e6
+_NAMES: dict[int, Literal["north", "south"]] = {Hemisphere.NORTHERN: "north", Hemisphere.SOUTHERN: "south"}
 _HEMISPHERES: dict[str | None, Hemisphere] = {"north": Hemisphere.NORTHERN, "south": Hemisphere.SOUTHERN}
 
 
@@ -86,7 +87,10 @@ def positions_m(*catalogues: Catalogue) -> list[np.ndarray]:
     _refuse_zoneless(catalogues, zones)
     shift_m = _ZONE_WIDTH_M if len(zones) > 1 else 0.0
     positions_of_each = [_positions_m(catalogue, shift_m) for catalogue in catalogues]
-    return _from_one_origin(catalogues, positions_of_each) if zones else positions_of_each
+    if (southern := _southern(catalogues, positions_of_each, zones)) is not None:
+        for each, is_southern in zip(positions_of_each, southern, strict=True):
+            each[is_southern, 1] -= SOUTHERN_ORIGIN_M
+    return positions_of_each
 
 
 @dataclass(frozen=True)
@@ -125,12 +129,12 @@ def frame_of(catalogue: Catalogue) -> Frame:
     if len(zones) > 1 and (degrees := _degrees_together([catalogue])) is not None:
         latitude, longitude = middle_of(*degrees)
         return Frame(zone_of(latitude, longitude), "north" if latitude >= 0 else "south")
-    origins = set(np.unique(hemispheres_of(catalogue)).tolist())
     hemisphere: Literal["north", "south", "both"] | None = None
-    if origins == {Hemisphere.NORTHERN, Hemisphere.SOUTHERN}:
-        hemisphere = "both" if _is_from_equator([_positions_m(catalogue, 0.0)]) else None
-    elif origins <= {Hemisphere.NORTHERN, Hemisphere.SOUTHERN}:
-        hemisphere = "south" if Hemisphere.SOUTHERN in origins else "north"
+    if (southern := _southern([catalogue], [_positions_m(catalogue, 0.0)], zones)) is not None:
+        hemisphere = "both" if southern[0].any() else "north"
+    else:
+        origins = set(np.unique(hemispheres_of(catalogue)).tolist())
+        hemisphere = _NAMES.get(origins.pop()) if len(origins) == 1 else None
     return Frame(min(zones) if len(zones) == 1 else 0, hemisphere, several_zones=len(zones) > 1)
 
 
@@ -226,19 +230,24 @@ def _positions_m(catalogue: Catalogue, zone_shift_m: float) -> np.ndarray:
     return positions.T
 
 
-def _from_one_origin(catalogues: Sequence[Catalogue], positions: list[np.ndarray]) -> list[np.ndarray]:
-    """Count northings from the equator if the images lie on both sides of it and all hemispheres are known."""
-    if not _is_from_equator(positions):
-        return positions
-    origins = [hemispheres_of(catalogue) for catalogue in catalogues]
-    if all((origin[np.isfinite(each[:, 1])] >= 0).all() for origin, each in zip(origins, positions, strict=True)):
-        for each, origin in zip(positions, origins, strict=True):
-            each[:, 1] -= np.where(origin == Hemisphere.SOUTHERN, SOUTHERN_ORIGIN_M, 0)
-    return positions
+def _southern(
+    catalogues: Sequence[Catalogue], positions: Sequence[np.ndarray], zones: Collection[int]
+) -> list[np.ndarray] | None:
+    """Return which northings are counted from the southern origin, (N,) of each catalogue, if both sides are compared.
 
-
-def _is_from_equator(positions: Sequence[np.ndarray]) -> bool:
-    """Return whether northings of images on both sides of the equator are counted from it: if they lie far apart."""
+    Returns:
+        None if northings are compared as they are, because all images lie in one hemisphere, or one is not known.
+    """
+    if not zones:
+        return None
     lowest = min(np.fmin.reduce(each[:, 1], initial=np.inf) for each in positions)
     highest = max(np.fmax.reduce(each[:, 1], initial=-np.inf) for each in positions)
-    return bool(highest - lowest > SOUTHERN_ORIGIN_M / 2)
+    far_apart = highest - lowest > SOUTHERN_ORIGIN_M / 2
+    if not far_apart and len(zones) == 1:
+        return None  # without the time that names of millions of images take to parse
+    origins = [hemispheres_of(catalogue) for catalogue in catalogues]
+    pairs = zip(origins, positions, strict=True)
+    known = set().union(*(np.unique(origin[np.isfinite(each[:, 1])]).tolist() for origin, each in pairs))
+    if min(known, default=Hemisphere.UNKNOWN) < 0 or (len(known) < 2 and not far_apart):
+        return None
+    return [origin == Hemisphere.SOUTHERN for origin in origins]

@@ -41,6 +41,14 @@ NAMES = {
         ["@500000@6000000@56@H@.jpg", "@320000@5300000@60@G@.jpg"],
         Frame(0, "south", several_zones=True),
     ),
+    "several zones on both sides of the equator": (
+        ["@549120@4180920@10@S@.jpg", "@333700@6252600@56@H@.jpg", "@334000@6190000@54@U@.jpg"],
+        Frame(0, "both", several_zones=True),
+    ),
+    "the whole south": (
+        ["@500000@3300000@20@E@.jpg", "@500000@9400000@20@M@.jpg"],
+        Frame(20, "both"),
+    ),
     "equator": (["@500000@9990000@31@M@.jpg", "@500000@10000@31@N@.jpg"], Frame(31, "both")),
     "equator and several zones": (
         ["@500000@9990000@31@M@.jpg", "@500000@10000@31@N@.jpg", "@200000@9990000@32@M@.jpg"],
