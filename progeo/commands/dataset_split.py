@@ -21,7 +21,7 @@ def split_dataset(folder: Path, *, out: Path, link: bool = False, settings: Spli
         ValueError: not exactly one of `every` and `per_class` is given, or too few images are there.
     """
     from progeo.datasets.output import write_catalogue
-    from progeo.datasets.split import every_nth_position, last_of_each_class, without_rows
+    from progeo.datasets.split import every_nth_position, last_of_each_class
     from progeo.engine.log import LOGGER
     from progeo.places.catalogue import index_file, read_catalogue
 
@@ -38,7 +38,7 @@ def split_dataset(folder: Path, *, out: Path, link: bool = False, settings: Spli
         raise ValueError("Give one of `every` and `per_class`, and not both.")
     if seed is not None:
         LOGGER.info("the queries are drawn at random with the seed %d", seed)
-    write_catalogue(without_rows(catalogue, rows), out / "train", link=link)
+    write_catalogue(catalogue.without(rows), out / "train", link=link)
     write_catalogue(catalogue.take(rows), out / "queries", link=link)
     LOGGER.info("train with --data.train_folder %s, evaluate with --folder %s", out / "train", out)
     if per_class is not None:

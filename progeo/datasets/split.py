@@ -4,13 +4,8 @@ import numpy as np
 import pyarrow.compute as pc
 
 from progeo.places.catalogue import Catalogue
-from progeo.places.cells import build_partition
+from progeo.places.cells import NoClass, build_partition
 from progeo.places.options import CellOptions
-
-
-def without_rows(catalogue: Catalogue, rows: np.ndarray) -> Catalogue:
-    """Return the images of a catalogue except those at `rows`."""
-    return catalogue.take(np.delete(np.arange(len(catalogue)), rows))
 
 
 def every_nth_position(catalogue: Catalogue, every: int, *, seed: int | None = None) -> np.ndarray:
@@ -52,15 +47,22 @@ def last_of_each_class(
         Sorted rows, int64 (n,).
 
     Raises:
-        ValueError: see `build_partition`; all groups count, whatever `num_groups` is.
+        ValueError: no class has enough images, or see `build_partition`; all groups count, whatever `num_groups` is.
     """
     min_images = max(cells.min_images_per_class, per_class + 1)
     settings = {**vars(cells), "min_images_per_class": min_images, "num_groups": None}
     ranks = _ranks_of_names(catalogue)
     if seed is not None:
         ranks = np.random.default_rng(seed).permutation(ranks)
+    try:
+        partition = build_partition(catalogue, **settings)
+    except NoClass:
+        raise ValueError(
+            f"No class has more than `per_class` = {per_class} images and at least `min_images_per_class` = "
+            f"{cells.min_images_per_class}: hold out fewer, or use larger cells."
+        ) from None
     chosen = []
-    for group in build_partition(catalogue, **settings).groups:
+    for group in partition.groups:
         rows = group.rows[np.lexsort((ranks[group.rows], group.labels))]
         following = group.offsets[group.labels + 1] - np.arange(len(rows))
         chosen.append(rows[following <= per_class])

@@ -70,9 +70,9 @@ class HeadOptions:
     kind: HeadKind = "cosface"
     """Classifier head: cosface, arcface, or linear without a margin."""
     scale: PositiveFloat = 30.0
-    """Scale that multiplies the cosines."""
+    """Scale that multiplies the cosines of cosface and arcface."""
     margin: NonNegativeFloat = 0.4
-    """Margin of the correct class: a cosine for cosface, radians for arcface."""
+    """Margin of the correct class: a cosine for cosface, radians for arcface; linear has none."""
     easy_margin: bool = False
     """Apply the margin of arcface only where the cosine of the correct class is above 0, as Divide&Classify does."""
     smoothing_m: PositiveFloat | None = None

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from running import build_catalogue
 
-from progeo.datasets.split import every_nth_position, last_of_each_class, without_rows
+from progeo.datasets.split import every_nth_position, last_of_each_class
 from progeo.places.catalogue import read_catalogue
 from progeo.places.options import CellOptions
 
@@ -32,7 +32,7 @@ def test_positions_are_counted_by_name_wherever_their_rows_are():
     held_out = every_nth_position(catalogue, 4)
     assert sorted(order[held_out]) == [6, 7, 14, 15]
     assert sorted(set(held_out)) == held_out.tolist()
-    kept = without_rows(catalogue, held_out)
+    kept = catalogue.without(held_out)
     assert len(kept) == 18
     assert {kept.name(row) for row in range(18)}.isdisjoint(catalogue.name(row) for row in held_out)
 
@@ -69,7 +69,7 @@ def test_the_last_images_of_each_class_are_held_out():
 def test_a_class_that_would_be_left_without_images_keeps_them():
     catalogue = in_cells(0, 0, 0, 0, 1, 1, 1)
     assert last_of_each_class(catalogue, 3, CELLS).tolist() == [1, 2, 3]
-    with pytest.raises(ValueError, match="No class has `min_images_per_class` = 5 images"):
+    with pytest.raises(ValueError, match="No class has more than `per_class` = 4 images and at least `min"):
         last_of_each_class(catalogue, 4, CELLS)
 
 
@@ -93,4 +93,4 @@ def test_the_samples_are_divided_as_their_description_says(name, choose, counts)
         pytest.skip(f"there is no {folder}")
     catalogue = read_catalogue(folder)
     rows = choose(catalogue)
-    assert (len(without_rows(catalogue, rows)), len(rows)) == counts
+    assert (len(catalogue.without(rows)), len(rows)) == counts
