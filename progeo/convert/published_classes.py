@@ -6,7 +6,7 @@ A checkpoint holds a state dict for each group, and a file in `cache/` tells whi
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -234,4 +234,5 @@ def _frame(examples: Sequence[str], class_order: Path) -> Frame:
     frame = frame_of(Catalogue(Path(), pa.table({"path": paths, **parse_columns(paths, ("east", "north", "zone"))})))
     if frame.several_zones:
         raise ValueError(f"{class_order} holds images of several UTM zones, whose cells it does not tell apart.")
-    return frame
+    # Our northings of both sides of the equator are counted from it, published ones are not.
+    return replace(frame, hemisphere=None) if frame.hemisphere == "both" else frame

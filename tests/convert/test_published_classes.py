@@ -14,7 +14,7 @@ from progeo.cli import main
 from progeo.export.classifier import load_classifier, load_encoder_and_classifier
 from progeo.models.backbones.open_clip import weights_digest
 from progeo.places.cells import build_partition
-from progeo.places.geographic import Frame
+from progeo.places.geographic import Frame, positions_m
 
 
 def photos(zone="10@S", north=4_180_000, headings=(0,)):
@@ -134,6 +134,17 @@ def test_classifiers_of_cosplace_are_those_of_the_groups_that_it_trained(tmp_pat
     assert classifier.frame == Frame(51, "south")
     assert classifier.cells["num_groups"] == len(classifier.classes_per_group) == 5
     check_rows(classifier, groups[:5], classifiers)
+
+
+def test_cells_on_both_sides_of_the_equator_keep_the_coordinates_of_their_names(network, tmp_path):
+    names = [*photos("31@M", north=9_999_000), *photos("31@N", north=1_000)]
+    groups, images = published_cache(names, 20, 2)
+    states = classifiers_of(groups, 1280)
+    classes = load_classifier(import_checkpoint(tmp_path, network, states, (groups, images), "x_M20_N2_mipc2.torch"))
+    own, queries = positions_m(classes.catalogue, build_catalogue(Path("queries"), names))
+    inside = np.abs(own[:, None] - queries).max(axis=2) <= 10
+    assert inside.sum(axis=1).tolist() == classes.num_images.tolist()
+    assert np.isnan(classes.catalogue.table["latitude"].to_numpy()).all()  # of the cells
 
 
 def test_names_that_do_not_say_a_zone_leave_it_unknown(network, tmp_path):
