@@ -58,7 +58,9 @@ def classes(
         source: dict[str, Any] = {"provenance": {"encoder": encoder}, "recalls": {}}
         if holds_encoder(Path(encoder)):
             source = read_encoder_metadata(encoder_folder(Path(encoder)))
-        recalls, provenance = source["recalls"], {**source["provenance"], "class means": str(folder)}
+        provenance = {**source["provenance"], "class means": str(folder)}
+        # Localization recalls are those of the vectors of a head, which the means replace.
+        recalls = {name: recall for name, recall in source["recalls"].items() if "LR@" not in name}
         save_encoder(out, loaded, provenance=provenance, recalls=recalls, classifier=classifier)
         counts = f"{len(classifier):,} classes of {int(classifier.num_images.sum()):,} images"
         LOGGER.info("mean descriptors of %s; encoder and classifier in %s", counts, out)

@@ -98,7 +98,8 @@ def test_cells_are_those_given_else_those_of_training(provenance, options, expec
 def test_means_of_an_encoder_with_a_classifier_have_its_cells_and_keep_its_metadata(made, city, cache, tmp_path):
     shutil.copytree(made / "means", tmp_path / "first")
     metadata = json.loads((tmp_path / "first/model.json").read_text())
-    metadata |= {"recalls": {"val R@1": 91.3}, "provenance": {"epoch": 3, "settings": {"cells": CELLS_OF_TRAINING}}}
+    metadata |= {"recalls": {"val R@1": 91.3, "val LR@1": 36.0}}  # the latter of other vectors
+    metadata |= {"provenance": {"epoch": 3, "settings": {"cells": CELLS_OF_TRAINING}}}
     (tmp_path / "first/model.json").write_text(json.dumps(metadata))
     command("classes", cache, folder=city / "test/database", encoder=tmp_path / "first", out=tmp_path / "second")
     assert load_classifier(tmp_path / "second").cell_side_m == 20
