@@ -86,7 +86,7 @@ def open_cell_index(
     classifier = cells.classifier
     vectors = classifier.weight if cells.encoder is None else None
     digest = hashlib.sha256(labels.tobytes() + (b"" if vectors is None else vectors.tobytes()))
-    path = index_path(database, f"cells {digest.hexdigest()}", folder)
+    path = index_path(database, f"cells {len(classifier)} {digest.hexdigest()}", folder)
     if not path.is_file():
         save_index(build_cell_index(database, labels, vectors, num_classes=len(classifier)), path)
     index = map_index(path, probes=probes)

@@ -190,6 +190,16 @@ def test_the_best_cells_are_searched_and_compared_with_an_exact_search(city, enc
     assert few["cells"] == f"{len(classifier)} classes, {len(classifier)} of them with database images; 3 searched"
 
 
+def test_cells_are_searched_for_queries_without_positions(city, encoder, tmp_path):
+    words = ("--database", "train", *QUERIES, "--faiss", "cells", "--probes", "2")
+    evaluate(encoder, city, tmp_path / "known", *words)
+    evaluate(encoder, city, tmp_path / "unknown", *words, "--no_labels")
+    found = [
+        [(row["query"], row["database"]) for row in predictions_of(tmp_path / name)] for name in ("known", "unknown")
+    ]
+    assert found[0] == found[1]
+
+
 def test_another_encoder_can_choose_the_cells(city, encoder, folder, tmp_path):
     torch.manual_seed(1)
     other = build_encoder("tiny-vit", "random", 64).eval()

@@ -117,7 +117,23 @@ def test_images_without_a_position_are_in_the_cell_of_their_descriptor(made, cit
     (result,) = localized(tmp_path / "index", tmp_path / "images/somewhere.jpg")
     assert result.matches[0].path.endswith("somewhere.jpg")
     with pytest.raises(SystemExit, match=r"1 of 13 images have no known position, .* --classifier is theirs"):
-        command("index build", cache, encoder=encoder, classifier=made / "small_means", out=tmp_path / "x", **options)
+        command(
+            "index build",
+            tmp_path / "cache",
+            encoder=encoder,
+            classifier=made / "small_means",
+            out=tmp_path / "x",
+            **options,
+        )
+    assert not (tmp_path / "cache").exists()  # before the extraction
+
+
+def test_a_classifier_of_other_places_is_warned_about(made, city, cache, tmp_path, capsys):
+    for name in ("train", "test/database"):
+        options = {"folder": city / name, "faiss": "cells", "probes": 1, "out": tmp_path / name}
+        command("index build", cache, encoder=made / "means", **options)
+        warned = "lies in a cell of the classifier, so all are in the lists" in capsys.readouterr().err
+        assert warned == (name != "train")
 
 
 def test_the_fewest_probes_with_the_allowed_loss_are_stored(made, cache, tmp_path, capsys):
