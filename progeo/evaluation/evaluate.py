@@ -1,7 +1,7 @@
 """Evaluate encoders on a folder: predict images or classes for queries, measure recall and write the results."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +98,8 @@ class Evaluator:
             extraction = _preprocessing({"database": of_database, "queries": of_queries})
         ranked_by = None
         if isinstance(through, Cells) and through.encoder is not None:
-            ranked_by, _ = self._extract_queries(through.encoder, benchmark)
+            images = replace(self.images, image_size=None)  # that of the other network
+            ranked_by, _ = replace(self, images=images)._extract_queries(through.encoder, benchmark)
         if not self.accelerator.is_main_process:
             return None
         index_folder = out if isinstance(encoder, Path) else None  # write nothing into the folder of another program

@@ -121,6 +121,7 @@ def build_place_index(
         images=len(rows.catalogue),
         of=options.of,
         classifier="" if cells is None else CLASSIFIER_FOLDERS[cells.encoder is not None],
+        partition="" if cells is None else cells.classifier.fingerprint,
         **rows.classes,
         **new_files(),
     )

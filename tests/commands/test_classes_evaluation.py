@@ -47,10 +47,10 @@ def linear(encoder, folder):
     return save_encoder(folder / "linear", loaded, provenance={}, recalls={}, classifier=classifier)
 
 
-def descriptors_of(encoder, images, cache, **changes):
+def descriptors_of(encoder, catalogue, cache, *, images=ImageOptions(), **changes):
     accelerator, work, cache = start_accelerator("no"), WorkOptions(num_workers=0), CacheOptions(descriptor_cache=cache)
-    extractor = descriptor_extractor(encoder, ImageOptions(), accelerator, **changes)
-    rows = extract_descriptors(extractor, images, accelerator, work=work, cache=cache)
+    extractor = descriptor_extractor(encoder, images, accelerator, **changes)
+    rows = extract_descriptors(extractor, catalogue, accelerator, work=work, cache=cache)
     return np.concatenate(list(rows.parts()))
 
 
@@ -205,12 +205,14 @@ def test_another_encoder_can_choose_the_cells(city, encoder, folder, tmp_path):
     other = build_encoder("tiny-vit", "random", 64).eval()
     save_encoder(tmp_path / "other", other, provenance={}, recalls={})
     words = ("--database", "train", *QUERIES, "--faiss", "cells", "--classifier", str(encoder))
+    words = (*words, "--image_size", "96")  # of the images, not of those that choose cells
     found = evaluate(tmp_path / "other", city, tmp_path / "out", *words, "--probes", "1")
     loaded, classifier = load_encoder_and_classifier(encoder)
     queries, database = read_catalogue(city / "known/queries"), read_catalogue(city / "train")
     chosen = (descriptors_of(loaded, queries, tmp_path / "cache") @ classifier.weight.T).argmax(axis=1)
     corners = np.stack([database.east, database.north, database.heading % 360], axis=1) // [2, 2, 30] * [2, 2, 30]
-    mine, theirs = (descriptors_of(other, images, tmp_path / "cache") for images in (queries, database))
+    sized = ImageOptions(image_size=96)
+    mine, theirs = (descriptors_of(other, each, tmp_path / "cache", images=sized) for each in (queries, database))
     first = {row["query"]: row["database"] for row in predictions_of(tmp_path / "out") if row["rank"] == "1"}
     sizes = []
     for row, label in enumerate(chosen):
