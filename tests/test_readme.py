@@ -103,8 +103,6 @@ def test_every_command_is_listed_and_no_other():
 def test_every_config_is_listed_and_no_other():
     names = {path.relative_to(ROOT / "progeo/configs").with_suffix("").as_posix() for path in CONFIGS}
     assert set(re.findall(r"^\| `([\w/]+)` \|", PAGES["docs/training.md"].split("## Where")[0], flags=re.M)) == names
-    (listed,) = re.findall(r"^`--config` takes a name: (.*?)\.", PAGES["README.md"], flags=re.M | re.S)
-    assert set(re.findall(r"`([\w/]+)`", listed)) == names
 
 
 def test_every_protocol_is_listed_and_no_other():
