@@ -164,9 +164,7 @@ def predict_classes(
     # Of unit length, a squared distance is 2 - 2 x cosine; the 2 does not change how crops are merged.
     preprocessing = benchmark.options.query_preprocessing
     rows = _merge_crops(ranked.rows, -2 * ranked.scores, len(queries), preprocessing, depth)
-    scale = classifier.scale
-    if classifier.kind == "linear":  # its logits are |w| x cosine
-        scale = float(np.linalg.norm(vectors, axis=1).mean())
+    scale = classifier.cosine_scale
     temperature = ranking.temperature or 1.0
     probabilities = class_probabilities(crops, vectors, rows, scale=scale / temperature)
     how = "not calibrated" if ranking.temperature is None else f"with temperature {temperature:.3g}"

@@ -124,7 +124,8 @@ def _classifier(values: dict[str, Any], tensors: Mapping[str, Tensor]) -> Classi
     arrays: dict[str, Any] = {name: tensors[name].numpy() if name in tensors else None for name in _TENSORS}
     cells = {name: int(value) for name, value in values.pop("cells").items()}
     counts = tuple(int(count) for count in values.pop("classes_per_group"))
-    frame = Frame(**values.pop("frame"))
+    frame = values.pop("frame")
+    frame = Frame(**{**frame, "southern_zones": tuple(frame.get("southern_zones", ()))})
     classifier = Classifier(**values, **arrays, cells=cells, classes_per_group=counts, frame=frame)
     num_classes = len(tensors["class_ids"])
     expected: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {

@@ -192,9 +192,8 @@ def _rows_of_classes(classifier: Classifier, scratch: Path) -> _Rows:
     count, width = classifier.weight.shape
     vectors = ShardedRows(scratch, num_rows=count, width=width, shard_size=count, dtype="float32")
     vectors.write_shard(0, classifier.weight / lengths)
-    # The rows of a linear head were not normalized in training: their mean length is the factor of the cosines.
-    scale = classifier.scale if classifier.kind != "linear" else float(lengths.mean())
-    return _Rows(vectors, classifier.catalogue, {"cell_side_m": classifier.cell_side_m, "scale": scale})
+    fields = {"cell_side_m": classifier.cell_side_m, "scale": classifier.cosine_scale}
+    return _Rows(vectors, classifier.catalogue, fields)
 
 
 def add_to_place_index(

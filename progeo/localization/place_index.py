@@ -36,7 +36,7 @@ from progeo.places.geographic import degrees_of, positions_m
 _NUM_MATCHES = 20
 """Number of matches of a query that its confidence is computed from."""
 _NUM_CLASSES = 1000
-"""Number of best classes that share the probability of a query: the mass of all others is negligible."""
+"""Number of best classes that share the probability of a query; others count as impossible."""
 _COLUMNS = ("path", "east", "north", "zone", "heading", "latitude", "longitude")
 
 

@@ -99,6 +99,8 @@ class Frame:
     """Hemisphere whose origin northings are counted from; with `both`, from the equator; None if it is unknown."""
     several_zones: bool = False
     """Whether 1000 km times its zone were added to the east of each image."""
+    southern_zones: tuple[int, ...] = ()
+    """Zones of the south, if all others are of the north, and the northings of both are alike."""
 
     def columns(self, positions_m: np.ndarray) -> dict[str, np.ndarray]:
         """Convert positions in this frame, (N, 2), to columns of a catalogue.
@@ -112,6 +114,7 @@ class Frame:
             zone = np.floor(east / _ZONE_WIDTH_M).astype(np.int8)
             east = east - _ZONE_WIDTH_M * zone
         southern = np.full(len(east), _HEMISPHERES.get(self.hemisphere, Hemisphere.UNKNOWN))
+        southern[np.isin(zone, self.southern_zones)] = Hemisphere.SOUTHERN
         if self.hemisphere == "both":
             southern = np.where(north < 0, Hemisphere.SOUTHERN, Hemisphere.NORTHERN)
             north = np.where(north < 0, north + SOUTHERN_ORIGIN_M, north)
@@ -125,13 +128,20 @@ def frame_of(catalogue: Catalogue) -> Frame:
     if len(zones) > 1 and (degrees := _degrees_together([catalogue])) is not None:
         latitude, longitude = middle_of(*degrees)
         return Frame(zone_of(latitude, longitude), "north" if latitude >= 0 else "south")
-    origins = set(np.unique(hemispheres_of(catalogue)).tolist())
+    origins = hemispheres_of(catalogue)
+    present = set(np.unique(origins).tolist())
     hemisphere: Literal["north", "south", "both"] | None = None
-    if origins == {Hemisphere.NORTHERN, Hemisphere.SOUTHERN}:
-        hemisphere = "both" if _is_from_equator([_positions_m(catalogue, 0.0)]) else None
-    elif origins <= {Hemisphere.NORTHERN, Hemisphere.SOUTHERN}:
-        hemisphere = "south" if Hemisphere.SOUTHERN in origins else "north"
-    return Frame(min(zones) if len(zones) == 1 else 0, hemisphere, several_zones=len(zones) > 1)
+    southern_zones: tuple[int, ...] = ()
+    if present == {Hemisphere.NORTHERN, Hemisphere.SOUTHERN}:
+        north, south = (set(catalogue.zone[origins == each].tolist()) for each in _HEMISPHERES.values())
+        if _is_from_equator([_positions_m(catalogue, 0.0)]):
+            hemisphere = "both"
+        elif not north & south:
+            hemisphere, southern_zones = "north", tuple(sorted(south))
+    elif present <= {Hemisphere.NORTHERN, Hemisphere.SOUTHERN}:
+        hemisphere = "south" if Hemisphere.SOUTHERN in present else "north"
+    zone = min(zones) if len(zones) == 1 else 0
+    return Frame(zone, hemisphere, several_zones=len(zones) > 1, southern_zones=southern_zones)
 
 
 def check_zones(*catalogues: Catalogue) -> None:
