@@ -250,6 +250,13 @@ def test_an_encoder_without_a_classifier_is_refused(city, encoder, tmp_path, wor
         evaluate(encoder.parent / "own", city, tmp_path / "out", *QUERIES, *words)
 
 
+def test_descriptors_of_another_program_need_a_classifier_to_be_searched_by_cells(city, tmp_path):
+    for side in ("database", "queries"):
+        np.save(tmp_path / f"{side}_descriptors.npy", np.zeros((1, 4), np.float32))
+    with pytest.raises(SystemExit, match=r"holds descriptors without a classifier: name one with --classifier"):
+        evaluate(tmp_path, city, tmp_path / "out", *QUERIES, "--faiss", "cells")
+
+
 def test_queries_outside_of_all_cells_are_warned_about(city, encoder, tmp_path, capsys):
     found = evaluate(encoder, city / "val", tmp_path, "--by", "classes", "--num_workers", "0")
     assert found["queries in the cell of a class"].startswith("0 of ")
