@@ -89,6 +89,8 @@ def evaluate(
         with accelerator.local_main_process_first():
             loaded = load_encoder_or_descriptors(encoder, trust=trust)
             searched = None if isinstance(loaded, Path) else loaded
+            if faiss == CELLS and searched is None and classifier is None:
+                raise ValueError(f"{encoder} holds descriptors without a classifier: name one with `classifier`.")
             through = load_cells(classifier or encoder, searched) if faiss == CELLS else faiss
         evaluation = evaluator.by_images(loaded, name=encoder, out=out, through=through, probes=probes)
     if evaluation is None:

@@ -26,8 +26,8 @@ def build_index(
     Args:
         encoder: Folder of a run, or of an encoder.
         out: Output folder for the place index.
-        folder: Folder of images with known positions, for an index of images or means. An image whose name has no
-            position is still retrieved, but as a match without a position. null for an index of classes.
+        folder: Folder of images with known positions, for an index of images or means. In an index of images, one whose
+            name has no position is still retrieved, but as a match without a position. null for an index of classes.
         options: The rows of the index, and how they are searched.
         classes: Cells of class means.
         images: Options of the images of the index.

@@ -63,6 +63,18 @@ def cells_of_catalogue(catalogue: Catalogue, classifier: Classifier) -> np.ndarr
     return rows
 
 
+def cells_of_database(database: Catalogue, cells: Cells) -> np.ndarray:
+    """Assign each image of a database to a class, see `cells_of_catalogue`.
+
+    Raises:
+        ValueError: positions are unknown although another network ranks the classes; see also `cells_of_catalogue`.
+    """
+    labels = cells_of_catalogue(database, cells.classifier)
+    if cells.encoder is not None:
+        _check_known(labels)
+    return labels
+
+
 def cell_of_images(
     positions_m: np.ndarray, headings: np.ndarray, classifier: Classifier, *, centers_m: np.ndarray | None = None
 ) -> np.ndarray:
@@ -109,11 +121,7 @@ def build_cell_index(
         ValueError: a label is -1 and there are no vectors.
     """
     if vectors is None:
-        if (labels < 0).any():
-            raise ValueError(
-                f"{int((labels < 0).sum()):,} of {len(labels):,} images have no known position, so that no cell of "
-                f"another encoder's `classifier` is theirs: use the encoder's own, or leave them out."
-            )
+        _check_known(labels)
         vectors = class_means(descriptors.parts(), labels, num_classes or int(labels.max()) + 1)
     quantizer: Any = class_quantizer(vectors)
     index = faiss.IndexIVFFlat(quantizer, descriptors.width, len(vectors))
@@ -184,6 +192,14 @@ def _best_cells(index: Any, quantizer: faiss.Index, queries: np.ndarray, count: 
         depth = min(2 * depth, index.nlist)
     order = np.argsort(sizes == 0, axis=1, kind="stable")[:, :count]
     return np.take_along_axis(cells, order, axis=1), np.take_along_axis(sizes, order, axis=1)
+
+
+def _check_known(labels: np.ndarray) -> None:
+    if (labels < 0).any():
+        raise ValueError(
+            f"{int((labels < 0).sum()):,} of {len(labels):,} images have no known position, so that no cell of "
+            f"another encoder's `classifier` is theirs: use the encoder's own, or leave them out."
+        )
 
 
 def _on_circle(positions_m: np.ndarray, headings: np.ndarray, cell_side_m: int) -> np.ndarray:

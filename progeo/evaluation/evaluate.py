@@ -1,7 +1,7 @@
 """Evaluate encoders on a folder: predict images or classes for queries, measure recall and write the results."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from progeo.datasets.query_sets import positives_by_criterion
 from progeo.engine.log import LOGGER
 from progeo.evaluation.benchmark import Benchmark, load_benchmark
-from progeo.evaluation.cell_index import Cells, cells_of_catalogue
+from progeo.evaluation.cell_index import Cells, cells_of_database
 from progeo.evaluation.classification import lie_in_classes
 from progeo.evaluation.copies import find_copies
 from progeo.evaluation.descriptors import read_descriptors
@@ -32,7 +32,7 @@ from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
 from progeo.features.store import ShardedRows
 from progeo.models.classifier import MEANS, Classifier
 from progeo.models.encoder import Encoder
-from progeo.places.catalogue import Catalogue
+from progeo.places.catalogue import Catalogue, read_catalogue
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ class Evaluator:
         """
         benchmark = load_benchmark(self.folder, self.options, no_labels=self.no_labels)
         query_set = benchmark.query_set
+        labels = self._cells_of(benchmark, through) if isinstance(through, Cells) else None
         extraction: Mapping[str, str] = {}
         if isinstance(encoder, Path):
             database, queries = read_descriptors(encoder, query_set)
@@ -97,13 +98,15 @@ class Evaluator:
             extraction = _preprocessing({"database": of_database, "queries": of_queries})
         ranked_by = None
         if isinstance(through, Cells) and through.encoder is not None:
-            ranked_by, _ = self._extract_queries(through.encoder, benchmark)
+            images = replace(self.images, image_size=None)  # that of the other network
+            ranked_by, _ = replace(self, images=images)._extract_queries(through.encoder, benchmark)
         if not self.accelerator.is_main_process:
             return None
         index_folder = out if isinstance(encoder, Path) else None  # write nothing into the folder of another program
         index: SearchedIndex | None = None
         if isinstance(through, Cells):
-            labels = np.delete(_cells_of(query_set.database, through.classifier), database.missing)
+            assert labels is not None
+            labels = np.delete(labels, database.missing)
             rows = None if ranked_by is None else _rows(ranked_by.without(queries.missing))
             index = open_cell_index(database, labels, through, rows, probes=probes, folder=index_folder)
         elif through is not None:
@@ -161,6 +164,18 @@ class Evaluator:
             dim=dim,
         )
 
+    def _cells_of(self, benchmark: Benchmark, cells: Cells) -> np.ndarray:
+        """Assign each database image to a class, see `cells_of_database`; refuse a classifier of other places."""
+        database = benchmark.query_set.database
+        if self.no_labels:  # which ignores the positions
+            database = read_catalogue(self.folder / benchmark.options.database, positions="optional")
+        if not lie_in_classes(database, cells.classifier).any():
+            raise ValueError(
+                f"No image in {database.folder} lies in a cell of the `classifier`: take a classifier of the same "
+                f"places."
+            )
+        return cells_of_database(database, cells)
+
     def _extract(self, extractor: FeatureExtractor, catalogue: Catalogue) -> ShardedRows:
         return extract_descriptors(extractor, catalogue, self.accelerator, work=self.work, cache=self.cache)
 
@@ -212,15 +227,6 @@ class Evaluator:
             is_missed = options.without_positive == "missed"
             recalls = write_results(results, facts, out, ns=options.recall_ns, without_positive_missed=is_missed)
         return Evaluation(recalls, dim, found.exact_ms, results.measure)
-
-
-def _cells_of(database: Catalogue, classifier: Classifier) -> np.ndarray:
-    """Assign each database image to a class, see `cells_of_catalogue`; refuse a classifier of another city."""
-    if not lie_in_classes(database, classifier).any():
-        raise ValueError(
-            f"No image in {database.folder} lies in a cell of the `classifier`: take a classifier of the same city."
-        )
-    return cells_of_catalogue(database, classifier)
 
 
 def _rows(descriptors: ShardedRows) -> np.ndarray:

@@ -55,5 +55,5 @@ class RankingOptions:
     """Rank classes by dot products with the classifier's vectors as they are, plus the bias of a linear head, as
     published for Divide&Classify, instead of by cosines. Only used by classes."""
     temperature: PositiveFloat | None = None
-    """Temperature of the probabilities of classes, as progeo index calibrate fits it for an index of these classes.
-    null leaves them uncalibrated. Only used by classes."""
+    """Temperature of the probabilities of classes, as progeo index calibrate fits it for an index of these classes (of
+    which the 1,000 best share all probability). null leaves them uncalibrated. Only used by classes."""

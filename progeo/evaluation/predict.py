@@ -86,7 +86,7 @@ def open_cell_index(
     classifier = cells.classifier
     vectors = classifier.weight if cells.encoder is None else None
     digest = hashlib.sha256(labels.tobytes() + (b"" if vectors is None else vectors.tobytes()))
-    path = index_path(database, f"cells {digest.hexdigest()}", folder)
+    path = index_path(database, f"cells {len(classifier)} {digest.hexdigest()}", folder)
     if not path.is_file():
         save_index(build_cell_index(database, labels, vectors, num_classes=len(classifier)), path)
     index = map_index(path, probes=probes)
@@ -164,9 +164,7 @@ def predict_classes(
     # Of unit length, a squared distance is 2 - 2 x cosine; the 2 does not change how crops are merged.
     preprocessing = benchmark.options.query_preprocessing
     rows = _merge_crops(ranked.rows, -2 * ranked.scores, len(queries), preprocessing, depth)
-    scale = classifier.scale
-    if classifier.kind == "linear":  # its logits are |w| x cosine
-        scale = float(np.linalg.norm(vectors, axis=1).mean())
+    scale = classifier.cosine_scale
     temperature = ranking.temperature or 1.0
     probabilities = class_probabilities(crops, vectors, rows, scale=scale / temperature)
     how = "not calibrated" if ranking.temperature is None else f"with temperature {temperature:.3g}"

@@ -13,7 +13,8 @@ import pyarrow as pa
 from accelerate import Accelerator
 
 from progeo.engine.log import LOGGER
-from progeo.evaluation.cell_index import Cells, add_to_cells, build_cell_index, cells_of_catalogue
+from progeo.evaluation.cell_index import Cells, add_to_cells, build_cell_index, cells_of_catalogue, cells_of_database
+from progeo.evaluation.classification import lie_in_classes
 from progeo.evaluation.options import CELLS
 from progeo.evaluation.search import add_to_index, build_index, load_index
 from progeo.export.classifier import check_fits_encoder, load_classifier
@@ -57,6 +58,8 @@ class _Rows:
     catalogue: Catalogue
     classes: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `IndexMetadata` about classes."""
+    labels: np.ndarray | None = None
+    """Class of each image, int64 (N,), for an index of cells; None for any other."""
 
 
 def build_place_index(
@@ -103,10 +106,10 @@ def build_place_index(
             rows = _rows_of_classes(classifier, Path(scratch))
         else:
             assert folder is not None
-            rows = _rows_of_images(_read_images(folder), extract)
+            rows = _rows_of_images(_read_images(folder), extract, cells)
         if not accelerator.is_main_process:
             return
-        index = build_index(rows.descriptors, options.faiss) if cells is None else _cell_index(rows, cells)
+        index = _built(rows, options.faiss, cells)
     metadata = IndexMetadata(
         kind=options.faiss,
         probes=options.probes,
@@ -118,6 +121,7 @@ def build_place_index(
         images=len(rows.catalogue),
         of=options.of,
         classifier="" if cells is None else CLASSIFIER_FOLDERS[cells.encoder is not None],
+        partition="" if cells is None else cells.classifier.fingerprint,
         **rows.classes,
         **new_files(),
     )
@@ -154,17 +158,32 @@ def _check_options(folder: Path | None, options: IndexOptions, classes: ClassOpt
         raise ValueError(f"`{given[0]}` is for `of` means: the {options.of} of an index have no other cells.")
 
 
-def _cell_index(rows: _Rows, cells: Cells) -> faiss.Index:
-    labels = cells_of_catalogue(rows.catalogue, cells.classifier)
+def _built(rows: _Rows, kind: str, cells: Cells | None) -> faiss.Index:
+    if cells is None or rows.labels is None:
+        return build_index(rows.descriptors, kind)
     vectors = cells.classifier.weight if cells.encoder is None else None
-    return build_cell_index(rows.descriptors, labels, vectors, num_classes=len(cells.classifier))
+    return build_cell_index(rows.descriptors, rows.labels, vectors, num_classes=len(cells.classifier))
 
 
-def _rows_of_images(catalogue: Catalogue, extract: _Extract) -> _Rows:
+def _rows_of_images(catalogue: Catalogue, extract: _Extract, cells: Cells | None) -> _Rows:
     indexed = index_images(catalogue)
     check_zones(indexed)
+    labels = None if cells is None else _cells_of(indexed, cells)  # before the hours of extraction
     descriptors = extract(catalogue)
-    return _Rows(descriptors, indexed.without(descriptors.missing))
+    if labels is not None:
+        labels = np.delete(labels, descriptors.missing)
+    return _Rows(descriptors, indexed.without(descriptors.missing), labels=labels)
+
+
+def _cells_of(images: Catalogue, cells: Cells) -> np.ndarray:
+    """Assign each image to a class, see `cells_of_database`; log a warning if none lies in the cell of one."""
+    if not lie_in_classes(images, cells.classifier).any():
+        LOGGER.warning(
+            "no image of %s lies in a cell of the classifier, so all are in the lists of the classes at its border: "
+            "take a classifier of the same places",
+            images.folder,
+        )
+    return cells_of_database(images, cells)
 
 
 def _rows_of_classes(classifier: Classifier, scratch: Path) -> _Rows:
@@ -173,9 +192,8 @@ def _rows_of_classes(classifier: Classifier, scratch: Path) -> _Rows:
     count, width = classifier.weight.shape
     vectors = ShardedRows(scratch, num_rows=count, width=width, shard_size=count, dtype="float32")
     vectors.write_shard(0, classifier.weight / lengths)
-    # The rows of a linear head were not normalized in training: their mean length is the factor of the cosines.
-    scale = classifier.scale if classifier.kind != "linear" else float(lengths.mean())
-    return _Rows(vectors, classifier.catalogue, {"cell_side_m": classifier.cell_side_m, "scale": scale})
+    fields = {"cell_side_m": classifier.cell_side_m, "scale": classifier.cosine_scale}
+    return _Rows(vectors, classifier.catalogue, fields)
 
 
 def add_to_place_index(

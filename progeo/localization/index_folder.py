@@ -64,6 +64,8 @@ class IndexMetadata:
     classifier: str = ""
     """Folder of the classifier whose classes are the inverted lists: that of the encoder, or `classifier` with another
     network that ranks them. Empty if lists are no cells."""
+    partition: str = ""
+    """Fingerprint of the classes of that classifier; empty if lists are no cells."""
     generation: int = 0
     """Number of updates since the index was built."""
     format: int = _FORMAT
@@ -209,8 +211,10 @@ def _read(path: Path) -> IndexMetadata:
     metadata = IndexMetadata(**{**values, "image_size": tuple(values["image_size"]), "calibration": calibration})
     if not metadata.holds_classes == bool(metadata.cell_side_m) == bool(metadata.scale):
         raise ValueError(f"{path} is of {metadata.of}, which its cell_side_m or scale contradicts: put the file back.")
-    if (metadata.kind == CELLS) != bool(metadata.classifier):
-        raise ValueError(f"The classifier in {path} contradicts its kind, {metadata.kind}: put the file back.")
+    if not (metadata.kind == CELLS) == bool(metadata.classifier) == bool(metadata.partition):
+        raise ValueError(
+            f"The classifier or partition in {path} contradicts its kind, {metadata.kind}: put the file back."
+        )
     if calibration is not None and metadata.holds_classes != isinstance(calibration, ClassCalibration):
         raise ValueError(
             f"The calibration in {path} is not one of {metadata.of}: set it to null, and run `progeo index calibrate`."
@@ -260,6 +264,7 @@ _ALLOWED: Mapping[str, tuple[Callable[[Any], bool], str]] = MappingProxyType(
         "of": (lambda value: value in get_args(IndexOf), f"one of {', '.join(get_args(IndexOf))}"),
         "cell_side_m": (_is_natural, "a whole number from 0"),
         "classifier": (lambda value: value in ("", *CLASSIFIER_FOLDERS), f"empty, {' or '.join(CLASSIFIER_FOLDERS)}"),
+        "partition": (lambda value: isinstance(value, str), "a text"),
         "scale": (lambda value: type(value) in (int, float) and 0 <= value < 1e15, "a number from 0"),
         "generation": (_is_natural, "a whole number from 0"),
     }

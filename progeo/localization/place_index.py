@@ -36,7 +36,7 @@ from progeo.places.geographic import degrees_of, positions_m
 _NUM_MATCHES = 20
 """Number of matches of a query that its confidence is computed from."""
 _NUM_CLASSES = 1000
-"""Number of best classes that share the probability of a query: the mass of all others is negligible."""
+"""Number of best classes that share the probability of a query; others count as impossible."""
 _COLUMNS = ("path", "east", "north", "zone", "heading", "latitude", "longitude")
 
 
@@ -224,10 +224,10 @@ def _open_cells(folder: Path, metadata: IndexMetadata, encoder: Encoder, index: 
     other = None if metadata.classifier == ENCODER_FOLDER else load_encoder(folder)
     classifier = load_classifier(folder)
     check_fits_encoder(classifier, other or encoder, folder)
-    if len(classifier) != getattr(index, "nlist", 0):
+    if (len(classifier), classifier.fingerprint) != (getattr(index, "nlist", 0), metadata.partition):
         raise ValueError(
-            f"The classifier in {folder} has {len(classifier):,} classes, {metadata.faiss_file} another number of "
-            f"lists: put it back, or build the index anew."
+            f"The classifier in {folder} has other classes than the lists of {metadata.faiss_file}: put back the one "
+            f"that the index was built with, or build the index anew."
         )
     return Cells(classifier, other)
 

@@ -55,6 +55,11 @@ class Classifier:
         """Width of a heading bin in degrees; 360 if classes have no heading."""
         return self.cells["heading_bin_deg"]
 
+    @property
+    def cosine_scale(self) -> float:
+        """Factor of the cosines before a softmax: `scale`, or for a linear head the mean length of its vectors."""
+        return self.scale if self.kind != "linear" else float(np.linalg.norm(self.weight, axis=1).mean())
+
     @cached_property
     def centers_m(self) -> np.ndarray:
         """Centers of the cells, float64 (C, 2), in meters of the frame."""

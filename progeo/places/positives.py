@@ -4,7 +4,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from progeo.places.catalogue import Catalogue
-from progeo.places.distances import distances_between
+from progeo.places.distances import Distances, distances_between
 
 _ROUNDING_DEG = 1e-9
 _FAR_M = 1000
@@ -24,7 +24,7 @@ def find_positives(
         radius_m: maximum distance in meters, positive.
         angle_deg: maximum heading difference, above 0 and at most 180; None ignores headings.
         great_circle: measure radii from 1 km along great circles, see `distances_between`; below, meters of UTM are
-            more exact than a sphere, and those of published recalls.
+            more exact than a sphere, and those of published recalls, and great circles only cross borders of zones.
 
     Returns:
         Q sorted int64 arrays of database rows, empty for a query without positives.
@@ -40,6 +40,10 @@ def find_positives(
     is_far = radius_m >= _FAR_M
     distances = distances_between(database, queries, great_circle=great_circle and is_far)
     found = positives_within(distances.database, distances.queries, distances.straight_m(radius_m))
+    if great_circle and not is_far:
+        around = distances_between(database, queries, great_circle=True)
+        nearby = positives_within(around.database, around.queries, around.straight_m(radius_m))
+        found = _across_zones(found, nearby, distances)
     return found if angle_deg is None else looking_alike(found, database.heading, queries.heading, angle_deg)
 
 
@@ -78,6 +82,15 @@ def looking_alike(
     alike = turn_deg <= angle_deg + _ROUNDING_DEG
     counts = np.bincount(query[alike], minlength=len(positives))
     return np.split(rows[alike], np.cumsum(counts)[:-1])
+
+
+def _across_zones(found: list[np.ndarray], nearby: list[np.ndarray], distances: Distances) -> list[np.ndarray]:
+    """Add to the positives of each query those nearby that lie in another zone, and so far away in meters of UTM."""
+    both = []
+    for rows, others, query_m in zip(found, nearby, distances.queries, strict=True):
+        is_far = np.linalg.norm(distances.database[others] - query_m, axis=1) > 2 * _FAR_M
+        both.append(np.union1d(rows, others[is_far]))
+    return both
 
 
 def _check_angle(database: Catalogue, queries: Catalogue, angle_deg: float, *, is_given: bool) -> None:

@@ -47,10 +47,10 @@ def linear(encoder, folder):
     return save_encoder(folder / "linear", loaded, provenance={}, recalls={}, classifier=classifier)
 
 
-def descriptors_of(encoder, images, cache, **changes):
+def descriptors_of(encoder, catalogue, cache, *, images=ImageOptions(), **changes):
     accelerator, work, cache = start_accelerator("no"), WorkOptions(num_workers=0), CacheOptions(descriptor_cache=cache)
-    extractor = descriptor_extractor(encoder, ImageOptions(), accelerator, **changes)
-    rows = extract_descriptors(extractor, images, accelerator, work=work, cache=cache)
+    extractor = descriptor_extractor(encoder, images, accelerator, **changes)
+    rows = extract_descriptors(extractor, catalogue, accelerator, work=work, cache=cache)
     return np.concatenate(list(rows.parts()))
 
 
@@ -190,17 +190,29 @@ def test_the_best_cells_are_searched_and_compared_with_an_exact_search(city, enc
     assert few["cells"] == f"{len(classifier)} classes, {len(classifier)} of them with database images; 3 searched"
 
 
+def test_cells_are_searched_for_queries_without_positions(city, encoder, tmp_path):
+    words = ("--database", "train", *QUERIES, "--faiss", "cells", "--probes", "2")
+    evaluate(encoder, city, tmp_path / "known", *words)
+    evaluate(encoder, city, tmp_path / "unknown", *words, "--no_labels")
+    found = [
+        [(row["query"], row["database"]) for row in predictions_of(tmp_path / name)] for name in ("known", "unknown")
+    ]
+    assert found[0] == found[1]
+
+
 def test_another_encoder_can_choose_the_cells(city, encoder, folder, tmp_path):
     torch.manual_seed(1)
     other = build_encoder("tiny-vit", "random", 64).eval()
     save_encoder(tmp_path / "other", other, provenance={}, recalls={})
     words = ("--database", "train", *QUERIES, "--faiss", "cells", "--classifier", str(encoder))
+    words = (*words, "--image_size", "96")  # of the images, not of those that choose cells
     found = evaluate(tmp_path / "other", city, tmp_path / "out", *words, "--probes", "1")
     loaded, classifier = load_encoder_and_classifier(encoder)
     queries, database = read_catalogue(city / "known/queries"), read_catalogue(city / "train")
     chosen = (descriptors_of(loaded, queries, tmp_path / "cache") @ classifier.weight.T).argmax(axis=1)
     corners = np.stack([database.east, database.north, database.heading % 360], axis=1) // [2, 2, 30] * [2, 2, 30]
-    mine, theirs = (descriptors_of(other, images, tmp_path / "cache") for images in (queries, database))
+    sized = ImageOptions(image_size=96)
+    mine, theirs = (descriptors_of(other, each, tmp_path / "cache", images=sized) for each in (queries, database))
     first = {row["query"]: row["database"] for row in predictions_of(tmp_path / "out") if row["rank"] == "1"}
     sizes = []
     for row, label in enumerate(chosen):
@@ -236,6 +248,13 @@ def test_options_that_do_not_fit_are_refused(city, encoder, tmp_path, words, mes
 def test_an_encoder_without_a_classifier_is_refused(city, encoder, tmp_path, words):
     with pytest.raises(SystemExit, match=r"There is no classifier.safetensors in .*own"):
         evaluate(encoder.parent / "own", city, tmp_path / "out", *QUERIES, *words)
+
+
+def test_descriptors_of_another_program_need_a_classifier_to_be_searched_by_cells(city, tmp_path):
+    for side in ("database", "queries"):
+        np.save(tmp_path / f"{side}_descriptors.npy", np.zeros((1, 4), np.float32))
+    with pytest.raises(SystemExit, match=r"holds descriptors without a classifier: name one with --classifier"):
+        evaluate(tmp_path, city, tmp_path / "out", *QUERIES, "--faiss", "cells")
 
 
 def test_queries_outside_of_all_cells_are_warned_about(city, encoder, tmp_path, capsys):

@@ -5,6 +5,7 @@ import pytest
 from classifiers import classifier_of
 
 from progeo.evaluation.cell_index import (
+    Cells,
     build_cell_index,
     cell_neighbors,
     cell_of_images,
@@ -12,8 +13,10 @@ from progeo.evaluation.cell_index import (
     class_quantizer,
 )
 from progeo.evaluation.classification import rank_classes
+from progeo.evaluation.predict import open_cell_index
 from progeo.evaluation.search import map_index, nearest_neighbors, save_index
 from progeo.features.store import ShardedRows
+from progeo.models.encoder import build_encoder
 from progeo.places.catalogue import Catalogue
 
 
@@ -152,3 +155,14 @@ def test_images_of_unknown_cells_need_class_vectors_of_their_own_network(city):
     labels[[3, 5]] = -1
     with pytest.raises(ValueError, match=r"2 of 2,000 images have no known position.*`classifier`"):
         build_cell_index(rows, labels, None, num_classes=40)
+
+
+def test_a_stored_index_of_fewer_classes_is_not_taken(city, tmp_path):
+    rows, labels, _, queries = city
+    encoder, ids = build_encoder("tiny-resnet", "random", 32), [[20 * row, 0, 0] for row in range(41)]
+    for count in (40, 41):  # the last class has no image
+        cells = Cells(classifier_of(ids[:count], groups_per_side=1), encoder)
+        opened = open_cell_index(rows, labels, cells, queries[:, :4], probes=count, folder=tmp_path / "indexes")
+        neighbors, _ = opened.search(queries, 5)
+        assert neighbors.rows.tolist() == nearest_neighbors(rows.parts(), queries, 5).rows.tolist()
+    assert len(list((tmp_path / "indexes").iterdir())) == 2

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from classifiers import classifier_of
+from classifiers import SAN_FRANCISCO, classifier_of
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -20,6 +20,7 @@ from progeo.export.classifier import (
 from progeo.export.weights import save_encoder
 from progeo.models.backbones.open_clip import weights_digest
 from progeo.models.encoder import build_encoder
+from progeo.places.geographic import Frame
 
 IDS = [(549120, 4180920, 0), (549140, 4180920, 0), (549160, 4180940, 0), (549120, 4180960, 0)]
 FILES = {"classifier.safetensors", "model.json", "model.safetensors"}
@@ -44,7 +45,8 @@ def assert_same(one, other):
 
 @pytest.mark.parametrize("kind", ["cosface", "linear", "means"])
 def test_a_classifier_comes_back_bit_for_bit(tmp_path, kind):
-    classifier = classifier_of(IDS, kind=kind)
+    frame = Frame(0, "both", several_zones=True) if kind == "means" else SAN_FRANCISCO
+    classifier = classifier_of(IDS, kind=kind, frame=frame)
     assert classifier.classes_per_group == (2, 1, 1)
     assert (classifier.bias is None) == (kind != "linear")
     assert_same(read_classifier(save_classifier(tmp_path, classifier)), classifier)

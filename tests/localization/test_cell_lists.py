@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -117,7 +118,23 @@ def test_images_without_a_position_are_in_the_cell_of_their_descriptor(made, cit
     (result,) = localized(tmp_path / "index", tmp_path / "images/somewhere.jpg")
     assert result.matches[0].path.endswith("somewhere.jpg")
     with pytest.raises(SystemExit, match=r"1 of 13 images have no known position, .* --classifier is theirs"):
-        command("index build", cache, encoder=encoder, classifier=made / "small_means", out=tmp_path / "x", **options)
+        command(
+            "index build",
+            tmp_path / "cache",
+            encoder=encoder,
+            classifier=made / "small_means",
+            out=tmp_path / "x",
+            **options,
+        )
+    assert not (tmp_path / "cache").exists()  # before the extraction
+
+
+def test_a_classifier_of_other_places_is_warned_about(made, city, cache, tmp_path, capsys):
+    for name in ("train", "test/database"):
+        options = {"folder": city / name, "faiss": "cells", "probes": 1, "out": tmp_path / name}
+        command("index build", cache, encoder=made / "means", **options)
+        warned = "lies in a cell of the classifier, so all are in the lists" in capsys.readouterr().err
+        assert warned == (name != "train")
 
 
 def test_the_fewest_probes_with_the_allowed_loss_are_stored(made, cache, tmp_path, capsys):
@@ -149,14 +166,19 @@ def test_probes_of_any_inverted_lists_can_be_chosen(made, city, encoder, cache, 
     assert open_place_index(tmp_path / "index").metadata.probes == 1
 
 
-def test_an_index_refuses_another_number_of_classes(made, tmp_path):
+@pytest.mark.parametrize(
+    "change", [lambda own: {"class_ids": own[1:]}, lambda own: {"fingerprint": "a" * 16, "class_ids": own[::-1].copy()}]
+)
+def test_an_index_refuses_other_classes(made, tmp_path, change):
     shutil.copytree(made / "own", tmp_path / "index")
     opened = open_place_index(tmp_path / "index")
     classifier = load_classifier(made / "means")
-    fewer = {name: getattr(classifier, name)[1:] for name in ("class_ids", "weight", "num_images")}
-    changed = type(classifier)(**{**vars(classifier), **fewer, "classes_per_group": (len(classifier) - 1,)})
+    changes = change(classifier.class_ids)
+    count = len(changes["class_ids"])
+    parts = {name: getattr(classifier, name)[:count] for name in ("weight", "num_images")}
+    changed = replace(classifier, **parts, **changes, classes_per_group=(count,))
     save_encoder(tmp_path / "index/model", opened.encoder, provenance={}, recalls={}, classifier=changed)
-    with pytest.raises(ValueError, match=rf"has {len(changed)} classes, places_\w+.faiss another number of lists"):
+    with pytest.raises(ValueError, match=r"classifier in .*model has other classes than the lists of places_\w+.faiss"):
         open_place_index(tmp_path / "index")
 
 

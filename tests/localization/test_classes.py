@@ -236,8 +236,9 @@ LOGISTIC = {"means": [0, 0], "stds": [1, 1], "weights": [0, 0, 0], "num_photos":
         ({"cell_side_m": 0}, "is of means, which its cell_side_m or scale contradicts"),
         ({"scale": -1}, "scale in .* must be a number from 0"),
         ({"classifier": "../model"}, "classifier in .* must be empty, model or classifier"),
-        ({"classifier": "model"}, "The classifier in .* contradicts its kind, Flat"),
-        ({"kind": "cells"}, "The classifier in .* contradicts its kind, cells"),
+        ({"classifier": "model"}, "The classifier or partition in .* contradicts its kind, Flat"),
+        ({"partition": "0123"}, "The classifier or partition in .* contradicts its kind, Flat"),
+        ({"kind": "cells"}, "The classifier or partition in .* contradicts its kind, cells"),
         ({"calibration": {**LOGISTIC, "radius_m": 25, "error": 0.1}}, "The calibration in .* is not one of means"),
     ],
 )

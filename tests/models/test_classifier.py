@@ -61,3 +61,10 @@ def test_classes_on_both_sides_of_the_equator_are_next_to_each_other():
     classifier = classifier_of([(500_000, -20, 0), (500_000, 0, 0)], frame=Frame(31, "both"))
     (positions,) = positions_m(classifier.catalogue)
     np.testing.assert_allclose(np.abs(np.diff(positions[:, 1])), 20, atol=1e-6)
+
+
+def test_the_scale_of_a_linear_head_is_the_mean_length_of_its_vectors():
+    linear, cosface = (classifier_of([[0, 0, 0], [20, 0, 0], [40, 0, 0]], kind=kind) for kind in ("linear", "cosface"))
+    lengths = [float(sum(value**2 for value in row)) ** 0.5 for row in linear.weight.tolist()]
+    assert linear.cosine_scale == pytest.approx(sum(lengths) / 3)
+    assert cosface.cosine_scale == cosface.scale == 30

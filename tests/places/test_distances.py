@@ -62,6 +62,15 @@ def test_short_radii_of_a_wide_set_are_meters_of_utm():
     assert [len(find_positives(each, queries, 25, great_circle=True)[0]) for each in (near, far)] == [1, 0]
 
 
+def test_short_radii_of_a_wide_set_cross_the_borders_of_zones():
+    east_of_border, west_of_border = (50.0, 6.00005), (50.0, 5.99995)  # zones 32 and 31, 7.15 m apart
+    database, queries = images((35.7, 139.7), west_of_border), images(east_of_border, (35.7, 139.7))
+    for radius, expected in ((7.0, [[], [0]]), (7.3, [[1], [0]])):
+        found = find_positives(database, queries, radius, great_circle=True)
+        assert [rows.tolist() for rows in found] == expected
+        assert all(rows.dtype == np.int64 for rows in found)
+
+
 @pytest.mark.parametrize(
     ("degrees", "expected"),
     [

@@ -54,6 +54,14 @@ NAMES = {
         ["@500000@9990000@31@M@.jpg", "@500000@10000@31@N@.jpg", "@200000@9990000@32@M@.jpg"],
         Frame(0, "both", several_zones=True),
     ),
+    "several zones of hemispheres whose northings are alike": (
+        ["@500000@6000000@31@U@.jpg", "@500000@6001000@34@H@.jpg", "@500000@6001000@33@U@.jpg"],
+        Frame(0, "both", several_zones=True),
+    ),
+    "one of several zones in both hemispheres": (
+        ["@500000@6000000@31@U@.jpg", "@500000@6001000@34@H@.jpg", "@500000@6001000@34@U@.jpg"],
+        Frame(0, "both", several_zones=True),
+    ),
     "hemispheres whose northings are alike": (
         ["@500000@6000000@31@H@.jpg", "@500000@6001000@31@U@.jpg"],
         Frame(31, None),
