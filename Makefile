@@ -31,6 +31,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.stage2
 	$(BIN)/python -m benchmarks.places
 	$(BIN)/python -m benchmarks.evaluation
+	$(BIN)/python -m benchmarks.localization
 	$(BIN)/python -m benchmarks.export
 
 dist: $(VENV)/.installed

