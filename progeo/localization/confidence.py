@@ -88,7 +88,7 @@ def calibration_from_json(values: Mapping[str, Any]) -> AnyCalibration:
     return kind(**parsed)
 
 
-def class_probabilities(scores: np.ndarray, calibration: ClassCalibration | None) -> np.ndarray:
+def score_probabilities(scores: np.ndarray, calibration: ClassCalibration | None) -> np.ndarray:
     """Compute the softmax over class scores (Q, K), divided by the temperature of a calibration, if any."""
     return softmax(scores / (1.0 if calibration is None else calibration.temperature), axis=1)
 

@@ -24,8 +24,8 @@ from progeo.features.options import ImageOptions
 from progeo.localization.confidence import (
     ClassCalibration,
     class_confidence_features,
-    class_probabilities,
     confidence_features,
+    score_probabilities,
 )
 from progeo.localization.index_folder import ENCODER_FOLDER, IndexMetadata, read_metadata
 from progeo.models.encoder import Encoder
@@ -118,7 +118,7 @@ class PlaceIndex:
             return None
         calibration = self.metadata.calibration
         assert calibration is None or isinstance(calibration, ClassCalibration)
-        return class_probabilities(self.class_scores(neighbors), calibration)
+        return score_probabilities(self.class_scores(neighbors), calibration)
 
     def confidence_features(self, neighbors: Neighbors, radius_m: float) -> np.ndarray:
         """Compute the confidence features of each of Q queries, (Q, 2); NaN where the top match has no position.

@@ -8,8 +8,8 @@ from progeo.localization.confidence import (
     calibrate,
     calibration_from_json,
     class_confidence_features,
-    class_probabilities,
     confidence_features,
+    score_probabilities,
 )
 
 
@@ -88,8 +88,8 @@ def test_confidence_is_the_mass_of_the_classes_near_the_best_one():
     )
     masses = np.exp([1.0, 0.5, 0.0])
     assert calibration.confidences(features) == pytest.approx([(masses[0] + masses[2]) / masses.sum()])
-    np.testing.assert_allclose(class_probabilities(scores, calibration), [[*masses / masses.sum(), 0]])
-    np.testing.assert_allclose(class_probabilities(scores, None)[0, :3], softmax([2.0, 1.0, 0.0]))
+    np.testing.assert_allclose(score_probabilities(scores, calibration), [[*masses / masses.sum(), 0]])
+    np.testing.assert_allclose(score_probabilities(scores, None)[0, :3], softmax([2.0, 1.0, 0.0]))
     assert calibration_from_json(asdict(calibration)) == calibration
     with pytest.raises(ValueError, match="The temperature of a calibration cannot be 0"):
         calibration_from_json({**asdict(calibration), "temperature": 0})
