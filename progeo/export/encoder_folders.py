@@ -8,8 +8,8 @@ from progeo.export.fetch import fetch_folder
 WEIGHTS = "model.safetensors"
 METADATA = "model.json"
 CLASSIFIER = "classifier.safetensors"
-_KEPT_BY_RUNS = ("best", "last", "stage2/best", "stage2/last")
-"""Folders in which a run, or its stage 2, keeps its encoder, depending on `training.keep`."""
+_KEPT_IN = ("best", "last", "stage2/best", "stage2/last", "model")
+"""Folders in which a run, or its stage 2, keeps its encoder, depending on `training.keep`; and a place index."""
 _SETTINGS_OF_RUNS = ("config.yaml", "stage2/config.yaml")
 
 
@@ -31,7 +31,7 @@ def local_folder(path_or_address: str | Path, readers: Mapping[str, Callable[[Pa
 
 
 def encoder_folder(path: Path) -> Path:
-    """Find the folder that holds the encoder: `path` itself, or `best/` or `last/` of a run or of its `stage2/`.
+    """Find the folder with the encoder: `path` itself, that which a run or its `stage2/` keeps, or `model/` of an index.
 
     Raises:
         FileNotFoundError: there is no encoder, for example in a run that has not finished its first epoch.
@@ -39,7 +39,7 @@ def encoder_folder(path: Path) -> Path:
     """
     if _is_complete(path):
         return path
-    found = [folder for folder in _kept_by_run(path) if _is_complete(folder)]
+    found = [folder for folder in _kept_in(path) if _is_complete(folder)]
     if len(found) > 1:
         raise ValueError(f"{path} holds the encoders of two trainings: name {' or '.join(map(str, found))}.")
     if found:
@@ -56,12 +56,12 @@ def encoder_folder(path: Path) -> Path:
 
 
 def holds_encoder(path: Path) -> bool:
-    """Return whether a folder, or its `best/` or `last/` if it is a run, contains a `model.json`."""
-    return any((folder / METADATA).is_file() for folder in (path, *_kept_by_run(path)))
+    """Return whether a folder, or that in which a run or a place index keeps its encoder, contains a `model.json`."""
+    return any((folder / METADATA).is_file() for folder in (path, *_kept_in(path)))
 
 
-def _kept_by_run(path: Path) -> list[Path]:
-    return [path / name for name in _KEPT_BY_RUNS]
+def _kept_in(path: Path) -> list[Path]:
+    return [path / name for name in _KEPT_IN]
 
 
 def _is_complete(folder: Path) -> bool:

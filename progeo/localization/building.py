@@ -127,15 +127,22 @@ def build_place_index(
     )
     if holds_place_index(out):  # another command wrote it meanwhile
         raise _already_exists(out)
-    _save_encoders(out, encoder, encoder_name, cells, options.classifier)
+    _save_encoders(out, encoder, encoder_name, cells, options.classifier, classifier)
     if not save_generation(out, None, metadata, index, rows.catalogue):
         raise _already_exists(out)
 
 
-def _save_encoders(out: Path, encoder: Encoder, name: str, cells: Cells | None, classifier_name: str | None) -> None:
-    """Save the encoder of an index, and the classifier of its cells with the encoder that it belongs to."""
+def _save_encoders(
+    out: Path,
+    encoder: Encoder,
+    name: str,
+    cells: Cells | None,
+    classifier_name: str | None,
+    classes: Classifier | None,
+) -> None:
+    """Save the encoder of an index with its classes, or the classifier of its cells with the encoder of that."""
     folders = [out / folder for folder in CLASSIFIER_FOLDERS]
-    own = None if cells is None or cells.encoder is not None else cells.classifier
+    own = classes if cells is None or cells.encoder is not None else cells.classifier
     save_encoder(folders[0], encoder, provenance={"encoder": name}, recalls={}, classifier=own)
     if cells is not None and cells.encoder is not None:
         provenance = {"encoder": classifier_name}

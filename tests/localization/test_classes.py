@@ -107,6 +107,14 @@ def test_means_of_an_encoder_with_a_classifier_have_its_cells_and_keep_its_metad
     assert (kept["recalls"], kept["provenance"]["epoch"]) == ({"val R@1": 91.3}, 3)
 
 
+def test_the_folder_of_an_index_of_classes_stands_for_its_encoder_and_classes(made, city, cache, tmp_path):
+    words = ["--by", "classes", "--folder", str(city / "test"), "--out", str(tmp_path), "--num_workers", "0"]
+    main(["compare", str(made / "index"), str(made / "means"), *words, "--descriptor_cache", str(cache)])
+    rows = json.loads((tmp_path / "compare.json").read_text())
+    assert rows[0]["recalls"] == rows[1]["recalls"]
+    assert (rows[0]["encoder"], rows[0]["measure"]) == (str(made / "index"), "LR")
+
+
 def test_an_index_of_classes_has_the_vectors_of_the_classifier(made, city, cache, tmp_path):
     command("index build", cache, encoder=made / "means", of="classes", out=tmp_path / "index")
     classifier = load_classifier(made / "means")
@@ -121,7 +129,7 @@ def test_an_index_of_classes_has_the_vectors_of_the_classifier(made, city, cache
             20,
             100,
         )
-        assert not (folder / "model/classifier.safetensors").exists()
+        np.testing.assert_array_equal(load_classifier(folder).class_ids, classifier.class_ids)
         found = [opened.search(factor * vectors[::3]) for factor in (1, 5)]  # of cosines, whatever the length
         assert found[1].rows.tolist() == found[0].rows.tolist()
         np.testing.assert_allclose(found[1].distances, found[0].distances, atol=1e-3)
