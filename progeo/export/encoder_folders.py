@@ -31,7 +31,7 @@ def local_folder(path_or_address: str | Path, readers: Mapping[str, Callable[[Pa
 
 
 def encoder_folder(path: Path) -> Path:
-    """Find the folder with the encoder: `path` itself, that which a run or its `stage2/` keeps, or `model/` of an index.
+    """Find the folder of the encoder: `path` itself, that which a run or its `stage2/` keeps, or `model/` of an index.
 
     Raises:
         FileNotFoundError: there is no encoder, for example in a run that has not finished its first epoch.
