@@ -83,7 +83,8 @@ def test_a_loss_an_aggregation_and_a_backbone_from_a_file_train_resume_and_leave
     assert "backbone is not for small" in sentence
     assert not (tmp_path / "b").exists()
 
-    main(words(plugin, "evaluate", tmp_path / "run", "--folder", city / "test", "--out", tmp_path / "results"))
+    folders = ("--folder", city / "test", "--out", tmp_path / "results", "--descriptor_cache", tmp_path / "cache")
+    main(words(plugin, "evaluate", tmp_path / "run", *folders))
     assert (tmp_path / "results/report.html").is_file()
     kept = load_file(tmp_path / "run/stage2/best/model.safetensors")
     assert {name.partition(".")[0] for name in kept} == {"backbone", "aggregation"}
