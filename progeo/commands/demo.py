@@ -55,7 +55,7 @@ def demo(
     city = out / "city"
     if not city.exists():
         render_toy_city(city, seed=seed, num_images=num_images, image_size=image_size)
-        LOGGER.info("toy city of %d images in %s", num_images, city)
+        LOGGER.info("toy city of %d images in %s", sum(1 for _ in city.rglob("*.jpg")), city)
     elif only_city:
         raise ValueError(f"{city} exists already: name another folder with `out`.")
     return Demo({}, {"images": city}) if only_city else _run_all(out, city)
