@@ -30,9 +30,9 @@ class ImageOptions:
     image size."""
     database_preprocessing: Preprocessing = "hard_resize"
     """Preprocessing of database images. hard_resize resizes to image_size and ignores the aspect ratio; single_query
-    resizes the shorter side to the shorter side of image_size and keeps the aspect ratio; central_crop resizes to cover
-    image_size and crops the center; five_crops averages the descriptors of five square crops; native keeps the image as
-    it is."""
+    resizes the shorter side to the shorter side of image_size and keeps the aspect ratio; larger_query resizes the
+    shorter side to the longer side of image_size; central_crop resizes to cover image_size and crops the center;
+    five_crops averages the descriptors of five square crops; native keeps the image as it is."""
     orientation: Orientation = "exif"
     """Orientation of photos. exif rotates photos upright by their EXIF orientation; ignore takes the pixels as stored,
     as most published code does."""

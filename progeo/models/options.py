@@ -5,10 +5,18 @@ from typing import Any, Literal
 
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 
-Preprocessing = Literal["hard_resize", "single_query", "central_crop", "five_crops", "native"]
-"""How an image is preprocessed for one descriptor; names of the benchmark of Berton et al. (CVPR 2022)."""
+Preprocessing = Literal["hard_resize", "single_query", "larger_query", "central_crop", "five_crops", "native"]
+"""How an image is preprocessed for one descriptor; names of the benchmark of Berton et al. (CVPR 2022), and
+`larger_query`, as OpenIBL preprocesses the queries of Tokyo 24/7."""
 QueryPreprocessing = Literal[
-    "hard_resize", "single_query", "central_crop", "five_crops", "nearest_crop", "maj_voting", "native"
+    "hard_resize",
+    "single_query",
+    "larger_query",
+    "central_crop",
+    "five_crops",
+    "nearest_crop",
+    "maj_voting",
+    "native",
 ]
 """How a query image is preprocessed; with `nearest_crop` and `maj_voting` each crop is searched on its own."""
 BatchNormMode = Literal["eval", "calibrated", "batch"]

@@ -13,6 +13,8 @@ _MIN_SIDE_PX = 32
 """Minimum side that every encoder accepts."""
 _MAX_ASPECT = 50
 """Maximum aspect ratio (longer / shorter side) if the aspect is kept: far above any panorama, yet bounds memory."""
+_WITH_ASPECT = ("single_query", "larger_query")
+"""Kinds that resize the shorter side, so that the aspect of the image is kept."""
 
 
 def preprocess_image(image: Tensor, kind: "QueryPreprocessing", size: tuple[int, int]) -> Tensor:
@@ -21,9 +23,10 @@ def preprocess_image(image: Tensor, kind: "QueryPreprocessing", size: tuple[int,
     Args:
         image: an image of any size.
         kind: `hard_resize` resizes to `size`, changing the aspect; `single_query` resizes so that the shorter side is
-            the shorter side of `size`, keeping the aspect; `central_crop` resizes to the smallest size that covers
-            `size`, then crops the center; `native` does nothing; all others resize as `single_query`, then take five
-            square crops of that side: four corners and the center.
+            the shorter side of `size`, keeping the aspect, `larger_query` so that it is the longer side of `size`;
+            `central_crop` resizes to the smallest size that covers `size`, then crops the center; `native` does
+            nothing; all others resize as `single_query`, then take five square crops of that side: four corners and
+            the center.
         size: height and width in pixels.
 
     Returns:
@@ -48,8 +51,9 @@ def preprocess_image(image: Tensor, kind: "QueryPreprocessing", size: tuple[int,
         scale = max(size[0] / height, size[1] / width)
         covering = (max(size[0], round(height * scale)), max(size[1], round(width * scale)))
         return F.center_crop(resize_image(image, covering), list(size))
-    scaled = resize_image(image, _with_shorter_side((height, width), min(size)))
-    return scaled if kind == "single_query" else torch.stack(F.five_crop(scaled, [min(size)]))
+    side = _shorter_side(kind, size)
+    scaled = resize_image(image, _with_shorter_side((height, width), side))
+    return scaled if kind in _WITH_ASPECT else torch.stack(F.five_crop(scaled, [side]))
 
 
 def preprocessed_shape(kind: "QueryPreprocessing", size: tuple[int, int], own: tuple[int, int]) -> tuple[int, int, int]:
@@ -61,14 +65,14 @@ def preprocessed_shape(kind: "QueryPreprocessing", size: tuple[int, int], own: t
     """
     if kind == "native":
         return (1, *own)
-    if kind == "single_query":
-        return (1, *_with_shorter_side(own, min(size)))
+    if kind in _WITH_ASPECT:
+        return (1, *_with_shorter_side(own, _shorter_side(kind, size)))
     return (1, *size) if kind in ("hard_resize", "central_crop") else (5, min(size), min(size))
 
 
 def depends_on_shape(kind: "QueryPreprocessing") -> bool:
     """Return whether the shape of a preprocessed image depends on that of the original image."""
-    return kind in ("native", "single_query")
+    return kind in ("native", *_WITH_ASPECT)
 
 
 def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -82,6 +86,10 @@ def normalize_images(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Normalize images (..., 3, H, W), uint8 in 0..255 or float in 0..1, to floats, with mean (3,) and std (3,)."""
     floats = images.float() / 255 if images.dtype == torch.uint8 else images
     return (floats - mean[:, None, None]).div_(std[:, None, None])
+
+
+def _shorter_side(kind: "QueryPreprocessing", size: tuple[int, int]) -> int:
+    return max(size) if kind == "larger_query" else min(size)
 
 
 def _with_shorter_side(own: tuple[int, int], side: int) -> tuple[int, int]:

@@ -1,11 +1,14 @@
+from typing import get_args
+
 import pytest
 import torch
 from torchvision.transforms.v2 import functional as F
 
+from progeo.models.options import QueryPreprocessing
 from progeo.models.preprocessing import depends_on_shape, preprocess_image, preprocessed_shape
 
 SHAPES = [(40, 60), (60, 40), (33, 100), (64, 48), (200, 33)]
-KINDS = ["hard_resize", "single_query", "central_crop", "five_crops", "nearest_crop", "maj_voting", "native"]
+KINDS = [*get_args(QueryPreprocessing)]
 
 
 def picture(height, width):
@@ -29,6 +32,8 @@ def test_the_shape_that_is_foretold_is_the_shape_that_comes(kind, own):
         ("hard_resize", (40, 60), (1, 48, 64)),
         ("single_query", (40, 60), (1, 48, 72)),  # the shorter of 48 and 64, aspect kept
         ("single_query", (60, 40), (1, 72, 48)),
+        ("larger_query", (40, 60), (1, 64, 96)),  # the longer of 48 and 64, for the shorter side
+        ("larger_query", (60, 40), (1, 96, 64)),
         ("central_crop", (40, 60), (1, 48, 64)),
         ("five_crops", (40, 60), (5, 48, 48)),
         ("native", (40, 60), (1, 40, 60)),
@@ -38,9 +43,10 @@ def test_each_kind_has_its_shape(kind, own, shape):
     assert preprocessed_shape(kind, (48, 64), own) == shape
 
 
-def test_a_single_query_is_resized_as_torchvision_resizes_a_shorter_side():
+@pytest.mark.parametrize(("kind", "side"), [("single_query", 48), ("larger_query", 64)])
+def test_a_query_with_its_aspect_is_resized_as_torchvision_resizes_a_shorter_side(kind, side):
     image = picture(40, 60)
-    assert torch.equal(preprocess_image(image, "single_query", (48, 64)), F.resize(image, [48], antialias=True))
+    assert torch.equal(preprocess_image(image, kind, (48, 64)), F.resize(image, [side], antialias=True))
 
 
 def test_a_central_crop_keeps_the_aspect_and_loses_both_ends_alike():
@@ -57,7 +63,7 @@ def test_five_crops_are_the_corners_and_the_middle():
     assert right == pytest.approx([126, 255, 126, 255, 190], abs=2)
 
 
-@pytest.mark.parametrize("kind", ["single_query", "central_crop", "five_crops", "nearest_crop", "maj_voting"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("hard_resize", "native")])
 @pytest.mark.parametrize("own", [(1, 65_000), (65_000, 1), (1, 51), (102, 2)])
 def test_an_image_that_is_too_thin_to_keep_its_aspect_is_refused(kind, own):
     thin = torch.zeros(3, *own, dtype=torch.uint8)
