@@ -85,7 +85,7 @@ def plugins_forgotten(monkeypatch, tmp_path):
     from progeo.export.encoders import ENCODERS
     from progeo.models.aggregation import AGGREGATIONS
     from progeo.models.backbones import FAMILIES
-    from progeo.training.batches import BATCHES
+    from progeo.training.batch_kinds import BATCHES
     from progeo.training.loss_terms import LOSS_TERMS
     from progeo.training.validation import VALIDATIONS
 

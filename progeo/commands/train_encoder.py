@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from progeo.training.image_training import ImageTraining
-    from progeo.training.places import TrainingPlaces
+    from progeo.training.places import TrainingImages
     from progeo.training.trainer import Trainer
 
 _NEEDS_LESS_MEMORY = (
@@ -25,6 +25,8 @@ _MAY_CHANGE = (
     "test.folder",
     "test.queries",
     "test.descriptor_cache",
+    "teacher.encoder",  # if its weights are the same
+    "teacher.descriptor_cache",
     "trackers",
     "data.eval_batch_size",
     "training.cache_images",
@@ -56,26 +58,34 @@ def train_encoder(settings: EncoderSettings) -> Path:
     from progeo.engine.log import LOGGER
     from progeo.engine.memory import explaining_out_of_memory
     from progeo.training.overview import overview
-    from progeo.training.places import LearnedFrom, read_training_places
+    from progeo.training.places import LearnedFrom
     from progeo.training.trainer import Trainer
 
     check_method(settings)
     accelerator = start_accelerator(
         settings.mixed_precision, trackers=settings.trackers, folder=settings.out / "stage2"
     )
-    places = read_training_places(settings.data.train_folder, settings.cells)
+    images = read_training_images(settings)
     check_final_test(settings)
     with explaining_out_of_memory(_NEEDS_LESS_MEMORY):
-        training = build_training(settings, places, accelerator)
+        training = build_training(settings, images, accelerator)
+        teacher = training.teacher
         run = open_stage(
             settings,
             "stage2",
-            LearnedFrom(places, training.validation.catalogues, training.terms.source.text_features),
+            LearnedFrom(
+                images,
+                training.validation.catalogues,
+                training.terms.source.text_features,
+                None if teacher is None else teacher.digest,
+            ),
             may_change=(*_MAY_CHANGE, *_epochs_may_change(settings)),
             is_main=accelerator.is_main_process,
         )
-        for line in overview(training, places, model=settings.model):
+        for line in overview(training, model=settings.model):
             LOGGER.info(line)
+        if teacher is not None:
+            teacher.prepare(images.catalogues, settings.data)
         trainer = Trainer(
             training,
             settings.training,
@@ -86,7 +96,7 @@ def train_encoder(settings: EncoderSettings) -> Path:
         )
         _train(trainer, training.settings)
         # Before the end: if its networks were the last to hold the process group, freeing it could wait forever.
-        del training, trainer
+        del training, trainer, teacher
         accelerator.free_memory()
         gc.collect()
         run_final_test(settings, run, accelerator)
@@ -103,25 +113,47 @@ def check_method(settings: EncoderSettings) -> None:
     import os
 
     from progeo.models.aggregation import filled_options, find_aggregation
-    from progeo.training.batches import batches_of
+    from progeo.training.batch_kinds import batch_kind
     from progeo.training.loss_terms import check_needs, enabled_terms
     from progeo.training.starting_encoder import starting_aggregation
-    from progeo.training.validation import validation_of
+    from progeo.training.teacher import teacher_given
+    from progeo.training.validation import check_validation
 
-    batches = batches_of(settings.training)
-    batches.check(settings.training, int(os.environ.get("WORLD_SIZE", "1")))
+    training = settings.training
+    batches = batch_kind(training).load()
+    batches.check(training, int(os.environ.get("WORLD_SIZE", "1")))
     aggregation = starting_aggregation(settings.model, settings.encoder)
     filled_options(aggregation, settings.encoder.aggregation_options)
-    has_map = "map" in find_aggregation(aggregation).needs
-    map_advice = "" if has_map else f"`aggregation` {aggregation} leaves it out, use gem or another that takes it"
-    given = {"descriptors": "", "map": map_advice, "text": "", **batches.given(settings.training)}
+    row = find_aggregation(aggregation)
+    map_advice = (
+        "" if "map" in row.needs else f"`aggregation` {aggregation} leaves it out, use gem or another that takes it"
+    )
+    regions_advice = "" if row.has_regions else f"`aggregation` {aggregation} has none, use netvlad"
+    target_advice = "" if len(training.generations) > 1 else "set `training.generations`, for example to 5 5 5 5"
+    given = {
+        "descriptors": "",
+        "map": map_advice,
+        "regions": regions_advice,
+        "target_regions": target_advice,
+        "text": "",
+        **teacher_given(settings.teacher),
+        **batches.given(training),
+    }
     check_needs(settings.losses, given)
     learns_classes = any(row.learns_classes for _, row in enabled_terms(settings.losses))
-    if validation_of(settings.validation).needs_classifier and not learns_classes:
-        raise ValueError(
-            f"`validation.kind` {settings.validation.kind} needs the vectors of a classifier, and no loss term learns "
-            f"any: set `head.weight` above 0, or take another kind."
-        )
+    check_validation(settings.validation, training, learns_classes=learns_classes)
+
+
+def read_training_images(settings: EncoderSettings) -> "TrainingImages":
+    """Read the training images, and whatever batches are drawn by.
+
+    Raises:
+        FileNotFoundError, ValueError: as `Batches.read`.
+    """
+    from progeo.training.batch_kinds import batch_kind, options_of
+
+    kind = batch_kind(settings.training)
+    return kind.load().read(settings.data, settings.cells, options_of(kind, settings.batches))
 
 
 def check_encoder_settings(settings: EncoderSettings) -> None:
@@ -139,37 +171,45 @@ def check_encoder_settings(settings: EncoderSettings) -> None:
     check_final_test(settings)
 
 
-def build_training(settings: EncoderSettings, places: "TrainingPlaces", accelerator: "Accelerator") -> "ImageTraining":
-    """Build the training of an encoder: the encoder, its losses, batches and validation."""
-    from progeo.training.batches import batches_of
+def build_training(settings: EncoderSettings, images: "TrainingImages", accelerator: "Accelerator") -> "ImageTraining":
+    """Build the training of an encoder: the encoder, its losses, batches, teacher and validation."""
+    from progeo.training.batch_kinds import batch_kind, options_of
     from progeo.training.image_training import ImageTraining
     from progeo.training.loss_terms import needs_of
-    from progeo.training.places import check_classes
+    from progeo.training.places import TrainingPlaces, check_classes
     from progeo.training.prompt_files import load_text_features
     from progeo.training.starting_encoder import build_starting_encoder, keep_text_weights, starts_from_encoder
+    from progeo.training.teacher import Teacher
     from progeo.training.terms import Terms, TermSource
     from progeo.training.validation import build_validation
 
     validation = build_validation(settings.validation, settings.data)
     prompts = settings.losses["text"].prompts or settings.out / "stage1"
     needs = needs_of(settings.losses)
-    if "labels" in needs:
-        check_classes(places.partition)
-    needs_text = "text" in needs
-    text_features = load_text_features(prompts, places.partition) if needs_text else None
+    text_features = None
+    if isinstance(images, TrainingPlaces):
+        if "labels" in needs:
+            check_classes(images.partition)
+        if "text" in needs:
+            text_features = load_text_features(prompts, images.partition)
     encoder = build_starting_encoder(settings.model, settings.encoder, seed=settings.seed).to(accelerator.device)
-    keep_text_weights(encoder, prompts if needs_text else None)
-    class_ids = [group.class_ids for group in places.partition.groups]
-    source = TermSource(encoder.descriptor_dim, [*map(len, class_ids)], text_features, class_ids)
-    batches = batches_of(settings.training)(
-        places,
+    keep_text_weights(encoder, prompts if text_features is not None else None)
+    teacher = Teacher(settings.teacher, accelerator) if needs & {"teacher", "teacher_map"} else None
+    teacher_dim = None if teacher is None else teacher.descriptor_dim
+    class_ids = images.class_ids
+    source = TermSource(encoder.descriptor_dim, [*map(len, class_ids)], text_features, class_ids, teacher_dim)
+    kind = batch_kind(settings.training)
+    batches = kind.load()(
+        images,
         data=settings.data,
         augmentation=settings.augmentation,
         training=settings.training,
-        image_size=encoder.image_size,
+        encoder=encoder,
         seed=settings.seed,
         accelerator=accelerator,
         needs=needs,
+        options=options_of(kind, settings.batches),
+        work=settings.out / "stage2" / "mining",
     )
     return ImageTraining(
         settings.training,
@@ -180,6 +220,7 @@ def build_training(settings: EncoderSettings, places: "TrainingPlaces", accelera
         settings=plain_values(settings),
         seed=None if starts_from_encoder(settings.model) else settings.seed,
         accelerator=accelerator,
+        teacher=teacher,
     )
 
 
@@ -196,8 +237,10 @@ def _train(trainer: "Trainer", settings: Mapping[str, Any]) -> None:
     start_trackers(trainer.accelerator, settings["out"], settings=settings, steps_done=trainer.steps_done)
     if found is None:
         trainer.validate_untrained()
-    for _ in trainer.epochs():
-        pass
+    for terms in trainer.epochs():
+        if trainer.best is None:  # or its validation is logged
+            losses = ", ".join(f"{name} {value:.3f}" for name, value in terms.items())
+            LOGGER.info("epoch %d: %s", trainer.epoch, losses)
     for line in trainer.outcome():
         LOGGER.info(line)
 

@@ -10,10 +10,12 @@ from progeo.data.options import Augmentation, DataOptions
 from progeo.engine.options import Precision, Tracker
 from progeo.models.options import EncoderOptions, ModelOptions
 from progeo.places.options import CellOptions
+from progeo.training.batch_kinds import batch_sections, default_batch_options
 from progeo.training.loss_terms import default_losses, loss_sections
 from progeo.training.options import (
     FinalTestOptions,
     PromptOptions,
+    TeacherOptions,
     TrainingOptions,
     ValidationOptions,
 )
@@ -60,12 +62,15 @@ class PromptSettings(RunSettings):
 class EncoderSettings(RunSettings):
     """Settings of stage 2."""
 
-    validation: ValidationOptions
+    validation: ValidationOptions = field(default_factory=ValidationOptions)
     test: FinalTestOptions = field(default_factory=FinalTestOptions)
     trackers: tuple[Tracker, ...] = ()
     """Experiment trackers that log stage 2: tensorboard, wandb, or both. A resumed run is a new one in wandb."""
     encoder: EncoderOptions = field(default_factory=EncoderOptions)
     losses: Mapping[str, Any] = field(default_factory=default_losses, metadata={SECTIONS: loss_sections})
     """Options of each loss term, by the name of its section."""
+    teacher: TeacherOptions = field(default_factory=TeacherOptions)
+    batches: Mapping[str, Any] = field(default_factory=default_batch_options, metadata={SECTIONS: batch_sections})
+    """Options of each way to draw batches that has some, by the name of its section."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     training: TrainingOptions = field(default_factory=TrainingOptions)

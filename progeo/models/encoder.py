@@ -129,6 +129,13 @@ class Encoder(nn.Module):
             descriptors = F.normalize(descriptors, dim=-1)
         return self.projection(descriptors)
 
+    def regions(self, features: Features) -> Tensor:
+        """Compute descriptors of regions (B, R, P), the first of the whole image, for an aggregation that has some.
+
+        P is the dimension before a projection.
+        """
+        return self.aggregation.regions(features.map)
+
     def normalize(self, images: Tensor) -> Tensor:
         """Normalize images (..., 3, H, W), uint8 in 0..255 or float in 0..1, with this encoder's mean and std."""
         return normalize_images(images, self.mean, self.std)

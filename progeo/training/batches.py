@@ -3,12 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from progeo.data.augmentation import Changes, build_crop, draw_changes
 from progeo.data.datasets import CatalogueImages, LabeledImages, max_unreadable
@@ -17,8 +19,11 @@ from progeo.data.options import Augmentation, DataOptions
 from progeo.data.samplers import ClassSampler
 from progeo.engine.log import LOGGER
 from progeo.engine.randomness import seeded_generator
+from progeo.models.encoder import Encoder
+from progeo.places.catalogue import read_catalogue
+from progeo.places.options import CellOptions
 from progeo.training.options import TrainingOptions
-from progeo.training.places import TrainingPlaces
+from progeo.training.places import TrainingImages, TrainingPlaces, read_training_places
 
 
 @dataclass(frozen=True)
@@ -36,41 +41,62 @@ class MicroBatch:
 class Batches(ABC):
     """The batches of every epoch, determined by seed, epoch and step, split among processes and into micro-batches.
 
-    A row of `BATCHES`.
+    A row of `BATCHES` loads it.
 
     Args:
-        places: training images and their groups.
+        source: the training images, of `read`.
         data: how images are read.
         augmentation: strength of the augmentation.
         training: number and size of batches.
-        image_size: height and width that crops are resized to.
+        encoder: the encoder in training: crops are resized to its image size, and it may choose the images.
         seed: seed of the sampling and the augmentation.
         accelerator: gives the index of this process and the number of processes.
         needs: what loss terms need; targets that take memory, such as positions, are only given if they are among it.
+        options: settings of the section of its row.
+        work: folder for files that are only needed for a while.
     """
 
     def __init__(
         self,
-        places: TrainingPlaces,
+        source: TrainingImages,
         *,
         data: DataOptions,
         augmentation: Augmentation,
         training: TrainingOptions,
-        image_size: tuple[int, int],
+        encoder: Encoder,
         seed: int,
         accelerator: Accelerator,
         needs: Collection[str] = (),
+        options: Any = None,
+        work: Path = Path("runs"),
     ) -> None:
-        self.needs = needs
-        self.places, self.groups = places, places.partition.groups
+        self.source, self.needs, self.options, self.work = source, needs, options, work
         self.data, self.augmentation, self.training, self.seed = data, augmentation, training, seed
-        self.crop = build_crop(augmentation, image_size)
+        self.encoder, self.accelerator = encoder, accelerator
+        self.crop = build_crop(augmentation, encoder.image_size)
         self.process, self.num_processes = accelerator.process_index, accelerator.num_processes
         self.unreadable: set[str] = set()
         """Reasons why images could not be read; each names its image."""
-        images = CatalogueImages(places.catalogue, orientation=data.orientation)
-        self.images = cache_images(images, num_workers=data.num_workers) if training.cache_images else images
-        """The training images."""
+        sets = [CatalogueImages(each, orientation=data.orientation) for each in source.catalogues]
+        self.sets = [
+            cache_images(each, num_workers=data.num_workers) if training.cache_images else each for each in sets
+        ]
+        """The training images, for each catalogue of the source."""
+
+    @staticmethod
+    @abstractmethod
+    def read(data: DataOptions, cells: CellOptions, options: Any) -> TrainingImages:
+        """Read the training images, and whatever batches are drawn by.
+
+        Args:
+            data: gives their folder.
+            cells: the classes, for batches that have some.
+            options: settings of the section of its row.
+
+        Raises:
+            FileNotFoundError: a folder does not exist.
+            ValueError: batches cannot be drawn from the images.
+        """
 
     @staticmethod
     @abstractmethod
@@ -86,9 +112,28 @@ class Batches(ABC):
     def given(training: TrainingOptions) -> dict[str, str]:
         """Return what the batches give loss terms, see `check_needs`."""
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of batches per epoch."""
+        return self.training.iterations_per_epoch
+
+    @property
+    def images_per_step(self) -> int:
+        """Number of images of a batch, about."""
+        return self.training.batch_size
+
+    @property
+    def bytes_in_memory(self) -> int:
+        """Number of bytes of the decoded images that are kept in memory."""
+        return sum(each.bytes_in_memory for each in self.sets)
+
     @abstractmethod
+    def summary(self) -> list[str]:
+        """Say what is drawn, in lines of a name and a text."""
+
     def group_of(self, epoch: int) -> int:
         """Return the index of the group of classes that an epoch trains."""
+        return 0
 
     @abstractmethod
     def of_epoch(self, epoch: int, *, first_step: int) -> Iterator[list[MicroBatch]]:
@@ -110,12 +155,13 @@ class Batches(ABC):
         """
         for reason in loaded.unreadable.values():
             raise ValueError(f"No image of a class can be read: {reason}")
+        num_images = sum(map(len, self.source.catalogues))
         for reason in sorted(set(loaded.replaced.values()) - self.unreadable):
             self.unreadable.add(reason)
             LOGGER.warning("replaced by another image of its class: %s", reason)
-            if len(self.unreadable) > max_unreadable(self.data.max_unreadable_fraction, len(self.images)):
+            if len(self.unreadable) > max_unreadable(self.data.max_unreadable_fraction, num_images):
                 raise ValueError(
-                    f"{len(self.unreadable)} of {len(self.images)} images cannot be read, more than "
+                    f"{len(self.unreadable)} of {num_images} images cannot be read, more than "
                     f"`max_unreadable_fraction` allows: raise it to continue without them. One of them: {reason}"
                 )
 
@@ -123,14 +169,17 @@ class Batches(ABC):
 class ClassBatches(Batches):
     """P x K sampling: several images of each of several classes of the group of the epoch; see `Batches`."""
 
+    source: TrainingPlaces
+
+    @staticmethod
+    def read(data: DataOptions, cells: CellOptions, options: Any) -> TrainingImages:
+        """Read the training images and partition them into groups of classes."""
+        return read_training_places(data.train_folder, cells)
+
     @staticmethod
     def check(training: TrainingOptions, num_processes: int) -> None:
         """Check that a batch divides evenly among processes, micro-batches and classes."""
-        if training.batch_size % (num_processes * training.micro_batches):
-            raise ValueError(
-                f"`training.batch_size` {training.batch_size} must divide among {num_processes} processes, and each "
-                f"part into `micro_batches` {training.micro_batches}."
-            )
+        check_parts(training, num_processes)
         if training.batch_size % training.images_per_class:
             raise ValueError(
                 f"`training.batch_size` {training.batch_size} must be a multiple of `images_per_class` "
@@ -154,9 +203,19 @@ class ClassBatches(Batches):
             )
         return {"labels": "", "positions": "", "pairs": pairs}
 
+    def summary(self) -> list[str]:
+        """Say how many images and classes the groups have."""
+        groups = self.source.partition.groups
+        in_groups = sum(len(group.rows) for group in groups)
+        classes = ", ".join(str(group.num_classes) for group in groups)
+        return [
+            f"images      {in_groups:,} of {len(self.source.catalogue):,} are in groups",
+            f"groups      {len(groups)}, of {classes} classes; each epoch trains one of them",
+        ]
+
     def group_of(self, epoch: int) -> int:
         """Return the group of an epoch: all groups take turns."""
-        return epoch % len(self.groups)
+        return epoch % len(self.source.partition.groups)
 
     def of_epoch(self, epoch: int, *, first_step: int) -> Iterator[list[MicroBatch]]:
         """Yield this process's part of each batch of an epoch, as micro-batches.
@@ -164,9 +223,21 @@ class ClassBatches(Batches):
         Raises:
             ValueError: too many images of the data set or all images of a class cannot be read.
         """
-        training, group = self.training, self.groups[self.group_of(epoch)]
-        batches = ClassSampler(
-            group.offsets,
+        group = self.source.partition.groups[self.group_of(epoch)]
+        images = LabeledImages(self.sets[0], group.rows, group.offsets, self.crop)
+        batches = self.sampler(group.offsets, epoch, first_step)
+        for step, (crops, labels, rows) in self.loaded(images, batches, epoch):
+            targets = {"labels": labels, "rows": rows}
+            if "positions" in self.needs:
+                positions = self.source.from_centers_m(rows.numpy(), group.class_ids[labels.numpy()])
+                targets["positions"] = torch.from_numpy(positions).float()
+            yield self.micro_batches(crops, targets, self._changes(epoch, step).of(batches.part))
+
+    def sampler(self, offsets: np.ndarray, epoch: int, first_step: int) -> ClassSampler:
+        """Build the sampler of this process's part of each batch of an epoch, see `ClassSampler`."""
+        training = self.training
+        return ClassSampler(
+            offsets,
             batch_size=training.batch_size,
             images_per_class=training.images_per_class,
             num_batches=training.iterations_per_epoch,
@@ -176,16 +247,13 @@ class ClassBatches(Batches):
             process=self.process,
             num_processes=self.num_processes,
         )
-        dataset = LabeledImages(self.images, group.rows, group.offsets, self.crop)
-        loader = build_loader(dataset, self._with_crops(batches, epoch), num_workers=self.data.num_workers)
-        for step, loaded in enumerate(loader, first_step):
+
+    def loaded(self, images: Dataset, batches: ClassSampler, epoch: int) -> Iterator[tuple[int, Any]]:
+        """Yield each step and its crops, uint8 (b, 3, H, W), labels and rows."""
+        loader = build_loader(images, self._with_crops(batches, epoch), num_workers=self.data.num_workers)
+        for step, loaded in enumerate(loader, batches.first_batch):
             self.note_unreadable(loaded)
-            images, labels, rows = loaded.items
-            targets = {"labels": labels}
-            if "positions" in self.needs:
-                positions = self.places.from_centers_m(rows.numpy(), group.class_ids[labels.numpy()])
-                targets["positions"] = torch.from_numpy(positions).float()
-            yield self._micro_batches(images, targets, self._changes(epoch, step).of(batches.part))
+            yield step, loaded.items
 
     def _with_crops(self, batches: ClassSampler, epoch: int) -> Iterator[list[tuple[int, np.ndarray]]]:
         for step, indices in enumerate(batches, batches.first_batch):
@@ -197,7 +265,8 @@ class ClassBatches(Batches):
         generator = seeded_generator(self.seed, epoch, step)
         return draw_changes(self.augmentation, self.training.batch_size, generator)
 
-    def _micro_batches(self, images: Tensor, targets: Mapping[str, Tensor], changes: Changes) -> list[MicroBatch]:
+    def micro_batches(self, images: Tensor, targets: Mapping[str, Tensor], changes: Changes) -> list[MicroBatch]:
+        """Split this process's part of a batch into micro-batches."""
         size = len(images) // self.training.micro_batches
         parts = [slice(start, start + size) for start in range(0, len(images), size)]
         return [
@@ -206,16 +275,58 @@ class ClassBatches(Batches):
         ]
 
 
-BATCHES: dict[str, type[Batches]] = {"classes": ClassBatches}
-"""`training.batches` -> how batches are drawn."""
+class ImageBatches(ClassBatches):
+    """Any images, without labels: all of them are drawn once before any is drawn again; see `Batches`."""
+
+    @staticmethod
+    def read(data: DataOptions, cells: CellOptions, options: Any) -> TrainingImages:
+        """Read the training images, whose places need not be known."""
+        return TrainingImages(read_catalogue(data.train_folder, positions="ignored"))
+
+    @staticmethod
+    def check(training: TrainingOptions, num_processes: int) -> None:
+        """Check that a batch divides evenly among processes and micro-batches."""
+        check_parts(training, num_processes)
+        if training.images_per_class != 1:
+            raise ValueError(
+                f"`training.images_per_class` {training.images_per_class} is for `training.batches` classes, and images "
+                f"has none: leave it out."
+            )
+
+    @staticmethod
+    def given(training: TrainingOptions) -> dict[str, str]:
+        """Return what the batches give loss terms: nothing but images."""
+        return {}
+
+    def summary(self) -> list[str]:
+        """Say how many images there are."""
+        return [f"images      {len(self.source.catalogue):,}, without labels"]
+
+    def group_of(self, epoch: int) -> int:
+        """Return the only group."""
+        return 0
+
+    def of_epoch(self, epoch: int, *, first_step: int) -> Iterator[list[MicroBatch]]:
+        """Yield this process's part of each batch of an epoch, as micro-batches.
+
+        Raises:
+            ValueError: too many images cannot be read.
+        """
+        rows = np.arange(len(self.source.catalogue))
+        images = LabeledImages(self.sets[0], rows, np.array([0, len(rows)]), self.crop)  # as if all were of one class
+        batches = self.sampler(np.arange(len(rows) + 1), epoch, first_step)  # as if each were a class
+        for step, (crops, _, rows_read) in self.loaded(images, batches, epoch):
+            yield self.micro_batches(crops, {"rows": rows_read}, self._changes(epoch, step).of(batches.part))
 
 
-def batches_of(training: TrainingOptions) -> type[Batches]:
-    """Return the row of `BATCHES` that the options name.
+def check_parts(training: TrainingOptions, num_processes: int) -> None:
+    """Check that a batch divides evenly among processes and micro-batches.
 
     Raises:
-        ValueError: there is none.
+        ValueError: it does not.
     """
-    if training.batches not in BATCHES:
-        raise ValueError(f"`training.batches` must be one of {', '.join(BATCHES)}, got {training.batches!r}.")
-    return BATCHES[training.batches]
+    if training.batch_size % (num_processes * training.micro_batches):
+        raise ValueError(
+            f"`training.batch_size` {training.batch_size} must divide among {num_processes} processes, and each part "
+            f"into `micro_batches` {training.micro_batches}."
+        )

@@ -1,7 +1,7 @@
 """Stage 2 as a task: the encoder, its loss terms, batches and validation."""
 
+import copy
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,22 +10,19 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from progeo.data.augmentation import jitter_colors
-from progeo.data.datasets import CachedImages, CatalogueImages
 from progeo.engine.accelerator import copy_from_main_process, distributed
-from progeo.engine.randomness import seeded_generator
 from progeo.export.weights import save_encoder
 from progeo.models.aggregation import AGGREGATIONS
 from progeo.models.classifier import Classifier
 from progeo.models.encoder import Encoder
 from progeo.training.batches import Batches, MicroBatch
+from progeo.training.local_features import local_features
 from progeo.training.options import TrainingOptions
+from progeo.training.places import TrainingPlaces
 from progeo.training.task import Measures, Task
+from progeo.training.teacher import Teacher
 from progeo.training.terms import Terms
 from progeo.training.validation import Validation
-
-_INITIAL_IMAGES = 512
-_LOCAL_FEATURES_PER_IMAGE = 100
-"""Sample that an aggregation is initialized with; NetVLAD's authors take about as many local features."""
 
 
 class ImageTraining(Task):
@@ -40,6 +37,7 @@ class ImageTraining(Task):
         settings: plain settings of the run, kept with its encoders.
         seed: seed of the sample that the aggregation is initialized with; None keeps that of a trained encoder.
         accelerator: provides precision, device and processes.
+        teacher: what the encoder is distilled from; None if no loss term needs it.
     """
 
     def __init__(
@@ -53,17 +51,22 @@ class ImageTraining(Task):
         settings: Mapping[str, Any],
         seed: int | None,
         accelerator: Accelerator,
+        teacher: Teacher | None = None,
     ) -> None:
         self.options, self.settings, self.seed, self.accelerator = options, settings, seed, accelerator
-        self.encoder, self.terms, self.validation, self._batches = encoder, terms, validation, batches
-        self.model = encoder
-        self.steps_per_epoch, self.images_per_step = options.iterations_per_epoch, options.batch_size
+        self.encoder, self.terms, self.validation, self.drawn = encoder, terms, validation, batches
+        self.teacher, self.model = teacher, encoder
+        self.steps_per_epoch, self.images_per_step = batches.steps_per_epoch, batches.images_per_step
         if options.gradient_checkpointing:
             encoder.family.checkpoint_gradients(encoder.backbone)
         groups = _parameter_groups(encoder, terms, options)
-        self.optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(groups, fused=True))
+        self.optimizer = accelerator.prepare_optimizer(_optimizer(groups, options))
         self._distributed_encoder = distributed(encoder, accelerator)
-        self._needs_map = any("map" in row.needs for row in terms.rows.values())
+        self._needs = {need for row in terms.rows.values() for need in row.needs}
+        self._first: dict[str, Any] = {}
+        """States of encoder and terms that each generation begins with."""
+        self._target: Encoder | None = None
+        """The encoder of the generation before, which gives soft labels."""
         if options.compile:
             encoder.compile()
 
@@ -73,9 +76,9 @@ class ImageTraining(Task):
         return len(self.terms.source.classes_per_group)
 
     @property
-    def images(self) -> CatalogueImages | CachedImages:
-        """The training images."""
-        return self._batches.images
+    def bytes_in_memory(self) -> int:
+        """Number of bytes of the decoded training images that are kept in memory."""
+        return self.drawn.bytes_in_memory
 
     def name(self, epoch: int) -> str:
         """Return the epoch and its group."""
@@ -83,24 +86,38 @@ class ImageTraining(Task):
 
     def group_of(self, epoch: int) -> int:
         """Return the index of the group of classes that an epoch trains."""
-        return self._batches.group_of(epoch)
+        return self.drawn.group_of(epoch)
 
     def begin(self) -> None:
         """Initialize an aggregation that needs it with local features of training images."""
         name, aggregation = self.encoder.spec.aggregation, self.encoder.aggregation
         initialize = AGGREGATIONS[name].initialize
-        if initialize is None or self.seed is None:
-            return
-        before = list(aggregation.parameters())
-        initialize(aggregation, self._local_features(self.seed), self.seed)
-        now = list(aggregation.parameters())
-        if [*map(id, now)] != [*map(id, before)]:  # the optimizer has those of before
-            raise ValueError(f"`initialize` of the aggregation {name} must fill its parameters, not replace them.")
-        copy_from_main_process(aggregation, self.accelerator)
+        if initialize is not None and self.seed is not None:
+            before = list(aggregation.parameters())
+            found = local_features(
+                self.encoder, self.drawn.source.catalogues, self.accelerator, data=self.drawn.data, seed=self.seed
+            )
+            initialize(aggregation, found, self.seed)
+            now = list(aggregation.parameters())
+            if [*map(id, now)] != [*map(id, before)]:  # the optimizer has those of before
+                raise ValueError(f"`initialize` of the aggregation {name} must fill its parameters, not replace them.")
+            copy_from_main_process(aggregation, self.accelerator)
+        if len(self.options.generations) > 1:
+            parts = {"encoder": self.encoder, "terms": self.terms}
+            self._first = copy.deepcopy({name: part.state_dict() for name, part in parts.items()})
+
+    def begin_generation(self, index: int) -> None:
+        """Make the encoder the target of soft labels, and begin with the first weights again."""
+        if not self.options.fixed_target or self._target is None:
+            state = self._first["encoder"] if self.options.fixed_target else self.encoder.state_dict()
+            self._set_target(state)
+        self.encoder.load_state_dict(self._first["encoder"])
+        self.terms.load_state_dict(self._first["terms"])
 
     def begin_epoch(self, epoch: int) -> None:
         """Move the modules of the group of this epoch to the device."""
-        self.terms.begin_group(self.group_of(epoch), self.optimizer)
+        generation = self.options.generation_of(epoch).index
+        self.terms.begin_group(self.group_of(epoch), self.optimizer, generation=generation)
         self.encoder.train()
 
     def end_epoch(self, epoch: int) -> None:
@@ -109,17 +126,39 @@ class ImageTraining(Task):
 
     def batches(self, epoch: int, *, first_step: int) -> Iterator[list[MicroBatch]]:
         """Return the batches of an epoch."""
-        return self._batches.of_epoch(epoch, first_step=first_step)
+        return self.drawn.of_epoch(epoch, first_step=first_step)
 
     def losses(self, piece: MicroBatch) -> dict[str, Tensor]:
         """Compute the weighted loss terms of a micro-batch."""
-        images = self._normalized(piece)
+        images = jitter_colors(piece.images.to(self.accelerator.device), piece.changes)
+        normalized = self.encoder.normalize(images)
         inputs = {name: target.to(self.accelerator.device) for name, target in piece.targets.items()}
-        if self._needs_map:
-            inputs["descriptors"], (inputs["map"], _) = self._distributed_encoder(images, with_features=True)
+        if self._needs & {"map", "regions"}:
+            inputs["descriptors"], features = self._distributed_encoder(normalized, with_features=True)
+            inputs["map"] = features.map
         else:
-            inputs["descriptors"] = self._distributed_encoder(images)
+            inputs["descriptors"] = self._distributed_encoder(normalized)
+        if "regions" in self._needs:
+            inputs["regions"] = self.encoder.regions(features)
+        if "target_regions" in self._needs and self._target is not None:
+            inputs["target_regions"] = self._target_regions(normalized, piece)
+        if self.teacher is not None:
+            inputs |= self.teacher(images, piece.targets["rows"], with_map="teacher_map" in self._needs)
         return self.terms(inputs)
+
+    @torch.no_grad()
+    def _target_regions(self, images: Tensor, piece: MicroBatch) -> Tensor:
+        """Compute the regions of queries and difficult positives by the target; those of other images are 0."""
+        assert self._target is not None  # there was a generation before
+        positives = piece.targets["difficult_positives"]
+        rows = torch.unique(torch.cat([piece.targets["tuples"][:, 0], positives[positives >= 0]])).to(images.device)
+        of_rows = self._target.regions(self._target.features(images[rows]))
+        regions = of_rows.new_zeros((len(images), *of_rows.shape[1:]))
+        return regions.index_copy_(0, rows, of_rows)
+
+    def _set_target(self, state: Mapping[str, Any]) -> None:
+        self._target = copy.deepcopy(self.encoder).requires_grad_(False).eval()
+        self._target.load_state_dict(state)
 
     def validate(self, model: nn.Module) -> Measures:
         """Validate the encoder or its average."""
@@ -133,42 +172,38 @@ class ImageTraining(Task):
 
     def classifier(self) -> Classifier | None:
         """Return the vectors learned so far for the classes; None if no loss term learns any."""
-        return self.terms.classifier(self._batches.places)
+        source = self.drawn.source
+        return self.terms.classifier(source) if isinstance(source, TrainingPlaces) else None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state required to resume."""
-        return {name: part.state_dict() for name, part in self._parts().items()}
+        state = {name: part.state_dict() for name, part in self._parts().items()}
+        if self._first:
+            state |= {"first": self._first, "target": None if self._target is None else self._target.state_dict()}
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
+        if len(self.options.generations) > 1:
+            self._first = state["first"]
+            if state["target"] is not None:
+                self._set_target(state["target"])
 
     def _parts(self) -> dict[str, Any]:
         return {
             "encoder": self.encoder,
             "terms": self.terms,
-            "batches": self._batches,
+            "batches": self.drawn,
             "validation": self.validation,
         }
 
-    def _normalized(self, piece: MicroBatch) -> Tensor:
-        images = piece.images.to(self.accelerator.device)
-        return self.encoder.normalize(jitter_colors(images, piece.changes))
 
-    @torch.no_grad()
-    def _local_features(self, seed: int) -> Tensor:
-        """Compute random local features (n, C) of the first training images, the same in every process."""
-        self.encoder.eval()
-        generator = seeded_generator(seed, self.accelerator.process_index)
-        found = []
-        for pieces in islice(self.batches(0, first_step=0), -(-_INITIAL_IMAGES // self.images_per_step)):
-            for piece in pieces:
-                _, (feature_map, _) = self.encoder(self._normalized(piece), with_features=True)
-                local = feature_map.flatten(2).transpose(1, 2)  # (b, h w, C)
-                chosen = torch.randperm(local.shape[1], generator=generator)[:_LOCAL_FEATURES_PER_IMAGE]
-                found.append(local[:, chosen.to(local.device)].flatten(0, 1).float())
-        return self.accelerator.gather(torch.cat(found))
+def _optimizer(groups: list[dict[str, Any]], options: TrainingOptions) -> torch.optim.Optimizer:
+    if options.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=options.momentum, fused=True)
+    return torch.optim.AdamW(groups, fused=True)
 
 
 def _parameter_groups(encoder: Encoder, terms: Terms, options: TrainingOptions) -> list[dict[str, Any]]:
@@ -177,10 +212,10 @@ def _parameter_groups(encoder: Encoder, terms: Terms, options: TrainingOptions) 
     The classifier of an idle group gets no gradient, so the optimizer does not change it.
     """
     trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
-    constant = options.head_schedule == "constant"
+    constant, decay = options.head_schedule == "constant", options.weight_decay
     kinds = [
-        ([p for p in trained if p.ndim > 1], options.encoder_learning_rate, options.weight_decay, False),
-        ([p for p in trained if p.ndim <= 1], options.encoder_learning_rate, 0.0, False),
+        ([p for p in trained if p.ndim > 1], options.encoder_learning_rate, decay, False),
+        ([p for p in trained if p.ndim <= 1], options.encoder_learning_rate, decay * options.decay_norms, False),
         *((group, options.head_learning_rate, 0.0, constant) for group in terms.parameter_groups()),
     ]
     names = ("params", "base_lr", "weight_decay", "constant")

@@ -6,7 +6,15 @@ from importlib import import_module
 from typing import Any
 
 from progeo.models.options import HeadOptions
-from progeo.training.options import TextOptions, TripletOptions
+from progeo.training.options import (
+    AttentionOptions,
+    CosineOptions,
+    GramOptions,
+    RegionsOptions,
+    TextOptions,
+    TripletOptions,
+    TuplesOptions,
+)
 
 NEEDS = {
     "descriptors": "descriptors (B, D)",
@@ -15,6 +23,12 @@ NEEDS = {
     "positions": "east and north of images from the centers of their cells in meters (B, 2)",
     "pairs": "several images of a class in a batch, compared together",
     "text": "text features of the classes",
+    "tuples": "rows (T, 2 + M) in the micro-batch of each query, its positive and its M negatives",
+    "difficult_positives": "rows (T, P) in the micro-batch of the difficult positives of each query, -1 for none",
+    "regions": "descriptors (B, R, D) of the regions of the images, the first of the whole image",
+    "target_regions": "descriptors of regions by the encoder of the generation before",
+    "teacher": "descriptors (B, E) by a teacher",
+    "teacher_map": "the feature map (B, C, h, w) of a teacher",
 }
 """What a loss term can need. The tensors among them reach it by these names; batches may give others.
 
@@ -38,6 +52,8 @@ class LossTerm:
     """Names in `NEEDS`, or of tensors that only some way to draw batches gives. The term gets no others."""
     needs_of_options: Mapping[str, str] = field(default_factory=dict)
     """What it needs besides if an option is set (not null, false or 0), by the name of the option."""
+    first_generation: int = 0
+    """The first generation that it takes part in."""
     learns_classes: bool = False
     """Whether it learns a vector for each class: whether its code is a `Term` with a `classifier`."""
 
@@ -70,6 +86,21 @@ LOSS_TERMS: dict[str, LossTerm] = {
     ),
     "text": LossTerm(TextOptions, "progeo.training.terms:ImageText", ("descriptors", "labels", "text")),
     "triplet": LossTerm(TripletOptions, "progeo.losses.triplet:triplet", ("descriptors", "labels", "pairs")),
+    "tuples": LossTerm(
+        TuplesOptions,
+        "progeo.training.tuple_terms:Tuples",
+        ("descriptors", "tuples"),
+        {"hardest_regions": "regions"},
+    ),
+    "regions": LossTerm(
+        RegionsOptions,
+        "progeo.training.tuple_terms:SoftRegions",
+        ("regions", "target_regions", "tuples", "difficult_positives"),
+        first_generation=1,
+    ),
+    "gram": LossTerm(GramOptions, "progeo.training.distillation_terms:gram", ("descriptors", "teacher")),
+    "attention": LossTerm(AttentionOptions, "progeo.training.distillation_terms:attention", ("map", "teacher_map")),
+    "cosine": LossTerm(CosineOptions, "progeo.training.distillation_terms:Cosine", ("descriptors", "teacher")),
 }
 """Section of its settings -> loss term."""
 
@@ -107,6 +138,9 @@ def check_needs(options: Mapping[str, Any], given: Mapping[str, str]) -> None:
     if not any(True for _ in enabled_terms(options)):
         weights = ", ".join(f"`{name}.weight`" for name in LOSS_TERMS)
         raise ValueError(f"{weights} are all 0: there is no loss to train with.")
+    if all(term.first_generation for _, term in enabled_terms(options)):
+        names = ", ".join(f"`{name}.weight`" for name, _ in enabled_terms(options))
+        raise ValueError(f"{names} above 0 takes part from the second generation on: the first has no loss.")
     for name, term in enabled_terms(options):
         for need in term.needs:
             advice = given.get(need, "nothing in this configuration gives it")

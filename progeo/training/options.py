@@ -1,6 +1,8 @@
 """Options of both training stages."""
 
+from bisect import bisect_right
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
@@ -21,12 +23,12 @@ from progeo.models.options import BatchNormMode, Preprocessing
 class ValidationOptions:
     """Stage 2: validation images, searched after every epoch."""
 
-    folder: Path
-    """Folder that holds the database and the queries of the validation."""
+    folder: Path | None = None
+    """Folder that holds the database and the queries of the validation. Required, unless validation.kind is none."""
     kind: str = "retrieval"
-    """What a validation measures: retrieval, the recall R@N of the nearest database images; or classification, the
-    localization recall LR@N of the classes whose vectors have the highest cosines, which needs no database. A plugin
-    may add others."""
+    """What a validation measures: retrieval, the recall R@N of the nearest database images; classification, the
+    localization recall LR@N of the classes whose vectors have the highest cosines, which needs no database; or none,
+    where nobody knows where any photo was taken, with training.keep last. A plugin may add others."""
     database: str = "database"
     """Name of the database folder inside folder."""
     queries: str = "queries"
@@ -121,6 +123,127 @@ class TripletOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TuplesOptions:
+    """Stage 2: the loss of mined tuples, of training.batches tuples."""
+
+    weight: NonNegativeFloat = 0.0
+    """Weight of the loss of tuples. 0 disables the loss; above 0, training.batches must be tuples."""
+    kind: Literal["sare", "sare_joint", "triplet"] = "sare"
+    """Loss of a query, its positive and its negatives: sare compares the positive with each negative on its own,
+    sare_joint with all of them at once (Liu et al., ICCV 2019); triplet is the margin loss of NetVLAD."""
+    temperature: PositiveFloat | None = 0.07
+    """Temperature that divides the dot products of sare and sare_joint. null takes minus the squared distances, as
+    their paper does."""
+    margin: NonNegativeFloat = 0.1**0.5
+    """Margin of triplet, a Euclidean distance."""
+    hardest_regions: bool = False
+    """From the second generation on, replace each negative by its region that is most similar to the query, as SFRS and
+    WAKD do. Needs an aggregation with regions, such as netvlad."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionsOptions:
+    """Stage 2: the soft labels of regions of difficult positives, from the second generation on."""
+
+    weight: NonNegativeFloat = 0.0
+    """Weight of the loss of soft labels, 0.5 in SFRS and WAKD. 0 disables the loss; above 0, training.generations must
+    be at least two, and the aggregation must have regions, such as netvlad."""
+    temperature: PositiveFloat = 0.07
+    """Temperature of the similarities of the encoder in training."""
+    target_temperatures: tuple[PositiveFloat, ...] = (0.07, 0.07, 0.06, 0.05)
+    """Temperature of the similarities of the target, the encoder of the generation before, for each generation. Later
+    generations take the last one."""
+
+    def __post_init__(self) -> None:
+        if not self.target_temperatures:
+            raise ValueError("`regions.target_temperatures` must have at least one temperature, for example 0.07.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GramOptions:
+    """Stage 2: distillation of the similarities between the images of a micro-batch."""
+
+    weight: NonNegativeFloat = 0.0
+    """Weight of the difference between the Gram matrices of the descriptors of encoder and teacher, 100 in WAKD. 0
+    disables the loss; above 0, it needs teacher.encoder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionOptions:
+    """Stage 2: distillation of the attention maps of the images of a micro-batch."""
+
+    weight: NonNegativeFloat = 0.0
+    """Weight of the difference between the Gram matrices of the attention maps of encoder and teacher, 100 in WAKD. 0
+    disables the loss; above 0, it needs a teacher.encoder with a feature map, and teacher.features step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CosineOptions:
+    """Stage 2: distillation of the descriptors themselves."""
+
+    weight: NonNegativeFloat = 0.0
+    """Weight of 1 minus the cosine between the descriptors of encoder and teacher. 0 disables the loss; above 0, it
+    needs teacher.encoder. It needs no labels."""
+    linear: bool = True
+    """Where the dimensions differ, learn a linear map from the descriptors to those of the teacher, which is not part
+    of the encoder. false refuses other dimensions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherOptions:
+    """Stage 2: the encoder that distillation learns from."""
+
+    encoder: Path | None = None
+    """Folder of any trained, imported or exported encoder, or of a run. It is frozen, and gets images of its own size
+    and pixel statistics. null trains without a teacher."""
+    features: Literal["step", "cache"] = "step"
+    """When the teacher runs: step runs it on the augmented images of every step; cache extracts the descriptors of all
+    training images once, uncropped, so that a step costs no teacher."""
+    descriptor_cache: Path = Path("runs/descriptor_cache")
+    """Cache folder for the descriptors of the teacher, as of `progeo evaluate`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MiningOptions:
+    """Stage 2: the tuples that training.batches tuples mines."""
+
+    database: str = "."
+    """Name of the database folder inside data.train_folder, such as database; . takes all training images."""
+    queries_folder: str | None = None
+    """Name of the query folder inside data.train_folder, such as queries. null takes every image of the database as a
+    query."""
+    positive_radius_m: PositiveFloat = 10.0
+    """A database image of another panorama within this many meters of a query is a positive."""
+    exclusion_radius_m: PositiveFloat = 25.0
+    """A database image within this many meters of a query is no negative."""
+    queries: PositiveInt = 1000
+    """Number of queries between two minings, rounded up to whole batches; each mining extracts the descriptors of all
+    training images with the encoder as it is then."""
+    pool: PositiveInt = 1000
+    """Number of random database images that the negatives of a query are chosen from, besides those of its last
+    mining."""
+    negatives: PositiveInt = 10
+    """Number of negatives of a query: the nearest ones of the pool."""
+    difficult_positives: PositiveInt = 10
+    """Maximum number of difficult positives of a query, from the second generation on, if regions.weight is above 0."""
+    positive_pool: PositiveInt = 20
+    """Number of nearest positives that the difficult ones are chosen from."""
+    rerank_k1: PositiveInt = 20
+    """Number of neighbors of the k-reciprocal re-ranking that chooses difficult positives."""
+    rerank_k2: PositiveInt = 1
+    """Number of neighbors whose k-reciprocal sets are averaged. 1 averages none."""
+    rerank_weight: ClosedUnitInterval = 0.1
+    """Weight of the original distance in the re-ranked one, from 0 to 1."""
+
+    def __post_init__(self) -> None:
+        if self.exclusion_radius_m < self.positive_radius_m:
+            raise ValueError(
+                f"`mining.exclusion_radius_m` {self.exclusion_radius_m:g} must not be below `positive_radius_m` "
+                f"{self.positive_radius_m:g}: a positive would be a negative."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainerOptions:
     """Options of every training."""
 
@@ -147,6 +270,10 @@ class TrainerOptions:
     """Maximum L2 norm of the gradient, to which it is clipped. null does not clip."""
     skip_not_finite: bool = False
     """Skip and count a step whose loss or gradient is not finite, instead of stopping."""
+    generations: tuple[PositiveInt, ...] = ()
+    """Number of epochs of each generation, such as 5 5 5 5, together training.epochs. Each begins with the encoder of
+    the beginning again, learns soft labels from the encoder of the generation before, and starts the schedule anew
+    (SFRS, WAKD). Empty trains a single generation."""
     patience: PositiveInt | None = None
     """Number of epochs without a better validation (its R@1 or LR@1) after which training stops early. The one before
     training does not count. null trains all epochs."""
@@ -160,6 +287,34 @@ class TrainerOptions:
     keep_checkpoints: PositiveInt = 2
     """Number of checkpoints to keep. Older ones are removed; encoders are never removed."""
 
+    def __post_init__(self) -> None:
+        if not self.generations:
+            return
+        if sum(self.generations) != self.epochs:
+            raise ValueError(
+                f"`training.generations` {' '.join(map(str, self.generations))} have {sum(self.generations)} epochs "
+                f"together, and `training.epochs` is {self.epochs}: make both the same."
+            )
+        if self.patience is not None or self.min_learning_rate is not None:
+            name = "min_learning_rate" if self.patience is None else "patience"
+            raise ValueError(f"`training.{name}` would end a training before its `generations`: leave one of them out.")
+
+    def generation_of(self, epoch: int) -> "Generation":
+        """Return the generation of an epoch."""
+        lengths = self.generations or (self.epochs,)
+        ends = list(accumulate(lengths))
+        index = min(bisect_right(ends, epoch), len(lengths) - 1)
+        return Generation(index, ends[index] - lengths[index], lengths[index])
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A range of epochs that begins with the first weights."""
+
+    index: int
+    first_epoch: int
+    epochs: int
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions(TrainerOptions):
@@ -167,11 +322,12 @@ class TrainingOptions(TrainerOptions):
 
     batches: str = "classes"
     """How batches are drawn: classes draws images_per_class images of each of several classes of a group (P x K
-    sampling). A plugin may add others."""
+    sampling); tuples mines queries with a positive and hard negatives (NetVLAD, SFRS, WAKD); images draws any images,
+    for distillation without labels. A plugin may add others."""
     iterations_per_epoch: PositiveInt = 10_000
-    """Number of batches per epoch."""
+    """Number of batches per epoch. An epoch of tuples ends when every query was drawn, if that is earlier."""
     batch_size: PositiveInt = 32
-    """Number of images per batch, over all processes."""
+    """Number of images, or of tuples, per batch, over all processes."""
     images_per_class: PositiveInt = 1
     """K of P x K sampling: number of different images of the same class in a batch, as far as the class has them."""
     micro_batches: PositiveInt = 1
@@ -183,21 +339,31 @@ class TrainingOptions(TrainerOptions):
     memory."""
     compile: bool = False
     """Compile the encoder with torch.compile: minutes at the start, faster steps."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """Optimizer of encoder and heads."""
+    momentum: ClosedUnitInterval = 0.9
+    """Momentum of sgd."""
     encoder_learning_rate: PositiveFloat = 1e-5
-    """Learning rate of AdamW for the encoder."""
+    """Learning rate of the encoder."""
     head_learning_rate: PositiveFloat = 1e-2
-    """Learning rate of AdamW for the parts beside the encoder: the classifiers, and the projection from descriptors to
-    text features."""
+    """Learning rate of the parts beside the encoder: the classifiers, and the linear maps from descriptors to text
+    features and to those of a teacher."""
     head_schedule: Literal["as_encoder", "constant"] = "as_encoder"
     """Schedule of head_learning_rate: as_encoder follows schedule and warmup_steps; constant keeps it, as
     Divide&Classify does."""
     weight_decay: NonNegativeFloat = 0.0
-    """Decoupled weight decay of the encoder's matrices and kernels. Norms and biases never decay."""
+    """Weight decay of the encoder's matrices and kernels: decoupled with adamw, part of the gradient with sgd."""
+    decay_norms: bool = False
+    """Let the encoder's norms and biases decay too, as the published NetVLAD, SFRS and WAKD do."""
+    fixed_target: bool = False
+    """Take the encoder of the beginning as the target of all generations, as the published WAKD does, instead of that
+    of the generation before."""
     cache_images: bool = False
     """Keep decoded training images in memory, at 3 bytes per pixel of the files. Fast for a small set; every image must
     be readable."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.min_learning_rate is not None and self.min_learning_rate > self.encoder_learning_rate:
             raise ValueError(
                 f"`training.min_learning_rate` {self.min_learning_rate:g} must not be above `encoder_learning_rate` "

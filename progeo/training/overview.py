@@ -9,28 +9,24 @@ from progeo.engine.memory import parameter_bytes, saved_bytes
 from progeo.models.encoder import Encoder
 from progeo.models.options import ModelOptions
 from progeo.training.image_training import ImageTraining
-from progeo.training.places import TrainingPlaces
 from progeo.training.starting_encoder import starting_statistics
 
 _COPIES_OF_TRAINED = 3
 """Besides the weights themselves: the gradient and the two moments of Adam."""
 
 
-def overview(training: ImageTraining, places: TrainingPlaces, *, model: ModelOptions) -> list[str]:
+def overview(training: ImageTraining, *, model: ModelOptions) -> list[str]:
     """Return the overview as a screenful of lines."""
     options, encoder = training.options, training.encoder
     height, width = encoder.image_size
-    groups = places.partition.groups
-    in_groups = sum(len(group.rows) for group in groups)
-    classes = ", ".join(str(group.num_classes) for group in groups)
     trained = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in encoder.parameters()) - trained
     beside = sum(p.numel() for p in training.terms.parameters() if p.requires_grad)
     return [
-        f"images      {in_groups:,} of {len(places.catalogue):,} are in groups, cropped to {height} x {width} pixels; "
-        f"validation: {training.validation}",
-        f"groups      {len(groups)}, of {classes} classes; {options.epochs:,} epochs, each of one group and "
-        f"{options.iterations_per_epoch:,} steps of {options.batch_size:,} images",
+        *training.drawn.summary(),
+        f"epochs      {options.epochs:,}, each of {training.steps_per_epoch:,} steps of {options.batch_size:,} "
+        f"{'tuples' if options.batches == 'tuples' else 'images'}, cropped to {height} x {width} pixels",
+        f"validation  {training.validation}",
         f"encoder     {model.architecture}: {trained:,} parameters trained, {frozen:,} frozen; descriptors of "
         f"{encoder.descriptor_dim} dimensions; loss terms: {beside:,} parameters",
         f"memory      {_in_words(estimated_memory(training))}",
@@ -60,12 +56,12 @@ def estimated_memory(training: ImageTraining) -> Memory:
     groups = [terms.modules_of_group(index) for index in range(training.num_groups)]
     states += (1 + _COPIES_OF_TRAINED) * max(sum(map(parameter_bytes, modules)) for modules in groups)
     states += max(sum(buffer.nbytes for module in modules for buffer in module.buffers()) for modules in groups)
-    at_once = options.batch_size // (accelerator.num_processes * options.micro_batches)
+    at_once = training.images_per_step // (accelerator.num_processes * options.micro_batches)
     one, two = (_kept_for_gradient(encoder, count, accelerator) for count in (1, 2))
     pixels = 3 * encoder.image_size[0] * encoder.image_size[1]
     # The bytes of an image, and the floats that jitter and normalization turn them into.
     images = one + (at_once - 1) * (two - one) + at_once * pixels * (1 + 3 * 4)
-    cached = training.images.bytes_in_memory
+    cached = training.bytes_in_memory
     return Memory(states, images, at_once, cached)
 
 

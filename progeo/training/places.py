@@ -30,11 +30,51 @@ _STATISTICS = ("normalization", "mean", "std")
 
 
 @dataclass(frozen=True)
-class TrainingPlaces:
-    """Training images and their classes."""
+class TrainingImages:
+    """Training images without classes."""
 
     catalogue: Catalogue
+
+    @property
+    def catalogues(self) -> tuple[Catalogue, ...]:
+        """All training images, whose rows are counted on from one catalogue to the next."""
+        return (self.catalogue,)
+
+    @property
+    def class_ids(self) -> list[np.ndarray]:
+        """Class ids of each group, int64 (C, 3); a single group without any where there are no classes."""
+        return [np.empty((0, 3), np.int64)]
+
+    def describe(self) -> dict[str, Any]:
+        """Return what `check_same` compares besides the images."""
+        return {}
+
+    def check_same(self, stored: Mapping[str, Any], what: str) -> None:
+        """Check that `what` was begun with the same classes.
+
+        Raises:
+            ValueError: it was begun with others.
+        """
+
+
+@dataclass(frozen=True)
+class TrainingPlaces(TrainingImages):
+    """Training images and their classes."""
+
     partition: Partition
+
+    @property
+    def class_ids(self) -> list[np.ndarray]:
+        """Class ids of each group, int64 (C, 3)."""
+        return [group.class_ids for group in self.partition.groups]
+
+    def describe(self) -> dict[str, Any]:
+        """Return the settings and the fingerprint of the classes."""
+        return self.partition.describe()
+
+    def check_same(self, stored: Mapping[str, Any], what: str) -> None:
+        """Check that `what` was begun with the same classes."""
+        check_same_partition(stored, self.partition, what)
 
     @cached_property
     def positions_m(self) -> np.ndarray:
@@ -86,11 +126,13 @@ def read_training_places(train_folder: Path, cells: CellOptions) -> TrainingPlac
 class LearnedFrom:
     """Everything that must be unchanged to resume a run, even in another folder; saved as its `places.json`."""
 
-    places: TrainingPlaces
+    images: TrainingImages
     validation: Sequence[Catalogue] | None = None
     """Images of the validation."""
     text_features: Sequence[Tensor] | None = None
     """Text features of each group, (C, E)."""
+    teacher: str | None = None
+    """Digest of the weights of the teacher."""
 
     def check(self, run: RunFolder, changed: Collection[str]) -> None:
         """Check that a run resumes with the data it was started with.
@@ -106,15 +148,16 @@ class LearnedFrom:
         if not path.is_file():
             return
         stored = read_json(path)
-        if not isinstance(stored, dict) or "image_list" not in stored or "fingerprint" not in stored:
+        if not isinstance(stored, dict) or not {"image_list", *self.images.describe()} <= stored.keys():
             raise ValueError(f"{path} does not say what the run learned from: it is corrupt. Name another `out`.")
         if self.validation is not None and stored.get("crops") != _CROPS:
             raise ValueError(
                 f"The run in {run.path} was begun by an earlier version, which cropped images after they were resized, "
                 f"and crops {_CROPS} would be another training: continue with that version, or name another `out`."
             )
-        check_same_partition(stored, self.places.partition, f"The run in {run.path}")
-        before = {"data.train_folder": [stored], "validation.folder": stored.get("validation", [])}
+        self.images.check_same(stored, f"The run in {run.path}")
+        train = [stored, *stored.get("further_images", [])]
+        before = {"data.train_folder": train, "validation.folder": stored.get("validation", [])}
         for setting, catalogues in self._catalogues().items():
             for values, catalogue in zip(before[setting], catalogues, strict=False):
                 folder = values.get("image_folder")  # a link or an index of that name may lead elsewhere by now
@@ -127,22 +170,31 @@ class LearnedFrom:
                 f"The run in {run.path} was begun with other text features: name the prompts that it was begun with "
                 f"as `text.prompts`, or another `out`."
             )
+        if stored.get("teacher", self.teacher) != self.teacher:
+            raise ValueError(
+                f"The run in {run.path} was begun with another teacher: name the folder of that as `teacher.encoder`, "
+                f"or another `out`."
+            )
 
     def keep(self, run: RunFolder) -> None:
         """Save what `check` compares with."""
-        (train,), *validation = self._catalogues().values()
-        values = {**_images(train), **self.places.partition.describe()}
+        (train, *further), *validation = self._catalogues().values()
+        values = {**_images(train), **self.images.describe()}
+        if further:
+            values["further_images"] = [_images(catalogue) for catalogue in further]
         if validation:
             values |= {
                 "validation": [_images(catalogue) for catalogue in validation[0]],
                 "text_features": self._texts(),
                 "crops": _CROPS,
             }
+        if self.teacher is not None:
+            values["teacher"] = self.teacher
         write_json(run.path / _PLACES, values)
 
     def _catalogues(self) -> dict[str, list[Catalogue]]:
         """Return the catalogues by the name of the setting that gives their folder."""
-        found = {"data.train_folder": [self.places.catalogue]}
+        found = {"data.train_folder": list(self.images.catalogues)}
         if self.validation is not None:
             found["validation.folder"] = list(self.validation)
         return found

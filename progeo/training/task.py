@@ -75,6 +75,10 @@ class Task(ABC):
     def begin(self) -> None:
         """Prepare the networks before the first step of a new training; not called when one is resumed."""
 
+    def begin_generation(self, index: int) -> None:
+        """Begin with the first weights again; called before the first epoch of each generation but the first."""
+        raise NotImplementedError(f"{type(self).__name__} trains a single generation.")
+
     def begin_epoch(self, epoch: int) -> None:
         """Prepare an epoch, or the rest of one."""
 

@@ -36,6 +36,8 @@ class TermSource:
     """Text features of each group (C, E), if a term needs them."""
     class_ids: Sequence[np.ndarray] | None = None
     """Class ids of each group, int64 (C, 3), which smoothed labels are computed from."""
+    teacher_dim: int | None = None
+    """Dimension E of the descriptors of the teacher, if there is one."""
 
 
 class Term(nn.Module):
@@ -45,6 +47,9 @@ class Term(nn.Module):
         options: its options.
         source: what it is built from.
     """
+
+    generation = 0
+    """Index of the current generation."""
 
     def __init__(self, options: Any, source: TermSource) -> None:
         super().__init__()
@@ -234,9 +239,16 @@ class Terms(nn.Module):
         """Return the modules that are on the device while a group is trained."""
         return [term.of_group(index) for term in self.terms.values()]
 
-    def begin_group(self, index: int, optimizer: torch.optim.Optimizer) -> None:
-        """Move the modules of a group and their optimizer state to the device; those of idle groups stay on the CPU."""
+    def begin_group(self, index: int, optimizer: torch.optim.Optimizer, *, generation: int = 0) -> None:
+        """Move the modules of a group and their optimizer state to the device; those of idle groups stay on the CPU.
+
+        Args:
+            generation: index of the generation of the epoch; terms of later ones take no part.
+        """
+        for term in self.terms.values():
+            term.generation = generation
         modules = dict(zip(self.terms, self.modules_of_group(index), strict=True))
+        modules = {name: each for name, each in modules.items() if self.rows[name].first_generation <= generation}
         _move(modules.values(), self.accelerator.device, optimizer)
         self._of_group = {name: distributed(module, self.accelerator) for name, module in modules.items()}
 

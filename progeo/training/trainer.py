@@ -25,7 +25,7 @@ from progeo.engine.randomness import seed_layers
 from progeo.engine.run_folder import RunFolder
 from progeo.engine.schedules import learning_rate_factor, scale_learning_rates
 from progeo.engine.stopping import StopRequest, listening_for_stop
-from progeo.training.options import TrainerOptions
+from progeo.training.options import Generation, TrainerOptions
 from progeo.training.task import Measures, Task
 
 _STATE = (
@@ -129,8 +129,7 @@ class Trainer:
         if found is None:
             self.task.begin()
         if self.options.ema_decay is not None:
-            average = get_ema_multi_avg_fn(self.options.ema_decay)
-            self.averaged = AveragedModel(self.task.model, multi_avg_fn=average, use_buffers=True)
+            self.averaged = self._average()
         if found is None:
             return None
         path, state = found
@@ -159,14 +158,16 @@ class Trainer:
             while not self.finished:
                 terms = self.train_epoch(stop)
                 measures = self._validate(terms)
-                if measures is not None:
-                    self._rate(measures)
+                is_best = measures is not None and self._rate(measures)
+                self._keep({} if measures is None else measures.named, is_best=is_best)
                 self._save()
                 yield terms
 
     def train_epoch(self, stop: StopRequest) -> dict[str, float]:
         """Take the steps of an epoch, or the remaining ones of one, and return the mean loss terms."""
         task, options = self.task, self.options
+        if not self.means.steps and self.epoch and self._generation.first_epoch == self.epoch:
+            self._begin_generation()
         task.begin_epoch(self.epoch)
         batches = task.batches(self.epoch, first_step=self.means.steps)
         with self._progress() as bar:
@@ -205,6 +206,8 @@ class Trainer:
     def outcome(self) -> list[str]:
         """Summarize the training: the best epoch, the folder of the kept model, and whether training improved it."""
         keep = self.options.keep
+        if self.best is None:
+            return [f"encoder of the last, epoch {self.epoch}, in {self.run.kept(keep)}"]
         kept = "encoder" if keep == "best" else f"encoder of the last, epoch {self.epoch},"
         lines = [f"best {self.best_in_words} in epoch {self.best_epoch}, {kept} in {self.run.kept(keep)}"]
         if self._is_too_slow and self.epoch < self.options.epochs:
@@ -249,12 +252,29 @@ class Trainer:
             self._buffers = [buffer.clone() for buffer in self.task.model.buffers()] if may_be_undone else []
             yield pieces
 
+    @property
+    def _generation(self) -> Generation:
+        """The generation of the current epoch."""
+        return self.options.generation_of(self.epoch)
+
+    def _begin_generation(self) -> None:
+        """Begin with the first weights again, with the optimizer and the schedule as at the start."""
+        LOGGER.info("generation %d begins with the first weights", self._generation.index + 1)
+        self.task.begin_generation(self._generation.index)
+        self.task.optimizer.state.clear()
+        if self.averaged is not None:
+            self.averaged = self._average()
+        self.lowest_losses, self.epochs_since_lower, self.decays = {}, 0, 0
+
     def _learning_rate_factor(self, step: int) -> float:
-        options = self.options
-        decays = self.epoch // options.decay_epochs if options.schedule == "step" else self.decays
+        options, generation = self.options, self._generation
+        epochs_before = generation.first_epoch
+        decays = self.decays
+        if options.schedule == "step":
+            decays = (self.epoch - epochs_before) // options.decay_epochs
         return learning_rate_factor(
-            step,
-            options.epochs * self.task.steps_per_epoch,
+            step - epochs_before * self.task.steps_per_epoch,
+            generation.epochs * self.task.steps_per_epoch,
             schedule=options.schedule,
             warmup_steps=options.warmup_steps,
             steps_per_epoch=self.task.steps_per_epoch,
@@ -270,6 +290,11 @@ class Trainer:
         if self.options.schedule == "loss_plateau" and self.epochs_since_lower == self.options.decay_epochs:
             self.epochs_since_lower = 0
             self.decays += 1
+
+    def _average(self) -> AveragedModel:
+        assert self.options.ema_decay is not None  # or nothing is averaged
+        average = get_ema_multi_avg_fn(self.options.ema_decay)
+        return AveragedModel(self.task.model, multi_avg_fn=average, use_buffers=True)
 
     def _average_or_undo(self, result: StepResult) -> None:
         self.means.add(result)
@@ -316,8 +341,8 @@ class Trainer:
             LOGGER.info("epoch %d: %sval %s", self.epoch, losses, in_words)
         return measures
 
-    def _rate(self, measures: Measures) -> None:
-        """Compare the validation of an epoch with the best so far, and keep the network where the options say so."""
+    def _rate(self, measures: Measures) -> bool:
+        """Compare the validation of an epoch with the best so far; return whether it is better."""
         options = self.options
         is_best = self.best is None or measures.best > self.best
         if is_best:
@@ -329,11 +354,16 @@ class Trainer:
             and self.epochs_since_best % options.decay_epochs == 0
         ):
             self.decays += 1
+        return is_best
+
+    def _keep(self, values: Mapping[str, float], *, is_best: bool) -> None:
+        """Keep the network where the options say so, with the values of its validation."""
+        options = self.options
         folders = [self.run.kept(options.keep)] if is_best or options.keep == "last" else []
         if options.keep_every is not None and self.epoch % options.keep_every == 0:
             folders.append(self.run.kept_of_epoch(self.epoch))
         for folder in folders if self._writes else ():
-            self.task.keep(folder, self.model, epoch=self.epoch, values=measures.named)
+            self.task.keep(folder, self.model, epoch=self.epoch, values=values)
 
     def _progress(self) -> AbstractContextManager[tqdm]:
         if self.bar is not None:

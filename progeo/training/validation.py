@@ -23,7 +23,7 @@ from progeo.models.encoder import Encoder
 from progeo.models.options import Preprocessing
 from progeo.places.catalogue import Catalogue, read_catalogue
 from progeo.places.geographic import positions_m
-from progeo.training.options import ValidationOptions
+from progeo.training.options import TrainerOptions, ValidationOptions
 from progeo.training.task import Measures
 
 _RECALL_NS = (1, 5, 10, 20)
@@ -40,16 +40,18 @@ class Validation(ABC):
         ValueError: the images cannot be used.
     """
 
-    catalogues: Sequence[Catalogue]
+    catalogues: Sequence[Catalogue] = ()
     """The images that it is measured on."""
     needs_classifier = False
     """Whether it needs the vectors that a loss term learns for the classes."""
+    measures = True
+    """Whether it measures anything, so that an epoch can be the best."""
 
     def __init__(self, options: ValidationOptions, data: DataOptions) -> None:
         self.options, self.data = options, data
 
     @abstractmethod
-    def measure(self, encoder: Encoder, accelerator: Accelerator, *, classifier: Classifier | None) -> Measures:
+    def measure(self, encoder: Encoder, accelerator: Accelerator, *, classifier: Classifier | None) -> Measures | None:
         """Measure an encoder and the classifier learned with it, None unless the validation needs it."""
 
     @abstractmethod
@@ -69,6 +71,7 @@ class Retrieval(Validation):
 
     def __init__(self, options: ValidationOptions, data: DataOptions) -> None:
         super().__init__(options, data)
+        assert options.folder is not None  # it measures
         self.query_set = load_query_set(
             options.folder,
             options.database,
@@ -107,6 +110,7 @@ class Classification(Validation):
                 "`validation.positive_angle_deg` is not for `validation.kind` classification, which compares positions "
                 "only: leave it out."
             )
+        assert options.folder is not None  # it measures
         self.queries = read_catalogue(options.folder / options.queries)
         if nowhere := int((~np.isfinite(self.queries.east + self.queries.north)).sum()):
             raise ValueError(
@@ -140,7 +144,23 @@ class Classification(Validation):
         return f"{len(self.queries):,} queries, class centers within {self.options.positive_radius_m:g} m"
 
 
-VALIDATIONS: dict[str, type[Validation]] = {"retrieval": Retrieval, "classification": Classification}
+class NoValidation(Validation):
+    """No validation, where nobody knows where photos were taken."""
+
+    measures = False
+
+    def measure(self, encoder: Encoder, accelerator: Accelerator, *, classifier: Classifier | None) -> None:
+        """Measure nothing."""
+
+    def __str__(self) -> str:
+        return "none"
+
+
+VALIDATIONS: dict[str, type[Validation]] = {
+    "retrieval": Retrieval,
+    "classification": Classification,
+    "none": NoValidation,
+}
 """`validation.kind` -> validation."""
 
 
@@ -153,6 +173,35 @@ def validation_of(options: ValidationOptions) -> type[Validation]:
     if options.kind not in VALIDATIONS:
         raise ValueError(f"`validation.kind` must be one of {', '.join(VALIDATIONS)}, got {options.kind!r}.")
     return VALIDATIONS[options.kind]
+
+
+def check_validation(options: ValidationOptions, training: TrainerOptions, *, learns_classes: bool) -> None:
+    """Check before any image is read that a configuration gives the validation what it needs, and needs no other.
+
+    Raises:
+        ValueError: it does not.
+    """
+    row = validation_of(options)
+    if row.needs_classifier and not learns_classes:
+        raise ValueError(
+            f"`validation.kind` {options.kind} needs the vectors of a classifier, and no loss term learns any: set "
+            f"`head.weight` above 0, or take another kind."
+        )
+    if row.measures and options.folder is None:
+        raise ValueError(
+            f"Missing settings: `validation.folder`. `validation.kind` {options.kind} needs it; none validates nothing."
+        )
+    wants_best = {
+        "keep best": training.keep == "best",
+        "schedule plateau": training.schedule == "plateau",
+        "patience": training.patience is not None,
+    }
+    if not row.measures and any(wants_best.values()):
+        what = next(name for name, wanted in wants_best.items() if wanted)
+        raise ValueError(
+            f"`training.{what}` needs a validation, and `validation.kind` is {options.kind}: set `training.keep` last "
+            f"and no other setting that asks for the best epoch."
+        )
 
 
 def build_validation(options: ValidationOptions, data: DataOptions) -> Validation:

@@ -1,0 +1,65 @@
+"""Random local features of training images, which an aggregation such as NetVLAD is initialized with."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import ConcatDataset
+
+from progeo.data.loaders import build_loader
+from progeo.data.options import DataOptions
+from progeo.engine.accelerator import gathered, share_of
+from progeo.features.descriptors import descriptor_extractor
+from progeo.features.options import ImageOptions
+from progeo.models.encoder import Encoder
+from progeo.places.catalogue import Catalogue
+
+_IMAGES = 500
+_PER_IMAGE = 100
+
+
+@torch.no_grad()
+def local_features(
+    encoder: Encoder, catalogues: Sequence[Catalogue], accelerator: Accelerator, *, data: DataOptions, seed: int
+) -> Tensor:
+    """Compute 100 random local features of each of 500 random training images, (n, C), the same in every process.
+
+    Images are whole and not augmented. Vectors of a feature map of fewer than 100 are drawn with replacement.
+
+    Args:
+        encoder: on the device; it is put into eval mode.
+        catalogues: all training images, whose rows are counted on from one catalogue to the next.
+        accelerator: gives precision, device and processes.
+        data: how images are read.
+
+    Raises:
+        ValueError: none of the images can be read.
+    """
+    encoder.eval()
+    extractor = descriptor_extractor(encoder, ImageOptions(orientation=data.orientation), accelerator)
+    images = ConcatDataset([extractor.images(each) for each in catalogues])
+    rows = np.sort(np.random.default_rng(seed).permutation(len(images))[:_IMAGES])
+    mine = rows[list(share_of(len(rows), accelerator))]
+    channels = encoder.traits.channels
+    assert channels is not None  # an aggregation that is initialized with local features takes a map
+    found = np.full((len(mine), _PER_IMAGE * channels), np.nan, np.float32)
+    batches = np.split(np.arange(len(mine)), range(data.eval_batch_size, len(mine), data.eval_batch_size))
+    loader = build_loader(images, [mine[batch].tolist() for batch in batches], num_workers=data.num_workers)
+    for batch, loaded in zip(batches, loader, strict=True):
+        if loaded.items is None:
+            continue
+        with accelerator.autocast():
+            feature_map = encoder.features(encoder.normalize(loaded.items.to(accelerator.device))).map
+        local = feature_map.float().flatten(2).transpose(1, 2).cpu().numpy()  # (b, h w, C)
+        readable = [index for index in range(len(batch)) if index not in loaded.unreadable]
+        for index, vectors in zip(batch[readable].tolist(), local, strict=True):
+            rng = np.random.default_rng((seed, int(mine[index])))
+            chosen = rng.choice(len(vectors), _PER_IMAGE, replace=len(vectors) < _PER_IMAGE)
+            found[index] = vectors[chosen].ravel()
+    everything = gathered(found, len(rows), accelerator)
+    everything = everything[~np.isnan(everything[:, 0])]
+    if not len(everything):
+        raise ValueError(f"None of {len(rows)} training images of {catalogues[0].folder} can be read.")
+    return torch.from_numpy(everything.reshape(-1, channels)).to(accelerator.device)

@@ -1,0 +1,109 @@
+"""The teacher that an encoder is distilled from: a frozen encoder, run in every step or once before."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from progeo.data.options import DataOptions
+from progeo.export.encoder_folders import encoder_folder
+from progeo.export.weights import load_encoder, read_encoder_metadata
+from progeo.features.descriptors import descriptor_extractor, extract_descriptors
+from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
+from progeo.features.store import ShardedRows
+from progeo.models.aggregation import find_aggregation
+from progeo.models.backbones.open_clip import weights_digest
+from progeo.models.encoder import Encoder
+from progeo.models.preprocessing import resize_image
+from progeo.places.catalogue import Catalogue
+from progeo.training.options import TeacherOptions
+
+
+def teacher_given(options: TeacherOptions) -> dict[str, str]:
+    """Return what the teacher gives loss terms, see `check_needs`, before its weights are loaded.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+        ValueError: it holds no encoder.
+    """
+    if options.encoder is None:
+        advice = "name the folder of an encoder as `teacher.encoder`"
+        return {"teacher": advice, "teacher_map": advice}
+    aggregation = read_encoder_metadata(encoder_folder(options.encoder))["encoder"]["aggregation"]
+    map_advice = ""
+    if options.features == "cache":
+        map_advice = "set `teacher.features` to step, a cache has descriptors only"
+    elif "map" not in find_aggregation(aggregation).needs:
+        map_advice = f"the teacher has the aggregation {aggregation}, which leaves the map out"
+    return {"teacher": "", "teacher_map": map_advice}
+
+
+class Teacher:
+    """A frozen encoder in eval mode, with its own image size and pixel statistics.
+
+    Args:
+        options: its folder, and when it runs.
+        accelerator: gives precision, device and processes.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such encoder.
+    """
+
+    def __init__(self, options: TeacherOptions, accelerator: Accelerator) -> None:
+        assert options.encoder is not None  # or there is no teacher
+        self.options, self.accelerator = options, accelerator
+        self.encoder: Encoder = load_encoder(encoder_folder(options.encoder)).to(accelerator.device)
+        self.encoder.requires_grad_(False).eval()
+        self.cached: list[ShardedRows] | None = None
+
+    @property
+    def descriptor_dim(self) -> int:
+        """Dimension E of its descriptors."""
+        return self.encoder.descriptor_dim
+
+    @property
+    def digest(self) -> str:
+        """Digest of its weights."""
+        return weights_digest(self.encoder.state_dict())
+
+    def prepare(self, catalogues: Sequence[Catalogue], data: DataOptions) -> None:
+        """Extract the descriptors of all training images into the cache, if the options say so."""
+        if self.options.features != "cache":
+            return
+        extractor = descriptor_extractor(self.encoder, ImageOptions(orientation=data.orientation), self.accelerator)
+        cache = CacheOptions(
+            descriptor_cache=self.options.descriptor_cache, max_unreadable_fraction=data.max_unreadable_fraction
+        )
+        work = WorkOptions(batch_size=data.eval_batch_size, num_workers=data.num_workers)
+        self.cached = [
+            extract_descriptors(extractor, each, self.accelerator, work=work, cache=cache).complete
+            for each in catalogues
+        ]
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, rows: Tensor, *, with_map: bool) -> Mapping[str, Tensor]:
+        """Return the descriptors (b, E) as `teacher` and, if asked for, the feature map as `teacher_map`.
+
+        Args:
+            images: augmented images on the device, floats in 0..1, (b, 3, H, W).
+            rows: rows of the images among all training images, int64 (b,), on the CPU.
+        """
+        if self.cached is not None:
+            return {"teacher": self._from_cache(rows).to(images.device)}
+        sized = self.encoder.normalize(resize_image(images, self.encoder.image_size))
+        if not with_map:
+            return {"teacher": self.encoder(sized)}
+        descriptors, features = self.encoder(sized, with_features=True)
+        return {"teacher": descriptors, "teacher_map": features.map}
+
+    def _from_cache(self, rows: Tensor) -> Tensor:
+        assert self.cached is not None  # it was prepared
+        found = torch.empty(len(rows), self.descriptor_dim)
+        start = 0
+        for each in self.cached:
+            here = (rows >= start) & (rows < start + each.num_rows)
+            if here.any():
+                found[here] = torch.from_numpy(each.take((rows[here] - start).numpy()))
+            start += each.num_rows
+        return found
