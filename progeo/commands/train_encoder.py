@@ -125,6 +125,8 @@ def check_method(settings: EncoderSettings) -> None:
     aggregation = starting_aggregation(settings.model, settings.encoder)
     filled_options(aggregation, settings.encoder.aggregation_options)
     row = find_aggregation(aggregation)
+    if settings.encoder.centroids is not None and row.initialize_from is None:
+        raise ValueError(f"`encoder.centroids` is for the aggregation netvlad, not for {aggregation}: leave it out.")
     map_advice = (
         "" if "map" in row.needs else f"`aggregation` {aggregation} leaves it out, use gem or another that takes it"
     )
@@ -173,6 +175,7 @@ def check_encoder_settings(settings: EncoderSettings) -> None:
 
 def build_training(settings: EncoderSettings, images: "TrainingImages", accelerator: "Accelerator") -> "ImageTraining":
     """Build the training of an encoder: the encoder, its losses, batches, teacher and validation."""
+    from progeo.training.aggregation_start import AggregationStart
     from progeo.training.batch_kinds import batch_kind, options_of
     from progeo.training.image_training import ImageTraining
     from progeo.training.loss_terms import needs_of
@@ -198,7 +201,10 @@ def build_training(settings: EncoderSettings, images: "TrainingImages", accelera
     teacher_dim = None if teacher is None else teacher.descriptor_dim
     class_ids = images.class_ids
     source = TermSource(encoder.descriptor_dim, [*map(len, class_ids)], text_features, class_ids, teacher_dim)
+    if "regions" in needs:
+        encoder.check_regions()
     kind = batch_kind(settings.training)
+    start = AggregationStart(settings.encoder.centroids, settings.out / "stage2" / "centroids.hdf5", settings.seed)
     batches = kind.load()(
         images,
         data=settings.data,
@@ -218,7 +224,7 @@ def build_training(settings: EncoderSettings, images: "TrainingImages", accelera
         batches=batches,
         validation=validation,
         settings=plain_values(settings),
-        seed=None if starts_from_encoder(settings.model) else settings.seed,
+        start=None if starts_from_encoder(settings.model) else start,
         accelerator=accelerator,
         teacher=teacher,
     )

@@ -134,7 +134,20 @@ class Encoder(nn.Module):
 
         P is the dimension before a projection.
         """
-        return self.aggregation.regions(features.map)
+        return self.aggregation.regions(features.map)  # type: ignore[operator] # its row says that it has them
+
+    @torch.no_grad()
+    def check_regions(self) -> None:
+        """Check that images of `image_size` have regions.
+
+        Raises:
+            ValueError: their feature map cannot be divided; the message names sizes that fit.
+        """
+        was_training = self.training
+        feature_map = self.eval().features(self.mean.new_zeros(1, 3, *self.image_size)).map
+        self.train(was_training)
+        assert feature_map is not None  # an aggregation with regions takes a map
+        self.aggregation.check_map(*feature_map.shape[2:], stride=self.traits.stride)  # type: ignore[operator]
 
     def normalize(self, images: Tensor) -> Tensor:
         """Normalize images (..., 3, H, W), uint8 in 0..255 or float in 0..1, with this encoder's mean and std."""

@@ -1,6 +1,7 @@
 """Options of building an encoder and its classifiers."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat
@@ -61,10 +62,15 @@ class EncoderOptions:
     """Dimension of the descriptors. null takes that of the aggregation: of CLIP's features, else of the backbone's
     channels or token. The aggregations token and mean allow no other."""
     aggregation: str | None = None
-    """How the features of the backbone become a descriptor: gem, mean or mean_linear of its feature map, or its token,
-    such as the class token of a ViT or the attention pooling of a CLIP. null takes token for a ViT, else gem."""
+    """How the features of the backbone become a descriptor: gem, mean, mean_linear or netvlad of its feature map, or
+    its token, such as the class token of a ViT or the attention pooling of a CLIP. null takes token for a ViT, else
+    gem."""
     aggregation_options: dict[str, Any] = field(default_factory=dict)
-    """Options of the aggregation, as NAME=VALUE pairs."""
+    """Options of the aggregation, as NAME=VALUE pairs: num_clusters of netvlad, 64, and its regions, thirds as WAKD or
+    quarters as SFRS."""
+    centroids: Path | None = None
+    """File of the clusters that netvlad starts from: a published *_desc_cen.hdf5, or the centroids.hdf5 of another run.
+    null clusters local features of 500 training images."""
     normalized: bool = True
     """L2-normalize the descriptors of the aggregation token; all others always do."""
     frozen: tuple[str, ...] = ()

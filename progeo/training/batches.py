@@ -285,13 +285,8 @@ class ImageBatches(ClassBatches):
 
     @staticmethod
     def check(training: TrainingOptions, num_processes: int) -> None:
-        """Check that a batch divides evenly among processes and micro-batches."""
-        check_parts(training, num_processes)
-        if training.images_per_class != 1:
-            raise ValueError(
-                f"`training.images_per_class` {training.images_per_class} is for `training.batches` classes, and images "
-                f"has none: leave it out."
-            )
+        """Check that a batch divides evenly among processes and micro-batches, and that no classes are asked for."""
+        check_without_classes(training, num_processes)
 
     @staticmethod
     def given(training: TrainingOptions) -> dict[str, str]:
@@ -329,4 +324,18 @@ def check_parts(training: TrainingOptions, num_processes: int) -> None:
         raise ValueError(
             f"`training.batch_size` {training.batch_size} must divide among {num_processes} processes, and each part "
             f"into `micro_batches` {training.micro_batches}."
+        )
+
+
+def check_without_classes(training: TrainingOptions, num_processes: int) -> None:
+    """Check as `check_parts`, and that no option of classes is set.
+
+    Raises:
+        ValueError: a batch does not divide, or several images per class are asked for.
+    """
+    check_parts(training, num_processes)
+    if training.images_per_class != 1:
+        raise ValueError(
+            f"`training.images_per_class` {training.images_per_class} is for `training.batches` classes, and "
+            f"{training.batches} has none: leave it out."
         )

@@ -10,13 +10,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from progeo.data.augmentation import jitter_colors
-from progeo.engine.accelerator import copy_from_main_process, distributed
+from progeo.engine.accelerator import distributed
 from progeo.export.weights import save_encoder
-from progeo.models.aggregation import AGGREGATIONS
 from progeo.models.classifier import Classifier
 from progeo.models.encoder import Encoder
+from progeo.training.aggregation_start import AggregationStart
 from progeo.training.batches import Batches, MicroBatch
-from progeo.training.local_features import local_features
 from progeo.training.options import TrainingOptions
 from progeo.training.places import TrainingPlaces
 from progeo.training.task import Measures, Task
@@ -35,7 +34,7 @@ class ImageTraining(Task):
         batches: the training images.
         validation: the validation after every epoch.
         settings: plain settings of the run, kept with its encoders.
-        seed: seed of the sample that the aggregation is initialized with; None keeps that of a trained encoder.
+        start: how the aggregation is initialized; None keeps that of a trained encoder.
         accelerator: provides precision, device and processes.
         teacher: what the encoder is distilled from; None if no loss term needs it.
     """
@@ -49,11 +48,11 @@ class ImageTraining(Task):
         batches: Batches,
         validation: Validation,
         settings: Mapping[str, Any],
-        seed: int | None,
+        start: AggregationStart | None,
         accelerator: Accelerator,
         teacher: Teacher | None = None,
     ) -> None:
-        self.options, self.settings, self.seed, self.accelerator = options, settings, seed, accelerator
+        self.options, self.settings, self.start, self.accelerator = options, settings, start, accelerator
         self.encoder, self.terms, self.validation, self.drawn = encoder, terms, validation, batches
         self.teacher, self.model = teacher, encoder
         self.steps_per_epoch, self.images_per_step = batches.steps_per_epoch, batches.images_per_step
@@ -90,18 +89,13 @@ class ImageTraining(Task):
 
     def begin(self) -> None:
         """Initialize an aggregation that needs it with local features of training images."""
-        name, aggregation = self.encoder.spec.aggregation, self.encoder.aggregation
-        initialize = AGGREGATIONS[name].initialize
-        if initialize is not None and self.seed is not None:
-            before = list(aggregation.parameters())
-            found = local_features(
-                self.encoder, self.drawn.source.catalogues, self.accelerator, data=self.drawn.data, seed=self.seed
-            )
-            initialize(aggregation, found, self.seed)
-            now = list(aggregation.parameters())
+        if self.start is not None:
+            before = list(self.encoder.aggregation.parameters())
+            self.start.set(self.encoder, self.drawn.source.catalogues, self.drawn.data, self.accelerator)
+            now = list(self.encoder.aggregation.parameters())
             if [*map(id, now)] != [*map(id, before)]:  # the optimizer has those of before
+                name = self.encoder.spec.aggregation
                 raise ValueError(f"`initialize` of the aggregation {name} must fill its parameters, not replace them.")
-            copy_from_main_process(aggregation, self.accelerator)
         if len(self.options.generations) > 1:
             parts = {"encoder": self.encoder, "terms": self.terms}
             self._first = copy.deepcopy({name: part.state_dict() for name, part in parts.items()})
@@ -160,7 +154,7 @@ class ImageTraining(Task):
         self._target = copy.deepcopy(self.encoder).requires_grad_(False).eval()
         self._target.load_state_dict(state)
 
-    def validate(self, model: nn.Module) -> Measures:
+    def validate(self, model: nn.Module) -> Measures | None:
         """Validate the encoder or its average."""
         classifier = self.classifier() if self.validation.needs_classifier else None
         return self.validation.measure(cast(Encoder, model), self.accelerator, classifier=classifier)

@@ -25,10 +25,10 @@ class Tuples(Term):
         by_regions = options.hardest_regions and self.generation > 0
         descriptors = inputs["regions"][:, 0] if by_regions else inputs["descriptors"]
         anchors, positives = descriptors[rows[:, 0]], descriptors[rows[:, 1]]
-        if by_regions:
-            negatives = hardest_regions(anchors, inputs["regions"][rows[:, 2:]])
-        else:
-            negatives = descriptors[rows[:, 2:]]
+        of_negatives = rows[:, 2:]
+        negatives = (
+            hardest_regions(anchors, inputs["regions"][of_negatives]) if by_regions else descriptors[of_negatives]
+        )
         if options.kind == "triplet":
             return triplet_margin(anchors, positives, negatives, margin=options.margin)
         joint = options.kind == "sare_joint"
@@ -59,6 +59,6 @@ class SoftRegions(Term):
 
 
 def _scores(regions: Tensor, anchors: Tensor, positives: Tensor) -> Tensor:
-    """Return the dot products of whole anchors with regions of positives, (T, P, R), -inf where there is no positive."""
+    """Return the dot products of whole anchors with regions of positives, (T, P, R), -inf for missing positives."""
     scores = torch.einsum("td,tprd->tpr", regions[anchors, 0], regions[positives])
     return scores.masked_fill((positives < 0)[:, :, None], -torch.inf)

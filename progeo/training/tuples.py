@@ -1,9 +1,9 @@
-"""Mined tuples: each query with its nearest positive, hard negatives and, later, difficult positives (NetVLAD, SFRS)."""
+"""Batches of mined tuples: queries with their nearest positive, hard negatives and difficult positives."""
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from progeo.features.store import ShardedRows
 from progeo.places.catalogue import Catalogue, read_catalogue
 from progeo.places.geographic import check_zones, positions_m
 from progeo.places.options import CellOptions
-from progeo.training.batches import Batches, MicroBatch, check_parts
+from progeo.training.batches import Batches, MicroBatch, check_without_classes
 from progeo.training.mining import Candidates, draw_pool, find_candidates, mine
 from progeo.training.options import MiningOptions, TrainingOptions
 from progeo.training.places import TrainingImages
@@ -104,13 +104,8 @@ class TupleBatches(Batches):
 
     @staticmethod
     def check(training: TrainingOptions, num_processes: int) -> None:
-        """Check that a batch divides evenly among processes and micro-batches."""
-        check_parts(training, num_processes)
-        if training.images_per_class != 1:
-            raise ValueError(
-                f"`training.images_per_class` {training.images_per_class} is for `training.batches` classes, and tuples "
-                f"has none: leave it out."
-            )
+        """Check that a batch divides evenly among processes and micro-batches, and that no classes are asked for."""
+        check_without_classes(training, num_processes)
 
     @staticmethod
     def given(training: TrainingOptions) -> dict[str, str]:
@@ -141,7 +136,7 @@ class TupleBatches(Batches):
         return [
             f"images      {database:,} in the database; {queries:,} queries with a positive within "
             f"{self.options.positive_radius_m:g} m",
-            f"tuples      a query, a positive and {self.options.negatives} negatives; mined every {per_mining:,} queries",
+            f"tuples      a positive and {self.options.negatives} negatives each, mined every {per_mining:,} queries",
         ]
 
     def of_epoch(self, epoch: int, *, first_step: int) -> Iterator[list[MicroBatch]]:
@@ -213,7 +208,7 @@ class TupleBatches(Batches):
         return pieces
 
     def _tuples(self, epoch: int, part: int) -> np.ndarray:
-        """Return the images of the tuples of a part of an epoch, int64 (n, 2 + M + P): those mined before, or mine them."""
+        """Return the images of the tuples of a part of an epoch, int64 (n, 2 + M + P), mining them if they are new."""
         if (self.mined.get("epoch"), self.mined.get("part")) != (epoch, part):
             count = self.steps_per_mining * self.training.batch_size
             queries = self._order(epoch)[part * count : (part + 1) * count]
@@ -381,7 +376,8 @@ def _distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         The number of each image, int64 (T, S), -1 for none; and for each number the first index that has it in the
         flattened rows.
     """
-    numbers, slots = np.full(rows.shape, -1, np.int64), []
+    numbers = np.full(rows.shape, -1, np.int64)
+    slots: list[int] = []
     for index, images in enumerate(rows):
         present = np.flatnonzero(images >= 0)
         _, first, inverse = np.unique(images[present], return_index=True, return_inverse=True)

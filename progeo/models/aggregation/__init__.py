@@ -3,13 +3,20 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from progeo.models.aggregation.gem import GeM
 from progeo.models.aggregation.mean import L2Norm, MeanLinear, MeanPool
-from progeo.models.aggregation.netvlad import NetVLAD, check_options, initialize_netvlad
+from progeo.models.aggregation.netvlad import (
+    NetVLAD,
+    check_options,
+    initialize_from,
+    initialize_netvlad,
+    save_clusters,
+)
 from progeo.models.backbones.family import Part, Traits
 
 __all__ = [
@@ -50,8 +57,13 @@ class Aggregation:
     initialize: Callable[[nn.Module, Tensor, int], None] | None = None
     """`initialize(module, local_features (n, C), seed)` sets the first weights from a sample of the vectors of feature
     maps of training images."""
+    initialize_from: Callable[[nn.Module, Path], None] | None = None
+    """`initialize_from(module, file)` sets them from a file instead."""
+    save_start: Callable[[nn.Module, Tensor, Path], None] | None = None
+    """`save_start(module, local_features, file)` saves what `initialize_from` reads."""
     has_regions: bool = False
-    """Whether the module has `regions(*parts)`, which returns descriptors of parts of an image (B, R, dim)."""
+    """Whether the module has `regions(map)`, which returns descriptors of parts of an image (B, R, dim), and
+    `check_map(height, width, stride=None)`, which refuses maps of sizes that have no such parts."""
 
 
 def _features_dim(traits: Traits) -> int:
@@ -86,6 +98,8 @@ AGGREGATIONS: dict[str, Aggregation] = {
         needs=("map",),
         dim=_netvlad_dim,
         initialize=initialize_netvlad,
+        initialize_from=initialize_from,
+        save_start=save_clusters,
         has_regions=True,
     ),
     "token": Aggregation(

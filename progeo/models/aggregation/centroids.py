@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
+from progeo.files import replacing
+
 _ITERATIONS = 100
 
 
@@ -59,3 +61,11 @@ def read_centroids(path: Path) -> tuple[np.ndarray, np.ndarray]:
             f"{centroids.shape} and {local_features.shape}."
         )
     return centroids, local_features
+
+
+def write_centroids(path: Path, centroids: np.ndarray, local_features: np.ndarray) -> None:
+    """Write what `read_centroids` reads: centroids (K, C) and the L2-normalized local features (n, C) clustered."""
+    import h5py  # an encoder is loaded without it
+
+    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+        file["centroids"], file["descriptors"] = centroids, local_features

@@ -2,12 +2,13 @@
 
 import math
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from progeo.models.aggregation.centroids import cluster_centers
+from progeo.models.aggregation.centroids import cluster_centers, read_centroids, write_centroids
 
 _SIDES = {"thirds": 3, "quarters": 2}
 """Rows and columns of the grid of each kind of regions."""
@@ -71,6 +72,10 @@ class NetVLAD(nn.Module):
             cells = grid.permute(0, 2, 4, 1, 3, 5).flatten(4).flatten(1, 2)  # (B, cells, C, n)
             sums = self._sums(cells)
             return _descriptors(torch.einsum("rg,bgkc->brkc", self.membership.to(sums.dtype), sums))
+
+    def check_map(self, height: int, width: int, *, stride: int | None = None) -> None:
+        """Check that a map can be divided into regions, see `check_regions`."""
+        check_regions(self.kind, height, width, stride=stride)
 
     @torch.no_grad()
     def initialize(self, centroids: Tensor, local_features: Tensor) -> float:
@@ -162,6 +167,29 @@ def initialize_netvlad(netvlad: nn.Module, local_features: Tensor, seed: int) ->
     local_features = F.normalize(local_features, dim=1)
     centers = cluster_centers(local_features.cpu().numpy(), len(netvlad.centroids), seed=seed)
     netvlad.initialize(torch.from_numpy(centers).to(local_features.device), local_features)
+
+
+def initialize_from(netvlad: nn.Module, path: Path) -> None:
+    """Start from the clusters of a file, see `read_centroids`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no such file, or of other numbers of clusters or channels.
+    """
+    assert isinstance(netvlad, NetVLAD)
+    device = netvlad.centroids.device
+    centroids, local_features = (torch.from_numpy(each).to(device) for each in read_centroids(path))
+    try:
+        netvlad.initialize(centroids, local_features)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def save_clusters(netvlad: nn.Module, local_features: Tensor, path: Path) -> None:
+    """Save what `initialize_from` starts from, given the local features (n, C) that NetVLAD was initialized with."""
+    assert isinstance(netvlad, NetVLAD)
+    normalized = F.normalize(local_features, dim=1)
+    write_centroids(path, netvlad.centroids.detach().cpu().numpy(), normalized.cpu().numpy())
 
 
 def _descriptors(residuals: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
-"""Random local features of training images, which an aggregation such as NetVLAD is initialized with."""
+"""The start of an aggregation such as NetVLAD: from clusters of local features of training images, or from a file."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,14 +12,40 @@ from torch.utils.data import ConcatDataset
 
 from progeo.data.loaders import build_loader
 from progeo.data.options import DataOptions
-from progeo.engine.accelerator import gathered, share_of
+from progeo.engine.accelerator import copy_from_main_process, gathered, share_of
 from progeo.features.descriptors import descriptor_extractor
 from progeo.features.options import ImageOptions
+from progeo.models.aggregation import AGGREGATIONS
 from progeo.models.encoder import Encoder
 from progeo.places.catalogue import Catalogue
 
 _IMAGES = 500
 _PER_IMAGE = 100
+
+
+@dataclass(frozen=True)
+class AggregationStart:
+    """How an aggregation that needs it is initialized."""
+
+    file: Path | None
+    """File to start from; None takes local features of training images."""
+    kept: Path
+    """File to save the start to."""
+    seed: int
+
+    def set(
+        self, encoder: Encoder, catalogues: Sequence[Catalogue], data: DataOptions, accelerator: Accelerator
+    ) -> None:
+        """Initialize the aggregation of an encoder, alike in all processes, if its row says how."""
+        row, aggregation = AGGREGATIONS[encoder.spec.aggregation], encoder.aggregation
+        if self.file is not None and row.initialize_from is not None:
+            row.initialize_from(aggregation, self.file)
+        elif row.initialize is not None:
+            found = local_features(encoder, catalogues, accelerator, data=data, seed=self.seed)
+            row.initialize(aggregation, found, self.seed)
+            if row.save_start is not None and accelerator.is_main_process:
+                row.save_start(aggregation, found, self.kept)
+        copy_from_main_process(aggregation, accelerator)
 
 
 @torch.no_grad()
@@ -39,11 +67,11 @@ def local_features(
     """
     encoder.eval()
     extractor = descriptor_extractor(encoder, ImageOptions(orientation=data.orientation), accelerator)
-    images = ConcatDataset([extractor.images(each) for each in catalogues])
+    images: ConcatDataset = ConcatDataset([extractor.images(each) for each in catalogues])
     rows = np.sort(np.random.default_rng(seed).permutation(len(images))[:_IMAGES])
     mine = rows[list(share_of(len(rows), accelerator))]
     channels = encoder.traits.channels
-    assert channels is not None  # an aggregation that is initialized with local features takes a map
+    assert channels is not None  # check_method has seen that there is a map
     found = np.full((len(mine), _PER_IMAGE * channels), np.nan, np.float32)
     batches = np.split(np.arange(len(mine)), range(data.eval_batch_size, len(mine), data.eval_batch_size))
     loader = build_loader(images, [mine[batch].tolist() for batch in batches], num_workers=data.num_workers)
@@ -52,6 +80,7 @@ def local_features(
             continue
         with accelerator.autocast():
             feature_map = encoder.features(encoder.normalize(loaded.items.to(accelerator.device))).map
+        assert feature_map is not None
         local = feature_map.float().flatten(2).transpose(1, 2).cpu().numpy()  # (b, h w, C)
         readable = [index for index in range(len(batch)) if index not in loaded.unreadable]
         for index, vectors in zip(batch[readable].tolist(), local, strict=True):
