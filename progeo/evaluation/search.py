@@ -79,6 +79,18 @@ def distances_of(predictions: np.ndarray, queries: np.ndarray, database: Sharded
     return found
 
 
+def squared_distances(queries: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Compute squared Euclidean distances between queries (Q, D) and images (N, D), all float32: float32 (Q, N)."""
+    if faiss.get_num_gpus():
+        return faiss.pairwise_distance_gpu(faiss.StandardGpuResources(), queries, images)
+    norms = [np.einsum("nd,nd->n", each, each) for each in (queries, images)]
+    squared = queries @ images.T
+    squared *= -2
+    squared += norms[0][:, None]
+    squared += norms[1]
+    return np.maximum(squared, 0, out=squared)
+
+
 def index_path(database: ShardedRows, kind: str, folder: Path | None = None) -> Path:
     """Return the file of the index of a database in its current state: in `folder`, else beside the descriptors."""
     made_from = f"{kind} {database.written_ns} {database.num_bytes}"

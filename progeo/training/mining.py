@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from progeo.evaluation.search import squared_distances
 from progeo.features.store import ShardedRows
 from progeo.places.positives import positives_within
 
@@ -247,11 +248,6 @@ def _distances_to(queries: np.ndarray, database: ShardedRows | np.ndarray, rows:
         block = columns[first : first + size]
         images = database[block] if isinstance(database, np.ndarray) else database.take(block)
         here = slice(starts[first], starts[first + len(block)])
-        squared = _squared_distances(queries, images.astype(np.float32))
+        squared = squared_distances(queries, images.astype(np.float32))
         distances.flat[pairs[here]] = squared[of_query[here], column[here] - first]
-    return np.sqrt(np.maximum(distances, 0))
-
-
-def _squared_distances(queries: np.ndarray, images: np.ndarray) -> np.ndarray:
-    norms = [np.einsum("nd,nd->n", each, each) for each in (queries, images)]
-    return norms[0][:, None] + norms[1] - 2 * queries @ images.T
+    return np.sqrt(distances)
