@@ -10,7 +10,7 @@ import torch
 from running import parsed
 from torch import nn
 
-from progeo.commands.train_encoder import build_training, check_method
+from progeo.commands.train_encoder import build_training, check_method, read_training_images
 from progeo.engine.accelerator import start_accelerator
 from progeo.engine.run_folder import RunFolder
 from progeo.engine.stopping import StopRequest
@@ -20,7 +20,6 @@ from progeo.export.weights import load_encoder, save_encoder
 from progeo.models.backbones.position_embedding import sample_size
 from progeo.models.encoder import Encoder
 from progeo.training.image_training import ImageTraining
-from progeo.training.places import read_training_places
 from progeo.training.trainer import Trainer
 
 
@@ -120,8 +119,8 @@ def training_builder(config: Path, changed: Mapping[str, object]) -> Callable[[]
     words = [word for name, value in changed.items() for word in (f"--{name}", value)]
     settings = parsed("train encoder", "--config", config, *words)["settings"]
     check_method(settings)
-    places = read_training_places(settings.data.train_folder, settings.cells)
-    return lambda: build_training(settings, places, start_accelerator("no"))
+    images = read_training_images(settings)
+    return lambda: build_training(settings, images, start_accelerator("no"))
 
 
 def trainer_of(training: ImageTraining, folder: Path) -> Trainer:

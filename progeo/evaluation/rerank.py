@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.sparse import csc_array, csr_array, vstack
@@ -78,26 +79,35 @@ class Reranker:
             distances.append(np.take_along_axis(reranked, rows[-1], axis=1))
         return Neighbors(np.concatenate(rows), np.concatenate(distances))
 
+    def distances_of(self, queries: np.ndarray) -> np.ndarray:
+        """Compute the re-ranked distances of queries at rows int64 (b,) to all database images, float32 (b, N)."""
+        return self._block(queries)[0]
+
     def _blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield re-ranked and original distances of blocks of queries to all database images, float32 (b, N) each."""
-        of_database = csc_array(self.encodings[self.images.of_database])
-        num_queries, num_database = len(self.images.queries), len(self.images.of_database)
-        for rows in _split(np.arange(num_queries), min(_MAX_BLOCK, _BLOCK_VALUES // num_database)):
-            queries = self.images.queries[rows]
-            parts = [
-                squared_distances(queries, self.images.take(part))
-                for part in self.images.blocks(self.images.of_database)
-            ]
-            original = _relative(np.concatenate(parts, axis=1), self.largest[rows, None])
-            jaccard = np.stack([self._jaccard(row, of_database) for row in rows.tolist()])
-            yield jaccard * np.float32(1 - self.weight) + original * np.float32(self.weight), original
+        size = min(_MAX_BLOCK, _BLOCK_VALUES // len(self.images.of_database))
+        return map(self._block, _split(np.arange(len(self.images.queries)), size))
 
-    def _jaccard(self, query: int, of_database: csc_array) -> np.ndarray:
+    def _block(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        parts = [
+            squared_distances(self.images.queries[rows], self.images.take(part))
+            for part in self.images.blocks(self.images.of_database)
+        ]
+        original = _relative(np.concatenate(parts, axis=1), self.largest[rows, None])
+        jaccard = np.stack([self._jaccard(row) for row in rows.tolist()])
+        return jaccard * np.float32(1 - self.weight) + original * np.float32(self.weight), original
+
+    @cached_property
+    def _of_database(self) -> csc_array:
+        """Weights of the neighbors of each database image, by neighbor, (N, n)."""
+        return csc_array(self.encodings[self.images.of_database])
+
+    def _jaccard(self, query: int) -> np.ndarray:
         """Compute Jaccard distances between the neighbors of a query and those of database images, float32 (N,)."""
         columns, weights = _row(self.encodings, query)
-        shared = of_database[:, columns]
+        shared = self._of_database[:, columns]
         smaller = np.minimum(shared.data, np.repeat(weights, np.diff(shared.indptr)))
-        overlap = np.bincount(shared.indices, smaller, minlength=of_database.shape[0])
+        overlap = np.bincount(shared.indices, smaller, minlength=len(self.images.of_database))
         return (1 - overlap / (2 - overlap)).astype(np.float32)
 
 

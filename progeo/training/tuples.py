@@ -19,7 +19,7 @@ from progeo.data.options import DataOptions
 from progeo.engine.accelerator import copy_from_main_process
 from progeo.engine.log import LOGGER
 from progeo.engine.randomness import seeded_generator
-from progeo.evaluation.rerank import k_reciprocal
+from progeo.evaluation.rerank import build_reranker
 from progeo.features.descriptors import descriptor_extractor, extract_descriptors
 from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
 from progeo.features.store import ShardedRows
@@ -237,18 +237,17 @@ class TupleBatches(Batches):
             raise ValueError("No query can be used: the images of all of them, or of their positives, are unreadable.")
         asked = np.unique(queries[usable])
         candidates, database = candidates.take(asked), descriptors.rows[0]
-        query_descriptors = descriptors.take(source.query_rows[asked])
         pool = partial(
             draw_pool, num_database=len(database), pool=options.pool, seed=self.seed, generation=generation, epoch=epoch
         )
         mined = mine(
-            query_descriptors,
+            descriptors.take(source.query_rows[asked]),
             database,
             candidates,
             [pool(rows, query=query) for rows, query in zip(candidates.excluded, asked.tolist(), strict=True)],
             previous=self.kept[asked],
             num_negatives=options.negatives,
-            reranked=self._reranked(query_descriptors, database) if self._wants_difficult(generation) else None,
+            reranked=self._reranked(descriptors, asked) if self._wants_difficult(generation) else None,
             positive_pool=options.positive_pool,
             num_positives=options.difficult_positives,
         )
@@ -266,11 +265,19 @@ class TupleBatches(Batches):
     def _wants_difficult(self, generation: int) -> bool:
         return generation > 0 and "difficult_positives" in self.needs
 
-    def _reranked(self, queries: np.ndarray, database: ShardedRows) -> Callable[[np.ndarray], np.ndarray]:
-        options = self.options
-        k1 = options.rerank_k1
-        reranked = k_reciprocal(queries, database, k1=k1, k2=options.rerank_k2, weight=options.rerank_weight)
-        return lambda rows: reranked[rows]
+    def _reranked(self, descriptors: "_Descriptors", asked: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        """Re-rank by the neighbors among the database and all queries, or those asked if they are database images."""
+        source, options = self.source, self.options
+        queries = asked if source.queries is None else np.arange(len(source.candidates.queries))
+        reranker = build_reranker(
+            descriptors.take(source.query_rows[queries]),
+            descriptors.rows[0],
+            k1=options.rerank_k1,
+            k2=options.rerank_k2,
+            weight=options.rerank_weight,
+        )
+        rows = np.searchsorted(queries, asked)
+        return lambda block: reranker.distances_of(rows[block])
 
     def _descriptors(self) -> "_Descriptors":
         """Extract the descriptors of all training images with the current weights, shared among processes."""

@@ -5,19 +5,22 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from contracts import check_resume, training_builder
+from contracts import assert_same_state, check_resume, training_builder
 from PIL import ExifTags, Image
 from torchvision.transforms.v2 import functional as F
 
 from progeo.data.augmentation import build_crop, draw_changes
 from progeo.data.decode import read_image
 from progeo.data.options import Augmentation, DataOptions
+from progeo.engine.accelerator import start_accelerator
 from progeo.engine.randomness import seeded_generator
+from progeo.export.weights import save_encoder
+from progeo.models.encoder import build_encoder
 from progeo.places.catalogue import read_catalogue
-from progeo.places.cells import build_partition
-from progeo.training.batches import BATCHES, ClassBatches, batches_of
-from progeo.training.options import TrainingOptions
-from progeo.training.places import TrainingPlaces
+from progeo.places.options import CellOptions
+from progeo.training.batch_kinds import BATCHES, batch_kind
+from progeo.training.batches import ClassBatches
+from progeo.training.options import MiningOptions, TrainingOptions
 
 SHAPES = [(70, 90), (64, 64), (120, 50), (40, 200)]
 SIZE = (32, 48)
@@ -36,9 +39,9 @@ def catalogue(tmp_path_factory):
     return read_catalogue(folder)
 
 
-def partition_of(catalogue):
-    cells = {"cell_side_m": 10, "heading_bin_deg": 360, "groups_per_side": 1, "groups_per_heading": 1}
-    return build_partition(catalogue, **cells, min_images_per_class=1, num_groups=1)
+@pytest.fixture(scope="module")
+def encoder():
+    return build_encoder("tiny-resnet", "random", SIZE, seed=0)
 
 
 @pytest.fixture(params=BATCHES)
@@ -46,23 +49,48 @@ def kind(request):
     return request.param
 
 
+CELLS = CellOptions(
+    cell_side_m=10, heading_bin_deg=360, groups_per_side=1, groups_per_heading=1, min_images_per_class=1, num_groups=1
+)
+MINING = MiningOptions(positive_radius_m=2, exclusion_radius_m=5, negatives=3, pool=4, queries=12)
+NO_TENSORS = {"pairs", "batch"}
+
+
 def build(catalogue, kind="classes", *, process=0, num_processes=1, cache_images=False, batch_size=6, **data):
-    return BATCHES[kind](
-        TrainingPlaces(catalogue, partition_of(catalogue)),
-        data=DataOptions(train_folder=catalogue.folder, **data),
-        augmentation=Augmentation(),
-        training=TrainingOptions(batch_size=batch_size, iterations_per_epoch=5, cache_images=cache_images),
-        image_size=SIZE,
-        seed=0,
-        accelerator=SimpleNamespace(process_index=process, num_processes=num_processes),
-        needs=("labels", "positions"),
+    row, data = BATCHES[kind].load(), DataOptions(train_folder=catalogue.folder, **data)
+    training = TrainingOptions(
+        batches=kind, batch_size=batch_size, iterations_per_epoch=5, cache_images=cache_images, generations=(16, 48)
     )
+    how = {"data": data, "augmentation": Augmentation(), "training": training, "seed": 0, "options": MINING}
+
+    def built(accelerator):
+        return row(
+            row.read(data, CELLS, MINING),
+            encoder=build_encoder("tiny-resnet", "random", SIZE, seed=0),
+            accelerator=accelerator,
+            needs=("labels", "positions", "difficult_positives"),
+            work=catalogue.folder.with_name("work"),
+            **how,
+        )
+
+    if num_processes == 1:
+        return built(start_accelerator("no"))
+    batches = built(SimpleNamespace(process_index=process, num_processes=num_processes))
+    if kind == "tuples":  # which a process alone cannot mine
+        alone = built(start_accelerator("no"))
+        alone.mined = {"epoch": 1, "part": 0, "rows": alone._mine(alone._order(1), 1)}
+        batches.load_state_dict(alone.state_dict())
+    return batches
 
 
 def draw(catalogue, kind="classes", *, epoch=1, first_step=0, **how):
-    """Pixels, targets such as labels, and shares of brightness of the batches of an epoch."""
+    """Pixels, targets of single images such as labels, and shares of brightness of the batches of an epoch."""
     found = build(catalogue, kind, **how).of_epoch(epoch, first_step=first_step)
-    return [(batch.images, *batch.targets.values(), batch.changes.shares) for (batch,) in found]
+    words = ("labels", "positions", "rows")
+    return [
+        (batch.images, *(batch.targets[word] for word in words if word in batch.targets), batch.changes.shares)
+        for (batch,) in found
+    ]
 
 
 def assert_same(one, two):
@@ -75,34 +103,49 @@ def assert_same(one, two):
 def test_batches_of_any_size_hold_images_and_the_targets_they_promise(kind, catalogue, batch_size):
     batches = build(catalogue, kind, num_workers=0, batch_size=batch_size)
     found = list(batches.of_epoch(0, first_step=0))
-    assert len(found) == 5
-    given = batches.given(TrainingOptions(batch_size=batch_size))
+    assert len(found) == batches.steps_per_epoch <= 5
+    given = batches.given(batches.training)
+    promised = {need for need, advice in given.items() if not advice} - NO_TENSORS
     for (piece,) in found:
-        assert (piece.images.shape, piece.images.dtype) == ((batch_size, 3, *SIZE), torch.uint8)
-        assert len(piece.changes.shares) == batch_size
-        assert all(len(target) == batch_size for target in piece.targets.values())
-        words = {"pairs", "batch"}  # needs that are no tensors
-        assert {need for need, advice in given.items() if not advice} - words <= piece.targets.keys()
-        assert piece.targets.keys() <= given.keys()
+        count = len(piece.images)
+        assert (piece.images.shape[1:], piece.images.dtype) == ((3, *SIZE), torch.uint8)
+        assert len(piece.changes.shares) == len(piece.targets["rows"]) == count
+        assert promised <= piece.targets.keys() <= given.keys() | {"rows"}
+        if "tuples" in given:
+            tuples = piece.targets["tuples"]
+            assert tuples.shape == (batch_size, 2 + MINING.negatives)
+            assert set(tuples.flatten().tolist()) == set(range(count))
+        else:
+            assert count == batch_size
     assert "labels" not in given or all((piece.targets["labels"] >= 0).all() for (piece,) in found)
-    assert 0 <= batches.group_of(3) < len(partition_of(catalogue).groups)
+    assert batches.group_of(3) == 0
 
 
 def test_their_state_returns_and_they_are_found_by_their_name(kind, catalogue):
-    batches, again = build(catalogue, kind), build(catalogue, kind)
+    batches, again = build(catalogue, kind, num_workers=0), build(catalogue, kind)
+    next(batches.of_epoch(0, first_step=0))
     again.load_state_dict(batches.state_dict())
-    assert again.state_dict() == batches.state_dict()
-    assert batches_of(TrainingOptions(batches=kind)) is BATCHES[kind]
+    assert_same_state(again.state_dict(), batches.state_dict())
+    assert batch_kind(TrainingOptions(batches=kind)) is BATCHES[kind]
 
 
-def test_a_training_on_them_that_is_resumed_ends_with_the_same_bits(kind, config, tmp_path):
-    settings = {"training.batches": kind, "training.images_per_class": 2, "text.weight": 0}
+def test_a_training_on_them_that_is_resumed_ends_with_the_same_bits(kind, config, tmp_path, request):
+    settings = {"training.batches": kind, "text.weight": 0}
+    if kind == "classes":
+        settings["training.images_per_class"] = 2
+    elif kind == "images":
+        encoder = request.getfixturevalue("encoder")
+        save_encoder(tmp_path / "teacher", encoder.eval(), provenance={}, recalls={})
+        settings |= {"head.weight": 0, "cosine.weight": 1, "teacher.encoder": tmp_path / "teacher"}
+    else:
+        settings |= {"head.weight": 0, "tuples.weight": 1, "mining.negatives": 3, "training.batch_size": 4}
+    settings["out"] = tmp_path / "run"
     check_resume(training_builder(config, settings), tmp_path)
 
 
 def test_crops_are_cut_from_the_photos_own_pixels_and_resized_once(catalogue):
-    augmentation, group = Augmentation(), partition_of(catalogue).groups[0]
-    for step, (images, labels, positions, shares) in enumerate(draw(catalogue, num_workers=0)):
+    augmentation, group = Augmentation(), build(catalogue).source.partition.groups[0]
+    for step, (images, labels, positions, _, shares) in enumerate(draw(catalogue, num_workers=0)):
         changes = draw_changes(augmentation, 6, seeded_generator(0, 1, step))
         assert torch.equal(shares, changes.shares)  # each step is jittered anew, too
         assert positions.dtype == torch.float32

@@ -9,7 +9,7 @@ import pytest
 import torch
 from running import parsed
 
-from progeo.commands.train_encoder import build_training, check_method
+from progeo.commands.train_encoder import build_training, check_method, read_training_images
 from progeo.data.augmentation import draw_changes
 from progeo.data.options import Augmentation
 from progeo.engine.accelerator import start_accelerator
@@ -19,7 +19,6 @@ from progeo.engine.stopping import StopRequest
 from progeo.models.aggregation import AGGREGATIONS
 from progeo.models.backbones.open_clip import load_clip
 from progeo.training.overview import estimated_memory, overview
-from progeo.training.places import read_training_places
 from progeo.training.trainer import Trainer
 
 VIT = ("--model.architecture", "tiny-vit", "--encoder.descriptor_dim", "null")  # no batch norm
@@ -37,7 +36,7 @@ def build(config, run):
 
     def built(*arguments):
         settings = settings_of(config, "--text.prompts", run / "stage1", *arguments)
-        places = read_training_places(settings.data.train_folder, settings.cells)
+        places = read_training_images(settings)
         return build_training(settings, places, start_accelerator(settings.mixed_precision))
 
     return built
@@ -184,8 +183,7 @@ def test_a_temperature_is_learned_where_asked(train):
 
 def test_the_overview_counts_images_groups_and_parameters(build, config, city):
     training, settings = build("--encoder.frozen", "[layer1]"), settings_of(config)
-    places = read_training_places(settings.data.train_folder, settings.cells)
-    lines = overview(training, places, model=settings.model)
+    lines = overview(training, model=settings.model)
     assert lines[0].startswith("images      84 of 84 are in groups, cropped to 64 x 64 pixels")
     assert lines[0].endswith("validation: 6 queries, 12 database images")
     frozen = sum(p.numel() for p in training.encoder.backbone.layer1.parameters())

@@ -11,13 +11,13 @@ from safetensors.torch import load_file
 
 import progeo
 from progeo.cli import main
+from progeo.commands.train_encoder import read_training_images
 from progeo.engine.checkpoint import load_checkpoint
 from progeo.engine.run_folder import RunFolder
 from progeo.export.classifier import load_classifier, load_encoder_and_classifier
 from progeo.export.encoder_folders import encoder_folder
 from progeo.models.options import EncoderOptions, ModelOptions
 from progeo.places.geographic import positions_m
-from progeo.training.places import read_training_places
 from progeo.training.starting_encoder import build_starting_encoder, starting_statistics
 
 EVERY_SECOND = ("--training.keep", "last", "--training.keep_every", 2)
@@ -55,7 +55,7 @@ def test_a_run_keeps_the_last_encoder_or_those_of_chosen_epochs_where_asked(keep
 
 def test_the_classifier_of_all_groups_is_kept_with_its_encoder(config, keeping_last):
     settings = parsed("train encoder", "--config", config)["settings"]
-    places = read_training_places(settings.data.train_folder, settings.cells)
+    places = read_training_images(settings)
     (own,) = positions_m(places.catalogue)
     for folder, epoch in (("last", 3), ("epochs/epoch_000002", 2)):
         _, classifier = load_encoder_and_classifier(keeping_last / "stage2" / folder)
