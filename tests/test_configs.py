@@ -5,6 +5,7 @@ from running import parsed
 
 from progeo.config.settings import plain_values
 from progeo.models.aggregation import aggregation_dim
+from progeo.models.aggregation.netvlad import check_regions
 from progeo.models.backbones import empty_backbone, empty_traits, freeze_layers
 
 FOLDER = Path(__file__).parents[1] / "progeo/configs"
@@ -20,8 +21,11 @@ COSPLACE = {
     "cosplace_resnet50": ("resnet50", {"layer3", "layer4"}),
     "cosplace_vgg16": ("vgg16", {"features.24", "features.26", "features.28"}),
 }
-
-
+TUPLES = {
+    "netvlad_vgg16_pitts30k": ("vgg16", (), 16),
+    "sfrs_vgg16_pitts30k": ("vgg16", (1, 5, 5, 5), 16),
+    "wakd_mobilenet_v3_large_pitts30k": ("mobilenet_v3_large_512", (5, 5, 5, 5), 32),
+}
 DIVIDE_CLASSIFY = {
     f"divide_classify_efficientnet_{size}": dim for size, dim in (("b0", 1280), ("b5", 2048), ("b7", 2560))
 }
@@ -138,6 +142,39 @@ def test_the_settings_of_divide_and_classify_are_the_published_ones(name):
     traits = empty_traits(architecture)
     dim = aggregation_dim("mean_linear", traits, None, {}, architecture)
     assert dim == traits.channels == DIVIDE_CLASSIFY[name]
+
+
+@pytest.mark.parametrize("name", TUPLES)
+def test_the_settings_of_mined_tuples_are_the_published_ones(name):
+    settings = settings_of(name)
+    losses, training, jitter = settings.losses, settings.training, settings.augmentation
+    mining, options = settings.batches["mining"], settings.encoder.aggregation_options
+    architecture, generations, stride = TUPLES[name]
+    assert (settings.model.architecture, settings.model.normalization) == (architecture, "imagenet")
+    assert (settings.encoder.aggregation, options["num_clusters"]) == ("netvlad", 64)
+    assert (mining.positive_radius_m, mining.exclusion_radius_m, mining.queries) == (10, 25, 1000)
+    assert (mining.pool, mining.negatives, mining.positive_pool, mining.difficult_positives) == (1000, 10, 20, 10)
+    assert (mining.rerank_k1, mining.rerank_k2, mining.rerank_weight) == (20, 1, 0.1)
+    assert (losses["tuples"].kind, losses["tuples"].temperature, losses["tuples"].weight) == ("sare", 0.07, 1)
+    assert (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue) == (0.7, 0.7, 0.7, 0.5)
+    assert jitter.crop_scale == (1, 1)
+    assert (training.batches, training.batch_size, training.generations) == ("tuples", 4, generations)
+    assert (training.optimizer, training.momentum, training.encoder_learning_rate) == ("sgd", 0.9, 1e-3)
+    assert (training.weight_decay, training.decay_norms) == (1e-3, True)
+    assert (training.schedule, training.decay_epochs, training.decay_factor) == ("step", 5, 0.5)
+    assert losses["tuples"].hardest_regions == bool(generations)
+    assert losses["regions"].weight == 0.5 * bool(generations)
+    if generations:
+        assert losses["regions"].target_temperatures == (0.07, 0.07, 0.06, 0.05)
+        height, width = (side // stride for side in settings.encoder.image_size)
+        check_regions(options["regions"], height, width)
+    is_distilled = name.startswith("wakd")
+    assert (losses["gram"].weight, losses["attention"].weight) == (100 * is_distilled, 100 * is_distilled)
+
+
+def test_sfrs_and_its_netvlad_train_the_last_block_of_vgg16_only():
+    for name in ("netvlad_vgg16_pitts30k", "sfrs_vgg16_pitts30k"):
+        assert settings_of(name).encoder.frozen == settings_of("cosplace_vgg16").encoder.frozen
 
 
 @pytest.mark.slow
