@@ -83,7 +83,7 @@ class CosFace(nn.Module):
 
 def train_published(task: Task) -> Trained:
     """Train as the published code does, from the same starting encoder as ours."""
-    settings, groups, device = task.settings, task.places.partition.groups, task.accelerator.device
+    settings, groups, device = task.settings, task.images.partition.groups, task.accelerator.device
     training, jitter = settings.training, settings.augmentation
     random.seed(settings.seed)
     torch.manual_seed(settings.seed)
@@ -98,7 +98,7 @@ def train_published(task: Task) -> Trained:
     start = time.perf_counter()
     for epoch in range(training.epochs):
         index = epoch % len(groups)
-        images = RandomImageOfClass(task.places.catalogue, groups[index], settings.data.orientation)
+        images = RandomImageOfClass(task.images.catalogue, groups[index], settings.data.orientation)
         batches = endless_batches(images, training.batch_size, settings.data.num_workers)
         for _ in range(training.iterations_per_epoch):
             pixels, labels = (values.to(device) for values in next(batches))

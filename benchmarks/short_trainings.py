@@ -3,7 +3,7 @@
 import argparse
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
-from progeo.commands.train_encoder import build_training, train_encoder
+from progeo.commands.train_encoder import build_training, read_training_images, train_encoder
 from progeo.commands.train_prompts import train_prompts
 from progeo.config.parsing import parse_arguments as parse_settings
 from progeo.config.settings import settings_of
@@ -25,7 +25,8 @@ from progeo.image_files import Orientation
 from progeo.models.backbones.position_embedding import as_height_width
 from progeo.models.encoder import Encoder
 from progeo.places.catalogue import read_catalogue
-from progeo.training.places import TrainingPlaces, read_training_places
+from progeo.training.image_training import ImageTraining
+from progeo.training.places import TrainingImages
 from progeo.training.trainer import Trainer
 from progeo.training.validation import Validation, build_validation
 
@@ -37,13 +38,13 @@ class Task:
     """Settings, training images and validation set of a training."""
 
     settings: EncoderSettings
-    places: TrainingPlaces
+    images: TrainingImages
     validation: Validation
     accelerator: Accelerator
 
     def recall_at_1(self, encoder: Encoder) -> float:
         """Compute the validation R@1 in percent."""
-        return self.validation.measure(encoder, self.accelerator).best
+        return self.validation.measure(encoder, self.accelerator, classifier=None).best
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,18 @@ class Trained:
     recalls: tuple[float, ...]
     """R@1 of each encoder of the training, in percent."""
     seconds_per_step: float
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """The state of a training after an epoch."""
+
+    steps: int
+    cpu_seconds: float
+    """Process CPU time of all steps so far, without validations."""
+    loss: float
+    recall: float
+    """R@1 in percent."""
 
 
 def parse_arguments(description: str, arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
@@ -91,13 +104,42 @@ def build_task(config: Path, options: argparse.Namespace, words: Iterable[str], 
         steps += ["--data.train_folder", copies[0], "--validation.folder", copies[1]]
     settings = _parsed([*chosen, "--training.cache_images", "false", *words, *steps])
     validation = build_validation(settings.validation, settings.data)
-    places = read_training_places(settings.data.train_folder, settings.cells)
-    return Task(settings, places, validation, start_accelerator(settings.mixed_precision))
+    return Task(settings, read_training_images(settings), validation, start_accelerator(settings.mixed_precision))
 
 
 def train_ours(task: Task, results: Callable[[Trainer], Sequence[Encoder]]) -> Trained:
     """Train as `stage2_image.py` does, without checkpoints; `results` selects the encoders to test."""
-    training, run = build_training(task.settings, task.places, task.accelerator), RunFolder(task.settings.out)
+    trainer = start_training(task)
+    start = time.perf_counter()
+    while not trainer.finished:
+        trainer.train_epoch(StopRequest())
+    seconds = time.perf_counter() - start
+    recalls = tuple(task.recall_at_1(encoder) for encoder in results(trainer))
+    task.accelerator.free_memory()
+    return Trained(recalls, seconds / trainer.steps_done)
+
+
+def train_epochs(task: Task, trainer: Trainer) -> Iterator[Epoch]:
+    """Train to the end, as `train_ours` does, and measure after each epoch."""
+    seconds = 0.0
+    while not trainer.finished:
+        start = time.process_time()
+        losses = trainer.train_epoch(StopRequest())
+        seconds += time.process_time() - start
+        yield Epoch(trainer.steps_done, seconds, losses["loss"], task.recall_at_1(trainer.model))
+    task.accelerator.free_memory()
+
+
+def start_training(task: Task, change: Callable[[ImageTraining], object] = lambda training: None) -> Trainer:
+    """Start a training without checkpoints: extract the teacher's descriptors, if any, and set the first weights.
+
+    Args:
+        change: changes the training before anything is computed.
+    """
+    training, run = build_training(task.settings, task.images, task.accelerator), RunFolder(task.settings.out)
+    change(training)
+    if training.teacher is not None:
+        training.teacher.prepare(task.images.catalogues, task.settings.data)
     trainer = Trainer(
         training,
         task.settings.training,
@@ -107,13 +149,7 @@ def train_ours(task: Task, results: Callable[[Trainer], Sequence[Encoder]]) -> T
         accelerator=task.accelerator,
     )
     trainer.resume()
-    start = time.perf_counter()
-    while not trainer.finished:
-        trainer.train_epoch(StopRequest())
-    seconds = time.perf_counter() - start
-    recalls = tuple(task.recall_at_1(encoder) for encoder in results(trainer))
-    task.accelerator.free_memory()
-    return Trained(recalls, seconds / trainer.steps_done)
+    return trainer
 
 
 def print_head(config: Path, task: Task) -> None:

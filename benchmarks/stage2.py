@@ -4,7 +4,8 @@ Run `python -m benchmarks.stage2`. A ResNet18 frozen up to layer2 with a GeM and
 512 px. The published loop jitters colors at 512 px, then crops and resizes; ours crops and resizes while decoding, then
 jitters. The published loop is therefore also timed with images that are resized first. Decoding and augmentation: on a
 CPU one thread and process CPU time, on a GPU wall time; the step and the whole: wall time on all cores, nothing
-overlapping. All alternate; the minimum counts.
+overlapping. All alternate; the minimum counts. Further rows are for NetVLAD, mined tuples and teachers, see
+benchmarks/tuples.py, which also runs alone.
 """
 
 import tempfile
@@ -23,6 +24,7 @@ from torchvision.models import resnet18
 
 from benchmarks.images import write_images
 from benchmarks.timing import clock_of_device, clock_of_one_core, min_seconds
+from benchmarks.tuples import print_comparisons
 from progeo.data.augmentation import build_crop, draw_changes, jitter_colors
 from progeo.data.datasets import CatalogueImages, LabeledImages
 from progeo.data.loaders import build_loader, read_batches
@@ -56,6 +58,7 @@ def main() -> None:
     """Print the results."""
     with tempfile.TemporaryDirectory() as folder:
         print(compare_loops(Path(folder)))
+    print_comparisons()
 
 
 def compare_loops(folder: Path) -> str:
