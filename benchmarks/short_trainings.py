@@ -69,18 +69,27 @@ class Epoch:
 
 
 def parse_arguments(description: str, arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
-    """Parse the arguments shared by these benchmarks; the rest are settings, such as `--data.num_workers 4`."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    """Parse the arguments of benchmarks that take configurations; the rest are settings of stage 2."""
+    parser = build_parser(description)
     parser.add_argument(
         "configs", nargs="+", type=Path, help="settings of stage 2 with a small set, such as a sample's"
     )
+    return parser.parse_known_args(arguments)
+
+
+def build_parser(
+    description: str, *, steps: int = 400, seeds: Sequence[int] = (0, 1, 2, 3), **defaults: int
+) -> argparse.ArgumentParser:
+    """Build a parser of the arguments that all these benchmarks share, with their defaults."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--image_size", type=int, default=64, help="pixels of crops and of validation images")
     parser.add_argument(
         "--file_side", type=int, help="copy the images at this side first; without it take them as they are"
     )
-    parser.add_argument("--steps", type=int, default=400, help="steps of every training")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3], help="a training for each")
-    return parser.parse_known_args(arguments)
+    parser.add_argument("--steps", type=int, default=steps, help="steps of every training")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds), help="a training for each")
+    parser.set_defaults(**defaults)
+    return parser
 
 
 def build_task(config: Path, options: argparse.Namespace, words: Iterable[str], *, seed: int, folder: Path) -> Task:
@@ -150,6 +159,12 @@ def start_training(task: Task, change: Callable[[ImageTraining], object] = lambd
     )
     trainer.resume()
     return trainer
+
+
+def print_epochs(name: str, epochs: Iterable[Epoch]) -> None:
+    """Print R@1 after every epoch, with its steps and the CPU seconds so far."""
+    columns = "".join(f"{epoch.recall:6.1f} ({epoch.steps}, {epoch.cpu_seconds:.0f} s)" for epoch in epochs)
+    print(f"{name:44}{columns}", flush=True)
 
 
 def print_head(config: Path, task: Task) -> None:
