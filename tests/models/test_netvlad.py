@@ -9,7 +9,7 @@ from torch import nn
 
 from progeo.models.aggregation import AGGREGATIONS, NetVLAD, build_aggregation
 from progeo.models.aggregation.centroids import cluster_centers, read_centroids
-from progeo.models.aggregation.netvlad import check_regions, initialize_netvlad
+from progeo.models.aggregation.netvlad import region_grid, initialize_netvlad
 from progeo.models.backbones.family import Traits
 
 CHANNELS, CLUSTERS = 5, 3
@@ -105,11 +105,11 @@ def test_a_map_that_the_grid_does_not_divide_has_no_regions(regions, size, words
 
 
 def test_image_sizes_that_fit_are_named_by_the_stride():
-    assert check_regions("thirds", 42, 30, stride=16) == 3
+    assert region_grid("thirds", 42, 30, stride=16) == 3
     with pytest.raises(ValueError, match=r"got 30 x 40: use sides in multiples of 48 pixels, such as 480 x 624\.$"):
-        check_regions("thirds", 30, 40, stride=16)
+        region_grid("thirds", 30, 40, stride=16)
     with pytest.raises(ValueError, match="such as 96 x 96"):
-        check_regions("thirds", 2, 4, stride=32)
+        region_grid("thirds", 2, 4, stride=32)
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -65,7 +65,7 @@ class NetVLAD(nn.Module):
             ValueError: the map is not divisible into cells.
         """
         batch, channels, height, width = feature_map.shape
-        side = check_regions(self.kind, height, width)
+        side = region_grid(self.kind, height, width)
         with _full_precision(feature_map):
             grid = self._local_features(feature_map).view(batch, channels, side, height // side, side, width // side)
             cells = grid.permute(0, 2, 4, 3, 5, 1).flatten(3, 4).flatten(1, 2)  # (B, cells, n, C)
@@ -127,7 +127,7 @@ def check_options(*, num_clusters: int, regions: str) -> None:
         raise ValueError(f"`aggregation_options`: regions of netvlad must be {' or '.join(_SIDES)}, got {regions!r}.")
 
 
-def check_regions(regions: str, height: int, width: int, *, stride: int | None = None) -> int:
+def region_grid(regions: str, height: int, width: int, *, stride: int | None = None) -> int:
     """Return the rows and columns of the grid of regions, after a check that they divide a feature map.
 
     Args:
