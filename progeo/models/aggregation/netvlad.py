@@ -159,8 +159,7 @@ def initialize_netvlad(netvlad: nn.Module, local_features: Tensor, seed: int) ->
     """
     assert isinstance(netvlad, NetVLAD)
     local_features = F.normalize(local_features, dim=1)
-    centers = cluster_centers(local_features.cpu().numpy(), len(netvlad.centroids), seed=seed)
-    netvlad.initialize(torch.from_numpy(centers).to(local_features.device), local_features)
+    netvlad.initialize(cluster_centers(local_features, len(netvlad.centroids), seed=seed), local_features)
 
 
 def _descriptors(residuals: Tensor) -> Tensor:
