@@ -74,8 +74,8 @@ class NetVLAD(nn.Module):
             return _descriptors(torch.einsum("rg,bgkc->brkc", self.membership.to(sums.dtype), sums))
 
     def check_map(self, height: int, width: int, *, stride: int | None = None) -> None:
-        """Check that a map can be divided into regions, see `check_regions`."""
-        check_regions(self.kind, height, width, stride=stride)
+        """Check that a map can be divided into regions, see `region_grid`."""
+        region_grid(self.kind, height, width, stride=stride)
 
     @torch.no_grad()
     def initialize(self, centroids: Tensor, local_features: Tensor) -> float:
@@ -176,7 +176,7 @@ def initialize_from(netvlad: nn.Module, path: Path) -> None:
     """
     assert isinstance(netvlad, NetVLAD)
     device = netvlad.centroids.device
-    centroids, local_features = (torch.from_numpy(each).to(device) for each in read_centroids(path))
+    centroids, local_features = (each.to(device) for each in read_centroids(path))
     try:
         netvlad.initialize(centroids, local_features)
     except ValueError as error:
