@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.sparse import csc_array, csr_array, vstack
@@ -29,7 +30,7 @@ class _Images:
         return np.arange(len(self.queries) + len(self.database))
 
     @property
-    def of_database(self) -> np.ndarray:
+    def database_rows(self) -> np.ndarray:
         """Rows of the database images, int64 (N,)."""
         return self.rows[len(self.queries) :]
 
@@ -61,10 +62,19 @@ class Reranker:
         """Size of the weights of the neighbors in bytes."""
         return self.encodings.data.nbytes + self.encodings.indices.nbytes + self.encodings.indptr.nbytes
 
-    def distances(self) -> Iterator[np.ndarray]:
-        """Yield the re-ranked distances of blocks of queries to all database images, float32 (b, N) each."""
-        for reranked, _ in self._blocks():
-            yield reranked
+    @cached_property
+    def of_database(self) -> csc_array:
+        """The weights of the database images, by neighbor, float32 (N, n)."""
+        return csc_array(self.encodings[self.images.database_rows])
+
+    def query_blocks(self) -> Iterator[np.ndarray]:
+        """Split the rows of all queries into blocks whose distances fit in memory."""
+        rows = np.arange(len(self.images.queries))
+        return _split(rows, min(_MAX_BLOCK, _BLOCK_VALUES // len(self.images.database_rows)))
+
+    def distances(self, rows: np.ndarray) -> np.ndarray:
+        """Compute the re-ranked distances of some queries, int64 (b,), to all database images, float32 (b, N)."""
+        return self._distances(rows)[0]
 
     def nearest(self, count: int) -> Neighbors:
         """Find the database images with the smallest re-ranked distances; equal ones are ordered by descriptor.
@@ -72,32 +82,27 @@ class Reranker:
         Args:
             count: neighbors per query; fewer are returned if the database is smaller.
         """
-        rows, distances = [], []
-        for reranked, original in self._blocks():
-            rows.append(np.lexsort((original, reranked))[:, :count])
-            distances.append(np.take_along_axis(reranked, rows[-1], axis=1))
-        return Neighbors(np.concatenate(rows), np.concatenate(distances))
+        orders, distances = [], []
+        for rows in self.query_blocks():
+            reranked, original = self._distances(rows)
+            orders.append(np.lexsort((original, reranked))[:, :count])
+            distances.append(np.take_along_axis(reranked, orders[-1], axis=1))
+        return Neighbors(np.concatenate(orders), np.concatenate(distances))
 
-    def _blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield re-ranked and original distances of blocks of queries to all database images, float32 (b, N) each."""
-        of_database = csc_array(self.encodings[self.images.of_database])
-        num_queries, num_database = len(self.images.queries), len(self.images.of_database)
-        for rows in _split(np.arange(num_queries), min(_MAX_BLOCK, _BLOCK_VALUES // num_database)):
-            queries = self.images.queries[rows]
-            parts = [
-                squared_distances(queries, self.images.take(part))
-                for part in self.images.blocks(self.images.of_database)
-            ]
-            original = _relative(np.concatenate(parts, axis=1), self.largest[rows, None])
-            jaccard = np.stack([self._jaccard(row, of_database) for row in rows.tolist()])
-            yield jaccard * np.float32(1 - self.weight) + original * np.float32(self.weight), original
+    def _distances(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return re-ranked and original distances of some queries to all database images, float32 (b, N) each."""
+        queries, blocks = self.images.queries[rows], self.images.blocks(self.images.database_rows)
+        squared = np.concatenate([squared_distances(queries, self.images.take(block)) for block in blocks], axis=1)
+        original = _relative(squared, self.largest[rows, None])
+        jaccard = np.stack([self._jaccard(row) for row in rows.tolist()])
+        return jaccard * np.float32(1 - self.weight) + original * np.float32(self.weight), original
 
-    def _jaccard(self, query: int, of_database: csc_array) -> np.ndarray:
+    def _jaccard(self, query: int) -> np.ndarray:
         """Compute Jaccard distances between the neighbors of a query and those of database images, float32 (N,)."""
         columns, weights = _row(self.encodings, query)
-        shared = of_database[:, columns]
+        shared = self.of_database[:, columns]
         smaller = np.minimum(shared.data, np.repeat(weights, np.diff(shared.indptr)))
-        overlap = np.bincount(shared.indices, smaller, minlength=of_database.shape[0])
+        overlap = np.bincount(shared.indices, smaller, minlength=shared.shape[0])
         return (1 - overlap / (2 - overlap)).astype(np.float32)
 
 
@@ -105,7 +110,8 @@ def k_reciprocal(
     queries: np.ndarray, database: ShardedRows | np.ndarray, *, k1: int, k2: int, weight: float
 ) -> np.ndarray:
     """Compute k-reciprocal re-ranked distances of queries to a database, float32 (Q, N); see `build_reranker`."""
-    return np.concatenate(list(build_reranker(queries, database, k1=k1, k2=k2, weight=weight).distances()))
+    reranker = build_reranker(queries, database, k1=k1, k2=k2, weight=weight)
+    return np.concatenate([reranker.distances(rows) for rows in reranker.query_blocks()])
 
 
 def build_reranker(
@@ -123,7 +129,8 @@ def build_reranker(
         k2: number of nearest images, itself included, over which the neighbors of each image are averaged; 1 does not.
         weight: weight of the original distances, 0 to 1; the other part is that of the Jaccard distances of neighbors.
     """
-    images = _Images(np.asarray(queries, np.float32), database)
+    stored = database if isinstance(database, ShardedRows) else np.asarray(database)
+    images = _Images(np.asarray(queries, np.float32), stored)
     nearest, largest = _nearest_images(images, max(k1 + 1, k2))
     encodings = _encodings(images, nearest, largest, k1)
     if k2 != 1:

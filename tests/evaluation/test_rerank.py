@@ -71,7 +71,11 @@ def test_distances_do_not_depend_on_where_descriptors_are_stored_and_on_blocks(
     for shard in rows.shards:
         rows.write_shard(shard, stored[shard * 30 : (shard + 1) * 30])
     found = k_reciprocal(queries, rows.without(np.array([40])), k1=7, k2=2, weight=0.3)
-    np.testing.assert_allclose(found, plain(queries, database, 7, 2, 0.3), atol=2e-6)
+    expected = plain(queries, database, 7, 2, 0.3)
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+    some = np.array([20, 3, 4])
+    reranker = build_reranker(queries, database, k1=7, k2=2, weight=0.3)
+    np.testing.assert_allclose(reranker.distances(some), expected[some], atol=2e-6)
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3])
