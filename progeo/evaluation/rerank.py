@@ -30,7 +30,7 @@ class _Images:
         return np.arange(len(self.queries) + len(self.database))
 
     @property
-    def database_rows(self) -> np.ndarray:
+    def of_database(self) -> np.ndarray:
         """Rows of the database images, int64 (N,)."""
         return self.rows[len(self.queries) :]
 
@@ -62,19 +62,10 @@ class Reranker:
         """Size of the weights of the neighbors in bytes."""
         return self.encodings.data.nbytes + self.encodings.indices.nbytes + self.encodings.indptr.nbytes
 
-    @cached_property
-    def of_database(self) -> csc_array:
-        """The weights of the database images, by neighbor, float32 (N, n)."""
-        return csc_array(self.encodings[self.images.database_rows])
-
-    def query_blocks(self) -> Iterator[np.ndarray]:
-        """Split the rows of all queries into blocks whose distances fit in memory."""
-        rows = np.arange(len(self.images.queries))
-        return _split(rows, min(_MAX_BLOCK, _BLOCK_VALUES // len(self.images.database_rows)))
-
-    def distances(self, rows: np.ndarray) -> np.ndarray:
-        """Compute the re-ranked distances of some queries, int64 (b,), to all database images, float32 (b, N)."""
-        return self._distances(rows)[0]
+    def distances(self) -> Iterator[np.ndarray]:
+        """Yield the re-ranked distances of blocks of queries to all database images, float32 (b, N) each."""
+        for reranked, _ in self._blocks():
+            yield reranked
 
     def nearest(self, count: int) -> Neighbors:
         """Find the database images with the smallest re-ranked distances; equal ones are ordered by descriptor.
@@ -82,27 +73,41 @@ class Reranker:
         Args:
             count: neighbors per query; fewer are returned if the database is smaller.
         """
-        orders, distances = [], []
-        for rows in self.query_blocks():
-            reranked, original = self._distances(rows)
-            orders.append(np.lexsort((original, reranked))[:, :count])
-            distances.append(np.take_along_axis(reranked, orders[-1], axis=1))
-        return Neighbors(np.concatenate(orders), np.concatenate(distances))
+        rows, distances = [], []
+        for reranked, original in self._blocks():
+            rows.append(np.lexsort((original, reranked))[:, :count])
+            distances.append(np.take_along_axis(reranked, rows[-1], axis=1))
+        return Neighbors(np.concatenate(rows), np.concatenate(distances))
 
-    def _distances(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return re-ranked and original distances of some queries to all database images, float32 (b, N) each."""
-        queries, blocks = self.images.queries[rows], self.images.blocks(self.images.database_rows)
-        squared = np.concatenate([squared_distances(queries, self.images.take(block)) for block in blocks], axis=1)
-        original = _relative(squared, self.largest[rows, None])
+    def distances_of(self, queries: np.ndarray) -> np.ndarray:
+        """Compute the re-ranked distances of queries at rows int64 (b,) to all database images, float32 (b, N)."""
+        return self._block(queries)[0]
+
+    def _blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield re-ranked and original distances of blocks of queries to all database images, float32 (b, N) each."""
+        size = min(_MAX_BLOCK, _BLOCK_VALUES // len(self.images.of_database))
+        return map(self._block, _split(np.arange(len(self.images.queries)), size))
+
+    def _block(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        parts = [
+            squared_distances(self.images.queries[rows], self.images.take(part))
+            for part in self.images.blocks(self.images.of_database)
+        ]
+        original = _relative(np.concatenate(parts, axis=1), self.largest[rows, None])
         jaccard = np.stack([self._jaccard(row) for row in rows.tolist()])
         return jaccard * np.float32(1 - self.weight) + original * np.float32(self.weight), original
+
+    @cached_property
+    def _of_database(self) -> csc_array:
+        """Weights of the neighbors of each database image, by neighbor, (N, n)."""
+        return csc_array(self.encodings[self.images.of_database])
 
     def _jaccard(self, query: int) -> np.ndarray:
         """Compute Jaccard distances between the neighbors of a query and those of database images, float32 (N,)."""
         columns, weights = _row(self.encodings, query)
-        shared = self.of_database[:, columns]
+        shared = self._of_database[:, columns]
         smaller = np.minimum(shared.data, np.repeat(weights, np.diff(shared.indptr)))
-        overlap = np.bincount(shared.indices, smaller, minlength=shared.shape[0])
+        overlap = np.bincount(shared.indices, smaller, minlength=len(self.images.of_database))
         return (1 - overlap / (2 - overlap)).astype(np.float32)
 
 
@@ -110,8 +115,7 @@ def k_reciprocal(
     queries: np.ndarray, database: ShardedRows | np.ndarray, *, k1: int, k2: int, weight: float
 ) -> np.ndarray:
     """Compute k-reciprocal re-ranked distances of queries to a database, float32 (Q, N); see `build_reranker`."""
-    reranker = build_reranker(queries, database, k1=k1, k2=k2, weight=weight)
-    return np.concatenate([reranker.distances(rows) for rows in reranker.query_blocks()])
+    return np.concatenate(list(build_reranker(queries, database, k1=k1, k2=k2, weight=weight).distances()))
 
 
 def build_reranker(

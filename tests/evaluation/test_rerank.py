@@ -87,7 +87,7 @@ def test_distances_do_not_depend_on_where_descriptors_are_stored_and_on_blocks(
     np.testing.assert_allclose(found, expected, atol=2e-6)
     some = np.array([20, 3, 4])
     reranker = build_reranker(queries, database, k1=7, k2=2, weight=0.3)
-    np.testing.assert_allclose(reranker.distances(some), expected[some], atol=2e-6)
+    np.testing.assert_allclose(reranker.distances_of(some), expected[some], atol=2e-6)
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3])
