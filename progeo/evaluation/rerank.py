@@ -133,7 +133,8 @@ def build_reranker(
         k2: number of nearest images, itself included, over which the neighbors of each image are averaged; 1 does not.
         weight: weight of the original distances, 0 to 1; the other part is that of the Jaccard distances of neighbors.
     """
-    images = _Images(np.asarray(queries, np.float32), database)
+    stored = database if isinstance(database, ShardedRows) else np.asarray(database)
+    images = _Images(np.asarray(queries, np.float32), stored)
     nearest, largest = _nearest_images(images, max(k1 + 1, k2))
     encodings = _encodings(images, nearest, largest, k1)
     if k2 != 1:
