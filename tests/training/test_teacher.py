@@ -163,7 +163,7 @@ def test_any_folder_of_photos_is_enough(photos, config, teacher, tmp_path, capsy
     other = build_encoder("tiny-resnet", "random", 96, descriptor_dim=64, seed=10).eval()
     folder = save_encoder(tmp_path / "other", other, provenance={}, recalls={})
     again = [*command, "--resume", "true", "--training.epochs", "3", "--teacher.encoder"]
-    with pytest.raises(SystemExit, match="was begun with another teacher: name the folder of that as --teacher.enc"):
+    with pytest.raises(SystemExit, match=r"was begun with another teacher: name the folder of that as --teacher.enc"):
         main([*again, str(folder)])
     moved = shutil.copytree(teacher, tmp_path / "moved")
     main([*again, str(moved)])
