@@ -62,7 +62,7 @@ def test_a_run_leaves_these_files_and_its_encoder_is_evaluated_and_exported(whol
 
 def test_a_run_that_is_killed_while_it_mines_ends_with_the_same_bits(settings, whole, tmp_path):
     file = written(settings, tmp_path, "run")
-    kill_before("mining/rows_00000.npy", "stage2_image.py", "--config", file)
+    kill_before("rows_00001.npy", "stage2_image.py", "--config", file)
     main(["train", "encoder", "--config", str(file), "--resume", "true"])
     ours, theirs = (
         load_checkpoint(newest_checkpoint(each / "stage2/checkpoints")) for each in (tmp_path / "run", whole)
