@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from progeo.models.aggregation.gem import GeM
 from progeo.models.aggregation.mean import L2Norm, MeanLinear, MeanPool
+from progeo.models.aggregation.netvlad import NetVLAD, check_options, initialize_netvlad
 from progeo.models.backbones.family import Part, Traits
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "L2Norm",
     "MeanLinear",
     "MeanPool",
+    "NetVLAD",
     "aggregation_dim",
     "build_aggregation",
     "filled_options",
@@ -48,6 +50,8 @@ class Aggregation:
     initialize: Callable[[nn.Module, Tensor, int], None] | None = None
     """`initialize(module, local_features (n, C), seed)` sets the first weights from a sample of the vectors of feature
     maps of training images."""
+    has_regions: bool = False
+    """Whether the module has `regions(*parts)`, which returns descriptors of parts of an image (B, R, dim)."""
 
 
 def _features_dim(traits: Traits) -> int:
@@ -57,6 +61,11 @@ def _features_dim(traits: Traits) -> int:
 def _channels(traits: Traits) -> int:
     assert traits.channels is not None
     return traits.channels
+
+
+def _netvlad_dim(traits: Traits, *, num_clusters: int, regions: str) -> int:
+    check_options(num_clusters=num_clusters, regions=regions)
+    return num_clusters * _channels(traits)
 
 
 def _token_dim(traits: Traits) -> int:
@@ -71,6 +80,13 @@ AGGREGATIONS: dict[str, Aggregation] = {
     "mean": Aggregation(build=lambda traits, dim: MeanPool(), needs=("map",), dim=_channels),
     "mean_linear": Aggregation(
         build=lambda traits, dim: MeanLinear(traits.channels, dim), needs=("map",), dim=_channels, any_dim=True
+    ),
+    "netvlad": Aggregation(
+        build=lambda traits, dim, num_clusters=64, regions="thirds": NetVLAD(traits.channels, num_clusters, regions),
+        needs=("map",),
+        dim=_netvlad_dim,
+        initialize=initialize_netvlad,
+        has_regions=True,
     ),
     "token": Aggregation(
         build=lambda traits, dim: nn.Identity(), needs=("token",), dim=_token_dim, always_normalized=False

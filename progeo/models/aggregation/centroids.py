@@ -1,0 +1,61 @@
+"""Centers of clusters of local features, which NetVLAD starts from: k-means, and published files."""
+
+from pathlib import Path
+
+import numpy as np
+
+_ITERATIONS = 100
+
+
+def cluster_centers(local_features: np.ndarray, num_clusters: int, *, seed: int) -> np.ndarray:
+    """Cluster local features by k-means, 100 iterations on all of them.
+
+    Args:
+        local_features: float32 (n, C).
+        num_clusters: K.
+        seed: seed of the first centers.
+
+    Returns:
+        float32 (K, C).
+
+    Raises:
+        ValueError: fewer local features than clusters.
+    """
+    count, channels = local_features.shape
+    if count < num_clusters:
+        raise ValueError(f"{num_clusters} clusters need as many local features, there are {count}: use more images.")
+    import faiss  # an encoder is loaded without it
+
+    limits = {"min_points_per_centroid": 1, "max_points_per_centroid": count}  # or it takes 256 K random ones only
+    kmeans = faiss.Kmeans(channels, num_clusters, niter=_ITERATIONS, seed=seed % 2**31, **limits)
+    kmeans.train(np.ascontiguousarray(local_features))
+    assert kmeans.centroids is not None
+    return kmeans.centroids
+
+
+def read_centroids(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read a file of published NetVLADs, such as `vgg16_pitts_64_desc_cen.hdf5`.
+
+    Returns:
+        centroids: float32 (K, C).
+        local_features: L2-normalized, float32 (n, C).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no such file.
+    """
+    import h5py  # an encoder is loaded without it
+
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    try:
+        with h5py.File(path) as file:
+            centroids, local_features = (np.asarray(file[name], np.float32) for name in ("centroids", "descriptors"))
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise ValueError(f"{path} is no HDF5 file with `centroids` and `descriptors`: {error}.") from None
+    if centroids.ndim != 2 or local_features.ndim != 2 or centroids.shape[1] != local_features.shape[1]:
+        raise ValueError(
+            f"{path}: `centroids` (K, C) and `descriptors` (n, C) must be of the same C channels, got "
+            f"{centroids.shape} and {local_features.shape}."
+        )
+    return centroids, local_features
