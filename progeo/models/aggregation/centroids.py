@@ -50,7 +50,9 @@ def read_centroids(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise FileNotFoundError(f"There is no file {path}.")
     try:
         with h5py.File(path) as file:
-            centroids, local_features = (np.asarray(file[name], np.float32) for name in ("centroids", "descriptors"))
+            centroids, local_features = (
+                np.asarray(file[name][()], np.float32) for name in ("centroids", "descriptors")
+            )
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise ValueError(f"{path} is no HDF5 file with `centroids` and `descriptors`: {error}.") from None
     if centroids.ndim != 2 or local_features.ndim != 2 or centroids.shape[1] != local_features.shape[1]:

@@ -50,7 +50,7 @@ class NetVLAD(nn.Module):
         The sums are not normalized. They are computed in float32 under autocast, too.
         """
         with _full_precision(feature_map):
-            return self._sums(self._local_features(feature_map).flatten(2)[:, None])[:, 0]
+            return self._sums(self._local_features(feature_map).flatten(2).mT)
 
     def regions(self, feature_map: Tensor) -> Tensor:
         """Aggregate regions of (B, C, h, w): L2-normalized descriptors (B, R, K C), where the first is `forward`'s.
@@ -68,7 +68,7 @@ class NetVLAD(nn.Module):
         side = check_regions(self.kind, height, width)
         with _full_precision(feature_map):
             grid = self._local_features(feature_map).view(batch, channels, side, height // side, side, width // side)
-            cells = grid.permute(0, 2, 4, 1, 3, 5).flatten(4).flatten(1, 2)  # (B, cells, C, n)
+            cells = grid.permute(0, 2, 4, 3, 5, 1).flatten(3, 4).flatten(1, 2)  # (B, cells, n, C)
             sums = self._sums(cells)
             return _descriptors(torch.einsum("rg,bgkc->brkc", self.membership.to(sums.dtype), sums))
 
@@ -110,10 +110,9 @@ class NetVLAD(nn.Module):
         return F.normalize(feature_map.to(self.centroids.dtype), dim=1)
 
     def _sums(self, local_features: Tensor) -> Tensor:
-        """Sum the residuals of (B, G, C, n) over n: (B, G, K, C), as sum(a x) - centroid sum(a) with assignments a."""
-        assigned = torch.einsum("kc,bgcn->bgkn", self.assignment, local_features).softmax(dim=2)
-        sums = torch.einsum("bgkn,bgcn->bgkc", assigned, local_features)
-        return sums - assigned.sum(dim=3)[..., None] * self.centroids
+        """Sum residuals of (..., n, C) over n: (..., K, C), as sum(a x) - centroid sum(a) with assignments a."""
+        assigned = (local_features @ self.assignment.mT).softmax(dim=-1)
+        return assigned.mT @ local_features - assigned.sum(dim=-2)[..., None] * self.centroids
 
 
 def check_options(*, num_clusters: int, regions: str) -> None:
