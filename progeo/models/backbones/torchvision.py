@@ -33,8 +33,6 @@ from progeo.models.weight_files.checkpoints import load_weights, reason_of
 _POSITIONS = "encoder.pos_embedding"
 _OLD_DENSENET = re.compile(r"(\.denselayer\d+\.(?:norm|conv))\.([12]\.)")
 """The beginning of `norm.1` and so on in the published weights of a DenseNet, where the network has `norm1`."""
-_CONV4 = {f"resnet{depth}_conv4": f"resnet{depth}" for depth in (18, 34, 50, 101, 152)}
-"""ResNets without their last stage, with which NetVLAD is often used, and the classifier that each is cut from."""
 _MAXVIT_MULTIPLE = 224
 """Stride 32 of a MaxViT's map, times the 7 rows of its windows."""
 
@@ -43,13 +41,12 @@ class Torchvision(Family):
     """Every classification network of torchvision, up to its last feature map or its tokens.
 
     Layers have torchvision's names: `conv1` to `layer4` in a ResNet, `features.0` and so on in many others. The output
-    of a vision transformer is normalized by its last layer norm; a VGG ends with its last convolution, as in CosPlace;
-    `resnet18_conv4` is a ResNet without its last stage.
+    of a vision transformer is normalized by its last layer norm; a VGG ends with its last convolution, as in CosPlace.
     """
 
     def knows(self, architecture: str) -> bool:
         """Return whether torchvision has a classification network of this name."""
-        return _classifier_name(architecture) in list_models(module=torchvision.models)
+        return architecture in list_models(module=torchvision.models)
 
     def default_aggregation(self, architecture: str) -> str:
         """Return `token` for a vision transformer, else `gem`."""
@@ -107,7 +104,7 @@ class Torchvision(Family):
 
     def own_normalization(self, architecture: str, weights: str) -> Mapping[str, Sequence[float]]:
         """Return the pixel `mean` and `std` that a tag's weights were trained with; empty if `weights` is not a tag."""
-        tags = get_model_weights(_classifier_name(architecture)).__members__
+        tags = get_model_weights(architecture).__members__
         if weights not in tags:
             return {}
         pixels = tags[weights].transforms()
@@ -115,7 +112,7 @@ class Torchvision(Family):
 
     def license(self, architecture: str, weights: str) -> str | None:
         """Return the license of a tag's weights; None if `weights` is not a tag."""
-        tags = get_model_weights(_classifier_name(architecture)).__members__
+        tags = get_model_weights(architecture).__members__
         if weights not in tags:
             return None
         # Only weights that are not torchvision's own name a license, such as those of SWAG, which is not commercial.
@@ -134,7 +131,7 @@ class Torchvision(Family):
         return (
             "import torchvision\n"
             "from safetensors.torch import load_file\n\n"
-            f'classifier = torchvision.models.get_model("{_classifier_name(architecture)}"{size})\n'
+            f'classifier = torchvision.models.get_model("{architecture}"{size})\n'
             'classifier.load_state_dict(load_file("backbone.safetensors"), strict=False)  # without its last layers'
         )
 
@@ -143,14 +140,9 @@ class Torchvision(Family):
         raise ValueError("`gradient_checkpointing` is not possible with torchvision: leave it out, or use timm.")
 
 
-def _classifier_name(architecture: str) -> str:
-    """Return torchvision's name of the classifier that a backbone is cut from."""
-    return _CONV4.get(architecture, architecture)
-
-
 def _native_side(architecture: str, weights: str = "DEFAULT") -> int:
     """Return the side in pixels of the square images that a tag's, else the default, weights were validated on."""
-    tags = get_model_weights(_classifier_name(architecture))
+    tags = get_model_weights(architecture)
     return tags[weights if weights in tags.__members__ else "DEFAULT"].transforms().crop_size[0]
 
 
@@ -158,7 +150,7 @@ def _native_side(architecture: str, weights: str = "DEFAULT") -> int:
 def _meta_classifier(architecture: str) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # about the random weights of GoogLeNet
-        return _on_meta(partial(get_model, _classifier_name(architecture), weights=None))
+        return _on_meta(partial(get_model, architecture, weights=None))
 
 
 def _on_meta(build: Callable[[], nn.Module]) -> nn.Module:
@@ -186,14 +178,12 @@ def _cut(architecture: str, image_size: ImageSize | None, own: int) -> nn.Module
                 f"got {size[0]} x {size[1]}."
             )
         options = {"input_size": size}
-    classifier = get_model(_classifier_name(architecture), weights=None, **options)
+    classifier = get_model(architecture, weights=None, **options)
     if isinstance(classifier, VisionTransformer):
         classifier.heads = nn.Identity()
         classifier.image_size = (own, own)
         return classifier.eval()
     backbone = _without_classifier(classifier)
-    if architecture in _CONV4:
-        del backbone.layer4
     if isinstance(classifier, MaxVit):
         backbone.image_size = size  # type: ignore[assignment]
     return backbone
@@ -248,7 +238,7 @@ def _set_size(network: VisionTransformer, image_size: tuple[int, int]) -> None:
 
 
 def _classifier_state(architecture: str, weights: str, expected: Collection[str]) -> Mapping[str, Tensor]:
-    tags = get_model_weights(_classifier_name(architecture)).__members__
+    tags = get_model_weights(architecture).__members__
     if weights not in tags and not Path(weights).is_file():
         raise ValueError(
             f"`weights` {weights!r} is neither a file, nor random, nor a tag of {architecture} ({', '.join(tags)})."

@@ -170,22 +170,6 @@ def test_a_vgg_ends_with_its_last_convolution_as_published():
     assert isinstance(empty("vgg16").features[-1], nn.Conv2d)
 
 
-@pytest.mark.parametrize("architecture", ["resnet18", pytest.param("resnet50", marks=pytest.mark.slow)])
-def test_a_resnet_without_its_last_stage_is_cut_from_the_complete_classifier(architecture, tmp_path):
-    whole, images, maps = classifier(architecture, seed=3), torch.rand(1, 3, 64, 96), []
-    whole.layer3.register_forward_hook(lambda module, inputs, output: maps.append(output))
-    torch.save(whole.state_dict(), tmp_path / "classifier.pth")
-    network = load(f"{architecture}_conv4", str(tmp_path / "classifier.pth"))
-    with torch.no_grad():
-        whole(images)
-        assert torch.equal(FAMILY.features(network, images).map, maps[0])
-    traits = FAMILY.traits(network)
-    assert (traits.channels, traits.stride) == (maps[0].shape[1], 16)
-    assert FAMILY.license(f"{architecture}_conv4", "DEFAULT") == FAMILY.license(architecture, "DEFAULT")
-    assert FAMILY.knows(f"{architecture}_conv4")
-    assert not FAMILY.knows("vgg16_conv4")
-
-
 def test_random_weights_follow_their_seed_and_leave_the_global_generator_alone():
     torch.manual_seed(5)
     before = torch.get_rng_state()
