@@ -26,6 +26,7 @@ NETWORKS = {
     "open_clip": {"tiny-resnet": BOTH, "tiny-vit": BOTH},
     "torchvision": {
         **{"resnet18": ("map",), "mobilenet_v3_large": ("map",), "convnext_tiny": ("map",), "swin_t": ("map",)},
+        **{"mobilenet_v3_large_512": ("map",), "resnet18_conv4": ("map",)},
         "vit_b_16": BOTH,
     },
     "timm": {
@@ -34,7 +35,10 @@ NETWORKS = {
     },
 }
 """Networks of each family, with the parts of their features."""
-LARGE = ("convnext_tiny", "mobilenet_v3_large", "swin_t", "vit_b_16", "vit_small_patch14_reg4_dinov2")
+LARGE = (
+    *("convnext_tiny", "mobilenet_v3_large", "mobilenet_v3_large_512", "resnet18_conv4", "swin_t", "vit_b_16"),
+    "vit_small_patch14_reg4_dinov2",
+)
 QUICK_GRAPHS = ("tiny-vit", "resnet18")
 """Networks of which a program is made in a few seconds."""
 REFUSED = {"swin_t": "No graph can be made of swin_t: Specializations unexpectedly required (height, width)"}
