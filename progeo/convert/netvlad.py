@@ -5,7 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 from progeo.convert.converted_encoder import ConvertedEncoder, convert_encoder, tensor_named
-from progeo.models.aggregation import filled_options
+from progeo.models.aggregation import aggregation_dim, filled_options
+from progeo.models.backbones import empty_traits
 from progeo.models.backbones.family import ImageSize
 from progeo.models.backbones.open_clip import NORMALIZATIONS
 from progeo.models.backbones.position_embedding import as_height_width
@@ -49,8 +50,8 @@ def convert_netvlad(
         name: tensor.flatten(1) if name in names.values() and tensor.shape[2:] == (1, 1) else tensor
         for name, tensor in found.state.items()
     }
-    num_clusters, channels = tensor_named(state, f"{netvlad}centroids", 2).shape
-    pooled_dim = num_clusters * channels
+    options["num_clusters"] = len(tensor_named(state, f"{netvlad}centroids", 2))
+    pooled_dim = aggregation_dim("netvlad", empty_traits(f"torchvision/{architecture}"), None, options, architecture)
     mean, std = pixels
     spec = EncoderSpec(
         family="torchvision",
@@ -60,7 +61,7 @@ def convert_netvlad(
         mean=mean,
         std=std,
         aggregation="netvlad",
-        aggregation_options=filled_options("netvlad", {"num_clusters": num_clusters, **options}),
+        aggregation_options=filled_options("netvlad", options),
         pooled_dim=pooled_dim if has_pca else None,
     )
     found = replace(found, state=state)

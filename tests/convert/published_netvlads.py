@@ -79,5 +79,5 @@ def benchmark_gem(architecture, cut, channels, dim=24):
     return shaken(nn.ModuleDict({"backbone": resnet_layers(architecture, cut), "aggregation": head}))
 
 
-def pytorch_netvlad(num_clusters=4, bias=False):
-    return shaken(nn.ModuleDict({"encoder": vgg16_layers(), "pool": NetVLAD(num_clusters, 512, bias)}))
+def pytorch_netvlad(encoder, channels=512, bias=False):
+    return shaken(nn.ModuleDict({"encoder": encoder, "pool": NetVLAD(4, channels, bias)}))
