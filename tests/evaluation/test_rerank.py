@@ -110,3 +110,10 @@ def test_equal_images_have_finite_distances():
     np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-6)  # each is a neighbor of itself at least
     one = k_reciprocal(same[:1], same[1:2], k1=20, k2=6, weight=0.5)
     assert one.tolist() == [[0]]
+
+
+def test_images_of_the_database_are_re_ranked_as_queries_among_the_same_images_are(descriptors):
+    how = {"k1": 6, "k2": 3, "weight": 0.3}
+    alone = build_reranker(np.empty((0, 16), np.float32), np.concatenate(descriptors), **how)
+    found = alone.distances_of(np.arange(25))
+    np.testing.assert_allclose(found[:, 25:], k_reciprocal(*descriptors, **how), atol=1e-6)
