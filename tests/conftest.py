@@ -1,3 +1,5 @@
+import functools
+import gc
 import os
 import resource
 import sys
@@ -33,6 +35,32 @@ SETTINGS = {
     },
 }
 """Of a run of both stages on a toy city small enough for seconds."""
+
+
+def pytest_collection_finish():
+    """Keep for all tests what every command builds anew: documentation of settings, and words of CLIP's tokenizer."""
+    if "docstring_parser" in sys.modules:
+        parser = sys.modules["docstring_parser"]
+        parser.parse_from_object = functools.cache(parser.parse_from_object)
+    if "open_clip" in sys.modules:
+        tokenizer = sys.modules["open_clip"].SimpleTokenizer
+        tokenizer.__init__ = _with_shared_tables(tokenizer.__init__)
+    gc.collect()
+    gc.freeze()  # modules need not be searched for garbage
+
+
+def _with_shared_tables(build):
+    """Fill an object as the first one that was built of the same arguments."""
+    built = {}
+
+    def fill(self, *args, **kwargs):
+        key = (args, tuple(kwargs.items()))
+        if key not in built:
+            build(self, *args, **kwargs)
+            built[key] = dict(vars(self))
+        vars(self).update(built[key])
+
+    return fill
 
 
 @pytest.fixture

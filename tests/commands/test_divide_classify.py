@@ -30,7 +30,8 @@ def settings(config, city, tmp_path_factory):
     values |= {"out": str(tmp_path_factory.mktemp("whole")), "cells": CELLS}
     values["validation"] = {"folder": str(city), "queries": "train", "kind": "classification", "positive_radius_m": 5}
     values["encoder"] = {"image_size": 32, "aggregation": "mean_linear", "descriptor_dim": 16}
-    values["prompts"] |= {"image_size": 32, "epochs": 1}
+    cache = str(tmp_path_factory.mktemp("features"))
+    values["prompts"] |= {"image_size": 32, "epochs": 1, "feature_cache": cache}
     values["head"] = {"kind": "arcface", "easy_margin": True, "scale": 100, "margin": 0.2, "smoothing_m": 5}
     values["training"] |= {
         **{"epochs": 6, "checkpoint_every": 1, "keep_checkpoints": 99, "head_schedule": "constant"},
