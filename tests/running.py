@@ -99,6 +99,16 @@ def run_on_two_processes(*command: object) -> None:
     assert codes == [0, 0], said
 
 
+def run_with_torchrun(*command: object) -> None:
+    """Do the same by `torchrun` itself, whose processes import everything anew."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    with tempfile.TemporaryDirectory() as folder:  # for what the launcher keeps
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "TMPDIR": folder}
+        words = [*launch, *map(str, command)]
+        result = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_S)
+    assert result.returncode == 0, result.stderr
+
+
 def _run_script(
     command: Sequence[object], environments: Sequence[Mapping[str, str]], end: str = "", number: int = 0
 ) -> tuple[list[int], str]:
