@@ -1,6 +1,6 @@
 """Promises that every encoder and every training keeps, whatever rows of the tables it is made of."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -116,11 +116,30 @@ def _check_graph(encoder: Encoder, graph: Callable[[torch.Tensor], torch.Tensor]
 
 def training_builder(config: Path, changed: Mapping[str, object]) -> Callable[[], ImageTraining]:
     """A function that builds the training of a configuration with changed settings."""
-    words = [word for name, value in changed.items() for word in (f"--{name}", value)]
+    words = [word for name, value in changed.items() for word in (f"--{name}", *str(value).split(" "))]
     settings = parsed("train encoder", "--config", config, *words)["settings"]
     check_method(settings)
     images = read_training_images(settings)
     return lambda: build_training(settings, images, start_accelerator("no"))
+
+
+def settings_for(needs: Collection[str], teacher: Path) -> dict[str, object]:
+    """Settings with which a training on the toy city gives loss terms what they need, beside the images of classes.
+
+    Args:
+        teacher: folder of an encoder.
+    """
+    settings: dict[str, object] = {"training.images_per_class": 2 if "pairs" in needs else 1}
+    if "tuples" in needs:
+        settings |= {"training.batches": "tuples", "mining.negatives": 3, "mining.pool": 10, "mining.queries": 4}
+    if {"regions", "target_regions"} & set(needs):
+        settings |= {"encoder.aggregation": "netvlad", "encoder.descriptor_dim": "null"}
+        settings |= {"encoder.aggregation_options": "num_clusters=3 regions=quarters"}
+    if "target_regions" in needs:
+        settings |= {"training.epochs": 2, "training.generations": "1 1"}
+    if {"teacher", "teacher_map"} & set(needs):
+        settings["teacher.encoder"] = teacher
+    return settings
 
 
 def trainer_of(training: ImageTraining, folder: Path) -> Trainer:
@@ -129,27 +148,32 @@ def trainer_of(training: ImageTraining, folder: Path) -> Trainer:
     return Trainer(training, training.options, run, **how)
 
 
-def stop_after_a_step(trainer: Trainer) -> None:
+def stop_after_a_step(trainer: Trainer, *, epochs_before: int = 0) -> None:
     stop = StopRequest()
-    stop.received = True
     trainer.resume()
+    for _ in range(epochs_before):
+        trainer.train_epoch(stop)
+    stop.received = True
     with pytest.raises(KeyboardInterrupt, match="after step 1"):
         trainer.train_epoch(stop)
 
 
-def check_resume(build: Callable[[], ImageTraining], folder: Path) -> None:
+def check_resume(build: Callable[[], ImageTraining], folder: Path, *, epochs_before: int = 0) -> None:
     """An epoch of two steps that is stopped after the first and resumed ends with the same bits.
 
     Args:
         build: builds the training, the same at every call.
+        epochs_before: number of epochs before.
     """
     whole, stopped, resumed = (trainer_of(build(), folder / name) for name in ("whole", "stopped", "stopped"))
     assert whole.task.steps_per_epoch == 2
     whole.resume()
+    for _ in range(epochs_before):
+        whole.train_epoch(StopRequest())
     terms = whole.train_epoch(StopRequest())
-    stop_after_a_step(stopped)
+    stop_after_a_step(stopped, epochs_before=epochs_before)
     assert resumed.resume() is not None
-    assert resumed.steps_done == 1
+    assert resumed.steps_done == 2 * epochs_before + 1
     assert resumed.train_epoch(StopRequest()) == terms
     assert_same_state(resumed.state_dict(), whole.state_dict())
     assert resumed.task.validate(resumed.model) == whole.task.validate(whole.model)

@@ -1,16 +1,19 @@
 """Running the scripts and looking at what they leave, for the tests."""
 
+import functools
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from torch.distributed import TCPStore
 
 from progeo.cli import COMMANDS, training_settings
 from progeo.config.parsing import parse_arguments
@@ -18,17 +21,45 @@ from progeo.places.catalogue import Catalogue
 from progeo.places.filename import parse_columns
 
 ROOT = Path(__file__).parents[1]
-_SIGNALLED = """
-import os, runpy, sys
-end, number, *sys.argv = sys.argv[1:]
-def look(event, arguments):
-    if event == "os.rename" and os.fspath(arguments[1]).endswith(end):
-        os.kill(os.getpid(), int(number))
-sys.addaudithook(look)
+_SERVER = """
+import json, os, runpy, sys
+
 sys.path.insert(0, os.getcwd())
-runpy.run_path(sys.argv[0], run_name="__main__")
+import accelerate, jinja2, open_clip, pyarrow.compute, scipy.spatial, torch._dynamo, torchvision.transforms.v2
+import progeo.commands.train_encoder, progeo.commands.train_prompts
+
+for line in sys.stdin:
+    words, environments, log, end, number = json.loads(line)
+    children = []
+    for environment in environments:
+        children.append(os.fork())
+        if not children[-1]:
+            break
+    else:
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        print(json.dumps(codes), flush=True)
+        continue
+    break
+else:
+    raise SystemExit
+
+def look(event, arguments):
+    if event == "os.rename" and end and os.fspath(arguments[1]).endswith(end):
+        os.kill(os.getpid(), number)
+
+sys.addaudithook(look)
+os.environ.update(environment)
+output = os.open(log, os.O_WRONLY | os.O_APPEND)
+for stream in (1, 2):
+    os.dup2(output, stream)
+sys.argv = words
+runpy.run_path(words[0], run_name="__main__")
 """
-"""Runs a script that gets a signal just before it gives a finished file or folder its name."""
+"""Runs scripts in children of a process that has imported what takes seconds to import and has done nothing else.
+
+A child can get a signal just before it gives a finished file or folder the name `...end`.
+"""
+_TIMEOUT_S = 600
 
 
 def parsed(command: str, *words: object) -> dict[str, Any]:
@@ -53,16 +84,50 @@ def metrics_of(folder: Path) -> list[dict]:
 
 def kill_before(end: str, *command: object, number: signal.Signals = signal.SIGKILL) -> str:
     """Run a script that gets a signal just before what it wrote is called `...end`, and return what it said."""
-    words = [sys.executable, "-c", _SIGNALLED, end, int(number), *command]
-    done = subprocess.run(list(map(str, words)), cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    assert done.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 1), done.stderr
-    return done.stderr
+    (code,), said = _run_script(command, [{}], end, number)
+    assert code == (-signal.SIGKILL if number == signal.SIGKILL else 1), said
+    return said
 
 
 def run_on_two_processes(*command: object) -> None:
+    """Run a script on two processes, with the variables that `torchrun` sets."""
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(store.port), "ACCELERATE_USE_CPU": "true"}
+    agent = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}  # the store is there already
+    common = {**address, **agent, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    codes, said = _run_script(command, [{**common, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"])
+    assert codes == [0, 0], said
+
+
+def run_with_torchrun(*command: object) -> None:
+    """Do the same by `torchrun` itself, whose processes import everything anew."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     with tempfile.TemporaryDirectory() as folder:  # for what the launcher keeps
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "TMPDIR": folder}
         words = [*launch, *map(str, command)]
-        result = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+        result = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_S)
     assert result.returncode == 0, result.stderr
+
+
+def _run_script(
+    command: Sequence[object], environments: Sequence[Mapping[str, str]], end: str = "", number: int = 0
+) -> tuple[list[int], str]:
+    """Run a script in a process for each of `environments`; return their exit codes and what they said."""
+    server = _server()
+    assert server.stdin is not None and server.stdout is not None
+    with tempfile.NamedTemporaryFile("r") as log:
+        request = [list(map(str, command)), environments, log.name, end, int(number)]
+        print(json.dumps(request), file=server.stdin, flush=True)
+        if not select.select([server.stdout], [], [], _TIMEOUT_S)[0]:
+            os.killpg(server.pid, signal.SIGKILL)
+        answer = server.stdout.readline()
+        said = log.read()
+    assert answer, f"The scripts took more than {_TIMEOUT_S} s, or could not start: {said}"
+    return json.loads(answer), said
+
+
+@functools.cache
+def _server() -> subprocess.Popen[str]:
+    words = [sys.executable, "-c", _SERVER]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    return subprocess.Popen(words, cwd=ROOT, start_new_session=True, **pipes)

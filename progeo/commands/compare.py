@@ -89,7 +89,7 @@ def _compared(
 
     LOGGER.info("%s, in %s", name, out)
     if classifier is None:
-        evaluation = evaluator.by_images(encoder, name=name, out=out)
+        evaluation = evaluator.by_images(encoder, name=name, out=out, ranking=ranking)
     else:
         evaluation = evaluator.by_classes(encoder, classifier, name=name, out=out, ranking=ranking)
     speed = None
@@ -102,4 +102,5 @@ def _compared(
     if evaluation is None:
         return None
     dim, recalls = evaluation.descriptor_dim, dict(evaluation.recalls)
-    return Compared(name, dim, speed, evaluation.search_ms, recalls, evaluation.measure)
+    shown = name if ranking.rerank is None else f"{name}, re-ranked"
+    return Compared(shown, dim, speed, evaluation.search_ms, recalls, evaluation.measure)

@@ -92,7 +92,7 @@ def evaluate(
             if faiss == CELLS and searched is None and classifier is None:
                 raise ValueError(f"{encoder} holds descriptors without a classifier: name one with `classifier`.")
             through = load_cells(classifier or encoder, searched) if faiss == CELLS else faiss
-        evaluation = evaluator.by_images(loaded, name=encoder, out=out, through=through, probes=probes)
+        evaluation = evaluator.by_images(loaded, name=encoder, out=out, through=through, probes=probes, ranking=ranking)
     if evaluation is None:
         return None
     return Results({f"{evaluation.measure}@{n}": recall for n, recall in evaluation.recalls.items()}, out)
@@ -106,6 +106,10 @@ def check_fit(ranking: RankingOptions, faiss: str | None = None, classifier: str
         raise ValueError("`temperature` is that of the probabilities of classes: set `by` to classes.")
     if faiss is not None and ranking.by == "classes":
         raise ValueError(f"`faiss` {faiss} searches database images, which `by` classes has none of: omit one of them.")
+    if ranking.rerank is not None and ranking.by == "classes":
+        raise ValueError("`rerank` re-ranks database images, which `by` classes has none of: omit one of them.")
+    if ranking.rerank is not None and faiss is not None:
+        raise ValueError(f"`rerank` searches exactly, and `faiss` {faiss} does not: omit one of them.")
     if classifier is not None and faiss != CELLS:
         raise ValueError(f"`classifier` chooses the cells of an index: set `faiss` to {CELLS}, or omit it.")
 

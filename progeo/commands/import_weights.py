@@ -12,6 +12,8 @@ def import_weights(
     normalized: bool | None = None,
     quickgelu: bool | None = None,
     weights_in: str | None = None,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
     class_order: Path | None = None,
     head: Literal["arcface", "cosface"] | None = None,
     clip: str | None = None,
@@ -20,9 +22,9 @@ def import_weights(
     """Convert the weights of another program, write them to a new folder and return the folder.
 
     Args:
-        file: Weights of published ProGEO, CosPlace, EigenPlaces or Divide&Classify, or of a CLIP of OpenAI, open_clip
-            or Hugging Face, the latter two also as a folder with their configuration; or prompts of published ProGEO's
-            stage 1.
+        file: Weights of published ProGEO, CosPlace, EigenPlaces or Divide&Classify; with NetVLAD, of OpenIBL, WAKD, the
+            deep visual geo-localization benchmark or pytorch-NetVlad; or of a CLIP of OpenAI, open_clip or Hugging
+            Face, the latter two also as a folder with their configuration; or prompts of published ProGEO's stage 1.
         out: Output folder. null takes the name of the file, with _encoder in place of its suffix.
         image_size: Size in pixels that images are resized to: one side of a square, or height and width. null takes the
             published size; a CLIP or any ViT takes the size of its position embedding, and no other is allowed.
@@ -31,6 +33,9 @@ def import_weights(
         quickgelu: Use QuickGELU as the activation of a CLIP. null takes that of the file, and GELU if it is unknown.
         weights_in: Entry of the checkpoint that holds the weights, such as ema or state.model_ema. null takes the only
             entry, or if there are several model_state_dict, state_dict or model.
+        mean: Pixel mean of red, green and blue in 0..1 that the weights were trained with. Set together with std; null
+            takes the published ones.
+        std: Pixel std of red, green and blue in 0..1. Set together with mean; null takes the published ones.
         class_order: Cache file of the published code with the classes of every group, ending in .torch. With it, a
             checkpoint of CosPlace, ProGEO or Divide&Classify also gives its classifier, for `progeo evaluate --by
             classes`. Prompts without it are imported for reading only.
@@ -58,13 +63,13 @@ def import_weights(
         raise ValueError(f"{target} is in use: name another folder with `out`.")
     if holds_encoder(file):
         raise ValueError(f"{file} holds an encoder of progeo, which needs no import: use it as it is.")
-    choices = Choices(image_size, normalized, quickgelu, weights_in)
+    choices = Choices(image_size, normalized, quickgelu, weights_in, mean, std)
     source = open_source(file, choices)
     if not file.is_dir() and holds_prompt_learners(source.content):
         if choices != Choices() or head is not None:
             raise ValueError(
-                f"{file} holds prompts; `weights_in`, `image_size`, `normalized`, `quickgelu` and `head` are for "
-                f"encoders: omit them."
+                f"{file} holds prompts; `weights_in`, `image_size`, `normalized`, `quickgelu`, `mean`, `std` and "
+                f"`head` are for encoders: omit them."
             )
         prompts = prompts_in(source.content, file)
         write_published_prompts(

@@ -13,6 +13,7 @@ from progeo.export.weights import save_encoder
 from progeo.files import replacing, written_together
 from progeo.models.backbones.open_clip import ARCHITECTURE
 from progeo.models.classifier import Classifier
+from progeo.models.pixel_statistics import color_in_words
 from progeo.models.weight_files.checkpoints import in_words
 
 _CLIP = "clip.safetensors"
@@ -32,10 +33,12 @@ def write_encoder(
         save_encoder(folder, encoder, provenance=provenance, recalls={}, classifier=classifier)
     spec = encoder.spec
     LOGGER.info(
-        "%s: %s, %d x %d pixels, descriptors of %d dimensions%s",
+        "%s: %s, %d x %d pixels of mean %s and std %s, descriptors of %d dimensions%s",
         converted.program,
         spec.architecture,
         *spec.image_size,
+        color_in_words(spec.mean),
+        color_in_words(spec.std),
         spec.descriptor_dim,
         "" if spec.normalized else ", not normalized",
     )

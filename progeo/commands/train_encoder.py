@@ -125,8 +125,11 @@ def check_method(settings: EncoderSettings) -> None:
     aggregation = starting_aggregation(settings.model, settings.encoder)
     filled_options(aggregation, settings.encoder.aggregation_options)
     row = find_aggregation(aggregation)
-    if settings.encoder.centroids is not None and row.initialize_from is None:
+    centroids = settings.encoder.centroids
+    if centroids is not None and row.initialize_from is None:
         raise ValueError(f"`encoder.centroids` is for the aggregation netvlad, not for {aggregation}: leave it out.")
+    if centroids is not None and not centroids.is_file():
+        raise FileNotFoundError(f"`encoder.centroids`: there is no file {centroids}.")
     map_advice = (
         "" if "map" in row.needs else f"`aggregation` {aggregation} leaves it out, use gem or another that takes it"
     )

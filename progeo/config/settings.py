@@ -5,6 +5,7 @@ dotted names, such as `cells.cell_side_m`.
 """
 
 import dataclasses
+import functools
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
+from docstring_parser import Docstring
 
 NEEDED = object()
 """Default of a setting that must be given."""
@@ -145,7 +147,7 @@ def _plain(value: Any) -> Any:
 
 def _fields(kind: Any, prefix: str = "") -> Iterator[Setting]:
     hints = get_type_hints(kind)
-    docs = [docstring_parser.parse_from_object(base) for base in kind.__mro__[-2::-1]]
+    docs = [_documented(base) for base in kind.__mro__[-2::-1]]
     texts = {each.arg_name: each.description for doc in docs for each in doc.params}
     for field in dataclasses.fields(kind):
         hint, name = hints[field.name], f"{prefix}{field.name}"
@@ -159,6 +161,12 @@ def _fields(kind: Any, prefix: str = "") -> Iterator[Setting]:
         default = field.default_factory() if field.default_factory is not MISSING else field.default
         text = _one_line(texts.get(field.name))
         yield Setting(name, hint, NEEDED if default is MISSING else default, text, docs[-1].short_description or "")
+
+
+@functools.cache
+def _documented(kind: type) -> Docstring:
+    """Parse the docstrings of a dataclass and of its fields, once."""
+    return docstring_parser.parse_from_object(kind)
 
 
 def _built(kind: Any, values: Mapping[str, Any], prefix: str = "") -> Any:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from progeo.models.backbones.family import ImageSize
 from progeo.models.encoder import Encoder, EncoderSpec, empty_encoder, restore_encoder
+from progeo.models.pixel_statistics import Color
 from progeo.models.state_dicts import check_fits, with_batch_counts
 from progeo.models.weight_files.checkpoints import FoundWeights
 
@@ -24,6 +25,10 @@ class Choices:
     """Whether the activation of a CLIP is QuickGELU, as in OpenAI's CLIP."""
     weights_in: str | None = None
     """Dotted address of the weights in a checkpoint, see `find_weights`."""
+    mean: Color | None = None
+    """Pixel mean of red, green and blue in 0..1."""
+    std: Color | None = None
+    """Pixel std of red, green and blue in 0..1."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
 """Convert encoders with a torchvision backbone in an `nn.Sequential`, whose layers are named by number."""
 
+import functools
 from collections.abc import Callable, Mapping
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from progeo.convert.converted_encoder import ConvertedEncoder, convert_encoder
@@ -13,7 +15,11 @@ from progeo.models.backbones.position_embedding import as_height_width
 from progeo.models.encoder import EncoderSpec
 from progeo.models.weight_files.checkpoints import FoundWeights
 
-_ARCHITECTURES = ("vgg16", "resnet18", "resnet50", "resnet101", "resnet152", *(f"efficientnet_b{i}" for i in range(8)))
+_ARCHITECTURES = (
+    "vgg16",
+    *("resnet18", "resnet50", "resnet101", "resnet152", "resnet18_conv4", "resnet50_conv4", "resnet101_conv4"),
+    *(f"efficientnet_b{size}" for size in range(8)),
+)
 FIRST_LAYERS = ("backbone.0.weight", "backbone.0.0.weight", "backbone.0.0.0.weight")
 """Names of the weight of the first layer, for ResNets and VGGs, and for EfficientNets."""
 
@@ -32,7 +38,7 @@ def convert_numbered(
         found: the weights, `backbone.<number>.*` and those of the head.
         head: maps our parameter names of the head to those in the file.
     """
-    architecture, backbone_name = _backbone(found.state)
+    architecture, backbone_name = find_backbone(found.state)
     mean, std = NORMALIZATIONS["imagenet"]
     spec = EncoderSpec(
         family="torchvision",
@@ -46,18 +52,21 @@ def convert_numbered(
     return convert_encoder(spec, found, their_name=lambda ours: head(backbone_name(ours)))
 
 
-def _backbone(state: Mapping[str, Tensor]) -> tuple[str, Callable[[str], str]]:
-    """Find the torchvision backbone that fits a state dict best, and the function from our names to its names."""
+def find_backbone(state: Mapping[str, Tensor], prefix: str = "backbone.") -> tuple[str, Callable[[str], str]]:
+    """Find the torchvision backbone that fits a state dict best, and the function from our names to its names.
+
+    Args:
+        prefix: what the names of the numbered layers begin with.
+    """
     families = {"0.bias": ("vgg", True), "0.weight": ("resnet", False), "0.0.weight": ("efficientnet", True)}
-    family, flat = next((families[end] for end in families if f"backbone.{end}" in state), ("efficientnet", False))
-    best, best_name, most = "", partial(_numbered, layers=[], flat=False), -1.0
+    family, flat = next((families[end] for end in families if f"{prefix}{end}" in state), ("efficientnet", False))
+    best, best_name, most = "", partial(_numbered, prefix=prefix, layers=[], flat=False), -1.0
     for architecture in (name for name in _ARCHITECTURES if name.startswith(family)):
-        backbone = FAMILIES["torchvision"].empty(NetworkSpec(architecture))
-        layers = [name for name, _ in backbone.named_children()]
-        their_name = partial(_numbered, layers=layers, flat=flat)
-        shapes = {their_name(f"backbone.{name}"): tensor.shape for name, tensor in backbone.state_dict().items()}
+        layers, our_shapes = _layers_and_shapes(architecture)
+        their_name = partial(_numbered, prefix=prefix, layers=layers, flat=flat)
+        shapes = {their_name(f"backbone.{name}"): shape for name, shape in our_shapes.items()}
         alike = sum(name in state and state[name].shape == shape for name, shape in shapes.items())
-        share = alike / max(len(shapes), sum(name.startswith("backbone.") for name in state))
+        share = alike / max(len(shapes), sum(name.startswith(prefix) for name in state))
         if share > most:
             best, best_name, most = architecture, their_name, share
         if share == 1:
@@ -65,10 +74,18 @@ def _backbone(state: Mapping[str, Tensor]) -> tuple[str, Callable[[str], str]]:
     return best, best_name
 
 
-def _numbered(ours: str, layers: list[str], flat: bool) -> str:
+@functools.cache
+def _layers_and_shapes(architecture: str) -> tuple[list[str], dict[str, torch.Size]]:
+    """Return the names of the layers of a torchvision backbone, and the shapes of its parameters and buffers."""
+    backbone = FAMILIES["torchvision"].empty(NetworkSpec(architecture))
+    shapes = {name: tensor.shape for name, tensor in backbone.state_dict().items()}
+    return [name for name, _ in backbone.named_children()], shapes
+
+
+def _numbered(ours: str, prefix: str, layers: list[str], flat: bool) -> str:
     """Convert one of our names to that in an `nn.Sequential` of the classifier's children; if `flat`, of `features`."""
     module, _, name = ours.partition(".")
     if module != "backbone":
         return ours
     layer, _, rest = name.partition(".")
-    return f"backbone.{rest}" if flat else f"backbone.{layers.index(layer)}.{rest}"
+    return f"{prefix}{rest}" if flat else f"{prefix}{layers.index(layer)}.{rest}"

@@ -12,9 +12,14 @@ from progeo.convert.hugging_face import TRANSFORMERS_CONFIG, VISION_MARK, is_hug
 from progeo.convert.numbered_convnets import FIRST_LAYERS
 from progeo.convert.open_clip import is_open_clip, read_open_clip
 from progeo.convert.openai import is_openai, read_openai
+from progeo.convert.openibl import OPENIBL_MARKS, is_openibl, read_openibl
 from progeo.convert.published_progeo import PROGEO_MARKS, is_published_progeo, read_published_progeo
+from progeo.convert.pytorch_netvlad import PYTORCH_NETVLAD_MARKS, is_pytorch_netvlad, read_pytorch_netvlad
 from progeo.convert.source import Source
+from progeo.convert.vg_benchmark import is_vg_benchmark, read_vg_benchmark
 from progeo.models.clip_files import CLIP_MARK, OPEN_CLIP_CONFIG
+from progeo.models.encoder import restore_encoder
+from progeo.models.pixel_statistics import chosen_statistics
 
 
 @dataclass(frozen=True)
@@ -35,12 +40,15 @@ FORMATS = (
     Format("Hugging Face", (VISION_MARK,), is_hugging_face, read_hugging_face),
     Format("OpenAI", (CLIP_MARK,), is_openai, read_openai),
     Format("published ProGEO", PROGEO_MARKS, is_published_progeo, read_published_progeo),
+    Format("deep VG benchmark", FIRST_LAYERS, is_vg_benchmark, read_vg_benchmark),
     Format("CosPlace or EigenPlaces", FIRST_LAYERS, is_cosplace, read_cosplace),
     Format("Divide&Classify", FIRST_LAYERS, is_divide_and_classify, read_divide_and_classify),
+    Format("OpenIBL or WAKD", OPENIBL_MARKS, is_openibl, read_openibl),
+    Format("pytorch-NetVlad", PYTORCH_NETVLAD_MARKS, is_pytorch_netvlad, read_pytorch_netvlad),
 )
 """The first row that recognizes a file or folder reads it."""
-_AGGREGATION_OF_OTHERS = re.compile(r"aggregation\.\d").match
-"""Matches a layer of the head of CosPlace and published ProGEO, which are numbered."""
+_AGGREGATION_OF_OTHERS = re.compile(r"aggregation\.(\d|conv\.)").match
+"""Matches a numbered layer of the head of CosPlace and published ProGEO, and the convolution of other NetVLADs."""
 
 
 def open_source(path: Path, choices: Choices) -> Source:
@@ -67,7 +75,7 @@ def read_encoder(source: Source, choices: Choices) -> ConvertedEncoder:
         if row.recognizes(source):
             converted = replace(row.reads(source, choices), program=row.name)
             _check_choices(converted, choices)
-            return converted
+            return _with_chosen_pixels(converted, choices)
     raise _unknown(source)
 
 
@@ -82,6 +90,16 @@ def _unknown(source: Source) -> Exception:
         f"{path} has no known format: its names begin with {', '.join(sorted(prefixes)[:5])}. Known are "
         f"{', '.join(row.name for row in FORMATS)}."
     )
+
+
+def _with_chosen_pixels(converted: ConvertedEncoder, choices: Choices) -> ConvertedEncoder:
+    """Replace the pixel statistics of an encoder by those that the user set, if any."""
+    chosen = chosen_statistics(None, choices.mean, choices.std)
+    if chosen is None:
+        return converted
+    spec = replace(converted.encoder.spec, mean=chosen.mean, std=chosen.std)
+    encoder = restore_encoder(spec, converted.encoder.state_dict())
+    return replace(converted, encoder=encoder, has_pixel_statistics=True)
 
 
 def _check_choices(converted: ConvertedEncoder, choices: Choices) -> None:

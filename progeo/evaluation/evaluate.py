@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from accelerate import Accelerator
@@ -32,6 +33,7 @@ from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
 from progeo.features.store import ShardedRows
 from progeo.models.classifier import MEANS, Classifier
 from progeo.models.encoder import Encoder
+from progeo.models.options import Preprocessing
 from progeo.places.catalogue import Catalogue, read_catalogue
 
 
@@ -70,6 +72,7 @@ class Evaluator:
         out: Path,
         through: str | Cells | None = None,
         probes: int = 16,
+        ranking: RankingOptions = RankingOptions(),
     ) -> Evaluation | None:
         """Retrieve database images for the queries, and write recalls, predictions and a report.
 
@@ -80,6 +83,7 @@ class Evaluator:
             through: the index to evaluate: the factory string of a compressed one, see `open_index`, or the classifier
                 of an index of cells; None searches exactly.
             probes: number of inverted lists of an IVF index, or of cells, that a search visits.
+            ranking: whether to re-rank, without an index.
 
         Raises:
             ValueError: the options contradict each other or the protocol, or images or descriptors cannot be used.
@@ -87,6 +91,8 @@ class Evaluator:
         """
         benchmark = load_benchmark(self.folder, self.options, no_labels=self.no_labels)
         query_set = benchmark.query_set
+        if ranking.rerank is not None:
+            _check_rerank(benchmark, ranking.rerank_k1)
         labels = self._cells_of(benchmark, through) if isinstance(through, Cells) else None
         extraction: Mapping[str, str] = {}
         if isinstance(encoder, Path):
@@ -112,7 +118,7 @@ class Evaluator:
         elif through is not None:
             index = open_faiss_index(database, through, probes=probes, folder=index_folder)
         benchmark, vectors = benchmark.without_queries(queries.missing), _rows(queries)
-        found = predict_images(database, vectors, benchmark, index=index)
+        found = predict_images(database, vectors, benchmark, index=index, ranking=ranking)
         return self._write(
             found,
             benchmark,
@@ -227,6 +233,25 @@ class Evaluator:
             is_missed = options.without_positive == "missed"
             recalls = write_results(results, facts, out, ns=options.recall_ns, without_positive_missed=is_missed)
         return Evaluation(recalls, dim, found.exact_ms, results.measure)
+
+
+def _check_rerank(benchmark: Benchmark, k1: int) -> None:
+    """Check that the images of a benchmark can be re-ranked.
+
+    Raises:
+        ValueError: queries have several descriptors, or all images would be neighbors.
+    """
+    preprocessing = benchmark.options.query_preprocessing
+    if preprocessing not in get_args(Preprocessing):
+        raise ValueError(
+            f"`rerank` needs one descriptor of each query, and `query_preprocessing` {preprocessing} searches for five "
+            f"crops: omit one of them."
+        )
+    num_images = len(benchmark.query_set.queries) + len(benchmark.query_set.database)
+    if k1 >= num_images:
+        raise ValueError(
+            f"`rerank_k1` must be below {num_images}, the number of queries and database images; got {k1}."
+        )
 
 
 def _rows(descriptors: ShardedRows) -> np.ndarray:

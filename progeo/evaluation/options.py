@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from jsonargparse.typing import PositiveFloat, PositiveInt
+from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
 
 from progeo.models.options import QueryPreprocessing
 
@@ -57,3 +57,15 @@ class RankingOptions:
     temperature: PositiveFloat | None = None
     """Temperature of the probabilities of classes, as progeo index calibrate fits it for an index of these classes (of
     which the 1,000 best share all probability). null leaves them uncalibrated. Only used by classes."""
+    rerank: Literal["k_reciprocal"] | None = None
+    """Re-rank the whole database: k_reciprocal compares the nearest images of each query with those of the database
+    images (Zhong et al., CVPR 2017), all queries together. Time grows with the square of the number of images. null
+    does not re-rank. Only used by images that are searched exactly."""
+    rerank_k1: PositiveInt = 20
+    """Number of nearest images that rerank compares: 20 in the paper, 25 in the test of OpenIBL."""
+    rerank_k2: PositiveInt = 1
+    """Number of nearest images over which rerank averages what an image has as neighbors: 6 in the paper, 1 (none but
+    the image) in the test of OpenIBL."""
+    rerank_weight: ClosedUnitInterval = 0.1
+    """Weight of the descriptor distance, 0 to 1, beside the distance between neighbors: 0.3 in the paper, 0 in the test
+    of OpenIBL."""

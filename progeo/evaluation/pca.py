@@ -21,7 +21,7 @@ class Pca:
 
 
 def fit_pca(sample: np.ndarray, dim: int, *, whiten: bool) -> Pca:
-    """Fit a PCA projection (whitening as in Jegou and Chum, ECCV 2012).
+    """Fit a PCA projection; whitening as in Jegou and Chum (ECCV 2012), with the variances of n - 1 as OpenIBL does.
 
     Args:
         sample: descriptors, float32 (n, D).
@@ -35,13 +35,18 @@ def fit_pca(sample: np.ndarray, dim: int, *, whiten: bool) -> Pca:
     if dim > min(width, num):
         raise ValueError(f"`dim` must be at most {min(width, num)}, with {num} descriptors of {width}; got {dim}.")
     pca = faiss.PCAMatrix(width, dim)
-    pca.train(np.ascontiguousarray(sample, np.float32))
+    pca.max_points_per_d = num
+    # Whitening divides by small numbers: subtract the mean before faiss computes covariances in float32.
+    mean = sample.mean(axis=0, dtype=np.float64).astype(np.float32)
+    centered = np.ascontiguousarray(sample - mean if whiten else sample, np.float32)
+    pca.train(centered)
     weight, bias = faiss.vector_to_array(pca.A).reshape(dim, width), faiss.vector_to_array(pca.b)
     variances = np.maximum(faiss.vector_to_array(pca.eigenvalues), 0)
     if whiten:
-        stds = (sample @ weight.T).std(axis=0)
+        stds = np.linalg.norm(centered @ weight.T, axis=0) / max(1, num - 1) ** 0.5
         num_varying = int((stds > _MIN_STD * stds.max()).sum())
         if num_varying < dim:
             raise ValueError(f"Only {num_varying} dimensions vary and can be whitened: lower `dim`, or raise `sample`.")
-        weight, bias = weight / stds[:, None], bias / stds
+        weight = weight / stds[:, None]
+        bias = -weight @ mean
     return Pca(weight, bias, float(variances[:dim].sum() / variances.sum()))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from progeo.engine.log import LOGGER
 from progeo.evaluation.benchmark import Benchmark
 from progeo.evaluation.cell_index import Cells, build_cell_index, cell_neighbors
 from progeo.evaluation.classification import ClassScores, class_probabilities, rank_classes
@@ -15,6 +16,7 @@ from progeo.evaluation.crops import nearest_of_crops, votes_of_crops
 from progeo.evaluation.metrics import first_of_each_panorama
 from progeo.evaluation.options import RankingOptions
 from progeo.evaluation.recall import recall_at
+from progeo.evaluation.rerank import build_reranker
 from progeo.evaluation.search import (
     Neighbors,
     index_neighbors,
@@ -103,7 +105,12 @@ def open_cell_index(
 
 
 def predict_images(
-    database: ShardedRows, queries: np.ndarray, benchmark: Benchmark, *, index: SearchedIndex | None = None
+    database: ShardedRows,
+    queries: np.ndarray,
+    benchmark: Benchmark,
+    *,
+    index: SearchedIndex | None = None,
+    ranking: RankingOptions = RankingOptions(),
 ) -> Predictions:
     """Predict the database images nearest to each query.
 
@@ -112,6 +119,7 @@ def predict_images(
         queries: descriptors (Q, D), or (Q, 5 D) for crops that are searched separately.
         benchmark: gives the number of predictions, the preprocessing of queries and the panoramas.
         index: an index whose predictions are returned, compared with those of the exact search; None for none.
+        ranking: whether to return the predictions of re-ranking, compared likewise.
     """
     count, panoramas = max(benchmark.options.recall_ns), benchmark.panoramas
     depth = count if panoramas is None else count * _VIEWS_PER_PANORAMA
@@ -128,6 +136,10 @@ def predict_images(
     neighbors = nearest_neighbors(database.parts(), crops, depth)
     exact_ms = _ms_per_query(start, len(queries))
     exact = predicted(neighbors)
+    if ranking.rerank is not None:
+        neighbors, facts = _reranked(database, queries, depth, ranking)
+        rows = predicted(neighbors)
+        return Predictions(rows, exact_ms, {**facts, "re-ranking gain": _difference(rows, exact, benchmark)})
     if index is None:
         return Predictions(exact, exact_ms)
     start = time.perf_counter()
@@ -144,6 +156,25 @@ def predict_images(
         share = 100 * rows_read.mean() / len(database)
         facts["rows read"] = f"{rows_read.mean():,.1f} of {len(database):,} images per query, {share:.2f} %"
     return Predictions(rows, exact_ms, facts)
+
+
+def _reranked(
+    database: ShardedRows, queries: np.ndarray, count: int, ranking: RankingOptions
+) -> tuple[Neighbors, dict[str, str]]:
+    """Re-rank a database (N, D) for queries (Q, D); also returns facts for the report."""
+    k1, k2, weight = ranking.rerank_k1, ranking.rerank_k2, ranking.rerank_weight
+    num_images = len(queries) + len(database)
+    LOGGER.info("re-ranking: comparing all pairs of %s images", f"{num_images:,}")
+    start = time.perf_counter()
+    reranker = build_reranker(queries, database, k1=k1, k2=k2, weight=weight)
+    neighbors = reranker.nearest(count)
+    seconds, megabytes = time.perf_counter() - start, reranker.num_bytes / 1e6
+    cost = f"{seconds:.1f} s, {megabytes:,.1f} MB of neighbors, not {4 * num_images**2 / 1e6:,.1f} MB of distances"
+    LOGGER.info("re-ranking: %s", cost)
+    return neighbors, {
+        "re-ranking": f"{ranking.rerank}, k1 {k1}, k2 {k2}, weight {weight:g}",
+        "re-ranking cost": cost,
+    }
 
 
 def predict_classes(

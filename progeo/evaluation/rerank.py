@@ -80,7 +80,11 @@ class Reranker:
         return Neighbors(np.concatenate(rows), np.concatenate(distances))
 
     def distances_of(self, queries: np.ndarray) -> np.ndarray:
-        """Compute the re-ranked distances of queries at rows int64 (b,) to all database images, float32 (b, N)."""
+        """Compute the re-ranked distances of some images to all database images, float32 (b, N).
+
+        Args:
+            queries: ascending rows, int64 (b,): those of queries, or Q + the row of a database image.
+        """
         return self._block(queries)[0]
 
     def _blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -89,9 +93,9 @@ class Reranker:
         return map(self._block, _split(np.arange(len(self.images.queries)), size))
 
     def _block(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        queries = self.images.take(rows)
         parts = [
-            squared_distances(self.images.queries[rows], self.images.take(part))
-            for part in self.images.blocks(self.images.of_database)
+            squared_distances(queries, self.images.take(part)) for part in self.images.blocks(self.images.of_database)
         ]
         original = _relative(np.concatenate(parts, axis=1), self.largest[rows, None])
         jaccard = np.stack([self._jaccard(row) for row in rows.tolist()])
@@ -133,7 +137,8 @@ def build_reranker(
         k2: number of nearest images, itself included, over which the neighbors of each image are averaged; 1 does not.
         weight: weight of the original distances, 0 to 1; the other part is that of the Jaccard distances of neighbors.
     """
-    images = _Images(np.asarray(queries, np.float32), database)
+    stored = database if isinstance(database, ShardedRows) else np.asarray(database)
+    images = _Images(np.asarray(queries, np.float32), stored)
     nearest, largest = _nearest_images(images, max(k1 + 1, k2))
     encodings = _encodings(images, nearest, largest, k1)
     if k2 != 1:

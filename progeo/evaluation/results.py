@@ -17,6 +17,8 @@ from progeo.places.catalogue import Catalogue
 from progeo.places.distances import distance_text
 from progeo.places.geographic import degrees_of
 
+_SHOWN = ("re-ranking",)
+"""Facts that recalls.csv and recalls.md have a column of, if there are any: recalls without them are not comparable."""
 _CLASS_COLUMNS = ("class", "east", "north", "latitude", "longitude", "probability")
 """Columns of predictions.csv for classes, in place of `database`."""
 
@@ -59,8 +61,9 @@ def write_results(
     errors = errors_of(results.distances_m)
     write_json(out / "recalls.json", {**facts, **_summary(results, table, recalls, errors)})
     fields = [field.name for field in dataclasses.fields(Recall)]
-    rows = [[*dataclasses.astuple(each), f"{measure}@{each.n}"] for each in table]
-    write_csv(out / "recalls.csv", [[*fields, "measure"], *rows])
+    how = {name: facts[name] for name in _SHOWN if name in facts}
+    rows = [[*dataclasses.astuple(each), f"{measure}@{each.n}", *how.values()] for each in table]
+    write_csv(out / "recalls.csv", [[*fields, "measure", *how], *rows])
     write_text(out / "recalls.md", _recalls_as_markdown(facts, recalls, measure))
     write_csv(out / "predictions.csv", _predictions(results))
     in_report = {name: rows for name, rows in {**by_criterion, **by_group}.items() if rows and name != "all"}
@@ -100,9 +103,10 @@ def _write_report(
 
 def _recalls_as_markdown(facts: Mapping[str, str], recalls: Mapping[int, float], measure: str) -> str:
     data = facts["folder"] if facts["protocol"] == "none" else facts["protocol"]
-    names = ["encoder", "data", "descriptor", *(f"{measure}@{n}" for n in recalls)]
-    percents = [f"{recall:.1f}" for recall in recalls.values()]
-    return markdown_table([names, [facts["encoder"], data, facts["descriptor"], *percents]], num_texts=3)
+    texts = {"encoder": facts["encoder"], "data": data, "descriptor": facts["descriptor"]}
+    texts |= {name: facts[name] for name in _SHOWN if name in facts}
+    percents = {f"{measure}@{n}": f"{recall:.1f}" for n, recall in recalls.items()}
+    return markdown_table([[*texts, *percents], [*texts.values(), *percents.values()]], num_texts=len(texts))
 
 
 def _summary(

@@ -82,7 +82,8 @@ def distances_of(predictions: np.ndarray, queries: np.ndarray, database: Sharded
 def squared_distances(queries: np.ndarray, images: np.ndarray) -> np.ndarray:
     """Compute squared Euclidean distances between queries (Q, D) and images (N, D), all float32: float32 (Q, N)."""
     if faiss.get_num_gpus():
-        return faiss.pairwise_distance_gpu(faiss.StandardGpuResources(), queries, images)
+        squared = faiss.pairwise_distance_gpu(faiss.StandardGpuResources(), queries, images)
+        return np.maximum(squared, 0, out=squared)
     norms = [np.einsum("nd,nd->n", each, each) for each in (queries, images)]
     squared = queries @ images.T
     squared *= -2

@@ -60,7 +60,7 @@ class EncoderOptions:
     """Size in pixels that stage 2 resizes crops to: one side of a square, or height and width."""
     descriptor_dim: int | None = None
     """Dimension of the descriptors. null takes that of the aggregation: of CLIP's features, else of the backbone's
-    channels or token. The aggregations token and mean allow no other."""
+    channels or token. The aggregations token, mean and netvlad allow no other."""
     aggregation: str | None = None
     """How the features of the backbone become a descriptor: gem, mean, mean_linear or netvlad of its feature map, or
     its token, such as the class token of a ViT or the attention pooling of a CLIP. null takes token for a ViT, else

@@ -7,6 +7,8 @@ from typing import Any
 from progeo.models.backbones import FAMILIES, find_family
 from progeo.models.backbones.open_clip import NORMALIZATIONS
 
+Color = tuple[float, float, float]
+"""Values of red, green and blue."""
 _MIN_STD = 0.001
 """Minimum std, as normalization divides by it; the smallest std of published weights is 1/255."""
 
@@ -15,8 +17,8 @@ _MIN_STD = 0.001
 class PixelStatistics:
     """Mean and std of red, green and blue for pixels in 0..1."""
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Color
+    std: Color
     source: str
     """Where the values come from, as text for the log."""
 
@@ -91,7 +93,7 @@ def _checked(mean: Any, std: Any, *, source: str, weights: str | None = None) ->
     return PixelStatistics(_color(mean), _color(std), source)
 
 
-def _color(values: Sequence[float]) -> tuple[float, float, float]:
+def _color(values: Sequence[float]) -> Color:
     red, green, blue = map(float, values)
     return red, green, blue
 

@@ -7,12 +7,13 @@ from typing import Any
 import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip import CLIP, SimpleTokenizer
+from open_clip import CLIP
 from torch import Tensor, nn
 
 from progeo.models.backbones.family import ImageSize
 from progeo.models.backbones.open_clip import load_clip, own_spelling, plain_architecture
 from progeo.models.text_tower import encode_beginning, encode_continuations
+from progeo.models.vocabulary import clip_tokenizer
 
 # Chunks of this size keep a GPU busy, and the allocator reuses their memory; larger chunks fragment it.
 _TEXTS_AT_ONCE = 256
@@ -140,7 +141,7 @@ def prompt_token_ids(template: str, context_length: int, max_length: int) -> tup
     if context_length < 1:
         raise ValueError(f"`context_length` must be at least 1, got {context_length}.")
     before, after = template.split("{}")
-    tokenizer = SimpleTokenizer()
+    tokenizer = clip_tokenizer()
     prefix = [tokenizer.sot_token_id, *tokenizer.encode(before)]
     suffix = [*tokenizer.encode(after), tokenizer.eot_token_id]
     length = len(prefix) + context_length + len(suffix)

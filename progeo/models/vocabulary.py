@@ -1,5 +1,6 @@
-"""Nearest words in CLIP's vocabulary to learned prompt vectors."""
+"""CLIP's vocabulary, and the words in it that are nearest to learned prompt vectors."""
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,12 @@ class NearestWords:
     """Euclidean distances to the token embeddings of the words, (N, K)."""
 
 
+@functools.cache
+def clip_tokenizer() -> SimpleTokenizer:
+    """Return CLIP's tokenizer, whose tables are read once."""
+    return SimpleTokenizer()
+
+
 @torch.inference_mode()
 def nearest_words(clip: CLIP, vectors: Tensor, num_words: int) -> NearestWords:
     """Find the `num_words` token embeddings of a CLIP that are nearest to each of the vectors (N, W).
@@ -26,7 +33,7 @@ def nearest_words(clip: CLIP, vectors: Tensor, num_words: int) -> NearestWords:
     Raises:
         ValueError: `num_words` exceeds the vocabulary.
     """
-    tokenizer = SimpleTokenizer()
+    tokenizer = clip_tokenizer()
     special = (tokenizer.sot_token_id, tokenizer.eot_token_id)
     ids = torch.tensor([token for token in range(tokenizer.vocab_size) if token not in special])
     vocabulary = clip.token_embedding.weight[ids]

@@ -236,7 +236,7 @@ def _moved_ahead(near: np.ndarray, reranked: np.ndarray, count: int) -> list[np.
 
 def _distances_to(queries: np.ndarray, database: ShardedRows | np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Compute Euclidean distances between q queries (q, D) and P database rows of each, float32 (q, P)."""
-    queries = np.asarray(queries, np.float32)
+    queries = np.ascontiguousarray(queries, np.float32)
     distances = np.full(rows.shape, np.inf, np.float32)
     pairs = np.flatnonzero(rows >= 0)
     pairs = pairs[np.argsort(rows.ravel()[pairs], kind="stable")]

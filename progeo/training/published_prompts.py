@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from open_clip import CLIP, SimpleTokenizer
+from open_clip import CLIP
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from progeo.engine.log import LOGGER
 from progeo.files import replacing, write_json, written_together
 from progeo.models.backbones.open_clip import resolved_architecture, weights_digest
 from progeo.models.prompts import PromptLearner, load_prompt_clip
+from progeo.models.vocabulary import clip_tokenizer
 from progeo.training.prompt_files import DESCRIPTION, PROMPTS
 
 _TEMPLATE = "A photo of a {} street."
@@ -146,7 +147,7 @@ def _stage_1_files(
 
 def _check_vocabulary(clip: CLIP, prompts: PublishedPrompts, *, file: Path, name: str) -> None:
     """Check that a CLIP has the word vectors that surround the learned ones."""
-    tokenizer = SimpleTokenizer()
+    tokenizer = clip_tokenizer()
     before, after = _TEMPLATE.split("{}")
     prefix = clip.token_embedding.weight[[tokenizer.sot_token_id, *tokenizer.encode(before)]]
     suffix = clip.token_embedding.weight[[*tokenizer.encode(after), tokenizer.eot_token_id]]

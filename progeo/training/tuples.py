@@ -266,17 +266,14 @@ class TupleBatches(Batches):
         return generation > 0 and "difficult_positives" in self.needs
 
     def _reranked(self, descriptors: "_Descriptors", asked: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-        """Re-rank by the neighbors among the database and all queries, or those asked if they are database images."""
-        source, options = self.source, self.options
-        queries = asked if source.queries is None else np.arange(len(source.candidates.queries))
+        """Re-rank by the neighbors among the database and all queries, which may be database images themselves."""
+        source, options, database = self.source, self.options, descriptors.rows[0]
+        queries, rows = np.empty((0, database.width), np.float32), source.query_rows[asked]
+        if source.queries is not None:
+            queries, rows = descriptors.take(source.query_rows), asked
         reranker = build_reranker(
-            descriptors.take(source.query_rows[queries]),
-            descriptors.rows[0],
-            k1=options.rerank_k1,
-            k2=options.rerank_k2,
-            weight=options.rerank_weight,
+            queries, database, k1=options.rerank_k1, k2=options.rerank_k2, weight=options.rerank_weight
         )
-        rows = np.searchsorted(queries, asked)
         return lambda block: reranker.distances_of(rows[block])
 
     def _descriptors(self) -> "_Descriptors":

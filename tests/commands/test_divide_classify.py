@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 from contracts import assert_same_state
-from running import files_in, kill_before, metrics_of, parsed, run_on_two_processes
+from running import files_in, kill_before, metrics_of, parsed, run_with_torchrun
 
 from progeo.cli import main
 from progeo.engine.accelerator import start_accelerator
@@ -30,7 +30,8 @@ def settings(config, city, tmp_path_factory):
     values |= {"out": str(tmp_path_factory.mktemp("whole")), "cells": CELLS}
     values["validation"] = {"folder": str(city), "queries": "train", "kind": "classification", "positive_radius_m": 5}
     values["encoder"] = {"image_size": 32, "aggregation": "mean_linear", "descriptor_dim": 16}
-    values["prompts"] |= {"image_size": 32, "epochs": 1}
+    cache = str(tmp_path_factory.mktemp("features"))
+    values["prompts"] |= {"image_size": 32, "epochs": 1, "feature_cache": cache}
     values["head"] = {"kind": "arcface", "easy_margin": True, "scale": 100, "margin": 0.2, "smoothing_m": 5}
     values["training"] |= {
         **{"epochs": 6, "checkpoint_every": 1, "keep_checkpoints": 99, "head_schedule": "constant"},
@@ -114,7 +115,7 @@ def test_two_processes_learn_the_classes_that_one_learns(settings, tmp_path):
     for name in ("one", "two"):
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({**values, "out": str(tmp_path / name)}))
     main(["train", "encoder", "--config", str(tmp_path / "one.yaml")])
-    run_on_two_processes("stage2_image.py", "--config", tmp_path / "two.yaml")
+    run_with_torchrun("stage2_image.py", "--config", tmp_path / "two.yaml")
     assert files_in(tmp_path / "two") == files_in(tmp_path / "one")
     for mine, theirs in zip(metrics_of(tmp_path / "two/stage2"), metrics_of(tmp_path / "one/stage2"), strict=True):
         assert mine == pytest.approx(theirs, rel=1e-3)

@@ -157,7 +157,8 @@ def test_a_tower_that_open_clip_does_not_know_and_a_size_that_does_not_fit_are_r
 
 
 @pytest.mark.parametrize(
-    ("architecture", "aggregation"), [("tiny-vit", "token"), ("tiny-resnet", "gem"), ("resnet18", "gem")]
+    ("architecture", "aggregation"),
+    [("tiny-vit", "token"), ("tiny-resnet", "gem"), ("resnet18", "gem"), ("resnet18_conv4", "netvlad")],
 )
 def test_encoders_of_our_own_are_not_taken_for_it(architecture, aggregation, tmp_path):
     encoder = build_encoder(architecture, "random", 64, aggregation=aggregation)

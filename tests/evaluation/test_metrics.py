@@ -54,6 +54,20 @@ def test_errors_are_those_of_first_predictions_whose_place_is_known():
     assert errors_of(np.full((3, 2), np.nan)) is None
 
 
+def test_panoramas_are_suppressed_as_published_among_the_first_twelve_times_as_many():
+    rng = np.random.default_rng(0)
+    panoramas = np.repeat([f"p{number}" for number in range(9)], 12)[rng.permutation(108)]
+    ranking = np.stack([rng.permutation(108) for _ in range(40)])
+    ranking[::2, :57] = np.flatnonzero(panoramas == "p3")[np.arange(57) % 12]  # so that some lists stay short
+    found = first_of_each_panorama(ranking[:, : 5 * 12], panoramas, 5)
+    for query, rows in enumerate(ranking.tolist()):
+        kept = {}
+        for row in rows[: 5 * 12]:
+            kept.setdefault(panoramas[row], row)
+        expected = list(kept.values())[:5]
+        assert found[query].tolist() == expected + [-1] * (5 - len(expected))
+
+
 def test_of_a_panorama_only_its_best_part_stays():
     places = np.array(["a", "a", "b", "b", "c"])
     predictions = np.array([[1, 0, 3, 2, 4], [4, 3, 2, 1, 0], [0, 1, 0, 1, 0], [0, -1, -1, -1, -1]])

@@ -19,11 +19,31 @@ def test_components_are_those_of_a_plain_singular_value_decomposition(sample, wh
     _, stds, components = np.linalg.svd(sample - sample.mean(axis=0), full_matrices=False)
     expected = (sample - sample.mean(axis=0)) @ components[:5].T
     if whiten:
-        expected /= stds[:5] / np.sqrt(len(sample))
+        expected /= stds[:5] / np.sqrt(len(sample) - 1)
     np.testing.assert_allclose(np.abs(found), np.abs(expected), atol=2e-3)  # a component may point either way
     assert reduction.kept == pytest.approx((stds[:5] ** 2).sum() / (stds**2).sum(), abs=1e-4)
     if whiten:
-        np.testing.assert_allclose(found.std(axis=0), 1, atol=1e-2)
+        np.testing.assert_allclose(found.std(axis=0, ddof=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(("num", "width"), [(300, 40), (300, 400)])
+def test_whitening_is_that_of_a_plain_eigenvalue_decomposition(num, width):
+    """As published for OpenIBL: of n descriptors of more than n dimensions, of their products."""
+    rng = np.random.default_rng(1)
+    sample = rng.normal(size=(num, width)) * 0.99 ** np.arange(width) + rng.normal(size=width)
+    mean = sample.mean(axis=0)
+    centered = sample - mean
+    if width <= num:
+        variances, components = np.linalg.eigh(centered.T @ centered / (num - 1))
+    else:
+        variances, components = np.linalg.eigh(centered @ centered.T / (num - 1))
+        components = centered.T @ (components / np.sqrt(np.maximum(variances, 1e-9) * (num - 1)))
+    weight = (components / np.sqrt(np.maximum(variances, 1e-9)))[:, ::-1][:, :30].T
+    found = fit_pca(sample.astype(np.float32), 30, whiten=True)
+    signs = np.sign((found.weight * weight).sum(axis=1))
+    np.testing.assert_allclose(found.weight * signs[:, None], weight, atol=1e-4 * np.abs(weight).max())
+    np.testing.assert_allclose(found.bias * signs, -weight @ mean, atol=1e-4 * np.abs(weight @ mean).max())
+    assert (found.weight.dtype, found.bias.dtype) == (np.float32, np.float32)
 
 
 def test_dimensions_that_cannot_be_are_refused(sample):

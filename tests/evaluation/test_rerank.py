@@ -58,6 +58,16 @@ def test_distances_are_those_of_plain_loops(descriptors, k1, k2, weight):
     np.testing.assert_allclose(found, plain(*descriptors, k1, k2, weight), atol=2e-6)
 
 
+class CountedRows(ShardedRows):
+    """Rows that note how many of them are read at once."""
+
+    most = 0
+
+    def take(self, rows):
+        self.most = max(self.most, len(rows))
+        return super().take(rows)
+
+
 @pytest.mark.parametrize("kind", ["one block", "small blocks"])
 def test_distances_do_not_depend_on_where_descriptors_are_stored_and_on_blocks(
     descriptors, tmp_path, monkeypatch, kind
@@ -66,12 +76,18 @@ def test_distances_do_not_depend_on_where_descriptors_are_stored_and_on_blocks(
     if kind == "small blocks":
         monkeypatch.setattr(rerank, "_BLOCK_VALUES", 200)
         monkeypatch.setattr(rerank, "_MAX_BLOCK", 7)
-    rows = ShardedRows(tmp_path, num_rows=66, width=16, shard_size=30, dtype="float32")
+    rows = CountedRows(tmp_path, num_rows=66, width=16, shard_size=30, dtype="float32")
     stored = np.insert(database, 40, np.nan, axis=0)
     for shard in rows.shards:
         rows.write_shard(shard, stored[shard * 30 : (shard + 1) * 30])
-    found = k_reciprocal(queries, rows.without(np.array([40])), k1=7, k2=2, weight=0.3)
-    np.testing.assert_allclose(found, plain(queries, database, 7, 2, 0.3), atol=2e-6)
+    rows = rows.without(np.array([40]))
+    found = k_reciprocal(queries, rows, k1=7, k2=2, weight=0.3)
+    assert (rows.most < 30) == (kind == "small blocks")
+    expected = plain(queries, database, 7, 2, 0.3)
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+    some = np.array([20, 3, 4])
+    reranker = build_reranker(queries, database, k1=7, k2=2, weight=0.3)
+    np.testing.assert_allclose(reranker.distances_of(some), expected[some], atol=2e-6)
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3])
@@ -90,5 +106,14 @@ def test_the_nearest_images_are_sorted_and_those_without_common_neighbors_by_des
 def test_equal_images_have_finite_distances():
     same = np.ones((30, 4), np.float32)
     assert (k_reciprocal(same[:2], same[2:], k1=5, k2=1, weight=0.5) <= 1).all()
+    weights = build_reranker(same[:2], same[2:], k1=5, k2=1, weight=0.5).encodings
+    np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-6)  # each is a neighbor of itself at least
     one = k_reciprocal(same[:1], same[1:2], k1=20, k2=6, weight=0.5)
     assert one.tolist() == [[0]]
+
+
+def test_images_of_the_database_are_re_ranked_as_queries_among_the_same_images_are(descriptors):
+    how = {"k1": 6, "k2": 3, "weight": 0.3}
+    alone = build_reranker(np.empty((0, 16), np.float32), np.concatenate(descriptors), **how)
+    found = alone.distances_of(np.arange(25))
+    np.testing.assert_allclose(found[:, 25:], k_reciprocal(*descriptors, **how), atol=1e-6)

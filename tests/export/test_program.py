@@ -42,8 +42,26 @@ def random_projection(encoder):
     return projected(encoder, torch.randn(16, dim, generator=generator), torch.randn(16, generator=generator))
 
 
+def shortened(vit):
+    """Leave a ViT its first layer: graphs of all layers take longer to make and are alike."""
+    vit.backbone.transformer.resblocks = vit.backbone.transformer.resblocks[:1]
+    return vit.eval()
+
+
+def short_vit(image_size, aggregation="token"):
+    return shortened(build_encoder("tiny-vit", "random", image_size, aggregation=aggregation))
+
+
+@pytest.fixture(scope="module")
+def photos_program(tmp_path_factory):
+    """An encoder, and the file of its program that takes photos."""
+    encoder, path = short_vit((64, 96)), tmp_path_factory.mktemp("photos") / "model.pt2"
+    save_program(path, encoder, input="photos")
+    return encoder, path
+
+
 def test_onnx_equals_the_encoder_of_a_vit_with_a_projection_for_batches_of_any_size(tmp_path):
-    encoder = random_projection(build_encoder("tiny-vit", "random", (64, 96)).eval())
+    encoder = shortened(random_projection(build_encoder("tiny-vit", "random", (64, 96))))
     encoder.spec = dataclasses.replace(encoder.spec, text_weights="/home/me/clip.pt")
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     assert save_onnx(tmp_path / "model.onnx", encoder) < 1e-5
@@ -59,10 +77,9 @@ def test_onnx_equals_the_encoder_of_a_vit_with_a_projection_for_batches_of_any_s
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
-def test_a_program_of_pytorch_resizes_photos_inside_as_preprocess_does(tmp_path):
-    encoder = build_encoder("tiny-vit", "random", (64, 96)).eval()
-    save_program(tmp_path / "model.pt2", encoder, input="photos")
-    exported = torch.export.load(tmp_path / "model.pt2").module()
+def test_a_program_of_pytorch_resizes_photos_inside_as_preprocess_does(photos_program):
+    encoder, path = photos_program
+    exported = torch.export.load(path).module()
     rng = np.random.default_rng(0)
     for height, width in ((480, 640), (64, 96), (70, 333), (1000, 1200)):
         photos = rng.integers(0, 256, (2, height, width, 3), np.uint8)
@@ -87,12 +104,12 @@ class Undecided(torch.nn.Module):
 
 @pytest.mark.parametrize("save", [pytest.param(save_onnx, marks=pytest.mark.slow), save_program])
 def test_a_network_that_no_graph_holds_is_refused_by_name(save, tmp_path):
-    encoder = build_encoder("tiny-resnet", "random", 64, aggregation="mean").eval()
+    encoder = short_vit(64, "mean")
     encoder.aggregation = Undecided()
-    with pytest.raises(ValueError, match=r"No graph can be made of tiny-resnet: .* `format` safetensors\.$"):
+    with pytest.raises(ValueError, match=r"No graph can be made of tiny-vit: .* `format` safetensors\.$"):
         save(tmp_path / "model", encoder)
     encoder.traits = dataclasses.replace(encoder.traits, only_size=(64, 64))
-    with pytest.raises(ValueError, match="tiny-resnet, which takes one size only: use `input` photos"):
+    with pytest.raises(ValueError, match="tiny-vit, which takes one size only: use `input` photos"):
         save(tmp_path / "model", encoder)
     assert not list(tmp_path.iterdir())
 
@@ -124,9 +141,11 @@ def test_an_encoder_whose_own_size_its_program_would_refuse_is_refused(save, sid
 
 
 @pytest.mark.parametrize("input", ["normalized", "photos"])
-def test_a_program_can_be_moved_to_another_device(input, tmp_path):
-    save_program(tmp_path / "model.pt2", build_encoder("tiny-vit", "random", 64).eval(), input=input)
-    program = move_to_device_pass(torch.export.load(tmp_path / "model.pt2"), "meta")
+def test_a_program_can_be_moved_to_another_device(input, photos_program, tmp_path):
+    path = photos_program[1]
+    if input == "normalized":
+        save_program(path := tmp_path / "model.pt2", short_vit(64))
+    program = move_to_device_pass(torch.export.load(path), "meta")
     images = {"normalized": torch.rand(3, 3, 96, 80), "photos": torch.zeros(3, 200, 150, 3, dtype=torch.uint8)}[input]
     descriptors = program.module()(images.to("meta"))
     assert (descriptors.shape, descriptors.device.type) == ((3, 128), "meta")

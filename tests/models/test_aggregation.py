@@ -138,10 +138,9 @@ def test_an_aggregation_is_initialized_once_before_the_first_step(ema_decay, con
     trainer = trainer_of(build(), tmp_path)
     trainer.resume()
     ((local_features, seed),) = calls
-    cells_per_image, images = 4 * 4, 512
-    assert local_features.shape == (min(images, 2 * 2) * cells_per_image, 128)
+    assert local_features.shape == (84 * 100, 128)  # of all images
     assert (local_features.dtype, local_features.requires_grad, seed) == (torch.float32, False, 7)
-    assert len(local_features.unique(dim=0)) == len(local_features)
+    assert 84 * 16 * 0.9 < len(local_features.unique(dim=0)) <= 84 * 16  # 4 x 4 of each image, with repetitions
     assert torch.equal(trainer.model.aggregation.linear.bias, torch.arange(128.0))
     assert torch.equal(trainer.task.model.aggregation.linear.bias, torch.arange(128.0))
     again = trainer_of(build(), tmp_path / "stopped")

@@ -232,7 +232,11 @@ def test_only_what_clip_pooled_can_be_compared_with_texts(tmp_path):
     ("aggregation", "options", "sentence"),
     [
         ("token", {}, "token needs a token, and resnet18 gives a feature map only. Use gem or mean or mean_linear"),
-        ("netvlad", {}, "`aggregation` 'netvlad' is not known: use gem, mean, mean_linear, token, or name .* `plugin`"),
+        (
+            "ours",
+            {},
+            "`aggregation` 'ours' is not known: use gem, mean, mean_linear, netvlad, token, or name .* `plugin`",
+        ),
         ("gem", {"power": 3}, "`aggregation_options` has 'power', which is no option of gem: it has none"),
     ],
 )

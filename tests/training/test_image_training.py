@@ -154,7 +154,8 @@ def test_triplets_train_alone_on_several_images_of_a_place(build, train, kind):
             "needs several images of a class in a batch, compared together: `micro_batches` must be 1, got 2",
         ),
         (["--head.weight", "0", "--text.weight", "0"], "`head.weight`, .* are all 0: there is no loss to train with"),
-        (["--training.batches", "tuples"], "`training.batches` must be one of classes, got 'tuples'"),
+        (["--training.batches", "tuples"], "`head.weight` above 0 needs class labels .*: nothing in"),
+        (["--training.batches", "pairs"], "`training.batches` must be one of classes, tuples, images, got 'pairs'"),
     ],
 )
 def test_choices_that_do_not_fit_are_refused(config, arguments, words):
@@ -184,13 +185,14 @@ def test_a_temperature_is_learned_where_asked(train):
 def test_the_overview_counts_images_groups_and_parameters(build, config, city):
     training, settings = build("--encoder.frozen", "[layer1]"), settings_of(config)
     lines = overview(training, model=settings.model)
-    assert lines[0].startswith("images      84 of 84 are in groups, cropped to 64 x 64 pixels")
-    assert lines[0].endswith("validation: 6 queries, 12 database images")
+    assert lines[0] == "images      84 of 84 are in groups"
+    assert lines[2] == "epochs      3, each of 2 steps of 4 images, cropped to 64 x 64 pixels"
+    assert lines[3] == "validation  6 queries, 12 database images"
     frozen = sum(p.numel() for p in training.encoder.backbone.layer1.parameters())
     trained = sum(p.numel() for p in training.encoder.parameters()) - frozen
-    assert f"tiny-resnet: {trained:,} parameters trained, {frozen:,} frozen" in lines[2]
-    assert lines[3].endswith("for 4 images at a time")
-    assert lines[4] == (
+    assert f"tiny-resnet: {trained:,} parameters trained, {frozen:,} frozen" in lines[4]
+    assert lines[5].endswith("for 4 images at a time")
+    assert lines[6] == (
         "pixels      mean (0.4815, 0.4578, 0.4082), std (0.2686, 0.2613, 0.2758), "
         "CLIP's since random weights have none of their own"
     )
@@ -225,7 +227,7 @@ def test_the_layers_draw_otherwise_in_every_piece_and_other_than_the_augmentatio
 
 def test_an_aggregation_is_initialized_with_local_features_unless_its_encoder_was_trained(build, run, monkeypatch):
     def fill(module, features, seed):
-        assert features.shape == (2048, 512)  # of 128 batches of 4 images with 4 local features each
+        assert features.shape == (84 * 100, 512)  # of all images, with 4 local features each
         torch.nn.init.constant_(module.linear.bias, 7)
 
     def replace(module, features, seed):

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from contracts import check_resume, training_builder
+from contracts import check_resume, settings_for, training_builder
 
 from progeo.training.loss_terms import LOSS_TERMS, NEEDS, LossTerm, check_needs, default_losses
 
@@ -16,18 +16,25 @@ def name(request):
 
 @pytest.fixture
 def settings(name, run):
-    """Settings with which a term is the only one."""
+    """Settings with which a term is the only one, but for those of the first generation."""
+    row = LOSS_TERMS[name]
     weights = {f"{each}.weight": float(each == name) for each in LOSS_TERMS}
-    images_per_class = 2 if "pairs" in LOSS_TERMS[name].needs else 1
-    return {**weights, "text.prompts": run / "stage1", "training.images_per_class": images_per_class}
+    if row.first_generation:
+        weights["tuples.weight"] = 1.0
+    return {**weights, "text.prompts": run / "stage1", **settings_for(row.needs, run)}
 
 
-def value_of(training):
-    """The value of the only term for the first batch, and its name in logs."""
-    training.begin_epoch(0)
-    ((piece,), *_) = training.batches(0, first_step=0)
-    ((title, value),) = training.losses(piece).items()
-    return title, value
+def value_of(training, name):
+    """The value of a term for the first batch that it takes part in, and its name in logs."""
+    generation, title = LOSS_TERMS[name].first_generation, training.terms.titles[name]
+    training.begin()
+    if generation:
+        training.begin_generation(generation)
+    training.begin_epoch(generation)
+    ((piece,), *_) = training.batches(generation, first_step=0)
+    values = training.losses(piece)
+    assert values.keys() == {title} if not generation else {title} < values.keys()
+    return title, values[title]
 
 
 def test_its_options_have_a_weight(name):
@@ -38,35 +45,46 @@ def test_its_options_have_a_weight(name):
 def test_it_is_a_number_whose_gradient_reaches_encoder_and_modules_in_any_batch(name, settings, config, classes):
     batch_size = classes * settings["training.images_per_class"]
     training = training_builder(config, {**settings, "training.batch_size": batch_size})()
-    title, value = value_of(training)
+    title, value = value_of(training, name)
     assert title == training.terms.terms[name].title(name)
     assert value.shape == () and value.dtype == torch.float32 and value.isfinite() and value > 0
     value.backward()
-    modules = [training.encoder, *training.terms.modules_of_group(0)]
+    of_descriptors = {"descriptors", "regions"} & set(LOSS_TERMS[name].needs)
+    trained = training.encoder if of_descriptors else training.encoder.backbone
+    modules = [trained, *training.terms.modules_of_group(0)]
     parameters = [parameter for module in modules for parameter in module.named_parameters()]
     assert [own for own, parameter in parameters if parameter.requires_grad and parameter.grad is None] == []
-    assert any(parameter.grad.abs().sum() > 0 for parameter in training.encoder.parameters())
+    assert any(parameter.grad.abs().sum() > 0 for parameter in trained.parameters())
 
 
 def test_its_weight_multiplies_it(name, settings, config):
     once, thrice = (training_builder(config, {**settings, f"{name}.weight": weight})() for weight in (1, 3))
-    assert value_of(thrice)[1].item() == pytest.approx(3 * value_of(once)[1].item(), rel=1e-6)
+    assert value_of(thrice, name)[1].item() == pytest.approx(3 * value_of(once, name)[1].item(), rel=1e-6)
 
 
 def test_what_it_needs_and_does_not_get_is_refused(name):
     row = LOSS_TERMS[name]
-    options = {each: replace(own, weight=float(each == name)) for each, own in default_losses().items()}
-    check_needs(options, dict.fromkeys(row.needs, ""))
+    enabled = {name, "tuples"} if row.first_generation else {name}
+    options = {each: replace(own, weight=float(each in enabled)) for each, own in default_losses().items()}
+    needs = {need for each in enabled for need in LOSS_TERMS[each].needs}
+    check_needs(options, dict.fromkeys(needs, ""))
     for need in row.needs:
-        with pytest.raises(ValueError, match=rf"^`{name}\.weight` above 0 needs .*: set this\.$"):
-            check_needs(options, {**dict.fromkeys(row.needs, ""), need: "set this"})
+        with pytest.raises(ValueError, match=r"\.weight` above 0 needs .*: set this\.$"):
+            check_needs(options, {**dict.fromkeys(needs, ""), need: "set this"})
         with pytest.raises(ValueError, match="nothing in this configuration gives it"):
-            check_needs(options, {other: "" for other in row.needs if other != need})
+            check_needs(options, {other: "" for other in needs if other != need})
         assert need in NEEDS
 
 
-def test_a_training_with_it_alone_that_is_resumed_ends_with_the_same_bits(settings, config, tmp_path):
-    check_resume(training_builder(config, settings), tmp_path)
+def test_a_training_with_it_alone_that_is_resumed_ends_with_the_same_bits(name, settings, config, tmp_path):
+    epochs_before = LOSS_TERMS[name].first_generation
+    check_resume(training_builder(config, settings), tmp_path, epochs_before=epochs_before)
+
+
+def test_a_term_of_later_generations_alone_is_refused():
+    options = {each: replace(own, weight=float(each == "regions")) for each, own in default_losses().items()}
+    with pytest.raises(ValueError, match=r"^`regions\.weight` above 0 takes part from the second generation on"):
+        check_needs(options, dict.fromkeys(NEEDS, ""))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +107,7 @@ def test_a_row_that_needs_the_map_gets_it(config, monkeypatch):
     monkeypatch.setitem(LOSS_TERMS, "flatness", LossTerm(Flatness, flatness, ("map", "labels")))
     settings = {"flatness.weight": 0.5, "flatness.power": 3, "head.weight": 0, "text.weight": 0}
     training = training_builder(config, settings)()
-    _, value = value_of(training)
+    _, value = value_of(training, "flatness")
     assert seen == [((4, training.encoder.traits.channels, 2, 2), (4,), 3.0)]
     value.backward()
     assert training.encoder.backbone.conv1.weight.grad.abs().sum() > 0

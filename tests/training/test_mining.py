@@ -114,6 +114,16 @@ def test_every_candidate_is_drawn_as_often():
     assert abs(np.delete(counts, [2, 3, 11]) - 2000 / 3).max() < 100  # 4.7 standard deviations
 
 
+class CountedRows(ShardedRows):
+    """Rows that note how many of them are read at once."""
+
+    most = 0
+
+    def take(self, rows):
+        self.most = max(self.most, len(rows))
+        return super().take(rows)
+
+
 @pytest.mark.parametrize("kind", ["array", "files", "small blocks"])
 def test_two_turns_are_those_of_the_published_sampler(tmp_path, monkeypatch, city, kind):
     rng = np.random.default_rng(1)
@@ -131,8 +141,8 @@ def test_two_turns_are_those_of_the_published_sampler(tmp_path, monkeypatch, cit
             for query, excluded in zip(candidates.queries.tolist(), candidates.excluded, strict=True)
         ]
         rows = database
-        if kind == "files":
-            rows = ShardedRows(tmp_path / str(epoch), num_rows=90, width=DIM, shard_size=40, dtype="float32")
+        if kind != "array":
+            rows = CountedRows(tmp_path / str(epoch), num_rows=90, width=DIM, shard_size=40, dtype="float32")
             rows.folder.mkdir()
             for shard in rows.shards:
                 rows.write_shard(shard, database[shard * 40 : (shard + 1) * 40])
@@ -161,6 +171,8 @@ def test_two_turns_are_those_of_the_published_sampler(tmp_path, monkeypatch, cit
             assert mined.negatives[query].tolist() == negatives
             assert mined.difficult[query].tolist() == difficult
             published_kept[query] = negatives
+        if kind != "array":
+            assert (rows.most < 20) == (kind == "small blocks")
         assert hardest_negatives(distances, pools, previous=kept, count=6).tolist() == mined.negatives.tolist()
         found = difficult_positives(distances, reranked, candidates.positives, pool=20, count=3)
         assert [each.tolist() for each in found] == [each.tolist() for each in mined.difficult]

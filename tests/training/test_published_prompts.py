@@ -191,8 +191,9 @@ def test_classes_or_a_clip_that_do_not_fit_are_refused(clip, learner_class, tmp_
         "--class_order", tmp_path / "raw_M0_N2_alpha30_L1_mipc2.torch", "--clip", "tiny-vit", "--clip_weights", clip[1]
     )  # fmt: skip
     others = (["--image_size", "64"], ["--quickgelu", "true"], ["--normalized", "false"], ["--head", "arcface"])
-    for option in others:
-        assert "--weights_in, --image_size, --normalized, --quickgelu and --head are for encoders" in failure(*option)
+    for option in (*others, ["--mean", "[0.5,0.5,0.5]"], ["--std", "[0.5,0.5,0.5]"]):
+        listed = "--weights_in, --image_size, --normalized, --quickgelu, --mean, --std and --head are for encoders"
+        assert listed in failure(*option)
     del learners[1].token_suffix
     torch.save(learners, tmp_path / "last.pth")
     assert "the prompt learner of group 1 has no token_suffix" in failure()

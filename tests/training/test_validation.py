@@ -21,8 +21,8 @@ from progeo.models.encoder import build_encoder
 from progeo.models.preprocessing import preprocess_image
 from progeo.places.catalogue import read_catalogue
 from progeo.places.geographic import positions_m
-from progeo.training.options import ValidationOptions
-from progeo.training.validation import VALIDATIONS, build_validation, retrieve
+from progeo.training.options import TrainerOptions, ValidationOptions
+from progeo.training.validation import VALIDATIONS, build_validation, check_validation, retrieve
 
 SIZES = ((64, 64), (150, 90), (90, 200))
 """Widths and heights, in turn."""
@@ -73,8 +73,10 @@ def test_a_validation_measures_the_same_in_any_batch_and_leaves_the_encoder_as_i
         found.append(validation.measure(encoder, start_accelerator("no"), classifier=classifier))
     measures = found[0]
     assert found == [measures] * 3
-    assert measures.best == measures.values[measures.primary]
-    assert all(type(value) is float and math.isfinite(value) for value in measures.values.values())
+    assert (measures is not None) == validation.measures
+    if measures is not None:
+        assert measures.best == measures.values[measures.primary]
+        assert all(type(value) is float and math.isfinite(value) for value in measures.values.values())
     assert encoder.training == training
     assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items())
 
@@ -83,15 +85,30 @@ def test_a_validation_names_its_images_and_its_state_returns(kind, city):
     data = DataOptions(train_folder=Path(), num_workers=0)
     options = ValidationOptions(folder=city / "val", kind=kind)
     validation, again = (build_validation(options, data) for _ in range(2))
-    assert sum(map(len, validation.catalogues)) > 0 and str(validation)
+    assert (sum(map(len, validation.catalogues)) > 0) == validation.measures and str(validation)
     again.load_state_dict(validation.state_dict())
     assert again.state_dict() == validation.state_dict()
-    with pytest.raises(ValueError, match=rf"`validation\.kind` must be one of .*{kind}.*, got 'none'"):
-        build_validation(replace(options, kind="none"), data)
+    with pytest.raises(ValueError, match=rf"`validation\.kind` must be one of .*{kind}.*, got 'guess'"):
+        build_validation(replace(options, kind="guess"), data)
 
 
 def test_a_training_with_a_validation_that_is_resumed_ends_with_the_same_bits(kind, config, tmp_path):
-    check_resume(training_builder(config, {"validation.kind": kind, "text.weight": 0}), tmp_path)
+    settings = {"validation.kind": kind, "text.weight": 0, "training.keep": "last"}
+    check_resume(training_builder(config, settings), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "training", "sentence"),
+    [
+        ({}, {}, "Missing settings: `validation.folder`. `validation.kind` retrieval needs it"),
+        ({"kind": "none"}, {}, "`training.keep best` needs a validation, and `validation.kind` is none"),
+        ({"kind": "none"}, {"keep": "last", "patience": 3}, "`training.patience` needs a validation"),
+        ({"kind": "none"}, {"keep": "last", "schedule": "plateau"}, "`training.schedule plateau` needs a validation"),
+    ],
+)
+def test_a_training_that_needs_a_validation_and_has_none_is_refused(options, training, sentence):
+    with pytest.raises(ValueError, match=f"^{sentence}"):
+        check_validation(ValidationOptions(**options), TrainerOptions(**training), learns_classes=True)
 
 
 def test_classification_is_the_share_of_queries_near_the_center_of_a_class_with_a_high_cosine(

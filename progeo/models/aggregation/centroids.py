@@ -3,13 +3,15 @@
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from progeo.files import replacing
 
 _ITERATIONS = 100
 
 
-def cluster_centers(local_features: np.ndarray, num_clusters: int, *, seed: int) -> np.ndarray:
+def cluster_centers(local_features: Tensor, num_clusters: int, *, seed: int) -> Tensor:
     """Cluster local features by k-means, 100 iterations on all of them.
 
     Args:
@@ -30,12 +32,11 @@ def cluster_centers(local_features: np.ndarray, num_clusters: int, *, seed: int)
 
     limits = {"min_points_per_centroid": 1, "max_points_per_centroid": count}  # or it takes 256 K random ones only
     kmeans = faiss.Kmeans(channels, num_clusters, niter=_ITERATIONS, seed=seed % 2**31, **limits)
-    kmeans.train(np.ascontiguousarray(local_features))
-    assert kmeans.centroids is not None
-    return kmeans.centroids
+    kmeans.train(np.ascontiguousarray(local_features.cpu()))
+    return torch.from_numpy(kmeans.centroids).to(local_features.device)
 
 
-def read_centroids(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def read_centroids(path: Path) -> tuple[Tensor, Tensor]:
     """Read a file of published NetVLADs, such as `vgg16_pitts_64_desc_cen.hdf5`.
 
     Returns:
@@ -52,13 +53,15 @@ def read_centroids(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise FileNotFoundError(f"There is no file {path}.")
     try:
         with h5py.File(path) as file:
-            centroids, local_features = (np.asarray(file[name], np.float32) for name in ("centroids", "descriptors"))
+            centroids, local_features = (
+                torch.from_numpy(np.asarray(file[name][()], np.float32)) for name in ("centroids", "descriptors")
+            )
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise ValueError(f"{path} is no HDF5 file with `centroids` and `descriptors`: {error}.") from None
     if centroids.ndim != 2 or local_features.ndim != 2 or centroids.shape[1] != local_features.shape[1]:
         raise ValueError(
             f"{path}: `centroids` (K, C) and `descriptors` (n, C) must be of the same C channels, got "
-            f"{centroids.shape} and {local_features.shape}."
+            f"{tuple(centroids.shape)} and {tuple(local_features.shape)}."
         )
     return centroids, local_features
 

@@ -51,7 +51,7 @@ class NetVLAD(nn.Module):
         The sums are not normalized. They are computed in float32 under autocast, too.
         """
         with _full_precision(feature_map):
-            return self._sums(self._local_features(feature_map).flatten(2)[:, None])[:, 0]
+            return self._sums(self._local_features(feature_map).flatten(2).mT)
 
     def regions(self, feature_map: Tensor) -> Tensor:
         """Aggregate regions of (B, C, h, w): L2-normalized descriptors (B, R, K C), where the first is `forward`'s.
@@ -66,16 +66,16 @@ class NetVLAD(nn.Module):
             ValueError: the map is not divisible into cells.
         """
         batch, channels, height, width = feature_map.shape
-        side = check_regions(self.kind, height, width)
+        side = region_grid(self.kind, height, width)
         with _full_precision(feature_map):
             grid = self._local_features(feature_map).view(batch, channels, side, height // side, side, width // side)
-            cells = grid.permute(0, 2, 4, 1, 3, 5).flatten(4).flatten(1, 2)  # (B, cells, C, n)
+            cells = grid.permute(0, 2, 4, 3, 5, 1).flatten(3, 4).flatten(1, 2)  # (B, cells, n, C)
             sums = self._sums(cells)
             return _descriptors(torch.einsum("rg,bgkc->brkc", self.membership.to(sums.dtype), sums))
 
     def check_map(self, height: int, width: int, *, stride: int | None = None) -> None:
-        """Check that a map can be divided into regions, see `check_regions`."""
-        check_regions(self.kind, height, width, stride=stride)
+        """Check that a map can be divided into regions, see `region_grid`."""
+        region_grid(self.kind, height, width, stride=stride)
 
     @torch.no_grad()
     def initialize(self, centroids: Tensor, local_features: Tensor) -> float:
@@ -115,10 +115,9 @@ class NetVLAD(nn.Module):
         return F.normalize(feature_map.to(self.centroids.dtype), dim=1)
 
     def _sums(self, local_features: Tensor) -> Tensor:
-        """Sum the residuals of (B, G, C, n) over n: (B, G, K, C), as sum(a x) - centroid sum(a) with assignments a."""
-        assigned = torch.einsum("kc,bgcn->bgkn", self.assignment, local_features).softmax(dim=2)
-        sums = torch.einsum("bgkn,bgcn->bgkc", assigned, local_features)
-        return sums - assigned.sum(dim=3)[..., None] * self.centroids
+        """Sum residuals of (..., n, C) over n: (..., K, C), as sum(a x) - centroid sum(a) with assignments a."""
+        assigned = (local_features @ self.assignment.mT).softmax(dim=-1)
+        return assigned.mT @ local_features - assigned.sum(dim=-2)[..., None] * self.centroids
 
 
 def check_options(*, num_clusters: int, regions: str) -> None:
@@ -133,7 +132,7 @@ def check_options(*, num_clusters: int, regions: str) -> None:
         raise ValueError(f"`aggregation_options`: regions of netvlad must be {' or '.join(_SIDES)}, got {regions!r}.")
 
 
-def check_regions(regions: str, height: int, width: int, *, stride: int | None = None) -> int:
+def region_grid(regions: str, height: int, width: int, *, stride: int | None = None) -> int:
     """Return the rows and columns of the grid of regions, after a check that they divide a feature map.
 
     Args:
@@ -165,8 +164,7 @@ def initialize_netvlad(netvlad: nn.Module, local_features: Tensor, seed: int) ->
     """
     assert isinstance(netvlad, NetVLAD)
     local_features = F.normalize(local_features, dim=1)
-    centers = cluster_centers(local_features.cpu().numpy(), len(netvlad.centroids), seed=seed)
-    netvlad.initialize(torch.from_numpy(centers).to(local_features.device), local_features)
+    netvlad.initialize(cluster_centers(local_features, len(netvlad.centroids), seed=seed), local_features)
 
 
 def initialize_from(netvlad: nn.Module, path: Path) -> None:
@@ -178,7 +176,7 @@ def initialize_from(netvlad: nn.Module, path: Path) -> None:
     """
     assert isinstance(netvlad, NetVLAD)
     device = netvlad.centroids.device
-    centroids, local_features = (torch.from_numpy(each).to(device) for each in read_centroids(path))
+    centroids, local_features = (each.to(device) for each in read_centroids(path))
     try:
         netvlad.initialize(centroids, local_features)
     except ValueError as error:

@@ -5,6 +5,7 @@ import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
 from math import isqrt
@@ -37,6 +38,44 @@ _MAXVIT_MULTIPLE = 224
 """Stride 32 of a MaxViT's map, times the 7 rows of its windows."""
 
 
+@dataclass(frozen=True)
+class _Variant:
+    """One of torchvision's networks with other last layers."""
+
+    base: str
+    """Torchvision's name of the network, whose weights it takes."""
+    change: Callable[[nn.Sequential], None]
+    """Changes the last layers of the backbone in place."""
+    usage: str
+    """Code that changes those of torchvision's `classifier`."""
+
+
+def _add_neck(backbone: nn.Sequential) -> None:
+    convolution = nn.Conv2d(960, 512, 1, bias=False)
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out")
+    norm = nn.BatchNorm2d(512, eps=0.001, momentum=0.01)  # as all batch norms of a MobileNetV3
+    backbone.neck = nn.Sequential(convolution, norm, nn.Hardswish(inplace=True))
+
+
+def _remove_last_stage(backbone: nn.Sequential) -> None:
+    del backbone.layer4
+
+
+_NECK = """\
+classifier.neck = torch.nn.Sequential(  # after its features
+    torch.nn.Conv2d(960, 512, 1, bias=False), torch.nn.BatchNorm2d(512, eps=0.001), torch.nn.Hardswish()
+)
+"""
+_VARIANTS = {
+    "mobilenet_v3_large_512": _Variant("mobilenet_v3_large", _add_neck, _NECK),
+    **{
+        f"{base}_conv4": _Variant(base, _remove_last_stage, "classifier.layer4 = torch.nn.Identity()\n")
+        for base in ("resnet18", "resnet50", "resnet101")
+    },
+}
+"""Further architectures: the student of WAKD, with 512 channels, and ResNets up to `layer3`, as NetVLADs use them."""
+
+
 class Torchvision(Family):
     """Every classification network of torchvision, up to its last feature map or its tokens.
 
@@ -45,8 +84,8 @@ class Torchvision(Family):
     """
 
     def knows(self, architecture: str) -> bool:
-        """Return whether torchvision has a classification network of this name."""
-        return architecture in list_models(module=torchvision.models)
+        """Return whether torchvision has a classification network of this name, or it is a variant of one."""
+        return architecture in _VARIANTS or architecture in list_models(module=torchvision.models)
 
     def default_aggregation(self, architecture: str) -> str:
         """Return `token` for a vision transformer, else `gem`."""
@@ -56,7 +95,7 @@ class Torchvision(Family):
         """Build a network with weights, see `Family.load`.
 
         A tag is one of torchvision, such as `IMAGENET1K_V1` or `DEFAULT`; a file holds the state dict of the complete
-        classifier, see `find_weights`.
+        classifier, see `find_weights`. A layer that only a variant has starts at random, unless the file has it.
         """
         architecture, image_size, own = (
             wanted.architecture,
@@ -64,11 +103,9 @@ class Torchvision(Family):
             _native_side(wanted.architecture, weights),
         )
         if weights == "random":
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                network = _cut(architecture, image_size, own)
+            network = _random(architecture, image_size, own, seed)
         else:
-            network = _pretrained(architecture, weights, image_size, own)
+            network = _pretrained(architecture, weights, image_size, own, seed)
         if isinstance(network, VisionTransformer):
             own = network.image_size
             network.image_size = as_height_width(image_size or own)
@@ -104,7 +141,7 @@ class Torchvision(Family):
 
     def own_normalization(self, architecture: str, weights: str) -> Mapping[str, Sequence[float]]:
         """Return the pixel `mean` and `std` that a tag's weights were trained with; empty if `weights` is not a tag."""
-        tags = get_model_weights(architecture).__members__
+        tags = _tags(architecture)
         if weights not in tags:
             return {}
         pixels = tags[weights].transforms()
@@ -112,7 +149,7 @@ class Torchvision(Family):
 
     def license(self, architecture: str, weights: str) -> str | None:
         """Return the license of a tag's weights; None if `weights` is not a tag."""
-        tags = get_model_weights(architecture).__members__
+        tags = _tags(architecture)
         if weights not in tags:
             return None
         # Only weights that are not torchvision's own name a license, such as those of SWAG, which is not commercial.
@@ -128,10 +165,12 @@ class Torchvision(Family):
             size = f", image_size={image_size[0]}"
         elif isinstance(_meta_classifier(architecture), MaxVit):
             size = f", input_size={image_size}"
+        change = _VARIANTS[architecture].usage if architecture in _VARIANTS else ""
         return (
-            "import torchvision\n"
+            f"import {'torch, ' if change else ''}torchvision\n"
             "from safetensors.torch import load_file\n\n"
-            f'classifier = torchvision.models.get_model("{architecture}"{size})\n'
+            f'classifier = torchvision.models.get_model("{_base(architecture)}"{size})\n'
+            f"{change}"
             'classifier.load_state_dict(load_file("backbone.safetensors"), strict=False)  # without its last layers'
         )
 
@@ -140,17 +179,26 @@ class Torchvision(Family):
         raise ValueError("`gradient_checkpointing` is not possible with torchvision: leave it out, or use timm.")
 
 
+def _base(architecture: str) -> str:
+    """Return torchvision's name of the network that an architecture is or is a variant of."""
+    return _VARIANTS[architecture].base if architecture in _VARIANTS else architecture
+
+
+def _tags(architecture: str) -> Mapping[str, Any]:
+    return get_model_weights(_base(architecture)).__members__
+
+
 def _native_side(architecture: str, weights: str = "DEFAULT") -> int:
     """Return the side in pixels of the square images that a tag's, else the default, weights were validated on."""
-    tags = get_model_weights(architecture)
-    return tags[weights if weights in tags.__members__ else "DEFAULT"].transforms().crop_size[0]
+    tags = _tags(architecture)
+    return tags[weights if weights in tags else "DEFAULT"].transforms().crop_size[0]
 
 
 @functools.cache
 def _meta_classifier(architecture: str) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # about the random weights of GoogLeNet
-        return _on_meta(partial(get_model, architecture, weights=None))
+        return _on_meta(partial(get_model, _base(architecture), weights=None))
 
 
 def _on_meta(build: Callable[[], nn.Module]) -> nn.Module:
@@ -178,7 +226,7 @@ def _cut(architecture: str, image_size: ImageSize | None, own: int) -> nn.Module
                 f"got {size[0]} x {size[1]}."
             )
         options = {"input_size": size}
-    classifier = get_model(architecture, weights=None, **options)
+    classifier = get_model(_base(architecture), weights=None, **options)
     if isinstance(classifier, VisionTransformer):
         classifier.heads = nn.Identity()
         classifier.image_size = (own, own)
@@ -186,7 +234,9 @@ def _cut(architecture: str, image_size: ImageSize | None, own: int) -> nn.Module
     backbone = _without_classifier(classifier)
     if isinstance(classifier, MaxVit):
         backbone.image_size = size  # type: ignore[assignment]
-    return backbone
+    if architecture in _VARIANTS:
+        _VARIANTS[architecture].change(backbone)
+    return backbone.eval()
 
 
 def _without_classifier(classifier: nn.Module) -> nn.Sequential:
@@ -203,10 +253,17 @@ def _without_classifier(classifier: nn.Module) -> nn.Sequential:
         backbone.features = classifier.features[:-2]
     if isinstance(classifier, DenseNet):  # it is a function there
         backbone.relu = nn.ReLU()
-    return backbone.eval()
+    return backbone
 
 
-def _pretrained(architecture: str, weights: str, image_size: ImageSize | None, own: int) -> nn.Module:
+def _random(architecture: str, image_size: ImageSize | None, own: int, seed: int) -> nn.Module:
+    """Build a network with random weights that follow the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _cut(architecture, image_size, own)
+
+
+def _pretrained(architecture: str, weights: str, image_size: ImageSize | None, own: int, seed: int) -> nn.Module:
     """Build a network with the weights of a tag or file; a vision transformer is for the image size of the weights."""
     network = _on_meta(partial(_cut, architecture, image_size, own))
     expected = network.state_dict()
@@ -216,13 +273,20 @@ def _pretrained(architecture: str, weights: str, image_size: ImageSize | None, o
         side = isqrt(max(cells, 1)) * network.patch_size
         _set_size(network, (side, side))
         expected = network.state_dict()
-    needed = {name.split(".")[0] for name in expected}
-    removed = {name for name, _ in _meta_classifier(architecture).named_children()} - needed
-    kept = {name: tensor for name, tensor in found.items() if name.split(".")[0] not in removed}
+    needed, given = _layers(expected), {name for name, _ in _meta_classifier(architecture).named_children()}
+    kept = {name: tensor for name, tensor in found.items() if name.split(".")[0] not in given - needed}
+    if added := needed - given - _layers(found):
+        random = _random(architecture, image_size, own, seed).state_dict()
+        kept |= {name: tensor for name, tensor in random.items() if name.split(".")[0] in added}
     state = with_batch_counts(kept, expected)
     check_file_fits(state, expected, architecture)
     network.to_empty(device="cpu").load_state_dict(state)
     return network
+
+
+def _layers(names: Collection[str]) -> set[str]:
+    """Return the names of the children of a network that its parameters belong to."""
+    return {name.split(".")[0] for name in names}
 
 
 def _positions(network: VisionTransformer, image_size: tuple[int, int]) -> PositionEmbedding:
@@ -238,7 +302,7 @@ def _set_size(network: VisionTransformer, image_size: tuple[int, int]) -> None:
 
 
 def _classifier_state(architecture: str, weights: str, expected: Collection[str]) -> Mapping[str, Tensor]:
-    tags = get_model_weights(architecture).__members__
+    tags = _tags(architecture)
     if weights not in tags and not Path(weights).is_file():
         raise ValueError(
             f"`weights` {weights!r} is neither a file, nor random, nor a tag of {architecture} ({', '.join(tags)})."

@@ -26,15 +26,19 @@ NETWORKS = {
     "open_clip": {"tiny-resnet": BOTH, "tiny-vit": BOTH},
     "torchvision": {
         **{"resnet18": ("map",), "mobilenet_v3_large": ("map",), "convnext_tiny": ("map",), "swin_t": ("map",)},
+        **{"mobilenet_v3_large_512": ("map",), "resnet18_conv4": ("map",)},
         "vit_b_16": BOTH,
     },
     "timm": {
         **{"vit_small_patch14_dinov2": BOTH, "vit_small_patch14_reg4_dinov2": BOTH},
-        **{"convnext_atto": ("map",), "mobilenetv3_small_050": ("map",)},
+        **{"test_vit": BOTH, "convnext_atto": ("map",), "mobilenetv3_small_050": ("map",)},
     },
 }
 """Networks of each family, with the parts of their features."""
-LARGE = ("convnext_tiny", "mobilenet_v3_large", "swin_t", "vit_b_16", "vit_small_patch14_reg4_dinov2")
+LARGE = (
+    *("convnext_tiny", "mobilenet_v3_large", "mobilenet_v3_large_512", "resnet18_conv4", "swin_t", "vit_b_16"),
+    *("vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2"),
+)
 QUICK_GRAPHS = ("tiny-vit", "resnet18")
 """Networks of which a program is made in a few seconds."""
 REFUSED = {"swin_t": "No graph can be made of swin_t: Specializations unexpectedly required (height, width)"}
@@ -114,7 +118,7 @@ def test_a_program_computes_the_descriptors_or_is_refused(architecture, part, tm
     check_program(built(architecture, part), tmp_path, REFUSED.get(own_name(architecture)))
 
 
-@each_case(lambda architecture: architecture in (*LARGE, "vit_small_patch14_dinov2"))
+@each_case()
 def test_a_training_that_is_resumed_ends_with_the_same_bits(architecture, part, config, tmp_path):
     settings = {
         "model.architecture": architecture,

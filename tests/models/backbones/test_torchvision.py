@@ -88,7 +88,7 @@ def test_a_network_is_the_classifier_up_to_its_last_map(architecture):
         assert torch.equal(found.map, expected_map(architecture, whole, images))
         if found.token is not None:
             assert torch.equal(whole.heads(found.token), whole(images))
-    assert load(architecture, image_size=fixed, seed=3).state_dict().keys() <= whole.state_dict().keys()
+    assert network.state_dict().keys() <= whole.state_dict().keys()
 
 
 @pytest.mark.parametrize("architecture", NETWORKS)
@@ -287,3 +287,69 @@ def test_weights_of_a_densenet_are_read(published, tmp_path):
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.allclose(FAMILY.features(network, images).map, whole.features(images).relu(), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "variant",
+    ["resnet18_conv4", *(pytest.param(f"{base}_conv4", marks=pytest.mark.slow) for base in ("resnet50", "resnet101"))],
+)
+def test_a_resnet_may_end_with_its_fourth_stage(variant, tmp_path):
+    whole = classifier(variant.removesuffix("_conv4"), seed=3)
+    torch.save(whole.state_dict(), tmp_path / "classifier.pth")
+    network = load(variant, str(tmp_path / "classifier.pth"))
+    stages = []
+    whole.layer3.register_forward_hook(lambda module, inputs, output: stages.append(output))
+    with torch.no_grad():
+        whole(images := torch.rand(1, 3, 64, 96))
+        assert torch.equal(FAMILY.features(network, images).map, *stages)
+    assert (FAMILY.traits(network).channels, FAMILY.traits(network).stride) == (stages[0].shape[1], 16)
+    assert FAMILY.default_aggregation(variant) == "gem"
+
+
+def test_the_student_of_wakd_is_a_mobilenet_with_a_convolution_to_512_channels(tmp_path):
+    whole = classifier("mobilenet_v3_large", seed=3)
+    torch.save(whole.state_dict(), tmp_path / "classifier.pth")
+    network = load("mobilenet_v3_large_512", str(tmp_path / "classifier.pth"), seed=5)
+    convolution, norm = network.neck[0], network.neck[1]
+    assert (convolution.weight.shape, convolution.bias, norm.eps) == ((512, 960, 1, 1), None, 0.001)
+    norm.running_mean.uniform_()
+    images = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        reduced = torch.einsum("oc,bchw->bohw", convolution.weight[:, :, 0, 0], whole.features(images))
+        expected = F.hardswish((reduced - norm.running_mean[:, None, None]) / (1 + 0.001) ** 0.5)
+        torch.testing.assert_close(FAMILY.features(network, images).map, expected, rtol=1e-4, atol=1e-5)
+    traits = FAMILY.traits(empty("mobilenet_v3_large_512"))
+    assert (traits.channels, traits.features_dim, traits.stride) == (512, 512, 32)
+    assert convolution.weight.std().item() == pytest.approx((2 / 512) ** 0.5, rel=0.01)
+
+
+def test_the_layer_that_a_variant_adds_follows_the_seed_or_the_file(tmp_path):
+    whole, path = classifier("mobilenet_v3_large", seed=3), tmp_path / "classifier.pth"
+    torch.save(whole.state_dict(), path)
+    variant = "mobilenet_v3_large_512"
+    first, again, other = (load(variant, str(path), seed=seed).neck[0].weight for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(load(variant, seed=1).neck[0].weight, first)
+    assert torch.equal(
+        load(variant, seed=1).features[0][0].weight, load("mobilenet_v3_large", seed=1).features[0][0].weight
+    )
+    network = load(variant, seed=7)
+    torch.save(network.state_dict(), path)
+    assert torch.equal(load(variant, str(path), seed=1).neck[0].weight, network.neck[0].weight)
+    with pytest.raises(
+        ValueError, match=r"The weights do not fit mobilenet_v3_large: neck\.0\.weight should be absent"
+    ):
+        load("mobilenet_v3_large", str(path))
+    torch.save({**whole.state_dict(), "neck.0.weight": torch.zeros(512, 960, 1, 1)}, path)
+    with pytest.raises(ValueError, match=r"neck\.1\.bias should be \(512,\), is missing"):
+        load(variant, str(path))
+
+
+def test_a_variant_takes_the_tags_of_its_network():
+    for variant, base in (("mobilenet_v3_large_512", "mobilenet_v3_large"), ("resnet18_conv4", "resnet18")):
+        assert FAMILY.knows(variant)
+        assert own_size(variant) == own_size(base)
+        assert FAMILY.own_normalization(variant, "DEFAULT") == FAMILY.own_normalization(base, "DEFAULT") != {}
+        assert FAMILY.license(variant, "DEFAULT") == FAMILY.license(base, "DEFAULT") is not None
+    assert not FAMILY.knows("vgg16_conv4")
