@@ -25,7 +25,7 @@ _MAY_CHANGE = (
     "test.folder",
     "test.queries",
     "test.descriptor_cache",
-    "teacher.encoder",  # if its weights are the same
+    "teacher.encoder",  # if it is the same encoder
     "teacher.descriptor_cache",
     "trackers",
     "data.eval_batch_size",
@@ -115,7 +115,7 @@ def check_method(settings: EncoderSettings) -> None:
     from progeo.models.aggregation import filled_options, find_aggregation
     from progeo.training.batch_kinds import batch_kind
     from progeo.training.loss_terms import check_needs, enabled_terms
-    from progeo.training.starting_encoder import starting_aggregation
+    from progeo.training.starting_encoder import starting_aggregation, starts_from_encoder
     from progeo.training.teacher import teacher_given
     from progeo.training.validation import check_validation
 
@@ -128,6 +128,11 @@ def check_method(settings: EncoderSettings) -> None:
     centroids = settings.encoder.centroids
     if centroids is not None and row.initialize_from is None:
         raise ValueError(f"`encoder.centroids` is for the aggregation netvlad, not for {aggregation}: leave it out.")
+    if centroids is not None and starts_from_encoder(settings.model):
+        raise ValueError(
+            f"`encoder.centroids` is for a netvlad that was never trained, and that of {settings.model.weights} was: "
+            f"leave it out."
+        )
     if centroids is not None and not centroids.is_file():
         raise FileNotFoundError(f"`encoder.centroids`: there is no file {centroids}.")
     map_advice = (
@@ -145,6 +150,9 @@ def check_method(settings: EncoderSettings) -> None:
         **batches.given(training),
     }
     check_needs(settings.losses, given)
+    tuples = settings.losses["tuples"]
+    if tuples.weight and tuples.hardest_regions and target_advice:
+        raise ValueError(f"`tuples.hardest_regions` is for later generations: {target_advice}, or leave it out.")
     learns_classes = any(row.learns_classes for _, row in enabled_terms(settings.losses))
     check_validation(settings.validation, training, learns_classes=learns_classes)
 
@@ -178,6 +186,7 @@ def check_encoder_settings(settings: EncoderSettings) -> None:
 
 def build_training(settings: EncoderSettings, images: "TrainingImages", accelerator: "Accelerator") -> "ImageTraining":
     """Build the training of an encoder: the encoder, its losses, batches, teacher and validation."""
+    from progeo.engine.log import LOGGER
     from progeo.training.aggregation_start import AggregationStart
     from progeo.training.batch_kinds import batch_kind, options_of
     from progeo.training.image_training import ImageTraining
@@ -201,6 +210,12 @@ def build_training(settings: EncoderSettings, images: "TrainingImages", accelera
     encoder = build_starting_encoder(settings.model, settings.encoder, seed=settings.seed).to(accelerator.device)
     keep_text_weights(encoder, prompts if text_features is not None else None)
     teacher = Teacher(settings.teacher, accelerator) if needs & {"teacher", "teacher_map"} else None
+    if teacher is None and settings.teacher.encoder is not None:
+        LOGGER.warning(
+            "no loss term needs the teacher %s, which is not used: all of gram.weight, attention.weight and "
+            "cosine.weight are 0",
+            settings.teacher.encoder,
+        )
     teacher_dim = None if teacher is None else teacher.descriptor_dim
     class_ids = images.class_ids
     source = TermSource(encoder.descriptor_dim, [*map(len, class_ids)], text_features, class_ids, teacher_dim)
@@ -218,7 +233,7 @@ def build_training(settings: EncoderSettings, images: "TrainingImages", accelera
         accelerator=accelerator,
         needs=needs,
         options=options_of(kind, settings.batches),
-        work=settings.out / "stage2" / "mining",
+        work=settings.out / "stage2",
     )
     return ImageTraining(
         settings.training,

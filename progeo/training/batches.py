@@ -53,7 +53,7 @@ class Batches(ABC):
         accelerator: gives the index of this process and the number of processes.
         needs: what loss terms need; targets that take memory, such as positions, are only given if they are among it.
         options: settings of the section of its row.
-        work: folder for files that are only needed for a while.
+        work: folder below which files may be that are only needed for a while.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class Batches(ABC):
             ValueError: too many images of the data set or all images of a class cannot be read.
         """
         for reason in loaded.unreadable.values():
-            raise ValueError(f"No image of a class can be read: {reason}")
+            raise ValueError(f"An image cannot be read, and no other can replace it: {reason}")
         num_images = sum(map(len, self.source.catalogues))
         for reason in sorted(set(loaded.replaced.values()) - self.unreadable):
             self.unreadable.add(reason)

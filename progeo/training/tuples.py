@@ -7,6 +7,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
@@ -64,6 +66,8 @@ class TupleBatches(Batches):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.mining = self.work / "mining"
+        """Folder of the descriptors of a mining, which is removed after it."""
         count = len(self.source.candidates.queries)
         self.kept = np.full((count, self.options.negatives), -1, np.int64)
         """Negatives of the last mining of each query, which the next one considers too."""
@@ -121,8 +125,9 @@ class TupleBatches(Batches):
 
     @property
     def images_per_step(self) -> int:
-        """Number of images of a batch without difficult positives."""
-        return self.training.batch_size * (2 + self.options.negatives)
+        """Maximum number of images of a batch."""
+        difficult = self.options.difficult_positives if "difficult_positives" in self.needs else 0
+        return self.training.batch_size * (2 + self.options.negatives + difficult)
 
     @property
     def steps_per_mining(self) -> int:
@@ -252,6 +257,11 @@ class TupleBatches(Batches):
             num_positives=options.difficult_positives,
         )
         self._remove_files()
+        if (mined.negatives < 0).any():
+            raise ValueError(
+                f"A query has fewer than {options.negatives} database images that can be read beyond "
+                f"{options.exclusion_radius_m:g} m: lower `mining.negatives`."
+            )
         self.kept[asked] = mined.negatives
         width = options.difficult_positives if self._wants_difficult(generation) else 0
         difficult = np.full((len(asked), width), -1, np.int64)
@@ -268,13 +278,26 @@ class TupleBatches(Batches):
     def _reranked(self, descriptors: "_Descriptors", asked: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
         """Re-rank by the neighbors among the database and all queries, which may be database images themselves."""
         source, options, database = self.source, self.options, descriptors.rows[0]
-        queries, rows = np.empty((0, database.width), np.float32), source.query_rows[asked]
+        readable = np.setdiff1d(np.arange(len(database)), descriptors.unreadable)
+        queries, rows = np.empty((0, database.width), np.float32), readable
         if source.queries is not None:
-            queries, rows = descriptors.take(source.query_rows), asked
+            rows = np.setdiff1d(source.query_rows, descriptors.unreadable)
+            queries = descriptors.take(rows)
         reranker = build_reranker(
-            queries, database, k1=options.rerank_k1, k2=options.rerank_k2, weight=options.rerank_weight
+            queries,
+            database.without(np.setdiff1d(np.arange(len(database)), readable)),
+            k1=options.rerank_k1,
+            k2=options.rerank_k2,
+            weight=options.rerank_weight,
         )
-        return lambda block: reranker.distances_of(rows[block])
+        positions = np.searchsorted(rows, source.query_rows[asked])
+
+        def reranked(block: np.ndarray) -> np.ndarray:
+            distances = np.full((len(block), len(database)), np.inf, np.float32)
+            distances[:, readable] = reranker.distances_of(positions[block])
+            return distances
+
+        return reranked
 
     def _descriptors(self) -> "_Descriptors":
         """Extract the descriptors of all training images with the current weights, shared among processes."""
@@ -289,7 +312,7 @@ class TupleBatches(Batches):
                 catalogue,
                 accelerator,
                 work=WorkOptions(batch_size=data.eval_batch_size, num_workers=data.num_workers),
-                cache=CacheOptions(descriptor_cache=self.work, max_unreadable_fraction=data.max_unreadable_fraction),
+                cache=CacheOptions(descriptor_cache=self.mining, max_unreadable_fraction=data.max_unreadable_fraction),
             )
             for catalogue in self.source.catalogues
         ]
@@ -300,7 +323,7 @@ class TupleBatches(Batches):
         """Remove the descriptors: the next mining has other weights."""
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            shutil.rmtree(self.work, ignore_errors=True)
+            shutil.rmtree(self.mining, ignore_errors=True)
         self.accelerator.wait_for_everyone()
 
 
@@ -339,9 +362,6 @@ def _candidates(database: Catalogue, queries: Catalogue | None, options: MiningO
     asked = database if queries is None else queries
     database_m, *others = positions_m(database) if queries is None else positions_m(database, queries)
     panoramas = [_panoramas(each) for each in (asked, database)]
-    query_rows = None
-    if queries is None:
-        query_rows = np.arange(len(database))
     return find_candidates(
         others[0] if others else database_m,
         database_m,
@@ -349,8 +369,20 @@ def _candidates(database: Catalogue, queries: Catalogue | None, options: MiningO
         exclusion_radius_m=options.exclusion_radius_m,
         query_panoramas=panoramas[0] if all(each is not None for each in panoramas) else None,
         database_panoramas=panoramas[1],
-        query_rows=query_rows,
+        query_rows=np.arange(len(database)) if queries is None else _rows_in(database, queries),
     )
+
+
+def _rows_in(database: Catalogue, queries: Catalogue) -> np.ndarray:
+    """Return the database row of each query, int64 (Q,), -1 for a file that is no database image."""
+    text = pa.large_string()
+    files, of_queries = (
+        pc.binary_join_element_wise(
+            pa.scalar(str(each.folder.resolve()), text), each.table["path"].cast(text), pa.scalar("/", text)
+        )
+        for each in (database, queries)
+    )
+    return pc.fill_null(pc.index_in(of_queries, files), -1).to_numpy().astype(np.int64)
 
 
 def _panoramas(catalogue: Catalogue) -> np.ndarray | None:
