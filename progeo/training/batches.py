@@ -276,7 +276,7 @@ class ClassBatches(Batches):
 
 
 class ImageBatches(ClassBatches):
-    """Any images, without labels: all of them are drawn once before any is drawn again; see `Batches`."""
+    """Any images, without labels: in an epoch, all are drawn once before any is drawn again; see `Batches`."""
 
     @staticmethod
     def read(data: DataOptions, cells: CellOptions, options: Any) -> TrainingImages:
