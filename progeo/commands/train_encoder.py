@@ -187,6 +187,7 @@ def check_encoder_settings(settings: EncoderSettings) -> None:
 def build_training(settings: EncoderSettings, images: "TrainingImages", accelerator: "Accelerator") -> "ImageTraining":
     """Build the training of an encoder: the encoder, its losses, batches, teacher and validation."""
     from progeo.engine.log import LOGGER
+    from progeo.models.aggregation import AGGREGATIONS
     from progeo.training.aggregation_start import AggregationStart
     from progeo.training.batch_kinds import batch_kind, options_of
     from progeo.training.image_training import ImageTraining
@@ -209,6 +210,9 @@ def build_training(settings: EncoderSettings, images: "TrainingImages", accelera
             text_features = load_text_features(prompts, images.partition)
     encoder = build_starting_encoder(settings.model, settings.encoder, seed=settings.seed).to(accelerator.device)
     keep_text_weights(encoder, prompts if text_features is not None else None)
+    initialize_from = AGGREGATIONS[encoder.spec.aggregation].initialize_from
+    if settings.encoder.centroids is not None and initialize_from is not None:
+        initialize_from(encoder.aggregation, settings.encoder.centroids)
     teacher = Teacher(settings.teacher, accelerator) if needs & {"teacher", "teacher_map"} else None
     if teacher is None and settings.teacher.encoder is not None:
         LOGGER.warning(
@@ -222,7 +226,7 @@ def build_training(settings: EncoderSettings, images: "TrainingImages", accelera
     if "regions" in needs:
         encoder.check_regions()
     kind = batch_kind(settings.training)
-    start = AggregationStart(settings.encoder.centroids, settings.out / "stage2" / "centroids.hdf5", settings.seed)
+    start = AggregationStart(settings.out / "stage2" / "centroids.hdf5", settings.seed)
     batches = kind.load()(
         images,
         data=settings.data,
@@ -242,7 +246,7 @@ def build_training(settings: EncoderSettings, images: "TrainingImages", accelera
         batches=batches,
         validation=validation,
         settings=plain_values(settings),
-        start=None if starts_from_encoder(settings.model) else start,
+        start=None if starts_from_encoder(settings.model) or settings.encoder.centroids is not None else start,
         accelerator=accelerator,
         teacher=teacher,
     )

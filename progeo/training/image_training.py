@@ -34,7 +34,7 @@ class ImageTraining(Task):
         batches: the training images.
         validation: the validation after every epoch.
         settings: plain settings of the run, kept with its encoders.
-        start: how the aggregation is initialized; None keeps that of a trained encoder.
+        start: how the aggregation is initialized; None keeps it, such as that of a trained encoder.
         accelerator: provides precision, device and processes.
         teacher: what the encoder is distilled from; None if no loss term needs it.
     """

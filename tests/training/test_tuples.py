@@ -284,7 +284,7 @@ def test_the_clusters_of_a_start_are_kept_and_can_be_given(builder, tmp_path):
     assert files_in(tmp_path / "run") == {"stage2/centroids.hdf5"}
     file = tmp_path / "run/stage2/centroids.hdf5"
     again = builder({**TUPLES, **netvlad}, **{"encoder.centroids": file, "seed": 5})()
-    again.begin()
+    again.begin()  # does not cluster
     assert_same_state(again.encoder.aggregation.state_dict(), training.encoder.aggregation.state_dict())
     with pytest.raises(FileNotFoundError, match=r"`encoder.centroids`: there is no file"):
         builder({**TUPLES, **netvlad}, **{"encoder.centroids": tmp_path / "none.hdf5"})
@@ -295,4 +295,4 @@ def test_the_clusters_of_a_start_are_kept_and_can_be_given(builder, tmp_path):
         builder({**TUPLES, **netvlad}, **{"encoder.centroids": file, "model.weights": trained})
     with pytest.raises(ValueError, match=r"centroids\.hdf5: NetVLAD of 4 clusters and 512 channels cannot start from"):
         builder({**TUPLES, **netvlad, "encoder.aggregation_options": "num_clusters=4"},
-                **{"encoder.centroids": file})().begin()  # fmt: skip
+                **{"encoder.centroids": file})()  # fmt: skip
