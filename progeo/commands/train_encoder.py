@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from progeo.training.image_training import ImageTraining
     from progeo.training.places import TrainingImages
+    from progeo.training.teacher import Teacher
     from progeo.training.trainer import Trainer
 
 _NEEDS_LESS_MEMORY = (
@@ -186,7 +187,6 @@ def check_encoder_settings(settings: EncoderSettings) -> None:
 
 def build_training(settings: EncoderSettings, images: "TrainingImages", accelerator: "Accelerator") -> "ImageTraining":
     """Build the training of an encoder: the encoder, its losses, batches, teacher and validation."""
-    from progeo.engine.log import LOGGER
     from progeo.models.aggregation import AGGREGATIONS
     from progeo.training.aggregation_start import AggregationStart
     from progeo.training.batch_kinds import batch_kind, options_of
@@ -195,7 +195,6 @@ def build_training(settings: EncoderSettings, images: "TrainingImages", accelera
     from progeo.training.places import TrainingPlaces, check_classes
     from progeo.training.prompt_files import load_text_features
     from progeo.training.starting_encoder import build_starting_encoder, keep_text_weights, starts_from_encoder
-    from progeo.training.teacher import Teacher
     from progeo.training.terms import Terms, TermSource
     from progeo.training.validation import build_validation
 
@@ -213,13 +212,7 @@ def build_training(settings: EncoderSettings, images: "TrainingImages", accelera
     initialize_from = AGGREGATIONS[encoder.spec.aggregation].initialize_from
     if settings.encoder.centroids is not None and initialize_from is not None:
         initialize_from(encoder.aggregation, settings.encoder.centroids)
-    teacher = Teacher(settings.teacher, accelerator) if needs & {"teacher", "teacher_map"} else None
-    if teacher is None and settings.teacher.encoder is not None:
-        LOGGER.warning(
-            "no loss term needs the teacher %s, which is not used: all of gram.weight, attention.weight and "
-            "cosine.weight are 0",
-            settings.teacher.encoder,
-        )
+    teacher = _build_teacher(settings, needs, accelerator)
     teacher_dim = None if teacher is None else teacher.descriptor_dim
     class_ids = images.class_ids
     source = TermSource(encoder.descriptor_dim, [*map(len, class_ids)], text_features, class_ids, teacher_dim)
@@ -250,6 +243,22 @@ def build_training(settings: EncoderSettings, images: "TrainingImages", accelera
         accelerator=accelerator,
         teacher=teacher,
     )
+
+
+def _build_teacher(settings: EncoderSettings, needs: set[str], accelerator: "Accelerator") -> "Teacher | None":
+    """Load the teacher if a loss term needs one."""
+    from progeo.engine.log import LOGGER
+    from progeo.training.teacher import Teacher
+
+    if needs & {"teacher", "teacher_map"}:
+        return Teacher(settings.teacher, accelerator)
+    if settings.teacher.encoder is not None:
+        LOGGER.warning(
+            "no loss term needs the teacher %s, which is not used: all of gram.weight, attention.weight and "
+            "cosine.weight are 0",
+            settings.teacher.encoder,
+        )
+    return None
 
 
 def _train(trainer: "Trainer", settings: Mapping[str, Any]) -> None:
