@@ -35,7 +35,8 @@ class MicroBatch:
     changes: Changes
     """Augmentation still to be applied: the color jitter."""
     targets: Mapping[str, Tensor]
-    """What loss terms need of the images besides what the encoder computes, by name: `labels` int64 (b,) ..."""
+    """What loss terms need of the images besides what the encoder computes, by name: `labels` int64 (b,) ...; and
+    their `rows` among all training images, int64 (b,), which a teacher needs."""
 
 
 class Batches(ABC):

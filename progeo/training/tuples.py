@@ -234,14 +234,15 @@ class TupleBatches(Batches):
         """
         source, options, generation = self.source, self.options, self.training.generation_of(epoch).index
         descriptors = self._descriptors()
-        candidates = _without(source.candidates, descriptors.unreadable)
+        database, unreadable = descriptors.rows[0], descriptors.unreadable
+        candidates = _without(source.candidates, unreadable[unreadable < len(database)])
         is_usable = np.array([len(rows) > 0 for rows in candidates.positives])[queries]
-        is_usable &= ~np.isin(source.query_rows[queries], descriptors.unreadable)
+        is_usable &= ~np.isin(source.query_rows[queries], unreadable)
         usable = np.flatnonzero(is_usable)
         if not len(usable):
             raise ValueError("No query can be used: the images of all of them, or of their positives, are unreadable.")
         asked = np.unique(queries[usable])
-        candidates, database = candidates.take(asked), descriptors.rows[0]
+        candidates = candidates.take(asked)
         pool = partial(
             draw_pool, num_database=len(database), pool=options.pool, seed=self.seed, generation=generation, epoch=epoch
         )
@@ -394,7 +395,7 @@ def _panoramas(catalogue: Catalogue) -> np.ndarray | None:
 
 
 def _without(candidates: Candidates, unreadable: np.ndarray) -> Candidates:
-    """Return the candidates without images that cannot be read, which are excluded from all negatives too."""
+    """Return the candidates without these database images, which are excluded from all negatives too."""
     if not len(unreadable):
         return candidates
     positives = [np.setdiff1d(rows, unreadable) for rows in candidates.positives]

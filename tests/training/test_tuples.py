@@ -152,6 +152,7 @@ def test_images_that_cannot_be_read_are_in_no_tuple(builder, places, tmp_path):
     one = of_places(builder, places, **{**changed, "data.max_unreadable_fraction": 0})()
     with pytest.raises(ValueError, match="max_unreadable_fraction"):
         next(one.batches(0, first_step=0))
+    next(of_places(builder, places, **{**changed, "mining.negatives": 5})().batches(0, first_step=0))
     few = of_places(builder, places, **{**changed, "mining.negatives": 6})()
     with pytest.raises(ValueError, match=r"has fewer than 6 database images that can be read beyond 25 m: lower `min"):
         next(few.batches(0, first_step=0))
