@@ -26,6 +26,7 @@ from progeo.features.descriptors import descriptor_extractor, extract_descriptor
 from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
 from progeo.features.store import ShardedRows
 from progeo.places.catalogue import Catalogue, read_catalogue
+from progeo.places.cells import check_positions
 from progeo.places.geographic import check_zones, positions_m
 from progeo.places.options import CellOptions
 from progeo.training.batches import Batches, MicroBatch, check_without_classes
@@ -360,12 +361,14 @@ class _CroppedImages(Dataset):
 def _candidates(database: Catalogue, queries: Catalogue | None, options: MiningOptions) -> Candidates:
     if queries is not None:
         check_zones(database, queries)
-    asked = database if queries is None else queries
-    database_m, *others = positions_m(database) if queries is None else positions_m(database, queries)
-    panoramas = [_panoramas(each) for each in (asked, database)]
+    catalogues = (database,) if queries is None else (database, queries)
+    positions = positions_m(*catalogues)
+    for catalogue, of_catalogue in zip(catalogues, positions, strict=True):
+        check_positions(catalogue, of_catalogue)
+    panoramas = [_panoramas(each) for each in (catalogues[-1], database)]
     return find_candidates(
-        others[0] if others else database_m,
-        database_m,
+        positions[-1],
+        positions[0],
         positive_radius_m=options.positive_radius_m,
         exclusion_radius_m=options.exclusion_radius_m,
         query_panoramas=panoramas[0] if all(each is not None for each in panoramas) else None,

@@ -3,6 +3,7 @@
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from contracts import assert_same_state, settings_for, stop_after_a_step, trainer_of, training_builder
@@ -13,6 +14,7 @@ from progeo.data.options import DataOptions
 from progeo.engine.stopping import StopRequest
 from progeo.evaluation.rerank import k_reciprocal
 from progeo.export.weights import save_encoder
+from progeo.places.catalogue import Catalogue, read_catalogue
 from progeo.places.options import CellOptions
 from progeo.training.options import MiningOptions
 from progeo.training.tuples import TupleBatches
@@ -84,6 +86,17 @@ def test_a_negative_radius_inside_the_positive_one_and_a_pool_below_the_negative
         ValueError, match=r"^`mining.pool` 9 must not be below `negatives` 10, which are chosen from it"
     ):
         MiningOptions(pool=9)
+
+
+def test_images_without_coordinates_are_refused(places, tmp_path):
+    for name in ("database", "queries"):
+        catalogue = read_catalogue(places / name)
+        east = catalogue.east.copy()
+        east[0] = np.nan if name == "queries" else east[0]
+        table = catalogue.table.set_column(catalogue.table.column_names.index("east"), "east", pa.array(east))
+        Catalogue(catalogue.folder, table).save(tmp_path / f"{name}.arrow")
+    with pytest.raises(ValueError, match=r"1 of 4 images of .*queries have no coordinates: they can be evaluated with"):
+        read(tmp_path)
 
 
 @pytest.mark.parametrize("names", [(".", "queries"), ("queries", "."), ("database", "database")])
