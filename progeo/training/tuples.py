@@ -85,22 +85,22 @@ class TupleBatches(Batches):
         database = read_catalogue(data.train_folder / options.database)
         queries = None if options.queries_folder is None else read_catalogue(data.train_folder / options.queries_folder)
         found = _candidates(database, queries, options)
-        asked = database if queries is None else queries
-        if skipped := len(asked) - len(found.queries):
+        query_images = database if queries is None else queries
+        if skipped := len(query_images) - len(found.queries):
             LOGGER.warning(
                 "%d of %d queries have no positive within %g m and are skipped",
                 skipped,
-                len(asked),
+                len(query_images),
                 options.positive_radius_m,
             )
         far = len(database) - np.array([len(rows) for rows in found.excluded], np.int64)
         if len(far) == 0:
             raise ValueError(
-                f"No query of {asked.folder} has an image of another panorama within `mining.positive_radius_m` "
+                f"No query of {query_images.folder} has an image of another panorama within `mining.positive_radius_m` "
                 f"{options.positive_radius_m:g} in {database.folder}."
             )
         if far.min() < options.negatives:
-            name = asked.name(int(found.queries[far.argmin()]))
+            name = query_images.name(int(found.queries[far.argmin()]))
             raise ValueError(
                 f"`mining.negatives` {options.negatives} are more than the {far.min()} database images that are beyond "
                 f"{options.exclusion_radius_m:g} m from the query {name}: lower it."
@@ -197,10 +197,10 @@ class TupleBatches(Batches):
             changes: of each image of each tuple, (T, S, ...).
         """
         size = len(rows) // self.training.micro_batches
-        pieces, start = [], 0
+        micro_batches, start = [], 0
         for first in range(0, len(rows), size):
-            of_piece = rows[first : first + size]
-            positions, slots = _distinct(of_piece)
+            of_micro_batch = rows[first : first + size]
+            positions, slots = _distinct(of_micro_batch)
             end = start + len(slots)
             tuples, others = np.split(positions, [2 + self.options.negatives], axis=1)
             targets = {
@@ -209,9 +209,9 @@ class TupleBatches(Batches):
                 "difficult_positives": torch.from_numpy(others),
             }
             drawn = Changes(*(values[first : first + size].flatten(0, 1)[slots] for values in changes))
-            pieces.append(MicroBatch(items[0][start:end], drawn, targets))
+            micro_batches.append(MicroBatch(items[0][start:end], drawn, targets))
             start = end
-        return pieces
+        return micro_batches
 
     def _tuples(self, epoch: int, part: int) -> np.ndarray:
         """Return the images of the tuples of a part of an epoch, int64 (n, 2 + M + P), mining them if they are new."""
@@ -242,19 +242,19 @@ class TupleBatches(Batches):
         usable = np.flatnonzero(is_usable)
         if not len(usable):
             raise ValueError("No query can be used: the images of all of them, or of their positives, are unreadable.")
-        asked = np.unique(queries[usable])
-        candidates = candidates.take(asked)
+        distinct = np.unique(queries[usable])
+        candidates = candidates.take(distinct)
         pool = partial(
             draw_pool, num_database=len(database), pool=options.pool, seed=self.seed, generation=generation, epoch=epoch
         )
         mined = mine(
-            descriptors.take(source.query_rows[asked]),
+            descriptors.take(source.query_rows[distinct]),
             database,
             candidates,
-            [pool(rows, query=query) for rows, query in zip(candidates.excluded, asked.tolist(), strict=True)],
-            previous=self.kept[asked],
+            [pool(rows, query=query) for rows, query in zip(candidates.excluded, distinct.tolist(), strict=True)],
+            previous=self.kept[distinct],
             num_negatives=options.negatives,
-            reranked=self._reranked(descriptors, asked) if self._wants_difficult(generation) else None,
+            reranked=self._reranked(descriptors, distinct) if self._has_difficult_positives(generation) else None,
             positive_pool=options.positive_pool,
             num_positives=options.difficult_positives,
         )
@@ -264,20 +264,20 @@ class TupleBatches(Batches):
                 f"A query has fewer than {options.negatives} database images that can be read beyond "
                 f"{options.exclusion_radius_m:g} m: lower `mining.negatives`."
             )
-        self.kept[asked] = mined.negatives
-        width = options.difficult_positives if self._wants_difficult(generation) else 0
-        difficult = np.full((len(asked), width), -1, np.int64)
+        self.kept[distinct] = mined.negatives
+        width = options.difficult_positives if self._has_difficult_positives(generation) else 0
+        difficult = np.full((len(distinct), width), -1, np.int64)
         for rows, of_query in zip(mined.difficult, difficult, strict=True):
             of_query[: len(rows)] = rows
-        tuples = np.column_stack([source.query_rows[asked], mined.positive, mined.negatives, difficult])
+        tuples = np.column_stack([source.query_rows[distinct], mined.positive, mined.negatives, difficult])
         # A query that cannot be used gives its turn to the next one that can.
         turns = usable[np.searchsorted(usable, np.arange(len(queries))) % len(usable)]
-        return tuples[np.searchsorted(asked, queries[turns])]
+        return tuples[np.searchsorted(distinct, queries[turns])]
 
-    def _wants_difficult(self, generation: int) -> bool:
+    def _has_difficult_positives(self, generation: int) -> bool:
         return generation > 0 and "difficult_positives" in self.needs
 
-    def _reranked(self, descriptors: "_Descriptors", asked: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    def _reranked(self, descriptors: "_Descriptors", distinct: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
         """Re-rank by the neighbors among the database and all queries, which may be database images themselves."""
         source, options, database = self.source, self.options, descriptors.rows[0]
         readable = np.setdiff1d(np.arange(len(database)), descriptors.unreadable)
@@ -292,7 +292,7 @@ class TupleBatches(Batches):
             k2=options.rerank_k2,
             weight=options.rerank_weight,
         )
-        positions = np.searchsorted(rows, source.query_rows[asked])
+        positions = np.searchsorted(rows, source.query_rows[distinct])
 
         def reranked(block: np.ndarray) -> np.ndarray:
             distances = np.full((len(block), len(database)), np.inf, np.float32)
