@@ -130,11 +130,9 @@ class Encoder(nn.Module):
         return self.projection(descriptors)
 
     def regions(self, features: Features) -> Tensor:
-        """Compute descriptors of regions (B, R, P), the first of the whole image, for an aggregation that has some.
-
-        P is the dimension before a projection.
-        """
-        return self.aggregation.regions(features.map)  # type: ignore[operator] # its row says that it has them
+        """Compute descriptors of regions (B, R, D), the first of the whole image, for an aggregation that has some."""
+        regions = self.aggregation.regions(features.map)  # type: ignore[operator] # its row says that it has them
+        return self.projection(regions)
 
     @torch.no_grad()
     def check_regions(self) -> None:
