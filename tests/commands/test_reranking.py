@@ -104,3 +104,10 @@ def test_what_cannot_be_reranked_is_refused(city, described, tmp_path, words, me
     with pytest.raises(SystemExit, match=message):
         evaluated(city, described, tmp_path / "out", *RERANK, *words)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("name", "value"), [("rerank_k1", "4"), ("rerank_k2", "2"), ("rerank_weight", "0.3")])
+def test_options_of_reranking_alone_are_refused(city, described, tmp_path, name, value):
+    with pytest.raises(SystemExit, match=f"--{name} is for re-ranking: set --rerank, or omit it"):
+        evaluated(city, described, tmp_path / "out", f"--{name}", value)
+    assert not (tmp_path / "out").exists()
