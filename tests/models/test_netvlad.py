@@ -273,6 +273,8 @@ def test_other_files_are_refused_in_a_sentence(tmp_path):
         file["centroids"] = clustered()
     with h5py.File(tmp_path / "shapes.hdf5", "w") as file:
         file["centroids"], file["descriptors"] = clustered()[:, :4], clustered()
+    with h5py.File(tmp_path / "lengths.hdf5", "w") as file:
+        file["centroids"], file["descriptors"] = clustered(), 40 * clustered()
     with h5py.File(tmp_path / "groups.hdf5", "w") as file:
         file.create_group("centroids")
         file["descriptors"] = clustered()
@@ -282,6 +284,7 @@ def test_other_files_are_refused_in_a_sentence(tmp_path):
         ("text", "text.hdf5 is no HDF5 file with `centroids` and `descriptors`: "),
         ("other", "other.hdf5 is no HDF5 file with `centroids` and `descriptors`: "),
         ("groups", "groups.hdf5 is no HDF5 file with `centroids` and `descriptors`: "),
+        ("lengths", "lengths.hdf5: `descriptors` must be L2-normalized, as NetVLAD takes them, and are not"),
         ("shapes", r"must be of the same C channels, got \(60, 4\) and \(60, 5\)"),
     ):
         with pytest.raises(ValueError, match=words) as error:

@@ -9,6 +9,8 @@ from torch import Tensor
 from progeo.files import replacing
 
 _ITERATIONS = 100
+_MAX_DEVIATION = 0.01
+"""Of the length of a local feature that is L2-normalized, from 1."""
 
 
 def cluster_centers(local_features: Tensor, num_clusters: int, *, seed: int) -> Tensor:
@@ -63,6 +65,8 @@ def read_centroids(path: Path) -> tuple[Tensor, Tensor]:
             f"{path}: `centroids` (K, C) and `descriptors` (n, C) must be of the same C channels, got "
             f"{tuple(centroids.shape)} and {tuple(local_features.shape)}."
         )
+    if not ((local_features.norm(dim=1) - 1).abs() <= _MAX_DEVIATION).all():
+        raise ValueError(f"{path}: `descriptors` must be L2-normalized, as NetVLAD takes them, and are not.")
     return centroids, local_features
 
 
