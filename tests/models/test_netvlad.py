@@ -108,6 +108,8 @@ def test_image_sizes_that_fit_are_named_by_the_stride():
     assert region_grid("thirds", 42, 30, stride=16) == 3
     with pytest.raises(ValueError, match=r"got 30 x 40: use sides in multiples of 48 pixels, such as 480 x 624\.$"):
         region_grid("thirds", 30, 40, stride=16)
+    with pytest.raises(ValueError, match="such as 480 x 672"):  # the nearest, and the size of WAKD
+        region_grid("thirds", 15, 20, stride=32)
     with pytest.raises(ValueError, match="such as 96 x 96"):
         region_grid("thirds", 2, 4, stride=32)
 
