@@ -139,7 +139,7 @@ def predict_images(
     if ranking.rerank is not None:
         neighbors, facts = _reranked(database, queries, depth, ranking)
         rows, reranked_ms = predicted(neighbors), _ms_per_query(start, len(queries))
-        return Predictions(rows, reranked_ms, {**facts, "re-ranking gain": _difference(rows, exact, benchmark)})
+        return Predictions(rows, reranked_ms, {**facts, "re-ranking effect": _difference(rows, exact, benchmark)})
     if index is None:
         return Predictions(exact, exact_ms)
     start = time.perf_counter()
@@ -169,7 +169,7 @@ def _reranked(
     reranker = build_reranker(queries, database, k1=k1, k2=k2, weight=weight)
     neighbors = reranker.nearest(count)
     seconds, megabytes = time.perf_counter() - start, reranker.num_bytes / 1e6
-    cost = f"{seconds:.1f} s, {megabytes:,.1f} MB of neighbors, not {4 * num_images**2 / 1e6:,.1f} MB of distances"
+    cost = f"{seconds:.1f} s, {megabytes:,.1f} MB of neighbors; all distances are {4 * num_images**2 / 1e6:,.1f} MB"
     LOGGER.info("re-ranking: %s", cost)
     return neighbors, {
         "re-ranking": f"{ranking.rerank}, k1 {k1}, k2 {k2}, weight {weight:g}",
