@@ -283,10 +283,10 @@ def test_other_files_are_refused_in_a_sentence(tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no file "):
         read_centroids(tmp_path / "absent.hdf5")
     for name, words in (
-        ("text", "text.hdf5 is no HDF5 file with `centroids` and `descriptors`: "),
-        ("other", "other.hdf5 is no HDF5 file with `centroids` and `descriptors`: "),
-        ("groups", "groups.hdf5 is no HDF5 file with `centroids` and `descriptors`: "),
-        ("lengths", "lengths.hdf5: `descriptors` must be L2-normalized, as NetVLAD takes them, and are not"),
+        ("text", "text.hdf5 is no HDF5 file with the data sets centroids and descriptors: "),
+        ("other", "other.hdf5 is no HDF5 file with the data sets centroids and descriptors: "),
+        ("groups", "groups.hdf5 is no HDF5 file with the data sets centroids and descriptors: "),
+        ("lengths", "lengths.hdf5: descriptors must be L2-normalized, as NetVLAD takes them, and are not"),
         ("shapes", r"must be of the same C channels, got \(60, 4\) and \(60, 5\)"),
     ):
         with pytest.raises(ValueError, match=words) as error:

@@ -59,14 +59,14 @@ def read_centroids(path: Path) -> tuple[Tensor, Tensor]:
                 torch.from_numpy(np.asarray(file[name][()], np.float32)) for name in ("centroids", "descriptors")
             )
     except (OSError, KeyError, ValueError, TypeError) as error:
-        raise ValueError(f"{path} is no HDF5 file with `centroids` and `descriptors`: {error}.") from None
+        raise ValueError(f"{path} is no HDF5 file with the data sets centroids and descriptors: {error}.") from None
     if centroids.ndim != 2 or local_features.ndim != 2 or centroids.shape[1] != local_features.shape[1]:
         raise ValueError(
-            f"{path}: `centroids` (K, C) and `descriptors` (n, C) must be of the same C channels, got "
+            f"{path}: centroids (K, C) and descriptors (n, C) must be of the same C channels, got "
             f"{tuple(centroids.shape)} and {tuple(local_features.shape)}."
         )
     if not ((local_features.norm(dim=1) - 1).abs() <= _MAX_DEVIATION).all():
-        raise ValueError(f"{path}: `descriptors` must be L2-normalized, as NetVLAD takes them, and are not.")
+        raise ValueError(f"{path}: descriptors must be L2-normalized, as NetVLAD takes them, and are not.")
     return centroids, local_features
 
 
