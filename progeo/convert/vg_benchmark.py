@@ -16,8 +16,9 @@ _GEM_ALONE = ("aggregation.0.p", "aggregation.1.p")
 
 def is_vg_benchmark(source: Source) -> bool:
     """Return whether a file has the parameter names of the benchmark."""
-    names = {_NETVLAD, _NETVLAD_LINEAR, _GEM, _GEM_UNNORMALIZED}
-    return "backbone" in source.prefixes and not (names.isdisjoint(source.state) and _gem_alone(source) is None)
+    names = (_NETVLAD, _NETVLAD_LINEAR, _GEM, _GEM_UNNORMALIZED)
+    has_aggregation = any(name in source.state for name in names) or _gem_alone(source) is not None
+    return "backbone" in source.prefixes and has_aggregation
 
 
 def read_vg_benchmark(source: Source, choices: Choices) -> ConvertedEncoder:
@@ -34,7 +35,7 @@ def read_vg_benchmark(source: Source, choices: Choices) -> ConvertedEncoder:
                 source.found,
                 backbone=find_backbone(source.state),
                 netvlad=centroids.removesuffix("centroids"),
-                pca=linear,
+                linear=linear,
                 image_size=image_size,
             )
     if alone := _gem_alone(source):
