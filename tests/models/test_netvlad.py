@@ -287,8 +287,8 @@ def test_other_files_are_refused_in_a_sentence(tmp_path):
         ("text", "text.hdf5 is no HDF5 file with the data sets centroids and descriptors: "),
         ("other", "other.hdf5 is no HDF5 file with the data sets centroids and descriptors: "),
         ("groups", "groups.hdf5 is no HDF5 file with the data sets centroids and descriptors: "),
-        ("lengths", "lengths.hdf5: descriptors must be L2-normalized, as NetVLAD takes them, and are not"),
         ("shapes", r"must be of the same C channels, got \(60, 4\) and \(60, 5\)"),
+        ("lengths", "lengths.hdf5: descriptors must be L2-normalized, as NetVLAD takes them, and are not"),
     ):
         with pytest.raises(ValueError, match=words) as error:
             read_centroids(tmp_path / f"{name}.hdf5")
