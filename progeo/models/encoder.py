@@ -265,10 +265,19 @@ def projected(encoder: Encoder, weight: Tensor, bias: Tensor) -> Encoder:
         ValueError: the encoder already has a projection.
     """
     spec = encoder.spec
-    if spec.pooled_dim is not None:
-        raise ValueError(f"The descriptors are projected already, from {spec.pooled_dim} to {spec.descriptor_dim}.")
+    check_not_projected(spec)
     changed = dataclasses.replace(spec, descriptor_dim=len(weight), pooled_dim=spec.descriptor_dim, text_weights=None)
     return restore_encoder(changed, {**encoder.state_dict(), "projection.0.weight": weight, "projection.0.bias": bias})
+
+
+def check_not_projected(spec: EncoderSpec) -> None:
+    """Refuse an encoder that already has a projection.
+
+    Raises:
+        ValueError: it has one.
+    """
+    if spec.pooled_dim is not None:
+        raise ValueError(f"The descriptors are projected already, from {spec.pooled_dim} to {spec.descriptor_dim}.")
 
 
 def spec_to_json(spec: EncoderSpec) -> dict[str, object]:

@@ -36,8 +36,9 @@ class ValidationOptions:
     preprocessing: Preprocessing = "hard_resize"
     """Preprocessing of images in validation and in the final test. hard_resize resizes to encoder.image_size and
     ignores the aspect ratio; single_query resizes the shorter side to the shorter side of encoder.image_size and keeps
-    the aspect ratio; central_crop resizes to cover encoder.image_size and crops the center; five_crops averages the
-    descriptors of five square crops; native keeps images as they are, as published CosPlace does."""
+    the aspect ratio; larger_query resizes it to the longer side; central_crop resizes to cover encoder.image_size and
+    crops the center; five_crops averages the descriptors of five square crops; native keeps images as they are, as
+    published CosPlace does."""
     positive_radius_m: PositiveFloat = 25.0
     """A database image or class center within this many meters of a query is a positive (a correct match)."""
     positive_angle_deg: PositiveFloat | None = None

@@ -9,6 +9,8 @@ from torch import Tensor
 from progeo.files import replacing
 
 _ITERATIONS = 100
+_MAX_LENGTH = 1.01
+"""Of an L2-normalized local feature: 1 and some rounding, or 0 where a feature map is 0."""
 
 
 def cluster_centers(local_features: Tensor, num_clusters: int, *, seed: int) -> Tensor:
@@ -63,6 +65,8 @@ def read_centroids(path: Path) -> tuple[Tensor, Tensor]:
             f"{path}: centroids (K, C) and descriptors (n, C) must be of the same C channels, got "
             f"{tuple(centroids.shape)} and {tuple(local_features.shape)}."
         )
+    if not (local_features.norm(dim=1) <= _MAX_LENGTH).all():
+        raise ValueError(f"{path}: descriptors must be L2-normalized, as NetVLAD takes them, and are not.")
     return centroids, local_features
 
 
