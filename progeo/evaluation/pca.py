@@ -53,7 +53,7 @@ def fit_pca(sample: np.ndarray, dim: int, *, whiten: bool) -> Pca:
         is_usable &= stds > _MIN_STD * stds.max()
     if not is_usable.all():
         how = " and can be whitened" if whiten else ""
-        raise ValueError(f"Only {is_usable.sum()} dimensions vary{how}: lower `dim`, or raise `sample`.")
+        raise ValueError(f"Only {is_usable.argmin()} dimensions vary{how}: lower `dim`, or raise `sample`.")
     if whiten:
         weight = weight / stds[:, None]
         bias = -weight @ mean
