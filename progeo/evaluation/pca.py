@@ -6,6 +6,9 @@ import faiss
 import numpy as np
 
 _MIN_STD = 1e-4
+"""Minimum std of a dimension that can be whitened, relative to the largest."""
+_ROUNDING = 1e-3
+"""Std relative to the largest that rounding of the products of descriptors may hide."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +44,17 @@ def fit_pca(sample: np.ndarray, dim: int, *, whiten: bool) -> Pca:
     centered = np.ascontiguousarray(sample - mean if whiten else sample, np.float32)
     pca.train(centered)
     weight, bias = faiss.vector_to_array(pca.A).reshape(dim, width), faiss.vector_to_array(pca.b)
-    variances = np.maximum(faiss.vector_to_array(pca.eigenvalues), 0)
+    variances = np.maximum(faiss.vector_to_array(pca.eigenvalues), 0) / max(1, num - 1)
+    values = centered @ weight.T
+    stds = np.linalg.norm(values - values.mean(axis=0), axis=0) / max(1, num - 1) ** 0.5
+    # Of fewer descriptors than dimensions, faiss gives components that do not vary the direction of others.
+    is_usable = stds <= 2 * np.sqrt(variances[:dim]) + _ROUNDING * stds.max()
     if whiten:
-        stds = np.linalg.norm(centered @ weight.T, axis=0) / max(1, num - 1) ** 0.5
-        num_varying = int((stds > _MIN_STD * stds.max()).sum())
-        if num_varying < dim:
-            raise ValueError(f"Only {num_varying} dimensions vary and can be whitened: lower `dim`, or raise `sample`.")
+        is_usable &= stds > _MIN_STD * stds.max()
+    if not is_usable.all():
+        how = " and can be whitened" if whiten else ""
+        raise ValueError(f"Only {is_usable.argmin()} dimensions vary{how}: lower `dim`, or raise `sample`.")
+    if whiten:
         weight = weight / stds[:, None]
         bias = -weight @ mean
     return Pca(weight, bias, float(variances[:dim].sum() / variances.sum()))

@@ -52,5 +52,16 @@ def test_dimensions_that_cannot_be_are_refused(sample):
     with pytest.raises(ValueError, match="`dim` must be at most 10, with 10 descriptors"):
         fit_pca(sample[:10], 12, whiten=False)
     flat = sample * (np.arange(16) < 4)
-    with pytest.raises(ValueError, match="Only 4 dimensions"):
+    with pytest.raises(ValueError, match="Only 4 dimensions vary and can be whitened"):
         fit_pca(flat, 6, whiten=True)
+    assert fit_pca(flat, 6, whiten=False).kept == pytest.approx(1)
+
+
+@pytest.mark.parametrize("whiten", [False, True])
+def test_dimensions_beyond_those_that_few_images_vary_in_are_refused(whiten):
+    """40 descriptors of 200 dimensions, ten of them twice, vary in 29 dimensions."""
+    few = np.random.default_rng(0).normal(size=(40, 200)).astype(np.float32)
+    few[:10] = few[10:20]
+    assert fit_pca(few, 29, whiten=whiten).kept == pytest.approx(1)
+    with pytest.raises(ValueError, match="Only 29 dimensions vary"):
+        fit_pca(few, 35, whiten=whiten)
