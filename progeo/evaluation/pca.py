@@ -1,14 +1,17 @@
 """Reduce the dimension of descriptors with PCA."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-import faiss
 import numpy as np
+from scipy.linalg import eigh
 
 _MIN_STD = 1e-4
 """Minimum std of a dimension that can be whitened, relative to the largest."""
-_ROUNDING = 1e-3
-"""Std relative to the largest that rounding of the products of descriptors may hide."""
+_ROUNDING = 1e-6
+"""Std, relative to the largest, that may be due to rounding."""
+_BLOCK_VALUES = 2**25
+"""Values of float64 that are computed with at a time: 256 MiB."""
 
 
 @dataclass(frozen=True)
@@ -26,35 +29,55 @@ class Pca:
 def fit_pca(sample: np.ndarray, dim: int, *, whiten: bool) -> Pca:
     """Fit a PCA projection; whitening as in Jegou and Chum (ECCV 2012), with the variances of n - 1 as OpenIBL does.
 
+    Covariances are summed in float64. Of fewer descriptors than dimensions, the products of descriptors are decomposed
+    instead, an (n, n) matrix.
+
     Args:
         sample: descriptors, float32 (n, D).
         dim: d, the number of dimensions to keep.
         whiten: scale every kept dimension to the same variance.
 
     Raises:
-        ValueError: dim exceeds the rank limit min(n, D), or a dimension to whiten has no variance.
+        ValueError: dim exceeds the rank limit min(n, D), or the sample does not vary in as many dimensions.
     """
     num, width = sample.shape
     if dim > min(width, num):
         raise ValueError(f"`dim` must be at most {min(width, num)}, with {num} descriptors of {width}; got {dim}.")
-    pca = faiss.PCAMatrix(width, dim)
-    pca.max_points_per_d = num
-    # Whitening divides by small numbers: subtract the mean before faiss computes covariances in float32.
-    mean = sample.mean(axis=0, dtype=np.float64).astype(np.float32)
-    centered = np.ascontiguousarray(sample - mean if whiten else sample, np.float32)
-    pca.train(centered)
-    weight, bias = faiss.vector_to_array(pca.A).reshape(dim, width), faiss.vector_to_array(pca.b)
-    variances = np.maximum(faiss.vector_to_array(pca.eigenvalues), 0) / max(1, num - 1)
-    values = centered @ weight.T
-    stds = np.linalg.norm(values - values.mean(axis=0), axis=0) / max(1, num - 1) ** 0.5
-    # Of fewer descriptors than dimensions, faiss gives components that do not vary the direction of others.
-    is_usable = stds <= 2 * np.sqrt(variances[:dim]) + _ROUNDING * stds.max()
-    if whiten:
-        is_usable &= stds > _MIN_STD * stds.max()
-    if not is_usable.all():
-        how = " and can be whitened" if whiten else ""
-        raise ValueError(f"Only {is_usable.argmin()} dimensions vary{how}: lower `dim`, or raise `sample`.")
+    is_wide, mean = width > num, sample.mean(axis=0, dtype=np.float64)
+    products = np.zeros((min(num, width),) * 2)
+    for _, block in _centered(sample, mean, by_column=is_wide):
+        products += block @ block.T if is_wide else block.T @ block
+    products /= max(1, num - 1)
+    variances, vectors = eigh(products, subset_by_index=[len(products) - dim, len(products) - 1])
+    variances, vectors = np.maximum(variances[::-1], 0), vectors[:, ::-1]
+    stds = np.sqrt(variances)
+    _check_stds(stds, whiten=whiten, is_wide=is_wide)
+    weight = vectors.T
+    if is_wide:
+        weight = np.empty((dim, width))
+        for columns, block in _centered(sample, mean, by_column=True):
+            weight[:, columns] = vectors.T @ block / (stds * max(1, num - 1) ** 0.5)[:, None]
     if whiten:
         weight = weight / stds[:, None]
-        bias = -weight @ mean
-    return Pca(weight, bias, float(variances[:dim].sum() / variances.sum()))
+    return Pca(
+        weight.astype(np.float32), (-weight @ mean).astype(np.float32), float(variances.sum() / products.trace())
+    )
+
+
+def _check_stds(stds: np.ndarray, *, whiten: bool, is_wide: bool) -> None:
+    """Check that the sample varies in every kept dimension, where it must."""
+    minimum = _MIN_STD if whiten else _ROUNDING if is_wide else 0
+    num_varying = int((stds >= minimum * stds[0]).sum()) if stds[0] > 0 else 0
+    if num_varying < len(stds):
+        how = " and can be whitened" if whiten else ""
+        raise ValueError(f"Only {num_varying} dimensions vary{how}: lower `dim`, or raise `sample`.")
+
+
+def _centered(sample: np.ndarray, mean: np.ndarray, *, by_column: bool) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield blocks of the columns or rows of a sample minus its mean, float64, with their slices."""
+    num, width = sample.shape
+    length, across = (width, num) if by_column else (num, width)
+    size = max(1, _BLOCK_VALUES // across)
+    for start in range(0, length, size):
+        here = slice(start, start + size)
+        yield here, sample[:, here] - mean[here] if by_column else sample[here] - mean
