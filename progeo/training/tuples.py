@@ -58,12 +58,13 @@ class TrainingTuples(TrainingImages):
 class TupleBatches(Batches):
     """Tuples of a query, its nearest positive and hard negatives, mined anew for every so many queries; see `Batches`.
 
-    All queries are drawn once per epoch, in random order. Each mining extracts the descriptors of all training images
-    with the current weights.
+    An epoch draws all queries once in random order, or the first of them if it has fewer batches. Each mining extracts
+    the descriptors of all training images with the current weights.
     """
 
     source: TrainingTuples
     options: MiningOptions
+    unit = "tuples"
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
