@@ -253,7 +253,7 @@ class TupleBatches(Batches):
             database,
             candidates,
             [pool(rows, query=query) for rows, query in zip(candidates.excluded, distinct.tolist(), strict=True)],
-            previous=self.kept[distinct],
+            previous=np.where(np.isin(self.kept[distinct], unreadable), -1, self.kept[distinct]),
             num_negatives=options.negatives,
             reranked=self._reranked(descriptors, distinct) if self._has_difficult_positives(generation) else None,
             positive_pool=options.positive_pool,
