@@ -81,7 +81,7 @@ def find_candidates(
     query = np.repeat(np.arange(len(near)), [len(each) for each in near])
     is_positive = np.ones(len(rows), bool)
     if query_panoramas is not None and database_panoramas is not None:
-        is_positive &= database_panoramas[rows] != query_panoramas[query]
+        is_positive &= np.asarray(database_panoramas)[rows] != np.asarray(query_panoramas)[query]
     if query_rows is not None:
         is_positive &= rows != query_rows[query]
     counts = np.bincount(query[is_positive], minlength=len(near))

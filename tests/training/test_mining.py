@@ -78,7 +78,9 @@ def test_radii_are_inclusive_and_an_image_is_no_positive_of_itself():
     assert [each.tolist() for each in found.positives] == [[1], [0], [4], [3]]
     assert [each.tolist() for each in found.excluded] == [[0, 1], [0, 1, 2], [2, 3, 4], [3, 4]]
     same = np.array([7, 8, 9, 5, 5])
-    found = find_candidates(street_m, street_m, **radii, query_panoramas=same, database_panoramas=same)
+    found = find_candidates(
+        street_m, street_m, **radii, query_panoramas=same.tolist(), database_panoramas=same.tolist()
+    )
     assert [each.tolist() for each in found.positives] == [[1], [0]]
     alone = find_candidates(street_m[:1], street_m[2:], **radii)
     assert (alone.queries.dtype, len(alone.queries), alone.positives, alone.excluded) == (np.int64, 0, [], [])
