@@ -122,7 +122,8 @@ def check_method(settings: EncoderSettings) -> None:
 
     training = settings.training
     batches = batch_kind(training).load()
-    batches.check(training, int(os.environ.get("WORLD_SIZE", "1")))
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    batches.check(training, num_processes)
     aggregation = starting_aggregation(settings.model, settings.encoder)
     filled_options(aggregation, settings.encoder.aggregation_options)
     row = find_aggregation(aggregation)
@@ -154,6 +155,13 @@ def check_method(settings: EncoderSettings) -> None:
     tuples = settings.losses["tuples"]
     if tuples.weight and tuples.hardest_regions and target_advice:
         raise ValueError(f"`tuples.hardest_regions` is for later generations: {target_advice}, or leave it out.")
+    alone = batches.unit == "images" and training.batch_size == training.micro_batches * num_processes
+    for name in ("gram", "attention"):
+        if alone and settings.losses[name].weight:
+            raise ValueError(
+                f"`{name}.weight` above 0 compares the images of a micro-batch, and each has only one: set a larger "
+                f"`training.batch_size` or fewer `micro_batches`."
+            )
     learns_classes = any(row.learns_classes for _, row in enabled_terms(settings.losses))
     check_validation(settings.validation, training, learns_classes=learns_classes)
 

@@ -57,6 +57,9 @@ class Batches(ABC):
         work: folder below which files may be that are only needed for a while.
     """
 
+    unit = "images"
+    """What `batch_size` counts."""
+
     def __init__(
         self,
         source: TrainingImages,

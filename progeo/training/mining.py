@@ -81,7 +81,7 @@ def find_candidates(
     query = np.repeat(np.arange(len(near)), [len(each) for each in near])
     is_positive = np.ones(len(rows), bool)
     if query_panoramas is not None and database_panoramas is not None:
-        is_positive &= database_panoramas[rows] != query_panoramas[query]
+        is_positive &= np.asarray(database_panoramas)[rows] != np.asarray(query_panoramas)[query]
     if query_rows is not None:
         is_positive &= rows != query_rows[query]
     counts = np.bincount(query[is_positive], minlength=len(near))
@@ -238,6 +238,8 @@ def _moved_ahead(near: np.ndarray, reranked: np.ndarray, count: int) -> list[np.
 def _distances_to(queries: np.ndarray, database: ShardedRows | np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Compute Euclidean distances between q queries (q, D) and P database rows of each, float32 (q, P)."""
     queries = np.ascontiguousarray(queries, np.float32)
+    center = queries.mean(axis=0)  # without it, float32 loses the distances of an untrained network, whose images are
+    queries = queries - center  # all alike
     distances = np.full(rows.shape, np.inf, np.float32)
     pairs = np.flatnonzero(rows >= 0)
     pairs = pairs[np.argsort(rows.ravel()[pairs], kind="stable")]
@@ -249,6 +251,6 @@ def _distances_to(queries: np.ndarray, database: ShardedRows | np.ndarray, rows:
         block = columns[first : first + size]
         images = database[block] if isinstance(database, np.ndarray) else database.take(block)
         here = slice(starts[first], starts[first + len(block)])
-        squared = squared_distances(queries, images.astype(np.float32))
+        squared = squared_distances(queries, images.astype(np.float32) - center)
         distances.flat[pairs[here]] = squared[of_query[here], column[here] - first]
     return np.sqrt(distances)

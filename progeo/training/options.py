@@ -198,8 +198,9 @@ class TeacherOptions:
     """Folder of any trained, imported or exported encoder, or of a run. It is frozen, and gets images of its own size
     and pixel statistics. null trains without a teacher."""
     features: Literal["step", "cache"] = "step"
-    """When the teacher runs: step runs it on the augmented images of every step; cache extracts the descriptors of all
-    training images once, uncropped, so that a step costs no teacher."""
+    """When the teacher runs: step runs it on the augmented images of every step, resized from encoder.image_size; cache
+    extracts the descriptors of all training images once, uncropped and resized from the files, so that a step costs no
+    teacher."""
     descriptor_cache: Path = Path("runs/descriptor_cache")
     """Cache folder for the descriptors of the teacher, as of `progeo evaluate`."""
 

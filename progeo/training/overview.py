@@ -25,7 +25,7 @@ def overview(training: ImageTraining, *, model: ModelOptions) -> list[str]:
     return [
         *training.drawn.summary(),
         f"epochs      {options.epochs:,}, each of {training.steps_per_epoch:,} steps of {options.batch_size:,} "
-        f"{'tuples' if options.batches == 'tuples' else 'images'}, cropped to {height} x {width} pixels",
+        f"{training.drawn.unit}, cropped to {height} x {width} pixels",
         f"validation  {training.validation}",
         f"encoder     {model.architecture}: {trained:,} parameters trained, {frozen:,} frozen; descriptors of "
         f"{encoder.descriptor_dim} dimensions; loss terms: {beside:,} parameters",

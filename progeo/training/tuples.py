@@ -58,12 +58,13 @@ class TrainingTuples(TrainingImages):
 class TupleBatches(Batches):
     """Tuples of a query, its nearest positive and hard negatives, mined anew for every so many queries; see `Batches`.
 
-    All queries are drawn once per epoch, in random order. Each mining extracts the descriptors of all training images
-    with the current weights.
+    An epoch draws all queries once in random order, or the first of them if it has fewer batches. Each mining extracts
+    the descriptors of all training images with the current weights.
     """
 
     source: TrainingTuples
     options: MiningOptions
+    unit = "tuples"
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -252,7 +253,7 @@ class TupleBatches(Batches):
             database,
             candidates,
             [pool(rows, query=query) for rows, query in zip(candidates.excluded, distinct.tolist(), strict=True)],
-            previous=self.kept[distinct],
+            previous=np.where(np.isin(self.kept[distinct], unreadable), -1, self.kept[distinct]),
             num_negatives=options.negatives,
             reranked=self._reranked(descriptors, distinct) if self._has_difficult_positives(generation) else None,
             positive_pool=options.positive_pool,

@@ -113,6 +113,10 @@ def test_a_linear_map_bridges_dimensions_only_where_asked(builder, teacher):
             r"`head.weight` above 0 needs class labels \(B,\): nothing .* gives it: set `head.weight` 0, or another",
         ),
         (
+            {"gram.weight": 1, "training.micro_batches": 4},
+            r"`gram.weight` above 0 compares the images of a micro-batch, and each has only one: set a larger `tra",
+        ),
+        (
             {"training.images_per_class": 2},
             r"`training.images_per_class` 2 is for `training.batches` classes, and imag",
         ),
