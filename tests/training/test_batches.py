@@ -78,7 +78,7 @@ def build(catalogue, kind="classes", *, process=0, num_processes=1, cache_images
     batches = built(SimpleNamespace(process_index=process, num_processes=num_processes))
     if kind == "tuples":  # which a process alone cannot mine
         alone = built(start_accelerator("no"))
-        alone.mined = {"epoch": 1, "part": 0, "rows": alone._mine(alone._order(1), 1)}
+        next(alone.of_epoch(1, first_step=0))
         batches.load_state_dict(alone.state_dict())
     return batches
 

@@ -167,15 +167,16 @@ def test_images_that_cannot_be_read_are_in_no_tuple(builder, places, tmp_path):
         next(one.batches(0, first_step=0))
     next(of_places(builder, places, **{**changed, "mining.negatives": 5})().batches(0, first_step=0))
     few = of_places(builder, places, **{**changed, "mining.negatives": 6})()
-    few.drawn.kept[:] = few.drawn.source.catalogue.east.tolist().index(550300)  # it was readable in the last mining
+    readable_before = few.drawn.source.catalogue.east.tolist().index(550300)
+    few.drawn.miner.kept[:] = readable_before
     with pytest.raises(ValueError, match=r"has fewer than 6 database images that can be read beyond 25 m: lower `min"):
         next(few.batches(0, first_step=0))
     drawn, usable = training.drawn, np.array([0, 2])
-    descriptors = drawn._descriptors()
+    descriptors = drawn.miner._descriptors()
     database, queries = (each.take(np.arange(len(each))) for each in descriptors.rows)
     is_read, asked = database.any(axis=1), drawn.source.candidates.queries
     expected = k_reciprocal(queries[asked][queries[asked].any(axis=1)], database[is_read], k1=20, k2=1, weight=0.1)
-    found = drawn._reranked(descriptors, usable)(np.arange(2))
+    found = drawn.miner._reranked(descriptors, usable)(np.arange(2))
     np.testing.assert_allclose(found[:, is_read], expected, atol=1e-6)
     assert np.isinf(found[:, ~is_read]).all() and (~is_read).sum() == 1
 
@@ -207,7 +208,7 @@ def test_a_part_that_was_begun_is_resumed_without_mining_again(builder, tmp_path
     assert resumed.train_epoch(StopRequest()) == terms
     assert caplog.text.count("descriptors of 84 images written") == 1  # those of the second part
     assert_same_state(resumed.state_dict(), whole.state_dict())
-    assert (whole.task.drawn.kept >= 0).all(axis=1).sum() == 16
+    assert (whole.task.drawn.miner.kept >= 0).all(axis=1).sum() == 16
 
 
 def encoder_of(training):
@@ -285,7 +286,7 @@ def test_generations_that_do_not_add_up_or_would_be_cut_short_are_refused(builde
 
 def test_a_map_that_has_no_such_regions_is_refused_with_sizes_that_fit(builder):
     with pytest.raises(
-        ValueError, match=r"quarters need .* got 3 x 2: use sides in multiples of 64 pixels, such as 64"
+        ValueError, match=r"quarters need .* got 3 x 2: use sides in multiples of 64 pixels, such as 128 x 64"
     ):
         builder(REGIONS, **{"encoder.image_size": "96 64"})()
     with pytest.raises(ValueError, match=r"`tuples.hardest_regions` needs .*: `aggregation` gem has none, use netvlad"):
