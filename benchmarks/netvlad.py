@@ -35,7 +35,8 @@ def main() -> None:
             for from_clusters in (True, False):
                 epochs = train_netvlad(words, options, None, from_clusters, seed=seed, folder=folder)
                 print_epochs(f"seed {seed}, untrained, {start_name(from_clusters)}", epochs)
-            task = build_task(CONFIGS / "sf_xl_sample.yaml", by_classes, words, seed=seed, folder=folder)
+            epoch = ["--training.iterations_per_epoch", str(options.class_steps)]
+            task = build_task(CONFIGS / "sf_xl_sample.yaml", by_classes, [*words, *epoch], seed=seed, folder=folder)
             trainer = start_training(task)
             print_epochs(f"seed {seed}, GeM by classes", list(train_epochs(task, trainer)))
             backbone = trainer.task.model.backbone.state_dict()
