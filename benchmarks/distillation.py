@@ -30,8 +30,9 @@ STEPS_PER_EPOCH = 250
 WAYS = {
     "classes": CLASSES,
     "classes, gram x 1000": [*CLASSES, *IN_STEP, "--gram.weight", "1000"],
+    "classes x 0.1, gram x 1000": [*CLASSES, *IN_STEP, "--head.weight", "0.1", "--gram.weight", "1000"],
     "classes, gram and attention x 1000": [*CLASSES, *IN_STEP, "--gram.weight", "1000", "--attention.weight", "1000"],
-    "classes and cosine, cached": [*CLASSES, "--cosine.weight", "10"],
+    "classes, cosine x 10, cached": [*CLASSES, "--cosine.weight", "10"],
     "no labels, cosine, cached": [],
     "no labels, cosine, in the step": IN_STEP,
 }
