@@ -5,7 +5,7 @@ from running import parsed
 
 from progeo.config.settings import plain_values
 from progeo.models.aggregation import aggregation_dim
-from progeo.models.aggregation.netvlad import check_regions
+from progeo.models.aggregation.netvlad import region_grid
 from progeo.models.backbones import empty_backbone, empty_traits, freeze_layers
 
 FOLDER = Path(__file__).parents[1] / "progeo/configs"
@@ -167,7 +167,7 @@ def test_the_settings_of_mined_tuples_are_the_published_ones(name):
     if generations:
         assert losses["regions"].target_temperatures == (0.07, 0.07, 0.06, 0.05)
         height, width = (side // stride for side in settings.encoder.image_size)
-        check_regions(options["regions"], height, width)
+        region_grid(options["regions"], height, width)
     is_distilled = name.startswith("wakd")
     assert (losses["gram"].weight, losses["attention"].weight) == (100 * is_distilled, 100 * is_distilled)
 

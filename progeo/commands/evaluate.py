@@ -110,6 +110,9 @@ def check_fit(ranking: RankingOptions, faiss: str | None = None, classifier: str
         raise ValueError("`rerank` re-ranks database images, which `by` classes has none of: omit one of them.")
     if ranking.rerank is not None and faiss is not None:
         raise ValueError(f"`rerank` searches exactly, and `faiss` {faiss} does not: omit one of them.")
+    for name in ("rerank_k1", "rerank_k2", "rerank_weight"):
+        if ranking.rerank is None and getattr(ranking, name) != getattr(RankingOptions, name):
+            raise ValueError(f"`{name}` is for re-ranking: set `rerank`, or omit it.")
     if classifier is not None and faiss != CELLS:
         raise ValueError(f"`classifier` chooses the cells of an index: set `faiss` to {CELLS}, or omit it.")
 

@@ -47,7 +47,7 @@ def pca(
     from progeo.export.classifier import holds_classifier
     from progeo.export.weights import load_encoder, provenance_of, save_encoder
     from progeo.features.descriptors import descriptor_extractor, extract_descriptors
-    from progeo.models.encoder import projected
+    from progeo.models.encoder import check_not_projected, projected
     from progeo.places.catalogue import read_catalogue
 
     if (out / "model.json").exists():
@@ -56,6 +56,7 @@ def pca(
     full = load_encoder(encoder)
     if not full.has_weights:
         raise ValueError(f"PCA needs an encoder that can be saved, {encoder} cannot.")
+    check_not_projected(full.spec)
     catalogue = read_catalogue(folder, positions="ignored")
     rows = np.unique(np.linspace(0, len(catalogue) - 1, min(len(catalogue), sample)).astype(np.int64))
     if dim > full.descriptor_dim:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from progeo.training.image_training import ImageTraining
     from progeo.training.places import TrainingImages
+    from progeo.training.teacher import Teacher
     from progeo.training.trainer import Trainer
 
 _NEEDS_LESS_MEMORY = (
@@ -25,7 +26,7 @@ _MAY_CHANGE = (
     "test.folder",
     "test.queries",
     "test.descriptor_cache",
-    "teacher.encoder",  # if its weights are the same
+    "teacher.encoder",  # if it is the same encoder
     "teacher.descriptor_cache",
     "trackers",
     "data.eval_batch_size",
@@ -115,7 +116,7 @@ def check_method(settings: EncoderSettings) -> None:
     from progeo.models.aggregation import filled_options, find_aggregation
     from progeo.training.batch_kinds import batch_kind
     from progeo.training.loss_terms import check_needs, enabled_terms
-    from progeo.training.starting_encoder import starting_aggregation
+    from progeo.training.starting_encoder import starting_aggregation, starts_from_encoder
     from progeo.training.teacher import teacher_given
     from progeo.training.validation import check_validation
 
@@ -128,6 +129,11 @@ def check_method(settings: EncoderSettings) -> None:
     centroids = settings.encoder.centroids
     if centroids is not None and row.initialize_from is None:
         raise ValueError(f"`encoder.centroids` is for the aggregation netvlad, not for {aggregation}: leave it out.")
+    if centroids is not None and starts_from_encoder(settings.model):
+        raise ValueError(
+            f"`encoder.centroids` is for a netvlad that was never trained, and that of {settings.model.weights} was: "
+            f"leave it out."
+        )
     if centroids is not None and not centroids.is_file():
         raise FileNotFoundError(f"`encoder.centroids`: there is no file {centroids}.")
     map_advice = (
@@ -145,6 +151,9 @@ def check_method(settings: EncoderSettings) -> None:
         **batches.given(training),
     }
     check_needs(settings.losses, given)
+    tuples = settings.losses["tuples"]
+    if tuples.weight and tuples.hardest_regions and target_advice:
+        raise ValueError(f"`tuples.hardest_regions` is for later generations: {target_advice}, or leave it out.")
     learns_classes = any(row.learns_classes for _, row in enabled_terms(settings.losses))
     check_validation(settings.validation, training, learns_classes=learns_classes)
 
@@ -178,6 +187,7 @@ def check_encoder_settings(settings: EncoderSettings) -> None:
 
 def build_training(settings: EncoderSettings, images: "TrainingImages", accelerator: "Accelerator") -> "ImageTraining":
     """Build the training of an encoder: the encoder, its losses, batches, teacher and validation."""
+    from progeo.models.aggregation import AGGREGATIONS
     from progeo.training.aggregation_start import AggregationStart
     from progeo.training.batch_kinds import batch_kind, options_of
     from progeo.training.image_training import ImageTraining
@@ -185,7 +195,6 @@ def build_training(settings: EncoderSettings, images: "TrainingImages", accelera
     from progeo.training.places import TrainingPlaces, check_classes
     from progeo.training.prompt_files import load_text_features
     from progeo.training.starting_encoder import build_starting_encoder, keep_text_weights, starts_from_encoder
-    from progeo.training.teacher import Teacher
     from progeo.training.terms import Terms, TermSource
     from progeo.training.validation import build_validation
 
@@ -200,14 +209,17 @@ def build_training(settings: EncoderSettings, images: "TrainingImages", accelera
             text_features = load_text_features(prompts, images.partition)
     encoder = build_starting_encoder(settings.model, settings.encoder, seed=settings.seed).to(accelerator.device)
     keep_text_weights(encoder, prompts if text_features is not None else None)
-    teacher = Teacher(settings.teacher, accelerator) if needs & {"teacher", "teacher_map"} else None
+    initialize_from = AGGREGATIONS[encoder.spec.aggregation].initialize_from
+    if settings.encoder.centroids is not None and initialize_from is not None:
+        initialize_from(encoder.aggregation, settings.encoder.centroids)
+    teacher = _build_teacher(settings, needs, accelerator)
     teacher_dim = None if teacher is None else teacher.descriptor_dim
     class_ids = images.class_ids
     source = TermSource(encoder.descriptor_dim, [*map(len, class_ids)], text_features, class_ids, teacher_dim)
     if "regions" in needs:
         encoder.check_regions()
     kind = batch_kind(settings.training)
-    start = AggregationStart(settings.encoder.centroids, settings.out / "stage2" / "centroids.hdf5", settings.seed)
+    start = AggregationStart(settings.out / "stage2" / "centroids.hdf5", settings.seed)
     batches = kind.load()(
         images,
         data=settings.data,
@@ -218,7 +230,7 @@ def build_training(settings: EncoderSettings, images: "TrainingImages", accelera
         accelerator=accelerator,
         needs=needs,
         options=options_of(kind, settings.batches),
-        work=settings.out / "stage2" / "mining",
+        work=settings.out / "stage2",
     )
     return ImageTraining(
         settings.training,
@@ -227,10 +239,26 @@ def build_training(settings: EncoderSettings, images: "TrainingImages", accelera
         batches=batches,
         validation=validation,
         settings=plain_values(settings),
-        start=None if starts_from_encoder(settings.model) else start,
+        start=None if starts_from_encoder(settings.model) or settings.encoder.centroids is not None else start,
         accelerator=accelerator,
         teacher=teacher,
     )
+
+
+def _build_teacher(settings: EncoderSettings, needs: set[str], accelerator: "Accelerator") -> "Teacher | None":
+    """Load the teacher if a loss term needs one."""
+    from progeo.engine.log import LOGGER
+    from progeo.training.teacher import Teacher
+
+    if needs & {"teacher", "teacher_map"}:
+        return Teacher(settings.teacher, accelerator)
+    if settings.teacher.encoder is not None:
+        LOGGER.warning(
+            "no loss term needs the teacher %s, which is not used: all of gram.weight, attention.weight and "
+            "cosine.weight are 0",
+            settings.teacher.encoder,
+        )
+    return None
 
 
 def _train(trainer: "Trainer", settings: Mapping[str, Any]) -> None:

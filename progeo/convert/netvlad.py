@@ -23,17 +23,18 @@ def convert_netvlad(
     *,
     backbone: tuple[str, Callable[[str], str]],
     netvlad: str,
-    pca: str | None = None,
+    linear: str | None = None,
     image_size: ImageSize,
     pixels: tuple[Color, Color] = NORMALIZATIONS["imagenet"],
     **options: Any,
 ) -> ConvertedEncoder:
-    """Convert an encoder with NetVLAD, and with the projection of a PCA layer if it has one.
+    """Convert an encoder with NetVLAD, whose projection is a linear layer after it, such as PCA, if the file has one.
 
     Args:
         backbone: torchvision's name of the backbone, and the function from our names to its names, see `find_backbone`.
         netvlad: prefix of the `conv.weight` (K, C, 1, 1) and `centroids` (K, C).
-        pca: prefix of the `weight` (D, K C, 1, 1) and `bias` (D,) of a PCA layer; None if the program has none.
+        linear: prefix of the `weight` (D, K C), or (D, K C, 1, 1), and `bias` (D,) of that layer; None if the program
+            has none.
         pixels: mean and std.
         options: further options of the aggregation than the number of clusters.
 
@@ -42,9 +43,9 @@ def convert_netvlad(
     """
     architecture, backbone_name = backbone
     names = {"aggregation.assignment": f"{netvlad}conv.weight", "aggregation.centroids": f"{netvlad}centroids"}
-    has_pca = pca is not None and any(name.startswith(pca) for name in found.state)
-    if has_pca:
-        names |= {f"projection.0.{name}": f"{pca}{name}" for name in ("weight", "bias")}
+    is_projected = linear is not None and any(name.startswith(linear) for name in found.state)
+    if is_projected:
+        names |= {f"projection.0.{name}": f"{linear}{name}" for name in ("weight", "bias")}
     # Their linear layers are 1 x 1 convolutions.
     state = {
         name: tensor.flatten(1) if name in names.values() and tensor.shape[2:] == (1, 1) else tensor
@@ -57,12 +58,12 @@ def convert_netvlad(
         family="torchvision",
         architecture=architecture,
         image_size=as_height_width(image_size),
-        descriptor_dim=len(tensor_named(state, f"{pca}weight", 2)) if has_pca else pooled_dim,
+        descriptor_dim=len(tensor_named(state, f"{linear}weight", 2)) if is_projected else pooled_dim,
         mean=mean,
         std=std,
         aggregation="netvlad",
         aggregation_options=filled_options("netvlad", options),
-        pooled_dim=pooled_dim if has_pca else None,
+        pooled_dim=pooled_dim if is_projected else None,
     )
     found = replace(found, state=state)
     return convert_encoder(spec, found, their_name=lambda ours: names.get(ours) or backbone_name(ours))

@@ -42,7 +42,7 @@ def read_openibl(source: Source, choices: Choices) -> ConvertedEncoder:
         found,
         backbone=backbone,
         netvlad="net_vlad.",
-        pca="pca_layer.",
+        linear="pca_layer.",
         image_size=choices.image_size or image_size,
         pixels=_MATCONVNET,
         **options,

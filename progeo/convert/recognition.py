@@ -47,8 +47,9 @@ FORMATS = (
     Format("pytorch-NetVlad", PYTORCH_NETVLAD_MARKS, is_pytorch_netvlad, read_pytorch_netvlad),
 )
 """The first row that recognizes a file or folder reads it."""
-_AGGREGATION_OF_OTHERS = re.compile(r"aggregation\.(\d|conv\.)").match
-"""Matches a numbered layer of the head of CosPlace and published ProGEO, and the convolution of other NetVLADs."""
+_OF_OTHERS = re.compile(r"aggregation\.(\d|conv\.)|backbone\.0\.").match
+"""Matches a numbered layer of the head of CosPlace and published ProGEO, the convolution of other NetVLADs, and the
+first numbered layer of a backbone."""
 
 
 def open_source(path: Path, choices: Choices) -> Source:
@@ -66,7 +67,7 @@ def read_encoder(source: Source, choices: Choices) -> ConvertedEncoder:
         ValueError: an unknown format, missing or unexpected keys, or `choices` that do not apply to the format.
     """
     named_by_us = {"backbone", "aggregation", "pooling", "projection"}
-    if source.prefixes and source.prefixes <= named_by_us and not any(map(_AGGREGATION_OF_OTHERS, source.state)):
+    if source.prefixes and source.prefixes <= named_by_us and not any(map(_OF_OTHERS, source.state)):
         raise ValueError(
             f"{source.path} has the names of an encoder of progeo, which needs no import: give its folder, with the "
             f"model.json, to progeo.load_encoder and to the other commands."

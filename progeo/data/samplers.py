@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
+from functools import lru_cache
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -43,13 +44,17 @@ class ClassSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         num_classes, all_classes = self.batch_size // self.images_per_class, len(self.offsets) - 1
+
+        @lru_cache(maxsize=2)  # the order of millions of images takes longer than a step
+        def order_of(turn: int) -> np.ndarray:
+            return np.random.default_rng([self.seed, self.epoch, 0, turn]).permutation(all_classes)
+
         for step in range(self.first_batch, self.num_batches):
             indices = np.arange(step * num_classes, (step + 1) * num_classes)
             classes = np.empty(num_classes, np.int64)
-            for turn in np.unique(indices // all_classes):
-                order = np.random.default_rng([self.seed, self.epoch, 0, turn]).permutation(all_classes)
+            for turn in np.unique(indices // all_classes).tolist():
                 now = indices // all_classes == turn
-                classes[now] = order[indices[now] % all_classes]
+                classes[now] = order_of(turn)[indices[now] % all_classes]
             generator = np.random.default_rng([self.seed, self.epoch, 1, step])
             starts = self.offsets[classes, None]
             picks = _picks(self.offsets[classes + 1] - self.offsets[classes], self.images_per_class, generator)

@@ -18,7 +18,7 @@ class Compared:
     images_per_second: float | None
     """Extraction speed of the network on decoded images; None for descriptors of another program."""
     search_ms: float
-    """Duration of an exact search in milliseconds per query."""
+    """Duration of an exact search, and of re-ranking if it is wanted, in milliseconds per query."""
     recalls: dict[int, float]
     """Recall in percent, by N."""
     measure: str = "R"

@@ -45,7 +45,7 @@ class Evaluation:
     """Recall in percent, by N; empty without labels."""
     descriptor_dim: int
     search_ms: float
-    """Duration of an exact search in milliseconds per query."""
+    """Duration of an exact search, and of re-ranking if it is wanted, in milliseconds per query."""
     measure: str = "R"
     """Name of recall, see `Retrieved`."""
 

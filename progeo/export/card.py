@@ -54,7 +54,7 @@ def _card(metadata: Mapping[str, Any], usage: str, classifier: Classifier | None
     license = license_of_weights(encoder["family"], encoder["architecture"], starting_weights(metadata))
     metadata = without_folders(metadata)
     encoder, provenance = metadata["encoder"], metadata["provenance"]
-    settings, projection = provenance.get("settings", {}), provenance.get("reduced")
+    settings = provenance.get("settings", {})
     height, width = encoder["image_size"]
     options = {name: str(value) for name, value in encoder["aggregation_options"].items()}
     rows = {
@@ -66,7 +66,7 @@ def _card(metadata: Mapping[str, Any], usage: str, classifier: Classifier | None
         "descriptors": f"{encoder['descriptor_dim']} dimensions, "
         f"{'L2-normalized' if encoder['normalized'] else 'not normalized'}",
         "aggregation": " ".join([encoder["aggregation"], *map("=".join, options.items())]),
-        **({} if projection is None else {"PCA": f"from {encoder['pooled_dim']} dimensions, {_pca(projection)}"}),
+        **_projection(encoder.get("pooled_dim"), provenance.get("reduced")),
         **({} if classifier is None else {"classifier": _classes(classifier)}),
         "trained on": settings.get("data", {}).get("train_folder", "unknown"),
         "epoch": provenance.get("epoch", "unknown"),
@@ -103,6 +103,11 @@ def _classes(classifier: Classifier) -> str:
     return f"{kind}, {len(classifier):,} classes: cells of {classifier.cell_side_m} m{bins}, UTM {zone}{hemisphere}"
 
 
-def _pca(projection: Mapping[str, Any]) -> str:
-    whitened = "whitened, " if projection["whiten"] else ""
-    return f"{whitened}fitted to {projection['images']:,} images of {projection['folder']}"
+def _projection(pooled_dim: int | None, pca: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return a row about the projection: a PCA of ours, or that of an imported file."""
+    if pooled_dim is None:
+        return {}
+    if pca is None:
+        return {"projection": f"from {pooled_dim} dimensions, as imported"}
+    whitened = "whitened, " if pca["whiten"] else ""
+    return {"PCA": f"from {pooled_dim} dimensions, {whitened}fitted to {pca['images']:,} images of {pca['folder']}"}

@@ -10,7 +10,8 @@ def attention_maps(feature_map: Tensor) -> Tensor:
 
     With p the spatial means of the positive parts of the channels and s = softmax(p), the weight of a channel is the
     gradient of max(s), in closed form: s_m (1[c = m] - s_c), where m is the channel of the largest s. Weights are
-    constants, and their common scale cancels, since maps are divided by their maximum.
+    constants, and their common scale cancels, since maps are divided by their maximum. Divided by s_m (1 - s_m), which
+    rounds to 0 where one channel is far ahead, they are 1 for m and minus the softmax of the other channels.
 
     Args:
         feature_map: (B, C, h, w).
@@ -20,8 +21,9 @@ def attention_maps(feature_map: Tensor) -> Tensor:
     """
     zero = feature_map.new_zeros(())
     activations = torch.maximum(feature_map, zero)  # half of the gradient passes at 0, as in the published code
-    probabilities = activations.detach().mean(dim=(2, 3)).softmax(dim=1)
-    weights = F.one_hot(probabilities.argmax(dim=1), probabilities.shape[1]) - probabilities
+    means = activations.detach().mean(dim=(2, 3))
+    is_largest = F.one_hot(means.argmax(dim=1), means.shape[1]).bool()
+    weights = torch.where(is_largest, 1, -means.masked_fill(is_largest, -torch.inf).softmax(dim=1))
     weighted = (activations * weights[:, :, None, None]).mean(dim=1).flatten(1)
     positive = torch.maximum(weighted, zero)
     peak = positive.max(dim=1, keepdim=True).values

@@ -130,11 +130,9 @@ class Encoder(nn.Module):
         return self.projection(descriptors)
 
     def regions(self, features: Features) -> Tensor:
-        """Compute descriptors of regions (B, R, P), the first of the whole image, for an aggregation that has some.
-
-        P is the dimension before a projection.
-        """
-        return self.aggregation.regions(features.map)  # type: ignore[operator] # its row says that it has them
+        """Compute descriptors of regions (B, R, D), the first of the whole image, for an aggregation that has some."""
+        regions = self.aggregation.regions(features.map)  # type: ignore[operator] # its row says that it has them
+        return self.projection(regions)
 
     @torch.no_grad()
     def check_regions(self) -> None:
@@ -267,10 +265,19 @@ def projected(encoder: Encoder, weight: Tensor, bias: Tensor) -> Encoder:
         ValueError: the encoder already has a projection.
     """
     spec = encoder.spec
-    if spec.pooled_dim is not None:
-        raise ValueError(f"The descriptors are projected already, from {spec.pooled_dim} to {spec.descriptor_dim}.")
+    check_not_projected(spec)
     changed = dataclasses.replace(spec, descriptor_dim=len(weight), pooled_dim=spec.descriptor_dim, text_weights=None)
     return restore_encoder(changed, {**encoder.state_dict(), "projection.0.weight": weight, "projection.0.bias": bias})
+
+
+def check_not_projected(spec: EncoderSpec) -> None:
+    """Refuse an encoder that already has a projection.
+
+    Raises:
+        ValueError: it has one.
+    """
+    if spec.pooled_dim is not None:
+        raise ValueError(f"The descriptors are projected already, from {spec.pooled_dim} to {spec.descriptor_dim}.")
 
 
 def spec_to_json(spec: EncoderSpec) -> dict[str, object]:

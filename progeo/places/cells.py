@@ -136,7 +136,7 @@ def build_partition(
     """
     _check_cells(cell_side_m, heading_bin_deg)
     (positions,) = positions_m(catalogue)
-    _check_positions(catalogue, positions)
+    check_positions(catalogue, positions)
     _check_headings(catalogue, heading_bin_deg)
     columns = (positions[:, 0], positions[:, 1], catalogue.heading)
     order, starts, ends = _classes(_class_numbers(*columns, cell_side_m, heading_bin_deg), min_images_per_class)
@@ -168,6 +168,20 @@ def _group(ids: np.ndarray, order: np.ndarray, starts: np.ndarray, ends: np.ndar
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     indices = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], sizes)
     return Group(ids, order[indices], offsets)
+
+
+def check_positions(catalogue: Catalogue, positions: np.ndarray) -> None:
+    """Check that all images have positions, (N, 2), to be trained on.
+
+    Raises:
+        ValueError: some have none.
+    """
+    nowhere = int((~np.isfinite(positions)).any(axis=1).sum())
+    if nowhere:
+        raise ValueError(
+            f"{nowhere} of {len(catalogue)} images of {catalogue.folder} have no coordinates: they can be evaluated "
+            f"with, not trained on."
+        )
 
 
 def check_same_partition(stored: Mapping[str, Any], partition: Partition, source: str) -> None:
@@ -269,15 +283,6 @@ def _check_groups(heading_bin_deg: int, groups_per_side: int, groups_per_heading
         raise ValueError(
             f"`groups_per_heading` must divide the number of heading bins, {bins}, so that bins of one group do "
             f"not meet across north; got {groups_per_heading}."
-        )
-
-
-def _check_positions(catalogue: Catalogue, positions: np.ndarray) -> None:
-    nowhere = int((~np.isfinite(positions)).any(axis=1).sum())
-    if nowhere:
-        raise ValueError(
-            f"{nowhere} of {len(catalogue)} images of {catalogue.folder} have no coordinates: they can be evaluated "
-            f"with, not trained on."
         )
 
 

@@ -1,4 +1,4 @@
-"""The start of an aggregation such as NetVLAD: from clusters of local features of training images, or from a file."""
+"""The start of an aggregation such as NetVLAD: from clusters of local features of training images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,8 +27,6 @@ _PER_IMAGE = 100
 class AggregationStart:
     """How an aggregation that needs it is initialized."""
 
-    file: Path | None
-    """File to start from; None takes local features of training images."""
     kept: Path
     """File to save the start to."""
     seed: int
@@ -38,9 +36,7 @@ class AggregationStart:
     ) -> None:
         """Initialize the aggregation of an encoder, alike in all processes, if its row says how."""
         row, aggregation = AGGREGATIONS[encoder.spec.aggregation], encoder.aggregation
-        if self.file is not None and row.initialize_from is not None:
-            row.initialize_from(aggregation, self.file)
-        elif row.initialize is not None:
+        if row.initialize is not None:
             found = local_features(encoder, catalogues, accelerator, data=data, seed=self.seed)
             row.initialize(aggregation, found, self.seed)
             if row.save_start is not None and accelerator.is_main_process:

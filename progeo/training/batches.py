@@ -35,7 +35,8 @@ class MicroBatch:
     changes: Changes
     """Augmentation still to be applied: the color jitter."""
     targets: Mapping[str, Tensor]
-    """What loss terms need of the images besides what the encoder computes, by name: `labels` int64 (b,) ..."""
+    """What loss terms need of the images besides what the encoder computes, by name: `labels` int64 (b,) ...; and
+    their `rows` among all training images, int64 (b,), which a teacher needs."""
 
 
 class Batches(ABC):
@@ -53,7 +54,7 @@ class Batches(ABC):
         accelerator: gives the index of this process and the number of processes.
         needs: what loss terms need; targets that take memory, such as positions, are only given if they are among it.
         options: settings of the section of its row.
-        work: folder for files that are only needed for a while.
+        work: folder below which files may be that are only needed for a while.
     """
 
     def __init__(
@@ -154,7 +155,7 @@ class Batches(ABC):
             ValueError: too many images of the data set or all images of a class cannot be read.
         """
         for reason in loaded.unreadable.values():
-            raise ValueError(f"No image of a class can be read: {reason}")
+            raise ValueError(f"An image cannot be read, and no other can replace it: {reason}")
         num_images = sum(map(len, self.source.catalogues))
         for reason in sorted(set(loaded.replaced.values()) - self.unreadable):
             self.unreadable.add(reason)
@@ -276,7 +277,7 @@ class ClassBatches(Batches):
 
 
 class ImageBatches(ClassBatches):
-    """Any images, without labels: all of them are drawn once before any is drawn again; see `Batches`."""
+    """Any images, without labels: in an epoch, all are drawn once before any is drawn again; see `Batches`."""
 
     @staticmethod
     def read(data: DataOptions, cells: CellOptions, options: Any) -> TrainingImages:

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from progeo.data.augmentation import jitter_colors
-from progeo.engine.accelerator import distributed
+from progeo.engine.accelerator import copy_from_main_process, distributed
 from progeo.export.weights import save_encoder
 from progeo.models.classifier import Classifier
 from progeo.models.encoder import Encoder
@@ -34,7 +34,7 @@ class ImageTraining(Task):
         batches: the training images.
         validation: the validation after every epoch.
         settings: plain settings of the run, kept with its encoders.
-        start: how the aggregation is initialized; None keeps that of a trained encoder.
+        start: how the aggregation is initialized; None keeps it, such as that of a trained encoder.
         accelerator: provides precision, device and processes.
         teacher: what the encoder is distilled from; None if no loss term needs it.
     """
@@ -102,6 +102,7 @@ class ImageTraining(Task):
 
     def begin_generation(self, index: int) -> None:
         """Make the encoder the target of soft labels, and begin with the first weights again."""
+        copy_from_main_process(self.encoder, self.accelerator)  # batch-norm statistics may differ
         if not self.options.fixed_target or self._target is None:
             state = self._first["encoder"] if self.options.fixed_target else self.encoder.state_dict()
             self._set_target(state)

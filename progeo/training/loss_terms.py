@@ -142,9 +142,10 @@ def check_needs(options: Mapping[str, Any], given: Mapping[str, str]) -> None:
         names = ", ".join(f"`{name}.weight`" for name, _ in enabled_terms(options))
         raise ValueError(f"{names} above 0 takes part from the second generation on: the first has no loss.")
     for name, term in enabled_terms(options):
+        other = f"set `{name}.weight` 0, or another `training.batches`"
         of_options = {need: option for option, need in term.needs_of_options.items() if getattr(options[name], option)}
         for need in term.needs:
-            advice = given.get(need, "nothing in this configuration gives it")
+            advice = given.get(need, f"nothing in this configuration gives it: {other}")
             if advice:
                 what = f"`{name}.{of_options[need]}`" if need in of_options else f"`{name}.weight` above 0"
                 raise ValueError(f"{what} needs {NEEDS.get(need, need)}: {advice}.")

@@ -65,8 +65,8 @@ def find_candidates(
         exclusion_radius_m: an image within this many meters, inclusive, is no negative.
         query_panoramas, database_panoramas: panorama of each image, (Q,) and (N,): images of the panorama of the query
             are no positives. None if unknown.
-        query_rows: database row of each query, int64 (Q,), where the queries are database images: an image is no
-            positive of itself.
+        query_rows: database row of each query, int64 (Q,), -1 for one that is no database image: an image is no
+            positive of itself. None if no query is.
 
     Raises:
         ValueError: a radius is not positive, or images could be positives and negatives.
@@ -105,10 +105,11 @@ def draw_pool(
         Sorted database rows, int64.
     """
     num_candidates = num_database - len(excluded)
-    drawn = np.arange(num_candidates)
     if pool < num_candidates:
         rng = np.random.default_rng((seed, generation, epoch, query))
         drawn = np.sort(rng.choice(num_candidates, pool, replace=False, shuffle=False))
+    else:
+        drawn = np.arange(num_candidates)
     # Candidate number i is row i + k if k excluded rows come before it.
     return drawn + np.searchsorted(excluded - np.arange(len(excluded)), drawn, side="right")
 

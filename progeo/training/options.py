@@ -36,8 +36,9 @@ class ValidationOptions:
     preprocessing: Preprocessing = "hard_resize"
     """Preprocessing of images in validation and in the final test. hard_resize resizes to encoder.image_size and
     ignores the aspect ratio; single_query resizes the shorter side to the shorter side of encoder.image_size and keeps
-    the aspect ratio; central_crop resizes to cover encoder.image_size and crops the center; five_crops averages the
-    descriptors of five square crops; native keeps images as they are, as published CosPlace does."""
+    the aspect ratio; larger_query resizes it to the longer side; central_crop resizes to cover encoder.image_size and
+    crops the center; five_crops averages the descriptors of five square crops; native keeps images as they are, as
+    published CosPlace does."""
     positive_radius_m: PositiveFloat = 25.0
     """A database image or class center within this many meters of a query is a positive (a correct match)."""
     positive_angle_deg: PositiveFloat | None = None
@@ -241,6 +242,10 @@ class MiningOptions:
                 f"`mining.exclusion_radius_m` {self.exclusion_radius_m:g} must not be below `positive_radius_m` "
                 f"{self.positive_radius_m:g}: a positive would be a negative."
             )
+        if self.pool < self.negatives:
+            raise ValueError(
+                f"`mining.pool` {self.pool} must not be below `negatives` {self.negatives}, which are chosen from it."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,6 +303,11 @@ class TrainerOptions:
         if self.patience is not None or self.min_learning_rate is not None:
             name = "min_learning_rate" if self.patience is None else "patience"
             raise ValueError(f"`training.{name}` would end a training before its `generations`: leave one of them out.")
+        if self.schedule == "plateau":
+            raise ValueError(
+                "`training.schedule` plateau compares an epoch with those of all `generations`, and each starts the "
+                "schedule anew: take another, such as step or loss_plateau."
+            )
 
     def generation_of(self, epoch: int) -> "Generation":
         """Return the generation of an epoch."""
@@ -332,8 +342,8 @@ class TrainingOptions(TrainerOptions):
     """K of P x K sampling: number of different images of the same class in a batch, as far as the class has them."""
     micro_batches: PositiveInt = 1
     """Number of micro-batches that a process splits its images of a batch into. More of them use less memory for the
-    same gradient, except with batch norm, whose statistics are those of a micro-batch. Several processes exchange
-    gradients after each micro-batch."""
+    same gradient, except with batch norm, gram and attention, which compare the images of a micro-batch. Several
+    processes exchange gradients after each micro-batch."""
     gradient_checkpointing: bool = False
     """Recompute the activations of a ViT's blocks in the backward pass instead of storing them, which uses less
     memory."""
@@ -364,6 +374,11 @@ class TrainingOptions(TrainerOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.fixed_target and len(self.generations) < 2:
+            raise ValueError(
+                "`training.fixed_target` is for later generations: set `training.generations`, for example to 5 5 5 5, "
+                "or leave it out."
+            )
         if self.min_learning_rate is not None and self.min_learning_rate > self.encoder_learning_rate:
             raise ValueError(
                 f"`training.min_learning_rate` {self.min_learning_rate:g} must not be above `encoder_learning_rate` "

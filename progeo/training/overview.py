@@ -11,8 +11,8 @@ from progeo.models.options import ModelOptions
 from progeo.training.image_training import ImageTraining
 from progeo.training.starting_encoder import starting_statistics
 
-_COPIES_OF_TRAINED = 3
-"""Besides the weights themselves: the gradient and the two moments of Adam."""
+_COPIES_OF_TRAINED = {"adamw": 3, "sgd": 2}
+"""Besides the weights themselves: the gradient, and the two moments of Adam or the momentum."""
 
 
 def overview(training: ImageTraining, *, model: ModelOptions) -> list[str]:
@@ -50,11 +50,16 @@ class Memory:
 def estimated_memory(training: ImageTraining) -> Memory:
     """Estimate the memory of a training."""
     options, encoder, terms, accelerator = training.options, training.encoder, training.terms, training.accelerator
-    states = parameter_bytes(encoder) + _COPIES_OF_TRAINED * parameter_bytes(encoder, trained_only=True)
+    copies = _COPIES_OF_TRAINED[options.optimizer]
+    states = parameter_bytes(encoder) + copies * parameter_bytes(encoder, trained_only=True)
     if options.ema_decay is not None:
         states += parameter_bytes(encoder)
+    if len(options.generations) > 1:
+        states += 2 * parameter_bytes(encoder)  # the first weights and the target
+    if training.teacher is not None:
+        states += parameter_bytes(training.teacher.encoder)
     groups = [terms.modules_of_group(index) for index in range(training.num_groups)]
-    states += (1 + _COPIES_OF_TRAINED) * max(sum(map(parameter_bytes, modules)) for modules in groups)
+    states += (1 + copies) * max(sum(map(parameter_bytes, modules)) for modules in groups)
     states += max(sum(buffer.nbytes for module in modules for buffer in module.buffers()) for modules in groups)
     at_once = training.images_per_step // (accelerator.num_processes * options.micro_batches)
     one, two = (_kept_for_gradient(encoder, count, accelerator) for count in (1, 2))

@@ -132,7 +132,7 @@ class LearnedFrom:
     text_features: Sequence[Tensor] | None = None
     """Text features of each group, (C, E)."""
     teacher: str | None = None
-    """Digest of the weights of the teacher."""
+    """Digest of the teacher."""
 
     def check(self, run: RunFolder, changed: Collection[str]) -> None:
         """Check that a run resumes with the data it was started with.

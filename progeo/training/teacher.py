@@ -1,5 +1,7 @@
 """The teacher that an encoder is distilled from: a frozen encoder, run in every step or once before."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -9,11 +11,10 @@ from torch import Tensor
 from progeo.data.options import DataOptions
 from progeo.export.encoder_folders import encoder_folder
 from progeo.export.weights import load_encoder, read_encoder_metadata
-from progeo.features.descriptors import descriptor_extractor, extract_descriptors
+from progeo.features.descriptors import descriptor_extractor, descriptor_metadata, extract_descriptors
 from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
 from progeo.features.store import ShardedRows
 from progeo.models.aggregation import find_aggregation
-from progeo.models.backbones.open_clip import weights_digest
 from progeo.models.encoder import Encoder
 from progeo.models.preprocessing import resize_image
 from progeo.places.catalogue import Catalogue
@@ -64,8 +65,8 @@ class Teacher:
 
     @property
     def digest(self) -> str:
-        """Digest of its weights."""
-        return weights_digest(self.encoder.state_dict())
+        """Digest of all that its descriptors depend on: its weights, image size, pixel mean and std ..."""
+        return hashlib.sha256(json.dumps(descriptor_metadata(self.encoder), sort_keys=True).encode()).hexdigest()
 
     def prepare(self, catalogues: Sequence[Catalogue], data: DataOptions) -> None:
         """Extract the descriptors of all training images into the cache, if the options say so."""

@@ -206,10 +206,9 @@ class Trainer:
     def outcome(self) -> list[str]:
         """Summarize the training: the best epoch, the folder of the kept model, and whether training improved it."""
         keep = self.options.keep
-        if self.best is None:
-            return [f"encoder of the last, epoch {self.epoch}, in {self.run.kept(keep)}"]
         kept = "encoder" if keep == "best" else f"encoder of the last, epoch {self.epoch},"
-        lines = [f"best {self.best_in_words} in epoch {self.best_epoch}, {kept} in {self.run.kept(keep)}"]
+        best = "" if self.best is None else f"best {self.best_in_words} in epoch {self.best_epoch}, "
+        lines = [f"{best}{kept} in {self.run.kept(keep)}"]
         if self._is_too_slow and self.epoch < self.options.epochs:
             lines.append(f"the learning rate fell below training.min_learning_rate after epoch {self.epoch}")
         if self.untrained is not None and self.best is not None and self.untrained >= self.best:

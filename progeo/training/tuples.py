@@ -7,6 +7,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
@@ -24,6 +26,7 @@ from progeo.features.descriptors import descriptor_extractor, extract_descriptor
 from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
 from progeo.features.store import ShardedRows
 from progeo.places.catalogue import Catalogue, read_catalogue
+from progeo.places.cells import check_positions
 from progeo.places.geographic import check_zones, positions_m
 from progeo.places.options import CellOptions
 from progeo.training.batches import Batches, MicroBatch, check_without_classes
@@ -64,6 +67,8 @@ class TupleBatches(Batches):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.mining = self.work / "mining"
+        """Folder of the descriptors of a mining, which is removed after it."""
         count = len(self.source.candidates.queries)
         self.kept = np.full((count, self.options.negatives), -1, np.int64)
         """Negatives of the last mining of each query, which the next one considers too."""
@@ -80,22 +85,22 @@ class TupleBatches(Batches):
         database = read_catalogue(data.train_folder / options.database)
         queries = None if options.queries_folder is None else read_catalogue(data.train_folder / options.queries_folder)
         found = _candidates(database, queries, options)
-        asked = database if queries is None else queries
-        if skipped := len(asked) - len(found.queries):
+        query_images = database if queries is None else queries
+        if skipped := len(query_images) - len(found.queries):
             LOGGER.warning(
                 "%d of %d queries have no positive within %g m and are skipped",
                 skipped,
-                len(asked),
+                len(query_images),
                 options.positive_radius_m,
             )
         far = len(database) - np.array([len(rows) for rows in found.excluded], np.int64)
         if len(far) == 0:
             raise ValueError(
-                f"No query of {asked.folder} has an image of another panorama within `mining.positive_radius_m` "
+                f"No query of {query_images.folder} has an image of another panorama within `mining.positive_radius_m` "
                 f"{options.positive_radius_m:g} in {database.folder}."
             )
         if far.min() < options.negatives:
-            name = asked.name(int(found.queries[far.argmin()]))
+            name = query_images.name(int(found.queries[far.argmin()]))
             raise ValueError(
                 f"`mining.negatives` {options.negatives} are more than the {far.min()} database images that are beyond "
                 f"{options.exclusion_radius_m:g} m from the query {name}: lower it."
@@ -121,8 +126,9 @@ class TupleBatches(Batches):
 
     @property
     def images_per_step(self) -> int:
-        """Number of images of a batch without difficult positives."""
-        return self.training.batch_size * (2 + self.options.negatives)
+        """Maximum number of images of a batch."""
+        difficult = self.options.difficult_positives if "difficult_positives" in self.needs else 0
+        return self.training.batch_size * (2 + self.options.negatives + difficult)
 
     @property
     def steps_per_mining(self) -> int:
@@ -191,10 +197,10 @@ class TupleBatches(Batches):
             changes: of each image of each tuple, (T, S, ...).
         """
         size = len(rows) // self.training.micro_batches
-        pieces, start = [], 0
+        micro_batches, start = [], 0
         for first in range(0, len(rows), size):
-            of_piece = rows[first : first + size]
-            positions, slots = _distinct(of_piece)
+            of_micro_batch = rows[first : first + size]
+            positions, slots = _distinct(of_micro_batch)
             end = start + len(slots)
             tuples, others = np.split(positions, [2 + self.options.negatives], axis=1)
             targets = {
@@ -203,9 +209,9 @@ class TupleBatches(Batches):
                 "difficult_positives": torch.from_numpy(others),
             }
             drawn = Changes(*(values[first : first + size].flatten(0, 1)[slots] for values in changes))
-            pieces.append(MicroBatch(items[0][start:end], drawn, targets))
+            micro_batches.append(MicroBatch(items[0][start:end], drawn, targets))
             start = end
-        return pieces
+        return micro_batches
 
     def _tuples(self, epoch: int, part: int) -> np.ndarray:
         """Return the images of the tuples of a part of an epoch, int64 (n, 2 + M + P), mining them if they are new."""
@@ -229,52 +235,71 @@ class TupleBatches(Batches):
         """
         source, options, generation = self.source, self.options, self.training.generation_of(epoch).index
         descriptors = self._descriptors()
-        candidates = _without(source.candidates, descriptors.unreadable)
+        database, unreadable = descriptors.rows[0], descriptors.unreadable
+        candidates = _without(source.candidates, unreadable[unreadable < len(database)])
         is_usable = np.array([len(rows) > 0 for rows in candidates.positives])[queries]
-        is_usable &= ~np.isin(source.query_rows[queries], descriptors.unreadable)
+        is_usable &= ~np.isin(source.query_rows[queries], unreadable)
         usable = np.flatnonzero(is_usable)
         if not len(usable):
             raise ValueError("No query can be used: the images of all of them, or of their positives, are unreadable.")
-        asked = np.unique(queries[usable])
-        candidates, database = candidates.take(asked), descriptors.rows[0]
+        distinct = np.unique(queries[usable])
+        candidates = candidates.take(distinct)
         pool = partial(
             draw_pool, num_database=len(database), pool=options.pool, seed=self.seed, generation=generation, epoch=epoch
         )
         mined = mine(
-            descriptors.take(source.query_rows[asked]),
+            descriptors.take(source.query_rows[distinct]),
             database,
             candidates,
-            [pool(rows, query=query) for rows, query in zip(candidates.excluded, asked.tolist(), strict=True)],
-            previous=self.kept[asked],
+            [pool(rows, query=query) for rows, query in zip(candidates.excluded, distinct.tolist(), strict=True)],
+            previous=self.kept[distinct],
             num_negatives=options.negatives,
-            reranked=self._reranked(descriptors, asked) if self._wants_difficult(generation) else None,
+            reranked=self._reranked(descriptors, distinct) if self._has_difficult_positives(generation) else None,
             positive_pool=options.positive_pool,
             num_positives=options.difficult_positives,
         )
         self._remove_files()
-        self.kept[asked] = mined.negatives
-        width = options.difficult_positives if self._wants_difficult(generation) else 0
-        difficult = np.full((len(asked), width), -1, np.int64)
+        if (mined.negatives < 0).any():
+            raise ValueError(
+                f"A query has fewer than {options.negatives} database images that can be read beyond "
+                f"{options.exclusion_radius_m:g} m: lower `mining.negatives`."
+            )
+        self.kept[distinct] = mined.negatives
+        width = options.difficult_positives if self._has_difficult_positives(generation) else 0
+        difficult = np.full((len(distinct), width), -1, np.int64)
         for rows, of_query in zip(mined.difficult, difficult, strict=True):
             of_query[: len(rows)] = rows
-        tuples = np.column_stack([source.query_rows[asked], mined.positive, mined.negatives, difficult])
+        tuples = np.column_stack([source.query_rows[distinct], mined.positive, mined.negatives, difficult])
         # A query that cannot be used gives its turn to the next one that can.
         turns = usable[np.searchsorted(usable, np.arange(len(queries))) % len(usable)]
-        return tuples[np.searchsorted(asked, queries[turns])]
+        return tuples[np.searchsorted(distinct, queries[turns])]
 
-    def _wants_difficult(self, generation: int) -> bool:
+    def _has_difficult_positives(self, generation: int) -> bool:
         return generation > 0 and "difficult_positives" in self.needs
 
-    def _reranked(self, descriptors: "_Descriptors", asked: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    def _reranked(self, descriptors: "_Descriptors", distinct: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
         """Re-rank by the neighbors among the database and all queries, which may be database images themselves."""
         source, options, database = self.source, self.options, descriptors.rows[0]
-        queries, rows = np.empty((0, database.width), np.float32), source.query_rows[asked]
+        readable = np.setdiff1d(np.arange(len(database)), descriptors.unreadable)
+        queries, rows = np.empty((0, database.width), np.float32), readable
         if source.queries is not None:
-            queries, rows = descriptors.take(source.query_rows), asked
+            rows = np.setdiff1d(source.query_rows, descriptors.unreadable)
+            queries = descriptors.take(rows)
         reranker = build_reranker(
-            queries, database, k1=options.rerank_k1, k2=options.rerank_k2, weight=options.rerank_weight
+            queries,
+            database.without(np.setdiff1d(np.arange(len(database)), readable)),
+            k1=options.rerank_k1,
+            k2=options.rerank_k2,
+            weight=options.rerank_weight,
         )
-        return lambda block: reranker.distances_of(rows[block])
+        positions = np.searchsorted(rows, source.query_rows[distinct])
+
+        def reranked(block: np.ndarray) -> np.ndarray:
+            distances = np.full((len(block), len(database)), np.inf, np.float32)
+            distances[:, readable] = reranker.distances_of(positions[block])
+            return distances
+
+        return reranked
 
     def _descriptors(self) -> "_Descriptors":
         """Extract the descriptors of all training images with the current weights, shared among processes."""
@@ -289,7 +314,7 @@ class TupleBatches(Batches):
                 catalogue,
                 accelerator,
                 work=WorkOptions(batch_size=data.eval_batch_size, num_workers=data.num_workers),
-                cache=CacheOptions(descriptor_cache=self.work, max_unreadable_fraction=data.max_unreadable_fraction),
+                cache=CacheOptions(descriptor_cache=self.mining, max_unreadable_fraction=data.max_unreadable_fraction),
             )
             for catalogue in self.source.catalogues
         ]
@@ -300,7 +325,7 @@ class TupleBatches(Batches):
         """Remove the descriptors: the next mining has other weights."""
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            shutil.rmtree(self.work, ignore_errors=True)
+            shutil.rmtree(self.mining, ignore_errors=True)
         self.accelerator.wait_for_everyone()
 
 
@@ -336,21 +361,32 @@ class _CroppedImages(Dataset):
 def _candidates(database: Catalogue, queries: Catalogue | None, options: MiningOptions) -> Candidates:
     if queries is not None:
         check_zones(database, queries)
-    asked = database if queries is None else queries
-    database_m, *others = positions_m(database) if queries is None else positions_m(database, queries)
-    panoramas = [_panoramas(each) for each in (asked, database)]
-    query_rows = None
-    if queries is None:
-        query_rows = np.arange(len(database))
+    catalogues = (database,) if queries is None else (database, queries)
+    positions = positions_m(*catalogues)
+    for catalogue, of_catalogue in zip(catalogues, positions, strict=True):
+        check_positions(catalogue, of_catalogue)
+    panoramas = [_panoramas(each) for each in (catalogues[-1], database)]
     return find_candidates(
-        others[0] if others else database_m,
-        database_m,
+        positions[-1],
+        positions[0],
         positive_radius_m=options.positive_radius_m,
         exclusion_radius_m=options.exclusion_radius_m,
         query_panoramas=panoramas[0] if all(each is not None for each in panoramas) else None,
         database_panoramas=panoramas[1],
-        query_rows=query_rows,
+        query_rows=np.arange(len(database)) if queries is None else _rows_in(database, queries),
     )
+
+
+def _rows_in(database: Catalogue, queries: Catalogue) -> np.ndarray:
+    """Return the database row of each query, int64 (Q,), -1 for a file that is no database image."""
+    text = pa.large_string()
+    files, of_queries = (
+        pc.binary_join_element_wise(
+            pa.scalar(str(each.folder.resolve()), text), each.table["path"].cast(text), pa.scalar("/", text)
+        )
+        for each in (database, queries)
+    )
+    return pc.fill_null(pc.index_in(of_queries, files), -1).to_numpy().astype(np.int64)
 
 
 def _panoramas(catalogue: Catalogue) -> np.ndarray | None:
@@ -362,7 +398,7 @@ def _panoramas(catalogue: Catalogue) -> np.ndarray | None:
 
 
 def _without(candidates: Candidates, unreadable: np.ndarray) -> Candidates:
-    """Return the candidates without images that cannot be read, which are excluded from all negatives too."""
+    """Return the candidates without these database images, which are excluded from all negatives too."""
     if not len(unreadable):
         return candidates
     positives = [np.setdiff1d(rows, unreadable) for rows in candidates.positives]

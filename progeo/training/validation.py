@@ -191,15 +191,15 @@ def check_validation(options: ValidationOptions, training: TrainerOptions, *, le
         raise ValueError(
             f"Missing settings: `validation.folder`. `validation.kind` {options.kind} needs it; none validates nothing."
         )
-    wants_best = {
-        "keep best": training.keep == "best",
-        "schedule plateau": training.schedule == "plateau",
-        "patience": training.patience is not None,
+    needs_best = {
+        "`training.keep` best": training.keep == "best",
+        "`training.schedule` plateau": training.schedule == "plateau",
+        "`training.patience`": training.patience is not None,
     }
-    if not row.measures and any(wants_best.values()):
-        what = next(name for name, wanted in wants_best.items() if wanted)
+    if not row.measures and any(needs_best.values()):
+        what = next(name for name, needed in needs_best.items() if needed)
         raise ValueError(
-            f"`training.{what}` needs a validation, and `validation.kind` is {options.kind}: set `training.keep` last "
+            f"{what} needs a validation, and `validation.kind` is {options.kind}: set `training.keep` last "
             f"and no other setting that asks for the best epoch."
         )
 

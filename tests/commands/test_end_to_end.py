@@ -255,6 +255,8 @@ def test_a_reduced_encoder_gives_the_principal_components_of_its_descriptors(run
     main(evaluation)
     assert json.loads((tmp_path / "out/recalls.json").read_text())["descriptor"] == "8 dimensions"
     with pytest.raises(SystemExit, match="projected already, from 32 to 8"):
-        main(["pca", "--encoder", str(tmp_path / "small"), "--out", str(tmp_path / "x"), "--dim", "4", *common])
+        again = ["pca", "--encoder", str(tmp_path / "small"), "--out", str(tmp_path / "x"), "--dim", "4", *common]
+        main([*again, "--descriptor_cache", str(tmp_path / "second cache")])
+    assert not (tmp_path / "second cache").exists()  # refused before any image is read
     with pytest.raises(SystemExit, match="already holds an encoder"):
         main(["pca", "--encoder", str(run / "stage2"), "--out", str(tmp_path / "small"), "--dim", "4", *common])

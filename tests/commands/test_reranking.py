@@ -58,8 +58,8 @@ def test_predictions_are_those_with_the_smallest_reranked_distances_and_every_fi
     how = "k_reciprocal, k1 4, k2 1, weight 0.3"
     assert after["re-ranking"] == how
     gain = after["recalls"]["R@1"] - before["recalls"]["R@1"]
-    assert after["re-ranking gain"] == f"R@1 {gain:+.1f} against exact search"
-    assert after["re-ranking cost"].endswith(" MB of neighbors, not 0.0 MB of distances")
+    assert after["re-ranking effect"] == f"R@1 {gain:+.1f} against exact search"
+    assert after["re-ranking cost"].endswith(" MB of neighbors; all distances are 0.0 MB")
     for name in ("recalls.md", "report.html"):
         assert how in (tmp_path / "out" / name).read_text()
         assert "re-rank" not in (tmp_path / "plain" / name).read_text()
@@ -103,4 +103,11 @@ def test_queries_without_positions_are_reranked_alike(city, described, tmp_path)
 def test_what_cannot_be_reranked_is_refused(city, described, tmp_path, words, message):
     with pytest.raises(SystemExit, match=message):
         evaluated(city, described, tmp_path / "out", *RERANK, *words)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("name", "value"), [("rerank_k1", "4"), ("rerank_k2", "2"), ("rerank_weight", "0.3")])
+def test_options_of_reranking_alone_are_refused(city, described, tmp_path, name, value):
+    with pytest.raises(SystemExit, match=f"--{name} is for re-ranking: set --rerank, or omit it"):
+        evaluated(city, described, tmp_path / "out", f"--{name}", value)
     assert not (tmp_path / "out").exists()

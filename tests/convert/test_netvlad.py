@@ -6,6 +6,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from plain_clip import gem_descriptors
 from published_netvlads import (
@@ -127,6 +128,20 @@ def test_the_benchmark_gives_the_descriptors_of_a_resnet_with_netvlad(architectu
     assert pixels(encoder) == IMAGENET
 
 
+def test_a_linear_layer_of_the_benchmark_after_netvlad_is_a_projection(tmp_path):
+    model = benchmark("resnet18", 3, 256)
+    linear = nn.Linear(1024, 24)
+    state = {name.replace("aggregation.", "aggregation.0."): value for name, value in model.state_dict().items()}
+    state |= {f"aggregation.1.{name}": value for name, value in linear.state_dict().items()}
+    encoder = imported({"model_state_dict": state}, tmp_path)
+
+    def descriptors(images):
+        return F.normalize(linear(vlad_descriptors(model["aggregation"], model["backbone"](images))), dim=1)
+
+    check(encoder, descriptors, torch.randn(2, 3, 96, 64))
+    assert facts(encoder)[:4] == ("resnet18_conv4", (480, 640), 1024, 24)
+
+
 def test_the_gem_of_the_benchmark_is_that_of_cosplace(tmp_path):
     model = benchmark_gem("resnet18", 3, 256)
     encoder = imported({"model_state_dict": with_module(model.state_dict())}, tmp_path)
@@ -199,6 +214,16 @@ def states():
             "benchmark",
             lambda state: state.update({"aggregation.0.0.p": torch.ones(1)}) or state.pop("aggregation.centroids"),
             r"holds aggregation\.0\.0\.p: GeM has an L2 normalization before it here, import one .* --l2 before_pool",
+        ),
+        (
+            "benchmark",
+            lambda state: state.update({"aggregation.1.p": torch.ones(1)}) or state.pop("aggregation.centroids"),
+            r"holds aggregation\.1\.p without a linear layer: .* import one trained with --fc_output_dim",
+        ),
+        (
+            "benchmark",
+            lambda state: [state.pop(f"aggregation.{name}") for name in ("centroids", "conv.weight")],
+            r"has no known format: its names begin with backbone\. Known are",
         ),
         ("pytorch_netvlad", lambda state: None, r"holds pool\.conv\.bias: .* import one trained without --vladv2"),
         (

@@ -81,7 +81,10 @@ def test_a_card_says_what_the_classes_are(tmp_path, options, row):
     [
         (
             {"imported_from": "/home/me/cosplace.pth", "kind": "CosPlace or EigenPlaces"},
-            ["| started from | cosplace.pth, of CosPlace or EigenPlaces |"],
+            [
+                "| started from | cosplace.pth, of CosPlace or EigenPlaces |",
+                "| projection | from 512 dimensions, as imported |",
+            ],
         ),
         (
             {"encoder": "open_clip:ViT-B/16:openai", "reduced": reduced(whiten=False)},

@@ -34,6 +34,12 @@ def test_attention_equals_the_inner_backward_in_value_and_gradient(lowest):
     torch.testing.assert_close(values.grad, plain.grad, rtol=1e-8, atol=1e-12)
 
 
+def test_a_channel_far_ahead_of_all_others_gives_the_same_map_as_in_double_precision():
+    values = feature_map()
+    values[:, 2] += 25  # its probability rounds to 1 in float32
+    torch.testing.assert_close(attention_maps(values.float()).double(), published_attention(values), rtol=0, atol=1e-5)
+
+
 def test_only_the_strongest_channel_has_a_positive_weight():
     values = torch.zeros(1, 3, 1, 3, dtype=torch.float64)
     values[0, 0, 0], values[0, 1, 0] = torch.tensor([3.0, 1.0, 0.0]), torch.tensor([0.0, 0.0, 3.0])

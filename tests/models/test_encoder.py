@@ -207,6 +207,17 @@ def test_the_mean_of_a_map_is_what_torchvisions_classifier_sees():
         torch.testing.assert_close(encoder(images), pooled / pooled.norm(dim=1, keepdim=True))
 
 
+def test_regions_are_projected_as_descriptors_are():
+    options = {"aggregation": "netvlad", "aggregation_options": {"num_clusters": 3}}
+    encoder = build_encoder("tiny-resnet", "random", 96, **options).eval()
+    encoder = projected(encoder, torch.rand(5, encoder.descriptor_dim), torch.rand(5)).eval()
+    with torch.no_grad():
+        descriptors, features = encoder(torch.rand(2, 3, 96, 96), with_features=True)
+        regions = encoder.regions(features)
+    assert regions.shape == (2, 7, 5)
+    torch.testing.assert_close(regions[:, 0], descriptors)
+
+
 def test_a_projection_maps_descriptors_and_makes_them_as_long_as_before():
     encoder, weight, bias = build_encoder("tiny-vit", "random").eval(), torch.rand(16, 128), torch.rand(16)
     images = torch.rand(2, 3, 64, 64)

@@ -108,6 +108,8 @@ def test_image_sizes_that_fit_are_named_by_the_stride():
     assert region_grid("thirds", 42, 30, stride=16) == 3
     with pytest.raises(ValueError, match=r"got 30 x 40: use sides in multiples of 48 pixels, such as 480 x 624\.$"):
         region_grid("thirds", 30, 40, stride=16)
+    with pytest.raises(ValueError, match="such as 480 x 672"):  # the nearest, and the size of WAKD
+        region_grid("thirds", 15, 20, stride=32)
     with pytest.raises(ValueError, match="such as 96 x 96"):
         region_grid("thirds", 2, 4, stride=32)
 
@@ -259,6 +261,7 @@ def test_the_state_has_the_parameters_alone():
 
 def test_a_published_file_of_centroids_is_read(tmp_path):
     centroids, local_features = clustered(CLUSTERS), clustered()
+    local_features[7] = 0  # of a feature map that is 0 there
     with h5py.File(tmp_path / "vgg16_pitts_3_desc_cen.hdf5", "w") as file:
         file["centroids"], file["descriptors"] = centroids.astype(np.float64), local_features
     found = read_centroids(tmp_path / "vgg16_pitts_3_desc_cen.hdf5")
@@ -273,16 +276,19 @@ def test_other_files_are_refused_in_a_sentence(tmp_path):
         file["centroids"] = clustered()
     with h5py.File(tmp_path / "shapes.hdf5", "w") as file:
         file["centroids"], file["descriptors"] = clustered()[:, :4], clustered()
+    with h5py.File(tmp_path / "lengths.hdf5", "w") as file:
+        file["centroids"], file["descriptors"] = clustered(), 40 * clustered()
     with h5py.File(tmp_path / "groups.hdf5", "w") as file:
         file.create_group("centroids")
         file["descriptors"] = clustered()
     with pytest.raises(FileNotFoundError, match="There is no file "):
         read_centroids(tmp_path / "absent.hdf5")
     for name, words in (
-        ("text", "text.hdf5 is no HDF5 file with `centroids` and `descriptors`: "),
-        ("other", "other.hdf5 is no HDF5 file with `centroids` and `descriptors`: "),
-        ("groups", "groups.hdf5 is no HDF5 file with `centroids` and `descriptors`: "),
+        ("text", "text.hdf5 is no HDF5 file with the data sets centroids and descriptors: "),
+        ("other", "other.hdf5 is no HDF5 file with the data sets centroids and descriptors: "),
+        ("groups", "groups.hdf5 is no HDF5 file with the data sets centroids and descriptors: "),
         ("shapes", r"must be of the same C channels, got \(60, 4\) and \(60, 5\)"),
+        ("lengths", "lengths.hdf5: descriptors must be L2-normalized, as NetVLAD takes them, and are not"),
     ):
         with pytest.raises(ValueError, match=words) as error:
             read_centroids(tmp_path / f"{name}.hdf5")

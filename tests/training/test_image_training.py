@@ -209,6 +209,10 @@ def test_the_memory_of_states_and_images_is_that_of_a_count_by_hand(build):
     assert memory.cached == 84 * 3 * 64 * 64
     averaged = build("--text.weight", "0", "--encoder.frozen", "[layer1]", "--training.ema_decay", "0.9")
     assert estimated_memory(averaged).states == memory.states + 4 * parameters
+    frozen = ("--text.weight", "0", "--encoder.frozen", "[layer1]")
+    again = build(*frozen, "--training.optimizer", "sgd", "--training.generations", "[1,2]")
+    # The momentum only; the first weights and the target.
+    assert estimated_memory(again).states == memory.states + 4 * (2 * parameters - trained - classes * 32)
     halves = estimated_memory(build("--text.weight", "0", "--training.micro_batches", "2"))
     assert (memory.images_at_once, halves.images_at_once) == (4, 2)
     assert halves.images < memory.images * 0.6 + 4 * parameters

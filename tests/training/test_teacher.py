@@ -1,5 +1,6 @@
 """What a teacher gives: descriptors and maps of its own size and pixels, in every step or from a cache."""
 
+import json
 import shutil
 
 import numpy as np
@@ -109,7 +110,7 @@ def test_a_linear_map_bridges_dimensions_only_where_asked(builder, teacher):
         ),
         (
             {"head.weight": 1},
-            r"`head.weight` above 0 needs class labels \(B,\): nothing in this configuration gives it",
+            r"`head.weight` above 0 needs class labels \(B,\): nothing .* gives it: set `head.weight` 0, or another",
         ),
         (
             {"training.images_per_class": 2},
@@ -120,6 +121,13 @@ def test_a_linear_map_bridges_dimensions_only_where_asked(builder, teacher):
 def test_what_does_not_fit_is_refused_before_any_image_is_read(builder, teacher, changed, sentence):
     with pytest.raises(ValueError, match=sentence):
         builder({**ALONE, "teacher.encoder": teacher}, **changed)
+
+
+def test_a_teacher_that_no_term_needs_is_said_to_be_ignored(builder, teacher, caplog):
+    training = builder({**ALONE, "cosine.weight": 0, "gram.weight": 1, "teacher.encoder": teacher})()
+    assert training.teacher is not None and "no loss term needs" not in caplog.text
+    training = builder({"text.weight": 0, "teacher.encoder": teacher})()
+    assert training.teacher is None and f"no loss term needs the teacher {teacher}" in caplog.text
 
 
 def test_a_teacher_without_a_map_cannot_give_attention(builder, tmp_path):
@@ -166,6 +174,12 @@ def test_any_folder_of_photos_is_enough(photos, config, teacher, tmp_path, capsy
     with pytest.raises(SystemExit, match=r"was begun with another teacher: name the folder of that as --teacher.enc"):
         main([*again, str(folder)])
     moved = shutil.copytree(teacher, tmp_path / "moved")
+    metadata = json.loads((moved / "model.json").read_text())
+    metadata["encoder"]["image_size"] = [64, 64]
+    resized = shutil.copytree(teacher, tmp_path / "resized")
+    (resized / "model.json").write_text(json.dumps(metadata))
+    with pytest.raises(SystemExit, match=r"was begun with another teacher"):
+        main([*again, str(resized)])
     main([*again, str(moved)])
     assert [row["epoch"] for row in metrics_of(tmp_path / "run/stage2")] == [0, 1, 2, 3]
 

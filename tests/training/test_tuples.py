@@ -3,6 +3,7 @@
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from contracts import assert_same_state, settings_for, stop_after_a_step, trainer_of, training_builder
@@ -11,6 +12,9 @@ from running import files_in
 
 from progeo.data.options import DataOptions
 from progeo.engine.stopping import StopRequest
+from progeo.evaluation.rerank import k_reciprocal
+from progeo.export.weights import save_encoder
+from progeo.places.catalogue import Catalogue, read_catalogue
 from progeo.places.options import CellOptions
 from progeo.training.options import MiningOptions
 from progeo.training.tuples import TupleBatches
@@ -45,7 +49,7 @@ def places(tmp_path_factory):
 
 
 def read(folder, **options):
-    options = MiningOptions(database="database", queries_folder="queries", **{"negatives": 3, **options})
+    options = MiningOptions(**{"database": "database", "queries_folder": "queries", "negatives": 3, **options})
     return TupleBatches.read(DataOptions(train_folder=folder), CellOptions(), options)
 
 
@@ -75,9 +79,39 @@ def test_a_set_that_gives_no_tuples_is_refused(places, options, sentence):
             read(places, **options)
 
 
-def test_a_negative_radius_inside_the_positive_one_is_refused():
+def test_a_negative_radius_inside_the_positive_one_and_a_pool_below_the_negatives_are_refused():
     with pytest.raises(ValueError, match=r"^`mining.exclusion_radius_m` 5 must not be below `positive_radius_m` 10"):
         MiningOptions(exclusion_radius_m=5.0)
+    with pytest.raises(
+        ValueError, match=r"^`mining.pool` 9 must not be below `negatives` 10, which are chosen from it"
+    ):
+        MiningOptions(pool=9)
+
+
+def test_images_without_coordinates_are_refused(places, tmp_path):
+    for name in ("database", "queries"):
+        catalogue = read_catalogue(places / name)
+        east = catalogue.east.copy()
+        east[0] = np.nan if name == "queries" else east[0]
+        table = catalogue.table.set_column(catalogue.table.column_names.index("east"), "east", pa.array(east))
+        Catalogue(catalogue.folder, table).save(tmp_path / f"{name}.arrow")
+    with pytest.raises(ValueError, match=r"1 of 4 images of .*queries have no coordinates: they can be evaluated with"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("names", [(".", "queries"), ("queries", "."), ("database", "database")])
+def test_a_query_that_is_a_database_image_is_no_positive_of_itself(places, tmp_path, names):
+    for path in places.glob("*/*"):  # names that do not tell the panorama
+        copy = tmp_path / path.parent.name / f"{path.name[:26]}.png"
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copy(path, copy)
+    found = read(tmp_path, database=names[0], queries_folder=names[1], negatives=1)
+    pairs = [
+        (found.queries.path(query), found.catalogue.path(row))
+        for query, rows in zip(found.candidates.queries, found.candidates.positives, strict=True)
+        for row in rows
+    ]
+    assert pairs and all(not query.samefile(positive) for query, positive in pairs)
 
 
 def of_places(builder, places, **changed):
@@ -108,7 +142,7 @@ def test_a_tuple_is_a_query_its_nearest_positive_and_the_hardest_negatives(build
     assert training.steps_per_epoch == 2  # of two queries each, where three have a positive
     assert set(seen) == set(source.candidates.queries.tolist())
     assert training.encoder.training
-    assert not (training.drawn.work).exists()
+    assert not (training.drawn.work / "mining").exists()
 
 
 def test_images_that_cannot_be_read_are_in_no_tuple(builder, places, tmp_path):
@@ -131,6 +165,18 @@ def test_images_that_cannot_be_read_are_in_no_tuple(builder, places, tmp_path):
     one = of_places(builder, places, **{**changed, "data.max_unreadable_fraction": 0})()
     with pytest.raises(ValueError, match="max_unreadable_fraction"):
         next(one.batches(0, first_step=0))
+    next(of_places(builder, places, **{**changed, "mining.negatives": 5})().batches(0, first_step=0))
+    few = of_places(builder, places, **{**changed, "mining.negatives": 6})()
+    with pytest.raises(ValueError, match=r"has fewer than 6 database images that can be read beyond 25 m: lower `min"):
+        next(few.batches(0, first_step=0))
+    drawn, usable = training.drawn, np.array([0, 2])
+    descriptors = drawn._descriptors()
+    database, queries = (each.take(np.arange(len(each))) for each in descriptors.rows)
+    is_read, asked = database.any(axis=1), drawn.source.candidates.queries
+    expected = k_reciprocal(queries[asked][queries[asked].any(axis=1)], database[is_read], k1=20, k2=1, weight=0.1)
+    found = drawn._reranked(descriptors, usable)(np.arange(2))
+    np.testing.assert_allclose(found[:, is_read], expected, atol=1e-6)
+    assert np.isinf(found[:, ~is_read]).all() and (~is_read).sum() == 1
 
 
 def test_micro_batches_hold_whole_tuples_and_give_the_same_gradient(builder):
@@ -225,9 +271,15 @@ def test_generations_that_do_not_add_up_or_would_be_cut_short_are_refused(builde
         builder(REGIONS, **{"training.epochs": 4})
     with pytest.raises(ValueError, match=r"`training.patience` would end a training before its `generations`"):
         builder(REGIONS, **{"training.patience": 1})
+    with pytest.raises(ValueError, match=r"`training.schedule` plateau compares an epoch with those of all `generat"):
+        builder(REGIONS, **{"training.schedule": "plateau"})
     one = {"training.epochs": 1, "training.generations": "[]"}
     with pytest.raises(ValueError, match=r"`regions.weight` above 0 needs .*: set `training.generations`"):
         builder(REGIONS, **one)
+    with pytest.raises(ValueError, match=r"`tuples.hardest_regions` is for later generations: set `training.generati"):
+        builder(REGIONS, **one, **{"regions.weight": 0})
+    with pytest.raises(ValueError, match=r"`training.fixed_target` is for later generations: set `training.generati"):
+        builder(TUPLES, **{"training.fixed_target": "true"})
 
 
 def test_a_map_that_has_no_such_regions_is_refused_with_sizes_that_fit(builder):
@@ -246,12 +298,15 @@ def test_the_clusters_of_a_start_are_kept_and_can_be_given(builder, tmp_path):
     assert files_in(tmp_path / "run") == {"stage2/centroids.hdf5"}
     file = tmp_path / "run/stage2/centroids.hdf5"
     again = builder({**TUPLES, **netvlad}, **{"encoder.centroids": file, "seed": 5})()
-    again.begin()
+    again.begin()  # does not cluster
     assert_same_state(again.encoder.aggregation.state_dict(), training.encoder.aggregation.state_dict())
     with pytest.raises(FileNotFoundError, match=r"`encoder.centroids`: there is no file"):
         builder({**TUPLES, **netvlad}, **{"encoder.centroids": tmp_path / "none.hdf5"})
     with pytest.raises(ValueError, match=r"`encoder.centroids` is for the aggregation netvlad, not for gem"):
         builder(TUPLES, **{"encoder.centroids": file})
+    trained = save_encoder(tmp_path / "trained", training.encoder.eval(), provenance={}, recalls={})
+    with pytest.raises(ValueError, match=r"`encoder.centroids` is for a netvlad that was never trained, and that of"):
+        builder({**TUPLES, **netvlad}, **{"encoder.centroids": file, "model.weights": trained})
     with pytest.raises(ValueError, match=r"centroids\.hdf5: NetVLAD of 4 clusters and 512 channels cannot start from"):
         builder({**TUPLES, **netvlad, "encoder.aggregation_options": "num_clusters=4"},
-                **{"encoder.centroids": file})().begin()  # fmt: skip
+                **{"encoder.centroids": file})()  # fmt: skip

@@ -101,9 +101,9 @@ def test_a_training_with_a_validation_that_is_resumed_ends_with_the_same_bits(ki
     ("options", "training", "sentence"),
     [
         ({}, {}, "Missing settings: `validation.folder`. `validation.kind` retrieval needs it"),
-        ({"kind": "none"}, {}, "`training.keep best` needs a validation, and `validation.kind` is none"),
+        ({"kind": "none"}, {}, "`training.keep` best needs a validation, and `validation.kind` is none"),
         ({"kind": "none"}, {"keep": "last", "patience": 3}, "`training.patience` needs a validation"),
-        ({"kind": "none"}, {"keep": "last", "schedule": "plateau"}, "`training.schedule plateau` needs a validation"),
+        ({"kind": "none"}, {"keep": "last", "schedule": "plateau"}, "`training.schedule` plateau needs a validation"),
     ],
 )
 def test_a_training_that_needs_a_validation_and_has_none_is_refused(options, training, sentence):

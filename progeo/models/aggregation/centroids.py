@@ -9,6 +9,8 @@ from torch import Tensor
 from progeo.files import replacing
 
 _ITERATIONS = 100
+_MAX_LENGTH = 1.01
+"""Of an L2-normalized local feature: 1 and some rounding, or 0 where a feature map is 0."""
 
 
 def cluster_centers(local_features: Tensor, num_clusters: int, *, seed: int) -> Tensor:
@@ -57,12 +59,14 @@ def read_centroids(path: Path) -> tuple[Tensor, Tensor]:
                 torch.from_numpy(np.asarray(file[name][()], np.float32)) for name in ("centroids", "descriptors")
             )
     except (OSError, KeyError, ValueError, TypeError) as error:
-        raise ValueError(f"{path} is no HDF5 file with `centroids` and `descriptors`: {error}.") from None
+        raise ValueError(f"{path} is no HDF5 file with the data sets centroids and descriptors: {error}.") from None
     if centroids.ndim != 2 or local_features.ndim != 2 or centroids.shape[1] != local_features.shape[1]:
         raise ValueError(
-            f"{path}: `centroids` (K, C) and `descriptors` (n, C) must be of the same C channels, got "
+            f"{path}: centroids (K, C) and descriptors (n, C) must be of the same C channels, got "
             f"{tuple(centroids.shape)} and {tuple(local_features.shape)}."
         )
+    if not (local_features.norm(dim=1) <= _MAX_LENGTH).all():
+        raise ValueError(f"{path}: descriptors must be L2-normalized, as NetVLAD takes them, and are not.")
     return centroids, local_features
 
 

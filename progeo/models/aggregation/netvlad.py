@@ -147,7 +147,7 @@ def region_grid(regions: str, height: int, width: int, *, stride: int | None = N
     if height % side or width % side:
         advice = "use another image size."
         if stride is not None:
-            fitting = (max(length // side, 1) * side * stride for length in (height, width))
+            fitting = (max(round(length / side), 1) * side * stride for length in (height, width))
             advice = f"use sides in multiples of {side * stride} pixels, such as {' x '.join(map(str, fitting))}."
         raise ValueError(
             f"The regions {regions} need feature maps whose rows and columns {side} divides, got {height} x {width}: "
