@@ -30,6 +30,9 @@ from progeo.training.places import TrainingImages
 from progeo.training.trainer import Trainer
 from progeo.training.validation import Validation, build_validation
 
+CONFIGS = Path(__file__).parent / "configs"
+IN_THIS_PROCESS = ["--data.num_workers", "0", "--training.cache_images", "true"]
+"""Settings for trainings whose process CPU time is their cost."""
 JPEG_QUALITY = 95
 
 
