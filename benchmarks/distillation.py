@@ -13,6 +13,8 @@ import torch
 
 from benchmarks import small_networks  # noqa: F401 - registers the student
 from benchmarks.short_trainings import (
+    CONFIGS,
+    IN_THIS_PROCESS,
     Epoch,
     build_parser,
     build_task,
@@ -22,16 +24,15 @@ from benchmarks.short_trainings import (
 )
 from progeo.export.weights import save_encoder
 
-CONFIGS = Path(__file__).parent / "configs"
-ALONE = ["--data.num_workers", "0", "--training.cache_images", "true"]
 CLASSES = ["--training.batches", "classes", "--head.weight", "1", "--cosine.weight", "0"]
 IN_STEP = ["--teacher.features", "step"]
 STEPS_PER_EPOCH = 250
 WAYS = {
-    "classes": CLASSES,
+    "classes": [*CLASSES, "--teacher.encoder", "null"],
     "classes, gram x 1000": [*CLASSES, *IN_STEP, "--gram.weight", "1000"],
+    "classes x 0.1, gram x 1000": [*CLASSES, *IN_STEP, "--head.weight", "0.1", "--gram.weight", "1000"],
     "classes, gram and attention x 1000": [*CLASSES, *IN_STEP, "--gram.weight", "1000", "--attention.weight", "1000"],
-    "classes and cosine, cached": [*CLASSES, "--cosine.weight", "10"],
+    "classes, cosine x 10, cached": [*CLASSES, "--cosine.weight", "10"],
     "no labels, cosine, cached": [],
     "no labels, cosine, in the step": IN_STEP,
 }
@@ -45,9 +46,10 @@ def main() -> None:
     parser.add_argument("--teacher_steps", type=int, default=400, help="steps of the training of each teacher")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS, help="rows of the table")
     options, words = parser.parse_known_args()
-    steps, words = options.steps, [*words, *ALONE]
+    steps = options.steps
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
+        words += [*IN_THIS_PROCESS, "--out", str(folder / "run")]
         for seed in options.seeds:
             options.steps = options.teacher_steps
             teacher = folder / f"teacher_{seed}"

@@ -14,11 +14,17 @@ from typing import Any
 
 import torch
 
-from benchmarks.short_trainings import Epoch, build_parser, build_task, print_epochs, start_training, train_epochs
+from benchmarks.short_trainings import (
+    CONFIGS,
+    IN_THIS_PROCESS,
+    Epoch,
+    build_parser,
+    build_task,
+    print_epochs,
+    start_training,
+    train_epochs,
+)
 from progeo.training.image_training import ImageTraining
-
-CONFIGS = Path(__file__).parent / "configs"
-ALONE = ["--data.num_workers", "0", "--training.cache_images", "true"]
 
 
 def main() -> None:
@@ -30,12 +36,13 @@ def main() -> None:
     by_classes = argparse.Namespace(**{**vars(options), "steps": options.class_steps})
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        words += [*ALONE, "--out", str(folder / "run")]
+        words += [*IN_THIS_PROCESS, "--out", str(folder / "run")]
         for seed in options.seeds:
             for from_clusters in (True, False):
                 epochs = train_netvlad(words, options, None, from_clusters, seed=seed, folder=folder)
                 print_epochs(f"seed {seed}, untrained, {start_name(from_clusters)}", epochs)
-            task = build_task(CONFIGS / "sf_xl_sample.yaml", by_classes, words, seed=seed, folder=folder)
+            epoch = ["--training.iterations_per_epoch", str(options.class_steps)]
+            task = build_task(CONFIGS / "sf_xl_sample.yaml", by_classes, [*words, *epoch], seed=seed, folder=folder)
             trainer = start_training(task)
             print_epochs(f"seed {seed}, GeM by classes", list(train_epochs(task, trainer)))
             backbone = trainer.task.model.backbone.state_dict()

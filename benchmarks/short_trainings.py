@@ -30,6 +30,9 @@ from progeo.training.places import TrainingImages
 from progeo.training.trainer import Trainer
 from progeo.training.validation import Validation, build_validation
 
+CONFIGS = Path(__file__).parent / "configs"
+IN_THIS_PROCESS = ["--data.num_workers", "0", "--training.cache_images", "true"]
+"""Settings for trainings whose process CPU time is their cost."""
 JPEG_QUALITY = 95
 
 
@@ -162,9 +165,9 @@ def start_training(task: Task, change: Callable[[ImageTraining], object] = lambd
 
 
 def print_epochs(name: str, epochs: Iterable[Epoch]) -> None:
-    """Print R@1 after every epoch, with its steps and the CPU seconds so far."""
-    columns = "".join(f"{epoch.recall:6.1f} ({epoch.steps}, {epoch.cpu_seconds:.0f} s)" for epoch in epochs)
-    print(f"{name:44}{columns}", flush=True)
+    """Print R@1 after every epoch, with the loss, the number of steps and the CPU seconds so far."""
+    columns = (f"{each.recall:6.1f} ({each.steps}, loss {each.loss:.3f}, {each.cpu_seconds:.0f} s)" for each in epochs)
+    print(f"{name:44}{''.join(columns)}", flush=True)
 
 
 def print_head(config: Path, task: Task) -> None:

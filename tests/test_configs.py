@@ -1,12 +1,16 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from running import parsed
 
+from progeo.commands.train_encoder import check_method
 from progeo.config.settings import plain_values
+from progeo.export.weights import save_encoder
 from progeo.models.aggregation import aggregation_dim
 from progeo.models.aggregation.netvlad import region_grid
 from progeo.models.backbones import empty_backbone, empty_traits, freeze_layers
+from progeo.models.encoder import build_encoder
 
 FOLDER = Path(__file__).parents[1] / "progeo/configs"
 CONFIGS = sorted(FOLDER.rglob("*.yaml"))
@@ -57,6 +61,16 @@ def test_every_config_can_be_read_names_its_run_and_says_how_to_use_it(path):
     name = path.relative_to(FOLDER).with_suffix("").as_posix()
     assert any(f"--config {name}" in line for line in comment)
     assert settings_of(name).stage2 == settings.stage2
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_gives_its_losses_what_they_need(path, tmp_path):
+    settings = settings_of(path).stage2
+    if settings.teacher.encoder is not None:  # which is not there yet
+        encoder = build_encoder("tiny-resnet", "random", 64)
+        save_encoder(tmp_path, encoder, provenance={}, recalls={})
+        settings = replace(settings, teacher=replace(settings.teacher, encoder=tmp_path))
+    check_method(settings)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
