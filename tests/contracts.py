@@ -115,7 +115,9 @@ def _check_graph(encoder: Encoder, graph: Callable[[torch.Tensor], torch.Tensor]
 
 
 def training_builder(config: Path, changed: Mapping[str, object]) -> Callable[[], ImageTraining]:
-    """A function that builds the training of a configuration with changed settings."""
+    """A function that builds the training of a configuration with changed settings, in a folder of its own."""
+    folders = {"out": config.parent / "contracts", "text.prompts": config.parent / "run/stage1"}
+    changed = {**folders, **changed}
     words = [word for name, value in changed.items() for word in (f"--{name}", *str(value).split(" "))]
     settings = parsed("train encoder", "--config", config, *words)["settings"]
     check_method(settings)
