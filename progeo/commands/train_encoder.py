@@ -10,6 +10,7 @@ from progeo.config.training import EncoderSettings
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from progeo.training.batches import Batches
     from progeo.training.image_training import ImageTraining
     from progeo.training.places import TrainingImages
     from progeo.training.teacher import Teacher
@@ -59,7 +60,6 @@ def train_encoder(settings: EncoderSettings) -> Path:
     from progeo.engine.log import LOGGER
     from progeo.engine.memory import explaining_out_of_memory
     from progeo.training.overview import overview
-    from progeo.training.places import LearnedFrom
     from progeo.training.trainer import Trainer
 
     check_method(settings)
@@ -74,12 +74,7 @@ def train_encoder(settings: EncoderSettings) -> Path:
         run = open_stage(
             settings,
             "stage2",
-            LearnedFrom(
-                images,
-                training.validation.catalogues,
-                training.terms.source.text_features,
-                None if teacher is None else teacher.digest,
-            ),
+            training.learned_from,
             may_change=(*_MAY_CHANGE, *_epochs_may_change(settings)),
             is_main=accelerator.is_main_process,
         )
@@ -113,21 +108,33 @@ def check_method(settings: EncoderSettings) -> None:
     """
     import os
 
-    from progeo.models.aggregation import filled_options, find_aggregation
     from progeo.training.batch_kinds import batch_kind
     from progeo.training.loss_terms import check_needs, enabled_terms
-    from progeo.training.starting_encoder import starting_aggregation, starts_from_encoder
-    from progeo.training.teacher import teacher_given
     from progeo.training.validation import check_validation
 
-    training = settings.training
-    batches = batch_kind(training).load()
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
-    batches.check(training, num_processes)
-    aggregation = starting_aggregation(settings.model, settings.encoder)
+    batches = batch_kind(settings.training).load()
+    batches.check(settings.training, num_processes)
+    check_needs(settings.losses, {**_given(settings), **batches.given(settings.training)})
+    _check_comparisons(settings, batches, num_processes)
+    learns_classes = any(row.learns_classes for _, row in enabled_terms(settings.losses))
+    check_validation(settings.validation, settings.training, learns_classes=learns_classes)
+
+
+def _given(settings: EncoderSettings) -> dict[str, str]:
+    """Return what the encoder, the generations and the teacher give loss terms, see `check_needs`.
+
+    Raises:
+        ValueError: the aggregation is not known, or cannot start from the given centroids.
+        FileNotFoundError: there is no file of centroids, or no teacher.
+    """
+    from progeo.models.aggregation import filled_options, find_aggregation
+    from progeo.training.starting_encoder import starting_aggregation, starts_from_encoder
+    from progeo.training.teacher import teacher_given
+
+    aggregation, centroids = starting_aggregation(settings.model, settings.encoder), settings.encoder.centroids
     filled_options(aggregation, settings.encoder.aggregation_options)
     row = find_aggregation(aggregation)
-    centroids = settings.encoder.centroids
     if centroids is not None and row.initialize_from is None:
         raise ValueError(f"`encoder.centroids` is for the aggregation netvlad, not for {aggregation}: leave it out.")
     if centroids is not None and starts_from_encoder(settings.model):
@@ -137,33 +144,38 @@ def check_method(settings: EncoderSettings) -> None:
         )
     if centroids is not None and not centroids.is_file():
         raise FileNotFoundError(f"`encoder.centroids`: there is no file {centroids}.")
-    map_advice = (
-        "" if "map" in row.needs else f"`aggregation` {aggregation} leaves it out, use gem or another that takes it"
-    )
-    regions_advice = "" if row.has_regions else f"`aggregation` {aggregation} has none, use netvlad"
-    target_advice = "" if len(training.generations) > 1 else "set `training.generations`, for example to 5 5 5 5"
-    given = {
+    no_map = f"`aggregation` {aggregation} leaves it out, use gem or another that takes it"
+    return {
         "descriptors": "",
-        "map": map_advice,
-        "regions": regions_advice,
-        "target_regions": target_advice,
+        "map": "" if "map" in row.needs else no_map,
+        "regions": "" if row.has_regions else f"`aggregation` {aggregation} has none, use netvlad",
+        "target_regions": _generations_advice(settings),
         "text": "",
         **teacher_given(settings.teacher),
-        **batches.given(training),
     }
-    check_needs(settings.losses, given)
-    tuples = settings.losses["tuples"]
-    if tuples.weight and tuples.hardest_regions and target_advice:
-        raise ValueError(f"`tuples.hardest_regions` is for later generations: {target_advice}, or leave it out.")
-    alone = batches.unit == "images" and training.batch_size == training.micro_batches * num_processes
+
+
+def _check_comparisons(settings: EncoderSettings, batches: "type[Batches]", num_processes: int) -> None:
+    """Check that loss terms that compare images or generations have several of them.
+
+    Raises:
+        ValueError: they have only one.
+    """
+    losses, training, advice = settings.losses, settings.training, _generations_advice(settings)
+    if losses["tuples"].weight and losses["tuples"].hardest_regions and advice:
+        raise ValueError(f"`tuples.hardest_regions` is for later generations: {advice}, or leave it out.")
+    is_alone = batches.unit == "images" and training.batch_size == training.micro_batches * num_processes
     for name in ("gram", "attention"):
-        if alone and settings.losses[name].weight:
+        if is_alone and losses[name].weight:
             raise ValueError(
                 f"`{name}.weight` above 0 compares the images of a micro-batch, and each has only one: set a larger "
                 f"`training.batch_size` or fewer `micro_batches`."
             )
-    learns_classes = any(row.learns_classes for _, row in enabled_terms(settings.losses))
-    check_validation(settings.validation, training, learns_classes=learns_classes)
+
+
+def _generations_advice(settings: EncoderSettings) -> str:
+    """Return what to change for a second generation; empty if there is one."""
+    return "" if len(settings.training.generations) > 1 else "set `training.generations`, for example to 5 5 5 5"
 
 
 def read_training_images(settings: EncoderSettings) -> "TrainingImages":

@@ -17,7 +17,7 @@ from progeo.models.encoder import Encoder
 from progeo.training.aggregation_start import AggregationStart
 from progeo.training.batches import Batches, MicroBatch
 from progeo.training.options import TrainingOptions
-from progeo.training.places import TrainingPlaces
+from progeo.training.places import LearnedFrom, TrainingPlaces
 from progeo.training.task import Measures, Task
 from progeo.training.teacher import Teacher
 from progeo.training.terms import Terms
@@ -78,6 +78,13 @@ class ImageTraining(Task):
     def bytes_in_memory(self) -> int:
         """Number of bytes of the decoded training images that are kept in memory."""
         return self.drawn.bytes_in_memory
+
+    @property
+    def learned_from(self) -> LearnedFrom:
+        """Everything that must be unchanged to resume the training."""
+        digest = None if self.teacher is None else self.teacher.digest
+        source, validation = self.drawn.source, self.validation.catalogues
+        return LearnedFrom(source, validation, self.terms.source.text_features, digest)
 
     def name(self, epoch: int) -> str:
         """Return the epoch and its group."""

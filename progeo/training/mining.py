@@ -125,7 +125,8 @@ def hardest_negatives(
 
     Args:
         distances: descriptor distances, (Q, N).
-        candidates: database rows of each query, such as those of `draw_pool`, Q int64 arrays; -1 is no row.
+        candidates: database rows of each query, such as those of `draw_pool`, Q int64 arrays, where -1 is no row; or
+            a mask, bool (Q, N).
         previous: negatives of each query that the last call returned, which stay candidates; None for none.
 
     Returns:
@@ -136,7 +137,12 @@ def hardest_negatives(
 
 
 def difficult_positives(
-    distances: np.ndarray, reranked: np.ndarray, positives: Sequence[np.ndarray], *, pool: int, count: int
+    distances: np.ndarray,
+    reranked: np.ndarray,
+    positives: Sequence[np.ndarray] | np.ndarray,
+    *,
+    pool: int,
+    count: int,
 ) -> list[np.ndarray]:
     """Choose the positives that re-ranking moves ahead most, then those that keep their rank.
 
@@ -146,7 +152,7 @@ def difficult_positives(
     Args:
         distances: descriptor distances, (Q, N).
         reranked: re-ranked distances, such as of `k_reciprocal`, (Q, N).
-        positives: database rows of each query, Q int64 arrays.
+        positives: database rows of each query, Q int64 arrays, or a mask, bool (Q, N).
         count: number of positives to choose; fewer are returned if re-ranking moves fewer.
 
     Returns:
@@ -197,7 +203,9 @@ def mine(
 
 
 def _padded(rows: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
-    """Return the rows of each query in one array, padded with -1, int64 (Q, P)."""
+    """Return the rows of each query, or those of a mask (Q, N), in one array padded with -1, int64 (Q, P)."""
+    if isinstance(rows, np.ndarray) and rows.dtype == bool:
+        rows = [np.flatnonzero(mask) for mask in rows]
     counts = np.array([len(each) for each in rows], np.int64)
     padded = np.full((len(counts), counts.max(initial=0)), -1, np.int64)
     padded[np.arange(padded.shape[1]) < counts[:, None]] = np.concatenate([np.empty(0, np.int64), *rows])

@@ -211,6 +211,9 @@ def test_difficult_positives_of_hand_made_ranks():
     positives = [np.arange(5), np.arange(5), np.arange(5), np.array([0, 2])]
     found = difficult_positives(distances, reranked, positives, pool=5, count=3)
     assert [each.tolist() for each in found] == [[4], [0, 1, 2], [4, 1, 2], [2]]
+    masks = np.array([np.isin(np.arange(6), rows) for rows in positives])
+    of_masks = difficult_positives(distances, reranked, masks, pool=5, count=3)
+    assert [each.tolist() for each in of_masks] == [each.tolist() for each in found]
     few = difficult_positives(distances, reranked, positives, pool=4, count=10)
     assert [each.tolist() for each in few] == [[0, 1, 2, 3], [0, 1, 2, 3], [1, 2, 3], [2]]
 
