@@ -166,7 +166,11 @@ def start_training(task: Task, change: Callable[[ImageTraining], object] = lambd
 
 def print_epochs(name: str, epochs: Iterable[Epoch]) -> None:
     """Print R@1 after every epoch, with the loss, the number of steps and the CPU seconds so far."""
-    columns = (f"{each.recall:6.1f} ({each.steps}, loss {each.loss:.3f}, {each.cpu_seconds:.0f} s)" for each in epochs)
+    columns = (
+        f"{each.recall:6.1f}"
+        + (f" ({each.steps}, loss {each.loss:.3f}, {each.cpu_seconds:.0f} s)" if each.steps else "")
+        for each in epochs
+    )
     print(f"{name:44}{''.join(columns)}", flush=True)
 
 

@@ -52,9 +52,9 @@ class Batches(ABC):
         encoder: the encoder in training: crops are resized to its image size, and it may choose the images.
         seed: seed of the sampling and the augmentation.
         accelerator: gives the index of this process and the number of processes.
+        work: folder below which files may be that are only needed for a while.
         needs: what loss terms need; targets that take memory, such as positions, are only given if they are among it.
         options: settings of the section of its row.
-        work: folder below which files may be that are only needed for a while.
     """
 
     unit = "images"
@@ -70,9 +70,9 @@ class Batches(ABC):
         encoder: Encoder,
         seed: int,
         accelerator: Accelerator,
+        work: Path,
         needs: Collection[str] = (),
         options: Any = None,
-        work: Path = Path("runs"),
     ) -> None:
         self.source, self.needs, self.options, self.work = source, needs, options, work
         self.data, self.augmentation, self.training, self.seed = data, augmentation, training, seed

@@ -54,7 +54,8 @@ def test_a_run_leaves_these_files_and_its_encoder_is_evaluated_and_exported(whol
     }
     names = [set(row) & {"sare", "soft_regions", "gram"} for row in metrics_of(whole / "stage2")]
     assert names == [set(), {"sare", "gram"}, {"sare", "soft_regions", "gram"}]
-    main(["evaluate", str(whole), "--folder", str(city / "val"), "--out", str(tmp_path / "val")])
+    folders = ("--folder", city / "val", "--out", tmp_path / "val", "--descriptor_cache", tmp_path / "cache")
+    main(["evaluate", str(whole), *map(str, folders)])
     assert json.loads((tmp_path / "val/recalls.json").read_text())
     main(["export", str(whole), "--format", "onnx", "--out", str(tmp_path / "netvlad.onnx")])
     assert load_encoder(whole).descriptor_dim == 4 * 128
