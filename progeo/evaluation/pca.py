@@ -9,7 +9,7 @@ from scipy.linalg import eigh
 _MIN_STD = 1e-4
 """Minimum std of a dimension that can be whitened, relative to the largest."""
 _ROUNDING = 1e-6
-"""Std, relative to the largest, that may be due to rounding."""
+"""Std, relative to the largest or to the length of the mean, that may be due to rounding."""
 _BLOCK_VALUES = 2**25
 """Values of float64 that are computed with at a time: 256 MiB."""
 
@@ -51,7 +51,8 @@ def fit_pca(sample: np.ndarray, dim: int, *, whiten: bool) -> Pca:
     variances, vectors = eigh(products, subset_by_index=[len(products) - dim, len(products) - 1])
     variances, vectors = np.maximum(variances[::-1], 0), vectors[:, ::-1]
     stds = np.sqrt(variances)
-    _check_stds(stds, whiten=whiten, is_wide=is_wide)
+    minimum = _MIN_STD if whiten else _ROUNDING if is_wide else 0
+    _check_stds(stds, max(minimum * stds[0], whiten * _ROUNDING * float(np.linalg.norm(mean))), whiten=whiten)
     weight = vectors.T
     if is_wide:
         weight = np.empty((dim, width))
@@ -64,10 +65,9 @@ def fit_pca(sample: np.ndarray, dim: int, *, whiten: bool) -> Pca:
     )
 
 
-def _check_stds(stds: np.ndarray, *, whiten: bool, is_wide: bool) -> None:
-    """Check that the sample varies in every kept dimension, where it must."""
-    minimum = _MIN_STD if whiten else _ROUNDING if is_wide else 0
-    num_varying = int((stds >= minimum * stds[0]).sum()) if stds[0] > 0 else 0
+def _check_stds(stds: np.ndarray, minimum: float, *, whiten: bool) -> None:
+    """Check that the sample varies in every kept dimension, at least by `minimum`."""
+    num_varying = int((stds >= minimum).sum()) if stds[0] > 0 else 0
     if num_varying < len(stds):
         how = " and can be whitened" if whiten else ""
         raise ValueError(f"Only {num_varying} dimensions vary{how}: lower `dim`, or raise `sample`.")

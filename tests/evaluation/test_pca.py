@@ -55,6 +55,8 @@ def test_dimensions_that_cannot_be_are_refused(sample):
     with pytest.raises(ValueError, match="Only 4 dimensions vary and can be whitened"):
         fit_pca(flat, 6, whiten=True)
     assert fit_pca(flat, 6, whiten=False).kept == pytest.approx(1)
+    with pytest.raises(ValueError, match="Only 0 dimensions vary and can be whitened"):  # but for rounding
+        fit_pca(1 + 1e-8 * sample.astype(np.float64), 2, whiten=True)
 
 
 @pytest.mark.parametrize("whiten", [False, True])
