@@ -33,6 +33,8 @@ class Cache:
     """Precision of the cached features: float16 or float32."""
     setting: str
     """Name of the setting that gives the cache folder, for errors."""
+    is_kept: bool = True
+    """Whether the folder stays, so that logs name it."""
 
 
 def prepared_folder(cache: Cache, depends_on: Mapping[str, Any], catalogue: Catalogue, shard_size: int) -> Path:

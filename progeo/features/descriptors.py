@@ -139,13 +139,18 @@ def extract_descriptors(
     *,
     work: WorkOptions,
     cache: CacheOptions,
+    is_kept: bool = True,
 ) -> ShardedRows:
-    """Extract descriptors for every image of a catalogue, see `extract_features`; unreadable images are excluded."""
+    """Extract descriptors for every image of a catalogue, see `extract_features`; unreadable images are excluded.
+
+    Args:
+        is_kept: whether the cache stays, so that logs name it.
+    """
     found = extract_features(
         extractor,
         catalogue,
         accelerator,
-        cache=Cache(cache.descriptor_cache, cache.keep_as, "descriptor_cache"),
+        cache=Cache(cache.descriptor_cache, cache.keep_as, "descriptor_cache", is_kept),
         batch_size=work.batch_size,
         num_workers=work.num_workers,
         max_unreadable_fraction=cache.max_unreadable_fraction,

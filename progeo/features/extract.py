@@ -80,7 +80,9 @@ def extract_features(
         )
         _write_shards(rows, shards, batches, extractor.what, catalogue, allowed=allowed)
     accelerator.wait_for_everyone()
-    LOGGER.info("%s of %d images %s %s", extractor.what, len(catalogue), "written to" if shards else "found in", folder)
+    if cache.is_kept:
+        done = "written to" if shards else "found in"
+        LOGGER.info("%s of %d images %s %s", extractor.what, len(catalogue), done, folder)
     reasons = read_reasons(rows, catalogue)
     check_unreadable(reasons, allowed, len(catalogue))
     report_unreadable(reasons, folder, catalogue)

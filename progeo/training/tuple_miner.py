@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from progeo.data.options import DataOptions
 from progeo.engine.accelerator import copy_from_main_process, of_main_process
+from progeo.engine.log import LOGGER
 from progeo.evaluation.rerank import build_reranker
 from progeo.features.descriptors import descriptor_extractor, extract_descriptors
 from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
@@ -69,6 +70,7 @@ class TupleMiner:
         if self.accelerator.is_main_process:
             shutil.rmtree(self.folder, ignore_errors=True)  # the next mining has other weights
         self.accelerator.wait_for_everyone()
+        LOGGER.info("mined the tuples of %d queries with the current weights", len(queries))
         return tuples
 
     def _choose(
@@ -152,6 +154,7 @@ class TupleMiner:
                 accelerator,
                 work=WorkOptions(batch_size=data.eval_batch_size, num_workers=data.num_workers),
                 cache=CacheOptions(descriptor_cache=self.folder, max_unreadable_fraction=data.max_unreadable_fraction),
+                is_kept=False,
             )
             for catalogue in self.source.catalogues
         ]

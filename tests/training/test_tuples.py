@@ -206,7 +206,7 @@ def test_a_part_that_was_begun_is_resumed_without_mining_again(builder, tmp_path
     resumed.resume()
     caplog.clear()
     assert resumed.train_epoch(StopRequest()) == terms
-    assert caplog.text.count("descriptors of 84 images written") == 1  # those of the second part
+    assert caplog.text.count("mined the tuples of 8 queries") == 1  # those of the second part
     assert_same_state(resumed.state_dict(), whole.state_dict())
     assert (whole.task.drawn.miner.kept >= 0).all(axis=1).sum() == 16
 
