@@ -31,7 +31,7 @@ class AggregationStart:
     """File to save the start to."""
     seed: int
 
-    def set(
+    def initialize(
         self, encoder: Encoder, catalogues: Sequence[Catalogue], data: DataOptions, accelerator: Accelerator
     ) -> None:
         """Initialize the aggregation of an encoder, alike in all processes, if its row says how."""

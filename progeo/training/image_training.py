@@ -98,7 +98,7 @@ class ImageTraining(Task):
         """Initialize an aggregation that needs it with local features of training images."""
         if self.start is not None:
             before = list(self.encoder.aggregation.parameters())
-            self.start.set(self.encoder, self.drawn.source.catalogues, self.drawn.data, self.accelerator)
+            self.start.initialize(self.encoder, self.drawn.source.catalogues, self.drawn.data, self.accelerator)
             now = list(self.encoder.aggregation.parameters())
             if [*map(id, now)] != [*map(id, before)]:  # the optimizer has those of before
                 name = self.encoder.spec.aggregation

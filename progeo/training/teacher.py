@@ -11,13 +11,12 @@ from torch import Tensor
 from progeo.data.options import DataOptions
 from progeo.export.encoder_folders import encoder_folder
 from progeo.export.weights import load_encoder, read_encoder_metadata
-from progeo.features.descriptors import descriptor_extractor, descriptor_metadata, extract_descriptors
-from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
-from progeo.features.store import ShardedRows
+from progeo.features.descriptors import descriptor_metadata
 from progeo.models.aggregation import find_aggregation
 from progeo.models.encoder import Encoder
 from progeo.models.preprocessing import resize_image
 from progeo.places.catalogue import Catalogue
+from progeo.training.image_descriptors import ImageDescriptors, extract_image_descriptors
 from progeo.training.options import TeacherOptions
 
 
@@ -56,7 +55,7 @@ class Teacher:
         self.options, self.accelerator = options, accelerator
         self.encoder: Encoder = load_encoder(encoder_folder(options.encoder)).to(accelerator.device)
         self.encoder.requires_grad_(False).eval()
-        self.cached: list[ShardedRows] | None = None
+        self.cached: ImageDescriptors | None = None
 
     @property
     def descriptor_dim(self) -> int:
@@ -72,15 +71,8 @@ class Teacher:
         """Extract the descriptors of all training images into the cache, if the options say so."""
         if self.options.features != "cache":
             return
-        extractor = descriptor_extractor(self.encoder, ImageOptions(orientation=data.orientation), self.accelerator)
-        cache = CacheOptions(
-            descriptor_cache=self.options.descriptor_cache, max_unreadable_fraction=data.max_unreadable_fraction
-        )
-        work = WorkOptions(batch_size=data.eval_batch_size, num_workers=data.num_workers)
-        self.cached = [
-            extract_descriptors(extractor, each, self.accelerator, work=work, cache=cache).complete
-            for each in catalogues
-        ]
+        cache = self.options.descriptor_cache
+        self.cached = extract_image_descriptors(self.encoder, catalogues, self.accelerator, data=data, cache=cache)
 
     @torch.no_grad()
     def __call__(self, images: Tensor, rows: Tensor, *, with_map: bool) -> Mapping[str, Tensor]:
@@ -91,20 +83,9 @@ class Teacher:
             rows: rows of the images among all training images, int64 (b,), on the CPU.
         """
         if self.cached is not None:
-            return {"teacher": self._from_cache(rows).to(images.device)}
+            return {"teacher": torch.from_numpy(self.cached.take(rows.numpy())).to(images.device)}
         sized = self.encoder.normalize(resize_image(images, self.encoder.image_size))
         if not with_map:
             return {"teacher": self.encoder(sized)}
         descriptors, features = self.encoder(sized, with_features=True)
         return {"teacher": descriptors, "teacher_map": features.map}
-
-    def _from_cache(self, rows: Tensor) -> Tensor:
-        assert self.cached is not None  # it was prepared
-        found = torch.empty(len(rows), self.descriptor_dim)
-        start = 0
-        for each in self.cached:
-            here = (rows >= start) & (rows < start + each.num_rows)
-            if here.any():
-                found[here] = torch.from_numpy(each.take((rows[here] - start).numpy()))
-            start += each.num_rows
-        return found

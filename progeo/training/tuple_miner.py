@@ -1,7 +1,7 @@
 """Mine tuples with an encoder in training: extract descriptors with its current weights, and choose images by them."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -12,10 +12,8 @@ from progeo.data.options import DataOptions
 from progeo.engine.accelerator import copy_from_main_process, of_main_process
 from progeo.engine.log import LOGGER
 from progeo.evaluation.rerank import build_reranker
-from progeo.features.descriptors import descriptor_extractor, extract_descriptors
-from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
-from progeo.features.store import ShardedRows
 from progeo.models.encoder import Encoder
+from progeo.training.image_descriptors import ImageDescriptors, extract_image_descriptors
 from progeo.training.mining import Candidates, draw_pool, mine
 from progeo.training.options import MiningOptions
 from progeo.training.tuple_sets import TrainingTuples
@@ -74,11 +72,11 @@ class TupleMiner:
         return tuples
 
     def _choose(
-        self, descriptors: "_Descriptors", queries: np.ndarray, *, generation: int, epoch: int, difficult: bool
+        self, descriptors: ImageDescriptors, queries: np.ndarray, *, generation: int, epoch: int, difficult: bool
     ) -> np.ndarray:
         """Choose the images of the tuples, and keep their negatives."""
         source, options = self.source, self.options
-        database, unreadable = descriptors.rows[0], descriptors.unreadable
+        database, unreadable = descriptors.parts[0], descriptors.unreadable
         candidates = _without(source.candidates, unreadable[unreadable < len(database)])
         is_usable = np.array([len(rows) > 0 for rows in candidates.positives])[queries]
         is_usable &= ~np.isin(source.query_rows[queries], unreadable)
@@ -115,9 +113,9 @@ class TupleMiner:
         turns = usable[np.searchsorted(usable, np.arange(len(queries))) % len(usable)]
         return tuples[np.searchsorted(distinct, queries[turns])]
 
-    def _reranked(self, descriptors: "_Descriptors", distinct: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    def _reranked(self, descriptors: ImageDescriptors, distinct: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
         """Re-rank by the neighbors among the database and all queries, which may be database images themselves."""
-        source, options, database = self.source, self.options, descriptors.rows[0]
+        source, options, database = self.source, self.options, descriptors.parts[0]
         unreadable = descriptors.unreadable[descriptors.unreadable < len(database)]
         readable = np.setdiff1d(np.arange(len(database)), unreadable)
         queries, rows = np.empty((0, database.width), np.float32), readable
@@ -140,42 +138,17 @@ class TupleMiner:
 
         return reranked
 
-    def _descriptors(self) -> "_Descriptors":
+    def _descriptors(self) -> ImageDescriptors:
         """Extract the descriptors of all training images with the current weights, shared among processes."""
-        encoder, accelerator, data = self.encoder, self.accelerator, self.data
+        encoder, accelerator = self.encoder, self.accelerator
         was_training = encoder.training
         copy_from_main_process(encoder, accelerator)  # batch-norm statistics may differ until the next step
         encoder.eval()
-        extractor = descriptor_extractor(encoder, ImageOptions(orientation=data.orientation), accelerator)
-        found = [
-            extract_descriptors(
-                extractor,
-                catalogue,
-                accelerator,
-                work=WorkOptions(batch_size=data.eval_batch_size, num_workers=data.num_workers),
-                cache=CacheOptions(descriptor_cache=self.folder, max_unreadable_fraction=data.max_unreadable_fraction),
-                is_kept=False,
-            )
-            for catalogue in self.source.catalogues
-        ]
+        found = extract_image_descriptors(
+            encoder, self.source.catalogues, accelerator, data=self.data, cache=self.folder, is_kept=False
+        )
         encoder.train(was_training)
-        return _Descriptors(found)
-
-
-class _Descriptors:
-    """The descriptors of all training images, those of one catalogue after the other."""
-
-    def __init__(self, rows: Sequence[ShardedRows]) -> None:
-        starts = np.cumsum([0, *(each.num_rows for each in rows)])
-        self.unreadable = np.concatenate([each.missing + start for each, start in zip(rows, starts, strict=False)])
-        """Rows of images that cannot be read, which have no descriptor."""
-        self.rows = [each.complete for each in rows]
-        self.starts = starts
-
-    def take(self, rows: np.ndarray) -> np.ndarray:
-        """Read the descriptors of `rows` of a single catalogue, int64 (n,): (n, D)."""
-        index = int(np.searchsorted(self.starts, rows[0], side="right")) - 1
-        return self.rows[index].take(rows - self.starts[index])
+        return found
 
 
 def _without(candidates: Candidates, unreadable: np.ndarray) -> Candidates:

@@ -44,7 +44,7 @@ class Validation(ABC):
     """The images that it is measured on."""
     needs_classifier = False
     """Whether it needs the vectors that a loss term learns for the classes."""
-    measures = True
+    has_measures = True
     """Whether it measures anything, so that an epoch can be the best."""
 
     def __init__(self, options: ValidationOptions, data: DataOptions) -> None:
@@ -147,7 +147,7 @@ class Classification(Validation):
 class NoValidation(Validation):
     """No validation, where nobody knows where photos were taken."""
 
-    measures = False
+    has_measures = False
 
     def measure(self, encoder: Encoder, accelerator: Accelerator, *, classifier: Classifier | None) -> None:
         """Measure nothing."""
@@ -187,7 +187,7 @@ def check_validation(options: ValidationOptions, training: TrainerOptions, *, le
             f"`validation.kind` {options.kind} needs the vectors of a classifier, and no loss term learns any: set "
             f"`head.weight` above 0, or take another kind."
         )
-    if row.measures and options.folder is None:
+    if row.has_measures and options.folder is None:
         raise ValueError(
             f"Missing settings: `validation.folder`. `validation.kind` {options.kind} needs it; none validates nothing."
         )
@@ -196,7 +196,7 @@ def check_validation(options: ValidationOptions, training: TrainerOptions, *, le
         "`training.schedule` plateau": training.schedule == "plateau",
         "`training.patience`": training.patience is not None,
     }
-    if not row.measures and any(needs_best.values()):
+    if not row.has_measures and any(needs_best.values()):
         what = next(name for name, needed in needs_best.items() if needed)
         raise ValueError(
             f"{what} needs a validation, and `validation.kind` is {options.kind}: set `training.keep` last "

@@ -173,7 +173,7 @@ def test_images_that_cannot_be_read_are_in_no_tuple(builder, places, tmp_path):
         next(few.batches(0, first_step=0))
     drawn, usable = training.drawn, np.array([0, 2])
     descriptors = drawn.miner._descriptors()
-    database, queries = (each.take(np.arange(len(each))) for each in descriptors.rows)
+    database, queries = (each.take(np.arange(len(each))) for each in descriptors.parts)
     is_read, asked = database.any(axis=1), drawn.source.candidates.queries
     expected = k_reciprocal(queries[asked][queries[asked].any(axis=1)], database[is_read], k1=20, k2=1, weight=0.1)
     found = drawn.miner._reranked(descriptors, usable)(np.arange(2))

@@ -73,7 +73,7 @@ def test_a_validation_measures_the_same_in_any_batch_and_leaves_the_encoder_as_i
         found.append(validation.measure(encoder, start_accelerator("no"), classifier=classifier))
     measures = found[0]
     assert found == [measures] * 3
-    assert (measures is not None) == validation.measures
+    assert (measures is not None) == validation.has_measures
     if measures is not None:
         assert measures.best == measures.values[measures.primary]
         assert all(type(value) is float and math.isfinite(value) for value in measures.values.values())
@@ -85,7 +85,7 @@ def test_a_validation_names_its_images_and_its_state_returns(kind, city):
     data = DataOptions(train_folder=Path(), num_workers=0)
     options = ValidationOptions(folder=city / "val", kind=kind)
     validation, again = (build_validation(options, data) for _ in range(2))
-    assert (sum(map(len, validation.catalogues)) > 0) == validation.measures and str(validation)
+    assert (sum(map(len, validation.catalogues)) > 0) == validation.has_measures and str(validation)
     again.load_state_dict(validation.state_dict())
     assert again.state_dict() == validation.state_dict()
     with pytest.raises(ValueError, match=rf"`validation\.kind` must be one of .*{kind}.*, got 'guess'"):
