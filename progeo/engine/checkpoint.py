@@ -45,10 +45,10 @@ def save_checkpoint(folder: Path, name: str, state: dict[str, Any]) -> Path:
             save_file(tensors, unfinished / _TENSORS)
             (unfinished / _STATE).write_text(json.dumps(plain), encoding="utf-8")
             _remove(final)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         newest = newest_checkpoint(folder)
         rest = f"{newest} is complete: make room and resume with `resume`." if newest else "There is none before it."
-        raise OSError(f"{error}. {rest}") from None
+        raise OSError(f"{str(error).rstrip('.')}. {rest}") from None
     return final
 
 
