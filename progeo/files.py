@@ -1,6 +1,7 @@
 """Atomic file writing, through which every file of progeo is written, and parallel reading of many files."""
 
 import csv
+import hashlib
 import json
 import os
 import secrets
@@ -20,6 +21,7 @@ Item = TypeVar("Item")
 Found = TypeVar("Found")
 _THREADS = max(16, os.cpu_count() or 1)
 _AT_ONCE = 4096
+_BLOCK_BYTES = 2**24
 
 
 @contextmanager
@@ -141,9 +143,26 @@ def read_json(path: Path) -> Any:
         ValueError: the file is not valid JSON; the message names it.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
+        if r"\u" in text:  # half a pair of surrogates is no text: it could be neither printed nor written
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a JSON file: {error}.") from None
+
+
+def file_digest(path: Path) -> str:
+    """Compute the SHA-256, in hex, of the SHA-256s of a file's blocks of 16 MiB, hashed in parallel threads."""
+
+    def of_block(start: int) -> bytes:
+        with path.open("rb") as stream:
+            stream.seek(start)
+            return hashlib.sha256(stream.read(_BLOCK_BYTES)).digest()
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        blocks = pool.map(of_block, range(0, path.stat().st_size, _BLOCK_BYTES))
+        return hashlib.sha256(b"".join(blocks)).hexdigest()
 
 
 def spelled_out(path: str) -> str:
