@@ -180,7 +180,7 @@ SIDES = r"expected .*, got .* in image_size"
         ({"catalogue_file": "places_1.faiss"}, CATALOGUE),
         ({"catalogue_file": ["catalogue_1.arrow"]}, r"expected str, got \['catalogue_1.arrow'\] in catalogue_file"),
         ({"faiss_file": "places_7.faiss"}, "places_7.faiss is missing: put it back, or build the index anew"),
-        ({"new_field": 1}, "index.json is not as progeo writes it: unknown new_field; its fields are kind"),
+        ({"new_field": 1}, "index.json is not as progeo writes it: unknown 'new_field'; its fields are kind"),
         ({"image_size": ...}, "missing the field image_size. Put the file back, or build"),
         ({"image_size": [48]}, r"expected array of length 2, got \[48\] in image_size"),
         ({"image_size": "48"}, SIDES),
@@ -200,7 +200,7 @@ SIDES = r"expected .*, got .* in image_size"
         ({"calibration": {}}, "calibration in .*index.json .* missing the field radius_m. Set calibration to null"),
         (
             {"calibration": {**CALIBRATION, "slope": 1}},
-            "unknown slope; its fields are radius_m, .*. Set calibration to null",
+            "unknown 'slope'; its fields are radius_m, .*. Set calibration to null",
         ),
         ({"calibration": {**CALIBRATION, "weights": None}}, "expected array, got None in weights"),
         ({"calibration": {**CALIBRATION, "weights": [1, 2]}}, r"expected array of length 3, got \[1, 2\] in weights"),
