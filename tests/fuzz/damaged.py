@@ -84,7 +84,7 @@ def _wrong(reader: Reader, path: Path, content: bytes | None) -> str | None:
     except (ValueError, OSError) as error:
         if isinstance(error, UnicodeError):
             return f"{type(error).__name__}: {traceback.format_exc()[-1500:]}"
-        if reader.named(path) not in str(error):
+        if reader.named(path) not in str(error) and (content is not None or str(path.parent) not in str(error)):
             return f"does not name {reader.named(path)}: {error!s:.300}\n{traceback.format_exc()[-700:]}"
     except BaseException:
         return traceback.format_exc()[-1500:]

@@ -18,7 +18,7 @@ from torch import nn
 from progeo.engine.accelerator import start_accelerator
 from progeo.engine.run_folder import RunFolder, open_run
 from progeo.evaluation.search import build_index, open_index
-from progeo.export.classifier import load_classifier, save_classifier
+from progeo.export.classifier import load_classifier, write_classifier
 from progeo.export.weights import load_encoder, save_encoder
 from progeo.features import calibration
 from progeo.features.cache import Cache, prepared_folder
@@ -69,7 +69,8 @@ def weights(folder):
 
 
 def classifier(folder):
-    return save_classifier(folder, classifier_of([(0, 0, 0), (20, 0, 0), (40, 40, 0)]))
+    write_classifier(classifier_of([(0, 0, 0), (20, 0, 0), (40, 40, 0)]), folder / "classifier.safetensors")
+    return folder / "classifier.safetensors"
 
 
 def batch_norm(folder):
@@ -79,7 +80,7 @@ def batch_norm(folder):
 
 
 def read_batch_norm(path):
-    statistics = calibration._read_statistics(path)
+    statistics = calibration._read_statistics(path, encoder().backbone)
     set_running_statistics(encoder().backbone, statistics)
 
 
@@ -151,7 +152,7 @@ def read_checkpoint(path):
     check_checkpoints(RunFolder(folder))
     training = trainer(folder)
     training.resume()
-    training.state_dict(), training.finished, training.best_in_words, training._compare_loss(1.0)
+    training.state_dict(), training.finished, training._compare_loss(1.0)
 
 
 def places(folder):
@@ -305,7 +306,7 @@ READERS = {
     "model.safetensors": Reader(weights, lambda path: load_encoder(path.parent)),
     "classifier.safetensors": Reader(classifier, lambda path: load_classifier(path.parent)),
     "batch_norm.safetensors": Reader(batch_norm, read_batch_norm),
-    "prompts.json": Reader(prompts, read_prompts),
+    "prompts.json": Reader(prompts, read_prompts, lambda path: "/prompts."),
     "prompts.safetensors": Reader(lambda folder: prompts(folder).with_suffix(".safetensors"), read_prompts),
     "state.json": Reader(checkpoint, read_checkpoint, lambda path: path.parent.name),
     "tensors.safetensors": Reader(
@@ -313,14 +314,14 @@ READERS = {
         read_checkpoint,
         lambda path: path.parent.name,
     ),
-    "places.json": Reader(places, read_places),
+    "places.json": Reader(places, read_places, lambda path: str(path.parent)),
     "config.yaml": Reader(run_folder, lambda path: open_run(path.parent, SETTINGS, resume=True)),
     "metrics.jsonl": Reader(metrics, read_metrics),
     "index.json": Reader(place_index, read_index),
     "place index, faiss": Reader(partial(file_of_index, "places_*.faiss"), read_index),
     "place index, catalogue": Reader(partial(file_of_index, "catalogue_*.arrow"), read_index),
     "images.arrow": Reader(scanned, read_scanned),
-    "description.json": Reader(partial(cached, "description.json"), read_cached),
+    "description.json": Reader(partial(cached, "description.json"), read_cached, lambda path: path.parent.name),
     "files.npy": Reader(partial(cached, "files.npy"), read_cached),
     "rows.npy": Reader(rows_file, read_rows),
     "cache, faiss": Reader(built_index, read_built),
