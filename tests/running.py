@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,26 @@ def without_digests(folder: Path) -> None:
 
 def metrics_of(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def killed_at(number: int, function: Callable[[], object]) -> bool:
+    """Call a function in a child that is killed before its change `number` of a folder; whether it came to it."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    left = [number]
+
+    def look(event: str, _: object) -> None:
+        if event in ("os.rename", "os.remove", "os.link", "os.mkdir", "os.rmdir", "os.symlink"):
+            left[0] -= 1
+            if not left[0]:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(look)
+    try:
+        function()
+    finally:
+        os._exit(0)
 
 
 def kill_before(end: str, *command: object, number: signal.Signals = signal.SIGKILL) -> str:

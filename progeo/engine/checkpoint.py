@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from progeo.engine.log import LOGGER
-from progeo.files import file_digest, read_json, replacing_folder
+from progeo.files import file_digest, read_json, remove_abandoned, replacing_folder
 
 _TENSORS = "tensors.safetensors"
 _STATE = "state.json"
@@ -47,10 +47,10 @@ def save_checkpoint(folder: Path, name: str, state: dict[str, Any]) -> Path:
             digests = {"tensors": file_digest(unfinished / _TENSORS), "state": _digest(plain)}
             (unfinished / _STATE).write_text(json.dumps({**plain, "digests": digests}), encoding="utf-8")
             _remove(final)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         newest = newest_checkpoint(folder)
         rest = f"{newest} is complete: make room and resume with `resume`." if newest else "There is none before it."
-        raise OSError(f"{error}. {rest}") from None
+        raise OSError(f"{str(error).rstrip('.')}. {rest}") from None
     return final
 
 
@@ -61,9 +61,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ValueError: it is corrupt; the message names it.
     """
     try:
-        plain = read_json(path / _STATE)
+        plain, tensors = read_json(path / _STATE), load_file(path / _TENSORS)
         _check_digests(path, plain)
-        state = _with_tensors(plain, load_file(path / _TENSORS))
+        state = _with_tensors(plain, tensors)
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"The checkpoint {path} is corrupt: {str(error).rstrip('.')}") from None
     except (KeyError, TypeError, AttributeError, RuntimeError):
@@ -135,6 +135,7 @@ def prune_checkpoints(newest: Path, *, keep: int) -> None:
 
 def remove_checkpoints(folder: Path) -> None:
     """Remove all checkpoints, and the folder itself if it is then empty."""
+    remove_abandoned(folder)
     if (newest := newest_checkpoint(folder)) is not None:
         prune_checkpoints(newest, keep=0)
     if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):

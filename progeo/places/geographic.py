@@ -152,7 +152,8 @@ def check_zones(*catalogues: Catalogue) -> None:
 
 
 def link_images(catalogue: Catalogue, folder: Path) -> None:
-    """Fill an empty folder with symbolic links to the images, named by the naming convention."""
+    """Create a folder of symbolic links to the images, named by the naming convention."""
+    folder.mkdir(parents=True, exist_ok=True)
     for name, target in _links(catalogue):
         (folder / name).symlink_to(target)
 

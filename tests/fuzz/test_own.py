@@ -17,9 +17,10 @@ from torch import nn
 
 from progeo.engine.accelerator import start_accelerator
 from progeo.engine.run_folder import RunFolder, open_run
-from progeo.evaluation.search import build_index, open_index
+from progeo.evaluation.search import build_index
+from progeo.export.card import starting_weights
 from progeo.export.classifier import load_classifier, write_classifier
-from progeo.export.weights import load_encoder, save_encoder
+from progeo.export.weights import load_encoder, read_encoder_metadata, save_encoder
 from progeo.features import calibration
 from progeo.features.cache import Cache, prepared_folder
 from progeo.features.descriptors import descriptor_metadata
@@ -27,7 +28,7 @@ from progeo.features.store import ShardedRows
 from progeo.features.unreadable import read_reasons, write_reasons
 from progeo.localization.confidence import Calibration
 from progeo.localization.index_folder import IndexMetadata, new_files, save_generation
-from progeo.localization.place_index import index_images, open_place_index
+from progeo.localization.place_index import _open_images, index_images, open_place_index
 from progeo.models.aggregation.centroids import read_centroids, write_centroids
 from progeo.models.batch_norm import running_statistics, set_running_statistics
 from progeo.models.encoder import build_encoder
@@ -64,8 +65,9 @@ def encoder_folder(folder):
     return folder / "model.json"
 
 
-def weights(folder):
-    return encoder_folder(folder).with_name("model.safetensors")
+def read_encoder(path):
+    load_encoder(path.parent)
+    starting_weights(read_encoder_metadata(path.parent)).upper()
 
 
 def classifier(folder):
@@ -209,8 +211,14 @@ def place_index(folder, kind="IVF3,Flat"):
     return folder / "index.json"
 
 
-def file_of_index(pattern, folder):
-    return next(place_index(folder).parent.glob(pattern))
+def file_of(build, pattern, folder, *, digests=None):
+    """Build files that belong together and return one; without digests they are those of an earlier version."""
+    described = build(folder)
+    if digests is not None:
+        values = json.loads(described.read_text())
+        del values[digests]
+        described.write_text(json.dumps(values))
+    return next(described.parent.glob(pattern))
 
 
 def read_index(path):
@@ -220,11 +228,8 @@ def read_index(path):
     index.catalogue.take(np.maximum(neighbors.rows[0], 0)).table.to_pylist()
 
 
-def read_file_of_index(path):
-    try:
-        read_index(path)
-    except FileNotFoundError as error:
-        raise ValueError(str(error)) from None
+def read_catalogue_of_index(path):
+    _open_images(path, path.parent).table.to_pylist()
 
 
 def scanned(folder):
@@ -239,7 +244,7 @@ def scanned(folder):
 
 def read_scanned(path):
     found = read_catalogue(path.parent / "images")
-    for what in ("east", "heading", "degrees", "positives", "conditions", "panoramas", "fingerprint"):
+    for what in ("east", "heading", "degrees", "positives", "conditions", "fingerprint"):
         getattr(found, what)
     found.places_fingerprint, found.name(len(found) - 1), found.take(np.arange(len(found)))
 
@@ -274,16 +279,6 @@ def read_rows(path):
     rows.take(np.arange(24)), list(rows.parts())
 
 
-def built_index(folder):
-    open_index(descriptors(folder), "IVF2,Flat", probes=1)
-    return next(folder.glob("index_*.faiss"))
-
-
-def read_built(path):
-    rows = ShardedRows(path.parent, num_rows=24, width=4, shard_size=24, dtype="float32")
-    open_index(rows, "IVF2,Flat", probes=1).search(np.zeros((1, 4), np.float32), 3)
-
-
 def reasons(folder):
     write_reasons(descriptors(folder), 0, {3: "it is corrupt", 5: "it is no image"}, catalogue(folder))
     return folder / "unreadable_00000.json"
@@ -302,8 +297,11 @@ def centroids(folder):
 
 
 READERS = {
-    "model.json": Reader(encoder_folder, lambda path: load_encoder(path.parent)),
-    "model.safetensors": Reader(weights, lambda path: load_encoder(path.parent)),
+    "model.json": Reader(encoder_folder, read_encoder, lambda path: "/model."),
+    "model.safetensors": Reader(partial(file_of, encoder_folder, "model.safetensors"), read_encoder),
+    "model.safetensors, no digest": Reader(
+        partial(file_of, encoder_folder, "model.safetensors", digests="files"), read_encoder
+    ),
     "classifier.safetensors": Reader(classifier, lambda path: load_classifier(path.parent)),
     "batch_norm.safetensors": Reader(batch_norm, read_batch_norm),
     "prompts.json": Reader(prompts, read_prompts, lambda path: "/prompts."),
@@ -317,14 +315,16 @@ READERS = {
     "places.json": Reader(places, read_places, lambda path: str(path.parent)),
     "config.yaml": Reader(run_folder, lambda path: open_run(path.parent, SETTINGS, resume=True)),
     "metrics.jsonl": Reader(metrics, read_metrics),
-    "index.json": Reader(place_index, read_index),
-    "place index, faiss": Reader(partial(file_of_index, "places_*.faiss"), read_index),
-    "place index, catalogue": Reader(partial(file_of_index, "catalogue_*.arrow"), read_index),
+    "index.json": Reader(place_index, read_index, lambda path: f"{path.parent}/"),
+    "place index, faiss": Reader(partial(file_of, place_index, "places_*.faiss"), read_index),
+    "place index, catalogue": Reader(partial(file_of, place_index, "catalogue_*.arrow"), read_index),
+    "place index, catalogue, no digest": Reader(
+        partial(file_of, place_index, "catalogue_*.arrow", digests="digests"), read_catalogue_of_index
+    ),
     "images.arrow": Reader(scanned, read_scanned),
     "description.json": Reader(partial(cached, "description.json"), read_cached, lambda path: path.parent.name),
     "files.npy": Reader(partial(cached, "files.npy"), read_cached),
     "rows.npy": Reader(rows_file, read_rows),
-    "cache, faiss": Reader(built_index, read_built),
     "unreadable.json": Reader(reasons, read_reasons_file),
     "centroids.hdf5": Reader(centroids, read_centroids),
 }
