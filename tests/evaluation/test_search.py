@@ -10,6 +10,7 @@ from progeo.evaluation.search import (
     check_searchable,
     distances_of,
     index_neighbors,
+    index_path,
     load_index,
     map_index,
     nearest_neighbors,

@@ -3,8 +3,10 @@
 import json
 import zlib
 from functools import cache, partial
+from pathlib import Path
 
 import numpy as np
+import open_clip
 import pyarrow as pa
 import pytest
 import torch
@@ -30,6 +32,7 @@ from progeo.localization.confidence import Calibration
 from progeo.localization.index_folder import IndexMetadata, new_files, save_generation
 from progeo.localization.place_index import _open_images, index_images, open_place_index
 from progeo.models.aggregation.centroids import read_centroids, write_centroids
+from progeo.models.backbones.open_clip import load_clip
 from progeo.models.batch_norm import running_statistics, set_running_statistics
 from progeo.models.encoder import build_encoder
 from progeo.places.catalogue import read_catalogue
@@ -41,19 +44,35 @@ from progeo.training.task import Task
 from progeo.training.trainer import Trainer, check_checkpoints
 
 NAMES = [
-    f"@{500000 + 7 * row}.5@{4100000 + 3 * row}.5@10@S@@@pano{row}@@{row * 30 % 360}@@@@@@.jpg" for row in range(24)
+    f"@{500000 + 7 * row}.5@{4100000 + 3 * row}.5@10@S@@@pano{row}@@{row * 30 % 360}@@@@@@.jpg" for row in range(8)
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_network():
+    """Have open_clip know a network of 3,000 weights."""
+    known = open_clip.factory._MODEL_CONFIGS
+    known["micro-vit"] = json.loads((Path(__file__).parents[1] / "export/format_2/micro-vit.json").read_text())
+    yield
+    del known["micro-vit"]
 
 
 @cache
 def encoder():
-    return build_encoder("tiny-resnet", "random", 32).eval()
+    return build_encoder("micro-vit", "random", 32, aggregation="gem").eval()
 
 
+@cache
+def image_tower():
+    return load_clip("tiny-resnet", "random").visual
+
+
+@cache
 def catalogue(folder):
     return build_catalogue(folder / "images", NAMES)
 
 
+@cache
 def partition(folder):
     cells = {"cell_side_m": 20, "heading_bin_deg": 360, "groups_per_side": 2, "groups_per_heading": 1}
     return build_partition(catalogue(folder), **cells, min_images_per_class=2, num_groups=2)
@@ -67,7 +86,7 @@ def encoder_folder(folder):
 
 def read_encoder(path):
     load_encoder(path.parent)
-    starting_weights(read_encoder_metadata(path.parent)).upper()
+    assert isinstance(starting_weights(read_encoder_metadata(path.parent)), str | None)
 
 
 def classifier(folder):
@@ -77,13 +96,13 @@ def classifier(folder):
 
 def batch_norm(folder):
     path = folder / "batch_norm.safetensors"
-    save_file(running_statistics(encoder().backbone), path)
+    save_file(running_statistics(image_tower()), path)
     return path
 
 
 def read_batch_norm(path):
-    statistics = calibration._read_statistics(path, encoder().backbone)
-    set_running_statistics(encoder().backbone, statistics)
+    statistics = calibration._read_statistics(path, image_tower())
+    set_running_statistics(image_tower(), statistics)
 
 
 def prompts(folder):
@@ -234,7 +253,7 @@ def read_catalogue_of_index(path):
 
 def scanned(folder):
     table = catalogue(folder).table
-    columns = {"positives": [[row] for row in range(24)], "condition": ["day"] * 23 + [None]}
+    columns = {"positives": [[row] for row in range(8)], "condition": ["day"] * 7 + [None]}
     for name, values in columns.items():
         table = table.append_column(name, pa.array(values))
     metadata = {"seen": {}, "list": None, "rules": 2, "root": ""}
@@ -249,11 +268,11 @@ def read_scanned(path):
     found.places_fingerprint, found.name(len(found) - 1), found.take(np.arange(len(found)))
 
 
-DEPENDS_ON = {"encoder": {"weights": "1234"}, "image_size": [32, 32], "image_folder": "x", "num_images": 24}
+DEPENDS_ON = {"encoder": {"weights": "1234"}, "image_size": [32, 32], "image_folder": "x", "num_images": 8}
 
 
 def prepare(folder):
-    return prepared_folder(Cache(folder, "float16", "feature_cache"), DEPENDS_ON, catalogue(folder), 24)
+    return prepared_folder(Cache(folder, "float16", "feature_cache"), DEPENDS_ON, catalogue(folder), 8)
 
 
 def cached(name, folder):
@@ -265,8 +284,8 @@ def read_cached(path):
 
 
 def descriptors(folder, width=4):
-    rows = ShardedRows(folder, num_rows=24, width=width, shard_size=24, dtype="float32")
-    rows.write_shard(0, np.random.default_rng(0).standard_normal((24, width), np.float32))
+    rows = ShardedRows(folder, num_rows=8, width=width, shard_size=8, dtype="float32")
+    rows.write_shard(0, np.random.default_rng(0).standard_normal((8, width), np.float32))
     return rows
 
 
@@ -275,8 +294,8 @@ def rows_file(folder):
 
 
 def read_rows(path):
-    rows = ShardedRows(path.parent, num_rows=24, width=4, shard_size=24, dtype="float32")
-    rows.take(np.arange(24)), list(rows.parts())
+    rows = ShardedRows(path.parent, num_rows=8, width=4, shard_size=8, dtype="float32")
+    rows.take(np.arange(8)), list(rows.parts())
 
 
 def reasons(folder):
@@ -285,9 +304,9 @@ def reasons(folder):
 
 
 def read_reasons_file(path):
-    rows = ShardedRows(path.parent, num_rows=24, width=4, shard_size=24, dtype="float32")
+    rows = ShardedRows(path.parent, num_rows=8, width=4, shard_size=8, dtype="float32")
     found = read_reasons(rows, catalogue(path.parent))
-    assert all(0 <= row < 24 and isinstance(reason, str) for row, reason in found.items())
+    assert all(0 <= row < 8 and isinstance(reason, str) for row, reason in found.items())
 
 
 def centroids(folder):
