@@ -247,7 +247,11 @@ def read_json(path: Path) -> Any:
         ValueError: the file is not valid JSON; the message names it.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
+        if r"\u" in text:  # half a pair of surrogates is no text: it could be neither printed nor written
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a JSON file: {error}.") from None
 

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
 from progeo.files import each_file, replacing
+from progeo.json_files import as_kind
 from progeo.places.filename import Unparsed, parse_columns, says_position, warn_of_unparsed
 from progeo.places.paths import beside, changes_since, find_paths
 
@@ -32,6 +33,31 @@ _SEARCH_VERSION = 2
 Positions = Literal["required", "optional", "ignored"]
 """Whether image names hold positions: "required" in every name, "optional" in those that start with @, or "ignored"."""
 _METADATA_KEY = b"progeo"
+_ARROW_ERRORS = (pa.ArrowException, OSError, ValueError, MemoryError, SystemError)
+"""Errors that a corrupt Arrow file can cause."""
+_NUMBER = ("a number", pa.types.is_floating)
+_TYPES: Mapping[str, tuple[str, Callable[[pa.DataType], bool]]] = {
+    "path": ("text with 64-bit offsets", pa.types.is_large_string),
+    **dict.fromkeys(("east", "north", "heading", "latitude", "longitude"), _NUMBER),
+    "zone": ("a whole number", pa.types.is_signed_integer),
+    "positives": (
+        "lists of whole numbers",
+        lambda kind: pa.types.is_list(kind) and pa.types.is_integer(kind.value_type),
+    ),
+    "condition": ("text", lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind)),
+    "panorama": ("text", lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind)),
+}
+"""For each column the type it should have, in words, and its check."""
+
+
+class _Metadata(TypedDict, total=False):
+    """Metadata of an Arrow file."""
+
+    root: str
+    """Folder of the images, if it is not beside the file."""
+    seen: dict[str, int | None]
+    list: int | None
+    rules: int
 
 
 @dataclass(frozen=True)
@@ -48,7 +74,7 @@ class Catalogue:
         """Pickle the path of a memory-mapped file instead of its content: the other process maps it again."""
         if self.file is None:
             return Catalogue, (self.folder, self.table)
-        return open_catalogue, (self.file, self.folder)
+        return _mapped, (self.file, self.folder)  # it is validated already
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -214,8 +240,19 @@ def index_file(folder: Path) -> Path:
 
 
 def open_catalogue(path: Path, folder: Path) -> Catalogue:
-    """Memory-map a catalogue written by `Catalogue.save`; `folder` is the current folder of its images."""
-    return Catalogue(folder, pa.ipc.open_file(pa.memory_map(str(path))).read_all(), path)
+    """Memory-map a catalogue written by `Catalogue.save`; `folder` is the current folder of its images.
+
+    Raises:
+        ValueError: the file is corrupt; the message names it. All of it is validated, since a corrupt one can crash the
+            process later.
+    """
+    try:
+        catalogue = _mapped(path, folder)
+        catalogue.table.validate(full=True)
+        _check_columns(catalogue.table)
+    except _ARROW_ERRORS as error:
+        raise _no_catalogue(path, error) from None
+    return catalogue
 
 
 def check_files(catalogue: Catalogue) -> None:
@@ -277,9 +314,32 @@ def _writer(path: Path, schema: pa.Schema, metadata: Mapping[str, Any]) -> pa.ip
     return pa.ipc.new_file(str(path), schema.with_metadata({_METADATA_KEY: json.dumps(metadata)}))
 
 
-def _metadata(path: Path) -> dict[str, Any]:
+def _mapped(path: Path, folder: Path) -> Catalogue:
+    return Catalogue(folder, pa.ipc.open_file(pa.memory_map(str(path))).read_all(), path)
+
+
+def _check_columns(table: pa.Table) -> None:
+    """Check the types of the columns that a catalogue reads, and that those of all images have no missing values.
+
+    Raises:
+        ValueError: a column is missing or of another type.
+    """
+    for name in ("path", *_COLUMNS):
+        if table.column_names.count(name) != 1 or table[name].null_count:
+            raise ValueError(f"it should have one column {name}, without missing values")
+    for name, (what, has_type) in _TYPES.items():
+        if name in table.column_names and not has_type(table.schema.field(name).type):
+            raise ValueError(f"its column {name} is {table.schema.field(name).type}, it should be {what}")
+
+
+def _metadata(path: Path) -> _Metadata:
     try:
         with pa.memory_map(str(path)) as source:
-            return json.loads((pa.ipc.open_file(source).schema.metadata or {}).get(_METADATA_KEY, b"{}"))
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is no catalogue of progeo: {error}. Remove it or make it again.") from None
+            values = json.loads((pa.ipc.open_file(source).schema.metadata or {}).get(_METADATA_KEY, b"{}"))
+    except (*_ARROW_ERRORS, RecursionError) as error:
+        raise _no_catalogue(path, error) from None
+    return as_kind(values, _Metadata, path, advice="Remove it or make it again.")
+
+
+def _no_catalogue(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} is no catalogue of progeo: {str(error).rstrip('.')}. Remove it or make it again.")

@@ -63,6 +63,8 @@ def nearest_prompt_words(
     if not (folder / DESCRIPTION).is_file():
         raise FileNotFoundError(f"There are no prompts in {run}: name a run whose stage 1 has finished.")
     description = read_prompts_description(folder)
+    if not description["groups"]:
+        raise ValueError(f"{folder / DESCRIPTION} has no groups: it is corrupt. Run stage 1 again.")
     contexts = _load_contexts(folder, len(description["groups"]))
     if at is not None:
         contexts = _contexts_at(contexts, at, description["partition"]["settings"])
@@ -83,6 +85,11 @@ def _load_contexts(folder: Path, num_groups: int) -> Contexts:
         read_prompts(folder / PROMPTS, [f"group_{index}.{name}" for index in range(num_groups)])
         for name in ("class_ids", "context")
     )
+    length, width = vectors[0].shape[1:] if num_groups and vectors[0].ndim == 3 else (0, 0)
+    for part, contexts in zip(ids, vectors, strict=True):
+        fits = part.dtype == torch.int64 and part.shape == (len(contexts), 3) and contexts.is_floating_point()
+        if not fits or contexts.shape != (len(part), length, width):
+            raise ValueError(f"{folder / PROMPTS} is corrupt: its groups do not hold the classes of prompts.")
     groups = np.repeat(np.arange(1, num_groups + 1), [len(part) for part in ids])
     return Contexts(groups, torch.cat(ids).numpy(), torch.cat(vectors))
 
