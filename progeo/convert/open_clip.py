@@ -7,7 +7,7 @@ from progeo.convert.converted_encoder import Choices, ConvertedEncoder
 from progeo.convert.hugging_face import TRANSFORMERS_CONFIG
 from progeo.convert.source import Source
 from progeo.models.clip_files import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, is_of_openai
-from progeo.models.weight_files.printable import printable
+from progeo.printable import printable
 
 
 def is_open_clip(source: Source) -> bool:

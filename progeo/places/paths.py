@@ -12,6 +12,7 @@ import pyarrow.csv as pa_csv
 
 from progeo.image_files import EXTENSIONS, unread_in_words
 from progeo.places.folders import changed_ns, scan_folder
+from progeo.printable import first_line
 
 _LOGGER = logging.getLogger("progeo")
 _NEVER_IN_A_PATH = "\x1f"
@@ -130,6 +131,6 @@ def _lines(listing: Path) -> Iterator[pa.Array]:
                 paths = paths.filter(pc.not_equal(paths, ""))
             if len(paths):
                 yield paths
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         if "Empty CSV file" not in str(error):
-            raise ValueError(f"The list {listing} cannot be read: {error}.") from None
+            raise ValueError(f"The list {listing} cannot be read: {first_line(error)}.") from None

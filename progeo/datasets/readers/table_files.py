@@ -11,8 +11,11 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
 
 from progeo.files import read_json
+from progeo.printable import first_line, printable
 
 _DELIMITERS = (",", ";", "\t")
+_MIN_MEMORY, _MEMORY_PER_BYTE = 2**30, 64
+"""Memory that a Parquet file may take when it is read, in bytes: at least, and for each byte of the file."""
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -37,13 +40,11 @@ def read_columns(file: Path, texts: Set[str]) -> pa.Table:
         if file.suffix.lower() in (".csv", ".tsv"):
             return _read_csv(file, texts)
         if file.suffix.lower() == ".parquet":
-            return pa_parquet.read_table(file)
-    except UnicodeDecodeError:
-        raise ValueError(f"{file} is not UTF-8: save it again, as CSV in UTF-8.") from None
-    except (pa.ArrowInvalid, csv.Error) as error:
-        if "invalid UTF8" in str(error):
+            return _read_parquet(file)
+    except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError, csv.Error) as error:
+        if isinstance(error, UnicodeDecodeError) or "invalid UTF8" in str(error):
             raise ValueError(f"{file} is not UTF-8: save it again, as CSV in UTF-8.") from None
-        raise ValueError(f"{file} cannot be read: {error}.") from None
+        raise ValueError(f"{file} cannot be read: {first_line(error)}.") from None
     if file.suffix.lower() == ".geojson":
         return _read_geojson(file)
     raise ValueError(f"{file}: a table is a .csv, .tsv, .parquet or .geojson file.")
@@ -75,6 +76,39 @@ def _read_csv(file: Path, texts: Set[str]) -> pa.Table:
     return pa.table(columns, table.column_names)
 
 
+def _read_parquet(file: Path) -> pa.Table:
+    """Read a table with its texts in dictionaries until their size is known: a small file can repeat a text endlessly.
+
+    Raises:
+        MemoryError: the table takes far more memory than the size of the file suggests.
+    """
+    with pa_parquet.ParquetFile(file) as opened:
+        columns = [opened.schema.column(index) for index in range(len(opened.schema))]
+        groups = [opened.metadata.row_group(number) for number in range(opened.num_row_groups)]
+    chunks = [(group.column(index), column.length) for group in groups for index, column in enumerate(columns)]
+    _check_memory(sum(max(each.num_values * max(8, size), each.total_uncompressed_size) for each, size in chunks), file)
+    texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
+    with pa_parquet.ParquetFile(file, read_dictionary=texts) as opened:
+        table = opened.read()
+    held = [chunk for column in table.columns for chunk in column.chunks if pa.types.is_dictionary(column.type)]
+    _check_memory(sum(_decoded_size(chunk) for chunk in held), file)
+    decoded = [
+        column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+        for column in table.columns
+    ]
+    return pa.table(decoded, table.column_names)
+
+
+def _decoded_size(texts: pa.DictionaryArray) -> int:
+    """Compute the number of bytes of texts in a dictionary, each counted as often as it is used."""
+    return pc.sum(pc.binary_length(texts.dictionary).cast(pa.int64()).take(texts.indices)).as_py() or 0
+
+
+def _check_memory(needed: int, file: Path) -> None:
+    if needed > max(_MIN_MEMORY, _MEMORY_PER_BYTE * file.stat().st_size):
+        raise MemoryError(f"it would take {needed:,} bytes of memory, far more than a table of this size should")
+
+
 def _is_filled(column: pa.ChunkedArray) -> pa.ChunkedArray:
     texts = pc.utf8_trim_whitespace(column.cast(pa.large_string()))
     return pc.fill_null(pc.not_equal(texts, ""), False)
@@ -98,9 +132,10 @@ def _read_geojson(file: Path) -> pa.Table:
         except (KeyError, TypeError, ValueError, OverflowError):
             raise ValueError(f"{file}: feature {number} must be a Point with a longitude and a latitude.") from None
         if kind != "Point":
-            raise ValueError(f"{file}: feature {number} must be a Point, got {kind}.")
+            raise ValueError(f"{file}: feature {number} must be a Point, got {printable(str(kind))}.")
     names = dict.fromkeys(name for row in rows for name in row)
     try:
         return pa.table({name: [row.get(name) for row in rows] for name in names})
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise ValueError(f"{file}: a property has values of several kinds: {error}.") from None
+    except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
+        reason = "a text is not UTF-8" if isinstance(error, UnicodeEncodeError) else first_line(error)
+        raise ValueError(f"{file}: a property has values of several kinds, or too large ones: {reason}.") from None

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from progeo.models.weight_files.printable import printable
 from progeo.models.weight_files.tensor_files import is_safetensors, read_safetensors
 from progeo.models.weight_files.torch_files import Stub, is_module, read_torch_file, tensors_of
+from progeo.printable import printable
 
 LOGGER = logging.getLogger("progeo")
 _PREFERRED = ("model_state_dict", "state_dict", "model")

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from progeo.models.weight_files.printable import printable
+from progeo.printable import first_line, printable
 
 _START_OF_ARCHIVE = b"PK\3\4"
 _START_OF_PICKLE = b"\x80"
@@ -111,13 +111,13 @@ def read_torch_file(path: Path) -> Any:
     except (pickle.UnpicklingError, TypeError) as error:
         cause = error.__context__ or error  # torch wraps it in advice that does not apply
         raise ValueError(
-            f"{path} cannot be read safely: {_first_line(cause)}. Load it in the program that wrote it, and save the "
+            f"{path} cannot be read safely: {first_line(cause)}. Load it in the program that wrote it, and save the "
             f"state dict alone with torch.save."
         ) from None
     except OSError:
         raise
     except Exception as error:  # a file of another kind can fail in any way
-        raise ValueError(f"{path} is not a complete file of PyTorch: {_first_line(error)}.") from None
+        raise ValueError(f"{path} is not a complete file of PyTorch: {first_line(error)}.") from None
 
 
 def is_module(value: Any) -> bool:
@@ -244,7 +244,3 @@ def _add_stubs(stream: Any, stubs: dict[str, Callable[..., Any]]) -> None:
 def _runs_code(name: str) -> bool:
     parts = name.split(".")
     return any(".".join(parts[: end + 1]) in _RUN_CODE for end in range(len(parts)))
-
-
-def _first_line(error: BaseException) -> str:
-    return printable((str(error) or "it is truncated").splitlines()[0].rstrip("."))

@@ -157,7 +157,7 @@ def test_patch_netvlad_gives_positions_and_its_own_radius(tmp_path, arrays, give
             {"utmQ": np.zeros((3, 2))},
             r"must hold east and north of the 2 images in own_imageNames_query\.txt.*\(3, 2\)",
         ),
-        ({"utmDb": ragged([0, 1], [2], [3])}, "must hold numbers utmQ and utmDb, but cannot be read"),
+        ({"utmDb": ragged([0, 1], [2], [3])}, "must hold numbers utmQ, utmDb and posDistThr"),
         ({"utmDb": np.full((3, 2), np.nan)}, "must hold east and north of the 3 images"),
     ],
 )
