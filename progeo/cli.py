@@ -160,8 +160,8 @@ COMMANDS = {
     ),
     "demo": Command("demo:demo", "run everything on a small rendered city", "progeo demo --out demo"),
 }
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""Characters of file names and of texts in files that would change what a terminal shows; not tabs and line ends."""
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Characters of file names and of texts in files that a terminal would obey or cannot show; not tabs and line ends."""
 _FORMER = {
     "stage1": "train prompts",
     "stage2": "train encoder",

@@ -18,6 +18,7 @@ _LOGGER = logging.getLogger("progeo")
 _NEVER_IN_A_PATH = "\x1f"
 _LIST_BYTES_AT_ONCE = 2**23
 _PATHS_AT_ONCE = 2**16
+_LONGEST = 4096
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,9 @@ def _listed(listing: Path, folder: Path) -> FoundPaths:
     if _is_of_windows(first, folder):
         batches = (pc.replace_substring(paths, "\\", "/") for paths in batches)
         first = pc.replace_substring(first, "\\", "/")
-    if not (folder / first[0].as_py()).is_file():
-        raise FileNotFoundError(f"The list {listing} names {first[0].as_py()}, which does not lie in {folder}.")
+    name = first[0].as_py()
+    if len(name) > _LONGEST or not (folder / name).is_file():
+        raise FileNotFoundError(f"The list {listing} names {name[:_LONGEST]}, which does not lie in {folder}.")
     return FoundPaths(batches, {}, list_changed_ns)
 
 

@@ -16,6 +16,7 @@ from progeo.places.paths import portable_names
 
 _CUT_OUT = re.compile(r"(?<=\d)_pitch\d+_yaw\d+$|(?<=^.{22})_\d+_\d+$")
 """Suffix of a view's name after its panorama's: 000042_pitch1_yaw3 in Pittsburgh, <22 letters>_012_330 in Tokyo."""
+_LONGEST = 200
 _SIDES = {
     "database": ("dbImageFns", "utmDb", "dbTimeStamp"),
     "queries": ("qImageFns", "utmQ", "qTimeStamp"),
@@ -68,10 +69,10 @@ def _catalogue(struct: Struct, file: Path, side: str, folder: Path) -> Catalogue
             raise ValueError(f"{file}: {time_field} must hold {count} numbers, as {names_field}, got {times.size}.")
         columns["time"] = pa.array([f"{stamp:.15g}" for stamp in times.ravel()])
     check_numbers(lambda row: f"{file}: {names[row]}", east=utm[0], north=utm[1])
-    return build_side(folder, _present(names, folder), utm.T, **columns)
+    return build_side(folder, _present(file, names, folder), utm.T, **columns)
 
 
-def _present(names: list[str], folder: Path) -> list[str]:
+def _present(file: Path, names: list[str], folder: Path) -> list[str]:
     """Correct the extensions of names to those on disk: Tokyo's names end in .jpg although its files are .png."""
 
     def find(name: str) -> str | None:
@@ -82,6 +83,6 @@ def _present(names: list[str], folder: Path) -> list[str]:
     missing = [name for name, present in zip(names, found, strict=True) if present is None]
     if missing:
         raise FileNotFoundError(
-            f"{len(missing)} of {len(names)} images are not in {folder}, the first is {missing[0]}."
+            f"{file}: {len(missing)} of {len(names)} images are not in {folder}, the first is {missing[0][:_LONGEST]}."
         )
     return [name for name in found if name is not None]

@@ -74,7 +74,10 @@ def read_table(
         values |= {"latitude": positions.latitude, "longitude": positions.longitude}
     values |= {name: table.texts(name) for name in ("condition", "time") if table.has(name)}
     catalogue = Catalogue(images, pa.table(values).filter(pa.array(np.isfinite(positions.east))))
-    check_files(catalogue)
+    try:
+        check_files(catalogue)
+    except OSError as error:  # a file is missing, or a name is too long for one
+        raise type(error)(f"{file}: {error}") from None
     twice = len(catalogue) - pc.count_distinct(catalogue.table["path"]).as_py()
     if twice:
         _LOGGER.warning("%s: %s rows name an image that another row names, too", file, f"{twice:,}")
