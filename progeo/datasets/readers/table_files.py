@@ -42,7 +42,7 @@ def read_columns(file: Path, texts: Set[str]) -> pa.Table:
         if file.suffix.lower() == ".parquet":
             return _read_parquet(file)
     except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError, csv.Error) as error:
-        if isinstance(error, UnicodeDecodeError) or "invalid UTF8" in str(error):
+        if isinstance(error, UnicodeDecodeError) or "invalid utf8" in str(error).lower():
             raise ValueError(f"{file} is not UTF-8: save it again, as CSV in UTF-8.") from None
         raise ValueError(f"{file} cannot be read: {first_line(error)}.") from None
     if file.suffix.lower() == ".geojson":
@@ -79,24 +79,31 @@ def _read_csv(file: Path, texts: Set[str]) -> pa.Table:
 def _read_parquet(file: Path) -> pa.Table:
     """Read a table with its texts in dictionaries until their size is known: a small file can repeat a text endlessly.
 
+    Columns of lists and structs are skipped. The metadata of single column chunks are not asked for, since pyarrow
+    aborts the process where they are damaged.
+
     Raises:
         MemoryError: the table takes far more memory than the size of the file suggests.
     """
     with pa_parquet.ParquetFile(file) as opened:
+        names = [field.name for field in opened.schema_arrow if not pa.types.is_nested(field.type)]
         columns = [opened.schema.column(index) for index in range(len(opened.schema))]
         groups = [opened.metadata.row_group(number) for number in range(opened.num_row_groups)]
-    chunks = [(group.column(index), column.length) for group in groups for index, column in enumerate(columns)]
-    _check_memory(sum(max(each.num_values * max(8, size), each.total_uncompressed_size) for each, size in chunks), file)
+    row_size = sum(max(8, column.length) for column in columns)
+    _check_memory(sum(max(row_size * group.num_rows, group.total_byte_size) for group in groups), file)
     texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
     with pa_parquet.ParquetFile(file, read_dictionary=texts) as opened:
-        table = opened.read()
-    held = [chunk for column in table.columns for chunk in column.chunks if pa.types.is_dictionary(column.type)]
-    _check_memory(sum(_decoded_size(chunk) for chunk in held), file)
+        table = opened.read(names)
+    is_text = [pa.types.is_dictionary(column.type) for column in table.columns]
+    held = [chunk for column, is_ in zip(table.columns, is_text, strict=True) if is_ for chunk in column.chunks]
+    _check_memory(sum(map(_decoded_size, held)), file)
     decoded = [
-        column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
-        for column in table.columns
+        column.cast(column.type.value_type) if is_ else column
+        for column, is_ in zip(table.columns, is_text, strict=True)
     ]
-    return pa.table(decoded, table.column_names)
+    table = pa.table(decoded, table.column_names)
+    table.validate(full=True)  # texts of a Parquet file may be no UTF-8
+    return table
 
 
 def _decoded_size(texts: pa.DictionaryArray) -> int:
