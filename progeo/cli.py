@@ -160,6 +160,8 @@ COMMANDS = {
     ),
     "demo": Command("demo:demo", "run everything on a small rendered city", "progeo demo --out demo"),
 }
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Characters of file names and of texts in files that a terminal would obey or cannot show; not tabs and line ends."""
 _FORMER = {
     "stage1": "train prompts",
     "stage2": "train encoder",
@@ -269,7 +271,7 @@ def _unknown(words: Sequence[str]) -> str:
 
 
 def _with_flags(sentence: str, command: str) -> str:
-    """Turn the arguments that an error names in backquotes into the flags of a command."""
+    """Turn the arguments that a sentence names in backquotes into the flags of a command, and escape its controls."""
     names = [*settings_of(COMMANDS[command].load()), "config", "plugin"] if command else []
 
     def flag(match: re.Match[str]) -> str:
@@ -277,7 +279,8 @@ def _with_flags(sentence: str, command: str) -> str:
         exact = match[1] in names
         return f"--{match[1] if exact else same[0]}" if exact or len(same) == 1 else match[1]
 
-    return re.sub(r"`(\w+(?:\.\w+)*)`", flag, sentence)
+    safe = _CONTROL.sub(lambda match: repr(match[0])[1:-1], sentence)
+    return re.sub(r"`(\w+(?:\.\w+)*)`", flag, safe)
 
 
 def _sentence(error: Exception) -> str:

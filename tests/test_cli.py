@@ -285,6 +285,10 @@ def test_a_name_outside_the_convention_is_refused_with_the_field(images):
     assert "field 1 (east)" in sentence
 
 
+def test_what_a_terminal_would_obey_is_spelled_out(tmp_path):
+    assert r"There is no folder nowhere\x1b[2J\x07." in failure("dataset", "groups", "nowhere\x1b[2J\x07")
+
+
 def test_a_name_that_is_not_utf_8_is_spelled_out_wherever_it_comes_from(images):
     odd = os.fsdecode(b"caf\xe9")
     (images / "train").rename(images / odd)

@@ -107,7 +107,7 @@ def read_setting_file(
     """
     try:
         content = yaml.load(path.read_bytes(), _TextLoader)
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"The file of settings {path} {_reason(error)}.") from None
     if not isinstance(content, dict):
         held = "is empty" if content is None else f"holds a {'list' if isinstance(content, list) else 'text'}"
@@ -154,7 +154,7 @@ def _flat(values: Mapping[Any, Any], sections: Collection[str], prefix: str = ""
 def _reason(error: Exception) -> str:
     """Join the multi-line message of a YAML error into one line."""
     if not isinstance(error, yaml.YAMLError):
-        return str(error)
+        return "is nested too deeply" if isinstance(error, RecursionError) else str(error)
     parts = [part for name in ("context", "problem", "reason") if (part := getattr(error, name, None))]
     mark = getattr(error, "problem_mark", None)
     line = f" in line {mark.line + 1}" if mark is not None else ""

@@ -284,10 +284,17 @@ def _parsed_in_turn(
             pending.append(pool.submit(_parsed, batch, unparsed, positions))
             bar.update(len(batch))
             if len(pending) > _PARSERS:
-                yield pending.popleft().result()
-        yield from (future.result() for future in pending)
+                yield _result(pending.popleft(), folder)
+        yield from (_result(future, folder) for future in pending)
     warn_of_unparsed(unparsed, folder)
     pa.default_memory_pool().release_unused()  # free the memory of parsing before anything else is allocated
+
+
+def _result(future: Future[pa.RecordBatch], folder: Path) -> pa.RecordBatch:
+    try:
+        return future.result()
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
 
 
 def _parsed(paths: pa.Array, unparsed: list[Unparsed], positions: Positions) -> pa.RecordBatch:
