@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from progeo import __version__
 from progeo.config.help import help_page
-from progeo.config.parsing import UsageError, parse_arguments, take_plugins
+from progeo.config.parsing import UsageError, parse_arguments, take_option, with_home
 from progeo.config.settings import settings_of
 from progeo.engine.log import LOGGER, start_log, stop_log_file
 from progeo.files import spelled_out
+from progeo.image_files import MAX_PIXELS_VARIABLE, max_pixels
 from progeo.plugins import import_installed_plugins, import_plugin
 
 
@@ -212,11 +214,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(name: str, words: Sequence[str]) -> None:
     command = COMMANDS[name]
     start_log(quiet="--quiet" in words, translated=partial(_with_flags, command=name))
-    words, plugins = take_plugins(words)
+    words, plugins = take_option(words, "--plugin", "a Python file")
+    words, limits = take_option(words, "--max_pixels", "a number of pixels")
+    if limits:
+        os.environ[MAX_PIXELS_VARIABLE] = limits[-1]  # which the processes that decode images inherit
+    max_pixels()  # refuse a wrong number now
     for failure in import_installed_plugins():
         LOGGER.warning(failure)
     for file in plugins:
-        import_plugin(file)
+        import_plugin(Path(with_home(file)))
     if {"-h", "--help"} & set(words):
         print(help_page(name, command.summary, command.example, command.words, settings_of(command.load())))
         return

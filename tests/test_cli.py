@@ -393,3 +393,13 @@ def test_the_version_is_that_of_the_package_as_a_module_too(capsys):
     assert capsys.readouterr().out == f"progeo {progeo.__version__}\n"
     done = subprocess.run([sys.executable, "-m", "progeo", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"progeo {progeo.__version__}\n"
+
+
+def test_the_most_pixels_of_an_image_are_an_option_of_every_command(tmp_path, monkeypatch):
+    monkeypatch.setenv("PROGEO_MAX_PIXELS", "")  # restored at the end
+    for number in range(3):
+        Image.new("RGB", (10, 10 + number)).save(tmp_path / f"@{550000 + number}.0@4180000.0@10@S@@@@@0@@@@@@@.png")
+    words = ["dataset", "check", str(tmp_path), "--out", str(tmp_path / "check")]
+    main([*words, "--max_pixels", "110"])
+    assert "it has more than 110 pixels" in (tmp_path / "check" / "check.html").read_text()
+    assert "(or --max_pixels) is a positive number of pixels, got 'all'" in failure(*words, "--max_pixels=all")
