@@ -367,7 +367,8 @@ def test_work_goes_on_when_nobody_reads_the_log(monkeypatch):
     start_log()
 
 
-def test_an_interrupted_command_says_so_and_leaves_nothing(tmp_path):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_command_says_so_and_leaves_nothing(tmp_path, capsys, number, status):
     listing, half = tmp_path / "train_images_paths.txt", tmp_path / "train/@0@0@.jpg"
     half.parent.mkdir()
     half.touch()
@@ -376,12 +377,16 @@ def test_an_interrupted_command_says_so_and_leaves_nothing(tmp_path):
     def interrupt_when_something_is_written(*_):
         if any(path.stat().st_size for path in tmp_path.glob(".train-*")):  # within the writing, not just before
             signal.setitimer(signal.ITIMER_REAL, 0)  # once, and not again in the middle of cleaning up
-            raise KeyboardInterrupt
+            signal.raise_signal(number)
 
     before = signal.signal(signal.SIGALRM, interrupt_when_something_is_written)
     signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
     try:
-        assert failure("dataset", "scan", tmp_path / "train") == "progeo dataset scan: interrupted."
+        with pytest.raises(SystemExit) as stop:
+            main(["dataset", "scan", str(tmp_path / "train")])
+        assert stop.value.code == status
+        shown = "progeo dataset scan: interrupted: the same command continues with what is done.\n"
+        assert capsys.readouterr().err.endswith(shown)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

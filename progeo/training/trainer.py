@@ -324,7 +324,7 @@ class Trainer:
         if stop.agreed or (steps % self.options.checkpoint_every == 0 and not at_end):
             self._save()
         if stop.agreed:
-            raise KeyboardInterrupt(
+            raise stop.kind(
                 f"stopped in epoch {self.epoch + 1} after step {steps}: resume with the same command and `resume`."
             )
 
