@@ -57,4 +57,5 @@ def _is_out_of_memory(error: RuntimeError | MemoryError | OSError) -> bool:
         return error.errno == errno.ENOMEM
     from accelerate.utils.memory import should_reduce_batch_size  # takes a second, which only an error is worth
 
-    return should_reduce_batch_size(error) or "bad_alloc" in str(error) or "alloc fail" in str(error)  # of faiss
+    text = str(error)  # in a worker process, the error may have another type; the last two are of faiss
+    return should_reduce_batch_size(error) or any(name in text for name in ("MemoryError", "bad_alloc", "alloc fail"))
