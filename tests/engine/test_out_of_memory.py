@@ -4,6 +4,7 @@ import signal
 
 import faiss
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -23,6 +24,15 @@ def test_out_of_memory_ends_with_the_advice():
         raise MemoryError
     with pytest.raises(MemoryError, match=r"^Out of memory\. Less\. "), explaining_out_of_memory("Less."):
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("can't start new thread"), pa.ArrowException("Unknown error: Failed to launch worker thread: none")],
+)
+def test_no_memory_for_a_thread_is_out_of_memory(error):
+    with pytest.raises(MemoryError, match=r"^Out of memory\. Less\. "), explaining_out_of_memory("Less."):
+        raise error
 
 
 def test_the_advice_closest_to_the_error_is_given():
