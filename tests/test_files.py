@@ -1,8 +1,10 @@
+import csv
 from contextlib import ExitStack
 
+import pyarrow as pa
 import pytest
 
-from progeo.files import replacing, written_together
+from progeo.files import replacing, write_csv, written_together
 
 
 @pytest.mark.parametrize("writer", [replacing, written_together])
@@ -26,3 +28,31 @@ def test_an_error_names_a_file_as_it_would_lie_in_its_folder(tmp_path, kind):
         raise kind(f"{folder / 'model.pt2'} is not written")
     assert str(error.value) == f"{tmp_path}/model/model.pt2 is not written"
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("cell", "safe"),
+    [
+        ("=1+1.jpg", "'=1+1.jpg"),
+        ("+cmd|' /C calc'!A0", "'+cmd|' /C calc'!A0"),
+        ("-2+3", "'-2+3"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        ("\t=1", "'\t=1"),
+        ("\r=1", "'\r=1"),
+        ("\n=1", "'\n=1"),
+        ("\uff1d1", "'\uff1d1"),
+        (pa.scalar("=1"), "'=1"),
+        ("-0.1234", "-0.1234"),
+        ("+1e-5", "+1e-5"),
+        ("-", "'-"),
+        (-0.5, "-0.5"),
+        (None, ""),
+        ("", ""),
+        ("photo=1.jpg", "photo=1.jpg"),
+    ],
+)
+def test_what_a_spreadsheet_would_run_is_quoted_on_request(tmp_path, cell, safe):
+    for is_safe, expected in ((True, safe), (False, "" if cell is None else str(cell))):
+        write_csv(tmp_path / "a.csv", [[cell, 1]], spreadsheet_safe=is_safe)
+        with (tmp_path / "a.csv").open(newline="", encoding="utf-8") as stream:
+            assert list(csv.reader(stream)) == [[expected, "1"]]

@@ -1,15 +1,15 @@
 """Words of CLIP's vocabulary nearest to every learned prompt vector."""
 
-import csv
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from progeo.files import replacing
+from progeo.files import write_csv
 from progeo.models.backbones.open_clip import weights_digest
 from progeo.models.prompts import load_prompt_clip
 from progeo.models.vocabulary import NearestWords, nearest_words
@@ -45,7 +45,12 @@ class PromptWords:
 
 
 def nearest_prompt_words(
-    run: Path, *, at: tuple[float, ...] | None = None, num_words: int = 5, out: Path | None = None
+    run: Path,
+    *,
+    at: tuple[float, ...] | None = None,
+    num_words: int = 5,
+    out: Path | None = None,
+    spreadsheet_safe: bool = False,
 ) -> PromptWords:
     """Find the words nearest to the learned vectors of a run and write them as a CSV.
 
@@ -54,6 +59,7 @@ def nearest_prompt_words(
         at: east and north, or east, north and heading, of the class to show; None shows all classes.
         num_words: number of words for each vector.
         out: the CSV file; None writes prompts.csv next to the prompts.
+        spreadsheet_safe: see `write_csv`.
 
     Raises:
         FileNotFoundError: the run has no prompts.
@@ -74,7 +80,7 @@ def nearest_prompt_words(
         )
     nearest = nearest_words(clip, contexts.vectors.flatten(0, 1), num_words)
     file = out or folder / "prompts.csv"
-    _write_csv(file, contexts, nearest)
+    write_csv(file, _rows(contexts, nearest), spreadsheet_safe=spreadsheet_safe)
     return PromptWords(contexts, nearest, file)
 
 
@@ -114,14 +120,13 @@ def _as_text(contexts: Contexts, nearest: NearestWords) -> str:
     return "\n".join(lines)
 
 
-def _write_csv(path: Path, contexts: Contexts, nearest: NearestWords) -> None:
+def _rows(contexts: Contexts, nearest: NearestWords) -> Iterator[Sequence[Any]]:
+    """Yield the rows of the CSV file."""
     length = contexts.vectors.shape[1]
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["group", "east", "north", "heading", "vector", "rank", "word", "distance"])
-        for row, words in enumerate(nearest.words):
-            index, vector = divmod(row, length)
-            for rank, word in enumerate(words):
-                distance = nearest.distances[row, rank].item()
-                class_id = contexts.class_ids[index].tolist()
-                writer.writerow([contexts.groups[index], *class_id, vector + 1, rank + 1, word, f"{distance:.4f}"])
+    yield ["group", "east", "north", "heading", "vector", "rank", "word", "distance"]
+    for row, words in enumerate(nearest.words):
+        index, vector = divmod(row, length)
+        for rank, word in enumerate(words):
+            distance = nearest.distances[row, rank].item()
+            class_id = contexts.class_ids[index].tolist()
+            yield [contexts.groups[index], *class_id, vector + 1, rank + 1, word, f"{distance:.4f}"]
