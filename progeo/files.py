@@ -361,5 +361,5 @@ def _undo_moves(outer: Path, folder: Path) -> None:
         return
     left = {path.name for path in outer.glob("*/*")}
     for name in read_json(outer / _MOVES) if left else ():
-        if name not in left:
+        if name not in left and Path(name).name == name:
             _remove(folder / name)
