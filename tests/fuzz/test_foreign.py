@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import zipfile
 import zlib
 from argparse import Namespace
 from collections import OrderedDict
@@ -246,6 +247,21 @@ def make_checkpoint(folder, **options):
     torch.save(content, folder / "weights.pth", **options)
 
 
+def make_pickle(folder):
+    """Write the pickle of a checkpoint, whose archive has no checksum of it."""
+    make_checkpoint(folder)
+    with zipfile.ZipFile(folder / "weights.pth") as archive:
+        (folder / "data.pkl").write_bytes(archive.read("weights/data.pkl"))
+
+
+def of_pickle(folder):
+    with zipfile.ZipFile(folder / "weights.pth") as archive, zipfile.ZipFile(folder / "damaged.pth", "w") as damaged:
+        for name in archive.namelist():
+            content = (folder / "data.pkl").read_bytes() if name == "weights/data.pkl" else archive.read(name)
+            damaged.writestr(name, content)
+    find_weights(read_content(folder / "damaged.pth"), folder / "damaged.pth", ["conv1.weight"])
+
+
 def make_torchscript(folder):
     folder.mkdir(exist_ok=True)
     torch.jit.save(torch.jit.trace(Scripted(), torch.rand(1, 2)), folder / "weights.pth")
@@ -405,6 +421,7 @@ READERS = {
         "settings.yaml", make_settings, lambda folder: read_setting_file(folder / "settings.yaml", SETTING_NAMES)
     ),
     "torch": weights("weights.pth", make_checkpoint),
+    "torch, pickle": reader("data.pkl", make_pickle, of_pickle, folder_of),
     "torch, legacy": weights("weights.pth", partial(make_checkpoint, _use_new_zipfile_serialization=False)),
     "torchscript": weights("weights.pth", make_torchscript),
     "safetensors": weights("weights.safetensors", make_safetensors),
@@ -451,7 +468,7 @@ def test_any_bytes_give_a_value_or_a_sentence_that_names_the_file(kind, count, t
 @pytest.mark.parametrize("count", [200, pytest.param(5000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", MATS)
 def test_a_damaged_mat_ends_at_most_the_process_that_reads_it(kind, count, tmp_path, monkeypatch):
-    monkeypatch.setattr(matlab_process, "_answer_of", lambda file, name: matlab_process.read_here(str(file), name))
+    monkeypatch.setattr(matlab_process, "_result_of", lambda file, name: matlab_process.read_here(str(file), name))
     found = check(kind, MATS[kind], tmp_path, count)
     found = [each for each in found if not re.search(r"SIG[A-Z]+$|MemoryError", each.strip().splitlines()[-1])]
     assert not found, f"{len(found)} of {count}:\n\n" + "\n\n".join(found[:5])
