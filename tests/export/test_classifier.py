@@ -135,7 +135,10 @@ def changed(path, change=lambda described: None, **tensors):
         ({"change": lambda described: described.update(classes_per_group=[3])}, "have 3 classes, there are 4"),
         ({"change": lambda described: described.update(cells={"cell_side_m": 20})}, "'heading_bin_deg'"),
         ({"change": lambda described: described["cells"].update(cell_side_m=0)}, "must be positive"),
-        ({"change": lambda described: described["cells"].update(cell_side_m=float("inf"))}, "expected int, got inf"),
+        (
+            {"change": lambda described: described["cells"].update(cell_side_m=float("inf"))},
+            "expected int, got .* in cells",
+        ),
         ({"change": lambda described: described["frame"].update(zone=10**9)}, "there is no UTM zone 1000000000"),
         ({"weight": torch.tensor(1.0)}, "tuple index out of range"),
         ({"change": lambda described: described.update(more=1)}, "unknown 'more'; its fields are kind"),
