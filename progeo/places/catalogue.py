@@ -327,8 +327,10 @@ def _check_columns(table: pa.Table) -> None:
     """Check the columns that a catalogue reads: their types, their bounds, and that no image lacks a value it needs.
 
     Raises:
-        ValueError: a column is missing, there twice, of another type, or has impossible values.
+        ValueError: there is no row, or a column is missing, there twice, of another type, or has impossible values.
     """
+    if not len(table):
+        raise ValueError("it holds no image")
     for name, (what, has_type) in _TYPES.items():
         if name not in table.column_names and name not in _REQUIRED:
             continue
@@ -344,7 +346,7 @@ def _check_columns(table: pa.Table) -> None:
             raise ValueError(f"its column {name} lacks values")
     for name, limit in _LIMITS.items():
         lowest, highest = pc.min_max(table[name]).as_py().values()  # NaN, unknown, is skipped
-        if len(table) and (lowest < -limit or highest > limit):
+        if lowest < -limit or highest > limit:
             raise ValueError(f"its column {name} has values from {lowest:.6g} to {highest:.6g}")
 
 

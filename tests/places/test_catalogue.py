@@ -127,6 +127,12 @@ def test_a_catalogue_with_columns_that_it_cannot_have_is_refused_by_name(column,
         open_catalogue(tmp_path / "x.arrow", tmp_path)
 
 
+def test_a_catalogue_without_an_image_is_refused_by_name(tmp_path):
+    build_catalogue(tmp_path, [name(1)]).take(np.array([], np.int64)).save(tmp_path / "x.arrow")
+    with pytest.raises(ValueError, match=r"x\.arrow is no catalogue of progeo: it holds no image"):
+        open_catalogue(tmp_path / "x.arrow", tmp_path)
+
+
 def test_a_catalogue_whose_texts_lie_outside_of_it_is_refused_before_it_is_used(tmp_path):
     catalogue = build_catalogue(tmp_path, [name(1), name(2)])
     catalogue.save(tmp_path / "x.arrow")

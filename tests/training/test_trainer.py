@@ -285,9 +285,9 @@ def renamed(state, name, value):
         (
             "optimizer state 0 exp_avg",
             torch.ones(7),
-            "exp_avg of parameter 0 of the optimizer is no tensor of its shape",
+            "exp_avg of parameter 0 of the optimizer is no tensor",
         ),
-        ("optimizer state 0 exp_avg", "x", "exp_avg of parameter 0 of the optimizer is no tensor of its shape"),
+        ("optimizer state 0 exp_avg", "x", "exp_avg of parameter 0 of the optimizer is no tensor"),
         ("optimizer state", 3, "'int' object has no attribute 'items'"),
         ("task model", None, "Expected state_dict to be dict-like"),
     ],
