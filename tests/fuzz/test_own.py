@@ -343,7 +343,7 @@ READERS = {
     "places.json": Reader(places, read_places, lambda path: str(path.parent)),
     "config.yaml": Reader(run_folder, lambda path: open_run(path.parent, SETTINGS, resume=True)),
     "metrics.jsonl": Reader(metrics, read_metrics),
-    "index.json": Reader(place_index, read_index, lambda path: f"{path.parent}/"),
+    "index.json": Reader(place_index, read_index, lambda path: str(path.parent)),
     "place index, faiss": Reader(partial(file_of, place_index, "places_*.faiss"), read_index),
     "place index, catalogue": Reader(partial(file_of, place_index, "catalogue_*.arrow"), read_index),
     "place index, catalogue, no digest": Reader(
