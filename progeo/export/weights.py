@@ -20,8 +20,8 @@ from progeo.json_files import as_kind
 from progeo.models.backbones import find_family
 from progeo.models.backbones.open_clip import weights_digest
 from progeo.models.encoder import Encoder, restore_encoder, spec_from_json, spec_to_json
-from progeo.models.weight_files.printable import printable
 from progeo.models.weight_files.tensor_files import read_safetensors
+from progeo.printable import printable
 
 if TYPE_CHECKING:
     from progeo.models.classifier import Classifier

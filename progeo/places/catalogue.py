@@ -6,6 +6,7 @@ images stored elsewhere. Every argument that takes an image folder accepts eithe
 
 import hashlib
 import json
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +27,7 @@ from progeo.json_files import as_kind
 from progeo.places.filename import Unparsed, parse_columns, says_position, warn_of_unparsed
 from progeo.places.paths import beside, changes_since, find_paths
 
+_LOGGER = logging.getLogger("progeo")
 _ROWS_AT_ONCE = 2**20
 _PARSERS = min(8, os.cpu_count() or 1)
 _COLUMNS = ("east", "north", "zone", "heading")
@@ -193,8 +195,9 @@ def read_catalogue(folder: Path, *, positions: Positions = "required") -> Catalo
     """
     index = index_file(folder)
     if not index.is_file():
-        batches = _parsed_in_turn(folder, find_paths(folder).batches, positions)
-        return Catalogue(folder, pa.Table.from_batches(batches))
+        found = find_paths(folder)
+        catalogue = Catalogue(folder, pa.Table.from_batches(_parsed_in_turn(folder, found.batches, positions)))
+        return catalogue if found.list_changed_ns is None else _shown(catalogue, folder)
     metadata = _metadata(index)
     root = folder / metadata.get("root", "")
     again = f"run `progeo dataset scan {root}{f' --out {folder}' if root != folder else ''}` again"
@@ -202,7 +205,7 @@ def read_catalogue(folder: Path, *, positions: Positions = "required") -> Catalo
         raise ValueError(f"{index} was made when links to folders were skipped and hidden images counted: {again}.")
     for change in changes_since(root, metadata.get("seen", {}), metadata.get("list")):
         raise ValueError(f"{change} changed since {index} was made: {again}.")
-    return open_catalogue(index, root)
+    return _shown(open_catalogue(index, root), folder)
 
 
 def index_catalogue(
@@ -277,6 +280,25 @@ def check_files(catalogue: Catalogue) -> None:
         )
 
 
+def _shown(catalogue: Catalogue, folder: Path) -> Catalogue:
+    """Log where images lie that are not in the folder that a user named, and return the catalogue."""
+    root, paths = catalogue.folder, catalogue.table["path"]
+    if root != folder:
+        _LOGGER.info("the images of %s lie in %s", folder, root)
+    leads = pc.starts_with(paths, "/")
+    if pc.any(leads).as_py():
+        leads = pc.and_not(leads, pc.starts_with(paths, f"{root.resolve()}/"))
+    if pc.any(pc.match_substring(paths, "..")).as_py():  # regular expressions take longer
+        leads = pc.or_(leads, pc.match_substring_regex(paths, r"(^|/)\.\.(/|$)"))
+    if pc.any(leads).as_py():
+        rows = np.flatnonzero(leads.to_numpy())
+        _LOGGER.warning(
+            "%d of %d paths of %s lead out of %s, the first is %s",
+            *(len(rows), len(catalogue), folder, root, catalogue.name(int(rows[0]))),
+        )
+    return catalogue
+
+
 def _parsed_in_turn(
     folder: Path, batches: Iterator[pa.Array], positions: Positions = "required"
 ) -> Iterator[pa.RecordBatch]:
@@ -289,10 +311,17 @@ def _parsed_in_turn(
             pending.append(pool.submit(_parsed, batch, unparsed, positions))
             bar.update(len(batch))
             if len(pending) > _PARSERS:
-                yield pending.popleft().result()
-        yield from (future.result() for future in pending)
+                yield _result(pending.popleft(), folder)
+        yield from (_result(future, folder) for future in pending)
     warn_of_unparsed(unparsed, folder)
     pa.default_memory_pool().release_unused()  # free the memory of parsing before anything else is allocated
+
+
+def _result(future: Future[pa.RecordBatch], folder: Path) -> pa.RecordBatch:
+    try:
+        return future.result()
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
 
 
 def _parsed(paths: pa.Array, unparsed: list[Unparsed], positions: Positions) -> pa.RecordBatch:

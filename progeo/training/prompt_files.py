@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import safe_open
 from torch import Tensor
 
-from progeo.files import read_json
+from progeo.file_sets import FileSet, read_set
 from progeo.json_files import as_kind
 from progeo.models.weight_files.tensor_files import read_metadata
 from progeo.places.cells import DescribedPartition, Partition, check_same_partition
@@ -53,10 +53,13 @@ def load_text_features(folder: Path, partition: Partition) -> list[Tensor]:
             f"There are no prompts in {folder}: run stage 1 first, with a CLIP, name its folder with `text.prompts`, "
             f"or train without text with `text.weight` 0."
         )
-    check_same_partition(read_prompts_description(folder)["partition"], partition, str(folder / PROMPTS))
-    features = read_prompts(
-        folder / PROMPTS, [f"group_{index}.text_features" for index in range(len(partition.groups))]
-    )
+    names = [f"group_{index}.text_features" for index in range(len(partition.groups))]
+
+    def read(files: FileSet) -> list[Tensor]:
+        check_same_partition(description_of(files)["partition"], partition, str(folder / PROMPTS))
+        return read_prompts(files.path(PROMPTS), names)
+
+    features = read_set(folder / DESCRIPTION, read)
     for group, found in zip(partition.groups, features, strict=True):
         if found.shape != (group.num_classes, features[0].shape[-1]) or not found.is_floating_point():
             raise ValueError(
@@ -78,9 +81,13 @@ def read_prompts_description(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is corrupt; the message names it.
     """
-    description = read_json(folder / DESCRIPTION)
-    as_kind(description, _Description, folder / DESCRIPTION, advice="Run stage 1 again.")
-    return description
+    return read_set(folder / DESCRIPTION, description_of)
+
+
+def description_of(files: FileSet) -> dict[str, Any]:
+    """Check the metadata of one version of the files of prompts, see `read_prompts_description`."""
+    as_kind(files.description, _Description, files.folder / DESCRIPTION, advice="Run stage 1 again.")
+    return files.description
 
 
 def read_group(path: Path, names: Sequence[str]) -> tuple[list[Tensor], dict[str, Any]]:

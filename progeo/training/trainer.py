@@ -31,6 +31,7 @@ from progeo.json_files import converted
 from progeo.training.options import Generation, TrainerOptions
 from progeo.training.task import Measures, Task
 
+MAX_SKIPPED_IN_A_ROW = 100
 _STATE = (
     *("epoch", "terms", "primary", "untrained", "best", "epochs_since_best"),
     *("lowest_losses", "epochs_since_lower", "decays"),
@@ -115,6 +116,8 @@ class Trainer:
         self.decays = 0
         """Number of times that the schedules `plateau` and `loss_plateau` have lowered the learning rates."""
         self.averaged: AveragedModel | None = None
+        self.skipped_in_a_row = 0
+        """Number of steps since the last that counted, over epochs; a resumed training starts at 0."""
 
     @property
     def model(self) -> nn.Module:
@@ -329,6 +332,12 @@ class Trainer:
         return AveragedModel(self.task.model, multi_avg_fn=average, use_buffers=True)
 
     def _average_or_undo(self, result: StepResult) -> None:
+        self.skipped_in_a_row = 0 if result.applied else self.skipped_in_a_row + 1
+        if self.skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
+            raise LossNotFinite(
+                f"{MAX_SKIPPED_IN_A_ROW} steps in a row had a loss or gradient that is not finite: the "
+                f"weights do not recover. Lower the learning rate or the loss weights."
+            )
         self.means.add(result)
         if not result.applied:  # restore the batch-norm statistics from before the step
             for buffer, before in zip(self.task.model.buffers(), self._buffers, strict=True):
@@ -348,7 +357,7 @@ class Trainer:
         if stop.agreed or (steps % self.options.checkpoint_every == 0 and not at_end):
             self._save()
         if stop.agreed:
-            raise KeyboardInterrupt(
+            raise stop.kind(
                 f"stopped in epoch {self.epoch + 1} after step {steps}: resume with the same command and `resume`."
             )
 

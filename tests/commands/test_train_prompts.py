@@ -84,7 +84,7 @@ def test_a_training_that_was_killed_ends_with_the_same_prompts_bit_for_bit(confi
     killed, whole = ["--out", str(tmp_path / "killed")], ["--out", str(tmp_path / "whole")]
     kill_before("/group_1/epoch_000003_step_000000", "stage1_prompts.py", *many, *killed)
     checkpoints = tmp_path / "killed/stage1/checkpoints"
-    finished, unfinished, owner = (path.name for path in sorted(checkpoints.glob("*/*"), reverse=True))
+    unfinished, owner, finished = sorted(path.name for path in checkpoints.glob("*/*"))
     assert finished == "epoch_000002_step_000000"
     assert unfinished.startswith(".unfinished-epoch_000003_step_000000-")
     assert owner == f"{unfinished}.progeo"

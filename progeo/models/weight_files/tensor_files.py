@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from progeo.models.weight_files.printable import printable
+from progeo.printable import printable
 
 
 def is_safetensors(path: Path) -> bool:
