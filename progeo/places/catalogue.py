@@ -39,11 +39,10 @@ Positions = Literal["required", "optional", "ignored"]
 _METADATA_KEY = b"progeo"
 _ARROW_ERRORS = (pa.ArrowException, OSError, ValueError, MemoryError, SystemError)
 """Errors that a corrupt Arrow file can cause."""
-_NUMBER = ("a number", pa.types.is_floating)
+_NUMBER = ("a number", lambda kind: pa.types.is_floating(kind) or pa.types.is_integer(kind))
 _TYPES: Mapping[str, tuple[str, Callable[[pa.DataType], bool]]] = {
     "path": ("text with 64-bit offsets", pa.types.is_large_string),
-    **dict.fromkeys(("east", "north", "heading", "latitude", "longitude"), _NUMBER),
-    "zone": ("a whole number", pa.types.is_signed_integer),
+    **dict.fromkeys((*_COLUMNS, "latitude", "longitude"), _NUMBER),
     "positives": (
         "lists of whole numbers",
         lambda kind: pa.types.is_list(kind) and pa.types.is_signed_integer(kind.value_type),
