@@ -152,6 +152,6 @@ def _check_finite(values: np.ndarray, rows: np.ndarray, what: str, catalogue: Ca
     infinite = rows[~can_be_compared(values)]
     if len(infinite):
         raise ValueError(
-            f"The {what} of {catalogue.path(int(infinite[0]))} are not finite, or too large for {values.dtype}: are the "
-            f"weights finite, and those of this architecture? With `mixed_precision` fp16, try bf16."
+            f"The {what} of {catalogue.path(int(infinite[0]))} are not finite, or too large for {values.dtype}: are "
+            f"the weights finite, and those of this architecture? With `mixed_precision` fp16, try bf16."
         )

@@ -188,9 +188,8 @@ def _extract_photos(
         what="photos",
     )
     for row in np.flatnonzero(~can_be_compared(descriptors)).tolist():
-        errors[row] = (
-            f"The descriptor of {photos.path(row)} is not finite, or too large: with `mixed_precision` fp16, try bf16."
-        )
+        reason = "is not finite, or too large: with `mixed_precision` fp16, try bf16"
+        errors[row] = f"The descriptor of {photos.path(row)} {reason}."
         descriptors[row] = 0
     return descriptors, errors
 
