@@ -112,7 +112,7 @@ def killed_at(number: int, function: Callable[[], object]) -> bool:
 def kill_before(end: str, *command: object, number: signal.Signals = signal.SIGKILL) -> str:
     """Run a script that gets a signal just before what it wrote is called `...end`, and return what it said."""
     (code,), said = _run_script(command, [{}], end, number)
-    assert code == (-signal.SIGKILL if number == signal.SIGKILL else 1), said
+    assert code == (-signal.SIGKILL if number == signal.SIGKILL else 128 + number), said
     return said
 
 
