@@ -1,14 +1,18 @@
-"""Atomic file writing, through which every file of progeo is written, and parallel reading of many files."""
+"""Atomic and durable file writing, through which every file of progeo is written, and reading of many files."""
 
 import csv
+import errno
+import glob
+import hashlib
 import json
 import os
 import secrets
+import shutil
 import stat
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,8 +20,16 @@ from typing import Any, TypeVar
 from safetensors import SafetensorError
 from tqdm import tqdm
 
+from progeo.locks import Lock, NoLocks, is_lock_file, try_lock
+
 Item = TypeVar("Item")
 Found = TypeVar("Found")
+_OWNER = ".progeo"
+"""Ending of the lock of a temporary file or folder, whose name is the same but for the ending."""
+_MOVES = "moves.json"
+_UNFINISHED = ".unfinished-"
+"""Prefix of the names of temporary folders."""
+_BLOCK_BYTES = 2**24
 _THREADS = max(16, os.cpu_count() or 1)
 _AT_ONCE = 4096
 
@@ -26,34 +38,46 @@ _AT_ONCE = 4096
 def replacing(path: Path) -> Iterator[Path]:
     """Write a file atomically: yield a temporary path that is renamed to `path` if the block succeeds, else removed.
 
+    Once the block is left, the file survives a loss of power.
+
     Raises:
         OSError: writing failed, for example because the disk is full; the message names `path`.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.parent / f".{path.stem}-{secrets.token_hex(4)}{path.suffix}"
-        temporary.touch(exist_ok=False)
-        mode = stat.S_IMODE(temporary.stat().st_mode)
-    except OSError as error:
-        raise OSError(f"{path} could not be written: {error.strerror}") from None
-    try:
-        yield temporary
-        temporary.chmod(mode)  # last, because safetensors creates files that only their owner can read
-        with temporary.open("rb+") as stream:
-            os.fsync(stream.fileno())
+    with temporary_beside(path) as temporary:
+        with completing(temporary):
+            yield temporary
         temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise OSError(f"{path} could not be written: {str(error).replace(str(temporary), str(path))}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+        sync(path.parent)
 
 
 @contextmanager
-def written_together(folder: Path) -> Iterator[Path]:
+def replacing_folder(folder: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Write a folder atomically: yield a temporary folder that is renamed to `folder` if the block succeeds.
+
+    Args:
+        durable: have all files survive a loss of power once the block is left, which takes milliseconds for each.
+
+    Raises:
+        ValueError: `folder` is a file, or has files.
+        OSError: writing failed; the message names the path in `folder`.
+    """
+    with temporary_beside(folder, _UNFINISHED) as temporary:
+        temporary.mkdir()
+        yield temporary
+        if durable:
+            _sync_below(temporary)
+        _rename_folder(temporary, folder)
+
+
+@contextmanager
+def written_together(folder: Path, names: Sequence[str] = ()) -> Iterator[Path]:
     """Write several files together: yield a temporary folder whose files move to `folder` if the block succeeds.
 
-    The temporary folder has the same name. If the block fails, its files are removed and `folder` is left unchanged
-    (or not created).
+    The temporary folder has the same name. A new or empty `folder` appears at once, with all files. If the process is
+    killed while files move to a folder that has other files, the next writer removes them again.
+
+    Args:
+        names: names of files that will be written, to refuse a folder that holds one of them before the block.
 
     Raises:
         ValueError: `folder` is a file, or already holds one of the files.
@@ -61,26 +85,112 @@ def written_together(folder: Path) -> Iterator[Path]:
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is no folder: name another.")
-    beside = folder if folder.exists() else folder.parent  # on the same file system, so that files can be renamed
-    try:
-        beside.mkdir(parents=True, exist_ok=True)
-        outer = tempfile.TemporaryDirectory(dir=beside, prefix=".")
-    except OSError as error:
-        raise OSError(f"{folder} could not be written: {error.strerror}") from None
-    with outer:
-        temporary = Path(outer.name) / folder.name
-        temporary.mkdir()
+    remove_abandoned(folder)
+    _refuse_held(folder, names)
+    has_others = folder.is_dir() and any(folder.iterdir())
+    with temporary_beside(folder / folder.name if has_others else folder, _UNFINISHED) as outer:
+        (temporary := outer / folder.name).mkdir(parents=True)
         try:
             yield temporary
         except (OSError, ValueError) as error:
             kind = OSError if isinstance(error, OSError) else ValueError
             raise kind(str(error).replace(str(temporary), str(folder))) from None
-        names = sorted(path.name for path in temporary.iterdir())
-        if held := [name for name in names if (folder / name).exists()]:
-            raise ValueError(f"{folder} already holds {', '.join(held)}: name another folder.")
-        folder.mkdir(exist_ok=True)
-        for name in names:
-            (temporary / name).replace(folder / name)
+        _refuse_held(folder, sorted(path.name for path in temporary.iterdir()))
+        if has_others:
+            _move_files(temporary, folder)
+        else:
+            _sync_below(temporary)
+            _rename_folder(temporary, folder)
+
+
+@contextmanager
+def temporary_beside(path: Path, prefix: str = ".") -> Iterator[Path]:
+    """Yield a path for a temporary file or folder beside `path`, which is removed at last if it is still there.
+
+    A lock tells others that this process lives; temporary files of processes that have ended are removed first.
+
+    Args:
+        prefix: beginning of its name.
+
+    Raises:
+        OSError: it could not be created or written; the message names `path`.
+    """
+    try:
+        make_folder(path.parent)
+        _remove_abandoned_once(path.parent, os.getpid())
+        stem, owner = _new_owner(path, prefix)
+    except OSError as error:
+        raise OSError(f"{path} could not be written: {error.strerror or error}") from None
+    temporary = path.parent / f"{stem}{path.suffix}"
+    try:
+        yield temporary
+    except (OSError, SafetensorError) as error:
+        message = str(error).replace(str(temporary), str(path))
+        is_named = message.startswith(str(path))
+        raise OSError(message if is_named else f"{path} could not be written: {message}") from None
+    finally:
+        _remove(temporary)
+        if owner is not None:
+            owner.release()
+
+
+@contextmanager
+def completing(temporary: Path) -> Iterator[None]:
+    """Create a file with the permissions of new files, have it written by the block, and complete it on the disk."""
+    temporary.touch(exist_ok=False)
+    mode = stat.S_IMODE(temporary.stat().st_mode)
+    yield
+    temporary.chmod(mode)  # because safetensors creates files that only their owner can read
+    sync(temporary)
+
+
+def sync(path: Path) -> None:
+    """Have the operating system write a file, or the names in a folder, to the disk."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot do it for a folder
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and its missing parents, and write their names to the disk."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in missing:
+        sync(each.parent)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove temporary files and folders of processes that have ended, and nothing of others or of the user."""
+    for owner in sorted(folder.glob(f".*{_OWNER}")) if folder.is_dir() else ():
+        with suppress(OSError):  # those of another user
+            if is_lock_file(owner) and (lock := try_lock(owner)) is not None:
+                for path in folder.glob(f"{glob.escape(owner.name.removesuffix(_OWNER))}*"):
+                    if path != owner:
+                        _undo_moves(path, folder)
+                        _remove(path)
+                lock.release()
+
+
+def file_digest(path: Path) -> str:
+    """Compute a digest of a file: the SHA-256, in hex, of the SHA-256s of its blocks, which threads compute."""
+
+    def of_block(start: int) -> bytes:
+        with path.open("rb") as stream:
+            stream.seek(start)
+            return hashlib.sha256(stream.read(_BLOCK_BYTES)).digest()
+
+    starts = range(0, max(path.stat().st_size, 1), _BLOCK_BYTES)
+    if len(starts) == 1:
+        return hashlib.sha256(of_block(0)).hexdigest()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return hashlib.sha256(b"".join(pool.map(of_block, starts))).hexdigest()
 
 
 def each_file(
@@ -112,7 +222,7 @@ def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, _as_json(value))
 
 
 def write_new_json(path: Path, value: Any) -> None:
@@ -121,17 +231,13 @@ def write_new_json(path: Path, value: Any) -> None:
     Raises:
         FileExistsError: the file exists.
     """
-    private = path.with_name(f".{path.stem}-{secrets.token_hex(8)}{path.suffix}")
-    write_json(private, value)
-    try:
-        os.link(private, path)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
-        with path.open("x", encoding="utf-8") as stream:
-            stream.write(private.read_text(encoding="utf-8"))
-    finally:
-        private.unlink()
+    with temporary_beside(path) as temporary:
+        with completing(temporary):
+            temporary.write_text(_as_json(value), encoding="utf-8")
+        exists = not _linked(temporary, path)
+        sync(path.parent)
+    if exists:
+        raise FileExistsError(f"{path} exists already.")
 
 
 def read_json(path: Path) -> Any:
@@ -149,3 +255,93 @@ def read_json(path: Path) -> Any:
 def spelled_out(path: str) -> str:
     r"""Escape the bytes of a path that are not valid UTF-8, such as caf\xe9, so that it can be printed."""
     return path.encode("utf-8", "backslashreplace").decode().replace(r"\udc", r"\x")  # undo surrogateescape
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def _linked(temporary: Path, path: Path) -> bool:
+    """Give a file a second name, or copy it where there are no hard links; returns False if the name is taken."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError:
+        try:
+            with path.open("xb") as stream:
+                stream.write(temporary.read_bytes())
+        except FileExistsError:
+            return False
+        sync(path)
+    return True
+
+
+@lru_cache(maxsize=256)
+def _remove_abandoned_once(folder: Path, process: int) -> None:
+    """Remove what is abandoned in a folder at the first write of a process to it."""
+    remove_abandoned(folder)
+
+
+def _new_owner(path: Path, prefix: str) -> tuple[str, Lock | None]:
+    """Choose the stem of a temporary name for `path` and take its lock; None where there are no locks."""
+    while True:
+        stem = f"{prefix}{path.stem}-{secrets.token_hex(4)}"
+        owner = path.parent / f"{stem}{_OWNER}"
+        try:
+            lock = try_lock(owner)
+        except NoLocks:
+            owner.unlink(missing_ok=True)
+            return stem, None
+        if lock is not None:  # or it was taken for abandoned, just before it was locked
+            return stem, lock
+
+
+def _refuse_held(folder: Path, names: Iterable[str]) -> None:
+    if held := [name for name in names if (folder / name).exists()]:
+        raise ValueError(f"{folder} already holds {', '.join(held)}: name another folder with `out`.")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync_below(folder: Path) -> None:
+    for path in (*folder.rglob("*"), folder):
+        if not path.is_symlink():
+            sync(path)
+
+
+def _rename_folder(temporary: Path, folder: Path) -> None:
+    """Rename a complete folder to a name that is free, or that of an empty folder."""
+    try:
+        temporary.rename(folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        raise ValueError(f"{folder} exists already: name another folder with `out`.") from None
+    sync(folder.parent)
+
+
+def _move_files(temporary: Path, folder: Path) -> None:
+    """Move all files to a folder that has others; `_undo_moves` removes them again if this process is killed."""
+    names = sorted(path.name for path in temporary.iterdir())
+    for name in names:
+        sync(temporary / name)
+    write_json(temporary.parent / _MOVES, names)
+    for name in names:
+        (temporary / name).replace(folder / name)
+    sync(folder)
+
+
+def _undo_moves(outer: Path, folder: Path) -> None:
+    """Remove the files that a process moved to a folder if it was killed before the last."""
+    if not (outer / _MOVES).is_file():
+        return
+    left = {path.name for path in outer.glob("*/*")}
+    for name in read_json(outer / _MOVES) if left else ():
+        if name not in left:
+            _remove(folder / name)

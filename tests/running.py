@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,13 @@ def files_in(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
+def without_digests(folder: Path) -> None:
+    """Have an encoder's files be read without their digests, to test what is checked besides."""
+    metadata = json.loads((folder / "model.json").read_text())
+    del metadata["files"]
+    (folder / "model.json").write_text(json.dumps(metadata))
+
+
 def metrics_of(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -120,6 +127,26 @@ def start(
     os.close(descriptor)
     request = [list(map(str, command)), list(environments), log, None if plan is None else asdict(plan)]
     return [Started(process, Path(log)) for process in json.loads(_answer(request) or "[]")]
+
+
+def killed_at(number: int, function: Callable[[], object]) -> bool:
+    """Call a function in a child that is killed before its change `number` of a folder; whether it came to it."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    left = [number]
+
+    def look(event: str, _: object) -> None:
+        if event in ("os.rename", "os.remove", "os.link", "os.mkdir", "os.rmdir", "os.symlink"):
+            left[0] -= 1
+            if not left[0]:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(look)
+    try:
+        function()
+    finally:
+        os._exit(0)
 
 
 def kill_before(end: str, *command: object, number: signal.Signals = signal.SIGKILL) -> str:

@@ -1,8 +1,12 @@
+import os
 from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
 
 import pytest
+from running import killed_at
 
-from progeo.files import replacing, written_together
+from progeo.files import file_digest, replacing, replacing_folder, write_new_json, write_text, written_together
 
 
 @pytest.mark.parametrize("writer", [replacing, written_together])
@@ -26,3 +30,72 @@ def test_an_error_names_a_file_as_it_would_lie_in_its_folder(tmp_path, kind):
         raise kind(f"{folder / 'model.pt2'} is not written")
     assert str(error.value) == f"{tmp_path}/model/model.pt2 is not written"
     assert not list(tmp_path.iterdir())
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def write_three(folder):
+    with written_together(folder) as unfinished:
+        for name in ("a", "b", "c"):
+            (unfinished / name).write_text(name)
+
+
+@pytest.mark.parametrize("before", [None, [], ["mine"]], ids=["new", "empty", "with a file of the user"])
+def test_a_killed_command_leaves_a_folder_that_the_same_command_completes(tmp_path, before):
+    complete = 0
+    for event in range(1, 20):
+        folder = tmp_path / f"{event}" / "out"
+        (folder.parent if before is None else folder).mkdir(parents=True)
+        for name in before or ():
+            (folder / name).touch()
+        if not killed_at(event, partial(write_three, folder)):
+            break
+        if folder.is_dir() and {"a", "b", "c"} <= names(folder):
+            complete += 1
+            continue
+        write_three(folder)
+        assert names(folder) == {"a", "b", "c", *(before or [])}
+        assert names(folder.parent) == {"out"}
+    assert 4 < event < 19
+    assert complete
+
+
+def test_what_is_being_written_is_not_taken_for_abandoned(tmp_path):
+    with replacing(tmp_path / "a.txt") as temporary, replacing_folder(tmp_path / "b") as folder:
+        (tmp_path / ".mine-01234567.txt").touch()
+        assert not killed_at(99, lambda: write_text(tmp_path / "c", ""))
+        temporary.write_text("a")
+        (folder / "inside").touch()
+    assert names(tmp_path) == {"a.txt", "b", "c", ".mine-01234567.txt"}
+
+
+def test_a_file_and_its_folders_are_on_the_disk_once_it_has_its_name(tmp_path, monkeypatch):
+    synced = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda at: (synced.append(Path(f"/proc/self/fd/{at}").readlink()), real(at)))
+    with replacing(tmp_path / "new/folder/a.txt") as temporary:
+        temporary.write_text("a")
+        synced.clear()
+    assert synced == [temporary, tmp_path / "new/folder"]
+    synced.clear()
+    with replacing(tmp_path / "other/folder/a.txt"):
+        assert set(synced) == {tmp_path, tmp_path / "other"}
+
+
+def test_of_two_writers_of_a_new_file_the_second_fails(tmp_path):
+    write_new_json(tmp_path / "a.json", 1)
+    with pytest.raises(FileExistsError):
+        write_new_json(tmp_path / "a.json", 2)
+    assert (tmp_path / "a.json").read_text() == "1\n"
+    assert names(tmp_path) == {"a.json"}
+
+
+def test_a_digest_depends_on_every_byte_of_a_file_of_several_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr("progeo.files._BLOCK_BYTES", 4)
+    digests = set()
+    for content in (b"", b"abcd", b"abcdabcd", b"abcdabcde", b"abcdXbcde", b"abcdXbcdf"):
+        (tmp_path / "x").write_bytes(content)
+        digests.add(file_digest(tmp_path / "x"))
+    assert len(digests) == 6

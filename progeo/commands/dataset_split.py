@@ -17,18 +17,16 @@ def split_dataset(folder: Path, *, out: Path, link: bool = False, settings: Spli
         settings: Which images are held out.
 
     Raises:
-        FileExistsError: `out` holds such files already.
-        ValueError: not exactly one of `every` and `per_class` is given, or too few images are there.
+        ValueError: `out` holds such files already, not exactly one of `every` and `per_class` is given, or too few
+            images are there.
     """
-    from progeo.datasets.output import write_catalogue
+    from progeo.datasets.output import log_catalogue, save_catalogue
     from progeo.datasets.split import every_nth_position, last_of_each_class
     from progeo.engine.log import LOGGER
+    from progeo.files import written_together
     from progeo.places.catalogue import index_file, read_catalogue
 
     every, per_class, seed = settings.every, settings.per_class, settings.seed
-    for path in (path for side in ("train", "queries") for path in (out / side, index_file(out / side))):
-        if path.exists():
-            raise FileExistsError(f"There is {path} already: name another `out`.")
     catalogue = read_catalogue(folder)
     if every is not None and per_class is None:
         rows = every_nth_position(catalogue, every, seed=seed)
@@ -38,8 +36,13 @@ def split_dataset(folder: Path, *, out: Path, link: bool = False, settings: Spli
         raise ValueError("Give one of `every` and `per_class`, and not both.")
     if seed is not None:
         LOGGER.info("the queries are drawn at random with the seed %d", seed)
-    write_catalogue(catalogue.without(rows), out / "train", link=link)
-    write_catalogue(catalogue.take(rows), out / "queries", link=link)
+    sides = {"train": catalogue.without(rows), "queries": catalogue.take(rows)}
+    names = [index_file(Path(side)).name for side in sides]
+    with written_together(out.resolve(), [*sides, *names]) as unfinished:
+        for side, images in sides.items():
+            save_catalogue(images, unfinished / side, link=link)
+    for name, images in zip(names, sides.values(), strict=True):
+        log_catalogue(images, out / name)
     LOGGER.info("train with --data.train_folder %s, evaluate with --folder %s", out / "train", out)
     if per_class is not None:
         fewer = max(settings.cells.min_images_per_class - per_class, 1)

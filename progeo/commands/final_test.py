@@ -64,7 +64,11 @@ def run_final_test(settings: EncoderSettings, run: RunFolder, accelerator: Accel
             ),
             ImageOptions(database_preprocessing=validation.preprocessing, orientation=data.orientation),
             WorkOptions(batch_size=data.eval_batch_size, num_workers=data.num_workers),
-            CacheOptions(descriptor_cache=test.descriptor_cache, max_unreadable_fraction=data.max_unreadable_fraction),
+            CacheOptions(
+                descriptor_cache=test.descriptor_cache,
+                max_unreadable_fraction=data.max_unreadable_fraction,
+                wait=settings.wait,
+            ),
         )
         evaluator.by_images(encoder, name=name, out=run.path / "test")
     except (ValueError, FileNotFoundError) as error:

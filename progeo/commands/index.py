@@ -1,12 +1,18 @@
 """Build a place index, add images to it, and calibrate its confidence."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 
 from progeo.engine.options import Precision
 from progeo.features.options import CacheOptions, ClassOptions, ImageOptions, WorkOptions
 from progeo.localization.options import IndexOptions
+from progeo.locks import locked_if_free
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 def build_index(
@@ -70,7 +76,9 @@ def add_to_index(
     from progeo.engine.accelerator import start_accelerator
     from progeo.localization.building import add_to_place_index
 
-    add_to_place_index(index, folder, accelerator=start_accelerator(mixed_precision), work=work, cache=cache)
+    accelerator = start_accelerator(mixed_precision)
+    with _changing(index, cache, accelerator):
+        add_to_place_index(index, folder, accelerator=accelerator, work=work, cache=cache)
     return index
 
 
@@ -107,7 +115,13 @@ def calibrate_index(
     from progeo.localization.calibration import calibrate_place_index
 
     accelerator = start_accelerator(mixed_precision)
-    calibrate_place_index(
-        index, folder, radius_m=radius_m, max_loss=max_loss, accelerator=accelerator, work=work, cache=cache
-    )
+    with _changing(index, cache, accelerator):
+        calibrate_place_index(
+            index, folder, radius_m=radius_m, max_loss=max_loss, accelerator=accelerator, work=work, cache=cache
+        )
     return index
+
+
+def _changing(index: Path, cache: CacheOptions, accelerator: "Accelerator") -> AbstractContextManager[None]:
+    """Hold the lock of a place index, which others may change, too: nothing of either is lost."""
+    return locked_if_free(index, wait=cache.wait) if accelerator.is_main_process else nullcontext()

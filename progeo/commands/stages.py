@@ -1,6 +1,7 @@
 """Open the run folder of a stage; a run is resumed only with the settings and the data it was started with."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from types import MappingProxyType
 from typing import Any
 
@@ -8,12 +9,14 @@ from progeo.config.settings import default_values, plain_values
 from progeo.config.training import RunSettings
 from progeo.config.yaml_files import RENAMED
 from progeo.engine.run_folder import RunFolder, open_run
+from progeo.locks import locked
 from progeo.training.places import LearnedFrom, check_pixels
 from progeo.training.trainer import check_checkpoints
 
 _MAY_CHANGE = (
     "out",
     "resume",
+    "wait",
     "data.train_folder",  # if the images are the same, see `LearnedFrom`
     "data.num_workers",
     "data.max_unreadable_fraction",
@@ -21,6 +24,7 @@ _MAY_CHANGE = (
 )
 
 
+@contextmanager
 def open_stage(
     settings: RunSettings,
     stage: str,
@@ -30,8 +34,8 @@ def open_stage(
     is_main: bool,
     defaults: Mapping[str, Any] = MappingProxyType({}),
     check: Callable[[RunFolder, Mapping[str, Any]], None] = lambda run, changed: None,
-) -> RunFolder:
-    """Open the folder of a stage, see `open_run`, and save what it learns from.
+) -> Iterator[RunFolder]:
+    """Open the folder of a stage, see `open_run`, save what it learns from, and keep other processes out meanwhile.
 
     Args:
         settings: settings of the stage.
@@ -48,18 +52,20 @@ def open_stage(
         check(run, changed)
         source.check(run, changed)
 
-    if is_main and settings.resume:
-        check_checkpoints(RunFolder(settings.out / stage))
-    run = open_run(
-        settings.out / stage,
-        plain_values(settings),
-        resume=settings.resume,
-        defaults={**default_values(type(settings)), **defaults},
-        renamed=RENAMED,
-        may_change=(*_MAY_CHANGE, *may_change),
-        check=check_all,
-        is_main=is_main,
-    )
-    if is_main:
-        source.keep(run)
-    return run
+    folder = settings.out / stage
+    with locked(folder, wait=settings.wait) if is_main else nullcontext():
+        if is_main and settings.resume:
+            check_checkpoints(RunFolder(folder))
+        run = open_run(
+            folder,
+            plain_values(settings),
+            resume=settings.resume,
+            defaults={**default_values(type(settings)), **defaults},
+            renamed=RENAMED,
+            may_change=(*_MAY_CHANGE, *may_change),
+            check=check_all,
+            is_main=is_main,
+        )
+        if is_main:
+            source.keep(run)
+        yield run

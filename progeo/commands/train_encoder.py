@@ -70,32 +70,32 @@ def train_encoder(settings: EncoderSettings) -> Path:
     check_final_test(settings)
     with explaining_out_of_memory(_NEEDS_LESS_MEMORY):
         training = build_training(settings, images, accelerator)
-        teacher = training.teacher
-        run = open_stage(
+        stage = open_stage(
             settings,
             "stage2",
             training.learned_from,
             may_change=(*_MAY_CHANGE, *_epochs_may_change(settings)),
             is_main=accelerator.is_main_process,
         )
-        for line in overview(training, model=settings.model):
-            LOGGER.info(line)
-        if teacher is not None:
-            teacher.prepare(images.catalogues, settings.data)
-        trainer = Trainer(
-            training,
-            settings.training,
-            run,
-            checkpoints=run.checkpoints,
-            seed=settings.seed,
-            accelerator=accelerator,
-        )
-        _train(trainer, training.settings)
-        # Before the end: if its networks were the last to hold the process group, freeing it could wait forever.
-        del training, trainer, teacher
-        accelerator.free_memory()
-        gc.collect()
-        run_final_test(settings, run, accelerator)
+        with stage as run:
+            for line in overview(training, model=settings.model):
+                LOGGER.info(line)
+            if training.teacher is not None:
+                training.teacher.prepare(images.catalogues, settings.data, wait=settings.wait)
+            trainer = Trainer(
+                training,
+                settings.training,
+                run,
+                checkpoints=run.checkpoints,
+                seed=settings.seed,
+                accelerator=accelerator,
+            )
+            _train(trainer, training.settings)
+            # Before the end: if its networks were the last to hold the process group, freeing it could wait forever.
+            del training, trainer
+            accelerator.free_memory()
+            gc.collect()
+            run_final_test(settings, run, accelerator)
     accelerator.end_training()
     return run.path
 

@@ -49,7 +49,7 @@ def train_prompts(settings: PromptSettings) -> Path:
     clip.requires_grad_(False).to(accelerator.device)
     prompt_token_ids(prompts.template, prompts.context_length, clip.context_length)  # refuse them before extraction
     pixels = starting_statistics(model)
-    run = open_stage(
+    stage = open_stage(
         settings,
         "stage1",
         LearnedFrom(places),
@@ -59,16 +59,19 @@ def train_prompts(settings: PromptSettings) -> Path:
         check=lambda run, changed: check_batch_norm(run, prompts.batch_norm, clip.visual, changed),
     )
     groups = places.partition.groups
-    LOGGER.info("%d images, classes of the groups: %s", len(places.catalogue), [each.num_classes for each in groups])
-    LOGGER.info("pixels: %s", pixels)
-    training = PromptTraining(
-        prompts, places.partition, model=model, clip=clip, seed=settings.seed, run=run, accelerator=accelerator
-    )
-    training.drop_metrics_of_unfinished_epochs()
-    rows, features = _image_features(settings, clip, places, accelerator, pixels=pixels)
-    training.train_groups(features, rows)
-    if accelerator.is_main_process:
-        training.gather()
+    with stage as run:
+        LOGGER.info(
+            "%d images, classes of the groups: %s", len(places.catalogue), [each.num_classes for each in groups]
+        )
+        LOGGER.info("pixels: %s", pixels)
+        training = PromptTraining(
+            prompts, places.partition, model=model, clip=clip, seed=settings.seed, run=run, accelerator=accelerator
+        )
+        training.drop_metrics_of_unfinished_epochs()
+        rows, features = _image_features(settings, clip, places, accelerator, pixels=pixels)
+        training.train_groups(features, rows)
+        if accelerator.is_main_process:
+            training.gather()
     return run.path
 
 
@@ -83,6 +86,7 @@ def _image_features(
     """Extract the features of all images of the groups; returns their catalogue rows, and the features."""
     import numpy as np
 
+    from progeo.features.cache import Cache
     from progeo.features.clip_features import cached_features, extraction_order
     from progeo.models.backbones.open_clip import resolved_architecture
 
@@ -92,7 +96,7 @@ def _image_features(
     features = cached_features(
         clip,
         places.catalogue.take(rows),
-        settings.prompts.feature_cache,
+        Cache(settings.prompts.feature_cache, "float16", "feature_cache", wait=settings.wait),
         accelerator,
         architecture=resolved_architecture(settings.model.architecture, clip),
         pixels=pixels,

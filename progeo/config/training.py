@@ -33,6 +33,9 @@ class RunSettings:
     resume: bool = False
     """Resume the run in the run folder from its newest checkpoint; without a checkpoint, start from scratch. If false,
     a folder that holds a run is refused."""
+    wait: bool = False
+    """Wait for another process that writes to the run folder or the caches. If false, a run folder in use is refused,
+    and features that another process is extracting are extracted here, too."""
     mixed_precision: Precision = "no"
     """Precision of the networks in training and feature extraction."""
     cells: CellOptions = field(default_factory=CellOptions)

@@ -3,9 +3,10 @@
 import logging
 from pathlib import Path
 
+from progeo.files import replacing_folder
 from progeo.places.catalogue import Catalogue, index_file
 from progeo.places.extent import extent_of
-from progeo.places.geographic import link_images
+from progeo.places.geographic import link_images, links_to_images
 
 _LOGGER = logging.getLogger("progeo")
 
@@ -17,11 +18,27 @@ def folder_of(out: Path) -> Path:
 
 def write_catalogue(catalogue: Catalogue, out: Path, *, link: bool) -> Path:
     """Write the catalogue that stands for the folder `out`, and with `link` also that folder of symbolic links."""
-    out = folder_of(out)
-    file = index_file(out)
-    if link:
-        link_images(catalogue, out)
+    file = save_catalogue(catalogue, folder_of(out), link=link)
+    log_catalogue(catalogue, file)
+    return file
+
+
+def save_catalogue(catalogue: Catalogue, folder: Path, *, link: bool) -> Path:
+    """Write the catalogue that stands for a folder, and with `link` also the folder, without a word in the log.
+
+    Raises:
+        FileExistsError: the folder has other files than these links.
+    """
+    if link and not links_to_images(catalogue, folder):
+        with replacing_folder(folder) as links:
+            link_images(catalogue, links)
+    file = index_file(folder)
     catalogue.save(file, {"root": str(catalogue.folder.resolve())})
+    return file
+
+
+def log_catalogue(catalogue: Catalogue, file: Path) -> None:
+    """Log the file of a catalogue, and where its images are."""
     zones = sorted(set(catalogue.zone.tolist()) - {0})
     _LOGGER.info(
         "%s: %s images of %s%s",
@@ -40,4 +57,3 @@ def write_catalogue(catalogue: Catalogue, out: Path, *, link: bool) -> Path:
                 catalogue.name(row),
                 reason,
             )
-    return file

@@ -3,6 +3,7 @@
 Other files in the same folder belong to the user: only folders with exactly the names defined here are read or removed.
 """
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -14,11 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from progeo.engine.log import LOGGER
-from progeo.files import read_json, replacing, write_json
+from progeo.files import read_json, replacing_folder
 
 _TENSORS = "tensors.safetensors"
 _STATE = "state.json"
-_UNFINISHED = ".unfinished-"
 _NUMBER = r"(\d{6}|[1-9]\d{6,})"
 _NAME = re.compile(rf"epoch_{_NUMBER}_step_{_NUMBER}")
 """Names of checkpoints: finished epochs and steps of the next, `epoch_000001_step_000010`."""
@@ -27,7 +27,7 @@ _NAME = re.compile(rf"epoch_{_NUMBER}_step_{_NUMBER}")
 def save_checkpoint(folder: Path, name: str, state: dict[str, Any]) -> Path:
     """Write a nested state of dicts, lists, numbers, strings and tensors to `folder/name`.
 
-    An interrupted write leaves an unfinished folder, which the next `prune_checkpoints` removes.
+    A killed process leaves an unfinished folder at most, which the next checkpoint removes.
 
     Args:
         folder: created if missing.
@@ -38,22 +38,17 @@ def save_checkpoint(folder: Path, name: str, state: dict[str, Any]) -> Path:
         OSError: it could not be written; checkpoints with other names are unchanged.
     """
     final = folder / name
-    unfinished = folder / f"{_UNFINISHED}{name}"
     tensors: dict[str, Tensor] = {}
     plain = _without_tensors(state, tensors)
-    _remove(unfinished)
     try:
-        unfinished.mkdir(parents=True)
-        with replacing(unfinished / _TENSORS) as temporary:
-            save_file(tensors, temporary)
-        write_json(unfinished / _STATE, plain)
-        _remove(final)
-        unfinished.rename(final)
-    except OSError as error:
-        _remove(unfinished)
+        with replacing_folder(final) as unfinished:
+            save_file(tensors, unfinished / _TENSORS)
+            (unfinished / _STATE).write_text(json.dumps(plain), encoding="utf-8")
+            _remove(final)
+    except (OSError, ValueError) as error:
         newest = newest_checkpoint(folder)
         rest = f"{newest} is complete: make room and resume with `resume`." if newest else "There is none before it."
-        raise OSError(f"{error}. {rest}") from None
+        raise OSError(f"{str(error).rstrip('.')}. {rest}") from None
     return final
 
 
@@ -105,7 +100,8 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 def finished_checkpoints(folder: Path) -> list[Path]:
     """List the finished checkpoints, oldest first; symbolic links are skipped."""
-    return sorted(_folders(folder, _NAME), key=numbers_of)
+    named = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted((path for path in named if path.is_dir() and not path.is_symlink()), key=numbers_of)
 
 
 def numbers_of(checkpoint: Path) -> tuple[int, int]:
@@ -123,12 +119,10 @@ def parts_of(checkpoint: Path) -> set[str]:
 
 
 def prune_checkpoints(newest: Path, *, keep: int) -> None:
-    """Remove all but the last `keep` checkpoints up to `newest`, and unfinished folders of interrupted writes.
+    """Remove all but the last `keep` checkpoints up to `newest`.
 
     Checkpoints after `newest` stay: a run that resumed from an earlier one will overwrite them.
     """
-    for path in _folders(newest.parent, re.compile(re.escape(_UNFINISHED) + _NAME.pattern)):
-        _remove(path)
     finished = finished_checkpoints(newest.parent)
     finished = finished[: finished.index(newest) + 1]
     for path in finished[: max(0, len(finished) - keep)]:
@@ -141,11 +135,6 @@ def remove_checkpoints(folder: Path) -> None:
         prune_checkpoints(newest, keep=0)
     if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
         folder.rmdir()
-
-
-def _folders(folder: Path, names: re.Pattern[str]) -> list[Path]:
-    named = [path for path in folder.iterdir() if names.fullmatch(path.name)] if folder.is_dir() else []
-    return [path for path in named if path.is_dir() and not path.is_symlink()]
 
 
 def _remove(path: Path) -> None:

@@ -18,7 +18,7 @@ import yaml
 from progeo.engine.checkpoint import newest_checkpoint
 from progeo.engine.log import LOGGER, log_to_file
 from progeo.engine.options import Keep
-from progeo.files import replacing, write_json
+from progeo.files import replacing, sync, write_json
 
 _GROUP = re.compile(r"group_(0|[1-9]\d*)")
 _PACKAGES = (
@@ -94,6 +94,8 @@ class RunFolder:
         """Append a line to the metrics file."""
         with self.metrics.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(dict(values)) + "\n")
+        sync(self.metrics)
+        sync(self.path)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Read all lines of the metrics file, without an incomplete last line.

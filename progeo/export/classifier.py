@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from progeo.export.encoder_folders import CLASSIFIER, holds_encoder, local_folder
+from progeo.export.encoder_folders import CLASSIFIER, METADATA, holds_encoder, local_folder
 from progeo.export.encoders import is_name
-from progeo.export.weights import load_encoder
-from progeo.files import replacing
+from progeo.export.weights import READERS, encoder_of
+from progeo.file_sets import FileSet, read_set
 from progeo.models.backbones.open_clip import weights_digest
 from progeo.models.classifier import MEANS, Classifier
 from progeo.models.encoder import Encoder
@@ -27,23 +27,20 @@ _FORMAT = 1
 _TENSORS = ("class_ids", "weight", "bias", "num_images")
 
 
-def save_classifier(folder: Path, classifier: Classifier) -> Path:
-    """Save a classifier beside its encoder and return the path of the file."""
-    path = folder / CLASSIFIER
+def write_classifier(classifier: Classifier, path: Path) -> None:
+    """Write a classifier to a file, which `save_encoder` saves beside its encoder."""
     values = {field.name: getattr(classifier, field.name) for field in fields(classifier)}
     arrays = {name: array for name in _TENSORS if (array := values.pop(name)) is not None}
     described = {"format": _FORMAT, **values, "cells": dict(classifier.cells), "frame": asdict(classifier.frame)}
     tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={_KEY: json.dumps(described)})
-    return path
+    save_file(tensors, path, metadata={_KEY: json.dumps(described)})
 
 
 def read_classifier(path: Path) -> Classifier:
     """Read the file of a classifier.
 
     Raises:
-        ValueError: the file is corrupt, or not as `save_classifier` writes it.
+        ValueError: the file is corrupt, or not as `write_classifier` writes it.
     """
     tensors = read_safetensors(path)
     try:
@@ -71,6 +68,19 @@ def load_classifier(path_or_name: Path | str) -> Classifier:
         FileNotFoundError: there is none.
         ValueError: the file is corrupt, or not as `save_encoder` writes it.
     """
+    folder = _classifier_folder(path_or_name)
+    if not (folder / METADATA).is_file():
+        return read_classifier(folder / CLASSIFIER)
+    return read_set(folder / METADATA, classifier_of)
+
+
+def classifier_of(files: FileSet) -> Classifier:
+    """Read the classifier of one version of the files of an encoder, see `load_classifier`."""
+    return read_classifier(files.path(CLASSIFIER))
+
+
+def _classifier_folder(path_or_name: Path | str) -> Path:
+    """Find the folder of a classifier, or download its file; errors as `load_classifier`."""
     folder = Path(path_or_name)
     if not (folder / CLASSIFIER).is_file() and not is_name(str(path_or_name)):
         folder = local_folder(path_or_name, {CLASSIFIER: read_classifier})
@@ -79,7 +89,7 @@ def load_classifier(path_or_name: Path | str) -> Classifier:
             f"There is no {CLASSIFIER} in {path_or_name}: training with `head.weight` above 0 writes one, and `progeo "
             f"classes` makes one of the mean descriptors of places for any encoder."
         )
-    return read_classifier(folder / CLASSIFIER)
+    return folder
 
 
 def load_encoder_and_classifier(path_or_name: Path | str) -> tuple[Encoder, Classifier]:
@@ -92,8 +102,9 @@ def load_encoder_and_classifier(path_or_name: Path | str) -> tuple[Encoder, Clas
         FileNotFoundError: there is no encoder or no classifier.
         ValueError: files are corrupt, or the classifier is that of another encoder.
     """
-    classifier = load_classifier(path_or_name)
-    encoder = load_encoder(path_or_name)
+    _classifier_folder(path_or_name)
+    folder = local_folder(path_or_name, {**READERS, CLASSIFIER: read_classifier})
+    encoder, classifier = read_set(folder / METADATA, lambda files: (encoder_of(files), classifier_of(files)))
     check_fits_encoder(classifier, encoder, path_or_name)
     return encoder, classifier
 

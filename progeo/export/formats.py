@@ -2,20 +2,24 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from safetensors.torch import save_file
 
 from progeo.engine.log import LOGGER
 from progeo.export.card import save_card, starting_weights
-from progeo.export.classifier import holds_classifier, load_encoder_and_classifier, save_classifier
-from progeo.export.encoder_folders import CLASSIFIER, encoder_folder
+from progeo.export.classifier import check_fits_encoder, classifier_of, holds_classifier, write_classifier
+from progeo.export.encoder_folders import CLASSIFIER, METADATA, encoder_folder
 from progeo.export.folders import without_folders
 from progeo.export.onnx import save_onnx
 from progeo.export.program import Input, save_program, side_step
-from progeo.export.weights import load_encoder, read_encoder_metadata, save_encoder
-from progeo.files import written_together
+from progeo.export.weights import encoder_of, metadata_of, save_encoder
+from progeo.file_sets import FileSet, read_set
+from progeo.files import replacing, written_together
+from progeo.models.classifier import Classifier
 from progeo.models.encoder import Encoder
 
 
@@ -28,12 +32,21 @@ class ExportOptions:
 
 
 @dataclass(frozen=True)
+class SavedEncoder:
+    """One version of the files of an encoder."""
+
+    metadata: dict[str, Any]
+    encoder: Encoder
+    classifier: Classifier | None
+
+
+@dataclass(frozen=True)
 class Format:
     """A format of exported encoders."""
 
     files: tuple[str, ...]
     """Names of the files that the format writes, besides README.md and the classifier."""
-    write: Callable[[Path, Encoder, dict, ExportOptions], str]
+    write: Callable[[Path, SavedEncoder, ExportOptions], str]
     """Writes the files to a folder and returns Python code that loads them."""
     gives_descriptors: bool = True
     """Whether the files compute descriptors, which a classifier is for."""
@@ -48,22 +61,26 @@ def export_encoder(path: Path, target: Path, format: str, options: ExportOptions
     source, chosen = encoder_folder(path), FORMATS[format]
     with_classifier = chosen.gives_descriptors and holds_classifier(source)
     files = (*chosen.files, *([CLASSIFIER] if with_classifier else []), "README.md")
-    if held := [name for name in files if (target / name).exists()]:
-        raise ValueError(f"{target} already holds {', '.join(held)}: name another folder with `out`.")
-    metadata = read_encoder_metadata(source)
-    encoder, classifier = load_encoder_and_classifier(source) if with_classifier else (load_encoder(source), None)
-    with written_together(target.resolve()) as folder:
-        usage = chosen.write(folder, encoder, metadata, options)
-        if classifier is not None:
-            save_classifier(folder, classifier)
-        save_card(folder / "README.md", metadata, usage, classifier)
+    with written_together(target.resolve(), files) as folder:
+        saved = read_set(source / METADATA, partial(_read, with_classifier=with_classifier))
+        if saved.classifier is not None:
+            check_fits_encoder(saved.classifier, saved.encoder, source)
+        usage = chosen.write(folder, saved, options)
+        if saved.classifier is not None and not (folder / CLASSIFIER).exists():
+            with replacing(folder / CLASSIFIER) as temporary:
+                write_classifier(saved.classifier, temporary)
+        save_card(folder / "README.md", saved.metadata, usage, saved.classifier)
         written = sorted(each.name for each in folder.iterdir())
     LOGGER.info("%s written to %s", ", ".join(written), target)
 
 
-def _write_weights(target: Path, encoder: Encoder, metadata: dict, _: ExportOptions) -> str:
-    provenance = without_folders(metadata["provenance"])
-    save_encoder(target, encoder, provenance=provenance, recalls=metadata["recalls"])
+def _read(files: FileSet, *, with_classifier: bool) -> SavedEncoder:
+    return SavedEncoder(metadata_of(files), encoder_of(files), classifier_of(files) if with_classifier else None)
+
+
+def _write_weights(target: Path, saved: SavedEncoder, _: ExportOptions) -> str:
+    provenance, recalls = without_folders(saved.metadata["provenance"]), saved.metadata["recalls"]
+    save_encoder(target, saved.encoder, provenance=provenance, recalls=recalls, classifier=saved.classifier)
     return (
         "import progeo\n"
         "from PIL import Image\n\n"
@@ -72,7 +89,8 @@ def _write_weights(target: Path, encoder: Encoder, metadata: dict, _: ExportOpti
     )
 
 
-def _write_onnx(target: Path, encoder: Encoder, _: dict, options: ExportOptions) -> str:
+def _write_onnx(target: Path, saved: SavedEncoder, options: ExportOptions) -> str:
+    encoder = saved.encoder
     difference = save_onnx(target / "model.onnx", encoder, input=options.input, fp16=options.fp16)
     _report(encoder, difference, options)
     return (
@@ -82,7 +100,8 @@ def _write_onnx(target: Path, encoder: Encoder, _: dict, options: ExportOptions)
     )
 
 
-def _write_program(target: Path, encoder: Encoder, _: dict, options: ExportOptions) -> str:
+def _write_program(target: Path, saved: SavedEncoder, options: ExportOptions) -> str:
+    encoder = saved.encoder
     _report(encoder, save_program(target / "model.pt2", encoder, input=options.input), options)
     return (
         "import torch\n"
@@ -93,11 +112,13 @@ def _write_program(target: Path, encoder: Encoder, _: dict, options: ExportOptio
     )
 
 
-def _write_backbone(target: Path, encoder: Encoder, metadata: dict, _: ExportOptions) -> str:
+def _write_backbone(target: Path, saved: SavedEncoder, _: ExportOptions) -> str:
+    encoder = saved.encoder
     spec, family = encoder.spec, encoder.family
-    usage = family.usage(spec.architecture, spec.image_size, starting_weights(metadata))
+    usage = family.usage(spec.architecture, spec.image_size, starting_weights(saved.metadata))
     state = {f"{family.prefix}{name}": tensor.contiguous() for name, tensor in encoder.backbone.state_dict().items()}
-    save_file(state, target / "backbone.safetensors")
+    with replacing(target / "backbone.safetensors") as temporary:
+        save_file(state, temporary)
     return usage
 
 

@@ -1,11 +1,10 @@
 """Save and load encoders: `model.safetensors`, `model.json` and, if any, a copy of the CLIP file for text features."""
 
-import filecmp
 import re
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,8 @@ from torch import Tensor
 
 from progeo.export.encoder_folders import CLASSIFIER, METADATA, WEIGHTS, encoder_folder, holds_encoder, local_folder
 from progeo.export.encoders import load_named_encoder
-from progeo.files import read_json, replacing, write_json
+from progeo.file_sets import FileSet, read_set, write_set
+from progeo.files import read_json
 from progeo.models.backbones import find_family
 from progeo.models.backbones.open_clip import weights_digest
 from progeo.models.encoder import Encoder, restore_encoder, spec_from_json, spec_to_json
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from progeo.models.classifier import Classifier
 
 _FORMAT = 3
-_READERS = MappingProxyType({WEIGHTS: read_safetensors, METADATA: read_json})
+READERS = MappingProxyType({WEIGHTS: read_safetensors, METADATA: read_json})
+"""Files of an encoder that are downloaded, see `fetch_folder`."""
 _PARTS = ("encoder", "recalls", "provenance")
 _TEXT_CLIP = "clip"
 """Stem of the copied CLIP file for text features; its suffix is that of the original."""
@@ -51,23 +52,27 @@ def save_encoder(
         classifier: vectors of classes for descriptors of the encoder, saved beside it with the digest of its weights;
             None removes a classifier there, which is that of the replaced encoder.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    if classifier is None:
-        (folder / CLASSIFIER).unlink(missing_ok=True)
-    else:
-        from progeo.export.classifier import save_classifier  # which imports what encoders alone do not need
+    files: dict[str, Callable[[Path], object] | Path] = {}
+    if classifier is not None:
+        from progeo.export.classifier import write_classifier  # which imports what encoders alone do not need
 
-        save_classifier(folder, replace(classifier, encoder=weights_digest(encoder.state_dict())))
-    with replacing(folder / WEIGHTS) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}, temporary)
-    spec = replace(encoder.spec, text_weights=_copy_text_clip(folder, encoder.spec.text_weights))
+        own = replace(classifier, encoder=weights_digest(encoder.state_dict()))
+        files[CLASSIFIER] = partial(write_classifier, own)
+    state = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}
+    files[WEIGHTS] = partial(save_file, state)
+    spec = encoder.spec
+    if spec.text_weights is not None and Path(spec.text_weights).is_absolute():
+        clip = Path(spec.text_weights)
+        copied = f"{_TEXT_CLIP}{clip.suffix}" if clip.is_file() else None
+        files |= {} if copied is None else {copied: clip}
+        spec = replace(spec, text_weights=copied)
     metadata = {
         "format": _FORMAT,
         "encoder": spec_to_json(spec),
         "recalls": dict(recalls),
         "provenance": dict(provenance),
     }
-    write_json(folder / METADATA, metadata)
+    write_set(folder / METADATA, metadata, files, without=[CLASSIFIER])
     return folder
 
 
@@ -93,14 +98,19 @@ def load_encoder(path_or_name: str | Path, *, trust: bool = False) -> Encoder:
     """
     if (named := load_named_encoder(str(path_or_name), trust=trust)) is not None:
         return named
-    folder = local_folder(path_or_name, _READERS)
-    metadata = read_encoder_metadata(folder)
+    folder = local_folder(path_or_name, READERS)
+    return read_set(folder / METADATA, encoder_of)
+
+
+def encoder_of(files: FileSet) -> Encoder:
+    """Build the encoder of one version of its files, see `load_encoder`."""
+    folder, metadata = files.folder, metadata_of(files)
     try:
         spec = spec_from_json(metadata["encoder"])
     except ValueError as error:
         raise ValueError(f"{folder / METADATA} is not the metadata of an encoder: {printable(str(error))}") from None
     spec = replace(spec, text_weights=_find_text_clip(folder, spec.text_weights))
-    return restore_encoder(spec, _named_as_now(read_safetensors(folder / WEIGHTS)))
+    return restore_encoder(spec, _named_as_now(read_safetensors(files.path(WEIGHTS))))
 
 
 def provenance_of(name: str) -> dict[str, Any]:
@@ -115,15 +125,19 @@ def read_encoder_metadata(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: it has another format or lacks a part.
     """
-    metadata = read_json(folder / METADATA)
+    return read_set(folder / METADATA, metadata_of)
+
+
+def metadata_of(files: FileSet) -> dict[str, Any]:
+    """Check the metadata of one version of the files of an encoder, see `read_encoder_metadata`."""
+    metadata = files.description
     if (
         not isinstance(metadata, dict)
         or metadata.get("format") not in (2, _FORMAT)
         or not all(isinstance(metadata.get(part), dict) for part in _PARTS)
     ):
-        raise ValueError(
-            f"{folder / METADATA} is not the metadata of an encoder in format {_FORMAT}, with {', '.join(_PARTS)}."
-        )
+        file, parts = files.folder / METADATA, ", ".join(_PARTS)
+        raise ValueError(f"{file} is not the metadata of an encoder in format {_FORMAT}, with {parts}.")
     return metadata if metadata["format"] == _FORMAT else _of_format_2(metadata)
 
 
@@ -143,22 +157,6 @@ def _of_format_2(metadata: Mapping[str, Any]) -> dict[str, Any]:
 def _named_as_now(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the tensors of format 2: `pooling.*` is now `aggregation.*`."""
     return {re.sub(r"^pooling\.", "aggregation.", name): tensor for name, tensor in state.items()}
-
-
-def _copy_text_clip(folder: Path, text_weights: str | None) -> str | None:
-    """Copy the CLIP file for text features, if any, to `folder`; return the value of `text_weights` for `model.json`.
-
-    That is the bare name of the copied file, None if the file is gone, or a tag unchanged.
-    """
-    if text_weights is None or not Path(text_weights).is_absolute():
-        return text_weights
-    if not Path(text_weights).is_file():
-        return None
-    copied = folder / f"{_TEXT_CLIP}{Path(text_weights).suffix}"
-    if not (copied.is_file() and filecmp.cmp(text_weights, copied, shallow=False)):
-        with replacing(copied) as temporary:
-            shutil.copyfile(text_weights, temporary)
-    return copied.name
 
 
 def _find_text_clip(folder: Path, text_weights: str | None) -> str | None:

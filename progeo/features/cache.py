@@ -35,6 +35,8 @@ class Cache:
     """Name of the setting that gives the cache folder, for errors."""
     is_kept: bool = True
     """Whether the folder stays, so that logs name it."""
+    wait: bool = False
+    """Whether to wait for another process that extracts the same features."""
 
 
 def prepared_folder(cache: Cache, depends_on: Mapping[str, Any], catalogue: Catalogue, shard_size: int) -> Path:

@@ -3,7 +3,6 @@
 import dataclasses
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,7 +34,7 @@ def extraction_order(rows: np.ndarray, clip: CLIP, *, batch_norm: BatchNormMode,
 def cached_features(
     clip: CLIP,
     catalogue: Catalogue,
-    cache: Path,
+    cache: Cache,
     accelerator: Accelerator,
     *,
     architecture: str,
@@ -52,7 +51,7 @@ def cached_features(
     Args:
         clip: the model, on the accelerator's device and in eval mode; calibrated running statistics stay in it.
         catalogue: N images, in their `extraction_order`.
-        cache: folder of all cached features.
+        cache: folder of all cached features, and their precision.
         architecture: name of the architecture of `clip` including its activation, which the weights do not reveal.
         accelerator, batch_size, num_workers, max_unreadable_fraction: see `extract_features`.
         seed: random seed of the calibration images, or of the `extraction_order`.
@@ -88,7 +87,7 @@ def cached_features(
             extractor,
             catalogue,
             accelerator,
-            cache=Cache(cache, "float16", "feature_cache"),
+            cache=cache,
             batch_size=batch_size,
             num_workers=num_workers,
             max_unreadable_fraction=max_unreadable_fraction,

@@ -150,7 +150,7 @@ def extract_descriptors(
         extractor,
         catalogue,
         accelerator,
-        cache=Cache(cache.descriptor_cache, cache.keep_as, "descriptor_cache", is_kept),
+        cache=Cache(cache.descriptor_cache, cache.keep_as, "descriptor_cache", is_kept, cache.wait),
         batch_size=work.batch_size,
         num_workers=work.num_workers,
         max_unreadable_fraction=cache.max_unreadable_fraction,

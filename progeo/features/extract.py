@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -17,6 +18,7 @@ from progeo.features.cache import IMAGE_FOLDER, Cache, prepared_folder
 from progeo.features.extractor import FeatureExtractor
 from progeo.features.store import ShardedRows
 from progeo.features.unreadable import check_unreadable, read_reasons, report_unreadable, write_reasons
+from progeo.locks import locked_if_free
 from progeo.models.preprocessing import depends_on_shape
 from progeo.places.catalogue import Catalogue
 
@@ -62,24 +64,29 @@ def extract_features(
     rows = ShardedRows(
         folder, num_rows=len(catalogue), width=extractor.width, shard_size=shard_size, dtype=cache.keep_as
     )
-    if extractor.prepare is not None and of_main_process(bool(rows.missing_shards())):
-        extractor.prepare(rows)
-    shards = rows.missing_shards(accelerator.process_index, accelerator.num_processes)
     allowed = max_unreadable(max_unreadable_fraction, len(catalogue))
-    if shards:
-        batches = feature_batches(
-            extractor.extract,
-            extractor.images(catalogue),
-            chain.from_iterable(extractor.batches(catalogue, rows.shard_rows(shard), batch_size) for shard in shards),
-            total=sum(len(rows.shard_rows(shard)) for shard in shards),
-            width=extractor.width,
-            num_workers=num_workers,
-            what=extractor.what,
-            hidden=not accelerator.is_main_process,
-            filled_to=extractor.full_batch(catalogue, batch_size),
-        )
-        _write_shards(rows, shards, batches, extractor.what, catalogue, allowed=allowed)
-    accelerator.wait_for_everyone()
+    writes = accelerator.is_main_process and bool(rows.missing_shards())
+    with locked_if_free(folder, wait=cache.wait) if writes else nullcontext():
+        if extractor.prepare is not None and of_main_process(bool(rows.missing_shards())):
+            extractor.prepare(rows)
+        accelerator.wait_for_everyone()  # until the main process has the lock
+        shards = rows.missing_shards(accelerator.process_index, accelerator.num_processes)
+        if shards:
+            batches = feature_batches(
+                extractor.extract,
+                extractor.images(catalogue),
+                chain.from_iterable(
+                    extractor.batches(catalogue, rows.shard_rows(shard), batch_size) for shard in shards
+                ),
+                total=sum(len(rows.shard_rows(shard)) for shard in shards),
+                width=extractor.width,
+                num_workers=num_workers,
+                what=extractor.what,
+                hidden=not accelerator.is_main_process,
+                filled_to=extractor.full_batch(catalogue, batch_size),
+            )
+            _write_shards(rows, shards, batches, extractor.what, catalogue, allowed=allowed)
+        accelerator.wait_for_everyone()
     if cache.is_kept:
         done = "written to" if shards else "found in"
         LOGGER.info("%s of %d images %s %s", extractor.what, len(catalogue), done, folder)

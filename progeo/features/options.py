@@ -62,3 +62,6 @@ class CacheOptions:
     max_unreadable_fraction: ClosedUnitInterval = 0.01
     """Maximum fraction of unreadable images in a folder, from 0 to 1; at least one is allowed. Unreadable images are
     reported and skipped; above this fraction the command stops. 0 allows none."""
+    wait: bool = False
+    """Wait for another process that extracts the same features or changes the same place index. If false, this one
+    does the same work at the same time; both get the complete result."""

@@ -1,7 +1,7 @@
 """Positions of catalogues in degrees and in meters, and folders of links with standard names."""
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -152,14 +152,28 @@ def check_zones(*catalogues: Catalogue) -> None:
 
 
 def link_images(catalogue: Catalogue, folder: Path) -> None:
-    """Create a folder of symbolic links to the images, named by the naming convention.
+    """Create a folder of symbolic links to the images, named by the naming convention."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, target in _links(catalogue):
+        (folder / name).symlink_to(target)
+
+
+def links_to_images(catalogue: Catalogue, folder: Path) -> bool:
+    """Return whether a folder holds the links to the images, for example of a process that was killed afterwards.
 
     Raises:
-        FileExistsError: the folder exists and is not empty.
+        FileExistsError: it holds anything else.
     """
-    if folder.is_dir() and any(folder.iterdir()):
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    beside = folder.iterdir() if folder.is_dir() else ()
+    if dict(_links(catalogue)) != {path.name: path.readlink() if path.is_symlink() else None for path in beside}:
         raise FileExistsError(f"There is something in {folder} already: name another `out`.")
-    folder.mkdir(parents=True, exist_ok=True)
+    return True
+
+
+def _links(catalogue: Catalogue) -> Iterator[tuple[str, Path]]:
+    """Yield the name of a link to each image by the naming convention, and the path of the image."""
     latitude, longitude = degrees_of(catalogue)
     fields = complete_fields(
         len(catalogue),
@@ -174,7 +188,7 @@ def link_images(catalogue: Catalogue, folder: Path) -> None:
     )
     for row, name in enumerate(format_names(fields, extension="")):
         path = catalogue.path(row)
-        (folder / f"{name}{path.suffix}").symlink_to(path.resolve())
+        yield f"{name}{path.suffix}", path.resolve()
 
 
 def _named(catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,6 @@ import base64
 import math
 import multiprocessing
 import os
-import shutil
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import utm
 from PIL import Image
 from tqdm import tqdm
 
+from progeo.files import replacing_folder
 from progeo.places.filename import complete_fields, format_names
 from progeo.toy_city.district import District, build_district
 from progeo.toy_city.scene import Camera, Light, Picture, draw_light
@@ -71,16 +71,10 @@ def render_toy_city(
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ValueError(f"{out} is not an empty folder. Choose a new one: nothing is deleted or mixed with.")
     shots = [shot for split in range(len(SPLITS)) for shot in _plan_split(seed, split, num_images)]
-    out = out.resolve()
-    unfinished = out.with_name(f".{out.name}-{os.getpid()}")
-    try:
+    with replacing_folder(out.resolve(), durable=False) as unfinished:
         for folder in {shot.folder for shot in shots}:
             (unfinished / folder).mkdir(parents=True)
         _render_shots(partial(_render_to_disk, root=unfinished, seed=seed, image_size=image_size), shots, workers)
-        unfinished.replace(out)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
     return out
 
 

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from progeo.engine.log import LOGGER
 from progeo.engine.loop import progress_bar
 from progeo.engine.run_folder import RunFolder
 from progeo.features.extract import ExtractedFeatures
-from progeo.files import replacing, write_json
+from progeo.file_sets import write_set
+from progeo.files import replacing
 from progeo.models.backbones.open_clip import resolved_architecture, weights_digest
 from progeo.models.options import ModelOptions
 from progeo.places.cells import Group, Partition
@@ -104,8 +106,6 @@ class PromptTraining:
                 summaries.append(json.loads(opened.metadata()["summary"]))
             if index not in self.mine:
                 LOGGER.info("%s: %s", self._name(index), _in_words(summaries[index]))
-        with replacing(self.run.path / PROMPTS) as temporary:
-            save_file(tensors, temporary)
         description: dict[str, Any] = {
             "partition": self.partition.describe(),
             "architecture": resolved_architecture(self.model.architecture, self.clip),
@@ -116,7 +116,7 @@ class PromptTraining:
             "context_length": self.prompts.context_length,
             "groups": summaries,
         }
-        write_json(self.run.path / DESCRIPTION, description)
+        write_set(self.run.path / DESCRIPTION, description, {PROMPTS: partial(save_file, tensors)})
         LOGGER.info("prompts of %d groups written to %s", len(summaries), self.run.path / PROMPTS)
 
     def _train_group(

@@ -1,6 +1,7 @@
 """Import published prompts: in stage 1's own format if the groups are the same, else as plain tensors."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from progeo.convert.published_classes import (
     sorted_partition,
 )
 from progeo.engine.log import LOGGER
+from progeo.file_sets import write_set
 from progeo.files import replacing, write_json, written_together
 from progeo.models.backbones.open_clip import resolved_architecture, weights_digest
 from progeo.models.prompts import PromptLearner, load_prompt_clip
@@ -66,9 +68,7 @@ def write_published_prompts(
             _write_plain(prompts, classes, folder)
         else:
             tensors, description = stage1
-            with replacing(folder / PROMPTS) as temporary:
-                save_file(tensors, temporary)
-            write_json(folder / DESCRIPTION, description)
+            write_set(folder / DESCRIPTION, description, {PROMPTS: partial(save_file, tensors)})
     LOGGER.info("prompts of %d groups written to %s", len(prompts.contexts), target)
     if stage1 is None:
         LOGGER.info("for reading only: stage 2 needs %s, and for it %s", PROMPTS, reason)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchvision
 
-from progeo.export.formats import FORMATS, ExportOptions
+from progeo.export.formats import FORMATS, ExportOptions, SavedEncoder
 from progeo.models.backbones import FAMILIES
 from progeo.models.backbones.open_clip import load_clip
 from progeo.models.encoder import build_encoder
@@ -20,7 +20,7 @@ def loaded(encoder, folder, *, tag=None, file=None):
     if tag:  # as of an architecture that open_clip has a tag for
         named = "ViT-B-16" if spec.architecture == "tiny-vit" else "RN50"
         encoder.spec = dataclasses.replace(spec, architecture=named)
-    usage = FORMATS["backbone"].write(folder, encoder, metadata, ExportOptions())
+    usage = FORMATS["backbone"].write(folder, SavedEncoder(metadata, encoder, None), ExportOptions())
     if tag:
         assert f'"{named}", "{tag}"' in usage
         usage = usage.replace(f'"{named}", "{tag}"', f'"{spec.architecture}", "{file}"')

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from classifiers import SAN_FRANCISCO, classifier_of
+from running import without_digests
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -15,8 +16,9 @@ from progeo.export.classifier import (
     load_classifier,
     load_encoder_and_classifier,
     read_classifier,
-    save_classifier,
+    write_classifier,
 )
+from progeo.export.encoder_folders import CLASSIFIER
 from progeo.export.weights import save_encoder
 from progeo.models.backbones.open_clip import weights_digest
 from progeo.models.encoder import build_encoder
@@ -49,7 +51,8 @@ def test_a_classifier_comes_back_bit_for_bit(tmp_path, kind):
     classifier = classifier_of(IDS, kind=kind, frame=frame)
     assert classifier.classes_per_group == (2, 1, 1)
     assert (classifier.bias is None) == (kind != "linear")
-    assert_same(read_classifier(save_classifier(tmp_path, classifier)), classifier)
+    write_classifier(classifier, tmp_path / CLASSIFIER)
+    assert_same(read_classifier(tmp_path / CLASSIFIER), classifier)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["classifier.safetensors"]
 
 
@@ -96,10 +99,14 @@ def test_the_classifier_of_another_encoder_is_refused(saved):
     other = build_encoder("tiny-resnet", "random", 32, descriptor_dim=8)
     with torch.no_grad():
         next(other.parameters()).add_(1)
-    save_classifier(folder, dataclasses.replace(load_classifier(folder), encoder=weights_digest(other.state_dict())))
+    of_other = dataclasses.replace(load_classifier(folder), encoder=weights_digest(other.state_dict()))
+    write_classifier(of_other, folder / CLASSIFIER)
+    with pytest.raises(ValueError, match=r"classifier\.safetensors is not the file that was written with its descr"):
+        load_encoder_and_classifier(folder)
+    without_digests(folder)
     with pytest.raises(ValueError, match=r"The classifier in .*model is that of an encoder with other weights"):
         load_encoder_and_classifier(folder)
-    save_classifier(folder, classifier_of(IDS, 6))
+    write_classifier(classifier_of(IDS, 6), folder / CLASSIFIER)
     with pytest.raises(ValueError, match="has vectors of 6 dimensions, the encoder descriptors of 8"):
         load_encoder_and_classifier(folder)
     check_fits_encoder(classifier_of(IDS, 8), other, folder)  # an unknown digest
@@ -133,7 +140,8 @@ def changed(path, change=lambda described: None, **tensors):
     ],
 )
 def test_a_file_that_is_no_classifier_is_refused_by_what_differs(tmp_path, change, sentence):
-    path = save_classifier(tmp_path, classifier_of(IDS))
+    path = tmp_path / CLASSIFIER
+    write_classifier(classifier_of(IDS), path)
     changed(path, **change)
     with pytest.raises(
         ValueError, match=rf"classifier\.safetensors is not a classifier as progeo writes it: .*{sentence}"
@@ -146,6 +154,7 @@ def test_other_files_under_the_name_of_a_classifier_are_refused(tmp_path):
     save_file({"weight": torch.zeros(2, 2)}, path)
     with pytest.raises(ValueError, match="is not a classifier as progeo writes it: 'progeo'"):
         load_classifier(tmp_path)
-    path.write_bytes(save_classifier(tmp_path / "other", classifier_of(IDS)).read_bytes()[:-4])
+    write_classifier(classifier_of(IDS), path)
+    path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(ValueError, match="is not a complete safetensors file"):
         load_classifier(tmp_path)

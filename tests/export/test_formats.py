@@ -11,7 +11,7 @@ from classifiers import classifier_of
 from safetensors.torch import load_file
 
 from progeo.cli import main
-from progeo.export.classifier import load_encoder_and_classifier, save_classifier
+from progeo.export.classifier import load_encoder_and_classifier, write_classifier
 from progeo.export.weights import save_encoder
 from progeo.models.encoder import build_encoder
 
@@ -87,7 +87,7 @@ def test_the_classifier_leaves_with_what_computes_descriptors(run, tmp_path, for
 
 def test_the_classifier_of_another_encoder_does_not_leave(run, tmp_path):
     folder, _ = run
-    save_classifier(folder / "best", replace(classifier_of([(0, 0, 0)], 128), encoder="0" * 64))
+    write_classifier(replace(classifier_of([(0, 0, 0)], 128), encoder="0" * 64), folder / "best/classifier.safetensors")
     with pytest.raises(SystemExit, match="is that of an encoder with other weights"):
         main(["export", str(folder), "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()

@@ -19,7 +19,7 @@ from progeo.datasets.readers.photos import read_photos
 from progeo.datasets.readers.tables import read_table
 from progeo.places.catalogue import read_catalogue
 from progeo.places.coordinates import project
-from progeo.places.geographic import degrees_of, link_images, positions_m
+from progeo.places.geographic import degrees_of, link_images, links_to_images, positions_m
 
 PLACES = [(52.20347, 0.11409, 90.0), (52.20557, 0.11421, 270.0), (52.20570, 0.11430, 359.5)]  # Cambridge
 
@@ -489,5 +489,7 @@ def test_linked_images_have_the_standard_names(tmp_path, images):
     assert positions_m(catalogue)[0].tolist() == [[1.5, 2.25], [3, 4]]
     np.testing.assert_array_equal(catalogue.heading, [30, np.nan])
     assert [catalogue.path(row).resolve() for row in range(2)] == [images / "0.jpg", images / "1.jpg"]
+    assert links_to_images(read_table(tmp_path / "places.csv", images), tmp_path / "linked")
+    (tmp_path / "linked/mine.txt").touch()
     with pytest.raises(FileExistsError, match="something in"):
-        link_images(catalogue, tmp_path / "linked")
+        links_to_images(read_table(tmp_path / "places.csv", images), tmp_path / "linked")

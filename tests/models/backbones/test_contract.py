@@ -16,7 +16,7 @@ from contracts import (
 )
 from safetensors.torch import load_file
 
-from progeo.export.formats import FORMATS, ExportOptions
+from progeo.export.formats import FORMATS, ExportOptions, SavedEncoder
 from progeo.models.backbones import FAMILIES, empty_traits
 from progeo.models.backbones.position_embedding import sample_size
 from progeo.models.encoder import build_encoder
@@ -99,7 +99,9 @@ def test_an_encoder_that_is_saved_and_loaded_is_equal_bit_for_bit(architecture, 
 @each_case()
 def test_the_library_loads_the_backbone_alone_or_it_is_refused(architecture, part, tmp_path, monkeypatch):
     metadata = {"provenance": {"settings": {}}, "encoder": {"text_weights": None}}
-    usage = FORMATS["backbone"].write(tmp_path, built(architecture, part), metadata, ExportOptions())
+    usage = FORMATS["backbone"].write(
+        tmp_path, SavedEncoder(metadata, built(architecture, part), None), ExportOptions()
+    )
     monkeypatch.chdir(tmp_path)
     exec(usage, used := {})
     module = module_with(used, load_file("backbone.safetensors"))

@@ -1,0 +1,189 @@
+"""Locks between processes, which the operating system releases when the process that holds them ends."""
+
+import errno
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from weakref import WeakSet
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_LOGGER = logging.getLogger("progeo")
+_FOLDER_LOCK = ".lock"
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+"""Errors of file systems without locks, such as Lustre mounted without them."""
+_MINE = "progeo"
+"""First word of a lock file."""
+
+
+class FolderInUse(OSError):
+    """Another process writes to the folder."""
+
+
+class NoLocks(OSError):
+    """The file system, or the operating system, has no locks."""
+
+
+class Lock:
+    """An exclusive lock that this process holds: an open file that names it."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path, self.descriptor = path, descriptor
+        _HELD.add(self)
+
+    def release(self) -> None:
+        """Remove the file and release the lock."""
+        if self.descriptor < 0:  # of the process that this one was forked from
+            return
+        with suppress(OSError):
+            self.path.unlink()  # while it is held: whoever waits for it sees that the file is gone, and makes another
+        os.close(self.descriptor)
+        self.descriptor = -1
+
+
+_HELD: "WeakSet[Lock]" = WeakSet()
+
+
+def _forget_locks() -> None:
+    """Close the locks that a forked process has inherited, or they would be held until it ends, too."""
+    for lock in _HELD:
+        if lock.descriptor >= 0:
+            os.close(lock.descriptor)
+            lock.descriptor = -1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_locks)
+
+
+def try_lock(path: Path) -> Lock | None:
+    """Take the lock of a file, which is created if missing; None if another holds it.
+
+    Raises:
+        NoLocks: the file system has no locks.
+        OSError: the file cannot be created.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if not _try(descriptor):
+                os.close(descriptor)
+                return None
+            if _is_at(path, descriptor):
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, f"{_MINE} {socket.gethostname()} {os.getpid()}\n".encode())
+                return Lock(path, descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # it was removed before it was locked
+
+
+def is_lock_file(path: Path) -> bool:
+    """Return whether a file is empty or has the content of a lock of ours."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(len(_MINE)) in (b"", _MINE.encode())
+    except OSError:
+        return False
+
+
+@contextmanager
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold the lock of a folder, which is created if missing.
+
+    Args:
+        folder: folder that this process alone may write to.
+        wait: wait until another process has released the lock.
+
+    Raises:
+        FolderInUse: another process holds it, and `wait` is off; the message names it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = _lock_of(folder, wait=wait)
+    if lock is None:
+        raise FolderInUse(f"{folder} is in use by {_holder(folder)}: let it end, or set `wait` to wait for it.")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def locked_if_free(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold the lock of a folder whose files several processes may write to at once; log who else does.
+
+    Args:
+        folder: a folder; one that does not exist is not locked.
+        wait: wait until the other process is done, instead of doing its work again beside it.
+    """
+    lock = _lock_of(folder, wait=wait) if folder.is_dir() else _NoLock()
+    if lock is None:
+        _LOGGER.info("%s is also written to by %s: `wait` would wait for it", folder, _holder(folder))
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+class _NoLock(Lock):
+    """Stands for a lock where there is none to take."""
+
+    def __init__(self) -> None:
+        self.descriptor = -1
+
+
+def _lock_of(folder: Path, *, wait: bool) -> Lock | None:
+    """Take the lock of a folder; None if another process holds it and `wait` is off."""
+    path, waits = folder / _FOLDER_LOCK, False
+    try:
+        while (lock := try_lock(path)) is None and wait:
+            if not waits:
+                _LOGGER.info("waiting for %s, which writes to %s", _holder(folder), folder)
+            waits = True
+            time.sleep(0.2)
+    except NoLocks:
+        _LOGGER.warning("%s is on a file system without locks: take care that no other process writes to it", folder)
+        return _NoLock()
+    except OSError as error:
+        raise OSError(f"{folder} could not be written to: {error.strerror}") from None
+    return lock
+
+
+def _holder(folder: Path) -> str:
+    """Name the process that holds the lock of a folder."""
+    try:
+        _, host, number = (folder / _FOLDER_LOCK).read_text(encoding="utf-8").split()
+    except (OSError, ValueError):  # it is just being taken or released
+        return "another process"
+    return f"process {number} on {host}"
+
+
+def _try(descriptor: int) -> bool:
+    if fcntl is None:
+        raise NoLocks(errno.ENOSYS, "no locks")
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in _WITHOUT_LOCKS:
+            raise NoLocks(error.errno, error.strerror) from None
+        raise
+    return True
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Return whether an open file is the one at this path."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,81 @@
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from progeo.locks import FolderInUse, locked, locked_if_free, try_lock
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from progeo.locks import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds the lock of `tmp_path`."""
+    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_folder_in_use_is_refused_with_the_host_and_the_process(tmp_path, holder):
+    sentence = rf"^{tmp_path} is in use by process {holder.pid} on {os.uname().nodename}: let it end, or set `wait`"
+    with pytest.raises(FolderInUse, match=sentence), locked(tmp_path):
+        pass
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path, holder):
+    holder.kill()
+    holder.wait()
+    assert (tmp_path / ".lock").exists()
+    with locked(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_whoever_waits_gets_the_lock_when_it_is_released(tmp_path, holder, caplog):
+    threading.Timer(0.5, holder.kill).start()
+    start = time.monotonic()
+    with caplog.at_level(logging.INFO, "progeo"), locked(tmp_path, wait=True):
+        assert time.monotonic() - start > 0.4
+    assert f"waiting for process {holder.pid}" in caplog.text
+
+
+def test_a_shared_folder_in_use_is_written_to_beside_the_other(tmp_path, holder, caplog):
+    with caplog.at_level(logging.INFO, "progeo"), locked_if_free(tmp_path):
+        assert f"{tmp_path} is also written to by process {holder.pid} on" in caplog.text
+    assert (tmp_path / ".lock").exists()  # that of the other
+
+
+def test_a_lock_is_not_held_by_a_child_that_outlives_its_process(tmp_path):
+    lock = try_lock(tmp_path / "x")
+    child = os.fork()
+    if child == 0:
+        lock.release()  # as by the exit of a context of the parent
+        time.sleep(30)
+        os._exit(0)
+    try:
+        assert try_lock(tmp_path / "x") is None
+        lock.release()
+        again = try_lock(tmp_path / "x")
+        assert again is not None
+        again.release()
+    finally:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+
+
+def test_a_folder_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("progeo.locks.fcntl", None)
+    with locked(tmp_path), locked(tmp_path):
+        assert "is on a file system without locks" in caplog.text
