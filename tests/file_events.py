@@ -56,6 +56,11 @@ class Plan:
     dies_of_size: bool = False
     """Whether a file that would exceed it kills the process, instead of letting the write fail."""
 
+    @property
+    def signal(self) -> int:
+        """Number of the signal that the process ends by."""
+        return signal.SIGXFSZ if self.dies_of_size else signal.SIGKILL
+
 
 def install(plan: Plan) -> None:
     """Watch this process from now on."""

@@ -25,12 +25,15 @@ from progeo.places.filename import parse_columns
 
 ROOT = Path(__file__).parents[1]
 _SERVER = """
-import json, os, runpy, sys
+import atexit, gc, json, os, runpy, sys, threading, traceback
 
 sys.path[:0] = [os.getcwd(), os.path.join(os.getcwd(), "tests")]
-import accelerate, jinja2, open_clip, pyarrow.compute, scipy.spatial, torch._dynamo, torchvision.transforms.v2
-import file_events, progeo.commands.train_encoder, progeo.commands.train_prompts
+import accelerate, faiss, jinja2, open_clip, pyarrow.compute, scipy.spatial, torch._dynamo, torchvision.transforms.v2
+import file_events, progeo.convert.recognition, progeo.datasets.readers, progeo.evaluation.evaluate
+import progeo.commands.train_encoder, progeo.commands.train_prompts, progeo.export.formats, progeo.localization.localize
 
+gc.collect()
+gc.freeze()
 for line in sys.stdin:
     request = json.loads(line)
     if isinstance(request, int):
@@ -57,7 +60,20 @@ for stream in (1, 2):
 sys.argv = words
 if plan is not None:
     file_events.install(file_events.Plan(**plan))
-runpy.run_path(words[0], run_name="__main__")
+code = 0
+try:
+    runpy.run_path(words[0], run_name="__main__")
+except SystemExit as end:
+    code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    if isinstance(end.code, str):
+        print(end.code, file=sys.stderr)
+except BaseException:
+    code = 1
+    traceback.print_exc()
+threading._shutdown()
+atexit._run_exitfuncs()
+sys.stdout.flush()
+os._exit(code)  # freeing all that was imported would take longer than most commands
 """
 """Runs scripts in children of a process that has imported what takes seconds to import and has done nothing else.
 
