@@ -25,6 +25,7 @@ from progeo.data.options import DataOptions
 from progeo.engine.accelerator import fits_device, start_accelerator
 from progeo.engine.checkpoint import save_checkpoint
 from progeo.engine.loop import take_steps
+from progeo.features.cache import Cache
 from progeo.features.clip_features import cached_features
 from progeo.features.store import ShardedRows
 from progeo.models.backbones.open_clip import NORMALIZATIONS, load_clip
@@ -96,7 +97,7 @@ def compare_image_features(folder: Path) -> str:
             features = cached_features(
                 clip,
                 catalogue,
-                Path(cache),
+                Cache(Path(cache), "float16", "feature_cache"),
                 accelerator,
                 architecture=ARCHITECTURE,
                 pixels=pixel_statistics(ARCHITECTURE, "random"),

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from progeo.engine.log import LOGGER
-from progeo.files import read_json, replacing_folder
+from progeo.files import read_json, remove_abandoned, replacing_folder
 
 _TENSORS = "tensors.safetensors"
 _STATE = "state.json"
@@ -131,6 +131,7 @@ def prune_checkpoints(newest: Path, *, keep: int) -> None:
 
 def remove_checkpoints(folder: Path) -> None:
     """Remove all checkpoints, and the folder itself if it is then empty."""
+    remove_abandoned(folder)
     if (newest := newest_checkpoint(folder)) is not None:
         prune_checkpoints(newest, keep=0)
     if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):

@@ -90,6 +90,6 @@ def test_a_split_is_by_positions_or_by_classes(city, tmp_path, options):
 
 def test_a_split_does_not_hide_the_images_that_it_divides(city, tmp_path):
     (tmp_path / "train").symlink_to(city / "train")
-    with pytest.raises(SystemExit, match=rf"There is {tmp_path}/train already: name another --out"):
+    with pytest.raises(SystemExit, match=rf"{tmp_path} already holds train: name another folder"):
         main(["dataset", "split", str(tmp_path / "train"), "--out", str(tmp_path), "--every=4"])
     assert [path.name for path in tmp_path.iterdir()] == ["train"]

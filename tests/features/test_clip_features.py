@@ -11,6 +11,7 @@ from torch import nn
 
 from progeo.data.decode import read_image
 from progeo.engine.accelerator import start_accelerator
+from progeo.features.cache import Cache
 from progeo.features.clip_features import cached_features, extraction_order
 from progeo.models.backbones.open_clip import NORMALIZATIONS, load_clip, weights_digest
 from progeo.models.batch_norm import batch_norm_mode
@@ -42,7 +43,7 @@ def extract(images, tmp_path):
         found = cached_features(
             clip,
             catalogue.take(rows),
-            tmp_path / cache,
+            Cache(tmp_path / cache, "float16", "feature_cache"),
             start_accelerator("no"),
             architecture=kind,
             pixels=pixel_statistics("tiny-resnet", "random"),
