@@ -53,6 +53,8 @@ class Plan:
     `term` (SIGTERM), or the name of an error that the call fails with, such as `ENOSPC`."""
     max_file_bytes: int | None = None
     """Size in bytes that no file can exceed."""
+    lasts: bool = False
+    """Whether every event that `matching` is found in counts, not only the first."""
     dies_of_size: bool = False
     """Whether a file that would exceed it kills the process, instead of letting the write fail."""
 
@@ -120,7 +122,7 @@ class _Watcher:
 
     def _act(self, path: str, descriptor: int | None) -> None:
         plan = self._plan
-        if plan.matching:  # once
+        if plan.matching and not plan.lasts:
             self._plan = Plan(plan.folder, plan.trace)
         if plan.act == "tear" and descriptor is not None and Path(path).is_file():
             before = self._sizes.get(path, 0)

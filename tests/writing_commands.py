@@ -164,8 +164,9 @@ class Ended:
 
 def prepare(world: World, name: str) -> Path:
     """Empty the folder that commands write to and copy to it what a command is given; return the folder."""
-    shutil.rmtree(world.work, ignore_errors=True)
-    world.work.mkdir()
+    world.work.mkdir(exist_ok=True)
+    for path in world.work.iterdir():
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     for each in COMMANDS[name].given:
         shutil.copytree(world.given / each, world.work / each, symlinks=True)
     return world.work
@@ -173,8 +174,13 @@ def prepare(world: World, name: str) -> Path:
 
 def begin(world: World, name: str, plan: Plan | None = None, *others: object) -> Started:
     """Start a command in a child."""
-    (started,) = start(_PROGRAM, *COMMANDS[name].words(world), *others, plan=plan)
+    (started,) = start_program(*COMMANDS[name].words(world), *others, plan=plan)
     return started
+
+
+def start_program(*words: object, plan: Plan | None = None) -> list[Started]:
+    """Start `progeo` in a child."""
+    return start(_PROGRAM, *words, plan=plan)
 
 
 def finish(started: Started) -> Ended:

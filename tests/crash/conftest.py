@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import torch
 import writing_commands
+from file_events import Plan
 from PIL import Image
 from published_convnets import cosplace
-from writing_commands import World, prepare
+from writing_commands import World, prepare, tree
 
 from progeo.places.catalogue import read_catalogue
 from progeo.places.geographic import degrees_of
@@ -37,3 +38,20 @@ def world(city, config, run, tmp_path_factory):
         assert ended.code == 0, ended.said
         shutil.copytree(made.work / left, made.given / left, symlinks=True)
     return made
+
+
+@pytest.fixture(scope="session")
+def undisturbed(world):
+    """A function that returns what a command that nothing happens to leaves, and its events."""
+    known = {}
+
+    def of(name):
+        if name not in known:
+            folder = prepare(world, name)
+            trace = folder.parent / f"{len(known)}.trace"
+            ended = writing_commands.run(world, name, Plan(str(folder), trace=str(trace)))
+            assert ended.code == 0, ended.said
+            known[name] = tree(folder), trace.read_text().splitlines()
+        return known[name]
+
+    return of

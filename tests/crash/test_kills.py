@@ -13,23 +13,6 @@ SEED = 0
 NUMBER = re.compile(r"[0-9a-f]{8,}|\d+")
 
 
-@pytest.fixture(scope="session")
-def undisturbed(world):
-    """A function that returns what a command that nothing happens to leaves, and its events."""
-    known = {}
-
-    def of(name):
-        if name not in known:
-            folder = prepare(world, name)
-            trace = folder.parent / f"{len(known)}.trace"
-            ended = writing_commands.run(world, name, Plan(str(folder), trace=str(trace)))
-            assert ended.code == 0, ended.said
-            known[name] = tree(folder), trace.read_text().splitlines()
-        return known[name]
-
-    return of
-
-
 def after_interruption(world, name, plan, expected):
     """Interrupt a command, run it again, and return what is wrong then, or nothing."""
     folder = prepare(world, name)
