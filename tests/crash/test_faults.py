@@ -54,5 +54,5 @@ def test_a_fault_ends_in_a_sentence_and_the_command_goes_on_without_it(name, wor
         for where, plan in faults_of(name, str(world.work), events, expected)
     }
     wrong = [f"{where}: {reason}" for where, reason in found.items() if reason]
-    print(f"\n{name}: {len(found)} faults, {len(wrong)} wrong")
+    print(f"\n{name}: {len(found)} faults, {len(wrong)} wrong", *wrong, sep="\n")
     assert wrong == []

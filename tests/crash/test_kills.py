@@ -64,7 +64,7 @@ def test_a_killed_command_is_run_again_with_the_same_result(name, world, undistu
     for plan in (*kills_of(name, events, thinned=not COMMANDS[name].is_quick), *sizes_of(expected)):
         where = f"{plan.act} at {events[plan.at]}" if plan.at is not None else f"kill at {plan.max_file_bytes} bytes"
         count.add(where, after_interruption(world, name, plan, expected))
-    print(f"\n{name}: {count}")
+    print(f"\n{name}: {count}", *count.wrong[:20], sep="\n")
     assert count.wrong == []
 
 
