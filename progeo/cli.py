@@ -11,14 +11,18 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from progeo import __version__
 from progeo.config.help import help_page
-from progeo.config.parsing import UsageError, parse_arguments, take_plugins
+from progeo.config.parsing import UsageError, parse_arguments, take_option, with_home
 from progeo.config.settings import settings_of
 from progeo.engine.log import LOGGER, start_log, stop_log_file
+from progeo.engine.out_of_memory import explaining_out_of_memory
+from progeo.engine.stopping import Terminated, raising_terminated
 from progeo.files import spelled_out
+from progeo.image_files import MAX_PIXELS_VARIABLE, max_pixels
 from progeo.plugins import import_installed_plugins, import_plugin
 
 
@@ -160,6 +164,8 @@ COMMANDS = {
     ),
     "demo": Command("demo:demo", "run everything on a small rendered city", "progeo demo --out demo"),
 }
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Characters of file names and of texts in files that a terminal would obey or cannot show; not tabs and line ends."""
 _FORMER = {
     "stage1": "train prompts",
     "stage2": "train encoder",
@@ -169,13 +175,15 @@ _FORMER = {
     **{f"dataset from-{kind}": f"dataset import {kind}" for kind in ("table", "photos", "dbstruct", "arrays", "msls")},
 }
 """Commands that were renamed: former name -> how it is called now."""
+_MEMORY_SETTINGS = ("batch_size", "eval_batch_size", "image_size", "num_workers", "sample")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command: results go to stdout, the log to stderr.
 
     An error that a user can cause ends with one sentence, without a traceback: status 2 if the command line is wrong,
-    otherwise 1. `--verbose`, or PROGEO_DEBUG=1 in the environment, shows the traceback.
+    otherwise 1. Ctrl-C ends with 130 and SIGTERM with 143, and nothing half written is left. `--verbose`, or
+    PROGEO_DEBUG=1 in the environment, shows the traceback.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     starts = [" ".join(words[:count]) for count in (2, 1)]
@@ -188,7 +196,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if name in groups and words[1:] and not words[1].startswith("-"):
             raise UsageError(_unknown(words))  # a command of this group that does not exist
         if name:
-            _run(name, words[len(name.split()) :])
+            with raising_terminated():
+                _run(name, words[len(name.split()) :])
         else:
             print(_without_command(words))
         print(end="", flush=True)
@@ -203,7 +212,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             traceback.print_exc()
         sys.exit(f"{program}: error: {_with_flags(_sentence(error), name)}")
     except KeyboardInterrupt as interrupt:
-        sys.exit(f"{program}: {_with_flags(str(interrupt), name) or 'interrupted.'}")
+        again = "the same command with --resume" if name.startswith("train") else "the same command"
+        advice = f"interrupted: {again} continues with what is done."
+        print(f"{program}: {_with_flags(str(interrupt), name) or advice}", file=sys.stderr)
+        sys.exit(143 if isinstance(interrupt, Terminated) else 130)
     finally:
         stop_log_file()
         _flush_stdout()
@@ -212,19 +224,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(name: str, words: Sequence[str]) -> None:
     command = COMMANDS[name]
     start_log(quiet="--quiet" in words, translated=partial(_with_flags, command=name))
-    words, plugins = take_plugins(words)
+    words, plugins = take_option(words, "--plugin", "a Python file")
+    words, limits = take_option(words, "--max_pixels", "a number of pixels")
+    if limits:
+        os.environ[MAX_PIXELS_VARIABLE] = limits[-1]  # which the processes that decode images inherit
+    max_pixels()  # refuse a wrong number now
     for failure in import_installed_plugins():
         LOGGER.warning(failure)
     for file in plugins:
-        import_plugin(file)
+        import_plugin(Path(with_home(file)))
     if {"-h", "--help"} & set(words):
         print(help_page(name, command.summary, command.example, command.words, settings_of(command.load())))
         return
     function = command.load()
     rest = [word for word in words if word not in ("--json", "--quiet", "--verbose")]
-    result = function(**parse_arguments(function, rest, words=command.words, others=training_settings))
+    arguments = parse_arguments(function, rest, words=command.words, others=training_settings)
+    with explaining_out_of_memory(_less_memory(function)):
+        result = function(**arguments)
     if result is not None and os.environ.get("RANK", "0") == "0":
         print(json.dumps(result, default=_plain) if "--json" in words else _shown(result))
+
+
+def _less_memory(function: Callable[..., Any]) -> str:
+    """Advise on the settings of a command that memory depends on."""
+    names = [name for name in settings_of(function) if name.rpartition(".")[2] in _MEMORY_SETTINGS]
+    return f"Lower --{', --'.join(names)}." if names else "Close other programs, or take a machine with more."
 
 
 def _plain(value: Any) -> Any:
@@ -269,7 +293,7 @@ def _unknown(words: Sequence[str]) -> str:
 
 
 def _with_flags(sentence: str, command: str) -> str:
-    """Turn the arguments that an error names in backquotes into the flags of a command."""
+    """Turn the arguments that a sentence names in backquotes into the flags of a command, and escape its controls."""
     names = [*settings_of(COMMANDS[command].load()), "config", "plugin"] if command else []
 
     def flag(match: re.Match[str]) -> str:
@@ -277,7 +301,8 @@ def _with_flags(sentence: str, command: str) -> str:
         exact = match[1] in names
         return f"--{match[1] if exact else same[0]}" if exact or len(same) == 1 else match[1]
 
-    return re.sub(r"`(\w+(?:\.\w+)*)`", flag, sentence)
+    safe = _CONTROL.sub(lambda match: repr(match[0])[1:-1], sentence)
+    return re.sub(r"`(\w+(?:\.\w+)*)`", flag, safe)
 
 
 def _sentence(error: Exception) -> str:

@@ -6,6 +6,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -32,6 +33,8 @@ _UNFINISHED = ".unfinished-"
 _BLOCK_BYTES = 2**24
 _THREADS = max(16, os.cpu_count() or 1)
 _AT_ONCE = 4096
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # and in full width
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|nan)")
 
 
 @contextmanager
@@ -214,10 +217,21 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    """Write rows, the column names first, as a CSV file, atomically."""
+def write_csv(path: Path, rows: Iterable[Sequence[Any]], *, spreadsheet_safe: bool = False) -> None:
+    """Write rows, the column names first, as a CSV file, atomically.
+
+    Args:
+        spreadsheet_safe: whether texts that a spreadsheet would run as a formula get an apostrophe in front.
+    """
+    if spreadsheet_safe:
+        rows = ([_spreadsheet_safe(cell) for cell in row] for row in rows)
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerows(rows)
+
+
+def _spreadsheet_safe(cell: Any) -> Any:
+    text = "" if cell is None else str(cell)
+    return f"'{text}" if text.startswith(_FORMULA_STARTS) and not _NUMBER.fullmatch(text) else cell
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -247,7 +261,11 @@ def read_json(path: Path) -> Any:
         ValueError: the file is not valid JSON; the message names it.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
+        if r"\u" in text:  # half a pair of surrogates is no text: it could be neither printed nor written
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a JSON file: {error}.") from None
 
@@ -343,5 +361,5 @@ def _undo_moves(outer: Path, folder: Path) -> None:
         return
     left = {path.name for path in outer.glob("*/*")}
     for name in read_json(outer / _MOVES) if left else ():
-        if name not in left:
+        if name not in left and Path(name).name == name:
             _remove(folder / name)

@@ -1,9 +1,13 @@
 """Image file formats: which are supported, and how files are opened. Pillow only, no torch."""
 
+import os
 import re
+import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -14,6 +18,11 @@ from typing import BinaryIO, Literal
 
 from packaging.requirements import Requirement
 from PIL import Image, UnidentifiedImageError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 # Pillow's warnings about odd files would disrupt progress bars; relevant problems are raised as errors here.
 # Warning filters cannot be set for a single thread, so this is set once for the process.
@@ -110,6 +119,18 @@ UNREAD_EXTENSIONS: Mapping[str, str] = MappingProxyType(
 )
 """Extensions of image files that are not read, in lower case, with what to do to have them read."""
 
+MAX_PIXELS_VARIABLE = "PROGEO_MAX_PIXELS"
+"""Environment variable with the maximum pixels of an image, which `--max_pixels` sets; processes inherit it."""
+_DEFAULT_MAX_PIXELS = 178_956_970
+"""The number of pixels above which Pillow raises an error by default."""
+_MAX_SIDE_PX = 1_000_000
+"""Maximum side of an image: decoding a row and resizing it take memory of their own."""
+_DECODING_BYTES, _WEBP_BYTES = 8, 20
+"""Maximum memory in bytes per pixel while an image is decoded to RGB."""
+_AT_ONCE = 8
+"""Number of images whose decoding must fit in half of the memory, or they are decoded one at a time."""
+_LONGEST_TURN_S = 60.0
+
 _JXL_HEADER = 16
 """Number of leading bytes that contain the height and width of a JPEG XL image."""
 _JXL_RATIOS = (None, (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
@@ -121,15 +142,74 @@ def open_image(source: Path | BinaryIO) -> Image.Image:
 
     Raises:
         OSError: the file does not exist or has another format; the message names a package to install where one helps.
-        ValueError: the image has more than 178,956,970 pixels.
+        ValueError: the image has more than `max_pixels`, or a side above 1,000,000 pixels.
     """
+    limit = max_pixels()
+    if Image.MAX_IMAGE_PIXELS is not None and limit > 2 * Image.MAX_IMAGE_PIXELS:  # Pillow raises above twice that
+        Image.MAX_IMAGE_PIXELS = -(-limit // 2)
     try:
         try:
-            return Image.open(source, formats=FORMATS)
+            image: Image.Image = Image.open(source, formats=FORMATS)
         except UnidentifiedImageError:
-            return _open_with_plugin(source)
+            image = _open_with_plugin(source)
+        _check_size(*image.size)
+        return image
     except Image.DecompressionBombError:
         raise _too_large() from None
+
+
+def max_pixels() -> int:
+    """Return the maximum number of pixels of an image, which `PROGEO_MAX_PIXELS` changes.
+
+    Raises:
+        ValueError: the variable is no positive integer.
+    """
+    text = os.environ.get(MAX_PIXELS_VARIABLE, "") or str(_DEFAULT_MAX_PIXELS)
+    number = int(text) if re.fullmatch("[0-9_]{1,18}", text) else 0
+    if number < 1:
+        raise ValueError(f"{MAX_PIXELS_VARIABLE} (or --max_pixels) is a positive number of pixels, got {text!r}.")
+    return number
+
+
+@contextmanager
+def taking_turns(image: Image.Image) -> Iterator[None]:
+    """Wait until no other thread or process of this machine decodes a large image, then decode this one in the block.
+
+    Large are images of which 8 at once would take more than half of the memory. A turn that takes longer than a minute
+    is not waited for.
+    """
+    num_bytes = image.width * image.height * (_WEBP_BYTES if image.format == "WEBP" else _DECODING_BYTES)
+    if fcntl is None or _AT_ONCE * num_bytes <= _memory_bytes() / 2:
+        yield
+        return
+    with Path(__file__).open("rb") as lock:  # any file that all processes can open
+        end = time.monotonic() + _LONGEST_TURN_S
+        while not _locked(lock.fileno()) and time.monotonic() < end:
+            time.sleep(0.02)
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_UN)
+
+
+def _locked(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
+
+
+@cache
+def _memory_bytes() -> float:
+    """Return the memory of the machine, or of the container that this process runs in, in bytes."""
+    limits = [float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))]
+    with suppress(OSError, ValueError):  # no container, or one without a limit
+        limits.append(float(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(limits)
 
 
 def unread_in_words(counts: Mapping[str, int]) -> str:
@@ -148,7 +228,7 @@ def _open_with_plugin(source: Path | BinaryIO) -> Image.Image:
         import_module(each.plugin)
         content = _content(source)
         if each.name == "JXL":
-            _check_jxl_size(content)  # the plugin decodes all pixels when opening
+            _check_size(*_jxl_shape(_jxl_codestream(content)))  # the plugin decodes all pixels when opening
         return Image.open(BytesIO(content), formats=(each.name,))
     readable = (*FORMATS, *(each.name for each in _PLUGIN_FORMATS if each.is_readable))
     raise UnidentifiedImageError(f"it is none of {', '.join(readable)}, or its beginning is corrupt")
@@ -163,20 +243,17 @@ def _content(source: Path | BinaryIO, count: int = -1) -> bytes:
     return source.read(count)
 
 
-def _too_large() -> ValueError:
-    limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # Pillow warns above MAX_IMAGE_PIXELS and raises above twice that
-    return ValueError(f"it has more than {limit:,} pixels: scale it down, or cut it into views")
-
-
-def _check_jxl_size(content: bytes) -> None:
-    """Check the number of pixels in a JPEG XL header.
-
-    Raises:
-        ValueError: there are too many pixels, or there is no header.
-    """
-    height, width = _jxl_shape(_jxl_codestream(content))
-    if Image.MAX_IMAGE_PIXELS and height * width > 2 * Image.MAX_IMAGE_PIXELS:
+def _check_size(width: int, height: int) -> None:
+    if width * height > max_pixels():
         raise _too_large()
+    if max(width, height) > _MAX_SIDE_PX:
+        raise ValueError(f"it has {width:,} x {height:,} pixels, and no side may have more than {_MAX_SIDE_PX:,}")
+
+
+def _too_large() -> ValueError:
+    return ValueError(
+        f"it has more than {max_pixels():,} pixels: scale it down, cut it into views, or allow more with --max_pixels"
+    )
 
 
 def _jxl_codestream(content: bytes) -> bytes:

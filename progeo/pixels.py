@@ -9,7 +9,6 @@ import torch
 from PIL import ExifTags
 from PIL.Image import Image, Transpose
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from progeo.image_files import Orientation
 
@@ -25,6 +24,10 @@ _TURNS = MappingProxyType(
     }
 )
 """Operation that makes an image upright, by EXIF orientation."""
+_FROM_THE_END = (3, 4, 6, 7)
+"""Orientations whose first row is the last row, or the last column, of the upright image."""
+_PIXELS_AT_ONCE = 2**20
+"""Number of pixels that are converted at once, so that a large image is not copied twice."""
 _TURNED_BY_DECODER = ("TIFF", "HEIF")
 """Formats that Pillow or its plugin rotates upright when decoding."""
 _EXIF_INTEGERS = MappingProxyType({1: "B", 3: "H", 4: "L", 6: "b", 8: "h", 9: "l"})
@@ -43,15 +46,28 @@ def pixels_of(image: Image, orientation: Orientation = "exif") -> Tensor:
     image.load()  # some formats set mode and size only when loaded
     if image.mode == "F":
         raise ValueError("its pixels are floats, whose range is not known: convert it to 8 or 16 bits")
-    turn = _TURNS.get(orientation_of(image)) if orientation == "exif" else None
-    if turn is not None:  # upright images need no copy
-        image = image.transpose(turn)
-    if image.mode.startswith("I"):  # 16 bits, which PIL's conversion would clip at 255
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() >= 2**16:
-            raise ValueError(f"its pixels go from {values.min()} to {values.max()}: convert it to 8 or 16 bits")
-        return torch.from_numpy((values // 256).astype(np.uint8)).expand(3, -1, -1).contiguous()
-    return pil_to_tensor(image if image.mode == "RGB" else image.convert("RGB"))
+    turn = orientation_of(image) if orientation == "exif" else 1
+    width, height = image.size
+    upright = np.empty((width, height, 3) if swaps_sides(turn) else (height, width, 3), np.uint8)
+    num_rows = max(1, _PIXELS_AT_ONCE // max(1, width))
+    for top in range(0, height, num_rows):
+        bottom = min(top + num_rows, height)
+        rows = image.crop((0, top, width, bottom)) if num_rows < height else image
+        if turn in _TURNS:  # upright images need no copy
+            rows = rows.transpose(_TURNS[turn])
+        place = slice(height - bottom, height - top) if turn in _FROM_THE_END else slice(top, bottom)
+        upright[(slice(None), place) if swaps_sides(turn) else place] = _rgb(rows)
+    return torch.from_numpy(upright).permute(2, 0, 1)
+
+
+def _rgb(image: Image) -> np.ndarray:
+    """Convert an image to RGB of 8 bits, uint8 (H, W, 3), or (H, W, 1) if it is gray of 16 bits."""
+    if not image.mode.startswith("I"):
+        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    values = np.asarray(image)  # 16 bits, which PIL's conversion would clip at 255
+    if values.min() < 0 or values.max() >= 2**16:
+        raise ValueError(f"its pixels go from {values.min()} to {values.max()}: convert it to 8 or 16 bits")
+    return (values // 256).astype(np.uint8)[..., None]
 
 
 def orientation_of(image: Image) -> int:

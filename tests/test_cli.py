@@ -285,6 +285,10 @@ def test_a_name_outside_the_convention_is_refused_with_the_field(images):
     assert "field 1 (east)" in sentence
 
 
+def test_what_a_terminal_would_obey_is_spelled_out(tmp_path):
+    assert r"There is no folder nowhere\x1b[2J\x07." in failure("dataset", "groups", "nowhere\x1b[2J\x07")
+
+
 def test_a_name_that_is_not_utf_8_is_spelled_out_wherever_it_comes_from(images):
     odd = os.fsdecode(b"caf\xe9")
     (images / "train").rename(images / odd)
@@ -367,7 +371,8 @@ def test_work_goes_on_when_nobody_reads_the_log(monkeypatch):
     start_log()
 
 
-def test_an_interrupted_command_says_so_and_leaves_nothing(tmp_path):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_command_says_so_and_leaves_nothing(tmp_path, capsys, number, status):
     listing, half = tmp_path / "train_images_paths.txt", tmp_path / "train/@0@0@.jpg"
     half.parent.mkdir()
     half.touch()
@@ -376,12 +381,16 @@ def test_an_interrupted_command_says_so_and_leaves_nothing(tmp_path):
     def interrupt_when_something_is_written(*_):
         if any(path.stat().st_size for path in tmp_path.glob(".train-*")):  # within the writing, not just before
             signal.setitimer(signal.ITIMER_REAL, 0)  # once, and not again in the middle of cleaning up
-            raise KeyboardInterrupt
+            signal.raise_signal(number)
 
     before = signal.signal(signal.SIGALRM, interrupt_when_something_is_written)
     signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
     try:
-        assert failure("dataset", "scan", tmp_path / "train") == "progeo dataset scan: interrupted."
+        with pytest.raises(SystemExit) as stop:
+            main(["dataset", "scan", str(tmp_path / "train")])
+        assert stop.value.code == status
+        shown = "progeo dataset scan: interrupted: the same command continues with what is done.\n"
+        assert capsys.readouterr().err.endswith(shown)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -393,3 +402,13 @@ def test_the_version_is_that_of_the_package_as_a_module_too(capsys):
     assert capsys.readouterr().out == f"progeo {progeo.__version__}\n"
     done = subprocess.run([sys.executable, "-m", "progeo", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"progeo {progeo.__version__}\n"
+
+
+def test_the_most_pixels_of_an_image_are_an_option_of_every_command(tmp_path, monkeypatch):
+    monkeypatch.setenv("PROGEO_MAX_PIXELS", "")  # restored at the end
+    for number in range(3):
+        Image.new("RGB", (10, 10 + number)).save(tmp_path / f"@{550000 + number}.0@4180000.0@10@S@@@@@0@@@@@@@.png")
+    words = ["dataset", "check", str(tmp_path), "--out", str(tmp_path / "check")]
+    main([*words, "--max_pixels", "110"])
+    assert "it has more than 110 pixels" in (tmp_path / "check" / "check.html").read_text()
+    assert "(or --max_pixels) is a positive number of pixels, got 'all'" in failure(*words, "--max_pixels=all")

@@ -5,12 +5,15 @@ import os
 import struct
 import subprocess
 import sys
+import threading
+import time
 import zlib
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from progeo import image_files
 from progeo.data.decode import read_image, read_shape
 from progeo.data.inspection import inspect_image
 from progeo.image_files import EXTENSIONS, UNREAD_EXTENSIONS, _jxl_codestream, _jxl_shape, open_image
@@ -137,6 +140,61 @@ def test_the_size_of_jpeg_xl_is_known_before_it_is_decoded(header, shape):
         assert _jxl_shape(_jxl_codestream(content)) == shape
     with pytest.raises(ValueError, match="JPEG XL without pixels"):
         _jxl_codestream(beginning)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_the_most_pixels_are_a_setting(tmp_path, monkeypatch):
+    (tmp_path / "huge.png").write_bytes(png_of(20_000, 10_000))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    for limit, shape in (("200_000_000", (10_000, 20_000)), ("199999999", None)):
+        monkeypatch.setenv("PROGEO_MAX_PIXELS", limit)
+        assert read_shape(tmp_path / "huge.png") == shape
+    with pytest.raises(ValueError, match=r"more than 199,999,999 pixels: scale it down, .* with --max_pixels\.$"):
+        read_image(tmp_path / "huge.png")
+    for wrong in ("0", "-1", "1e9", "many"):
+        monkeypatch.setenv("PROGEO_MAX_PIXELS", wrong)
+        with pytest.raises(ValueError, match=f"--max_pixels. is a positive number of pixels, got '{wrong}'"):
+            open_image(tmp_path / "huge.png")
+
+
+def test_no_side_may_have_more_than_a_million_pixels(tmp_path):
+    (tmp_path / "line.png").write_bytes(png_of(1, 1_000_001))
+    with pytest.raises(ValueError, match="it has 1 x 1,000,001 pixels, and no side may have more than 1,000,000"):
+        read_image(tmp_path / "line.png")
+    (tmp_path / "line.png").write_bytes(png_of(1_000_000, 1))
+    assert read_image(tmp_path / "line.png").shape == (3, 1, 1_000_000)
+
+
+def test_an_image_without_memory_is_that_images_sentence(tmp_path, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    (tmp_path / "photo.png").write_bytes(png_of(8, 8))
+    monkeypatch.setattr(Image.Image, "convert", fail)
+    with pytest.raises(ValueError, match=r"photo.png cannot be decoded: not enough memory\."):
+        read_image(tmp_path / "photo.png")
+
+
+@pytest.mark.parametrize(("memory", "at_once"), [(8 * 8 * 10_000 * 2, 4), (8 * 8 * 10_000 * 2 - 1, 1)])
+def test_images_that_memory_does_not_hold_at_once_are_decoded_in_turn(monkeypatch, memory, at_once):
+    monkeypatch.setattr(image_files, "_memory_bytes", lambda: memory)
+    running, most = [], []
+    together = threading.Barrier(4)
+
+    def decode():
+        together.wait()
+        with image_files.taking_turns(Image.new("1", (100, 100))):
+            running.append(1)
+            time.sleep(0.05)
+            most.append(len(running))
+            running.pop()
+
+    threads = [threading.Thread(target=decode) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(most) == at_once
 
 
 @pytest.mark.skipif(".jxl" not in EXTENSIONS, reason="pillow-jxl-plugin is not installed")

@@ -7,14 +7,19 @@ from pathlib import Path
 import pytest
 
 from progeo.cli import COMMANDS
-from progeo.config.parsing import parse_arguments, take_plugins
+from progeo.config.parsing import parse_arguments, take_option
 from progeo.config.settings import settings_of
 from progeo.plugins import import_plugin
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
-    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+    for path in (
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "SECURITY.md",
+        *sorted((ROOT / "docs").glob("*.md")),
+    )
 }
 CONFIGS = sorted((ROOT / "progeo/configs").rglob("*.yaml"))
 HEADS = {
@@ -29,7 +34,7 @@ LINE = re.compile(
 )
 """A command line in a code block, or indented in a comment; the group is what follows `progeo` or `python`."""
 COMMON = {"--json", "--quiet", "--verbose"}
-OTHER_FLAGS = {"print_completion", "help", "version", "config", "plugin", "json", "quiet", "verbose"}
+OTHER_FLAGS = {"print_completion", "help", "version", "config", "plugin", "max_pixels", "json", "quiet", "verbose"}
 OTHER_FLAGS |= {"num_processes", "file_side", "descriptors_dimension"}  # of accelerate, benchmarks and other programs
 OTHER_FLAGS |= {"pull.weight"}  # of docs/my_method.py
 TRAINING = settings_of(COMMANDS["train"].load())
@@ -51,8 +56,8 @@ def parsed(line):
     words = shlex.split(line, comments=True)
     words = [*SCRIPTS.get(words[0], words[0]).split(), *words[1:]]
     name = next(name for count in (2, 1) if (name := " ".join(words[:count])) in COMMANDS)
-    words, plugins = take_plugins(words[len(name.split()) :])
-    for plugin in filter(Path.is_file, plugins):  # not those that a reader is to write
+    words, plugins = take_option(words[len(name.split()) :], "--plugin", "")
+    for plugin in filter(Path.is_file, map(Path, plugins)):  # not those that a reader is to write
         import_plugin(plugin)
     rest = [word for word in words if word not in COMMON]
     command = COMMANDS[name]

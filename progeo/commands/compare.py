@@ -68,7 +68,8 @@ def compare(
         table.append(_compared(evaluator, encoder, classifier, name=name, out=part, ranking=ranking))
     if not accelerator.is_main_process:
         return None
-    return write_comparison(out, [row for row in table if row is not None])
+    rows = [row for row in table if row is not None]
+    return write_comparison(out, rows, spreadsheet_safe=benchmark.spreadsheet_safe)
 
 
 def _compared(

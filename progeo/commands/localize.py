@@ -21,6 +21,7 @@ def localize(
     top: PositiveInt = 5,
     threshold: ClosedUnitInterval = 0.5,
     out: Path | None = None,
+    spreadsheet_safe: bool = False,
     mixed_precision: Precision = "no",
 ) -> "list[Localization]":
     """Localize photos or a sentence, and write the results to a file.
@@ -34,6 +35,8 @@ def localize(
         top: Number of matches to show for each query.
         threshold: Minimum confidence, from 0 to 1. A position with a lower confidence is reported as unknown.
         out: File to write the localizations to, ending in .csv, .geojson or .json. null writes none.
+        spreadsheet_safe: Write an apostrophe in front of texts in a .csv that a spreadsheet would run as a formula:
+            those that begin with =, +, -, @, a tab or a line break and are no numbers.
         mixed_precision: Precision of the encoder.
 
     Raises:
@@ -59,6 +62,6 @@ def localize(
             opened, find_photos(photos), accelerator=accelerator, top=top, threshold=threshold, work=work
         )
     if out is not None:
-        WRITERS[out.suffix](out, results)
+        WRITERS[out.suffix](out, results, spreadsheet_safe=spreadsheet_safe)
         LOGGER.info("results: %s", out)
     return results

@@ -58,7 +58,7 @@ def train_encoder(settings: EncoderSettings) -> Path:
     from progeo.commands.stages import open_stage
     from progeo.engine.accelerator import start_accelerator
     from progeo.engine.log import LOGGER
-    from progeo.engine.memory import explaining_out_of_memory
+    from progeo.engine.out_of_memory import explaining_out_of_memory
     from progeo.training.overview import overview
     from progeo.training.trainer import Trainer
 

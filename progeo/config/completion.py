@@ -41,8 +41,7 @@ def completion(words: Sequence[str], commands: Mapping[str, _Command]) -> str:
             if Path in setting.kinds:
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
         for option, _, value in (each.partition(" ") for each in COMMON):
-            if value:
-                parser.add_argument(option).complete = shtab.FILE  # type: ignore[attr-defined]
-            else:
-                parser.add_argument(option, action="store_true")
+            action = parser.add_argument(option, action="store" if value else "store_true")
+            if value == "FILE":
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
     return shtab.complete(root, shell)

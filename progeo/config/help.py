@@ -11,6 +11,8 @@ COMMON = {
     "--config FILE": "YAML file of settings, by the names above. Later arguments override it.",
     "--plugin FILE": "Python file that is imported before the settings are read, and adds rows to tables, such as a "
     "loss term or an encoder. Give the option once for each file.",
+    "--max_pixels NUMBER": "Maximum pixels of an image file; images with more count as unreadable. The environment "
+    "variable PROGEO_MAX_PIXELS sets it, too (default: 178956970, the limit of Pillow).",
     "--json": "Print the result as JSON.",
     "--quiet": "Log only warnings.",
     "--verbose": "Log the traceback of an error too.",

@@ -69,27 +69,31 @@ def parse_arguments(
     return build_arguments(function, values)
 
 
-def take_plugins(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
-    """Take the files of `--plugin FILE` out of the arguments; return the other arguments, and the files.
+def take_option(arguments: Sequence[str], option: str, what: str) -> tuple[list[str], list[str]]:
+    """Take all `--option VALUE` out of the arguments; return the other arguments, and the values.
+
+    Args:
+        option: such as `--plugin`, an option of every command.
+        what: the kind of value, for errors.
 
     Raises:
-        UsageError: there is no file after `--plugin`.
+        UsageError: there is no value after the option.
     """
     others: list[str] = []
-    files: list[Path] = []
+    values: list[str] = []
     rest = list(arguments)
     while rest:
         word = rest.pop(0)
-        option, equals, value = word.partition("=")
-        if option != "--plugin":
+        name, equals, value = word.partition("=")
+        if name != option:
             others.append(word)
             continue
         if not equals:
             value = rest.pop(0) if rest and not rest[0].startswith("--") else ""
         if not value:
-            raise UsageError("--plugin needs a value: a Python file.")
-        files.append(Path(with_home(value)))
-    return others, files
+            raise UsageError(f"{option} needs a value: {what}.")
+        values.append(value)
+    return others, values
 
 
 def _given(

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from difflib import get_close_matches
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,6 +14,8 @@ import yaml
 _NULL, _MERGE = "tag:yaml.org,2002:null", "tag:yaml.org,2002:merge"
 _TAGS = frozenset({_NULL, _MERGE, *(f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map"))})
 """Tags of values that are accepted as written; `!!int 5` and `!!python/object` are refused."""
+_MAX_VALUES = 100_000
+"""Maximum number of values in a file: aliases of aliases can repeat a few lines a billion times."""
 RENAMED = MappingProxyType(
     {
         "run": "out",
@@ -58,6 +61,24 @@ class _TextLoader(yaml.SafeLoader):
             "<": [(_MERGE, re.compile("<<$"))],
         }
     )
+
+    def __init__(self, stream: bytes) -> None:
+        super().__init__(stream)
+        self.num_values: dict[yaml.Node, int] = {}
+        """Number of values of each node, with those of its aliases."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        is_alias = self.check_event(yaml.AliasEvent)
+        node = super().compose_node(parent, index)
+        if is_alias and node not in self.num_values:
+            raise ValueError("has a value that contains itself")
+        if node is not None and not is_alias:
+            children = chain.from_iterable(node.value) if isinstance(node, yaml.MappingNode) else node.value
+            is_text = isinstance(node, yaml.ScalarNode)
+            self.num_values[node] = 1 if is_text else 1 + sum(self.num_values[child] for child in children)
+            if self.num_values[node] > _MAX_VALUES:
+                raise ValueError(f"has more than {_MAX_VALUES:,} values, with those that its aliases repeat")
+        return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         if node.tag not in _TAGS:
@@ -109,6 +130,8 @@ def read_setting_file(
         content = yaml.load(path.read_bytes(), _TextLoader)
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"The file of settings {path} {_reason(error)}.") from None
+    except RecursionError:
+        raise ValueError(f"The file of settings {path} is nested too deeply.") from None
     if not isinstance(content, dict):
         held = "is empty" if content is None else f"holds a {'list' if isinstance(content, list) else 'text'}"
         raise ValueError(f"The file of settings {path} {held}: it must give settings as `name: value`.")
@@ -154,7 +177,7 @@ def _flat(values: Mapping[Any, Any], sections: Collection[str], prefix: str = ""
 def _reason(error: Exception) -> str:
     """Join the multi-line message of a YAML error into one line."""
     if not isinstance(error, yaml.YAMLError):
-        return str(error)
+        return "is nested too deeply" if isinstance(error, RecursionError) else str(error)
     parts = [part for name in ("context", "problem", "reason") if (part := getattr(error, name, None))]
     mark = getattr(error, "problem_mark", None)
     line = f" in line {mark.line + 1}" if mark is not None else ""

@@ -10,7 +10,7 @@ from progeo.models.backbones.family import ImageSize
 from progeo.models.encoder import Encoder, EncoderSpec, empty_encoder, restore_encoder
 from progeo.models.pixel_statistics import Color
 from progeo.models.state_dicts import check_fits, with_batch_counts
-from progeo.models.weight_files.checkpoints import FoundWeights
+from progeo.models.weight_files.checkpoints import FoundWeights, is_weight
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def tensor_named(state: Mapping[str, Tensor], name: str, num_dims: int) -> Tenso
     Raises:
         ValueError: it is missing, empty, or has another number of dimensions.
     """
-    if name not in state:
+    if not is_weight(name, state.get(name)):
         raise ValueError(f"The weights are not complete: {name} is missing.")
     if state[name].ndim != num_dims or not state[name].numel():
         raise ValueError(f"{name} should be a {num_dims}-d tensor with values, is {tuple(state[name].shape)}.")

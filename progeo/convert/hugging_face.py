@@ -11,7 +11,7 @@ from progeo.convert.clip_encoder import ClipProperties, convert_clip
 from progeo.convert.configurations import MIN_STD, read_configuration
 from progeo.convert.converted_encoder import Choices, ConvertedEncoder, tensor_named
 from progeo.convert.source import Source
-from progeo.models.weight_files.printable import printable
+from progeo.printable import printable
 
 TRANSFORMERS_CONFIG = "config.json"
 VISION_MARK = "vision_model.embeddings.class_embedding"

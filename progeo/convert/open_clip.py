@@ -7,7 +7,7 @@ from progeo.convert.converted_encoder import Choices, ConvertedEncoder
 from progeo.convert.hugging_face import TRANSFORMERS_CONFIG
 from progeo.convert.source import Source
 from progeo.models.clip_files import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, is_of_openai
-from progeo.models.weight_files.printable import printable
+from progeo.printable import printable
 
 
 def is_open_clip(source: Source) -> bool:
@@ -41,12 +41,13 @@ def _properties(source: Source) -> ClipProperties:
     """Read the configuration; missing values get the defaults of open_clip."""
     config = read_configuration(source.folder / OPEN_CLIP_CONFIG)
     model, pixels = config.part("model_cfg"), config.part("preprocess_cfg")
+    vision, text = model.part("vision_cfg"), model.part("text_cfg")
     if unusual := unusual_settings(model.values):
         raise ValueError(f"{config.path} is not of a plain CLIP: it sets {printable(', '.join(unusual))}.")
     return ClipProperties(
         quickgelu=bool(model.values.get("quick_gelu", False)),
-        head_width=model.part("vision_cfg").number("head_width", 64),
-        text_heads=model.part("text_cfg").number("heads", 8),
+        head_width=vision.number("head_width", 64),
+        text_heads=text.number("heads", 8),
         mean=pixels.color("mean", 0),
         std=pixels.color("std", MIN_STD),
     )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from progeo.convert.converted_encoder import single_precision
+from progeo.models.weight_files.checkpoints import is_weight
 from progeo.models.weight_files.torch_files import Stub
 
 _LEARNERS = tuple(f"cosplace_model.cosplace_network_stage{stage}.PromptLearner" for stage in (1, 2))
@@ -74,4 +75,4 @@ def _tensors(learner: Stub) -> dict[str, Tensor]:
     """Return the parameters and buffers of a module by name, in float32."""
     kinds = (vars(learner).get(kind) for kind in ("_parameters", "_buffers"))
     named = (item for values in kinds if isinstance(values, Mapping) for item in values.items())
-    return {name: single_precision(value) for name, value in named if isinstance(value, Tensor)}
+    return {name: single_precision(value) for name, value in named if is_weight(name, value)}

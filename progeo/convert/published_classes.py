@@ -58,6 +58,8 @@ def read_published_classes(path: Path) -> PublishedClasses:
     content = read_content(path)
     try:
         groups, images = content
+        if sum(map(len, groups)) > path.stat().st_size:  # one list of classes, repeated
+            raise ValueError("more classes than bytes")
         classes = [[tuple(map(int, class_id)) for class_id in group] for group in groups]
         of_groups = [images] * len(groups) if isinstance(images, Mapping) else images
         pairs = list(zip(classes, of_groups, strict=True))

@@ -74,7 +74,11 @@ def read_encoder(source: Source, choices: Choices) -> ConvertedEncoder:
         )
     for row in FORMATS:
         if row.recognizes(source):
-            converted = replace(row.reads(source, choices), program=row.name)
+            try:
+                converted = replace(row.reads(source, choices), program=row.name)
+            except ValueError as error:
+                named = str(source.folder) in str(error)
+                raise ValueError(str(error) if named else f"{source.path}: {error}") from None
             _check_choices(converted, choices)
             return _with_chosen_pixels(converted, choices)
     raise _unknown(source)

@@ -5,7 +5,7 @@ from typing import BinaryIO
 
 from torch import Tensor
 
-from progeo.image_files import Orientation, open_image
+from progeo.image_files import Orientation, open_image, taking_turns
 from progeo.pixels import orientation_of, pixels_of, swaps_sides
 
 _SIZED_WHEN_DECODED = ("TIFF", "HEIF")
@@ -46,7 +46,8 @@ def decode_image(source: Path | BinaryIO, orientation: Orientation = "exif") -> 
         ValueError: it is not an image, or is truncated; the message is the reason without a full stop.
     """
     try:
-        with open_image(source) as image:
+        with open_image(source) as image, taking_turns(image):
             return pixels_of(image, orientation)
     except Exception as error:  # decoders raise many kinds of errors
-        raise ValueError(str(error).rstrip(".") or type(error).__name__) from None
+        no_memory = isinstance(error, MemoryError)
+        raise ValueError("not enough memory" if no_memory else str(error).rstrip(".") or type(error).__name__) from None

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
-from progeo.image_files import open_image
+from progeo.image_files import open_image, taking_turns
 from progeo.pixels import pixels_of
 
 _PANORAMA_PIXELS = 1.5
@@ -31,7 +31,8 @@ def read_panorama(path: Path, width: int) -> Tensor:
     try:
         with open_image(path) as image:
             image.draft(None, (width, width // 2))
-            return pixels_of(image)
+            with taking_turns(image):
+                return pixels_of(image)
     except Exception as error:  # decoders raise many kinds of errors
         raise ValueError(f"The panorama {path} cannot be decoded: {error}.") from None
 

@@ -3,6 +3,7 @@
 Other files in the same folder belong to the user: only folders with exactly the names defined here are read or removed.
 """
 
+import hashlib
 import json
 import re
 import shutil
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from progeo.engine.log import LOGGER
-from progeo.files import read_json, remove_abandoned, replacing_folder
+from progeo.files import file_digest, read_json, remove_abandoned, replacing_folder
 
 _TENSORS = "tensors.safetensors"
 _STATE = "state.json"
@@ -43,7 +44,8 @@ def save_checkpoint(folder: Path, name: str, state: dict[str, Any]) -> Path:
     try:
         with replacing_folder(final) as unfinished:
             save_file(tensors, unfinished / _TENSORS)
-            (unfinished / _STATE).write_text(json.dumps(plain), encoding="utf-8")
+            digests = {"tensors": file_digest(unfinished / _TENSORS), "state": _digest(plain)}
+            (unfinished / _STATE).write_text(json.dumps({**plain, "digests": digests}), encoding="utf-8")
             _remove(final)
     except (OSError, ValueError) as error:
         newest = newest_checkpoint(folder)
@@ -59,10 +61,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ValueError: it is corrupt; the message names it.
     """
     try:
-        state = _with_tensors(read_json(path / _STATE), load_file(path / _TENSORS))
+        plain, tensors = read_json(path / _STATE), load_file(path / _TENSORS)
+        _check_digests(path, plain)
+        state = _with_tensors(plain, tensors)
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"The checkpoint {path} is corrupt: {str(error).rstrip('.')}") from None
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError, RuntimeError):
         raise ValueError(f"The checkpoint {path} is corrupt: {_STATE} and {_TENSORS} do not fit together") from None
     if not isinstance(state, dict) or not state:
         raise ValueError(f"The checkpoint {path} is corrupt: {_STATE} holds no state")
@@ -155,6 +159,25 @@ def _without_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, (list, tuple)):
         return [_without_tensors(item, tensors) for item in value]
     return value
+
+
+def _check_digests(path: Path, plain: Any) -> None:
+    """Check that the files are as they were written; those of an earlier version have no digests.
+
+    Raises:
+        ValueError: a file has other content.
+    """
+    digests = plain.pop("digests", None) if isinstance(plain, dict) else None
+    if digests is None:
+        return
+    if not isinstance(digests, dict) or digests.get("state") != _digest(plain):
+        raise ValueError(f"{_STATE} is not as it was written")
+    if digests.get("tensors") != file_digest(path / _TENSORS):
+        raise ValueError(f"{_TENSORS} is not as it was written")
+
+
+def _digest(plain: Any) -> str:
+    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
 
 
 def _with_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:

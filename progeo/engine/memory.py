@@ -1,27 +1,9 @@
-"""Memory use of a network, and the error message when memory runs out."""
+"""Memory use of a network."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
-from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-
-
-@contextmanager
-def explaining_out_of_memory(advice: str) -> Iterator[None]:
-    """Turn an out-of-memory error of a device or the machine into a `MemoryError` with one sentence of advice.
-
-    Raises:
-        MemoryError: memory ran out.
-    """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
-            raise
-        reason = (str(error).splitlines() or ["no memory"])[0]
-        raise MemoryError(f"Out of memory. {advice} ({reason})") from None
 
 
 def saved_bytes(forward: Callable[[], object], module: nn.Module) -> int:

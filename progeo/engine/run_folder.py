@@ -10,15 +10,17 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import torch
 import yaml
+from msgspec import Meta
 
 from progeo.engine.checkpoint import newest_checkpoint
 from progeo.engine.log import LOGGER, log_to_file
 from progeo.engine.options import Keep
 from progeo.files import replacing, sync, write_json
+from progeo.json_files import as_kind
 
 _GROUP = re.compile(r"group_(0|[1-9]\d*)")
 _PACKAGES = (
@@ -32,6 +34,16 @@ _PACKAGES = (
     "pyarrow",
     "safetensors",
 )
+
+
+class _Epoch(TypedDict):
+    epoch: Annotated[int, Meta(ge=0)]
+
+
+class _Line(_Epoch, total=False):
+    """Line of the metrics file, as far as it is read."""
+
+    group: Annotated[int, Meta(ge=0)]
 
 
 @dataclass(frozen=True)
@@ -101,19 +113,25 @@ class RunFolder:
         """Read all lines of the metrics file, without an incomplete last line.
 
         Raises:
-            ValueError: a complete line is not JSON; the message names the file.
+            ValueError: a complete line is not that of an epoch; the message names the file.
         """
         if not self.metrics.is_file():
             return []
-        lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
         try:
-            return [json.loads(line) for line in lines if line.endswith("\n")]
-        except ValueError as error:
+            lines = [
+                json.loads(line) for line in self.metrics.read_bytes().splitlines(keepends=True) if line[-1:] == b"\n"
+            ]
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{self.metrics} is corrupt: a line is not JSON ({error}). Remove that line.") from None
+        as_kind(lines, list[_Line], self.metrics, advice="Remove that line.")
+        return lines
 
     def keep_metrics(self, keep: Callable[[dict[str, Any]], bool]) -> None:
         """Remove the lines for which `keep` is false: their steps will be run again."""
-        kept = [row for row in self.read_metrics() if keep(row)]
+        try:
+            kept = [row for row in self.read_metrics() if keep(row)]
+        except LookupError as error:
+            raise ValueError(f"{self.metrics} has a line of another kind of training: remove it. ({error!r})") from None
         with replacing(self.metrics) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
 
@@ -178,7 +196,7 @@ def _stored_settings(path: Path) -> dict[str, Any]:
     """Read the settings of a run, by dotted names."""
     try:
         stored = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError):
+    except (yaml.YAMLError, ValueError, RecursionError):
         stored = None
     if not isinstance(stored, dict):
         raise ValueError(f"{path} does not hold the settings of the run: it is corrupt. Name another `out`.")

@@ -1,19 +1,45 @@
-"""Graceful stopping: on SIGTERM or Ctrl-C the current step is finished first."""
+"""Stopping on SIGTERM and Ctrl-C: commands clean up and end; training finishes its current step first."""
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+
+class Terminated(KeyboardInterrupt):
+    """The process got SIGTERM, which ends a command as Ctrl-C does."""
 
 
 class StopRequest:
     """Whether the process was asked to stop."""
 
     def __init__(self) -> None:
+        self.kind: type[KeyboardInterrupt] = KeyboardInterrupt
+        """The exception of the signal that asked."""
         self.received = False
         """Whether this process was asked, at any time."""
         self.agreed = False
         """Whether all processes know of it, and stop after the same step."""
+
+
+@contextmanager
+def raising_terminated() -> Iterator[None]:
+    """Raise `Terminated` on the first SIGTERM instead of exiting without cleaning up; a second one exits at once."""
+    if threading.current_thread() is not threading.main_thread():  # which alone can handle signals
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+
+    def stop(number: int, _: FrameType | None) -> None:
+        signal.signal(number, before)
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -24,6 +50,7 @@ def listening_for_stop() -> Iterator[StopRequest]:
 
     def note(number: int, _: FrameType | None) -> None:
         request.received = True
+        request.kind = Terminated if number == signal.SIGTERM else KeyboardInterrupt
         signal.signal(number, before[signal.Signals(number)])
 
     for number in before:

@@ -37,8 +37,8 @@ class Comparison:
         return self.text.rstrip("\n")
 
 
-def write_comparison(out: Path, table: Sequence[Compared]) -> Comparison:
-    """Write compare.json, compare.csv and compare.md to a folder."""
+def write_comparison(out: Path, table: Sequence[Compared], *, spreadsheet_safe: bool = False) -> Comparison:
+    """Write compare.json, compare.csv (see `write_csv`) and compare.md to a folder."""
     rows = [
         [
             "encoder",
@@ -53,7 +53,7 @@ def write_comparison(out: Path, table: Sequence[Compared]) -> Comparison:
         percents = [f"{recall:.1f}" for recall in each.recalls.values()]
         rows.append([each.encoder, str(each.descriptor_dim), speed, f"{each.search_ms:.2f}", *percents])
     write_json(out / "compare.json", [asdict(each) for each in table])
-    write_csv(out / "compare.csv", rows)
+    write_csv(out / "compare.csv", rows, spreadsheet_safe=spreadsheet_safe)
     text = markdown_table(rows, num_texts=1)
     write_text(out / "compare.md", text)
     LOGGER.info("table: %s", out / "compare.md")

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from progeo.datasets.query_sets import QuerySet
-from progeo.features.store import ShardedRows
+from progeo.features.store import ShardedRows, load_array
 from progeo.places.catalogue import Catalogue
 
 _ROWS_AT_ONCE = 2**16
@@ -31,7 +31,9 @@ def read_descriptors(folder: Path, query_set: QuerySet) -> tuple[ShardedRows, Sh
 def _read_rows(path: Path, images: Catalogue) -> ShardedRows:
     if not path.is_file():
         raise FileNotFoundError(f"There is no {path}.")
-    values = np.load(path, mmap_mode="r")
+    values = load_array(path, mapped=True)
+    if values.dtype.kind not in "fiu":
+        raise ValueError(f"{path} must hold numbers, such as float32, got {values.dtype}.")
     if values.ndim != 2 or len(values) != len(images):
         raise ValueError(
             f"{path} must hold a row for each of the {len(images):,} images of {images.folder}, got {values.shape}."

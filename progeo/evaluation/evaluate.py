@@ -228,10 +228,17 @@ class Evaluator:
         }
         recalls: Mapping[int, float] = {}
         if self.no_labels:
-            write_unlabeled_results(results, facts, out)
+            write_unlabeled_results(results, facts, out, spreadsheet_safe=options.spreadsheet_safe)
         else:
             is_missed = options.without_positive == "missed"
-            recalls = write_results(results, facts, out, ns=options.recall_ns, without_positive_missed=is_missed)
+            recalls = write_results(
+                results,
+                facts,
+                out,
+                ns=options.recall_ns,
+                without_positive_missed=is_missed,
+                spreadsheet_safe=options.spreadsheet_safe,
+            )
         return Evaluation(recalls, dim, found.exact_ms, results.measure)
 
 

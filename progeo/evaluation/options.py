@@ -41,6 +41,9 @@ class BenchmarkOptions:
     """Count only the nearest prediction of each panorama, as is usual for Tokyo 24/7."""
     recall_ns: tuple[PositiveInt, ...] = (1, 5, 10, 20)
     """The values of N in recall@N."""
+    spreadsheet_safe: bool = False
+    """Write an apostrophe in front of texts in CSV files that a spreadsheet would run as a formula: those that begin
+    with =, +, -, @, a tab or a line break and are no numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)

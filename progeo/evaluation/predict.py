@@ -21,10 +21,9 @@ from progeo.evaluation.search import (
     Neighbors,
     index_neighbors,
     index_path,
-    map_index,
     nearest_neighbors,
+    open_built,
     open_index,
-    save_index,
 )
 from progeo.features.store import ShardedRows
 from progeo.models.classifier import Classifier
@@ -89,9 +88,9 @@ def open_cell_index(
     vectors = classifier.weight if cells.encoder is None else None
     digest = hashlib.sha256(labels.tobytes() + (b"" if vectors is None else vectors.tobytes()))
     path = index_path(database, f"cells {len(classifier)} {digest.hexdigest()}", folder)
-    if not path.is_file():
-        save_index(build_cell_index(database, labels, vectors, num_classes=len(classifier)), path)
-    index = map_index(path, probes=probes)
+    index = open_built(
+        path, lambda: build_cell_index(database, labels, vectors, num_classes=len(classifier)), probes=probes
+    )
     num_filled = len(np.unique(labels[labels >= 0]))
     facts = {"cells": f"{len(classifier):,} classes, {num_filled:,} of them with database images; {probes:,} searched"}
 

@@ -19,7 +19,7 @@ from progeo.evaluation.metrics import Recall
 from progeo.evaluation.pages import read_script, write_page
 from progeo.evaluation.retrieved import Retrieved
 from progeo.files import each_file
-from progeo.image_files import open_image
+from progeo.image_files import open_image, taking_turns
 from progeo.pixels import pixels_of
 
 _THUMBNAIL_SIDE_PX = 128
@@ -140,7 +140,7 @@ def _thumbnail(path: Path) -> str:
     """Return a small JPEG of an image in base64; empty if the image cannot be opened."""
     stream = io.BytesIO()
     try:
-        with open_image(path) as image:
+        with open_image(path) as image, taking_turns(image):
             image.thumbnail((_THUMBNAIL_SIDE_PX, _THUMBNAIL_SIDE_PX))
             to_pil_image(pixels_of(image)).save(stream, "JPEG", quality=_JPEG_QUALITY)
     except Exception:  # Pillow's decoders raise errors of many kinds, and no thumbnail is worth losing the report.

@@ -1,6 +1,7 @@
 """Write the result files and log lines of an evaluation."""
 
 import dataclasses
+import html
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ def write_results(
     *,
     ns: tuple[int, ...],
     without_positive_missed: bool,
+    spreadsheet_safe: bool = False,
 ) -> dict[int, float]:
     """Write recalls.json, recalls.csv, recalls.md, predictions.csv and report.html, and log a summary.
 
@@ -37,6 +39,7 @@ def write_results(
         facts: encoder, data set and options of the evaluation.
         ns: the Ns of recall@N.
         without_positive_missed: count queries without any positive as missed; otherwise exclude them.
+        spreadsheet_safe: see `write_csv`.
 
     Returns:
         Recall of all queries by the main criterion, in percent, by N.
@@ -63,9 +66,9 @@ def write_results(
     fields = [field.name for field in dataclasses.fields(Recall)]
     how = {name: facts[name] for name in _SHOWN if name in facts}
     rows = [[*dataclasses.astuple(each), f"{measure}@{each.n}", *how.values()] for each in table]
-    write_csv(out / "recalls.csv", [[*fields, "measure", *how], *rows])
+    write_csv(out / "recalls.csv", [[*fields, "measure", *how], *rows], spreadsheet_safe=spreadsheet_safe)
     write_text(out / "recalls.md", _recalls_as_markdown(facts, recalls, measure))
-    write_csv(out / "predictions.csv", _predictions(results))
+    write_csv(out / "predictions.csv", _predictions(results), spreadsheet_safe=spreadsheet_safe)
     in_report = {name: rows for name, rows in {**by_criterion, **by_group}.items() if rows and name != "all"}
     shown = facts if errors is None else {**facts, "error of the top prediction": _format_errors(errors)}
     _write_report(results, shown, out, in_report)
@@ -74,15 +77,18 @@ def write_results(
     return recalls
 
 
-def write_unlabeled_results(results: Retrieved, facts: Mapping[str, str], out: Path) -> None:
+def write_unlabeled_results(
+    results: Retrieved, facts: Mapping[str, str], out: Path, *, spreadsheet_safe: bool = False
+) -> None:
     """Write predictions.csv and report.html of queries without ground truth.
 
     Args:
         results: the predictions, with descriptor distances.
         facts: encoder, data set and options of the search.
         out: output folder.
+        spreadsheet_safe: see `write_csv`.
     """
-    write_csv(out / "predictions.csv", _predictions(results))
+    write_csv(out / "predictions.csv", _predictions(results), spreadsheet_safe=spreadsheet_safe)
     _write_report(results, facts, out, {})
     LOGGER.info("%s: predictions for %s queries, without recalls", facts["folder"], f"{len(results.queries):,}")
     LOGGER.info("report: %s", out / "report.html")
@@ -91,7 +97,13 @@ def write_unlabeled_results(results: Retrieved, facts: Mapping[str, str], out: P
 def markdown_table(rows: Sequence[Sequence[str]], *, num_texts: int) -> str:
     """Format rows, the column names first, as a Markdown table; columns from `num_texts` on are aligned as numbers."""
     alignments = ["---"] * num_texts + ["---:"] * (len(rows[0]) - num_texts)
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (rows[0], alignments, *rows[1:]))
+    texts = [[_as_cell(cell) for cell in cells] for cells in rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (texts[0], alignments, *texts[1:]))
+
+
+def _as_cell(text: str) -> str:
+    """Escape what would end a cell of Markdown or begin HTML in it."""
+    return html.escape(" ".join(text.split("\n")), quote=False).replace("|", "\\|")
 
 
 def _write_report(

@@ -2,19 +2,28 @@
 
 import hashlib
 import re
-from collections.abc import Iterable
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import faiss
 import numpy as np
 
+from progeo.engine.log import LOGGER
 from progeo.features.store import ShardedRows
-from progeo.files import replacing
+from progeo.files import file_digest, replacing, write_text
 
 _MAX_TRAINING = 2**17
 _CRASHES = re.compile(r"(?<![0-9F])0+(?![0-9])|(HNSW|NSG)1(?![0-9])")
 """Numbers in a factory string that crash faiss, where `IVF0` for example raises an error."""
+_TRIAL = """
+import sys, faiss, numpy
+index = faiss.read_index(sys.argv[1], faiss.IO_FLAG_MMAP_IFC)
+_, rows = index.search(numpy.zeros((1, index.d), numpy.float32), min(1000, index.ntotal))
+sys.exit(not -1 <= rows.min() <= rows.max() < index.ntotal)
+"""
 _CODE_LOCATION = re.compile(r"^Error in .* at \S+:\d+: (Error: )?")
 
 
@@ -111,9 +120,17 @@ def open_index(database: ShardedRows, kind: str, *, probes: int, folder: Path | 
     Raises:
         ValueError: faiss does not know this factory string, or the database is too small to train the index.
     """
-    path = index_path(database, kind, folder)
-    if not path.is_file():
-        save_index(build_index(database, kind), path)
+    return open_built(index_path(database, kind, folder), lambda: build_index(database, kind), probes=probes)
+
+
+def open_built(path: Path, build: Callable[[], faiss.Index], *, probes: int) -> faiss.Index:
+    """Memory-map the index in a file of a cache; build it first if the file is missing or not as it was written."""
+    digest = path.with_suffix(".sha256")
+    if not (path.is_file() and digest.is_file() and digest.read_bytes() == file_digest(path).encode()):
+        if path.is_file():
+            LOGGER.warning("%s is not the file that its digest beside it is of: it is built again", path)
+        save_index(build(), path)
+        write_text(digest, file_digest(path))
     return map_index(path, probes=probes)
 
 
@@ -132,11 +149,25 @@ def load_index(path: Path) -> faiss.Index:
 
 
 def map_index(path: Path, *, probes: int) -> faiss.Index:
-    """Memory-map an index for searching; `probes` as for `open_index`."""
+    """Memory-map an index for searching; `probes` as for `open_index`.
+
+    A corrupt file can crash the process: see `check_searchable` for one that no digest vouches for.
+    """
     index = _read(path, faiss.IO_FLAG_MMAP_IFC)
     if isinstance(faiss.try_extract_index_ivf(index), faiss.IndexIVF):
         faiss.ParameterSpace().set_index_parameter(index, "nprobe", probes)
     return index
+
+
+def check_searchable(path: Path) -> None:
+    """Search an index in another process, which a corrupt file may crash.
+
+    Raises:
+        ValueError: it cannot be read or searched there.
+    """
+    trial = subprocess.run([sys.executable, "-c", _TRIAL, str(path)], capture_output=True, check=False)
+    if trial.returncode:
+        raise ValueError(f"{path} is corrupt or no index, a search in it fails. Delete it and build it again.")
 
 
 def build_index(database: ShardedRows, kind: str) -> faiss.Index:
@@ -167,11 +198,11 @@ def add_to_index(index: faiss.Index, database: ShardedRows) -> None:
 def _read(path: Path, flags: int) -> faiss.Index:
     try:
         return faiss.read_index(str(path), flags)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:  # a corrupt file claims any size
         raise ValueError(f"{path} is corrupt or no index: {_reason(error)}. Delete it and build it again.") from None
 
 
-def _reason(error: RuntimeError) -> str:
+def _reason(error: Exception) -> str:
     """Return the message of a faiss error without its code location and final period."""
     return _CODE_LOCATION.sub("", str(error).strip().splitlines()[-1]).rpartition("failed: ")[2].rstrip(".")
 

@@ -1,19 +1,24 @@
 """Downloads from untrusted servers, with limits on size and time."""
 
+import ipaddress
 import json
+import os
 import shutil
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from urllib.request import HTTPRedirectHandler, HTTPSHandler, Request, build_opener, getproxies, proxy_bypass
 
+INSECURE_VARIABLE = "PROGEO_INSECURE_DOWNLOADS"
+"""Environment variable that, set to 1, also allows http and addresses of this machine and private networks."""
 _LENGTH = 8
 """Number of bytes at the beginning of a .safetensors file that hold the length of its header."""
 _PART = 1 << 20
@@ -36,17 +41,19 @@ class Limits:
 
 
 def download(url: str, stream: BinaryIO, path: Path, limits: Limits) -> None:
-    """Download an http or https URL into a stream, through the proxies set in the environment.
+    """Download an https URL of a public address into a stream, through the proxies set in the environment.
 
-    A daemon thread reads from the server. After a timeout it is abandoned, and ends at its next write, when `stream` is
-    closed.
+    With PROGEO_INSECURE_DOWNLOADS=1 in the environment, http and addresses of this machine and of private networks are
+    allowed too. A daemon thread reads from the server. After a timeout it is abandoned, and ends at its next write,
+    when `stream` is closed.
 
     Args:
         stream: written to; the caller must close it in any case.
         path: final path of the file; its suffix distinguishes weights from small files.
 
     Raises:
-        HTTPException: the server cannot be reached, lacks the file, is too slow, or sends too much or too little.
+        HTTPException: the address is not allowed, the server cannot be reached, lacks the file, is too slow, or sends
+            too much or too little.
         OSError: the stream cannot be written.
     """
     outcome: SimpleQueue[Exception | None] = SimpleQueue()
@@ -79,8 +86,9 @@ def _received(url: str, path: Path, limits: Limits) -> Iterator[bytes]:
         HTTPException: the content is longer or shorter than allowed or announced. Network errors are converted to it
             too, so that they are not mistaken for disk errors.
     """
+    check_address(url)
     try:
-        with build_opener(_Redirects).open(url, timeout=limits.stalled_s) as response:
+        with build_opener(_Redirects, _PublicHandler).open(url, timeout=limits.stalled_s) as response:
             announced, found = response.length, 0
             part, max_bytes = _beginning(response, path, limits)
             if announced is not None and announced > max_bytes:
@@ -125,16 +133,78 @@ def _bytes_of_tensors(header: bytes) -> int:
         return 0
 
 
+def check_address(url: str) -> None:
+    """Check that a URL is https and its host public, unless PROGEO_INSECURE_DOWNLOADS=1 is set.
+
+    Raises:
+        HTTPException: it is not, or it is no http address at all.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise HTTPException(f"{url} is neither http nor https")
+    if os.environ.get(INSECURE_VARIABLE) == "1":
+        return
+    if parts.scheme != "https":
+        raise HTTPException(f"{url} is not encrypted: use https, or set {INSECURE_VARIABLE}=1 to allow it")
+    if not _is_direct(parts.hostname):  # the proxy finds the host
+        addresses = [parts.hostname]
+    else:
+        try:
+            found = socket.getaddrinfo(parts.hostname, parts.port or 443, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            raise HTTPException(f"{parts.hostname} is not found: {error}") from None
+        addresses = [str(place[0]) for *_, place in found]
+    for address in addresses:
+        _check_public(address)
+
+
+def _is_direct(host: str) -> bool:
+    """Return whether a host is reached without a proxy."""
+    return "https" not in getproxies() or bool(proxy_bypass(host))
+
+
+def _check_public(address: str) -> None:
+    """Check that a numeric address is public; names pass."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return
+    mapped = getattr(found, "ipv4_mapped", None)
+    if not (mapped or found).is_global:
+        raise HTTPException(
+            f"{address} is an address of this machine or of a private network: set {INSECURE_VARIABLE}=1 to allow it"
+        )
+
+
+class _PublicConnection(HTTPSConnection):
+    """Connection that ends at once if its host, which may have another address by now, is not public."""
+
+    def connect(self) -> None:
+        super().connect()
+        if os.environ.get(INSECURE_VARIABLE) != "1" and _is_direct(self.host):
+            _check_public(self.sock.getpeername()[0])
+
+
+class _PublicHandler(HTTPSHandler):
+    """Handler of https that uses `_PublicConnection`."""
+
+    def https_open(self, req: Request) -> HTTPResponse:
+        """Open an https URL."""
+        return self.do_open(_PublicConnection, req)
+
+
 class _Redirects(HTTPRedirectHandler):
-    """Redirect handler that allows http and https only, and does not read the body of a redirect."""
+    """Redirect handler that leads to allowed addresses only, and does not read the body of a redirect."""
 
     def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Request | None:
         """Create the request to the new address.
 
         Raises:
-            HTTPException: the new address is neither http nor https.
+            HTTPException: the new address is not allowed, see `check_address`.
         """
-        if urlsplit(newurl).scheme not in ("http", "https"):
-            raise HTTPException(f"it is redirected to {newurl}, which is neither http nor https")
+        try:
+            check_address(newurl)
+        except HTTPException as error:
+            raise HTTPException(f"it is redirected, and {error}") from None
         fp.close()
         return super().redirect_request(req, fp, code, msg, headers, newurl)

@@ -9,7 +9,7 @@ import torch
 
 from progeo.export.downloads import Limits, download
 from progeo.files import replacing
-from progeo.models.weight_files.printable import printable
+from progeo.printable import printable
 
 
 def fetch_folder(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -16,11 +16,12 @@ from progeo.export.encoder_folders import CLASSIFIER, METADATA, WEIGHTS, encoder
 from progeo.export.encoders import load_named_encoder
 from progeo.file_sets import FileSet, read_set, write_set
 from progeo.files import read_json
+from progeo.json_files import as_kind
 from progeo.models.backbones import find_family
 from progeo.models.backbones.open_clip import weights_digest
 from progeo.models.encoder import Encoder, restore_encoder, spec_from_json, spec_to_json
-from progeo.models.weight_files.printable import printable
 from progeo.models.weight_files.tensor_files import read_safetensors
+from progeo.printable import printable
 
 if TYPE_CHECKING:
     from progeo.models.classifier import Classifier
@@ -28,11 +29,46 @@ if TYPE_CHECKING:
 _FORMAT = 3
 READERS = MappingProxyType({WEIGHTS: read_safetensors, METADATA: read_json})
 """Files of an encoder that are downloaded, see `fetch_folder`."""
-_PARTS = ("encoder", "recalls", "provenance")
 _TEXT_CLIP = "clip"
 """Stem of the copied CLIP file for text features; its suffix is that of the original."""
 _RENAMED_FIELDS = MappingProxyType({"normalised": "normalized", "pooling": "aggregation"})
 """Fields of an encoder in format 2: their names there -> their current names."""
+
+
+class _Started(TypedDict, total=False):
+    weights: str | None
+
+
+class _Settings(TypedDict, total=False):
+    """Settings of the training, as far as they are read."""
+
+    model: _Started
+    cells: dict[str, Any]
+    data: dict[str, Any]
+
+
+class _Reduced(TypedDict):
+    """A PCA."""
+
+    whiten: bool
+    images: int
+    folder: str
+
+
+class _Provenance(TypedDict, total=False):
+    """How an encoder was made, as far as it is read."""
+
+    encoder: str
+    settings: _Settings
+    reduced: _Reduced
+
+
+class _Metadata(TypedDict):
+    """Content of `model.json`."""
+
+    encoder: dict[str, Any]
+    recalls: dict[str, float]
+    provenance: _Provenance
 
 
 def save_encoder(
@@ -110,7 +146,12 @@ def encoder_of(files: FileSet) -> Encoder:
     except ValueError as error:
         raise ValueError(f"{folder / METADATA} is not the metadata of an encoder: {printable(str(error))}") from None
     spec = replace(spec, text_weights=_find_text_clip(folder, spec.text_weights))
-    return restore_encoder(spec, _named_as_now(read_safetensors(files.path(WEIGHTS))))
+    state = _named_as_now(read_safetensors(files.path(WEIGHTS)))
+    try:
+        return restore_encoder(spec, state)
+    except (ValueError, RuntimeError, TypeError, OverflowError) as error:  # torch raises these for impossible sizes
+        reason = printable((str(error).splitlines() or [type(error).__name__])[0])
+        raise ValueError(f"{folder / WEIGHTS} does not fit its {METADATA}: {reason}") from error
 
 
 def provenance_of(name: str) -> dict[str, Any]:
@@ -130,14 +171,10 @@ def read_encoder_metadata(folder: Path) -> dict[str, Any]:
 
 def metadata_of(files: FileSet) -> dict[str, Any]:
     """Check the metadata of one version of the files of an encoder, see `read_encoder_metadata`."""
-    metadata = files.description
-    if (
-        not isinstance(metadata, dict)
-        or metadata.get("format") not in (2, _FORMAT)
-        or not all(isinstance(metadata.get(part), dict) for part in _PARTS)
-    ):
-        file, parts = files.folder / METADATA, ", ".join(_PARTS)
-        raise ValueError(f"{file} is not the metadata of an encoder in format {_FORMAT}, with {parts}.")
+    metadata, file = files.description, files.folder / METADATA
+    if not isinstance(metadata, dict) or metadata.get("format") not in (2, _FORMAT):
+        raise ValueError(f"{file} is not the metadata of an encoder in format {_FORMAT}.")
+    as_kind(metadata, _Metadata, file)
     return metadata if metadata["format"] == _FORMAT else _of_format_2(metadata)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from accelerate import Accelerator
 from open_clip import CLIP
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from progeo.engine.accelerator import of_main_process
 from progeo.engine.log import LOGGER
@@ -15,6 +15,7 @@ from progeo.features.extractor import FeatureExtractor
 from progeo.features.store import ShardedRows
 from progeo.files import replacing
 from progeo.models.batch_norm import batch_statistics, running_statistics, set_running_statistics
+from progeo.models.state_dicts import check_fits
 from progeo.models.weight_files.tensor_files import read_safetensors
 from progeo.places.catalogue import Catalogue
 
@@ -42,7 +43,7 @@ def calibrate_batch_norms(
             _run_calibration(extractor, clip, catalogue, num_workers=num_workers, seed=seed)
             with replacing(file) as temporary:
                 save_file(running_statistics(clip.visual), temporary)
-    statistics = _read_statistics(file) if accelerator.is_main_process else None
+    statistics = _read_statistics(file, clip.visual) if accelerator.is_main_process else None
     set_running_statistics(clip.visual, of_main_process(statistics))
 
 
@@ -74,9 +75,11 @@ def _run_calibration(
     )
 
 
-def _read_statistics(file: Path) -> dict[str, Tensor]:
+def _read_statistics(file: Path, network: nn.Module) -> dict[str, Tensor]:
     try:
-        return read_safetensors(file)
+        statistics = read_safetensors(file)
+        check_fits(statistics, running_statistics(network), file.name)
     except ValueError as error:
         reason = str(error).rstrip(".")
         raise ValueError(f"{reason}: remove {file.parent}, and its features are extracted again.") from None
+    return statistics

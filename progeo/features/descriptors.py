@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from progeo.data.loaders import build_loader
+from progeo.engine.out_of_memory import explaining_out_of_memory
 from progeo.features.cache import Cache
 from progeo.features.extract import extract_features
 from progeo.features.extractor import FeatureExtractor, run_on
@@ -120,14 +121,15 @@ def _is_as_specified(encoder: Encoder) -> bool:
     if type(encoder) is not Encoder or any(part.training for part in encoder.modules()):
         return False
     try:
-        again = restore_encoder(encoder.spec, encoder.state_dict()).to(encoder.mean.device)
-        shape = (2, 3, *sample_size(encoder.traits))
-        pixels = torch.arange(math.prod(shape), device=encoder.mean.device).mul(31).view(shape).to(torch.uint8)
-        images = again.normalize(pixels)
-        found, wanted = encoder(images), again(images)
-        # Not bit for bit: a GPU may add in another order.
-        is_close = bool((found - wanted).abs().max() <= _ROUNDING * wanted.abs().max())
-        return encoder.normalize(pixels).equal(images) and is_close
+        with explaining_out_of_memory("An encoder and its copy must fit in memory."):
+            again = restore_encoder(encoder.spec, encoder.state_dict()).to(encoder.mean.device)
+            shape = (2, 3, *sample_size(encoder.traits))
+            pixels = torch.arange(math.prod(shape), device=encoder.mean.device).mul(31).view(shape).to(torch.uint8)
+            images = again.normalize(pixels)
+            found, wanted = encoder(images), again(images)
+            # Not bit for bit: a GPU may add in another order.
+            is_close = bool((found - wanted).abs().max() <= _ROUNDING * wanted.abs().max())
+            return encoder.normalize(pixels).equal(images) and is_close
     except (ValueError, RuntimeError):  # a part was replaced by one that takes other images, or none
         return False
 

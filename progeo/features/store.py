@@ -10,6 +10,12 @@ import numpy as np
 
 from progeo.files import replacing
 
+_NUMPY_ERRORS = (
+    *(ValueError, TypeError, EOFError, SyntaxError, TokenError, BadZipFile, OSError),
+    *(OverflowError, MemoryError, RecursionError),
+)
+"""Errors of numpy for a corrupt file, whose header is a Python literal."""
+
 
 def load_array(path: Path, *, mapped: bool = False) -> np.ndarray:
     """Load a .npy file, or memory-map it.
@@ -18,8 +24,11 @@ def load_array(path: Path, *, mapped: bool = False) -> np.ndarray:
         ValueError: the file is corrupt; the message names it.
     """
     try:
-        return np.load(path, mmap_mode="r" if mapped else None)
-    except (ValueError, EOFError, SyntaxError, TokenError, BadZipFile) as error:  # the .npy header is a Python literal
+        values = np.load(path, mmap_mode="r")  # a header that claims more than the file holds takes no memory
+        if not isinstance(values, np.ndarray):
+            raise ValueError("it is an archive, not an array")
+        return values if mapped else np.array(values)
+    except _NUMPY_ERRORS as error:
         raise ValueError(f"{path} is corrupt ({error})") from None
 
 
@@ -80,7 +89,7 @@ class ShardedRows:
     @property
     def written_ns(self) -> int:
         """Modification time of the most recently written file, in nanoseconds."""
-        return max(self._path(shard).stat().st_mtime_ns for shard in self.shards)
+        return max(self.path(shard).stat().st_mtime_ns for shard in self.shards)
 
     @property
     def shards(self) -> range:
@@ -93,11 +102,11 @@ class ShardedRows:
 
     def missing_shards(self, process: int = 0, num_processes: int = 1) -> list[int]:
         """Return the shards assigned to a process that are not written yet."""
-        return [shard for shard in self.shards[process::num_processes] if not self._path(shard).is_file()]
+        return [shard for shard in self.shards[process::num_processes] if not self.path(shard).is_file()]
 
     def write_shard(self, shard: int, values: np.ndarray) -> None:
         """Write the rows of a shard, (rows, D)."""
-        with replacing(self._path(shard)) as temporary:
+        with replacing(self.path(shard)) as temporary:
             np.save(temporary, values)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
@@ -123,7 +132,7 @@ class ShardedRows:
 
     def _map(self, shard: int) -> np.ndarray:
         """Map a file briefly: a persistent mapping would count all that was ever read as this process's memory."""
-        path, shape = self._path(shard), (len(self.shard_rows(shard)), self.width)
+        path, shape = self.path(shard), (len(self.shard_rows(shard)), self.width)
         try:
             values = load_array(path, mapped=True)
         except ValueError as error:
@@ -133,5 +142,6 @@ class ShardedRows:
             raise ValueError(f"{path} holds {held}: remove it, and it is made again.")
         return values
 
-    def _path(self, shard: int) -> Path:
+    def path(self, shard: int) -> Path:
+        """Return the file of a shard."""
         return self.folder / self.file_name.format(shard)

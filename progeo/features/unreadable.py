@@ -5,7 +5,8 @@ from pathlib import Path
 
 from progeo.engine.log import LOGGER
 from progeo.features.store import ShardedRows
-from progeo.files import read_json, write_json
+from progeo.files import write_json
+from progeo.json_files import read_json_as
 from progeo.places.catalogue import Catalogue
 
 _MAX_REASONS_SHOWN = 10
@@ -22,9 +23,20 @@ def write_reasons(rows: ShardedRows, shard: int, reasons: Mapping[int, str], cat
 
 
 def read_reasons(rows: ShardedRows, catalogue: Catalogue) -> dict[int, str]:
-    """Read why images cannot be read, by row."""
-    files = [file for shard in rows.shards if (file := _file(rows, shard)).is_file()]
-    found = {int(row): reason for file in files for row, reason in read_json(file).items()}
+    """Read why images cannot be read, by row.
+
+    Raises:
+        ValueError: a file is corrupt; the message names it.
+    """
+    found: dict[int, str] = {}
+    for shard in rows.shards:
+        if not (file := _file(rows, shard)).is_file():
+            continue
+        advice = f"Remove it and {rows.path(shard).name} beside it, whose features are then extracted again."
+        reasons = read_json_as(file, dict[int, str], advice=advice)
+        if others := reasons.keys() - rows.shard_rows(shard):
+            raise ValueError(f"{file} names row {min(others)}, of another file: it is corrupt. {advice}")
+        found |= reasons
     return {row: reason.replace(catalogue.name(row), str(catalogue.path(row))) for row, reason in found.items()}
 
 

@@ -1,40 +1,57 @@
 """Confidence of a localization, calibrated on photos of known position."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, log_expit, logsumexp, softmax
 
+from progeo.json_files import as_kind
+
+_Number = Annotated[float, Meta(gt=-1e15, lt=1e15)]
+_Positive = Annotated[float, Meta(gt=0, lt=1e15)]
+_Count = Annotated[int, Meta(ge=0, lt=2**31)]
 _NUM_FOLDS = 5
 _NUM_BINS = 10
-_LENGTHS = MappingProxyType({"means": 2, "stds": 2, "weights": 3})
-"""Lengths of the tuple fields of a `Calibration`."""
-_POSITIVE = ("radius_m", "stds", "temperature", "num_photos")
-_TOO_LARGE = 1e15
 _RENAMED_FIELDS = MappingProxyType({"spreads": "stds", "num_right": "num_correct"})
 """Fields in files of earlier versions -> their current names."""
 _MAX_LOG_TEMPERATURE = 7.0
 _MIN_LOG = -700.0
 
 
+class AnyCalibration(ABC):
+    """What turns confidence features into probabilities."""
+
+    radius_m: _Positive
+    num_photos: _Count
+    num_correct: _Count
+    error: _Number
+
+    @abstractmethod
+    def confidences(self, features: np.ndarray) -> np.ndarray:
+        """Return probabilities (Q,) that first matches lie within `radius_m`."""
+
+
 @dataclass(frozen=True)
-class Calibration:
+class Calibration(AnyCalibration):
     """Logistic model of the probability that the first match is correct, given its two confidence features."""
 
-    radius_m: float
+    radius_m: _Positive
     """Maximum distance in meters of a correct match."""
-    means: tuple[float, ...]
-    stds: tuple[float, ...]
+    means: tuple[_Number, _Number]
+    stds: tuple[_Positive, _Positive]
     """Mean and std of each confidence feature over the calibration photos."""
-    weights: tuple[float, ...]
+    weights: tuple[_Number, _Number, _Number]
     """Weights of the standardized confidence features, and last the bias."""
-    num_photos: int
-    num_correct: int
-    error: float
+    num_photos: _Count
+    num_correct: _Count
+    error: _Number
     """Expected calibration error, 0 to 1: mean gap between confidence and accuracy over ten bins of confidence, where
     the confidence of each photo is from a model fitted to other photos (5-fold cross-validation)."""
 
@@ -44,16 +61,16 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class ClassCalibration:
+class ClassCalibration(AnyCalibration):
     """Temperature of the softmax over class scores: its mass near the best class is the probability of being there."""
 
-    radius_m: float
+    radius_m: _Positive
     """Maximum distance in meters of a correct class center, and of a class near the best one."""
-    temperature: float
+    temperature: _Positive
     """Divides the scores."""
-    num_photos: int
-    num_correct: int
-    error: float
+    num_photos: _Count
+    num_correct: _Count
+    error: _Number
     """Expected calibration error, as for `Calibration`."""
 
     def confidences(self, features: np.ndarray) -> np.ndarray:
@@ -61,31 +78,16 @@ class ClassCalibration:
         return np.exp(_log_masses(features, self.temperature)[0])
 
 
-AnyCalibration = Calibration | ClassCalibration
-
-
-def calibration_from_json(values: Mapping[str, Any]) -> AnyCalibration:
-    """Parse a calibration from a dict of its fields, as this version or an earlier one wrote it; lists become tuples.
+def calibration_from_json(values: Mapping[str, Any], source: Path) -> AnyCalibration:
+    """Parse a calibration from a dict of its fields, as this version or an earlier one wrote it to the file `source`.
 
     Raises:
         ValueError: fields are missing or unknown, or a value is impossible.
     """
     values = {_RENAMED_FIELDS.get(name, name): value for name, value in values.items()}
     kind = ClassCalibration if "temperature" in values else Calibration
-    names = {field.name for field in fields(kind)}
-    if values.keys() != names:
-        raise ValueError(
-            f"The fields of a calibration are {', '.join(sorted(names))}; got {', '.join(sorted(values)) or 'none'}."
-        )
-    parsed: dict[str, Any] = {}
-    for name, value in values.items():
-        length = _LENGTHS.get(name)
-        numbers = [value] if length is None else value
-        is_list = isinstance(numbers, (list, tuple)) and len(numbers) == (length or 1)
-        if not is_list or not all(_is_possible(number, name in _POSITIVE) for number in numbers):
-            raise ValueError(f"The {name} of a calibration cannot be {value!r}.")
-        parsed[name] = value if length is None else tuple(value)
-    return kind(**parsed)
+    advice = "Set calibration to null, and run `progeo index calibrate`."
+    return as_kind(values, kind, f"The calibration in {source}", advice=advice)
 
 
 def score_probabilities(scores: np.ndarray, calibration: ClassCalibration | None) -> np.ndarray:
@@ -190,10 +192,6 @@ def _targets(correct: np.ndarray) -> np.ndarray:
     """Compute Platt's targets (Q,); 1 and 0 would make confidence diverge to certainty on separable photos."""
     num_correct, num_wrong = int(correct.sum()), int((~correct).sum())
     return np.where(correct, (num_correct + 1) / (num_correct + 2), 1 / (num_wrong + 2))
-
-
-def _is_possible(value: Any, must_be_positive: bool) -> bool:
-    return type(value) in (int, float) and abs(value) < _TOO_LARGE and (value > 0 or not must_be_positive)
 
 
 def _with_bias(features: np.ndarray) -> np.ndarray:

@@ -7,32 +7,38 @@ the newest generation.
 
 import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, TypedDict, get_args
+from typing import Annotated, Any, Literal, TypedDict
 
 import faiss
+from msgspec import Meta
 
 from progeo.engine.log import LOGGER
 from progeo.evaluation.options import CELLS
 from progeo.evaluation.search import save_index
-from progeo.files import read_json, write_json, write_new_json
+from progeo.files import file_digest, read_json, write_json, write_new_json
 from progeo.image_files import Orientation
+from progeo.json_files import as_kind
 from progeo.localization.confidence import AnyCalibration, ClassCalibration, calibration_from_json
 from progeo.localization.options import IndexOf
 from progeo.models.options import Preprocessing
 from progeo.places.catalogue import Catalogue
 
-_FORMAT = 1
+_FORMAT: Literal[1] = 1
 _METADATA = "index.json"
+_ADVICE = "Put the file back, or build the index anew; a newer progeo may have more fields."
 _GENERATION = re.compile(r"index_([0-9]{1,9})\.json")
 ENCODER_FOLDER = "model"
 CLASSIFIER_FOLDERS = (ENCODER_FOLDER, "classifier")
 """Folders that may hold the classifier of an index of cells: that of its encoder, or one with another network."""
-_MAX_COUNT = 2**31 - 1
+_Positive = Annotated[int, Meta(ge=1, lt=2**31)]
+_Natural = Annotated[int, Meta(ge=0, lt=10**9)]
+_FaissName = Annotated[str, Meta(pattern=r"^places_[0-9a-f]+\.faiss\Z")]
+_CatalogueName = Annotated[str, Meta(pattern=r"^catalogue_[0-9a-f]+\.arrow\Z")]
+"""File names as progeo writes them, and no path, which could lead out of the folder."""
 
 
 @dataclass(frozen=True)
@@ -41,34 +47,36 @@ class IndexMetadata:
 
     kind: str
     """faiss factory string of the descriptor index, or `cells`."""
-    probes: int
+    probes: _Positive
     encoder: Mapping[str, Any]
     """Fingerprint of the encoder, see `progeo.features.descriptors.descriptor_metadata`."""
-    image_size: tuple[int, int]
+    image_size: tuple[_Positive, _Positive]
     database_preprocessing: Preprocessing
     query_preprocessing: Preprocessing
-    images: int
+    images: _Positive
     """Number of rows: of images, or of classes."""
-    faiss_file: str
+    faiss_file: _FaissName
     """Name of the faiss file in the folder."""
-    catalogue_file: str
+    catalogue_file: _CatalogueName
     """Name of the catalogue file in the folder."""
     calibration: AnyCalibration | None = None
     orientation: Orientation = "exif"
     """Whether images and queries are rotated upright by their EXIF orientation."""
     of: IndexOf = "images"
-    cell_side_m: int = 0
+    cell_side_m: _Natural = 0
     """Side in meters of the cells of classes; 0 for images."""
-    scale: float = 0.0
+    scale: Annotated[float, Meta(ge=0, lt=1e15)] = 0.0
     """Factor of the cosines of classes before the softmax; 0 for images."""
-    classifier: str = ""
+    classifier: Annotated[str, Meta(pattern=r"^(|model|classifier)\Z")] = ""
     """Folder of the classifier whose classes are the inverted lists: that of the encoder, or `classifier` with another
     network that ranks them. Empty if lists are no cells."""
     partition: str = ""
     """Fingerprint of the classes of that classifier; empty if lists are no cells."""
-    generation: int = 0
+    generation: _Natural = 0
     """Number of updates since the index was built."""
-    format: int = _FORMAT
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """`file_digest` of the data files by name; empty in an index of an earlier version."""
+    format: Literal[1] = _FORMAT
 
     @property
     def holds_classes(self) -> bool:
@@ -138,6 +146,8 @@ def save_generation(
     try:
         save_index(index, folder / metadata.faiss_file)
         catalogue.save(folder / metadata.catalogue_file)
+        files = (metadata.faiss_file, metadata.catalogue_file)
+        metadata = replace(metadata, digests={name: file_digest(folder / name) for name in files})
         megabytes = (folder / metadata.faiss_file).stat().st_size / 1e6
         if committed := commit(folder, before, metadata):
             LOGGER.info("place index of %s in %s, %.1f MB and the encoder", metadata.rows, folder, megabytes)
@@ -148,6 +158,23 @@ def save_generation(
             if each is not None and (current is None or each.faiss_file != current.faiss_file):
                 (folder / each.faiss_file).unlink(missing_ok=True)
                 (folder / each.catalogue_file).unlink(missing_ok=True)
+
+
+def check_data_files(folder: Path, metadata: IndexMetadata) -> None:
+    """Check that the data files of a place index are those that its metadata were written with.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is a link out of the folder, or has other content.
+    """
+    for name in (metadata.faiss_file, metadata.catalogue_file):
+        file = folder / name
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing: put it back, or build the index anew.")
+        if file.resolve().parent != folder.resolve():
+            raise ValueError(f"{file} leads out of its folder, to {file.resolve()}: put the file itself there.")
+        if metadata.digests and metadata.digests.get(name) != file_digest(file):
+            raise ValueError(f"{file} is corrupt: {_METADATA} has the digest of other content. {_ADVICE}")
 
 
 def commit(folder: Path, before: IndexMetadata | None, metadata: IndexMetadata) -> bool:
@@ -195,20 +222,10 @@ def _read(path: Path) -> IndexMetadata:
     values = read_json(path)
     if not isinstance(values, dict) or values.get("format") != _FORMAT:
         raise ValueError(f"{path} is not a place index in format {_FORMAT}.")
-    required = {field.name for field in fields(IndexMetadata) if field.default is MISSING}
-    if lacking := sorted(required - values.keys()):
-        raise ValueError(f"{path} lacks {', '.join(lacking)}: put the file back, or build the index anew.")
-    if unknown := sorted(values.keys() - _ALLOWED.keys()):
-        raise ValueError(f"{path} has the unknown fields {', '.join(unknown)}: was the index made by a newer progeo?")
-    for name, value in values.items():
-        is_allowed, expected = _ALLOWED[name]
-        if not is_allowed(value):
-            raise ValueError(f"{name} in {path} must be {expected}, got {value!r}: put the file back.")
-    try:
-        calibration = None if values.get("calibration") is None else calibration_from_json(values["calibration"])
-    except ValueError as error:
-        raise ValueError(f"{path}: {error} Set calibration to null, and run `progeo index calibrate`.") from None
-    metadata = IndexMetadata(**{**values, "image_size": tuple(values["image_size"]), "calibration": calibration})
+    calibration = values.get("calibration")
+    if isinstance(calibration, dict):
+        calibration = calibration_from_json(calibration, path)
+    metadata = as_kind({**values, "calibration": calibration}, IndexMetadata, path, advice=_ADVICE)
     if not metadata.holds_classes == bool(metadata.cell_side_m) == bool(metadata.scale):
         raise ValueError(f"{path} is of {metadata.of}, which its cell_side_m or scale contradicts: put the file back.")
     if not (metadata.kind == CELLS) == bool(metadata.classifier) == bool(metadata.partition):
@@ -224,49 +241,3 @@ def _read(path: Path) -> IndexMetadata:
             f"{path} has the content of generation {metadata.generation}: remove it, or put the correct one back."
         )
     return metadata
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 < value <= _MAX_COUNT
-
-
-def _is_natural(value: object) -> bool:
-    return type(value) is int and 0 <= value < 10**9
-
-
-def _name(stem: str, suffix: str) -> tuple[Callable[[Any], bool], str]:
-    """Allow file names as progeo writes them, and no path, which could lead out of the folder."""
-    pattern = re.compile(rf"{stem}_[0-9a-f]+\.{suffix}")
-    return (
-        lambda value: isinstance(value, str) and pattern.fullmatch(value) is not None,
-        f"the name of a file in its folder, such as {stem}_200.{suffix}",
-    )
-
-
-_PREPROCESSING = (lambda value: value in get_args(Preprocessing), f"one of {', '.join(get_args(Preprocessing))}")
-_ALLOWED: Mapping[str, tuple[Callable[[Any], bool], str]] = MappingProxyType(
-    {
-        "format": (lambda value: value == _FORMAT, str(_FORMAT)),
-        "kind": (lambda value: isinstance(value, str), "a text"),
-        "probes": (_is_count, "a whole number from 1"),
-        "encoder": (lambda value: isinstance(value, dict), "the fingerprint of an encoder"),
-        "image_size": (
-            lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_count, value)),
-            "height and width in pixels",
-        ),
-        "database_preprocessing": _PREPROCESSING,
-        "query_preprocessing": _PREPROCESSING,
-        "images": (_is_count, "a whole number from 1"),
-        "faiss_file": _name("places", "faiss"),
-        "catalogue_file": _name("catalogue", "arrow"),
-        "orientation": (lambda value: value in get_args(Orientation), " or ".join(get_args(Orientation))),
-        "calibration": (lambda value: value is None or isinstance(value, dict), "null or a calibration"),
-        "of": (lambda value: value in get_args(IndexOf), f"one of {', '.join(get_args(IndexOf))}"),
-        "cell_side_m": (_is_natural, "a whole number from 0"),
-        "classifier": (lambda value: value in ("", *CLASSIFIER_FOLDERS), f"empty, {' or '.join(CLASSIFIER_FOLDERS)}"),
-        "partition": (lambda value: isinstance(value, str), "a text"),
-        "scale": (lambda value: type(value) in (int, float) and 0 <= value < 1e15, "a number from 0"),
-        "generation": (_is_natural, "a whole number from 0"),
-    }
-)
-"""Allowed fields of `index.json`: for each field of `IndexMetadata` a check, and the text of what it accepts."""

@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 from accelerate import Accelerator
 
+from progeo.engine.log import LOGGER
 from progeo.evaluation.search import Neighbors
 from progeo.features.batches import extract_rows
 from progeo.features.extractor import FeatureExtractor
@@ -165,6 +166,8 @@ def text_descriptor(spec: EncoderSpec, text: str) -> np.ndarray:
         raise ValueError(
             f"`text` needs the tokenizer of {spec.architecture}, which cannot be made: {reason}."
         ) from None
+    if "/" in spec.text_weights:  # a file or an address, which may be a stranger's choice
+        LOGGER.info("texts are encoded with the weights %s, as the encoder says", spec.text_weights)
     clip = load_clip(spec.architecture, spec.text_weights)
     return clip.encode_text(tokenizer([text]), normalize=True).numpy()
 

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 
 from progeo.engine.log import LOGGER
 from progeo.evaluation.cell_index import Cells, cell_neighbors
-from progeo.evaluation.search import Neighbors, index_neighbors, map_index
+from progeo.evaluation.search import Neighbors, check_searchable, index_neighbors, map_index
 from progeo.export.classifier import check_fits_encoder, load_classifier
 from progeo.export.weights import load_encoder
 from progeo.features.descriptors import descriptor_extractor, is_metadata_of
@@ -27,7 +27,7 @@ from progeo.localization.confidence import (
     confidence_features,
     score_probabilities,
 )
-from progeo.localization.index_folder import ENCODER_FOLDER, IndexMetadata, read_metadata
+from progeo.localization.index_folder import ENCODER_FOLDER, IndexMetadata, check_data_files, read_metadata
 from progeo.models.encoder import Encoder
 from progeo.models.options import Preprocessing
 from progeo.places.catalogue import Catalogue, open_catalogue
@@ -199,21 +199,22 @@ def has_position(catalogue: Catalogue) -> np.ndarray:
 
 
 def _opened(folder: Path, metadata: IndexMetadata) -> PlaceIndex:
-    for file in (folder / metadata.faiss_file, folder / metadata.catalogue_file):
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing: put it back, or build the index anew.")
-        if file.resolve().parent != folder.resolve():
-            raise ValueError(f"{file} leads out of its folder, to {file.resolve()}: put the file itself there.")
+    check_data_files(folder, metadata)
+    catalogue = _open_images(folder / metadata.catalogue_file, folder)
+    if not metadata.digests:
+        check_searchable(folder / metadata.faiss_file)
+    index = map_index(folder / metadata.faiss_file, probes=metadata.probes)
     source = folder / ENCODER_FOLDER
     encoder = load_encoder(source)
     if not is_metadata_of(metadata.encoder, encoder):
-        raise ValueError(f"{folder} was not built with the encoder in {source}: put that one back, or build it anew.")
-    catalogue = _open_images(folder / metadata.catalogue_file, folder)
-    index = map_index(folder / metadata.faiss_file, probes=metadata.probes)
+        raise ValueError(
+            f"{folder} was not built with the encoder in {source}, as its index.json says: put that one back, or build "
+            f"it anew."
+        )
     if not len(catalogue) == index.ntotal == metadata.images or index.d != encoder.descriptor_dim:
         raise ValueError(
-            f"The files of {folder} do not belong together: {metadata.rows} of {encoder.descriptor_dim} "
-            f"dimensions, {len(catalogue):,} in {metadata.catalogue_file}, {index.ntotal:,} of {index.d} dimensions in "
+            f"The files of {folder} do not belong together: {metadata.rows} of {encoder.descriptor_dim} dimensions in "
+            f"index.json, {len(catalogue):,} in {metadata.catalogue_file}, {index.ntotal:,} of {index.d} dimensions in "
             f"{metadata.faiss_file}. Build the index anew."
         )
     cells = _open_cells(folder / metadata.classifier, metadata, encoder, index) if metadata.classifier else None
@@ -233,10 +234,7 @@ def _open_cells(folder: Path, metadata: IndexMetadata, encoder: Encoder, index: 
 
 
 def _open_images(file: Path, folder: Path) -> Catalogue:
-    try:
-        catalogue = open_catalogue(file, folder)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} is corrupt: {error}. Put it back, or build the index anew.") from None
+    catalogue = open_catalogue(file, folder)
     types = {field.name: field.type for field in catalogue.table.schema}
     numbers = [types.get(name, pa.null()) for name in _COLUMNS[1:]]
     is_number = [pa.types.is_floating(each) or pa.types.is_integer(each) for each in numbers]

@@ -30,12 +30,12 @@ def _first(result: Localization) -> Match | None:
     return result.matches[0] if result.matches else None
 
 
-def _write_csv(path: Path, results: Sequence[Localization]) -> None:
+def _write_csv(path: Path, results: Sequence[Localization], spreadsheet_safe: bool = False) -> None:
     rows = [_flat(result, _first(result)) for result in results]
-    write_csv(path, [[*rows[0]], *([*row.values()] for row in rows)])
+    write_csv(path, [[*rows[0]], *([*row.values()] for row in rows)], spreadsheet_safe=spreadsheet_safe)
 
 
-def _write_geojson(path: Path, results: Sequence[Localization]) -> None:
+def _write_geojson(path: Path, results: Sequence[Localization], spreadsheet_safe: bool = False) -> None:
     """Write the first match of each query as a point, or each of its classes as a polygon, with its rank."""
     features = []
     for result in results:
@@ -53,11 +53,15 @@ def _write_geojson(path: Path, results: Sequence[Localization]) -> None:
     write_json(path, {"type": "FeatureCollection", "features": features})
 
 
-WRITERS: Mapping[str, Callable[[Path, Sequence[Localization]], None]] = MappingProxyType(
+def _write_json(path: Path, results: Sequence[Localization], spreadsheet_safe: bool = False) -> None:
+    write_json(path, [asdict(result) for result in results])
+
+
+WRITERS: Mapping[str, Callable[..., None]] = MappingProxyType(
     {
         ".csv": _write_csv,
         ".geojson": _write_geojson,
-        ".json": lambda path, results: write_json(path, [asdict(result) for result in results]),
+        ".json": _write_json,
     }
 )
-"""Suffix of a file -> function that writes results to it."""
+"""Suffix of a file -> function that writes results to it; `spreadsheet_safe` is for CSV, see `write_csv`."""

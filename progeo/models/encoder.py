@@ -2,16 +2,16 @@
 
 import dataclasses
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, get_args, overload
+from typing import TYPE_CHECKING, Annotated, Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
+from msgspec import Meta
 from torch import Tensor, nn
 
+from progeo.json_files import converted
 from progeo.models.aggregation import (
     AGGREGATIONS,
     L2Norm,
@@ -33,6 +33,11 @@ from progeo.pixels import pixels_of
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_Side = Annotated[int, Meta(ge=1, le=2**16)]
+_Dim = Annotated[int, Meta(ge=1, lt=2**31)]
+_Mean = Annotated[float, Meta(gt=-1e6, lt=1e6)]
+_Std = Annotated[float, Meta(gt=0, lt=1e6)]
+
 
 @dataclass(frozen=True)
 class EncoderSpec:
@@ -42,11 +47,11 @@ class EncoderSpec:
     """Family of the backbone, a row of `FAMILIES`."""
     architecture: str
     """The family's own name."""
-    image_size: tuple[int, int]
+    image_size: tuple[_Side, _Side]
     """Height and width in pixels."""
-    descriptor_dim: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    descriptor_dim: _Dim
+    mean: tuple[_Mean, _Mean, _Mean]
+    std: tuple[_Std, _Std, _Std]
     aggregation: str
     """How features are aggregated into a descriptor, a row of `AGGREGATIONS`."""
     aggregation_options: dict[str, Any] = field(default_factory=dict)
@@ -55,7 +60,7 @@ class EncoderSpec:
     """Whether descriptors are L2-normalized to unit length."""
     interpolation: Interpolation = "edges"
     """How the position embedding is resized for other image sizes."""
-    pooled_dim: int | None = None
+    pooled_dim: _Dim | None = None
     """Descriptor dimension before a projection (such as PCA) to `descriptor_dim`; None without a projection."""
     text_weights: str | None = None
     """Weights of the CLIP of the same architecture whose text features share the space of the descriptors, or None.
@@ -323,51 +328,15 @@ def spec_from_json(values: Mapping[str, Any]) -> EncoderSpec:
     Raises:
         ValueError: unknown fields, missing fields without a default, or invalid values.
     """
-    if unknown := values.keys() - _ALLOWED.keys():
-        raise ValueError(f"An encoder has no {', '.join(sorted(unknown))}; its fields are {', '.join(_ALLOWED)}.")
-    if missing := [name for name in _REQUIRED if name not in values]:
-        raise ValueError(f"The fields {', '.join(missing)} of an encoder are missing.")
-    for name, value in values.items():
-        if not _ALLOWED[name](value):
-            raise ValueError(f"The {name} of an encoder cannot be {value!r}.")
-    family = FAMILIES.get(values["family"])
+    spec = converted(values, EncoderSpec)
+    family = FAMILIES.get(spec.family)
     if family is None:
         raise ValueError(
-            f"The family {values['family']!r} of its backbone is not known: there are {', '.join(FAMILIES)}. Name the "
+            f"The family {spec.family!r} of its backbone is not known: there are {', '.join(FAMILIES)}. Name the "
             f"file that adds it with `plugin`."
         )
-    if not family.knows(values["architecture"]):
-        raise ValueError(f"The family {values['family']} has no architecture {values['architecture']!r}.")
-    fields: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in values.items()}
-    options = filled_options(fields["aggregation"], fields.pop("aggregation_options", {}))
-    fields.setdefault("interpolation", family.interpolation(fields["architecture"]))
-    return EncoderSpec(**fields, aggregation_options=options)
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and value > 0
-
-
-def _is_color(value: Any) -> bool:
-    is_triple = isinstance(value, list | tuple) and len(value) == 3
-    return is_triple and all(type(part) in (int, float) and math.isfinite(part) for part in value)
-
-
-_REQUIRED = ("family", "architecture", "image_size", "descriptor_dim", "mean", "std", "aggregation")
-_ALLOWED: Mapping[str, Callable[[Any], bool]] = MappingProxyType(
-    {
-        "family": lambda value: isinstance(value, str),
-        "architecture": lambda value: isinstance(value, str),
-        "image_size": lambda value: isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_count, value)),
-        "descriptor_dim": _is_count,
-        "mean": _is_color,
-        "std": lambda value: _is_color(value) and min(value) > 0,
-        "aggregation": lambda value: isinstance(value, str),
-        "aggregation_options": lambda value: isinstance(value, dict),
-        "normalized": lambda value: type(value) is bool,
-        "interpolation": lambda value: value in get_args(Interpolation),
-        "pooled_dim": lambda value: value is None or _is_count(value),
-        "text_weights": lambda value: value is None or isinstance(value, str),
-    }
-)
-"""Check of the value in `model.json` of each field of `EncoderSpec`."""
+    if not family.knows(spec.architecture):
+        raise ValueError(f"The family {spec.family} has no architecture {spec.architecture!r}.")
+    options = filled_options(spec.aggregation, spec.aggregation_options)
+    interpolation = values.get("interpolation", family.interpolation(spec.architecture))
+    return dataclasses.replace(spec, aggregation_options=options, interpolation=interpolation)

@@ -1,5 +1,6 @@
 """Image preprocessing: resizing, cropping and normalizing, for training and inference."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +14,8 @@ _MIN_SIDE_PX = 32
 """Minimum side that every encoder accepts."""
 _MAX_ASPECT = 50
 """Maximum aspect ratio (longer / shorter side) if the aspect is kept: far above any panorama, yet bounds memory."""
+_MAX_RESIZED_PX = 2**26
+"""Maximum pixels of an image that a network gets, about 8192 x 8192; it has feature maps of many times the memory."""
 _WITH_ASPECT = ("single_query", "larger_query")
 """Kinds that resize the shorter side, so that the aspect of the image is kept."""
 
@@ -33,12 +36,13 @@ def preprocess_image(image: Tensor, kind: "QueryPreprocessing", size: tuple[int,
         uint8 (3, h, w), or five crops (5, 3, s, s).
 
     Raises:
-        ValueError: an image below 32 pixels a side with `native`, or too thin to keep its aspect.
+        ValueError: an image below 32 pixels a side with `native`, too thin to keep its aspect, or of more than 2^26
+            pixels where its shape depends on the image.
     """
     if kind == "native":
         if min(image.shape[1:]) < _MIN_SIDE_PX:
             raise ValueError(f"{image.shape[1]} x {image.shape[2]} pixels are fewer than {_MIN_SIDE_PX} a side")
-        return image
+        return _within_limit(image, image.shape[1:])
     if kind == "hard_resize":
         return resize_image(image, size)
     height, width = image.shape[1:]
@@ -50,9 +54,9 @@ def preprocess_image(image: Tensor, kind: "QueryPreprocessing", size: tuple[int,
     if kind == "central_crop":
         scale = max(size[0] / height, size[1] / width)
         covering = (max(size[0], round(height * scale)), max(size[1], round(width * scale)))
-        return F.center_crop(resize_image(image, covering), list(size))
+        return F.center_crop(_within_limit(image, covering), list(size))
     side = _shorter_side(kind, size)
-    scaled = resize_image(image, _with_shorter_side((height, width), side))
+    scaled = _within_limit(image, _with_shorter_side((height, width), side))
     return scaled if kind in _WITH_ASPECT else torch.stack(F.five_crop(scaled, [side]))
 
 
@@ -86,6 +90,14 @@ def normalize_images(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Normalize images (..., 3, H, W), uint8 in 0..255 or float in 0..1, to floats, with mean (3,) and std (3,)."""
     floats = images.float() / 255 if images.dtype == torch.uint8 else images
     return (floats - mean[:, None, None]).div_(std[:, None, None])
+
+
+def _within_limit(image: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize an image to (height, width) unless that is too large."""
+    height, width = size
+    if height * width > _MAX_RESIZED_PX:
+        raise ValueError(f"{height} x {width} pixels, as a network would get it, are more than {_MAX_RESIZED_PX:,}")
+    return resize_image(image, (height, width))
 
 
 def _shorter_side(kind: "QueryPreprocessing", size: tuple[int, int]) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from progeo.models.weight_files.printable import printable
+from progeo.printable import printable
 
 
 def with_batch_counts(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:

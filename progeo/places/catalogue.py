@@ -6,6 +6,7 @@ images stored elsewhere. Every argument that takes an image folder accepts eithe
 
 import hashlib
 import json
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -14,16 +15,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from tqdm import tqdm
 
 from progeo.files import each_file, replacing
+from progeo.json_files import as_kind
 from progeo.places.filename import Unparsed, parse_columns, says_position, warn_of_unparsed
 from progeo.places.paths import beside, changes_since, find_paths
 
+_LOGGER = logging.getLogger("progeo")
 _ROWS_AT_ONCE = 2**20
 _PARSERS = min(8, os.cpu_count() or 1)
 _COLUMNS = ("east", "north", "zone", "heading")
@@ -32,6 +36,31 @@ _SEARCH_VERSION = 2
 Positions = Literal["required", "optional", "ignored"]
 """Whether image names hold positions: "required" in every name, "optional" in those that start with @, or "ignored"."""
 _METADATA_KEY = b"progeo"
+_ARROW_ERRORS = (pa.ArrowException, OSError, ValueError, MemoryError, SystemError)
+"""Errors that a corrupt Arrow file can cause."""
+_NUMBER = ("a number", pa.types.is_floating)
+_TYPES: Mapping[str, tuple[str, Callable[[pa.DataType], bool]]] = {
+    "path": ("text with 64-bit offsets", pa.types.is_large_string),
+    **dict.fromkeys(("east", "north", "heading", "latitude", "longitude"), _NUMBER),
+    "zone": ("a whole number", pa.types.is_signed_integer),
+    "positives": (
+        "lists of whole numbers",
+        lambda kind: pa.types.is_list(kind) and pa.types.is_integer(kind.value_type),
+    ),
+    "condition": ("text", lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind)),
+    "panorama": ("text", lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind)),
+}
+"""For each column the type it should have, in words, and its check."""
+
+
+class _Metadata(TypedDict, total=False):
+    """Metadata of an Arrow file."""
+
+    root: str
+    """Folder of the images, if it is not beside the file."""
+    seen: dict[str, int | None]
+    list: int | None
+    rules: int
 
 
 @dataclass(frozen=True)
@@ -48,7 +77,7 @@ class Catalogue:
         """Pickle the path of a memory-mapped file instead of its content: the other process maps it again."""
         if self.file is None:
             return Catalogue, (self.folder, self.table)
-        return open_catalogue, (self.file, self.folder)
+        return _mapped, (self.file, self.folder)  # it is validated already
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -163,8 +192,9 @@ def read_catalogue(folder: Path, *, positions: Positions = "required") -> Catalo
     """
     index = index_file(folder)
     if not index.is_file():
-        batches = _parsed_in_turn(folder, find_paths(folder).batches, positions)
-        return Catalogue(folder, pa.Table.from_batches(batches))
+        found = find_paths(folder)
+        catalogue = Catalogue(folder, pa.Table.from_batches(_parsed_in_turn(folder, found.batches, positions)))
+        return catalogue if found.list_changed_ns is None else _shown(catalogue, folder)
     metadata = _metadata(index)
     root = folder / metadata.get("root", "")
     again = f"run `progeo dataset scan {root}{f' --out {folder}' if root != folder else ''}` again"
@@ -172,7 +202,7 @@ def read_catalogue(folder: Path, *, positions: Positions = "required") -> Catalo
         raise ValueError(f"{index} was made when links to folders were skipped and hidden images counted: {again}.")
     for change in changes_since(root, metadata.get("seen", {}), metadata.get("list")):
         raise ValueError(f"{change} changed since {index} was made: {again}.")
-    return open_catalogue(index, root)
+    return _shown(open_catalogue(index, root), folder)
 
 
 def index_catalogue(
@@ -214,8 +244,19 @@ def index_file(folder: Path) -> Path:
 
 
 def open_catalogue(path: Path, folder: Path) -> Catalogue:
-    """Memory-map a catalogue written by `Catalogue.save`; `folder` is the current folder of its images."""
-    return Catalogue(folder, pa.ipc.open_file(pa.memory_map(str(path))).read_all(), path)
+    """Memory-map a catalogue written by `Catalogue.save`; `folder` is the current folder of its images.
+
+    Raises:
+        ValueError: the file is corrupt; the message names it. All of it is validated, since a corrupt one can crash the
+            process later.
+    """
+    try:
+        catalogue = _mapped(path, folder)
+        catalogue.table.validate(full=True)
+        _check_columns(catalogue.table)
+    except _ARROW_ERRORS as error:
+        raise _no_catalogue(path, error) from None
+    return catalogue
 
 
 def check_files(catalogue: Catalogue) -> None:
@@ -235,6 +276,25 @@ def check_files(catalogue: Catalogue) -> None:
         )
 
 
+def _shown(catalogue: Catalogue, folder: Path) -> Catalogue:
+    """Log where images lie that are not in the folder that a user named, and return the catalogue."""
+    root, paths = catalogue.folder, catalogue.table["path"]
+    if root != folder:
+        _LOGGER.info("the images of %s lie in %s", folder, root)
+    leads = pc.starts_with(paths, "/")
+    if pc.any(leads).as_py():
+        leads = pc.and_not(leads, pc.starts_with(paths, f"{root.resolve()}/"))
+    if pc.any(pc.match_substring(paths, "..")).as_py():  # regular expressions take longer
+        leads = pc.or_(leads, pc.match_substring_regex(paths, r"(^|/)\.\.(/|$)"))
+    if pc.any(leads).as_py():
+        rows = np.flatnonzero(leads.to_numpy())
+        _LOGGER.warning(
+            "%d of %d paths of %s lead out of %s, the first is %s",
+            *(len(rows), len(catalogue), folder, root, catalogue.name(int(rows[0]))),
+        )
+    return catalogue
+
+
 def _parsed_in_turn(
     folder: Path, batches: Iterator[pa.Array], positions: Positions = "required"
 ) -> Iterator[pa.RecordBatch]:
@@ -247,10 +307,17 @@ def _parsed_in_turn(
             pending.append(pool.submit(_parsed, batch, unparsed, positions))
             bar.update(len(batch))
             if len(pending) > _PARSERS:
-                yield pending.popleft().result()
-        yield from (future.result() for future in pending)
+                yield _result(pending.popleft(), folder)
+        yield from (_result(future, folder) for future in pending)
     warn_of_unparsed(unparsed, folder)
     pa.default_memory_pool().release_unused()  # free the memory of parsing before anything else is allocated
+
+
+def _result(future: Future[pa.RecordBatch], folder: Path) -> pa.RecordBatch:
+    try:
+        return future.result()
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
 
 
 def _parsed(paths: pa.Array, unparsed: list[Unparsed], positions: Positions) -> pa.RecordBatch:
@@ -277,9 +344,32 @@ def _writer(path: Path, schema: pa.Schema, metadata: Mapping[str, Any]) -> pa.ip
     return pa.ipc.new_file(str(path), schema.with_metadata({_METADATA_KEY: json.dumps(metadata)}))
 
 
-def _metadata(path: Path) -> dict[str, Any]:
+def _mapped(path: Path, folder: Path) -> Catalogue:
+    return Catalogue(folder, pa.ipc.open_file(pa.memory_map(str(path))).read_all(), path)
+
+
+def _check_columns(table: pa.Table) -> None:
+    """Check the types of the columns that a catalogue reads, and that those of all images have no missing values.
+
+    Raises:
+        ValueError: a column is missing or of another type.
+    """
+    for name in ("path", *_COLUMNS):
+        if table.column_names.count(name) != 1 or table[name].null_count:
+            raise ValueError(f"it should have one column {name}, without missing values")
+    for name, (what, has_type) in _TYPES.items():
+        if name in table.column_names and not has_type(table.schema.field(name).type):
+            raise ValueError(f"its column {name} is {table.schema.field(name).type}, it should be {what}")
+
+
+def _metadata(path: Path) -> _Metadata:
     try:
         with pa.memory_map(str(path)) as source:
-            return json.loads((pa.ipc.open_file(source).schema.metadata or {}).get(_METADATA_KEY, b"{}"))
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is no catalogue of progeo: {error}. Remove it or make it again.") from None
+            values = json.loads((pa.ipc.open_file(source).schema.metadata or {}).get(_METADATA_KEY, b"{}"))
+    except (*_ARROW_ERRORS, RecursionError) as error:
+        raise _no_catalogue(path, error) from None
+    return as_kind(values, _Metadata, path, advice="Remove it or make it again.")
+
+
+def _no_catalogue(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} is no catalogue of progeo: {str(error).rstrip('.')}. Remove it or make it again.")

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -41,6 +41,14 @@ class Group:
         return np.repeat(np.arange(self.num_classes), np.diff(self.offsets))
 
 
+class DescribedPartition(TypedDict):
+    """What is stored with anything learned per class."""
+
+    fingerprint: str
+    settings: dict[str, int]
+    classes_per_group: list[int]
+
+
 @dataclass(frozen=True)
 class Partition:
     """The groups of classes that a catalogue is divided into, with the settings used."""
@@ -57,7 +65,7 @@ class Partition:
             digest.update(b"|")
         return digest.hexdigest()[:16]
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> DescribedPartition:
         """Return the metadata to store with anything learned per class, for `check_same_partition`."""
         return {
             "fingerprint": self.fingerprint,
@@ -184,7 +192,7 @@ def check_positions(catalogue: Catalogue, positions: np.ndarray) -> None:
         )
 
 
-def check_same_partition(stored: Mapping[str, Any], partition: Partition, source: str) -> None:
+def check_same_partition(stored: DescribedPartition, partition: Partition, source: str) -> None:
     """Check that something learned per class belongs to the classes of a partition.
 
     Args:

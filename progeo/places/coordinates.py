@@ -15,6 +15,8 @@ _WIDEST_M = 1_500_000
 """Distance in meters from the central meridian of a zone, beyond which UTM coordinates are meaningless."""
 _METERS_PER_DEGREE = 111_200
 _APART_M, _APART_TIMES = 100_000, 20
+MAX_NUMBER = 10**8
+"""Maximum of meters, in any frame, and of degrees, which may count turns; larger numbers are mistakes."""
 SOUTHERN_ORIGIN_M = 10_000_000
 """False northing: added to northings south of the equator, so that none is negative."""
 _LOWEST_DEG, _HIGHEST_DEG = -80, 84
@@ -110,6 +112,19 @@ def check_degrees(latitude: np.ndarray, longitude: np.ndarray, *, name: Callable
                     else "Give degrees of WGS 84, and none where the position is unknown."
                 )
             )
+
+
+def check_numbers(name: Callable[[int], str], **columns: np.ndarray) -> None:
+    """Check that meters or degrees, (N,) each, are at most `MAX_NUMBER` in either direction; NaN passes.
+
+    Raises:
+        ValueError: they are not; the message has the name of the first such image and of the column.
+    """
+    for column, values in columns.items():
+        wrong = np.abs(values) > MAX_NUMBER
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise ValueError(f"{name(row)}: its {column} must be from -10^8 to 10^8, got {values[row]}.")
 
 
 def fits_one_zone(longitude: np.ndarray) -> bool:

@@ -8,6 +8,7 @@ invalid for the field, because other programs write names such as `@utm_east@utm
 
 import dataclasses
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
+
+from progeo.places.coordinates import MAX_NUMBER
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ def _parsed(paths: pa.Array, fields: Sequence[str], unparsed: list[Unparsed]) ->
     names = folder_and_name.values.take(pa.array(folder_and_name.offsets.to_numpy()[1:] - 1))
     columns = _columns(names, paths, fields)
     for field in filter(_EXPECTED.__contains__, fields):
-        wrong = np.isinf(columns[field])
+        wrong = np.abs(columns[field]) > MAX_NUMBER
         if field in _REQUIRED:
             wrong |= np.isnan(columns[field])
         if not wrong.any():
@@ -241,11 +244,12 @@ def _numbers(values: pa.Array, field: str) -> np.ndarray:
 
 def _complaint(path: str, field: str) -> str:
     number, got = FIELDS.index(field) + 1, _text(path, field)
+    limit = ", at most 10^8" if re.search(r"\d$", got) else ""
     return (
         f"{path!r} does not follow the naming convention @utm_east@utm_north@zone@letter@latitude@longitude@pano_id@"
-        f"tile@heading@pitch@roll@height@timestamp@note@.jpg: field {number} ({field}) should be {_EXPECTED[field]}, "
-        f"got {got!r}. Only east and north must be there, and an @ before .jpg; `progeo dataset import table` and "
-        f"`progeo dataset import photos` take images of any name."
+        f"tile@heading@pitch@roll@height@timestamp@note@.jpg: field {number} ({field}) should be {_EXPECTED[field]}"
+        f"{limit}, got {got!r}. Only east and north must be there, and an @ before .jpg; `progeo dataset import table` "
+        f"and `progeo dataset import photos` take images of any name."
     )
 
 

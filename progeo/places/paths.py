@@ -12,11 +12,13 @@ import pyarrow.csv as pa_csv
 
 from progeo.image_files import EXTENSIONS, unread_in_words
 from progeo.places.folders import changed_ns, scan_folder
+from progeo.printable import first_line
 
 _LOGGER = logging.getLogger("progeo")
 _NEVER_IN_A_PATH = "\x1f"
 _LIST_BYTES_AT_ONCE = 2**23
 _PATHS_AT_ONCE = 2**16
+_LONGEST = 4096
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,9 @@ def _listed(listing: Path, folder: Path) -> FoundPaths:
     if _is_of_windows(first, folder):
         batches = (pc.replace_substring(paths, "\\", "/") for paths in batches)
         first = pc.replace_substring(first, "\\", "/")
-    if not (folder / first[0].as_py()).is_file():
-        raise FileNotFoundError(f"The list {listing} names {first[0].as_py()}, which does not lie in {folder}.")
+    name = first[0].as_py()
+    if len(name) > _LONGEST or not (folder / name).is_file():
+        raise FileNotFoundError(f"The list {listing} names {name[:_LONGEST]}, which does not lie in {folder}.")
     return FoundPaths(batches, {}, list_changed_ns)
 
 
@@ -130,6 +133,6 @@ def _lines(listing: Path) -> Iterator[pa.Array]:
                 paths = paths.filter(pc.not_equal(paths, ""))
             if len(paths):
                 yield paths
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         if "Empty CSV file" not in str(error):
-            raise ValueError(f"The list {listing} cannot be read: {error}.") from None
+            raise ValueError(f"The list {listing} cannot be read: {first_line(error)}.") from None

@@ -275,7 +275,8 @@ class TrainerOptions:
     max_gradient_norm: PositiveFloat | None = None
     """Maximum L2 norm of the gradient, to which it is clipped. null does not clip."""
     skip_not_finite: bool = False
-    """Skip and count a step whose loss or gradient is not finite, instead of stopping."""
+    """Skip and count a step whose loss or gradient is not finite, instead of stopping. After 100 such steps in a row
+    training stops all the same."""
     generations: tuple[PositiveInt, ...] = ()
     """Number of epochs of each generation, such as 5 5 5 5, together training.epochs. Each begins with the encoder of
     the beginning again, learns soft labels from the encoder of the generation before, and starts the schedule anew

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import numpy as np
 from torch import Tensor, nn
@@ -14,11 +14,12 @@ from progeo.data.contents import contents_fingerprint
 from progeo.engine.log import LOGGER
 from progeo.engine.run_folder import RunFolder
 from progeo.files import read_json, write_json
+from progeo.json_files import as_kind
 from progeo.models.backbones.open_clip import weights_digest
 from progeo.models.batch_norm import batch_norm_mode
 from progeo.models.options import BatchNormMode, ModelOptions
 from progeo.places.catalogue import Catalogue, read_catalogue
-from progeo.places.cells import Partition, build_partition, check_same_partition, class_centers
+from progeo.places.cells import DescribedPartition, Partition, build_partition, check_same_partition, class_centers
 from progeo.places.geographic import Frame, frame_of, positions_m
 from progeo.places.options import CellOptions
 from progeo.training.starting_encoder import starting_statistics
@@ -27,6 +28,29 @@ _PLACES = "places.json"
 _CROPS = "of the files' own pixels"
 """What stage 2 crops. Earlier versions cropped resized images and did not record it."""
 _STATISTICS = ("normalization", "mean", "std")
+
+
+class _Listed(TypedDict):
+    images: int
+    image_list: str
+    image_places: str
+
+
+class _Images(_Listed, total=False):
+    """Images of a run, as `_images` describes them."""
+
+    image_folder: str
+    image_contents: str
+
+
+class _Stored(_Images, total=False):
+    """Content of `places.json`, besides the classes."""
+
+    further_images: list[_Images]
+    validation: list[_Images]
+    text_features: str | None
+    teacher: str
+    crops: str
 
 
 @dataclass(frozen=True)
@@ -45,7 +69,7 @@ class TrainingImages:
         """Class ids of each group, int64 (C, 3); a single group without any where there are no classes."""
         return [np.empty((0, 3), np.int64)]
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Mapping[str, Any]:
         """Return what `check_same` compares besides the images."""
         return {}
 
@@ -68,13 +92,13 @@ class TrainingPlaces(TrainingImages):
         """Class ids of each group, int64 (C, 3)."""
         return [group.class_ids for group in self.partition.groups]
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Mapping[str, Any]:
         """Return the settings and the fingerprint of the classes."""
         return self.partition.describe()
 
     def check_same(self, stored: Mapping[str, Any], what: str) -> None:
         """Check that `what` was begun with the same classes."""
-        check_same_partition(stored, self.partition, what)
+        check_same_partition(cast(DescribedPartition, stored), self.partition, what)
 
     @cached_property
     def positions_m(self) -> np.ndarray:
@@ -150,6 +174,8 @@ class LearnedFrom:
         stored = read_json(path)
         if not isinstance(stored, dict) or not {"image_list", *self.images.describe()} <= stored.keys():
             raise ValueError(f"{path} does not say what the run learned from: it is corrupt. Name another `out`.")
+        for kind in (_Stored, *([DescribedPartition] if self.images.describe() else [])):
+            as_kind(stored, kind, path, advice="Name another `out`.")
         if self.validation is not None and stored.get("crops") != _CROPS:
             raise ValueError(
                 f"The run in {run.path} was begun by an earlier version, which cropped images after they were resized, "

@@ -2,18 +2,29 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from safetensors import SafetensorError
 from safetensors.torch import safe_open
 from torch import Tensor
 
-from progeo.files import read_json
-from progeo.places.cells import Partition, check_same_partition
+from progeo.file_sets import FileSet, read_set
+from progeo.json_files import as_kind
+from progeo.places.cells import DescribedPartition, Partition, check_same_partition
 
 PROMPTS = "prompts.safetensors"
 DESCRIPTION = "prompts.json"
-_PARTS = frozenset({"partition", "architecture", "weights", "seed", "vocabulary", "groups"})
+
+
+class _Description(TypedDict):
+    """Content of `prompts.json`, as far as it is read."""
+
+    partition: DescribedPartition
+    architecture: str
+    weights: str
+    seed: int
+    vocabulary: str
+    groups: list[dict[str, Any]]
 
 
 def load_text_features(folder: Path, partition: Partition) -> list[Tensor]:
@@ -28,8 +39,20 @@ def load_text_features(folder: Path, partition: Partition) -> list[Tensor]:
             f"There are no prompts in {folder}: run stage 1 first, with a CLIP, name its folder with `text.prompts`, "
             f"or train without text with `text.weight` 0."
         )
-    check_same_partition(read_prompts_description(folder)["partition"], partition, str(folder / PROMPTS))
-    return read_prompts(folder / PROMPTS, [f"group_{index}.text_features" for index in range(len(partition.groups))])
+    names = [f"group_{index}.text_features" for index in range(len(partition.groups))]
+
+    def read(files: FileSet) -> list[Tensor]:
+        check_same_partition(description_of(files)["partition"], partition, str(folder / PROMPTS))
+        return read_prompts(files.path(PROMPTS), names)
+
+    features = read_set(folder / DESCRIPTION, read)
+    for group, found in zip(partition.groups, features, strict=True):
+        if found.shape != (group.num_classes, features[0].shape[-1]) or not found.is_floating_point():
+            raise ValueError(
+                f"{folder / PROMPTS} should hold text features of {group.num_classes} classes, has {found.dtype} "
+                f"{tuple(found.shape)}: it is corrupt. Run stage 1 again."
+            )
+    return features
 
 
 def load_clip_of_prompts(folder: Path) -> tuple[str, str]:
@@ -44,10 +67,13 @@ def read_prompts_description(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is corrupt; the message names it.
     """
-    description = read_json(folder / DESCRIPTION)
-    if not isinstance(description, dict) or not description.keys() >= _PARTS:
-        raise ValueError(f"{folder / DESCRIPTION} is not the metadata of prompts: it is corrupt. Run stage 1 again.")
-    return description
+    return read_set(folder / DESCRIPTION, description_of)
+
+
+def description_of(files: FileSet) -> dict[str, Any]:
+    """Check the metadata of one version of the files of prompts, see `read_prompts_description`."""
+    as_kind(files.description, _Description, files.folder / DESCRIPTION, advice="Run stage 1 again.")
+    return files.description
 
 
 def read_prompts(path: Path, names: Sequence[str]) -> list[Tensor]:
@@ -59,5 +85,5 @@ def read_prompts(path: Path, names: Sequence[str]) -> list[Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             return [file.get_tensor(name) for name in names]
-    except (SafetensorError, FileNotFoundError) as error:
+    except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is corrupt: {error}. Remove it and resume stage 1 with `resume`.") from None

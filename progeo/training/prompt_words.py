@@ -1,20 +1,21 @@
 """Words of CLIP's vocabulary nearest to every learned prompt vector."""
 
-import csv
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from progeo.files import replacing
+from progeo.file_sets import FileSet, read_set
+from progeo.files import write_csv
 from progeo.models.backbones.open_clip import weights_digest
 from progeo.models.prompts import load_prompt_clip
 from progeo.models.vocabulary import NearestWords, nearest_words
 from progeo.places.cells import class_ids
-from progeo.training.prompt_files import DESCRIPTION, PROMPTS, read_prompts, read_prompts_description
+from progeo.training.prompt_files import DESCRIPTION, PROMPTS, description_of, read_prompts
 
 _MAX_CLASSES_SHOWN = 20
 
@@ -45,7 +46,12 @@ class PromptWords:
 
 
 def nearest_prompt_words(
-    run: Path, *, at: tuple[float, ...] | None = None, num_words: int = 5, out: Path | None = None
+    run: Path,
+    *,
+    at: tuple[float, ...] | None = None,
+    num_words: int = 5,
+    out: Path | None = None,
+    spreadsheet_safe: bool = False,
 ) -> PromptWords:
     """Find the words nearest to the learned vectors of a run and write them as a CSV.
 
@@ -54,6 +60,7 @@ def nearest_prompt_words(
         at: east and north, or east, north and heading, of the class to show; None shows all classes.
         num_words: number of words for each vector.
         out: the CSV file; None writes prompts.csv next to the prompts.
+        spreadsheet_safe: see `write_csv`.
 
     Raises:
         FileNotFoundError: the run has no prompts.
@@ -62,8 +69,7 @@ def nearest_prompt_words(
     folder = run if (run / DESCRIPTION).is_file() else run / "stage1"
     if not (folder / DESCRIPTION).is_file():
         raise FileNotFoundError(f"There are no prompts in {run}: name a run whose stage 1 has finished.")
-    description = read_prompts_description(folder)
-    contexts = _load_contexts(folder, len(description["groups"]))
+    description, contexts = read_set(folder / DESCRIPTION, _read_contexts)
     if at is not None:
         contexts = _contexts_at(contexts, at, description["partition"]["settings"])
     clip = load_prompt_clip(description["architecture"], description["weights"], seed=description["seed"])
@@ -74,17 +80,27 @@ def nearest_prompt_words(
         )
     nearest = nearest_words(clip, contexts.vectors.flatten(0, 1), num_words)
     file = out or folder / "prompts.csv"
-    _write_csv(file, contexts, nearest)
+    write_csv(file, _rows(contexts, nearest), spreadsheet_safe=spreadsheet_safe)
     return PromptWords(contexts, nearest, file)
 
 
-def _load_contexts(folder: Path, num_groups: int) -> Contexts:
+def _read_contexts(files: FileSet) -> tuple[dict[str, Any], Contexts]:
+    """Read the description of prompts and their context vectors."""
+    description, path = description_of(files), files.path(PROMPTS)
+    num_groups = len(description["groups"])
+    if not num_groups:
+        raise ValueError(f"{files.folder / DESCRIPTION} has no groups: it is corrupt. Run stage 1 again.")
     ids, vectors = (
-        read_prompts(folder / PROMPTS, [f"group_{index}.{name}" for index in range(num_groups)])
+        read_prompts(path, [f"group_{index}.{name}" for index in range(num_groups)])
         for name in ("class_ids", "context")
     )
+    length, width = vectors[0].shape[1:] if vectors[0].ndim == 3 else (0, 0)
+    for part, contexts in zip(ids, vectors, strict=True):
+        fits = part.dtype == torch.int64 and part.shape == (len(contexts), 3) and contexts.is_floating_point()
+        if not fits or contexts.shape != (len(part), length, width):
+            raise ValueError(f"{path} is corrupt: its groups do not hold the classes of prompts.")
     groups = np.repeat(np.arange(1, num_groups + 1), [len(part) for part in ids])
-    return Contexts(groups, torch.cat(ids).numpy(), torch.cat(vectors))
+    return description, Contexts(groups, torch.cat(ids).numpy(), torch.cat(vectors))
 
 
 def _contexts_at(contexts: Contexts, point: tuple[float, ...], cells: Mapping[str, int]) -> Contexts:
@@ -114,14 +130,13 @@ def _as_text(contexts: Contexts, nearest: NearestWords) -> str:
     return "\n".join(lines)
 
 
-def _write_csv(path: Path, contexts: Contexts, nearest: NearestWords) -> None:
+def _rows(contexts: Contexts, nearest: NearestWords) -> Iterator[Sequence[Any]]:
+    """Yield the rows of the CSV file."""
     length = contexts.vectors.shape[1]
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["group", "east", "north", "heading", "vector", "rank", "word", "distance"])
-        for row, words in enumerate(nearest.words):
-            index, vector = divmod(row, length)
-            for rank, word in enumerate(words):
-                distance = nearest.distances[row, rank].item()
-                class_id = contexts.class_ids[index].tolist()
-                writer.writerow([contexts.groups[index], *class_id, vector + 1, rank + 1, word, f"{distance:.4f}"])
+    yield ["group", "east", "north", "heading", "vector", "rank", "word", "distance"]
+    for row, words in enumerate(nearest.words):
+        index, vector = divmod(row, length)
+        for rank, word in enumerate(words):
+            distance = nearest.distances[row, rank].item()
+            class_id = contexts.class_ids[index].tolist()
+            yield [contexts.groups[index], *class_id, vector + 1, rank + 1, word, f"{distance:.4f}"]

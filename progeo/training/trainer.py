@@ -4,9 +4,11 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
+import torch
 from accelerate import Accelerator
+from msgspec import Meta
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
@@ -25,16 +27,44 @@ from progeo.engine.randomness import seed_layers
 from progeo.engine.run_folder import RunFolder
 from progeo.engine.schedules import learning_rate_factor, scale_learning_rates
 from progeo.engine.stopping import StopRequest, listening_for_stop
+from progeo.json_files import converted
 from progeo.training.options import Generation, TrainerOptions
 from progeo.training.task import Measures, Task
 
+MAX_SKIPPED_IN_A_ROW = 100
 _STATE = (
     *("epoch", "terms", "primary", "untrained", "best", "epochs_since_best"),
     *("lowest_losses", "epochs_since_lower", "decays"),
 )
 """Plain attributes that a checkpoint holds."""
-_PARTS = {*_STATE, "means", "task", "averaged", "optimizer", "scaler"}
+_PARTS = (*_STATE, "means", "task", "averaged", "optimizer", "scaler")
 """Everything that a checkpoint holds."""
+
+_DO_NOT_FIT = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+"""Errors of loading a state that is of other types than those of the parts it is loaded into."""
+_Count = Annotated[int, Meta(ge=0)]
+
+
+class _Progress(TypedDict):
+    """Types of the plain attributes in a checkpoint."""
+
+    epoch: _Count
+    terms: dict[str, float]
+    primary: str
+    untrained: float | None
+    best: float | None
+    epochs_since_best: _Count
+    lowest_losses: dict[int, float]
+    epochs_since_lower: _Count
+    decays: _Count
+
+
+class _Sums(TypedDict):
+    """Types of the attributes of `Means`."""
+
+    steps: _Count
+    skipped: _Count
+    sums: dict[str, float]
 
 
 class Trainer:
@@ -86,6 +116,8 @@ class Trainer:
         self.decays = 0
         """Number of times that the schedules `plateau` and `loss_plateau` have lowered the learning rates."""
         self.averaged: AveragedModel | None = None
+        self.skipped_in_a_row = 0
+        """Number of steps since the last that counted, over epochs; a resumed training starts at 0."""
 
     @property
     def model(self) -> nn.Module:
@@ -137,8 +169,8 @@ class Trainer:
             self.load_state_dict(state)
         except KeyError as missing:
             raise ValueError(_of_another_version(path, f"has no {missing}")) from None
-        except (RuntimeError, ValueError) as error:  # tensors of other shapes, such as of another version of a plugin
-            raise ValueError(_of_another_version(path, f"does not fit ({' '.join(str(error).split())})")) from None
+        except _DO_NOT_FIT as error:  # tensors of other shapes, such as of another version of a plugin
+            raise ValueError(_of_another_version(path, f"does not fit ({' '.join(str(error).split())})")) from error
         return path
 
     def validate_untrained(self) -> None:
@@ -231,12 +263,16 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
-        for name in _STATE:
-            setattr(self, name, state[name])
-        self.means = Means(**state["means"])
+        missing = next((name for name in _PARTS if name not in state), None)
+        if missing is not None:
+            raise KeyError(missing)
+        for name, value in converted({name: state[name] for name in _STATE}, _Progress).items():
+            setattr(self, name, value)
+        self.means = Means(**converted(state["means"], _Sums))
         self.task.load_state_dict(state["task"])
         if self.averaged is not None:
             self.averaged.load_state_dict(state["averaged"])
+        _check_optimizer(state["optimizer"], self.task.optimizer)
         self.task.optimizer.load_state_dict(state["optimizer"])
         set_scaler_state(self.accelerator, state["scaler"])
 
@@ -296,6 +332,12 @@ class Trainer:
         return AveragedModel(self.task.model, multi_avg_fn=average, use_buffers=True)
 
     def _average_or_undo(self, result: StepResult) -> None:
+        self.skipped_in_a_row = 0 if result.applied else self.skipped_in_a_row + 1
+        if self.skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
+            raise LossNotFinite(
+                f"{MAX_SKIPPED_IN_A_ROW} steps in a row had a loss or gradient that is not finite: the "
+                f"weights do not recover. Lower the learning rate or the loss weights."
+            )
         self.means.add(result)
         if not result.applied:  # restore the batch-norm statistics from before the step
             for buffer, before in zip(self.task.model.buffers(), self._buffers, strict=True):
@@ -315,7 +357,7 @@ class Trainer:
         if stop.agreed or (steps % self.options.checkpoint_every == 0 and not at_end):
             self._save()
         if stop.agreed:
-            raise KeyboardInterrupt(
+            raise stop.kind(
                 f"stopped in epoch {self.epoch + 1} after step {steps}: resume with the same command and `resume`."
             )
 
@@ -385,8 +427,27 @@ def check_checkpoints(run: RunFolder) -> None:
         raise ValueError(_of_another_version(path, "has no step in its name"))
     for path in run.newest_checkpoints():
         parts = parts_of(path)
-        if parts and (missing := sorted(_PARTS - parts)):
+        if parts and (missing := sorted(set(_PARTS) - parts)):
             raise ValueError(_of_another_version(path, f"has no {missing[0]!r}"))
+
+
+def _check_optimizer(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    """Check what `load_state_dict` does not: shapes of moments and types of settings.
+
+    Raises:
+        ValueError: one of them does not.
+    """
+    now = optimizer.state_dict()["param_groups"]
+    for before, group in zip(state["param_groups"], now, strict=True):
+        for name, value in group.items():
+            if isinstance(value, int | float) and not isinstance(before[name], int | float):
+                raise ValueError(f"{name} of the optimizer is {before[name]!r}")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, moments in state["state"].items():
+        for name, moment in moments.items():
+            is_tensor = isinstance(moment, torch.Tensor)
+            if moment is not None and not (is_tensor and moment.shape in ((), parameters[number].shape)):
+                raise ValueError(f"{name} of parameter {number} of the optimizer is no tensor of its shape")
 
 
 def _of_another_version(checkpoint: Path, reason: str) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from running import files_in
 
 from progeo.cli import main
 from progeo.commands.localize import localize
+from progeo.evaluation.comparison import Compared, write_comparison
 from progeo.export.weights import load_encoder, save_encoder
 from progeo.features.options import WorkOptions
 from progeo.localization.place_index import open_place_index
@@ -140,3 +142,20 @@ def test_dimensions_are_reduced_with_images_without_positions(encoder, photos, t
     words = ["--encoder", encoder, "--folder", photos / "database", "--out", tmp_path / "small", "--dim", "2"]
     run("pca", *words, cache=tmp_path / "cache")
     assert load_encoder(tmp_path / "small").descriptor_dim == 2
+
+
+def test_names_that_a_spreadsheet_would_run_are_quoted_on_request(index, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for side in ("database", "queries"):
+        gray(tmp_path / f"photos/{side}/=1+1.jpg", 100)
+    gray(tmp_path / "=2.jpg", 100)
+    localize = ["localize", "=2.jpg", "--index", str(index), "--num_workers", "0", "--out", "found.csv"]
+    for quote, more in (("", []), ("'", ["--spreadsheet_safe"])):
+        run("evaluate", "thumbnail", "--folder", "photos", "--no_labels", "--out", "out", *more, cache="cache")
+        assert f"\n{quote}=1+1.jpg,1,{quote}=1+1.jpg,0.0000" in Path("out/predictions.csv").read_text()
+        main([*localize, *more])
+        assert f"\n{quote}=2.jpg," in Path("found.csv").read_text()
+        compared = Compared("=1|<b>", 2, None, 1.0, {1: 50.0})
+        write_comparison(tmp_path, [compared], spreadsheet_safe=bool(more))
+        assert f"\n{quote}=1|<b>,2" in Path("compare.csv").read_text()
+    assert r"| =1\|&lt;b&gt; | 2 |" in Path("compare.md").read_text()

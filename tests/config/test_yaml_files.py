@@ -203,3 +203,30 @@ def test_a_file_is_found_by_its_name_and_an_unknown_name_lists_them():
         FileNotFoundError, match=r"tiny does not exist; by name there are .*progeo_rn50, .*toy/tiny_resnet"
     ):
         parsed("train encoder", "--config", "tiny")
+
+
+LAUGHS = "a0: &a0 [lol]\n" + "".join(f"a{n}: &a{n} [{', '.join(9 * [f'*a{n - 1}'])}]\n" for n in range(1, 12))
+MERGES = "m0: &m0 {seed: 1}\n" + "".join(
+    f"m{n}: &m{n} {{<<: [{', '.join(9 * [f'*m{n - 1}'])}]}}\n" for n in range(1, 12)
+)
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (LAUGHS, "has more than 100,000 values, with those that its aliases repeat"),
+        (MERGES, "has more than 100,000 values, with those that its aliases repeat"),
+        ("encoder: {frozen: &a [*a]}\n", "has a value that contains itself"),
+        ("encoder: &a {<<: *a}\n", "has a value that contains itself"),
+        ("encoder: {frozen: " + "[" * 100_000, "is nested too deeply"),
+    ],
+    ids=["laughs", "merges", "itself", "merged with itself", "deep"],
+)
+def test_a_file_that_would_fill_the_memory_is_refused(read, more, sentence):
+    with pytest.raises(ValueError, match=rf"^The file of settings .*settings\.yaml {sentence}\.$"):
+        read(NEEDED + more)
+
+
+def test_a_value_may_be_used_twice(read):
+    settings = read(NEEDED + "seed: &n 3\ntraining: {batch_size: *n}\n")
+    assert (settings.seed, settings.training.batch_size) == (3, 3)

@@ -11,6 +11,7 @@ from published_convnets import cosplace, divide_and_classify
 from running import build_catalogue
 
 from progeo.cli import main
+from progeo.convert.published_classes import read_published_classes
 from progeo.export.classifier import load_classifier, load_encoder_and_classifier
 from progeo.models.backbones.open_clip import weights_digest
 from progeo.places.cells import build_partition
@@ -221,3 +222,10 @@ def test_scales_groups_and_zones_that_cannot_be_used_are_refused_as_are_margins_
     images[0][ids] = [images[0][ids][0].replace("@10@", "@11@")]
     with pytest.raises(SystemExit, match="holds images of several UTM zones"):
         import_checkpoint(tmp_path, network, classifiers_of(groups, 1280), (groups, images), name)
+
+
+def test_a_class_that_is_repeated_without_end_is_refused(tmp_path):
+    group = [(550000, 4180000)] * 1000
+    torch.save(([group] * 1000, {}), tmp_path / "x_M20_N2_mipc2.torch")
+    with pytest.raises(ValueError, match=r"x_M20_N2_mipc2\.torch is no order of classes"):
+        read_published_classes(tmp_path / "x_M20_N2_mipc2.torch")

@@ -2,11 +2,10 @@ import gc
 import weakref
 from functools import partial
 
-import pytest
 import torch
 from torch import nn
 
-from progeo.engine.memory import explaining_out_of_memory, parameter_bytes, saved_bytes
+from progeo.engine.memory import parameter_bytes, saved_bytes
 
 
 def test_what_a_network_keeps_for_its_gradient_is_counted_once_and_without_its_weights():
@@ -30,13 +29,3 @@ def test_frozen_layers_are_not_among_the_trained():
     network[0].requires_grad_(False)
     assert parameter_bytes(network) == 4 * (10 * 20 + 20 + 20 * 5 + 5)
     assert parameter_bytes(network, trained_only=True) == 4 * (20 * 5 + 5)
-
-
-def test_out_of_memory_ends_with_the_advice():
-    with pytest.raises(MemoryError, match=r"^Out of memory\. Less\. \(.*allocate"), explaining_out_of_memory("Less."):
-        torch.empty(2**55)
-
-
-def test_other_failures_are_left_alone():
-    with pytest.raises(RuntimeError, match="shapes cannot be"), explaining_out_of_memory("Less."):
-        torch.ones(2, 3) @ torch.ones(2, 3)

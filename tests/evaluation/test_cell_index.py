@@ -165,4 +165,4 @@ def test_a_stored_index_of_fewer_classes_is_not_taken(city, tmp_path):
         opened = open_cell_index(rows, labels, cells, queries[:, :4], probes=count, folder=tmp_path / "indexes")
         neighbors, _ = opened.search(queries, 5)
         assert neighbors.rows.tolist() == nearest_neighbors(rows.parts(), queries, 5).rows.tolist()
-    assert len(list((tmp_path / "indexes").iterdir())) == 2
+    assert len(list((tmp_path / "indexes").glob("*.faiss"))) == 2

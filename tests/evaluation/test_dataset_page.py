@@ -1,19 +1,21 @@
+import html
 import re
 
 import numpy as np
+import pytest
 
 from progeo.evaluation.dataset_page import write_dataset_page
 
 NOTHING = {"unreadable": {}, "tiny": [], "duplicates": [], "misplaced": {}}
 
 
-def page(folder, positions, **changes):
+def page(out, positions, **changes):
     sets = {
         name: {"images": len(places), "sizes": {"8 x 8": len(places)}, **NOTHING} for name, places in positions.items()
     }
     report = {"folder": "some <folder>", "sets": sets, **changes}
-    write_dataset_page(folder / "check.html", report, positions)
-    return (folder / "check.html").read_text(encoding="utf-8")
+    write_dataset_page(out / "check.html", report, positions)
+    return (out / "check.html").read_text(encoding="utf-8")
 
 
 def test_the_map_counts_every_image_and_puts_north_up(tmp_path):
@@ -56,6 +58,28 @@ def test_what_was_found_is_shown_as_text_and_nothing_is_fetched(tmp_path):
     assert "These images have no coordinates" in found
     assert "<b>" not in found
     assert not re.search(r"https?://|src=|href=", found)
+
+
+@pytest.mark.parametrize("evil", ["</script><script>alert(1)</script>", "\"' onload='alert(1)", "{{ 7 * 7 }}"])
+def test_no_text_becomes_a_part_of_the_page(tmp_path, evil):
+    def written(text):
+        found = {
+            "images": 1,
+            "sizes": {text: 1},
+            "unreadable": {text: text},
+            "tiny": [text],
+            "duplicates": [[text, text]],
+            "misplaced": {text: text},
+            "where": text,
+            "map_link": None,
+        }
+        more = {"folder": text, "queries_without_positive": [text]}
+        return page(tmp_path, {text: np.array([[500_000.0, 4_000_000]])}, sets={text: found}, **more)
+
+    tags = [re.findall(r"<[a-z]+(?: [\w-]+=\"[^\"]*\")*", written(text)) for text in (evil, "plain")]
+    assert [tag.split()[0] for tag in tags[0]] == [tag.split()[0] for tag in tags[1]]
+    assert not any("onload" in tag for tag in tags[0])
+    assert html.unescape(written(evil)).count(evil) > 10
 
 
 def test_bars_count_classes_of_so_many_images_and_the_last_takes_all_larger_ones(tmp_path):

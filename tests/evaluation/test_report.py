@@ -11,8 +11,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pyarrow as pa
 import pytest
+from classifiers import classifier_of
 from PIL import ExifTags, Image
 
+from progeo.evaluation.classification import ClassScores
 from progeo.evaluation.metrics import recall_table
 from progeo.evaluation.report import write_report
 from progeo.evaluation.retrieved import Retrieved
@@ -110,6 +112,46 @@ def test_the_page_stands_alone_and_shows_names_as_text(tmp_path):
     assert html.count("<script") == 1
     assert "<b>&'" not in html
     assert "R & <D>" in page.text
+
+
+EVIL = """</script><script>alert(1)</script><img src=x onerror=alert(1)>"' onload='alert(1)"""
+
+
+class Tags(HTMLParser):
+    """The names of all tags and attributes of a page."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.attributes = [], set()
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes |= {name for name, _ in attributes}
+
+
+@pytest.mark.parametrize("evil", [EVIL, "{{ 7 * 7 }}"])
+@pytest.mark.parametrize("by_classes", [False, True])
+def test_no_text_becomes_a_part_of_the_page(tmp_path, evil, by_classes):
+    def written(text):
+        names = [f"{text}{index}.png" for index in range(5)]
+        queries, database = catalogue(tmp_path, names[:3], [0.0, 0, 4000]), catalogue(tmp_path, names[3:], [3.0, 90])
+        rows, scores = np.tile([0, 1], (3, 1)), None
+        if by_classes:
+            classifier = classifier_of([(0, 0, 0), (20, 0, 0)], 2)
+            database = classifier.catalogue
+            scores = ClassScores(classifier, rows, np.full((3, 2), 0.5), text)
+        positives = {text: [np.array([0]), np.array([1]), np.array([], np.int64)]}
+        retrieved = Retrieved(database, queries, rows, positives, np.array([text, "", text]), classes=scores)
+        recalls = {text: recall_table(rows, positives, {text: np.arange(3)}, (1, 2))}
+        facts = {text: text, "encoder": text, "folder": text}
+        write_report(tmp_path / "report.html", retrieved, title=text, facts=facts, recalls=recalls)
+        return (tmp_path / "report.html").read_text(encoding="utf-8")
+
+    plain, found = written("plain"), written(evil)
+    assert Tags(found).tags == Tags(plain).tags
+    assert Tags(found).attributes == Tags(plain).attributes
+    assert unescape(found).count(evil) > 10  # as it is, unless it is a path of which only the name is shown
 
 
 def test_thumbnails_are_bounded(tmp_path):

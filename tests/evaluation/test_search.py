@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from progeo.evaluation.search import (
+    check_searchable,
     distances_of,
     index_neighbors,
     index_path,
@@ -17,6 +18,7 @@ from progeo.evaluation.search import (
     save_index,
 )
 from progeo.features.store import ShardedRows
+from progeo.files import file_digest
 
 
 @pytest.fixture
@@ -108,6 +110,35 @@ def test_a_damaged_index_is_refused_by_name(tmp_path):
     for read in (load_index, partial(map_index, probes=1)):
         with pytest.raises(ValueError, match=r"x.faiss is corrupt or no index"):
             read(tmp_path / "x.faiss")
+
+
+@pytest.mark.parametrize("damage", ["flipped", "without digest", "digest of another"])
+def test_a_damaged_index_of_the_cache_is_built_again_before_faiss_opens_it(database, damage):
+    queries = database.take(np.arange(5))
+    expected = index_neighbors(open_index(database, "IVF8,Flat", probes=8), queries, 10).rows.tolist()
+    file = index_path(database, "IVF8,Flat")
+    content, digest = file.read_bytes(), file.with_suffix(".sha256")
+    if damage == "flipped":
+        file.write_bytes(content[:90] + b"\xff" * 8 + content[98:])
+    elif damage == "without digest":
+        digest.unlink()
+    else:
+        digest.write_text("0" * 64)
+    assert index_neighbors(open_index(database, "IVF8,Flat", probes=8), queries, 10).rows.tolist() == expected
+    assert (file.read_bytes(), digest.read_text()) == (content, file_digest(file))
+
+
+def test_an_index_that_crashes_faiss_is_refused_by_another_process(tmp_path):
+    index = faiss.IndexHNSWFlat(4, 4)
+    index.add(np.random.default_rng(0).standard_normal((50, 4)).astype(np.float32))
+    save_index(index, tmp_path / "x.faiss")
+    check_searchable(tmp_path / "x.faiss")
+    links = faiss.vector_to_array(index.hnsw.neighbors)
+    content = (tmp_path / "x.faiss").read_bytes()
+    assert content.count(links.tobytes()) == 1
+    (tmp_path / "x.faiss").write_bytes(content.replace(links.tobytes(), b"\xff\xff\xff\x6f" * len(links)))
+    with pytest.raises(ValueError, match=r"x.faiss is corrupt or no index, a search in it fails"):
+        check_searchable(tmp_path / "x.faiss")
 
 
 def test_an_index_of_descriptors_that_changed_is_made_anew(database):

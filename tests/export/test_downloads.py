@@ -1,17 +1,21 @@
 """A server that nobody vouches for: it neither fills the disk nor holds the call, and sends nobody elsewhere."""
 
 import json
+import re
+import socket
 import struct
 import threading
 import time
 from contextlib import contextmanager, suppress
+from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
 from safetensors.torch import save
 
-from progeo.export.downloads import Limits
+from progeo.export import downloads
+from progeo.export.downloads import Limits, check_address
 from progeo.export.fetch import fetch_folder
 from progeo.files import read_json
 from progeo.models.weight_files.tensor_files import read_safetensors
@@ -74,6 +78,7 @@ def header_of(num_bytes):
 def fetch(tmp_path, monkeypatch):
     """What comes of a file, fetched from such a server; the home of what is kept is the test's own folder."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("PROGEO_INSECURE_DOWNLOADS", "1")
 
     def fetched(answer, name="model.json", limits=LIMITS):
         read = read_json if name.endswith(".json") else read_safetensors
@@ -196,3 +201,80 @@ def test_a_redirect_is_followed_and_what_comes_with_it_is_not_read(fetch):
 def test_redirects_without_end_end(fetch):
     with pytest.raises(FileNotFoundError, match=r"could not be fetched: HTTP Error 302: .* infinite loop"):
         fetch(always(redirect("/x/model.json")))
+
+
+def addresses(*found):
+    """A stand-in of `socket.getaddrinfo` that finds these addresses for any name."""
+    return lambda host, port, **_: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (each, port)) for each in found]
+
+
+@pytest.mark.parametrize(
+    ("url", "found", "sentence"),
+    [
+        (
+            "http://example.com/x",
+            ["93.184.216.34"],
+            "http://example.com/x is not encrypted: use https, or set PR",
+        ),
+        (
+            "https://example.com/x",
+            ["10.0.0.1"],
+            "10.0.0.1 is an address of this machine or of a private network: ",
+        ),
+        ("https://example.com/x", ["93.184.216.34", "127.0.0.1"], "127.0.0.1 is an address of this machine"),
+        ("https://example.com/x", ["169.254.169.254"], "169.254.169.254 is an address of this machine"),
+        ("https://example.com/x", ["::1"], "::1 is an address of this machine"),
+        ("https://example.com/x", ["fe80::1%eth0"], "fe80::1%eth0 is an address of this machine"),
+        ("https://example.com/x", ["::ffff:192.168.1.1"], "::ffff:192.168.1.1 is an address of this machine"),
+        ("file:///etc/hostname", [], "file:///etc/hostname is neither http nor https"),
+        ("ftp://example.com/x", [], "ftp://example.com/x is neither http nor https"),
+        ("https:///x", [], "https:///x is neither http nor https"),
+    ],
+)
+def test_only_encrypted_public_addresses_are_fetched(url, found, sentence, monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", addresses(*found))
+    with pytest.raises(HTTPException, match=f"^{re.escape(sentence)}"):
+        check_address(url)
+    if url.startswith("http") and found:
+        monkeypatch.setenv("PROGEO_INSECURE_DOWNLOADS", "1")
+        check_address(url)
+
+
+def test_a_public_address_is_allowed(monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", addresses("93.184.216.34", "2606:2800:220:1:248:1893:25c8:1946"))
+    check_address("https://example.com/x")
+
+
+def test_an_encoder_is_not_fetched_from_this_machine_unless_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    asked = []
+    with serving(lambda path, write: asked.append(path)) as address:
+        for url in (address, address.replace("http:", "https:")):
+            with pytest.raises(FileNotFoundError, match=r"x/model.json could not be .*PROGEO_INSECURE_DOWNLOADS=1 to"):
+                fetch_folder(f"{url}/x", {"model.json": read_json})
+    assert not asked
+
+
+def test_a_redirect_leads_to_no_private_address(fetch, monkeypatch):
+    checked = []
+
+    def check(url):
+        checked.append(url)
+        if url.endswith("elsewhere"):
+            raise HTTPException(f"{url} is private")
+
+    monkeypatch.setattr(downloads, "check_address", check)
+    with pytest.raises(FileNotFoundError, match=r"could not be fetched: it is redirected, and http.*e is private"):
+        fetch(always(redirect("/elsewhere")))
+    assert len(checked) == 2
+
+
+def test_a_host_that_moves_to_a_private_address_meanwhile_is_left(monkeypatch):
+    class Socket:
+        def getpeername(self):
+            return "127.0.0.1", 443
+
+    connection = downloads._PublicConnection("example.com")
+    monkeypatch.setattr(downloads.HTTPSConnection, "connect", lambda self: setattr(self, "sock", Socket()))
+    with pytest.raises(HTTPException, match=r"127\.0\.0\.1 is an address of this machine"):
+        connection.connect()

@@ -133,8 +133,10 @@ def test_an_export_that_fails_leaves_nothing_and_can_be_tried_again(run, there, 
     before = names(tmp_path)
     description = run[0] / "best/model.json"
     text = description.read_text()
-    description.write_text(text.replace('"recalls": {}', '"recalls": {"val R@1": "high"}'))  # which no card can round
-    with pytest.raises(SystemExit, match="error: Unknown format code"):
+    description.write_text(text.replace('"recalls": {}', '"recalls": {"val R@1": "high"}'))
+    with pytest.raises(
+        SystemExit, match=r"best/model.json is not as progeo writes it: expected float, got .* in recalls"
+    ):
         main(["export", str(run[0]), "--out", str(target)])
     assert names(tmp_path) == before
     assert not there or names(target) == there

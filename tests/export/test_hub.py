@@ -28,6 +28,12 @@ def saved(tmp_path):
     return save_encoder(tmp_path / "my_encoder", encoder, provenance={}, recalls={}), encoder
 
 
+@pytest.fixture(autouse=True)
+def insecure_downloads(monkeypatch):
+    """Allow downloads from the servers of the tests, on this machine."""
+    monkeypatch.setenv("PROGEO_INSECURE_DOWNLOADS", "1")
+
+
 @contextmanager
 def serving(handler):
     """The URL of a server on this machine."""

@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -230,8 +229,8 @@ def test_a_description_that_no_encoder_can_have_is_refused_by_name_and_value(sav
     description = json.loads((folder / "model.json").read_text())
     description["encoder"][name] = value
     (folder / "model.json").write_text(json.dumps(description))
-    sentence = f"model.json is not the metadata of an encoder: The {name} of an encoder cannot be {value!r}."
-    with pytest.raises(ValueError, match=re.escape(sentence)):
+    sentence = rf"model.json is not the metadata of an encoder: expected .*, got .* in {name}(\[\d\])?\.$"
+    with pytest.raises(ValueError, match=sentence):
         progeo.load_encoder(folder)
 
 
@@ -294,7 +293,7 @@ def test_the_family_of_an_encoder_of_format_2_is_found_by_its_architecture(tmp_p
     ("changes", "sentence"),
     [
         ({"architecture": "nothing"}, "The family open_clip has no architecture 'nothing'"),
-        ({"align_corners": "false"}, "The interpolation of an encoder cannot be 'false'"),
+        ({"align_corners": "false"}, "expected one of .*, got 'false' in interpolation"),
     ],
 )
 def test_what_an_encoder_of_format_2_cannot_be_is_refused_by_name(changes, sentence, tmp_path):
@@ -316,9 +315,7 @@ def test_names_in_a_received_folder_do_not_reach_the_screen_as_they_are(saved):
     description = json.loads((folder / "model.json").read_text())
     description["encoder"]["a\x1b[31m"] = 1
     (folder / "model.json").write_text(json.dumps(description))
-    with pytest.raises(
-        ValueError, match=r"model\.json is not the metadata of an encoder: An encoder has no a\?\[31m; "
-    ):
+    with pytest.raises(ValueError, match=r"model\.json is not the metadata of an encoder: unknown 'a\\x1b\[31m'; its"):
         progeo.load_encoder(folder)
     (folder / "model.json").write_text("[" * 100_000)
     with pytest.raises(ValueError, match=r"model\.json is not a JSON file: .*recursion"):

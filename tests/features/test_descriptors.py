@@ -196,3 +196,13 @@ def test_the_encoder_of_a_place_index_of_format_2_is_known_again(name, monkeypat
     for changed in ({"pooling": "mean"}, {"align_corners": not spec["align_corners"]}, {"image_size": [96, 96]}):
         assert not is_metadata_of({**stored, "encoder": stored["encoder"] | changed}, encoder)
     assert not is_metadata_of(stored | {"weights": "0"}, encoder)
+
+
+def test_an_encoder_that_memory_does_not_hold_twice_is_not_taken_for_another(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    encoder = build_encoder("tiny-vit", "random", 32).eval()
+    monkeypatch.setattr("progeo.features.descriptors.restore_encoder", fail)
+    with pytest.raises(MemoryError, match=r"^Out of memory\. An encoder and its copy must fit in memory\."):
+        descriptor_metadata(encoder)

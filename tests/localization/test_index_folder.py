@@ -161,51 +161,55 @@ CALIBRATION = {
     "num_correct": 20,
     "error": 0.1,
 }
-NAME = r"must be the name of a file in its folder, such as places_200.faiss, got "
+NAME = r"index.json is not as progeo writes it: expected str matching regex .*places_.*, got {} in faiss_file"
+CATALOGUE = r"expected str matching regex .*catalogue_"
+SIDES = r"expected .*, got .* in image_size"
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"faiss_file": "../outside.faiss"}, rf"faiss_file in .*index.json {NAME}'../outside.faiss'"),
-        ({"faiss_file": "/tmp/places_1.faiss"}, NAME),
-        ({"faiss_file": "..\\places_1.faiss"}, NAME),
-        ({"faiss_file": "places_1.faiss\n"}, NAME),
-        ({"faiss_file": "places_../../1.faiss"}, NAME),
-        ({"faiss_file": "index.json"}, NAME),
-        ({"faiss_file": None}, NAME),
-        ({"catalogue_file": "../catalogue_1.arrow"}, "such as catalogue_200.arrow, got '../catalogue_1.arrow'"),
-        ({"catalogue_file": "places_1.faiss"}, "such as catalogue_200.arrow"),
-        ({"catalogue_file": ["catalogue_1.arrow"]}, "such as catalogue_200.arrow"),
+        ({"faiss_file": "../outside.faiss"}, NAME.format("'../outside.faiss'")),
+        ({"faiss_file": "/tmp/places_1.faiss"}, NAME.format("'/tmp/places_1.faiss'")),
+        ({"faiss_file": "..\\places_1.faiss"}, NAME.format(".*")),
+        ({"faiss_file": "places_1.faiss\n"}, NAME.format(".*")),
+        ({"faiss_file": "places_../../1.faiss"}, NAME.format(".*")),
+        ({"faiss_file": "index.json"}, NAME.format("'index.json'")),
+        ({"faiss_file": None}, "expected str, got None in faiss_file"),
+        ({"catalogue_file": "../catalogue_1.arrow"}, CATALOGUE),
+        ({"catalogue_file": "places_1.faiss"}, CATALOGUE),
+        ({"catalogue_file": ["catalogue_1.arrow"]}, r"expected str, got \['catalogue_1.arrow'\] in catalogue_file"),
         ({"faiss_file": "places_7.faiss"}, "places_7.faiss is missing: put it back, or build the index anew"),
-        ({"new_field": 1}, "index.json has the unknown fields new_field: was"),
-        ({"image_size": ...}, "index.json lacks image_size: put the file back"),
-        ({"image_size": [48]}, r"image_size in .* must be height and width in pixels, got \[48\]"),
-        ({"image_size": "48"}, "must be height and width"),
-        ({"image_size": [48, True]}, "must be height and width"),
-        ({"probes": 0}, "probes in .* must be a whole number from 1, got 0"),
-        ({"probes": 10**400}, "probes in .* must be a whole number from 1"),
-        ({"images": "3"}, "images in .* must be a whole number"),
+        ({"new_field": 1}, "index.json is not as progeo writes it: unknown 'new_field'; its fields are kind"),
+        ({"image_size": ...}, "missing the field image_size. Put the file back, or build"),
+        ({"image_size": [48]}, r"expected array of length 2, got \[48\] in image_size"),
+        ({"image_size": "48"}, SIDES),
+        ({"image_size": [48, True]}, r"expected int, got True in image_size\[1\]"),
+        ({"probes": 0}, "expected int >= 1, got 0 in probes"),
+        ({"probes": 10**400}, "expected int <= 2147483647, got 1000.* in probes"),
+        ({"images": "3"}, "expected int, got '3' in images"),
         ({"images": 4}, "do not belong together: 4 images .* 3 in catalogue_"),
-        ({"kind": None}, "kind in .* must be a text"),
-        ({"encoder": []}, "encoder in .* must be the fingerprint of an encoder"),
+        ({"kind": None}, "expected str, got None in kind"),
+        ({"encoder": []}, r"expected object, got \[\] in encoder"),
         ({"encoder": {}}, "was not built with the encoder in"),
-        ({"query_preprocessing": "maj_voting"}, "query_preprocessing in .* must be one of hard_resize"),
-        ({"database_preprocessing": ["native"]}, "must be one of hard_resize"),
-        ({"generation": -1}, "generation in .* must be a whole number from 0"),
+        ({"query_preprocessing": "maj_voting"}, "one of hard_resize, .*, got 'maj_voting' in query_preprocessing"),
+        ({"database_preprocessing": ["native"]}, r"one of hard_resize, .*, got \['native'\] in database_preprocessing"),
+        ({"generation": -1}, "expected int >= 0, got -1 in generation"),
         ({"format": 2}, "index.json is not a place index in format 1"),
-        ({"calibration": []}, "calibration in .* must be null or a calibration"),
+        ({"calibration": []}, r"index.json .* expected .*Calibration, got \[\] in calibration"),
+        ({"calibration": {}}, "calibration in .*index.json .* missing the field radius_m. Set calibration to null"),
         (
-            {"calibration": {}},
-            "index.json: The fields of a calibration are .*; got none. Set calibration to null",
+            {"calibration": {**CALIBRATION, "slope": 1}},
+            "unknown 'slope'; its fields are radius_m, .*. Set calibration to null",
         ),
-        ({"calibration": {**CALIBRATION, "weights": None}}, "The weights of a calibration cannot be None"),
-        ({"calibration": {**CALIBRATION, "weights": [1, 2]}}, r"The weights of a calibration cannot be \[1, 2\]"),
-        ({"calibration": {**CALIBRATION, "means": [0, float("nan")]}}, "The means of a calibration cannot be"),
-        ({"calibration": {**CALIBRATION, "stds": [1, 0]}}, "The stds of a calibration cannot be"),
-        ({"calibration": {**CALIBRATION, "radius_m": float("inf")}}, "The radius_m of a calibration cannot be inf"),
-        ({"calibration": {**CALIBRATION, "error": 10**400}}, "The error of a calibration cannot be"),
-        ({"calibration": {**CALIBRATION, "num_correct": "20"}}, "The num_correct of a calibration cannot be '20'"),
+        ({"calibration": {**CALIBRATION, "weights": None}}, "expected array, got None in weights"),
+        ({"calibration": {**CALIBRATION, "weights": [1, 2]}}, r"expected array of length 3, got \[1, 2\] in weights"),
+        ({"calibration": {**CALIBRATION, "means": [0, float("nan")]}}, r"got nan in means\[1\]"),
+        ({"calibration": {**CALIBRATION, "stds": [1, 0]}}, r"expected float > 0.0, got 0 in stds\[1\]"),
+        ({"calibration": {**CALIBRATION, "radius_m": float("inf")}}, "got inf in radius_m"),
+        ({"calibration": {**CALIBRATION, "error": 10**400}}, "number out of range, got 1000.* in error"),
+        ({"calibration": {**CALIBRATION, "num_correct": "20"}}, "expected int, got '20' in num_correct"),
+        ({"digests": {"places": 3}}, "expected str, got .* in digests"),
     ],
 )
 def test_invalid_metadata_is_refused_by_name(changes, words, folder):
@@ -237,9 +241,24 @@ def test_a_link_out_of_the_folder_is_refused(name, folder, tmp_path):
         open_place_index(folder)
 
 
+def without_digests(folder):
+    """Make the index one of an earlier version."""
+    values = json.loads((folder / "index.json").read_text())
+    values.pop("digests")
+    (folder / "index.json").write_text(json.dumps(values))
+
+
+def test_an_index_without_digests_is_opened(folder):
+    without_digests(folder)
+    assert contents(folder) == expected(a=3)
+
+
+@pytest.mark.parametrize("has_digests", [True, False])
 @pytest.mark.parametrize("name", ["faiss_file", "catalogue_file"])
-def test_a_damaged_file_is_refused_by_name(name, folder):
+def test_a_damaged_file_is_refused_by_name(name, has_digests, folder):
     file = folder / json.loads((folder / "index.json").read_text())[name]
+    if not has_digests:
+        without_digests(folder)
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(ValueError, match=file.name):
         open_place_index(folder)
@@ -247,7 +266,11 @@ def test_a_damaged_file_is_refused_by_name(name, folder):
 
 def test_a_catalogue_of_something_else_is_refused_by_name(folder):
     file = folder / json.loads((folder / "index.json").read_text())["catalogue_file"]
-    Catalogue(folder, pa.table({"path": pa.array(["a", "b", "c"], pa.large_string())})).save(file)
+    catalogue = open_catalogue(file, folder)
+    Catalogue(folder, catalogue.table.drop_columns("latitude")).save(file)
+    with pytest.raises(ValueError, match=f"{file.name} is corrupt: index.json has the digest of other content. Put"):
+        open_place_index(folder)
+    without_digests(folder)
     with pytest.raises(ValueError, match=f"{file.name} is no catalogue of a place index, it should have path, east"):
         open_place_index(folder)
 
@@ -262,7 +285,7 @@ def test_an_index_that_somebody_sent_leads_no_command_to_other_files(folder, tmp
         before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
         kept = (folder / "index.json").read_bytes()
         (folder / "sent.json").replace(folder / "index.json")
-        with pytest.raises(SystemExit, match=r"index\.json must be the name of a file in its folder"):
+        with pytest.raises(SystemExit, match=r"index\.json is not as progeo writes it: expected str matching regex"):
             main(["index", "add", "--index", str(folder), "--folder", str(tmp_path)])
         assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
         (folder / "index.json").write_bytes(kept)

@@ -63,6 +63,22 @@ def test_five_crops_are_the_corners_and_the_middle():
     assert right == pytest.approx([126, 255, 126, 255, 190], abs=2)
 
 
+@pytest.mark.parametrize(
+    ("kind", "own", "size"),
+    [
+        ("native", (8192, 8193), (224, 224)),
+        ("single_query", (2000, 40), (1200, 1200)),
+        ("larger_query", (40, 2000), (32, 1200)),
+        ("central_crop", (40, 2000), (1200, 1200)),
+        ("five_crops", (40, 2000), (1200, 1200)),
+    ],
+)
+def test_an_image_that_would_be_too_large_for_a_network_is_refused_before_it_is_resized(kind, own, size):
+    image = torch.zeros(1, 1, 1, dtype=torch.uint8).expand(3, *own)
+    with pytest.raises(ValueError, match=r"pixels, as a network would get it, are more than 67,108,864"):
+        preprocess_image(image, kind, size)
+
+
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("hard_resize", "native")])
 @pytest.mark.parametrize("own", [(1, 65_000), (65_000, 1), (1, 51), (102, 2)])
 def test_an_image_that_is_too_thin_to_keep_its_aspect_is_refused(kind, own):

@@ -310,6 +310,38 @@ def test_a_list_of_windows_is_read_where_its_paths_lie_there(tmp_path):
     assert catalogue.table["path"].to_pylist() == [f"odd\\{name(3)}"]
 
 
+@pytest.mark.parametrize("indexed", [False, True])
+def test_paths_that_lead_out_of_the_folder_are_said(tmp_path, caplog, indexed):
+    caplog.set_level("INFO")
+    inside = ["@1@2@.jpg", "a..b/@1@2@.jpg", f"{tmp_path / 'set'}/@1@2@.jpg", "...@1@2@.jpg"]
+    outside = ["../@1@2@.jpg", "/etc/@1@2@.jpg", "a/../../b/@1@2@.jpg", f"{tmp_path}/sets/@1@2@.jpg"]
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/@1@2@.jpg").touch()
+    for paths in (inside, inside + outside):
+        caplog.clear()
+        if indexed:
+            columns = {name: np.zeros(len(paths)) for name in ("east", "north", "zone", "heading")}
+            Catalogue(tmp_path / "set", pa.table({"path": pa.array(paths, pa.large_string()), **columns})).save(
+                tmp_path / "set.arrow"
+            )
+        else:
+            (tmp_path / "set_images_paths.txt").write_text("\n".join(paths))
+        read_catalogue(tmp_path / "set", positions="ignored")
+        said = [record.getMessage() for record in caplog.records]
+        lead = f"4 of 8 paths of {tmp_path}/set lead out of {tmp_path}/set, the first is ../@1@2@.jpg"
+        assert said == ([] if paths == inside else [lead])
+
+
+def test_a_catalogue_of_images_elsewhere_says_where_they_lie(tmp_path, caplog):
+    caplog.set_level("INFO")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/@1@2@.jpg").touch()
+    index_catalogue(tmp_path / "photos", tmp_path / "set")
+    read_catalogue(tmp_path / "set")
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [f"the images of {tmp_path}/set lie in {tmp_path}/photos"]
+
+
 def test_a_list_that_is_not_utf_8_is_named(tmp_path):
     touch(tmp_path / "train", name(1))
     (tmp_path / "train_images_paths.txt").write_bytes(f"{name(1)}\n".encode() + b"caf\xe9.jpg\n")

@@ -46,6 +46,8 @@ def test_absent_fields_are_absent_and_folders_are_not_read(name, east, heading):
         ("@x@2@.jpg", ["field 1 (east)", "got 'x'"]),
         ("@1@nan@@.jpg", ["field 2 (north)", "got 'nan'"]),
         ("@1@inf@@.jpg", ["field 2 (north)", "got 'inf'"]),
+        ("a/@1e18@2@.jpg", ["'a/@1e18@2@.jpg'", "field 1 (east)", "a number of meters, at most 10^8, got '1e18'"]),
+        ("@1@-1e300@.jpg", ["field 2 (north)", "got '-1e300'"]),
         ("a/@1@b@.jpg", ["'a/@1@b@.jpg'", "field 2 (north)", "got 'b'"]),  # the path from the folder
         (
             "front@0001@.jpg",
@@ -91,6 +93,7 @@ def test_a_name_outside_the_convention_is_refused_with_file_field_and_expectatio
         ("inf", 0, np.nan),
         ("-Infinity", 0, np.nan),
         ("1e999", 0, np.nan),
+        ("-1e300", 0, np.nan),
         ("nan", 0, np.nan),
         ("\u0663", 0, np.nan),  # a digit, but not of ours
         ('"10', 0, np.nan),

@@ -3,9 +3,12 @@ import json
 import shutil
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from progeo.cli import main
+from progeo.models.vocabulary import NearestWords
+from progeo.training import prompt_words
 
 
 @pytest.fixture
@@ -36,6 +39,16 @@ def test_every_vector_of_every_class_gets_its_words_on_screen_and_in_a_csv(stage
     assert f"class {','.join(map(str, ids[0].tolist()))} of group 1" in shown
     assert f"  vector 1: {first['word']} {float(first['distance']):.3f}"[:-1] in shown
     assert str(stage_1 / "prompts.csv") in shown
+
+
+def test_words_that_a_spreadsheet_would_run_are_quoted_on_request(stage_1, tmp_path, monkeypatch):
+    def nearest(clip, vectors, count):
+        return NearestWords([["=", "-", "a"]] * len(vectors), torch.zeros(len(vectors), 3))
+
+    monkeypatch.setattr(prompt_words, "nearest_words", nearest)
+    for words, more in ((["=", "-", "a"], []), (["'=", "'-", "a"], ["--spreadsheet_safe"])):
+        show(stage_1.parent, "--out", tmp_path / "words.csv", *more)
+        assert [row["word"] for row in rows_of(tmp_path / "words.csv")][:3] == words
 
 
 def test_a_class_is_found_by_any_point_in_its_cell(stage_1, tmp_path):

@@ -11,6 +11,7 @@ from progeo.engine.accelerator import start_accelerator
 from progeo.engine.checkpoint import finished_checkpoints, load_checkpoint, save_checkpoint
 from progeo.engine.loop import LossNotFinite
 from progeo.engine.run_folder import RunFolder
+from progeo.training import trainer as trainer_module
 from progeo.training.options import TrainerOptions
 from progeo.training.task import Measures, Task
 from progeo.training.trainer import Trainer, check_checkpoints
@@ -241,6 +242,16 @@ def test_a_skipped_step_changes_neither_batch_norm_nor_average_and_is_counted(bu
     (terms,) = trained(trainer)
     assert terms["skipped"] == 1
     assert trainer.averaged.n_averaged == trainer.task.model["norm"].num_batches_tracked == STEPS - 1
+
+
+def test_steps_that_are_skipped_in_a_row_end_the_training(build, monkeypatch):
+    monkeypatch.setattr(trainer_module, "MAX_SKIPPED_IN_A_ROW", STEPS + 1)  # over the end of an epoch
+    spoiled = range(2, STEPS + 3)
+    with pytest.raises(LossNotFinite, match=rf"^toy, epoch 2, step 2: {STEPS + 1} steps in a row had a loss") as caught:
+        trained(build(spoiled=spoiled, skip_not_finite=True))
+    assert "checkpoint is" in str(caught.value)
+    with_a_good_one = [step for step in range(2, 2 * STEPS + 1) if step != STEPS + 1]
+    trained(build("other", spoiled=with_a_good_one, skip_not_finite=True, epochs=2))
 
 
 def test_a_loss_that_is_not_finite_names_the_step_and_the_newest_checkpoint(build):

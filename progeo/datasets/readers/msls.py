@@ -10,7 +10,9 @@ import pyarrow.csv as pa_csv
 import utm
 
 from progeo.places.catalogue import Catalogue
+from progeo.places.coordinates import check_numbers
 from progeo.places.positives import positives_within
+from progeo.printable import first_line
 
 SUBTASKS = ("all", "s2w", "w2s", "o2n", "n2o", "d2n", "n2d")
 """Columns of subtask_index.csv: all, summer to winter, old to new, day to night, and their reverses."""
@@ -107,9 +109,11 @@ def _side(root: Path, folder: Path, subtask: str | None) -> pa.Table:
             "time": raw["captured_at"],
         }
     ).filter(counts)
-    wrong = ~(np.isfinite(table["east"].to_numpy()) & np.isfinite(table["north"].to_numpy()))
-    if wrong.any():
-        raise ValueError(f"{folder / 'postprocessed.csv'}: {table['path'][int(wrong.argmax())]} has no position.")
+    east, north = table["east"].to_numpy(), table["north"].to_numpy()
+    absent = np.isnan(east + north)
+    if absent.any():
+        raise ValueError(f"{folder / 'postprocessed.csv'}: {table['path'][int(absent.argmax())]} has no position.")
+    check_numbers(lambda row: f"{folder / 'postprocessed.csv'}: {table['path'][row]}", east=east, north=north)
     return table
 
 
@@ -123,10 +127,13 @@ def _read(file: Path, columns: Mapping[str, pa.DataType]) -> pa.Table:
     types = {"key": pa.string(), **columns}
     try:
         table = pa_csv.read_csv(file, convert_options=pa_csv.ConvertOptions(column_types=types))
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{file} cannot be read: {error}.") from None
-    if missing := types.keys() - {*table.column_names}:
-        raise ValueError(f"{file} has no column {', '.join(sorted(missing))}; it has {', '.join(table.column_names)}.")
+        held = table.column_names
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} cannot be read: {first_line(error)}.") from None
+    if twice := [name for name in types if held.count(name) > 1]:
+        raise ValueError(f"{file} has {held.count(twice[0])} columns {twice[0]}: remove all but one of them.")
+    if missing := types.keys() - {*held}:
+        raise ValueError(f"{file} has no column {', '.join(sorted(missing))}; it has {', '.join(held)}.")
     known: dict[str, pa.ChunkedArray] = {}
     for name, kind in types.items():
         known[name] = pc.fill_null(table[name], np.nan) if pa.types.is_floating(kind) else table[name]

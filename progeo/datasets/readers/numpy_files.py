@@ -4,7 +4,8 @@ import io
 import math
 import pickle
 import re
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -12,8 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.lib.format as npy
 
+from progeo.printable import first_line
+
 _MAX_VALUES = 2**22
 """Maximum number of values in all lists, or the file size if larger: a pickle can repeat a list many times."""
+_MAX_UNPACKED, _UNPACKED_PER_BYTE = 2**26, 64
+"""Maximum number of bytes of the arrays in an .npz file: in all, or for each byte of the file if that is more."""
 _DISPATCH = pickle._Unpickler.dispatch
 _EXCLUDED = b"".join(
     (
@@ -41,10 +46,27 @@ def load_array(file: Path) -> np.ndarray:
     try:
         return _decoded(content)
     except Exception as error:  # invalid files raise many kinds of errors
-        reason = str(error) if content else "the file is empty"
+        reason = first_line(error) if content else "the file is empty"
         if isinstance(error, (KeyError, EOFError)):  # an opcode that is not admitted, or end of file
             reason = "it is truncated, or holds something else than arrays and lists of numbers and texts"
-        raise ValueError(f"{file} cannot be read: {reason.rstrip('.')}. Is the download complete?") from None
+        raise ValueError(f"{file} cannot be read: {reason}. Is the download complete?") from None
+
+
+def load_archive(file: Path, names: Collection[str]) -> dict[str, np.ndarray]:
+    """Read arrays of an .npz file by their names, those that it has.
+
+    Raises:
+        ValueError: the file is not an .npz file, is corrupt, or holds other objects.
+    """
+    most = max(_MAX_UNPACKED, _UNPACKED_PER_BYTE * file.stat().st_size)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            found = [entry for entry in archive.infolist() if entry.filename.removesuffix(".npy") in names]
+            if (size := sum(entry.file_size for entry in found)) > most:
+                raise ValueError(f"its arrays would take {size:,} bytes")
+            return {entry.filename.removesuffix(".npy"): _decoded(archive.read(entry)) for entry in found}
+    except Exception as error:  # invalid files raise many kinds of errors
+        raise ValueError(f"{file} cannot be read: {first_line(error)}.") from None
 
 
 def integers_of(value: Any) -> np.ndarray | None:
@@ -77,6 +99,12 @@ def _decoded(content: bytes) -> np.ndarray:
     if stored < needed:
         raise ValueError(f"it ends after {stored:,} of {needed:,} bytes")
     values = np.frombuffer(content, dtype, math.prod(shape), stream.tell()) if needed else np.empty(0, dtype)
+    return _shaped(values, shape, fortran)
+
+
+def _shaped(values: np.ndarray, shape: Sequence[int], fortran: bool) -> np.ndarray:
+    if max(shape, default=0) > max(_MAX_VALUES, values.size):  # lines without values, which would be visited one by one
+        raise ValueError(f"it holds {values.size:,} values for the shape {shape}")
     return values.reshape(shape, order="F" if fortran else "C")
 
 
@@ -107,7 +135,7 @@ class _Array:
             values = _of_objects(content)
         else:
             values = np.frombuffer(_bytes(content), kind.dtype) if len(content) else np.empty(0, kind.dtype)
-        self.values = values.reshape(shape, order="F" if fortran else "C")
+        self.values = _shaped(values, shape, fortran)
 
     def elements(self) -> list[Any]:
         return self.values.ravel().tolist()

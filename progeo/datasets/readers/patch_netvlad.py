@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from progeo.datasets.readers.ground_truth import build_sides
+from progeo.datasets.readers.numpy_files import load_archive
 from progeo.places.catalogue import Catalogue
+from progeo.places.coordinates import MAX_NUMBER, check_numbers
 from progeo.places.positives import positives_within
 
 _POSITIONS = {"database": "utmDb", "queries": "utmQ"}
 _FOLDER = "dataset_gt_files"
-_USUAL_RADIUS_M = 25
+_RADIUS, _USUAL_RADIUS_M = "posDistThr", 25
 
 
 def read_patch_netvlad(files: Mapping[str, Path], images: Path) -> dict[str, Catalogue]:
@@ -31,12 +33,13 @@ def read_patch_netvlad(files: Mapping[str, Path], images: Path) -> dict[str, Cat
     """
     names = {side: _names(file) for side, file in files.items()}
     positions = _positions_file(files["database"])
-    try:
-        with np.load(positions, allow_pickle=False) as arrays:
-            utm = {side: np.asarray(arrays[key], np.float64) for side, key in _POSITIONS.items()}
-            radius = float(arrays["posDistThr"].ravel()[0]) if "posDistThr" in arrays else None
-    except Exception as error:  # invalid or truncated files raise many kinds of errors
-        raise ValueError(f"{positions} must hold numbers utmQ and utmDb, but cannot be read: {error}.") from None
+    arrays = load_archive(positions, {*_POSITIONS.values(), _RADIUS})
+    if missing := [key for key in _POSITIONS.values() if key not in arrays]:
+        raise ValueError(f"{positions} must hold numbers utmQ and utmDb, it has no {missing[0]}.")
+    if any(values.dtype.kind not in "biuf" for values in arrays.values()):
+        raise ValueError(f"{positions} must hold numbers utmQ, utmDb and {_RADIUS}.")
+    utm = {side: arrays[key].astype(np.float64) for side, key in _POSITIONS.items()}
+    radius = float(next(iter(arrays.get(_RADIUS, np.array([])).ravel()), _USUAL_RADIUS_M))
     for side, values in utm.items():
         if values.shape == (2, len(names[side])) and len(names[side]) != 2:
             utm[side] = values.T
@@ -45,8 +48,11 @@ def read_patch_netvlad(files: Mapping[str, Path], images: Path) -> dict[str, Cat
                 f"{positions} must hold east and north of the {len(names[side])} images in {files[side].name}, it has "
                 f"an array of the shape {values.shape}."
             )
+        check_numbers(lambda row: f"{positions}: row {row + 1}", east=utm[side][:, 0], north=utm[side][:, 1])
     positives = None
-    if radius is not None and radius != _USUAL_RADIUS_M:
+    if not 0 < radius <= MAX_NUMBER:
+        raise ValueError(f"{positions}: {_RADIUS} must be a positive number of meters, got {radius}.")
+    if radius != _USUAL_RADIUS_M:
         positives = positives_within(utm["database"], utm["queries"], radius)
     return build_sides(images, names, utm_m=utm, positives=positives)
 

@@ -11,8 +11,11 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
 
 from progeo.files import read_json
+from progeo.printable import first_line, printable
 
 _DELIMITERS = (",", ";", "\t")
+_MIN_MEMORY, _MEMORY_PER_BYTE = 2**30, 64
+"""Memory that a Parquet file may take when it is read, in bytes: at least, and for each byte of the file."""
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -37,13 +40,11 @@ def read_columns(file: Path, texts: Set[str]) -> pa.Table:
         if file.suffix.lower() in (".csv", ".tsv"):
             return _read_csv(file, texts)
         if file.suffix.lower() == ".parquet":
-            return pa_parquet.read_table(file)
-    except UnicodeDecodeError:
-        raise ValueError(f"{file} is not UTF-8: save it again, as CSV in UTF-8.") from None
-    except (pa.ArrowInvalid, csv.Error) as error:
-        if "invalid UTF8" in str(error):
+            return _read_parquet(file)
+    except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError, csv.Error) as error:
+        if isinstance(error, UnicodeDecodeError) or "invalid utf8" in str(error).lower():
             raise ValueError(f"{file} is not UTF-8: save it again, as CSV in UTF-8.") from None
-        raise ValueError(f"{file} cannot be read: {error}.") from None
+        raise ValueError(f"{file} cannot be read: {first_line(error)}.") from None
     if file.suffix.lower() == ".geojson":
         return _read_geojson(file)
     raise ValueError(f"{file}: a table is a .csv, .tsv, .parquet or .geojson file.")
@@ -75,6 +76,46 @@ def _read_csv(file: Path, texts: Set[str]) -> pa.Table:
     return pa.table(columns, table.column_names)
 
 
+def _read_parquet(file: Path) -> pa.Table:
+    """Read a table with its texts in dictionaries until their size is known: a small file can repeat a text endlessly.
+
+    Columns of lists and structs are skipped. The metadata of single column chunks are not asked for, since pyarrow
+    aborts the process where they are damaged.
+
+    Raises:
+        MemoryError: the table takes far more memory than the size of the file suggests.
+    """
+    with pa_parquet.ParquetFile(file) as opened:
+        names = [field.name for field in opened.schema_arrow if not pa.types.is_nested(field.type)]
+        columns = [opened.schema.column(index) for index in range(len(opened.schema))]
+        groups = [opened.metadata.row_group(number) for number in range(opened.num_row_groups)]
+    row_size = sum(max(8, column.length) for column in columns)
+    _check_memory(sum(max(row_size * group.num_rows, group.total_byte_size) for group in groups), file)
+    texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
+    with pa_parquet.ParquetFile(file, read_dictionary=texts) as opened:
+        table = opened.read(names)
+    is_text = [pa.types.is_dictionary(column.type) for column in table.columns]
+    held = [chunk for column, is_ in zip(table.columns, is_text, strict=True) if is_ for chunk in column.chunks]
+    _check_memory(sum(map(_decoded_size, held)), file)
+    decoded = [
+        column.cast(column.type.value_type) if is_ else column
+        for column, is_ in zip(table.columns, is_text, strict=True)
+    ]
+    table = pa.table(decoded, table.column_names)
+    table.validate(full=True)  # texts of a Parquet file may be no UTF-8
+    return table
+
+
+def _decoded_size(texts: pa.DictionaryArray) -> int:
+    """Compute the number of bytes of texts in a dictionary, each counted as often as it is used."""
+    return pc.sum(pc.binary_length(texts.dictionary).cast(pa.int64()).take(texts.indices)).as_py() or 0
+
+
+def _check_memory(needed: int, file: Path) -> None:
+    if needed > max(_MIN_MEMORY, _MEMORY_PER_BYTE * file.stat().st_size):
+        raise MemoryError(f"it would take {needed:,} bytes of memory, far more than a table of this size should")
+
+
 def _is_filled(column: pa.ChunkedArray) -> pa.ChunkedArray:
     texts = pc.utf8_trim_whitespace(column.cast(pa.large_string()))
     return pc.fill_null(pc.not_equal(texts, ""), False)
@@ -98,9 +139,10 @@ def _read_geojson(file: Path) -> pa.Table:
         except (KeyError, TypeError, ValueError, OverflowError):
             raise ValueError(f"{file}: feature {number} must be a Point with a longitude and a latitude.") from None
         if kind != "Point":
-            raise ValueError(f"{file}: feature {number} must be a Point, got {kind}.")
+            raise ValueError(f"{file}: feature {number} must be a Point, got {printable(str(kind))}.")
     names = dict.fromkeys(name for row in rows for name in row)
     try:
         return pa.table({name: [row.get(name) for row in rows] for name in names})
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise ValueError(f"{file}: a property has values of several kinds: {error}.") from None
+    except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
+        reason = "a text is not UTF-8" if isinstance(error, UnicodeEncodeError) else first_line(error)
+        raise ValueError(f"{file}: a property has values of several kinds, or too large ones: {reason}.") from None

@@ -13,6 +13,7 @@ from progeo.datasets.readers.table_columns import ImageTable, open_table
 from progeo.places.catalogue import Catalogue, check_files
 from progeo.places.coordinates import (
     check_degrees,
+    check_numbers,
     degrees_of_utm,
     few_that_fit_no_zone,
     hemispheres,
@@ -67,17 +68,29 @@ def read_table(
         "east": positions.east,
         "north": positions.north,
         "zone": positions.zone.astype(np.int8),
-        "heading": table.numbers("heading") % 360 if table.has("heading") else np.full(len(table), np.nan),
+        "heading": _headings(table),
     }
     if np.isfinite(positions.latitude).any():
         values |= {"latitude": positions.latitude, "longitude": positions.longitude}
     values |= {name: table.texts(name) for name in ("condition", "time") if table.has(name)}
     catalogue = Catalogue(images, pa.table(values).filter(pa.array(np.isfinite(positions.east))))
-    check_files(catalogue)
+    try:
+        check_files(catalogue)
+    except OSError as error:  # a file is missing, or a name is too long for one
+        raise type(error)(f"{file}: {error}") from None
     twice = len(catalogue) - pc.count_distinct(catalogue.table["path"]).as_py()
     if twice:
         _LOGGER.warning("%s: %s rows name an image that another row names, too", file, f"{twice:,}")
     return catalogue
+
+
+def _headings(table: ImageTable) -> np.ndarray:
+    """Read the headings, float64 (N,) in 0..360, NaN where absent."""
+    if not table.has("heading"):
+        return np.full(len(table), np.nan)
+    heading = table.numbers("heading")
+    check_numbers(lambda row: f"{table.file}: {table.name(row)}", heading=heading)
+    return heading % 360
 
 
 def _from_degrees(table: ImageTable) -> _Positions:
@@ -120,6 +133,7 @@ def _refuse_swapped(table: ImageTable, latitude: np.ndarray, longitude: np.ndarr
 
 def _from_utm(table: ImageTable) -> _Positions:
     east, north = _pair(table, "east", "north")
+    check_numbers(lambda row: f"{table.file}: {table.name(row)}", east=east, north=north)
     zone, zone_letters = _zones(table, "zone", parse_zone)
     code_zone, sides = _zones(table, "epsg", parse_code)
     _refuse_zones(

@@ -42,8 +42,8 @@ from progeo.models.backbones.position_embedding import (
 from progeo.models.clip_files import read_clip_file, read_section_beside
 from progeo.models.state_dicts import check_file_fits
 from progeo.models.weight_files.checkpoints import reason_of
-from progeo.models.weight_files.printable import printable
 from progeo.models.weight_files.tensor_files import read_metadata
+from progeo.printable import printable
 
 LOGGER = logging.getLogger("progeo")
 ARCHITECTURE = "architecture"

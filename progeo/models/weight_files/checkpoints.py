@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from progeo.models.weight_files.printable import printable
 from progeo.models.weight_files.tensor_files import is_safetensors, read_safetensors
 from progeo.models.weight_files.torch_files import Stub, is_module, read_torch_file, tensors_of
+from progeo.printable import printable
 
 LOGGER = logging.getLogger("progeo")
 _PREFERRED = ("model_state_dict", "state_dict", "model")
@@ -26,6 +26,8 @@ _EXTRA = "_extra_state"
 _COUNTER = re.compile("epoch|step|iter|version|num_", re.IGNORECASE)
 """Names of counters and versions, which are not weights."""
 _DEEPEST = 4
+_MAX_REPEATED = 2**24
+"""Maximum number of bytes of a tensor that is larger than its storage."""
 _MAX_IN_LIST = 16
 _LONGEST = 200
 
@@ -146,7 +148,7 @@ def _items(value: Any) -> Mapping[Any, Any]:
 
 def _prefixes(mapping: Mapping[Any, Any], marks: Collection[str]) -> list[str]:
     """Find the prefixes before the marks in the names of a mapping; only the empty one if a mark has no prefix."""
-    names = [_WRAPPERS.sub("", name) for name, value in mapping.items() if _is_weight(name, value)]
+    names = [_WRAPPERS.sub("", name) for name, value in mapping.items() if is_weight(name, value)]
     if not set(names).isdisjoint(marks):
         return [""]
     ends = tuple(f".{mark}" for mark in marks)
@@ -189,7 +191,7 @@ def _state(mapping: Mapping[Any, Any], prefix: str, path: Path) -> tuple[dict[st
         if not bare.startswith(prefix) or ending == _COUNT or ending.endswith(_EXTRA) or _is_metadata(ending, value):
             ignored.append(_shown(name))
             continue
-        if not _is_weight(name, value) or not name.isprintable():
+        if not is_weight(name, value) or not name.isprintable():
             raise ValueError(f"{path} holds more than a state dict: {_shown(name)!r} is no named tensor.")
         if ending in state:
             raise ValueError(f"{path} holds {ending} twice: as {name}, and with another beginning or none.")
@@ -205,9 +207,15 @@ def _beside(content: Any, address: Address) -> Iterable[str]:
         content = items[name]
 
 
-def _is_weight(name: Any, value: Any) -> bool:
-    """Return whether a value is a named, dense tensor with values; sparse and meta tensors are no weights."""
-    return isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided and value.is_cpu
+def is_weight(name: Any, value: Any) -> bool:
+    """Return whether a value is a named, dense tensor with values.
+
+    Sparse and meta tensors are no weights, nor are large ones that repeat few values, which would fill the memory when
+    they are copied.
+    """
+    if not (isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided and value.is_cpu):
+        return False
+    return value.numel() * value.element_size() <= max(value.untyped_storage().nbytes(), _MAX_REPEATED)
 
 
 def _is_metadata(name: str, value: Any) -> bool:

@@ -1,13 +1,14 @@
 """Read safetensors files."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from progeo.models.weight_files.printable import printable
+from progeo.printable import printable
 
 
 def is_safetensors(path: Path) -> bool:
@@ -22,10 +23,14 @@ def is_safetensors(path: Path) -> bool:
 
 
 def read_metadata(path: Path) -> Mapping[str, str]:
-    """Read the metadata of a safetensors file; empty for other files."""
+    """Read the metadata of a safetensors file; empty for other files.
+
+    Raises:
+        ValueError: the file is corrupt.
+    """
     if not is_safetensors(path):
         return {}
-    with safe_open(path, framework="pt") as file:
+    with reading_safetensors(path), safe_open(path, framework="pt") as file:
         return file.metadata() or {}
 
 
@@ -35,7 +40,18 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: the file is corrupt.
     """
-    try:
+    with reading_safetensors(path):
         return load_file(path)
-    except SafetensorError as error:
+
+
+@contextmanager
+def reading_safetensors(path: Path) -> Iterator[None]:
+    """Convert the errors of the library, which do not name the file.
+
+    Raises:
+        ValueError: the file is corrupt.
+    """
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a complete safetensors file: {printable(str(error))}.") from None

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from progeo.models.weight_files.printable import printable
+from progeo.printable import first_line, printable
 
 _START_OF_ARCHIVE = b"PK\3\4"
 _START_OF_PICKLE = b"\x80"
@@ -111,13 +111,13 @@ def read_torch_file(path: Path) -> Any:
     except (pickle.UnpicklingError, TypeError) as error:
         cause = error.__context__ or error  # torch wraps it in advice that does not apply
         raise ValueError(
-            f"{path} cannot be read safely: {_first_line(cause)}. Load it in the program that wrote it, and save the "
+            f"{path} cannot be read safely: {first_line(cause)}. Load it in the program that wrote it, and save the "
             f"state dict alone with torch.save."
         ) from None
-    except OSError:
-        raise
     except Exception as error:  # a file of another kind can fail in any way
-        raise ValueError(f"{path} is not a complete file of PyTorch: {_first_line(error)}.") from None
+        if isinstance(error, OSError) and error.filename:
+            raise
+        raise ValueError(f"{path} is not a complete file of PyTorch: {first_line(error)}.") from None
 
 
 def is_module(value: Any) -> bool:
@@ -183,17 +183,20 @@ def _opened_archive(path: Path, stubs: dict[str, Callable[..., Any]]) -> Path | 
         pickles = [name for name in records if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise ValueError("it is an ordinary zip archive, without the data.pkl of PyTorch")
+        folder = pickles[0].removesuffix("data.pkl")
+        kinds = (f"{folder}data", f"{folder}version", f"{folder}byteorder")
+        values_of = [entry for entry in archive.infolist() if entry.filename.startswith(kinds)]
+        if sum(entry.file_size for entry in values_of) > path.stat().st_size:  # PyTorch does not compress them
+            raise ValueError("its records are larger than the file")
         if corrupt := archive.testzip():  # torch.load does not verify the checksums
             raise ValueError(f"its {corrupt.partition('/')[2]} is corrupt")
         _add_stubs(BytesIO(archive.read(pickles[0])), stubs)
-        folder = pickles[0].removesuffix("data.pkl")
         if f"{folder}constants.pkl" not in records:
             return path
         values = BytesIO()
         with zipfile.ZipFile(values, "w") as copy:
-            for name in records:
-                if name.startswith((f"{folder}data", f"{folder}version", f"{folder}byteorder")):
-                    copy.writestr(name, archive.read(name))
+            for entry in values_of:
+                copy.writestr(entry.filename, archive.read(entry))
         values.seek(0)
         return values
 
@@ -244,7 +247,3 @@ def _add_stubs(stream: Any, stubs: dict[str, Callable[..., Any]]) -> None:
 def _runs_code(name: str) -> bool:
     parts = name.split(".")
     return any(".".join(parts[: end + 1]) in _RUN_CODE for end in range(len(parts)))
-
-
-def _first_line(error: BaseException) -> str:
-    return printable((str(error) or "it is truncated").splitlines()[0].rstrip("."))

@@ -157,7 +157,7 @@ def test_patch_netvlad_gives_positions_and_its_own_radius(tmp_path, arrays, give
             {"utmQ": np.zeros((3, 2))},
             r"must hold east and north of the 2 images in own_imageNames_query\.txt.*\(3, 2\)",
         ),
-        ({"utmDb": ragged([0, 1], [2], [3])}, "must hold numbers utmQ and utmDb, but cannot be read"),
+        ({"utmDb": ragged([0, 1], [2], [3])}, "must hold numbers utmQ, utmDb and posDistThr"),
         ({"utmDb": np.full((3, 2), np.nan)}, "must hold east and north of the 3 images"),
     ],
 )
@@ -307,3 +307,22 @@ def test_a_forged_shape_is_refused(tmp_path):
     (tmp_path / "gt.npy").write_bytes(pickled(content))
     with pytest.raises(ValueError, match="cannot reshape array of size 1"):
         load_array(tmp_path / "gt.npy")
+
+
+def test_arrays_that_unpack_to_far_more_than_the_archive_are_refused(tmp_path):
+    write_patch_netvlad(tmp_path, tmp_path)
+    np.savez_compressed(tmp_path / "own_test.npz", utmDb=np.zeros((2**23, 2)), utmQ=np.zeros((2, 2)))
+    assert (tmp_path / "own_test.npz").stat().st_size < 2**20
+    with pytest.raises(ValueError, match=r"own_test\.npz cannot be read: its arrays would take 134,217,\d+ bytes"):
+        read_arrays(tmp_path, tmp_path)
+
+
+def test_lines_without_values_are_not_visited_one_by_one(tmp_path):
+    save(tmp_path, dbImages=DATABASE, qImages=QUERIES, gt=np.empty((2, 0), np.int64))
+    assert positives(read_arrays(tmp_path, tmp_path)) == [[], []]
+    content = (tmp_path / "gt.npy").read_bytes()
+    (tmp_path / "gt.npy").write_bytes(content.replace(b"(2, 0), }            ", b"(2000000000000, 0), }"))
+    with pytest.raises(
+        ValueError, match=r"gt\.npy cannot be read: it holds 0 values for the shape \(2000000000000, 0\)"
+    ):
+        read_arrays(tmp_path, tmp_path)

@@ -1,7 +1,11 @@
 """Other people's ground truth: every reader ends in the same catalogue; its files are written by the tests."""
 
 import json
+import os
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -13,6 +17,7 @@ import utm
 from PIL import Image
 from PIL.TiffImagePlugin import IFDRational
 
+import progeo
 from progeo.datasets.readers.arrays import read_arrays
 from progeo.datasets.readers.dbstruct import read_dbstruct
 from progeo.datasets.readers.photos import read_photos
@@ -493,3 +498,64 @@ def test_linked_images_have_the_standard_names(tmp_path, images):
     (tmp_path / "linked/mine.txt").touch()
     with pytest.raises(FileExistsError, match="something in"):
         links_to_images(read_table(tmp_path / "places.csv", images), tmp_path / "linked")
+
+
+def test_a_dbstruct_that_crashes_its_library_ends_in_a_sentence(tmp_path):
+    file = tmp_path / "crash.mat"
+    scipy.io.savemat(file, {"dbStruct": {"utmDb": np.ones((2, 2))}})
+    content = bytearray(file.read_bytes())
+    content[144:148] = b"\5\0\0\0"  # an array of objects, which scipy reads as a null pointer
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"crash\.mat is no \.mat file, or a truncated one: "):
+        read_dbstruct(file, tmp_path)
+
+
+def test_a_dbstruct_that_claims_more_memory_than_its_size_explains_is_refused(tmp_path):
+    file = tmp_path / "large.mat"
+    with h5py.File(file, "w") as content:
+        content.create_dataset("dbStruct/utmDb", (2, 2**28), "f8", chunks=(2, 2**20))
+    assert file.stat().st_size < 10_000
+    with pytest.raises(ValueError, match=r"large\.mat is no \.mat file, .*: it needs far more memory than a file"):
+        read_dbstruct(file, tmp_path)
+
+
+def test_a_program_without_a_main_guard_reads_a_dbstruct(tmp_path, struct_images):
+    save_v5(tmp_path / "pitts.mat", STRUCT)
+    (tmp_path / "numpy.py").write_text("raise SystemExit('the working directory was imported')")
+    program = tmp_path / "programs/program.py"
+    program.parent.mkdir()
+    program.write_text(
+        "from pathlib import Path\n"
+        "from progeo.datasets.readers.dbstruct import read_dbstruct\n"
+        "print(len(read_dbstruct(Path('pitts.mat'), Path('images'))['database']))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(progeo.__file__).parent.parent)}
+    ended = subprocess.run(
+        [sys.executable, program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (ended.stdout, ended.stderr) == ("3\n", "")
+
+
+def test_positions_that_no_frame_has_are_refused(tmp_path, images, struct_images):
+    write_csv(tmp_path / "far.csv", "path,east,north", [("0.jpg", 1, 2), ("1.jpg", 1e18, 2)])
+    write_csv(tmp_path / "turned.csv", "path,east,north,heading", [("0.jpg", 1, 2, -1e300)])
+    save_v5(tmp_path / "far.mat", STRUCT | {"utmQ": np.array([[585001.0, 1e300], [4476001, 4476009]])})
+    for read, words in (
+        (lambda: read_table(tmp_path / "far.csv", images), r"far\.csv: 1\.jpg, row 2: its east must be from .*1e\+18"),
+        (
+            lambda: read_table(tmp_path / "turned.csv", images),
+            r"turned\.csv: 0\.jpg, row 1: its heading .*got -1e\+300",
+        ),
+        (lambda: read_dbstruct(tmp_path / "far.mat", struct_images), r"far\.mat: q2\.jpg: its east .*got 1e\+300"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            read()
+
+
+def test_a_parquet_file_that_repeats_a_text_endlessly_is_refused(tmp_path, images):
+    text = pa.array(["x" * 10**5])
+    rows = pa.DictionaryArray.from_arrays(pa.array(np.zeros(10**5, np.int32)), text)
+    pa_parquet.write_table(pa.table({"path": rows}), tmp_path / "bomb.parquet")
+    assert (tmp_path / "bomb.parquet").stat().st_size < 100_000
+    with pytest.raises(ValueError, match=r"bomb\.parquet cannot be read: it would take 10,000,\d+,\d+ bytes of memory"):
+        read_table(tmp_path / "bomb.parquet", images)

@@ -11,6 +11,7 @@ import pathlib
 import re
 import types
 import uuid
+import zipfile
 import zoneinfo
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch import nn
 from torch.optim.lr_scheduler import MultiStepLR
 from torchvision import transforms
 
-from progeo.models.weight_files.checkpoints import find_weights, read_content
+from progeo.models.weight_files.checkpoints import find_weights, load_weights, read_content
 
 MARK = "visual.conv1.weight"
 STATE = {MARK: torch.rand(2, 3), "visual.proj": torch.rand(3)}
@@ -378,3 +379,21 @@ def test_mappings_that_contain_themselves_are_searched_once(tmp_path):
     assert_same(found_in(content, tmp_path).state, STATE)
     with pytest.raises(ValueError, match="holds no state dict"):
         found_in(deep, tmp_path)
+
+
+def test_a_small_file_of_a_large_tensor_is_refused(tmp_path):
+    torch.save({"conv1.weight": torch.ones(1).expand(10**6, 10**6)}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"a\.pth holds more than a state dict: 'conv1\.weight' is no named tensor"):
+        load_weights(tmp_path / "a.pth", ["conv1.weight"])
+
+
+def test_records_that_are_larger_than_the_file_are_refused(tmp_path):
+    torch.save({"conv1.weight": torch.zeros(10**6)}, tmp_path / "a.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "a.pth") as stored,
+        zipfile.ZipFile(tmp_path / "packed.pth", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in stored.namelist():
+            packed.writestr(name, stored.read(name))
+    with pytest.raises(ValueError, match=r"packed\.pth is not a complete file .*its records are larger than the file"):
+        load_weights(tmp_path / "packed.pth", ["conv1.weight"])
