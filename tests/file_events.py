@@ -48,9 +48,9 @@ class Plan:
     """Number of the event, from 0, before which something is done."""
     matching: str = ""
     """Or a regular expression for its line in the trace: something is done before the first that it is found in."""
-    act: str = "kill"
-    """`kill`, `tear` (cut what was written to the file since it was opened in half, then kill), `stop` (SIGSTOP),
-    `term` (SIGTERM), or the name of an error that the call fails with, such as `ENOSPC`."""
+    act: str = "SIGKILL"
+    """Name of the signal that the process gets; `tear`, which cuts what was written to the file since it was opened in
+    half and kills; or the name of an error that the call fails with, such as `ENOSPC`."""
     max_file_bytes: int | None = None
     """Size in bytes that no file can exceed."""
     lasts: bool = False
@@ -127,12 +127,10 @@ class _Watcher:
         if plan.act == "tear" and descriptor is not None and Path(path).is_file():
             before = self._sizes.get(path, 0)
             os.truncate(path, before + (Path(path).stat().st_size - before) // 2)
-        numbers = {"kill": signal.SIGKILL, "tear": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}
-        if plan.act in numbers:
-            os.kill(self._process, numbers[plan.act])
-        else:
+        if plan.act.startswith("E"):
             number = getattr(errno, plan.act)
             raise OSError(number, os.strerror(number), path)
+        os.kill(self._process, signal.SIGKILL if plan.act == "tear" else signal.Signals[plan.act])
 
 
 def _absolute(path: Any, folder: Any) -> str:

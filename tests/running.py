@@ -167,10 +167,9 @@ def killed_at(number: int, function: Callable[[], object]) -> bool:
 
 def kill_before(end: str, *command: object, number: signal.Signals = signal.SIGKILL) -> str:
     """Run a script that gets a signal just before what it wrote is called `...end`, and return what it said."""
-    act = {signal.SIGKILL: "kill", signal.SIGTERM: "term"}[number]
-    plan = Plan("/", matching=rf"^rename .*{re.escape(end)}$", act=act)
+    plan = Plan("/", matching=rf"^rename .*{re.escape(end)}$", act=number.name)
     (code,), said = _run_script(command, plan=plan)
-    assert code == (-signal.SIGKILL if number == signal.SIGKILL else 1), said
+    assert code == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number], said
     return said
 
 

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from file_events import Plan
 from running import Started, start
 
 _PROGRAM = "progeo/__main__.py"
-_TIMES = re.compile(r"seconds|_s$|_ms$|per_s|duration|time|date")
+_NOT_COMPARED = re.compile(r"seconds|_s$|_ms$|per_s|duration|time|date|^resume$|^wait$")
+"""Names of measured times, and of settings that a command has only if it is run again."""
 _RANDOM_NAME = re.compile(r"(places|catalogue)_[0-9a-f]{12}|(index)_[0-9a-f]{8}(?=\.faiss)")
 _MEASURED = re.compile(r"[\d.]+ (?=ms per query)|(?<=exact search )[\d.]+(?= ms)")
 """A measured time, in a text."""
@@ -223,20 +225,22 @@ def tree(folder: Path) -> dict[str, Any]:
 
 def _content(path: Path) -> Any:
     if path.name == "metrics.jsonl":
-        return [_without_times(json.loads(line)) for line in path.read_text().splitlines()]
+        return [_compared(json.loads(line)) for line in path.read_text().splitlines()]
     if path.suffix == ".json":
         text = _MEASURED.sub("T ", _RANDOM_NAME.sub(r"\1\2_x", path.read_text()))
-        return _without_times(json.loads(text))
+        return _compared(json.loads(text))
+    if path.name == "config.yaml":
+        return _compared(yaml.safe_load(path.read_text()))
     if path.suffix in (".html", ".md", ".csv"):
         text = _MEASURED.sub("T ", path.read_text())
         return _MEASURED_COLUMNS.sub(r"\1", text) if path.name.startswith("compare.") else text
     return path.read_bytes()
 
 
-def _without_times(value: Any) -> Any:
+def _compared(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _without_times(each) for name, each in value.items() if not _TIMES.search(name)}
-    return [_without_times(each) for each in value] if isinstance(value, list) else value
+        return {name: _compared(each) for name, each in value.items() if not _NOT_COMPARED.search(name)}
+    return [_compared(each) for each in value] if isinstance(value, list) else value
 
 
 def differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:

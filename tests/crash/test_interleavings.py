@@ -26,7 +26,7 @@ def stops(name, events, count):
 
 def stopped(world, name, number, *others):
     """Start a command that is stopped before an event."""
-    started = begin(world, name, Plan(str(world.work), at=number, act="stop"), *others)
+    started = begin(world, name, Plan(str(world.work), at=number, act="SIGSTOP"), *others)
     ended = finish(started)
     assert ended.code is None, f"It was not stopped: {ended.said}"
     return started
@@ -103,7 +103,7 @@ def test_a_run_that_is_resumed_twice_at_once_ends_as_if_it_had_been_once(world, 
     for number in numbers:
         folder = prepare(world, name)
         writing_commands.run(world, name, Plan(str(folder), at=middle + 20))
-        first = begin(world, name, Plan(str(folder), at=number % (len(events) - middle), act="stop"), "--resume")
+        first = begin(world, name, Plan(str(folder), at=number % (len(events) - middle), act="SIGSTOP"), "--resume")
         if finish(first).code is None:
             refused += second_to(world, name, expected, first, "--resume")
             after = proceed(first)

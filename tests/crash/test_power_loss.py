@@ -76,7 +76,7 @@ def test_a_training_goes_on_from_what_was_on_the_disk(name, which, undisturbed, 
     expected, events = undisturbed(name)
     done = [number for number, event in enumerate(events) if re.fullmatch(r"fsync .*/checkpoints(/group_\d+)?", event)]
     folder = prepare(world, name)
-    started = writing_commands.begin(world, name, Plan(str(folder), at=done[which] + 1, act="stop"))
+    started = writing_commands.begin(world, name, Plan(str(folder), at=done[which] + 1, act="SIGSTOP"))
     assert writing_commands.finish(started).code is None
     copy = disk.with_name("copy.img")
     subprocess.run(["cp", "--sparse=always", str(disk), str(copy)], check=True)
