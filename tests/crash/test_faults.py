@@ -9,6 +9,7 @@ from writing_commands import COMMANDS, differences, is_hidden, prepare, tree
 
 SEED = 0
 TRIALS = 8
+"""Number of calls that fail, for each error."""
 
 
 def after_fault(world, name, plan, expected):
