@@ -212,6 +212,8 @@ def tree(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         name = _RANDOM_NAME.sub(r"\1\2_x", path.relative_to(folder).as_posix())
+        while name in found:
+            name += " again"
         if path.is_symlink():
             found[name] = f"-> {path.readlink()}"
         elif path.is_dir():
