@@ -15,7 +15,7 @@ from running import Started, start
 _PROGRAM = "progeo/__main__.py"
 _NOT_COMPARED = re.compile(r"seconds|_s$|_ms$|per_s|duration|time|date|^resume$|^wait$")
 """Names of measured times, and of settings that a command has only if it is run again."""
-_RANDOM_NAME = re.compile(r"(places|catalogue)_[0-9a-f]{12}|(index)_[0-9a-f]{8}(?=\.faiss)")
+_RANDOM_NAME = re.compile(r"(places|catalogue)_[0-9a-f]{12}|(index)_[0-9a-f]{8}(?=\.faiss|\.sha256)")
 _MEASURED = re.compile(r"[\d.]+ (?=ms per query)|(?<=exact search )[\d.]+(?= ms)")
 """A measured time, in a text."""
 _MEASURED_COLUMNS = re.compile(r"([,|] ?\d+ ?[,|]) ?[\d.]+ ?[,|] ?[\d.]+")
@@ -221,7 +221,10 @@ def tree(folder: Path) -> dict[str, Any]:
         elif path.name in _NEVER_EQUAL:
             found[name] = "file"
         else:
-            found[name] = _content(path)
+            try:
+                found[name] = _content(path)
+            except ValueError:  # what a killed command left of a temporary file
+                found[name] = path.read_bytes()
     return found
 
 

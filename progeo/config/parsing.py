@@ -50,7 +50,8 @@ def parse_arguments(
         ValueError: a file of settings cannot be read.
     """
     settings = settings_of(function)
-    given = list(_given(arguments, settings, words, others))
+    files: dict[str, Path] = {}
+    given = list(_given(arguments, settings, words, others, files))
     parser = ArgumentParser(exit_on_error=False, add_help=False)
     names = {name for name, _ in given}
     for name in names:  # all settings would take several times as long
@@ -59,7 +60,7 @@ def parse_arguments(
     try:
         found = parser.parse_args(flags)
     except ArgumentError:
-        raise UsageError(" ".join(_wrong_values(parser, flags, settings))) from None
+        raise UsageError(" ".join(_wrong_values(parser, flags, settings, files))) from None
     values = {name: found[name] if name in names else setting.default for name, setting in settings.items()}
     missing = [
         name for name, setting in settings.items() if setting.default is NEEDED and values[name] in (NEEDED, None)
@@ -97,9 +98,16 @@ def take_option(arguments: Sequence[str], option: str, what: str) -> tuple[list[
 
 
 def _given(
-    arguments: Sequence[str], settings: Mapping[str, Setting], words: Sequence[str], others: Callable[[], set[str]]
+    arguments: Sequence[str],
+    settings: Mapping[str, Setting],
+    words: Sequence[str],
+    others: Callable[[], set[str]],
+    files: dict[str, Path],
 ) -> Iterator[tuple[str, str]]:
-    """Yield the name and the value of every setting on the command line, as the parser takes it."""
+    """Yield the name and the value of every setting on the command line, as the parser takes it.
+
+    The file of each value that a file gives is added to `files`, by the word that the parser takes.
+    """
     rest, plain, flagged = list(arguments), [], set()
     mappings: dict[str, dict[str, Any]] = {}
     while rest:
@@ -113,7 +121,9 @@ def _given(
                 raise UsageError("--config needs a file of settings.")
             file = find_setting_file(with_home(value if equals else rest.pop(0)))
             for key, content in read_setting_file(file, settings.keys(), others).items():
-                yield key, _of_yaml(file, settings[key], content)
+                text = _of_yaml(file, settings[key], content)
+                files[f"--{key}={text}"] = file
+                yield key, text
             continue
         setting = _setting(word, name, settings, others)
         values = [value] if equals else _values(setting, rest)
@@ -248,14 +258,17 @@ def _as_number(text: str) -> str:
     return _WORDS.get(text.lower(), text)
 
 
-def _wrong_values(parser: ArgumentParser, given: Sequence[str], settings: Mapping[str, Setting]) -> Iterator[str]:
+def _wrong_values(
+    parser: ArgumentParser, given: Sequence[str], settings: Mapping[str, Setting], files: Mapping[str, Path]
+) -> Iterator[str]:
     """Yield a sentence for each value that the parser refuses."""
     for word in given:
         try:
             parser.parse_args([word])
         except ArgumentError:
             name, _, value = word.removeprefix("--").partition("=")
-            yield f"--{name} must be {expected(settings[name])}, got {value}."
+            place = f" in {files[word]}" if word in files else ""
+            yield f"--{name} must be {expected(settings[name])}, got {value}{place}."
 
 
 def expected(setting: Setting) -> str:

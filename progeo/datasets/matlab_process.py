@@ -1,7 +1,7 @@
 """Read MATLAB files, v5 (scipy) and v7.3 (HDF5), in a process of their own with bounded memory.
 
-Both libraries crash on some damaged files, or ask for any amount of memory; then only that process ends. It answers in
-JSON, so a file that takes control of it cannot give the program anything but texts and numbers.
+Both libraries crash on some damaged files, or ask for any amount of memory; then only that process ends. Its result is
+JSON: texts and numbers, whatever a file makes of it.
 """
 
 import json
@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from progeo.printable import first_line
+from progeo.printable import first_line, printable
 
-_START = f"import sys; sys.path[:] = sys.argv[3:]; from {__name__} import answer; answer(*sys.argv[1:3])"
+_START = f"import sys; sys.path[:] = sys.argv[3:]; from {__name__} import write_result; write_result(*sys.argv[1:3])"
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 _MIN_MEMORY, _MEMORY_PER_BYTE = 2**30, 64
 """Memory that reading may take, in bytes: at least, and for each byte of the file; Pittsburgh's takes 20 per byte."""
@@ -44,26 +44,33 @@ def read_struct(file: Path, name: str) -> Struct:
     Raises:
         ValueError: the file is no MATLAB file, is damaged, or holds no such struct.
     """
-    answer = _answer_of(file, name)
-    if "reason" in answer:
-        raise ValueError(f"{file} is no .mat file, or a truncated one: {answer['reason']}.")
-    if answer["fields"] is None:
-        raise ValueError(f"{file} holds no {name}; it holds {', '.join(answer['names']) or 'nothing'}.")
-    texts = {field: value for field, (value, shape) in answer["fields"].items() if shape is None}
+    result = _result_of(file, name)
+    if "reason" in result:
+        raise ValueError(f"{file} is no .mat file, or a truncated one: {result['reason']}.")
+    if result["fields"] is None:
+        raise ValueError(f"{file} holds no {name}; it holds {', '.join(result['names']) or 'nothing'}.")
+    texts = {field: value for field, (value, shape) in result["fields"].items() if shape is None}
     numbers = {
         field: np.array(value, np.float64).reshape(shape)
-        for field, (value, shape) in answer["fields"].items()
+        for field, (value, shape) in result["fields"].items()
         if shape is not None
     }
-    return Struct(tuple(answer["names"]), texts, numbers)
+    return Struct(tuple(result["names"]), texts, numbers)
 
 
-def _answer_of(file: Path, name: str) -> dict[str, Any]:
-    """Start a process that reads the file, with the modules of this one, and return its answer."""
+def _result_of(file: Path, name: str) -> dict[str, Any]:
+    """Start a process that reads the file, with the modules of this one, and return its result."""
     command = [sys.executable, "-c", _START, str(file.absolute()), name, *map(str, sys.path)]
     environment = {**os.environ, **_ONE_THREAD}
     try:
-        ended = subprocess.run(command, capture_output=True, env=environment, timeout=_MAX_SECONDS, check=False)
+        ended = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=environment,
+            timeout=_MAX_SECONDS,
+            check=False,
+        )
     except subprocess.TimeoutExpired:
         return {"reason": f"it could not be read within {_MAX_SECONDS} seconds"}
     if ended.returncode < 0:
@@ -72,10 +79,10 @@ def _answer_of(file: Path, name: str) -> dict[str, Any]:
         return json.loads(ended.stdout)
     except ValueError:
         lines = ended.stderr.decode(errors="replace").strip().splitlines()
-        return {"reason": f"reading it failed, {lines[-1] if lines else f'with status {ended.returncode}'}"}
+        return {"reason": f"reading it failed, {printable(lines[-1]) if lines else f'with status {ended.returncode}'}"}
 
 
-def answer(file: str, name: str) -> None:
+def write_result(file: str, name: str) -> None:
     """Read the struct `name` with bounded memory, and write what `read_here` returns to stdout as JSON."""
     import h5py  # noqa: F401, its memory and that of scipy are not counted
     import scipy.io  # noqa: F401
@@ -145,10 +152,16 @@ def _hdf5_value(content: Any, dataset: Any) -> Any:
     """Convert a dataset to a number, a matrix in MATLAB's orientation, a text or a list of texts."""
     import h5py
 
-    values = dataset[()]
+    values = _read(content, dataset)
     if values.dtype == h5py.ref_dtype:
-        return [_text(content[reference][()]) for reference in values.ravel()]
+        return [_text(_read(content, content[reference])) for reference in values.ravel()]
     return _text(values) if dataset.attrs.get("MATLAB_class") == b"char" else values.T
+
+
+def _read(content: Any, dataset: Any) -> np.ndarray:
+    if dataset.file.filename != content.filename or dataset.external or dataset.is_virtual:
+        raise ValueError("its values lie in other files")
+    return dataset[()]
 
 
 def _text(codes: np.ndarray) -> str:

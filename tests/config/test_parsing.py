@@ -3,6 +3,8 @@
 import pytest
 from running import parsed
 
+from progeo.config.parsing import UsageError
+
 TABLE = ["table", "places.csv", "--out", "own"]
 
 
@@ -113,3 +115,13 @@ def test_plain_words_are_taken_as_they_are_and_may_stand_anywhere(words):
 )
 def test_a_place_is_given_by_its_numbers(words, point):
     assert parsed("prompts show", "run", *words.split())["at"] == point
+
+
+def test_a_wrong_value_is_named_with_its_file_or_as_given(config, tmp_path):
+    file = tmp_path / "options.yaml"
+    file.write_text("training: {batch_size: -4}")
+    flags = ["--training.epochs", "x"]
+    with pytest.raises(UsageError) as error:
+        parsed("train encoder", "--config", config, "--config", file, *flags)
+    sentences = str(error.value).split(" --")
+    assert [each.partition(", got ")[2] for each in sentences] == [f"-4 in {file}.", "x."]

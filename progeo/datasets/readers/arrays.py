@@ -110,7 +110,14 @@ def _names(file: Path) -> list[str]:
     wrong = [name for name in names if not (isinstance(name, str) and name)]
     if wrong or not names:
         raise ValueError(f"{file} must hold names of images, it holds {wrong[0]!r}." if wrong else f"{file} is empty.")
+    if not all(map(_is_utf8, names)):
+        raise ValueError(f"{file}: a name is not in UTF-8.")
     return names
+
+
+def _is_utf8(name: str) -> bool:
+    """Return whether a name has no halves of characters, which NumPy stores like any other number."""
+    return name.isascii() or not re.search("[\ud800-\udfff]", name)
 
 
 def _rows(file: Path, count: int, what: str) -> list[np.ndarray]:

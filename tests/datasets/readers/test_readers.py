@@ -519,6 +519,22 @@ def test_a_dbstruct_that_claims_more_memory_than_its_size_explains_is_refused(tm
         read_dbstruct(file, tmp_path)
 
 
+def test_a_dbstruct_whose_values_lie_in_other_files_is_refused(tmp_path):
+    (tmp_path / "secret").write_bytes(bytes(16))
+    with h5py.File(tmp_path / "other.mat", "w") as content:
+        content["utmDb"] = np.zeros((2, 1))
+    for name, create in {
+        "external": lambda struct: struct.create_dataset(
+            "utmDb", (1, 2), "f8", external=[(tmp_path / "secret", 0, 16)]
+        ),
+        "linked": lambda struct: struct.update({"utmDb": h5py.ExternalLink(tmp_path / "other.mat", "utmDb")}),
+    }.items():
+        with h5py.File(tmp_path / f"{name}.mat", "w") as content:
+            create(content.create_group("dbStruct"))
+        with pytest.raises(ValueError, match=rf"{name}\.mat is no \.mat file, .*: its values lie in other files"):
+            read_dbstruct(tmp_path / f"{name}.mat", tmp_path)
+
+
 def test_a_program_without_a_main_guard_reads_a_dbstruct(tmp_path, struct_images):
     save_v5(tmp_path / "pitts.mat", STRUCT)
     (tmp_path / "numpy.py").write_text("raise SystemExit('the working directory was imported')")
@@ -544,7 +560,7 @@ def test_positions_that_no_frame_has_are_refused(tmp_path, images, struct_images
         (lambda: read_table(tmp_path / "far.csv", images), r"far\.csv: 1\.jpg, row 2: its east must be from .*1e\+18"),
         (
             lambda: read_table(tmp_path / "turned.csv", images),
-            r"turned\.csv: 0\.jpg, row 1: its heading .*got -1e\+300",
+            r"turned\.csv: 0\.jpg, row 1: its heading .*-1e\+300",
         ),
         (lambda: read_dbstruct(tmp_path / "far.mat", struct_images), r"far\.mat: q2\.jpg: its east .*got 1e\+300"),
     ):
