@@ -134,6 +134,11 @@ def locked_if_free(folder: Path, *, wait: bool = False) -> Iterator[None]:
             lock.release()
 
 
+def was_locked(folder: Path) -> bool:
+    """Return whether a folder that this process may write to is locked, or was by a process that was killed."""
+    return (folder / _FOLDER_LOCK).exists() and os.access(folder, os.W_OK)
+
+
 class _NoLock(Lock):
     """Stands for a lock where there is none to take."""
 

@@ -3,16 +3,19 @@
 import functools
 import json
 import os
+import re
 import select
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from file_events import Plan
 from torch.distributed import TCPStore
 
 from progeo.cli import COMMANDS, training_settings
@@ -22,42 +25,59 @@ from progeo.places.filename import parse_columns
 
 ROOT = Path(__file__).parents[1]
 _SERVER = """
-import json, os, runpy, sys
+import atexit, gc, json, os, runpy, sys, threading, traceback
 
-sys.path.insert(0, os.getcwd())
-import accelerate, jinja2, open_clip, pyarrow.compute, scipy.spatial, torch._dynamo, torchvision.transforms.v2
-import progeo.commands.train_encoder, progeo.commands.train_prompts
+sys.path[:0] = [os.getcwd(), os.path.join(os.getcwd(), "tests")]
+import accelerate, faiss, jinja2, open_clip, pyarrow.compute, scipy.spatial, torch._dynamo, torchvision.transforms.v2
+import file_events, progeo.convert.recognition, progeo.datasets.readers, progeo.evaluation.evaluate
+import progeo.commands.train_encoder, progeo.commands.train_prompts, progeo.export.formats, progeo.localization.localize
 
+gc.collect()
+gc.freeze()
 for line in sys.stdin:
-    words, environments, log, end, number = json.loads(line)
+    request = json.loads(line)
+    if isinstance(request, int):
+        _, status = os.waitpid(request, os.WUNTRACED)
+        print("null" if os.WIFSTOPPED(status) else os.waitstatus_to_exitcode(status), flush=True)
+        continue
+    words, environments, log, plan = request
     children = []
     for environment in environments:
         children.append(os.fork())
         if not children[-1]:
             break
     else:
-        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-        print(json.dumps(codes), flush=True)
+        print(json.dumps(children), flush=True)
         continue
     break
 else:
     raise SystemExit
 
-def look(event, arguments):
-    if event == "os.rename" and end and os.fspath(arguments[1]).endswith(end):
-        os.kill(os.getpid(), number)
-
-sys.addaudithook(look)
 os.environ.update(environment)
 output = os.open(log, os.O_WRONLY | os.O_APPEND)
 for stream in (1, 2):
     os.dup2(output, stream)
 sys.argv = words
-runpy.run_path(words[0], run_name="__main__")
+if plan is not None:
+    file_events.install(file_events.Plan(**plan))
+code = 0
+try:
+    runpy.run_path(words[0], run_name="__main__")
+except SystemExit as end:
+    code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    if isinstance(end.code, str):
+        print(end.code, file=sys.stderr)
+except BaseException:
+    code = 1
+    traceback.print_exc()
+threading._shutdown()
+atexit._run_exitfuncs()
+sys.stdout.flush()
+os._exit(code)  # freeing all that was imported would take longer than most commands
 """
 """Runs scripts in children of a process that has imported what takes seconds to import and has done nothing else.
 
-A child can get a signal just before it gives a finished file or folder the name `...end`.
+It answers the numbers of the children that it started, and the exit code of a child, or null once that is stopped.
 """
 _TIMEOUT_S = 600
 
@@ -89,6 +109,42 @@ def metrics_of(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@dataclass(frozen=True)
+class Started:
+    """A script that runs, or has ended."""
+
+    process: int
+    log: Path
+
+    def wait(self) -> int | None:
+        """Wait until it ends and return its exit code, or None if it was stopped."""
+        code = _answer(self.process)
+        assert code != "", f"It took more than {_TIMEOUT_S} s: {self.said}"
+        return json.loads(code)
+
+    def proceed(self) -> int:
+        """Let it go on after it was stopped, and return its exit code."""
+        os.kill(self.process, signal.SIGCONT)
+        code = self.wait()
+        assert code is not None
+        return code
+
+    @property
+    def said(self) -> str:
+        """What it wrote to stdout and stderr so far."""
+        return self.log.read_text(errors="replace")
+
+
+def start(
+    *command: object, plan: Plan | None = None, environments: Sequence[Mapping[str, str]] = ({},)
+) -> list[Started]:
+    """Start a script in a process for each of `environments`, which all write to one log."""
+    descriptor, log = tempfile.mkstemp(prefix="progeo_log_")
+    os.close(descriptor)
+    request = [list(map(str, command)), list(environments), log, None if plan is None else asdict(plan)]
+    return [Started(process, Path(log)) for process in json.loads(_answer(request) or "[]")]
+
+
 def killed_at(number: int, function: Callable[[], object]) -> bool:
     """Call a function in a child that is killed before its change `number` of a folder; whether it came to it."""
     child = os.fork()
@@ -111,7 +167,8 @@ def killed_at(number: int, function: Callable[[], object]) -> bool:
 
 def kill_before(end: str, *command: object, number: signal.Signals = signal.SIGKILL) -> str:
     """Run a script that gets a signal just before what it wrote is called `...end`, and return what it said."""
-    (code,), said = _run_script(command, [{}], end, number)
+    plan = Plan("/", matching=rf"^rename .*{re.escape(end)}$", act=number.name)
+    (code,), said = _run_script(command, plan=plan)
     assert code == (-signal.SIGKILL if number == signal.SIGKILL else 128 + number), said
     return said
 
@@ -137,20 +194,24 @@ def run_with_torchrun(*command: object) -> None:
 
 
 def _run_script(
-    command: Sequence[object], environments: Sequence[Mapping[str, str]], end: str = "", number: int = 0
-) -> tuple[list[int], str]:
+    command: Sequence[object], environments: Sequence[Mapping[str, str]] = ({},), *, plan: Plan | None = None
+) -> tuple[list[int | None], str]:
     """Run a script in a process for each of `environments`; return their exit codes and what they said."""
+    started = start(*command, plan=plan, environments=environments)
+    assert started, "The scripts could not be started."
+    codes, said = [each.wait() for each in started], started[0].said
+    started[0].log.unlink()
+    return codes, said
+
+
+def _answer(request: object) -> str:
+    """Send a request to the server and return its answer; empty if it takes too long, or ended."""
     server = _server()
     assert server.stdin is not None and server.stdout is not None
-    with tempfile.NamedTemporaryFile("r") as log:
-        request = [list(map(str, command)), environments, log.name, end, int(number)]
-        print(json.dumps(request), file=server.stdin, flush=True)
-        if not select.select([server.stdout], [], [], _TIMEOUT_S)[0]:
-            os.killpg(server.pid, signal.SIGKILL)
-        answer = server.stdout.readline()
-        said = log.read()
-    assert answer, f"The scripts took more than {_TIMEOUT_S} s, or could not start: {said}"
-    return json.loads(answer), said
+    print(json.dumps(request), file=server.stdin, flush=True)
+    if not select.select([server.stdout], [], [], _TIMEOUT_S)[0]:
+        os.killpg(server.pid, signal.SIGKILL)
+    return server.stdout.readline()
 
 
 @functools.cache

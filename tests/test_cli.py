@@ -259,10 +259,10 @@ def test_no_command_computes_in_full_precision_when_fp16_is_asked_for(command, t
 
 
 def test_a_sentence_comes_without_a_traceback_and_with_a_status(tmp_path):
-    command = [sys.executable, "-m", "progeo.cli", *ENCODER]
+    command = [sys.executable, "-m", "progeo.cli", "dataset", "scan", "t"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 1
-    assert result.stderr.startswith("progeo train encoder: error: There is no folder t")
+    assert result.stderr.startswith("progeo dataset scan: error: There is no folder t")
     assert "Traceback" not in result.stderr
 
 

@@ -71,14 +71,11 @@ def test_a_loss_an_aggregation_and_a_backbone_from_a_file_train_resume_and_leave
     images = torch.rand(3, 3, 64, 96)
     descriptors = encoder(images)
     assert descriptors.norm(dim=1).tolist() == pytest.approx([1, 1, 1])
-    for format in ("safetensors", "onnx", "torch"):
+    for format in ("safetensors", "torch"):
         main(words(plugin, "export", tmp_path / "run", "--format", format, "--out", tmp_path / format))
     assert torch.equal(progeo.load_encoder(tmp_path / "safetensors")(images), descriptors)
     program = torch.export.load(tmp_path / "torch/model.pt2").module()
     torch.testing.assert_close(program(images), descriptors, atol=1e-4, rtol=0)
-    session = pytest.importorskip("onnxruntime").InferenceSession(tmp_path / "onnx/model.onnx")
-    (found,) = session.run(None, {"images": images.numpy()})
-    np.testing.assert_allclose(found, descriptors.detach().numpy(), atol=1e-4)
     sentence = failure_of(words(plugin, "export", tmp_path / "run", "--format", "backbone", "--out", tmp_path / "b"))
     assert "backbone is not for small" in sentence
     assert not (tmp_path / "b").exists()
@@ -112,3 +109,15 @@ def test_an_encoder_of_a_plugin_is_refused_without_it_by_the_name_of_the_option(
     export = ["export", str(tmp_path / "encoder"), "--out", str(tmp_path / "out")]
     assert "The family 'mine' of its backbone is not known" in (sentence := failure_of(export))
     assert "--plugin" in sentence
+
+
+@pytest.mark.slow
+def test_an_encoder_of_a_plugin_leaves_as_onnx(plugin, tmp_path):
+    main(words(plugin, "export", "--help"))
+    encoder = build_encoder("mine/small", "random", aggregation="peak").eval()
+    save_encoder(tmp_path / "encoder", encoder, provenance={}, recalls={})
+    main(words(plugin, "export", tmp_path / "encoder", "--format", "onnx", "--out", tmp_path / "onnx"))
+    session = pytest.importorskip("onnxruntime").InferenceSession(tmp_path / "onnx/model.onnx")
+    images = torch.rand(3, 3, 64, 96)
+    (found,) = session.run(None, {"images": images.numpy()})
+    np.testing.assert_allclose(found, encoder(images).detach().numpy(), atol=1e-4)

@@ -50,18 +50,21 @@ def parse_arguments(
         ValueError: a file of settings cannot be read.
     """
     settings = settings_of(function)
-    parser = ArgumentParser(exit_on_error=False, add_help=False)
-    for name, setting in settings.items():
-        default = None if setting.default is NEEDED else setting.default
-        parser.add_argument(f"--{name}", type=setting.hint, default=default)
     files: dict[str, Path] = {}
-    given = [f"--{name}={text}" for name, text in _given(arguments, settings, words, others, files)]
+    given = list(_given(arguments, settings, words, others, files))
+    parser = ArgumentParser(exit_on_error=False, add_help=False)
+    names = {name for name, _ in given}
+    for name in names:  # all settings would take several times as long
+        parser.add_argument(f"--{name}", type=settings[name].hint)
+    flags = [f"--{name}={text}" for name, text in given]
     try:
-        found = parser.parse_args(given)
+        found = parser.parse_args(flags)
     except ArgumentError:
-        raise UsageError(" ".join(_wrong_values(parser, given, settings, files))) from None
-    values = {name: found[name] for name in settings}
-    missing = [name for name in settings if settings[name].default is NEEDED and values[name] is None]
+        raise UsageError(" ".join(_wrong_values(parser, flags, settings, files))) from None
+    values = {name: found[name] if name in names else setting.default for name, setting in settings.items()}
+    missing = [
+        name for name, setting in settings.items() if setting.default is NEEDED and values[name] in (NEEDED, None)
+    ]
     if missing:
         raise UsageError(" ".join(f"--{name} is required: {settings[name].text}" for name in missing))
     return build_arguments(function, values)

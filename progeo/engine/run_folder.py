@@ -19,7 +19,7 @@ from msgspec import Meta
 from progeo.engine.checkpoint import newest_checkpoint
 from progeo.engine.log import LOGGER, log_to_file
 from progeo.engine.options import Keep
-from progeo.files import replacing, sync, write_json
+from progeo.files import remove_abandoned, replacing, sync, write_json
 from progeo.json_files import as_kind
 
 _GROUP = re.compile(r"group_(0|[1-9]\d*)")
@@ -176,6 +176,8 @@ def open_run(
                 _refuse_changes(run, sorted(changed.difference(may_change)), before, now)
                 check(run, {name: before.get(name) for name in changed})
         path.mkdir(parents=True, exist_ok=True)
+        for folder in (path, *(each for each in path.rglob("*") if each.is_dir())):
+            remove_abandoned(folder)
         with replacing(run.config) as temporary:
             temporary.write_text(yaml.safe_dump(dict(settings), sort_keys=False), encoding="utf-8")
         write_json(path / "environment.json", _environment())

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from progeo.datasets.query_sets import QuerySet
 from progeo.features.store import ShardedRows, can_be_compared, load_array
 from progeo.places.catalogue import Catalogue

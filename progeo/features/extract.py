@@ -18,7 +18,8 @@ from progeo.features.cache import IMAGE_FOLDER, Cache, prepared_folder
 from progeo.features.extractor import FeatureExtractor
 from progeo.features.store import ShardedRows, can_be_compared
 from progeo.features.unreadable import check_unreadable, read_reasons, report_unreadable, write_reasons
-from progeo.locks import locked_if_free
+from progeo.files import remove_abandoned
+from progeo.locks import locked_if_free, was_locked
 from progeo.models.preprocessing import depends_on_shape
 from progeo.places.catalogue import Catalogue
 
@@ -65,8 +66,10 @@ def extract_features(
         folder, num_rows=len(catalogue), width=extractor.width, shard_size=shard_size, dtype=cache.keep_as
     )
     allowed = max_unreadable(max_unreadable_fraction, len(catalogue))
-    writes = accelerator.is_main_process and bool(rows.missing_shards())
+    writes = accelerator.is_main_process and (bool(rows.missing_shards()) or was_locked(folder))
     with locked_if_free(folder, wait=cache.wait) if writes else nullcontext():
+        if writes:
+            remove_abandoned(folder)
         if extractor.prepare is not None and of_main_process(bool(rows.missing_shards())):
             extractor.prepare(rows)
         accelerator.wait_for_everyone()  # until the main process has the lock

@@ -27,6 +27,7 @@ from progeo.localization.class_means import extract_class_means
 from progeo.localization.index_folder import (
     CLASSIFIER_FOLDERS,
     IndexMetadata,
+    finish_update,
     holds_place_index,
     new_files,
     read_metadata,
@@ -207,6 +208,8 @@ def add_to_place_index(
     index_folder: Path, folder: Path, *, accelerator: Accelerator, work: WorkOptions, cache: CacheOptions
 ) -> None:
     """Extract the descriptors of a folder of images and add them to a place index; those it holds are skipped."""
+    if accelerator.is_main_process and holds_place_index(index_folder):
+        finish_update(index_folder)
     index = open_place_index(index_folder)
     if index.metadata.holds_classes:
         raise ValueError(f"{index_folder} is of classes, and images cannot be added to it: build it anew with them.")

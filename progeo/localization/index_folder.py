@@ -19,11 +19,12 @@ from msgspec import Meta
 from progeo.engine.log import LOGGER
 from progeo.evaluation.options import CELLS
 from progeo.evaluation.search import save_index
-from progeo.files import file_digest, read_json, write_json, write_new_json
+from progeo.files import file_digest, read_json, remove_abandoned, write_json, write_new_json
 from progeo.image_files import Orientation
 from progeo.json_files import as_kind
 from progeo.localization.confidence import AnyCalibration, ClassCalibration, calibration_from_json
 from progeo.localization.options import IndexOf
+from progeo.locks import Lock, NoLocks, try_lock
 from progeo.models.options import Preprocessing
 from progeo.places.catalogue import Catalogue
 
@@ -31,6 +32,7 @@ _FORMAT: Literal[1] = 1
 _METADATA = "index.json"
 _ADVICE = "Put the file back, or build the index anew; a newer progeo may have more fields."
 _GENERATION = re.compile(r"index_([0-9]{1,9})\.json")
+_DATA = re.compile(r"places_[0-9a-f]{12}\.faiss")
 ENCODER_FOLDER = "model"
 CLASSIFIER_FOLDERS = (ENCODER_FOLDER, "classifier")
 """Folders that may hold the classifier of an index of cells: that of its encoder, or one with another network."""
@@ -143,6 +145,7 @@ def save_generation(
     Returns:
         Whether it became the next generation; if another command came first, nothing is changed.
     """
+    lock = _lock_of_data(folder, metadata.faiss_file)
     try:
         save_index(index, folder / metadata.faiss_file)
         catalogue.save(folder / metadata.catalogue_file)
@@ -156,8 +159,34 @@ def save_generation(
         current = read_metadata(folder) if holds_place_index(folder) else None
         for each in (before, metadata):
             if each is not None and (current is None or each.faiss_file != current.faiss_file):
-                (folder / each.faiss_file).unlink(missing_ok=True)
                 (folder / each.catalogue_file).unlink(missing_ok=True)
+                (folder / each.faiss_file).unlink(missing_ok=True)
+        if lock is not None:
+            lock.release()
+
+
+def finish_update(folder: Path) -> None:
+    """Finish what a command that was killed had begun: publish its generation, or remove its data files."""
+    remove_abandoned(folder)
+    newest, published = read_metadata(folder), folder / _METADATA
+    if not published.is_file() or _read(published).generation < newest.generation:
+        _publish(folder)
+    for file in sorted(folder.glob("places_*.faiss")):
+        if _DATA.fullmatch(file.name) and (lock := _lock_of_data(folder, file.name)) is not None:
+            paths = [folder / _METADATA, *(_path(folder, each) for each in _generations(folder))]
+            if all(_read(path).faiss_file != file.name for path in paths if path.is_file()):
+                token = file.stem.removeprefix("places_")
+                (folder / f"catalogue_{token}.arrow").unlink(missing_ok=True)
+                file.unlink()  # last, as it is what is looked for
+            lock.release()
+
+
+def _lock_of_data(folder: Path, faiss_file: str) -> Lock | None:
+    """Take the lock of the data files of a generation; None if their writer holds it, or where there are no locks."""
+    try:
+        return try_lock(folder / f".{Path(faiss_file).stem}.progeo")
+    except NoLocks:
+        return None
 
 
 def check_data_files(folder: Path, metadata: IndexMetadata) -> None:

@@ -22,6 +22,7 @@ from progeo.models.aggregation import (
 )
 from progeo.models.backbones import FAMILIES, empty_traits, find_family
 from progeo.models.backbones.family import Features, ImageSize, Interpolation, NetworkSpec
+from progeo.models.backbones.meta_run import on_meta
 from progeo.models.backbones.open_clip import weights_anywhere
 from progeo.models.backbones.position_embedding import as_height_width, check_sides, sample_size, sized_features
 from progeo.models.pixel_statistics import chosen_statistics, own_statistics
@@ -240,7 +241,7 @@ def empty_encoder(spec: EncoderSpec) -> Encoder:
     needs = find_aggregation(spec.aggregation).needs
     network = NetworkSpec(spec.architecture, spec.image_size, needs, spec.interpolation)
     backbone = FAMILIES[spec.family].empty(network)
-    with torch.device("meta"):
+    with on_meta():
         return Encoder(spec, backbone)
 
 

@@ -57,8 +57,14 @@ def test_a_run_leaves_these_files_and_its_encoder_is_evaluated_and_exported(whol
     folders = ("--folder", city / "val", "--out", tmp_path / "val", "--descriptor_cache", tmp_path / "cache")
     main(["evaluate", str(whole), *map(str, folders)])
     assert json.loads((tmp_path / "val/recalls.json").read_text())
-    main(["export", str(whole), "--format", "onnx", "--out", str(tmp_path / "netvlad.onnx")])
-    assert load_encoder(whole).descriptor_dim == 4 * 128
+    main(["export", str(whole), "--out", str(tmp_path / "netvlad")])
+    assert load_encoder(tmp_path / "netvlad").descriptor_dim == 4 * 128
+
+
+@pytest.mark.slow
+def test_its_encoder_leaves_as_onnx(whole, tmp_path):
+    main(["export", str(whole), "--format", "onnx", "--out", str(tmp_path / "netvlad")])
+    assert files_in(tmp_path / "netvlad") == {"model.onnx", "README.md"}
 
 
 def test_a_run_that_is_killed_while_it_mines_ends_with_the_same_bits(settings, whole, tmp_path):

@@ -95,7 +95,12 @@ def in_two_blocks(features, *others):
 
 
 @pytest.mark.parametrize(
-    ("spelling", "bias"), [(in_layers, True), (in_one_block, False), (by_name, False), (in_two_blocks, True)]
+    ("spelling", "bias"),
+    [
+        (in_layers, True),
+        (by_name, False),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in ((in_one_block, False), (in_two_blocks, True))),
+    ],
 )
 def test_the_student_of_wakd_is_found_with_any_names_of_its_last_layers(spelling, bias, tmp_path, capsys):
     model = openibl(nn.ModuleDict(spelling(*mobilenet_layers(bias))))
@@ -255,12 +260,9 @@ def small_network():
     return openibl(nn.ModuleDict({"base": resnet_layers("resnet18", 3)}), channels=256, dim=24)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("network", "format"),
-    [
-        (small_network, "torch"),
-        *(pytest.param(student, format, marks=pytest.mark.slow) for format in ("torch", "onnx")),
-    ],
+    ("network", "format"), [(small_network, "torch"), *((student, format) for format in ("torch", "onnx"))]
 )
 def test_an_imported_netvlad_is_exported_with_its_projection(network, format, tmp_path):
     model = network()

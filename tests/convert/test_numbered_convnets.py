@@ -172,10 +172,9 @@ def test_a_folder_in_use_is_left_alone(tmp_path):
         main(["import", "nowhere.pth", "--out", str(tmp_path / "other")])
 
 
-def test_what_was_imported_can_be_evaluated_and_exported(tmp_path):
+def test_what_was_imported_can_be_evaluated_and_exported(city, tmp_path):
     imported(cosplace("resnet18").state_dict(), tmp_path, "--image_size", "64")
-    main(["demo", "--only_city", "--out", str(tmp_path), "--num_images", "40", "--image_size", "64"])
-    folders = ["--encoder", tmp_path / "encoder", "--folder", tmp_path / "city/test", "--out", tmp_path / "out"]
+    folders = ["--encoder", tmp_path / "encoder", "--folder", city / "test", "--out", tmp_path / "out"]
     cache = ["--descriptor_cache", tmp_path / "cache", "--num_workers", 0]
     main(["evaluate", *map(str, [*folders, *cache])])
     assert (tmp_path / "out/recalls.json").is_file()

@@ -114,6 +114,7 @@ def test_a_network_that_no_graph_holds_is_refused_by_name(save, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_graph_that_fails_on_images_of_another_size_is_refused_by_name(tmp_path):
     encoder = build_encoder("timm/vit_small_patch16_dinov3", "random", 64).eval()
     encoder.backbone.blocks = encoder.backbone.blocks[:1]

@@ -1,15 +1,44 @@
 """Properties of a network that are found on the meta device, where tensors have shapes but no values."""
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 
 from progeo.models.backbones.family import Features, Part
 
 FeaturesOf = Callable[[nn.Module, Tensor], Features]
 """`Family.features`."""
+
+
+_FILLING = {
+    *(getattr(Tensor, name) for name in ("normal_", "uniform_", "fill_", "zero_", "erfinv_", "mul_", "add_", "clamp_")),
+    *(getattr(nn.init, name) for name in ("uniform_", "normal_", "constant_", "kaiming_uniform_", "kaiming_normal_")),
+}
+"""Functions that change only the values of their first argument, a tensor."""
+
+
+class _WithoutValues(TorchFunctionMode):
+    """Skip the initialization of tensors on the meta device, which takes most of the time of building a network."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: tuple[Any, ...] = (), keywords: dict[str, Any] | None = None
+    ) -> Any:
+        keywords = keywords or {}
+        if function in _FILLING and (tensor := (*arguments, *keywords.values())[0]).is_meta:
+            return tensor
+        return function(*arguments, **keywords)
+
+
+@contextmanager
+def on_meta() -> Iterator[None]:
+    """Build networks in this block on the meta device, without initializing them."""
+    with torch.device("meta"), _WithoutValues():
+        yield
 
 
 class _Run(nn.Module):

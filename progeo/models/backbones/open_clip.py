@@ -32,6 +32,7 @@ from progeo.models.backbones.family import (
     PositionEmbedding,
     Traits,
 )
+from progeo.models.backbones.meta_run import on_meta
 from progeo.models.backbones.position_embedding import (
     as_height_width,
     grid_of_patches,
@@ -76,14 +77,23 @@ class OpenClip(Family):
         return "gem" if isinstance(vision.get("layers"), list) else "token"
 
     def load(self, wanted: NetworkSpec, weights: str, *, seed: int) -> Loaded:
-        """Take the visual tower of `load_clip`."""
-        clip = load_clip(wanted.architecture, weights, wanted.image_size, interpolation=wanted.interpolation, seed=seed)
-        size = as_height_width(clip.visual.image_size)
-        return Loaded(_tower_for(wanted.parts, clip), resolved_architecture(wanted.architecture, clip), size)
+        """Take the visual tower of `load_clip`; one of random weights is built without its text tower."""
+        if weights == "random":
+            tower = _random_tower(plain_architecture(wanted.architecture), seed).eval()
+        else:
+            tower = load_clip(wanted.architecture, weights).visual
+        if wanted.image_size is not None:
+            resize_input(tower, as_height_width(wanted.image_size), wanted.interpolation)
+        size, architecture = as_height_width(tower.image_size), resolved_architecture(wanted.architecture, tower)
+        return Loaded(_prepared(tower, wanted.parts), architecture, size)
 
     def empty(self, wanted: NetworkSpec) -> nn.Module:
-        """Take the visual tower of `empty_clip`."""
-        return _tower_for(wanted.parts, empty_clip(plain_architecture(wanted.architecture), wanted.image_size))
+        """Build the visual tower of `empty_clip`."""
+        with on_meta():
+            tower = _visual_tower(plain_architecture(wanted.architecture))
+            if wanted.image_size is not None:
+                resize_input(tower, as_height_width(wanted.image_size), "edges")
+        return _prepared(tower.eval(), wanted.parts)
 
     def traits(self, network: nn.Module) -> Traits:
         """Return the properties of a visual tower."""
@@ -233,7 +243,7 @@ def known_architectures() -> list[str]:
 def empty_clip(architecture: str, image_size: ImageSize | None = None) -> CLIP:
     """Build a CLIP model on the meta device, without weights, to load a state dict into."""
     _register_own_architectures()
-    with torch.device("meta"), without_warnings("root"):
+    with on_meta(), without_warnings("root"):
         model = open_clip.create_model(architecture, load_weights=False, device="meta")
         if image_size is not None:
             resize_input(model.visual, as_height_width(image_size), "edges")
@@ -258,7 +268,7 @@ def weights_anywhere(architecture: str, weights: str) -> str:
     return str(Path(weights).absolute()) if Path(weights).is_file() and not is_tag else weights
 
 
-def resolved_architecture(architecture: str, clip: CLIP) -> str:
+def resolved_architecture(architecture: str, clip: nn.Module) -> str:
     """Append `-quickgelu` to the architecture's name if the model has QuickGELU and the named one does not."""
     architecture = own_spelling(architecture)
     quick = any(isinstance(module, QuickGELU) for module in clip.modules())
@@ -310,6 +320,20 @@ def _random_clip(architecture: str, seed: int, *, quickgelu: bool = False) -> CL
     with torch.random.fork_rng(devices=[]), without_warnings("root"):  # about the random weights requested
         torch.manual_seed(seed)
         return open_clip.create_model(architecture, load_weights=False, force_quick_gelu=quickgelu)
+
+
+def _random_tower(architecture: str, seed: int) -> VisionTransformer | ModifiedResNet:
+    """Build the visual tower of `_random_clip`, with the same weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _visual_tower(architecture)
+
+
+def _visual_tower(architecture: str) -> VisionTransformer | ModifiedResNet:
+    """Build the visual tower of a plain CLIP as open_clip does, which builds it before anything else of the CLIP."""
+    config = open_clip.get_model_config(architecture)
+    vision = open_clip.CLIPVisionCfg(**config["vision_cfg"])
+    return open_clip.model._build_vision_tower(config["embed_dim"], vision, config.get("quick_gelu", False))
 
 
 def _pretrained_clip(architecture: str, weights: str) -> CLIP:
@@ -371,9 +395,10 @@ def _resize_stored_embedding(state: dict[str, Tensor], visual: nn.Module) -> Non
     state[name] = resized_embedding(state[name].float(), (side, side), positions.grid, "edges")
 
 
-def _tower_for(parts: Collection[Part], clip: CLIP) -> nn.Module:
-    """Take the visual tower of a CLIP, changed in place, without the layers that only an unused token passes."""
-    visual = clip.visual
+def _prepared(
+    visual: VisionTransformer | ModifiedResNet, parts: Collection[Part]
+) -> VisionTransformer | ModifiedResNet:
+    """Remove the layers of a visual tower, changed in place, that only an unused token passes."""
     if isinstance(visual, ModifiedResNet):
         if "token" not in parts:
             visual.attnpool = nn.Identity()

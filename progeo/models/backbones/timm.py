@@ -28,7 +28,7 @@ from progeo.models.backbones.family import (
     PositionEmbedding,
     Traits,
 )
-from progeo.models.backbones.meta_run import meta_features, remove_layers, unused_layers
+from progeo.models.backbones.meta_run import meta_features, on_meta, remove_layers, unused_layers
 from progeo.models.backbones.position_embedding import as_height_width, grid_of_patches, resize_positions
 from progeo.models.state_dicts import check_file_fits, telling_name, with_batch_counts
 from progeo.models.weight_files.checkpoints import load_weights, reason_of
@@ -95,7 +95,7 @@ class Timm(Family):
 
         Buffers that state dicts do not hold have values.
         """
-        with torch.device("meta"):
+        with on_meta():
             network = _build(wanted.architecture)
             _finish(network, wanted)
         if not _fill_buffers(network):
@@ -145,7 +145,7 @@ class Timm(Family):
 
     def usage(self, architecture: str, image_size: tuple[int, int], weights: str | None) -> str:
         """Return Python code that loads `backbone.safetensors` with timm, see `Family.usage`."""
-        with torch.device("meta"):
+        with on_meta():
             network = _build(architecture)
         layout = _layout(architecture)
         sized = ""
@@ -208,7 +208,7 @@ def _options(architecture: str) -> Mapping[str, Any]:
     if "." in architecture:
         name, _, tag = architecture.partition(".")
         raise ValueError(f"`architecture` {architecture!r} has a tag: use `architecture` {name} and `weights` {tag}.")
-    with torch.device("meta"):
+    with on_meta():
         network = timm.create_model(architecture, num_classes=0)
     if not hasattr(network, "dynamic_img_size"):
         return {}
@@ -233,7 +233,7 @@ def _layout(architecture: str) -> _Layout:
     Raises:
         ValueError: a network without a feature map and without patch tokens.
     """
-    with torch.device("meta"):
+    with on_meta():
         network = _build(architecture)
     own = _own_size(network)
     with torch.no_grad():
@@ -290,7 +290,7 @@ def _positions(network: Any) -> PositionEmbedding:
 @functools.cache
 def _unused(architecture: str, parts: frozenset[Part]) -> frozenset[str]:
     """Name the layers that no needed part of the features depends on."""
-    with torch.device("meta"):
+    with on_meta():
         network = _build(architecture)
     network.layout = _layout(architecture)
     return frozenset(unused_layers(Timm().features, network, _own_size(network), parts))
@@ -363,7 +363,7 @@ def _pretrained(architecture: str, weights: str) -> Any:
         reason = reason_of(error, weights)
         raise ValueError(f"`weights` {weights!r} could not be loaded as {architecture}: {reason}") from None
     expected = network.state_dict()
-    with torch.device("meta"):
+    with on_meta():
         whole = timm.create_model(architecture).state_dict()
     kept = {name: tensor for name, tensor in state.items() if name in expected or name not in whole}
     complete = with_batch_counts(kept, expected)

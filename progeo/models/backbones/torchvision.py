@@ -26,7 +26,7 @@ from progeo.models.backbones.family import (
     PositionEmbedding,
     Traits,
 )
-from progeo.models.backbones.meta_run import measured_map
+from progeo.models.backbones.meta_run import measured_map, on_meta
 from progeo.models.backbones.position_embedding import as_height_width, grid_of_patches, resize_positions
 from progeo.models.state_dicts import check_file_fits, telling_name, with_batch_counts
 from progeo.models.weight_files.checkpoints import load_weights, reason_of
@@ -120,14 +120,14 @@ class Torchvision(Family):
             _set_size(network, as_height_width(wanted.image_size))
         return network
 
-    def traits(self, network: nn.Module) -> Traits:
+    def traits(self, network: Any) -> Traits:
         """Return what is known of a network, found from its shapes on the meta device."""
         if isinstance(network, VisionTransformer):
             dim, patch = network.hidden_dim, network.patch_size
             positions = _positions(network, network.image_size)
             return Traits(dim, dim, dim, stride=patch, side_multiple=patch, positions=positions)
         only = getattr(network, "image_size", None)
-        channels, stride = measured_map(self.features, network, only)
+        channels, stride = _measured(network.architecture, only)
         return Traits(channels, None, channels, stride=stride, only_size=only)
 
     def features(self, network: nn.Module, images: Tensor) -> Features:
@@ -201,10 +201,17 @@ def _meta_classifier(architecture: str) -> nn.Module:
         return _on_meta(partial(get_model, _base(architecture), weights=None))
 
 
+@functools.cache
+def _measured(architecture: str, only_size: tuple[int, int] | None) -> tuple[int, int]:
+    """Return the channels and the stride of the feature map of an architecture, see `measured_map`."""
+    network = _on_meta(partial(_cut, architecture, only_size, _native_side(architecture)))
+    return measured_map(Torchvision().features, network, only_size)
+
+
 def _on_meta(build: Callable[[], nn.Module]) -> nn.Module:
     """Build a network on the meta device."""
     try:
-        with torch.device("meta"):
+        with on_meta():
             return build()
     except NotImplementedError:  # a RegNet computes its widths with tensors
         with torch.random.fork_rng(devices=[]):
@@ -236,6 +243,7 @@ def _cut(architecture: str, image_size: ImageSize | None, own: int) -> nn.Module
         backbone.image_size = size  # type: ignore[assignment]
     if architecture in _VARIANTS:
         _VARIANTS[architecture].change(backbone)
+    backbone.architecture = architecture  # type: ignore[assignment]
     return backbone.eval()
 
 

@@ -9,7 +9,9 @@ from open_clip.transformer import QuickGELU
 from safetensors.torch import save_file
 
 from progeo.engine.log import start_log
+from progeo.models.backbones.family import NetworkSpec
 from progeo.models.backbones.open_clip import (
+    OpenClip,
     load_clip,
     resize_input,
     resolved_architecture,
@@ -315,3 +317,11 @@ def test_files_that_are_no_weights_or_those_of_another_network_are_refused_in_on
             load_clip("tiny-vit", str(tmp_path / name))
         assert "could not be loaded as tiny-vit" in str(error.value)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("architecture", TINY)
+def test_a_tower_of_random_weights_is_that_of_the_complete_clip(architecture):
+    whole = load_clip(architecture, "random", 96, seed=3).visual.state_dict()
+    tower = OpenClip().load(NetworkSpec(architecture, 96), "random", seed=3).network.state_dict()
+    assert tower.keys() == whole.keys()
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in tower.items())

@@ -125,7 +125,10 @@ def test_the_buffers_of_a_swinv2_return_into_the_empty_network():
     assert all(torch.equal(found[name], wanted[name]) for name in wanted.keys() - network.state_dict().keys())
 
 
-@pytest.mark.parametrize("architecture", ["vit_small_patch16_dinov3", "swin_tiny_patch4_window7_224"])
+@pytest.mark.parametrize(
+    "architecture",
+    ["vit_small_patch16_dinov3", pytest.param("swin_tiny_patch4_window7_224", marks=pytest.mark.slow)],
+)
 def test_buffers_without_a_function_that_computes_them_are_those_of_the_network(architecture, monkeypatch):
     network = load(architecture, image_size=NETWORKS[architecture][3])
     for kind in {type(module) for module in network.modules() if hasattr(module, "init_non_persistent_buffers")}:

@@ -18,14 +18,17 @@ FAMILY = Torchvision()
 BRANCHED = ("googlenet", "inception_v3")
 QUICK = (
     *("densenet121", "efficientnet_b0", "mnasnet0_5", "mobilenet_v3_large", "regnet_y_400mf", "resnet18"),
-    *("shufflenet_v2_x0_5", "squeezenet1_1", "swin_t", "vit_b_16"),
+    *("shufflenet_v2_x0_5", "squeezenet1_1", "swin_t"),
 )
 """Networks of most classes, without the large ones."""
-NETWORKS = [
-    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
-    for name in list_models(module=torchvision.models)
-    if name not in BRANCHED
-]
+
+
+def networks(quick):
+    """All networks, of which those that are not `quick` are slow."""
+    names = [name for name in list_models(module=torchvision.models) if name not in BRANCHED]
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 CHANNELS = {
     **{"vgg16": 512, "resnet18": 512, "resnet50": 2048, "resnet101": 2048, "resnet152": 2048},
     **{"efficientnet_b0": 1280, "efficientnet_b1": 1280, "efficientnet_b2": 1408, "efficientnet_b3": 1536},
@@ -77,7 +80,7 @@ def expected_map(architecture, whole, images):
     return pooled.map
 
 
-@pytest.mark.parametrize("architecture", NETWORKS)
+@pytest.mark.parametrize("architecture", networks(QUICK))
 def test_a_network_is_the_classifier_up_to_its_last_map(architecture):
     fixed = own_size(architecture)[0] if architecture.startswith(("vit_", "maxvit")) else None
     options = {"image_size": fixed} if architecture.startswith("vit_") else {}
@@ -91,7 +94,7 @@ def test_a_network_is_the_classifier_up_to_its_last_map(architecture):
     assert network.state_dict().keys() <= whole.state_dict().keys()
 
 
-@pytest.mark.parametrize("architecture", NETWORKS)
+@pytest.mark.parametrize("architecture", networks((*QUICK, "vit_b_16")))
 def test_every_network_has_a_map_of_its_channels_and_stride_at_two_sizes(architecture):
     for size in ((224, 224), (448, 448)):
         network = empty(architecture, size)
@@ -116,9 +119,8 @@ def test_the_networks_of_published_encoders_take_any_size_from_32_pixels(archite
     assert (traits.channels, traits.features_dim, traits.stride) == (shape[1], shape[1], stride)
 
 
-@pytest.mark.parametrize(
-    "size", [(96, 64), *(pytest.param(each, marks=pytest.mark.slow) for each in ((64, 64), (224, 224)))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(96, 64), (64, 64), (224, 224)])
 def test_the_position_embedding_of_a_vision_transformer_is_resized_to_the_image_size(size, tmp_path):
     state = classifier("vit_b_32", seed=3, image_size=128).state_dict()
     torch.save(state, tmp_path / "classifier.pth")
