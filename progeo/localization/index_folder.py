@@ -177,7 +177,7 @@ def finish_update(folder: Path) -> None:
             if all(_read(path).faiss_file != file.name for path in paths if path.is_file()):
                 token = file.stem.removeprefix("places_")
                 (folder / f"catalogue_{token}.arrow").unlink(missing_ok=True)
-                file.unlink()  # last, as it is what is looked for
+                file.unlink(missing_ok=True)  # last, as it is what is looked for
             lock.release()
 
 
@@ -229,7 +229,7 @@ def commit(folder: Path, before: IndexMetadata | None, metadata: IndexMetadata) 
 def _publish(folder: Path) -> None:
     """Copy the newest generation to `index.json`, repeat if a newer one appears meanwhile, and remove older ones."""
     published = -1
-    while published < (newest := max(_generations(folder))):
+    while published < (newest := max(_generations(folder), default=-1)):
         with suppress(FileNotFoundError):  # a newer one exists by now
             write_json(folder / _METADATA, read_json(_path(folder, newest)))
             published = newest
