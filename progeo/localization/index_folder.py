@@ -173,12 +173,20 @@ def finish_update(folder: Path) -> None:
         _publish(folder)
     for file in sorted(folder.glob("places_*.faiss")):
         if _DATA.fullmatch(file.name) and (lock := _lock_of_data(folder, file.name)) is not None:
-            paths = [folder / _METADATA, *(_path(folder, each) for each in _generations(folder))]
-            if all(_read(path).faiss_file != file.name for path in paths if path.is_file()):
+            if file.name not in _faiss_files(folder):
                 token = file.stem.removeprefix("places_")
                 (folder / f"catalogue_{token}.arrow").unlink(missing_ok=True)
                 file.unlink(missing_ok=True)  # last, as it is what is looked for
             lock.release()
+
+
+def _faiss_files(folder: Path) -> set[str]:
+    """Return the faiss files of all generations; one that is removed meanwhile is older than another."""
+    found = set()
+    for path in (folder / _METADATA, *(_path(folder, each) for each in _generations(folder))):
+        with suppress(FileNotFoundError):
+            found.add(_read(path).faiss_file)
+    return found
 
 
 def _lock_of_data(folder: Path, faiss_file: str) -> Lock | None:
