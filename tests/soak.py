@@ -8,8 +8,8 @@ import time
 from contextlib import redirect_stdout
 from pathlib import Path
 
+import progeo
 from progeo.cli import main
-from progeo.localization.place_index import open_index
 
 _SAMPLES = 40
 
@@ -54,7 +54,7 @@ def sampled(work):
 
 
 def localizing(index, photos, count):
-    opened, files = open_index(Path(index)), sorted(Path(photos).iterdir())
+    opened, files = progeo.open_index(index), sorted(Path(photos).iterdir())
     numbers = iter(range(10**9))
     return repeat(lambda: opened.localize(files[next(numbers) % len(files)]), int(count))
 

@@ -74,9 +74,11 @@ def disk(world, tmp_path):
 @pytest.mark.parametrize("name", ["train encoder, last", "train prompts"])
 def test_a_training_goes_on_from_what_was_on_the_disk(name, which, undisturbed, world, disk):
     expected, events = undisturbed(name)
-    done = [number for number, event in enumerate(events) if re.fullmatch(r"fsync .*/checkpoints(/group_\d+)?", event)]
+    saved = re.compile(r"rename .*/checkpoints/(group_\d+/)?(epoch_\d+_step_\d+|group_\d+\.safetensors)")
+    done = [number for number, event in enumerate(events) if saved.fullmatch(event)]
+    assert all(events[number + 1].startswith("fsync ") for number in done)
     folder = prepare(world, name)
-    started = writing_commands.begin(world, name, Plan(str(folder), at=done[which] + 1, act="SIGSTOP"))
+    started = writing_commands.begin(world, name, Plan(str(folder), at=done[which] + 2, act="SIGSTOP"))
     assert writing_commands.finish(started).code is None
     copy = disk.with_name("copy.img")
     subprocess.run(["cp", "--sparse=always", str(disk), str(copy)], check=True)
