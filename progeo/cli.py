@@ -214,7 +214,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt as interrupt:
         again = "the same command with --resume" if name.startswith("train") else "the same command"
         advice = f"interrupted: {again} continues with what is done."
-        print(f"{program}: {_with_flags(str(interrupt), name) or advice}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # of several processes, one says it
+            print(f"{program}: {_with_flags(str(interrupt), name) or advice}", file=sys.stderr)
         sys.exit(143 if isinstance(interrupt, Terminated) else 130)
     finally:
         stop_log_file()

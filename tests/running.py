@@ -169,7 +169,7 @@ def kill_before(end: str, *command: object, number: signal.Signals = signal.SIGK
     """Run a script that gets a signal just before what it wrote is called `...end`, and return what it said."""
     plan = Plan("/", matching=rf"^rename .*{re.escape(end)}$", act=number.name)
     (code,), said = _run_script(command, plan=plan)
-    assert code == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number], said
+    assert code == (-signal.SIGKILL if number == signal.SIGKILL else 128 + number), said
     return said
 
 

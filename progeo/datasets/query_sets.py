@@ -63,6 +63,10 @@ def build_query_set(
     if queries.positives is None:
         for images in (database, queries):
             _check_positions(images)
+    elif any(len(rows) and not 0 <= rows.min() <= rows.max() < len(database) for rows in queries.positives):
+        raise ValueError(
+            f"{queries.folder} names positives that are not among the {len(database)} images of the database."
+        )
     if not great_circle:
         check_zones(database, queries)
     positives = find_positives(database, queries, radius_m, angle_deg=angle_deg, great_circle=great_circle)

@@ -2,13 +2,11 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from progeo.datasets.query_sets import QuerySet
-from progeo.features.store import ShardedRows, load_array
+from progeo.features.store import ShardedRows, can_be_compared, load_array
 from progeo.places.catalogue import Catalogue
 
-_ROWS_AT_ONCE = 2**16
+_ROWS_AT_ONCE = 2**12
 
 
 def read_descriptors(folder: Path, query_set: QuerySet) -> tuple[ShardedRows, ShardedRows]:
@@ -39,8 +37,9 @@ def _read_rows(path: Path, images: Catalogue) -> ShardedRows:
             f"{path} must hold a row for each of the {len(images):,} images of {images.folder}, got {values.shape}."
         )
     for start in range(0, len(values), _ROWS_AT_ONCE):
-        if not np.isfinite(values[start : start + _ROWS_AT_ONCE]).all():
-            raise ValueError(f"{path} holds numbers that are not finite, in row {start} or later.")
+        if not (comparable := can_be_compared(values[start : start + _ROWS_AT_ONCE])).all():
+            row = start + int(comparable.argmin())
+            raise ValueError(f"{path} holds numbers that are not finite, or too large to compare, in row {row}.")
     return ShardedRows(
         path.parent,
         num_rows=len(values),

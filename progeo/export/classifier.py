@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import numpy as np
 import torch
+from msgspec import Meta
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from progeo.export.encoder_folders import CLASSIFIER, METADATA, holds_encoder, l
 from progeo.export.encoders import is_name
 from progeo.export.weights import READERS, encoder_of
 from progeo.file_sets import FileSet, read_set
+from progeo.json_files import converted
 from progeo.models.backbones.open_clip import weights_digest
 from progeo.models.classifier import MEANS, Classifier
 from progeo.models.encoder import Encoder
@@ -25,6 +27,20 @@ from progeo.places.geographic import Frame
 _KEY = "progeo"
 _FORMAT = 1
 _TENSORS = ("class_ids", "weight", "bias", "num_images")
+_Whole = Annotated[int, Meta(gt=-(2**31), lt=2**31)]
+
+
+@dataclass(frozen=True)
+class _Described:
+    """Fields of a `Classifier` in the metadata of its file."""
+
+    kind: str
+    classes_per_group: tuple[Annotated[int, Meta(ge=0, lt=2**31)], ...]
+    scale: Annotated[float, Meta(gt=-1e15, lt=1e15)]
+    cells: dict[str, _Whole]
+    fingerprint: str
+    frame: Frame
+    encoder: str = ""
 
 
 def write_classifier(classifier: Classifier, path: Path) -> None:
@@ -48,8 +64,9 @@ def read_classifier(path: Path) -> Classifier:
         if values.pop("format") != _FORMAT:
             raise ValueError("it has another format")
         classifier = _classifier(values, tensors)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is not a classifier as progeo writes it: {error}.") from None
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        reason = str(error).rstrip(".")
+        raise ValueError(f"{path} is not a classifier as progeo writes it: {reason}.") from None
     return classifier
 
 
@@ -133,10 +150,8 @@ def check_fits_encoder(classifier: Classifier, encoder: Encoder, path_or_name: P
 def _classifier(values: dict[str, Any], tensors: Mapping[str, Tensor]) -> Classifier:
     """Build a classifier of the content of a file, and check that its parts fit together."""
     arrays: dict[str, Any] = {name: tensors[name].numpy() if name in tensors else None for name in _TENSORS}
-    cells = {name: int(value) for name, value in values.pop("cells").items()}
-    counts = tuple(int(count) for count in values.pop("classes_per_group"))
-    frame = Frame(**values.pop("frame"))
-    classifier = Classifier(**values, **arrays, cells=cells, classes_per_group=counts, frame=frame)
+    classifier = Classifier(**vars(converted(values, _Described)), **arrays)
+    counts = classifier.classes_per_group
     num_classes = len(tensors["class_ids"])
     expected: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
         "class_ids": (torch.int64, (num_classes, 3)),
@@ -155,4 +170,6 @@ def _classifier(values: dict[str, Any], tensors: Mapping[str, Tensor]) -> Classi
         raise ValueError(f"the kind {classifier.kind!r} is not known")
     if min(classifier.cell_side_m, classifier.heading_bin_deg) < 1:
         raise ValueError("cells and heading bins must be positive")
+    if not 0 <= classifier.frame.zone <= 60:
+        raise ValueError(f"there is no UTM zone {classifier.frame.zone}")
     return classifier

@@ -20,7 +20,7 @@ from progeo.export.weights import encoder_of, metadata_of, save_encoder
 from progeo.file_sets import FileSet, read_set
 from progeo.files import replacing, written_together
 from progeo.models.classifier import Classifier
-from progeo.models.encoder import Encoder
+from progeo.models.encoder import Encoder, spec_to_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,9 @@ def export_encoder(path: Path, target: Path, format: str, options: ExportOptions
 
 
 def _read(files: FileSet, *, with_classifier: bool) -> SavedEncoder:
-    return SavedEncoder(metadata_of(files), encoder_of(files), classifier_of(files) if with_classifier else None)
+    encoder, metadata = encoder_of(files), metadata_of(files)
+    described = {**spec_to_json(encoder.spec), **metadata["encoder"]}  # files of earlier versions lack fields
+    return SavedEncoder({**metadata, "encoder": described}, encoder, classifier_of(files) if with_classifier else None)
 
 
 def _write_weights(target: Path, saved: SavedEncoder, _: ExportOptions) -> str:

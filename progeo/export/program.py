@@ -137,6 +137,8 @@ def check_difference(differences: list[float], allowed: float, path: Path) -> fl
         ValueError: the difference is too large; the message names the file.
     """
     largest = torch.tensor(differences, dtype=torch.float64).max().item()  # NaN if any is NaN
+    if math.isnan(largest):
+        raise ValueError(f"{path} is not written: the encoder's descriptors are not finite, or all are zero.")
     if not largest <= allowed:
         raise ValueError(
             f"{path} is not written: its descriptors would be up to {largest:.1e} away from the encoder's, and "

@@ -16,7 +16,7 @@ from progeo.engine.log import LOGGER
 from progeo.features.batches import FeatureBatch, feature_batches
 from progeo.features.cache import IMAGE_FOLDER, Cache, prepared_folder
 from progeo.features.extractor import FeatureExtractor
-from progeo.features.store import ShardedRows
+from progeo.features.store import ShardedRows, can_be_compared
 from progeo.features.unreadable import check_unreadable, read_reasons, report_unreadable, write_reasons
 from progeo.files import remove_abandoned
 from progeo.locks import locked_if_free, was_locked
@@ -159,9 +159,9 @@ def _write_shards(
 
 
 def _check_finite(values: np.ndarray, rows: np.ndarray, what: str, catalogue: Catalogue) -> None:
-    infinite = rows[~np.isfinite(values).all(axis=1)]
+    infinite = rows[~can_be_compared(values)]
     if len(infinite):
         raise ValueError(
-            f"The {what} of {catalogue.path(int(infinite[0]))} do not fit {values.dtype}: "
-            f"are the weights those of this architecture? With `mixed_precision` fp16, try bf16."
+            f"The {what} of {catalogue.path(int(infinite[0]))} are not finite, or too large for {values.dtype}: are "
+            f"the weights finite, and those of this architecture? With `mixed_precision` fp16, try bf16."
         )

@@ -17,6 +17,12 @@ _NUMPY_ERRORS = (
 """Errors of numpy for a corrupt file, whose header is a Python literal."""
 
 
+def can_be_compared(features: np.ndarray) -> np.ndarray:
+    """Return which features (N, D) are finite and so small that distances between them are finite too, bool (N,)."""
+    doubled = 2 * features.astype(np.float32, copy=False)  # a distance is at most twice the longest
+    return np.isfinite(np.einsum("nd,nd->n", doubled, doubled))
+
+
 def load_array(path: Path, *, mapped: bool = False) -> np.ndarray:
     """Load a .npy file, or memory-map it.
 

@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any
 
@@ -78,8 +77,11 @@ class ClassCalibration(AnyCalibration):
         return np.exp(_log_masses(features, self.temperature)[0])
 
 
-def calibration_from_json(values: Mapping[str, Any], source: Path) -> AnyCalibration:
-    """Parse a calibration from a dict of its fields, as this version or an earlier one wrote it to the file `source`.
+def calibration_from_json(values: Mapping[str, Any], source: str = "A calibration") -> AnyCalibration:
+    """Parse a calibration from a dict of its fields, as this version or an earlier one wrote it.
+
+    Args:
+        source: what it is, for the error message.
 
     Raises:
         ValueError: fields are missing or unknown, or a value is impossible.
@@ -87,7 +89,7 @@ def calibration_from_json(values: Mapping[str, Any], source: Path) -> AnyCalibra
     values = {_RENAMED_FIELDS.get(name, name): value for name, value in values.items()}
     kind = ClassCalibration if "temperature" in values else Calibration
     advice = "Set calibration to null, and run `progeo index calibrate`."
-    return as_kind(values, kind, f"The calibration in {source}", advice=advice)
+    return as_kind(values, kind, source, advice=advice)
 
 
 def score_probabilities(scores: np.ndarray, calibration: ClassCalibration | None) -> np.ndarray:

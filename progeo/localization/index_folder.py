@@ -255,7 +255,7 @@ def _read(path: Path) -> IndexMetadata:
         raise ValueError(f"{path} is not a place index in format {_FORMAT}.")
     calibration = values.get("calibration")
     if isinstance(calibration, dict):
-        calibration = calibration_from_json(calibration, path)
+        calibration = calibration_from_json(calibration, f"The calibration in {path}")
     metadata = as_kind({**values, "calibration": calibration}, IndexMetadata, path, advice=_ADVICE)
     if not metadata.holds_classes == bool(metadata.cell_side_m) == bool(metadata.scale):
         raise ValueError(f"{path} is of {metadata.of}, which its cell_side_m or scale contradicts: put the file back.")

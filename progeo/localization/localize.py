@@ -16,6 +16,7 @@ from progeo.evaluation.search import Neighbors
 from progeo.features.batches import extract_rows
 from progeo.features.extractor import FeatureExtractor
 from progeo.features.options import WorkOptions
+from progeo.features.store import can_be_compared
 from progeo.localization.place_index import PlaceIndex
 from progeo.models.backbones.open_clip import load_clip
 from progeo.models.encoder import EncoderSpec
@@ -186,8 +187,9 @@ def _extract_photos(
         num_workers=work.num_workers,
         what="photos",
     )
-    for row in np.flatnonzero(~np.isfinite(descriptors).all(axis=1)).tolist():
-        errors[row] = f"The descriptor of {photos.path(row)} is not finite: with `mixed_precision` fp16, try bf16."
+    for row in np.flatnonzero(~can_be_compared(descriptors)).tolist():
+        reason = "is not finite, or too large: with `mixed_precision` fp16, try bf16"
+        errors[row] = f"The descriptor of {photos.path(row)} {reason}."
         descriptors[row] = 0
     return descriptors, errors
 

@@ -31,6 +31,7 @@ _LOGGER = logging.getLogger("progeo")
 _ROWS_AT_ONCE = 2**20
 _PARSERS = min(8, os.cpu_count() or 1)
 _COLUMNS = ("east", "north", "zone", "heading")
+_REQUIRED = ("path", *_COLUMNS)
 _SEARCH_VERSION = 2
 """Version of the search for image files, `rules` in the metadata; 1 skipped links to folders, counted hidden images."""
 Positions = Literal["required", "optional", "ignored"]
@@ -38,19 +39,20 @@ Positions = Literal["required", "optional", "ignored"]
 _METADATA_KEY = b"progeo"
 _ARROW_ERRORS = (pa.ArrowException, OSError, ValueError, MemoryError, SystemError)
 """Errors that a corrupt Arrow file can cause."""
-_NUMBER = ("a number", pa.types.is_floating)
+_NUMBER = ("a number", lambda kind: pa.types.is_floating(kind) or pa.types.is_integer(kind))
 _TYPES: Mapping[str, tuple[str, Callable[[pa.DataType], bool]]] = {
     "path": ("text with 64-bit offsets", pa.types.is_large_string),
-    **dict.fromkeys(("east", "north", "heading", "latitude", "longitude"), _NUMBER),
-    "zone": ("a whole number", pa.types.is_signed_integer),
+    **dict.fromkeys((*_COLUMNS, "latitude", "longitude"), _NUMBER),
     "positives": (
         "lists of whole numbers",
-        lambda kind: pa.types.is_list(kind) and pa.types.is_integer(kind.value_type),
+        lambda kind: pa.types.is_list(kind) and pa.types.is_signed_integer(kind.value_type),
     ),
     "condition": ("text", lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind)),
     "panorama": ("text", lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind)),
 }
 """For each column the type it should have, in words, and its check."""
+_LIMITS: Mapping[str, float] = {"east": 1e8, "north": 1e8, "zone": 60, "heading": 1e6}
+"""Greatest absolute values: meters (local coordinates can have any origin), zones, degrees."""
 
 
 class _Metadata(TypedDict, total=False):
@@ -251,12 +253,13 @@ def open_catalogue(path: Path, folder: Path) -> Catalogue:
             process later.
     """
     try:
-        catalogue = _mapped(path, folder)
-        catalogue.table.validate(full=True)
-        _check_columns(catalogue.table)
+        table = _mapped(path, folder).table
+        table.validate(full=True)
+        _check_columns(table)
+        del table  # which counts all that was validated as memory of this process
+        return _mapped(path, folder)
     except _ARROW_ERRORS as error:
         raise _no_catalogue(path, error) from None
-    return catalogue
 
 
 def check_files(catalogue: Catalogue) -> None:
@@ -349,17 +352,30 @@ def _mapped(path: Path, folder: Path) -> Catalogue:
 
 
 def _check_columns(table: pa.Table) -> None:
-    """Check the types of the columns that a catalogue reads, and that those of all images have no missing values.
+    """Check the columns that a catalogue reads: their types, their bounds, and that no image lacks a value it needs.
 
     Raises:
-        ValueError: a column is missing or of another type.
+        ValueError: there is no row, or a column is missing, there twice, of another type, or has impossible values.
     """
-    for name in ("path", *_COLUMNS):
-        if table.column_names.count(name) != 1 or table[name].null_count:
-            raise ValueError(f"it should have one column {name}, without missing values")
+    if not len(table):
+        raise ValueError("it holds no image")
     for name, (what, has_type) in _TYPES.items():
-        if name in table.column_names and not has_type(table.schema.field(name).type):
-            raise ValueError(f"its column {name} is {table.schema.field(name).type}, it should be {what}")
+        if name not in table.column_names and name not in _REQUIRED:
+            continue
+        columns = [
+            column for column, its_name in zip(table.columns, table.column_names, strict=True) if name == its_name
+        ]
+        if len(columns) != 1:
+            raise ValueError(f"it has {len(columns)} columns {name}, it should have one")
+        if not has_type(columns[0].type):
+            raise ValueError(f"its column {name} is {columns[0].type}, it should be {what}")
+        parts = [columns[0], pc.list_flatten(columns[0])] if name == "positives" else [columns[0]]
+        if name in (*_REQUIRED, "positives") and any(part.null_count for part in parts):
+            raise ValueError(f"its column {name} lacks values")
+    for name, limit in _LIMITS.items():
+        lowest, highest = pc.min_max(table[name]).as_py().values()  # NaN, unknown, is skipped
+        if lowest < -limit or highest > limit:
+            raise ValueError(f"its column {name} has values from {lowest:.6g} to {highest:.6g}")
 
 
 def _metadata(path: Path) -> _Metadata:

@@ -1,5 +1,6 @@
 """Files of learned prompts: text features of every group, with the metadata they were learned for."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict
@@ -10,10 +11,23 @@ from torch import Tensor
 
 from progeo.file_sets import FileSet, read_set
 from progeo.json_files import as_kind
+from progeo.models.weight_files.tensor_files import read_metadata
 from progeo.places.cells import DescribedPartition, Partition, check_same_partition
 
 PROMPTS = "prompts.safetensors"
 DESCRIPTION = "prompts.json"
+_RESUME = "Remove it and resume stage 1 with `resume`."
+
+
+class _Summary(TypedDict):
+    """What a group learned from and how well."""
+
+    classes: int
+    classes_without_images: int
+    images: int
+    loss: float
+    image_to_text_accuracy: float
+    text_to_image_accuracy: float
 
 
 class _Description(TypedDict):
@@ -76,6 +90,21 @@ def description_of(files: FileSet) -> dict[str, Any]:
     return files.description
 
 
+def read_group(path: Path, names: Sequence[str]) -> tuple[list[Tensor], dict[str, Any]]:
+    """Read the named tensors and the summary in the file of a group that stage 1 finished.
+
+    Raises:
+        ValueError: the file is corrupt; the message names it.
+    """
+    tensors = read_prompts(path, names)
+    try:
+        summary = json.loads(read_metadata(path)["summary"])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is corrupt: it has no summary ({error!r}). {_RESUME}") from None
+    as_kind(summary, _Summary, path, advice=_RESUME)
+    return tensors, summary
+
+
 def read_prompts(path: Path, names: Sequence[str]) -> list[Tensor]:
     """Read the named tensors of a file that stage 1 wrote.
 
@@ -86,4 +115,4 @@ def read_prompts(path: Path, names: Sequence[str]) -> list[Tensor]:
         with safe_open(path, framework="pt") as file:
             return [file.get_tensor(name) for name in names]
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is corrupt: {error}. Remove it and resume stage 1 with `resume`.") from None
+        raise ValueError(f"{path} is corrupt: {error}. {_RESUME}") from None

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from open_clip import CLIP
-from safetensors.torch import safe_open, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -27,7 +27,7 @@ from progeo.models.backbones.open_clip import resolved_architecture, weights_dig
 from progeo.models.options import ModelOptions
 from progeo.places.cells import Group, Partition
 from progeo.training.options import PromptOptions, TrainerOptions
-from progeo.training.prompt_files import DESCRIPTION, PROMPTS, read_prompts
+from progeo.training.prompt_files import DESCRIPTION, PROMPTS, read_group
 from progeo.training.prompt_group import GroupImages, GroupTraining
 from progeo.training.trainer import Trainer
 
@@ -99,11 +99,9 @@ class PromptTraining:
         tensors: dict[str, Tensor] = {}
         summaries = []
         for index in range(len(self.partition.groups)):
-            file = self.run.group_file(index)
-            values = read_prompts(file, _TENSORS)
+            values, summary = read_group(self.run.group_file(index), _TENSORS)
             tensors |= {f"group_{index}.{name}": value for name, value in zip(_TENSORS, values, strict=True)}
-            with safe_open(file, framework="pt") as opened:
-                summaries.append(json.loads(opened.metadata()["summary"]))
+            summaries.append(summary)
             if index not in self.mine:
                 LOGGER.info("%s: %s", self._name(index), _in_words(summaries[index]))
         description: dict[str, Any] = {

@@ -375,7 +375,11 @@ def test_a_run_does_not_go_on_where_a_link_leads_to_other_images_of_the_same_nam
         ("places.json", b"{}", "places.json does not say what the run learned from: it is corrupt"),
         ("places.json", b"<html>", "places.json is not a JSON file"),
         ("metrics.jsonl", b"x\n{}\n", "metrics.jsonl is corrupt: a line is not JSON"),
-        ("../stage1/prompts.json", b"{}", "prompts.json is not the metadata of prompts: it is corrupt"),
+        (
+            "../stage1/prompts.json",
+            b"{}",
+            "prompts.json is not as progeo writes it: missing the field partition. Run stage 1 again",
+        ),
         ("../stage1/prompts.safetensors", b"<html>404</html>", "prompts.safetensors is corrupt: Error"),
     ],
 )

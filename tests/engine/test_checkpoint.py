@@ -112,6 +112,17 @@ def test_a_fused_adam_of_a_channels_last_kernel_goes_on_from_its_saved_state(tmp
     assert torch.equal(other.weight, layer.weight)
 
 
+@pytest.mark.parametrize("name", ["state.json", "tensors.safetensors"])
+def test_a_checkpoint_whose_files_were_changed_is_refused_although_they_can_be_read(name, tmp_path):
+    path = save_checkpoint(tmp_path, "epoch_000001_step_000000", {"epoch": 1, "weight": torch.ones(3)})
+    content = (path / name).read_bytes()
+    change = {"state.json": (b'"epoch", 1', b'"epoch", 2'), "tensors.safetensors": (b"\0\0\x80\x3f", b"\0\0\0\0")}
+    assert content.count(change[name][0])
+    (path / name).write_bytes(content.replace(*change[name]))
+    with pytest.raises(ValueError, match=rf"The checkpoint {path} is corrupt: {name} is not as it was written"):
+        load_checkpoint(path)
+
+
 def test_a_checkpoint_cut_off_while_written_is_not_found(tmp_path):
     save_checkpoint(tmp_path, "epoch_000001_step_000000", {"epoch": 1})
 

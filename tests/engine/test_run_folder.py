@@ -100,6 +100,25 @@ def test_only_what_the_program_wrote_is_a_state_to_go_on_from(tmp_path, names, b
     assert RunFolder(tmp_path).begun is begun
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{}", r"missing the field epoch in \[1\]"),
+        ('{"epoch": "1"}', r"expected int, got '1' in \[1\].epoch"),
+        ('{"epoch": 1, "group": -1}', r"expected int >= 0, got -1 in \[1\].group"),
+        ("[1]", r"expected object, got \[1\] in \[1\]"),
+        ("\udcff", "a line is not JSON"),
+    ],
+)
+def test_a_line_that_is_not_of_an_epoch_is_refused(line, words, tmp_path):
+    run = RunFolder(tmp_path)
+    run.append_metrics({"epoch": 1, "loss": 0.5})
+    with run.metrics.open("a", errors="surrogateescape") as stream:
+        stream.write(f"{line}\n")
+    with pytest.raises(ValueError, match=rf"metrics.jsonl .*{words}.*Remove that line"):
+        run.read_metrics()
+
+
 def test_metrics_of_what_is_run_again_are_dropped(tmp_path):
     run = open_run(tmp_path, SETTINGS, resume=False)
     for epoch in range(4):

@@ -135,8 +135,14 @@ def changed(path, change=lambda described: None, **tensors):
         ({"change": lambda described: described.update(classes_per_group=[3])}, "have 3 classes, there are 4"),
         ({"change": lambda described: described.update(cells={"cell_side_m": 20})}, "'heading_bin_deg'"),
         ({"change": lambda described: described["cells"].update(cell_side_m=0)}, "must be positive"),
-        ({"change": lambda described: described.update(more=1)}, "unexpected keyword argument 'more'"),
-        ({"change": lambda described: described.pop("frame")}, "'frame'"),
+        (
+            {"change": lambda described: described["cells"].update(cell_side_m=float("inf"))},
+            "expected int, got .* in cells",
+        ),
+        ({"change": lambda described: described["frame"].update(zone=10**9)}, "there is no UTM zone 1000000000"),
+        ({"weight": torch.tensor(1.0)}, "tuple index out of range"),
+        ({"change": lambda described: described.update(more=1)}, "unknown 'more'; its fields are kind"),
+        ({"change": lambda described: described.pop("frame")}, "missing the field frame"),
     ],
 )
 def test_a_file_that_is_no_classifier_is_refused_by_what_differs(tmp_path, change, sentence):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from progeo.features.store import ShardedRows
+from progeo.features.store import ShardedRows, can_be_compared
 
 
 @pytest.fixture
@@ -58,3 +58,24 @@ def test_a_file_that_is_not_what_was_written_is_refused_by_name(rows, content, w
     content(rows.folder / "rows_00000.npy")
     with pytest.raises(ValueError, match=words):
         rows.take(np.array([1]))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [
+        ([0, 0], True),
+        ([4e18, 0], True),
+        ([1.3e19, 0], False),  # the distance of opposite ones has a square above 3.4e38
+        ([8e18, 8e18], False),
+        ([-1.3e19, 0], False),
+        ([np.nan, 0], False),
+        ([np.inf, 0], False),
+    ],
+)
+def test_features_without_a_finite_distance_are_known(numbers, expected):
+    features = np.array([numbers, [1, 2]], np.float32)
+    assert can_be_compared(features).tolist() == [expected, True]
+    if not expected and np.isfinite(numbers).all():
+        with np.errstate(over="ignore"):
+            assert np.isinf(np.square(2 * features[0]).sum())
+    assert can_be_compared(np.array([[65504] * 100, [np.inf] * 100], np.float16)).tolist() == [True, False]

@@ -39,7 +39,7 @@ from progeo.places.catalogue import read_catalogue
 from progeo.places.cells import build_partition
 from progeo.training.options import TrainerOptions
 from progeo.training.places import LearnedFrom, TrainingPlaces
-from progeo.training.prompt_files import load_clip_of_prompts, load_text_features
+from progeo.training.prompt_files import load_clip_of_prompts, load_text_features, read_group
 from progeo.training.task import Task
 from progeo.training.trainer import Trainer, check_checkpoints
 
@@ -119,6 +119,13 @@ def read_prompts(path):
     if path.name == "prompts.json":
         assert all(isinstance(part, str) for part in load_clip_of_prompts(path.parent))
     load_text_features(path.parent, partition(path.parent))
+
+
+def group(folder):
+    names = ("classes", "classes_without_images", "images", "loss", "image_to_text_accuracy", "text_to_image_accuracy")
+    tensors = {"context": torch.ones(3, 2, 4), "text_features": torch.ones(3, 4)}
+    save_file(tensors, folder / "group_0.safetensors", {"summary": json.dumps(dict.fromkeys(names, 1))})
+    return folder / "group_0.safetensors"
 
 
 class Toy(Task):
@@ -325,16 +332,18 @@ READERS = {
     "batch_norm.safetensors": Reader(batch_norm, read_batch_norm),
     "prompts.json": Reader(prompts, read_prompts, lambda path: "/prompts."),
     "prompts.safetensors": Reader(lambda folder: prompts(folder).with_suffix(".safetensors"), read_prompts),
-    "state.json": Reader(checkpoint, read_checkpoint, lambda path: path.parent.name),
-    "tensors.safetensors": Reader(
-        lambda folder: checkpoint(folder).with_name("tensors.safetensors"),
-        read_checkpoint,
-        lambda path: path.parent.name,
-    ),
+    **{
+        f"{name}{', no digest' if digests else ''}": Reader(
+            partial(file_of, checkpoint, name, digests=digests), read_checkpoint, lambda path: path.parent.name
+        )
+        for name in ("state.json", "tensors.safetensors")
+        for digests in (None, "digests")
+    },
+    "group_0.safetensors": Reader(group, lambda path: read_group(path, ["context", "text_features"])),
     "places.json": Reader(places, read_places, lambda path: str(path.parent)),
     "config.yaml": Reader(run_folder, lambda path: open_run(path.parent, SETTINGS, resume=True)),
     "metrics.jsonl": Reader(metrics, read_metrics),
-    "index.json": Reader(place_index, read_index, lambda path: f"{path.parent}/"),
+    "index.json": Reader(place_index, read_index, lambda path: str(path.parent)),
     "place index, faiss": Reader(partial(file_of, place_index, "places_*.faiss"), read_index),
     "place index, catalogue": Reader(partial(file_of, place_index, "catalogue_*.arrow"), read_index),
     "place index, catalogue, no digest": Reader(

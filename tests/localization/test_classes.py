@@ -239,11 +239,11 @@ LOGISTIC = {"means": [0, 0], "stds": [1, 1], "weights": [0, 0, 0], "num_photos":
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"of": "places"}, "of in .* must be one of images, classes, means, got 'places'"),
+        ({"of": "places"}, "expected one of images, classes, means, got 'places' in of"),
         ({"of": "images"}, "is of images, which its cell_side_m or scale contradicts"),
         ({"cell_side_m": 0}, "is of means, which its cell_side_m or scale contradicts"),
-        ({"scale": -1}, "scale in .* must be a number from 0"),
-        ({"classifier": "../model"}, "classifier in .* must be empty, model or classifier"),
+        ({"scale": -1}, "expected float >= 0.0, got -1 in scale"),
+        ({"classifier": "../model"}, "got '../model' in classifier"),
         ({"classifier": "model"}, "The classifier or partition in .* contradicts its kind, Flat"),
         ({"partition": "0123"}, "The classifier or partition in .* contradicts its kind, Flat"),
         ({"kind": "cells"}, "The classifier or partition in .* contradicts its kind, cells"),

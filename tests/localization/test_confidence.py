@@ -91,7 +91,7 @@ def test_confidence_is_the_mass_of_the_classes_near_the_best_one():
     np.testing.assert_allclose(score_probabilities(scores, calibration), [[*masses / masses.sum(), 0]])
     np.testing.assert_allclose(score_probabilities(scores, None)[0, :3], softmax([2.0, 1.0, 0.0]))
     assert calibration_from_json(asdict(calibration)) == calibration
-    with pytest.raises(ValueError, match="The temperature of a calibration cannot be 0"):
+    with pytest.raises(ValueError, match=r"A calibration is not .*: expected float > 0.0, got 0 in temperature"):
         calibration_from_json({**asdict(calibration), "temperature": 0})
 
 

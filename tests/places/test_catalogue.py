@@ -101,6 +101,49 @@ def test_a_saved_catalogue_is_mapped_back_equal(tmp_path):
     np.testing.assert_array_equal(again.heading, [np.nan, 30])
 
 
+@pytest.mark.parametrize(
+    ("column", "values", "words"),
+    [
+        ("path", pa.array(["a", "b"], pa.string()), "its column path is string, it should be text with 64-bit offsets"),
+        ("path", pa.array(["a", None], pa.large_string()), "its column path lacks values"),
+        ("east", None, "it has 0 columns east, it should have one"),
+        ("east", pa.array(["1", "2"]), "its column east is string, it should be a number"),
+        ("east", pa.array([1.0, None]), "its column east lacks values"),
+        ("north", pa.array([1.0, np.inf]), "its column north has values from 1 to inf"),
+        ("zone", pa.array([10, 61], pa.int8()), "its column zone has values from 10 to 61"),
+        ("heading", pa.array([-1e300, np.nan]), r"its column heading has values from -1e\+300 to -1e\+300"),
+        ("positives", pa.array([[1], [None]]), "its column positives lacks values"),
+        ("positives", pa.array([["1"], []]), "its column positives is list<.*>, it should be lists of whole numbers"),
+        ("condition", pa.array([1, 2]), "its column condition is int64, it should be text"),
+    ],
+)
+def test_a_catalogue_with_columns_that_it_cannot_have_is_refused_by_name(column, values, words, tmp_path):
+    table = build_catalogue(tmp_path, [name(1), name(2)]).table
+    position = table.column_names.index(column) if column in table.column_names else table.num_columns
+    table = table.drop_columns([column]) if column in table.column_names else table
+    table = table if values is None else table.add_column(position, column, values)
+    Catalogue(tmp_path, table).save(tmp_path / "x.arrow")
+    with pytest.raises(ValueError, match=rf"x\.arrow is no catalogue of progeo: {words}\. Remove it or make it again"):
+        open_catalogue(tmp_path / "x.arrow", tmp_path)
+
+
+def test_a_catalogue_without_an_image_is_refused_by_name(tmp_path):
+    build_catalogue(tmp_path, [name(1)]).take(np.array([], np.int64)).save(tmp_path / "x.arrow")
+    with pytest.raises(ValueError, match=r"x\.arrow is no catalogue of progeo: it holds no image"):
+        open_catalogue(tmp_path / "x.arrow", tmp_path)
+
+
+def test_a_catalogue_whose_texts_lie_outside_of_it_is_refused_before_it_is_used(tmp_path):
+    catalogue = build_catalogue(tmp_path, [name(1), name(2)])
+    catalogue.save(tmp_path / "x.arrow")
+    content = (tmp_path / "x.arrow").read_bytes()
+    ends = catalogue.table["path"].chunk(0).buffers()[1].to_pybytes()[:24]
+    assert content.count(ends) == 1
+    (tmp_path / "x.arrow").write_bytes(content.replace(ends, ends[:16] + b"\xff" * 6 + b"\0\0"))
+    with pytest.raises(ValueError, match=r"x\.arrow is no catalogue of progeo: "):
+        open_catalogue(tmp_path / "x.arrow", tmp_path)
+
+
 def test_take_gives_the_rows_in_the_order_asked_for(tmp_path):
     catalogue = build_catalogue(tmp_path, [name(1), name(2), name(3)])
     assert catalogue.take(np.array([2, 0])).east.tolist() == [3, 1]

@@ -276,6 +276,43 @@ def test_a_checkpoint_of_another_version_is_refused(build):
         changed.resume()
 
 
+def renamed(state, name, value):
+    """Change a value of a nested state by the names that lead to it."""
+    *names, last = name.split()
+    for each in names:
+        state = state[int(each) if each.isdigit() else each]
+    state[last] = value
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("epoch", "1", "expected int, got '1' in epoch"),
+        ("epochs_since_best", -1, "expected int >= 0, got -1 in epochs_since_best"),
+        ("terms", [1.0], r"expected object, got \[1.0\] in terms"),
+        ("lowest_losses", {0: None}, "expected float"),
+        ("means", {"steps": 0, "skipped": 0, "sums": {"loss": "x"}}, "expected float"),
+        ("optimizer param_groups 0 lr", "fast", "lr of the optimizer is 'fast'"),
+        (
+            "optimizer state 0 exp_avg",
+            torch.ones(7),
+            "exp_avg of parameter 0 of the optimizer is no tensor",
+        ),
+        ("optimizer state 0 exp_avg", "x", "exp_avg of parameter 0 of the optimizer is no tensor"),
+        ("optimizer state", 3, "'int' object has no attribute 'items'"),
+        ("task model", None, "Expected state_dict to be dict-like"),
+    ],
+)
+def test_a_checkpoint_with_values_of_other_types_is_refused_by_name(build, name, value, words):
+    trainer = build(epochs=1)
+    trained(trainer)
+    state = last_state(trainer)
+    renamed(state, name, value)
+    save_checkpoint(trainer.checkpoints, "epoch_000001_step_000000", state)
+    with pytest.raises(ValueError, match=rf"checkpoint \S+/epoch_000001_step_000000 does not fit \(.*{words}"):
+        build(epochs=2).resume()
+
+
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [

@@ -9,6 +9,8 @@ from torch import Tensor
 from progeo.files import replacing
 
 _ITERATIONS = 100
+_MAX_COMPRESSION = 1100
+"""Bytes that a byte of a file can stand for, compressed as HDF5 does it."""
 _MAX_LENGTH = 1.01
 """Of an L2-normalized local feature: 1 and some rounding, or 0 where a feature map is 0."""
 
@@ -55,10 +57,11 @@ def read_centroids(path: Path) -> tuple[Tensor, Tensor]:
         raise FileNotFoundError(f"There is no file {path}.")
     try:
         with h5py.File(path) as file:
-            centroids, local_features = (
-                torch.from_numpy(np.asarray(file[name][()], np.float32)) for name in ("centroids", "descriptors")
-            )
-    except (OSError, KeyError, ValueError, TypeError) as error:
+            arrays = [file[name] for name in ("centroids", "descriptors")]
+            if sum(each.nbytes for each in arrays) > _MAX_COMPRESSION * path.stat().st_size:
+                raise ValueError("it claims more values than it can hold")
+            centroids, local_features = (torch.from_numpy(np.asarray(each[()], np.float32)) for each in arrays)
+    except (OSError, LookupError, ValueError, TypeError, RuntimeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path} is no HDF5 file with the data sets centroids and descriptors: {error}.") from None
     if centroids.ndim != 2 or local_features.ndim != 2 or centroids.shape[1] != local_features.shape[1]:
         raise ValueError(
