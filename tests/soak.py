@@ -6,10 +6,10 @@ import sys
 import threading
 import time
 from contextlib import redirect_stdout
+from itertools import cycle
 from pathlib import Path
 
 from progeo.cli import main
-from progeo.localization.place_index import open_index
 
 _SAMPLES = 40
 
@@ -54,9 +54,9 @@ def sampled(work):
 
 
 def localizing(index, photos, count):
-    opened, files = open_index(Path(index)), sorted(Path(photos).iterdir())
-    numbers = iter(range(10**9))
-    return repeat(lambda: opened.localize(files[next(numbers) % len(files)]), int(count))
+    files = cycle(sorted(Path(photos).iterdir()))
+    words = ("--index", index, "--num_workers", "0")
+    return repeat(lambda: main(["localize", str(next(files)), *words]), int(count))
 
 
 def evaluating(count, *words):

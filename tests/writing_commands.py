@@ -13,9 +13,11 @@ from file_events import Plan
 from running import Started, start
 
 _PROGRAM = "progeo/__main__.py"
-_NOT_COMPARED = re.compile(r"seconds|_s$|_ms$|per_s|duration|time|date|^resume$|^wait$")
-"""Names of measured times, and of settings that a command has only if it is run again."""
-_RANDOM_NAME = re.compile(r"(places|catalogue)_[0-9a-f]{12}|(index)_[0-9a-f]{8}(?=\.faiss|\.sha256)")
+_NOT_COMPARED = re.compile(r"seconds|_s$|_ms$|per_s|duration|time|date|^resume$|^wait$|^generation$")
+"""Names of measured times, of settings that a command has only if it is run again, and of the count of updates."""
+_RANDOM_NAME = re.compile(r"(places|catalogue)_[0-9a-f]{12}|(index)_(?:[0-9a-f]{8}(?=\.faiss|\.sha256)|\d+(?=\.json))")
+_SAFETENSORS = re.compile(r"\.tmp\w{6}")
+"""A temporary file of safetensors, which a process that is killed within it leaves, and nobody removes."""
 _MEASURED = re.compile(r"[\d.]+ (?=ms per query)|(?<=exact search )[\d.]+(?= ms)")
 """A measured time, in a text."""
 _MEASURED_COLUMNS = re.compile(r"([,|] ?\d+ ?[,|]) ?[\d.]+ ?[,|] ?[\d.]+")
@@ -211,6 +213,8 @@ def tree(folder: Path) -> dict[str, Any]:
     """The content of all files of a folder by their names, without random names and times."""
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
+        if _SAFETENSORS.fullmatch(path.name):
+            continue
         name = _RANDOM_NAME.sub(r"\1\2_x", path.relative_to(folder).as_posix())
         while name in found:
             name += " again"

@@ -9,6 +9,7 @@ from progeo.config.settings import default_values, plain_values
 from progeo.config.training import RunSettings
 from progeo.config.yaml_files import RENAMED
 from progeo.engine.run_folder import RunFolder, open_run
+from progeo.files import make_folder
 from progeo.locks import locked
 from progeo.training.places import LearnedFrom, check_pixels
 from progeo.training.trainer import check_checkpoints
@@ -53,6 +54,8 @@ def open_stage(
         source.check(run, changed)
 
     folder = settings.out / stage
+    if is_main:
+        make_folder(folder)
     with locked(folder, wait=settings.wait) if is_main else nullcontext():
         if is_main and settings.resume:
             check_checkpoints(RunFolder(folder))

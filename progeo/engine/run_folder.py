@@ -19,7 +19,7 @@ from msgspec import Meta
 from progeo.engine.checkpoint import newest_checkpoint
 from progeo.engine.log import LOGGER, log_to_file
 from progeo.engine.options import Keep
-from progeo.files import remove_abandoned, replacing, sync, write_json
+from progeo.files import make_folder, remove_abandoned, replacing, sync, write_json
 from progeo.json_files import as_kind
 
 _GROUP = re.compile(r"group_(0|[1-9]\d*)")
@@ -175,7 +175,7 @@ def open_run(
                 changed = {name for name in {*before, *now} if before.get(name) != now.get(name)}
                 _refuse_changes(run, sorted(changed.difference(may_change)), before, now)
                 check(run, {name: before.get(name) for name in changed})
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
         for folder in (path, *(each for each in path.rglob("*") if each.is_dir())):
             remove_abandoned(folder)
         with replacing(run.config) as temporary:

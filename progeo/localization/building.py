@@ -110,6 +110,7 @@ def build_place_index(
             rows = _rows_of_images(_read_images(folder), extract, cells)
         if not accelerator.is_main_process:
             return
+        finish_update(out)
         index = _built(rows, options.faiss, cells)
     metadata = IndexMetadata(
         kind=options.faiss,
@@ -208,7 +209,7 @@ def add_to_place_index(
     index_folder: Path, folder: Path, *, accelerator: Accelerator, work: WorkOptions, cache: CacheOptions
 ) -> None:
     """Extract the descriptors of a folder of images and add them to a place index; those it holds are skipped."""
-    if accelerator.is_main_process and holds_place_index(index_folder):
+    if accelerator.is_main_process:
         finish_update(index_folder)
     index = open_place_index(index_folder)
     if index.metadata.holds_classes:

@@ -15,7 +15,7 @@ from progeo.evaluation.search import Neighbors
 from progeo.features.descriptors import extract_descriptors
 from progeo.features.options import CacheOptions, WorkOptions
 from progeo.localization.confidence import calibrate
-from progeo.localization.index_folder import IndexMetadata, commit, finish_update, holds_place_index
+from progeo.localization.index_folder import IndexMetadata, commit, finish_update
 from progeo.localization.place_index import PlaceIndex, has_position, index_images, open_place_index, rows_in_index
 from progeo.places.catalogue import Catalogue, read_catalogue
 from progeo.places.geographic import check_zones, positions_m
@@ -46,7 +46,7 @@ def calibrate_place_index(
         ValueError: images of the index have no position, fewer than 20 photos are not in it, none is localized
             correctly, or the index has no lists to choose from.
     """
-    if accelerator.is_main_process and holds_place_index(index_folder):
+    if accelerator.is_main_process:
         finish_update(index_folder)
     index = open_place_index(index_folder)
     if max_loss is not None and not isinstance(faiss.try_extract_index_ivf(index.index), faiss.IndexIVF):

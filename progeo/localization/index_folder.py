@@ -168,8 +168,10 @@ def save_generation(
 def finish_update(folder: Path) -> None:
     """Finish what a command that was killed had begun: publish its generation, or remove its data files."""
     remove_abandoned(folder)
-    newest, published = read_metadata(folder), folder / _METADATA
-    if not published.is_file() or _read(published).generation < newest.generation:
+    published = folder / _METADATA
+    if _generations(folder) and not (
+        published.is_file() and _read(published).generation == read_metadata(folder).generation
+    ):
         _publish(folder)
     for file in sorted(folder.glob("places_*.faiss")):
         if _DATA.fullmatch(file.name) and (lock := _lock_of_data(folder, file.name)) is not None:

@@ -15,7 +15,14 @@ from progeo.export.weights import load_encoder, save_encoder
 from progeo.features.descriptors import descriptor_metadata
 from progeo.features.store import ShardedRows
 from progeo.localization.building import add_images
-from progeo.localization.index_folder import IndexMetadata, commit, new_files, read_metadata, save_generation
+from progeo.localization.index_folder import (
+    IndexMetadata,
+    commit,
+    finish_update,
+    new_files,
+    read_metadata,
+    save_generation,
+)
 from progeo.localization.place_index import index_images, open_place_index
 from progeo.models.encoder import build_encoder
 from progeo.places.catalogue import Catalogue, open_catalogue
@@ -295,3 +302,22 @@ def test_a_file_of_the_user_that_looks_like_a_generation_is_refused(folder):
     shutil.copy(folder / "index.json", folder / "index_5.json")
     with pytest.raises(ValueError, match=r"index_5.json has the content of generation 0: remove it"):
         open_place_index(folder)
+
+
+def test_a_killed_update_is_finished_and_data_of_no_generation_are_removed(folder):
+    metadata = read_metadata(folder)
+    (folder / "index_1.json").write_text(
+        json.dumps({**json.loads((folder / "index.json").read_text()), "generation": 1})
+    )
+    for name in ("places_0123456789ab.faiss", "catalogue_0123456789ab.arrow", "places_mine.faiss"):
+        (folder / name).write_text("x")
+    finish_update(folder)
+    assert json.loads((folder / "index.json").read_text())["generation"] == 1
+    data = {metadata.faiss_file, metadata.catalogue_file}
+    assert {path.name for path in folder.iterdir()} == {
+        "index.json",
+        "index_1.json",
+        "model",
+        "places_mine.faiss",
+        *data,
+    }
