@@ -171,6 +171,8 @@ class Trainer:
             raise ValueError(_of_another_version(path, f"has no {missing}")) from None
         except _DO_NOT_FIT as error:  # tensors of other shapes, such as of another version of a plugin
             raise ValueError(_of_another_version(path, f"does not fit ({' '.join(str(error).split())})")) from error
+        if self._writes:
+            prune_checkpoints(path, keep=self.options.keep_checkpoints)  # unless it was killed before
         return path
 
     def validate_untrained(self) -> None:

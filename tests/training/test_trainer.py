@@ -226,6 +226,14 @@ def test_training_stops_after_epochs_without_a_better_primary_measure(build):
     assert json.loads((trainer.run.path / "best/model.json").read_text())["val score"] == -5.0
 
 
+def test_a_training_killed_before_it_removed_old_checkpoints_removes_them_when_resumed(build):
+    first = build(epochs=1, keep_checkpoints=9)
+    list(first.epochs())
+    assert len(finished_checkpoints(first.checkpoints)) > 2
+    newest = build(epochs=1, keep_checkpoints=2).resume()
+    assert finished_checkpoints(first.checkpoints)[1:] == [newest]
+
+
 def test_the_averaged_network_is_validated_and_kept(build):
     trainer = build(measured=[1.0], ema_decay=0.75, epochs=1)
     weight, seen = trainer.task.model["weight"].weight, []
