@@ -33,6 +33,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.evaluation
 	$(BIN)/python -m benchmarks.localization
 	$(BIN)/python -m benchmarks.export
+	$(BIN)/python -m benchmarks.durability
 
 dist: $(VENV)/.installed
 	$(BIN)/python -m build --outdir dist .

@@ -1,6 +1,6 @@
 """Benchmark what it costs that files survive a loss of power, and that files which belong together are checked.
 
-Run `python -m benchmarks.durability FOLDER` with a folder on the disk in question: a checkpoint and an encoder of a
+Run `python -m benchmarks.durability [FOLDER]` with a folder on the disk in question: a checkpoint and an encoder of a
 ResNet-50 are written as they are, and without waiting for the disk; the encoder is loaded with its digests and
 without. Wall time, the minimum of alternating rounds.
 """
@@ -8,6 +8,7 @@ without. Wall time, the minimum of alternating rounds.
 import json
 import shutil
 import sys
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,12 @@ ROUNDS = 7
 
 def main() -> None:
     """Print the results."""
-    folder = Path(sys.argv[1]) / "durability"
+    with tempfile.TemporaryDirectory(dir=sys.argv[1] if sys.argv[1:] else ".") as folder:
+        measure(Path(folder))
+
+
+def measure(folder: Path) -> None:
+    """Write and load in a folder, and print the seconds."""
     encoder = build_encoder("resnet50", "random", 224)
     parameters = list(encoder.parameters())
     optimizer = torch.optim.AdamW(parameters)
@@ -45,7 +51,6 @@ def main() -> None:
     print(compare("encoder saved, synced", save, partial(unsynced, save)))
     load = partial(load_encoder, folder / "best")
     print(compare("encoder loaded, digests", load, partial(load_encoder, folder / "plain")))
-    shutil.rmtree(folder)
 
 
 def compare(name: str, ours: partial, plain: partial) -> str:
