@@ -270,6 +270,11 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is not a JSON file: {error}.") from None
 
 
+def is_file(path: Path) -> bool:
+    """Return whether a path is a file; False for a name that is too long for one or has a zero byte, too."""
+    return os.path.isfile(path)  # noqa: PTH113, as pathlib raises errors for such names
+
+
 def spelled_out(path: str) -> str:
     r"""Escape the bytes of a path that are not valid UTF-8, such as caf\xe9, so that it can be printed."""
     return path.encode("utf-8", "backslashreplace").decode().replace(r"\udc", r"\x")  # undo surrogateescape
