@@ -275,11 +275,6 @@ def is_file(path: Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113, as pathlib raises errors for such names
 
 
-def spelled_out(path: str) -> str:
-    r"""Escape the bytes of a path that are not valid UTF-8, such as caf\xe9, so that it can be printed."""
-    return path.encode("utf-8", "backslashreplace").decode().replace(r"\udc", r"\x")  # undo surrogateescape
-
-
 def _as_json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
