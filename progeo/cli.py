@@ -21,9 +21,9 @@ from progeo.config.settings import settings_of
 from progeo.engine.log import LOGGER, start_log, stop_log_file
 from progeo.engine.out_of_memory import explaining_out_of_memory
 from progeo.engine.stopping import Terminated, raising_terminated
-from progeo.files import spelled_out
 from progeo.image_files import MAX_PIXELS_VARIABLE, max_pixels
 from progeo.plugins import import_installed_plugins, import_plugin
+from progeo.printable import escaped
 
 
 @dataclass(frozen=True)
@@ -164,8 +164,8 @@ COMMANDS = {
     ),
     "demo": Command("demo:demo", "run everything on a small rendered city", "progeo demo --out demo"),
 }
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-"""Characters of file names and of texts in files that a terminal would obey or cannot show; not tabs and line ends."""
+_LONGEST, _BEGINNING, _END = 5000, 4000, 500
+"""Characters of a sentence that are shown; of a longer one, which quotes a file, its beginning and its end."""
 _FORMER = {
     "stage1": "train prompts",
     "stage2": "train encoder",
@@ -205,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if _flush_stdout("\n"):  # stdout still works, so another pipe is broken
             sys.exit(f"{program}: error: {error}")
     except UsageError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
+        print(f"{program}: error: {_displayable(str(error))}", file=sys.stderr)
         sys.exit(2)
     except (ValueError, OSError, MemoryError) as error:
         if os.environ.get("PROGEO_DEBUG") == "1" or "--verbose" in words:
@@ -243,7 +243,8 @@ def _run(name: str, words: Sequence[str]) -> None:
     with explaining_out_of_memory(_less_memory(function)):
         result = function(**arguments)
     if result is not None and os.environ.get("RANK", "0") == "0":
-        print(json.dumps(result, default=_plain) if "--json" in words else _shown(result))
+        text = json.dumps(result, default=_plain) if "--json" in words else _shown(result)
+        print(escaped(text) if sys.stdout.isatty() else text)
 
 
 def _less_memory(function: Callable[..., Any]) -> str:
@@ -302,15 +303,20 @@ def _with_flags(sentence: str, command: str) -> str:
         exact = match[1] in names
         return f"--{match[1] if exact else same[0]}" if exact or len(same) == 1 else match[1]
 
-    safe = _CONTROL.sub(lambda match: repr(match[0])[1:-1], sentence)
-    return re.sub(r"`(\w+(?:\.\w+)*)`", flag, safe)
+    return re.sub(r"`(\w+(?:\.\w+)*)`", flag, _displayable(sentence))
+
+
+def _displayable(sentence: str) -> str:
+    if len(sentence) > _LONGEST:
+        sentence = f"{sentence[:_BEGINNING]} [...] {sentence[-_END:]}"
+    return escaped(sentence)
 
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, UnicodeEncodeError) and error.encoding == "utf-8":
         before, after = error.object[: error.start], error.object[error.start :]
         line = before.rpartition("\n")[2] + after.partition("\n")[0]
-        return f"{spelled_out(line)} is not UTF-8: rename that file or folder."
+        return f"{line} is not UTF-8: rename that file or folder."
     return str(error)
 
 

@@ -1,6 +1,8 @@
 """Files that belong together: a JSON file names the digest of each, so that a reader never mixes two versions."""
 
+import glob
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -13,6 +15,8 @@ from progeo.files import completing, file_digest, read_json, remove_abandoned, s
 Found = TypeVar("Found")
 _State = tuple[int, int, int]
 _DIGESTS = "files"
+_DIGEST = re.compile("[0-9a-f]{64}")
+_LONGEST_NAME = 200
 
 
 def write_set(
@@ -54,12 +58,13 @@ def write_set(
                 _keep(folder / name, digest)
         for name, temporary in written.items():
             temporary.replace(folder / name)
-        for name in {*former, *without} - digests.keys():
+        ours = {name for name in former.keys() - digests.keys() if _holds(folder / name, former[name])}
+        for name in ours | ({*without} - digests.keys()):
             (folder / name).unlink(missing_ok=True)
         sync(folder)
         write_json(description, {**values, _DIGESTS: digests})
     for name in {*former, *digests}:
-        for kept in folder.glob(_kept(name, "?" * 16)):
+        for kept in folder.glob(f"{glob.escape(f'.{name}.')}{'[0-9a-f]' * 16}"):
             kept.unlink(missing_ok=True)
 
 
@@ -123,7 +128,11 @@ def _digests(description: Any) -> dict[str, str]:
     digests = description.get(_DIGESTS) if isinstance(description, dict) else None
     if not isinstance(digests, dict):
         return {}
-    return {name: digest for name, digest in digests.items() if isinstance(digest, str) and Path(name).name == name}
+    return {name: digest for name, digest in digests.items() if isinstance(digest, str) and _is_file_name(name)}
+
+
+def _is_file_name(name: str) -> bool:
+    return Path(name).name == name != ".." and name.isprintable() and len(name) < _LONGEST_NAME
 
 
 def _holds(file: Path, digest: str) -> bool:
@@ -133,7 +142,7 @@ def _holds(file: Path, digest: str) -> bool:
 def _keep(file: Path, digest: str) -> None:
     """Keep the file of a description under its hidden name, unless a process that was killed has done it already."""
     kept = file.parent / _kept(file.name, digest)
-    if kept.exists() or not file.is_file():
+    if not _DIGEST.fullmatch(digest) or kept.exists() or not file.is_file():
         return
     try:
         os.link(file, kept)

@@ -33,7 +33,8 @@ _UNFINISHED = ".unfinished-"
 _BLOCK_BYTES = 2**24
 _THREADS = max(16, os.cpu_count() or 1)
 _AT_ONCE = 4096
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # and in full width
+_FORMULA = re.compile("(^|[;\t])(?=[-=+@\t\r\n\uff1d\uff0b\uff0d\uff20])")
+"""Place before a formula: at the start of a cell, or after what separates cells for some spreadsheets."""
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|nan)")
 
 
@@ -221,7 +222,7 @@ def write_csv(path: Path, rows: Iterable[Sequence[Any]], *, spreadsheet_safe: bo
     """Write rows, the column names first, as a CSV file, atomically.
 
     Args:
-        spreadsheet_safe: whether texts that a spreadsheet would run as a formula get an apostrophe in front.
+        spreadsheet_safe: whether formulas that a spreadsheet would run get an apostrophe in front.
     """
     if spreadsheet_safe:
         rows = ([_spreadsheet_safe(cell) for cell in row] for row in rows)
@@ -231,7 +232,7 @@ def write_csv(path: Path, rows: Iterable[Sequence[Any]], *, spreadsheet_safe: bo
 
 def _spreadsheet_safe(cell: Any) -> Any:
     text = "" if cell is None else str(cell)
-    return f"'{text}" if text.startswith(_FORMULA_STARTS) and not _NUMBER.fullmatch(text) else cell
+    return cell if _NUMBER.fullmatch(text) or not _FORMULA.search(text) else _FORMULA.sub(r"\1'", text)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -270,9 +271,9 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is not a JSON file: {error}.") from None
 
 
-def spelled_out(path: str) -> str:
-    r"""Escape the bytes of a path that are not valid UTF-8, such as caf\xe9, so that it can be printed."""
-    return path.encode("utf-8", "backslashreplace").decode().replace(r"\udc", r"\x")  # undo surrogateescape
+def is_file(path: Path) -> bool:
+    """Return whether a path is a file; False for a name that is too long for one or has a zero byte, too."""
+    return os.path.isfile(path)  # noqa: PTH113, as pathlib raises errors for such names
 
 
 def _as_json(value: Any) -> str:

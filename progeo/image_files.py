@@ -1,5 +1,6 @@
 """Image file formats: which are supported, and how files are opened. Pillow only, no torch."""
 
+import math
 import os
 import re
 import time
@@ -130,6 +131,8 @@ _DECODING_BYTES, _WEBP_BYTES = 8, 20
 _AT_ONCE = 8
 """Number of images whose decoding must fit in half of the memory, or they are decoded one at a time."""
 _LONGEST_TURN_S = 60.0
+_TIFF_TILE = (322, 323)
+"""Tags of the width and height of the tiles of a TIFF."""
 
 _JXL_HEADER = 16
 """Number of leading bytes that contain the height and width of a JPEG XL image."""
@@ -152,7 +155,7 @@ def open_image(source: Path | BinaryIO) -> Image.Image:
             image: Image.Image = Image.open(source, formats=FORMATS)
         except UnidentifiedImageError:
             image = _open_with_plugin(source)
-        _check_size(*image.size)
+        _check_size(*_decoded_size(image))
         return image
     except Image.DecompressionBombError:
         raise _too_large() from None
@@ -178,7 +181,7 @@ def taking_turns(image: Image.Image) -> Iterator[None]:
     Large are images of which 8 at once would take more than half of the memory. A turn that takes longer than a minute
     is not waited for.
     """
-    num_bytes = image.width * image.height * (_WEBP_BYTES if image.format == "WEBP" else _DECODING_BYTES)
+    num_bytes = math.prod(_decoded_size(image)) * (_WEBP_BYTES if image.format == "WEBP" else _DECODING_BYTES)
     if fcntl is None or _AT_ONCE * num_bytes <= _memory_bytes() / 2:
         yield
         return
@@ -241,6 +244,14 @@ def _content(source: Path | BinaryIO, count: int = -1) -> bytes:
             return stream.read(count)
     source.seek(0)
     return source.read(count)
+
+
+def _decoded_size(image: Image.Image) -> tuple[int, int]:
+    """Return the width and height that are decoded at once: of a TIFF, its tiles may be larger than the image."""
+    tile = [getattr(image, "tag_v2", {}).get(tag, 0) for tag in _TIFF_TILE]
+    if not all(isinstance(side, int) for side in tile):
+        raise ValueError("it is a TIFF with corrupt tiles")
+    return max(image.width, tile[0]), max(image.height, tile[1])
 
 
 def _check_size(width: int, height: int) -> None:

@@ -1,9 +1,19 @@
-"""Show text of untrusted files, and errors about them, safely and on one line."""
+"""Show text of untrusted files, paths, and errors about them, safely and on one line."""
+
+import re
+
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that a terminal would obey or cannot show, or that turn the order of others; not tabs and line ends."""
 
 
 def printable(text: str) -> str:
     """Replace non-printable characters by `?` in text of an untrusted file, so that it is safe to display."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def escaped(text: str) -> str:
+    r"""Escape what is not safe to display, and bytes of a path that are not valid UTF-8, such as caf\xe9."""
+    return _UNSAFE.sub(lambda match: repr(match[0])[1:-1].replace(r"\udc", r"\x"), text)  # undo surrogateescape
 
 
 def first_line(error: BaseException, otherwise: str = "it is truncated") -> str:

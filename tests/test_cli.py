@@ -289,6 +289,22 @@ def test_what_a_terminal_would_obey_is_spelled_out(tmp_path):
     assert r"There is no folder nowhere\x1b[2J\x07." in failure("dataset", "groups", "nowhere\x1b[2J\x07")
 
 
+def test_a_value_of_a_settings_file_is_spelled_out_and_cut(tmp_path, capsys):
+    (tmp_path / "settings.yaml").write_text(f'seed: "\\e[2J\\u202e{"x" * 9000}"\n')
+    sentence = usage_failure(capsys, "train", "prompts", "--config", tmp_path / "settings.yaml")
+    assert r"got \x1b[2J\u202exxx" in sentence
+    assert len(sentence) < 5000 and f"xxx in {tmp_path / 'settings.yaml'}" in sentence
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_name_is_spelled_out_in_a_terminal_and_nowhere_else(tmp_path, monkeypatch, capsys, is_terminal):
+    (tmp_path / "set").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "set/@550000@4180000@10@S@.jpg")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+    main(["dataset", "scan", str(tmp_path / "set"), "--out", str(tmp_path / "\x1b[2J")])
+    assert (r"\x1b[2J" if is_terminal else "\x1b[2J") in capsys.readouterr().out
+
+
 def test_a_name_that_is_not_utf_8_is_spelled_out_wherever_it_comes_from(images):
     odd = os.fsdecode(b"caf\xe9")
     (images / "train").rename(images / odd)

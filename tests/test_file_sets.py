@@ -74,13 +74,23 @@ def test_a_description_without_digests_is_read_as_it_is(tmp_path):
     assert read(tmp_path, ["a.bin"]) == (1, {5})
 
 
-def test_a_digest_does_not_lead_out_of_the_folder(tmp_path):
-    (tmp_path / "in").mkdir()
-    (tmp_path / "secret").write_text("mine")
-    description = {"version": 1, "files": {"../secret": "0" * 64}}
-    (tmp_path / "in/set.json").write_text(json.dumps(description))
-    write(tmp_path / "in", 2)
-    assert (tmp_path / "secret").read_text() == "mine"
+@pytest.mark.parametrize("name", ["../secret", "..", ".", "*", "a\0b", "x" * 300, "mine.txt", "[a-m]ine.txt"])
+@pytest.mark.parametrize("digest", ["0" * 64, "/../../secret"])
+def test_a_description_of_others_has_no_other_files_removed(name, digest, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    others = [
+        tmp_path / "secret",
+        folder / "mine.txt",
+        folder / ".hidden.0123456789abcdef",
+        folder / ".mine.txt.notes_of_mine_16",
+    ]
+    for path in others:
+        path.write_text("mine")
+    (folder / "set.json").write_text(json.dumps({"version": 1, "files": {name: digest}}))
+    write(folder, 2)
+    assert [path.read_text() for path in others] == ["mine"] * 4
+    assert read(folder) == (2, {2})
 
 
 def test_a_file_that_is_copied_unchanged_is_not_written_again(tmp_path):

@@ -5,17 +5,18 @@ import os
 import struct
 import subprocess
 import sys
-import threading
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from progeo import image_files
 from progeo.data.decode import read_image, read_shape
 from progeo.data.inspection import inspect_image
+from progeo.datasets.readers.photos import _note
 from progeo.image_files import EXTENSIONS, UNREAD_EXTENSIONS, _jxl_codestream, _jxl_shape, open_image
 
 
@@ -175,26 +176,53 @@ def test_an_image_without_memory_is_that_images_sentence(tmp_path, monkeypatch):
         read_image(tmp_path / "photo.png")
 
 
+class Concurrent:
+    """Counts how many of four threads are at one place at once."""
+
+    def __init__(self):
+        self.running, self.counts = [], []
+
+    def wait(self):
+        self.running.append(1)
+        time.sleep(0.05)
+        self.counts.append(len(self.running))
+        self.running.pop()
+
+    def most(self, action):
+        with ThreadPoolExecutor(4) as pool:
+            [each.result() for each in [pool.submit(action) for _ in range(4)]]
+        return max(self.counts)
+
+
 @pytest.mark.parametrize(("memory", "at_once"), [(8 * 8 * 10_000 * 2, 4), (8 * 8 * 10_000 * 2 - 1, 1)])
 def test_images_that_memory_does_not_hold_at_once_are_decoded_in_turn(monkeypatch, memory, at_once):
     monkeypatch.setattr(image_files, "_memory_bytes", lambda: memory)
-    running, most = [], []
-    together = threading.Barrier(4)
+    concurrent = Concurrent()
 
     def decode():
-        together.wait()
         with image_files.taking_turns(Image.new("1", (100, 100))):
-            running.append(1)
-            time.sleep(0.05)
-            most.append(len(running))
-            running.pop()
+            concurrent.wait()
 
-    threads = [threading.Thread(target=decode) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert max(most) == at_once
+    assert concurrent.most(decode) == at_once
+
+
+@pytest.mark.parametrize("read", [read_shape, _note])
+def test_orientation_after_the_pixels_is_read_in_turn(tmp_path, monkeypatch, read):
+    (tmp_path / "photo.png").write_bytes(png_of(100, 100))
+    monkeypatch.setattr(image_files, "_memory_bytes", lambda: 8)
+    concurrent, load = Concurrent(), ImageFile.ImageFile.load
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: (concurrent.wait(), load(image))[1])
+    assert concurrent.most(lambda: read(tmp_path / "photo.png")) == 1
+
+
+def test_the_tiles_of_a_tiff_are_pixels_too(tmp_path):
+    tags = {256: 10, 257: 10, 258: 8, 259: 8, 262: 1, 277: 1, 322: 65536, 323: 65536, 324: 200, 325: 9}
+    entries = b"".join(struct.pack("<HHLL", tag, 4, 1, value) for tag, value in tags.items())
+    content = b"II*\0" + struct.pack("<LH", 8, len(tags)) + entries + bytes(4)
+    (tmp_path / "photo.tif").write_bytes(content.ljust(200, b"\0") + zlib.compress(b""))
+    with pytest.raises(ValueError, match=r"photo\.tif cannot be decoded: it has more than 178,956,970 pixels"):
+        read_image(tmp_path / "photo.tif")
+    assert read_shape(tmp_path / "photo.tif") is None
 
 
 @pytest.mark.skipif(".jxl" not in EXTENSIONS, reason="pillow-jxl-plugin is not installed")

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from progeo.hdf5_files import own_values
 from progeo.printable import first_line, printable
 
 _START = f"import sys; sys.path[:] = sys.argv[3:]; from {__name__} import write_result; write_result(*sys.argv[1:3])"
@@ -152,16 +153,10 @@ def _hdf5_value(content: Any, dataset: Any) -> Any:
     """Convert a dataset to a number, a matrix in MATLAB's orientation, a text or a list of texts."""
     import h5py
 
-    values = _read(content, dataset)
+    values = own_values(content, dataset)
     if values.dtype == h5py.ref_dtype:
-        return [_text(_read(content, content[reference])) for reference in values.ravel()]
+        return [_text(own_values(content, content[reference])) for reference in values.ravel()]
     return _text(values) if dataset.attrs.get("MATLAB_class") == b"char" else values.T
-
-
-def _read(content: Any, dataset: Any) -> np.ndarray:
-    if dataset.file.filename != content.filename or dataset.external or dataset.is_virtual:
-        raise ValueError("its values lie in other files")
-    return dataset[()]
 
 
 def _text(codes: np.ndarray) -> str:

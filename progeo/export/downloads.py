@@ -19,6 +19,8 @@ from urllib.request import HTTPRedirectHandler, HTTPSHandler, Request, build_ope
 
 INSECURE_VARIABLE = "PROGEO_INSECURE_DOWNLOADS"
 """Environment variable that, set to 1, also allows http and addresses of this machine and private networks."""
+_WITH_IPV4_LAST = tuple(map(ipaddress.IPv6Network, ("::/96", "64:ff9b::/96")))
+"""Networks of IPv6 whose addresses end in one of IPv4: compatible ones and those that a gateway translates (NAT64)."""
 _LENGTH = 8
 """Number of bytes at the beginning of a .safetensors file that hold the length of its header."""
 _PART = 1 << 20
@@ -169,8 +171,13 @@ def _check_public(address: str) -> None:
         found = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return
-    mapped = getattr(found, "ipv4_mapped", None)
-    if not (mapped or found).is_global:
+    if isinstance(found, ipaddress.IPv6Address):  # an address of IPv4 may stand in one of IPv6
+        inner = found.ipv4_mapped or found.sixtofour
+        if inner is None and any(found in network for network in _WITH_IPV4_LAST):
+            inner = ipaddress.IPv4Address(int(found) % 2**32)
+        found = inner or found
+    is_local = found.is_multicast or found.is_reserved or getattr(found, "is_site_local", False)
+    if is_local or not found.is_global:
         raise HTTPException(
             f"{address} is an address of this machine or of a private network: set {INSECURE_VARIABLE}=1 to allow it"
         )
@@ -181,7 +188,8 @@ class _PublicConnection(HTTPSConnection):
 
     def connect(self) -> None:
         super().connect()
-        if os.environ.get(INSECURE_VARIABLE) != "1" and _is_direct(self.host):
+        is_tunnel = getattr(self, "_tunnel_host", None) is not None  # through a proxy, which may be private
+        if os.environ.get(INSECURE_VARIABLE) != "1" and not is_tunnel:
             _check_public(self.sock.getpeername()[0])
 
 

@@ -9,7 +9,7 @@ import torch
 
 from progeo.export.downloads import Limits, download
 from progeo.files import replacing
-from progeo.printable import printable
+from progeo.printable import first_line, printable
 
 
 def fetch_folder(
@@ -45,10 +45,8 @@ def _from_hub(repository: str, names: list[str]) -> Path:
     try:
         paths = [hf_hub_download(owner_and_name, name, revision=revision or None) for name in names]
     except Exception as error:  # network errors, missing repositories or files, invalid names
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise FileNotFoundError(
-            f"{repository} could not be fetched from the Hugging Face Hub: {printable(reason)}"
-        ) from None
+        reason = first_line(error, type(error).__name__)
+        raise FileNotFoundError(f"{repository} could not be fetched from the Hugging Face Hub: {reason}.") from None
     return Path(paths[0]).parent
 
 

@@ -21,7 +21,7 @@ from progeo.models.backbones import find_family
 from progeo.models.backbones.open_clip import weights_digest
 from progeo.models.encoder import Encoder, restore_encoder, spec_from_json, spec_to_json
 from progeo.models.weight_files.tensor_files import read_safetensors
-from progeo.printable import printable
+from progeo.printable import first_line, printable
 
 if TYPE_CHECKING:
     from progeo.models.classifier import Classifier
@@ -150,8 +150,8 @@ def encoder_of(files: FileSet) -> Encoder:
     try:
         return restore_encoder(spec, state)
     except (ValueError, RuntimeError, TypeError, OverflowError) as error:  # torch raises these for impossible sizes
-        reason = printable((str(error).splitlines() or [type(error).__name__])[0])
-        raise ValueError(f"{folder / WEIGHTS} does not fit its {METADATA}: {reason}") from error
+        reason = first_line(error, type(error).__name__)
+        raise ValueError(f"{folder / WEIGHTS} does not fit its {METADATA}: {reason}.") from error
 
 
 def provenance_of(name: str) -> dict[str, Any]:

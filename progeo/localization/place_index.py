@@ -235,9 +235,6 @@ def _open_cells(folder: Path, metadata: IndexMetadata, encoder: Encoder, index: 
 
 def _open_images(file: Path, folder: Path) -> Catalogue:
     catalogue = open_catalogue(file, folder)
-    types = {field.name: field.type for field in catalogue.table.schema}
-    numbers = [types.get(name, pa.null()) for name in _COLUMNS[1:]]
-    is_number = [pa.types.is_floating(each) or pa.types.is_integer(each) for each in numbers]
-    if tuple(types) != _COLUMNS or types["path"] != pa.large_string() or not all(is_number):
+    if tuple(catalogue.table.column_names) != _COLUMNS:
         raise ValueError(f"{file} is no catalogue of a place index, it should have {', '.join(_COLUMNS)}.")
     return catalogue

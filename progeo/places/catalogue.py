@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from progeo.files import each_file, replacing
+from progeo.files import each_file, is_file, replacing
 from progeo.json_files import as_kind
 from progeo.places.filename import Unparsed, parse_columns, says_position, warn_of_unparsed
 from progeo.places.paths import beside, changes_since, find_paths
@@ -32,6 +32,7 @@ _ROWS_AT_ONCE = 2**20
 _PARSERS = min(8, os.cpu_count() or 1)
 _COLUMNS = ("east", "north", "zone", "heading")
 _REQUIRED = ("path", *_COLUMNS)
+_LONGEST = 4096
 _SEARCH_VERSION = 2
 """Version of the search for image files, `rules` in the metadata; 1 skipped links to folders, counted hidden images."""
 Positions = Literal["required", "optional", "ignored"]
@@ -107,7 +108,7 @@ class Catalogue:
     @property
     def degrees(self) -> np.ndarray | None:
         """Latitude and longitude (2, N); None unless the table has both columns with finite values in all rows."""
-        if "latitude" not in self.table.column_names:
+        if not {"latitude", "longitude"} <= {*self.table.column_names}:
             return None
         degrees = np.stack([self.table["latitude"].to_numpy(), self.table["longitude"].to_numpy()])
         return degrees if np.isfinite(degrees).all() else None
@@ -270,12 +271,12 @@ def check_files(catalogue: Catalogue) -> None:
     """
     paths = map(catalogue.path, range(len(catalogue)))
     description = f"looking for the images of {catalogue.folder}"
-    exist = each_file(Path.is_file, paths, total=len(catalogue), description=description)
+    exist = each_file(is_file, paths, total=len(catalogue), description=description)
     missing = [row for row, exists in enumerate(exist) if not exists]
     if missing:
         raise FileNotFoundError(
             f"{len(missing)} of {len(catalogue)} images are not in {catalogue.folder}, the first is "
-            f"{catalogue.name(missing[0])}."
+            f"{catalogue.name(missing[0])[:_LONGEST]}."
         )
 
 

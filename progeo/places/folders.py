@@ -16,8 +16,8 @@ from pathlib import Path
 import pyarrow as pa
 from tqdm import tqdm
 
-from progeo.files import spelled_out
 from progeo.image_files import EXTENSIONS, UNREAD_EXTENSIONS
+from progeo.printable import escaped
 
 _LOGGER = logging.getLogger("progeo")
 _OF_SYSTEMS = {
@@ -94,7 +94,7 @@ def utf8_paths(paths: list[str], folder: Path = Path()) -> pa.Array:
     try:
         return pa.array(paths, pa.large_string())
     except UnicodeEncodeError as error:
-        raise ValueError(f"The name of {spelled_out(str(folder / error.object))} is not UTF-8: rename it.") from None
+        raise ValueError(f"The name of {escaped(str(folder / error.object))} is not UTF-8: rename it.") from None
 
 
 def changed_ns(path: Path) -> int | None:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
+from progeo.files import is_file
 from progeo.image_files import EXTENSIONS, unread_in_words
 from progeo.places.folders import changed_ns, scan_folder
 from progeo.printable import first_line
@@ -64,7 +65,7 @@ def portable_names(names: pa.Array | pa.ChunkedArray, folder: Path) -> pa.Array 
     Backslashes are kept in all paths if the first path with a backslash is an existing file.
     """
     with_backslash = names.filter(pc.match_substring(names, "\\"))
-    if len(with_backslash) and not (folder / with_backslash[0].as_py()).is_file():
+    if len(with_backslash) and not is_file(folder / with_backslash[0].as_py()):
         names = pc.replace_substring(pc.replace_substring_regex(names, r"^(\.?\\)+", ""), "\\", "/")
     return pc.replace_substring_regex(names, r"^(\./+)+", "")
 
@@ -105,7 +106,7 @@ def _listed(listing: Path, folder: Path) -> FoundPaths:
         batches = (pc.replace_substring(paths, "\\", "/") for paths in batches)
         first = pc.replace_substring(first, "\\", "/")
     name = first[0].as_py()
-    if len(name) > _LONGEST or not (folder / name).is_file():
+    if not is_file(folder / name):
         raise FileNotFoundError(f"The list {listing} names {name[:_LONGEST]}, which does not lie in {folder}.")
     return FoundPaths(batches, {}, list_changed_ns)
 
@@ -114,7 +115,7 @@ def _is_of_windows(paths: pa.Array, folder: Path) -> bool:
     """Return whether the first path with a backslash exists only with `/` instead."""
     row = pc.index(pc.match_substring(paths, "\\"), True).as_py()
     path = "" if row < 0 else paths[row].as_py()
-    return bool(path) and not (folder / path).is_file() and (folder / path.replace("\\", "/")).is_file()
+    return bool(path) and not is_file(folder / path) and is_file(folder / path.replace("\\", "/"))
 
 
 def _lines(listing: Path) -> Iterator[pa.Array]:

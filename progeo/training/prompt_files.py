@@ -60,8 +60,9 @@ def load_text_features(folder: Path, partition: Partition) -> list[Tensor]:
         return read_prompts(files.path(PROMPTS), names)
 
     features = read_set(folder / DESCRIPTION, read)
+    dim = features[0].shape[-1] if features[0].ndim else 0
     for group, found in zip(partition.groups, features, strict=True):
-        if found.shape != (group.num_classes, features[0].shape[-1]) or not found.is_floating_point():
+        if found.shape != (group.num_classes, dim) or not found.is_floating_point():
             raise ValueError(
                 f"{folder / PROMPTS} should hold text features of {group.num_classes} classes, has {found.dtype} "
                 f"{tuple(found.shape)}: it is corrupt. Run stage 1 again."

@@ -223,6 +223,10 @@ def addresses(*found):
         ),
         ("https://example.com/x", ["93.184.216.34", "127.0.0.1"], "127.0.0.1 is an address of this machine"),
         ("https://example.com/x", ["169.254.169.254"], "169.254.169.254 is an address of this machine"),
+        *(
+            ("https://example.com/x", [each], f"{each} is an address of this machine")
+            for each in ("64:ff9b::a00:1", "2002:7f00:1::", "::127.0.0.1", "fec0::1", "ff02::1", "224.0.0.1")
+        ),
         ("https://example.com/x", ["::1"], "::1 is an address of this machine"),
         ("https://example.com/x", ["fe80::1%eth0"], "fe80::1%eth0 is an address of this machine"),
         ("https://example.com/x", ["::ffff:192.168.1.1"], "::ffff:192.168.1.1 is an address of this machine"),
@@ -278,3 +282,6 @@ def test_a_host_that_moves_to_a_private_address_meanwhile_is_left(monkeypatch):
     monkeypatch.setattr(downloads.HTTPSConnection, "connect", lambda self: setattr(self, "sock", Socket()))
     with pytest.raises(HTTPException, match=r"127\.0\.0\.1 is an address of this machine"):
         connection.connect()
+    through_proxy = downloads._PublicConnection("127.0.0.1")
+    through_proxy.set_tunnel("example.com")
+    through_proxy.connect()

@@ -281,12 +281,18 @@ def test_other_files_are_refused_in_a_sentence(tmp_path):
     with h5py.File(tmp_path / "groups.hdf5", "w") as file:
         file.create_group("centroids")
         file["descriptors"] = clustered()
+    with h5py.File(tmp_path / "elsewhere.hdf5", "w") as file:
+        file["centroids"], file["descriptors"] = h5py.ExternalLink("lengths.hdf5", "centroids"), clustered()
+    with h5py.File(tmp_path / "nan.hdf5", "w") as file:
+        file["centroids"], file["descriptors"] = np.nan * clustered(), clustered()
     with pytest.raises(FileNotFoundError, match="There is no file "):
         read_centroids(tmp_path / "absent.hdf5")
     for name, words in (
         ("text", "text.hdf5 is no HDF5 file with the data sets centroids and descriptors: "),
         ("other", "other.hdf5 is no HDF5 file with the data sets centroids and descriptors: "),
         ("groups", "groups.hdf5 is no HDF5 file with the data sets centroids and descriptors: "),
+        ("elsewhere", r"data sets centroids and descriptors: its values lie in other files\.$"),
+        ("nan", "nan.hdf5: centroids must be finite, and are not"),
         ("shapes", r"must be of the same C channels, got \(60, 4\) and \(60, 5\)"),
         ("lengths", "lengths.hdf5: descriptors must be L2-normalized, as NetVLAD takes them, and are not"),
     ):

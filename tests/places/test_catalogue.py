@@ -288,6 +288,19 @@ def test_degrees_tell_how_far_apart_images_are_whatever_their_zones(tmp_path):
     np.testing.assert_allclose(np.linalg.norm(np.diff(positions, axis=0), axis=1), 14.34, atol=0.02)
 
 
+def test_a_latitude_without_a_longitude_is_no_position(tmp_path):
+    table = in_zones(tmp_path, Z10, Z10).table.append_column("latitude", pa.array([50.0, 50.0]))
+    assert Catalogue(tmp_path, table).degrees is None
+
+
+@pytest.mark.parametrize("path", ["x" * 300, "a\\" + "x" * 300, "y" * 5000])
+def test_a_list_of_names_that_no_file_can_have_is_one_sentence(tmp_path, path):
+    touch(tmp_path / "train", name(1))
+    (tmp_path / "train_images_paths.txt").write_text(f"{path}\n")
+    with pytest.raises(FileNotFoundError, match=r"The list .*train_images_paths\.txt names .*, which does not lie in"):
+        read_catalogue(tmp_path / "train")
+
+
 def test_a_training_set_and_an_index_refuse_them_too(tmp_path):
     names = [f"@{row}@4000000@{zone}@.jpg" for row, zone in enumerate((Z10, Z11, NONE))]
     touch(tmp_path / "train", *names)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from open_clip import SimpleTokenizer
 from running import build_catalogue
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from progeo.cli import main
@@ -158,6 +158,16 @@ def test_the_first_groups_alone_are_ours_where_the_published_code_met_them_first
     options = ["--class_order", tmp_path / NAME, "--clip", "tiny-vit", "--clip_weights", clip[1]]
     main(["import", *map(str, [tmp_path / "last.pth", "--out", tmp_path / "prompts", *options])])
     assert len(load_text_features(tmp_path / "prompts", partition_of(2))) == 2
+
+
+@pytest.mark.parametrize("shape", [(), (9,), (0, 4), (9, 4, 1)])
+def test_text_features_of_another_shape_are_refused(tmp_path, shape):
+    partition = partition_of(1)
+    save_file({"group_0.text_features": torch.zeros(shape)}, tmp_path / "prompts.safetensors")
+    described = {"partition": partition.describe(), "architecture": "RN50", "weights": "openai", "seed": 1}
+    (tmp_path / "prompts.json").write_text(json.dumps({**described, "vocabulary": "1", "groups": [{}]}))
+    with pytest.raises(ValueError, match=r"prompts\.safetensors should hold text features of 9 classes, has"):
+        load_text_features(tmp_path, partition)
 
 
 def test_classes_or_a_clip_that_do_not_fit_are_refused(clip, learner_class, tmp_path):

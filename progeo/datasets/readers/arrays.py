@@ -135,7 +135,8 @@ def _rows(file: Path, count: int, what: str) -> list[np.ndarray]:
     rows = [np.flatnonzero(each) if values.dtype.kind == "b" else integers_of(each) for each in np.atleast_1d(values)]
     for number, each in enumerate(rows):
         if each is None:
-            raise ValueError(f"{file} must hold rows of {what}, its element {number} holds {str(values[number])[:80]}.")
+            held = str(np.atleast_1d(values)[number])[:80]
+            raise ValueError(f"{file} must hold rows of {what}, its element {number} holds {held}.")
         if len(each) and not (each.min() >= 0 and each.max() < count):
             worst = each.min() if each.min() < 0 else each.max()
             raise ValueError(

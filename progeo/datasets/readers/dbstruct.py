@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from progeo.datasets.matlab_process import Struct, read_struct
 from progeo.datasets.readers.ground_truth import build_side
-from progeo.files import each_file
+from progeo.files import each_file, is_file
 from progeo.image_files import EXTENSIONS
 from progeo.places.catalogue import Catalogue
 from progeo.places.coordinates import check_numbers
@@ -77,7 +77,7 @@ def _present(file: Path, names: list[str], folder: Path) -> list[str]:
 
     def find(name: str) -> str | None:
         stem = name.rsplit(".", 1)[0]
-        return next((each for each in (name, *(stem + end for end in EXTENSIONS)) if (folder / each).is_file()), None)
+        return next((each for each in (name, *(stem + end for end in EXTENSIONS)) if is_file(folder / each)), None)
 
     found = list(each_file(find, names, total=len(names), description=f"looking for the images of {folder}"))
     missing = [name for name, present in zip(names, found, strict=True) if present is None]

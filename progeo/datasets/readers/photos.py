@@ -9,7 +9,7 @@ import pyarrow as pa
 from PIL.ExifTags import GPS, IFD, Base
 
 from progeo.files import each_file
-from progeo.image_files import open_image
+from progeo.image_files import open_image, taking_turns
 from progeo.places.catalogue import Catalogue
 from progeo.places.coordinates import few_that_fit_no_zone, project
 from progeo.places.paths import find_paths
@@ -65,7 +65,7 @@ def read_photos(folder: Path) -> tuple[Catalogue, dict[Path, str]]:
 def _note(path: Path) -> _Note | None:
     """Read a photo's EXIF metadata; None if it has no valid position."""
     try:
-        with open_image(path) as image:
+        with open_image(path) as image, taking_turns(image):  # a PNG may store it after the pixels
             exif = image.getexif()
         gps = exif.get_ifd(IFD.GPSInfo)
         latitude = _degrees(gps[GPS.GPSLatitude], gps[GPS.GPSLatitudeRef], "NS")

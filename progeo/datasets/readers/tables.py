@@ -76,8 +76,8 @@ def read_table(
     catalogue = Catalogue(images, pa.table(values).filter(pa.array(np.isfinite(positions.east))))
     try:
         check_files(catalogue)
-    except OSError as error:  # a file is missing, or a name is too long for one
-        raise type(error)(f"{file}: {error}") from None
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{file}: {error}") from None
     twice = len(catalogue) - pc.count_distinct(catalogue.table["path"]).as_py()
     if twice:
         _LOGGER.warning("%s: %s rows name an image that another row names, too", file, f"{twice:,}")

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from progeo.files import replacing
+from progeo.hdf5_files import own_values
+from progeo.printable import first_line
 
 _ITERATIONS = 100
 _MAX_COMPRESSION = 1100
@@ -60,14 +62,20 @@ def read_centroids(path: Path) -> tuple[Tensor, Tensor]:
             arrays = [file[name] for name in ("centroids", "descriptors")]
             if sum(each.nbytes for each in arrays) > _MAX_COMPRESSION * path.stat().st_size:
                 raise ValueError("it claims more values than it can hold")
-            centroids, local_features = (torch.from_numpy(np.asarray(each[()], np.float32)) for each in arrays)
+            centroids, local_features = (
+                torch.from_numpy(np.asarray(own_values(file, each), np.float32)) for each in arrays
+            )
     except (OSError, LookupError, ValueError, TypeError, RuntimeError, AttributeError, OverflowError) as error:
-        raise ValueError(f"{path} is no HDF5 file with the data sets centroids and descriptors: {error}.") from None
+        raise ValueError(
+            f"{path} is no HDF5 file with the data sets centroids and descriptors: {first_line(error)}."
+        ) from None
     if centroids.ndim != 2 or local_features.ndim != 2 or centroids.shape[1] != local_features.shape[1]:
         raise ValueError(
             f"{path}: centroids (K, C) and descriptors (n, C) must be of the same C channels, got "
             f"{tuple(centroids.shape)} and {tuple(local_features.shape)}."
         )
+    if not centroids.isfinite().all():
+        raise ValueError(f"{path}: centroids must be finite, and are not.")
     if not (local_features.norm(dim=1) <= _MAX_LENGTH).all():
         raise ValueError(f"{path}: descriptors must be L2-normalized, as NetVLAD takes them, and are not.")
     return centroids, local_features

@@ -357,10 +357,10 @@ def _pretrained_clip(architecture: str, weights: str) -> CLIP:
     except Exception as error:  # a file that is not a checkpoint can fail in any way
         reason = reason_of(error, weights)
         if "Error(s) in loading" in reason:
-            reason = printable(str(error).splitlines()[1].strip())
+            reason = printable(str(error).splitlines()[1].strip().rstrip("."))
         if reason.startswith("Weights only load failed"):  # PyTorch's message advises to run the code in the file
-            reason = "it holds more than weights."
-        raise ValueError(f"`weights` {weights!r} could not be loaded as {architecture}: {reason}") from None
+            reason = "it holds more than weights"
+        raise ValueError(f"`weights` {weights!r} could not be loaded as {architecture}: {reason}.") from None
 
 
 def _clip_of_file(architecture: str, path: Path) -> CLIP:

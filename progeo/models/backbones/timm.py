@@ -361,7 +361,7 @@ def _pretrained(architecture: str, weights: str) -> Any:
         state = _converted(network, architecture, state)
     except Exception as error:  # a file that is not a state dict can fail in any way
         reason = reason_of(error, weights)
-        raise ValueError(f"`weights` {weights!r} could not be loaded as {architecture}: {reason}") from None
+        raise ValueError(f"`weights` {weights!r} could not be loaded as {architecture}: {reason}.") from None
     expected = network.state_dict()
     with on_meta():
         whole = timm.create_model(architecture).state_dict()

@@ -323,4 +323,4 @@ def _classifier_state(architecture: str, weights: str, expected: Collection[str]
         return {_OLD_DENSENET.sub(r"\1\2", name): tensor for name, tensor in found.items()}
     except Exception as error:  # a file that is not a state dict can fail in any way
         reason = reason_of(error, weights)
-        raise ValueError(f"`weights` {weights!r} could not be loaded as {architecture}: {reason}") from None
+        raise ValueError(f"`weights` {weights!r} could not be loaded as {architecture}: {reason}.") from None

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from progeo.models.weight_files.tensor_files import is_safetensors, read_safetensors
 from progeo.models.weight_files.torch_files import Stub, is_module, read_torch_file, tensors_of
-from progeo.printable import printable
+from progeo.printable import first_line, printable
 
 LOGGER = logging.getLogger("progeo")
 _PREFERRED = ("model_state_dict", "state_dict", "model")
@@ -102,8 +102,8 @@ def find_weights(content: Any, path: Path, marks: Collection[str], part: str | N
 
 
 def reason_of(error: Exception, file: str) -> str:
-    """Return the first line of an error as printable text, with the name of the file at its start replaced by `it`."""
-    reason = printable((str(error).splitlines() or [type(error).__name__])[0])
+    """Return the first line of an error, see `first_line`, with the name of the file at its start replaced by `it`."""
+    reason = first_line(error, type(error).__name__)
     return f"it {reason.removeprefix(f'{file} ')}" if reason.startswith(f"{file} ") else reason
 
 

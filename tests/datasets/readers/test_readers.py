@@ -350,6 +350,10 @@ def test_parts_of_one_panorama_of_a_dbstruct_keep_its_name(tmp_path):
     [
         ({"utmDb": STRUCT["utmDb"][:, :2]}, r"utmDb must be 2 x 3, as dbImageFns, got \(2, 2\)"),
         ({"dbImageFns": ["000/a.jpg", "001/b.jpg", "9.jpg"]}, "1 of 3 images are not in .*, the first is 9.jpg"),
+        (
+            {"dbImageFns": ["000/a.jpg", "001/b.jpg", "9" * 5000]},
+            r"pitts\.mat: 1 of 3 images are not in .*, .* 9{200}\.$",
+        ),
     ],
 )
 def test_a_dbstruct_that_does_not_fit_together_is_refused(tmp_path, struct_images, fields, words):
