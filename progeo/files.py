@@ -12,7 +12,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -27,6 +27,9 @@ Item = TypeVar("Item")
 Found = TypeVar("Found")
 _OWNER = ".progeo"
 """Ending of the lock of a temporary file or folder, whose name is the same but for the ending."""
+_OWNER_NAME = re.compile(r"\..*[-_][0-9a-f]{8,12}\.progeo", re.DOTALL)
+_MAX_STEM, _MAX_SUFFIX = 32, 16
+"""Characters of a name that a temporary name repeats, so that it is no longer than file systems allow."""
 _MOVES = "moves.json"
 _UNFINISHED = ".unfinished-"
 """Prefix of the names of temporary folders."""
@@ -64,6 +67,8 @@ def replacing_folder(folder: Path, *, durable: bool = True) -> Iterator[Path]:
         ValueError: `folder` is a file, or has files.
         OSError: writing failed; the message names the path in `folder`.
     """
+    if folder.is_dir() and not any(folder.iterdir()) and not _can_be_replaced(folder):  # before it takes hours
+        raise ValueError(f"{folder} is a link, or its place in {folder.parent} is fixed: name a new folder with `out`.")
     with temporary_beside(folder, _UNFINISHED) as temporary:
         temporary.mkdir()
         yield temporary
@@ -77,7 +82,7 @@ def written_together(folder: Path, names: Sequence[str] = ()) -> Iterator[Path]:
     """Write several files together: yield a temporary folder whose files move to `folder` if the block succeeds.
 
     The temporary folder has the same name. A new or empty `folder` appears at once, with all files. If the process is
-    killed while files move to a folder that has other files, the next writer removes them again.
+    killed while files move to a folder that has other files, or that is a mount point, the next writer removes them.
 
     Args:
         names: names of files that will be written, to refuse a folder that holds one of them before the block.
@@ -90,8 +95,8 @@ def written_together(folder: Path, names: Sequence[str] = ()) -> Iterator[Path]:
         raise ValueError(f"{folder} is no folder: name another.")
     remove_abandoned(folder)
     _refuse_held(folder, names)
-    has_others = folder.is_dir() and any(folder.iterdir())
-    with temporary_beside(folder / folder.name if has_others else folder, _UNFINISHED) as outer:
+    stays = folder.is_dir() and (any(folder.iterdir()) or not _can_be_replaced(folder))
+    with temporary_beside(folder / folder.name if stays else folder, _UNFINISHED) as outer:
         (temporary := outer / folder.name).mkdir(parents=True)
         try:
             yield temporary
@@ -99,7 +104,7 @@ def written_together(folder: Path, names: Sequence[str] = ()) -> Iterator[Path]:
             kind = OSError if isinstance(error, OSError) else ValueError
             raise kind(str(error).replace(str(temporary), str(folder))) from None
         _refuse_held(folder, sorted(path.name for path in temporary.iterdir()))
-        if has_others:
+        if stays:
             _move_files(temporary, folder)
         else:
             _sync_below(temporary)
@@ -124,7 +129,7 @@ def temporary_beside(path: Path, prefix: str = ".") -> Iterator[Path]:
         stem, owner = _new_owner(path, prefix)
     except OSError as error:
         raise OSError(f"{path} could not be written: {error.strerror or error}") from None
-    temporary = path.parent / f"{stem}{path.suffix}"
+    temporary = path.parent / f"{stem}{path.suffix if len(path.suffix) <= _MAX_SUFFIX else ''}"
     try:
         yield temporary
     except (OSError, SafetensorError) as error:
@@ -172,13 +177,15 @@ def make_folder(folder: Path) -> None:
 def remove_abandoned(folder: Path) -> None:
     """Remove temporary files and folders of processes that have ended, and nothing of others or of the user."""
     for owner in sorted(folder.glob(f".*{_OWNER}")) if folder.is_dir() else ():
-        with suppress(OSError):  # those of another user
-            if is_lock_file(owner) and (lock := try_lock(owner)) is not None:
-                for path in folder.glob(f"{glob.escape(owner.name.removesuffix(_OWNER))}*"):
+        with suppress(OSError, ValueError), ExitStack() as stack:  # those of another user
+            is_ours = _OWNER_NAME.fullmatch(owner.name) and is_lock_file(owner)
+            if is_ours and (lock := try_lock(owner)) is not None:
+                stack.callback(lock.release)
+                stem = owner.name.removesuffix(_OWNER)
+                for path in (folder / stem, *folder.glob(f"{glob.escape(stem)}.*")):
                     if path != owner:
                         _undo_moves(path, folder)
                         _remove(path)
-                lock.release()
 
 
 def file_digest(path: Path) -> str:
@@ -304,12 +311,10 @@ def _remove_abandoned_once(folder: Path, process: int) -> None:
 def _new_owner(path: Path, prefix: str) -> tuple[str, Lock | None]:
     """Choose the stem of a temporary name for `path` and take its lock; None where there are no locks."""
     while True:
-        stem = f"{prefix}{path.stem}-{secrets.token_hex(4)}"
-        owner = path.parent / f"{stem}{_OWNER}"
+        stem = f"{prefix}{path.stem[:_MAX_STEM]}-{secrets.token_hex(4)}"
         try:
-            lock = try_lock(owner)
+            lock = try_lock(path.parent / f"{stem}{_OWNER}")
         except NoLocks:
-            owner.unlink(missing_ok=True)
             return stem, None
         if lock is not None:  # or it was taken for abandoned, just before it was locked
             return stem, lock
@@ -336,6 +341,8 @@ def _sync_below(folder: Path) -> None:
 def _rename_folder(temporary: Path, folder: Path) -> None:
     """Rename a complete folder to a name that is free, or that of an empty folder."""
     try:
+        if folder.is_dir():
+            shutil.copymode(folder, temporary)
         temporary.rename(folder)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
@@ -344,11 +351,20 @@ def _rename_folder(temporary: Path, folder: Path) -> None:
     sync(folder.parent)
 
 
+def _can_be_replaced(folder: Path) -> bool:
+    """Return whether another folder can get the name of an empty one: no mount point, nor in a folder of others."""
+    with suppress(OSError), temporary_beside(folder, _UNFINISHED) as probe:
+        probe.mkdir()
+        shutil.copymode(folder, probe)
+        probe.rename(folder)
+        return True
+    return False
+
+
 def _move_files(temporary: Path, folder: Path) -> None:
     """Move all files to a folder that has others; `_undo_moves` removes them again if this process is killed."""
     names = sorted(path.name for path in temporary.iterdir())
-    for name in names:
-        sync(temporary / name)
+    _sync_below(temporary)
     write_json(temporary.parent / _MOVES, names)
     for name in names:
         (temporary / name).replace(folder / name)

@@ -43,7 +43,8 @@ class Lock:
         if self.descriptor < 0:  # of the process that this one was forked from
             return
         with suppress(OSError):
-            self.path.unlink()  # while it is held: whoever waits for it sees that the file is gone, and makes another
+            if _is_at(self.path, self.descriptor):  # or the folder was moved, and another has its name
+                self.path.unlink()  # while it is held: whoever waits for it sees that it is gone, and makes another
         os.close(self.descriptor)
         self.descriptor = -1
 
@@ -71,19 +72,22 @@ def try_lock(path: Path) -> Lock | None:
         OSError: the file cannot be created.
     """
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor, is_own = _opened(path)
         try:
             if not _try(descriptor):
                 os.close(descriptor)
                 return None
-            if _is_at(path, descriptor):
-                os.ftruncate(descriptor, 0)
-                os.write(descriptor, f"{_MINE} {socket.gethostname()} {os.getpid()}\n".encode())
+            if _is_at(path, descriptor) and (is_own or not _removed(path)):
+                if is_own:
+                    os.ftruncate(descriptor, 0)
+                    os.write(descriptor, f"{_MINE} {socket.gethostname()} {os.getpid()}\n".encode())
                 return Lock(path, descriptor)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, NoLocks):
+                path.unlink(missing_ok=True)
             os.close(descriptor)
             raise
-        os.close(descriptor)  # it was removed before it was locked
+        os.close(descriptor)  # it was removed before it was locked, or is that of another user, who has ended
 
 
 def is_lock_file(path: Path) -> bool:
@@ -170,6 +174,25 @@ def _holder(folder: Path) -> str:
     except (OSError, ValueError):  # it is just being taken or released
         return "another process"
     return f"process {number} on {host}"
+
+
+def _opened(path: Path) -> tuple[int, bool]:
+    """Open a lock file, which is created if missing, and return whether it can be written: not that of another user."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666), True
+    except PermissionError:
+        with suppress(FileNotFoundError):
+            return os.open(path, os.O_RDONLY), False
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666), True  # it was removed just now, or the folder is read-only
+
+
+def _removed(path: Path) -> bool:
+    """Remove a file if the folder allows it; returns whether it did."""
+    try:
+        path.unlink()
+    except PermissionError:
+        return False
+    return True
 
 
 def _try(descriptor: int) -> bool:

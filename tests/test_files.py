@@ -10,6 +10,7 @@ from running import killed_at
 
 from progeo.files import (
     file_digest,
+    remove_abandoned,
     replacing,
     replacing_folder,
     write_csv,
@@ -17,6 +18,7 @@ from progeo.files import (
     write_text,
     written_together,
 )
+from progeo.locks import try_lock
 
 
 @pytest.mark.parametrize("writer", [replacing, written_together])
@@ -137,3 +139,62 @@ def test_what_a_spreadsheet_would_run_is_quoted_on_request(tmp_path, cell, safe)
         write_csv(tmp_path / "a.csv", [[cell, 1]], spreadsheet_safe=is_safe)
         with (tmp_path / "a.csv").open(newline="", encoding="utf-8") as stream:
             assert list(csv.reader(stream)) == [[expected, "1"]]
+
+
+def test_nothing_of_the_user_is_taken_for_abandoned(tmp_path):
+    mine = {".env", ".env.local", ".env.progeo", ".a-0123abcd.progeo", ".a-0123abcdef"}
+    for name in mine:
+        (tmp_path / name).touch()
+    (tmp_path / ".a-0123abcd").touch()
+    (tmp_path / ".a-0123abcd.txt").touch()
+    remove_abandoned(tmp_path)
+    assert names(tmp_path) == mine - {".a-0123abcd.progeo"}
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "é" * 120 + ".json", "a." + "x" * 253])
+def test_names_may_be_as_long_as_the_file_system_allows(tmp_path, name):
+    write_text(tmp_path / name, "text")
+    assert names(tmp_path) == {name}
+
+
+def test_an_empty_folder_whose_name_stays_is_filled_instead_of_replaced(open_folder, as_nobody):
+    folder = open_folder / "out"
+    folder.mkdir()
+    folder.chmod(0o777)
+    with as_nobody():
+        for number in range(1, 99):
+            if not killed_at(number, partial(write_three, folder)):
+                break
+            if not {"a", "b", "c"} <= names(folder):
+                write_three(folder)
+                assert names(folder) == {"a", "b", "c"}
+            for name in ("a", "b", "c"):
+                (folder / name).unlink()
+        assert 4 < number < 30
+        assert names(folder) == {"a", "b", "c"}
+    (open_folder / "link").symlink_to(open_folder / "empty")
+    (open_folder / "empty").mkdir()
+    with pytest.raises(ValueError, match="link is a link, or its place in"), replacing_folder(open_folder / "link"):
+        raise AssertionError("it is refused before the work")
+
+
+def test_an_empty_folder_that_is_replaced_keeps_its_permissions(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out").chmod(0o2775)
+    write_three(tmp_path / "out")
+    assert (tmp_path / "out").stat().st_mode & 0o7777 == 0o2775
+
+
+def test_what_cannot_be_cleared_stays_free_for_whoever_can(tmp_path, monkeypatch):
+    (tmp_path / ".a-0123abcd.progeo").touch()
+
+    def refuse(path, **how):
+        raise PermissionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("progeo.files._remove", refuse)
+        remove_abandoned(tmp_path)
+    (tmp_path / ".a-0123abcd.progeo").touch()
+    lock = try_lock(tmp_path / ".a-0123abcd.progeo")
+    assert lock is not None
+    lock.release()
