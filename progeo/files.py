@@ -94,7 +94,7 @@ def written_together(folder: Path, names: Sequence[str] = ()) -> Iterator[Path]:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is no folder: name another.")
     remove_abandoned(folder)
-    _refuse_held(folder, names)
+    refuse_held(folder, names)
     stays = folder.is_dir() and (any(folder.iterdir()) or not _can_be_replaced(folder))
     with temporary_beside(folder / folder.name if stays else folder, _UNFINISHED) as outer:
         (temporary := outer / folder.name).mkdir(parents=True)
@@ -103,12 +103,22 @@ def written_together(folder: Path, names: Sequence[str] = ()) -> Iterator[Path]:
         except (OSError, ValueError) as error:
             kind = OSError if isinstance(error, OSError) else ValueError
             raise kind(str(error).replace(str(temporary), str(folder))) from None
-        _refuse_held(folder, sorted(path.name for path in temporary.iterdir()))
+        refuse_held(folder, sorted(path.name for path in temporary.iterdir()))
         if stays:
             _move_files(temporary, folder)
         else:
             _sync_below(temporary)
             _rename_folder(temporary, folder)
+
+
+def refuse_held(folder: Path, names: Iterable[str]) -> None:
+    """Refuse a folder that holds one of the files that will be written to it.
+
+    Raises:
+        ValueError: it does.
+    """
+    if held := [name for name in names if (folder / name).exists()]:
+        raise ValueError(f"{folder} already holds {', '.join(held)}: name another folder with `out`.")
 
 
 @contextmanager
@@ -318,11 +328,6 @@ def _new_owner(path: Path, prefix: str) -> tuple[str, Lock | None]:
             return stem, None
         if lock is not None:  # or it was taken for abandoned, just before it was locked
             return stem, lock
-
-
-def _refuse_held(folder: Path, names: Iterable[str]) -> None:
-    if held := [name for name in names if (folder / name).exists()]:
-        raise ValueError(f"{folder} already holds {', '.join(held)}: name another folder with `out`.")
 
 
 def _remove(path: Path) -> None:

@@ -110,7 +110,10 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     Raises:
         FolderInUse: another process holds it, and `wait` is off; the message names it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{folder} could not be written to: {error.strerror}") from None
     lock = _lock_of(folder, wait=wait)
     if lock is None:
         raise FolderInUse(f"{folder} is in use by {_holder(folder)}: let it end, or set `wait` to wait for it.")

@@ -171,10 +171,14 @@ def finish_update(folder: Path) -> None:
     newest, published = read_metadata(folder), folder / _METADATA
     if not published.is_file() or _read(published).generation < newest.generation:
         _publish(folder)
+    remove_unused_data(folder)
+
+
+def remove_unused_data(folder: Path) -> None:
+    """Remove data files of commands that were killed before a generation named them."""
     for file in sorted(folder.glob("places_*.faiss")):
         if _DATA.fullmatch(file.name) and (lock := _lock_of_data(folder, file.name)) is not None:
-            paths = [folder / _METADATA, *(_path(folder, each) for each in _generations(folder))]
-            if all(_read(path).faiss_file != file.name for path in paths if path.is_file()):
+            if not holds_place_index(folder) or read_metadata(folder).faiss_file != file.name:
                 token = file.stem.removeprefix("places_")
                 (folder / f"catalogue_{token}.arrow").unlink(missing_ok=True)
                 file.unlink()  # last, as it is what is looked for
