@@ -1,6 +1,7 @@
 """Files that belong together: a JSON file names the digest of each, so that a reader never mixes two versions."""
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -8,11 +9,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from progeo.files import completing, file_digest, read_json, remove_abandoned, sync, temporary_beside, write_json
+from progeo.files import (
+    completing,
+    file_digest,
+    read_json,
+    remove_abandoned,
+    replacing,
+    sync,
+    temporary_beside,
+    write_json,
+)
 
 Found = TypeVar("Found")
 _State = tuple[int, int, int]
 _DIGESTS = "files"
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 def write_set(
@@ -37,7 +48,9 @@ def write_set(
     remove_abandoned(folder)
     former = {}
     with suppress(FileNotFoundError, ValueError):  # there is none, or it is corrupt
-        former = _digests(read_json(description))
+        former = {
+            name: digest for name, digest in _digests(read_json(description)).items() if _DIGEST.fullmatch(digest)
+        }
     digests: dict[str, str] = {}
     with ExitStack() as stack:
         written: dict[str, Path] = {}
@@ -52,10 +65,12 @@ def write_set(
         for name, digest in former.items():
             if digests.get(name) != digest:
                 _keep(folder / name, digest)
+        sync(folder)
         for name, temporary in written.items():
             temporary.replace(folder / name)
         for name in {*former, *without} - digests.keys():
-            (folder / name).unlink(missing_ok=True)
+            if name in without or _holds(folder / name, former[name]):  # or it is not the one of the set
+                (folder / name).unlink(missing_ok=True)
         sync(folder)
         write_json(description, {**values, _DIGESTS: digests})
     for name in {*former, *digests}:
@@ -123,7 +138,8 @@ def _digests(description: Any) -> dict[str, str]:
     digests = description.get(_DIGESTS) if isinstance(description, dict) else None
     if not isinstance(digests, dict):
         return {}
-    return {name: digest for name, digest in digests.items() if isinstance(digest, str) and Path(name).name == name}
+    names = [name for name in digests if Path(name).name == name != ".."]
+    return {name: digests[name] for name in names if isinstance(digests[name], str)}
 
 
 def _holds(file: Path, digest: str) -> bool:
@@ -138,7 +154,8 @@ def _keep(file: Path, digest: str) -> None:
     try:
         os.link(file, kept)
     except OSError:  # no hard links
-        shutil.copyfile(file, kept)
+        with replacing(kept) as temporary:
+            shutil.copyfile(file, temporary)
 
 
 def _kept(name: str, digest: str) -> str:
