@@ -96,19 +96,20 @@ def written_together(folder: Path, names: Sequence[str] = ()) -> Iterator[Path]:
     remove_abandoned(folder)
     refuse_held(folder, names)
     stays = folder.is_dir() and (any(folder.iterdir()) or not _can_be_replaced(folder))
-    with temporary_beside(folder / folder.name if stays else folder, _UNFINISHED) as outer:
-        (temporary := outer / folder.name).mkdir(parents=True)
+    with temporary_beside(folder / folder.name if stays else folder, _UNFINISHED, shown=folder) as outer:
+        temporary = outer / folder.name
         try:
+            temporary.mkdir(parents=True)
             yield temporary
+            refuse_held(folder, sorted(path.name for path in temporary.iterdir()))
+            if stays:
+                _move_files(temporary, folder)
+            else:
+                _sync_below(temporary)
+                _rename_folder(temporary, folder)
         except (OSError, ValueError) as error:
             kind = OSError if isinstance(error, OSError) else ValueError
             raise kind(str(error).replace(str(temporary), str(folder))) from None
-        refuse_held(folder, sorted(path.name for path in temporary.iterdir()))
-        if stays:
-            _move_files(temporary, folder)
-        else:
-            _sync_below(temporary)
-            _rename_folder(temporary, folder)
 
 
 def refuse_held(folder: Path, names: Iterable[str]) -> None:
@@ -122,30 +123,32 @@ def refuse_held(folder: Path, names: Iterable[str]) -> None:
 
 
 @contextmanager
-def temporary_beside(path: Path, prefix: str = ".") -> Iterator[Path]:
+def temporary_beside(path: Path, prefix: str = ".", *, shown: Path | None = None) -> Iterator[Path]:
     """Yield a path for a temporary file or folder beside `path`, which is removed at last if it is still there.
 
     A lock tells others that this process lives; temporary files of processes that have ended are removed first.
 
     Args:
         prefix: beginning of its name.
+        shown: path that an error names; None takes `path`.
 
     Raises:
         OSError: it could not be created or written; the message names `path`.
     """
+    shown = shown or path
     try:
         make_folder(path.parent)
         _remove_abandoned_once(path.parent, os.getpid())
         stem, owner = _new_owner(path, prefix)
     except OSError as error:
-        raise OSError(f"{path} could not be written: {error.strerror or error}") from None
+        raise OSError(f"{shown} could not be written: {error.strerror or error}") from None
     temporary = path.parent / f"{stem}{path.suffix if len(path.suffix) <= _MAX_SUFFIX else ''}"
     try:
         yield temporary
     except (OSError, SafetensorError) as error:
-        message = str(error).replace(str(temporary), str(path))
-        is_named = message.startswith(str(path))
-        raise OSError(message if is_named else f"{path} could not be written: {message}") from None
+        message = str(error).replace(str(temporary), str(shown))
+        is_named = message.startswith(str(shown))
+        raise OSError(message if is_named else f"{shown} could not be written: {message}") from None
     finally:
         _remove(temporary)
         if owner is not None:

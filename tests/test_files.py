@@ -198,3 +198,22 @@ def test_what_cannot_be_cleared_stays_free_for_whoever_can(tmp_path, monkeypatch
     lock = try_lock(tmp_path / ".a-0123abcd.progeo")
     assert lock is not None
     lock.release()
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["new", "with a file of the user"])
+def test_a_folder_without_space_for_another_is_named_as_it_is(tmp_path, before, monkeypatch):
+    folder = tmp_path / "out"
+    if before:
+        folder.mkdir()
+        (folder / "mine").touch()
+    real = Path.mkdir
+
+    def full(path, *how, **options):
+        if path.parent.name.startswith(".unfinished"):
+            raise OSError(28, "No space left on device", str(path))
+        real(path, *how, **options)
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(OSError) as error, written_together(folder):
+        raise AssertionError("it is refused before the work")
+    assert str(error.value) == f"{folder} could not be written: [Errno 28] No space left on device: '{folder}'"
