@@ -190,7 +190,7 @@ def make_folder(folder: Path) -> None:
 def remove_abandoned(folder: Path) -> None:
     """Remove temporary files and folders of processes that have ended, and nothing of others or of the user."""
     for owner in sorted(folder.glob(f".*{_OWNER}")) if folder.is_dir() else ():
-        with suppress(OSError, ValueError), ExitStack() as stack:  # those of another user
+        with suppress(OSError, ValueError, TypeError, LookupError), ExitStack() as stack:  # those of another user
             is_ours = _OWNER_NAME.fullmatch(owner.name) and is_lock_file(owner)
             if is_ours and (lock := try_lock(owner)) is not None:
                 stack.callback(lock.release)
@@ -371,19 +371,19 @@ def _can_be_replaced(folder: Path) -> bool:
 
 def _move_files(temporary: Path, folder: Path) -> None:
     """Move all files to a folder that has others; `_undo_moves` removes them again if this process is killed."""
-    names = sorted(path.name for path in temporary.iterdir())
     _sync_below(temporary)
-    write_json(temporary.parent / _MOVES, names)
-    for name in names:
+    moved = {path.name: path.lstat().st_mtime_ns for path in sorted(temporary.iterdir())}
+    write_json(temporary.parent / _MOVES, moved)
+    for name in moved:
         (temporary / name).replace(folder / name)
     sync(folder)
 
 
 def _undo_moves(outer: Path, folder: Path) -> None:
-    """Remove the files that a process moved to a folder if it was killed before the last."""
-    if not (outer / _MOVES).is_file():
+    """Remove the files that a process moved to a folder if it was killed before the last, unless they changed since."""
+    if not (outer / _MOVES).is_file() or not (left := {path.name for path in outer.glob("*/*")}):
         return
-    left = {path.name for path in outer.glob("*/*")}
-    for name in read_json(outer / _MOVES) if left else ():
-        if name not in left and Path(name).name == name:
-            _remove(folder / name)
+    moved = read_json(outer / _MOVES)
+    for path in folder.iterdir():  # so that no name leads out of the folder
+        if path.name not in left and path.name in moved and path.lstat().st_mtime_ns == moved[path.name]:
+            _remove(path)

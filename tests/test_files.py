@@ -1,4 +1,5 @@
 import csv
+import json
 import os
 from contextlib import ExitStack
 from functools import partial
@@ -217,3 +218,29 @@ def test_a_folder_without_space_for_another_is_named_as_it_is(tmp_path, before, 
     with pytest.raises(OSError) as error, written_together(folder):
         raise AssertionError("it is refused before the work")
     assert str(error.value) == f"{folder} could not be written: [Errno 28] No space left on device: '{folder}'"
+
+
+@pytest.mark.parametrize("moved", [["..", "mine"], {"..": 0, "mine": 0}, {"mine": None}, 5])
+def test_a_folder_that_somebody_sent_has_no_file_removed(tmp_path, moved):
+    got = tmp_path / "got"
+    (got / ".a-01234567/a").mkdir(parents=True)
+    (got / ".a-01234567/a/b").touch()
+    (got / ".a-01234567.progeo").touch()
+    (got / ".a-01234567/moves.json").write_text(json.dumps(moved))
+    for path in (tmp_path / "mine", got / "mine"):
+        path.touch()
+    remove_abandoned(got)
+    assert (tmp_path / "mine").exists()
+    assert (got / "mine").exists()
+
+
+def test_a_file_that_was_changed_after_a_kill_is_not_removed(tmp_path):
+    (tmp_path / "mine").touch()
+    for number in range(1, 99):
+        assert killed_at(number, partial(write_three, tmp_path))
+        if (tmp_path / "a").exists():
+            break
+    (tmp_path / "a").write_text("of the user")
+    with pytest.raises(ValueError, match="already holds a"):
+        write_three(tmp_path)
+    assert (tmp_path / "a").read_text() == "of the user"
