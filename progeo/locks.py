@@ -19,8 +19,11 @@ _LOGGER = logging.getLogger("progeo")
 _FOLDER_LOCK = ".lock"
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 """Errors of file systems without locks, such as Lustre mounted without them."""
+_NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
+_CREATE = os.O_RDWR | os.O_CREAT | _NO_LINKS
 _MINE = "progeo"
 """First word of a lock file."""
+_CONTENTS = (b"", _MINE.encode())
 
 
 class FolderInUse(OSError):
@@ -77,13 +80,15 @@ def try_lock(path: Path) -> Lock | None:
             if not _try(descriptor):
                 os.close(descriptor)
                 return None
+            if os.pread(descriptor, len(_MINE), 0) not in _CONTENTS:
+                raise _not_ours(path)
             if _is_at(path, descriptor) and (is_own or not _removed(path)):
                 if is_own:
                     os.ftruncate(descriptor, 0)
                     os.write(descriptor, f"{_MINE} {socket.gethostname()} {os.getpid()}\n".encode())
                 return Lock(path, descriptor)
         except BaseException as error:
-            if isinstance(error, NoLocks):
+            if isinstance(error, NoLocks) and is_lock_file(path):
                 path.unlink(missing_ok=True)
             os.close(descriptor)
             raise
@@ -94,7 +99,7 @@ def is_lock_file(path: Path) -> bool:
     """Return whether a file is empty or has the content of a lock of ours."""
     try:
         with path.open("rb") as stream:
-            return stream.read(len(_MINE)) in (b"", _MINE.encode())
+            return stream.read(len(_MINE)) in _CONTENTS
     except OSError:
         return False
 
@@ -181,12 +186,18 @@ def _holder(folder: Path) -> str:
 
 def _opened(path: Path) -> tuple[int, bool]:
     """Open a lock file, which is created if missing, and return whether it can be written: not that of another user."""
+    if path.is_symlink():
+        raise _not_ours(path)
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666), True
+        return os.open(path, _CREATE, 0o666), True
     except PermissionError:
         with suppress(FileNotFoundError):
-            return os.open(path, os.O_RDONLY), False
-        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666), True  # it was removed just now, or the folder is read-only
+            return os.open(path, os.O_RDONLY | _NO_LINKS), False
+        return os.open(path, _CREATE, 0o666), True  # it was removed just now, or the folder is read-only
+
+
+def _not_ours(path: Path) -> FileExistsError:
+    return FileExistsError(errno.EEXIST, f"its {path.name} is not a lock of progeo", str(path))
 
 
 def _removed(path: Path) -> bool:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -106,3 +107,21 @@ def test_the_lock_of_a_folder_that_was_moved_does_not_take_that_of_its_successor
     with pytest.raises(FolderInUse), locked(folder):
         pass
     second.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+@pytest.mark.parametrize("has_locks", [False, True])
+def test_a_file_of_the_user_is_not_taken_for_a_lock(tmp_path, is_link, has_locks, monkeypatch):
+    mine = tmp_path / ("mine" if is_link else ".lock")
+    mine.write_text("mine")
+    if is_link:
+        (tmp_path / ".lock").symlink_to("mine")
+    if not has_locks:
+        monkeypatch.setattr("progeo.locks.fcntl", None)
+    with suppress(OSError), locked(tmp_path):
+        pass
+    assert mine.read_text() == "mine"
+    if has_locks:
+        sentence = rf"^{tmp_path} could not be written to: its \.lock is not a lock of progeo$"
+        with pytest.raises(OSError, match=sentence), locked_if_free(tmp_path):
+            pass
