@@ -68,7 +68,7 @@ def replacing_folder(folder: Path, *, durable: bool = True) -> Iterator[Path]:
         OSError: writing failed; the message names the path in `folder`.
     """
     if folder.is_dir() and not any(folder.iterdir()) and not _can_be_replaced(folder):  # before it takes hours
-        raise ValueError(f"{folder} is a link, or its place in {folder.parent} is fixed: name a new folder with `out`.")
+        raise ValueError(f"{folder} is the current folder, a mount point or a link: name a new folder with `out`.")
     with temporary_beside(folder, _UNFINISHED) as temporary:
         temporary.mkdir()
         yield temporary
@@ -167,7 +167,7 @@ def completing(temporary: Path) -> Iterator[None]:
 
 def sync(path: Path) -> None:
     """Have the operating system write a file, or the names in a folder, to the disk."""
-    if os.name == "nt" and path.is_dir():
+    if path.is_dir() and (os.name == "nt" or not os.access(path, os.R_OK)):  # which cannot be opened
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
@@ -360,8 +360,13 @@ def _rename_folder(temporary: Path, folder: Path) -> None:
 
 
 def _can_be_replaced(folder: Path) -> bool:
-    """Return whether another folder can get the name of an empty one: no mount point, nor in a folder of others."""
+    """Return whether another folder can get the name of an empty one: no mount point, nor in a folder of others.
+
+    In the current folder, the shell of the user would be in a folder that is gone.
+    """
     with suppress(OSError), temporary_beside(folder, _UNFINISHED) as probe:
+        if folder.samefile(os.curdir):
+            return False
         probe.mkdir()
         shutil.copymode(folder, probe)
         probe.rename(folder)

@@ -175,7 +175,10 @@ def test_an_empty_folder_whose_name_stays_is_filled_instead_of_replaced(open_fol
         assert names(folder) == {"a", "b", "c"}
     (open_folder / "link").symlink_to(open_folder / "empty")
     (open_folder / "empty").mkdir()
-    with pytest.raises(ValueError, match="link is a link, or its place in"), replacing_folder(open_folder / "link"):
+    with (
+        pytest.raises(ValueError, match="link is the current folder, a mount point or a"),
+        replacing_folder(open_folder / "link"),
+    ):
         raise AssertionError("it is refused before the work")
 
 
@@ -244,3 +247,25 @@ def test_a_file_that_was_changed_after_a_kill_is_not_removed(tmp_path):
     with pytest.raises(ValueError, match="already holds a"):
         write_three(tmp_path)
     assert (tmp_path / "a").read_text() == "of the user"
+
+
+def test_a_folder_that_cannot_be_listed_is_written_to(open_folder):
+    (open_folder / "box").mkdir()
+    (open_folder / "box").chmod(0o333)
+    writer = os.fork()
+    if not writer:
+        if not os.geteuid():
+            os.setuid(65534)
+        try:
+            write_text(open_folder / "box/a.txt", "a")
+            os._exit(7)
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(writer, 0)[1]) == 7
+    assert names(open_folder / "box") == {"a.txt"}
+
+
+def test_the_current_folder_is_filled_and_stays(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_three(Path().resolve())
+    assert names(Path()) == {"a", "b", "c"}
