@@ -82,11 +82,17 @@ def write_set(
 class FileSet:
     """One version of files that belong together."""
 
-    folder: Path
+    file: Path
+    """The JSON file that describes them."""
     description: Any
-    """Content of the JSON file that describes them."""
+    """Its content."""
     found: dict[Path, _State] = field(default_factory=dict)
     """State of each file as `path` found it."""
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the files."""
+        return self.file.parent
 
     def path(self, name: str) -> Path:
         """Return the path of a file, once its digest is that in the description, if there is one.
@@ -104,8 +110,8 @@ class FileSet:
         if not file.is_file():
             raise FileNotFoundError(f"There is no {file}.")
         raise ValueError(
-            f"{file} is not the file that was written with its description, it was damaged or replaced: put it back, "
-            f"or remove {_DIGESTS!r} from the description to accept it."
+            f"{file} is not the file that was written with {self.file}, it was damaged or replaced: put it back, or "
+            f"remove {_DIGESTS!r} from {self.file.name} to accept it."
         )
 
     @property
@@ -122,7 +128,7 @@ def read_set(description: Path, read: Callable[[FileSet], Found]) -> Found:
     """
     while True:
         before = _state(description)
-        files = FileSet(description.parent, read_json(description))
+        files = FileSet(description, read_json(description))
         try:
             result = read(files)
         except (OSError, ValueError):

@@ -61,7 +61,9 @@ def test_a_killed_writer_leaves_one_version_and_the_next_writer_no_trace(tmp_pat
 def test_a_file_that_is_not_the_one_that_was_written_is_refused(tmp_path):
     write(tmp_path, 1)
     (tmp_path / "a.bin").write_text("a.bin 2")
-    with pytest.raises(ValueError, match=rf"^{tmp_path}/a\.bin is not the file that was written with its description"):
+    with pytest.raises(
+        ValueError, match=rf"^{tmp_path}/a\.bin is not the file that was written with {tmp_path}/set\.json"
+    ):
         read(tmp_path)
     (tmp_path / "a.bin").unlink()
     with pytest.raises(FileNotFoundError, match=rf"There is no {tmp_path}/a\.bin"):
