@@ -10,7 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from progeo.files import completing, file_digest, read_json, remove_abandoned, sync, temporary_beside, write_json
+from progeo.files import (
+    completing,
+    file_digest,
+    read_json,
+    remove_abandoned,
+    replacing,
+    sync,
+    temporary_beside,
+    write_json,
+)
 
 Found = TypeVar("Found")
 _State = tuple[int, int, int]
@@ -41,7 +50,9 @@ def write_set(
     remove_abandoned(folder)
     former = {}
     with suppress(FileNotFoundError, ValueError):  # there is none, or it is corrupt
-        former = _digests(read_json(description))
+        former = {
+            name: digest for name, digest in _digests(read_json(description)).items() if _DIGEST.fullmatch(digest)
+        }
     digests: dict[str, str] = {}
     with ExitStack() as stack:
         written: dict[str, Path] = {}
@@ -56,6 +67,7 @@ def write_set(
         for name, digest in former.items():
             if digests.get(name) != digest:
                 _keep(folder / name, digest)
+        sync(folder)
         for name, temporary in written.items():
             temporary.replace(folder / name)
         ours = {name for name in former.keys() - digests.keys() if _holds(folder / name, former[name])}
@@ -72,11 +84,17 @@ def write_set(
 class FileSet:
     """One version of files that belong together."""
 
-    folder: Path
+    file: Path
+    """The JSON file that describes them."""
     description: Any
-    """Content of the JSON file that describes them."""
+    """Its content."""
     found: dict[Path, _State] = field(default_factory=dict)
     """State of each file as `path` found it."""
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the files."""
+        return self.file.parent
 
     def path(self, name: str) -> Path:
         """Return the path of a file, once its digest is that in the description, if there is one.
@@ -94,8 +112,8 @@ class FileSet:
         if not file.is_file():
             raise FileNotFoundError(f"There is no {file}.")
         raise ValueError(
-            f"{file} is not the file that was written with its description, it was damaged or replaced: put it back, "
-            f"or remove {_DIGESTS!r} from the description to accept it."
+            f"{file} is not the file that was written with {self.file}, it was damaged or replaced: put it back, or "
+            f"remove {_DIGESTS!r} from {self.file.name} to accept it."
         )
 
     @property
@@ -112,7 +130,7 @@ def read_set(description: Path, read: Callable[[FileSet], Found]) -> Found:
     """
     while True:
         before = _state(description)
-        files = FileSet(description.parent, read_json(description))
+        files = FileSet(description, read_json(description))
         try:
             result = read(files)
         except (OSError, ValueError):
@@ -147,7 +165,8 @@ def _keep(file: Path, digest: str) -> None:
     try:
         os.link(file, kept)
     except OSError:  # no hard links
-        shutil.copyfile(file, kept)
+        with replacing(kept) as temporary:
+            shutil.copyfile(file, temporary)
 
 
 def _kept(name: str, digest: str) -> str:

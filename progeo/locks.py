@@ -19,8 +19,11 @@ _LOGGER = logging.getLogger("progeo")
 _FOLDER_LOCK = ".lock"
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 """Errors of file systems without locks, such as Lustre mounted without them."""
+_NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
+_CREATE = os.O_RDWR | os.O_CREAT | _NO_LINKS
 _MINE = "progeo"
 """First word of a lock file."""
+_CONTENTS = (b"", _MINE.encode())
 
 
 class FolderInUse(OSError):
@@ -43,7 +46,8 @@ class Lock:
         if self.descriptor < 0:  # of the process that this one was forked from
             return
         with suppress(OSError):
-            self.path.unlink()  # while it is held: whoever waits for it sees that the file is gone, and makes another
+            if _is_at(self.path, self.descriptor):  # or the folder was moved, and another has its name
+                self.path.unlink()  # while it is held: whoever waits for it sees that it is gone, and makes another
         os.close(self.descriptor)
         self.descriptor = -1
 
@@ -71,26 +75,31 @@ def try_lock(path: Path) -> Lock | None:
         OSError: the file cannot be created.
     """
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor, is_own = _opened(path)
         try:
             if not _try(descriptor):
                 os.close(descriptor)
                 return None
-            if _is_at(path, descriptor):
-                os.ftruncate(descriptor, 0)
-                os.write(descriptor, f"{_MINE} {socket.gethostname()} {os.getpid()}\n".encode())
+            if os.pread(descriptor, len(_MINE), 0) not in _CONTENTS:
+                raise _not_ours(path)
+            if _is_at(path, descriptor) and (is_own or not _removed(path)):
+                if is_own:
+                    os.ftruncate(descriptor, 0)
+                    os.write(descriptor, f"{_MINE} {socket.gethostname()} {os.getpid()}\n".encode())
                 return Lock(path, descriptor)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, NoLocks) and is_lock_file(path):
+                path.unlink(missing_ok=True)
             os.close(descriptor)
             raise
-        os.close(descriptor)  # it was removed before it was locked
+        os.close(descriptor)  # it was removed before it was locked, or is that of another user, who has ended
 
 
 def is_lock_file(path: Path) -> bool:
     """Return whether a file is empty or has the content of a lock of ours."""
     try:
         with path.open("rb") as stream:
-            return stream.read(len(_MINE)) in (b"", _MINE.encode())
+            return stream.read(len(_MINE)) in _CONTENTS
     except OSError:
         return False
 
@@ -106,7 +115,10 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     Raises:
         FolderInUse: another process holds it, and `wait` is off; the message names it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{folder} could not be written to: {error.strerror}") from None
     lock = _lock_of(folder, wait=wait)
     if lock is None:
         raise FolderInUse(f"{folder} is in use by {_holder(folder)}: let it end, or set `wait` to wait for it.")
@@ -170,6 +182,31 @@ def _holder(folder: Path) -> str:
     except (OSError, ValueError):  # it is just being taken or released
         return "another process"
     return f"process {number} on {host}"
+
+
+def _opened(path: Path) -> tuple[int, bool]:
+    """Open a lock file, which is created if missing, and return whether it can be written: not that of another user."""
+    if path.is_symlink():
+        raise _not_ours(path)
+    try:
+        return os.open(path, _CREATE, 0o666), True
+    except PermissionError:
+        with suppress(FileNotFoundError):
+            return os.open(path, os.O_RDONLY | _NO_LINKS), False
+        return os.open(path, _CREATE, 0o666), True  # it was removed just now, or the folder is read-only
+
+
+def _not_ours(path: Path) -> FileExistsError:
+    return FileExistsError(errno.EEXIST, f"its {path.name} is not a lock of progeo", str(path))
+
+
+def _removed(path: Path) -> bool:
+    """Remove a file if the folder allows it; returns whether it did."""
+    try:
+        path.unlink()
+    except PermissionError:
+        return False
+    return True
 
 
 def _try(descriptor: int) -> bool:

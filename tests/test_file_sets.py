@@ -61,7 +61,9 @@ def test_a_killed_writer_leaves_one_version_and_the_next_writer_no_trace(tmp_pat
 def test_a_file_that_is_not_the_one_that_was_written_is_refused(tmp_path):
     write(tmp_path, 1)
     (tmp_path / "a.bin").write_text("a.bin 2")
-    with pytest.raises(ValueError, match=rf"^{tmp_path}/a\.bin is not the file that was written with its description"):
+    with pytest.raises(
+        ValueError, match=rf"^{tmp_path}/a\.bin is not the file that was written with {tmp_path}/set\.json"
+    ):
         read(tmp_path)
     (tmp_path / "a.bin").unlink()
     with pytest.raises(FileNotFoundError, match=rf"There is no {tmp_path}/a\.bin"):
@@ -101,3 +103,46 @@ def test_a_file_that_is_copied_unchanged_is_not_written_again(tmp_path):
     write_set(tmp_path / "set.json", {"version": 2}, files)
     assert os.path.samestat((tmp_path / "a.bin").stat(), first)
     assert read(tmp_path, ["a.bin"]) == (2, {1})
+
+
+def test_a_description_that_somebody_changed_leads_to_no_file_of_others(tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    names = {"thesis.tex": "0" * 64, "..": "1" * 64, "a.bin": "../secret", "set.json": ""}
+    (tmp_path / "set.json").write_text(json.dumps({"files": names}))
+    write(tmp_path, 2)
+    assert read(tmp_path) == (2, {2})
+    assert {path.name for path in tmp_path.iterdir()} == {"set.json", "a.bin", "b.bin", "thesis.tex"}
+
+
+@pytest.mark.parametrize("event", range(1, 13))
+def test_a_killed_writer_leaves_one_version_where_there_are_no_hard_links(tmp_path, event, monkeypatch):
+    def refuse(*paths):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "link", refuse)
+    write(tmp_path, 2)
+    killed_at(event, lambda: write(tmp_path, 1))
+    version, of_files = read(tmp_path)
+    assert of_files == {version}
+
+
+def test_a_copy_that_was_not_finished_is_not_kept(tmp_path, monkeypatch):
+    write(tmp_path, 1)
+
+    def refuse(*paths):
+        raise PermissionError
+
+    def stop_copying(source, target):
+        target.write_text("a")
+        os._exit(0)
+
+    def stop(*given):
+        os._exit(0)
+
+    for name, value in (("shutil.copyfile", stop_copying), ("progeo.file_sets.write_json", stop)):
+        if not (writer := os.fork()):
+            monkeypatch.setattr(os, "link", refuse)
+            monkeypatch.setattr(name, value)
+            write(tmp_path, 2)
+        os.waitpid(writer, 0)
+        assert read(tmp_path) == (1, {1})

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -79,3 +80,48 @@ def test_a_folder_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, ca
     monkeypatch.setattr("progeo.locks.fcntl", None)
     with locked(tmp_path), locked(tmp_path):
         assert "is on a file system without locks" in caplog.text
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_of_another_user_counts_while_it_is_held_and_is_replaced_afterwards(open_folder, as_nobody, caplog):
+    open_folder.chmod(0o777)
+    (open_folder / ".lock").touch(0o600 if os.geteuid() else 0o644)
+    with locked(open_folder), as_nobody(), pytest.raises(FolderInUse), locked(open_folder):
+        pass
+    (open_folder / ".lock").write_text("progeo elsewhere 1\n")
+    with as_nobody(), locked(open_folder):
+        assert f"{os.getpid()}" in (open_folder / ".lock").read_text()
+    assert not list(open_folder.iterdir())
+    (open_folder / ".lock").write_text("progeo elsewhere 1\n")
+    open_folder.chmod(0o1777)  # nobody may remove the files of others
+    with as_nobody(), locked(open_folder), pytest.raises(FolderInUse), locked(open_folder):
+        pass
+
+
+def test_the_lock_of_a_folder_that_was_moved_does_not_take_that_of_its_successor(tmp_path):
+    folder = tmp_path / "run"
+    with locked(folder):
+        folder.rename(tmp_path / "moved")
+        second = locked(folder)
+        second.__enter__()
+    with pytest.raises(FolderInUse), locked(folder):
+        pass
+    second.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+@pytest.mark.parametrize("has_locks", [False, True])
+def test_a_file_of_the_user_is_not_taken_for_a_lock(tmp_path, is_link, has_locks, monkeypatch):
+    mine = tmp_path / ("mine" if is_link else ".lock")
+    mine.write_text("mine")
+    if is_link:
+        (tmp_path / ".lock").symlink_to("mine")
+    if not has_locks:
+        monkeypatch.setattr("progeo.locks.fcntl", None)
+    with suppress(OSError), locked(tmp_path):
+        pass
+    assert mine.read_text() == "mine"
+    if has_locks:
+        sentence = rf"^{tmp_path} could not be written to: its \.lock is not a lock of progeo$"
+        with pytest.raises(OSError, match=sentence), locked_if_free(tmp_path):
+            pass

@@ -39,14 +39,14 @@ def classes(
 
     from progeo.engine.accelerator import start_accelerator
     from progeo.engine.log import LOGGER
-    from progeo.export.encoder_folders import encoder_folder, holds_encoder
+    from progeo.export.encoder_folders import CLASSIFIER, METADATA, WEIGHTS, encoder_folder, holds_encoder
     from progeo.export.weights import load_encoder, read_encoder_metadata, save_encoder
     from progeo.features.descriptors import descriptor_extractor, extract_descriptors
+    from progeo.files import refuse_held, written_together
     from progeo.localization.class_means import extract_class_means
     from progeo.places.catalogue import read_catalogue
 
-    if (out / "model.json").exists():
-        raise ValueError(f"{out} already holds an encoder: name another folder with `out`.")
+    refuse_held(out, (METADATA, WEIGHTS, CLASSIFIER))
     accelerator = start_accelerator(mixed_precision)
     loaded = load_encoder(encoder)
     if not loaded.has_weights:
@@ -61,7 +61,8 @@ def classes(
         provenance = {**source["provenance"], "class means": str(folder)}
         # Localization recalls are those of the vectors of a head, which the means replace.
         recalls = {name: recall for name, recall in source["recalls"].items() if "LR@" not in name}
-        save_encoder(out, loaded, provenance=provenance, recalls=recalls, classifier=classifier)
+        with written_together(out.resolve()) as made:
+            save_encoder(made, loaded, provenance=provenance, recalls=recalls, classifier=classifier)
         counts = f"{len(classifier):,} classes of {int(classifier.num_images.sum()):,} images"
         LOGGER.info("mean descriptors of %s; encoder and classifier in %s", counts, out)
     return out

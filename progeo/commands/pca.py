@@ -45,13 +45,14 @@ def pca(
     from progeo.engine.log import LOGGER
     from progeo.evaluation.pca import fit_pca
     from progeo.export.classifier import holds_classifier
+    from progeo.export.encoder_folders import METADATA, WEIGHTS
     from progeo.export.weights import load_encoder, provenance_of, save_encoder
     from progeo.features.descriptors import descriptor_extractor, extract_descriptors
+    from progeo.files import refuse_held, written_together
     from progeo.models.encoder import check_not_projected, projected
     from progeo.places.catalogue import read_catalogue
 
-    if (out / "model.json").exists():
-        raise ValueError(f"{out} already holds an encoder: name another folder with `out`.")
+    refuse_held(out, (METADATA, WEIGHTS))
     accelerator = start_accelerator(mixed_precision)
     full = load_encoder(encoder)
     if not full.has_weights:
@@ -67,9 +68,10 @@ def pca(
         values = np.concatenate([part.astype(np.float32) for part in descriptors.parts()])
         fitted = fit_pca(values, dim, whiten=whiten)
         smaller = projected(full.cpu(), torch.from_numpy(fitted.weight), torch.from_numpy(fitted.bias))
-        made = {"dim": dim, "whiten": whiten, "folder": str(folder), "images": len(values)}
-        provenance = {**provenance_of(encoder), "encoder": encoder, "reduced": made}
-        save_encoder(out, smaller, provenance=provenance, recalls={})  # known recalls are for all dimensions
+        reduced = {"dim": dim, "whiten": whiten, "folder": str(folder), "images": len(values)}
+        provenance = {**provenance_of(encoder), "encoder": encoder, "reduced": reduced}
+        with written_together(out.resolve()) as made:
+            save_encoder(made, smaller, provenance=provenance, recalls={})  # known recalls are for all dimensions
         kept = f"{dim} of {full.descriptor_dim} dimensions hold {100 * fitted.kept:.1f} % of the variance"
         LOGGER.info("%s of %d images; encoder in %s", kept, len(values), out)
         if holds_classifier(Path(encoder)):

@@ -28,7 +28,7 @@ _NAME = re.compile(rf"epoch_{_NUMBER}_step_{_NUMBER}")
 def save_checkpoint(folder: Path, name: str, state: dict[str, Any]) -> Path:
     """Write a nested state of dicts, lists, numbers, strings and tensors to `folder/name`.
 
-    A killed process leaves an unfinished folder at most, which the next checkpoint removes.
+    A killed process leaves an unfinished folder at most, which the next process that writes here removes.
 
     Args:
         folder: created if missing.
@@ -47,6 +47,7 @@ def save_checkpoint(folder: Path, name: str, state: dict[str, Any]) -> Path:
             digests = {"tensors": file_digest(unfinished / _TENSORS), "state": _digest(plain)}
             (unfinished / _STATE).write_text(json.dumps({**plain, "digests": digests}), encoding="utf-8")
             _remove(final)
+        _remove(folder / f".unfinished-{name}")  # of an earlier version that was killed
     except (OSError, ValueError) as error:
         newest = newest_checkpoint(folder)
         rest = f"{newest} is complete: make room and resume with `resume`." if newest else "There is none before it."

@@ -31,6 +31,7 @@ from progeo.localization.index_folder import (
     holds_place_index,
     new_files,
     read_metadata,
+    remove_unused_data,
     save_generation,
 )
 from progeo.localization.options import IndexOptions
@@ -41,6 +42,7 @@ from progeo.localization.place_index import (
     open_place_index,
     rows_in_index,
 )
+from progeo.locks import locked
 from progeo.models.classifier import Classifier
 from progeo.models.encoder import Encoder
 from progeo.places.catalogue import Catalogue, read_catalogue
@@ -127,11 +129,13 @@ def build_place_index(
         **rows.classes,
         **new_files(),
     )
-    if holds_place_index(out):  # another command wrote it meanwhile
-        raise _already_exists(out)
-    _save_encoders(out, encoder, encoder_name, cells, options.classifier, classifier)
-    if not save_generation(out, None, metadata, index, rows.catalogue):
-        raise _already_exists(out)
+    with locked(out, wait=True):  # or the encoder could be that of another command that builds an index there
+        if holds_place_index(out):
+            raise _already_exists(out)
+        remove_unused_data(out)
+        _save_encoders(out, encoder, encoder_name, cells, options.classifier, classifier)
+        if not save_generation(out, None, metadata, index, rows.catalogue):
+            raise _already_exists(out)
 
 
 def _save_encoders(

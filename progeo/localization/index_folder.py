@@ -173,6 +173,11 @@ def finish_update(folder: Path) -> None:
         published.is_file() and _read(published).generation == read_metadata(folder).generation
     ):
         _publish(folder)
+    remove_unused_data(folder)
+
+
+def remove_unused_data(folder: Path) -> None:
+    """Remove data files of commands that were killed before a generation named them."""
     for file in sorted(folder.glob("places_*.faiss")):
         if _DATA.fullmatch(file.name) and (lock := _lock_of_data(folder, file.name)) is not None:
             if file.name not in _faiss_files(folder):

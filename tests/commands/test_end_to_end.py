@@ -258,5 +258,5 @@ def test_a_reduced_encoder_gives_the_principal_components_of_its_descriptors(run
         again = ["pca", "--encoder", str(tmp_path / "small"), "--out", str(tmp_path / "x"), "--dim", "4", *common]
         main([*again, "--descriptor_cache", str(tmp_path / "second cache")])
     assert not (tmp_path / "second cache").exists()  # refused before any image is read
-    with pytest.raises(SystemExit, match="already holds an encoder"):
+    with pytest.raises(SystemExit, match=r"already holds model\.json, model\.safetensors: name"):
         main(["pca", "--encoder", str(run / "stage2"), "--out", str(tmp_path / "small"), "--dim", "4", *common])

@@ -268,3 +268,9 @@ def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path, full_disk):
     assert newest_checkpoint(tmp_path) == kept
     assert list(tmp_path.iterdir()) == [kept]
     assert torch.equal(load_checkpoint(kept)["weights"], torch.ones(10))
+
+
+def test_what_an_earlier_version_did_not_finish_is_removed(tmp_path):
+    (tmp_path / ".unfinished-epoch_000001_step_000000").mkdir()
+    save_checkpoint(tmp_path, "epoch_000001_step_000000", {"epoch": 1})
+    assert [path.name for path in tmp_path.iterdir()] == ["epoch_000001_step_000000"]

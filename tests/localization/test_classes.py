@@ -221,7 +221,10 @@ def test_corners_are_half_a_side_from_the_center_along_utm(made):
         ("index build {encoder} --of classes --out x", "There is no classifier.safetensors in .*`progeo classes`"),
         ("index build {encoder} --folder {city}/train --cell_side_m 5 --out x", "--cell_side_m is for --of means"),
         ("index calibrate {made}/index --folder {made}/photos --max_loss 1", "--max_loss is for an index of inverted"),
-        ("classes {encoder} --folder {city}/train --out {made}/means", "already holds an encoder: .* --out"),
+        (
+            "classes {encoder} --folder {city}/train --out {made}/means",
+            "already holds model.json, .* another folder with --out",
+        ),
         ("classes thumbnail --folder {city}/train --out x", "saved, thumbnail cannot"),
         ("classes {encoder} --folder {city}/train --min_images_per_class 999 --out x", "No class has --min_images"),
     ],

@@ -2,17 +2,21 @@
 
 import json
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from progeo.cli import main
+from progeo.commands.index import build_index as build_command
 from progeo.evaluation.search import build_index, load_index
 from progeo.export.weights import load_encoder, save_encoder
 from progeo.features.descriptors import descriptor_metadata
+from progeo.features.options import CacheOptions, WorkOptions
 from progeo.features.store import ShardedRows
 from progeo.localization.building import add_images
 from progeo.localization.index_folder import (
@@ -24,6 +28,7 @@ from progeo.localization.index_folder import (
     save_generation,
 )
 from progeo.localization.place_index import index_images, open_place_index
+from progeo.locks import locked
 from progeo.models.encoder import build_encoder
 from progeo.places.catalogue import Catalogue, open_catalogue
 
@@ -321,3 +326,25 @@ def test_a_killed_update_is_finished_and_data_of_no_generation_are_removed(folde
         "places_mine.faiss",
         *data,
     }
+
+
+def test_of_two_commands_that_build_an_index_in_one_folder_the_second_changes_nothing(original, city, tmp_path, caplog):
+    out, other = tmp_path / "index", build_encoder("tiny-resnet", "random", 48, seed=1)
+    save_encoder(tmp_path / "encoder", other, provenance={}, recalls={})
+    work, cache = WorkOptions(num_workers=0), CacheOptions(descriptor_cache=tmp_path / "cache")
+    second = partial(build_command, str(tmp_path / "encoder"), folder=city / "train", work=work, cache=cache)
+    with caplog.at_level("INFO", "progeo"), ThreadPoolExecutor(1) as pool:
+        with locked(out):  # as the first while it saves
+            ended = pool.submit(second, out=out)
+            while "waiting for process" not in caplog.text and not ended.done():
+                time.sleep(0.05)
+            shutil.copytree(original, out, dirs_exist_ok=True)
+        with pytest.raises(ValueError, match="holds a place index already"):
+            ended.result()
+    assert contents(out) == expected(a=3)
+    open_place_index(out)  # whose encoder is still that of the first
+    (tmp_path / "third").mkdir()
+    for name in ("places_0123456789ab.faiss", "catalogue_0123456789ab.arrow"):
+        (tmp_path / "third" / name).touch()  # of a command that was killed
+    second(out=tmp_path / "third")
+    assert len(list((tmp_path / "third").iterdir())) == 4
