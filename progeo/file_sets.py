@@ -10,16 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from progeo.files import (
-    completing,
-    file_digest,
-    read_json,
-    remove_abandoned,
-    replacing,
-    sync,
-    temporary_beside,
-    write_json,
-)
+from progeo.atomic import completing, remove_abandoned, replacing, sync, temporary_file
+from progeo.files import file_digest, read_json, write_json
 
 Found = TypeVar("Found")
 _State = tuple[int, int, int]
@@ -60,7 +52,7 @@ def write_set(
             if isinstance(source, Path) and _holds(folder / name, file_digest(source)):
                 digests[name] = file_digest(source)
                 continue
-            written[name] = temporary = stack.enter_context(temporary_beside(folder / name))
+            written[name] = temporary = stack.enter_context(temporary_file(folder / name))
             with completing(temporary):
                 shutil.copyfile(source, temporary) if isinstance(source, Path) else source(temporary)
             digests[name] = file_digest(temporary)
@@ -78,6 +70,7 @@ def write_set(
     for name in {*former, *digests}:
         for kept in folder.glob(f"{glob.escape(f'.{name}.')}{'[0-9a-f]' * 16}"):
             kept.unlink(missing_ok=True)
+    sync(folder)
 
 
 @dataclass(frozen=True)

@@ -37,12 +37,12 @@ def classes(
     """
     from functools import partial
 
+    from progeo.atomic import refuse_held, written_together
     from progeo.engine.accelerator import start_accelerator
     from progeo.engine.log import LOGGER
     from progeo.export.encoder_folders import CLASSIFIER, METADATA, WEIGHTS, encoder_folder, holds_encoder
     from progeo.export.weights import load_encoder, read_encoder_metadata, save_encoder
     from progeo.features.descriptors import descriptor_extractor, extract_descriptors
-    from progeo.files import refuse_held, written_together
     from progeo.localization.class_means import extract_class_means
     from progeo.places.catalogue import read_catalogue
 

@@ -20,10 +20,10 @@ def split_dataset(folder: Path, *, out: Path, link: bool = False, settings: Spli
         ValueError: `out` holds such files already, not exactly one of `every` and `per_class` is given, or too few
             images are there.
     """
+    from progeo.atomic import written_together
     from progeo.datasets.output import log_catalogue, save_catalogue
     from progeo.datasets.split import every_nth_position, last_of_each_class
     from progeo.engine.log import LOGGER
-    from progeo.files import written_together
     from progeo.places.catalogue import index_file, read_catalogue
 
     every, per_class, seed = settings.every, settings.per_class, settings.seed

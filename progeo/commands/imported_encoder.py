@@ -6,11 +6,11 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from progeo.atomic import replacing, written_together
 from progeo.convert.converted_encoder import ConvertedEncoder
 from progeo.convert.published_classes import CLASSIFIERS
 from progeo.engine.log import LOGGER
 from progeo.export.weights import save_encoder
-from progeo.files import replacing, written_together
 from progeo.models.backbones.open_clip import ARCHITECTURE
 from progeo.models.classifier import Classifier
 from progeo.models.pixel_statistics import color_in_words

@@ -41,6 +41,7 @@ def pca(
     import numpy as np
     import torch
 
+    from progeo.atomic import refuse_held, written_together
     from progeo.engine.accelerator import start_accelerator
     from progeo.engine.log import LOGGER
     from progeo.evaluation.pca import fit_pca
@@ -48,7 +49,6 @@ def pca(
     from progeo.export.encoder_folders import METADATA, WEIGHTS
     from progeo.export.weights import load_encoder, provenance_of, save_encoder
     from progeo.features.descriptors import descriptor_extractor, extract_descriptors
-    from progeo.files import refuse_held, written_together
     from progeo.models.encoder import check_not_projected, projected
     from progeo.places.catalogue import read_catalogue
 

@@ -5,11 +5,11 @@ from contextlib import contextmanager, nullcontext
 from types import MappingProxyType
 from typing import Any
 
+from progeo.atomic import make_folder
 from progeo.config.settings import default_values, plain_values
 from progeo.config.training import RunSettings
 from progeo.config.yaml_files import RENAMED
 from progeo.engine.run_folder import RunFolder, open_run
-from progeo.files import make_folder
 from progeo.locks import locked
 from progeo.training.places import LearnedFrom, check_pixels
 from progeo.training.trainer import check_checkpoints

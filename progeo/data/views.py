@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from progeo.atomic import replacing
 from progeo.data.decode import read_shape
 from progeo.data.options import ViewOptions
 from progeo.data.panoramas import cut_views, read_panorama, width_for
-from progeo.files import each_file, read_json, replacing, write_json
+from progeo.files import each_file, read_json, write_json
 from progeo.places.catalogue import Catalogue, read_catalogue
 from progeo.places.filename import ParsedNames
 from progeo.places.view_names import panorama_fields, views_of

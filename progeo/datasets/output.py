@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from progeo.files import replacing_folder
+from progeo.atomic import replacing_folder
 from progeo.places.catalogue import Catalogue, index_file
 from progeo.places.extent import extent_of
 from progeo.places.geographic import link_images, links_to_images

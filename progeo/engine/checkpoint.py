@@ -15,8 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from progeo.atomic import remove_abandoned, replacing_folder
 from progeo.engine.log import LOGGER
-from progeo.files import file_digest, read_json, remove_abandoned, replacing_folder
+from progeo.files import file_digest, read_json
 
 _TENSORS = "tensors.safetensors"
 _STATE = "state.json"

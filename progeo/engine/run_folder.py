@@ -16,10 +16,11 @@ import torch
 import yaml
 from msgspec import Meta
 
+from progeo.atomic import make_folder, remove_abandoned, replacing, sync
 from progeo.engine.checkpoint import newest_checkpoint
 from progeo.engine.log import LOGGER, log_to_file
 from progeo.engine.options import Keep
-from progeo.files import make_folder, remove_abandoned, replacing, sync, write_json
+from progeo.files import write_json
 from progeo.json_files import as_kind
 
 _GROUP = re.compile(r"group_(0|[1-9]\d*)")

@@ -11,9 +11,10 @@ from pathlib import Path
 import faiss
 import numpy as np
 
+from progeo.atomic import replacing
 from progeo.engine.log import LOGGER
 from progeo.features.store import ShardedRows
-from progeo.files import file_digest, replacing, write_text
+from progeo.files import file_digest, write_text
 
 _MAX_TRAINING = 2**17
 _CRASHES = re.compile(r"(?<![0-9F])0+(?![0-9])|(HNSW|NSG)1(?![0-9])")

@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
+from progeo.atomic import replacing
 from progeo.export.folders import weights_in_name, without_folders
-from progeo.files import replacing
 from progeo.models.backbones import FAMILIES
 from progeo.models.classifier import MEANS, Classifier
 from progeo.models.pixel_statistics import color_in_words

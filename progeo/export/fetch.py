@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
+from progeo.atomic import replacing
 from progeo.export.downloads import Limits, download
-from progeo.files import replacing
 from progeo.printable import first_line, printable
 
 

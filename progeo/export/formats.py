@@ -9,6 +9,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from progeo.atomic import replacing, written_together
 from progeo.engine.log import LOGGER
 from progeo.export.card import save_card, starting_weights
 from progeo.export.classifier import check_fits_encoder, classifier_of, holds_classifier, write_classifier
@@ -18,7 +19,6 @@ from progeo.export.onnx import save_onnx
 from progeo.export.program import Input, save_program, side_step
 from progeo.export.weights import encoder_of, metadata_of, save_encoder
 from progeo.file_sets import FileSet, read_set
-from progeo.files import replacing, written_together
 from progeo.models.classifier import Classifier
 from progeo.models.encoder import Encoder, spec_to_json
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from progeo.atomic import replacing
 from progeo.export.folders import without_folders
 from progeo.export.program import (
     LARGEST_DIFFERENCE,
@@ -20,7 +21,6 @@ from progeo.export.program import (
     explaining_failure,
     relative_difference,
 )
-from progeo.files import replacing
 from progeo.models.backbones.open_clip import without_warnings
 from progeo.models.encoder import Encoder, spec_to_json
 

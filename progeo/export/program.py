@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from progeo.files import replacing
+from progeo.atomic import replacing
 from progeo.models.encoder import Encoder
 
 Input = Literal["normalized", "pixels", "photos"]

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from progeo.atomic import replacing
 from progeo.data.contents import SEEN, changed_files, rows_looked_at, see_files
 from progeo.engine.log import LOGGER
 from progeo.features.store import ShardedRows, load_array
-from progeo.files import read_json, replacing, write_json
+from progeo.files import read_json, write_json
 from progeo.places.catalogue import Catalogue
 
 IMAGE_FOLDER = "image_folder"

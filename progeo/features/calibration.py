@@ -8,12 +8,12 @@ from open_clip import CLIP
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from progeo.atomic import replacing
 from progeo.engine.accelerator import of_main_process
 from progeo.engine.log import LOGGER
 from progeo.features.batches import feature_batches
 from progeo.features.extractor import FeatureExtractor
 from progeo.features.store import ShardedRows
-from progeo.files import replacing
 from progeo.models.batch_norm import batch_statistics, running_statistics, set_running_statistics
 from progeo.models.state_dicts import check_fits
 from progeo.models.weight_files.tensor_files import read_safetensors

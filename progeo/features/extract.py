@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
+from progeo.atomic import remove_abandoned
 from progeo.data.datasets import max_unreadable
 from progeo.engine.accelerator import of_main_process
 from progeo.engine.log import LOGGER
@@ -18,7 +19,6 @@ from progeo.features.cache import IMAGE_FOLDER, Cache, prepared_folder
 from progeo.features.extractor import FeatureExtractor
 from progeo.features.store import ShardedRows, can_be_compared
 from progeo.features.unreadable import check_unreadable, read_reasons, report_unreadable, write_reasons
-from progeo.files import remove_abandoned
 from progeo.locks import locked_if_free, was_locked
 from progeo.models.preprocessing import depends_on_shape
 from progeo.places.catalogue import Catalogue

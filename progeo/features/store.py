@@ -8,7 +8,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from progeo.files import replacing
+from progeo.atomic import replacing
 
 _NUMPY_ERRORS = (
     *(ValueError, TypeError, EOFError, SyntaxError, TokenError, BadZipFile, OSError),

@@ -16,10 +16,11 @@ from typing import Annotated, Any, Literal, TypedDict
 import faiss
 from msgspec import Meta
 
+from progeo.atomic import remove_abandoned
 from progeo.engine.log import LOGGER
 from progeo.evaluation.options import CELLS
 from progeo.evaluation.search import save_index
-from progeo.files import file_digest, read_json, remove_abandoned, write_json, write_new_json
+from progeo.files import file_digest, read_json, write_json, write_new_json
 from progeo.image_files import Orientation
 from progeo.json_files import as_kind
 from progeo.localization.confidence import AnyCalibration, ClassCalibration, calibration_from_json

@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from progeo.files import each_file, is_file, replacing
+from progeo.atomic import replacing
+from progeo.files import each_file, is_file
 from progeo.json_files import as_kind
 from progeo.places.filename import Unparsed, parse_columns, says_position, warn_of_unparsed
 from progeo.places.paths import beside, changes_since, find_paths

@@ -19,7 +19,7 @@ import utm
 from PIL import Image
 from tqdm import tqdm
 
-from progeo.files import replacing_folder
+from progeo.atomic import replacing_folder
 from progeo.places.filename import complete_fields, format_names
 from progeo.toy_city.district import District, build_district
 from progeo.toy_city.scene import Camera, Light, Picture, draw_light

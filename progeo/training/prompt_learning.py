@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from progeo.atomic import replacing
 from progeo.engine.accelerator import fits_device
 from progeo.engine.checkpoint import load_newest_checkpoint, numbers_of, remove_checkpoints
 from progeo.engine.log import LOGGER
@@ -22,7 +23,6 @@ from progeo.engine.loop import progress_bar
 from progeo.engine.run_folder import RunFolder
 from progeo.features.extract import ExtractedFeatures
 from progeo.file_sets import write_set
-from progeo.files import replacing
 from progeo.models.backbones.open_clip import resolved_architecture, weights_digest
 from progeo.models.options import ModelOptions
 from progeo.places.cells import Group, Partition

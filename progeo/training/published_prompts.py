@@ -10,6 +10,7 @@ from open_clip import CLIP
 from safetensors.torch import save_file
 from torch import Tensor
 
+from progeo.atomic import replacing, written_together
 from progeo.convert.prompt_learners import PublishedPrompts
 from progeo.convert.published_classes import (
     PublishedClasses,
@@ -20,7 +21,7 @@ from progeo.convert.published_classes import (
 )
 from progeo.engine.log import LOGGER
 from progeo.file_sets import write_set
-from progeo.files import replacing, write_json, written_together
+from progeo.files import write_json
 from progeo.models.backbones.open_clip import resolved_architecture, weights_digest
 from progeo.models.prompts import PromptLearner, load_prompt_clip
 from progeo.models.vocabulary import clip_tokenizer

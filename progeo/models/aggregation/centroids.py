@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from progeo.files import replacing
+from progeo.atomic import replacing
 from progeo.hdf5_files import own_values
 from progeo.printable import first_line
 
