@@ -100,7 +100,7 @@ OBJECTS = {
     "path": Path("/home/somebody"),
     "pure path": pathlib.PurePosixPath("a/b"),
     "path of Windows": pathlib.PureWindowsPath("c:/x"),
-    "datetime": datetime.datetime(2024, 5, 1, tzinfo=datetime.timezone.utc),
+    "datetime": datetime.datetime(2024, 5, 1, tzinfo=datetime.UTC),
     "date": datetime.date(2024, 5, 1),
     "timedelta": datetime.timedelta(3),
     "namespace": argparse.Namespace(data=Path("x"), mode=Color.RED),
