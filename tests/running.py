@@ -98,11 +98,11 @@ def files_in(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def without_digests(folder: Path) -> None:
-    """Have an encoder's files be read without their digests, to test what is checked besides."""
-    metadata = json.loads((folder / "model.json").read_text())
+def without_digests(folder: Path, description: str = "model.json") -> None:
+    """Have files that belong together be read without their digests, to test what is checked besides."""
+    metadata = json.loads((folder / description).read_text())
     del metadata["files"]
-    (folder / "model.json").write_text(json.dumps(metadata))
+    (folder / description).write_text(json.dumps(metadata))
 
 
 def metrics_of(folder: Path) -> list[dict]:
