@@ -102,7 +102,7 @@ def test_the_classifier_of_another_encoder_is_refused(saved):
     of_other = dataclasses.replace(load_classifier(folder), encoder=weights_digest(other.state_dict()))
     write_classifier(of_other, folder / CLASSIFIER)
     with pytest.raises(
-        ValueError, match=r"classifier\.safetensors is not the file that was written with .*model\.json"
+        ValueError, match=r"classifier\.safetensors is not the file that was .*model\.json"
     ):
         load_encoder_and_classifier(folder)
     without_digests(folder)
