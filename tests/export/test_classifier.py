@@ -101,9 +101,7 @@ def test_the_classifier_of_another_encoder_is_refused(saved):
         next(other.parameters()).add_(1)
     of_other = dataclasses.replace(load_classifier(folder), encoder=weights_digest(other.state_dict()))
     write_classifier(of_other, folder / CLASSIFIER)
-    with pytest.raises(
-        ValueError, match=r"classifier\.safetensors is not the file that was .*model\.json"
-    ):
+    with pytest.raises(ValueError, match=r"classifier\.safetensors is not the file that was .*model\.json"):
         load_encoder_and_classifier(folder)
     without_digests(folder)
     with pytest.raises(ValueError, match=r"The classifier in .*model is that of an encoder with other weights"):
