@@ -395,9 +395,10 @@ def test_an_interrupted_command_says_so_and_leaves_nothing(tmp_path, capsys, num
     listing.write_text("".join(f"@{row}@0@.jpg\n" for row in range(200_000)).replace("@0@0@.jpg", half.name))
 
     def interrupt_when_something_is_written(*_):
-        if any(path.stat().st_size for path in tmp_path.glob(".train-*")):  # within the writing, not just before
-            signal.setitimer(signal.ITIMER_REAL, 0)  # once, and not again in the middle of cleaning up
-            signal.raise_signal(number)
+        with suppress(FileNotFoundError):  # or it just got its name
+            if any(path.stat().st_size for path in tmp_path.glob(".train-*/*")):  # within the writing, not just before
+                signal.setitimer(signal.ITIMER_REAL, 0)  # once, and not again in the middle of cleaning up
+                signal.raise_signal(number)
 
     before = signal.signal(signal.SIGALRM, interrupt_when_something_is_written)
     signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)

@@ -61,15 +61,15 @@ def mount(image, folder):
     subprocess.run(["mount", "-o", "loop", str(image), str(folder)], check=True, capture_output=True)
 
 
-@pytest.fixture
-def disk(world, tmp_path):
-    """The image of a file system, which is mounted where commands write."""
+@pytest.fixture(params=["^has_journal", "has_journal"])
+def disk(request, world, tmp_path):
+    """The image of a file system, without and with a journal, which is mounted where commands write."""
     if os.geteuid() or not all(map(shutil.which, ("mkfs.ext4", "mount", "e2fsck"))):
         pytest.skip("needs root, and the programs of ext4")
     image = tmp_path / "disk.img"
     with image.open("wb") as stream:
         stream.truncate(200 << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True)
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-O", request.param, str(image)], check=True)
     world.work.mkdir(exist_ok=True)
     try:
         mount(image, world.work)
