@@ -402,6 +402,7 @@ def test_an_interrupted_command_says_so_and_leaves_nothing(tmp_path, capsys, num
                 signal.raise_signal(number)
 
     before = signal.signal(signal.SIGALRM, interrupt_when_something_is_written)
+    on_interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores in the background
     signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
     try:
         with pytest.raises(SystemExit) as stop:
@@ -412,6 +413,7 @@ def test_an_interrupted_command_says_so_and_leaves_nothing(tmp_path, capsys, num
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGINT, on_interrupt)
     assert set(tmp_path.iterdir()) == {listing, half.parent}
 
 
