@@ -49,7 +49,7 @@ def write_three(folder):
 def test_a_killed_command_leaves_a_folder_that_the_same_command_completes(tmp_path, before):
     complete = 0
     for event in range(1, 20):
-        folder = tmp_path / f"{event}" / "out"
+        folder = tmp_path / f"{before} {event}" / "out"  # which no other test has written to
         (folder.parent if before is None else folder).mkdir(parents=True)
         for name in before or ():
             (folder / name).touch()
