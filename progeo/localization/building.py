@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from accelerate import Accelerator
 
+from progeo.atomic import make_folder
 from progeo.engine.log import LOGGER
 from progeo.evaluation.cell_index import Cells, add_to_cells, build_cell_index, cells_of_catalogue, cells_of_database
 from progeo.evaluation.classification import lie_in_classes
@@ -129,6 +130,7 @@ def build_place_index(
         **rows.classes,
         **new_files(),
     )
+    make_folder(out)
     with locked(out, wait=True):  # or the encoder could be that of another command that builds an index there
         if holds_place_index(out):
             raise _already_exists(out)
