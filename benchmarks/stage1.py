@@ -28,8 +28,8 @@ from progeo.engine.loop import take_steps
 from progeo.features.cache import Cache
 from progeo.features.clip_features import cached_features
 from progeo.features.store import ShardedRows
-from progeo.models.backbones.open_clip import NORMALIZATIONS, load_clip
-from progeo.models.pixel_statistics import pixel_statistics
+from progeo.models.backbones.clips import load_clip
+from progeo.models.pixel_statistics import NORMALIZATIONS, pixel_statistics
 from progeo.models.prompts import PromptLearner
 from progeo.places.catalogue import read_catalogue
 from progeo.training.options import PromptOptions

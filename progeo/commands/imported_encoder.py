@@ -11,7 +11,7 @@ from progeo.convert.converted_encoder import ConvertedEncoder
 from progeo.convert.published_classes import CLASSIFIERS
 from progeo.engine.log import LOGGER
 from progeo.export.weights import save_encoder
-from progeo.models.backbones.open_clip import ARCHITECTURE
+from progeo.models.backbones.clips import ARCHITECTURE
 from progeo.models.classifier import Classifier
 from progeo.models.pixel_statistics import color_in_words
 from progeo.models.weight_files.checkpoints import in_words

@@ -88,7 +88,7 @@ def _image_features(
 
     from progeo.features.cache import Cache
     from progeo.features.clip_features import cached_features, extraction_order
-    from progeo.models.backbones.open_clip import resolved_architecture
+    from progeo.models.backbones.clip_configurations import resolved_architecture
 
     data, batch_norm, seed = settings.data, settings.prompts.batch_norm, settings.seed
     rows = np.unique(np.concatenate([group.rows for group in places.partition.groups]))

@@ -12,10 +12,12 @@ from progeo.convert.converted_encoder import (
     convert_encoder,
     single_precision,
 )
-from progeo.models.backbones.open_clip import NORMALIZATIONS, empty_clip, resize_input
+from progeo.models.backbones.clip_towers import resize_input
+from progeo.models.backbones.clips import empty_clip
 from progeo.models.backbones.position_embedding import as_height_width
 from progeo.models.clip_files import CLIP_MARK, OPENAI_NUMBERS, plain_state
 from progeo.models.encoder import EncoderSpec
+from progeo.models.pixel_statistics import NORMALIZATIONS
 from progeo.models.state_dicts import check_fits
 from progeo.models.weight_files.checkpoints import FoundWeights
 

@@ -9,8 +9,9 @@ import open_clip
 from torch import Tensor
 
 from progeo.convert.converted_encoder import tensor_named
+from progeo.models.backbones.clip_configurations import known_architectures
+from progeo.models.backbones.clip_towers import RESNET_STRIDE
 from progeo.models.backbones.family import ImageSize
-from progeo.models.backbones.open_clip import RESNET_STRIDE, known_architectures
 from progeo.models.backbones.position_embedding import as_height_width
 
 _PLAIN = {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"}

@@ -8,10 +8,9 @@ from progeo.convert.converted_encoder import ConvertedEncoder, convert_encoder, 
 from progeo.models.aggregation import aggregation_dim, filled_options
 from progeo.models.backbones import empty_traits
 from progeo.models.backbones.family import ImageSize
-from progeo.models.backbones.open_clip import NORMALIZATIONS
 from progeo.models.backbones.position_embedding import as_height_width
 from progeo.models.encoder import EncoderSpec
-from progeo.models.pixel_statistics import Color
+from progeo.models.pixel_statistics import NORMALIZATIONS, Color
 from progeo.models.weight_files.checkpoints import FoundWeights
 
 NETVLAD_IMAGE_SIZE = (480, 640)

@@ -10,9 +10,9 @@ from torch import Tensor
 from progeo.convert.converted_encoder import ConvertedEncoder, convert_encoder
 from progeo.models.backbones import FAMILIES
 from progeo.models.backbones.family import NetworkSpec
-from progeo.models.backbones.open_clip import NORMALIZATIONS
 from progeo.models.backbones.position_embedding import as_height_width
 from progeo.models.encoder import EncoderSpec
+from progeo.models.pixel_statistics import NORMALIZATIONS
 from progeo.models.weight_files.checkpoints import FoundWeights
 
 _ARCHITECTURES = (

@@ -3,8 +3,8 @@
 from progeo.convert.clip_encoder import ClipProperties, convert_clip
 from progeo.convert.converted_encoder import Choices, ConvertedEncoder
 from progeo.convert.source import Source
-from progeo.models.backbones.open_clip import NORMALIZATIONS
 from progeo.models.clip_files import is_of_openai
+from progeo.models.pixel_statistics import NORMALIZATIONS
 
 
 def is_openai(source: Source) -> bool:

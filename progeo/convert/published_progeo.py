@@ -5,9 +5,9 @@ import open_clip
 from progeo.convert.clip_towers import features_dim, is_vit, tower_architecture, tower_image_size, tower_of
 from progeo.convert.converted_encoder import Choices, ConvertedEncoder, convert_encoder, head_name, tensor_named
 from progeo.convert.source import Source
-from progeo.models.backbones.open_clip import NORMALIZATIONS
 from progeo.models.backbones.position_embedding import as_height_width
 from progeo.models.encoder import EncoderSpec
+from progeo.models.pixel_statistics import NORMALIZATIONS
 
 PROGEO_MARKS = ("backbone.class_embedding", "backbone.conv1.weight")
 _IMAGE_SIZE = 512

@@ -17,10 +17,10 @@ from progeo.export.encoders import is_name
 from progeo.export.weights import READERS, encoder_of
 from progeo.file_sets import FileSet, read_set
 from progeo.json_files import converted
-from progeo.models.backbones.open_clip import weights_digest
 from progeo.models.classifier import MEANS, Classifier
 from progeo.models.encoder import Encoder
 from progeo.models.options import HeadKind
+from progeo.models.state_dicts import weights_digest
 from progeo.models.weight_files.tensor_files import read_metadata, read_safetensors
 from progeo.places.geographic import Frame
 

@@ -16,9 +16,9 @@ from urllib.parse import unquote
 import torch
 from torch import Tensor, nn
 
-from progeo.models.backbones.open_clip import weights_digest
 from progeo.models.encoder import Encoder
 from progeo.models.fingerprint import module_fingerprint
+from progeo.models.state_dicts import weights_digest
 from progeo.models.wrapped_encoder import WrappedEncoder, reason_of_failure
 
 _NAME = re.compile(r"(?P<source>.+?):(?P<entry>[A-Za-z_]\w*)(?:\?(?P<options>.*))?", re.DOTALL)

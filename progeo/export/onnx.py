@@ -21,7 +21,7 @@ from progeo.export.program import (
     explaining_failure,
     relative_difference,
 )
-from progeo.models.backbones.open_clip import without_warnings
+from progeo.models.backbones.clips import without_warnings
 from progeo.models.encoder import Encoder, spec_to_json
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from progeo.file_sets import FileSet, read_set, write_set
 from progeo.files import read_json
 from progeo.json_files import as_kind
 from progeo.models.backbones import find_family
-from progeo.models.backbones.open_clip import weights_digest
 from progeo.models.encoder import Encoder, restore_encoder, spec_from_json, spec_to_json
+from progeo.models.state_dicts import weights_digest
 from progeo.models.weight_files.tensor_files import read_safetensors
 from progeo.printable import first_line, printable
 

@@ -15,12 +15,12 @@ from progeo.features.calibration import MAX_CALIBRATION_IMAGES, calibrate_batch_
 from progeo.features.extract import ExtractedFeatures, extract_features
 from progeo.features.extractor import FeatureExtractor, run_on
 from progeo.image_files import Orientation
-from progeo.models.backbones.open_clip import weights_digest
 from progeo.models.backbones.position_embedding import as_height_width
 from progeo.models.batch_norm import batch_norm_mode, batch_statistics
 from progeo.models.options import BatchNormMode
 from progeo.models.pixel_statistics import PixelStatistics
 from progeo.models.preprocessing import normalize_images
+from progeo.models.state_dicts import weights_digest
 from progeo.places.catalogue import Catalogue
 
 

@@ -21,12 +21,12 @@ from progeo.features.extractor import FeatureExtractor, run_on
 from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
 from progeo.features.store import ShardedRows
 from progeo.models.aggregation import AGGREGATIONS
-from progeo.models.backbones.open_clip import weights_digest
 from progeo.models.backbones.position_embedding import as_height_width, check_sides, sample_size
 from progeo.models.encoder import Encoder, restore_encoder, spec_to_json
 from progeo.models.fingerprint import module_fingerprint, plugin_digests
 from progeo.models.options import QueryPreprocessing
 from progeo.models.preprocessing import depends_on_shape
+from progeo.models.state_dicts import weights_digest
 from progeo.places.catalogue import Catalogue
 
 _CROPS_APART = ("nearest_crop", "maj_voting")

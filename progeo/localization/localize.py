@@ -18,7 +18,7 @@ from progeo.features.extractor import FeatureExtractor
 from progeo.features.options import WorkOptions
 from progeo.features.store import can_be_compared
 from progeo.localization.place_index import PlaceIndex
-from progeo.models.backbones.open_clip import load_clip
+from progeo.models.backbones.clips import load_clip
 from progeo.models.encoder import EncoderSpec
 from progeo.places.catalogue import Catalogue
 from progeo.places.folders import utf8_paths

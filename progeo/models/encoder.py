@@ -21,9 +21,9 @@ from progeo.models.aggregation import (
     find_aggregation,
 )
 from progeo.models.backbones import FAMILIES, empty_traits, find_family
+from progeo.models.backbones.clips import weights_anywhere
 from progeo.models.backbones.family import Features, ImageSize, Interpolation, NetworkSpec
 from progeo.models.backbones.meta_run import on_meta
-from progeo.models.backbones.open_clip import weights_anywhere
 from progeo.models.backbones.position_embedding import as_height_width, check_sides, sample_size, sized_features
 from progeo.models.pixel_statistics import chosen_statistics, own_statistics
 from progeo.models.preprocessing import normalize_images, resize_image

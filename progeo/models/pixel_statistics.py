@@ -2,11 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
-from progeo.models.backbones import FAMILIES, find_family
-from progeo.models.backbones.open_clip import NORMALIZATIONS
+import open_clip
 
+from progeo.models.backbones import FAMILIES, find_family
+
+NORMALIZATIONS = MappingProxyType(
+    {
+        "clip": (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD),
+        "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    }
+)
+"""Pixel mean and std by name."""
 Color = tuple[float, float, float]
 """Values of red, green and blue."""
 _MIN_STD = 0.001

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from open_clip import CLIP
 from torch import Tensor, nn
 
+from progeo.models.backbones.clip_configurations import own_spelling, plain_architecture
+from progeo.models.backbones.clips import load_clip
 from progeo.models.backbones.family import ImageSize
-from progeo.models.backbones.open_clip import load_clip, own_spelling, plain_architecture
 from progeo.models.text_tower import encode_beginning, encode_continuations
 from progeo.models.vocabulary import clip_tokenizer
 

@@ -1,5 +1,6 @@
 """Checks whether a state dict fits a network."""
 
+import hashlib
 from collections.abc import Collection, Iterable, Mapping
 
 import torch
@@ -47,3 +48,12 @@ def check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], arch
             raise ValueError(f"{why} be {wanted}, is {found}.")
         if expected[name].is_floating_point() and not state[name].is_floating_point():
             raise ValueError(f"{why} hold fractions, holds {state[name].dtype}.")
+
+
+def weights_digest(state: Mapping[str, Tensor]) -> str:
+    """Compute a SHA-256 digest of the names and values (not shapes) of a state dict, in its order."""
+    digest = hashlib.sha256()
+    for name, tensor in state.items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -15,9 +15,9 @@ from progeo.engine.log import LOGGER
 from progeo.engine.run_folder import RunFolder
 from progeo.files import read_json, write_json
 from progeo.json_files import as_kind
-from progeo.models.backbones.open_clip import weights_digest
 from progeo.models.batch_norm import batch_norm_mode
 from progeo.models.options import BatchNormMode, ModelOptions
+from progeo.models.state_dicts import weights_digest
 from progeo.places.catalogue import Catalogue, read_catalogue
 from progeo.places.cells import DescribedPartition, Partition, build_partition, check_same_partition, class_centers
 from progeo.places.geographic import Frame, frame_of, positions_m

@@ -23,8 +23,9 @@ from progeo.engine.loop import progress_bar
 from progeo.engine.run_folder import RunFolder
 from progeo.features.extract import ExtractedFeatures
 from progeo.file_sets import write_set
-from progeo.models.backbones.open_clip import resolved_architecture, weights_digest
+from progeo.models.backbones.clip_configurations import resolved_architecture
 from progeo.models.options import ModelOptions
+from progeo.models.state_dicts import weights_digest
 from progeo.places.cells import Group, Partition
 from progeo.training.options import PromptOptions, TrainerOptions
 from progeo.training.prompt_files import DESCRIPTION, PROMPTS, read_group

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from progeo.file_sets import FileSet, read_set
 from progeo.files import write_csv
-from progeo.models.backbones.open_clip import weights_digest
 from progeo.models.prompts import load_prompt_clip
+from progeo.models.state_dicts import weights_digest
 from progeo.models.vocabulary import NearestWords, nearest_words
 from progeo.places.cells import class_ids
 from progeo.training.prompt_files import DESCRIPTION, PROMPTS, description_of, read_prompts

@@ -22,8 +22,9 @@ from progeo.convert.published_classes import (
 from progeo.engine.log import LOGGER
 from progeo.file_sets import write_set
 from progeo.files import write_json
-from progeo.models.backbones.open_clip import resolved_architecture, weights_digest
+from progeo.models.backbones.clip_configurations import resolved_architecture
 from progeo.models.prompts import PromptLearner, load_prompt_clip
+from progeo.models.state_dicts import weights_digest
 from progeo.models.vocabulary import clip_tokenizer
 from progeo.training.prompt_files import DESCRIPTION, PROMPTS
 

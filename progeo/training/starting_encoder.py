@@ -8,11 +8,11 @@ from progeo.export.encoder_folders import encoder_folder, holds_encoder
 from progeo.export.weights import load_encoder, read_encoder_metadata
 from progeo.models.aggregation import find_aggregation
 from progeo.models.backbones import FAMILIES, find_family, freeze_layers
-from progeo.models.backbones.open_clip import NORMALIZATIONS, own_spelling
+from progeo.models.backbones.clip_configurations import own_spelling
 from progeo.models.backbones.position_embedding import as_height_width
 from progeo.models.encoder import Encoder, EncoderSpec, build_encoder
 from progeo.models.options import EncoderOptions, ModelOptions
-from progeo.models.pixel_statistics import PixelStatistics, chosen_statistics, pixel_statistics
+from progeo.models.pixel_statistics import NORMALIZATIONS, PixelStatistics, chosen_statistics, pixel_statistics
 from progeo.training.prompt_files import load_clip_of_prompts
 
 

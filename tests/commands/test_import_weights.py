@@ -8,7 +8,7 @@ from safetensors.torch import safe_open, save_file
 
 from progeo.commands.import_weights import import_weights
 from progeo.export.weights import load_encoder
-from progeo.models.backbones.open_clip import load_clip
+from progeo.models.backbones.clips import load_clip
 from progeo.models.pixel_statistics import pixel_statistics
 
 

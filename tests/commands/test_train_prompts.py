@@ -16,7 +16,7 @@ from progeo.cli import main
 from progeo.data.decode import read_image
 from progeo.engine.accelerator import start_accelerator
 from progeo.features.store import ShardedRows
-from progeo.models.backbones.open_clip import load_clip
+from progeo.models.backbones.clips import load_clip
 from progeo.places.catalogue import open_catalogue
 from progeo.places.cells import class_ids
 from progeo.training.prompt_group import GroupImages

@@ -17,7 +17,7 @@ import progeo
 from progeo.cli import main
 from progeo.convert.converted_encoder import Choices
 from progeo.convert.recognition import open_source, read_encoder
-from progeo.models.backbones.open_clip import load_clip
+from progeo.models.backbones.clips import load_clip
 
 OPENAI_NUMBERS = {"input_resolution": torch.tensor(128), "context_length": torch.tensor(77)}
 OPENAI_NUMBERS["vocab_size"] = torch.tensor(49408)

@@ -13,7 +13,7 @@ from running import build_catalogue
 from progeo.cli import main
 from progeo.convert.published_classes import read_published_classes
 from progeo.export.classifier import load_classifier, load_encoder_and_classifier
-from progeo.models.backbones.open_clip import weights_digest
+from progeo.models.state_dicts import weights_digest
 from progeo.places.cells import build_partition
 from progeo.places.geographic import Frame, positions_m
 

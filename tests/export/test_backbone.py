@@ -8,7 +8,7 @@ import torchvision
 
 from progeo.export.formats import FORMATS, ExportOptions, SavedEncoder
 from progeo.models.backbones import FAMILIES
-from progeo.models.backbones.open_clip import load_clip
+from progeo.models.backbones.clips import load_clip
 from progeo.models.encoder import build_encoder
 
 

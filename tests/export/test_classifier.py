@@ -20,8 +20,8 @@ from progeo.export.classifier import (
 )
 from progeo.export.encoder_folders import CLASSIFIER
 from progeo.export.weights import save_encoder
-from progeo.models.backbones.open_clip import weights_digest
 from progeo.models.encoder import build_encoder
+from progeo.models.state_dicts import weights_digest
 from progeo.places.geographic import Frame
 
 IDS = [(549120, 4180920, 0), (549140, 4180920, 0), (549160, 4180940, 0), (549120, 4180960, 0)]

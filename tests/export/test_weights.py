@@ -19,8 +19,9 @@ from progeo.engine.options import Keep
 from progeo.engine.run_folder import RunFolder
 from progeo.export.encoder_folders import encoder_folder, holds_encoder
 from progeo.export.weights import save_encoder
-from progeo.models.backbones.open_clip import NORMALIZATIONS, load_clip
+from progeo.models.backbones.clips import load_clip
 from progeo.models.encoder import build_encoder
+from progeo.models.pixel_statistics import NORMALIZATIONS
 
 FORMAT_2 = Path(__file__).parent / "format_2"
 EXPORTED = {"README.md", "model.json", "model.safetensors"}

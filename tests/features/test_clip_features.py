@@ -13,10 +13,11 @@ from progeo.data.decode import read_image
 from progeo.engine.accelerator import start_accelerator
 from progeo.features.cache import Cache
 from progeo.features.clip_features import cached_features, extraction_order
-from progeo.models.backbones.open_clip import NORMALIZATIONS, load_clip, weights_digest
+from progeo.models.backbones.clips import load_clip
 from progeo.models.batch_norm import batch_norm_mode
-from progeo.models.pixel_statistics import pixel_statistics
+from progeo.models.pixel_statistics import NORMALIZATIONS, pixel_statistics
 from progeo.models.preprocessing import resize_image
+from progeo.models.state_dicts import weights_digest
 from progeo.places.catalogue import read_catalogue
 
 SIZE, BROKEN = 32, 20

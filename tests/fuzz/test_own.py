@@ -32,7 +32,7 @@ from progeo.localization.confidence import Calibration
 from progeo.localization.index_folder import IndexMetadata, new_files, save_generation
 from progeo.localization.place_index import _open_images, index_images, open_place_index
 from progeo.models.aggregation.centroids import read_centroids, write_centroids
-from progeo.models.backbones.open_clip import load_clip
+from progeo.models.backbones.clips import load_clip
 from progeo.models.batch_norm import running_statistics, set_running_statistics
 from progeo.models.encoder import build_encoder
 from progeo.places.catalogue import read_catalogue

@@ -24,7 +24,8 @@ from progeo.evaluation.search import Neighbors
 from progeo.export.weights import load_encoder, save_encoder
 from progeo.localization.localize import text_descriptor
 from progeo.localization.place_index import open_place_index
-from progeo.models.backbones.open_clip import known_architectures, load_clip
+from progeo.models.backbones.clip_configurations import known_architectures
+from progeo.models.backbones.clips import load_clip
 from progeo.models.encoder import build_encoder
 from progeo.models.preprocessing import preprocess_image
 from progeo.places.catalogue import read_catalogue

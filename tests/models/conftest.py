@@ -6,7 +6,7 @@ import open_clip
 import pytest
 from safetensors.torch import save_file
 
-from progeo.models.backbones.open_clip import known_architectures
+from progeo.models.backbones.clip_configurations import known_architectures
 
 
 @pytest.fixture

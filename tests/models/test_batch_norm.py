@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from progeo.models.backbones.open_clip import load_clip
+from progeo.models.backbones.clips import load_clip
 from progeo.models.batch_norm import batch_norm_mode, batch_statistics, running_statistics, set_running_statistics
 
 

@@ -12,7 +12,7 @@ from PIL import ExifTags, Image
 
 from progeo.data.decode import read_image
 from progeo.models.backbones import find_family, freeze_layers
-from progeo.models.backbones.open_clip import load_clip
+from progeo.models.backbones.clips import load_clip
 from progeo.models.backbones.position_embedding import as_height_width
 from progeo.models.encoder import (
     Encoder,
@@ -119,7 +119,7 @@ def test_descriptors_are_of_length_one_unless_a_vit_is_left_raw():
 
 
 def test_a_raw_vit_gives_the_projected_class_token():
-    from progeo.models.backbones.open_clip import load_clip
+    from progeo.models.backbones.clips import load_clip
 
     images = torch.rand(2, 3, 128, 128)
     expected = load_clip("tiny-vit", "random").encode_image(images)

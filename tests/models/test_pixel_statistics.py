@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from progeo.export.weights import load_encoder, save_encoder
-from progeo.models.backbones.open_clip import load_clip
+from progeo.models.backbones.clips import load_clip
 from progeo.models.encoder import build_encoder
 from progeo.models.pixel_statistics import pixel_statistics
 

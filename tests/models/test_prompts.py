@@ -5,7 +5,7 @@ import pytest
 import torch
 from open_clip import SimpleTokenizer
 
-from progeo.models.backbones.open_clip import load_clip
+from progeo.models.backbones.clips import load_clip
 from progeo.models.prompts import PromptLearner, load_prompt_clip
 from progeo.models.text_tower import encode_beginning
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from open_clip import SimpleTokenizer
 
-from progeo.models.backbones.open_clip import load_clip
+from progeo.models.backbones.clips import load_clip
 from progeo.models.vocabulary import nearest_words
 
 

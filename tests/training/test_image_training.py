@@ -17,7 +17,7 @@ from progeo.engine.randomness import seeded_generator
 from progeo.engine.run_folder import RunFolder
 from progeo.engine.stopping import StopRequest
 from progeo.models.aggregation import AGGREGATIONS
-from progeo.models.backbones.open_clip import load_clip
+from progeo.models.backbones.clips import load_clip
 from progeo.training.overview import estimated_memory, overview
 from progeo.training.trainer import Trainer
 

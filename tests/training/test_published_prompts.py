@@ -17,7 +17,7 @@ from torch import nn
 
 from progeo.cli import main
 from progeo.commands.import_weights import import_weights
-from progeo.models.backbones.open_clip import load_clip
+from progeo.models.backbones.clips import load_clip
 from progeo.places.cells import build_partition
 from progeo.training.prompt_files import load_text_features
 

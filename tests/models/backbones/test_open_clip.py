@@ -9,13 +9,11 @@ from open_clip.transformer import QuickGELU
 from safetensors.torch import save_file
 
 from progeo.engine.log import start_log
+from progeo.models.backbones.clip_configurations import resolved_architecture
+from progeo.models.backbones.clip_towers import resize_input
+from progeo.models.backbones.clips import load_clip
 from progeo.models.backbones.family import NetworkSpec
-from progeo.models.backbones.open_clip import (
-    OpenClip,
-    load_clip,
-    resize_input,
-    resolved_architecture,
-)
+from progeo.models.backbones.open_clip import OpenClip
 from progeo.models.encoder import build_encoder
 
 TINY = ("tiny-resnet", "tiny-vit")
