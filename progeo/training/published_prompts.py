@@ -26,7 +26,7 @@ from progeo.models.backbones.clip_configurations import resolved_architecture
 from progeo.models.prompts import PromptLearner, load_prompt_clip
 from progeo.models.state_dicts import weights_digest
 from progeo.models.vocabulary import clip_tokenizer
-from progeo.training.prompt_files import DESCRIPTION, PROMPTS
+from progeo.training.prompt_files import DESCRIPTION, PROMPTS, logit_scales
 
 _TEMPLATE = "A photo of a {} street."
 _PLAIN = "prompt_learners"
@@ -136,6 +136,7 @@ def _stage_1_files(
         "weights": clip_weights,
         "seed": 0,
         "vocabulary": weights_digest({"token_embedding": loaded.token_embedding.weight}),
+        **logit_scales(loaded),
         "template": _TEMPLATE,
         "context_length": prompts.contexts[0].shape[1],
         "groups": [
