@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
 from msgspec import Meta
-from open_clip import CLIP
 from safetensors import SafetensorError
 from safetensors.torch import safe_open
 from torch import Tensor
@@ -82,16 +81,6 @@ def load_clip_of_prompts(folder: Path) -> tuple[str, str]:
     """Load architecture and weights of the CLIP whose text tower encodes the prompts in `folder`, see `load_clip`."""
     description = read_prompts_description(folder)
     return description["architecture"], description["weights"]
-
-
-def logit_scales(clip: CLIP) -> dict[str, float | None]:
-    """Return the factor and the constant of the logits of a CLIP, as prompts record them.
-
-    Returns:
-        `logit_scale`, which cosines are multiplied by, and `logit_bias`, which is added; None if there is none.
-    """
-    bias = getattr(clip, "logit_bias", None)
-    return {"logit_scale": clip.logit_scale.exp().item(), "logit_bias": None if bias is None else bias.item()}
 
 
 def load_logit_scale(folder: Path) -> float:

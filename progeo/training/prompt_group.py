@@ -8,7 +8,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from open_clip import CLIP
 from torch import Tensor, nn
 
 from progeo.data.samplers import permuted_batches
@@ -19,6 +18,7 @@ from progeo.features.store import ShardedRows
 from progeo.losses import supervised_contrastive
 from progeo.models.prompts import PromptLearner
 from progeo.models.text_space import chosen_temperature
+from progeo.models.text_towers.tower import TextTower
 from progeo.training.options import PromptOptions
 from progeo.training.task import Measures, Task
 
@@ -75,7 +75,7 @@ class GroupTraining(Task):
         images: GroupImages,
         unseen: GroupImages | None = None,
         title: str = "",
-        clip: CLIP,
+        tower: TextTower,
         prompts: PromptOptions,
         seed: int,
         accelerator: Accelerator,
@@ -83,7 +83,7 @@ class GroupTraining(Task):
         self.index, self.num_classes = index, num_classes
         self.prompts, self.seed = prompts, seed
         self.images, self.unseen, self.title = images, unseen, title
-        self.temperature = chosen_temperature(prompts.temperature, clip.logit_scale.exp().item())
+        self.temperature = chosen_temperature(prompts.temperature, tower.logit_scale)
         self.kept: dict[str, Any] | None = None
         """Vectors, number and loss of the best epoch; None if the last epoch is kept."""
         self.accelerator = accelerator
@@ -91,7 +91,7 @@ class GroupTraining(Task):
         self.steps_per_epoch, self.images_per_step = -(-len(images) // prompts.batch_size), prompts.batch_size
         generator = seeded_generator(seed, index)
         self.learner = self.model = PromptLearner(
-            clip, num_classes, self.prompts.template, self.prompts.context_length, generator=generator
+            tower, num_classes, self.prompts.template, self.prompts.context_length, generator=generator
         ).to(accelerator.device)
         rate = prompts.learning_rate
         group = {"params": list(self.learner.parameters()), "lr": rate, "base_lr": rate}

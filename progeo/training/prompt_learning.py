@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from open_clip import CLIP
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -28,9 +27,10 @@ from progeo.file_sets import write_set
 from progeo.models.backbones.clip_configurations import resolved_architecture
 from progeo.models.options import ModelOptions
 from progeo.models.state_dicts import weights_digest
+from progeo.models.text_towers.tower import TextTower
 from progeo.places.cells import Group, Partition
 from progeo.training.options import PromptOptions, TrainerOptions
-from progeo.training.prompt_files import DESCRIPTION, PROMPTS, logit_scales, read_group
+from progeo.training.prompt_files import DESCRIPTION, PROMPTS, read_group
 from progeo.training.prompt_group import GroupImages, GroupTraining, held_out_images
 from progeo.training.trainer import Trainer
 
@@ -46,14 +46,14 @@ class PromptTraining:
         partition: Partition,
         *,
         model: ModelOptions,
-        clip: CLIP,
+        tower: TextTower,
         seed: int,
         run: RunFolder,
         accelerator: Accelerator,
     ) -> None:
         self.prompts, self.model, self.seed = prompts, model, seed
         self.partition = partition
-        self.clip = clip
+        self.tower = tower
         self.run = run
         self.accelerator = accelerator
         self.mine = range(accelerator.process_index, len(partition.groups), accelerator.num_processes)
@@ -109,11 +109,12 @@ class PromptTraining:
                 LOGGER.info("%s: %s", self._name(index), _in_words(summaries[index]))
         description: dict[str, Any] = {
             "partition": self.partition.describe(),
-            "architecture": resolved_architecture(self.model.architecture, self.clip),
+            "architecture": resolved_architecture(self.model.architecture, self.tower.clip),
             "weights": self.model.weights,
             "seed": self.seed,
-            "vocabulary": weights_digest({"token_embedding": self.clip.token_embedding.weight}),
-            **logit_scales(self.clip),
+            "vocabulary": weights_digest({"token_embedding": self.tower.token_embedding.weight}),
+            "logit_scale": self.tower.logit_scale,
+            "logit_bias": self.tower.logit_bias,
             "template": self.prompts.template,
             "context_length": self.prompts.context_length,
             "groups": summaries,
@@ -199,7 +200,7 @@ class PromptTraining:
             images=trained,
             unseen=unseen if len(unseen) else None,
             title=f"{self._name(index)}, ",
-            clip=self.clip,
+            tower=self.tower,
             prompts=self.prompts,
             seed=self.seed,
             accelerator=self.accelerator,

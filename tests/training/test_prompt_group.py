@@ -8,6 +8,7 @@ from progeo.engine.accelerator import start_accelerator
 from progeo.features.store import ShardedRows
 from progeo.losses import supervised_contrastive
 from progeo.models.backbones.clips import load_clip
+from progeo.models.text_towers.tower import build_text_tower
 from progeo.training.options import PromptOptions
 from progeo.training.prompt_group import GroupImages, GroupTraining
 
@@ -29,7 +30,9 @@ def training(tmp_path):
         features.write_shard(0, values)
         images = GroupImages(features, np.arange(6), labels=LABELS, accelerator=accelerator, on_device=True)
         prompts = PromptOptions(**options)
-        return GroupTraining(0, 3, images=images, clip=clip, prompts=prompts, seed=0, accelerator=accelerator)
+        return GroupTraining(
+            0, 3, images=images, tower=build_text_tower(clip), prompts=prompts, seed=0, accelerator=accelerator
+        )
 
     return build
 
