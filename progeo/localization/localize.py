@@ -18,9 +18,9 @@ from progeo.features.extractor import FeatureExtractor
 from progeo.features.options import WorkOptions
 from progeo.features.store import can_be_compared
 from progeo.localization.place_index import PlaceIndex
+from progeo.models.backbones.clip_configurations import resolve_configuration
 from progeo.models.backbones.clips import load_clip
 from progeo.models.encoder import EncoderSpec
-from progeo.models.text_towers.configuration import resolve_configuration
 from progeo.models.text_towers.tokenizers import load_tokenizer
 from progeo.models.text_towers.tower import tower_with
 from progeo.places.catalogue import Catalogue

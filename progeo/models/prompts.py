@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from open_clip import CLIP
 from torch import Tensor, nn
 
+from progeo.models.backbones.clip_configurations import resolve_configuration
 from progeo.models.backbones.clips import load_clip
 from progeo.models.backbones.family import ImageSize
-from progeo.models.text_towers.configuration import resolve_configuration
 from progeo.models.text_towers.tokenizers import load_tokenizer
 from progeo.models.text_towers.tower import TextTower, build_text_tower, tower_with
 

@@ -24,7 +24,7 @@ from progeo.engine.run_folder import RunFolder
 from progeo.features.extract import ExtractedFeatures
 from progeo.features.store import ShardedRows
 from progeo.file_sets import write_set
-from progeo.models.backbones.clip_configurations import resolved_architecture
+from progeo.models.backbones.clip_configurations import configuration_of, resolved_architecture
 from progeo.models.options import ModelOptions
 from progeo.models.state_dicts import weights_digest
 from progeo.models.text_towers.tower import TextTower
@@ -109,7 +109,7 @@ class PromptTraining:
                 LOGGER.info("%s: %s", self._name(index), _in_words(summaries[index]))
         description: dict[str, Any] = {
             "partition": self.partition.describe(),
-            "architecture": resolved_architecture(self.model.architecture, self.tower.clip),
+            "architecture": resolved_architecture(self.model.architecture, configuration_of(self.tower.clip)),
             "weights": self.model.weights,
             "seed": self.seed,
             "vocabulary": weights_digest({"token_embedding": self.tower.token_embedding.weight}),

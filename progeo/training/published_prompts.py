@@ -21,7 +21,7 @@ from progeo.convert.published_classes import (
 from progeo.engine.log import LOGGER
 from progeo.file_sets import write_set
 from progeo.files import write_json
-from progeo.models.backbones.clip_configurations import resolved_architecture
+from progeo.models.backbones.clip_configurations import configuration_of, resolved_architecture
 from progeo.models.prompts import load_prompt_tower, template_parts
 from progeo.models.state_dicts import weights_digest
 from progeo.models.text_towers.tokenizers import LEARNED
@@ -134,7 +134,7 @@ def _stage_1_files(
         }
     description = {
         "partition": partition.describe(),
-        "architecture": resolved_architecture(clip, tower.clip),
+        "architecture": resolved_architecture(clip, configuration_of(tower.clip)),
         "weights": clip_weights,
         "seed": 0,
         "vocabulary": weights_digest({"token_embedding": tower.token_embedding.weight}),

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -75,6 +75,8 @@ class NetworkSpec:
     """Parts of the features that will be used; layers that none of them passes are removed."""
     interpolation: Interpolation = "edges"
     """How a position embedding is resized to the image size."""
+    configuration: Mapping[str, Any] | None = None
+    """What the family needs beside the name, see `Family.configuration`; None takes that of the name."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,9 @@ class Loaded:
     """Name that `Family.empty` rebuilds the network from."""
     image_size: tuple[int, int]
     """Height and width in pixels."""
+    configuration: Mapping[str, Any] | None = None
+    """Configuration that `Family.empty` rebuilds the network from, as plain values; None for a name that says it all.
+    """
 
 
 class Family(ABC):
@@ -131,6 +136,23 @@ class Family(ABC):
     @abstractmethod
     def features(self, network: nn.Module, images: Tensor) -> Features:
         """Run a network on normalized images (B, 3, H, W) of the size of its position embedding, if it has one."""
+
+    def configuration(self, architecture: str, weights: str) -> Mapping[str, Any] | None:
+        """Return what decides the network of these weights beside its name, before they are fetched; None if nothing.
+
+        Raises:
+            ValueError: the configuration that the weights bring cannot be used.
+        """
+        return None
+
+    def check_configuration(self, configuration: Mapping[str, Any] | None) -> None:
+        """Check a configuration from a file.
+
+        Raises:
+            ValueError: it is not one of this family.
+        """
+        if configuration is not None:
+            raise ValueError("the family of its backbone takes no configuration.")
 
     def interpolation(self, architecture: str) -> Interpolation:
         """Return how the position embedding of an architecture was resized when its weights were trained."""

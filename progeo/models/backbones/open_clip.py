@@ -11,11 +11,14 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from progeo.models.backbones.clip_configurations import (
-    HUB,
-    hub_configuration,
+    ClipConfiguration,
+    brought_content,
+    configuration_of,
+    is_address,
     known_architectures,
     own_spelling,
-    plain_architecture,
+    parse_configuration,
+    resolve_configuration,
     resolved_architecture,
 )
 from progeo.models.backbones.clip_towers import RESNET_STRIDE, positions_of, resize_input, with_parts
@@ -23,7 +26,6 @@ from progeo.models.backbones.clips import load_clip, random_tower, visual_tower
 from progeo.models.backbones.family import Family, Features, Loaded, NetworkSpec, Traits
 from progeo.models.backbones.meta_run import on_meta
 from progeo.models.backbones.position_embedding import as_height_width, grid_of_patches
-from progeo.models.clip_files import read_section_beside
 from progeo.models.weight_files.tensor_files import read_metadata
 
 
@@ -34,29 +36,35 @@ class OpenClip(Family):
     usual_normalization = "clip"
 
     def knows(self, architecture: str) -> bool:
-        """Return whether open_clip has a CLIP of this name; `ViT-B/16` is `ViT-B-16`."""
-        return own_spelling(architecture) in known_architectures()
+        """Return whether open_clip has a CLIP of this name, `ViT-B/16` is `ViT-B-16`, or it is the address of one."""
+        return is_address(architecture) or own_spelling(architecture) in known_architectures()
 
     def default_aggregation(self, architecture: str) -> str:
         """Return `gem` for a ResNet, whose configuration has a list of layers, and `token` for a ViT."""
-        vision = open_clip.get_model_config(plain_architecture(architecture))["vision_cfg"]
-        return "gem" if isinstance(vision.get("layers"), list) else "token"
+        layers = resolve_configuration(architecture, "random").vision.layers
+        return "token" if isinstance(layers, int) else "gem"
 
     def load(self, wanted: NetworkSpec, weights: str, *, seed: int) -> Loaded:
         """Take the visual tower of `load_clip`; one of random weights is built without its text tower."""
         if weights == "random":
-            tower = random_tower(plain_architecture(wanted.architecture), seed).eval()
+            configuration = _configuration(wanted)
+            tower = random_tower(configuration, seed).eval()
         else:
-            tower = load_clip(wanted.architecture, weights).visual
+            clip = load_clip(wanted.architecture, weights)
+            configuration, tower = configuration_of(clip), clip.visual
         if wanted.image_size is not None:
             resize_input(tower, as_height_width(wanted.image_size), wanted.interpolation)
-        size, architecture = as_height_width(tower.image_size), resolved_architecture(wanted.architecture, tower)
-        return Loaded(with_parts(tower, wanted.parts), architecture, size)
+        return Loaded(
+            with_parts(tower, wanted.parts),
+            resolved_architecture(wanted.architecture, configuration),
+            as_height_width(tower.image_size),  # type: ignore[arg-type] # every tower has it
+            configuration.to_json(),
+        )
 
     def empty(self, wanted: NetworkSpec) -> nn.Module:
         """Build the visual tower of `empty_clip`."""
         with on_meta():
-            tower = visual_tower(plain_architecture(wanted.architecture))
+            tower = visual_tower(_configuration(wanted))
             if wanted.image_size is not None:
                 resize_input(tower, as_height_width(wanted.image_size), "edges")
         return with_parts(tower.eval(), wanted.parts)
@@ -93,6 +101,15 @@ class OpenClip(Family):
         grid = grid_of_patches(*images.shape[2:], patch=network.patch_size)
         return Features(patches.mT.unflatten(2, grid), None if network.proj is None else token)
 
+    def configuration(self, architecture: str, weights: str) -> Mapping[str, Any]:
+        """Return the configuration of a CLIP with these weights in open_clip's form."""
+        return resolve_configuration(architecture, weights).to_json()
+
+    def check_configuration(self, configuration: Mapping[str, Any] | None) -> None:
+        """Check a configuration in open_clip's form, see `parse_configuration`."""
+        if configuration is not None:
+            parse_configuration(configuration, "its backbone")
+
     def own_normalization(self, architecture: str, weights: str) -> Mapping[str, Any]:
         """Return the `mean` and `std` of the Hugging Face configuration, of open_clip's tag, or beside or in a file.
 
@@ -100,12 +117,11 @@ class OpenClip(Family):
             ValueError: the metadata of a file hold a mean or std that is not JSON.
         """
         architecture = own_spelling(architecture)
-        if weights.startswith(HUB):
-            known = hub_configuration(weights).get("preprocess_cfg") or {}
-        elif weights in open_clip.list_pretrained_tags_by_model(architecture):
+        if weights in open_clip.list_pretrained_tags_by_model(architecture):
             known = open_clip.get_pretrained_cfg(architecture, weights)
         else:
-            known = read_section_beside(Path(weights), "preprocess_cfg") or _pixels_in_metadata(Path(weights))
+            content, _ = brought_content(weights)
+            known = (content or {}).get("preprocess_cfg") or _pixels_in_metadata(Path(weights))
         return {name: known[name] for name in ("mean", "std") if known.get(name) is not None}
 
     def license(self, architecture: str, weights: str) -> str | None:
@@ -143,6 +159,13 @@ class OpenClip(Family):
         if not isinstance(network, VisionTransformer):
             return super().checkpoint_gradients(network)
         network.transformer.grad_checkpointing = True
+
+
+def _configuration(wanted: NetworkSpec) -> ClipConfiguration:
+    """Return the configuration of a network, that of its architecture unless it has its own."""
+    if wanted.configuration is not None:
+        return ClipConfiguration(wanted.configuration)
+    return resolve_configuration(wanted.architecture, "random")
 
 
 def _pixels_in_metadata(weights: Path) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ from open_clip import SimpleTokenizer
 from open_clip.tokenizer import HFTokenizer
 from torch import Tensor
 
-from progeo.models.text_towers.configuration import ClipConfiguration
+from progeo.models.backbones.clip_configurations import ClipConfiguration
 from progeo.printable import first_line
 
 LEARNED = -1

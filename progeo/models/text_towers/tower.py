@@ -8,7 +8,7 @@ from open_clip import CLIP
 from open_clip.hf_model import HFTextEncoder
 from torch import Tensor, nn
 
-from progeo.models.text_towers.configuration import configuration_of
+from progeo.models.backbones.clip_configurations import configuration_of
 from progeo.models.text_towers.encoders import FollowedEncoder, FullEncoder, PromptEncoder
 from progeo.models.text_towers.structure import text_stack
 from progeo.models.text_towers.tokenizers import LEARNED, SENTENCE, Tokenizer, load_tokenizer

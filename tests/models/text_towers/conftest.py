@@ -39,17 +39,7 @@ def sentencepiece(special, template, **names):
 def gemma():
     special = ["<pad>", "<eos>", "<bos>", "<unk>"]
     vocabulary = [*special, *LETTERS, "▁", "st", "re", "et", "reet", "street", "▁street", "ph", "▁ph"]
-    merges = [
-        ("s", "t"),
-        ("r", "e"),
-        ("e", "t"),
-        ("re", "et"),
-        ("st", "reet"),
-        ("▁", "street"),
-        ("p", "h"),
-        ("▁", "ph"),
-    ]
-    vocabulary.insert(-4, "reet")
+    merges = [tuple(merge.split()) for merge in ("s t", "r e", "e t", "re et", "st reet", "▁ street", "p h", "▁ ph")]
     ids = {token: index for index, token in enumerate(dict.fromkeys(vocabulary))}
     tokenizer = Tokenizer(models.BPE(ids, merges, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Replace(" ", "▁")

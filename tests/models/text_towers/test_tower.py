@@ -4,8 +4,8 @@ import open_clip
 import pytest
 import torch
 
+from progeo.models.backbones.clip_configurations import ClipConfiguration
 from progeo.models.prompts import PromptLearner
-from progeo.models.text_towers.configuration import ClipConfiguration
 from progeo.models.text_towers.tokenizers import LEARNED
 from progeo.models.text_towers.tower import build_text_tower
 
@@ -147,7 +147,7 @@ COCA = ({"embed_cls": True, "output_tokens": True}, {"custom_text": True, "multi
 @pytest.mark.parametrize("correct", [False, True])
 @pytest.mark.parametrize(
     "parts",
-    [["A photo of a ", 4, " street."], ["wow !? ", 2, " a !? street"], ["a ", 20, " x x x x x"], [3, " x", 1]],
+    [["A photo of a ", 4, " street."], ["wow !& ", 2, " a !& street"], ["a ", 20, " x x x x x"], [3, " x", 1]],
 )
 def test_padding_is_masked_as_coca_masks_it_even_where_words_have_its_id(parts, correct):
     clip = build(*COCA)
@@ -155,7 +155,7 @@ def test_padding_is_masked_as_coca_masks_it_even_where_words_have_its_id(parts, 
     tower = build_text_tower(clip)
     sequence = tower.tokenizer.sequence(parts)
     assert_exact(tower, sequence)
-    if "!?" in str(parts):
+    if "!&" in str(parts):
         assert 0 in sequence[: sequence.index(49407)]
 
 
