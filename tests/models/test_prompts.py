@@ -31,9 +31,9 @@ def test_learned_vectors_stand_at_5_to_8_and_the_end_of_text_at_11(clip):
     assert (ids == SimpleTokenizer().encode("X")[0]).nonzero().flatten().tolist() == [5, 6, 7, 8]
     assert ids.argmax() == 11
     learner = PromptLearner(clip, 3)
-    encoder = learner.encoder
+    (encoder,) = learner.encoders
     assert (encoder.shared_tokens, encoder.tokens_computed, encoder.context_length) == (5, 7, 77)
-    assert torch.equal(encoder.fixed[4:], clip.token_embedding(ids[9:12]))
+    assert torch.equal(encoder.fixed[0, 4:], clip.token_embedding(ids[9:12]))
 
 
 @pytest.mark.parametrize(
