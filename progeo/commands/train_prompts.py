@@ -26,7 +26,7 @@ def train_prompts(settings: PromptSettings) -> Path:
     from progeo.engine.log import LOGGER
     from progeo.models.backbones import find_family
     from progeo.models.prompts import load_prompt_tower
-    from progeo.training.class_words import check_prompts, read_class_words, words_digest
+    from progeo.training.class_words import check_prompts, log_class_words, read_class_words, words_digest
     from progeo.training.places import LearnedFrom, check_batch_norm, check_classes, read_training_places
     from progeo.training.prompt_learning import PromptTraining
     from progeo.training.starting_encoder import starting_statistics
@@ -65,6 +65,7 @@ def train_prompts(settings: PromptSettings) -> Path:
         LOGGER.info(
             "%d images, classes of the groups: %s", len(places.catalogue), [each.num_classes for each in groups]
         )
+        log_class_words(prompts, words)
         LOGGER.info("pixels: %s", pixels)
         training = PromptTraining(
             prompts,

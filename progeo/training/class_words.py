@@ -32,13 +32,25 @@ def read_class_words(prompts: PromptOptions, places: TrainingPlaces) -> ClassWor
         names = read_image_names(prompts.class_names, places.catalogue, prompts.class_names_column)
     except ValueError as error:
         raise ValueError(f"{error} `prompts.class_names_column` is {prompts.class_names_column}.") from None
-    words = [names.of_classes(group.rows, group.labels, group.num_classes) for group in groups]
+    return [names.of_classes(group.rows, group.labels, group.num_classes) for group in groups]
+
+
+def log_class_words(prompts: PromptOptions, words: ClassWords) -> None:
+    """Log how many classes have words, and warn of classes that these do not tell apart in a shared context."""
+    if prompts.class_names is None:
+        return
     everything = [text for of_group in words for text in of_group]
     LOGGER.info(
-        "%s: words of %d of %d classes, %d different, the others have none",
+        "%s: words for %d of %d classes, %d different; the others have none",
         *(prompts.class_names, len(everything) - everything.count(""), len(everything), len({*everything} - {""})),
     )
-    return words
+    for number, of_group in enumerate(words, 1):
+        if prompts.shared_context and (count := len({*of_group})) < len(of_group):
+            LOGGER.warning(
+                "group %d: its %d classes have %d different texts: one of the same words has the same text, with a "
+                "shared context",
+                *(number, len(of_group), count),
+            )
 
 
 def words_digest(words: ClassWords) -> str | None:
@@ -60,8 +72,11 @@ def check_prompts(tower: TextTower, prompts: PromptOptions, partition: Partition
         initial_vectors(tower, prompts.initial_words, prompts.template, prompts.context_length)
     checked: set[str] = set()
     for number, (group, of_group) in enumerate(zip(partition.groups, words, strict=True), 1):
-        if prompts.shared_context:
-            _check_shared(number, of_group)
+        if prompts.shared_context and len({*of_group}) == 1 < len(of_group):
+            raise ValueError(
+                f"All classes of group {number} have the same words, {of_group[0]!r}, and with "
+                f"`prompts.shared_context` the same text: leave it out, or give other `prompts.class_names`."
+            )
         for class_id, text in zip(group.class_ids, of_group, strict=True):
             if text in checked:
                 continue
@@ -79,19 +94,3 @@ def _check_words(tokenizer: Tokenizer, prompts: PromptOptions, words: str) -> No
     frame = tokenizer.frame
     if {*frame.before, *frame.after, *frame.last} & {*tokenizer.encode(words)}:
         raise ValueError("they hold a special token of the text tower. Remove it from `prompts.class_names`.")
-
-
-def _check_shared(number: int, words: Sequence[str]) -> None:
-    """Check that the classes of a group differ by their words, which are all that tells them apart."""
-    different = {*words}
-    if len(different) == 1 < len(words):
-        raise ValueError(
-            f"All classes of group {number} have the same words, {words[0]!r}, and with `prompts.shared_context` the "
-            f"same text: leave it out, or give other `prompts.class_names`."
-        )
-    if len(different) < len(words):
-        LOGGER.warning(
-            "group %d: %d classes have %d different words; with a shared context, classes of the same words have the "
-            "same text",
-            *(number, len(words), len(different)),
-        )

@@ -72,6 +72,37 @@ def test_the_context_is_the_only_parameter_and_all_that_is_saved(clip):
     assert learner.context.shape == (3, 4, 64)
 
 
+def test_a_shared_context_is_one_for_all_classes_and_gets_the_gradients_of_all(clip):
+    words = ["Main Street", "Alley", "", "Alley"]
+    shared = PromptLearner(clip, 4, words=words, shared=True, generator=torch.Generator().manual_seed(0))
+    alone = PromptLearner(clip, 4, words=words)
+    alone.context.data.copy_(shared.context.data.expand(4, -1, -1))
+    features, expected = shared(torch.arange(4)), alone(torch.arange(4))
+    torch.testing.assert_close(features, expected, rtol=1e-9, atol=1e-9)
+    assert torch.equal(features[1], features[3])
+    assert not torch.allclose(features[0], features[1])
+    weights = torch.randn(features.shape, dtype=torch.float64)
+    (ours,) = torch.autograd.grad((features * weights).sum(), shared.context)
+    (theirs,) = torch.autograd.grad((expected * weights).sum(), alone.context)
+    torch.testing.assert_close(ours, theirs.sum(dim=0, keepdim=True), rtol=1e-9, atol=1e-9)
+
+
+def test_names_of_as_many_tokens_are_encoded_together(clip):
+    words = ["Rue de l'Église", "Main Street", "Alley", "Elm Street", "Rua", ""]
+    learner = PromptLearner(clip, 6, words=words)
+    lengths = [len(SimpleTokenizer().encode(text)) for text in words]
+    assert sorted(len(encoder.fixed) for encoder in learner.encoders) == sorted(
+        lengths.count(length) for length in {*lengths}
+    )
+
+
+def test_initial_words_of_another_number_of_tokens_are_refused_with_it(clip):
+    with pytest.raises(
+        ValueError, match="'a photo of a street' are 5 tokens, and `context_length` is 4: set `context_l"
+    ):
+        PromptLearner(clip, 2, initial_words="a photo of a street")
+
+
 def test_initial_vectors_follow_the_generator_and_have_the_published_std(clip):
     draw = [PromptLearner(clip, 500, generator=torch.Generator().manual_seed(s)).context for s in (0, 0, 1)]
     assert torch.equal(draw[0], draw[1])
