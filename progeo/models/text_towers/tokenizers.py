@@ -21,6 +21,8 @@ VOCABULARY = 49408
 """Number of tokens of CLIP's byte pair encoding."""
 PACKAGES = ("transformers", "sentencepiece", "google.protobuf")
 """Modules of the packages of `progeo[tokenizers]`."""
+_FILES = ("tokenizer.json", "tokenizer_config.json")
+"""Files of a tokenizer in a folder."""
 _CLEANING = ("lower", "whitespace", "canonicalize")
 SENTENCE = "A photo of the Rue de l'Église, Zürich: no. 7!"
 """Test sentence with capitals, punctuation and accents, which tokenizers encode differently."""
@@ -207,7 +209,9 @@ def load_tokenizer(configuration: ClipConfiguration) -> Tokenizer:
     options = dict(text.tokenizer_kwargs or {})
     if not text.hf_tokenizer_name:
         return BytePairTokenizer(text.context_length, **options)
-    name = str(configuration.folder or text.hf_tokenizer_name)
+    folder = configuration.folder
+    has_own = folder is not None and any((folder / file).is_file() for file in _FILES)
+    name = str(folder) if has_own else text.hf_tokenizer_name
     try:
         tokenizer = HubTokenizer(HFTokenizer(name, text.context_length, tokenizer_mode=text.tokenizer_mode, **options))
         same = tokenizer.num_tokens(SENTENCE) > text.context_length or torch.equal(
