@@ -228,9 +228,13 @@ def check_tokenizer(configuration: ClipConfiguration) -> None:
     """Refuse a CLIP whose texts cannot be read right, before anything is fetched or built.
 
     Raises:
-        ValueError: a package is not installed, or nobody can know its tokens.
+        ValueError: a package is not installed, nobody can know its tokens, or it has no feature of a text.
     """
-    text = configuration.text
+    text, values = configuration.text, configuration.values
+    if text.pool_type == "none" and not text.hf_model_name:
+        raise ValueError("it has no feature of a text, but one for each token (pool_type none)")
+    if text.embed_cls and not values.get("custom_text") and "multimodal_cfg" not in values:
+        raise ValueError("open_clip cannot compute its text features: embed_cls needs custom_text")
     options = set(text.tokenizer_kwargs or {})
     allowed = {"clean"}
     if text.hf_tokenizer_name or text.hf_model_name:
