@@ -31,6 +31,7 @@ from progeo.features.store import ShardedRows
 from progeo.models.backbones.clips import load_clip
 from progeo.models.pixel_statistics import NORMALIZATIONS, pixel_statistics
 from progeo.models.prompts import PromptLearner
+from progeo.models.text_towers.tower import build_text_tower
 from progeo.places.catalogue import read_catalogue
 from progeo.training.options import PromptOptions
 from progeo.training.prompt_group import GroupImages, GroupTraining
@@ -146,7 +147,10 @@ def train_large_group(folder: Path) -> str:
     on_device = fits_device(2 * DIMENSION * NUM_FEATURES, accelerator)
     images = GroupImages(features, rows, labels=rows % NUM_CLASSES, accelerator=accelerator, on_device=on_device)
     prompts = PromptOptions()
-    training = GroupTraining(0, NUM_CLASSES, images=images, clip=clip, prompts=prompts, seed=0, accelerator=accelerator)
+    tower = build_text_tower(clip)
+    training = GroupTraining(
+        0, NUM_CLASSES, images=images, tower=tower, prompts=prompts, seed=0, accelerator=accelerator
+    )
     batches = training.batches(0, first_step=0)[:NUM_STEPS]
     start = time.perf_counter()
     list(take_steps(batches, training.losses, training.optimizer, accelerator))

@@ -25,7 +25,7 @@ def train_prompts(settings: PromptSettings) -> Path:
     from progeo.engine.accelerator import start_accelerator
     from progeo.engine.log import LOGGER
     from progeo.models.backbones import find_family
-    from progeo.models.prompts import load_prompt_clip, prompt_token_ids
+    from progeo.models.prompts import load_prompt_tower, template_parts
     from progeo.training.places import LearnedFrom, check_batch_norm, check_classes, read_training_places
     from progeo.training.prompt_learning import PromptTraining
     from progeo.training.starting_encoder import starting_statistics
@@ -39,15 +39,15 @@ def train_prompts(settings: PromptSettings) -> Path:
     accelerator = start_accelerator(settings.mixed_precision)
     places = read_training_places(data.train_folder, settings.cells)
     check_classes(places.partition)
-    clip = load_prompt_clip(
+    tower = load_prompt_tower(
         model.architecture,
         model.weights,
         prompts.image_size,
         interpolation="corners" if model.align_corners else "edges",
         seed=settings.seed,
     )
-    clip.requires_grad_(False).to(accelerator.device)
-    prompt_token_ids(prompts.template, prompts.context_length, clip.context_length)  # refuse them before extraction
+    tower.tokenizer.sequence(template_parts(prompts.template, prompts.context_length))  # refused before extraction
+    clip = tower.clip.requires_grad_(False).to(accelerator.device)
     pixels = starting_statistics(model)
     stage = open_stage(
         settings,
@@ -65,7 +65,7 @@ def train_prompts(settings: PromptSettings) -> Path:
         )
         LOGGER.info("pixels: %s", pixels)
         training = PromptTraining(
-            prompts, places.partition, model=model, clip=clip, seed=settings.seed, run=run, accelerator=accelerator
+            prompts, places.partition, model=model, tower=tower, seed=settings.seed, run=run, accelerator=accelerator
         )
         training.drop_metrics_of_unfinished_epochs()
         rows, features = _image_features(settings, clip, places, accelerator, pixels=pixels)

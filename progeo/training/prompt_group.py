@@ -7,7 +7,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from open_clip import CLIP
 from torch import Tensor
 
 from progeo.data.samplers import permuted_batches
@@ -17,6 +16,7 @@ from progeo.evaluation.matching import Matching, matching_accuracy
 from progeo.features.store import ShardedRows
 from progeo.losses import supervised_contrastive
 from progeo.models.prompts import PromptLearner
+from progeo.models.text_towers.tower import TextTower
 from progeo.training.options import PromptOptions
 from progeo.training.task import Task
 
@@ -71,7 +71,7 @@ class GroupTraining(Task):
         num_classes: int,
         *,
         images: GroupImages,
-        clip: CLIP,
+        tower: TextTower,
         prompts: PromptOptions,
         seed: int,
         accelerator: Accelerator,
@@ -84,7 +84,7 @@ class GroupTraining(Task):
         self.steps_per_epoch, self.images_per_step = -(-len(images) // prompts.batch_size), prompts.batch_size
         generator = seeded_generator(seed, index)
         self.learner = self.model = PromptLearner(
-            clip, num_classes, self.prompts.template, self.prompts.context_length, generator=generator
+            tower, num_classes, self.prompts.template, self.prompts.context_length, generator=generator
         ).to(accelerator.device)
         rate = prompts.learning_rate
         group = {"params": list(self.learner.parameters()), "lr": rate, "base_lr": rate}

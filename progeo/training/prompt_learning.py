@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from open_clip import CLIP
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -26,6 +25,7 @@ from progeo.file_sets import write_set
 from progeo.models.backbones.clip_configurations import configuration_of, resolved_architecture
 from progeo.models.options import ModelOptions
 from progeo.models.state_dicts import weights_digest
+from progeo.models.text_towers.tower import TextTower
 from progeo.places.cells import Group, Partition
 from progeo.training.options import PromptOptions, TrainerOptions
 from progeo.training.prompt_files import DESCRIPTION, PROMPTS, read_group
@@ -44,14 +44,14 @@ class PromptTraining:
         partition: Partition,
         *,
         model: ModelOptions,
-        clip: CLIP,
+        tower: TextTower,
         seed: int,
         run: RunFolder,
         accelerator: Accelerator,
     ) -> None:
         self.prompts, self.model, self.seed = prompts, model, seed
         self.partition = partition
-        self.clip = clip
+        self.tower = tower
         self.run = run
         self.accelerator = accelerator
         self.mine = range(accelerator.process_index, len(partition.groups), accelerator.num_processes)
@@ -107,10 +107,10 @@ class PromptTraining:
                 LOGGER.info("%s: %s", self._name(index), _in_words(summaries[index]))
         description: dict[str, Any] = {
             "partition": self.partition.describe(),
-            "architecture": resolved_architecture(self.model.architecture, configuration_of(self.clip)),
+            "architecture": resolved_architecture(self.model.architecture, configuration_of(self.tower.clip)),
             "weights": self.model.weights,
             "seed": self.seed,
-            "vocabulary": weights_digest({"token_embedding": self.clip.token_embedding.weight}),
+            "vocabulary": weights_digest({"token_embedding": self.tower.token_embedding.weight}),
             "template": self.prompts.template,
             "context_length": self.prompts.context_length,
             "groups": summaries,
@@ -131,7 +131,7 @@ class PromptTraining:
             index,
             group.num_classes,
             images=images,
-            clip=self.clip,
+            tower=self.tower,
             prompts=self.prompts,
             seed=self.seed,
             accelerator=self.accelerator,

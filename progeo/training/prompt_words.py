@@ -1,4 +1,4 @@
-"""Words of CLIP's vocabulary nearest to every learned prompt vector."""
+"""Words of a text tower's vocabulary nearest to every learned prompt vector."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from progeo.file_sets import FileSet, read_set
 from progeo.files import write_csv
-from progeo.models.prompts import load_prompt_clip
+from progeo.models.prompts import load_prompt_tower
 from progeo.models.state_dicts import weights_digest
 from progeo.models.vocabulary import NearestWords, nearest_words
 from progeo.places.cells import class_ids
@@ -72,13 +72,13 @@ def nearest_prompt_words(
     description, contexts = read_set(folder / DESCRIPTION, _read_contexts)
     if at is not None:
         contexts = _contexts_at(contexts, at, description["partition"]["settings"])
-    clip = load_prompt_clip(description["architecture"], description["weights"], seed=description["seed"])
-    if weights_digest({"token_embedding": clip.token_embedding.weight}) != description["vocabulary"]:
+    tower = load_prompt_tower(description["architecture"], description["weights"], seed=description["seed"])
+    if weights_digest({"token_embedding": tower.token_embedding.weight}) != description["vocabulary"]:
         raise ValueError(
             f"The prompts in {folder} were learned with other weights than {description['weights']} of "
             f"{description['architecture']} are now, so that words would mean nothing."
         )
-    nearest = nearest_words(clip, contexts.vectors.flatten(0, 1), num_words)
+    nearest = nearest_words(tower, contexts.vectors.flatten(0, 1), num_words)
     file = out or folder / "prompts.csv"
     write_csv(file, _rows(contexts, nearest), spreadsheet_safe=spreadsheet_safe)
     return PromptWords(contexts, nearest, file)

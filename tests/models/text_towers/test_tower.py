@@ -1,0 +1,232 @@
+"""Prompts on one tower of each kind against its own `encode_text`, with the context written into its embedding."""
+
+import open_clip
+import pytest
+import torch
+
+from progeo.models.backbones.clip_configurations import ClipConfiguration
+from progeo.models.prompts import PromptLearner
+from progeo.models.text_towers.tokenizers import LEARNED
+from progeo.models.text_towers.tower import build_text_tower
+
+VISION = {"image_size": 32, "layers": 1, "width": 32, "head_width": 32, "patch_size": 16}
+TEXT = {"context_length": 28, "width": 32, "heads": 2, "layers": 2}
+DECODER = {"context_length": 27, "width": 32, "heads": 2, "layers": 1}
+SIGLIP = {"no_causal_mask": True, "pool_type": "last", "proj_bias": True, "norm_kwargs": {"eps": 1e-6}}
+SIGLIP |= {"tokenizer_kwargs": {"clean": "canonicalize"}, "vocab_size": 120}
+CLIPA = {"hf_tokenizer_name": "bert-base-uncased", "tokenizer_kwargs": {"strip_sep_token": True}}
+CLIPA |= {"pool_type": "last", "no_causal_mask": True, "vocab_size": 160}
+MULTILINGUAL = {"pool_type": "eos", "vocab_size": 160}
+T5 = {"hf_tokenizer_name": "google/mt5-base", "eos_id": 1, "tokenizer_kwargs": {"clean": "canonicalize"}}
+
+
+def hugging_face(name, tokenizer, **more):
+    return {"hf_model_name": f"tiny/{name}", "hf_model_pretrained": False, "hf_tokenizer_name": tokenizer} | more
+
+
+KINDS = {
+    "CLIP": ({}, {}, (7, 5)),
+    "QuickGELU": ({}, {"quick_gelu": True}, (7, 5)),
+    "custom text": ({}, {"custom_text": True}, (7, 5)),
+    "one block": ({"layers": 1}, {}, (7, 5)),
+    "canonical BPE": ({"tokenizer_kwargs": {"clean": "canonicalize"}}, {}, (6, 5)),
+    "not causal": ({"no_causal_mask": True}, {"custom_text": True}, (28, 0)),
+    "last": ({"pool_type": "last"}, {}, (23, 5)),
+    "first": ({"pool_type": "first", "no_causal_mask": True}, {}, (28, 0)),
+    "eos": ({"pool_type": "eos", "eos_id": 49407}, {}, (7, 5)),
+    "bias": ({"proj_bias": True}, {}, (7, 5)),
+    "no projection": ({"proj_type": "none", "width": 48}, {}, (7, 5)),
+    "norm": ({"norm_kwargs": {"eps": 1e-3}}, {}, (7, 5)),
+    "tanh": ({"act_kwargs": {"approximate": "tanh"}}, {}, (7, 5)),
+    "MLP": ({"mlp_ratio": 3.7362}, {}, (7, 5)),
+    "layer scale": ({"ls_init_value": 0.1}, {}, (7, 5)),
+    "norm of queries": ({"qk_norm": True}, {"custom_text": True}, (28, 0)),
+    "scaled heads": ({"scale_heads": True, "scale_attn": True, "scale_fc": True}, {}, (28, 0)),
+    "CoCa": ({"embed_cls": True, "output_tokens": True}, {"custom_text": True, "multimodal_cfg": DECODER}, (9, 5)),
+    "class token": ({"embed_cls": True}, {"custom_text": True}, (9, 5)),
+    "SigLIP": ({**SIGLIP, "hf_tokenizer_name": "timm/ViT-B-16-SigLIP"}, {"custom_text": True}, (28, 0)),
+    "SigLIP2": ({**SIGLIP, "hf_tokenizer_name": "timm/ViT-B-16-SigLIP2"}, {"custom_text": True}, (28, 0)),
+    "CLIPA": (CLIPA, {}, (28, 0)),
+    "worldwide": ({**MULTILINGUAL, "hf_tokenizer_name": "facebook/xlm-v-base"}, {}, (7, 5)),
+    "worldwide T5": (MULTILINGUAL | T5, {}, (6, 4)),
+    "roberta": (hugging_face("roberta", "roberta-base", hf_pooler_type="mean_pooler"), {}, (17, 0)),
+    "CoCa roberta": (
+        hugging_face("roberta", "roberta-base", hf_proj_type="linear", output_tokens=True),
+        {"multimodal_cfg": DECODER},
+        (17, 0),
+    ),
+    "xlm-roberta": (hugging_face("xlm-roberta", "facebook/xlm-v-base", hf_proj_type="mlp"), {}, (12, 0)),
+    "mt5": (hugging_face("mt5", "google/mt5-base", hf_pooler_type="mean_pooler"), {}, (11, 0)),
+    "nllb": (
+        hugging_face("m2m_100", "facebook/nllb", hf_proj_type="linear", hf_pooler_type="cls_pooler"),
+        {},
+        (12, 0),
+    ),
+}
+
+
+def build(text, more=(), *, width=48):
+    """Build a CLIP in float64 whose weights, all random, leave no setting without effect."""
+    width = 32 if text.get("hf_model_name") and "hf_proj_type" not in text else width
+    text = (TEXT if "hf_model_name" not in text else {"context_length": 28}) | text
+    values = {"embed_dim": width, "vision_cfg": VISION, "text_cfg": text} | dict(more)
+    kind = open_clip.CustomTextCLIP if values.get("custom_text") or "hf_model_name" in text else open_clip.CLIP
+    kind = open_clip.CoCa if "multimodal_cfg" in values else kind
+    torch.manual_seed(0)
+    clip = kind(**{name: value for name, value in values.items() if name != "custom_text"})
+    for parameter in clip.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.1)
+    clip.configuration = ClipConfiguration(values)
+    return clip.double().eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request, hub_folder):
+    return request.param
+
+
+@pytest.fixture
+def clip(kind, cached_hub):
+    return build(*KINDS[kind][:2])
+
+
+def own_features(tower, ids, context):
+    """Features of `encode_text` on all ids (B, L), the context (B, k, W) in the embedding's output for LEARNED."""
+    learned = ids == LEARNED
+
+    def write(module, inputs, output):
+        output = output.clone()
+        output[learned] = context.flatten(0, 1)
+        return output
+
+    hook = tower.token_embedding.register_forward_hook(write)
+    try:
+        return tower.clip.encode_text(torch.where(learned, 7, ids), normalize=False)
+    finally:
+        hook.remove()
+
+
+def assert_exact(tower, sequence):
+    """Compare features and gradients of prompts with the tower's own."""
+    encoder = tower.prompts(sequence)
+    context = torch.randn(3, sequence.count(LEARNED), tower.width, dtype=torch.float64, requires_grad=True)
+    features = encoder(context)
+    expected = own_features(tower, torch.tensor([sequence] * 3), context)
+    torch.testing.assert_close(features, expected, rtol=1e-9, atol=1e-11)
+    weights = torch.randn(features.shape, dtype=torch.float64)
+    gradients = [torch.autograd.grad((each * weights).sum(), context)[0] for each in (features, expected)]
+    assert gradients[1].abs().max() > 1e-6
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-11)
+    return encoder
+
+
+def test_features_and_gradients_of_prompts_are_those_of_the_tower_itself(kind, clip):
+    tower = build_text_tower(clip)
+    for parts in (["A photo of a ", 4, " street."], [2, " in a, street"], ["no ", 1, " x ", 2]):
+        assert_exact(tower, tower.tokenizer.sequence(parts))
+    encoder = tower.prompts(tower.tokenizer.sequence(["A photo of a ", 4, " street."]))
+    assert (encoder.tokens_computed, encoder.shared_tokens) == KINDS[kind][2]
+    assert encoder.context_length == 28
+
+
+def test_words_in_place_of_vectors_give_the_features_of_their_sentence(kind, clip):
+    tower = build_text_tower(clip)
+    ids = tower.tokenizer.encode(" very old", continues=True)
+    learner = PromptLearner(clip, 2, "A photo of a {} street.", len(ids))
+    learner.context.data.copy_(tower.embedding(torch.tensor(ids)))
+    expected = clip.encode_text(tower.tokenizer.ids(["A photo of a very old street."]), normalize=False)
+    torch.testing.assert_close(learner(torch.tensor([1])), expected, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(tower.encode(["A photo of a very old street."]), expected, rtol=0, atol=0)
+    assert expected.shape == (1, tower.output_dim)
+    assert learner.context.shape == (2, len(ids), tower.width)
+
+
+COCA = ({"embed_cls": True, "output_tokens": True}, {"custom_text": True, "multimodal_cfg": DECODER})
+
+
+@pytest.mark.parametrize("correct", [False, True])
+@pytest.mark.parametrize(
+    "parts",
+    [["A photo of a ", 4, " street."], ["wow !& ", 2, " a !& street"], ["a ", 20, " x x x x x"], [3, " x", 1]],
+)
+def test_padding_is_masked_as_coca_masks_it_even_where_words_have_its_id(parts, correct):
+    clip = build(*COCA)
+    clip.text.correct_cls_mask = correct
+    tower = build_text_tower(clip)
+    sequence = tower.tokenizer.sequence(parts)
+    assert_exact(tower, sequence)
+    if "!&" in str(parts):
+        assert 0 in sequence[: sequence.index(49407)]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_padding_that_is_masked_without_a_class_token_is_not_computed(causal):
+    clip = build({"no_causal_mask": not causal}, {"custom_text": True})
+    clip.text.use_pad_mask = True
+    tower = build_text_tower(clip)
+    encoder = assert_exact(tower, tower.tokenizer.sequence(["A photo of a ", 4, " street."]))
+    assert encoder.tokens_computed == (7 if causal else 12)
+
+
+def test_a_tower_that_is_computed_otherwise_than_expected_is_computed_in_full(monkeypatch, caplog):
+    clip = build({}, {"custom_text": True})
+    shift = torch.randn(32, dtype=torch.float64)
+    monkeypatch.setattr(clip.text.ln_final, "forward", lambda tokens: tokens + shift * tokens.shape[1])
+    with caplog.at_level("INFO", "progeo"):
+        tower = build_text_tower(clip)
+    assert "all 28 tokens are computed" in caplog.text
+    assert assert_exact(tower, tower.tokenizer.sequence(["A ", 4, " street"])).tokens_computed == 28
+
+
+def test_no_gradient_reaches_the_weights_of_a_frozen_tower_nor_are_they_saved():
+    clip = build({})
+    learner = PromptLearner(clip, 3)
+    learner(torch.tensor([0, 2])).sum().backward()
+    assert list(learner.state_dict()) == ["context"]
+    assert [name for name, _ in learner.named_parameters()] == ["context"]
+    assert all(parameter.grad is None for parameter in clip.parameters())
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "words"),
+    [
+        ({"pool_type": "none"}, {}, "it has no feature of a text, but one for each token"),
+        ({"embed_cls": True}, {}, "its own text features cannot be computed: The size of tensor a"),
+        ({"pool_type": "eos"}, {}, "it pools the token 2, which its tokenizer does not put at the end of texts"),
+        ({"vocab_size": 64000}, {}, "names no tokenizer, and its vocabulary of 64000 tokens is not that of CLIP's"),
+        ({"tokenizer_kwargs": {"reduction_mask": "random"}}, {}, "options that are not supported .reduction_mask"),
+        ({"tokenizer_kwargs": {"clean": "not"}}, {}, "cleans texts in a way that is not known .not"),
+        ({**CLIPA, "vocab_size": 60}, {}, "its tokenizer gives the id [0-9]+, and its vocabulary has 60 tokens"),
+        ({**CLIPA, "pool_type": "argmax"}, {}, "it pools the token of the largest id, and its tokenizer's end of"),
+        ({**CLIPA, "hf_tokenizer_name": "nobody/nothing"}, {}, "the tokenizer nobody/nothing could not be loaded: "),
+        ({**CLIPA, "tokenizer_mode": "own"}, {}, "its tokenizer has a mode that is not known .own"),
+        (hugging_face("roberta", None), {}, "names no tokenizer for its text tower, tiny/roberta"),
+        (
+            hugging_face("roberta", "roberta-base", hf_pooler_type="max_pooler"),
+            {},
+            "its own text features cannot be computed: masked_fill",
+        ),
+    ],
+)
+def test_a_tower_whose_texts_cannot_be_read_right_is_refused(text, more, words):
+    with pytest.raises(ValueError, match=words):
+        build_text_tower(build(text, more))
+
+
+def test_prompts_that_the_feature_does_not_depend_on_are_refused():
+    with pytest.raises(ValueError, match="its text feature does not depend on the learned vectors"):
+        build_text_tower(build({"pool_type": "first"}))
+
+
+def test_features_that_are_no_numbers_are_refused():
+    clip = build({})
+    clip.text_projection.data[0] = torch.nan
+    with pytest.raises(ValueError, match="its text features are not finite"):
+        build_text_tower(clip)
+
+
+def test_the_scale_and_bias_of_the_clips_own_loss_are_known():
+    tower = build_text_tower(build({}, {"init_logit_bias": -10.0}))
+    assert tower.logit_scale == pytest.approx(tower.clip.logit_scale.exp().item())
+    assert tower.logit_bias == tower.clip.logit_bias.item() != 0
+    assert build_text_tower(build({})).logit_bias is None
