@@ -167,7 +167,9 @@ class ImageTraining(Task):
         classifier = self.classifier() if self.validation.needs_classifier else None
         return self.validation.measure(cast(Encoder, model), self.accelerator, classifier=classifier)
 
-    def keep(self, folder: Path, model: nn.Module, *, epoch: int, values: Mapping[str, float]) -> None:
+    def keep(
+        self, folder: Path, model: nn.Module, *, epoch: int, values: Mapping[str, float], terms: Mapping[str, float]
+    ) -> None:
         """Save the encoder or its average, and the classifier, whose weights are not averaged."""
         provenance = {"epoch": epoch, "settings": self.settings}
         save_encoder(folder, cast(Encoder, model), provenance=provenance, recalls=values, classifier=self.classifier())

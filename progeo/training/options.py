@@ -75,8 +75,16 @@ class PromptOptions:
     """Number of images per batch."""
     learning_rate: PositiveFloat = 1e-2
     """Initial learning rate of Adam. It decays to zero along a cosine."""
-    temperature: PositiveFloat = 1.0
-    """Temperature that divides the dot products of the contrastive loss."""
+    patience: PositiveInt | None = None
+    """Number of epochs without a better image-to-text accuracy, on the held-out images if held_out is above 0, after
+    which the training of a group stops. The vectors of the best epoch are kept. null trains all epochs and keeps the
+    vectors of the last."""
+    held_out: ClosedUnitInterval = 0.0
+    """Share of the images of each class that are held out of training to measure accuracies on, rounded up. A class
+    keeps at least one image to train on."""
+    temperature: PositiveFloat | Literal["clip"] = 1.0
+    """Temperature that divides the dot products of the contrastive loss. clip takes that of the model, which needs
+    normalized."""
     normalized: bool = False
     """L2-normalize image and text features before the loss. The published method uses raw features."""
     batch_norm: BatchNormMode = "calibrated"
@@ -86,6 +94,9 @@ class PromptOptions:
     the published code does."""
     feature_cache: Path = Path("runs/feature_cache")
     """Cache folder for image features, which later runs reuse."""
+
+    def __post_init__(self) -> None:
+        _check_temperature("prompts", self.temperature, normalized=self.normalized)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,12 +109,16 @@ class TextOptions:
     """Fraction of the target probability distributed evenly over all classes."""
     normalized: bool = False
     """L2-normalize descriptors and text features before the loss. The published method uses raw features."""
-    temperature: PositiveFloat = 1.0
-    """Temperature that divides the dot products. 0.07 is common for normalized features."""
+    temperature: PositiveFloat | Literal["clip"] = 1.0
+    """Temperature that divides the dot products. 0.07 is common for normalized features; clip takes that of the CLIP
+    whose prompts they are, which needs normalized."""
     learn_temperature: bool = False
     """Train the temperature, starting from this value, with head_learning_rate and a minimum of 0.01."""
     prompts: Path | None = None
     """Folder of the prompts that stage 1 learned. null takes stage1 of this run."""
+
+    def __post_init__(self) -> None:
+        _check_temperature("text", self.temperature, normalized=self.normalized)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -391,3 +406,11 @@ class TrainingOptions(TrainerOptions):
                 "`training.min_learning_rate` is for a `training.schedule` that lowers the learning rate, not for "
                 "constant: leave it out."
             )
+
+
+def _check_temperature(section: str, temperature: float | str, *, normalized: bool) -> None:
+    if temperature == "clip" and not normalized:
+        raise ValueError(
+            f"`{section}.temperature` clip is the temperature of cosines: set `{section}.normalized` true, or give a "
+            f"number, such as the published 1."
+        )

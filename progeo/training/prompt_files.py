@@ -3,8 +3,9 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict
 
+from msgspec import Meta
 from safetensors import SafetensorError
 from safetensors.torch import safe_open
 from torch import Tensor
@@ -28,6 +29,11 @@ class _Summary(TypedDict):
     loss: float
     image_to_text_accuracy: float
     text_to_image_accuracy: float
+    held_out_images: NotRequired[int]
+    held_out_image_to_text_accuracy: NotRequired[float]
+    held_out_text_to_image_accuracy: NotRequired[float]
+    epochs: NotRequired[int]
+    kept_epoch: NotRequired[int]
 
 
 class _Description(TypedDict):
@@ -38,6 +44,7 @@ class _Description(TypedDict):
     weights: str
     seed: int
     vocabulary: str
+    logit_scale: NotRequired[Annotated[float, Meta(gt=0)]]
     groups: list[dict[str, Any]]
 
 
@@ -74,6 +81,21 @@ def load_clip_of_prompts(folder: Path) -> tuple[str, str]:
     """Load architecture and weights of the CLIP whose text tower encodes the prompts in `folder`, see `load_clip`."""
     description = read_prompts_description(folder)
     return description["architecture"], description["weights"]
+
+
+def load_logit_scale(folder: Path) -> float:
+    """Load the factor of the cosines of the CLIP whose text tower encodes the prompts in `folder`.
+
+    Raises:
+        ValueError: they were written by an earlier version, which did not record it.
+    """
+    scale = read_prompts_description(folder).get("logit_scale")
+    if scale is None:
+        raise ValueError(
+            f"{folder / DESCRIPTION} is of an earlier version, which did not record the temperature of the CLIP: give "
+            f"`text.temperature` as a number, 0.01 for OpenAI's CLIPs, or run stage 1 again."
+        )
+    return scale
 
 
 def read_prompts_description(folder: Path) -> dict[str, Any]:

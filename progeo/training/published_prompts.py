@@ -138,6 +138,8 @@ def _stage_1_files(
         "weights": clip_weights,
         "seed": 0,
         "vocabulary": weights_digest({"token_embedding": tower.token_embedding.weight}),
+        "logit_scale": tower.logit_scale,
+        "logit_bias": tower.logit_bias,
         "template": _TEMPLATE,
         "context_length": prompts.contexts[0].shape[1],
         "groups": [

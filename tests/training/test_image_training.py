@@ -182,6 +182,36 @@ def test_a_temperature_is_learned_where_asked(train):
     assert same_first["image_text"] == pytest.approx(terms["image_text"], rel=0.05)
 
 
+def test_the_temperature_of_the_clip_comes_with_its_prompts(train, build, run, tmp_path):
+    cosines = ("--text.normalized", "true", "--text.temperature")
+    _, by_clip = train(*cosines, "clip")
+    _, by_number = train(*cosines, "0.07")  # which a random CLIP begins with
+    assert by_clip["image_text"] == pytest.approx(by_number["image_text"], rel=1e-5)
+    description = json.loads((run / "stage1/prompts.json").read_text())
+    assert description["logit_scale"] == pytest.approx(1 / 0.07)
+    assert description["logit_bias"] is None
+    shutil.copytree(run / "stage1", tmp_path / "stage1")
+    del description["logit_scale"], description["logit_bias"]
+    (tmp_path / "stage1/prompts.json").write_text(json.dumps(description))
+    of_before = ("--text.prompts", tmp_path / "stage1", "--text.normalized", "true", "--text.temperature")
+    with pytest.raises(ValueError, match=r"prompts\.json is of an earlier version, which did not record the temp"):
+        build(*of_before, "clip")
+    build(*of_before, "0.07")
+
+
+@pytest.mark.parametrize("section", ["text", "prompts"])
+def test_the_temperature_of_a_clip_is_for_cosines_alone(section, config):
+    command = {"text": "train encoder", "prompts": "train prompts"}[section]
+    words = ("--config", config, f"--{section}.temperature", "clip", f"--{section}.normalized")
+    with pytest.raises(
+        ValueError, match=rf"`{section}\.temperature` clip .* set `{section}\.normalized` true, or give"
+    ):
+        parsed(command, *words, "false")
+    (settings,) = parsed(command, *words, "true").values()
+    options = settings.prompts if section == "prompts" else settings.losses["text"]
+    assert options.temperature == "clip"
+
+
 def test_the_overview_counts_images_groups_and_parameters(build, config, city):
     training, settings = build("--encoder.frozen", "[layer1]"), settings_of(config)
     lines = overview(training, model=settings.model)
