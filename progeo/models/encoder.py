@@ -307,7 +307,7 @@ def _check_restored(encoder: Encoder) -> None:
         restored = restore_encoder(spec_from_json(json.loads(json.dumps(spec_to_json(spec)))), state)
         wanted, found = encoder(image), restored(image)
     except Exception as error:  # anything can fail in a backbone with another structure
-        reason = (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0].rstrip(".")
     else:
         if wanted.shape != (1, spec.descriptor_dim):
             reason = f"an image gets {tuple(wanted.shape[1:])} numbers, not ({spec.descriptor_dim},)"
@@ -339,9 +339,7 @@ def spec_from_json(values: Mapping[str, Any]) -> EncoderSpec:
             f"The family {spec.family!r} of its backbone is not known: there are {', '.join(FAMILIES)}. Name the "
             f"file that adds it with `plugin`."
         )
-    if spec.configuration is None and not family.knows(spec.architecture):
-        raise ValueError(f"The family {spec.family} has no architecture {spec.architecture!r}.")
-    family.check_configuration(spec.configuration)
+    family.check_rebuilt(spec.architecture, spec.configuration)
     options = filled_options(spec.aggregation, spec.aggregation_options)
     interpolation = values.get("interpolation", family.interpolation(spec.architecture))
     return dataclasses.replace(spec, aggregation_options=options, interpolation=interpolation)

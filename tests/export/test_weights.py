@@ -71,6 +71,11 @@ def test_the_folder_holds_two_files_and_the_description_is_whole(saved):
         "aggregation_options": {},
         "pooled_dim": None,
         "text_weights": None,
+        "configuration": {
+            "embed_dim": 128,
+            "vision_cfg": {"image_size": 128, "layers": 4, "width": 128, "head_width": 32},
+            "text_cfg": {"width": 64, "heads": 2, "layers": 2},
+        },
     }
 
 
@@ -238,7 +243,10 @@ def test_a_description_that_no_encoder_can_have_is_refused_by_name_and_value(sav
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"architecture": "hf-hub:owner/name"}, "family open_clip has no architecture 'hf-hub:owner/name'"),
+        (
+            {"architecture": "hf-hub:owner/name", "configuration": None},
+            "family open_clip has no architecture 'hf-hub:owner/name'",
+        ),
         ({"family": "toy"}, "The family 'toy' of its backbone is not known: .* with `plugin`"),
         ({"aggregation": "max"}, "`aggregation` 'max' is not known: use gem, .* with `plugin`"),
         ({"aggregation_options": {"k": 1}}, "`aggregation_options` has 'k', which is no option of token: it has none"),

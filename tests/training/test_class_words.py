@@ -20,9 +20,9 @@ WORDS = ("--prompts.initial_words", "a photo", "--prompts.context_length", 2, "-
 
 @pytest.fixture(scope="module")
 def names(city, tmp_path_factory):
-    """A table with the street of each image, which is that of its east, but for every second, which has no name."""
+    """A table with the street of each image, which is that of its east, but for two, which have no name."""
     file = tmp_path_factory.mktemp("names") / "names.csv"
-    write(file, city, lambda column: "" if column % 2 else f'Rue "{column}", Zürich')
+    write(file, city, lambda column: "" if column in (6, 9) else f'Rue "{column}", Zürich')
     return file
 
 
@@ -69,7 +69,7 @@ def test_places_share_a_context_and_differ_by_the_names_of_their_streets(config,
     clip = load_clip("tiny-resnet", "random")
     for index, of_group in enumerate(description["class_words"]):
         columns = [int(east) // 10 - first for east in tensors[f"group_{index}.class_ids"][:, 0].tolist()]
-        assert of_group == ["" if column % 2 else f'Rue "{column}", Zürich' for column in columns]
+        assert of_group == ["" if column in (6, 9) else f'Rue "{column}", Zürich' for column in columns]
         learner = PromptLearner(clip, len(of_group), context_length=2, words=of_group, position="front", shared=True)
         learner.context.data.copy_(tensors[f"group_{index}.context"])
         with torch.no_grad():

@@ -104,7 +104,9 @@ class ClipConfiguration:
         return hashlib.sha256(json.dumps(self.identity()).encode()).hexdigest()
 
     def with_quick_gelu(self, quick_gelu: bool) -> "ClipConfiguration":
-        """Return the configuration with another activation."""
+        """Return the configuration with QuickGELU or GELU as activation."""
+        if quick_gelu == self.quick_gelu:
+            return self
         return dataclasses.replace(self, values={**self.values, "quick_gelu": quick_gelu})
 
     def to_json(self) -> dict[str, Any]:

@@ -145,14 +145,16 @@ class Family(ABC):
         """
         return None
 
-    def check_configuration(self, configuration: Mapping[str, Any] | None) -> None:
-        """Check a configuration from a file.
+    def check_rebuilt(self, architecture: str, configuration: Mapping[str, Any] | None) -> None:
+        """Check that the family has a network of this name and configuration, which are from a file.
 
         Raises:
-            ValueError: it is not one of this family.
+            ValueError: it has none.
         """
         if configuration is not None:
-            raise ValueError("the family of its backbone takes no configuration.")
+            raise ValueError(f"{architecture!r} has a configuration, which its family does not take.")
+        if not self.knows(architecture):
+            raise ValueError(f"The family has no architecture {architecture!r}.")
 
     def interpolation(self, architecture: str) -> Interpolation:
         """Return how the position embedding of an architecture was resized when its weights were trained."""

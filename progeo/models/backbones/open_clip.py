@@ -105,10 +105,12 @@ class OpenClip(Family):
         """Return the configuration of a CLIP with these weights in open_clip's form."""
         return resolve_configuration(architecture, weights).to_json()
 
-    def check_configuration(self, configuration: Mapping[str, Any] | None) -> None:
-        """Check a configuration in open_clip's form, see `parse_configuration`."""
+    def check_rebuilt(self, architecture: str, configuration: Mapping[str, Any] | None) -> None:
+        """Check a configuration in open_clip's form, or that there is a named one, which needs no download."""
         if configuration is not None:
             parse_configuration(configuration, "its backbone")
+        elif is_address(architecture) or not self.knows(architecture):
+            raise ValueError(f"The family open_clip has no architecture {architecture!r}.")
 
     def own_normalization(self, architecture: str, weights: str) -> Mapping[str, Any]:
         """Return the `mean` and `std` of the Hugging Face configuration, of open_clip's tag, or beside or in a file.
