@@ -92,11 +92,12 @@ class ClipConfiguration:
             visual_only: return only those of the visual tower.
         """
         parts = ("vision_cfg.", "embed_dim", "quick_gelu") if visual_only else ("",)
-        return {
+        found = {
             name: value
             for name, value in sorted(self.settings.items())
             if name not in _NO_NUMBER and name.startswith(parts) and value and not name.startswith("multimodal_cfg")
         }
+        return json.loads(json.dumps(found))
 
     @property
     def fingerprint(self) -> str:
@@ -111,10 +112,11 @@ class ClipConfiguration:
 
     def to_json(self) -> dict[str, Any]:
         """Return the values for a JSON file, without those that are open_clip's defaults."""
-        return {
+        values = {
             name: _without_defaults(value, _PARTS[name]) if name in _PARTS else value
             for name, value in self.values.items()
         }
+        return json.loads(json.dumps(values))
 
 
 def configuration_of(clip: nn.Module) -> ClipConfiguration:
