@@ -117,7 +117,7 @@ def test_texts_in_several_pieces_are_the_same_as_one_by_one(clip):
     [
         ("eos", {"text_cfg.pool_type": "eos"}, "it pools the token 2, which"),
         ("all-tokens", {"text_cfg.pool_type": "none"}, "it has no feature of a text"),
-        ("class-token", {"text_cfg.embed_cls": True}, "its own text features cannot be computed"),
+        ("class-token", {"text_cfg.embed_cls": True}, "open_clip cannot compute its text features"),
         ("few-words", {"text_cfg.vocab_size": 32000}, "its vocabulary of 32000 tokens is not that of"),
         ("more-words", {"text_cfg.vocab_size": 50000}, "its vocabulary of 50000 tokens is not that of"),
     ],

@@ -127,8 +127,12 @@ def text_stack(clip: CLIP) -> TextStack | None:
     """Return the text transformer of a CLIP; None if its structure cannot be followed."""
     if isinstance(clip, CLIP):
         return _stack(clip, clip.text_pool_type, clip.text_eos_id)
-    text = clip.text
-    return _stack(text, text.pool_type, text.eos_id) if isinstance(text, TextTransformer) else None
+    return stack_of(clip.text) if isinstance(clip.text, TextTransformer) else None
+
+
+def stack_of(text: TextTransformer) -> TextStack | None:
+    """Return a text transformer that is not part of a `CLIP`; None if its structure cannot be followed."""
+    return _stack(text, text.pool_type, text.eos_id)
 
 
 def _stack(text: Any, pool: str, eos_id: int) -> TextStack | None:

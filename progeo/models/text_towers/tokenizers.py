@@ -21,6 +21,8 @@ VOCABULARY = 49408
 """Number of tokens of CLIP's byte pair encoding."""
 PACKAGES = ("transformers", "sentencepiece", "google.protobuf")
 """Modules of the packages of `progeo[tokenizers]`."""
+_FILES = ("tokenizer.json", "tokenizer_config.json")
+"""Files of a tokenizer in a folder."""
 _CLEANING = ("lower", "whitespace", "canonicalize")
 SENTENCE = "A photo of the Rue de l'Église, Zürich: no. 7!"
 """Test sentence with capitals, punctuation and accents, which tokenizers encode differently."""
@@ -207,7 +209,9 @@ def load_tokenizer(configuration: ClipConfiguration) -> Tokenizer:
     options = dict(text.tokenizer_kwargs or {})
     if not text.hf_tokenizer_name:
         return BytePairTokenizer(text.context_length, **options)
-    name = str(configuration.folder or text.hf_tokenizer_name)
+    folder = configuration.folder
+    has_own = folder is not None and any((folder / file).is_file() for file in _FILES)
+    name = str(folder) if has_own else text.hf_tokenizer_name
     try:
         tokenizer = HubTokenizer(HFTokenizer(name, text.context_length, tokenizer_mode=text.tokenizer_mode, **options))
         same = tokenizer.num_tokens(SENTENCE) > text.context_length or torch.equal(
@@ -224,9 +228,13 @@ def check_tokenizer(configuration: ClipConfiguration) -> None:
     """Refuse a CLIP whose texts cannot be read right, before anything is fetched or built.
 
     Raises:
-        ValueError: a package is not installed, or nobody can know its tokens.
+        ValueError: a package is not installed, nobody can know its tokens, or it has no feature of a text.
     """
-    text = configuration.text
+    text, values = configuration.text, configuration.values
+    if text.pool_type == "none" and not text.hf_model_name:
+        raise ValueError("it has no feature of a text, but one for each token (pool_type none)")
+    if text.embed_cls and not values.get("custom_text") and "multimodal_cfg" not in values:
+        raise ValueError("open_clip cannot compute its text features: embed_cls needs custom_text")
     options = set(text.tokenizer_kwargs or {})
     allowed = {"clean"}
     if text.hf_tokenizer_name or text.hf_model_name:
