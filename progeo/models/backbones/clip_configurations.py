@@ -11,7 +11,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import msgspec
 import open_clip
 import timm
 from open_clip import CLIPTextCfg, CLIPVisionCfg
@@ -273,7 +272,7 @@ def _checked(values: Any) -> dict[str, Any]:
                 raise ValueError(f"its {part} is no mapping.")
             given = {name: value for name, value in found[part].items() if value is not None}
             checked = converted(given, kind)
-            found[part] = msgspec.to_builtins({name: getattr(checked, name) for name in given})  # tuples to lists
+            found[part] = json.loads(json.dumps({name: getattr(checked, name) for name in given}))  # lists again
             _check_limits(part, found[part])
     if not isinstance(found["embed_dim"], int) or not 1 <= found["embed_dim"] <= _LIMITS["width"]:
         raise ValueError(f"its embed_dim is {found['embed_dim']!r}.")
