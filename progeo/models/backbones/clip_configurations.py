@@ -272,8 +272,9 @@ def _checked(values: Any) -> dict[str, Any]:
                 raise ValueError(f"its {part} is no mapping.")
             given = {name: value for name, value in found[part].items() if value is not None}
             checked = converted(given, kind)
-            found[part] = json.loads(json.dumps({name: getattr(checked, name) for name in given}))  # lists again
-            _check_limits(part, found[part])
+            own = json.loads(json.dumps({name: getattr(checked, name) for name in given}))  # with lists again
+            _check_limits(part, own)
+            found[part] = dict.fromkeys(found[part]) | own  # some have null, such as the patch size of a ResNet
     if not isinstance(found["embed_dim"], int) or not 1 <= found["embed_dim"] <= _LIMITS["width"]:
         raise ValueError(f"its embed_dim is {found['embed_dim']!r}.")
     name = found["vision_cfg"].get("timm_model_name")
