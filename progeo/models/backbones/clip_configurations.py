@@ -280,7 +280,7 @@ def _checked(values: Any) -> dict[str, Any]:
     name = found["vision_cfg"].get("timm_model_name")
     if name is not None and (":" in name or "/" in name or not timm.is_model(name)):  # else timm would fetch it
         raise ValueError(f"its vision_cfg.timm_model_name {printable(name)} is no network of timm.")
-    if unknown := found["text_cfg"].get("tokenizer_kwargs", {}).keys() - _TOKENIZER_OPTIONS:
+    if unknown := (found["text_cfg"].get("tokenizer_kwargs") or {}).keys() - _TOKENIZER_OPTIONS:
         raise ValueError(f"its text_cfg.tokenizer_kwargs have an unknown {printable(', '.join(sorted(unknown)))}.")
     return found
 
