@@ -51,6 +51,7 @@ class _Stored(_Images, total=False):
     text_features: str | None
     teacher: str
     class_words: str | None
+    configuration: dict[str, Any]
     crops: str
 
 
@@ -158,6 +159,8 @@ class LearnedFrom:
     """Text features of each group, (C, E)."""
     teacher: str | None = None
     """Digest of the teacher."""
+    configuration: Mapping[str, Any] | None = None
+    """What decides the features of the CLIP, or of the backbone, beside its weights; None if its name says it all."""
     class_words: str | None = None
     """Digest of the words of all classes in their prompts."""
 
@@ -210,6 +213,11 @@ class LearnedFrom:
                 f"or another `out`."
             )
 
+        if stored.get("configuration", self.configuration) != self.configuration:
+            raise ValueError(
+                f"The run in {run.path} was begun with another configuration of `model.weights`: name another `out`."
+            )
+
     def keep(self, run: RunFolder) -> None:
         """Save what `check` compares with."""
         (train, *further), *validation = self._catalogues().values()
@@ -222,7 +230,7 @@ class LearnedFrom:
                 "text_features": self._texts(),
                 "crops": _CROPS,
             }
-        for name in ("teacher", "class_words"):
+        for name in ("teacher", "configuration", "class_words"):
             if getattr(self, name) is not None:
                 values[name] = getattr(self, name)
         write_json(run.path / _PLACES, values)

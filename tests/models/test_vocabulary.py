@@ -1,6 +1,7 @@
 import pytest
 import torch
 from open_clip import SimpleTokenizer
+from tiny_clips import build, shrunk
 
 from progeo.models.backbones.clips import load_clip
 from progeo.models.text_towers.tower import build_text_tower
@@ -53,3 +54,14 @@ def test_more_words_than_there_are_is_refused(tower):
     assert len(nearest_words(tower, torch.zeros(1, 64), 49406).words[0]) == 49406
     with pytest.raises(ValueError, match="num_words must be at most 49406, all words that there are, got 49407"):
         nearest_words(tower, torch.zeros(1, 64), 49407)
+
+
+def test_words_of_other_tokenizers_are_found_by_what_the_tower_reads(hub_cache):
+    text, more = shrunk("nllb-clip-base")  # its embedding scales its weights
+    tower = build_text_tower(build(text, more).float())
+    ids = tower.tokenizer.encode("a narrow street!")
+    vectors = tower.embedding(torch.tensor(ids))
+    assert not torch.equal(vectors, tower.token_embedding.weight[ids])
+    nearest = nearest_words(tower, vectors, 1)
+    assert nearest.words == [["a"], ["narrow"], ["street"], ["-!"]]
+    assert nearest.distances.abs().max() == 0

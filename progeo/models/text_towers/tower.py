@@ -28,12 +28,12 @@ class TextTower:
         clip: CLIP, CustomTextCLIP or CoCa of open_clip in eval mode.
         tokenizer: its tokenizer.
         output_dim: E.
-        saves: whether prompts are encoded with only the tokens needed, instead of by the CLIP itself.
+        needed_only: whether prompts are encoded with only the tokens needed, instead of by the CLIP itself.
     """
 
-    def __init__(self, clip: CLIP, tokenizer: Tokenizer, *, output_dim: int, saves: bool = True) -> None:
+    def __init__(self, clip: CLIP, tokenizer: Tokenizer, *, output_dim: int, needed_only: bool = True) -> None:
         self.clip, self.tokenizer, self.output_dim = clip, tokenizer, output_dim
-        self.saves = saves
+        self.needed_only = needed_only
         self.token_embedding = _token_embedding(clip)
         self.context_length, self.width = tokenizer.context_length, self.token_embedding.weight.shape[1]
 
@@ -70,11 +70,11 @@ class TextTower:
         """
         ids = torch.tensor(sequences, device=self.token_embedding.weight.device)
         check_ids(ids, self.token_embedding)
-        stack = text_stack(self.clip) if self.saves else None
+        stack = text_stack(self.clip) if self.needed_only else None
         if stack is not None:
             return FollowedEncoder(stack, ids)
         pad_id = _masked_id(self.clip)
-        if self.saves and pad_id is not None:
+        if self.needed_only and pad_id is not None:
             ids = ids[:, : int((ids != pad_id).any(dim=0).nonzero().max()) + 1]
         ordinary = self.tokenizer.encode("a")[0]
         return FullEncoder(
@@ -115,8 +115,8 @@ def tower_with(clip: CLIP, tokenizer: Tokenizer) -> TextTower:
         raise ValueError("it has no feature of a text, but one for each token")
     if not own.isfinite().all():
         raise ValueError("its text features are not finite")
-    for saves in (True, False):
-        tower = TextTower(clip, tokenizer, output_dim=own.shape[1], saves=saves)
+    for needed_only in (True, False):
+        tower = TextTower(clip, tokenizer, output_dim=own.shape[1], needed_only=needed_only)
         if _reproduces(tower, ids[0], own):
             return tower
         LOGGER.info("the text tower is not computed as expected: all %d tokens are computed", tower.context_length)

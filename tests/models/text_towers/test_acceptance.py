@@ -46,7 +46,7 @@ def test_all_architectures_but_one_are_accepted_with_the_tokens_that_are_compute
 
 
 @pytest.mark.parametrize("name", distinct())
-def test_prompts_of_every_architecture_are_exact(name, cached_hub):
+def test_prompts_of_every_architecture_are_exact(name, hub_cache):
     text, more = shrunk(name)
     tower = build_text_tower(build(text, more))
     encoder = assert_exact(tower, tower.tokenizer.sequence(["a ", 4, " street."]))

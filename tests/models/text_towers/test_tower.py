@@ -7,6 +7,7 @@ from tiny_clips import DECODER, assert_exact, build, own_features
 from progeo.models.prompts import PromptLearner, prompt_parts
 from progeo.models.text_towers.tower import build_text_tower
 
+pytestmark = pytest.mark.usefixtures("hub_cache")
 SIGLIP = {"no_causal_mask": True, "pool_type": "last", "proj_bias": True, "norm_kwargs": {"eps": 1e-6}}
 SIGLIP |= {"tokenizer_kwargs": {"clean": "canonicalize"}, "vocab_size": 120}
 CLIPA = {"hf_tokenizer_name": "bert-base-uncased", "tokenizer_kwargs": {"strip_sep_token": True}}
@@ -61,12 +62,12 @@ KINDS = {
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def kind(request, hub_folder):
+def kind(request):
     return request.param
 
 
 @pytest.fixture
-def clip(kind, cached_hub):
+def clip(kind):
     return build(*KINDS[kind][:2])
 
 
