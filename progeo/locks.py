@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from weakref import WeakSet
 
+from progeo.disk import sync
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -42,14 +44,19 @@ class Lock:
         _HELD.add(self)
 
     def release(self) -> None:
-        """Remove the file and release the lock."""
+        """Remove the file, have all names in its folder written to the disk, and release the lock."""
         if self.descriptor < 0:  # of the process that this one was forked from
             return
+        is_here = False
         with suppress(OSError):
-            if _is_at(self.path, self.descriptor):  # or the folder was moved, and another has its name
+            if is_here := _is_at(self.path, self.descriptor):  # or the folder was moved, and another has its name
                 self.path.unlink()  # while it is held: whoever waits for it sees that it is gone, and makes another
-        os.close(self.descriptor)
-        self.descriptor = -1
+        try:
+            if is_here:
+                sync(self.path.parent)  # while it is open: its inode may be given to another file afterwards
+        finally:
+            os.close(self.descriptor)
+            self.descriptor = -1
 
 
 _HELD: "WeakSet[Lock]" = WeakSet()

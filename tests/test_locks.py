@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -50,6 +51,21 @@ def test_whoever_waits_gets_the_lock_when_it_is_released(tmp_path, holder, caplo
     with caplog.at_level(logging.INFO, "progeo"), locked(tmp_path, wait=True):
         assert time.monotonic() - start > 0.4
     assert f"waiting for process {holder.pid}" in caplog.text
+
+
+def test_a_released_lock_is_gone_from_the_disk_before_its_inode_is_free(tmp_path, monkeypatch):
+    synced = []
+
+    def fsync(descriptor):
+        is_open = any(Path(f"/proc/self/fd/{name}").readlink() == removed for name in os.listdir("/proc/self/fd"))
+        synced.append((Path(f"/proc/self/fd/{descriptor}").readlink(), is_open, (tmp_path / ".lock").exists()))
+
+    removed = tmp_path / ".lock (deleted)"
+    monkeypatch.setattr(os, "fsync", fsync)
+    for lock in (locked, locked_if_free):
+        with lock(tmp_path):
+            synced.clear()
+        assert synced == [(tmp_path, True, False)]
 
 
 def test_a_shared_folder_in_use_is_written_to_beside_the_other(tmp_path, holder, caplog):
