@@ -57,10 +57,10 @@ def test_a_released_lock_is_gone_from_the_disk_before_its_inode_is_free(tmp_path
     synced = []
 
     def fsync(descriptor):
-        is_open = any(Path(f"/proc/self/fd/{name}").readlink() == removed for name in os.listdir("/proc/self/fd"))
+        is_open = any(os.path.realpath(link) == removed for link in Path("/proc/self/fd").iterdir())
         synced.append((Path(f"/proc/self/fd/{descriptor}").readlink(), is_open, (tmp_path / ".lock").exists()))
 
-    removed = tmp_path / ".lock (deleted)"
+    removed = f"{tmp_path}/.lock (deleted)"
     monkeypatch.setattr(os, "fsync", fsync)
     for lock in (locked, locked_if_free):
         with lock(tmp_path):
