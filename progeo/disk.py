@@ -30,8 +30,8 @@ def make_folder(folder: Path) -> None:
     """Create a folder and its missing parents, and write their names to the disk."""
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    for each in missing:
-        sync(each.parent)
+    for each in (*missing[:1], *(each.parent for each in missing)):  # or its name could be that of a removed file
+        sync(each)
 
 
 def remove_folder(folder: Path, *, ignore_errors: bool = False) -> None:

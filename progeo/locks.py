@@ -179,6 +179,9 @@ def _lock_of(folder: Path, *, wait: bool) -> Lock | None:
         return _NoLock()
     except OSError as error:
         raise OSError(f"{folder} could not be written to: {error.strerror}") from None
+    if lock is not None:
+        with suppress(OSError):  # no promise depends on it
+            os.fsync(lock.descriptor)  # or, after a loss of power, its name may be that of a file that was removed
     return lock
 
 

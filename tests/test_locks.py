@@ -53,7 +53,7 @@ def test_whoever_waits_gets_the_lock_when_it_is_released(tmp_path, holder, caplo
     assert f"waiting for process {holder.pid}" in caplog.text
 
 
-def test_a_released_lock_is_gone_from_the_disk_before_its_inode_is_free(tmp_path, monkeypatch):
+def test_a_lock_is_on_the_disk_and_is_gone_from_it_before_its_inode_is_free(tmp_path, monkeypatch):
     synced = []
 
     def fsync(descriptor):
@@ -64,8 +64,10 @@ def test_a_released_lock_is_gone_from_the_disk_before_its_inode_is_free(tmp_path
     monkeypatch.setattr(os, "fsync", fsync)
     for lock in (locked, locked_if_free):
         with lock(tmp_path):
+            assert synced == [(tmp_path / ".lock", False, True)]
             synced.clear()
         assert synced == [(tmp_path, True, False)]
+        synced.clear()
 
 
 def test_a_shared_folder_in_use_is_written_to_beside_the_other(tmp_path, holder, caplog):
