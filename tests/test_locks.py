@@ -100,8 +100,10 @@ def test_a_lock_of_another_user_counts_while_it_is_held_and_is_replaced_afterwar
 
 def test_the_lock_of_a_folder_that_was_moved_does_not_take_that_of_its_successor(tmp_path):
     folder = tmp_path / "run"
+    folder.mkdir()
     with locked(folder):
         folder.rename(tmp_path / "moved")
+        folder.mkdir()
         second = locked(folder)
         second.__enter__()
     with pytest.raises(FolderInUse), locked(folder):
