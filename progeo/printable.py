@@ -23,6 +23,11 @@ def first_line(error: BaseException, otherwise: str = "it is truncated") -> str:
     return printable((str(error).strip() or otherwise).splitlines()[0].rstrip("."))
 
 
+def reason_of_failure(error: BaseException) -> str:
+    """Return the kind of an error in code of others and the first line of its text."""
+    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+
+
 def markdown_table(rows: Sequence[Sequence[str]], *, num_texts: int) -> str:
     """Format rows, the column names first, as a Markdown table; columns from `num_texts` on are aligned as numbers."""
     alignments = ["---"] * num_texts + ["---:"] * (len(rows[0]) - num_texts)
