@@ -176,7 +176,10 @@ def _holder(folder: Path) -> str:
     """Name the process that holds the lock of a folder."""
     try:
         _, host, number = (folder / _FOLDER_LOCK).read_text(encoding="utf-8").split()
-    except (OSError, ValueError):  # it is just being taken or released
+        if host == socket.gethostname():
+            with suppress(PermissionError):  # of another user
+                os.kill(int(number), 0)
+    except (OSError, ValueError, OverflowError):  # it is just being taken or released, or has the name of a killed one
         return "another process"
     return f"process {number} on {host}"
 
