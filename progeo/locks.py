@@ -113,7 +113,7 @@ def is_lock_file(path: Path) -> bool:
 
 @contextmanager
 def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold the lock of a folder, which is created if missing.
+    """Hold the lock of a folder.
 
     Args:
         folder: folder that this process alone may write to.
@@ -121,11 +121,8 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
 
     Raises:
         FolderInUse: another process holds it, and `wait` is off; the message names it.
+        OSError: the folder does not exist or cannot be written to.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"{folder} could not be written to: {error.strerror}") from None
     lock = _lock_of(folder, wait=wait)
     if lock is None:
         raise FolderInUse(f"{folder} is in use by {_holder(folder)}: let it end, or set `wait` to wait for it.")
@@ -189,7 +186,10 @@ def _holder(folder: Path) -> str:
     """Name the process that holds the lock of a folder."""
     try:
         _, host, number = (folder / _FOLDER_LOCK).read_text(encoding="utf-8").split()
-    except (OSError, ValueError):  # it is just being taken or released
+        if host == socket.gethostname():
+            with suppress(PermissionError):  # of another user
+                os.kill(int(number), 0)
+    except (OSError, ValueError, OverflowError):  # it is just being taken or released, or has the name of a killed one
         return "another process"
     return f"process {number} on {host}"
 
