@@ -2,8 +2,6 @@
 
 import json
 
-import numpy as np
-import open_clip
 import pytest
 import tiny_clips
 import torch
@@ -13,7 +11,7 @@ from small_towers import configuration, register_small_towers
 import progeo
 from progeo.cli import main
 from progeo.models.backbones.clip_configurations import ClipConfiguration
-from progeo.models.backbones.clips import load_clip, random_clip
+from progeo.models.backbones.clips import random_clip
 
 SIGLIP = {
     **{"no_causal_mask": True, "pool_type": "last", "proj_bias": True, "norm_kwargs": {"eps": 1e-6}},
@@ -75,7 +73,9 @@ def write_clip(folder, kind):
 VISUAL = set(KINDS) - {"worldwide", "roberta"}
 
 
-@pytest.mark.parametrize("kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS])
+@pytest.mark.parametrize(
+    "kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+)
 def test_a_clip_goes_through_all_commands(kind, hub, config, city, tmp_path, capsys):
     clip, out = write_clip(tmp_path / "clip", kind), tmp_path / "run"
     own = ["--config", str(config), "--model.architecture", clip, "--model.weights", clip, "--out", str(out)]

@@ -5,10 +5,10 @@ from contextlib import contextmanager, nullcontext
 from types import MappingProxyType
 from typing import Any
 
-from progeo.atomic import make_folder
 from progeo.config.settings import default_values, plain_values
 from progeo.config.training import RunSettings
 from progeo.config.yaml_files import RENAMED
+from progeo.disk import make_folder
 from progeo.engine.run_folder import RunFolder, open_run
 from progeo.locks import locked
 from progeo.training.places import LearnedFrom, check_pixels

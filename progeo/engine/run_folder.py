@@ -16,7 +16,8 @@ import torch
 import yaml
 from msgspec import Meta
 
-from progeo.atomic import make_folder, remove_abandoned, replacing, sync
+from progeo.atomic import remove_abandoned, replacing
+from progeo.disk import make_folder, sync
 from progeo.engine.checkpoint import newest_checkpoint
 from progeo.engine.log import LOGGER, log_to_file
 from progeo.engine.options import Keep

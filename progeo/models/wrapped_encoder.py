@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from progeo.models.encoder import Encoder
 from progeo.models.fingerprint import module_fingerprint
 from progeo.models.pixel_statistics import chosen_statistics
+from progeo.printable import reason_of_failure
 
 
 class WrappedEncoder(Encoder):
@@ -72,8 +73,3 @@ class WrappedEncoder(Encoder):
                 f"{tuple(found.shape)} of {len(images)}."
             )
         return found
-
-
-def reason_of_failure(error: BaseException) -> str:
-    """Return the kind of an error and the first line of its text."""
-    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])

@@ -54,6 +54,20 @@ def test_a_card_of_an_encoder_of_unknown_origin_has_unknown(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("folder", "cell"),
+    [
+        ("a|b", r"a\|b"),
+        (r"a\|b", r"a\\\|b"),  # Markdown takes one of two backslashes
+        ("a\nb\r\nc", "a b c"),
+        ("<b>&", "&lt;b&gt;&amp;"),
+    ],
+)
+def test_no_value_ends_its_cell_of_the_card(folder, cell, tmp_path):
+    save_card(tmp_path / "README.md", metadata_of({"data": {"train_folder": folder}}), "import progeo")
+    assert f"\n| trained on | {cell} |\n| epoch | 3 |\n" in (tmp_path / "README.md").read_bytes().decode()
+
+
+@pytest.mark.parametrize(
     ("options", "row"),
     [
         (
