@@ -231,7 +231,10 @@ def build_training(settings: EncoderSettings, images: "TrainingImages", accelera
             if text.weight and text.temperature == "clip":
                 logit_scale = load_logit_scale(prompts)
     encoder = build_starting_encoder(settings.model, settings.encoder, seed=settings.seed).to(accelerator.device)
-    keep_text_weights(encoder, prompts if text_features is not None else None)
+    if text_features is None:
+        keep_text_weights(encoder, None)
+    else:
+        keep_text_weights(encoder, prompts, text_features[0].shape[1])
     initialize_from = AGGREGATIONS[encoder.spec.aggregation].initialize_from
     if settings.encoder.centroids is not None and initialize_from is not None:
         initialize_from(encoder.aggregation, settings.encoder.centroids)

@@ -25,6 +25,7 @@ def train_prompts(settings: PromptSettings) -> Path:
     from progeo.engine.accelerator import start_accelerator
     from progeo.engine.log import LOGGER
     from progeo.models.backbones import find_family
+    from progeo.models.backbones.clip_configurations import configuration_of
     from progeo.models.prompts import load_prompt_tower, template_parts
     from progeo.training.places import LearnedFrom, check_batch_norm, check_classes, read_training_places
     from progeo.training.prompt_learning import PromptTraining
@@ -52,7 +53,7 @@ def train_prompts(settings: PromptSettings) -> Path:
     stage = open_stage(
         settings,
         "stage1",
-        LearnedFrom(places),
+        LearnedFrom(places, configuration=configuration_of(clip).identity()),
         defaults={"prompts.batch_norm": "eval"},  # before it was a setting
         may_change=("prompts.feature_cache", "prompts.batch_norm"),
         is_main=accelerator.is_main_process,

@@ -84,7 +84,7 @@ class ImageTraining(Task):
         """Everything that must be unchanged to resume the training."""
         digest = None if self.teacher is None else self.teacher.digest
         source, validation = self.drawn.source, self.validation.catalogues
-        return LearnedFrom(source, validation, self.terms.source.text_features, digest)
+        return LearnedFrom(source, validation, self.terms.source.text_features, digest, self.encoder.spec.configuration)
 
     def name(self, epoch: int) -> str:
         """Return the epoch and its group."""

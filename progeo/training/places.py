@@ -50,6 +50,7 @@ class _Stored(_Images, total=False):
     validation: list[_Images]
     text_features: str | None
     teacher: str
+    configuration: dict[str, Any]
     crops: str
 
 
@@ -157,6 +158,8 @@ class LearnedFrom:
     """Text features of each group, (C, E)."""
     teacher: str | None = None
     """Digest of the teacher."""
+    configuration: Mapping[str, Any] | None = None
+    """What decides the features of the CLIP, or of the backbone, beside its weights; None if its name says it all."""
 
     def check(self, run: RunFolder, changed: Collection[str]) -> None:
         """Check that a run resumes with the data it was started with.
@@ -202,6 +205,11 @@ class LearnedFrom:
                 f"or another `out`."
             )
 
+        if stored.get("configuration", self.configuration) != self.configuration:
+            raise ValueError(
+                f"The run in {run.path} was begun with another configuration of `model.weights`: name another `out`."
+            )
+
     def keep(self, run: RunFolder) -> None:
         """Save what `check` compares with."""
         (train, *further), *validation = self._catalogues().values()
@@ -216,6 +224,8 @@ class LearnedFrom:
             }
         if self.teacher is not None:
             values["teacher"] = self.teacher
+        if self.configuration is not None:
+            values["configuration"] = self.configuration
         write_json(run.path / _PLACES, values)
 
     def _catalogues(self) -> dict[str, list[Catalogue]]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from progeo.file_sets import FileSet, read_set
 from progeo.json_files import as_kind
+from progeo.models.backbones.clip_configurations import ClipConfiguration, named_configuration, parse_configuration
 from progeo.models.weight_files.tensor_files import read_metadata
 from progeo.places.cells import DescribedPartition, Partition, check_same_partition
 
@@ -41,6 +43,7 @@ class _Description(TypedDict):
 
     partition: DescribedPartition
     architecture: str
+    configuration: NotRequired[dict[str, Any]]
     weights: str
     seed: int
     vocabulary: str
@@ -77,10 +80,35 @@ def load_text_features(folder: Path, partition: Partition) -> list[Tensor]:
     return features
 
 
-def load_clip_of_prompts(folder: Path) -> tuple[str, str]:
-    """Load architecture and weights of the CLIP whose text tower encodes the prompts in `folder`, see `load_clip`."""
+@dataclass(frozen=True)
+class ClipOfPrompts:
+    """The CLIP whose text tower encodes prompts."""
+
+    architecture: str
+    weights: str
+    """See `load_clip`."""
+    configuration: ClipConfiguration
+
+    def __str__(self) -> str:
+        return f"{self.architecture} ({self.weights})"
+
+
+def load_clip_of_prompts(folder: Path) -> ClipOfPrompts:
+    """Load what the prompts in `folder` record of the CLIP whose text tower encodes them.
+
+    Raises:
+        ValueError: the file is corrupt; the message names it.
+    """
     description = read_prompts_description(folder)
-    return description["architecture"], description["weights"]
+    architecture, weights = description["architecture"], description["weights"]
+    try:
+        if "configuration" in description:
+            configuration = parse_configuration(description["configuration"], architecture)
+        else:  # of an earlier version, which knew plain CLIPs only
+            configuration = named_configuration(architecture)
+    except ValueError as error:
+        raise ValueError(f"{folder / DESCRIPTION} is corrupt: {error} Run stage 1 again.") from None
+    return ClipOfPrompts(architecture, weights, configuration)
 
 
 def load_logit_scale(folder: Path) -> float:

@@ -110,6 +110,7 @@ class PromptTraining:
         description: dict[str, Any] = {
             "partition": self.partition.describe(),
             "architecture": resolved_architecture(self.model.architecture, configuration_of(self.tower.clip)),
+            "configuration": configuration_of(self.tower.clip).to_json(),
             "weights": self.model.weights,
             "seed": self.seed,
             "vocabulary": weights_digest({"token_embedding": self.tower.token_embedding.weight}),

@@ -135,6 +135,7 @@ def _stage_1_files(
     description = {
         "partition": partition.describe(),
         "architecture": resolved_architecture(clip, configuration_of(tower.clip)),
+        "configuration": configuration_of(tower.clip).to_json(),
         "weights": clip_weights,
         "seed": 0,
         "vocabulary": weights_digest({"token_embedding": tower.token_embedding.weight}),

@@ -16,6 +16,7 @@ from progeo.cli import main
 from progeo.data.decode import read_image
 from progeo.engine.accelerator import start_accelerator
 from progeo.features.store import ShardedRows
+from progeo.models.backbones.clip_configurations import named_configuration
 from progeo.models.backbones.clips import load_clip
 from progeo.places.catalogue import open_catalogue
 from progeo.places.cells import class_ids
@@ -407,3 +408,28 @@ def test_features_on_the_device_and_features_on_disk_give_the_same_batches(tmp_p
         got, got_labels = images.batch(np.array([4, 0, 2]))
         np.testing.assert_array_equal(got.numpy(), values[[16, 19, 7]].astype(np.float32))
         assert got_labels.tolist() == [2, 0, 1]
+
+
+def test_prompts_record_the_configuration_that_weights_bring_and_resume_with_no_other(config, tmp_path):
+    folder, values = tmp_path / "clip", named_configuration("tiny-vit").to_json()
+    values["vision_cfg"]["pool_type"] = "avg"
+    save_file(load_clip("tiny-vit", "random").state_dict(), write_configuration(folder, values))
+    own = ("--model.architecture", "tiny-vit", "--model.weights", folder, "--prompts.epochs", 1)
+    caches = set((config.parent / "features").iterdir())
+    stage_1(config, "--out", tmp_path / "run", *own)
+    assert json.loads((tmp_path / "run/stage1/prompts.json").read_text())["configuration"] == values
+    (cache,) = set((config.parent / "features").iterdir()) - caches
+    assert json.loads((cache / "description.json").read_text())["configuration"]["vision_cfg.pool_type"] == "avg"
+    for name in ("prompts.json", "group_0.safetensors"):
+        next((tmp_path / "run/stage1").rglob(name)).unlink()
+    values["vision_cfg"]["pool_type"] = "tok"
+    write_configuration(folder, values)
+    sentence = failure(config, "--out", tmp_path / "run", *own, "--resume", "true")
+    assert sentence.endswith("/stage1 was begun with another configuration of --model.weights: name another --out.")
+
+
+def write_configuration(folder: Path, values: dict) -> Path:
+    """Write a configuration of open_clip, and return the path of the weights beside it."""
+    folder.mkdir(exist_ok=True)
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": values}))
+    return folder / "open_clip_model.safetensors"

@@ -169,8 +169,9 @@ def open_clip_folder(folder, state, weights, **model):
     folder.mkdir()
     vision = {"image_size": 128, "layers": 4, "width": 128, "head_width": 32, "patch_size": 16}
     pixels = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+    text = {"layers": 2, "width": 64, "heads": 2}
     config = {
-        "model_cfg": {"embed_dim": 128, "vision_cfg": vision, "text_cfg": {"heads": 2}, **model},
+        "model_cfg": {"embed_dim": 128, "vision_cfg": vision, "text_cfg": text, **model},
         "preprocess_cfg": pixels,
     }
     (folder / "open_clip_config.json").write_text(json.dumps(config))
@@ -364,19 +365,31 @@ def test_the_file_that_is_given_is_read_with_the_configuration_of_its_name(tmp_p
     [
         ("vision_cfg", "pool_type", "avg"),
         ("vision_cfg", "act_kwargs", {"approximate": "tanh"}),
-        ("vision_cfg", "final_ln_after_pool", True),
-        ("text_cfg", "hf_tokenizer_name", "bert-base-uncased"),
-        (None, "custom_text", True),
+        ("vision_cfg", "norm_kwargs", {"eps": 0.1}),
     ],
 )
-def test_a_configuration_of_another_than_a_plain_clip_is_refused(section, name, value, tmp_path):
+def test_a_folder_of_open_clip_is_imported_with_its_configuration(section, name, value, tmp_path, capsys):
+    folder = open_clip_folder(tmp_path / "model", vit_clip(), "open_clip_model.safetensors")
+    plain = imported(folder, tmp_path / "plain")
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"][section][name] = value
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    encoder, images = imported(folder, tmp_path / "own"), torch.randn(1, 3, 128, 128)
+    expected = load_clip("tiny-vit", str(folder)).encode_image(images, normalize=True)
+    torch.testing.assert_close(encoder(images), expected)
+    assert encoder.spec.configuration[section][name] == value
+    assert not torch.allclose(plain(images), expected, atol=1e-6)
+    whole = f"local-dir:{tmp_path / 'own/encoder/clip.safetensors'}"
+    assert f"--model.architecture {whole} --model.weights {whole} trains it" in capsys.readouterr().err
+    torch.testing.assert_close(load_clip(whole, whole).encode_image(images, normalize=True), expected)
+
+
+def test_a_configuration_of_no_clip_is_refused(tmp_path):
     folder = open_clip_folder(tmp_path / "model", vit_clip(), "open_clip_model.safetensors")
     config = json.loads((folder / "open_clip_config.json").read_text())
-    model = config["model_cfg"]
-    (model if section is None else model[section])[name] = value
+    config["model_cfg"]["vision_cfg"]["shape"] = "round"
     (folder / "open_clip_config.json").write_text(json.dumps(config))
-    full_name = name if section is None else f"{section}.{name}"
-    with pytest.raises(SystemExit, match=rf"open_clip_config\.json is not of a plain CLIP: it sets {full_name}\."):
+    with pytest.raises(SystemExit, match=r"open_clip_config\.json is not of a CLIP of open_clip: unknown 'shape'"):
         imported(folder, tmp_path)
 
 
@@ -421,14 +434,8 @@ def set_in(file, *names, value):
     file.write_text(json.dumps(config))
 
 
-@pytest.mark.parametrize("kind", ["Hugging Face", "open_clip"])
-def test_texts_of_other_attention_heads_are_skipped(kind, tmp_path, capsys):
-    state = vit_clip()
-    if kind == "open_clip":
-        weights = "open_clip_model.safetensors"
-        folder = open_clip_folder(tmp_path / "model", state, weights, text_cfg={"heads": 4})
-    else:
-        folder = hugging_face_folder(tmp_path / "model", hugging_face_names(state), text_heads=4)
+def test_texts_of_other_attention_heads_are_skipped(tmp_path, capsys):
+    folder = hugging_face_folder(tmp_path / "model", hugging_face_names(vit_clip()), text_heads=4)
     encoder = imported(folder, tmp_path)
     assert encoder.spec.text_weights is None
     assert not (tmp_path / "encoder/clip.safetensors").exists()
@@ -519,7 +526,7 @@ def test_a_visual_tower_of_another_kind_is_refused(tmp_path):
         imported(tmp_path / "siglip.safetensors", tmp_path)
     state = {name: tensor for name, tensor in resnet_state("visual.").items() if "attnpool" not in name}
     save_file(state, tmp_path / "visual.safetensors")
-    with pytest.raises(SystemExit, match=r"not complete: attnpool\.c_proj\.weight is missing"):
+    with pytest.raises(SystemExit, match=r"not complete: attnpool\.positional_embedding is missing"):
         imported(tmp_path / "visual.safetensors", tmp_path)
 
 

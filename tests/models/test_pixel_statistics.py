@@ -149,7 +149,7 @@ def test_a_file_of_open_clip_says_them_in_the_configuration_beside_it(weights, t
 @pytest.mark.parametrize(
     ("mean", "sentence"),
     [
-        ("half", "The metadata of .*clip.safetensors have a mean or std of pixels that is not JSON"),
+        ("half", "The metadata of .*clip.safetensors have a configuration, a mean or a std that is not JSON"),
         ("[0.5]", r"clip.safetensors: its mean must be three numbers from 0 to 1"),
         ("[128, 128, 128]", r"clip.safetensors: its mean must be three numbers from 0 to 1"),
     ],

@@ -17,11 +17,12 @@ from progeo.engine.randomness import seeded_generator
 from progeo.engine.run_folder import RunFolder
 from progeo.engine.stopping import StopRequest
 from progeo.models.aggregation import AGGREGATIONS
+from progeo.models.backbones.clip_configurations import named_configuration
 from progeo.models.backbones.clips import load_clip
 from progeo.training.overview import estimated_memory, overview
 from progeo.training.trainer import Trainer
 
-VIT = ("--model.architecture", "tiny-vit", "--encoder.descriptor_dim", "null")  # no batch norm
+VIT = ("--model.architecture", "tiny-vit", "--encoder.aggregation", "gem")  # no batch norm
 BACKBONES = ("vgg16", "resnet18", "resnet50", "resnet101", "resnet152", *(f"efficientnet_b{i}" for i in range(8)))
 QUICK = ("resnet18", "efficientnet_b0")
 
@@ -73,15 +74,19 @@ def test_descriptors_stay_comparable_with_texts_only_where_they_are_trained_towa
     assert (description["architecture"], description["weights"]) == ("tiny-resnet", "random")
 
     def text_weights(architecture, weights, *arguments):
-        changed = {**description, "architecture": architecture, "weights": str(weights)}
+        configuration = named_configuration(architecture).to_json()
+        changed = {**description, "architecture": architecture, "configuration": configuration, "weights": str(weights)}
         (tmp_path / "stage1/prompts.json").write_text(json.dumps(changed))
         own = ["--model.weights", tmp_path / "a.pt", "--text.prompts", tmp_path / "stage1"]
-        return build(*VIT, *own, *arguments).encoder.spec.text_weights
+        vit = ["--model.architecture", "tiny-vit", "--encoder.descriptor_dim", "null"]
+        return build(*vit, *own, *arguments).encoder.spec.text_weights
 
     assert text_weights("tiny-vit", tmp_path / "a.pt") == str(tmp_path / "a.pt")
     assert text_weights("tiny-vit", tmp_path / "stage1/../a.pt") == str(tmp_path / "a.pt")
     assert text_weights("tiny-vit", tmp_path / "b.pt") is None
-    assert text_weights("tiny-vit-quickgelu", tmp_path / "a.pt") is None
+    sentence = r"CLIP tiny-vit-quickgelu \(.*a.pt\), the encoder of tiny-vit is of another \(they differ in quick_gelu"
+    with pytest.raises(ValueError, match=sentence):
+        text_weights("tiny-vit-quickgelu", tmp_path / "a.pt")
     assert text_weights("tiny-vit", tmp_path / "a.pt", "--text.weight", "0") is None
 
 

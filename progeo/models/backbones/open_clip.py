@@ -1,8 +1,6 @@
 """CLIP models of open_clip as backbones, at any input size."""
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -26,7 +24,6 @@ from progeo.models.backbones.clips import load_clip, random_tower, visual_tower
 from progeo.models.backbones.family import Family, Features, Loaded, NetworkSpec, Traits
 from progeo.models.backbones.meta_run import on_meta
 from progeo.models.backbones.position_embedding import as_height_width, grid_of_patches
-from progeo.models.weight_files.tensor_files import read_metadata
 
 
 class OpenClip(Family):
@@ -123,7 +120,7 @@ class OpenClip(Family):
             known = open_clip.get_pretrained_cfg(architecture, weights)
         else:
             content, _ = brought_content(weights)
-            known = (content or {}).get("preprocess_cfg") or _pixels_in_metadata(Path(weights))
+            known = (content or {}).get("preprocess_cfg") or {}
         return {name: known[name] for name in ("mean", "std") if known.get(name) is not None}
 
     def license(self, architecture: str, weights: str) -> str | None:
@@ -168,11 +165,3 @@ def _configuration(wanted: NetworkSpec) -> ClipConfiguration:
     if wanted.configuration is not None:
         return ClipConfiguration(wanted.configuration)
     return resolve_configuration(wanted.architecture, "random")
-
-
-def _pixels_in_metadata(weights: Path) -> Mapping[str, Any]:
-    metadata = read_metadata(weights)
-    try:
-        return {name: json.loads(metadata[name]) for name in ("mean", "std") if name in metadata}
-    except ValueError:
-        raise ValueError(f"The metadata of {weights} have a mean or std of pixels that is not JSON.") from None
