@@ -4,7 +4,7 @@ import functools
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import torch
@@ -12,7 +12,7 @@ from open_clip import SimpleTokenizer
 from open_clip.tokenizer import HFTokenizer
 from torch import Tensor
 
-from progeo.models.backbones.clip_configurations import ClipConfiguration
+from progeo.models.backbones.clip_configurations import ClipConfiguration, resolve_configuration
 from progeo.printable import first_line
 
 LEARNED = -1
@@ -222,6 +222,22 @@ def load_tokenizer(configuration: ClipConfiguration) -> Tokenizer:
     if not same:
         raise ValueError(f"the tokenizer {name} frames texts in a way that is not known")
     return tokenizer
+
+
+def configuration_with_tokenizer(
+    configuration: ClipConfiguration | None, architecture: str, weights: str
+) -> ClipConfiguration:
+    """Return a recorded configuration with the folder of the weights, which may hold the tokenizer.
+
+    Args:
+        configuration: as recorded, without a folder; None takes that of architecture and weights.
+        architecture, weights: see `load_clip`.
+
+    Raises:
+        ValueError: see `resolve_configuration`.
+    """
+    resolved = resolve_configuration(architecture, weights)
+    return resolved if configuration is None else replace(configuration, folder=resolved.folder)
 
 
 def check_tokenizer(configuration: ClipConfiguration) -> None:
