@@ -11,7 +11,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import msgspec
 import open_clip
 import timm
 from open_clip import CLIPTextCfg, CLIPVisionCfg
@@ -273,14 +272,15 @@ def _checked(values: Any) -> dict[str, Any]:
                 raise ValueError(f"its {part} is no mapping.")
             given = {name: value for name, value in found[part].items() if value is not None}
             checked = converted(given, kind)
-            found[part] = msgspec.to_builtins({name: getattr(checked, name) for name in given})  # tuples to lists
-            _check_limits(part, found[part])
+            own = json.loads(json.dumps({name: getattr(checked, name) for name in given}))  # with lists again
+            _check_limits(part, own)
+            found[part] = dict.fromkeys(found[part]) | own  # some have null, such as the patch size of a ResNet
     if not isinstance(found["embed_dim"], int) or not 1 <= found["embed_dim"] <= _LIMITS["width"]:
         raise ValueError(f"its embed_dim is {found['embed_dim']!r}.")
     name = found["vision_cfg"].get("timm_model_name")
     if name is not None and (":" in name or "/" in name or not timm.is_model(name)):  # else timm would fetch it
         raise ValueError(f"its vision_cfg.timm_model_name {printable(name)} is no network of timm.")
-    if unknown := found["text_cfg"].get("tokenizer_kwargs", {}).keys() - _TOKENIZER_OPTIONS:
+    if unknown := (found["text_cfg"].get("tokenizer_kwargs") or {}).keys() - _TOKENIZER_OPTIONS:
         raise ValueError(f"its text_cfg.tokenizer_kwargs have an unknown {printable(', '.join(sorted(unknown)))}.")
     return found
 
