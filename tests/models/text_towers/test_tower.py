@@ -24,6 +24,7 @@ KINDS = {
     "CLIP": ({}, {}, (7, 5)),
     "QuickGELU": ({}, {"quick_gelu": True}, (7, 5)),
     "custom text": ({}, {"custom_text": True}, (7, 5)),
+    "null options": ({"tokenizer_kwargs": {"clean": None}}, {}, (7, 5)),
     "one block": ({"layers": 1}, {}, (7, 5)),
     "canonical BPE": ({"tokenizer_kwargs": {"clean": "canonicalize"}}, {}, (6, 5)),
     "not causal": ({"no_causal_mask": True}, {"custom_text": True}, (28, 0)),
