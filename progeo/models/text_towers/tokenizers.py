@@ -254,6 +254,8 @@ def check_tokenizer(configuration: ClipConfiguration) -> None:
         raise ValueError("it has no feature of a text, but one for each token (pool_type none)")
     if text.embed_cls and not values.get("custom_text") and "multimodal_cfg" not in values:
         raise ValueError("open_clip cannot compute its text features: embed_cls needs custom_text")
+    if text.hf_pooler_type == "max_pooler":
+        raise ValueError("open_clip cannot compute its text features: its max_pooler fails")
     options = _options(text)
     allowed = {"clean"}
     if text.hf_tokenizer_name or text.hf_model_name:
