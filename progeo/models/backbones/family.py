@@ -30,16 +30,19 @@ class Features(NamedTuple):
 
 @dataclass(frozen=True)
 class PositionEmbedding:
-    """The learned position embedding of a network for one image size."""
+    """The position embedding of a network for one image size: learned, rotary (computed), or both."""
 
-    name: str
-    """Its parameter (P + h w, E) or (1, P + h w, E) in the network, where the first P tokens have no position."""
+    name: str | None
+    """The learned parameter (P + h w, E) or (1, P + h w, E) in the network, where the first P tokens have no position;
+    None without one."""
     grid: tuple[int, int]
     """Its rows h and columns w."""
     stride: int
     """Pixels per cell of the grid."""
     grid_of: Callable[[int, int], tuple[int, int]]
     """Returns the rows and columns that images of this height and width need."""
+    computed: Callable[[tuple[int, int]], Mapping[str, Tensor]] | None = None
+    """Returns the buffers that hold a rotary embedding, by their names in the network, for these rows and columns."""
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,11 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import open_clip
-from open_clip.modified_resnet import ModifiedResNet
-from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from progeo.models.backbones.clip_configurations import (
@@ -18,11 +17,11 @@ from progeo.models.backbones.clip_configurations import (
     plain_architecture,
     resolved_architecture,
 )
-from progeo.models.backbones.clip_towers import RESNET_STRIDE, positions_of, resize_input, with_parts
+from progeo.models.backbones.clip_towers import kind_in, kind_of, parts_of, resize_input, with_parts
 from progeo.models.backbones.clips import load_clip, random_tower, visual_tower
 from progeo.models.backbones.family import Family, Features, Loaded, NetworkSpec, Traits
 from progeo.models.backbones.meta_run import on_meta
-from progeo.models.backbones.position_embedding import as_height_width, grid_of_patches
+from progeo.models.backbones.position_embedding import as_height_width
 from progeo.models.clip_files import read_section_beside
 from progeo.models.weight_files.tensor_files import read_metadata
 
@@ -40,7 +39,7 @@ class OpenClip(Family):
     def default_aggregation(self, architecture: str) -> str:
         """Return `gem` for a ResNet, whose configuration has a list of layers, and `token` for a ViT."""
         vision = open_clip.get_model_config(plain_architecture(architecture))["vision_cfg"]
-        return "gem" if isinstance(vision.get("layers"), list) else "token"
+        return kind_in(vision).default_aggregation(vision)
 
     def load(self, wanted: NetworkSpec, weights: str, *, seed: int) -> Loaded:
         """Take the visual tower of `load_clip`; one of random weights is built without its text tower."""
@@ -63,35 +62,13 @@ class OpenClip(Family):
 
     def traits(self, network: nn.Module) -> Traits:
         """Return the properties of a visual tower."""
-        assert isinstance(network, VisionTransformer | ModifiedResNet)
-        if isinstance(network, VisionTransformer):
-            has_map, has_token = network.attn_pool is None, network.proj is not None
-            channels, stride = network.conv1.out_channels, network.patch_size[0]
-        else:
-            has_map, has_token = True, not isinstance(network.attnpool, nn.Identity)
-            channels, stride = network.layer4[-1].conv3.out_channels, RESNET_STRIDE
-        return Traits(
-            channels=channels if has_map else None,
-            token_dim=network.output_dim if has_token else None,
-            features_dim=network.output_dim,
-            stride=stride,
-            shares_text_space=has_token,
-            positions=positions_of(network),
-        )
+        traits, parts = kind_of(network).traits(network), parts_of(network)
+        token_dim = traits.token_dim if "token" in parts else None
+        return replace(traits, token_dim=token_dim, shares_text_space=token_dim is not None)
 
     def features(self, network: nn.Module, images: Tensor) -> Features:
-        """Return the patch tokens of a ViT or the output of layer4 as map; CLIP's image features (B, E) as token."""
-        if isinstance(network, ModifiedResNet):
-            found = network.stem(images)
-            for layer in (network.layer1, network.layer2, network.layer3, network.layer4):
-                found = layer(found)
-            return Features(found, None if isinstance(network.attnpool, nn.Identity) else network.attnpool(found))
-        assert isinstance(network, VisionTransformer)
-        if not network.output_tokens:
-            return Features(None, network(images))
-        token, patches = network(images)
-        grid = grid_of_patches(*images.shape[2:], patch=network.patch_size)
-        return Features(patches.mT.unflatten(2, grid), None if network.proj is None else token)
+        """Return the patch tokens or the last feature map as map; the CLIP's own image features (B, E) as token."""
+        return kind_of(network).features(network, images)
 
     def own_normalization(self, architecture: str, weights: str) -> Mapping[str, Any]:
         """Return the `mean` and `std` of the Hugging Face configuration, of open_clip's tag, or beside or in a file.
@@ -139,10 +116,8 @@ class OpenClip(Family):
         )
 
     def checkpoint_gradients(self, network: nn.Module) -> None:
-        """Enable gradient checkpointing of a ViT's blocks."""
-        if not isinstance(network, VisionTransformer):
-            return super().checkpoint_gradients(network)
-        network.transformer.grad_checkpointing = True
+        """Enable gradient checkpointing, see `Family.checkpoint_gradients`; a ResNet has none."""
+        kind_of(network).checkpoint_gradients(network)
 
 
 def _pixels_in_metadata(weights: Path) -> Mapping[str, Any]:
