@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 
 import open_clip
-from timm.models import eva, fastvit, register_model, swin_transformer, vision_transformer, vitamin
+from timm.models import eva, fastvit, register_model, resnet, swin_transformer, vision_transformer, vitamin
 from timm.models import vision_transformer_hybrid as hybrid
 from torch import nn
 
@@ -42,6 +42,10 @@ _NETWORKS: dict[str, tuple[Callable, dict]] = {
             **{"rope_grid_offset": 1.0, "rope_grid_indexing": "xy", "attn_pool_num_heads": 2},
             **{"attn_pool_mlp_ratio": 4.0, "norm_layer": partial(nn.LayerNorm, eps=1e-5)},
         },
+    ),
+    "small_resnet": (
+        resnet._create_resnet,
+        {"block": resnet.BasicBlock, "layers": (1, 1, 1, 1), "channels": (16, 16, 32, 64)},
     ),
     "small_swin": (
         swin_transformer._create_swin_transformer,
@@ -115,7 +119,7 @@ _TOWERS = {
     "gap": _timm("small_gap"),
     "swin": _timm("small_swin"),
     "relpos": _timm("test_vit_relpos", image_size=160),
-    "attention-pool": _timm("test_resnet", image_size=160, timm_pool="abs_attn", timm_proj=None),
+    "attention-pool": _timm("small_resnet", timm_pool="abs_attn", timm_proj=None),
 }
 SMALL_TOWERS = {f"small-{name}": vision for name, vision in _TOWERS.items()}
 """The `vision_cfg` of each CLIP by its name."""
@@ -124,7 +128,7 @@ SMALL_TOWERS = {f"small-{name}": vision for name, vision in _TOWERS.items()}
 def configuration(name):
     """Return the configuration of a small CLIP in open_clip's form."""
     vision = SMALL_TOWERS[name]
-    values = {"embed_dim": 64 if vision.get("timm_proj") == "none" else 48, "vision_cfg": vision, "text_cfg": _TEXT}
+    values = {"embed_dim": 64, "vision_cfg": vision, "text_cfg": _TEXT}
     return values | (_COCA if "attentional_pool" in vision else {})
 
 
@@ -142,8 +146,8 @@ def _builder(name, create, options):
     size = options.get("img_size", 64)
 
     def build(pretrained=False, **changed):
-        known = {"architecture": name, "input_size": (3, size, size), "pool_size": None}
-        return create(name, pretrained=False, **{"pretrained_cfg": known, **options, **changed})
+        known = {"architecture": name, "input_size": (3, size, size), "pool_size": (2, 2) if "resnet" in name else None}
+        return create(name, pretrained=False, **{**options, **changed, "pretrained_cfg": known})
 
     build.__name__, build.__module__ = name, __name__
     return build

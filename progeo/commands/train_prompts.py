@@ -88,7 +88,7 @@ def _image_features(
 
     from progeo.features.cache import Cache
     from progeo.features.clip_features import cached_features, extraction_order
-    from progeo.models.backbones.clip_configurations import resolved_architecture
+    from progeo.models.backbones.clip_configurations import configuration_of, resolved_architecture
 
     data, batch_norm, seed = settings.data, settings.prompts.batch_norm, settings.seed
     rows = np.unique(np.concatenate([group.rows for group in places.partition.groups]))
@@ -98,7 +98,7 @@ def _image_features(
         places.catalogue.take(rows),
         Cache(settings.prompts.feature_cache, "float16", "feature_cache", wait=settings.wait),
         accelerator,
-        architecture=resolved_architecture(settings.model.architecture, clip),
+        architecture=resolved_architecture(settings.model.architecture, configuration_of(clip)),
         pixels=pixels,
         batch_size=data.eval_batch_size,
         num_workers=data.num_workers,

@@ -12,6 +12,7 @@ from progeo.convert.converted_encoder import (
     convert_encoder,
     single_precision,
 )
+from progeo.models.backbones.clip_configurations import named_configuration
 from progeo.models.backbones.clip_towers import resize_input
 from progeo.models.backbones.clips import empty_clip
 from progeo.models.backbones.position_embedding import as_height_width
@@ -110,12 +111,13 @@ def _complete_clip(state: Mapping[str, Tensor], spec: EncoderSpec, text_heads: f
     Raises:
         ValueError: missing keys (such as the text tower), unexpected keys, or another number of attention heads.
     """
-    clip = empty_clip(spec.architecture, spec.image_size)
+    configuration = named_configuration(spec.architecture)
+    clip = empty_clip(configuration, spec.image_size)
     check_fits(state, clip.state_dict(), spec.architecture)
     heads = clip.transformer.resblocks[0].attn.num_heads
     if text_heads not in (None, heads):
         raise ValueError(f"Their tower has {text_heads} attention heads, that of {spec.architecture} has {heads}.")
     clip.load_state_dict({name: single_precision(tensor) for name, tensor in state.items()}, assign=True)
-    own_size = as_height_width(empty_clip(spec.architecture).visual.image_size)
+    own_size = as_height_width(empty_clip(configuration).visual.image_size)
     resize_input(clip.visual, own_size, "edges")
     return clip.state_dict()

@@ -63,10 +63,12 @@ class EncoderSpec:
     pooled_dim: _Dim | None = None
     """Descriptor dimension before a projection (such as PCA) to `descriptor_dim`; None without a projection."""
     text_weights: str | None = None
-    """Weights of the CLIP of the same architecture whose text features share the space of the descriptors, or None.
+    """Weights of the CLIP of the same configuration whose text features share the space of the descriptors, or None.
 
     The value is a valid `weights` argument of `load_clip`; a file is given by its absolute path.
     """
+    configuration: dict[str, Any] | None = None
+    """What decides the backbone beside its name, see `Family.configuration`; None takes that of the name."""
 
 
 class Encoder(nn.Module):
@@ -208,12 +210,13 @@ def build_encoder(
     family = FAMILIES[name]
     aggregation = aggregation or family.default_aggregation(own_name)
     options = filled_options(aggregation, aggregation_options or {})
-    traits = empty_traits(architecture, image_size)
+    configuration = family.configuration(own_name, weights)
+    traits = empty_traits(architecture, image_size, configuration)
     if image_size is not None:
         check_sides("`image_size`", *as_height_width(image_size), traits)
     row, dim = find_aggregation(aggregation), aggregation_dim(aggregation, traits, descriptor_dim, options, own_name)
     interpolation = interpolation or family.interpolation(own_name)
-    loaded = family.load(NetworkSpec(own_name, image_size, row.needs, interpolation), weights, seed=seed)
+    loaded = family.load(NetworkSpec(own_name, image_size, row.needs, interpolation, configuration), weights, seed=seed)
     has_texts = aggregation == "token" and traits.shares_text_space and weights != "random"
     pixels = chosen or own_statistics(architecture, weights)
     spec = EncoderSpec(
@@ -228,6 +231,7 @@ def build_encoder(
         normalized=normalized or row.always_normalized,
         interpolation=interpolation,
         text_weights=weights_anywhere(loaded.architecture, weights) if has_texts else None,
+        configuration=None if loaded.configuration is None else dict(loaded.configuration),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -239,7 +243,7 @@ def build_encoder(
 def empty_encoder(spec: EncoderSpec) -> Encoder:
     """Build an encoder from its spec on the meta device, without weights."""
     needs = find_aggregation(spec.aggregation).needs
-    network = NetworkSpec(spec.architecture, spec.image_size, needs, spec.interpolation)
+    network = NetworkSpec(spec.architecture, spec.image_size, needs, spec.interpolation, spec.configuration)
     backbone = FAMILIES[spec.family].empty(network)
     with on_meta():
         return Encoder(spec, backbone)
@@ -335,8 +339,9 @@ def spec_from_json(values: Mapping[str, Any]) -> EncoderSpec:
             f"The family {spec.family!r} of its backbone is not known: there are {', '.join(FAMILIES)}. Name the "
             f"file that adds it with `plugin`."
         )
-    if not family.knows(spec.architecture):
+    if spec.configuration is None and not family.knows(spec.architecture):
         raise ValueError(f"The family {spec.family} has no architecture {spec.architecture!r}.")
+    family.check_configuration(spec.configuration)
     options = filled_options(spec.aggregation, spec.aggregation_options)
     interpolation = values.get("interpolation", family.interpolation(spec.architecture))
     return dataclasses.replace(spec, aggregation_options=options, interpolation=interpolation)

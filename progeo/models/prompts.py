@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from open_clip import CLIP
 from torch import Tensor, nn
 
-from progeo.models.backbones.clip_configurations import own_spelling, plain_architecture
+from progeo.models.backbones.clip_configurations import named_configuration, own_spelling
 from progeo.models.backbones.clips import load_clip
 from progeo.models.backbones.family import ImageSize
 from progeo.models.text_tower import encode_beginning, encode_continuations
@@ -36,7 +36,7 @@ def load_prompt_clip(architecture: str, weights: str, image_size: ImageSize | No
         ValueError: see `load_clip`; or `PromptLearner` would compute other features than its `encode_text`. The message
             lists the unusual settings of the text tower.
     """
-    if _text_settings(plain_architecture(architecture)).get("hf_tokenizer_name"):  # before weights are fetched
+    if _text_settings(architecture).get("hf_tokenizer_name"):  # before weights are fetched
         raise ValueError(_refusal(architecture))
     clip = load_clip(architecture, weights, image_size, **options)
     _check_features(clip, architecture)
@@ -123,7 +123,7 @@ def _refusal(architecture: str) -> str:
 
 def _text_settings(architecture: str) -> Mapping[str, Any]:
     """Return the text tower's part of a plain architecture's configuration."""
-    return open_clip.get_model_config(own_spelling(architecture))["text_cfg"]
+    return named_configuration(architecture).values["text_cfg"]
 
 
 def prompt_token_ids(template: str, context_length: int, max_length: int) -> tuple[list[int], list[int]]:

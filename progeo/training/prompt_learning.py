@@ -23,7 +23,7 @@ from progeo.engine.loop import progress_bar
 from progeo.engine.run_folder import RunFolder
 from progeo.features.extract import ExtractedFeatures
 from progeo.file_sets import write_set
-from progeo.models.backbones.clip_configurations import resolved_architecture
+from progeo.models.backbones.clip_configurations import configuration_of, resolved_architecture
 from progeo.models.options import ModelOptions
 from progeo.models.state_dicts import weights_digest
 from progeo.places.cells import Group, Partition
@@ -107,7 +107,7 @@ class PromptTraining:
                 LOGGER.info("%s: %s", self._name(index), _in_words(summaries[index]))
         description: dict[str, Any] = {
             "partition": self.partition.describe(),
-            "architecture": resolved_architecture(self.model.architecture, self.clip),
+            "architecture": resolved_architecture(self.model.architecture, configuration_of(self.clip)),
             "weights": self.model.weights,
             "seed": self.seed,
             "vocabulary": weights_digest({"token_embedding": self.clip.token_embedding.weight}),

@@ -22,7 +22,7 @@ from progeo.convert.published_classes import (
 from progeo.engine.log import LOGGER
 from progeo.file_sets import write_set
 from progeo.files import write_json
-from progeo.models.backbones.clip_configurations import resolved_architecture
+from progeo.models.backbones.clip_configurations import configuration_of, resolved_architecture
 from progeo.models.prompts import PromptLearner, load_prompt_clip
 from progeo.models.state_dicts import weights_digest
 from progeo.models.vocabulary import clip_tokenizer
@@ -132,7 +132,7 @@ def _stage_1_files(
         }
     description = {
         "partition": partition.describe(),
-        "architecture": resolved_architecture(clip, loaded),
+        "architecture": resolved_architecture(clip, configuration_of(loaded)),
         "weights": clip_weights,
         "seed": 0,
         "vocabulary": weights_digest({"token_embedding": loaded.token_embedding.weight}),

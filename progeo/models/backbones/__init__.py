@@ -1,6 +1,7 @@
 """Backbones of encoders: one file per family of networks, one row of `FAMILIES`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -37,25 +38,32 @@ def find_family(architecture: str) -> tuple[str, str]:
     )
 
 
-def empty_backbone(architecture: str, image_size: ImageSize | None = None) -> nn.Module:
+def empty_backbone(
+    architecture: str, image_size: ImageSize | None = None, configuration: Mapping[str, Any] | None = None
+) -> nn.Module:
     """Build a backbone with all parts of its features on the meta device, without weights.
 
     Args:
         architecture: see `find_family`.
         image_size: pixels; None takes the size of the architecture.
+        configuration: see `Family.configuration`; None takes that of the architecture.
 
     Raises:
         ValueError: the architecture is not known, or does not take images of this size.
     """
     name, own = find_family(architecture)
     family = FAMILIES[name]
-    return family.empty(NetworkSpec(own, image_size, interpolation=family.interpolation(own)))
+    return family.empty(
+        NetworkSpec(own, image_size, interpolation=family.interpolation(own), configuration=configuration)
+    )
 
 
-def empty_traits(architecture: str, image_size: ImageSize | None = None) -> Traits:
+def empty_traits(
+    architecture: str, image_size: ImageSize | None = None, configuration: Mapping[str, Any] | None = None
+) -> Traits:
     """Return the traits of `empty_backbone`."""
     name, _ = find_family(architecture)
-    return FAMILIES[name].traits(empty_backbone(architecture, image_size))
+    return FAMILIES[name].traits(empty_backbone(architecture, image_size, configuration))
 
 
 def freeze_layers(backbone: nn.Module, names: Sequence[str]) -> None:

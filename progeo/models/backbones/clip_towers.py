@@ -2,12 +2,13 @@
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from functools import partial
 from typing import Any
 
 import timm
 import torch
+from open_clip import CLIPVisionCfg
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import PatchDropout, VisionTransformer
@@ -46,6 +47,10 @@ class TowerKind(ABC):
         """Return what is known of a tower, with all parts that it has."""
 
     @abstractmethod
+    def cells(self, visual: Any, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Return the rows and columns of the feature map of images of (height, width) pixels."""
+
+    @abstractmethod
     def resize(self, visual: Any, image_size: tuple[int, int], interpolation: Interpolation) -> None:
         """Prepare a tower for images of (height, width) pixels, in place."""
 
@@ -54,8 +59,8 @@ class TowerKind(ABC):
         """Remove the layers that only the token passes, in place."""
 
     @abstractmethod
-    def default_aggregation(self, vision: Mapping[str, Any]) -> str:
-        """Return `gem` for a tower of convolutions, else `token`, from its `vision_cfg`."""
+    def default_aggregation(self, vision: CLIPVisionCfg) -> str:
+        """Return `gem` for a tower of convolutions, else `token`, from its settings."""
 
     def checkpoint_gradients(self, visual: Any) -> None:
         """Enable gradient checkpointing, see `Family.checkpoint_gradients`."""
@@ -78,6 +83,9 @@ class _ResNet(TowerKind):
             channels, visual.output_dim, visual.output_dim, stride=stride, positions=positions if has_token else None
         )
 
+    def cells(self, visual: ModifiedResNet, image_size: tuple[int, int]) -> tuple[int, int]:
+        return _grid_of_layer4(*image_size)
+
     def resize(self, visual: ModifiedResNet, image_size: tuple[int, int], interpolation: Interpolation) -> None:
         positions = self.traits(visual).positions
         if positions is not None:
@@ -87,7 +95,7 @@ class _ResNet(TowerKind):
     def remove_token(self, visual: ModifiedResNet) -> None:
         visual.attnpool = nn.Identity()
 
-    def default_aggregation(self, vision: Mapping[str, Any]) -> str:
+    def default_aggregation(self, vision: CLIPVisionCfg) -> str:
         return "gem"
 
     def checkpoint_gradients(self, visual: ModifiedResNet) -> None:
@@ -98,22 +106,20 @@ class _Vit(TowerKind):
     def features(self, visual: VisionTransformer, images: Tensor) -> Features:
         parts = parts_of(visual)
         found = visual.transformer(visual._embeds(images))
-        pooled = patches = None
-        if visual.attn_pool is None:
-            pooled, patches = visual._pool(found)
-            patches = patches[:, 1:] if visual.pool_type == "none" else patches
-        else:
-            if "map" in parts:
-                patches = visual.attn_pool.ln_k(found)[:, 1:]
-            if "token" in parts:
-                pooled, _ = visual._pool(found)
-        token = feature_map = None
-        if "token" in parts:
-            token = pooled @ visual.proj
-        if "map" in parts:
-            grid = grid_of_patches(*images.shape[2:], patch=visual.patch_size)
-            feature_map = patches.mT.unflatten(2, grid)
-        return Features(feature_map, token)
+        pooled, patches = self._pooled(visual, found)
+        grid = grid_of_patches(*images.shape[2:], patch=visual.patch_size)
+        return Features(
+            patches.mT.unflatten(2, grid) if "map" in parts else None,
+            pooled @ visual.proj if "token" in parts else None,
+        )
+
+    def _pooled(self, visual: VisionTransformer, found: Tensor) -> tuple[Any, Any]:
+        """Return what is projected to the token, if it is needed, and the patch tokens, of all tokens (B, N, C)."""
+        if visual.attn_pool is not None:
+            pooled, _ = visual._pool(found) if "token" in parts_of(visual) else (None, None)
+            return pooled, visual.attn_pool.ln_k(found)[:, 1:]
+        pooled, patches = visual._pool(found)
+        return pooled, patches[:, 1:] if visual.pool_type == "none" else patches
 
     def traits(self, visual: VisionTransformer) -> Traits:
         grid_of = partial(grid_of_patches, patch=visual.patch_size)
@@ -125,6 +131,9 @@ class _Vit(TowerKind):
             stride=stride,
             positions=PositionEmbedding("positional_embedding", grid, stride, grid_of),
         )
+
+    def cells(self, visual: VisionTransformer, image_size: tuple[int, int]) -> tuple[int, int]:
+        return grid_of_patches(*image_size, patch=visual.patch_size)
 
     def resize(self, visual: VisionTransformer, image_size: tuple[int, int], interpolation: Interpolation) -> None:
         positions = self.traits(visual).positions
@@ -139,7 +148,7 @@ class _Vit(TowerKind):
         elif visual.final_ln_after_pool:
             remove_layers(visual, ("ln_post",))
 
-    def default_aggregation(self, vision: Mapping[str, Any]) -> str:
+    def default_aggregation(self, vision: CLIPVisionCfg) -> str:
         return "token"
 
 
@@ -166,6 +175,9 @@ class _Timm(TowerKind):
             positions=timm_layouts.positions_of(visual.trunk, "trunk."),
         )
 
+    def cells(self, visual: TimmModel, image_size: tuple[int, int]) -> tuple[int, int]:
+        return _prepared(visual).cells(image_size)
+
     def resize(self, visual: TimmModel, image_size: tuple[int, int], interpolation: Interpolation) -> None:
         layout = _prepared(visual)
         if layout.only_size is None:
@@ -176,11 +188,11 @@ class _Timm(TowerKind):
     def remove_token(self, visual: TimmModel) -> None:
         _prepared(visual)
         visual.head = nn.Sequential()
-        size = own_size(visual.trunk)
-        remove_layers(visual.trunk, unused_layers(timm_layouts.read_features, visual.trunk, size, ("map",)))
+        trunk = visual.trunk
+        remove_layers(trunk, unused_layers(timm_layouts.read_features, trunk, own_size(trunk), ["map"]))
 
-    def default_aggregation(self, vision: Mapping[str, Any]) -> str:
-        return "gem" if _trunk_layout(vision["timm_model_name"]).first_patch is None else "token"
+    def default_aggregation(self, vision: CLIPVisionCfg) -> str:
+        return "gem" if _trunk_layout(vision.timm_model_name).first_patch is None else "token"
 
     def checkpoint_gradients(self, visual: TimmModel) -> None:
         timm_layouts.checkpoint_gradients(visual.trunk)
@@ -195,22 +207,11 @@ def kind_of(visual: nn.Module) -> TowerKind:
     return KINDS[type(visual)]
 
 
-def kind_in(vision: Mapping[str, Any]) -> TowerKind:
-    """Return the kind of tower that open_clip builds from a `vision_cfg`."""
-    if vision.get("timm_model_name"):
+def kind_in(vision: CLIPVisionCfg) -> TowerKind:
+    """Return the kind of tower that open_clip builds from its settings."""
+    if vision.timm_model_name:
         return KINDS[TimmModel]
-    return KINDS[ModifiedResNet if isinstance(vision.get("layers"), list | tuple) else VisionTransformer]
-
-
-def check_timm_name(vision: Mapping[str, Any]) -> None:
-    """Refuse a `vision_cfg` with a network of timm that timm would fetch from elsewhere, or does not have.
-
-    Raises:
-        ValueError: such a `timm_model_name`.
-    """
-    name = vision.get("timm_model_name")
-    if name and (not isinstance(name, str) or {":", "/"} & set(name) or not timm.is_model(name)):
-        raise ValueError(f"its vision_cfg.timm_model_name is {name!r}, which is no network of the installed timm.")
+    return KINDS[VisionTransformer if isinstance(vision.layers, int) else ModifiedResNet]
 
 
 def parts_of(visual: nn.Module) -> frozenset[Part]:
@@ -227,7 +228,7 @@ def resize_input(visual: nn.Module, image_size: tuple[int, int], interpolation: 
     kind_of(visual).resize(visual, image_size, interpolation)
 
 
-def with_parts(visual: nn.Module, parts: Collection[Part]) -> nn.Module:
+def with_parts(visual: Any, parts: Collection[Part]) -> nn.Module:
     """Let a visual tower compute only these parts of its features, and remove the layers that none passes, in place."""
     for module in visual.modules():
         if isinstance(module, PatchDropout | TimmPatchDropout | PatchDropoutWithIndices):
@@ -266,8 +267,8 @@ def _prepared(visual: TimmModel) -> Layout:
 def _trunk_layout(architecture: str) -> Layout:
     with on_meta():
         network = timm.create_model(architecture, num_classes=0).eval()
-        accept_sizes(network)
-        return measure_layout(network, architecture)
+    accept_sizes(network)
+    return measure_layout(network, architecture)
 
 
 def _token_dim(visual: TimmModel) -> int | None:
@@ -275,9 +276,9 @@ def _token_dim(visual: TimmModel) -> int | None:
     layout: Layout = visual.trunk.layout
     rows, columns = layout.cells(own_size(visual.trunk))
     if layout.first_patch is None:
-        shape = (rows, columns, layout.channels) if layout.channels_last else (layout.channels, rows, columns)
+        shape = [rows, columns, layout.channels] if layout.channels_last else [layout.channels, rows, columns]
     else:
-        shape = (layout.first_patch + rows * columns, layout.channels)
+        shape = [layout.first_patch + rows * columns, layout.channels]
 
     def pooled(visual: Any, images: Tensor) -> Any:
         return visual.head(visual.trunk.forward_head(torch.empty(1, *shape, device="meta")))

@@ -1,30 +1,35 @@
-"""Load CLIPs with pretrained, local or explicitly random weights, at any input size."""
+"""Load CLIPs of any configuration with pretrained, local or explicitly random weights, at any input size."""
 
+import dataclasses
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
 from open_clip import CLIP
-from open_clip.modified_resnet import ModifiedResNet
-from open_clip.transformer import VisionTransformer
+from open_clip.convert import convert_state_dict
+from open_clip.factory import load_checkpoint
+from open_clip.pretrained import download_pretrained, download_pretrained_from_hf
 from torch import Tensor, nn
 
 from progeo.models.backbones.clip_configurations import (
+    FOLDER,
     HUB,
-    check_same_settings,
-    hub_configuration,
+    ClipConfiguration,
+    brought_configuration,
     known_architectures,
-    plain_architecture,
+    own_spelling,
+    resolve_configuration,
 )
 from progeo.models.backbones.clip_towers import positions_of, resize_input
 from progeo.models.backbones.family import ImageSize, Interpolation
 from progeo.models.backbones.meta_run import on_meta
 from progeo.models.backbones.position_embedding import as_height_width, resized_embedding
-from progeo.models.clip_files import read_clip_file, read_section_beside
+from progeo.models.clip_files import OPEN_CLIP_WEIGHTS, read_clip_file
 from progeo.models.state_dicts import check_file_fits
 from progeo.models.weight_files.checkpoints import reason_of
 from progeo.models.weight_files.tensor_files import read_metadata
@@ -43,45 +48,83 @@ def load_clip(
     weights: str,
     image_size: ImageSize | None = None,
     *,
+    configuration: ClipConfiguration | None = None,
     interpolation: Interpolation = "edges",
     seed: int = 0,
 ) -> CLIP:
-    """Build a CLIP model in eval mode, with its position embedding resized to the image size.
+    """Build a CLIP in eval mode, with its position embedding resized to the image size.
 
     Args:
         architecture: an open_clip name such as `RN50` or `ViT-B-16` (`ViT-B/16` is the same), or our `tiny-vit` and
-            `tiny-resnet`.
-        weights: an open_clip tag such as `openai` (QuickGELU is set to match the tag), `hf-hub:owner/name`, a local
-            file (see `find_weights`; refused if its metadata name another architecture), or `random`. If the activation
-            of a file is not known, that of the architecture is used and logged.
-        image_size: pixels, the side of a square or (height, width); None keeps the size of the architecture.
+            `tiny-resnet`; or the address of the weights, to take whatever they are.
+        weights: an open_clip tag such as `openai`, `hf-hub:owner/name`, a folder with a configuration of open_clip
+            (`local-dir:path` is the same), a local file (see `find_weights`; refused if its metadata name another
+            architecture), or `random`. If the activation of a file is not known, that of the architecture is used and
+            logged.
+        image_size: pixels, the side of a square or (height, width); None keeps the size of the configuration.
+        configuration: of the CLIP; None takes that of architecture and weights, see `resolve_configuration`.
         interpolation: how the position embedding is resized to the image size.
         seed: seed of `random` weights.
+
+    Returns:
+        open_clip's own model: a `CLIP`, or a `CustomTextCLIP` or `CoCa`, which have the same methods; see
+        `configuration_of`.
 
     Raises:
         ValueError: an unknown architecture or tag, or weights that do not fit.
     """
-    architecture = plain_architecture(architecture)
-    model = _random_clip(architecture, seed) if weights == "random" else _pretrained_clip(architecture, weights)
+    architecture = own_spelling(architecture)
+    resolved = configuration or resolve_configuration(architecture, weights)
+    _check_weights(architecture, weights)
+    if weights == "random":
+        model = random_clip(resolved, seed)
+    else:
+        try:
+            model = _pretrained_clip(architecture, weights, resolved)
+        except Exception as error:  # a file that is not a checkpoint can fail in any way
+            reason = _reason(error, weights)
+            raise ValueError(f"`weights` {weights!r} could not be loaded as {architecture}: {reason}.") from None
     if image_size is not None:
         resize_input(model.visual, as_height_width(image_size), interpolation)
     return model.eval()
 
 
-def empty_clip(architecture: str, image_size: ImageSize | None = None) -> CLIP:
-    """Build a CLIP model on the meta device, without weights, to load a state dict into."""
-    known_architectures()
-    with on_meta(), without_warnings("root"):
-        model = open_clip.create_model(architecture, load_weights=False, device="meta")
+def empty_clip(configuration: ClipConfiguration, image_size: ImageSize | None = None) -> CLIP:
+    """Build a CLIP on the meta device, without weights, to load a state dict into."""
+    with on_meta():
+        model = _build(configuration)
         if image_size is not None:
             resize_input(model.visual, as_height_width(image_size), "edges")
     return model.eval()
 
 
+def random_clip(configuration: ClipConfiguration, seed: int) -> CLIP:
+    """Build a CLIP with random weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _build(configuration)
+
+
+def random_tower(configuration: ClipConfiguration, seed: int) -> nn.Module:
+    """Build the visual tower of `random_clip`, with the same weights."""
+    if "multimodal_cfg" in configuration.values:  # the text tower of a CoCa is built first
+        return random_clip(configuration, seed).visual
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return visual_tower(configuration)
+
+
+def visual_tower(configuration: ClipConfiguration) -> nn.Module:
+    """Build a visual tower as open_clip does, which builds it before anything else of a CLIP but a CoCa."""
+    vision = dataclasses.replace(configuration.vision, timm_model_pretrained=False)
+    return open_clip.model._build_vision_tower(configuration.values["embed_dim"], vision, configuration.quick_gelu)
+
+
 def weights_anywhere(architecture: str, weights: str) -> str:
-    """Make the path of a weights file absolute; a tag stays as it is, and wins over a file of the same name."""
+    """Make the path of a weights file or folder absolute; a tag stays as it is, and wins over a file of its name."""
+    path = Path(weights.removeprefix(FOLDER))
     is_tag = weights in open_clip.list_pretrained_tags_by_model(architecture)
-    return str(Path(weights).absolute()) if Path(weights).is_file() and not is_tag else weights
+    return str(path.absolute()) if path.exists() and not is_tag else weights
 
 
 @contextmanager
@@ -97,83 +140,109 @@ def without_warnings(*names: str) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def random_tower(architecture: str, seed: int) -> VisionTransformer | ModifiedResNet:
-    """Build the visual tower of `_random_clip`, with the same weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return visual_tower(architecture)
+def _build(configuration: ClipConfiguration) -> CLIP:
+    """Build the model that open_clip builds of a configuration, with random weights, without fetching any."""
+    values: dict[str, Any] = {**configuration.values, "vision_cfg": {**configuration.values["vision_cfg"]}}
+    values["vision_cfg"]["timm_model_pretrained"] = False
+    has_own_text = values.pop("custom_text", False)
+    if configuration.text.hf_model_name is not None:
+        values["text_cfg"] = {**values["text_cfg"], "hf_model_pretrained": False}
+        has_own_text = True
+    kind = open_clip.CLIP
+    if has_own_text:
+        kind = open_clip.CoCa if "multimodal_cfg" in values else open_clip.CustomTextCLIP
+    model = kind(**values)
+    model.configuration = configuration
+    return model
 
 
-def visual_tower(architecture: str) -> VisionTransformer | ModifiedResNet:
-    """Build the visual tower of a plain CLIP as open_clip does, which builds it before anything else of the CLIP."""
-    config = open_clip.get_model_config(architecture)
-    vision = open_clip.CLIPVisionCfg(**config["vision_cfg"])
-    return open_clip.model._build_vision_tower(config["embed_dim"], vision, config.get("quick_gelu", False))
-
-
-def _random_clip(architecture: str, seed: int, *, quickgelu: bool = False) -> CLIP:
-    with torch.random.fork_rng(devices=[]), without_warnings("root"):  # about the random weights requested
-        torch.manual_seed(seed)
-        return open_clip.create_model(architecture, load_weights=False, force_quick_gelu=quickgelu)
-
-
-def _pretrained_clip(architecture: str, weights: str) -> CLIP:
+def _check_weights(architecture: str, weights: str) -> None:
+    """Refuse weights that are not there."""
     tags = open_clip.list_pretrained_tags_by_model(architecture)
-    from_hub = weights.startswith(HUB)
-    if not from_hub and weights not in tags and not Path(weights).is_file():
+    if weights == "random" or weights in tags or weights.startswith(HUB):
+        return
+    if not Path(weights.removeprefix(FOLDER)).exists():
         raise ValueError(
-            f"`weights` {weights!r} is neither a file, nor hf-hub:owner/name, nor random, nor a tag of "
+            f"`weights` {weights!r} is neither a file, nor a folder, nor hf-hub:owner/name, nor random, nor a tag of "
             f"{architecture} ({', '.join(tags) or 'it has none'})."
         )
-    try:
-        if from_hub:
-            check_same_settings(hub_configuration(weights).get("model_cfg") or {}, architecture)
-            return open_clip.create_model(weights, require_pretrained=True)
-        if weights not in tags:
-            return _clip_of_file(architecture, Path(weights))
-        quick = bool((open_clip.get_pretrained_cfg(architecture, weights) or {}).get("quick_gelu"))
-        return open_clip.create_model(
-            architecture, weights, force_quick_gelu=quick, require_pretrained=True, weights_only=True
-        )
-    except Exception as error:  # a file that is not a checkpoint can fail in any way
-        reason = reason_of(error, weights)
-        if "Error(s) in loading" in reason:
-            reason = printable(str(error).splitlines()[1].strip().rstrip("."))
-        if reason.startswith("Weights only load failed"):  # PyTorch's message advises to run the code in the file
-            reason = "it holds more than weights"
-        raise ValueError(f"`weights` {weights!r} could not be loaded as {architecture}: {reason}.") from None
 
 
-def _clip_of_file(architecture: str, path: Path) -> CLIP:
-    """Build a CLIP from a file of weights, with the activation of the file if known, else of the architecture."""
+def _pretrained_clip(architecture: str, weights: str, configuration: ClipConfiguration) -> CLIP:
+    if weights in open_clip.list_pretrained_tags_by_model(architecture):
+        return _downloaded(configuration, download_pretrained(open_clip.get_pretrained_cfg(architecture, weights)))
+    if weights.startswith(HUB):
+        return _downloaded(configuration, download_pretrained_from_hf(weights.removeprefix(HUB)))
+    return _clip_of_file(architecture, _weights_file(Path(weights.removeprefix(FOLDER))), configuration)
+
+
+def _downloaded(configuration: ClipConfiguration, path: str) -> CLIP:
+    model = random_clip(configuration, 0)
+    load_checkpoint(model, path, weights_only=True)
+    return model
+
+
+def _weights_file(path: Path) -> Path:
+    """Return the file of weights in a folder of open_clip, or the file itself."""
+    if path.is_file():
+        return path
+    found = [path / name for name in OPEN_CLIP_WEIGHTS if (path / name).is_file()]
+    if not found:
+        raise ValueError(f"it is a folder without {' or '.join(OPEN_CLIP_WEIGHTS)}")
+    return found[0]
+
+
+def _clip_of_file(architecture: str, path: Path, configuration: ClipConfiguration) -> CLIP:
+    """Build a CLIP from a file of weights, with the activation of OpenAI's files, else of the configuration."""
     stored = read_metadata(path).get(ARCHITECTURE)
     if stored not in (None, architecture):
         raise ValueError(f"by its metadata it is a {stored}: give that as `architecture`.")
-    if (model_cfg := read_section_beside(path, "model_cfg")) is not None:
-        check_same_settings(model_cfg, architecture)
-    file = read_clip_file(path)
-    model = _random_clip(architecture, 0, quickgelu=bool(file.quickgelu))
-    state = dict(file.state)
+    state, is_of_openai = read_clip_file(path)
+    model = random_clip(configuration.with_quick_gelu(True) if is_of_openai else configuration, 0)
+    state = _as_named_here(state, model)
     _resize_stored_embedding(state, model.visual)
     check_file_fits(state, model.state_dict(), architecture)
     model.load_state_dict(state)
-    if file.quickgelu is None and stored is None:
+    if not is_of_openai and stored is None and brought_configuration(str(path)) is None:
         _log_activation(path, architecture)
     return model
+
+
+def _as_named_here(state: Mapping[str, Tensor], model: CLIP) -> dict[str, Tensor]:
+    """Rename the weights of a CLIP of another program, or of one whose text tower has other names, to a model's."""
+    found = dict(convert_state_dict(model, dict(state)))
+    if hasattr(model, "text") and "positional_embedding" in found:
+        found = open_clip.model.convert_to_custom_text_state_dict(found)
+    for name in ("logit_scale", "logit_bias"):
+        if name in found and getattr(model, name, None) is not None:
+            found[name] = found[name].reshape(getattr(model, name).shape)
+    return found
 
 
 def _resize_stored_embedding(state: dict[str, Tensor], visual: nn.Module) -> None:
     """Resize in place the position embedding of a CLIP's state dict that was trained on squares of another size."""
     positions = positions_of(visual)
-    assert positions is not None
-    name = f"visual.{positions.name}"
-    cells = len(state[name]) - 1 if name in state and state[name].ndim == 2 else None
-    if cells in (None, math.prod(positions.grid)):
+    if positions is None or positions.name is None:
+        return
+    name, own = f"visual.{positions.name}", visual.get_parameter(positions.name)
+    if name not in state or state[name].ndim != own.ndim:
+        return
+    cells = state[name].shape[-2] - (own.shape[-2] - math.prod(positions.grid))
+    if cells == math.prod(positions.grid):
         return
     side = math.isqrt(cells)
     if side * side != cells or cells == 0:
         raise ValueError(f"its position embedding is for {cells} cells, which are no square.")
     state[name] = resized_embedding(state[name].float(), (side, side), positions.grid, "edges")
+
+
+def _reason(error: Exception, weights: str) -> str:
+    reason = reason_of(error, weights).rstrip(".")
+    if "Error(s) in loading" in reason:
+        return printable(str(error).splitlines()[1].strip().rstrip("."))
+    if reason.startswith("Weights only load failed"):  # PyTorch's message advises to run the code in the file
+        return "it holds more than weights"
+    return reason
 
 
 def _log_activation(path: Path, architecture: str) -> None:

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -78,6 +78,8 @@ class NetworkSpec:
     """Parts of the features that will be used; layers that none of them passes are removed."""
     interpolation: Interpolation = "edges"
     """How a position embedding is resized to the image size."""
+    configuration: Mapping[str, Any] | None = None
+    """What the family needs beside the name, see `Family.configuration`; None takes that of the name."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,9 @@ class Loaded:
     """Name that `Family.empty` rebuilds the network from."""
     image_size: tuple[int, int]
     """Height and width in pixels."""
+    configuration: Mapping[str, Any] | None = None
+    """Configuration that `Family.empty` rebuilds the network from, as plain values; None for a name that says it all.
+    """
 
 
 class Family(ABC):
@@ -135,6 +140,23 @@ class Family(ABC):
     def features(self, network: nn.Module, images: Tensor) -> Features:
         """Run a network on normalized images (B, 3, H, W) of the size of its position embedding, if it has one."""
 
+    def configuration(self, architecture: str, weights: str) -> Mapping[str, Any] | None:
+        """Return what decides the network of these weights beside its name, before they are fetched; None if nothing.
+
+        Raises:
+            ValueError: the configuration that the weights bring cannot be used.
+        """
+        return None
+
+    def check_configuration(self, configuration: Mapping[str, Any] | None) -> None:
+        """Check a configuration from a file.
+
+        Raises:
+            ValueError: it is not one of this family.
+        """
+        if configuration is not None:
+            raise ValueError("the family of its backbone takes no configuration.")
+
     def interpolation(self, architecture: str) -> Interpolation:
         """Return how the position embedding of an architecture was resized when its weights were trained."""
         return "edges"
@@ -143,15 +165,25 @@ class Family(ABC):
         """Return the pixel `mean` and `std` that weights were trained with, without those that are not known."""
         return {}
 
+    def usual_pixels(self, architecture: str) -> Mapping[str, Sequence[float]]:
+        """Return the pixel `mean` and `std` that all known weights of an architecture have; empty if there are none."""
+        return {}
+
     def license(self, architecture: str, weights: str) -> str | None:
         """Return the license of weights and what they were trained on, in words; None if it is not known."""
         return None
 
-    def usage(self, architecture: str, image_size: tuple[int, int], weights: str | None) -> str:
+    def usage(
+        self,
+        architecture: str,
+        image_size: tuple[int, int],
+        weights: str | None,
+        configuration: Mapping[str, Any] | None = None,
+    ) -> str:
         """Return Python code that loads `backbone.safetensors` with the library.
 
         Args:
-            architecture, image_size: of the encoder.
+            architecture, image_size, configuration: of the encoder.
             weights: weights that training started from; None if they are not known.
 
         Raises:

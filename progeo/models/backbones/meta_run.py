@@ -102,8 +102,9 @@ def unused_layers(
         for name, tensor in network.named_parameters()
         if tensor.requires_grad
     }
-    found = functional_call(run, _on_meta(run, parameters), (torch.empty(1, 3, *image_size, device="meta"),))
-    needed = [tensor.sum() for part, tensor in found._asdict().items() if part in parts and tensor is not None]
+    with torch.enable_grad():
+        found = functional_call(run, _on_meta(run, parameters), (torch.empty(1, 3, *image_size, device="meta"),))
+        needed = [tensor.sum() for part, tensor in found._asdict().items() if part in parts and tensor is not None]
     gradients = torch.autograd.grad(needed, list(parameters.values()), allow_unused=True)
     unused = {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None}
     in_use = {prefix for name, _ in network.named_parameters() if name not in unused for prefix in _prefixes(name)}

@@ -124,7 +124,13 @@ class Timm(Family):
         except (OSError, ValueError):  # no connection, or no such repository any more
             return None
 
-    def usage(self, architecture: str, image_size: tuple[int, int], weights: str | None) -> str:
+    def usage(
+        self,
+        architecture: str,
+        image_size: tuple[int, int],
+        weights: str | None,
+        configuration: Mapping[str, Any] | None = None,
+    ) -> str:
         """Return Python code that loads `backbone.safetensors` with timm, see `Family.usage`."""
         with on_meta():
             network = _build(architecture)
@@ -173,7 +179,8 @@ def _options(architecture: str) -> Mapping[str, Any]:
 def _layout(architecture: str) -> Layout:
     """Return the layout of a network, see `measure_layout`."""
     with on_meta():
-        return measure_layout(_build(architecture), architecture)
+        network = _build(architecture)
+    return measure_layout(network, architecture)
 
 
 @functools.cache

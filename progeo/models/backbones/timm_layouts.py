@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from timm.layers import RotaryEmbeddingCat
+from timm.models import Eva, VisionTransformer, VisionTransformerRelPos
 from torch import Tensor, nn
 
 from progeo.models.backbones.family import Features, Interpolation, PositionEmbedding
@@ -60,12 +61,14 @@ def measure_layout(network: Any, architecture: str) -> Layout:
     """Find out how the features of a network of timm are read, and which images it takes.
 
     Args:
-        network: prepared by `accept_sizes`; it gets the layout as `network.layout`.
+        network: a network only for this, prepared by `accept_sizes`; most of its blocks are removed.
         architecture: its name, for the error.
 
     Raises:
         ValueError: a network without a feature map and without patch tokens.
     """
+    if isinstance(network, VisionTransformer | Eva | VisionTransformerRelPos):
+        del network.blocks[2:]  # all blocks are the same
     own, stride = own_size(network), network.feature_info[-1]["reduction"]
     found: Any = meta_features(_output, network, own)
     channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC"
@@ -246,4 +249,4 @@ def _rotary(network: Any) -> RotaryEmbeddingCat | None:
 def _rotations(rope: RotaryEmbeddingCat, name: str, grid: tuple[int, int]) -> dict[str, Tensor]:
     """Compute the buffer of a rotary position embedding for another grid, as `update_feat_shape` does."""
     assert rope.pos_embed is not None
-    return {name: rope._build_embed_cat(list(grid), rope.bands, dtype=rope.pos_embed.dtype)}
+    return {name: rope._build_embed_cat(list(grid), rope.get_buffer("bands"), dtype=rope.pos_embed.dtype)}
