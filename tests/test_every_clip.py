@@ -80,7 +80,7 @@ def test_a_clip_goes_through_all_commands(kind, hub, config, city, tmp_path, cap
     clip, out = write_clip(tmp_path / "clip", kind), tmp_path / "run"
     own = ["--config", str(config), "--model.architecture", clip, "--model.weights", clip, "--out", str(out)]
     main(["train", "prompts", *own, "--prompts.template", "a photo of {} street", "--prompts.epochs", "1"])
-    shown = main(["prompts", "show", str(out), "--num_words", "2"])
+    main(["prompts", "show", str(out), "--num_words", "2"])
     aggregation = ["--encoder.aggregation", "token", "--encoder.descriptor_dim", "null"]
     main(["train", "encoder", *own, *aggregation, "--training.epochs", "1"])
     main(["evaluate", str(out), "--folder", str(city / "test"), "--out", str(tmp_path / "test")])

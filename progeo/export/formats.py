@@ -117,7 +117,8 @@ def _write_program(target: Path, saved: SavedEncoder, options: ExportOptions) ->
 def _write_backbone(target: Path, saved: SavedEncoder, _: ExportOptions) -> str:
     encoder = saved.encoder
     spec, family = encoder.spec, encoder.family
-    usage = family.usage(spec.architecture, spec.image_size, starting_weights(saved.metadata))
+    weights = starting_weights(saved.metadata)
+    usage = family.usage(spec.architecture, spec.image_size, weights, spec.configuration)
     state = {f"{family.prefix}{name}": tensor.contiguous() for name, tensor in encoder.backbone.state_dict().items()}
     with replacing(target / "backbone.safetensors") as temporary:
         save_file(state, temporary)

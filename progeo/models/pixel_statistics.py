@@ -71,7 +71,8 @@ def chosen_statistics(
 def own_statistics(architecture: str, weights: str) -> PixelStatistics:
     """Return the pixel statistics that the weights of a backbone were trained with.
 
-    Where they are not known, the backbone gets the `usual_normalization` of its family.
+    Where they are not known, the backbone gets those that all known weights of its architecture have, else the
+    `usual_normalization` of its family.
 
     Args:
         architecture, weights: see `build_encoder`, which must have accepted them.
@@ -81,12 +82,14 @@ def own_statistics(architecture: str, weights: str) -> PixelStatistics:
     """
     name, own_name = find_family(architecture)
     family = FAMILIES[name]
-    own = family.own_normalization(own_name, weights)
-    whose = {"imagenet": "ImageNet's", "clip": "CLIP's"}[family.usual_normalization]
-    why = "random weights have none of their own" if weights == "random" else f"those of {weights} are unknown"
+    own, usual = family.own_normalization(own_name, weights), family.usual_pixels(own_name)
     mean, std = NORMALIZATIONS[family.usual_normalization]
+    whose = {"imagenet": "ImageNet's", "clip": "CLIP's"}[family.usual_normalization]
+    if usual and (tuple(usual["mean"]), tuple(usual["std"])) != (mean, std):
+        mean, std, whose = usual["mean"], usual["std"], f"those of all weights of {own_name}"
+    why = "random weights have none of their own" if weights == "random" else f"those of {weights} are unknown"
     if not own:
-        return PixelStatistics(mean, std, f"{whose} since {why}")
+        return _checked(mean, std, source=f"{whose} since {why}", weights=weights)
     missing = [name for name in ("mean", "std") if name not in own]
     source = f"those of {weights}{f', but the {missing[0]} is {whose}' if missing else ''}"
     return _checked(own.get("mean", mean), own.get("std", std), source=source, weights=weights)

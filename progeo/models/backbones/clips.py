@@ -109,13 +109,15 @@ def random_clip(configuration: ClipConfiguration, seed: int) -> CLIP:
 
 def random_tower(configuration: ClipConfiguration, seed: int) -> nn.Module:
     """Build the visual tower of `random_clip`, with the same weights."""
+    if "multimodal_cfg" in configuration.values:  # the text tower of a CoCa is built first
+        return random_clip(configuration, seed).visual
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return visual_tower(configuration)
 
 
 def visual_tower(configuration: ClipConfiguration) -> nn.Module:
-    """Build a visual tower as open_clip does, which builds it before anything else of the CLIP."""
+    """Build a visual tower as open_clip does, which builds it before anything else of a CLIP but a CoCa."""
     vision = dataclasses.replace(configuration.vision, timm_model_pretrained=False)
     return open_clip.model._build_vision_tower(configuration.values["embed_dim"], vision, configuration.quick_gelu)
 
@@ -222,11 +224,13 @@ def _as_named_here(state: Mapping[str, Tensor], model: CLIP) -> dict[str, Tensor
 def _resize_stored_embedding(state: dict[str, Tensor], visual: nn.Module) -> None:
     """Resize in place the position embedding of a CLIP's state dict that was trained on squares of another size."""
     positions = positions_of(visual)
-    if positions is None:
+    if positions is None or positions.name is None:
         return
-    name = f"visual.{positions.name}"
-    cells = len(state[name]) - 1 if name in state and state[name].ndim == 2 else None
-    if cells in (None, math.prod(positions.grid)):
+    name, own = f"visual.{positions.name}", visual.get_parameter(positions.name)
+    if name not in state or state[name].ndim != own.ndim:
+        return
+    cells = state[name].shape[-2] - (own.shape[-2] - math.prod(positions.grid))
+    if cells == math.prod(positions.grid):
         return
     side = math.isqrt(cells)
     if side * side != cells or cells == 0:
