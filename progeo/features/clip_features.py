@@ -52,6 +52,7 @@ def cached_features(
         clip: the model, on the accelerator's device and in eval mode; calibrated running statistics stay in it.
         catalogue: N images, in their `extraction_order`.
         cache: folder of all cached features, and their precision.
+        pixels: interpolation, mean and std that images are resized and normalized with.
         architecture: name of the architecture of `clip` including its activation, which the weights do not reveal.
         accelerator, batch_size, num_workers, max_unreadable_fraction: see `extract_features`.
         seed: random seed of the calibration images, or of the `extraction_order`.
@@ -69,6 +70,7 @@ def cached_features(
         width=clip.text_projection.shape[1],
         image_size=as_height_width(clip.visual.image_size),
         preprocessing="hard_resize",
+        resize=pixels.resize,
         depends_on=lambda: {
             "architecture": architecture,
             "visual_weights": weights_digest(clip.visual.state_dict()),

@@ -290,6 +290,33 @@ def test_a_run_from_before_batch_norms_were_calibrated_goes_on_with_the_same_fea
     assert len(list((tmp_path / "features").iterdir())) == 1
 
 
+def test_a_run_from_before_images_were_resized_bicubic_keeps_bilinear_features(own_config, tmp_path):
+    state = {name: tensor.clone() for name, tensor in load_clip("tiny-resnet", "random").state_dict().items()}
+    save_file(state, tmp_path / "clip.safetensors", {"interpolation": "bicubic"})
+    begun = ("--model.weights", tmp_path / "clip.safetensors", "--prompts.image_size", 96, "--prompts.epochs", 1)
+    stage_1(own_config, *begun, "--model.resize", "bilinear")
+    prompts, kept = prompts_of(tmp_path / "run"), tmp_path / "run/stage1/config.yaml"
+    for name in ("checkpoints/group_1.safetensors", "prompts.safetensors", "prompts.json"):
+        (tmp_path / "run/stage1" / name).unlink()
+    settings = yaml.safe_load(kept.read_text())
+    del settings["model"]["resize"]
+    kept.write_text(yaml.safe_dump(settings))
+    sentence = failure(own_config, *begun, "--resume", "true", "--model.resize", "bicubic")
+    assert "was begun with pixels of bilinear, mean (0.4815, 0.4578, 0.4082), std" in sentence
+    assert "now they would have bicubic, mean" in sentence and "give --model.resize bilinear, or name" in sentence
+    stage_1(own_config, *begun, "--resume", "true")
+    assert prompts_of(tmp_path / "run") == prompts
+    assert len(list((tmp_path / "features").iterdir())) == 1
+    assert yaml.safe_load(kept.read_text())["model"]["resize"] == "bilinear"
+    stage_1(own_config, *begun, "--out", tmp_path / "anew", "--cells.num_groups", 1)  # as the weights say: bicubic
+    assert len(list((tmp_path / "features").iterdir())) == 2
+    assert not any(
+        torch.equal(tensor, load_file(tmp_path / "run/stage1/prompts.safetensors")[name])
+        for name, tensor in load_file(tmp_path / "anew/stage1/prompts.safetensors").items()
+        if tensor.is_floating_point()
+    )
+
+
 def test_a_batch_of_one_image_is_refused(own_config, tmp_path):
     sentence = failure(own_config, "--prompts.batch_norm", "batch", "--data.eval_batch_size", 1)
     assert "--data.eval_batch_size must be at least 2 where --prompts.batch_norm is batch, got 1" in sentence

@@ -36,6 +36,8 @@ ARCHITECTURE = "architecture"
 
 The keys `mean` and `std` hold the pixel statistics that the weights were trained with, each as JSON.
 """
+INTERPOLATION = "interpolation"
+"""Key of the interpolation that images were resized with, a `Resize`, in the metadata of a .safetensors file."""
 
 
 def load_clip(

@@ -19,7 +19,7 @@ from progeo.models.backbones.clip_configurations import (
     resolved_architecture,
 )
 from progeo.models.backbones.clip_towers import RESNET_STRIDE, positions_of, resize_input, with_parts
-from progeo.models.backbones.clips import load_clip, random_tower, visual_tower
+from progeo.models.backbones.clips import INTERPOLATION, load_clip, random_tower, visual_tower
 from progeo.models.backbones.family import Family, Features, Loaded, NetworkSpec, Traits
 from progeo.models.backbones.meta_run import on_meta
 from progeo.models.backbones.position_embedding import as_height_width, grid_of_patches
@@ -99,14 +99,15 @@ class OpenClip(Family):
         Raises:
             ValueError: the metadata of a file hold a mean or std that is not JSON.
         """
-        architecture = own_spelling(architecture)
-        if weights.startswith(HUB):
-            known = hub_configuration(weights).get("preprocess_cfg") or {}
-        elif weights in open_clip.list_pretrained_tags_by_model(architecture):
-            known = open_clip.get_pretrained_cfg(architecture, weights)
-        else:
-            known = read_section_beside(Path(weights), "preprocess_cfg") or _pixels_in_metadata(Path(weights))
+        known = _preprocess_cfg(architecture, weights) or _pixels_in_metadata(Path(weights))
         return {name: known[name] for name in ("mean", "std") if known.get(name) is not None}
+
+    def own_resize(self, architecture: str, weights: str) -> str:
+        """Return the interpolation of the same configurations, bicubic by open_clip's default, or in a file."""
+        known = _preprocess_cfg(architecture, weights)
+        if known is not None:
+            return known.get("interpolation") or "bicubic"
+        return read_metadata(Path(weights)).get(INTERPOLATION, "bilinear")
 
     def license(self, architecture: str, weights: str) -> str | None:
         """Return the license of OpenAI's weights, and of those that LAION trained with open_clip."""
@@ -143,6 +144,17 @@ class OpenClip(Family):
         if not isinstance(network, VisionTransformer):
             return super().checkpoint_gradients(network)
         network.transformer.grad_checkpointing = True
+
+
+def _preprocess_cfg(architecture: str, weights: str) -> Mapping[str, Any] | None:
+    """Return the preprocessing of the Hugging Face configuration, of open_clip's tag, or beside a file; else None."""
+    file = Path(weights)
+    if weights.startswith(HUB):
+        return hub_configuration(weights).get("preprocess_cfg") or {}
+    if weights in open_clip.list_pretrained_tags_by_model(own_spelling(architecture)):
+        return open_clip.get_pretrained_cfg(own_spelling(architecture), weights)
+    is_configured = read_section_beside(file, "model_cfg") is not None
+    return (read_section_beside(file, "preprocess_cfg") or {}) if is_configured else None
 
 
 def _pixels_in_metadata(weights: Path) -> Mapping[str, Any]:
