@@ -3,6 +3,8 @@
 Photos that an exported program resizes are in `tests/export/test_program.py`.
 """
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -112,16 +114,19 @@ def test_descriptors_are_of_images_resized_as_the_encoder_says(found, folder, ph
     torch.testing.assert_close(found(folder, photos, tmp_path), expected[encoder.resize], rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("resize", RESIZES)
 @torch.no_grad()
-def test_stage_1_compares_prompts_with_images_resized_as_is_set(resize, photos, tmp_path):
-    clip, pixels = load_clip("tiny-vit", "random", SIDE), pixel_statistics("tiny-vit", "random", resize=resize)
+def test_stage_1_compares_prompts_with_images_resized_as_is_set(photos, tmp_path):
+    clip, seen = load_clip("tiny-vit", "random", SIDE), pixels_of(photos)
     how = {"architecture": "tiny-vit", "batch_size": 3, "num_workers": 0, "max_unreadable_fraction": 0}
-    cache = Cache(tmp_path, "float32", "feature_cache")
-    found = cached_features(clip, photos, cache, start_accelerator("no"), pixels=pixels, **how)
-    mean, std = (torch.tensor(values)[:, None, None] for values in (pixels.mean, pixels.std))
-    expected = clip.encode_image((pixels_of(photos)[resize] / 255 - mean) / std)
-    torch.testing.assert_close(torch.from_numpy(found.rows.take(np.arange(3))), expected, rtol=0, atol=1e-4)
+    for resize in RESIZES:
+        pixels, cache = pixel_statistics("tiny-vit", "random", resize=resize), Cache(tmp_path, "float32", "cache")
+        found = cached_features(clip, photos, cache, start_accelerator("no"), pixels=pixels, **how)
+        mean, std = (torch.tensor(values)[:, None, None] for values in (pixels.mean, pixels.std))
+        expected = clip.encode_image((seen[resize] / 255 - mean) / std)
+        torch.testing.assert_close(torch.from_numpy(found.rows.take(np.arange(3))), expected, rtol=0, atol=1e-4)
+        key = json.loads((found.rows.folder / "description.json").read_text())
+        assert key.get("resize") == (None if resize == "bilinear" else resize)  # as before it was a choice
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize("batches", ["classes", "tuples"])
