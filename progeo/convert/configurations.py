@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from progeo.files import read_json
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 MIN_STD = 0.001
 """Minimum of a pixel std in 0..1."""
 
@@ -51,7 +51,7 @@ class Configuration:
             raise ValueError(f"{self.path}: {name} should be three numbers from {minimum} to 1, is {value!r}.")
         return tuple(value)
 
-    def choice(self, name: str, values: Mapping[int, T] | Mapping[str, T], usual: int | str) -> T:
+    def choice(self, name: str, values: Mapping[int, _T] | Mapping[str, _T], usual: int | str) -> _T:
         """Return what a value stands for, one of the keys of `values`."""
         value = self._value(name, usual)
         if (found := {repr(key): item for key, item in values.items()}.get(repr(value))) is None:
