@@ -219,7 +219,7 @@ def _resizing_weights(length: int, resized: int, resize: Resize) -> tuple[Tensor
     weights = weights / weights.sum(dim=1, keepdim=True)
     ones = 2.0 ** torch.arange(23, dtype=torch.float64)
     one = 2.0 ** (0.5 + 2 * weights.max() * ones < 2**15).sum().clamp(max=22).double()
-    return weights.sign() * (weights.abs() * one + 0.5).floor(), one
+    return (weights * one + 0.5).floor(), one
 
 
 def _triangle(distances: Tensor) -> Tensor:
