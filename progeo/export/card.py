@@ -62,8 +62,8 @@ def _card(metadata: Mapping[str, Any], usage: str, classifier: Classifier | None
         "backbone": f"{encoder['architecture']} of {encoder['family']}",
         "started from": _origin(metadata),
         "license of these starting weights": license,
-        "images": f"{height} x {width} pixels, RGB in 0..1, normalized with mean {color_in_words(encoder['mean'])} "
-        f"and std {color_in_words(encoder['std'])}",
+        "images": f"{height} x {width} pixels, resized by antialiased {encoder['resize']} interpolation, RGB in 0..1, "
+        f"normalized with mean {color_in_words(encoder['mean'])} and std {color_in_words(encoder['std'])}",
         "descriptors": f"{encoder['descriptor_dim']} dimensions, "
         f"{'L2-normalized' if encoder['normalized'] else 'not normalized'}",
         "aggregation": " ".join([encoder["aggregation"], *map("=".join, options.items())]),

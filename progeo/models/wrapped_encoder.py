@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from progeo.image_files import Resize
 from progeo.models.encoder import Encoder
 from progeo.models.fingerprint import module_fingerprint
 from progeo.models.pixel_statistics import chosen_statistics
@@ -17,6 +18,7 @@ class WrappedEncoder(Encoder):
     has_weights = False
     descriptor_dim = 0
     image_size = (0, 0)
+    resize: Resize = "bilinear"
 
     def __init__(
         self,

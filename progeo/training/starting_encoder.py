@@ -40,6 +40,7 @@ def _build_encoder(model: ModelOptions, options: EncoderOptions, seed: int) -> E
         normalization=model.normalization,
         mean=model.mean,
         std=model.std,
+        resize=model.resize,
         aggregation=options.aggregation,
         aggregation_options=options.aggregation_options,
         interpolation="corners" if model.align_corners else None,
@@ -86,12 +87,18 @@ def _check_same_clip(spec: EncoderSpec, clip: ClipOfPrompts, prompts: Path) -> N
 
 
 def starting_statistics(model: ModelOptions) -> PixelStatistics:
-    """Return the pixel mean and std of both stages, for weights that are available locally."""
+    """Return the pixel statistics and interpolation of both stages, for weights that are available locally."""
     if starts_from_encoder(model):
         encoder = read_encoder_metadata(encoder_folder(Path(model.weights)))["encoder"]
-        return PixelStatistics(tuple(encoder["mean"]), tuple(encoder["std"]), f"as the encoder in {model.weights} has")
+        source, resize = f"as the encoder in {model.weights} has", encoder.get("resize", "bilinear")
+        return PixelStatistics(tuple(encoder["mean"]), tuple(encoder["std"]), source, resize)
     return pixel_statistics(
-        model.architecture, model.weights, normalization=model.normalization, mean=model.mean, std=model.std
+        model.architecture,
+        model.weights,
+        normalization=model.normalization,
+        mean=model.mean,
+        std=model.std,
+        resize=model.resize,
     )
 
 
@@ -121,6 +128,7 @@ def _load_encoder(model: ModelOptions, options: EncoderOptions, folder: Path) ->
         "normalized": (options.normalized or find_aggregation(aggregation).always_normalized, spec.normalized),
         "aggregation": (aggregation, spec.aggregation),
         "aggregation_options": (spec.aggregation_options | options.aggregation_options, spec.aggregation_options),
+        "resize": (model.resize or spec.resize, spec.resize),
         "align_corners": (model.align_corners, spec.interpolation == "corners"),
     }
     for name, (wanted, found) in settings.items():

@@ -33,6 +33,8 @@ def test_a_card_has_a_header_for_the_hub_and_says_what_the_encoder_is(tmp_path):
         "| backbone | tiny-vit of open_clip |",
         "| started from | clip.pt |",
         "| license of these starting weights | unknown |",
+        "| images | 64 x 96 pixels, resized by antialiased bilinear interpolation, RGB in 0..1, normalized with mean "
+        "(0.4815, 0.4578, 0.4082) and std (0.2686, 0.2613, 0.2758) |",
         "| descriptors | 128 dimensions, L2-normalized |",
         "| trained on | me |",
         "| epoch | 3 |",

@@ -171,6 +171,10 @@ class Family(ABC):
         """Return the pixel `mean` and `std` that all known weights of an architecture have; empty if there are none."""
         return {}
 
+    def own_resize(self, architecture: str, weights: str) -> str:
+        """Return the interpolation that images were resized with in training; bilinear where it is not known."""
+        return "bilinear"
+
     def license(self, architecture: str, weights: str) -> str | None:
         """Return the license of weights and what they were trained on, in words; None if it is not known."""
         return None

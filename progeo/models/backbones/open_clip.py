@@ -1,5 +1,6 @@
 """CLIP models of open_clip as backbones, at any input size that their visual tower takes."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -112,12 +113,7 @@ class OpenClip(Family):
         Raises:
             ValueError: the metadata of a file hold a mean or std that is not JSON.
         """
-        architecture = own_spelling(architecture)
-        if weights in open_clip.list_pretrained_tags_by_model(architecture):
-            known = open_clip.get_pretrained_cfg(architecture, weights)
-        else:
-            content, _ = brought_content(weights)
-            known = (content or {}).get("preprocess_cfg") or {}
+        known = _preprocess_cfg(architecture, weights) or {}
         return {name: known[name] for name in ("mean", "std") if known.get(name) is not None}
 
     def usual_pixels(self, architecture: str) -> Mapping[str, Any]:
@@ -127,6 +123,11 @@ class OpenClip(Family):
             return self.own_normalization(name, name)
         found = [self.own_normalization(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
         return found[0] if found and all(each == found[0] for each in found) else {}
+
+    def own_resize(self, architecture: str, weights: str) -> str:
+        """Return the interpolation of the same configurations, bicubic by open_clip's default."""
+        known = _preprocess_cfg(architecture, weights)
+        return "bilinear" if known is None else known.get("interpolation") or "bicubic"
 
     def license(self, architecture: str, weights: str) -> str | None:
         """Return the license of OpenAI's weights, and of those that LAION trained with open_clip."""
@@ -216,3 +217,12 @@ def _configuration(wanted: NetworkSpec) -> ClipConfiguration:
     if wanted.configuration is not None:
         return ClipConfiguration(wanted.configuration)
     return resolve_configuration(wanted.architecture, "random")
+
+
+def _preprocess_cfg(architecture: str, weights: str) -> Mapping[str, Any] | None:
+    """Return the preprocessing of open_clip's tag, or of the configuration that weights bring; None without one."""
+    name = own_spelling(architecture)
+    if weights in open_clip.list_pretrained_tags_by_model(name):
+        return open_clip.get_pretrained_cfg(name, weights)
+    content, _ = brought_content(weights)
+    return None if content is None else content.get("preprocess_cfg") or {}
