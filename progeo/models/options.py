@@ -25,6 +25,8 @@ QueryPreprocessing = Literal[
 BatchNormMode = Literal["eval", "calibrated", "batch"]
 """Which statistics batch norms use: `eval`, the running statistics of the weights; `calibrated`, those of one pass over
 images if the weights have untouched initial statistics, else as `eval`; `batch`, those of each batch."""
+ClassTokenPosition = Literal["end", "middle", "front"]
+"""Where the words of a class stand in its prompt, relative to the learned vectors."""
 HeadKind = Literal["cosface", "arcface", "linear"]
 NormalizationName = Literal["clip", "imagenet"]
 """Whose pixel mean and std: those of CLIP, or those of ImageNet."""

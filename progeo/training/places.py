@@ -50,6 +50,7 @@ class _Stored(_Images, total=False):
     validation: list[_Images]
     text_features: str | None
     teacher: str
+    class_words: str | None
     configuration: dict[str, Any]
     crops: str
 
@@ -160,6 +161,8 @@ class LearnedFrom:
     """Digest of the teacher."""
     configuration: Mapping[str, Any] | None = None
     """What decides the features of the CLIP, or of the backbone, beside its weights; None if its name says it all."""
+    class_words: str | None = None
+    """Digest of the words of all classes in their prompts."""
 
     def check(self, run: RunFolder, changed: Collection[str]) -> None:
         """Check that a run resumes with the data it was started with.
@@ -199,6 +202,11 @@ class LearnedFrom:
                 f"The run in {run.path} was begun with other text features: name the prompts that it was begun with "
                 f"as `text.prompts`, or another `out`."
             )
+        if stored.get("class_words") != self.class_words:
+            raise ValueError(
+                f"The run in {run.path} was begun with other words of its classes: name the table that it was begun "
+                f"with as `prompts.class_names`, or another `out`."
+            )
         if stored.get("teacher", self.teacher) != self.teacher:
             raise ValueError(
                 f"The run in {run.path} was begun with another teacher: name the folder of that as `teacher.encoder`, "
@@ -222,10 +230,9 @@ class LearnedFrom:
                 "text_features": self._texts(),
                 "crops": _CROPS,
             }
-        if self.teacher is not None:
-            values["teacher"] = self.teacher
-        if self.configuration is not None:
-            values["configuration"] = self.configuration
+        for name in ("teacher", "configuration", "class_words"):
+            if getattr(self, name) is not None:
+                values[name] = getattr(self, name)
         write_json(run.path / _PLACES, values)
 
     def _catalogues(self) -> dict[str, list[Catalogue]]:
