@@ -21,7 +21,7 @@ def train_prompts(settings: PromptSettings) -> Path:
     Groups are independent: each process trains its own. An interrupted run resumes after the last finished epoch of
     each group.
     """
-    from progeo.commands.stages import open_stage
+    from progeo.commands.stages import open_stage, resized_as_begun
     from progeo.engine.accelerator import start_accelerator
     from progeo.engine.log import LOGGER
     from progeo.models.backbones import find_family
@@ -32,6 +32,7 @@ def train_prompts(settings: PromptSettings) -> Path:
     from progeo.training.prompt_learning import PromptTraining
     from progeo.training.starting_encoder import starting_statistics
 
+    settings = resized_as_begun(settings, "stage1")
     data, model, prompts = settings.data, settings.model, settings.prompts
     if find_family(model.architecture)[0] != "open_clip":
         raise ValueError(

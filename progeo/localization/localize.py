@@ -18,14 +18,10 @@ from progeo.features.extractor import FeatureExtractor
 from progeo.features.options import WorkOptions
 from progeo.features.store import can_be_compared
 from progeo.localization.place_index import PlaceIndex
-from progeo.models.backbones.clip_configurations import (
-    ClipConfiguration,
-    parse_configuration,
-    resolve_configuration,
-)
+from progeo.models.backbones.clip_configurations import parse_configuration
 from progeo.models.backbones.clips import load_clip
 from progeo.models.encoder import EncoderSpec
-from progeo.models.text_towers.tokenizers import load_tokenizer
+from progeo.models.text_towers.tokenizers import configuration_with_tokenizer, load_tokenizer
 from progeo.models.text_towers.tower import tower_with
 from progeo.places.catalogue import Catalogue
 from progeo.places.folders import utf8_paths
@@ -170,7 +166,8 @@ def text_descriptor(spec: EncoderSpec, text: str) -> np.ndarray:
     if "/" in spec.text_weights:  # a file or an address, which may be a stranger's choice
         LOGGER.info("texts are encoded with the weights %s, as the encoder says", spec.text_weights)
     try:
-        configuration = _text_configuration(spec, spec.text_weights)
+        recorded = None if spec.configuration is None else parse_configuration(spec.configuration, "the encoder")
+        configuration = configuration_with_tokenizer(recorded, spec.architecture, spec.text_weights)
         tokenizer = load_tokenizer(configuration)
         clip = load_clip(spec.architecture, spec.text_weights, configuration=configuration)
         tower = tower_with(clip, tokenizer)
@@ -179,14 +176,6 @@ def text_descriptor(spec: EncoderSpec, text: str) -> np.ndarray:
     if (num_tokens := tokenizer.num_tokens(text)) > tokenizer.context_length:
         LOGGER.warning("the text has %d tokens; only the first %d are read", num_tokens, tokenizer.context_length)
     return F.normalize(tower.encode([text]), dim=1).numpy()
-
-
-def _text_configuration(spec: EncoderSpec, weights: str) -> ClipConfiguration:
-    """Return the configuration of the CLIP of an encoder, with the folder of the weights, for a tokenizer in it."""
-    configuration = resolve_configuration(spec.architecture, weights)
-    if spec.configuration is None:
-        return configuration
-    return parse_configuration(spec.configuration, "the encoder", folder=configuration.folder)
 
 
 def _extract_photos(

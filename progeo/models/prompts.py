@@ -9,29 +9,34 @@ import torch.nn.functional as F
 from open_clip import CLIP
 from torch import Tensor, nn
 
-from progeo.models.backbones.clip_configurations import resolve_configuration
+from progeo.models.backbones.clip_configurations import ClipConfiguration
 from progeo.models.backbones.clips import load_clip
 from progeo.models.backbones.family import ImageSize
 from progeo.models.options import ClassTokenPosition
-from progeo.models.text_towers.tokenizers import LEARNED, load_tokenizer
+from progeo.models.text_towers.tokenizers import LEARNED, configuration_with_tokenizer, load_tokenizer
 from progeo.models.text_towers.tower import TextTower, build_text_tower, tower_with
 
 
 def load_prompt_tower(
-    architecture: str, weights: str, image_size: ImageSize | None = None, **options: Any
+    architecture: str,
+    weights: str,
+    image_size: ImageSize | None = None,
+    *,
+    configuration: ClipConfiguration | None = None,
+    **options: Any,
 ) -> TextTower:
     """Load a CLIP whose text tower can encode prompts; its weights are fetched only once its texts can be read.
 
     Args:
-        architecture, weights, image_size, options: see `load_clip`.
+        architecture, weights, image_size, configuration, options: see `load_clip`.
 
     Raises:
         ValueError: see `load_clip`; or its texts cannot be read right, see `load_tokenizer` and `tower_with`.
     """
-    configuration = resolve_configuration(architecture, weights)
+    resolved = configuration_with_tokenizer(configuration, architecture, weights)
     with _refusals(architecture):
-        tokenizer = load_tokenizer(configuration)
-    clip = load_clip(architecture, weights, image_size, **options)
+        tokenizer = load_tokenizer(resolved)
+    clip = load_clip(architecture, weights, image_size, configuration=resolved, **options)
     with _refusals(architecture):
         return tower_with(clip, tokenizer)
 

@@ -27,7 +27,7 @@ from progeo.training.starting_encoder import starting_statistics
 _PLACES = "places.json"
 _CROPS = "of the files' own pixels"
 """What stage 2 crops. Earlier versions cropped resized images and did not record it."""
-_STATISTICS = ("normalization", "mean", "std")
+_STATISTICS = ("normalization", "mean", "std", "resize")
 
 
 class _Listed(TypedDict):
@@ -249,12 +249,12 @@ class LearnedFrom:
 
 
 def check_pixels(run: RunFolder, model: ModelOptions, changed: Mapping[str, Any]) -> None:
-    """Check that changed settings still give the same pixel mean and std."""
+    """Check that changed settings still give the same pixel mean, std and interpolation."""
     former = {name: changed[f"model.{name}"] for name in _STATISTICS if f"model.{name}" in changed}
     if not former:
         return
     before, now = starting_statistics(replace(model, **former)), starting_statistics(model)
-    if (before.mean, before.std) != (now.mean, now.std):
+    if replace(before, source="") != replace(now, source=""):
         raise ValueError(
             f"The run in {run.path} was begun with pixels of {before}; now they would have {now}: give "
             f"{' '.join(f'`model.{name}` {_as_word(value)}' for name, value in former.items())}, or name another `out`."

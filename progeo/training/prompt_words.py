@@ -15,7 +15,7 @@ from progeo.models.prompts import load_prompt_tower
 from progeo.models.state_dicts import weights_digest
 from progeo.models.vocabulary import NearestWords, nearest_words
 from progeo.places.cells import class_ids
-from progeo.training.prompt_files import DESCRIPTION, PROMPTS, description_of, read_prompts
+from progeo.training.prompt_files import DESCRIPTION, PROMPTS, description_of, load_clip_of_prompts, read_prompts
 
 _MAX_CLASSES_SHOWN = 20
 
@@ -74,11 +74,14 @@ def nearest_prompt_words(
     description, contexts = read_set(folder / DESCRIPTION, _read_contexts)
     if at is not None:
         contexts = _contexts_at(contexts, at, description["partition"]["settings"])
-    tower = load_prompt_tower(description["architecture"], description["weights"], seed=description["seed"])
+    clip = load_clip_of_prompts(folder)
+    tower = load_prompt_tower(
+        clip.architecture, clip.weights, configuration=clip.configuration, seed=description["seed"]
+    )
     if weights_digest({"token_embedding": tower.token_embedding.weight}) != description["vocabulary"]:
         raise ValueError(
-            f"The prompts in {folder} were learned with other weights than {description['weights']} of "
-            f"{description['architecture']} are now, so that words would mean nothing."
+            f"The prompts in {folder} were learned with other weights than {clip.weights} of "
+            f"{clip.architecture} are now, so that words would mean nothing."
         )
     nearest = nearest_words(tower, contexts.vectors.flatten(0, 1), num_words)
     file = out or folder / "prompts.csv"

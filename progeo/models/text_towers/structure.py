@@ -126,11 +126,17 @@ def needed_tokens(stack: TextStack, ids: Tensor) -> Needed:
     )
 
 
+def pooling_of(clip: CLIP) -> tuple[str, int] | None:
+    """Return what the text transformer of a CLIP pools and its `eos_id`; None for a tower of Hugging Face."""
+    if isinstance(clip, CLIP):
+        return clip.text_pool_type, clip.text_eos_id
+    return (clip.text.pool_type, clip.text.eos_id) if isinstance(clip.text, TextTransformer) else None
+
+
 def text_stack(clip: CLIP) -> TextStack | None:
     """Return the text transformer of a CLIP; None if its structure cannot be followed."""
-    if isinstance(clip, CLIP):
-        return _stack(clip, clip.text_pool_type, clip.text_eos_id)
-    return stack_of(clip.text) if isinstance(clip.text, TextTransformer) else None
+    pooling = pooling_of(clip)
+    return None if pooling is None else _stack(clip if isinstance(clip, CLIP) else clip.text, *pooling)
 
 
 def stack_of(text: TextTransformer) -> TextStack | None:

@@ -4,15 +4,21 @@ import functools
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Any
 
 import torch
-from open_clip import SimpleTokenizer
+from open_clip import CLIPTextCfg, SimpleTokenizer
 from open_clip.tokenizer import HFTokenizer
 from torch import Tensor
 
-from progeo.models.backbones.clip_configurations import ClipConfiguration
+from progeo.models.backbones.clip_configurations import (
+    ClipConfiguration,
+    brought_content,
+    own_spelling,
+    resolve_configuration,
+)
 from progeo.printable import first_line
 
 LEARNED = -1
@@ -206,7 +212,7 @@ def load_tokenizer(configuration: ClipConfiguration) -> Tokenizer:
     """
     check_tokenizer(configuration)
     text = configuration.text
-    options = dict(text.tokenizer_kwargs or {})
+    options = _options(text)
     if not text.hf_tokenizer_name:
         return BytePairTokenizer(text.context_length, **options)
     folder = configuration.folder
@@ -214,14 +220,34 @@ def load_tokenizer(configuration: ClipConfiguration) -> Tokenizer:
     name = str(folder) if has_own else text.hf_tokenizer_name
     try:
         tokenizer = HubTokenizer(HFTokenizer(name, text.context_length, tokenizer_mode=text.tokenizer_mode, **options))
-        same = tokenizer.num_tokens(SENTENCE) > text.context_length or torch.equal(
-            tokenizer.ids([SENTENCE])[0], torch.tensor(tokenizer.sequence([SENTENCE]))
+        same = all(
+            tokenizer.ids([sentence])[0].tolist() == list(tokenizer.sequence([sentence]))
+            for sentence in ("a", SENTENCE)
+            if tokenizer.num_tokens(sentence) <= text.context_length
         )
     except Exception as error:  # of another library, of a download, or of files that are not a tokenizer's
         raise ValueError(f"the tokenizer {name} could not be loaded: {first_line(error)}") from None
     if not same:
         raise ValueError(f"the tokenizer {name} frames texts in a way that is not known")
     return tokenizer
+
+
+def configuration_with_tokenizer(
+    configuration: ClipConfiguration | None, architecture: str, weights: str
+) -> ClipConfiguration:
+    """Return a recorded configuration with the folder of the weights, which may hold the tokenizer.
+
+    Args:
+        configuration: as recorded, without a folder; None takes that of architecture and weights.
+        architecture, weights: see `load_clip`.
+
+    Raises:
+        ValueError: see `resolve_configuration`.
+    """
+    if configuration is None:
+        return resolve_configuration(architecture, weights)
+    _, folder = brought_content(weights, own_spelling(architecture))
+    return replace(configuration, folder=folder)
 
 
 def check_tokenizer(configuration: ClipConfiguration) -> None:
@@ -235,7 +261,9 @@ def check_tokenizer(configuration: ClipConfiguration) -> None:
         raise ValueError("it has no feature of a text, but one for each token (pool_type none)")
     if text.embed_cls and not values.get("custom_text") and "multimodal_cfg" not in values:
         raise ValueError("open_clip cannot compute its text features: embed_cls needs custom_text")
-    options = set(text.tokenizer_kwargs or {})
+    if text.hf_pooler_type == "max_pooler":
+        raise ValueError("open_clip cannot compute its text features: its max_pooler fails")
+    options = _options(text)
     allowed = {"clean"}
     if text.hf_tokenizer_name or text.hf_model_name:
         allowed |= {"strip_sep_token", "language"}
@@ -244,9 +272,9 @@ def check_tokenizer(configuration: ClipConfiguration) -> None:
                 f"its texts are read with packages that are not installed ({', '.join(missing)}): "
                 f"pip install 'progeo[tokenizers]'"
             )
-    if unknown := options - allowed:
+    if unknown := options.keys() - allowed:
         raise ValueError(f"its tokenizer has options that are not supported ({', '.join(sorted(unknown))})")
-    if (clean := (text.tokenizer_kwargs or {}).get("clean", "lower")) not in _CLEANING:
+    if (clean := options.get("clean", "lower")) not in _CLEANING:
         raise ValueError(f"its tokenizer cleans texts in a way that is not known ({clean})")
     if text.tokenizer_mode not in (None, "", "clips"):
         raise ValueError(f"its tokenizer has a mode that is not known ({text.tokenizer_mode})")
@@ -259,6 +287,11 @@ def check_tokenizer(configuration: ClipConfiguration) -> None:
             f"its configuration names no tokenizer, and its vocabulary of {text.vocab_size} tokens is not that of "
             f"CLIP's byte pair encoding, {VOCABULARY}"
         )
+
+
+def _options(text: CLIPTextCfg) -> dict[str, Any]:
+    """Return the options of a tokenizer that are set."""
+    return {name: value for name, value in (text.tokenizer_kwargs or {}).items() if value is not None}
 
 
 def _is_installed(module: str) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from progeo.models.backbones.clip_configurations import configuration_of
 from progeo.models.text_towers.encoders import FollowedEncoder, FullEncoder, PromptEncoder
-from progeo.models.text_towers.structure import text_stack
+from progeo.models.text_towers.structure import pooling_of, text_stack
 from progeo.models.text_towers.tokenizers import LEARNED, SENTENCE, Tokenizer, load_tokenizer
 from progeo.printable import first_line
 
@@ -139,21 +139,20 @@ def check_ids(ids: Tensor, embedding: nn.Embedding) -> None:
 
 def check_pooling(clip: CLIP, ids: Tensor, tokenizer: Tokenizer) -> None:
     """Refuse a tower that would pool another token than the end of text, given the ids (L,) of a text."""
-    stack = text_stack(clip)
-    if stack is None:
-        return
-    if stack.pool == "argmax" and int(ids.max()) != tokenizer.size - 1:
+    pool, eos_id = pooling_of(clip) or ("", 0)
+    if pool == "argmax" and int(ids.max()) != tokenizer.size - 1:
         raise ValueError(
             f"it pools the token of the largest id, and its tokenizer's end of text is {int(ids.max())} of "
             f"{tokenizer.size} ids"
         )
-    if stack.pool == "eos" and stack.eos_id not in ids:
-        raise ValueError(f"it pools the token {stack.eos_id}, which its tokenizer does not put at the end of texts")
+    if pool == "eos" and eos_id not in ids:
+        raise ValueError(f"it pools the token {eos_id}, which its tokenizer does not put at the end of texts")
 
 
 def _reproduces(tower: TextTower, ids: Tensor, own: Tensor) -> bool:
     """Whether a prompt with the embeddings of words in place of learned vectors has the sentence's features (1, E)."""
-    words = slice(1, 3)
+    start = int((ids != tower.tokenizer.pad_id).int().argmax())
+    words = slice(start + 1, start + 3)
     sequence = ids.tolist()
     sequence[words] = [LEARNED] * 2
     encoder = tower.prompts(sequence)

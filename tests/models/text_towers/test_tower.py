@@ -24,6 +24,7 @@ KINDS = {
     "CLIP": ({}, {}, (7, 5)),
     "QuickGELU": ({}, {"quick_gelu": True}, (7, 5)),
     "custom text": ({}, {"custom_text": True}, (7, 5)),
+    "null options": ({"tokenizer_kwargs": {"clean": None}}, {}, (7, 5)),
     "one block": ({"layers": 1}, {}, (7, 5)),
     "canonical BPE": ({"tokenizer_kwargs": {"clean": "canonicalize"}}, {}, (6, 5)),
     "not causal": ({"no_causal_mask": True}, {"custom_text": True}, (28, 0)),
@@ -149,13 +150,14 @@ def test_no_gradient_reaches_the_weights_of_a_frozen_tower_nor_are_they_saved():
         ({"tokenizer_kwargs": {"clean": "not"}}, {}, "cleans texts in a way that is not known .not"),
         ({**CLIPA, "vocab_size": 60}, {}, "its tokenizer gives the id [0-9]+, and its vocabulary has 60 tokens"),
         ({**CLIPA, "pool_type": "argmax"}, {}, "it pools the token of the largest id, and its tokenizer's end of"),
+        ({**CLIPA, "pool_type": "argmax", "qk_norm": True}, {}, "it pools the token of the largest id"),
         ({**CLIPA, "hf_tokenizer_name": "nobody/nothing"}, {}, "the tokenizer nobody/nothing could not be loaded: "),
         ({**CLIPA, "tokenizer_mode": "own"}, {}, "its tokenizer has a mode that is not known .own"),
         (hugging_face("roberta", None), {}, "names no tokenizer for its text tower, tiny/roberta"),
         (
             hugging_face("roberta", "roberta-base", hf_pooler_type="max_pooler"),
             {},
-            "its own text features cannot be computed: masked_fill",
+            "open_clip cannot compute its text features: its max_pooler fails",
         ),
     ],
 )
