@@ -39,7 +39,7 @@ def starting_weights(metadata: Mapping[str, Any]) -> str | None:
     return (
         provenance.get("settings", {}).get("model", {}).get("weights")
         or weights_in_name(provenance.get("encoder", ""))
-        or metadata["encoder"]["text_weights"]
+        or metadata["encoder"].get("text_weights")
     )
 
 

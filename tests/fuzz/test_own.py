@@ -32,6 +32,7 @@ from progeo.localization.confidence import Calibration
 from progeo.localization.index_folder import IndexMetadata, new_files, save_generation
 from progeo.localization.place_index import _open_images, index_images, open_place_index
 from progeo.models.aggregation.centroids import read_centroids, write_centroids
+from progeo.models.backbones.clip_configurations import named_configuration
 from progeo.models.backbones.clips import load_clip
 from progeo.models.batch_norm import running_statistics, set_running_statistics
 from progeo.models.encoder import build_encoder
@@ -110,14 +111,21 @@ def prompts(folder):
     tensors = {f"group_{index}.text_features": torch.ones(group.num_classes, 4) for index, group in enumerate(groups)}
     save_file(tensors, folder / "prompts.safetensors")
     described = {"partition": partition(folder).describe(), "architecture": "RN50", "weights": "openai", "seed": 1}
-    described |= {"vocabulary": "1234", "template": "A {}", "context_length": 4, "groups": [{"classes": 3}]}
+    described |= {
+        "configuration": named_configuration("RN50").to_json(),
+        "vocabulary": "1234",
+        "template": "A {}",
+        "context_length": 4,
+        "groups": [{"classes": 3}],
+    }
     (folder / "prompts.json").write_text(json.dumps(described))
     return folder / "prompts.json"
 
 
 def read_prompts(path):
     if path.name == "prompts.json":
-        assert all(isinstance(part, str) for part in load_clip_of_prompts(path.parent))
+        clip = load_clip_of_prompts(path.parent)
+        assert all(isinstance(part, str) for part in (clip.architecture, clip.weights, clip.configuration.fingerprint))
     load_text_features(path.parent, partition(path.parent))
 
 

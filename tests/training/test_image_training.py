@@ -174,7 +174,7 @@ def test_a_margin_without_its_kind_of_triplets_is_refused_at_once(config):
 
 
 def test_gradient_checkpointing_of_what_is_no_vit_is_refused(build):
-    with pytest.raises(ValueError, match="works for a ViT only"):
+    with pytest.raises(ValueError, match="is not possible with a ResNet of open_clip"):
         build("--training.gradient_checkpointing", "true")
 
 
