@@ -11,7 +11,7 @@ import yaml
 
 from progeo.cli import main
 
-pytest.register_assert_rewrite("contracts", "indexes", "running")
+pytest.register_assert_rewrite("contracts", "indexes", "running", "tiny_clips")
 # The tests themselves run side by side; more threads would only fight for the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Threads that wait must sleep: spinning, those of one process would starve those of another.
@@ -34,6 +34,23 @@ SETTINGS = {
     },
 }
 """Of a run of both stages on a toy city small enough for seconds."""
+
+
+@pytest.fixture(scope="session")
+def hub_folder(tmp_path_factory):
+    """Write stand-ins for the tokenizers of all CLIPs into a hub cache."""
+    from tiny_clips import write_hub
+
+    folder = tmp_path_factory.mktemp("hub")
+    write_hub(folder)
+    return folder
+
+
+@pytest.fixture
+def hub_cache(hub_folder, monkeypatch):
+    """Use them, and no network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub_folder))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
 def pytest_collection_finish():

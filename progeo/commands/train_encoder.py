@@ -55,7 +55,7 @@ def train_encoder(settings: EncoderSettings) -> Path:
     import gc
 
     from progeo.commands.final_test import check_final_test, run_final_test
-    from progeo.commands.stages import open_stage
+    from progeo.commands.stages import open_stage, resized_as_begun
     from progeo.engine.accelerator import start_accelerator
     from progeo.engine.log import LOGGER
     from progeo.engine.out_of_memory import explaining_out_of_memory
@@ -63,6 +63,7 @@ def train_encoder(settings: EncoderSettings) -> Path:
     from progeo.training.trainer import Trainer
 
     check_method(settings)
+    settings = resized_as_begun(settings, "stage2")
     accelerator = start_accelerator(
         settings.mixed_precision, trackers=settings.trackers, folder=settings.out / "stage2"
     )
@@ -213,29 +214,36 @@ def build_training(settings: EncoderSettings, images: "TrainingImages", accelera
     from progeo.training.image_training import ImageTraining
     from progeo.training.loss_terms import needs_of
     from progeo.training.places import TrainingPlaces, check_classes
-    from progeo.training.prompt_files import load_text_features
+    from progeo.training.prompt_files import load_logit_scale, load_text_features
     from progeo.training.starting_encoder import build_starting_encoder, keep_text_weights, starts_from_encoder
     from progeo.training.terms import Terms, TermSource
     from progeo.training.validation import build_validation
 
     validation = build_validation(settings.validation, settings.data)
-    prompts = settings.losses["text"].prompts or settings.out / "stage1"
+    text = settings.losses["text"]
+    prompts = text.prompts or settings.out / "stage1"
     needs = needs_of(settings.losses)
-    text_features = None
+    text_features = logit_scale = None
     if isinstance(images, TrainingPlaces):
         if "labels" in needs:
             check_classes(images.partition)
         if "text" in needs:
             text_features = load_text_features(prompts, images.partition)
+            if text.weight and text.temperature == "clip":
+                logit_scale = load_logit_scale(prompts)
     encoder = build_starting_encoder(settings.model, settings.encoder, seed=settings.seed).to(accelerator.device)
-    keep_text_weights(encoder, prompts if text_features is not None else None)
+    if text_features is None:
+        keep_text_weights(encoder, None)
+    else:
+        keep_text_weights(encoder, prompts, text_features[0].shape[1])
     initialize_from = AGGREGATIONS[encoder.spec.aggregation].initialize_from
     if settings.encoder.centroids is not None and initialize_from is not None:
         initialize_from(encoder.aggregation, settings.encoder.centroids)
     teacher = _build_teacher(settings, needs, accelerator)
     teacher_dim = None if teacher is None else teacher.descriptor_dim
     class_ids = images.class_ids
-    source = TermSource(encoder.descriptor_dim, [*map(len, class_ids)], text_features, class_ids, teacher_dim)
+    sizes = [*map(len, class_ids)]
+    source = TermSource(encoder.descriptor_dim, sizes, text_features, class_ids, teacher_dim, logit_scale)
     if "regions" in needs:
         encoder.check_regions()
     kind = batch_kind(settings.training)

@@ -58,6 +58,8 @@ def _value(setting: Setting) -> str:
     """Show the kind of value that a flag takes."""
     if setting.is_mapping:
         return "NAME=VALUE ..."
+    if setting.choices and setting.takes_numbers:
+        return f"{{NUMBER,{','.join(setting.choices)}}}"
     if setting.choices and len(setting.choices) <= 4 and not setting.may_be_list:
         return f"{{{','.join(setting.choices)}}}"
     if setting.is_switch:

@@ -275,17 +275,18 @@ def expected(setting: Setting) -> str:
     """Say which values a setting takes."""
     if setting.is_mapping:
         what = "NAME=VALUE pairs"
-    elif setting.choices:
+    elif setting.choices and not setting.takes_numbers:
         what = f"one of {', '.join(setting.choices)}"
     elif setting.is_switch:
         what = "true or false"
-    elif setting.is_text:
+    elif setting.is_text and not setting.takes_numbers:
         what = "text"
     else:
-        docs = " ".join(getattr(kind, "__doc__", None) or "" for kind in setting.kinds)
+        docs = " ".join(kind.__doc__ or "" for kind in setting.kinds if isinstance(kind, type))
         limits = re.search(r"(?<=restricted to be ).*", docs)
         is_whole = any(isinstance(kind, type) and issubclass(kind, int) for kind in setting.kinds)
         what = f"{'a whole number' if is_whole else 'a number'}{f' {limits[0].strip()}' if limits else ''}"
+        what = " or ".join([what, *setting.choices])
     if setting.lengths:
         what = f"{' or '.join(map(str, setting.lengths))} values, each {what}"
     elif setting.may_be_list:

@@ -81,6 +81,11 @@ class Setting:
         return any(kind in (str, Path) or isinstance(kind, str) for kind in self.kinds)
 
     @property
+    def takes_numbers(self) -> bool:
+        """Whether values are numbers, and maybe a few words."""
+        return any(isinstance(kind, type) and issubclass(kind, int | float) and kind is not bool for kind in self.kinds)
+
+    @property
     def may_be_null(self) -> bool:
         """Whether null is a value."""
         return NoneType in get_args(self.hint)

@@ -1,13 +1,15 @@
 """Import CLIPs of open_clip: folders of the Hugging Face Hub with their configuration, and files alone."""
 
+from typing import get_args
+
 from progeo.convert.clip_encoder import ClipProperties, convert_clip
-from progeo.convert.clip_towers import unusual_settings
 from progeo.convert.configurations import MIN_STD, read_configuration
 from progeo.convert.converted_encoder import Choices, ConvertedEncoder
 from progeo.convert.hugging_face import TRANSFORMERS_CONFIG
 from progeo.convert.source import Source
+from progeo.image_files import Resize
+from progeo.models.backbones.clip_configurations import parse_configuration
 from progeo.models.clip_files import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, is_of_openai
-from progeo.printable import printable
 
 
 def is_open_clip(source: Source) -> bool:
@@ -19,11 +21,11 @@ def is_open_clip(source: Source) -> bool:
 
 
 def read_open_clip(source: Source, choices: Choices) -> ConvertedEncoder:
-    """Convert a CLIP of open_clip, with the activation and pixel statistics of its configuration, if there is one.
+    """Convert a CLIP of open_clip, with the activation and preprocessing of its configuration, if there is one.
 
     Raises:
         FileNotFoundError: the weights are missing.
-        ValueError: the configuration is not of a plain CLIP; for further errors see `convert_clip`.
+        ValueError: the configuration is not one of open_clip; for further errors see `convert_clip`.
     """
     properties = _properties(source) if _is_configured(source) else ClipProperties()
     return convert_clip(source.weights(OPEN_CLIP_WEIGHTS), choices, properties)
@@ -40,14 +42,10 @@ def _is_configured(source: Source) -> bool:
 def _properties(source: Source) -> ClipProperties:
     """Read the configuration; missing values get the defaults of open_clip."""
     config = read_configuration(source.folder / OPEN_CLIP_CONFIG)
-    model, pixels = config.part("model_cfg"), config.part("preprocess_cfg")
-    vision, text = model.part("vision_cfg"), model.part("text_cfg")
-    if unusual := unusual_settings(model.values):
-        raise ValueError(f"{config.path} is not of a plain CLIP: it sets {printable(', '.join(unusual))}.")
+    pixels = config.part("preprocess_cfg")
     return ClipProperties(
-        quickgelu=bool(model.values.get("quick_gelu", False)),
-        head_width=vision.number("head_width", 64),
-        text_heads=text.number("heads", 8),
+        configuration=parse_configuration(config.values.get("model_cfg"), str(config.path)),
         mean=pixels.color("mean", 0),
         std=pixels.color("std", MIN_STD),
+        resize=pixels.choice("interpolation", {each: each for each in get_args(Resize)}, "bicubic"),
     )

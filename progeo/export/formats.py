@@ -148,5 +148,5 @@ def _images(encoder: Encoder, options: ExportOptions) -> str:
     return {
         "normalized": f"float32 (B, 3, H, W), normalized, {sides}",
         "pixels": f"uint8 RGB (B, H, W, 3), {sides}",
-        "photos": f"uint8 RGB (B, H, W, 3) of any size from 64, resized to {height} x {width} inside",
+        "photos": f"uint8 RGB (B, H, W, 3) of any size from 64, resized to {height} x {width} inside, {encoder.resize}",
     }[options.input]

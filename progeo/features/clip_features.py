@@ -15,6 +15,7 @@ from progeo.features.calibration import MAX_CALIBRATION_IMAGES, calibrate_batch_
 from progeo.features.extract import ExtractedFeatures, extract_features
 from progeo.features.extractor import FeatureExtractor, run_on
 from progeo.image_files import Orientation
+from progeo.models.backbones.clip_configurations import configuration_of, is_address, named_configuration
 from progeo.models.backbones.position_embedding import as_height_width
 from progeo.models.batch_norm import batch_norm_mode, batch_statistics
 from progeo.models.options import BatchNormMode
@@ -52,7 +53,8 @@ def cached_features(
         clip: the model, on the accelerator's device and in eval mode; calibrated running statistics stay in it.
         catalogue: N images, in their `extraction_order`.
         cache: folder of all cached features, and their precision.
-        architecture: name of the architecture of `clip` including its activation, which the weights do not reveal.
+        pixels: interpolation, mean and std that images are resized and normalized with.
+        architecture: name of the architecture of `clip`, see `resolved_architecture`.
         accelerator, batch_size, num_workers, max_unreadable_fraction: see `extract_features`.
         seed: random seed of the calibration images, or of the `extraction_order`.
 
@@ -64,13 +66,15 @@ def cached_features(
         batch_size = _even_batch_size(len(catalogue), batch_size)
     mean, std = (torch.tensor(values, device=accelerator.device) for values in (pixels.mean, pixels.std))
     extractor = FeatureExtractor(
-        run_on(accelerator, lambda images: clip.encode_image(normalize_images(images, mean, std))),
+        run_on(accelerator, lambda images: clip.encode_image(normalize_images(images, mean, std), normalize=False)),
         what="image features",
-        width=clip.text_projection.shape[1],
+        width=configuration_of(clip).values["embed_dim"],
         image_size=as_height_width(clip.visual.image_size),
         preprocessing="hard_resize",
+        resize=pixels.resize,
         depends_on=lambda: {
             "architecture": architecture,
+            **_own_configuration(clip, architecture),
             "visual_weights": weights_digest(clip.visual.state_dict()),
             "normalization": {"mean": list(pixels.mean), "std": list(pixels.std)},
             **_batch_norm_key(mode, len(catalogue), batch_size=batch_size, seed=seed),
@@ -92,6 +96,14 @@ def cached_features(
             num_workers=num_workers,
             max_unreadable_fraction=max_unreadable_fraction,
         )
+
+
+def _own_configuration(clip: CLIP, architecture: str) -> dict[str, Any]:
+    """Return the cache metadata of a visual tower that is not what its architecture's name says; empty for others."""
+    own = configuration_of(clip).identity(visual_only=True)
+    if not is_address(architecture) and own == named_configuration(architecture).identity(visual_only=True):
+        return {}
+    return {"configuration": own}
 
 
 def _batch_norm_key(mode: BatchNormMode, num_images: int, *, batch_size: int, seed: int) -> dict[str, Any]:

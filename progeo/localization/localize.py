@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import pyarrow as pa
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 
 from progeo.engine.log import LOGGER
@@ -18,8 +18,11 @@ from progeo.features.extractor import FeatureExtractor
 from progeo.features.options import WorkOptions
 from progeo.features.store import can_be_compared
 from progeo.localization.place_index import PlaceIndex
+from progeo.models.backbones.clip_configurations import parse_configuration
 from progeo.models.backbones.clips import load_clip
 from progeo.models.encoder import EncoderSpec
+from progeo.models.text_towers.tokenizers import configuration_with_tokenizer, load_tokenizer
+from progeo.models.text_towers.tower import tower_with
 from progeo.places.catalogue import Catalogue
 from progeo.places.folders import utf8_paths
 from progeo.places.geographic import cell_corners
@@ -153,24 +156,26 @@ def text_descriptor(spec: EncoderSpec, text: str) -> np.ndarray:
     """Encode a sentence in the descriptor space of an encoder, with unit length, float32 (1, D).
 
     Raises:
-        ValueError: the encoder does not share CLIP's text space, or its CLIP has no tokenizer.
+        ValueError: the encoder does not share CLIP's text space, or texts of its CLIP cannot be read right.
     """
     if spec.text_weights is None or not spec.normalized:
         raise ValueError(
             f"The descriptors of this encoder ({spec.architecture}, aggregation {spec.aggregation}) cannot be compared "
             f"with texts: that needs L2-normalized descriptors in CLIP's own space, such as those of a ViT of CLIP."
         )
-    try:
-        tokenizer = open_clip.get_tokenizer(spec.architecture)
-    except Exception as error:  # an error of another library, or of a download
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"`text` needs the tokenizer of {spec.architecture}, which cannot be made: {reason}."
-        ) from None
     if "/" in spec.text_weights:  # a file or an address, which may be a stranger's choice
         LOGGER.info("texts are encoded with the weights %s, as the encoder says", spec.text_weights)
-    clip = load_clip(spec.architecture, spec.text_weights)
-    return clip.encode_text(tokenizer([text]), normalize=True).numpy()
+    try:
+        recorded = None if spec.configuration is None else parse_configuration(spec.configuration, "the encoder")
+        configuration = configuration_with_tokenizer(recorded, spec.architecture, spec.text_weights)
+        tokenizer = load_tokenizer(configuration)
+        clip = load_clip(spec.architecture, spec.text_weights, configuration=configuration)
+        tower = tower_with(clip, tokenizer)
+    except ValueError as error:
+        raise ValueError(f"`text` cannot be encoded as texts of {spec.architecture} are: {error}") from None
+    if (num_tokens := tokenizer.num_tokens(text)) > tokenizer.context_length:
+        LOGGER.warning("the text has %d tokens; only the first %d are read", num_tokens, tokenizer.context_length)
+    return F.normalize(tower.encode([text]), dim=1).numpy()
 
 
 def _extract_photos(

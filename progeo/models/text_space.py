@@ -1,12 +1,26 @@
 """The common space of descriptors and text features for the image-text loss; used in training only."""
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 _MIN_LEARNED = 0.01
+_ROUNDING = 1e-3
+"""OpenAI's CLIPs, which learned the minimum, store its logarithm in half precision: their temperature is 0.009997."""
+
+
+def chosen_temperature(temperature: float | Literal["clip"], logit_scale: float | None) -> float:
+    """Return a temperature, or for `clip` that of the CLIP whose cosines are multiplied by `logit_scale`.
+
+    A CLIP's constant `logit_bias` is not needed: a softmax over classes does not change with it.
+    """
+    if temperature != "clip":
+        return temperature
+    assert logit_scale is not None  # of the CLIP of the texts
+    return 1 / logit_scale
 
 
 class TextSpace(nn.Module):
@@ -34,7 +48,7 @@ class TextSpace(nn.Module):
         learn_temperature: bool = False,
     ) -> None:
         super().__init__()
-        if learn_temperature and temperature < _MIN_LEARNED:
+        if learn_temperature and temperature < _MIN_LEARNED * (1 - _ROUNDING):
             raise ValueError(
                 f"`temperature` must be at least {_MIN_LEARNED} where `learn_temperature` is on, got {temperature}."
             )

@@ -84,7 +84,7 @@ class ImageTraining(Task):
         """Everything that must be unchanged to resume the training."""
         digest = None if self.teacher is None else self.teacher.digest
         source, validation = self.drawn.source, self.validation.catalogues
-        return LearnedFrom(source, validation, self.terms.source.text_features, digest)
+        return LearnedFrom(source, validation, self.terms.source.text_features, digest, self.encoder.spec.configuration)
 
     def name(self, epoch: int) -> str:
         """Return the epoch and its group."""
@@ -167,7 +167,9 @@ class ImageTraining(Task):
         classifier = self.classifier() if self.validation.needs_classifier else None
         return self.validation.measure(cast(Encoder, model), self.accelerator, classifier=classifier)
 
-    def keep(self, folder: Path, model: nn.Module, *, epoch: int, values: Mapping[str, float]) -> None:
+    def keep(
+        self, folder: Path, model: nn.Module, *, epoch: int, values: Mapping[str, float], terms: Mapping[str, float]
+    ) -> None:
         """Save the encoder or its average, and the classifier, whose weights are not averaged."""
         provenance = {"epoch": epoch, "settings": self.settings}
         save_encoder(folder, cast(Encoder, model), provenance=provenance, recalls=values, classifier=self.classifier())

@@ -16,7 +16,7 @@ from jsonargparse.typing import (
 )
 
 from progeo.engine.options import Keep, Schedule
-from progeo.models.options import BatchNormMode, Preprocessing
+from progeo.models.options import BatchNormMode, ClassTokenPosition, Preprocessing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +64,22 @@ class PromptOptions:
     """Stage 1: learning text prompts."""
 
     template: str = "A photo of a {} street."
-    """Template of the prompt. {} stands for the learned context vectors."""
+    """Template of the prompt. {} stands for the learned context vectors, and for the words of a class."""
     context_length: PositiveInt = 4
     """Number of learned context vectors per class."""
+    class_names: Path | None = None
+    """CSV file with a name for each image, such as that of its street: a class has the most frequent name of its images
+    as words in its prompt. Its columns are the path of an image in data.train_folder, as path or image, and
+    class_names_column. null takes no words."""
+    class_names_column: str = "name"
+    """Column of class_names with the names."""
+    class_token_position: ClassTokenPosition | None = None
+    """Where the words of a class stand: at the end of its vectors, in the middle or in front of them. null is end."""
+    shared_context: bool = False
+    """Learn one context for all classes of a group, which then differ by their words alone. Needs class_names."""
+    initial_words: str | None = None
+    """Words that the vectors start from, such as "a photo of a street corner in", of context_length tokens. null starts
+    from noise."""
     image_size: int | tuple[int, int] = 224
     """Size in pixels of the images whose features stage 1 extracts: one side of a square, or height and width."""
     epochs: PositiveInt = 60
@@ -75,8 +88,16 @@ class PromptOptions:
     """Number of images per batch."""
     learning_rate: PositiveFloat = 1e-2
     """Initial learning rate of Adam. It decays to zero along a cosine."""
-    temperature: PositiveFloat = 1.0
-    """Temperature that divides the dot products of the contrastive loss."""
+    patience: PositiveInt | None = None
+    """Number of epochs without a better image-to-text accuracy, on the held-out images if held_out is above 0, after
+    which the training of a group stops. The vectors of the best epoch are kept. null trains all epochs and keeps the
+    vectors of the last."""
+    held_out: ClosedUnitInterval = 0.0
+    """Share of the images of each class that are held out of training to measure accuracies on, rounded up. A class
+    keeps at least one image to train on."""
+    temperature: PositiveFloat | Literal["clip"] = 1.0
+    """Temperature that divides the dot products of the contrastive loss. clip takes that of the model, which needs
+    normalized."""
     normalized: bool = False
     """L2-normalize image and text features before the loss. The published method uses raw features."""
     batch_norm: BatchNormMode = "calibrated"
@@ -86,6 +107,20 @@ class PromptOptions:
     the published code does."""
     feature_cache: Path = Path("runs/feature_cache")
     """Cache folder for image features, which later runs reuse."""
+
+    def __post_init__(self) -> None:
+        _check_temperature("prompts", self.temperature, normalized=self.normalized)
+        if self.class_names is None and self.shared_context:
+            raise ValueError(
+                "`prompts.shared_context` needs `prompts.class_names`: without words of its own, every class of a "
+                "group would have the same text. Give a table of names, or leave it out."
+            )
+        if self.class_names is None and self.class_token_position:
+            raise ValueError(
+                "`prompts.class_token_position` is for the words of `prompts.class_names`, which is null: leave it out."
+            )
+        if self.class_token_position == "middle" and self.context_length == 1:
+            raise ValueError("`prompts.class_token_position` middle needs a `prompts.context_length` of at least 2.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,12 +133,16 @@ class TextOptions:
     """Fraction of the target probability distributed evenly over all classes."""
     normalized: bool = False
     """L2-normalize descriptors and text features before the loss. The published method uses raw features."""
-    temperature: PositiveFloat = 1.0
-    """Temperature that divides the dot products. 0.07 is common for normalized features."""
+    temperature: PositiveFloat | Literal["clip"] = 1.0
+    """Temperature that divides the dot products. 0.07 is common for normalized features; clip takes that of the CLIP
+    whose prompts they are, which needs normalized."""
     learn_temperature: bool = False
     """Train the temperature, starting from this value, with head_learning_rate and a minimum of 0.01."""
     prompts: Path | None = None
     """Folder of the prompts that stage 1 learned. null takes stage1 of this run."""
+
+    def __post_init__(self) -> None:
+        _check_temperature("text", self.temperature, normalized=self.normalized)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -391,3 +430,11 @@ class TrainingOptions(TrainerOptions):
                 "`training.min_learning_rate` is for a `training.schedule` that lowers the learning rate, not for "
                 "constant: leave it out."
             )
+
+
+def _check_temperature(section: str, temperature: float | str, *, normalized: bool) -> None:
+    if temperature == "clip" and not normalized:
+        raise ValueError(
+            f"`{section}.temperature` clip is the temperature of cosines: set `{section}.normalized` true, or give a "
+            f"number, such as the published 1."
+        )

@@ -2,15 +2,18 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict
 
+from msgspec import Meta
 from safetensors import SafetensorError
 from safetensors.torch import safe_open
 from torch import Tensor
 
 from progeo.file_sets import FileSet, read_set
 from progeo.json_files import as_kind
+from progeo.models.backbones.clip_configurations import ClipConfiguration, named_configuration, parse_configuration
 from progeo.models.weight_files.tensor_files import read_metadata
 from progeo.places.cells import DescribedPartition, Partition, check_same_partition
 
@@ -28,6 +31,11 @@ class _Summary(TypedDict):
     loss: float
     image_to_text_accuracy: float
     text_to_image_accuracy: float
+    held_out_images: NotRequired[int]
+    held_out_image_to_text_accuracy: NotRequired[float]
+    held_out_text_to_image_accuracy: NotRequired[float]
+    epochs: NotRequired[int]
+    kept_epoch: NotRequired[int]
 
 
 class _Description(TypedDict):
@@ -35,9 +43,12 @@ class _Description(TypedDict):
 
     partition: DescribedPartition
     architecture: str
+    configuration: NotRequired[dict[str, Any]]
     weights: str
     seed: int
     vocabulary: str
+    logit_scale: NotRequired[Annotated[float, Meta(gt=0)]]
+    class_words: NotRequired[list[list[str]]]
     groups: list[dict[str, Any]]
 
 
@@ -70,10 +81,50 @@ def load_text_features(folder: Path, partition: Partition) -> list[Tensor]:
     return features
 
 
-def load_clip_of_prompts(folder: Path) -> tuple[str, str]:
-    """Load architecture and weights of the CLIP whose text tower encodes the prompts in `folder`, see `load_clip`."""
+@dataclass(frozen=True)
+class ClipOfPrompts:
+    """The CLIP whose text tower encodes prompts."""
+
+    architecture: str
+    weights: str
+    """See `load_clip`."""
+    configuration: ClipConfiguration
+
+    def __str__(self) -> str:
+        return f"{self.architecture} ({self.weights})"
+
+
+def load_clip_of_prompts(folder: Path) -> ClipOfPrompts:
+    """Load what the prompts in `folder` record of the CLIP whose text tower encodes them.
+
+    Raises:
+        ValueError: the file is corrupt; the message names it.
+    """
     description = read_prompts_description(folder)
-    return description["architecture"], description["weights"]
+    architecture, weights = description["architecture"], description["weights"]
+    try:
+        if "configuration" in description:
+            configuration = parse_configuration(description["configuration"], architecture)
+        else:  # of an earlier version, which knew plain CLIPs only
+            configuration = named_configuration(architecture)
+    except ValueError as error:
+        raise ValueError(f"{folder / DESCRIPTION} is corrupt: {error} Run stage 1 again.") from None
+    return ClipOfPrompts(architecture, weights, configuration)
+
+
+def load_logit_scale(folder: Path) -> float:
+    """Load the factor of the cosines of the CLIP whose text tower encodes the prompts in `folder`.
+
+    Raises:
+        ValueError: they were written by an earlier version, which did not record it.
+    """
+    scale = read_prompts_description(folder).get("logit_scale")
+    if scale is None:
+        raise ValueError(
+            f"{folder / DESCRIPTION} is of an earlier version, which did not record the temperature of the CLIP: give "
+            f"`text.temperature` as a number, 0.01 for OpenAI's CLIPs, or run stage 1 again."
+        )
+    return scale
 
 
 def read_prompts_description(folder: Path) -> dict[str, Any]:

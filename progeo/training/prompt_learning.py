@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from open_clip import CLIP
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -22,14 +22,17 @@ from progeo.engine.log import LOGGER
 from progeo.engine.loop import progress_bar
 from progeo.engine.run_folder import RunFolder
 from progeo.features.extract import ExtractedFeatures
+from progeo.features.store import ShardedRows
 from progeo.file_sets import write_set
 from progeo.models.backbones.clip_configurations import configuration_of, resolved_architecture
 from progeo.models.options import ModelOptions
 from progeo.models.state_dicts import weights_digest
+from progeo.models.text_towers.tower import TextTower
 from progeo.places.cells import Group, Partition
+from progeo.training.class_words import ClassWords
 from progeo.training.options import PromptOptions, TrainerOptions
 from progeo.training.prompt_files import DESCRIPTION, PROMPTS, read_group
-from progeo.training.prompt_group import GroupImages, GroupTraining
+from progeo.training.prompt_group import GroupImages, GroupTraining, held_out_images
 from progeo.training.trainer import Trainer
 
 _TENSORS = ("context", "text_features", "class_ids")
@@ -43,15 +46,16 @@ class PromptTraining:
         prompts: PromptOptions,
         partition: Partition,
         *,
+        words: ClassWords,
         model: ModelOptions,
-        clip: CLIP,
+        tower: TextTower,
         seed: int,
         run: RunFolder,
         accelerator: Accelerator,
     ) -> None:
         self.prompts, self.model, self.seed = prompts, model, seed
-        self.partition = partition
-        self.clip = clip
+        self.partition, self.words = partition, words
+        self.tower = tower
         self.run = run
         self.accelerator = accelerator
         self.mine = range(accelerator.process_index, len(partition.groups), accelerator.num_processes)
@@ -75,8 +79,8 @@ class PromptTraining:
             features: features of all images of the groups.
             rows: the catalogue row of each feature row.
         """
-        images = [_readable_images(group, features, rows) for group in self.partition.groups]
-        self.steps = [-(-len(feature_rows) // self.prompts.batch_size) for feature_rows, _ in images]
+        images = [self._images(index, features, rows) for index in range(len(self.partition.groups))]
+        self.steps = [-(-(~each.held_out).sum() // self.prompts.batch_size) for each in images]
         self.steps_of_others = self._count_steps_of_others()
         bar = progress_bar(
             self.prompts.epochs * sum(self.steps),
@@ -87,7 +91,7 @@ class PromptTraining:
         with bar:
             for index in self.mine:
                 if not self.run.group_file(index).is_file():
-                    self._train_group(index, features, *images[index], bar)
+                    self._train_group(index, features.rows, images[index], bar)
                     self.accelerator.free_memory()
                 remove_checkpoints(self.run.group_checkpoints(index))
             bar.set_description("stage 1, waiting for other processes")
@@ -107,38 +111,53 @@ class PromptTraining:
                 LOGGER.info("%s: %s", self._name(index), _in_words(summaries[index]))
         description: dict[str, Any] = {
             "partition": self.partition.describe(),
-            "architecture": resolved_architecture(self.model.architecture, configuration_of(self.clip)),
+            "architecture": resolved_architecture(self.model.architecture, configuration_of(self.tower.clip)),
+            "configuration": configuration_of(self.tower.clip).to_json(),
             "weights": self.model.weights,
             "seed": self.seed,
-            "vocabulary": weights_digest({"token_embedding": self.clip.token_embedding.weight}),
+            "vocabulary": weights_digest({"token_embedding": self.tower.token_embedding.weight}),
+            "logit_scale": self.tower.logit_scale,
+            "logit_bias": self.tower.logit_bias,
             "template": self.prompts.template,
             "context_length": self.prompts.context_length,
+            "initial_words": self.prompts.initial_words,
+            "shared_context": self.prompts.shared_context,
             "groups": summaries,
         }
+        if self.prompts.class_names is not None:
+            description["class_names"] = str(self.prompts.class_names)
+            description["class_names_column"] = self.prompts.class_names_column
+            description["class_token_position"] = self.prompts.class_token_position or "end"
+            description["class_words"] = self.words
         write_set(self.run.path / DESCRIPTION, description, {PROMPTS: partial(save_file, tensors)})
         LOGGER.info("prompts of %d groups written to %s", len(summaries), self.run.path / PROMPTS)
 
-    def _train_group(
-        self, index: int, features: ExtractedFeatures, feature_rows: np.ndarray, labels: np.ndarray, bar: tqdm
-    ) -> None:
-        """Train one group, whose features have these rows, from its newest checkpoint on and write its file."""
-        group, name = self.partition.groups[index], self._name(index)
-        on_device = fits_device(2 * features.rows.width * len(feature_rows), self.accelerator)
-        images = GroupImages(
-            features.rows, feature_rows, labels=labels, accelerator=self.accelerator, on_device=on_device
-        )
-        training = GroupTraining(
-            index,
-            group.num_classes,
-            images=images,
-            clip=self.clip,
-            prompts=self.prompts,
-            seed=self.seed,
-            accelerator=self.accelerator,
-        )
+    def _images(self, index: int, features: ExtractedFeatures, rows: np.ndarray) -> "_Images":
+        """Find the readable images of a group and draw those that are held out.
+
+        Raises:
+            ValueError: images are to be held out, but no class has two.
+        """
+        feature_rows, labels = _readable_images(self.partition.groups[index], features, rows)
+        held_out = held_out_images(labels, self.prompts.held_out, seed=self.seed, group=index)
+        if self.prompts.held_out and not held_out.any():
+            raise ValueError(
+                f"No image of {self._name(index)} can be held out, as each class keeps one and none has two: set "
+                f"`prompts.held_out` 0, or use larger cells."
+            )
+        return _Images(feature_rows, labels, held_out)
+
+    def _train_group(self, index: int, features: ShardedRows, images: "_Images", bar: tqdm) -> None:
+        """Train one group from its newest checkpoint on and write its file."""
+        name, training = self._name(index), self._training(index, features, images)
         trainer = Trainer(
             training,
-            TrainerOptions(epochs=self.prompts.epochs, schedule="cosine_epochs", keep_checkpoints=1),
+            TrainerOptions(
+                epochs=self.prompts.epochs,
+                schedule="cosine_epochs",
+                keep_checkpoints=1,
+                patience=self.prompts.patience,
+            ),
             self.run,
             checkpoints=self.run.group_checkpoints(index),
             seed=self.seed,
@@ -150,24 +169,53 @@ class PromptTraining:
             LOGGER.info("%s: resuming after %d epochs", name, trainer.epoch)
         for _ in trainer.epochs():
             self._follow_others(bar)
+        bar.update((self.prompts.epochs - trainer.epoch) * training.steps_per_epoch)  # after an early stop
+        training.restore_kept()
         text_features = training.text_features()
-        matching = training.matching(text_features)
-        summary = {
-            "classes": group.num_classes,
-            "classes_without_images": group.num_classes - len(np.unique(labels)),
-            "images": len(images),
+        summary: dict[str, Any] = {
+            "classes": training.num_classes,
+            "classes_without_images": training.num_classes - len(np.unique(images.labels)),
+            "images": len(training.images),
+            **({} if training.unseen is None else {"held_out_images": len(training.unseen)}),
             "loss": trainer.terms["loss"],
-            "image_to_text_accuracy": matching.image_to_text,
-            "text_to_image_accuracy": matching.text_to_image,
+            **training.accuracies(text_features),
         }
+        if training.kept is not None:
+            summary |= {"loss": training.kept["loss"], "epochs": trainer.epoch, "kept_epoch": training.kept["epoch"]}
         tensors = {
             "context": training.learner.context.detach().cpu(),
             "text_features": text_features.cpu(),
-            "class_ids": torch.from_numpy(group.class_ids),
+            "class_ids": torch.from_numpy(self.partition.groups[index].class_ids),
         }
         with replacing(self.run.group_file(index)) as temporary:
             save_file(tensors, temporary, metadata={"summary": json.dumps(summary)})
         LOGGER.info("%s: %s", name, _in_words(summary))
+
+    def _training(self, index: int, features: ShardedRows, images: "_Images") -> GroupTraining:
+        """Build the training of a group from its images."""
+        on_device = fits_device(2 * features.width * len(images.labels), self.accelerator)
+        trained, unseen = (
+            GroupImages(
+                features,
+                images.feature_rows[chosen],
+                labels=images.labels[chosen],
+                accelerator=self.accelerator,
+                on_device=on_device,
+            )
+            for chosen in (~images.held_out, images.held_out)
+        )
+        return GroupTraining(
+            index,
+            self.partition.groups[index].num_classes,
+            images=trained,
+            unseen=unseen if len(unseen) else None,
+            title=f"{self._name(index)}, ",
+            words=self.words[index],
+            tower=self.tower,
+            prompts=self.prompts,
+            seed=self.seed,
+            accelerator=self.accelerator,
+        )
 
     def _all_finished(self) -> bool:
         return all(self.run.group_file(index).is_file() for index in range(len(self.steps)))
@@ -181,7 +229,10 @@ class PromptTraining:
     def _count_steps_of_others(self) -> int:
         if len(self.mine) == len(self.steps):
             return 0
-        return sum(self.steps[row["group"]] for row in self.run.read_metrics() if row["group"] not in self.mine)
+        others = [index for index in range(len(self.steps)) if index not in self.mine]
+        finished = [index for index in others if self.run.group_file(index).is_file()]  # maybe after fewer epochs
+        rows = [row["group"] for row in self.run.read_metrics() if row["group"] in {*others}.difference(finished)]
+        return sum(map(self._steps_done, finished)) + sum(self.steps[index] for index in rows)
 
     def _done(self, index: int) -> tuple[int, int]:
         """Return the number of epochs of a group, and of steps of the next, that need not be trained again."""
@@ -204,6 +255,18 @@ class PromptTraining:
         return f"group {index + 1}/{len(self.partition.groups)}"
 
 
+@dataclass(frozen=True)
+class _Images:
+    """The readable images of a group."""
+
+    feature_rows: np.ndarray
+    """Their rows in the features, int64 (n,)."""
+    labels: np.ndarray
+    """Their class labels, int64 (n,)."""
+    held_out: np.ndarray
+    """Whether each is held out of training, bool (n,)."""
+
+
 def _readable_images(group: Group, features: ExtractedFeatures, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the feature rows of a group's readable images, and the labels of these images."""
     order = np.argsort(rows)
@@ -213,10 +276,19 @@ def _readable_images(group: Group, features: ExtractedFeatures, rows: np.ndarray
 
 
 def _in_words(summary: Mapping[str, Any]) -> str:
-    empty = summary["classes_without_images"]
-    return (
+    words = (
         f"{summary['classes']} classes, {summary['images']} images, loss {summary['loss']:.4f}, top-1 "
         f"image to text {summary['image_to_text_accuracy']:.1f} %, "
         f"text to image {summary['text_to_image_accuracy']:.1f} %"
-        f"{f', {empty} classes without an image that can be read: their prompts say nothing' if empty else ''}"
     )
+    if "held_out_images" in summary:
+        words += (
+            f"; of {summary['held_out_images']} held-out images image to text "
+            f"{summary['held_out_image_to_text_accuracy']:.1f} %, "
+            f"text to image {summary['held_out_text_to_image_accuracy']:.1f} %"
+        )
+    if "kept_epoch" in summary:
+        words += f"; vectors of epoch {summary['kept_epoch']} of {summary['epochs']}"
+    if empty := summary["classes_without_images"]:
+        words += f", {empty} classes without an image that can be read: their prompts say nothing"
+    return words

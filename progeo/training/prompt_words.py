@@ -1,4 +1,4 @@
-"""Words of CLIP's vocabulary nearest to every learned prompt vector."""
+"""Words of a text tower's vocabulary nearest to every learned prompt vector."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from progeo.file_sets import FileSet, read_set
 from progeo.files import write_csv
-from progeo.models.prompts import load_prompt_clip
+from progeo.models.prompts import load_prompt_tower
 from progeo.models.state_dicts import weights_digest
 from progeo.models.vocabulary import NearestWords, nearest_words
 from progeo.places.cells import class_ids
-from progeo.training.prompt_files import DESCRIPTION, PROMPTS, description_of, read_prompts
+from progeo.training.prompt_files import DESCRIPTION, PROMPTS, description_of, load_clip_of_prompts, read_prompts
 
 _MAX_CLASSES_SHOWN = 20
 
@@ -30,6 +30,8 @@ class Contexts:
     """Class ids, int64 (C, 3), see `places.cells.class_ids`."""
     vectors: Tensor
     """Context vectors, (C, length, W)."""
+    words: Sequence[str] = ()
+    """Words of each class that stand in its prompt; empty if no class has any."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,16 @@ def nearest_prompt_words(
     description, contexts = read_set(folder / DESCRIPTION, _read_contexts)
     if at is not None:
         contexts = _contexts_at(contexts, at, description["partition"]["settings"])
-    clip = load_prompt_clip(description["architecture"], description["weights"], seed=description["seed"])
-    if weights_digest({"token_embedding": clip.token_embedding.weight}) != description["vocabulary"]:
+    clip = load_clip_of_prompts(folder)
+    tower = load_prompt_tower(
+        clip.architecture, clip.weights, configuration=clip.configuration, seed=description["seed"]
+    )
+    if weights_digest({"token_embedding": tower.token_embedding.weight}) != description["vocabulary"]:
         raise ValueError(
-            f"The prompts in {folder} were learned with other weights than {description['weights']} of "
-            f"{description['architecture']} are now, so that words would mean nothing."
+            f"The prompts in {folder} were learned with other weights than {clip.weights} of "
+            f"{clip.architecture} are now, so that words would mean nothing."
         )
-    nearest = nearest_words(clip, contexts.vectors.flatten(0, 1), num_words)
+    nearest = nearest_words(tower, contexts.vectors.flatten(0, 1), num_words)
     file = out or folder / "prompts.csv"
     write_csv(file, _rows(contexts, nearest), spreadsheet_safe=spreadsheet_safe)
     return PromptWords(contexts, nearest, file)
@@ -95,12 +100,17 @@ def _read_contexts(files: FileSet) -> tuple[dict[str, Any], Contexts]:
         for name in ("class_ids", "context")
     )
     length, width = vectors[0].shape[1:] if vectors[0].ndim == 3 else (0, 0)
+    if description.get("shared_context"):
+        vectors = [contexts.expand(len(part), -1, -1) for part, contexts in zip(ids, vectors, strict=True)]
     for part, contexts in zip(ids, vectors, strict=True):
         fits = part.dtype == torch.int64 and part.shape == (len(contexts), 3) and contexts.is_floating_point()
         if not fits or contexts.shape != (len(part), length, width):
             raise ValueError(f"{path} is corrupt: its groups do not hold the classes of prompts.")
     groups = np.repeat(np.arange(1, num_groups + 1), [len(part) for part in ids])
-    return description, Contexts(groups, torch.cat(ids).numpy(), torch.cat(vectors))
+    words = [text for of_group in description.get("class_words", ()) for text in of_group]
+    if len(words) not in (0, len(groups)):
+        raise ValueError(f"{files.folder / DESCRIPTION} is corrupt: it has words of {len(words)} classes.")
+    return description, Contexts(groups, torch.cat(ids).numpy(), torch.cat(vectors), words)
 
 
 def _contexts_at(contexts: Contexts, point: tuple[float, ...], cells: Mapping[str, int]) -> Contexts:
@@ -115,14 +125,20 @@ def _contexts_at(contexts: Contexts, point: tuple[float, ...], cells: Mapping[st
         nearest = ",".join(map(str, contexts.class_ids[distances_m.argmin()]))
         given = ",".join(f"{number:.15g}" for number in point)
         raise ValueError(f"There is no class at {given}: the nearest is {nearest}, {distances_m.min():.0f} m away.")
-    return Contexts(contexts.groups[chosen], contexts.class_ids[chosen], contexts.vectors[torch.from_numpy(chosen)])
+    return Contexts(
+        contexts.groups[chosen],
+        contexts.class_ids[chosen],
+        contexts.vectors[torch.from_numpy(chosen)],
+        [text for text, is_chosen in zip(contexts.words, chosen, strict=False) if is_chosen],
+    )
 
 
 def _as_text(contexts: Contexts, nearest: NearestWords) -> str:
     lines = []
     length = contexts.vectors.shape[1]
     for index, class_id in enumerate(contexts.class_ids[:_MAX_CLASSES_SHOWN].tolist()):
-        lines.append(f"class {','.join(map(str, class_id))} of group {contexts.groups[index]}")
+        words_of_class = f": {contexts.words[index] or 'no words'}" if contexts.words else ""
+        lines.append(f"class {','.join(map(str, class_id))} of group {contexts.groups[index]}{words_of_class}")
         for vector in range(length):
             row = index * length + vector
             words = zip(nearest.words[row], nearest.distances[row].tolist(), strict=True)
@@ -133,10 +149,11 @@ def _as_text(contexts: Contexts, nearest: NearestWords) -> str:
 def _rows(contexts: Contexts, nearest: NearestWords) -> Iterator[Sequence[Any]]:
     """Yield the rows of the CSV file."""
     length = contexts.vectors.shape[1]
-    yield ["group", "east", "north", "heading", "vector", "rank", "word", "distance"]
+    of_class = ["class_words"] if contexts.words else []
+    yield ["group", "east", "north", "heading", *of_class, "vector", "rank", "word", "distance"]
     for row, words in enumerate(nearest.words):
         index, vector = divmod(row, length)
         for rank, word in enumerate(words):
             distance = nearest.distances[row, rank].item()
-            class_id = contexts.class_ids[index].tolist()
+            class_id = [*contexts.class_ids[index].tolist(), *contexts.words[index : index + 1]]
             yield [contexts.groups[index], *class_id, vector + 1, rank + 1, word, f"{distance:.4f}"]

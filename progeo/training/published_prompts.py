@@ -1,12 +1,11 @@
 """Import published prompts: in stage 1's own format if the groups are the same, else as plain tensors."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from open_clip import CLIP
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -23,14 +22,14 @@ from progeo.engine.log import LOGGER
 from progeo.file_sets import write_set
 from progeo.files import write_json
 from progeo.models.backbones.clip_configurations import configuration_of, resolved_architecture
-from progeo.models.prompts import PromptLearner, load_prompt_clip
+from progeo.models.prompts import load_prompt_tower, prompt_parts
 from progeo.models.state_dicts import weights_digest
-from progeo.models.vocabulary import clip_tokenizer
+from progeo.models.text_towers.tokenizers import LEARNED
+from progeo.models.text_towers.tower import TextTower
 from progeo.training.prompt_files import DESCRIPTION, PROMPTS
 
 _TEMPLATE = "A photo of a {} street."
 _PLAIN = "prompt_learners"
-_CLASSES_AT_ONCE = 1024
 
 
 def write_published_prompts(
@@ -108,6 +107,7 @@ def _order_of_groups(
     return first, ""
 
 
+@torch.no_grad()
 def _stage_1_files(
     prompts: PublishedPrompts,
     classes: PublishedClasses,
@@ -119,23 +119,28 @@ def _stage_1_files(
     file: Path,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors and the metadata of prompts that stage 2 can train with."""
-    loaded = load_prompt_clip(clip, clip_weights)
-    _check_vocabulary(loaded, prompts, file=file, name=f"{clip} with {clip_weights}")
+    tower = load_prompt_tower(clip, clip_weights)
+    sequence = tower.tokenizer.sequence(prompt_parts(_TEMPLATE, prompts.contexts[0].shape[1]))
+    _check_vocabulary(tower, sequence, prompts, file=file, name=f"{clip} with {clip_weights}")
+    encoder = tower.prompts(sequence)
     tensors: dict[str, Tensor] = {}
     partition, labels = sorted_partition(classes, cells, order)
     for index, (published, rows) in enumerate(zip(order, labels, strict=True)):
         context = prompts.contexts[published][torch.from_numpy(rows)]
         tensors |= {
             f"group_{index}.context": context,
-            f"group_{index}.text_features": _text_features(loaded, context),
+            f"group_{index}.text_features": encoder(context),
             f"group_{index}.class_ids": torch.from_numpy(partition.groups[index].class_ids),
         }
     description = {
         "partition": partition.describe(),
-        "architecture": resolved_architecture(clip, configuration_of(loaded)),
+        "architecture": resolved_architecture(clip, configuration_of(tower.clip)),
+        "configuration": configuration_of(tower.clip).to_json(),
         "weights": clip_weights,
         "seed": 0,
-        "vocabulary": weights_digest({"token_embedding": loaded.token_embedding.weight}),
+        "vocabulary": weights_digest({"token_embedding": tower.token_embedding.weight}),
+        "logit_scale": tower.logit_scale,
+        "logit_bias": tower.logit_bias,
         "template": _TEMPLATE,
         "context_length": prompts.contexts[0].shape[1],
         "groups": [
@@ -147,32 +152,22 @@ def _stage_1_files(
     return tensors, description
 
 
-def _check_vocabulary(clip: CLIP, prompts: PublishedPrompts, *, file: Path, name: str) -> None:
+def _check_vocabulary(
+    tower: TextTower, sequence: Sequence[int], prompts: PublishedPrompts, *, file: Path, name: str
+) -> None:
     """Check that a CLIP has the word vectors that surround the learned ones."""
-    tokenizer = clip_tokenizer()
-    before, after = _TEMPLATE.split("{}")
-    prefix = clip.token_embedding.weight[[tokenizer.sot_token_id, *tokenizer.encode(before)]]
-    suffix = clip.token_embedding.weight[[*tokenizer.encode(after), tokenizer.eot_token_id]]
-    theirs = (prompts.prefix[0], prompts.suffix[0, : len(suffix)])
-    if not all(
-        ours.shape == found.shape and torch.allclose(ours, found, atol=1e-3)
-        for ours, found in zip((prefix, suffix), theirs, strict=True)
-    ):
-        raise ValueError(
-            f"{file} was learned with other word vectors than those of {name}: name its CLIP with `clip` and "
-            f"`clip_weights`."
-        )
-
-
-@torch.no_grad()
-def _text_features(clip: CLIP, context: Tensor) -> Tensor:
-    """Compute the text features (C, E) of the learned vectors of a group."""
-    features = []
-    for part in context.split(_CLASSES_AT_ONCE):
-        learner = PromptLearner(clip, len(part), _TEMPLATE, part.shape[1])
-        learner.context.copy_(part)
-        features.append(learner(torch.arange(len(part))))
-    return torch.cat(features)
+    first, length = sequence.index(LEARNED), sequence.count(LEARNED)
+    after = sequence[first + length :]
+    while after[-1] == tower.tokenizer.pad_id:
+        after = after[:-1]
+    theirs = (prompts.prefix[0], prompts.suffix[0, : len(after)])
+    for ids, found in zip((sequence[:first], after), theirs, strict=True):
+        ours = tower.embedding(torch.tensor(ids))
+        if ours.shape != found.shape or not torch.allclose(ours, found, atol=1e-3):
+            raise ValueError(
+                f"{file} was learned with other word vectors than those of {name}: name its CLIP with `clip` and "
+                f"`clip_weights`."
+            )
 
 
 def _write_plain(prompts: PublishedPrompts, classes: PublishedClasses | None, folder: Path) -> None:

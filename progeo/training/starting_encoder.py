@@ -8,12 +8,12 @@ from progeo.export.encoder_folders import encoder_folder, holds_encoder
 from progeo.export.weights import load_encoder, read_encoder_metadata
 from progeo.models.aggregation import find_aggregation
 from progeo.models.backbones import FAMILIES, find_family, freeze_layers
-from progeo.models.backbones.clip_configurations import own_spelling
+from progeo.models.backbones.clip_configurations import ClipConfiguration, named_configuration, own_spelling
 from progeo.models.backbones.position_embedding import as_height_width
 from progeo.models.encoder import Encoder, EncoderSpec, build_encoder
 from progeo.models.options import EncoderOptions, ModelOptions
 from progeo.models.pixel_statistics import NORMALIZATIONS, PixelStatistics, chosen_statistics, pixel_statistics
-from progeo.training.prompt_files import load_clip_of_prompts
+from progeo.training.prompt_files import ClipOfPrompts, load_clip_of_prompts
 
 
 def build_starting_encoder(model: ModelOptions, options: EncoderOptions, *, seed: int) -> Encoder:
@@ -40,6 +40,7 @@ def _build_encoder(model: ModelOptions, options: EncoderOptions, seed: int) -> E
         normalization=model.normalization,
         mean=model.mean,
         std=model.std,
+        resize=model.resize,
         aggregation=options.aggregation,
         aggregation_options=options.aggregation_options,
         interpolation="corners" if model.align_corners else None,
@@ -47,28 +48,57 @@ def _build_encoder(model: ModelOptions, options: EncoderOptions, seed: int) -> E
     )
 
 
-def keep_text_weights(encoder: Encoder, prompts: Path | None) -> None:
+def keep_text_weights(encoder: Encoder, prompts: Path | None, text_dim: int = 0) -> None:
     """Keep the CLIP whose texts an encoder shares only if the prompts it is trained with are of the same CLIP.
 
     Args:
         encoder: the encoder, whose spec changes.
         prompts: folder of the prompts; None trains without text.
+        text_dim: dimension of their text features.
+
+    Raises:
+        ValueError: the encoder is of another CLIP than the prompts, and no map between the two spaces is learned.
     """
     spec = encoder.spec
-    if prompts is not None and spec.text_weights is not None:
-        architecture, weights = load_clip_of_prompts(prompts)
-        if architecture == spec.architecture and Path(weights).resolve() == Path(spec.text_weights).resolve():
+    if prompts is not None and spec.family == "open_clip" and spec.descriptor_dim == text_dim:
+        clip = load_clip_of_prompts(prompts)
+        _check_same_clip(spec, clip, prompts)
+        if spec.text_weights is not None and Path(clip.weights).resolve() == Path(spec.text_weights).resolve():
             return
     encoder.spec = dataclasses.replace(spec, text_weights=None)
 
 
+def _check_same_clip(spec: EncoderSpec, clip: ClipOfPrompts, prompts: Path) -> None:
+    """Refuse prompts of another CLIP, whose text features have the same dimension but another meaning."""
+    configuration = named_configuration(spec.architecture)
+    if spec.configuration is not None:
+        configuration = ClipConfiguration(spec.configuration)
+    ours, theirs = configuration.identity(), clip.configuration.identity()
+    different = [name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
+    tags = [weights for weights in (spec.text_weights, clip.weights) if weights and not Path(weights).is_absolute()]
+    if not different and len({*tags}) < 2:
+        return
+    why = f"{different[0]} is {theirs.get(different[0])} and {ours.get(different[0])}" if different else "their weights"
+    raise ValueError(
+        f"The prompts in {prompts} are of the CLIP {clip}, the encoder of {spec.architecture} is of another "
+        f"(they differ in {why}): name prompts of the same CLIP with `text.prompts`, or give `encoder.descriptor_dim` "
+        f"another value, so that a map between them is learned."
+    )
+
+
 def starting_statistics(model: ModelOptions) -> PixelStatistics:
-    """Return the pixel mean and std of both stages, for weights that are available locally."""
+    """Return the pixel statistics and interpolation of both stages, for weights that are available locally."""
     if starts_from_encoder(model):
         encoder = read_encoder_metadata(encoder_folder(Path(model.weights)))["encoder"]
-        return PixelStatistics(tuple(encoder["mean"]), tuple(encoder["std"]), f"as the encoder in {model.weights} has")
+        source, resize = f"as the encoder in {model.weights} has", encoder.get("resize", "bilinear")
+        return PixelStatistics(tuple(encoder["mean"]), tuple(encoder["std"]), source, resize)
     return pixel_statistics(
-        model.architecture, model.weights, normalization=model.normalization, mean=model.mean, std=model.std
+        model.architecture,
+        model.weights,
+        normalization=model.normalization,
+        mean=model.mean,
+        std=model.std,
+        resize=model.resize,
     )
 
 
@@ -98,6 +128,7 @@ def _load_encoder(model: ModelOptions, options: EncoderOptions, folder: Path) ->
         "normalized": (options.normalized or find_aggregation(aggregation).always_normalized, spec.normalized),
         "aggregation": (aggregation, spec.aggregation),
         "aggregation_options": (spec.aggregation_options | options.aggregation_options, spec.aggregation_options),
+        "resize": (model.resize or spec.resize, spec.resize),
         "align_corners": (model.align_corners, spec.interpolation == "corners"),
     }
     for name, (wanted, found) in settings.items():

@@ -20,6 +20,8 @@ class Measures:
     """Value of each measure by name, such as R@1; shown with one decimal, as percent are."""
     primary: str
     """The measure that decides which epoch is the best; larger is better."""
+    prefix: str = "val "
+    """Prefix of the names in logs and files."""
 
     def __post_init__(self) -> None:
         if math.isnan(self.best):
@@ -28,7 +30,7 @@ class Measures:
     @property
     def named(self) -> dict[str, float]:
         """The values by their names in logs and files, such as `val R@1`."""
-        return {f"val {name}": value for name, value in self.values.items()}
+        return {f"{self.prefix}{name}": value for name, value in self.values.items()}
 
     @property
     def best(self) -> float:
@@ -45,6 +47,8 @@ class Task(ABC):
     """Prepared by Accelerate; each of its parameter groups has a `base_lr`."""
     steps_per_epoch: int
     images_per_step: int
+    title: str = ""
+    """Beginning of the lines of this task in the log, such as `group 1/2, `."""
     metrics: Mapping[str, Any] = MappingProxyType({})
     """Values that tell the lines of this task in the file of metrics from those of other tasks of the same run."""
 
@@ -89,5 +93,7 @@ class Task(ABC):
         """Validate `model`, the network or its average; None if the task has no validation."""
         return None
 
-    def keep(self, folder: Path, model: nn.Module, *, epoch: int, values: Mapping[str, float]) -> None:
-        """Save `model` as a result of the training, with the values of its validation."""
+    def keep(
+        self, folder: Path, model: nn.Module, *, epoch: int, values: Mapping[str, float], terms: Mapping[str, float]
+    ) -> None:
+        """Save `model` as a result of the training, with the values of its validation and the mean loss terms."""

@@ -15,7 +15,7 @@ from progeo.losses import distance_smoothed_labels, image_text_cross_entropy
 from progeo.models.classifier import Classifier
 from progeo.models.heads import build_head
 from progeo.models.options import HeadOptions
-from progeo.models.text_space import TextSpace
+from progeo.models.text_space import TextSpace, chosen_temperature
 from progeo.training.loss_terms import LossTerm, enabled_terms
 from progeo.training.options import TextOptions
 from progeo.training.places import TrainingPlaces
@@ -38,6 +38,8 @@ class TermSource:
     """Class ids of each group, int64 (C, 3), which smoothed labels are computed from."""
     teacher_dim: int | None = None
     """Dimension E of the descriptors of the teacher, if there is one."""
+    logit_scale: float | None = None
+    """Factor of the cosines of the CLIP of the texts, if a term takes the temperature of that CLIP."""
 
 
 class Term(nn.Module):
@@ -142,7 +144,7 @@ class ImageText(Term):
             source.descriptor_dim,
             self.text_features[0].shape[1],
             normalized=options.normalized,
-            temperature=options.temperature,
+            temperature=chosen_temperature(options.temperature, source.logit_scale),
             learn_temperature=options.learn_temperature,
         )
 

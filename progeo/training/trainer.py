@@ -380,8 +380,8 @@ class Trainer:
             self.primary = measures.primary
             self.accelerator.log({"epoch": self.epoch, **values}, step=self.steps_done)
             losses = "".join(f"{name} {value:.3f}, " for name, value in terms.items())
-            in_words = ", ".join(f"{name} {value:.1f}" for name, value in measures.values.items())
-            LOGGER.info("epoch %d: %sval %s", self.epoch, losses, in_words)
+            in_words = measures.prefix + ", ".join(f"{name} {value:.1f}" for name, value in measures.values.items())
+            LOGGER.info("%sepoch %d: %s%s", self.task.title, self.epoch, losses, in_words)
         return measures
 
     def _rate(self, measures: Measures) -> bool:
@@ -406,7 +406,7 @@ class Trainer:
         if options.keep_every is not None and self.epoch % options.keep_every == 0:
             folders.append(self.run.kept_of_epoch(self.epoch))
         for folder in folders if self._writes else ():
-            self.task.keep(folder, self.model, epoch=self.epoch, values=values)
+            self.task.keep(folder, self.model, epoch=self.epoch, values=values, terms=self.terms)
 
     def _progress(self) -> AbstractContextManager[tqdm]:
         if self.bar is not None:

@@ -16,10 +16,11 @@ from progeo.cli import main
 from progeo.data.decode import read_image
 from progeo.engine.accelerator import start_accelerator
 from progeo.features.store import ShardedRows
+from progeo.models.backbones.clip_configurations import named_configuration
 from progeo.models.backbones.clips import load_clip
 from progeo.places.catalogue import open_catalogue
 from progeo.places.cells import class_ids
-from progeo.training.prompt_group import GroupImages
+from progeo.training.prompt_group import GroupImages, held_out_images
 
 
 @pytest.fixture
@@ -231,7 +232,7 @@ def test_pixels_are_normalized_as_the_file_of_the_weights_says(own_config, tmp_p
         torch.from_numpy(np.load(cache / "rows_00000.npy")[0]).float(), expected, rtol=2e-2, atol=2e-3
     )
     log = (tmp_path / "run/stage1/log.txt").read_text()
-    assert f"pixels: mean (0.5, 0.4, 0.3), std (0.3, 0.2, 0.1), those of {weights}" in log
+    assert f"pixels: bilinear, mean (0.5, 0.4, 0.3), std (0.3, 0.2, 0.1), those of {weights}" in log
 
 
 def test_every_group_is_summed_up_with_the_accuracies_of_its_prompts(run, config, city):
@@ -245,26 +246,100 @@ def test_prompts_are_learned_from_the_features_of_their_own_images_where_these_a
     check_accuracies(tmp_path / "run", tmp_path / "features", city)
 
 
-def check_accuracies(run: Path, features: Path, city: Path) -> None:
+def check_accuracies(run: Path, features: Path, city: Path, *, held_out: float = 0.0) -> None:
     description = json.loads((run / "stage1" / "prompts.json").read_text())
     tensors = load_file(run / "stage1" / "prompts.safetensors")
-    last = [row for row in metrics_of(run / "stage1") if row["epoch"] == 2]
+    metrics = {(row["group"], row["epoch"]): row for row in metrics_of(run / "stage1")}
     (cache,) = features.iterdir()
     catalogue = open_catalogue(cache / "catalogue.arrow", city / "train")
     features = np.concatenate([np.load(path) for path in sorted(cache.glob("rows_*.npy"))]).astype(np.float32)
     ids = class_ids(catalogue.east, catalogue.north, catalogue.heading, cell_side_m=10, heading_bin_deg=30)
-    for group, (summary, row) in enumerate(zip(description["groups"], last, strict=True)):
+    for group, summary in enumerate(description["groups"]):
         classes = tensors[f"group_{group}.class_ids"].tolist()
-        rows = [place for place, class_id in enumerate(ids.tolist()) if class_id in classes]
-        labels = [classes.index(ids[place].tolist()) for place in rows]
-        similarity = features[rows] @ tensors[f"group_{group}.text_features"].numpy().T
-        texts = [max(range(len(classes)), key=lambda c: line[c]) for line in similarity]
-        images = [labels[max(range(len(rows)), key=lambda i: line[i])] for line in similarity.T]
-        assert summary["image_to_text_accuracy"] == pytest.approx(100 * np.mean(np.equal(texts, labels)))
-        assert summary["text_to_image_accuracy"] == pytest.approx(100 * np.mean(np.equal(images, range(len(classes)))))
-        assert (summary["classes"], summary["images"]) == (len(classes), len(rows))
-        assert summary["classes"] == description["partition"]["classes_per_group"][group]
+        of_classes = [[row for row, class_id in enumerate(ids.tolist()) if class_id == each] for each in classes]
+        labels = [label for label, rows in enumerate(of_classes) for _ in rows]
+        unseen = held_out_images(np.array(labels), held_out, seed=0, group=group)
+        for name, chosen in (("", ~unseen), ("held_out_", unseen)):
+            rows, expected = np.concatenate(of_classes)[chosen], np.array(labels)[chosen].tolist()
+            if not expected:
+                assert f"{name}images" not in summary
+                continue
+            similarity = features[rows] @ tensors[f"group_{group}.text_features"].numpy().T
+            texts = [max(range(len(classes)), key=lambda c: line[c]) for line in similarity]
+            images = [expected[max(range(len(rows)), key=lambda i: line[i])] for line in similarity.T]
+            correct = [image == label for label, image in enumerate(images) if label in expected]
+            assert summary[f"{name}image_to_text_accuracy"] == pytest.approx(100 * np.mean(np.equal(texts, expected)))
+            assert summary[f"{name}text_to_image_accuracy"] == pytest.approx(100 * np.mean(correct))
+            assert summary[f"{name}images"] == len(rows)
+        assert summary["classes"] == len(classes) == description["partition"]["classes_per_group"][group]
+        row = metrics[group, summary.get("kept_epoch", 2)]
+        assert {name: value for name, value in row.items() if name in summary}.items() <= summary.items()
         assert summary["loss"] == row["loss"]
+
+
+EARLY = ("--prompts.epochs", "9", "--prompts.patience", "2", "--prompts.held_out", "0.3")
+
+
+def test_a_group_stops_early_with_the_vectors_that_placed_most_unseen_images_also_where_it_was_killed(
+    config, run, city, tmp_path
+):
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    stage_1(config, *EARLY, "--out", whole)
+    check_accuracies(whole, config.parent / "features", city, held_out=0.3)
+    _, summary = json.loads((whole / "stage1/prompts.json").read_text())["groups"]
+    epochs, kept = summary["epochs"], summary["kept_epoch"]
+    assert epochs == kept + 2 < 9
+    rows = [row for row in metrics_of(whole / "stage1") if row["group"] == 1]
+    accuracies = [row["held_out_image_to_text_accuracy"] for row in rows]
+    assert len(rows) == epochs
+    assert accuracies.index(max(accuracies)) + 1 == kept
+    words = ["stage1_prompts.py", "--config", config, *EARLY, "--out", killed]
+    kill_before(f"/group_1/epoch_{epochs:06}_step_000000", *words)
+    kill_before("/group_1.safetensors", *words, "--resume", "true")
+    stage_1(config, *EARLY, "--out", killed, "--resume", "true")
+    assert prompts_of(killed) == prompts_of(whole)
+    assert metrics_of(killed / "stage1") == metrics_of(whole / "stage1")
+    log = (whole / "stage1/log.txt").read_text()
+    assert f"; of {summary['held_out_images']} held-out images image to text {max(accuracies):.1f} %, text to" in log
+    assert f" %; vectors of epoch {kept} of {epochs}\n" in log
+
+
+def test_accuracies_are_measured_in_every_epoch_where_training_may_stop_early(config, run, tmp_path):
+    stage_1(config, "--prompts.patience", "9", "--out", tmp_path / "patient")
+    (first, _), (plain, _) = (
+        json.loads((each / "stage1/prompts.json").read_text())["groups"] for each in (tmp_path / "patient", run)
+    )
+    measured, unmeasured = metrics_of(tmp_path / "patient/stage1"), metrics_of(run / "stage1")
+    assert all(row.items() <= other.items() for row, other in zip(unmeasured, measured, strict=True))
+    assert "image_to_text_accuracy" in measured[0]
+    assert "image_to_text_accuracy" not in unmeasured[0]
+    assert first.keys() - plain.keys() == {"epochs", "kept_epoch"}
+
+
+@pytest.mark.parametrize(
+    ("images", "share", "counts"),
+    [
+        ([1, 2, 5, 10, 0, 3], 0.0, [0, 0, 0, 0, 0, 0]),
+        ([1, 2, 5, 10, 0, 3], 0.2, [0, 1, 1, 2, 0, 1]),
+        ([1, 2, 5, 10, 0, 3], 0.21, [0, 1, 2, 3, 0, 1]),
+        ([1, 2, 5, 10, 0, 3], 1.0, [0, 1, 4, 9, 0, 2]),
+    ],
+)
+def test_a_share_of_each_class_is_held_out_by_the_seed_and_the_group(images, share, counts):
+    labels = np.repeat(np.arange(6), images)
+    drawn = held_out_images(labels, share, seed=1, group=2)
+    assert np.bincount(labels[drawn], minlength=6).tolist() == counts
+    np.testing.assert_array_equal(drawn, held_out_images(labels, share, seed=1, group=2))
+    others = [held_out_images(labels, share, seed=seed, group=group) for seed, group in ((0, 2), (1, 3), (2, 1))]
+    assert all((drawn != other).any() for other in others) == (share > 0)
+
+
+def test_classes_of_one_image_can_hold_out_none(config, run, tmp_path):
+    single = ("--cells.cell_side_m", 1, "--cells.min_images_per_class", 1, "--cells.num_groups", 1)
+    sentence = failure(config, "--out", tmp_path / "run", *single, "--prompts.held_out", 0.1)
+    assert (
+        "No image of group 1/1 can be held out, as each class keeps one and none has two: set --prompts.h" in sentence
+    )
 
 
 @pytest.mark.parametrize(("architecture", "is_refused"), [("tiny-resnet", True), ("tiny-vit", False)])
@@ -288,6 +363,28 @@ def test_a_run_from_before_batch_norms_were_calibrated_goes_on_with_the_same_fea
     stage_1(own_config, *again)
     assert prompts_of(tmp_path / "run") == prompts
     assert len(list((tmp_path / "features").iterdir())) == 1
+
+
+def test_a_run_from_before_images_were_resized_bicubic_keeps_bilinear_features(own_config, tmp_path):
+    state = {name: tensor.clone() for name, tensor in load_clip("tiny-resnet", "random").state_dict().items()}
+    save_file(state, tmp_path / "clip.safetensors", {"interpolation": "bicubic"})
+    begun = ("--model.weights", tmp_path / "clip.safetensors", "--prompts.image_size", 32, "--prompts.epochs", 1)
+    stage_1(own_config, *begun, "--model.resize", "bilinear")
+    prompts, kept = prompts_of(tmp_path / "run"), tmp_path / "run/stage1/config.yaml"
+    for name in ("checkpoints/group_1.safetensors", "prompts.safetensors", "prompts.json"):
+        (tmp_path / "run/stage1" / name).unlink()
+    settings = yaml.safe_load(kept.read_text())
+    del settings["model"]["resize"]
+    kept.write_text(yaml.safe_dump(settings))
+    sentence = failure(own_config, *begun, "--resume", "true", "--model.resize", "bicubic")
+    assert "was begun with pixels of bilinear, mean (0.4815, 0.4578, 0.4082), std" in sentence
+    assert "now they would have bicubic, mean" in sentence and "give --model.resize bilinear, or name" in sentence
+    stage_1(own_config, *begun, "--resume", "true")
+    assert prompts_of(tmp_path / "run") == prompts
+    assert len(list((tmp_path / "features").iterdir())) == 1
+    assert yaml.safe_load(kept.read_text())["model"]["resize"] == "bilinear"
+    stage_1(own_config, *begun, "--out", tmp_path / "anew", "--cells.num_groups", 1)  # as the weights say: bicubic
+    assert len(list((tmp_path / "features").iterdir())) == 2
 
 
 def test_a_batch_of_one_image_is_refused(own_config, tmp_path):
@@ -333,3 +430,28 @@ def test_features_on_the_device_and_features_on_disk_give_the_same_batches(tmp_p
         got, got_labels = images.batch(np.array([4, 0, 2]))
         np.testing.assert_array_equal(got.numpy(), values[[16, 19, 7]].astype(np.float32))
         assert got_labels.tolist() == [2, 0, 1]
+
+
+def test_prompts_record_the_configuration_that_weights_bring_and_resume_with_no_other(config, tmp_path):
+    folder, values = tmp_path / "clip", named_configuration("tiny-vit").to_json()
+    values["vision_cfg"]["pool_type"] = "avg"
+    save_file(load_clip("tiny-vit", "random").state_dict(), write_configuration(folder, values))
+    own = ("--model.architecture", "tiny-vit", "--model.weights", folder, "--prompts.epochs", 1)
+    caches = set((config.parent / "features").iterdir())
+    stage_1(config, "--out", tmp_path / "run", *own)
+    assert json.loads((tmp_path / "run/stage1/prompts.json").read_text())["configuration"] == values
+    (cache,) = set((config.parent / "features").iterdir()) - caches
+    assert json.loads((cache / "description.json").read_text())["configuration"]["vision_cfg.pool_type"] == "avg"
+    for name in ("prompts.json", "group_0.safetensors"):
+        next((tmp_path / "run/stage1").rglob(name)).unlink()
+    values["vision_cfg"]["pool_type"] = "tok"
+    write_configuration(folder, values)
+    sentence = failure(config, "--out", tmp_path / "run", *own, "--resume", "true")
+    assert sentence.endswith("/stage1 was begun with another configuration of --model.weights: name another --out.")
+
+
+def write_configuration(folder: Path, values: dict) -> Path:
+    """Write a configuration of open_clip, and return the path of the weights beside it."""
+    folder.mkdir(exist_ok=True)
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": values}))
+    return folder / "open_clip_model.safetensors"

@@ -67,10 +67,16 @@ def test_the_folder_holds_two_files_and_the_description_is_whole(saved):
         "mean": [0.48145466, 0.4578275, 0.40821073],
         "std": [0.26862954, 0.26130258, 0.27577711],
         "interpolation": "edges",
+        "resize": "bilinear",
         "aggregation": "token",
         "aggregation_options": {},
         "pooled_dim": None,
         "text_weights": None,
+        "configuration": {
+            "embed_dim": 128,
+            "vision_cfg": {"image_size": 128, "layers": 4, "width": 128, "head_width": 32},
+            "text_cfg": {"width": 64, "heads": 2, "layers": 2},
+        },
     }
 
 
@@ -238,7 +244,10 @@ def test_a_description_that_no_encoder_can_have_is_refused_by_name_and_value(sav
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"architecture": "hf-hub:owner/name"}, "family open_clip has no architecture 'hf-hub:owner/name'"),
+        (
+            {"architecture": "hf-hub:owner/name", "configuration": None},
+            "family open_clip has no architecture 'hf-hub:owner/name'",
+        ),
         ({"family": "toy"}, "The family 'toy' of its backbone is not known: .* with `plugin`"),
         ({"aggregation": "max"}, "`aggregation` 'max' is not known: use gem, .* with `plugin`"),
         ({"aggregation_options": {"k": 1}}, "`aggregation_options` has 'k', which is no option of token: it has none"),

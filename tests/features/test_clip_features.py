@@ -46,7 +46,7 @@ def extract(images, tmp_path):
             catalogue.take(rows),
             Cache(tmp_path / cache, "float16", "feature_cache"),
             start_accelerator("no"),
-            architecture=kind,
+            architecture=kind.removeprefix("trained "),
             pixels=pixel_statistics("tiny-resnet", "random"),
             batch_size=batch_size,
             num_workers=0,

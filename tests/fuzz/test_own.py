@@ -151,7 +151,7 @@ class Toy(Task):
     def validate(self, model):
         return None
 
-    def keep(self, folder, model, *, epoch, values):
+    def keep(self, folder, model, *, epoch, values, terms):
         pass
 
     def state_dict(self):

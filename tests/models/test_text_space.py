@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from progeo.models.text_space import TextSpace
+from progeo.models.text_space import TextSpace, chosen_temperature
 
 
 def test_as_published_nothing_is_changed_where_the_dimensions_agree():
@@ -43,3 +43,12 @@ def test_a_temperature_below_the_lowest_can_be_kept_but_not_learned():
     torch.testing.assert_close(TextSpace(4, 4, temperature=0.005)(descriptors), descriptors / 0.005)
     with pytest.raises(ValueError, match=r"`temperature` must be at least 0\.01 .* got 0\.005"):
         TextSpace(4, 4, temperature=0.005, learn_temperature=True)
+
+
+def test_the_temperature_of_a_clip_is_one_over_its_scale_and_that_of_openai_in_half_precision_can_be_learned():
+    scale = torch.tensor(math.log(100)).half().float().exp().item()
+    assert chosen_temperature("clip", scale) == pytest.approx(0.01, rel=1e-3)
+    assert chosen_temperature("clip", scale) < 0.01
+    assert chosen_temperature(0.07, None) == 0.07
+    space = TextSpace(4, 4, normalized=True, temperature=chosen_temperature("clip", scale), learn_temperature=True)
+    torch.testing.assert_close(space(torch.eye(4)), torch.eye(4) / 0.01)

@@ -17,11 +17,12 @@ from progeo.engine.randomness import seeded_generator
 from progeo.engine.run_folder import RunFolder
 from progeo.engine.stopping import StopRequest
 from progeo.models.aggregation import AGGREGATIONS
+from progeo.models.backbones.clip_configurations import named_configuration
 from progeo.models.backbones.clips import load_clip
 from progeo.training.overview import estimated_memory, overview
 from progeo.training.trainer import Trainer
 
-VIT = ("--model.architecture", "tiny-vit", "--encoder.descriptor_dim", "null")  # no batch norm
+VIT = ("--model.architecture", "tiny-vit", "--encoder.aggregation", "gem")  # no batch norm
 BACKBONES = ("vgg16", "resnet18", "resnet50", "resnet101", "resnet152", *(f"efficientnet_b{i}" for i in range(8)))
 QUICK = ("resnet18", "efficientnet_b0")
 
@@ -73,15 +74,19 @@ def test_descriptors_stay_comparable_with_texts_only_where_they_are_trained_towa
     assert (description["architecture"], description["weights"]) == ("tiny-resnet", "random")
 
     def text_weights(architecture, weights, *arguments):
-        changed = {**description, "architecture": architecture, "weights": str(weights)}
+        configuration = named_configuration(architecture).to_json()
+        changed = {**description, "architecture": architecture, "configuration": configuration, "weights": str(weights)}
         (tmp_path / "stage1/prompts.json").write_text(json.dumps(changed))
         own = ["--model.weights", tmp_path / "a.pt", "--text.prompts", tmp_path / "stage1"]
-        return build(*VIT, *own, *arguments).encoder.spec.text_weights
+        vit = ["--model.architecture", "tiny-vit", "--encoder.descriptor_dim", "null"]
+        return build(*vit, *own, *arguments).encoder.spec.text_weights
 
     assert text_weights("tiny-vit", tmp_path / "a.pt") == str(tmp_path / "a.pt")
     assert text_weights("tiny-vit", tmp_path / "stage1/../a.pt") == str(tmp_path / "a.pt")
     assert text_weights("tiny-vit", tmp_path / "b.pt") is None
-    assert text_weights("tiny-vit-quickgelu", tmp_path / "a.pt") is None
+    sentence = r"CLIP tiny-vit-quickgelu \(.*a.pt\), the encoder of tiny-vit is of another \(they differ in quick_gelu"
+    with pytest.raises(ValueError, match=sentence):
+        text_weights("tiny-vit-quickgelu", tmp_path / "a.pt")
     assert text_weights("tiny-vit", tmp_path / "a.pt", "--text.weight", "0") is None
 
 
@@ -182,6 +187,36 @@ def test_a_temperature_is_learned_where_asked(train):
     assert same_first["image_text"] == pytest.approx(terms["image_text"], rel=0.05)
 
 
+def test_the_temperature_of_the_clip_comes_with_its_prompts(train, build, run, tmp_path):
+    cosines = ("--text.normalized", "true", "--text.temperature")
+    _, by_clip = train(*cosines, "clip")
+    _, by_number = train(*cosines, "0.07")  # which a random CLIP begins with
+    assert by_clip["image_text"] == pytest.approx(by_number["image_text"], rel=1e-5)
+    description = json.loads((run / "stage1/prompts.json").read_text())
+    assert description["logit_scale"] == pytest.approx(1 / 0.07)
+    assert description["logit_bias"] is None
+    shutil.copytree(run / "stage1", tmp_path / "stage1")
+    del description["logit_scale"], description["logit_bias"]
+    (tmp_path / "stage1/prompts.json").write_text(json.dumps(description))
+    of_before = ("--text.prompts", tmp_path / "stage1", "--text.normalized", "true", "--text.temperature")
+    with pytest.raises(ValueError, match=r"prompts\.json is of an earlier version, which did not record the temp"):
+        build(*of_before, "clip")
+    build(*of_before, "0.07")
+
+
+@pytest.mark.parametrize("section", ["text", "prompts"])
+def test_the_temperature_of_a_clip_is_for_cosines_alone(section, config):
+    command = {"text": "train encoder", "prompts": "train prompts"}[section]
+    words = ("--config", config, f"--{section}.temperature", "clip", f"--{section}.normalized")
+    with pytest.raises(
+        ValueError, match=rf"`{section}\.temperature` clip .* set `{section}\.normalized` true, or give"
+    ):
+        parsed(command, *words, "false")
+    (settings,) = parsed(command, *words, "true").values()
+    options = settings.prompts if section == "prompts" else settings.losses["text"]
+    assert options.temperature == "clip"
+
+
 def test_the_overview_counts_images_groups_and_parameters(build, config, city):
     training, settings = build("--encoder.frozen", "[layer1]"), settings_of(config)
     lines = overview(training, model=settings.model)
@@ -193,7 +228,7 @@ def test_the_overview_counts_images_groups_and_parameters(build, config, city):
     assert f"tiny-resnet: {trained:,} parameters trained, {frozen:,} frozen" in lines[4]
     assert lines[5].endswith("for 4 images at a time")
     assert lines[6] == (
-        "pixels      mean (0.4815, 0.4578, 0.4082), std (0.2686, 0.2613, 0.2758), "
+        "pixels      bilinear, mean (0.4815, 0.4578, 0.4082), std (0.2686, 0.2613, 0.2758), "
         "CLIP's since random weights have none of their own"
     )
 

@@ -1,12 +1,18 @@
 import csv
 import json
 import shutil
+from functools import partial
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from tiny_clips import shrunk
 
 from progeo.cli import main
+from progeo.file_sets import write_set
+from progeo.models.backbones.clip_configurations import ClipConfiguration, named_configuration
+from progeo.models.prompts import load_prompt_tower
+from progeo.models.state_dicts import weights_digest
 from progeo.models.vocabulary import NearestWords
 from progeo.training import prompt_words
 
@@ -89,6 +95,22 @@ def test_words_of_another_vocabulary_are_refused(stage_1):
     (stage_1 / "prompts.json").write_text(json.dumps({**description, "seed": 5}))
     with pytest.raises(SystemExit, match="were learned with other weights than random of tiny-resnet are now"):
         show(stage_1)
+
+
+def test_words_are_those_of_the_tokenizer_that_the_recorded_configuration_names(stage_1, hub_cache):
+    text, _ = shrunk("ViT-H-14-CLIPA")
+    configuration = ClipConfiguration({**named_configuration("tiny-vit").values, "text_cfg": text})
+    tower = load_prompt_tower("tiny-vit", "random", configuration=configuration)
+    tensors = load_file(stage_1 / "prompts.safetensors")
+    words = tower.embedding(torch.tensor(tower.tokenizer.encode("a narrow street.")))
+    for name in [name for name in tensors if name.endswith("context")]:
+        tensors[name] = words.expand(len(tensors[name]), -1, -1).contiguous()
+    description = json.loads((stage_1 / "prompts.json").read_text())
+    description |= {"architecture": "tiny-vit", "configuration": configuration.to_json()}
+    description["vocabulary"] = weights_digest({"token_embedding": tower.token_embedding.weight})
+    write_set(stage_1 / "prompts.json", description, {"prompts.safetensors": partial(save_file, tensors)})
+    show(stage_1, "--num_words", 1)
+    assert [row["word"] for row in rows_of(stage_1 / "prompts.csv")][:8] == ["a", "narrow", "street", "."] * 2
 
 
 def test_a_folder_without_prompts_is_refused(tmp_path):

@@ -54,7 +54,7 @@ class Toy(Task):
             return None
         return Measures({"other": 0.0, "score": self.measured.pop(0)}, primary="score")
 
-    def keep(self, folder, model, *, epoch, values):
+    def keep(self, folder, model, *, epoch, values, terms):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "model.json").write_text(json.dumps({"epoch": epoch, **values}))
         self.kept.append((folder.name, epoch, model))

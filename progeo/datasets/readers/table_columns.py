@@ -118,6 +118,23 @@ def open_table(file: Path, images: Path, given: Mapping[str, str], template: str
     return ImageTable(file, columns, called, portable_names(paths, images))
 
 
+def read_image_texts(file: Path, images: Path, column: str) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+    """Read the paths of images relative to `images`, and a column of texts, "" where it is blank.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: a column is missing or duplicated, or there are no rows.
+    """
+    table = read_columns(file, {*_TEXTS, column.lower()})
+    if not table.num_rows:
+        raise ValueError(f"{file} has no rows.")
+    names = [name for name in _candidates(table, file, _NAMES["path"], None) if name != column]
+    if not names:
+        raise ValueError(f"{file} needs a column path or image; it has {', '.join(table.column_names)}.")
+    paths, texts = (_texts(_only(table, file, name), name, file) for name in (names[0], column))
+    return portable_names(paths, images), pc.if_else(_is_blank(texts), "", texts)
+
+
 def _candidates(table: pa.Table, file: Path, synonyms: tuple[str, ...], given: str | None) -> list[str]:
     """List the table's names for a column, best match first."""
     if given is not None:

@@ -21,12 +21,19 @@ from torch import nn
 from progeo.files import read_json
 from progeo.json_files import converted
 from progeo.models.clip_files import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
+from progeo.models.weight_files.tensor_files import read_metadata
 from progeo.printable import printable
 
 HUB = "hf-hub:"
 """Prefix of the address of a CLIP on Hugging Face's hub."""
 FOLDER = "local-dir:"
-"""Prefix, as open_clip has it, of the path of a folder with a configuration and weights."""
+"""Prefix, as open_clip has it, of the path of a folder with a configuration and weights, or of a file with both."""
+CONFIGURATION = "configuration"
+"""Key of the configuration, as JSON, in the metadata of a .safetensors file that we wrote."""
+INTERPOLATION = "interpolation"
+"""Key of the interpolation of pixels in the metadata of a .safetensors file that we wrote, see `EncoderSpec.resize`."""
+UNNAMED = "clip"
+"""Stands for the architecture of a CLIP whose configuration has no name."""
 _PARTS = MappingProxyType({"vision_cfg": CLIPVisionCfg, "text_cfg": CLIPTextCfg, "multimodal_cfg": MultimodalCfg})
 """Dataclasses of open_clip for the parts of a configuration."""
 _NO_NUMBER = {
@@ -92,11 +99,12 @@ class ClipConfiguration:
             visual_only: return only those of the visual tower.
         """
         parts = ("vision_cfg.", "embed_dim", "quick_gelu") if visual_only else ("",)
-        return {
+        found = {
             name: value
             for name, value in sorted(self.settings.items())
             if name not in _NO_NUMBER and name.startswith(parts) and value and not name.startswith("multimodal_cfg")
         }
+        return json.loads(json.dumps(found))
 
     @property
     def fingerprint(self) -> str:
@@ -104,15 +112,18 @@ class ClipConfiguration:
         return hashlib.sha256(json.dumps(self.identity()).encode()).hexdigest()
 
     def with_quick_gelu(self, quick_gelu: bool) -> "ClipConfiguration":
-        """Return the configuration with another activation."""
+        """Return the configuration with QuickGELU or GELU as activation."""
+        if quick_gelu == self.quick_gelu:
+            return self
         return dataclasses.replace(self, values={**self.values, "quick_gelu": quick_gelu})
 
     def to_json(self) -> dict[str, Any]:
         """Return the values for a JSON file, without those that are open_clip's defaults."""
-        return {
+        values = {
             name: _without_defaults(value, _PARTS[name]) if name in _PARTS else value
             for name, value in self.values.items()
         }
+        return json.loads(json.dumps(values))
 
 
 def configuration_of(clip: nn.Module) -> ClipConfiguration:
@@ -160,8 +171,8 @@ def resolve_configuration(architecture: str, weights: str) -> ClipConfiguration:
     if is_address(architecture):
         if weights not in (architecture, "random"):
             raise ValueError(f"`weights` {weights!r} are not of {architecture}: set `weights` to the same, or random.")
-        own = brought_configuration(architecture)
-        assert own is not None
+        if (own := brought_configuration(architecture)) is None:
+            raise ValueError(f"`architecture` {architecture!r} has no configuration: name a CLIP of open_clip.")
         return own
     named = named_configuration(architecture)
     own = None if weights == "random" else brought_configuration(weights, architecture)
@@ -194,8 +205,15 @@ def resolved_architecture(architecture: str, configuration: ClipConfiguration) -
     return with_quick_gelu if configuration.quick_gelu and with_quick_gelu in known_architectures() else name
 
 
+def name_of(configuration: ClipConfiguration) -> str:
+    """Return the shortest name of an architecture with this visual tower, `UNNAMED` if there is none."""
+    wanted = configuration.identity(visual_only=True)
+    names = [name for name in known_architectures() if named_configuration(name).identity(visual_only=True) == wanted]
+    return min(names, key=lambda name: (len(name), name), default=UNNAMED)
+
+
 def brought_configuration(weights: str, architecture: str = "") -> ClipConfiguration | None:
-    """Read the configuration that weights bring: of a hub or a folder, or the one beside a file.
+    """Read the configuration that weights bring: of a hub or a folder, or the one beside or in a file.
 
     Returns:
         The configuration, or None for weights that bring none, such as a tag of the architecture.
@@ -204,11 +222,12 @@ def brought_configuration(weights: str, architecture: str = "") -> ClipConfigura
         ValueError: the configuration cannot be read, or is not one of a CLIP.
     """
     content, folder = brought_content(weights, architecture)
-    return None if content is None else parse_configuration(content.get("model_cfg"), weights, folder=folder)
+    values = None if content is None else content.get("model_cfg")
+    return None if values is None else parse_configuration(values, weights, folder=folder)
 
 
 def brought_content(weights: str, architecture: str = "") -> tuple[Mapping[str, Any] | None, Path | None]:
-    """Read `open_clip_config.json` of weights, see `brought_configuration`: all its sections, and its local folder.
+    """Read the sections of the configuration of weights, see `brought_configuration`, and its local folder.
 
     The configuration of a hub is downloaded unless it is in the hub's cache.
     """
@@ -224,9 +243,9 @@ def brought_content(weights: str, architecture: str = "") -> tuple[Mapping[str, 
     file = (path if path.is_dir() else path.parent) / OPEN_CLIP_CONFIG
     if path.is_dir() and not file.is_file():
         raise ValueError(f"`weights` {weights!r} is a folder without {OPEN_CLIP_CONFIG}: name a file in it.")
-    if not file.is_file() or (not path.is_dir() and path.name not in OPEN_CLIP_WEIGHTS):
-        return None, None
-    return _content_of(file), file.parent.absolute()
+    if path.is_dir() or (file.is_file() and path.name in OPEN_CLIP_WEIGHTS):
+        return _content_of(file), file.parent.absolute()
+    return _content_in(path), None
 
 
 def parse_configuration(values: Any, source: str, *, folder: Path | None = None) -> ClipConfiguration:
@@ -255,14 +274,15 @@ def _checked(values: Any) -> dict[str, Any]:
                 raise ValueError(f"its {part} is no mapping.")
             given = {name: value for name, value in found[part].items() if value is not None}
             checked = converted(given, kind)
-            found[part] = {name: getattr(checked, name) for name in given}
-            _check_limits(part, found[part])
+            own = json.loads(json.dumps({name: getattr(checked, name) for name in given}))  # with lists again
+            _check_limits(part, own)
+            found[part] = dict.fromkeys(found[part]) | own  # some have null, such as the patch size of a ResNet
     if not isinstance(found["embed_dim"], int) or not 1 <= found["embed_dim"] <= _LIMITS["width"]:
         raise ValueError(f"its embed_dim is {found['embed_dim']!r}.")
     name = found["vision_cfg"].get("timm_model_name")
     if name is not None and (":" in name or "/" in name or not timm.is_model(name)):  # else timm would fetch it
         raise ValueError(f"its vision_cfg.timm_model_name {printable(name)} is no network of timm.")
-    if unknown := found["text_cfg"].get("tokenizer_kwargs", {}).keys() - _TOKENIZER_OPTIONS:
+    if unknown := (found["text_cfg"].get("tokenizer_kwargs") or {}).keys() - _TOKENIZER_OPTIONS:
         raise ValueError(f"its text_cfg.tokenizer_kwargs have an unknown {printable(', '.join(sorted(unknown)))}.")
     return found
 
@@ -288,6 +308,18 @@ def _check_same_shapes(own: ClipConfiguration, named: ClipConfiguration, *, arch
                 f"{found.get(name)} where {architecture} has {wanted.get(name)}. To take whatever it is, set "
                 f"`architecture` and `weights` to its {kind} address."
             )
+
+
+def _content_in(file: Path) -> Mapping[str, Any] | None:
+    """Read the sections of a configuration in the metadata of a .safetensors file; None without any."""
+    metadata = read_metadata(file) if file.is_file() else {}
+    try:
+        found = {name: json.loads(metadata[name]) for name in (CONFIGURATION, "mean", "std") if name in metadata}
+    except (ValueError, RecursionError):
+        raise ValueError(f"The metadata of {file} have a configuration, a mean or a std that is not JSON.") from None
+    pixels = {name: value for name, value in found.items() if name != CONFIGURATION}
+    pixels["interpolation"] = metadata.get(INTERPOLATION, "bilinear")  # before it was recorded
+    return {"model_cfg": found.get(CONFIGURATION), "preprocess_cfg": pixels} if metadata else None
 
 
 def _content_of(file: Path) -> Mapping[str, Any]:

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from progeo.models.backbones.clip_configurations import (
     FOLDER,
     HUB,
+    UNNAMED,
     ClipConfiguration,
     brought_configuration,
+    is_address,
     known_architectures,
     own_spelling,
     resolve_configuration,
@@ -195,7 +197,7 @@ def _weights_file(path: Path) -> Path:
 def _clip_of_file(architecture: str, path: Path, configuration: ClipConfiguration) -> CLIP:
     """Build a CLIP from a file of weights, with the activation of OpenAI's files, else of the configuration."""
     stored = read_metadata(path).get(ARCHITECTURE)
-    if stored not in (None, architecture):
+    if stored not in (None, architecture, UNNAMED) and not is_address(architecture):
         raise ValueError(f"by its metadata it is a {stored}: give that as `architecture`.")
     state, is_of_openai = read_clip_file(path)
     model = random_clip(configuration.with_quick_gelu(True) if is_of_openai else configuration, 0)

@@ -148,14 +148,16 @@ class Family(ABC):
         """
         return None
 
-    def check_configuration(self, configuration: Mapping[str, Any] | None) -> None:
-        """Check a configuration from a file.
+    def check_rebuilt(self, architecture: str, configuration: Mapping[str, Any] | None) -> None:
+        """Check that the family has a network of this name and configuration, which are from a file.
 
         Raises:
-            ValueError: it is not one of this family.
+            ValueError: it has none.
         """
         if configuration is not None:
-            raise ValueError("the family of its backbone takes no configuration.")
+            raise ValueError(f"{architecture!r} has a configuration, which its family does not take.")
+        if not self.knows(architecture):
+            raise ValueError(f"The family has no architecture {architecture!r}.")
 
     def interpolation(self, architecture: str) -> Interpolation:
         """Return how the position embedding of an architecture was resized when its weights were trained."""
@@ -168,6 +170,10 @@ class Family(ABC):
     def usual_pixels(self, architecture: str) -> Mapping[str, Sequence[float]]:
         """Return the pixel `mean` and `std` that all known weights of an architecture have; empty if there are none."""
         return {}
+
+    def own_resize(self, architecture: str, weights: str) -> str:
+        """Return the interpolation that images were resized with in training; bilinear where it is not known."""
+        return "bilinear"
 
     def license(self, architecture: str, weights: str) -> str | None:
         """Return the license of weights and what they were trained on, in words; None if it is not known."""

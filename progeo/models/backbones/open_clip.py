@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -30,7 +29,6 @@ from progeo.models.backbones.family import Family, Features, Loaded, NetworkSpec
 from progeo.models.backbones.meta_run import on_meta
 from progeo.models.backbones.position_embedding import as_height_width
 from progeo.models.backbones.timm_layouts import fill_buffers
-from progeo.models.weight_files.tensor_files import read_metadata
 
 _EMBEDDING = """\
 embedding = backbone.get("visual.attnpool.positional_embedding")
@@ -102,10 +100,12 @@ class OpenClip(Family):
         """Return the configuration of a CLIP with these weights in open_clip's form."""
         return resolve_configuration(architecture, weights).to_json()
 
-    def check_configuration(self, configuration: Mapping[str, Any] | None) -> None:
-        """Check a configuration in open_clip's form, see `parse_configuration`."""
+    def check_rebuilt(self, architecture: str, configuration: Mapping[str, Any] | None) -> None:
+        """Check a configuration in open_clip's form, or that there is a named one, which needs no download."""
         if configuration is not None:
             parse_configuration(configuration, "its backbone")
+        elif is_address(architecture) or not self.knows(architecture):
+            raise ValueError(f"The family open_clip has no architecture {architecture!r}.")
 
     def own_normalization(self, architecture: str, weights: str) -> Mapping[str, Any]:
         """Return the `mean` and `std` of the Hugging Face configuration, of open_clip's tag, or beside or in a file.
@@ -113,12 +113,7 @@ class OpenClip(Family):
         Raises:
             ValueError: the metadata of a file hold a mean or std that is not JSON.
         """
-        architecture = own_spelling(architecture)
-        if weights in open_clip.list_pretrained_tags_by_model(architecture):
-            known = open_clip.get_pretrained_cfg(architecture, weights)
-        else:
-            content, _ = brought_content(weights)
-            known = (content or {}).get("preprocess_cfg") or _pixels_in_metadata(Path(weights))
+        known = _preprocess_cfg(architecture, weights) or {}
         return {name: known[name] for name in ("mean", "std") if known.get(name) is not None}
 
     def usual_pixels(self, architecture: str) -> Mapping[str, Any]:
@@ -128,6 +123,11 @@ class OpenClip(Family):
             return self.own_normalization(name, name)
         found = [self.own_normalization(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
         return found[0] if found and all(each == found[0] for each in found) else {}
+
+    def own_resize(self, architecture: str, weights: str) -> str:
+        """Return the interpolation of the same configurations, bicubic by open_clip's default."""
+        known = _preprocess_cfg(architecture, weights)
+        return "bilinear" if known is None else known.get("interpolation") or "bicubic"
 
     def license(self, architecture: str, weights: str) -> str | None:
         """Return the license of OpenAI's weights, and of those that LAION trained with open_clip."""
@@ -219,9 +219,10 @@ def _configuration(wanted: NetworkSpec) -> ClipConfiguration:
     return resolve_configuration(wanted.architecture, "random")
 
 
-def _pixels_in_metadata(weights: Path) -> Mapping[str, Any]:
-    metadata = read_metadata(weights)
-    try:
-        return {name: json.loads(metadata[name]) for name in ("mean", "std") if name in metadata}
-    except ValueError:
-        raise ValueError(f"The metadata of {weights} have a mean or std of pixels that is not JSON.") from None
+def _preprocess_cfg(architecture: str, weights: str) -> Mapping[str, Any] | None:
+    """Return the preprocessing of open_clip's tag, or of the configuration that weights bring; None without one."""
+    name = own_spelling(architecture)
+    if weights in open_clip.list_pretrained_tags_by_model(name):
+        return open_clip.get_pretrained_cfg(name, weights)
+    content, _ = brought_content(weights)
+    return None if content is None else content.get("preprocess_cfg") or {}

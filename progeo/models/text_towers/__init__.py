@@ -1,0 +1,1 @@
+"""Text towers of all CLIPs: their tokenizers, their features, and those of prompts with learned vectors."""
