@@ -123,10 +123,10 @@ def visual_tower(configuration: ClipConfiguration) -> nn.Module:
 
 
 def weights_anywhere(architecture: str, weights: str) -> str:
-    """Make the path of a weights file or folder absolute; a tag stays as it is, and wins over a file of its name."""
+    """Return the absolute path of the file of weights; a tag stays as it is, and wins over a file of its name."""
     path = Path(weights.removeprefix(FOLDER))
     is_tag = weights in open_clip.list_pretrained_tags_by_model(architecture)
-    return str(path.absolute()) if path.exists() and not is_tag else weights
+    return str(_weights_file(path).absolute()) if path.exists() and not is_tag else weights
 
 
 @contextmanager
@@ -190,7 +190,7 @@ def _weights_file(path: Path) -> Path:
         return path
     found = [path / name for name in OPEN_CLIP_WEIGHTS if (path / name).is_file()]
     if not found:
-        raise ValueError(f"it is a folder without {' or '.join(OPEN_CLIP_WEIGHTS)}")
+        raise ValueError(f"{path} is a folder without {' or '.join(OPEN_CLIP_WEIGHTS)}")
     return found[0]
 
 
