@@ -5,7 +5,7 @@ import functools
 import open_clip
 import pytest
 import torch
-from contracts import check_gradients, check_onnx, check_program, check_reload
+from contracts import check_gradients, check_onnx, check_program, check_reload, check_resume, training_builder
 from safetensors.torch import save_file
 from small_towers import SMALL_TOWERS, configuration, register_small_towers
 
@@ -207,6 +207,15 @@ def test_gradient_checkpointing_changes_no_gradient(name):
         gradients.append([weight.grad for weight in tower.parameters() if weight.grad is not None])
     for plain, recomputed in zip(*gradients, strict=True):
         assert torch.equal(plain, recomputed)
+
+
+@pytest.mark.parametrize("name", ["vitamin", "fastvit"])
+def test_a_training_that_is_resumed_ends_with_the_same_bits(name, config, tmp_path):
+    settings = {
+        **{"model.architecture": f"small-{name}", "encoder.image_size": 64, "encoder.aggregation": "token"},
+        **{"encoder.descriptor_dim": "null", "text.weight": 0, "training.batch_size": 2},
+    }
+    check_resume(training_builder(config, settings), tmp_path)
 
 
 def test_weights_of_another_image_size_have_their_position_embedding_resized(tmp_path):
