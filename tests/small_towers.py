@@ -11,7 +11,7 @@ from torch import nn
 
 from progeo.models.backbones.clip_configurations import known_architectures
 
-_TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
+_TEXT = {"context_length": 77, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1}
 _VIT = {"image_size": 64, "layers": 2, "width": 64, "head_width": 32, "patch_size": 16}
 _TIMM = {"image_size": 64, "timm_pool": "", "timm_proj": "linear"}
 _BLOCKS = {"img_size": 64, "patch_size": 16, "embed_dim": 64, "depth": 2, "num_heads": 2}

@@ -25,7 +25,7 @@ from progeo.models.backbones.position_embedding import (
     grid_of_patches,
     resize_positions,
 )
-from progeo.models.backbones.timm_layouts import Layout, accept_sizes, measure_layout, own_size, resize_network
+from progeo.models.backbones.timm_layouts import Layout, measure_layout, own_size, prepare_network, resize_network
 
 RESNET_STRIDE = 32
 _PARTS: frozenset[Part] = frozenset({"map", "token"})
@@ -255,7 +255,7 @@ def _prepared(visual: TimmModel) -> Layout:
     if not hasattr(trunk, "layout"):
         name = trunk.pretrained_cfg["architecture"]
         trunk.layout = _trunk_layout(name)
-        accept_sizes(trunk)
+        prepare_network(trunk)
         image = as_height_width(visual.image_size)
         resize_network(trunk, image, "edges", name)
         visual.image_size = image
@@ -267,7 +267,7 @@ def _prepared(visual: TimmModel) -> Layout:
 def _trunk_layout(architecture: str) -> Layout:
     with on_meta():
         network = timm.create_model(architecture, num_classes=0).eval()
-    accept_sizes(network)
+    prepare_network(network)
     return measure_layout(network, architecture)
 
 

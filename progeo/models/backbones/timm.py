@@ -30,12 +30,12 @@ from progeo.models.backbones.position_embedding import as_height_width
 from progeo.models.backbones.timm_layouts import (
     POSITIONS,
     Layout,
-    accept_sizes,
     checkpoint_gradients,
     fill_buffers,
     measure_layout,
     own_size,
     positions_of,
+    prepare_network,
     read_features,
     resize_network,
     set_grid,
@@ -158,7 +158,7 @@ class Timm(Family):
 def _build(architecture: str) -> Any:
     """Build a network without its classifier, of random weights, for images of its own size."""
     network = timm.create_model(architecture, num_classes=0, **_options(architecture)).eval()
-    accept_sizes(network)
+    prepare_network(network)
     return network
 
 
@@ -233,7 +233,7 @@ def _pretrained(architecture: str, weights: str) -> Any:
             network = timm.create_model(
                 architecture, pretrained=True, pretrained_cfg=configuration, num_classes=0, **_options(architecture)
             ).eval()
-            accept_sizes(network)
+            prepare_network(network)
             return network
         network = _build(architecture)
         if from_hub:

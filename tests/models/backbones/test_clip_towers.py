@@ -5,7 +5,7 @@ import functools
 import open_clip
 import pytest
 import torch
-from contracts import check_gradients, check_onnx, check_program, check_reload
+from contracts import check_gradients, check_onnx, check_program, check_reload, check_resume, training_builder
 from safetensors.torch import save_file
 from small_towers import SMALL_TOWERS, configuration, register_small_towers
 
@@ -209,6 +209,14 @@ def test_gradient_checkpointing_changes_no_gradient(name):
         assert torch.equal(plain, recomputed)
 
 
+def test_a_training_with_drop_path_that_is_resumed_ends_with_the_same_bits(config, tmp_path):
+    settings = {
+        **{"model.architecture": "small-vitamin", "encoder.image_size": 64, "encoder.aggregation": "token"},
+        **{"encoder.descriptor_dim": "null", "text.weight": 0, "training.batch_size": 2},
+    }
+    check_resume(training_builder(config, settings), tmp_path)
+
+
 def test_weights_of_another_image_size_have_their_position_embedding_resized(tmp_path):
     source = load_clip("small-pe", "random", 96, seed=1)
     torch.save(source.state_dict(), tmp_path / "larger.pt")
@@ -242,7 +250,9 @@ def test_weights_without_pixel_statistics_have_those_that_all_of_the_architectur
 @pytest.mark.parametrize("aggregation", ["token", "gem"])
 @pytest.mark.parametrize("check", [check_onnx, check_program])
 def test_a_graph_computes_the_descriptors_or_is_refused(name, aggregation, check, tmp_path):
-    check(encoder_of(name, aggregation), tmp_path, "A graph for images of many sizes" if name in ONE_SIZE else None)
+    refused = dict.fromkeys(ONE_SIZE, "A graph for images of many sizes cannot be made of")
+    refused["small-siglip14"] = "The encoder's own images of 74 x 74 pixels would not be accepted"
+    check(encoder_of(name, aggregation), tmp_path, refused.get(name))
 
 
 @pytest.mark.slow
@@ -272,6 +282,7 @@ def test_a_published_tower_has_the_image_features_of_its_clip_and_is_equal_once_
     encoder = build_encoder(name, "random", aggregation="token", normalized=False, seed=1).eval()
     tower = FAMILY.load(NetworkSpec(name), "random", seed=1).network
     images = torch.randn(2, 3, *encoder.image_size)
-    assert torch.equal(encoder(images), tower(images)[0] if name.startswith("coca") else tower(images))
+    wanted = tower(images)[0] if name.startswith("coca") else tower(images)
+    torch.testing.assert_close(encoder(images), wanted, rtol=1e-4, atol=1e-5)  # its memory format is another
     assert empty_traits(name).token_dim == encoder.descriptor_dim
     check_reload(encoder, tmp_path)
