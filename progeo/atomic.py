@@ -15,6 +15,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from progeo.disk import make_folder, remove_folder, sync, synced_when_removed
 from progeo.locks import Lock, NoLocks, is_lock_file, try_lock
 
 _OWNER = ".progeo"
@@ -40,7 +41,6 @@ def replacing(path: Path) -> Iterator[Path]:
         with completing(temporary):
             yield temporary
         temporary.replace(path)
-    sync(path.parent)  # last, also for the lock that was removed: its number may be given to another file
 
 
 @contextmanager
@@ -62,7 +62,6 @@ def replacing_folder(folder: Path, *, durable: bool = True) -> Iterator[Path]:
         if durable:
             _sync_below(temporary)
         _rename_folder(temporary, folder)
-    sync(folder.parent)
 
 
 @contextmanager
@@ -98,7 +97,6 @@ def written_together(folder: Path, names: Sequence[str] = ()) -> Iterator[Path]:
         except (OSError, ValueError) as error:
             kind = OSError if isinstance(error, OSError) else ValueError
             raise kind(str(error).replace(str(temporary), str(folder))) from None
-    sync(folder if stays else folder.parent)
 
 
 def refuse_held(folder: Path, names: Iterable[str]) -> None:
@@ -115,7 +113,8 @@ def refuse_held(folder: Path, names: Iterable[str]) -> None:
 def temporary_beside(path: Path, prefix: str = ".", *, shown: Path | None = None) -> Iterator[Path]:
     """Yield a path for a temporary file or folder beside `path`, which is removed at last if it is still there.
 
-    A lock tells others that this process lives; temporary files of processes that have ended are removed first.
+    A lock tells others that this process lives; temporary files of processes that have ended are removed first. All
+    names in the folder are on the disk once the block is left.
 
     Args:
         prefix: beginning of its name.
@@ -142,6 +141,8 @@ def temporary_beside(path: Path, prefix: str = ".", *, shown: Path | None = None
         _remove(temporary)
         if owner is not None:
             owner.release()
+        else:
+            sync(path.parent)
 
 
 @contextmanager
@@ -164,28 +165,6 @@ def completing(temporary: Path) -> Iterator[None]:
     yield
     temporary.chmod(mode)  # because safetensors creates files that only their owner can read
     sync(temporary)
-
-
-def sync(path: Path) -> None:
-    """Have the operating system write a file, or the names in a folder, to the disk."""
-    if path.is_dir() and (os.name == "nt" or not os.access(path, os.R_OK)):  # which cannot be opened
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot do it for a folder
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def make_folder(folder: Path) -> None:
-    """Create a folder and its missing parents, and write their names to the disk."""
-    missing = [each for each in (folder, *folder.parents) if not each.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    for each in missing:
-        sync(each.parent)
 
 
 def remove_abandoned(folder: Path) -> None:
@@ -222,7 +201,7 @@ def _new_owner(path: Path, prefix: str) -> tuple[str, Lock | None]:
 
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
+        remove_folder(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
 
@@ -238,7 +217,8 @@ def _rename_folder(temporary: Path, folder: Path) -> None:
     try:
         if folder.is_dir():
             shutil.copymode(folder, temporary)
-        temporary.rename(folder)
+        with synced_when_removed(folder):  # an empty folder
+            temporary.rename(folder)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from progeo.atomic import completing, remove_abandoned, replacing, sync, temporary_file
+from progeo.atomic import completing, remove_abandoned, replacing, temporary_file
+from progeo.disk import sync
 from progeo.files import file_digest, read_json, write_json
 
 Found = TypeVar("Found")

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from progeo.atomic import completing, replacing, sync, temporary_file
+from progeo.atomic import completing, replacing, temporary_file
+from progeo.disk import sync
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -93,7 +94,6 @@ def write_new_json(path: Path, value: Any) -> None:
         with completing(temporary):
             temporary.write_text(_as_json(value), encoding="utf-8")
         exists = not _linked(temporary, path)
-    sync(path.parent)
     if exists:
         raise FileExistsError(f"{path} exists already.")
 

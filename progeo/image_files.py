@@ -31,6 +31,8 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 Orientation = Literal["exif", "ignore"]
 """Whether images are rotated upright by their metadata ("exif"), or keep the pixels as decoded ("ignore")."""
+Resize = Literal["bilinear", "bicubic"]
+"""Interpolation by which images are resized, always with antialiasing."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
 """Formats that are opened, whatever the file extension: raster formats that need no external program.

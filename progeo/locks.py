@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from weakref import WeakSet
 
+from progeo.disk import sync
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -42,14 +44,19 @@ class Lock:
         _HELD.add(self)
 
     def release(self) -> None:
-        """Remove the file and release the lock."""
+        """Remove the file, have all names in its folder written to the disk, and release the lock."""
         if self.descriptor < 0:  # of the process that this one was forked from
             return
+        is_here = False
         with suppress(OSError):
-            if _is_at(self.path, self.descriptor):  # or the folder was moved, and another has its name
+            if is_here := _is_at(self.path, self.descriptor):  # or the folder was moved, and another has its name
                 self.path.unlink()  # while it is held: whoever waits for it sees that it is gone, and makes another
-        os.close(self.descriptor)
-        self.descriptor = -1
+        try:
+            if is_here:
+                sync(self.path.parent)  # while it is open: its inode may be given to another file afterwards
+        finally:
+            os.close(self.descriptor)
+            self.descriptor = -1
 
 
 _HELD: "WeakSet[Lock]" = WeakSet()
@@ -106,7 +113,7 @@ def is_lock_file(path: Path) -> bool:
 
 @contextmanager
 def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold the lock of a folder, which is created if missing.
+    """Hold the lock of a folder.
 
     Args:
         folder: folder that this process alone may write to.
@@ -114,11 +121,8 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
 
     Raises:
         FolderInUse: another process holds it, and `wait` is off; the message names it.
+        OSError: the folder does not exist or cannot be written to.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"{folder} could not be written to: {error.strerror}") from None
     lock = _lock_of(folder, wait=wait)
     if lock is None:
         raise FolderInUse(f"{folder} is in use by {_holder(folder)}: let it end, or set `wait` to wait for it.")
@@ -172,6 +176,9 @@ def _lock_of(folder: Path, *, wait: bool) -> Lock | None:
         return _NoLock()
     except OSError as error:
         raise OSError(f"{folder} could not be written to: {error.strerror}") from None
+    if lock is not None:
+        with suppress(OSError):  # no promise depends on it
+            os.fsync(lock.descriptor)  # or, after a loss of power, its name may be that of a file that was removed
     return lock
 
 
@@ -179,7 +186,10 @@ def _holder(folder: Path) -> str:
     """Name the process that holds the lock of a folder."""
     try:
         _, host, number = (folder / _FOLDER_LOCK).read_text(encoding="utf-8").split()
-    except (OSError, ValueError):  # it is just being taken or released
+        if host == socket.gethostname():
+            with suppress(PermissionError):  # of another user
+                os.kill(int(number), 0)
+    except (OSError, ValueError, OverflowError):  # it is just being taken or released, or has the name of a killed one
         return "another process"
     return f"process {number} on {host}"
 

@@ -10,6 +10,8 @@ from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
+from progeo.printable import reason_of_failure
+
 _GROUP = "progeo.plugins"
 """Group of the entry points by which installed packages name their plugin."""
 _IMPORTED: dict[str, None] = {}
@@ -43,7 +45,8 @@ def import_plugin(file: Path) -> None:
     except (Exception, SystemExit) as error:  # code of others can fail in any way
         del sys.modules[name]
         sys.path.remove(str(path.parent))
-        raise ValueError(f"The plugin {file} cannot be imported: {_where(error, path)}: {_reason(error)}") from error
+        reason = f"{_line(error, path)}{reason_of_failure(error)}"
+        raise ValueError(f"The plugin {file} cannot be imported: {reason}") from error
     _IMPORTED[name] = None
 
 
@@ -55,7 +58,7 @@ def import_installed_plugins() -> list[str]:
             entry.load()
         except (Exception, SystemExit) as error:  # code of others can fail in any way
             package = f" of {entry.dist.name}" if entry.dist is not None else ""
-            failures.append(f"The plugin {entry.name}{package} ({entry.value}) is skipped: {_reason(error)}")
+            failures.append(f"The plugin {entry.name}{package} ({entry.value}) is skipped: {reason_of_failure(error)}")
         else:
             _IMPORTED[entry.module] = None
     return failures
@@ -82,15 +85,8 @@ def _origin(name: str) -> str | None:
     return str(Path(origin).resolve()) if Path(origin).is_file() else origin
 
 
-def _where(error: BaseException, path: Path) -> str:
-    """Return the file and line of an error: of the plugin itself, unless another file is no Python."""
-    if isinstance(error, SyntaxError) and error.filename is not None:
-        return f"{error.filename}, line {error.lineno}"
+def _line(error: BaseException, path: Path) -> str:
+    """Return the line of the plugin in which an error arose; empty if its file is no Python: the error says where."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == str(path)]
-    return f"line {lines[-1]}" if lines else str(path)
-
-
-def _reason(error: BaseException) -> str:
-    text = error.msg if isinstance(error, SyntaxError) else str(error)
-    return ": ".join([type(error).__name__, *text.splitlines()[:1]])
+    return f"line {lines[-1]}: " if lines else ""

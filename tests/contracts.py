@@ -27,7 +27,7 @@ def sizes_of(encoder: Encoder) -> list[tuple[int, int]]:
     """A small image size that the encoder takes, and another that is not square if it takes one."""
     side, _ = sample_size(encoder.traits)
     step = encoder.traits.side_multiple if encoder.traits.side_multiple > 1 else encoder.traits.stride
-    return [(side, side)] if encoder.traits.only_size else [(side, side), (side + step, side)]
+    return [encoder.traits.only_size] if encoder.traits.only_size else [(side, side), (side + step, side)]
 
 
 def images_of(encoder: Encoder, batch: int = 3) -> Iterator[torch.Tensor]:

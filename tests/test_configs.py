@@ -80,7 +80,7 @@ def test_the_published_settings_are_those_of_the_paper(name):
     model, encoder, prompts = settings.model, settings.encoder, settings.prompts
     assert (model.architecture, model.weights, encoder.descriptor_dim) == (architecture, "openai", descriptor_dim)
     assert encoder.frozen == frozen
-    assert (encoder.normalized, model.align_corners) == (False, True)
+    assert (encoder.normalized, model.align_corners, model.resize) == (False, True, "bilinear")
     assert (prompts.epochs * settings.cells.num_groups, prompts.batch_size, prompts.learning_rate) == (480, 512, 1e-2)
     assert (prompts.temperature, prompts.normalized) == (1.0, False)
     assert (settings.losses["text"].weight, settings.losses["text"].label_smoothing) == (1.0, 0.1)

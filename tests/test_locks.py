@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +36,17 @@ def test_a_folder_in_use_is_refused_with_the_host_and_the_process(tmp_path, hold
         pass
 
 
+@pytest.mark.parametrize("number", ["ended", "0x1", "9" * 30, ""])
+def test_a_process_that_has_ended_is_not_named_as_the_one_that_holds_a_lock(tmp_path, number):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    lock = try_lock(tmp_path / ".lock")  # of a killed process, and just taken: its content is still the former
+    (tmp_path / ".lock").write_text(f"progeo {os.uname().nodename} {number.replace('ended', str(ended.pid))}\n")
+    with pytest.raises(FolderInUse, match=rf"^{tmp_path} is in use by another process: let it end"), locked(tmp_path):
+        pass
+    lock.release()
+
+
 def test_the_lock_of_a_killed_process_is_free(tmp_path, holder):
     holder.kill()
     holder.wait()
@@ -50,6 +62,23 @@ def test_whoever_waits_gets_the_lock_when_it_is_released(tmp_path, holder, caplo
     with caplog.at_level(logging.INFO, "progeo"), locked(tmp_path, wait=True):
         assert time.monotonic() - start > 0.4
     assert f"waiting for process {holder.pid}" in caplog.text
+
+
+def test_a_lock_is_on_the_disk_and_is_gone_from_it_before_its_inode_is_free(tmp_path, monkeypatch):
+    synced = []
+
+    def fsync(descriptor):
+        is_open = any(os.path.realpath(link) == removed for link in Path("/proc/self/fd").iterdir())
+        synced.append((Path(f"/proc/self/fd/{descriptor}").readlink(), is_open, (tmp_path / ".lock").exists()))
+
+    removed = f"{tmp_path}/.lock (deleted)"
+    monkeypatch.setattr(os, "fsync", fsync)
+    for lock in (locked, locked_if_free):
+        with lock(tmp_path):
+            assert synced == [(tmp_path / ".lock", False, True)]
+            synced.clear()
+        assert synced == [(tmp_path, True, False)]
+        synced.clear()
 
 
 def test_a_shared_folder_in_use_is_written_to_beside_the_other(tmp_path, holder, caplog):
@@ -100,8 +129,10 @@ def test_a_lock_of_another_user_counts_while_it_is_held_and_is_replaced_afterwar
 
 def test_the_lock_of_a_folder_that_was_moved_does_not_take_that_of_its_successor(tmp_path):
     folder = tmp_path / "run"
+    folder.mkdir()
     with locked(folder):
         folder.rename(tmp_path / "moved")
+        folder.mkdir()
         second = locked(folder)
         second.__enter__()
     with pytest.raises(FolderInUse), locked(folder):

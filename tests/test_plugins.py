@@ -110,7 +110,7 @@ def test_settings_are_read_after_the_plugin(words, plugin, capsys, monkeypatch):
     [
         ("import math\nnothing_here\n", "cannot be imported: line 2: NameError: name 'nothing_here' is not defined"),
         ("import math\n\nimport no_such_module_anywhere\n", "line 3: ModuleNotFoundError: No module named 'no_such"),
-        ("x = 1\ny = (\n", "my_method.py, line 2: SyntaxError: '(' was never closed"),
+        ("x = 1\ny = (\n", "cannot be imported: SyntaxError: '(' was never closed (my_method.py, line 2)"),
         ("\nimport math\nmath.sqrt(-1)", "line 3: ValueError: "),
         ("raise SystemExit(3)", "line 1: SystemExit: 3"),
         ("def a():\n    raise KeyError('k')\n\na()", "line 2: KeyError: 'k'"),

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Literal
 
+from progeo.image_files import Resize
+
 
 def import_weights(
     file: Path,
@@ -14,6 +16,7 @@ def import_weights(
     weights_in: str | None = None,
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
+    resize: Resize | None = None,
     class_order: Path | None = None,
     head: Literal["arcface", "cosface"] | None = None,
     clip: str | None = None,
@@ -36,6 +39,8 @@ def import_weights(
         mean: Pixel mean of red, green and blue in 0..1 that the weights were trained with. Set together with std; null
             takes the published ones.
         std: Pixel std of red, green and blue in 0..1. Set together with mean; null takes the published ones.
+        resize: Interpolation by which images are resized, always with antialiasing: bilinear or bicubic. null takes the
+            published one; for a CLIP that of the configuration beside its file, bilinear without one.
         class_order: Cache file of the published code with the classes of every group, ending in .torch. With it, a
             checkpoint of CosPlace, ProGEO or Divide&Classify also gives its classifier, for `progeo evaluate --by
             classes`. Prompts without it are imported for reading only.
@@ -63,13 +68,13 @@ def import_weights(
         raise ValueError(f"{target} is in use: name another folder with `out`.")
     if holds_encoder(file):
         raise ValueError(f"{file} holds an encoder of progeo, which needs no import: use it as it is.")
-    choices = Choices(image_size, normalized, quickgelu, weights_in, mean, std)
+    choices = Choices(image_size, normalized, quickgelu, weights_in, mean, std, resize)
     source = open_source(file, choices)
     if not file.is_dir() and holds_prompt_learners(source.content):
         if choices != Choices() or head is not None:
             raise ValueError(
-                f"{file} holds prompts; `weights_in`, `image_size`, `normalized`, `quickgelu`, `mean`, `std` and "
-                f"`head` are for encoders: omit them."
+                f"{file} holds prompts; `weights_in`, `image_size`, `normalized`, `quickgelu`, `mean`, `std`, "
+                f"`resize` and `head` are for encoders: omit them."
             )
         prompts = prompts_in(source.content, file)
         write_published_prompts(

@@ -11,7 +11,7 @@ from progeo.convert.converted_encoder import ConvertedEncoder
 from progeo.convert.published_classes import CLASSIFIERS
 from progeo.engine.log import LOGGER
 from progeo.export.weights import save_encoder
-from progeo.models.backbones.clip_configurations import CONFIGURATION, FOLDER, UNNAMED
+from progeo.models.backbones.clip_configurations import CONFIGURATION, FOLDER, INTERPOLATION, UNNAMED
 from progeo.models.backbones.clips import ARCHITECTURE
 from progeo.models.classifier import Classifier
 from progeo.models.pixel_statistics import color_in_words
@@ -34,12 +34,13 @@ def write_encoder(
         save_encoder(folder, encoder, provenance=provenance, recalls={}, classifier=classifier)
     spec = encoder.spec
     LOGGER.info(
-        "%s: %s, %d x %d pixels of mean %s and std %s, descriptors of %d dimensions%s",
+        "%s: %s, %d x %d pixels of mean %s and std %s, %s resizing, descriptors of %d dimensions%s",
         converted.program,
         spec.architecture,
         *spec.image_size,
         color_in_words(spec.mean),
         color_in_words(spec.std),
+        spec.resize,
         spec.descriptor_dim,
         "" if spec.normalized else ", not normalized",
     )
@@ -73,7 +74,12 @@ def write_encoder(
 
 
 def _metadata(converted: ConvertedEncoder) -> dict[str, str]:
-    """Return the metadata of a weight file: its architecture, configuration and, if known, the pixel mean and std."""
+    """Return the metadata of a weight file: architecture, configuration, interpolation and, if known, mean and std."""
     spec = converted.encoder.spec
     pixels = {"mean": json.dumps(spec.mean), "std": json.dumps(spec.std)} if converted.has_pixel_statistics else {}
-    return {ARCHITECTURE: spec.architecture, CONFIGURATION: json.dumps(spec.configuration), **pixels}
+    return {
+        ARCHITECTURE: spec.architecture,
+        CONFIGURATION: json.dumps(spec.configuration),
+        INTERPOLATION: spec.resize,
+        **pixels,
+    }

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
-from progeo.atomic import make_folder
 from progeo.config.settings import default_values, plain_values
 from progeo.config.training import RunSettings
 from progeo.config.yaml_files import RENAMED
-from progeo.engine.run_folder import RunFolder, open_run
+from progeo.disk import make_folder
+from progeo.engine.run_folder import RunFolder, open_run, stored_settings
 from progeo.locks import locked
 from progeo.training.places import LearnedFrom, check_pixels
 from progeo.training.trainer import check_checkpoints
@@ -21,8 +22,26 @@ _MAY_CHANGE = (
     "data.train_folder",  # if the images are the same, see `LearnedFrom`
     "data.num_workers",
     "data.max_unreadable_fraction",
-    *(f"model.{name}" for name in ("normalization", "mean", "std")),  # if pixels are normalized alike
+    *(f"model.{name}" for name in ("normalization", "mean", "std", "resize")),  # if pixels are the same
 )
+
+_FORMER_RESIZE = "bilinear"
+"""Interpolation by which earlier versions, which had no setting for it, resized all images."""
+_Settings = TypeVar("_Settings", bound=RunSettings)
+
+
+def resized_as_begun(settings: _Settings, stage: str) -> _Settings:
+    """Let a run that is resumed resize images as before if the settings leave it open, see `ModelOptions.resize`.
+
+    Args:
+        settings: settings of the stage.
+        stage: name of the folder inside that of the run; without a checkpoint there, that of stage 1 counts.
+    """
+    if not settings.resume or settings.model.resize is not None:
+        return settings
+    runs = [run for name in (stage, "stage1") if (run := RunFolder(settings.out / name)).config.is_file() and run.begun]
+    resize = stored_settings(runs[0]).get("model.resize", _FORMER_RESIZE) if runs else None
+    return replace(settings, model=replace(settings.model, resize=resize))
 
 
 @contextmanager
@@ -63,7 +82,7 @@ def open_stage(
             folder,
             plain_values(settings),
             resume=settings.resume,
-            defaults={**default_values(type(settings)), **defaults},
+            defaults={**default_values(type(settings)), "model.resize": _FORMER_RESIZE, **defaults},
             renamed=RENAMED,
             may_change=(*_MAY_CHANGE, *may_change),
             check=check_all,

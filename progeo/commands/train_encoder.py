@@ -55,7 +55,7 @@ def train_encoder(settings: EncoderSettings) -> Path:
     import gc
 
     from progeo.commands.final_test import check_final_test, run_final_test
-    from progeo.commands.stages import open_stage
+    from progeo.commands.stages import open_stage, resized_as_begun
     from progeo.engine.accelerator import start_accelerator
     from progeo.engine.log import LOGGER
     from progeo.engine.out_of_memory import explaining_out_of_memory
@@ -63,6 +63,7 @@ def train_encoder(settings: EncoderSettings) -> Path:
     from progeo.training.trainer import Trainer
 
     check_method(settings)
+    settings = resized_as_begun(settings, "stage2")
     accelerator = start_accelerator(
         settings.mixed_precision, trackers=settings.trackers, folder=settings.out / "stage2"
     )

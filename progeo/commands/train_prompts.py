@@ -21,16 +21,18 @@ def train_prompts(settings: PromptSettings) -> Path:
     Groups are independent: each process trains its own. An interrupted run resumes after the last finished epoch of
     each group.
     """
-    from progeo.commands.stages import open_stage
+    from progeo.commands.stages import open_stage, resized_as_begun
     from progeo.engine.accelerator import start_accelerator
     from progeo.engine.log import LOGGER
     from progeo.models.backbones import find_family
     from progeo.models.backbones.clip_configurations import configuration_of
-    from progeo.models.prompts import load_prompt_tower, template_parts
+    from progeo.models.prompts import load_prompt_tower
+    from progeo.training.class_words import check_prompts, log_class_words, read_class_words, words_digest
     from progeo.training.places import LearnedFrom, check_batch_norm, check_classes, read_training_places
     from progeo.training.prompt_learning import PromptTraining
     from progeo.training.starting_encoder import starting_statistics
 
+    settings = resized_as_begun(settings, "stage1")
     data, model, prompts = settings.data, settings.model, settings.prompts
     if find_family(model.architecture)[0] != "open_clip":
         raise ValueError(
@@ -40,6 +42,7 @@ def train_prompts(settings: PromptSettings) -> Path:
     accelerator = start_accelerator(settings.mixed_precision)
     places = read_training_places(data.train_folder, settings.cells)
     check_classes(places.partition)
+    words = read_class_words(prompts, places)
     tower = load_prompt_tower(
         model.architecture,
         model.weights,
@@ -47,15 +50,15 @@ def train_prompts(settings: PromptSettings) -> Path:
         interpolation="corners" if model.align_corners else "edges",
         seed=settings.seed,
     )
-    tower.tokenizer.sequence(template_parts(prompts.template, prompts.context_length))  # refused before extraction
+    check_prompts(tower, prompts, places.partition, words)
     clip = tower.clip.requires_grad_(False).to(accelerator.device)
     pixels = starting_statistics(model)
     stage = open_stage(
         settings,
         "stage1",
-        LearnedFrom(places, configuration=configuration_of(clip).identity()),
+        LearnedFrom(places, configuration=configuration_of(clip).identity(), class_words=words_digest(words)),
         defaults={"prompts.batch_norm": "eval"},  # before it was a setting
-        may_change=("prompts.feature_cache", "prompts.batch_norm"),
+        may_change=("prompts.feature_cache", "prompts.batch_norm", "prompts.class_names"),  # if the words are the same
         is_main=accelerator.is_main_process,
         check=lambda run, changed: check_batch_norm(run, prompts.batch_norm, clip.visual, changed),
     )
@@ -64,9 +67,17 @@ def train_prompts(settings: PromptSettings) -> Path:
         LOGGER.info(
             "%d images, classes of the groups: %s", len(places.catalogue), [each.num_classes for each in groups]
         )
+        log_class_words(prompts, words)
         LOGGER.info("pixels: %s", pixels)
         training = PromptTraining(
-            prompts, places.partition, model=model, tower=tower, seed=settings.seed, run=run, accelerator=accelerator
+            prompts,
+            places.partition,
+            words=words,
+            model=model,
+            tower=tower,
+            seed=settings.seed,
+            run=run,
+            accelerator=accelerator,
         )
         training.drop_metrics_of_unfinished_epochs()
         rows, features = _image_features(settings, clip, places, accelerator, pixels=pixels)

@@ -12,6 +12,7 @@ from progeo.convert.converted_encoder import (
     convert_encoder,
     single_precision,
 )
+from progeo.image_files import Resize
 from progeo.models.backbones.clip_configurations import ClipConfiguration, name_of, named_configuration
 from progeo.models.backbones.clip_towers import resize_input
 from progeo.models.backbones.clips import empty_clip
@@ -50,6 +51,8 @@ class ClipProperties:
     """Pixel mean of red, green and blue in 0..1."""
     std: Sequence[float] | None = None
     """Pixel std of red, green and blue in 0..1."""
+    resize: Resize = "bilinear"
+    """Interpolation by which images are resized; bilinear where it is not known, too."""
 
 
 def convert_clip(found: FoundWeights, choices: Choices, properties: ClipProperties) -> ConvertedEncoder:
@@ -115,6 +118,7 @@ def _spec(state: Mapping[str, Tensor], choices: Choices, properties: ClipPropert
         normalized=True if choices.normalized is None else choices.normalized,
         mean=tuple(properties.mean or mean),
         std=tuple(properties.std or std),
+        resize=properties.resize,
         aggregation="token",
         configuration=configuration.to_json(),
     )

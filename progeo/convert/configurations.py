@@ -4,10 +4,11 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from progeo.files import read_json
 
+_T = TypeVar("_T")
 MIN_STD = 0.001
 """Minimum of a pixel std in 0..1."""
 
@@ -49,6 +50,13 @@ class Configuration:
         if not is_triple or not all(_is_number(part) and minimum <= part <= 1 for part in value):
             raise ValueError(f"{self.path}: {name} should be three numbers from {minimum} to 1, is {value!r}.")
         return tuple(value)
+
+    def choice(self, name: str, values: Mapping[int, _T] | Mapping[str, _T], usual: int | str) -> _T:
+        """Return what a value stands for, one of the keys of `values`."""
+        value = self._value(name, usual)
+        if (found := {repr(key): item for key, item in values.items()}.get(repr(value))) is None:
+            raise ValueError(f"{self.path}: {name} should be {' or '.join(map(repr, values))}, is {value!r}.")
+        return found
 
     def _value(self, name: str, usual: Any) -> Any:
         value = self.values.get(name)

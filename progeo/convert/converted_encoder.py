@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from progeo.image_files import Resize
 from progeo.models.backbones.family import ImageSize
 from progeo.models.encoder import Encoder, EncoderSpec, empty_encoder, restore_encoder
 from progeo.models.pixel_statistics import Color
@@ -29,6 +30,8 @@ class Choices:
     """Pixel mean of red, green and blue in 0..1."""
     std: Color | None = None
     """Pixel std of red, green and blue in 0..1."""
+    resize: Resize | None = None
+    """Interpolation by which images are resized."""
 
 
 @dataclass(frozen=True)

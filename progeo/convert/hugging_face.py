@@ -11,12 +11,15 @@ from progeo.convert.clip_encoder import ClipProperties, convert_clip
 from progeo.convert.configurations import MIN_STD, read_configuration
 from progeo.convert.converted_encoder import Choices, ConvertedEncoder, tensor_named
 from progeo.convert.source import Source
+from progeo.image_files import Resize
 from progeo.printable import printable
 
 TRANSFORMERS_CONFIG = "config.json"
 VISION_MARK = "vision_model.embeddings.class_embedding"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _ACTIVATIONS = {"quick_gelu": True, "gelu": False}
+_RESAMPLE: Mapping[int, Resize] = {2: "bilinear", 3: "bicubic"}
+"""Interpolations by their numbers in Pillow."""
 _EPS = 1e-5
 _LAYER = re.compile(r"(vision_model|text_model)\.encoder\.layers\.(\d+)\.(.+)")
 _IN_LAYER = {
@@ -53,7 +56,7 @@ def is_hugging_face(source: Source) -> bool:
 
 
 def read_hugging_face(source: Source, choices: Choices) -> ConvertedEncoder:
-    """Convert a CLIP of transformers, with the activation and pixel statistics of its configuration.
+    """Convert a CLIP of transformers, with the activation and preprocessing of its configuration.
 
     Raises:
         FileNotFoundError: the weights are missing.
@@ -89,6 +92,7 @@ def _properties(source: Source) -> ClipProperties:
         text_heads=text.number("num_attention_heads", 8),
         mean=pixels.color("image_mean", 0),
         std=pixels.color("image_std", MIN_STD),
+        resize=pixels.choice("resample", _RESAMPLE, 3) if pixels.values else "bilinear",
     )
 
 

@@ -1,10 +1,13 @@
 """Import CLIPs of open_clip: folders of the Hugging Face Hub with their configuration, and files alone."""
 
+from typing import get_args
+
 from progeo.convert.clip_encoder import ClipProperties, convert_clip
 from progeo.convert.configurations import MIN_STD, read_configuration
 from progeo.convert.converted_encoder import Choices, ConvertedEncoder
 from progeo.convert.hugging_face import TRANSFORMERS_CONFIG
 from progeo.convert.source import Source
+from progeo.image_files import Resize
 from progeo.models.backbones.clip_configurations import parse_configuration
 from progeo.models.clip_files import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, is_of_openai
 
@@ -18,7 +21,7 @@ def is_open_clip(source: Source) -> bool:
 
 
 def read_open_clip(source: Source, choices: Choices) -> ConvertedEncoder:
-    """Convert a CLIP of open_clip, with the activation and pixel statistics of its configuration, if there is one.
+    """Convert a CLIP of open_clip, with the activation and preprocessing of its configuration, if there is one.
 
     Raises:
         FileNotFoundError: the weights are missing.
@@ -44,4 +47,5 @@ def _properties(source: Source) -> ClipProperties:
         configuration=parse_configuration(config.values.get("model_cfg"), str(config.path)),
         mean=pixels.color("mean", 0),
         std=pixels.color("std", MIN_STD),
+        resize=pixels.choice("interpolation", {each: each for each in get_args(Resize)}, "bicubic"),
     )

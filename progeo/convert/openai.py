@@ -13,6 +13,6 @@ def is_openai(source: Source) -> bool:
 
 
 def read_openai(source: Source, choices: Choices) -> ConvertedEncoder:
-    """Convert a CLIP of OpenAI, with QuickGELU and the pixel statistics of CLIP; for errors see `convert_clip`."""
+    """Convert a CLIP of OpenAI, with QuickGELU and its pixels: bicubic, of CLIP's mean and std; see `convert_clip`."""
     mean, std = NORMALIZATIONS["clip"]
-    return convert_clip(source.found, choices, ClipProperties(quickgelu=True, mean=mean, std=std))
+    return convert_clip(source.found, choices, ClipProperties(quickgelu=True, mean=mean, std=std, resize="bicubic"))

@@ -98,13 +98,12 @@ def _unknown(source: Source) -> Exception:
 
 
 def _with_chosen_pixels(converted: ConvertedEncoder, choices: Choices) -> ConvertedEncoder:
-    """Replace the pixel statistics of an encoder by those that the user set, if any."""
-    chosen = chosen_statistics(None, choices.mean, choices.std)
-    if chosen is None:
-        return converted
-    spec = replace(converted.encoder.spec, mean=chosen.mean, std=chosen.std)
-    encoder = restore_encoder(spec, converted.encoder.state_dict())
-    return replace(converted, encoder=encoder, has_pixel_statistics=True)
+    """Replace the pixel statistics and the interpolation of an encoder by those that the user set, if any."""
+    chosen, spec = chosen_statistics(None, choices.mean, choices.std), converted.encoder.spec
+    spec = replace(spec, resize=choices.resize or spec.resize)
+    if chosen is not None:
+        spec, converted = replace(spec, mean=chosen.mean, std=chosen.std), replace(converted, has_pixel_statistics=True)
+    return replace(converted, encoder=restore_encoder(spec, converted.encoder.state_dict()))
 
 
 def _check_choices(converted: ConvertedEncoder, choices: Choices) -> None:

@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 
 from progeo.data.crops import CROP_DRAWS, RandomCrop
 from progeo.data.options import Augmentation
+from progeo.image_files import Resize
 
 _LUMA = (0.2989, 0.587, 0.114)
 _CONTRAST, _SATURATION, _HUE = 1, 2, 3
@@ -44,9 +45,9 @@ def draw_changes(augmentation: Augmentation, count: int, generator: Generator) -
     return Changes(torch.stack(shares, 1), turns, order, crops)
 
 
-def build_crop(augmentation: Augmentation, size: tuple[int, int]) -> RandomCrop:
+def build_crop(augmentation: Augmentation, size: tuple[int, int], resize: Resize = "bilinear") -> RandomCrop:
     """Build the crop to (height, width) pixels that uses the random numbers drawn by `draw_changes`."""
-    return RandomCrop(size, augmentation.crop_scale, augmentation.crop_ratio)
+    return RandomCrop(size, augmentation.crop_scale, augmentation.crop_ratio, resize)
 
 
 def jitter_colors(images: Tensor, changes: Changes) -> Tensor:

@@ -6,7 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
+
+from progeo.image_files import Resize
 
 _TRIES = 10
 CROP_DRAWS = 2 * _TRIES + 2
@@ -27,11 +30,13 @@ class RandomCrop:
     """Crop a random box and resize it, with the distribution of torchvision's RandomResizedCrop."""
 
     size: tuple[int, int]
-    """Height and width of the result in pixels; resizing is bilinear with antialiasing."""
+    """Height and width of the result in pixels."""
     scale: tuple[float, float]
     """Range of a box's area as a fraction of the image area; 1 and 1 take the entire image, whatever its shape."""
     ratio: tuple[float, float]
     """Range of a box's aspect ratio, width / height."""
+    resize: Resize = "bilinear"
+    """Interpolation of the resizing, which is antialiased."""
 
     def __call__(self, image: Tensor, draws: np.ndarray) -> Tensor:
         """Crop a uint8 image (3, H, W) to (3, height, width).
@@ -41,7 +46,7 @@ class RandomCrop:
             draws: random numbers, (CROP_DRAWS,) uniform in 0..1, see `box`.
         """
         box = self.box(draws, image.shape[1], image.shape[2])
-        return F.resized_crop(image, *box, size=list(self.size), antialias=True)
+        return F.resized_crop(image, *box, list(self.size), InterpolationMode(self.resize), antialias=True)
 
     def box(self, draws: np.ndarray, height: int, width: int) -> Box:
         """Compute a random box inside an image: the first of ten random shapes that fits, at a random position.

@@ -6,7 +6,6 @@ Other files in the same folder belong to the user: only folders with exactly the
 import hashlib
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from progeo.atomic import remove_abandoned, replacing_folder
+from progeo.disk import remove_folder, sync, synced_when_removed
 from progeo.engine.log import LOGGER
 from progeo.files import file_digest, read_json
 
@@ -131,8 +131,10 @@ def prune_checkpoints(newest: Path, *, keep: int) -> None:
     """
     finished = finished_checkpoints(newest.parent)
     finished = finished[: finished.index(newest) + 1]
-    for path in finished[: max(0, len(finished) - keep)]:
-        _remove(path)
+    if old := finished[: max(0, len(finished) - keep)]:
+        for path in old:
+            _remove(path)
+        sync(newest.parent)
 
 
 def remove_checkpoints(folder: Path) -> None:
@@ -141,13 +143,15 @@ def remove_checkpoints(folder: Path) -> None:
     if (newest := newest_checkpoint(folder)) is not None:
         prune_checkpoints(newest, keep=0)
     if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
-        folder.rmdir()
+        with synced_when_removed(folder):
+            folder.rmdir()
+        sync(folder.parent)
 
 
 def _remove(path: Path) -> None:
     """Remove a folder; a file or symbolic link of that name is left alone."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        remove_folder(path)
 
 
 def _without_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:

@@ -16,7 +16,8 @@ import torch
 import yaml
 from msgspec import Meta
 
-from progeo.atomic import make_folder, remove_abandoned, replacing, sync
+from progeo.atomic import remove_abandoned, replacing
+from progeo.disk import make_folder, sync
 from progeo.engine.checkpoint import newest_checkpoint
 from progeo.engine.log import LOGGER, log_to_file
 from progeo.engine.options import Keep
@@ -171,7 +172,7 @@ def open_run(
             if not resume:
                 raise ValueError(f"{path} already holds a run: set `resume` to resume it, or name another `out`.")
             if run.begun:
-                stored = {renamed.get(name, name): value for name, value in _stored_settings(run.config).items()}
+                stored = {renamed.get(name, name): value for name, value in stored_settings(run).items()}
                 before, now = flat_settings(defaults) | stored, flat_settings(settings)
                 changed = {name for name in {*before, *now} if before.get(name) != now.get(name)}
                 _refuse_changes(run, sorted(changed.difference(may_change)), before, now)
@@ -195,14 +196,18 @@ def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, An
     return flat
 
 
-def _stored_settings(path: Path) -> dict[str, Any]:
-    """Read the settings of a run, by dotted names."""
+def stored_settings(run: RunFolder) -> dict[str, Any]:
+    """Read the settings that a run was started with, by dotted names.
+
+    Raises:
+        ValueError: the file is corrupt.
+    """
     try:
-        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+        stored = yaml.safe_load(run.config.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError):
         stored = None
     if not isinstance(stored, dict):
-        raise ValueError(f"{path} does not hold the settings of the run: it is corrupt. Name another `out`.")
+        raise ValueError(f"{run.config} does not hold the settings of the run: it is corrupt. Name another `out`.")
     return flat_settings(stored)
 
 

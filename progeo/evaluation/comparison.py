@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from progeo.engine.log import LOGGER
-from progeo.evaluation.results import markdown_table
 from progeo.files import write_csv, write_json, write_text
+from progeo.printable import markdown_table
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Write the result files and log lines of an evaluation."""
 
 import dataclasses
-import html
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from progeo.files import write_csv, write_json, write_text
 from progeo.places.catalogue import Catalogue
 from progeo.places.distances import distance_text
 from progeo.places.geographic import degrees_of
+from progeo.printable import markdown_table
 
 _SHOWN = ("re-ranking",)
 """Facts that recalls.csv and recalls.md have a column of, if there are any: recalls without them are not comparable."""
@@ -92,18 +92,6 @@ def write_unlabeled_results(
     _write_report(results, facts, out, {})
     LOGGER.info("%s: predictions for %s queries, without recalls", facts["folder"], f"{len(results.queries):,}")
     LOGGER.info("report: %s", out / "report.html")
-
-
-def markdown_table(rows: Sequence[Sequence[str]], *, num_texts: int) -> str:
-    """Format rows, the column names first, as a Markdown table; columns from `num_texts` on are aligned as numbers."""
-    alignments = ["---"] * num_texts + ["---:"] * (len(rows[0]) - num_texts)
-    texts = [[_as_cell(cell) for cell in cells] for cells in rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (texts[0], alignments, *texts[1:]))
-
-
-def _as_cell(text: str) -> str:
-    """Escape what would end a cell of Markdown or begin HTML in it."""
-    return html.escape(" ".join(text.split("\n")), quote=False).replace("|", "\\|")
 
 
 def _write_report(

@@ -11,6 +11,7 @@ from progeo.export.folders import weights_in_name, without_folders
 from progeo.models.backbones import FAMILIES
 from progeo.models.classifier import MEANS, Classifier
 from progeo.models.pixel_statistics import color_in_words
+from progeo.printable import markdown_table
 
 _HEADER = {
     "library_name": "progeo",
@@ -61,8 +62,8 @@ def _card(metadata: Mapping[str, Any], usage: str, classifier: Classifier | None
         "backbone": f"{encoder['architecture']} of {encoder['family']}",
         "started from": _origin(metadata),
         "license of these starting weights": license,
-        "images": f"{height} x {width} pixels, RGB in 0..1, normalized with mean {color_in_words(encoder['mean'])} "
-        f"and std {color_in_words(encoder['std'])}",
+        "images": f"{height} x {width} pixels, resized by antialiased {encoder['resize']} interpolation, RGB in 0..1, "
+        f"normalized with mean {color_in_words(encoder['mean'])} and std {color_in_words(encoder['std'])}",
         "descriptors": f"{encoder['descriptor_dim']} dimensions, "
         f"{'L2-normalized' if encoder['normalized'] else 'not normalized'}",
         "aggregation": " ".join([encoder["aggregation"], *map("=".join, options.items())]),
@@ -76,7 +77,7 @@ def _card(metadata: Mapping[str, Any], usage: str, classifier: Classifier | None
         f"---\n{yaml.safe_dump(_HEADER, sort_keys=False)}---",
         "# An encoder for visual geo-localization",
         "It maps a photo to a descriptor; the nearest descriptors of geotagged images tell where the photo was taken.",
-        "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]),
+        markdown_table([["", ""], *([name, str(value)] for name, value in rows.items())], num_texts=2).rstrip(),
         f"## Use\n\n```python\n{usage}\n```",
         "## License\n\nWhoever publishes these weights chooses their license, within the license of the starting "
         "weights and the terms of the training images.",

@@ -6,7 +6,7 @@ from progeo.export.hub_encoders import load_hub_encoder
 from progeo.models.backbones import FAMILIES, empty_traits
 from progeo.models.encoder import Encoder, build_encoder
 from progeo.models.thumbnail import ThumbnailEncoder
-from progeo.models.wrapped_encoder import reason_of_failure
+from progeo.printable import reason_of_failure
 
 _RUN_CODE = ("hub",)
 """Kinds of names that run code of others."""

@@ -117,7 +117,8 @@ def _write_program(target: Path, saved: SavedEncoder, options: ExportOptions) ->
 def _write_backbone(target: Path, saved: SavedEncoder, _: ExportOptions) -> str:
     encoder = saved.encoder
     spec, family = encoder.spec, encoder.family
-    usage = family.usage(spec.architecture, spec.image_size, starting_weights(saved.metadata))
+    weights = starting_weights(saved.metadata)
+    usage = family.usage(spec.architecture, spec.image_size, weights, spec.configuration)
     state = {f"{family.prefix}{name}": tensor.contiguous() for name, tensor in encoder.backbone.state_dict().items()}
     with replacing(target / "backbone.safetensors") as temporary:
         save_file(state, temporary)
@@ -147,5 +148,5 @@ def _images(encoder: Encoder, options: ExportOptions) -> str:
     return {
         "normalized": f"float32 (B, 3, H, W), normalized, {sides}",
         "pixels": f"uint8 RGB (B, H, W, 3), {sides}",
-        "photos": f"uint8 RGB (B, H, W, 3) of any size from 64, resized to {height} x {width} inside",
+        "photos": f"uint8 RGB (B, H, W, 3) of any size from 64, resized to {height} x {width} inside, {encoder.resize}",
     }[options.input]

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from progeo.models.encoder import Encoder
 from progeo.models.fingerprint import module_fingerprint
 from progeo.models.state_dicts import weights_digest
-from progeo.models.wrapped_encoder import WrappedEncoder, reason_of_failure
+from progeo.models.wrapped_encoder import WrappedEncoder
+from progeo.printable import reason_of_failure
 
 _NAME = re.compile(r"(?P<source>.+?):(?P<entry>[A-Za-z_]\w*)(?:\?(?P<options>.*))?", re.DOTALL)
 _GITHUB = re.compile(r"[A-Za-z0-9][\w-]*/[\w.-]+(:[^:]+)?")

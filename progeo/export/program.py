@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from progeo.atomic import replacing
+from progeo.image_files import Resize
 from progeo.models.encoder import Encoder
 
 Input = Literal["normalized", "pixels", "photos"]
@@ -154,7 +156,7 @@ def _descriptors(encoder: Encoder, images: Tensor, input: Input) -> Tensor:
     images = images.permute(0, 3, 1, 2)
     if input == "photos":
         # Equal to `preprocess` on a CPU with AVX2; on others torchvision resizes in floats and rounds once.
-        images = F.interpolate(images, encoder.image_size, mode="bilinear", antialias=True)
+        images = F.interpolate(images, encoder.image_size, mode=encoder.resize, antialias=True)
     return encoder(encoder.normalize(images))
 
 
@@ -188,23 +190,23 @@ class _Graph(nn.Module):
         if self.input != "normalized":
             images = images.permute(0, 3, 1, 2).float()
             if self.input == "photos":
-                images = _resized(images, self.encoder.image_size)
+                images = _resized(images, self.encoder.image_size, self.encoder.resize)
             images = (images - self.mean) / self.std
         return self.encoder.aggregate(self.encoder.features(images, resized=self.input != "photos"))
 
 
-def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize (B, 3, H, W) of 0..255 as `preprocess` does: width, then height, each rounded to integers.
+def _resized(images: Tensor, size: tuple[int, int], resize: Resize) -> Tensor:
+    """Resize (B, 3, H, W) of 0..255 as `preprocess` does: width, then height, each rounded to integers in 0..255.
 
     In float64, as float32 cannot hold the weighted sums of pixels exactly, so that some would be rounded differently.
     """
-    weights, one = _resizing_weights(images.shape[3], size[1])
-    images = (images.double() @ weights.T / one + 0.5).floor()
-    weights, one = _resizing_weights(images.shape[2], size[0])
-    return (weights @ images / one + 0.5).floor().float()
+    weights, one = _resizing_weights(images.shape[3], size[1], resize)
+    images = (images.double() @ weights.T / one + 0.5).floor().clamp(0, 255)
+    weights, one = _resizing_weights(images.shape[2], size[0], resize)
+    return (weights @ images / one + 0.5).floor().clamp(0, 255).float()
 
 
-def _resizing_weights(length: int, resized: int) -> tuple[Tensor, Tensor]:
+def _resizing_weights(length: int, resized: int, resize: Resize) -> tuple[Tensor, Tensor]:
     """Compute fixed-point weights (resized, length) for resizing `length` pixels, and the integer that stands for 1.
 
     As in PyTorch's resizing of uint8 images, weights are integers below 2**15, at the finest scale that allows.
@@ -213,8 +215,23 @@ def _resizing_weights(length: int, resized: int) -> tuple[Tensor, Tensor]:
     reach = scale.clamp(min=1)
     centers = (torch.arange(resized, dtype=torch.float64) + 0.5) * scale
     distances = (torch.arange(length, dtype=torch.float64) + 0.5 - centers[:, None]).abs()
-    weights = (1 - distances / reach).clamp(min=0)
+    weights = _FILTERS[resize](distances / reach)
     weights = weights / weights.sum(dim=1, keepdim=True)
     ones = 2.0 ** torch.arange(23, dtype=torch.float64)
     one = 2.0 ** (0.5 + 2 * weights.max() * ones < 2**15).sum().clamp(max=22).double()
     return (weights * one + 0.5).floor(), one
+
+
+def _triangle(distances: Tensor) -> Tensor:
+    """Compute the filter of bilinear interpolation at distances of at least 0, in pixels."""
+    return (1 - distances).clamp(min=0)
+
+
+def _cubic(distances: Tensor) -> Tensor:
+    """Compute the filter of bicubic interpolation (Keys 1981, a = -0.5) at distances of at least 0, in pixels."""
+    near, far = distances.clamp(max=1), distances.clamp(1, 2)  # one of the two terms is 0
+    return (1.5 * near - 2.5) * near**2 + 1 - 0.5 * (((far - 5) * far + 8) * far - 4)
+
+
+_FILTERS = MappingProxyType({"bilinear": _triangle, "bicubic": _cubic})
+"""Filters by `Resize`."""

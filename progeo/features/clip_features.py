@@ -53,6 +53,7 @@ def cached_features(
         clip: the model, on the accelerator's device and in eval mode; calibrated running statistics stay in it.
         catalogue: N images, in their `extraction_order`.
         cache: folder of all cached features, and their precision.
+        pixels: interpolation, mean and std that images are resized and normalized with.
         architecture: name of the architecture of `clip`, see `resolved_architecture`.
         accelerator, batch_size, num_workers, max_unreadable_fraction: see `extract_features`.
         seed: random seed of the calibration images, or of the `extraction_order`.
@@ -65,11 +66,12 @@ def cached_features(
         batch_size = _even_batch_size(len(catalogue), batch_size)
     mean, std = (torch.tensor(values, device=accelerator.device) for values in (pixels.mean, pixels.std))
     extractor = FeatureExtractor(
-        run_on(accelerator, lambda images: clip.encode_image(normalize_images(images, mean, std))),
+        run_on(accelerator, lambda images: clip.encode_image(normalize_images(images, mean, std), normalize=False)),
         what="image features",
-        width=clip.text_projection.shape[1],
+        width=configuration_of(clip).values["embed_dim"],
         image_size=as_height_width(clip.visual.image_size),
         preprocessing="hard_resize",
+        resize=pixels.resize,
         depends_on=lambda: {
             "architecture": architecture,
             **_own_configuration(clip, architecture),

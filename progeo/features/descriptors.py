@@ -71,6 +71,7 @@ def descriptor_extractor(
         width=encoder.descriptor_dim * num_rows,
         image_size=image_size,
         preprocessing=preprocessing,
+        resize=getattr(encoder, "resize", "bilinear"),  # a network of another program may not have it
         depends_on=partial(descriptor_metadata, encoder),
         orientation=images.orientation,
     )
@@ -96,6 +97,8 @@ def descriptor_metadata(encoder: Encoder) -> dict[str, Any]:
     if not _is_as_specified(encoder):
         return {"encoder": getattr(encoder, "fingerprint", partial(module_fingerprint, encoder))()}
     spec = spec_to_json(dataclasses.replace(encoder.spec, text_weights=None))  # descriptors do not depend on it
+    if encoder.resize == "bilinear":  # as before it was a field
+        del spec["resize"]
     build: Any = AGGREGATIONS[encoder.spec.aggregation].build
     plugins = plugin_digests([type(encoder.family), build, *map(type, encoder.modules())])
     found = {"encoder": spec, "weights": weights_digest(encoder.state_dict())}
@@ -107,7 +110,7 @@ def is_metadata_of(metadata: Mapping[str, Any], encoder: Encoder) -> bool:
     found, stored = descriptor_metadata(encoder), metadata.get("encoder")
     if not isinstance(stored, dict) or "pooling" not in stored or not isinstance(found["encoder"], dict):
         return metadata == found
-    spec = {name: value for name, value in found["encoder"].items() if name in stored}
+    spec = {name: value for name, value in found["encoder"].items() if name in (*stored, "resize")}
     aggregation = encoder.spec.aggregation
     spec["pooling"] = "clip" if aggregation == "token" else aggregation
     spec["align_corners"] = encoder.spec.interpolation == "corners"

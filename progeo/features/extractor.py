@@ -16,7 +16,7 @@ from progeo.data.decode import read_shape
 from progeo.data.loaders import batches_by_shape
 from progeo.features.store import ShardedRows
 from progeo.files import each_file
-from progeo.image_files import Orientation
+from progeo.image_files import Orientation, Resize
 from progeo.models.options import QueryPreprocessing
 from progeo.models.preprocessing import depends_on_shape, preprocess_image, preprocessed_shape
 from progeo.places.catalogue import Catalogue
@@ -36,6 +36,8 @@ class FeatureExtractor:
     """Height and width in pixels that `preprocessing` resizes to, unless it is native."""
     preprocessing: QueryPreprocessing
     """Preprocessing of every image."""
+    resize: Resize
+    """Interpolation by which `preprocessing` resizes."""
     depends_on: Callable[[], Mapping[str, Any]]
     """Returns the weights' fingerprint and all other metadata that changes features, as plain values. Only called for
     the cache."""
@@ -49,7 +51,7 @@ class FeatureExtractor:
 
     def images(self, catalogue: Catalogue) -> CatalogueImages:
         """Return the preprocessed images of a catalogue as a dataset."""
-        preprocess = partial(preprocess_image, kind=self.preprocessing, size=self.image_size)
+        preprocess = partial(preprocess_image, kind=self.preprocessing, size=self.image_size, resize=self.resize)
         return CatalogueImages(catalogue, preprocess, self.orientation)
 
     def batches(self, catalogue: Catalogue, rows: range, batch_size: int) -> list[np.ndarray]:

@@ -15,6 +15,7 @@ _NUMPY_ERRORS = (
     *(OverflowError, MemoryError, RecursionError),
 )
 """Errors of numpy for a corrupt file, whose header is a Python literal."""
+_ROWS_AT_ONCE = 2**12
 
 
 def can_be_compared(features: np.ndarray) -> np.ndarray:
@@ -65,6 +66,7 @@ class ShardedRows:
         self.dtype = np.dtype(dtype)
         self.file_name = file_name
         self.missing = np.array([], np.int64)
+        self._finite: set[int] = set()
 
     def __len__(self) -> int:
         return self.num_rows - len(self.missing)
@@ -146,6 +148,11 @@ class ShardedRows:
         if (values.shape, values.dtype) != (shape, self.dtype):
             held = f"{values.dtype} {values.shape}, not {self.dtype} {shape}"
             raise ValueError(f"{path} holds {held}: remove it, and it is made again.")
+        if shard not in self._finite:  # once, as it takes as long as reading the rows again
+            starts = range(0, len(values), _ROWS_AT_ONCE)
+            if not all(np.isfinite(values[start : start + _ROWS_AT_ONCE]).all() for start in starts):
+                raise ValueError(f"{path} holds numbers that are not finite: remove it, and it is made again.")
+            self._finite.add(shard)
         return values
 
     def path(self, shard: int) -> Path:

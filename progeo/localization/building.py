@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from accelerate import Accelerator
 
-from progeo.atomic import make_folder
+from progeo.disk import make_folder
 from progeo.engine.log import LOGGER
 from progeo.evaluation.cell_index import Cells, add_to_cells, build_cell_index, cells_of_catalogue, cells_of_database
 from progeo.evaluation.classification import lie_in_classes

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from msgspec import Meta
 from torch import Tensor, nn
 
+from progeo.image_files import Resize
 from progeo.json_files import converted
 from progeo.models.aggregation import (
     AGGREGATIONS,
@@ -25,7 +26,7 @@ from progeo.models.backbones.clips import weights_anywhere
 from progeo.models.backbones.family import Features, ImageSize, Interpolation, NetworkSpec
 from progeo.models.backbones.meta_run import on_meta
 from progeo.models.backbones.position_embedding import as_height_width, check_sides, sample_size, sized_features
-from progeo.models.pixel_statistics import chosen_statistics, own_statistics
+from progeo.models.pixel_statistics import chosen_statistics, pixel_statistics
 from progeo.models.preprocessing import normalize_images, resize_image
 from progeo.models.state_dicts import check_fits
 from progeo.pixels import pixels_of
@@ -60,6 +61,8 @@ class EncoderSpec:
     """Whether descriptors are L2-normalized to unit length."""
     interpolation: Interpolation = "edges"
     """How the position embedding is resized for other image sizes."""
+    resize: Resize = "bilinear"
+    """Interpolation by which images are resized, always with antialiasing."""
     pooled_dim: _Dim | None = None
     """Descriptor dimension before a projection (such as PCA) to `descriptor_dim`; None without a projection."""
     text_weights: str | None = None
@@ -105,6 +108,11 @@ class Encoder(nn.Module):
     def image_size(self) -> tuple[int, int]:
         """Height and width in pixels that `preprocess` resizes to; `forward` accepts any size of at least 32 pixels."""
         return self.spec.image_size
+
+    @property
+    def resize(self) -> Resize:
+        """Interpolation by which images are resized, always with antialiasing."""
+        return self.spec.resize
 
     @overload
     def forward(self, images: Tensor, *, with_features: Literal[False] = False) -> Tensor: ...
@@ -169,7 +177,7 @@ class Encoder(nn.Module):
             raise ValueError(
                 f"preprocess takes a PIL image or a uint8 tensor (3, H, W), got {pixels.dtype} {tuple(pixels.shape)}."
             )
-        return self.normalize(resize_image(pixels.to(self.mean.device), self.image_size))
+        return self.normalize(resize_image(pixels.to(self.mean.device), self.image_size, self.resize))
 
 
 def build_encoder(
@@ -182,6 +190,7 @@ def build_encoder(
     normalization: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    resize: Resize | None = None,
     aggregation: str | None = None,
     aggregation_options: Mapping[str, Any] | None = None,
     interpolation: Interpolation | None = None,
@@ -198,14 +207,14 @@ def build_encoder(
         aggregation: a row of `AGGREGATIONS`; None takes the default of the family.
         aggregation_options: see `filled_options`.
         interpolation: how the position embedding is resized; None takes that of the architecture.
-        normalization, mean, std: pixel statistics, see `pixel_statistics`.
+        normalization, mean, std, resize: how images are normalized and resized, see `pixel_statistics`.
         seed: seed of `random` weights and of the layers after the backbone.
 
     Raises:
         ValueError: unknown weights or settings that do not fit together, or a backbone that cannot be rebuilt from its
             architecture name.
     """
-    chosen = chosen_statistics(normalization, mean, std)  # this and all below, before weights are fetched
+    chosen_statistics(normalization, mean, std)  # refuses, as all below, before weights are fetched
     name, own_name = find_family(architecture)
     family = FAMILIES[name]
     aggregation = aggregation or family.default_aggregation(own_name)
@@ -218,7 +227,7 @@ def build_encoder(
     interpolation = interpolation or family.interpolation(own_name)
     loaded = family.load(NetworkSpec(own_name, image_size, row.needs, interpolation, configuration), weights, seed=seed)
     has_texts = aggregation == "token" and traits.shares_text_space and weights != "random"
-    pixels = chosen or own_statistics(architecture, weights)
+    pixels = pixel_statistics(architecture, weights, normalization=normalization, mean=mean, std=std, resize=resize)
     spec = EncoderSpec(
         family=name,
         architecture=loaded.architecture,
@@ -230,6 +239,7 @@ def build_encoder(
         aggregation_options=options,
         normalized=normalized or row.always_normalized,
         interpolation=interpolation,
+        resize=pixels.resize,
         text_weights=weights_anywhere(loaded.architecture, weights) if has_texts else None,
         configuration=None if loaded.configuration is None else dict(loaded.configuration),
     )

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 
+from progeo.image_files import Resize
+
 Preprocessing = Literal["hard_resize", "single_query", "larger_query", "central_crop", "five_crops", "native"]
 """How an image is preprocessed for one descriptor; names of the benchmark of Berton et al. (CVPR 2022), and
 `larger_query`, as OpenIBL preprocesses the queries of Tokyo 24/7."""
@@ -23,6 +25,8 @@ QueryPreprocessing = Literal[
 BatchNormMode = Literal["eval", "calibrated", "batch"]
 """Which statistics batch norms use: `eval`, the running statistics of the weights; `calibrated`, those of one pass over
 images if the weights have untouched initial statistics, else as `eval`; `batch`, those of each batch."""
+ClassTokenPosition = Literal["end", "middle", "front"]
+"""Where the words of a class stand in its prompt, relative to the learned vectors."""
 HeadKind = Literal["cosface", "arcface", "linear"]
 NormalizationName = Literal["clip", "imagenet"]
 """Whose pixel mean and std: those of CLIP, or those of ImageNet."""
@@ -48,6 +52,10 @@ class ModelOptions:
     std: tuple[float, float, float] | None = None
     """Pixel std of red, green and blue in 0..1. Set together with mean, instead of normalization; null uses
     normalization."""
+    resize: Resize | None = None
+    """Interpolation by which images are resized, always with antialiasing: bilinear or bicubic. null takes that of the
+    weights of a CLIP, which its tag of open_clip, its hf-hub repository or the configuration beside its file names;
+    bilinear where none does, and for networks of torchvision and timm and random weights."""
     align_corners: bool = False
     """Interpolate position embeddings with align_corners, as the published code does."""
 

@@ -1,12 +1,13 @@
-"""The mean and std for pixel normalization: those that the weights were trained with, or those in the settings."""
+"""How pixels are resized and normalized: as those that the weights were trained with, or as the settings say."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast, get_args
 
 import open_clip
 
+from progeo.image_files import Resize
 from progeo.models.backbones import FAMILIES, find_family
 
 NORMALIZATIONS = MappingProxyType(
@@ -24,15 +25,17 @@ _MIN_STD = 0.001
 
 @dataclass(frozen=True)
 class PixelStatistics:
-    """Mean and std of red, green and blue for pixels in 0..1."""
+    """Mean and std of red, green and blue for pixels in 0..1, and the interpolation that resized them."""
 
     mean: Color
     std: Color
     source: str
-    """Where the values come from, as text for the log."""
+    """Where mean and std come from, as text for the log."""
+    resize: Resize = "bilinear"
+    """Interpolation by which images are resized, always with antialiasing."""
 
     def __str__(self) -> str:
-        return f"mean {color_in_words(self.mean)}, std {color_in_words(self.std)}, {self.source}"
+        return f"{self.resize}, mean {color_in_words(self.mean)}, std {color_in_words(self.std)}, {self.source}"
 
 
 def pixel_statistics(
@@ -42,9 +45,17 @@ def pixel_statistics(
     normalization: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    resize: Resize | None = None,
 ) -> PixelStatistics:
-    """Return the pixel statistics in the settings, see `chosen_statistics`, else those of the weights."""
-    return chosen_statistics(normalization, mean, std) or own_statistics(architecture, weights)
+    """Return the pixel statistics in the settings, see `chosen_statistics`, else those of the weights.
+
+    Args:
+        architecture, weights: see `build_encoder`, which must have accepted them.
+        normalization, mean, std: see `chosen_statistics`.
+        resize: interpolation; None takes `own_resize`.
+    """
+    statistics = chosen_statistics(normalization, mean, std) or own_statistics(architecture, weights)
+    return replace(statistics, resize=resize or own_resize(architecture, weights))
 
 
 def chosen_statistics(
@@ -71,7 +82,8 @@ def chosen_statistics(
 def own_statistics(architecture: str, weights: str) -> PixelStatistics:
     """Return the pixel statistics that the weights of a backbone were trained with.
 
-    Where they are not known, the backbone gets the `usual_normalization` of its family.
+    Where they are not known, the backbone gets those that all known weights of its architecture have, else the
+    `usual_normalization` of its family.
 
     Args:
         architecture, weights: see `build_encoder`, which must have accepted them.
@@ -81,15 +93,34 @@ def own_statistics(architecture: str, weights: str) -> PixelStatistics:
     """
     name, own_name = find_family(architecture)
     family = FAMILIES[name]
-    own = family.own_normalization(own_name, weights)
-    whose = {"imagenet": "ImageNet's", "clip": "CLIP's"}[family.usual_normalization]
-    why = "random weights have none of their own" if weights == "random" else f"those of {weights} are unknown"
+    own, usual = family.own_normalization(own_name, weights), family.usual_pixels(own_name)
     mean, std = NORMALIZATIONS[family.usual_normalization]
+    whose = {"imagenet": "ImageNet's", "clip": "CLIP's"}[family.usual_normalization]
+    if usual and (tuple(usual["mean"]), tuple(usual["std"])) != (mean, std):
+        mean, std, whose = usual["mean"], usual["std"], f"those of all weights of {own_name}"
+    why = "random weights have none of their own" if weights == "random" else f"those of {weights} are unknown"
     if not own:
-        return PixelStatistics(mean, std, f"{whose} since {why}")
+        return _checked(mean, std, source=f"{whose} since {why}", weights=weights)
     missing = [name for name in ("mean", "std") if name not in own]
     source = f"those of {weights}{f', but the {missing[0]} is {whose}' if missing else ''}"
     return _checked(own.get("mean", mean), own.get("std", std), source=source, weights=weights)
+
+
+def own_resize(architecture: str, weights: str) -> Resize:
+    """Return the interpolation that images were resized with for the weights of a backbone, see `Family.own_resize`.
+
+    Args:
+        architecture, weights: see `build_encoder`, which must have accepted them.
+
+    Raises:
+        ValueError: the weights come with an interpolation that is not known here.
+    """
+    name, own_name = find_family(architecture)
+    found = FAMILIES[name].own_resize(own_name, weights)
+    if found not in get_args(Resize):
+        allowed = " or ".join(get_args(Resize))
+        raise ValueError(f"{weights}: its interpolation must be {allowed}, got {found!r}: set `resize` to one of them.")
+    return cast(Resize, found)
 
 
 def _checked(mean: Any, std: Any, *, source: str, weights: str | None = None) -> PixelStatistics:

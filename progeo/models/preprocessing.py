@@ -5,7 +5,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
+
+from progeo.image_files import Resize
 
 if TYPE_CHECKING:  # loading an encoder needs no jsonargparse
     from progeo.models.options import QueryPreprocessing
@@ -20,8 +23,10 @@ _WITH_ASPECT = ("single_query", "larger_query")
 """Kinds that resize the shorter side, so that the aspect of the image is kept."""
 
 
-def preprocess_image(image: Tensor, kind: "QueryPreprocessing", size: tuple[int, int]) -> Tensor:
-    """Resize or crop a uint8 image (3, H, W), bilinear with antialiasing.
+def preprocess_image(
+    image: Tensor, kind: "QueryPreprocessing", size: tuple[int, int], resize: Resize = "bilinear"
+) -> Tensor:
+    """Resize or crop a uint8 image (3, H, W), with antialiasing.
 
     Args:
         image: an image of any size.
@@ -31,6 +36,7 @@ def preprocess_image(image: Tensor, kind: "QueryPreprocessing", size: tuple[int,
             nothing; all others resize as `single_query`, then take five square crops of that side: four corners and
             the center.
         size: height and width in pixels.
+        resize: interpolation of the resizing.
 
     Returns:
         uint8 (3, h, w), or five crops (5, 3, s, s).
@@ -42,9 +48,9 @@ def preprocess_image(image: Tensor, kind: "QueryPreprocessing", size: tuple[int,
     if kind == "native":
         if min(image.shape[1:]) < _MIN_SIDE_PX:
             raise ValueError(f"{image.shape[1]} x {image.shape[2]} pixels are fewer than {_MIN_SIDE_PX} a side")
-        return _within_limit(image, image.shape[1:])
+        return _within_limit(image, image.shape[1:], resize)
     if kind == "hard_resize":
-        return resize_image(image, size)
+        return resize_image(image, size, resize)
     height, width = image.shape[1:]
     if max(height, width) > _MAX_ASPECT * min(height, width):
         raise ValueError(
@@ -54,9 +60,9 @@ def preprocess_image(image: Tensor, kind: "QueryPreprocessing", size: tuple[int,
     if kind == "central_crop":
         scale = max(size[0] / height, size[1] / width)
         covering = (max(size[0], round(height * scale)), max(size[1], round(width * scale)))
-        return F.center_crop(_within_limit(image, covering), list(size))
+        return F.center_crop(_within_limit(image, covering, resize), list(size))
     side = _shorter_side(kind, size)
-    scaled = _within_limit(image, _with_shorter_side((height, width), side))
+    scaled = _within_limit(image, _with_shorter_side((height, width), side), resize)
     return scaled if kind in _WITH_ASPECT else torch.stack(F.five_crop(scaled, [side]))
 
 
@@ -79,11 +85,15 @@ def depends_on_shape(kind: "QueryPreprocessing") -> bool:
     return kind in ("native", *_WITH_ASPECT)
 
 
-def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize a uint8 image (3, H, W) to (height, width), bilinear with antialiasing; the aspect may change."""
-    if image.shape[1:] == size:
+def resize_image(image: Tensor, size: tuple[int, int], resize: Resize = "bilinear") -> Tensor:
+    """Resize images (..., 3, H, W), uint8 or floats in 0..1, to (height, width) with antialiasing.
+
+    The aspect may change. Floats stay in 0..1, as uint8 stays in 0..255, where bicubic interpolation overshoots.
+    """
+    if image.shape[-2:] == size:
         return image
-    return F.resize(image, list(size), antialias=True)
+    resized = F.resize(image, list(size), InterpolationMode(resize), antialias=True)
+    return resized.clamp_(0, 1) if resize == "bicubic" and resized.is_floating_point() else resized
 
 
 def normalize_images(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -92,12 +102,12 @@ def normalize_images(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return (floats - mean[:, None, None]).div_(std[:, None, None])
 
 
-def _within_limit(image: Tensor, size: Sequence[int]) -> Tensor:
+def _within_limit(image: Tensor, size: Sequence[int], resize: Resize) -> Tensor:
     """Resize an image to (height, width) unless that is too large."""
     height, width = size
     if height * width > _MAX_RESIZED_PX:
         raise ValueError(f"{height} x {width} pixels, as a network would get it, are more than {_MAX_RESIZED_PX:,}")
-    return resize_image(image, (height, width))
+    return resize_image(image, (height, width), resize)
 
 
 def _shorter_side(kind: "QueryPreprocessing", size: tuple[int, int]) -> int:

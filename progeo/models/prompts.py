@@ -1,6 +1,6 @@
 """Learned text prompts: a few context vectors per class inside a fixed sentence (CoOp; CLIP-ReID, section 3.3)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from progeo.models.backbones.clip_configurations import ClipConfiguration
 from progeo.models.backbones.clips import load_clip
 from progeo.models.backbones.family import ImageSize
-from progeo.models.text_towers.tokenizers import configuration_with_tokenizer, load_tokenizer
+from progeo.models.options import ClassTokenPosition
+from progeo.models.text_towers.tokenizers import LEARNED, configuration_with_tokenizer, load_tokenizer
 from progeo.models.text_towers.tower import TextTower, build_text_tower, tower_with
 
 
@@ -61,10 +62,20 @@ class PromptLearner(nn.Module):
     Args:
         clip: the model whose text tower encodes the prompts, or this tower.
         num_classes: C.
-        template: the sentence; `{}` marks the position of the learned vectors.
-        context_length: number of learned vectors per class.
+        template: the sentence; `{}` marks the position of the learned vectors and of the words of a class.
+        context_length: number of learned vectors k.
+        words: words of each class, such as the name of its street, "" for none; empty gives no class any.
+        position: where the words stand relative to the vectors, see `prompt_parts`.
+        shared: whether all classes share one context, (1, k, W).
+        initial_words: words whose embeddings the vectors start from, instead of noise.
         generator: random generator of the initial vectors, normal with std 0.02.
+
+    Raises:
+        ValueError: see `prompt_parts`, `Tokenizer.sequence` and `initial_vectors`.
     """
+
+    kinds: Tensor
+    texts: Tensor
 
     def __init__(
         self,
@@ -73,27 +84,66 @@ class PromptLearner(nn.Module):
         template: str = "A photo of a {} street.",
         context_length: int = 4,
         *,
+        words: Sequence[str] = (),
+        position: ClassTokenPosition = "end",
+        shared: bool = False,
+        initial_words: str | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         tower = clip if isinstance(clip, TextTower) else build_text_tower(clip)
-        self.encoder = tower.prompts(tower.tokenizer.sequence(template_parts(template, context_length)))
-        context = torch.randn(num_classes, context_length, tower.width, generator=generator) * 0.02
+        words = words or [""] * num_classes
+        kinds: dict[tuple[str, ...], list[tuple[int, ...]]] = {}
+        place_of: dict[str, tuple[int, int]] = {}
+        for text in dict.fromkeys(words):
+            sequence = tower.tokenizer.sequence(prompt_parts(template, context_length, text, position))
+            special = {LEARNED: "learned", tower.tokenizer.pad_id: "padding"}
+            kind = tuple(special.get(token, "word") for token in sequence)
+            same = kinds.setdefault(kind, [])
+            place_of[text] = list(kinds).index(kind), len(same)
+            same.append(sequence)
+        self.encoders = nn.ModuleList(tower.prompts(*same) for same in kinds.values())
+        places = torch.tensor([place_of[text] for text in words], device=tower.token_embedding.weight.device)
+        self.register_buffer("kinds", places[:, 0].contiguous(), persistent=False)
+        self.register_buffer("texts", places[:, 1].contiguous(), persistent=False)
+        self.shared = shared
+        num_contexts = 1 if shared else num_classes
+        if initial_words is None:
+            context = torch.randn(num_contexts, context_length, tower.width, generator=generator) * 0.02
+        else:
+            context = initial_vectors(tower, initial_words, template, context_length).repeat(num_contexts, 1, 1)
         self.context = nn.Parameter(context.to(tower.token_embedding.weight))
 
     def forward(self, labels: Tensor) -> Tensor:
         """Compute the text features (B, E), not normalized, of the classes with int64 labels (B,)."""
         classes, inverse = labels.unique(return_inverse=True)
+        of_kinds = [classes]
+        if len(self.encoders) > 1:
+            of_kinds = [classes[self.kinds[classes] == kind] for kind in range(len(self.encoders))]
+            inverse = torch.cat(of_kinds).argsort()[inverse]
+        features = [
+            encoder(self._context_of(part), self.texts[part])
+            for encoder, part in zip(self.encoders, of_kinds, strict=True)
+            if len(part)
+        ]
         # Not by indexing, whose backward pass sums the images of a class in an order that changes from run to run.
-        return F.embedding(inverse, self.encoder(self.context[classes]))
+        return F.embedding(inverse, torch.cat(features))
+
+    def _context_of(self, classes: Tensor) -> Tensor:
+        return self.context.expand(len(classes), -1, -1) if self.shared else self.context[classes]
 
 
-def template_parts(template: str, context_length: int) -> tuple[str, int, str]:
+def prompt_parts(
+    template: str, context_length: int, words: str = "", position: ClassTokenPosition = "end"
+) -> list[str | int]:
     """Return the parts of a prompt, see `Tokenizer.sequence`.
 
     Args:
-        template: the sentence; `{}` marks the position of the learned vectors.
+        template: the sentence; `{}` marks the position of the learned vectors and of the words.
         context_length: number of learned vectors.
+        words: words of the class.
+        position: where the words stand: after the vectors, after half of them (rounded down), or before them (CoOp,
+            Zhou et al., IJCV 2022, section 3.2).
 
     Raises:
         ValueError: the template does not contain `{}` once.
@@ -103,4 +153,25 @@ def template_parts(template: str, context_length: int) -> tuple[str, int, str]:
     if context_length < 1:
         raise ValueError(f"`context_length` must be at least 1, got {context_length}.")
     before, after = template.split("{}")
-    return before, context_length, after
+    if not words:
+        return [before, context_length, after]
+    if position == "front":
+        return [f"{before.rstrip()} {words}".lstrip(), context_length, after]
+    half = context_length // 2 if position == "middle" else context_length
+    return [before, half, f" {words}", *([context_length - half] if half < context_length else []), after]
+
+
+def initial_vectors(tower: TextTower, words: str, template: str, context_length: int) -> Tensor:
+    """Return the embeddings (k, W) of words that learned vectors start from.
+
+    Raises:
+        ValueError: they are not `context_length` tokens.
+    """
+    before, _, _ = prompt_parts(template, context_length)
+    ids = tower.tokenizer.encode(f" {words}" if before else words, continues=bool(before))
+    if len(ids) != context_length:
+        raise ValueError(
+            f"`initial_words` {words!r} are {len(ids)} tokens, and `context_length` is {context_length}: set "
+            f"`context_length` {len(ids)}, or give other words."
+        )
+    return tower.embedding(torch.tensor(ids))

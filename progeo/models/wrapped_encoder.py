@@ -5,9 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from progeo.image_files import Resize
 from progeo.models.encoder import Encoder
 from progeo.models.fingerprint import module_fingerprint
 from progeo.models.pixel_statistics import chosen_statistics
+from progeo.printable import reason_of_failure
 
 
 class WrappedEncoder(Encoder):
@@ -16,6 +18,7 @@ class WrappedEncoder(Encoder):
     has_weights = False
     descriptor_dim = 0
     image_size = (0, 0)
+    resize: Resize = "bilinear"
 
     def __init__(
         self,
@@ -72,8 +75,3 @@ class WrappedEncoder(Encoder):
                 f"{tuple(found.shape)} of {len(images)}."
             )
         return found
-
-
-def reason_of_failure(error: BaseException) -> str:
-    """Return the kind of an error and the first line of its text."""
-    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])

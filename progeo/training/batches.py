@@ -77,7 +77,7 @@ class Batches(ABC):
         self.source, self.needs, self.options, self.work = source, needs, options, work
         self.data, self.augmentation, self.training, self.seed = data, augmentation, training, seed
         self.encoder, self.accelerator = encoder, accelerator
-        self.crop = build_crop(augmentation, encoder.image_size)
+        self.crop = build_crop(augmentation, encoder.image_size, encoder.resize)
         self.process, self.num_processes = accelerator.process_index, accelerator.num_processes
         self.unreadable: set[str] = set()
         """Reasons why images could not be read; each names its image."""

@@ -16,7 +16,7 @@ from jsonargparse.typing import (
 )
 
 from progeo.engine.options import Keep, Schedule
-from progeo.models.options import BatchNormMode, Preprocessing
+from progeo.models.options import BatchNormMode, ClassTokenPosition, Preprocessing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +64,22 @@ class PromptOptions:
     """Stage 1: learning text prompts."""
 
     template: str = "A photo of a {} street."
-    """Template of the prompt. {} stands for the learned context vectors."""
+    """Template of the prompt. {} stands for the learned context vectors, and for the words of a class."""
     context_length: PositiveInt = 4
     """Number of learned context vectors per class."""
+    class_names: Path | None = None
+    """CSV file with a name for each image, such as that of its street: a class has the most frequent name of its images
+    as words in its prompt. Its columns are the path of an image in data.train_folder, as path or image, and
+    class_names_column. null takes no words."""
+    class_names_column: str = "name"
+    """Column of class_names with the names."""
+    class_token_position: ClassTokenPosition | None = None
+    """Where the words of a class stand: at the end of its vectors, in the middle or in front of them. null is end."""
+    shared_context: bool = False
+    """Learn one context for all classes of a group, which then differ by their words alone. Needs class_names."""
+    initial_words: str | None = None
+    """Words that the vectors start from, such as "a photo of a street corner in", of context_length tokens. null starts
+    from noise."""
     image_size: int | tuple[int, int] = 224
     """Size in pixels of the images whose features stage 1 extracts: one side of a square, or height and width."""
     epochs: PositiveInt = 60
@@ -97,6 +110,17 @@ class PromptOptions:
 
     def __post_init__(self) -> None:
         _check_temperature("prompts", self.temperature, normalized=self.normalized)
+        if self.class_names is None and self.shared_context:
+            raise ValueError(
+                "`prompts.shared_context` needs `prompts.class_names`: without words of its own, every class of a "
+                "group would have the same text. Give a table of names, or leave it out."
+            )
+        if self.class_names is None and self.class_token_position:
+            raise ValueError(
+                "`prompts.class_token_position` is for the words of `prompts.class_names`, which is null: leave it out."
+            )
+        if self.class_token_position == "middle" and self.context_length == 1:
+            raise ValueError("`prompts.class_token_position` middle needs a `prompts.context_length` of at least 2.")
 
 
 @dataclass(frozen=True, kw_only=True)

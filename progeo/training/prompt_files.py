@@ -48,6 +48,7 @@ class _Description(TypedDict):
     seed: int
     vocabulary: str
     logit_scale: NotRequired[Annotated[float, Meta(gt=0)]]
+    class_words: NotRequired[list[list[str]]]
     groups: list[dict[str, Any]]
 
 

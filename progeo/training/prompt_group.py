@@ -1,6 +1,6 @@
 """Stage 1 for one group: its prompts, their training state and their image-text matching accuracy."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,7 @@ class GroupTraining(Task):
         images: GroupImages,
         unseen: GroupImages | None = None,
         title: str = "",
+        words: Sequence[str] = (),
         tower: TextTower,
         prompts: PromptOptions,
         seed: int,
@@ -91,7 +92,15 @@ class GroupTraining(Task):
         self.steps_per_epoch, self.images_per_step = -(-len(images) // prompts.batch_size), prompts.batch_size
         generator = seeded_generator(seed, index)
         self.learner = self.model = PromptLearner(
-            tower, num_classes, self.prompts.template, self.prompts.context_length, generator=generator
+            tower,
+            num_classes,
+            prompts.template,
+            prompts.context_length,
+            words=words,
+            position=prompts.class_token_position or "end",
+            shared=prompts.shared_context,
+            initial_words=prompts.initial_words,
+            generator=generator,
         ).to(accelerator.device)
         rate = prompts.learning_rate
         group = {"params": list(self.learner.parameters()), "lr": rate, "base_lr": rate}

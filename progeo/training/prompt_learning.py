@@ -29,6 +29,7 @@ from progeo.models.options import ModelOptions
 from progeo.models.state_dicts import weights_digest
 from progeo.models.text_towers.tower import TextTower
 from progeo.places.cells import Group, Partition
+from progeo.training.class_words import ClassWords
 from progeo.training.options import PromptOptions, TrainerOptions
 from progeo.training.prompt_files import DESCRIPTION, PROMPTS, read_group
 from progeo.training.prompt_group import GroupImages, GroupTraining, held_out_images
@@ -45,6 +46,7 @@ class PromptTraining:
         prompts: PromptOptions,
         partition: Partition,
         *,
+        words: ClassWords,
         model: ModelOptions,
         tower: TextTower,
         seed: int,
@@ -52,7 +54,7 @@ class PromptTraining:
         accelerator: Accelerator,
     ) -> None:
         self.prompts, self.model, self.seed = prompts, model, seed
-        self.partition = partition
+        self.partition, self.words = partition, words
         self.tower = tower
         self.run = run
         self.accelerator = accelerator
@@ -118,8 +120,15 @@ class PromptTraining:
             "logit_bias": self.tower.logit_bias,
             "template": self.prompts.template,
             "context_length": self.prompts.context_length,
+            "initial_words": self.prompts.initial_words,
+            "shared_context": self.prompts.shared_context,
             "groups": summaries,
         }
+        if self.prompts.class_names is not None:
+            description["class_names"] = str(self.prompts.class_names)
+            description["class_names_column"] = self.prompts.class_names_column
+            description["class_token_position"] = self.prompts.class_token_position or "end"
+            description["class_words"] = self.words
         write_set(self.run.path / DESCRIPTION, description, {PROMPTS: partial(save_file, tensors)})
         LOGGER.info("prompts of %d groups written to %s", len(summaries), self.run.path / PROMPTS)
 
@@ -201,6 +210,7 @@ class PromptTraining:
             images=trained,
             unseen=unseen if len(unseen) else None,
             title=f"{self._name(index)}, ",
+            words=self.words[index],
             tower=self.tower,
             prompts=self.prompts,
             seed=self.seed,

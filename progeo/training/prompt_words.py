@@ -30,6 +30,8 @@ class Contexts:
     """Class ids, int64 (C, 3), see `places.cells.class_ids`."""
     vectors: Tensor
     """Context vectors, (C, length, W)."""
+    words: Sequence[str] = ()
+    """Words of each class that stand in its prompt; empty if no class has any."""
 
 
 @dataclass(frozen=True)
@@ -98,12 +100,17 @@ def _read_contexts(files: FileSet) -> tuple[dict[str, Any], Contexts]:
         for name in ("class_ids", "context")
     )
     length, width = vectors[0].shape[1:] if vectors[0].ndim == 3 else (0, 0)
+    if description.get("shared_context"):
+        vectors = [contexts.expand(len(part), -1, -1) for part, contexts in zip(ids, vectors, strict=True)]
     for part, contexts in zip(ids, vectors, strict=True):
         fits = part.dtype == torch.int64 and part.shape == (len(contexts), 3) and contexts.is_floating_point()
         if not fits or contexts.shape != (len(part), length, width):
             raise ValueError(f"{path} is corrupt: its groups do not hold the classes of prompts.")
     groups = np.repeat(np.arange(1, num_groups + 1), [len(part) for part in ids])
-    return description, Contexts(groups, torch.cat(ids).numpy(), torch.cat(vectors))
+    words = [text for of_group in description.get("class_words", ()) for text in of_group]
+    if len(words) not in (0, len(groups)):
+        raise ValueError(f"{files.folder / DESCRIPTION} is corrupt: it has words of {len(words)} classes.")
+    return description, Contexts(groups, torch.cat(ids).numpy(), torch.cat(vectors), words)
 
 
 def _contexts_at(contexts: Contexts, point: tuple[float, ...], cells: Mapping[str, int]) -> Contexts:
@@ -118,14 +125,20 @@ def _contexts_at(contexts: Contexts, point: tuple[float, ...], cells: Mapping[st
         nearest = ",".join(map(str, contexts.class_ids[distances_m.argmin()]))
         given = ",".join(f"{number:.15g}" for number in point)
         raise ValueError(f"There is no class at {given}: the nearest is {nearest}, {distances_m.min():.0f} m away.")
-    return Contexts(contexts.groups[chosen], contexts.class_ids[chosen], contexts.vectors[torch.from_numpy(chosen)])
+    return Contexts(
+        contexts.groups[chosen],
+        contexts.class_ids[chosen],
+        contexts.vectors[torch.from_numpy(chosen)],
+        [text for text, is_chosen in zip(contexts.words, chosen, strict=False) if is_chosen],
+    )
 
 
 def _as_text(contexts: Contexts, nearest: NearestWords) -> str:
     lines = []
     length = contexts.vectors.shape[1]
     for index, class_id in enumerate(contexts.class_ids[:_MAX_CLASSES_SHOWN].tolist()):
-        lines.append(f"class {','.join(map(str, class_id))} of group {contexts.groups[index]}")
+        words_of_class = f": {contexts.words[index] or 'no words'}" if contexts.words else ""
+        lines.append(f"class {','.join(map(str, class_id))} of group {contexts.groups[index]}{words_of_class}")
         for vector in range(length):
             row = index * length + vector
             words = zip(nearest.words[row], nearest.distances[row].tolist(), strict=True)
@@ -136,10 +149,11 @@ def _as_text(contexts: Contexts, nearest: NearestWords) -> str:
 def _rows(contexts: Contexts, nearest: NearestWords) -> Iterator[Sequence[Any]]:
     """Yield the rows of the CSV file."""
     length = contexts.vectors.shape[1]
-    yield ["group", "east", "north", "heading", "vector", "rank", "word", "distance"]
+    of_class = ["class_words"] if contexts.words else []
+    yield ["group", "east", "north", "heading", *of_class, "vector", "rank", "word", "distance"]
     for row, words in enumerate(nearest.words):
         index, vector = divmod(row, length)
         for rank, word in enumerate(words):
             distance = nearest.distances[row, rank].item()
-            class_id = contexts.class_ids[index].tolist()
+            class_id = [*contexts.class_ids[index].tolist(), *contexts.words[index : index + 1]]
             yield [contexts.groups[index], *class_id, vector + 1, rank + 1, word, f"{distance:.4f}"]

@@ -22,7 +22,7 @@ from progeo.engine.log import LOGGER
 from progeo.file_sets import write_set
 from progeo.files import write_json
 from progeo.models.backbones.clip_configurations import configuration_of, resolved_architecture
-from progeo.models.prompts import load_prompt_tower, template_parts
+from progeo.models.prompts import load_prompt_tower, prompt_parts
 from progeo.models.state_dicts import weights_digest
 from progeo.models.text_towers.tokenizers import LEARNED
 from progeo.models.text_towers.tower import TextTower
@@ -120,7 +120,7 @@ def _stage_1_files(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors and the metadata of prompts that stage 2 can train with."""
     tower = load_prompt_tower(clip, clip_weights)
-    sequence = tower.tokenizer.sequence(template_parts(_TEMPLATE, prompts.contexts[0].shape[1]))
+    sequence = tower.tokenizer.sequence(prompt_parts(_TEMPLATE, prompts.contexts[0].shape[1]))
     _check_vocabulary(tower, sequence, prompts, file=file, name=f"{clip} with {clip_weights}")
     encoder = tower.prompts(sequence)
     tensors: dict[str, Tensor] = {}

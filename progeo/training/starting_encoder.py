@@ -9,6 +9,7 @@ from progeo.export.weights import load_encoder, read_encoder_metadata
 from progeo.models.aggregation import find_aggregation
 from progeo.models.backbones import FAMILIES, find_family, freeze_layers
 from progeo.models.backbones.clip_configurations import ClipConfiguration, named_configuration, own_spelling
+from progeo.models.backbones.clips import weights_anywhere
 from progeo.models.backbones.position_embedding import as_height_width
 from progeo.models.encoder import Encoder, EncoderSpec, build_encoder
 from progeo.models.options import EncoderOptions, ModelOptions
@@ -40,6 +41,7 @@ def _build_encoder(model: ModelOptions, options: EncoderOptions, seed: int) -> E
         normalization=model.normalization,
         mean=model.mean,
         std=model.std,
+        resize=model.resize,
         aggregation=options.aggregation,
         aggregation_options=options.aggregation_options,
         interpolation="corners" if model.align_corners else None,
@@ -62,20 +64,23 @@ def keep_text_weights(encoder: Encoder, prompts: Path | None, text_dim: int = 0)
     if prompts is not None and spec.family == "open_clip" and spec.descriptor_dim == text_dim:
         clip = load_clip_of_prompts(prompts)
         _check_same_clip(spec, clip, prompts)
-        if spec.text_weights is not None and Path(clip.weights).resolve() == Path(spec.text_weights).resolve():
+        theirs = weights_anywhere(clip.architecture, clip.weights)
+        if spec.text_weights is not None and Path(theirs).resolve() == Path(spec.text_weights).resolve():
             return
     encoder.spec = dataclasses.replace(spec, text_weights=None)
 
 
 def _check_same_clip(spec: EncoderSpec, clip: ClipOfPrompts, prompts: Path) -> None:
     """Refuse prompts of another CLIP, whose text features have the same dimension but another meaning."""
-    configuration = named_configuration(spec.architecture)
-    if spec.configuration is not None:
+    if spec.configuration is None:
+        configuration = named_configuration(spec.architecture)
+    else:
         configuration = ClipConfiguration(spec.configuration)
     ours, theirs = configuration.identity(), clip.configuration.identity()
     different = [name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
-    tags = [weights for weights in (spec.text_weights, clip.weights) if weights and not Path(weights).is_absolute()]
-    if not different and len({*tags}) < 2:
+    both = (spec.text_weights, weights_anywhere(clip.architecture, clip.weights))
+    tags = {weights for weights in both if weights is not None and not Path(weights).is_absolute()}
+    if not different and len(tags) < 2:
         return
     why = f"{different[0]} is {theirs.get(different[0])} and {ours.get(different[0])}" if different else "their weights"
     raise ValueError(
@@ -86,12 +91,18 @@ def _check_same_clip(spec: EncoderSpec, clip: ClipOfPrompts, prompts: Path) -> N
 
 
 def starting_statistics(model: ModelOptions) -> PixelStatistics:
-    """Return the pixel mean and std of both stages, for weights that are available locally."""
+    """Return the pixel statistics and interpolation of both stages, for weights that are available locally."""
     if starts_from_encoder(model):
         encoder = read_encoder_metadata(encoder_folder(Path(model.weights)))["encoder"]
-        return PixelStatistics(tuple(encoder["mean"]), tuple(encoder["std"]), f"as the encoder in {model.weights} has")
+        source, resize = f"as the encoder in {model.weights} has", encoder.get("resize", "bilinear")
+        return PixelStatistics(tuple(encoder["mean"]), tuple(encoder["std"]), source, resize)
     return pixel_statistics(
-        model.architecture, model.weights, normalization=model.normalization, mean=model.mean, std=model.std
+        model.architecture,
+        model.weights,
+        normalization=model.normalization,
+        mean=model.mean,
+        std=model.std,
+        resize=model.resize,
     )
 
 
@@ -121,6 +132,7 @@ def _load_encoder(model: ModelOptions, options: EncoderOptions, folder: Path) ->
         "normalized": (options.normalized or find_aggregation(aggregation).always_normalized, spec.normalized),
         "aggregation": (aggregation, spec.aggregation),
         "aggregation_options": (spec.aggregation_options | options.aggregation_options, spec.aggregation_options),
+        "resize": (model.resize or spec.resize, spec.resize),
         "align_corners": (model.align_corners, spec.interpolation == "corners"),
     }
     for name, (wanted, found) in settings.items():

@@ -40,7 +40,7 @@ def teacher_given(options: TeacherOptions) -> dict[str, str]:
 
 
 class Teacher:
-    """A frozen encoder in eval mode, with its own image size and pixel statistics.
+    """A frozen encoder in eval mode, with its own image size, interpolation and pixel statistics.
 
     Args:
         options: its folder, and when it runs.
@@ -86,7 +86,7 @@ class Teacher:
         """
         if self.cached is not None:
             return {"teacher": torch.from_numpy(self.cached.take(rows.numpy())).to(images.device)}
-        sized = self.encoder.normalize(resize_image(images, self.encoder.image_size))
+        sized = self.encoder.normalize(resize_image(images, self.encoder.image_size, self.encoder.resize))
         if not with_map:
             return {"teacher": self.encoder(sized)}
         descriptors, features = self.encoder(sized, with_features=True)

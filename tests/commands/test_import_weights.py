@@ -15,8 +15,11 @@ from progeo.models.pixel_statistics import pixel_statistics
 @pytest.mark.parametrize(
     ("pixels", "metadata"),
     [
-        ({"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}, {"mean": "[0.5, 0.5, 0.5]", "std": "[0.5, 0.5, 0.5]"}),
-        ({}, {}),
+        (
+            {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bilinear"},
+            {"mean": "[0.5, 0.5, 0.5]", "std": "[0.5, 0.5, 0.5]", "interpolation": "bilinear"},
+        ),
+        ({}, {"interpolation": "bicubic"}),  # by default of open_clip
     ],
 )
 def test_the_clip_of_an_import_says_its_pixels_where_they_are_known(pixels, metadata, tmp_path):
@@ -29,7 +32,7 @@ def test_the_clip_of_an_import_says_its_pixels_where_they_are_known(pixels, meta
     with safe_open(folder / "clip.safetensors", framework="pt") as file:
         assert file.metadata() == {"architecture": "tiny-vit", **metadata}
     spec, statistics = load_encoder(folder).spec, pixel_statistics("tiny-vit", str(folder / "clip.safetensors"))
-    assert (spec.mean, spec.std) == (statistics.mean, statistics.std)
+    assert (spec.mean, spec.std, spec.resize) == (statistics.mean, statistics.std, statistics.resize)
 
 
 def test_an_import_that_fails_leaves_nothing_and_can_be_tried_again(tmp_path):

@@ -232,7 +232,7 @@ def test_pixels_are_normalized_as_the_file_of_the_weights_says(own_config, tmp_p
         torch.from_numpy(np.load(cache / "rows_00000.npy")[0]).float(), expected, rtol=2e-2, atol=2e-3
     )
     log = (tmp_path / "run/stage1/log.txt").read_text()
-    assert f"pixels: mean (0.5, 0.4, 0.3), std (0.3, 0.2, 0.1), those of {weights}" in log
+    assert f"pixels: bilinear, mean (0.5, 0.4, 0.3), std (0.3, 0.2, 0.1), those of {weights}" in log
 
 
 def test_every_group_is_summed_up_with_the_accuracies_of_its_prompts(run, config, city):
@@ -363,6 +363,28 @@ def test_a_run_from_before_batch_norms_were_calibrated_goes_on_with_the_same_fea
     stage_1(own_config, *again)
     assert prompts_of(tmp_path / "run") == prompts
     assert len(list((tmp_path / "features").iterdir())) == 1
+
+
+def test_a_run_from_before_images_were_resized_bicubic_keeps_bilinear_features(own_config, tmp_path):
+    state = {name: tensor.clone() for name, tensor in load_clip("tiny-resnet", "random").state_dict().items()}
+    save_file(state, tmp_path / "clip.safetensors", {"interpolation": "bicubic"})
+    begun = ("--model.weights", tmp_path / "clip.safetensors", "--prompts.image_size", 32, "--prompts.epochs", 1)
+    stage_1(own_config, *begun, "--model.resize", "bilinear")
+    prompts, kept = prompts_of(tmp_path / "run"), tmp_path / "run/stage1/config.yaml"
+    for name in ("checkpoints/group_1.safetensors", "prompts.safetensors", "prompts.json"):
+        (tmp_path / "run/stage1" / name).unlink()
+    settings = yaml.safe_load(kept.read_text())
+    del settings["model"]["resize"]
+    kept.write_text(yaml.safe_dump(settings))
+    sentence = failure(own_config, *begun, "--resume", "true", "--model.resize", "bicubic")
+    assert "was begun with pixels of bilinear, mean (0.4815, 0.4578, 0.4082), std" in sentence
+    assert "now they would have bicubic, mean" in sentence and "give --model.resize bilinear, or name" in sentence
+    stage_1(own_config, *begun, "--resume", "true")
+    assert prompts_of(tmp_path / "run") == prompts
+    assert len(list((tmp_path / "features").iterdir())) == 1
+    assert yaml.safe_load(kept.read_text())["model"]["resize"] == "bilinear"
+    stage_1(own_config, *begun, "--out", tmp_path / "anew", "--cells.num_groups", 1)  # as the weights say: bicubic
+    assert len(list((tmp_path / "features").iterdir())) == 2
 
 
 def test_a_batch_of_one_image_is_refused(own_config, tmp_path):

@@ -18,6 +18,7 @@ from progeo.cli import main
 from progeo.convert.converted_encoder import Choices
 from progeo.convert.recognition import open_source, read_encoder
 from progeo.models.backbones.clips import load_clip
+from progeo.models.encoder import build_encoder
 
 OPENAI_NUMBERS = {"input_resolution": torch.tensor(128), "context_length": torch.tensor(77)}
 OPENAI_NUMBERS["vocab_size"] = torch.tensor(49408)
@@ -119,7 +120,7 @@ def test_an_archive_of_openai_gives_its_image_features_with_quickgelu(kind, tmp_
     assert_images_alike(encoder, of_length_one(expected), images)
     assert encoder.spec.architecture == f"tiny-{kind}-quickgelu"
     assert encoder.spec.image_size == (128, 128)
-    assert encoder.spec.mean == (0.48145466, 0.4578275, 0.40821073)
+    assert (encoder.spec.mean, encoder.spec.resize) == ((0.48145466, 0.4578275, 0.40821073), "bicubic")
     assert encoder.spec.text_weights == str((tmp_path / "encoder/clip.safetensors").resolve())
     assert_texts_alike(encoder, state, quick_gelu)
     assert f"--model.architecture tiny-{kind}-quickgelu --model.weights" in capsys.readouterr().err
@@ -168,7 +169,7 @@ def test_texts_are_imported_for_every_image_size(kind, tmp_path):
 def open_clip_folder(folder, state, weights, **model):
     folder.mkdir()
     vision = {"image_size": 128, "layers": 4, "width": 128, "head_width": 32, "patch_size": 16}
-    pixels = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+    pixels = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bilinear"}
     text = {"layers": 2, "width": 64, "heads": 2}
     config = {
         "model_cfg": {"embed_dim": 128, "vision_cfg": vision, "text_cfg": text, **model},
@@ -194,6 +195,7 @@ def test_a_folder_of_open_clip_gives_its_activation_and_pixel_statistics(weights
         encoder = imported(path, out)
         assert_images_alike(encoder, expected, images)
         assert (encoder.spec.mean, encoder.spec.std) == ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+        assert encoder.spec.resize == "bilinear"
     assert_texts_alike(encoder, state, activation)
 
 
@@ -448,10 +450,11 @@ def test_pixel_statistics_are_those_of_processor_config_and_missing_ones_are_rep
     (folder / "preprocessor_config.json").unlink()
     set_in(folder / "processor_config.json", "image_processor", value={"image_mean": [0.2] * 3, "image_std": [0.1] * 3})
     spec = imported(folder, tmp_path / "a").spec
-    assert (spec.mean, spec.std) == ((0.2,) * 3, (0.1,) * 3)
+    assert (spec.mean, spec.std, spec.resize) == ((0.2,) * 3, (0.1,) * 3, "bicubic")  # transformers' default
     assert "CLIP's are taken" not in capsys.readouterr().err
     (folder / "processor_config.json").unlink()
-    assert imported(folder, tmp_path / "b").spec.mean == (0.48145466, 0.4578275, 0.40821073)
+    spec = imported(folder, tmp_path / "b").spec
+    assert (spec.mean, spec.resize) == ((0.48145466, 0.4578275, 0.40821073), "bilinear")
     assert "The pixel mean and std are not stated in the file: those of CLIP are assumed" in capsys.readouterr().err
 
 
@@ -475,6 +478,8 @@ def test_pixel_statistics_are_those_of_processor_config_and_missing_ones_are_rep
         (["preprocessor_config", "image_mean"], [0.5], r"image_mean should be three numbers from 0 to 1, is \[0\.5\]"),
         (["preprocessor_config", "image_mean"], ["a"] * 3, "image_mean should be three numbers from 0 to 1"),
         (["preprocessor_config", "image_std"], [0.5, 0.5, 0], "image_std should be three numbers from 0.001 to 1"),
+        (["preprocessor_config", "resample"], 1, "resample should be 2 or 3, is 1"),
+        (["preprocessor_config", "resample"], [2], r"resample should be 2 or 3, is \[2\]"),
         (["processor_config", "image_processor"], [1], "its image_processor is a list"),
     ],
 )
@@ -483,6 +488,29 @@ def test_invalid_values_of_a_configuration_are_refused(names, value, sentence, t
     set_in(folder / f"{names[0]}.json", *names[1:], value=value)
     with pytest.raises(SystemExit, match=rf"{names[0]}\.json.*{sentence}"):
         imported(folder, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("said", "options", "resize"),
+    [
+        ({"interpolation": "bicubic"}, [], "bicubic"),
+        ({}, [], "bicubic"),  # open_clip's default
+        ({"interpolation": "bicubic"}, ["--resize", "bilinear"], "bilinear"),
+        ({"interpolation": "bilinear"}, ["--resize", "bicubic"], "bicubic"),
+        ({"interpolation": "random"}, [], "interpolation should be 'bilinear' or 'bicubic', is 'random'"),
+    ],
+)
+def test_images_of_a_folder_of_open_clip_are_resized_as_it_says_unless_set(said, options, resize, tmp_path, capsys):
+    folder = open_clip_folder(tmp_path / "model", vit_clip(), "open_clip_model.safetensors")
+    set_in(folder / "open_clip_config.json", "preprocess_cfg", value=said)
+    if resize.startswith("interpolation"):
+        with pytest.raises(SystemExit, match=rf"open_clip_config\.json: {resize}"):
+            imported(folder, tmp_path, *options)
+        return
+    encoder = imported(folder, tmp_path, *options)
+    assert encoder.spec.resize == resize
+    assert f"{resize} resizing, descriptors of" in capsys.readouterr().err
+    assert build_encoder("tiny-vit", encoder.spec.text_weights).spec.resize == resize
 
 
 def test_queries_and_keys_of_different_shapes_are_refused(tmp_path):

@@ -58,7 +58,7 @@ def test_a_resnet_gives_the_descriptors_of_its_map_and_head(name, tmp_path):
         torch.testing.assert_close(encoder(images), gem_descriptors(state, feature_map), rtol=1e-3, atol=1e-5)
     spec = encoder.spec
     assert (spec.architecture, spec.image_size, spec.descriptor_dim) == (f"{name}-quickgelu", (512, 512), 24)
-    assert (spec.mean, spec.std) == IMAGENET
+    assert (spec.mean, spec.std, spec.resize) == (*IMAGENET, "bilinear")
     assert (spec.aggregation, spec.text_weights) == ("gem", None)
 
 
@@ -75,6 +75,7 @@ def test_a_vit_gives_the_projected_class_token_as_it_is(name, tmp_path):
     spec = encoder.spec
     assert (spec.architecture, spec.image_size) == (f"{name}-quickgelu", (side_px, side_px))
     assert (spec.mean, spec.std, spec.interpolation, spec.normalized) == (*IMAGENET, "corners", False)
+    assert spec.resize == "bilinear"
     assert spec.text_weights == (None if name == "tiny-vit" else "openai")
 
 

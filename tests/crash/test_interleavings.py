@@ -17,6 +17,7 @@ from progeo.places.catalogue import open_catalogue
 pytestmark = pytest.mark.slow
 SEED = 0
 IN_USE = f"is in use by process {{}} on {os.uname().nodename}: let it end, or set --wait to wait for it."
+NAMELESS = "is in use by another process: let it end, or set --wait to wait for it."
 
 
 def stops(name, events, count):
@@ -32,67 +33,67 @@ def stopped(world, name, number, *others):
     return started
 
 
-def second_to(world, name, expected, started, *others):
+def interleavings(label, world, name, events, count, *others):
+    """Start a command again and again, stopped before some of its events; yield the event, its folder and the start."""
+    numbers = stops(label, events, count)
+    for number in numbers:
+        folder = prepare(world, name)
+        yield events[number], folder, stopped(world, name, number, *others)
+    print(f"\n{label}: {len(numbers)} interleavings")
+
+
+def second_to(world, name, started, *others):
     """Run a command beside one that is stopped; return whether it was refused since the folder is in use."""
     ended = writing_commands.run(world, name, None, *others)
     assert not ended.has_traceback, ended.said
     if ended.code == 0:
         return False
-    assert IN_USE.format(started.process) in ended.sentence or "already holds" in ended.sentence, ended.said
+    sentences = (IN_USE.format(started.process), NAMELESS, "already holds")
+    assert any(sentence in ended.sentence for sentence in sentences), ended.said
     return True
 
 
 def test_two_evaluations_share_a_cache(world, undisturbed):
     expected, events = undisturbed("evaluate")
-    numbers = stops("evaluations", events, 25)
-    for number in numbers:
-        folder = prepare(world, "evaluate")
-        first = stopped(world, "evaluate", number)
+    for event, folder, first in interleavings("two evaluations", world, "evaluate", events, 25):
         second = writing_commands.run(world, "evaluate", None, "--out", folder / "others")
         assert second.code == 0, second.said
         assert proceed(first).code == 0
         found = tree(folder)
         others = {name: content for name, content in found.items() if name.startswith("others")}
         mine = {name: content for name, content in found.items() if name not in others}
-        assert differences(mine, expected) == [], events[number]
+        assert differences(mine, expected) == [], event
         renamed = {name.replace("others", "results", 1): content for name, content in others.items()}
         results = {name: content for name, content in expected.items() if name.startswith("results")}
-        assert differences(renamed, results) == [], events[number]
-    print(f"\ntwo evaluations: {len(numbers)} interleavings")
+        assert differences(renamed, results) == [], event
 
 
 def test_two_evaluations_write_to_one_folder(world, undisturbed):
     expected, events = undisturbed("evaluate")
-    numbers = stops("one folder", events, 15)
-    for number in numbers:
-        folder = prepare(world, "evaluate")
-        first = stopped(world, "evaluate", number)
+    for event, folder, first in interleavings("two evaluations in one folder", world, "evaluate", events, 15):
         assert writing_commands.run(world, "evaluate").code == 0
         assert proceed(first).code == 0
-        assert differences(tree(folder), expected) == [], events[number]
-    print(f"\ntwo evaluations in one folder: {len(numbers)} interleavings")
+        assert differences(tree(folder), expected) == [], event
 
 
 @pytest.mark.parametrize("name", ["train prompts", "train encoder, last"])
 @pytest.mark.parametrize("waits", [False, True])
 def test_a_second_training_in_a_folder_is_refused_or_waits(name, waits, world, undisturbed):
     expected, events = undisturbed(name)
-    numbers, refused = stops(f"{name} {waits}", events, 12), 0
-    for number in numbers:
-        folder = prepare(world, name)
-        first = stopped(world, name, number, *COMMANDS[name].again)
+    refused, again = [], COMMANDS[name].again
+    label = f"{name}, {'waits' if waits else 'refused'}"
+    for event, folder, first in interleavings(label, world, name, events, 12, *again):
         if waits:
-            second = begin(world, name, None, *COMMANDS[name].again, "--wait")
+            second = begin(world, name, None, *again, "--wait")
             ended = [proceed(first), finish(second)]
-            assert [each.code for each in ended] == [0, 0], (events[number], ended[0].said, ended[1].said)
+            assert [each.code for each in ended] == [0, 0], (event, ended[0].said, ended[1].said)
         else:
-            refused += second_to(world, name, expected, first, *COMMANDS[name].again)
+            refused.append(second_to(world, name, first, *again))
             after = proceed(first)
             assert not after.has_traceback, after.said
             assert after.code == 0 or "already holds" in after.sentence or "in use" in after.sentence, after.said
-        assert differences(tree(folder), expected) == [], events[number]
-    assert waits or refused > len(numbers) / 2
-    print(f"\n{name}, {'waits' if waits else 'refused'}: {len(numbers)} interleavings")
+        assert differences(tree(folder), expected) == [], event
+    assert waits or sum(refused) > len(refused) / 2
 
 
 def test_a_run_that_is_resumed_twice_at_once_ends_as_if_it_had_been_once(world, undisturbed):
@@ -105,7 +106,7 @@ def test_a_run_that_is_resumed_twice_at_once_ends_as_if_it_had_been_once(world, 
         writing_commands.run(world, name, Plan(str(folder), at=middle + 20))
         first = begin(world, name, Plan(str(folder), at=number % (len(events) - middle), act="SIGSTOP"), "--resume")
         if finish(first).code is None:
-            refused += second_to(world, name, expected, first, "--resume")
+            refused += second_to(world, name, first, "--resume")
             after = proceed(first)
             assert not after.has_traceback, after.said
         assert differences(tree(folder), expected) == [], events[number]
@@ -115,10 +116,7 @@ def test_a_run_that_is_resumed_twice_at_once_ends_as_if_it_had_been_once(world, 
 
 def test_two_commands_that_add_to_an_index_lose_nothing(world, undisturbed):
     _, events = undisturbed("index add")
-    numbers = stops("index add", events, 20)
-    for number in numbers:
-        folder = prepare(world, "index add")
-        first = stopped(world, "index add", number)
+    for event, folder, first in interleavings("two index add", world, "index add", events, 20):
         second = writing_commands.run(world, "index add", None, "--folder", world.city / "val/database")
         assert second.code == 0 or IN_USE.format(first.process) in second.sentence, second.said
         assert proceed(first).code == 0
@@ -130,9 +128,8 @@ def test_two_commands_that_add_to_an_index_lose_nothing(world, undisturbed):
         names = {images.path(row).name for row in range(len(images))}
         added = [path for side in ("test", "val") for path in (world.city / side / "database").iterdir()]
         assert len(names) == metadata.images
-        assert {path.name for path in added} <= names, events[number]
+        assert {path.name for path in added} <= names, event
         assert not any(map(is_hidden, tree(folder)))
-    print(f"\ntwo index add: {len(numbers)} interleavings")
 
 
 def test_an_export_of_a_run_that_trains_on_is_of_one_epoch(world):

@@ -77,7 +77,7 @@ def test_distances_do_not_depend_on_where_descriptors_are_stored_and_on_blocks(
         monkeypatch.setattr(rerank, "_BLOCK_VALUES", 200)
         monkeypatch.setattr(rerank, "_MAX_BLOCK", 7)
     rows = CountedRows(tmp_path, num_rows=66, width=16, shard_size=30, dtype="float32")
-    stored = np.insert(database, 40, np.nan, axis=0)
+    stored = np.insert(database, 40, queries[0], axis=0)
     for shard in rows.shards:
         rows.write_shard(shard, stored[shard * 30 : (shard + 1) * 30])
     rows = rows.without(np.array([40]))

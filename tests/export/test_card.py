@@ -33,6 +33,8 @@ def test_a_card_has_a_header_for_the_hub_and_says_what_the_encoder_is(tmp_path):
         "| backbone | tiny-vit of open_clip |",
         "| started from | clip.pt |",
         "| license of these starting weights | unknown |",
+        "| images | 64 x 96 pixels, resized by antialiased bilinear interpolation, RGB in 0..1, normalized with mean "
+        "(0.4815, 0.4578, 0.4082) and std (0.2686, 0.2613, 0.2758) |",
         "| descriptors | 128 dimensions, L2-normalized |",
         "| trained on | me |",
         "| epoch | 3 |",
@@ -51,6 +53,20 @@ def test_a_card_of_an_encoder_of_unknown_origin_has_unknown(tmp_path):
     save_card(tmp_path / "README.md", metadata, "import progeo")
     assert "| started from | unknown |" in (tmp_path / "README.md").read_text()
     assert starting_weights(metadata) is None
+
+
+@pytest.mark.parametrize(
+    ("folder", "cell"),
+    [
+        ("a|b", r"a\|b"),
+        (r"a\|b", r"a\\\|b"),  # Markdown takes one of two backslashes
+        ("a\nb\r\nc", "a b c"),
+        ("<b>&", "&lt;b&gt;&amp;"),
+    ],
+)
+def test_no_value_ends_its_cell_of_the_card(folder, cell, tmp_path):
+    save_card(tmp_path / "README.md", metadata_of({"data": {"train_folder": folder}}), "import progeo")
+    assert f"\n| trained on | {cell} |\n| epoch | 3 |\n" in (tmp_path / "README.md").read_bytes().decode()
 
 
 @pytest.mark.parametrize(

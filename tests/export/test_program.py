@@ -48,14 +48,14 @@ def shortened(vit):
     return vit.eval()
 
 
-def short_vit(image_size, aggregation="token"):
-    return shortened(build_encoder("tiny-vit", "random", image_size, aggregation=aggregation))
+def short_vit(image_size, aggregation="token", **how):
+    return shortened(build_encoder("tiny-vit", "random", image_size, aggregation=aggregation, **how))
 
 
-@pytest.fixture(scope="module")
-def photos_program(tmp_path_factory):
+@pytest.fixture(scope="module", params=["bilinear", "bicubic"])
+def photos_program(request, tmp_path_factory):
     """An encoder, and the file of its program that takes photos."""
-    encoder, path = short_vit((64, 96)), tmp_path_factory.mktemp("photos") / "model.pt2"
+    encoder, path = short_vit((64, 96), resize=request.param), tmp_path_factory.mktemp("photos") / "model.pt2"
     save_program(path, encoder, input="photos")
     return encoder, path
 
@@ -81,8 +81,10 @@ def test_a_program_of_pytorch_resizes_photos_inside_as_preprocess_does(photos_pr
     encoder, path = photos_program
     exported = torch.export.load(path).module()
     rng = np.random.default_rng(0)
-    for height, width in ((480, 640), (64, 96), (70, 333), (1000, 1200)):
+    for height, width in ((480, 640), (64, 96), (70, 333), (1000, 1200), (100, 70)):
         photos = rng.integers(0, 256, (2, height, width, 3), np.uint8)
+        if width < 96:  # enlarged, so that bicubic interpolation overshoots between black and white
+            photos = photos // 128 * 255
         with torch.no_grad():
             expected = encoder(torch.stack([encoder.preprocess(Image.fromarray(photo)) for photo in photos]))
             found = exported(torch.from_numpy(photos))
@@ -193,9 +195,10 @@ def test_onnx_and_the_program_of_every_family_equal_the_encoder(name, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("resize", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("architecture", ["tiny-resnet", "tiny-vit"])
-def test_photos_in_onnx_equal_preprocess_and_encoder(architecture, tmp_path):
-    encoder = build_encoder(architecture, "random", (96, 64)).eval()
+def test_photos_in_onnx_equal_preprocess_and_encoder(architecture, resize, tmp_path):
+    encoder = build_encoder(architecture, "random", (96, 64), resize=resize).eval()
     save_onnx(tmp_path / "model.onnx", encoder, input="photos")
     exported = in_onnxruntime(tmp_path / "model.onnx")
     generator = torch.Generator().manual_seed(0)

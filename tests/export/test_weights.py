@@ -67,6 +67,7 @@ def test_the_folder_holds_two_files_and_the_description_is_whole(saved):
         "mean": [0.48145466, 0.4578275, 0.40821073],
         "std": [0.26862954, 0.26130258, 0.27577711],
         "interpolation": "edges",
+        "resize": "bilinear",
         "aggregation": "token",
         "aggregation_options": {},
         "pooled_dim": None,

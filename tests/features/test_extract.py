@@ -31,6 +31,7 @@ def colors(tmp_path):
             width=3,
             image_size=(8, 8),
             preprocessing="hard_resize",
+            resize="bilinear",
             depends_on=lambda: depends_on or {"color": "rgb"},
         )
         del extracted[:]
@@ -135,7 +136,7 @@ def test_no_features_depend_on_how_many_images_there_are(tmp_path):
 
     def batch_sizes(count, folder, kind="hard_resize"):
         catalogue = read_catalogue(paint(tmp_path / folder, range(count), size=(40, 40)))
-        extractor = FeatureExtractor(extract, "sizes", 1, (40, 40), kind, dict)
+        extractor = FeatureExtractor(extract, "sizes", 1, (40, 40), kind, "bilinear", dict)
         cache = Cache(tmp_path / "cache", "float32", "cache")
         del sizes[:]
         how = {"cache": cache, "batch_size": 4, "num_workers": 0, "max_unreadable_fraction": 0.0}

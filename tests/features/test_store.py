@@ -45,6 +45,11 @@ def test_rows_come_in_the_order_asked_for_across_files(rows, values):
     assert rows.take(np.array([], np.int64)).shape == (0, 3)
 
 
+def damage_last_number(path, content):
+    """Replace the last float16, in row 3."""
+    path.write_bytes(path.read_bytes()[:-2] + content)
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -52,6 +57,8 @@ def test_rows_come_in_the_order_asked_for_across_files(rows, values):
         (lambda path: path.write_bytes(b""), "rows_00000.npy is corrupt"),
         (lambda path: np.save(path, np.zeros((4, 2), np.float16)), r"float16 \(4, 2\), not float16 \(4, 3\)"),
         (lambda path: np.save(path, np.zeros((4, 3))), r"float64 \(4, 3\), not float16"),
+        (lambda path: damage_last_number(path, b"\0\x7e"), "rows_00000.npy holds numbers that are not finite: remove"),
+        (lambda path: damage_last_number(path, b"\0\xfc"), "rows_00000.npy holds numbers that are not finite: remove"),
     ],
 )
 def test_a_file_that_is_not_what_was_written_is_refused_by_name(rows, content, words):

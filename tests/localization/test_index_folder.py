@@ -333,6 +333,7 @@ def test_of_two_commands_that_build_an_index_in_one_folder_the_second_changes_no
     save_encoder(tmp_path / "encoder", other, provenance={}, recalls={})
     work, cache = WorkOptions(num_workers=0), CacheOptions(descriptor_cache=tmp_path / "cache")
     second = partial(build_command, str(tmp_path / "encoder"), folder=city / "train", work=work, cache=cache)
+    out.mkdir()
     with caplog.at_level("INFO", "progeo"), ThreadPoolExecutor(1) as pool:
         with locked(out):  # as the first while it saves
             ended = pool.submit(second, out=out)

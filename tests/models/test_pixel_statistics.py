@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from progeo.export.weights import load_encoder, save_encoder
 from progeo.models.backbones.clips import load_clip
 from progeo.models.encoder import build_encoder
-from progeo.models.pixel_statistics import pixel_statistics
+from progeo.models.pixel_statistics import own_resize, pixel_statistics
 
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -52,7 +52,67 @@ def test_they_are_those_that_the_weights_were_trained_with(architecture, weights
 def test_every_pretrained_clip_that_open_clip_knows_has_its_own():
     for architecture, tag in open_clip.list_pretrained():
         said = open_clip.get_pretrained_cfg(architecture, tag)
-        assert numbers(pixel_statistics(f"open_clip/{architecture}", tag)) == (tuple(said["mean"]), tuple(said["std"]))
+        found = pixel_statistics(f"open_clip/{architecture}", tag)
+        assert numbers(found) == (tuple(said["mean"]), tuple(said["std"]))
+        assert found.resize == said["interpolation"]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "weights", "resize"),
+    [
+        ("RN50", "openai", "bicubic"),
+        ("ViT-B/32", "openai", "bicubic"),
+        ("ViT-L-14-CLIPA", "datacomp1b", "bilinear"),
+        ("RN50", "random", "bilinear"),
+        ("RN50", "my.pt", "bilinear"),
+        ("resnet50", "IMAGENET1K_V1", "bilinear"),
+        ("timm/vit_small_patch14_dinov2", "lvd142m", "bilinear"),  # timm says bicubic, which is taken for CLIPs only
+    ],
+)
+def test_images_are_resized_as_for_the_training_of_a_clip(architecture, weights, resize):
+    assert own_resize(architecture, weights) == resize
+    assert pixel_statistics(architecture, weights, normalization="clip").resize == resize
+    for given in ("bilinear", "bicubic"):
+        assert pixel_statistics(architecture, weights, normalization="clip", resize=given).resize == given
+
+
+@pytest.mark.parametrize(
+    ("said", "resize"),
+    [
+        ({"interpolation": "bilinear"}, "bilinear"),
+        ({"interpolation": "bicubic", "mean": HALF[0], "std": HALF[1]}, "bicubic"),
+        ({"interpolation": None}, "bicubic"),  # open_clip's default
+        ({"mean": HALF[0], "std": HALF[1]}, "bicubic"),
+        ({}, "bicubic"),
+        (None, "bicubic"),
+        ({"interpolation": "random"}, r"its interpolation must be bilinear or bicubic, got 'random': set `resize`"),
+    ],
+)
+@pytest.mark.parametrize("source", ["hub", "beside"])
+def test_images_are_resized_as_a_configuration_of_open_clip_says(source, said, resize, hub, tmp_path):
+    config = {"model_cfg": open_clip.get_model_config("tiny-vit"), "preprocess_cfg": said}
+    clip = load_clip("tiny-vit", "random")
+    if source == "hub":
+        hub(json.loads(json.dumps(config)), clip)
+        weights = "hf-hub:someone/clip"
+    else:
+        weights = str(tmp_path / "open_clip_model.safetensors")
+        save_file({name: tensor.clone() for name, tensor in clip.state_dict().items()}, weights)
+        (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    if resize.startswith("its"):
+        with pytest.raises(ValueError, match=resize):
+            build_encoder("tiny-vit", weights, 64)
+        assert build_encoder("tiny-vit", weights, 64, resize="bicubic").spec.resize == "bicubic"
+    else:
+        assert build_encoder("tiny-vit", weights, 64).spec.resize == resize
+        assert build_encoder("tiny-vit", weights, 64, normalization="clip").spec.resize == resize
+
+
+@pytest.mark.parametrize("metadata", [{"interpolation": "bicubic"}, {"interpolation": "bilinear"}, {"a": "b"}, None])
+def test_images_are_resized_as_the_metadata_of_a_file_say(metadata, tmp_path):
+    file = str(tmp_path / "clip.safetensors")
+    save_file({"a": torch.zeros(1)}, file, metadata)
+    assert own_resize("tiny-vit", file) == (metadata or {}).get("interpolation", "bilinear")
 
 
 @pytest.mark.parametrize(
@@ -159,7 +219,7 @@ def test_metadata_that_no_pixels_can_have_are_refused_unless_others_are_set(mean
     save_file({"a": torch.zeros(1)}, file, {"mean": mean, "std": "[0.5, 0.5, 0.5]"})
     with pytest.raises(ValueError, match=sentence):
         pixel_statistics("tiny-vit", file)
-    assert numbers(pixel_statistics("tiny-vit", file, normalization="clip")) == CLIP
+    assert numbers(pixel_statistics("tiny-vit", file, normalization="clip", resize="bilinear")) == CLIP
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional
+from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
 from progeo.models.options import QueryPreprocessing
-from progeo.models.preprocessing import depends_on_shape, preprocess_image, preprocessed_shape
+from progeo.models.preprocessing import depends_on_shape, preprocess_image, preprocessed_shape, resize_image
 
 SHAPES = [(40, 60), (60, 40), (33, 100), (64, 48), (200, 33)]
 KINDS = [*get_args(QueryPreprocessing)]
@@ -47,6 +50,48 @@ def test_each_kind_has_its_shape(kind, own, shape):
 def test_a_query_with_its_aspect_is_resized_as_torchvision_resizes_a_shorter_side(kind, side):
     image = picture(40, 60)
     assert torch.equal(preprocess_image(image, kind, (48, 64)), F.resize(image, [side], antialias=True))
+
+
+PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+CROPS = {
+    "hard_resize": ((48, 64), lambda image: image),
+    "single_query": ((48, 72), lambda image: image),
+    "larger_query": ((64, 96), lambda image: image),
+    "central_crop": ((48, 72), lambda image: image[:, :, 4:68]),
+    **dict.fromkeys(
+        ("five_crops", "nearest_crop", "maj_voting"),
+        (
+            (48, 72),
+            lambda image: torch.stack([image[:, :, left : left + 48] for left in (0, 24, 0, 24, 12)]),
+        ),
+    ),
+}
+
+
+def noise(height, width):
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, height, width), np.uint8))
+
+
+def by_pillow(image, size, resize):
+    resized = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(size[::-1], PILLOW[resize])
+    return torch.from_numpy(np.asarray(resized).copy()).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("resize", PILLOW)
+@pytest.mark.parametrize("kind", CROPS)
+def test_each_kind_resizes_as_pillow_does(kind, resize):
+    for own in ((80, 120), (20, 30)):
+        image, (size, crop) = noise(*own), CROPS[kind]
+        found = preprocess_image(image, kind, (48, 64), resize).int()
+        assert (found - crop(by_pillow(image, size, resize)).int()).abs().max() <= 2  # of 256 gray levels
+
+
+@pytest.mark.parametrize("resize", PILLOW)
+def test_floats_are_resized_as_torch_does_and_stay_between_0_and_1(resize):
+    images = noise(60, 40)[None] / 255
+    resized = torch.nn.functional.interpolate(images, (90, 31), mode=resize, antialias=True)
+    assert (resized.min() < 0) == (resized.max() > 1) == (resize == "bicubic")
+    torch.testing.assert_close(resize_image(images, (90, 31), resize), resized.clamp(0, 1), rtol=0, atol=1e-6)
 
 
 def test_a_central_crop_keeps_the_aspect_and_loses_both_ends_alike():

@@ -31,9 +31,9 @@ def test_learned_vectors_stand_at_5_to_8_and_the_end_of_text_at_11(clip):
     assert (ids == SimpleTokenizer().encode("X")[0]).nonzero().flatten().tolist() == [5, 6, 7, 8]
     assert ids.argmax() == 11
     learner = PromptLearner(clip, 3)
-    encoder = learner.encoder
+    (encoder,) = learner.encoders
     assert (encoder.shared_tokens, encoder.tokens_computed, encoder.context_length) == (5, 7, 77)
-    assert torch.equal(encoder.fixed[4:], clip.token_embedding(ids[9:12]))
+    assert torch.equal(encoder.fixed[0, 4:], clip.token_embedding(ids[9:12]))
 
 
 @pytest.mark.parametrize(
@@ -70,6 +70,37 @@ def test_the_context_is_the_only_parameter_and_all_that_is_saved(clip):
     assert [name for name, _ in learner.named_parameters()] == ["context"]
     assert list(learner.state_dict()) == ["context"]
     assert learner.context.shape == (3, 4, 64)
+
+
+def test_a_shared_context_is_one_for_all_classes_and_gets_the_gradients_of_all(clip):
+    words = ["Main Street", "Alley", "", "Alley"]
+    shared = PromptLearner(clip, 4, words=words, shared=True, generator=torch.Generator().manual_seed(0))
+    alone = PromptLearner(clip, 4, words=words)
+    alone.context.data.copy_(shared.context.data.expand(4, -1, -1))
+    features, expected = shared(torch.arange(4)), alone(torch.arange(4))
+    torch.testing.assert_close(features, expected, rtol=1e-9, atol=1e-9)
+    assert torch.equal(features[1], features[3])
+    assert not torch.allclose(features[0], features[1])
+    weights = torch.randn(features.shape, dtype=torch.float64)
+    (ours,) = torch.autograd.grad((features * weights).sum(), shared.context)
+    (theirs,) = torch.autograd.grad((expected * weights).sum(), alone.context)
+    torch.testing.assert_close(ours, theirs.sum(dim=0, keepdim=True), rtol=1e-9, atol=1e-9)
+
+
+def test_names_of_as_many_tokens_are_encoded_together(clip):
+    words = ["Rue de l'Église", "Main Street", "Alley", "Elm Street", "Rua", ""]
+    learner = PromptLearner(clip, 6, words=words)
+    lengths = [len(SimpleTokenizer().encode(text)) for text in words]
+    assert sorted(len(encoder.fixed) for encoder in learner.encoders) == sorted(
+        lengths.count(length) for length in {*lengths}
+    )
+
+
+def test_initial_words_of_another_number_of_tokens_are_refused_with_it(clip):
+    with pytest.raises(
+        ValueError, match="'a photo of a street' are 5 tokens, and `context_length` is 4: set `context_l"
+    ):
+        PromptLearner(clip, 2, initial_words="a photo of a street")
 
 
 def test_initial_vectors_follow_the_generator_and_have_the_published_std(clip):

@@ -228,7 +228,7 @@ def test_the_overview_counts_images_groups_and_parameters(build, config, city):
     assert f"tiny-resnet: {trained:,} parameters trained, {frozen:,} frozen" in lines[4]
     assert lines[5].endswith("for 4 images at a time")
     assert lines[6] == (
-        "pixels      mean (0.4815, 0.4578, 0.4082), std (0.2686, 0.2613, 0.2758), "
+        "pixels      bilinear, mean (0.4815, 0.4578, 0.4082), std (0.2686, 0.2613, 0.2758), "
         "CLIP's since random weights have none of their own"
     )
 

@@ -13,6 +13,9 @@ from progeo.image_files import open_image, taking_turns
 from progeo.places.catalogue import Catalogue
 from progeo.places.coordinates import few_that_fit_no_zone, project
 from progeo.places.paths import find_paths
+from progeo.printable import first_line
+
+_NO_POSITION = "it has no position"
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,8 @@ def read_photos(folder: Path) -> tuple[Catalogue, dict[Path, str]]:
     """Read position, heading and time of the photos of a folder.
 
     Returns:
-        The catalogue; and the paths of skipped photos with the reason: without a readable position, or one of a few
-        that are too far from all others for one UTM zone.
+        The catalogue; and the paths of skipped photos with the reason: without a readable position, too large to be
+        opened, or one of a few that are too far from all others for one UTM zone.
 
     Raises:
         FileNotFoundError: the folder does not exist or has no photo.
@@ -37,10 +40,13 @@ def read_photos(folder: Path) -> tuple[Catalogue, dict[Path, str]]:
     paths = [path for batch in find_paths(folder).batches for path in batch.to_pylist()]
     description = f"reading the places of photos in {folder}"
     notes = list(each_file(lambda path: _note(folder / path), paths, total=len(paths), description=description))
-    placed = [(path, note) for path, note in zip(paths, notes, strict=True) if note is not None]
-    skipped = {folder / path: "it has no position" for path, note in zip(paths, notes, strict=True) if note is None}
+    placed = [(path, note) for path, note in zip(paths, notes, strict=True) if isinstance(note, _Note)]
+    skipped = {folder / path: note for path, note in zip(paths, notes, strict=True) if isinstance(note, str)}
     if not placed:
-        raise ValueError(f"None of the {len(paths)} photos in {folder} says where it was taken (EXIF GPS position).")
+        other = next((f"; of {path}: {reason}" for path, reason in skipped.items() if reason != _NO_POSITION), "")
+        raise ValueError(
+            f"None of the {len(paths)} photos in {folder} says where it was taken (EXIF GPS position){other}."
+        )
     latitude, longitude, heading = (
         np.array([getattr(note, name) for _, note in placed]) for name in ("latitude", "longitude", "heading")
     )
@@ -62,19 +68,25 @@ def read_photos(folder: Path) -> tuple[Catalogue, dict[Path, str]]:
     return Catalogue(folder, pa.table(columns).filter(pa.array(~far))), skipped
 
 
-def _note(path: Path) -> _Note | None:
-    """Read a photo's EXIF metadata; None if it has no valid position."""
+def _note(path: Path) -> _Note | str:
+    """Read a photo's EXIF metadata, or return why it is skipped."""
     try:
-        with open_image(path) as image, taking_turns(image):  # a PNG may store it after the pixels
+        opened = open_image(path)
+    except ValueError as error:  # too large
+        return first_line(error)
+    except Exception:  # not an image
+        return _NO_POSITION
+    try:
+        with opened as image, taking_turns(image):  # a PNG may store it after the pixels
             exif = image.getexif()
         gps = exif.get_ifd(IFD.GPSInfo)
         latitude = _degrees(gps[GPS.GPSLatitude], gps[GPS.GPSLatitudeRef], "NS")
         longitude = _degrees(gps[GPS.GPSLongitude], gps[GPS.GPSLongitudeRef], "EW")
         heading = float(gps[GPS.GPSImgDirection]) % 360 if GPS.GPSImgDirection in gps else np.nan
-    except Exception:  # not an image, no position, no N/S/E/W reference, or corrupt EXIF
-        return None
+    except Exception:  # no position, no N/S/E/W reference, or corrupt EXIF
+        return _NO_POSITION
     if not (abs(latitude) <= 90 and abs(longitude) <= 180) or (latitude == 0 and longitude == 0):
-        return None
+        return _NO_POSITION
     time = exif.get_ifd(IFD.Exif).get(Base.DateTimeOriginal) or exif.get(Base.DateTime) or ""
     return _Note(latitude, longitude, heading, str(time))
 

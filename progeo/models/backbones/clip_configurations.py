@@ -30,6 +30,8 @@ FOLDER = "local-dir:"
 """Prefix, as open_clip has it, of the path of a folder with a configuration and weights, or of a file with both."""
 CONFIGURATION = "configuration"
 """Key of the configuration, as JSON, in the metadata of a .safetensors file that we wrote."""
+INTERPOLATION = "interpolation"
+"""Key of the interpolation of pixels in the metadata of a .safetensors file that we wrote, see `EncoderSpec.resize`."""
 UNNAMED = "clip"
 """Stands for the architecture of a CLIP whose configuration has no name."""
 _PARTS = MappingProxyType({"vision_cfg": CLIPVisionCfg, "text_cfg": CLIPTextCfg, "multimodal_cfg": MultimodalCfg})
@@ -316,7 +318,8 @@ def _content_in(file: Path) -> Mapping[str, Any] | None:
     except (ValueError, RecursionError):
         raise ValueError(f"The metadata of {file} have a configuration, a mean or a std that is not JSON.") from None
     pixels = {name: value for name, value in found.items() if name != CONFIGURATION}
-    return {"model_cfg": found.get(CONFIGURATION), "preprocess_cfg": pixels} if found else None
+    pixels["interpolation"] = metadata.get(INTERPOLATION, "bilinear")  # before it was recorded
+    return {"model_cfg": found.get(CONFIGURATION), "preprocess_cfg": pixels} if metadata else None
 
 
 def _content_of(file: Path) -> Mapping[str, Any]:

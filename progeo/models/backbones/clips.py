@@ -109,22 +109,24 @@ def random_clip(configuration: ClipConfiguration, seed: int) -> CLIP:
 
 def random_tower(configuration: ClipConfiguration, seed: int) -> nn.Module:
     """Build the visual tower of `random_clip`, with the same weights."""
+    if "multimodal_cfg" in configuration.values:  # the text tower of a CoCa is built first
+        return random_clip(configuration, seed).visual
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return visual_tower(configuration)
 
 
 def visual_tower(configuration: ClipConfiguration) -> nn.Module:
-    """Build a visual tower as open_clip does, which builds it before anything else of the CLIP."""
+    """Build a visual tower as open_clip does, which builds it before anything else of a CLIP but a CoCa."""
     vision = dataclasses.replace(configuration.vision, timm_model_pretrained=False)
     return open_clip.model._build_vision_tower(configuration.values["embed_dim"], vision, configuration.quick_gelu)
 
 
 def weights_anywhere(architecture: str, weights: str) -> str:
-    """Make the path of a weights file or folder absolute; a tag stays as it is, and wins over a file of its name."""
+    """Return the absolute path of the file of weights; a tag stays as it is, and wins over a file of its name."""
     path = Path(weights.removeprefix(FOLDER))
     is_tag = weights in open_clip.list_pretrained_tags_by_model(architecture)
-    return str(path.absolute()) if path.exists() and not is_tag else weights
+    return str(_weights_file(path).absolute()) if path.exists() and not is_tag else weights
 
 
 @contextmanager
@@ -188,7 +190,7 @@ def _weights_file(path: Path) -> Path:
         return path
     found = [path / name for name in OPEN_CLIP_WEIGHTS if (path / name).is_file()]
     if not found:
-        raise ValueError(f"it is a folder without {' or '.join(OPEN_CLIP_WEIGHTS)}")
+        raise ValueError(f"{path} is a folder without {' or '.join(OPEN_CLIP_WEIGHTS)}")
     return found[0]
 
 
@@ -222,11 +224,13 @@ def _as_named_here(state: Mapping[str, Tensor], model: CLIP) -> dict[str, Tensor
 def _resize_stored_embedding(state: dict[str, Tensor], visual: nn.Module) -> None:
     """Resize in place the position embedding of a CLIP's state dict that was trained on squares of another size."""
     positions = positions_of(visual)
-    if positions is None:
+    if positions is None or positions.name is None:
         return
-    name = f"visual.{positions.name}"
-    cells = len(state[name]) - 1 if name in state and state[name].ndim == 2 else None
-    if cells in (None, math.prod(positions.grid)):
+    name, own = f"visual.{positions.name}", visual.get_parameter(positions.name)
+    if name not in state or state[name].ndim != own.ndim:
+        return
+    cells = state[name].shape[-2] - (own.shape[-2] - math.prod(positions.grid))
+    if cells == math.prod(positions.grid):
         return
     side = math.isqrt(cells)
     if side * side != cells or cells == 0:

@@ -30,16 +30,19 @@ class Features(NamedTuple):
 
 @dataclass(frozen=True)
 class PositionEmbedding:
-    """The learned position embedding of a network for one image size."""
+    """The position embedding of a network for one image size: learned, rotary (computed), or both."""
 
-    name: str
-    """Its parameter (P + h w, E) or (1, P + h w, E) in the network, where the first P tokens have no position."""
+    name: str | None
+    """The learned parameter (P + h w, E) or (1, P + h w, E) in the network, where the first P tokens have no position;
+    None without one."""
     grid: tuple[int, int]
     """Its rows h and columns w."""
     stride: int
     """Pixels per cell of the grid."""
     grid_of: Callable[[int, int], tuple[int, int]]
     """Returns the rows and columns that images of this height and width need."""
+    computed: Callable[[tuple[int, int]], Mapping[str, Tensor]] | None = None
+    """Returns the buffers that hold a rotary embedding, by their names in the network, for these rows and columns."""
 
 
 @dataclass(frozen=True)
@@ -164,15 +167,29 @@ class Family(ABC):
         """Return the pixel `mean` and `std` that weights were trained with, without those that are not known."""
         return {}
 
+    def usual_pixels(self, architecture: str) -> Mapping[str, Sequence[float]]:
+        """Return the pixel `mean` and `std` that all known weights of an architecture have; empty if there are none."""
+        return {}
+
+    def own_resize(self, architecture: str, weights: str) -> str:
+        """Return the interpolation that images were resized with in training; bilinear where it is not known."""
+        return "bilinear"
+
     def license(self, architecture: str, weights: str) -> str | None:
         """Return the license of weights and what they were trained on, in words; None if it is not known."""
         return None
 
-    def usage(self, architecture: str, image_size: tuple[int, int], weights: str | None) -> str:
+    def usage(
+        self,
+        architecture: str,
+        image_size: tuple[int, int],
+        weights: str | None,
+        configuration: Mapping[str, Any] | None = None,
+    ) -> str:
         """Return Python code that loads `backbone.safetensors` with the library.
 
         Args:
-            architecture, image_size: of the encoder.
+            architecture, image_size, configuration: of the encoder.
             weights: weights that training started from; None if they are not known.
 
         Raises:

@@ -1,6 +1,6 @@
 """Properties of a network that are found on the meta device, where tensors have shapes but no values."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -60,14 +60,12 @@ def meta_features(
         features: of the network's family.
         network: network on any device.
         image_size: height and width in pixels.
-        other: tensors on the meta device that take the place of parameters, by name.
+        other: tensors that take the place of parameters and buffers, by name.
     """
     run = _Run(features, network)
-    tensors = dict(run.named_parameters()) | dict(run.named_buffers())
-    on_meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
-    on_meta |= {f"network.{name}": tensor for name, tensor in (other or {}).items()}
+    other = {name: torch.empty_like(tensor, device="meta") for name, tensor in (other or {}).items()}
     with torch.no_grad():
-        return functional_call(run, on_meta, (torch.empty(1, 3, *image_size, device="meta"),))
+        return functional_call(run, _on_meta(run, other), (torch.empty(1, 3, *image_size, device="meta"),))
 
 
 def measured_map(
@@ -97,10 +95,16 @@ def measured_map(
 def unused_layers(
     features: FeaturesOf, network: nn.Module, image_size: tuple[int, int], parts: Collection[Part]
 ) -> set[str]:
-    """Name the layers, or single parameters, of a network on the meta device that no needed part depends on."""
-    found = features(network, torch.empty(1, 3, *image_size, device="meta"))
-    needed = [tensor.sum() for part, tensor in found._asdict().items() if part in parts and tensor is not None]
-    parameters = {name: tensor for name, tensor in network.named_parameters() if tensor.requires_grad}
+    """Name the layers, or single parameters, of a network on any device that no needed part depends on."""
+    run = _Run(features, network)
+    parameters = {
+        name: torch.empty_like(tensor, device="meta").requires_grad_()
+        for name, tensor in network.named_parameters()
+        if tensor.requires_grad
+    }
+    with torch.enable_grad():
+        found = functional_call(run, _on_meta(run, parameters), (torch.empty(1, 3, *image_size, device="meta"),))
+        needed = [tensor.sum() for part, tensor in found._asdict().items() if part in parts and tensor is not None]
     gradients = torch.autograd.grad(needed, list(parameters.values()), allow_unused=True)
     unused = {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None}
     in_use = {prefix for name, _ in network.named_parameters() if name not in unused for prefix in _prefixes(name)}
@@ -113,6 +117,13 @@ def remove_layers(network: nn.Module, names: Iterable[str]) -> None:
         owner_name, _, last = name.rpartition(".")
         owner = network.get_submodule(owner_name)
         setattr(owner, last, nn.Identity() if isinstance(getattr(owner, last), nn.Module) else None)
+
+
+def _on_meta(run: _Run, other: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors on the meta device for all of a run's, of which `other` are given by name in the network."""
+    tensors = dict(run.named_parameters()) | dict(run.named_buffers())
+    empty = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    return empty | {f"network.{name}": tensor for name, tensor in other.items()}
 
 
 def _prefixes(name: str) -> list[str]:

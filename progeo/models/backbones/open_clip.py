@@ -1,33 +1,51 @@
-"""CLIP models of open_clip as backbones, at any input size."""
+"""CLIP models of open_clip as backbones, at any input size that their visual tower takes."""
 
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import open_clip
 from open_clip.modified_resnet import ModifiedResNet
-from open_clip.transformer import VisionTransformer
+from open_clip.timm_model import TimmModel
 from torch import Tensor, nn
 
 from progeo.models.backbones.clip_configurations import (
+    HUB,
     ClipConfiguration,
     brought_content,
     configuration_of,
     is_address,
     known_architectures,
+    named_configuration,
     own_spelling,
     parse_configuration,
     resolve_configuration,
     resolved_architecture,
 )
-from progeo.models.backbones.clip_towers import RESNET_STRIDE, positions_of, resize_input, with_parts
+from progeo.models.backbones.clip_towers import KINDS, kind_in, kind_of, parts_of, resize_input, with_parts
 from progeo.models.backbones.clips import load_clip, random_tower, visual_tower
 from progeo.models.backbones.family import Family, Features, Loaded, NetworkSpec, Traits
 from progeo.models.backbones.meta_run import on_meta
-from progeo.models.backbones.position_embedding import as_height_width, grid_of_patches
+from progeo.models.backbones.position_embedding import as_height_width
+from progeo.models.backbones.timm_layouts import fill_buffers
+
+_EMBEDDING = """\
+embedding = backbone.get("visual.attnpool.positional_embedding")
+if embedding is not None:
+    clip.visual.attnpool.positional_embedding.data = embedding
+"""
+_DEFINE = """\
+import json
+import pathlib
+
+pathlib.Path("clip.json").write_text(json.dumps({settings}))
+open_clip.add_model_config("clip.json")
+"""
 
 
 class OpenClip(Family):
-    """The visual towers of plain CLIPs: ViTs, and ResNets with attention pooling."""
+    """The visual towers of CLIPs: ViTs, ResNets with attention pooling, and networks of timm, see `KINDS`."""
 
     prefix = "visual."
     usual_normalization = "clip"
@@ -37,9 +55,9 @@ class OpenClip(Family):
         return is_address(architecture) or own_spelling(architecture) in known_architectures()
 
     def default_aggregation(self, architecture: str) -> str:
-        """Return `gem` for a ResNet, whose configuration has a list of layers, and `token` for a ViT."""
-        layers = resolve_configuration(architecture, "random").vision.layers
-        return "token" if isinstance(layers, int) else "gem"
+        """Return `gem` for a tower of convolutions, such as a ResNet, and `token` for one of tokens, such as a ViT."""
+        vision = resolve_configuration(architecture, "random").vision
+        return kind_in(vision).default_aggregation(vision)
 
     def load(self, wanted: NetworkSpec, weights: str, *, seed: int) -> Loaded:
         """Take the visual tower of `load_clip`; one of random weights is built without its text tower."""
@@ -64,39 +82,19 @@ class OpenClip(Family):
             tower = visual_tower(_configuration(wanted))
             if wanted.image_size is not None:
                 resize_input(tower, as_height_width(wanted.image_size), "edges")
-        return with_parts(tower.eval(), wanted.parts)
+        with_parts(tower.eval(), wanted.parts)
+        fill_buffers(tower, lambda: self.load(wanted, "random", seed=0).network)
+        return tower
 
     def traits(self, network: nn.Module) -> Traits:
         """Return the properties of a visual tower."""
-        assert isinstance(network, VisionTransformer | ModifiedResNet)
-        if isinstance(network, VisionTransformer):
-            has_map, has_token = network.attn_pool is None, network.proj is not None
-            channels, stride = network.conv1.out_channels, network.patch_size[0]
-        else:
-            has_map, has_token = True, not isinstance(network.attnpool, nn.Identity)
-            channels, stride = network.layer4[-1].conv3.out_channels, RESNET_STRIDE
-        return Traits(
-            channels=channels if has_map else None,
-            token_dim=network.output_dim if has_token else None,
-            features_dim=network.output_dim,
-            stride=stride,
-            shares_text_space=has_token,
-            positions=positions_of(network),
-        )
+        traits, parts = kind_of(network).traits(network), parts_of(network)
+        token_dim = traits.token_dim if "token" in parts else None
+        return replace(traits, token_dim=token_dim, shares_text_space=token_dim is not None)
 
     def features(self, network: nn.Module, images: Tensor) -> Features:
-        """Return the patch tokens of a ViT or the output of layer4 as map; CLIP's image features (B, E) as token."""
-        if isinstance(network, ModifiedResNet):
-            found = network.stem(images)
-            for layer in (network.layer1, network.layer2, network.layer3, network.layer4):
-                found = layer(found)
-            return Features(found, None if isinstance(network.attnpool, nn.Identity) else network.attnpool(found))
-        assert isinstance(network, VisionTransformer)
-        if not network.output_tokens:
-            return Features(None, network(images))
-        token, patches = network(images)
-        grid = grid_of_patches(*images.shape[2:], patch=network.patch_size)
-        return Features(patches.mT.unflatten(2, grid), None if network.proj is None else token)
+        """Return the patch tokens or the last feature map as map; the CLIP's own image features (B, E) as token."""
+        return kind_of(network).features(network, images)
 
     def configuration(self, architecture: str, weights: str) -> Mapping[str, Any]:
         """Return the configuration of a CLIP with these weights in open_clip's form."""
@@ -115,13 +113,21 @@ class OpenClip(Family):
         Raises:
             ValueError: the metadata of a file hold a mean or std that is not JSON.
         """
-        architecture = own_spelling(architecture)
-        if weights in open_clip.list_pretrained_tags_by_model(architecture):
-            known = open_clip.get_pretrained_cfg(architecture, weights)
-        else:
-            content, _ = brought_content(weights)
-            known = (content or {}).get("preprocess_cfg") or {}
+        known = _preprocess_cfg(architecture, weights) or {}
         return {name: known[name] for name in ("mean", "std") if known.get(name) is not None}
+
+    def usual_pixels(self, architecture: str) -> Mapping[str, Any]:
+        """Return the `mean` and `std` that all tags of an architecture have, or of the address that it is."""
+        name = own_spelling(architecture)
+        if is_address(name):
+            return self.own_normalization(name, name)
+        found = [self.own_normalization(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
+        return found[0] if found and all(each == found[0] for each in found) else {}
+
+    def own_resize(self, architecture: str, weights: str) -> str:
+        """Return the interpolation of the same configurations, bicubic by open_clip's default."""
+        known = _preprocess_cfg(architecture, weights)
+        return "bilinear" if known is None else known.get("interpolation") or "bicubic"
 
     def license(self, architecture: str, weights: str) -> str | None:
         """Return the license of OpenAI's weights, and of those that LAION trained with open_clip."""
@@ -131,33 +137,79 @@ class OpenClip(Family):
             return "MIT, of OpenAI's CLIP; trained on 400 million images and texts of the web, which are not published"
         return "MIT, of open_clip's weights trained on LAION" if weights.startswith("laion") else None
 
-    def usage(self, architecture: str, image_size: tuple[int, int], weights: str | None) -> str:
+    def usage(
+        self,
+        architecture: str,
+        image_size: tuple[int, int],
+        weights: str | None,
+        configuration: Mapping[str, Any] | None = None,
+    ) -> str:
         """Return Python code that loads the tower into a CLIP, with the text tower of known weights."""
-        known = weights in open_clip.list_pretrained_tags_by_model(architecture)
-        pretrained = f'"{weights}"' if known else None
-        whose = "stays as it is" if known else "is that of the weights that training began from"
-        is_vit = self.default_aggregation(architecture) == "token"
-        size = f", force_image_size={image_size}" if is_vit else ""
+        own = _configuration(NetworkSpec(architecture, configuration=configuration))
+        model, pretrained, define = json.dumps(architecture), "None", ""
+        if weights in open_clip.list_pretrained_tags_by_model(architecture):
+            pretrained = f'"{weights}"'
+        elif weights is not None and weights.startswith(HUB):
+            model = json.dumps(weights)
+        elif is_address(architecture) or own.identity() != named_configuration(architecture).identity():
+            model, define = '"clip"', _DEFINE.format(settings=own.to_json())
+        whose = "is that of the weights that training began from"
+        if (pretrained, model) != ("None", json.dumps(architecture)) and not define:
+            whose = "stays as it is"
+        is_resnet = kind_in(own.vision) is KINDS[ModifiedResNet]
+        gelu = ", force_quick_gelu=True" if own.quick_gelu and pretrained != "None" else ""
         # For a ResNet open_clip supports square images only, and does not resize the embedding.
-        embedding = (
-            'embedding = backbone.get("visual.attnpool.positional_embedding")\n'
-            "if embedding is not None:\n"
-            "    clip.visual.attnpool.positional_embedding.data = embedding\n"
-        )
+        size, embedding = ("", _EMBEDDING) if is_resnet else (f", force_image_size={image_size}", "")
         return (
-            "import open_clip\n"
-            "from safetensors.torch import load_file\n\n"
-            f'clip = open_clip.create_model("{architecture}", {pretrained}{size})\n'
+            f"import open_clip\nfrom safetensors.torch import load_file\n\n{define}"
+            f"clip = open_clip.create_model({model}, {pretrained}{size}{gelu})\n"
             'backbone = load_file("backbone.safetensors")\n'
-            f"{'' if is_vit else embedding}"
+            f"{embedding}"
             f"clip.load_state_dict(backbone, strict=False)  # the text tower {whose}"
         )
 
     def checkpoint_gradients(self, network: nn.Module) -> None:
-        """Enable gradient checkpointing of a ViT's blocks."""
-        if not isinstance(network, VisionTransformer):
-            return super().checkpoint_gradients(network)
-        network.transformer.grad_checkpointing = True
+        """Enable gradient checkpointing, see `Family.checkpoint_gradients`; a ResNet has none."""
+        kind_of(network).checkpoint_gradients(network)
+
+
+@dataclass(frozen=True)
+class TowerSummary:
+    """What is known of an architecture's visual tower without building it with values."""
+
+    kind: str
+    """open_clip's class, and timm's name for a network of timm."""
+    map: tuple[int, int, int]
+    """Channels, rows and columns of the feature map at `image_size`."""
+    token_dim: int | None
+    """Dimension of the CLIP's image features; None if they are not one vector."""
+    image_size: tuple[int, int]
+    """Height and width in pixels of the architecture's own images."""
+    sizes: str
+    """The image sizes that the tower takes, in words."""
+
+
+def summarize_tower(architecture: str) -> TowerSummary:
+    """Summarize the visual tower of an architecture, without weights.
+
+    Raises:
+        ValueError: the architecture is unknown, or its visual tower cannot be a backbone.
+    """
+    family = OpenClip()
+    tower: Any = family.empty(NetworkSpec(architecture))
+    traits, size = family.traits(tower), as_height_width(tower.image_size)
+    kind = type(tower).__name__
+    if traits.only_size is not None:
+        sizes = f"{traits.only_size[0]} x {traits.only_size[1]} only"
+    else:
+        sizes = "any" if traits.side_multiple == 1 else f"multiples of {traits.side_multiple}"
+    return TowerSummary(
+        f"{kind} {tower.trunk.pretrained_cfg['architecture']}" if isinstance(tower, TimmModel) else kind,
+        (traits.channels or 0, *kind_of(tower).cells(tower, size)),
+        traits.token_dim,
+        size,
+        sizes,
+    )
 
 
 def _configuration(wanted: NetworkSpec) -> ClipConfiguration:
@@ -165,3 +217,12 @@ def _configuration(wanted: NetworkSpec) -> ClipConfiguration:
     if wanted.configuration is not None:
         return ClipConfiguration(wanted.configuration)
     return resolve_configuration(wanted.architecture, "random")
+
+
+def _preprocess_cfg(architecture: str, weights: str) -> Mapping[str, Any] | None:
+    """Return the preprocessing of open_clip's tag, or of the configuration that weights bring; None without one."""
+    name = own_spelling(architecture)
+    if weights in open_clip.list_pretrained_tags_by_model(name):
+        return open_clip.get_pretrained_cfg(name, weights)
+    content, _ = brought_content(weights)
+    return None if content is None else content.get("preprocess_cfg") or {}

@@ -80,13 +80,17 @@ def sized_features(
     grid = positions.grid_of(*images.shape[2:])
     if not always and grid == positions.grid:
         return family.features(network, images)
-    embedding = network.get_parameter(positions.name)
-    resized = resized_embedding(embedding.float(), positions.grid, grid, interpolation).to(embedding.dtype)
-    return functional_call(_Features(family, network), {f"network.{positions.name}": resized}, (images,))
+    tensors = dict(positions.computed(grid)) if positions.computed else {}
+    if positions.name is not None:
+        embedding = network.get_parameter(positions.name)
+        resized = resized_embedding(embedding.float(), positions.grid, grid, interpolation)
+        tensors[positions.name] = resized.to(embedding.dtype)
+    replaced = {f"network.{name}": tensor for name, tensor in tensors.items()}
+    return functional_call(_Features(family, network), replaced, (images,))
 
 
 class _Features(nn.Module):
-    """The features of a network as a module, whose parameters `functional_call` can replace."""
+    """The features of a network as a module, whose tensors `functional_call` can replace."""
 
     def __init__(self, family: Family, network: nn.Module) -> None:
         super().__init__()
@@ -99,13 +103,13 @@ class _Features(nn.Module):
 def resize_positions(
     network: nn.Module, positions: PositionEmbedding, image_size: tuple[int, int], interpolation: Interpolation
 ) -> None:
-    """Resize the position embedding of a network in place for images of (height, width) pixels."""
+    """Resize the learned position embedding of a network in place for images of (height, width) pixels."""
     grid = positions.grid_of(*image_size)
-    if grid != positions.grid:
+    if grid != positions.grid and positions.name is not None:
         owner, _, name = positions.name.rpartition(".")
-        embedding = network.get_parameter(positions.name).detach()
-        resized = nn.Parameter(resized_embedding(embedding, positions.grid, grid, interpolation))
-        setattr(network.get_submodule(owner), name, resized)
+        embedding = network.get_parameter(positions.name)
+        resized = resized_embedding(embedding.detach(), positions.grid, grid, interpolation)
+        setattr(network.get_submodule(owner), name, nn.Parameter(resized, requires_grad=embedding.requires_grad))
 
 
 def resized_embedding(

@@ -3,8 +3,6 @@
 import functools
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
 from math import isqrt, prod
 from pathlib import Path
 from typing import Any
@@ -25,37 +23,29 @@ from progeo.models.backbones.family import (
     Loaded,
     NetworkSpec,
     Part,
-    PositionEmbedding,
     Traits,
 )
-from progeo.models.backbones.meta_run import meta_features, on_meta, remove_layers, unused_layers
-from progeo.models.backbones.position_embedding import as_height_width, grid_of_patches, resize_positions
+from progeo.models.backbones.meta_run import on_meta, remove_layers, unused_layers
+from progeo.models.backbones.position_embedding import as_height_width
+from progeo.models.backbones.timm_layouts import (
+    POSITIONS,
+    Layout,
+    accept_sizes,
+    checkpoint_gradients,
+    fill_buffers,
+    measure_layout,
+    own_size,
+    positions_of,
+    read_features,
+    resize_network,
+    set_grid,
+)
 from progeo.models.state_dicts import check_file_fits, telling_name, with_batch_counts
 from progeo.models.weight_files.checkpoints import load_weights, reason_of
 
 _HUB = "hf-hub:"
-_POSITIONS = "pos_embed"
 _SAME_NETWORK = {"num_classes", "global_pool", "img_size", "dynamic_img_size"}
 """Arguments in the configuration of a repository that change neither layers nor weights."""
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """How the output of a network's `forward_features` is read, and which images it takes."""
-
-    channels: int
-    stride: int
-    """Pixels per cell of the feature map."""
-    first_patch: int | None
-    """Tokens before those of the patches; None for an output that is a feature map."""
-    has_class_token: bool
-    channels_last: bool
-    """The feature map is (B, h, w, C)."""
-    has_positions: bool
-    """It has a learned position embedding that can be resized."""
-    side_multiple: int
-    only_size: tuple[int, int] | None = None
-    """Height and width if the network takes no other images."""
 
 
 class Timm(Family):
@@ -98,15 +88,12 @@ class Timm(Family):
         with on_meta():
             network = _build(wanted.architecture)
             _finish(network, wanted)
-        if not _fill_buffers(network):
-            built = self.load(wanted, "random", seed=0).network
-            for module, other in zip(network.modules(), built.modules(), strict=True):
-                module._buffers |= {name: other._buffers[name] for name in module._non_persistent_buffers_set}
+        fill_buffers(network, lambda: self.load(wanted, "random", seed=0).network)
         return network
 
     def traits(self, network: Any) -> Traits:
         """Return what is known of a network."""
-        layout: _Layout = network.layout
+        layout: Layout = network.layout
         return Traits(
             layout.channels,
             layout.channels if layout.has_class_token else None,
@@ -114,18 +101,12 @@ class Timm(Family):
             stride=layout.stride,
             side_multiple=layout.side_multiple,
             only_size=layout.only_size,
-            positions=_positions(network) if layout.has_positions else None,
+            positions=positions_of(network),
         )
 
     def features(self, network: Any, images: Tensor) -> Features:
         """Run a network on normalized images (B, 3, H, W) of the size of its position embedding, if it has one."""
-        layout: _Layout = network.layout
-        found = network.forward_features(images)
-        if layout.first_patch is None:
-            return Features(found.permute(0, 3, 1, 2) if layout.channels_last else found, None)
-        patches = found[:, layout.first_patch :].mT
-        feature_map = patches.unflatten(2, _cells(images.shape[2:], layout.stride))
-        return Features(feature_map, found[:, 0] if layout.has_class_token else None)
+        return read_features(network, images)
 
     def interpolation(self, architecture: str) -> Interpolation:
         """Return `dinov2` for DINOv2 without registers; the code of DINOv2 with registers, and timm's, use `edges`."""
@@ -143,13 +124,19 @@ class Timm(Family):
         except (OSError, ValueError):  # no connection, or no such repository any more
             return None
 
-    def usage(self, architecture: str, image_size: tuple[int, int], weights: str | None) -> str:
+    def usage(
+        self,
+        architecture: str,
+        image_size: tuple[int, int],
+        weights: str | None,
+        configuration: Mapping[str, Any] | None = None,
+    ) -> str:
         """Return Python code that loads `backbone.safetensors` with timm, see `Family.usage`."""
         with on_meta():
             network = _build(architecture)
         layout = _layout(architecture)
         sized = ""
-        if (layout.has_positions or layout.only_size) and image_size != _own_size(network):
+        if (layout.has_positions or layout.only_size) and image_size != own_size(network):
             if not hasattr(network, "set_input_size"):
                 raise ValueError(f"`format` backbone is not for {architecture} at another size than its own.")
             sized = f"network.set_input_size({image_size})\n"
@@ -165,41 +152,14 @@ class Timm(Family):
 
     def checkpoint_gradients(self, network: Any) -> None:
         """Enable gradient checkpointing, see `Family.checkpoint_gradients`."""
-        try:
-            network.set_grad_checkpointing(True)
-        except (AttributeError, AssertionError):
-            raise ValueError("`gradient_checkpointing` is not possible with this network of timm.") from None
-
-
-def _fill_buffers(network: Any) -> bool:
-    """Compute, in place, the buffers of a network on the meta device that state dicts do not hold.
-
-    Returns whether timm can compute them all: those of a SwinV2 depend on buffers or weights on the meta device.
-    """
-    try:
-        for module in network.modules():
-            if hasattr(module, "init_non_persistent_buffers"):
-                for name in module._non_persistent_buffers_set:
-                    if (buffer := module._buffers[name]) is not None:
-                        module._buffers[name] = torch.empty_like(buffer, device="cpu")
-                module.init_non_persistent_buffers()
-    except NotImplementedError:  # values are copied from the meta device
-        return False
-    state = network.state_dict()
-    return not any(buffer.is_meta for name, buffer in network.named_buffers() if name not in state)
+        checkpoint_gradients(network)
 
 
 def _build(architecture: str) -> Any:
     """Build a network without its classifier, of random weights, for images of its own size."""
     network = timm.create_model(architecture, num_classes=0, **_options(architecture)).eval()
-    _accept_sizes(network)
+    accept_sizes(network)
     return network
-
-
-def _accept_sizes(network: Any) -> None:
-    """Let a network with a learned position embedding take images of any size, once the embedding is resized."""
-    if isinstance(getattr(network, _POSITIONS, None), nn.Parameter) and hasattr(network, "patch_embed"):
-        network.patch_embed.strict_img_size = False
 
 
 @functools.cache
@@ -212,79 +172,15 @@ def _options(architecture: str) -> Mapping[str, Any]:
         network = timm.create_model(architecture, num_classes=0)
     if not hasattr(network, "dynamic_img_size"):
         return {}
-    return {"dynamic_img_size": getattr(network, _POSITIONS, None) is None}
-
-
-def _cells(image_size: Sequence[int], stride: int) -> tuple[int, int]:
-    """Return the rows and columns of the feature map."""
-    return -(-image_size[0] // stride), -(-image_size[1] // stride)
-
-
-def _own_size(network: Any) -> tuple[int, int]:
-    """Return the image size that a network was built for."""
-    size = getattr(getattr(network, "patch_embed", None), "img_size", None)
-    return tuple(size or network.pretrained_cfg["input_size"][1:])
+    return {"dynamic_img_size": getattr(network, POSITIONS, None) is None}
 
 
 @functools.cache
-def _layout(architecture: str) -> _Layout:
-    """Find out on the meta device how the features of a network are read, and which images it takes.
-
-    Raises:
-        ValueError: a network without a feature map and without patch tokens.
-    """
+def _layout(architecture: str) -> Layout:
+    """Return the layout of a network, see `measure_layout`."""
     with on_meta():
         network = _build(architecture)
-    own = _own_size(network)
-    with torch.no_grad():
-        found = network.forward_features(torch.empty(1, 3, *own, device="meta"))
-    stride = network.feature_info[-1]["reduction"]
-    channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC"
-    if isinstance(found, Tensor) and found.ndim == 4:
-        layout = _Layout(found.shape[3 if channels_last else 1], stride, None, False, channels_last, False, 1)
-    else:
-        first = found.shape[1] - prod(_cells(own, stride)) if isinstance(found, Tensor) and found.ndim == 3 else -1
-        if first < 0 or first != (getattr(network, "num_prefix_tokens", None) or min(first, 1)):
-            raise ValueError(f"`architecture` {architecture!r} of timm has neither a feature map nor patch tokens.")
-        has_class_token = first > (getattr(network, "num_reg_tokens", 0) or 0)
-        layout = _Layout(found.shape[2], stride, first, has_class_token, False, _has_positions(network, first), stride)
-    network.layout = layout
-    for multiple in sorted({1, layout.stride, 224}):
-        if _takes_multiples(network, multiple):
-            return replace(layout, side_multiple=multiple)
-    return replace(layout, side_multiple=1, has_positions=False, only_size=own)
-
-
-def _takes_multiples(network: Any, multiple: int) -> bool:
-    """Return whether a network takes images of other sizes in multiples of some pixels."""
-    rows, columns = (side // multiple + 1 + extra for side, extra in zip(_own_size(network), (2, 1), strict=True))
-    size = (rows * multiple, columns * multiple)
-    other = {}
-    try:
-        if network.layout.has_positions:
-            positions = _positions(network)
-            embedding = network.get_parameter(positions.name)
-            old, new = (grid[0] * grid[1] for grid in (positions.grid, positions.grid_of(*size)))
-            other[positions.name] = embedding.new_empty(1, embedding.shape[1] - old + new, embedding.shape[2])
-        found = meta_features(Timm().features, network, size, other).map
-    except Exception:  # anything can fail in a network that is built for one size
-        return False
-    return found is not None
-
-
-def _has_positions(network: Any, num_prefix_tokens: int) -> bool:
-    embedding = getattr(network, _POSITIONS, None)
-    grid = getattr(getattr(network, "patch_embed", None), "grid_size", None)
-    if not isinstance(embedding, nn.Parameter) or embedding.ndim != 3 or grid is None:
-        return False
-    return embedding.shape[1] - grid[0] * grid[1] in (0, num_prefix_tokens)
-
-
-def _positions(network: Any) -> PositionEmbedding:
-    patch = network.patch_embed
-    return PositionEmbedding(
-        _POSITIONS, tuple(patch.grid_size), patch.patch_size[0], partial(grid_of_patches, patch=tuple(patch.patch_size))
-    )
+    return measure_layout(network, architecture)
 
 
 @functools.cache
@@ -293,29 +189,15 @@ def _unused(architecture: str, parts: frozenset[Part]) -> frozenset[str]:
     with on_meta():
         network = _build(architecture)
     network.layout = _layout(architecture)
-    return frozenset(unused_layers(Timm().features, network, _own_size(network), parts))
+    return frozenset(unused_layers(Timm().features, network, own_size(network), parts))
 
 
 def _finish(network: Any, wanted: NetworkSpec) -> tuple[int, int]:
     """Remove unused layers from a network and prepare it for the image size, in place; return that size."""
-    network.layout = layout = _layout(wanted.architecture)
+    network.layout = _layout(wanted.architecture)
     remove_layers(network, _unused(wanted.architecture, frozenset(wanted.parts)))
-    size = as_height_width(wanted.image_size or _own_size(network))
-    if size == _own_size(network):
-        return size
-    if layout.has_positions:
-        resize_positions(network, _positions(network), size, wanted.interpolation)
-        network.patch_embed.set_input_size(img_size=size)
-    elif layout.only_size is not None:
-        try:
-            network.set_input_size(img_size=size)
-            network.layout = replace(layout, only_size=size)
-            meta_features(Timm().features, network, size)
-        except Exception:  # anything can fail in a network that is not made for this size
-            raise ValueError(
-                f"`image_size` of {wanted.architecture} cannot be {size[0]} x {size[1]}: use "
-                f"{layout.only_size[0]} x {layout.only_size[1]}, or perhaps a multiple of it."
-            ) from None
+    size = as_height_width(wanted.image_size or own_size(network))
+    resize_network(network, size, wanted.interpolation, wanted.architecture)
     return size
 
 
@@ -351,7 +233,7 @@ def _pretrained(architecture: str, weights: str) -> Any:
             network = timm.create_model(
                 architecture, pretrained=True, pretrained_cfg=configuration, num_classes=0, **_options(architecture)
             ).eval()
-            _accept_sizes(network)
+            accept_sizes(network)
             return network
         network = _build(architecture)
         if from_hub:
@@ -386,12 +268,13 @@ def _converted(network: Any, architecture: str, state: dict[str, Tensor]) -> dic
 
     The square grid of the weights is kept, so that only `_finish` resizes their position embedding.
     """
-    if _layout(architecture).has_positions and _POSITIONS in state:
-        patch, embedding = network.patch_embed, network.pos_embed
-        side = isqrt(state[_POSITIONS].numel() // embedding.shape[2])  # the rows before the grid are few
-        kept = embedding.shape[1] - patch.grid_size[0] * patch.grid_size[1]
-        if (side, side) != tuple(patch.grid_size):
-            network.pos_embed = nn.Parameter(embedding.new_empty(1, kept + side * side, embedding.shape[2]))
-            patch.set_input_size(img_size=tuple(side * each for each in patch.patch_size))
+    if _layout(architecture).has_positions and POSITIONS in state:
+        network.layout, embedding = _layout(architecture), network.pos_embed
+        grid = tuple(network.patch_embed.grid_size)
+        side = isqrt(state[POSITIONS].numel() // embedding.shape[2])  # the rows before the grid are few
+        if (side, side) != grid:
+            count = embedding.shape[1] - prod(grid) + side * side
+            network.pos_embed = nn.Parameter(embedding.new_empty(1, count, embedding.shape[2]))
+            set_grid(network, (side * network.layout.stride, side * network.layout.stride))
     convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
     return convert(state, network) if convert else state

@@ -156,7 +156,13 @@ class Torchvision(Family):
         own = "torchvision's code is BSD-3-Clause; its weights were trained on ImageNet, which has terms of its own"
         return tags[weights].meta.get("license", own)
 
-    def usage(self, architecture: str, image_size: tuple[int, int], weights: str | None) -> str:
+    def usage(
+        self,
+        architecture: str,
+        image_size: tuple[int, int],
+        weights: str | None,
+        configuration: Mapping[str, Any] | None = None,
+    ) -> str:
         """Return Python code that loads `backbone.safetensors` with torchvision, see `Family.usage`."""
         size = ""
         if isinstance(_meta_classifier(architecture), VisionTransformer):

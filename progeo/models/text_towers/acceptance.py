@@ -49,5 +49,5 @@ def describe(configuration: ClipConfiguration) -> TokensComputed:
     if text.hf_tokenizer_name:
         sees_all = stack.causal_mask is None and stack.pad_id is None
         return TokensComputed(length, length, 0) if sees_all else TokensComputed(length, None, None)
-    needed = needed_tokens(stack, torch.tensor(load_tokenizer(configuration).sequence(_PROMPT)))
+    needed = needed_tokens(stack, torch.tensor([load_tokenizer(configuration).sequence(_PROMPT)]))
     return TokensComputed(length, len(needed.rest), len(needed.beginning))

@@ -31,12 +31,20 @@ class PromptEncoder(nn.Module, ABC):
         self.context_length, self.tokens_computed = context_length, tokens_computed
         self.shared_tokens = shared_tokens
 
-    def forward(self, context: Tensor) -> Tensor:
-        """Compute text features (B, E), not normalized, of learned vectors (B, k, W)."""
-        return torch.cat([self._encode(part) for part in context.split(_TEXTS_AT_ONCE)])
+    def forward(self, context: Tensor, texts: Tensor | None = None) -> Tensor:
+        """Compute text features (B, E), not normalized.
+
+        Args:
+            context: learned vectors, (B, k, W).
+            texts: index of the prompt of each, int64 (B,); None takes the first for all.
+        """
+        if texts is None:
+            texts = torch.zeros(len(context), dtype=torch.long, device=context.device)
+        parts = zip(context.split(_TEXTS_AT_ONCE), texts.split(_TEXTS_AT_ONCE), strict=True)
+        return torch.cat([self._encode(*part) for part in parts])
 
     @abstractmethod
-    def _encode(self, context: Tensor) -> Tensor: ...
+    def _encode(self, context: Tensor, texts: Tensor) -> Tensor: ...
 
 
 class FollowedEncoder(PromptEncoder):
@@ -44,7 +52,7 @@ class FollowedEncoder(PromptEncoder):
 
     Args:
         stack: the text transformer.
-        ids: ids of the prompt, (L,), see `Tokenizer.sequence`.
+        ids: ids of N prompts that differ in words alone, (N, L), see `Tokenizer.sequence`.
     """
 
     fixed: Tensor
@@ -54,20 +62,20 @@ class FollowedEncoder(PromptEncoder):
 
     def __init__(self, stack: TextStack, ids: Tensor) -> None:
         needed = needed_tokens(stack, ids)
-        super().__init__(len(ids), len(needed.rest), len(needed.beginning))
+        super().__init__(ids.shape[1], len(needed.rest), len(needed.beginning))
         tokens = stack.embed(ids).detach()
-        self.register_buffer("fixed", tokens[needed.rest], persistent=False)
+        self.register_buffer("fixed", tokens[:, needed.rest], persistent=False)
         self.register_buffer("positions", stack.positions[needed.rest].detach(), persistent=False)
-        beginning = tokens[needed.beginning] + stack.positions[needed.beginning]
+        beginning = tokens[0, needed.beginning] + stack.positions[needed.beginning]
         self.register_buffer("beginning", _encode_beginning(stack, beginning, needed.seen_beginning), persistent=False)
         self.register_buffer("seen", None if needed.seen.all() else needed.seen, persistent=False)
         self._pooled = needed.pooled
         self._runs = _runs(needed.learned)
         self._stack = (stack,)  # in a tuple, so that it is not registered as a submodule
 
-    def _encode(self, context: Tensor) -> Tensor:
+    def _encode(self, context: Tensor, texts: Tensor) -> Tensor:
         (stack,) = self._stack
-        tokens = _filled(self.fixed.expand(len(context), -1, -1), context, self._runs) + self.positions
+        tokens = _filled(self.fixed[texts], context, self._runs) + self.positions
         *blocks, last = stack.blocks
         for block, shared in zip(blocks, self.beginning[:-1], strict=True):
             tokens = _run_block(block, shared, tokens, self.seen, slice(None))
@@ -81,7 +89,7 @@ class FullEncoder(PromptEncoder):
     Args:
         encode: computes features (B, E) of ids (B, L).
         embedding: the tower's token embedding.
-        ids: ids of the prompt, (L,).
+        ids: ids of N prompts that differ in words alone, (N, L).
         ordinary: id of an ordinary word, which stands for learned vectors.
         context_length: number of tokens that the tower reads.
     """
@@ -97,16 +105,16 @@ class FullEncoder(PromptEncoder):
         ordinary: int,
         context_length: int,
     ) -> None:
-        super().__init__(context_length, len(ids))
+        super().__init__(context_length, ids.shape[1])
         self.register_buffer("ids", torch.where(ids == LEARNED, ordinary, ids), persistent=False)
-        self._runs = _runs(ids == LEARNED)
+        self._runs = _runs(ids[0] == LEARNED)
         self._tower = (encode, embedding)
 
-    def _encode(self, context: Tensor) -> Tensor:
+    def _encode(self, context: Tensor, texts: Tensor) -> Tensor:
         encode, embedding = self._tower
         hook = embedding.register_forward_hook(lambda module, inputs, output: _filled(output, context, self._runs))
         try:
-            return encode(self.ids.expand(len(context), -1))
+            return encode(self.ids[texts])
         finally:
             hook.remove()
 

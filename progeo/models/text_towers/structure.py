@@ -36,10 +36,12 @@ class TextStack:
     if the text has no padding, as in CoCa's published weights."""
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Return the embeddings (T, W) of ids (L,), with zeros for learned vectors, before positions are added."""
-        tokens = torch.zeros(len(ids), self.positions.shape[1]).to(self.positions)
+        """Return the embeddings (N, T, W) of ids (N, L), with zeros for learned vectors, before positions are added."""
+        tokens = torch.zeros(*ids.shape, self.positions.shape[1]).to(self.positions)
         tokens[ids != LEARNED] = self.token_embedding(ids[ids != LEARNED])
-        return tokens if self.class_token is None else torch.cat([tokens, self.class_token[None]])
+        if self.class_token is None:
+            return tokens
+        return torch.cat([tokens, self.class_token.expand(len(ids), 1, -1)], dim=1)
 
     def project(self, tokens: Tensor) -> Tensor:
         """Compute features (B, E) of pooled tokens (B, W)."""
@@ -79,10 +81,10 @@ class TextStack:
 
 @dataclass(frozen=True)
 class Needed:
-    """The tokens of a prompt that are computed."""
+    """The tokens of prompts that are computed."""
 
     beginning: Tensor
-    """Positions of the leading fixed tokens that see only each other, int64 (P,)."""
+    """Positions of the leading tokens that all prompts have and that see only each other, int64 (P,)."""
     rest: Tensor
     """Positions of the others that the pooled token depends on, int64 (S,)."""
     learned: Tensor
@@ -96,14 +98,15 @@ class Needed:
 
 
 def needed_tokens(stack: TextStack, ids: Tensor) -> Needed:
-    """Determine which tokens of a prompt with ids (L,) its text feature depends on.
+    """Determine which tokens of prompts with ids (N, L), which differ in words alone, their text features depend on.
 
     Raises:
         ValueError: no learned vector reaches the feature.
     """
-    visible, pooled = stack.visible(ids), stack.pooled(ids)
-    learned = torch.zeros_like(visible[0])
-    learned[: len(ids)] = ids == LEARNED
+    visible, pooled = stack.visible(ids[0]), stack.pooled(ids[0])
+    learned, differs = torch.zeros_like(visible[0]), torch.zeros_like(visible[0])
+    learned[: ids.shape[1]] = ids[0] == LEARNED
+    differs[: ids.shape[1]] = (ids != ids[0]).any(dim=0)
     needed = torch.zeros_like(learned)
     needed[pooled] = True
     while not torch.equal(more := needed | visible[needed].any(dim=0), needed):
@@ -111,7 +114,7 @@ def needed_tokens(stack: TextStack, ids: Tensor) -> Needed:
     if not learned[needed].any():
         raise ValueError("its text feature does not depend on the learned vectors")
     rows = needed.nonzero()[:, 0]
-    visible, first = visible[rows][:, rows], int(learned[rows].int().argmax())
+    visible, first = visible[rows][:, rows], int((learned | differs)[rows].int().argmax())
     start = next(start for start in range(first, -1, -1) if not visible[:start, start:].any())
     return Needed(
         beginning=rows[:start],

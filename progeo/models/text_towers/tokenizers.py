@@ -13,7 +13,12 @@ from open_clip import CLIPTextCfg, SimpleTokenizer
 from open_clip.tokenizer import HFTokenizer
 from torch import Tensor
 
-from progeo.models.backbones.clip_configurations import ClipConfiguration, resolve_configuration
+from progeo.models.backbones.clip_configurations import (
+    ClipConfiguration,
+    brought_content,
+    own_spelling,
+    resolve_configuration,
+)
 from progeo.printable import first_line
 
 LEARNED = -1
@@ -239,8 +244,10 @@ def configuration_with_tokenizer(
     Raises:
         ValueError: see `resolve_configuration`.
     """
-    resolved = resolve_configuration(architecture, weights)
-    return resolved if configuration is None else replace(configuration, folder=resolved.folder)
+    if configuration is None:
+        return resolve_configuration(architecture, weights)
+    _, folder = brought_content(weights, own_spelling(architecture))
+    return replace(configuration, folder=folder)
 
 
 def check_tokenizer(configuration: ClipConfiguration) -> None:

@@ -58,20 +58,24 @@ class TextTower:
         """Compute the features (B, E) of texts, not normalized, as the CLIP's own `encode_text` does."""
         return encode_ids(self.clip, self.tokenizer.ids(texts))
 
-    def prompts(self, sequence: Sequence[int]) -> PromptEncoder:
-        """Build the encoder of prompts with these L ids, see `Tokenizer.sequence`.
+    def prompts(self, *sequences: Sequence[int]) -> PromptEncoder:
+        """Build the encoder of prompts.
+
+        Args:
+            sequences: L ids of each prompt, see `Tokenizer.sequence`, with learned vectors and padding at the same
+                positions.
 
         Raises:
             ValueError: the ids are not those of the tower's vocabulary, or no learned vector reaches the feature.
         """
-        ids = torch.tensor(sequence, device=self.token_embedding.weight.device)
+        ids = torch.tensor(sequences, device=self.token_embedding.weight.device)
         check_ids(ids, self.token_embedding)
         stack = text_stack(self.clip) if self.needed_only else None
         if stack is not None:
             return FollowedEncoder(stack, ids)
         pad_id = _masked_id(self.clip)
         if self.needed_only and pad_id is not None:
-            ids = ids[: int((ids != pad_id).nonzero().max()) + 1]
+            ids = ids[:, : int((ids != pad_id).any(dim=0).nonzero().max()) + 1]
         ordinary = self.tokenizer.encode("a")[0]
         return FullEncoder(
             lambda filled: encode_ids(self.clip, filled),

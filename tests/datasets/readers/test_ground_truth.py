@@ -285,6 +285,7 @@ def endless():
         (saved(np.arange(100))[:40], "cannot be read"),
         (saved(ragged([1], [2]))[:-20], "it is truncated, or holds something else"),
         (saved(np.zeros(2, [("a", int)])), "not numbers or texts"),
+        (saved(np.ones(1, "M8[s]").view("M8")), "of the kind datetime64, not numbers or texts"),
         (pickled(b"\x80\x02]r" + struct.pack("<I", 0x7FFFFFFF) + b"."), "it holds no array"),
         (pickled(b"\x80\x05\x96" + struct.pack("<Q", 2**36) + b"."), "cannot be read"),  # a bytearray of 64 GB
         (nested(40), "its lists hold more than 4,194,304 values"),

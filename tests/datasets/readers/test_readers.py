@@ -226,6 +226,20 @@ def test_photos_tell_their_place_direction_and_time(tmp_path):
     assert photos.table["time"].to_pylist() == ["2024:05:06 07:08:09", ""]
 
 
+def test_a_photo_above_the_pixel_limit_is_skipped_for_its_pixels(tmp_path, monkeypatch):
+    photograph(tmp_path / "a.jpg", -33.8568, 151.2153)
+    photograph(tmp_path / "b.jpg", -33.8570, 151.2150)
+    with Image.open(tmp_path / "a.jpg") as photo:
+        photo.resize((9, 8)).save(tmp_path / "a.jpg", exif=photo.getexif())
+    monkeypatch.setenv("PROGEO_MAX_PIXELS", "64")
+    photos, skipped = read_photos(tmp_path)
+    too_large = "it has more than 64 pixels: scale it down, cut it into views, or allow more with --max_pixels"
+    assert (len(photos), skipped) == (1, {tmp_path / "a.jpg": too_large})
+    monkeypatch.setenv("PROGEO_MAX_PIXELS", "63")
+    with pytest.raises(ValueError, match=r"None of the 2 .*; of .*/a\.jpg: it has more than 63 pixels: "):
+        read_photos(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

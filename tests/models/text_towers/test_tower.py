@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tiny_clips import DECODER, assert_exact, build
+from tiny_clips import DECODER, assert_exact, build, own_features
 
-from progeo.models.prompts import PromptLearner
+from progeo.models.prompts import PromptLearner, prompt_parts
 from progeo.models.text_towers.tower import build_text_tower
 
 pytestmark = pytest.mark.usefixtures("hub_cache")
@@ -183,3 +183,41 @@ def test_the_scale_and_bias_of_the_clips_own_loss_are_known():
     assert tower.logit_scale == pytest.approx(tower.clip.logit_scale.exp().item())
     assert tower.logit_bias == tower.clip.logit_bias.item() != 0
     assert build_text_tower(build({})).logit_bias is None
+
+
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
+def test_prompts_with_words_of_their_classes_are_those_of_the_tower_itself(kind, clip, position):
+    tower, words = build_text_tower(clip), ["street", "", "narrow", "very old", "no"]
+    for shared in (False, True):
+        learner = PromptLearner(tower, 5, "A photo of a {} street.", 3, words=words, position=position, shared=shared)
+        assert learner.context.shape == (1 if shared else 5, 3, tower.width)
+        labels = [3, 0, 2, 1, 0, 4]
+        parts = [prompt_parts("A photo of a {} street.", 3, words[label], position) for label in labels]
+        ids = torch.tensor([tower.tokenizer.sequence(each) for each in parts])
+        context = learner.context.expand(5, -1, -1)[labels]
+        features, expected = learner(torch.tensor(labels)), own_features(tower, ids, context)
+        torch.testing.assert_close(features, expected, rtol=1e-9, atol=1e-11)
+        weights = torch.randn(features.shape, dtype=torch.float64)
+        ours, theirs = (
+            torch.autograd.grad((each * weights).sum(), learner.context)[0] for each in (features, expected)
+        )
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-5 if kind == "mt5" else 1e-11)  # norms in float32
+
+
+@pytest.mark.parametrize(
+    ("position", "sentence"),
+    [
+        ("end", "A photo of a very old narrow street."),
+        ("middle", "A photo of a very narrow old street."),
+        ("front", "A photo of a narrow very old street."),
+    ],
+)
+def test_vectors_that_start_from_words_give_the_features_of_their_sentence(kind, clip, position, sentence):
+    tower = build_text_tower(clip)
+    if position == "middle" and len(tower.tokenizer.encode(" very old", continues=True)) != 2:
+        pytest.skip("its words are of several tokens")
+    how = {"words": ["", "narrow"], "position": position, "initial_words": "very old"}
+    num_tokens = len(tower.tokenizer.encode(" very old", continues=True))
+    learner = PromptLearner(tower, 2, "A photo of a {} street.", num_tokens, **how)
+    torch.testing.assert_close(learner(torch.tensor([1])), tower.encode([sentence]), rtol=1e-9, atol=1e-11)
+    assert torch.equal(learner.context[0], learner.context[1])

@@ -1,0 +1,100 @@
+"""Every kind of CLIP through all commands: both stages, evaluate, a place index asked in words, and exports."""
+
+import json
+
+import pytest
+import tiny_clips
+import torch
+from safetensors.torch import save_file
+from small_towers import configuration, register_small_towers
+
+import progeo
+from progeo.cli import main
+from progeo.models.backbones.clip_configurations import ClipConfiguration
+from progeo.models.backbones.clips import random_clip
+
+SIGLIP = {
+    **{"no_causal_mask": True, "pool_type": "last", "proj_bias": True, "norm_kwargs": {"eps": 1e-6}},
+    **{"hf_tokenizer_name": "timm/ViT-B-16-SigLIP", "tokenizer_kwargs": {"clean": "canonicalize"}, "vocab_size": 300},
+}
+CLIPA = {
+    **{"no_causal_mask": True, "pool_type": "last", "hf_tokenizer_name": "bert-base-uncased", "vocab_size": 300},
+    "tokenizer_kwargs": {"strip_sep_token": True},
+}
+WORLDWIDE = {"hf_tokenizer_name": "facebook/xlm-v-base", "vocab_size": 300, "pool_type": "eos", "eos_id": 2}
+ROBERTA = {"hf_model_name": "tiny/roberta", "hf_tokenizer_name": "roberta-base", "hf_proj_type": "linear"}
+KINDS = {
+    "vit": ({}, None),
+    "resnet": ({}, None),
+    "coca": ({}, None),
+    "siglip": (SIGLIP, tiny_clips.siglip),
+    "clipa": (CLIPA, tiny_clips.bert),
+    "eva02": ({"custom_text": True}, None),
+    "pe": ({"custom_text": True}, None),
+    "mci": ({"custom_text": True}, None),
+    "fastvit": ({"custom_text": True, "no_causal_mask": True}, None),
+    "vitamin": ({"custom_text": True}, None),
+    "convnext": ({}, None),
+    "swin": ({}, None),
+    "worldwide": (WORLDWIDE, tiny_clips.xlm),
+    "roberta": (
+        {"hf_model_name": "tiny/roberta", "hf_tokenizer_name": "roberta-base", "hf_proj_type": "linear"},
+        tiny_clips.roberta,
+    ),
+}
+"""Settings of the text tower of a CLIP with a small visual tower, and the tokenizer that stands in for its own."""
+QUICK = ("siglip",)
+MEAN = [0.4, 0.5, 0.6]
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The cache of the hub with tokenizers and configurations of text towers."""
+    tiny_clips.write_hub(tmp_path / "hub")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def write_clip(folder, kind):
+    """Write a CLIP of random weights as open_clip does: configuration, weights and tokenizer."""
+    register_small_towers()
+    text, tokenizer = KINDS[kind]
+    values = configuration(f"small-{kind if kind in ('coca', *VISUAL) else 'vit'}")
+    values = values | ({"custom_text": True} if text.get("custom_text") else {})
+    values["text_cfg"] = values["text_cfg"] | {name: value for name, value in text.items() if name != "custom_text"}
+    clip = random_clip(ClipConfiguration(values), 0)
+    folder.mkdir()
+    if tokenizer is not None:
+        tokenizer().save_pretrained(folder)
+        (folder / "config.json").write_text("{}")
+    pixels = {"mean": MEAN, "std": [0.25, 0.25, 0.25], "interpolation": "bicubic"}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": values, "preprocess_cfg": pixels}))
+    state = {name: tensor.clone() for name, tensor in clip.state_dict().items()}
+    save_file(state, folder / "open_clip_model.safetensors")
+    return f"local-dir:{folder}"
+
+
+VISUAL = set(KINDS) - {"worldwide", "roberta"}
+
+
+@pytest.mark.parametrize(
+    "kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+)
+def test_a_clip_goes_through_all_commands(kind, hub, config, city, tmp_path, capsys):
+    clip, out = write_clip(tmp_path / "clip", kind), tmp_path / "run"
+    own = ["--config", str(config), "--model.architecture", clip, "--model.weights", clip, "--out", str(out)]
+    main(["train", "prompts", *own, "--prompts.template", "a photo of {} street", "--prompts.epochs", "1"])
+    main(["prompts", "show", str(out), "--num_words", "2"])
+    aggregation = ["--encoder.aggregation", "token", "--encoder.descriptor_dim", "null"]
+    main(["train", "encoder", *own, *aggregation, "--training.epochs", "1"])
+    main(["evaluate", str(out), "--folder", str(city / "test"), "--out", str(tmp_path / "test")])
+    main(["index", "build", str(out), "--folder", str(city / "test/database"), "--out", str(tmp_path / "index")])
+    capsys.readouterr()
+    main(["localize", "--text", "a narrow street", "--index", str(tmp_path / "index"), "--top", "3"])
+    assert "a narrow street" in capsys.readouterr().out
+    encoder = progeo.load_encoder(out)
+    assert encoder.spec.mean == tuple(MEAN)
+    images = torch.randn(2, 3, 64, 64)
+    for name in ("safetensors", "onnx", "torch"):
+        main(["export", str(out), "--format", name, "--out", str(tmp_path / name)])
+    assert progeo.load_encoder(tmp_path / "safetensors")(images).equal(encoder(images))
