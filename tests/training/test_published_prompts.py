@@ -202,7 +202,9 @@ def test_classes_or_a_clip_that_do_not_fit_are_refused(clip, learner_class, tmp_
     )  # fmt: skip
     others = (["--image_size", "64"], ["--quickgelu", "true"], ["--normalized", "false"], ["--head", "arcface"])
     for option in (*others, ["--mean", "[0.5,0.5,0.5]"], ["--std", "[0.5,0.5,0.5]"]):
-        listed = "--weights_in, --image_size, --normalized, --quickgelu, --mean, --std and --head are for encoders"
+        listed = (
+            "--weights_in, --image_size, --normalized, --quickgelu, --mean, --std, --resize and --head are for encoders"
+        )
         assert listed in failure(*option)
     del learners[1].token_suffix
     torch.save(learners, tmp_path / "last.pth")
