@@ -29,7 +29,7 @@ from progeo.training.options import PromptOptions
 from progeo.training.places import TrainingPlaces, read_training_places
 from progeo.training.prompt_group import GroupImages, GroupTraining, held_out_images
 
-SIDE, BATCH_SIZE, HELD_OUT, EPOCHS = 96, 128, 0.2, 20
+SIDE, BATCH_SIZE, HELD_OUT, EPOCHS, SEEDS = 96, 128, 0.2, 30, (0, 1)
 VISION = {"image_size": SIDE, "layers": 4, "width": 128, "head_width": 32, "patch_size": 16}
 TEXT = {"context_length": 20, "width": 64, "heads": 2, "layers": 2}
 KINDS: Mapping[str, tuple[type[nn.Module], dict[str, Any], dict[str, Any], dict[str, Any], float]] = {
@@ -58,25 +58,29 @@ LOSSES: Mapping[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    """Print the loss and the accuracies of trained and held-out images."""
+    """Print the spread of the logits, the loss and the accuracies of trained and held-out images, means over seeds."""
     cells = CellOptions(groups_per_side=1, groups_per_heading=1, min_images_per_class=5, num_groups=1)
     places = read_training_places(Path(sys.argv[1]), cells)
-    print(f"{'':24}{'loss':>8}{'trained':>9}{'held out':>10}")
+    print(f"{'':24}{'logits':>8}{'loss':>8}{'trained':>9}{'held out':>10}")
     for kind in KINDS:
-        clip = build_clip(kind)
-        with tempfile.TemporaryDirectory() as folder:
-            features = image_features(clip, places, Path(folder))
-            for name, options in LOSSES.items():
-                prompts = PromptOptions(epochs=EPOCHS, batch_size=BATCH_SIZE, held_out=HELD_OUT, **options)
-                loss, trained, held_out = train(clip, features, places.partition.groups[0], prompts)
-                print(f"{kind:8}{name:16}{loss:8.3f}{trained:8.1f}%{held_out:9.1f}%", flush=True)
+        per_loss: dict[str, list[list[float]]] = {name: [] for name in LOSSES}
+        for seed in SEEDS:
+            clip = build_clip(kind, seed)
+            with tempfile.TemporaryDirectory() as folder:
+                features = image_features(clip, places, Path(folder))
+                for name, options in LOSSES.items():
+                    prompts = PromptOptions(epochs=EPOCHS, batch_size=BATCH_SIZE, held_out=HELD_OUT, **options)
+                    per_loss[name].append(train(clip, features, places.partition.groups[0], prompts, seed=seed))
+        for name, results in per_loss.items():
+            spread, loss, trained, held_out = np.mean(results, axis=0)
+            print(f"{kind:8}{name:16}{spread:8.2f}{loss:8.2f}{trained:8.1f}%{held_out:9.1f}%", flush=True)
 
 
-def build_clip(kind: str) -> nn.Module:
+def build_clip(kind: str, seed: int) -> nn.Module:
     """Build a CLIP of random weights with the scale of trained ones."""
     build, vision, text, more, scale = KINDS[kind]
     values = {"embed_dim": 128, "vision_cfg": {**VISION, **vision}, "text_cfg": {**TEXT, **text}, **more}
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     clip = build(**values).eval().requires_grad_(False)
     clip.logit_scale.fill_(np.log(scale))
     clip.configuration = ClipConfiguration(values)
@@ -98,10 +102,15 @@ def image_features(clip: nn.Module, places: TrainingPlaces, folder: Path) -> Sha
     return features
 
 
-def train(clip: nn.Module, features: ShardedRows, group: Group, prompts: PromptOptions) -> list[float]:
-    """Train a group; return its last loss, and the image-to-text accuracies of trained and held-out images."""
+def train(clip: nn.Module, features: ShardedRows, group: Group, prompts: PromptOptions, *, seed: int) -> list[float]:
+    """Train a group.
+
+    Returns:
+        Standard deviation of the logits of an image over the texts at the end, mean over images; the loss of the last
+        epoch; and the image-to-text accuracies of trained and of held-out images in percent.
+    """
     accelerator = start_accelerator("no")
-    held_out = held_out_images(group.labels, prompts.held_out, seed=0, group=0)
+    held_out = held_out_images(group.labels, prompts.held_out, seed=seed, group=0)
     images, unseen = (
         GroupImages(features, group.rows[chosen], labels=group.labels[chosen], accelerator=accelerator, on_device=True)
         for chosen in (~held_out, held_out)
@@ -113,7 +122,7 @@ def train(clip: nn.Module, features: ShardedRows, group: Group, prompts: PromptO
         unseen=unseen,
         tower=build_text_tower(clip),
         prompts=prompts,
-        seed=0,
+        seed=seed,
         accelerator=accelerator,
     )
     steps, losses = training.steps_per_epoch, []
@@ -130,8 +139,13 @@ def train(clip: nn.Module, features: ShardedRows, group: Group, prompts: PromptO
         batches = training.batches(epoch, first_step=0)
         results = take_steps(batches, training.losses, training.optimizer, accelerator, alone=True)
         losses = [result.numbers["loss"] for result in results]
-    found = training.accuracies(training.text_features())
-    return [float(np.mean(losses)), found["image_to_text_accuracy"], found["held_out_image_to_text_accuracy"]]
+    texts = training.text_features()
+    found = training.accuracies(texts)
+    compared = images.batch(np.arange(len(images)))[0], texts
+    if prompts.normalized:
+        compared = tuple(nn.functional.normalize(each) for each in compared)
+    spread = (compared[0] @ compared[1].T / training.temperature).std(dim=1).mean().item()
+    return [spread, float(np.mean(losses)), found["image_to_text_accuracy"], found["held_out_image_to_text_accuracy"]]
 
 
 if __name__ == "__main__":

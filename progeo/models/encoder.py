@@ -88,6 +88,7 @@ class Encoder(nn.Module):
         self.family = FAMILIES[spec.family]
         self.traits = self.family.traits(backbone)
         self.backbone = backbone
+        self.memory_format = _memory_format(backbone)
         self.aggregation = build_aggregation(
             spec.aggregation,
             self.traits,
@@ -127,7 +128,7 @@ class Encoder(nn.Module):
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"An encoder takes images (B, 3, H, W), got {tuple(images.shape)}.")
         check_sides("Images", images.shape[2], images.shape[3], self.traits)
-        features = self.features(images.contiguous(memory_format=torch.channels_last))
+        features = self.features(images.contiguous(memory_format=self.memory_format))
         descriptors = self.aggregate(features)
         return (descriptors, features) if with_features else descriptors
 
@@ -245,7 +246,8 @@ def build_encoder(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        encoder = Encoder(spec, loaded.network).to(memory_format=torch.channels_last)
+        encoder = Encoder(spec, loaded.network)
+        encoder.to(memory_format=encoder.memory_format)
     _check_restored(encoder)
     return encoder
 
@@ -268,7 +270,7 @@ def restore_encoder(spec: EncoderSpec, state: dict[str, Tensor]) -> Encoder:
     encoder = empty_encoder(spec)
     check_fits(state, encoder.state_dict(), spec.architecture)
     encoder.load_state_dict(state, assign=True)
-    return encoder.to(memory_format=torch.channels_last).eval()
+    return encoder.to(memory_format=encoder.memory_format).eval()
 
 
 def projected(encoder: Encoder, weight: Tensor, bias: Tensor) -> Encoder:
@@ -328,6 +330,22 @@ def _check_restored(encoder: Encoder) -> None:
     raise ValueError(
         f"{spec.architecture} with these weights cannot be an encoder: {reason}. Use another architecture."
     )
+
+
+def _memory_format(backbone: nn.Module) -> torch.memory_format:
+    """Return how images lie in memory: channels last, which is faster, unless training on a CPU would crash.
+
+    In the backward pass of a strided 1 x 1 convolution of fewer than 16 channels, such as the first of MobileCLIP and
+    RepVGG, oneDNN (3.12, in PyTorch 2.11 to 2.14) writes beyond its memory if channels are last.
+    """
+    thin = (
+        isinstance(layer, nn.Conv2d)
+        and layer.kernel_size == (1, 1)
+        and layer.stride > (1, 1)
+        and layer.in_channels < 16
+        for layer in backbone.modules()
+    )
+    return torch.contiguous_format if any(thin) else torch.channels_last
 
 
 def _projection(spec: EncoderSpec) -> nn.Module:

@@ -335,7 +335,16 @@ def test_a_share_of_each_class_is_held_out_by_the_seed_and_the_group(images, sha
 
 
 def test_classes_of_one_image_can_hold_out_none(config, run, tmp_path):
-    single = ("--cells.cell_side_m", 1, "--cells.min_images_per_class", 1, "--cells.num_groups", 1)
+    single = (
+        "--cells.cell_side_m",
+        1,
+        "--cells.heading_bin_deg",
+        1,
+        "--cells.min_images_per_class",
+        1,
+        "--cells.num_groups",
+        1,
+    )
     sentence = failure(config, "--out", tmp_path / "run", *single, "--prompts.held_out", 0.1)
     assert (
         "No image of group 1/1 can be held out, as each class keeps one and none has two: set --prompts.h" in sentence

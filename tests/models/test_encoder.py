@@ -10,6 +10,7 @@ import pytest
 import torch
 from open_clip.transformer import QuickGELU
 from PIL import ExifTags, Image
+from small_towers import register_small_towers
 
 from progeo.data.decode import read_image
 from progeo.models.backbones import find_family, freeze_layers
@@ -352,3 +353,15 @@ def test_no_image_goes_through_an_encoder_while_it_is_built():
     assert len(norms) == 49 and encoder.descriptor_dim == 1280
     assert all(norm.num_batches_tracked == 0 and not norm.running_mean.any() for norm in norms)
     assert all((norm.running_var == 1).all() for norm in norms)
+
+
+@pytest.mark.parametrize("architecture", ["small-fastvit", "timm/repvgg_a0"])
+def test_a_strided_convolution_of_the_pixels_alone_is_trained_with_channels_first(architecture):
+    """With channels last, PyTorch writes beyond its memory on a CPU, and this process would end."""
+    register_small_towers()
+    encoder = build_encoder(architecture, "random", 64).train()
+    assert all(weight.is_contiguous() for weight in encoder.parameters())
+    encoder(torch.randn(4, 3, 64, 64).contiguous(memory_format=torch.channels_last)).sum().backward()
+    assert all(torch.isfinite(weight.grad).all() for weight in encoder.parameters() if weight.grad is not None)
+    restored = restore_encoder(encoder.spec, encoder.state_dict())
+    assert all(weight.is_contiguous() for weight in restored.parameters())

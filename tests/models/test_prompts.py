@@ -91,7 +91,7 @@ def test_names_of_as_many_tokens_are_encoded_together(clip):
     words = ["Rue de l'Église", "Main Street", "Alley", "Elm Street", "Rua", ""]
     learner = PromptLearner(clip, 6, words=words)
     lengths = [len(SimpleTokenizer().encode(text)) for text in words]
-    assert sorted(len(encoder.fixed) for encoder in learner.encoders) == sorted(
+    assert sorted(len(encoder.ids) for encoder in learner.encoders) == sorted(
         lengths.count(length) for length in {*lengths}
     )
 

@@ -7,7 +7,6 @@ import shutil
 
 import pytest
 import torch
-from running import kill_before
 from safetensors.torch import load_file
 
 from progeo.cli import main
@@ -50,7 +49,7 @@ def prompts_of(run):
     return (run / "stage1/prompts.safetensors").read_bytes()
 
 
-def test_places_share_a_context_and_differ_by_the_names_of_their_streets(config, run, names, tmp_path, capsys):
+def test_places_share_a_context_and_differ_by_the_names_of_their_streets(config, names, tmp_path, capsys):
     words = (
         *WORDS,
         "--prompts.shared_context",
@@ -84,15 +83,9 @@ def test_places_share_a_context_and_differ_by_the_names_of_their_streets(config,
         shown = list(csv.DictReader(stream))
     assert len(shown) == 2 * sum(map(len, description["class_words"]))
     assert [row["class_words"] for row in shown[::2]] == [text for part in description["class_words"] for text in part]
-    kill_before(
-        "/group_1/epoch_000002_step_000000",
-        "stage1_prompts.py",
-        "--config",
-        config,
-        *words,
-        "--out",
-        tmp_path / "killed",
-    )
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    for name in ("checkpoints/group_1.safetensors", "prompts.safetensors", "prompts.json"):
+        (tmp_path / "killed/stage1" / name).unlink()
     moved = tmp_path / "moved.csv"
     shutil.copy(names, moved)
     again = (*words, "--out", tmp_path / "killed", "--resume", "true", "--prompts.class_names", moved)

@@ -55,7 +55,9 @@ class FollowedEncoder(PromptEncoder):
         ids: ids of N prompts that differ in words alone, (N, L), see `Tokenizer.sequence`.
     """
 
-    fixed: Tensor
+    ids: Tensor
+    rest: Tensor
+    fixed: Tensor | None
     positions: Tensor
     beginning: Tensor
     seen: Tensor | None
@@ -63,10 +65,12 @@ class FollowedEncoder(PromptEncoder):
     def __init__(self, stack: TextStack, ids: Tensor) -> None:
         needed = needed_tokens(stack, ids)
         super().__init__(ids.shape[1], len(needed.rest), len(needed.beginning))
-        tokens = stack.embed(ids).detach()
-        self.register_buffer("fixed", tokens[:, needed.rest], persistent=False)
+        self.register_buffer("ids", ids, persistent=False)
+        self.register_buffer("rest", needed.rest, persistent=False)
+        first = stack.embed(ids[:1]).detach()
+        self.register_buffer("fixed", first[:, needed.rest] if len(ids) == 1 else None, persistent=False)
         self.register_buffer("positions", stack.positions[needed.rest].detach(), persistent=False)
-        beginning = tokens[0, needed.beginning] + stack.positions[needed.beginning]
+        beginning = first[0, needed.beginning] + stack.positions[needed.beginning]
         self.register_buffer("beginning", _encode_beginning(stack, beginning, needed.seen_beginning), persistent=False)
         self.register_buffer("seen", None if needed.seen.all() else needed.seen, persistent=False)
         self._pooled = needed.pooled
@@ -75,12 +79,18 @@ class FollowedEncoder(PromptEncoder):
 
     def _encode(self, context: Tensor, texts: Tensor) -> Tensor:
         (stack,) = self._stack
-        tokens = _filled(self.fixed[texts], context, self._runs) + self.positions
+        tokens = _filled(self._fixed_tokens(texts), context, self._runs) + self.positions
         *blocks, last = stack.blocks
         for block, shared in zip(blocks, self.beginning[:-1], strict=True):
             tokens = _run_block(block, shared, tokens, self.seen, slice(None))
         pooled = slice(self._pooled, self._pooled + 1)
         return stack.project(_run_block(last, self.beginning[-1], tokens, self.seen, pooled)[:, 0])
+
+    def _fixed_tokens(self, texts: Tensor) -> Tensor:
+        """Return the embeddings (B, S, W) of the computed tokens of prompts; those of many are not kept in memory."""
+        if self.fixed is not None:
+            return self.fixed.expand(len(texts), -1, -1)
+        return self._stack[0].embed(self.ids[texts]).detach()[:, self.rest]
 
 
 class FullEncoder(PromptEncoder):

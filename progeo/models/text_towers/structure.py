@@ -36,9 +36,8 @@ class TextStack:
     if the text has no padding, as in CoCa's published weights."""
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Return the embeddings (N, T, W) of ids (N, L), with zeros for learned vectors, before positions are added."""
-        tokens = torch.zeros(*ids.shape, self.positions.shape[1]).to(self.positions)
-        tokens[ids != LEARNED] = self.token_embedding(ids[ids != LEARNED])
+        """Return the embeddings (N, T, W) of ids (N, L), without positions and learned vectors."""
+        tokens = self.token_embedding(ids.clamp(min=0)).to(self.positions.dtype)
         if self.class_token is None:
             return tokens
         return torch.cat([tokens, self.class_token.expand(len(ids), 1, -1)], dim=1)
