@@ -66,7 +66,7 @@ def compare_text_features() -> str:
         tower = random_tower(architecture, accelerator)
         learner = PromptLearner(tower, TEXTS, generator=torch.Generator().manual_seed(0)).to(accelerator.device)
         plain = plain_learner(tower, learner)
-        tokens = f"{learner.encoder.tokens_computed}/{tower.context_length}"
+        tokens = f"{learner.encoders[0].tokens_computed}/{tower.context_length}"
         for num_classes in (TEXTS, TEXTS // 2):
             labels = (torch.arange(TEXTS) % num_classes).to(accelerator.device)
             torch.testing.assert_close(learner(labels), plain(labels), rtol=1e-3, atol=1e-3)

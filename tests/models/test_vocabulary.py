@@ -42,11 +42,12 @@ def test_distances_and_their_order_agree_with_a_plain_search_across_chunks(clip,
     vectors = torch.randn(300, 64, generator=torch.Generator().manual_seed(0))
     nearest = nearest_words(tower, vectors, 3)
     assert len(nearest.words) == 300
+    tokenizer = SimpleTokenizer()
     vocabulary = clip.token_embedding.weight[:-2].double()
     for row in (0, 255, 256, 299):
         plain = (vocabulary - vectors[row].double()).norm(dim=1).sort()
         torch.testing.assert_close(nearest.distances[row].double(), plain.values[:3], rtol=1e-5, atol=1e-5)
-        words = [SimpleTokenizer().decode([token]).strip() for token in plain.indices[:3].tolist()]
+        words = [tokenizer.decode([token]).strip() for token in plain.indices[:3].tolist()]
         assert [word.rstrip("-") for word in nearest.words[row]] == words
 
 
