@@ -7,7 +7,6 @@ from math import prod
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.layers import RotaryEmbeddingCat
 from timm.models import Eva, VisionTransformer, VisionTransformerRelPos
 from torch import Tensor, nn
@@ -100,10 +99,7 @@ def measure_layout(network: Any, architecture: str) -> Layout:
 
 
 def prepare_network(network: Any) -> None:
-    """Let a network with a position embedding take images of any size, once the embedding is resized; make it safe."""
-    for module in network.modules():
-        if type(module) is nn.Conv2d and module.in_channels == 3 and module.kernel_size == (1, 1) != module.stride:
-            module.__class__ = _StridedPixels
+    """Let a network with a position embedding take images of any size, once the embedding is resized."""
     size = own_size(network)
     network.input_size = size
     learned = isinstance(getattr(network, POSITIONS, None), nn.Parameter)
@@ -207,20 +203,6 @@ def _can_fill_buffers(network: Any) -> bool:
         return False
     state = network.state_dict()
     return not any(buffer.is_meta for name, buffer in network.named_buffers() if name not in state)
-
-
-class _StridedPixels(nn.Conv2d):
-    """A convolution of single pixels with a stride, as in the stem of FastViT and RepVGG.
-
-    In training the pixels between are removed first, as oneDNN's gradient of such weights writes beyond its memory
-    (PyTorch 2.14).
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        if not (torch.is_grad_enabled() and self.weight.requires_grad):
-            return super().forward(input)
-        rows, columns = self.stride
-        return F.conv2d(input[:, :, ::rows, ::columns], self.weight, self.bias)
 
 
 def _output(network: Any, images: Tensor) -> Any:

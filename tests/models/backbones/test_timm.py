@@ -303,14 +303,3 @@ def test_files_of_another_network_are_refused(tmp_path, tiny):
 def test_names_are_known():
     assert FAMILY.knows("vit_small_patch14_dinov2")
     assert not FAMILY.knows("RN50")
-
-
-def test_a_strided_convolution_of_pixels_computes_the_same_in_training():
-    stem = load("repvgg_a0").stem
-    plain = torch.nn.Conv2d(3, stem.conv_1x1.conv.out_channels, 1, 2, bias=False)
-    plain.weight = stem.conv_1x1.conv.weight
-    images = torch.rand(2, 3, 65, 96)
-    assert type(stem.conv_1x1.conv) is not torch.nn.Conv2d
-    torch.testing.assert_close(stem.conv_1x1.conv(images), plain(images))
-    with torch.no_grad():
-        assert torch.equal(stem.conv_1x1.conv(images), plain(images))
