@@ -37,22 +37,11 @@ KINDS = {
     "convnext": ({}, None),
     "swin": ({}, None),
     "worldwide": (WORLDWIDE, tiny_clips.xlm),
-    "roberta": (
-        {"hf_model_name": "tiny/roberta", "hf_tokenizer_name": "roberta-base", "hf_proj_type": "linear"},
-        tiny_clips.roberta,
-    ),
+    "roberta": (ROBERTA, tiny_clips.roberta),
 }
 """Settings of the text tower of a CLIP with a small visual tower, and the tokenizer that stands in for its own."""
 QUICK = ("siglip",)
 MEAN = [0.4, 0.5, 0.6]
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """The cache of the hub with tokenizers and configurations of text towers."""
-    tiny_clips.write_hub(tmp_path / "hub")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
 def write_clip(folder, kind):
@@ -80,10 +69,11 @@ VISUAL = set(KINDS) - {"worldwide", "roberta"}
 @pytest.mark.parametrize(
     "kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
 )
-def test_a_clip_goes_through_all_commands(kind, hub, config, city, tmp_path, capsys):
+def test_a_clip_goes_through_all_commands(kind, hub_cache, config, city, tmp_path, capsys):
     clip, out = write_clip(tmp_path / "clip", kind), tmp_path / "run"
     own = ["--config", str(config), "--model.architecture", clip, "--model.weights", clip, "--out", str(out)]
-    main(["train", "prompts", *own, "--prompts.template", "a photo of {} street", "--prompts.epochs", "1"])
+    prompts = ["--prompts.template", "a photo of {} street", "--prompts.feature_cache", str(tmp_path / "features")]
+    main(["train", "prompts", *own, *prompts, "--prompts.epochs", "1"])
     main(["prompts", "show", str(out), "--num_words", "2"])
     aggregation = ["--encoder.aggregation", "token", "--encoder.descriptor_dim", "null"]
     main(["train", "encoder", *own, *aggregation, "--training.epochs", "1"])

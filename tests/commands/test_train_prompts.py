@@ -209,7 +209,10 @@ def test_other_weights_sizes_and_preprocessing_have_features_of_their_own(run, c
         (("--model.architecture", "ViT-L-14-CLIPA"), "Prompts cannot be learned for ViT-L-14-CLIPA"),
     ],
 )
-def test_what_stage_1_cannot_learn_from_is_refused_before_there_is_a_run(change, sentence, config, tmp_path):
+def test_what_stage_1_cannot_learn_from_is_refused_before_there_is_a_run(
+    change, sentence, config, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # no tokenizer, and no wait for one
     assert sentence in failure(config, "--out", tmp_path / "run", *change)
     assert not (tmp_path / "run").exists()
 
