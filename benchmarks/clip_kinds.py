@@ -58,7 +58,7 @@ LOSSES: Mapping[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    """Print the spread of the logits, the loss and the accuracies of trained and held-out images, means over seeds."""
+    """Print the std of the logits, the loss and the accuracies of trained and held-out images, means over seeds."""
     cells = CellOptions(groups_per_side=1, groups_per_heading=1, min_images_per_class=5, num_groups=1)
     places = read_training_places(Path(sys.argv[1]), cells)
     print(f"{'':24}{'logits':>8}{'loss':>8}{'trained':>9}{'held out':>10}")
@@ -72,8 +72,8 @@ def main() -> None:
                     prompts = PromptOptions(epochs=EPOCHS, batch_size=BATCH_SIZE, held_out=HELD_OUT, **options)
                     per_loss[name].append(train(clip, features, places.partition.groups[0], prompts, seed=seed))
         for name, results in per_loss.items():
-            spread, loss, trained, held_out = np.mean(results, axis=0)
-            print(f"{kind:8}{name:16}{spread:8.2f}{loss:8.2f}{trained:8.1f}%{held_out:9.1f}%", flush=True)
+            std, loss, trained, held_out = np.mean(results, axis=0)
+            print(f"{kind:8}{name:16}{std:8.2f}{loss:8.2f}{trained:8.1f}%{held_out:9.1f}%", flush=True)
 
 
 def build_clip(kind: str, seed: int) -> nn.Module:
@@ -144,8 +144,8 @@ def train(clip: nn.Module, features: ShardedRows, group: Group, prompts: PromptO
     compared = images.batch(np.arange(len(images)))[0], texts
     if prompts.normalized:
         compared = tuple(nn.functional.normalize(each) for each in compared)
-    spread = (compared[0] @ compared[1].T / training.temperature).std(dim=1).mean().item()
-    return [spread, float(np.mean(losses)), found["image_to_text_accuracy"], found["held_out_image_to_text_accuracy"]]
+    std = (compared[0] @ compared[1].T / training.temperature).std(dim=1).mean().item()
+    return [std, float(np.mean(losses)), found["image_to_text_accuracy"], found["held_out_image_to_text_accuracy"]]
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from small_towers import configuration, register_small_towers
 import progeo
 from progeo.cli import main
 from progeo.models.backbones.clip_configurations import ClipConfiguration
-from progeo.models.backbones.clips import random_clip
+from progeo.models.backbones.clips import load_clip, random_clip
 
 SIGLIP = {
     **{"no_causal_mask": True, "pool_type": "last", "proj_bias": True, "norm_kwargs": {"eps": 1e-6}},
@@ -88,3 +88,15 @@ def test_a_clip_goes_through_all_commands(kind, hub_cache, config, city, tmp_pat
     for name in ("safetensors", "onnx", "torch"):
         main(["export", str(out), "--format", name, "--out", str(tmp_path / name)])
     assert progeo.load_encoder(tmp_path / "safetensors")(images).equal(encoder(images))
+
+
+@pytest.mark.parametrize("kind", ["coca", "eva02"])
+def test_a_clip_that_is_imported_is_the_one_of_its_address(kind, tmp_path):
+    address = write_clip(tmp_path / "clip", kind)
+    main(["import", str(tmp_path / "clip"), "--out", str(tmp_path / "encoder")])
+    imported, named = progeo.load_encoder(tmp_path / "encoder"), progeo.load_encoder(f"open_clip:{address}")
+    images = torch.randn(2, 3, 64, 64)
+    assert imported(images).equal(named(images))
+    assert (imported.mean.flatten().tolist(), imported.resize) == (named.mean.flatten().tolist(), "bicubic")
+    texts = load_clip(imported.spec.architecture, imported.spec.text_weights).state_dict()
+    assert all(texts[name].equal(tensor) for name, tensor in load_clip(address, address).state_dict().items())

@@ -19,8 +19,15 @@ def _thumbnail(name: str) -> Encoder:
 
 
 def _backbone(family: str, name: str) -> Encoder:
-    """Build the encoder `ARCHITECTURE:WEIGHTS`: the token of a backbone, or the mean of its map if it has no token."""
+    """Build the encoder `ARCHITECTURE:WEIGHTS`: the token of a backbone, or the mean of its map if it has no token.
+
+    The address of a CLIP, such as `hf-hub:owner/name`, is both.
+    """
     own_name, _, weights = name.partition(":")
+    if not weights:
+        raise ValueError(f"`encoder` {family}:{name} has no weights: add them, for example {family}:{name}:random.")
+    if FAMILIES[family].knows(name):
+        own_name = weights = name
     architecture = f"{family}/{own_name}"
     try:
         aggregation = "mean" if empty_traits(architecture).token_dim is None else "token"

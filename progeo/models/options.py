@@ -37,15 +37,18 @@ class ModelOptions:
     """Pretrained model that training starts from: a CLIP for both stages, or a backbone alone for stage 2."""
 
     architecture: str = "RN50"
-    """Architecture of the model: RN50, RN101, ViT-B-16, ViT-B-32 or another CLIP of open_clip, or tiny-resnet and
-    tiny-vit for quick tests. Without text also a classification network of torchvision, such as resnet50 or
-    convnext_tiny, or one of timm, such as timm/vit_base_patch14_dinov2."""
+    """Architecture of the model: RN50, RN101, ViT-B-16, ViT-B-32 or another CLIP of open_clip, hf-hub:owner/name or
+    local-dir:path to take a CLIP as its weights describe it, or tiny-resnet and tiny-vit for quick tests. Without text
+    also a classification network of torchvision, such as resnet50 or convnext_tiny, or one of timm, such as
+    timm/vit_base_patch14_dinov2."""
     weights: str = "openai"
     """Pretrained weights: a tag of open_clip, torchvision (IMAGENET1K_V1, DEFAULT) or timm (lvd142m), hf-hub:owner/name
-    of a CLIP, a local file, or random. Stage 2 also takes the folder of a trained or imported encoder."""
+    of a CLIP, a local file, a folder with open_clip_config.json, or random. Stage 2 also takes the folder of a trained
+    or imported encoder."""
     normalization: NormalizationName | None = None
     """Pixel mean and std to normalize images with: clip or imagenet. null takes the statistics of the pretrained
-    weights; if they are not recorded or the weights are random, those of CLIP for a CLIP, else of ImageNet."""
+    weights; if they are not recorded or the weights are random, those that all weights of a CLIP's architecture share,
+    else those of CLIP; of ImageNet for other networks."""
     mean: tuple[float, float, float] | None = None
     """Pixel mean of red, green and blue in 0..1, such as [0.5, 0.5, 0.5]. Set together with std, instead of
     normalization; null uses normalization."""
@@ -54,8 +57,8 @@ class ModelOptions:
     normalization."""
     resize: Resize | None = None
     """Interpolation by which images are resized, always with antialiasing: bilinear or bicubic. null takes that of the
-    weights of a CLIP, which its tag of open_clip, its hf-hub repository or the configuration beside its file names;
-    bilinear where none does, and for networks of torchvision and timm and random weights."""
+    weights of a CLIP, of its tag of open_clip, its hf-hub repository or the configuration beside its file; without one,
+    for random weights and for networks of torchvision and timm it is bilinear."""
     align_corners: bool = False
     """Interpolate position embeddings with align_corners, as the published code does."""
 

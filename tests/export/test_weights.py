@@ -153,6 +153,11 @@ def test_encoders_to_compare_with_are_known_by_name(name, dim, size, aggregation
     assert not encoder.training
 
 
+def test_a_backbone_without_the_name_of_its_weights_is_refused():
+    with pytest.raises(ValueError, match="open_clip:tiny-vit has no weights: add them"):
+        progeo.load_encoder("open_clip:tiny-vit")
+
+
 def test_an_encoder_to_compare_with_normalizes_pixels_as_its_weights_want(tmp_path, monkeypatch):
     torch.save(load_clip("tiny-vit", "random").state_dict(), tmp_path / "clip.pt")
     pixels = {"mean": (0.5, 0.4, 0.3), "std": (0.3, 0.2, 0.1)}
