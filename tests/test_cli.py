@@ -189,6 +189,8 @@ def test_training_refuses_settings_of_stage_2_before_stage_1(images):
         (["--validation.folder", images / "nowhere"], "There is no folder"),
         (["--test.folder", images / "nowhere"], "There can be no final test on --test.folder"),
         (["--head.weight", 0, "--text.weight", 0], "there is no loss to train with"),
+        (["--encoder.descriptor_dim", 512], "--encoder.descriptor_dim cannot be 512"),
+        (["--encoder.frozen", "[conv2]"], "--encoder.frozen has 'conv2', which is no layer"),
     ):
         assert sentence in failure("train", *words, *wrong)
         assert not (images / "run").exists()

@@ -215,31 +215,30 @@ def build_encoder(
         ValueError: unknown weights or settings that do not fit together, or a backbone that cannot be rebuilt from its
             architecture name.
     """
-    chosen_statistics(normalization, mean, std)  # refuses, as all below, before weights are fetched
-    name, own_name = find_family(architecture)
-    family = FAMILIES[name]
-    aggregation = aggregation or family.default_aggregation(own_name)
-    options = filled_options(aggregation, aggregation_options or {})
-    configuration = family.configuration(own_name, weights)
-    traits = empty_traits(architecture, image_size, configuration)
-    if image_size is not None:
-        check_sides("`image_size`", *as_height_width(image_size), traits)
-    row, dim = find_aggregation(aggregation), aggregation_dim(aggregation, traits, descriptor_dim, options, own_name)
-    interpolation = interpolation or family.interpolation(own_name)
-    loaded = family.load(NetworkSpec(own_name, image_size, row.needs, interpolation, configuration), weights, seed=seed)
-    has_texts = aggregation == "token" and traits.shares_text_space and weights != "random"
+    chosen_statistics(normalization, mean, std)  # refuses, as the plan, before weights are fetched
+    plan = plan_encoder(
+        architecture,
+        weights,
+        image_size,
+        descriptor_dim=descriptor_dim,
+        aggregation=aggregation,
+        aggregation_options=aggregation_options,
+        interpolation=interpolation,
+    )
+    loaded = FAMILIES[plan.family].load(plan.network, weights, seed=seed)
+    has_texts = plan.aggregation == "token" and plan.shares_text_space and weights != "random"
     pixels = pixel_statistics(architecture, weights, normalization=normalization, mean=mean, std=std, resize=resize)
     spec = EncoderSpec(
-        family=name,
+        family=plan.family,
         architecture=loaded.architecture,
         image_size=loaded.image_size,
-        descriptor_dim=dim,
+        descriptor_dim=plan.descriptor_dim,
         mean=pixels.mean,
         std=pixels.std,
-        aggregation=aggregation,
-        aggregation_options=options,
-        normalized=normalized or row.always_normalized,
-        interpolation=interpolation,
+        aggregation=plan.aggregation,
+        aggregation_options=plan.aggregation_options,
+        normalized=normalized or find_aggregation(plan.aggregation).always_normalized,
+        interpolation=plan.network.interpolation,
         resize=pixels.resize,
         text_weights=weights_anywhere(loaded.architecture, weights) if has_texts else None,
         configuration=None if loaded.configuration is None else dict(loaded.configuration),
@@ -250,6 +249,48 @@ def build_encoder(
         encoder.to(memory_format=encoder.memory_format)
     _check_restored(encoder)
     return encoder
+
+
+@dataclass(frozen=True)
+class EncoderPlan:
+    """All that is determined of an encoder before its weights are fetched."""
+
+    family: str
+    network: NetworkSpec
+    aggregation: str
+    aggregation_options: dict[str, Any]
+    descriptor_dim: int
+    shares_text_space: bool
+    """Whether the token is in the space of the texts of a CLIP."""
+
+
+def plan_encoder(
+    architecture: str,
+    weights: str,
+    image_size: ImageSize | None = None,
+    *,
+    descriptor_dim: int | None = None,
+    aggregation: str | None = None,
+    aggregation_options: Mapping[str, Any] | None = None,
+    interpolation: Interpolation | None = None,
+) -> EncoderPlan:
+    """Determine an encoder from its settings alone, see `build_encoder`.
+
+    Raises:
+        ValueError: an unknown architecture, or settings that do not fit together.
+    """
+    name, own_name = find_family(architecture)
+    family = FAMILIES[name]
+    aggregation = aggregation or family.default_aggregation(own_name)
+    options = filled_options(aggregation, aggregation_options or {})
+    configuration = family.configuration(own_name, weights)
+    traits = empty_traits(architecture, image_size, configuration)
+    if image_size is not None:
+        check_sides("`image_size`", *as_height_width(image_size), traits)
+    dim = aggregation_dim(aggregation, traits, descriptor_dim, options, own_name)
+    needs, interpolation = find_aggregation(aggregation).needs, interpolation or family.interpolation(own_name)
+    network = NetworkSpec(own_name, image_size, needs, interpolation, configuration)
+    return EncoderPlan(name, network, aggregation, options, dim, traits.shares_text_space)
 
 
 def empty_encoder(spec: EncoderSpec) -> Encoder:

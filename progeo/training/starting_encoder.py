@@ -11,7 +11,7 @@ from progeo.models.backbones import FAMILIES, find_family, freeze_layers
 from progeo.models.backbones.clip_configurations import ClipConfiguration, named_configuration, own_spelling
 from progeo.models.backbones.clips import weights_anywhere
 from progeo.models.backbones.position_embedding import as_height_width
-from progeo.models.encoder import Encoder, EncoderSpec, build_encoder
+from progeo.models.encoder import Encoder, EncoderSpec, build_encoder, plan_encoder
 from progeo.models.options import EncoderOptions, ModelOptions
 from progeo.models.pixel_statistics import NORMALIZATIONS, PixelStatistics, chosen_statistics, pixel_statistics
 from progeo.training.prompt_files import ClipOfPrompts, load_clip_of_prompts
@@ -47,6 +47,26 @@ def _build_encoder(model: ModelOptions, options: EncoderOptions, seed: int) -> E
         interpolation="corners" if model.align_corners else None,
         seed=seed,
     )
+
+
+def check_starting_encoder(model: ModelOptions, options: EncoderOptions) -> None:
+    """Check the options of an encoder that starts from a pretrained backbone, without its weights.
+
+    Raises:
+        ValueError: they do not fit the backbone, see `plan_encoder`, or it has no layer that is to be frozen.
+    """
+    if starts_from_encoder(model):
+        return
+    plan = plan_encoder(
+        model.architecture,
+        model.weights,
+        options.image_size,
+        descriptor_dim=options.descriptor_dim,
+        aggregation=options.aggregation,
+        aggregation_options=options.aggregation_options,
+    )
+    if options.frozen:
+        freeze_layers(FAMILIES[plan.family].empty(plan.network), options.frozen)
 
 
 def keep_text_weights(encoder: Encoder, prompts: Path | None, text_dim: int = 0) -> None:
