@@ -36,16 +36,6 @@ def is_vit(visual: Mapping[str, Tensor]) -> bool:
     return "class_embedding" in visual
 
 
-def unusual_settings(config: Mapping[str, Any]) -> list[str]:
-    """List the settings of an open_clip model configuration that a plain CLIP does not have."""
-    vision, text = config.get("vision_cfg") or {}, config.get("text_cfg") or {}
-    return [
-        *sorted(config.keys() - _PLAIN),
-        *(f"vision_cfg.{name}" for name in sorted(vision.keys() - _PLAIN_VISION)),
-        *(f"text_cfg.{name}" for name in sorted(text.keys() - _PLAIN_TEXT)),
-    ]
-
-
 def tower_architecture(visual: Mapping[str, Tensor], *, quickgelu: bool, head_width: float | None = None) -> str:
     """Find the open_clip architecture with such a visual tower.
 
@@ -129,8 +119,10 @@ def _shape(visual: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _shape_in(config: Mapping[str, Any]) -> dict[str, Any]:
     """Read the same from a configuration of open_clip; empty if it is not of a plain CLIP."""
-    vision = config["vision_cfg"]
-    if unusual_settings(config) or not {"layers", "width", "patch_size"} <= vision.keys():
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    if config.keys() - _PLAIN or vision.keys() - _PLAIN_VISION or text.keys() - _PLAIN_TEXT:
+        return {}
+    if not {"layers", "width", "patch_size"} <= vision.keys():
         return {}
     return {
         "layers": vision["layers"],

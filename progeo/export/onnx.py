@@ -2,8 +2,10 @@
 
 import importlib
 import json
+import logging
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +23,6 @@ from progeo.export.program import (
     explaining_failure,
     relative_difference,
 )
-from progeo.models.backbones.clips import without_warnings
 from progeo.models.encoder import Encoder, spec_to_json
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def save_onnx(path: Path, encoder: Encoder, *, input: Input = "normalized", fp16
 def _as_onnx(encoder: Encoder, input: Input) -> "ModelProto":
     height, width = (2, 3) if input == "normalized" else (1, 2)
     program = build_program(encoder, input)
-    hushed = without_warnings("onnxscript", "torch.onnx", "onnx_ir")
+    hushed = _without_warnings("onnxscript", "torch.onnx", "onnx_ir")
     with hushed, warnings.catch_warnings(), explaining_failure(encoder):
         warnings.simplefilter("ignore")
         # The dynamo exporter, not that of TorchScript, which PyTorch keeps for old programs only and which does not
@@ -122,3 +123,16 @@ def _differences(content: bytes, encoder: Encoder, input: Input) -> Iterator[flo
     for images, expected in compared_images(encoder, input):
         (found,) = session.run(["descriptors"], {"images": images.numpy()})
         yield relative_difference(torch.from_numpy(found), expected)
+
+
+@contextmanager
+def _without_warnings(*names: str) -> Iterator[None]:
+    """Silence warnings of these loggers and those below them."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
+    try:
+        for logger in levels:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)

@@ -3,8 +3,7 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -127,19 +126,6 @@ def weights_anywhere(architecture: str, weights: str) -> str:
     path = Path(weights.removeprefix(FOLDER))
     is_tag = weights in open_clip.list_pretrained_tags_by_model(architecture)
     return str(_weights_file(path).absolute()) if path.exists() and not is_tag else weights
-
-
-@contextmanager
-def without_warnings(*names: str) -> Iterator[None]:
-    """Silence warnings of these loggers and those below them."""
-    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
-    try:
-        for logger in levels:
-            logger.setLevel(logging.ERROR)
-        yield
-    finally:
-        for logger, level in levels.items():
-            logger.setLevel(level)
 
 
 def _build(configuration: ClipConfiguration) -> CLIP:

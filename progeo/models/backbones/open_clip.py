@@ -2,12 +2,11 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import open_clip
 from open_clip.modified_resnet import ModifiedResNet
-from open_clip.timm_model import TimmModel
 from torch import Tensor, nn
 
 from progeo.models.backbones.clip_configurations import (
@@ -171,45 +170,6 @@ class OpenClip(Family):
     def checkpoint_gradients(self, network: nn.Module) -> None:
         """Enable gradient checkpointing, see `Family.checkpoint_gradients`; a ResNet has none."""
         kind_of(network).checkpoint_gradients(network)
-
-
-@dataclass(frozen=True)
-class TowerSummary:
-    """What is known of an architecture's visual tower without building it with values."""
-
-    kind: str
-    """open_clip's class, and timm's name for a network of timm."""
-    map: tuple[int, int, int]
-    """Channels, rows and columns of the feature map at `image_size`."""
-    token_dim: int | None
-    """Dimension of the CLIP's image features; None if they are not one vector."""
-    image_size: tuple[int, int]
-    """Height and width in pixels of the architecture's own images."""
-    sizes: str
-    """The image sizes that the tower takes, in words."""
-
-
-def summarize_tower(architecture: str) -> TowerSummary:
-    """Summarize the visual tower of an architecture, without weights.
-
-    Raises:
-        ValueError: the architecture is unknown, or its visual tower cannot be a backbone.
-    """
-    family = OpenClip()
-    tower: Any = family.empty(NetworkSpec(architecture))
-    traits, size = family.traits(tower), as_height_width(tower.image_size)
-    kind = type(tower).__name__
-    if traits.only_size is not None:
-        sizes = f"{traits.only_size[0]} x {traits.only_size[1]} only"
-    else:
-        sizes = "any" if traits.side_multiple == 1 else f"multiples of {traits.side_multiple}"
-    return TowerSummary(
-        f"{kind} {tower.trunk.pretrained_cfg['architecture']}" if isinstance(tower, TimmModel) else kind,
-        (traits.channels or 0, *kind_of(tower).cells(tower, size)),
-        traits.token_dim,
-        size,
-        sizes,
-    )
 
 
 def _configuration(wanted: NetworkSpec) -> ClipConfiguration:

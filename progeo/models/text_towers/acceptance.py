@@ -29,7 +29,7 @@ class TokensComputed:
         return f"{tokens} of {self.context_length}{f', {self.shared_tokens} more once' if self.shared_tokens else ''}"
 
 
-def describe(configuration: ClipConfiguration) -> TokensComputed:
+def tokens_computed(configuration: ClipConfiguration) -> TokensComputed:
     """Determine which tokens of "A photo of a [V][V][V][V] street." a text tower computes, without its weights.
 
     A tokenizer of Hugging Face is not loaded; see `tower_with` for the checks that need it, and the weights.

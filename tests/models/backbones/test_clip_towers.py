@@ -9,12 +9,13 @@ from contracts import check_gradients, check_onnx, check_program, check_reload, 
 from safetensors.torch import save_file
 from small_towers import SMALL_TOWERS, configuration, register_small_towers
 
+from benchmarks.clips import summarize_tower
 from progeo.models.backbones import empty_traits
 from progeo.models.backbones.clip_configurations import known_architectures
 from progeo.models.backbones.clip_towers import resize_input
 from progeo.models.backbones.clips import load_clip
 from progeo.models.backbones.family import NetworkSpec
-from progeo.models.backbones.open_clip import OpenClip, summarize_tower
+from progeo.models.backbones.open_clip import OpenClip
 from progeo.models.backbones.position_embedding import sized_features
 from progeo.models.encoder import build_encoder
 from progeo.models.pixel_statistics import own_statistics
@@ -261,7 +262,6 @@ def test_every_architecture_of_open_clip_has_a_backbone():
     assert len(names) >= 144
     for name in names:
         summary, vision = summarize_tower(name), open_clip.get_model_config(name)["vision_cfg"]
-        print(name, summary)
         assert summary.token_dim == open_clip.get_model_config(name)["embed_dim"]
         assert summary.image_size == (vision["image_size"],) * 2
         assert min(summary.map) >= 4

@@ -8,7 +8,7 @@ import pytest
 from tiny_clips import assert_exact, build, shrunk
 
 from progeo.models.backbones.clip_configurations import known_architectures, named_configuration
-from progeo.models.text_towers.acceptance import describe
+from progeo.models.text_towers.acceptance import tokens_computed
 from progeo.models.text_towers.tower import build_text_tower
 
 
@@ -23,7 +23,7 @@ def test_all_architectures_but_one_are_accepted_with_the_tokens_that_are_compute
     accepted, refused = {}, {}
     for name in known_architectures():
         try:
-            accepted[name] = str(describe(named_configuration(name)))
+            accepted[name] = str(tokens_computed(named_configuration(name)))
         except ValueError as error:
             refused[name] = str(error)
     assert refused == {
@@ -50,7 +50,7 @@ def test_prompts_of_every_architecture_are_exact(name, hub_cache):
     text, more = shrunk(name)
     tower = build_text_tower(build(text, more))
     encoder = assert_exact(tower, tower.tokenizer.sequence(["a ", 4, " street."]))
-    computed = describe(named_configuration(name))
+    computed = tokens_computed(named_configuration(name))
     assert encoder.context_length == computed.context_length == tower.context_length
     if computed.tokens == computed.context_length:
         assert encoder.tokens_computed == computed.tokens
