@@ -1,6 +1,7 @@
 """Every kind of CLIP through all commands: both stages, evaluate, a place index asked in words, and exports."""
 
 import json
+import re
 
 import pytest
 import tiny_clips
@@ -90,13 +91,17 @@ def test_a_clip_goes_through_all_commands(kind, hub_cache, config, city, tmp_pat
     assert progeo.load_encoder(tmp_path / "safetensors")(images).equal(encoder(images))
 
 
-@pytest.mark.parametrize("kind", ["coca", "eva02"])
-def test_a_clip_that_is_imported_is_the_one_of_its_address(kind, tmp_path):
+@pytest.mark.parametrize("kind", ["coca", "eva02", "siglip"])
+def test_a_clip_that_is_imported_is_the_one_of_its_address(kind, tmp_path, capsys):
     address = write_clip(tmp_path / "clip", kind)
     main(["import", str(tmp_path / "clip"), "--out", str(tmp_path / "encoder")])
+    log = capsys.readouterr().err
+    remark = "Texts are read with the tokenizer timm/ViT-B-16-SigLIP of the hub; one in the folder is not imported."
+    assert (remark in log) == (kind == "siglip")
     imported, named = progeo.load_encoder(tmp_path / "encoder"), progeo.load_encoder(f"open_clip:{address}")
     images = torch.randn(2, 3, 64, 64)
     assert imported(images).equal(named(images))
     assert (imported.mean.flatten().tolist(), imported.resize) == (named.mean.flatten().tolist(), "bicubic")
-    texts = load_clip(imported.spec.architecture, imported.spec.text_weights).state_dict()
+    architecture, weights = re.search(r"--model.architecture (\S+) --model.weights (\S+) trains it", log).groups()
+    texts = load_clip(architecture, weights).state_dict()
     assert all(texts[name].equal(tensor) for name, tensor in load_clip(address, address).state_dict().items())

@@ -11,7 +11,14 @@ from progeo.convert.converted_encoder import ConvertedEncoder
 from progeo.convert.published_classes import CLASSIFIERS
 from progeo.engine.log import LOGGER
 from progeo.export.weights import save_encoder
-from progeo.models.backbones.clip_configurations import CONFIGURATION, FOLDER, INTERPOLATION, UNNAMED
+from progeo.models.backbones.clip_configurations import (
+    CONFIGURATION,
+    FOLDER,
+    INTERPOLATION,
+    UNNAMED,
+    ClipConfiguration,
+    named_configuration,
+)
 from progeo.models.backbones.clips import ARCHITECTURE
 from progeo.models.classifier import Classifier
 from progeo.models.pixel_statistics import color_in_words
@@ -62,7 +69,9 @@ def write_encoder(
             CLASSIFIERS,
         )
     if converted.clip is not None:
-        named = spec.architecture != UNNAMED
+        assert spec.configuration is not None
+        own = ClipConfiguration(spec.configuration).identity()
+        named = spec.architecture != UNNAMED and named_configuration(spec.architecture).identity() == own
         address = f"{'' if named else FOLDER}{target / _CLIP}"
         LOGGER.info(
             "the complete CLIP, with its texts, written to %s: --model.architecture %s --model.weights %s trains it",

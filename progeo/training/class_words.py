@@ -47,8 +47,7 @@ def log_class_words(prompts: PromptOptions, words: ClassWords) -> None:
     for number, of_group in enumerate(words, 1):
         if prompts.shared_context and (count := len({*of_group})) < len(of_group):
             LOGGER.warning(
-                "group %d: its %d classes have %d different texts: one of the same words has the same text, with a "
-                "shared context",
+                "group %d: its %d classes have %d different texts, as classes of the same words share theirs, too",
                 *(number, len(of_group), count),
             )
 

@@ -76,7 +76,7 @@ def test_places_share_a_context_and_differ_by_the_names_of_their_streets(config,
         torch.testing.assert_close(features, tensors[f"group_{index}.text_features"], rtol=1e-4, atol=1e-5)
     log = (folder / "log.txt").read_text()
     assert re.search(rf"{names}: words for \d of 8 classes, \d different; the others have none", log)
-    assert re.search(r"group 1: its 3 classes have 2 different texts: one of the same words has the same", log)
+    assert re.search(r"group 1: its 3 classes have 2 different texts, as classes of the same words share", log)
     main(["prompts", "show", str(folder), "--num_words", "1"])
     assert re.search(r'^class \d+,\d+,\d+ of group 1: (Rue "\d+", Zürich|no words)$', capsys.readouterr().out, re.M)
     with (folder / "prompts.csv").open(encoding="utf-8") as stream:

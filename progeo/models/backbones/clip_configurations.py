@@ -206,10 +206,15 @@ def resolved_architecture(architecture: str, configuration: ClipConfiguration) -
 
 
 def name_of(configuration: ClipConfiguration) -> str:
-    """Return the shortest name of an architecture with this visual tower, `UNNAMED` if there is none."""
-    wanted = configuration.identity(visual_only=True)
-    names = [name for name in known_architectures() if named_configuration(name).identity(visual_only=True) == wanted]
-    return min(names, key=lambda name: (len(name), name), default=UNNAMED)
+    """Return the name of an architecture with this visual tower, of the same text tower if possible, the shortest.
+
+    Returns:
+        The name, `UNNAMED` if there is none.
+    """
+    wanted, visual = configuration.identity(), configuration.identity(visual_only=True)
+    known = {name: named_configuration(name) for name in known_architectures()}
+    names = [name for name, each in known.items() if each.identity(visual_only=True) == visual]
+    return min(names, key=lambda name: (known[name].identity() != wanted, len(name), name), default=UNNAMED)
 
 
 def brought_configuration(weights: str, architecture: str = "") -> ClipConfiguration | None:
@@ -235,7 +240,7 @@ def brought_content(weights: str, architecture: str = "") -> tuple[Mapping[str, 
         try:
             file = Path(download_pretrained_from_hf(weights.removeprefix(HUB), filename=OPEN_CLIP_CONFIG))
         except Exception as error:  # no connection, no such repository, or no such file in it
-            raise ValueError(f"`weights` {weights!r} have no configuration of open_clip: {error}") from None
+            raise ValueError(f"The {OPEN_CLIP_CONFIG} of `weights` {weights!r} cannot be read: {error}") from None
         return _content_of(file), None
     if weights in open_clip.list_pretrained_tags_by_model(architecture):
         return None, None
