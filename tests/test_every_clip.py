@@ -11,6 +11,7 @@ from small_towers import configuration, register_small_towers
 
 import progeo
 from progeo.cli import main
+from progeo.localization.localize import text_descriptor
 from progeo.models.backbones.clip_configurations import ClipConfiguration
 from progeo.models.backbones.clips import load_clip, random_clip
 
@@ -87,7 +88,13 @@ def test_a_clip_goes_through_all_commands(kind, hub_cache, config, city, tmp_pat
     assert encoder.spec.mean == tuple(MEAN)
     images = torch.randn(2, 3, 64, 64)
     main(["export", str(out), "--out", str(tmp_path / "safetensors")])
-    assert progeo.load_encoder(tmp_path / "safetensors")(images).equal(encoder(images))
+    exported = progeo.load_encoder(tmp_path / "safetensors")
+    assert exported(images).equal(encoder(images))
+    assert exported.spec.architecture == "local-dir:clip"
+    assert all(
+        str(tmp_path) not in (tmp_path / "safetensors" / name).read_text() for name in ("model.json", "README.md")
+    )
+    assert text_descriptor(exported.spec, "a street").tolist() == text_descriptor(encoder.spec, "a street").tolist()
     graph = ["--input", "photos"] if kind == "swin" else []  # it takes one size only
     for name in ("onnx", "torch"):  # compared with the encoder
         main(["export", str(out), "--format", name, *graph, "--out", str(tmp_path / name)])

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from progeo.models.backbones import FAMILIES
+from progeo.models.backbones.clip_configurations import FOLDER
 
 _NO_PATHS = ("architecture", "template")
 _ADDRESSES = ("hf-hub:", "http://", "https://")
@@ -14,14 +15,20 @@ def without_folders(value: Any) -> Any:
     """Replace every path in nested plain values by its last part.
 
     Every string with a `/` counts as a path, except addresses and the values of `architecture` (`ViT-B/16`) and
-    `template`. In names such as `open_clip:ViT-B/16:WEIGHTS` only the weights can be a path.
+    `template`; of `local-dir:PATH` the prefix stays. In names such as `open_clip:ViT-B/16:WEIGHTS` only the weights can
+    be a path.
     """
     if isinstance(value, Mapping):
-        return {name: part if name in _NO_PATHS else without_folders(part) for name, part in value.items()}
+        return {
+            name: part if name in _NO_PATHS and not str(part).startswith(FOLDER) else without_folders(part)
+            for name, part in value.items()
+        }
     if isinstance(value, list | tuple):
         return [without_folders(part) for part in value]
     if not isinstance(value, str) or value.startswith(_ADDRESSES):
         return value
+    if value.startswith(FOLDER):
+        return f"{FOLDER}{Path(value.removeprefix(FOLDER)).name}"
     if weights := weights_in_name(value):
         return f"{value.removesuffix(weights)}{without_folders(weights)}"
     return Path(value).name

@@ -1,7 +1,7 @@
 """Formats that an encoder is exported in: one table of them all."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -76,6 +76,7 @@ def export_encoder(path: Path, target: Path, format: str, options: ExportOptions
 
 def _read(files: FileSet, *, with_classifier: bool) -> SavedEncoder:
     encoder, metadata = encoder_of(files), metadata_of(files)
+    encoder.spec = replace(encoder.spec, **without_folders({"architecture": encoder.spec.architecture}))
     described = {**spec_to_json(encoder.spec), **metadata["encoder"]}  # files of earlier versions lack fields
     return SavedEncoder({**metadata, "encoder": described}, encoder, classifier_of(files) if with_classifier else None)
 
