@@ -51,9 +51,15 @@ _NO_SHAPE = {
 }
 """Settings that change features, but no shape of the weights."""
 _LIMITS = MappingProxyType(
-    {"layers": 1000, "width": 2**16, "image_size": 2**16, "context_length": 2**16, "vocab_size": 2**24}
+    {
+        **{"layers": 1000, "width": 2**16, "heads": 2**12, "head_width": 2**16, "mlp_ratio": 2**10},
+        **{"image_size": 2**16, "patch_size": 2**12, "attn_pooler_queries": 2**16, "attn_pooler_heads": 2**12},
+        **{"context_length": 2**12, "vocab_size": 2**24},
+    }
 )
 """Maximum values of settings, far above any CLIP, since a configuration may be a stranger's."""
+_MAX_EMBEDDING = 2**30
+"""Maximum numbers in the position embedding of a visual tower, which may be computed, not read."""
 _TOKENIZER_OPTIONS = {"clean", "strip_sep_token", "language"}
 """Options of tokenizers that a configuration may set; others could name files, or run code that is fetched."""
 
@@ -292,8 +298,11 @@ def _check_limits(part: str, settings: Mapping[str, Any]) -> None:
     for name, maximum in _LIMITS.items():
         value = settings.get(name, 1)
         numbers = value if isinstance(value, tuple | list) else (value,)
-        if not all(isinstance(number, int) and 1 <= number <= maximum for number in numbers):
+        if not all(0 < number <= maximum and (name == "mlp_ratio" or number >= 1) for number in numbers):
             raise ValueError(f"its {part}.{name} is {value}, which must be from 1 to {maximum}.")
+    side, patch = settings.get("image_size", 1), settings.get("patch_size", 1)
+    if (max(side) if isinstance(side, list) else side) // patch * settings.get("width", 1) ** 0.5 > _MAX_EMBEDDING**0.5:
+        raise ValueError(f"its {part} has a position embedding of more than {_MAX_EMBEDDING:,} numbers.")
 
 
 def _check_same_shapes(own: ClipConfiguration, named: ClipConfiguration, *, architecture: str, weights: str) -> None:

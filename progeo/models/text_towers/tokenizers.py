@@ -21,6 +21,8 @@ from progeo.models.backbones.clip_configurations import (
 )
 from progeo.printable import first_line
 
+_MIN_CONTEXT = 5
+"""Minimum number of tokens that a text tower reads: those of the test sentence's first words and of its frame."""
 LEARNED = -1
 """Stands for a learned vector in a sequence of ids."""
 VOCABULARY = 49408
@@ -219,7 +221,8 @@ def load_tokenizer(configuration: ClipConfiguration) -> Tokenizer:
     has_own = folder is not None and any((folder / file).is_file() for file in _FILES)
     name = str(folder) if has_own else text.hf_tokenizer_name
     try:
-        tokenizer = HubTokenizer(HFTokenizer(name, text.context_length, tokenizer_mode=text.tokenizer_mode, **options))
+        options |= {"tokenizer_mode": text.tokenizer_mode, "trust_remote_code": False}
+        tokenizer = HubTokenizer(HFTokenizer(name, text.context_length, **options))
         same = all(
             tokenizer.ids([sentence])[0].tolist() == list(tokenizer.sequence([sentence]))
             for sentence in ("a", SENTENCE)
@@ -263,6 +266,8 @@ def check_tokenizer(configuration: ClipConfiguration) -> None:
         raise ValueError("open_clip cannot compute its text features: embed_cls needs custom_text")
     if text.hf_pooler_type == "max_pooler":
         raise ValueError("open_clip cannot compute its text features: its max_pooler fails")
+    if (text.context_length or 0) < _MIN_CONTEXT:
+        raise ValueError(f"it reads {text.context_length} tokens, too few for a prompt")
     options = _options(text)
     allowed = {"clean"}
     if text.hf_tokenizer_name or text.hf_model_name:

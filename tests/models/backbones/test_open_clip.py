@@ -175,6 +175,34 @@ def test_a_configuration_of_other_shapes_or_that_is_none_is_refused_in_one_sente
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("setting", "value", "words"),
+    [
+        ("text_cfg.heads", 3, "open_clip cannot build a CLIP of this configuration: embed_dim must be divisible by"),
+        ("text_cfg.layers", None, "open_clip cannot build a CLIP of this configuration: 'NoneType' object cannot"),
+        ("vision_cfg.norm_kwargs", {"run": 1}, "open_clip cannot build .* unexpected keyword argument 'run'"),
+        ("vision_cfg.pool_type", "x", "open_clip cannot build a CLIP of this configuration: AssertionError"),
+        ("init_logit_scale", "x", "open_clip cannot build a CLIP of this configuration: only integer tensors"),
+        ("vision_cfg.head_width", 0, "its vision_cfg.head_width is 0, which must be from 1 to"),
+        ("vision_cfg.patch_size", -1, "its vision_cfg.patch_size is -1, which must be from 1 to"),
+        ("vision_cfg.mlp_ratio", 1e300, "its vision_cfg.mlp_ratio is 1e.300, which must be from 1 to"),
+        ("vision_cfg.image_size", 65536, "its vision_cfg has a position embedding of more than 1,073,741,824 numbers"),
+        ("text_cfg.width", 2**15, "its configuration is of [0-9,]* weights, more than open_clip_model.safetensors can"),
+    ],
+)
+def test_a_configuration_that_cannot_be_built_or_takes_memory_is_refused_in_one_sentence(setting, value, words, hub):
+    config = open_clip.get_model_config("tiny-vit")
+    part, _, name = setting.rpartition(".")
+    (config[part] if part else config)[name] = value
+    hub({"model_cfg": config}, load_clip("tiny-vit", "random"))
+    address = "hf-hub:someone/clip"
+    for build in (load_clip, build_encoder)[: 1 if "text" in setting or "logit" in setting else 2]:
+        for weights in (address, "random")[: 1 if "weights" in words else 2]:
+            with pytest.raises(ValueError, match=words) as error:
+                build(address, weights)
+            assert "\n" not in str(error.value)
+
+
 def test_an_address_as_architecture_takes_whatever_the_weights_are(hub, architecture):
     source = load_clip(architecture("own", {"vision_cfg.width": 64, "vision_cfg.layers": 1}), "random", seed=7)
     hub({"model_cfg": configuration_of(source).to_json()}, source)
