@@ -20,7 +20,7 @@ from torch import nn
 
 from progeo.files import read_json
 from progeo.json_files import converted
-from progeo.models.clip_files import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
+from progeo.models.clip_files import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, tokenizer_files_of
 from progeo.models.weight_files.tensor_files import read_metadata
 from progeo.printable import printable
 
@@ -251,7 +251,7 @@ def brought_content(weights: str, architecture: str = "") -> tuple[Mapping[str, 
         raise ValueError(f"`weights` {weights!r} is a folder without {OPEN_CLIP_CONFIG}: name a file in it.")
     if path.is_dir() or (file.is_file() and path.name in OPEN_CLIP_WEIGHTS):
         return _content_of(file), file.parent.absolute()
-    return _content_in(path), None
+    return _content_in(path), path.parent.absolute() if tokenizer_files_of(path) else None
 
 
 def parse_configuration(values: Any, source: str, *, folder: Path | None = None) -> ClipConfiguration:

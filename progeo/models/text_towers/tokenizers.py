@@ -19,6 +19,7 @@ from progeo.models.backbones.clip_configurations import (
     own_spelling,
     resolve_configuration,
 )
+from progeo.models.clip_files import tokenizer_files
 from progeo.printable import first_line
 
 _MIN_CONTEXT = 5
@@ -29,8 +30,6 @@ VOCABULARY = 49408
 """Number of tokens of CLIP's byte pair encoding."""
 PACKAGES = ("transformers", "sentencepiece", "google.protobuf")
 """Modules of the packages of `progeo[tokenizers]`."""
-_FILES = ("tokenizer.json", "tokenizer_config.json")
-"""Files of a tokenizer in a folder."""
 _CLEANING = ("lower", "whitespace", "canonicalize")
 SENTENCE = "A photo of the Rue de l'Église, Zürich: no. 7!"
 """Test sentence with capitals, punctuation and accents, which tokenizers encode differently."""
@@ -218,8 +217,7 @@ def load_tokenizer(configuration: ClipConfiguration) -> Tokenizer:
     if not text.hf_tokenizer_name:
         return BytePairTokenizer(text.context_length, **options)
     folder = configuration.folder
-    has_own = folder is not None and any((folder / file).is_file() for file in _FILES)
-    name = str(folder) if has_own else text.hf_tokenizer_name
+    name = str(folder) if folder is not None and tokenizer_files(folder) else text.hf_tokenizer_name
     try:
         options |= {"tokenizer_mode": text.tokenizer_mode, "trust_remote_code": False}
         tokenizer = HubTokenizer(HFTokenizer(name, text.context_length, **options))
