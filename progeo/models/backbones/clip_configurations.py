@@ -181,8 +181,7 @@ def resolve_configuration(architecture: str, weights: str) -> ClipConfiguration:
             raise ValueError(f"`architecture` {architecture!r} has no configuration: name a CLIP of open_clip.")
         return own
     named = named_configuration(architecture)
-    own = None if weights == "random" else brought_configuration(weights, architecture)
-    if own is not None:
+    if (own := brought_configuration(weights, architecture)) is not None:
         _check_same_shapes(own, named, architecture=architecture, weights=weights)
         return own
     tag = open_clip.get_pretrained_cfg(architecture, weights) or {}
@@ -243,7 +242,7 @@ def brought_content(weights: str, architecture: str = "") -> tuple[Mapping[str, 
         except Exception as error:  # no connection, no such repository, or no such file in it
             raise ValueError(f"`weights` {weights!r} have no configuration of open_clip: {error}") from None
         return _content_of(file), None
-    if weights in open_clip.list_pretrained_tags_by_model(architecture):
+    if weights == "random" or weights in open_clip.list_pretrained_tags_by_model(architecture):
         return None, None
     path = Path(weights.removeprefix(FOLDER))
     file = (path if path.is_dir() else path.parent) / OPEN_CLIP_CONFIG

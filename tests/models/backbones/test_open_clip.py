@@ -53,6 +53,15 @@ def test_random_weights_follow_their_seed_and_leave_the_global_generator_alone()
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_random_weights_are_no_folder_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "random").mkdir()
+    spec = build_encoder("tiny-vit", "random").spec
+    config = {"model_cfg": spec.configuration, "preprocess_cfg": {"mean": [0.1] * 3, "std": [0.1] * 3}}
+    (tmp_path / "random/open_clip_config.json").write_text(json.dumps(config))
+    assert build_encoder("tiny-vit", "random").spec == spec
+
+
 @pytest.mark.parametrize("interpolation", ["edges", "corners"])
 def test_position_embeddings_are_interpolated_over_the_grid_and_the_first_token_stays(interpolation):
     native = load_clip("tiny-vit", "random").visual.positional_embedding  # 8 x 8 patches
