@@ -58,7 +58,7 @@ _LIMITS = MappingProxyType(
     }
 )
 """Maximum values of settings, far above any CLIP, since a configuration may be a stranger's."""
-_MAX_EMBEDDING = 2**30
+_MAX_EMBEDDING = 2**27
 """Maximum numbers in the position embedding of a visual tower, which may be computed, not read."""
 _TOKENIZER_OPTIONS = {"clean", "strip_sep_token", "language"}
 """Options of tokenizers that a configuration may set; others could name files, or run code that is fetched."""

@@ -195,7 +195,7 @@ def test_a_configuration_of_other_shapes_or_that_is_none_is_refused_in_one_sente
         ("vision_cfg.head_width", 0, "its vision_cfg.head_width is 0, which must be from 1 to"),
         ("vision_cfg.patch_size", -1, "its vision_cfg.patch_size is -1, which must be from 1 to"),
         ("vision_cfg.mlp_ratio", 1e300, "its vision_cfg.mlp_ratio is 1e.300, which must be from 1 to"),
-        ("vision_cfg.image_size", 65536, "its vision_cfg has a position embedding of more than 1,073,741,824 numbers"),
+        ("vision_cfg.image_size", 65536, "its vision_cfg has a position embedding of more than 134,217,728 numbers"),
         ("text_cfg.width", 2**15, "its configuration is of [0-9,]* weights, more than open_clip_model.safetensors can"),
     ],
 )
