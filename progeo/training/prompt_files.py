@@ -89,6 +89,8 @@ class ClipOfPrompts:
     weights: str
     """See `load_clip`."""
     configuration: ClipConfiguration
+    vocabulary: str
+    """Digest of its token embedding."""
 
     def __str__(self) -> str:
         return f"{self.architecture} ({self.weights})"
@@ -109,7 +111,7 @@ def load_clip_of_prompts(folder: Path) -> ClipOfPrompts:
             configuration = named_configuration(architecture)
     except ValueError as error:
         raise ValueError(f"{folder / DESCRIPTION} is corrupt: {error} Run stage 1 again.") from None
-    return ClipOfPrompts(architecture, weights, configuration)
+    return ClipOfPrompts(architecture, weights, configuration, description["vocabulary"])
 
 
 def load_logit_scale(folder: Path) -> float:
