@@ -13,7 +13,13 @@ from torch import Tensor
 
 from progeo.file_sets import FileSet, read_set
 from progeo.json_files import as_kind
-from progeo.models.backbones.clip_configurations import ClipConfiguration, named_configuration, parse_configuration
+from progeo.models.backbones.clip_configurations import (
+    ClipConfiguration,
+    known_architectures,
+    named_configuration,
+    own_spelling,
+    parse_configuration,
+)
 from progeo.models.weight_files.tensor_files import read_metadata
 from progeo.places.cells import DescribedPartition, Partition, check_same_partition
 
@@ -140,8 +146,15 @@ def read_prompts_description(folder: Path) -> dict[str, Any]:
 
 def description_of(files: FileSet) -> dict[str, Any]:
     """Check the metadata of one version of the files of prompts, see `read_prompts_description`."""
-    as_kind(files.description, _Description, files.folder / DESCRIPTION, advice="Run stage 1 again.")
-    return files.description
+    description, file = files.description, files.folder / DESCRIPTION
+    as_kind(description, _Description, file, advice="Run stage 1 again.")
+    name, is_former = own_spelling(description["architecture"]), "configuration" not in description
+    if is_former and name in known_architectures() and named_configuration(name).text.hf_tokenizer_name:
+        raise ValueError(
+            f"{file} is of an earlier version, which read words with another tokenizer than that of {name}: run "
+            f"stage 1 again."
+        )
+    return description
 
 
 def read_group(path: Path, names: Sequence[str]) -> tuple[list[Tensor], dict[str, Any]]:

@@ -203,6 +203,18 @@ def named_configuration(architecture: str) -> ClipConfiguration:
     return ClipConfiguration(open_clip.get_model_config(name))
 
 
+def former_identity(architecture: str, configuration: ClipConfiguration) -> dict[str, Any]:
+    """Return the `identity` of the CLIP that earlier versions used in place of one with this configuration.
+
+    It was that of the named architecture, whose words were always read with CLIP's byte pair encoding; an address was
+    not accepted.
+    """
+    if is_address(own_spelling(architecture)):
+        return configuration.identity()
+    former = named_configuration(architecture).with_quick_gelu(configuration.quick_gelu).identity()
+    return {name: value for name, value in former.items() if name != "text_cfg.hf_tokenizer_name"}
+
+
 def resolved_architecture(architecture: str, configuration: ClipConfiguration) -> str:
     """Return the architecture's name, that of its variant with QuickGELU if the CLIP has it and there is one."""
     name = own_spelling(architecture)
