@@ -8,6 +8,7 @@ from safetensors.torch import safe_open, save_file
 
 from progeo.commands.import_weights import import_weights
 from progeo.export.weights import load_encoder
+from progeo.models.backbones.clip_configurations import named_configuration
 from progeo.models.backbones.clips import load_clip
 from progeo.models.pixel_statistics import pixel_statistics
 
@@ -30,7 +31,9 @@ def test_the_clip_of_an_import_says_its_pixels_where_they_are_known(pixels, meta
     save_file(state, tmp_path / "clip/open_clip_model.safetensors")
     folder = import_weights(tmp_path / "clip", out=tmp_path / "encoder")
     with safe_open(folder / "clip.safetensors", framework="pt") as file:
-        assert file.metadata() == {"architecture": "tiny-vit", **metadata}
+        found = file.metadata()
+    assert json.loads(found.pop("configuration")) == named_configuration("tiny-vit").to_json()
+    assert found == {"architecture": "tiny-vit", **metadata}
     spec, statistics = load_encoder(folder).spec, pixel_statistics("tiny-vit", str(folder / "clip.safetensors"))
     assert (spec.mean, spec.std, spec.resize) == (statistics.mean, statistics.std, statistics.resize)
 

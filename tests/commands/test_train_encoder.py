@@ -106,7 +106,7 @@ def test_a_run_stopped_within_an_epoch_ends_as_if_it_had_not_been(long_config, w
 def test_two_processes_train_and_test_as_one_does_with_the_same_batch(long_config, city, tmp_path):
     settings = yaml.safe_load(long_config.read_text())
     settings["model"]["architecture"] = "tiny-vit"  # batch norm sees only its own process
-    settings["encoder"]["descriptor_dim"] = None
+    settings["encoder"]["aggregation"] = "gem"
     settings["training"] |= {"iterations_per_epoch": 5, "batch_size": 8}
     settings["test"] = {"folder": str(city / "test"), "descriptor_cache": str(tmp_path / "descriptors")}
     for name in ("one", "two"):

@@ -205,11 +205,15 @@ def test_other_weights_sizes_and_preprocessing_have_features_of_their_own(run, c
     ("change", "sentence"),
     [
         (("--model.mean", "[0.5,0.5,0.5]"), "--model.mean and --model.std go together"),
-        (("--model.architecture", "ViT-H-14-worldwide-378"), "Prompts cannot be learned for ViT-H-14-worldwide-378"),
-        (("--model.architecture", "ViT-L-14-CLIPA"), "Prompts cannot be learned for ViT-L-14-CLIPA"),
+        (("--model.architecture", "coca_base"), "coca_base: its configuration names no tokenizer, and its vocabulary"),
+        (("--model.architecture", "ViT-L-14-CLIPA"), "ViT-L-14-CLIPA: the tokenizer bert-base-uncased could not be"),
     ],
 )
-def test_what_stage_1_cannot_learn_from_is_refused_before_there_is_a_run(change, sentence, config, tmp_path):
+def test_what_stage_1_cannot_learn_from_is_refused_before_there_is_a_run(
+    change, sentence, config, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert sentence in failure(config, "--out", tmp_path / "run", *change)
     assert not (tmp_path / "run").exists()
 

@@ -113,7 +113,7 @@ def test_an_encoder_has_gradients_everywhere_and_is_equal_bit_for_bit_once_loade
         check_gradients(encoder)
 
 
-@pytest.mark.parametrize("name", SMALL_TOWERS.keys() - ONE_SIZE.keys())
+@pytest.mark.parametrize("name", [name for name in SMALL_TOWERS if name not in ONE_SIZE])
 @torch.no_grad()
 def test_a_tower_run_at_another_size_equals_one_loaded_for_that_size(name):
     tower = load(name)
