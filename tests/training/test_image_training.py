@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import shutil
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -95,6 +96,21 @@ def test_descriptors_stay_comparable_with_texts_only_where_they_are_trained_towa
     with pytest.raises(ValueError, match=sentence):
         text_weights("tiny-vit-quickgelu", tmp_path / "a.pt")
     assert text_weights("tiny-vit", tmp_path / "a.pt", "--text.weight", "0") is None
+
+
+def test_a_run_of_an_earlier_version_resumes_only_if_its_backbone_was_what_its_name_says(build, tmp_path):
+    values = named_configuration("tiny-vit").to_json()
+    values["vision_cfg"]["norm_kwargs"] = {"eps": 0.1}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": values}))
+    torch.save(load_clip("tiny-vit", "random").state_dict(), tmp_path / "open_clip_pytorch_model.bin")
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    for weights, is_refused in (("random", False), (tmp_path, True)):
+        own = ("--model.architecture", "tiny-vit", "--model.weights", weights, "--encoder.aggregation", "gem")
+        learned = build(*own, "--text.weight", 0, "--text.prompts", "null").learned_from
+        dataclasses.replace(learned, configuration=None).keep(run)
+        with pytest.raises(ValueError, match="begun with another configuration") if is_refused else nullcontext():
+            learned.check(run, ())
 
 
 @pytest.mark.parametrize(

@@ -203,6 +203,14 @@ def named_configuration(architecture: str) -> ClipConfiguration:
     return ClipConfiguration(open_clip.get_model_config(name))
 
 
+def has_named_tower(architecture: str, configuration: ClipConfiguration) -> bool:
+    """Return whether the visual tower of a CLIP is what the name of its architecture says."""
+    if own_spelling(architecture) not in known_architectures():  # an address, or `UNNAMED`
+        return False
+    own = configuration.identity(visual_only=True)
+    return own == named_configuration(architecture).identity(visual_only=True)
+
+
 def former_identity(architecture: str, configuration: ClipConfiguration) -> dict[str, Any]:
     """Return the `identity` of the CLIP that earlier versions used in place of one with this configuration.
 
