@@ -24,6 +24,8 @@ from progeo.models.state_dicts import check_fits
 from progeo.models.weight_files.checkpoints import FoundWeights
 
 _TEXT = (
+    "text.",
+    "text_decoder.",
     "transformer.",
     "token_embedding.",
     "positional_embedding",
