@@ -4,9 +4,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
-from msgspec import Meta
 from safetensors import SafetensorError
 from safetensors.torch import safe_open
 from torch import Tensor
@@ -53,7 +52,7 @@ class _Description(TypedDict):
     weights: str
     seed: int
     vocabulary: str
-    logit_scale: NotRequired[Annotated[float, Meta(gt=0)]]
+    logit_scale: NotRequired[float]
     class_words: NotRequired[list[list[str]]]
     groups: list[dict[str, Any]]
 

@@ -47,13 +47,13 @@ class TextTower:
     @property
     def logit_scale(self) -> float:
         """Factor of cosine similarities in the CLIP's own loss."""
-        return float(self.clip.logit_scale.exp())
+        return float(self.clip.logit_scale.detach().exp())
 
     @property
     def logit_bias(self) -> float | None:
         """Term added to the scaled similarities in the CLIP's own loss; None without one."""
         bias = self.clip.logit_bias
-        return None if bias is None else float(bias)
+        return None if bias is None else float(bias.detach())
 
     @torch.no_grad()
     def embedding(self, ids: Tensor) -> Tensor:
