@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -10,7 +11,7 @@ from progeo.atomic import replacing, written_together
 from progeo.convert.converted_encoder import ConvertedEncoder
 from progeo.convert.published_classes import CLASSIFIERS
 from progeo.engine.log import LOGGER
-from progeo.export.weights import save_encoder
+from progeo.export.weights import has_hub_tokenizer, save_encoder
 from progeo.models.backbones.clip_configurations import (
     CONFIGURATION,
     FOLDER,
@@ -21,6 +22,7 @@ from progeo.models.backbones.clip_configurations import (
 )
 from progeo.models.backbones.clips import ARCHITECTURE
 from progeo.models.classifier import Classifier
+from progeo.models.clip_files import tokenizer_files, tokenizer_files_of
 from progeo.models.pixel_statistics import color_in_words
 from progeo.models.weight_files.checkpoints import in_words
 
@@ -38,6 +40,9 @@ def write_encoder(
             with replacing(folder / _CLIP) as temporary:
                 save_file(dict(converted.clip), temporary, metadata=_metadata(converted))
             encoder.spec = dataclasses.replace(encoder.spec, text_weights=str(folder / _CLIP))
+            theirs = tokenizer_files(source) if source.is_dir() else tokenizer_files_of(source)
+            for file in theirs if has_hub_tokenizer(encoder.spec) else ():
+                shutil.copyfile(file, folder / file.name)
         save_encoder(folder, encoder, provenance=provenance, recalls={}, classifier=classifier)
     spec = encoder.spec
     LOGGER.info(

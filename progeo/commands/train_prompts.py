@@ -25,7 +25,7 @@ def train_prompts(settings: PromptSettings) -> Path:
     from progeo.engine.accelerator import start_accelerator
     from progeo.engine.log import LOGGER
     from progeo.models.backbones import find_family
-    from progeo.models.backbones.clip_configurations import configuration_of
+    from progeo.models.backbones.clip_configurations import configuration_of, former_identity
     from progeo.models.prompts import load_prompt_tower
     from progeo.training.class_words import check_prompts, log_class_words, read_class_words, words_digest
     from progeo.training.places import LearnedFrom, check_batch_norm, check_classes, read_training_places
@@ -56,7 +56,12 @@ def train_prompts(settings: PromptSettings) -> Path:
     stage = open_stage(
         settings,
         "stage1",
-        LearnedFrom(places, configuration=configuration_of(clip).identity(), class_words=words_digest(words)),
+        LearnedFrom(
+            places,
+            configuration=configuration_of(clip).identity(),
+            former_configuration=former_identity(model.architecture, configuration_of(clip)),
+            class_words=words_digest(words),
+        ),
         defaults={"prompts.batch_norm": "eval"},  # before it was a setting
         may_change=("prompts.feature_cache", "prompts.batch_norm", "prompts.class_names"),  # if the words are the same
         is_main=accelerator.is_main_process,

@@ -1,6 +1,5 @@
 """Import CLIPs of open_clip: folders of the Hugging Face Hub with their configuration, and files alone."""
 
-from dataclasses import replace
 from typing import get_args
 
 from progeo.convert.clip_encoder import ClipProperties, convert_clip
@@ -29,12 +28,7 @@ def read_open_clip(source: Source, choices: Choices) -> ConvertedEncoder:
         ValueError: the configuration is not one of open_clip; for further errors see `convert_clip`.
     """
     properties = _properties(source) if _is_configured(source) else ClipProperties()
-    converted = convert_clip(source.weights(OPEN_CLIP_WEIGHTS), choices, properties)
-    tokenizer = properties.configuration and properties.configuration.text.hf_tokenizer_name
-    if converted.clip is None or not tokenizer:
-        return converted
-    remark = f"Texts are read with the tokenizer {tokenizer} of the hub; one in the folder is not imported."
-    return replace(converted, remarks=(*converted.remarks, remark))
+    return convert_clip(source.weights(OPEN_CLIP_WEIGHTS), choices, properties)
 
 
 def _is_configured(source: Source) -> bool:

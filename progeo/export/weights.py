@@ -18,7 +18,8 @@ from progeo.file_sets import FileSet, read_set, write_set
 from progeo.files import read_json
 from progeo.json_files import as_kind
 from progeo.models.backbones import find_family
-from progeo.models.encoder import Encoder, restore_encoder, spec_from_json, spec_to_json
+from progeo.models.clip_files import TEXT_CLIP, tokenizer_files_of
+from progeo.models.encoder import Encoder, EncoderSpec, restore_encoder, spec_from_json, spec_to_json
 from progeo.models.state_dicts import weights_digest
 from progeo.models.weight_files.tensor_files import read_safetensors
 from progeo.printable import first_line, printable
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 _FORMAT = 3
 READERS = MappingProxyType({WEIGHTS: read_safetensors, METADATA: read_json})
 """Files of an encoder that are downloaded, see `fetch_folder`."""
-_TEXT_CLIP = "clip"
-"""Stem of the copied CLIP file for text features; its suffix is that of the original."""
 _RENAMED_FIELDS = MappingProxyType({"normalised": "normalized", "pooling": "aggregation"})
 """Fields of an encoder in format 2: their names there -> their current names."""
 
@@ -79,7 +78,9 @@ def save_encoder(
     recalls: Mapping[str, float],
     classifier: "Classifier | None" = None,
 ) -> Path:
-    """Save an encoder to `folder`, replacing any encoder there, with a copy of its CLIP file for text features, if any.
+    """Save an encoder to `folder`, replacing any encoder there, with its CLIP file for text features, if any.
+
+    A copy of the CLIP file is saved, and of the tokenizer of Hugging Face beside it, if its texts are read with one.
 
     Args:
         folder: created if missing.
@@ -99,8 +100,10 @@ def save_encoder(
     spec = encoder.spec
     if spec.text_weights is not None and Path(spec.text_weights).is_absolute():
         clip = Path(spec.text_weights)
-        copied = f"{_TEXT_CLIP}{clip.suffix}" if clip.is_file() else None
-        files |= {} if copied is None else {copied: clip}
+        copied = f"{TEXT_CLIP}{clip.suffix}" if clip.is_file() else None
+        if copied is not None:
+            tokenizer = tokenizer_files_of(clip) if has_hub_tokenizer(spec) else []
+            files |= {copied: clip, **{file.name: file for file in tokenizer}}
         spec = replace(spec, text_weights=copied)
     metadata = {
         "format": _FORMAT,
@@ -110,6 +113,11 @@ def save_encoder(
     }
     write_set(folder / METADATA, metadata, files, without=[CLASSIFIER])
     return folder
+
+
+def has_hub_tokenizer(spec: EncoderSpec) -> bool:
+    """Return whether the texts of an encoder's CLIP are read with a tokenizer of Hugging Face."""
+    return bool((spec.configuration or {}).get("text_cfg", {}).get("hf_tokenizer_name"))
 
 
 def load_encoder(path_or_name: str | Path, *, trust: bool = False) -> Encoder:
@@ -206,7 +214,7 @@ def _find_text_clip(folder: Path, text_weights: str | None) -> str | None:
         return text_weights
     if Path(text_weights).name != text_weights:
         return None
-    if Path(text_weights).stem != _TEXT_CLIP:  # a tag
+    if Path(text_weights).stem != TEXT_CLIP:  # a tag
         return text_weights
     file = folder / text_weights
     return str(file.resolve()) if file.is_file() else None

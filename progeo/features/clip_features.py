@@ -15,7 +15,7 @@ from progeo.features.calibration import MAX_CALIBRATION_IMAGES, calibrate_batch_
 from progeo.features.extract import ExtractedFeatures, extract_features
 from progeo.features.extractor import FeatureExtractor, run_on
 from progeo.image_files import Orientation
-from progeo.models.backbones.clip_configurations import configuration_of, is_address, named_configuration
+from progeo.models.backbones.clip_configurations import configuration_of, has_named_tower
 from progeo.models.backbones.position_embedding import as_height_width
 from progeo.models.batch_norm import batch_norm_mode, batch_statistics
 from progeo.models.options import BatchNormMode
@@ -100,10 +100,8 @@ def cached_features(
 
 def _own_configuration(clip: CLIP, architecture: str) -> dict[str, Any]:
     """Return the cache metadata of a visual tower that is not what its architecture's name says; empty for others."""
-    own = configuration_of(clip).identity(visual_only=True)
-    if not is_address(architecture) and own == named_configuration(architecture).identity(visual_only=True):
-        return {}
-    return {"configuration": own}
+    own = configuration_of(clip)
+    return {} if has_named_tower(architecture, own) else {"configuration": own.identity(visual_only=True)}
 
 
 def _batch_norm_key(mode: BatchNormMode, num_images: int, *, batch_size: int, seed: int) -> dict[str, Any]:

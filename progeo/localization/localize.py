@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import pyarrow as pa
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from progeo.features.extractor import FeatureExtractor
 from progeo.features.options import WorkOptions
 from progeo.features.store import can_be_compared
 from progeo.localization.place_index import PlaceIndex
-from progeo.models.backbones.clip_configurations import parse_configuration
+from progeo.models.backbones.clip_configurations import HUB, parse_configuration
 from progeo.models.backbones.clips import load_clip
 from progeo.models.encoder import EncoderSpec
 from progeo.models.text_towers.tokenizers import configuration_with_tokenizer, load_tokenizer
@@ -27,6 +28,7 @@ from progeo.places.catalogue import Catalogue
 from progeo.places.folders import utf8_paths
 from progeo.places.geographic import cell_corners
 from progeo.places.paths import find_paths
+from progeo.printable import printable
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,12 @@ def text_descriptor(spec: EncoderSpec, text: str) -> np.ndarray:
         raise ValueError(
             f"The descriptors of this encoder ({spec.architecture}, aggregation {spec.aggregation}) cannot be compared "
             f"with texts: that needs L2-normalized descriptors in CLIP's own space, such as those of a ViT of CLIP."
+        )
+    is_known = spec.text_weights in open_clip.list_pretrained_tags_by_model(spec.architecture)
+    if not (is_known or spec.text_weights.startswith(HUB) or Path(spec.text_weights).is_absolute()):
+        raise ValueError(
+            f"`text` cannot be encoded: the encoder names the weights {printable(spec.text_weights)}, which are no tag "
+            f"of {spec.architecture}."
         )
     if "/" in spec.text_weights:  # a file or an address, which may be a stranger's choice
         LOGGER.info("texts are encoded with the weights %s, as the encoder says", spec.text_weights)

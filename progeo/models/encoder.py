@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, overload
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _Side = Annotated[int, Meta(ge=1, le=2**16)]
+_MAX_IMAGE_PX = 2**26
+"""Maximum pixels of images, about 8192 x 8192: some networks compute tables of numbers for every cell of an image."""
 _Dim = Annotated[int, Meta(ge=1, lt=2**31)]
 _Mean = Annotated[float, Meta(gt=-1e6, lt=1e6)]
 _Std = Annotated[float, Meta(gt=0, lt=1e6)]
@@ -408,6 +411,8 @@ def spec_from_json(values: Mapping[str, Any]) -> EncoderSpec:
             f"The family {spec.family!r} of its backbone is not known: there are {', '.join(FAMILIES)}. Name the "
             f"file that adds it with `plugin`."
         )
+    if math.prod(spec.image_size) > _MAX_IMAGE_PX:
+        raise ValueError(f"image_size {spec.image_size} is of more than {_MAX_IMAGE_PX:,} pixels.")
     family.check_rebuilt(spec.architecture, spec.configuration)
     options = filled_options(spec.aggregation, spec.aggregation_options)
     interpolation = values.get("interpolation", family.interpolation(spec.architecture))

@@ -96,8 +96,10 @@ def own_statistics(architecture: str, weights: str) -> PixelStatistics:
     own, usual = family.own_normalization(own_name, weights), family.usual_pixels(own_name)
     mean, std = NORMALIZATIONS[family.usual_normalization]
     whose = {"imagenet": "ImageNet's", "clip": "CLIP's"}[family.usual_normalization]
-    if usual and (tuple(usual["mean"]), tuple(usual["std"])) != (mean, std):
-        mean, std, whose = usual["mean"], usual["std"], f"those of all weights of {own_name}"
+    if usual:
+        known = _checked(usual["mean"], usual["std"], source=f"those of all weights of {own_name}", weights=own_name)
+        if (known.mean, known.std) != (mean, std):
+            mean, std, whose = known.mean, known.std, known.source
     why = "random weights have none of their own" if weights == "random" else f"those of {weights} are unknown"
     if not own:
         return _checked(mean, std, source=f"{whose} since {why}", weights=weights)

@@ -13,8 +13,11 @@ from progeo.models.backbones.clip_configurations import ClipConfiguration
 from progeo.models.backbones.clips import load_clip
 from progeo.models.backbones.family import ImageSize
 from progeo.models.options import ClassTokenPosition
-from progeo.models.text_towers.tokenizers import LEARNED, configuration_with_tokenizer, load_tokenizer
+from progeo.models.text_towers.tokenizers import configuration_with_tokenizer, load_tokenizer
 from progeo.models.text_towers.tower import TextTower, build_text_tower, tower_with
+
+_WORD = -2
+"""Stands for any ordinary token where prompts are compared, since ids are at least -1."""
 
 
 def load_prompt_tower(
@@ -93,12 +96,11 @@ class PromptLearner(nn.Module):
         super().__init__()
         tower = clip if isinstance(clip, TextTower) else build_text_tower(clip)
         words = words or [""] * num_classes
-        kinds: dict[tuple[str, ...], list[tuple[int, ...]]] = {}
+        kinds: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
         place_of: dict[str, tuple[int, int]] = {}
         for text in dict.fromkeys(words):
             sequence = tower.tokenizer.sequence(prompt_parts(template, context_length, text, position))
-            special = {LEARNED: "learned", tower.tokenizer.pad_id: "padding"}
-            kind = tuple(special.get(token, "word") for token in sequence)
+            kind = tuple(token if token in tower.special_ids else _WORD for token in sequence)
             same = kinds.setdefault(kind, [])
             place_of[text] = list(kinds).index(kind), len(same)
             same.append(sequence)

@@ -16,10 +16,18 @@ def chosen_temperature(temperature: float | Literal["clip"], logit_scale: float 
     """Return a temperature, or for `clip` that of the CLIP whose cosines are multiplied by `logit_scale`.
 
     A CLIP's constant `logit_bias` is not needed: a softmax over classes does not change with it.
+
+    Raises:
+        ValueError: the CLIP has no finite positive scale.
     """
     if temperature != "clip":
         return temperature
     assert logit_scale is not None  # of the CLIP of the texts
+    if not 0 < logit_scale < math.inf:
+        raise ValueError(
+            f"`temperature` clip is not possible: the CLIP of the texts multiplies cosines by {logit_scale}. Give "
+            f"it as a number."
+        )
     return 1 / logit_scale
 
 

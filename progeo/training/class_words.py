@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from progeo.datasets.readers.image_names import read_image_names
 from progeo.engine.log import LOGGER
 from progeo.models.prompts import initial_vectors, prompt_parts
+from progeo.models.text_space import chosen_temperature
 from progeo.models.text_towers.tokenizers import Tokenizer
 from progeo.models.text_towers.tower import TextTower
 from progeo.places.cells import Partition
@@ -64,8 +65,10 @@ def check_prompts(tower: TextTower, prompts: PromptOptions, partition: Partition
 
     Raises:
         ValueError: a prompt is too long, its words are special tokens, the vectors cannot start from the initial words,
-            or all texts of a group would be equal. The message names the first such class.
+            all texts of a group would be equal (the message names the first such class), or the temperature cannot be
+            that of the CLIP.
     """
+    chosen_temperature(prompts.temperature, tower.logit_scale)
     tower.tokenizer.sequence(prompt_parts(prompts.template, prompts.context_length))
     if prompts.initial_words is not None:
         initial_vectors(tower, prompts.initial_words, prompts.template, prompts.context_length)

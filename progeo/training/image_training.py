@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from progeo.data.augmentation import jitter_colors
 from progeo.engine.accelerator import copy_from_main_process, distributed
 from progeo.export.weights import save_encoder
+from progeo.models.backbones.clip_configurations import ClipConfiguration, has_named_tower
 from progeo.models.classifier import Classifier
-from progeo.models.encoder import Encoder
+from progeo.models.encoder import Encoder, EncoderSpec
 from progeo.training.aggregation_start import AggregationStart
 from progeo.training.batches import Batches, MicroBatch
 from progeo.training.options import TrainingOptions
@@ -84,7 +85,15 @@ class ImageTraining(Task):
         """Everything that must be unchanged to resume the training."""
         digest = None if self.teacher is None else self.teacher.digest
         source, validation = self.drawn.source, self.validation.catalogues
-        return LearnedFrom(source, validation, self.terms.source.text_features, digest, self.encoder.spec.configuration)
+        spec = self.encoder.spec
+        return LearnedFrom(
+            source,
+            validation,
+            self.terms.source.text_features,
+            digest,
+            configuration=spec.configuration,
+            former_configuration=_former_configuration(spec),
+        )
 
     def name(self, epoch: int) -> str:
         """Return the epoch and its group."""
@@ -224,3 +233,14 @@ def _parameter_groups(encoder: Encoder, terms: Terms, options: TrainingOptions) 
     ]
     names = ("params", "base_lr", "weight_decay", "constant")
     return [{**dict(zip(names, kind, strict=True)), "lr": kind[1]} for kind in kinds]
+
+
+def _former_configuration(spec: EncoderSpec) -> Mapping[str, Any] | None:
+    """Return the configuration that earlier versions, which knew a CLIP by its name alone, used for a backbone.
+
+    It is empty if that was another.
+    """
+    if spec.family != "open_clip" or spec.configuration is None:
+        return spec.configuration
+    is_same = has_named_tower(spec.architecture, ClipConfiguration(spec.configuration))
+    return spec.configuration if is_same else {}

@@ -161,6 +161,8 @@ class LearnedFrom:
     """Digest of the teacher."""
     configuration: Mapping[str, Any] | None = None
     """What decides the features of the CLIP, or of the backbone, beside its weights; None if its name says it all."""
+    former_configuration: Mapping[str, Any] | None = None
+    """What an earlier version, which recorded none, used in its place; None for the same."""
     class_words: str | None = None
     """Digest of the words of all classes in their prompts."""
 
@@ -213,7 +215,8 @@ class LearnedFrom:
                 f"or another `out`."
             )
 
-        if stored.get("configuration", self.configuration) != self.configuration:
+        former = self.configuration if self.former_configuration is None else self.former_configuration
+        if stored.get("configuration", former) != self.configuration:
             raise ValueError(
                 f"The run in {run.path} was begun with another configuration of `model.weights`: name another `out`."
             )

@@ -4,16 +4,21 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
-from msgspec import Meta
 from safetensors import SafetensorError
 from safetensors.torch import safe_open
 from torch import Tensor
 
 from progeo.file_sets import FileSet, read_set
 from progeo.json_files import as_kind
-from progeo.models.backbones.clip_configurations import ClipConfiguration, named_configuration, parse_configuration
+from progeo.models.backbones.clip_configurations import (
+    ClipConfiguration,
+    known_architectures,
+    named_configuration,
+    own_spelling,
+    parse_configuration,
+)
 from progeo.models.weight_files.tensor_files import read_metadata
 from progeo.places.cells import DescribedPartition, Partition, check_same_partition
 
@@ -47,7 +52,7 @@ class _Description(TypedDict):
     weights: str
     seed: int
     vocabulary: str
-    logit_scale: NotRequired[Annotated[float, Meta(gt=0)]]
+    logit_scale: NotRequired[float]
     class_words: NotRequired[list[list[str]]]
     groups: list[dict[str, Any]]
 
@@ -89,6 +94,8 @@ class ClipOfPrompts:
     weights: str
     """See `load_clip`."""
     configuration: ClipConfiguration
+    vocabulary: str
+    """Digest of its token embedding."""
 
     def __str__(self) -> str:
         return f"{self.architecture} ({self.weights})"
@@ -109,7 +116,7 @@ def load_clip_of_prompts(folder: Path) -> ClipOfPrompts:
             configuration = named_configuration(architecture)
     except ValueError as error:
         raise ValueError(f"{folder / DESCRIPTION} is corrupt: {error} Run stage 1 again.") from None
-    return ClipOfPrompts(architecture, weights, configuration)
+    return ClipOfPrompts(architecture, weights, configuration, description["vocabulary"])
 
 
 def load_logit_scale(folder: Path) -> float:
@@ -138,8 +145,15 @@ def read_prompts_description(folder: Path) -> dict[str, Any]:
 
 def description_of(files: FileSet) -> dict[str, Any]:
     """Check the metadata of one version of the files of prompts, see `read_prompts_description`."""
-    as_kind(files.description, _Description, files.folder / DESCRIPTION, advice="Run stage 1 again.")
-    return files.description
+    description, file = files.description, files.folder / DESCRIPTION
+    as_kind(description, _Description, file, advice="Run stage 1 again.")
+    name, is_former = own_spelling(description["architecture"]), "configuration" not in description
+    if is_former and name in known_architectures() and named_configuration(name).text.hf_tokenizer_name:
+        raise ValueError(
+            f"{file} is of an earlier version, which read words with another tokenizer than that of {name}: run "
+            f"stage 1 again."
+        )
+    return description
 
 
 def read_group(path: Path, names: Sequence[str]) -> tuple[list[Tensor], dict[str, Any]]:

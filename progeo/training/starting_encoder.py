@@ -11,9 +11,11 @@ from progeo.models.backbones import FAMILIES, find_family, freeze_layers
 from progeo.models.backbones.clip_configurations import ClipConfiguration, named_configuration, own_spelling
 from progeo.models.backbones.clips import weights_anywhere
 from progeo.models.backbones.position_embedding import as_height_width
+from progeo.models.clip_files import read_clip_file
 from progeo.models.encoder import Encoder, EncoderSpec, build_encoder, plan_encoder
 from progeo.models.options import EncoderOptions, ModelOptions
 from progeo.models.pixel_statistics import NORMALIZATIONS, PixelStatistics, chosen_statistics, pixel_statistics
+from progeo.models.state_dicts import weights_digest
 from progeo.training.prompt_files import ClipOfPrompts, load_clip_of_prompts
 
 
@@ -83,14 +85,15 @@ def keep_text_weights(encoder: Encoder, prompts: Path | None, text_dim: int = 0)
     spec = encoder.spec
     if prompts is not None and spec.family == "open_clip" and spec.descriptor_dim == text_dim:
         clip = load_clip_of_prompts(prompts)
-        _check_same_clip(spec, clip, prompts)
         theirs = weights_anywhere(clip.architecture, clip.weights)
-        if spec.text_weights is not None and Path(theirs).resolve() == Path(spec.text_weights).resolve():
+        has_same = spec.text_weights is not None and Path(theirs).resolve() == Path(spec.text_weights).resolve()
+        _check_same_clip(spec, clip, prompts, has_same_weights=has_same)
+        if has_same:
             return
     encoder.spec = dataclasses.replace(spec, text_weights=None)
 
 
-def _check_same_clip(spec: EncoderSpec, clip: ClipOfPrompts, prompts: Path) -> None:
+def _check_same_clip(spec: EncoderSpec, clip: ClipOfPrompts, prompts: Path, *, has_same_weights: bool) -> None:
     """Refuse prompts of another CLIP, whose text features have the same dimension but another meaning."""
     if spec.configuration is None:
         configuration = named_configuration(spec.architecture)
@@ -100,7 +103,7 @@ def _check_same_clip(spec: EncoderSpec, clip: ClipOfPrompts, prompts: Path) -> N
     different = [name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
     both = (spec.text_weights, weights_anywhere(clip.architecture, clip.weights))
     tags = {weights for weights in both if weights is not None and not Path(weights).is_absolute()}
-    if not different and len(tags) < 2:
+    if not different and len(tags) < 2 and (has_same_weights or not _has_other_words(spec, clip)):
         return
     why = f"{different[0]} is {theirs.get(different[0])} and {ours.get(different[0])}" if different else "their weights"
     raise ValueError(
@@ -108,6 +111,16 @@ def _check_same_clip(spec: EncoderSpec, clip: ClipOfPrompts, prompts: Path) -> N
         f"(they differ in {why}): name prompts of the same CLIP with `text.prompts`, or give `encoder.descriptor_dim` "
         f"another value, so that a map between them is learned."
     )
+
+
+def _has_other_words(spec: EncoderSpec, clip: ClipOfPrompts) -> bool:
+    """Return whether the file of an encoder's texts has another token embedding than the CLIP of prompts."""
+    if spec.text_weights is None or not Path(spec.text_weights).is_absolute():
+        return False
+    state, _ = read_clip_file(Path(spec.text_weights))
+    names = ("token_embedding.weight", "text.token_embedding.weight")
+    found = next((state[name].float() for name in names if name in state), None)
+    return found is not None and weights_digest({"token_embedding": found}) != clip.vocabulary
 
 
 def starting_statistics(model: ModelOptions) -> PixelStatistics:

@@ -457,10 +457,19 @@ def test_prompts_record_the_configuration_that_weights_bring_and_resume_with_no_
     assert json.loads((cache / "description.json").read_text())["configuration"]["vision_cfg.pool_type"] == "avg"
     for name in ("prompts.json", "group_0.safetensors"):
         next((tmp_path / "run/stage1").rglob(name)).unlink()
+    places = tmp_path / "run/stage1/places.json"
+    recorded = json.loads(places.read_text())
+    of_before = {name: value for name, value in recorded.items() if name != "configuration"}
+    # An earlier version recorded none, and used that of tiny-vit.
+    for pool_type, values_of_run in (("tok", recorded), ("avg", of_before)):
+        values["vision_cfg"]["pool_type"] = pool_type
+        write_configuration(folder, values)
+        places.write_text(json.dumps(values_of_run))
+        sentence = failure(config, "--out", tmp_path / "run", *own, "--resume", "true")
+        assert sentence.endswith("/stage1 was begun with another configuration of --model.weights: name another --out.")
     values["vision_cfg"]["pool_type"] = "tok"
     write_configuration(folder, values)
-    sentence = failure(config, "--out", tmp_path / "run", *own, "--resume", "true")
-    assert sentence.endswith("/stage1 was begun with another configuration of --model.weights: name another --out.")
+    stage_1(config, "--out", tmp_path / "run", *own, "--resume", "true")
 
 
 def write_configuration(folder: Path, values: dict) -> Path:

@@ -11,14 +11,20 @@ import torch.nn.functional as F
 from open_clip import SimpleTokenizer
 from plain_clip import attention_pooled, resnet_map, resnet_state, text_state, vit_features, vit_state
 from safetensors.torch import save_file
+from small_towers import SMALL_TOWERS, register_small_towers
+from tiny_clips import shrunk
 from torch import nn
 
 import progeo
 from progeo.cli import main
 from progeo.convert.converted_encoder import Choices
 from progeo.convert.recognition import open_source, read_encoder
+from progeo.localization.localize import text_descriptor
+from progeo.models.backbones.clip_configurations import ClipConfiguration
 from progeo.models.backbones.clips import load_clip
+from progeo.models.clip_files import OPEN_CLIP_WEIGHTS
 from progeo.models.encoder import build_encoder
+from progeo.models.text_towers.tower import build_text_tower
 
 OPENAI_NUMBERS = {"input_resolution": torch.tensor(128), "context_length": torch.tensor(77)}
 OPENAI_NUMBERS["vocab_size"] = torch.tensor(49408)
@@ -384,6 +390,26 @@ def test_a_folder_of_open_clip_is_imported_with_its_configuration(section, name,
     whole = f"local-dir:{tmp_path / 'own/encoder/clip.safetensors'}"
     assert f"--model.architecture {whole} --model.weights {whole} trains it" in capsys.readouterr().err
     torch.testing.assert_close(load_clip(whole, whole).encode_image(images, normalize=True), expected)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "visual"),
+    [("ViT-B-16-SigLIP", "small-siglip"), ("coca_ViT-B-32", "small-coca"), ("roberta-ViT-B-32", "small-vit")],
+)
+def test_a_folder_of_a_clip_with_another_text_tower_gives_its_images_and_texts(
+    architecture, visual, hub_cache, tmp_path
+):
+    register_small_towers()
+    text, more = shrunk(architecture)
+    values = {"embed_dim": 64, "vision_cfg": SMALL_TOWERS[visual], "text_cfg": text, **more}
+    clip = load_clip("tiny-vit", "random", configuration=ClipConfiguration(values), seed=3)
+    (folder := tmp_path / "model").mkdir()
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": values}))
+    save_file({name: weight.clone() for name, weight in clip.state_dict().items()}, folder / OPEN_CLIP_WEIGHTS[0])
+    encoder, images, sentence = imported(folder, tmp_path), torch.randn(2, 3, 64, 64), "A narrow street."
+    torch.testing.assert_close(encoder(images), clip.encode_image(images, normalize=True))
+    expected = F.normalize(build_text_tower(clip).encode([sentence]))
+    torch.testing.assert_close(torch.from_numpy(text_descriptor(encoder.spec, sentence)), expected)
 
 
 def test_a_configuration_of_no_clip_is_refused(tmp_path):

@@ -237,3 +237,24 @@ def test_a_repository_of_the_hub_says_them_in_its_configuration(said, expected, 
     hub(json.loads(json.dumps(config)), load_clip("tiny-vit", "random", seed=7))
     spec = build_encoder("tiny-vit", "hf-hub:someone/clip", 64).spec
     assert (spec.mean, spec.std) == expected
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [
+        ({}, CLIP),
+        ({"mean": [0.1] * 3}, ((0.1,) * 3, CLIP[1])),
+        ({"std": [0.1] * 3}, (CLIP[0], (0.1,) * 3)),
+        ({"mean": 3, "std": 3}, "its mean must be three numbers from 0 to 1"),
+        ({"mean": "gray"}, "its mean must be three numbers from 0 to 1"),
+    ],
+)
+def test_an_address_may_state_one_of_the_two_alone_and_nothing_that_is_no_color(stated, expected, tmp_path):
+    config = {"model_cfg": open_clip.get_model_config("ViT-B-32"), "preprocess_cfg": stated}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    address = f"local-dir:{tmp_path}"
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            pixel_statistics(address, address)
+    else:
+        assert numbers(pixel_statistics(address, address)) == expected

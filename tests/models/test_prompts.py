@@ -96,6 +96,15 @@ def test_names_of_as_many_tokens_are_encoded_together(clip):
     )
 
 
+def test_words_that_hold_a_special_token_leave_the_prompts_of_other_classes_alone(clip):
+    words = ["old <end_of_text> town", "old , town"]
+    together, labels = PromptLearner(clip, 2, words=words, shared=True), torch.arange(2)
+    for index, text in enumerate(words):
+        alone = PromptLearner(clip, 1, words=[text], shared=True)
+        alone.load_state_dict(together.state_dict())
+        torch.testing.assert_close(together(labels)[index : index + 1], alone(labels[:1]), rtol=1e-9, atol=1e-9)
+
+
 def test_initial_words_of_another_number_of_tokens_are_refused_with_it(clip):
     with pytest.raises(
         ValueError, match="'a photo of a street' are 5 tokens, and `context_length` is 4: set `context_l"

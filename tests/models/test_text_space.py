@@ -52,3 +52,10 @@ def test_the_temperature_of_a_clip_is_one_over_its_scale_and_that_of_openai_in_h
     assert chosen_temperature(0.07, None) == 0.07
     space = TextSpace(4, 4, normalized=True, temperature=chosen_temperature("clip", scale), learn_temperature=True)
     torch.testing.assert_close(space(torch.eye(4)), torch.eye(4) / 0.01)
+
+
+@pytest.mark.parametrize("scale", [math.inf, math.nan, 0.0])
+def test_a_scale_that_is_no_number_is_refused(scale):
+    with pytest.raises(ValueError, match=f"`temperature` clip is not possible: .* multiplies cosines by {scale}. Give"):
+        chosen_temperature("clip", scale)
+    assert chosen_temperature(1.0, scale) == 1.0

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import shutil
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from progeo.engine.stopping import StopRequest
 from progeo.models.aggregation import AGGREGATIONS
 from progeo.models.backbones.clip_configurations import named_configuration
 from progeo.models.backbones.clips import load_clip
+from progeo.models.state_dicts import weights_digest
 from progeo.training.overview import estimated_memory, overview
 from progeo.training.trainer import Trainer
 
@@ -67,15 +69,19 @@ def weights(module):
 
 
 def test_descriptors_stay_comparable_with_texts_only_where_they_are_trained_toward_those(build, run, tmp_path):
+    digests = {}
     for name, seed in (("a", 3), ("b", 4)):
-        torch.save(load_clip("tiny-vit", "random", seed=seed).state_dict(), tmp_path / f"{name}.pt")
+        clip = load_clip("tiny-vit", "random", seed=seed)
+        digests[name] = weights_digest({"token_embedding": clip.token_embedding.weight})
+        torch.save(clip.state_dict(), tmp_path / f"{name}.pt")
     shutil.copytree(run / "stage1", tmp_path / "stage1")
     description = json.loads((run / "stage1/prompts.json").read_text())
     assert (description["architecture"], description["weights"]) == ("tiny-resnet", "random")
 
-    def text_weights(architecture, weights, *arguments):
+    def text_weights(architecture, weights, *arguments, words="a"):
         configuration = named_configuration(architecture).to_json()
         changed = {**description, "architecture": architecture, "configuration": configuration, "weights": str(weights)}
+        changed["vocabulary"] = digests[words]
         (tmp_path / "stage1/prompts.json").write_text(json.dumps(changed))
         own = ["--model.weights", tmp_path / "a.pt", "--text.prompts", tmp_path / "stage1"]
         vit = ["--model.architecture", "tiny-vit", "--encoder.descriptor_dim", "null"]
@@ -83,11 +89,28 @@ def test_descriptors_stay_comparable_with_texts_only_where_they_are_trained_towa
 
     assert text_weights("tiny-vit", tmp_path / "a.pt") == str(tmp_path / "a.pt")
     assert text_weights("tiny-vit", tmp_path / "stage1/../a.pt") == str(tmp_path / "a.pt")
-    assert text_weights("tiny-vit", tmp_path / "b.pt") is None
+    assert text_weights("tiny-vit", tmp_path / "b.pt") is None  # a.pt with another visual tower
+    with pytest.raises(ValueError, match=r"tiny-vit is of another \(they differ in their weights\): name"):
+        text_weights("tiny-vit", tmp_path / "b.pt", words="b")
     sentence = r"CLIP tiny-vit-quickgelu \(.*a.pt\), the encoder of tiny-vit is of another \(they differ in quick_gelu"
     with pytest.raises(ValueError, match=sentence):
         text_weights("tiny-vit-quickgelu", tmp_path / "a.pt")
     assert text_weights("tiny-vit", tmp_path / "a.pt", "--text.weight", "0") is None
+
+
+def test_a_run_of_an_earlier_version_resumes_only_if_its_backbone_was_what_its_name_says(build, tmp_path):
+    values = named_configuration("tiny-vit").to_json()
+    values["vision_cfg"]["norm_kwargs"] = {"eps": 0.1}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": values}))
+    torch.save(load_clip("tiny-vit", "random").state_dict(), tmp_path / "open_clip_pytorch_model.bin")
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    for weights, is_refused in (("random", False), (tmp_path, True)):
+        own = ("--model.architecture", "tiny-vit", "--model.weights", weights, "--encoder.aggregation", "gem")
+        learned = build(*own, "--text.weight", 0, "--text.prompts", "null").learned_from
+        dataclasses.replace(learned, configuration=None).keep(run)
+        with pytest.raises(ValueError, match="begun with another configuration") if is_refused else nullcontext():
+            learned.check(run, ())
 
 
 @pytest.mark.parametrize(

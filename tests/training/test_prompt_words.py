@@ -15,6 +15,7 @@ from progeo.models.prompts import load_prompt_tower
 from progeo.models.state_dicts import weights_digest
 from progeo.models.vocabulary import NearestWords
 from progeo.training import prompt_words
+from progeo.training.prompt_files import load_clip_of_prompts
 
 
 @pytest.fixture
@@ -111,6 +112,21 @@ def test_words_are_those_of_the_tokenizer_that_the_recorded_configuration_names(
     write_set(stage_1 / "prompts.json", description, {"prompts.safetensors": partial(save_file, tensors)})
     show(stage_1, "--num_words", 1)
     assert [row["word"] for row in rows_of(stage_1 / "prompts.csv")][:8] == ["a", "narrow", "street", "."] * 2
+
+
+def test_prompts_of_an_earlier_version_that_read_words_with_another_tokenizer_are_refused(stage_1):
+    description = json.loads((stage_1 / "prompts.json").read_text())
+    del description["configuration"]
+    assert load_clip_of_prompts(written(stage_1, description)).architecture == "tiny-resnet"
+    written(stage_1, {**description, "architecture": "ViT-H-14-worldwide-quickgelu"})
+    for load in (load_clip_of_prompts, prompt_words.nearest_prompt_words):
+        with pytest.raises(ValueError, match=r"prompts.json is of an earlier version, which read words with another"):
+            load(stage_1)
+
+
+def written(folder, description):
+    (folder / "prompts.json").write_text(json.dumps(description))
+    return folder
 
 
 def test_a_folder_without_prompts_is_refused(tmp_path):

@@ -20,7 +20,7 @@ from torch import nn
 
 from progeo.files import read_json
 from progeo.json_files import converted
-from progeo.models.clip_files import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
+from progeo.models.clip_files import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, tokenizer_files_of
 from progeo.models.weight_files.tensor_files import read_metadata
 from progeo.printable import printable
 
@@ -51,9 +51,15 @@ _NO_SHAPE = {
 }
 """Settings that change features, but no shape of the weights."""
 _LIMITS = MappingProxyType(
-    {"layers": 1000, "width": 2**16, "image_size": 2**16, "context_length": 2**16, "vocab_size": 2**24}
+    {
+        **{"layers": 1000, "width": 2**16, "heads": 2**12, "head_width": 2**16, "mlp_ratio": 2**10},
+        **{"image_size": 2**16, "patch_size": 2**12, "attn_pooler_queries": 2**16, "attn_pooler_heads": 2**12},
+        **{"context_length": 2**12, "vocab_size": 2**24},
+    }
 )
 """Maximum values of settings, far above any CLIP, since a configuration may be a stranger's."""
+_MAX_EMBEDDING = 2**27
+"""Maximum numbers in the position embedding of a visual tower, which may be computed, not read."""
 _TOKENIZER_OPTIONS = {"clean", "strip_sep_token", "language"}
 """Options of tokenizers that a configuration may set; others could name files, or run code that is fetched."""
 
@@ -175,8 +181,7 @@ def resolve_configuration(architecture: str, weights: str) -> ClipConfiguration:
             raise ValueError(f"`architecture` {architecture!r} has no configuration: name a CLIP of open_clip.")
         return own
     named = named_configuration(architecture)
-    own = None if weights == "random" else brought_configuration(weights, architecture)
-    if own is not None:
+    if (own := brought_configuration(weights, architecture)) is not None:
         _check_same_shapes(own, named, architecture=architecture, weights=weights)
         return own
     tag = open_clip.get_pretrained_cfg(architecture, weights) or {}
@@ -196,6 +201,26 @@ def named_configuration(architecture: str) -> ClipConfiguration:
             f"ViT-B-32, tiny-resnet or tiny-vit."
         )
     return ClipConfiguration(open_clip.get_model_config(name))
+
+
+def has_named_tower(architecture: str, configuration: ClipConfiguration) -> bool:
+    """Return whether the visual tower of a CLIP is what the name of its architecture says."""
+    if own_spelling(architecture) not in known_architectures():  # an address, or `UNNAMED`
+        return False
+    own = configuration.identity(visual_only=True)
+    return own == named_configuration(architecture).identity(visual_only=True)
+
+
+def former_identity(architecture: str, configuration: ClipConfiguration) -> dict[str, Any]:
+    """Return the `identity` of the CLIP that earlier versions used in place of one with this configuration.
+
+    It was that of the named architecture, whose words were always read with CLIP's byte pair encoding; an address was
+    not accepted.
+    """
+    if is_address(own_spelling(architecture)):
+        return configuration.identity()
+    former = named_configuration(architecture).with_quick_gelu(configuration.quick_gelu).identity()
+    return {name: value for name, value in former.items() if name != "text_cfg.hf_tokenizer_name"}
 
 
 def resolved_architecture(architecture: str, configuration: ClipConfiguration) -> str:
@@ -242,7 +267,7 @@ def brought_content(weights: str, architecture: str = "") -> tuple[Mapping[str, 
         except Exception as error:  # no connection, no such repository, or no such file in it
             raise ValueError(f"The {OPEN_CLIP_CONFIG} of `weights` {weights!r} cannot be read: {error}") from None
         return _content_of(file), None
-    if weights in open_clip.list_pretrained_tags_by_model(architecture):
+    if weights == "random" or weights in open_clip.list_pretrained_tags_by_model(architecture):
         return None, None
     path = Path(weights.removeprefix(FOLDER))
     file = (path if path.is_dir() else path.parent) / OPEN_CLIP_CONFIG
@@ -250,7 +275,7 @@ def brought_content(weights: str, architecture: str = "") -> tuple[Mapping[str, 
         raise ValueError(f"`weights` {weights!r} is a folder without {OPEN_CLIP_CONFIG}: name a file in it.")
     if path.is_dir() or (file.is_file() and path.name in OPEN_CLIP_WEIGHTS):
         return _content_of(file), file.parent.absolute()
-    return _content_in(path), None
+    return _content_in(path), path.parent.absolute() if tokenizer_files_of(path) else None
 
 
 def parse_configuration(values: Any, source: str, *, folder: Path | None = None) -> ClipConfiguration:
@@ -297,8 +322,11 @@ def _check_limits(part: str, settings: Mapping[str, Any]) -> None:
     for name, maximum in _LIMITS.items():
         value = settings.get(name, 1)
         numbers = value if isinstance(value, tuple | list) else (value,)
-        if not all(isinstance(number, int) and 1 <= number <= maximum for number in numbers):
+        if not all(0 < number <= maximum and (name == "mlp_ratio" or number >= 1) for number in numbers):
             raise ValueError(f"its {part}.{name} is {value}, which must be from 1 to {maximum}.")
+    side, patch = settings.get("image_size", 1), settings.get("patch_size", 1)
+    if (max(side) if isinstance(side, list) else side) // patch * settings.get("width", 1) ** 0.5 > _MAX_EMBEDDING**0.5:
+        raise ValueError(f"its {part} has a position embedding of more than {_MAX_EMBEDDING:,} numbers.")
 
 
 def _check_same_shapes(own: ClipConfiguration, named: ClipConfiguration, *, architecture: str, weights: str) -> None:

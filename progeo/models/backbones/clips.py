@@ -3,7 +3,8 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from progeo.models.clip_files import OPEN_CLIP_WEIGHTS, read_clip_file
 from progeo.models.state_dicts import check_file_fits
 from progeo.models.weight_files.checkpoints import reason_of
 from progeo.models.weight_files.tensor_files import read_metadata
-from progeo.printable import printable
+from progeo.printable import first_line, printable
 
 LOGGER = logging.getLogger("progeo")
 ARCHITECTURE = "architecture"
@@ -42,6 +43,9 @@ ARCHITECTURE = "architecture"
 
 The keys `mean` and `std` hold the pixel statistics that the weights were trained with, each as JSON.
 """
+
+_FEW_WEIGHTS = 2**28
+"""Number of weights, in 1 GiB of memory, that are built before a file is found not to hold them."""
 
 
 def load_clip(
@@ -77,14 +81,12 @@ def load_clip(
     architecture = own_spelling(architecture)
     resolved = configuration or resolve_configuration(architecture, weights)
     _check_weights(architecture, weights)
-    if weights == "random":
-        model = random_clip(resolved, seed)
-    else:
-        try:
-            model = _pretrained_clip(architecture, weights, resolved)
-        except Exception as error:  # a file that is not a checkpoint can fail in any way
-            reason = _reason(error, weights)
-            raise ValueError(f"`weights` {weights!r} could not be loaded as {architecture}: {reason}.") from None
+    try:
+        is_random = weights == "random"
+        model = random_clip(resolved, seed) if is_random else _pretrained_clip(architecture, weights, resolved)
+    except Exception as error:  # a file that is not a checkpoint can fail in any way
+        reason = _reason(error, weights)
+        raise ValueError(f"`weights` {weights!r} could not be loaded as {architecture}: {reason}.") from None
     if image_size is not None:
         resize_input(model.visual, as_height_width(image_size), interpolation)
     return model.eval()
@@ -116,9 +118,14 @@ def random_tower(configuration: ClipConfiguration, seed: int) -> nn.Module:
 
 
 def visual_tower(configuration: ClipConfiguration) -> nn.Module:
-    """Build a visual tower as open_clip does, which builds it before anything else of a CLIP but a CoCa."""
+    """Build a visual tower as open_clip does, which builds it before anything else of a CLIP but a CoCa.
+
+    Raises:
+        ValueError: open_clip cannot build it.
+    """
     vision = dataclasses.replace(configuration.vision, timm_model_pretrained=False)
-    return open_clip.model._build_vision_tower(configuration.values["embed_dim"], vision, configuration.quick_gelu)
+    with _refusals():
+        return open_clip.model._build_vision_tower(configuration.values["embed_dim"], vision, configuration.quick_gelu)
 
 
 def weights_anywhere(architecture: str, weights: str) -> str:
@@ -126,6 +133,19 @@ def weights_anywhere(architecture: str, weights: str) -> str:
     path = Path(weights.removeprefix(FOLDER))
     is_tag = weights in open_clip.list_pretrained_tags_by_model(architecture)
     return str(_weights_file(path).absolute()) if path.exists() and not is_tag else weights
+
+
+@contextmanager
+def without_hub_code() -> Iterator[None]:
+    """Let transformers refuse what needs the code of a repository or folder, instead of asking whether to run it."""
+    from transformers import dynamic_module_utils
+
+    seconds = dynamic_module_utils.TIME_OUT_REMOTE_CODE
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
+    try:
+        yield
+    finally:
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = seconds
 
 
 def _build(configuration: ClipConfiguration) -> CLIP:
@@ -139,9 +159,20 @@ def _build(configuration: ClipConfiguration) -> CLIP:
     kind = open_clip.CLIP
     if has_own_text:
         kind = open_clip.CoCa if "multimodal_cfg" in values else open_clip.CustomTextCLIP
-    model = kind(**values)
+    with _refusals(), without_hub_code() if configuration.text.hf_model_name else nullcontext():
+        model = kind(**values)
     model.configuration = configuration
     return model
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turn any error of open_clip about a configuration, which may be a stranger's, into one sentence."""
+    try:
+        yield
+    except Exception as error:
+        reason = first_line(error, type(error).__name__)
+        raise ValueError(f"open_clip cannot build a CLIP of this configuration: {reason}.") from None
 
 
 def _check_weights(architecture: str, weights: str) -> None:
@@ -160,8 +191,19 @@ def _pretrained_clip(architecture: str, weights: str, configuration: ClipConfigu
     if weights in open_clip.list_pretrained_tags_by_model(architecture):
         return _downloaded(configuration, download_pretrained(open_clip.get_pretrained_cfg(architecture, weights)))
     if weights.startswith(HUB):
-        return _downloaded(configuration, download_pretrained_from_hf(weights.removeprefix(HUB)))
-    return _clip_of_file(architecture, _weights_file(Path(weights.removeprefix(FOLDER))), configuration)
+        file = Path(download_pretrained_from_hf(weights.removeprefix(HUB)))
+        _check_size(configuration, file)
+        return _downloaded(configuration, str(file))
+    file = _weights_file(Path(weights.removeprefix(FOLDER)))
+    _check_size(configuration, file)
+    return _clip_of_file(architecture, file, configuration)
+
+
+def _check_size(configuration: ClipConfiguration, file: Path) -> None:
+    """Refuse a configuration of more weights than a file can hold, before they take memory."""
+    number = sum(weight.numel() for weight in empty_clip(configuration).parameters())
+    if number > max(_FEW_WEIGHTS, file.stat().st_size):
+        raise ValueError(f"its configuration is of {number:,} weights, more than {file.name} can hold")
 
 
 def _downloaded(configuration: ClipConfiguration, path: str) -> CLIP:

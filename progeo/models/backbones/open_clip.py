@@ -119,7 +119,8 @@ class OpenClip(Family):
         """Return the `mean` and `std` that all tags of an architecture have, or of the address that it is."""
         name = own_spelling(architecture)
         if is_address(name):
-            return self.own_normalization(name, name)
+            own = self.own_normalization(name, name)
+            return own if len(own) == 2 else {}
         found = [self.own_normalization(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
         return found[0] if found and all(each == found[0] for each in found) else {}
 

@@ -19,16 +19,17 @@ from progeo.models.backbones.clip_configurations import (
     own_spelling,
     resolve_configuration,
 )
+from progeo.models.clip_files import tokenizer_files
 from progeo.printable import first_line
 
+_MIN_CONTEXT = 5
+"""Minimum number of tokens that a text tower reads: those of the test sentence's first words and of its frame."""
 LEARNED = -1
 """Stands for a learned vector in a sequence of ids."""
 VOCABULARY = 49408
 """Number of tokens of CLIP's byte pair encoding."""
 PACKAGES = ("transformers", "sentencepiece", "google.protobuf")
 """Modules of the packages of `progeo[tokenizers]`."""
-_FILES = ("tokenizer.json", "tokenizer_config.json")
-"""Files of a tokenizer in a folder."""
 _CLEANING = ("lower", "whitespace", "canonicalize")
 SENTENCE = "A photo of the Rue de l'Église, Zürich: no. 7!"
 """Test sentence with capitals, punctuation and accents, which tokenizers encode differently."""
@@ -216,10 +217,10 @@ def load_tokenizer(configuration: ClipConfiguration) -> Tokenizer:
     if not text.hf_tokenizer_name:
         return BytePairTokenizer(text.context_length, **options)
     folder = configuration.folder
-    has_own = folder is not None and any((folder / file).is_file() for file in _FILES)
-    name = str(folder) if has_own else text.hf_tokenizer_name
+    name = str(folder) if folder is not None and tokenizer_files(folder) else text.hf_tokenizer_name
     try:
-        tokenizer = HubTokenizer(HFTokenizer(name, text.context_length, tokenizer_mode=text.tokenizer_mode, **options))
+        options |= {"tokenizer_mode": text.tokenizer_mode, "trust_remote_code": False}
+        tokenizer = HubTokenizer(HFTokenizer(name, text.context_length, **options))
         same = all(
             tokenizer.ids([sentence])[0].tolist() == list(tokenizer.sequence([sentence]))
             for sentence in ("a", SENTENCE)
@@ -263,6 +264,8 @@ def check_tokenizer(configuration: ClipConfiguration) -> None:
         raise ValueError("open_clip cannot compute its text features: embed_cls needs custom_text")
     if text.hf_pooler_type == "max_pooler":
         raise ValueError("open_clip cannot compute its text features: its max_pooler fails")
+    if (text.context_length or 0) < _MIN_CONTEXT:
+        raise ValueError(f"it reads {text.context_length} tokens, too few for a prompt")
     options = _options(text)
     allowed = {"clean"}
     if text.hf_tokenizer_name or text.hf_model_name:

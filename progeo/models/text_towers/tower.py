@@ -1,5 +1,6 @@
 """Text towers of CLIPs: features of texts as open_clip computes them, and of prompts with only the tokens needed."""
 
+import functools
 import logging
 from collections.abc import Sequence
 
@@ -37,16 +38,22 @@ class TextTower:
         self.token_embedding = _token_embedding(clip)
         self.context_length, self.width = tokenizer.context_length, self.token_embedding.weight.shape[1]
 
+    @functools.cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that decide which tokens a feature depends on: learned vectors, padding, the frame and the pooled."""
+        frame, (_, eos_id) = self.tokenizer.frame, pooling_of(self.clip) or ("", LEARNED)
+        return frozenset({LEARNED, self.tokenizer.pad_id, *frame.before, *frame.after, *frame.last, eos_id})
+
     @property
     def logit_scale(self) -> float:
         """Factor of cosine similarities in the CLIP's own loss."""
-        return float(self.clip.logit_scale.exp())
+        return float(self.clip.logit_scale.detach().exp())
 
     @property
     def logit_bias(self) -> float | None:
         """Term added to the scaled similarities in the CLIP's own loss; None without one."""
         bias = self.clip.logit_bias
-        return None if bias is None else float(bias)
+        return None if bias is None else float(bias.detach())
 
     @torch.no_grad()
     def embedding(self, ids: Tensor) -> Tensor:
@@ -62,7 +69,7 @@ class TextTower:
         """Build the encoder of prompts.
 
         Args:
-            sequences: L ids of each prompt, see `Tokenizer.sequence`, with learned vectors and padding at the same
+            sequences: L ids of each prompt, see `Tokenizer.sequence`, with the same `special_ids` at the same
                 positions.
 
         Raises:

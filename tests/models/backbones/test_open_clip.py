@@ -53,6 +53,15 @@ def test_random_weights_follow_their_seed_and_leave_the_global_generator_alone()
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_random_weights_are_no_folder_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "random").mkdir()
+    spec = build_encoder("tiny-vit", "random").spec
+    config = {"model_cfg": spec.configuration, "preprocess_cfg": {"mean": [0.1] * 3, "std": [0.1] * 3}}
+    (tmp_path / "random/open_clip_config.json").write_text(json.dumps(config))
+    assert build_encoder("tiny-vit", "random").spec == spec
+
+
 @pytest.mark.parametrize("interpolation", ["edges", "corners"])
 def test_position_embeddings_are_interpolated_over_the_grid_and_the_first_token_stays(interpolation):
     native = load_clip("tiny-vit", "random").visual.positional_embedding  # 8 x 8 patches
@@ -173,6 +182,34 @@ def test_a_configuration_of_other_shapes_or_that_is_none_is_refused_in_one_sente
         load_clip("tiny-vit", "hf-hub:someone/clip")
     assert "hf-hub:someone/clip" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "words"),
+    [
+        ("text_cfg.heads", 3, "open_clip cannot build a CLIP of this configuration: embed_dim must be divisible by"),
+        ("text_cfg.layers", None, "open_clip cannot build a CLIP of this configuration: 'NoneType' object cannot"),
+        ("vision_cfg.norm_kwargs", {"run": 1}, "open_clip cannot build .* unexpected keyword argument 'run'"),
+        ("vision_cfg.pool_type", "x", "open_clip cannot build a CLIP of this configuration: AssertionError"),
+        ("init_logit_scale", "x", "open_clip cannot build a CLIP of this configuration: only integer tensors"),
+        ("vision_cfg.head_width", 0, "its vision_cfg.head_width is 0, which must be from 1 to"),
+        ("vision_cfg.patch_size", -1, "its vision_cfg.patch_size is -1, which must be from 1 to"),
+        ("vision_cfg.mlp_ratio", 1e300, "its vision_cfg.mlp_ratio is 1e.300, which must be from 1 to"),
+        ("vision_cfg.image_size", 65536, "its vision_cfg has a position embedding of more than 134,217,728 numbers"),
+        ("text_cfg.width", 2**15, "its configuration is of [0-9,]* weights, more than open_clip_model.safetensors can"),
+    ],
+)
+def test_a_configuration_that_cannot_be_built_or_takes_memory_is_refused_in_one_sentence(setting, value, words, hub):
+    config = open_clip.get_model_config("tiny-vit")
+    part, _, name = setting.rpartition(".")
+    (config[part] if part else config)[name] = value
+    hub({"model_cfg": config}, load_clip("tiny-vit", "random"))
+    address = "hf-hub:someone/clip"
+    for build in (load_clip, build_encoder)[: 1 if "text" in setting or "logit" in setting else 2]:
+        for weights in (address, "random")[: 1 if "weights" in words else 2]:
+            with pytest.raises(ValueError, match=words) as error:
+                build(address, weights)
+            assert "\n" not in str(error.value)
 
 
 def test_an_address_as_architecture_takes_whatever_the_weights_are(hub, architecture):

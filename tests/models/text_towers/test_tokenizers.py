@@ -1,5 +1,6 @@
 import functools
 import importlib.util
+import json
 import re
 
 import open_clip
@@ -10,6 +11,7 @@ from open_clip.tokenizer import HFTokenizer
 from tiny_clips import snapshot
 
 from progeo.models.backbones.clip_configurations import ClipConfiguration, known_architectures, named_configuration
+from progeo.models.backbones.clips import load_clip
 from progeo.models.text_towers.tokenizers import LEARNED, PACKAGES, HubTokenizer, check_tokenizer, load_tokenizer
 
 pytestmark = pytest.mark.usefixtures("hub_cache")
@@ -131,6 +133,21 @@ def test_a_model_of_sentencepiece_and_one_in_a_folder_are_read(hub_folder, tmp_p
     text = configuration("nobody/nothing", {"clean": "canonicalize"})
     in_folder = load_tokenizer(ClipConfiguration(text.values, files))
     assert in_folder.sequence(["a ", 2]) == tokenizer.sequence(["a ", 2])
+
+
+@pytest.mark.parametrize("hf_model", [False, True])
+def test_code_beside_a_tokenizer_or_a_tower_is_neither_run_nor_offered(hf_model, tmp_path, monkeypatch):
+    auto = {"AutoTokenizer": ["own.Own", None], "AutoConfig": "own.Own"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"auto_map": auto, "tokenizer_class": "Own"}))
+    (tmp_path / "config.json").write_text(json.dumps({"auto_map": auto, "model_type": "own"}))
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')")
+    monkeypatch.setattr("builtins.input", lambda prompt: "y")
+    with pytest.raises(ValueError, match="custom code"):
+        if hf_model:
+            load_clip("tiny-vit", "random", configuration=configuration(hf_model_name=str(tmp_path)))
+        else:
+            load_tokenizer(ClipConfiguration(configuration("someone/own").values, tmp_path))
+    assert not (tmp_path / "run").exists()
 
 
 def test_packages_that_are_missing_are_named_before_anything_is_fetched(monkeypatch):

@@ -142,6 +142,7 @@ def test_no_gradient_reaches_the_weights_of_a_frozen_tower_nor_are_they_saved():
 @pytest.mark.parametrize(
     ("text", "more", "words"),
     [
+        ({"context_length": 1}, {}, "it reads 1 tokens, too few for a prompt"),
         ({"pool_type": "none"}, {}, "it has no feature of a text, but one for each token"),
         ({"embed_cls": True}, {}, "open_clip cannot compute its text features: embed_cls needs custom_text"),
         ({"pool_type": "eos"}, {}, "it pools the token 2, which its tokenizer does not put at the end of texts"),
