@@ -60,7 +60,7 @@ def write_clip(folder, kind):
         (folder / "config.json").write_text("{}")
     pixels = {"mean": MEAN, "std": [0.25, 0.25, 0.25], "interpolation": "bicubic"}
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": values, "preprocess_cfg": pixels}))
-    state = {name: tensor.clone() for name, tensor in clip.state_dict().items()}
+    state = {name: tensor.nan_to_num() for name, tensor in clip.state_dict().items()}  # CoCa's decoder has any numbers
     save_file(state, folder / "open_clip_model.safetensors")
     return f"local-dir:{folder}"
 
@@ -102,7 +102,9 @@ def test_a_clip_goes_through_all_commands(kind, hub_cache, config, city, tmp_pat
     assert (tmp_path / "torch/model.pt2").is_file()
 
 
-@pytest.mark.parametrize("kind", ["coca", "eva02", "siglip"])
+@pytest.mark.parametrize(
+    "kind", ["siglip", pytest.param("coca", marks=pytest.mark.slow), pytest.param("eva02", marks=pytest.mark.slow)]
+)
 def test_a_clip_that_is_imported_is_the_one_of_its_address(kind, tmp_path, capsys):
     address = write_clip(tmp_path / "clip", kind)
     main(["import", str(tmp_path / "clip"), "--out", str(tmp_path / "encoder")])

@@ -386,7 +386,7 @@ def test_a_clip_whose_tokenizer_is_not_there_is_refused_before_it_is_loaded(monk
     spec.configuration["text_cfg"]["hf_tokenizer_name"] = "nobody/nothing"
     words = "^`text` cannot be encoded as texts of tiny-vit are: the tokenizer nobody/nothing could not be loaded: "
     with pytest.raises(ValueError, match=words):
-        text_descriptor(dataclasses.replace(spec, text_weights="x"), "a tree")
+        text_descriptor(dataclasses.replace(spec, text_weights="/no/file"), "a tree")
 
 
 @pytest.mark.parametrize("verb", ["build", "add", "calibrate"])
