@@ -75,8 +75,8 @@ def write_encoder(
         )
     if converted.clip is not None:
         assert spec.configuration is not None
-        own = ClipConfiguration(spec.configuration).identity()
-        named = spec.architecture != UNNAMED and named_configuration(spec.architecture).identity() == own
+        own = ClipConfiguration(spec.configuration).feature_settings()
+        named = spec.architecture != UNNAMED and named_configuration(spec.architecture).feature_settings() == own
         address = f"{'' if named else FOLDER}{target / _CLIP}"
         LOGGER.info(
             "the complete CLIP, with its texts, written to %s: --model.architecture %s --model.weights %s trains it",

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from progeo.features.extract import ExtractedFeatures
     from progeo.models.pixel_statistics import PixelStatistics
+    from progeo.models.text_towers.tower import TextTower
     from progeo.training.places import TrainingPlaces
 
 
@@ -24,9 +25,7 @@ def train_prompts(settings: PromptSettings) -> Path:
     from progeo.commands.stages import open_stage, resized_as_begun
     from progeo.engine.accelerator import start_accelerator
     from progeo.engine.log import LOGGER
-    from progeo.models.backbones import find_family
-    from progeo.models.backbones.clip_configurations import configuration_of, former_identity
-    from progeo.models.prompts import load_prompt_tower
+    from progeo.models.backbones.clip_configurations import configuration_of, former_feature_settings
     from progeo.training.class_words import check_prompts, log_class_words, read_class_words, words_digest
     from progeo.training.places import LearnedFrom, check_batch_norm, check_classes, read_training_places
     from progeo.training.prompt_learning import PromptTraining
@@ -34,22 +33,12 @@ def train_prompts(settings: PromptSettings) -> Path:
 
     settings = resized_as_begun(settings, "stage1")
     data, model, prompts = settings.data, settings.model, settings.prompts
-    if find_family(model.architecture)[0] != "open_clip":
-        raise ValueError(
-            f"Stage 1 needs a CLIP, and `model.architecture` {model.architecture!r} is none: give one such as RN50, or "
-            f"skip stage 1 and train stage 2 with --text.weight 0."
-        )
+    _check_is_clip(model.architecture)
     accelerator = start_accelerator(settings.mixed_precision)
     places = read_training_places(data.train_folder, settings.cells)
     check_classes(places.partition)
     words = read_class_words(prompts, places)
-    tower = load_prompt_tower(
-        model.architecture,
-        model.weights,
-        prompts.image_size,
-        interpolation="corners" if model.align_corners else "edges",
-        seed=settings.seed,
-    )
+    tower = _load_tower(settings)
     check_prompts(tower, prompts, places.partition, words)
     clip = tower.clip.requires_grad_(False).to(accelerator.device)
     pixels = starting_statistics(model)
@@ -58,8 +47,8 @@ def train_prompts(settings: PromptSettings) -> Path:
         "stage1",
         LearnedFrom(
             places,
-            configuration=configuration_of(clip).identity(),
-            former_configuration=former_identity(model.architecture, configuration_of(clip)),
+            configuration=configuration_of(clip).feature_settings(),
+            former_configuration=former_feature_settings(model.architecture, configuration_of(clip)),
             class_words=words_digest(words),
         ),
         defaults={"prompts.batch_norm": "eval"},  # before it was a setting
@@ -90,6 +79,30 @@ def train_prompts(settings: PromptSettings) -> Path:
         if accelerator.is_main_process:
             training.gather()
     return run.path
+
+
+def _check_is_clip(architecture: str) -> None:
+    from progeo.models.backbones import find_family
+
+    if find_family(architecture)[0] != "open_clip":
+        raise ValueError(
+            f"Stage 1 needs a CLIP, and `model.architecture` {architecture!r} is none: give one such as RN50, or skip "
+            f"stage 1 and train stage 2 with --text.weight 0."
+        )
+
+
+def _load_tower(settings: PromptSettings) -> "TextTower":
+    """Load the CLIP of the settings with its text tower."""
+    from progeo.models.prompts import load_prompt_tower
+
+    model = settings.model
+    return load_prompt_tower(
+        model.architecture,
+        model.weights,
+        settings.prompts.image_size,
+        interpolation="corners" if model.align_corners else "edges",
+        seed=settings.seed,
+    )
 
 
 def _image_features(

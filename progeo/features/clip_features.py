@@ -101,7 +101,7 @@ def cached_features(
 def _own_configuration(clip: CLIP, architecture: str) -> dict[str, Any]:
     """Return the cache metadata of a visual tower that is not what its architecture's name says; empty for others."""
     own = configuration_of(clip)
-    return {} if has_named_tower(architecture, own) else {"configuration": own.identity(visual_only=True)}
+    return {} if has_named_tower(architecture, own) else {"configuration": own.feature_settings(visual_only=True)}
 
 
 def _batch_norm_key(mode: BatchNormMode, num_images: int, *, batch_size: int, seed: int) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def _check_same_clip(spec: EncoderSpec, clip: ClipOfPrompts, prompts: Path, *, h
         configuration = named_configuration(spec.architecture)
     else:
         configuration = ClipConfiguration(spec.configuration)
-    ours, theirs = configuration.identity(), clip.configuration.identity()
+    ours, theirs = configuration.feature_settings(), clip.configuration.feature_settings()
     different = [name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
     both = (spec.text_weights, weights_anywhere(clip.architecture, clip.weights))
     tags = {weights for weights in both if weights is not None and not Path(weights).is_absolute()}

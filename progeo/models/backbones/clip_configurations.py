@@ -98,7 +98,7 @@ class ClipConfiguration:
         """Whether the activation is QuickGELU, as in OpenAI's CLIP."""
         return bool(self.values.get("quick_gelu", False))
 
-    def identity(self, *, visual_only: bool = False) -> dict[str, Any]:
+    def feature_settings(self, *, visual_only: bool = False) -> dict[str, Any]:
         """Return all settings that change features of given weights, by name; those with false values are left out.
 
         Args:
@@ -114,8 +114,8 @@ class ClipConfiguration:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 digest of `identity`."""
-        return hashlib.sha256(json.dumps(self.identity()).encode()).hexdigest()
+        """SHA-256 digest of `feature_settings`."""
+        return hashlib.sha256(json.dumps(self.feature_settings()).encode()).hexdigest()
 
     def with_quick_gelu(self, quick_gelu: bool) -> "ClipConfiguration":
         """Return the configuration with QuickGELU or GELU as activation."""
@@ -207,19 +207,19 @@ def has_named_tower(architecture: str, configuration: ClipConfiguration) -> bool
     """Return whether the visual tower of a CLIP is what the name of its architecture says."""
     if own_spelling(architecture) not in known_architectures():  # an address, or `UNNAMED`
         return False
-    own = configuration.identity(visual_only=True)
-    return own == named_configuration(architecture).identity(visual_only=True)
+    own = configuration.feature_settings(visual_only=True)
+    return own == named_configuration(architecture).feature_settings(visual_only=True)
 
 
-def former_identity(architecture: str, configuration: ClipConfiguration) -> dict[str, Any]:
-    """Return the `identity` of the CLIP that earlier versions used in place of one with this configuration.
+def former_feature_settings(architecture: str, configuration: ClipConfiguration) -> dict[str, Any]:
+    """Return the `feature_settings` of the CLIP that earlier versions used in place of one with this configuration.
 
     It was that of the named architecture, whose words were always read with CLIP's byte pair encoding; an address was
     not accepted.
     """
     if is_address(own_spelling(architecture)):
-        return configuration.identity()
-    former = named_configuration(architecture).with_quick_gelu(configuration.quick_gelu).identity()
+        return configuration.feature_settings()
+    former = named_configuration(architecture).with_quick_gelu(configuration.quick_gelu).feature_settings()
     return {name: value for name, value in former.items() if name != "text_cfg.hf_tokenizer_name"}
 
 
@@ -236,10 +236,10 @@ def name_of(configuration: ClipConfiguration) -> str:
     Returns:
         The name, `UNNAMED` if there is none.
     """
-    wanted, visual = configuration.identity(), configuration.identity(visual_only=True)
+    wanted, visual = configuration.feature_settings(), configuration.feature_settings(visual_only=True)
     known = {name: named_configuration(name) for name in known_architectures()}
-    names = [name for name, each in known.items() if each.identity(visual_only=True) == visual]
-    return min(names, key=lambda name: (known[name].identity() != wanted, len(name), name), default=UNNAMED)
+    names = [name for name, each in known.items() if each.feature_settings(visual_only=True) == visual]
+    return min(names, key=lambda name: (known[name].feature_settings() != wanted, len(name), name), default=UNNAMED)
 
 
 def brought_configuration(weights: str, architecture: str = "") -> ClipConfiguration | None:

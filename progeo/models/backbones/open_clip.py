@@ -151,7 +151,7 @@ class OpenClip(Family):
             pretrained = f'"{weights}"'
         elif weights is not None and weights.startswith(HUB):
             model = json.dumps(weights)
-        elif is_address(architecture) or own.identity() != named_configuration(architecture).identity():
+        elif is_address(architecture) or own.feature_settings() != named_configuration(architecture).feature_settings():
             model, define = '"clip"', _DEFINE.format(settings=own.to_json())
         whose = "is that of the weights that training began from"
         if (pretrained, model) != ("None", json.dumps(architecture)) and not define:
