@@ -112,7 +112,7 @@ def test_a_map_shows_all_shapes_and_counts_them_in_its_key(write_map, open_page,
     page = open_page(write_map(), width=width, dark=is_dark)
     assert page.locator(".map-shapes li").all_text_contents() == ["correct1", "wrong1", "database3"]
     correct, wrong = found(page, "--correct"), found(page, "--wrong")
-    assert 50 < correct["count"] < 80  # a circle of radius 5 covers 79 pixels, those of its edge in part
+    assert 40 < correct["count"] < 64  # a circle of radius 4.5 covers 64 pixels, those of its edge in part
     assert wrong["count"] > 20
     assert correct["x"] < wrong["x"] - 50  # west, and south
     assert correct["y"] > wrong["y"] + 50
@@ -152,7 +152,7 @@ def test_a_correct_and_a_wrong_point_at_one_position_are_both_seen(write_map, op
     kinds = ("correct", "wrong")
     page = open_page(write_map(points=[Points(kind, kind, np.array([CORRECT])) for kind in kinds]))
     counts = [found(page, f"--{kind}")["count"] for kind in kinds]
-    assert counts[0] > 50
+    assert counts[0] > 40
     assert counts[1] > 20
 
 
@@ -273,7 +273,7 @@ def test_the_map_follows_the_color_scheme_of_the_reader(write_map, open_page):
     page = open_page(write_map())
     page.emulate_media(color_scheme="dark")
     assert page.evaluate("getComputedStyle(document.body).getPropertyValue('--correct').trim()") == "#63b3f5"
-    assert found(page, "--correct")["count"] > 50
+    assert found(page, "--correct")["count"] > 40
     assert found(page, "--text")["count"] > 10
 
 
