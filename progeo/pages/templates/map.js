@@ -172,6 +172,7 @@ const createMap = (() => {
       this.map.fitBounds(this.bounds);  // layers can be projected only on a map with a view
       for (const each of [this.areas, this.lines, this.points, this.details]) each.addTo(this.map);
       this.recolor();
+      this.resizeShapes();
       this.map.on("zoomend", () => this.resizeShapes());
     }
 
