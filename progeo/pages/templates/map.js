@@ -6,6 +6,7 @@ const createMap = (() => {
   const CLOSE_ZOOM = { degrees: 18, meters: 1 };
   const DENSE = 2000;  // points above which shapes are smaller
   const FEW_LINES = 200, MAX_LINES = 2000;
+  const MIN_SPREAD_PX = 30;
   const SVG = "http://www.w3.org/2000/svg";
 
   // Outlines of radius 1, for canvas and key alike.
@@ -333,6 +334,18 @@ const createMap = (() => {
       }
       this.countShown();
       this.drawLines();
+      if (keys !== null) this.approach(this.shapes.filter(shape => !shape.options.isHidden));
+    }
+
+    // Go to points that lie outside of the view, or so close together in it that they look like one.
+    approach(shapes) {
+      const bounds = L.latLngBounds(shapes.map(shape => shape.getLatLng()));
+      if (!bounds.isValid()) return;
+      const [one, other] = [bounds.getNorthEast(), bounds.getSouthWest()].map(each => this.map.latLngToContainerPoint(each));
+      if (one.distanceTo(other) >= MIN_SPREAD_PX && this.map.getBounds().intersects(bounds)) return;
+      this.map.fitBounds(bounds.pad(0.1), {
+        padding: [24, 24], maxZoom: CLOSE_ZOOM[this.data.unit], animate: !this.isStill,
+      });
     }
 
     // Lines from all points that are shown.
