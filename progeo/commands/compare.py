@@ -32,7 +32,7 @@ def compare(
     trust: bool = False,
     mixed_precision: Precision = "no",
 ) -> "Comparison | None":
-    """Evaluate several encoders on one or several data sets and write compare.md, compare.csv and compare.json.
+    """Evaluate several encoders on one or several data sets and write compare.html, .md, .csv and .json.
 
     Args:
         encoders: Encoders to compare, each in the form that `progeo evaluate` takes. The results of each go to a
@@ -58,6 +58,7 @@ def compare(
     from progeo.engine.accelerator import start_accelerator
     from progeo.evaluation.comparison import Evaluated, compare_evaluated
     from progeo.evaluation.comparison_files import write_comparison
+    from progeo.evaluation.comparison_page import write_comparison_page
     from progeo.evaluation.data_sets import as_file_name, data_sets
     from progeo.evaluation.evaluate import Evaluator
 
@@ -89,7 +90,9 @@ def compare(
             encoder.cpu()  # so that the device holds one encoder at a time
     if not accelerator.is_main_process:
         return None
-    return write_comparison(out, compare_evaluated(found), spreadsheet_safe=criterion.spreadsheet_safe)
+    table = compare_evaluated(found)
+    write_comparison_page(out / "compare.html", found, table, show_paths=criterion.show_paths)
+    return write_comparison(out, table, spreadsheet_safe=criterion.spreadsheet_safe)
 
 
 def _load(

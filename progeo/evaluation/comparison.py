@@ -7,8 +7,11 @@ from functools import cached_property, reduce
 import numpy as np
 
 from progeo.evaluation.evaluate import Evaluation
-from progeo.evaluation.metrics import bootstrap_interval
-from progeo.evaluation.significance import PairedTest, paired_tests
+from progeo.evaluation.metrics import RESAMPLES, bootstrap_interval
+from progeo.evaluation.significance import SIGNIFICANCE, PairedTest, paired_tests
+
+LEVEL = "≈"
+"""Mark of a recall whose difference to the best is not significant."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,10 @@ class Evaluated:
         """Return whether each counted query has a correct one among its first n predictions, bool."""
         correct: np.ndarray = self.evaluation.retrieved.correct[self.counted, :n]
         return np.any(correct, axis=1)
+
+    def hits_of(self, query_rows: np.ndarray, n: int) -> np.ndarray:
+        """Return the hits of some of the counted queries, given by their rows in the query folder, bool."""
+        return self.hits(n)[np.searchsorted(self.query_rows, query_rows)]
 
     def rows_of(self, query_rows: np.ndarray) -> np.ndarray:
         """Return the rows of the predictions for queries given by their rows in the query folder."""
@@ -74,9 +81,10 @@ class Compared:
     """Number of queries that are counted."""
     measure: str = "R"
     """Name of recall: R of R@N, or LR of LR@N, localization recall."""
+    is_best: bool = True
+    """Whether this encoder has the highest recall at the smallest N; of equal ones, at the next N, or the first."""
     against_best: PairedTest | None = None
-    """Comparison with the encoder of the highest recall at the smallest N; None for this one, or if it is the only
-    one."""
+    """Comparison with the best encoder; None for that one itself, or if there is no query that all encoders count."""
 
     @property
     def total_ms(self) -> float | None:
@@ -104,11 +112,11 @@ def _compared_on(name: str, evaluated: Sequence[Evaluated]) -> Iterator[Compared
     here = [each for each in evaluated if each.data == name]
     ranking = [[recall for _, recall in sorted(each.evaluation.recalls.items())] for each in here]
     shared, first_n = shared_queries(here), min(here[0].evaluation.recalls)
+    best = ranking.index(max(ranking))
     tests: list[PairedTest | None] = [None] * len(here)
     if len(shared):
-        hits = [each.hits(first_n)[np.searchsorted(each.query_rows, shared)] for each in here]
-        tests = paired_tests(hits, ranking.index(max(ranking)))
-    for each, test in zip(here, tests, strict=True):
+        tests = paired_tests([each.hits_of(shared, first_n) for each in here], best)
+    for number, (each, test) in enumerate(zip(here, tests, strict=True)):
         evaluation = each.evaluation
         yield Compared(
             name,
@@ -120,6 +128,7 @@ def _compared_on(name: str, evaluated: Sequence[Evaluated]) -> Iterator[Compared
             {n: _in_percent(bootstrap_interval(each.hits(n))) for n in evaluation.recalls},
             len(each.query_rows),
             evaluation.retrieved.measure,
+            number == best,
             test,
         )
 
@@ -134,3 +143,16 @@ def best_recalls(table: Sequence[Compared]) -> dict[tuple[str, int], float]:
     return {
         (name, n): max(row.recalls[n] for row in table if row.data == name) for name in names for n in table[0].recalls
     }
+
+
+def meaning_of_marks(measure: str) -> str:
+    """Explain what bold recalls, the mark and intervals mean.
+
+    Args:
+        measure: name of the recall that is tested, such as R@1.
+    """
+    return (
+        f"Bold: the best. {LEVEL}: the difference to the best in {measure} may be chance (exact McNemar test on the "
+        f"same queries, p of {SIGNIFICANCE} or more with Holm's correction for all encoders compared with the best). "
+        f"Intervals hold 95 % of {RESAMPLES:,} bootstrap samples of the queries."
+    )

@@ -6,12 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from progeo.engine.log import LOGGER
-from progeo.evaluation.comparison import Compared, best_recalls
+from progeo.evaluation.comparison import LEVEL, Compared, best_recalls, meaning_of_marks
 from progeo.files import write_csv, write_json, write_text
 from progeo.printable import markdown_table
-
-_LEVEL = "≈"
-"""Mark of recalls that do not differ significantly from the best."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,7 @@ def write_comparison(out: Path, table: Sequence[Compared], *, spreadsheet_safe: 
     )
     text = _as_markdown(table, has_data=has_data)
     write_text(out / "compare.md", text)
-    LOGGER.info("table: %s", out / "compare.md")
+    LOGGER.info("table: %s, with a page beside it: compare.html", out / "compare.md")
     return Comparison(tuple(table), text)
 
 
@@ -86,7 +83,7 @@ def _as_markdown(table: Sequence[Compared], *, has_data: bool) -> str:
         cells = {**({"data": row.data} if has_data else {}), "encoder": row.encoder, **_speeds(row)}
         for n, recall in row.recalls.items():
             is_best = recall == best[row.data, n]
-            mark = f" {_LEVEL}" if n == first_n and row.is_level else ""
+            mark = f" {LEVEL}" if n == first_n and row.is_level else ""
             cells[f"{row.measure}@{n}"] = (f"**{recall:.1f}**" if is_best else f"{recall:.1f}") + mark
             if n == first_n:
                 low, high = row.intervals[n]
@@ -99,13 +96,4 @@ def _as_markdown(table: Sequence[Compared], *, has_data: bool) -> str:
             cells["p"] = "" if test is None else f"{test.p_adjusted:.2g}"
         lines.append(cells)
     text = markdown_table([[*lines[0]], *([*cells.values()] for cells in lines)], num_texts=2 if has_data else 1)
-    return f"{text}\n{_meaning(f'{table[0].measure}@{first_n}')}\n" if is_tested else text
-
-
-def _meaning(measure: str) -> str:
-    """Explain what the marks of the table mean."""
-    return (
-        f"Bold: the best. {_LEVEL}: the difference to the best in {measure} may be chance (exact McNemar test on the "
-        f"same queries, p of 0.05 or more with Holm's correction for all encoders compared with the best). Intervals "
-        f"hold 95 % of bootstrap samples of the queries."
-    )
+    return f"{text}\n{meaning_of_marks(f'{table[0].measure}@{first_n}')}\n" if is_tested else text
