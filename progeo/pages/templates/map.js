@@ -30,7 +30,7 @@ const createMap = (() => {
     problem: { outline: "cross", color: "--wrong", radius: 7, isFilled: false, haloPx: 1.5 },
   };
   const STROKE_PX = 2;
-  const colorOfPolygons = number => `--s${number % 8}`;
+  const colorOfPolygons = number => (number === null ? "--map-database" : `--s${number % 8}`);
 
   const Shape = L.CircleMarker.extend({
     _updatePath() {
@@ -95,6 +95,7 @@ const createMap = (() => {
       fadeAnimation: !isStill,
       inertia: !isStill,
     });
+    if (isStill) map.panBy = offset => L.Map.prototype.panBy.call(map, offset, { animate: false });
     L.control.scale({ imperial: false, maxWidth: 140 }).addTo(map);
     return map;
   }
@@ -146,7 +147,7 @@ const createMap = (() => {
       this.key = element("div", { class: "map-key" });
       this.addLayers();
       this.addKey();
-      this.fit();
+      this.fit(false);
       leaveScrollingToPage(container, this.map);
       new ResizeObserver(() => this.resized()).observe(container);
       matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.recolor());
@@ -387,7 +388,7 @@ const createMap = (() => {
     entry({ name }, picture, text, counting = null) {
       const count = element("span", {}, text);
       if (counting !== null) this.counts.set(counting, { count, text });
-      return element("li", {}, picture, element("bdi", {}, name), count);
+      return element("li", {}, picture, nameElement(name), count);
     }
 
     countShown() {
@@ -402,7 +403,7 @@ const createMap = (() => {
     }
 
     controls() {
-      const row = element("div", { class: "map-controls" }, this.button("Show all", () => this.fit()));
+      const row = element("div", { class: "map-controls" }, this.button("Show all", () => this.fit(true)));
       const numLines = this.shapes.filter(shape => shape.target).length;
       if (numLines) {
         this.hasLines = element("input", { type: "checkbox", checked: numLines <= FEW_LINES });
@@ -420,16 +421,16 @@ const createMap = (() => {
       return made;
     }
 
-    fit() {
+    fit(isAnimated) {
       this.map.fitBounds(this.bounds, {
-        padding: [24, 24], maxZoom: CLOSE_ZOOM[this.data.unit], animate: !this.isStill,
+        padding: [24, 24], maxZoom: CLOSE_ZOOM[this.data.unit], animate: isAnimated && !this.isStill,
       });
     }
 
     resized() {
       const wasEmpty = !this.map.getSize().x;
       this.map.invalidateSize({ animate: false });
-      if (wasEmpty) this.fit();
+      if (wasEmpty) this.fit(false);
     }
 
     // Street tiles, which only a click asks for.
