@@ -1,12 +1,13 @@
 """Queries that some encoders find and others miss, as rows of a page: the first predictions of each encoder."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import zip_longest
 
 import numpy as np
 
 from progeo.evaluation.comparison import Evaluated, shared_queries
+from progeo.evaluation.retrieved import Retrieved
 from progeo.pages.gallery import Gallery, Item, Mark, Measure, Photos, Row, Strip
 from progeo.pages.page import shown_path
 from progeo.places.catalogue import Catalogue
@@ -29,6 +30,11 @@ class Finding:
     is_found: bool
     """Whether one of the first N predictions is correct."""
 
+    @property
+    def retrieved(self) -> Retrieved:
+        """The predictions of the encoder for all queries."""
+        return self.evaluated.evaluation.retrieved
+
 
 @dataclass(frozen=True)
 class Differing:
@@ -44,8 +50,12 @@ class Differing:
     @property
     def name(self) -> str:
         """Path of the query in its folder."""
-        first = self.findings[0]
-        return first.evaluated.evaluation.retrieved.queries.name(first.row)
+        return self.findings[0].retrieved.queries.name(self.findings[0].row)
+
+    @property
+    def condition(self) -> str:
+        """Light or weather of the query; "" where unknown."""
+        return str(self.findings[0].retrieved.conditions[self.findings[0].row])
 
 
 def differing_queries(evaluated: Sequence[Evaluated], first_n: int, best: Sequence[str]) -> list[Differing]:
@@ -82,77 +92,78 @@ def _groups(here: Sequence[Evaluated], shared: np.ndarray, first_n: int, start: 
 
 
 def gallery_of(
-    listed: Sequence[Differing], encoders: Sequence[str], *, first_n: int, show_paths: bool, max_pictures: int
+    listed: Sequence[Differing],
+    encoders: Mapping[str, str],
+    sets: Mapping[str, str],
+    *,
+    first_n: int,
+    show_paths: bool,
+    max_pictures: int,
 ) -> tuple[Gallery, int]:
     """Lay out the rows of queries, each with the first predictions of each encoder.
 
     Args:
-        encoders: names of all encoders, in the order of the page.
+        encoders, sets: name of each encoder and data set as the page shows it, in the order of the page.
         first_n: number of first predictions among which a correct one counts.
-        show_paths: show absolute paths.
+        show_paths: show absolute paths of photos.
         max_pictures: number of pictures after which queries are listed by name.
 
     Returns:
         The rows, and how many of them have pictures.
     """
-    photos, rows, num_pictured = Photos(), [], 0
-    num_shown = max(_NUM_SHOWN, first_n)
-    names = {name: shown_path(name, show_paths) for name in encoders}
+    page = _Page(encoders, sets, max(_NUM_SHOWN, first_n), show_paths)
+    rows, num_pictured = [], 0
     for each in listed:
-        is_pictured = photos.num_embedded < max_pictures
+        is_pictured = page.photos.num_embedded < max_pictures
         num_pictured += is_pictured
-        rows.append(_row(each, photos, names, num_shown, is_pictured=is_pictured, show_paths=show_paths))
-    conditions = sorted({row.facets["condition"] for row in rows if isinstance(row.facets["condition"], str)} - {""})
-    sets = list(dict.fromkeys(shown_path(each.data, show_paths) for each in sorted(listed, key=lambda row: row.key)))
-    filters = {"correct by": list(names.values()), "missed by": list(names.values())}
-    if len(sets) > 1:
-        filters = {"data set": sets, **filters}
-    if conditions:
-        filters["condition"] = conditions
-    measures = [Measure("rank", "rank"), Measure("distance_m", "meters")]
-    return Gallery(photos, rows, measures, filters), num_pictured
-
-
-def _row(
-    differing: Differing,
-    photos: Photos,
-    names: dict[str, str],
-    num_shown: int,
-    *,
-    is_pictured: bool,
-    show_paths: bool,
-) -> Row:
-    by_encoder = {each.evaluated.encoder: each for each in differing.findings}
-    strips = []
-    for name, shown in names.items():
-        finding = by_encoder[name]
-        retrieved, row = finding.evaluated.evaluation.retrieved, finding.row
-        items = [
-            Item(
-                _photo(photos, retrieved.database, found, retrieved.classes is None, is_pictured, show_paths),
-                _mark(bool(retrieved.correct[row, rank])),
-                (rank + 1, float(retrieved.distances_m[row, rank])),
-            )
-            for rank, found in enumerate(retrieved.predictions[row, :num_shown].tolist())
-            if found >= 0
-        ]
-        strips.append(Strip(f"{shown}: {'correct' if finding.is_found else 'missed'}", items))
-    first = differing.findings[0]
-    retrieved = first.evaluated.evaluation.retrieved
-    facets = {
-        "data set": shown_path(differing.data, show_paths),
-        "correct by": [names[name] for name, each in by_encoder.items() if each.is_found],
-        "missed by": [names[name] for name, each in by_encoder.items() if not each.is_found],
-        "condition": str(retrieved.conditions[first.row]),
+        rows.append(page.row(each, is_pictured=is_pictured))
+    conditions = sorted({each.condition for each in listed} - {""})
+    filters = {
+        "data set": list(sets.values()) if len(sets) > 1 else [],
+        "correct by": list(encoders.values()),
+        "missed by": list(encoders.values()),
+        "condition": conditions,
     }
-    photo = _photo(photos, retrieved.queries, first.row, True, is_pictured, show_paths)
-    return Row(differing.key, photo, strips, facets=facets)
+    useful = {name: values for name, values in filters.items() if values}
+    return Gallery(page.photos, rows, [Measure("rank", "rank"), Measure("distance_m", "meters")], useful), num_pictured
 
 
-def _photo(photos: Photos, catalogue: Catalogue, row: int, has_file: bool, is_pictured: bool, show_paths: bool) -> int:
-    path = catalogue.path(row) if has_file else None
-    return photos.add(shown_path(catalogue.name(row), show_paths), path, embedded=is_pictured)
+@dataclass(frozen=True)
+class _Page:
+    """What the rows of a page have in common, see `gallery_of`."""
 
+    encoders: Mapping[str, str]
+    sets: Mapping[str, str]
+    num_shown: int
+    """Predictions of each encoder that are shown."""
+    show_paths: bool
+    photos: Photos = field(default_factory=Photos)
 
-def _mark(is_correct: bool) -> Mark:
-    return "correct" if is_correct else "wrong"
+    def row(self, differing: Differing, *, is_pictured: bool) -> Row:
+        """Lay out a query."""
+        by_encoder = {each.evaluated.encoder: each for each in differing.findings}
+        strips = [self._strip(by_encoder[name], shown, is_pictured) for name, shown in self.encoders.items()]
+        facets = {
+            "data set": self.sets[differing.data],
+            "correct by": [self.encoders[name] for name, each in by_encoder.items() if each.is_found],
+            "missed by": [self.encoders[name] for name, each in by_encoder.items() if not each.is_found],
+            "condition": differing.condition,
+        }
+        first = differing.findings[0]
+        photo = self._photo(first.retrieved.queries, first.row, is_pictured, has_file=True)
+        return Row(differing.key, photo, strips, facets=facets)
+
+    def _strip(self, finding: Finding, name: str, is_pictured: bool) -> Strip:
+        """Lay out the first predictions of an encoder."""
+        found, row = finding.retrieved, finding.row
+        items = []
+        for rank, predicted in enumerate(found.predictions[row, : self.num_shown].tolist()):
+            if predicted >= 0:
+                photo = self._photo(found.database, predicted, is_pictured, has_file=found.classes is None)
+                mark: Mark = "correct" if found.correct[row, rank] else "wrong"
+                items.append(Item(photo, mark, (rank + 1, float(found.distances_m[row, rank]))))
+        return Strip(f"{name}: {'correct' if finding.is_found else 'missed'}", items)
+
+    def _photo(self, catalogue: Catalogue, row: int, is_pictured: bool, *, has_file: bool) -> int:
+        path = catalogue.path(row) if has_file else None
+        return self.photos.add(shown_path(catalogue.name(row), self.show_paths), path, embedded=is_pictured)

@@ -27,15 +27,19 @@ class _Places:
 
     def predicted(self, finding: Finding) -> np.ndarray:
         """Return where an encoder puts a query, (2,); NaN if it is unknown."""
-        retrieved = finding.evaluated.evaluation.retrieved
+        retrieved = finding.retrieved
         found = int(retrieved.predictions[finding.row, 0])
         return np.full(2, np.nan) if found < 0 else self.databases[id(retrieved.database)][found]
 
 
-def map_of(listed: Sequence[Differing], *, show_paths: bool) -> Map | None:
+def map_of(listed: Sequence[Differing], names: Mapping[str, str], *, show_paths: bool) -> Map | None:
     """Lay out the map of the listed queries of all data sets; None if no position of a query is known.
 
     Data sets of which only meters are known, without a zone, are not drawn if degrees of others are known.
+
+    Args:
+        names: name of each encoder as the page shows it.
+        show_paths: show absolute paths of queries.
     """
     places = {name: _places([each for each in listed if each.data == name]) for name in {row.data for row in listed}}
     unit: Unit = "degrees" if any(each.unit == "degrees" for each in places.values()) else "meters"
@@ -45,29 +49,30 @@ def map_of(listed: Sequence[Differing], *, show_paths: bool) -> Map | None:
         return None
     is_found = np.array([each.findings[0].is_found for each in drawn])
     points = []
-    for kind, chosen in (("correct", is_found), ("wrong", ~is_found)):
+    verdicts: Mapping[Kind, np.ndarray] = {"correct": is_found, "wrong": ~is_found}
+    for kind, chosen in verdicts.items():
         rows = np.flatnonzero(chosen).tolist()
         labels = [shown_path(drawn[row].name, show_paths) for row in rows]
         points.append(Points(_KINDS[kind], kind, positions[rows], [drawn[row].key for row in rows], labels))
     databases = [each for some in places.values() if some.unit == unit for each in some.databases.values()]
-    details = {each.key: _detail(each, places[each.data], show_paths) for each in drawn}
-    has_classes = listed[0].findings[0].evaluated.evaluation.retrieved.classes is not None
+    details = {each.key: _detail(each, places[each.data], names) for each in drawn}
+    has_classes = listed[0].findings[0].retrieved.classes is not None
     name = "centers of classes" if has_classes else "database"
     return Map(unit, np.concatenate(databases), name, [each for each in points if each.labels], details=details)
 
 
 def _places(listed: Sequence[Differing]) -> _Places:
-    retrieved = [each.evaluated.evaluation.retrieved for each in listed[0].findings]
+    retrieved = [each.retrieved for each in listed[0].findings]
     databases = {id(each.database): each.database for each in retrieved}
     frame = frame_of(retrieved[0].queries, *databases.values(), great_circle=retrieved[0].great_circle)
     return _Places(frame.unit, frame.positions[0], dict(zip(databases, frame.positions[1:], strict=True)))
 
 
-def _detail(differing: Differing, places: _Places, show_paths: bool) -> Detail:
+def _detail(differing: Differing, places: _Places, names: Mapping[str, str]) -> Detail:
     """Return the first prediction of each encoder for a query."""
     points = []
     for each in differing.findings:
-        name = shown_path(each.evaluated.encoder, show_paths)
+        name = names[each.evaluated.encoder]
         kind: Kind = "match" if each.is_found else "found"
         points.append(Points(name, kind, places.predicted(each)[None], labels=[f"first prediction of {name}"]))
     return Detail(points)

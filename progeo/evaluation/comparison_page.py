@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from progeo.evaluation.comparison import (
     LEVEL,
     Compared,
@@ -54,75 +56,89 @@ def write_comparison_page(
         max_rows: maximum number of queries that are listed.
         max_pictures: number of pictures after which queries are listed by name.
     """
-    first_n, names = table[0].first_n, list(dict.fromkeys(row.data for row in table))
-    sections = [_section(name, evaluated, table, show_paths) for name in names]
-    best = [next(row for row in table if row.data == name and row.is_best) for name in names]
+    first_n = table[0].first_n
+    sets, encoders = (
+        _shown(names, show_paths) for names in ([row.data for row in table], [row.encoder for row in table])
+    )
+    sections = [_section(name, evaluated, table, sets, encoders) for name in sets]
+    best = [next(row for row in table if row.data == name and row.is_best) for name in sets]
     differing = differing_queries(evaluated, first_n, [row.encoder for row in best])
     listed = differing[:max_rows]
-    encoders = list(dict.fromkeys(each.encoder for each in evaluated))
     gallery, num_pictured = gallery_of(
-        listed, encoders, first_n=first_n, show_paths=show_paths, max_pictures=max_pictures
+        listed, encoders, sets, first_n=first_n, show_paths=show_paths, max_pictures=max_pictures
     )
-    counted = f"{len(encoders)} encoders" if len(encoders) > 1 else shown_path(encoders[0], show_paths)
-    where = f"{len(names)} data sets" if len(names) > 1 else shown_path(names[0], show_paths)
+    what, where = (
+        f"{len(names)} {plural}" if len(names) > 1 else next(iter(names.values()))
+        for names, plural in ((encoders, "encoders"), (sets, "data sets"))
+    )
     write_page(
         path,
         "compare.html",
-        title=f"{counted} on {where}",
+        title=f"{what} on {where}",
         gallery=gallery if listed else None,
-        map=map_of(listed, show_paths=show_paths) if listed else None,
+        map=map_of(listed, encoders, show_paths=show_paths) if listed else None,
         show_paths=show_paths,
         measure=f"{table[0].measure}@{first_n}",
         meaning=meaning_of_marks(f"{table[0].measure}@{first_n}"),
-        best=[_best_figure(row, show_paths, with_data=len(names) > 1) for row in best],
+        best=[_best_figure(row, encoders[row.encoder], sets[row.data] if len(sets) > 1 else "") for row in best],
         sections=sections,
         num_encoders=len(encoders),
         num_differing=len(differing),
         num_listed=len(listed),
         num_pictured=num_pictured,
-        has_sets=len(names) > 1,
+        has_sets=len(sets) > 1,
     )
 
 
-def _best_figure(row: Compared, show_paths: bool, *, with_data: bool) -> tuple[str, str, str]:
+def _shown(names: Sequence[str], show_paths: bool) -> dict[str, str]:
+    """Return names as the page shows them, by name; names that look alike without their paths are numbered."""
+    shown = {name: shown_path(name, show_paths) for name in names}
+    texts = list(shown.values())
+    return {
+        name: text if texts.count(text) == 1 else f"{text} ({number})"
+        for number, (name, text) in enumerate(shown.items(), start=1)
+    }
+
+
+def _best_figure(row: Compared, encoder: str, data: str) -> tuple[str, str, str]:
     """Return label, value and detail of the figure of the best encoder of a data set."""
     n, (low, high) = row.first_n, row.intervals[row.first_n]
-    label = f"{row.measure}@{n}, {shortened(shown_path(row.data, show_paths))}" if with_data else f"{row.measure}@{n}"
-    encoder = shortened(shown_path(row.encoder, show_paths))
-    return label, f"{row.recalls[n]:.1f} %", f"{low:.1f} to {high:.1f}, {encoder}"
+    label = ", ".join(filter(None, [f"{row.measure}@{n}", shortened(data)]))
+    return label, f"{row.recalls[n]:.1f} %", f"{low:.1f} to {high:.1f}, {shortened(encoder)}"
 
 
-def _section(name: str, evaluated: Sequence[Evaluated], table: Sequence[Compared], show_paths: bool) -> _Section:
+def _section(
+    name: str,
+    evaluated: Sequence[Evaluated],
+    table: Sequence[Compared],
+    sets: Mapping[str, str],
+    encoders: Mapping[str, str],
+) -> _Section:
     here, rows = [each for each in evaluated if each.data == name], [row for row in table if row.data == name]
-    names = {row.encoder: shown_path(row.encoder, show_paths) for row in rows}
     is_tested, first_n, measure = any(row.against_best for row in rows), rows[0].first_n, rows[0].measure
     shared = shared_queries(here)
     hits = [each.hits_of(shared, first_n) for each in here]
-    missed = [
-        [
-            _named(names[one.encoder]),
-            *(
-                "" if one is other else f"{int((of_one & ~of_other).sum()):,}"
-                for other, of_other in zip(here, hits, strict=True)
-            ),
-        ]
-        for one, of_one in zip(here, hits, strict=True)
-    ]
+    missed = [_missed_by(found, hits, encoders[each.encoder]) for each, found in zip(here, hits, strict=True)]
     return _Section(
-        shown_path(name, show_paths),
+        sets[name],
         _counts(rows, here[0].evaluation.retrieved.criterion, len(shared)),
         [
             "encoder",
             *(f"{measure}@{n}" for n in rows[0].recalls),
-            *(["to the best"] if is_tested else []),
+            *(["difference to the best", "p"] if is_tested else []),
             "dimensions",
             "ms per query",
         ],
-        [_cells(row, names[row.encoder], best_recalls(rows), is_tested=is_tested) for row in rows],
-        _charts(rows, names),
-        ["correct by", *(shortened(names[each.encoder]) for each in here)],
+        [_cells(row, encoders[row.encoder], best_recalls(rows), is_tested=is_tested) for row in rows],
+        _charts(rows, encoders),
+        ["correct by", *(shortened(encoders[each.encoder]) for each in here)],
         missed if len(here) > 1 else [],
     )
+
+
+def _missed_by(found: np.ndarray, hits: Sequence[np.ndarray], name: str) -> list[str | dict[str, Any]]:
+    """Return a row of the table of how many queries an encoder finds and each of all encoders misses."""
+    return [_named(name), *("" if each is found else f"{int((found & ~each).sum()):,}" for each in hits)]
 
 
 def _counts(rows: Sequence[Compared], criterion: str, num_shared: int) -> str:
@@ -145,28 +161,24 @@ def _cells(row: Compared, name: str, best: Mapping[tuple[str, int], float], *, i
         mark = f" {LEVEL}" if n == row.first_n and row.is_level else ""
         is_best = recall == best[row.data, n]
         cells.append({"text": f"{recall:.1f}{mark}", "bold": is_best, "detail": f"{low:.1f} to {high:.1f}"})
-    if is_tested:
+    if is_tested and row.against_best is not None:
         test = row.against_best
-        told = (
-            ("the best", "")
-            if test is None
-            else (f"{test.difference:+.1f}", f"{test.low:+.1f} to {test.high:+.1f}, p {test.p_adjusted:.2g}")
-        )
-        cells.append(dict(zip(("text", "detail"), told, strict=True)))
-    search = f"{row.search_ms:.2f} of them search"
+        difference = {"text": f"{test.difference:+.1f}", "detail": f"{test.low:+.1f} to {test.high:+.1f}"}
+        cells += [difference, {"text": f"{test.p_adjusted:.2g}"}]
+    elif is_tested:
+        cells += [{"text": "the best"}, {"text": ""}]
+    search = f"{row.search_ms:.2f} for search"
     total = "unknown" if row.total_ms is None else f"{row.total_ms:.2f}"
     return [*cells, {"text": f"{row.descriptor_dim:,}"}, {"text": total, "detail": search}]
 
 
 def _charts(rows: Sequence[Compared], names: Mapping[str, str]) -> list[Chart]:
     """Draw the recall curves, and the first recall against milliseconds and dimensions."""
-    has_bands = len(rows) <= _MAX_BANDS
+    ns, has_bands = sorted(rows[0].recalls), len(rows) <= _MAX_BANDS
     curves = []
     for row in rows:
-        ns = sorted(row.recalls)
-        low, high = ([row.intervals[n][side] for n in ns] for side in (0, 1))
-        bands = {"low": low, "high": high} if has_bands else {}
-        curves.append(Series(names[row.encoder], ns, [row.recalls[n] for n in ns], **bands))
+        low, high = ([row.intervals[n][side] for n in ns] if has_bands else None for side in (0, 1))
+        curves.append(Series(names[row.encoder], ns, [row.recalls[n] for n in ns], low, high))
     measure = f"{rows[0].measure}@{rows[0].first_n}"
     charts = [Chart(f"{rows[0].measure}@N", "N", f"{rows[0].measure}@N, %", curves, log_x=True)]
     costs: dict[str, tuple[str, list[float | None]]] = {
