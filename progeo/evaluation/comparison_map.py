@@ -10,8 +10,8 @@ from progeo.pages.maps import Detail, Kind, Map, Points, Unit, frame_of
 from progeo.pages.page import shown_path
 
 _KINDS: Mapping[Kind, str] = {
-    "correct": "correct by the best encoder, missed by another",
-    "wrong": "missed by the best encoder, correct by another",
+    "correct": "found by the best, not by another",
+    "wrong": "not by the best, found by another",
 }
 
 

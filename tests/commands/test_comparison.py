@@ -40,7 +40,7 @@ def test_several_data_sets_stand_in_one_table(city, cache, tmp_path):
     parts = [f"{number}_city_{name}" for number, name in ((1, "test"), (2, "val"))]
     encoders = ("1_thumbnail", "2_open_clip_tiny-vit_random")
     assert set(files_in(tmp_path)) == {
-        *("compare.csv", "compare.json", "compare.md"),
+        *("compare.csv", "compare.html", "compare.json", "compare.md"),
         *(f"{part}/{encoder}/{name}" for part in parts for encoder in encoders for name in RESULTS),
     }
     for row, (part, encoder) in zip(table, [(part, each) for part in parts for each in encoders], strict=True):
@@ -55,7 +55,7 @@ def test_one_data_set_leaves_what_it_always_did(city, foreign, cache, tmp_path):
     compare("thumbnail", foreign, "--folder", city / "test", out=tmp_path, cache=cache)
     (second,) = tmp_path.glob("2_*")
     assert set(files_in(tmp_path)) == {
-        *("compare.csv", "compare.json", "compare.md"),
+        *("compare.csv", "compare.html", "compare.json", "compare.md"),
         *(f"{encoder}/{name}" for encoder in ("1_thumbnail", second.name) for name in RESULTS),
     }
     with (tmp_path / "compare.csv").open() as stream:
