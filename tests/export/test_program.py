@@ -52,7 +52,7 @@ def short_vit(image_size, aggregation="token", **how):
     return shortened(build_encoder("tiny-vit", "random", image_size, aggregation=aggregation, **how))
 
 
-@pytest.fixture(scope="module", params=["bilinear", "bicubic"])
+@pytest.fixture(scope="module", params=["bicubic", pytest.param("bilinear", marks=pytest.mark.slow)])
 def photos_program(request, tmp_path_factory):
     """An encoder, and the file of its program that takes photos."""
     encoder, path = short_vit((64, 96), resize=request.param), tmp_path_factory.mktemp("photos") / "model.pt2"

@@ -57,9 +57,12 @@ def own_name(architecture):
     return architecture.partition("/")[2]
 
 
+traits_of = functools.cache(empty_traits)
+
+
 @functools.cache
 def built(architecture, part):
-    size = sample_size(empty_traits(architecture))
+    size = sample_size(traits_of(architecture))
     return build_encoder(architecture, "random", size, aggregation=AGGREGATION_OF[part]).eval()
 
 
@@ -82,7 +85,7 @@ def test_descriptors_and_features_have_the_shapes_promised_in_any_batch(architec
     encoder = built(architecture, part)
     assert own_name(architecture) == encoder.spec.architecture
     assert len(sizes_of(encoder)) == 2
-    traits = empty_traits(architecture)
+    traits = traits_of(architecture)
     has = {"map": traits.channels is not None, "token": traits.token_dim is not None}
     assert has == {part: (architecture, part) in CASES for part in has}
     check_shapes(encoder)
@@ -125,7 +128,7 @@ def test_a_training_that_is_resumed_ends_with_the_same_bits(architecture, part, 
     settings = {
         "model.architecture": architecture,
         "encoder.aggregation": AGGREGATION_OF[part],
-        "encoder.image_size": sample_size(empty_traits(architecture))[0],
+        "encoder.image_size": sample_size(traits_of(architecture))[0],
         "encoder.descriptor_dim": "null",
         "text.weight": 0,
         "training.batch_size": 2,
