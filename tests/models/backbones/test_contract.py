@@ -26,7 +26,7 @@ NETWORKS = {
     "open_clip": {"tiny-resnet": BOTH, "tiny-vit": BOTH},
     "torchvision": {
         **{"resnet18": ("map",), "mobilenet_v3_large": ("map",), "convnext_tiny": ("map",), "swin_t": ("map",)},
-        **{"mobilenet_v3_large_512": ("map",), "resnet18_conv4": ("map",)},
+        **{"mobilenet_v3_large_512": ("map",), "resnet18_conv4": ("map",), "shufflenet_v2_x0_5": ("map",)},
         "vit_b_16": BOTH,
     },
     "timm": {
@@ -35,11 +35,11 @@ NETWORKS = {
     },
 }
 """Networks of each family, with the parts of their features."""
-TRAINED = ("tiny-resnet", "tiny-vit", "resnet18", "test_vit")
+TRAINED = ("tiny-resnet", "tiny-vit", "shufflenet_v2_x0_5", "test_vit")
 """Networks that training is resumed with by default: of each family, of convolutions and of tokens."""
 LARGE = (
-    *("convnext_tiny", "mobilenet_v3_large", "mobilenet_v3_large_512", "resnet18_conv4", "swin_t", "vit_b_16"),
-    *("vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2"),
+    *("convnext_tiny", "mobilenet_v3_large", "mobilenet_v3_large_512", "resnet18", "resnet18_conv4", "swin_t"),
+    *("vit_b_16", "convnext_atto", "vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2"),
 )
 REFUSED = {"swin_t": "No graph can be made of swin_t: Specializations unexpectedly required (height, width)"}
 """Beginnings of the sentences that graphs of networks are refused with; those of others are written."""
