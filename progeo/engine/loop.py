@@ -9,9 +9,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor
-from tqdm import tqdm
 
 from progeo.engine.stopping import StopRequest
+from progeo.progress import Progress
 
 Losses = Callable[[Any], Mapping[str, Tensor]]
 
@@ -56,12 +56,12 @@ class Means:
         return {**means, "skipped": self.skipped} if self.skipped else means
 
 
-def progress_bar(num_steps: int, accelerator: Accelerator, *, images_per_step: int, steps_done: int = 0) -> tqdm:
-    """Create a progress bar over training steps, counted in images; shown by the main process on a terminal only."""
-    hidden = None if accelerator.is_main_process else True  # None: shown on a terminal only
-    return tqdm(
-        total=num_steps, initial=steps_done, unit="img", unit_scale=images_per_step, leave=False, disable=hidden
-    )
+def training_progress(
+    num_steps: int, accelerator: Accelerator, *, images_per_step: int, steps_done: int = 0
+) -> Progress:
+    """Create the progress of training steps; the main process shows it."""
+    hidden = not accelerator.is_main_process
+    return Progress(total=num_steps, done=steps_done, images_per_step=images_per_step, hidden=hidden)
 
 
 def take_steps(

@@ -13,13 +13,12 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from progeo.atomic import replacing
 from progeo.engine.accelerator import fits_device
 from progeo.engine.checkpoint import load_newest_checkpoint, numbers_of, remove_checkpoints
 from progeo.engine.log import LOGGER
-from progeo.engine.loop import progress_bar
+from progeo.engine.loop import training_progress
 from progeo.engine.run_folder import RunFolder
 from progeo.features.extract import ExtractedFeatures
 from progeo.features.store import ShardedRows
@@ -29,6 +28,7 @@ from progeo.models.options import ModelOptions
 from progeo.models.state_dicts import weights_digest
 from progeo.models.text_towers.tower import TextTower
 from progeo.places.cells import Group, Partition
+from progeo.progress import Progress
 from progeo.training.class_words import ClassWords
 from progeo.training.options import PromptOptions, TrainerOptions
 from progeo.training.prompt_files import DESCRIPTION, PROMPTS, read_group
@@ -82,7 +82,7 @@ class PromptTraining:
         images = [self._images(index, features, rows) for index in range(len(self.partition.groups))]
         self.steps = [-(-(~each.held_out).sum() // self.prompts.batch_size) for each in images]
         self.steps_of_others = self._count_steps_of_others()
-        bar = progress_bar(
+        bar = training_progress(
             self.prompts.epochs * sum(self.steps),
             self.accelerator,
             images_per_step=self.prompts.batch_size,
@@ -94,7 +94,7 @@ class PromptTraining:
                     self._train_group(index, features.rows, images[index], bar)
                     self.accelerator.free_memory()
                 remove_checkpoints(self.run.group_checkpoints(index))
-            bar.set_description("stage 1, waiting for other processes")
+            bar.describe("stage 1, waiting for other processes")
             while self.accelerator.is_main_process and not self._all_finished():
                 time.sleep(1)
                 self._follow_others(bar)
@@ -147,7 +147,7 @@ class PromptTraining:
             )
         return _Images(feature_rows, labels, held_out)
 
-    def _train_group(self, index: int, features: ShardedRows, images: "_Images", bar: tqdm) -> None:
+    def _train_group(self, index: int, features: ShardedRows, images: "_Images", bar: Progress) -> None:
         """Train one group from its newest checkpoint on and write its file."""
         name, training = self._name(index), self._training(index, features, images)
         trainer = Trainer(
@@ -220,8 +220,8 @@ class PromptTraining:
     def _all_finished(self) -> bool:
         return all(self.run.group_file(index).is_file() for index in range(len(self.steps)))
 
-    def _follow_others(self, bar: tqdm) -> None:
-        """Advance the progress bar by the steps that other processes did since the last call."""
+    def _follow_others(self, bar: Progress) -> None:
+        """Advance the progress by the steps that other processes did since the last call."""
         done = self._count_steps_of_others()
         bar.update(done - self.steps_of_others)
         self.steps_of_others = done

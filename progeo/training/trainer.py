@@ -11,7 +11,6 @@ from accelerate import Accelerator
 from msgspec import Meta
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import tqdm
 
 from progeo.engine.accelerator import scaler_state, set_scaler_state
 from progeo.engine.checkpoint import (
@@ -22,12 +21,13 @@ from progeo.engine.checkpoint import (
     save_checkpoint,
 )
 from progeo.engine.log import LOGGER
-from progeo.engine.loop import LossNotFinite, Means, StepResult, progress_bar, take_steps
+from progeo.engine.loop import LossNotFinite, Means, StepResult, take_steps, training_progress
 from progeo.engine.randomness import seed_layers
 from progeo.engine.run_folder import RunFolder
 from progeo.engine.schedules import learning_rate_factor, scale_learning_rates
 from progeo.engine.stopping import StopRequest, listening_for_stop
 from progeo.json_files import converted
+from progeo.progress import Progress
 from progeo.training.options import Generation, TrainerOptions
 from progeo.training.task import Measures, Task
 
@@ -77,7 +77,7 @@ class Trainer:
         checkpoints: folder of checkpoints.
         seed: seed of layers that draw random numbers.
         accelerator: provides precision, device and processes.
-        bar: progress bar of several trainings; None shows one for each epoch.
+        bar: progress of several trainings; None shows one for each epoch.
         alone: this process trains independently and must not synchronize with others.
     """
 
@@ -90,7 +90,7 @@ class Trainer:
         checkpoints: Path,
         seed: int,
         accelerator: Accelerator,
-        bar: tqdm | None = None,
+        bar: Progress | None = None,
         alone: bool = False,
     ) -> None:
         self.task, self.options, self.run, self.checkpoints = task, options, run, checkpoints
@@ -205,7 +205,7 @@ class Trainer:
         task.begin_epoch(self.epoch)
         batches = task.batches(self.epoch, first_step=self.means.steps)
         with self._progress() as bar:
-            bar.set_description(task.name(self.epoch))
+            bar.describe(task.name(self.epoch))
             try:
                 for result in take_steps(
                     self._drawn(batches),
@@ -347,8 +347,8 @@ class Trainer:
         elif self.averaged is not None:
             self.averaged.update_parameters(self.task.model)
 
-    def _log(self, result: StepResult, bar: tqdm) -> None:
-        bar.set_postfix({name: f"{mean:.3f}" for name, mean in self.means.values().items()}, refresh=False)
+    def _log(self, result: StepResult, bar: Progress) -> None:
+        bar.show(self.means.values())
         bar.update()
         rate = self.task.optimizer.param_groups[0]["lr"]
         self.accelerator.log({"encoder_learning_rate": rate, **result.numbers}, step=self.steps_done)
@@ -408,11 +408,11 @@ class Trainer:
         for folder in folders if self._writes else ():
             self.task.keep(folder, self.model, epoch=self.epoch, values=values, terms=self.terms)
 
-    def _progress(self) -> AbstractContextManager[tqdm]:
+    def _progress(self) -> AbstractContextManager[Progress]:
         if self.bar is not None:
             return nullcontext(self.bar)
         steps, images = self.task.steps_per_epoch, self.task.images_per_step
-        return progress_bar(steps, self.accelerator, images_per_step=images, steps_done=self.means.steps)
+        return training_progress(steps, self.accelerator, images_per_step=images, steps_done=self.means.steps)
 
     def _newest_checkpoint(self) -> str:
         newest = newest_checkpoint(self.checkpoints)
