@@ -3,11 +3,12 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from msgspec import Meta
 from torch import Tensor
 
 from progeo.engine.stopping import StopRequest
@@ -30,8 +31,16 @@ class StepResult:
     """Whether the step counts: if not, because its loss or gradient was not finite, no weight has changed."""
 
 
+class MeansState(TypedDict):
+    """Types of the attributes of `Means`."""
+
+    steps: Annotated[int, Meta(ge=0)]
+    skipped: Annotated[int, Meta(ge=0)]
+    sums: dict[str, float]
+
+
 class Means:
-    """Running means of the loss terms of an epoch; can be stored in a checkpoint."""
+    """Running means of the loss terms of steps; can be stored in a checkpoint."""
 
     def __init__(self, steps: int = 0, skipped: int = 0, sums: Mapping[str, float] | None = None) -> None:
         self.steps = steps

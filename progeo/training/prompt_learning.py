@@ -19,7 +19,7 @@ from progeo.engine.accelerator import fits_device
 from progeo.engine.checkpoint import load_newest_checkpoint, numbers_of, remove_checkpoints
 from progeo.engine.log import LOGGER
 from progeo.engine.loop import training_progress
-from progeo.engine.run_folder import RunFolder
+from progeo.engine.run_folder import RunFolder, is_done, is_of_steps
 from progeo.features.extract import ExtractedFeatures
 from progeo.features.store import ShardedRows
 from progeo.file_sets import write_set
@@ -66,11 +66,11 @@ class PromptTraining:
         self.newest = [self._newest(index) for index in range(len(partition.groups))]
         """The checkpoint that each group resumes from; None if the group starts from scratch or has finished."""
 
-    def drop_metrics_of_unfinished_epochs(self) -> None:
-        """Drop metrics of epochs that will be trained again; the main process does it before any process trains."""
+    def drop_metrics_of_unfinished_steps(self) -> None:
+        """Drop metrics of steps that will be taken again; the main process does it before any process trains."""
         if self.accelerator.is_main_process:
-            done = [self._done(index)[0] for index in range(len(self.partition.groups))]
-            self.run.keep_metrics(lambda row: row["epoch"] <= done[row["group"]])
+            done = [self._done(index) for index in range(len(self.partition.groups))]
+            self.run.keep_metrics(lambda row: is_done(row, *done[row["group"]]))
 
     def train_groups(self, features: ExtractedFeatures, rows: np.ndarray) -> None:
         """Train this process's groups; the main process then waits for the files of the others.
@@ -157,6 +157,7 @@ class PromptTraining:
                 schedule="cosine_epochs",
                 keep_checkpoints=1,
                 patience=self.prompts.patience,
+                log_every=self.prompts.log_every,
             ),
             self.run,
             checkpoints=self.run.group_checkpoints(index),
@@ -231,8 +232,11 @@ class PromptTraining:
             return 0
         others = [index for index in range(len(self.steps)) if index not in self.mine]
         finished = [index for index in others if self.run.group_file(index).is_file()]  # maybe after fewer epochs
-        rows = [row["group"] for row in self.run.read_metrics() if row["group"] in {*others}.difference(finished)]
-        return sum(map(self._steps_done, finished)) + sum(self.steps[index] for index in rows)
+        unfinished = {*others}.difference(finished)
+        epochs = [
+            row["group"] for row in self.run.read_metrics() if not is_of_steps(row) and row["group"] in unfinished
+        ]
+        return sum(map(self._steps_done, finished)) + sum(self.steps[index] for index in epochs)
 
     def _done(self, index: int) -> tuple[int, int]:
         """Return the number of epochs of a group, and of steps of the next, that need not be trained again."""

@@ -21,7 +21,7 @@ from progeo.engine.checkpoint import (
     save_checkpoint,
 )
 from progeo.engine.log import LOGGER
-from progeo.engine.loop import LossNotFinite, Means, StepResult, take_steps, training_progress
+from progeo.engine.loop import LossNotFinite, Means, MeansState, StepResult, take_steps, training_progress
 from progeo.engine.randomness import seed_layers
 from progeo.engine.run_folder import RunFolder
 from progeo.engine.schedules import learning_rate_factor, scale_learning_rates
@@ -29,6 +29,7 @@ from progeo.engine.stopping import StopRequest, listening_for_stop
 from progeo.json_files import converted
 from progeo.progress import Progress
 from progeo.training.options import Generation, TrainerOptions
+from progeo.training.step_rows import StepRows
 from progeo.training.task import Measures, Task
 
 MAX_SKIPPED_IN_A_ROW = 100
@@ -38,7 +39,7 @@ _STATE = (
 )
 """Plain attributes that a checkpoint holds."""
 _PARTS = (*_STATE, "means", "task", "averaged", "optimizer", "scaler")
-"""Everything that a checkpoint holds."""
+"""Everything that a checkpoint must hold."""
 
 _DO_NOT_FIT = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 """Errors of loading a state that is of other types than those of the parts it is loaded into."""
@@ -57,14 +58,6 @@ class _Progress(TypedDict):
     lowest_losses: dict[int, float]
     epochs_since_lower: _Count
     decays: _Count
-
-
-class _Sums(TypedDict):
-    """Types of the attributes of `Means`."""
-
-    steps: _Count
-    skipped: _Count
-    sums: dict[str, float]
 
 
 class Trainer:
@@ -116,6 +109,7 @@ class Trainer:
         self.decays = 0
         """Number of times that the schedules `plateau` and `loss_plateau` have lowered the learning rates."""
         self.averaged: AveragedModel | None = None
+        self.rows = StepRows(task, run if self._writes else None, every=options.log_every, device=accelerator.device)
         self.skipped_in_a_row = 0
         """Number of steps since the last that counted, over epochs; a resumed training starts at 0."""
 
@@ -203,6 +197,7 @@ class Trainer:
         if not self.means.steps and self.epoch and self._generation.first_epoch == self.epoch:
             self._begin_generation()
         task.begin_epoch(self.epoch)
+        self.rows.begin_epoch()
         batches = task.batches(self.epoch, first_step=self.means.steps)
         with self._progress() as bar:
             bar.describe(task.name(self.epoch))
@@ -257,6 +252,7 @@ class Trainer:
         return {
             **{name: getattr(self, name) for name in _STATE},
             "means": vars(self.means),
+            "rows": self.rows.state_dict(),
             "task": self.task.state_dict(),
             "averaged": None if self.averaged is None else self.averaged.state_dict(),
             "optimizer": self.task.optimizer.state_dict(),
@@ -270,7 +266,9 @@ class Trainer:
             raise KeyError(missing)
         for name, value in converted({name: state[name] for name in _STATE}, _Progress).items():
             setattr(self, name, value)
-        self.means = Means(**converted(state["means"], _Sums))
+        self.means = Means(**converted(state["means"], MeansState))
+        if "rows" in state:  # an earlier version wrote none
+            self.rows.load_state_dict(state["rows"])
         self.task.load_state_dict(state["task"])
         if self.averaged is not None:
             self.averaged.load_state_dict(state["averaged"])
@@ -350,13 +348,14 @@ class Trainer:
     def _log(self, result: StepResult, bar: Progress) -> None:
         bar.show(self.means.values())
         bar.update()
-        rate = self.task.optimizer.param_groups[0]["lr"]
-        self.accelerator.log({"encoder_learning_rate": rate, **result.numbers}, step=self.steps_done)
+        self.rows.add(result, epoch=self.epoch + 1, step=self.steps_done)
+        self.accelerator.log({**self.task.learning_rates, **result.numbers}, step=self.steps_done)
 
     def _save_or_stop(self, stop: StopRequest) -> None:
         steps = self.means.steps
         at_end = steps == self.task.steps_per_epoch
         if stop.agreed or (steps % self.options.checkpoint_every == 0 and not at_end):
+            self.rows.sync()  # before the checkpoint after which their steps are not run again
             self._save()
         if stop.agreed:
             raise stop.kind(
