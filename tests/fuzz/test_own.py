@@ -216,6 +216,7 @@ def metrics(folder):
     run = RunFolder(folder)
     for epoch in range(3):
         run.append_metrics({"group": 0, "epoch": epoch, "loss": 1.5})
+        run.append_metrics({"group": 0, "epoch": epoch + 1, "step": 7, "steps_per_epoch": 9, "seconds": 0.5})
     return run.metrics
 
 
