@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 WIDTH, HEIGHT = 560, 300
@@ -128,14 +129,14 @@ class Chart:
     def _is_shown(self, x: float) -> bool:
         return math.isfinite(x) and (x > 0 or not self.log_x)
 
-    @property
+    @cached_property
     def _x_range(self) -> tuple[float, float]:
         low, high = _ends(x for each in self.series for x in each.x if self._is_shown(x))
         if low == high:
             return (low / 2, high * 2) if self.log_x else (low - 1, high + 1)
         return low, high
 
-    @property
+    @cached_property
     def _y_range(self) -> tuple[float, float]:
         if self.y_range is not None:
             return self.y_range
