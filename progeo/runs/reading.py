@@ -131,14 +131,14 @@ def read_stages(paths: Sequence[Path]) -> list[Stage]:
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """Name folders by as many last parts of their paths as tell them apart."""
+    """Name each folder by as many last parts of its path as tell it from the others."""
     parts = [path.resolve().parts for path in paths]
-    longest = max(map(len, parts), default=1)
-    for count in range(1, longest + 1):
-        names = ["/".join(each[-count:]) for each in parts]
-        if len(set(names)) == len(names):
-            break
-    return names
+
+    def name(mine: tuple[str, ...]) -> str:
+        ends = (mine[-count:] for count in range(1, len(mine) + 1))
+        return "/".join(next((end for end in ends if sum(each[-len(end) :] == end for each in parts) == 1), mine))
+
+    return [name(each) for each in parts]
 
 
 def number(value: Any) -> float:
