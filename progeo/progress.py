@@ -21,6 +21,7 @@ class Progress:
         doing: what is done.
         total: number of steps; None if it is not known.
         done: number of steps that were done before.
+        later: number of such steps that come after this job, as in later epochs.
         images_per_step: number of images that each step takes; None counts the images themselves as steps.
         leave: whether the bar stays on the terminal at the end.
         hidden: show nothing.
@@ -34,6 +35,7 @@ class Progress:
         *,
         total: int | None = None,
         done: int = 0,
+        later: int = 0,
         images_per_step: int | None = None,
         leave: bool = False,
         hidden: bool = False,
@@ -41,7 +43,7 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.doing, self.total, self.done, self.images_per_step = doing, total, done, images_per_step
-        self.interval_s, self.clock = interval_s, clock
+        self.later, self.interval_s, self.clock = later, interval_s, clock
         self.numbers: Mapping[str, float] = MappingProxyType({})
         # tqdm itself finds out whether there is a terminal.
         self.bar = tqdm(
@@ -94,7 +96,10 @@ class Progress:
             f"{rate:,.{0 if rate >= 10 else 1}f} images/s",
         ]
         if self.total is not None and steps_per_s > 0:
-            parts.append(f"{duration((self.total - self.done) / steps_per_s)} left")
+            left = self.total - self.done
+            parts.append(f"{duration(left / steps_per_s)} left")
+            if self.later:
+                parts.append(f"{duration((left + self.later) / steps_per_s)} with all that follows")
         return f"{self.doing}: {', '.join(parts)}"
 
 

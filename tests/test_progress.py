@@ -31,15 +31,18 @@ class Clock:
 
 def test_a_line_is_logged_when_the_last_was_long_enough_ago(lines):
     clock = Clock()
-    with Progress("stage 2, epoch 1/4", total=1000, images_per_step=32, interval_s=30.0, clock=clock) as progress:
+    how = {"total": 1000, "later": 3000, "images_per_step": 32, "interval_s": 30.0}
+    with Progress("stage 2, epoch 1/4", **how, clock=clock) as progress:
         for seconds, loss in ((10, 4.0), (19, 3.0), (1, 2.5), (29, 2.0), (2, 1.0)):
             clock.now_s += seconds
             progress.show({"loss": loss, "skipped": 1})
             progress.update(10)
-    # After 30 s: 30 steps, 1 of 32 images in a second, 970 left. After 31 more: 20 steps, 950 left.
+    # After 30 s: 30 steps, 1 of 32 images in a second, 970 left and 3970. After 31 more: 20 steps.
     assert lines == [
-        "stage 2, epoch 1/4: step 30/1,000, loss 2.500, skipped 1.000, 32 images/s, 16 min 10 s left",
-        "stage 2, epoch 1/4: step 50/1,000, loss 1.000, skipped 1.000, 21 images/s, 24 min 32 s left",
+        "stage 2, epoch 1/4: step 30/1,000, loss 2.500, skipped 1.000, 32 images/s, 16 min 10 s left, "
+        "1 h 6 min with all that follows",
+        "stage 2, epoch 1/4: step 50/1,000, loss 1.000, skipped 1.000, 21 images/s, 24 min 32 s left, "
+        "1 h 42 min with all that follows",
     ]
 
 

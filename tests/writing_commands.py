@@ -145,6 +145,7 @@ COMMANDS = {
     "demo": Writing(
         lambda w: ["demo", "--only_city", "--out", w.work / "demo", "--num_images", 20, "--image_size", 32]
     ),
+    "runs show": Writing(lambda w: ["runs", "show", w.run, "--out", w.work / "runs.svg"]),
     "prompts show": Writing(lambda w: ["prompts", "show", w.run, "--out", w.work / "words.csv"]),
 }
 

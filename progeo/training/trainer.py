@@ -411,7 +411,13 @@ class Trainer:
         if self.bar is not None:
             return nullcontext(self.bar)
         steps, images = self.task.steps_per_epoch, self.task.images_per_step
-        return training_progress(steps, self.accelerator, images_per_step=images, steps_done=self.means.steps)
+        return training_progress(
+            steps,
+            self.accelerator,
+            images_per_step=images,
+            steps_done=self.means.steps,
+            steps_later=steps * (self.options.epochs - self.epoch - 1),
+        )
 
     def _newest_checkpoint(self) -> str:
         newest = newest_checkpoint(self.checkpoints)

@@ -2,6 +2,8 @@ import json
 import os
 import socket
 
+from written_runs import write_run
+
 from progeo.locks import locked, may_be_held
 from progeo.runs.following import changes, new_rows
 from progeo.runs.reading import read_stages
@@ -27,7 +29,7 @@ def append(stage, **row):
         stream.write(json.dumps(row) + "\n")
 
 
-def test_a_run_is_read_again_when_it_changes_until_nobody_has_trained_it_for_long(write_run, tmp_path):
+def test_a_run_is_read_again_when_it_changes_until_nobody_has_trained_it_for_long(tmp_path):
     run = write_run(tmp_path / "a")
     lock = locked(run / "stage2")
     lock.__enter__()
@@ -64,7 +66,7 @@ def test_a_lock_may_be_held_by_a_process_that_lives_or_is_elsewhere(tmp_path):
         assert path.read_text() == text
 
 
-def test_new_rows_are_lines(write_run, tmp_path):
+def test_new_rows_are_lines(tmp_path):
     run = write_run(tmp_path / "a")
     known = {}
     assert len(list(new_rows(read_stages([run]), known))) == 18

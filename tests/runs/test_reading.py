@@ -2,6 +2,7 @@ import json
 import math
 
 import pytest
+from written_runs import write_run, write_stage
 
 from progeo.runs.curves import averaged_in_words, charts_of
 from progeo.runs.reading import MAX_POINTS, final_of_groups, lines, read_stages, short_names
@@ -15,7 +16,7 @@ def charts(stages):
     return {chart.title: chart for chart in charts_of(stages)}
 
 
-def test_a_run_has_its_stages_and_a_stage_is_read_alone(write_run, tmp_path):
+def test_a_run_has_its_stages_and_a_stage_is_read_alone(tmp_path):
     run = write_run(tmp_path / "a")
     assert [(each.run, each.title) for each in read_stages([run])] == [
         ("a", "Stage 1, prompts"),
@@ -28,7 +29,7 @@ def test_a_run_has_its_stages_and_a_stage_is_read_alone(write_run, tmp_path):
     assert stage.measures == ["val R@1", "val R@5"]
 
 
-def test_curves_of_two_runs_are_over_one_another(write_run, tmp_path):
+def test_curves_of_two_runs_are_over_one_another(tmp_path):
     one, two = read_stages([write_run(tmp_path / name, gain=gain) / "stage2" for name, gain in (("a", 0), ("b", 5.0))])
     found = charts([one, two])
     assert list(found) == [
@@ -46,12 +47,12 @@ def test_curves_of_two_runs_are_over_one_another(write_run, tmp_path):
     assert drawn(found["Memory of the process"])["a/stage2"][1] == pytest.approx([3.0, 1.0] * 3)
 
 
-def test_a_single_run_shows_all_its_measures(write_run, tmp_path):
+def test_a_single_run_shows_all_its_measures(tmp_path):
     (stage,) = read_stages([write_run(tmp_path / "a") / "stage2"])
     assert list(drawn(charts([stage])["Validation"])) == ["R@1", "R@5"]
 
 
-def test_few_groups_have_lines_of_their_own_and_many_one_of_means(write_run, write_stage, tmp_path):
+def test_few_groups_have_lines_of_their_own_and_many_one_of_means(tmp_path):
     (stage,) = read_stages([write_run(tmp_path / "a") / "stage1"])
     found = drawn(charts([stage])["Loss"])
     assert found == {"stage1, group 1": ([2.0, 4.0], [4.0, 2.0]), "stage1, group 2": ([2.0, 4.0], [3.0, 1.0])}
@@ -60,7 +61,7 @@ def test_few_groups_have_lines_of_their_own_and_many_one_of_means(write_run, wri
     assert drawn(charts([many])["Loss"]) == {"many, mean of 9 groups": ([5.0], [4.0])}
 
 
-def test_a_run_of_an_earlier_version_shows_its_epochs(write_run, tmp_path):
+def test_a_run_of_an_earlier_version_shows_its_epochs(tmp_path):
     stages = read_stages([write_run(tmp_path / "new") / "stage2", write_run(tmp_path / "old", rows_of_steps=False)])
     old = stages[2]
     found = charts([old])
@@ -73,7 +74,7 @@ def test_a_run_of_an_earlier_version_shows_its_epochs(write_run, tmp_path):
     ]
 
 
-def test_of_many_rows_neighbors_are_averaged_and_it_is_said(write_stage, tmp_path):
+def test_of_many_rows_neighbors_are_averaged_and_it_is_said(tmp_path):
     count = 2 * MAX_POINTS
     rows = [{"epoch": 1, "step": step, "steps_per_epoch": count, "loss": step % 2} for step in range(1, count + 1)]
     stages = read_stages([write_stage(tmp_path / "a", {"training": {"epochs": 1}}, rows)])
@@ -86,14 +87,14 @@ def test_of_many_rows_neighbors_are_averaged_and_it_is_said(write_stage, tmp_pat
     assert averaged_in_words([few]) == ""
 
 
-def test_what_is_no_finite_number_is_not_drawn(write_stage, tmp_path):
+def test_what_is_no_finite_number_is_not_drawn(tmp_path):
     values = (2.0, math.nan, math.inf, "3", None, True, 10**400, 4.0)
     rows = [{"epoch": 1, "step": 1 + index, "steps_per_epoch": 9, "loss": each} for index, each in enumerate(values)]
     (line,) = lines(read_stages([write_stage(tmp_path / "a", {}, rows)]), "loss")
     assert (line.x, line.y) == ([1.0, 8.0], [2.0, 4.0])
 
 
-def test_the_result_of_a_group_is_that_of_its_file_or_of_its_last_epoch(write_run, tmp_path):
+def test_the_result_of_a_group_is_that_of_its_file_or_of_its_last_epoch(tmp_path):
     run = write_run(tmp_path / "a")
     (stage,) = read_stages([run / "stage1"])
     assert {group: row["image_to_text_accuracy"] for group, row in final_of_groups(stage).items()} == {0: 60, 1: 70}

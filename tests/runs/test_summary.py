@@ -1,10 +1,12 @@
 import re
 
+from written_runs import write_run, write_stage
+
 from progeo.runs.reading import read_stages
 from progeo.runs.summary import HEADER, Summaries, different_settings, summarize
 
 
-def test_a_stage_is_summarized_by_its_best_epoch_after_training_began(write_run, tmp_path):
+def test_a_stage_is_summarized_by_its_best_epoch_after_training_began(tmp_path):
     first, second = map(summarize, read_stages([write_run(tmp_path / "a")]))
     assert (second.measure, second.best, second.best_epoch) == ("val R@1", 55.0, 2)
     assert (second.epochs, second.planned_epochs, second.num_groups) == (3, 3, 0)
@@ -23,7 +25,7 @@ def test_a_stage_is_summarized_by_its_best_epoch_after_training_began(write_run,
     assert lines[0].index("loss") == lines[1].index("1.5 ")
 
 
-def test_what_is_not_known_yet_has_a_dash(write_stage, tmp_path):
+def test_what_is_not_known_yet_has_a_dash(tmp_path):
     step = {"epoch": 1, "step": 50, "steps_per_epoch": 100, "loss": 7.25}
     empty, begun = (
         write_stage(tmp_path / name, {"training": {"epochs": 9}}, rows) for name, rows in (("a", []), ("b", [step]))
@@ -33,7 +35,7 @@ def test_what_is_not_known_yet_has_a_dash(write_stage, tmp_path):
     assert second.cells == ["b", "Stage 2, encoder", "0/9", "-", "7.25", "-", "-"]
 
 
-def test_settings_that_differ_are_those_of_other_texts(write_run, tmp_path):
+def test_settings_that_differ_are_those_of_other_texts(tmp_path):
     runs = [
         write_run(tmp_path / name, settings=settings) / "stage2"
         for name, settings in (
