@@ -1,6 +1,7 @@
 """Charts of runs over one another."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from progeo.pages.charts import Chart, Series
 from progeo.runs.reading import MAX_POINTS, Line, Stage, lines
@@ -16,9 +17,9 @@ def charts_of(stages: Sequence[Stage]) -> list[Chart]:
         charts += [_chart(stages, name, _title(name), y_label="loss", of_epochs=True) for name in losses]
     charts += [_chart(stages, name, _title(name), y_label="learning rate") for name in rates]
     charts.append(_validation(stages))
-    charts.append(_chart(stages, "images_per_s", "Throughput", y_label="images/s"))
-    charts += [_chart(stages, name, title, y_label="GB", scale=1e-9) for name, title in _MEMORY_TITLES.items()]
-    return [chart for chart in charts if any(series.x for series in chart.series)]
+    costs = [_chart(stages, "images_per_s", "Throughput", y_label="images/s")]
+    costs += [_chart(stages, name, title, y_label="GB", scale=1e-9) for name, title in _MEMORY_TITLES.items()]
+    return [*filter(_has_points, charts), *(_from_zero(chart) for chart in costs if _has_points(chart))]
 
 
 def averaged_in_words(stages: Sequence[Stage]) -> str:
@@ -29,6 +30,14 @@ def averaged_in_words(stages: Sequence[Stage]) -> str:
     return (
         f"Lines have at most {MAX_POINTS} points: the longest has {longest:,} rows, and each point is a mean of them."
     )
+
+
+def _has_points(chart: Chart) -> bool:
+    return any(series.x for series in chart.series)
+
+
+def _from_zero(chart: Chart) -> Chart:
+    return replace(chart, y_range=(0.0, 1.06 * max(y for series in chart.series for y in series.y) or 1.0))
 
 
 def _validation(stages: Sequence[Stage]) -> Chart:

@@ -74,6 +74,8 @@ def _draw(axes: "Axes", chart: Chart) -> None:
         few = "o" if len(series.x) <= 60 else ""
         axes.plot(series.x, series.y, color=_COLORS[style], linestyle=_DASHES[style], marker=few, markersize=3)
     axes.set_title(escaped(chart.title), loc="left")
+    if chart.y_range is not None:
+        axes.set_ylim(*chart.y_range)
     axes.set_xlabel(chart.x_label)
     axes.set_ylabel(chart.y_label)
     axes.grid(color="#d1d9e0", linewidth=0.6)

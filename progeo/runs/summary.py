@@ -55,8 +55,10 @@ class Summary:
         """The best value of the primary measure, and its epoch."""
         if self.measure is None or self.best is None:
             return "-"
-        when = "mean of the groups" if self.best_epoch is None else f"epoch {self.best_epoch:,}"
-        return f"{self.measure.replace('_', ' ')} {self.best:.1f}, {when}"
+        when = (
+            f", epoch {self.best_epoch:,}" if self.best_epoch else ", mean of the groups" if self.num_groups > 1 else ""
+        )
+        return f"{self.measure.replace('_', ' ')} {self.best:.1f}{when}"
 
 
 @dataclass(frozen=True)
