@@ -58,7 +58,7 @@ def sentence(*words):
 
 
 def test_mistakes_end_in_a_sentence(run, tmp_path):
-    assert "Name the runs to show" in sentence()
+    assert "Name the runs to show" in sentence("--runs", "[]")
     assert f"{tmp_path} holds no run: name a folder that `progeo train --out` made" in sentence(tmp_path)
     assert "Name each run once" in sentence(run, run)
     assert "--out" in (said := sentence(run, "--out", tmp_path / "a.pdf")) and "must end with .html, .png, .svg" in said
