@@ -1,12 +1,17 @@
 """Runs as a table, a page and a picture, from a run of both stages."""
 
 import json
+import os
 import shutil
+import signal
+import threading
+import time
 
 import pytest
 from running import files_in
 
 from progeo.cli import main
+from progeo.locks import locked
 
 
 @pytest.fixture
@@ -49,6 +54,23 @@ def test_a_run_that_nobody_trains_is_followed_to_its_last_row(run, printed, tmp_
     assert lines[4].split() == ["run", "stage", "epochs", "best", "loss", "images/s", "memory"]
     assert len(printed(run / "stage2", "--follow", "--out", tmp_path / "a.html").splitlines()) == 2
     assert 'http-equiv="refresh"' not in (tmp_path / "a.html").read_text()
+
+
+def test_ctrl_c_ends_following_with_a_page_that_does_not_reload(run, printed, tmp_path):
+    shutil.copytree(run / "stage2", tmp_path / "run")
+    page, reloads = tmp_path / "a.html", []
+
+    def interrupt():
+        while not page.exists():
+            time.sleep(0.05)
+        reloads.append('http-equiv="refresh"' in page.read_text())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with locked(tmp_path / "run"):
+        threading.Thread(target=interrupt, daemon=True).start()
+        assert len(printed(tmp_path / "run", "--follow", "--out", page).splitlines()) == 2
+    assert reloads == [True]
+    assert 'http-equiv="refresh"' not in page.read_text()
 
 
 def sentence(*words):
