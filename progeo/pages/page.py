@@ -104,6 +104,7 @@ def _environment(show_paths: bool) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # the order of filters and orders counts
     environment.filters.update(
         thousands="{:,}".format,
         decimal="{:,.1f}".format,

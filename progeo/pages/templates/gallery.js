@@ -13,7 +13,7 @@ function createGallery(data, map) {
   const format = {
     rank: value => `Rank ${value.toLocaleString("en")}`,
     meters: metersText,
-    descriptor: value => value.toFixed(3),
+    descriptor: value => `descriptors ${value.toFixed(3)}`,
     percent: value => `${value.toFixed(1)} %`,
     text: value => String(value),
   };

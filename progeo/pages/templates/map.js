@@ -496,9 +496,9 @@ const createMap = (() => {
     if (data.bounds === null) {
       element.hidden = true;
       element.after(tag("p", "map-text", "No position is known, so there is no map."));
-      return { choose: () => false, filter() {} };
+      return { has: () => false, choose: () => false, filter() {} };
     }
     const map = new PageMap(element, data, chosen);
-    return { choose: key => map.choose(key), filter: keys => map.filter(keys) };
+    return { has: key => map.byKey.has(key), choose: key => map.choose(key), filter: keys => map.filter(keys) };
   };
 })();
