@@ -44,6 +44,9 @@ class BenchmarkOptions:
     spreadsheet_safe: bool = False
     """Write an apostrophe in front of texts in CSV files that a spreadsheet would run as a formula: those that begin
     with =, +, -, @, a tab or a line break and are no numbers."""
+    show_paths: bool = False
+    """Show whole paths of folders and encoders in the report. By default it shows the last two parts of an absolute
+    path."""
 
 
 @dataclass(frozen=True, kw_only=True)
