@@ -58,7 +58,7 @@ def frame_of(*catalogues: Catalogue, great_circle: bool = False) -> Frame:
         together = np.concatenate([each[:, found] for each, found in zip(degrees, known, strict=True)], axis=1)
         _, middle = middle_of(*together)
         for each in degrees:
-            each[1] = middle + (each[1] - middle + 180) % 360 - 180
+            each[1] -= 360 * np.round((each[1] - middle) / 360)
         return Frame("degrees", [each.T for each in degrees])
     return Frame("meters", [each[:, ::-1] for each in positions_m(*catalogues)])
 
@@ -86,8 +86,8 @@ class Polygons:
 
     name: str
     """Name in the key of the map."""
-    color: int
-    """Number of the color; colors repeat after eight."""
+    color: int | None
+    """Number of the color; colors repeat after eight. None is gray."""
     corners: np.ndarray
     """In the unit of the map, (N, 4, 2)."""
     labels: Sequence[str] | None = None
