@@ -19,12 +19,10 @@ from progeo.evaluation.report_gallery import MAX_ROWS, query_gallery
 from progeo.evaluation.report_map import query_map
 from progeo.evaluation.retrieved import Retrieved
 from progeo.pages.charts import Bars, Chart, Series
-from progeo.pages.page import shortened, shown_path, write_page
+from progeo.pages.page import shortened, write_page
 
 _MAX_PICTURED = 200
 _EDGES_M = (0, 1, 3, 10, 30, 100, 300, 1e3, 3e3, 1e4, 3e4, 1e5, 1e6, np.inf)
-_ABSOLUTE = re.compile(r"(?<![^\s:])(?:/(?!/)|[A-Za-z]:[\\/]).*", re.DOTALL)
-"""An absolute path at the end of a text, also behind a colon as in `hub:/folder:entry`."""
 _X_LABELS = {
     "condition": "condition; below, the number of queries",
     "distance": "{unit} to the {target}; below, the number of queries",
@@ -66,9 +64,7 @@ def write_report(
         num_shown: predictions shown per query; all K if K is smaller.
         max_pictured: queries shown with their pictures; all others, up to 20,000, are listed by name.
     """
-    order = _order(retrieved)
-    listed = order if len(order) <= MAX_ROWS else _select(order, retrieved, MAX_ROWS)
-    pictured = shown_queries(retrieved, max_pictured)
+    listed, pictured = _listed(retrieved), shown_queries(retrieved, max_pictured)
     missed = None if measured is None else measured.missed
     shared: dict[str, Any] = {
         "pictured": pictured,
@@ -79,33 +75,42 @@ def write_report(
     write_page(
         path,
         "report.html",
-        title=_without_paths(title, show_paths),
+        title=title,
         gallery=query_gallery(retrieved, listed, **shared),
         map=query_map(retrieved, **shared),
         show_paths=show_paths,
-        facts={name: _without_paths(text, show_paths) for name, text in facts.items()},
+        facts=facts,
         retrieved=retrieved,
         num_listed=len(listed),
         num_pictured=len(pictured),
-        ranks=_ranks_text(retrieved, facts),
+        explanations=_explanations(retrieved, facts),
         **_measured_values(retrieved, measured),
     )
 
 
-def _ranks_text(retrieved: Retrieved, facts: Mapping[str, str]) -> str:
-    """Return what the rank of the best correct candidate counts, in words; "" without ground truth."""
-    if not retrieved.labeled:
-        return ""
+def _explanations(retrieved: Retrieved, facts: Mapping[str, str]) -> list[str]:
+    """Return what the numbers beside photos are, in sentences."""
+    texts = []
     if retrieved.classes is not None:
-        return "The rank of the best class with a correct center is that by score among all classes."
+        texts.append(f"Percentages are probabilities: {retrieved.classes.meaning}.")
+    if not retrieved.labeled:
+        return texts
+    if retrieved.classes is not None:
+        texts.append(f"A prediction is correct if the center of its cell lies {retrieved.criterion} of the query.")
+        return [*texts, "The rank of the best class with a correct center is that by score among all classes."]
     counted = "images" if retrieved.panoramas is None else "panoramas"
-    changed = " before re-ranking" if "re-ranking" in facts else ""
-    return f"The rank of the nearest correct image is that by descriptor distance among all {counted}{changed}."
+    changed = ", before re-ranking" if "re-ranking" in facts else ""
+    return [*texts, f"The rank of a correct image that was missed is by descriptors among all {counted}{changed}."]
 
 
 def shown_queries(retrieved: Retrieved, count: int = _MAX_PICTURED) -> np.ndarray:
     """Select the queries of the report that have pictures, int64 (M,), in its order."""
-    return _select(_order(retrieved), retrieved, count)
+    return _select(_listed(retrieved), retrieved, count)
+
+
+def _listed(retrieved: Retrieved) -> np.ndarray:
+    """Select the queries of the report, in its order."""
+    return _select(_order(retrieved), retrieved, MAX_ROWS)
 
 
 def _order(retrieved: Retrieved) -> np.ndarray:
@@ -134,19 +139,17 @@ def _select(order: np.ndarray, retrieved: Retrieved, count: int) -> np.ndarray:
 
 def _sample(rows: np.ndarray, count: int) -> np.ndarray:
     """Sample at most `count` rows evenly."""
-    return rows[np.linspace(0, len(rows) - 1, min(len(rows), count)).astype(int)]
-
-
-def _without_paths(text: str, show_paths: bool) -> str:
-    """Shorten an absolute path at the end of a text, unless paths are shown."""
-    return _ABSOLUTE.sub(lambda found: shown_path(found[0], show_paths), text)
+    if len(rows) <= count:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, count).astype(int)]
 
 
 def _measured_values(retrieved: Retrieved, measured: Measured | None) -> dict[str, Any]:
     """Return what the template shows of recalls; nothing without ground truth."""
     if measured is None:
         return {"recalls": []}
-    of_all = [each for each in measured.recalls if (each.criterion, each.queries) == (retrieved.criterion, "all")]
+    recalls = sorted(measured.recalls, key=lambda each: each.n)
+    of_all = [each for each in recalls if (each.criterion, each.queries) == (retrieved.criterion, "all")]
     published_ns = sorted({n for each in measured.published for n in each.recalls})
     return {
         "recalls": of_all,
@@ -154,7 +157,7 @@ def _measured_values(retrieved: Retrieved, measured: Measured | None) -> dict[st
         "curve": _curve(retrieved.measure, of_all, measured),
         "group_bars": list(_group_bars(retrieved, measured)),
         "header": ["queries", "number", *(f"{retrieved.measure}@{each.n}" for each in of_all)],
-        "groups": _group_rows(retrieved, measured.recalls),
+        "groups": _group_rows(retrieved, recalls),
         "published_header": ["method", "backbone", "dimensions", *(f"R@{n}" for n in published_ns), "source"],
         "published": [_published_row(each, published_ns) for each in measured.published],
         "distances": _distance_bars(retrieved),
@@ -168,7 +171,6 @@ def _published_row(published: Published, ns: Sequence[int]) -> list[str]:
 
 def _curve(measure: str, recalls: Sequence[Recall], measured: Measured) -> Chart:
     """Draw recall over N with its interval, chance, and published recalls as points."""
-    recalls = sorted(recalls, key=lambda each: each.n)
     ns = [each.n for each in recalls]
     own = Series(
         "this encoder",

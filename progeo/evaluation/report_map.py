@@ -17,32 +17,37 @@ _CORNERS = np.array([[-0.5, -0.5], [-0.5, 0.5], [0.5, 0.5], [0.5, -0.5]])
 def query_map(
     found: Retrieved, *, pictured: np.ndarray, missed: Missed | None, num_shown: int, show_paths: bool
 ) -> Map | None:
-    """Lay out the map of all queries; None without ground truth, or if no position of a query is known.
+    """Lay out the map of all queries; None if the positions of queries, and of classes, are unknown.
 
     Args:
         pictured: rows of the queries of which all shown predictions, or the best cells, are drawn when they are chosen.
         missed, num_shown, show_paths: as of `query_gallery`.
     """
-    if not found.labeled:
+    if found.classes is None and not np.isfinite(found.between.queries).all(axis=1).any():
         return None
     cells = {} if found.classes is None else _best_cells(found.classes, pictured)
     corners = [] if found.classes is None else [_corner_catalogue(found.classes, cells)]
     frame = frame_of(found.database, found.queries, *corners, great_circle=found.great_circle)
     database, queries = frame.positions[:2]
-    if not np.isfinite(queries).all(axis=1).any():
-        return None
     details = _candidate_details(found, database, pictured, missed, num_shown)
     if found.classes is not None:
         details = _cell_details(cells, frame.positions[2], details)
     targets = _positions_at(database, found.predictions[:, 0])
     points = []
-    verdicts: dict[Kind, np.ndarray] = {"correct": found.correct[:, 0], "wrong": ~found.correct[:, 0]}
-    for kind, chosen in verdicts.items():
-        rows = np.flatnonzero(chosen)
+    for name, kind, rows in _verdicts(found):
         names = shown_names(found.queries, rows, show_paths=show_paths)
-        points.append(Points(f"{kind} queries", kind, queries[rows], rows.tolist(), names, targets[rows]))
+        points.append(Points(name, kind, queries[rows], rows.tolist(), names, targets[rows]))
     name = "database" if found.classes is None else "centers of classes"
-    return Map(frame.unit, database, name, [each for each in points if len(each.positions)], details=details)
+    return Map(frame.unit, database, name, points, details=details)
+
+
+def _verdicts(found: Retrieved) -> list[tuple[str, Kind, np.ndarray]]:
+    """Return the kinds of queries with their rows; without ground truth those whose position is known at all."""
+    if not found.labeled:
+        known = np.flatnonzero(np.isfinite(found.between.queries).all(axis=1))
+        return [("queries", "query", known)] if len(known) else []
+    verdicts: dict[Kind, np.ndarray] = {"correct": found.correct[:, 0], "wrong": ~found.correct[:, 0]}
+    return [(f"{kind} queries", kind, np.flatnonzero(chosen)) for kind, chosen in verdicts.items() if chosen.any()]
 
 
 def _candidate_details(

@@ -15,6 +15,7 @@ from progeo.evaluation.protocols import Published
 from progeo.evaluation.report import Measured, write_report
 from progeo.evaluation.retrieved import Retrieved
 from progeo.files import write_csv, write_json, write_text
+from progeo.pages.page import shown_path
 from progeo.places.catalogue import Catalogue
 from progeo.places.distances import distance_text
 from progeo.places.geographic import degrees_of
@@ -107,7 +108,7 @@ def write_unlabeled_results(
 def _write_report(
     results: Retrieved, facts: Mapping[str, str], out: Path, *, show_paths: bool, measured: Measured | None = None
 ) -> None:
-    title = f"{facts['encoder']} on {facts['folder']}"
+    title = " on ".join(shown_path(facts[name], show_paths) for name in ("encoder", "folder"))
     write_report(out / "report.html", results, title=title, facts=facts, measured=measured, show_paths=show_paths)
 
 

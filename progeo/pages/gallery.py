@@ -56,17 +56,21 @@ class Photos:
             self._embedded.add(number)
         return number
 
-    def data(self, *, show_paths: bool) -> list[list[str | None]]:
+    def data(self, *, show_paths: bool) -> list[list[str | bool | None]]:
         """Return the name of each photo, its picture in base64 and its path, for the script of the page.
 
-        A picture is "" if the photo cannot be opened, and None if it is not embedded.
+        A picture is "" if the photo cannot be opened, None if it is not embedded, and False if there is no file.
         """
         entries = list(self._numbers)
         numbers = sorted(self._embedded)
         paths = [path for number in numbers if (path := entries[number][1]) is not None]
         pictures = dict(zip(numbers, each_file(_picture, paths, total=len(paths), description="pictures"), strict=True))
         return [
-            [escaped(name), pictures.get(number), *([escaped(str(path))] if show_paths and path is not None else [])]
+            [
+                escaped(name),
+                pictures.get(number) if path else False,
+                *([escaped(str(path))] if show_paths and path is not None else []),
+            ]
             for number, (name, path) in enumerate(entries)
         ]
 
