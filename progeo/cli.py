@@ -68,7 +68,7 @@ COMMANDS = {
     ),
     "compare": Command(
         "compare:compare",
-        "evaluate several encoders and write one table",
+        "evaluate several encoders on one or several data sets and compare them",
         "progeo compare runs/city open_clip:RN50:openai --folder pitts30k/test --out results/compared",
         ("encoders...",),
     ),

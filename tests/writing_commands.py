@@ -20,9 +20,9 @@ _SAFETENSORS = re.compile(r"\.tmp\w{6}")
 """A temporary file of safetensors, which a process that is killed within it leaves, and nobody removes."""
 _MEASURED = re.compile(r"[\d.]+ (?=ms per query)|(?<=exact search )[\d.]+(?= ms)")
 """A measured time, in a text."""
-_MEASURED_COLUMNS = re.compile(r"([,|] ?\d+ ?[,|]) ?[\d.]+ ?[,|] ?[\d.]+")
-"""The images per second and the milliseconds of a search, after the dimensions in the table of a comparison."""
-_NEVER_EQUAL = ("log.txt", "environment.json")
+_MEASURED_COLUMNS = re.compile(r"([,|] ?\d+ ?[,|])( ?[\d.]+ ?[,|]){3}")
+"""The images per second and the milliseconds of a search and in total, after the dimensions in a comparison."""
+_NEVER_EQUAL = ("log.txt", "environment.json", "compare.html")
 
 
 @dataclass(frozen=True)

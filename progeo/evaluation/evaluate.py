@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import get_args
 
@@ -49,8 +50,10 @@ class Evaluation:
     descriptor_dim: int
     search_ms: float
     """Duration of an exact search, and of re-ranking if it is wanted, in milliseconds per query."""
-    measure: str = "R"
-    """Name of recall, see `Retrieved`."""
+    retrieved: Retrieved
+    """The predictions for the queries that can be read."""
+    query_rows: np.ndarray
+    """Rows of these queries in the query folder, int64 (Q,)."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,15 @@ class Evaluator:
     cache: CacheOptions
     no_labels: bool = False
     """Positions of the queries are unknown: write predictions and a report, but no recalls."""
+
+    @cached_property
+    def benchmark(self) -> Benchmark:
+        """The benchmark of the folder's database and queries.
+
+        Raises:
+            ValueError, FileNotFoundError: see `load_benchmark`.
+        """
+        return load_benchmark(self.folder, self.options, no_labels=self.no_labels)
 
     def by_images(
         self,
@@ -92,7 +104,7 @@ class Evaluator:
             ValueError: the options contradict each other or the protocol, or images or descriptors cannot be used.
             FileNotFoundError: a folder or file does not exist.
         """
-        benchmark = load_benchmark(self.folder, self.options, no_labels=self.no_labels)
+        benchmark = self.benchmark
         query_set = benchmark.query_set
         if ranking.rerank is not None:
             _check_rerank(benchmark, ranking.rerank_k1)
@@ -134,10 +146,11 @@ class Evaluator:
                 **extraction,
             },
             dim=database.width,
-            distances=distances_of(found.rows, vectors, database.complete),
+            missing=queries.missing,
             find_missed=lambda results, shown: missed_images(
                 results, shown, database, vectors, by_descriptors=found.by_descriptors
             ),
+            distances=distances_of(found.rows, vectors, database.complete),
         )
 
     def by_classes(
@@ -177,6 +190,7 @@ class Evaluator:
                 **_preprocessing({"queries": of_queries}),
             },
             dim=dim,
+            missing=queries.missing,
             find_missed=lambda results, shown: missed_classes(
                 results, shown, classes, vectors, by_descriptors=found.by_descriptors
             ),
@@ -210,10 +224,11 @@ class Evaluator:
         *,
         facts: Mapping[str, str],
         dim: int,
+        missing: np.ndarray,
         find_missed: Callable[[Retrieved, np.ndarray], Missed],
         distances: np.ndarray | None = None,
     ) -> Evaluation:
-        """Judge the predictions for the queries that can be read, and write the results.
+        """Judge the predictions for the queries that can be read, all but those at `missing`, and write the results.
 
         Args:
             find_missed: finds the best correct candidates of queries at some rows.
@@ -263,7 +278,8 @@ class Evaluator:
                 spreadsheet_safe=options.spreadsheet_safe,
                 show_paths=options.show_paths,
             )
-        return Evaluation(recalls, dim, found.exact_ms, results.measure)
+        query_rows = np.delete(np.arange(len(query_set.queries) + len(missing)), missing)
+        return Evaluation(recalls, dim, found.exact_ms, results, query_rows)
 
 
 def _check_rerank(benchmark: Benchmark, k1: int) -> None:

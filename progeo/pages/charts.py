@@ -78,14 +78,15 @@ class Chart:
 
     @property
     def x_ticks(self) -> list[Tick]:
-        """Ticks of the x axis: on a logarithmic axis all values of x if there are few."""
+        """Ticks of the x axis: on a logarithmic axis all values of x if these are a few whole numbers."""
         low, high = self._x_range
         values = sorted({x for each in self.series for x in each.x if self._is_shown(x)})
-        if self.log_x and len(values) > 2 * _NUM_TICKS:
-            powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-            values = [step * 10.0**power for power in powers for step in (1, 2, 5)]
-        elif not self.log_x:
+        if not self.log_x:
             values = _round_values(low, high)
+        elif len(values) > 2 * _NUM_TICKS or any(x != round(x) for x in values):
+            powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+            steps = [step * 10.0**power for power in powers for step in (1, 2, 5)]
+            values = steps if sum(low <= x <= high for x in steps) > 1 else _round_values(low, high)
         ticks = [Tick(self._x(x), _number(x)) for x in values if low <= x <= high]
         return _apart(ticks, 30)
 
