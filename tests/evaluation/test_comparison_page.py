@@ -75,12 +75,12 @@ def test_each_row_has_the_first_predictions_of_each_encoder():
         listed, {"a": "A", "b": "B"}, {"city": "c"}, first_n=1, show_paths=False, max_pictures=3
     )
     row = next(row for row in gallery.rows if row.key == 2)
-    assert [strip.title for strip in row.strips] == ["A: correct", "B: missed"]
+    assert [strip.title for strip in row.strips] == ["A: found", "B: missed"]
     marks = [[item.mark for item in strip.items] for strip in row.strips]
     assert marks == [["correct", "correct"], ["wrong", "correct"]]
     assert [item.values for item in row.strips[1].items] == [(1, pytest.approx(1000)), (2, 0)]
-    assert (row.facets["correct by"], row.facets["missed by"]) == (["A"], ["B"])
-    assert gallery.filters == {"correct by": ["A", "B"], "missed by": ["A", "B"]}
+    assert (row.facets["found by"], row.facets["missed by"]) == (["A"], ["B"])
+    assert gallery.filters == {"found by": ["A", "B"], "missed by": ["A", "B"]}
     assert (num_pictured, gallery.photos.num_embedded) == (1, 3)
 
 
