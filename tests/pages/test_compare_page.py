@@ -136,7 +136,10 @@ def test_keys_go_through_the_queries_and_the_lightbox_through_predictions(writte
 
 def test_a_query_is_on_the_map_where_its_city_is(written, open_page):
     page = open_page(written, reduced_motion=True)
+    scale = page.locator(".leaflet-control-scale-line")
+    assert scale.inner_text().endswith(" km")  # both cities are in view
     page.get_by_label("data set").select_option(label="London")
+    assert scale.inner_text() in ("100 m", "200 m", "300 m")
     assert "15 of " in page.locator(".map-key").inner_text()
     page.locator("#rows").get_by_role("button", name="on the map").first.click()
     assert "photo" in page.locator(".map-chosen").inner_text()
