@@ -1,4 +1,4 @@
-"""Write localizations as CSV, GeoJSON or JSON files."""
+"""Write localizations as CSV, GeoJSON, JSON or HTML files."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
@@ -30,12 +30,12 @@ def _first(result: Localization) -> Match | None:
     return result.matches[0] if result.matches else None
 
 
-def _write_csv(path: Path, results: Sequence[Localization], spreadsheet_safe: bool = False) -> None:
+def _write_csv(path: Path, results: Sequence[Localization], options: WritingOptions = _DEFAULTS) -> None:
     rows = [_flat(result, _first(result)) for result in results]
-    write_csv(path, [[*rows[0]], *([*row.values()] for row in rows)], spreadsheet_safe=spreadsheet_safe)
+    write_csv(path, [[*rows[0]], *([*row.values()] for row in rows)], spreadsheet_safe=options.spreadsheet_safe)
 
 
-def _write_geojson(path: Path, results: Sequence[Localization], spreadsheet_safe: bool = False) -> None:
+def _write_geojson(path: Path, results: Sequence[Localization], options: WritingOptions = _DEFAULTS) -> None:
     """Write the first match of each query as a point, or each of its classes as a polygon, with its rank."""
     features = []
     for result in results:
@@ -53,7 +53,7 @@ def _write_geojson(path: Path, results: Sequence[Localization], spreadsheet_safe
     write_json(path, {"type": "FeatureCollection", "features": features})
 
 
-def _write_json(path: Path, results: Sequence[Localization], spreadsheet_safe: bool = False) -> None:
+def _write_json(path: Path, results: Sequence[Localization], options: WritingOptions = _DEFAULTS) -> None:
     write_json(path, [asdict(result) for result in results])
 
 
@@ -62,6 +62,7 @@ WRITERS: Mapping[str, Callable[..., None]] = MappingProxyType(
         ".csv": _write_csv,
         ".geojson": _write_geojson,
         ".json": _write_json,
+        ".html": write_answer_page,
     }
 )
-"""Suffix of a file -> function that writes results to it; `spreadsheet_safe` is for CSV, see `write_csv`."""
+"""Suffix of a file -> function that writes results to it: `(path, results, options)`, of which it takes what it needs."""
