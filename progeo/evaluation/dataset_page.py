@@ -221,10 +221,10 @@ def _rows(sets: Sequence[CheckedSet], findings: Sequence[_Finding]) -> dict[tupl
     named = [pair for each in findings for pair in ((each.of, each.name), *(other[:2] for other in each.others))]
     rows = {}
     for each in sets:
-        names = pa.array([name for of, name in named if of is each], pa.large_string())
-        paths = each.catalogue.table["path"].cast(pa.large_string()).combine_chunks()
-        found = pc.index_in(names, value_set=paths).to_pylist()
-        rows |= {(each.name, name): row for name, row in zip(names.to_pylist(), found, strict=True)}
+        paths = each.catalogue.table["path"]
+        wanted = pa.array({name for of, name in named if of is each}, paths.type)
+        for row in np.flatnonzero(pc.is_in(paths, value_set=wanted).to_numpy()).tolist():
+            rows[each.name, each.catalogue.name(row)] = row
     return rows
 
 

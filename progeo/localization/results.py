@@ -1,13 +1,32 @@
 """Write localizations as CSV, GeoJSON, JSON or HTML files."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from progeo.files import write_csv, write_json
+from progeo.localization.answer_page import write_answer_page
 from progeo.localization.localize import Localization, Match
+from progeo.localization.place_index import PlaceIndex
+
+
+@dataclass(frozen=True)
+class WritingOptions:
+    """What the writers of results may need besides them."""
+
+    spreadsheet_safe: bool = False
+    """Write an apostrophe in front of formulas in CSV, see `write_csv`."""
+    show_paths: bool = False
+    """Show absolute paths on a page."""
+    index: PlaceIndex | None = None
+    """The index that was searched, for the map of a page; None writes a page without a map."""
+    by_text: bool = False
+    """Whether queries are sentences instead of paths of photos."""
+
+
+_DEFAULTS = WritingOptions()
 
 
 def _flat(result: Localization, match: Match | None) -> dict[str, Any]:
@@ -57,12 +76,16 @@ def _write_json(path: Path, results: Sequence[Localization], options: WritingOpt
     write_json(path, [asdict(result) for result in results])
 
 
+def _write_page(path: Path, results: Sequence[Localization], options: WritingOptions = _DEFAULTS) -> None:
+    write_answer_page(path, results, index=options.index, by_text=options.by_text, show_paths=options.show_paths)
+
+
 WRITERS: Mapping[str, Callable[..., None]] = MappingProxyType(
     {
         ".csv": _write_csv,
         ".geojson": _write_geojson,
         ".json": _write_json,
-        ".html": write_answer_page,
+        ".html": _write_page,
     }
 )
-"""Suffix of a file -> function that writes results to it: `(path, results, options)`, of which it takes what it needs."""
+"""Suffix of a file -> function `(path, results, options)` that writes results to it."""
