@@ -1,0 +1,1 @@
+"""HTML pages of one look: each is one file that opens offline and asks no host for anything."""

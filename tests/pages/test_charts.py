@@ -1,0 +1,64 @@
+import math
+
+from progeo.pages.charts import Bars, Chart, Series
+
+
+def points(drawn):
+    return [(round(x, 1), round(y, 1)) for x, y, _, _ in drawn.points]
+
+
+def test_a_line_lies_between_the_axes_with_its_band():
+    series = Series("encoder", [1, 3], [0, 100], [0, 90], [10, 100])
+    chart = Chart("t", "N", "recall", [series], y_range=(0, 100), width=100, height=100)
+    left, top, right, bottom = chart.plot
+    (drawn,) = chart.drawn
+    assert points(drawn) == [(left + 12, bottom), (right - 12, top)]
+    assert drawn.line == f"{left + 12:.1f},{bottom:.1f} {right - 12:.1f},{top:.1f}"
+    assert len(drawn.band.split()) == 4
+    assert drawn.points[1][2] == "encoder: 100 at 3 (90 to 100)"
+
+
+def test_a_logarithmic_axis_has_equal_ratios_at_equal_distances_and_a_tick_for_each_n():
+    chart = Chart("t", "N", "y", [Series("s", [1, 10, 100, 0], [1, 2, 3, 4])], log_x=True)
+    (drawn,) = chart.drawn
+    (first, _), (second, _), (third, _) = points(drawn)
+    assert math.isclose(second - first, third - second, abs_tol=0.2)
+    assert [tick.text for tick in chart.x_ticks] == ["1", "10", "100"]
+
+
+def test_points_that_are_not_finite_are_gaps_and_a_reference_is_quiet():
+    chart = Chart(
+        "t", "x", "y", [Series("s", [1, 2, 3], [1, math.nan, 3]), Series("chance", [1], [2], kind="reference")]
+    )
+    line, reference = chart.drawn
+    assert len(line.points) == 2
+    assert reference.kind == "reference"
+    assert line.style != reference.style
+
+
+def test_ticks_are_round_numbers():
+    chart = Chart("t", "x", "y", [Series("s", [0, 870], [0.0, 0.37])])
+    assert [tick.text for tick in chart.x_ticks] == ["0", "200", "400", "600", "800"]
+    assert [tick.text for tick in chart.y_ticks] == ["0", "0.1", "0.2", "0.3"]
+
+
+def test_a_single_point_and_no_point_still_make_a_chart():
+    assert len(Chart("t", "x", "y", [Series("s", [5], [5])]).drawn[0].points) == 1
+    empty = Chart("t", "x", "y", [Series("s", [], [])])
+    assert empty.drawn[0].points == []
+    assert empty.y_ticks
+
+
+def test_bars_stand_on_the_axis_side_by_side_and_nan_draws_none():
+    chart = Bars("t", "meters", "queries", ["0-5", "5-10"], {"a": [1, 4], "b": [2, math.nan]}, width=200, height=100)
+    _, top, _, bottom = chart.plot
+    first, tallest, other = chart.drawn
+    assert (tallest.y, tallest.height) == (top, bottom - top)
+    assert math.isclose(first.height, (bottom - top) / 4)
+    assert math.isclose(other.x, first.x + first.width)
+    assert [bar.tip for bar in chart.drawn] == ["0-5, a: 1", "5-10, a: 4", "0-5, b: 2"]
+
+
+def test_too_many_labels_are_thinned_out():
+    chart = Bars("t", "x", "y", [str(number) for number in range(200)], {"": [1.0] * 200})
+    assert 5 < len(chart.x_ticks) < 40
