@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-DATA = (".yaml", ".json", ".html", ".js", ".css", ".typed")
 
 
 @pytest.mark.slow
 def test_the_demo_runs_from_the_wheel_in_an_empty_folder(tmp_path):
     subprocess.run([sys.executable, "-m", "build", "--outdir", tmp_path / "dist", ROOT], check=True)
     (wheel,) = (tmp_path / "dist").glob("*.whl")
-    ours = {path.relative_to(ROOT).as_posix() for path in (ROOT / "progeo").rglob("*") if path.suffix in (".py", *DATA)}
+    files = (path for path in (ROOT / "progeo").rglob("*") if path.is_file() and path.parent.name != "__pycache__")
+    ours = {path.relative_to(ROOT).as_posix() for path in files}
     assert {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("progeo/")} == ours
     site, empty = tmp_path / "site", tmp_path / "empty"
     empty.mkdir()

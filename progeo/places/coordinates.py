@@ -13,7 +13,7 @@ import utm
 _WIDEST_DEG = 6
 _WIDEST_M = 1_500_000
 """Distance in meters from the central meridian of a zone, beyond which UTM coordinates are meaningless."""
-_METERS_PER_DEGREE = 111_200
+METERS_PER_DEGREE = 111_200
 _APART_M, _APART_TIMES = 100_000, 20
 MAX_NUMBER = 10**8
 """Maximum of meters, in any frame, and of degrees, which may count turns; larger numbers are mistakes."""
@@ -162,7 +162,7 @@ def offsets_m(degrees: np.ndarray, middle: tuple[float, float]) -> np.ndarray:
     """Approximate the offsets (N, 2) in meters east and north of `middle`, for latitudes and longitudes (2, N)."""
     latitude, longitude = degrees
     east = _turned(longitude - middle[1]) * np.cos(np.radians(middle[0]))
-    return np.stack([east, latitude - middle[0]], axis=1) * _METERS_PER_DEGREE
+    return np.stack([east, latitude - middle[0]], axis=1) * METERS_PER_DEGREE
 
 
 def apart_from(distances_m: np.ndarray) -> float:

@@ -1,0 +1,504 @@
+// The map of a page. Names and labels of the data reach the page as text only.
+const createMap = (() => {
+  "use strict";
+
+  const ARROW_HEAD_PX = 9;
+  const CLOSE_ZOOM = { degrees: 18, meters: 1 };
+  const DENSE = 2000;  // points above which shapes are smaller
+  const FEW_LINES = 200, MAX_LINES = 2000;
+  const SVG = "http://www.w3.org/2000/svg";
+
+  // Outlines of radius 1, for canvas and key alike.
+  const OUTLINES = {
+    circle: "M1 0A1 1 0 1 1-1 0A1 1 0 1 1 1 0Z",
+    triangle: "M0-1L0.9 0.6H-0.9Z",
+    diamond: "M0-1L0.75 0L0 1L-0.75 0Z",
+    square: "M-0.8-0.8H0.8V0.8H-0.8Z",
+    star: "M0-1L0.25-0.34L0.95-0.31L0.4 0.13L0.59 0.81L0 0.42L-0.59 0.81L-0.4 0.13L-0.95-0.31L-0.25-0.34Z",
+    cross: "M-0.8-0.8L0.8 0.8M-0.8 0.8L0.8-0.8",
+  };
+  // Later ones are drawn over earlier ones; wrong ones are hollow and larger, so that they hide no correct one.
+  const KINDS = {
+    database: { outline: "circle", radius: 2.5, isFilled: true, haloPx: 0 },
+    correct: { outline: "circle", radius: 5, isFilled: true, haloPx: 1 },
+    wrong: { outline: "triangle", radius: 9, isFilled: false, haloPx: 1 },
+    query: { outline: "diamond", radius: 7, isFilled: true, haloPx: 1 },
+    match: { outline: "square", radius: 6, isFilled: true, haloPx: 1 },
+    photo: { outline: "star", radius: 11, isFilled: true, haloPx: 1.5 },
+    problem: { outline: "cross", radius: 7, isFilled: false, haloPx: 1.5 },
+  };
+  KINDS.found = KINDS.query;
+  const STROKE_PX = 2;
+  const colorOf = kind => `--map-${kind === "found" ? "query" : kind}`;
+
+  const Shape = L.CircleMarker.extend({
+    _updatePath() {
+      if (this._renderer._drawing && !this._empty()) drawShape(this._renderer._ctx, this);
+    },
+    _empty() {
+      return this.options.isHidden || L.CircleMarker.prototype._empty.call(this);
+    },
+    _containsPoint(point) {
+      return !this.options.isHidden && L.CircleMarker.prototype._containsPoint.call(this, point);
+    },
+  });
+
+  const Arrow = L.Polyline.extend({
+    _clickTolerance() {
+      return ARROW_HEAD_PX;  // room for the head
+    },
+    _updatePath() {
+      this._renderer._updatePoly(this);
+      if (this._renderer._drawing && this._parts.length) drawHead(this._renderer._ctx, this);
+    },
+  });
+
+  function drawShape(context, shape) {
+    const { style } = shape.options, radius = shape._radius;
+    context.save();
+    context.translate(shape._point.x, shape._point.y);
+    context.scale(radius, radius);
+    context.lineJoin = "round";
+    context.globalAlpha = 1;
+    context.strokeStyle = style.halo;
+    context.lineWidth = (2 * style.haloPx + (style.isFilled ? 0 : STROKE_PX)) / radius;
+    if (style.haloPx) context.stroke(style.path);
+    context.fillStyle = context.strokeStyle = style.color;
+    context.lineWidth = STROKE_PX / radius;
+    if (style.isFilled) context.fill(style.path);
+    else context.stroke(style.path);
+    context.restore();
+  }
+
+  function drawHead(context, arrow) {
+    const [from, to] = arrow._rings[0], length = from.distanceTo(to);
+    if (length < ARROW_HEAD_PX || !arrow._renderer._bounds.contains(to)) return;
+    const along = to.subtract(from).divideBy(length), back = to.subtract(along.multiplyBy(ARROW_HEAD_PX));
+    const aside = L.point(-along.y, along.x).multiplyBy(ARROW_HEAD_PX / 2.5);
+    context.globalAlpha = 1;
+    context.fillStyle = arrow.options.color;
+    context.beginPath();
+    for (const { x, y } of [to, back.add(aside), back.subtract(aside)]) context.lineTo(x, y);
+    context.fill();
+  }
+
+  function openMap(element, unit, isStill) {
+    const map = L.map(element, {
+      crs: unit === "degrees" ? L.CRS.EPSG3857 : L.CRS.Simple,
+      minZoom: unit === "degrees" ? 1 : -14,
+      maxZoom: unit === "degrees" ? 21 : 6,
+      zoomSnap: 0.25,
+      dragging: false,
+      attributionControl: false,
+      zoomAnimation: !isStill,
+      fadeAnimation: !isStill,
+      inertia: !isStill,
+    });
+    L.control.scale({ imperial: false, maxWidth: 140 }).addTo(map);
+    return map;
+  }
+
+  // One finger and the wheel scroll the page, unless Ctrl is held or the pointer was pressed on the map.
+  function leaveScrollingToPage(element, map) {
+    let isActive = false;
+    const activate = () => { isActive = true; };
+    element.addEventListener("pointerdown", event => {
+      activate();
+      map.dragging[event.pointerType === "touch" ? "disable" : "enable"]();
+    }, true);
+    element.addEventListener("focusin", activate);
+    element.addEventListener("pointerleave", () => { isActive = false; });
+    element.addEventListener("wheel", event => {
+      if (!isActive && !event.ctrlKey && !event.metaKey) event.stopImmediatePropagation();
+    }, { capture: true, passive: true });
+  }
+
+  function tag(name, className, ...content) {
+    const element = document.createElement(name);
+    if (className) element.className = className;
+    element.append(...content);
+    return element;
+  }
+
+  function link(text, url) {
+    const element = tag("a", "", text);
+    Object.assign(element, { href: url, target: "_blank", rel: "noopener noreferrer" });
+    return element;
+  }
+
+  function button(text, click) {
+    const element = tag("button", "", text);
+    element.type = "button";
+    element.addEventListener("click", click);
+    return element;
+  }
+
+  function swatch(outline, color, isFilled) {
+    const svg = document.createElementNS(SVG, "svg"), path = document.createElementNS(SVG, "path");
+    svg.setAttribute("viewBox", "-1.3 -1.3 2.6 2.6");
+    svg.setAttribute("aria-hidden", "true");
+    path.setAttribute("d", OUTLINES[outline]);
+    path.style.fill = isFilled ? `var(${color})` : "none";
+    path.style.stroke = `var(${color})`;
+    path.style.strokeWidth = isFilled ? 0 : 0.3;
+    svg.append(path);
+    return svg;
+  }
+
+  const counted = count => count.toLocaleString("en-US");
+  const pair = (values, index) => [values[2 * index], values[2 * index + 1]];
+  const numPairs = values => values.length / 2;
+
+  class PageMap {
+    constructor(element, data, chosen) {
+      this.element = element;
+      this.data = data;
+      this.chosen = chosen;
+      this.isStill = matchMedia("(prefers-reduced-motion: reduce)").matches;
+      this.map = openMap(element, data.unit, this.isStill);
+      this.renderer = L.canvas({ padding: 0.3, tolerance: matchMedia("(pointer: coarse)").matches ? 8 : 2 });
+      this.bounds = L.latLngBounds(pair(data.bounds, 0), pair(data.bounds, 1));
+      this.shapes = [];
+      this.byKey = new Map();
+      this.styles = Object.fromEntries(Object.entries(KINDS).map(([kind, { outline, ...rest }]) =>
+        [kind, { ...rest, path: new Path2D(OUTLINES[outline]) }]));
+      this.key = tag("div", "map-key");
+      this.addLayers();
+      this.addKey();
+      this.fit();
+      leaveScrollingToPage(element, this.map);
+      new ResizeObserver(() => this.resized()).observe(element);
+      matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.recolor());
+    }
+
+    // Layers, the lowest first.
+
+    addLayers() {
+      const { database, polygons, points } = this.data, group = () => this.withTooltips(L.featureGroup());
+      const numPoints = points.reduce((sum, each) => sum + numPairs(each.positions), 0);
+      this.scale = numPoints > DENSE ? 0.7 : 1;
+      this.areas = group();
+      this.lines = L.featureGroup();
+      this.points = group();
+      this.details = group();
+      this.readColors();
+      if (database) this.addDatabase(database);
+      for (const each of polygons) this.addPolygons(each, this.areas);
+      const order = Object.keys(KINDS);
+      for (const each of [...points].sort((a, b) => order.indexOf(a.kind) - order.indexOf(b.kind))) {
+        this.shapes.push(...this.addPoints(each, this.points));
+      }
+      for (const shape of this.shapes) if (shape.key !== null) this.byKey.set(shape.key, shape);
+      this.map.fitBounds(this.bounds);  // layers can be projected only on a map with a view
+      for (const each of [this.areas, this.lines, this.points, this.details]) each.addTo(this.map);
+      this.recolor();
+    }
+
+    addDatabase(database) {
+      if (database.positions) {
+        this.addPoints({ ...database, kind: "database" }, this.areas);
+        return;
+      }
+      const { squares, origin, sides } = database;
+      let most = 1;
+      for (let at = 2; at < squares.length; at += 3) most = Math.max(most, squares[at]);
+      for (let at = 0; at < squares.length; at += 3) {
+        const low = [0, 1].map(axis => origin[axis] + squares[at + axis] * sides[axis]), count = squares[at + 2];
+        const area = L.rectangle([low, low.map((value, axis) => value + sides[axis])], {
+          renderer: this.renderer, stroke: false, colorName: "--map-database",
+          fillOpacity: 0.25 + 0.7 * Math.log1p(count) / Math.log1p(most),
+        });
+        area.label = `${database.name}: ${counted(count)}`;
+        this.areas.addLayer(area);
+      }
+    }
+
+    addPolygons({ name, color, corners, labels, weights }, group) {
+      for (let index = 0; index < corners.length / 8; index++) {
+        const polygon = L.polygon([0, 1, 2, 3].map(corner => pair(corners, 4 * index + corner)), {
+          renderer: this.renderer, weight: 1, colorName: `--map-${color % 8}`,
+          fillOpacity: weights ? 0.1 + 0.8 * weights[index] : 0.45,
+        });
+        polygon.label = labels ? labels[index] : name;
+        group.addLayer(polygon);
+      }
+    }
+
+    addPoints({ name, kind, positions, keys, labels, targets }, group) {
+      const style = this.styles[kind], added = [];
+      for (let index = 0; index < numPairs(positions); index++) {
+        const shape = new Shape(pair(positions, index), {
+          renderer: this.renderer, style, radius: style.radius * this.scale, weight: STROKE_PX,
+        });
+        shape.key = keys ? keys[index] : null;
+        shape.kind = name;
+        shape.label = labels ? labels[index] : name;
+        shape.target = targets && targets[2 * index] !== null ? pair(targets, index) : null;
+        group.addLayer(shape);
+        added.push(shape);
+      }
+      return added;
+    }
+
+    withTooltips(group) {
+      group.bindTooltip(layer => tag("bdi", "", layer.label), { direction: "top", offset: [0, -6] });
+      return group.on("click", event => {
+        L.DomEvent.stopPropagation(event);
+        if (event.propagatedFrom instanceof Shape) this.clicked(event.propagatedFrom);
+      });
+    }
+
+    // Colors are those of the page, which follow the scheme of the reader.
+
+    readColors() {
+      const style = getComputedStyle(this.element);
+      this.color = name => style.getPropertyValue(name).trim();
+      for (const [kind, each] of Object.entries(this.styles)) {
+        Object.assign(each, { color: this.color(colorOf(kind)), halo: this.color("--map-halo") });
+      }
+    }
+
+    recolor() {
+      this.readColors();
+      for (const group of [this.areas, this.lines, this.details]) {
+        group.eachLayer(layer => {
+          const { colorName } = layer.options;
+          if (colorName) layer.setStyle({ color: this.color(colorName), fillColor: this.color(colorName) });
+        });
+      }
+      this.points.eachLayer(shape => shape.redraw());
+      this.areas.eachLayer(layer => layer.redraw());
+    }
+
+    arrow(shape, weight) {
+      return new Arrow([shape.getLatLng(), shape.target], {
+        renderer: this.renderer, interactive: false, weight, opacity: 0.8,
+        colorName: "--map-arrow", color: this.color("--map-arrow"),
+      });
+    }
+
+    // What is chosen.
+
+    // Of several points at one position, each further click takes the next.
+    clicked(shape) {
+      const here = this.shapes.filter(each => !each.options.isHidden && each.getLatLng().equals(shape.getLatLng()));
+      const next = here.includes(shape) ? here[(here.indexOf(this.marked) + 1) % here.length] : shape;
+      this.mark(next, next.key, here.length);
+      if (next.key !== null) this.chosen(next.key);
+    }
+
+    choose(key) {
+      const shape = this.byKey.get(key), bounds = this.mark(shape, key);
+      if (!bounds.isValid()) return false;
+      const maxZoom = Math.max(CLOSE_ZOOM[this.data.unit], this.map.getZoom());
+      this.map.fitBounds(bounds.pad(0.1), { padding: [30, 30], maxZoom, animate: !this.isStill });
+      return true;
+    }
+
+    mark(shape, key, numHere = 1) {
+      const bounds = L.latLngBounds([]), detail = key === null ? null : this.data.details[key];
+      this.details.clearLayers();
+      if (detail) {
+        for (const each of detail.polygons) this.addPolygons(each, this.details);
+        for (const each of detail.points) this.addPoints(each, this.details);
+        this.details.eachLayer(layer => bounds.extend(layer.getBounds ? layer.getBounds() : layer.getLatLng()));
+      }
+      if (shape) {
+        bounds.extend(shape.getLatLng());
+        if (shape.target) {
+          bounds.extend(shape.target);
+          this.details.addLayer(this.arrow(shape, 3));
+        }
+        this.details.addLayer(L.circleMarker(shape.getLatLng(), {
+          renderer: this.renderer, interactive: false, fill: false, weight: 3, radius: shape.getRadius() + 6,
+          colorName: "--map-arrow", color: this.color("--map-arrow"),
+        }));
+      }
+      this.marked = shape;
+      this.recolor();
+      this.describe(shape, numHere);
+      return bounds;
+    }
+
+    describe(shape, numHere) {
+      this.text.replaceChildren();
+      if (!shape) return;
+      const { lat, lng } = shape.getLatLng(), also = numHere > 1 ? `, one of ${numHere} here: click again for the next` : "";
+      this.text.append(tag("bdi", "", shape.label), shape.label === shape.kind ? "" : ` (${shape.kind})`, `${also}: `);
+      if (this.data.unit === "meters") {
+        this.text.append(`${lat.toFixed(1)} m north, ${lng.toFixed(1)} m east`);
+        return;
+      }
+      const [latitude, longitude] = [lat, shape.getLatLng().wrap().lng].map(value => value.toFixed(6));
+      this.text.append(`${latitude}, ${longitude} `, link("OpenStreetMap",
+        `https://www.openstreetmap.org/?mlat=${latitude}&mlon=${longitude}#map=18/${latitude}/${longitude}`));
+    }
+
+    filter(keys) {
+      const shown = keys === null ? null : new Set(keys);
+      for (const shape of this.shapes) {
+        const isHidden = shown !== null && shape.key !== null && !shown.has(shape.key);
+        if (Boolean(shape.options.isHidden) === isHidden) continue;
+        shape.options.isHidden = isHidden;
+        shape.redraw();
+      }
+      this.countShown();
+      this.drawLines();
+    }
+
+    // Lines from all points that are shown.
+
+    drawLines() {
+      this.lines.clearLayers();
+      if (!this.hasLines || !this.hasLines.checked) return;
+      const from = this.shapes.filter(shape => shape.target && !shape.options.isHidden);
+      const step = Math.ceil(from.length / MAX_LINES);
+      for (let index = 0; index < from.length; index += step) this.lines.addLayer(this.arrow(from[index], 1.5));
+      this.linesText.textContent = step > 1 ? ` of every ${step}th point` : "";
+      this.points.bringToFront();
+      this.details.bringToFront();
+    }
+
+    // The key: what shapes mean, what the reader can do, and what is chosen.
+
+    addKey() {
+      const { database, polygons, points, outside } = this.data;
+      this.counts = new Map();
+      const shapes = tag("ul", "map-shapes");
+      for (const each of points) shapes.append(this.entry(each, swatchOf(each.kind), pointsText(each), each.name));
+      for (const each of polygons) {
+        shapes.append(this.entry(each, swatch("square", `--map-${each.color % 8}`, true), counted(each.corners.length / 8)));
+      }
+      if (database) shapes.append(this.entry(database, databaseSwatch(database), databaseText(database)));
+      this.text = tag("p", "map-text map-chosen");
+      this.text.setAttribute("role", "status");
+      this.message = tag("p", "map-text");
+      this.message.setAttribute("role", "status");
+      const help = "Zoom with + and −, with Ctrl and the wheel, or with two fingers; move with the arrow keys, the mouse "
+        + "or two fingers. After a click the wheel alone zooms.";
+      this.key.append(shapes, this.text, this.controls(), this.message, tag("p", "map-text map-help", help));
+      if (outside) {
+        this.key.append(tag("p", "map-text", `${counted(outside)} positions far from all others lie outside of this view.`));
+      }
+      this.element.after(this.key);
+      this.drawLines();
+    }
+
+    entry({ name }, picture, text, counting = null) {
+      const count = tag("span", "", text);
+      if (counting !== null) this.counts.set(counting, { count, text });
+      return tag("li", "", picture, tag("bdi", "", name), count);
+    }
+
+    countShown() {
+      const shown = new Map(), hidden = new Map();
+      for (const { kind, options } of this.shapes) {
+        const counts = options.isHidden ? hidden : shown;
+        counts.set(kind, (counts.get(kind) || 0) + 1);
+      }
+      for (const [name, { count, text }] of this.counts) {
+        count.textContent = hidden.has(name) ? `${counted(shown.get(name) || 0)} of ${text}` : text;
+      }
+    }
+
+    controls() {
+      const row = tag("div", "map-controls", button("Show all", () => this.fit()));
+      const numLines = this.shapes.filter(shape => shape.target).length;
+      if (numLines) {
+        this.hasLines = Object.assign(tag("input"), { type: "checkbox", checked: numLines <= FEW_LINES });
+        this.hasLines.addEventListener("change", () => this.drawLines());
+        this.linesText = tag("span");
+        row.append(tag("label", "", this.hasLines, " lines", this.linesText));
+      }
+      if (this.data.host) row.append(this.tilesButton());
+      return row;
+    }
+
+    fit() {
+      this.map.fitBounds(this.bounds, {
+        padding: [24, 24], maxZoom: CLOSE_ZOOM[this.data.unit], animate: !this.isStill,
+      });
+    }
+
+    resized() {
+      const wasEmpty = !this.map.getSize().x;
+      this.map.invalidateSize({ animate: false });
+      if (wasEmpty) this.fit();
+    }
+
+    // Street tiles, which only a click asks for.
+
+    tilesButton() {
+      const host = new URL(this.data.host).host;
+      const toggle = button("", () => this.tiles ? this.hideTiles() : this.showTiles());
+      this.tilesToggle = toggle;
+      this.tilesTexts = [`Show streets from ${host}`, "Hide streets"];
+      this.hideTiles();
+      return toggle;
+    }
+
+    showTiles() {
+      let numLoaded = 0, numFailed = 0;
+      this.tiles = L.tileLayer(`${this.data.host}/{z}/{x}/{y}.png`, {
+        maxNativeZoom: 18, maxZoom: 21, referrerPolicy: "strict-origin-when-cross-origin",
+      });
+      this.credit = L.control.attribution({ prefix: "Leaflet" }).addTo(this.map);
+      this.credit.addAttribution('© <a href="https://www.openstreetmap.org/copyright">OpenStreetMap</a> contributors, '
+        + '<a href="https://www.openstreetmap.org/fixthemap">report a mistake</a>');
+      this.tiles.on("tileload", () => { numLoaded++; }).on("tileerror", () => {
+        if (this.tiles && ++numFailed > numLoaded) {
+          this.hideTiles();
+          this.message.textContent = `${new URL(this.data.host).host} gave no streets: it cannot be reached, or refuses `
+            + "pages that are opened from a file.";
+        }
+      });
+      this.map.options.zoomSnap = 1;  // between levels, tiles are blurred
+      this.map.setZoom(Math.round(this.map.getZoom()), { animate: !this.isStill });
+      this.tiles.addTo(this.map);
+      this.message.textContent = "";
+      this.tilesToggle.textContent = this.tilesTexts[1];
+    }
+
+    hideTiles() {
+      if (this.tiles) {
+        this.tiles.remove();
+        this.credit.remove();
+        this.map.options.zoomSnap = 0.25;
+      }
+      this.tiles = null;
+      this.tilesToggle.textContent = this.tilesTexts[0];
+    }
+  }
+
+  function swatchOf(kind) {
+    const { outline, isFilled } = KINDS[kind];
+    return swatch(outline, colorOf(kind), isFilled);
+  }
+
+  const databaseSwatch = ({ positions }) => swatch(positions ? "circle" : "square", "--map-database", true);
+
+  function pointsText({ count, known, positions }) {
+    const drawn = numPairs(positions);
+    const parts = [counted(count)];
+    if (drawn < known) parts.push(`an even sample of ${counted(drawn)} drawn`);
+    if (known < count) parts.push(`${counted(count - known)} without a position`);
+    return parts.join(", ");
+  }
+
+  function databaseText({ count, known, side_m: side }) {
+    const parts = [counted(count)];
+    if (side) parts.push(`counted in squares of ${counted(side)} m`);
+    if (known < count) parts.push(`${counted(count - known)} without a position`);
+    return parts.join(", ");
+  }
+
+  return (element, data, { chosen = () => {} } = {}) => {
+    if (data.bounds === null) {
+      element.hidden = true;
+      element.after(tag("p", "map-text", "No position is known, so there is no map."));
+      return { choose: () => false, filter() {} };
+    }
+    const map = new PageMap(element, data, chosen);
+    return { choose: key => map.choose(key), filter: keys => map.filter(keys) };
+  };
+})();
