@@ -13,7 +13,7 @@ from progeo.places.geographic import frame_of
 MAX_CLASSES = 3000
 """Maximum number of drawn classes."""
 NUM_COLORS = 8
-"""Number of groups with a color of their own; the others share the last one."""
+"""Maximum number of groups with a color of their own; the others are gray."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,10 @@ def class_map(catalogue: Catalogue, partition: Partition, *, num_groups: int | N
     drawn = np.sort(np.argsort(away, kind="stable")[:MAX_CLASSES])
     corners = class_outlines(ids[drawn], **cells)
     if in_degrees:
-        columns = frame_of(catalogue).columns(corners)
+        frame = frame_of(catalogue)
+        if frame.hemisphere is None:  # contradicted by images that lie in no class
+            frame = frame_of(catalogue.take(np.concatenate([group.rows for group in partition.groups])))
+        columns = frame.columns(corners)
         corners = np.stack([columns["latitude"], columns["longitude"]], axis=1).reshape(-1, 4, 2)
     else:
         corners = corners[..., ::-1]
@@ -55,9 +58,10 @@ def class_map(catalogue: Catalogue, partition: Partition, *, num_groups: int | N
     layers = []
     for color in np.unique(colors).tolist():
         rows = np.flatnonzero(colors[drawn] == color)
-        name = f"group {color + 1}" if color < num_own else f"{len(partition.groups) - num_own} other groups"
-        name = f"{name}: {(colors == color).sum():,} classes, {sizes[colors == color].sum():,} images"
-        layers.append(Polygons(name, color, corners[rows], [labels[row] for row in rows.tolist()]))
+        is_own = color < num_own
+        name = f"group {color + 1}" if is_own else f"{len(partition.groups) - num_own} other groups"
+        name = f"classes of {name}, {sizes[colors == color].sum():,} images:"
+        layers.append(Polygons(name, color if is_own else None, corners[rows], [labels[row] for row in rows.tolist()]))
     return ClassMap(tuple(layers), len(drawn), len(ids))
 
 

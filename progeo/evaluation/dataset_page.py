@@ -177,8 +177,10 @@ def _gallery(findings: Sequence[_Finding], pictured: set[int]) -> Gallery:
             )
         )
     facets = {name: list(dict.fromkeys(row.facets[name] for row in rows)) for name in ("problem", "set")}
-    measures = [Measure("distance_m", "meters")]
-    return Gallery(photos, rows, measures, facets, noun="finding", plural="findings")
+    filters = {name: values for name, values in facets.items() if len(values) > 1}
+    return Gallery(
+        photos, rows, [Measure("distance_m", "meters")], filters, noun="finding", plural="findings"
+    )
 
 
 def _map(
