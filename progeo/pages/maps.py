@@ -58,7 +58,7 @@ def frame_of(*catalogues: Catalogue, great_circle: bool = False) -> Frame:
         together = np.concatenate([each[:, found] for each, found in zip(degrees, known, strict=True)], axis=1)
         _, middle = middle_of(*together)
         for each in degrees:
-            each[1] = middle + (each[1] - middle + 180) % 360 - 180
+            each[1] -= 360 * np.round((each[1] - middle) / 360)
         return Frame("degrees", [each.T for each in degrees])
     return Frame("meters", [each[:, ::-1] for each in positions_m(*catalogues)])
 

@@ -1,4 +1,4 @@
-// The map of a page. Names and labels of the data reach the page as text only.
+// The map of a page.
 const createMap = (() => {
   "use strict";
 
@@ -19,17 +19,17 @@ const createMap = (() => {
   };
   // Later ones are drawn over earlier ones; wrong ones are hollow and larger, so that they hide no correct one.
   const KINDS = {
-    database: { outline: "circle", radius: 2.5, isFilled: true, haloPx: 0 },
-    correct: { outline: "circle", radius: 5, isFilled: true, haloPx: 1 },
-    wrong: { outline: "triangle", radius: 9, isFilled: false, haloPx: 1 },
-    query: { outline: "diamond", radius: 7, isFilled: true, haloPx: 1 },
-    match: { outline: "square", radius: 6, isFilled: true, haloPx: 1 },
-    photo: { outline: "star", radius: 11, isFilled: true, haloPx: 1.5 },
-    problem: { outline: "cross", radius: 7, isFilled: false, haloPx: 1.5 },
+    database: { outline: "circle", color: "--map-database", radius: 2.5, isFilled: true, haloPx: 0 },
+    correct: { outline: "circle", color: "--correct", radius: 5, isFilled: true, haloPx: 1 },
+    wrong: { outline: "triangle", color: "--wrong", radius: 9, isFilled: false, haloPx: 1 },
+    query: { outline: "diamond", color: "--map-query", radius: 7, isFilled: true, haloPx: 1 },
+    found: { outline: "diamond", color: "--map-query", radius: 7, isFilled: true, haloPx: 1 },
+    match: { outline: "square", color: "--s2", radius: 6, isFilled: true, haloPx: 1 },
+    photo: { outline: "star", color: "--map-query", radius: 11, isFilled: true, haloPx: 1.5 },
+    problem: { outline: "cross", color: "--wrong", radius: 7, isFilled: false, haloPx: 1.5 },
   };
-  KINDS.found = KINDS.query;
   const STROKE_PX = 2;
-  const colorOf = kind => `--map-${kind === "found" ? "query" : kind}`;
+  const colorOfPolygons = number => `--s${number % 8}`;
 
   const Shape = L.CircleMarker.extend({
     _updatePath() {
@@ -82,8 +82,8 @@ const createMap = (() => {
     context.fill();
   }
 
-  function openMap(element, unit, isStill) {
-    const map = L.map(element, {
+  function openMap(container, unit, isStill) {
+    const map = L.map(container, {
       crs: unit === "degrees" ? L.CRS.EPSG3857 : L.CRS.Simple,
       minZoom: unit === "degrees" ? 1 : -14,
       maxZoom: unit === "degrees" ? 21 : 6,
@@ -99,38 +99,18 @@ const createMap = (() => {
   }
 
   // One finger and the wheel scroll the page, unless Ctrl is held or the pointer was pressed on the map.
-  function leaveScrollingToPage(element, map) {
+  function leaveScrollingToPage(container, map) {
     let isActive = false;
     const activate = () => { isActive = true; };
-    element.addEventListener("pointerdown", event => {
+    container.addEventListener("pointerdown", event => {
       activate();
       map.dragging[event.pointerType === "touch" ? "disable" : "enable"]();
     }, true);
-    element.addEventListener("focusin", activate);
-    element.addEventListener("pointerleave", () => { isActive = false; });
-    element.addEventListener("wheel", event => {
+    container.addEventListener("focusin", activate);
+    container.addEventListener("pointerleave", () => { isActive = false; });
+    container.addEventListener("wheel", event => {
       if (!isActive && !event.ctrlKey && !event.metaKey) event.stopImmediatePropagation();
     }, { capture: true, passive: true });
-  }
-
-  function tag(name, className, ...content) {
-    const element = document.createElement(name);
-    if (className) element.className = className;
-    element.append(...content);
-    return element;
-  }
-
-  function link(text, url) {
-    const element = tag("a", "", text);
-    Object.assign(element, { href: url, target: "_blank", rel: "noopener noreferrer" });
-    return element;
-  }
-
-  function button(text, click) {
-    const element = tag("button", "", text);
-    element.type = "button";
-    element.addEventListener("click", click);
-    return element;
   }
 
   function swatch(outline, color, isFilled) {
@@ -150,24 +130,24 @@ const createMap = (() => {
   const numPairs = values => values.length / 2;
 
   class PageMap {
-    constructor(element, data, chosen) {
-      this.element = element;
+    constructor(container, data, chosen) {
+      this.container = container;
       this.data = data;
       this.chosen = chosen;
       this.isStill = matchMedia("(prefers-reduced-motion: reduce)").matches;
-      this.map = openMap(element, data.unit, this.isStill);
+      this.map = openMap(container, data.unit, this.isStill);
       this.renderer = L.canvas({ padding: 0.3, tolerance: matchMedia("(pointer: coarse)").matches ? 8 : 2 });
       this.bounds = L.latLngBounds(pair(data.bounds, 0), pair(data.bounds, 1));
       this.shapes = [];
       this.byKey = new Map();
-      this.styles = Object.fromEntries(Object.entries(KINDS).map(([kind, { outline, ...rest }]) =>
-        [kind, { ...rest, path: new Path2D(OUTLINES[outline]) }]));
-      this.key = tag("div", "map-key");
+      this.styles = Object.fromEntries(Object.entries(KINDS).map(([kind, { outline, radius, isFilled, haloPx }]) =>
+        [kind, { radius, isFilled, haloPx, path: new Path2D(OUTLINES[outline]) }]));
+      this.key = element("div", { class: "map-key" });
       this.addLayers();
       this.addKey();
       this.fit();
-      leaveScrollingToPage(element, this.map);
-      new ResizeObserver(() => this.resized()).observe(element);
+      leaveScrollingToPage(container, this.map);
+      new ResizeObserver(() => this.resized()).observe(container);
       matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.recolor());
     }
 
@@ -216,7 +196,7 @@ const createMap = (() => {
     addPolygons({ name, color, corners, labels, weights }, group) {
       for (let index = 0; index < corners.length / 8; index++) {
         const polygon = L.polygon([0, 1, 2, 3].map(corner => pair(corners, 4 * index + corner)), {
-          renderer: this.renderer, weight: 1, colorName: `--map-${color % 8}`,
+          renderer: this.renderer, weight: 1, colorName: colorOfPolygons(color),
           fillOpacity: weights ? 0.1 + 0.8 * weights[index] : 0.45,
         });
         polygon.label = labels ? labels[index] : name;
@@ -241,7 +221,7 @@ const createMap = (() => {
     }
 
     withTooltips(group) {
-      group.bindTooltip(layer => tag("bdi", "", layer.label), { direction: "top", offset: [0, -6] });
+      group.bindTooltip(layer => element("bdi", {}, layer.label), { direction: "top", offset: [0, -6] });
       return group.on("click", event => {
         L.DomEvent.stopPropagation(event);
         if (event.propagatedFrom instanceof Shape) this.clicked(event.propagatedFrom);
@@ -251,10 +231,10 @@ const createMap = (() => {
     // Colors are those of the page, which follow the scheme of the reader.
 
     readColors() {
-      const style = getComputedStyle(this.element);
+      const style = getComputedStyle(this.container);
       this.color = name => style.getPropertyValue(name).trim();
       for (const [kind, each] of Object.entries(this.styles)) {
-        Object.assign(each, { color: this.color(colorOf(kind)), halo: this.color("--map-halo") });
+        Object.assign(each, { color: this.color(KINDS[kind].color), halo: this.color("--page") });
       }
     }
 
@@ -273,7 +253,7 @@ const createMap = (() => {
     arrow(shape, weight) {
       return new Arrow([shape.getLatLng(), shape.target], {
         renderer: this.renderer, interactive: false, weight, opacity: 0.8,
-        colorName: "--map-arrow", color: this.color("--map-arrow"),
+        colorName: "--text", color: this.color("--text"),
       });
     }
 
@@ -284,10 +264,18 @@ const createMap = (() => {
       const here = this.shapes.filter(each => !each.options.isHidden && each.getLatLng().equals(shape.getLatLng()));
       const next = here.includes(shape) ? here[(here.indexOf(this.marked) + 1) % here.length] : shape;
       this.mark(next, next.key, here.length);
-      if (next.key !== null) this.chosen(next.key);
+      if (next.key === null) return;
+      this.isReporting = true;  // the page may choose in turn: the map stays where the reader clicked
+      this.chosen(next.key);
+      this.isReporting = false;
+    }
+
+    has(key) {
+      return this.byKey.has(key) || key in this.data.details;
     }
 
     choose(key) {
+      if (this.isReporting) return true;
       const shape = this.byKey.get(key), bounds = this.mark(shape, key);
       if (!bounds.isValid()) return false;
       const maxZoom = Math.max(CLOSE_ZOOM[this.data.unit], this.map.getZoom());
@@ -311,7 +299,7 @@ const createMap = (() => {
         }
         this.details.addLayer(L.circleMarker(shape.getLatLng(), {
           renderer: this.renderer, interactive: false, fill: false, weight: 3, radius: shape.getRadius() + 6,
-          colorName: "--map-arrow", color: this.color("--map-arrow"),
+          colorName: "--text", color: this.color("--text"),
         }));
       }
       this.marked = shape;
@@ -324,14 +312,15 @@ const createMap = (() => {
       this.text.replaceChildren();
       if (!shape) return;
       const { lat, lng } = shape.getLatLng(), also = numHere > 1 ? `, one of ${numHere} here: click again for the next` : "";
-      this.text.append(tag("bdi", "", shape.label), shape.label === shape.kind ? "" : ` (${shape.kind})`, `${also}: `);
+      this.text.append(nameElement(shape.label), shape.label === shape.kind ? "" : ` (${shape.kind})`, `${also}: `);
       if (this.data.unit === "meters") {
         this.text.append(`${lat.toFixed(1)} m north, ${lng.toFixed(1)} m east`);
         return;
       }
       const [latitude, longitude] = [lat, shape.getLatLng().wrap().lng].map(value => value.toFixed(6));
-      this.text.append(`${latitude}, ${longitude} `, link("OpenStreetMap",
-        `https://www.openstreetmap.org/?mlat=${latitude}&mlon=${longitude}#map=18/${latitude}/${longitude}`));
+      const href = `https://www.openstreetmap.org/?mlat=${latitude}&mlon=${longitude}#map=18/${latitude}/${longitude}`;
+      this.text.append(`${latitude}, ${longitude} `,
+        element("a", { href, target: "_blank", rel: "noopener noreferrer" }, "OpenStreetMap"));
     }
 
     filter(keys) {
@@ -364,30 +353,28 @@ const createMap = (() => {
     addKey() {
       const { database, polygons, points, outside } = this.data;
       this.counts = new Map();
-      const shapes = tag("ul", "map-shapes");
+      const shapes = element("ul", { class: "map-shapes" });
       for (const each of points) shapes.append(this.entry(each, swatchOf(each.kind), pointsText(each), each.name));
       for (const each of polygons) {
-        shapes.append(this.entry(each, swatch("square", `--map-${each.color % 8}`, true), counted(each.corners.length / 8)));
+        shapes.append(this.entry(each, swatch("square", colorOfPolygons(each.color), true), counted(each.corners.length / 8)));
       }
       if (database) shapes.append(this.entry(database, databaseSwatch(database), databaseText(database)));
-      this.text = tag("p", "map-text map-chosen");
-      this.text.setAttribute("role", "status");
-      this.message = tag("p", "map-text");
-      this.message.setAttribute("role", "status");
+      this.text = element("p", { class: "map-text map-chosen", role: "status" });
+      this.message = element("p", { class: "map-text", role: "status" });
       const help = "Zoom with + and −, with Ctrl and the wheel, or with two fingers; move with the arrow keys, the mouse "
         + "or two fingers. After a click the wheel alone zooms.";
-      this.key.append(shapes, this.text, this.controls(), this.message, tag("p", "map-text map-help", help));
+      this.key.append(shapes, this.text, this.controls(), this.message, element("p", { class: "map-text map-help" }, help));
       if (outside) {
-        this.key.append(tag("p", "map-text", `${counted(outside)} positions far from all others lie outside of this view.`));
+        this.key.append(element("p", { class: "map-text" }, `${counted(outside)} positions far from all others lie outside of this view.`));
       }
-      this.element.after(this.key);
+      this.container.after(this.key);
       this.drawLines();
     }
 
     entry({ name }, picture, text, counting = null) {
-      const count = tag("span", "", text);
+      const count = element("span", {}, text);
       if (counting !== null) this.counts.set(counting, { count, text });
-      return tag("li", "", picture, tag("bdi", "", name), count);
+      return element("li", {}, picture, element("bdi", {}, name), count);
     }
 
     countShown() {
@@ -402,16 +389,22 @@ const createMap = (() => {
     }
 
     controls() {
-      const row = tag("div", "map-controls", button("Show all", () => this.fit()));
+      const row = element("div", { class: "map-controls" }, this.button("Show all", () => this.fit()));
       const numLines = this.shapes.filter(shape => shape.target).length;
       if (numLines) {
-        this.hasLines = Object.assign(tag("input"), { type: "checkbox", checked: numLines <= FEW_LINES });
+        this.hasLines = element("input", { type: "checkbox", checked: numLines <= FEW_LINES });
         this.hasLines.addEventListener("change", () => this.drawLines());
-        this.linesText = tag("span");
-        row.append(tag("label", "", this.hasLines, " lines", this.linesText));
+        this.linesText = element("span");
+        row.append(element("label", {}, this.hasLines, " lines", this.linesText));
       }
       if (this.data.host) row.append(this.tilesButton());
       return row;
+    }
+
+    button(text, click) {
+      const made = element("button", { type: "button" }, text);
+      made.addEventListener("click", click);
+      return made;
     }
 
     fit() {
@@ -430,7 +423,7 @@ const createMap = (() => {
 
     tilesButton() {
       const host = new URL(this.data.host).host;
-      const toggle = button("", () => this.tiles ? this.hideTiles() : this.showTiles());
+      const toggle = this.button("", () => this.tiles ? this.hideTiles() : this.showTiles());
       this.tilesToggle = toggle;
       this.tilesTexts = [`Show streets from ${host}`, "Hide streets"];
       this.hideTiles();
@@ -471,8 +464,8 @@ const createMap = (() => {
   }
 
   function swatchOf(kind) {
-    const { outline, isFilled } = KINDS[kind];
-    return swatch(outline, colorOf(kind), isFilled);
+    const { outline, color, isFilled } = KINDS[kind];
+    return swatch(outline, color, isFilled);
   }
 
   const databaseSwatch = ({ positions }) => swatch(positions ? "circle" : "square", "--map-database", true);
@@ -492,13 +485,13 @@ const createMap = (() => {
     return parts.join(", ");
   }
 
-  return (element, data, { chosen = () => {} } = {}) => {
+  return (container, data, { chosen = () => {} } = {}) => {
     if (data.bounds === null) {
-      element.hidden = true;
-      element.after(tag("p", "map-text", "No position is known, so there is no map."));
-      return { choose: () => false, filter() {} };
+      container.hidden = true;
+      container.after(element("p", { class: "map-text" }, "No position is known, so there is no map."));
+      return { has: () => false, choose: () => false, filter() {} };
     }
-    const map = new PageMap(element, data, chosen);
-    return { choose: key => map.choose(key), filter: keys => map.filter(keys) };
+    const map = new PageMap(container, data, chosen);
+    return { has: key => map.has(key), choose: key => map.choose(key), filter: keys => map.filter(keys) };
   };
 })();
