@@ -86,8 +86,8 @@ class Polygons:
 
     name: str
     """Name in the key of the map."""
-    color: int
-    """Number of the color; colors repeat after eight."""
+    color: int | None
+    """Number of the color; colors repeat after eight. None is gray."""
     corners: np.ndarray
     """In the unit of the map, (N, 4, 2)."""
     labels: Sequence[str] | None = None

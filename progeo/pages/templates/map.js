@@ -29,7 +29,7 @@ const createMap = (() => {
     problem: { outline: "cross", color: "--wrong", radius: 7, isFilled: false, haloPx: 1.5 },
   };
   const STROKE_PX = 2;
-  const colorOfPolygons = number => `--s${number % 8}`;
+  const colorOfPolygons = number => (number === null ? "--map-database" : `--s${number % 8}`);
 
   const Shape = L.CircleMarker.extend({
     _updatePath() {
