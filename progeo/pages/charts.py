@@ -9,6 +9,8 @@ WIDTH, HEIGHT = 560, 300
 """Size of the drawing in its own units."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 12, 46
 """Space around the axes, for their labels."""
+_NOTE = 18
+"""Space for notes below the labels of bars."""
 _NUM_TICKS = 5
 NUM_STYLES = 8
 """Number of colors and dashes of series, after which they repeat."""
@@ -180,19 +182,29 @@ class Bars:
     """Heights by the name of a series; NaN draws no bar."""
     y_max: float | None = None
     """Upper end of the y axis; None fits the bars."""
+    notes: Sequence[str] | None = None
+    """A text below each label, such as a number of queries; None writes none."""
     width: int = WIDTH
     height: int = HEIGHT
 
     @property
     def plot(self) -> tuple[float, float, float, float]:
         """Left, top, right and bottom of the area inside the axes."""
-        return _LEFT, _TOP, self.width - _RIGHT, self.height - _BOTTOM
+        return _LEFT, _TOP, self.width - _RIGHT, self.height - _BOTTOM - (_NOTE if self.notes else 0)
 
     @property
     def x_ticks(self) -> list[Tick]:
         """The labels below the bars, without some if there are too many."""
-        longest = max(map(len, self.labels), default=1)
-        return _apart([Tick(self._center(row), text) for row, text in enumerate(self.labels)], 7 * longest + 8)
+        return self._ticks(self.labels)
+
+    @property
+    def x_notes(self) -> list[Tick]:
+        """The notes below the labels, likewise."""
+        return self._ticks(self.notes or ())
+
+    def _ticks(self, texts: Sequence[str]) -> list[Tick]:
+        longest = max(map(len, texts), default=1)
+        return _apart([Tick(self._center(row), text) for row, text in enumerate(texts)], 7 * longest + 8)
 
     @property
     def y_ticks(self) -> list[Tick]:

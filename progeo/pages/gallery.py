@@ -110,8 +110,8 @@ class Row:
     """Number that `Photos.add` returned; None for a row without a photo of its own."""
     strips: Sequence[Strip] = ()
     mark: Mark = ""
-    facets: Mapping[str, str] = field(default_factory=dict)
-    """Value of each filter of the gallery."""
+    facets: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
+    """Value of each filter of the gallery, or several values: each of them shows the row."""
     note: str = ""
     """A sentence under the photo."""
 
@@ -149,7 +149,7 @@ class Gallery:
         }
 
     def _row(self, row: Row, titles: dict[str, int], numbers: Mapping[str, Mapping[str, int]]) -> list[Any]:
-        values = [found.get(row.facets.get(name, ""), -1) for name, found in numbers.items()]
+        values = [_numbers(found, row.facets.get(name, "")) for name, found in numbers.items()]
         strips = [
             [
                 titles.setdefault(strip.title, len(titles)),
@@ -158,6 +158,10 @@ class Gallery:
             for strip in row.strips
         ]
         return [row.key, row.photo, _MARKS[row.mark], values, strips, escaped(row.note)]
+
+
+def _numbers(found: Mapping[str, int], value: str | Sequence[str]) -> int | list[int]:
+    return found.get(value, -1) if isinstance(value, str) else [found[each] for each in value]
 
 
 def _compact(value: float | str | None) -> float | str | None:

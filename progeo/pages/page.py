@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 from functools import cache, partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -14,6 +15,8 @@ from progeo.pages.maps import TILE_HOST, Map
 from progeo.places.distances import distance_text
 from progeo.printable import escaped
 
+_ABSOLUTE = re.compile(r"(?<![^\s:])(?:/(?!/)|[A-Za-z]:[\\/]).*", re.DOTALL)
+"""An absolute path at the end of a text, also behind a colon as in `hub:/folder:entry`."""
 _FIRST, _LAST = 14, 18
 """Characters of a long name that are shown, from its start and its end."""
 
@@ -61,11 +64,13 @@ def write_page(
 
 
 def shown_path(text: str, show_paths: bool) -> str:
-    """Shorten an absolute path to its last two parts; other texts are returned as they are."""
-    path = next((kind(text) for kind in (PurePosixPath, PureWindowsPath) if kind(text).is_absolute()), None)
-    if show_paths or path is None:
-        return text
-    return "/".join(["…", *[part for part in path.parts if part != path.anchor][-2:]])
+    """Shorten an absolute path at the end of a text to its last two parts; other texts are returned as they are."""
+    return text if show_paths else _ABSOLUTE.sub(lambda found: _last_parts(found[0]), text)
+
+
+def _last_parts(path: str) -> str:
+    kind = PurePosixPath if path.startswith("/") else PureWindowsPath
+    return "/".join(["…", *[part for part in kind(path).parts if part != kind(path).anchor][-2:]])
 
 
 def shortened(name: str) -> str:
@@ -104,6 +109,7 @@ def _environment(show_paths: bool) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # the order of filters and orders counts
     environment.filters.update(
         thousands="{:,}".format,
         decimal="{:,.1f}".format,

@@ -5,6 +5,9 @@ import os
 import shutil
 
 import pytest
+from jinja2 import ChoiceLoader, DictLoader
+
+from progeo.pages import page
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 _OWN_SCHEMES = ("file:", "data:", "blob:")
@@ -34,12 +37,13 @@ def browser(tmp_path_factory):
 def open_page(browser):
     """Open a file; at the end of the test, its page had no error or warning and requested nothing from any host.
 
-    `ignored` are parts of messages, and of addresses of requests, that a test provokes.
+    `init_script` runs before the script of the page. `ignored` are parts of messages, and of addresses of requests,
+    that a test provokes.
     """
     contexts, seen = [], []
 
     def open_file(
-        path, *, width=1280, dark=False, touch=False, height=800, reduced_motion=False, ignored=(), fragment=""
+        path, *, width=1280, dark=False, touch=False, reduced_motion=False, init_script="", fragment="", ignored=()
     ):
         context = browser.new_context(
             viewport={"width": width, "height": 800},
@@ -49,23 +53,38 @@ def open_page(browser):
             is_mobile=touch,
         )
         contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(10_000)
+        opened = context.new_page()
+        opened.set_default_timeout(10_000)
+        opened.add_init_script(init_script)
 
         def note(kind, text):
             if not any(part in text for part in ignored):
                 seen.append(f"{kind}: {text}")
 
-        page.on("console", lambda each: each.type in ("error", "warning") and note(each.type, each.text))
-        page.on("pageerror", lambda error: note("exception", str(error)))
-        page.on("request", lambda each: each.url.startswith(_OWN_SCHEMES) or note("request", each.url))
-        page.goto(path.as_uri() + fragment)
-        return page
+        opened.on("console", lambda each: each.type in ("error", "warning") and note(each.type, each.text))
+        opened.on("pageerror", lambda error: note("exception", str(error)))
+        opened.on("request", lambda each: each.url.startswith(_OWN_SCHEMES) or note("request", each.url))
+        opened.goto(path.as_uri() + fragment)
+        return opened
 
     yield open_file
     for context in contexts:
         context.close()
     assert not seen
+
+
+@pytest.fixture
+def use_template(monkeypatch):
+    """Let pages be written from the source of a template, under a name."""
+
+    def use(name, source):
+        for show_paths in (False, True):
+            environment = page._environment(show_paths)
+            loaders = [DictLoader({name: source}), environment.loader]
+            monkeypatch.setattr(environment, "loader", ChoiceLoader(loaders))
+
+    yield use
+    page._environment.cache_clear()
 
 
 @pytest.fixture
@@ -83,25 +102,30 @@ def check_accessibility():
 
 
 @pytest.fixture
-def pinch():
-    """Put two fingers on the middle of an element and move them apart or together, by touch events of Chromium."""
+def touch():
+    """Move one finger or two on the middle of an element by touch events of Chromium, as `touch(page, selector, ...)`.
 
-    def move(page, selector, *, factor=2.0, steps=5, start_px=60):
+    Fingers are `apart_px` at the start and `factor` times as far at the end; a single finger has `apart_px` 0. All of
+    them move by `down_px`.
+    """
+
+    def move(page, selector, *, apart_px=0, factor=1.0, down_px=0, steps=5):
         box = page.locator(selector).bounding_box()
         x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
         session = page.context.new_cdp_session(page)
-
-        def send(kind, *distances):
-            points = [
-                {"x": x + sign * distance / 2, "y": y, "id": number}
-                for distance in distances
-                for number, sign in enumerate((-1, 1))
-            ]
-            session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
-
-        send("touchStart", start_px)
-        for step in range(1, steps + 1):
-            send("touchMove", start_px * factor ** (step / steps))
-        send("touchEnd")
+        for step in range(steps + 1):
+            half = apart_px / 2 * factor ** (step / steps)
+            places = [x - half, x + half] if apart_px else [x]
+            fingers = [{"x": place, "y": y + down_px * step / steps, "id": id} for id, place in enumerate(places)]
+            session.send(
+                "Input.dispatchTouchEvent", {"type": "touchMove" if step else "touchStart", "touchPoints": fingers}
+            )
+        session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
 
     return move
+
+
+@pytest.fixture
+def pinch(touch):
+    """Pinch the middle of an element with two fingers: they end `factor` times as far apart as they start."""
+    return lambda page, selector, *, factor=2.0: touch(page, selector, apart_px=60, factor=factor)

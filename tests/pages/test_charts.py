@@ -62,3 +62,10 @@ def test_bars_stand_on_the_axis_side_by_side_and_nan_draws_none():
 def test_too_many_labels_are_thinned_out():
     chart = Bars("t", "x", "y", [str(number) for number in range(200)], {"": [1.0] * 200})
     assert 5 < len(chart.x_ticks) < 40
+
+
+def test_a_note_stands_below_each_label():
+    chart = Bars("t", "x", "y", ["a", "b"], {"": [1.0, 2.0]}, notes=["12", "3"])
+    assert [tick.text for tick in chart.x_notes] == ["12", "3"]
+    assert [tick.position for tick in chart.x_notes] == [tick.position for tick in chart.x_ticks]
+    assert Bars("t", "x", "y", ["a"], {"": [1.0]}).x_notes == []

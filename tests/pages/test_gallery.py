@@ -83,3 +83,9 @@ def test_rows_become_compact_lists():
     assert data["measures"] == [["rank", "rank"], ["m", "meters"], ["why", "text"]]
     assert data["filters"] == {"light": ["day", "night"], "verdict": ["miss", "hit"]}
     assert data["orders"] == [("worst first", "given")]
+
+
+def test_a_row_may_have_several_values_of_a_filter():
+    rows = [Row(0, None, facets={"right by": ["c", "a"]}), Row(1, None, facets={"right by": []})]
+    data = Gallery(Photos(), rows, filters={"right by": ["a", "b", "c"]}).data(show_paths=False)
+    assert [row[3] for row in data["rows"]] == [[[2, 0]], [[]]]

@@ -84,6 +84,10 @@ def test_absolute_paths_are_shortened_unless_they_are_wanted(tmp_path):
         ("/c.jpg", "…/c.jpg"),
         (r"C:\data\city\test", "…/city/test"),
         ("city/test", "city/test"),
+        ("/a/b/c.pth, re-ranked", "…/b/c.pth, re-ranked"),
+        ("nordland, /a/b/c", "nordland, …/b/c"),
+        ("hub:/a/b/c:entry", "hub:…/b/c:entry"),
+        ("https://huggingface.co/a/b", "https://huggingface.co/a/b"),
         ("timm:resnet18:DEFAULT", "timm:resnet18:DEFAULT"),
     ],
 )

@@ -13,17 +13,20 @@ function createGallery(data, map) {
   const format = {
     rank: value => `Rank ${value.toLocaleString("en")}`,
     meters: metersText,
-    descriptor: value => value.toFixed(3),
+    descriptor: value => `descriptors ${value.toFixed(3)}`,
     percent: value => `${value.toFixed(1)} %`,
     text: value => String(value),
   };
   let visible = rows, page = 0, chosen = null, enlarged = null;
 
+  // The values of a filter that a row has: one, none, or several of a list.
+  const valuesOf = (row, index) => [row.facets[index]].flat().flatMap(number => data.filters[names[index]][number] ?? []);
+
   function filtered() {
     const wanted = names.map(name => form.elements[name].value);
     const contained = form.elements.contains.value.toLowerCase();
     const found = rows.filter(row =>
-      wanted.every((value, index) => value === "" || row.facets[index] === Number(value))
+      wanted.every((value, index) => value === "" || [row.facets[index]].flat().includes(Number(value)))
       && (!contained || nameOf(row).toLowerCase().includes(contained)));
     const order = data.orders[form.elements.order.value][1];
     if (order === "reversed") found.reverse();
@@ -88,7 +91,7 @@ function createGallery(data, map) {
   }
 
   function rowElement(row) {
-    const facets = names.flatMap((name, index) => (row.facets[index] < 0 ? [] : [data.filters[name][row.facets[index]]]));
+    const facets = names.flatMap((name, index) => (Array.isArray(row.facets[index]) ? [] : valuesOf(row, index)));
     const made = element("li", { class: `row ${MARKS[row.mark]}`, "data-key": row.key });
     made.classList.toggle("chosen", row.key === chosen);
     const caption = element("figcaption", {},
@@ -206,7 +209,7 @@ function createGallery(data, map) {
     const head = ["number", data.noun, ...names, "verdict", "strip", "name", "correct", ...data.measures.map(([name]) => name)];
     const lines = [head];
     for (const row of visible) {
-      const facets = names.map((name, index) => data.filters[name][row.facets[index]]);
+      const facets = names.map((name, index) => valuesOf(row, index).join("; "));
       const start = [row.key, nameOf(row), ...facets, MARKS[row.mark]];
       const items = row.strips.flatMap(([title, some]) => some.map(item =>
         [data.titles[title], data.photos[item[0]][0], ["0", "1", ""][item[1]], ...item.slice(2)]));

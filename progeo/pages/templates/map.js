@@ -4,8 +4,9 @@ const createMap = (() => {
 
   const ARROW_HEAD_PX = 9;
   const CLOSE_ZOOM = { degrees: 18, meters: 1 };
-  const DENSE = 2000;  // points above which shapes are smaller
+  const ROOMY_PX = 12, MIN_SCALE = 0.4;  // shapes are smaller where each has fewer pixels a side
   const FEW_LINES = 200, MAX_LINES = 2000;
+  const MIN_SPREAD_PX = 30;
   const SVG = "http://www.w3.org/2000/svg";
 
   // Outlines of radius 1, for canvas and key alike.
@@ -17,11 +18,11 @@ const createMap = (() => {
     star: "M0-1L0.25-0.34L0.95-0.31L0.4 0.13L0.59 0.81L0 0.42L-0.59 0.81L-0.4 0.13L-0.95-0.31L-0.25-0.34Z",
     cross: "M-0.8-0.8L0.8 0.8M-0.8 0.8L0.8-0.8",
   };
-  // Later ones are drawn over earlier ones; wrong ones are hollow and larger, so that they hide no correct one.
+  // Later ones are drawn over earlier ones. A wrong one is hollow and larger, so that it is seen around a correct one.
   const KINDS = {
     database: { outline: "circle", color: "--map-database", radius: 2.5, isFilled: true, haloPx: 0 },
-    correct: { outline: "circle", color: "--correct", radius: 5, isFilled: true, haloPx: 1 },
     wrong: { outline: "triangle", color: "--wrong", radius: 9, isFilled: false, haloPx: 1 },
+    correct: { outline: "circle", color: "--correct", radius: 5, isFilled: true, haloPx: 1 },
     query: { outline: "diamond", color: "--map-query", radius: 7, isFilled: true, haloPx: 1 },
     found: { outline: "diamond", color: "--map-query", radius: 7, isFilled: true, haloPx: 1 },
     match: { outline: "square", color: "--s2", radius: 6, isFilled: true, haloPx: 1 },
@@ -94,6 +95,7 @@ const createMap = (() => {
       fadeAnimation: !isStill,
       inertia: !isStill,
     });
+    if (isStill) map.panBy = offset => L.Map.prototype.panBy.call(map, offset, { animate: false });
     L.control.scale({ imperial: false, maxWidth: 140 }).addTo(map);
     return map;
   }
@@ -145,7 +147,7 @@ const createMap = (() => {
       this.key = element("div", { class: "map-key" });
       this.addLayers();
       this.addKey();
-      this.fit();
+      this.fit(false);
       leaveScrollingToPage(container, this.map);
       new ResizeObserver(() => this.resized()).observe(container);
       matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.recolor());
@@ -155,8 +157,6 @@ const createMap = (() => {
 
     addLayers() {
       const { database, polygons, points } = this.data, group = () => this.withTooltips(L.featureGroup());
-      const numPoints = points.reduce((sum, each) => sum + numPairs(each.positions), 0);
-      this.scale = numPoints > DENSE ? 0.7 : 1;
       this.areas = group();
       this.lines = L.featureGroup();
       this.points = group();
@@ -172,6 +172,19 @@ const createMap = (() => {
       this.map.fitBounds(this.bounds);  // layers can be projected only on a map with a view
       for (const each of [this.areas, this.lines, this.points, this.details]) each.addTo(this.map);
       this.recolor();
+      this.map.on("zoomend", () => this.resizeShapes());
+    }
+
+    // In a crowd, shapes are smaller and lose their halo.
+    resizeShapes() {
+      if (!this.shapes.length) return;
+      const pixels = L.bounds(this.shapes.map(shape => shape._point)).getSize();
+      const side = Math.sqrt(pixels.x * pixels.y / this.shapes.length);
+      const scale = Math.min(1, Math.max(MIN_SCALE, side / ROOMY_PX));
+      for (const [kind, { radius, haloPx }] of Object.entries(KINDS)) {
+        Object.assign(this.styles[kind], { radius: radius * scale, haloPx: scale < 1 ? 0 : haloPx });
+      }
+      for (const shape of this.shapes) shape.setRadius(shape.options.style.radius);
     }
 
     addDatabase(database) {
@@ -208,7 +221,7 @@ const createMap = (() => {
       const style = this.styles[kind], added = [];
       for (let index = 0; index < numPairs(positions); index++) {
         const shape = new Shape(pair(positions, index), {
-          renderer: this.renderer, style, radius: style.radius * this.scale, weight: STROKE_PX,
+          renderer: this.renderer, style, radius: style.radius, weight: STROKE_PX,
         });
         shape.key = keys ? keys[index] : null;
         shape.kind = name;
@@ -333,6 +346,18 @@ const createMap = (() => {
       }
       this.countShown();
       this.drawLines();
+      if (keys !== null) this.approach(this.shapes.filter(shape => !shape.options.isHidden));
+    }
+
+    // Go to points that lie outside of the view, or so close together in it that they look like one.
+    approach(shapes) {
+      const bounds = L.latLngBounds(shapes.map(shape => shape.getLatLng()));
+      if (!bounds.isValid()) return;
+      const [one, other] = [bounds.getNorthEast(), bounds.getSouthWest()].map(each => this.map.latLngToContainerPoint(each));
+      if (one.distanceTo(other) >= MIN_SPREAD_PX && this.map.getBounds().intersects(bounds)) return;
+      this.map.fitBounds(bounds.pad(0.1), {
+        padding: [24, 24], maxZoom: CLOSE_ZOOM[this.data.unit], animate: !this.isStill,
+      });
     }
 
     // Lines from all points that are shown.
@@ -374,7 +399,7 @@ const createMap = (() => {
     entry({ name }, picture, text, counting = null) {
       const count = element("span", {}, text);
       if (counting !== null) this.counts.set(counting, { count, text });
-      return element("li", {}, picture, element("bdi", {}, name), count);
+      return element("li", {}, picture, nameElement(name), count);
     }
 
     countShown() {
@@ -389,7 +414,7 @@ const createMap = (() => {
     }
 
     controls() {
-      const row = element("div", { class: "map-controls" }, this.button("Show all", () => this.fit()));
+      const row = element("div", { class: "map-controls" }, this.button("Show all", () => this.fit(true)));
       const numLines = this.shapes.filter(shape => shape.target).length;
       if (numLines) {
         this.hasLines = element("input", { type: "checkbox", checked: numLines <= FEW_LINES });
@@ -407,16 +432,16 @@ const createMap = (() => {
       return made;
     }
 
-    fit() {
+    fit(isAnimated) {
       this.map.fitBounds(this.bounds, {
-        padding: [24, 24], maxZoom: CLOSE_ZOOM[this.data.unit], animate: !this.isStill,
+        padding: [24, 24], maxZoom: CLOSE_ZOOM[this.data.unit], animate: isAnimated && !this.isStill,
       });
     }
 
     resized() {
       const wasEmpty = !this.map.getSize().x;
       this.map.invalidateSize({ animate: false });
-      if (wasEmpty) this.fit();
+      if (wasEmpty) this.fit(false);
     }
 
     // Street tiles, which only a click asks for.
