@@ -82,6 +82,7 @@ def write_dataset_page(
     shown = [finding for some in by_kind.values() for finding in some[:_MAX_ROWS]]
     pictured = {id(finding) for some in by_kind.values() for finding in some[:_MAX_PICTURES]}
     classes = report.get("classes") or {}
+    folder = str(report["folder"])
     catalogues = [each.catalogue for each in sets]
     frame = frame_of(*catalogues, great_circle=is_wide(*catalogues))
     drawn = None
@@ -90,7 +91,7 @@ def write_dataset_page(
     write_page(
         path,
         "check.html",
-        title=f"Images of {shown_path(str(report['folder']), show_paths)}",
+        title=f"Images of {shown_path(folder, show_paths)}",
         show_paths=show_paths,
         gallery=_gallery(shown, pictured) if shown else None,
         map=_map(sets, frame, shown, drawn),
@@ -103,6 +104,7 @@ def write_dataset_page(
         ],
         num_pictures=_MAX_PICTURES if any(len(some) > _MAX_PICTURES for some in by_kind.values()) else None,
         sizes={name: _sizes(found["sizes"]) for name, found in report["sets"].items()},
+        refusal=classes.get("refused", "").replace(folder, shown_path(folder, show_paths)),
         suggestion=format_cells(classes["suggested"]) if "suggested" in classes else "",
         class_map=drawn,
         charts=[*_images_per_class(classes), *_other_cells(classes)],
@@ -177,10 +179,8 @@ def _gallery(findings: Sequence[_Finding], pictured: set[int]) -> Gallery:
             )
         )
     facets = {name: list(dict.fromkeys(row.facets[name] for row in rows)) for name in ("problem", "set")}
-    filters = {name: values for name, values in facets.items() if len(values) > 1}
-    return Gallery(
-        photos, rows, [Measure("distance_m", "meters")], filters, noun="finding", plural="findings"
-    )
+    filters: dict[str, Sequence[str]] = {name: values for name, values in facets.items() if len(values) > 1}
+    return Gallery(photos, rows, [Measure("distance_m", "meters")], filters, noun="finding", plural="findings")
 
 
 def _map(
@@ -230,9 +230,7 @@ def _rows(sets: Sequence[CheckedSet], findings: Sequence[_Finding]) -> dict[tupl
     return rows
 
 
-def _target(
-    finding: _Finding, rows: Mapping[tuple[str, str], int], positions: Mapping[str, np.ndarray]
-) -> np.ndarray:
+def _target(finding: _Finding, rows: Mapping[tuple[str, str], int], positions: Mapping[str, np.ndarray]) -> np.ndarray:
     """Return the position of the first other image of a finding, NaN if there is none."""
     if not finding.others:
         return np.full(2, np.nan)

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from progeo.localization.localize import Localization, Match
-from progeo.localization.place_index import PlaceIndex
 from progeo.pages.gallery import Gallery, Item, Measure, Photos, Row, Strip
 from progeo.pages.maps import Detail, Frame, Map, Points, Polygons, frame_of
 from progeo.pages.page import shown_path, write_page
+from progeo.places.catalogue import Catalogue
 
 CONFIDENCES = (
     (0.9, "Very likely within {radius_m:g} m ({percent:.0f} %)"),
@@ -30,14 +30,16 @@ def write_answer_page(
     path: Path,
     results: Sequence[Localization],
     *,
-    index: PlaceIndex | None = None,
+    catalogue: Catalogue | None = None,
+    cell_side_m: float = 0,
     by_text: bool = False,
     show_paths: bool = False,
 ) -> None:
     """Write the page.
 
     Args:
-        index: the place index that was searched, for the map; None shows no map.
+        catalogue: the images or classes of the place index that was searched, for the map; None shows no map.
+        cell_side_m: side of the cells of classes; 0 for an index of images.
         by_text: whether queries are sentences instead of paths of photos.
         show_paths: whether the page shows absolute paths.
     """
@@ -49,7 +51,7 @@ def write_answer_page(
         title=_title(names, by_text=by_text),
         show_paths=show_paths,
         gallery=_gallery(results, names, verdicts, by_text=by_text, show_paths=show_paths),
-        map=None if index is None else _map(index, results, names, show_paths=show_paths),
+        map=None if catalogue is None else _map(catalogue, cell_side_m, results, names, show_paths=show_paths),
         answers=[
             {
                 "name": name,
@@ -62,7 +64,6 @@ def write_answer_page(
         ],
         num_queries=len(results),
         counts={verdict: verdicts.count(verdict) for verdict in dict.fromkeys(verdicts)},
-        index=None if index is None else index.folder.absolute(),
     )
 
 
@@ -141,13 +142,18 @@ def _item(photos: Photos, rank: int, match: Match, show_paths: bool) -> Item:
 
 
 def _map(
-    index: PlaceIndex, results: Sequence[Localization], names: Sequence[str], *, show_paths: bool
+    catalogue: Catalogue,
+    cell_side_m: float,
+    results: Sequence[Localization],
+    names: Sequence[str],
+    *,
+    show_paths: bool,
 ) -> Map | None:
-    frame = frame_of(index.catalogue)
+    frame = frame_of(catalogue)
     (positions,) = frame.positions
     if not np.isfinite(positions).all(axis=1).any():
         return None
-    places = _Places(index, frame, results)
+    places = _Places(catalogue, cell_side_m, frame, results)
     answered = [key for key, result in enumerate(results) if result.matches]
     estimated = Points(
         "estimated position",
@@ -161,7 +167,7 @@ def _map(
     return Map(
         frame.unit,
         positions,
-        "cells of the index" if index.metadata.holds_classes else "images of the index",
+        "cells of the index" if cell_side_m else "images of the index",
         [*alone.points, estimated],
         alone.polygons,
         details,
@@ -171,10 +177,10 @@ def _map(
 class _Places:
     """Where the matches of results lie on the map."""
 
-    def __init__(self, index: PlaceIndex, frame: Frame, results: Sequence[Localization]) -> None:
+    def __init__(self, catalogue: Catalogue, cell_side_m: float, frame: Frame, results: Sequence[Localization]) -> None:
         self._unit = frame.unit
-        self._cell_side_m = index.metadata.cell_side_m
-        paths = index.catalogue.table["path"]
+        self._cell_side_m = cell_side_m
+        paths = catalogue.table["path"]
         wanted = pa.array({match.path for result in results for match in result.matches}, paths.type)
         rows = np.flatnonzero(pc.is_in(paths, value_set=wanted).to_numpy())
         (positions,) = frame.positions
@@ -215,5 +221,5 @@ class _Places:
         if match.corners is None:
             return np.full((4, 2), np.nan)
         corners = np.array(match.corners)[:, ::-1]
-        corners[:, 1] += 360 * np.round((center[1] - corners[:, 1]) / 360)  # on the same side of the 180 degree meridian
+        corners[:, 1] += 360 * np.round((center[1] - corners[:, 1]) / 360)  # on the same side of 180 degrees
         return corners

@@ -77,7 +77,15 @@ def _write_json(path: Path, results: Sequence[Localization], options: WritingOpt
 
 
 def _write_page(path: Path, results: Sequence[Localization], options: WritingOptions = _DEFAULTS) -> None:
-    write_answer_page(path, results, index=options.index, by_text=options.by_text, show_paths=options.show_paths)
+    index = options.index
+    write_answer_page(
+        path,
+        results,
+        catalogue=None if index is None else index.catalogue,
+        cell_side_m=0 if index is None else index.metadata.cell_side_m,
+        by_text=options.by_text,
+        show_paths=options.show_paths,
+    )
 
 
 WRITERS: Mapping[str, Callable[..., None]] = MappingProxyType(
