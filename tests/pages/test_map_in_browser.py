@@ -112,7 +112,7 @@ def test_a_map_shows_all_shapes_and_counts_them_in_its_key(write_map, open_page,
     page = open_page(write_map(), width=width, dark=is_dark)
     assert page.locator(".map-shapes li").all_text_contents() == ["correct1", "wrong1", "database3"]
     correct, wrong = found(page, "--correct"), found(page, "--wrong")
-    assert 50 < correct["count"] < 80  # a circle of radius 5 covers 79 pixels, those of its edge in part
+    assert 40 < correct["count"] < 64  # a circle of radius 4.5 covers 64 pixels, those of its edge in part
     assert wrong["count"] > 20
     assert correct["x"] < wrong["x"] - 50  # west, and south
     assert correct["y"] > wrong["y"] + 50
@@ -152,7 +152,7 @@ def test_a_correct_and_a_wrong_point_at_one_position_are_both_seen(write_map, op
     kinds = ("correct", "wrong")
     page = open_page(write_map(points=[Points(kind, kind, np.array([CORRECT])) for kind in kinds]))
     counts = [found(page, f"--{kind}")["count"] for kind in kinds]
-    assert counts[0] > 50
+    assert counts[0] > 40
     assert counts[1] > 20
 
 
@@ -210,15 +210,17 @@ def test_keys_move_and_zoom_the_map(write_map, open_page):
 
 
 def test_two_fingers_zoom_and_one_scrolls_the_page(write_map, open_page, touch, pinch, check_accessibility):
-    page = open_page(write_map(), width=390, touch=True)
-    opened, before = scale(page), found(page, "--correct")
+    page = open_page(write_map(), width=390, touch=True, reduced_motion=True)
+    check_accessibility(page)
+    opened = scale(page)
+    pinch(page, "#map", factor=3)
+    wait_for_another_scale(page, opened)
+    page.get_by_role("button", name="Show all").click()
+    before = found(page, "--correct")
     touch(page, "#map", down_px=-200)
     page.wait_for_function("() => scrollY > 100")
     assert scale(page) == opened
     assert found(page, "--correct")["below"] == pytest.approx(before["below"], abs=1)
-    pinch(page, "#map", factor=3)
-    wait_for_another_scale(page, opened)
-    check_accessibility(page)
 
 
 def test_a_filter_of_the_rows_hides_points_and_their_lines(write_map, open_page):
@@ -271,7 +273,7 @@ def test_the_map_follows_the_color_scheme_of_the_reader(write_map, open_page):
     page = open_page(write_map())
     page.emulate_media(color_scheme="dark")
     assert page.evaluate("getComputedStyle(document.body).getPropertyValue('--correct').trim()") == "#63b3f5"
-    assert found(page, "--correct")["count"] > 50
+    assert found(page, "--correct")["count"] > 40
     assert found(page, "--text")["count"] > 10
 
 

@@ -21,8 +21,8 @@ const createMap = (() => {
   // Later ones are drawn over earlier ones. A wrong one is hollow and larger, so that it is seen around a correct one.
   const KINDS = {
     database: { outline: "circle", color: "--map-database", radius: 2.5, isFilled: true, haloPx: 0 },
-    wrong: { outline: "triangle", color: "--wrong", radius: 9, isFilled: false, haloPx: 1 },
-    correct: { outline: "circle", color: "--correct", radius: 5, isFilled: true, haloPx: 1 },
+    wrong: { outline: "triangle", color: "--wrong", radius: 11, isFilled: false, haloPx: 1 },
+    correct: { outline: "circle", color: "--correct", radius: 4.5, isFilled: true, haloPx: 1 },
     query: { outline: "diamond", color: "--map-query", radius: 7, isFilled: true, haloPx: 1 },
     found: { outline: "diamond", color: "--map-query", radius: 7, isFilled: true, haloPx: 1 },
     match: { outline: "square", color: "--s2", radius: 6, isFilled: true, haloPx: 1 },
@@ -471,7 +471,7 @@ const createMap = (() => {
         }
       });
       this.map.options.zoomSnap = 1;  // between levels, tiles are blurred
-      this.map.setZoom(Math.round(this.map.getZoom()), { animate: !this.isStill });
+      this.map.setZoom(Math.floor(this.map.getZoom()), { animate: !this.isStill });
       this.tiles.addTo(this.map);
       this.message.textContent = "";
       this.tilesToggle.textContent = this.tilesTexts[1];
