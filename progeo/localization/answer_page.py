@@ -1,6 +1,7 @@
 """Write localizations as an HTML page: each photo with its position, how likely that is, its matches and a map."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,10 @@ def write_answer_page(
         show_paths: whether the page shows absolute paths.
     """
     names = [result.query if by_text else shown_path(result.query, show_paths) for result in results]
+    results = [
+        replace(result, error=result.error.replace(result.query, name))
+        for result, name in zip(results, names, strict=True)
+    ]
     verdicts = [_verdict(result) for result in results]
     write_page(
         path,
@@ -117,7 +122,8 @@ def _gallery(
         if result.matches:
             note = f"{result.matches[0].position}. {note}"
         strips = [Strip("Matches", items)] if items else []
-        rows.append(Row(key, photo, strips, facets={"answer": verdict}, note=note))
+        link = result.matches[0].map_link if result.matches else ""
+        rows.append(Row(key, photo, strips, facets={"answer": verdict}, note=note, link=link))
     has_classes = any(match.probability is not None for result in results for match in result.matches)
     last = Measure("probability", "percent") if has_classes else Measure("descriptor_distance", "descriptor")
     kinds = list(dict.fromkeys(verdicts))

@@ -1,5 +1,6 @@
 """The page of localizations, with an index of images and one of classes."""
 
+import html
 import json
 import re
 from dataclasses import replace
@@ -83,7 +84,7 @@ def test_each_photo_is_a_row_with_its_matches_and_a_star_on_the_map(tmp_path):
     results = [
         Localization(str(tmp_path / "query.jpg"), 0.93, 25.0, True, (here, gone)),
         Localization(str(tmp_path / "other.jpg"), 0.2, 25.0, False, (gone,)),
-        Localization(str(tmp_path / "broken.jpg"), error="broken.jpg cannot be decoded."),
+        Localization(str(tmp_path / "broken.jpg"), error=f"{tmp_path}/broken.jpg cannot be decoded."),
     ]
     write_answer_page(tmp_path / "out.html", results, catalogue=catalogue_of(here, gone))
     gallery = data(tmp_path / "out.html", "gallery")
@@ -95,8 +96,10 @@ def test_each_photo_is_a_row_with_its_matches_and_a_star_on_the_map(tmp_path):
     assert [row[5] for row in gallery["rows"]] == [
         "52.20000, 0.10000. Very likely within 25 m (93 %)",
         "52.20100, 0.10200. Unknown: at best within 25 m with 20 %",
-        "broken.jpg cannot be decoded.",
+        f"…/{tmp_path.name}/broken.jpg cannot be decoded.",
     ]
+    link = "https://www.openstreetmap.org/?mlat=52.20100&mlon=0.10200#map=19/52.20100/0.10200"
+    assert [row[6:] for row in gallery["rows"]][1:] == [[link], []]
     ((_, items),) = gallery["rows"][0][4]
     assert items == [[3, 2, 1, "52.20000, 0.10000", 0.5], [4, 2, 2, "52.20100, 0.10200", 0.7]]
     drawn = data(tmp_path / "out.html", "map")
@@ -106,7 +109,7 @@ def test_each_photo_is_a_row_with_its_matches_and_a_star_on_the_map(tmp_path):
     assert (squares["kind"], squares["positions"]) == ("match", [52.2, 0.1, 52.201, 0.102])
     assert squares["labels"] == [f"1: …/{tmp_path.name}/known.jpg", "2: …/database/gone.jpg"]
     page = (tmp_path / "out.html").read_text()
-    assert 'href="https://www.openstreetmap.org/?mlat=52.20100&amp;mlon=0.10200#map=19/52.20100/0.10200"' in page
+    assert f'href="{html.escape(link)}"' in page
     assert str(tmp_path) not in page
     assert "Where 3 photos were taken" in page
     write_answer_page(tmp_path / "out.html", results, catalogue=catalogue_of(here, gone), show_paths=True)
