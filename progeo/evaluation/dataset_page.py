@@ -20,6 +20,7 @@ from progeo.pages.maps import Detail, Frame, Map, Points, frame_of
 from progeo.pages.page import shown_path, write_page
 from progeo.places.catalogue import Catalogue
 from progeo.places.cells import Partition
+from progeo.places.coordinates import map_link
 from progeo.places.distances import is_wide
 
 KINDS = ("unreadable", "tiny", "duplicates", "misplaced")
@@ -85,6 +86,7 @@ def write_dataset_page(
     folder = str(report["folder"])
     catalogues = [each.catalogue for each in sets]
     frame = frame_of(*catalogues, great_circle=is_wide(*catalogues))
+    places = _Places(sets, frame, shown)
     drawn = None
     if partition is not None:
         drawn = class_map(catalogues[0], partition, num_groups=num_groups, in_degrees=frame.unit == "degrees")
@@ -93,8 +95,8 @@ def write_dataset_page(
         "check.html",
         title=f"Images of {shown_path(folder, show_paths)}",
         show_paths=show_paths,
-        gallery=_gallery(shown, pictured) if shown else None,
-        map=_map(sets, frame, shown, drawn),
+        gallery=_gallery(shown, pictured, places) if shown else None,
+        map=_map(sets, places, shown, drawn),
         report=report,
         counts={kind: sum(len(some) for (_, its), some in by_kind.items() if its == kind) for kind in _kinds(report)},
         hidden=[
@@ -156,7 +158,46 @@ def _without_positive(report: Mapping[str, Any], sets: Sequence[CheckedSet]) -> 
         yield _Finding(_WITHOUT_POSITIVE, queries, found["query"], note, "Nearest database image", nearest)
 
 
-def _gallery(findings: Sequence[_Finding], pictured: set[int]) -> Gallery:
+class _Places:
+    """Where the images of sets, and those of findings, lie on the map."""
+
+    def __init__(self, sets: Sequence[CheckedSet], frame: Frame, findings: Sequence[_Finding]) -> None:
+        self.unit = frame.unit
+        self.around = {each.name: positions.copy() for each, positions in zip(sets, frame.positions, strict=True)}
+        """Positions of each set without those elsewhere, (N, 2)."""
+        self._found: dict[tuple[str, str], np.ndarray] = {}
+        self._elsewhere: set[tuple[str, str]] = set()
+        named = [pair for each in findings for pair in ((each.of, each.name), *(other[:2] for other in each.others))]
+        for each, positions in zip(sets, frame.positions, strict=True):
+            self.around[each.name][each.elsewhere] = np.nan
+            paths = each.catalogue.table["path"]
+            wanted = pa.array({name for of, name in named if of is each}, paths.type)
+            for row in np.flatnonzero(pc.is_in(paths, value_set=wanted).to_numpy()).tolist():
+                self._found[each.name, each.catalogue.name(row)] = positions[row]
+            self._elsewhere |= {(each.name, each.catalogue.name(row)) for row in each.elsewhere.tolist()}
+
+    def of(self, finding: _Finding) -> np.ndarray:
+        """Return the position of the image of a finding, (2,), NaN if it is unknown."""
+        return self._found[finding.of.name, finding.name]
+
+    def target(self, finding: _Finding) -> np.ndarray:
+        """Return the position of the first other image of a finding, (2,), NaN if there is none."""
+        if not finding.others:
+            return np.full(2, np.nan)
+        of, name, _ = finding.others[0]
+        return self._found[of.name, name]
+
+    def is_elsewhere(self, finding: _Finding) -> bool:
+        """Return whether the image of a finding lies elsewhere than the others of its set."""
+        return (finding.of.name, finding.name) in self._elsewhere
+
+    def link(self, finding: _Finding) -> str:
+        """Return the address of a street map of the image of a finding; empty if its degrees are unknown."""
+        place = self.of(finding)
+        return map_link(*place.tolist()) if self.unit == "degrees" and np.isfinite(place).all() else ""
+
+
+def _gallery(findings: Sequence[_Finding], pictured: set[int], places: _Places) -> Gallery:
     photos = Photos()
     rows = []
     for key, finding in enumerate(findings):
@@ -176,6 +217,7 @@ def _gallery(findings: Sequence[_Finding], pictured: set[int]) -> Gallery:
                 [Strip(title, items)] if items else [],
                 facets={"problem": finding.kind, "set": finding.of.name},
                 note=finding.note,
+                link=places.link(finding),
             )
         )
     facets = {name: list(dict.fromkeys(row.facets[name] for row in rows)) for name in ("problem", "set")}
@@ -184,58 +226,35 @@ def _gallery(findings: Sequence[_Finding], pictured: set[int]) -> Gallery:
 
 
 def _map(
-    sets: Sequence[CheckedSet], frame: Frame, findings: Sequence[_Finding], classes: ClassMap | None
+    sets: Sequence[CheckedSet], places: _Places, findings: Sequence[_Finding], classes: ClassMap | None
 ) -> Map | None:
-    positions = dict(zip((each.name for each in sets), frame.positions, strict=True))
-    if not any(np.isfinite(each).all(axis=1).any() for each in positions.values()):
+    if not any(np.isfinite(each).all(axis=1).any() for each in places.around.values()):
         return None
-    rows = _rows(sets, findings)
-    around = {name: each.copy() for name, each in positions.items()}
-    for each in sets:
-        around[each.name][each.elsewhere] = np.nan
     first, *others = sets
-    points = [Points(each.name, "query", around[each.name]) for each in others]
+    points = [Points(each.name, "query", places.around[each.name]) for each in others]
     details: dict[int, Detail] = {}
     for kind in dict.fromkeys(finding.kind for finding in findings):
-        keys = [key for key, finding in enumerate(findings) if finding.kind == kind]
-        of = [(findings[key].of.name, rows[findings[key].of.name, findings[key].name]) for key in keys]
-        labels = [findings[key].name for key in keys]
-        targets = [_target(findings[key], rows, positions) for key in keys]
-        points.append(
-            Points(
-                kind,
-                "problem",
-                np.stack([around[name][row] for name, row in of]),
-                keys,
-                labels,
-                np.stack(targets) if kind == _WITHOUT_POSITIVE else None,
-            )
-        )
-        for key, (name, row), label in zip(keys, of, labels, strict=True):
-            if np.isfinite(positions[name][row]).all() and not np.isfinite(around[name][row]).all():
-                details[key] = Detail([Points(kind, "problem", positions[name][row][None], [key], [label])])
+        some = {key: finding for key, finding in enumerate(findings) if finding.kind == kind}
+        near = {key: finding for key, finding in some.items() if not places.is_elsewhere(finding)}
+        if near:
+            points.append(_problems(kind, near, places, has_targets=kind == _WITHOUT_POSITIVE))
+        details |= {
+            key: Detail([_problems(kind, {key: finding}, places)]) for key, finding in some.items() if key not in near
+        }
     layers = () if classes is None else classes.layers
-    return Map(frame.unit, around[first.name], first.name, points, layers, details)
+    return Map(places.unit, places.around[first.name], first.name, points, layers, details)
 
 
-def _rows(sets: Sequence[CheckedSet], findings: Sequence[_Finding]) -> dict[tuple[str, str], int]:
-    """Look up the rows of the images of findings, by set and path."""
-    named = [pair for each in findings for pair in ((each.of, each.name), *(other[:2] for other in each.others))]
-    rows = {}
-    for each in sets:
-        paths = each.catalogue.table["path"]
-        wanted = pa.array({name for of, name in named if of is each}, paths.type)
-        for row in np.flatnonzero(pc.is_in(paths, value_set=wanted).to_numpy()).tolist():
-            rows[each.name, each.catalogue.name(row)] = row
-    return rows
-
-
-def _target(finding: _Finding, rows: Mapping[tuple[str, str], int], positions: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return the position of the first other image of a finding, NaN if there is none."""
-    if not finding.others:
-        return np.full(2, np.nan)
-    of, name, _ = finding.others[0]
-    return positions[of.name][rows[of.name, name]]
+def _problems(kind: str, findings: Mapping[int, _Finding], places: _Places, *, has_targets: bool = False) -> Points:
+    """Draw findings by key, each with an arrow to its first other image if `has_targets`."""
+    return Points(
+        kind,
+        "problem",
+        np.array([places.of(finding) for finding in findings.values()]).reshape(-1, 2),
+        list(findings),
+        [finding.name for finding in findings.values()],
+        np.array([places.target(finding) for finding in findings.values()]).reshape(-1, 2) if has_targets else None,
+    )
 
 
 def _images_per_class(classes: Mapping[str, Any]) -> list[Bars]:

@@ -159,7 +159,15 @@ class Gallery:
             ]
             for strip in row.strips
         ]
-        return [row.key, row.photo, _MARKS[row.mark], values, strips, escaped(row.note), *([row.link] if row.link else [])]
+        return [
+            row.key,
+            row.photo,
+            _MARKS[row.mark],
+            values,
+            strips,
+            escaped(row.note),
+            *([row.link] if row.link else []),
+        ]
 
 
 def _numbers(found: Mapping[str, int], value: str | Sequence[str]) -> int | list[int]:
