@@ -116,7 +116,7 @@ def test_hostile_names_and_errors_do_nothing(tmp_path, city, open_page):
     for name, by_text in (("photos", False), ("texts", True)):
         write_answer_page(tmp_path / f"{name}.html", results[: 2 - by_text], catalogue=hostile, by_text=by_text)
         page = open_page(tmp_path / f"{name}.html", width=390)
-        assert page.locator("#rows .name").last.get_attribute("title") == HOSTILE.replace("\u202e", "\\u202e")
+        assert page.locator("#rows .name").first.get_attribute("title") == HOSTILE.replace("\u202e", "\\u202e")
         assert page.evaluate("document.documentElement.scrollWidth") == 390
         assert page.locator("script:not([type])").count() == 1
 
