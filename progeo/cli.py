@@ -68,7 +68,7 @@ COMMANDS = {
     ),
     "compare": Command(
         "compare:compare",
-        "evaluate several encoders and write one table",
+        "evaluate several encoders on one or several data sets and compare them",
         "progeo compare runs/city open_clip:RN50:openai --folder pitts30k/test --out results/compared",
         ("encoders...",),
     ),
@@ -119,6 +119,12 @@ COMMANDS = {
         "make an encoder of the weights of another program",
         "progeo import resnet50_512.pth --out encoders/cosplace",
         ("file",),
+    ),
+    "runs show": Command(
+        "runs:show_runs",
+        "compare the losses, recalls and speed of runs, also while they are trained",
+        "progeo runs show runs/city runs/other --out runs.html",
+        ("runs...",),
     ),
     "prompts show": Command(
         "show_prompts:show_prompts",

@@ -1,25 +1,30 @@
-"""Compare several encoders on the same query set and the same machine, in one table."""
+"""Compare several encoders on the same query sets and the same machine, in one table."""
 
-import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from progeo.engine.options import Precision
-from progeo.evaluation.options import BenchmarkOptions, RankingOptions
+from progeo.evaluation.options import BenchmarkOptions, CriterionOptions, RankingOptions
 from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
 
 if TYPE_CHECKING:
-    from progeo.evaluation.comparison import Compared, Comparison
-    from progeo.evaluation.evaluate import Evaluator
+    from accelerate import Accelerator
+
+    from progeo.evaluation.comparison_files import Comparison
+    from progeo.evaluation.data_sets import DataSet
+    from progeo.evaluation.evaluate import Evaluation, Evaluator
     from progeo.models.classifier import Classifier
 
 
 def compare(
     encoders: tuple[str, ...],
     *,
-    folder: Path,
+    folder: tuple[Path, ...],
     out: Path,
-    benchmark: BenchmarkOptions = BenchmarkOptions(),
+    protocol: tuple[str, ...] | None = None,
+    criterion: CriterionOptions = CriterionOptions(),
     ranking: RankingOptions = RankingOptions(),
     images: ImageOptions = ImageOptions(),
     work: WorkOptions = WorkOptions(),
@@ -27,14 +32,18 @@ def compare(
     trust: bool = False,
     mixed_precision: Precision = "no",
 ) -> "Comparison | None":
-    """Evaluate several encoders and write compare.md, compare.csv and compare.json.
+    """Evaluate several encoders on one or several data sets and write compare.html, .md, .csv and .json.
 
     Args:
         encoders: Encoders to compare, each in the form that `progeo evaluate` takes. The results of each go to a
-            subfolder of out.
-        folder: Folder that holds the database and the queries.
+            subfolder of out, and to one of the data set before if there are several.
+        folder: Folder that holds the database and the queries, or several folders, each a data set. Name the encoders
+            before them.
         out: Output folder for the results.
-        benchmark: The benchmark.
+        protocol: Name of a protocol in progeo/evaluation/protocols for all folders, or one for each in their order, as
+            in pitts30k_test none. It sets database, queries, positive_radius_m and one_per_panorama, and a folder with
+            other image counts is refused. none uses those settings as given.
+        criterion: The benchmark.
         ranking: What queries are compared with.
         images: Options of the images.
         work: Options of extraction.
@@ -43,36 +52,70 @@ def compare(
         mixed_precision: Precision of the encoders.
 
     Raises:
-        ValueError: no encoder is given, or one is given twice.
+        ValueError: no encoder is given, or one is given twice; protocols do not fit the folders.
     """
-    from progeo.commands.evaluate import check_fit, load_encoder_or_descriptors
+    from progeo.commands.evaluate import check_fit
     from progeo.engine.accelerator import start_accelerator
-    from progeo.evaluation.comparison import write_comparison
+    from progeo.evaluation.comparison import Evaluated, compare_evaluated
+    from progeo.evaluation.comparison_files import write_comparison
+    from progeo.evaluation.comparison_page import write_comparison_page
+    from progeo.evaluation.data_sets import as_file_name, data_sets
     from progeo.evaluation.evaluate import Evaluator
-    from progeo.export.classifier import load_encoder_and_classifier
 
     if not encoders or len(set(encoders)) < len(encoders):
         raise ValueError(f"Name the encoders to compare, each once; got {', '.join(encoders) or 'none'}.")
     check_fit(ranking)
+    sets = data_sets(folder, protocol or ())
     accelerator = start_accelerator(mixed_precision)
-    evaluator = Evaluator(folder, accelerator, benchmark, images, work, cache)
-    loaded: dict[str, tuple[Any, Classifier | None]]
-    with accelerator.local_main_process_first():  # which downloads; all encoders at once, to report wrong names
-        if ranking.by == "classes":
-            loaded = {name: load_encoder_and_classifier(name) for name in encoders}
-        else:
-            loaded = {name: (load_encoder_or_descriptors(name, trust=trust), None) for name in encoders}
-    table = []
+    evaluators = [
+        Evaluator(
+            each.folder, accelerator, BenchmarkOptions(**vars(criterion), protocol=each.protocol), images, work, cache
+        )
+        for each in sets
+    ]
+    loaded = _load(encoders, accelerator, by_classes=ranking.by == "classes", trust=trust)
+    if ranking.by == "images":
+        for evaluator in evaluators:
+            _ = evaluator.benchmark  # to report wrong folders before anything is extracted
+    found = []
     for number, (name, (encoder, classifier)) in enumerate(loaded.items(), start=1):
-        part = out / "_".join((str(number), re.sub(r"[^\w.-]+", "_", name)))
-        table.append(_compared(evaluator, encoder, classifier, name=name, out=part, ranking=ranking))
+        shown = name if ranking.rerank is None else f"{name}, re-ranked"
+        for each, evaluator, part in zip(sets, evaluators, _parts(sets, out), strict=True):
+            part /= as_file_name(f"{number}_{name}")
+            evaluation = _evaluated(evaluator, encoder, classifier, name=name, out=part, ranking=ranking)
+            speed = _images_per_second(evaluator, encoder, classifier)
+            if evaluation is not None:
+                found.append(Evaluated(each.name, shown, evaluation, speed, criterion.without_positive == "missed"))
+        if not isinstance(encoder, Path):
+            encoder.cpu()  # so that the device holds one encoder at a time
     if not accelerator.is_main_process:
         return None
-    rows = [row for row in table if row is not None]
-    return write_comparison(out, rows, spreadsheet_safe=benchmark.spreadsheet_safe)
+    table = compare_evaluated(found)
+    write_comparison_page(out / "compare.html", found, table, show_paths=criterion.show_paths)
+    return write_comparison(out, table, spreadsheet_safe=criterion.spreadsheet_safe)
 
 
-def _compared(
+def _load(
+    names: Sequence[str], accelerator: "Accelerator", *, by_classes: bool, trust: bool
+) -> "dict[str, tuple[Any, Classifier | None]]":
+    """Load all encoders at once, to report wrong names, with their classifiers if queries are compared with classes."""
+    from progeo.commands.evaluate import load_encoder_or_descriptors
+    from progeo.export.classifier import load_encoder_and_classifier
+
+    with accelerator.local_main_process_first():  # which downloads
+        if by_classes:
+            return {name: load_encoder_and_classifier(name) for name in names}
+        return {name: (load_encoder_or_descriptors(name, trust=trust), None) for name in names}
+
+
+def _parts(sets: "Sequence[DataSet]", out: Path) -> list[Path]:
+    """Return the folder of the results of each data set: the output folder if there is only one."""
+    if len(sets) == 1:
+        return [out]
+    return [out / f"{number}_{each.part}" for number, each in enumerate(sets, start=1)]
+
+
+def _evaluated(
     evaluator: "Evaluator",
     encoder: Any,
     classifier: "Classifier | None",
@@ -80,28 +123,29 @@ def _compared(
     name: str,
     out: Path,
     ranking: RankingOptions,
-) -> "Compared | None":
-    """Evaluate an encoder by the images of the database or, with a classifier, by classes, and measure its speed."""
+) -> "Evaluation | None":
+    """Evaluate an encoder by the images of the database or, with a classifier, by classes."""
     from progeo.engine.log import LOGGER
-    from progeo.evaluation.benchmark import with_protocol
-    from progeo.evaluation.comparison import Compared
-    from progeo.features.descriptors import descriptor_extractor, images_per_second
-    from progeo.places.catalogue import read_catalogue
 
-    LOGGER.info("%s, in %s", name, out)
+    LOGGER.info("%s on %s, in %s", name, evaluator.folder, out)
     if classifier is None:
         evaluation = evaluator.by_images(encoder, name=name, out=out, ranking=ranking)
     else:
         evaluation = evaluator.by_classes(encoder, classifier, name=name, out=out, ranking=ranking)
-    speed = None
-    if not isinstance(encoder, Path):
-        options = with_protocol(evaluator.options)
-        timed = read_catalogue(evaluator.folder / (options.database if classifier is None else options.queries))
-        extractor = descriptor_extractor(encoder, evaluator.images, evaluator.accelerator)
-        speed = images_per_second(extractor, timed, evaluator.work.batch_size)
-        encoder.cpu()  # so that the device holds one encoder at a time
     if evaluation is None:
         return None
-    dim, recalls = evaluation.descriptor_dim, dict(evaluation.recalls)
-    shown = name if ranking.rerank is None else f"{name}, re-ranked"
-    return Compared(shown, dim, speed, evaluation.search_ms, recalls, evaluation.measure)
+    return replace(evaluation, retrieved=evaluation.retrieved.by_main_criterion)  # the positives of others take memory
+
+
+def _images_per_second(evaluator: "Evaluator", encoder: Any, classifier: "Classifier | None") -> float | None:
+    """Measure the speed of an encoder on images of a data set; None for descriptors of another program."""
+    from progeo.evaluation.benchmark import with_protocol
+    from progeo.features.descriptors import descriptor_extractor, images_per_second
+    from progeo.places.catalogue import read_catalogue
+
+    if isinstance(encoder, Path):
+        return None
+    options = with_protocol(evaluator.options)
+    timed = read_catalogue(evaluator.folder / (options.database if classifier is None else options.queries))
+    extractor = descriptor_extractor(encoder, evaluator.images, evaluator.accelerator)
+    return images_per_second(extractor, timed, evaluator.work.batch_size)

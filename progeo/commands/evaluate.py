@@ -95,7 +95,7 @@ def evaluate(
         evaluation = evaluator.by_images(loaded, name=encoder, out=out, through=through, probes=probes, ranking=ranking)
     if evaluation is None:
         return None
-    return Results({f"{evaluation.measure}@{n}": recall for n, recall in evaluation.recalls.items()}, out)
+    return Results({f"{evaluation.retrieved.measure}@{n}": recall for n, recall in evaluation.recalls.items()}, out)
 
 
 def check_fit(ranking: RankingOptions, faiss: str | None = None, classifier: str | None = None) -> None:

@@ -167,11 +167,15 @@ def _values(setting: Setting, rest: list[str]) -> list[str]:
 
 
 def _of_words(setting: Setting, values: Sequence[str]) -> str:
-    """Format the values of an option as the parser takes them; lists of numbers and names need no brackets."""
+    """Format the values of an option as the parser takes them; lists of numbers and names need no brackets.
+
+    A comma separates numbers and names, but is a letter of a path.
+    """
     values = [with_home(value) for value in values]
     if not setting.may_be_list or (len(values) == 1 and values[0].startswith("[")):
         return values[0]
-    parts = [part.strip() for part in values[0].split(",")] if len(values) == 1 else values
+    is_joined = len(values) == 1 and Path not in setting.kinds
+    parts = [part.strip() for part in values[0].split(",")] if is_joined else values
     if setting.is_text:
         return json.dumps(parts)
     if parts == ["null"] and setting.may_be_null:
@@ -244,6 +248,8 @@ def _of_yaml(file: Path, setting: Setting, value: Any) -> str:
 
     if value is None and not setting.may_be_null:
         raise ValueError(f"{file} gives no value to {setting.name}: give one, or remove the line.")
+    if setting.is_list and isinstance(value, str) and not value.startswith("["):
+        value = [value]
     found = _values_of(setting, value) if setting.is_mapping and isinstance(value, dict) else word(value)
     is_list = not isinstance(value, str) and value is not None
     if is_list and setting.is_text and not (setting.may_be_list or setting.is_mapping):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import get_args
 
@@ -46,8 +47,10 @@ class Evaluation:
     descriptor_dim: int
     search_ms: float
     """Duration of an exact search, and of re-ranking if it is wanted, in milliseconds per query."""
-    measure: str = "R"
-    """Name of recall, see `Retrieved`."""
+    retrieved: Retrieved
+    """The predictions for the queries that can be read."""
+    query_rows: np.ndarray
+    """Rows of these queries in the query folder, int64 (Q,)."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,15 @@ class Evaluator:
     cache: CacheOptions
     no_labels: bool = False
     """Positions of the queries are unknown: write predictions and a report, but no recalls."""
+
+    @cached_property
+    def benchmark(self) -> Benchmark:
+        """The benchmark of the folder's database and queries.
+
+        Raises:
+            ValueError, FileNotFoundError: see `load_benchmark`.
+        """
+        return load_benchmark(self.folder, self.options, no_labels=self.no_labels)
 
     def by_images(
         self,
@@ -89,7 +101,7 @@ class Evaluator:
             ValueError: the options contradict each other or the protocol, or images or descriptors cannot be used.
             FileNotFoundError: a folder or file does not exist.
         """
-        benchmark = load_benchmark(self.folder, self.options, no_labels=self.no_labels)
+        benchmark = self.benchmark
         query_set = benchmark.query_set
         if ranking.rerank is not None:
             _check_rerank(benchmark, ranking.rerank_k1)
@@ -131,6 +143,7 @@ class Evaluator:
                 **extraction,
             },
             dim=database.width,
+            missing=queries.missing,
             distances=distances_of(found.rows, vectors, database.complete) if self.no_labels else None,
         )
 
@@ -168,6 +181,7 @@ class Evaluator:
                 **_preprocessing({"queries": of_queries}),
             },
             dim=dim,
+            missing=queries.missing,
         )
 
     def _cells_of(self, benchmark: Benchmark, cells: Cells) -> np.ndarray:
@@ -198,9 +212,10 @@ class Evaluator:
         *,
         facts: Mapping[str, str],
         dim: int,
+        missing: np.ndarray,
         distances: np.ndarray | None = None,
     ) -> Evaluation:
-        """Judge the predictions for the queries that can be read, and write the results."""
+        """Judge the predictions for the queries that can be read, all but those at `missing`, and write the results."""
         options, query_set = benchmark.options, benchmark.query_set
         positives = positives_by_criterion(
             query_set, options.positive_radius_m, options.radii_m or (), angle_deg=options.positive_angle_deg
@@ -239,7 +254,8 @@ class Evaluator:
                 without_positive_missed=is_missed,
                 spreadsheet_safe=options.spreadsheet_safe,
             )
-        return Evaluation(recalls, dim, found.exact_ms, results.measure)
+        query_rows = np.delete(np.arange(len(query_set.queries) + len(missing)), missing)
+        return Evaluation(recalls, dim, found.exact_ms, results, query_rows)
 
 
 def _check_rerank(benchmark: Benchmark, k1: int) -> None:

@@ -7,8 +7,8 @@ import numpy as np
 
 from progeo.evaluation.recall import correct_predictions
 
-_CONFIDENCE = 0.95
-_RESAMPLES = 2000
+CONFIDENCE = 0.95
+RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ def bootstrap_interval(hits: np.ndarray, *, seed: int = 0) -> tuple[float, float
         seed: random seed of the samples.
     """
     # The number of hits in a sample is binomial, so queries need not be drawn one by one.
-    fractions = np.random.default_rng(seed).binomial(len(hits), hits.mean(), _RESAMPLES) / len(hits)
-    low, high = np.quantile(fractions, [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2]).tolist()
+    fractions = np.random.default_rng(seed).binomial(len(hits), hits.mean(), RESAMPLES) / len(hits)
+    low, high = np.quantile(fractions, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]).tolist()
     return low, high
 
 

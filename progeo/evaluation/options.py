@@ -12,13 +12,9 @@ CELLS = "cells"
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkOptions:
+class CriterionOptions:
     """Options of a benchmark: the data set, the criterion for a correct prediction, and the recalls to report."""
 
-    protocol: str | None = None
-    """Name of a protocol in progeo/evaluation/protocols, such as pitts30k_test. It sets database, queries,
-    positive_radius_m and one_per_panorama, and a folder with other image counts is refused. null uses those settings as
-    given."""
     database: str = "database"
     """Name of the database folder inside folder."""
     queries: str = "queries"
@@ -44,6 +40,19 @@ class BenchmarkOptions:
     spreadsheet_safe: bool = False
     """Write an apostrophe in front of texts in CSV files that a spreadsheet would run as a formula: those that begin
     with =, +, -, @, a tab or a line break and are no numbers."""
+    show_paths: bool = False
+    """Show whole paths of folders and encoders in pages. By default they show the last two parts of an absolute
+    path."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkOptions(CriterionOptions):
+    """Options of a benchmark: the data set, the criterion for a correct prediction, and the recalls to report."""
+
+    protocol: str | None = None
+    """Name of a protocol in progeo/evaluation/protocols, such as pitts30k_test. It sets database, queries,
+    positive_radius_m and one_per_panorama, and a folder with other image counts is refused. null uses those settings as
+    given."""
 
 
 @dataclass(frozen=True, kw_only=True)

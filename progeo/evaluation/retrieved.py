@@ -1,7 +1,7 @@
 """Predictions for many queries, with their correctness and distances in meters."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
@@ -48,6 +48,11 @@ class Retrieved:
     def criterion(self) -> str:
         """Name of the main criterion for a correct prediction."""
         return next(iter(self.positives))
+
+    @property
+    def by_main_criterion(self) -> "Retrieved":
+        """The same predictions with the positives of the main criterion only."""
+        return replace(self, positives={self.criterion: self.positives[self.criterion]})
 
     @property
     def measure(self) -> str:

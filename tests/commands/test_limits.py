@@ -56,8 +56,17 @@ def run(*words, cache):
 
 
 @pytest.mark.parametrize("kind", ["one", "query", "image", "same"])
-@pytest.mark.parametrize("encoder", ["random", "zero"])
-@pytest.mark.parametrize("more", [[], ["--faiss", "IVF1,Flat"], ["--query_preprocessing", "maj_voting"]])
+@pytest.mark.parametrize(
+    ("encoder", "more"),
+    [
+        ("random", []),
+        ("zero", []),
+        pytest.param("random", ["--faiss", "IVF1,Flat"], marks=pytest.mark.slow),
+        ("zero", ["--faiss", "IVF1,Flat"]),
+        pytest.param("random", ["--query_preprocessing", "maj_voting"], marks=pytest.mark.slow),
+        ("zero", ["--query_preprocessing", "maj_voting"]),
+    ],
+)
 def test_few_or_identical_images_have_their_recall(kind, encoder, more, sets, encoders, tmp_path):
     where = ["--folder", sets / kind, "--out", tmp_path / "out", "--recall_ns", "1", str(PLACES), "1000"]
     run("evaluate", encoders / encoder, *where, *more, cache=tmp_path)

@@ -11,7 +11,8 @@ from running import files_in
 
 from progeo.cli import main
 from progeo.commands.localize import localize
-from progeo.evaluation.comparison import Compared, write_comparison
+from progeo.evaluation.comparison import Compared
+from progeo.evaluation.comparison_files import write_comparison
 from progeo.export.weights import load_encoder, save_encoder
 from progeo.features.options import WorkOptions
 from progeo.localization.place_index import open_place_index
@@ -155,7 +156,7 @@ def test_names_that_a_spreadsheet_would_run_are_quoted_on_request(index, tmp_pat
         assert f"\n{quote}=1+1.jpg,1,{quote}=1+1.jpg,0.0000" in Path("out/predictions.csv").read_text()
         main([*localize, *more])
         assert f"\n{quote}=2.jpg," in Path("found.csv").read_text()
-        compared = Compared("=1|<b>", 2, None, 1.0, {1: 50.0})
+        compared = Compared("", "=1|<b>", 2, None, 1.0, {1: 50.0}, {1: (40.0, 60.0)}, 9)
         write_comparison(tmp_path, [compared], spreadsheet_safe=bool(more))
         assert f"\n{quote}=1|<b>,2" in Path("compare.csv").read_text()
     assert r"| =1\|&lt;b&gt; | 2 |" in Path("compare.md").read_text()

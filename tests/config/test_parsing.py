@@ -1,5 +1,7 @@
 """Values on the command line: pairs, several numbers, names, switches and plain words."""
 
+from pathlib import Path
+
 import pytest
 from running import parsed
 
@@ -100,6 +102,19 @@ def test_names_need_no_brackets(frozen, trackers):
     words = ["--out=r", "--data.train_folder=t", "--validation.folder=v", *frozen.split(), *trackers.split()]
     settings = parsed("train encoder", *words)["settings"]
     assert (settings.encoder.frozen, settings.trackers) == (("conv1", "1"), ("tensorboard",))
+
+
+def test_a_comma_separates_names_but_not_paths():
+    values = parsed("compare", "e", "--folder", "city, old", "--protocol", "a, b", "--out", "o")
+    assert (values["folder"], values["protocol"]) == ((Path("city, old"),), ("a", "b"))
+    values = parsed("compare", "e", "--folder", "a,b", "c", "--out", "o")
+    assert values["folder"] == (Path("a,b"), Path("c"))
+
+
+def test_one_value_of_several_needs_no_brackets_in_a_file(tmp_path):
+    (tmp_path / "settings.yaml").write_text("encoders: e\nfolder: city, old\nprotocol: p\nout: o\n")
+    values = parsed("compare", "--config", tmp_path / "settings.yaml")
+    assert (values["encoders"], values["folder"], values["protocol"]) == (("e",), (Path("city, old"),), ("p",))
 
 
 @pytest.mark.parametrize("words", ["a,b.jpg c --top 3", "--top 3 a,b.jpg c", "--photos a,b.jpg c --top 3"])

@@ -79,5 +79,5 @@ QUICK = ("export beside a file", "dataset split", "dataset scan", "prompts show"
 def test_a_command_killed_somewhere_is_run_again_with_the_same_result(name, world, undisturbed):
     expected, events = undisturbed(name)
     plans = [*kills_of(name, events, thinned=False)]
-    for plan in random.Random(f"{SEED} {name}").sample(plans, 3):
+    for plan in random.Random(f"{SEED} {name}").sample(plans, 2):
         assert after_interruption(world, name, plan, expected) == ""

@@ -8,13 +8,12 @@ from progeo.cli import main
 from progeo.evaluation.options import BenchmarkOptions
 from progeo.evaluation.protocols import load_protocol, protocol_names
 from progeo.places.filename import format_names, parse_names
-from progeo.toy_city import render_toy_city
 
 
-@pytest.fixture(scope="module")
-def val(tmp_path_factory):
+@pytest.fixture
+def val(city):
     """12 database images and 6 queries of a toy city."""
-    return render_toy_city(tmp_path_factory.mktemp("toy") / "toy", num_images=120, image_size=32, workers=1) / "val"
+    return city / "val"
 
 
 @pytest.fixture

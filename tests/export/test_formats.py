@@ -65,7 +65,7 @@ def test_the_backbone_and_the_program_leave_with_a_card_each(run, tmp_path, monk
     assert torch.equal(state["visual.proj"], encoder.backbone.proj)
 
 
-@pytest.mark.parametrize("format", ["safetensors", "torch", "backbone"])
+@pytest.mark.parametrize("format", ["safetensors", pytest.param("torch", marks=pytest.mark.slow), "backbone"])
 def test_the_classifier_leaves_with_what_computes_descriptors(run, tmp_path, format):
     folder, encoder = run
     classifier = classifier_of([(549120, 4180920, 0), (549140, 4180920, 0)], 128)

@@ -154,17 +154,25 @@ def test_an_exported_folder_is_loaded_under_the_name_of_the_hugging_face_librari
     assert same(from_pretrained(str(folder)), encoder)
 
 
-def test_torch_hub_loads_from_a_folder_of_this_repository(saved, tmp_path):
+def test_torch_hub_loads_from_a_folder_of_this_repository_and_imports_neither_training_nor_search(saved, tmp_path):
     folder, encoder = saved
     code = f"""
 import sys, torch
+from PIL import Image
 encoder = torch.hub.load({str(ROOT)!r}, "progeo", source="local", weights={str(folder)!r})
 torch.save(encoder(torch.ones(1, 3, 64, 96)), {str(tmp_path / "descriptor.pt")!r})
+encoder(encoder.preprocess(Image.new("RGB", (90, 70)))[None])
+print(*sys.modules)
 untrained = torch.hub.load({str(ROOT)!r}, "progeo_untrained", source="local", backbone="resnet18", descriptor_dim=64)
 print(untrained.descriptor_dim, untrained.training, sys.modules["progeo"].__file__)
 """
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path).stdout
-    assert said.split() == ["64", "False", str(ROOT / "progeo/__init__.py")]
+    modules, untrained = (line.split() for line in said.splitlines())
+    rooms = {f"progeo.{room}" for room in ("config", "data", "engine", "evaluation", "losses", "places", "stages")}
+    packages = {"faiss", "accelerate", "jsonargparse", "pyarrow", "scipy", "h5py", "utm", "onnx", "onnxruntime"}
+    assert {"progeo.models.encoder", "progeo.export.weights"} <= set(modules)
+    assert not (rooms | packages) & set(modules)
+    assert untrained == ["64", "False", str(ROOT / "progeo/__init__.py")]
     with torch.no_grad():
         expected = encoder(torch.ones(1, 3, 64, 96))
     torch.testing.assert_close(torch.load(tmp_path / "descriptor.pt", weights_only=True), expected)

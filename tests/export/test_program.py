@@ -52,7 +52,7 @@ def short_vit(image_size, aggregation="token", **how):
     return shortened(build_encoder("tiny-vit", "random", image_size, aggregation=aggregation, **how))
 
 
-@pytest.fixture(scope="module", params=["bilinear", "bicubic"])
+@pytest.fixture(scope="module", params=["bicubic", pytest.param("bilinear", marks=pytest.mark.slow)])
 def photos_program(request, tmp_path_factory):
     """An encoder, and the file of its program that takes photos."""
     encoder, path = short_vit((64, 96), resize=request.param), tmp_path_factory.mktemp("photos") / "model.pt2"
@@ -143,15 +143,19 @@ def test_an_encoder_whose_own_size_its_program_would_refuse_is_refused(save, sid
         save(tmp_path / "model", encoder)
 
 
-@pytest.mark.parametrize("input", ["normalized", "photos"])
-def test_a_program_can_be_moved_to_another_device(input, photos_program, tmp_path):
-    path = photos_program[1]
-    if input == "normalized":
-        save_program(path := tmp_path / "model.pt2", short_vit(64))
+def check_moved(path, images):
     program = move_to_device_pass(torch.export.load(path), "meta")
-    images = {"normalized": torch.rand(3, 3, 96, 80), "photos": torch.zeros(3, 200, 150, 3, dtype=torch.uint8)}[input]
     descriptors = program.module()(images.to("meta"))
     assert (descriptors.shape, descriptors.device.type) == ((3, 128), "meta")
+
+
+def test_a_program_that_takes_photos_can_be_moved_to_another_device(photos_program):
+    check_moved(photos_program[1], torch.zeros(3, 200, 150, 3, dtype=torch.uint8))
+
+
+def test_a_program_can_be_moved_to_another_device(tmp_path):
+    save_program(tmp_path / "model.pt2", short_vit(64))
+    check_moved(tmp_path / "model.pt2", torch.rand(3, 3, 96, 80))
 
 
 @pytest.mark.parametrize("save", [pytest.param(save_onnx, marks=pytest.mark.slow), save_program])

@@ -456,7 +456,7 @@ def check(kind, reader, folder, count):
 @pytest.mark.parametrize(
     ("kind", "count"),
     [
-        *((kind, 200) for kind in READERS if kind not in VARIANTS),
+        *((kind, 60) for kind in READERS if kind not in VARIANTS),
         *(pytest.param(kind, 5000, marks=pytest.mark.slow) for kind in READERS),
     ],
 )
@@ -465,7 +465,7 @@ def test_any_bytes_give_a_value_or_a_sentence_that_names_the_file(kind, count, t
     assert not found, f"{len(found)} of {count}:\n\n" + "\n\n".join(found[:5])
 
 
-@pytest.mark.parametrize("count", [200, pytest.param(5000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [60, pytest.param(5000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", MATS)
 def test_a_damaged_mat_ends_at_most_the_process_that_reads_it(kind, count, tmp_path, monkeypatch):
     monkeypatch.setattr(matlab_process, "_result_of", lambda file, name: matlab_process.read_here(str(file), name))

@@ -351,7 +351,7 @@ def test_no_image_goes_through_an_encoder_while_it_is_built():
     assert all((norm.running_var == 1).all() for norm in norms)
 
 
-@pytest.mark.parametrize("architecture", ["small-fastvit", "timm/repvgg_a0"])
+@pytest.mark.parametrize("architecture", ["small-fastvit", pytest.param("timm/repvgg_a0", marks=pytest.mark.slow)])
 def test_a_strided_convolution_of_the_pixels_alone_is_trained_with_channels_first(architecture):
     """With channels last, PyTorch writes beyond its memory on a CPU, and this process would end."""
     register_small_towers()

@@ -15,11 +15,6 @@ from progeo.toy_city import render_toy_city
 FOLDERS = ("train", "known/queries", "val/database", "val/queries", "test/database", "test/queries")
 
 
-@pytest.fixture(scope="module")
-def city(tmp_path_factory):
-    return render_toy_city(tmp_path_factory.mktemp("toy") / "city", num_images=120, image_size=64, workers=1)
-
-
 def digests(folder):
     return {p.relative_to(folder): hashlib.sha256(p.read_bytes()).digest() for p in folder.rglob("*.jpg")}
 

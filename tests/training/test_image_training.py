@@ -26,7 +26,7 @@ from progeo.training.trainer import Trainer
 
 VIT = ("--model.architecture", "tiny-vit", "--encoder.aggregation", "gem")  # no batch norm
 BACKBONES = ("vgg16", "resnet18", "resnet50", "resnet101", "resnet152", *(f"efficientnet_b{i}" for i in range(8)))
-QUICK = ("resnet18", "efficientnet_b0")
+QUICK = ("efficientnet_b0",)
 
 
 def settings_of(config, *arguments):

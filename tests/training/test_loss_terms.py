@@ -41,7 +41,7 @@ def test_its_options_have_a_weight(name):
     assert default_losses()[name].weight >= 0
 
 
-@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("classes", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_it_is_a_number_whose_gradient_reaches_encoder_and_modules_in_any_batch(name, settings, config, classes):
     batch_size = classes * settings["training.images_per_class"]
     training = training_builder(config, {**settings, "training.batch_size": batch_size})()

@@ -253,16 +253,18 @@ def test_generations_begin_with_the_first_weights_and_learn_from_the_generation_
     assert names == [{"loss", "sare"}, *[{"loss", "sare", "soft_regions"}] * 2]
 
 
-def test_a_run_that_is_stopped_between_generations_ends_with_the_same_bits(builder, tmp_path):
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_run_that_is_stopped_between_generations_ends_with_the_same_bits(builder, tmp_path, count):
+    settings = {**REGIONS, "training.epochs": count, "training.generations": " ".join(count * "1")}
     for name in ("whole", "stopped"):
         (tmp_path / name).mkdir()
-    whole = trainer_of(builder(REGIONS)(), tmp_path / "whole")
+    whole = trainer_of(builder(settings)(), tmp_path / "whole")
     whole.resume()
     losses = list(whole.epochs())
-    stopped = trainer_of(builder(REGIONS)(), tmp_path / "stopped")
+    stopped = trainer_of(builder(settings)(), tmp_path / "stopped")
     stopped.resume()
     assert next(stopped.epochs()) == losses[0]  # the checkpoint of the end of the first generation is written
-    resumed = trainer_of(builder(REGIONS)(), tmp_path / "stopped")
+    resumed = trainer_of(builder(settings)(), tmp_path / "stopped")
     assert resumed.resume() is not None and resumed.epoch == 1
     assert list(resumed.epochs()) == losses[1:]
     assert_same_state(resumed.state_dict(), whole.state_dict())

@@ -4,7 +4,7 @@ const createMap = (() => {
 
   const ARROW_HEAD_PX = 9;
   const CLOSE_ZOOM = { degrees: 18, meters: 1 };
-  const ROOMY_PX = 12, MIN_SCALE = 0.4;  // shapes are smaller where each has fewer pixels a side
+  const ROOMY_PX = 12, MARGIN_PX = 40, MIN_SCALE = 0.4;  // shapes are smaller where each has fewer pixels a side
   const FEW_LINES = 200, MAX_LINES = 2000;
   const MIN_SPREAD_PX = 30;
   const SVG = "http://www.w3.org/2000/svg";
@@ -172,13 +172,14 @@ const createMap = (() => {
       this.map.fitBounds(this.bounds);  // layers can be projected only on a map with a view
       for (const each of [this.areas, this.lines, this.points, this.details]) each.addTo(this.map);
       this.recolor();
+      this.resizeShapes();
       this.map.on("zoomend", () => this.resizeShapes());
     }
 
     // In a crowd, shapes are smaller and lose their halo.
     resizeShapes() {
       if (!this.shapes.length) return;
-      const pixels = L.bounds(this.shapes.map(shape => shape._point)).getSize();
+      const pixels = L.bounds(this.shapes.map(shape => shape._point)).getSize().add([MARGIN_PX, MARGIN_PX]);
       const side = Math.sqrt(pixels.x * pixels.y / this.shapes.length);
       const scale = Math.min(1, Math.max(MIN_SCALE, side / ROOMY_PX));
       for (const [kind, { radius, haloPx }] of Object.entries(KINDS)) {

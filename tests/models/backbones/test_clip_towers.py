@@ -105,8 +105,17 @@ def test_the_attention_pooling_of_a_coca_reads_the_map():
     assert torch.equal(seen[0][:, 1:], features.map.flatten(2).mT)
 
 
-@each_tower
-@pytest.mark.parametrize("aggregation", ["token", "gem"])
+@pytest.mark.parametrize(
+    ("name", "aggregation"),
+    [
+        pytest.param(name, aggregation, marks=[] if is_quick(name) else [pytest.mark.slow])
+        for aggregation, is_quick in (
+            ("token", lambda name: name not in CONVOLUTIONS or name == "small-resnet"),
+            ("gem", lambda name: name in CONVOLUTIONS or name == "small-vit"),
+        )
+        for name in SMALL_TOWERS
+    ],
+)  # by default that of the tower; of each kind one has the other, too
 def test_an_encoder_has_gradients_everywhere_and_is_equal_bit_for_bit_once_loaded_again(name, aggregation, tmp_path):
     encoder = encoder_of(name, aggregation)
     check_reload(encoder, tmp_path)

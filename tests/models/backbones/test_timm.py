@@ -29,7 +29,9 @@ NETWORKS = {
     "resnetblur18": (512, 32, None, (64, 64), (96, 64)),
 }
 """Channels, stride and token dimension of networks, and two image sizes; None for a network that takes one only."""
-LARGE = [name for name in NETWORKS if "_small_patch" in name or name.startswith("swin")]
+ALIKE = ("efficientnet_lite0", "mobilenetv4_conv_small_035", "vit_tiny_patch16_224")
+SLOW = [*ALIKE, *(name for name in NETWORKS if "_small_patch" in name or name.startswith("swin"))]
+"""Networks that are like MobileNetV3 or the test ViT, which are tested by default, or large."""
 
 
 def load(architecture, weights="random", image_size=None, *, parts=PARTS, seed=1):
@@ -48,7 +50,7 @@ def is_equal(features, others):
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in NETWORKS],
+    params=[pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in NETWORKS],
 )
 def loaded(request):
     return request.param, load(request.param, image_size=NETWORKS[request.param][3])
@@ -119,6 +121,7 @@ def test_weights_follow_their_seed_and_return_into_the_empty_network(loaded):
         assert features.map.isfinite().all()
 
 
+@pytest.mark.slow
 def test_the_buffers_of_a_swinv2_return_into_the_empty_network():
     network, restored = load("swinv2_cr_tiny_ns_224", image_size=224), empty("swinv2_cr_tiny_ns_224", 224)
     wanted, found = dict(network.named_buffers()), dict(restored.named_buffers())

@@ -17,8 +17,8 @@ from progeo.models.backbones.torchvision import Torchvision
 FAMILY = Torchvision()
 BRANCHED = ("googlenet", "inception_v3")
 QUICK = (
-    *("densenet121", "efficientnet_b0", "mnasnet0_5", "mobilenet_v3_large", "regnet_y_400mf", "resnet18"),
-    *("shufflenet_v2_x0_5", "squeezenet1_1", "swin_t"),
+    *("efficientnet_b0", "mobilenet_v3_small", "regnet_y_400mf", "resnet18", "shufflenet_v2_x0_5", "squeezenet1_1"),
+    "swin_t",
 )
 """Networks of most classes, without the large ones."""
 

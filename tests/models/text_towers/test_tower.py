@@ -1,5 +1,7 @@
 """Prompts on one tower of each kind against its own `encode_text`, with the context written into its embedding."""
 
+import functools
+
 import pytest
 import torch
 from tiny_clips import DECODER, assert_exact, build, own_features
@@ -67,9 +69,14 @@ def kind(request):
     return request.param
 
 
+@functools.lru_cache(maxsize=1)  # the tests of a kind follow one another
+def built(kind):
+    return build(*KINDS[kind][:2])
+
+
 @pytest.fixture
 def clip(kind):
-    return build(*KINDS[kind][:2])
+    return built(kind)
 
 
 def test_features_and_gradients_of_prompts_are_those_of_the_tower_itself(kind, clip):

@@ -1,0 +1,91 @@
+"""The command that compares encoders, on several data sets."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from running import files_in
+
+from progeo.cli import main
+
+RESULTS = {"predictions.csv", "recalls.csv", "recalls.json", "recalls.md", "report.html"}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def foreign(city, tmp_path_factory):
+    """Descriptors of another program for the test set: random ones."""
+    folder, rng = tmp_path_factory.mktemp("foreign"), np.random.default_rng(0)
+    for side in ("database", "queries"):
+        count = len(list((city / "test" / side).iterdir()))
+        np.save(folder / f"{side}_descriptors.npy", rng.normal(size=(count, 8)).astype(np.float32))
+    return folder
+
+
+def compare(*words, out, cache):
+    main(["compare", *map(str, words), "--out", str(out), "--num_workers", "0", "--descriptor_cache", str(cache)])
+    return json.loads((out / "compare.json").read_text())
+
+
+def test_several_data_sets_stand_in_one_table(city, cache, tmp_path):
+    sets = [city / "test", city / "val"]
+    table = compare("thumbnail", "open_clip:tiny-vit:random", "--folder", *sets, out=tmp_path, cache=cache)
+    assert [row["data"] for row in table] == [str(each) for each in sets for _ in range(2)]
+    assert [row["encoder"] for row in table] == ["thumbnail", "open_clip:tiny-vit:random"] * 2
+    parts = [f"{number}_city_{name}" for number, name in ((1, "test"), (2, "val"))]
+    encoders = ("1_thumbnail", "2_open_clip_tiny-vit_random")
+    assert set(files_in(tmp_path)) == {
+        *("compare.csv", "compare.html", "compare.json", "compare.md"),
+        *(f"{part}/{encoder}/{name}" for part in parts for encoder in encoders for name in RESULTS),
+    }
+    for row, (part, encoder) in zip(table, [(part, each) for part in parts for each in encoders], strict=True):
+        recalls = json.loads((tmp_path / part / encoder / "recalls.json").read_text())
+        assert {f"R@{n}": percent for n, percent in row["recalls"].items()} == recalls["recalls"]
+        all_queries = [each for each in recalls["table"] if each["queries"] == "all"][: len(row["recalls"])]
+        assert [[each["low"], each["high"]] for each in all_queries] == [*row["intervals"].values()]
+        assert recalls["folder"] == row["data"]
+
+
+def test_one_data_set_leaves_what_it_always_did(city, foreign, cache, tmp_path):
+    compare("thumbnail", foreign, "--folder", city / "test", out=tmp_path, cache=cache)
+    (second,) = tmp_path.glob("2_*")
+    assert set(files_in(tmp_path)) == {
+        *("compare.csv", "compare.html", "compare.json", "compare.md"),
+        *(f"{encoder}/{name}" for encoder in ("1_thumbnail", second.name) for name in RESULTS),
+    }
+    with (tmp_path / "compare.csv").open() as stream:
+        assert "data" not in next(csv.reader(stream))
+
+
+def test_a_query_that_one_encoder_cannot_read_is_not_paired(city, cache, tmp_path):
+    folder = tmp_path / "set"
+    for side in ("database", "queries"):
+        (folder / side).mkdir(parents=True)
+        for path in (city / "test" / side).iterdir():
+            (folder / side / path.name).write_bytes(path.read_bytes())
+    first = min((folder / "queries").iterdir())
+    first.write_bytes(b"no image")
+    described = tmp_path / "described"
+    described.mkdir()
+    for side in ("database", "queries"):
+        np.save(
+            described / f"{side}_descriptors.npy", np.eye(len(list((folder / side).iterdir())), 8, dtype=np.float32)
+        )
+    thumbnail, foreign = compare("thumbnail", described, "--folder", folder, out=tmp_path / "out", cache=cache)
+    assert foreign["num_queries"] == thumbnail["num_queries"] + 1
+    (tested,) = [row["against_best"] for row in (thumbnail, foreign) if row["against_best"] is not None]
+    assert tested["num_queries"] == thumbnail["num_queries"]
+
+
+def test_protocols_that_do_not_fit_the_folders_are_refused_before_anything_is_extracted(city, tmp_path):
+    words = ["thumbnail", "--folder", city / "test", city / "val", city / "train"]
+    with pytest.raises(SystemExit, match="--protocol takes one name for all 3 folders, or one for each in their order"):
+        compare(*words, "--protocol", "nordland", "none", out=tmp_path / "out", cache=tmp_path / "cache")
+    with pytest.raises(SystemExit, match=r"--protocol nordland has 27,592 database images .*val has"):
+        compare(*words[:4], "--protocol", "none", "nordland", out=tmp_path / "out", cache=tmp_path / "cache")
+    assert list(tmp_path.iterdir()) == []
