@@ -220,8 +220,11 @@ def _gallery(findings: Sequence[_Finding], pictured: set[int], places: _Places) 
                 link=places.link(finding),
             )
         )
-    facets = {name: list(dict.fromkeys(row.facets[name] for row in rows)) for name in ("problem", "set")}
-    filters: dict[str, Sequence[str]] = {name: values for name, values in facets.items() if len(values) > 1}
+    facets = {
+        "problem": list(dict.fromkeys(finding.kind for finding in findings)),
+        "set": list(dict.fromkeys(finding.of.name for finding in findings)),
+    }
+    filters = {name: values for name, values in facets.items() if len(values) > 1}
     return Gallery(photos, rows, [Measure("distance_m", "meters")], filters, noun="finding", plural="findings")
 
 

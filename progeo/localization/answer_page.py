@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from progeo.localization.localize import Localization, Match
 from progeo.pages.gallery import Gallery, Item, Measure, Photos, Row, Strip
 from progeo.pages.maps import Detail, Frame, Map, Points, Polygons, frame_of
-from progeo.pages.page import shown_path, write_page
+from progeo.pages.page import shortened, shown_path, write_page
 from progeo.places.catalogue import Catalogue
 
 CONFIDENCES = (
@@ -99,7 +99,9 @@ def _verdict(result: Localization) -> str:
 def _title(names: Sequence[str], *, by_text: bool) -> str:
     if by_text:
         return f"Places that match “{names[0]}”"
-    return f"Where {names[0]} was taken" if len(names) == 1 else f"Where {len(names):,} photos were taken"
+    if len(names) > 1:
+        return f"Where {len(names):,} photos were taken"
+    return f"Where {shortened(PurePath(names[0]).name)} was taken"
 
 
 def _gallery(

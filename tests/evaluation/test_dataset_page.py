@@ -242,7 +242,7 @@ def test_classes_are_on_the_map_by_group_in_meters_and_in_degrees(tmp_path):
     partition = build_partition(named.catalogue, cell_side_m=10, heading_bin_deg=360, **CELLS)
     drawn = data(page(tmp_path, named, partition=partition, num_groups=1, classes=CLASSES), "map")
     assert [each["color"] for each in drawn["polygons"]] == [0, None]
-    assert drawn["polygons"][1]["name"] == "classes of 1 other groups, 1 images:"
+    assert drawn["polygons"][1]["name"] == "classes of 1 more, 1 images:"
     assert drawn["unit"] == "degrees"
     latitudes, longitudes = np.reshape(drawn["polygons"][0]["corners"], (-1, 2)).T
     assert np.ptp(latitudes[:4]) * 111_100 == pytest.approx(10, rel=0.02)
