@@ -60,7 +60,7 @@ def class_map(catalogue: Catalogue, partition: Partition, *, num_groups: int | N
         rows = np.flatnonzero(colors[drawn] == color)
         is_own = color < num_own
         name = f"group {color + 1}" if is_own else f"{len(partition.groups) - num_own} more"
-        name = f"classes of {name}, {sizes[colors == color].sum():,} images:"
+        name = f"classes of {name}, {sizes[drawn][rows].sum():,} images:"
         layers.append(Polygons(name, color if is_own else None, corners[rows], [labels[row] for row in rows.tolist()]))
     return ClassMap(tuple(layers), len(drawn), len(ids))
 

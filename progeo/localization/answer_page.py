@@ -207,18 +207,19 @@ class _Places:
 
     def _cells(self, matches: Sequence[Match]) -> Polygons:
         """Draw each cell once: its classes differ in heading only."""
-        probabilities: dict[tuple[float, ...], float] = {}
-        for match in matches:
-            place = tuple(self.of(match).tolist())
-            probabilities[place] = probabilities.get(place, 0.0) + (match.probability or 0.0)
-        best = max(probabilities.values()) or 1.0
-        corners = {tuple(self.of(match).tolist()): self._corners(match) for match in matches}
+        ranks: dict[tuple[float, ...], list[int]] = {}
+        for rank, match in enumerate(matches):
+            ranks.setdefault(tuple(self.of(match).tolist()), []).append(rank)
+        shares = [sum(matches[rank].probability or 0.0 for rank in of_cell) for of_cell in ranks.values()]
         return Polygons(
             "cells by probability",
             0,
-            np.array([corners[place] for place in probabilities]),
-            [f"{100 * probability:.1f} %" for probability in probabilities.values()],
-            [probability / best for probability in probabilities.values()],
+            np.array([self._corners(matches[of_cell[0]]) for of_cell in ranks.values()]),
+            [
+                f"{', '.join(str(rank + 1) for rank in of_cell)}: {100 * share:.1f} %"
+                for of_cell, share in zip(ranks.values(), shares, strict=True)
+            ],
+            [share / (max(shares) or 1.0) for share in shares],
         )
 
     def _corners(self, match: Match) -> np.ndarray:

@@ -127,7 +127,7 @@ def test_cells_of_classes_are_polygons_as_opaque_as_they_are_probable(tmp_path):
     result = Localization("a.jpg", 0.6, 25.0, True, (first, second, same))
     write_answer_page(tmp_path / "out.html", [result], catalogue=catalogue_of(first, same, second), cell_side_m=20)
     (cells,) = data(tmp_path / "out.html", "map")["polygons"]  # of the only photo, without a click
-    assert cells["labels"] == ["60.0 %", "30.0 %"]
+    assert cells["labels"] == ["1, 3: 60.0 %", "2: 30.0 %"]
     assert cells["weights"] == [1, 0.5]
     assert cells["corners"][:8] == [52, 0, 52, 0.1, 52.1, 0.1, 52.1, 0]
     gallery = data(tmp_path / "out.html", "gallery")
