@@ -89,7 +89,7 @@ def write_dataset_page(
     places = _Places(sets, frame, shown)
     drawn = None
     if partition is not None:
-        drawn = class_map(catalogues[0], partition, num_groups=num_groups, in_degrees=frame.unit == "degrees")
+        drawn = class_map(catalogues[0], partition, frame, num_groups=num_groups)
     write_page(
         path,
         "check.html",

@@ -11,6 +11,7 @@ from PIL import Image
 from progeo.evaluation.dataset_page import CheckedSet, write_dataset_page
 from progeo.places.catalogue import Catalogue
 from progeo.places.cells import build_partition
+from progeo.places.coordinates import project
 
 NOTHING = {"unreadable": {}, "tiny": [], "tiny_sizes": {}, "duplicates": [], "misplaced": {}, "where": ""}
 CELLS = {"groups_per_side": 2, "groups_per_heading": 1, "min_images_per_class": 1, "num_groups": None}
@@ -248,3 +249,25 @@ def test_classes_are_on_the_map_by_group_in_meters_and_in_degrees(tmp_path):
     assert np.ptp(latitudes[:4]) * 111_100 == pytest.approx(10, rel=0.02)
     assert latitudes.min() == pytest.approx(45.153, abs=0.001)
     assert longitudes.min() == pytest.approx(3.0, abs=0.001)
+
+
+def test_classes_stay_beside_their_images_across_the_meridian_of_180_degrees_and_beside_an_image_elsewhere(tmp_path):
+    fiji = project(np.full(4, -16.8), np.array([179.9995, 179.9998, -179.9998, -179.9995]))
+    names = [f"@{east:.2f}@{north:.2f}@1@K@.jpg" for east, north in zip(fiji.east, fiji.north, strict=True)]
+    train = set_of("train", np.stack([fiji.east, fiji.north], axis=1), names=names)
+    table = train.catalogue.table.set_column(3, "zone", pa.array(np.full(4, fiji.zone, np.int8)))
+    train = CheckedSet("train", Catalogue(Path(), table), np.array([], np.int64))
+    partition = build_partition(train.catalogue, cell_side_m=20, heading_bin_deg=360, **CELLS)
+    drawn = data(page(tmp_path, train, partition=partition, classes=CLASSES), "map")
+    longitudes = [value for layer in drawn["polygons"] for value in layer["corners"][1::2]]
+    assert np.ptp(longitudes) < 0.002
+    assert np.ptp([*longitudes, *drawn["database"]["positions"][1::2]]) < 0.002
+
+
+def test_a_northing_that_cannot_be_costs_no_class_its_place(tmp_path):
+    letters = [f"@{east}@5000005@31@T@.jpg" for east in (500_005, 500_015)] + ["@500005@25000005@31@T@.jpg"]
+    train = set_of("train", [(500_005.0, 5_000_005), (500_015, 5_000_005), (500_005, 25_000_005)], names=letters)
+    cells = {**CELLS, "min_images_per_class": 2}
+    partition = build_partition(train.catalogue, cell_side_m=20, heading_bin_deg=360, **cells)
+    drawn = data(page(tmp_path, train, partition=partition, classes=CLASSES), "map")
+    assert [len(layer["corners"]) for layer in drawn["polygons"]] == [8]
