@@ -8,7 +8,7 @@ from typing import Literal
 
 WIDTH, HEIGHT = 560, 300
 """Size of the drawing in its own units."""
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 12, 46
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 12, 46
 """Space around the axes, for their labels."""
 _NOTE = 18
 """Space for notes below the labels of bars."""
