@@ -84,4 +84,10 @@ def _draw(axes: "Axes", chart: Chart) -> None:
     axes.grid(color="#d1d9e0", linewidth=0.6)
     if len(chart.series) > 1:
         # matplotlib leaves out names that begin with an underscore.
-        axes.legend(axes.lines, [f"\u200a{escaped(series.name)}" for series in chart.series], frameon=False, fontsize=8)
+        axes.legend(
+            axes.lines,
+            [f"\u200a{escaped(series.name)}" for series in chart.series],
+            frameon=False,
+            fontsize=8,
+            handlelength=3,
+        )
