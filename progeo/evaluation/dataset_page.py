@@ -21,7 +21,6 @@ from progeo.pages.page import shown_path, write_page
 from progeo.places.catalogue import Catalogue
 from progeo.places.cells import Partition
 from progeo.places.coordinates import map_link
-from progeo.places.distances import is_wide
 
 KINDS = ("unreadable", "tiny", "duplicates", "misplaced")
 _WITHOUT_POSITIVE = "without a positive"
@@ -85,7 +84,8 @@ def write_dataset_page(
     classes = report.get("classes") or {}
     folder = str(report["folder"])
     catalogues = [each.catalogue for each in sets]
-    frame = frame_of(*catalogues, great_circle=is_wide(*catalogues))
+    in_degrees = all(found["map_link"] for found in report["sets"].values())  # of most images, if not of all
+    frame = frame_of(*catalogues, great_circle=in_degrees)
     places = _Places(sets, frame, shown)
     drawn = None
     if partition is not None:
