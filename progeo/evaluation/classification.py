@@ -1,6 +1,6 @@
 """Localization by classification: the classes whose vectors score highest, and localization recall LR@N."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -41,18 +41,35 @@ def rank_classes(
         normalize: take cosines, which the lengths of vectors and descriptors do not change; the bias is then unused.
         count: number of classes to return, K; all C if there are fewer.
     """
-    descriptors, vectors = (np.asarray(each, np.float32) for each in (descriptors, vectors))
-    if normalize:
-        descriptors, vectors, bias = _unit(descriptors), _unit(vectors), None
+    descriptors, vectors, bias = _comparable(descriptors, vectors, bias, normalize=normalize)
     count = min(count, len(vectors))
     rows, scores = np.empty((len(descriptors), count), np.int64), np.empty((len(descriptors), count), np.float32)
     for part in _parts(len(descriptors), len(vectors)):
-        found = descriptors[part] @ vectors.T
-        if bias is not None:
-            found += np.asarray(bias, np.float32)
+        found = descriptors[part] @ vectors.T + bias
         rows[part] = _best(found, count)
         scores[part] = np.take_along_axis(found, rows[part], axis=1)
     return RankedClasses(rows, scores)
+
+
+def class_costs(
+    descriptors: np.ndarray, vectors: np.ndarray, *, bias: np.ndarray | None = None, normalize: bool = False
+) -> Callable[[], Iterator[np.ndarray]]:
+    """Return the negative scores of all classes for `best_correct`, in blocks of classes.
+
+    Args:
+        descriptors: those of n crops of M queries, (M, n, D); the best crop counts.
+        vectors, bias, normalize: as of `rank_classes`.
+    """
+    num_queries, num_crops, width = descriptors.shape
+    crops = descriptors.reshape(num_queries * num_crops, width)
+    crops, vectors, bias = _comparable(crops, vectors, bias, normalize=normalize)
+
+    def costs() -> Iterator[np.ndarray]:
+        for part in _parts(len(vectors), len(crops)):
+            scores = crops @ vectors[part].T + bias[part]
+            yield -scores.reshape(num_queries, num_crops, scores.shape[1]).max(axis=1)
+
+    return costs
 
 
 def localization_recall(
@@ -108,6 +125,10 @@ class ClassScores:
     """Their probabilities, float32 (Q, M); 0 where there is none."""
     meaning: str
     """What the probabilities are, in words."""
+    scale: float = 1.0
+    """Factor of the cosines in the softmax."""
+    raw_scores: bool = False
+    """Whether classes are ranked by dot products instead of cosines."""
 
 
 def class_probabilities(descriptors: np.ndarray, vectors: np.ndarray, rows: np.ndarray, *, scale: float) -> np.ndarray:
@@ -121,6 +142,8 @@ def class_probabilities(descriptors: np.ndarray, vectors: np.ndarray, rows: np.n
     Returns:
         float32 (Q, M).
     """
+    if not len(rows):
+        return np.zeros(rows.shape, np.float32)
     descriptors = np.asarray(descriptors, np.float32).reshape(len(rows), -1, vectors.shape[1])
     descriptors, vectors = _unit(descriptors), _unit(np.asarray(vectors, np.float32))
     found = np.zeros(rows.shape, np.float32)
@@ -142,6 +165,17 @@ def lie_in_classes(images: Catalogue, classifier: Classifier) -> np.ndarray:
     return found
 
 
+def _comparable(
+    descriptors: np.ndarray, vectors: np.ndarray, bias: np.ndarray | None, *, normalize: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return descriptors, vectors and bias (C,) whose dot products and sums are the scores of classes, float32."""
+    descriptors, vectors = (np.asarray(each, np.float32) for each in (descriptors, vectors))
+    if normalize:
+        descriptors, vectors = _unit(descriptors), _unit(vectors)
+    no_bias = bias is None or normalize
+    return descriptors, vectors, np.zeros(len(vectors), np.float32) if no_bias else np.asarray(bias, np.float32)
+
+
 def _best(scores: np.ndarray, count: int) -> np.ndarray:
     """Return the rows of the highest of C scores (Q, C), best first, ties ordered by row: int64 (Q, count)."""
     lowest = np.partition(scores, -count, axis=1)[:, -count]
@@ -152,10 +186,10 @@ def _best(scores: np.ndarray, count: int) -> np.ndarray:
     return best
 
 
-def _parts(num_queries: int, num_scores: int) -> Iterator[slice]:
-    """Yield slices of queries with so many scores each that all scores of a slice fit in memory."""
+def _parts(count: int, num_scores: int) -> Iterator[slice]:
+    """Yield slices of queries or classes with so many scores each that all scores of a slice fit in memory."""
     step = max(1, _SCORES_AT_ONCE // max(1, num_scores))
-    for start in range(0, num_queries, step):
+    for start in range(0, count, step):
         yield slice(start, start + step)
 
 

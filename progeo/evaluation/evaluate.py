@@ -1,6 +1,6 @@
 """Evaluate encoders on a folder: predict images or classes for queries, measure recall and write the results."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from progeo.evaluation.cell_index import Cells, cells_of_database
 from progeo.evaluation.classification import lie_in_classes
 from progeo.evaluation.copies import find_copies
 from progeo.evaluation.descriptors import read_descriptors
+from progeo.evaluation.missed import Missed, missed_classes, missed_images
 from progeo.evaluation.options import BenchmarkOptions, RankingOptions
 from progeo.evaluation.predict import (
     Predictions,
@@ -25,6 +26,8 @@ from progeo.evaluation.predict import (
     predict_classes,
     predict_images,
 )
+from progeo.evaluation.protocols import load_protocol
+from progeo.evaluation.report import shown_queries
 from progeo.evaluation.results import write_results, write_unlabeled_results
 from progeo.evaluation.retrieved import Retrieved
 from progeo.evaluation.search import distances_of
@@ -144,7 +147,10 @@ class Evaluator:
             },
             dim=database.width,
             missing=queries.missing,
-            distances=distances_of(found.rows, vectors, database.complete) if self.no_labels else None,
+            find_missed=lambda results, shown: missed_images(
+                results, shown, database, vectors, by_descriptors=found.by_descriptors
+            ),
+            distances=distances_of(found.rows, vectors, database.complete),
         )
 
     def by_classes(
@@ -165,7 +171,10 @@ class Evaluator:
         if not self.accelerator.is_main_process:
             return None
         benchmark = benchmark.without_queries(queries.missing)
-        found = predict_classes(classifier, _rows(queries), benchmark, ranking)
+        vectors = _rows(queries)
+        found = predict_classes(classifier, vectors, benchmark, ranking)
+        assert found.classes is not None
+        classes = found.classes
         kind = "class means" if classifier.kind == MEANS else f"vectors of the {classifier.kind} head"
         dim = classifier.weight.shape[1]
         return self._write(
@@ -182,6 +191,9 @@ class Evaluator:
             },
             dim=dim,
             missing=queries.missing,
+            find_missed=lambda results, shown: missed_classes(
+                results, shown, classes, vectors, by_descriptors=found.by_descriptors
+            ),
         )
 
     def _cells_of(self, benchmark: Benchmark, cells: Cells) -> np.ndarray:
@@ -213,9 +225,15 @@ class Evaluator:
         facts: Mapping[str, str],
         dim: int,
         missing: np.ndarray,
+        find_missed: Callable[[Retrieved, np.ndarray], Missed],
         distances: np.ndarray | None = None,
     ) -> Evaluation:
-        """Judge the predictions for the queries that can be read, all but those at `missing`, and write the results."""
+        """Judge the predictions for the queries that can be read, all but those at `missing`, and write the results.
+
+        Args:
+            find_missed: finds the best correct candidates of queries at some rows.
+            distances: descriptor distances of the predictions; None for classes.
+        """
         options, query_set = benchmark.options, benchmark.query_set
         positives = positives_by_criterion(
             query_set, options.positive_radius_m, options.radii_m or (), angle_deg=options.positive_angle_deg
@@ -229,6 +247,7 @@ class Evaluator:
             distances,
             query_set.great_circle,
             found.classes,
+            benchmark.panoramas,
         )
         facts = {
             **{name: facts[name] for name in ("encoder", "descriptor")},
@@ -243,7 +262,9 @@ class Evaluator:
         }
         recalls: Mapping[int, float] = {}
         if self.no_labels:
-            write_unlabeled_results(results, facts, out, spreadsheet_safe=options.spreadsheet_safe)
+            write_unlabeled_results(
+                results, facts, out, spreadsheet_safe=options.spreadsheet_safe, show_paths=options.show_paths
+            )
         else:
             is_missed = options.without_positive == "missed"
             recalls = write_results(
@@ -252,7 +273,10 @@ class Evaluator:
                 out,
                 ns=options.recall_ns,
                 without_positive_missed=is_missed,
+                missed=find_missed(results, shown_queries(results)),
+                published=load_protocol(options.protocol).published if options.protocol and not found.classes else (),
                 spreadsheet_safe=options.spreadsheet_safe,
+                show_paths=options.show_paths,
             )
         query_rows = np.delete(np.arange(len(query_set.queries) + len(missing)), missing)
         return Evaluation(recalls, dim, found.exact_ms, results, query_rows)

@@ -18,7 +18,7 @@ class Recall:
     criterion: str
     """Criterion for a correct database image: `within 25 m`, or `as given`."""
     queries: str
-    """Group of queries: `all`, those of a condition, or those at some distance from the database."""
+    """Group of queries: `all`, or one of `Retrieved.groupings`, such as those of a condition."""
     count: int
     """Number of queries in the group."""
     n: int
@@ -70,6 +70,24 @@ def recall_table(
                 percent = 100 * int(hits.sum()) / len(hits)
                 table.append(Recall(criterion, name, len(counted), n, percent, 100 * low, 100 * high))
     return table
+
+
+def chance_recalls(num_positives: np.ndarray, num_images: int, ns: Sequence[int]) -> dict[int, float]:
+    """Compute the expected recall@N of random retrieval, by N, in percent.
+
+    Of N images drawn without replacement, none is a positive with probability C(num_images - p, N) / C(num_images, N).
+
+    Args:
+        num_positives: number p of positives of each query that counts, (Q,), at least one query.
+        num_images: number of database images, classes, or panoramas if each counts once.
+        ns: the Ns of recall@N; all are drawn if N is larger than `num_images`.
+    """
+    positives, counts = np.unique(num_positives, return_counts=True)
+    missed, by_n = np.ones(len(positives)), [0.0]  # logarithms of binomials would lose the digits of a small recall
+    for drawn in range(min(max(ns), num_images)):
+        missed *= np.maximum(0, 1 - positives / (num_images - drawn))
+        by_n.append(100 * float(np.average(1 - missed, weights=counts)))
+    return {n: by_n[min(n, num_images)] for n in ns}
 
 
 def bootstrap_interval(hits: np.ndarray, *, seed: int = 0) -> tuple[float, float]:

@@ -45,6 +45,8 @@ class Predictions:
     """Facts for the report about the search: the recall that an index loses, its size and speed."""
     classes: ClassScores | None = None
     """Probabilities of classes; None for images."""
+    by_descriptors: bool = True
+    """Whether the rows are the first by descriptor distance or score: no index, re-ranking or vote had a part."""
 
 
 @dataclass(frozen=True)
@@ -135,12 +137,14 @@ def predict_images(
     neighbors = nearest_neighbors(database.parts(), crops, depth)
     exact_ms = _ms_per_query(start, len(queries))
     exact = predicted(neighbors)
+    by_descriptors = benchmark.options.query_preprocessing != "maj_voting"
     if ranking.rerank is not None:
         neighbors, facts = _reranked(database, queries, depth, ranking)
         rows, reranked_ms = predicted(neighbors), _ms_per_query(start, len(queries))
-        return Predictions(rows, reranked_ms, {**facts, "re-ranking effect": _difference(rows, exact, benchmark)})
+        facts |= {"re-ranking effect": _difference(rows, exact, benchmark)}
+        return Predictions(rows, reranked_ms, facts, by_descriptors=False)
     if index is None:
-        return Predictions(exact, exact_ms)
+        return Predictions(exact, exact_ms, by_descriptors=by_descriptors)
     start = time.perf_counter()
     neighbors, rows_read = index.search(crops, depth)
     index_ms = _ms_per_query(start, len(queries))
@@ -154,7 +158,7 @@ def predict_images(
     if rows_read is not None:
         share = 100 * rows_read.mean() / len(database)
         facts["rows read"] = f"{rows_read.mean():,.1f} of {len(database):,} images per query, {share:.2f} %"
-    return Predictions(rows, exact_ms, facts)
+    return Predictions(rows, exact_ms, facts, by_descriptors=False)
 
 
 def _reranked(
@@ -194,15 +198,16 @@ def predict_classes(
     # Of unit length, a squared distance is 2 - 2 x cosine; the 2 does not change how crops are merged.
     preprocessing = benchmark.options.query_preprocessing
     rows = _merge_crops(ranked.rows, -2 * ranked.scores, len(queries), preprocessing, depth)
-    scale = classifier.cosine_scale
     temperature = ranking.temperature or 1.0
-    probabilities = class_probabilities(crops, vectors, rows, scale=scale / temperature)
+    scale = classifier.cosine_scale / temperature
+    probabilities = class_probabilities(crops, vectors, rows, scale=scale)
     how = "not calibrated" if ranking.temperature is None else f"with temperature {temperature:.3g}"
-    meaning = f"softmax of {round(scale, 2):,g} x cosine over {len(classifier):,} classes, {how}"
+    meaning = f"softmax of {round(classifier.cosine_scale, 2):,g} x cosine over {len(classifier):,} classes, {how}"
     scores = "dot products with the vectors as they are" if ranking.raw_scores else "cosines"
     facts = {"scores": scores, "search": f"{milliseconds:.2f} ms per query", "probability": meaning}
-    classes = ClassScores(classifier, rows, probabilities, meaning)
-    return Predictions(rows[:, :count], milliseconds, facts, classes)
+    classes = ClassScores(classifier, rows, probabilities, meaning, scale, ranking.raw_scores)
+    by_descriptors = preprocessing != "maj_voting"
+    return Predictions(rows[:, :count], milliseconds, facts, classes, by_descriptors)
 
 
 def _ms_per_query(start: float, num_queries: int) -> float:

@@ -1,14 +1,29 @@
 """Benchmark protocols: database, queries, criterion for a correct prediction, and expected image counts."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from importlib import resources
+from typing import Any
 
 import numpy as np
 import yaml
 
 from progeo.evaluation.options import BenchmarkOptions
+
+
+@dataclass(frozen=True)
+class Published:
+    """Recalls that somebody published for a protocol."""
+
+    method: str
+    backbone: str
+    dim: int
+    """Dimension of the descriptors."""
+    recalls: Mapping[int, float]
+    """Recall in percent as printed, by N."""
+    source: str
+    """Publication, year and table."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +45,8 @@ class Protocol:
     """Whether only the best-ranked view of each panorama counts as a prediction."""
     conditions: tuple[str, ...] = ()
     """Conditions (light) of the queries, repeating in the order of the numbers in their names."""
+    published: tuple[Published, ...] = ()
+    """Some published recalls, the lowest first."""
 
     def applied_to(self, options: BenchmarkOptions) -> BenchmarkOptions:
         """Return the options of a benchmark with the values of the protocol.
@@ -105,4 +122,23 @@ def load_protocol(name: str) -> Protocol:
     if name not in protocol_names():
         raise ValueError(f"`protocol` {name!r} is not known: use one of {', '.join(protocol_names())}.")
     values = yaml.safe_load(resources.files(__package__).joinpath(f"protocols/{name}.yaml").read_text(encoding="utf-8"))
-    return Protocol(name, **{**values, "conditions": tuple(values.get("conditions", ()))})
+    published = tuple(_published(name, row) for row in values.get("published", ()))
+    return Protocol(name, **{**values, "conditions": tuple(values.get("conditions", ())), "published": published})
+
+
+def _published(protocol: str, row: Mapping[str, Any]) -> Published:
+    """Check a row of `published` in the file of a protocol.
+
+    Raises:
+        ValueError: a value is missing, unknown or impossible.
+    """
+    wanted = [field.name for field in fields(Published)]
+    if row.keys() != {*wanted}:
+        raise ValueError(
+            f"A row of `published` in {protocol}.yaml must have exactly {', '.join(wanted)}, got {', '.join(row)}."
+        )
+    found = Published(**row)
+    ns, percents = list(found.recalls), list(found.recalls.values())
+    if not ns or ns != sorted(ns) or percents != sorted(percents) or not 0 <= percents[0] <= percents[-1] <= 100:
+        raise ValueError(f"`published` recalls in {protocol}.yaml must be percents at rising N, got {found.recalls}.")
+    return found

@@ -1,32 +1,47 @@
-"""Write the HTML report of an evaluation: recalls, a map, and queries next to their retrieved images.
+"""Write the report of an evaluation: recalls and their curve, a map, every query beside its predictions, distances.
 
-The report has a bounded size whatever the number of queries. All numbers are computed elsewhere.
+The page has a bounded size whatever the number of queries. All numbers are computed elsewhere.
 """
 
-import base64
-import hashlib
-import io
-import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from torchvision.transforms.v2.functional import to_pil_image
 
-from progeo.evaluation.city_map import city_map
 from progeo.evaluation.metrics import Recall
-from progeo.evaluation.pages import read_script, write_page
+from progeo.evaluation.missed import Missed
+from progeo.evaluation.protocols import Published
+from progeo.evaluation.report_gallery import MAX_ROWS, query_gallery
+from progeo.evaluation.report_map import query_map
 from progeo.evaluation.retrieved import Retrieved
-from progeo.files import each_file
-from progeo.image_files import open_image, taking_turns
-from progeo.pixels import pixels_of
+from progeo.pages.charts import Bars, Chart, Series
+from progeo.pages.page import shortened, write_page
 
-_THUMBNAIL_SIDE_PX = 128
-_JPEG_QUALITY = 80
-_MAX_DOTS = 10_000
-_DENSE = 1000
-"""Above this number of dots, the map draws smaller ones."""
+_MAX_PICTURED = 200
+_EDGES_M = (0, 1, 3, 10, 30, 100, 300, 1e3, 3e3, 1e4, 3e4, 1e5, 1e6, np.inf)
+_X_LABELS = {
+    "condition": "condition; below, the number of queries",
+    "distance": "{unit} to the {target}; below, the number of queries",
+    "heading": "degrees to the nearest heading of a positive; below, the number of queries",
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured with ground truth."""
+
+    recalls: Sequence[Recall]
+    """By every criterion, for every group of queries, at every N, see `recall_table`."""
+    chance: Mapping[int, float]
+    """Recall of random retrieval in percent, by N."""
+    published: Sequence[Published] = ()
+    """Published recalls of the same protocol."""
+    missed: Missed | None = None
+    """The best correct candidates of the queries of `shown_queries`."""
 
 
 def write_report(
@@ -35,44 +50,67 @@ def write_report(
     *,
     title: str,
     facts: Mapping[str, str],
-    recalls: Mapping[str, Sequence[Recall]],
+    measured: Measured | None = None,
+    show_paths: bool = False,
     num_shown: int = 5,
-    max_queries: int = 240,
+    max_pictured: int = _MAX_PICTURED,
 ) -> None:
     """Write the report, the worst failures first; without positives, the smallest descriptor distances first.
 
     Args:
         facts: what was evaluated: encoder, data set, sizes.
-        recalls: by the name of a group of queries, its recalls at every N, all queries first; empty without positives.
+        measured: recalls and what belongs to them; None without positives.
+        show_paths: show whole paths instead of the last two parts of absolute ones.
         num_shown: predictions shown per query; all K if K is smaller.
-        max_queries: queries shown with their images; the map shows all of them, or 10,000.
+        max_pictured: queries shown with their pictures; all others, up to 20,000, are listed by name.
     """
-    order = _order(retrieved)
-    shown = _select(order, retrieved, max_queries)
-    predicted = retrieved.predictions[shown, :num_shown]
-    paths = [retrieved.queries.path(row) for row in shown.tolist()]
-    if retrieved.classes is None:
-        paths += [retrieved.database.path(row) for row in np.unique(predicted[predicted >= 0]).tolist()]
-    thumbnails = each_file(_thumbnail, paths, total=len(paths), description="report")
-    on_map = order[np.isfinite(retrieved.positions_m[1][order]).all(axis=1)] if retrieved.labeled else order[:0]
+    listed, pictured = _listed(retrieved), shown_queries(retrieved, max_pictured)
+    missed = None if measured is None else measured.missed
+    shared: dict[str, Any] = {
+        "pictured": pictured,
+        "missed": missed,
+        "num_shown": num_shown,
+        "show_paths": show_paths,
+    }
     write_page(
         path,
         "report.html",
         title=title,
+        gallery=query_gallery(retrieved, listed, **shared),
+        map=query_map(retrieved, **shared),
+        show_paths=show_paths,
         facts=facts,
-        recalls=recalls,
-        curve=_curve(next(iter(recalls.values()), [])),
-        map=_map(retrieved, on_map) if len(on_map) else None,
-        on_map=set(on_map.tolist()),
         retrieved=retrieved,
-        city=None if retrieved.classes is None else city_map(retrieved, retrieved.classes, shown),
-        conditions=[name for name in dict.fromkeys(retrieved.conditions.tolist()) if name],
-        shown=shown.tolist(),
-        num_wrong=int(np.sum(~retrieved.correct[shown, 0])) if retrieved.labeled else 0,
-        num_shown=num_shown,
-        thumbnails=dict(zip(paths, thumbnails, strict=True)),
-        script_hash="sha256-" + base64.b64encode(hashlib.sha256(read_script("report.js").encode()).digest()).decode(),
+        num_listed=len(listed),
+        num_pictured=len(pictured),
+        explanations=_explanations(retrieved, facts),
+        **_measured_values(retrieved, measured),
     )
+
+
+def _explanations(retrieved: Retrieved, facts: Mapping[str, str]) -> list[str]:
+    """Return what the numbers beside photos are, in sentences."""
+    texts = []
+    if retrieved.classes is not None:
+        texts.append(f"Percentages are probabilities: {retrieved.classes.meaning}.")
+    if not retrieved.labeled:
+        return texts
+    if retrieved.classes is not None:
+        texts.append(f"A prediction is correct if the center of its cell lies {retrieved.criterion} of the query.")
+        return [*texts, "The rank of the best class with a correct center is that by score among all classes."]
+    counted = "images" if retrieved.panoramas is None else "panoramas"
+    changed = ", before re-ranking" if "re-ranking" in facts else ""
+    return [*texts, f"The rank of a correct image that was missed is by descriptors among all {counted}{changed}."]
+
+
+def shown_queries(retrieved: Retrieved, count: int = _MAX_PICTURED) -> np.ndarray:
+    """Select the queries of the report that have pictures, int64 (M,), in its order."""
+    return _select(_listed(retrieved), retrieved, count)
+
+
+def _listed(retrieved: Retrieved) -> np.ndarray:
+    """Select the queries of the report, in its order."""
+    return _select(_order(retrieved), retrieved, MAX_ROWS)
 
 
 def _order(retrieved: Retrieved) -> np.ndarray:
@@ -101,48 +139,122 @@ def _select(order: np.ndarray, retrieved: Retrieved, count: int) -> np.ndarray:
 
 def _sample(rows: np.ndarray, count: int) -> np.ndarray:
     """Sample at most `count` rows evenly."""
-    return rows[np.linspace(0, len(rows) - 1, min(len(rows), count)).astype(int)]
+    if len(rows) <= count:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, count).astype(int)]
 
 
-def _curve(recalls: Sequence[Recall]) -> list[tuple[float, Recall]]:
-    """Return the recalls by N, each with its position on a logarithmic axis, 0 at N = 1 and 1 at the largest N."""
-    longest = math.log(max((each.n for each in recalls), default=1)) or 1.0
-    return [(math.log(each.n) / longest, each) for each in sorted(recalls, key=lambda each: each.n)]
+def _measured_values(retrieved: Retrieved, measured: Measured | None) -> dict[str, Any]:
+    """Return what the template shows of recalls; nothing without ground truth."""
+    if measured is None:
+        return {"recalls": []}
+    recalls = sorted(measured.recalls, key=lambda each: each.n)
+    of_all = [each for each in recalls if (each.criterion, each.queries) == (retrieved.criterion, "all")]
+    published_ns = sorted({n for each in measured.published for n in each.recalls})
+    return {
+        "recalls": of_all,
+        "chance": measured.chance,
+        "curve": _curve(retrieved.measure, of_all, measured),
+        "group_bars": list(_group_bars(retrieved, measured)),
+        "header": ["queries", "number", *(f"{retrieved.measure}@{each.n}" for each in of_all)],
+        "groups": _group_rows(retrieved, recalls),
+        "published_header": ["method", "backbone", "dimensions", *(f"R@{n}" for n in published_ns), "source"],
+        "published": [_published_row(each, published_ns) for each in measured.published],
+        "distances": _distance_bars(retrieved),
+    }
 
 
-@dataclass(frozen=True)
-class _Map:
-    """The positions of queries in meters, north up."""
-
-    view_box: str
-    dots: list[tuple[int, float, float]]
-    """Row of the query, x and y; the best first, so that failures are drawn above hits."""
-    is_dense: bool
+def _published_row(published: Published, ns: Sequence[int]) -> list[str]:
+    percents = [f"{published.recalls[n]:.1f}" if n in published.recalls else "" for n in ns]
+    return [published.method, published.backbone, f"{published.dim:,}", *percents, published.source]
 
 
-def _map(retrieved: Retrieved, queries: np.ndarray) -> _Map:
-    """Lay out the map of queries of known position, the worst first."""
-    rows = queries[:: -(-len(queries) // _MAX_DOTS)][::-1]
-    positions_m = retrieved.positions_m[1][rows]
-    positions_m = positions_m - positions_m.min(axis=0)
-    width, height = np.maximum(positions_m.max(axis=0), 1.0).tolist()
-    room = 0.05 * max(width, height)
-    return _Map(
-        view_box=f"{-room:.1f} {-room:.1f} {width + 2 * room:.1f} {height + 2 * room:.1f}",
-        dots=[
-            (row, east, height - north) for row, (east, north) in zip(rows.tolist(), positions_m.tolist(), strict=True)
-        ],
-        is_dense=len(rows) > _DENSE,
+def _curve(measure: str, recalls: Sequence[Recall], measured: Measured) -> Chart:
+    """Draw recall over N with its interval, chance, and published recalls as points."""
+    ns = [each.n for each in recalls]
+    own = Series(
+        "this encoder",
+        ns,
+        [each.percent for each in recalls],
+        low=[each.low for each in recalls],
+        high=[each.high for each in recalls],
+    )
+    chance = Series("chance", ns, [measured.chance[n] for n in ns], kind="reference")
+    published = [
+        Series(f"{each.method}, {each.dim}", list(each.recalls), list(each.recalls.values()), kind="points")
+        for each in measured.published
+    ]
+    label = f"{measure}@N of all queries, %"
+    return Chart(f"{measure}@N", "N", label, [own, chance, *published], log_x=True, y_range=(0, 100))
+
+
+def _group_rows(retrieved: Retrieved, recalls: Sequence[Recall]) -> list[list[Any]]:
+    """Return a table of recalls: all queries by every criterion, then every group by the main one."""
+    names = [(criterion, "all") for criterion in retrieved.positives]
+    names += [(retrieved.criterion, name) for parts in retrieved.groupings.values() for name in parts]
+    by_name: dict[tuple[str, str], list[Recall]] = {}
+    for each in recalls:
+        by_name.setdefault((each.criterion, each.queries), []).append(each)
+    rows = []
+    for criterion, queries in names:
+        if found := by_name.get((criterion, queries)):
+            name = f"all, {criterion}" if queries == "all" else queries
+            cells = [{"text": f"{each.percent:.1f}", "detail": f"{each.low:.1f} to {each.high:.1f}"} for each in found]
+            rows.append([name, f"{found[0].count:,}", *cells])
+    return rows
+
+
+def _group_bars(retrieved: Retrieved, measured: Measured) -> Iterator[Bars]:
+    """Draw recall at the smallest N by each grouping of queries, with the number of queries below the bars."""
+    first = min(measured.chance)
+    by_name = {
+        each.queries: each for each in measured.recalls if (each.criterion, each.n) == (retrieved.criterion, first)
+    }
+    unit = "km" if retrieved.great_circle else "m"
+    target = "database" if retrieved.classes is None else "nearest class"
+    for by, groups in retrieved.groupings.items():
+        found = [by_name[name] for name in groups if name in by_name]
+        labels = [shortened(each.queries) if by == "condition" else _range_text(each.queries) for each in found]
+        yield Bars(
+            f"{retrieved.measure}@{first} by {by}",
+            _X_LABELS[by].format(target=target, unit=unit),
+            f"{retrieved.measure}@{first}, %",
+            labels,
+            {"": [each.percent for each in found]},
+            y_max=100,
+            notes=[f"{each.count:,}" for each in found],
+        )
+
+
+def _range_text(name: str) -> str:
+    """Return the numbers of a group's name: `5-10` of `5 to 10 m from the database`."""
+    numbers = re.findall(r"\d+", name)
+    return f"≥ {numbers[0]}" if len(numbers) == 1 else "-".join(numbers)
+
+
+def _distance_bars(retrieved: Retrieved) -> Bars | None:
+    """Draw how many top predictions lie how far from their query, correct and wrong; None if no distance is known."""
+    distances_m, is_correct = retrieved.distances_m[:, 0], retrieved.correct[:, 0]
+    bins = np.searchsorted(_EDGES_M, distances_m, side="right") - 1  # unknown ones are beyond the last bin
+    counts = {
+        verdict: np.bincount(bins[chosen & np.isfinite(distances_m)], minlength=len(_EDGES_M) - 1)
+        for verdict, chosen in (("correct", is_correct), ("wrong", ~is_correct))
+    }
+    filled = np.flatnonzero(sum(counts.values()))
+    if not len(filled):
+        return None
+    used = slice(filled[0], filled[-1] + 1)
+    labels = [_meters_text(low, high) for low, high in pairwise(_EDGES_M)]
+    return Bars(
+        "Distance of the top prediction",
+        "meters from the query",
+        "queries",
+        labels[used],
+        {verdict: each[used].tolist() for verdict, each in counts.items()},
     )
 
 
-def _thumbnail(path: Path) -> str:
-    """Return a small JPEG of an image in base64; empty if the image cannot be opened."""
-    stream = io.BytesIO()
-    try:
-        with open_image(path) as image, taking_turns(image):
-            image.thumbnail((_THUMBNAIL_SIDE_PX, _THUMBNAIL_SIDE_PX))
-            to_pil_image(pixels_of(image)).save(stream, "JPEG", quality=_JPEG_QUALITY)
-    except Exception:  # Pillow's decoders raise errors of many kinds, and no thumbnail is worth losing the report.
-        return ""
-    return base64.b64encode(stream.getvalue()).decode("ascii")
+def _meters_text(low_m: float, high_m: float) -> str:
+    """Format a range of meters shortly, such as `300-1k`."""
+    low, high = (f"{each / 1000:g}k" if each >= 1000 else f"{each:g}" for each in (low_m, high_m))
+    return f"{low}-{high}" if np.isfinite(high_m) else f"≥ {low}"

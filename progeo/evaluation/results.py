@@ -9,10 +9,13 @@ import numpy as np
 
 from progeo.engine.log import LOGGER
 from progeo.evaluation.classification import ClassScores
-from progeo.evaluation.metrics import Errors, Recall, average_precisions, errors_of, recall_table
-from progeo.evaluation.report import write_report
+from progeo.evaluation.metrics import Errors, Recall, average_precisions, chance_recalls, errors_of, recall_table
+from progeo.evaluation.missed import Missed
+from progeo.evaluation.protocols import Published
+from progeo.evaluation.report import Measured, write_report
 from progeo.evaluation.retrieved import Retrieved
 from progeo.files import write_csv, write_json, write_text
+from progeo.pages.page import shown_path
 from progeo.places.catalogue import Catalogue
 from progeo.places.distances import distance_text
 from progeo.places.geographic import degrees_of
@@ -31,7 +34,10 @@ def write_results(
     *,
     ns: tuple[int, ...],
     without_positive_missed: bool,
+    missed: Missed | None = None,
+    published: Sequence[Published] = (),
     spreadsheet_safe: bool = False,
+    show_paths: bool = False,
 ) -> dict[int, float]:
     """Write recalls.json, recalls.csv, recalls.md, predictions.csv and report.html, and log a summary.
 
@@ -39,7 +45,10 @@ def write_results(
         facts: encoder, data set and options of the evaluation.
         ns: the Ns of recall@N.
         without_positive_missed: count queries without any positive as missed; otherwise exclude them.
+        missed: for the report, the best correct images or classes of failed queries.
+        published: for the report, published recalls of this protocol.
         spreadsheet_safe: see `write_csv`.
+        show_paths: show whole paths in the report.
 
     Returns:
         Recall of all queries by the main criterion, in percent, by N.
@@ -48,9 +57,6 @@ def write_results(
     table = recall_table(
         results.predictions, results.positives, groups, ns, without_positive_missed=without_positive_missed
     )
-    by_criterion = {
-        name: [each for each in table if (each.criterion, each.queries) == (name, "all")] for name in results.positives
-    }
     by_group = {name: [each for each in table if (each.criterion, each.queries) == (main, name)] for name in groups}
     if not by_group["all"]:
         raise ValueError(
@@ -61,24 +67,28 @@ def write_results(
     handling = "missed" if without_positive_missed else "excluded"
     facts = {**facts, "criterion": main, "queries without a positive": f"{without:,}, {handling}"}
     recalls, measure = {each.n: each.percent for each in by_group["all"]}, results.measure
-    errors = errors_of(results.distances_m)
-    write_json(out / "recalls.json", {**facts, **_summary(results, table, recalls, errors)})
+    errors, chance = errors_of(results.distances_m), _chance(results, ns, without_positive_missed)
+    write_json(out / "recalls.json", {**facts, **_summary(results, table, recalls, chance, errors)})
     fields = [field.name for field in dataclasses.fields(Recall)]
     how = {name: facts[name] for name in _SHOWN if name in facts}
     rows = [[*dataclasses.astuple(each), f"{measure}@{each.n}", *how.values()] for each in table]
     write_csv(out / "recalls.csv", [[*fields, "measure", *how], *rows], spreadsheet_safe=spreadsheet_safe)
     write_text(out / "recalls.md", _recalls_as_markdown(facts, recalls, measure))
     write_csv(out / "predictions.csv", _predictions(results), spreadsheet_safe=spreadsheet_safe)
-    in_report = {name: rows for name, rows in {**by_criterion, **by_group}.items() if rows and name != "all"}
-    shown = facts if errors is None else {**facts, "error of the top prediction": _format_errors(errors)}
-    _write_report(results, shown, out, in_report)
+    _write_report(
+        results,
+        facts if errors is None else {**facts, "error of the top prediction": _format_errors(errors)},
+        out,
+        show_paths=show_paths,
+        measured=Measured(table, chance, published, missed),
+    )
     _log(facts["folder"], by_group, errors, measure)
     LOGGER.info("report: %s", out / "report.html")
     return recalls
 
 
 def write_unlabeled_results(
-    results: Retrieved, facts: Mapping[str, str], out: Path, *, spreadsheet_safe: bool = False
+    results: Retrieved, facts: Mapping[str, str], out: Path, *, spreadsheet_safe: bool = False, show_paths: bool = False
 ) -> None:
     """Write predictions.csv and report.html of queries without ground truth.
 
@@ -87,18 +97,29 @@ def write_unlabeled_results(
         facts: encoder, data set and options of the search.
         out: output folder.
         spreadsheet_safe: see `write_csv`.
+        show_paths: show whole paths in the report.
     """
     write_csv(out / "predictions.csv", _predictions(results), spreadsheet_safe=spreadsheet_safe)
-    _write_report(results, facts, out, {})
+    _write_report(results, facts, out, show_paths=show_paths)
     LOGGER.info("%s: predictions for %s queries, without recalls", facts["folder"], f"{len(results.queries):,}")
     LOGGER.info("report: %s", out / "report.html")
 
 
 def _write_report(
-    results: Retrieved, facts: Mapping[str, str], out: Path, recalls: Mapping[str, Sequence[Recall]]
+    results: Retrieved, facts: Mapping[str, str], out: Path, *, show_paths: bool, measured: Measured | None = None
 ) -> None:
-    title = f"{facts['encoder']} on {facts['folder']}"
-    write_report(out / "report.html", results, title=title, facts=facts, recalls=recalls)
+    title = " on ".join(shown_path(facts[name], show_paths) for name in ("encoder", "folder"))
+    write_report(out / "report.html", results, title=title, facts=facts, measured=measured, show_paths=show_paths)
+
+
+def _chance(results: Retrieved, ns: Sequence[int], without_positive_missed: bool) -> dict[int, float]:
+    """Compute the recall of random retrieval, by N, in percent; of panoramas if each counts as one prediction."""
+    positives, num_images = results.positives[results.criterion], len(results.database)
+    if results.panoramas is not None:
+        panoramas = results.panoramas
+        positives, num_images = [np.unique(panoramas[rows]) for rows in positives], len(np.unique(panoramas))
+    counts = np.array([len(rows) for rows in positives])
+    return chance_recalls(counts if without_positive_missed else counts[counts > 0], num_images, ns)
 
 
 def _recalls_as_markdown(facts: Mapping[str, str], recalls: Mapping[int, float], measure: str) -> str:
@@ -110,12 +131,17 @@ def _recalls_as_markdown(facts: Mapping[str, str], recalls: Mapping[int, float],
 
 
 def _summary(
-    results: Retrieved, table: list[Recall], recalls: Mapping[int, float], errors: Errors | None
+    results: Retrieved,
+    table: list[Recall],
+    recalls: Mapping[int, float],
+    chance: Mapping[int, float],
+    errors: Errors | None,
 ) -> dict[str, Any]:
     """Collect all numbers of an evaluation for recalls.json."""
     precisions = average_precisions(results.predictions, results.positives[results.criterion])
     return {
         "recalls": {f"{results.measure}@{n}": percent for n, percent in recalls.items()},
+        "chance": {f"{results.measure}@{n}": percent for n, percent in chance.items()},
         "errors": None if errors is None else dataclasses.asdict(errors),
         "mean_average_precision": None if np.isnan(precisions).all() else float(np.nanmean(precisions)),
         "table": [dataclasses.asdict(each) for each in table],
@@ -144,10 +170,10 @@ def _format_errors(errors: Errors) -> str:
 
 
 def _predictions(results: Retrieved) -> Iterator[Sequence[Any]]:
-    """Yield the rows of predictions.csv: distances in meters and a 0 or 1, or without ground truth of descriptors."""
+    """Yield the rows of predictions.csv: with ground truth distances in meters and a 0 or 1; descriptor distances."""
     query_paths, names = results.queries.table["path"], results.database.table["path"]
-    of_descriptors = [] if results.distances is None else ["descriptor_distance"]
-    judged = ["distance_m", "correct"] if results.labeled else of_descriptors
+    judged = ["distance_m", "correct"] if results.labeled else []
+    judged += [] if results.distances is None else ["descriptor_distance"]
     classes = None if results.classes is None else _class_columns(results.classes, results.database)
     yield ["query", "rank", *(["database"] if classes is None else _CLASS_COLUMNS), *judged]
     for query, rank in np.argwhere(results.predictions >= 0).tolist():
@@ -171,7 +197,8 @@ def _class_columns(classes: ClassScores, centers: Catalogue) -> Callable[[int, i
 
 def _judgment(results: Retrieved, query: int, rank: int) -> list[str]:
     """Format the last columns of predictions.csv."""
+    texts = [] if results.distances is None else [f"{results.distances[query, rank]:.4f}"]
     if not results.labeled:
-        return [] if results.distances is None else [f"{results.distances[query, rank]:.4f}"]
+        return texts
     distance_m = results.distances_m[query, rank]
-    return ["" if np.isnan(distance_m) else f"{distance_m:.2f}", str(int(results.correct[query, rank]))]
+    return ["" if np.isnan(distance_m) else f"{distance_m:.2f}", str(int(results.correct[query, rank])), *texts]

@@ -13,9 +13,11 @@ from progeo.places.catalogue import Catalogue
 from progeo.places.coordinates import middle_of, offsets_m
 from progeo.places.distances import Distances, distances_between
 from progeo.places.geographic import degrees_of, positions_m
+from progeo.places.positives import smallest_turns
 
 _RANGES_M = (0, 5, 10, 25, 50, 100, np.inf)
 _WIDE_RANGES_M = (0, 1e3, 25e3, 200e3, 750e3, 2500e3, np.inf)
+_RANGES_DEG = (0, 30, 60, 90, 180)
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Retrieved:
     """Whether distances follow great circles, see `progeo.places.distances`."""
     classes: ClassScores | None = None
     """Probabilities of classes; None if the database is of images."""
+    panoramas: np.ndarray | None = None
+    """Panorama of each database image, str (N,), if each counts as one prediction; None if every image counts."""
 
     @property
     def labeled(self) -> bool:
@@ -86,17 +90,52 @@ class Retrieved:
         return self.between.between(self.predictions)
 
     def groups(self) -> dict[str, np.ndarray]:
-        """Group queries by condition and by distance to the nearest database image: rows of queries, int64, by name."""
+        """Return the rows of all queries and those of each group of `groupings`, int64, by name."""
         groups = {"all": np.arange(len(self.queries))}
-        for condition in dict.fromkeys(self.conditions.tolist()):
-            if condition and condition not in groups:  # a condition called `all` gets no group
-                groups[condition] = np.flatnonzero(self.conditions == condition)
+        for parts in self.groupings.values():
+            groups |= {name: rows for name, rows in parts.items() if name not in groups}
+        return groups
+
+    @cached_property
+    def groupings(self) -> dict[str, dict[str, np.ndarray]]:
+        """Group queries in several ways: rows of queries, int64, by what they are grouped by and by name.
+
+        By condition, by distance to the nearest database image, and by how much the heading of a query differs from the
+        nearest heading among its positives. A group is neither empty nor all queries; queries whose distance or heading
+        is unknown are in none.
+        """
+        conditions = [name for name in dict.fromkeys(self.conditions.tolist()) if name and name != "all"]
+        found = {
+            "condition": {name: np.flatnonzero(self.conditions == name) for name in conditions},
+            "distance": self._by_distance(),
+            "heading": self._by_heading(),
+        }
+        parts = {
+            by: {name: rows for name, rows in groups.items() if 0 < len(rows) < len(self.queries)}
+            for by, groups in found.items()
+        }
+        return {by: groups for by, groups in parts.items() if groups}
+
+    def _by_distance(self) -> dict[str, np.ndarray]:
+        """Group queries by distance to the nearest database image or class."""
         if not (np.isfinite(self.between.database).all() and np.isfinite(self.between.queries).all()):
-            return groups
+            return {}
         nearest_m, target = self.between.nearest(), "database" if self.classes is None else "nearest class"
         ranges_m, unit, unit_m = (_WIDE_RANGES_M, "km", 1000) if self.great_circle else (_RANGES_M, "m", 1)
+        groups = {}
         for low, high in pairwise(ranges_m):
             start, end = f"{low / unit_m:g}", f"{high / unit_m:g}"
             name = f"{start} to {end} {unit}" if np.isfinite(high) else f"{start} {unit} and more"
             groups[f"{name} from the {target}"] = np.flatnonzero((nearest_m >= low) & (nearest_m < high))
-        return {name: rows for name, rows in groups.items() if name == "all" or 0 < len(rows) < len(self.queries)}
+        return groups
+
+    def _by_heading(self) -> dict[str, np.ndarray]:
+        """Group queries by the smallest difference between their heading and that of a positive."""
+        if not self.labeled:
+            return {}
+        turns_deg = smallest_turns(self.positives[self.criterion], self.database.heading, self.queries.heading)
+        bins = np.searchsorted(_RANGES_DEG[1:-1], turns_deg, side="right")  # NaN sorts last, so it is excluded below
+        return {
+            f"{low} to {high} degrees from a positive": np.flatnonzero((bins == number) & np.isfinite(turns_deg))
+            for number, (low, high) in enumerate(pairwise(_RANGES_DEG))
+        }

@@ -17,6 +17,8 @@ from progeo.features.store import ShardedRows
 from progeo.files import file_digest, write_text
 
 _MAX_TRAINING = 2**17
+_VALUES_AT_ONCE = 2**24
+"""Maximum number of values of descriptors in memory when predictions are compared with their query."""
 _CRASHES = re.compile(r"(?<![0-9F])0+(?![0-9])|(HNSW|NSG)1(?![0-9])")
 """Numbers in a factory string that crash faiss, where `IVF0` for example raises an error."""
 _TRIAL = """
@@ -81,11 +83,15 @@ def distances_of(predictions: np.ndarray, queries: np.ndarray, database: Sharded
         queries: float32 (Q, D), or (Q, C D) for crops that were searched separately: the nearest crop counts.
         database: (N, D).
     """
-    found = np.full(predictions.shape, np.nan, np.float32)
-    for rows, descriptors, distances in zip(predictions, queries, found, strict=True):
-        images = database.take(rows[rows >= 0]).astype(np.float32)
-        crops = descriptors.reshape(-1, 1, database.width)
-        distances[rows >= 0] = np.linalg.norm(crops - images, axis=2).min(axis=0)
+    count, width = predictions.shape[1], database.width
+    crops = queries.reshape(len(queries), queries.shape[1] // width, 1, width)
+    step = max(1, _VALUES_AT_ONCE // max(1, crops.shape[1] * count * width))
+    found = np.empty(predictions.shape, np.float32)
+    for start in range(0, len(queries), step):
+        rows = predictions[start : start + step]
+        images = database.take(np.maximum(rows, 0).ravel()).astype(np.float32).reshape(-1, 1, count, width)
+        distances = np.linalg.norm(crops[start : start + step] - images, axis=3).min(axis=1)
+        found[start : start + step] = np.where(rows < 0, np.nan, distances)
     return found
 
 

@@ -29,6 +29,10 @@ class Distances:
         straight_m = np.linalg.norm(self.database[predictions] - self.queries[:, None], axis=2)
         return np.where(predictions < 0, np.nan, self._along(straight_m))
 
+    def of_pairs(self, rows: np.ndarray, queries: np.ndarray) -> np.ndarray:
+        """Compute the distances between database rows and queries, int64 (M,) each: (M,), NaN if unknown."""
+        return self._along(np.linalg.norm(self.database[rows] - self.queries[queries], axis=1))
+
     def nearest(self) -> np.ndarray:
         """Compute the distance of each query to the nearest database image, (Q,); all positions must be known."""
         return self._along(cKDTree(self.database).query(self.queries)[0])

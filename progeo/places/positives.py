@@ -76,12 +76,32 @@ def looking_alike(
         database_deg, queries_deg: headings in degrees clockwise from north, (N,) and (Q,).
         angle_deg: 0 to 180.
     """
-    rows = np.concatenate([np.empty(0, np.int64), *positives])
-    query = np.repeat(np.arange(len(positives)), [len(each) for each in positives])
-    turn_deg = np.abs((database_deg[rows] - queries_deg[query] + 180) % 360 - 180)
-    alike = turn_deg <= angle_deg + _ROUNDING_DEG
+    rows, query = _flat(positives)
+    alike = turns(database_deg[rows], queries_deg[query]) <= angle_deg + _ROUNDING_DEG
     counts = np.bincount(query[alike], minlength=len(positives))
     return np.split(rows[alike], np.cumsum(counts)[:-1])
+
+
+def smallest_turns(positives: list[np.ndarray], database_deg: np.ndarray, queries_deg: np.ndarray) -> np.ndarray:
+    """Compute the smallest heading difference between each query and its positives, (Q,) from 0 to 180.
+
+    NaN if the heading of the query or those of all its positives are unknown; arguments as of `looking_alike`.
+    """
+    rows, query = _flat(positives)
+    smallest = np.full(len(positives), np.nan)
+    np.fmin.at(smallest, query, turns(database_deg[rows], queries_deg[query]))
+    return smallest
+
+
+def turns(first_deg: np.ndarray, second_deg: np.ndarray) -> np.ndarray:
+    """Compute the differences between headings in degrees, from 0 to 180."""
+    return np.abs((first_deg - second_deg + 180) % 360 - 180)
+
+
+def _flat(positives: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the positives of all queries in a row, and the query of each."""
+    rows = np.concatenate([np.empty(0, np.int64), *positives])
+    return rows, np.repeat(np.arange(len(positives)), [len(each) for each in positives])
 
 
 def _across_zones(found: list[np.ndarray], nearby: list[np.ndarray], distances: Distances) -> list[np.ndarray]:

@@ -63,7 +63,7 @@ def test_a_wide_set_is_judged_along_great_circles_in_kilometers(wide, tmp_path):
     assert found["errors"]["median_m"] == pytest.approx(0.2 * DEGREE_M, abs=2)
     html = (tmp_path / "out/report.html").read_text()
     assert "median 22.2 km" in html
-    assert "<h2>Map of the queries</h2>" in html
+    assert '"unit": "degrees"' in html.partition('id="map-data">')[2].partition("</script>")[0]
 
 
 def test_radii_that_are_given_stay(wide, tmp_path):

@@ -4,6 +4,7 @@ import pytest
 from progeo.evaluation.metrics import (
     average_precisions,
     bootstrap_interval,
+    chance_recalls,
     errors_of,
     first_of_each_panorama,
     recall_table,
@@ -72,3 +73,19 @@ def test_of_a_panorama_only_its_best_part_stays():
     places = np.array(["a", "a", "b", "b", "c"])
     predictions = np.array([[1, 0, 3, 2, 4], [4, 3, 2, 1, 0], [0, 1, 0, 1, 0], [0, -1, -1, -1, -1]])
     assert first_of_each_panorama(predictions, places, 2).tolist() == [[1, 3], [4, 3], [0, -1], [0, -1]]
+
+
+def test_chance_is_the_share_of_draws_that_hold_a_positive():
+    # Of 4 images, 2 are drawn in 6 ways: with 1 positive 3 hold it, with 2 only one holds none, with 3 all hold one.
+    expected = [0, 100 / 2, 100 * 5 / 6, 100]
+    for num_positives, percent in enumerate(expected):
+        assert chance_recalls(np.array([num_positives]), 4, (2,)) == {2: pytest.approx(percent)}
+    assert chance_recalls(np.arange(4), 4, (2,)) == {2: pytest.approx(sum(expected) / 4)}
+    assert chance_recalls(np.array([0, 1]), 4, (1, 4, 50)) == pytest.approx({1: 12.5, 4: 50, 50: 50})
+
+
+def test_chance_in_a_large_database_is_exact():
+    found = chance_recalls(np.array([1, 40]), 2_805_840, (1, 20))
+    assert found[1] == pytest.approx(100 * 20.5 / 2_805_840, rel=1e-5)
+    no_hit = np.prod([1 - 40 / (2_805_840 - drawn) for drawn in range(20)])
+    assert found[20] == pytest.approx(50 * (20 / 2_805_840 + 1 - no_hit), rel=1e-5)

@@ -1,10 +1,15 @@
 import csv
 import json
+import re
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from progeo.cli import main
+from progeo.evaluation import protocols
 from progeo.evaluation.options import BenchmarkOptions
 from progeo.evaluation.protocols import load_protocol, protocol_names
 from progeo.places.filename import format_names, parse_names
@@ -34,6 +39,38 @@ def test_every_protocol_says_what_it_is_and_with_what_it_can_be_compared(name):
     assert protocol.comparable
     assert protocol.positive_radius_m == 25
     assert 0 < protocol.num_queries <= protocol.num_database
+
+
+@pytest.mark.parametrize("name", protocol_names())
+def test_published_recalls_are_named_with_their_source_the_lowest_first(name):
+    published = load_protocol(name).published
+    assert [each.recalls[1] for each in published] == sorted(each.recalls[1] for each in published)
+    for each in published:
+        assert each.recalls.keys() <= {1, 5, 10}
+        assert re.search(r"20\d\d", each.source)
+        assert 32 <= each.dim <= 2**16
+    assert bool(published) == (name != "msls_val_full")  # whose published numbers were not verified
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"year": 2023}, "must have exactly method, backbone, dim, recalls, source, got .*year"),
+        ({"recalls": {}}, "percents at rising N"),
+        ({"recalls": {5: 90, 1: 80}}, "percents at rising N"),
+        ({"recalls": {1: 90, 5: 80}}, "percents at rising N"),
+        ({"recalls": {1: 101}}, "percents at rising N"),
+    ],
+)
+def test_a_wrong_row_of_published_recalls_is_refused(tmp_path, monkeypatch, change, message):
+    row = {"method": "m", "backbone": "b", "dim": 512, "recalls": {1: 80}, "source": "s 2023"}
+    text = Path(protocols.__file__).with_name("protocols").joinpath("st_lucia.yaml").read_text()
+    (tmp_path / "protocols").mkdir()
+    mine = {**yaml.safe_load(text), "published": [{**row, **change}]}
+    (tmp_path / "protocols/mine.yaml").write_text(yaml.safe_dump(mine, sort_keys=False))
+    monkeypatch.setattr(protocols, "resources", SimpleNamespace(files=lambda _: tmp_path))
+    with pytest.raises(ValueError, match=message):
+        load_protocol("mine")
 
 
 def test_an_unknown_protocol_is_refused_with_those_that_there_are():
@@ -98,7 +135,9 @@ def test_recalls_of_each_condition_of_a_table_are_reported(own_val, tmp_path):
         everything, day, night = (percents[name, n, "within 25 m"] for name in ("all", "day", "night"))
         assert everything == found["recalls"][f"R@{n}"] == pytest.approx((2 * day + 4 * night) / 6)
         assert percents["all", n, "within 5 m"] <= everything <= percents["all", n, "within 100 m"]
-    assert '<th scope="row">night</th><td>4</td>' in (tmp_path / "out/report.html").read_text()
+    rows = re.findall(r'<tr role="row">(.*?)</tr>', (tmp_path / "out/report.html").read_text(), re.DOTALL)
+    texts = [re.sub(r"<.*?>", " ", row).split() for row in rows]
+    assert ["night", "4"] in [row[:2] for row in texts]
 
 
 def test_queries_that_would_all_be_excluded_are_refused(own_val, tmp_path):

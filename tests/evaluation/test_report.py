@@ -1,10 +1,8 @@
 import base64
 import io
 import json
-import os
 import re
-import shutil
-import subprocess
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 
@@ -12,109 +10,361 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from classifiers import classifier_of
-from PIL import ExifTags, Image
+from PIL import Image
 
 from progeo.evaluation.classification import ClassScores
-from progeo.evaluation.metrics import recall_table
-from progeo.evaluation.report import write_report
+from progeo.evaluation.metrics import chance_recalls, recall_table
+from progeo.evaluation.missed import Missed
+from progeo.evaluation.protocols import Published
+from progeo.evaluation.report import Measured, shown_queries, write_report
 from progeo.evaluation.retrieved import Retrieved
 from progeo.places.catalogue import Catalogue
 
-
-class Page(HTMLParser):
-    """The rows of a report, its texts and the addresses it refers to."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.rows, self.figures, self.addresses, self.texts = [], [], [], []
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        attributes = dict(attrs)
-        classes = (attributes.get("class") or "").split()
-        self.addresses += [value for name, value in attributes.items() if name in ("src", "href")]
-        if tag == "li" and "row" in classes:
-            self.rows.append(classes[1])
-        if tag == "figure":
-            self.figures.append((classes or [None])[0])
-
-    def handle_data(self, data):
-        self.texts.append(data)
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.texts).split())
+NAMES = [f"@{index}@<b>&'.png" for index in range(7)]
+EAST, NORTH = 550_000, 4_180_000
 
 
-def catalogue(folder, names, east):
-    north, zone = np.full(len(names), 7.0), np.zeros(len(names), np.int8)
-    return Catalogue(folder, pa.table({"path": names, "east": east, "north": north, "zone": zone}))
+def catalogue(folder, names, east, **columns):
+    zone, heading = np.zeros(len(names), np.int8), np.full(len(names), np.nan)
+    known = {"east": east, "north": np.full(len(names), 7.0), "zone": zone, "heading": heading}
+    return Catalogue(folder, pa.table({"path": pa.array(names, pa.large_string()), **known, **columns}))
 
 
-def report(folder, *, max_queries=240, num_shown=5, ns=(1, 2), **changes):
+def retrieved(folder, **changes):
     """Three queries, four database images: correct at rank 1; wrong by 90 m; wrong by 4,000 m but correct at rank 2."""
-    names = [f"@{index}@<b>&'.png" for index in range(7)]
-    for index, name in enumerate(names):
+    for index, name in enumerate(NAMES):
         Image.new("RGB", (300, 200), (index * 30, 0, 0)).save(folder / name)
     content = {
-        "database": catalogue(folder, names[3:], [3.0, 90, 116, 3975]),
-        "queries": catalogue(folder, names[:3], [0.0, 0, 4000]),
+        "database": catalogue(folder, NAMES[3:], [3.0, 90, 116, 3975]),
+        "queries": catalogue(folder, NAMES[:3], [0.0, 0, 4000]),
         "predictions": np.array([[0, 1], [1, 2], [0, 3]]),
         "positives": {"within 25 m": [np.array([0]), np.array([0]), np.array([3])]},
         "conditions": np.array(["night", "day", "night"]),
-        **changes,
+        "distances": np.array([[0.5, 0.75], [0.25, 1.5], [1.125, 2]]),
     }
-    retrieved = Retrieved(**content)
-    recalls = {"within 25 m": recall_table(retrieved.predictions, retrieved.positives, {"all": np.arange(3)}, ns)}
-    facts = {"encoder": "<script>alert(1)</script>", "folder": "test"}
-    shown = {"max_queries": max_queries, "num_shown": num_shown}
-    write_report(folder / "report.html", retrieved, title="R & <D>", facts=facts, recalls=recalls, **shown)
+    return Retrieved(**{**content, **changes})
+
+
+def measured(found, ns=(1, 2), **changes):
+    table = recall_table(found.predictions, found.positives, found.groups(), ns)
+    counts = np.array([len(rows) for rows in found.positives[found.criterion]])
+    return Measured(table, chance_recalls(counts, len(found.database), ns), **changes)
+
+
+def written(folder, found, *, facts=None, ns=(1, 2), more=None, title="R & <D>", **options):
+    numbers = measured(found, ns, **(more or {})) if found.labeled else None
+    facts = {"encoder": "e", "folder": "test", **(facts or {})}
+    write_report(folder / "report.html", found, title=title, facts=facts, measured=numbers, **options)
     return (folder / "report.html").read_text(encoding="utf-8")
 
 
+def data_of(html, name):
+    found = re.search(f'<script type="application/json" id="{name}-data">(.*?)</script>', html, re.DOTALL)
+    return json.loads(found[1]) if found else None
+
+
+def rows_of(html):
+    """For each row its key, verdict, name, values of filters, and strips: title and items (name, verdict, values)."""
+    data = data_of(html, "gallery")
+    verdicts, names = ["wrong", "correct", ""], [name for name, *_ in data["photos"]]
+    filters = list(data["filters"].items())
+    return [
+        (
+            key,
+            verdicts[mark],
+            names[photo],
+            {filters[at][0]: filters[at][1][value] for at, value in enumerate(values) if value >= 0},
+            {
+                data["titles"][title]: [(names[number], verdicts[each], told) for number, each, *told in items]
+                for title, items in strips
+            },
+        )
+        for key, photo, mark, values, strips, _ in data["rows"]
+    ]
+
+
+def text_of(html):
+    body = re.sub(r"<(script|style)\b.*?</\1>", " ", html, flags=re.DOTALL)
+    return " ".join(unescape(re.sub(r"<[^>]*>", " ", body)).split())
+
+
 def test_every_query_is_a_row_with_its_predictions_the_worst_first(tmp_path):
-    page = Page(report(tmp_path))
-    assert page.rows == ["wrong", "wrong", "correct"]
-    assert page.figures == ["query", "wrong", "correct", "query", "wrong", "wrong", "query", "correct", "wrong"]
-    gallery = page.text.partition("Queries and their predictions")[2]
-    assert gallery.index("3,997.0 m") < gallery.index("90.0 m") < gallery.index("3.0 m")
-    assert gallery.count("✓ correct") == 2
-    assert gallery.count("✗ wrong") == 4
+    html = written(tmp_path, retrieved(tmp_path))
+    assert [(key, verdict, name) for key, verdict, name, _, _ in rows_of(html)] == [
+        (2, "wrong", NAMES[2]),
+        (1, "wrong", NAMES[1]),
+        (0, "correct", NAMES[0]),
+    ]
+    assert [strips["Predictions"] for *_, strips in rows_of(html)] == [
+        [(NAMES[3], "wrong", [1, 3997, 1.125]), (NAMES[6], "correct", [2, 25, 2])],
+        [(NAMES[4], "wrong", [1, 90, 0.25]), (NAMES[5], "wrong", [2, 116, 1.5])],
+        [(NAMES[3], "correct", [1, 3, 0.5]), (NAMES[4], "wrong", [2, 90, 0.75])],
+    ]
+    data = data_of(html, "gallery")
+    assert data["measures"] == [["rank", "rank"], ["distance_m", "meters"], ["descriptor_distance", "descriptor"]]
+    assert data["orders"] == [["worst first", "given"], ["worst last", "reversed"], ["by name", "name"]]
 
 
-def test_recalls_and_counts_are_printed(tmp_path):
-    text = Page(report(tmp_path)).text
-    assert "R@1 R@2 within 25 m 3 33.3 0.0 to 100.0 66.7" in text
-    assert "All 3 queries shown, worst first." in text
-    assert "wrong (2)" in text
-    assert "correct (1)" in text
+def test_queries_are_filtered_by_verdict_and_group(tmp_path):
+    html = written(tmp_path, retrieved(tmp_path))
+    near, far = "0 to 5 m from the database", "10 to 25 m from the database"
+    assert [facets for *_, facets, _ in rows_of(html)] == [
+        {"verdict": "wrong", "condition": "night", "distance": "25 to 50 m from the database"},
+        {"verdict": "wrong", "condition": "day", "distance": near},
+        {"verdict": "correct", "condition": "night", "distance": near},
+    ]
+    assert data_of(html, "gallery")["filters"]["distance"] == [near, "25 to 50 m from the database"] != [near, far]
 
 
-def test_no_more_queries_are_shown_than_asked_for_and_the_page_says_so(tmp_path):
-    page = Page(report(tmp_path, max_queries=2))
-    assert page.rows == ["wrong", "wrong"]
-    assert Page(report(tmp_path, max_queries=2, predictions=np.array([[0], [0], [0]]))).rows == ["wrong", "correct"]
-    assert "2 of 3 queries shown, worst first, and some that are correct." in page.text
+def test_recall_at_1_with_its_interval_comes_first_then_chance(tmp_path):
+    text = text_of(written(tmp_path, retrieved(tmp_path)))
+    first, second = measured(retrieved(tmp_path)).recalls[:2]
+    figures = f"R@1 33.3 % 95 % interval {first.low:.1f} to {first.high:.1f} R@2 66.7 % {second.low:.1f} to"
+    assert figures in text
+    assert "3 queries, correct within 25 m. A random guess would have R@1 25 %." in text
+    assert text.index(figures) < text.index("Map") < text.index("Queries") < text.index("Settings")
+
+
+def test_recalls_of_groups_are_bars_with_counts_and_a_table(tmp_path):
+    html = written(tmp_path, retrieved(tmp_path))
+    text = text_of(html)
+    assert "R@1 by condition" in text
+    assert re.search(r"night day 2 1 condition; below, the number of queries", text)
+    assert re.search(r"0-5 25-50 2 1 m to the database; below, the number of queries", text)
+    rows = {row[0]: row[1:] for row in table_of(html, "Recall by radius and group")}
+    assert rows["all, within 25 m"][:1] == ["3"]
+    assert [cell.split()[0] for cell in rows["night"]] == ["2", "50.0", "100.0"]
+    assert [cell.split()[0] for cell in rows["day"]] == ["1", "0.0", "0.0"]
+
+
+def table_of(html, summary):
+    table = re.search(rf"<summary>{summary}</summary>\s*<table.*?</table>", html, re.DOTALL)[0]
+    rows = re.findall(r'<tr role="row">(.*?)</tr>', table, re.DOTALL)
+    cells = [re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row, re.DOTALL) for row in rows]
+    return [[" ".join(re.sub(r"<[^>]*>", " ", cell).split()) for cell in row] for row in cells[1:]]
+
+
+def test_published_recalls_are_points_of_the_curve_and_a_table_with_sources(tmp_path):
+    published = [
+        Published("Old", "VGG-16", 4096, {1: 50.0}, "A paper, 2016"),
+        Published("New", "ViT", 512, {1: 90.0, 5: 95.5}, "Another, 2024"),
+    ]
+    html = written(tmp_path, retrieved(tmp_path), more={"published": published})
+    assert table_of(html, "Published recalls of this protocol") == [
+        ["Old", "VGG-16", "4,096", "50.0", "", "A paper, 2016"],
+        ["New", "ViT", "512", "90.0", "95.5", "Another, 2024"],
+    ]
+    assert "New, 512: 95.5 at 5" in html
+    assert "chance: 25 at 1" in html
+    assert "Published recalls" not in written(tmp_path, retrieved(tmp_path))
+
+
+def test_the_nearest_correct_image_that_was_missed_is_shown_unless_it_is_among_the_predictions(tmp_path):
+    found = retrieved(tmp_path)
+    best = Missed(np.array([2, 1]), np.array([3, 0]), np.array([2, 4]), np.array([2.0, 3.5], np.float32))
+    rows = rows_of(written(tmp_path, found, more={"missed": best}))
+    title = "Nearest correct image, missed"
+    assert [title in strips for *_, strips in rows] == [False, True, False]
+    assert rows[1][-1][title] == [(NAMES[3], "correct", [4, 3, 3.5])]
+    text = "The rank of a correct image that was missed is by descriptors among all"
+    assert f"{text} images." in text_of(written(tmp_path, found))
+    html = written(tmp_path, replace(found, panoramas=np.array(["a", "a", "b", "c"])), facts={"re-ranking": "k"})
+    assert f"{text} panoramas, before re-ranking." in text_of(html)
+
+
+def test_pictures_are_those_of_the_worst_queries_and_of_some_that_are_correct(tmp_path):
+    found = retrieved(tmp_path, predictions=np.array([[0, 1], [0, 1], [0, 1]]))
+    assert shown_queries(found, 2).tolist() == [2, 0]  # of the two that are correct, the first
+    html = written(tmp_path, found, max_pictured=2)
+    data = data_of(html, "gallery")
+    assert {name for name, picture, *_ in data["photos"] if picture} == {NAMES[index] for index in (0, 2, 3, 4)}
+    assert [facets["pictures"] for *_, facets, _ in rows_of(html)] == ["with pictures", "with pictures", "by name only"]
+    assert "2 of them have pictures: the worst, and some that are correct." in text_of(html)
+    assert "pictures" not in data_of(written(tmp_path, found), "gallery")["filters"]
+
+
+def test_rows_are_bounded_and_the_page_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("progeo.evaluation.report.MAX_ROWS", 2)
+    html = written(tmp_path, retrieved(tmp_path))
+    assert [key for key, *_ in rows_of(html)] == [2, 1]
+    assert "2 of 3 queries are listed: the worst, and some that are correct." in text_of(html)
+    assert sum(len(each["keys"]) for each in data_of(html, "map")["points"]) == 3
 
 
 def test_no_more_predictions_are_shown_than_asked_for_nor_than_there_are(tmp_path):
-    assert Page(report(tmp_path, num_shown=1)).figures.count("query") == 3
-    assert len(Page(report(tmp_path, num_shown=1)).figures) == 6
-    assert len(Page(report(tmp_path, num_shown=9)).figures) == 9
+    for wanted, shown in ((1, 1), (9, 2)):
+        rows = rows_of(written(tmp_path, retrieved(tmp_path), num_shown=wanted))
+        assert [len(strips["Predictions"]) for *_, strips in rows] == [shown] * 3
 
 
-def test_the_page_stands_alone_and_shows_names_as_text(tmp_path):
-    html = report(tmp_path)
-    page = Page(html)
-    assert all(address.startswith("data:image/jpeg;base64,") for address in page.addresses)
-    assert len(page.addresses) == 9
-    assert not re.search(r"https?://", html)
-    assert html.count("<script") == 1
-    assert "<b>&'" not in html
-    assert "R & <D>" in page.text
+def test_an_image_that_cannot_be_opened_leaves_a_placeholder(tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"broken")
+    queries = catalogue(tmp_path, ["broken.jpg", "gone.jpg", "gone too.jpg"], [0.0, 0, 0])
+    photos = data_of(written(tmp_path, retrieved(tmp_path, queries=queries)), "gallery")["photos"]
+    assert {name for name, picture in photos if picture == ""} == {"broken.jpg", "gone.jpg", "gone too.jpg"}
 
 
-EVIL = """</script><script>alert(1)</script><img src=x onerror=alert(1)>"' onload='alert(1)"""
+def test_recalls_at_one_n_or_in_any_order_still_make_a_page(tmp_path):
+    assert "R@1 33.3 %" in text_of(written(tmp_path, retrieved(tmp_path), ns=(1,)))
+    text = text_of(written(tmp_path, retrieved(tmp_path), ns=(2, 1)))
+    assert text.index("R@1 33.3 %") < text.index("R@2 66.7 %")
+
+
+def test_distances_of_top_predictions_are_counted_by_verdict(tmp_path):
+    html = written(tmp_path, retrieved(tmp_path))
+    figure = html.partition("Distance of the top prediction</figcaption>")[2].partition("</figure>")[0]
+    tips = re.findall(r"<title>(.*?)</title>", figure)
+    assert [tip for tip in tips if not tip.endswith(": 0")] == [
+        "3-10, correct: 1",  # 3 m, the lower end included
+        "30-100, wrong: 1",
+        "3k-10k, wrong: 1",
+    ]
+
+
+def test_the_map_has_the_database_and_all_queries_with_lines_to_their_top_predictions(tmp_path):
+    found = retrieved(tmp_path)
+    best = Missed(np.array([1]), np.array([0]), np.array([4]), np.array([3.5], np.float32))
+    data = data_of(written(tmp_path, found, more={"missed": best}, max_pictured=2), "map")
+    assert data["unit"] == "meters"
+    assert data["database"]["positions"] == [7, 3, 7, 90, 7, 116, 7, 3975]
+    correct, wrong = data["points"]
+    assert (correct["kind"], correct["keys"], correct["positions"], correct["targets"]) == (
+        "correct",
+        [0],
+        [7, 0],
+        [7, 3],
+    )
+    assert (wrong["kind"], wrong["keys"], wrong["labels"]) == ("wrong", [1, 2], NAMES[1:3])
+    assert wrong["targets"] == [7, 90, 7, 3]
+    assert data["details"].keys() == {"1", "2"}
+    predictions, missed = data["details"]["1"]["points"]
+    assert (predictions["kind"], predictions["positions"]) == ("match", [7, 90, 7, 116])
+    assert (missed["kind"], missed["positions"]) == ("found", [7, 3])
+    assert missed["labels"] == ["Nearest correct image, missed"]
+
+
+def test_images_without_a_place_give_a_page_without_a_map(tmp_path):
+    nowhere = catalogue(tmp_path, NAMES[:3], np.full(3, np.nan))
+    html = written(tmp_path, retrieved(tmp_path, queries=nowhere, predictions=np.array([[0, -1], [1, -1], [2, -1]])))
+    assert data_of(html, "map") is None
+    assert "<h2>Map" not in html
+    assert next(strips["Predictions"] for *_, strips in rows_of(html)) == [(NAMES[4], "wrong", [1, None, 0.25])]
+    assert "Distance of the top prediction" not in html
+
+
+def test_a_query_without_positives_is_told_so(tmp_path):
+    positives = {"within 25 m": [np.array([0]), np.array([], int), np.array([3])]}
+    rows = data_of(written(tmp_path, retrieved(tmp_path, positives=positives)), "gallery")["rows"]
+    assert [note for *_, note in rows] == ["", "The database has no image within 25 m.", ""]
+
+
+def test_queries_without_labels_are_shown_the_nearest_descriptors_first_and_nothing_is_called_correct(tmp_path):
+    nowhere = {
+        side: catalogue(tmp_path, names, np.full(len(names), np.nan))
+        for side, names in (("queries", NAMES[:3]), ("database", NAMES[3:]))
+    }
+    distances = np.array([[0.5, 0.75], [0.25, 1.5], [1.125, np.nan]])
+    predictions = np.array([[0, 1], [1, 2], [0, -1]])
+    html = written(tmp_path, retrieved(tmp_path, positives={}, predictions=predictions, distances=distances, **nowhere))
+    rows = rows_of(html)
+    assert [(key, verdict) for key, verdict, *_ in rows] == [(1, ""), (0, ""), (2, "")]
+    assert [strips["Predictions"] for *_, strips in rows][1:] == [
+        [(NAMES[3], "", [1, None, 0.5]), (NAMES[4], "", [2, None, 0.75])],
+        [(NAMES[3], "", [1, None, 1.125])],
+    ]
+    text = text_of(html)
+    assert "3 queries without ground truth, those with the nearest descriptors first." in text
+    for word in ("Recall", "<h2>Map", "R@1", "missed", "wrong"):
+        assert word not in text
+    assert data_of(html, "map") is None
+
+
+def of_classes(folder, *, labeled=True):
+    """Two queries, four classes in three cells of 20 m: one at the west, two at the middle, one at the north east."""
+    ids = [[EAST, NORTH, 0], [EAST + 100, NORTH, 0], [EAST + 100, NORTH, 180], [EAST + 200, NORTH + 60, 0]]
+    classifier = classifier_of(ids, groups_per_side=1, heading_bin_deg=180)
+    rows = np.array([[1, 3, 2, -1], [0, 3, 1, 2]])
+    probabilities = np.array([[0.5, 0.25, 0.125, 0], [0.9, 0.06, 0.02, 0.01]], np.float32)
+    columns = {"east": [EAST + 110.0, np.nan], "north": [NORTH - 10.0, np.nan], "zone": pa.array([10, 10], pa.int8())}
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (30, 20)).save(folder / name)
+    return Retrieved(
+        classifier.catalogue,
+        catalogue(folder, ["a.png", "b.png"], **columns),
+        rows[:, :3],
+        {"within 25 m": [np.array([1, 2]), np.array([], int)]} if labeled else {},
+        np.array(["", ""]),
+        classes=ClassScores(classifier, rows, probabilities, "softmax of 100 x cosine"),
+    )
+
+
+def test_classes_are_named_with_their_probability_and_have_no_picture(tmp_path):
+    found = of_classes(tmp_path)
+    html = written(tmp_path, found)
+    _, first = rows_of(html)
+    assert first[-1]["Predictions"][0] == (f"cell {EAST + 100} {NORTH} 0", "correct", [1, 20, 50])
+    data = data_of(html, "gallery")
+    assert data["measures"][2] == ["probability_percent", "percent"]
+    assert {picture for name, picture in data["photos"] if name.startswith("cell")} == {False}
+    text = text_of(html)
+    assert "Percentages are probabilities: softmax of 100 x cosine." in text
+    assert "A prediction is correct if the center of its cell lies within 25 m of the query." in text
+    assert "LR@1 50.0 %" in text
+
+
+def test_cells_of_a_chosen_query_are_squares_with_the_sum_of_their_classes(tmp_path):
+    data = data_of(written(tmp_path, of_classes(tmp_path)), "map")
+    (cells,) = data["details"]["0"]["polygons"]
+    assert cells["weights"] == [0.625, 0.25]  # two headings of one cell
+    assert cells["labels"] == ["62.5 %", "25.0 %"]
+    middle, north_east = np.array(cells["corners"]).reshape(2, 4, 2)
+    assert (middle.min(axis=0).tolist(), middle.max(axis=0).tolist()) == ([NORTH, EAST + 100], [NORTH + 20, EAST + 120])
+    assert north_east.mean(axis=0).tolist() == [NORTH + 70, EAST + 210]
+    points = data["points"]
+    assert [(each["name"], each["known"]) for each in points] == [("correct queries", 1), ("wrong queries", 0)]
+    assert points[0]["targets"] == middle.mean(axis=0).tolist()
+    assert data["details"]["1"]["polygons"][0]["weights"] == pytest.approx([0.9, 0.06, 0.03])
+
+
+def test_the_best_class_with_a_correct_center_is_shown_if_it_was_missed(tmp_path):
+    found = replace(of_classes(tmp_path), predictions=np.array([[3], [0]]))
+    best = Missed(np.array([0]), np.array([2]), np.array([17]), np.array([0.125], np.float32))
+    rows = {key: strips for key, *_, strips in rows_of(written(tmp_path, found, more={"missed": best}))}
+    name = found.database.name(2)
+    assert rows[0]["Best class with a correct center, missed"] == [(name, "correct", [17, 20, 12.5])]
+
+
+def test_queries_without_positions_are_ordered_by_probability_and_keep_the_map_of_their_cells(tmp_path):
+    html = written(tmp_path, of_classes(tmp_path, labeled=False))
+    assert [name for _, _, name, *_ in rows_of(html)] == ["b.png", "a.png"]
+    assert "those with the most probable classes first" in text_of(html)
+    assert data_of(html, "map")["details"].keys() == {"0", "1"}
+
+
+def test_queries_are_grouped_by_their_distance_to_the_nearest_class(tmp_path):
+    found = of_classes(tmp_path)
+    east, north = [EAST + 110.0, EAST + 210.0], [NORTH - 10.0, NORTH + 73]
+    queries = catalogue(tmp_path, ["a.png", "b.png"], east, north=north, zone=pa.array([10, 10], pa.int8()))
+    groups = replace(found, queries=queries).groups()
+    assert {name: rows.tolist() for name, rows in groups.items()} == {
+        "all": [0, 1],
+        "0 to 5 m from the nearest class": [1],
+        "10 to 25 m from the nearest class": [0],
+    }
+
+
+def test_absolute_paths_are_shown_only_if_asked_for(tmp_path):
+    secret = str(tmp_path)
+    database = catalogue(tmp_path, [str(tmp_path / name) for name in NAMES[3:]], [3.0, 90, 116, 3975])
+    found = retrieved(tmp_path, database=database)
+    facts = {"folder": f"{secret}/city", "database": f"4 images in {secret}/city/database"}
+    html = written(tmp_path, found, facts=facts)
+    assert secret not in html
+    assert "…/city/database" in html
+    assert {name for name, *_ in data_of(html, "gallery")["photos"]} >= {f"…/{tmp_path.name}/{NAMES[3]}"}
+    html = written(tmp_path, found, facts=facts, show_paths=True)
+    assert f"4 images in {secret}/city/database" in html
+    assert [each[2] for each in data_of(html, "gallery")["photos"]][-1] == str(tmp_path / NAMES[0])
 
 
 class Tags(HTMLParser):
@@ -130,10 +380,13 @@ class Tags(HTMLParser):
         self.attributes |= {name for name, _ in attributes}
 
 
+EVIL = """</script><script>alert(1)</script><img src=x onerror=alert(1)>"' onload='alert(1)"""
+
+
 @pytest.mark.parametrize("evil", [EVIL, "{{ 7 * 7 }}"])
 @pytest.mark.parametrize("by_classes", [False, True])
 def test_no_text_becomes_a_part_of_the_page(tmp_path, evil, by_classes):
-    def written(text):
+    def page(text):
         names = [f"{text}{index}.png" for index in range(5)]
         queries, database = catalogue(tmp_path, names[:3], [0.0, 0, 4000]), catalogue(tmp_path, names[3:], [3.0, 90])
         rows, scores = np.tile([0, 1], (3, 1)), None
@@ -142,172 +395,18 @@ def test_no_text_becomes_a_part_of_the_page(tmp_path, evil, by_classes):
             database = classifier.catalogue
             scores = ClassScores(classifier, rows, np.full((3, 2), 0.5), text)
         positives = {text: [np.array([0]), np.array([1]), np.array([], np.int64)]}
-        retrieved = Retrieved(database, queries, rows, positives, np.array([text, "", text]), classes=scores)
-        recalls = {text: recall_table(rows, positives, {text: np.arange(3)}, (1, 2))}
-        facts = {text: text, "encoder": text, "folder": text}
-        write_report(tmp_path / "report.html", retrieved, title=text, facts=facts, recalls=recalls)
-        return (tmp_path / "report.html").read_text(encoding="utf-8")
+        found = Retrieved(database, queries, rows, positives, np.array([text, "", text]), classes=scores)
+        return written(tmp_path, found, facts={text: text, "encoder": text, "folder": text}, title=text)
 
-    plain, found = written("plain"), written(evil)
+    plain, found = page("plain"), page(evil)
     assert Tags(found).tags == Tags(plain).tags
     assert Tags(found).attributes == Tags(plain).attributes
-    assert unescape(found).count(evil) > 10  # as it is, unless it is a path of which only the name is shown
+    assert text_of(found).count(evil) > 3
+    assert f"{evil}0.png" in {name for name, *_ in data_of(found, "gallery")["photos"]}
 
 
-def test_thumbnails_are_bounded(tmp_path):
-    for address in Page(report(tmp_path)).addresses:
-        with Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))) as image:
-            assert max(image.size) == 128
-
-
-def test_photos_are_shown_upright_and_those_of_16_bits_in_all_their_grays(tmp_path):
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = 6
-    Image.new("RGB", (300, 200)).save(tmp_path / "lying.jpg", exif=exif)
-    Image.fromarray(np.full((200, 300), 128 * 256, np.uint16)).save(tmp_path / "deep.png")
-    queries = catalogue(tmp_path, ["lying.jpg", "deep.png", "deep.png"], [0.0, 0, 0])
-    shown = {}
-    for address in Page(report(tmp_path, queries=queries, num_shown=0)).addresses:
-        with Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))) as image:
-            shown[image.size] = image.getpixel((40, 40))
-    assert shown == {(85, 128): (0, 0, 0), (128, 85): (128, 128, 128)}
-
-
-def test_an_image_that_cannot_be_opened_leaves_a_placeholder(tmp_path):
-    broken = tmp_path / "broken.jpg"
-    broken.write_bytes(b"broken")
-    page = Page(report(tmp_path, queries=catalogue(tmp_path, ["broken.jpg", "gone.jpg", "gone too.jpg"], [0.0, 0, 0])))
-    assert page.text.count("image cannot be opened") == 3
-    assert len(page.rows) == 3
-
-
-def test_a_single_recall_still_makes_a_page(tmp_path):
-    assert len(Page(report(tmp_path, ns=(1,))).rows) == 3
-
-
-def test_the_curve_rises_from_recall_at_1_on_a_logarithmic_axis(tmp_path):
-    points = re.search(r'<polyline points="([^"]*)"', report(tmp_path, ns=(1, 2)))[1].split()
-    assert points == ["36.0,92.0", "308.0,52.0"]  # 33.3 and 66.7 % of 120 pixels above 132
-
-
-def test_recalls_stand_under_their_n_in_any_order(tmp_path):
-    assert "R@2 R@1 within 25 m 3 66.7 0.0 to 100.0 33.3" in Page(report(tmp_path, ns=(2, 1))).text
-
-
-def test_images_without_a_place_give_a_page_without_a_map(tmp_path):
-    nowhere = catalogue(tmp_path, [f"@{index}@<b>&'.png" for index in range(3)], np.full(3, np.nan))
-    html = report(tmp_path, queries=nowhere, predictions=np.array([[0, -1], [1, -1], [2, -1]]))
-    assert "<h2>Map" not in html
-    assert "on the map" not in html
-    assert Page(html).figures.count("query") == 3
-    assert len(Page(html).figures) == 6
-
-
-def test_the_map_puts_north_up_and_draws_failures_above_hits(tmp_path):
-    queries = catalogue(tmp_path, [f"@{index}@<b>&'.png" for index in range(3)], [0.0, 0, 4000])
-    table = queries.table.set_column(2, "north", pa.array([7.0, 107, 7]))
-    html = report(tmp_path, queries=Catalogue(tmp_path, table))
-    dots = re.findall(r'<circle class="(\w+)" cx="([\d.]+)" cy="([\d.]+)" data-query="(\d)"', html)
-    assert dots == [
-        ("correct", "0.0", "100.0", "0"),
-        ("wrong", "0.0", "0.0", "1"),
-        ("wrong", "4000.0", "100.0", "2"),
-    ]
-
-
-def test_queries_without_labels_are_shown_the_nearest_descriptors_first_and_nothing_is_called_correct(tmp_path):
-    names = [f"{index}.jpg" for index in range(7)]
-    for name in names:
-        Image.new("RGB", (30, 20)).save(tmp_path / name)
-    retrieved = Retrieved(
-        catalogue(tmp_path, names[3:], [3.0, 90, 116, 3975]),
-        catalogue(tmp_path, names[:3], [0.0, 0, 4000]),
-        predictions=np.array([[0, 1], [1, 2], [0, -1]]),
-        positives={},
-        conditions=np.array(["", "night", ""]),
-        distances=np.array([[0.5, 0.75], [0.25, 1.5], [1.125, np.nan]]),
-    )
-    write_report(tmp_path / "report.html", retrieved, title="t", facts={"encoder": "e"}, recalls={})
-    html = (tmp_path / "report.html").read_text(encoding="utf-8")
-    page = Page(html)
-    assert page.rows == ["found"] * 3
-    assert re.findall('data-name="([^"]*)"', html) == ["1.jpg", "0.jpg", "2.jpg"]
-    assert page.figures == ["query", "found", "found", "query", "found", "found", "query", "found"]
-    shown = page.text.partition("Queries and their predictions")[2].partition('"use strict"')[0]
-    assert re.findall(r"\d\.\d{3}", shown) == ["0.250", "1.500", "0.500", "0.750", "1.125"]
-    assert "All 3 queries shown, those with the nearest descriptors first." in shown
-    for word in ("Recall in", "<svg", "on the map", "✓", "✗", "At rank 1"):
-        assert word not in html
-
-
-ACTIONS = """
-const seen = {errors: []};
-window.addEventListener("error", event => seen.errors.push(event.message));
-const shown = () => [...document.querySelectorAll(".row")].filter(row => !row.hidden).map(row => row.dataset.query);
-const set = (name, value) => {
-  document.querySelector("form")[name].value = value;
-  document.querySelector("form").dispatchEvent(new Event("change", {bubbles: true}));
-};
-window.addEventListener("load", () => {
-  const map = document.querySelector("svg.map"), view = () => map.getAttribute("viewBox").split(" ").map(Number);
-  const press = key => map.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
-  seen.all = shown();
-  document.querySelector("input[value=wrong]").click();
-  seen.wrong = shown();
-  set("condition", "night");
-  seen.wrong_at_night = shown();
-  seen.dots = [...map.querySelectorAll("circle")].filter(dot => !dot.classList.contains("hidden")).length;
-  set("condition", "");
-  document.querySelector("input[value='']").click();
-  set("order", "last");
-  seen.last = shown();
-  set("order", "name");
-  seen.by_name = shown();
-  const before = view();
-  press("+");
-  seen.zoomed = view()[2] / before[2];
-  press("ArrowRight");
-  seen.moved = view()[0] > before[0];
-  map.dispatchEvent(new WheelEvent("wheel", {deltaY: 100, clientX: 300, clientY: 300, cancelable: true}));
-  press("0");
-  seen.whole = view().every((value, index) => value === before[index]);
-  map.querySelector("circle[data-query='2']").dispatchEvent(new MouseEvent("click", {bubbles: true}));
-  seen.chosen = [...document.querySelectorAll(".chosen")].map(item => item.dataset.query);
-  seen.told = document.getElementById("chosen").textContent;
-  document.querySelector(".row[data-query='1'] button").click();
-  seen.focused = document.activeElement === map;
-  seen.scale = document.getElementById("scale").textContent;
-  document.title = JSON.stringify(seen);
-});
-"""
-
-
-def shown_by_chromium(page):
-    """The page as it is after its scripts ran."""
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={page.parent / 'profile'}", "--dump-dom"]
-    command = ["chromium", *flags, page.as_uri()]
-    home = {name: str(page.parent) for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")}
-    env = {**os.environ, **home}  # it keeps files there
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=env).stdout
-
-
-@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
-def test_filters_order_and_map_work_in_a_browser(tmp_path):
-    html = report(tmp_path)
-    page, policy = tmp_path / "tried.html", re.search(r"script-src '[^']+'", html)[0]
-    html = html.replace(policy, "script-src 'unsafe-inline'")
-    page.write_text(html.replace("<script>", f"<script>{ACTIONS}</script><script>"))
-    seen = json.loads(unescape(re.search(r"<title>(\{.*\})</title>", shown_by_chromium(page))[1]))
-    assert seen["errors"] == []
-    assert (seen["all"], seen["wrong"], seen["wrong_at_night"], seen["dots"]) == (["2", "1", "0"], ["2", "1"], ["2"], 1)
-    assert (seen["last"], seen["by_name"]) == (["0", "1", "2"], ["0", "1", "2"])
-    assert (seen["zoomed"], seen["moved"], seen["whole"], seen["focused"]) == (pytest.approx(0.8), True, True, True)
-    assert set(seen["chosen"]) == {"2"}
-    assert seen["told"] == "@2@<b>&'.png: wrong, 3,997.0 m off"
-    assert re.fullmatch(r"\d+ k?m", seen["scale"])
-
-
-@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
-def test_the_script_is_the_one_that_the_page_allows(tmp_path):
-    assert 'style="--dot:' not in report(tmp_path)
-    assert 'style="--dot:' in shown_by_chromium(tmp_path / "report.html")
+def test_pictures_are_bounded(tmp_path):
+    for _, picture in data_of(written(tmp_path, retrieved(tmp_path)), "gallery")["photos"]:
+        with Image.open(io.BytesIO(base64.b64decode(picture))) as image:
+            assert image.format == "WEBP"
+            assert max(image.size) == 300

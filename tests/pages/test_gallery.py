@@ -36,7 +36,7 @@ def test_a_photo_that_cannot_be_opened_differs_from_one_without_a_picture(tmp_pa
     photos.add("broken.jpg", tmp_path / "broken.jpg")
     photos.add("far.jpg", tmp_path / "broken.jpg", embedded=False)
     photos.add("no file", None)
-    assert photos.data(show_paths=False) == [["broken.jpg", ""], ["far.jpg", None], ["no file", None]]
+    assert photos.data(show_paths=False) == [["broken.jpg", ""], ["far.jpg", None], ["no file", False]]
 
 
 def test_paths_are_told_only_if_they_are_wanted(tmp_path):

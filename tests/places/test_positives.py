@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from running import build_catalogue
 
-from progeo.places.positives import find_positives, looking_alike, positives_within
+from progeo.places.positives import find_positives, looking_alike, positives_within, smallest_turns
 
 
 def test_positives_are_the_database_images_within_the_radius_its_edge_included():
@@ -71,3 +71,11 @@ def test_an_angle_that_is_none_is_refused(tmp_path, angle_deg):
     one = images(tmp_path, (0, 10))
     with pytest.raises(ValueError, match=f"`positive_angle_deg` must be above 0 and at most 180, got {angle_deg}"):
         find_positives(one, one, 25, angle_deg=angle_deg)
+
+
+def test_the_smallest_turn_is_to_the_positive_that_looks_most_alike():
+    database, queries = np.array([0.0, 350, 90, np.nan]), np.array([10.0, 10, 10, np.nan, 200])
+    positives = [np.array(rows, np.int64) for rows in ([0, 1, 2], [1, 2, 3], [3], [0], [])]
+    found = smallest_turns(positives, database, queries)
+    np.testing.assert_array_equal(found, [10, 20, np.nan, np.nan, np.nan])
+    np.testing.assert_array_equal(smallest_turns([np.array([0, 2])], database, np.array([225.0])), [135])

@@ -70,12 +70,14 @@ function createGallery(data, map) {
 
   function photoElement(number, label) {
     const [name, picture] = data.photos[number];
+    if (picture === false) return null;
     if (picture) return element("img", { alt: `${label} ${name}`, src: `data:image/webp;base64,${picture}`, decoding: "async" });
     return element("span", { class: "missing" }, picture === "" ? "cannot be opened" : "no picture on this page");
   }
 
   function buttonOf(row, item, label) {
     const number = item ? item[0] : row.photo;
+    if (data.photos[number][1] === false) return null;
     const button = element("button", { type: "button", class: "photo", "aria-label": `Enlarge ${label} ${data.photos[number][0]}` },
       photoElement(number, label));
     button.addEventListener("click", () => enlarge(row, item));
