@@ -21,7 +21,6 @@ from progeo.pages.page import shown_path, write_page
 from progeo.places.catalogue import Catalogue
 from progeo.places.cells import Partition
 from progeo.places.coordinates import map_link
-from progeo.places.distances import is_wide
 
 KINDS = ("unreadable", "tiny", "duplicates", "misplaced")
 _WITHOUT_POSITIVE = "without a positive"
@@ -76,20 +75,16 @@ def write_dataset_page(
         num_groups: number of groups that training uses; None uses all.
         show_paths: whether the page shows absolute paths.
     """
-    found = [*_findings_of_sets(report, sets), *_without_positive(report, sets)]
-    by_kind: dict[tuple[str, str], list[_Finding]] = {}
-    for finding in found:
-        by_kind.setdefault((finding.of.name, finding.kind), []).append(finding)
+    by_kind = _by_set_and_kind([*_findings_of_sets(report, sets), *_without_positive(report, sets)])
     shown = [finding for some in by_kind.values() for finding in some[:_MAX_ROWS]]
     pictured = {id(finding) for some in by_kind.values() for finding in some[:_MAX_PICTURES]}
     classes = report.get("classes") or {}
     folder = str(report["folder"])
     catalogues = [each.catalogue for each in sets]
-    frame = frame_of(*catalogues, great_circle=is_wide(*catalogues))
+    in_degrees = all(found["map_link"] for found in report["sets"].values())  # of most images, if not of all
+    frame = frame_of(*catalogues, great_circle=in_degrees)
     places = _Places(sets, frame, shown)
-    drawn = None
-    if partition is not None:
-        drawn = class_map(catalogues[0], partition, frame, num_groups=num_groups)
+    drawn = None if partition is None else class_map(catalogues[0], partition, frame, num_groups=num_groups)
     write_page(
         path,
         "check.html",
@@ -99,11 +94,7 @@ def write_dataset_page(
         map=_map(sets, places, shown, drawn),
         report=report,
         counts={kind: sum(len(some) for (_, its), some in by_kind.items() if its == kind) for kind in _kinds(report)},
-        hidden=[
-            f"{len(some) - _MAX_ROWS:,} more of {name} that are {kind}"
-            for (name, kind), some in by_kind.items()
-            if len(some) > _MAX_ROWS
-        ],
+        hidden=_hidden(by_kind),
         num_pictures=_MAX_PICTURES if any(len(some) > _MAX_PICTURES for some in by_kind.values()) else None,
         sizes={name: _sizes(found["sizes"]) for name, found in report["sets"].items()},
         refusal=classes.get("refused", "").replace(folder, shown_path(folder, show_paths)),
@@ -128,6 +119,22 @@ def format_cells(cells: Mapping[str, Any]) -> str:
 
 def _kinds(report: Mapping[str, Any]) -> tuple[str, ...]:
     return (*KINDS, _WITHOUT_POSITIVE) if "queries_without_positive" in report else KINDS
+
+
+def _by_set_and_kind(findings: Sequence[_Finding]) -> dict[tuple[str, str], list[_Finding]]:
+    found: dict[tuple[str, str], list[_Finding]] = {}
+    for finding in findings:
+        found.setdefault((finding.of.name, finding.kind), []).append(finding)
+    return found
+
+
+def _hidden(by_kind: Mapping[tuple[str, str], Sequence[_Finding]]) -> list[str]:
+    """Say how many findings of each kind are not on the page."""
+    return [
+        f"{len(some) - _MAX_ROWS:,} more of {name} that are {kind}"
+        for (name, kind), some in by_kind.items()
+        if len(some) > _MAX_ROWS
+    ]
 
 
 def _sizes(sizes: Mapping[str, int]) -> str:

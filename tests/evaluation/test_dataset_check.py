@@ -38,7 +38,9 @@ def test_a_set_that_nothing_is_wrong_with(city, tmp_path):
     assert (found["images"], found["sizes"]) == (84, {"64 x 64": 84})
     assert not any(found[kind] for kind in ("unreadable", "tiny", "duplicates", "misplaced"))
     assert {path.name for path in tmp_path.iterdir()} == {"check.json", "check.html"}
-    assert (tmp_path / "check.html").read_text().count("<title>") > 10
+    assert str(city) not in (tmp_path / "check.html").read_text()
+    main(["dataset", "check", str(city / "train"), "--out", str(tmp_path), "--show_paths"])
+    assert f"Images of {city}/train" in (tmp_path / "check.html").read_text()
 
 
 def test_each_kind_of_wrong_image_is_found(train):

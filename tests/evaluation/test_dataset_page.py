@@ -269,5 +269,21 @@ def test_a_northing_that_cannot_be_costs_no_class_its_place(tmp_path):
     train = set_of("train", [(500_005.0, 5_000_005), (500_015, 5_000_005), (500_005, 25_000_005)], names=letters)
     cells = {**CELLS, "min_images_per_class": 2}
     partition = build_partition(train.catalogue, cell_side_m=20, heading_bin_deg=360, **cells)
-    drawn = data(page(tmp_path, train, partition=partition, classes=CLASSES), "map")
-    assert [len(layer["corners"]) for layer in drawn["polygons"]] == [8]
+    found = {"train": {"map_link": "https://map"}}
+    drawn = data(page(tmp_path, train, partition=partition, classes=CLASSES, found=found), "map")
+    assert drawn["unit"] == "degrees"
+    (corners,) = (layer["corners"] for layer in drawn["polygons"])
+    assert corners[:2] == pytest.approx([45.153, 3.0], abs=0.001)
+
+
+def test_absolute_paths_are_shown_only_if_asked_for_and_positions_have_links(tmp_path):
+    names = ["@500005@5000005@31@T@.jpg", "@500015@5000005@31@T@.jpg"]
+    train = set_of("train", [(500_005.0, 5_000_005), (500_015, 5_000_005)], names=names, folder=Path("/data/x/city"))
+    classes = {**CLASSES, "refused": "1 of 2 images in /data/x/city have no heading."}
+    found = {"train": {"misplaced": {names[0]: "far"}}}
+    for show_paths in (False, True):
+        text = page(tmp_path, train, found=found, folder="/data/x/city", classes=classes, show_paths=show_paths)
+        assert ("/data/x/city" in text) == show_paths
+        assert "x/city have no heading." in text
+        (row,) = data(text, "gallery")["rows"]
+        assert row[6].startswith("https://www.openstreetmap.org/?mlat=45.15")

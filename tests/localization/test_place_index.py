@@ -118,8 +118,12 @@ def test_a_page_shows_the_photos_their_matches_and_the_images_of_the_index(built
     assert [len(photo[1]) > 100 for photo in gallery["photos"]] == [True] * 4
     assert drawn["database"]["count"] == len(list((city / "train").iterdir()))
     assert [each["kind"] for each in drawn["points"]] == ["match", "photo"]
+    assert str(photo.parent) not in page
     (link,) = (line.strip() for line in capsys.readouterr().out.splitlines() if "openstreetmap" in line)
     assert link == gallery["rows"][0][6]
+    words = ["--index", str(built / "index"), "--out", str(tmp_path / "a.html"), "--show_paths"]
+    main(["localize", str(photo), *words])
+    assert str(photo) in (tmp_path / "a.html").read_text()
 
 
 def test_added_images_are_found_as_in_an_index_built_of_all_images(city, encoder, cache, tmp_path, capsys):
@@ -180,7 +184,8 @@ def test_a_sentence_finds_the_images_that_clip_finds_nearest(city, cache, tmp_pa
         text = clip.encode_text(open_clip.get_tokenizer("tiny-vit")(["a street with palm trees"]), normalize=True)
         nearest = (clip.encode_image(pixels, normalize=True) @ text.T)[:, 0].argsort(descending=True)
     assert shown[0].startswith("a street with palm trees: ")
-    assert [line.split("  ")[-1] for line in shown[1:]] == [str(images.path(int(row)).resolve()) for row in nearest]
+    assert shown[1].startswith("       https://www.openstreetmap.org/?mlat=37.")
+    assert [line.split("  ")[-1] for line in shown[2:]] == [str(images.path(int(row)).resolve()) for row in nearest]
 
 
 @pytest.mark.parametrize(
@@ -188,7 +193,10 @@ def test_a_sentence_finds_the_images_that_clip_finds_nearest(city, cache, tmp_pa
     [
         ("localize --index {built}/index", "Give photos to localize, or --text"),
         ("localize a.jpg --text x --index {built}/index", "Give photos to localize, or --text"),
-        ("localize a.jpg --index {built}/index --out a.xml", "--out must end in .csv, .geojson, .json, got a.xml"),
+        (
+            "localize a.jpg --index {built}/index --out a.xml",
+            "--out must end in .csv, .geojson, .json, .html, got a.xml",
+        ),
         ("localize a.jpg --index {built}/index", "There is no image a.jpg"),
         ("localize a.jpg --index {built}", "There is no place index in .*built.*`progeo index build`"),
         ("localize --text tree --index {built}/index", "tiny-resnet, aggregation gem.* cannot be compared with texts"),
