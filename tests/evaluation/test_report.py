@@ -159,6 +159,13 @@ def test_published_recalls_are_points_of_the_curve_and_a_table_with_sources(tmp_
     assert "Published recalls" not in written(tmp_path, retrieved(tmp_path))
 
 
+def test_labels_of_published_recalls_do_not_overlap(tmp_path):
+    published = [Published(f"m{percent}", "b", 8, {1: float(percent)}, "s") for percent in (60, 80, 86, 88, 92)]
+    html = written(tmp_path, retrieved(tmp_path), more={"published": published})
+    figure = html.partition("<figcaption>R@N</figcaption>")[2].partition("</svg>")[0]
+    assert re.findall(r">(m\d+)</text>", figure) == ["m60", "m80", "m92"]
+
+
 def test_the_nearest_correct_image_that_was_missed_is_shown_unless_it_is_among_the_predictions(tmp_path):
     found = retrieved(tmp_path)
     best = Missed(np.array([2, 1]), np.array([3, 0]), np.array([2, 4]), np.array([2.0, 3.5], np.float32))
