@@ -120,6 +120,12 @@ COMMANDS = {
         "progeo import resnet50_512.pth --out encoders/cosplace",
         ("file",),
     ),
+    "runs show": Command(
+        "runs:show_runs",
+        "compare the losses, recalls and speed of runs, also while they are trained",
+        "progeo runs show runs/city runs/other --out runs.html",
+        ("runs...",),
+    ),
     "prompts show": Command(
         "show_prompts:show_prompts",
         "show the words nearest to the learned prompts",

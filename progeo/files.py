@@ -11,10 +11,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tqdm import tqdm
-
 from progeo.atomic import completing, replacing, temporary_file
 from progeo.disk import sync
+from progeo.progress import Progress
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -46,10 +45,10 @@ def each_file(
 ) -> Iterator[Found]:
     """Apply `look` to many files in parallel threads and yield the results in the order of `names`.
 
-    Threads pay off because on a network disk most of the time is spent waiting. A `description` shows a progress bar.
+    Threads pay off because on a network disk most of the time is spent waiting. A `description` shows the progress.
     """
-    names, hidden = iter(names), True if description is None else None
-    with ThreadPoolExecutor(_THREADS) as pool, tqdm(desc=description, total=total, unit="img", disable=hidden) as bar:
+    names, bar = iter(names), Progress(description or "", total=total, leave=True, hidden=description is None)
+    with ThreadPoolExecutor(_THREADS) as pool, bar:
         while some := list(islice(names, _AT_ONCE)):
             for found in pool.map(look, some):
                 bar.update()

@@ -155,6 +155,24 @@ def was_locked(folder: Path) -> bool:
     return (folder / _FOLDER_LOCK).exists() and os.access(folder, os.W_OK)
 
 
+def may_be_held(folder: Path) -> bool:
+    """Return whether a process may hold the lock of a folder, without trying to take it, which could refuse another."""
+    try:
+        _, host, number = (folder / _FOLDER_LOCK).read_text(encoding="utf-8").split()
+    except OSError:
+        return False
+    except ValueError:  # it is just being taken
+        return is_lock_file(folder / _FOLDER_LOCK)
+    try:
+        if host == socket.gethostname():
+            os.kill(int(number), 0)
+    except PermissionError:  # of another user
+        return True
+    except (OSError, ValueError, OverflowError):  # of a process that was killed
+        return False
+    return True
+
+
 class _NoLock(Lock):
     """Stands for a lock where there is none to take."""
 

@@ -80,6 +80,7 @@ os._exit(code)  # freeing all that was imported would take longer than most comm
 It answers the numbers of the children that it started, and the exit code of a child, or null once that is stopped.
 """
 _TIMEOUT_S = 600
+_MEASURED = ("images_per_s", "memory_bytes", "device_memory_bytes", "seconds")
 
 
 def parsed(command: str, *words: object) -> dict[str, Any]:
@@ -106,7 +107,9 @@ def without_digests(folder: Path, description: str = "model.json") -> None:
 
 
 def metrics_of(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    """The rows of metrics of a run, without measured times and memory."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in _MEASURED} for row in rows]
 
 
 @dataclass(frozen=True)

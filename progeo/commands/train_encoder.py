@@ -39,6 +39,7 @@ _MAY_CHANGE = (
     "training.skip_not_finite",
     "training.checkpoint_every",
     "training.keep_checkpoints",
+    "training.log_every",
 )
 
 
@@ -293,12 +294,14 @@ def _train(trainer: "Trainer", settings: Mapping[str, Any]) -> None:
     """Train from the newest checkpoint to the end, and log the result."""
     from progeo.engine.accelerator import start_trackers
     from progeo.engine.log import LOGGER
+    from progeo.engine.run_folder import is_done
 
     found = trainer.resume()
     if found is not None:
         LOGGER.info("resuming from %s%s", found, "" if trainer.best is None else f", best {trainer.best_in_words}")
     if trainer.accelerator.is_main_process:
-        trainer.run.keep_metrics(lambda row: found is not None and row["epoch"] <= trainer.epoch)
+        done = trainer.epoch, trainer.means.steps
+        trainer.run.keep_metrics(lambda row: found is not None and is_done(row, *done))
     start_trackers(trainer.accelerator, settings["out"], settings=settings, steps_done=trainer.steps_done)
     if found is None:
         trainer.validate_untrained()

@@ -52,7 +52,10 @@ def train_prompts(settings: PromptSettings) -> Path:
             class_words=words_digest(words),
         ),
         defaults={"prompts.batch_norm": "eval"},  # before it was a setting
-        may_change=("prompts.feature_cache", "prompts.batch_norm", "prompts.class_names"),  # if the words are the same
+        may_change=(
+            *("prompts.feature_cache", "prompts.log_every", "prompts.batch_norm"),
+            "prompts.class_names",  # if the words are the same
+        ),
         is_main=accelerator.is_main_process,
         check=lambda run, changed: check_batch_norm(run, prompts.batch_norm, clip.visual, changed),
     )
@@ -73,7 +76,7 @@ def train_prompts(settings: PromptSettings) -> Path:
             run=run,
             accelerator=accelerator,
         )
-        training.drop_metrics_of_unfinished_epochs()
+        training.drop_metrics_of_unfinished_steps()
         rows, features = _image_features(settings, clip, places, accelerator, pixels=pixels)
         training.train_groups(features, rows)
         if accelerator.is_main_process:

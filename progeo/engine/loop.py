@@ -3,15 +3,16 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from msgspec import Meta
 from torch import Tensor
-from tqdm import tqdm
 
 from progeo.engine.stopping import StopRequest
+from progeo.progress import Progress
 
 Losses = Callable[[Any], Mapping[str, Tensor]]
 
@@ -30,8 +31,16 @@ class StepResult:
     """Whether the step counts: if not, because its loss or gradient was not finite, no weight has changed."""
 
 
+class MeansState(TypedDict):
+    """Types of the attributes of `Means`."""
+
+    steps: Annotated[int, Meta(ge=0)]
+    skipped: Annotated[int, Meta(ge=0)]
+    sums: dict[str, float]
+
+
 class Means:
-    """Running means of the loss terms of an epoch; can be stored in a checkpoint."""
+    """Running means of the loss terms of steps; can be stored in a checkpoint."""
 
     def __init__(self, steps: int = 0, skipped: int = 0, sums: Mapping[str, float] | None = None) -> None:
         self.steps = steps
@@ -56,11 +65,16 @@ class Means:
         return {**means, "skipped": self.skipped} if self.skipped else means
 
 
-def progress_bar(num_steps: int, accelerator: Accelerator, *, images_per_step: int, steps_done: int = 0) -> tqdm:
-    """Create a progress bar over training steps, counted in images; shown by the main process on a terminal only."""
-    hidden = None if accelerator.is_main_process else True  # None: shown on a terminal only
-    return tqdm(
-        total=num_steps, initial=steps_done, unit="img", unit_scale=images_per_step, leave=False, disable=hidden
+def training_progress(
+    num_steps: int, accelerator: Accelerator, *, images_per_step: int, steps_done: int = 0, steps_later: int = 0
+) -> Progress:
+    """Create the progress of training steps; the main process shows it."""
+    return Progress(
+        total=num_steps,
+        done=steps_done,
+        later=steps_later,
+        images_per_step=images_per_step,
+        hidden=not accelerator.is_main_process,
     )
 
 

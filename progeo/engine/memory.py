@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import psutil
+import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -20,6 +22,13 @@ def saved_bytes(forward: Callable[[], object], module: nn.Module) -> int:
     with saved_tensors_hooks(note, lambda _: None):  # type: ignore[arg-type, return-value]
         forward()
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def used_memory(device: torch.device) -> dict[str, int]:
+    """Return the bytes used by name: the peak of a GPU so far, otherwise what of this process is in main memory."""
+    if device.type == "cuda":
+        return {"device_memory_bytes": torch.cuda.max_memory_allocated(device)}
+    return {"memory_bytes": psutil.Process().memory_info().rss}
 
 
 def parameter_bytes(module: nn.Module, *, trained_only: bool = False) -> int:

@@ -43,9 +43,12 @@ class _Epoch(TypedDict):
 
 
 class _Line(_Epoch, total=False):
-    """Line of the metrics file, as far as it is read."""
+    """Line of the metrics file, as far as it is read: that of an epoch, or of some steps of one, which has `step`."""
 
     group: Annotated[int, Meta(ge=0)]
+    step: Annotated[int, Meta(ge=1)]
+    steps_per_epoch: Annotated[int, Meta(ge=1)]
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -104,18 +107,30 @@ class RunFolder:
         """Return the folder of the model as it was after an epoch."""
         return self.path / "epochs" / f"epoch_{epoch:06d}"
 
-    def append_metrics(self, values: Mapping[str, Any]) -> None:
-        """Append a line to the metrics file."""
-        with self.metrics.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(dict(values)) + "\n")
-        sync(self.metrics)
-        sync(self.path)
+    def append_metrics(self, values: Mapping[str, Any], *, durable: bool = True) -> None:
+        """Append a line to the metrics file.
+
+        Args:
+            values: values by name.
+            durable: wait until the line is on the disk.
+        """
+        # One write, which lines of other processes cannot come into.
+        with self.metrics.open("ab", buffering=0) as stream:
+            stream.write(f"{json.dumps(dict(values))}\n".encode())
+        if durable:
+            self.sync_metrics()
+
+    def sync_metrics(self) -> None:
+        """Wait until the metrics file, if there is one, is on the disk."""
+        if self.metrics.is_file():
+            sync(self.metrics)
+            sync(self.path)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Read all lines of the metrics file, without an incomplete last line.
 
         Raises:
-            ValueError: a complete line is not that of an epoch; the message names the file.
+            ValueError: a complete line is not that of an epoch or its steps; the message names the file.
         """
         if not self.metrics.is_file():
             return []
@@ -136,6 +151,18 @@ class RunFolder:
             raise ValueError(f"{self.metrics} has a line of another kind of training: remove it. ({error!r})") from None
         with replacing(self.metrics) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+
+
+def is_of_steps(row: Mapping[str, Any]) -> bool:
+    """Return whether a line of metrics is of some steps of an epoch, not of an epoch and its validation."""
+    return "step" in row
+
+
+def is_done(row: Mapping[str, Any], epochs: int, steps: int) -> bool:
+    """Return whether a line of metrics is of the first `epochs` epochs, or of the first `steps` steps of the next."""
+    if is_of_steps(row):
+        return row["step"] <= epochs * row["steps_per_epoch"] + steps
+    return row["epoch"] <= epochs
 
 
 def open_run(

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from progeo.data.datasets import CatalogueImages
 from progeo.data.loaders import build_loader
+from progeo.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def feature_batches(
     hidden: bool = False,
     filled_to: int | None = 1,
 ) -> Iterator[FeatureBatch]:
-    """Extract features of images batch by batch, with a progress bar.
+    """Extract features of images batch by batch, showing the progress.
 
     An unreadable image is replaced by zeros, because the rounding of a network depends on the batch size. Where
     features depend on the other images themselves, as with batch norm, nothing is padded.
@@ -48,12 +48,12 @@ def feature_batches(
         batches: catalogue rows of each batch, all of one shape; `total` images together.
         width: D.
         num_workers: processes that decode images.
-        what: text of the progress bar; `hidden` shows none.
+        what: what is extracted, for the progress; `hidden` shows none.
         filled_to: pad smaller batches with zeros to this size; None never pads.
     """
     taken, batches = tee(batches)  # the loader runs some batches ahead
     loader = build_loader(images, taken, num_workers=num_workers)
-    with tqdm(total=total, desc=what, unit="img", leave=False, disable=True if hidden else None) as bar:
+    with Progress(what, total=total, hidden=hidden) as bar:
         for batch, loaded in zip(batches, loader, strict=True):
             rows = np.asarray(batch, np.int64)
             readable = np.array([index not in loaded.unreadable for index in range(len(rows))], bool)

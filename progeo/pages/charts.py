@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 WIDTH, HEIGHT = 560, 300
@@ -74,16 +75,18 @@ class Chart:
     @property
     def plot(self) -> tuple[float, float, float, float]:
         """Left, top, right and bottom of the area inside the axes."""
-        return _LEFT, _TOP, self.width - _RIGHT, self.height - _BOTTOM
+        left = _left(_texts(_round_values(*self._y_range)))
+        return left, _TOP, self.width - _RIGHT, self.height - _BOTTOM
 
     @property
     def x_ticks(self) -> list[Tick]:
-        """Ticks of the x axis: on a logarithmic axis all values of x if these are a few whole numbers."""
+        """Ticks of the x axis: whole numbers if all x are, and all of them on a logarithmic axis if these are few."""
         low, high = self._x_range
         values = sorted({x for each in self.series for x in each.x if self._is_shown(x)})
+        is_whole = all(float(x).is_integer() for x in values)
         if not self.log_x:
-            values = _round_values(low, high)
-        elif len(values) > 2 * _NUM_TICKS or any(x != round(x) for x in values):
+            values = [x for x in _round_values(low, high) if not is_whole or float(x).is_integer()]
+        elif len(values) > 2 * _NUM_TICKS or not is_whole:
             powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
             steps = [step * 10.0**power for power in powers for step in (1, 2, 5)]
             values = steps if sum(low <= x <= high for x in steps) > 1 else _round_values(low, high)
@@ -93,8 +96,8 @@ class Chart:
     @property
     def y_ticks(self) -> list[Tick]:
         """Ticks of the y axis."""
-        low, high = self._y_range
-        return [Tick(self._y(y), _number(y)) for y in _round_values(low, high)]
+        values = _round_values(*self._y_range)
+        return [Tick(self._y(y), text) for y, text in zip(values, _texts(values), strict=True)]
 
     @property
     def drawn(self) -> list[Drawn]:
@@ -129,14 +132,14 @@ class Chart:
     def _is_shown(self, x: float) -> bool:
         return math.isfinite(x) and (x > 0 or not self.log_x)
 
-    @property
+    @cached_property
     def _x_range(self) -> tuple[float, float]:
         low, high = _ends(x for each in self.series for x in each.x if self._is_shown(x))
         if low == high:
             return (low / 2, high * 2) if self.log_x else (low - 1, high + 1)
         return low, high
 
-    @property
+    @cached_property
     def _y_range(self) -> tuple[float, float]:
         if self.y_range is not None:
             return self.y_range
@@ -191,7 +194,8 @@ class Bars:
     @property
     def plot(self) -> tuple[float, float, float, float]:
         """Left, top, right and bottom of the area inside the axes."""
-        return _LEFT, _TOP, self.width - _RIGHT, self.height - _BOTTOM - (_NOTE if self.notes else 0)
+        left = _left(_texts(_round_values(0, self._top)))
+        return left, _TOP, self.width - _RIGHT, self.height - _BOTTOM - (_NOTE if self.notes else 0)
 
     @property
     def x_ticks(self) -> list[Tick]:
@@ -210,7 +214,8 @@ class Bars:
     @property
     def y_ticks(self) -> list[Tick]:
         """Ticks of the y axis."""
-        return [Tick(self._y(y), _number(y)) for y in _round_values(0, self._top)]
+        values = _round_values(0, self._top)
+        return [Tick(self._y(y), text) for y, text in zip(values, _texts(values), strict=True)]
 
     @property
     def drawn(self) -> list[Bar]:
@@ -274,7 +279,18 @@ def _apart(ticks: Sequence[Tick], distance: float) -> list[Tick]:
     return kept
 
 
-def _number(value: float) -> str:
-    """Format a number of an axis with at most four significant digits."""
-    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+def _left(texts: Sequence[str]) -> float:
+    """Return the space on the left of an axis with these texts."""
+    return max(_LEFT, 26 + 9 * max(map(len, texts), default=0))
+
+
+def _texts(values: Sequence[float]) -> list[str]:
+    """Format the numbers of an axis with as few digits as tell them apart."""
+    of_digits = ([_number(value, digits) for value in values] for digits in range(4, 16))
+    return next((texts for texts in of_digits if len(set(texts)) == len(texts)), [_number(each) for each in values])
+
+
+def _number(value: float, digits: int = 4) -> str:
+    """Format a number with at most so many significant digits, and with all digits before its point."""
+    text = f"{value:,.0f}" if abs(value) >= 10 ** (digits - 1) else f"{value:.{digits}g}"
     return "0" if text in ("-0", "") else text

@@ -20,13 +20,13 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from tqdm import tqdm
 
 from progeo.atomic import replacing
 from progeo.files import each_file, is_file
 from progeo.json_files import as_kind
 from progeo.places.filename import Unparsed, parse_columns, says_position, warn_of_unparsed
 from progeo.places.paths import beside, changes_since, find_paths
+from progeo.progress import Progress
 
 _LOGGER = logging.getLogger("progeo")
 _ROWS_AT_ONCE = 2**20
@@ -306,7 +306,7 @@ def _parsed_in_turn(
     """Parse batches of names in parallel, a few batches ahead of the consumer, and yield them in order."""
     pending: deque[Future[pa.RecordBatch]] = deque()
     unparsed: list[Unparsed] = []
-    bar = tqdm(desc=f"reading the names of {folder}", unit="img", leave=False, disable=None)
+    bar = Progress(f"reading the names of {folder}")
     with ThreadPoolExecutor(_PARSERS) as pool, bar:  # Arrow releases the GIL
         for batch in batches:
             pending.append(pool.submit(_parsed, batch, unparsed, positions))

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
-from tqdm import tqdm
 
 from progeo.image_files import EXTENSIONS, UNREAD_EXTENSIONS
 from progeo.printable import escaped
+from progeo.progress import Progress
 
 _LOGGER = logging.getLogger("progeo")
 _OF_SYSTEMS = {
@@ -61,7 +61,7 @@ def scan_folder(folder: Path) -> Scan:
     circular: list[str] = []
     real = folder.resolve()
     top = _Folder("", real, frozenset([real, *real.parents]))
-    with ThreadPoolExecutor(16) as pool, tqdm(desc=f"finding images in {folder}", unit="img", disable=None) as bar:
+    with ThreadPoolExecutor(16) as pool, Progress(f"finding images in {folder}", leave=True) as bar:
         waiting: dict[Future[_Contents], _Folder] = {pool.submit(_read_folder, folder, top): top}
         try:
             while waiting:

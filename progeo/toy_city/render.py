@@ -8,7 +8,7 @@ import base64
 import math
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import utm
 from PIL import Image
-from tqdm import tqdm
 
 from progeo.atomic import replacing_folder
 from progeo.places.filename import complete_fields, format_names
+from progeo.progress import Progress
 from progeo.toy_city.district import District, build_district
 from progeo.toy_city.scene import Camera, Light, Picture, draw_light
 from progeo.toy_city.surfaces import draw_ground, draw_walls, mottled, walls_near
@@ -79,16 +79,19 @@ def render_toy_city(
 
 
 def _render_shots(render: Callable[[_Shot], None], shots: list[_Shot], workers: int) -> None:
-    progress = partial(tqdm, total=len(shots), desc="toy city", unit="image")
     if workers == 1:
-        for _ in progress(map(render, shots)):
-            pass
+        _count(map(render, shots), len(shots))
         return
     # Long chunks, because neighboring shots share facades, which every process paints separately.
     chunk = math.ceil(len(shots) / workers / 8)
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for _ in progress(pool.map(render, shots, chunksize=chunk)):
-            pass
+        _count(pool.map(render, shots, chunksize=chunk), len(shots))
+
+
+def _count(rendered: Iterable[None], total: int) -> None:
+    with Progress("toy city", total=total, leave=True) as bar:
+        for _ in rendered:
+            bar.update()
 
 
 def _render_to_disk(shot: _Shot, *, root: Path, seed: int, image_size: int) -> None:

@@ -95,6 +95,12 @@ class ImageTraining(Task):
             former_configuration=_former_configuration(spec),
         )
 
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        """The current learning rates of the encoder and, if a loss term has parameters, of these."""
+        _, encoder, *heads = [group["lr"] for group in self.optimizer.param_groups]
+        return {"encoder_learning_rate": encoder, **({"head_learning_rate": heads[0]} if heads else {})}
+
     def name(self, epoch: int) -> str:
         """Return the epoch and its group."""
         return f"stage 2, epoch {epoch + 1}/{self.options.epochs}, group {self.group_of(epoch) + 1}"

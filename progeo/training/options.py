@@ -107,6 +107,9 @@ class PromptOptions:
     the published code does."""
     feature_cache: Path = Path("runs/feature_cache")
     """Cache folder for image features, which later runs reuse."""
+    log_every: PositiveInt | None = 50
+    """Number of steps between rows of metrics.jsonl with mean losses, learning rate, throughput and memory, besides
+    those of epochs. null writes none."""
 
     def __post_init__(self) -> None:
         _check_temperature("prompts", self.temperature, normalized=self.normalized)
@@ -332,6 +335,9 @@ class TrainerOptions:
     """Number of steps between checkpoints within an epoch. There is always one at the end of an epoch."""
     keep_checkpoints: PositiveInt = 2
     """Number of checkpoints to keep. Older ones are removed; encoders are never removed."""
+    log_every: PositiveInt | None = 50
+    """Number of steps between rows of metrics.jsonl with mean losses, learning rates, throughput and memory, besides
+    those of epochs. null writes none."""
 
     def __post_init__(self) -> None:
         if not self.generations:

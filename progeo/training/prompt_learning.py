@@ -13,14 +13,13 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from progeo.atomic import replacing
 from progeo.engine.accelerator import fits_device
 from progeo.engine.checkpoint import load_newest_checkpoint, numbers_of, remove_checkpoints
 from progeo.engine.log import LOGGER
-from progeo.engine.loop import progress_bar
-from progeo.engine.run_folder import RunFolder
+from progeo.engine.loop import training_progress
+from progeo.engine.run_folder import RunFolder, is_done, is_of_steps
 from progeo.features.extract import ExtractedFeatures
 from progeo.features.store import ShardedRows
 from progeo.file_sets import write_set
@@ -29,6 +28,7 @@ from progeo.models.options import ModelOptions
 from progeo.models.state_dicts import weights_digest
 from progeo.models.text_towers.tower import TextTower
 from progeo.places.cells import Group, Partition
+from progeo.progress import Progress
 from progeo.training.class_words import ClassWords
 from progeo.training.options import PromptOptions, TrainerOptions
 from progeo.training.prompt_files import DESCRIPTION, PROMPTS, read_group
@@ -66,11 +66,11 @@ class PromptTraining:
         self.newest = [self._newest(index) for index in range(len(partition.groups))]
         """The checkpoint that each group resumes from; None if the group starts from scratch or has finished."""
 
-    def drop_metrics_of_unfinished_epochs(self) -> None:
-        """Drop metrics of epochs that will be trained again; the main process does it before any process trains."""
+    def drop_metrics_of_unfinished_steps(self) -> None:
+        """Drop metrics of steps that will be taken again; the main process does it before any process trains."""
         if self.accelerator.is_main_process:
-            done = [self._done(index)[0] for index in range(len(self.partition.groups))]
-            self.run.keep_metrics(lambda row: row["epoch"] <= done[row["group"]])
+            done = [self._done(index) for index in range(len(self.partition.groups))]
+            self.run.keep_metrics(lambda row: is_done(row, *done[row["group"]]))
 
     def train_groups(self, features: ExtractedFeatures, rows: np.ndarray) -> None:
         """Train this process's groups; the main process then waits for the files of the others.
@@ -82,7 +82,7 @@ class PromptTraining:
         images = [self._images(index, features, rows) for index in range(len(self.partition.groups))]
         self.steps = [-(-(~each.held_out).sum() // self.prompts.batch_size) for each in images]
         self.steps_of_others = self._count_steps_of_others()
-        bar = progress_bar(
+        bar = training_progress(
             self.prompts.epochs * sum(self.steps),
             self.accelerator,
             images_per_step=self.prompts.batch_size,
@@ -94,7 +94,7 @@ class PromptTraining:
                     self._train_group(index, features.rows, images[index], bar)
                     self.accelerator.free_memory()
                 remove_checkpoints(self.run.group_checkpoints(index))
-            bar.set_description("stage 1, waiting for other processes")
+            bar.describe("stage 1, waiting for other processes")
             while self.accelerator.is_main_process and not self._all_finished():
                 time.sleep(1)
                 self._follow_others(bar)
@@ -147,7 +147,7 @@ class PromptTraining:
             )
         return _Images(feature_rows, labels, held_out)
 
-    def _train_group(self, index: int, features: ShardedRows, images: "_Images", bar: tqdm) -> None:
+    def _train_group(self, index: int, features: ShardedRows, images: "_Images", bar: Progress) -> None:
         """Train one group from its newest checkpoint on and write its file."""
         name, training = self._name(index), self._training(index, features, images)
         trainer = Trainer(
@@ -157,6 +157,7 @@ class PromptTraining:
                 schedule="cosine_epochs",
                 keep_checkpoints=1,
                 patience=self.prompts.patience,
+                log_every=self.prompts.log_every,
             ),
             self.run,
             checkpoints=self.run.group_checkpoints(index),
@@ -220,8 +221,8 @@ class PromptTraining:
     def _all_finished(self) -> bool:
         return all(self.run.group_file(index).is_file() for index in range(len(self.steps)))
 
-    def _follow_others(self, bar: tqdm) -> None:
-        """Advance the progress bar by the steps that other processes did since the last call."""
+    def _follow_others(self, bar: Progress) -> None:
+        """Advance the progress by the steps that other processes did since the last call."""
         done = self._count_steps_of_others()
         bar.update(done - self.steps_of_others)
         self.steps_of_others = done
@@ -231,8 +232,11 @@ class PromptTraining:
             return 0
         others = [index for index in range(len(self.steps)) if index not in self.mine]
         finished = [index for index in others if self.run.group_file(index).is_file()]  # maybe after fewer epochs
-        rows = [row["group"] for row in self.run.read_metrics() if row["group"] in {*others}.difference(finished)]
-        return sum(map(self._steps_done, finished)) + sum(self.steps[index] for index in rows)
+        unfinished = {*others}.difference(finished)
+        epochs = [
+            row["group"] for row in self.run.read_metrics() if not is_of_steps(row) and row["group"] in unfinished
+        ]
+        return sum(map(self._steps_done, finished)) + sum(self.steps[index] for index in epochs)
 
     def _done(self, index: int) -> tuple[int, int]:
         """Return the number of epochs of a group, and of steps of the next, that need not be trained again."""

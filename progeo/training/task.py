@@ -52,6 +52,11 @@ class Task(ABC):
     metrics: Mapping[str, Any] = MappingProxyType({})
     """Values that tell the lines of this task in the file of metrics from those of other tasks of the same run."""
 
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        """The current learning rates by name."""
+        return {"learning_rate": self.optimizer.param_groups[0]["lr"]}
+
     @abstractmethod
     def batches(self, epoch: int, *, first_step: int) -> Iterable[Sequence[Any]]:
         """Return the batches of an epoch from a step on, each as micro-batches of equal size."""

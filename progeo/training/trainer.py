@@ -11,7 +11,6 @@ from accelerate import Accelerator
 from msgspec import Meta
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import tqdm
 
 from progeo.engine.accelerator import scaler_state, set_scaler_state
 from progeo.engine.checkpoint import (
@@ -22,13 +21,15 @@ from progeo.engine.checkpoint import (
     save_checkpoint,
 )
 from progeo.engine.log import LOGGER
-from progeo.engine.loop import LossNotFinite, Means, StepResult, progress_bar, take_steps
+from progeo.engine.loop import LossNotFinite, Means, MeansState, StepResult, take_steps, training_progress
 from progeo.engine.randomness import seed_layers
 from progeo.engine.run_folder import RunFolder
 from progeo.engine.schedules import learning_rate_factor, scale_learning_rates
 from progeo.engine.stopping import StopRequest, listening_for_stop
 from progeo.json_files import converted
+from progeo.progress import Progress
 from progeo.training.options import Generation, TrainerOptions
+from progeo.training.step_rows import StepRows
 from progeo.training.task import Measures, Task
 
 MAX_SKIPPED_IN_A_ROW = 100
@@ -38,7 +39,7 @@ _STATE = (
 )
 """Plain attributes that a checkpoint holds."""
 _PARTS = (*_STATE, "means", "task", "averaged", "optimizer", "scaler")
-"""Everything that a checkpoint holds."""
+"""Everything that a checkpoint must hold."""
 
 _DO_NOT_FIT = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 """Errors of loading a state that is of other types than those of the parts it is loaded into."""
@@ -59,14 +60,6 @@ class _Progress(TypedDict):
     decays: _Count
 
 
-class _Sums(TypedDict):
-    """Types of the attributes of `Means`."""
-
-    steps: _Count
-    skipped: _Count
-    sums: dict[str, float]
-
-
 class Trainer:
     """Trains a task from its newest checkpoint to the end; stopped at any step and resumed, it gives the same result.
 
@@ -77,7 +70,7 @@ class Trainer:
         checkpoints: folder of checkpoints.
         seed: seed of layers that draw random numbers.
         accelerator: provides precision, device and processes.
-        bar: progress bar of several trainings; None shows one for each epoch.
+        bar: progress of several trainings; None shows one for each epoch.
         alone: this process trains independently and must not synchronize with others.
     """
 
@@ -90,7 +83,7 @@ class Trainer:
         checkpoints: Path,
         seed: int,
         accelerator: Accelerator,
-        bar: tqdm | None = None,
+        bar: Progress | None = None,
         alone: bool = False,
     ) -> None:
         self.task, self.options, self.run, self.checkpoints = task, options, run, checkpoints
@@ -116,6 +109,7 @@ class Trainer:
         self.decays = 0
         """Number of times that the schedules `plateau` and `loss_plateau` have lowered the learning rates."""
         self.averaged: AveragedModel | None = None
+        self.rows = StepRows(task, run if self._writes else None, every=options.log_every, device=accelerator.device)
         self.skipped_in_a_row = 0
         """Number of steps since the last that counted, over epochs; a resumed training starts at 0."""
 
@@ -203,9 +197,10 @@ class Trainer:
         if not self.means.steps and self.epoch and self._generation.first_epoch == self.epoch:
             self._begin_generation()
         task.begin_epoch(self.epoch)
+        self.rows.begin_epoch()
         batches = task.batches(self.epoch, first_step=self.means.steps)
         with self._progress() as bar:
-            bar.set_description(task.name(self.epoch))
+            bar.describe(task.name(self.epoch))
             try:
                 for result in take_steps(
                     self._drawn(batches),
@@ -257,6 +252,7 @@ class Trainer:
         return {
             **{name: getattr(self, name) for name in _STATE},
             "means": vars(self.means),
+            "rows": self.rows.state_dict(),
             "task": self.task.state_dict(),
             "averaged": None if self.averaged is None else self.averaged.state_dict(),
             "optimizer": self.task.optimizer.state_dict(),
@@ -270,7 +266,9 @@ class Trainer:
             raise KeyError(missing)
         for name, value in converted({name: state[name] for name in _STATE}, _Progress).items():
             setattr(self, name, value)
-        self.means = Means(**converted(state["means"], _Sums))
+        self.means = Means(**converted(state["means"], MeansState))
+        if "rows" in state:  # an earlier version wrote none
+            self.rows.load_state_dict(state["rows"])
         self.task.load_state_dict(state["task"])
         if self.averaged is not None:
             self.averaged.load_state_dict(state["averaged"])
@@ -347,16 +345,17 @@ class Trainer:
         elif self.averaged is not None:
             self.averaged.update_parameters(self.task.model)
 
-    def _log(self, result: StepResult, bar: tqdm) -> None:
-        bar.set_postfix({name: f"{mean:.3f}" for name, mean in self.means.values().items()}, refresh=False)
+    def _log(self, result: StepResult, bar: Progress) -> None:
+        bar.show(self.means.values())
         bar.update()
-        rate = self.task.optimizer.param_groups[0]["lr"]
-        self.accelerator.log({"encoder_learning_rate": rate, **result.numbers}, step=self.steps_done)
+        self.rows.add(result, epoch=self.epoch + 1, step=self.steps_done)
+        self.accelerator.log({**self.task.learning_rates, **result.numbers}, step=self.steps_done)
 
     def _save_or_stop(self, stop: StopRequest) -> None:
         steps = self.means.steps
         at_end = steps == self.task.steps_per_epoch
         if stop.agreed or (steps % self.options.checkpoint_every == 0 and not at_end):
+            self.rows.sync()  # before the checkpoint after which their steps are not run again
             self._save()
         if stop.agreed:
             raise stop.kind(
@@ -408,11 +407,17 @@ class Trainer:
         for folder in folders if self._writes else ():
             self.task.keep(folder, self.model, epoch=self.epoch, values=values, terms=self.terms)
 
-    def _progress(self) -> AbstractContextManager[tqdm]:
+    def _progress(self) -> AbstractContextManager[Progress]:
         if self.bar is not None:
             return nullcontext(self.bar)
         steps, images = self.task.steps_per_epoch, self.task.images_per_step
-        return progress_bar(steps, self.accelerator, images_per_step=images, steps_done=self.means.steps)
+        return training_progress(
+            steps,
+            self.accelerator,
+            images_per_step=images,
+            steps_done=self.means.steps,
+            steps_later=steps * (self.options.epochs - self.epoch - 1),
+        )
 
     def _newest_checkpoint(self) -> str:
         newest = newest_checkpoint(self.checkpoints)

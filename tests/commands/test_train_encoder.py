@@ -35,6 +35,7 @@ def long_config(config, run, tmp_path_factory):
         "images_per_class": 2,
         "ema_decay": 0.9,
         "keep_every": 1,
+        "log_every": 8,
     }
     settings["text"] = {"prompts": str(run / "stage1"), "normalized": True, "learn_temperature": True}
     settings["triplet"] = {"weight": 1.0}
@@ -96,7 +97,10 @@ def test_a_run_stopped_within_an_epoch_ends_as_if_it_had_not_been(long_config, w
     newest = "epoch_000001_step_000007" if number == signal.SIGKILL else "epoch_000001_step_000015"
     assert newest_checkpoint(checkpoints).name == newest
     stage_2(long_config, "--out", stopped, "--resume", "true")
-    assert metrics_of(stopped / "stage2") == metrics_of(whole / "stage2")
+    metrics = metrics_of(whole / "stage2")
+    assert metrics_of(stopped / "stage2") == metrics
+    assert [row.get("step", "epoch") for row in metrics] == ["epoch", 8, 16, "epoch", 24, 32, 40, "epoch"]
+    assert all(row["encoder_learning_rate"] < row["head_learning_rate"] for row in metrics if "step" in row)
     assert_same(last_state(stopped), last_state(whole))
     for folder in ("best", "epochs/epoch_000001", "epochs/epoch_000002"):
         kept = f"stage2/{folder}/model.safetensors"

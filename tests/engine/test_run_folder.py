@@ -3,7 +3,7 @@ import json
 import pytest
 import yaml
 
-from progeo.engine.run_folder import RunFolder, open_run
+from progeo.engine.run_folder import RunFolder, is_done, open_run
 
 SETTINGS = {"seed": 0, "cells": {"cell_side_m": 10}, "epochs": 5}
 
@@ -106,6 +106,7 @@ def test_only_what_the_program_wrote_is_a_state_to_go_on_from(tmp_path, names, b
         ("{}", r"missing the field epoch in \[1\]"),
         ('{"epoch": "1"}', r"expected int, got '1' in \[1\].epoch"),
         ('{"epoch": 1, "group": -1}', r"expected int >= 0, got -1 in \[1\].group"),
+        ('{"epoch": 1, "step": 0}', r"expected int >= 1, got 0 in \[1\].step"),
         ("[1]", r"expected object, got \[1\] in \[1\]"),
         ("\udcff", "a line is not JSON"),
     ],
@@ -117,6 +118,27 @@ def test_a_line_that_is_not_of_an_epoch_is_refused(line, words, tmp_path):
         stream.write(f"{line}\n")
     with pytest.raises(ValueError, match=rf"metrics.jsonl .*{words}.*Remove that line"):
         run.read_metrics()
+
+
+@pytest.mark.parametrize(
+    ("row", "done"),
+    [
+        ({"epoch": 2}, True),
+        ({"epoch": 3}, False),
+        ({"epoch": 2, "step": 20, "steps_per_epoch": 10}, True),
+        ({"epoch": 3, "step": 24, "steps_per_epoch": 10}, True),
+        ({"epoch": 3, "step": 25, "steps_per_epoch": 10}, False),
+    ],
+)
+def test_lines_of_two_epochs_and_four_steps_are_told_from_later_ones(row, done):
+    assert is_done(row, 2, 4) is done
+
+
+def test_a_line_of_steps_that_lacks_their_number_per_epoch_is_refused(tmp_path):
+    run = RunFolder(tmp_path)
+    run.append_metrics({"epoch": 1, "step": 2}, durable=False)
+    with pytest.raises(ValueError, match="line of another kind"):
+        run.keep_metrics(lambda row: is_done(row, 1, 0))
 
 
 def test_metrics_of_what_is_run_again_are_dropped(tmp_path):

@@ -38,6 +38,9 @@ from progeo.models.batch_norm import running_statistics, set_running_statistics
 from progeo.models.encoder import build_encoder
 from progeo.places.catalogue import read_catalogue
 from progeo.places.cells import build_partition
+from progeo.runs.curves import charts_of
+from progeo.runs.reading import Stage
+from progeo.runs.summary import summarize
 from progeo.training.options import TrainerOptions
 from progeo.training.places import LearnedFrom, TrainingPlaces
 from progeo.training.prompt_files import load_clip_of_prompts, load_text_features, read_group
@@ -216,6 +219,7 @@ def metrics(folder):
     run = RunFolder(folder)
     for epoch in range(3):
         run.append_metrics({"group": 0, "epoch": epoch, "loss": 1.5})
+        run.append_metrics({"group": 0, "epoch": epoch + 1, "step": 7, "steps_per_epoch": 9, "seconds": 0.5})
     return run.metrics
 
 
@@ -223,6 +227,9 @@ def read_metrics(path):
     run = RunFolder(path.parent)
     run.keep_metrics(lambda row: row["epoch"] <= 1)
     assert all(row["epoch"] <= 1 for row in run.read_metrics())
+    stage = Stage("a", run, {"prompts.epochs": 3}, run.read_metrics())
+    summarize(stage)
+    charts_of([stage])
 
 
 def place_index(folder, kind="IVF3,Flat"):

@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
-from running import files_in
+from running import files_in, metrics_of
 from torch import nn
 
 from progeo.engine.accelerator import start_accelerator
-from progeo.engine.checkpoint import finished_checkpoints, load_checkpoint, save_checkpoint
+from progeo.engine.checkpoint import finished_checkpoints, load_checkpoint, numbers_of, save_checkpoint
 from progeo.engine.loop import LossNotFinite
-from progeo.engine.run_folder import RunFolder
+from progeo.engine.run_folder import RunFolder, is_done
 from progeo.training import trainer as trainer_module
 from progeo.training.options import TrainerOptions
 from progeo.training.task import Measures, Task
@@ -103,7 +103,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("step", range(1, 4 * STEPS))
 def test_a_training_that_ends_in_any_step_goes_on_to_the_same_bits(build, step):
-    how = {"schedule": "plateau", "decay_epochs": 1, "ema_decay": 0.5, "keep_every": 2}
+    how = {"schedule": "plateau", "decay_epochs": 1, "ema_decay": 0.5, "keep_every": 2, "log_every": 5}
     scores = [1.0, 3.0, 2.0, 2.0]
     whole = build("whole", scores, **how)
     terms = trained(whole)
@@ -119,11 +119,16 @@ def test_a_training_that_ends_in_any_step_goes_on_to_the_same_bits(build, step):
     with pytest.raises(Killed):
         trained(killed)
     rest = build("killed", scores[step // STEPS :], **how)
+    done = numbers_of(finished_checkpoints(rest.checkpoints)[-1])
+    rest.run.keep_metrics(lambda row: is_done(row, *done))
     assert trained(rest) == terms[step // STEPS :]
     assert dict(flat(last_state(rest))) == dict(flat(last_state(whole)))
     assert rest.task.begun == 0 and whole.task.begun == 1
     assert (rest.best, rest.best_epoch) == (3.0, 2)
     assert files_in(rest.run.path) == files_in(whole.run.path)
+    rows = metrics_of(whole.run.path)
+    assert metrics_of(rest.run.path) == rows
+    assert [row.get("step", "epoch") for row in rows] == ["epoch", 5, "epoch", "epoch", 10, "epoch"]
 
 
 @pytest.mark.parametrize(

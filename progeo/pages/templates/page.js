@@ -43,6 +43,16 @@ function metersText(meters) {
     });
   }
 
+  // A page that is written again and again says how old it is.
+  const showAge = time => {
+    time.title = time.title || time.textContent;
+    time.textContent = `${Math.max(0, Math.round((Date.now() - Date.parse(time.dateTime)) / 1000))} s ago`;
+  };
+  for (const time of document.querySelectorAll("time.age")) {
+    showAge(time);
+    setInterval(showAge, 1000, time);
+  }
+
   // Printed, folded parts are open.
   let opened = [];
   window.addEventListener("beforeprint", () => {

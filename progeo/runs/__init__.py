@@ -1,0 +1,1 @@
+"""Runs of training as texts, pages and pictures."""

@@ -1,0 +1,99 @@
+"""Rows of the metrics file within epochs: losses, learning rates, throughput and memory of the last steps."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import device
+
+from progeo.engine.loop import Means, MeansState, StepResult
+from progeo.engine.memory import used_memory
+from progeo.engine.run_folder import RunFolder, is_of_steps
+from progeo.json_files import converted
+from progeo.training.task import Task
+
+
+class StepRows:
+    """Writes a row of means every so many steps.
+
+    Args:
+        task: what is trained.
+        run: run folder of the rows; None counts, but writes none.
+        every: number of steps between two rows; None writes none.
+        device: where the training runs.
+        clock: gives the time in seconds.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        run: RunFolder | None,
+        *,
+        every: int | None,
+        device: device,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.task, self.run, self.every, self.device, self.clock = task, run, every, device, clock
+        self.means = Means()
+        """Running means of the loss terms since the last row."""
+        self._began_s = self._last_s = clock()
+        self._timed_steps, self._timed_s = 0, 0.0
+        """Steps since the last row that this process took itself, and their time."""
+        self._before_s: float | None = None
+        """Time of former processes that trained the same; None before the first row."""
+
+    def begin_epoch(self) -> None:
+        """Let the time start here, so that the validation of the epoch before does not count as that of steps."""
+        self._last_s = self.clock()
+
+    def add(self, result: StepResult, *, epoch: int, step: int) -> None:
+        """Add a step, and write a row if it is due.
+
+        Args:
+            result: of the step.
+            epoch: number of the current epoch, from 1.
+            step: number of finished steps over all epochs.
+        """
+        if self.every is None:
+            return
+        now = self.clock()
+        self._timed_steps, self._timed_s, self._last_s = self._timed_steps + 1, self._timed_s + now - self._last_s, now
+        self.means.add(result)
+        if step % self.every == 0:
+            if self.run is not None:
+                self.run.append_metrics(self._row(self.run, epoch=epoch, step=step), durable=False)
+            self.means, self._timed_steps, self._timed_s = Means(), 0, 0.0
+
+    def sync(self) -> None:
+        """Write the rows to the disk."""
+        if self.run is not None:
+            self.run.sync_metrics()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state required to resume between two rows."""
+        return dict(vars(self.means))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the state that `state_dict` returned."""
+        self.means = Means(**converted(dict(state), MeansState))
+
+    def _row(self, run: RunFolder, *, epoch: int, step: int) -> dict[str, Any]:
+        if self._before_s is None:
+            self._before_s = self._seconds_before(run)
+        images = self._timed_steps * self.task.images_per_step
+        return {
+            **self.task.metrics,
+            "epoch": epoch,
+            "step": step,
+            "steps_per_epoch": self.task.steps_per_epoch,
+            **self.means.values(),
+            **self.task.learning_rates,
+            "images_per_s": round(images / max(self._timed_s, 1e-9), 1),
+            **used_memory(self.device),
+            "seconds": round(self._before_s + self.clock() - self._began_s, 3),
+        }
+
+    def _seconds_before(self, run: RunFolder) -> float:
+        """Return the time of the last row of this task, which a former process wrote."""
+        rows = [row for row in run.read_metrics() if is_of_steps(row) and self.task.metrics.items() <= row.items()]
+        return rows[-1].get("seconds", 0.0) if rows else 0.0
