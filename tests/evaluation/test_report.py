@@ -250,6 +250,13 @@ def test_the_map_has_the_database_and_all_queries_with_lines_to_their_top_predic
     assert missed["labels"] == ["Nearest correct image, missed"]
 
 
+def test_the_map_draws_no_prediction_where_there_is_none(tmp_path):
+    found = retrieved(tmp_path, predictions=np.array([[0, 1], [1, -1], [-1, -1]]))
+    data = data_of(written(tmp_path, found), "map")
+    assert data["details"]["1"]["points"][0]["positions"] == [7, 90]
+    assert data["points"][1]["targets"] == [7, 90, None, None]
+
+
 def test_images_without_a_place_give_a_page_without_a_map(tmp_path):
     nowhere = catalogue(tmp_path, NAMES[:3], np.full(3, np.nan))
     html = written(tmp_path, retrieved(tmp_path, queries=nowhere, predictions=np.array([[0, -1], [1, -1], [2, -1]])))
