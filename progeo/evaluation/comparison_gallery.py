@@ -120,7 +120,7 @@ def gallery_of(
     conditions = sorted({each.condition for each in listed} - {""})
     filters = {
         "data set": list(sets.values()) if len(sets) > 1 else [],
-        "correct by": list(encoders.values()),
+        "found by": list(encoders.values()),
         "missed by": list(encoders.values()),
         "condition": conditions,
     }
@@ -145,7 +145,7 @@ class _Page:
         strips = [self._strip(by_encoder[name], shown, is_pictured) for name, shown in self.encoders.items()]
         facets = {
             "data set": self.sets[differing.data],
-            "correct by": [self.encoders[name] for name, each in by_encoder.items() if each.is_found],
+            "found by": [self.encoders[name] for name, each in by_encoder.items() if each.is_found],
             "missed by": [self.encoders[name] for name, each in by_encoder.items() if not each.is_found],
             "condition": differing.condition,
         }
@@ -162,7 +162,7 @@ class _Page:
                 photo = self._photo(found.database, predicted, is_pictured, has_file=found.classes is None)
                 mark: Mark = "correct" if found.correct[row, rank] else "wrong"
                 items.append(Item(photo, mark, (rank + 1, float(found.distances_m[row, rank]))))
-        return Strip(f"{name}: {'correct' if finding.is_found else 'missed'}", items)
+        return Strip(f"{name}: {'found' if finding.is_found else 'missed'}", items)
 
     def _photo(self, catalogue: Catalogue, row: int, is_pictured: bool, *, has_file: bool) -> int:
         path = catalogue.path(row) if has_file else None

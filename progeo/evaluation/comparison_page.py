@@ -37,6 +37,8 @@ class _Section:
     missed_header: Sequence[str]
     missed: Sequence[Sequence[str | dict[str, Any]]]
     """Of each encoder, the number of queries that it finds and each other misses; empty for a single encoder."""
+    has_unknown: bool
+    """Whether the duration of an extraction is unknown."""
 
 
 def write_comparison_page(
@@ -131,8 +133,9 @@ def _section(
         ],
         [_cells(row, encoders[row.encoder], best_recalls(rows), is_tested=is_tested) for row in rows],
         _charts(rows, encoders),
-        ["correct by", *(shortened(encoders[each.encoder]) for each in here)],
+        ["found by", *(shortened(encoders[each.encoder]) for each in here)],
         missed if len(here) > 1 else [],
+        any(row.total_ms is None for row in rows),
     )
 
 
@@ -186,13 +189,14 @@ def _charts(rows: Sequence[Compared], names: Mapping[str, str]) -> list[Chart]:
         "dimensions": ("dimensions", [float(row.descriptor_dim) for row in rows]),
     }
     for what, (x_label, values) in costs.items():
-        points = [_point(row, names[row.encoder], cost) for row, cost in zip(rows, values, strict=True)]
-        charts.append(Chart(f"{measure} against {what}", x_label, f"{measure}, %", points, log_x=True))
+        points = [_point(row, names[row.encoder], value) for row, value in zip(rows, values, strict=True)]
+        if any(value is not None for value in values):
+            charts.append(Chart(f"{measure} against {what}", x_label, f"{measure}, %", points, log_x=True))
     return charts
 
 
 def _point(row: Compared, name: str, cost: float | None) -> Series:
-    """Return an encoder as one point; one of unknown cost has none."""
+    """Return an encoder as one point, or as none if its cost is unknown, in the color of its curve."""
     low, high = row.intervals[row.first_n]
     x = math.nan if cost is None else cost
     return Series(name, [x], [row.recalls[row.first_n]], [low], [high], "points", [name])

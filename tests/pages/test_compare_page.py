@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -83,11 +84,11 @@ def test_filters_show_the_queries_that_one_encoder_finds_and_another_misses(writ
     assert count_of(page) == "1 to 20 of 27 queries"
     page.get_by_label("data set").select_option(label=BOTH)
     assert count_of(page) == "1 to 12 of 12 queries"
-    page.get_by_label("correct by").select_option(label="second net")
+    page.get_by_label("found by").select_option(label="second net")
     page.get_by_label("missed by").select_option(label="first net")
     assert count_of(page) == "1 to 8 of 8 queries"
-    assert state(page) == {"data set": BOTH, "correct by": "second net", "missed by": "first net"}
-    assert {*page.locator("#rows h3").all_inner_texts()} == {"first net: missed", "second net: correct"}
+    assert state(page) == {"data set": BOTH, "found by": "second net", "missed by": "first net"}
+    assert {*page.locator("#rows h3").all_inner_texts()} == {"first net: missed", "second net: found"}
     page.reload()
     assert count_of(page) == "1 to 8 of 8 queries"
     page.get_by_label("missed by").select_option(label="second net")
@@ -135,7 +136,10 @@ def test_keys_go_through_the_queries_and_the_lightbox_through_predictions(writte
 
 def test_a_query_is_on_the_map_where_its_city_is(written, open_page):
     page = open_page(written, reduced_motion=True)
+    scale = page.locator(".leaflet-control-scale-line")
+    assert scale.inner_text().endswith(" km")  # both cities are in view
     page.get_by_label("data set").select_option(label="London")
+    assert scale.inner_text() in ("100 m", "200 m", "300 m")
     assert "15 of " in page.locator(".map-key").inner_text()
     page.locator("#rows").get_by_role("button", name="on the map").first.click()
     assert "photo" in page.locator(".map-chosen").inner_text()
@@ -149,15 +153,15 @@ def test_the_rows_are_downloaded_as_a_table(written, open_page):
     with download.value.path().open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == 15 * 4
-    assert {(row["correct by"], row["missed by"]) for row in rows} == {("second net", "first net")}
-    assert {row["strip"] for row in rows} == {"first net: missed", "second net: correct"}
+    assert {(row["found by"], row["missed by"]) for row in rows} == {("second net", "first net")}
+    assert {row["strip"] for row in rows} == {"first net: missed", "second net: found"}
 
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_a_phone_shows_all_of_the_page(written, open_page, check_accessibility, dark):
     page = open_page(written, width=390, touch=True, dark=dark)
     assert page.evaluate("document.documentElement.scrollWidth") == 390
-    page.get_by_label("correct by").select_option(label="first net")
+    page.get_by_label("found by").select_option(label="first net")
     page.locator("#rows .photo").first.tap()
     assert page.locator("#lightbox").is_visible()
     page.get_by_role("button", name="Close").tap()
@@ -193,7 +197,7 @@ def test_encoders_that_look_alike_without_their_paths_are_numbered(tmp_path, ope
     runs = ["/runs/a/stage2/best", "/runs/b/stage2/best"]
     pair = [evaluated(tmp_path, hits, encoder=run, data="x") for run, hits in zip(runs, (ONE, OTHER), strict=True)]
     page = open_page(write(tmp_path, pair))
-    page.get_by_label("correct by").select_option(label="…/stage2/best (2)")
+    page.get_by_label("found by").select_option(label="…/stage2/best (2)")
     assert count_of(page) == "1 to 8 of 8 queries"
 
 
@@ -212,7 +216,18 @@ def test_rows_and_pictures_are_bounded_and_the_page_says_so(tmp_path, open_page)
     assert sum(picture is not None for _, picture in data["photos"]) == 4
     assert page.locator("#rows > li").nth(1).locator(".missing").count() == 0
     assert page.locator("#rows > li").nth(2).locator("img").count() == 0
-    assert {*page.locator("#rows h3").all_inner_texts()} == {"a: correct", "a: missed", "b: correct", "b: missed"}
+    assert {*page.locator("#rows h3").all_inner_texts()} == {"a: found", "a: missed", "b: found", "b: missed"}
+
+
+def test_descriptors_of_another_program_have_no_milliseconds(tmp_path, open_page):
+    pair = [evaluated(tmp_path, hits, encoder=name, data="x") for name, hits in (("a", ONE), ("b", OTHER))]
+    foreign = [replace(each, images_per_second=None) for each in pair]
+    page = open_page(write(tmp_path, [pair[0], foreign[1]]))
+    by_ms, by_dimensions = (page.locator(".chart").nth(number).locator(".series text") for number in (1, 2))
+    assert (by_ms.all_text_contents(), by_dimensions.all_text_contents()) == (["a"], ["a", "b"])
+    assert "so these have no point" in page.locator("main").inner_text()
+    page = open_page(write(tmp_path, foreign))
+    assert page.locator(".chart figcaption").all_inner_texts() == ["R@N", "R@1 against dimensions"]
 
 
 def test_encoders_that_find_the_same_queries_have_no_rows(tmp_path, open_page, check_accessibility):
