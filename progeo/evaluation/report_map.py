@@ -52,12 +52,14 @@ def _candidate_details(
     found: Retrieved, database: np.ndarray, pictured: np.ndarray, missed: Missed | None, num_shown: int
 ) -> dict[int, Detail]:
     """Return the shown predictions of queries, and their best correct candidate, as details of the map."""
-    details = {}
+    details: dict[int, Detail] = {}
     of_missed = {} if missed is None else dict(zip(missed.queries.tolist(), missed.rows.tolist(), strict=True))
     for query in pictured.tolist():
         rows = found.predictions[query, :num_shown]
         ranks = [f"prediction {rank + 1}" for rank in range(len(rows))]
-        points = [Points("predictions", "match", _positions_at(database, rows), labels=ranks)]
+        points = []
+        if found.classes is None:  # of classes, cells are drawn
+            points.append(Points("predictions", "match", _positions_at(database, rows), labels=ranks))
         if query in of_missed and of_missed[query] not in rows:
             position = database[[of_missed[query]]]
             points.append(Points("best correct candidate", "found", position, labels=[missed_title(found)]))

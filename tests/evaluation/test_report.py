@@ -328,6 +328,7 @@ def test_classes_are_named_with_their_probability_and_have_no_picture(tmp_path):
 
 def test_cells_of_a_chosen_query_are_squares_with_the_sum_of_their_classes(tmp_path):
     data = data_of(written(tmp_path, of_classes(tmp_path)), "map")
+    assert data["details"]["0"]["points"] == []  # they would hide the cells
     (cells,) = data["details"]["0"]["polygons"]
     assert cells["weights"] == [0.625, 0.25]  # two headings of one cell
     assert cells["labels"] == ["62.5 %", "25.0 %"]
