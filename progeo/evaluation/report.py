@@ -22,6 +22,8 @@ from progeo.pages.charts import Bars, Chart, Series
 from progeo.pages.page import shortened, write_page
 
 _MAX_PICTURED = 200
+_LABEL_ROOM = 7.0
+"""Distance of labels in the curve, in percent."""
 _EDGES_M = (0, 1, 3, 10, 30, 100, 300, 1e3, 3e3, 1e4, 3e4, 1e5, 1e6, np.inf)
 _X_LABELS = {
     "condition": "condition; below, the number of queries",
@@ -180,12 +182,23 @@ def _curve(measure: str, recalls: Sequence[Recall], measured: Measured) -> Chart
         high=[each.high for each in recalls],
     )
     chance = Series("chance", ns, [measured.chance[n] for n in ns], kind="reference")
-    published = [
-        Series(f"{each.method}, {each.dim}", list(each.recalls), list(each.recalls.values()), kind="points")
-        for each in measured.published
-    ]
+    published = []
+    for each, labels in zip(measured.published, _labels(measured.published), strict=True):
+        ns, percents = list(each.recalls), list(each.recalls.values())
+        published.append(Series(f"{each.method}, {each.dim}", ns, percents, kind="points", labels=labels))
     label = f"{measure}@N of all queries, %"
     return Chart(f"{measure}@N", "N", label, [own, chance, *published], log_x=True, y_range=(0, 100))
+
+
+def _labels(published: Sequence[Published]) -> list[list[str]]:
+    """Return a label for the first point of each publication; "" where labels of higher recalls leave no room."""
+    labels, lowest = [], np.inf
+    for each in reversed(published):
+        first, *others = each.recalls.values()
+        has_room = lowest - first >= _LABEL_ROOM
+        lowest = first if has_room else lowest
+        labels.append([each.method if has_room else "", *([""] * len(others))])
+    return labels[::-1]
 
 
 def _group_rows(retrieved: Retrieved, recalls: Sequence[Recall]) -> list[list[Any]]:

@@ -9,9 +9,7 @@ from progeo.evaluation.report_gallery import missed_title, shown_names
 from progeo.evaluation.retrieved import Retrieved
 from progeo.pages.maps import Detail, Kind, Map, Points, Polygons, frame_of
 from progeo.places.catalogue import Catalogue
-
-_CORNERS = np.array([[-0.5, -0.5], [-0.5, 0.5], [0.5, 0.5], [0.5, -0.5]])
-"""Corners of a cell from its center, in sides."""
+from progeo.places.class_shapes import class_outlines
 
 
 def query_map(
@@ -54,12 +52,14 @@ def _candidate_details(
     found: Retrieved, database: np.ndarray, pictured: np.ndarray, missed: Missed | None, num_shown: int
 ) -> dict[int, Detail]:
     """Return the shown predictions of queries, and their best correct candidate, as details of the map."""
-    details = {}
+    details: dict[int, Detail] = {}
     of_missed = {} if missed is None else dict(zip(missed.queries.tolist(), missed.rows.tolist(), strict=True))
     for query in pictured.tolist():
         rows = found.predictions[query, :num_shown]
         ranks = [f"prediction {rank + 1}" for rank in range(len(rows))]
-        points = [Points("predictions", "match", _positions_at(database, rows), labels=ranks)]
+        points = []
+        if found.classes is None:  # of classes, cells are drawn
+            points.append(Points("predictions", "match", _positions_at(database, rows), labels=ranks))
         if query in of_missed and of_missed[query] not in rows:
             position = database[[of_missed[query]]]
             points.append(Points("best correct candidate", "found", position, labels=[missed_title(found)]))
@@ -89,8 +89,9 @@ def _best_cells(classes: ClassScores, pictured: np.ndarray) -> dict[int, dict[in
 def _corner_catalogue(classes: ClassScores, cells: dict[int, dict[int, float]]) -> Catalogue:
     """Return the corners of the cells of all queries, four rows for each, as a catalogue of positions."""
     classifier = classes.classifier
-    centers_m = classifier.centers_m[[cell for of_query in cells.values() for cell in of_query]]
-    corners_m = (centers_m[:, None] + _CORNERS * classifier.cell_side_m).reshape(-1, 2)
+    drawn = np.array([cell for of_query in cells.values() for cell in of_query], np.int64)
+    corners_m = class_outlines(classifier.class_ids[drawn], cell_side_m=classifier.cell_side_m, heading_bin_deg=360)
+    corners_m = corners_m.reshape(-1, 2)
     columns = classifier.frame.columns(corners_m)
     names = pa.array([""] * len(corners_m), pa.large_string())
     heading = np.full(len(corners_m), np.nan)

@@ -111,6 +111,13 @@ def test_only_the_queries_asked_for_are_looked_at(tmp_path):
     assert missed.values.tolist() == [3]
 
 
+def test_panoramas_are_those_of_the_readable_images(tmp_path):
+    store, panoramas = stored(tmp_path, np.arange(4.0)[:, None], [1]), np.array(["a", "b", "b", "c"])
+    found = retrieved(np.array([[0]]), [np.array([3])], 4, panoramas=panoramas)
+    missed = missed_images(found, np.array([0]), store, np.zeros((1, 1), np.float32), by_descriptors=True)
+    assert (missed.rows.tolist(), missed.ranks.tolist()) == ([3], [3])
+
+
 def test_nothing_is_missed_if_all_are_correct_or_have_no_positive(tmp_path):
     store, queries = stored(tmp_path, np.eye(4)), np.eye(4, dtype=np.float32)[:2]
     found = retrieved(np.array([[0], [1]]), [np.array([0]), np.array([], np.int64)], 4)

@@ -159,6 +159,13 @@ def test_published_recalls_are_points_of_the_curve_and_a_table_with_sources(tmp_
     assert "Published recalls" not in written(tmp_path, retrieved(tmp_path))
 
 
+def test_labels_of_published_recalls_do_not_overlap(tmp_path):
+    published = [Published(f"m{percent}", "b", 8, {1: float(percent)}, "s") for percent in (60, 80, 86, 88, 92)]
+    html = written(tmp_path, retrieved(tmp_path), more={"published": published})
+    figure = html.partition("<figcaption>R@N</figcaption>")[2].partition("</svg>")[0]
+    assert re.findall(r">(m\d+)</text>", figure) == ["m60", "m80", "m92"]
+
+
 def test_the_nearest_correct_image_that_was_missed_is_shown_unless_it_is_among_the_predictions(tmp_path):
     found = retrieved(tmp_path)
     best = Missed(np.array([2, 1]), np.array([3, 0]), np.array([2, 4]), np.array([2.0, 3.5], np.float32))
@@ -243,6 +250,13 @@ def test_the_map_has_the_database_and_all_queries_with_lines_to_their_top_predic
     assert missed["labels"] == ["Nearest correct image, missed"]
 
 
+def test_the_map_draws_no_prediction_where_there_is_none(tmp_path):
+    found = retrieved(tmp_path, predictions=np.array([[0, 1], [1, -1], [-1, -1]]))
+    data = data_of(written(tmp_path, found), "map")
+    assert data["details"]["1"]["points"][0]["positions"] == [7, 90]
+    assert data["points"][1]["targets"] == [7, 90, None, None]
+
+
 def test_images_without_a_place_give_a_page_without_a_map(tmp_path):
     nowhere = catalogue(tmp_path, NAMES[:3], np.full(3, np.nan))
     html = written(tmp_path, retrieved(tmp_path, queries=nowhere, predictions=np.array([[0, -1], [1, -1], [2, -1]])))
@@ -314,6 +328,7 @@ def test_classes_are_named_with_their_probability_and_have_no_picture(tmp_path):
 
 def test_cells_of_a_chosen_query_are_squares_with_the_sum_of_their_classes(tmp_path):
     data = data_of(written(tmp_path, of_classes(tmp_path)), "map")
+    assert data["details"]["0"]["points"] == []  # they would hide the cells
     (cells,) = data["details"]["0"]["polygons"]
     assert cells["weights"] == [0.625, 0.25]  # two headings of one cell
     assert cells["labels"] == ["62.5 %", "25.0 %"]

@@ -191,7 +191,7 @@ def css_colors(is_dark):
     found = {}
     for name in ("page.css", "map.css"):
         text = (PAGES / "templates" / name).read_text()
-        light, dark = (text.split("@media (prefers-color-scheme: dark)", 1)[part].split("}")[0] for part in (0, 1))
+        light, dark = (text.split("(prefers-color-scheme: dark)", 1)[part].split("}")[0] for part in (0, 1))
         for part in (light, dark) if is_dark else (light,):
             found |= dict(re.findall(r"(--[\w-]+): (#[0-9a-f]{6})", part))
     return found

@@ -127,7 +127,8 @@ const createMap = (() => {
     return svg;
   }
 
-  const counted = count => count.toLocaleString("en-US");
+  const COUNTS = new Intl.NumberFormat("en-US");
+  const counted = count => COUNTS.format(count);
   const pair = (values, index) => [values[2 * index], values[2 * index + 1]];
   const numPairs = values => values.length / 2;
 
