@@ -55,7 +55,7 @@ def hub_cache(hub_folder, monkeypatch):
 
 
 def pytest_collection_finish():
-    """Keep modules out of the search for garbage, and search less often: it would take a twentieth of the time."""
+    """Keep modules out of the search for garbage, which would take seconds, and search less often."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(5000, 10, 10)

@@ -22,6 +22,7 @@ def localize(
     threshold: ClosedUnitInterval = 0.5,
     out: Path | None = None,
     spreadsheet_safe: bool = False,
+    show_paths: bool = False,
     mixed_precision: Precision = "no",
 ) -> "list[Localization]":
     """Localize photos or a sentence, and write the results to a file.
@@ -34,9 +35,11 @@ def localize(
             null searches with photos.
         top: Number of matches to show for each query.
         threshold: Minimum confidence, from 0 to 1. A position with a lower confidence is reported as unknown.
-        out: File to write the localizations to, ending in .csv, .geojson or .json. null writes none.
+        out: File to write the localizations to, ending in .csv, .geojson, .json or .html, a page with the photos, their
+            matches and a map. null writes none.
         spreadsheet_safe: Write an apostrophe in front of texts in a .csv that a spreadsheet would run as a formula:
             those that begin with =, +, -, @, a tab or a line break and are no numbers.
+        show_paths: Show absolute paths on the page, which others may read.
         mixed_precision: Precision of the encoder.
 
     Raises:
@@ -47,7 +50,7 @@ def localize(
     from progeo.engine.log import LOGGER
     from progeo.localization.localize import find_photos, localize_photos, localize_text
     from progeo.localization.place_index import open_place_index
-    from progeo.localization.results import WRITERS
+    from progeo.localization.results import WRITERS, WritingOptions
 
     if bool(photos) == (text is not None):
         raise ValueError("Give photos to localize, or `text` with a sentence to search by.")
@@ -62,6 +65,7 @@ def localize(
             opened, find_photos(photos), accelerator=accelerator, top=top, threshold=threshold, work=work
         )
     if out is not None:
-        WRITERS[out.suffix](out, results, spreadsheet_safe=spreadsheet_safe)
+        options = WritingOptions(spreadsheet_safe, show_paths, opened, by_text=text is not None)
+        WRITERS[out.suffix](out, results, options)
         LOGGER.info("results: %s", out)
     return results

@@ -114,8 +114,8 @@ class RunFolder:
             values: values by name.
             durable: wait until the line is on the disk.
         """
-        # One write, which lines of other processes cannot come into.
-        with self.metrics.open("ab", buffering=0) as stream:
+        # Bytes reach the file in one write, which lines of other processes cannot come into.
+        with self.metrics.open("ab") as stream:
             stream.write(f"{json.dumps(dict(values))}\n".encode())
         if durable:
             self.sync_metrics()

@@ -8,15 +8,17 @@ from typing import Any
 
 import numpy as np
 import utm
+from scipy.spatial import cKDTree
 
 from progeo.data.inspection import inspect_images
-from progeo.evaluation.dataset_page import KINDS, format_cells, format_finding, write_dataset_page
+from progeo.evaluation.dataset_page import KINDS, CheckedSet, format_cells, format_finding, write_dataset_page
 from progeo.places.catalogue import Catalogue, index_file, read_catalogue
-from progeo.places.cells import NoClass, build_partition
+from progeo.places.cells import NoClass, Partition, build_partition
 from progeo.places.coordinates import Hemisphere
+from progeo.places.distances import Distances, distances_between, is_wide
 from progeo.places.extent import Extent, extent_of
 from progeo.places.filename import parse_columns
-from progeo.places.geographic import check_zones, hemispheres_of, positions_m
+from progeo.places.geographic import check_zones, hemispheres_of
 from progeo.places.options import CellOptions
 from progeo.places.positives import find_positives
 
@@ -35,6 +37,8 @@ class Findings:
     unreadable: dict[str, str] = field(default_factory=dict)
     """Reason by path."""
     tiny: list[str] = field(default_factory=list)
+    tiny_sizes: dict[str, str] = field(default_factory=dict)
+    """`height x width` of each tiny image by path."""
     duplicates: list[list[str]] = field(default_factory=list)
     """Groups of paths with the same content."""
     misplaced: dict[str, str] = field(default_factory=dict)
@@ -64,6 +68,7 @@ def check_dataset(
     min_side_px: int,
     cells: CellOptions,
     page: Path | None,
+    show_paths: bool = False,
     settings: Mapping[str, Any],
 ) -> CheckReport:
     """Check a folder of images, or one with database and queries.
@@ -74,7 +79,8 @@ def check_dataset(
         positive_angle_deg: maximum heading difference of a positive; None ignores headings.
         min_side_px: images with a shorter side are tiny.
         cells: division into classes, for a folder of training images.
-        page: HTML page to write, with a map and a histogram; None writes none.
+        page: HTML page to write, with the images that something is wrong with; None writes none.
+        show_paths: whether the page shows absolute paths.
         settings: plain settings, for the report.
     """
     sides = {name: folder / name for name in (database, queries)}
@@ -89,17 +95,25 @@ def check_dataset(
         sets={name: vars(_findings(catalogue, extents[name], min_side_px)) for name, catalogue in catalogues.items()},
     )
     if is_test_set:
-        names = catalogues[queries]
-        positives = find_positives(catalogues[database], names, positive_radius_m, angle_deg=positive_angle_deg)
-        report["queries_without_positive"] = [names.name(row) for row, found in enumerate(positives) if not len(found)]
+        sides_found = catalogues[database], catalogues[queries]
+        positives = find_positives(*sides_found, positive_radius_m, angle_deg=positive_angle_deg)
+        lonely = np.flatnonzero([not len(found) for found in positives])
+        report["queries_without_positive"] = list(map(catalogues[queries].name, lonely.tolist()))
+        report["nearest_to_queries_without_positive"] = _nearest(*sides_found, lonely)
+        partition = None
     else:
         (catalogue,) = catalogues.values()
-        report["classes"] = _classes(catalogue, cells)
+        report["classes"], partition = _classes(catalogue, cells)
     if page is not None:
-        positions = dict(zip(catalogues, positions_m(*catalogues.values()), strict=True))
-        for name, extent in extents.items():  # one image elsewhere would leave a map of two dots
-            positions[name][[] if extent is None else list(extent.elsewhere)] = np.nan
-        write_dataset_page(page, report, positions)
+        elsewhere = [np.array([] if each is None else list(each.elsewhere), np.int64) for each in extents.values()]
+        write_dataset_page(
+            page,
+            report,
+            tuple(CheckedSet(name, catalogues[name], rows) for name, rows in zip(catalogues, elsewhere, strict=True)),
+            partition=partition,
+            num_groups=cells.num_groups,
+            show_paths=show_paths,
+        )
     return report
 
 
@@ -114,9 +128,11 @@ def _findings(catalogue: Catalogue, extent: Extent | None, min_side_px: int) -> 
         if inspection.size is None:
             findings.unreadable[catalogue.name(row)] = inspection.reason
             continue
-        sizes[f"{inspection.size[0]} x {inspection.size[1]}"] += 1
+        size = f"{inspection.size[0]} x {inspection.size[1]}"
+        sizes[size] += 1
         if min(inspection.size) < min_side_px:
             findings.tiny.append(catalogue.name(row))
+            findings.tiny_sizes[catalogue.name(row)] = size
     findings.duplicates = _duplicates(catalogue, digests)
     findings.sizes = dict(sizes.most_common())
     return findings
@@ -171,11 +187,31 @@ def _contradictions(catalogue: Catalogue) -> Iterator[tuple[int, str]]:
             yield row, f"its degrees are {far_m:,.0f} m from its UTM position"
 
 
-def _classes(catalogue: Catalogue, cells: CellOptions) -> dict[str, Any]:
-    """Count classes and groups for these cells and, if there are few classes, for other cells too."""
-    counts = _counts(catalogue, cells)
-    if counts["classes"] >= _FEW_CLASSES:
-        return counts
+def _nearest(database: Catalogue, queries: Catalogue, rows: np.ndarray) -> list[dict[str, Any]]:
+    """Find the database image nearest to each query of `rows`, and its distance; None where a position is unknown."""
+    distances = distances_between(database, queries, great_circle=is_wide(database, queries))
+    known = np.flatnonzero(np.isfinite(distances.database).all(axis=1))
+    found = np.full(len(rows), -1)
+    placed = np.isfinite(distances.queries[rows]).all(axis=1)
+    if len(known) and placed.any():
+        found[placed] = known[cKDTree(distances.database[known]).query(distances.queries[rows[placed]])[1]]
+    meters = Distances(distances.database, distances.queries[rows]).between(found[:, None])[:, 0]
+    return [
+        {
+            "query": queries.name(query),
+            "nearest": None if row < 0 else database.name(row),
+            "distance_m": None if row < 0 else distance_m,
+        }
+        for query, row, distance_m in zip(rows.tolist(), found.tolist(), meters.tolist(), strict=True)
+    ]
+
+
+def _classes(catalogue: Catalogue, cells: CellOptions) -> tuple[dict[str, Any], Partition | None]:
+    """Count classes and groups for these cells, and classes for others; return the classes too if there are any.
+
+    All of it takes 3 s for 2 million images.
+    """
+    partition, counts = _partition(catalogue, cells)
     wider = {round(cells.cell_side_m * factor) for factor in _WIDER}
     bins = (360,) if np.isnan(catalogue.heading).any() else _BINS
     others = [
@@ -184,26 +220,30 @@ def _classes(catalogue: Catalogue, cells: CellOptions) -> dict[str, Any]:
         for degrees in bins
         if "refused" in counts or (side, degrees) != (cells.cell_side_m, cells.heading_bin_deg)
     ]
-    given = [_counts(catalogue, each, with_groups=False) for each in others]
+    given = [_partition(catalogue, each)[1] for each in others]
     most = max([counts, *given], key=lambda each: each["classes"])  # the first of ties, so the smallest cells
-    return {**counts, "with_other_cells": given, **({"suggested": most} if most is not counts else {})}
+    suggests = most is not counts and counts["classes"] < _FEW_CLASSES
+    groups = {} if partition is None else _groups(partition)
+    return {**counts, **groups, "with_other_cells": given, **({"suggested": most} if suggests else {})}, partition
 
 
-def _counts(catalogue: Catalogue, cells: CellOptions, *, with_groups: bool = True) -> dict[str, Any]:
+def _partition(catalogue: Catalogue, cells: CellOptions) -> tuple[Partition | None, dict[str, Any]]:
+    """Divide a catalogue into classes; returns None if there is none, and the cells with the numbers of classes."""
     used = {"cell_side_m": int(cells.cell_side_m), "heading_bin_deg": cells.heading_bin_deg}
     try:
         partition = build_partition(catalogue, **{**vars(cells), "num_groups": None})
     except NoClass:
-        return {**used, "classes": 0, "images": 0}
+        return None, {**used, "classes": 0, "images": 0}
     except ValueError as error:
-        return {**used, "classes": 0, "images": 0, "refused": str(error)}
+        return None, {**used, "classes": 0, "images": 0, "refused": str(error)}
+    num_classes = sum(group.num_classes for group in partition.groups)
+    return partition, {**used, "classes": num_classes, "images": sum(len(group.rows) for group in partition.groups)}
+
+
+def _groups(partition: Partition) -> dict[str, Any]:
     sizes = [np.diff(group.offsets) for group in partition.groups]
-    counts = {**used, "classes": sum(map(len, sizes)), "images": int(sum(size.sum() for size in sizes))}
-    if not with_groups:
-        return counts
     values, images = np.unique(np.concatenate(sizes), return_counts=True)
     return {
-        **counts,
         "classes_per_group": [len(size) for size in sizes],
         "images_per_group": [int(size.sum()) for size in sizes],
         "classes_with_so_many_images": dict(zip(values.tolist(), images.tolist(), strict=True)),
@@ -224,7 +264,8 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     if "queries_without_positive" in report:
         yield f"queries without a positive: {len(report['queries_without_positive'])}"
         return
-    for counts in (report["classes"], *report["classes"].get("with_other_cells", [])):
+    is_few = report["classes"]["classes"] < _FEW_CLASSES
+    for counts in (report["classes"], *(report["classes"]["with_other_cells"] if is_few else ())):
         groups = f" in {len(counts['classes_per_group'])} groups" if "classes_per_group" in counts else ""
         yield (
             f"cells of {counts['cell_side_m']} m and {counts['heading_bin_deg']} degrees: {counts['classes']:,} "

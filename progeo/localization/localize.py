@@ -25,6 +25,7 @@ from progeo.models.encoder import EncoderSpec
 from progeo.models.text_towers.tokenizers import configuration_with_tokenizer, load_tokenizer
 from progeo.models.text_towers.tower import tower_with
 from progeo.places.catalogue import Catalogue
+from progeo.places.coordinates import map_link
 from progeo.places.folders import utf8_paths
 from progeo.places.geographic import cell_corners
 from progeo.places.paths import find_paths
@@ -60,6 +61,13 @@ class Match:
             return f"UTM {self.east_m:.1f} east, {self.north_m:.1f} north"
         return f"{self.latitude:.5f}, {self.longitude:.5f}"
 
+    @property
+    def map_link(self) -> str:
+        """URL of a street map of the position; empty if its degrees are unknown."""
+        if self.latitude is None or self.longitude is None:
+            return ""
+        return map_link(self.latitude, self.longitude)
+
 
 @dataclass(frozen=True)
 class Localization:
@@ -79,7 +87,7 @@ class Localization:
     """Why there are no matches; empty if there are."""
 
     def __str__(self) -> str:
-        """The position with its confidence, then a line for each match; or the error alone."""
+        """The position with its confidence, a link to its map, then a line for each match; or the error alone."""
         if self.error:
             return self.error
         confidence = ""
@@ -87,6 +95,8 @@ class Localization:
             confidence = f", within {self.radius_m:g} m with probability {self.confidence:.2f}"
         unknown = "unknown, at best " if self.known is False else ""
         lines = [f"{self.query}: {unknown}{self.matches[0].position}{confidence}"]
+        if link := self.matches[0].map_link:
+            lines.append(f"       {link}")
         for rank, match in enumerate(self.matches, 1):
             measure = f"{match.distance:.3f}" if match.probability is None else f"{100 * match.probability:5.1f} %"
             lines.append(f"{rank:5}  {measure}  {match.position}  {match.path}")

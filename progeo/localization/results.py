@@ -1,13 +1,32 @@
-"""Write localizations as CSV, GeoJSON or JSON files."""
+"""Write localizations as CSV, GeoJSON, JSON or HTML files."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from progeo.files import write_csv, write_json
+from progeo.localization.answer_page import write_answer_page
 from progeo.localization.localize import Localization, Match
+from progeo.localization.place_index import PlaceIndex
+
+
+@dataclass(frozen=True)
+class WritingOptions:
+    """What the writers of results may need besides them."""
+
+    spreadsheet_safe: bool = False
+    """Write an apostrophe in front of formulas in CSV, see `write_csv`."""
+    show_paths: bool = False
+    """Show absolute paths on a page."""
+    index: PlaceIndex | None = None
+    """The index that was searched, for the map of a page; None writes a page without a map."""
+    by_text: bool = False
+    """Whether queries are sentences instead of paths of photos."""
+
+
+_DEFAULTS = WritingOptions()
 
 
 def _flat(result: Localization, match: Match | None) -> dict[str, Any]:
@@ -30,12 +49,12 @@ def _first(result: Localization) -> Match | None:
     return result.matches[0] if result.matches else None
 
 
-def _write_csv(path: Path, results: Sequence[Localization], spreadsheet_safe: bool = False) -> None:
+def _write_csv(path: Path, results: Sequence[Localization], options: WritingOptions = _DEFAULTS) -> None:
     rows = [_flat(result, _first(result)) for result in results]
-    write_csv(path, [[*rows[0]], *([*row.values()] for row in rows)], spreadsheet_safe=spreadsheet_safe)
+    write_csv(path, [[*rows[0]], *([*row.values()] for row in rows)], spreadsheet_safe=options.spreadsheet_safe)
 
 
-def _write_geojson(path: Path, results: Sequence[Localization], spreadsheet_safe: bool = False) -> None:
+def _write_geojson(path: Path, results: Sequence[Localization], options: WritingOptions = _DEFAULTS) -> None:
     """Write the first match of each query as a point, or each of its classes as a polygon, with its rank."""
     features = []
     for result in results:
@@ -53,8 +72,20 @@ def _write_geojson(path: Path, results: Sequence[Localization], spreadsheet_safe
     write_json(path, {"type": "FeatureCollection", "features": features})
 
 
-def _write_json(path: Path, results: Sequence[Localization], spreadsheet_safe: bool = False) -> None:
+def _write_json(path: Path, results: Sequence[Localization], options: WritingOptions = _DEFAULTS) -> None:
     write_json(path, [asdict(result) for result in results])
+
+
+def _write_page(path: Path, results: Sequence[Localization], options: WritingOptions = _DEFAULTS) -> None:
+    index = options.index
+    write_answer_page(
+        path,
+        results,
+        catalogue=None if index is None else index.catalogue,
+        cell_side_m=0 if index is None else index.metadata.cell_side_m,
+        by_text=options.by_text,
+        show_paths=options.show_paths,
+    )
 
 
 WRITERS: Mapping[str, Callable[..., None]] = MappingProxyType(
@@ -62,6 +93,7 @@ WRITERS: Mapping[str, Callable[..., None]] = MappingProxyType(
         ".csv": _write_csv,
         ".geojson": _write_geojson,
         ".json": _write_json,
+        ".html": _write_page,
     }
 )
-"""Suffix of a file -> function that writes results to it; `spreadsheet_safe` is for CSV, see `write_csv`."""
+"""Suffix of a file -> function `(path, results, options)` that writes results to it."""

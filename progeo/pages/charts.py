@@ -8,11 +8,13 @@ from typing import Literal
 
 WIDTH, HEIGHT = 560, 300
 """Size of the drawing in its own units."""
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 12, 46
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 12, 46
 """Space around the axes, for their labels."""
 _NOTE = 18
 """Space for notes below the labels of bars."""
 _NUM_TICKS = 5
+_APART = 16
+"""Mean distance of the points of a line that are drawn large."""
 NUM_STYLES = 8
 """Number of colors and dashes of series, after which they repeat."""
 
@@ -55,6 +57,15 @@ class Drawn:
     """Points of a polyline; empty without a line."""
     band: str
     """Points of the polygon between low and high; empty without an interval."""
+
+    @property
+    def radius(self) -> float:
+        """Radius of the points: they are small if there are many, or close together on a line."""
+        if self.kind == "points":
+            return 4 if len(self.points) <= 60 else 1.5
+        across = [x for x, *_ in self.points]
+        is_wide = len(across) == 1 or (across and max(across) - min(across) >= _APART * (len(across) - 1))
+        return 4 if is_wide else 1.5
 
 
 @dataclass(frozen=True)
@@ -281,7 +292,7 @@ def _apart(ticks: Sequence[Tick], distance: float) -> list[Tick]:
 
 def _left(texts: Sequence[str]) -> float:
     """Return the space on the left of an axis with these texts."""
-    return max(_LEFT, 26 + 9 * max(map(len, texts), default=0))
+    return max(_LEFT, 30 + 10 * max(map(len, texts), default=0))  # texts are larger on a phone
 
 
 def _texts(values: Sequence[float]) -> list[str]:

@@ -120,6 +120,8 @@ class Row:
     """Value of each filter of the gallery, or several values: each of them shows the row."""
     note: str = ""
     """A sentence under the photo."""
+    link: str = ""
+    """Address of a street map of its position; empty if there is none."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,15 @@ class Gallery:
             ]
             for strip in row.strips
         ]
-        return [row.key, row.photo, _MARKS[row.mark], values, strips, escaped(row.note)]
+        return [
+            row.key,
+            row.photo,
+            _MARKS[row.mark],
+            values,
+            strips,
+            escaped(row.note),
+            *([row.link] if row.link else []),
+        ]
 
 
 def _numbers(found: Mapping[str, int], value: str | Sequence[str]) -> int | list[int]:

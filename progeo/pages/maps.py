@@ -16,8 +16,8 @@ from progeo.printable import escaped
 TILE_HOST = "https://tile.openstreetmap.de"
 """Server of street tiles, asked only after a click.
 
-FOSSGIS runs it; it needs no key, and as of September 2026 answers pages opened from a file, which send no referrer.
-tile.openstreetmap.org refuses those (https://wiki.openstreetmap.org/wiki/Blocked_tiles), and CARTO needs a key.
+FOSSGIS runs it. It needs no key, and is reported to answer pages opened from a file, which send no referrer and which
+tile.openstreetmap.org refuses (https://wiki.openstreetmap.org/wiki/Blocked_tiles).
 """
 MAX_DRAWN = 10_000
 """Maximum number of database positions, and of points, that a map draws one by one."""

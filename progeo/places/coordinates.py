@@ -52,6 +52,12 @@ class Positions:
     """UTM zone of the median position, 1 to 60; all images are measured in it."""
 
 
+def map_link(latitude: float, longitude: float, *, zoom: int = 19) -> str:
+    """Return the URL of a street map of OpenStreetMap with a marker; `zoom` 19 shows houses, 12 a city."""
+    place = f"{latitude:.5f}", f"{longitude:.5f}"
+    return f"https://www.openstreetmap.org/?mlat={place[0]}&mlon={place[1]}#map={zoom}/{'/'.join(place)}"
+
+
 def _numbered(row: int) -> str:
     return f"Image {row + 1}"
 

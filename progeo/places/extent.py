@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from progeo.places.catalogue import Catalogue
-from progeo.places.coordinates import middle_of, offsets_m, outliers
+from progeo.places.coordinates import map_link, middle_of, offsets_m, outliers
 from progeo.places.geographic import degrees_of
 
 _ZERO_DEG = 1e-6
@@ -36,10 +36,7 @@ class Extent:
     @property
     def map_link(self) -> str:
         """URL of a map of the center; empty if it is unknown."""
-        if self.center is None:
-            return ""
-        latitude, longitude = (f"{degrees:.5f}" for degrees in self.center)
-        return f"https://www.openstreetmap.org/?mlat={latitude}&mlon={longitude}#map=12/{latitude}/{longitude}"
+        return "" if self.center is None else map_link(*self.center, zoom=12)
 
 
 def extent_of(catalogue: Catalogue) -> Extent | None:

@@ -69,6 +69,8 @@ def write_figure(path: Path, sections: Mapping[str, Sequence[Chart]]) -> None:
 
 
 def _draw(axes: "Axes", chart: Chart) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     for index, series in enumerate(chart.series):
         style = index % NUM_STYLES
         few = "o" if len(series.x) <= 60 else ""
@@ -76,6 +78,7 @@ def _draw(axes: "Axes", chart: Chart) -> None:
     axes.set_title(escaped(chart.title), loc="left")
     if chart.y_range is not None:
         axes.set_ylim(*chart.y_range)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel(chart.x_label)
     axes.set_ylabel(chart.y_label)
     axes.grid(color="#d1d9e0", linewidth=0.6)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -55,44 +56,39 @@ class Stage:
         found = next((self.settings[name] for name in _STAGES if name in self.settings), None)
         return found if isinstance(found, int) else None
 
-    @property
+    @cached_property
     def epochs(self) -> list[Row]:
         """Rows of epochs and their validations; epoch 0 is before training."""
         return [row for row in self.rows if not is_of_steps(row)]
 
-    @property
+    @cached_property
     def steps(self) -> list[Row]:
         """Rows of steps; earlier versions wrote none."""
         return [row for row in self.rows if is_of_steps(row)]
 
-    @property
+    @cached_property
     def groups(self) -> list[int]:
         """Groups that are trained independently; empty if there is a single training."""
         return sorted({row["group"] for row in self.rows if "group" in row})
 
-    @property
+    @cached_property
     def measures(self) -> list[str]:
         """Names of the measures of the validation, the primary one first."""
         names = _names(row for row in self.epochs if row["epoch"])
         found = [name for name in names if name.startswith(_MEASURES[0]) or name.endswith(_MEASURES[1])]
         return sorted(found, key=lambda name: not name.startswith("held_out_"))  # else in their order
 
-    @property
+    @cached_property
     def losses(self) -> list[str]:
         """Names of the loss and its terms; the loss alone if it has a single term."""
         others = {*self.measures, *self.rates, *MEMORY, *_NO_LOSSES}
         names = [name for name in _names(self.rows) if name not in others]
         return names if len(names) > 2 else names[:1]
 
-    @property
+    @cached_property
     def rates(self) -> list[str]:
         """Names of the learning rates."""
         return [name for name in _names(self.steps) if name.endswith("learning_rate")]
-
-    @property
-    def memory(self) -> list[str]:
-        """Names of the memory that was measured."""
-        return [name for name in MEMORY if name in _names(self.steps)]
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,17 @@
 """Runs as a table, a page and a picture, from a run of both stages."""
 
 import json
+import os
 import shutil
+import signal
+import threading
+import time
 
 import pytest
 from running import files_in
 
 from progeo.cli import main
+from progeo.locks import locked
 
 
 @pytest.fixture
@@ -51,6 +56,23 @@ def test_a_run_that_nobody_trains_is_followed_to_its_last_row(run, printed, tmp_
     assert 'http-equiv="refresh"' not in (tmp_path / "a.html").read_text()
 
 
+def test_ctrl_c_ends_following_with_a_page_that_does_not_reload(run, printed, tmp_path):
+    shutil.copytree(run / "stage2", tmp_path / "run")
+    page, reloads = tmp_path / "a.html", []
+
+    def interrupt():
+        while not page.exists():
+            time.sleep(0.05)
+        reloads.append('http-equiv="refresh"' in page.read_text())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with locked(tmp_path / "run"):
+        threading.Thread(target=interrupt, daemon=True).start()
+        assert len(printed(tmp_path / "run", "--follow", "--out", page).splitlines()) == 2
+    assert reloads == [True]
+    assert 'http-equiv="refresh"' not in page.read_text()
+
+
 def sentence(*words):
     with pytest.raises(SystemExit) as stop:
         main(["runs", "show", *map(str, words)])
@@ -58,7 +80,7 @@ def sentence(*words):
 
 
 def test_mistakes_end_in_a_sentence(run, tmp_path):
-    assert "Name the runs to show" in sentence()
+    assert "Name the runs to show" in sentence("--runs", "[]")
     assert f"{tmp_path} holds no run: name a folder that `progeo train --out` made" in sentence(tmp_path)
     assert "Name each run once" in sentence(run, run)
     assert "--out" in (said := sentence(run, "--out", tmp_path / "a.pdf")) and "must end with .html, .png, .svg" in said

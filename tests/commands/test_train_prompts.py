@@ -102,7 +102,7 @@ def test_only_groups_that_are_not_finished_are_trained_again(run, config, tmp_pa
     for name in ("checkpoints/group_1.safetensors", "prompts.safetensors", "prompts.json"):
         (tmp_path / "stage1" / name).unlink()
     kept = (tmp_path / "stage1/checkpoints/group_0.safetensors").stat().st_mtime_ns
-    stage_1(config, "--out", tmp_path, "--resume", "true")
+    stage_1(config, "--out", tmp_path, "--resume", "true", "--prompts.log_every", "99")
     assert (tmp_path / "stage1/checkpoints/group_0.safetensors").stat().st_mtime_ns == kept
     assert prompts_of(tmp_path) == prompts_of(run)
     assert metrics_of(tmp_path / "stage1") == metrics_of(run / "stage1")
@@ -111,19 +111,21 @@ def test_only_groups_that_are_not_finished_are_trained_again(run, config, tmp_pa
 def test_two_processes_learn_the_same_prompts_as_one(own_config, tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    stage_1(own_config)
+    stage_1(own_config, "--prompts.log_every", "2")
     torch.set_num_threads(threads)
     settings = yaml.safe_load(own_config.read_text()) | {"out": str(tmp_path / "two")}
+    settings["prompts"]["log_every"] = 2
     settings["prompts"]["feature_cache"] = str(tmp_path / "features_of_two")
     own_config.write_text(yaml.safe_dump(settings))
     run_on_two_processes("stage1_prompts.py", "--config", own_config)
     assert json.loads((tmp_path / "two/stage1/environment.json").read_text())["processes"] == 2
     assert prompts_of(tmp_path / "run") == prompts_of(tmp_path / "two")
     one, two = (
-        sorted(metrics_of(tmp_path / name / "stage1"), key=lambda row: (row["group"], row["epoch"]))
+        sorted(metrics_of(tmp_path / name / "stage1"), key=lambda row: (row["group"], row["epoch"], row.get("step", 0)))
         for name in ("run", "two")
     )
     assert one == two
+    assert {row["group"] for row in one if "step" in row} == {0, 1}
     log = (tmp_path / "two/stage1/log.txt").read_text()
     assert log.count("group 1/2: ") == log.count("group 2/2: ") == 1  # each is summed up once, whoever trained it
 

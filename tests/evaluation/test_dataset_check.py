@@ -1,16 +1,18 @@
 """`progeo dataset check` on sets that something is wrong with."""
 
 import json
+import re
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
 from progeo.cli import main
 from progeo.commands.dataset_check import check_dataset
 from progeo.config.datasets import CheckSettings
-from progeo.places.catalogue import read_catalogue
+from progeo.places.catalogue import Catalogue, read_catalogue
 from progeo.places.filename import format_names, parse_names
 from progeo.places.options import CellOptions
 
@@ -55,7 +57,7 @@ def test_each_kind_of_wrong_image_is_found(train):
     found = checked(train)["sets"]["train"]
     assert set(found["unreadable"]) == {cut, empty}
     assert "truncated" in found["unreadable"][cut]
-    assert found["tiny"] == [small]
+    assert (found["tiny"], found["tiny_sizes"]) == ([small], {small: "20 x 200"})
     assert found["duplicates"] == [sorted([whole, copied])]
     assert sorted(reason.split(" m ")[-1] for reason in found["misplaced"].values()) == [
         "from its UTM position",
@@ -71,7 +73,36 @@ def test_queries_without_a_positive_are_named(city, tmp_path):
     fields.north[:] += 5000
     (name,) = format_names(fields)
     (tmp_path / "queries" / lonely).rename(tmp_path / "queries" / name)
-    assert checked(tmp_path)["queries_without_positive"] == [name]
+    report = checked(tmp_path)
+    assert report["queries_without_positive"] == [name]
+    database = read_catalogue(tmp_path / "database")
+    away = np.hypot(database.east - fields.east[0], database.north - fields.north[0])
+    assert report["nearest_to_queries_without_positive"] == [
+        {"query": name, "nearest": database.name(int(away.argmin())), "distance_m": pytest.approx(away.min())}
+    ]
+
+
+def test_a_query_without_a_position_has_no_nearest_image(tmp_path):
+    draw(tmp_path / "database", "@500000@4000000@.jpg")
+    draw(tmp_path / "images", "0.jpg")
+    table = read_catalogue(tmp_path / "images", positions="ignored").table
+    positives = pa.array([[]], pa.list_(pa.int64()))  # given, else the query could not be evaluated
+    queries = Catalogue(tmp_path / "images", table.append_column("positives", positives))
+    queries.save(tmp_path / "queries.arrow", {"root": str(tmp_path / "images")})
+    assert checked(tmp_path)["nearest_to_queries_without_positive"] == [
+        {"query": "0.jpg", "nearest": None, "distance_m": None}
+    ]
+
+
+def test_other_cells_are_counted_but_not_printed_where_there_are_many_classes(tmp_path):
+    draw(tmp_path, *(f"@{500_005 + 10 * number}@4000005@@@@@@@0@.jpg" for number in range(100)))
+    cells = CellOptions(min_images_per_class=1)
+    report = checked(tmp_path, cells=cells)
+    assert {each["cell_side_m"]: each["classes"] for each in report["classes"]["with_other_cells"]} == {
+        10: 100, 15: 67, 20: 50, 30: 34, 50: 20, 100: 10
+    }  # fmt: skip
+    assert "suggested" not in report["classes"]
+    assert str(report).splitlines()[-1] == "cells of 10 m and 30 degrees: 100 classes of 100 images in 5 groups"
 
 
 def test_sides_may_lie_deeper_and_share_their_last_name(city, tmp_path):
@@ -175,4 +206,5 @@ def test_zeros_are_flagged_by_table_and_check_and_stay_out_of_the_map(tmp_path, 
     assert found["map_link"].startswith("https://www.openstreetmap.org/?mlat=52.20014")
     page = (tmp_path / "out/check.html").read_text()
     assert 'href="https://www.openstreetmap.org/?mlat=52.20014&amp;mlon=0.11409' in page
-    assert "squares of 1 m" in page
+    bounds = json.loads(re.search(r'id="map-data">(.*?)</script>', page)[1])["bounds"]
+    assert bounds == pytest.approx([52.2, 0.11409, 52.20027, 0.11409])

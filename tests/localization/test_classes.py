@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -21,7 +22,7 @@ from progeo.export.weights import load_encoder, read_encoder_metadata, save_enco
 from progeo.features.options import ClassOptions
 from progeo.localization.class_means import partition_for_means
 from progeo.localization.place_index import open_place_index
-from progeo.localization.results import WRITERS
+from progeo.localization.results import WRITERS, WritingOptions
 from progeo.models.encoder import build_encoder
 from progeo.places.catalogue import read_catalogue
 from progeo.places.cells import class_ids
@@ -181,7 +182,7 @@ def test_classes_are_written_as_polygons_of_their_cells(made, city, tmp_path):
     photo = sorted((city / "test/queries").iterdir())[0]
     results = localized(made / "index", photo, broken, top=2)
     for suffix, write in WRITERS.items():
-        write(tmp_path / f"out{suffix}", results)
+        write(tmp_path / f"out{suffix}", results, WritingOptions(index=open_place_index(made / "index")))
     features = json.loads((tmp_path / "out.geojson").read_text())["features"]
     assert [feature["properties"].get("rank") for feature in features] == [1, 2, None]
     assert features[2]["geometry"] is None
@@ -197,6 +198,9 @@ def test_classes_are_written_as_polygons_of_their_cells(made, city, tmp_path):
     assert float(rows[0]["probability"]) == results[0].matches[0].probability
     assert "corners" not in rows[0]
     assert len(json.loads((tmp_path / "out.json").read_text())[0]["matches"][0]["corners"]) == 4
+    drawn = json.loads(re.search(r'id="map-data">(.*?)</script>', (tmp_path / "out.html").read_text())[1])
+    (cells,) = drawn["polygons"]
+    assert cells["corners"][:2] == pytest.approx(results[0].matches[0].corners[0][::-1], abs=1e-6)
 
 
 def test_corners_are_half_a_side_from_the_center_along_utm(made):

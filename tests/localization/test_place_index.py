@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -104,6 +105,21 @@ def test_screen_csv_geojson_and_json_hold_the_same_results(built, city, tmp_path
         )
     assert "broken.jpg cannot be decoded" in rows[2]["error"]
     assert (rows[2]["latitude"], features[2]["geometry"], whole[2]["matches"]) == ("", None, [])
+
+
+def test_a_page_shows_the_photos_their_matches_and_the_images_of_the_index(built, city, tmp_path, capsys):
+    photo = sorted((city / "test/queries").iterdir())[0]
+    main(["localize", str(photo), "--index", str(built / "index"), "--out", str(tmp_path / "a.html"), "--top", "3"])
+    assert files_in(tmp_path) == {"a.html"}
+    page = (tmp_path / "a.html").read_text()
+    gallery, drawn = (
+        json.loads(re.search(rf'id="{name}-data">(.*?)</script>', page)[1]) for name in ("gallery", "map")
+    )
+    assert [len(photo[1]) > 100 for photo in gallery["photos"]] == [True] * 4
+    assert drawn["database"]["count"] == len(list((city / "train").iterdir()))
+    assert [each["kind"] for each in drawn["points"]] == ["match", "photo"]
+    (link,) = (line.strip() for line in capsys.readouterr().out.splitlines() if "openstreetmap" in line)
+    assert link == gallery["rows"][0][6]
 
 
 def test_added_images_are_found_as_in_an_index_built_of_all_images(city, encoder, cache, tmp_path, capsys):

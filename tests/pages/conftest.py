@@ -43,10 +43,19 @@ def open_page(browser):
     contexts, seen = [], []
 
     def open_file(
-        path, *, width=1280, dark=False, touch=False, reduced_motion=False, init_script="", fragment="", ignored=()
+        path,
+        *,
+        width=1280,
+        height=800,
+        dark=False,
+        touch=False,
+        reduced_motion=False,
+        init_script="",
+        fragment="",
+        ignored=(),
     ):
         context = browser.new_context(
-            viewport={"width": width, "height": 800},
+            viewport={"width": width, "height": height},
             color_scheme="dark" if dark else "light",
             reduced_motion="reduce" if reduced_motion else "no-preference",
             has_touch=touch,

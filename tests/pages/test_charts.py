@@ -1,5 +1,7 @@
 import math
 
+import pytest
+
 from progeo.pages.charts import Bars, Chart, Series
 
 
@@ -69,3 +71,39 @@ def test_a_note_stands_below_each_label():
     assert [tick.text for tick in chart.x_notes] == ["12", "3"]
     assert [tick.position for tick in chart.x_notes] == [tick.position for tick in chart.x_ticks]
     assert Bars("t", "x", "y", ["a"], {"": [1.0]}).x_notes == []
+
+
+@pytest.mark.parametrize(
+    ("heights", "texts"),
+    [
+        ([1.2291, 1.2292, 1.2294], ["1.2291", "1.2292", "1.2293", "1.2294"]),
+        ([100_000.0, 200_000.0], ["100,000", "125,000", "150,000", "175,000", "200,000"]),
+        ([1e-5, 1e-5], ["9e-06", "9.5e-06", "1e-05", "1.05e-05", "1.1e-05"]),
+    ],
+)
+def test_numbers_of_an_axis_can_be_told_apart_and_have_room(heights, texts):
+    chart = Chart("t", "x", "y", [Series("a", range(len(heights)), heights)])
+    assert [tick.text for tick in chart.y_ticks] == texts
+    assert chart.plot[0] == max(52, 30 + 10 * max(map(len, texts)))
+
+
+def test_ticks_of_whole_numbers_are_whole():
+    chart = Chart("t", "epoch", "y", [Series("a", [0, 1, 2], [1.0, 2.0, 3.0])])
+    assert [tick.text for tick in chart.x_ticks] == ["0", "1", "2"]
+    chart = Chart("t", "epoch", "y", [Series("a", [0, 1.5], [1.0, 2.0])])
+    assert [tick.text for tick in chart.x_ticks] == ["0", "0.5", "1", "1.5"]
+
+
+@pytest.mark.parametrize(
+    ("x", "kind", "radius"),
+    [
+        (range(1), "line", 4),
+        (range(0, 100, 5), "line", 4),
+        (range(20), "line", 1.5),
+        (range(20), "points", 4),
+        (range(61), "points", 1.5),
+    ],
+)
+def test_points_are_small_where_they_are_many_or_close_on_a_line(x, kind, radius):
+    chart = Chart("t", "x", "y", [Series("wide", [0, 100], [0, 1]), Series("a", x, [0.5] * len(x), kind=kind)])
+    assert [drawn.radius for drawn in chart.drawn] == [4, radius]

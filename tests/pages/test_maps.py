@@ -133,6 +133,11 @@ def test_above_ten_thousand_positions_are_counted_in_squares():
     assert squares[0].tolist() == [0, 0, 10 * 2]  # 0 to 9 m north, 0 and 6 m east
 
 
+def test_positions_at_one_place_are_counted_in_a_square_of_a_meter():
+    found = shown(database=np.full((MAX_DRAWN + 1, 2), 5.0))["database"]
+    assert (found["side_m"], found["squares"]) == (1.0, [0, 0, 10_001])
+
+
 def test_up_to_ten_thousand_positions_are_drawn_one_by_one():
     found = shown(database=np.zeros((MAX_DRAWN, 2)))["database"]
     assert len(found["positions"]) == 2 * MAX_DRAWN

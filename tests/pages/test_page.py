@@ -7,15 +7,7 @@ import pytest
 from progeo.pages.gallery import Gallery, Photos, Row
 from progeo.pages.page import shortened, shown_path, write_page
 
-
-@pytest.fixture(autouse=True)
-def template(monkeypatch):
-    """A template that shows a title, facts and, if there is one, a gallery."""
-    from jinja2 import ChoiceLoader, DictLoader
-
-    from progeo.pages import page
-
-    source = """
+TEMPLATE = """
 {% extends "base.html" %}
 {% from "parts.html" import facts, gallery_section %}
 {% block main %}
@@ -23,14 +15,12 @@ def template(monkeypatch):
 {% if gallery is not none %}{{ gallery_section(gallery) }}{% endif %}
 {% endblock %}
 """
-    page._environment.cache_clear()
-    for show_paths in (False, True):
-        environment = page._environment(show_paths)
-        monkeypatch.setattr(
-            environment, "loader", ChoiceLoader([environment.loader, DictLoader({"test.html": source})])
-        )
-    yield
-    page._environment.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def template(use_template):
+    """A template that shows a title, facts and, if there is one, a gallery."""
+    use_template("test.html", TEMPLATE)
 
 
 def written(folder, *, title="title", pairs=None, **values):

@@ -57,7 +57,7 @@ def test_a_page_that_is_followed_says_how_old_it_is_and_comes_again_where_it_was
     run = write_run(tmp_path / "a")
     now = datetime.now().astimezone()
     write_runs_page(tmp_path / "page.html", read_stages([run]), written=now - timedelta(seconds=90), reload_s=1)
-    page = open_page(tmp_path / "page.html", height=500)
+    page = open_page(tmp_path / "page.html")
     assert 90 <= int(page.locator("time").inner_text().removesuffix(" s ago")) < 150
     page.evaluate("scrollTo(0, 600)")
     write_runs_page(tmp_path / "page.html", read_stages([run]), written=now)

@@ -131,6 +131,16 @@ def test_a_training_that_ends_in_any_step_goes_on_to_the_same_bits(build, step):
     assert [row.get("step", "epoch") for row in rows] == ["epoch", 5, "epoch", "epoch", 10, "epoch"]
 
 
+def test_a_checkpoint_from_before_there_were_rows_of_steps_is_resumed(build):
+    terms = trained(build("whole"))
+    trained(build("begun", epochs=2))
+    path = finished_checkpoints(build("begun").checkpoints)[-1]
+    state = load_checkpoint(path)
+    assert state.pop("rows")["steps"] == 2 * STEPS
+    save_checkpoint(path.parent, path.name, state)
+    assert trained(build("begun")) == terms[2:]
+
+
 @pytest.mark.parametrize(
     ("how", "expected"),
     [

@@ -7,7 +7,8 @@ function createGallery(data, map) {
   const form = document.getElementById("controls"), list = document.getElementById("rows");
   const lightbox = document.getElementById("lightbox"), count = document.getElementById("count");
   const names = Object.keys(data.filters);
-  const rows = data.rows.map(([key, photo, mark, facets, strips, note]) => ({ key, photo, mark, facets, strips, note }));
+  const rows = data.rows.map(([key, photo, mark, facets, strips, note, link]) =>
+    ({ key, photo, mark, facets, strips, note, link }));
   const byKey = new Map(rows.map(row => [row.key, row]));
   const nameOf = row => (row.photo === null ? "" : data.photos[row.photo][0]);
   const format = {
@@ -99,7 +100,8 @@ function createGallery(data, map) {
     const caption = element("figcaption", {},
       element("span", {}, element("bdi", {}, facets.join(" · "))),
       row.photo === null ? null : nameElement(nameOf(row)),
-      row.note ? element("span", { class: "note" }, element("bdi", {}, row.note)) : null);
+      row.note ? element("span", { class: "note" }, element("bdi", {}, row.note)) : null,
+      row.link ? element("a", { href: row.link, target: "_blank", rel: "noopener noreferrer" }, "OpenStreetMap") : null);
     if (map.isOnMap(row.key)) {
       const button = element("button", { type: "button" }, "on the map");
       button.addEventListener("click", () => {
