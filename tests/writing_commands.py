@@ -13,7 +13,9 @@ from file_events import Plan
 from running import Started, start
 
 _PROGRAM = "progeo/__main__.py"
-_NOT_COMPARED = re.compile(r"seconds|_s$|_ms$|per_s$|memory_bytes$|duration|time|date|^resume$|^wait$|^generation$")
+_NOT_COMPARED = re.compile(
+    r"seconds|_s$|_ms$|per_s(econd)?$|memory_bytes$|duration|time|date|^resume$|^wait$|^generation$"
+)
 """Names of measured times, of settings that a command has only if it is run again, and of the count of updates."""
 _RANDOM_NAME = re.compile(r"(places|catalogue)_[0-9a-f]{12}|(index)_(?:[0-9a-f]{8}(?=\.faiss|\.sha256)|\d+(?=\.json))")
 _SAFETENSORS = re.compile(r"\.tmp\w{6}")
