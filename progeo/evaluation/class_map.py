@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from progeo.pages.maps import Frame, Polygons
+from progeo.pages.maps import MapFrame, Polygons
 from progeo.places.catalogue import Catalogue
 from progeo.places.cells import Partition, class_centers
 from progeo.places.class_shapes import class_outlines
@@ -26,7 +26,7 @@ class ClassMap:
     num_classes: int
 
 
-def class_map(catalogue: Catalogue, partition: Partition, frame: Frame, *, num_groups: int | None) -> ClassMap:
+def class_map(catalogue: Catalogue, partition: Partition, frame: MapFrame, *, num_groups: int | None) -> ClassMap:
     """Lay out the classes of a catalogue, or if there are too many, those around the middle.
 
     Args:
@@ -53,7 +53,7 @@ def class_map(catalogue: Catalogue, partition: Partition, frame: Frame, *, num_g
     return ClassMap(tuple(layers), len(drawn), len(ids))
 
 
-def _corners(catalogue: Catalogue, partition: Partition, frame: Frame, ids: np.ndarray) -> np.ndarray:
+def _corners(catalogue: Catalogue, partition: Partition, frame: MapFrame, ids: np.ndarray) -> np.ndarray:
     """Compute the corners of classes (C, 3) in the unit of the map, (C, 4, 2)."""
     sides = {name: partition.settings[name] for name in ("cell_side_m", "heading_bin_deg")}
     corners = class_outlines(ids, **sides)

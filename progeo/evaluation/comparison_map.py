@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from progeo.evaluation.comparison_gallery import Differing, Finding
-from progeo.pages.maps import Detail, Kind, Map, Points, Unit, frame_of
+from progeo.pages.maps import Detail, Kind, Map, Points, Unit, map_frame
 from progeo.pages.page import shown_path
 
 _KINDS: Mapping[Kind, str] = {
@@ -64,7 +64,7 @@ def map_of(listed: Sequence[Differing], names: Mapping[str, str], *, show_paths:
 def _places(listed: Sequence[Differing]) -> _Places:
     retrieved = [each.retrieved for each in listed[0].findings]
     databases = {id(each.database): each.database for each in retrieved}
-    frame = frame_of(retrieved[0].queries, *databases.values(), great_circle=retrieved[0].great_circle)
+    frame = map_frame(retrieved[0].queries, *databases.values(), great_circle=retrieved[0].great_circle)
     return _Places(frame.unit, frame.positions[0], dict(zip(databases, frame.positions[1:], strict=True)))
 
 

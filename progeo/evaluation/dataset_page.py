@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from progeo.evaluation.class_map import ClassMap, class_map
 from progeo.pages.charts import Bars
 from progeo.pages.gallery import Gallery, Item, Measure, Photos, Row, Strip
-from progeo.pages.maps import Detail, Frame, Map, Points, frame_of
+from progeo.pages.maps import Detail, Map, MapFrame, Points, map_frame
 from progeo.pages.page import shown_path, write_page
 from progeo.places.catalogue import Catalogue
 from progeo.places.cells import Partition
@@ -82,7 +82,7 @@ def write_dataset_page(
     folder = str(report["folder"])
     catalogues = [each.catalogue for each in sets]
     in_degrees = all(found["map_link"] for found in report["sets"].values())  # of most images, if not of all
-    frame = frame_of(*catalogues, great_circle=in_degrees)
+    frame = map_frame(*catalogues, great_circle=in_degrees)
     places = _Places(sets, frame, shown)
     drawn = None if partition is None else class_map(catalogues[0], partition, frame, num_groups=num_groups)
     write_page(
@@ -168,7 +168,7 @@ def _without_positive(report: Mapping[str, Any], sets: Sequence[CheckedSet]) -> 
 class _Places:
     """Where the images of sets, and those of findings, lie on the map."""
 
-    def __init__(self, sets: Sequence[CheckedSet], frame: Frame, findings: Sequence[_Finding]) -> None:
+    def __init__(self, sets: Sequence[CheckedSet], frame: MapFrame, findings: Sequence[_Finding]) -> None:
         self.unit = frame.unit
         self.around = {each.name: positions.copy() for each, positions in zip(sets, frame.positions, strict=True)}
         """Positions of each set without those elsewhere, (N, 2)."""

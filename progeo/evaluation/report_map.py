@@ -7,7 +7,7 @@ from progeo.evaluation.classification import ClassScores
 from progeo.evaluation.missed import Missed
 from progeo.evaluation.report_gallery import missed_title, shown_names
 from progeo.evaluation.retrieved import Retrieved
-from progeo.pages.maps import Detail, Kind, Map, Points, Polygons, frame_of
+from progeo.pages.maps import Detail, Kind, Map, Points, Polygons, map_frame
 from progeo.places.catalogue import Catalogue
 from progeo.places.class_shapes import class_outlines
 
@@ -25,7 +25,7 @@ def query_map(
         return None
     cells = {} if found.classes is None else _best_cells(found.classes, pictured)
     corners = [] if found.classes is None else [_corner_catalogue(found.classes, cells)]
-    frame = frame_of(found.database, found.queries, *corners, great_circle=found.great_circle)
+    frame = map_frame(found.database, found.queries, *corners, great_circle=found.great_circle)
     database, queries = frame.positions[:2]
     details = _candidate_details(found, database, pictured, missed, num_shown)
     if found.classes is not None:

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from progeo.localization.localize import Localization, Match
 from progeo.pages.gallery import Gallery, Item, Measure, Photos, Row, Strip
-from progeo.pages.maps import Detail, Frame, Map, Points, Polygons, frame_of
+from progeo.pages.maps import Detail, Map, MapFrame, Points, Polygons, map_frame
 from progeo.pages.page import shortened, shown_path, write_page
 from progeo.places.catalogue import Catalogue
 
@@ -157,7 +157,7 @@ def _map(
     *,
     show_paths: bool,
 ) -> Map | None:
-    frame = frame_of(catalogue)
+    frame = map_frame(catalogue)
     (positions,) = frame.positions
     if not np.isfinite(positions).all(axis=1).any():
         return None
@@ -185,7 +185,9 @@ def _map(
 class _Places:
     """Where the matches of results lie on the map."""
 
-    def __init__(self, catalogue: Catalogue, cell_side_m: float, frame: Frame, results: Sequence[Localization]) -> None:
+    def __init__(
+        self, catalogue: Catalogue, cell_side_m: float, frame: MapFrame, results: Sequence[Localization]
+    ) -> None:
         self._unit = frame.unit
         self._cell_side_m = cell_side_m
         paths = catalogue.table["path"]

@@ -32,7 +32,7 @@ Kind = Literal["correct", "wrong", "query", "found", "match", "photo", "problem"
 
 
 @dataclass(frozen=True)
-class Frame:
+class MapFrame:
     """Positions of catalogues in one unit."""
 
     unit: Unit
@@ -40,7 +40,7 @@ class Frame:
     """For each catalogue latitude and longitude, or north and east in meters, float64 (N, 2), NaN where unknown."""
 
 
-def frame_of(*catalogues: Catalogue, great_circle: bool = False) -> Frame:
+def map_frame(*catalogues: Catalogue, great_circle: bool = False) -> MapFrame:
     """Compute the positions of catalogues for a map: degrees if they are known wherever meters are, else meters.
 
     Longitudes continue beyond 180 degrees, so that a set around the 180 degree meridian stays together.
@@ -59,8 +59,8 @@ def frame_of(*catalogues: Catalogue, great_circle: bool = False) -> Frame:
         _, middle = middle_of(*together)
         for each in degrees:
             each[1] -= 360 * np.round((each[1] - middle) / 360)
-        return Frame("degrees", [each.T for each in degrees])
-    return Frame("meters", [each[:, ::-1] for each in positions_m(*catalogues)])
+        return MapFrame("degrees", [each.T for each in degrees])
+    return MapFrame("meters", [each[:, ::-1] for each in positions_m(*catalogues)])
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Map:
     """The map of a page."""
 
     unit: Unit
-    """Unit of all positions, see `frame_of`."""
+    """Unit of all positions, see `map_frame`."""
     database: np.ndarray | None
     """Positions (N, 2); above `MAX_DRAWN` of them, squares show how many there are."""
     database_name: str = "database"

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from progeo.pages import maps
-from progeo.pages.maps import MAX_DRAWN, Detail, Map, Points, Polygons, frame_of
+from progeo.pages.maps import MAX_DRAWN, Detail, Map, Points, Polygons, map_frame
 from progeo.places.catalogue import Catalogue
 
 PAGES = Path(maps.__file__).parent
@@ -63,25 +63,25 @@ def test_leaflet_is_as_published():
 def test_degrees_are_used_where_all_known_positions_have_them():
     database = catalogue(latitude=[52.2, 52.3], longitude=[0.1, 0.2], east=[1, 2], north=[3, 4])
     queries = catalogue(latitude=[52.25, np.nan], longitude=[0.15, np.nan])
-    frame = frame_of(database, queries)
+    frame = map_frame(database, queries)
     assert frame.unit == "degrees"
     assert frame.positions[0].tolist() == [[52.2, 0.1], [52.3, 0.2]]
     np.testing.assert_array_equal(frame.positions[1], [[52.25, 0.15], [np.nan, np.nan]])
 
 
 def test_an_image_known_in_meters_only_puts_all_into_meters_north_first():
-    frame = frame_of(catalogue(east=[1, 2], north=[3, 4]), catalogue(east=[5], north=[6]))
+    frame = map_frame(catalogue(east=[1, 2], north=[3, 4]), catalogue(east=[5], north=[6]))
     assert frame.unit == "meters"
     assert [each.tolist() for each in frame.positions] == [[[3, 1], [4, 2]], [[6, 5]]]
 
 
 def test_great_circles_need_degrees_even_if_some_are_unknown():
     some = catalogue(latitude=[52.2, np.nan], longitude=[0.1, np.nan], east=[1, 2], north=[3, 4])
-    assert [frame_of(some, great_circle=each).unit for each in (False, True)] == ["meters", "degrees"]
+    assert [map_frame(some, great_circle=each).unit for each in (False, True)] == ["meters", "degrees"]
 
 
 def test_a_set_around_the_180_degree_meridian_stays_together():
-    frame = frame_of(catalogue(latitude=[1, 2, 3], longitude=[179.9, 179.8, -179.9]))
+    frame = map_frame(catalogue(latitude=[1, 2, 3], longitude=[179.9, 179.8, -179.9]))
     np.testing.assert_allclose(frame.positions[0][:, 1], [179.9, 179.8, 180.1])
 
 
