@@ -205,7 +205,7 @@ class Bars:
     @property
     def plot(self) -> tuple[float, float, float, float]:
         """Left, top, right and bottom of the area inside the axes."""
-        left = _left(_texts(_round_values(0, self._top)))
+        left = _left(_texts(self._y_values))
         return left, _TOP, self.width - _RIGHT, self.height - _BOTTOM - (_NOTE if self.notes else 0)
 
     @property
@@ -224,9 +224,8 @@ class Bars:
 
     @property
     def y_ticks(self) -> list[Tick]:
-        """Ticks of the y axis."""
-        values = _round_values(0, self._top)
-        return [Tick(self._y(y), text) for y, text in zip(values, _texts(values), strict=True)]
+        """Ticks of the y axis: whole numbers if all bars are."""
+        return [Tick(self._y(y), text) for y, text in zip(self._y_values, _texts(self._y_values), strict=True)]
 
     @property
     def drawn(self) -> list[Bar]:
@@ -247,6 +246,11 @@ class Bars:
             for row, value in enumerate(values)
             if math.isfinite(value)
         ]
+
+    @property
+    def _y_values(self) -> list[float]:
+        is_whole = all(float(value).is_integer() for values in self.heights.values() for value in values)
+        return [y for y in _round_values(0, self._top) if not is_whole or y.is_integer()]
 
     @property
     def _top(self) -> float:

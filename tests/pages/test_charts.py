@@ -61,6 +61,15 @@ def test_bars_stand_on_the_axis_side_by_side_and_nan_draws_none():
     assert [bar.tip for bar in chart.drawn] == ["0-5, a: 1", "5-10, a: 4", "0-5, b: 2"]
 
 
+@pytest.mark.parametrize(
+    ("heights", "texts"),
+    [([1, 2], ["0", "1", "2"]), ([1, 2.5], ["0", "0.5", "1", "1.5", "2", "2.5"]), ([1, math.nan], ["0", "0.2"])],
+)
+def test_an_axis_of_counts_has_whole_numbers(heights, texts):
+    chart = Bars("t", "x", "queries", ["a", "b"], {"": heights})
+    assert [tick.text for tick in chart.y_ticks][: len(texts)] == texts
+
+
 def test_too_many_labels_are_thinned_out():
     chart = Bars("t", "x", "y", [str(number) for number in range(200)], {"": [1.0] * 200})
     assert 5 < len(chart.x_ticks) < 40
