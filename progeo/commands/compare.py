@@ -91,8 +91,9 @@ def compare(
     if not accelerator.is_main_process:
         return None
     table = compare_evaluated(found)
-    write_comparison_page(out / "compare.html", found, table, show_paths=criterion.show_paths)
-    return write_comparison(out, table, spreadsheet_safe=criterion.spreadsheet_safe)
+    safe = criterion.spreadsheet_safe
+    write_comparison_page(out / "compare.html", found, table, show_paths=criterion.show_paths, spreadsheet_safe=safe)
+    return write_comparison(out, table, spreadsheet_safe=safe)
 
 
 def _load(

@@ -37,8 +37,9 @@ def localize(
         threshold: Minimum confidence, from 0 to 1. A position with a lower confidence is reported as unknown.
         out: File to write the localizations to, ending in .csv, .geojson, .json or .html, a page with the photos, their
             matches and a map. null writes none.
-        spreadsheet_safe: Write an apostrophe in front of texts in a .csv that a spreadsheet would run as a formula:
-            those that begin with =, +, -, @, a tab or a line break and are no numbers.
+        spreadsheet_safe: Write an apostrophe in front of texts in a .csv, also in that which a page lets download, that
+            a spreadsheet would run as a formula: those that begin with =, +, -, @, a tab or a line break and are no
+            numbers.
         show_paths: Show absolute paths on the page, which others may read.
         mixed_precision: Precision of the encoder.
 

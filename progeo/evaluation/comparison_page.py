@@ -47,6 +47,7 @@ def write_comparison_page(
     table: Sequence[Compared],
     *,
     show_paths: bool = False,
+    spreadsheet_safe: bool = False,
     max_rows: int = MAX_ROWS,
     max_pictures: int = MAX_PICTURES,
 ) -> None:
@@ -55,6 +56,7 @@ def write_comparison_page(
     Args:
         table: what `compare_evaluated` returned.
         show_paths: show whole paths instead of the last two parts of absolute ones.
+        spreadsheet_safe: see `write_page`.
         max_rows: maximum number of queries that are listed.
         max_pictures: number of pictures after which queries are listed by name.
     """
@@ -80,6 +82,7 @@ def write_comparison_page(
         gallery=gallery if listed else None,
         map=map_of(listed, encoders, show_paths=show_paths) if listed else None,
         show_paths=show_paths,
+        spreadsheet_safe=spreadsheet_safe,
         measure=f"{table[0].measure}@{first_n}",
         meaning=meaning_of_marks(f"{table[0].measure}@{first_n}"),
         best=[_best_figure(row, encoders[row.encoder], sets[row.data] if len(sets) > 1 else "") for row in best],

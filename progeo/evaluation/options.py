@@ -38,8 +38,8 @@ class CriterionOptions:
     recall_ns: tuple[PositiveInt, ...] = (1, 5, 10, 20)
     """The values of N in recall@N."""
     spreadsheet_safe: bool = False
-    """Write an apostrophe in front of texts in CSV files that a spreadsheet would run as a formula: those that begin
-    with =, +, -, @, a tab or a line break and are no numbers."""
+    """Write an apostrophe in front of texts in CSV files, also in those that a page lets download, that a spreadsheet
+    would run as a formula: those that begin with =, +, -, @, a tab or a line break and are no numbers."""
     show_paths: bool = False
     """Show whole paths of folders and encoders in pages. By default they show the last two parts of an absolute
     path."""

@@ -54,6 +54,7 @@ def write_report(
     facts: Mapping[str, str],
     measured: Measured | None = None,
     show_paths: bool = False,
+    spreadsheet_safe: bool = False,
     num_shown: int = 5,
     max_pictured: int = _MAX_PICTURED,
 ) -> None:
@@ -63,6 +64,7 @@ def write_report(
         facts: what was evaluated: encoder, data set, sizes.
         measured: recalls and what belongs to them; None without positives.
         show_paths: show whole paths instead of the last two parts of absolute ones.
+        spreadsheet_safe: see `write_page`.
         num_shown: predictions shown per query; all K if K is smaller.
         max_pictured: queries shown with their pictures; all others, up to 20,000, are listed by name.
     """
@@ -81,6 +83,7 @@ def write_report(
         gallery=query_gallery(retrieved, listed, **shared),
         map=query_map(retrieved, **shared),
         show_paths=show_paths,
+        spreadsheet_safe=spreadsheet_safe,
         facts=facts,
         retrieved=retrieved,
         num_listed=len(listed),

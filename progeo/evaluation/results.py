@@ -80,6 +80,7 @@ def write_results(
         facts if errors is None else {**facts, "error of the top prediction": _format_errors(errors)},
         out,
         show_paths=show_paths,
+        spreadsheet_safe=spreadsheet_safe,
         measured=Measured(table, chance, published, missed),
     )
     _log(facts["folder"], by_group, errors, measure)
@@ -100,16 +101,30 @@ def write_unlabeled_results(
         show_paths: show whole paths in the report.
     """
     write_csv(out / "predictions.csv", _predictions(results), spreadsheet_safe=spreadsheet_safe)
-    _write_report(results, facts, out, show_paths=show_paths)
+    _write_report(results, facts, out, show_paths=show_paths, spreadsheet_safe=spreadsheet_safe)
     LOGGER.info("%s: predictions for %s queries, without recalls", facts["folder"], f"{len(results.queries):,}")
     LOGGER.info("report: %s", out / "report.html")
 
 
 def _write_report(
-    results: Retrieved, facts: Mapping[str, str], out: Path, *, show_paths: bool, measured: Measured | None = None
+    results: Retrieved,
+    facts: Mapping[str, str],
+    out: Path,
+    *,
+    show_paths: bool,
+    spreadsheet_safe: bool,
+    measured: Measured | None = None,
 ) -> None:
     title = " on ".join(shown_path(facts[name], show_paths) for name in ("encoder", "folder"))
-    write_report(out / "report.html", results, title=title, facts=facts, measured=measured, show_paths=show_paths)
+    write_report(
+        out / "report.html",
+        results,
+        title=title,
+        facts=facts,
+        measured=measured,
+        show_paths=show_paths,
+        spreadsheet_safe=spreadsheet_safe,
+    )
 
 
 def _chance(results: Retrieved, ns: Sequence[int], without_positive_missed: bool) -> dict[int, float]:

@@ -35,6 +35,7 @@ def write_answer_page(
     cell_side_m: float = 0,
     by_text: bool = False,
     show_paths: bool = False,
+    spreadsheet_safe: bool = False,
 ) -> None:
     """Write the page.
 
@@ -43,6 +44,7 @@ def write_answer_page(
         cell_side_m: side of the cells of classes; 0 for an index of images.
         by_text: whether queries are sentences instead of paths of photos.
         show_paths: whether the page shows absolute paths.
+        spreadsheet_safe: see `write_page`.
     """
     names = [result.query if by_text else shown_path(result.query, show_paths) for result in results]
     results = [
@@ -55,6 +57,7 @@ def write_answer_page(
         "answer.html",
         title=_title(names, by_text=by_text),
         show_paths=show_paths,
+        spreadsheet_safe=spreadsheet_safe,
         gallery=_gallery(results, names, verdicts, by_text=by_text, show_paths=show_paths),
         map=None if catalogue is None else _map(catalogue, cell_side_m, results, names, show_paths=show_paths),
         answers=[

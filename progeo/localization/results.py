@@ -17,7 +17,7 @@ class WritingOptions:
     """What the writers of results may need besides them."""
 
     spreadsheet_safe: bool = False
-    """Write an apostrophe in front of formulas in CSV, see `write_csv`."""
+    """Write an apostrophe in front of formulas in CSV, also in that of a page, see `write_csv`."""
     show_paths: bool = False
     """Show absolute paths on a page."""
     index: PlaceIndex | None = None
@@ -85,6 +85,7 @@ def _write_page(path: Path, results: Sequence[Localization], options: WritingOpt
         cell_side_m=0 if index is None else index.metadata.cell_side_m,
         by_text=options.by_text,
         show_paths=options.show_paths,
+        spreadsheet_safe=options.spreadsheet_safe,
     )
 
 

@@ -140,14 +140,20 @@ class Gallery:
     plural: str = "queries"
     """What rows are; also the name of the CSV file."""
 
-    def data(self, *, show_paths: bool) -> dict[str, Any]:
-        """Return the content for the script of the page."""
+    def data(self, *, show_paths: bool, spreadsheet_safe: bool = False) -> dict[str, Any]:
+        """Return the content for the script of the page.
+
+        Args:
+            show_paths: tell the path of each photo.
+            spreadsheet_safe: whether formulas in the CSV file get an apostrophe in front, see `write_csv`.
+        """
         titles: dict[str, int] = {}
         numbers = {name: {value: number for number, value in enumerate(found)} for name, found in self.filters.items()}
         rows = [self._row(row, titles, numbers) for row in self.rows]
         return {
             "noun": self.noun,
             "plural": self.plural,
+            "spreadsheet_safe": spreadsheet_safe,
             "measures": [[measure.name, measure.format] for measure in self.measures],
             "filters": {name: [escaped(value) for value in values] for name, values in self.filters.items()},
             "orders": list(self.orders.items()),

@@ -12,10 +12,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from progeo.files import write_text
 from progeo.pages.gallery import Gallery
 from progeo.pages.maps import TILE_HOST, Map
-from progeo.places.distances import distance_text
 from progeo.printable import escaped
 
-_ABSOLUTE = re.compile(r"(?<![^\s:])(?:/(?!/)|[A-Za-z]:[\\/]).*", re.DOTALL)
+_ABSOLUTE = re.compile(r"(?<![^\s:])(?:/(?![/\s])|[A-Za-z]:[\\/]).*", re.DOTALL)
 """An absolute path at the end of a text, also behind a colon as in `hub:/folder:entry`."""
 _FIRST, _LAST = 14, 18
 """Characters of a long name that are shown, from its start and its end."""
@@ -29,6 +28,7 @@ def write_page(
     gallery: Gallery | None = None,
     map: Map | None = None,
     show_paths: bool = False,
+    spreadsheet_safe: bool = False,
     **values: Any,
 ) -> None:
     """Render a file of `templates/` and write the page.
@@ -39,6 +39,7 @@ def write_page(
         gallery: rows of photos that the page lists.
         map: its map.
         show_paths: show absolute paths, which are shortened otherwise.
+        spreadsheet_safe: whether formulas in the CSV file of the gallery get an apostrophe in front, see `write_csv`.
         values: what else the template shows, escaped.
     """
     environment = _environment(show_paths)
@@ -52,7 +53,9 @@ def write_page(
     content = environment.get_template(template).render(
         title=title,
         gallery=gallery,
-        gallery_data=None if gallery is None else gallery.data(show_paths=show_paths),
+        gallery_data=None
+        if gallery is None
+        else gallery.data(show_paths=show_paths, spreadsheet_safe=spreadsheet_safe),
         map=map,
         map_data=None if map is None else map.data(),
         style=style,
@@ -114,7 +117,6 @@ def _environment(show_paths: bool) -> Environment:
         thousands="{:,}".format,
         decimal="{:,.1f}".format,
         px="{:.1f}".format,
-        distance=distance_text,
         path=partial(shown_path, show_paths=show_paths),
         shortened=shortened,
         displayed=escaped,

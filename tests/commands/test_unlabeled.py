@@ -150,12 +150,15 @@ def test_names_that_a_spreadsheet_would_run_are_quoted_on_request(index, tmp_pat
     for side in ("database", "queries"):
         gray(tmp_path / f"photos/{side}/=1+1.jpg", 100)
     gray(tmp_path / "=2.jpg", 100)
-    localize = ["localize", "=2.jpg", "--index", str(index), "--num_workers", "0", "--out", "found.csv"]
+    localize = ["localize", "=2.jpg", "--index", str(index), "--num_workers", "0", "--out"]
     for quote, more in (("", []), ("'", ["--spreadsheet_safe"])):
         run("evaluate", "thumbnail", "--folder", "photos", "--no_labels", "--out", "out", *more, cache="cache")
         assert f"\n{quote}=1+1.jpg,1,{quote}=1+1.jpg,0.0000" in Path("out/predictions.csv").read_text()
-        main([*localize, *more])
+        main([*localize, "found.csv", *more])
         assert f"\n{quote}=2.jpg," in Path("found.csv").read_text()
+        main([*localize, "found.html", *more])
+        for page in ("out/report.html", "found.html"):
+            assert f'"spreadsheet_safe": {"true" if more else "false"}' in Path(page).read_text()
         compared = Compared("", "=1|<b>", 2, None, 1.0, {1: 50.0}, {1: (40.0, 60.0)}, 9)
         write_comparison(tmp_path, [compared], spreadsheet_safe=bool(more))
         assert f"\n{quote}=1|<b>,2" in Path("compare.csv").read_text()

@@ -70,6 +70,13 @@ def written(tmp_path_factory):
     return write(folder, evaluations)
 
 
+@pytest.mark.parametrize("is_safe", [False, True])
+def test_the_rows_to_download_have_no_formula_on_request(tmp_path, is_safe):
+    nets = [evaluated(tmp_path, found, encoder=f"={found.sum()}", data=BOTH) for found in (ONE, OTHER)]
+    path = write(tmp_path, nets, spreadsheet_safe=is_safe)
+    assert f'"spreadsheet_safe": {str(is_safe).lower()}' in path.read_text(encoding="utf-8")
+
+
 def state(page):
     return {name: values[0] for name, values in parse_qs(page.evaluate("location.hash").lstrip("#")).items()}
 

@@ -79,6 +79,7 @@ def test_absolute_paths_are_shortened_unless_they_are_wanted(tmp_path):
         ("hub:/a/b/c:entry", "hub:…/b/c:entry"),
         ("https://huggingface.co/a/b", "https://huggingface.co/a/b"),
         ("timm:resnet18:DEFAULT", "timm:resnet18:DEFAULT"),
+        ("day / night", "day / night"),
     ],
 )
 def test_a_path_keeps_its_last_two_parts(text, expected):

@@ -144,6 +144,46 @@ def test_keys_go_through_the_queries_and_photos_are_enlarged(written, open_page)
     assert not page.locator("#lightbox").is_visible()
 
 
+def test_a_button_of_the_enlarged_photos_can_be_pressed_again(written, open_page):
+    page = open_page(written)
+    page.keyboard.press("j")
+    page.keyboard.press("Enter")
+    page.locator("#lightbox").get_by_role("button", name="Next").focus()
+    first = keys_of(page)[0]
+    for number in (first + 7, first + 3, first):  # two predictions, then the correct image
+        page.keyboard.press("Enter")
+        assert f"image {number % NUM_QUERIES:02}.png" in page.locator("#lightbox .pair").inner_text()
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == f"Enlarge query query {first:02}.png"
+
+
+def test_the_skip_link_changes_no_filter(written, open_page):
+    page = open_page(written, fragment="#condition=night&page=2")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.wait_for_function("location.hash != '#main'")
+    assert page.evaluate("document.activeElement.id") == "main"
+    assert state(page) == {"condition": "night"}
+    assert count_of(page) == "1 to 20 of 20 queries"
+
+
+def test_back_and_forward_go_to_the_query_of_the_address(written, open_page):
+    page = open_page(written, fragment="#query=3")
+    chosen = page.locator("#rows > li.chosen")
+    for go, key in ((lambda: page.goto(f"{written.as_uri()}#query=17"), 17), (page.go_back, 3), (page.go_forward, 17)):
+        go()
+        page.wait_for_selector(f"#rows > li.chosen[data-key='{key}']")
+        assert chosen.count() == 1
+
+
+def test_keys_work_although_the_address_cannot_be_changed(written, open_page):
+    refuse = "history.replaceState = () => { throw new DOMException('too many', 'SecurityError'); };"
+    page = open_page(written, init_script=refuse)
+    page.keyboard.press("j")
+    first = keys_of(page)[0]
+    assert f"query {first:02}.png" in page.locator(".map-chosen").inner_text()
+
+
 def test_map_and_rows_choose_each_other(written, open_page):
     page = open_page(written, reduced_motion=True)
     key = keys_of(page)[3]
@@ -178,6 +218,21 @@ def test_the_rows_are_downloaded_as_csv_with_their_numbers(written, open_page):
         "rank": "12",
     }
     assert (float(missed[9]["distance_m"]), float(missed[9]["descriptor_distance"])) == (5, 0.75)
+
+
+@pytest.mark.parametrize("is_safe", [False, True])
+def test_the_downloaded_rows_have_no_formula_on_request(tmp_path, open_page, is_safe):
+    names = ["=1+1.png", "@a;-b.png", "a.png"]
+    images = catalogue(tmp_path, names, [0, 100, 200])
+    found = Retrieved(images, images, np.array([[0], [1], [2]]), {}, np.array([""] * 3), np.array([[-0.5], [0], [1]]))
+    page = open_page(write(tmp_path, found, spreadsheet_safe=is_safe))
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download as CSV").click()
+    with download.value.path().open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["query"] for row in rows] == (["'=1+1.png", "'@a;'-b.png", "a.png"] if is_safe else names)
+    assert [row["name"] for row in rows] == [row["query"] for row in rows]
+    assert rows[0]["descriptor_distance"] == "-0.5"
 
 
 @pytest.mark.parametrize("dark", [False, True])

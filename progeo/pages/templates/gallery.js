@@ -165,15 +165,19 @@ function createGallery(data, map) {
       figures.push(element("figure", { class: MARKS[item[1]] }, photoElement(item[0], data.titles[items[index].title]),
         captionOf(item), ...pathOf(item[0])));
     }
+    if (lightbox.open) {  // its buttons stay, and one of them focused
+      lightbox.firstElementChild.replaceChildren(...figures);
+      return;
+    }
     const button = (text, action) => {
       const made = element("button", { type: "button" }, text);
       made.addEventListener("click", action);
       return made;
     };
     const buttons = items.length ? [button("Previous", () => enlarged(-1)), button("Next", () => enlarged(1))] : [];
-    lightbox.replaceChildren(element("div", { class: "pair" }, ...figures),
+    lightbox.replaceChildren(element("div", { class: "pair", "aria-live": "polite" }, ...figures),
       element("nav", { "aria-label": "Photos" }, ...buttons, button("Close", () => lightbox.close())));
-    if (!lightbox.open) lightbox.showModal();
+    lightbox.showModal();
   }
 
   const pathOf = number => (data.photos[number][2] ? [element("code", {}, data.photos[number][2])] : []);
@@ -188,7 +192,11 @@ function createGallery(data, map) {
     });
     if (form.elements.order.value !== "0") state.set("order", data.orders[form.elements.order.value][0]);
     if (form.elements.contains.value) state.set("contains", form.elements.contains.value);
-    history.replaceState(null, "", `#${state}`);
+    try {
+      history.replaceState(null, "", `#${state}`);
+    } catch {
+      // Safari refuses more than 100 changes in a few seconds, as by a key that is held down.
+    }
   }
 
   function readAddress() {
@@ -204,7 +212,13 @@ function createGallery(data, map) {
     page = (Number(state.get("page")) || 1) - 1;
     render();
     map.shown(visible.length === rows.length ? null : new Set(visible.map(row => row.key)));
-    if (state.has(data.noun)) choose(Number(state.get(data.noun)));
+    if (state.get(data.noun)) choose(Number(state.get(data.noun)));
+  }
+
+  // As `write_csv` does it: an apostrophe in front of what a spreadsheet would run.
+  function withoutFormula(value) {
+    const isText = typeof value === "string" && !/^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$/.test(value);
+    return isText ? value.replace(/(^|[;\t])(?=[-=+@\t\r\n\uff1d\uff0b\uff0d\uff20])/g, "$1'") : value;
   }
 
   // One line for each item of the visible rows, numbers as they are.
@@ -219,7 +233,8 @@ function createGallery(data, map) {
         [data.titles[title], data.photos[item[0]][0], ["0", "1", ""][item[1]], ...item.slice(2)]));
       lines.push(...(items.length ? items.map(item => [...start, ...item]) : [start]));
     }
-    return lines.map(line => line.map(quoted).join(",")).join("\r\n") + "\r\n";
+    const cell = data.spreadsheet_safe ? value => quoted(withoutFormula(value)) : quoted;
+    return lines.map(line => line.map(cell).join(",")).join("\r\n") + "\r\n";
   }
 
   function download() {
@@ -261,7 +276,10 @@ function createGallery(data, map) {
   lightbox.addEventListener("click", event => {
     if (event.target === lightbox) lightbox.close();
   });
-  window.addEventListener("hashchange", readAddress);
+  window.addEventListener("hashchange", () => {
+    if (location.hash === "#main") writeAddress();  // the skip link changes no filter
+    else readAddress();
+  });
   readAddress();
   return { choose };
 }
