@@ -308,4 +308,4 @@ def _texts(values: Sequence[float]) -> list[str]:
 def _number(value: float, digits: int = 4) -> str:
     """Format a number with at most so many significant digits, and with all digits before its point."""
     text = f"{value:,.0f}" if abs(value) >= 10 ** (digits - 1) else f"{value:.{digits}g}"
-    return "0" if text in ("-0", "") else text
+    return "0" if text == "-0" else text

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from progeo.pages.charts import Bars, Chart, Series
+from progeo.pages.charts import NUM_STYLES, Bars, Chart, Series
 
 
 def points(drawn):
@@ -36,6 +36,33 @@ def test_points_that_are_not_finite_are_gaps_and_a_reference_is_quiet():
     assert len(line.points) == 2
     assert reference.kind == "reference"
     assert line.style != reference.style
+
+
+def test_a_single_point_lies_in_the_middle_of_a_logarithmic_axis():
+    chart = Chart("t", "x", "y", [Series("s", [8], [1])], log_x=True)
+    left, _, right, _ = chart.plot
+    assert points(chart.drawn[0])[0][0] == (left + right) / 2
+
+
+def test_what_lies_beyond_the_y_axis_is_drawn_at_its_ends():
+    chart = Chart("t", "x", "y", [Series("s", [1, 2], [-5, 120])], y_range=(0, 100))
+    _, top, _, bottom = chart.plot
+    assert [y for _, y in points(chart.drawn[0])] == [bottom, top]
+    (bar,) = Bars("t", "x", "y", ["a"], {"": [120.0]}, y_max=100).drawn
+    assert (bar.y, bar.height) == (top, bottom - top)
+
+
+def test_colors_repeat_when_there_are_more_series_than_colors():
+    names = [str(number) for number in range(NUM_STYLES + 1)]
+    chart = Chart("t", "x", "y", [Series(name, [1], [1]) for name in names])
+    assert [drawn.style for drawn in chart.drawn][-2:] == [NUM_STYLES - 1, 0]
+    bars = Bars("t", "x", "y", ["a"], {name: [1.0] for name in names})
+    assert [bar.style for bar in bars.drawn][-2:] == [NUM_STYLES - 1, 0]
+
+
+def test_zero_has_no_sign():
+    (drawn,) = Chart("t", "x", "y", [Series("s", [1], [-0.0])]).drawn
+    assert drawn.points[0][2] == "s: 0 at 1"
 
 
 def test_ticks_are_round_numbers():

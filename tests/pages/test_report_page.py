@@ -121,6 +121,10 @@ def test_filters_pages_and_the_query_are_in_the_address(written, open_page):
     again = open_page(written, fragment="#verdict=correct&condition=night&order=by name")
     assert count_of(again) == "1 to 13 of 13 queries"
     assert keys_of(again)[:3] == [1, 2, 4]
+    last = open_page(written, fragment="#order=worst last")
+    assert all(key % 3 > 0 for key in keys_of(last))
+    assert keys_of(open_page(written, fragment="#verdict=wrong"))[:3] == [45, 48, 0]  # 4,300 m, then 700 m
+    assert keys_of(open_page(written, fragment="#verdict=wrong&order=by name"))[:3] == [0, 3, 6]
     chosen = open_page(written, fragment="#query=17")
     assert chosen.locator("#rows > li.chosen").get_attribute("data-key") == "17"
     assert chosen.locator("#rows > li.chosen").is_visible()
