@@ -60,6 +60,23 @@ def test_colors_repeat_when_there_are_more_series_than_colors():
     assert [bar.style for bar in bars.drawn][-2:] == [NUM_STYLES - 1, 0]
 
 
+def test_bars_of_zeros_and_nan_still_make_a_chart():
+    chart = Bars("t", "x", "y", ["a", "b"], {"": [0.0, math.nan]})
+    assert [bar.height for bar in chart.drawn] == [0]
+    assert chart.y_ticks
+
+
+def test_a_narrow_logarithmic_axis_has_ticks_as_well():
+    chart = Chart("t", "x", "y", [Series("s", [2.1, 2.5, 3.1], [1, 2, 3])], log_x=True)
+    assert [tick.text for tick in chart.x_ticks] == ["2.2", "2.4", "2.6", "2.8", "3"]
+
+
+def test_ticks_of_close_numbers_are_apart():
+    ns = [1, 10, 11, 12, 100]
+    chart = Chart("t", "N", "y", [Series("s", ns, ns)], log_x=True)
+    assert [tick.text for tick in chart.x_ticks] == ["1", "10", "100"]
+
+
 def test_zero_has_no_sign():
     (drawn,) = Chart("t", "x", "y", [Series("s", [1], [-0.0])]).drawn
     assert drawn.points[0][2] == "s: 0 at 1"
@@ -106,7 +123,9 @@ def test_a_note_stands_below_each_label():
     chart = Bars("t", "x", "y", ["a", "b"], {"": [1.0, 2.0]}, notes=["12", "3"])
     assert [tick.text for tick in chart.x_notes] == ["12", "3"]
     assert [tick.position for tick in chart.x_notes] == [tick.position for tick in chart.x_ticks]
-    assert Bars("t", "x", "y", ["a"], {"": [1.0]}).x_notes == []
+    without = Bars("t", "x", "y", ["a"], {"": [1.0]})
+    assert without.x_notes == []
+    assert chart.plot[3] < without.plot[3]  # room for the notes
 
 
 @pytest.mark.parametrize(

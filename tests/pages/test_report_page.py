@@ -110,8 +110,12 @@ def test_recall_at_1_comes_first_and_failures_before_hits(written, open_page, ch
 
 def test_filters_pages_and_the_query_are_in_the_address(written, open_page):
     page = open_page(written)
-    page.locator(".pager").first.get_by_role("button", name="Next").click()
+    previous, following = (page.locator(".pager").first.get_by_role("button", name=name) for name in ("Prev", "Next"))
+    assert (previous.is_disabled(), following.is_disabled()) == (True, False)
+    following.click()
     assert (count_of(page), state(page)) == ("21 to 40 of 50 queries", {"page": "2"})
+    following.click()
+    assert (previous.is_disabled(), following.is_disabled()) == (False, True)
     page.locator("select[name=verdict]").select_option(label="wrong")
     page.locator("select[name=condition]").select_option(label="night")
     assert count_of(page) == "1 to 7 of 7 queries"
