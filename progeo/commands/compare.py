@@ -81,7 +81,7 @@ def compare(
     for number, (name, (encoder, classifier)) in enumerate(loaded.items(), start=1):
         shown = name if ranking.rerank is None else f"{name}, re-ranked"
         for each, evaluator, part in zip(sets, evaluators, _parts(sets, out), strict=True):
-            part /= as_file_name(f"{number}_{name}")
+            part /= f"{number}_{as_file_name(name)}"
             evaluation = _evaluated(evaluator, encoder, classifier, name=name, out=part, ranking=ranking)
             speed = _images_per_second(evaluator, encoder, classifier)
             if evaluation is not None:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_LONGEST_NAME = 100
+_MAX_BYTES = 200
+"""Length of a file name: file systems allow 255 bytes, of which a number before it takes some."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class DataSet:
     @property
     def part(self) -> str:
         """Name for a folder of results."""
-        return (self.protocol or as_file_name("_".join(self.folder.parts[-2:])))[-_LONGEST_NAME:]
+        return as_file_name(self.protocol or "_".join(self.folder.parts[-2:]))
 
 
 def data_sets(folders: Sequence[Path], protocols: Sequence[str]) -> list[DataSet]:
@@ -56,5 +57,5 @@ def data_sets(folders: Sequence[Path], protocols: Sequence[str]) -> list[DataSet
 
 
 def as_file_name(text: str) -> str:
-    """Replace all but letters, digits, `.` and `-` in the name of an encoder or a data set by `_`."""
-    return re.sub(r"[^\w.-]+", "_", text)
+    """Replace all but letters, digits, `.` and `-` in the name of an encoder or a data set by `_`; keep the end of it."""
+    return re.sub(r"[^\w.-]+", "_", text).encode()[-_MAX_BYTES:].decode(errors="ignore")

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from progeo.evaluation.data_sets import data_sets
+from progeo.evaluation.data_sets import as_file_name, data_sets
 
 CITY, OTHER = Path("city/test"), Path("other/test")
 
@@ -45,5 +45,18 @@ def test_folders_and_protocols_that_do_not_fit_are_refused(folders, protocols, w
 
 
 def test_a_folder_of_results_has_no_name_that_is_too_long():
-    (found,) = data_sets([Path("a" * 200, "<b>'" * 60)], [])
-    assert found.part == "b_" * 50
+    (found,) = data_sets([Path("a" * 200, "<b>'" * 120)], [])
+    assert found.part == "b_" * 100
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("/runs/a city:1", "_runs_a_city_1"),
+        ("a" * 300 + "b", "a" * 199 + "b"),
+        ("x" + "\u5730" * 100, "\u5730" * 66),  # of 3 bytes each
+        ("caf\udce9", "caf_"),
+    ],
+)
+def test_a_name_of_a_folder_fits_into_a_file_system(text, name):
+    assert as_file_name(text) == name

@@ -62,7 +62,7 @@ def test_colors_repeat_when_there_are_more_series_than_colors():
 
 def test_bars_of_zeros_and_nan_still_make_a_chart():
     chart = Bars("t", "x", "y", ["a", "b"], {"": [0.0, math.nan]})
-    assert [bar.height for bar in chart.drawn] == [0]
+    assert [(bar.height, bar.tip) for bar in chart.drawn] == [(0, "a: 0")]
     assert chart.y_ticks
 
 
