@@ -57,5 +57,5 @@ def data_sets(folders: Sequence[Path], protocols: Sequence[str]) -> list[DataSet
 
 
 def as_file_name(text: str) -> str:
-    """Replace all but letters, digits, `.` and `-` in the name of an encoder or a data set by `_`; keep the end of it."""
+    """Replace all but letters, digits, `.` and `-` in the name of an encoder or a data set by `_`; keep its end."""
     return re.sub(r"[^\w.-]+", "_", text).encode()[-_MAX_BYTES:].decode(errors="ignore")

@@ -89,3 +89,14 @@ def test_a_row_may_have_several_values_of_a_filter():
     rows = [Row(0, None, facets={"right by": ["c", "a"]}), Row(1, None, facets={"right by": []})]
     data = Gallery(Photos(), rows, filters={"right by": ["a", "b", "c"]}).data(show_paths=False)
     assert [row[3] for row in data["rows"]] == [[[2, 0]], [[]]]
+
+
+def test_all_texts_of_rows_are_safe_to_display(tmp_path):
+    evil, safe = "a\u202eb", r"a\u202eb"
+    photos = Photos()
+    number = photos.add(evil, tmp_path / evil, embedded=False)
+    rows = [Row(0, number, [Strip(evil, [Item(number, values=[evil])])], facets={"light": evil}, note=evil)]
+    data = Gallery(photos, rows, [Measure("why", "text")], {"light": [evil]}).data(show_paths=True)
+    assert data["rows"] == [[0, 0, 2, [0], [[0, [[0, 2, safe]]]], safe]]
+    assert (data["titles"], data["filters"]) == ([safe], {"light": [safe]})
+    assert data["photos"] == [[safe, None, str(tmp_path / safe)]]
