@@ -85,7 +85,7 @@ def chance_recalls(num_positives: np.ndarray, num_images: int, ns: Sequence[int]
     positives, counts = np.unique(num_positives, return_counts=True)
     missed, by_n = np.ones(len(positives)), [0.0]  # logarithms of binomials would lose the digits of a small recall
     for drawn in range(min(max(ns), num_images)):
-        missed *= np.maximum(0, 1 - positives / (num_images - drawn))
+        missed *= 1 - positives / (num_images - drawn)
         by_n.append(100 * float(np.average(1 - missed, weights=counts)))
     return {n: by_n[min(n, num_images)] for n in ns}
 

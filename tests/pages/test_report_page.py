@@ -115,6 +115,7 @@ def test_filters_pages_and_the_query_are_in_the_address(written, open_page):
     assert (previous.is_disabled(), following.is_disabled()) == (True, False)
     following.click()
     assert (count_of(page), state(page)) == ("21 to 40 of 50 queries", {"page": "2"})
+    assert page.locator("#rows").get_attribute("start") == "21"
     following.click()
     assert (previous.is_disabled(), following.is_disabled()) == (False, True)
     page.locator("select[name=verdict]").select_option(label="wrong")
@@ -138,6 +139,11 @@ def test_filters_pages_and_the_query_are_in_the_address(written, open_page):
 
 def test_keys_go_through_the_queries_and_photos_are_enlarged(written, open_page):
     page = open_page(written)
+    page.keyboard.press("Control+j")
+    page.locator("input[name=contains]").press("j")
+    page.locator("input[name=contains]").fill("")
+    assert state(page) == {}
+    page.locator("h1").click()
     page.keyboard.press("j")
     page.keyboard.press("j")
     first, second = keys_of(page)[:2]
