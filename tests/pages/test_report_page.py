@@ -140,6 +140,7 @@ def test_filters_pages_and_the_query_are_in_the_address(written, open_page):
 def test_keys_go_through_the_queries_and_photos_are_enlarged(written, open_page):
     page = open_page(written)
     page.keyboard.press("Control+j")
+    assert state(page) == {}
     page.locator("input[name=contains]").press("j")
     page.locator("input[name=contains]").fill("")
     assert state(page) == {}
