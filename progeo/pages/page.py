@@ -15,8 +15,9 @@ from progeo.pages.maps import TILE_HOST, Map
 from progeo.places.distances import distance_text
 from progeo.printable import escaped
 
-_ABSOLUTE = re.compile(r"(?<![^\s:])(?:/(?!/)|[A-Za-z]:[\\/]).*", re.DOTALL)
-"""An absolute path at the end of a text, also behind a colon as in `hub:/folder:entry`."""
+_ROOT = r"(?:/(?!/)|[A-Za-z]:[\\/])"
+_ABSOLUTE = re.compile(rf"(?<=['\"]){_ROOT}[^'\"]*|(?<![^\s:=(\[{{,]){_ROOT}.*", re.DOTALL)
+"""An absolute path in quotes, as in a list, or at the end of a text, also as in `hub:/folder:entry?weights=/file`."""
 _FIRST, _LAST = 14, 18
 """Characters of a long name that are shown, from its start and its end."""
 
@@ -64,7 +65,7 @@ def write_page(
 
 
 def shown_path(text: str, show_paths: bool) -> str:
-    """Shorten an absolute path at the end of a text to its last two parts; other texts are returned as they are."""
+    """Shorten absolute paths in quotes or at the end of a text to their last two parts; other texts stay as they are."""
     return text if show_paths else _ABSOLUTE.sub(lambda found: _last_parts(found[0]), text)
 
 
