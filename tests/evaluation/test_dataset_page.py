@@ -144,7 +144,7 @@ def test_an_image_elsewhere_is_drawn_only_when_it_is_chosen(tmp_path):
     names = [f"{row}.jpg" for row in range(6)]
     train = set_of("train", places, names=names, elsewhere=[5])
     drawn = data(page(tmp_path, train, found={"train": {"misplaced": {"5.jpg": "it is at 0, 0"}}}), "map")
-    assert drawn["database"]["known"] == 5
+    assert (drawn["database"]["count"], drawn["database"]["known"]) == (5, 5)  # it is not without a position
     assert drawn["bounds"] == [5_000_000, 500_000, 5_000_050, 500_400]
     assert drawn["points"] == []
     assert drawn["details"]["0"]["points"][0]["positions"] == [0, 200_000]

@@ -1,8 +1,10 @@
 import math
+import re
 
 import pytest
 
 from progeo.pages.charts import Bars, Chart, Series
+from progeo.pages.page import _environment
 
 
 def points(drawn):
@@ -85,6 +87,13 @@ def test_numbers_of_an_axis_can_be_told_apart_and_have_room(heights, texts):
     chart = Chart("t", "x", "y", [Series("a", range(len(heights)), heights)])
     assert [tick.text for tick in chart.y_ticks] == texts
     assert chart.plot[0] == max(52, 30 + 10 * max(map(len, texts)))
+
+
+def test_a_series_without_points_is_not_in_the_key_and_leaves_the_others_their_colors():
+    empty, full, other = (Series(name, x, x) for name, x in (("none", []), ("some", [1, 2]), ("more", [1, 3])))
+    template = _environment(False).from_string('{% from "charts.html" import chart %}{{ chart(each) }}')
+    _, _, key = template.render(each=Chart("t", "x", "y", [empty, full, other])).partition('<ul class="key">')
+    assert re.findall(r'series (s\d).*?title="(\w+)"', key, re.DOTALL) == [("s1", "some"), ("s2", "more")]
 
 
 def test_ticks_of_whole_numbers_are_whole():
