@@ -65,7 +65,7 @@ def write_page(
 
 
 def shown_path(text: str, show_paths: bool) -> str:
-    """Shorten absolute paths in quotes or at the end of a text to their last two parts; other texts stay as they are."""
+    """Shorten absolute paths in quotes or at the end of a text to their last two parts; others stay as they are."""
     return text if show_paths else _ABSOLUTE.sub(lambda found: _last_parts(found[0]), text)
 
 
