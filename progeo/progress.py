@@ -75,7 +75,7 @@ class Progress:
         """Set the numbers that are shown beside, such as losses; seen with the next update."""
         self.numbers = numbers
         if not self.bar.disable:
-            self.bar.set_postfix({name: f"{number:.3f}" for name, number in numbers.items()}, refresh=False)
+            self.bar.set_postfix({name: _text(number) for name, number in numbers.items()}, refresh=False)
 
     def update(self, count: int = 1) -> None:
         """Count steps that were done, and log a line if the last was long ago."""
@@ -92,7 +92,7 @@ class Progress:
         of_total = "" if self.total is None else f"/{self.total:,}"
         parts = [
             f"{self.done:,}{of_total} images" if self.images_per_step is None else f"step {self.done:,}{of_total}",
-            *(f"{name} {number:.3f}" for name, number in self.numbers.items()),
+            *(f"{name} {_text(number)}" for name, number in self.numbers.items()),
             f"{rate:,.{0 if rate >= 10 else 1}f} images/s",
         ]
         if self.total is not None and steps_per_s > 0:
@@ -101,6 +101,10 @@ class Progress:
             if self.later:
                 parts.append(f"{duration((left + self.later) / steps_per_s)} with all that follows")
         return f"{self.doing}: {', '.join(parts)}"
+
+
+def _text(number: float) -> str:
+    return f"{number:,}" if isinstance(number, int) else f"{number:.3f}"
 
 
 def duration(seconds: float) -> str:

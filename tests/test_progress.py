@@ -39,9 +39,9 @@ def test_a_line_is_logged_when_the_last_was_long_enough_ago(lines):
             progress.update(10)
     # After 30 s: 30 steps, 1 of 32 images in a second, 970 left and 3970. After 31 more: 20 steps.
     assert lines == [
-        "stage 2, epoch 1/4: step 30/1,000, loss 2.500, skipped 1.000, 32 images/s, 16 min 10 s left, "
+        "stage 2, epoch 1/4: step 30/1,000, loss 2.500, skipped 1, 32 images/s, 16 min 10 s left, "
         "1 h 6 min with all that follows",
-        "stage 2, epoch 1/4: step 50/1,000, loss 1.000, skipped 1.000, 21 images/s, 24 min 32 s left, "
+        "stage 2, epoch 1/4: step 50/1,000, loss 1.000, skipped 1, 21 images/s, 24 min 32 s left, "
         "1 h 42 min with all that follows",
     ]
 

@@ -66,14 +66,14 @@ class Means:
 
 
 def training_progress(
-    num_steps: int, accelerator: Accelerator, *, images_per_step: int, steps_done: int = 0, steps_later: int = 0
+    num_steps: int, accelerator: Accelerator, *, images_per_step: float, steps_done: int = 0, steps_later: int = 0
 ) -> Progress:
     """Create the progress of training steps; the main process shows it."""
     return Progress(
         total=num_steps,
         done=steps_done,
         later=steps_later,
-        images_per_step=images_per_step,
+        images_per_step=round(images_per_step),
         hidden=not accelerator.is_main_process,
     )
 

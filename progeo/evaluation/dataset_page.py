@@ -170,13 +170,15 @@ class _Places:
 
     def __init__(self, sets: Sequence[CheckedSet], frame: MapFrame, findings: Sequence[_Finding]) -> None:
         self.unit = frame.unit
-        self.around = {each.name: positions.copy() for each, positions in zip(sets, frame.positions, strict=True)}
+        self.around = {
+            each.name: np.delete(positions, each.elsewhere, axis=0)
+            for each, positions in zip(sets, frame.positions, strict=True)
+        }
         """Positions of each set without those elsewhere, (N, 2)."""
         self._found: dict[tuple[str, str], np.ndarray] = {}
         self._elsewhere: set[tuple[str, str]] = set()
         named = [pair for each in findings for pair in ((each.of, each.name), *(other[:2] for other in each.others))]
         for each, positions in zip(sets, frame.positions, strict=True):
-            self.around[each.name][each.elsewhere] = np.nan
             paths = each.catalogue.table["path"]
             wanted = pa.array({name for of, name in named if of is each}, paths.type)
             for row in np.flatnonzero(pc.is_in(paths, value_set=wanted).to_numpy()).tolist():

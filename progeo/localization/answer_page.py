@@ -17,10 +17,11 @@ from progeo.places.catalogue import Catalogue
 CONFIDENCES = (
     (0.9, "Very likely within {radius_m:g} m ({percent:.0f} %)"),
     (0.7, "Likely within {radius_m:g} m ({percent:.0f} %)"),
-    (0.0, "Uncertain: within {radius_m:g} m with {percent:.0f} %"),
+    (0.0, "Uncertain: within {radius_m:g} m with a probability of {percent:.0f} %"),
 )
 """Minimum confidence of a known position, and how it is put into words."""
-_UNKNOWN = "Unknown: at best within {radius_m:g} m with {percent:.0f} %"
+_UNKNOWN = "Unknown: the best match is within {radius_m:g} m with a probability of {percent:.0f} %"
+_VERDICTS = ("known", "unknown", "no confidence", "error")
 _MAX_PICTURES = 500
 """Maximum number of pictures; photos get them before their matches."""
 _MAX_LISTED = 200
@@ -71,7 +72,7 @@ def write_answer_page(
             for name, result, verdict in zip(names[:_MAX_LISTED], results, verdicts, strict=False)
         ],
         num_queries=len(results),
-        counts={verdict: verdicts.count(verdict) for verdict in dict.fromkeys(verdicts)},
+        counts={verdict: verdicts.count(verdict) for verdict in _VERDICTS if verdict in verdicts},
     )
 
 
@@ -131,7 +132,7 @@ def _gallery(
         rows.append(Row(key, photo, strips, facets={"answer": verdict}, note=note, link=link))
     has_classes = any(match.probability is not None for result in results for match in result.matches)
     last = Measure("probability", "percent") if has_classes else Measure("descriptor_distance", "descriptor")
-    kinds = list(dict.fromkeys(verdicts))
+    kinds = [verdict for verdict in _VERDICTS if verdict in verdicts]
     noun = "sentence" if by_text else "photo"
     return Gallery(
         photos,
@@ -178,7 +179,7 @@ def _map(
     return Map(
         frame.unit,
         positions,
-        "cells of the index" if cell_side_m else "images of the index",
+        "classes of the index" if cell_side_m else "images of the index",
         [*alone.points, estimated],
         alone.polygons,
         details,

@@ -306,6 +306,6 @@ def _texts(values: Sequence[float]) -> list[str]:
 
 
 def _number(value: float, digits: int = 4) -> str:
-    """Format a number with at most so many significant digits, and with all digits before its point."""
-    text = f"{value:,.0f}" if abs(value) >= 10 ** (digits - 1) else f"{value:.{digits}g}"
+    """Format a number with at most so many significant digits, and below 10^12 with all digits before its point."""
+    text = f"{value:,.0f}" if 10 ** (digits - 1) <= abs(value) < 1e12 else f"{value:.{digits}g}"
     return "0" if text == "-0" else text

@@ -14,8 +14,9 @@ from progeo.pages.gallery import Gallery
 from progeo.pages.maps import TILE_HOST, Map
 from progeo.printable import escaped
 
-_ABSOLUTE = re.compile(r"(?<![^\s:])(?:/(?![/\s])|[A-Za-z]:[\\/]).*", re.DOTALL)
-"""An absolute path at the end of a text, also behind a colon as in `hub:/folder:entry`."""
+_ROOT = r"(?:/(?![/\s])|[A-Za-z]:[\\/])"
+_ABSOLUTE = re.compile(rf"(?<=['\"]){_ROOT}[^'\"]*|(?<![^\s:=(\[{{,]){_ROOT}.*", re.DOTALL)
+"""An absolute path in quotes, as in a list, or at the end of a text, also as in `hub:/folder:entry?weights=/file`."""
 _FIRST, _LAST = 14, 18
 """Characters of a long name that are shown, from its start and its end."""
 
@@ -67,7 +68,7 @@ def write_page(
 
 
 def shown_path(text: str, show_paths: bool) -> str:
-    """Shorten an absolute path at the end of a text to its last two parts; other texts are returned as they are."""
+    """Shorten absolute paths in quotes or at the end of a text to their last two parts; others stay as they are."""
     return text if show_paths else _ABSOLUTE.sub(lambda found: _last_parts(found[0]), text)
 
 

@@ -72,6 +72,8 @@ def _draw(axes: "Axes", chart: Chart) -> None:
     from matplotlib.ticker import MaxNLocator
 
     for index, series in enumerate(chart.series):
+        if not series.x:
+            continue
         style = index % NUM_STYLES
         few = "o" if len(series.x) <= 60 else ""
         axes.plot(series.x, series.y, color=_COLORS[style], linestyle=_DASHES[style], marker=few, markersize=3)
@@ -86,7 +88,7 @@ def _draw(axes: "Axes", chart: Chart) -> None:
         # matplotlib leaves out names that begin with an underscore.
         axes.legend(
             axes.lines,
-            [f"\u200a{escaped(series.name)}" for series in chart.series],
+            [f"\u200a{escaped(series.name)}" for series in chart.series if series.x],
             frameon=False,
             fontsize=8,
             handlelength=3,

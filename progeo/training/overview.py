@@ -61,7 +61,7 @@ def estimated_memory(training: ImageTraining) -> Memory:
     groups = [terms.modules_of_group(index) for index in range(training.num_groups)]
     states += (1 + copies) * max(sum(map(parameter_bytes, modules)) for modules in groups)
     states += max(sum(buffer.nbytes for module in modules for buffer in module.buffers()) for modules in groups)
-    at_once = training.images_per_step // (accelerator.num_processes * options.micro_batches)
+    at_once = training.drawn.images_per_step // (accelerator.num_processes * options.micro_batches)
     one, two = (_kept_for_gradient(encoder, count, accelerator) for count in (1, 2))
     pixels = 3 * encoder.image_size[0] * encoder.image_size[1]
     # The bytes of an image, and the floats that jitter and normalization turn them into.

@@ -89,7 +89,8 @@ class GroupTraining(Task):
         """Vectors, number and loss of the best epoch; None if the last epoch is kept."""
         self.accelerator = accelerator
         self.metrics = {"group": index}
-        self.steps_per_epoch, self.images_per_step = -(-len(images) // prompts.batch_size), prompts.batch_size
+        self.steps_per_epoch = -(-len(images) // prompts.batch_size)
+        self.images_per_step = len(images) / self.steps_per_epoch  # the last batch of an epoch is smaller
         generator = seeded_generator(seed, index)
         self.learner = self.model = PromptLearner(
             tower,

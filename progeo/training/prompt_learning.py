@@ -80,12 +80,13 @@ class PromptTraining:
             rows: the catalogue row of each feature row.
         """
         images = [self._images(index, features, rows) for index in range(len(self.partition.groups))]
-        self.steps = [-(-(~each.held_out).sum() // self.prompts.batch_size) for each in images]
+        counts = [int((~each.held_out).sum()) for each in images]
+        self.steps = [-(-count // self.prompts.batch_size) for count in counts]
         self.steps_of_others = self._count_steps_of_others()
         bar = training_progress(
             self.prompts.epochs * sum(self.steps),
             self.accelerator,
-            images_per_step=self.prompts.batch_size,
+            images_per_step=sum(counts) / sum(self.steps),
             steps_done=self.steps_of_others + sum(map(self._steps_done, self.mine)),
         )
         with bar:

@@ -19,7 +19,7 @@ class StepRows:
     Args:
         task: what is trained.
         run: run folder of the rows; None counts, but writes none.
-        every: number of steps between two rows; None writes none.
+        every: number of steps between two rows; None writes none, but counts for those of a resumed training.
         device: where the training runs.
         clock: gives the time in seconds.
     """
@@ -54,12 +54,10 @@ class StepRows:
             epoch: number of the current epoch, from 1.
             step: number of finished steps over all epochs.
         """
-        if self.every is None:
-            return
         now = self.clock()
         self._timed_steps, self._timed_s, self._last_s = self._timed_steps + 1, self._timed_s + now - self._last_s, now
         self.means.add(result)
-        if step % self.every == 0:
+        if self.every is not None and step % self.every == 0:
             if self.run is not None:
                 self.run.append_metrics(self._row(self.run, epoch=epoch, step=step), durable=False)
             self.means, self._timed_steps, self._timed_s = Means(), 0, 0.0

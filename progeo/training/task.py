@@ -46,7 +46,8 @@ class Task(ABC):
     optimizer: AcceleratedOptimizer
     """Prepared by Accelerate; each of its parameter groups has a `base_lr`."""
     steps_per_epoch: int
-    images_per_step: int
+    images_per_step: float
+    """Mean number of images of a step, for the throughput."""
     title: str = ""
     """Beginning of the lines of this task in the log, such as `group 1/2, `."""
     metrics: Mapping[str, Any] = MappingProxyType({})

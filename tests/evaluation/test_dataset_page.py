@@ -139,12 +139,19 @@ def test_a_query_without_a_positive_is_beside_the_nearest_database_image_with_an
     assert (alone["positions"], alone["targets"], alone["keys"]) == ([5e6, 500_180], [5e6, 500_000], [0])
 
 
+@pytest.mark.parametrize(("count", "is_bad"), [(0, True), (1, False)])
+def test_a_set_without_classes_is_not_shown_as_good(tmp_path, count, is_bad):
+    classes = {"classes": count, "images": count, "cell_side_m": 10, "heading_bin_deg": 30}
+    text = page(tmp_path, set_of("train", PLACES), classes=classes)
+    assert (f'<dt><bdi>classes</bdi></dt><dd class="bad">{count}' in text) == is_bad
+
+
 def test_an_image_elsewhere_is_drawn_only_when_it_is_chosen(tmp_path):
     places = [*PLACES, (200_000.0, 0)]
     names = [f"{row}.jpg" for row in range(6)]
     train = set_of("train", places, names=names, elsewhere=[5])
     drawn = data(page(tmp_path, train, found={"train": {"misplaced": {"5.jpg": "it is at 0, 0"}}}), "map")
-    assert drawn["database"]["known"] == 5
+    assert (drawn["database"]["count"], drawn["database"]["known"]) == (5, 5)  # it is not without a position
     assert drawn["bounds"] == [5_000_000, 500_000, 5_000_050, 500_400]
     assert drawn["points"] == []
     assert drawn["details"]["0"]["points"][0]["positions"] == [0, 200_000]

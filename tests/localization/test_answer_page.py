@@ -46,9 +46,9 @@ def catalogue_of(*matches):
         (0.9, True, "Very likely within 25 m (90 %)"),
         (0.89, True, "Likely within 25 m (89 %)"),
         (0.7, True, "Likely within 25 m (70 %)"),
-        (0.55, True, "Uncertain: within 25 m with 55 %"),
-        (0.55, False, "Unknown: at best within 25 m with 55 %"),
-        (0.95, False, "Unknown: at best within 25 m with 95 %"),  # of a higher threshold
+        (0.55, True, "Uncertain: within 25 m with a probability of 55 %"),
+        (0.55, False, "Unknown: the best match is within 25 m with a probability of 55 %"),
+        (0.95, False, "Unknown: the best match is within 25 m with a probability of 95 %"),  # of a higher threshold
         (None, None, "No confidence: the index is not calibrated"),
     ],
 )
@@ -95,7 +95,7 @@ def test_each_photo_is_a_row_with_its_matches_and_a_star_on_the_map(tmp_path):
     assert gallery["filters"] == {"answer": ["known", "unknown", "error"]}
     assert [row[5] for row in gallery["rows"]] == [
         "52.20000, 0.10000. Very likely within 25 m (93 %)",
-        "52.20100, 0.10200. Unknown: at best within 25 m with 20 %",
+        "52.20100, 0.10200. Unknown: the best match is within 25 m with a probability of 20 %",
         f"…/{tmp_path.name}/broken.jpg cannot be decoded.",
     ]
     link = "https://www.openstreetmap.org/?mlat=52.20100&mlon=0.10200#map=19/52.20100/0.10200"
@@ -114,6 +114,17 @@ def test_each_photo_is_a_row_with_its_matches_and_a_star_on_the_map(tmp_path):
     assert "Where 3 photos were taken" in page
     write_answer_page(tmp_path / "out.html", results, catalogue=catalogue_of(here, gone), show_paths=True)
     assert data(tmp_path / "out.html", "gallery")["photos"][0][0] == str(tmp_path / "query.jpg")
+
+
+def test_known_positions_come_first_and_classes_are_counted_as_such(tmp_path):
+    found = match("cell 0 0 90", 52.05, 0.05, probability=0.5)
+    confidences = ((None, None), (0.2, False), (0.9, True))
+    results = [Localization("a.jpg", share, 25.0, known, (found,)) for share, known in confidences]
+    write_answer_page(tmp_path / "out.html", results, catalogue=catalogue_of(found), cell_side_m=20)
+    assert data(tmp_path / "out.html", "gallery")["filters"] == {"answer": ["known", "unknown", "no confidence"]}
+    assert data(tmp_path / "out.html", "map")["database"]["name"] == "classes of the index"
+    figures = (tmp_path / "out.html").read_text().partition('<dl class="figures">')[2].partition("</dl>")[0]
+    assert re.findall("<bdi>(.*?)</bdi>", figures) == ["known", "unknown", "no confidence"]
 
 
 def test_cells_of_classes_are_polygons_as_opaque_as_they_are_probable(tmp_path):

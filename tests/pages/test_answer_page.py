@@ -53,7 +53,7 @@ def test_each_photo_has_its_position_confidence_link_and_matches(answered, open_
     assert page.locator(".figures").inner_text().split() == [*"known 2 of 4 unknown 1 of 4 error 1 of 4".split()]
     rows = page.locator("#rows > li")
     assert "Very likely within 25 m (95 %)" in rows.nth(0).inner_text()
-    assert "Unknown: at best within 25 m with 35 %" in rows.nth(2).inner_text()
+    assert "Unknown: the best match is within 25 m with a probability of 35 %" in rows.nth(2).inner_text()
     assert "cannot be decoded" in rows.nth(3).inner_text()
     assert rows.nth(0).locator("img").count() == 5
     link = rows.nth(0).get_by_role("link", name="OpenStreetMap").get_attribute("href")

@@ -1,8 +1,10 @@
 import math
+import re
 
 import pytest
 
 from progeo.pages.charts import NUM_STYLES, Bars, Chart, Series
+from progeo.pages.page import _environment
 
 
 def points(drawn):
@@ -133,6 +135,7 @@ def test_a_note_stands_below_each_label():
     [
         ([1.2291, 1.2292, 1.2294], ["1.2291", "1.2292", "1.2293", "1.2294"]),
         ([100_000.0, 200_000.0], ["100,000", "125,000", "150,000", "175,000", "200,000"]),
+        ([1e300, 2e300], ["1e+300", "1.25e+300", "1.5e+300", "1.75e+300", "2e+300"]),  # a loss that explodes
         ([1e-5, 1e-5], ["9e-06", "9.5e-06", "1e-05", "1.05e-05", "1.1e-05"]),
     ],
 )
@@ -140,6 +143,13 @@ def test_numbers_of_an_axis_can_be_told_apart_and_have_room(heights, texts):
     chart = Chart("t", "x", "y", [Series("a", range(len(heights)), heights)])
     assert [tick.text for tick in chart.y_ticks] == texts
     assert chart.plot[0] == max(52, 30 + 10 * max(map(len, texts)))
+
+
+def test_a_series_without_points_is_not_in_the_key_and_leaves_the_others_their_colors():
+    empty, full, other = (Series(name, x, x) for name, x in (("none", []), ("some", [1, 2]), ("more", [1, 3])))
+    template = _environment(False).from_string('{% from "charts.html" import chart %}{{ chart(each) }}')
+    _, _, key = template.render(each=Chart("t", "x", "y", [empty, full, other])).partition('<ul class="key">')
+    assert re.findall(r'series (s\d).*?title="(\w+)"', key, re.DOTALL) == [("s1", "some"), ("s2", "more")]
 
 
 def test_ticks_of_whole_numbers_are_whole():

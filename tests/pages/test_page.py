@@ -77,6 +77,8 @@ def test_absolute_paths_are_shortened_unless_they_are_wanted(tmp_path):
         ("/a/b/c.pth, re-ranked", "…/b/c.pth, re-ranked"),
         ("nordland, /a/b/c", "nordland, …/b/c"),
         ("hub:/a/b/c:entry", "hub:…/b/c:entry"),
+        ("hub:me/models:entry?weights=/a/b/c.pth", "hub:me/models:entry?weights=…/b/c.pth"),
+        ("['/a/b/c.py', '/d/e/f g.py', 'own.py']", "['…/b/c.py', '…/e/f g.py', 'own.py']"),
         ("https://huggingface.co/a/b", "https://huggingface.co/a/b"),
         ("timm:resnet18:DEFAULT", "timm:resnet18:DEFAULT"),
         ("day / night", "day / night"),

@@ -26,6 +26,16 @@ def test_a_picture_has_room_for_all_charts_and_an_svg_is_always_the_same(tmp_pat
     assert svg.count("<!-- Loss -->") == 1
 
 
+def test_a_series_without_points_is_not_in_the_key_and_leaves_the_others_their_colors(tmp_path):
+    empty, full, other = (Series(name, x, x) for name, x in (("none", []), ("some", [1, 2]), ("more", [1, 3])))
+    for number, series in enumerate(([empty, full, other], [full, other])):
+        write_figure(tmp_path / f"{number}.svg", {"": [Chart("Loss", "step", "loss", series)]})
+    first, second = ((tmp_path / f"{number}.svg").read_text() for number in (0, 1))
+    keys = [text.partition('<g id="legend_1">')[2] for text in (first, second)]
+    assert [key.count('<g id="line2d_') for key in keys] == [2, 2]
+    assert ["#0060a8" in key for key in keys] == [False, True]
+
+
 def test_without_matplotlib_the_sentence_says_how_to_install_it(tmp_path, monkeypatch):
     check_figure(tmp_path / "a.svg")
     monkeypatch.setitem(sys.modules, "matplotlib", None)

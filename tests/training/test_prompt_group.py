@@ -41,6 +41,11 @@ def losses(training):
     return [loss.item() for loss in training.losses(np.arange(6)).values()]
 
 
+def test_the_images_of_a_step_are_counted_over_an_epoch_whose_last_batch_is_smaller(training):
+    group = training(batch_size=4)
+    assert (group.steps_per_epoch, group.images_per_step) == (2, 3.0)
+
+
 @pytest.mark.parametrize("bias", [None, -16.5])
 def test_the_temperature_of_a_clip_is_one_over_its_scale_and_its_constant_bias_changes_nothing(training, bias):
     by_clip = losses(training(bias, normalized=True, temperature="clip"))

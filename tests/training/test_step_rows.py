@@ -59,6 +59,16 @@ def test_a_resumed_training_continues_the_means_and_the_time(tmp_path):
     assert (second["loss"], second["seconds"], second["images_per_s"]) == (6.5, 22.0, 8.0)
 
 
+def test_steps_without_rows_count_in_the_first_row_of_a_resumed_training(tmp_path):
+    before, after = rows_of(tmp_path, Clock(), every=None), rows_of(tmp_path, Clock(), every=4)
+    for step in range(1, 5):
+        before.add(StepResult({"loss": float(step)}, applied=True), epoch=1, step=step)
+    after.load_state_dict(before.state_dict())
+    for step in range(5, 9):
+        after.add(StepResult({"loss": float(step)}, applied=True), epoch=1, step=step)
+    assert [row["loss"] for row in RunFolder(tmp_path).read_metrics()] == [4.5]
+
+
 @pytest.mark.parametrize("every", [None, 3])
 def test_no_row_is_written_where_there_is_none_to_write_or_no_folder(tmp_path, every):
     run = None if every else RunFolder(tmp_path)
