@@ -153,6 +153,7 @@ def test_a_program_that_takes_photos_can_be_moved_to_another_device(photos_progr
     check_moved(photos_program[1], torch.zeros(3, 200, 150, 3, dtype=torch.uint8))
 
 
+@pytest.mark.slow
 def test_a_program_can_be_moved_to_another_device(tmp_path):
     save_program(tmp_path / "model.pt2", short_vit(64))
     check_moved(tmp_path / "model.pt2", torch.rand(3, 3, 96, 80))

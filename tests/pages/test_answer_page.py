@@ -77,7 +77,7 @@ def test_a_chosen_photo_shows_its_matches_on_the_map(answered, open_page):
     assert "photo=0" in page.url
 
 
-@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("dark", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_phone_shows_all_of_it_without_scrolling_sideways(dark, answered, open_page, check_accessibility):
     page = open_page(answered, width=390, dark=dark, touch=True)
     assert page.evaluate("document.documentElement.scrollWidth") == 390

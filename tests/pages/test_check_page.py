@@ -117,7 +117,7 @@ def test_classes_are_in_the_key_of_the_map_and_other_cells_in_bars(checked, open
     assert titles == ["Images of a class", "Classes with other cells", "Images of those classes"]
 
 
-@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("dark", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_phone_shows_all_of_it_without_scrolling_sideways(dark, checked, open_page, check_accessibility):
     page = open_page(checked, width=390, dark=dark, touch=True)
     assert page.evaluate("document.documentElement.scrollWidth") == 390

@@ -164,7 +164,7 @@ def test_the_rows_are_downloaded_as_a_table(written, open_page):
     assert {row["strip"] for row in rows} == {"first net: missed", "second net: found"}
 
 
-@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("dark", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_phone_shows_all_of_the_page(written, open_page, check_accessibility, dark):
     page = open_page(written, width=390, touch=True, dark=dark)
     assert page.evaluate("document.documentElement.scrollWidth") == 390

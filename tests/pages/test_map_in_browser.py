@@ -317,6 +317,7 @@ def test_a_map_in_meters_has_a_scale_and_neither_streets_nor_links(write_map, op
     assert page.locator(".map-chosen a").count() == 0
 
 
+@pytest.mark.slow
 def test_fifty_thousand_positions_are_squares_and_ten_thousand_queries_shapes(write_map, open_page):
     rng = np.random.default_rng(0)
     database = np.array(CORRECT) + rng.uniform(0, 0.01, (50_000, 2))

@@ -251,7 +251,7 @@ def test_the_downloaded_rows_have_no_formula_on_request(tmp_path, open_page, is_
     assert rows[0]["descriptor_distance"] == "-0.5"
 
 
-@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("dark", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_phone_shows_all_of_the_page(written, open_page, check_accessibility, dark):
     page = open_page(written, width=390, touch=True, dark=dark)
     assert page.locator(".figure dd").first.is_visible()

@@ -215,7 +215,7 @@ def encoder_of(training):
     return {name: tensor.clone() for name, tensor in training.encoder.state_dict().items()}
 
 
-@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("fixed", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_generations_begin_with_the_first_weights_and_learn_from_the_generation_before(builder, tmp_path, fixed):
     build = builder(
         REGIONS,
