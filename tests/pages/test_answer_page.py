@@ -104,6 +104,7 @@ def test_cells_of_a_sentence_or_photo_are_shown_without_a_click_and_without_pict
     assert "cells by probability" in page.locator(".map-shapes").inner_text()
     assert "50.0 %" in page.locator("#rows").inner_text()
     assert "No confidence: the index is not calibrated." in page.locator("main").inner_text()
+    assert page.locator("#controls:visible, .pager:visible").count() == 0  # a single row has nothing to filter
 
 
 def test_hostile_names_and_errors_do_nothing(tmp_path, city, open_page):
