@@ -156,8 +156,23 @@ def test_keys_go_through_the_queries_and_photos_are_enlarged(written, open_page)
     for _ in range(2):
         page.keyboard.press("ArrowRight")
     assert f"image {first:02}.png" in page.locator("#lightbox").inner_text()  # the correct one, after two predictions
+    page.keyboard.press("ArrowLeft")
+    assert f"image {(first + 3) % NUM_QUERIES:02}.png" in page.locator("#lightbox").inner_text()
     page.keyboard.press("Escape")
     assert not page.locator("#lightbox").is_visible()
+    page.keyboard.press("Enter")
+    assert page.locator("#lightbox").is_visible()
+    page.mouse.click(3, 3)  # beside the photos
+    assert not page.locator("#lightbox").is_visible()
+
+
+def test_folded_parts_are_open_in_print_only(written, open_page):
+    page = open_page(written)
+    count = page.locator("details").count()
+    page.locator("summary").first.click()
+    for event, num_open in (("beforeprint", count), ("afterprint", 1)):
+        page.evaluate("name => window.dispatchEvent(new Event(name))", event)
+        assert page.locator("details[open]").count() == num_open
 
 
 def test_a_button_of_the_enlarged_photos_can_be_pressed_again(written, open_page):
