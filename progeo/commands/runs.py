@@ -100,6 +100,6 @@ def _write_page(out: Path, stages: "list[Stage]", reload_s: int | None, *, show_
 def _write_figure(out: Path, stages: "list[Stage]", reload_s: int | None) -> None:
     from progeo.runs.curves import charts_of
     from progeo.runs.figure import write_figure
-    from progeo.runs.page import by_title
+    from progeo.runs.reading import by_title
 
     write_figure(out, {title: charts_of(some) for title, some in by_title(stages).items()})

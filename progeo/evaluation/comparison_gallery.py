@@ -21,7 +21,7 @@ _NUM_SHOWN = 3
 
 
 @dataclass(frozen=True)
-class Finding:
+class Outcome:
     """An encoder's predictions for one query."""
 
     evaluated: Evaluated
@@ -44,18 +44,18 @@ class Differing:
     """Number of its row on the page."""
     data: str
     """Name of the data set."""
-    findings: Sequence[Finding]
+    outcomes: Sequence[Outcome]
     """Of each encoder, the one with the highest recall first."""
 
     @property
     def name(self) -> str:
         """Path of the query in its folder."""
-        return self.findings[0].retrieved.queries.name(self.findings[0].row)
+        return self.outcomes[0].retrieved.queries.name(self.outcomes[0].row)
 
     @property
     def condition(self) -> str:
         """Light or weather of the query; "" where unknown."""
-        return str(self.findings[0].retrieved.conditions[self.findings[0].row])
+        return str(self.outcomes[0].retrieved.conditions[self.outcomes[0].row])
 
 
 def differing_queries(evaluated: Sequence[Evaluated], first_n: int, best: Sequence[str]) -> list[Differing]:
@@ -83,10 +83,10 @@ def _groups(here: Sequence[Evaluated], shared: np.ndarray, first_n: int, start: 
     mixed = np.random.default_rng(0).permutation(np.flatnonzero(found.any(axis=0) & ~found.all(axis=0)))
     groups: dict[bytes, list[Differing]] = {}
     for column in mixed.tolist():
-        findings = [
-            Finding(*each) for each in zip(here, rows[:, column].tolist(), found[:, column].tolist(), strict=True)
+        outcomes = [
+            Outcome(*each) for each in zip(here, rows[:, column].tolist(), found[:, column].tolist(), strict=True)
         ]
-        differing = Differing(start + int(shared[column]), here[0].data, findings)
+        differing = Differing(start + int(shared[column]), here[0].data, outcomes)
         groups.setdefault(found[:, column].tobytes(), []).append(differing)
     return list(groups.values())
 
@@ -141,7 +141,7 @@ class _Page:
 
     def row(self, differing: Differing, *, is_pictured: bool) -> Row:
         """Lay out a query."""
-        by_encoder = {each.evaluated.encoder: each for each in differing.findings}
+        by_encoder = {each.evaluated.encoder: each for each in differing.outcomes}
         strips = [self._strip(by_encoder[name], shown, is_pictured) for name, shown in self.encoders.items()]
         facets = {
             "data set": self.sets[differing.data],
@@ -149,20 +149,20 @@ class _Page:
             "missed by": [self.encoders[name] for name, each in by_encoder.items() if not each.is_found],
             "condition": differing.condition,
         }
-        first = differing.findings[0]
+        first = differing.outcomes[0]
         photo = self._photo(first.retrieved.queries, first.row, is_pictured, has_file=True)
         return Row(differing.key, photo, strips, facets=facets)
 
-    def _strip(self, finding: Finding, name: str, is_pictured: bool) -> Strip:
+    def _strip(self, outcome: Outcome, name: str, is_pictured: bool) -> Strip:
         """Lay out the first predictions of an encoder."""
-        found, row = finding.retrieved, finding.row
+        found, row = outcome.retrieved, outcome.row
         items = []
         for rank, predicted in enumerate(found.predictions[row, : self.num_shown].tolist()):
             if predicted >= 0:
                 photo = self._photo(found.database, predicted, is_pictured, has_file=found.classes is None)
                 mark: Mark = "correct" if found.correct[row, rank] else "wrong"
                 items.append(Item(photo, mark, (rank + 1, float(found.distances_m[row, rank]))))
-        return Strip(f"{name}: {'found' if finding.is_found else 'missed'}", items)
+        return Strip(f"{name}: {'found' if outcome.is_found else 'missed'}", items)
 
     def _photo(self, catalogue: Catalogue, row: int, is_pictured: bool, *, has_file: bool) -> int:
         path = catalogue.path(row) if has_file else None

@@ -5,10 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from progeo.locks import may_be_held
-from progeo.runs.reading import MEMORY, Row, Stage, number, read_stages
+from progeo.runs.reading import MEMORY, Row, Stage, number, read_stages, stage_folders
 from progeo.training.prompt_files import DESCRIPTION
 
-_PARTS = ("", "stage1", "stage2")
 _FILES = ("config.yaml", "metrics.jsonl", DESCRIPTION)
 
 
@@ -29,12 +28,13 @@ def changes(
         clock: gives the time in seconds.
         sleep: waits so many seconds.
     """
+    folders = [folder for path in paths for folder in stage_folders(path)]
     seen: list[tuple[int, int] | None] = []
     ends = clock()
     while True:
-        if any(may_be_held(path / part) for path in paths for part in _PARTS):
+        if any(map(may_be_held, folders)):
             ends = clock() + patience_s
-        now = [_state(path / part / name) for path in paths for part in _PARTS for name in _FILES]
+        now = [_state(folder / name) for folder in folders for name in _FILES]
         if now != seen:
             seen = now
             yield read_stages(paths)

@@ -7,7 +7,7 @@ from typing import Any
 
 from progeo.pages.page import shown_path, write_page
 from progeo.runs.curves import averaged_in_words, charts_of
-from progeo.runs.reading import Stage, final_of_groups, number
+from progeo.runs.reading import Stage, by_title, final_of_groups, number
 from progeo.runs.summary import HEADER, different_settings, setting_text, summarize
 
 
@@ -41,11 +41,6 @@ def write_runs_page(
         written_in_words=f"{written:%Y-%m-%d %H:%M:%S}",
         reload_s=reload_s,
     )
-
-
-def by_title(stages: Sequence[Stage]) -> dict[str, list[Stage]]:
-    """Put the same stages of several runs together."""
-    return {title: [each for each in stages if each.title == title] for title in sorted({s.title for s in stages})}
 
 
 def _section(title: str, stages: Sequence[Stage], *, show_paths: bool) -> dict[str, Any]:

@@ -116,14 +116,23 @@ def read_stages(paths: Sequence[Path]) -> list[Stage]:
         raise ValueError(f"Name each run once; got {', '.join(map(str, paths))}.")
     stages = []
     for path, name in zip(paths, short_names(paths), strict=True):
-        folders = [RunFolder(each) for each in (path, path / "stage1", path / "stage2")]
-        found = [folder for folder in folders if folder.config.is_file()]
+        found = [folder for folder in map(RunFolder, stage_folders(path)) if folder.config.is_file()]
         if not found:
             raise FileNotFoundError(
                 f"{path} holds no run: name a folder that `progeo train --out` made, or its stage1 or stage2."
             )
         stages += [Stage(name, each, stored_settings(each), each.read_metrics()) for each in found]
     return stages
+
+
+def stage_folders(path: Path) -> list[Path]:
+    """Return the folders that can hold the stages of a run, given its folder or that of a single stage."""
+    return [path, path / "stage1", path / "stage2"]
+
+
+def by_title(stages: Sequence[Stage]) -> dict[str, list[Stage]]:
+    """Put the same stages of several runs together."""
+    return {title: [each for each in stages if each.title == title] for title in sorted({s.title for s in stages})}
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:

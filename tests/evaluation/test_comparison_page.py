@@ -47,7 +47,7 @@ B = evaluated("b", np.array([1, 0, 0, 0, 1, 0, 1, 0], bool))
 def test_queries_are_taken_in_turn_from_those_that_the_same_encoders_find():
     listed = differing_queries([A, B], 1, ["a"])
     assert sorted(each.key for each in listed) == [2, 3, 4, 5]  # rows 1 to 4 of the folder
-    found = [[finding.is_found for finding in each.findings] for each in listed]
+    found = [[outcome.is_found for outcome in each.outcomes] for each in listed]
     assert sorted(found[:2]) == [[False, True], [True, False]]
     assert found[2:] == [[True, False]] * 2
     assert [each.name for each in listed if each.key == 5] == ["q4.jpg"]
@@ -59,14 +59,14 @@ def test_the_best_encoder_comes_first_and_keys_of_data_sets_follow_one_another()
     listed = differing_queries([A, B, *other], 1, ["a", "b"])
     assert sorted(each.key for each in listed) == [2, 3, 4, 5, 8 + 2]
     (last,) = [each for each in listed if each.data == "x"]
-    assert [finding.evaluated.encoder for finding in last.findings] == ["b", "a"]
+    assert [outcome.evaluated.encoder for outcome in last.outcomes] == ["b", "a"]
 
 
 def test_predictions_are_those_of_the_same_query_where_an_encoder_could_not_read_all():
     without = evaluated("without", np.array([0, 1, 0], bool), query_rows=[1, 4, 7])
     (row_1, row_4) = sorted(differing_queries([A, without], 1, ["a"]), key=lambda each: each.key)
-    assert [[finding.row for finding in each.findings] for each in (row_1, row_4)] == [[1, 0], [4, 1]]
-    assert {finding.retrieved.queries.name(finding.row) for finding in row_4.findings} == {"q4.jpg"}
+    assert [[outcome.row for outcome in each.outcomes] for each in (row_1, row_4)] == [[1, 0], [4, 1]]
+    assert {outcome.retrieved.queries.name(outcome.row) for outcome in row_4.outcomes} == {"q4.jpg"}
 
 
 def test_each_row_has_the_first_predictions_of_each_encoder():
