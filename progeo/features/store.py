@@ -186,7 +186,7 @@ class ReorderedRows:
         return self.rows.take(self.order[rows])
 
     def parts(self) -> Iterator[np.ndarray]:
-        """Yield all rows, (n, D) at a time; each part may be spread over all files, and is large to read them seldom."""
+        """Yield all rows, (n, D) at a time, many since they may come from all files."""
         step = max(1, _VALUES_AT_ONCE // max(1, self.width))
         for start in range(0, len(self.order), step):
             yield self.rows.take(self.order[start : start + step])
