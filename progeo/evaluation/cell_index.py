@@ -10,7 +10,7 @@ from scipy.spatial import cKDTree
 
 from progeo.evaluation.classification import class_means
 from progeo.evaluation.search import Neighbors
-from progeo.features.store import ShardedRows
+from progeo.features.store import Rows
 from progeo.models.classifier import Classifier
 from progeo.models.encoder import Encoder
 from progeo.places.catalogue import Catalogue
@@ -107,7 +107,7 @@ def cell_of_images(
 
 
 def build_cell_index(
-    descriptors: ShardedRows, labels: np.ndarray, vectors: np.ndarray | None, *, num_classes: int | None = None
+    descriptors: Rows, labels: np.ndarray, vectors: np.ndarray | None, *, num_classes: int | None = None
 ) -> faiss.IndexIVFFlat:
     """Build an index of all images, whose list c holds the images of class c.
 
@@ -131,8 +131,8 @@ def build_cell_index(
     return index
 
 
-def add_to_cells(index: Any, descriptors: ShardedRows, labels: np.ndarray) -> None:
-    """Add images to an index of cells, one file at a time; arguments as of `build_cell_index`."""
+def add_to_cells(index: Any, descriptors: Rows, labels: np.ndarray) -> None:
+    """Add images to an index of cells, one part at a time; arguments as of `build_cell_index`."""
     start = 0
     for part in descriptors.parts():
         values = np.ascontiguousarray(part, np.float32)
@@ -175,9 +175,21 @@ def cell_neighbors(
     if quantizer is None or quantizer_queries is None:
         quantizer, quantizer_queries = index.quantizer, queries
     cells, sizes = _best_cells(index, quantizer, np.ascontiguousarray(quantizer_queries, np.float32), probes)
-    index.nprobe = cells.shape[1]
-    squared, rows = index.search_preassigned(queries, min(count, index.ntotal), cells, None)
+    squared, rows = _search_lists(index, queries, min(count, index.ntotal), cells)
     return CellNeighbors(Neighbors(rows, np.sqrt(np.maximum(squared, 0))), sizes.sum(axis=1))
+
+
+def _search_lists(index: Any, queries: np.ndarray, count: int, lists: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Search these lists of an index, (Q, K); returns squared distances and rows (Q, count).
+
+    The method for arrays that faiss offers would change the index, so that threads could not search side by side.
+    """
+    squared, rows = np.empty((len(queries), count), np.float32), np.empty((len(queries), count), np.int64)
+    given = [faiss.swig_ptr(each) for each in (queries, lists, np.zeros(lists.shape, np.float32), squared, rows)]
+    parameters = faiss.SearchParametersIVF()
+    parameters.nprobe = lists.shape[1]
+    index.search_preassigned_c(len(queries), given[0], count, *given[1:], False, parameters)
+    return squared, rows
 
 
 def _best_cells(index: Any, quantizer: faiss.Index, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -22,7 +22,7 @@ from progeo.export.classifier import check_fits_encoder, load_classifier
 from progeo.export.weights import load_encoder, save_encoder
 from progeo.features.descriptors import descriptor_extractor, descriptor_metadata, extract_descriptors
 from progeo.features.options import CacheOptions, ClassOptions, ImageOptions, WorkOptions
-from progeo.features.store import ShardedRows
+from progeo.features.store import ReorderedRows, Rows, ShardedRows
 from progeo.localization.cells import load_cells
 from progeo.localization.class_means import extract_class_means
 from progeo.localization.index_folder import (
@@ -47,7 +47,8 @@ from progeo.locks import locked
 from progeo.models.classifier import Classifier
 from progeo.models.encoder import Encoder
 from progeo.places.catalogue import Catalogue, read_catalogue
-from progeo.places.geographic import check_zones
+from progeo.places.cell_order import cell_order
+from progeo.places.geographic import check_zones, degrees_of
 
 _DESCRIPTORS_DEPEND_ON = ("encoder", "image_size", "database_preprocessing", "orientation")
 """Fields of `IndexMetadata` that the descriptors depend on."""
@@ -58,7 +59,7 @@ _Extract = Callable[[Catalogue], ShardedRows]
 class _Rows:
     """The rows of a new index."""
 
-    descriptors: ShardedRows
+    descriptors: Rows
     catalogue: Catalogue
     classes: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `IndexMetadata` about classes."""
@@ -185,9 +186,16 @@ def _rows_of_images(catalogue: Catalogue, extract: _Extract, cells: Cells | None
     check_zones(indexed)
     labels = None if cells is None else _cells_of(indexed, cells)  # before the hours of extraction
     descriptors = extract(catalogue)
+    indexed = indexed.without(descriptors.missing)
+    order = _order(indexed)
     if labels is not None:
-        labels = np.delete(labels, descriptors.missing)
-    return _Rows(descriptors, indexed.without(descriptors.missing), labels=labels)
+        labels = np.delete(labels, descriptors.missing)[order]
+    return _Rows(ReorderedRows(descriptors, order), indexed.take(order), labels=labels)
+
+
+def _order(images: Catalogue) -> np.ndarray:
+    """Sort images, as `index_images` returns them, so that those near a position are a few ranges of rows."""
+    return cell_order(*degrees_of(images))
 
 
 def _cells_of(images: Catalogue, cells: Cells) -> np.ndarray:
@@ -217,7 +225,7 @@ def add_to_place_index(
     """Extract the descriptors of a folder of images and add them to a place index; those it holds are skipped."""
     if accelerator.is_main_process:
         finish_update(index_folder)
-    index = open_place_index(index_folder)
+    index = open_place_index(index_folder, accelerator)
     if index.metadata.holds_classes:
         raise ValueError(f"{index_folder} is of classes, and images cannot be added to it: build it anew with them.")
     catalogue = _read_images(folder)
@@ -228,7 +236,7 @@ def add_to_place_index(
         LOGGER.info("%d of %d images are in the index already", len(known), len(catalogue))
     if len(known) == len(catalogue):
         return
-    extractor = index.extractor(index.metadata.database_preprocessing, accelerator)
+    extractor = index.extractor(index.metadata.database_preprocessing)
     descriptors = extract_descriptors(extractor, catalogue.without(known), accelerator, work=work, cache=cache)
     if accelerator.is_main_process:
         add_images(index, images.without(known), descriptors)
@@ -249,7 +257,7 @@ def add_images(index: PlaceIndex, images: Catalogue, descriptors: ShardedRows) -
     """
     while not _added(index, images, descriptors):
         LOGGER.info("another command changed %s meanwhile: adding to what it holds now", index.folder)
-        before, index = index, open_place_index(index.folder)
+        before, index = index, open_place_index(index.folder, index.processor)
         if any(getattr(index.metadata, name) != getattr(before.metadata, name) for name in _DESCRIPTORS_DEPEND_ON):
             raise ValueError(f"{index.folder} was built anew meanwhile, and differently: run this command again.")
 
@@ -284,10 +292,12 @@ def _added(index: PlaceIndex, images: Catalogue, descriptors: ShardedRows) -> bo
     if not len(new):
         return True
     added = images.without(new.missing)
+    order = _order(added)
+    rows, added = ReorderedRows(new, order), added.take(order)
     if index.cells is None:
-        add_to_index(faiss_index, new)
+        add_to_index(faiss_index, rows)
     else:
-        add_to_cells(faiss_index, new, cells_of_catalogue(added, index.cells.classifier))
+        add_to_cells(faiss_index, rows, cells_of_catalogue(added, index.cells.classifier))
     table = pa.concat_tables([index.catalogue.table, added.table])
     metadata = replace(index.metadata, images=len(table), **new_files())
     return save_generation(index.folder, index.metadata, metadata, faiss_index, Catalogue(index.folder, table))
