@@ -5,7 +5,7 @@ import pytest
 from progeo.evaluation.row_search import RowSearch
 from progeo.evaluation.search import map_index
 
-KINDS = ("Flat", "IVF8,Flat", "IVF8,PQ4", "OPQ4,IVF8,PQ4", "PCA8,Flat", "HNSW8", "SQ8", "IVF8,SQ8")
+KINDS = ("Flat", "IVF8,Flat", "IVF8,PQ4x4", "OPQ4,IVF8,PQ4x4", "PCA8,Flat", "HNSW8", "SQ8", "IVF8,SQ8")
 
 
 @pytest.fixture(scope="module")
