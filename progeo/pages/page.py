@@ -22,6 +22,8 @@ _ABSOLUTE = re.compile(rf"(?<=['\"]){_ROOT}[^'\"]*|(?<![^\s:=(\[{{,]){_ROOT}.*",
 _FIRST, _LAST = 14, 18
 """Characters of a long name that are shown, from its start and its end."""
 _MAP_SCRIPTS = ("leaflet/leaflet.js", "map.js")
+_STYLES = ("page.css",)
+_MAP_STYLES = ("leaflet/leaflet.css", *_STYLES, "map.css")
 _GALLERY_SCRIPTS = ("lines.js", "gallery.js")
 
 
@@ -61,7 +63,7 @@ def write_page(
     page = _rendered(
         template,
         scripts=[*(_MAP_SCRIPTS if map is not None else ()), *(_GALLERY_SCRIPTS if gallery is not None else ())],
-        has_map=map is not None,
+        styles=_STYLES if map is None else _MAP_STYLES,
         sources={"img-src": ["data:", *([] if tiles is None else [tiles.host])]},
         show_paths=show_paths,
         title=title,
@@ -82,16 +84,16 @@ def served_page(
     """Render a page of a service, which reads the data of its map and pictures from that service alone.
 
     Args:
-        template: extends `base.html`.
+        template: extends `service.html`.
         title: heading of the page, and name of its window.
-        scripts: files of `templates/` that the page runs, after those of maps and lines.
+        scripts: files of `templates/` that the page runs, after those of maps, lines and requests.
         tiles: street tiles that the map may show.
         values: what else the template shows, escaped.
     """
     return _rendered(
         template,
-        scripts=[*_MAP_SCRIPTS, "lines.js", *scripts],
-        has_map=True,
+        scripts=[*_MAP_SCRIPTS, "lines.js", "service.js", *scripts],
+        styles=[*_MAP_STYLES, "service.css"],
         sources={
             "img-src": ["'self'", "blob:", "data:", *([] if tiles is None else [tiles.host])],
             "connect-src": ["'self'"],
@@ -108,13 +110,12 @@ def _rendered(
     template: str,
     *,
     scripts: Sequence[str],
-    has_map: bool,
+    styles: Sequence[str],
     sources: Mapping[str, Sequence[str]],
     show_paths: bool,
     **values: Any,
 ) -> Page:
-    styles = ["leaflet/leaflet.css", "page.css", "map.css"] if has_map else ["page.css"]
-    style, script = ("\n".join(_source(name) for name in names) for names in (styles, [*scripts, "page.js"]))
+    style, script = ("\n".join(map(_source, names)) for names in (styles, [*scripts, "page.js"]))
     policy = _policy(style, script, sources)
     found = _environment(show_paths).get_template(template)
     return Page(found.render(style=style, script=script, policy=policy, **values), policy)
