@@ -229,12 +229,12 @@ def our_loop(encoder: Encoder, folder: Path) -> Callable[[], np.ndarray]:
 
     def extract() -> np.ndarray:
         encoder.to(memory_format=torch.channels_last)
-        rows = range(len(images))
+        pixels, rows = extractor.images(images), range(len(images))
         return extract_rows(
             extractor.extract,
-            extractor.images(images),
+            pixels,
             rows,
-            extractor.batches(images, rows, BATCH_SIZE),
+            extractor.batches(pixels, rows, BATCH_SIZE),
             width=encoder.descriptor_dim,
             num_workers=NUM_WORKERS,
             what="ours",

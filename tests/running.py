@@ -30,7 +30,8 @@ import atexit, gc, json, os, runpy, sys, threading, traceback
 sys.path[:0] = [os.getcwd(), os.path.join(os.getcwd(), "tests")]
 import accelerate, faiss, jinja2, open_clip, pyarrow.compute, scipy.spatial, torch._dynamo, torchvision.transforms.v2
 import file_events, progeo.convert.recognition, progeo.datasets.readers, progeo.evaluation.evaluate
-import progeo.commands.train_encoder, progeo.commands.train_prompts, progeo.export.formats, progeo.localization.localize
+import progeo.commands.train_encoder, progeo.commands.train_prompts, progeo.export.formats
+import progeo.localization.place_index
 
 gc.collect()
 gc.freeze()

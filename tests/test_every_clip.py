@@ -11,7 +11,7 @@ from small_towers import configuration, register_small_towers
 
 import progeo
 from progeo.cli import main
-from progeo.localization.localize import text_descriptor
+from progeo.localization.text_search import text_descriptor
 from progeo.models.backbones.clip_configurations import ClipConfiguration
 from progeo.models.backbones.clips import load_clip, random_clip
 

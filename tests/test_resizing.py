@@ -96,7 +96,7 @@ def of_an_index(folder, photos, tmp_path):
 
 def localized(folder, photos, tmp_path):
     of_an_index(folder, photos, tmp_path)
-    (extractor,) = open_place_index(tmp_path / "index").query_extractors(start_accelerator("no"))
+    (extractor,) = open_place_index(tmp_path / "index").query_extractors
     return stored(extractor, photos, tmp_path)
 
 

@@ -9,7 +9,7 @@ from progeo.engine.options import Precision
 from progeo.features.options import WorkOptions
 
 if TYPE_CHECKING:
-    from progeo.localization.localize import Localization
+    from progeo.localization.localizations import Localization
 
 
 def localize(
@@ -47,24 +47,20 @@ def localize(
         ValueError: not exactly one of photos and a sentence is given, no photo can be read, or the encoder does not
             support text.
     """
-    from progeo.engine.accelerator import start_accelerator
     from progeo.engine.log import LOGGER
-    from progeo.localization.localize import find_photos, localize_photos, localize_text
-    from progeo.localization.place_index import open_place_index
+    from progeo.localization.place_index import open_index
     from progeo.localization.results import WRITERS, WritingOptions
+    from progeo.localization.text_search import localize_text
 
     if bool(photos) == (text is not None):
         raise ValueError("Give photos to localize, or `text` with a sentence to search by.")
     if out is not None and out.suffix not in WRITERS:
         raise ValueError(f"`out` must end in {', '.join(WRITERS)}, got {out.name}.")
-    opened = open_place_index(index)
+    opened = open_index(index, mixed_precision=mixed_precision)
     if text is not None:
         results = [localize_text(opened, text, top=top)]
     else:
-        accelerator = start_accelerator(mixed_precision)
-        results = localize_photos(
-            opened, find_photos(photos), accelerator=accelerator, top=top, threshold=threshold, work=work
-        )
+        results = opened.localize(photos, top=top, threshold=threshold, **vars(work), shows_progress=True)
     if out is not None:
         options = WritingOptions(spreadsheet_safe, show_paths, opened, by_text=text is not None)
         WRITERS[out.suffix](out, results, options)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from progeo.data.decode import read_image
+from progeo.data.decode import read_image, read_shape
 from progeo.image_files import Orientation
 from progeo.places.catalogue import Catalogue
 
@@ -51,6 +51,10 @@ class CatalogueImages(Dataset):
             return image if self.preprocess is None else self.preprocess(image)
         except ValueError as error:
             return Unreadable(f"The image {self.catalogue.path(row)} cannot be preprocessed: {error}.")
+
+    def shape(self, row: int) -> tuple[int, int] | None:
+        """Read the height and width of an image before `preprocess`, see `read_shape`."""
+        return read_shape(self.catalogue.path(row), self.orientation)
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ _SIZED_WHEN_DECODED = ("TIFF", "HEIF")
 """Formats whose height and width are only reliable after decoding."""
 
 
-def read_shape(path: Path, orientation: Orientation = "exif") -> tuple[int, int] | None:
+def read_shape(source: Path | BinaryIO, orientation: Orientation = "exif") -> tuple[int, int] | None:
     """Read the height and width that `read_image` would return, decoding as little as possible; None on failure."""
     try:
-        with open_image(path) as image, taking_turns(image):  # a PNG may store its orientation after the pixels
+        with open_image(source) as image, taking_turns(image):  # a PNG may store its orientation after the pixels
             if image.format in _SIZED_WHEN_DECODED:
                 image.load()
             swaps = orientation == "exif" and swaps_sides(orientation_of(image))

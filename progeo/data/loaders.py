@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from progeo.data.datasets import CachedImages, CatalogueImages, Replaced, Unreadable
-from progeo.data.decode import read_shape
 from progeo.files import each_file
 from progeo.plugins import import_in_worker, imported_plugins
 
@@ -74,9 +73,8 @@ def cache_images(images: CatalogueImages, *, num_workers: int) -> CachedImages:
     Raises:
         ValueError: an image cannot be read; the message names it.
     """
-    catalogue, count = images.catalogue, len(images)
-    look = partial(read_shape, orientation=images.orientation)
-    shapes = each_file(lambda row: look(catalogue.path(row)), range(count), total=count)
+    count = len(images)
+    shapes = each_file(images.shape, range(count), total=count)
     cached = CachedImages(np.array([shape or (0, 0) for shape in shapes]))  # unreadable ones raise an error below
     loader = build_loader(images, ([row] for row in range(count)), num_workers=num_workers)
     for row, image in enumerate(read_batches(loader)):

@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import AutocastKwargs, InitProcessGroupKwargs, broadcast_object_list
+from accelerate.utils import AutocastKwargs, InitProcessGroupKwargs, broadcast_object_list, parse_flag_from_env
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
@@ -54,6 +55,39 @@ def start_accelerator(
     if mixed_precision == "fp16" and accelerator.device.type == "cpu":  # Accelerate would compute in float32
         raise ValueError("`mixed_precision` fp16 needs a GPU, and there is none: give bf16 or no.")
     return accelerator
+
+
+@dataclass(frozen=True)
+class Processor:
+    """A device and a precision for inference, without the state that Accelerate keeps once for a process."""
+
+    device: torch.device
+    mixed_precision: Precision = "no"
+
+    def autocast(self) -> AbstractContextManager:
+        """Run networks at this precision inside this context."""
+        if self.mixed_precision == "no":
+            return nullcontext()
+        dtype = torch.bfloat16 if self.mixed_precision == "bf16" else torch.float16
+        return torch.autocast(self.device.type, dtype)
+
+
+def choose_processor(device: str | None = None, mixed_precision: Precision = "no") -> Processor:
+    """Choose where networks run: a device such as `cuda:1`, or None for the GPU if there is one, else the CPU.
+
+    Raises:
+        ValueError: there is no such device, or fp16 without a GPU.
+    """
+    found = None if parse_flag_from_env("ACCELERATE_USE_CPU") else torch.accelerator.current_accelerator(True)
+    try:
+        chosen = torch.device(device or found or "cpu")
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:  # which of them depends on how PyTorch was built
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(f"`device` {device} cannot be used: {reason}. Use for example cpu or cuda:0.") from None
+    if mixed_precision == "fp16" and chosen.type == "cpu":
+        raise ValueError("`mixed_precision` fp16 needs a GPU, and there is none: give bf16 or no.")
+    return Processor(chosen, mixed_precision)
 
 
 def start_trackers(accelerator: Accelerator, run: str, *, settings: Mapping[str, Any], steps_done: int) -> None:

@@ -175,9 +175,21 @@ def cell_neighbors(
     if quantizer is None or quantizer_queries is None:
         quantizer, quantizer_queries = index.quantizer, queries
     cells, sizes = _best_cells(index, quantizer, np.ascontiguousarray(quantizer_queries, np.float32), probes)
-    index.nprobe = cells.shape[1]
-    squared, rows = index.search_preassigned(queries, min(count, index.ntotal), cells, None)
+    squared, rows = _search_lists(index, queries, min(count, index.ntotal), cells)
     return CellNeighbors(Neighbors(rows, np.sqrt(np.maximum(squared, 0))), sizes.sum(axis=1))
+
+
+def _search_lists(index: Any, queries: np.ndarray, count: int, lists: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Search these lists of an index, (Q, K); returns squared distances and rows (Q, count).
+
+    The method for arrays that faiss offers would change the index, so that threads could not search side by side.
+    """
+    squared, rows = np.empty((len(queries), count), np.float32), np.empty((len(queries), count), np.int64)
+    given = [faiss.swig_ptr(each) for each in (queries, lists, np.zeros(lists.shape, np.float32), squared, rows)]
+    parameters = faiss.SearchParametersIVF()
+    parameters.nprobe = lists.shape[1]
+    index.search_preassigned_c(len(queries), given[0], count, *given[1:], False, parameters)
+    return squared, rows
 
 
 def _best_cells(index: Any, quantizer: faiss.Index, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from progeo.data.datasets import CatalogueImages
 from progeo.data.loaders import build_loader
+from progeo.data.photos import Photos
 from progeo.progress import Progress
 
 
@@ -28,7 +29,7 @@ class FeatureBatch:
 
 def feature_batches(
     extract: Callable[[Tensor], Tensor],
-    images: CatalogueImages,
+    images: CatalogueImages | Photos,
     batches: Iterable[np.ndarray],
     *,
     total: int,
@@ -79,7 +80,7 @@ def _filled(images: Tensor, indices: np.ndarray, count: int) -> Tensor:
 
 def extract_rows(
     extract: Callable[[Tensor], Tensor],
-    images: CatalogueImages,
+    images: CatalogueImages | Photos,
     rows: range,
     batches: Iterable[np.ndarray],
     *,

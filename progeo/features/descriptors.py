@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from progeo.data.loaders import build_loader
+from progeo.engine.accelerator import Processor
 from progeo.engine.out_of_memory import explaining_out_of_memory
 from progeo.features.cache import Cache
 from progeo.features.extract import extract_features
@@ -37,7 +38,7 @@ _ROUNDING = 1e-5
 def descriptor_extractor(
     encoder: Encoder,
     images: ImageOptions,
-    accelerator: Accelerator,
+    accelerator: Accelerator | Processor,
     *,
     preprocessing: QueryPreprocessing | None = None,
 ) -> FeatureExtractor:
@@ -168,12 +169,13 @@ def images_per_second(extractor: FeatureExtractor, catalogue: Catalogue, batch_s
 
     Returns None if none of the first images can be read.
     """
-    batches = extractor.batches(catalogue, range(min(len(catalogue), batch_size)), batch_size)
-    loader = build_loader(extractor.images(catalogue), batches, num_workers=0)
-    images = next((batch.items for batch in loader if batch.items is not None), None)
-    if images is None:
+    images = extractor.images(catalogue)
+    batches = extractor.batches(images, range(min(len(catalogue), batch_size)), batch_size)
+    loader = build_loader(images, batches, num_workers=0)
+    pixels = next((batch.items for batch in loader if batch.items is not None), None)
+    if pixels is None:
         return None
-    extractor.extract(images)
+    extractor.extract(pixels)
     start = time.perf_counter()
-    extractor.extract(images)
-    return len(images) / (time.perf_counter() - start)
+    extractor.extract(pixels)
+    return len(pixels) / (time.perf_counter() - start)

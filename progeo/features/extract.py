@@ -75,12 +75,11 @@ def extract_features(
         accelerator.wait_for_everyone()  # until the main process has the lock
         shards = rows.missing_shards(accelerator.process_index, accelerator.num_processes)
         if shards:
+            images = extractor.images(catalogue)
             batches = feature_batches(
                 extractor.extract,
-                extractor.images(catalogue),
-                chain.from_iterable(
-                    extractor.batches(catalogue, rows.shard_rows(shard), batch_size) for shard in shards
-                ),
+                images,
+                chain.from_iterable(extractor.batches(images, rows.shard_rows(shard), batch_size) for shard in shards),
                 total=sum(len(rows.shard_rows(shard)) for shard in shards),
                 width=extractor.width,
                 num_workers=num_workers,

@@ -1,7 +1,7 @@
 """Feature extractors: a network, with everything that its features depend on."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,8 +12,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from progeo.data.datasets import CatalogueImages
-from progeo.data.decode import read_shape
 from progeo.data.loaders import batches_by_shape
+from progeo.data.photos import Photo, Photos
+from progeo.engine.accelerator import Processor
 from progeo.features.store import ShardedRows
 from progeo.files import each_file
 from progeo.image_files import Orientation, Resize
@@ -51,15 +52,20 @@ class FeatureExtractor:
 
     def images(self, catalogue: Catalogue) -> CatalogueImages:
         """Return the preprocessed images of a catalogue as a dataset."""
-        preprocess = partial(preprocess_image, kind=self.preprocessing, size=self.image_size, resize=self.resize)
-        return CatalogueImages(catalogue, preprocess, self.orientation)
+        return CatalogueImages(catalogue, self._preprocess, self.orientation)
 
-    def batches(self, catalogue: Catalogue, rows: range, batch_size: int) -> list[np.ndarray]:
+    def photos(self, photos: Sequence[Photo]) -> Photos:
+        """Return preprocessed photos as a dataset."""
+        return Photos(photos, self._preprocess, self.orientation)
+
+    @property
+    def _preprocess(self) -> Callable[[Tensor], Tensor]:
+        return partial(preprocess_image, kind=self.preprocessing, size=self.image_size, resize=self.resize)
+
+    def batches(self, images: CatalogueImages | Photos, rows: range, batch_size: int) -> list[np.ndarray]:
         """Split rows into batches of one shape each, with at most the pixels of `batch_size` images of `image_size`."""
         if depends_on_shape(self.preprocessing):
-            names = map(catalogue.name, rows)
-            look = partial(read_shape, orientation=self.orientation)
-            found = each_file(lambda name: look(catalogue.folder / name), names, total=len(rows))
+            found = each_file(images.shape, rows, total=len(rows))
             own = [shape or self.image_size for shape in found]
             shapes = np.array([preprocessed_shape(self.preprocessing, self.image_size, each) for each in own])
         else:
@@ -78,10 +84,10 @@ class FeatureExtractor:
             return None
         if depends_on_shape(self.preprocessing):
             return 1
-        return len(self.batches(catalogue, range(min(len(catalogue), batch_size)), batch_size)[0])
+        return len(self.batches(self.images(catalogue), range(min(len(catalogue), batch_size)), batch_size)[0])
 
 
-def run_on(accelerator: Accelerator, network: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def run_on(accelerator: Accelerator | Processor, network: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """Run a network on the device of an accelerator, at its precision and without gradients.
 
     Args:

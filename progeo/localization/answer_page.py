@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from progeo.localization.localize import Localization, Match
+from progeo.localization.localizations import Localization, Match
 from progeo.pages.gallery import Gallery, Item, Measure, Photos, Row, Strip
 from progeo.pages.maps import Detail, Map, MapFrame, Points, Polygons, map_frame
 from progeo.pages.page import shortened, shown_path, write_page

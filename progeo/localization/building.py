@@ -217,7 +217,7 @@ def add_to_place_index(
     """Extract the descriptors of a folder of images and add them to a place index; those it holds are skipped."""
     if accelerator.is_main_process:
         finish_update(index_folder)
-    index = open_place_index(index_folder)
+    index = open_place_index(index_folder, accelerator)
     if index.metadata.holds_classes:
         raise ValueError(f"{index_folder} is of classes, and images cannot be added to it: build it anew with them.")
     catalogue = _read_images(folder)
@@ -228,7 +228,7 @@ def add_to_place_index(
         LOGGER.info("%d of %d images are in the index already", len(known), len(catalogue))
     if len(known) == len(catalogue):
         return
-    extractor = index.extractor(index.metadata.database_preprocessing, accelerator)
+    extractor = index.extractor(index.metadata.database_preprocessing)
     descriptors = extract_descriptors(extractor, catalogue.without(known), accelerator, work=work, cache=cache)
     if accelerator.is_main_process:
         add_images(index, images.without(known), descriptors)
@@ -249,7 +249,7 @@ def add_images(index: PlaceIndex, images: Catalogue, descriptors: ShardedRows) -
     """
     while not _added(index, images, descriptors):
         LOGGER.info("another command changed %s meanwhile: adding to what it holds now", index.folder)
-        before, index = index, open_place_index(index.folder)
+        before, index = index, open_place_index(index.folder, index.processor)
         if any(getattr(index.metadata, name) != getattr(before.metadata, name) for name in _DESCRIPTORS_DEPEND_ON):
             raise ValueError(f"{index.folder} was built anew meanwhile, and differently: run this command again.")
 

@@ -48,7 +48,7 @@ def calibrate_place_index(
     """
     if accelerator.is_main_process:
         finish_update(index_folder)
-    index = open_place_index(index_folder)
+    index = open_place_index(index_folder, accelerator)
     if max_loss is not None and not isinstance(faiss.try_extract_index_ivf(index.index), faiss.IndexIVF):
         raise ValueError(
             f"`max_loss` is for an index of inverted lists, and {index_folder} is {index.metadata.kind}: build it with "
@@ -66,7 +66,7 @@ def calibrate_place_index(
     _check_enough(len(photos), index, photos)
     found = [
         extract_descriptors(extractor, photos, accelerator, work=work, cache=cache)
-        for extractor in index.query_extractors(accelerator)
+        for extractor in index.query_extractors
     ]
     if not accelerator.is_main_process:
         return
@@ -80,7 +80,7 @@ def calibrate_place_index(
         if commit(index_folder, index.metadata, calibrated):
             break
         LOGGER.info("another command changed %s meanwhile: searching what it holds now", index_folder)
-        index = open_place_index(index_folder)
+        index = open_place_index(index_folder, accelerator)
     LOGGER.info(
         "%d of %d photos localized within %g m; confidence is off by %.1f points on average",
         calibration.num_correct,

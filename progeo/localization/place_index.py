@@ -3,7 +3,8 @@
 The folder holds `index.json`, which names all other files: a faiss file, the catalogue of the images, and the encoder.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -13,7 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from accelerate import Accelerator
 
+from progeo.data.photos import Photo
+from progeo.engine.accelerator import Processor, choose_processor
 from progeo.engine.log import LOGGER
+from progeo.engine.options import Precision
 from progeo.evaluation.cell_index import Cells, cell_neighbors
 from progeo.evaluation.search import Neighbors, check_searchable, index_neighbors, map_index
 from progeo.export.classifier import check_fits_encoder, load_classifier
@@ -28,6 +32,8 @@ from progeo.localization.confidence import (
     score_probabilities,
 )
 from progeo.localization.index_folder import ENCODER_FOLDER, IndexMetadata, check_data_files, read_metadata
+from progeo.localization.localizations import Localization
+from progeo.localization.localize import localize_photos
 from progeo.models.encoder import Encoder
 from progeo.models.options import Preprocessing
 from progeo.places.catalogue import Catalogue, open_catalogue
@@ -52,25 +58,65 @@ class PlaceIndex:
     index: faiss.Index
     cells: Cells | None = None
     """The cells that are its lists; None if its lists are no cells."""
+    processor: Accelerator | Processor = field(default_factory=choose_processor)
+    """Where the encoder runs, and its precision."""
+
+    def localize(
+        self,
+        photos: Photo | Iterable[Photo],
+        *,
+        top: int = 5,
+        threshold: float = 0.5,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        shows_progress: bool = False,
+    ) -> list[Localization]:
+        """Localize one or several photos; several threads may do so at the same time.
+
+        Args:
+            photos: see `progeo.data.photos.Photo`; a folder stands for the photos in it. A batch of pixels is several
+                photos: an array uint8 (B, H, W, 3) or a tensor uint8 (B, 3, H, W).
+            top: number of matches of each photo.
+            threshold: minimum confidence of a known position, 0 to 1.
+            batch_size: number of photos that the encoder gets at once.
+            num_workers: number of processes that decode photos; 0 decodes them in this one.
+            shows_progress: whether progress is logged.
+
+        Returns:
+            A localization for each photo, in their order; that of one that cannot be read has an `error`.
+
+        Raises:
+            ValueError: something is no photo, or none of the photos can be read.
+        """
+        return localize_photos(
+            self,
+            photos,
+            top=top,
+            threshold=threshold,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            shows_progress=shows_progress,
+        )
 
     @cached_property
     def class_centers_m(self) -> np.ndarray:
         """East and north of all class centers in meters, (C, 2)."""
         return positions_m(self.catalogue)[0]
 
-    def extractor(self, preprocessing: Preprocessing, accelerator: Accelerator) -> FeatureExtractor:
+    def extractor(self, preprocessing: Preprocessing) -> FeatureExtractor:
         """Build a feature extractor with the encoder, image size and orientation of the index."""
         images = ImageOptions(image_size=self.metadata.image_size, orientation=self.metadata.orientation)
-        return descriptor_extractor(self.encoder, images, accelerator, preprocessing=preprocessing)
+        return descriptor_extractor(self.encoder, images, self.processor, preprocessing=preprocessing)
 
-    def query_extractors(self, accelerator: Accelerator) -> list[FeatureExtractor]:
-        """Build the feature extractors of queries, one for each argument of `search`."""
-        extractors = [self.extractor(self.metadata.query_preprocessing, accelerator)]
+    @cached_property
+    def query_extractors(self) -> list[FeatureExtractor]:
+        """The feature extractors of queries, one for each argument of `search`."""
+        extractors = [self.extractor(self.metadata.query_preprocessing)]
         if self.cells is not None and self.cells.encoder is not None:
             images = ImageOptions(orientation=self.metadata.orientation)
             preprocessing = self.metadata.query_preprocessing
             extractors.append(
-                descriptor_extractor(self.cells.encoder, images, accelerator, preprocessing=preprocessing)
+                descriptor_extractor(self.cells.encoder, images, self.processor, preprocessing=preprocessing)
             )
         return extractors
 
@@ -148,8 +194,26 @@ class PlaceIndex:
         return calibration.confidences(self.confidence_features(neighbors, calibration.radius_m))
 
 
-def open_place_index(folder: Path) -> PlaceIndex:
+def open_index(folder: str | Path, *, device: str | None = None, mixed_precision: Precision = "no") -> PlaceIndex:
+    """Open a place index to localize photos with: it is memory-mapped, and the encoder is loaded once.
+
+    Args:
+        device: where the encoder runs, such as `cpu` or `cuda:1`; None takes the GPU if there is one, else the CPU.
+        mixed_precision: precision of the encoder.
+
+    Raises:
+        FileNotFoundError, ValueError: see `open_place_index`; there is no such device, or fp16 without a GPU.
+    """
+    index = open_place_index(Path(folder), choose_processor(device, mixed_precision))
+    assert index.query_extractors  # which moves the encoder to the device now
+    return index
+
+
+def open_place_index(folder: Path, processor: Accelerator | Processor | None = None) -> PlaceIndex:
     """Open a place index, memory-mapped.
+
+    Args:
+        processor: where its encoder runs; None as `choose_processor` chooses.
 
     Raises:
         FileNotFoundError: there is no index in the folder, or one of its files is missing.
@@ -157,11 +221,11 @@ def open_place_index(folder: Path) -> PlaceIndex:
     """
     metadata = read_metadata(folder)
     try:
-        return _opened(folder, metadata)
+        return _opened(folder, metadata, processor or choose_processor())
     except (OSError, ValueError):
         if read_metadata(folder) == metadata:
             raise
-        return open_place_index(folder)  # another command replaced its files meanwhile
+        return open_place_index(folder, processor)  # another command replaced its files meanwhile
 
 
 def rows_in_index(index: PlaceIndex, images: Catalogue) -> np.ndarray:
@@ -198,7 +262,7 @@ def has_position(catalogue: Catalogue) -> np.ndarray:
     return np.isfinite(catalogue.east) & np.isfinite(catalogue.north)
 
 
-def _opened(folder: Path, metadata: IndexMetadata) -> PlaceIndex:
+def _opened(folder: Path, metadata: IndexMetadata, processor: Accelerator | Processor) -> PlaceIndex:
     check_data_files(folder, metadata)
     catalogue = _open_images(folder / metadata.catalogue_file, folder)
     if not metadata.digests:
@@ -218,7 +282,7 @@ def _opened(folder: Path, metadata: IndexMetadata) -> PlaceIndex:
             f"{metadata.faiss_file}. Build the index anew."
         )
     cells = _open_cells(folder / metadata.classifier, metadata, encoder, index) if metadata.classifier else None
-    return PlaceIndex(folder, metadata, encoder, catalogue, index, cells)
+    return PlaceIndex(folder, metadata, encoder, catalogue, index, cells, processor)
 
 
 def _open_cells(folder: Path, metadata: IndexMetadata, encoder: Encoder, index: faiss.Index) -> Cells:

@@ -8,7 +8,7 @@ from typing import Any
 
 from progeo.files import write_csv, write_json
 from progeo.localization.answer_page import write_answer_page
-from progeo.localization.localize import Localization, Match
+from progeo.localization.localizations import Localization, Match
 from progeo.localization.place_index import PlaceIndex
 
 
@@ -32,7 +32,8 @@ _DEFAULTS = WritingOptions()
 def _flat(result: Localization, match: Match | None) -> dict[str, Any]:
     """Flatten a result to one row with one of its matches."""
     values = dict.fromkeys(field.name for field in fields(Match)) if match is None else asdict(match)
-    del values["corners"]
+    for name in ("corners", "lines", "row"):
+        del values[name]
     return {
         "photo": result.query,
         "latitude": values.pop("latitude"),

@@ -265,12 +265,12 @@ def _descriptors(
     what: str,
 ) -> np.ndarray:
     """Extract descriptors of all images, float32 (N, D), independent of batching, as `extract_features` does."""
-    mine = share_of(len(catalogue), accelerator)
+    images, mine = extractor.images(catalogue), share_of(len(catalogue), accelerator)
     descriptors, unreadable = extract_rows(
         extractor.extract,
-        extractor.images(catalogue),
+        images,
         mine,
-        extractor.batches(catalogue, mine, data.eval_batch_size),
+        extractor.batches(images, mine, data.eval_batch_size),
         width=extractor.width,
         num_workers=data.num_workers,
         what=what,

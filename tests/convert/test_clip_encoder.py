@@ -19,7 +19,7 @@ import progeo
 from progeo.cli import main
 from progeo.convert.converted_encoder import Choices
 from progeo.convert.recognition import open_source, read_encoder
-from progeo.localization.localize import text_descriptor
+from progeo.localization.text_search import text_descriptor
 from progeo.models.backbones.clip_configurations import ClipConfiguration
 from progeo.models.backbones.clips import load_clip
 from progeo.models.clip_files import OPEN_CLIP_WEIGHTS

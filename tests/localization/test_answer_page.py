@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from progeo.localization.answer_page import confidence_in_words, write_answer_page
-from progeo.localization.localize import Localization, Match
+from progeo.localization.localizations import Localization, Match
 from progeo.places.catalogue import Catalogue
 
 
 def match(path, latitude, longitude, *, east=500_000.0, distance=0.5, **values):
-    return Match(str(path), latitude, longitude, east, 4e6, distance, **values)
+    return Match(str(path), latitude, longitude, east, 4e6, distance, row=0, **values)
 
 
 def data(file, name):

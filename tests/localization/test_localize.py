@@ -11,7 +11,7 @@ from tiny_clips import WORDS, bert, shrunk
 
 from progeo.cli import main
 from progeo.export.weights import load_encoder, save_encoder
-from progeo.localization.localize import text_descriptor
+from progeo.localization.text_search import text_descriptor
 from progeo.models.backbones.clip_configurations import ClipConfiguration, named_configuration
 from progeo.models.backbones.clips import load_clip
 from progeo.models.encoder import build_encoder

@@ -23,8 +23,8 @@ from progeo.cli import main
 from progeo.data.decode import read_image
 from progeo.evaluation.search import Neighbors
 from progeo.export.weights import load_encoder, save_encoder
-from progeo.localization.localize import text_descriptor
 from progeo.localization.place_index import open_place_index
+from progeo.localization.text_search import text_descriptor
 from progeo.models.backbones.clips import load_clip
 from progeo.models.encoder import build_encoder
 from progeo.models.preprocessing import preprocess_image

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from progeo.localization.answer_page import write_answer_page
-from progeo.localization.localize import Localization, Match
+from progeo.localization.localizations import Localization, Match
 from progeo.places.catalogue import Catalogue, read_catalogue
 from progeo.places.geographic import degrees_of
 
@@ -26,7 +26,7 @@ def with_degrees(images):
 def match_of(index, row, **values):
     latitude, longitude = degrees_of(index)[:, row].tolist()
     place = {"latitude": latitude, "longitude": longitude, "east_m": index.east[row], "north_m": index.north[row]}
-    return Match(index.name(row), **place, distance=0.1 * row, **values)
+    return Match(index.name(row), **place, distance=0.1 * row, row=row, **values)
 
 
 def write(path, database, queries, *, count=3):
