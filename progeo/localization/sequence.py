@@ -43,7 +43,7 @@ def find_track(
     """Find the most likely track of something that moves no faster than `max_speed_mps`.
 
     Args:
-        distances: descriptor distances of the candidates of each frame, ascending, (T, K).
+        distances: descriptor distances of the candidates of each frame, best first, (T, K).
         positions_m: their east and north, (T, K, 2); NaN where there is no candidate, or its position is unknown.
         confidences: probability that the first candidate of a frame is correct, (T,); NaN where it is unknown.
         seconds: time of each frame, ascending, (T,).
@@ -67,18 +67,19 @@ def candidate_shares(distances: np.ndarray, is_near: np.ndarray, confidences: np
 
     The confidence of a frame is shared by all candidates near the first one. Half of the rest is that of "unknown", the
     other candidates share the other half. Among those that share, a candidate's part falls exponentially with its
-    descriptor distance, on a scale of the mean difference between the last and the first distance.
+    descriptor distance, on a scale of the mean difference between the highest and the lowest distance of a frame.
 
     Args:
-        distances: descriptor distances, ascending, (T, K).
+        distances: descriptor distances, (T, K).
         is_near: whether two candidates are near each other, bool (T, K, K); a candidate without a position is not even
             near itself, and gets no share.
         confidences: probability that the first candidate is correct, (T,).
     """
     is_candidate = np.diagonal(is_near, axis1=1, axis2=2)
-    beyond_first = np.where(is_candidate, distances - distances[:, :1], 0.0)
-    scale = max(float(beyond_first.max(axis=1).mean()), 1e-12)
-    weights = np.exp(-beyond_first / scale) * is_candidate
+    nearest = np.where(is_candidate, distances, np.inf).min(axis=1, keepdims=True)
+    beyond_nearest = np.where(is_candidate, distances - nearest, 0.0)
+    scale = max(float(beyond_nearest.max(axis=1).mean()), 1e-12)
+    weights = np.exp(-beyond_nearest / scale) * is_candidate
     near, other = (weights * chosen for chosen in (is_near[:, 0], ~is_near[:, 0]))
     sums = (np.maximum(part.sum(axis=1, keepdims=True), 1e-300) for part in (near, other))
     near, other = (part / total for part, total in zip((near, other), sums, strict=True))

@@ -77,7 +77,7 @@ def test_only_candidates_within_reach_follow_each_other():
 
 
 def drive(num_frames, *, seed=0, wrong=(), lost=()):
-    """A drive along a line at 10 m/s: the correct candidate is first, but second where it is wrong, absent where lost."""
+    """A drive along a line at 10 m/s: the correct candidate is first, second where `wrong`, absent where `lost`."""
     rng = np.random.default_rng(seed)
     positions = rng.uniform(-5000, 5000, (num_frames, 6, 2))
     truth = np.stack([10.0 * np.arange(num_frames), np.zeros(num_frames)], axis=1)
