@@ -1,12 +1,14 @@
 """Localize photos, or find the places that match a sentence."""
 
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 
 from progeo.engine.options import Precision
 from progeo.features.options import WorkOptions
+from progeo.localization.options import ProgramOptions, SequenceOptions
 
 if TYPE_CHECKING:
     from progeo.localization.localizations import Localization
@@ -23,24 +25,29 @@ def localize(
     out: Path | None = None,
     spreadsheet_safe: bool = False,
     show_paths: bool = False,
+    programs: ProgramOptions = ProgramOptions(),
+    sequence: SequenceOptions = SequenceOptions(),
     mixed_precision: Precision = "no",
 ) -> "list[Localization]":
     """Localize photos or a sentence, and write the results to a file.
 
     Args:
-        photos: Photos to localize: image files, and folders that are searched recursively.
+        photos: Photos to localize: image files, and folders that are searched recursively. - reads paths from standard
+            input, one a line.
         index: Folder of the place index.
         work: Options of extraction.
         text: Sentence to search the index with instead of photos. Requires an encoder that shares CLIP's text space.
             null searches with photos.
         top: Number of matches to show for each query.
         threshold: Minimum confidence, from 0 to 1. A position with a lower confidence is reported as unknown.
-        out: File to write the localizations to, ending in .csv, .geojson, .json or .html, a page with the photos, their
-            matches and a map. null writes none.
+        out: File to write the localizations to, ending in .csv, .geojson, .json, .gpx, .kml or .html, a page with the
+            photos, their matches and a map. null writes none.
         spreadsheet_safe: Write an apostrophe in front of texts in a .csv, also in that which a page lets download, that
             a spreadsheet would run as a formula: those that begin with =, +, -, @, a tab or a line break and are no
             numbers.
-        show_paths: Show absolute paths on the page, which others may read.
+        show_paths: Show absolute paths on the page, in .gpx and in .kml, which others may read.
+        programs: Files that other programs read.
+        sequence: Photos that are the frames of a drive or a walk.
         mixed_precision: Precision of the encoder.
 
     Raises:
@@ -48,7 +55,10 @@ def localize(
             support text.
     """
     from progeo.engine.log import LOGGER
+    from progeo.localization.extraction import find_photos
+    from progeo.localization.frames import is_video, localize_sequence
     from progeo.localization.place_index import open_index
+    from progeo.localization.programs import plan_files
     from progeo.localization.results import WRITERS, WritingOptions
     from progeo.localization.text_search import localize_text
 
@@ -56,13 +66,30 @@ def localize(
         raise ValueError("Give photos to localize, or `text` with a sentence to search by.")
     if out is not None and out.suffix not in WRITERS:
         raise ValueError(f"`out` must end in {', '.join(WRITERS)}, got {out.name}.")
+    if text is not None and (sequence.sequence or programs != ProgramOptions()):
+        raise ValueError("`pairs`, `write_exif` and `sequence` need photos, not `text`.")
+    photos = tuple(path for photo in photos for path in (_paths_of_stdin() if str(photo) == "-" else [photo]))
     opened = open_index(index, mixed_precision=mixed_precision)
     if text is not None:
         results = [localize_text(opened, text, top=top)]
     else:
-        results = opened.localize(photos, top=top, threshold=threshold, **vars(work), shows_progress=True)
+        found = [Path(str(photo)) for photo in find_photos(photos)]
+        if is_video(found) and not sequence.sequence:
+            raise ValueError(f"{found[0]} is a video: localize its frames with `sequence`.")
+        planned = plan_files(opened, found, programs)
+        options: dict[str, Any] = {"threshold": threshold, **vars(work), "shows_progress": True}
+        if sequence.sequence:
+            results = localize_sequence(opened, found, sequence, top=top, **options)
+        else:
+            results = opened.localize(found, top=top, **options)
+        planned.write(results)
     if out is not None:
-        options = WritingOptions(spreadsheet_safe, show_paths, opened, by_text=text is not None)
-        WRITERS[out.suffix](out, results, options)
+        WRITERS[out.suffix](
+            out, results, WritingOptions(spreadsheet_safe, show_paths, opened, by_text=text is not None)
+        )
         LOGGER.info("results: %s", out)
     return results
+
+
+def _paths_of_stdin() -> list[Path]:
+    return [Path(line) for line in sys.stdin.read().splitlines() if line]

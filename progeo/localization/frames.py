@@ -1,26 +1,30 @@
 """Localize the frames of a sequence, photos in order or a video, together."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from progeo.data.photos import Photo
 from progeo.localization.exif import taken_at
 from progeo.localization.localizations import Frame, Localization
+from progeo.localization.options import SequenceOptions
 from progeo.localization.sequence import find_track
 from progeo.places.geographic import positions_m
 
 if TYPE_CHECKING:
     from progeo.localization.place_index import PlaceIndex
 
-VIDEO_EXTENSIONS = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts")
-NUM_CANDIDATES = 50
+_VIDEOS = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts")
+_NUM_CANDIDATES = 50
 """Number of matches of each frame that a track can pass through."""
+_FRAMES_AT_ONCE = 32
+"""Number of frames of a video in memory."""
+_VIDEO_FPS = 1.0
 _MAP_SAMPLE = 1000
 """Number of images of the index that tell how far apart its images are."""
 
@@ -33,6 +37,41 @@ class Shot:
     name: str
     seconds: float
     """Time, ascending along the sequence."""
+
+
+def localize_sequence(
+    index: "PlaceIndex", photos: Sequence[Path], options: SequenceOptions, *, top: int, threshold: float, **how: Any
+) -> list[Localization]:
+    """Localize photos, or the frames of one video, as a sequence; returns the results in its order.
+
+    Args:
+        top: number of matches of each photo.
+        threshold: minimum confidence of a known position, 0 to 1.
+        how: other options of `PlaceIndex.localize`.
+
+    Raises:
+        ValueError: the index is not calibrated, the photos have no times, or the video cannot be decoded.
+    """
+    if index.metadata.calibration is None:
+        raise ValueError("`sequence` needs a calibrated index: run `progeo index calibrate` first.")
+    shots: Iterator[Shot]
+    if is_video(photos):
+        shots, at_once = shots_of_video(photos[0], fps=options.sequence_fps or _VIDEO_FPS), _FRAMES_AT_ONCE
+        how |= {"num_workers": 0, "shows_progress": False}  # they are decoded already
+    else:
+        shots, at_once = iter(shots_of_photos(photos, fps=options.sequence_fps)), len(photos)
+    results, seconds = [], []
+    while some := list(islice(shots, at_once)):
+        found = index.localize([shot.photo for shot in some], top=max(top, _NUM_CANDIDATES), threshold=threshold, **how)
+        results += [replace(result, query=shot.name) for shot, result in zip(some, found, strict=True)]
+        seconds += [shot.seconds for shot in some]
+    times = np.array(seconds)
+    return smoothed(index, results, times, max_speed_mps=options.max_speed_mps, threshold=threshold, top=top)
+
+
+def is_video(photos: Sequence[Path]) -> bool:
+    """Return whether photos are one video."""
+    return len(photos) == 1 and photos[0].suffix.lower() in _VIDEOS
 
 
 def shots_of_photos(photos: Sequence[Path], *, fps: float | None) -> list[Shot]:
@@ -87,23 +126,6 @@ def shots_of_video(path: Path, *, fps: float) -> Iterator[Shot]:
         capture.release()
 
 
-def localize_shots(
-    shots: Iterable[Shot], localize: Callable[[list[Photo]], list[Localization]], *, at_once: int | None = None
-) -> tuple[list[Localization], np.ndarray]:
-    """Localize each frame on its own; returns the results, and the time of each frame in seconds (T,).
-
-    Args:
-        localize: localizes photos.
-        at_once: number of frames that are in memory at the same time; None takes all.
-    """
-    results, seconds, rest = [], [], iter(shots)
-    while some := list(islice(rest, at_once)):
-        for shot, result in zip(some, localize([each.photo for each in some]), strict=True):
-            results.append(replace(result, query=shot.name))
-            seconds.append(shot.seconds)
-    return results, np.array(seconds)
-
-
 def smoothed(
     index: "PlaceIndex",
     results: Sequence[Localization],
@@ -119,17 +141,15 @@ def smoothed(
     A frame that is not on the track is unknown, with its own first match.
 
     Args:
-        results: of each frame on its own, with many matches, at least one of them with any.
+        index: the calibrated index that was searched.
+        results: of each frame on its own, with many matches; one at least.
         seconds: time of each frame, ascending, (T,).
         threshold: minimum confidence of a known position, 0 to 1.
         top: number of matches that each result keeps.
-
-    Raises:
-        ValueError: the index is not calibrated.
     """
-    if (calibration := index.metadata.calibration) is None:
-        raise ValueError("`sequence` needs the confidence of each frame: calibrate the index with `progeo index calibrate`.")
-    count = max(len(result.matches) for result in results)
+    calibration = index.metadata.calibration
+    assert calibration is not None
+    count = max(1, *(len(result.matches) for result in results))
     rows, distances = np.full((len(results), count), -1), np.zeros((len(results), count))
     for frame, result in enumerate(results):
         rows[frame, : len(result.matches)] = [match.row for match in result.matches]
@@ -164,7 +184,7 @@ def _on_track(
     return replace(
         result,
         matches=matches[:top],
-        confidence=None if result.confidence is None else confidence,
-        known=None if result.confidence is None else candidate >= 0 and confidence >= threshold,
+        confidence=confidence,
+        known=candidate >= 0 and confidence >= threshold,
         frame=Frame(seconds, result.matches[0]),
     )
