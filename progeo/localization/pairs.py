@@ -41,7 +41,7 @@ def _name(image: Path, folder: Path) -> str:
     if not image.is_relative_to(folder):
         raise ValueError(f"{image} is not in {folder}: `pairs_folder` must hold all photos and images of the index.")
     name = image.relative_to(folder).as_posix()
-    if len(name.split()) > 1 or name.startswith("#"):
+    if name.split() != [name] or name.startswith("#"):
         raise ValueError(
             f"{printable(name)} cannot be in a file of pairs, where spaces separate names and # begins a comment: "
             f"rename it."
