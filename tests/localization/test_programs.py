@@ -69,6 +69,8 @@ def test_pairs_copies_and_maps_are_written_together(built, city, photos, tmp_pat
     [
         ("--text street --sequence", "--pairs, --write_exif and --sequence need photos, not --text."),
         ("--text street --pairs a.txt", "--pairs, --write_exif and --sequence need photos, not --text."),
+        ("a.jpg --near 1,2,3 --sequence", "--sequence and --write_exif need a confidence: omit --near and --heading"),
+        ("a.jpg --heading 1,2 --write_exif b", "--sequence and --write_exif need a confidence: omit --near"),
         ("a.mp4", "a.mp4 is a video: localize its frames with --sequence."),
         ("a.mp4 --sequence --pairs a.txt", "--pairs and --write_exif need photos, and a.mp4 is a video."),
         ("{photos} --sequence", "5 of 5 photos have no time in their EXIF"),
