@@ -18,6 +18,9 @@ _HIGHEST = 1 - 1e-6
 _LOSE, _FIND = 0.3, 0.5
 """Probabilities of going from a candidate to "unknown", and from "unknown" to a candidate."""
 
+_CONTEXT_WEIGHT = 0.6
+"""Weight of the other frames in the confidence of a frame."""
+
 
 @dataclass(frozen=True)
 class Track:
@@ -57,7 +60,7 @@ def find_track(
     places = np.concatenate([(is_near * shares[:, None, :-1]).sum(axis=2), shares[:, -1:]], axis=1)
     candidates = best_states(_logs(places), transitions)
     candidates[candidates == positions_m.shape[1]] = -1
-    probabilities = state_probabilities(_logs(shares), transitions)[:, :-1]
+    probabilities = state_probabilities(_logs(shares), transitions, context_weight=_CONTEXT_WEIGHT)[:, :-1]
     is_near_chosen = is_near[np.arange(len(candidates)), np.maximum(candidates, 0)]
     return Track(candidates, (is_near_chosen * probabilities).sum(axis=1))
 
@@ -140,19 +143,22 @@ def best_states(scores: np.ndarray, transitions: Transitions) -> np.ndarray:
     return states
 
 
-def state_probabilities(scores: np.ndarray, transitions: Transitions) -> np.ndarray:
+def state_probabilities(scores: np.ndarray, transitions: Transitions, *, context_weight: float = 1.0) -> np.ndarray:
     """Compute the probability of each state of each frame over all paths, (T, S), by the forward-backward algorithm.
 
     Args:
         scores: log score of each state of each frame, (T, S).
         transitions: log scores between the states of successive frames.
+        context_weight: factor of the log score that a state gets from all other frames; 1 for independent frames, less
+            for frames whose errors are alike.
     """
-    before, after = scores.copy(), np.zeros(scores.shape)
+    before, after = np.zeros(scores.shape), np.zeros(scores.shape)
     for frame in range(1, len(scores)):
-        before[frame] += logsumexp(before[frame - 1][:, None] + transitions(frame - 1), axis=0)
+        paths = (before[frame - 1] + scores[frame - 1])[:, None] + transitions(frame - 1)
+        before[frame] = logsumexp(paths, axis=0)
     for frame in range(len(scores) - 2, -1, -1):
         after[frame] = logsumexp(transitions(frame) + scores[frame + 1] + after[frame + 1], axis=1)
-    together = before + after
+    together = scores + context_weight * (before + after)
     return np.exp(together - logsumexp(together, axis=1, keepdims=True))
 
 

@@ -128,3 +128,10 @@ def test_certain_frames_that_exclude_each_other_are_no_error():
     data[2][:] = 1.0
     track = find_track(*data, **options)
     assert sorted(track.candidates.tolist()) == [-1, 0] and np.isfinite(track.confidences).all()
+
+
+def test_other_frames_count_less_with_a_lower_weight():
+    scores, transitions = np.log([[0.8, 0.2], [0.5, 0.5]]), np.log([[0.9, 0.1], [0.1, 0.9]])
+    for weight, odds in ((1.0, 0.74 / 0.26), (0.5, np.sqrt(0.74 / 0.26)), (0.0, 1.0)):  # 0.8 * 0.9 + 0.2 * 0.1
+        found = state_probabilities(scores, lambda frame: transitions, context_weight=weight)
+        np.testing.assert_allclose(found[1], [odds / (1 + odds), 1 / (1 + odds)])
