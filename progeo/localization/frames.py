@@ -1,5 +1,6 @@
 """Localize the frames of a sequence, photos in order or a video, together."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -25,6 +26,7 @@ _NUM_CANDIDATES = 50
 _FRAMES_AT_ONCE = 32
 """Number of frames of a video in memory."""
 _VIDEO_FPS = 1.0
+_ROUNDING_S = 1e-6
 _MAP_SAMPLE = 1000
 """Number of images of the index that tell how far apart its images are."""
 
@@ -113,13 +115,12 @@ def shots_of_video(path: Path, *, fps: float) -> Iterator[Shot]:
         due = 0.0
         while capture.grab():
             seconds = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-            if seconds + 1e-6 < due:
+            if seconds + _ROUNDING_S < due:
                 continue
             is_decoded, pixels = capture.retrieve()
             if is_decoded:
                 yield Shot(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), f"{path} at {seconds:.2f} s", seconds)
-            while due <= seconds + 1e-6:
-                due += 1 / fps
+            due = (math.floor((seconds + _ROUNDING_S) * fps) + 1) / fps
         if due == 0:
             raise ValueError(f"{path} is no video that can be decoded.")
     finally:

@@ -1,5 +1,7 @@
 """Copies of photos with positions: which are written, where, and never over a file."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -31,6 +33,7 @@ def test_only_known_positions_are_written_and_read_back(photos, tmp_path, caplog
     results = [localized(path) for path in photos]
     results[2] = localized(photos[2], known=False)
     results[4] = localized(photos[4], latitude=None)
+    results.append(replace(localized(photos[4]), confidence=None, known=None, radius_m=None))
     assert write_copies([*results, results[0]], copies) == 2
     assert sorted(path for path in (tmp_path / "copies").rglob("*") if path.is_file()) == [
         tmp_path / "copies/a.jpg",

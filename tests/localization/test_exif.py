@@ -77,6 +77,13 @@ def test_the_encoded_pixels_of_a_jpeg_are_the_same_bytes():
     assert copy.count(b"Exif\0\0") == 1
 
 
+@pytest.mark.parametrize(("mode", "flags"), [("RGB", 0x08), ("RGBA", 0x18)])
+def test_an_extended_webp_says_whether_it_has_exif_and_alpha(mode, flags):
+    content = photo("WEBP", mode, lossless=True)
+    copy = with_position(content, HERE)
+    assert (content[12:16], copy[12:16], copy[20]) == (b"VP8L", b"VP8X", flags)
+
+
 def test_the_jfif_header_stays_first():
     copy = with_position(photo("JPEG"), HERE)
     assert (copy[:4], copy[6:11], copy[20:22]) == (b"\xff\xd8\xff\xe0", b"JFIF\0", b"\xff\xe1")
@@ -102,7 +109,9 @@ def test_offsets_of_all_that_a_block_holds_stay_valid(order):
     written = with_gps(block, HERE)
     assert written[8 : len(block)] == block[8:]
     (start,) = struct.unpack_from(f"{order}L", written, 4)
-    assert struct.unpack_from(f"{order}H", written, start) == (2,)
+    assert struct.unpack_from(f"{order}H", written, start) == (2,) and start % 2 == 0
+    tags = [struct.unpack_from(f"{order}H", written, start + 2 + 12 * entry)[0] for entry in range(2)]
+    assert tags == [Base.Orientation, IFD.GPSInfo]  # ascending
     assert struct.unpack_from(f"{order}L", written, start + 2 + 24) == (26,)
     loaded = Image.Exif()
     loaded.load(written)

@@ -15,6 +15,7 @@ from running import files_in
 
 from progeo.cli import main
 from progeo.datasets.readers.photos import read_photos
+from progeo.localization.frames import smoothed
 from progeo.localization.options import SequenceOptions
 from progeo.localization.place_index import open_index
 
@@ -114,6 +115,16 @@ def test_a_frame_is_localized_by_those_around_it(built, city, tmp_path):
     near = slow[2].matches[0]
     assert np.hypot(near.east_m - rows.east[0], near.north_m - rows.north[0]) <= 26  # radius and speed
     assert f"alone: {slow[2].frame.alone.position}  {far}" in str(slow[2]) and "alone" not in str(slow[0])
+
+
+def test_a_frame_out_of_reach_is_unknown_whatever_the_threshold(built, city):
+    index = open_index(built / "index")
+    spread = np.hypot(index.catalogue.east - index.catalogue.east[0], index.catalogue.north - index.catalogue.north[0])
+    rows = [0, 0, int(spread.argmax()), 0, 0]
+    alone = index.localize([index.catalogue.path(row) for row in rows], top=1)
+    found = smoothed(index, alone, np.arange(5.0), max_speed_mps=1, threshold=0, top=1)
+    assert [result.known for result in found] == [True, True, False, True, True]
+    assert [result.matches for result in found] == [result.matches for result in alone]
 
 
 def test_a_video_becomes_a_track(built, photos, tmp_path, capsys):

@@ -108,6 +108,16 @@ def test_a_jump_is_no_part_of_a_track_unless_there_is_time_for_it():
     assert find_track(*data, **options).candidates.tolist() == [0] * 9
 
 
+def test_many_images_of_a_place_do_not_take_its_confidence_from_each_other():
+    """Six images of a place with 0.6 in all, and one of another place with half of the rest."""
+    positions = np.zeros((1, 7, 2))
+    positions[0, 6] = 1000
+    options = {"seconds": np.zeros(1), "map_m": np.eye(2), "max_speed_mps": 1, "radius_m": 25}
+    track = find_track(np.ones((1, 7)), positions, np.array([0.6]), **options)
+    assert track.candidates.tolist() == [0]
+    np.testing.assert_allclose(track.confidences, [0.6])
+
+
 def test_a_single_frame_keeps_its_own_confidence():
     *data, options = drive(1)
     track = find_track(*data, **options)
