@@ -19,6 +19,7 @@ from PIL.Image import Exif, Image
 from progeo.datasets.readers.photos import position_in
 from progeo.image_files import open_image
 from progeo.pixels import exif_of
+from progeo.printable import first_line
 
 _ORDERS = MappingProxyType({b"II": "<", b"MM": ">"})
 _BYTE, _ASCII, _LONG, _RATIONAL, _UNDEFINED = 1, 2, 4, 5, 7
@@ -73,11 +74,14 @@ def with_position(content: bytes, position: Position) -> bytes:
     Raises:
         ValueError: the file has another format or is corrupt, says already where it was taken, or has no room.
     """
-    with open_image(BytesIO(content)) as image:
-        kind, size, block = str(image.format), image.size, _exif(image)
+    kind, size, block = _opened(content)
     if kind not in _SPLICED:
         raise ValueError(f"it is {kind}, and only {', '.join(_SPLICED)} can take a position: convert it")
-    return _SPLICED[kind](content, with_gps(block, position), size)
+    written = with_gps(block, position)
+    copy = _SPLICED[kind](content, written, size)
+    if _opened(copy) != (kind, size, written) or position_in(_parsed(written)) is None:
+        raise ValueError("it is corrupt: its metadata could not be read again with a position")
+    return copy
 
 
 def with_gps(block: bytes, position: Position) -> bytes:
@@ -93,9 +97,10 @@ def with_gps(block: bytes, position: Position) -> bytes:
         gps: Mapping[int, bytes] = {}
         if IFD.GPSInfo in entries:
             gps, _ = _entries(block, struct.unpack(f"{order}L", entries[IFD.GPSInfo][-4:])[0], order)
-    except (struct.error, KeyError):
+        present = position_in(_parsed(block))
+    except (struct.error, KeyError, SyntaxError):  # the last is Pillow's, about the first bytes
         raise ValueError("its EXIF metadata are corrupt") from None
-    if position_in(_parsed(block)) is not None:
+    if present is not None:
         raise ValueError("it has a position already, which is kept")
     block += bytes(len(block) % 2)  # directories begin at even offsets
     gps_start = len(block)
@@ -103,6 +108,15 @@ def with_gps(block: bytes, position: Position) -> bytes:
     pointer = {int(IFD.GPSInfo): (_LONG, struct.pack(f"{order}L", gps_start))}
     directory = _directory(entries, pointer, order, start=len(block), following=following)
     return block[:4] + struct.pack(f"{order}L", len(block)) + block[8:] + directory
+
+
+def _opened(content: bytes) -> tuple[str, tuple[int, int], bytes]:
+    """Return the format, the width and height, and the EXIF block of a file."""
+    try:
+        with open_image(BytesIO(content)) as image:
+            return str(image.format), image.size, _exif(image)
+    except Exception as error:  # decoders raise many kinds
+        raise ValueError(f"it cannot be opened: {first_line(error)}") from None
 
 
 def _exif(image: Image) -> bytes:

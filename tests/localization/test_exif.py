@@ -156,11 +156,37 @@ def with_own_position():
         (photo("JPEG", exif=exif(UserComment=b"x" * 65_000)), "its EXIF metadata have no room for a position"),
         (photo("JPEG", exif=b"Exif\0\0II*\0\xff\xff\0\0"), "its EXIF metadata are corrupt"),
         (photo("JPEG", exif=b"Exif\0\0what is this"), "its EXIF metadata are corrupt"),
+        (photo("JPEG", exif=b"Exif\0\0MM\0\7\0\0\0\10" + bytes(6)), "its EXIF metadata are corrupt"),
+        (b"no image", "it cannot be opened: it is none of JPEG, PNG"),
+        (photo("PNG")[:60], "it cannot be opened: "),
     ],
 )
 def test_what_takes_no_position_is_refused(content, sentence):
     with pytest.raises(ValueError, match=sentence):
         with_position(content, HERE)
+
+
+CORRUPT = [photo(format, exif=exif(), **options) for format, options in (("JPEG", {}), ("PNG", {}), ("WEBP", {}))]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("content", CORRUPT, ids=["JPEG", "PNG", "WEBP"])
+def test_a_corrupt_file_is_refused_or_gets_a_readable_position(content, tmp_path):
+    rng, num_written = np.random.default_rng(0), 0
+    for _ in range(150):
+        corrupt = bytearray(content)
+        for place in rng.integers(0, rng.choice([64, 400, len(content)]), 3).tolist():
+            corrupt[place] = rng.integers(256)
+        (tmp_path / "photo").write_bytes(corrupt)
+        taken_at(tmp_path / "photo")
+        try:
+            copy = with_position(bytes(corrupt), HERE)
+        except ValueError:
+            continue
+        num_written += 1
+        with Image.open(BytesIO(copy)) as image:
+            assert position_in(image.getexif()) == pytest.approx((HERE.latitude, HERE.longitude), abs=3e-8)
+    assert num_written > 10
 
 
 @pytest.mark.parametrize(
