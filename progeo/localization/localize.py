@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from progeo.data.photos import Photo, Photos
+from progeo.data.photos import Photo, PhotoImages
 from progeo.evaluation.search import Neighbors
 from progeo.localization.extraction import extract_photos, find_photos
 from progeo.localization.localizations import Localization, Match
@@ -38,7 +38,7 @@ def localize_photos(
     neighbors = index.search(*(descriptors for descriptors, _ in found), min_count=top, among=among)
     is_restricted = among is not None
     calibration = None if is_restricted else index.metadata.calibration
-    names = Photos(several)
+    names = PhotoImages(several)
     return localizations_of(
         index,
         [names.name(row) for row in range(len(several))],
