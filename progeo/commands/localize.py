@@ -1,5 +1,6 @@
 """Localize photos, or find the places that match a sentence."""
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,27 +79,26 @@ def localize(
     headings = None if heading is None else parse_heading(heading)
     paths = tuple(path for photo in photos for path in (_paths_of_stdin() if str(photo) == "-" else [photo]))
     opened = open_index(index, mixed_precision=mixed_precision)
+    found = [] if text is not None else [Path(str(photo)) for photo in find_photos(paths)]
+    planned = plan_files(opened, found, programs)
+    options: dict[str, Any] = {"top": top, "threshold": threshold, **vars(work), "shows_progress": True}
     if text is not None:
         results = [localize_text(opened, text, top=top)]
+    elif sequence.sequence:
+        results = localize_sequence(opened, found, sequence, **options)
     else:
-        found = [Path(str(photo)) for photo in find_photos(paths)]
-        planned = plan_files(opened, found, programs)
-        options: dict[str, Any] = {"top": top, "threshold": threshold, **vars(work), "shows_progress": True}
-        if sequence.sequence:
-            results = localize_sequence(opened, found, sequence, **options)
-        else:
-            results = opened.localize(found, near=circle, heading=headings, **options)
-        planned.write(results)
+        results = opened.localize(found, near=circle, heading=headings, **options)
     if out is not None:
         WRITERS[out.suffix](
             out, results, WritingOptions(spreadsheet_safe, show_paths, opened, by_text=text is not None)
         )
         LOGGER.info("results: %s", out)
+    planned.write(results)
     return results
 
 
 def _paths_of_stdin() -> list[Path]:
-    return [Path(line) for line in sys.stdin.read().splitlines() if line]
+    return [Path(os.fsdecode(line)) for line in sys.stdin.buffer.read().splitlines() if line]
 
 
 def _refuse_combinations(

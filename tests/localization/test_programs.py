@@ -42,7 +42,8 @@ def test_each_result_is_a_line_of_json(built, photos, capsys):
 
 
 def test_paths_are_read_from_stdin(built, photos, capsys, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{photos / '3.jpg'}\n\n{photos / '1.jpg'}\n"))
+    lines = f"{photos / '3.jpg'}\n\n{photos / '1.jpg'}\n"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
     run("-", "--json", index=built / "index")
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["query"] for line in lines] == [str(photos / "3.jpg"), str(photos / "1.jpg")]
