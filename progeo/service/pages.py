@@ -83,7 +83,10 @@ def _extent(points: dict[str, Any]) -> str:
     units_m = [1.0, 1.0]
     if points["unit"] == "degrees":
         units_m = [METERS_PER_DEGREE * math.cos(math.radians((south + north) / 2)), METERS_PER_DEGREE]
-    return f"{(east - west) * units_m[0] / 1000:,.1f} x {(north - south) * units_m[1] / 1000:,.1f} km"
+    sides_m = [(east - west) * units_m[0], (north - south) * units_m[1]]
+    if max(sides_m) < 1000:
+        return f"{sides_m[0]:.0f} x {sides_m[1]:.0f} m"
+    return f"{sides_m[0] / 1000:,.1f} x {sides_m[1] / 1000:,.1f} km"
 
 
 def _facts(index: PlaceIndex) -> dict[str, str]:

@@ -104,9 +104,10 @@
 
   function finished(photo) {
     say(photo, verdict(photo));
-    const open = photos.filter(each => !isFinished(each)).length;
-    const count = photos.length > 1 ? ` ${photos.length - open} of ${photos.length} photos are done.` : "";
-    status.textContent = photo.error ? `${photo.name}: ${photo.error}${count}` : `${photo.name}: ${headline(photo)}. ${ended(photo.answer.words)}${count}`;
+    const text = photo.error || `${headline(photo.answer)}. ${ended(photo.answer.words)}`;
+    const numDone = photos.filter(isFinished).length;
+    status.replaceChildren(element("span", { class: "beyond" }, `${photo.name}: ${text} `),
+      photos.length > 1 ? `${numDone} of ${photos.length} photos are done.` : "");
     render();
   }
 
@@ -118,7 +119,7 @@
     return answer.confidence === null ? answer.position : `${answer.position}, ${percent(answer.confidence)}`;
   }
 
-  const headline = ({ answer }) => (answer.known === false ? `Unknown, at best ${answer.position}` : answer.position);
+  const headline = ({ known, position }) => (known === false ? `Unknown, at best ${position}` : position);
 
   function choose(photo) {
     chosen = photo;
@@ -177,7 +178,7 @@
     const parts = [element("h2", { id: "answer-title", class: isUnknown ? "bad" : known ? "good" : "" }, title)];
     if (confidence !== null) {
       const bar = element("span", {});
-      bar.style.width = percent(confidence);
+      bar.style.width = `${100 * confidence}%`;
       parts.push(element("div", { class: `share ${isUnknown ? "bad" : ""}`, "aria-hidden": "true" }, bar));
     }
     parts.push(element("p", { class: "words" }, ended(words)));
@@ -233,7 +234,7 @@
     return [
       element("b", {}, `Match ${index + 1}`),
       ...[
-        match.probability === null ? `descriptors ${match.distance.toFixed(3)}` : `probability ${percent(match.probability)}`,
+        match.probability === null ? `descriptor distance ${match.distance.toFixed(3)}` : `probability ${percent(match.probability)}`,
         match.inliers === null || match.inliers === undefined ? "" : `${match.inliers.toLocaleString("en")} matched points`,
         index && meters !== null ? `${metersText(meters)} from match 1` : "",
         match.heading_deg === null ? "" : `looking ${Math.round(match.heading_deg) % 360}°`,
@@ -316,11 +317,11 @@
     const cells = matches.filter(match => match.corners);
     const best = { name: "estimated position", kind: "photo", positions: placed[0].at, labels: [`estimated position: ${answer.position}`] };
     const points = {
-      name: "matches", kind: "match", positions: placed.flatMap(({ at }) => at), isNumbered: true, numbers: placed.map(({ index }) => index + 1),
+      name: "matches", kind: "match", positions: placed.flatMap(({ at }) => at), numbers: placed.map(({ index }) => index + 1),
       keys: placed.map(({ index }) => index), labels: placed.map(({ match, index }) => `${index + 1}: ${match.name}`),
     };
     return {
-      points: [...(known === false ? [] : [best]), ...(cells.length ? [] : [points])],
+      points: [...(cells.length ? [] : [points]), ...(known === false ? [] : [best])],
       polygons: cells.length ? [cellsOf(matches)] : [],
       circles: cells.length ? [] : circlesOf(answer, placed),
     };
@@ -335,11 +336,11 @@
     for (const each of placed.slice(1)) {
       if ([first, ...places].every(({ match }) => apart(match, each.match) > radius)) places.push(each);
     }
-    const circle = (at, name, values) => ({ name, center: at, radius_m: radius, color: "--map-query", ...values });
+    const circle = { radius_m: radius, color: "--map-query", isDashed: known === false };
+    const elsewhere = `elsewhere at most ${percent(1 - confidence)} in all`;
     return [
-      circle(first.at, `${percent(confidence)} here, within`, { opacity: 0.1 + 0.4 * confidence, isDashed: known === false }),
-      ...places.map(({ at }, index) => circle(at, index ? "" : `elsewhere, together at most ${percent(1 - confidence)}, within`,
-        { color: "--quiet", isDashed: true, label: `elsewhere, together at most ${percent(1 - confidence)}` })),
+      { ...circle, name: `${percent(confidence)} here`, text: `within ${metersText(radius)}`, center: first.at, opacity: 0.1 + 0.4 * confidence },
+      ...places.map(({ at }, index) => ({ ...circle, name: index ? "" : elsewhere, label: elsewhere, center: at, color: "--quiet", isDashed: true })),
     ];
   }
 
@@ -399,7 +400,7 @@
     id("options-set").textContent = isNear ? `: within ${metersText(near.radius)} of ${near.latitude}, ${near.longitude}` : "";
     if (!map || unit !== "degrees" || !map.middle) return;
     const center = isNear ? [near.latitude, beside(near.longitude)] : null;
-    map.draw("near", isNear ? { circles: [{ name: "searched only within", color: "--accent", center, radius_m: near.radius, isDashed: true }] } : {});
+    map.draw("near", isNear ? { circles: [{ name: "searched only within", text: metersText(near.radius), color: "--accent", center, radius_m: near.radius, isDashed: true }] } : {});
     if (isNear) map.fitTo(["near"]);
   }
 
@@ -500,6 +501,7 @@
       id("near").value = "";
       showNear();
     });
+    id("camera").hidden = !(matchMedia("(pointer: coarse)").matches || navigator.maxTouchPoints);
     id("here").hidden = !(window.isSecureContext && navigator.geolocation);
     id("here").addEventListener("click", findMe);
     id("geojson").addEventListener("click", geojson);

@@ -115,7 +115,7 @@ const createMap = (() => {
     }, { capture: true, passive: true });
   }
 
-  function swatch(outline, color, isFilled) {
+  function swatch(outline, color, isFilled, isDashed = false) {
     const svg = document.createElementNS(SVG, "svg"), path = document.createElementNS(SVG, "path");
     svg.setAttribute("viewBox", "-1.3 -1.3 2.6 2.6");
     svg.setAttribute("aria-hidden", "true");
@@ -123,6 +123,7 @@ const createMap = (() => {
     path.style.fill = isFilled ? `var(${color})` : "none";
     path.style.stroke = `var(${color})`;
     path.style.strokeWidth = isFilled ? 0 : 0.3;
+    if (isDashed) path.style.strokeDasharray = "0.6 0.45";
     svg.append(path);
     return svg;
   }
@@ -287,24 +288,28 @@ const createMap = (() => {
       if (before) {
         before.group.remove();
         for (const each of before.entries) each.remove();
+        if (this.marked && before.group.hasLayer(this.marked)) this.mark(null, null);
       }
-      const group = this.withTooltips(L.featureGroup()), entries = [];
+      const group = this.withTooltips(L.featureGroup()), entries = [], bounds = L.latLngBounds([]);
       for (const each of polygons) {
         this.addPolygons(each, group);
+        for (let index = 0; index < numPairs(each.corners); index++) bounds.extend(pair(each.corners, index));
         entries.push(this.entry(each, swatch("square", colorOfPolygons(each.color), true), counted(each.corners.length / 8)));
       }
       for (const each of circles) {
         this.addCircle(each, group);
-        if (each.name) entries.push(this.entry(each, swatch("circle", each.color, false), metersText(each.radius_m)));
+        bounds.extend(this.boundsOf(each));
+        if (each.name) entries.push(this.entry(each, swatch("circle", each.color, false, each.isDashed), each.text || ""));
       }
       for (const each of points) {
         const shapes = this.addPoints(each, group);
-        if (each.isNumbered) shapes.forEach((shape, index) => this.number(shape, index + 1));
+        for (const shape of shapes) bounds.extend(shape.getLatLng());
+        if (each.numbers) shapes.forEach((shape, index) => this.number(shape, each.numbers[index]));
         entries.push(this.entry(each, swatchOf(each.kind), counted(numPairs(each.positions))));
       }
       this.shapesList.prepend(...entries);
       group.addTo(this.map);
-      this.overlays.set(name, { group, entries });
+      this.overlays.set(name, { group, entries, bounds });
       this.recolor();
     }
 
@@ -316,6 +321,12 @@ const createMap = (() => {
       group.addLayer(circle);
     }
 
+    // Leaflet knows the bounds of a circle only in pixels of a view that does not move.
+    boundsOf({ center: [north, east], radius_m: radius }) {
+      if (this.data.unit === "degrees") return L.latLng(north, east).toBounds(2 * radius);
+      return L.latLngBounds([north - radius, east - radius], [north + radius, east + radius]);
+    }
+
     number(shape, number) {
       shape.unbindTooltip();
       shape.bindTooltip(element("span", {}, String(number)), { permanent: true, direction: "right", offset: [4, 0], className: "map-number" });
@@ -324,7 +335,7 @@ const createMap = (() => {
     // Show everything that is drawn under some names, or all of the map if nothing is.
     fitTo(names) {
       const bounds = L.latLngBounds([]);
-      for (const name of names) if (this.overlays.has(name)) bounds.extend(this.overlays.get(name).group.getBounds());
+      for (const name of names) if (this.overlays.has(name)) bounds.extend(this.overlays.get(name).bounds);
       if (!bounds.isValid()) {
         this.fit(true);
         return;
