@@ -334,6 +334,10 @@ const createMap = (() => {
 
     // Show everything that is drawn under some names, or all of the map if nothing is.
     fitTo(names) {
+      if (this.map._animatingZoom) {  // Leaflet ignores a change of view until then
+        this.map.once("zoomend", () => this.fitTo(names));
+        return;
+      }
       const bounds = L.latLngBounds([]);
       for (const name of names) if (this.overlays.has(name)) bounds.extend(this.overlays.get(name).bounds);
       if (!bounds.isValid()) {
