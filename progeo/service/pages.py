@@ -41,9 +41,7 @@ class ServicePages:
             tiles=self._tiles,
             max_upload_mb=max_upload_mb,
         )
-        self.index: Page = served_page(
-            "index.html", title="The place index", scripts=["index.js"], tiles=self._tiles
-        )
+        self.index: Page = served_page("index.html", title="The place index", scripts=["index.js"], tiles=self._tiles)
         self._lock = threading.Lock()
         self._drawn: tuple[PlaceIndex, dict[str, Any]] | None = None
 

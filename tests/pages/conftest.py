@@ -1,4 +1,4 @@
-"""Pages in headless Chromium: opened as files, driven by Playwright, and checked for errors, requests and axe-core."""
+"""Pages in headless Chromium: opened from files or a service, and checked for errors, requests and axe-core."""
 
 import json
 import os
@@ -69,22 +69,8 @@ def open_page(browser, idle_pages):
             opened = browser.new_context(has_touch=touch, is_mobile=touch).new_page()
             opened.set_default_timeout(10_000)
             opened.add_init_script(init_script)
-        opened.set_viewport_size({"width": width, "height": height})
-        opened.emulate_media(
-            color_scheme="dark" if dark else "light", reduced_motion="reduce" if reduced_motion else "no-preference"
-        )
-
-        def note(kind, text):
-            if not any(part in text for part in ignored):
-                seen.append(f"{kind}: {text}")
-
-        listeners = {
-            "console": lambda each: each.type in ("error", "warning") and note(each.type, each.text),
-            "pageerror": lambda error: note("exception", str(error)),
-            "request": lambda each: each.url.startswith(_OWN_SCHEMES) or note("request", each.url),
-        }
-        for event, listener in listeners.items():
-            opened.on(event, listener)
+        _emulate(opened, width=width, height=height, dark=dark, reduced_motion=reduced_motion)
+        listeners = _listen(opened, seen, own=_OWN_SCHEMES, ignored=ignored)
         used.append((opened, listeners, None if init_script else idle_pages[touch]))
         opened.goto(path.as_uri() + fragment)
         return opened
@@ -101,6 +87,55 @@ def open_page(browser, idle_pages):
             opened.remove_listener(event, listener)
         idle.append(opened)
     assert not seen
+
+
+@pytest.fixture
+def open_address(browser):
+    """Open an address of a service in a context of its own, whose storage is empty; tests as `open_page` does.
+
+    `granted` are permissions of the page.
+    """
+    contexts, seen = [], []
+
+    def open_it(address, *, width=1280, height=800, dark=False, touch=False, init_script="", granted=(), ignored=()):
+        contexts.append(browser.new_context(has_touch=touch, is_mobile=touch, permissions=list(granted)))
+        opened = contexts[-1].new_page()
+        opened.set_default_timeout(10_000)
+        opened.add_init_script(init_script)
+        _emulate(opened, width=width, height=height, dark=dark, reduced_motion=True)
+        host = "/".join(address.split("/")[:3])
+        _listen(opened, seen, own=(f"{host}/", *_OWN_SCHEMES), ignored=ignored)
+        opened.goto(address)
+        return opened
+
+    yield open_it
+    for context in contexts:
+        context.close()
+    assert not seen
+
+
+def _emulate(page, *, width, height, dark, reduced_motion):
+    page.set_viewport_size({"width": width, "height": height})
+    page.emulate_media(
+        color_scheme="dark" if dark else "light", reduced_motion="reduce" if reduced_motion else "no-preference"
+    )
+
+
+def _listen(page, seen, *, own, ignored):
+    """Note errors, warnings, and requests of addresses that do not start with one of `own`."""
+
+    def note(kind, text):
+        if not any(part in text for part in ignored):
+            seen.append(f"{kind}: {text}")
+
+    listeners = {
+        "console": lambda each: each.type in ("error", "warning") and note(each.type, each.text),
+        "pageerror": lambda error: note("exception", str(error)),
+        "request": lambda each: each.url.startswith(own) or note("request", each.url),
+    }
+    for event, listener in listeners.items():
+        page.on(event, listener)
+    return listeners
 
 
 @pytest.fixture

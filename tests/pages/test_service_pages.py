@@ -1,0 +1,246 @@
+"""The pages of a running service, driven in Chromium: photos are dropped, chosen and pasted, and their places read."""
+
+import base64
+import json
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+from indexes import blurred, command
+from PIL import Image
+
+from progeo.export.weights import save_encoder
+from progeo.models.encoder import build_encoder
+from progeo.service.options import ServiceOptions
+from progeo.service.server import build_server
+
+TOKEN = "toy-token"
+KNOWS_TOKEN = f"sessionStorage.setItem('progeo token', '{TOKEN}')"
+DROP = """([kind, name, content]) => {
+    const bytes = Uint8Array.from(atob(content), letter => letter.charCodeAt(0)), data = new DataTransfer();
+    data.items.add(new File([bytes], name, { type: "image/jpeg" }));
+    const init = kind === "paste" ? { clipboardData: data } : { dataTransfer: data };
+    const event = kind === "paste" ? new ClipboardEvent(kind, init) : new DragEvent(kind, { ...init, cancelable: true });
+    document.dispatchEvent(event);
+}"""
+
+
+@pytest.fixture(scope="module")
+def index(city, tmp_path_factory):
+    """An index of the training images, calibrated on blurred copies of them and on others that are not in it."""
+    folder = tmp_path_factory.mktemp("served")
+    encoder = save_encoder(
+        folder / "encoder", build_encoder("tiny-resnet", "random", 48).eval(), provenance={}, recalls={"val R@1": 91.3}
+    )
+    cache = folder / "descriptors"
+    command("index build", cache, folder=city / "train", encoder=encoder, out=folder / "index")
+    blurred([*sorted((city / "train").iterdir())[::2], *(city / "test/database").iterdir()], folder / "photos")
+    command("index calibrate", cache, folder=folder / "photos", index=folder / "index")
+    return folder / "index"
+
+
+@pytest.fixture(scope="module")
+def service(index):
+    """The address of a service of it that wants a token."""
+    server = build_server(index, ServiceOptions(token=TOKEN, device="cpu", decoders=1))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        while not server.started and thread.is_alive():
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture
+def open_service(service, open_address):
+    def open_it(path="", **settings):
+        page = open_address(f"{service}/{path}", init_script=KNOWS_TOKEN, **settings)
+        page.locator("#map canvas").wait_for()
+        return page
+
+    return open_it
+
+
+@pytest.fixture(scope="module")
+def known(city):
+    """A photo that is in the index."""
+    return sorted((city / "train").iterdir())[0]
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory):
+    """A photo of nothing."""
+    path = tmp_path_factory.mktemp("noise") / "noise.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(path)
+    return path
+
+
+def give(page, kind, path, name="photo.jpg"):
+    page.evaluate(DROP, [kind, name, base64.b64encode(path.read_bytes()).decode()])
+
+
+def title(page):
+    page.locator("#answer .words, #answer .error").wait_for()
+    return page.locator("#answer-title").inner_text()
+
+
+def position(path):
+    latitude, longitude = path.name.split("@")[5:7]
+    return f"{float(latitude):.5f}, {float(longitude):.5f}"
+
+
+def test_a_dropped_photo_has_its_place_confidence_matches_and_map(open_service, known, check_accessibility):
+    page = open_service(granted=["clipboard-read", "clipboard-write"])
+    assert page.locator("#answer, #matches").first.is_hidden()
+    check_accessibility(page)
+    give(page, "drop", known)
+    assert title(page) == position(known)
+    assert "within 25 m" in page.locator("#answer .words").inner_text()
+    assert page.locator("#status").text_content().startswith(f"photo.jpg: {position(known)}. ")
+    assert page.get_by_role("link", name="OpenStreetMap").first.get_attribute("href").startswith(
+        f"https://www.openstreetmap.org/?mlat={position(known).split(', ')[0]}"
+    )
+    page.locator("#match-list img[src^=blob]").nth(4).wait_for()
+    assert page.locator("#match-list > li").count() == 5
+    assert page.locator("#pair img[src^=blob]").count() == 2
+    key = page.locator(".map-shapes").inner_text()
+    assert "here" in key and "estimated position" in key and "images of the index" in key
+    page.get_by_role("button", name="Copy coordinates").click()
+    assert page.evaluate("navigator.clipboard.readText()") == position(known)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download GeoJSON").click()
+    (feature,) = json.loads(download.value.path().read_text())["features"]
+    latitude, longitude = map(float, position(known).split(", "))
+    assert feature["geometry"]["coordinates"] == pytest.approx([longitude, latitude], abs=1e-5)
+    assert (feature["properties"]["photo"], feature["properties"]["match"]) == ("photo.jpg", known.name)
+    check_accessibility(page)
+
+
+def test_a_photo_of_nothing_is_unknown(open_service, noise):
+    page = open_service()
+    give(page, "paste", noise, "noise.png")
+    assert title(page) == "Unknown"
+    assert "Unknown: the best match is within 25 m with a probability of" in page.locator("#answer .words").inner_text()
+    assert "At best: 37.7" in page.locator("#answer").inner_text()
+    assert "estimated position" not in page.locator(".map-shapes").inner_text()
+
+
+def test_everything_works_by_keyboard(open_service, known):
+    page = open_service()
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.id") == "choose":
+            break
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Enter")
+    chooser.value.set_files([known, known])
+    page.get_by_text("2 of 2 photos are done").wait_for()
+    page.locator("#photos button").nth(1).focus()
+    page.keyboard.press("Enter")
+    assert page.locator("#photos button").nth(1).get_attribute("aria-current") == "true"
+    page.locator("#match-list button").nth(2).focus()
+    page.keyboard.press("Enter")
+    assert page.locator("#match-list button").nth(2).get_attribute("aria-pressed") == "true"
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "Compare with match 3"
+    assert "Match 3" in page.locator("#pair").inner_text()
+
+
+def test_a_position_that_is_typed_or_picked_restricts_the_search(open_service, known):
+    page = open_service()
+    give(page, "drop", known)
+    title(page)
+    page.get_by_text("Options").click()
+    page.get_by_label("latitude, longitude").fill("91, 0")
+    page.get_by_label("latitude, longitude").press("Enter")
+    assert "such as 37.7749" in page.locator("#near-text").inner_text()
+    page.get_by_label("latitude, longitude").fill(position(known))
+    page.get_by_label("within meters").fill("30")
+    page.get_by_label("Matches of each photo").fill("2")
+    page.get_by_role("button", name="Localize again").click()
+    page.locator("#answer .words", has_text="No confidence: it is calibrated on searches of the complete").wait_for()
+    assert page.locator("#match-list > li").count() == 2
+    assert "searched only within" in page.locator(".map-shapes").inner_text()
+    page.get_by_role("button", name="Anywhere").click()
+    assert page.get_by_label("latitude, longitude").input_value() == ""
+    page.get_by_role("button", name="Pick on the map").click()
+    page.keyboard.press("Enter")
+    picked = page.get_by_label("latitude, longitude").input_value()
+    assert [float(value) for value in picked.split(",")] == pytest.approx([37.77, -122.4], abs=0.3)
+
+
+@pytest.mark.parametrize("dark", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_a_phone_shows_all_of_it_and_offers_its_camera(dark, open_service, known, check_accessibility):
+    page = open_service(width=390, touch=True, dark=dark)
+    assert page.get_by_label("Take a photo").get_attribute("capture") == "environment"
+    assert page.get_by_text("Take a photo").is_visible()
+    page.get_by_text("Options").tap()
+    page.get_by_label("Take a photo").set_input_files(known)
+    assert title(page) == position(known)
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    check_accessibility(page)
+
+
+def test_an_unreadable_file_is_told_and_others_are_localized(open_service, known, tmp_path):
+    (tmp_path / "a<b>.jpg").write_text("no photo")
+    page = open_service(ignored=("status of 422",))
+    page.locator("#choose").set_input_files([tmp_path / "a<b>.jpg", known])
+    page.get_by_text("2 of 2 photos are done").wait_for()
+    assert title(page) == "Not localized"
+    assert "a<b>.jpg" in page.locator("#answer .error").inner_text()
+    page.get_by_role("button", name="Try again").click()
+    assert title(page) == "Not localized"
+    page.locator("#photos button").nth(1).click()
+    assert title(page) == position(known)
+    page.get_by_role("button", name="Remove all photos").click()
+    assert page.locator("#answer").is_hidden() and page.locator("#photos").is_hidden()
+
+
+def test_the_token_is_asked_for_and_kept_for_the_session(service, open_address, known, check_accessibility):
+    page = open_address(f"{service}/", ignored=("status of 401",))
+    give(page, "drop", known)
+    page.get_by_text("answers only with the token").wait_for()
+    check_accessibility(page)
+    page.keyboard.type("wrong")
+    page.keyboard.press("Enter")
+    page.get_by_text("does not accept this token").wait_for()
+    page.keyboard.type(TOKEN)
+    page.keyboard.press("Enter")
+    assert title(page) == position(known)
+    page.goto(f"{service}/index")
+    page.locator("#encoder-facts > div").first.wait_for()
+    assert page.locator("#token-form").is_hidden()
+
+
+def test_a_busy_service_is_asked_again(open_service, known):
+    page = open_service(ignored=("status of 429",))
+    statuses = []
+
+    def answer(route):
+        statuses.append(len(statuses))
+        if len(statuses) == 1:
+            route.fulfill(status=429, headers={"Retry-After": "1"}, json={"detail": "busy"})
+        else:
+            route.continue_()
+
+    page.route("**/localize", answer)
+    give(page, "drop", known)
+    page.get_by_text("The service is busy, again in 1 s").first.wait_for()
+    assert title(page) == position(known)
+    assert len(statuses) == 2
+
+
+def test_the_page_on_the_index_shows_its_coverage_counts_and_encoder(open_service, city, check_accessibility):
+    page = open_service("index")
+    page.locator("#encoder-facts > div").first.wait_for()
+    count = len(list((city / "train").iterdir()))
+    assert page.locator("#figures").inner_text().split("\n")[:2] == ["images", str(count)]
+    assert f"images of the index\n{count}" in page.locator(".map-shapes").inner_text()
+    text = page.locator("main").inner_text()
+    assert "within 25 m" in text and "tiny-resnet of open_clip" in text and "91.3" in text
+    assert str(city.parent) not in page.content()
+    assert "do not use them to find or follow people" in page.locator("footer").inner_text()
+    check_accessibility(page)
