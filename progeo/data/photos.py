@@ -23,7 +23,7 @@ an array uint8 (H, W, 3) or a tensor uint8 (3, H, W)."""
 
 
 @dataclass(frozen=True, eq=False)
-class Photos(Dataset):
+class PhotoImages(Dataset):
     """The preprocessed pixels of photos."""
 
     photos: Sequence[Photo]
@@ -64,7 +64,7 @@ class Photos(Dataset):
         if isinstance(photo, Tensor):
             return photo
         if isinstance(photo, np.ndarray):
-            return torch.from_numpy(np.ascontiguousarray(photo)).permute(2, 0, 1)
+            return torch.tensor(photo).permute(2, 0, 1)  # a copy, as the array may be read-only
         try:
             if isinstance(photo, Image.Image):
                 return pixels_of(photo, self.orientation)
