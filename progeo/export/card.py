@@ -38,6 +38,35 @@ def save_card(path: Path, metadata: Mapping[str, Any], usage: str, classifier: C
         temporary.write_text(_card(metadata, usage, classifier), encoding="utf-8")
 
 
+def card_rows(metadata: Mapping[str, Any], classifier: Classifier | None = None) -> dict[str, str]:
+    """Return the facts about an encoder that its card lists, by their names, without folders of this machine.
+
+    Args:
+        metadata, classifier: see `save_card`.
+    """
+    encoder = metadata["encoder"]
+    license = license_of_weights(encoder["family"], encoder["architecture"], starting_weights(metadata))
+    metadata = without_folders(metadata)
+    encoder, provenance = metadata["encoder"], metadata["provenance"]
+    height, width = encoder["image_size"]
+    options = {name: str(value) for name, value in encoder["aggregation_options"].items()}
+    return {
+        "backbone": f"{encoder['architecture']} of {encoder['family']}",
+        "started from": _origin(metadata),
+        "license of these starting weights": license,
+        "images": f"{height} x {width} pixels, resized by antialiased {encoder['resize']} interpolation, RGB in 0..1, "
+        f"normalized with mean {color_in_words(encoder['mean'])} and std {color_in_words(encoder['std'])}",
+        "descriptors": f"{encoder['descriptor_dim']} dimensions, "
+        f"{'L2-normalized' if encoder['normalized'] else 'not normalized'}",
+        "aggregation": " ".join([encoder["aggregation"], *map("=".join, options.items())]),
+        **_projection(encoder.get("pooled_dim"), provenance.get("reduced")),
+        **({} if classifier is None else {"classifier": _classes(classifier)}),
+        "trained on": str(provenance.get("settings", {}).get("data", {}).get("train_folder", "unknown")),
+        "epoch": str(provenance.get("epoch", "unknown")),
+        **{name: f"{recall:.1f}" for name, recall in metadata["recalls"].items()},
+    }
+
+
 def starting_weights(metadata: Mapping[str, Any]) -> str | None:
     """Return the weights that training started from, as in `model.weights`; None if they are not known."""
     provenance = metadata["provenance"]
@@ -56,33 +85,13 @@ def license_of_weights(family: str, architecture: str, weights: str | None) -> s
 
 
 def _card(metadata: Mapping[str, Any], usage: str, classifier: Classifier | None) -> str:
-    encoder = metadata["encoder"]
-    license = license_of_weights(encoder["family"], encoder["architecture"], starting_weights(metadata))
-    metadata = without_folders(metadata)
-    encoder, provenance = metadata["encoder"], metadata["provenance"]
-    settings = provenance.get("settings", {})
-    height, width = encoder["image_size"]
-    options = {name: str(value) for name, value in encoder["aggregation_options"].items()}
-    rows = {
-        "backbone": f"{encoder['architecture']} of {encoder['family']}",
-        "started from": _origin(metadata),
-        "license of these starting weights": license,
-        "images": f"{height} x {width} pixels, resized by antialiased {encoder['resize']} interpolation, RGB in 0..1, "
-        f"normalized with mean {color_in_words(encoder['mean'])} and std {color_in_words(encoder['std'])}",
-        "descriptors": f"{encoder['descriptor_dim']} dimensions, "
-        f"{'L2-normalized' if encoder['normalized'] else 'not normalized'}",
-        "aggregation": " ".join([encoder["aggregation"], *map("=".join, options.items())]),
-        **_projection(encoder.get("pooled_dim"), provenance.get("reduced")),
-        **({} if classifier is None else {"classifier": _classes(classifier)}),
-        "trained on": settings.get("data", {}).get("train_folder", "unknown"),
-        "epoch": provenance.get("epoch", "unknown"),
-        **{name: f"{recall:.1f}" for name, recall in metadata["recalls"].items()},
-    }
+    rows = card_rows(metadata, classifier)
+    settings = without_folders(metadata)["provenance"].get("settings", {})
     parts = [
         f"---\n{yaml.safe_dump(_HEADER, sort_keys=False)}---",
         "# An encoder for visual geo-localization",
         "It maps a photo to a descriptor; the nearest descriptors of geotagged images tell where the photo was taken.",
-        markdown_table([["", ""], *([name, str(value)] for name, value in rows.items())], num_texts=2).rstrip(),
+        markdown_table([["", ""], *([name, value] for name, value in rows.items())], num_texts=2).rstrip(),
         f"## Use\n\n```python\n{usage}\n```",
         f"## Intended use\n\n{_INTENDED_USE}",
         "## License\n\nWhoever publishes these weights chooses their license, within the license of the starting "

@@ -1,8 +1,9 @@
 """Data of the map of a page: positions of the database, points, polygons, and what is drawn only for a chosen row."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -11,10 +12,10 @@ import numpy as np
 from progeo.places.catalogue import Catalogue
 from progeo.places.coordinates import METERS_PER_DEGREE, middle_of, offsets_m, outliers
 from progeo.places.geographic import degrees_of, positions_m
-from progeo.printable import escaped
+from progeo.printable import escaped, printable
 
 TILE_HOST = "https://tile.openstreetmap.de"
-"""Server of street tiles, asked only after a click.
+"""Server of street tiles of pages in files, asked only after a click.
 
 FOSSGIS runs it. It needs no key, and is reported to answer pages opened from a file, which send no referrer and which
 tile.openstreetmap.org refuses (https://wiki.openstreetmap.org/wiki/Blocked_tiles).
@@ -27,8 +28,39 @@ _MIN_SQUARE_M = 1.0
 _DECIMALS: Mapping["Unit", int] = MappingProxyType({"degrees": 6, "meters": 1})
 """Decimals of coordinates: 6 of degrees are 0.1 m."""
 
+_TILE_URL = re.compile(r"(https?://[A-Za-z0-9][A-Za-z0-9.-]*(?::[0-9]{1,5})?)/[!-~]*", re.ASCII)
+
 Unit = Literal["degrees", "meters"]
 Kind = Literal["correct", "wrong", "query", "found", "match", "photo", "problem"]
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Street tiles below a map."""
+
+    url: str
+    """Address with {z}, {x} and {y}."""
+    attribution: str = ""
+    """Text about their source."""
+    at_once: bool = False
+    """Show them when the page opens, not only after a click."""
+
+    def __post_init__(self) -> None:
+        if not (_TILE_URL.fullmatch(self.url) and all(part in self.url for part in ("{z}", "{x}", "{y}"))):
+            raise ValueError(
+                f"`tile_url` must be an address with {{z}}, {{x}} and {{y}}, got {printable(self.url)}. Use for "
+                f"example https://tile.example.org/{{z}}/{{x}}/{{y}}.png."
+            )
+
+    @property
+    def host(self) -> str:
+        """Scheme, host and port of the address, as in a Content-Security-Policy."""
+        found = _TILE_URL.fullmatch(self.url)
+        assert found is not None
+        return found[1]
+
+
+OPENSTREETMAP = Tiles(f"{TILE_HOST}/{{z}}/{{x}}/{{y}}.png", "© OpenStreetMap contributors")
 
 
 @dataclass(frozen=True)
@@ -118,6 +150,8 @@ class Map:
     polygons: Sequence[Polygons] = ()
     details: Mapping[int, Detail] = field(default_factory=dict)
     """By key of a row."""
+    tiles: Tiles | None = OPENSTREETMAP
+    """Street tiles that a map in degrees offers; None offers none."""
 
     def data(self) -> dict[str, Any]:
         """Return the content for the script of the page, as plain data."""
@@ -127,7 +161,7 @@ class Map:
         step = max(1, math.ceil(num_points / MAX_DRAWN))
         return {
             "unit": self.unit,
-            "host": TILE_HOST if self.unit == "degrees" else None,
+            "tiles": None if self.tiles is None or self.unit == "meters" else asdict(self.tiles),
             "bounds": None if view is None else _flat(view, self.unit),
             "outside": num_outside,
             "database": None if self.database is None else self._database_data(self.database, view),

@@ -3,6 +3,8 @@
 import base64
 import hashlib
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -11,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from progeo.files import write_text
 from progeo.pages.gallery import Gallery
-from progeo.pages.maps import TILE_HOST, Map
+from progeo.pages.maps import Map, Tiles
 from progeo.printable import escaped
 
 _ROOT = r"(?:/(?![/\s])|[A-Za-z]:[\\/])"
@@ -19,6 +21,20 @@ _ABSOLUTE = re.compile(rf"(?<=['\"]){_ROOT}[^'\"]*|(?<![^\s:=(\[{{,]){_ROOT}.*",
 """An absolute path in quotes, as in a list, or at the end of a text, also as in `hub:/folder:entry?weights=/file`."""
 _FIRST, _LAST = 14, 18
 """Characters of a long name that are shown, from its start and its end."""
+_MAP_SCRIPTS = ("leaflet/leaflet.js", "map.js")
+_STYLES = ("page.css",)
+_MAP_STYLES = ("leaflet/leaflet.css", *_STYLES, "map.css")
+_GALLERY_SCRIPTS = ("lines.js", "gallery.js")
+
+
+@dataclass(frozen=True)
+class Page:
+    """A rendered page."""
+
+    content: str
+    """Its HTML."""
+    policy: str
+    """Its Content-Security-Policy, which its HTML has too."""
 
 
 def write_page(
@@ -43,15 +59,13 @@ def write_page(
         spreadsheet_safe: whether formulas in the CSV file of the gallery get an apostrophe in front, see `write_csv`.
         values: what else the template shows, escaped.
     """
-    environment = _environment(show_paths)
-    styles, scripts = ["page.css"], ["page.js"]
-    if gallery is not None:
-        scripts.insert(0, "gallery.js")
-    if map is not None:
-        styles = ["leaflet/leaflet.css", *styles, "map.css"]
-        scripts[:0] = ["leaflet/leaflet.js", "map.js"]
-    style, script = ("\n".join(_source(name) for name in names) for names in (styles, scripts))
-    content = environment.get_template(template).render(
+    tiles = None if map is None else map.tiles
+    page = _rendered(
+        template,
+        scripts=[*(_MAP_SCRIPTS if map is not None else ()), *(_GALLERY_SCRIPTS if gallery is not None else ())],
+        styles=_STYLES if map is None else _MAP_STYLES,
+        sources={"img-src": ["data:", *([] if tiles is None else [tiles.host])]},
+        show_paths=show_paths,
         title=title,
         gallery=gallery,
         gallery_data=None
@@ -59,12 +73,52 @@ def write_page(
         else gallery.data(show_paths=show_paths, spreadsheet_safe=spreadsheet_safe),
         map=map,
         map_data=None if map is None else map.data(),
-        style=style,
-        script=script,
-        policy=_policy(style, script, host=None if map is None else TILE_HOST),
         **values,
     )
-    write_text(path, content)
+    write_text(path, page.content)
+
+
+def served_page(
+    template: str, *, title: str, scripts: Sequence[str], tiles: Tiles | None = None, **values: Any
+) -> Page:
+    """Render a page of a service, which reads the data of its map and pictures from that service alone.
+
+    Args:
+        template: extends `service.html`.
+        title: heading of the page, and name of its window.
+        scripts: files of `templates/` that the page runs, after those of maps, lines and requests.
+        tiles: street tiles that the map may show.
+        values: what else the template shows, escaped.
+    """
+    return _rendered(
+        template,
+        scripts=[*_MAP_SCRIPTS, "lines.js", "service.js", *scripts],
+        styles=[*_MAP_STYLES, "service.css"],
+        sources={
+            "img-src": ["'self'", "blob:", "data:", *([] if tiles is None else [tiles.host])],
+            "connect-src": ["'self'"],
+        },
+        show_paths=False,
+        title=title,
+        gallery_data=None,
+        map_data=None,
+        **values,
+    )
+
+
+def _rendered(
+    template: str,
+    *,
+    scripts: Sequence[str],
+    styles: Sequence[str],
+    sources: Mapping[str, Sequence[str]],
+    show_paths: bool,
+    **values: Any,
+) -> Page:
+    style, script = ("\n".join(map(_source, names)) for names in (styles, [*scripts, "page.js"]))
+    policy = _policy(style, script, sources)
+    found = _environment(show_paths).get_template(template)
+    return Page(found.render(style=style, script=script, policy=policy, **values), policy)
 
 
 def shown_path(text: str, show_paths: bool) -> str:
@@ -84,10 +138,10 @@ def shortened(name: str) -> str:
     return f"{name[:_FIRST]}…{name[-_LAST:]}"
 
 
-def _policy(style: str, script: str, *, host: str | None) -> str:
-    images = "data:" if host is None else f"data: {host}"
+def _policy(style: str, script: str, sources: Mapping[str, Sequence[str]]) -> str:
+    allowed = "; ".join(f"{name} {' '.join(each)}" for name, each in sources.items())
     return (
-        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; img-src {images}; "
+        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; {allowed}; "
         f"base-uri 'none'; form-action 'none'"
     )
 

@@ -175,8 +175,13 @@ def test_a_map_without_any_known_position_has_no_bounds():
 
 
 def test_only_degrees_have_street_tiles():
-    assert shown()["host"] is None
-    assert shown(unit="degrees")["host"] == maps.TILE_HOST == "https://tile.openstreetmap.de"
+    assert shown()["tiles"] is None
+    assert shown(unit="degrees", tiles=None)["tiles"] is None
+    assert shown(unit="degrees")["tiles"] == {
+        "url": "https://tile.openstreetmap.de/{z}/{x}/{y}.png",
+        "attribution": "© OpenStreetMap contributors",
+        "at_once": False,
+    }
 
 
 def test_texts_that_turn_the_order_of_others_are_escaped():

@@ -150,6 +150,11 @@ const createMap = (() => {
       this.addKey();
       this.fit(false);
       leaveScrollingToPage(container, this.map);
+      this.pick = null;
+      this.map.on("click", event => this.picked(event.latlng));
+      container.addEventListener("keydown", event => {
+        if (event.key === "Enter" && event.target === container) this.picked(this.map.getCenter());
+      });
       new ResizeObserver(() => this.resized()).observe(container);
       matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.recolor());
     }
@@ -162,6 +167,7 @@ const createMap = (() => {
       this.lines = L.featureGroup();
       this.points = group();
       this.details = group();
+      this.overlays = new Map();
       this.readColors();
       if (database) this.addDatabase(database);
       for (const each of polygons) this.addPolygons(each, this.areas);
@@ -238,6 +244,7 @@ const createMap = (() => {
     withTooltips(group) {
       group.bindTooltip(layer => element("bdi", {}, layer.label), { direction: "top", offset: [0, -6] });
       return group.on("click", event => {
+        if (this.pick) return;  // the map gets the click
         L.DomEvent.stopPropagation(event);
         if (event.propagatedFrom instanceof Shape) this.clicked(event.propagatedFrom);
       });
@@ -263,6 +270,79 @@ const createMap = (() => {
       }
       this.points.eachLayer(shape => shape.redraw());
       this.areas.eachLayer(layer => layer.redraw());
+      for (const { group } of this.overlays.values()) {
+        group.eachLayer(layer => (layer.options.colorName ? this.paint(layer) : layer.redraw()));
+      }
+    }
+
+    paint(layer) {
+      const { colorName } = layer.options;
+      layer.setStyle({ color: this.color(colorName), fillColor: this.color(colorName) });
+    }
+
+    // What a page draws after it was opened, under a name, with entries in the key; drawn again, it is replaced.
+
+    draw(name, { points = [], polygons = [], circles = [] } = {}) {
+      const before = this.overlays.get(name);
+      if (before) {
+        before.group.remove();
+        for (const each of before.entries) each.remove();
+      }
+      const group = this.withTooltips(L.featureGroup()), entries = [];
+      for (const each of polygons) {
+        this.addPolygons(each, group);
+        entries.push(this.entry(each, swatch("square", colorOfPolygons(each.color), true), counted(each.corners.length / 8)));
+      }
+      for (const each of circles) {
+        this.addCircle(each, group);
+        if (each.name) entries.push(this.entry(each, swatch("circle", each.color, false), metersText(each.radius_m)));
+      }
+      for (const each of points) {
+        const shapes = this.addPoints(each, group);
+        if (each.isNumbered) shapes.forEach((shape, index) => this.number(shape, index + 1));
+        entries.push(this.entry(each, swatchOf(each.kind), counted(numPairs(each.positions))));
+      }
+      this.shapesList.prepend(...entries);
+      group.addTo(this.map);
+      this.overlays.set(name, { group, entries });
+      this.recolor();
+    }
+
+    addCircle({ name, color, center, radius_m: radius, opacity = 0, isDashed = false, label = name }, group) {
+      const circle = L.circle(center, {
+        renderer: this.renderer, radius, colorName: color, weight: 2, fillOpacity: opacity, dashArray: isDashed ? "6 5" : null,
+      });
+      circle.label = label;
+      group.addLayer(circle);
+    }
+
+    number(shape, number) {
+      shape.unbindTooltip();
+      shape.bindTooltip(element("span", {}, String(number)), { permanent: true, direction: "right", offset: [4, 0], className: "map-number" });
+    }
+
+    // Show everything that is drawn under some names, or all of the map if nothing is.
+    fitTo(names) {
+      const bounds = L.latLngBounds([]);
+      for (const name of names) if (this.overlays.has(name)) bounds.extend(this.overlays.get(name).group.getBounds());
+      if (!bounds.isValid()) {
+        this.fit(true);
+        return;
+      }
+      this.map.fitBounds(bounds.pad(0.15), {
+        padding: [30, 30], maxZoom: CLOSE_ZOOM[this.data.unit], animate: !this.isStill,
+      });
+    }
+
+    // Let the next click on the map, or Enter on it for its middle, choose a position; null stops that.
+    setPick(pick) {
+      this.pick = pick;
+      this.container.classList.toggle("picking", pick !== null);
+    }
+
+    picked(position) {
+      const pick = this.pick, { lat, lng } = position.wrap();
+      if (pick) pick(lat, lng);
     }
 
     arrow(shape, weight) {
@@ -380,7 +460,7 @@ const createMap = (() => {
     addKey() {
       const { database, polygons, points, outside } = this.data;
       this.counts = new Map();
-      const shapes = element("ul", { class: "map-shapes" });
+      const shapes = this.shapesList = element("ul", { class: "map-shapes" });
       for (const each of points) shapes.append(this.entry(each, swatchOf(each.kind), pointsText(each), each.name));
       for (const each of polygons) {
         shapes.append(this.entry(each, swatch("square", colorOfPolygons(each.color), true), counted(each.corners.length / 8)));
@@ -424,7 +504,7 @@ const createMap = (() => {
         this.linesText = element("span");
         row.append(element("label", {}, this.hasLines, " lines", this.linesText));
       }
-      if (this.data.host) row.append(this.tilesButton());
+      if (this.data.tiles) row.append(this.tilesButton());
       return row;
     }
 
@@ -449,33 +529,33 @@ const createMap = (() => {
     // Street tiles, which only a click asks for.
 
     tilesButton() {
-      const host = new URL(this.data.host).host;
+      const host = hostOf(this.data.tiles);
       const toggle = this.button("", () => this.tiles ? this.hideTiles() : this.showTiles());
       this.tilesToggle = toggle;
       this.tilesTexts = [`Show streets from ${host}`, "Hide streets"];
       this.hideTiles();
+      if (this.data.tiles.at_once) this.showTiles();
       return toggle;
     }
 
     showTiles() {
       let numLoaded = 0, numFailed = 0;
-      this.tiles = L.tileLayer(`${this.data.host}/{z}/{x}/{y}.png`, {
+      this.tiles = L.tileLayer(this.data.tiles.url, {
         maxNativeZoom: 18, maxZoom: 21, referrerPolicy: "strict-origin-when-cross-origin",
       });
       this.credit = L.control.attribution({ prefix: "Leaflet" }).addTo(this.map);
-      this.credit.addAttribution('© <a href="https://www.openstreetmap.org/copyright">OpenStreetMap</a> contributors, '
-        + '<a href="https://www.openstreetmap.org/fixthemap">report a mistake</a>');
+      this.credit.addAttribution(creditOf(this.data.tiles));
       this.tiles.on("tileload", () => { numLoaded++; }).on("tileerror", () => {
         if (this.tiles && ++numFailed > numLoaded) {
           this.hideTiles();
-          this.message.textContent = `${new URL(this.data.host).host} gave no streets: it cannot be reached, or refuses `
-            + "pages that are opened from a file.";
+          const why = location.protocol === "file:" ? "refuses pages that are opened from a file" : "refuses this page";
+          this.message.textContent = `${hostOf(this.data.tiles)} gave no streets: it cannot be reached, or ${why}.`;
         }
       });
       this.map.options.zoomSnap = 1;  // between levels, tiles are blurred
       this.map.setZoom(Math.floor(this.map.getZoom()), { animate: !this.isStill });
       this.tiles.addTo(this.map);
-      this.message.textContent = "";
+      if (this.message) this.message.textContent = "";
       this.tilesToggle.textContent = this.tilesTexts[1];
     }
 
@@ -488,6 +568,17 @@ const createMap = (() => {
       this.tiles = null;
       this.tilesToggle.textContent = this.tilesTexts[0];
     }
+  }
+
+  const hostOf = tiles => new URL(tiles.url.replaceAll(/[{}]/g, "")).host;
+
+  // A text of the operator, whose mention of OpenStreetMap is a link to its terms.
+  function creditOf({ attribution }) {
+    const credit = element("span"), [before, ...after] = attribution.split("OpenStreetMap");
+    credit.append(before);
+    for (const each of after) credit.append(element("a", { href: "https://www.openstreetmap.org/copyright" }, "OpenStreetMap"), each);
+    if (after.length) credit.append(", ", element("a", { href: "https://www.openstreetmap.org/fixthemap" }, "report a mistake"));
+    return credit.outerHTML;
   }
 
   function swatchOf(kind) {
@@ -516,9 +607,17 @@ const createMap = (() => {
     if (data.bounds === null) {
       container.hidden = true;
       container.after(element("p", { class: "map-text" }, "No position is known, so there is no map."));
-      return { has: () => false, choose: () => false, filter() {} };
+      return { has: () => false, choose: () => false, filter() {}, draw() {}, fitTo() {}, setPick() {}, middle: null };
     }
     const map = new PageMap(container, data, chosen);
-    return { has: key => map.has(key), choose: key => map.choose(key), filter: keys => map.filter(keys) };
+    return {
+      has: key => map.has(key),
+      choose: key => map.choose(key),
+      filter: keys => map.filter(keys),
+      draw: (name, content) => map.draw(name, content),
+      fitTo: names => map.fitTo(names),
+      setPick: pick => map.setPick(pick),
+      middle: map.bounds.getCenter(),
+    };
   };
 })();
