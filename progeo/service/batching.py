@@ -1,117 +1,98 @@
-"""Batches for the encoder of what several threads ask for at the same time."""
+"""Localize the photos of several requests together, which takes less time than one by one."""
 
-import threading
-from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from progeo.features.extractor import FeatureExtractor
+from progeo.localization.localizations import Localization
 from progeo.localization.place_index import PlaceIndex
-
-Extract = Callable[[Tensor], Tensor]
+from progeo.service.queries import Query
 
 
 @dataclass(frozen=True, eq=False)
 class _Waiting:
-    """Images of one caller, and the features that it waits for."""
+    """Photos of a request, and the results that it waits for."""
 
-    extract: Extract
-    images: Tensor
-    features: "Future[Tensor]" = field(default_factory=Future)
+    index: PlaceIndex
+    query: Query
+    photos: Sequence[np.ndarray]
+    results: "asyncio.Future[list[Localization]]"
 
-    def fits(self, other: "_Waiting") -> bool:
-        """Whether the images of another caller can be in the same batch."""
-        return self.extract is other.extract and self.images.shape[1:] == other.images.shape[1:]
+    def localized_with(self, other: "_Waiting") -> bool:
+        return self.index is other.index and self.query == other.query
 
 
 class Batcher:
-    """One thread that runs the encoder, always on all images that wait for it and fit in a batch.
+    """One thread that localizes photos, always those of all requests that wait and fit in a batch.
 
     Nothing waits for a batch to fill up: while one runs, the next one gathers.
     """
 
     def __init__(self, batch_size: int, *, on_batch: Callable[[int], object] = lambda count: None) -> None:
-        """Start the thread.
+        """Prepare the thread.
 
         Args:
-            batch_size: maximum images of a batch, unless one caller gives more.
-            on_batch: called with the number of images of every batch.
+            batch_size: maximum number of photos of a batch, unless one request has more.
+            on_batch: called with the number of photos of every batch.
         """
         self._batch_size = batch_size
         self._on_batch = on_batch
         self._waiting: list[_Waiting] = []
-        self._changed = threading.Condition()
-        self._closed = False
-        self._thread = threading.Thread(target=self._work, name="encoder", daemon=True)
-        self._thread.start()
+        self._thread = ThreadPoolExecutor(1, "localize")
+        self._work: asyncio.Task[None] | None = None
 
-    def batched(self, extract: Extract) -> Extract:
-        """Return a function that computes what `extract` does, in batches with what other threads give it."""
+    async def localize(self, index: PlaceIndex, query: Query, photos: Sequence[np.ndarray]) -> list[Localization]:
+        """Localize photos, uint8 (H, W, 3).
 
-        def extract_in_batch(images: Tensor) -> Tensor:
-            waiting = _Waiting(extract, images)
-            with self._changed:
-                self._waiting.append(waiting)
-                self._changed.notify()
-            return waiting.features.result()
-
-        return extract_in_batch
+        Raises:
+            ValueError: as `PlaceIndex.localize`.
+        """
+        waiting = _Waiting(index, query, photos, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        if self._work is None or self._work.done():
+            self._work = asyncio.create_task(self._localize_waiting())
+        return await waiting.results
 
     def close(self) -> None:
-        """End the thread, after what waits."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
-        self._thread.join()
+        """End the thread, after its batch."""
+        self._thread.shutdown()
 
-    def _work(self) -> None:
+    async def _localize_waiting(self) -> None:
         while batch := self._next():
-            try:
-                features = batch[0].extract(torch.cat([each.images for each in batch]))
-                self._on_batch(len(features))
-                for each, part in zip(batch, features.split([len(each.images) for each in batch]), strict=True):
-                    each.features.set_result(part)
-            except Exception as error:  # what the encoder raises is for the threads that wait for it
-                for each in batch:
-                    if not each.features.done():
-                        each.features.set_exception(error)
+            self._on_batch(sum(len(each.photos) for each in batch))
+            found = await asyncio.get_running_loop().run_in_executor(self._thread, self._localized, batch)
+            for each, results in zip(batch, found, strict=True):
+                if each.results.done():  # its request was given up
+                    continue
+                if isinstance(results, Exception):
+                    each.results.set_exception(results)
+                else:
+                    each.results.set_result(results)
 
     def _next(self) -> list[_Waiting]:
-        """Wait for images and take a batch; empty once all is done after `close`."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closed)
-            batch: list[_Waiting] = []
-            count, others = 0, []
-            for each in self._waiting:
-                if not batch or (batch[0].fits(each) and count + len(each.images) <= self._batch_size):
-                    batch.append(each)
-                    count += len(each.images)
-                else:
-                    others.append(each)
-            self._waiting = others
-            return batch
+        """Take those that wait longest and are localized alike; none if nothing waits."""
+        batch: list[_Waiting] = []
+        count, others = 0, []
+        for each in self._waiting:
+            if each.results.done():
+                continue
+            if not batch or (each.localized_with(batch[0]) and count + len(each.photos) <= self._batch_size):
+                batch.append(each)
+                count += len(each.photos)
+            else:
+                others.append(each)
+        self._waiting = others
+        return batch
 
-
-@dataclass(frozen=True)
-class BatchedIndex(PlaceIndex):
-    """A place index whose `localize` shares batches of its encoder with other threads."""
-
-    batcher: Batcher = field(kw_only=True)
-
-    @classmethod
-    def of(cls, index: PlaceIndex, batcher: Batcher) -> "BatchedIndex":
-        """Wrap an opened place index."""
-        return cls(**{name: getattr(index, name) for name in PlaceIndex.__dataclass_fields__}, batcher=batcher)
-
-    @cached_property
-    def query_extractors(self) -> list[FeatureExtractor]:
-        """The feature extractors of queries; those whose features depend on other images of a batch share none."""
-        extractors = super().query_extractors
-        return [
-            each if each.depends_on_batch else replace(each, extract=self.batcher.batched(each.extract))
-            for each in extractors
-        ]
+    def _localized(self, batch: Sequence[_Waiting]) -> Sequence[list[Localization] | Exception]:
+        """Localize a batch in the thread; an error of one request is not one of the others."""
+        index, query = batch[0].index, batch[0].query
+        try:
+            results = query.localize(index, [photo for each in batch for photo in each.photos], self._batch_size)
+        except Exception as error:  # for the request that waits, whatever it is
+            return [error] if len(batch) == 1 else [self._localized([each])[0] for each in batch]
+        ends = np.cumsum([len(each.photos) for each in batch])
+        return [results[end - len(each.photos) : end] for each, end in zip(batch, ends, strict=True)]

@@ -110,7 +110,7 @@ class Decoders:
         except (OSError, EOFError, ValueError, TimeoutError) as error:
             decoder = self._restarted(decoder)
             took_long = isinstance(error, TimeoutError)
-            reason = f"it took more than {self._timeout_s:g} s" if took_long else "it stopped the program that decodes it"
+            reason = f"it took more than {self._timeout_s:g} s" if took_long else "it stopped its decoder"
             raise ValueError(reason) from None
         finally:
             self._idle.put(decoder)
@@ -176,7 +176,7 @@ def _decode_until_closed(connection: Connection, max_pixels: int) -> None:
             try:
                 answer, payload = _TASKS[header.pop("task")](content, **header)
             except Exception as error:  # decoders raise many kinds of errors
-                answer, payload = _Answer(error=str(error)[:_HEADER_BYTES // 10] or type(error).__name__), b""
+                answer, payload = _Answer(error=str(error)[: _HEADER_BYTES // 10] or type(error).__name__), b""
             connection.send_bytes(json.dumps(asdict(answer)).encode())
             connection.send_bytes(payload)
 

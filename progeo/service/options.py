@@ -13,8 +13,8 @@ class ServiceOptions:
     """How photos are localized over HTTP, and the limits of requests."""
 
     token: str | None = field(default=None, repr=False)
-    """Secret that requests must give as "Authorization: Bearer TOKEN". null takes the environment variable PROGEO_TOKEN,
-    which other users of this machine cannot read in the list of processes; without both, only this machine is served."""
+    """Secret that requests must give as "Authorization: Bearer TOKEN". null takes it from the environment variable
+    PROGEO_TOKEN, which the list of processes does not show; without both, only this machine is served."""
     device: str | None = None
     """Device of the encoder, such as cuda:1 or cpu. null takes the GPU, or the CPU where there is none."""
     mixed_precision: Precision = "no"

@@ -8,6 +8,7 @@ import numpy as np
 from progeo.engine.log import LOGGER
 from progeo.localization.index_folder import read_metadata
 from progeo.localization.place_index import PlaceIndex
+from progeo.places.catalogue import Catalogue
 
 _WARM_UP = np.full((64, 64, 3), 128, np.uint8)
 _LONGEST_PAUSE = 64
@@ -15,7 +16,7 @@ _LONGEST_PAUSE = 64
 
 
 class ServedIndex:
-    """The newest generation of a place index that can be opened, and the one before it."""
+    """The newest generation of a place index that can be opened."""
 
     def __init__(
         self,
@@ -40,14 +41,14 @@ class ServedIndex:
         self._failures = self._to_skip = 0
         self._said = ""
         self.current = self._opened()
-        self.former: PlaceIndex | None = None
+        self._former: Catalogue | None = None
+        self._former_generation = -1
 
-    def of_generation(self, generation: int) -> PlaceIndex | None:
-        """Return the current or the former index, if that has this generation."""
-        for index in (self.current, self.former):
-            if index is not None and index.metadata.generation == generation:
-                return index
-        return None
+    def images(self, generation: int | None) -> Catalogue | None:
+        """Return the images of the current generation, or of the one before it, as answers may still name its rows."""
+        if generation in (None, self.current.metadata.generation):
+            return self.current.catalogue
+        return self._former if generation == self._former_generation else None
 
     def look(self) -> None:
         """Replace the index if another command changed it; requests that use the former one keep it."""
@@ -58,7 +59,8 @@ class ServedIndex:
             if read_metadata(self._folder) == self.current.metadata:
                 self._failures, self._said = 0, ""
                 return
-            self.current, self.former = self._opened(), self.current
+            former, self.current = self.current, self._opened()
+            self._former, self._former_generation = former.catalogue, former.metadata.generation
         except (OSError, ValueError) as error:
             self._to_skip = min(2**self._failures - 1, _LONGEST_PAUSE)
             self._failures += 1
