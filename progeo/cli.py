@@ -108,6 +108,11 @@ COMMANDS = {
         "progeo localize photo.jpg holiday/ --index city.index --out found.geojson",
         ("photos...",),
     ),
+    "serve": Command(
+        "serve:serve",
+        "localize photos over HTTP, and on a page",
+        "progeo serve --index city.index",
+    ),
     "export": Command(
         "export:export",
         "write the encoder of a run as files of its own",

@@ -31,6 +31,24 @@ class WritingOptions:
 _DEFAULTS = WritingOptions()
 
 
+def feature_collection(results: Sequence[Localization]) -> dict[str, Any]:
+    """Convert results to GeoJSON: the first match of each as a point, or each of its classes as a polygon."""
+    features = []
+    for result in results:
+        classes = [match for match in result.matches if match.corners is not None]
+        if not classes:
+            properties = _flat(result, _first(result))
+            position = [properties.pop("longitude"), properties.pop("latitude")]
+            geometry = None if None in position else {"type": "Point", "coordinates": position}
+            features.append({"type": "Feature", "geometry": geometry, "properties": properties})
+        for rank, match in enumerate(classes, 1):
+            corners = match.corners or ()
+            geometry = {"type": "Polygon", "coordinates": [[*corners, corners[0]]]}
+            properties = {"rank": rank, **_flat(result, match)}
+            features.append({"type": "Feature", "geometry": geometry, "properties": properties})
+    return {"type": "FeatureCollection", "features": features}
+
+
 def _flat(result: Localization, match: Match | None) -> dict[str, Any]:
     """Flatten a result to one row with one of its matches."""
     values = dict.fromkeys(field.name for field in fields(Match)) if match is None else asdict(match)
@@ -69,21 +87,7 @@ def _write_csv(path: Path, results: Sequence[Localization], options: WritingOpti
 
 
 def _write_geojson(path: Path, results: Sequence[Localization], options: WritingOptions = _DEFAULTS) -> None:
-    """Write the first match of each query as a point, or each of its classes as a polygon, with its rank."""
-    features = []
-    for result in results:
-        classes = [match for match in result.matches if match.corners is not None]
-        if not classes:
-            properties = _flat(result, _first(result))
-            position = [properties.pop("longitude"), properties.pop("latitude")]
-            geometry = None if None in position else {"type": "Point", "coordinates": position}
-            features.append({"type": "Feature", "geometry": geometry, "properties": properties})
-        for rank, match in enumerate(classes, 1):
-            corners = match.corners or ()
-            geometry = {"type": "Polygon", "coordinates": [[*corners, corners[0]]]}
-            properties = {"rank": rank, **_flat(result, match)}
-            features.append({"type": "Feature", "geometry": geometry, "properties": properties})
-    write_json(path, {"type": "FeatureCollection", "features": features})
+    write_json(path, feature_collection(results))
 
 
 def _write_json(path: Path, results: Sequence[Localization], options: WritingOptions = _DEFAULTS) -> None:

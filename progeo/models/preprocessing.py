@@ -85,6 +85,11 @@ def depends_on_shape(kind: "QueryPreprocessing") -> bool:
     return kind in ("native", *_WITH_ASPECT)
 
 
+def changes_once(kind: "QueryPreprocessing") -> bool:
+    """Return whether an image that is preprocessed again stays as it is: one that is not cut into five crops."""
+    return kind in ("hard_resize", "central_crop", "native", *_WITH_ASPECT)
+
+
 def resize_image(image: Tensor, size: tuple[int, int], resize: Resize = "bilinear") -> Tensor:
     """Resize images (..., 3, H, W), uint8 or floats in 0..1, to (height, width) with antialiasing.
 

@@ -106,6 +106,27 @@ def served_page(
     )
 
 
+def text_page(template: str, *, title: str, **values: Any) -> Page:
+    """Render a page of a service that asks that service for nothing.
+
+    Args:
+        template: extends `base.html`.
+        title: heading of the page, and name of its window.
+        values: what else the template shows, escaped.
+    """
+    return _rendered(
+        template,
+        scripts=[],
+        styles=_STYLES,
+        sources={"img-src": ["data:"]},
+        show_paths=False,
+        title=title,
+        gallery_data=None,
+        map_data=None,
+        **values,
+    )
+
+
 def _rendered(
     template: str,
     *,

@@ -1,0 +1,1 @@
+"""Localize photos over HTTP."""

@@ -1,0 +1,94 @@
+"""What holds for all requests: who may ask, safe headers, counts, and an answer to whatever goes wrong."""
+
+import secrets
+import time
+from collections.abc import Mapping
+from types import MappingProxyType
+from urllib.parse import urlsplit
+
+from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from progeo.engine.log import LOGGER
+from progeo.service.metrics import Metrics
+
+PUBLIC = ("/", "/index", "/docs", "/openapi.json")
+"""Paths that are served without a token: they hold nothing of the index."""
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
+_HEADERS: Mapping[str, str] = MappingProxyType(
+    {
+        "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+        "X-Content-Type-Options": "nosniff",
+        "X-Frame-Options": "DENY",
+        "Referrer-Policy": "no-referrer",
+        "Cross-Origin-Resource-Policy": "same-origin",
+        "Cross-Origin-Opener-Policy": "same-origin",
+        "Cache-Control": "no-store",
+    }
+)
+"""Headers of every answer that does not give them itself."""
+
+
+class Guard:
+    """Refuses requests without the token, or of pages of other hosts where there is none."""
+
+    def __init__(self, app: ASGIApp, *, token: str | None, metrics: Metrics) -> None:
+        self._app = app
+        self._token = token
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start, status = time.perf_counter(), 0
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        try:
+            answer = self._refusal(scope) or self._app
+            await answer(scope, receive, send_with_headers)
+        except Exception:
+            LOGGER.exception("a request failed")
+            if not status:
+                await _sentence(500, "The service failed: its log tells why.")(scope, receive, send_with_headers)
+        route = getattr(scope.get("route"), "path", "other")
+        self._metrics.requests.labels(route, scope["method"] if route != "other" else "any", status).inc()
+        self._metrics.request_seconds.labels(route).observe(time.perf_counter() - start)
+
+    def _refusal(self, scope: Scope) -> JSONResponse | None:
+        headers = Headers(scope=scope)
+        if self._token is None:
+            return _refusal_of_page(scope["method"], headers)
+        kind, _, given = headers.get("authorization", "").partition(" ")
+        is_right = kind.lower() == "bearer" and secrets.compare_digest(given.strip().encode(), self._token.encode())
+        if is_right or scope["path"] in PUBLIC:
+            return None
+        return _sentence(
+            401,
+            'Give the token of the service in the header "Authorization: Bearer TOKEN".',
+            {"WWW-Authenticate": "Bearer"},
+        )
+
+
+def _refusal_of_page(method: str, headers: Headers) -> JSONResponse | None:
+    """Refuse what a page of another host has a browser of this machine ask, also under a name that leads here."""
+    host = urlsplit(f"//{headers.get('host', '')}").hostname
+    if host not in LOCAL_HOSTS:
+        return _sentence(400, "Without a token the service answers to localhost, 127.0.0.1 and ::1 only.")
+    if method == "POST" and headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+        return _sentence(403, "Without a token the service answers to its own pages only.")
+    return None
+
+
+def _sentence(status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"detail": detail}, status, headers)

@@ -1,0 +1,160 @@
+"""Localize the photos of requests: decode them, batch them, answer in time, within what may wait."""
+
+import asyncio
+import math
+import os
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from fastapi import HTTPException
+
+from progeo.image_files import MAX_PIXELS_VARIABLE, max_pixels
+from progeo.localization.localizations import Localization
+from progeo.localization.place_index import PlaceIndex, open_index
+from progeo.printable import printable
+from progeo.service.batching import Batcher
+from progeo.service.decoding import Decoders
+from progeo.service.metrics import Metrics
+from progeo.service.options import ServiceOptions
+from progeo.service.queries import Query
+from progeo.service.reloading import ServedIndex
+from progeo.service.uploads import UploadedPhoto
+
+_Value = TypeVar("_Value")
+_ANSWERS = {True: "known", False: "unknown", None: "no confidence"}
+_MAX_PIXELS = 50_000_000
+"""Maximum number of pixels of a photo, unless `--max_pixels` gives another."""
+
+
+class Localizer:
+    """A place index, the processes that decode photos, and the thread that localizes them."""
+
+    def __init__(self, folder: Path, options: ServiceOptions) -> None:
+        """Open the index and start the processes.
+
+        Raises:
+            FileNotFoundError, ValueError: as `open_index`.
+        """
+        self.options = options
+        self.metrics = Metrics()
+        self.index = ServedIndex(
+            folder,
+            lambda path: open_index(path, device=options.device, mixed_precision=options.mixed_precision),
+            on_reload=self._note_reload,
+        )
+        self._note_index()
+        self._decoders = Decoders(
+            options.decoders,
+            max_pixels=max_pixels() if MAX_PIXELS_VARIABLE in os.environ else _MAX_PIXELS,
+            timeout_s=options.answer_s,
+            on_restart=self.metrics.decoder_restarts.inc,
+        )
+        self._threads = ThreadPoolExecutor(options.decoders, "decode")
+        self._batcher = Batcher(options.batch_size, on_batch=self.metrics.batch_photos.observe)
+        self._num_waiting = 0
+
+    def close(self) -> None:
+        """End processes and threads."""
+        self._threads.shutdown()
+        self._batcher.close()
+        self._decoders.close()
+
+    async def follow_index(self) -> None:
+        """Look for changes of the index, until cancelled."""
+        while True:
+            await asyncio.sleep(self.options.reload_s)
+            await asyncio.to_thread(self.index.look)
+
+    async def localize(self, photos: Sequence[UploadedPhoto], query: Query) -> tuple[PlaceIndex, list[Localization]]:
+        """Localize photos, and return the index that did; the result of one that cannot be decoded has an error.
+
+        Raises:
+            HTTPException: too many photos wait, it takes too long, there is only one photo and it cannot be decoded, or
+                the index cannot answer the query.
+        """
+        index = self.index.current
+        with self._waiting(len(photos)):
+            results = await self._in_time(self._localized(index, photos, query))
+        for result in results:
+            self.metrics.photos.labels("error" if result.error else _ANSWERS[result.known]).inc()
+        return index, results
+
+    async def image(self, row: int, side: int, generation: int | None) -> bytes:
+        """Return the image of a row of the index as WebP whose longer side is at most `side` pixels.
+
+        Raises:
+            HTTPException: there is none, too many photos and images wait, or it takes too long.
+        """
+        metadata, images = self.index.current.metadata, self.index.images(generation)
+        if self.options.no_images or metadata.holds_classes or images is None or row >= len(images):
+            raise HTTPException(404, f"There is no image {row} of the index, or not of this generation of it.")
+        work = self._in_thread(self._decoders.thumbnail, images.path(row), side, metadata.orientation)
+        try:
+            with self._waiting(1):
+                return await self._in_time(work)
+        except ValueError:
+            raise HTTPException(404, f"The image {row} of the index is not there any more, or corrupt.") from None
+
+    async def _localized(self, index: PlaceIndex, photos: Sequence[UploadedPhoto], query: Query) -> list[Localization]:
+        decoded = await asyncio.gather(*(self._decoded(index, photo, query) for photo in photos))
+        pixels = [each for each in decoded if isinstance(each, np.ndarray)]
+        if not pixels and len(photos) == 1:
+            raise HTTPException(422, decoded[0])
+        try:
+            found = iter(await self._batcher.localize(index, query, pixels) if pixels else [])
+        except ValueError as error:
+            raise HTTPException(422, str(error).replace(str(index.folder), "the index")) from None
+        return [
+            Localization(photo.name, error=each) if isinstance(each, str) else next(found)
+            for photo, each in zip(photos, decoded, strict=True)
+        ]
+
+    async def _decoded(self, index: PlaceIndex, photo: UploadedPhoto, query: Query) -> np.ndarray | str:
+        """Decode a photo, or tell why it cannot be decoded."""
+        try:
+            return await self._in_thread(self._decoders.pixels, photo.content, query.decoding(index))
+        except ValueError as error:
+            return f"The photo {photo.name} cannot be decoded: {printable(str(error))}."
+
+    async def _in_thread(self, function: Callable[..., _Value], *arguments: object) -> _Value:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+    @contextmanager
+    def _waiting(self, count: int) -> Iterator[None]:
+        """Count photos as waiting.
+
+        Raises:
+            HTTPException: too many would wait.
+        """
+        if self._num_waiting + count > self.options.max_waiting:
+            raise HTTPException(429, "Too many photos wait for their answer: try again later.", {"Retry-After": "1"})
+        self._num_waiting += count
+        try:
+            yield
+        finally:
+            self._num_waiting -= count
+
+    async def _in_time(self, work: Awaitable[_Value]) -> _Value:
+        limit_s = self.options.answer_s
+        try:
+            async with asyncio.timeout(limit_s):
+                return await work
+        except TimeoutError:
+            raise HTTPException(
+                503,
+                f"There was no answer within {limit_s:g} s: try again later.",
+                {"Retry-After": str(math.ceil(limit_s))},
+            ) from None
+
+    def _note_reload(self, result: str) -> None:
+        self.metrics.index_reloads.labels(result).inc()
+        self._note_index()
+
+    def _note_index(self) -> None:
+        metadata = self.index.current.metadata
+        self.metrics.index_images.set(metadata.images)
+        self.metrics.index_generation.set(metadata.generation)

@@ -1,0 +1,51 @@
+"""Options of the service; no torch."""
+
+import os
+from dataclasses import dataclass, field
+
+from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
+
+from progeo.engine.options import Precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceOptions:
+    """How photos are localized over HTTP, and the limits of requests."""
+
+    token: str | None = field(default=None, repr=False)
+    """Secret that requests must give as "Authorization: Bearer TOKEN". null takes it from the environment variable
+    PROGEO_TOKEN, which the list of processes does not show; without both, only this machine is served."""
+    device: str | None = None
+    """Device of the encoder, such as cuda:1 or cpu. null takes the GPU, or the CPU where there is none."""
+    mixed_precision: Precision = "no"
+    """Precision of the encoder."""
+    threshold: ClosedUnitInterval = 0.5
+    """Minimum confidence, from 0 to 1, of requests that give none. A position with a lower confidence is reported as
+    unknown."""
+    batch_size: PositiveInt = 32
+    """Maximum number of photos that the encoder gets at once."""
+    decoders: PositiveInt = field(default_factory=lambda: min(4, os.cpu_count() or 1))
+    """Number of processes that decode photos."""
+    max_photos: PositiveInt = 16
+    """Maximum number of photos in a request."""
+    max_upload_mb: PositiveInt = 32
+    """Maximum size of a request, in megabytes."""
+    max_uploads: PositiveInt = 32
+    """Maximum number of requests that are received at the same time; others are refused with status 429."""
+    max_waiting: PositiveInt = 128
+    """Maximum number of photos that wait for their answer; requests beyond are refused with status 429."""
+    upload_s: PositiveFloat = 60
+    """Seconds within which a request must be received completely; later ones are refused with status 408."""
+    answer_s: PositiveFloat = 30
+    """Seconds within which a request must be answered once it is received; later ones are refused with status 503."""
+    reload_s: PositiveFloat = 2
+    """Seconds between looks at whether the place index was changed by another command."""
+    no_images: bool = False
+    """Do not show images of the index."""
+    show_paths: bool = False
+    """Show absolute paths of images of the index instead of their names."""
+    tile_url: str | None = None
+    """Address of street tiles for the map, such as https://tile.example.org/{z}/{x}/{y}.png, which the page then asks
+    for. null draws no streets and asks no other host for anything."""
+    tile_attribution: str = ""
+    """Text about the source of the street tiles, which the map shows."""
