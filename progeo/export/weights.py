@@ -168,6 +168,12 @@ def provenance_of(name: str) -> dict[str, Any]:
     return dict(read_encoder_metadata(encoder_folder(folder))["provenance"]) if holds_encoder(folder) else {}
 
 
+def recalls_of(name: str) -> dict[str, float]:
+    """Return the recalls of the encoder in a folder; empty for an encoder given by name."""
+    folder = Path(name)
+    return dict(read_encoder_metadata(encoder_folder(folder))["recalls"]) if holds_encoder(folder) else {}
+
+
 def read_encoder_metadata(folder: Path) -> dict[str, Any]:
     """Read `model.json`: format, encoder, recalls and provenance.
 

@@ -19,7 +19,7 @@ from progeo.evaluation.classification import lie_in_classes
 from progeo.evaluation.options import CELLS
 from progeo.evaluation.search import add_to_index, build_index, load_index
 from progeo.export.classifier import check_fits_encoder, load_classifier
-from progeo.export.weights import load_encoder, save_encoder
+from progeo.export.weights import load_encoder, provenance_of, recalls_of, save_encoder
 from progeo.features.descriptors import descriptor_extractor, descriptor_metadata, extract_descriptors
 from progeo.features.options import CacheOptions, ClassOptions, ImageOptions, WorkOptions
 from progeo.features.store import ReorderedRows, Rows, ShardedRows
@@ -152,7 +152,8 @@ def _save_encoders(
     """Save the encoder of an index with its classes, or the classifier of its cells with the encoder of that."""
     folders = [out / folder for folder in CLASSIFIER_FOLDERS]
     own = classes if cells is None or cells.encoder is not None else cells.classifier
-    save_encoder(folders[0], encoder, provenance={"encoder": name}, recalls={}, classifier=own)
+    provenance = {**provenance_of(name), "encoder": name}
+    save_encoder(folders[0], encoder, provenance=provenance, recalls=recalls_of(name), classifier=own)
     if cells is not None and cells.encoder is not None:
         provenance = {"encoder": classifier_name}
         save_encoder(folders[1], cells.encoder, provenance=provenance, recalls={}, classifier=cells.classifier)

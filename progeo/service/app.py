@@ -20,6 +20,7 @@ from progeo.service.documentation import documentation_page
 from progeo.service.guard import Guard
 from progeo.service.localizer import Localizer
 from progeo.service.options import ServiceOptions
+from progeo.service.pages import ServicePages
 from progeo.service.queries import SETTINGS, parse_query
 from progeo.service.uploads import PHOTOS, read_upload
 
@@ -160,11 +161,35 @@ def _add_documentation(app: FastAPI, localizer: Localizer) -> None:
         return page_response(documentation_page(app.openapi(), has_token=localizer.options.token is not None))
 
 
+def _add_pages(app: FastAPI, localizer: Localizer) -> None:
+    options = localizer.options
+    pages = ServicePages(
+        max_upload_mb=options.max_upload_mb, tile_url=options.tile_url, tile_attribution=options.tile_attribution
+    )
+
+    @app.get("/", include_in_schema=False)
+    async def localize_page() -> Response:
+        return page_response(pages.localize)
+
+    @app.get("/index", include_in_schema=False)
+    async def index_page() -> Response:
+        return page_response(pages.index)
+
+    @app.get("/points", include_in_schema=False)
+    def points() -> Response:
+        return JSONResponse(pages.points(localizer.index.current))
+
+    @app.get("/card", include_in_schema=False)
+    def card() -> Response:
+        return JSONResponse(pages.card(localizer.index.current))
+
+
 _ROUTES: tuple[Callable[[FastAPI, Localizer], None], ...] = (
     _add_localize,
     _add_images,
     _add_state,
     _add_documentation,
+    _add_pages,
 )
 
 
