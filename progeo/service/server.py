@@ -5,12 +5,14 @@ import math
 import os
 import re
 import socket
+from functools import partial
 from pathlib import Path
 
 import uvicorn
 
 from progeo.engine.log import LOGGER
 from progeo.service.app import build_app
+from progeo.service.connections import TimedConnection
 from progeo.service.options import ServiceOptions
 
 TOKEN_VARIABLE = "PROGEO_TOKEN"
@@ -78,6 +80,9 @@ def build_server(folder: Path, options: ServiceOptions) -> uvicorn.Server:
     return uvicorn.Server(
         uvicorn.Config(
             build_app(folder, options),
+            http=partial(TimedConnection, limit_s=options.upload_s),  # type: ignore[arg-type]
+            ws="none",
+            loop="asyncio",
             access_log=False,
             log_config=None,
             proxy_headers=False,
