@@ -340,7 +340,7 @@ const createMap = (() => {
       }
       const bounds = L.latLngBounds([]);
       for (const name of names) if (this.overlays.has(name)) bounds.extend(this.overlays.get(name).bounds);
-      if (!bounds.isValid()) {
+      if (!bounds.isValid() || this.isEmpty()) {
         this.fit(true);
         return;
       }
@@ -530,13 +530,20 @@ const createMap = (() => {
     }
 
     fit(isAnimated) {
+      if (this.isEmpty()) return;
       this.map.fitBounds(this.bounds, {
         padding: [24, 24], maxZoom: CLOSE_ZOOM[this.data.unit], animate: isAnimated && !this.isStill,
       });
     }
 
+    // Without an area, as of a page that is not laid out yet, no view fits.
+    isEmpty() {
+      const { x, y } = this.map.getSize();
+      return x * y === 0;
+    }
+
     resized() {
-      const wasEmpty = !this.map.getSize().x;
+      const wasEmpty = this.isEmpty();
       this.map.invalidateSize({ animate: false });
       if (wasEmpty) this.fit(false);
     }
