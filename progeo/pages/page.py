@@ -24,6 +24,7 @@ _FIRST, _LAST = 14, 18
 _MAP_SCRIPTS = ("leaflet/leaflet.js", "map.js")
 _STYLES = ("page.css",)
 _MAP_STYLES = ("leaflet/leaflet.css", *_STYLES, "map.css")
+_SERVICE_STYLE = "service.css"
 _GALLERY_SCRIPTS = ("lines.js", "gallery.js")
 
 
@@ -93,7 +94,7 @@ def served_page(
     return _rendered(
         template,
         scripts=[*_MAP_SCRIPTS, "lines.js", "service.js", *scripts],
-        styles=[*_MAP_STYLES, "service.css"],
+        styles=[*_MAP_STYLES, _SERVICE_STYLE],
         sources={
             "img-src": ["'self'", "blob:", "data:", *([] if tiles is None else [tiles.host])],
             "connect-src": ["'self'"],
@@ -110,14 +111,14 @@ def text_page(template: str, *, title: str, **values: Any) -> Page:
     """Render a page of a service that asks that service for nothing.
 
     Args:
-        template: extends `base.html`.
+        template: extends `service.html`.
         title: heading of the page, and name of its window.
         values: what else the template shows, escaped.
     """
     return _rendered(
         template,
         scripts=[],
-        styles=_STYLES,
+        styles=[*_STYLES, _SERVICE_STYLE],
         sources={"img-src": ["data:"]},
         show_paths=False,
         title=title,

@@ -2,19 +2,15 @@
 
 import base64
 import json
-import socket
-import threading
-import time
 
 import numpy as np
 import pytest
 from indexes import blurred, command
 from PIL import Image
+from serving import serving
 
 from progeo.export.weights import save_encoder
 from progeo.models.encoder import build_encoder
-from progeo.service.options import ServiceOptions
-from progeo.service.server import build_server
 
 TOKEN = "toy-token"
 KNOWS_TOKEN = f"sessionStorage.setItem('progeo token', '{TOKEN}')"
@@ -43,15 +39,8 @@ def index(city, tmp_path_factory):
 @pytest.fixture(scope="module")
 def service(index):
     """The address of a service of it that wants a token."""
-    server = build_server(index, ServiceOptions(token=TOKEN, device="cpu", decoders=1))
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-        while not server.started and thread.is_alive():
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        server.should_exit = True
-        thread.join()
+    with serving(index, decoders=1, token=TOKEN) as client:
+        yield str(client.base_url).rstrip("/")
 
 
 @pytest.fixture
@@ -207,7 +196,8 @@ def test_the_token_is_asked_for_and_kept_for_the_session(service, open_address, 
     page.keyboard.type(TOKEN)
     page.keyboard.press("Enter")
     assert title(page) == position(known)
-    page.goto(f"{service}/index")
+    page.get_by_role("link", name="For programs").click()
+    page.get_by_role("link", name="The place index").click()
     page.locator("#encoder-facts > div").first.wait_for()
     assert page.locator("#token-form").is_hidden()
 
