@@ -4,12 +4,21 @@ import io
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
+import socket
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
+from indexes import command
 from PIL import Image
+from running import files_in
 from serving import serving
 
 import progeo
