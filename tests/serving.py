@@ -10,6 +10,13 @@ from progeo.service.options import ServiceOptions
 from progeo.service.server import build_server, listen
 
 
+def wait_until(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 @contextmanager
 def serving(folder, **options):
     """Serve a place index; gives a client, whose `server` is the server and whose `thread` runs it."""
@@ -17,8 +24,7 @@ def serving(folder, **options):
     server = build_server(folder, ServiceOptions(device="cpu", **options))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
-    while not server.started:
-        time.sleep(0.01)
+    wait_until(lambda: server.started)
     with httpx.Client(base_url=f"http://127.0.0.1:{listening.getsockname()[1]}", timeout=60, trust_env=False) as client:
         client.server, client.thread = server, thread
         try:

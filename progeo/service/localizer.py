@@ -56,6 +56,7 @@ class Localizer:
         self._threads = ThreadPoolExecutor(options.decoders, "decode")
         self._batcher = Batcher(options.batch_size, on_batch=self.metrics.batch_photos.observe)
         self._num_waiting = 0
+        self.metrics.waiting_photos.set_function(lambda: self._num_waiting)
 
     def close(self) -> None:
         """End processes and threads."""
