@@ -85,6 +85,18 @@ def test_rows_become_compact_lists():
     assert data["orders"] == [("worst first", "given")]
 
 
+def test_lines_between_photos_are_thousandths_and_evenly_chosen_if_there_are_many():
+    photos = Photos()
+    one, two = photos.add("one", None), photos.add("two", None)
+    many = [(line / 250, 0, 0.12345, 1) for line in range(250)]
+    items = [Item(two), Item(two, lines=[(0.1, 0.2, 0.3, 0.4)]), Item(two, lines=many)]
+    data = Gallery(photos, [Row(0, one, [Strip("a", items), Strip("b", items[:1])])]).data(show_paths=False)
+    ((_, _, drawn), (_, _)) = data["rows"][0][4]
+    assert drawn["1"] == [100, 200, 300, 400]
+    assert (len(drawn["2"]) / 4, drawn["2"][:8]) == (84, [0, 0, 123, 1000, 12, 0, 123, 1000])  # every third
+    assert list(drawn) == ["1", "2"]
+
+
 def test_a_row_may_have_several_values_of_a_filter():
     rows = [Row(0, None, facets={"right by": ["c", "a"]}), Row(1, None, facets={"right by": []})]
     data = Gallery(Photos(), rows, filters={"right by": ["a", "b", "c"]}).data(show_paths=False)
