@@ -32,16 +32,19 @@
   }
 
   function newPhoto(file) {
-    const address = URL.createObjectURL(file);
-    return {
-      file, address, name: file.name || "photo", answer: null, error: "", match: 0,
-      bar: element("progress", { max: 1, "aria-label": `Progress of ${file.name}` }), note: element("span"), state: element("span", { class: "quiet" }),
+    const name = file.name || "photo";
+    const photo = {
+      file, name, address: URL.createObjectURL(file), answer: null, error: "", match: 0,
+      bar: element("progress", { max: 1, "aria-label": `Progress of ${name}` }), note: element("span"), state: element("span"),
     };
+    photo.entry = button("", () => choose(photo));
+    photo.entry.append(element("span", { class: "thumbnail" }, ownPicture(photo, "")), element("span", {}, nameElement(name), photo.state));
+    return photo;
   }
 
   // The photo as this browser shows it, or words in its place.
   function ownPicture(photo, alt) {
-    const image = element("img", { src: photo.address, alt, decoding: "async" });
+    const image = element("img", { src: photo.address, alt, decoding: "async", loading: "lazy" });
     image.addEventListener("error", () => {
       if (photos.includes(photo)) image.replaceWith(element("span", { class: "missing" }, "This browser cannot show this photo."));
     });
@@ -56,7 +59,7 @@
       photo.bar.removeAttribute("value");
     }
     queue.push(...some);
-    render();
+    update();
     work();
   }
 
@@ -106,9 +109,9 @@
     say(photo, verdict(photo));
     const text = photo.error || `${headline(photo.answer)}. ${ended(photo.answer.words)}`;
     const numDone = photos.filter(isFinished).length;
-    status.replaceChildren(element("span", { class: "beyond" }, `${photo.name}: ${text} `),
+    status.replaceChildren(element("span", { class: "beyond" }, element("bdi", {}, photo.name), `: ${text} `),
       photos.length > 1 ? `${numDone} of ${photos.length} photos are done.` : "");
-    render();
+    update();
   }
 
   const ended = words => words.replace(/[.]?$/, ".");
@@ -123,8 +126,7 @@
 
   function choose(photo) {
     chosen = photo;
-    render();
-    showOnMap();
+    update();
   }
 
   function clear() {
@@ -136,27 +138,38 @@
     id("choose").focus();
   }
 
-  // What stands on the page
+  // What stands on the page. Only what changed is made anew, so that the focus stays where it is.
 
-  function render() {
+  let shown = [null];
+
+  function update() {
     form.classList.toggle("has-photos", photos.length > 0);
     id("photos").hidden = photos.length < 2;
-    id("photos").replaceChildren(...(photos.length < 2 ? [] : photos.map(entry)));
     id("of-all").hidden = !photos.length;
     id("geojson").disabled = !photos.some(photo => photo.answer);
     id("again").hidden = !photos.length;
     id("again").disabled = !photos.every(isFinished);
+    updateList();
+    const now = chosen ? [chosen, chosen.answer, chosen.error] : [null];
+    if (now.every((each, index) => each === shown[index])) {
+      showOthersOnMap();
+      return;
+    }
+    shown = now;
     card.hidden = chosen === null;
-    if (chosen) card.replaceChildren(...cardOf(chosen));
-    renderMatches();
-    if (chosen && chosen.answer && chosen.drawn !== chosen.answer) showOnMap();
+    card.replaceChildren(...(chosen ? cardOf(chosen) : []));
+    updateMatches();
+    showOnMap();
   }
 
-  function entry(photo) {
-    const made = button("", () => choose(photo), { "aria-current": photo === chosen ? "true" : "false" });
-    photo.state.className = photo.error || (photo.answer && photo.answer.known === false) ? "bad" : "quiet";
-    made.append(element("span", { class: "thumbnail" }, ownPicture(photo, "")), element("span", {}, nameElement(photo.name), photo.state));
-    return element("li", {}, made);
+  function updateList() {
+    const list = id("photos");
+    if (!photos.length) list.replaceChildren();
+    for (const photo of photos) {
+      photo.entry.setAttribute("aria-current", String(photo === chosen));
+      photo.state.className = photo.error || (photo.answer && photo.answer.known === false) ? "bad" : "quiet";
+      if (!photo.entry.isConnected) list.append(element("li", {}, photo.entry));
+    }
   }
 
   function cardOf(photo) {
@@ -167,7 +180,10 @@
     }
     if (photo.error) {
       return [picture, element("div", {}, element("h2", { id: "answer-title", class: "bad" }, "Not localized"), name,
-        element("p", { class: "error" }, photo.error), element("p", { class: "buttons" }, button("Try again", () => enqueue([photo]))))];
+        element("p", { class: "error" }, photo.error), element("p", { class: "buttons" }, button("Try again", () => {
+          enqueue([photo]);
+          card.focus();
+        })))];
     }
     return [picture, element("div", {}, ...answerOf(photo.answer), name)];
   }
@@ -209,7 +225,7 @@
 
   // Matches
 
-  function renderMatches() {
+  function updateMatches() {
     const answer = chosen && chosen.answer;
     id("matches").hidden = !answer;
     if (!answer) {
@@ -218,7 +234,7 @@
       return;
     }
     id("match-list").replaceChildren(...answer.matches.map((match, index) => matchEntry(chosen, match, index)));
-    renderPair(chosen);
+    updatePair(chosen);
   }
 
   function matchEntry(photo, match, index) {
@@ -252,7 +268,7 @@
     return image;
   }
 
-  function renderPair(photo) {
+  function updatePair(photo) {
     const match = photo.answer.matches[photo.match];
     id("pair").replaceChildren();
     if (!match.image) return;
@@ -268,7 +284,7 @@
   function chooseMatch(index) {
     chosen.match = index;
     const isFocused = id("match-list").contains(document.activeElement);
-    renderMatches();
+    updateMatches();
     if (isFocused) id("match-list").children[index].querySelector("button").focus();
   }
 
@@ -297,17 +313,17 @@
   function showOnMap() {
     if (!map || !map.middle) return;
     const answer = chosen && chosen.answer;
-    if (chosen) chosen.drawn = answer;
-    map.draw("others", { points: othersOf(photos.filter(photo => photo !== chosen && photo.answer && photo.answer.known !== false)) });
+    showOthersOnMap();
     map.draw("answer", answer ? drawingOf(answer) : {});
     if (answer) map.fitTo(["answer"]);
   }
 
-  function othersOf(some) {
-    const placed = some.filter(photo => pointOf(photo.answer.matches[0]));
-    if (!placed.length) return [];
-    const positions = placed.flatMap(photo => pointOf(photo.answer.matches[0]));
-    return [{ name: "your other photos", kind: "query", positions, labels: placed.map(photo => photo.name) }];
+  function showOthersOnMap() {
+    if (!map || !map.middle) return;
+    const others = photos.filter(({ answer }) => answer && answer !== chosen.answer && answer.known !== false && pointOf(answer.matches[0]));
+    const positions = others.flatMap(({ answer }) => pointOf(answer.matches[0]));
+    const points = { name: "your other photos", kind: "query", positions, labels: others.map(({ name }) => name) };
+    map.draw("others", others.length ? { points: [points] } : {});
   }
 
   function drawingOf(answer) {
@@ -316,14 +332,25 @@
     if (!placed.length) return {};
     const cells = matches.filter(match => match.corners);
     const best = { name: "estimated position", kind: "photo", positions: placed[0].at, labels: [`estimated position: ${answer.position}`] };
-    const points = {
-      name: "matches", kind: "match", positions: placed.flatMap(({ at }) => at), numbers: placed.map(({ index }) => index + 1),
-      keys: placed.map(({ index }) => index), labels: placed.map(({ match, index }) => `${index + 1}: ${match.name}`),
-    };
+    const points = pointsOf(placed);
     return {
       points: [...(cells.length ? [] : [points]), ...(known === false ? [] : [best])],
       polygons: cells.length ? [cellsOf(matches)] : [],
       circles: cells.length ? [] : circlesOf(answer, placed),
+    };
+  }
+
+  // Matches at one position, which differ in their heading, are one point.
+  function pointsOf(placed) {
+    const byPlace = new Map();
+    for (const each of placed) byPlace.set(each.at.join(), [...(byPlace.get(each.at.join()) || []), each]);
+    const spots = [...byPlace.values()];
+    return {
+      name: "matches", kind: "match", text: String(placed.length),
+      positions: spots.flatMap(([{ at }]) => at),
+      keys: spots.map(([{ index }]) => index),
+      numbers: spots.map(each => each.map(({ index }) => index + 1).join(", ")),
+      labels: spots.map(each => each.map(({ match, index }) => `${index + 1}: ${match.name}`).join("; ")),
     };
   }
 
@@ -465,7 +492,9 @@
       });
     }
     const hasFiles = event => event.dataTransfer && [...event.dataTransfer.types].includes("Files");
+    const isText = event => !hasFiles(event) && event.target instanceof HTMLInputElement;
     document.addEventListener("dragover", event => {
+      if (isText(event)) return;
       event.preventDefault();
       drop.classList.toggle("over", hasFiles(event));
     });
@@ -473,6 +502,7 @@
       if (event.relatedTarget === null) drop.classList.remove("over");
     });
     document.addEventListener("drop", event => {
+      if (isText(event)) return;
       event.preventDefault();
       drop.classList.remove("over");
       if (event.dataTransfer.files.length) add(event.dataTransfer.files);

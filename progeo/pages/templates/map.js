@@ -305,7 +305,7 @@ const createMap = (() => {
         const shapes = this.addPoints(each, group);
         for (const shape of shapes) bounds.extend(shape.getLatLng());
         if (each.numbers) shapes.forEach((shape, index) => this.number(shape, each.numbers[index]));
-        entries.push(this.entry(each, swatchOf(each.kind), counted(numPairs(each.positions))));
+        entries.push(this.entry(each, swatchOf(each.kind), each.text || counted(numPairs(each.positions))));
       }
       this.shapesList.prepend(...entries);
       group.addTo(this.map);
