@@ -5,6 +5,8 @@ import math
 import multiprocessing
 import os
 import queue
+import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -103,13 +105,14 @@ class Decoders:
 
     def _ask(self, task: str, settings: Mapping[str, Any], content: bytes) -> tuple[_Answer, bytes]:
         decoder = self._idle.get()
+        start = time.monotonic()
         try:
             if not decoder.is_alive:  # it was killed while it had nothing to do
                 decoder = self._restarted(decoder)
             answer, payload = decoder.ask({"task": task, **settings}, content, self._timeout_s)
-        except (OSError, EOFError, ValueError, TimeoutError) as error:
+        except (OSError, EOFError, ValueError):
             decoder = self._restarted(decoder)
-            took_long = isinstance(error, TimeoutError)
+            took_long = time.monotonic() - start >= self._timeout_s
             reason = f"it took more than {self._timeout_s:g} s" if took_long else "it stopped its decoder"
             raise ValueError(reason) from None
         finally:
@@ -141,16 +144,19 @@ class _Decoder:
         """Have one image decoded.
 
         Raises:
-            TimeoutError: it takes too long.
-            OSError, EOFError, ValueError: the process died, or answers nonsense.
+            OSError, EOFError, ValueError: the process died, took too long and was killed, or answers nonsense.
         """
-        self._connection.send_bytes(json.dumps(header).encode())
-        self._connection.send_bytes(content)
-        if not self._connection.poll(timeout_s):
-            raise TimeoutError
-        # No pickles: what a photo may have taken over must not reach further than to its own pixels.
-        answer = converted(json.loads(self._connection.recv_bytes(_HEADER_BYTES)), _Answer)
-        payload = self._connection.recv_bytes()
+        end = threading.Timer(timeout_s, self._process.kill)  # which ends whatever waits for the process below
+        end.start()
+        try:
+            self._connection.send_bytes(json.dumps(header).encode())
+            self._connection.send_bytes(content)
+            # No pickles: what a photo may have taken over must not reach further than to its own pixels.
+            answer = converted(json.loads(self._connection.recv_bytes(_HEADER_BYTES)), _Answer)
+            payload = self._connection.recv_bytes()
+        finally:
+            end.cancel()
+            end.join()
         if answer.shape and math.prod(answer.shape) != len(payload):
             raise ValueError
         return answer, payload

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from progeo.engine.log import LOGGER
@@ -16,6 +17,8 @@ from progeo.service.metrics import Metrics
 PUBLIC = ("/", "/index", "/docs", "/openapi.json")
 """Paths that are served without a token: they hold nothing of the index."""
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
+_GONE = 499
+"""Status in the metrics of a request whose sender left before it was received."""
 _HEADERS: Mapping[str, str] = MappingProxyType(
     {
         "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -57,12 +60,15 @@ class Guard:
         try:
             answer = self._refusal(scope) or self._app
             await answer(scope, receive, send_with_headers)
+        except ClientDisconnect:
+            status = _GONE
         except Exception:
             LOGGER.exception("a request failed")
             if not status:
                 await _sentence(500, "The service failed: its log tells why.")(scope, receive, send_with_headers)
         route = getattr(scope.get("route"), "path", "other")
-        self._metrics.requests.labels(route, scope["method"] if route != "other" else "any", status).inc()
+        method = "other" if route == "other" or status == 405 else scope["method"]
+        self._metrics.requests.labels(route, method, status).inc()
         self._metrics.request_seconds.labels(route).observe(time.perf_counter() - start)
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:

@@ -61,7 +61,7 @@ class ServedIndex:
                 return
             former, self.current = self.current, self._opened()
             self._former, self._former_generation = former.catalogue, former.metadata.generation
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever is wrong with the new one, the former one still answers
             self._to_skip = min(2**self._failures - 1, _LONGEST_PAUSE)
             self._failures += 1
             if str(error) != self._said:

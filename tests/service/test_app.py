@@ -28,7 +28,7 @@ TOKEN = "a-token-of-tests"
 
 @pytest.fixture(scope="module")
 def client(served_index):
-    limits = {"max_upload_mb": 4, "max_photos": 3, "max_waiting": 4, "upload_s": 1, "answer_s": 5, "reload_s": 0.05}
+    limits = {"max_upload_mb": 4, "max_photos": 3, "max_waiting": 4, "upload_s": 1, "answer_s": 20, "reload_s": 0.05}
     with serving(served_index, decoders=1, **limits) as client:
         yield client
 
@@ -370,3 +370,27 @@ def test_no_photo_is_stored_or_logged(client, served_index, full_disk, caplog):
     LOGGER.removeHandler(caplog.handler)
     assert "secret" not in caplog.text
     assert files_in(served_index) == before
+
+
+def test_a_sender_that_leaves_is_counted_and_not_logged_as_a_failure(client, caplog):
+    before = number(client, 'progeo_requests_total{method="POST",route="/localize",status="499"}')
+    LOGGER.addHandler(caplog.handler)
+    with socket.create_connection((client.base_url.host, client.base_url.port)) as leaving:
+        leaving.sendall(
+            b"POST /localize HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+            b"Content-Length: 1000\r\n\r\n--x"
+        )
+    name = 'progeo_requests_total{method="POST",route="/localize",status="499"}'
+    wait_until(lambda: number(client, name) == before + 1)
+    LOGGER.removeHandler(caplog.handler)
+    assert "failed" not in caplog.text
+
+
+def test_a_photo_that_takes_too_long_is_given_up_and_its_decoder_started_again(served_index, photos):
+    with serving(served_index, decoders=1, answer_s=1) as client:
+        with stopped_decoders():
+            answer = asked(client, photos[0])
+        assert answer.status_code in (422, 503)
+        assert re.search(r"it took more than 1 s|no answer within 1 s", answer.json()["detail"])
+        wait_until(lambda: number(client, "progeo_decoder_restarts_total") >= 1)
+        wait_until(lambda: asked(client, photos[0]).status_code == 200)
