@@ -21,7 +21,7 @@ from progeo.places.distances import distance_text
 from progeo.places.geographic import degrees_of
 from progeo.printable import markdown_table
 
-_SHOWN = ("re-ranking",)
+_SHOWN = ("prior", "re-ranking")
 """Facts that recalls.csv and recalls.md have a column of, if there are any: recalls without them are not comparable."""
 _CLASS_COLUMNS = ("class", "east", "north", "latitude", "longitude", "probability")
 """Columns of predictions.csv for classes, in place of `database`."""
@@ -128,13 +128,23 @@ def _write_report(
 
 
 def _chance(results: Retrieved, ns: Sequence[int], without_positive_missed: bool) -> dict[int, float]:
-    """Compute the recall of random retrieval, by N, in percent; of panoramas if each counts as one prediction."""
-    positives, num_images = results.positives[results.criterion], len(results.database)
-    if results.panoramas is not None:
-        panoramas = results.panoramas
-        positives, num_images = [np.unique(panoramas[rows]) for rows in positives], len(np.unique(panoramas))
-    counts = np.array([len(rows) for rows in positives])
-    return chance_recalls(counts if without_positive_missed else counts[counts > 0], num_images, ns)
+    """Compute the recall of random retrieval, by N, in percent; of panoramas if each counts as one prediction.
+
+    Where queries are searched in regions, it is that of images drawn from them.
+    """
+    given = results.positives[results.criterion]
+    rows = [query for query, positives in enumerate(given) if without_positive_missed or len(positives)]
+    names = np.arange(len(results.database)) if results.panoramas is None else results.panoramas
+    everything = len(np.unique(names))
+
+    def counts(query: int) -> tuple[int, int]:
+        if results.regions is None:
+            return len(np.unique(names[given[query]])), everything
+        region = results.regions.rows(query)
+        return len(np.unique(names[np.intersect1d(given[query], region)])), len(np.unique(names[region]))
+
+    num_positives, num_images = np.array([counts(query) for query in rows]).T
+    return chance_recalls(num_positives, num_images, ns)
 
 
 def _recalls_as_markdown(facts: Mapping[str, str], recalls: Mapping[int, float], measure: str) -> str:
