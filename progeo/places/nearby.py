@@ -2,12 +2,16 @@
 
 import hashlib
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
+from typing import TypeVar
 
 import numpy as np
 
 from progeo.places.distances import EARTH_RADIUS_M
 
+_Prior = TypeVar("_Prior")
 _EXAMPLES = "Use for example 500 or 500,50 or 37.78,-122.41,500"
 
 
@@ -84,6 +88,46 @@ class OwnPosition:
         return Near(moved, (turned + 180) % 360 - 180, self.radius_m)
 
 
+def near_of(given: Near | Sequence[float]) -> Near:
+    """Return a circle, given as one or by its three numbers.
+
+    Raises:
+        ValueError: they are not three, or one is out of range.
+    """
+    what = "`near` must be a latitude, a longitude and a radius in meters"
+    return given if isinstance(given, Near) else Near(*_counted(given, 3, what, "(37.78, -122.41, 500)"))
+
+
+def heading_of(given: HeadingRange | Sequence[float]) -> HeadingRange:
+    """Return a range of directions, given as one or by its two numbers.
+
+    Raises:
+        ValueError: they are not two, or one is out of range.
+    """
+    what = "`heading` must be degrees clockwise from north and a tolerance"
+    return given if isinstance(given, HeadingRange) else HeadingRange(*_counted(given, 2, what, "(90, 30)"))
+
+
+def of_each(given: object, count: int, one: Callable[..., _Prior], *, name: str) -> _Prior | list[_Prior] | None:
+    """Return what is known of `count` photos: one thing for all of them, or a list with one for each; None for nothing.
+
+    Args:
+        given: one thing as `one` takes it, or a sequence of them.
+        name: name of the argument.
+
+    Raises:
+        ValueError: it is no such thing, or a sequence of another length.
+    """
+    if given is None or not isinstance(given, Sequence | np.ndarray) or all(isinstance(each, Real) for each in given):
+        return None if given is None else one(given)
+    if len(given) != count:
+        raise ValueError(
+            f"`{name}` must be one for all photos or one for each, got {len(given)} for {count} photos. Leave out the "
+            f"photos that it is unknown of."
+        )
+    return [one(each) for each in given]
+
+
 def parse_near(text: str) -> Near:
     """Parse `LAT,LON,RADIUS_M`.
 
@@ -148,8 +192,16 @@ def _numbers(text: str, count: int, what: str, example: str) -> list[float]:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
         numbers = []
+    return _counted(numbers, count, what, example, text)
+
+
+def _counted(given: Sequence[float], count: int, what: str, example: str, shown: object = None) -> list[float]:
+    try:
+        numbers = [float(each) for each in given]
+    except (TypeError, ValueError):
+        numbers = []
     if len(numbers) != count:
-        raise ValueError(f"{what}, got {text!r}. Use for example {example}.")
+        raise ValueError(f"{what}, got {given if shown is None else shown!r}. Use for example {example}.")
     return numbers
 
 
