@@ -67,6 +67,7 @@ def test_each_query_is_searched_near_its_own_position_and_every_file_says_so(cit
     assert after["queries without an image in their region"] == "0 of 2, without predictions"
     for file in ("recalls.md", "report.html"):
         assert how in (tmp_path / "near" / file).read_text()
+    assert f"Searched among images {how}." in (tmp_path / "near/report.html").read_text()
     with (tmp_path / "near/recalls.csv").open() as stream:
         assert {row["prior"] for row in csv.DictReader(stream)} == {how}
 
@@ -81,6 +82,14 @@ def test_queries_with_nothing_in_their_region_are_missed_and_counted(city, tmp_p
     assert found == [[], []]
     assert after["recalls"] == after["chance"] == {"R@1": 0, "R@5": 0}
     assert after["queries without an image in their region"] == "2 of 2, without predictions"
+
+
+def test_the_error_of_the_top_prediction_says_how_many_queries_have_one(city, tmp_path):
+    evaluated(city, tmp_path / "one", "--near", "40,50")
+    evaluated(city, tmp_path / "all", "--near", "500")
+    assert "median" in (tmp_path / "all/report.html").read_text()
+    assert "queries with a prediction" not in (tmp_path / "all/report.html").read_text()
+    assert ", of the 1 queries with a prediction" in (tmp_path / "one/report.html").read_text()
 
 
 def test_a_comparison_near_positions_says_so(city, tmp_path):
