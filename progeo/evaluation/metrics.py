@@ -87,7 +87,7 @@ def chance_recalls(num_positives: np.ndarray, num_images: np.ndarray | int, ns: 
     positives, images = pairs
     missed, by_n = np.ones(len(positives)), [0.0]  # logarithms of binomials would lose the digits of a small recall
     for drawn in range(min(max(ns), images.max())):
-        missed *= 1 - positives * (drawn < images) / np.maximum(images - drawn, 1)
+        missed *= 1 - positives / np.maximum(images - drawn, 1)
         by_n.append(100 * float(np.average(1 - missed, weights=counts)))
     return {n: by_n[min(n, len(by_n) - 1)] for n in ns}
 

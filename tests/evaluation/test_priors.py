@@ -78,6 +78,9 @@ def test_queries_with_nothing_in_their_region_are_missed_and_counted(city, tmp_p
     assert found == [[2], [2]]
     assert after["recalls"] == {"R@1": 50, "R@5": 50}
     assert after["prior"] == f"within 250 m of {LATITUDE}, {LONGITUDE}; heading within 30 degrees of that of each query"
+    found, after = evaluated(city, tmp_path, "--near", "150", "--heading", "100")
+    assert found == [[3, 1, 2], [3, 5]]
+    assert after["chance"] == pytest.approx({"R@1": 100 / 6, "R@5": 50})
     found, after = evaluated(city, tmp_path, "--near", f"{LATITUDE + 1},{LONGITUDE},250")
     assert found == [[], []]
     assert after["recalls"] == after["chance"] == {"R@1": 0, "R@5": 0}
