@@ -132,11 +132,9 @@ class PlaceIndex:
             return None
         rows = self._rows_of(near, heading)
         if not len(rows):
-            where = (
-                [f"within {near.radius_m:g} m of {near.latitude:.10g}, {near.longitude:.10g}"]
-                if near is not None
-                else []
-            )
+            where = []
+            if near is not None:
+                where = [f"within {near.radius_m:g} m of {near.latitude:.10g}, {near.longitude:.10g}"]
             where += [f"with a heading of {heading.heading_deg:g} degrees"] if heading is not None else []
             raise ValueError(
                 f"None of the {self.metadata.rows} of {self.folder} lies {' and '.join(where)}: take a larger radius "
