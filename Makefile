@@ -32,6 +32,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.places
 	$(BIN)/python -m benchmarks.evaluation
 	$(BIN)/python -m benchmarks.localization
+	$(BIN)/python -m benchmarks.service
 	$(BIN)/python -m benchmarks.export
 	$(BIN)/python -m benchmarks.durability
 

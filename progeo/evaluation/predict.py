@@ -15,6 +15,7 @@ from progeo.evaluation.classification import ClassScores, class_probabilities, r
 from progeo.evaluation.crops import nearest_of_crops, votes_of_crops
 from progeo.evaluation.metrics import first_of_each_panorama
 from progeo.evaluation.options import RankingOptions
+from progeo.evaluation.priors import Regions
 from progeo.evaluation.recall import recall_at
 from progeo.evaluation.rerank import build_reranker
 from progeo.evaluation.search import (
@@ -112,6 +113,7 @@ def predict_images(
     *,
     index: SearchedIndex | None = None,
     ranking: RankingOptions = RankingOptions(),
+    regions: Regions | None = None,
 ) -> Predictions:
     """Predict the database images nearest to each query.
 
@@ -121,6 +123,7 @@ def predict_images(
         benchmark: gives the number of predictions, the preprocessing of queries and the panoramas.
         index: an index whose predictions are returned, compared with those of the exact search; None for none.
         ranking: whether to return the predictions of re-ranking, compared likewise.
+        regions: the images that each query is searched among; None for all.
     """
     count, panoramas = max(benchmark.options.recall_ns), benchmark.panoramas
     depth = count if panoramas is None else count * _VIEWS_PER_PANORAMA
@@ -134,10 +137,13 @@ def predict_images(
         return rows if panoramas is None else first_of_each_panorama(rows, panoramas, count)
 
     start = time.perf_counter()
-    neighbors = nearest_neighbors(database.parts(), crops, depth)
+    if regions is None:
+        neighbors = nearest_neighbors(database.parts(), crops, depth)
+    else:
+        neighbors = regions.neighbors(database, crops.reshape(len(queries), -1, database.width), depth)
     exact_ms = _ms_per_query(start, len(queries))
     exact = predicted(neighbors)
-    by_descriptors = benchmark.options.query_preprocessing != "maj_voting"
+    by_descriptors = benchmark.options.query_preprocessing != "maj_voting" and regions is None
     if ranking.rerank is not None:
         neighbors, facts = _reranked(database, queries, depth, ranking)
         rows, reranked_ms = predicted(neighbors), _ms_per_query(start, len(queries))

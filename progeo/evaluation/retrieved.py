@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from progeo.evaluation.classification import ClassScores
+from progeo.evaluation.priors import Regions
 from progeo.evaluation.recall import correct_predictions
 from progeo.places.catalogue import Catalogue
 from progeo.places.coordinates import middle_of, offsets_m
@@ -42,6 +43,8 @@ class Retrieved:
     """Probabilities of classes; None if the database is of images."""
     panoramas: np.ndarray | None = None
     """Panorama of each database image, str (N,), if each counts as one prediction; None if every image counts."""
+    regions: Regions | None = None
+    """Database images that each query was searched among; None for all."""
 
     @property
     def labeled(self) -> bool:

@@ -21,7 +21,7 @@ def localize_photos(
     *,
     top: int,
     threshold: float,
-    among: np.ndarray | None,
+    among: np.ndarray | Sequence[np.ndarray] | None,
     batch_size: int,
     num_workers: int,
     shows_progress: bool,
@@ -81,7 +81,8 @@ def localizations_of(
         known = None if confidence is None else confidence >= threshold
         shares = None if probabilities is None else probabilities[row, :top]
         matches = _matches(index, neighbors.rows[row, :top], neighbors.distances[row, :top], shares)
-        error = "" if matches else f"No match was found for {query}."
+        where = " near its position or heading: take a larger radius or tolerance" if is_restricted else ""
+        error = "" if matches else f"No match was found for {query}{where}."
         results.append(Localization(query, confidence, radius_m, known, matches, error, is_restricted=is_restricted))
     return results
 
