@@ -81,9 +81,13 @@ def write_map(use_template, tmp_path):
     return write
 
 
+def wait_two_frames(page):
+    page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
 def found(page, color):
     """Return number of pixels and middle of all that is drawn in a color of the page; `below` the top of the map."""
-    page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    wait_two_frames(page)
     return page.evaluate(FOUND, color)
 
 
@@ -336,6 +340,15 @@ def test_fifty_thousand_positions_are_squares_and_ten_thousand_queries_shapes(wr
         page.wait_for_timeout(100)
     found(page, "--correct")
     assert page.evaluate("radius") == 4.5
+
+
+def test_a_window_without_an_area_does_not_lose_the_view(write_map, open_page):
+    page = open_page(write_map(), reduced_motion=True)
+    for size in ({"width": 1, "height": 1}, {"width": 1280, "height": 800}):
+        page.set_viewport_size(size)
+        wait_two_frames(page)
+    assert found(page, "--correct")["count"] > 20
+    assert found(page, "--wrong")["count"] > 20
 
 
 def test_a_map_without_positions_says_so(write_map, open_page):

@@ -536,7 +536,7 @@ const createMap = (() => {
       });
     }
 
-    // Without an area, as of a page that is not laid out yet, no view fits.
+    // Without an area, as in a window of one pixel, no view fits.
     isEmpty() {
       const { x, y } = this.map.getSize();
       return x * y === 0;
