@@ -16,6 +16,7 @@ from progeo.evaluation.cell_index import Cells, cells_of_database
 from progeo.evaluation.classification import lie_in_classes
 from progeo.evaluation.copies import find_copies
 from progeo.evaluation.descriptors import read_descriptors
+from progeo.evaluation.image_matching import Matching
 from progeo.evaluation.missed import Missed, missed_classes, missed_images
 from progeo.evaluation.options import BenchmarkOptions, RankingOptions
 from progeo.evaluation.predict import (
@@ -39,6 +40,7 @@ from progeo.models.classifier import MEANS, Classifier
 from progeo.models.encoder import Encoder
 from progeo.models.options import Preprocessing
 from progeo.places.catalogue import Catalogue, read_catalogue
+from progeo.verification.matchers import build_matcher
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,13 @@ class Evaluator:
         """
         benchmark = self.benchmark
         query_set = benchmark.query_set
-        if ranking.rerank is not None:
+        matching = None
+        if ranking.rerank == "k_reciprocal":
             _check_rerank(benchmark, ranking.rerank_k1)
+        elif ranking.rerank == "matching":
+            matcher = build_matcher(ranking.rerank_matcher, device=self.accelerator.device)
+            per_panorama = benchmark.panoramas is not None
+            matching = Matching(matcher, ranking.rerank_top, self.images.orientation, per_panorama)
         labels = self._cells_of(benchmark, through) if isinstance(through, Cells) else None
         extraction: Mapping[str, str] = {}
         if isinstance(encoder, Path):
@@ -133,7 +140,7 @@ class Evaluator:
         elif through is not None:
             index = open_faiss_index(database, through, probes=probes, folder=index_folder)
         benchmark, vectors = benchmark.without_queries(queries.missing), _rows(queries)
-        found = predict_images(database, vectors, benchmark, index=index, ranking=ranking)
+        found = predict_images(database, vectors, benchmark, index=index, ranking=ranking, matching=matching)
         return self._write(
             found,
             benchmark,
@@ -248,6 +255,7 @@ class Evaluator:
             query_set.great_circle,
             found.classes,
             benchmark.panoramas,
+            found.pairs,
         )
         facts = {
             **{name: facts[name] for name in ("encoder", "descriptor")},
