@@ -26,7 +26,7 @@ def same(one, other):
 
 
 def test_features_are_bounded_strongest_first_and_of_unit_length():
-    noise = np.random.default_rng(0).integers(0, 256, (3, 1024, 1000), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (3, 512, 500), np.uint8)
     features = extract_local_features(torch.from_numpy(noise))
     assert len(features) == MAX_FEATURES
     assert features.shape == (SIDE_PX, 500)
