@@ -54,11 +54,17 @@ def hub_cache(hub_folder, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
+def pytest_collectstart():
+    """Do not search for garbage among all that is imported, which would take seconds."""
+    gc.disable()
+
+
 def pytest_collection_finish():
     """Keep modules out of the search for garbage, which would take seconds, and search less often."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(5000, 10, 10)
+    gc.enable()
 
 
 @pytest.fixture

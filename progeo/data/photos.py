@@ -64,7 +64,7 @@ class Photos(Dataset):
         if isinstance(photo, Tensor):
             return photo
         if isinstance(photo, np.ndarray):
-            return torch.from_numpy(np.ascontiguousarray(photo)).permute(2, 0, 1)
+            return torch.tensor(photo).permute(2, 0, 1)  # a copy, as the array may be read-only
         try:
             if isinstance(photo, Image.Image):
                 return pixels_of(photo, self.orientation)

@@ -10,7 +10,7 @@ from scipy.spatial import cKDTree
 
 from progeo.evaluation.classification import class_means
 from progeo.evaluation.search import Neighbors
-from progeo.features.store import ShardedRows
+from progeo.features.store import Rows
 from progeo.models.classifier import Classifier
 from progeo.models.encoder import Encoder
 from progeo.places.catalogue import Catalogue
@@ -107,7 +107,7 @@ def cell_of_images(
 
 
 def build_cell_index(
-    descriptors: ShardedRows, labels: np.ndarray, vectors: np.ndarray | None, *, num_classes: int | None = None
+    descriptors: Rows, labels: np.ndarray, vectors: np.ndarray | None, *, num_classes: int | None = None
 ) -> faiss.IndexIVFFlat:
     """Build an index of all images, whose list c holds the images of class c.
 
@@ -131,8 +131,8 @@ def build_cell_index(
     return index
 
 
-def add_to_cells(index: Any, descriptors: ShardedRows, labels: np.ndarray) -> None:
-    """Add images to an index of cells, one file at a time; arguments as of `build_cell_index`."""
+def add_to_cells(index: Any, descriptors: Rows, labels: np.ndarray) -> None:
+    """Add images to an index of cells, one part at a time; arguments as of `build_cell_index`."""
     start = 0
     for part in descriptors.parts():
         values = np.ascontiguousarray(part, np.float32)

@@ -13,7 +13,7 @@ import numpy as np
 
 from progeo.atomic import replacing
 from progeo.engine.log import LOGGER
-from progeo.features.store import ShardedRows
+from progeo.features.store import Rows, ShardedRows
 from progeo.files import file_digest, write_text
 
 _MAX_TRAINING = 2**17
@@ -177,7 +177,7 @@ def check_searchable(path: Path) -> None:
         raise ValueError(f"{path} is corrupt or no index, a search in it fails. Delete it and build it again.")
 
 
-def build_index(database: ShardedRows, kind: str) -> faiss.Index:
+def build_index(database: Rows, kind: str) -> faiss.Index:
     """Train an index on a sample of a database and fill it; `kind` and errors as for `open_index`."""
     sample = np.unique(np.linspace(0, len(database) - 1, min(len(database), _MAX_TRAINING)).astype(np.int64))
     try:
@@ -196,8 +196,8 @@ def build_index(database: ShardedRows, kind: str) -> faiss.Index:
     return index
 
 
-def add_to_index(index: faiss.Index, database: ShardedRows) -> None:
-    """Add descriptors to an index, one file at a time."""
+def add_to_index(index: faiss.Index, database: Rows) -> None:
+    """Add descriptors to an index, one part at a time."""
     for part in database.parts():
         index.add(np.ascontiguousarray(part, np.float32))
 

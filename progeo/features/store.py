@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
 from zipfile import BadZipFile
@@ -16,6 +17,8 @@ _NUMPY_ERRORS = (
 )
 """Errors of numpy for a corrupt file, whose header is a Python literal."""
 _ROWS_AT_ONCE = 2**12
+_VALUES_AT_ONCE = 2**26
+"""Maximum number of values in memory when rows are read in another order."""
 
 
 def can_be_compared(features: np.ndarray) -> np.ndarray:
@@ -125,9 +128,11 @@ class ShardedRows:
         """
         values, rows = np.empty((len(rows), self.width), self.dtype), self.all_rows(rows)
         shards = rows // self.shard_size
-        for shard in np.unique(shards).tolist():
-            here = shards == shard
-            values[here] = self._map(shard)[rows[here] - shard * self.shard_size]
+        by_shard = np.argsort(shards, kind="stable")
+        for here in np.split(by_shard, np.flatnonzero(np.diff(shards[by_shard])) + 1):
+            if len(here):
+                shard = int(shards[here[0]])
+                values[here] = self._map(shard)[rows[here] - shard * self.shard_size]
         return values
 
     def parts(self) -> Iterator[np.ndarray]:
@@ -158,3 +163,33 @@ class ShardedRows:
     def path(self, shard: int) -> Path:
         """Return the file of a shard."""
         return self.folder / self.file_name.format(shard)
+
+
+@dataclass(frozen=True)
+class ReorderedRows:
+    """Rows that are not excluded, in another order."""
+
+    rows: ShardedRows
+    order: np.ndarray
+    """Positions in `rows`, int64 (N,)."""
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.rows.width
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Read rows int64 (n,) in the given order, (n, D)."""
+        return self.rows.take(self.order[rows])
+
+    def parts(self) -> Iterator[np.ndarray]:
+        """Yield all rows, (n, D) at a time, many since they may come from all files."""
+        step = max(1, _VALUES_AT_ONCE // max(1, self.width))
+        for start in range(0, len(self.order), step):
+            yield self.rows.take(self.order[start : start + step])
+
+
+Rows = ShardedRows | ReorderedRows

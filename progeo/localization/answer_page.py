@@ -81,17 +81,21 @@ def confidence_in_words(result: Localization, *, by_text: bool = False) -> str:
     if result.error:
         return result.error
     if result.confidence is None:
-        return f"No confidence: {_why_none(result.matches[0], by_text=by_text)}"
+        return f"No confidence: {_why_none(result, by_text=by_text)}"
     words = _UNKNOWN
     if result.known:
         words = next(words for minimum, words in CONFIDENCES if result.confidence >= minimum)
     return words.format(radius_m=result.radius_m, percent=100 * result.confidence)
 
 
-def _why_none(first: Match, *, by_text: bool) -> str:
+def _why_none(result: Localization, *, by_text: bool) -> str:
     if by_text:
         return "it is calibrated on photos only"
-    return "the position of the best match is unknown" if first.east_m is None else "the index is not calibrated"
+    if result.is_restricted:
+        return "it is calibrated on searches of the complete index"
+    if result.matches[0].east_m is None:
+        return "the position of the best match is unknown"
+    return "the index is not calibrated"
 
 
 def _verdict(result: Localization) -> str:

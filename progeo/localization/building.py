@@ -22,7 +22,7 @@ from progeo.export.classifier import check_fits_encoder, load_classifier
 from progeo.export.weights import load_encoder, save_encoder
 from progeo.features.descriptors import descriptor_extractor, descriptor_metadata, extract_descriptors
 from progeo.features.options import CacheOptions, ClassOptions, ImageOptions, WorkOptions
-from progeo.features.store import ShardedRows
+from progeo.features.store import ReorderedRows, Rows, ShardedRows
 from progeo.localization.cells import load_cells
 from progeo.localization.class_means import extract_class_means
 from progeo.localization.index_folder import (
@@ -47,7 +47,8 @@ from progeo.locks import locked
 from progeo.models.classifier import Classifier
 from progeo.models.encoder import Encoder
 from progeo.places.catalogue import Catalogue, read_catalogue
-from progeo.places.geographic import check_zones
+from progeo.places.cell_order import cell_order
+from progeo.places.geographic import check_zones, degrees_of
 
 _DESCRIPTORS_DEPEND_ON = ("encoder", "image_size", "database_preprocessing", "orientation")
 """Fields of `IndexMetadata` that the descriptors depend on."""
@@ -58,7 +59,7 @@ _Extract = Callable[[Catalogue], ShardedRows]
 class _Rows:
     """The rows of a new index."""
 
-    descriptors: ShardedRows
+    descriptors: Rows
     catalogue: Catalogue
     classes: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `IndexMetadata` about classes."""
@@ -185,9 +186,16 @@ def _rows_of_images(catalogue: Catalogue, extract: _Extract, cells: Cells | None
     check_zones(indexed)
     labels = None if cells is None else _cells_of(indexed, cells)  # before the hours of extraction
     descriptors = extract(catalogue)
+    indexed = indexed.without(descriptors.missing)
+    order = _order(indexed)
     if labels is not None:
-        labels = np.delete(labels, descriptors.missing)
-    return _Rows(descriptors, indexed.without(descriptors.missing), labels=labels)
+        labels = np.delete(labels, descriptors.missing)[order]
+    return _Rows(ReorderedRows(descriptors, order), indexed.take(order), labels=labels)
+
+
+def _order(images: Catalogue) -> np.ndarray:
+    """Sort images, as `index_images` returns them, so that those near a position are a few ranges of rows."""
+    return cell_order(*degrees_of(images))
 
 
 def _cells_of(images: Catalogue, cells: Cells) -> np.ndarray:
@@ -284,10 +292,12 @@ def _added(index: PlaceIndex, images: Catalogue, descriptors: ShardedRows) -> bo
     if not len(new):
         return True
     added = images.without(new.missing)
+    order = _order(added)
+    rows, added = ReorderedRows(new, order), added.take(order)
     if index.cells is None:
-        add_to_index(faiss_index, new)
+        add_to_index(faiss_index, rows)
     else:
-        add_to_cells(faiss_index, new, cells_of_catalogue(added, index.cells.classifier))
+        add_to_cells(faiss_index, rows, cells_of_catalogue(added, index.cells.classifier))
     table = pa.concat_tables([index.catalogue.table, added.table])
     metadata = replace(index.metadata, images=len(table), **new_files())
     return save_generation(index.folder, index.metadata, metadata, faiss_index, Catalogue(index.folder, table))

@@ -28,10 +28,6 @@ class Match:
     corners: tuple[tuple[float, float], ...] | None = None
     """Longitude and latitude of the corners of the class's cell, counterclockwise from the south-west; None for images,
     and if they are unknown."""
-    inliers: int | None = None
-    """Number of matched points whose geometry agrees; None if the match was not verified."""
-    lines: tuple[tuple[float, float, float, float], ...] = ()
-    """Such points: x and y in the query photo, x and y in the match, as fractions of their width and height."""
 
     @property
     def position(self) -> str:
@@ -66,8 +62,9 @@ class Localization:
     """The nearest images or classes, best first."""
     error: str = ""
     """Why there are no matches; empty if there are."""
-    verified: bool = False
-    """Whether matches were verified: matched with the photo and ranked by `inliers`."""
+    is_restricted: bool = False
+    """Whether only a part of the index was searched, near a position or in a direction: without a confidence, which is
+    calibrated on searches of all of it."""
 
     @property
     def latitude(self) -> float | None:

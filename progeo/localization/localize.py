@@ -21,6 +21,7 @@ def localize_photos(
     *,
     top: int,
     threshold: float,
+    among: np.ndarray | None,
     batch_size: int,
     num_workers: int,
     shows_progress: bool,
@@ -34,19 +35,21 @@ def localize_photos(
     errors = {row: error for _, errors_of_one in found for row, error in errors_of_one.items()}
     if len(errors) == len(several):
         raise ValueError(next(iter(errors.values())))
-    neighbors = index.search(*(descriptors for descriptors, _ in found), min_count=top)
-    calibration = index.metadata.calibration
+    neighbors = index.search(*(descriptors for descriptors, _ in found), min_count=top, among=among)
+    is_restricted = among is not None
+    calibration = None if is_restricted else index.metadata.calibration
     names = Photos(several)
     return localizations_of(
         index,
         [names.name(row) for row in range(len(several))],
         neighbors,
         top=top,
-        confidences=index.confidences(neighbors),
+        confidences=np.full(len(several), np.nan) if is_restricted else index.confidences(neighbors),
         probabilities=index.probabilities(neighbors),
         radius_m=None if calibration is None else calibration.radius_m,
         threshold=threshold,
         errors=errors,
+        is_restricted=is_restricted,
     )
 
 
@@ -61,8 +64,14 @@ def localizations_of(
     radius_m: float | None = None,
     threshold: float = 0.0,
     errors: Mapping[int, str] | None = None,
+    is_restricted: bool = False,
 ) -> list[Localization]:
-    """Convert the neighbors of Q queries to results; `errors` says by row why a query has none."""
+    """Convert the neighbors of Q queries to results.
+
+    Args:
+        errors: why a query has no result, by row.
+        is_restricted: see `Localization`.
+    """
     results = []
     for row, query in enumerate(queries):
         if errors and row in errors:
@@ -73,7 +82,7 @@ def localizations_of(
         shares = None if probabilities is None else probabilities[row, :top]
         matches = _matches(index, neighbors.rows[row, :top], neighbors.distances[row, :top], shares)
         error = "" if matches else f"No match was found for {query}."
-        results.append(Localization(query, confidence, radius_m, known, matches, error))
+        results.append(Localization(query, confidence, radius_m, known, matches, error, is_restricted=is_restricted))
     return results
 
 

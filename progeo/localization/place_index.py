@@ -19,6 +19,7 @@ from progeo.engine.accelerator import Processor, choose_processor
 from progeo.engine.log import LOGGER
 from progeo.engine.options import Precision
 from progeo.evaluation.cell_index import Cells, cell_neighbors
+from progeo.evaluation.row_search import RowSearch
 from progeo.evaluation.search import Neighbors, check_searchable, index_neighbors, map_index
 from progeo.export.classifier import check_fits_encoder, load_classifier
 from progeo.export.weights import load_encoder
@@ -37,7 +38,9 @@ from progeo.localization.localize import localize_photos
 from progeo.models.encoder import Encoder
 from progeo.models.options import Preprocessing
 from progeo.places.catalogue import Catalogue, open_catalogue
+from progeo.places.cell_order import CellOrder, build_cell_order
 from progeo.places.geographic import degrees_of, positions_m
+from progeo.places.nearby import HeadingRange, Near, looks_toward
 
 _NUM_MATCHES = 20
 """Number of matches of a query that its confidence is computed from."""
@@ -67,6 +70,8 @@ class PlaceIndex:
         *,
         top: int = 5,
         threshold: float = 0.5,
+        near: Near | tuple[float, float, float] | None = None,
+        heading: HeadingRange | tuple[float, float] | None = None,
         batch_size: int = 64,
         num_workers: int = 0,
         shows_progress: bool = False,
@@ -78,6 +83,10 @@ class PlaceIndex:
                 photos: an array uint8 (B, H, W, 3) or a tensor uint8 (B, 3, H, W).
             top: number of matches of each photo.
             threshold: minimum confidence of a known position, 0 to 1.
+            near: latitude and longitude in degrees and a radius in meters: only images within it can match. Without
+                a confidence, which is calibrated on searches of the complete index.
+            heading: degrees clockwise from north and a tolerance in degrees: only images that look there can match, or
+                whose heading is unknown. Without a confidence.
             batch_size: number of photos that the encoder gets at once.
             num_workers: number of processes that decode photos; 0 decodes them in this one.
             shows_progress: whether progress is logged.
@@ -86,13 +95,19 @@ class PlaceIndex:
             A localization for each photo, in their order; that of one that cannot be read has an `error`.
 
         Raises:
-            ValueError: something is no photo, or none of the photos can be read.
+            ValueError: something is no photo, none of the photos can be read, or no image lies within `near` and
+                `heading`.
         """
+        if near is not None and not isinstance(near, Near):
+            near = Near(*near)
+        if heading is not None and not isinstance(heading, HeadingRange):
+            heading = HeadingRange(*heading)
         return localize_photos(
             self,
             photos,
             top=top,
             threshold=threshold,
+            among=self.rows_within(near, heading),
             batch_size=batch_size,
             num_workers=num_workers,
             shows_progress=shows_progress,
@@ -107,6 +122,37 @@ class PlaceIndex:
         """Build a feature extractor with the encoder, image size and orientation of the index."""
         images = ImageOptions(image_size=self.metadata.image_size, orientation=self.metadata.orientation)
         return descriptor_extractor(self.encoder, images, self.processor, preprocessing=preprocessing)
+
+    def rows_within(self, near: Near | None, heading: HeadingRange | None) -> np.ndarray | None:
+        """Find the rows near a position that may look in some directions: sorted, int64 (n,); None for all rows.
+
+        Raises:
+            ValueError: there is none, or the index has no headings.
+        """
+        if near is None and heading is None:
+            return None
+        rows = np.arange(len(self.catalogue)) if near is None else self._cell_order.rows_within(near)
+        if heading is not None:
+            headings = self.catalogue.heading
+            if np.isnan(headings).all():
+                raise ValueError(f"`heading` {heading} cannot be used: {self.folder} has no headings. Leave it out.")
+            rows = rows[looks_toward(headings[rows], heading)]
+        if not len(rows):
+            where = [f"within {near.radius_m:g} m of {near.latitude}, {near.longitude}"] if near is not None else []
+            where += [f"with a heading of {heading.heading_deg:g} degrees"] if heading is not None else []
+            raise ValueError(
+                f"None of the {self.metadata.rows} of {self.folder} lies {' and '.join(where)}: take a larger radius "
+                f"or tolerance."
+            )
+        return rows
+
+    @cached_property
+    def _cell_order(self) -> CellOrder:
+        return build_cell_order(self.catalogue.table["latitude"], self.catalogue.table["longitude"])
+
+    @cached_property
+    def _row_search(self) -> RowSearch:
+        return RowSearch(self.index)
 
     @cached_property
     def query_extractors(self) -> list[FeatureExtractor]:
@@ -127,6 +173,7 @@ class PlaceIndex:
         *,
         min_count: int = 1,
         probes: int | None = None,
+        among: np.ndarray | None = None,
     ) -> Neighbors:
         """Search for Q queries; returns at least `min_count` neighbors, and as many as confidence requires.
 
@@ -135,11 +182,14 @@ class PlaceIndex:
             cell_descriptors: those of the other network that ranks the cells, (Q, E); None takes the class means of
                 the encoder of the index instead.
             probes: number of inverted lists to visit; None takes that of the index.
+            among: the rows that are searched, all of them; sorted, int64 (n,). None searches the index.
         """
         if self.metadata.holds_classes:
             descriptors = descriptors / np.maximum(np.linalg.norm(descriptors, axis=1, keepdims=True), 1e-12)
         num_confident = _NUM_CLASSES if self.metadata.holds_classes else _NUM_MATCHES
         count = max(min_count, num_confident)
+        if among is not None:
+            return self._row_search.neighbors_among(among, descriptors, min(count, len(among)))
         if self.cells is not None:
             return cell_neighbors(
                 self.index,

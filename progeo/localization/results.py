@@ -32,7 +32,7 @@ _DEFAULTS = WritingOptions()
 def _flat(result: Localization, match: Match | None) -> dict[str, Any]:
     """Flatten a result to one row with one of its matches."""
     values = dict.fromkeys(field.name for field in fields(Match)) if match is None else asdict(match)
-    for name in ("corners", "lines", "row"):
+    for name in ("corners", "row"):
         del values[name]
     return {
         "photo": result.query,

@@ -10,7 +10,7 @@ from progeo.places.catalogue import Catalogue
 from progeo.places.extent import extent_of
 from progeo.places.geographic import degrees_of, positions_m
 
-_EARTH_RADIUS_M = 6_371_008.8
+EARTH_RADIUS_M = 6_371_008.8
 """Mean radius of the Earth."""
 _WIDE_M = 100_000
 
@@ -41,7 +41,7 @@ class Distances:
         """Convert a distance along the surface to the straight distance between points."""
         if not self._on_sphere:
             return distance_m
-        return 2 * _EARTH_RADIUS_M * float(np.sin(min(distance_m / (2 * _EARTH_RADIUS_M), np.pi / 2)))
+        return 2 * EARTH_RADIUS_M * float(np.sin(min(distance_m / (2 * EARTH_RADIUS_M), np.pi / 2)))
 
     @property
     def _on_sphere(self) -> bool:
@@ -51,7 +51,7 @@ class Distances:
         """Convert straight distances to distances along the surface."""
         if not self._on_sphere:
             return straight_m
-        return 2 * _EARTH_RADIUS_M * np.arcsin(np.minimum(straight_m / (2 * _EARTH_RADIUS_M), 1))
+        return 2 * EARTH_RADIUS_M * np.arcsin(np.minimum(straight_m / (2 * EARTH_RADIUS_M), 1))
 
 
 def distances_between(database: Catalogue, queries: Catalogue, *, great_circle: bool = False) -> Distances:
@@ -96,4 +96,4 @@ def _on_sphere(degrees: np.ndarray) -> np.ndarray:
     latitude, longitude = np.radians(degrees)
     around = np.cos(latitude)
     points = [around * np.cos(longitude), around * np.sin(longitude), np.sin(latitude)]
-    return _EARTH_RADIUS_M * np.stack(points, axis=1)
+    return EARTH_RADIUS_M * np.stack(points, axis=1)

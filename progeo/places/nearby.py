@@ -3,6 +3,10 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
+from progeo.places.distances import EARTH_RADIUS_M
+
 
 @dataclass(frozen=True)
 class Near:
@@ -65,6 +69,28 @@ def parse_heading(text: str) -> HeadingRange:
         ValueError: it is no such text, or a number is out of range.
     """
     return HeadingRange(*_numbers(text, 2, "`heading` must be DEG,TOLERANCE", "90,30"))
+
+
+def haversine_m(latitude: np.ndarray, longitude: np.ndarray, to_latitude: float, to_longitude: float) -> np.ndarray:
+    """Compute the great-circle distances in meters from N positions in degrees to another, (N,), by the haversine.
+
+    The Earth is a sphere of its mean radius. NaN where a position is unknown.
+    """
+    north, to_north = np.radians(latitude), math.radians(to_latitude)
+    haversine = np.sin((north - to_north) / 2) ** 2
+    haversine += np.cos(north) * math.cos(to_north) * np.sin(np.radians(longitude - to_longitude) / 2) ** 2
+    return 2 * EARTH_RADIUS_M * np.arcsin(np.sqrt(np.minimum(haversine, 1)))
+
+
+def angle_of(distance_m: float) -> float:
+    """Convert a distance along a great circle to degrees."""
+    return math.degrees(distance_m / EARTH_RADIUS_M)
+
+
+def looks_toward(headings: np.ndarray, allowed: HeadingRange) -> np.ndarray:
+    """Return which headings, degrees (N,), lie in a range, inclusive, bool (N,); unknown ones (NaN) may."""
+    turned = (headings - allowed.heading_deg + 180) % 360 - 180
+    return ~(np.abs(turned) > allowed.tolerance_deg)
 
 
 def _numbers(text: str, count: int, what: str, example: str) -> list[float]:

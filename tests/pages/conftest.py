@@ -33,14 +33,23 @@ def browser(tmp_path_factory):
         browser.close()
 
 
+@pytest.fixture(scope="session")
+def idle_pages(browser):
+    """Blank pages by whether they have touch, opened by earlier tests: a new one would cost a process of Chromium."""
+    pages = {False: [], True: []}
+    yield pages
+    for each in [*pages[False], *pages[True]]:
+        each.context.close()
+
+
 @pytest.fixture
-def open_page(browser):
+def open_page(browser, idle_pages):
     """Open a file; at the end of the test, its page had no error or warning and requested nothing from any host.
 
     `init_script` runs before the script of the page. `ignored` are parts of messages, and of addresses of requests,
     that a test provokes.
     """
-    contexts, seen = [], []
+    used, seen = [], []
 
     def open_file(
         path,
@@ -54,31 +63,43 @@ def open_page(browser):
         fragment="",
         ignored=(),
     ):
-        context = browser.new_context(
-            viewport={"width": width, "height": height},
-            color_scheme="dark" if dark else "light",
-            reduced_motion="reduce" if reduced_motion else "no-preference",
-            has_touch=touch,
-            is_mobile=touch,
+        if idle_pages[touch] and not init_script:
+            opened = idle_pages[touch].pop()
+        else:
+            opened = browser.new_context(has_touch=touch, is_mobile=touch).new_page()
+            opened.set_default_timeout(10_000)
+            opened.add_init_script(init_script)
+        opened.set_viewport_size({"width": width, "height": height})
+        opened.emulate_media(
+            color_scheme="dark" if dark else "light", reduced_motion="reduce" if reduced_motion else "no-preference"
         )
-        contexts.append(context)
-        opened = context.new_page()
-        opened.set_default_timeout(10_000)
-        opened.add_init_script(init_script)
 
         def note(kind, text):
             if not any(part in text for part in ignored):
                 seen.append(f"{kind}: {text}")
 
-        opened.on("console", lambda each: each.type in ("error", "warning") and note(each.type, each.text))
-        opened.on("pageerror", lambda error: note("exception", str(error)))
-        opened.on("request", lambda each: each.url.startswith(_OWN_SCHEMES) or note("request", each.url))
+        listeners = {
+            "console": lambda each: each.type in ("error", "warning") and note(each.type, each.text),
+            "pageerror": lambda error: note("exception", str(error)),
+            "request": lambda each: each.url.startswith(_OWN_SCHEMES) or note("request", each.url),
+        }
+        for event, listener in listeners.items():
+            opened.on(event, listener)
+        used.append((opened, listeners, None if init_script else idle_pages[touch]))
         opened.goto(path.as_uri() + fragment)
         return opened
 
     yield open_file
-    for context in contexts:
-        context.close()
+    for opened, listeners, idle in used:
+        if idle is None:  # a script that runs before those of pages stays
+            opened.context.close()
+            continue
+        opened.mouse.move(0, 0)
+        opened.goto("about:blank")
+        opened.unroute_all()
+        for event, listener in listeners.items():
+            opened.remove_listener(event, listener)
+        idle.append(opened)
     assert not seen
 
 

@@ -1,1 +1,0 @@
-"""Localize photos over HTTP, and the pages of that."""

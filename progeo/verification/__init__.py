@@ -1,1 +1,0 @@
-"""Match pairs of photos by local features and check the matches by geometry."""

@@ -1,0 +1,169 @@
+"""The Python API: photos of any kind, near a position, from several threads."""
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from indexes import command, localized
+from PIL import Image
+
+import progeo
+from progeo.places.distances import EARTH_RADIUS_M
+
+
+@pytest.fixture(scope="module")
+def folder(city, encoder, cache, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("built") / "index"
+    command("index build", cache, folder=city / "train", encoder=encoder, out=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def index(folder):
+    return progeo.open_index(folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def photo(city):
+    return sorted((city / "test/queries").iterdir())[0]
+
+
+def test_a_photo_is_localized_alike_whatever_it_comes_as(index, photo):
+    pixels = np.asarray(Image.open(photo).convert("RGB"))
+    with photo.open("rb") as stream, Image.open(photo) as image:
+        kinds = [photo, str(photo), photo.read_bytes(), stream, image, pixels, torch.tensor(pixels).permute(2, 0, 1)]
+        several = index.localize(kinds, top=3)
+        alone = [index.localize(each, top=3) for each in kinds]
+    expected = several[0].matches
+    assert [match.row for match in expected] == [
+        match.row for match in localized(index.folder, photo, top=3)[0].matches
+    ]
+    for one in (*several, *(result for (result,) in alone)):
+        assert [match.row for match in one.matches] == [match.row for match in expected]
+        assert (one.latitude, one.longitude) == (expected[0].latitude, expected[0].longitude)
+    assert [one.query for one in several] == [str(photo)] * 2 + [f"photo {number}" for number in (3, 4, 5, 6, 7)]
+    batch = index.localize(np.stack([pixels, pixels]), top=3)
+    assert [one.matches for one in batch] == [expected] * 2
+
+
+def test_a_match_tells_its_row_and_its_heading(index, photo):
+    (result,) = index.localize(photo, top=2)
+    for match in result.matches:
+        assert index.catalogue.table["path"][match.row].as_py() == match.path
+        assert index.catalogue.heading[match.row] == match.heading_deg
+
+
+def test_threads_that_share_an_index_get_what_one_alone_gets(city, index):
+    photos = sorted((city / "test/queries").iterdir())
+    expected = [index.localize(each) for each in photos]
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(index.localize, photos * 3)) == expected * 3
+
+
+def test_a_photo_that_cannot_be_read_is_a_result_with_an_error_among_others(index, photo, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    good, broken, truncated = index.localize([photo, tmp_path / "broken.jpg", photo.read_bytes()[:500]])
+    assert good.matches and not good.error
+    assert broken.error.startswith(f"The image {tmp_path}/broken.jpg cannot be decoded")
+    assert truncated.error.startswith("The image photo 3 cannot be decoded") and truncated.latitude is None
+    with pytest.raises(ValueError, match=r"There is no image .*missing.jpg"):
+        index.localize(tmp_path / "missing.jpg")
+    assert index.localize([]) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (np.zeros((5, 5, 3)), r"got ndarray of float64 \(5, 5, 3\)"),
+        (torch.zeros(5, 5, 3, dtype=torch.uint8), r"got Tensor of torch.uint8 \(5, 5, 3\)"),
+        ([3], "got int"),
+    ],
+)
+def test_something_that_is_no_photo_is_refused(index, wrong, words):
+    with pytest.raises(ValueError, match=rf"A photo must be a path.*{words}"):
+        index.localize(wrong)
+
+
+def distances_m(catalogue, latitude, longitude):
+    here = np.radians([latitude, longitude])
+    there = np.radians([catalogue.table[name].to_numpy() for name in ("latitude", "longitude")])
+    chord = np.sin((there[0] - here[0]) / 2) ** 2
+    chord += np.cos(here[0]) * np.cos(there[0]) * np.sin((there[1] - here[1]) / 2) ** 2
+    return 2 * EARTH_RADIUS_M * np.arcsin(np.sqrt(chord))
+
+
+def test_near_a_position_only_images_within_the_radius_match_in_the_order_of_all(index, photo):
+    (everywhere,) = index.localize(photo, top=len(index.catalogue))
+    at = everywhere.matches[4]
+    meters = distances_m(index.catalogue, at.latitude, at.longitude)
+    for radius_m in (15.0, 60.0):
+        near = (at.latitude, at.longitude, radius_m)
+        (result,) = index.localize(photo, top=len(index.catalogue), near=near)
+        expected = [match.row for match in everywhere.matches if meters[match.row] <= radius_m]
+        assert 0 < len(expected) < len(index.catalogue)
+        assert [match.row for match in result.matches] == expected
+        assert (result.is_restricted, result.confidence, result.known) == (True, None, None)
+
+
+def test_a_heading_excludes_images_that_look_elsewhere(index, photo):
+    (everywhere,) = index.localize(photo, top=len(index.catalogue))
+    (result,) = index.localize(photo, top=len(index.catalogue), heading=(350, 40))
+    headings = index.catalogue.heading
+    expected = [match.row for match in everywhere.matches if abs((headings[match.row] - 350 + 180) % 360 - 180) <= 40]
+    assert 0 < len(expected) < len(everywhere.matches)
+    assert [match.row for match in result.matches] == expected
+
+
+def test_images_of_an_index_are_stored_in_the_order_of_cells_with_their_own_descriptors(index, city, cache):
+    paths = index.catalogue.table["path"].to_pylist()
+    assert paths != sorted(paths) and sorted(paths) == sorted(map(str, (city / "train").iterdir()))
+    for row in (0, 5, len(paths) - 1):
+        (match,) = index.localize(paths[row], top=1)[0].matches
+        assert (match.row, match.distance) == (row, pytest.approx(0, abs=1e-3))
+
+
+@pytest.mark.parametrize(
+    ("restriction", "words"),
+    [
+        ({"near": (0, 0, 10)}, "None of the .* images of .* lies within 10 m of 0, 0: take a larger radius"),
+        ({"near": (91, 0, 10)}, "`near` must be a latitude from -90 to 90"),
+        ({"heading": (0, 200)}, "`heading` must be degrees clockwise from north and a tolerance"),
+    ],
+)
+def test_a_restriction_that_cannot_be_met_is_refused(index, photo, restriction, words):
+    with pytest.raises(ValueError, match=words):
+        index.localize(photo, **restriction)
+
+
+def test_the_command_takes_a_rough_position(index, folder, photo, capsys):
+    at = index.localize(photo)[0]
+    near = f"{at.latitude},{at.longitude},15"
+    (found,) = localized(folder, photo, near=near)
+    assert found.matches == index.localize(photo, near=(at.latitude, at.longitude, 15))[0].matches
+    with pytest.raises(ValueError, match="`near` must be LAT,LON,RADIUS_M, got '1,2'"):
+        localized(folder, photo, near="1,2")
+
+
+def test_descriptors_are_extracted_from_photos(index, encoder, photo):
+    pixels = np.asarray(Image.open(photo).convert("RGB"))
+    found = progeo.extract([photo, pixels], encoder, device="cpu")
+    loaded = progeo.load_encoder(encoder)
+    with torch.inference_mode():
+        expected = loaded(loaded.preprocess(Image.open(photo))[None])[0].numpy()
+    np.testing.assert_allclose(found, [expected] * 2, atol=1e-5)
+    with pytest.raises(ValueError, match=r"There is no image nowhere\.jpg"):
+        progeo.extract("nowhere.jpg", loaded)
+
+
+def test_a_device_that_does_not_exist_is_refused(folder):
+    with pytest.raises(ValueError, match="`device` abacus cannot be used"):
+        progeo.open_index(folder, device="abacus")
+
+
+def test_all_public_names_are_there_and_importing_progeo_imports_no_torch():
+    assert all(hasattr(progeo, name) for name in progeo.__all__)
+    code = "import progeo, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
