@@ -22,6 +22,7 @@ def localize(
     threshold: ClosedUnitInterval = 0.5,
     near: str | None = None,
     heading: str | None = None,
+    verify: bool | None = None,
     out: Path | None = None,
     spreadsheet_safe: bool = False,
     show_paths: bool = False,
@@ -43,6 +44,8 @@ def localize(
         heading: Rough direction DEG,TOLERANCE, such as 90,30: only images with a heading within TOLERANCE degrees of
             DEG, clockwise from north, can match, and those whose heading is unknown. Without a confidence, as with
             near. null allows all.
+        verify: Match each photo with its first 20 matches, and rank these by the number of points that match. null does
+            so where the confidence is below the threshold that progeo index calibrate --verify found.
         out: File to write the localizations to, ending in .csv, .geojson, .json or .html, a page with the photos, their
             matches and a map. null writes none.
         spreadsheet_safe: Write an apostrophe in front of texts in a .csv, also in that which a page lets download, that
@@ -65,6 +68,8 @@ def localize(
         raise ValueError("Give photos to localize, or `text` with a sentence to search by.")
     if text is not None and (near is not None or heading is not None):
         raise ValueError("`near` and `heading` are for photos, and `text` searches the complete index: omit them.")
+    if text is not None and verify:
+        raise ValueError("`verify` matches photos, and `text` is none: omit one of them.")
     if out is not None and out.suffix not in WRITERS:
         raise ValueError(f"`out` must end in {', '.join(WRITERS)}, got {out.name}.")
     circle = None if near is None else parse_near(near)
@@ -74,7 +79,14 @@ def localize(
         results = [localize_text(opened, text, top=top)]
     else:
         results = opened.localize(
-            photos, top=top, threshold=threshold, near=circle, heading=headings, **vars(work), shows_progress=True
+            photos,
+            top=top,
+            threshold=threshold,
+            near=circle,
+            heading=headings,
+            verify=verify,
+            **vars(work),
+            shows_progress=True,
         )
     if out is not None:
         options = WritingOptions(spreadsheet_safe, show_paths, opened, by_text=text is not None)

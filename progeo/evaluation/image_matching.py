@@ -10,7 +10,7 @@ from progeo.data.decode import read_image
 from progeo.datasets.query_sets import QuerySet
 from progeo.image_files import Orientation
 from progeo.verification.matchers import Matcher, Pair
-from progeo.verification.rerank import Candidates, rerank, warn_of_gone
+from progeo.verification.rerank import Candidates, rerank
 
 _NUM_KEPT = 5
 """Number of ranks whose matched points the report can show."""
@@ -68,7 +68,7 @@ class Matching:
             num_kept=self.top if self.one_per_panorama else _NUM_KEPT,
             hidden=False,
         )
-        warn_of_gone(candidates)
+        candidates.warn_of_gone()
         milliseconds = 1e3 * (time.perf_counter() - start) / max(1, found.num_pairs)
         reranked = np.take_along_axis(rows, found.order, axis=1)
         facts = {

@@ -1,7 +1,7 @@
 """Confidence of a localization, calibrated on photos of known position."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any
@@ -37,8 +37,20 @@ class AnyCalibration(ABC):
         """Return probabilities (Q,) that first matches lie within `radius_m`."""
 
 
+class _Logistic(AnyCalibration):
+    """Logistic model of the probability that the first match is correct, given F confidence features."""
+
+    means: tuple[float, ...]
+    stds: tuple[float, ...]
+    weights: tuple[float, ...]
+
+    def confidences(self, features: np.ndarray) -> np.ndarray:
+        """Return probabilities (Q,) that first matches lie within `radius_m`, from confidence features (Q, F)."""
+        return expit(_with_bias((features - self.means) / self.stds) @ np.array(self.weights))
+
+
 @dataclass(frozen=True)
-class Calibration(AnyCalibration):
+class Calibration(_Logistic):
     """Logistic model of the probability that the first match is correct, given its two confidence features."""
 
     radius_m: _Positive
@@ -54,9 +66,34 @@ class Calibration(AnyCalibration):
     """Expected calibration error, 0 to 1: mean gap between confidence and accuracy over ten bins of confidence, where
     the confidence of each photo is from a model fitted to other photos (5-fold cross-validation)."""
 
-    def confidences(self, features: np.ndarray) -> np.ndarray:
-        """Return probabilities (Q,) that first matches lie within `radius_m`, from confidence features (Q, 2)."""
-        return expit(_with_bias((features - self.means) / self.stds) @ np.array(self.weights))
+
+@dataclass(frozen=True)
+class VerifiedCalibration(_Logistic):
+    """Logistic model of the probability that the first match is correct, given its inliers as third feature."""
+
+    radius_m: _Positive
+    """Maximum distance in meters of a correct match."""
+    means: tuple[_Number, _Number, _Number]
+    stds: tuple[_Positive, _Positive, _Positive]
+    weights: tuple[_Number, _Number, _Number, _Number]
+    num_photos: _Count
+    num_correct: _Count
+    error: _Number
+    """Expected calibration error, as for `Calibration`, if all photos are verified."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How the matches of a place index are verified: matched with the photo, and ranked by inliers."""
+
+    matcher: str
+    """Name of the matcher, see `progeo.verification.matchers.build_matcher`."""
+    top: Annotated[int, Meta(ge=1, le=1000)]
+    """Number of first matches that are matched with a photo."""
+    below: Annotated[float, Meta(ge=0, le=1)]
+    """A photo with a confidence below this is verified; 0 verifies none, as that did not help."""
+    calibration: VerifiedCalibration
+    """Turns confidence features with inliers into the confidence of a photo that was verified."""
 
 
 @dataclass(frozen=True)
@@ -133,22 +170,68 @@ def calibrate(features: np.ndarray, correct: np.ndarray, radius_m: float) -> Any
     For images it is a logistic model (Platt scaling: Platt, 1999), for classes a temperature (Guo et al., ICML 2017).
 
     Args:
-        features: confidence features of queries of known position, (Q, 2) for images, (Q, 2, K) for classes.
+        features: confidence features of queries of known position, (Q, 2) for images, (Q, 3) if they were verified,
+            (Q, 2, K) for classes.
         correct: whether the first match lies within `radius_m`, bool (Q,).
         radius_m: maximum distance of a correct match in meters.
     """
-    fit = _fitted if features.ndim == 2 else _fitted_temperature
+    error = calibration_error(held_out_confidences(features, correct, radius_m), correct)
+    return _fit_of(features)(features, correct, radius_m, error)
+
+
+def held_out_confidences(features: np.ndarray, correct: np.ndarray, radius_m: float) -> np.ndarray:
+    """Compute the confidence (Q,) of each photo by a model fitted to other photos (5-fold cross-validation).
+
+    Args:
+        features, correct, radius_m: see `calibrate`.
+    """
     folds = np.random.default_rng(0).permutation(len(correct)) % _NUM_FOLDS
     held_out = np.empty(len(correct))
     for fold in range(_NUM_FOLDS):
-        model = fit(features[folds != fold], correct[folds != fold], radius_m, np.nan)
+        model = _fit_of(features)(features[folds != fold], correct[folds != fold], radius_m, np.nan)
         held_out[folds == fold] = model.confidences(features[folds == fold])
-    bins = np.minimum((held_out * _NUM_BINS).astype(int), _NUM_BINS - 1)
-    gaps = [abs(held_out[bins == each].sum() - correct[bins == each].sum()) for each in range(_NUM_BINS)]
-    return fit(features, correct, radius_m, float(sum(gaps) / len(correct)))
+    return held_out
 
 
-def _fitted(features: np.ndarray, correct: np.ndarray, radius_m: float, error: float) -> Calibration:
+def calibration_error(confidences: np.ndarray, correct: np.ndarray) -> float:
+    """Compute the expected calibration error: the mean gap between confidence and accuracy over ten bins, 0 to 1."""
+    bins = np.minimum((confidences * _NUM_BINS).astype(int), _NUM_BINS - 1)
+    gaps = [abs(confidences[bins == each].sum() - correct[bins == each].sum()) for each in range(_NUM_BINS)]
+    return float(sum(gaps) / len(correct))
+
+
+def verified_features(features: np.ndarray, inliers: np.ndarray) -> np.ndarray:
+    """Append the inliers of first matches (Q,) to their confidence features (Q, 2), as log(1 + inliers)."""
+    return np.concatenate([features, np.log1p(inliers)[:, None]], axis=1)
+
+
+def best_threshold(confidences: np.ndarray, correct: np.ndarray, verified_correct: np.ndarray) -> float:
+    """Find the confidence below which verifying photos gives the most correct first matches; 0 if none does.
+
+    Of thresholds that give as many, the middle one is returned.
+
+    Args:
+        confidences: of the photos without verification, by models that were fitted to other photos, (Q,).
+        correct: whether first matches are correct without verification, bool (Q,).
+        verified_correct: whether they are with it, bool (Q,).
+    """
+    order = np.argsort(confidences, kind="stable")
+    gains = verified_correct[order].astype(int) - correct[order]
+    totals = np.concatenate([[0], np.cumsum(gains)])  # of verifying the 0, 1, ... Q least certain photos
+    if totals.max() <= 0:
+        return 0.0
+    best = np.flatnonzero(totals == totals.max())
+    count = int(best[len(best) // 2])
+    if count == len(order):
+        return 1.0
+    return float(confidences[order[count - 1 : count + 1]].mean())
+
+
+def _fit_of(features: np.ndarray) -> Callable[[np.ndarray, np.ndarray, float, float], AnyCalibration]:
+    return _fitted if features.ndim == 2 else _fitted_temperature
+
+
+def _fitted(features: np.ndarray, correct: np.ndarray, radius_m: float, error: float) -> AnyCalibration:
     means, stds = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-12)
     inputs = _with_bias((features - means) / stds)
     targets = _targets(correct)
@@ -159,7 +242,8 @@ def _fitted(features: np.ndarray, correct: np.ndarray, radius_m: float, error: f
         return value, inputs.T @ (expit(logits) - targets)
 
     weights = minimize(loss, np.zeros(inputs.shape[1]), jac=True, method="BFGS").x
-    return Calibration(
+    kind = Calibration if features.shape[1] == 2 else VerifiedCalibration
+    return kind(
         radius_m=radius_m,
         means=tuple(means.tolist()),
         stds=tuple(stds.tolist()),

@@ -1,15 +1,19 @@
 """Localize photos with a place index."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from progeo.data.photos import Photo, Photos
+from progeo.engine.log import LOGGER
 from progeo.evaluation.search import Neighbors
 from progeo.localization.extraction import extract_photos, find_photos
 from progeo.localization.localizations import Localization, Match
+from progeo.localization.verifying import Verified
 from progeo.places.geographic import cell_corners
+from progeo.verification.matchers import Pair
 
 if TYPE_CHECKING:
     from progeo.localization.place_index import PlaceIndex
@@ -22,6 +26,7 @@ def localize_photos(
     top: int,
     threshold: float,
     among: np.ndarray | None,
+    verify: bool | None,
     batch_size: int,
     num_workers: int,
     shows_progress: bool,
@@ -35,22 +40,61 @@ def localize_photos(
     errors = {row: error for _, errors_of_one in found for row, error in errors_of_one.items()}
     if len(errors) == len(several):
         raise ValueError(next(iter(errors.values())))
-    neighbors = index.search(*(descriptors for descriptors, _ in found), min_count=top, among=among)
+    min_count = max(top, index.verifier.top) if verify or _verifies_some(index, verify) else top
+    neighbors = index.search(*(descriptors for descriptors, _ in found), min_count=min_count, among=among)
     is_restricted = among is not None
     calibration = None if is_restricted else index.metadata.calibration
-    names = Photos(several)
+    confidences = np.full(len(several), np.nan) if is_restricted else index.confidences(neighbors)
+    names = Photos(several, orientation=index.metadata.orientation)
+    chosen = np.setdiff1d(_rows_to_verify(index, confidences, verify), list(errors))
+    verified = None
+    if len(chosen):
+        verified = index.verifier.verified(names.pixels, neighbors, chosen, num_kept=top, hidden=not shows_progress)
+        neighbors = verified.neighbors
+        if not is_restricted:
+            confidences = _verified_confidences(index, verified, confidences)
     return localizations_of(
         index,
         [names.name(row) for row in range(len(several))],
         neighbors,
         top=top,
-        confidences=np.full(len(several), np.nan) if is_restricted else index.confidences(neighbors),
+        confidences=confidences,
         probabilities=index.probabilities(neighbors),
         radius_m=None if calibration is None else calibration.radius_m,
         threshold=threshold,
         errors=errors,
         is_restricted=is_restricted,
+        verified=verified,
     )
+
+
+def _verifies_some(index: "PlaceIndex", verify: bool | None) -> bool:
+    """Return whether photos whose confidence is low are verified."""
+    verification = index.metadata.verification
+    return verify is None and verification is not None and verification.below > 0
+
+
+def _rows_to_verify(index: "PlaceIndex", confidences: np.ndarray, verify: bool | None) -> np.ndarray:
+    """Return the rows of the photos to verify: all, none, or those whose confidence (Q,) is below the threshold."""
+    if verify:
+        return np.arange(len(confidences))
+    if not _verifies_some(index, verify):
+        return np.array([], np.int64)
+    assert index.metadata.verification is not None
+    return np.flatnonzero(confidences < index.metadata.verification.below)
+
+
+def _verified_confidences(index: "PlaceIndex", verified: Verified, before: np.ndarray) -> np.ndarray:
+    """Return the confidences (Q,) of photos some of which were verified; `before` are those without verification."""
+    calibration, verification = index.metadata.calibration, index.metadata.verification
+    if calibration is None:
+        return before
+    if verification is None:
+        LOGGER.warning("confidences do not count inliers: run `progeo index calibrate --verify`")
+        after = calibration.confidences(index.confidence_features(verified.nearest, calibration.radius_m))
+    else:
+        after = verification.calibration.confidences(verified.features(index, calibration.radius_m))
+    return np.where(verified.is_verified, after, before)
 
 
 def localizations_of(
@@ -65,12 +109,14 @@ def localizations_of(
     threshold: float = 0.0,
     errors: Mapping[int, str] | None = None,
     is_restricted: bool = False,
+    verified: Verified | None = None,
 ) -> list[Localization]:
     """Convert the neighbors of Q queries to results.
 
     Args:
         errors: why a query has no result, by row.
         is_restricted: see `Localization`.
+        verified: how matches were verified, if any were; `neighbors` are re-ranked by that.
     """
     results = []
     for row, query in enumerate(queries):
@@ -81,8 +127,13 @@ def localizations_of(
         known = None if confidence is None else confidence >= threshold
         shares = None if probabilities is None else probabilities[row, :top]
         matches = _matches(index, neighbors.rows[row, :top], neighbors.distances[row, :top], shares)
+        is_verified = verified is not None and bool(verified.is_verified[row])
+        if verified is not None and is_verified:
+            matches = tuple(_with_lines(match, verified.pairs.get((row, rank))) for rank, match in enumerate(matches))
         error = "" if matches else f"No match was found for {query}."
-        results.append(Localization(query, confidence, radius_m, known, matches, error, is_restricted=is_restricted))
+        results.append(
+            Localization(query, confidence, radius_m, known, matches, error, is_verified, is_restricted=is_restricted)
+        )
     return results
 
 
@@ -114,6 +165,11 @@ def _matches(
             images, rows.tolist(), distances.tolist(), shares, corners, strict=False
         )
     )
+
+
+def _with_lines(match: Match, pair: Pair | None) -> Match:
+    """Add the inliers of a match that was matched with the photo."""
+    return match if pair is None else replace(match, inliers=pair.inliers, lines=tuple(map(tuple, pair.lines.tolist())))
 
 
 def _known(number: float) -> float | None:

@@ -35,12 +35,14 @@ from progeo.localization.confidence import (
 from progeo.localization.index_folder import ENCODER_FOLDER, IndexMetadata, check_data_files, read_metadata
 from progeo.localization.localizations import Localization
 from progeo.localization.localize import localize_photos
+from progeo.localization.verifying import Verifier, build_verifier
 from progeo.models.encoder import Encoder
 from progeo.models.options import Preprocessing
 from progeo.places.catalogue import Catalogue, open_catalogue
 from progeo.places.cell_order import CellOrder, build_cell_order
 from progeo.places.geographic import degrees_of, positions_m
 from progeo.places.nearby import HeadingRange, Near, looks_toward
+from progeo.verification.feature_file import FeatureFile, open_feature_file
 
 _NUM_MATCHES = 20
 """Number of matches of a query that its confidence is computed from."""
@@ -63,6 +65,8 @@ class PlaceIndex:
     """The cells that are its lists; None if its lists are no cells."""
     processor: Accelerator | Processor = field(default_factory=choose_processor)
     """Where the encoder runs, and its precision."""
+    features: FeatureFile | None = None
+    """Local features of the images, by row; None if they are extracted from the images when needed."""
 
     def localize(
         self,
@@ -72,6 +76,7 @@ class PlaceIndex:
         threshold: float = 0.5,
         near: Near | tuple[float, float, float] | None = None,
         heading: HeadingRange | tuple[float, float] | None = None,
+        verify: bool | None = None,
         batch_size: int = 64,
         num_workers: int = 0,
         shows_progress: bool = False,
@@ -87,6 +92,8 @@ class PlaceIndex:
                 a confidence, which is calibrated on searches of the complete index.
             heading: degrees clockwise from north and a tolerance in degrees: only images that look there can match, or
                 whose heading is unknown. Without a confidence.
+            verify: whether the first matches are matched with the photo and ranked by inliers; None does so where the
+                confidence is below the threshold that `progeo index calibrate --verify` found.
             batch_size: number of photos that the encoder gets at once.
             num_workers: number of processes that decode photos; 0 decodes them in this one.
             shows_progress: whether progress is logged.
@@ -95,8 +102,8 @@ class PlaceIndex:
             A localization for each photo, in their order; that of one that cannot be read has an `error`.
 
         Raises:
-            ValueError: something is no photo, none of the photos can be read, or no image lies within `near` and
-                `heading`.
+            ValueError: something is no photo, none of the photos can be read, no image lies within `near` and
+                `heading`, or the matcher cannot be used.
         """
         if near is not None and not isinstance(near, Near):
             near = Near(*near)
@@ -108,9 +115,20 @@ class PlaceIndex:
             top=top,
             threshold=threshold,
             among=self.rows_within(near, heading),
+            verify=verify,
             batch_size=batch_size,
             num_workers=num_workers,
             shows_progress=shows_progress,
+        )
+
+    @cached_property
+    def verifier(self) -> Verifier:
+        """Matches photos with the images, as calibrated, or else by SIFT."""
+        verification = self.metadata.verification
+        return (
+            build_verifier(self)
+            if verification is None
+            else build_verifier(self, verification.matcher, verification.top)
         )
 
     @cached_property
@@ -332,7 +350,13 @@ def _opened(folder: Path, metadata: IndexMetadata, processor: Accelerator | Proc
             f"{metadata.faiss_file}. Build the index anew."
         )
     cells = _open_cells(folder / metadata.classifier, metadata, encoder, index) if metadata.classifier else None
-    return PlaceIndex(folder, metadata, encoder, catalogue, index, cells, processor)
+    features = open_feature_file(folder / metadata.features_file) if metadata.features_file else None
+    if features is not None and len(features) != len(catalogue):
+        raise ValueError(
+            f"{features.path} has features of {len(features):,} images, and the index has {len(catalogue):,}: build it "
+            f"anew."
+        )
+    return PlaceIndex(folder, metadata, encoder, catalogue, index, cells, processor, features)
 
 
 def _open_cells(folder: Path, metadata: IndexMetadata, encoder: Encoder, index: faiss.Index) -> Cells:

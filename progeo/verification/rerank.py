@@ -55,6 +55,7 @@ class Candidates:
         self._kept: OrderedDict[int, Any] = OrderedDict()
         self._num_bytes = 0
         self._lock = Lock()
+        self._has_warned = False
         self.gone: dict[int, str] = {}
         """Why rows could not be prepared."""
 
@@ -69,6 +70,17 @@ class Candidates:
             found[row] = image
             self._keep(row, image)
         return found
+
+    def warn_of_gone(self) -> None:
+        """Log, at the first call that finds some, how many images could not be matched."""
+        if self.gone and not self._has_warned:
+            self._has_warned = True
+            LOGGER.warning(
+                "%s candidates are not matched, and follow those that are, because their images are gone; the first: "
+                "%s",
+                f"{len(self.gone):,}",
+                next(iter(self.gone.values())),
+            )
 
     def _prepared(self, row: int) -> Any:
         try:
@@ -147,16 +159,6 @@ def rerank(
                 pairs |= {(number, rank): found[number, was] for rank, was in firsts if (number, was) in found}
             bar.update(len(numbers))
     return Reranked(order, inliers, pairs)
-
-
-def warn_of_gone(candidates: Candidates) -> None:
-    """Log once how many images could not be matched, if any."""
-    if candidates.gone:
-        LOGGER.warning(
-            "%s candidates are not matched, and follow those that are, because their images are gone; the first: %s",
-            f"{len(candidates.gone):,}",
-            next(iter(candidates.gone.values())),
-        )
 
 
 def _by_inliers(inliers: np.ndarray) -> np.ndarray:
