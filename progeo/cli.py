@@ -249,7 +249,7 @@ def _run(name: str, words: Sequence[str]) -> None:
     with explaining_out_of_memory(_less_memory(function)):
         result = function(**arguments)
     if result is not None and os.environ.get("RANK", "0") == "0":
-        text = json.dumps(result, default=_plain) if "--json" in words else _shown(result)
+        text = _as_json(result) if "--json" in words else _shown(result)
         print(escaped(text) if sys.stdout.isatty() else text)
 
 
@@ -257,6 +257,12 @@ def _less_memory(function: Callable[..., Any]) -> str:
     """Advise on the settings of a command that memory depends on."""
     names = [name for name in settings_of(function) if name.rpartition(".")[2] in _MEMORY_SETTINGS]
     return f"Lower --{', --'.join(names)}." if names else "Close other programs, or take a machine with more."
+
+
+def _as_json(result: Any) -> str:
+    """Format a result as JSON; of a list, each item on its own line, for programs that read lines."""
+    items = result if isinstance(result, list) else [result]
+    return "\n".join(json.dumps(item, default=_plain) for item in items)
 
 
 def _plain(value: Any) -> Any:

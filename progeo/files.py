@@ -10,9 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
+from xml.etree.ElementTree import Element, indent, tostring
 
 from progeo.atomic import completing, replacing, temporary_file
 from progeo.disk import sync
+from progeo.printable import escaped
 from progeo.progress import Progress
 
 Item = TypeVar("Item")
@@ -22,6 +24,8 @@ _THREADS = max(16, os.cpu_count() or 1)
 _AT_ONCE = 4096
 _FORMULA = re.compile("(^|[;\t])(?=[-=+@\t\r\n\uff1d\uff0b\uff0d\uff20])")
 """Place before a formula: at the start of a cell, or after what separates cells for some spreadsheets."""
+_NO_CHARACTER = re.compile("[\ufffe\uffff]")
+"""Code points that XML excludes, besides those that are not safe to display."""
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|nan)")
 
 
@@ -84,14 +88,19 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_new_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON to a file that must not exist: of several concurrent writers exactly one succeeds.
+    """Write `value` as indented JSON to a file that must not exist, see `write_new`."""
+    write_new(path, _as_json(value).encode())
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """Write a file that must not exist: of several concurrent writers exactly one succeeds.
 
     Raises:
         FileExistsError: the file exists.
     """
     with temporary_file(path) as temporary:
         with completing(temporary):
-            temporary.write_text(_as_json(value), encoding="utf-8")
+            temporary.write_bytes(content)
         exists = not _linked(temporary, path)
     if exists:
         raise FileExistsError(f"{path} exists already.")
@@ -113,9 +122,32 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is not a JSON file: {error}.") from None
 
 
+def write_xml(path: Path, root: Element) -> None:
+    """Write an XML document in UTF-8, atomically.
+
+    Characters of texts and attributes that XML cannot hold, or that are not safe to display, are escaped.
+    """
+    for element in root.iter():
+        element.text = element.text and _as_xml_text(element.text)
+        for name, value in element.items():
+            element.set(name, _as_xml_text(value))
+    indent(root)
+    write_text(path, f'<?xml version="1.0" encoding="UTF-8"?>\n{tostring(root, encoding="unicode")}\n')
+
+
+def common_folder(paths: Iterable[Path]) -> Path:
+    """Return the deepest folder that holds all files, given by absolute paths; the root folder for none."""
+    folders = [path.parent for path in paths]
+    return Path(os.path.commonpath(folders)) if folders else Path("/")
+
+
 def is_file(path: Path) -> bool:
     """Return whether a path is a file; False for a name that is too long for one or has a zero byte, too."""
     return os.path.isfile(path)  # noqa: PTH113, as pathlib raises errors for such names
+
+
+def _as_xml_text(text: str) -> str:
+    return _NO_CHARACTER.sub(lambda match: f"\\u{ord(match[0]):x}", escaped(text))
 
 
 def _as_json(value: Any) -> str:

@@ -81,7 +81,7 @@ def orientation_of(image: Image) -> int:
         return 1  # rotated by the decoder, unless the file contains a recompressed JPEG
     if image.format == "PNG" and "exif" not in image.info:
         image.load()  # EXIF may be stored after the pixels
-    found = _exif_orientation(_exif_of(image))
+    found = _exif_orientation(exif_of(image))
     if found is None and image.format != "AVIF":  # its container stores it, and Pillow returns it as EXIF
         found = _xmp_orientation(image)
     return found if found is not None and 1 <= found <= 8 else 1
@@ -92,7 +92,7 @@ def swaps_sides(orientation: int) -> bool:
     return orientation >= 5
 
 
-def _exif_of(image: Image) -> bytes:
+def exif_of(image: Image) -> bytes:
     """Return the EXIF data of an image, starting at its byte order mark; empty if there is none."""
     exif, as_text = image.info.get("exif"), image.info.get("Raw profile type exif")  # ImageMagick's PNGs store text
     if not exif and isinstance(as_text, str):

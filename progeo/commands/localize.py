@@ -1,12 +1,15 @@
 """Localize photos, or find the places that match a sentence."""
 
+import os
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 
 from progeo.engine.options import Precision
 from progeo.features.options import WorkOptions
+from progeo.localization.options import ProgramOptions, SequenceOptions
 
 if TYPE_CHECKING:
     from progeo.localization.localizations import Localization
@@ -26,12 +29,15 @@ def localize(
     out: Path | None = None,
     spreadsheet_safe: bool = False,
     show_paths: bool = False,
+    programs: ProgramOptions = ProgramOptions(),
+    sequence: SequenceOptions = SequenceOptions(),
     mixed_precision: Precision = "no",
 ) -> "list[Localization]":
     """Localize photos or a sentence, and write the results to a file.
 
     Args:
-        photos: Photos to localize: image files, and folders that are searched recursively.
+        photos: Photos to localize: image files, and folders that are searched recursively. - reads paths from standard
+            input, one a line.
         index: Folder of the place index.
         work: Options of extraction.
         text: Sentence to search the index with instead of photos. Requires an encoder that shares CLIP's text space.
@@ -46,12 +52,14 @@ def localize(
             near. null allows all.
         verify: Match each photo with its first 20 matches, and rank these by the number of points that match. null does
             so where the confidence is below the threshold that progeo index calibrate --verify found.
-        out: File to write the localizations to, ending in .csv, .geojson, .json or .html, a page with the photos, their
-            matches and a map. null writes none.
+        out: File to write the localizations to, ending in .csv, .geojson, .json, .gpx, .kml or .html, a page with the
+            photos, their matches and a map. null writes none.
         spreadsheet_safe: Write an apostrophe in front of texts in a .csv, also in that which a page lets download, that
             a spreadsheet would run as a formula: those that begin with =, +, -, @, a tab or a line break and are no
             numbers.
-        show_paths: Show absolute paths on the page, which others may read.
+        show_paths: Show absolute paths on the page, in .gpx and in .kml, which others may read.
+        programs: Files that other programs read.
+        sequence: Photos that are the frames of a drive or a walk.
         mixed_precision: Precision of the encoder.
 
     Raises:
@@ -59,37 +67,62 @@ def localize(
             the encoder does not support text.
     """
     from progeo.engine.log import LOGGER
+    from progeo.localization.extraction import find_photos
+    from progeo.localization.frames import localize_sequence
     from progeo.localization.place_index import open_index
+    from progeo.localization.programs import plan_files
     from progeo.localization.results import WRITERS, WritingOptions
     from progeo.localization.text_search import localize_text
     from progeo.places.nearby import parse_heading, parse_near
 
-    if bool(photos) == (text is not None):
-        raise ValueError("Give photos to localize, or `text` with a sentence to search by.")
-    if text is not None and (near is not None or heading is not None):
-        raise ValueError("`near` and `heading` are for photos, and `text` searches the complete index: omit them.")
+    _refuse_combinations(photos, text, near is not None or heading is not None, programs, sequence)
     if text is not None and verify:
         raise ValueError("`verify` matches photos, and `text` is none: omit one of them.")
     if out is not None and out.suffix not in WRITERS:
         raise ValueError(f"`out` must end in {', '.join(WRITERS)}, got {out.name}.")
     circle = None if near is None else parse_near(near)
     headings = None if heading is None else parse_heading(heading)
+    paths = tuple(path for photo in photos for path in (_paths_of_stdin() if str(photo) == "-" else [photo]))
     opened = open_index(index, mixed_precision=mixed_precision)
+    found = [] if text is not None else [Path(str(photo)) for photo in find_photos(paths)]
+    planned = plan_files(opened, found, programs)
+    options: dict[str, Any] = {"top": top, "threshold": threshold, "verify": verify, **vars(work)}
+    options["shows_progress"] = True
     if text is not None:
         results = [localize_text(opened, text, top=top)]
+    elif sequence.sequence:
+        results = localize_sequence(opened, found, sequence, **options)
     else:
-        results = opened.localize(
-            photos,
-            top=top,
-            threshold=threshold,
-            near=circle,
-            heading=headings,
-            verify=verify,
-            **vars(work),
-            shows_progress=True,
-        )
+        results = opened.localize(found, near=circle, heading=headings, **options)
     if out is not None:
-        options = WritingOptions(spreadsheet_safe, show_paths, opened, by_text=text is not None)
-        WRITERS[out.suffix](out, results, options)
+        WRITERS[out.suffix](
+            out, results, WritingOptions(spreadsheet_safe, show_paths, opened, by_text=text is not None)
+        )
         LOGGER.info("results: %s", out)
+    planned.write(results)
     return results
+
+
+def _paths_of_stdin() -> list[Path]:
+    return [Path(os.fsdecode(line)) for line in sys.stdin.buffer.read().splitlines() if line]
+
+
+def _refuse_combinations(
+    photos: tuple[Path, ...],
+    text: str | None,
+    is_restricted: bool,
+    programs: ProgramOptions,
+    sequence: SequenceOptions,
+) -> None:
+    from progeo.localization.frames import is_video
+
+    if bool(photos) == (text is not None):
+        raise ValueError("Give photos to localize, or `text` with a sentence to search by.")
+    if text is not None and is_restricted:
+        raise ValueError("`near` and `heading` are for photos, and `text` searches the complete index: omit them.")
+    if text is not None and (sequence.sequence or programs != ProgramOptions()):
+        raise ValueError("`pairs`, `write_exif` and `sequence` need photos, not `text`.")
+    if is_restricted and (sequence.sequence or programs.write_exif is not None):
+        raise ValueError("`sequence` and `write_exif` need a confidence: omit `near` and `heading`, which give none.")
+    if is_video(photos) and not sequence.sequence:
+        raise ValueError(f"{photos[0]} is a video: localize its frames with `sequence`.")

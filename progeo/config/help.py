@@ -13,7 +13,7 @@ COMMON = {
     "loss term or an encoder. Give the option once for each file.",
     "--max_pixels NUMBER": "Maximum pixels of an image file; images with more count as unreadable. The environment "
     "variable PROGEO_MAX_PIXELS sets it, too (default: 178956970, the limit of Pillow).",
-    "--json": "Print the result as JSON.",
+    "--json": "Print the result as JSON; of several results, each on its own line.",
     "--quiet": "Log only warnings.",
     "--verbose": "Log the traceback of an error too.",
 }

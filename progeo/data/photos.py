@@ -23,7 +23,7 @@ an array uint8 (H, W, 3) or a tensor uint8 (3, H, W)."""
 
 
 @dataclass(frozen=True, eq=False)
-class Photos(Dataset):
+class PhotoImages(Dataset):
     """The preprocessed pixels of photos."""
 
     photos: Sequence[Photo]

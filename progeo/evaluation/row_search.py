@@ -29,13 +29,23 @@ class RowSearch:
             rows: sorted, int64 (n,).
             queries: descriptors, float32 (Q, D).
             count: neighbors per query, K; the row is -1 and the distance infinite where there are fewer.
+
+        Raises:
+            ValueError: an index of this kind has no Euclidean distances, or cannot be searched among chosen rows.
         """
+        kind = f"An index of the kind {type(self.index).__name__} cannot be searched in parts"
+        advice = "build it with another `faiss`, such as Flat or IVF1024,Flat"
         index, queries = _innermost(self.index, np.ascontiguousarray(queries, np.float32))
         found = np.full((len(queries), count), -1, np.int64)
         distances = np.full((len(queries), count), np.inf, np.float32)
         if num_found := min(count, len(rows)):
             search = self._among_lists if isinstance(index, faiss.IndexIVF) else _among_vectors
-            nearest = search(index, rows, queries, num_found)
+            if isinstance(index, faiss.IndexLSH):
+                raise ValueError(f"{kind}, as its distances are of bits: {advice}.")
+            try:
+                nearest = search(index, rows, queries, num_found)
+            except RuntimeError:  # faiss raises nothing else
+                raise ValueError(f"{kind}: {advice}.") from None
             found[:, :num_found], distances[:, :num_found] = nearest.rows, nearest.distances
         return Neighbors(found, distances)
 

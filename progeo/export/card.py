@@ -18,6 +18,11 @@ _HEADER = {
     "pipeline_tag": "image-feature-extraction",
     "tags": ["visual-place-recognition", "visual-geolocalization", "image-retrieval"],
 }
+_INTENDED_USE = """The encoder localizes photos only where geotagged reference images are known, and can be wrong there:
+calibrate its confidence on photos like those that it will get, and treat positions below a threshold as unknown. It is
+meant for places: research, one's own photos, archives, rough positions of robots and vehicles. It is not meant for
+finding or following people, nor for decisions about them. It is worse where it was not trained or measured: at night,
+in other seasons, in other cities."""
 _SECTIONS = ("model", "cells", "head", "text", "triplet", "training")
 
 
@@ -79,6 +84,7 @@ def _card(metadata: Mapping[str, Any], usage: str, classifier: Classifier | None
         "It maps a photo to a descriptor; the nearest descriptors of geotagged images tell where the photo was taken.",
         markdown_table([["", ""], *([name, str(value)] for name, value in rows.items())], num_texts=2).rstrip(),
         f"## Use\n\n```python\n{usage}\n```",
+        f"## Intended use\n\n{_INTENDED_USE}",
         "## License\n\nWhoever publishes these weights chooses their license, within the license of the starting "
         "weights and the terms of the training images.",
     ]

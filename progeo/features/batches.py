@@ -11,7 +11,7 @@ from torch import Tensor
 
 from progeo.data.datasets import CatalogueImages
 from progeo.data.loaders import build_loader
-from progeo.data.photos import Photos
+from progeo.data.photos import PhotoImages
 from progeo.progress import Progress
 
 
@@ -29,7 +29,7 @@ class FeatureBatch:
 
 def feature_batches(
     extract: Callable[[Tensor], Tensor],
-    images: CatalogueImages | Photos,
+    images: CatalogueImages | PhotoImages,
     batches: Iterable[np.ndarray],
     *,
     total: int,
@@ -80,7 +80,7 @@ def _filled(images: Tensor, indices: np.ndarray, count: int) -> Tensor:
 
 def extract_rows(
     extract: Callable[[Tensor], Tensor],
-    images: CatalogueImages | Photos,
+    images: CatalogueImages | PhotoImages,
     rows: range,
     batches: Iterable[np.ndarray],
     *,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from progeo.data.datasets import CatalogueImages
 from progeo.data.loaders import batches_by_shape
-from progeo.data.photos import Photo, Photos
+from progeo.data.photos import Photo, PhotoImages
 from progeo.engine.accelerator import Processor
 from progeo.features.store import ShardedRows
 from progeo.files import each_file
@@ -54,15 +54,15 @@ class FeatureExtractor:
         """Return the preprocessed images of a catalogue as a dataset."""
         return CatalogueImages(catalogue, self._preprocess, self.orientation)
 
-    def photos(self, photos: Sequence[Photo]) -> Photos:
+    def photos(self, photos: Sequence[Photo]) -> PhotoImages:
         """Return preprocessed photos as a dataset."""
-        return Photos(photos, self._preprocess, self.orientation)
+        return PhotoImages(photos, self._preprocess, self.orientation)
 
     @property
     def _preprocess(self) -> Callable[[Tensor], Tensor]:
         return partial(preprocess_image, kind=self.preprocessing, size=self.image_size, resize=self.resize)
 
-    def batches(self, images: CatalogueImages | Photos, rows: range, batch_size: int) -> list[np.ndarray]:
+    def batches(self, images: CatalogueImages | PhotoImages, rows: range, batch_size: int) -> list[np.ndarray]:
         """Split rows into batches of one shape each, with at most the pixels of `batch_size` images of `image_size`."""
         if depends_on_shape(self.preprocessing):
             found = each_file(images.shape, rows, total=len(rows))

@@ -185,12 +185,17 @@ def held_out_confidences(features: np.ndarray, correct: np.ndarray, radius_m: fl
     Args:
         features, correct, radius_m: see `calibrate`.
     """
-    folds = np.random.default_rng(0).permutation(len(correct)) % _NUM_FOLDS
     held_out = np.empty(len(correct))
-    for fold in range(_NUM_FOLDS):
-        model = _fit_of(features)(features[folds != fold], correct[folds != fold], radius_m, np.nan)
-        held_out[folds == fold] = model.confidences(features[folds == fold])
+    for is_held_out in folds(len(correct)):
+        model = _fit_of(features)(features[~is_held_out], correct[~is_held_out], radius_m, np.nan)
+        held_out[is_held_out] = model.confidences(features[is_held_out])
     return held_out
+
+
+def folds(count: int) -> list[np.ndarray]:
+    """Return which of `count` photos belong to each of the five folds of cross-validation, bool (count,) each."""
+    numbers = np.random.default_rng(0).permutation(count) % _NUM_FOLDS
+    return [numbers == fold for fold in range(_NUM_FOLDS)]
 
 
 def calibration_error(confidences: np.ndarray, correct: np.ndarray) -> float:
@@ -203,28 +208,6 @@ def calibration_error(confidences: np.ndarray, correct: np.ndarray) -> float:
 def verified_features(features: np.ndarray, inliers: np.ndarray) -> np.ndarray:
     """Append the inliers of first matches (Q,) to their confidence features (Q, 2), as log(1 + inliers)."""
     return np.concatenate([features, np.log1p(inliers)[:, None]], axis=1)
-
-
-def best_threshold(confidences: np.ndarray, correct: np.ndarray, verified_correct: np.ndarray) -> float:
-    """Find the confidence below which verifying photos gives the most correct first matches; 0 if none does.
-
-    Of thresholds that give as many, the middle one is returned.
-
-    Args:
-        confidences: of the photos without verification, by models that were fitted to other photos, (Q,).
-        correct: whether first matches are correct without verification, bool (Q,).
-        verified_correct: whether they are with it, bool (Q,).
-    """
-    order = np.argsort(confidences, kind="stable")
-    gains = verified_correct[order].astype(int) - correct[order]
-    totals = np.concatenate([[0], np.cumsum(gains)])  # of verifying the 0, 1, ... Q least certain photos
-    if totals.max() <= 0:
-        return 0.0
-    best = np.flatnonzero(totals == totals.max())
-    count = int(best[len(best) // 2])
-    if count == len(order):
-        return 1.0
-    return float(confidences[order[count - 1 : count + 1]].mean())
 
 
 def _fit_of(features: np.ndarray) -> Callable[[np.ndarray, np.ndarray, float, float], AnyCalibration]:

@@ -312,6 +312,12 @@ def _read(path: Path) -> IndexMetadata:
         raise ValueError(
             f"The calibration in {path} is not one of {metadata.of}: set it to null, and run `progeo index calibrate`."
         )
+    verification = metadata.verification
+    if verification and (calibration is None or calibration.radius_m != verification.calibration.radius_m):
+        raise ValueError(
+            f"The verification in {path} does not belong to its calibration: set it to null, and run `progeo index "
+            f"calibrate --verify`."
+        )
     if path.name not in (_METADATA, _path(path.parent, metadata.generation).name):
         raise ValueError(
             f"{path} has the content of generation {metadata.generation}: remove it, or put the correct one back."

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from progeo.data.photos import Photo, Photos
-from progeo.engine.log import LOGGER
+from progeo.data.photos import Photo, PhotoImages
 from progeo.evaluation.search import Neighbors
 from progeo.localization.extraction import extract_photos, find_photos
 from progeo.localization.localizations import Localization, Match
@@ -40,22 +39,22 @@ def localize_photos(
     errors = {row: error for _, errors_of_one in found for row, error in errors_of_one.items()}
     if len(errors) == len(several):
         raise ValueError(next(iter(errors.values())))
-    min_count = max(top, index.verifier.top) if verify or _verifies_some(index, verify) else top
+    below = _verified_below(index, verify)
+    min_count = max(top, index.verifier.top) if below > 0 else top
     neighbors = index.search(*(descriptors for descriptors, _ in found), min_count=min_count, among=among)
     is_restricted = among is not None
     calibration = None if is_restricted else index.metadata.calibration
     confidences = np.full(len(several), np.nan) if is_restricted else index.confidences(neighbors)
-    names = Photos(several, orientation=index.metadata.orientation)
-    chosen = np.setdiff1d(_rows_to_verify(index, confidences, verify), list(errors))
+    images = PhotoImages(several, orientation=index.metadata.orientation)
     verified = None
-    if len(chosen):
-        verified = index.verifier.verified(names.pixels, neighbors, chosen, num_kept=top, hidden=not shows_progress)
+    if len(chosen := np.setdiff1d(np.flatnonzero(np.nan_to_num(confidences, nan=1) < below), list(errors))):
+        verified = index.verifier.verified(images.pixels, neighbors, chosen, num_kept=top, hidden=not shows_progress)
         neighbors = verified.neighbors
-        if not is_restricted:
-            confidences = _verified_confidences(index, verified, confidences)
+        if calibration is not None:
+            confidences = np.where(verified.is_verified, verified.confidences(index), confidences)
     return localizations_of(
         index,
-        [names.name(row) for row in range(len(several))],
+        [images.name(row) for row in range(len(several))],
         neighbors,
         top=top,
         confidences=confidences,
@@ -68,33 +67,11 @@ def localize_photos(
     )
 
 
-def _verifies_some(index: "PlaceIndex", verify: bool | None) -> bool:
-    """Return whether photos whose confidence is low are verified."""
-    verification = index.metadata.verification
-    return verify is None and verification is not None and verification.below > 0
-
-
-def _rows_to_verify(index: "PlaceIndex", confidences: np.ndarray, verify: bool | None) -> np.ndarray:
-    """Return the rows of the photos to verify: all, none, or those whose confidence (Q,) is below the threshold."""
-    if verify:
-        return np.arange(len(confidences))
-    if not _verifies_some(index, verify):
-        return np.array([], np.int64)
-    assert index.metadata.verification is not None
-    return np.flatnonzero(confidences < index.metadata.verification.below)
-
-
-def _verified_confidences(index: "PlaceIndex", verified: Verified, before: np.ndarray) -> np.ndarray:
-    """Return the confidences (Q,) of photos some of which were verified; `before` are those without verification."""
-    calibration, verification = index.metadata.calibration, index.metadata.verification
-    if calibration is None:
-        return before
-    if verification is None:
-        LOGGER.warning("confidences do not count inliers: run `progeo index calibrate --verify`")
-        after = calibration.confidences(index.confidence_features(verified.nearest, calibration.radius_m))
-    else:
-        after = verification.calibration.confidences(verified.features(index, calibration.radius_m))
-    return np.where(verified.is_verified, after, before)
+def _verified_below(index: "PlaceIndex", verify: bool | None) -> float:
+    """Return the confidence below which photos are verified: 0 verifies none, infinity all."""
+    if verify is not None:
+        return np.inf if verify else 0.0
+    return 0.0 if index.metadata.verification is None else index.metadata.verification.below
 
 
 def localizations_of(
@@ -132,7 +109,9 @@ def localizations_of(
             matches = tuple(_with_lines(match, verified.pairs.get((row, rank))) for rank, match in enumerate(matches))
         error = "" if matches else f"No match was found for {query}."
         results.append(
-            Localization(query, confidence, radius_m, known, matches, error, is_verified, is_restricted=is_restricted)
+            Localization(
+                query, confidence, radius_m, known, matches, error, is_restricted=is_restricted, verified=is_verified
+            )
         )
     return results
 

@@ -1,9 +1,10 @@
-"""Options of building a place index; no torch."""
+"""Options of building a place index and of localizing with it; no torch."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from progeo.models.options import Preprocessing
 
@@ -32,3 +33,32 @@ class IndexOptions:
     classifier: str | None = None
     """Folder of an encoder with the classifier whose cells faiss cells searches; it may be another network. null takes
     encoder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceOptions:
+    """Photos that are the frames of a drive or a walk."""
+
+    sequence: bool = False
+    """Localize the photos, or the frames of one video, as a sequence: the most likely track through the matches of all
+    frames, so that a frame is also localized by those before and after it. Requires a calibrated index."""
+    sequence_fps: PositiveFloat | None = None
+    """Number of frames per second of a sequence: at most so many of a video are localized, and photos in the order
+    of their names were taken at this rate. null takes 1 for a video, and orders photos by the times in their EXIF."""
+    max_speed_mps: PositiveFloat = 20.0
+    """Maximum speed along a sequence in meters per second: 2 for a walk, 15 for a drive through a city."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgramOptions:
+    """Files that other programs read."""
+
+    pairs: Path | None = None
+    """Text file to write the pairs of each photo and its matches to, as hloc and COLMAP read them. null writes none."""
+    pairs_folder: Path | None = None
+    """Folder that the names in pairs are relative to: that of the images of hloc or COLMAP. null takes the deepest
+    folder that holds all photos and their matches."""
+    write_exif: Path | None = None
+    """Folder to write copies of the photos to, JPEG, PNG or WebP, with their positions in EXIF and the same pixels:
+    only those whose confidence reaches threshold, and that have no position yet. Requires a calibrated index. null
+    writes none."""

@@ -4,7 +4,7 @@ The folder holds `index.json`, which names all other files: a faiss file, the ca
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -61,9 +61,9 @@ class PlaceIndex:
     catalogue: Catalogue
     """Images by absolute path, or classes by name, with latitude and longitude, NaN where they are unknown."""
     index: faiss.Index
-    cells: Cells | None = None
+    cells: Cells | None
     """The cells that are its lists; None if its lists are no cells."""
-    processor: Accelerator | Processor = field(default_factory=choose_processor)
+    processor: Accelerator | Processor
     """Where the encoder runs, and its precision."""
     features: FeatureFile | None = None
     """Local features of the images, by row; None if they are extracted from the images when needed."""
@@ -273,7 +273,7 @@ def open_index(folder: str | Path, *, device: str | None = None, mixed_precision
         FileNotFoundError, ValueError: see `open_place_index`; there is no such device, or fp16 without a GPU.
     """
     index = open_place_index(Path(folder), choose_processor(device, mixed_precision))
-    assert index.query_extractors  # which moves the encoder to the device now
+    _ = index.query_extractors  # which moves the encoder to the device now, before threads share it
     return index
 
 

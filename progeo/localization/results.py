@@ -1,4 +1,4 @@
-"""Write localizations as CSV, GeoJSON, JSON or HTML files."""
+"""Write localizations to files: the table of formats, with the writers of CSV, GeoJSON and JSON."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -8,7 +8,9 @@ from typing import Any
 
 from progeo.files import write_csv, write_json
 from progeo.localization.answer_page import write_answer_page
-from progeo.localization.localizations import Localization, Match
+from progeo.localization.gpx import write_gpx
+from progeo.localization.kml import write_kml
+from progeo.localization.localizations import Frame, Localization, Match
 from progeo.localization.place_index import PlaceIndex
 
 
@@ -19,7 +21,7 @@ class WritingOptions:
     spreadsheet_safe: bool = False
     """Write an apostrophe in front of formulas in CSV, also in that of a page, see `write_csv`."""
     show_paths: bool = False
-    """Show absolute paths on a page."""
+    """Show absolute paths on a page, in GPX and in KML."""
     index: PlaceIndex | None = None
     """The index that was searched, for the map of a page; None writes a page without a map."""
     by_text: bool = False
@@ -43,6 +45,17 @@ def _flat(result: Localization, match: Match | None) -> dict[str, Any]:
         "match": values.pop("path"),
         **values,
         "error": result.error,
+        **({} if result.frame is None else _of_frame(result.frame)),
+    }
+
+
+def _of_frame(frame: Frame) -> dict[str, Any]:
+    alone = {} if frame.alone is None else vars(frame.alone)
+    return {
+        "seconds": frame.seconds,
+        "alone_latitude": alone.get("latitude"),
+        "alone_longitude": alone.get("longitude"),
+        "alone_match": alone.get("path"),
     }
 
 
@@ -90,11 +103,21 @@ def _write_page(path: Path, results: Sequence[Localization], options: WritingOpt
     )
 
 
+def _write_gpx(path: Path, results: Sequence[Localization], options: WritingOptions = _DEFAULTS) -> None:
+    write_gpx(path, results, show_paths=options.show_paths)
+
+
+def _write_kml(path: Path, results: Sequence[Localization], options: WritingOptions = _DEFAULTS) -> None:
+    write_kml(path, results, show_paths=options.show_paths)
+
+
 WRITERS: Mapping[str, Callable[..., None]] = MappingProxyType(
     {
         ".csv": _write_csv,
         ".geojson": _write_geojson,
         ".json": _write_json,
+        ".gpx": _write_gpx,
+        ".kml": _write_kml,
         ".html": _write_page,
     }
 )

@@ -49,6 +49,13 @@ class Verified:
         features = index.confidence_features(self.nearest, radius_m)
         return verified_features(features, np.maximum(self.inliers[:, 0], 0))
 
+    def confidences(self, index: "PlaceIndex") -> np.ndarray:
+        """Return probabilities (Q,) that the first matches of verified photos are correct, by a calibrated index."""
+        verification = index.metadata.verification
+        if verification is None:
+            return index.confidences(self.nearest)
+        return verification.calibration.confidences(self.features(index, verification.calibration.radius_m))
+
 
 @dataclass(frozen=True, eq=False)
 class Verifier:
@@ -94,7 +101,8 @@ class Verifier:
         )
         self.candidates.warn_of_gone()
         first_only = np.argsort(np.arange(rows.shape[1]) != found.order[:, :1], axis=1, kind="stable")
-        for values, order in ((rows, found.order), (distances, found.order), *zip(nearest, [first_only] * 2)):
+        orders = ((rows, found.order), (distances, found.order), (nearest.rows, first_only))
+        for values, order in (*orders, (nearest.distances, first_only)):
             values[chosen] = np.take_along_axis(values[chosen], order, axis=1)
         inliers[chosen] = found.inliers
         is_verified[chosen] = found.verified

@@ -96,7 +96,8 @@ def _count(rendered: Iterable[None], total: int) -> None:
 
 def _render_to_disk(shot: _Shot, *, root: Path, seed: int, image_size: int) -> None:
     district = build_district(seed, shot.split, shot.num_positions)
-    _render(district, shot, image_size).save(root / shot.folder / shot.name, quality=90)
+    photo = render_photo(district, shot.camera, visit_seed=shot.visit_seed, image_size=image_size)
+    photo.save(root / shot.folder / shot.name, quality=90)
 
 
 def _plan_split(seed: int, split: int, num_images: int) -> list[_Shot]:
@@ -122,7 +123,7 @@ def _plan_split(seed: int, split: int, num_images: int) -> list[_Shot]:
         heading = HEADINGS_DEG[(position + turn) % len(HEADINGS_DEG)]
         visit_seed = (seed, split, position, visit)
         camera = _aim(visit_seed, district.positions[position], heading)
-        name = _name(visit_seed, camera)
+        name = photo_name(visit_seed, camera)
         shots.append(_Shot(split, num_positions, folder, name, visit_seed, camera))
     return shots
 
@@ -136,7 +137,8 @@ def _aim(visit_seed: tuple[int, ...], position: np.ndarray, heading_deg: int) ->
     return Camera(position, round(height_m, 2), round(heading_deg + turn_deg, 2), round(pitch_deg, 2), fov_deg)
 
 
-def _name(visit_seed: tuple[int, ...], camera: Camera) -> str:
+def photo_name(visit_seed: tuple[int, ...], camera: Camera) -> str:
+    """Return the file name of a photo, by the naming convention."""
     seed, split, position, visit = visit_seed
     months = np.random.default_rng([seed, split, position]).permutation(15 * 12)
     year, month = divmod(int(months[visit]), 12)
@@ -156,26 +158,34 @@ def _name(visit_seed: tuple[int, ...], camera: Camera) -> str:
     return format_names(complete_fields(1, **{field: np.array([value]) for field, value in known.items()}))[0]
 
 
-def _render(district: District, shot: _Shot, image_size: int) -> Image.Image:
+def render_photo(district: District, camera: Camera, *, visit_seed: tuple[int, ...], image_size: int) -> Image.Image:
+    """Render a square photo.
+
+    Args:
+        visit_seed: seed, split, position and visit, which determine the light, cars and people.
+        image_size: side in pixels.
+    """
     size = image_size * _SUPERSAMPLING
-    rng = np.random.default_rng([*shot.visit_seed, 1])
+    rng = np.random.default_rng([*visit_seed, 1])
     light = draw_light(rng)
     picture = Picture(np.zeros((size, size, 3), dtype=np.float32), *np.zeros((3, size, size), dtype=np.float32))
     picture.distance[:] = np.inf
-    walls = walls_near(district, shot.camera)
-    draw_walls(picture, district, walls, shot.camera, light, image_size / 12, int(rng.integers(256)))
-    draw_ground(picture, district, walls, shot.camera, light)
-    draw_things(picture, things_present(district, shot.camera, light, rng), shot.camera, light)
-    return _develop(picture, shot, light, rng)
+    walls = walls_near(district, camera)
+    draw_walls(picture, district, walls, camera, light, image_size / 12, int(rng.integers(256)))
+    draw_ground(picture, district, walls, camera, light)
+    draw_things(picture, things_present(district, camera, light, rng), camera, light)
+    return _develop(picture, camera, light, rng, visit_seed=visit_seed)
 
 
-def _develop(picture: Picture, shot: _Shot, light: Light, rng: np.random.Generator) -> Image.Image:
+def _develop(
+    picture: Picture, camera: Camera, light: Light, rng: np.random.Generator, *, visit_seed: tuple[int, ...]
+) -> Image.Image:
     """Apply light, haze, sky and the exposure of the visit's camera to a picture."""
     size = len(picture.color)
     color = picture.color * (light.ambient + picture.sunlit[..., None] * light.sun)
     color += picture.glow[..., None] * np.array((225, 175, 95), dtype=np.float32)
     color = light.horizon + (color - light.horizon) * np.exp(-picture.distance / light.haze_m)[..., None]
-    directions, slopes = shot.camera.rays(size)
+    directions, slopes = camera.rays(size)
     sky = np.flatnonzero(np.isinf(picture.distance))
     row, column = np.divmod(sky, size)
     slope = np.maximum(slopes[row], 0)
@@ -187,7 +197,7 @@ def _develop(picture: Picture, shot: _Shot, light: Light, rng: np.random.Generat
     color = color.reshape(size // 2, 2, size // 2, 2, 3).mean(axis=(1, 3))
     gain, gamma, saturation = np.exp(rng.normal(0, 0.18)), rng.uniform(0.85, 1.25), rng.uniform(0.6, 1.2)
     cast = rng.uniform(0.86, 1.14, 3)
-    rng = np.random.default_rng([*shot.visit_seed, round(shot.camera.heading_deg * 100)])
+    rng = np.random.default_rng([*visit_seed, round(camera.heading_deg * 100)])
     gain = gain * rng.uniform(0.9, 1.1) * (1.3 if light.night else 1)
     gray = color.mean(axis=2, keepdims=True)
     color = np.clip((gray + (color - gray) * saturation) * cast * gain / 255, 0, 1) ** gamma * 255

@@ -5,7 +5,7 @@ import pytest
 from progeo.evaluation.row_search import RowSearch
 from progeo.evaluation.search import map_index
 
-KINDS = ("Flat", "IVF8,Flat", "IVF8,PQ4", "OPQ4,IVF8,PQ4", "PCA8,Flat", "HNSW8", "SQ8", "IVF8,SQ8")
+KINDS = ("Flat", "IVF8,Flat", "IVF8,PQ4x4", "OPQ4,IVF8,PQ4x4", "PCA8,Flat", "HNSW8", "SQ8", "IVF8,SQ8")
 
 
 @pytest.fixture(scope="module")
@@ -43,3 +43,12 @@ def test_fewer_rows_than_wanted_leave_gaps_and_ties_are_ordered_by_row(kind, des
     found = RowSearch(index).neighbors_among(np.array([1, 4, 7]), descriptors[0][:1], 5)
     assert found.rows.tolist() == [[1, 4, 7, -1, -1]]
     assert np.isinf(found.distances[0, 3:]).all()
+
+
+@pytest.mark.parametrize("kind", ["LSH", "IVF4,RQ4x4"])
+def test_an_index_that_has_no_euclidean_distances_of_chosen_rows_is_refused(kind, descriptors):
+    index = faiss.index_factory(16, kind)
+    index.train(descriptors[0])
+    index.add(descriptors[0])
+    with pytest.raises(ValueError, match=f"An index of the kind {type(index).__name__} cannot be searched in parts"):
+        RowSearch(index).neighbors_among(np.arange(20), descriptors[1], 5)

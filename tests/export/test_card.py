@@ -42,6 +42,7 @@ def test_a_card_has_a_header_for_the_hub_and_says_what_the_encoder_is(tmp_path):
     ):
         assert row in body
     assert "```python\nimport progeo\n```" in body
+    assert "not meant for\nfinding or following people" in body.split("## Intended use")[1].split("\n## ")[0]
     shown = yaml.safe_load(body.split("```yaml\n")[1].split("```")[0])
     assert (shown["head"], shown["text"]) == ({"kind": "cosface"}, {"weight": 1.0, "prompts": "prompts"})
     assert "/home" not in text  # a card is published

@@ -1,4 +1,5 @@
 import pytest
+from indexes import blurred, command
 
 from progeo.export.weights import save_encoder
 from progeo.models.encoder import build_encoder
@@ -13,3 +14,13 @@ def encoder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("descriptors")
+
+
+@pytest.fixture(scope="module")
+def built(city, encoder, cache, tmp_path_factory):
+    """An index of the training images, calibrated on blurred copies of them and on others that are not in it."""
+    folder = tmp_path_factory.mktemp("built")
+    command("index build", cache, folder=city / "train", encoder=encoder, out=folder / "index")
+    blurred([*sorted((city / "train").iterdir())[::2], *(city / "test/database").iterdir()], folder / "photos")
+    command("index calibrate", cache, folder=folder / "photos", index=folder / "index")
+    return folder

@@ -31,16 +31,6 @@ from progeo.models.preprocessing import preprocess_image
 from progeo.places.catalogue import read_catalogue
 
 
-@pytest.fixture(scope="module")
-def built(city, encoder, cache, tmp_path_factory):
-    """An index of the training images, calibrated on blurred copies of them and on others that are not in it."""
-    folder = tmp_path_factory.mktemp("built")
-    command("index build", cache, folder=city / "train", encoder=encoder, out=folder / "index")
-    blurred([*sorted((city / "train").iterdir())[::2], *(city / "test/database").iterdir()], folder / "photos")
-    command("index calibrate", cache, folder=folder / "photos", index=folder / "index")
-    return folder
-
-
 def test_a_confidence_that_equals_the_threshold_is_enough(built, city):
     photo = sorted((city / "train").iterdir())[0]
     (result,) = localized(built / "index", photo)
@@ -195,7 +185,7 @@ def test_a_sentence_finds_the_images_that_clip_finds_nearest(city, cache, tmp_pa
         ("localize a.jpg --text x --index {built}/index", "Give photos to localize, or --text"),
         (
             "localize a.jpg --index {built}/index --out a.xml",
-            "--out must end in .csv, .geojson, .json, .html, got a.xml",
+            "--out must end in .csv, .geojson, .json, .gpx, .kml, .html, got a.xml",
         ),
         ("localize a.jpg --index {built}/index", "There is no image a.jpg"),
         ("localize a.jpg --index {built}", "There is no place index in .*built.*`progeo index build`"),

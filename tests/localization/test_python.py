@@ -158,6 +158,13 @@ def test_descriptors_are_extracted_from_photos(index, encoder, photo):
         progeo.extract("nowhere.jpg", loaded)
 
 
+def test_half_precision_changes_distances_a_little(index, folder, photo):
+    full, half = (
+        each.localize(photo)[0].matches[0] for each in (index, progeo.open_index(folder, mixed_precision="bf16"))
+    )
+    assert 0 < abs(full.distance - half.distance) < 0.1
+
+
 def test_a_device_that_does_not_exist_is_refused(folder):
     with pytest.raises(ValueError, match="`device` abacus cannot be used"):
         progeo.open_index(folder, device="abacus")

@@ -51,6 +51,7 @@ def answered(city, tmp_path_factory):
 def test_each_photo_has_its_position_confidence_link_and_matches(answered, open_page, check_accessibility):
     page = open_page(answered)
     assert page.locator(".figures").inner_text().split() == [*"known 2 of 4 unknown 1 of 4 error 1 of 4".split()]
+    assert "do not use them to find or follow people" in page.locator("footer").inner_text()
     rows = page.locator("#rows > li")
     assert "Very likely within 25 m (95 %)" in rows.nth(0).inner_text()
     assert "Unknown: the best match is within 25 m with a probability of 35 %" in rows.nth(2).inner_text()

@@ -93,6 +93,7 @@ def test_recall_at_1_comes_first_and_failures_before_hits(written, open_page, ch
         each.locator("dd").evaluate("each => parseFloat(getComputedStyle(each).fontSize)") for each in (first, *others)
     ]
     assert sizes[0] > 1.5 * max(sizes[1:])
+    assert "do not use them to find or follow people" in page.locator("footer").inner_text()
     assert count_of(page) == "1 to 20 of 50 queries"
     assert all(key % 3 == 0 for key in keys_of(page)[:17])
     row = page.locator("#rows > li").first

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from PIL.ExifTags import GPS, IFD, Base
+from PIL.Image import Exif
 
 from progeo.files import each_file
 from progeo.image_files import open_image, taking_turns
@@ -68,6 +69,18 @@ def read_photos(folder: Path) -> tuple[Catalogue, dict[Path, str]]:
     return Catalogue(folder, pa.table(columns).filter(pa.array(~far))), skipped
 
 
+def position_in(exif: Exif) -> tuple[float, float] | None:
+    """Return the latitude and longitude in a photo's EXIF metadata; None if there are none, or impossible ones."""
+    try:
+        gps = exif.get_ifd(IFD.GPSInfo)
+        latitude = _degrees(gps[GPS.GPSLatitude], gps[GPS.GPSLatitudeRef], "NS")
+        longitude = _degrees(gps[GPS.GPSLongitude], gps[GPS.GPSLongitudeRef], "EW")
+    except Exception:  # no position, no N/S/E/W reference, or corrupt EXIF
+        return None
+    is_place = abs(latitude) <= 90 and abs(longitude) <= 180 and (latitude != 0 or longitude != 0)
+    return (latitude, longitude) if is_place else None
+
+
 def _note(path: Path) -> _Note | str:
     """Read a photo's EXIF metadata, or return why it is skipped."""
     try:
@@ -79,16 +92,15 @@ def _note(path: Path) -> _Note | str:
     try:
         with opened as image, taking_turns(image):  # a PNG may store it after the pixels
             exif = image.getexif()
+        position = position_in(exif)
         gps = exif.get_ifd(IFD.GPSInfo)
-        latitude = _degrees(gps[GPS.GPSLatitude], gps[GPS.GPSLatitudeRef], "NS")
-        longitude = _degrees(gps[GPS.GPSLongitude], gps[GPS.GPSLongitudeRef], "EW")
         heading = float(gps[GPS.GPSImgDirection]) % 360 if GPS.GPSImgDirection in gps else np.nan
-    except Exception:  # no position, no N/S/E/W reference, or corrupt EXIF
+    except Exception:  # corrupt EXIF
         return _NO_POSITION
-    if not (abs(latitude) <= 90 and abs(longitude) <= 180) or (latitude == 0 and longitude == 0):
+    if position is None:
         return _NO_POSITION
     time = exif.get_ifd(IFD.Exif).get(Base.DateTimeOriginal) or exif.get(Base.DateTime) or ""
-    return _Note(latitude, longitude, heading, str(time))
+    return _Note(*position, heading, str(time))
 
 
 def _degrees(parts: Any, side: str, sides: str) -> float:
