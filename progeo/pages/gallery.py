@@ -22,11 +22,13 @@ _QUALITY = 70
 _METHOD = 2
 """Effort of the compression: 6 % larger than the usual 4, and written in less than half the time."""
 _MARKS = MappingProxyType({"wrong": 0, "correct": 1, "": 2})
+MAX_LINES = 100
+"""Maximum number of lines between two photos."""
 _DIGITS = 6
 """Significant digits of the numbers of an item."""
 
 Mark = Literal["correct", "wrong", ""]
-Format = Literal["rank", "meters", "descriptor", "percent", "text"]
+Format = Literal["rank", "meters", "descriptor", "percent", "inliers", "text"]
 Order = Literal["given", "reversed", "name"]
 
 
@@ -96,6 +98,9 @@ class Item:
     mark: Mark = ""
     values: Sequence[float | str | None] = ()
     """Value of each measure of the gallery; None and NaN are not shown."""
+    lines: Sequence[Sequence[float]] = ()
+    """x and y of the photo of the row, and of this photo, of points that match, as fractions of width and height from the
+    upper left corner: at most `MAX_LINES` of them, evenly chosen, are drawn between the enlarged photos."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +173,7 @@ class Gallery:
             [
                 titles.setdefault(strip.title, len(titles)),
                 [[item.photo, _MARKS[item.mark], *map(_compact, item.values)] for item in strip.items],
+                *_lines(strip.items),
             ]
             for strip in row.strips
         ]
@@ -184,6 +190,20 @@ class Gallery:
 
 def _numbers(found: Mapping[str, int], value: str | Sequence[str]) -> int | list[int]:
     return found.get(value, -1) if isinstance(value, str) else [found[each] for each in value]
+
+
+def _lines(items: Sequence[Item]) -> list[dict[str, list[int]]]:
+    """Return the lines of items by their number, in thousandths, or nothing if no item has any."""
+    found = {
+        str(number): [
+            round(1000 * fraction)
+            for line in item.lines[:: math.ceil(len(item.lines) / MAX_LINES)]
+            for fraction in line
+        ]
+        for number, item in enumerate(items)
+        if len(item.lines)
+    }
+    return [found] if found else []
 
 
 def _compact(value: float | str | None) -> float | str | None:

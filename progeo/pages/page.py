@@ -46,7 +46,7 @@ def write_page(
     environment = _environment(show_paths)
     styles, scripts = ["page.css"], ["page.js"]
     if gallery is not None:
-        scripts.insert(0, "gallery.js")
+        scripts[:0] = ["lines.js", "gallery.js"]
     if map is not None:
         styles = ["leaflet/leaflet.css", *styles, "map.css"]
         scripts[:0] = ["leaflet/leaflet.js", "map.js"]

@@ -16,6 +16,7 @@ function createGallery(data, map) {
     meters: metersText,
     descriptor: value => `descriptors ${value.toFixed(3)}`,
     percent: value => `${value.toFixed(1)} %`,
+    inliers: value => `${value.toLocaleString("en")} matched points`,
     text: value => String(value),
   };
   let visible = rows, page = 0, chosen = null, enlarged = null;
@@ -90,7 +91,7 @@ function createGallery(data, map) {
       return value === null || value === undefined ? [] : [element("span", {}, format[kind](value))];
     });
     const sign = SIGNS[item[1]] ? element("span", { class: "mark" }, SIGNS[item[1]]) : null;
-    return element("figcaption", {}, sign, ...lines, nameElement(data.photos[item[0]][0]));
+    return [sign, ...lines, nameElement(data.photos[item[0]][0])];
   }
 
   function rowElement(row) {
@@ -114,7 +115,7 @@ function createGallery(data, map) {
     made.append(element("div", { class: "strips" }, ...row.strips.map(([title, items]) => element("section", {},
       element("h3", {}, element("bdi", {}, data.titles[title])),
       element("ol", {}, ...items.map(item => element("li", {},
-        element("figure", { class: MARKS[item[1]] }, buttonOf(row, item, data.titles[title]), captionOf(item)))))))));
+        element("figure", { class: MARKS[item[1]] }, buttonOf(row, item, data.titles[title]), element("figcaption", {}, ...captionOf(item))))))))));
     return made;
   }
 
@@ -153,20 +154,24 @@ function createGallery(data, map) {
 
   // The photo of a row beside one of its items; arrows go through the items.
   function enlarge(row, item) {
-    const items = row.strips.flatMap(([title, some]) => some.map(each => ({ title, each })));
+    const items = row.strips.flatMap(([title, some, lines = {}]) =>
+      some.map((each, number) => ({ title, each, lines: linesOf(lines[number] || []) })));
     const index = items.findIndex(({ each }) => each === item);
     enlarged = direction => {
       const next = Math.min(Math.max(index + direction, row.photo === null ? 0 : -1), items.length - 1);
       if (next !== index) enlarge(row, next < 0 ? null : items[next].each);
     };
-    const figures = row.photo === null ? [] : [element("figure", {}, photoElement(row.photo, data.noun),
-      element("figcaption", {}, nameElement(nameOf(row)), ...pathOf(row.photo)))];
-    if (item) {
-      figures.push(element("figure", { class: MARKS[item[1]] }, photoElement(item[0], data.titles[items[index].title]),
-        captionOf(item), ...pathOf(item[0])));
-    }
+    const hasOwn = row.photo !== null;
+    const figure = pairFigure({
+      left: hasOwn ? photoElement(row.photo, data.noun) : null,
+      leftName: hasOwn ? [nameElement(nameOf(row)), ...pathOf(row.photo)] : [],
+      right: item ? photoElement(item[0], data.titles[items[index].title]) : null,
+      rightName: item ? [...captionOf(item), ...pathOf(item[0])] : [],
+      rightMark: item ? MARKS[item[1]] : "",
+      lines: item ? items[index].lines : [],
+    });
     if (lightbox.open) {  // its buttons stay, and one of them focused
-      lightbox.firstElementChild.replaceChildren(...figures);
+      lightbox.firstElementChild.replaceChildren(figure);
       return;
     }
     const button = (text, action) => {
@@ -175,10 +180,14 @@ function createGallery(data, map) {
       return made;
     };
     const buttons = items.length ? [button("Previous", () => enlarged(-1)), button("Next", () => enlarged(1))] : [];
-    lightbox.replaceChildren(element("div", { class: "pair", "aria-live": "polite" }, ...figures),
+    lightbox.replaceChildren(element("div", { "aria-live": "polite" }, figure),
       element("nav", { "aria-label": "Photos" }, ...buttons, button("Close", () => lightbox.close())));
     lightbox.showModal();
   }
+
+  // Thousandths, four for each line.
+  const linesOf = numbers => Array.from({ length: numbers.length / 4 }, (_, line) =>
+    numbers.slice(4 * line, 4 * line + 4).map(each => each / 1000));
 
   const pathOf = number => (data.photos[number][2] ? [element("code", {}, data.photos[number][2])] : []);
 
