@@ -111,8 +111,8 @@ def calibrate_index(
             do so and rank the matches by the number of points that match. That number then counts for the confidence.
             Where verification does not help on these photos, it is switched off.
         matcher: How verify matches two images: sift needs no weights, and takes the local features that progeo index
-            build --options.verify stores; vismatch:NAME, such as vismatch:loftr, is a matcher of the library vismatch,
-            which pip install 'progeo[match]' installs.
+            build --verify stores; vismatch:NAME, such as vismatch:loftr, is a matcher of the library vismatch, which
+            pip install 'progeo[match]' installs.
         mixed_precision: Precision of the encoder.
 
     Raises:

@@ -154,7 +154,8 @@ def _verification(
     if len(usable) < _MIN_PHOTOS:
         raise ValueError(
             f"`verify` needs the images of {index.folder} or their local features, and {len(usable)} of {len(photos)} "
-            f"photos could be matched with any: build the index with `options.verify`, where its images are."
+            f"photos could be matched with any: put the images back, or build the index anew with `progeo index build "
+            f"--verify`."
         )
     before, after = (
         _first_is_correct(index, photos.take(usable), Neighbors(each.rows[usable], each.distances[usable]), radius_m)

@@ -143,5 +143,5 @@ def stored_features(images: Catalogue, folder: Path, orientation: Orientation) -
         write_feature_file(path, found)
         stored = open_feature_file(path)
         if num_missing := stored.table["features"].null_count:
-            LOGGER.warning("%d images cannot be read any more, and have no local features", num_missing)
+            LOGGER.warning("%d images cannot be read any more: they have no local features", num_missing)
         yield stored

@@ -14,7 +14,8 @@ import pyarrow as pa
 from progeo.atomic import replacing
 from progeo.verification.local_features import LocalFeatures
 
-_SCHEMA = pa.schema([("features", pa.large_binary()), ("checksum", pa.uint32())])
+_SCHEMA = pa.schema([("features", pa.large_binary()), ("checksum", pa.uint32())], {"features": "rootsift 1"})
+"""Its metadata change with what the features are, so that others are not matched with them."""
 _ROWS_AT_ONCE = 256
 
 
@@ -78,8 +79,8 @@ def open_feature_file(path: Path) -> FeatureFile:
     """
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        if table.schema != _SCHEMA:
-            raise ValueError("its columns are others")
+        if not table.schema.equals(_SCHEMA, check_metadata=True):
+            raise ValueError("it is of another version")
         table.validate(full=True)
         if table["checksum"].null_count:
             raise ValueError("checksums are missing")

@@ -76,8 +76,7 @@ class Candidates:
         if self.gone and not self._has_warned:
             self._has_warned = True
             LOGGER.warning(
-                "%s candidates are not matched, and follow those that are, because their images are gone; the first: "
-                "%s",
+                "%s candidates cannot be matched, and follow those that are; the first: %s",
                 f"{len(self.gone):,}",
                 next(iter(self.gone.values())),
             )
@@ -113,7 +112,7 @@ def rerank(
 ) -> Reranked:
     """Match each query with its first candidates and sort these by inliers, equal ones as they were.
 
-    Candidates whose images are gone follow those that were matched, then come all beyond `top`, in their former order.
+    Candidates whose images cannot be read follow those that were matched, then come all beyond `top`, in their former order.
     A query that cannot be read is not re-ranked.
 
     Args:

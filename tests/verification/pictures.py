@@ -16,6 +16,15 @@ def picture(seed, height, width):
     return torch.from_numpy(image).permute(2, 0, 1)
 
 
+def texture(seed, height, width):
+    """Smooth noise, no part of which looks like another, uint8 (3, height, width)."""
+    rng = np.random.default_rng(seed)
+    scales = (8, 16)
+    noise = [rng.random((height // scale, width // scale)) for scale in scales]
+    image = sum(cv2.resize(each, (width, height), interpolation=cv2.INTER_CUBIC) for each in noise)
+    return torch.from_numpy((100 * image + 20).clip(0, 255).astype(np.uint8)).repeat(3, 1, 1)
+
+
 def warped(pixels, homography):
     """The picture seen through a homography, that maps its columns and rows to those of the view."""
     image = np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
