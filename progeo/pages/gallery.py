@@ -99,8 +99,8 @@ class Item:
     values: Sequence[float | str | None] = ()
     """Value of each measure of the gallery; None and NaN are not shown."""
     lines: Sequence[Sequence[float]] = ()
-    """x and y of the photo of the row, and of this photo, of points that match, as fractions of width and height from the
-    upper left corner: at most `MAX_LINES` of them, evenly chosen, are drawn between the enlarged photos."""
+    """x and y of the photo of the row, and of this photo, of points that match, as fractions of width and height from
+    the upper left corner: at most `MAX_LINES` of them, evenly chosen, are drawn between the enlarged photos."""
 
 
 @dataclass(frozen=True)

@@ -112,8 +112,8 @@ def rerank(
 ) -> Reranked:
     """Match each query with its first candidates and sort these by inliers, equal ones as they were.
 
-    Candidates whose images cannot be read follow those that were matched, then come all beyond `top`, in their former order.
-    A query that cannot be read is not re-ranked.
+    Candidates whose images cannot be read follow those that were matched, then come all beyond `top`, in their former
+    order. A query that cannot be read is not re-ranked.
 
     Args:
         queries: returns the pixels of a query, uint8 (3, H, W), by its number.
