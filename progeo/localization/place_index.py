@@ -125,11 +125,11 @@ class PlaceIndex:
     def verifier(self) -> Verifier:
         """Matches photos with the images, as calibrated, or else by SIFT."""
         verification = self.metadata.verification
-        return (
-            build_verifier(self)
-            if verification is None
-            else build_verifier(self, verification.matcher, verification.top)
-        )
+        if verification is not None:
+            return build_verifier(self, verification.matcher, verification.top)
+        if self.metadata.calibration is not None:
+            LOGGER.warning("confidences do not count inliers: calibrate the index with `progeo index calibrate --verify`")
+        return build_verifier(self)
 
     @cached_property
     def class_centers_m(self) -> np.ndarray:

@@ -164,6 +164,11 @@ def test_verification_that_does_not_help_is_switched_off_and_says_so(index, imag
     assert opened.localize(place(3), verify=True)[0].verified
     command("index calibrate", cache, folder=tmp_path / "same", index=index)
     assert metadata_of(index)["verification"] is None
+    opened = progeo.open_index(index, device="cpu")
+    capsys.readouterr()
+    same, stranger = (opened.localize(place(number), verify=True)[0] for number in (3, 99))
+    assert capsys.readouterr().err.count("confidences do not count inliers") == 1
+    assert 1 > same.confidence > stranger.confidence > 0
 
 
 def test_added_images_get_local_features_in_their_rows(index, cache, tmp_path):
