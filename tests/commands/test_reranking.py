@@ -127,6 +127,19 @@ def test_the_first_images_are_sorted_by_how_many_points_match(city, sides, descr
     assert facts["re-ranking effect"].endswith(" against exact search")
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--rerank_matcher", "surf"], "There is no matcher 'surf': take sift or vismatch:NAME"),
+        (["--faiss", "IVF2,Flat"], "--rerank searches exactly, and --faiss IVF2,Flat does not"),
+    ],
+)
+def test_matching_that_cannot_be_is_refused(city, described, tmp_path, words, message):
+    with pytest.raises(SystemExit, match=message):
+        evaluated(city, described, tmp_path / "out", "--rerank", "matching", *words)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("preprocessing", ["hard_resize", "nearest_crop"])
 def test_panoramas_are_suppressed_after_matching(city, sides, tmp_path, preprocessing):
     words = ["thumbnail", "--folder", str(city / "val"), "--recall_ns", "[1,5]", "--num_workers", "0"]
