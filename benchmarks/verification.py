@@ -150,7 +150,9 @@ def matched(encoder: Encoder, database: Images, queries: Images, features: list[
         np.linalg.norm(images_m[each.rows[:, 0]] - queries_m, axis=1) <= RADIUS_M for each in (found, nearest)
     )
     own, others = (confidence_features(each.distances, images_m[each.rows], RADIUS_M) for each in (found, nearest))
-    return Pairs(before, after, own, verified_features(others, reranked.inliers[:, 0]), milliseconds)
+    ranked_m = images_m[np.take_along_axis(found.rows, reranked.order, axis=1)]
+    verified = verified_features(others, np.maximum(reranked.inliers, 0), ranked_m, RADIUS_M)
+    return Pairs(before, after, own, verified, milliseconds)
 
 
 if __name__ == "__main__":

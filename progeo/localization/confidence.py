@@ -69,7 +69,7 @@ class Calibration(_Logistic):
 
 @dataclass(frozen=True)
 class VerifiedCalibration(_Logistic):
-    """Logistic model of the probability that the first match is correct, given its inliers as third feature."""
+    """Logistic model of the probability that the first match is correct, given inliers as third confidence feature."""
 
     radius_m: _Positive
     """Maximum distance in meters of a correct match."""
@@ -88,8 +88,8 @@ class Verification:
 
     matcher: str
     """Name of the matcher, see `progeo.verification.matchers.build_matcher`."""
-    top: Annotated[int, Meta(ge=1, le=1000)]
-    """Number of first matches that are matched with a photo."""
+    top: Annotated[int, Meta(ge=1, le=20)]
+    """Number of first matches that are matched with a photo, of the 20 that every search finds."""
     below: Annotated[float, Meta(ge=0, le=1)]
     """A photo with a confidence below this is verified; 0 verifies none, as that did not help."""
     calibration: VerifiedCalibration
@@ -205,9 +205,24 @@ def calibration_error(confidences: np.ndarray, correct: np.ndarray) -> float:
     return float(sum(gaps) / len(correct))
 
 
-def verified_features(features: np.ndarray, inliers: np.ndarray) -> np.ndarray:
-    """Append the inliers of first matches (Q,) to their confidence features (Q, 2), as log(1 + inliers)."""
-    return np.concatenate([features, np.log1p(inliers)[:, None]], axis=1)
+def verified_features(
+    features: np.ndarray, inliers: np.ndarray, positions_m: np.ndarray, radius_m: float
+) -> np.ndarray:
+    """Append a confidence feature from inliers to the two of each query, (Q, 3).
+
+    It is the log of the inliers of the first match, plus one, over those of the best match from a different place, plus
+    one: streets alike have many inliers with each other, too.
+
+    Args:
+        features: see `confidence_features`, (Q, 2).
+        inliers: of the matches, most first, 0 where one was not matched, (Q, K).
+        positions_m: east and north of the matches, (Q, K, 2).
+        radius_m: matches farther than this from the first match are from a different place.
+    """
+    is_other = ~(np.linalg.norm(positions_m - positions_m[:, :1], axis=2) <= radius_m)
+    other = np.where(is_other, inliers, 0).max(axis=1)
+    ratios = (1 + inliers[:, 0]) / (1 + other)
+    return np.concatenate([features, np.log(ratios)[:, None]], axis=1)
 
 
 def _fit_of(features: np.ndarray) -> Callable[[np.ndarray, np.ndarray, float, float], AnyCalibration]:

@@ -40,8 +40,7 @@ def localize_photos(
     if len(errors) == len(several):
         raise ValueError(next(iter(errors.values())))
     below = _verified_below(index, verify)
-    min_count = max(top, index.verifier.top) if below > 0 else top
-    neighbors = index.search(*(descriptors for descriptors, _ in found), min_count=min_count, among=among)
+    neighbors = index.search(*(descriptors for descriptors, _ in found), min_count=top, among=among)
     is_restricted = among is not None
     calibration = None if is_restricted else index.metadata.calibration
     confidences = np.full(len(several), np.nan) if is_restricted else index.confidences(neighbors)

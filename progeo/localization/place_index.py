@@ -128,7 +128,9 @@ class PlaceIndex:
         if verification is not None:
             return build_verifier(self, verification.matcher, verification.top)
         if self.metadata.calibration is not None:
-            LOGGER.warning("confidences do not count inliers: calibrate the index with `progeo index calibrate --verify`")
+            LOGGER.warning(
+                "confidences do not count inliers: calibrate the index with `progeo index calibrate --verify`"
+            )
         return build_verifier(self)
 
     @cached_property

@@ -17,6 +17,7 @@ from progeo.files import each_file
 from progeo.image_files import Orientation
 from progeo.localization.confidence import verified_features
 from progeo.places.catalogue import Catalogue
+from progeo.places.geographic import positions_m
 from progeo.verification.feature_file import FeatureFile, open_feature_file, write_feature_file
 from progeo.verification.local_features import extract_local_features
 from progeo.verification.matchers import Matcher, Pair, build_matcher
@@ -46,8 +47,12 @@ class Verified:
 
     def features(self, index: "PlaceIndex", radius_m: float) -> np.ndarray:
         """Compute the confidence features (Q, 3) of verified photos, see `verified_features`."""
+        num_matched = max(1, int((self.inliers != NOT_MATCHED).sum(axis=1).max()))
+        rows = np.maximum(self.neighbors.rows[:, :num_matched], 0)
+        (matches_m,) = positions_m(index.catalogue.take(rows.ravel()))
+        inliers = np.maximum(self.inliers[:, :num_matched], 0)
         features = index.confidence_features(self.nearest, radius_m)
-        return verified_features(features, np.maximum(self.inliers[:, 0], 0))
+        return verified_features(features, inliers, matches_m.reshape(*rows.shape, 2), radius_m)
 
     def confidences(self, index: "PlaceIndex") -> np.ndarray:
         """Return probabilities (Q,) that the first matches of verified photos are correct, by a calibrated index."""

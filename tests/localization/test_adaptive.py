@@ -47,6 +47,14 @@ def test_nothing_is_verified_where_matching_does_not_help():
     assert not choice.is_verified.any()
 
 
+@pytest.mark.parametrize("seed", [3, 4, 21])
+def test_nothing_is_verified_where_a_threshold_gains_by_chance_only(seed):
+    rng = np.random.default_rng(seed)
+    confidences, before, after = rng.random(100), rng.random(100) < 0.8, rng.random(100) < 0.8
+    assert best_threshold(confidences, before, after) > 0
+    assert choose_photos(confidences, before, after).below == 0
+
+
 def test_everything_is_verified_where_confidence_does_not_say_which_matching_helps():
     rng = np.random.default_rng(0)
     before = rng.random(400) < 0.5

@@ -14,6 +14,7 @@ from verification.pictures import texture, warped
 import progeo
 from progeo.cli import main
 from progeo.data.decode import read_image
+from progeo.evaluation.search import Neighbors
 from progeo.localization.place_index import open_place_index
 from progeo.verification.feature_file import open_feature_file, write_feature_file
 from progeo.verification.local_features import extract_local_features
@@ -29,9 +30,16 @@ def place(number):
     return texture(number, HEIGHT, WIDTH)
 
 
-def save(pixels, folder, number, name=""):
+def save(pixels, folder, number, name="", north_m=4_100_000):
     folder.mkdir(exist_ok=True)
-    to_pil_image(pixels).save(folder / f"@{500_000 + 100 * number}@4100000@10@S@@@{name}@.png")
+    to_pil_image(pixels).save(folder / f"@{500_000 + 100 * number}@{north_m}@10@S@@@{name}@.png")
+
+
+def repainted(number, num_columns):
+    """The picture of a place with some white columns, whose descriptor hardly differs."""
+    pixels = place(number)
+    pixels[:, :, :num_columns] = 255
+    return pixels
 
 
 def view(number, shift_px):
@@ -42,10 +50,11 @@ def view(number, shift_px):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Images of places 100 m apart, three other views of each, and photos of places that are not among them."""
+    """Images of places 100 m apart, photos of each, easy and hard to find, and of places that are not among them."""
     folder = tmp_path_factory.mktemp("images")
     for number in range(NUM_PLACES):
         save(place(number), folder / "database", number)
+        save(repainted(number, 1), folder / "photos", number, "repainted")
         for factor in (1, -1, 2):
             save(view(number, factor * SHIFT_PX), folder / "photos", number, f"view{factor}")
     for number in range(20, 20 + NUM_STRANGERS):
@@ -123,6 +132,24 @@ def test_verified_matches_are_ranked_by_the_points_that_match_without_the_images
     assert str(short).splitlines()[-1].split("  ")[-3].strip() == f"{first.inliers} points"
 
 
+def test_for_confidence_all_but_the_first_match_stay_in_the_order_of_descriptors(built):
+    opened = open_place_index(built)
+    row_of = {round((east - 500_000) / 100): row for row, east in enumerate(opened.catalogue.east.tolist())}
+    rows = np.array([[row_of[number] for number in (2, 4, 1, 3, 0)]] * 2)
+    distances = np.array([[0.1, 0.2, 0.3, 0.4, 0.5]] * 2)
+    found = opened.verifier.verified(lambda _: place(3), Neighbors(rows, distances), np.array([1]), num_kept=1)
+    assert found.neighbors.rows[1, 0] == row_of[3] and found.neighbors.distances[1, 0] == 0.4
+    assert found.nearest.rows[1].tolist() == [row_of[number] for number in (3, 2, 4, 1, 0)]
+    assert found.nearest.distances[1].tolist() == [0.4, 0.1, 0.2, 0.3, 0.5]
+    assert found.is_verified.tolist() == [False, True]
+    for neighbors in (found.neighbors, found.nearest):
+        assert (neighbors.rows[0].tolist(), neighbors.distances[0].tolist()) == (
+            rows[0].tolist(),
+            distances[0].tolist(),
+        )
+    assert found.inliers[0].tolist() == [-1] * 5 and list(found.pairs) == [(1, 0)]
+
+
 def test_matches_near_a_position_are_verified_too(built):
     opened = progeo.open_index(built, device="cpu")
     latitude, longitude = (opened.catalogue.table[name][2].as_py() for name in ("latitude", "longitude"))
@@ -137,14 +164,15 @@ def test_calibration_finds_which_photos_to_verify_and_counts_inliers_for_confide
     assert 0 < verification["below"] <= 1
     assert len(verification["calibration"]["weights"]) == 4
     without, verified = (each["calibration"]["num_correct"] for each in (metadata_of(calibrated), verification))
-    assert verified == 3 * NUM_PLACES > without
+    assert verified == 4 * NUM_PLACES > without
     opened = progeo.open_index(calibrated, device="cpu")
-    photos = [view(number, factor * SHIFT_PX) for number in range(NUM_PLACES) for factor in (0.5, 1.5)]
+    photos = [view(number, factor * SHIFT_PX) for number in range(NUM_PLACES) for factor in (0.01, 1.5)]
     plain, adaptive, always = (opened.localize(photos, verify=verify) for verify in (False, None, True))
     for number, (one, some, all_) in enumerate(zip(plain, adaptive, always, strict=True)):
         assert some == (all_ if one.confidence < verification["below"] else one)
         assert (place_of(all_.matches[0]), all_.verified, one.verified) == (number // 2, True, False)
         assert all_.confidence > 0.8
+    assert {result.verified for result in adaptive} == {True, False}
     stranger = opened.localize(place(99), verify=True)[0]
     assert stranger.confidence < 0.5 and stranger.known is False
 
@@ -153,9 +181,7 @@ def test_calibration_finds_which_photos_to_verify_and_counts_inliers_for_confide
 def test_verification_that_does_not_help_is_switched_off_and_says_so(index, images, cache, tmp_path, capsys):
     for number in range(NUM_PLACES):
         for pixel in (1, 2, 3, 4):
-            changed = place(number)
-            changed[:, 0, :pixel] = 255
-            save(changed, tmp_path / "same", number, f"view{pixel}")
+            save(repainted(number, pixel), tmp_path / "same", number, f"view{pixel}")
     command("index calibrate", cache, folder=tmp_path / "same", index=index, verify=True)
     assert "verification does not help on these photos: it is switched off" in capsys.readouterr().err
     assert metadata_of(index)["verification"]["below"] == 0
@@ -173,12 +199,12 @@ def test_verification_that_does_not_help_is_switched_off_and_says_so(index, imag
 
 def test_added_images_get_local_features_in_their_rows(index, cache, tmp_path):
     before = metadata_of(index)["features_file"]
-    for number in (9, 8):
-        save(place(number), tmp_path / "more", number)
+    for number in (7, 8, 9):  # by name from west to east, in the order of cells from south to north
+        save(place(number), tmp_path / "more", number, north_m=4_105_000 - 500 * number)
     command("index add", cache, folder=tmp_path / "more", index=index)
     opened = open_place_index(index)
-    assert len(opened.features) == len(opened.catalogue) == NUM_PLACES + 2
-    for row in range(NUM_PLACES + 2):
+    assert len(opened.features) == len(opened.catalogue) == NUM_PLACES + 3
+    for row in range(NUM_PLACES + 3):
         number = round((opened.catalogue.east[row] - 500_000) / 100)
         assert same(opened.features.features(row), extract_local_features(place(number)))
     metadata = metadata_of(index)

@@ -1,6 +1,8 @@
 """The report of an evaluation, driven in Chromium."""
 
 import csv
+import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -116,6 +118,9 @@ def test_lines_join_the_matched_points_of_predictions(tmp_path, open_page, check
     lines = np.array([[0.1, 0.2, 0.3, 0.4], [0.5, 0.6, 0.7, 0.8], [0.9, 0.9, 0.9, 0.9]], np.float32)
     pairs = {(0, 0): Pair(1500, lines), (0, 1): Pair(0, lines[:0]), (1, 0): Pair(20, lines[:1])}
     found = replace(places(tmp_path), pairs=pairs)
+    of_all = replace(found, pairs={(query, 0): Pair(3, lines) for query in range(NUM_QUERIES)})
+    data = re.search(r'id="gallery-data">(.*?)</script>', write(tmp_path, of_all, max_pictured=2).read_text())[1]
+    assert sum(len(strips[0]) > 2 for _, _, _, _, strips, *_ in json.loads(data)["rows"]) == 2
     page = open_page(write(tmp_path, found), fragment="#query=0")
     told = page.locator("#rows > li[data-key='0'] .strips figcaption").all_inner_texts()
     assert "1,500 matched points" in told[0]
