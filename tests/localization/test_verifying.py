@@ -137,8 +137,11 @@ def test_for_confidence_all_but_the_first_match_stay_in_the_order_of_descriptors
     row_of = {round((east - 500_000) / 100): row for row, east in enumerate(opened.catalogue.east.tolist())}
     rows = np.array([[row_of[number] for number in (2, 4, 1, 3, 0)]] * 2)
     distances = np.array([[0.1, 0.2, 0.3, 0.4, 0.5]] * 2)
-    found = opened.verifier.verified(lambda _: place(3), Neighbors(rows, distances), np.array([1]), num_kept=1)
-    assert found.neighbors.rows[1, 0] == row_of[3] and found.neighbors.distances[1, 0] == 0.4
+    photo = place(3)
+    photo[:, :, 200:] = place(1)[:, :, 200:]
+    found = opened.verifier.verified(lambda _: photo, Neighbors(rows, distances), np.array([1]), num_kept=1)
+    assert found.neighbors.rows[1].tolist() == [row_of[number] for number in (3, 1, 2, 4, 0)]
+    assert found.neighbors.distances[1].tolist() == [0.4, 0.3, 0.1, 0.2, 0.5]
     assert found.nearest.rows[1].tolist() == [row_of[number] for number in (3, 2, 4, 1, 0)]
     assert found.nearest.distances[1].tolist() == [0.4, 0.1, 0.2, 0.3, 0.5]
     assert found.is_verified.tolist() == [False, True]
