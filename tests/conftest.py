@@ -122,12 +122,12 @@ def plugins_forgotten(monkeypatch, tmp_path):
     from progeo.training.validation import VALIDATIONS
 
     tables = (ENCODERS, AGGREGATIONS, FAMILIES, BATCHES, LOSS_TERMS, VALIDATIONS)
-    rows = [dict(table) for table in tables]
+    rows, modules = [dict(table) for table in tables], set(sys.modules)
     monkeypatch.setattr(plugins, "_IMPORTED", {})
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield
-    for name, module in list(sys.modules.items()):
-        if name in plugins._IMPORTED or str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
+    for name in set(sys.modules) - modules:
+        if name in plugins._IMPORTED or str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
             del sys.modules[name]
     for table, before in zip(tables, rows, strict=True):
         table.clear()

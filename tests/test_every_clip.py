@@ -42,7 +42,6 @@ KINDS = {
     "roberta": (ROBERTA, tiny_clips.roberta),
 }
 """Settings of the text tower of a CLIP with a small visual tower, and the tokenizer that stands in for its own."""
-QUICK = ("siglip",)
 MEAN = [0.4, 0.5, 0.6]
 
 
@@ -68,9 +67,8 @@ def write_clip(folder, kind):
 VISUAL = set(KINDS) - {"worldwide", "roberta"}
 
 
-@pytest.mark.parametrize(
-    "kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_clip_goes_through_all_commands(kind, hub_cache, config, city, tmp_path, capsys):
     clip, out = write_clip(tmp_path / "clip", kind), tmp_path / "run"
     own = ["--config", str(config), "--model.architecture", clip, "--model.weights", clip, "--out", str(out)]

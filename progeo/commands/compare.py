@@ -79,7 +79,7 @@ def compare(
             _ = evaluator.benchmark  # to report wrong folders before anything is extracted
     found = []
     for number, (name, (encoder, classifier)) in enumerate(loaded.items(), start=1):
-        shown = name if ranking.rerank is None else f"{name}, re-ranked"
+        shown = _shown(name, ranking)
         for each, evaluator, part in zip(sets, evaluators, _parts(sets, out), strict=True):
             part /= f"{number}_{as_file_name(name)}"
             evaluation = _evaluated(evaluator, encoder, classifier, name=name, out=part, ranking=ranking)
@@ -94,6 +94,13 @@ def compare(
     safe = criterion.spreadsheet_safe
     write_comparison_page(out / "compare.html", found, table, show_paths=criterion.show_paths, spreadsheet_safe=safe)
     return write_comparison(out, table, spreadsheet_safe=safe)
+
+
+def _shown(name: str, ranking: RankingOptions) -> str:
+    """Name an encoder with what makes its recalls incomparable with others."""
+    near = [f"near {ranking.near}"] if ranking.near is not None else []
+    heading = [f"heading within {ranking.heading:g} degrees"] if ranking.heading is not None else []
+    return ", ".join([name, *near, *heading, *(["re-ranked"] if ranking.rerank is not None else [])])
 
 
 def _load(

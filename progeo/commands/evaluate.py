@@ -114,8 +114,27 @@ def check_fit(ranking: RankingOptions, faiss: str | None = None, classifier: str
         for name in names:
             if ranking.rerank != kind and getattr(ranking, name) != getattr(RankingOptions, name):
                 raise ValueError(f"`{name}` is for re-ranking: set `rerank` to {kind}, or omit it.")
+    _check_prior(ranking, faiss)
     if classifier is not None and faiss != CELLS:
         raise ValueError(f"`classifier` chooses the cells of an index: set `faiss` to {CELLS}, or omit it.")
+
+
+def _check_prior(ranking: RankingOptions, faiss: str | None) -> None:
+    """Refuse a rough position or heading that cannot be read, or that would not be searched by."""
+    from progeo.places.nearby import parse_prior
+
+    parse_prior(ranking.near)
+    if ranking.heading is not None and ranking.heading > 180:
+        raise ValueError(
+            f"`heading` must be degrees above 0 and at most 180, got {ranking.heading:g}. Use for example 45."
+        )
+    name = "near" if ranking.near is not None else "heading" if ranking.heading is not None else ""
+    if name and ranking.by == "classes":
+        raise ValueError(f"`{name}` restricts database images, which `by` classes has none of: omit one of them.")
+    if name and faiss is not None:
+        raise ValueError(f"`{name}` searches exactly, and `faiss` {faiss} does not: omit one of them.")
+    if name and ranking.rerank == "k_reciprocal":
+        raise ValueError(f"`{name}` searches parts of the database, and `rerank` k_reciprocal all: omit one of them.")
 
 
 def load_encoder_or_descriptors(name: str, *, trust: bool = False) -> Any:

@@ -27,7 +27,8 @@ from progeo.evaluation.predict import (
     predict_classes,
     predict_images,
 )
-from progeo.evaluation.protocols import load_protocol
+from progeo.evaluation.priors import Regions, build_regions
+from progeo.evaluation.protocols import Published, load_protocol
 from progeo.evaluation.report import shown_queries
 from progeo.evaluation.results import write_results, write_unlabeled_results
 from progeo.evaluation.retrieved import Retrieved
@@ -40,6 +41,7 @@ from progeo.models.classifier import MEANS, Classifier
 from progeo.models.encoder import Encoder
 from progeo.models.options import Preprocessing
 from progeo.places.catalogue import Catalogue, read_catalogue
+from progeo.places.nearby import parse_prior
 from progeo.verification.matchers import build_matcher
 
 
@@ -100,7 +102,7 @@ class Evaluator:
             through: the index to evaluate: the factory string of a compressed one, see `open_index`, or the classifier
                 of an index of cells; None searches exactly.
             probes: number of inverted lists of an IVF index, or of cells, that a search visits.
-            ranking: whether to re-rank, without an index.
+            ranking: whether to re-rank or to search near a rough position only, without an index.
 
         Raises:
             ValueError: the options contradict each other or the protocol, or images or descriptors cannot be used.
@@ -108,6 +110,8 @@ class Evaluator:
         """
         benchmark = self.benchmark
         query_set = benchmark.query_set
+        if self.no_labels and (ranking.near, ranking.heading) != (None, None):
+            raise ValueError("`near` and `heading` need known positions: omit `no_labels` or them.")
         matching = None
         if ranking.rerank == "k_reciprocal":
             _check_rerank(benchmark, ranking.rerank_k1)
@@ -115,6 +119,8 @@ class Evaluator:
             matcher = build_matcher(ranking.rerank_matcher, device=self.accelerator.device)
             per_panorama = benchmark.panoramas is not None
             matching = Matching(matcher, ranking.rerank_top, self.images.orientation, per_panorama)
+        sides = query_set.database, query_set.queries
+        regions = build_regions(*sides, parse_prior(ranking.near), ranking.heading)
         labels = self._cells_of(benchmark, through) if isinstance(through, Cells) else None
         extraction: Mapping[str, str] = {}
         if isinstance(encoder, Path):
@@ -140,7 +146,10 @@ class Evaluator:
         elif through is not None:
             index = open_faiss_index(database, through, probes=probes, folder=index_folder)
         benchmark, vectors = benchmark.without_queries(queries.missing), _rows(queries)
-        found = predict_images(database, vectors, benchmark, index=index, ranking=ranking, matching=matching)
+        regions = None if regions is None else regions.without_queries(queries.missing)
+        found = predict_images(
+            database, vectors, benchmark, index=index, ranking=ranking, matching=matching, regions=regions
+        )
         return self._write(
             found,
             benchmark,
@@ -158,6 +167,7 @@ class Evaluator:
                 results, shown, database, vectors, by_descriptors=found.by_descriptors
             ),
             distances=distances_of(found.rows, vectors, database.complete),
+            regions=regions,
         )
 
     def by_classes(
@@ -234,12 +244,14 @@ class Evaluator:
         missing: np.ndarray,
         find_missed: Callable[[Retrieved, np.ndarray], Missed],
         distances: np.ndarray | None = None,
+        regions: Regions | None = None,
     ) -> Evaluation:
         """Judge the predictions for the queries that can be read, all but those at `missing`, and write the results.
 
         Args:
             find_missed: finds the best correct candidates of queries at some rows.
             distances: descriptor distances of the predictions; None for classes.
+            regions: the images that each query was searched among; None for all.
         """
         options, query_set = benchmark.options, benchmark.query_set
         positives = positives_by_criterion(
@@ -256,6 +268,7 @@ class Evaluator:
             found.classes,
             benchmark.panoramas,
             found.pairs,
+            regions=regions,
         )
         facts = {
             **{name: facts[name] for name in ("encoder", "descriptor")},
@@ -266,6 +279,7 @@ class Evaluator:
             **({"distances": "along great circles"} if query_set.great_circle else {}),
             **facts,
             **({} if found.classes is not None else _copies(results)),
+            **({} if regions is None else regions.facts()),
             **found.facts,
         }
         recalls: Mapping[int, float] = {}
@@ -282,7 +296,7 @@ class Evaluator:
                 ns=options.recall_ns,
                 without_positive_missed=is_missed,
                 missed=find_missed(results, shown_queries(results)),
-                published=load_protocol(options.protocol).published if options.protocol and not found.classes else (),
+                published=_published(options, results),
                 spreadsheet_safe=options.spreadsheet_safe,
                 show_paths=options.show_paths,
             )
@@ -307,6 +321,13 @@ def _check_rerank(benchmark: Benchmark, k1: int) -> None:
         raise ValueError(
             f"`rerank_k1` must be below {num_images}, the number of queries and database images; got {k1}."
         )
+
+
+def _published(options: BenchmarkOptions, results: Retrieved) -> tuple[Published, ...]:
+    """Return the published recalls that results are comparable with: of all images of a protocol."""
+    if options.protocol is None or results.classes is not None or results.regions is not None:
+        return ()
+    return load_protocol(options.protocol).published
 
 
 def _rows(descriptors: ShardedRows) -> np.ndarray:

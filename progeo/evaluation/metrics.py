@@ -72,22 +72,24 @@ def recall_table(
     return table
 
 
-def chance_recalls(num_positives: np.ndarray, num_images: int, ns: Sequence[int]) -> dict[int, float]:
+def chance_recalls(num_positives: np.ndarray, num_images: np.ndarray | int, ns: Sequence[int]) -> dict[int, float]:
     """Compute the expected recall@N of random retrieval, by N, in percent.
 
     Of N images drawn without replacement, none is a positive with probability C(num_images - p, N) / C(num_images, N).
 
     Args:
         num_positives: number p of positives of each query that counts, (Q,), at least one query.
-        num_images: number of database images, classes, or panoramas if each counts once.
+        num_images: number of database images, classes, or panoramas if each counts once, of all queries or of each,
+            (Q,).
         ns: the Ns of recall@N; all are drawn if N is larger than `num_images`.
     """
-    positives, counts = np.unique(num_positives, return_counts=True)
+    pairs, counts = np.unique(np.stack(np.broadcast_arrays(num_positives, num_images)), axis=1, return_counts=True)
+    positives, images = pairs
     missed, by_n = np.ones(len(positives)), [0.0]  # logarithms of binomials would lose the digits of a small recall
-    for drawn in range(min(max(ns), num_images)):
-        missed *= 1 - positives / (num_images - drawn)
+    for drawn in range(min(max(ns), images.max())):
+        missed *= 1 - positives / np.maximum(images - drawn, 1)
         by_n.append(100 * float(np.average(1 - missed, weights=counts)))
-    return {n: by_n[min(n, num_images)] for n in ns}
+    return {n: by_n[min(n, len(by_n) - 1)] for n in ns}
 
 
 def bootstrap_interval(hits: np.ndarray, *, seed: int = 0) -> tuple[float, float]:

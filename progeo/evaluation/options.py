@@ -64,6 +64,16 @@ class RankingOptions:
     """What queries are compared with. images retrieves images of the database; classes ranks the places of the
     encoder's classifier, which training with head.weight above 0 and progeo classes write, and needs no database:
     localization recall LR@N counts queries with the center of one of their first N classes within the radius."""
+    near: str | None = None
+    """Search only images near a rough position. RADIUS_M or RADIUS_M,ERROR_M, such as 500,50: within RADIUS_M meters of
+    the position of each query, displaced to the east and to the north by Gaussian errors with a standard deviation of
+    ERROR_M meters (0 if omitted), which depend on the name of the query only. LAT,LON,RADIUS_M: of one position for all
+    queries. What is correct does not change, so that a query without a positive in its region is missed. null searches
+    all. Only used by images that are searched exactly."""
+    heading: PositiveFloat | None = None
+    """Search only images whose heading differs by at most this many degrees, up to 180, from that of the query, and
+    images whose heading is unknown; a query without a heading searches all. null allows all. Only used by images that
+    are searched exactly."""
     raw_scores: bool = False
     """Rank classes by dot products with the classifier's vectors as they are, plus the bias of a linear head, as
     published for Divide&Classify, instead of by cosines. Only used by classes."""

@@ -16,6 +16,7 @@ from progeo.evaluation.crops import nearest_of_crops, votes_of_crops
 from progeo.evaluation.image_matching import Matching
 from progeo.evaluation.metrics import first_of_each_panorama
 from progeo.evaluation.options import RankingOptions
+from progeo.evaluation.priors import Regions
 from progeo.evaluation.recall import recall_at
 from progeo.evaluation.rerank import build_reranker
 from progeo.evaluation.search import (
@@ -117,6 +118,7 @@ def predict_images(
     index: SearchedIndex | None = None,
     ranking: RankingOptions = RankingOptions(),
     matching: Matching | None = None,
+    regions: Regions | None = None,
 ) -> Predictions:
     """Predict the database images nearest to each query.
 
@@ -127,6 +129,7 @@ def predict_images(
         index: an index whose predictions are returned, compared with those of the exact search; None for none.
         ranking: whether to return the predictions of re-ranking, compared likewise.
         matching: how the predictions are matched with the queries, for re-ranking by that.
+        regions: the images that each query is searched among; None for all.
     """
     count, panoramas = max(benchmark.options.recall_ns), benchmark.panoramas
     depth = count if panoramas is None else count * _VIEWS_PER_PANORAMA
@@ -147,10 +150,13 @@ def predict_images(
         return shortened(retrieved(neighbors))
 
     start = time.perf_counter()
-    neighbors = nearest_neighbors(database.parts(), crops, depth)
+    if regions is None:
+        neighbors = nearest_neighbors(database.parts(), crops, depth)
+    else:
+        neighbors = regions.neighbors(database, crops.reshape(len(queries), -1, database.width), depth)
     exact_ms = _ms_per_query(start, len(queries))
     exact = predicted(neighbors)
-    by_descriptors = benchmark.options.query_preprocessing != "maj_voting"
+    by_descriptors = benchmark.options.query_preprocessing != "maj_voting" and regions is None
     if matching is not None:
         matched = matching.rerank(retrieved(neighbors), benchmark.query_set)
         rows, reranked_ms = shortened(matched.rows), _ms_per_query(start, len(queries))

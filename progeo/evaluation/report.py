@@ -109,7 +109,8 @@ def _explanations(retrieved: Retrieved, facts: Mapping[str, str]) -> list[str]:
         texts.append(f"A prediction is correct if the center of its cell lies {retrieved.criterion} of the query.")
         return [*texts, "The rank of the best class with a correct center is that by score among all classes."]
     counted = "images" if retrieved.panoramas is None else "panoramas"
-    changed = ", before re-ranking" if "re-ranking" in facts else ""
+    changed = ", also outside of the region of the query" if retrieved.regions is not None else ""
+    changed += ", before re-ranking" if "re-ranking" in facts else ""
     return [*texts, f"The rank of a correct image that was missed is by descriptors among all {counted}{changed}."]
 
 

@@ -21,7 +21,7 @@ from progeo.places.distances import distance_text
 from progeo.places.geographic import degrees_of
 from progeo.printable import markdown_table
 
-_SHOWN = ("re-ranking",)
+_SHOWN = ("prior", "re-ranking")
 """Facts that recalls.csv and recalls.md have a column of, if there are any: recalls without them are not comparable."""
 _CLASS_COLUMNS = ("class", "east", "north", "latitude", "longitude", "probability")
 """Columns of predictions.csv for classes, in place of `database`."""
@@ -68,6 +68,7 @@ def write_results(
     facts = {**facts, "criterion": main, "queries without a positive": f"{without:,}, {handling}"}
     recalls, measure = {each.n: each.percent for each in by_group["all"]}, results.measure
     errors, chance = errors_of(results.distances_m), _chance(results, ns, without_positive_missed)
+    error_text = "" if errors is None else _format_errors(errors, results)
     write_json(out / "recalls.json", {**facts, **_summary(results, table, recalls, chance, errors)})
     fields = [field.name for field in dataclasses.fields(Recall)]
     how = {name: facts[name] for name in _SHOWN if name in facts}
@@ -77,13 +78,13 @@ def write_results(
     write_csv(out / "predictions.csv", _predictions(results), spreadsheet_safe=spreadsheet_safe)
     _write_report(
         results,
-        facts if errors is None else {**facts, "error of the top prediction": _format_errors(errors)},
+        {**facts, "error of the top prediction": error_text} if error_text else facts,
         out,
         show_paths=show_paths,
         spreadsheet_safe=spreadsheet_safe,
         measured=Measured(table, chance, published, missed),
     )
-    _log(facts["folder"], by_group, errors, measure)
+    _log(facts["folder"], by_group, error_text, measure)
     LOGGER.info("report: %s", out / "report.html")
     return recalls
 
@@ -128,13 +129,23 @@ def _write_report(
 
 
 def _chance(results: Retrieved, ns: Sequence[int], without_positive_missed: bool) -> dict[int, float]:
-    """Compute the recall of random retrieval, by N, in percent; of panoramas if each counts as one prediction."""
-    positives, num_images = results.positives[results.criterion], len(results.database)
-    if results.panoramas is not None:
-        panoramas = results.panoramas
-        positives, num_images = [np.unique(panoramas[rows]) for rows in positives], len(np.unique(panoramas))
-    counts = np.array([len(rows) for rows in positives])
-    return chance_recalls(counts if without_positive_missed else counts[counts > 0], num_images, ns)
+    """Compute the recall of random retrieval, by N, in percent; of panoramas if each counts as one prediction.
+
+    Where queries are searched in regions, it is that of images drawn from them.
+    """
+    given = results.positives[results.criterion]
+    rows = [query for query, positives in enumerate(given) if without_positive_missed or len(positives)]
+    names = np.arange(len(results.database)) if results.panoramas is None else results.panoramas
+    everything = len(np.unique(names))
+
+    def counts(query: int) -> tuple[int, int]:
+        if results.regions is None:
+            return len(np.unique(names[given[query]])), everything
+        region = results.regions.rows(query)
+        return len(np.unique(names[np.intersect1d(given[query], region)])), len(np.unique(names[region]))
+
+    num_positives, num_images = np.array([counts(query) for query in rows]).T
+    return chance_recalls(num_positives, num_images, ns)
 
 
 def _recalls_as_markdown(facts: Mapping[str, str], recalls: Mapping[int, float], measure: str) -> str:
@@ -163,7 +174,7 @@ def _summary(
     }
 
 
-def _log(folder: str, by_group: Mapping[str, list[Recall]], errors: Errors | None, measure: str) -> None:
+def _log(folder: str, by_group: Mapping[str, list[Recall]], error_text: str, measure: str) -> None:
     """Log a summary of recalls and errors."""
     first = by_group["all"][0]
     LOGGER.info("%s: %s", folder, _format_recalls(by_group["all"], measure))
@@ -172,16 +183,18 @@ def _log(folder: str, by_group: Mapping[str, list[Recall]], errors: Errors | Non
     for name, rows in by_group.items():
         if rows and name != "all":
             LOGGER.info("  %s (%s queries): %s", name, f"{rows[0].count:,}", _format_recalls(rows, measure))
-    if errors is not None:
-        LOGGER.info("error of the top prediction: %s", _format_errors(errors))
+    if error_text:
+        LOGGER.info("error of the top prediction: %s", error_text)
 
 
 def _format_recalls(recalls: list[Recall], measure: str) -> str:
     return ", ".join(f"{measure}@{each.n} {each.percent:.1f}" for each in recalls)
 
 
-def _format_errors(errors: Errors) -> str:
-    return f"median {distance_text(errors.median_m)}, 90th percentile {distance_text(errors.ninetieth_m)}"
+def _format_errors(errors: Errors, results: Retrieved) -> str:
+    num_found = int((results.predictions[:, 0] >= 0).sum())
+    of_found = "" if num_found == len(results.queries) else f", of the {num_found:,} queries with a prediction"
+    return f"median {distance_text(errors.median_m)}, 90th percentile {distance_text(errors.ninetieth_m)}{of_found}"
 
 
 def _predictions(results: Retrieved) -> Iterator[Sequence[Any]]:

@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from progeo.evaluation.classification import ClassScores
+from progeo.evaluation.priors import Regions
 from progeo.evaluation.recall import correct_predictions
 from progeo.places.catalogue import Catalogue
 from progeo.places.coordinates import middle_of, offsets_m
@@ -45,6 +46,8 @@ class Retrieved:
     """Panorama of each database image, str (N,), if each counts as one prediction; None if every image counts."""
     pairs: Mapping[tuple[int, int], Pair] = field(default_factory=dict)
     """Predictions that were matched with their query, by query and rank, the first ranks only."""
+    regions: Regions | None = None
+    """Database images that each query was searched among; None for all."""
 
     @property
     def labeled(self) -> bool:

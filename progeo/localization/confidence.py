@@ -130,7 +130,11 @@ def calibration_from_json(values: Mapping[str, Any], source: str = "A calibratio
 
 
 def score_probabilities(scores: np.ndarray, calibration: ClassCalibration | None) -> np.ndarray:
-    """Compute the softmax over class scores (Q, K), divided by the temperature of a calibration, if any."""
+    """Compute the softmax over class scores (Q, K), divided by the temperature of a calibration, if any.
+
+    All classes of a query are alike if the score of the first is minus infinity, for a query without results.
+    """
+    scores = np.where(np.isneginf(scores[:, :1]), 0.0, scores)
     return softmax(scores / (1.0 if calibration is None else calibration.temperature), axis=1)
 
 

@@ -24,7 +24,7 @@ def localize_photos(
     *,
     top: int,
     threshold: float,
-    among: np.ndarray | None,
+    among: np.ndarray | Sequence[np.ndarray] | None,
     verify: bool | None,
     batch_size: int,
     num_workers: int,
@@ -106,7 +106,8 @@ def localizations_of(
         is_verified = verified is not None and bool(verified.is_verified[row])
         if verified is not None and is_verified:
             matches = tuple(_with_lines(match, verified.pairs.get((row, rank))) for rank, match in enumerate(matches))
-        error = "" if matches else f"No match was found for {query}."
+        where = " near its position or heading: take a larger radius or tolerance" if is_restricted else ""
+        error = "" if matches else f"No match was found for {query}{where}."
         results.append(
             Localization(
                 query, confidence, radius_m, known, matches, error, is_restricted=is_restricted, verified=is_verified

@@ -3,7 +3,7 @@
 The folder holds `index.json`, which names all other files: a faiss file, the catalogue of the images, and the encoder.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +32,7 @@ from progeo.localization.confidence import (
     confidence_features,
     score_probabilities,
 )
+from progeo.localization.extraction import find_photos
 from progeo.localization.index_folder import ENCODER_FOLDER, IndexMetadata, check_data_files, read_metadata
 from progeo.localization.localizations import Localization
 from progeo.localization.localize import localize_photos
@@ -41,7 +42,7 @@ from progeo.models.options import Preprocessing
 from progeo.places.catalogue import Catalogue, open_catalogue
 from progeo.places.cell_order import CellOrder, build_cell_order
 from progeo.places.geographic import degrees_of, positions_m
-from progeo.places.nearby import HeadingRange, Near, looks_toward
+from progeo.places.nearby import HeadingRange, Near, heading_of, looks_toward, near_of, of_each
 from progeo.verification.feature_file import FeatureFile, open_feature_file
 
 _NUM_MATCHES = 20
@@ -74,8 +75,8 @@ class PlaceIndex:
         *,
         top: int = 5,
         threshold: float = 0.5,
-        near: Near | tuple[float, float, float] | None = None,
-        heading: HeadingRange | tuple[float, float] | None = None,
+        near: Near | Sequence[float] | Sequence[Near | Sequence[float]] | None = None,
+        heading: HeadingRange | Sequence[float] | Sequence[HeadingRange | Sequence[float]] | None = None,
         verify: bool | None = None,
         batch_size: int = 64,
         num_workers: int = 0,
@@ -88,10 +89,10 @@ class PlaceIndex:
                 photos: an array uint8 (B, H, W, 3) or a tensor uint8 (B, 3, H, W).
             top: number of matches of each photo.
             threshold: minimum confidence of a known position, 0 to 1.
-            near: latitude and longitude in degrees and a radius in meters: only images within it can match. Without
-                a confidence, which is calibrated on searches of the complete index.
+            near: latitude and longitude in degrees and a radius in meters: only images within it can match. A sequence
+                has one for each photo. Without a confidence, which is calibrated on searches of the complete index.
             heading: degrees clockwise from north and a tolerance in degrees: only images that look there can match, or
-                whose heading is unknown. Without a confidence.
+                whose heading is unknown. A sequence has one for each photo. Without a confidence.
             verify: whether the first matches are matched with the photo and ranked by inliers; None does so where the
                 confidence is below the threshold that `progeo index calibrate --verify` found.
             batch_size: number of photos that the encoder gets at once.
@@ -99,22 +100,20 @@ class PlaceIndex:
             shows_progress: whether progress is logged.
 
         Returns:
-            A localization for each photo, in their order; that of one that cannot be read has an `error`.
+            A localization for each photo, in their order; that of one that cannot be read, or without an image within
+            its own `near` and `heading`, has an `error`.
 
         Raises:
-            ValueError: something is no photo, none of the photos can be read, no image lies within `near` and
-                `heading`, or the matcher cannot be used.
+            ValueError: something is no photo, none of the photos can be read, no image lies within the `near` and
+                `heading` of all photos, or the matcher cannot be used.
         """
-        if near is not None and not isinstance(near, Near):
-            near = Near(*near)
-        if heading is not None and not isinstance(heading, HeadingRange):
-            heading = HeadingRange(*heading)
+        several = find_photos(photos)
         return localize_photos(
             self,
-            photos,
+            several,
             top=top,
             threshold=threshold,
-            among=self.rows_within(near, heading),
+            among=self._rows_among(near, heading, len(several)),
             verify=verify,
             batch_size=batch_size,
             num_workers=num_workers,
@@ -151,20 +150,36 @@ class PlaceIndex:
         """
         if near is None and heading is None:
             return None
-        rows = np.arange(len(self.catalogue)) if near is None else self._cell_order.rows_within(near)
-        if heading is not None:
-            headings = self.catalogue.heading
-            if np.isnan(headings).all():
-                raise ValueError(f"`heading` {heading} cannot be used: {self.folder} has no headings. Leave it out.")
-            rows = rows[looks_toward(headings[rows], heading)]
+        rows = self._rows_of(near, heading)
         if not len(rows):
-            where = [f"within {near.radius_m:g} m of {near.latitude}, {near.longitude}"] if near is not None else []
+            where = []
+            if near is not None:
+                where = [f"within {near.radius_m:g} m of {near.latitude:.10g}, {near.longitude:.10g}"]
             where += [f"with a heading of {heading.heading_deg:g} degrees"] if heading is not None else []
             raise ValueError(
                 f"None of the {self.metadata.rows} of {self.folder} lies {' and '.join(where)}: take a larger radius "
                 f"or tolerance."
             )
         return rows
+
+    def _rows_among(self, near: object, heading: object, count: int) -> np.ndarray | list[np.ndarray] | None:
+        """Find the rows that each of `count` photos is searched among, or all of them; see `localize`."""
+        circle = of_each(near, count, near_of, name="near")
+        directions = of_each(heading, count, heading_of, name="heading")
+        if not isinstance(circle, list) and not isinstance(directions, list):
+            return self.rows_within(circle, directions)
+        circles = circle if isinstance(circle, list) else [circle] * count
+        ranges = directions if isinstance(directions, list) else [directions] * count
+        return [self._rows_of(*each) for each in zip(circles, ranges, strict=True)]
+
+    def _rows_of(self, near: Near | None, heading: HeadingRange | None) -> np.ndarray:
+        rows = np.arange(len(self.catalogue)) if near is None else self._cell_order.rows_within(near)
+        if heading is None:
+            return rows
+        headings = self.catalogue.heading
+        if np.isnan(headings).all():
+            raise ValueError(f"`heading` {heading} cannot be used: {self.folder} has no headings. Leave it out.")
+        return rows[looks_toward(headings[rows], heading)]
 
     @cached_property
     def _cell_order(self) -> CellOrder:
@@ -193,7 +208,7 @@ class PlaceIndex:
         *,
         min_count: int = 1,
         probes: int | None = None,
-        among: np.ndarray | None = None,
+        among: np.ndarray | Sequence[np.ndarray] | None = None,
     ) -> Neighbors:
         """Search for Q queries; returns at least `min_count` neighbors, and as many as confidence requires.
 
@@ -202,14 +217,22 @@ class PlaceIndex:
             cell_descriptors: those of the other network that ranks the cells, (Q, E); None takes the class means of
                 the encoder of the index instead.
             probes: number of inverted lists to visit; None takes that of the index.
-            among: the rows that are searched, all of them; sorted, int64 (n,). None searches the index.
+            among: the rows that are searched, all of them; sorted, int64 (n,), or those of each query. None searches
+                the index.
         """
         if self.metadata.holds_classes:
             descriptors = descriptors / np.maximum(np.linalg.norm(descriptors, axis=1, keepdims=True), 1e-12)
         num_confident = _NUM_CLASSES if self.metadata.holds_classes else _NUM_MATCHES
         count = max(min_count, num_confident)
         if among is not None:
-            return self._row_search.neighbors_among(among, descriptors, min(count, len(among)))
+            if isinstance(among, np.ndarray):
+                return self._row_search.neighbors_among(among, descriptors, min(count, len(among)))
+            count = min(count, max(map(len, among), default=1) or 1)
+            pairs = zip(among, descriptors, strict=True)
+            found = [self._row_search.neighbors_among(rows, query[None], count) for rows, query in pairs]
+            return Neighbors(
+                *(np.concatenate(each) for each in zip(*((one.rows, one.distances) for one in found), strict=True))
+            )
         if self.cells is not None:
             return cell_neighbors(
                 self.index,

@@ -1,11 +1,18 @@
 """Restrict a search to what lies near a known position, or looks in a known direction."""
 
+import hashlib
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
+from typing import TypeVar
 
 import numpy as np
 
 from progeo.places.distances import EARTH_RADIUS_M
+
+_Prior = TypeVar("_Prior")
+_EXAMPLES = "Use for example 500 or 500,50 or 37.78,-122.41,500"
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,74 @@ class HeadingRange:
         return f"{self.heading_deg:g},{self.tolerance_deg:g}"
 
 
+@dataclass(frozen=True)
+class OwnPosition:
+    """The position of each query itself, displaced."""
+
+    radius_m: float
+    error_m: float = 0.0
+    """Standard deviation of the displacement to the east and to the north."""
+
+    def __post_init__(self) -> None:
+        if not (0 < self.radius_m < math.inf and 0 <= self.error_m < math.inf):
+            raise ValueError(
+                f"`near` RADIUS_M,ERROR_M must be a radius in meters above 0 and an error of at least 0, got "
+                f"{self.radius_m:g},{self.error_m:g}. {_EXAMPLES}."
+            )
+
+    def __str__(self) -> str:
+        """What the position is, in words."""
+        error = f", displaced by a Gaussian error of {self.error_m:g} m to the east and north" if self.error_m else ""
+        return f"within {self.radius_m:g} m of the position of each query{error}"
+
+    def of(self, query: str, latitude: float, longitude: float) -> Near:
+        """Return the circle around the displaced position, in degrees, of the query of this name."""
+        east, north = (angle_of(self.error_m * each) for each in _normal_pair(query))
+        moved = max(-90.0, min(90.0, latitude + north))
+        turned = longitude + east / max(math.cos(math.radians(latitude)), 1e-9)
+        return Near(moved, (turned + 180) % 360 - 180, self.radius_m)
+
+
+def near_of(given: Near | Sequence[float]) -> Near:
+    """Return a circle, given as one or by its three numbers.
+
+    Raises:
+        ValueError: they are not three, or one is out of range.
+    """
+    what = "`near` must be a latitude, a longitude and a radius in meters"
+    return given if isinstance(given, Near) else Near(*_counted(given, 3, what, "(37.78, -122.41, 500)"))
+
+
+def heading_of(given: HeadingRange | Sequence[float]) -> HeadingRange:
+    """Return a range of directions, given as one or by its two numbers.
+
+    Raises:
+        ValueError: they are not two, or one is out of range.
+    """
+    what = "`heading` must be degrees clockwise from north and a tolerance"
+    return given if isinstance(given, HeadingRange) else HeadingRange(*_counted(given, 2, what, "(90, 30)"))
+
+
+def of_each(given: object, count: int, one: Callable[..., _Prior], *, name: str) -> _Prior | list[_Prior] | None:
+    """Return what is known of `count` photos: one thing for all of them, or a list with one for each; None for nothing.
+
+    Args:
+        given: one thing as `one` takes it, or a sequence of them.
+        name: name of the argument.
+
+    Raises:
+        ValueError: it is no such thing, or a sequence of another length.
+    """
+    if given is None or not isinstance(given, Sequence | np.ndarray) or all(isinstance(each, Real) for each in given):
+        return None if given is None else one(given)
+    if len(given) != count:
+        raise ValueError(
+            f"`{name}` must be one for all photos or one for each, got {len(given)} for {count} photos. Leave out the "
+            f"photos that it is unknown of."
+        )
+    return [one(each) for each in given]
+
+
 def parse_near(text: str) -> Near:
     """Parse `LAT,LON,RADIUS_M`.
 
@@ -69,6 +144,25 @@ def parse_heading(text: str) -> HeadingRange:
         ValueError: it is no such text, or a number is out of range.
     """
     return HeadingRange(*_numbers(text, 2, "`heading` must be DEG,TOLERANCE", "90,30"))
+
+
+def parse_prior(text: str | None) -> Near | OwnPosition | None:
+    """Parse `LAT,LON,RADIUS_M`, one position for all queries, or `RADIUS_M` or `RADIUS_M,ERROR_M`, one of each query.
+
+    Raises:
+        ValueError: it is no such text, or a number is out of range.
+    """
+    if text is None:
+        return None
+    if text.count(",") == 2:
+        return parse_near(text)
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, 2):
+        raise ValueError(f"`near` must be RADIUS_M, RADIUS_M,ERROR_M or LAT,LON,RADIUS_M, got {text!r}. {_EXAMPLES}.")
+    return OwnPosition(*numbers)
 
 
 def haversine_m(latitude: np.ndarray, longitude: np.ndarray, to_latitude: float, to_longitude: float) -> np.ndarray:
@@ -98,6 +192,22 @@ def _numbers(text: str, count: int, what: str, example: str) -> list[float]:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
         numbers = []
+    return _counted(numbers, count, what, example, text)
+
+
+def _counted(given: Sequence[float], count: int, what: str, example: str, shown: object = None) -> list[float]:
+    try:
+        numbers = [float(each) for each in given]
+    except (TypeError, ValueError):
+        numbers = []
     if len(numbers) != count:
-        raise ValueError(f"{what}, got {text!r}. Use for example {example}.")
+        raise ValueError(f"{what}, got {given if shown is None else shown!r}. Use for example {example}.")
     return numbers
+
+
+def _normal_pair(name: str) -> tuple[float, float]:
+    """Draw two independent standard normal numbers that depend on a name only (Box-Muller)."""
+    digest = hashlib.sha256(name.encode(errors="surrogateescape")).digest()
+    first, second = (int.from_bytes(part, "big") / 2**64 for part in (digest[:8], digest[8:16]))
+    length, angle = math.sqrt(-2 * math.log1p(-min(first, 1 - 2**-53))), 2 * math.pi * second
+    return length * math.cos(angle), length * math.sin(angle)

@@ -172,6 +172,7 @@ def test_a_folder_in_use_is_left_alone(tmp_path):
         main(["import", "nowhere.pth", "--out", str(tmp_path / "other")])
 
 
+@pytest.mark.slow
 def test_what_was_imported_can_be_evaluated_and_exported(city, tmp_path):
     imported(cosplace("resnet18").state_dict(), tmp_path, "--image_size", "64")
     folders = ["--encoder", tmp_path / "encoder", "--folder", city / "test", "--out", tmp_path / "out"]

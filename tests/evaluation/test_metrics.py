@@ -81,6 +81,8 @@ def test_chance_is_the_share_of_draws_that_hold_a_positive():
     for num_positives, percent in enumerate(expected):
         assert chance_recalls(np.array([num_positives]), 4, (2,)) == {2: pytest.approx(percent)}
     assert chance_recalls(np.arange(4), 4, (2,)) == {2: pytest.approx(sum(expected) / 4)}
+    of_each = chance_recalls(np.array([1, 2, 0]), np.array([2, 4, 0]), (1, 2, 3))
+    assert of_each == pytest.approx({1: (50 + 50) / 3, 2: (100 + 500 / 6) / 3, 3: (100 + 100) / 3})
     assert chance_recalls(np.array([0, 1]), 4, (1, 4, 50)) == pytest.approx({1: 12.5, 4: 50, 50: 50})
 
 

@@ -105,6 +105,8 @@ def test_confidence_is_the_mass_of_the_classes_near_the_best_one():
     assert calibration.confidences(features) == pytest.approx([(masses[0] + masses[2]) / masses.sum()])
     np.testing.assert_allclose(score_probabilities(scores, calibration), [[*masses / masses.sum(), 0]])
     np.testing.assert_allclose(score_probabilities(scores, None)[0, :3], softmax([2.0, 1.0, 0.0]))
+    with_none = np.array([[2.0, 1.0, -np.inf], [-np.inf] * 3])
+    np.testing.assert_allclose(score_probabilities(with_none, None), [[*softmax([2.0, 1.0]), 0], [1 / 3] * 3])
     assert calibration_from_json(asdict(calibration)) == calibration
     with pytest.raises(ValueError, match=r"A calibration is not .*: expected float > 0.0, got 0 in temperature"):
         calibration_from_json({**asdict(calibration), "temperature": 0})

@@ -12,6 +12,7 @@ from PIL import Image
 
 import progeo
 from progeo.places.distances import EARTH_RADIUS_M
+from progeo.places.nearby import HeadingRange
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +109,23 @@ def test_near_a_position_only_images_within_the_radius_match_in_the_order_of_all
         assert (result.is_restricted, result.confidence, result.known) == (True, None, None)
 
 
+def test_each_photo_may_have_its_own_position_and_an_error_of_its_own(index, city):
+    photos = sorted((city / "test/queries").iterdir())[:4]
+    at = [result.matches[4] for result in index.localize(photos)]
+    nears = [(each.latitude, each.longitude, radius) for each, radius in zip(at, (15, 60.0, 30, 1), strict=True)]
+    nears[2] = (0, 0, 30)
+    headings = [(0, 180), (0, 180), (0, 180), HeadingRange(at[3].heading_deg, 1)]
+    results = index.localize(photos, near=nears, heading=headings)
+    for number in (0, 1, 3):
+        (alone,) = index.localize(photos[number], near=nears[number], heading=headings[number])
+        assert [match.row for match in results[number].matches] == [match.row for match in alone.matches]
+    assert len(results[1].matches) > len(results[3].matches) > 0
+    assert results[2].matches == () and results[2].is_restricted
+    assert results[2].error.endswith("near its position or heading: take a larger radius or tolerance.")
+    lost = index.localize(photos[:2], near=np.array([(0, 0, 30), (0, 1, 30)]), heading=(0, 180))
+    assert [bool(result.error) for result in lost] == [True, True]
+
+
 def test_a_heading_excludes_images_that_look_elsewhere(index, photo):
     (everywhere,) = index.localize(photo, top=len(index.catalogue))
     (result,) = index.localize(photo, top=len(index.catalogue), heading=(350, 40))
@@ -131,6 +149,15 @@ def test_images_of_an_index_are_stored_in_the_order_of_cells_with_their_own_desc
         ({"near": (0, 0, 10)}, "None of the .* images of .* lies within 10 m of 0, 0: take a larger radius"),
         ({"near": (91, 0, 10)}, "`near` must be a latitude from -90 to 90"),
         ({"heading": (0, 200)}, "`heading` must be degrees clockwise from north and a tolerance"),
+        (
+            {"near": (1, 2)},
+            r"`near` must be a latitude, a longitude and a radius .*, got \(1, 2\). Use for example \(37",
+        ),
+        ({"near": 500}, "`near` must be a latitude, a longitude and a radius in meters, got 500"),
+        ({"near": [(1, 2)]}, r"`near` must be a latitude, a longitude and a radius in meters, got \(1, 2\)"),
+        ({"near": [None]}, "`near` must be a latitude, a longitude and a radius in meters, got None"),
+        ({"heading": (1, 2, 3)}, r"`heading` must be degrees clockwise from north and a tolerance, got \(1, 2, 3\)"),
+        ({"near": [(1, 2, 3)] * 2}, "`near` must be one for all photos or one for each, got 2 for 1 photos"),
     ],
 )
 def test_a_restriction_that_cannot_be_met_is_refused(index, photo, restriction, words):

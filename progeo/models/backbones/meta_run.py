@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
@@ -104,11 +105,22 @@ def unused_layers(
     }
     with torch.enable_grad():
         found = functional_call(run, _on_meta(run, parameters), (torch.empty(1, 3, *image_size, device="meta"),))
-        needed = [tensor.sum() for part, tensor in found._asdict().items() if part in parts and tensor is not None]
-    gradients = torch.autograd.grad(needed, list(parameters.values()), allow_unused=True)
-    unused = {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None}
+        needed = [tensor for part, tensor in found._asdict().items() if part in parts and tensor is not None]
+    used = _leaves(needed)
+    unused = {name for name, parameter in parameters.items() if parameter not in used}
     in_use = {prefix for name, _ in network.named_parameters() if name not in unused for prefix in _prefixes(name)}
     return {next(prefix for prefix in _prefixes(name) if prefix not in in_use) for name in unused}
+
+
+def _leaves(tensors: Iterable[Tensor]) -> set[Tensor]:
+    """Return the leaves that tensors depend on, from the graph alone: a backward pass would take longer."""
+    nodes = [get_gradient_edge(tensor).node for tensor in tensors]
+    seen = set(nodes)
+    while nodes:
+        following = {node for node, _ in nodes.pop().next_functions if node is not None} - seen
+        seen |= following
+        nodes += following
+    return {node.variable for node in seen if hasattr(node, "variable")}
 
 
 def remove_layers(network: nn.Module, names: Iterable[str]) -> None:
