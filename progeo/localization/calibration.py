@@ -166,11 +166,11 @@ def _verification(
     choice = choose_photos(confidences, before, after)
     calibration = calibrate(features, after, radius_m)
     assert isinstance(calibration, VerifiedCalibration)
-    _log_choice(choice, before, after, matcher=verifier.matcher.name)
+    _log_choice(choice, before, after, matcher=verifier.matcher.name, error=calibration.error)
     return Verification(verifier.matcher.name, verifier.top, choice.below, calibration)
 
 
-def _log_choice(choice: Choice, before: np.ndarray, after: np.ndarray, *, matcher: str) -> None:
+def _log_choice(choice: Choice, before: np.ndarray, after: np.ndarray, *, matcher: str, error: float) -> None:
     adaptive = np.where(choice.is_verified, after, before)
     LOGGER.info(
         "first matches correct: %.1f %% before, %.1f %% after matching all photos with %s, %.1f %% after matching the "
@@ -180,7 +180,12 @@ def _log_choice(choice: Choice, before: np.ndarray, after: np.ndarray, *, matche
     if choice.below == 0:
         LOGGER.warning("verification does not help on these photos: it is switched off, unless `verify` is given")
     else:
-        LOGGER.info("photos with a confidence below %.2f will be verified", choice.below)
+        LOGGER.info(
+            "photos with a confidence below %.2f will be verified; the confidence of verified ones is off by %.1f points "
+            "on average",
+            choice.below,
+            100 * error,
+        )
 
 
 def _first_is_correct(index: PlaceIndex, photos: Catalogue, neighbors: Neighbors, radius_m: float) -> np.ndarray:

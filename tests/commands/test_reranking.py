@@ -140,7 +140,7 @@ def test_matching_that_cannot_be_is_refused(city, described, tmp_path, words, me
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("preprocessing", ["hard_resize", "nearest_crop"])
+@pytest.mark.parametrize("preprocessing", [pytest.param("hard_resize", marks=pytest.mark.slow), "nearest_crop"])
 def test_panoramas_are_suppressed_after_matching(city, sides, tmp_path, preprocessing):
     words = ["thumbnail", "--folder", str(city / "val"), "--recall_ns", "[1,5]", "--num_workers", "0"]
     words += ["--descriptor_cache", str(tmp_path / "cache"), "--rerank", "matching"]

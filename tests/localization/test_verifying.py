@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -130,6 +131,15 @@ def test_verified_matches_are_ranked_by_the_points_that_match_without_the_images
     (short,) = opened.localize(photo, top=1, verify=True)
     assert short.matches == result.matches[:1]
     assert str(short).splitlines()[-1].split("  ")[-3].strip() == f"{first.inliers} points"
+
+
+def test_threads_that_share_an_index_verify_as_one_alone_does(built):
+    opened = progeo.open_index(built, device="cpu")
+    photos = [view(number, SHIFT_PX) for number in range(NUM_PLACES)]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda photo: opened.localize(photo, verify=True)[0], photos))
+    assert [place_of(result.matches[0]) for result in found] == list(range(NUM_PLACES))
+    assert found == [opened.localize(photo, verify=True)[0] for photo in photos]
 
 
 def test_for_confidence_all_but_the_first_match_stay_in_the_order_of_descriptors(built):
