@@ -181,8 +181,8 @@ def _log_choice(choice: Choice, before: np.ndarray, after: np.ndarray, *, matche
         LOGGER.warning("verification does not help on these photos: it is switched off, unless `verify` is given")
     else:
         LOGGER.info(
-            "photos with a confidence below %.2f will be verified; the confidence of verified ones is off by %.1f points "
-            "on average",
+            "photos with a confidence below %.2f will be verified; the confidence of verified ones is off by %.1f "
+            "points on average",
             choice.below,
             100 * error,
         )
