@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse.typing import PositiveInt
 
 from progeo.engine.options import Precision
-from progeo.evaluation.options import CELLS, BenchmarkOptions, RankingOptions
+from progeo.evaluation.options import CELLS, RERANK_OPTIONS, BenchmarkOptions, RankingOptions
 from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
 
 if TYPE_CHECKING:
@@ -110,9 +110,10 @@ def check_fit(ranking: RankingOptions, faiss: str | None = None, classifier: str
         raise ValueError("`rerank` re-ranks database images, which `by` classes has none of: omit one of them.")
     if ranking.rerank is not None and faiss is not None:
         raise ValueError(f"`rerank` searches exactly, and `faiss` {faiss} does not: omit one of them.")
-    for name in ("rerank_k1", "rerank_k2", "rerank_weight"):
-        if ranking.rerank is None and getattr(ranking, name) != getattr(RankingOptions, name):
-            raise ValueError(f"`{name}` is for re-ranking: set `rerank`, or omit it.")
+    for kind, names in RERANK_OPTIONS.items():
+        for name in names:
+            if ranking.rerank != kind and getattr(ranking, name) != getattr(RankingOptions, name):
+                raise ValueError(f"`{name}` is for re-ranking: set `rerank` to {kind}, or omit it.")
     _check_prior(ranking, faiss)
     if classifier is not None and faiss != CELLS:
         raise ValueError(f"`classifier` chooses the cells of an index: set `faiss` to {CELLS}, or omit it.")

@@ -90,6 +90,8 @@ def calibrate_index(
     cache: CacheOptions,
     radius_m: PositiveFloat = 25.0,
     max_loss: NonNegativeFloat | None = None,
+    verify: bool = False,
+    matcher: str = "sift",
     mixed_precision: Precision = "no",
 ) -> Path:
     """Calibrate the confidence of a place index on photos of known position; returns the folder of the index.
@@ -105,6 +107,12 @@ def calibrate_index(
             probability of that.
         max_loss: Also set the number of lists that a search visits to the fewest that lose at most so many points of
             R@1, within radius_m, against a search of all lists. null keeps it.
+        verify: Also match the photos with their first 20 matches, and find the confidence below which localize should
+            do so and rank the matches by the number of points that match. That number then counts for the confidence.
+            Where verification does not help on these photos, it is switched off.
+        matcher: How verify matches two images: sift needs no weights, and takes the local features that progeo index
+            build --verify stores; vismatch:NAME, such as vismatch:loftr, is a matcher of the library vismatch, which
+            pip install 'progeo[match]' installs.
         mixed_precision: Precision of the encoder.
 
     Raises:
@@ -114,10 +122,19 @@ def calibrate_index(
     from progeo.engine.accelerator import start_accelerator
     from progeo.localization.calibration import calibrate_place_index
 
+    if not verify and matcher != "sift":
+        raise ValueError(f"`matcher` {matcher} is for verification: set `verify`, or omit it.")
     accelerator = start_accelerator(mixed_precision)
     with _changing(index, cache, accelerator):
         calibrate_place_index(
-            index, folder, radius_m=radius_m, max_loss=max_loss, accelerator=accelerator, work=work, cache=cache
+            index,
+            folder,
+            radius_m=radius_m,
+            max_loss=max_loss,
+            matcher=matcher if verify else None,
+            accelerator=accelerator,
+            work=work,
+            cache=cache,
         )
     return index
 

@@ -25,6 +25,7 @@ def localize(
     threshold: ClosedUnitInterval = 0.5,
     near: str | None = None,
     heading: str | None = None,
+    verify: bool | None = None,
     out: Path | None = None,
     spreadsheet_safe: bool = False,
     show_paths: bool = False,
@@ -49,6 +50,8 @@ def localize(
         heading: Rough direction DEG,TOLERANCE, such as 90,30: only images with a heading within TOLERANCE degrees of
             DEG, clockwise from north, can match, and those whose heading is unknown. Without a confidence, as with
             near. null allows all.
+        verify: Match each photo with its first 20 matches, and rank these by the number of points that match. null does
+            so where the confidence is below the threshold that progeo index calibrate --verify found.
         out: File to write the localizations to, ending in .csv, .geojson, .json, .gpx, .kml or .html, a page with the
             photos, their matches and a map. null writes none.
         spreadsheet_safe: Write an apostrophe in front of texts in a .csv, also in that which a page lets download, that
@@ -73,6 +76,8 @@ def localize(
     from progeo.places.nearby import parse_heading, parse_near
 
     _refuse_combinations(photos, text, near is not None or heading is not None, programs, sequence)
+    if text is not None and verify:
+        raise ValueError("`verify` matches photos, and `text` is none: omit one of them.")
     if out is not None and out.suffix not in WRITERS:
         raise ValueError(f"`out` must end in {', '.join(WRITERS)}, got {out.name}.")
     circle = None if near is None else parse_near(near)
@@ -81,7 +86,8 @@ def localize(
     opened = open_index(index, mixed_precision=mixed_precision)
     found = [] if text is not None else [Path(str(photo)) for photo in find_photos(paths)]
     planned = plan_files(opened, found, programs)
-    options: dict[str, Any] = {"top": top, "threshold": threshold, **vars(work), "shows_progress": True}
+    options: dict[str, Any] = {"top": top, "threshold": threshold, "verify": verify, **vars(work)}
+    options["shows_progress"] = True
     if text is not None:
         results = [localize_text(opened, text, top=top)]
     elif sequence.sequence:

@@ -16,6 +16,7 @@ from progeo.evaluation.cell_index import Cells, cells_of_database
 from progeo.evaluation.classification import lie_in_classes
 from progeo.evaluation.copies import find_copies
 from progeo.evaluation.descriptors import read_descriptors
+from progeo.evaluation.image_matching import Matching
 from progeo.evaluation.missed import Missed, missed_classes, missed_images
 from progeo.evaluation.options import BenchmarkOptions, RankingOptions
 from progeo.evaluation.predict import (
@@ -41,6 +42,7 @@ from progeo.models.encoder import Encoder
 from progeo.models.options import Preprocessing
 from progeo.places.catalogue import Catalogue, read_catalogue
 from progeo.places.nearby import parse_prior
+from progeo.verification.matchers import build_matcher
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,13 @@ class Evaluator:
         query_set = benchmark.query_set
         if self.no_labels and (ranking.near, ranking.heading) != (None, None):
             raise ValueError("`near` and `heading` need known positions: omit `no_labels` or them.")
-        if ranking.rerank is not None:
+        matching = None
+        if ranking.rerank == "k_reciprocal":
             _check_rerank(benchmark, ranking.rerank_k1)
+        elif ranking.rerank == "matching":
+            matcher = build_matcher(ranking.rerank_matcher, device=self.accelerator.device)
+            per_panorama = benchmark.panoramas is not None
+            matching = Matching(matcher, ranking.rerank_top, self.images.orientation, per_panorama)
         sides = query_set.database, query_set.queries
         regions = build_regions(*sides, parse_prior(ranking.near), ranking.heading)
         labels = self._cells_of(benchmark, through) if isinstance(through, Cells) else None
@@ -140,7 +147,9 @@ class Evaluator:
             index = open_faiss_index(database, through, probes=probes, folder=index_folder)
         benchmark, vectors = benchmark.without_queries(queries.missing), _rows(queries)
         regions = None if regions is None else regions.without_queries(queries.missing)
-        found = predict_images(database, vectors, benchmark, index=index, ranking=ranking, regions=regions)
+        found = predict_images(
+            database, vectors, benchmark, index=index, ranking=ranking, matching=matching, regions=regions
+        )
         return self._write(
             found,
             benchmark,
@@ -258,6 +267,7 @@ class Evaluator:
             query_set.great_circle,
             found.classes,
             benchmark.panoramas,
+            found.pairs,
             regions=regions,
         )
         facts = {

@@ -1,6 +1,7 @@
 """Options of a benchmark; no torch."""
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
@@ -79,15 +80,27 @@ class RankingOptions:
     temperature: PositiveFloat | None = None
     """Temperature of the probabilities of classes, as progeo index calibrate fits it for an index of these classes (of
     which the 1,000 best share all probability). null leaves them uncalibrated. Only used by classes."""
-    rerank: Literal["k_reciprocal"] | None = None
-    """Re-rank the whole database: k_reciprocal compares the nearest images of each query with those of the database
-    images (Zhong et al., CVPR 2017), all queries together. Time grows with the square of the number of images. null
-    does not re-rank. Only used by images that are searched exactly."""
+    rerank: Literal["k_reciprocal", "matching"] | None = None
+    """Re-rank the database: k_reciprocal compares the nearest images of each query with those of the database images
+    (Zhong et al., CVPR 2017), all queries together; time grows with the square of the number of images. matching sorts
+    the first images of each query by the number of points that match, with one geometry. null does not re-rank. Only
+    used by images that are searched exactly."""
+    rerank_top: PositiveInt = 20
+    """Number of first images of each query that rerank matching matches."""
+    rerank_matcher: str = "sift"
+    """How rerank matching matches two images: sift needs no weights; vismatch:NAME, such as vismatch:loftr or
+    vismatch:superpoint-lightglue, is a matcher of the library vismatch, which pip install 'progeo[match]' installs."""
     rerank_k1: PositiveInt = 20
-    """Number of nearest images that rerank compares: 20 in the paper, 25 in the test of OpenIBL."""
+    """Number of nearest images that rerank k_reciprocal compares: 20 in the paper, 25 in the test of OpenIBL."""
     rerank_k2: PositiveInt = 1
-    """Number of nearest images over which rerank averages what an image has as neighbors: 6 in the paper, 1 (none but
-    the image) in the test of OpenIBL."""
+    """Number of nearest images over which rerank k_reciprocal averages what an image has as neighbors: 6 in the paper,
+    1 (none but the image) in the test of OpenIBL."""
     rerank_weight: ClosedUnitInterval = 0.1
-    """Weight of the descriptor distance, 0 to 1, beside the distance between neighbors: 0.3 in the paper, 0 in the test
-    of OpenIBL."""
+    """Weight of the descriptor distance in rerank k_reciprocal, 0 to 1, beside the distance between neighbors: 0.3 in
+    the paper, 0 in the test of OpenIBL."""
+
+
+RERANK_OPTIONS = MappingProxyType(
+    {"k_reciprocal": ("rerank_k1", "rerank_k2", "rerank_weight"), "matching": ("rerank_top", "rerank_matcher")}
+)
+"""Names of the options of each kind of re-ranking."""

@@ -13,6 +13,7 @@ from progeo.evaluation.benchmark import Benchmark
 from progeo.evaluation.cell_index import Cells, build_cell_index, cell_neighbors
 from progeo.evaluation.classification import ClassScores, class_probabilities, rank_classes
 from progeo.evaluation.crops import nearest_of_crops, votes_of_crops
+from progeo.evaluation.image_matching import Matching
 from progeo.evaluation.metrics import first_of_each_panorama
 from progeo.evaluation.options import RankingOptions
 from progeo.evaluation.priors import Regions
@@ -28,6 +29,7 @@ from progeo.evaluation.search import (
 )
 from progeo.features.store import ShardedRows
 from progeo.models.classifier import Classifier
+from progeo.verification.matchers import Pair
 
 _VIEWS_PER_PANORAMA = 12
 _NUM_PROBABLE = 20
@@ -48,6 +50,8 @@ class Predictions:
     """Probabilities of classes; None for images."""
     by_descriptors: bool = True
     """Whether the rows are the first by descriptor distance or score: no index, re-ranking or vote had a part."""
+    pairs: Mapping[tuple[int, int], Pair] = field(default_factory=dict)
+    """Predictions that were matched with their query, by query and rank, the first ranks only."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,7 @@ def predict_images(
     *,
     index: SearchedIndex | None = None,
     ranking: RankingOptions = RankingOptions(),
+    matching: Matching | None = None,
     regions: Regions | None = None,
 ) -> Predictions:
     """Predict the database images nearest to each query.
@@ -123,18 +128,26 @@ def predict_images(
         benchmark: gives the number of predictions, the preprocessing of queries and the panoramas.
         index: an index whose predictions are returned, compared with those of the exact search; None for none.
         ranking: whether to return the predictions of re-ranking, compared likewise.
+        matching: how the predictions are matched with the queries, for re-ranking by that.
         regions: the images that each query is searched among; None for all.
     """
     count, panoramas = max(benchmark.options.recall_ns), benchmark.panoramas
     depth = count if panoramas is None else count * _VIEWS_PER_PANORAMA
+    depth = depth if matching is None else max(depth, matching.top)
     crops = queries.reshape(-1, database.width)
 
-    def predicted(neighbors: Neighbors) -> np.ndarray:
-        """Return predictions (Q, K)."""
+    def retrieved(neighbors: Neighbors) -> np.ndarray:
+        """Return the rows of neighbors, (Q, depth), those of several crops merged."""
         preprocessing = benchmark.options.query_preprocessing
         merged = _merge_crops(neighbors.rows, np.square(neighbors.distances), len(queries), preprocessing, depth)
-        rows = database.all_rows(merged)
-        return rows if panoramas is None else first_of_each_panorama(rows, panoramas, count)
+        return database.all_rows(merged)
+
+    def shortened(rows: np.ndarray) -> np.ndarray:
+        """Return predictions (Q, count) of the rows of neighbors."""
+        return rows[:, :count] if panoramas is None else first_of_each_panorama(rows, panoramas, count)
+
+    def predicted(neighbors: Neighbors) -> np.ndarray:
+        return shortened(retrieved(neighbors))
 
     start = time.perf_counter()
     if regions is None:
@@ -144,6 +157,11 @@ def predict_images(
     exact_ms = _ms_per_query(start, len(queries))
     exact = predicted(neighbors)
     by_descriptors = benchmark.options.query_preprocessing != "maj_voting" and regions is None
+    if matching is not None:
+        matched = matching.rerank(retrieved(neighbors), benchmark.query_set)
+        rows, reranked_ms = shortened(matched.rows), _ms_per_query(start, len(queries))
+        facts = {**matched.facts, "re-ranking effect": _difference(rows, exact, benchmark)}
+        return Predictions(rows, reranked_ms, facts, by_descriptors=False, pairs=matched.pairs_of(rows))
     if ranking.rerank is not None:
         neighbors, facts = _reranked(database, queries, depth, ranking)
         rows, reranked_ms = predicted(neighbors), _ms_per_query(start, len(queries))

@@ -98,6 +98,11 @@ def _explanations(retrieved: Retrieved, facts: Mapping[str, str]) -> list[str]:
     texts = []
     if retrieved.classes is not None:
         texts.append(f"Percentages are probabilities: {retrieved.classes.meaning}.")
+    if retrieved.pairs:
+        texts.append(
+            "Matched points agree with one relative position of two cameras; lines join them, at most 100, where a "
+            "photo is enlarged."
+        )
     if not retrieved.labeled:
         return texts
     if retrieved.classes is not None:

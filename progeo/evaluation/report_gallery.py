@@ -40,24 +40,35 @@ def query_gallery(
     listed = np.union1d(predicted[queries], with_picture).astype(np.int64)
     candidates = _added(photos, found.database, listed[listed >= 0], with_picture, found.classes is None, show_paths)
     photo_of = _added(photos, found.queries, queries, pictured, True, show_paths)
-    values = _values(found, num_shown)
+    measures, values = _measures(found), _values(found, num_shown)
+    has_picture = set(pictured.tolist())
+    lines = {shown: pair.lines for shown, pair in found.pairs.items() if shown[0] in has_picture}
     rows = []
     for query in queries.tolist():
         ranked = predicted[query].tolist()
         items = [
-            Item(candidates[row], mark_of(found, query, rank), values[query, rank].tolist())
+            Item(
+                candidates[row],
+                mark_of(found, query, rank),
+                values[query, rank].tolist(),
+                lines[query, rank].tolist() if (query, rank) in lines else (),
+            )
             for rank, row in enumerate(ranked)
             if row >= 0
         ]
         strips = [Strip("Predictions", items)]
         row, told = of_missed.get(query, (-1, []))
         if row >= 0 and row not in ranked:
-            strips.append(Strip(missed_title(found), [Item(candidates[row], "correct", told)]))
+            strips.append(
+                Strip(
+                    missed_title(found), [Item(candidates[row], "correct", told + [None] * (len(measures) - len(told)))]
+                )
+            )
         texts = {name: str(each[query]) for name, each in facets.items()}
         rows.append(Row(query, photo_of[query], strips, mark_of(found, query, 0), texts, _note(found, query)))
     filters = {name: _distinct(name, each[queries], found) for name, each in facets.items()}
     useful = {name: texts for name, texts in filters.items() if len(texts) > 1 or name == "verdict"}
-    return Gallery(photos, rows, _measures(found), useful, _orders(found))
+    return Gallery(photos, rows, measures, useful, _orders(found))
 
 
 def mark_of(found: Retrieved, query: int, rank: int) -> Mark:
@@ -93,19 +104,23 @@ def _measures(found: Retrieved) -> list[Measure]:
     value = Measure("probability_percent", "percent")
     if found.classes is None:
         value = Measure("descriptor_distance", "descriptor")
-    return [Measure("rank", "rank"), Measure("distance_m", "meters"), value]
+    inliers = [Measure("matched_points", "inliers")] if found.pairs else []
+    return [Measure("rank", "rank"), Measure("distance_m", "meters"), value, *inliers]
 
 
 def _values(found: Retrieved, num_shown: int) -> np.ndarray:
-    """Return rank, meters and descriptor distance, or percent, of the first predictions, (Q, num_shown, 3)."""
+    """Return the values of all measures of the first predictions, (Q, num_shown, M); NaN where there is none."""
     predicted = found.predictions[:, :num_shown]
-    values = np.full((*predicted.shape, 3), np.nan)
+    values = np.full((*predicted.shape, len(_measures(found))), np.nan)
     values[:, :, 0] = np.arange(1, predicted.shape[1] + 1)
     values[:, :, 1] = found.distances_m[:, :num_shown]
     if found.classes is not None:
         values[:, :, 2] = 100 * found.classes.probabilities[:, : predicted.shape[1]]
     elif found.distances is not None:
         values[:, :, 2] = found.distances[:, :num_shown]
+    for (query, rank), pair in found.pairs.items():
+        if rank < num_shown:
+            values[query, rank, 3] = pair.inliers
     return values
 
 

@@ -1,7 +1,7 @@
 """Predictions for many queries, with their correctness and distances in meters."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 
@@ -15,6 +15,7 @@ from progeo.places.coordinates import middle_of, offsets_m
 from progeo.places.distances import Distances, distances_between
 from progeo.places.geographic import degrees_of, positions_m
 from progeo.places.positives import smallest_turns
+from progeo.verification.matchers import Pair
 
 _RANGES_M = (0, 5, 10, 25, 50, 100, np.inf)
 _WIDE_RANGES_M = (0, 1e3, 25e3, 200e3, 750e3, 2500e3, np.inf)
@@ -43,6 +44,8 @@ class Retrieved:
     """Probabilities of classes; None if the database is of images."""
     panoramas: np.ndarray | None = None
     """Panorama of each database image, str (N,), if each counts as one prediction; None if every image counts."""
+    pairs: Mapping[tuple[int, int], Pair] = field(default_factory=dict)
+    """Predictions that were matched with their query, by query and rank, the first ranks only."""
     regions: Regions | None = None
     """Database images that each query was searched among; None for all."""
 

@@ -125,9 +125,9 @@ def _gallery(
         None if by_text else photos.add(name, Path(result.query), embedded=number < _MAX_PICTURES)
         for number, (result, name) in enumerate(zip(results, names, strict=True))
     ]
-    rows = []
+    rows, is_verified = [], any(result.verified for result in results)
     for key, (result, photo, verdict) in enumerate(zip(results, own, verdicts, strict=True)):
-        items = [_item(photos, rank, match, show_paths) for rank, match in enumerate(result.matches, 1)]
+        items = [_item(photos, rank, match, is_verified, show_paths) for rank, match in enumerate(result.matches, 1)]
         note = confidence_in_words(result, by_text=by_text)
         if result.matches:
             note = f"{result.matches[0].position}. {note}"
@@ -136,25 +136,27 @@ def _gallery(
         rows.append(Row(key, photo, strips, facets={"answer": verdict}, note=note, link=link))
     has_classes = any(match.probability is not None for result in results for match in result.matches)
     last = Measure("probability", "percent") if has_classes else Measure("descriptor_distance", "descriptor")
+    measures = [Measure("rank", "rank"), Measure("position", "text"), last]
     kinds = [verdict for verdict in _VERDICTS if verdict in verdicts]
     noun = "sentence" if by_text else "photo"
     return Gallery(
         photos,
         rows,
-        [Measure("rank", "rank"), Measure("position", "text"), last],
+        [*measures, *([Measure("matched_points", "inliers")] if is_verified else [])],
         {"answer": kinds} if len(kinds) > 1 else {},
         noun=noun,
         plural=f"{noun}s",
     )
 
 
-def _item(photos: Photos, rank: int, match: Match, show_paths: bool) -> Item:
+def _item(photos: Photos, rank: int, match: Match, is_verified: bool, show_paths: bool) -> Item:
     if match.probability is not None:
         return Item(photos.add(match.path, None), "", (rank, match.position, 100 * match.probability))
     path = Path(match.path)
     embedded = photos.num_embedded < _MAX_PICTURES and path.is_file()
     number = photos.add(shown_path(match.path, show_paths), path, embedded=embedded)
-    return Item(number, "", (rank, match.position, match.distance))
+    values = (rank, match.position, match.distance, *([match.inliers] if is_verified else []))
+    return Item(number, "", values, match.lines if embedded else ())
 
 
 def _map(

@@ -1,8 +1,10 @@
 """Build a place index of images or classes, and add images to it."""
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -43,12 +45,14 @@ from progeo.localization.place_index import (
     open_place_index,
     rows_in_index,
 )
+from progeo.localization.verifying import stored_features
 from progeo.locks import locked
 from progeo.models.classifier import Classifier
 from progeo.models.encoder import Encoder
 from progeo.places.catalogue import Catalogue, read_catalogue
 from progeo.places.cell_order import cell_order
 from progeo.places.geographic import check_zones, degrees_of
+from progeo.verification.feature_file import FeatureFile
 
 _DESCRIPTORS_DEPEND_ON = ("encoder", "image_size", "database_preprocessing", "orientation")
 """Fields of `IndexMetadata` that the descriptors depend on."""
@@ -129,15 +133,20 @@ def build_place_index(
         classifier="" if cells is None else CLASSIFIER_FOLDERS[cells.encoder is not None],
         partition="" if cells is None else cells.classifier.fingerprint,
         **rows.classes,
-        **new_files(),
+        **new_files(features=options.verify),
     )
     make_folder(out)
-    with locked(out, wait=True):  # or the encoder could be that of another command that builds an index there
+    extracted = stored_features(rows.catalogue, out, images.orientation) if options.verify else nullcontext()
+    with (
+        extracted as features,
+        locked(out, wait=True),
+    ):  # or the encoder could be that of another command that builds an index there
         if holds_place_index(out):
             raise _already_exists(out)
         remove_unused_data(out)
         _save_encoders(out, encoder, encoder_name, cells, options.classifier, classifier)
-        if not save_generation(out, None, metadata, index, rows.catalogue):
+        stored = None if features is None else features.stored()
+        if not save_generation(out, None, metadata, index, rows.catalogue, features=stored):
             raise _already_exists(out)
 
 
@@ -169,6 +178,8 @@ def _check_options(folder: Path | None, options: IndexOptions, classes: ClassOpt
         )
     if options.faiss == CELLS and options.of != "images":
         raise ValueError(f"`faiss` cells finds images in the cells of classes: take `of` images, got {options.of}.")
+    if options.verify and options.of != "images":
+        raise ValueError(f"`verify` stores local features of images: take `of` images, got {options.of}.")
     if options.classifier is not None and options.faiss != CELLS:
         raise ValueError(f"`classifier` is for `faiss` cells, got {options.faiss}.")
     if options.of != "means" and (given := [name for name, value in vars(classes).items() if value is not None]):
@@ -246,7 +257,7 @@ def add_to_place_index(
 
 
 def add_images(index: PlaceIndex, images: Catalogue, descriptors: ShardedRows) -> None:
-    """Add images to the current state of a place index.
+    """Add images to the current state of a place index, with local features if it has those of its other images.
 
     Args:
         index: the index, whose encoder extracted the descriptors.
@@ -256,11 +267,18 @@ def add_images(index: PlaceIndex, images: Catalogue, descriptors: ShardedRows) -
     Raises:
         ValueError: the index was rebuilt meanwhile, with another encoder or other preprocessing.
     """
-    while not _added(index, images, descriptors):
-        LOGGER.info("another command changed %s meanwhile: adding to what it holds now", index.folder)
-        before, index = index, open_place_index(index.folder, index.processor)
-        if any(getattr(index.metadata, name) != getattr(before.metadata, name) for name in _DESCRIPTORS_DEPEND_ON):
-            raise ValueError(f"{index.folder} was built anew meanwhile, and differently: run this command again.")
+    with ExitStack() as temporary:
+        features = None
+        while True:
+            if index.features is not None and features is None:
+                extracted = stored_features(images, index.folder, index.metadata.orientation)
+                features = temporary.enter_context(extracted)
+            if _added(index, images, descriptors, features):
+                return
+            LOGGER.info("another command changed %s meanwhile: adding to what it holds now", index.folder)
+            before, index = index, open_place_index(index.folder, index.processor)
+            if any(getattr(index.metadata, name) != getattr(before.metadata, name) for name in _DESCRIPTORS_DEPEND_ON):
+                raise ValueError(f"{index.folder} was built anew meanwhile, and differently: run this command again.")
 
 
 def _already_exists(out: Path) -> ValueError:
@@ -281,8 +299,12 @@ def _read_images(folder: Path) -> Catalogue:
     return catalogue
 
 
-def _added(index: PlaceIndex, images: Catalogue, descriptors: ShardedRows) -> bool:
-    """Add images to the index as it was opened; returns False if another command has changed it."""
+def _added(index: PlaceIndex, images: Catalogue, descriptors: ShardedRows, features: FeatureFile | None) -> bool:
+    """Add images to the index as it was opened; returns False if another command has changed it.
+
+    Args:
+        features: local features of the images, if the index has those of its other images.
+    """
     try:
         faiss_index = load_index(index.folder / index.metadata.faiss_file)
     except ValueError:
@@ -300,5 +322,11 @@ def _added(index: PlaceIndex, images: Catalogue, descriptors: ShardedRows) -> bo
     else:
         add_to_cells(faiss_index, rows, cells_of_catalogue(added, index.cells.classifier))
     table = pa.concat_tables([index.catalogue.table, added.table])
-    metadata = replace(index.metadata, images=len(table), **new_files())
-    return save_generation(index.folder, index.metadata, metadata, faiss_index, Catalogue(index.folder, table))
+    stored = None
+    if index.features is not None:
+        assert features is not None
+        rows_of_added = np.delete(np.arange(len(images)), new.missing)[order]
+        stored = chain(index.features.stored(), features.stored(rows_of_added.tolist()))
+    metadata = replace(index.metadata, images=len(table), **new_files(features=stored is not None))
+    whole = Catalogue(index.folder, table)
+    return save_generation(index.folder, index.metadata, metadata, faiss_index, whole, features=stored)

@@ -8,15 +8,19 @@ from typing import Any
 import faiss
 import numpy as np
 from accelerate import Accelerator
+from torch import Tensor
 
+from progeo.data.decode import read_image
 from progeo.engine.log import LOGGER
 from progeo.evaluation.copies import find_copies
 from progeo.evaluation.search import Neighbors
 from progeo.features.descriptors import extract_descriptors
 from progeo.features.options import CacheOptions, WorkOptions
-from progeo.localization.confidence import calibrate
+from progeo.localization.adaptive import Choice, choose_photos
+from progeo.localization.confidence import Verification, VerifiedCalibration, calibrate, held_out_confidences
 from progeo.localization.index_folder import IndexMetadata, commit, finish_update
 from progeo.localization.place_index import PlaceIndex, has_position, index_images, open_place_index, rows_in_index
+from progeo.localization.verifying import Verifier, build_verifier
 from progeo.places.catalogue import Catalogue, read_catalogue
 from progeo.places.geographic import check_zones, positions_m
 
@@ -29,6 +33,7 @@ def calibrate_place_index(
     *,
     radius_m: float,
     max_loss: float | None = None,
+    matcher: str | None = None,
     accelerator: Accelerator,
     work: WorkOptions,
     cache: CacheOptions,
@@ -41,10 +46,11 @@ def calibrate_place_index(
         radius_m: maximum distance of a correct match in meters.
         max_loss: also set the probes of an index to the fewest that lose at most so many points of R@1 against a search
             of all lists; None keeps them.
+        matcher: also find which photos to verify with this matcher, see `build_matcher`; None verifies none.
 
     Raises:
         ValueError: images of the index have no position, fewer than 20 photos are not in it, none is localized
-            correctly, or the index has no lists to choose from.
+            correctly, the index has no lists to choose from, or the matcher cannot be used.
     """
     if accelerator.is_main_process:
         finish_update(index_folder)
@@ -54,6 +60,7 @@ def calibrate_place_index(
             f"`max_loss` is for an index of inverted lists, and {index_folder} is {index.metadata.kind}: build it with "
             f"`faiss` cells or for example IVF1024,Flat."
         )
+    verifier = None if matcher is None else build_verifier(index, matcher)
     if num_unknown := int((~has_position(index.catalogue)).sum()):
         raise ValueError(
             f"{num_unknown:,} of {len(index.catalogue):,} images of {index_folder} have no position, so that matches "
@@ -74,13 +81,14 @@ def calibrate_place_index(
     photos = photos.without(missing)
     queries = [np.concatenate(list(each.without(missing).parts())) for each in found]
     while True:
-        calibrated = _calibrated(index, photos, queries, radius_m, max_loss)
+        calibrated = _calibrated(index, photos, queries, radius_m, max_loss, verifier)
         calibration = calibrated.calibration
         assert calibration is not None
         if commit(index_folder, index.metadata, calibrated):
             break
         LOGGER.info("another command changed %s meanwhile: searching what it holds now", index_folder)
         index = open_place_index(index_folder, accelerator)
+        verifier = None if matcher is None else build_verifier(index, matcher)
     LOGGER.info(
         "%d of %d photos localized within %g m; confidence is off by %.1f points on average",
         calibration.num_correct,
@@ -91,13 +99,19 @@ def calibrate_place_index(
 
 
 def _calibrated(
-    index: PlaceIndex, photos: Catalogue, queries: Sequence[np.ndarray], radius_m: float, max_loss: float | None
+    index: PlaceIndex,
+    photos: Catalogue,
+    queries: Sequence[np.ndarray],
+    radius_m: float,
+    max_loss: float | None,
+    verifier: Verifier | None,
 ) -> IndexMetadata:
     """Return the metadata of an index with a calibration fitted to those of Q photos that are not in it.
 
     Args:
         queries: descriptors of the photos, see `PlaceIndex.search`.
         max_loss: choose the number of probes, too, see `calibrate_place_index`.
+        verifier: find which photos it should verify, too; None for none.
     """
     neighbors = index.search(*queries)
     if not index.metadata.holds_classes:
@@ -120,7 +134,58 @@ def _calibrated(
     has_result = neighbors.rows[:, 0] >= 0
     features = index.confidence_features(neighbors, radius_m)
     calibration = calibrate(features[has_result], correct[has_result], radius_m)
-    return replace(index.metadata, calibration=calibration, probes=probes)
+    verification = None
+    if verifier is not None:
+        with_result = Neighbors(neighbors.rows[has_result], neighbors.distances[has_result])
+        verification = _verification(index, verifier, photos.take(np.flatnonzero(has_result)), with_result, radius_m)
+    return replace(index.metadata, calibration=calibration, verification=verification, probes=probes)
+
+
+def _verification(
+    index: PlaceIndex, verifier: Verifier, photos: Catalogue, neighbors: Neighbors, radius_m: float
+) -> Verification:
+    """Find which of the photos a verifier should verify, and calibrate the confidence of verified ones."""
+
+    def pixels(row: int) -> Tensor:
+        return read_image(photos.path(row), index.metadata.orientation)
+
+    verified = verifier.verified(pixels, neighbors, np.arange(len(photos)), num_kept=0, hidden=False)
+    usable = np.flatnonzero(verified.is_verified)
+    if len(usable) < _MIN_PHOTOS:
+        raise ValueError(
+            f"`verify` needs the images of {index.folder} or their local features, and {len(usable)} of {len(photos)} "
+            f"photos could be matched with any: put the images back, or build the index anew with `progeo index build "
+            f"--verify`."
+        )
+    before, after = (
+        _first_is_correct(index, photos.take(usable), Neighbors(each.rows[usable], each.distances[usable]), radius_m)
+        for each in (neighbors, verified.neighbors)
+    )
+    features = verified.features(index, radius_m)[usable]
+    confidences = held_out_confidences(index.confidence_features(neighbors, radius_m)[usable], before, radius_m)
+    choice = choose_photos(confidences, before, after)
+    calibration = calibrate(features, after, radius_m)
+    assert isinstance(calibration, VerifiedCalibration)
+    _log_choice(choice, before, after, matcher=verifier.matcher.name, error=calibration.error)
+    return Verification(verifier.matcher.name, verifier.top, choice.below, calibration)
+
+
+def _log_choice(choice: Choice, before: np.ndarray, after: np.ndarray, *, matcher: str, error: float) -> None:
+    adaptive = np.where(choice.is_verified, after, before)
+    LOGGER.info(
+        "first matches correct: %.1f %% before, %.1f %% after matching all photos with %s, %.1f %% after matching the "
+        "%.1f %% of them below the threshold (cross-validated)",
+        *(100 * before.mean(), 100 * after.mean(), matcher, 100 * adaptive.mean(), 100 * choice.is_verified.mean()),
+    )
+    if choice.below == 0:
+        LOGGER.warning("verification does not help on these photos: it is switched off, unless `verify` is given")
+    else:
+        LOGGER.info(
+            "photos with a confidence below %.2f will be verified; the confidence of verified ones is off by %.1f "
+            "points on average",
+            choice.below,
+            100 * error,
+        )
 
 
 def _first_is_correct(index: PlaceIndex, photos: Catalogue, neighbors: Neighbors, radius_m: float) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Confidence of a localization, calibrated on photos of known position."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any
@@ -37,8 +37,20 @@ class AnyCalibration(ABC):
         """Return probabilities (Q,) that first matches lie within `radius_m`."""
 
 
+class _Logistic(AnyCalibration):
+    """Logistic model of the probability that the first match is correct, given F confidence features."""
+
+    means: tuple[float, ...]
+    stds: tuple[float, ...]
+    weights: tuple[float, ...]
+
+    def confidences(self, features: np.ndarray) -> np.ndarray:
+        """Return probabilities (Q,) that first matches lie within `radius_m`, from confidence features (Q, F)."""
+        return expit(_with_bias((features - self.means) / self.stds) @ np.array(self.weights))
+
+
 @dataclass(frozen=True)
-class Calibration(AnyCalibration):
+class Calibration(_Logistic):
     """Logistic model of the probability that the first match is correct, given its two confidence features."""
 
     radius_m: _Positive
@@ -54,9 +66,34 @@ class Calibration(AnyCalibration):
     """Expected calibration error, 0 to 1: mean gap between confidence and accuracy over ten bins of confidence, where
     the confidence of each photo is from a model fitted to other photos (5-fold cross-validation)."""
 
-    def confidences(self, features: np.ndarray) -> np.ndarray:
-        """Return probabilities (Q,) that first matches lie within `radius_m`, from confidence features (Q, 2)."""
-        return expit(_with_bias((features - self.means) / self.stds) @ np.array(self.weights))
+
+@dataclass(frozen=True)
+class VerifiedCalibration(_Logistic):
+    """Logistic model of the probability that the first match is correct, given inliers as third confidence feature."""
+
+    radius_m: _Positive
+    """Maximum distance in meters of a correct match."""
+    means: tuple[_Number, _Number, _Number]
+    stds: tuple[_Positive, _Positive, _Positive]
+    weights: tuple[_Number, _Number, _Number, _Number]
+    num_photos: _Count
+    num_correct: _Count
+    error: _Number
+    """Expected calibration error, as for `Calibration`, if all photos are verified."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How the matches of a place index are verified: matched with the photo, and ranked by inliers."""
+
+    matcher: str
+    """Name of the matcher, see `progeo.verification.matchers.build_matcher`."""
+    top: Annotated[int, Meta(ge=1, le=20)]
+    """Number of first matches that are matched with a photo, of the 20 that every search finds."""
+    below: Annotated[float, Meta(ge=0, le=1)]
+    """A photo with a confidence below this is verified; 0 verifies none, as that did not help."""
+    calibration: VerifiedCalibration
+    """Turns confidence features with inliers into the confidence of a photo that was verified."""
 
 
 @dataclass(frozen=True)
@@ -137,22 +174,66 @@ def calibrate(features: np.ndarray, correct: np.ndarray, radius_m: float) -> Any
     For images it is a logistic model (Platt scaling: Platt, 1999), for classes a temperature (Guo et al., ICML 2017).
 
     Args:
-        features: confidence features of queries of known position, (Q, 2) for images, (Q, 2, K) for classes.
+        features: confidence features of queries of known position, (Q, 2) for images, (Q, 3) if they were verified,
+            (Q, 2, K) for classes.
         correct: whether the first match lies within `radius_m`, bool (Q,).
         radius_m: maximum distance of a correct match in meters.
     """
-    fit = _fitted if features.ndim == 2 else _fitted_temperature
-    folds = np.random.default_rng(0).permutation(len(correct)) % _NUM_FOLDS
+    error = calibration_error(held_out_confidences(features, correct, radius_m), correct)
+    return _fit_of(features)(features, correct, radius_m, error)
+
+
+def held_out_confidences(features: np.ndarray, correct: np.ndarray, radius_m: float) -> np.ndarray:
+    """Compute the confidence (Q,) of each photo by a model fitted to other photos (5-fold cross-validation).
+
+    Args:
+        features, correct, radius_m: see `calibrate`.
+    """
     held_out = np.empty(len(correct))
-    for fold in range(_NUM_FOLDS):
-        model = fit(features[folds != fold], correct[folds != fold], radius_m, np.nan)
-        held_out[folds == fold] = model.confidences(features[folds == fold])
-    bins = np.minimum((held_out * _NUM_BINS).astype(int), _NUM_BINS - 1)
-    gaps = [abs(held_out[bins == each].sum() - correct[bins == each].sum()) for each in range(_NUM_BINS)]
-    return fit(features, correct, radius_m, float(sum(gaps) / len(correct)))
+    for is_held_out in folds(len(correct)):
+        model = _fit_of(features)(features[~is_held_out], correct[~is_held_out], radius_m, np.nan)
+        held_out[is_held_out] = model.confidences(features[is_held_out])
+    return held_out
 
 
-def _fitted(features: np.ndarray, correct: np.ndarray, radius_m: float, error: float) -> Calibration:
+def folds(count: int) -> list[np.ndarray]:
+    """Return which of `count` photos belong to each of the five folds of cross-validation, bool (count,) each."""
+    numbers = np.random.default_rng(0).permutation(count) % _NUM_FOLDS
+    return [numbers == fold for fold in range(_NUM_FOLDS)]
+
+
+def calibration_error(confidences: np.ndarray, correct: np.ndarray) -> float:
+    """Compute the expected calibration error: the mean gap between confidence and accuracy over ten bins, 0 to 1."""
+    bins = np.minimum((confidences * _NUM_BINS).astype(int), _NUM_BINS - 1)
+    gaps = [abs(confidences[bins == each].sum() - correct[bins == each].sum()) for each in range(_NUM_BINS)]
+    return float(sum(gaps) / len(correct))
+
+
+def verified_features(
+    features: np.ndarray, inliers: np.ndarray, positions_m: np.ndarray, radius_m: float
+) -> np.ndarray:
+    """Append a confidence feature from inliers to the two of each query, (Q, 3).
+
+    It is the log of the inliers of the first match, plus one, over those of the best match from a different place, plus
+    one: streets alike have many inliers with each other, too.
+
+    Args:
+        features: see `confidence_features`, (Q, 2).
+        inliers: of the matches, most first, 0 where one was not matched, (Q, K).
+        positions_m: east and north of the matches, (Q, K, 2).
+        radius_m: matches farther than this from the first match are from a different place.
+    """
+    is_other = ~(np.linalg.norm(positions_m - positions_m[:, :1], axis=2) <= radius_m)
+    other = np.where(is_other, inliers, 0).max(axis=1)
+    ratios = (1 + inliers[:, 0]) / (1 + other)
+    return np.concatenate([features, np.log(ratios)[:, None]], axis=1)
+
+
+def _fit_of(features: np.ndarray) -> Callable[[np.ndarray, np.ndarray, float, float], AnyCalibration]:
+    return _fitted if features.ndim == 2 else _fitted_temperature
+
+
+def _fitted(features: np.ndarray, correct: np.ndarray, radius_m: float, error: float) -> AnyCalibration:
     means, stds = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-12)
     inputs = _with_bias((features - means) / stds)
     targets = _targets(correct)
@@ -163,7 +244,8 @@ def _fitted(features: np.ndarray, correct: np.ndarray, radius_m: float, error: f
         return value, inputs.T @ (expit(logits) - targets)
 
     weights = minimize(loss, np.zeros(inputs.shape[1]), jac=True, method="BFGS").x
-    return Calibration(
+    kind = Calibration if features.shape[1] == 2 else VerifiedCalibration
+    return kind(
         radius_m=radius_m,
         means=tuple(means.tolist()),
         stds=tuple(stds.tolist()),

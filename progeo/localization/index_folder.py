@@ -7,7 +7,7 @@ the newest generation.
 
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,11 +23,12 @@ from progeo.evaluation.search import save_index
 from progeo.files import file_digest, read_json, write_json, write_new_json
 from progeo.image_files import Orientation
 from progeo.json_files import as_kind
-from progeo.localization.confidence import AnyCalibration, ClassCalibration, calibration_from_json
+from progeo.localization.confidence import AnyCalibration, ClassCalibration, Verification, calibration_from_json
 from progeo.localization.options import IndexOf
 from progeo.locks import Lock, NoLocks, try_lock
 from progeo.models.options import Preprocessing
 from progeo.places.catalogue import Catalogue
+from progeo.verification.feature_file import open_feature_file, write_feature_file
 
 _FORMAT: Literal[1] = 1
 _METADATA = "index.json"
@@ -41,6 +42,7 @@ _Positive = Annotated[int, Meta(ge=1, lt=2**31)]
 _Natural = Annotated[int, Meta(ge=0, lt=10**9)]
 _FaissName = Annotated[str, Meta(pattern=r"^places_[0-9a-f]+\.faiss\Z")]
 _CatalogueName = Annotated[str, Meta(pattern=r"^catalogue_[0-9a-f]+\.arrow\Z")]
+_FeaturesName = Annotated[str, Meta(pattern=r"^(|features_[0-9a-f]+\.arrow)\Z")]
 """File names as progeo writes them, and no path, which could lead out of the folder."""
 
 
@@ -62,7 +64,11 @@ class IndexMetadata:
     """Name of the faiss file in the folder."""
     catalogue_file: _CatalogueName
     """Name of the catalogue file in the folder."""
+    features_file: _FeaturesName = ""
+    """Name of the file of local features of the images, by row; empty if there is none."""
     calibration: AnyCalibration | None = None
+    verification: Verification | None = None
+    """How matches are verified; None if that was not calibrated."""
     orientation: Orientation = "exif"
     """Whether images and queries are rotated upright by their EXIF orientation."""
     of: IndexOf = "images"
@@ -78,7 +84,8 @@ class IndexMetadata:
     generation: _Natural = 0
     """Number of updates since the index was built."""
     digests: Mapping[str, str] = field(default_factory=dict)
-    """`file_digest` of the data files by name; empty in an index of an earlier version."""
+    """`file_digest` of the data files by name, for local features the fingerprint of `FeatureFile`; empty in an index
+    of an earlier version."""
     format: Literal[1] = _FORMAT
 
     @property
@@ -102,12 +109,17 @@ class DataFiles(TypedDict):
 
     faiss_file: str
     catalogue_file: str
+    features_file: str
 
 
-def new_files() -> DataFiles:
-    """Return unique names for the data files of a generation."""
+def new_files(*, features: bool = False) -> DataFiles:
+    """Return unique names for the data files of a generation, with or without one of local features."""
     token = secrets.token_hex(6)
-    return {"faiss_file": f"places_{token}.faiss", "catalogue_file": f"catalogue_{token}.arrow"}
+    return {
+        "faiss_file": f"places_{token}.faiss",
+        "catalogue_file": f"catalogue_{token}.arrow",
+        "features_file": f"features_{token}.arrow" if features else "",
+    }
 
 
 def holds_place_index(folder: Path) -> bool:
@@ -135,13 +147,20 @@ def read_metadata(folder: Path) -> IndexMetadata:
 
 
 def save_generation(
-    folder: Path, before: IndexMetadata | None, metadata: IndexMetadata, index: faiss.Index, catalogue: Catalogue
+    folder: Path,
+    before: IndexMetadata | None,
+    metadata: IndexMetadata,
+    index: faiss.Index,
+    catalogue: Catalogue,
+    *,
+    features: Iterable[bytes | None] | None = None,
 ) -> bool:
     """Write an index as the next generation, and remove the data files of the previous one.
 
     Args:
         before: metadata of the generation it was made from; None for a new index.
         metadata: its metadata, with file names of `new_files`.
+        features: local features of all images in turn, see `write_feature_file`; None for an index without.
 
     Returns:
         Whether it became the next generation; if another command came first, nothing is changed.
@@ -152,16 +171,20 @@ def save_generation(
         catalogue.save(folder / metadata.catalogue_file)
         files = (metadata.faiss_file, metadata.catalogue_file)
         metadata = replace(metadata, digests={name: file_digest(folder / name) for name in files})
-        megabytes = (folder / metadata.faiss_file).stat().st_size / 1e6
+        size = f"{(folder / metadata.faiss_file).stat().st_size / 1e6:,.1f} MB"
+        if features is not None:
+            write_feature_file(file := folder / metadata.features_file, features)
+            fingerprint = open_feature_file(file).fingerprint
+            metadata = replace(metadata, digests={**metadata.digests, file.name: fingerprint})
+            size += f", {file.stat().st_size / 1e6:,.1f} MB of local features"
         if committed := commit(folder, before, metadata):
-            LOGGER.info("place index of %s in %s, %.1f MB and the encoder", metadata.rows, folder, megabytes)
+            LOGGER.info("place index of %s in %s, %s and the encoder", metadata.rows, folder, size)
         return committed
     finally:
         current = read_metadata(folder) if holds_place_index(folder) else None
         for each in (before, metadata):
             if each is not None and (current is None or each.faiss_file != current.faiss_file):
-                (folder / each.catalogue_file).unlink(missing_ok=True)
-                (folder / each.faiss_file).unlink(missing_ok=True)
+                _remove_data(folder, each.faiss_file)
         if lock is not None:
             lock.release()
 
@@ -182,10 +205,15 @@ def remove_unused_data(folder: Path) -> None:
     for file in sorted(folder.glob("places_*.faiss")):
         if _DATA.fullmatch(file.name) and (lock := _lock_of_data(folder, file.name)) is not None:
             if file.name not in _faiss_files(folder):
-                token = file.stem.removeprefix("places_")
-                (folder / f"catalogue_{token}.arrow").unlink(missing_ok=True)
-                file.unlink(missing_ok=True)  # last, as it is what is looked for
+                _remove_data(folder, file.name)
             lock.release()
+
+
+def _remove_data(folder: Path, faiss_file: str) -> None:
+    """Remove the data files of a generation."""
+    token = Path(faiss_file).stem.removeprefix("places_")
+    for name in (f"features_{token}.arrow", f"catalogue_{token}.arrow", faiss_file):
+        (folder / name).unlink(missing_ok=True)  # the faiss file last, as it is what is looked for
 
 
 def _faiss_files(folder: Path) -> set[str]:
@@ -212,13 +240,14 @@ def check_data_files(folder: Path, metadata: IndexMetadata) -> None:
         FileNotFoundError: a file is missing.
         ValueError: a file is a link out of the folder, or has other content.
     """
-    for name in (metadata.faiss_file, metadata.catalogue_file):
+    for name in filter(None, (metadata.faiss_file, metadata.catalogue_file, metadata.features_file)):
         file = folder / name
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing: put it back, or build the index anew.")
         if file.resolve().parent != folder.resolve():
             raise ValueError(f"{file} leads out of its folder, to {file.resolve()}: put the file itself there.")
-        if metadata.digests and metadata.digests.get(name) != file_digest(file):
+        digest = open_feature_file(file).fingerprint if name == metadata.features_file else file_digest(file)
+        if metadata.digests and metadata.digests.get(name) != digest:
             raise ValueError(f"{file} is corrupt: {_METADATA} has the digest of other content. {_ADVICE}")
 
 
@@ -273,6 +302,8 @@ def _read(path: Path) -> IndexMetadata:
     metadata = as_kind({**values, "calibration": calibration}, IndexMetadata, path, advice=_ADVICE)
     if not metadata.holds_classes == bool(metadata.cell_side_m) == bool(metadata.scale):
         raise ValueError(f"{path} is of {metadata.of}, which its cell_side_m or scale contradicts: put the file back.")
+    if metadata.holds_classes and (metadata.features_file or metadata.verification):
+        raise ValueError(f"{path} is of {metadata.of}, which cannot be verified: put the file back.")
     if not (metadata.kind == CELLS) == bool(metadata.classifier) == bool(metadata.partition):
         raise ValueError(
             f"The classifier or partition in {path} contradicts its kind, {metadata.kind}: put the file back."
@@ -280,6 +311,12 @@ def _read(path: Path) -> IndexMetadata:
     if calibration is not None and metadata.holds_classes != isinstance(calibration, ClassCalibration):
         raise ValueError(
             f"The calibration in {path} is not one of {metadata.of}: set it to null, and run `progeo index calibrate`."
+        )
+    verification = metadata.verification
+    if verification and (calibration is None or calibration.radius_m != verification.calibration.radius_m):
+        raise ValueError(
+            f"The verification in {path} does not belong to its calibration: set it to null, and run `progeo index "
+            f"calibrate --verify`."
         )
     if path.name not in (_METADATA, _path(path.parent, metadata.generation).name):
         raise ValueError(

@@ -28,6 +28,10 @@ class Match:
     corners: tuple[tuple[float, float], ...] | None = None
     """Longitude and latitude of the corners of the class's cell, counterclockwise from the south-west; None for images,
     and if they are unknown."""
+    inliers: int | None = None
+    """Number of points that match those of the photo with one geometry; None if it was not matched with the photo."""
+    lines: tuple[tuple[float, float, float, float], ...] = ()
+    """Such points, at most 100: x and y in the photo, x and y in the match, as fractions of their width and height."""
 
     @property
     def position(self) -> str:
@@ -76,6 +80,8 @@ class Localization:
     is_restricted: bool = False
     """Whether only a part of the index was searched, near a position or in a direction: without a confidence, which is
     calibrated on searches of all of it."""
+    verified: bool = False
+    """Whether the first matches were matched with the photo, and ranked by their inliers."""
     frame: Frame | None = None
     """What the photo is in a sequence; None for a photo on its own."""
 
@@ -109,5 +115,6 @@ class Localization:
             lines.append(f"       alone: {self.frame.alone.position}  {self.frame.alone.path}")
         for rank, match in enumerate(self.matches, 1):
             measure = f"{match.distance:.3f}" if match.probability is None else f"{100 * match.probability:5.1f} %"
-            lines.append(f"{rank:5}  {measure}  {match.position}  {match.path}")
+            inliers = "" if match.inliers is None else f"{match.inliers:4} points  "
+            lines.append(f"{rank:5}  {measure}  {inliers}{match.position}  {match.path}")
         return "\n".join(lines)

@@ -1,6 +1,7 @@
 """Localize photos with a place index."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +10,9 @@ from progeo.data.photos import Photo, PhotoImages
 from progeo.evaluation.search import Neighbors
 from progeo.localization.extraction import extract_photos, find_photos
 from progeo.localization.localizations import Localization, Match
+from progeo.localization.verifying import Verified
 from progeo.places.geographic import cell_corners
+from progeo.verification.matchers import Pair
 
 if TYPE_CHECKING:
     from progeo.localization.place_index import PlaceIndex
@@ -22,6 +25,7 @@ def localize_photos(
     top: int,
     threshold: float,
     among: np.ndarray | Sequence[np.ndarray] | None,
+    verify: bool | None,
     batch_size: int,
     num_workers: int,
     shows_progress: bool,
@@ -35,22 +39,38 @@ def localize_photos(
     errors = {row: error for _, errors_of_one in found for row, error in errors_of_one.items()}
     if len(errors) == len(several):
         raise ValueError(next(iter(errors.values())))
+    below = _verified_below(index, verify)
     neighbors = index.search(*(descriptors for descriptors, _ in found), min_count=top, among=among)
     is_restricted = among is not None
     calibration = None if is_restricted else index.metadata.calibration
-    names = PhotoImages(several)
+    confidences = np.full(len(several), np.nan) if is_restricted else index.confidences(neighbors)
+    images = PhotoImages(several, orientation=index.metadata.orientation)
+    verified = None
+    if len(chosen := np.setdiff1d(np.flatnonzero(np.nan_to_num(confidences, nan=1) < below), list(errors))):
+        verified = index.verifier.verified(images.pixels, neighbors, chosen, num_kept=top, hidden=not shows_progress)
+        neighbors = verified.neighbors
+        if calibration is not None:
+            confidences = np.where(verified.is_verified, verified.confidences(index), confidences)
     return localizations_of(
         index,
-        [names.name(row) for row in range(len(several))],
+        [images.name(row) for row in range(len(several))],
         neighbors,
         top=top,
-        confidences=np.full(len(several), np.nan) if is_restricted else index.confidences(neighbors),
+        confidences=confidences,
         probabilities=index.probabilities(neighbors),
         radius_m=None if calibration is None else calibration.radius_m,
         threshold=threshold,
         errors=errors,
         is_restricted=is_restricted,
+        verified=verified,
     )
+
+
+def _verified_below(index: "PlaceIndex", verify: bool | None) -> float:
+    """Return the confidence below which photos are verified: 0 verifies none, infinity all."""
+    if verify is not None:
+        return np.inf if verify else 0.0
+    return 0.0 if index.metadata.verification is None else index.metadata.verification.below
 
 
 def localizations_of(
@@ -65,12 +85,14 @@ def localizations_of(
     threshold: float = 0.0,
     errors: Mapping[int, str] | None = None,
     is_restricted: bool = False,
+    verified: Verified | None = None,
 ) -> list[Localization]:
     """Convert the neighbors of Q queries to results.
 
     Args:
         errors: why a query has no result, by row.
         is_restricted: see `Localization`.
+        verified: how matches were verified, if any were; `neighbors` are re-ranked by that.
     """
     results = []
     for row, query in enumerate(queries):
@@ -81,9 +103,16 @@ def localizations_of(
         known = None if confidence is None else confidence >= threshold
         shares = None if probabilities is None else probabilities[row, :top]
         matches = _matches(index, neighbors.rows[row, :top], neighbors.distances[row, :top], shares)
+        is_verified = verified is not None and bool(verified.is_verified[row])
+        if verified is not None and is_verified:
+            matches = tuple(_with_lines(match, verified.pairs.get((row, rank))) for rank, match in enumerate(matches))
         where = " near its position or heading: take a larger radius or tolerance" if is_restricted else ""
         error = "" if matches else f"No match was found for {query}{where}."
-        results.append(Localization(query, confidence, radius_m, known, matches, error, is_restricted=is_restricted))
+        results.append(
+            Localization(
+                query, confidence, radius_m, known, matches, error, is_restricted=is_restricted, verified=is_verified
+            )
+        )
     return results
 
 
@@ -115,6 +144,11 @@ def _matches(
             images, rows.tolist(), distances.tolist(), shares, corners, strict=False
         )
     )
+
+
+def _with_lines(match: Match, pair: Pair | None) -> Match:
+    """Add the inliers of a match that was matched with the photo."""
+    return match if pair is None else replace(match, inliers=pair.inliers, lines=tuple(map(tuple, pair.lines.tolist())))
 
 
 def _known(number: float) -> float | None:

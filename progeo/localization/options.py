@@ -27,6 +27,9 @@ class IndexOptions:
     most likely map cells only."""
     probes: PositiveInt = 16
     """Number of inverted lists that a search visits (faiss nprobe). Only an IVF index or one of cells uses it."""
+    verify: bool = False
+    """Store local features of the images, at most 1,000 or about 100 kB of each, for localize to verify matches with
+    and without the images."""
     classifier: str | None = None
     """Folder of an encoder with the classifier whose cells faiss cells searches; it may be another network. null takes
     encoder."""

@@ -36,12 +36,14 @@ from progeo.localization.extraction import find_photos
 from progeo.localization.index_folder import ENCODER_FOLDER, IndexMetadata, check_data_files, read_metadata
 from progeo.localization.localizations import Localization
 from progeo.localization.localize import localize_photos
+from progeo.localization.verifying import Verifier, build_verifier
 from progeo.models.encoder import Encoder
 from progeo.models.options import Preprocessing
 from progeo.places.catalogue import Catalogue, open_catalogue
 from progeo.places.cell_order import CellOrder, build_cell_order
 from progeo.places.geographic import degrees_of, positions_m
 from progeo.places.nearby import HeadingRange, Near, heading_of, looks_toward, near_of, of_each
+from progeo.verification.feature_file import FeatureFile, open_feature_file
 
 _NUM_MATCHES = 20
 """Number of matches of a query that its confidence is computed from."""
@@ -64,6 +66,8 @@ class PlaceIndex:
     """The cells that are its lists; None if its lists are no cells."""
     processor: Accelerator | Processor
     """Where the encoder runs, and its precision."""
+    features: FeatureFile | None = None
+    """Local features of the images, by row; None if they are extracted from the images when needed."""
 
     def localize(
         self,
@@ -73,6 +77,7 @@ class PlaceIndex:
         threshold: float = 0.5,
         near: Near | Sequence[float] | Sequence[Near | Sequence[float]] | None = None,
         heading: HeadingRange | Sequence[float] | Sequence[HeadingRange | Sequence[float]] | None = None,
+        verify: bool | None = None,
         batch_size: int = 64,
         num_workers: int = 0,
         shows_progress: bool = False,
@@ -88,6 +93,8 @@ class PlaceIndex:
                 has one for each photo. Without a confidence, which is calibrated on searches of the complete index.
             heading: degrees clockwise from north and a tolerance in degrees: only images that look there can match, or
                 whose heading is unknown. A sequence has one for each photo. Without a confidence.
+            verify: whether the first matches are matched with the photo and ranked by inliers; None does so where the
+                confidence is below the threshold that `progeo index calibrate --verify` found.
             batch_size: number of photos that the encoder gets at once.
             num_workers: number of processes that decode photos; 0 decodes them in this one.
             shows_progress: whether progress is logged.
@@ -97,8 +104,8 @@ class PlaceIndex:
             its own `near` and `heading`, has an `error`.
 
         Raises:
-            ValueError: something is no photo, none of the photos can be read, or no image lies within the `near` and
-                `heading` of all photos.
+            ValueError: something is no photo, none of the photos can be read, no image lies within the `near` and
+                `heading` of all photos, or the matcher cannot be used.
         """
         several = find_photos(photos)
         return localize_photos(
@@ -107,10 +114,23 @@ class PlaceIndex:
             top=top,
             threshold=threshold,
             among=self._rows_among(near, heading, len(several)),
+            verify=verify,
             batch_size=batch_size,
             num_workers=num_workers,
             shows_progress=shows_progress,
         )
+
+    @cached_property
+    def verifier(self) -> Verifier:
+        """Matches photos with the images, as calibrated, or else by SIFT."""
+        verification = self.metadata.verification
+        if verification is not None:
+            return build_verifier(self, verification.matcher, verification.top)
+        if self.metadata.calibration is not None:
+            LOGGER.warning(
+                "confidences do not count inliers: calibrate the index with `progeo index calibrate --verify`"
+            )
+        return build_verifier(self)
 
     @cached_property
     def class_centers_m(self) -> np.ndarray:
@@ -355,7 +375,13 @@ def _opened(folder: Path, metadata: IndexMetadata, processor: Accelerator | Proc
             f"{metadata.faiss_file}. Build the index anew."
         )
     cells = _open_cells(folder / metadata.classifier, metadata, encoder, index) if metadata.classifier else None
-    return PlaceIndex(folder, metadata, encoder, catalogue, index, cells, processor)
+    features = open_feature_file(folder / metadata.features_file) if metadata.features_file else None
+    if features is not None and len(features) != len(catalogue):
+        raise ValueError(
+            f"{features.path} has features of {len(features):,} images, and the index has {len(catalogue):,}: build it "
+            f"anew."
+        )
+    return PlaceIndex(folder, metadata, encoder, catalogue, index, cells, processor, features)
 
 
 def _open_cells(folder: Path, metadata: IndexMetadata, encoder: Encoder, index: faiss.Index) -> Cells:

@@ -52,7 +52,7 @@ def feature_collection(results: Sequence[Localization]) -> dict[str, Any]:
 def _flat(result: Localization, match: Match | None) -> dict[str, Any]:
     """Flatten a result to one row with one of its matches."""
     values = dict.fromkeys(field.name for field in fields(Match)) if match is None else asdict(match)
-    for name in ("corners", "row"):
+    for name in ("corners", "row", "lines"):
         del values[name]
     return {
         "photo": result.query,
@@ -60,6 +60,7 @@ def _flat(result: Localization, match: Match | None) -> dict[str, Any]:
         "longitude": values.pop("longitude"),
         "confidence": result.confidence,
         "known": result.known,
+        "verified": result.verified,
         "match": values.pop("path"),
         **values,
         "error": result.error,

@@ -103,7 +103,7 @@ def _of_photo(result: Localization, image: Callable[[Match], str | None]) -> Pho
         radius_m=result.radius_m,
         known=result.known,
         words=confidence_in_words(result),
-        verified=False,
+        verified=result.verified,
         error=result.error,
         matches=[
             MatchAnswer(
@@ -115,8 +115,8 @@ def _of_photo(result: Localization, image: Callable[[Match], str | None]) -> Pho
                 heading_deg=match.heading_deg,
                 distance=match.distance,
                 probability=match.probability,
-                inliers=None,
-                lines=(),
+                inliers=match.inliers,
+                lines=match.lines,
                 corners=match.corners,
                 row=match.row,
                 image=image(match),

@@ -28,6 +28,8 @@ _Value = TypeVar("_Value")
 _ANSWERS = {True: "known", False: "unknown", None: "no confidence"}
 _MAX_PIXELS = 50_000_000
 """Maximum number of pixels of a photo, unless `--max_pixels` gives another."""
+_MAX_DECODED_BYTES = 2**31
+"""Memory of decoded photos that wait, 2 GiB: they keep all their pixels where they may be verified."""
 
 
 class Localizer:
@@ -55,7 +57,7 @@ class Localizer:
         )
         self._threads = ThreadPoolExecutor(options.decoders, "decode")
         self._batcher = Batcher(options.batch_size, on_batch=self.metrics.batch_photos.observe)
-        self._num_waiting = 0
+        self._num_waiting = self._num_decoded_bytes = 0
         self.metrics.waiting_photos.set_function(lambda: self._num_waiting)
 
     def close(self) -> None:
@@ -106,7 +108,8 @@ class Localizer:
         if not pixels and len(photos) == 1:
             raise HTTPException(422, decoded[0])
         try:
-            found = iter(await self._batcher.localize(index, query, pixels) if pixels else [])
+            with self._decoded_memory(pixels):
+                found = iter(await self._batcher.localize(index, query, pixels) if pixels else [])
         except ValueError as error:
             raise HTTPException(422, str(error).replace(str(index.folder), "the index")) from None
         return [
@@ -132,12 +135,28 @@ class Localizer:
             HTTPException: too many would wait.
         """
         if self._num_waiting + count > self.options.max_waiting:
-            raise HTTPException(429, "Too many photos wait for their answer: try again later.", {"Retry-After": "1"})
+            raise _too_many()
         self._num_waiting += count
         try:
             yield
         finally:
             self._num_waiting -= count
+
+    @contextmanager
+    def _decoded_memory(self, pixels: Sequence[np.ndarray]) -> Iterator[None]:
+        """Count the memory of decoded photos.
+
+        Raises:
+            HTTPException: others take too much already.
+        """
+        num_bytes = sum(each.nbytes for each in pixels)
+        if self._num_decoded_bytes and self._num_decoded_bytes + num_bytes > _MAX_DECODED_BYTES:
+            raise _too_many()
+        self._num_decoded_bytes += num_bytes
+        try:
+            yield
+        finally:
+            self._num_decoded_bytes -= num_bytes
 
     async def _in_time(self, work: Awaitable[_Value]) -> _Value:
         limit_s = self.options.answer_s
@@ -159,3 +178,7 @@ class Localizer:
         metadata = self.index.current.metadata
         self.metrics.index_images.set(metadata.images)
         self.metrics.index_generation.set(metadata.generation)
+
+
+def _too_many() -> HTTPException:
+    return HTTPException(429, "Too many photos wait for their answer: try again later.", {"Retry-After": "1"})

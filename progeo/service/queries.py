@@ -27,6 +27,8 @@ class Query:
     threshold: float
     near: Near | None
     heading: HeadingRange | None
+    verify: bool | None
+    """Whether matches are verified; None as the index was calibrated."""
 
     def localize(self, index: PlaceIndex, photos: Sequence[np.ndarray], batch_size: int) -> list[Localization]:
         """Localize photos, uint8 (H, W, 3), see `PlaceIndex.localize`."""
@@ -36,13 +38,15 @@ class Query:
             threshold=self.threshold,
             near=self.near,
             heading=self.heading,
+            verify=self.verify,
             batch_size=batch_size,
         )
 
     def decoding(self, index: PlaceIndex) -> Decoding:
         """Return how photos are decoded: as small as they can be without changing a result."""
         extractor, *others = index.query_extractors
-        if others or not changes_once(extractor.preprocessing):
+        verifies = index.metadata.verification is not None if self.verify is None else self.verify
+        if others or verifies or not changes_once(extractor.preprocessing):
             return Decoding(index.metadata.orientation)
         return Decoding(
             index.metadata.orientation, index.metadata.query_preprocessing, extractor.image_size, extractor.resize
@@ -56,13 +60,12 @@ def parse_query(settings: Mapping[str, str], options: ServiceOptions) -> tuple[Q
         HTTPException: a value is not allowed.
     """
     values: dict[str, Any] = {name: SETTINGS[name].parse(text) for name, text in settings.items() if text}
-    if values.get("verify"):
-        raise HTTPException(400, "This version cannot match photos with candidates: leave out `verify`.")
     query = Query(
         values.get("top", 5),
         values.get("threshold", options.threshold),
         values.get("near"),
         values.get("heading"),
+        values.get("verify"),
     )
     return query, values.get("format", _FORMATS[0])
 
@@ -128,7 +131,11 @@ SETTINGS: Mapping[str, Setting] = MappingProxyType(
             "known heading, can match.",
             parse_heading,
         ),
-        "verify": Setting("true matches the photo with its candidates, point by point; false does not.", _verify),
+        "verify": Setting(
+            "true matches the photo with its candidates, point by point; false does not. Left out, this is done as the "
+            "index was calibrated.",
+            _verify,
+        ),
         "format": Setting(f"Format of the answer: {' or '.join(_FORMATS)}.", _format),
     }
 )

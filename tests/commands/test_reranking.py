@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from progeo.cli import main
+from progeo.data.decode import read_image
 from progeo.evaluation.metrics import first_of_each_panorama
 from progeo.evaluation.rerank import k_reciprocal
 from progeo.places.catalogue import read_catalogue
+from progeo.verification.matchers import build_matcher
 
 RERANK = ["--rerank", "k_reciprocal", "--rerank_k1", "4", "--rerank_weight", "0.3"]
 
@@ -106,8 +108,63 @@ def test_what_cannot_be_reranked_is_refused(city, described, tmp_path, words, me
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("name", "value"), [("rerank_k1", "4"), ("rerank_k2", "2"), ("rerank_weight", "0.3")])
-def test_options_of_reranking_alone_are_refused(city, described, tmp_path, name, value):
-    with pytest.raises(SystemExit, match=f"--{name} is for re-ranking: set --rerank, or omit it"):
+def test_the_first_images_are_sorted_by_how_many_points_match(city, sides, described, tmp_path):
+    plain = evaluated(city, described, tmp_path / "plain")
+    found = evaluated(city, described, tmp_path / "out", "--rerank", "matching", "--rerank_top", "3")
+    matcher = build_matcher("sift")
+    prepared = [
+        {name: matcher.prepare(read_image(side.folder / name)) for name in side.table["path"].to_pylist()}
+        for side in sides
+    ]
+    for query, before, after in zip(sorted(prepared[1]), plain, found, strict=True):
+        inliers = [matcher.match(prepared[1][query], prepared[0][name]).inliers for name in before[:3]]
+        order = np.argsort(-np.array(inliers), kind="stable")
+        assert after == [before[rank] for rank in order] + before[3:]
+    assert found != plain
+    facts = json.loads((tmp_path / "out/recalls.json").read_text())
+    assert facts["re-ranking"] == "matching, sift, first 3"
+    assert facts["re-ranking cost"].startswith("18 pairs matched, ")
+    assert facts["re-ranking effect"].endswith(" against exact search")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--rerank_matcher", "surf"], "There is no matcher 'surf': take sift or vismatch:NAME"),
+        (["--faiss", "IVF2,Flat"], "--rerank searches exactly, and --faiss IVF2,Flat does not"),
+    ],
+)
+def test_matching_that_cannot_be_is_refused(city, described, tmp_path, words, message):
+    with pytest.raises(SystemExit, match=message):
+        evaluated(city, described, tmp_path / "out", "--rerank", "matching", *words)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("preprocessing", [pytest.param("hard_resize", marks=pytest.mark.slow), "nearest_crop"])
+def test_panoramas_are_suppressed_after_matching(city, sides, tmp_path, preprocessing):
+    words = ["thumbnail", "--folder", str(city / "val"), "--recall_ns", "[1,5]", "--num_workers", "0"]
+    words += ["--descriptor_cache", str(tmp_path / "cache"), "--rerank", "matching"]
+    words += ["--query_preprocessing", preprocessing, "--one_per_panorama", "true"]
+    main(["evaluate", *words, "--out", str(tmp_path / "out")])
+    with (tmp_path / "out/predictions.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    panoramas = dict(zip(sides[0].table["path"].to_pylist(), sides[0].panoramas.tolist(), strict=True))
+    for query in {row["query"] for row in rows}:
+        seen = [panoramas[row["database"]] for row in rows if row["query"] == query]
+        assert len(seen) == len(set(seen))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kind"),
+    [
+        ("rerank_k1", "4", "k_reciprocal"),
+        ("rerank_k2", "2", "k_reciprocal"),
+        ("rerank_weight", "0.3", "k_reciprocal"),
+        ("rerank_top", "9", "matching"),
+        ("rerank_matcher", "vismatch:loftr", "matching"),
+    ],
+)
+def test_options_of_reranking_alone_are_refused(city, described, tmp_path, name, value, kind):
+    with pytest.raises(SystemExit, match=f"--{name} is for re-ranking: set --rerank to {kind}, or omit it"):
         evaluated(city, described, tmp_path / "out", f"--{name}", value)
     assert not (tmp_path / "out").exists()

@@ -28,7 +28,7 @@ from progeo.features.cache import Cache, prepared_folder
 from progeo.features.descriptors import descriptor_metadata
 from progeo.features.store import ShardedRows
 from progeo.features.unreadable import read_reasons, write_reasons
-from progeo.localization.confidence import Calibration
+from progeo.localization.confidence import Calibration, Verification, VerifiedCalibration
 from progeo.localization.index_folder import IndexMetadata, new_files, save_generation
 from progeo.localization.place_index import _open_images, index_images, open_place_index
 from progeo.models.aggregation.centroids import read_centroids, write_centroids
@@ -46,6 +46,7 @@ from progeo.training.places import LearnedFrom, TrainingPlaces
 from progeo.training.prompt_files import load_clip_of_prompts, load_text_features, read_group
 from progeo.training.task import Task
 from progeo.training.trainer import Trainer, check_checkpoints
+from progeo.verification.local_features import extract_local_features
 
 NAMES = [
     f"@{500000 + 7 * row}.5@{4100000 + 3 * row}.5@10@S@@@pano{row}@@{row * 30 % 360}@@@@@@.jpg" for row in range(8)
@@ -237,6 +238,9 @@ def place_index(folder, kind="IVF3,Flat"):
     images = index_images(catalogue(folder))
     rows = descriptors(folder / "scratch", width=encoder().descriptor_dim)
     calibrated = Calibration(25.0, (0.5, 0.1), (0.2, 0.1), (1.0, 2.0, 3.0), 30, 20, 0.05)
+    verified = VerifiedCalibration(25.0, (0.5, 0.1, 2.0), (0.2, 0.1, 1.0), (1.0, 2.0, 3.0, 4.0), 30, 25, 0.05)
+    pixels = torch.randint(0, 256, (3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    features = extract_local_features(pixels).to_bytes()
     metadata = IndexMetadata(
         kind=kind,
         probes=2,
@@ -246,9 +250,11 @@ def place_index(folder, kind="IVF3,Flat"):
         query_preprocessing="hard_resize",
         images=len(images),
         calibration=calibrated,
-        **new_files(),
+        verification=Verification("sift", 20, 0.5, verified),
+        **new_files(features=True),
     )
-    assert save_generation(folder, None, metadata, build_index(rows, kind), images)
+    stored = [features, None, *[features] * (len(images) - 2)]
+    assert save_generation(folder, None, metadata, build_index(rows, kind), images, features=stored)
     return folder / "index.json"
 
 
@@ -266,6 +272,8 @@ def read_index(path):
     index = open_place_index(path.parent)
     neighbors = index.search(np.zeros((2, index.encoder.descriptor_dim), np.float32))
     index.confidences(neighbors)
+    _ = index.verifier.top, index.metadata.verification and index.metadata.verification.below
+    [index.features.features(row) for row in range(8) if index.features is not None]
     index.catalogue.take(np.maximum(neighbors.rows[0], 0)).table.to_pylist()
 
 
@@ -364,6 +372,7 @@ READERS = {
     "place index, catalogue, no digest": Reader(
         partial(file_of, place_index, "catalogue_*.arrow", digests="digests"), read_catalogue_of_index
     ),
+    "place index, local features": Reader(partial(file_of, place_index, "features_*.arrow"), read_index),
     "images.arrow": Reader(scanned, read_scanned),
     "description.json": Reader(partial(cached, "description.json"), read_cached, lambda path: path.parent.name),
     "files.npy": Reader(partial(cached, "files.npy"), read_cached),

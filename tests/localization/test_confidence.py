@@ -10,6 +10,7 @@ from progeo.localization.confidence import (
     class_confidence_features,
     confidence_features,
     score_probabilities,
+    verified_features,
 )
 
 
@@ -32,6 +33,20 @@ def test_a_match_without_a_position_is_from_another_place():
     distances = np.array([[0.2, 0.3, 0.7]])
     positions_m = np.array([[[0, 0], [np.nan, np.nan], [1, 0]]])
     np.testing.assert_allclose(confidence_features(distances, positions_m, 25.0), [[0.2, 0.1]])
+
+
+def test_inliers_are_compared_with_those_of_the_best_match_from_another_place():
+    inliers = np.array([[39, 30, 9, 4], [12, 10, 3, 0], [7, 5, 5, 5]])
+    positions_m = np.array(
+        [
+            [[0, 0], [3, 4], [100, 0], [0, 50]],
+            [[0, 0], [np.nan, np.nan], [1, 0], [90, 0]],
+            [[0, 0], [1, 0], [2, 0], [3, 0]],
+        ]
+    )
+    found = verified_features(np.array([[0.2, 0.5]] * 3), inliers, positions_m, 25.0)
+    np.testing.assert_allclose(found[:, :2], [[0.2, 0.5]] * 3)
+    np.testing.assert_allclose(np.exp(found[:, 2]), [40 / 10, 13 / 11, 8 / 1])
 
 
 def test_confidences_are_the_probabilities_on_new_queries():

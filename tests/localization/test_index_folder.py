@@ -6,10 +6,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from itertools import count
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from running import killed_at
 
 from progeo.cli import main
 from progeo.commands.index import build_index as build_command
@@ -25,6 +27,7 @@ from progeo.localization.index_folder import (
     finish_update,
     new_files,
     read_metadata,
+    remove_unused_data,
     save_generation,
 )
 from progeo.localization.place_index import index_images, open_place_index
@@ -108,6 +111,47 @@ def test_images_that_two_commands_add_at_once_are_all_there_with_their_own_descr
     add(second, tmp_path, "c")
     assert contents(folder) == expected(a=3, b=2, c=2)
     assert read_metadata(folder).generation == 2
+
+
+def test_local_features_stay_in_the_rows_of_their_images_when_two_commands_add_at_once(folder, tmp_path):
+    before = read_metadata(folder)
+    index, catalogue = load_index(folder / before.faiss_file), open_catalogue(folder / before.catalogue_file, folder)
+    metadata = replace(before, **new_files(features=True))
+    assert save_generation(folder, before, metadata, index, catalogue, features=[b"a0", None, b"a2"])
+    first, second = open_place_index(folder), open_place_index(folder)
+    add(first, tmp_path, "b")
+    add(second, tmp_path, "c")
+    opened = open_place_index(folder)
+    assert list(opened.features.stored()) == [b"a0", None, b"a2", *[None] * 4]  # as the images of b and c are no files
+    data = {opened.metadata.faiss_file, opened.metadata.catalogue_file, opened.metadata.features_file}
+    assert {path.name for path in folder.iterdir()} == {"index.json", "index_3.json", "model", *data}
+
+
+@pytest.mark.slow
+def test_a_command_killed_at_any_moment_leaves_local_features_that_fit_the_images(original, tmp_path):
+    features = [b"a0", None, b"a2"]
+    for event in count(1):
+        folder = shutil.copytree(original, tmp_path / f"index_{event}")
+        before = read_metadata(folder)
+        index, catalogue = (
+            load_index(folder / before.faiss_file),
+            open_catalogue(folder / before.catalogue_file, folder),
+        )
+        metadata = replace(before, **new_files(features=True))
+        save = partial(save_generation, folder, before, metadata, index, catalogue, features=features)
+        was_killed = killed_at(event, save)
+        opened = open_place_index(folder)
+        assert (opened.features is None) == (not opened.metadata.features_file)
+        if opened.features is not None:
+            assert list(opened.features.stored()) == features
+        finish_update(folder)
+        remove_unused_data(folder)
+        current = read_metadata(folder)
+        data = set(filter(None, (current.faiss_file, current.catalogue_file, current.features_file)))
+        assert {path.name for path in folder.glob("*_*") if path.suffix != ".json"} == data
+        if not was_killed:
+            break
+    assert opened.features is not None and event > 5
 
 
 def test_four_commands_at_once_lose_nothing(folder, tmp_path):

@@ -67,6 +67,40 @@ def test_each_photo_has_its_position_confidence_link_and_matches(answered, open_
     check_accessibility(page)
 
 
+def test_the_matched_points_of_a_verified_photo_are_joined_by_lines(city, tmp_path, open_page, check_accessibility):
+    index = with_degrees(read_catalogue(city / "test/database"))
+    photo = str(next((city / "test/queries").iterdir()))
+    lines = tuple((x / 10, 0.25, x / 10, 0.75) for x in range(1, 8))
+    matches = (match_of(index, 0, inliers=1234, lines=lines), match_of(index, 1, inliers=0), match_of(index, 2))
+    result = Localization(photo, 0.9, 25.0, True, matches, verified=True)
+    write_answer_page(tmp_path / "answer.html", [result], catalogue=index)
+    page = open_page(tmp_path / "answer.html")
+    told = page.locator("#rows .strips figcaption").all_inner_texts()
+    assert ["matched points" in each for each in told] == [True, True, False]
+    assert "1,234 matched points" in told[0]
+    page.locator("#rows .strips .photo").first.click()
+    assert "lines between 7 matched points" in page.locator("#lightbox").inner_text()
+    first, second = (page.locator("#lightbox img").nth(number).bounding_box() for number in range(2))
+    drawn = page.locator("#lightbox svg.lines line").all()[:7]
+    for x, line in zip(range(1, 8), drawn, strict=True):
+        left, top, right, bottom = line.evaluate(
+            """line => {
+                const {x, y} = line.ownerSVGElement.getBoundingClientRect();
+                return [x + line.x1.baseVal.value, y + line.y1.baseVal.value,
+                        x + line.x2.baseVal.value, y + line.y2.baseVal.value];
+            }"""
+        )
+        assert [left, top] == pytest.approx(
+            [first["x"] + x / 10 * first["width"], first["y"] + first["height"] / 4], abs=2
+        )
+        assert [right, bottom] == pytest.approx(
+            [second["x"] + x / 10 * second["width"], second["y"] + 3 / 4 * second["height"]], abs=2
+        )
+    check_accessibility(page)
+    page.locator("#lightbox").get_by_role("button", name="Next").click()
+    assert page.locator("#lightbox svg").count() == 0
+
+
 def test_a_chosen_photo_shows_its_matches_on_the_map(answered, open_page):
     page = open_page(answered)
     assert page.locator(".map-shapes").inner_text().split("\n")[0].startswith("estimated position")

@@ -1,7 +1,10 @@
 """The report of an evaluation, driven in Chromium."""
 
 import csv
+import json
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -19,6 +22,7 @@ from progeo.evaluation.protocols import load_protocol
 from progeo.evaluation.report import Measured, write_report
 from progeo.evaluation.retrieved import Retrieved
 from progeo.places.catalogue import Catalogue
+from progeo.verification.matchers import Pair
 
 REAL = Path(__file__).parents[2].parent / "shared/data"
 EAST, NORTH = 550_000, 4_180_000
@@ -108,6 +112,27 @@ def test_recall_at_1_comes_first_and_failures_before_hits(written, open_page, ch
     page.get_by_text("Published recalls of this protocol").click()
     assert page.get_by_role("row", name="MegaLoc").is_visible()
     check_accessibility(page)
+
+
+def test_lines_join_the_matched_points_of_predictions(tmp_path, open_page, check_accessibility):
+    lines = np.array([[0.1, 0.2, 0.3, 0.4], [0.5, 0.6, 0.7, 0.8], [0.9, 0.9, 0.9, 0.9]], np.float32)
+    pairs = {(0, 0): Pair(1500, lines), (0, 1): Pair(0, lines[:0]), (1, 0): Pair(20, lines[:1])}
+    found = replace(places(tmp_path), pairs=pairs)
+    of_all = replace(found, pairs={(query, 0): Pair(3, lines) for query in range(NUM_QUERIES)})
+    data = re.search(r'id="gallery-data">(.*?)</script>', write(tmp_path, of_all, max_pictured=2).read_text())[1]
+    assert sum(len(strips[0]) > 2 for _, _, _, _, strips, *_ in json.loads(data)["rows"]) == 2
+    page = open_page(write(tmp_path, found), fragment="#query=0")
+    told = page.locator("#rows > li[data-key='0'] .strips figcaption").all_inner_texts()
+    assert "1,500 matched points" in told[0]
+    assert "0 matched points" in told[1]
+    page.locator("#rows > li[data-key='0'] .strips .photo").first.click()
+    assert "lines between 3 matched points" in page.locator("#lightbox").inner_text()
+    assert page.locator("#lightbox svg.lines line").count() == 2 * 3  # each with a halo
+    check_accessibility(page)
+    page.locator("#lightbox").get_by_role("checkbox").uncheck()
+    assert not page.locator("#lightbox svg.lines line").first.is_visible()
+    page.locator("#lightbox").get_by_role("button", name="Next").click()
+    assert page.locator("#lightbox svg.lines").count() == 0
 
 
 def test_filters_pages_and_the_query_are_in_the_address(written, open_page):

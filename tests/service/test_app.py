@@ -22,6 +22,7 @@ from serving import serving, wait_until
 import progeo
 from progeo.engine.log import LOGGER
 from progeo.localization.index_folder import commit, read_metadata
+from progeo.service.queries import Query
 
 TOKEN = "a-token-of-tests"
 
@@ -88,6 +89,31 @@ def test_photos_are_localized_as_by_the_index_itself(client, served_index, photo
             "row": first.row,
             "image": f"/images/{first.row}?generation=0",
         }
+
+
+def test_matches_are_verified_where_a_request_wants_it(client, served_index, photos):
+    (result,) = asked(client, photos[0], verify="true").json()["results"]
+    (right,) = progeo.open_index(served_index, device="cpu").localize(photos[0], verify=True)
+    assert result["verified"] is True
+    assert [match["row"] for match in result["matches"]] == [match.row for match in right.matches]
+    assert [match["inliers"] for match in result["matches"]] == [match.inliers for match in right.matches]
+    assert [match["lines"] for match in result["matches"]] == [[*map(list, match.lines)] for match in right.matches]
+    assert result["matches"][0]["inliers"] > 0
+    assert asked(client, photos[0], verify="false").json()["results"][0]["verified"] is False
+
+
+def test_decoded_photos_that_wait_take_no_more_memory_than_is_allowed(client, photos, monkeypatch):
+    monkeypatch.setattr("progeo.service.localizer._MAX_DECODED_BYTES", 1)
+    before, may_go_on = number(client, "progeo_batch_photos_count"), threading.Event()
+    localize = Query.localize
+    monkeypatch.setattr(Query, "localize", lambda *arguments: may_go_on.wait(20) and localize(*arguments))
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(asked, client, photos[0])
+        wait_until(lambda: number(client, "progeo_batch_photos_count") > before)
+        assert asked(client, photos[0]).status_code == 429
+        may_go_on.set()
+        assert first.result().status_code == 200
+    assert asked(client, photos[0]).status_code == 200
 
 
 def test_geojson_has_a_point_for_each_photo_and_no_path(client, photos, city):

@@ -1,0 +1,91 @@
+"""Local features of many images in one file, memory-mapped: any row is read and checked alone."""
+
+import hashlib
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from progeo.atomic import replacing
+from progeo.verification.local_features import LocalFeatures
+
+_SCHEMA = pa.schema([("features", pa.large_binary()), ("checksum", pa.uint32())], {"features": "rootsift 1"})
+"""Its metadata change with what the features are, so that others are not matched with them."""
+_ROWS_AT_ONCE = 256
+
+
+def write_feature_file(path: Path, rows: Iterable[bytes | None]) -> None:
+    """Write the features of images, as `LocalFeatures.to_bytes` returns them, None for an image without any.
+
+    Only some rows are in memory at a time.
+    """
+    rows = iter(rows)
+    with replacing(path) as temporary, pa.ipc.new_file(str(temporary), _SCHEMA) as writer:
+        while some := list(islice(rows, _ROWS_AT_ONCE)):
+            checksums = np.array([0 if values is None else zlib.crc32(values) for values in some], np.uint32)
+            writer.write_batch(pa.record_batch([pa.array(some, pa.large_binary()), checksums], schema=_SCHEMA))
+
+
+@dataclass(frozen=True)
+class FeatureFile:
+    """The features of N images, see `open_feature_file`."""
+
+    path: Path
+    table: pa.Table
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the checksums of all rows; the rows themselves are not read."""
+        checksums = np.ascontiguousarray(self.table["checksum"].to_numpy())
+        return hashlib.sha256(checksums.astype("<u4").tobytes()).hexdigest()
+
+    def stored(self, rows: Iterable[int] | None = None) -> Iterator[bytes | None]:
+        """Yield the features of all images, or of those at some rows, in turn, as stored and unchecked."""
+        features = self.table["features"]
+        for row in range(len(self)) if rows is None else rows:
+            yield features[row].as_py()
+
+    def features(self, row: int) -> LocalFeatures | None:
+        """Return the features of an image; None if it has none.
+
+        Raises:
+            ValueError: they are corrupt; the message names the file.
+        """
+        stored = self.table["features"][row].as_buffer()
+        if stored is None:
+            return None
+        values = memoryview(stored)
+        try:
+            if zlib.crc32(values) != self.table["checksum"][row].as_py():
+                raise ValueError("its checksum is another")
+            return LocalFeatures.from_bytes(values)
+        except ValueError as error:
+            raise ValueError(f"{self.path} is corrupt at row {row} ({error}): build the index anew.") from None
+
+
+def open_feature_file(path: Path) -> FeatureFile:
+    """Memory-map a file of `write_feature_file`.
+
+    Raises:
+        ValueError: the file is corrupt, or another; the message names it.
+    """
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        if not table.schema.equals(_SCHEMA, check_metadata=True):
+            raise ValueError("it is of another version")
+        table.validate(full=True)
+        if table["checksum"].null_count:
+            raise ValueError("checksums are missing")
+        return FeatureFile(path, table)
+    except (pa.ArrowException, OSError, ValueError, MemoryError, SystemError) as error:
+        raise ValueError(
+            f"{path} is no file of local features: {str(error).rstrip('.')}. Build the index anew."
+        ) from None
