@@ -12,7 +12,12 @@
   const photos = [], queue = [];
   let map = null, unit = "degrees", numRunning = 0, chosen = null;
 
-  const percent = share => `${(100 * share).toFixed(share < 0.1 || share > 0.995 ? 1 : 0)} %`;
+  // Nothing is certain, and nothing impossible.
+  function percent(share) {
+    if (share > 0.999) return "over 99.9 %";
+    if (share < 0.001) return "under 0.1 %";
+    return `${(100 * share).toFixed(share < 0.1 || share > 0.99 ? 1 : 0)} %`;
+  }
   const button = (text, click, attributes = {}) => {
     const made = element("button", { type: "button", ...attributes }, text);
     made.addEventListener("click", click);
@@ -79,7 +84,7 @@
         progress(share) {
           if (share < 1) photo.bar.value = share;
           else photo.bar.removeAttribute("value");
-          say(photo, share < 1 ? `Sending, ${percent(share)}` : "Looking for the place");
+          say(photo, share < 1 ? `Sending, ${Math.floor(100 * share)} %` : "Looking for the place");
         },
         busy: seconds => say(photo, `The service is busy, again in ${seconds} s`),
       });
