@@ -369,10 +369,10 @@
       if ([first, ...places].every(({ match }) => apart(match, each.match) > radius)) places.push(each);
     }
     const circle = { radius_m: radius, color: "--map-query", isDashed: known === false };
-    const elsewhere = `elsewhere at most ${percent(1 - confidence)} in all`;
+    const name = "elsewhere, together", text = `at most ${percent(1 - confidence)}`.replace("at most under", "under");
     return [
       { ...circle, name: `${percent(confidence)} here`, text: `within ${metersText(radius)}`, center: first.at, opacity: 0.1 + 0.4 * confidence },
-      ...places.map(({ at }, index) => ({ ...circle, name: index ? "" : elsewhere, label: elsewhere, center: at, color: "--quiet", isDashed: true })),
+      ...places.map(({ at }, index) => ({ ...circle, name: index ? "" : name, text, label: `${name} ${text}`, center: at, color: "--quiet", isDashed: true })),
     ];
   }
 
