@@ -15,12 +15,12 @@ from progeo.pages.page import shortened, shown_path, write_page
 from progeo.places.catalogue import Catalogue
 
 CONFIDENCES = (
-    (0.9, "Very likely within {radius_m:g} m ({percent:.0f} %)"),
-    (0.7, "Likely within {radius_m:g} m ({percent:.0f} %)"),
-    (0.0, "Uncertain: within {radius_m:g} m with a probability of {percent:.0f} %"),
+    (0.9, "Very likely within {radius_m:g} m ({percent} %)"),
+    (0.7, "Likely within {radius_m:g} m ({percent} %)"),
+    (0.0, "Uncertain: within {radius_m:g} m with a probability of {percent} %"),
 )
 """Minimum confidence of a known position, and how it is put into words."""
-_UNKNOWN = "Unknown: the best match is within {radius_m:g} m with a probability of {percent:.0f} %"
+_UNKNOWN = "Unknown: the best match is within {radius_m:g} m with a probability of {percent} %"
 _VERDICTS = ("known", "unknown", "no confidence", "error")
 _MAX_PICTURES = 500
 """Maximum number of pictures; photos get them before their matches."""
@@ -85,7 +85,14 @@ def confidence_in_words(result: Localization, *, by_text: bool = False) -> str:
     words = _UNKNOWN
     if result.known:
         words = next(words for minimum, words in CONFIDENCES if result.confidence >= minimum)
-    return words.format(radius_m=result.radius_m, percent=100 * result.confidence)
+    return words.format(radius_m=result.radius_m, percent=_percent(result.confidence))
+
+
+def _percent(confidence: float) -> str:
+    """Format a confidence in percent; none is certain."""
+    if confidence >= 0.995:
+        return "over 99"
+    return "under 1" if confidence < 0.005 else f"{100 * confidence:.0f}"
 
 
 def _why_none(result: Localization, *, by_text: bool) -> str:
