@@ -68,7 +68,7 @@ class Matching:
             num_kept=self.top if self.one_per_panorama else _NUM_KEPT,
             hidden=False,
         )
-        candidates.warn_of_gone()
+        candidates.warn_of_gone("They follow those that can: put the images back to match all.")
         milliseconds = 1e3 * (time.perf_counter() - start) / max(1, found.num_pairs)
         reranked = np.take_along_axis(rows, found.order, axis=1)
         facts = {

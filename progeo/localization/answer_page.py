@@ -102,6 +102,8 @@ def _why_none(result: Localization, *, by_text: bool) -> str:
         return "it is calibrated on searches of the complete index"
     if result.matches[0].east_m is None:
         return "the position of the best match is unknown"
+    if result.verified and result.radius_m is not None:
+        return "it is calibrated without verification: run `progeo index calibrate --verify`"
     return "the index is not calibrated"
 
 

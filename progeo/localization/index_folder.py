@@ -28,7 +28,7 @@ from progeo.localization.options import IndexOf
 from progeo.locks import Lock, NoLocks, try_lock
 from progeo.models.options import Preprocessing
 from progeo.places.catalogue import Catalogue
-from progeo.verification.feature_file import open_feature_file, write_feature_file
+from progeo.verification.feature_file import FeatureFile, StoredFeatures, open_feature_file, write_feature_file
 
 _FORMAT: Literal[1] = 1
 _METADATA = "index.json"
@@ -153,7 +153,7 @@ def save_generation(
     index: faiss.Index,
     catalogue: Catalogue,
     *,
-    features: Iterable[bytes | None] | None = None,
+    features: Iterable[StoredFeatures] | None = None,
 ) -> bool:
     """Write an index as the next generation, and remove the data files of the previous one.
 
@@ -236,6 +236,8 @@ def _lock_of_data(folder: Path, faiss_file: str) -> Lock | None:
 def check_data_files(folder: Path, metadata: IndexMetadata) -> None:
     """Check that the data files of a place index are those that its metadata were written with.
 
+    The content of local features is checked by `open_features`.
+
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: a file is a link out of the folder, or has other content.
@@ -246,9 +248,31 @@ def check_data_files(folder: Path, metadata: IndexMetadata) -> None:
             raise FileNotFoundError(f"{file} is missing: put it back, or build the index anew.")
         if file.resolve().parent != folder.resolve():
             raise ValueError(f"{file} leads out of its folder, to {file.resolve()}: put the file itself there.")
-        digest = open_feature_file(file).fingerprint if name == metadata.features_file else file_digest(file)
-        if metadata.digests and metadata.digests.get(name) != digest:
-            raise ValueError(f"{file} is corrupt: {_METADATA} has the digest of other content. {_ADVICE}")
+        if name != metadata.features_file:
+            _check_digest(file, file_digest(file), metadata)
+
+
+def open_features(folder: Path, metadata: IndexMetadata) -> FeatureFile | None:
+    """Open the local features of a place index; None if it has none.
+
+    Raises:
+        ValueError: the file is corrupt, of other content, or of another number of images.
+    """
+    if not metadata.features_file:
+        return None
+    features = open_feature_file(folder / metadata.features_file)
+    _check_digest(features.path, features.fingerprint, metadata)
+    if len(features) != metadata.images:
+        raise ValueError(
+            f"{features.path} has features of {len(features):,} images, and the index has {metadata.images:,}: build "
+            f"it anew."
+        )
+    return features
+
+
+def _check_digest(file: Path, digest: str, metadata: IndexMetadata) -> None:
+    if metadata.digests and metadata.digests.get(file.name) != digest:
+        raise ValueError(f"{file} is corrupt: {_METADATA} has the digest of other content. {_ADVICE}")
 
 
 def commit(folder: Path, before: IndexMetadata | None, metadata: IndexMetadata) -> bool:

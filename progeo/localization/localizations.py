@@ -68,7 +68,7 @@ class Localization:
     """Path of the query photo, or the query sentence."""
     confidence: float | None = None
     """Probability that the query was taken within `radius_m` of the first match, in a sequence given all frames; None
-    if the index is not calibrated."""
+    if the index is not calibrated, or was without verification and the photo is verified."""
     radius_m: float | None = None
     known: bool | None = None
     """Whether the confidence reaches the threshold, and a frame of a sequence is on its track; None without a

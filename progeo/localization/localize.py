@@ -50,7 +50,7 @@ def localize_photos(
         verified = index.verifier.verified(images.pixels, neighbors, chosen, num_kept=top, hidden=not shows_progress)
         neighbors = verified.neighbors
         if calibration is not None:
-            confidences = np.where(verified.is_verified, verified.confidences(index), confidences)
+            confidences = verified.confidences(index, confidences)
     return localizations_of(
         index,
         [images.name(row) for row in range(len(several))],

@@ -33,7 +33,13 @@ from progeo.localization.confidence import (
     score_probabilities,
 )
 from progeo.localization.extraction import find_photos
-from progeo.localization.index_folder import ENCODER_FOLDER, IndexMetadata, check_data_files, read_metadata
+from progeo.localization.index_folder import (
+    ENCODER_FOLDER,
+    IndexMetadata,
+    check_data_files,
+    open_features,
+    read_metadata,
+)
 from progeo.localization.localizations import Localization
 from progeo.localization.localize import localize_photos
 from progeo.localization.verifying import Verifier, build_verifier
@@ -43,7 +49,7 @@ from progeo.places.catalogue import Catalogue, open_catalogue
 from progeo.places.cell_order import CellOrder, build_cell_order
 from progeo.places.geographic import degrees_of, positions_m
 from progeo.places.nearby import HeadingRange, Near, heading_of, looks_toward, near_of, of_each
-from progeo.verification.feature_file import FeatureFile, open_feature_file
+from progeo.verification.feature_file import FeatureFile
 
 _NUM_MATCHES = 20
 """Number of matches of a query that its confidence is computed from."""
@@ -128,7 +134,9 @@ class PlaceIndex:
             return build_verifier(self, verification.matcher, verification.top)
         if self.metadata.calibration is not None:
             LOGGER.warning(
-                "confidences do not count inliers: calibrate the index with `progeo index calibrate --verify`"
+                "%s was calibrated without verification, so that verified photos have no confidence: run `progeo index "
+                "calibrate --verify`",
+                self.folder,
             )
         return build_verifier(self)
 
@@ -375,12 +383,7 @@ def _opened(folder: Path, metadata: IndexMetadata, processor: Accelerator | Proc
             f"{metadata.faiss_file}. Build the index anew."
         )
     cells = _open_cells(folder / metadata.classifier, metadata, encoder, index) if metadata.classifier else None
-    features = open_feature_file(folder / metadata.features_file) if metadata.features_file else None
-    if features is not None and len(features) != len(catalogue):
-        raise ValueError(
-            f"{features.path} has features of {len(features):,} images, and the index has {len(catalogue):,}: build it "
-            f"anew."
-        )
+    features = open_features(folder, metadata)
     return PlaceIndex(folder, metadata, encoder, catalogue, index, cells, processor, features)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,16 +20,31 @@ _SCHEMA = pa.schema([("features", pa.large_binary()), ("checksum", pa.uint32())]
 _ROWS_AT_ONCE = 256
 
 
-def write_feature_file(path: Path, rows: Iterable[bytes | None]) -> None:
-    """Write the features of images, as `LocalFeatures.to_bytes` returns them, None for an image without any.
+class StoredFeatures(NamedTuple):
+    """The features of an image as a file holds them."""
 
-    Only some rows are in memory at a time.
+    values: bytes | None
+    """What `LocalFeatures.to_bytes` returns; None for an image without any."""
+    checksum: int
+
+
+def to_store(values: bytes | None) -> StoredFeatures:
+    """Add the checksum to features, as `LocalFeatures.to_bytes` returns them."""
+    return StoredFeatures(values, 0 if values is None else zlib.crc32(values))
+
+
+def write_feature_file(path: Path, rows: Iterable[StoredFeatures]) -> None:
+    """Write the features of images.
+
+    Those of another file keep their checksums, so that what is corrupt there is found here, too. Only some rows are in
+    memory at a time.
     """
     rows = iter(rows)
     with replacing(path) as temporary, pa.ipc.new_file(str(temporary), _SCHEMA) as writer:
         while some := list(islice(rows, _ROWS_AT_ONCE)):
-            checksums = np.array([0 if values is None else zlib.crc32(values) for values in some], np.uint32)
-            writer.write_batch(pa.record_batch([pa.array(some, pa.large_binary()), checksums], schema=_SCHEMA))
+            values, checksums = zip(*some, strict=True)
+            columns = [pa.array(values, pa.large_binary()), np.array(checksums, np.uint32)]
+            writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
 
 
 @dataclass(frozen=True)
@@ -47,11 +63,11 @@ class FeatureFile:
         checksums = np.ascontiguousarray(self.table["checksum"].to_numpy())
         return hashlib.sha256(checksums.astype("<u4").tobytes()).hexdigest()
 
-    def stored(self, rows: Iterable[int] | None = None) -> Iterator[bytes | None]:
+    def stored(self, rows: Iterable[int] | None = None) -> Iterator[StoredFeatures]:
         """Yield the features of all images, or of those at some rows, in turn, as stored and unchecked."""
-        features = self.table["features"]
+        features, checksums = self.table["features"], self.table["checksum"]
         for row in range(len(self)) if rows is None else rows:
-            yield features[row].as_py()
+            yield StoredFeatures(features[row].as_py(), checksums[row].as_py())
 
     def features(self, row: int) -> LocalFeatures | None:
         """Return the features of an image; None if it has none.

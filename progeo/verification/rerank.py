@@ -47,7 +47,7 @@ class Candidates:
     """Images that are matched with queries, each prepared once as long as memory allows.
 
     Args:
-        prepare: returns what matching a row needs; None, or an OSError or ValueError, if its image is gone.
+        prepare: returns what matching a row needs; raises OSError or ValueError if its image is gone.
     """
 
     def __init__(self, prepare: Callable[[int], Any]) -> None:
@@ -71,24 +71,23 @@ class Candidates:
             self._keep(row, image)
         return found
 
-    def warn_of_gone(self) -> None:
-        """Log, at the first call that finds some, how many images could not be matched."""
+    def warn_of_gone(self, advice: str) -> None:
+        """Log, at the first call that finds some, how many images could not be matched, and what follows from it."""
         if self.gone and not self._has_warned:
             self._has_warned = True
             LOGGER.warning(
-                "%s candidates cannot be matched, and follow those that are; the first: %s",
+                "%s candidates cannot be matched; the first: %s %s",
                 f"{len(self.gone):,}",
                 next(iter(self.gone.values())),
+                advice,
             )
 
     def _prepared(self, row: int) -> Any:
         try:
-            image, reason = self._prepare(row), "it is not stored"
+            return self._prepare(row)
         except (OSError, ValueError) as error:
-            image, reason = None, str(error)
-        if image is None:
-            self.gone[row] = reason
-        return image
+            self.gone[row] = str(error)
+            return None
 
     def _keep(self, row: int, image: Any) -> None:
         with self._lock:

@@ -60,6 +60,9 @@ def test_why_there_is_no_confidence_is_said():
     assert confidence_in_words(Localization("a", matches=(match("b", None, None, east=None),))) == (
         "No confidence: the position of the best match is unknown"
     )
+    assert confidence_in_words(Localization("a", None, 25.0, matches=(match("b", 1, 2),), verified=True)) == (
+        "No confidence: it is calibrated without verification: run `progeo index calibrate --verify`"
+    )
     words = confidence_in_words(Localization("a street", matches=(match("b", 1, 2),)), by_text=True)
     assert words == "No confidence: it is calibrated on photos only"
     assert confidence_in_words(Localization("a", error="a cannot be decoded.")) == "a cannot be decoded."

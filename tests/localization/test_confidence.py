@@ -9,6 +9,7 @@ from progeo.localization.confidence import (
     calibration_from_json,
     class_confidence_features,
     confidence_features,
+    confidences_beyond_chance,
     score_probabilities,
     verified_features,
 )
@@ -46,7 +47,12 @@ def test_inliers_are_compared_with_those_of_the_best_match_from_another_place():
     )
     found = verified_features(np.array([[0.2, 0.5]] * 3), inliers, positions_m, 25.0)
     np.testing.assert_allclose(found[:, :2], [[0.2, 0.5]] * 3)
-    np.testing.assert_allclose(np.exp(found[:, 2]), [40 / 10, 13 / 11, 8 / 1])
+    np.testing.assert_allclose(np.exp(found[:, 2]), [40 / 12, 13 / 12, 8 / 12])
+
+
+def test_confidence_without_verification_is_not_exceeded_where_inliers_may_be_chance():
+    found = confidences_beyond_chance(np.array([0.9, 0.1, 0.9]), np.array([0.3, 0.3, 0.3]), np.array([11, 11, 12]))
+    assert found.tolist() == [0.3, 0.1, 0.9]
 
 
 def test_confidences_are_the_probabilities_on_new_queries():

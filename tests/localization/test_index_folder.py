@@ -34,6 +34,7 @@ from progeo.localization.place_index import index_images, open_place_index
 from progeo.locks import locked
 from progeo.models.encoder import build_encoder
 from progeo.places.catalogue import Catalogue, open_catalogue
+from progeo.verification.feature_file import to_store
 
 DIM = 256
 
@@ -117,19 +118,20 @@ def test_local_features_stay_in_the_rows_of_their_images_when_two_commands_add_a
     before = read_metadata(folder)
     index, catalogue = load_index(folder / before.faiss_file), open_catalogue(folder / before.catalogue_file, folder)
     metadata = replace(before, **new_files(features=True))
-    assert save_generation(folder, before, metadata, index, catalogue, features=[b"a0", None, b"a2"])
+    assert save_generation(folder, before, metadata, index, catalogue, features=map(to_store, [b"a0", None, b"a2"]))
     first, second = open_place_index(folder), open_place_index(folder)
     add(first, tmp_path, "b")
     add(second, tmp_path, "c")
     opened = open_place_index(folder)
-    assert list(opened.features.stored()) == [b"a0", None, b"a2", *[None] * 4]  # as the images of b and c are no files
+    added = [each.values for each in opened.features.stored()]
+    assert added == [b"a0", None, b"a2", *[None] * 4]  # as the images of b and c are no files
     data = {opened.metadata.faiss_file, opened.metadata.catalogue_file, opened.metadata.features_file}
     assert {path.name for path in folder.iterdir()} == {"index.json", "index_3.json", "model", *data}
 
 
 @pytest.mark.slow
 def test_a_command_killed_at_any_moment_leaves_local_features_that_fit_the_images(original, tmp_path):
-    features = [b"a0", None, b"a2"]
+    features = [to_store(each) for each in (b"a0", None, b"a2")]
     for event in count(1):
         folder = shutil.copytree(original, tmp_path / f"index_{event}")
         before = read_metadata(folder)

@@ -17,7 +17,7 @@ from progeo.cli import main
 from progeo.data.decode import read_image
 from progeo.evaluation.search import Neighbors
 from progeo.localization.place_index import open_place_index
-from progeo.verification.feature_file import open_feature_file, write_feature_file
+from progeo.verification.feature_file import open_feature_file, to_store, write_feature_file
 from progeo.verification.local_features import extract_local_features
 
 NUM_PLACES = 5
@@ -85,6 +85,13 @@ def calibrated(built, images, cache, tmp_path_factory):
 def index(built, tmp_path):
     shutil.copytree(built, tmp_path / "index")
     return tmp_path / "index"
+
+
+def flip_bit(features_file, row):
+    """Make the stored local features of an image corrupt."""
+    content, stored = features_file.read_bytes(), list(open_feature_file(features_file).stored())[row].values
+    middle = content.index(stored) + len(stored) // 2
+    features_file.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
 
 
 def metadata_of(folder):
@@ -205,9 +212,11 @@ def test_verification_that_does_not_help_is_switched_off_and_says_so(index, imag
     assert metadata_of(index)["verification"] is None
     opened = progeo.open_index(index, device="cpu")
     capsys.readouterr()
-    same, stranger = (opened.localize(place(number), verify=True)[0] for number in (3, 99))
-    assert capsys.readouterr().err.count("confidences do not count inliers") == 1
-    assert 1 > same.confidence > stranger.confidence > 0
+    for _ in range(2):
+        (result,) = opened.localize(place(3), verify=True)
+    assert capsys.readouterr().err.count("so that verified photos have no confidence") == 1
+    assert (result.confidence, result.known, result.verified) == (None, None, True)
+    assert 0 < opened.localize(place(3))[0].confidence < 1
 
 
 def test_added_images_get_local_features_in_their_rows(index, cache, tmp_path):
@@ -225,6 +234,50 @@ def test_added_images_get_local_features_in_their_rows(index, cache, tmp_path):
     assert {path.name for path in index.glob("features_*")} == {metadata["features_file"]}
     (result,) = localized(index, next((tmp_path / "more").iterdir()), verify=True)
     assert result.matches[0].inliers > 100
+
+
+def test_corrupt_local_features_stay_corrupt_when_images_are_added(index, cache, tmp_path):
+    flip_bit(index / metadata_of(index)["features_file"], row=3)
+    save(place(7), tmp_path / "more", 7)
+    command("index add", cache, folder=tmp_path / "more", index=index)
+    features = open_place_index(index).features
+    assert len(features) == NUM_PLACES + 1
+    assert len(features.features(2)) > 0
+    with pytest.raises(ValueError, match="is corrupt at row 3"):
+        features.features(3)
+
+
+def test_a_photo_of_whose_matches_too_few_can_be_matched_is_not_verified(index, capsys):
+    features_file = index / metadata_of(index)["features_file"]
+    opened = progeo.open_index(index, device="cpu")
+    plain, whole = (opened.localize(view(4, SHIFT_PX), top=NUM_PLACES, verify=verify) for verify in (False, True))
+    assert whole[0].verified
+    for row in (0, 1):
+        flip_bit(features_file, row)
+    opened = progeo.open_index(index, device="cpu")
+    capsys.readouterr()
+    assert opened.localize(view(4, SHIFT_PX), top=NUM_PLACES, verify=True) == plain
+    said = capsys.readouterr().err
+    assert any(f"The local features of {opened.catalogue.path(row)} cannot be read" in said for row in (0, 1))
+    assert "fewer than 75 % can be matched is not verified: put the images back" in said
+
+
+def test_an_image_without_stored_features_is_read(images, index):
+    path = index / metadata_of(index)["features_file"]
+    stored = list(open_feature_file(path).stored())
+    write_feature_file(path, [to_store(None), *stored[1:]])
+    metadata = metadata_of(index)
+    metadata["digests"][path.name] = open_feature_file(path).fingerprint
+    (index / "index.json").write_text(json.dumps(metadata))
+    opened = progeo.open_index(index, device="cpu")
+    image = opened.catalogue.path(0)
+    image.parent.mkdir()
+    try:
+        shutil.copy(images / "database" / image.name, image)
+        (result,) = opened.localize(place(0), top=NUM_PLACES, verify=True)
+    finally:
+        shutil.rmtree(image.parent)
+    assert (result.matches[0].row, {match.inliers is None for match in result.matches}) == (0, {False})
 
 
 @pytest.mark.slow
@@ -253,9 +306,7 @@ def test_images_that_are_gone_are_not_matched_and_said_once(images, encoder, cac
 def test_corrupt_local_features_are_one_sentence_or_a_candidate_that_is_not_matched(index, capsys):
     path = index / metadata_of(index)["features_file"]
     content = path.read_bytes()
-    stored = list(open_feature_file(path).stored())
-    middle = content.index(stored[3]) + len(stored[3]) // 2
-    path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    flip_bit(path, row=3)
     (result,) = progeo.open_index(index, device="cpu").localize(place(3), top=NUM_PLACES, verify=True)
     assert result.matches[-1].inliers is None and result.verified
     assert f"{path} is corrupt at row {result.matches[-1].row} (its checksum is another)" in capsys.readouterr().err
