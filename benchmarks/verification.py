@@ -10,29 +10,32 @@ mostly chance, that of perfect confidences is printed beside it: of outcomes tha
 import argparse
 import time
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import faiss
 import numpy as np
 
 from progeo.data.decode import read_image
-from progeo.evaluation.search import Neighbors, nearest_neighbors
+from progeo.engine.accelerator import choose_processor
+from progeo.evaluation.search import index_neighbors
 from progeo.export.weights import load_encoder
-from progeo.localization.adaptive import choose_photos
+from progeo.localization.adaptive import choose_photos, is_uncertain
 from progeo.localization.confidence import (
     calibrate,
     calibration_error,
-    confidence_features,
+    confidences_beyond_chance,
     held_out_confidences,
-    verified_features,
 )
 from progeo.localization.extraction import extract
+from progeo.localization.index_folder import IndexMetadata, new_files
+from progeo.localization.place_index import PlaceIndex, index_images
+from progeo.localization.verifying import build_verifier, stored_features
 from progeo.models.encoder import Encoder, build_encoder
 from progeo.places.catalogue import Catalogue, read_catalogue
 from progeo.places.geographic import positions_m
-from progeo.verification.local_features import LocalFeatures
-from progeo.verification.matchers import SiftMatcher
-from progeo.verification.rerank import Candidates, rerank
+from progeo.verification.feature_file import FeatureFile
+from progeo.verification.rerank import NOT_MATCHED
 
 TOP, RADIUS_M, NUM_PARTITIONS, NUM_PARTS = 20, 25.0, 20, 5
 RECALLS = ("before", "always", "adaptive", "matched")
@@ -47,38 +50,35 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("encoders", nargs="+")
     options = parser.parse_args()
-    database, queries = (Images(options.folder / name) for name in ("database", "queries"))
-    start = time.process_time()
-    features = [database.features(row) for row in range(len(database.catalogue))]
-    milliseconds = 1000 * (time.process_time() - start) / len(features)
-    kilobytes = sum(len(each.to_bytes()) for each in features) / len(features) / 1000
-    print(f"{options.folder}: {len(features)} images, {len(queries.catalogue)} queries")
+    database, queries = (index_images(read_catalogue(options.folder / name)) for name in ("database", "queries"))
+    with TemporaryDirectory() as folder:
+        start = time.process_time()
+        with stored_features(database, Path(folder), "exif") as features:
+            milliseconds = 1000 * (time.process_time() - start) / len(database)
+            print_table(options.encoders, database, queries, features, milliseconds)
+
+
+def print_table(
+    encoders: list[str], database: Catalogue, queries: Catalogue, features: FeatureFile, milliseconds: float
+) -> None:
+    """Print a line for every encoder.
+
+    Args:
+        features: local features of the database.
+        milliseconds: CPU time of extracting those of an image.
+    """
+    kilobytes = sum(len(each.values or b"") for each in features.stored()) / len(features) / 1000
+    print(f"{database.folder.parent}: {len(database)} images, {len(queries)} queries")
     print(f"local features: {milliseconds:.0f} ms of CPU and {kilobytes:.0f} kB an image")
     groups = ((" R@1, %: ", RECALLS), (" calibration error, points: ", ERRORS), (" squared error, points: ", SQUARES))
     print(f"{'':16}{''.join(f'{title:-^{WIDTH * len(columns)}}' for title, columns in groups)}{'CPU, ms':>{WIDTH}}")
     columns = (*RECALLS, *ERRORS, *SQUARES, "a pair")
     print(f"{'':16}{''.join(f'{column:>{WIDTH}}' for column in columns)}")
-    for name in options.encoders:
+    for name in encoders:
         pairs = matched(load(name), database, queries, features)
         values = np.mean([pairs.measured(seed) for seed in range(NUM_PARTITIONS)], axis=0)
         numbers = [*values.tolist(), pairs.milliseconds]
         print(f"{Path(name).name[:15]:16}{''.join(f'{number:{WIDTH}.1f}' for number in numbers)}", flush=True)
-
-
-@dataclass(frozen=True)
-class Images:
-    """The images of a folder."""
-
-    folder: Path
-
-    @cached_property
-    def catalogue(self) -> Catalogue:
-        """Their catalogue."""
-        return read_catalogue(self.folder)
-
-    def features(self, row: int) -> LocalFeatures:
-        """Extract the local features of an image."""
-        return SiftMatcher().prepare(read_image(self.catalogue.path(row)))
 
 
 def load(name: str) -> Encoder:
@@ -100,6 +100,8 @@ class Pairs:
     """Confidence features before, (Q, 2)."""
     verified: np.ndarray
     """Confidence features after, (Q, 3)."""
+    first_inliers: np.ndarray
+    """Inliers of the first match after, int64 (Q,)."""
     milliseconds: float
     """CPU time of a pair."""
 
@@ -116,7 +118,8 @@ class Pairs:
             for row, (features, correct) in enumerate(kinds):
                 model = calibrate(features[fitted], correct[fitted], RADIUS_M)
                 confidences[row, measured] = model.confidences(features[measured])
-            chosen[measured] = confidences[0, measured] < below
+            chosen[measured] = is_uncertain(confidences[0, measured], below)
+        confidences[1] = confidences_beyond_chance(confidences[1], confidences[0], self.first_inliers)
         adaptive = np.where(chosen, self.after, self.before)
         drawn = np.random.default_rng(seed).random(len(parts)) < confidences[1]
         errors = (
@@ -130,29 +133,40 @@ class Pairs:
         return tuple(100 * float(each) for each in (*recalls, *errors, *squares))
 
 
-def matched(encoder: Encoder, database: Images, queries: Images, features: list[LocalFeatures]) -> Pairs:
+def matched(encoder: Encoder, database: Catalogue, queries: Catalogue, features: FeatureFile) -> Pairs:
     """Search the images for every query and match the first candidates."""
-    descriptors = [extract(each.folder, encoder) for each in (database, queries)]
-    found = nearest_neighbors([descriptors[0]], descriptors[1], TOP)
-    images_m, queries_m = positions_m(database.catalogue, queries.catalogue)
+    index = index_of(encoder, database, features)
+    found = index_neighbors(index.index, extract(queries.folder, encoder), TOP)
     start = time.process_time()
-    reranked = rerank(
-        SiftMatcher(),
-        lambda row: read_image(queries.catalogue.path(row)),
-        Candidates(lambda row: features[row]),
-        found.rows,
-        top=TOP,
+    verified = build_verifier(index, top=TOP).verified(
+        lambda row: read_image(queries.path(row)), found, np.arange(len(queries)), num_kept=0
     )
-    milliseconds = 1000 * (time.process_time() - start) / reranked.num_pairs
-    first_only = np.argsort(np.arange(TOP) != reranked.order[:, :1], axis=1, kind="stable")
-    nearest = Neighbors(*(np.take_along_axis(each, first_only, axis=1) for each in (found.rows, found.distances)))
+    milliseconds = 1000 * (time.process_time() - start) / (verified.inliers != NOT_MATCHED).sum()
+    images_m, queries_m = positions_m(database, queries)
     before, after = (
-        np.linalg.norm(images_m[each.rows[:, 0]] - queries_m, axis=1) <= RADIUS_M for each in (found, nearest)
+        np.linalg.norm(images_m[each.rows[:, 0]] - queries_m, axis=1) <= RADIUS_M
+        for each in (found, verified.neighbors)
     )
-    own, others = (confidence_features(each.distances, images_m[each.rows], RADIUS_M) for each in (found, nearest))
-    ranked_m = images_m[np.take_along_axis(found.rows, reranked.order, axis=1)]
-    verified = verified_features(others, np.maximum(reranked.inliers, 0), ranked_m, RADIUS_M)
-    return Pairs(before, after, own, verified, milliseconds)
+    own = index.confidence_features(found, RADIUS_M)
+    return Pairs(before, after, own, verified.features(index, RADIUS_M), verified.inliers[:, 0], milliseconds)
+
+
+def index_of(encoder: Encoder, images: Catalogue, features: FeatureFile) -> PlaceIndex:
+    """Build a place index in memory."""
+    descriptors = extract(images.folder, encoder)
+    index = faiss.IndexFlatL2(descriptors.shape[1])
+    index.add(descriptors)
+    metadata = IndexMetadata(
+        kind="Flat",
+        probes=1,
+        encoder={},
+        image_size=(1, 1),
+        database_preprocessing="hard_resize",
+        query_preprocessing="hard_resize",
+        images=len(images),
+        **new_files(features=True),
+    )
+    return PlaceIndex(images.folder, metadata, encoder, images, index, None, choose_processor(), features)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,12 @@
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import binomtest
 
 from progeo.localization.confidence import folds
+
+_MAX_CHANCE = 0.05
+"""Probability of a gain by chance, above which nothing is verified."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -12,7 +16,7 @@ class Choice:
     """Which photos are verified."""
 
     below: float
-    """Photos with a confidence below this are verified: 0 for none, 1 for all."""
+    """Photos with a confidence below this are verified, see `is_uncertain`: 0 for none, 1 for all."""
     is_verified: np.ndarray
     """Whether each of Q photos is, by a threshold that was chosen on other photos, bool (Q,)."""
 
@@ -21,6 +25,8 @@ def choose_photos(confidences: np.ndarray, correct: np.ndarray, verified_correct
     """Choose between no photos, those below a threshold, and all: whichever gives most correct first matches.
 
     Those below a threshold are counted by 5-fold cross-validation. Of equal choices, that which verifies less is taken.
+    None is taken unless the gain is beyond chance: of the photos whose first match becomes correct or wrong, so many
+    become correct that a coin would give as many in less than 5 % of cases (one-sided sign test).
 
     Args:
         confidences: of the photos without verification, by models that were fitted to other photos, (Q,).
@@ -30,14 +36,28 @@ def choose_photos(confidences: np.ndarray, correct: np.ndarray, verified_correct
     is_below = np.empty(len(correct), bool)
     for is_held_out in folds(len(correct)):
         threshold = best_threshold(*(each[~is_held_out] for each in (confidences, correct, verified_correct)))
-        is_below[is_held_out] = confidences[is_held_out] < threshold
+        is_below[is_held_out] = is_uncertain(confidences[is_held_out], threshold)
     choices = (
         Choice(0.0, np.zeros_like(is_below)),
         Choice(best_threshold(confidences, correct, verified_correct), is_below),
         Choice(1.0, np.ones_like(is_below)),
     )
-    counts = [np.where(choice.is_verified, verified_correct, correct).sum() for choice in choices]
-    return choices[int(np.argmax(counts))]
+    gains = [np.where(choice.is_verified, verified_correct, correct).astype(int) - correct for choice in choices]
+    best = int(np.argmax([gain.sum() for gain in gains]))
+    num_better, num_changed = int((gains[best] > 0).sum()), int(np.abs(gains[best]).sum())
+    if not num_changed or binomtest(num_better, num_changed, alternative="greater").pvalue >= _MAX_CHANCE:
+        return choices[0]
+    return choices[best]
+
+
+def is_uncertain(confidences: np.ndarray, below: float) -> np.ndarray:
+    """Return which photos are verified by a threshold of their confidence, bool (Q,); none without a confidence.
+
+    Args:
+        confidences: NaN where there is none, (Q,).
+        below: 0 for none, 1 for all.
+    """
+    return confidences < (np.inf if below == 1 else below)
 
 
 def best_threshold(confidences: np.ndarray, correct: np.ndarray, verified_correct: np.ndarray) -> float:
@@ -53,6 +73,8 @@ def best_threshold(confidences: np.ndarray, correct: np.ndarray, verified_correc
     order = np.argsort(confidences, kind="stable")
     gains = verified_correct[order].astype(int) - correct[order]
     totals = np.concatenate([[0], np.cumsum(gains)])  # of verifying the 0, 1, ... Q least certain photos
+    edges = np.concatenate([[-np.inf], confidences[order], [np.inf]])
+    totals = np.where(edges[:-1] < edges[1:], totals, totals.min() - 1)  # equal confidences are not divided
     if totals.max() <= 0:
         return 0.0
     best = np.flatnonzero(totals == totals.max())

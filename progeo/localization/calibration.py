@@ -1,7 +1,7 @@
 """Calibrate the confidence of a place index on photos of known position."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,14 @@ from progeo.evaluation.search import Neighbors
 from progeo.features.descriptors import extract_descriptors
 from progeo.features.options import CacheOptions, WorkOptions
 from progeo.localization.adaptive import Choice, choose_photos
-from progeo.localization.confidence import Verification, VerifiedCalibration, calibrate, held_out_confidences
+from progeo.localization.confidence import (
+    Verification,
+    VerifiedCalibration,
+    calibrate,
+    calibration_error,
+    confidences_beyond_chance,
+    held_out_confidences,
+)
 from progeo.localization.index_folder import IndexMetadata, commit, finish_update
 from progeo.localization.place_index import PlaceIndex, has_position, index_images, open_place_index, rows_in_index
 from progeo.localization.verifying import Verifier, build_verifier
@@ -81,9 +88,7 @@ def calibrate_place_index(
     photos = photos.without(missing)
     queries = [np.concatenate(list(each.without(missing).parts())) for each in found]
     while True:
-        calibrated = _calibrated(index, photos, queries, radius_m, max_loss, verifier)
-        calibration = calibrated.calibration
-        assert calibration is not None
+        calibrated, outcome = _calibrated(index, photos, queries, radius_m, max_loss, verifier)
         if commit(index_folder, index.metadata, calibrated):
             break
         LOGGER.info("another command changed %s meanwhile: searching what it holds now", index_folder)
@@ -91,11 +96,20 @@ def calibrate_place_index(
         verifier = None if matcher is None else build_verifier(index, matcher)
     LOGGER.info(
         "%d of %d photos localized within %g m; confidence is off by %.1f points on average",
-        calibration.num_correct,
+        outcome.num_correct,
         len(photos),
         radius_m,
-        100 * calibration.error,
+        100 * outcome.error,
     )
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What the calibrated index answers for the photos, verified ones among them."""
+
+    num_correct: int
+    error: float
+    """Expected calibration error, see `Calibration`."""
 
 
 def _calibrated(
@@ -105,7 +119,7 @@ def _calibrated(
     radius_m: float,
     max_loss: float | None,
     verifier: Verifier | None,
-) -> IndexMetadata:
+) -> tuple[IndexMetadata, _Outcome]:
     """Return the metadata of an index with a calibration fitted to those of Q photos that are not in it.
 
     Args:
@@ -134,16 +148,17 @@ def _calibrated(
     has_result = neighbors.rows[:, 0] >= 0
     features = index.confidence_features(neighbors, radius_m)
     calibration = calibrate(features[has_result], correct[has_result], radius_m)
-    verification = None
+    verification, outcome = None, _Outcome(calibration.num_correct, calibration.error)
     if verifier is not None:
         with_result = Neighbors(neighbors.rows[has_result], neighbors.distances[has_result])
-        verification = _verification(index, verifier, photos.take(np.flatnonzero(has_result)), with_result, radius_m)
-    return replace(index.metadata, calibration=calibration, verification=verification, probes=probes)
+        photos = photos.take(np.flatnonzero(has_result))
+        verification, outcome = _verification(index, verifier, photos, with_result, radius_m)
+    return replace(index.metadata, calibration=calibration, verification=verification, probes=probes), outcome
 
 
 def _verification(
     index: PlaceIndex, verifier: Verifier, photos: Catalogue, neighbors: Neighbors, radius_m: float
-) -> Verification:
+) -> tuple[Verification, _Outcome]:
     """Find which of the photos a verifier should verify, and calibrate the confidence of verified ones."""
 
     def pixels(row: int) -> Tensor:
@@ -157,35 +172,40 @@ def _verification(
             f"photos could be matched with any: put the images back, or build the index anew with `progeo index build "
             f"--verify`."
         )
-    before, after = (
-        _first_is_correct(index, photos.take(usable), Neighbors(each.rows[usable], each.distances[usable]), radius_m)
-        for each in (neighbors, verified.neighbors)
-    )
+    before, after = (_first_is_correct(index, photos, each, radius_m) for each in (neighbors, verified.neighbors))
+    confidences = held_out_confidences(index.confidence_features(neighbors, radius_m), before, radius_m)
     features = verified.features(index, radius_m)[usable]
-    confidences = held_out_confidences(index.confidence_features(neighbors, radius_m)[usable], before, radius_m)
-    choice = choose_photos(confidences, before, after)
-    calibration = calibrate(features, after, radius_m)
+    by_inliers = confidences.copy()
+    by_inliers[usable] = confidences_beyond_chance(
+        held_out_confidences(features, after[usable], radius_m), confidences[usable], verified.inliers[usable, 0]
+    )
+    choice = choose_photos(confidences[usable], before[usable], after[usable])
+    calibration = calibrate(features, after[usable], radius_m)
     assert isinstance(calibration, VerifiedCalibration)
-    _log_choice(choice, before, after, matcher=verifier.matcher.name, error=calibration.error)
-    return Verification(verifier.matcher.name, verifier.top, choice.below, calibration)
+    _log_choice(choice, before[usable], after[usable], matcher=verifier.matcher.name)
+    is_verified = np.zeros(len(photos), bool)
+    is_verified[usable] = choice.is_verified
+    correct, answered = np.where(is_verified, after, before), np.where(is_verified, by_inliers, confidences)
+    outcome = _Outcome(int(correct.sum()), calibration_error(answered, correct))
+    return Verification(verifier.matcher.name, verifier.top, choice.below, calibration), outcome
 
 
-def _log_choice(choice: Choice, before: np.ndarray, after: np.ndarray, *, matcher: str, error: float) -> None:
+def _log_choice(choice: Choice, before: np.ndarray, after: np.ndarray, *, matcher: str) -> None:
     adaptive = np.where(choice.is_verified, after, before)
     LOGGER.info(
         "first matches correct: %.1f %% before, %.1f %% after matching all photos with %s, %.1f %% after matching the "
-        "%.1f %% of them below the threshold (cross-validated)",
+        "%.1f %% of them that are chosen (cross-validated)",
         *(100 * before.mean(), 100 * after.mean(), matcher, 100 * adaptive.mean(), 100 * choice.is_verified.mean()),
     )
     if choice.below == 0:
-        LOGGER.warning("verification does not help on these photos: it is switched off, unless `verify` is given")
-    else:
-        LOGGER.info(
-            "photos with a confidence below %.2f will be verified; the confidence of verified ones is off by %.1f "
-            "points on average",
-            choice.below,
-            100 * error,
+        LOGGER.warning(
+            "verification does not help on these photos more than chance would: it is switched off, unless `verify` is "
+            "given"
         )
+    elif choice.below == 1:
+        LOGGER.info("all photos will be verified")
+    else:
+        LOGGER.info("photos with a confidence below %.2f will be verified", choice.below)
 
 
 def _first_is_correct(index: PlaceIndex, photos: Catalogue, neighbors: Neighbors, radius_m: float) -> np.ndarray:

@@ -94,7 +94,7 @@ class Verification:
     top: Annotated[int, Meta(ge=1, le=20)]
     """Number of first matches that are matched with a photo, of the 20 that every search finds."""
     below: Annotated[float, Meta(ge=0, le=1)]
-    """A photo with a confidence below this is verified; 0 verifies none, as that did not help."""
+    """A photo with a confidence below this is verified; 0 verifies none, as that did not help, 1 all."""
     calibration: VerifiedCalibration
     """Turns confidence features with inliers into the confidence of a photo that was verified."""
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from progeo.data.photos import Photo, PhotoImages
 from progeo.evaluation.search import Neighbors
+from progeo.localization.adaptive import is_uncertain
 from progeo.localization.extraction import extract_photos, find_photos
 from progeo.localization.localizations import Localization, Match
 from progeo.localization.verifying import Verified
@@ -39,14 +40,13 @@ def localize_photos(
     errors = {row: error for _, errors_of_one in found for row, error in errors_of_one.items()}
     if len(errors) == len(several):
         raise ValueError(next(iter(errors.values())))
-    below = _verified_below(index, verify)
     neighbors = index.search(*(descriptors for descriptors, _ in found), min_count=top, among=among)
     is_restricted = among is not None
     calibration = None if is_restricted else index.metadata.calibration
     confidences = np.full(len(several), np.nan) if is_restricted else index.confidences(neighbors)
     images = PhotoImages(several, orientation=index.metadata.orientation)
     verified = None
-    if len(chosen := np.setdiff1d(np.flatnonzero(np.nan_to_num(confidences, nan=1) < below), list(errors))):
+    if len(chosen := np.setdiff1d(np.flatnonzero(_is_chosen(index, confidences, verify)), list(errors))):
         verified = index.verifier.verified(images.pixels, neighbors, chosen, num_kept=top, hidden=not shows_progress)
         neighbors = verified.neighbors
         if calibration is not None:
@@ -66,11 +66,11 @@ def localize_photos(
     )
 
 
-def _verified_below(index: "PlaceIndex", verify: bool | None) -> float:
-    """Return the confidence below which photos are verified: 0 verifies none, infinity all."""
+def _is_chosen(index: "PlaceIndex", confidences: np.ndarray, verify: bool | None) -> np.ndarray:
+    """Return which photos are to be verified, bool (Q,)."""
     if verify is not None:
-        return np.inf if verify else 0.0
-    return 0.0 if index.metadata.verification is None else index.metadata.verification.below
+        return np.full(len(confidences), verify)
+    return is_uncertain(confidences, 0.0 if index.metadata.verification is None else index.metadata.verification.below)
 
 
 def localizations_of(

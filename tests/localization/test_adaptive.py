@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from progeo.localization.adaptive import best_threshold, choose_photos
+from progeo.localization.adaptive import best_threshold, choose_photos, is_uncertain
 
 
 @pytest.mark.parametrize(
@@ -15,6 +15,8 @@ from progeo.localization.adaptive import best_threshold, choose_photos
         ([0.1, 0.3, 0.6, 0.9], "0000", "0001", 1.0),
         ([0.1, 0.3, 0.6, 0.9], "1111", "0111", 0.0),
         ([0.1, 0.3, 0.6, 0.9], "0101", "0101", 0.0),
+        ([0.5, 0.5, 0.5, 0.9], "0011", "1100", 0.7),  # the three are verified all, or none
+        ([0.5, 0.5, 0.5, 0.9], "0111", "1001", 0.0),
     ],
 )
 def test_the_threshold_is_the_middle_of_those_that_give_most_correct_matches(confidences, before, after, threshold):
@@ -45,6 +47,24 @@ def test_nothing_is_verified_where_matching_does_not_help():
     choice = choose_photos(rng.random(400), before, before & (rng.random(400) < 0.9))
     assert choice.below == 0
     assert not choice.is_verified.any()
+
+
+@pytest.mark.parametrize(("num_better", "num_worse", "below"), [(5, 0, 1.0), (4, 0, 0.0), (7, 1, 1.0), (6, 1, 0.0)])
+def test_verification_is_on_only_for_a_gain_beyond_chance(num_better, num_worse, below):
+    # Sign tests: 1/32 = 0.031, 1/16 = 0.063, 9/256 = 0.035 and 8/128 = 0.063.
+    before, after = np.zeros((2, 40), bool)
+    after[:num_better] = before[num_better : num_better + num_worse] = True
+    choice = choose_photos(np.full(40, 0.5), before, after)
+    assert (choice.below, choice.is_verified.sum()) == (below, 40 * below)
+
+
+def test_photos_without_a_confidence_are_verified_by_no_threshold_and_certain_ones_by_that_of_all():
+    confidences = np.array([0.4, 1.0, np.nan])
+    assert [is_uncertain(confidences, below).tolist() for below in (0.0, 0.5, 1.0)] == [
+        [False, False, False],
+        [True, False, False],
+        [True, True, False],
+    ]
 
 
 @pytest.mark.parametrize("seed", [3, 4, 21])
