@@ -159,6 +159,46 @@ def test_a_position_that_is_typed_or_picked_restricts_the_search(open_service, k
     assert [float(value) for value in picked.split(",")] == pytest.approx([37.77, -122.4], abs=0.3)
 
 
+@pytest.mark.parametrize(
+    ("field", "wrong", "told", "correct"),
+    [
+        ("near", "37.7 N, abc", "such as 37.7749, -122.4194", ""),
+        ("radius", "0", "meters above 0", "300000"),
+        pytest.param("top", "1.5", "from 1 to 20", "3", marks=pytest.mark.slow),
+        ("top", "200", "from 1 to 20", "3"),
+        pytest.param("near", "0, 181", "such as 37.7749, -122.4194", "", marks=pytest.mark.slow),
+        pytest.param("top", "0", "from 1 to 20", "3", marks=pytest.mark.slow),
+    ],
+)
+def test_a_photo_is_sent_once_the_options_are_valid(
+    field, wrong, told, correct, open_service, known, check_accessibility
+):
+    page = open_service()
+    page.get_by_text("Options").click()
+    page.locator("#near").fill(position(known) if field == "radius" else "")
+    page.locator(f"#{field}").fill(wrong)
+    page.get_by_text("Options").click()
+    sent = []
+    page.on("request", lambda request: request.url.endswith("/localize") and sent.append(request))
+    give(page, "drop", known)
+    assert page.evaluate("document.activeElement.id") == field
+    assert page.locator(f"#{field}").get_attribute("aria-invalid") == "true"
+    assert told in page.locator(".option-text:visible").inner_text()
+    assert "Not sent yet: correct the options first" in page.locator("#answer").inner_text()
+    assert ": to be corrected" in page.locator("#options summary").inner_text()
+    check_accessibility(page)
+    page.locator("#top" if field != "top" else "#near").focus()  # other fields can be reached
+    assert page.evaluate("document.activeElement.id") != field and not sent
+    page.locator(f"#{field}").fill(correct)
+    page.locator(f"#{field}").press("Enter")
+    assert title(page) == position(known)
+    assert ("No confidence" in page.locator("#answer .words").inner_text()) == (field == "radius")
+    assert page.locator("#match-list > li").count() == (3 if field == "top" else 5)
+    page.locator(f"#{field}").fill(wrong)
+    page.get_by_role("button", name="Localize again").click()
+    assert title(page) == position(known) and len(sent) == 1  # the answer stays
+
+
 @pytest.mark.parametrize("dark", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_phone_shows_all_of_it_and_offers_its_camera(dark, open_service, known, check_accessibility):
     page = open_service(width=390, touch=True, dark=dark)
