@@ -265,6 +265,28 @@ def test_a_busy_service_is_asked_again(open_service, known):
     assert len(statuses) == 2
 
 
+def test_pictures_that_failed_are_asked_for_again(open_service, known):
+    page = open_service(ignored=("status of 503",))
+    page.route("**/images/**", lambda route: route.fulfill(status=503))
+
+    def answer(route):
+        found = route.fetch().json()
+        found["results"][0]["matches"][0]["lines"] = [(0.5, 0.5, 0.5, 0.5)]
+        route.fulfill(json=found)
+
+    page.route("**/localize", answer)
+    give(page, "drop", known)
+    page.locator("#pair .missing", has_text="The service answered with status 503.").wait_for()
+    page.locator("#match-list .missing").nth(4).wait_for()
+    assert page.locator("#pair svg, #pair .lines-shown").count() == 0
+    page.unroute("**/images/**")
+    page.get_by_text("Options").click()
+    page.get_by_role("button", name="Localize again").click()
+    page.locator("#match-list img[src^=blob]").nth(4).wait_for()
+    page.locator("#pair svg line").first.wait_for(state="attached")
+    assert page.get_by_text("line between 1 matched point").is_visible()
+
+
 def test_the_page_on_the_index_shows_its_coverage_counts_and_encoder(open_service, city, check_accessibility):
     page = open_service("index")
     page.locator("#encoder-facts > div").first.wait_for()

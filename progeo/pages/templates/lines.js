@@ -48,7 +48,6 @@ const pairFigure = (() => {
       if (svg.isConnected && isReady(left) && isReady(right)) draw(svg, left, right, lines);
     };
     new ResizeObserver(redraw).observe(svg);
-    for (const photo of [left, right]) photo.addEventListener("load", redraw);
     pair.append(svg);
     const shown = element("input", { type: "checkbox", checked: areShown });
     const show = () => svg.classList.toggle("off", !areShown);
@@ -58,7 +57,15 @@ const pairFigure = (() => {
     });
     show();
     const text = lines.length === 1 ? " line between 1 matched point" : ` lines between ${lines.length} matched points`;
-    return element("label", { class: "lines-shown" }, shown, text);
+    const label = element("label", { class: "lines-shown" }, shown, text);
+    for (const photo of [left, right]) {
+      photo.addEventListener("load", redraw);
+      photo.addEventListener("error", () => {  // no lines over a text in its place
+        svg.remove();
+        label.remove();
+      });
+    }
+    return label;
   }
 
   const isPhoto = each => each !== null && each.tagName === "IMG";

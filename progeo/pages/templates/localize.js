@@ -277,10 +277,15 @@
 
   function pictureOf(match, alt, query = "") {
     const image = element("img", { alt, decoding: "async" });
+    let words = "This browser cannot show this picture.";
+    image.addEventListener("error", () => image.replaceWith(element("span", { class: "missing" }, words)));
     const path = query ? `${match.image}${match.image.includes("?") ? "&" : "?"}${query}` : match.image;
     service.picture(path).then(
       address => { image.src = address; },
-      error => image.replaceWith(element("span", { class: "missing" }, error.message)));
+      error => {
+        words = error.message;
+        image.dispatchEvent(new Event("error"));
+      });
     return image;
   }
 

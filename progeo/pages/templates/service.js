@@ -92,9 +92,13 @@ const service = (() => {
   return {
     get: path => ask("GET", path),
     post: (path, body, options) => ask("POST", path, { ...options, body }),
-    // The address of a picture, which can only be asked for with the token.
+    // The address of a picture, which can only be asked for with the token; one that failed is asked for again.
     picture(path) {
-      if (!pictures.has(path)) pictures.set(path, ask("GET", path, { kind: "blob" }).then(blob => URL.createObjectURL(blob)));
+      if (!pictures.has(path)) {
+        const asked = ask("GET", path, { kind: "blob" }).then(blob => URL.createObjectURL(blob));
+        pictures.set(path, asked);
+        asked.catch(() => pictures.get(path) === asked && pictures.delete(path));
+      }
       return pictures.get(path);
     },
     forgetPictures() {
