@@ -241,6 +241,9 @@ def test_the_token_is_asked_for_and_kept_for_the_session(service, open_address, 
     page.keyboard.type(TOKEN)
     page.keyboard.press("Enter")
     assert title(page) == position(known)
+    assert page.evaluate("document.activeElement.id") == "main"
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "choose"
     page.get_by_role("link", name="For programs").click()
     page.get_by_role("link", name="The place index").click()
     page.locator("#encoder-facts > div").first.wait_for()

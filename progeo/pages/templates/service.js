@@ -45,6 +45,7 @@ const service = (() => {
           token = given;
           store();
           form.hidden = true;
+          document.getElementById("main").focus({ preventScroll: true });  // as the field with the focus is gone
           asked = null;
           resolve();
         };
