@@ -39,7 +39,7 @@ def localize_photos(
     errors = {row: error for _, errors_of_one in found for row, error in errors_of_one.items()}
     if len(errors) == len(several):
         raise ValueError(next(iter(errors.values())))
-    below = _verified_below(index, verify)
+    below = verified_below(index, verify)
     neighbors = index.search(*(descriptors for descriptors, _ in found), min_count=top, among=among)
     is_restricted = among is not None
     calibration = None if is_restricted else index.metadata.calibration
@@ -66,7 +66,7 @@ def localize_photos(
     )
 
 
-def _verified_below(index: "PlaceIndex", verify: bool | None) -> float:
+def verified_below(index: "PlaceIndex", verify: bool | None) -> float:
     """Return the confidence below which photos are verified: 0 verifies none, infinity all."""
     if verify is not None:
         return np.inf if verify else 0.0

@@ -9,6 +9,7 @@ import numpy as np
 from fastapi import HTTPException
 
 from progeo.localization.localizations import Localization
+from progeo.localization.localize import verified_below
 from progeo.localization.place_index import PlaceIndex
 from progeo.models.preprocessing import changes_once
 from progeo.places.nearby import HeadingRange, Near, parse_heading, parse_near
@@ -45,7 +46,7 @@ class Query:
     def decoding(self, index: PlaceIndex) -> Decoding:
         """Return how photos are decoded: as small as they can be without changing a result."""
         extractor, *others = index.query_extractors
-        verifies = index.metadata.verification is not None if self.verify is None else self.verify
+        verifies = verified_below(index, self.verify) > 0
         if others or verifies or not changes_once(extractor.preprocessing):
             return Decoding(index.metadata.orientation)
         return Decoding(
