@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from progeo.image_files import Orientation
 from progeo.localization.answer_page import confidence_in_words
 from progeo.localization.localizations import Localization, Match
 from progeo.localization.place_index import PlaceIndex
@@ -55,6 +56,8 @@ class Answer:
 
     generation: int
     seconds: float
+    orientation: Orientation
+    """Whether photos were rotated upright by EXIF, or used as stored; lines join points of photos as they were used."""
     results: Sequence[PhotoAnswer]
 
 
@@ -88,7 +91,8 @@ def answer(index: PlaceIndex, results: Sequence[Localization], *, seconds: float
     def image(match: Match) -> str | None:
         return f"/images/{match.row}?generation={generation}" if has_images else None
 
-    return Answer(generation, round(seconds, 4), [_of_photo(result, image) for result in results])
+    photos = [_of_photo(result, image) for result in results]
+    return Answer(generation, round(seconds, 4), index.metadata.orientation, photos)
 
 
 def _of_photo(result: Localization, image: Callable[[Match], str | None]) -> PhotoAnswer:

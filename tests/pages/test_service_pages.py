@@ -290,6 +290,33 @@ def test_pictures_that_failed_are_asked_for_again(open_service, known):
     assert page.get_by_text("line between 1 matched point").is_visible()
 
 
+@pytest.mark.parametrize("orientation", ["exif", "ignore"])
+def test_lines_are_drawn_only_if_photos_were_matched_upright(orientation, open_service, tmp_path):
+    image = Image.new("RGB", (80, 40), "gray")
+    image.getexif()[0x0112] = 6  # shown as 40 x 80 pixels
+    image.save(tmp_path / "rotated.jpg", exif=image.getexif())
+    page = open_service()
+
+    def answer(route):
+        found = route.fetch().json() | {"orientation": orientation}
+        found["results"][0]["matches"][0]["lines"] = [(0.25, 0.1, 0.5, 0.5)]
+        route.fulfill(json=found)
+
+    page.route("**/localize", answer)
+    give(page, "drop", tmp_path / "rotated.jpg")
+    page.locator("#pair img[src^=blob]").nth(1).wait_for()
+    if orientation == "ignore":
+        assert page.locator("#pair svg, #pair .lines-shown").count() == 0
+        return
+    line = page.locator("#pair svg line").first
+    line.wait_for(state="attached")
+    box, around = page.locator("#pair img").first.bounding_box(), page.locator("#pair svg").bounding_box()
+    scale = min(box["width"] / 40, box["height"] / 80)
+    left, top = box["x"] + (box["width"] - scale * 40) / 2, box["y"] + (box["height"] - scale * 80) / 2
+    x, y = (around[of] + float(line.get_attribute(f"{of}1")) for of in "xy")
+    assert (x, y) == pytest.approx((left + scale * 40 / 4, top + scale * 80 / 10), abs=1)
+
+
 def test_the_page_on_the_index_shows_its_coverage_counts_and_encoder(open_service, city, check_accessibility):
     page = open_service("index")
     page.locator("#encoder-facts > div").first.wait_for()

@@ -4,7 +4,7 @@
 //
 // `left` and `right` are elements, an `img` or a text in its place, or null; `leftName` and `rightName` are lists of what
 // stands under them. `lines` are [x, y of the left photo, x, y of the right one], as fractions of width and height from the
-// upper left corner of the upright photos.
+// upper left corner of the photos as they are shown.
 const pairFigure = (() => {
   const SVG = "http://www.w3.org/2000/svg";
   const NUM_COLORS = 8;

@@ -91,7 +91,7 @@
 
   async function localize(photo) {
     try {
-      const { results } = await service.post("localize", formOf(photo), {
+      const { results, orientation } = await service.post("localize", formOf(photo), {
         progress(share) {
           if (share < 1) photo.bar.value = share;
           else photo.bar.removeAttribute("value");
@@ -100,7 +100,7 @@
         busy: seconds => say(photo, `The service is busy, again in ${seconds} s`),
       });
       photo.error = results[0].error;
-      if (!photo.error) photo.answer = results[0];
+      if (!photo.error) photo.answer = { ...results[0], orientation };
     } catch (error) {
       photo.error = error.message;
     }
@@ -290,7 +290,7 @@
   }
 
   function updatePair(photo) {
-    const match = photo.answer.matches[photo.match];
+    const { matches, orientation } = photo.answer, match = matches[photo.match];
     id("pair").replaceChildren();
     if (!match.image) return;
     id("pair").append(pairFigure({
@@ -298,7 +298,7 @@
       leftName: [element("b", {}, "Your photo"), nameElement(photo.name)],
       right: pictureOf(match, `Match ${photo.match + 1}: ${match.name}`, LARGE),
       rightName: captionOf(photo, match, photo.match),
-      lines: match.lines || [],
+      lines: orientation === "exif" ? match.lines : [],  // browsers show photos upright, and lines may be of the photo as stored
     }));
   }
 
