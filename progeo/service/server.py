@@ -16,7 +16,8 @@ from progeo.service.connections import TimedConnection
 from progeo.service.options import ServiceOptions
 
 TOKEN_VARIABLE = "PROGEO_TOKEN"
-_BACKLOG = 512
+_BACKLOG = 128
+"""Maximum number of connections that wait to be accepted, all of which may be accepted at once."""
 
 
 def token_of(options: ServiceOptions) -> str | None:
@@ -85,6 +86,8 @@ def build_server(folder: Path, options: ServiceOptions) -> uvicorn.Server:
             loop="asyncio",
             access_log=False,
             log_config=None,
+            log_level="error",  # warnings are about what clients send
+            backlog=_BACKLOG,
             proxy_headers=False,
             server_header=False,
             timeout_graceful_shutdown=math.ceil(options.upload_s + options.answer_s),

@@ -256,6 +256,31 @@ def test_a_slow_sender_is_refused_and_others_answered_meanwhile(client, photos, 
     assert received.startswith(b"HTTP/1.1 408 ") and words in received
 
 
+def test_a_client_that_takes_no_answers_is_disconnected(client):
+    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=30) as greedy:
+        with pytest.raises(ConnectionError):
+            while True:
+                greedy.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 500)
+
+
+def test_clients_beyond_the_limit_are_refused(client, monkeypatch):
+    monkeypatch.setattr("progeo.service.connections._MAX_CONNECTIONS", 0)
+    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=30) as other:
+        received = b"".join(iter(lambda: other.recv(4096), b""))
+    assert received.startswith(b"HTTP/1.1 503 ") and b"Too many clients are connected: try again later." in received
+
+
+def test_what_clients_send_is_not_logged(client, caplog):
+    logger = logging.getLogger("uvicorn.error")
+    logger.addHandler(caplog.handler)
+    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=30) as wrong:
+        wrong.sendall(b"no request\r\n\r\n")
+        assert wrong.recv(4096).startswith(b"HTTP/1.1 400 ")
+    client.get("/health", headers={"connection": "upgrade", "upgrade": "websocket"})
+    logger.removeHandler(caplog.handler)
+    assert caplog.text == ""
+
+
 def test_too_many_photos_are_refused_until_those_that_wait_are_answered(client, photos):
     with ThreadPoolExecutor(4) as threads:
         with stopped_decoders():
