@@ -47,7 +47,7 @@ class Localizer:
         self.options = options
         self.metrics = Metrics()
         self.index = ServedIndex(
-            folder,
+            folder.resolve(),  # a name such as "." would be found in any sentence, see below
             lambda path: open_index(path, device=options.device, mixed_precision=options.mixed_precision),
             on_reload=self._note_reload,
         )
@@ -86,7 +86,8 @@ class Localizer:
         with self._waiting(len(photos)):
             results = await self._in_time(self._localized(index, photos, query))
         for result in results:
-            self.metrics.photos.labels("error" if result.error else _ANSWERS[result.known]).inc()
+            if not result.error:
+                self.metrics.photos.labels(_ANSWERS[result.known]).inc()
         return index, results
 
     async def image(self, row: int, side: int, generation: int | None) -> bytes:
@@ -125,6 +126,7 @@ class Localizer:
         try:
             return await self._in_thread(self._decoders.pixels, photo.content, query.decoding(index))
         except ValueError as error:
+            self.metrics.photos.labels("error").inc()
             return f"The photo {photo.name} cannot be decoded: {printable(str(error))}."
 
     async def _in_thread(self, function: Callable[..., _Value], *arguments: object) -> _Value:

@@ -49,3 +49,10 @@ class ServiceOptions:
     for. null draws no streets and asks no other host for anything."""
     tile_attribution: str = ""
     """Text about the source of the street tiles, which the map shows."""
+
+    def __post_init__(self) -> None:
+        if self.max_photos > self.max_waiting:
+            raise ValueError(
+                f"`max_photos` must be at most `max_waiting`, got {self.max_photos} and {self.max_waiting}: a request "
+                f"of as many photos could never wait."
+            )

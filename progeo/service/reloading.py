@@ -23,7 +23,7 @@ class ServedIndex:
         folder: Path,
         open_index: Callable[[Path], PlaceIndex],
         *,
-        on_reload: Callable[[str], object] = lambda result: None,
+        on_reload: Callable[[str], object],
     ) -> None:
         """Open the index.
 

@@ -1,6 +1,5 @@
 """Run the service in a process: its address, its token, and its graceful stop."""
 
-import ipaddress
 import math
 import os
 import re
@@ -13,6 +12,7 @@ import uvicorn
 from progeo.engine.log import LOGGER
 from progeo.service.app import build_app
 from progeo.service.connections import TimedConnection
+from progeo.service.guard import is_local
 from progeo.service.options import ServiceOptions
 
 TOKEN_VARIABLE = "PROGEO_TOKEN"
@@ -41,7 +41,7 @@ def check_host(host: str, options: ServiceOptions) -> None:
     Raises:
         ValueError: there is no token.
     """
-    if options.token is None and not _is_local(host):
+    if options.token is None and not is_local(host):
         raise ValueError(
             f"`host` {host} can be reached from other machines: give `token` or the environment variable "
             f"{TOKEN_VARIABLE}, or use 127.0.0.1."
@@ -78,7 +78,7 @@ def run_server(folder: Path, listening: socket.socket, options: ServiceOptions) 
 
 def build_server(folder: Path, options: ServiceOptions) -> uvicorn.Server:
     """Build the server of the application, which logs no request."""
-    return uvicorn.Server(
+    return _Server(
         uvicorn.Config(
             build_app(folder, options),
             http=partial(TimedConnection, limit_s=options.upload_s),  # type: ignore[arg-type]
@@ -95,8 +95,13 @@ def build_server(folder: Path, options: ServiceOptions) -> uvicorn.Server:
     )
 
 
-def _is_local(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+class _Server(uvicorn.Server):
+    """A server that gives up its requests at a second Ctrl-C, and then ends as it does without."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Finish."""
+        await super().shutdown(sockets)
+        if self.force_exit:
+            for task in self.server_state.tasks:
+                task.cancel()
+            await self.lifespan.shutdown()
