@@ -31,12 +31,13 @@ from progeo.service.uploads import PHOTOS, read_upload
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"model": Refusal, "description": "The form has a wrong field, a wrong value, or no photo."},
     401: {"model": Refusal, "description": "The token is missing or wrong."},
+    403: {"model": Refusal, "description": "A page of another host asks a service without a token."},
     408: {"model": Refusal, "description": "The request was received too slowly."},
     413: {"model": Refusal, "description": "The request is too large, or has too many photos."},
     415: {"model": Refusal, "description": "The request is not a form."},
     422: {"model": Refusal, "description": "The only photo cannot be decoded, or no image is near enough."},
     429: {"model": Refusal, "description": "Too many requests wait; Retry-After tells when to try again."},
-    503: {"model": Refusal, "description": "The answer took too long."},
+    503: {"model": Refusal, "description": "The answer took too long, or no photo can be decoded at the moment."},
 }
 _FORM = {
     "required": True,

@@ -67,12 +67,12 @@ def run_server(folder: Path, listening: socket.socket, options: ServiceOptions) 
     Raises:
         FileNotFoundError, ValueError: see `build_app`.
     """
-    server = build_server(folder, options)
     host, port = listening.getsockname()[:2]
-    LOGGER.info("listening at http://%s:%d/", f"[{host}]" if ":" in host else host, port)
     try:
+        server = build_server(folder, options)
+        LOGGER.info("listening at http://%s:%d/", f"[{host}]" if ":" in host else host, port)
         server.run(sockets=[listening])
-    except KeyboardInterrupt:  # raised again by uvicorn after the graceful stop
+    except KeyboardInterrupt:  # while the index is opened, or raised again by uvicorn after the graceful stop
         LOGGER.info("stopped")
 
 
