@@ -310,6 +310,22 @@ def test_a_decoder_that_is_killed_by_an_image_is_started_again(client, photos):
     assert number(client, "progeo_decoder_restarts_total") == before + 1
 
 
+def test_a_photo_is_not_blamed_where_no_decoder_can_be_started(client, photos, monkeypatch):
+    for each in multiprocessing.active_children():
+        each.kill()
+        each.join()
+
+    def refuse(*arguments, **keywords):
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("multiprocessing.context.BaseContext.Pipe", refuse)
+        for answer in (asked(client, photos[0]), client.get("/images/3")):
+            assert answer.status_code == 503
+            assert answer.json() == {"detail": "Photos cannot be decoded at the moment: try again later."}
+    assert asked(client, photos[0]).status_code == 200
+
+
 def test_an_image_of_the_index_is_scaled_down_without_metadata(client, served_index):
     answer = client.get("/images/3?generation=0&side=40")
     assert (answer.status_code, answer.headers["content-type"]) == (200, "image/webp")
