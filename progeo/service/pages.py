@@ -115,7 +115,7 @@ def _verification_facts(metadata: IndexMetadata) -> dict[str, str]:
         which = "all photos" if verification.below == 1 else f"photos with a confidence below {verification.below:.2f}"
         told = (
             f"{which} are matched with their first {verification.top} images by {verification.matcher}; expected "
-            f"calibration error {100 * verification.calibration.error:.1f} % if all are"
+            f"calibration error {100 * verification.calibration.error:.1f} % if all are verified"
         )
     local = "stored" if metadata.features_file else "not stored, so images are read for verification"
     return {"verification": told, "local features": local}

@@ -65,9 +65,13 @@ def test_a_card_tells_how_confidence_was_calibrated(pages, index):
         (
             0.45,
             "photos with a confidence below 0.45 are matched with their first 12 images by sift; expected calibration "
-            "error 2.7 % if all are",
+            "error 2.7 % if all are verified",
         ),
-        (1, "all photos are matched with their first 12 images by sift; expected calibration error 2.7 % if all are"),
+        (
+            1,
+            "all photos are matched with their first 12 images by sift; "
+            "expected calibration error 2.7 % if all are verified",
+        ),
     ],
 )
 def test_a_card_tells_which_photos_are_verified(pages, index, below, told):
