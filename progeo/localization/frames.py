@@ -150,11 +150,12 @@ def smoothed(
     """
     calibration = index.metadata.calibration
     assert calibration is not None
-    count = max(1, *(len(result.matches) for result in results))
-    rows, distances = np.full((len(results), count), -1), np.zeros((len(results), count))
-    for frame, result in enumerate(results):
-        rows[frame, : len(result.matches)] = [match.row for match in result.matches]
-        distances[frame, : len(result.matches)] = [match.distance for match in result.matches]
+    candidates = [result.matches[:_NUM_CANDIDATES] for result in results]
+    shape = len(results), max(1, *map(len, candidates))
+    rows, distances = np.full(shape, -1), np.zeros(shape)
+    for frame, matches in enumerate(candidates):
+        rows[frame, : len(matches)] = [match.row for match in matches]
+        distances[frame, : len(matches)] = [match.distance for match in matches]
     drawn = np.random.default_rng(0).permutation(len(index.catalogue))[:_MAP_SAMPLE]
     catalogues = (index.catalogue.take(each) for each in (np.maximum(rows, 0).ravel(), np.sort(drawn)))
     candidates_m, map_m = positions_m(*catalogues)

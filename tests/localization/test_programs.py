@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -126,6 +127,18 @@ def test_a_frame_out_of_reach_is_unknown_whatever_the_threshold(built, city):
     found = smoothed(index, alone, np.arange(5.0), max_speed_mps=1, threshold=0, top=1)
     assert [result.known for result in found] == [True, True, False, True, True]
     assert [result.matches for result in found] == [result.matches for result in alone]
+
+
+def test_more_matches_to_show_are_no_more_candidates_of_the_track(built, monkeypatch):
+    monkeypatch.setattr("progeo.localization.frames._NUM_CANDIDATES", 3)
+    index = open_index(built / "index")
+    rows = [0, len(index.catalogue) // 2, 0]
+    all_matches = index.localize([index.catalogue.path(row) for row in rows], top=len(index.catalogue))
+    few = [replace(result, matches=result.matches[:3]) for result in all_matches]
+    options = {"seconds": np.arange(3.0), "max_speed_mps": 1, "threshold": 0.5}
+    found, expected = (smoothed(index, each, top=9, **options) for each in (all_matches, few))
+    assert [replace(one, matches=one.matches[:3]) for one in found] == expected
+    assert [len(one.matches) for one in found] == [9] * 3
 
 
 def test_a_video_becomes_a_track(built, photos, tmp_path, capsys):
