@@ -40,8 +40,8 @@ class RowSearch:
         distances = np.full((len(queries), count), np.inf, np.float32)
         if num_found := min(count, len(rows)):
             search = self._among_lists if isinstance(index, faiss.IndexIVF) else _among_vectors
-            if isinstance(index, faiss.IndexLSH):
-                raise ValueError(f"{kind}, as its distances are of bits: {advice}.")
+            if reason := next((reason for refused, reason in _REFUSED if isinstance(index, refused)), ""):
+                raise ValueError(f"{kind}, as {reason}: {advice}.")
             try:
                 nearest = search(index, rows, queries, num_found)
             except RuntimeError:  # faiss raises nothing else
@@ -90,6 +90,12 @@ def _innermost(index: Any, queries: np.ndarray) -> tuple[Any, np.ndarray]:
             return index, queries
 
 
+_REFUSED = (
+    (faiss.IndexLSH, "its distances are of bits"),
+    ((faiss.IndexRaBitQ, faiss.IndexRaBitQFastScan), "its distances are not those to the vectors that it restores"),
+    (faiss.IndexIVFFlatDedup, "equal vectors are found together"),
+)
+"""Kinds of indexes whose rows cannot be searched in parts, besides those for which faiss says so, and why."""
 _STORES = ((faiss.IndexRefine, "refine_index"), (faiss.IndexHNSW, "storage"), (faiss.IndexNSG, "storage"))
 
 
