@@ -93,7 +93,7 @@ def _innermost(index: Any, queries: np.ndarray) -> tuple[Any, np.ndarray]:
 _REFUSED = (
     (faiss.IndexLSH, "its distances are of bits"),
     ((faiss.IndexRaBitQ, faiss.IndexRaBitQFastScan), "its distances are not those to the vectors that it restores"),
-    (faiss.IndexIVFFlatDedup, "equal vectors are found together"),
+    (faiss.IndexIVFFlatDedup, "equal vectors are found together"),  # type: ignore[attr-defined]
 )
 """Kinds of indexes whose rows cannot be searched in parts, besides those for which faiss says so, and why."""
 _STORES = ((faiss.IndexRefine, "refine_index"), (faiss.IndexHNSW, "storage"), (faiss.IndexNSG, "storage"))

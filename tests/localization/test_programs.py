@@ -50,6 +50,12 @@ def test_paths_are_read_from_stdin(built, photos, capsys, monkeypatch):
     assert [line["query"] for line in lines] == [str(photos / "3.jpg"), str(photos / "1.jpg")]
 
 
+def test_an_empty_list_of_paths_is_refused(built, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
+    with pytest.raises(SystemExit, match=r"- reads paths from standard input, one a line, and it has none"):
+        run("-", index=built / "index")
+
+
 def test_pairs_copies_and_maps_are_written_together(built, city, photos, tmp_path, capsys):
     words = ["--pairs", tmp_path / "pairs.txt", "--write_exif", tmp_path / "copies", "--top", 3]
     for ending in ("gpx", "kml"):
@@ -70,6 +76,43 @@ def test_pairs_copies_and_maps_are_written_together(built, city, photos, tmp_pat
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
+        ("{spaced} --pairs pairs.txt", "a b.jpg cannot be in a file of pairs, where spaces separate names"),
+        ("{photos} --pairs pairs.txt --pairs_folder {photos}", "/train/.* is not in .*: --pairs_folder must hold"),
+        ("{photos} --pairs {folder}", "could not be written: it is a folder"),
+        ("{photos} --out {file}/a.csv", "{file}/a.csv could not be written: {file} is a file"),
+        ("{photos} --write_exif {file}", "could not be written: {file} is a file"),
+        ("{photos} --out a.csv --pairs a.csv", "--out and --pairs are the same file a.csv: name two files"),
+    ],
+)
+def test_files_that_cannot_be_written_are_refused_before_the_work(built, photos, tmp_path, words, sentence):
+    names = {"photos": photos, "spaced": tmp_path / "a b.jpg", "folder": tmp_path, "file": tmp_path / "file"}
+    names["file"].touch()
+    shutil.copy(photos / "0.jpg", names["spaced"])
+    with pytest.raises(SystemExit, match=sentence.format(**names)):
+        run(*(word.format(**names) for word in words.split()), index=built / "index")
+    assert files_in(tmp_path) == {"file", "a b.jpg"}
+
+
+def test_results_are_printed_and_other_files_written_if_one_cannot_be(built, photos, tmp_path, capsys, monkeypatch):
+    class Meanwhile(io.BytesIO):
+        def read(self):
+            (tmp_path / "a.csv").mkdir()
+            return super().read()
+
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(Meanwhile(f"{photos / '0.jpg'}\n".encode())))
+    words = ["--out", tmp_path / "a.csv", "--pairs", tmp_path / "pairs.txt", "--write_exif", tmp_path / "copies"]
+    with pytest.raises(SystemExit, match=r"error: .*/a.csv could not be written: "):
+        run("-", "--json", *words, index=built / "index")
+    assert json.loads(capsys.readouterr().out)["query"] == str(photos / "0.jpg")
+    assert files_in(tmp_path) == {"pairs.txt", "copies/0.jpg"}
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("a.jpg --pairs_folder b", "--pairs_folder is for the names in --pairs: name that file too"),
+        ("a.jpg --sequence_fps 2", "--sequence_fps and --max_speed_mps are for --sequence: give that too"),
+        ("a.jpg --max_speed_mps 2", "--sequence_fps and --max_speed_mps are for --sequence: give that too"),
         ("--text street --sequence", "--pairs, --write_exif and --sequence need photos, not --text."),
         ("--text street --pairs a.txt", "--pairs, --write_exif and --sequence need photos, not --text."),
         ("a.jpg --near 1,2,3 --sequence", "--sequence and --write_exif need a confidence: omit --near and --heading"),
