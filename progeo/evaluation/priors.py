@@ -8,14 +8,12 @@ import numpy as np
 import pyarrow as pa
 
 from progeo.engine.log import LOGGER
-from progeo.evaluation.search import Neighbors, nearest_neighbors
+from progeo.evaluation.search import Neighbors, nearest_among
 from progeo.features.store import ShardedRows
 from progeo.places.catalogue import Catalogue
 from progeo.places.cell_order import CellOrder, build_cell_order
 from progeo.places.geographic import degrees_of
 from progeo.places.nearby import HeadingRange, Near, OwnPosition, check_known, looks_toward
-
-_VALUES_AT_ONCE = 2**24
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class Regions:
             rows = np.setdiff1d(self.rows(alike[0]), database.missing, assume_unique=True)
             if num_found := min(count, len(rows)):
                 rows -= np.searchsorted(database.missing, rows)
-                nearest = _nearest_among(database, rows, queries[alike].reshape(-1, database.width), num_found)
+                nearest = nearest_among(rows, queries[alike].reshape(-1, database.width), num_found, take=database.take)
                 shape = (len(alike), -1, num_found)
                 found[alike, :, :num_found] = nearest.rows.reshape(shape)
                 distances[alike, :, :num_found] = nearest.distances.reshape(shape)
@@ -145,10 +143,3 @@ def _own_ranges(database: Catalogue, queries: Catalogue, tolerance_deg: float) -
         check_known(images.heading, "heading", images.folder, name="heading")
     known = queries.heading.tolist()
     return [None if math.isnan(heading) else HeadingRange(heading, tolerance_deg) for heading in known]
-
-
-def _nearest_among(database: ShardedRows, rows: np.ndarray, queries: np.ndarray, count: int) -> Neighbors:
-    step = max(1, _VALUES_AT_ONCE // database.width)
-    parts = (database.take(rows[start : start + step]) for start in range(0, len(rows), step))
-    nearest = nearest_neighbors(parts, queries, count)
-    return Neighbors(rows[nearest.rows], nearest.distances)

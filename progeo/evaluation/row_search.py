@@ -1,6 +1,5 @@
 """Search an index among some of its rows only: all of them, exactly by what the index stores."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -8,9 +7,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from progeo.evaluation.search import Neighbors, nearest_neighbors, squared_distances
-
-_VALUES_AT_ONCE = 2**24
+from progeo.evaluation.search import Neighbors, nearest_among, squared_distances
 
 
 @dataclass(frozen=True)
@@ -100,19 +97,11 @@ _STORES = ((faiss.IndexRefine, "refine_index"), (faiss.IndexHNSW, "storage"), (f
 
 
 def _among_vectors(index: Any, rows: np.ndarray, queries: np.ndarray, count: int) -> Neighbors:
-    nearest = nearest_neighbors(_vectors(index, rows), queries, count)
-    return Neighbors(rows[nearest.rows], nearest.distances)
-
-
-def _vectors(index: Any, rows: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the vectors of rows, (n, D) at a time; those of a compressed index as it restores them."""
-    step = max(1, _VALUES_AT_ONCE // index.d)
-    stored = None
+    """Compare the vectors of rows; those of a compressed index as it restores them."""
+    take = index.reconstruct_batch
     if isinstance(index, faiss.IndexFlat):
-        stored = faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d).reshape(-1, index.d)
-    for start in range(0, len(rows), step):
-        part = rows[start : start + step]
-        yield index.reconstruct_batch(part) if stored is None else stored[part]
+        take = faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d).reshape(-1, index.d).__getitem__
+    return nearest_among(rows, queries, count, take=take)
 
 
 def _bits(rows: np.ndarray, total: int) -> np.ndarray:

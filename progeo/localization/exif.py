@@ -118,7 +118,7 @@ def with_gps(block: bytes, position: Position) -> bytes:
     try:
         order = _ORDERS[block[:2]]
         entries, following = _entries(block, struct.unpack_from(f"{order}L", block, 4)[0], order)
-        gps: Mapping[int, bytes] = {}
+        gps: dict[int, bytes] = {}
         if IFD.GPSInfo in entries:
             gps, _ = _entries(block, struct.unpack(f"{order}L", entries[IFD.GPSInfo][-4:])[0], order)
         _parsed(block)
@@ -126,6 +126,7 @@ def with_gps(block: bytes, position: Position) -> bytes:
         raise ValueError("its EXIF metadata are corrupt") from None
     if GPS.GPSLatitude in gps or GPS.GPSLongitude in gps:
         raise ValueError("it has a position already, even if an incomplete or void one, which is kept")
+    gps.pop(GPS.GPSStatus, None)  # of the camera, which found no position: it would call this one void
     block += bytes(len(block) % 2)  # directories begin at even offsets
     gps_start = len(block)
     block += _directory(gps, _gps_values(position, order), order, start=gps_start)
@@ -223,11 +224,11 @@ def _spliced_jpeg(content: bytes, block: bytes, size: tuple[int, int]) -> bytes:
     segments = list(_segments(content))
     if any(part[1:2] == b"\xe2" and part[4:8] == _OFFSETS_PREFIX for part in segments):
         raise ValueError("it holds several images, whose offsets in the file would no longer be correct")
-    places = [index for index, part in enumerate(segments) if part[1:2] == b"\xe1" and part[4:10] == _SEGMENT_PREFIX]
+    found = [index for index, part in enumerate(segments) if part[1:2] == b"\xe1" and part[4:10] == _SEGMENT_PREFIX]
     behind_header = 1 + next((index for index, part in enumerate(segments) if part[1:2] == b"\xe0"), 0)
-    place = places[0] if places else behind_header
-    parts = [part for index, part in enumerate(segments) if index not in places]
-    return b"".join([*parts[:place], struct.pack(">2sH", b"\xff\xe1", len(segment) + 2), segment, *parts[place:]])
+    start = found[0] if found else behind_header
+    parts = [part for index, part in enumerate(segments) if index not in found]
+    return b"".join([*parts[:start], struct.pack(">2sH", b"\xff\xe1", len(segment) + 2), segment, *parts[start:]])
 
 
 def _segments(content: bytes) -> Iterator[bytes]:
@@ -266,8 +267,8 @@ def _spliced_webp(content: bytes, block: bytes, size: tuple[int, int]) -> bytes:
         sides = b"".join((side - 1).to_bytes(3, "little") for side in size)
         chunks.insert(0, _webp_chunk(b"VP8X", bytes((_HAS_ALPHA if has_alpha else 0, 0, 0, 0)) + sides))
     chunks[0] = chunks[0][:8] + bytes((chunks[0][8] | _HAS_EXIF,)) + chunks[0][9:]
-    place = next((index for index, chunk in enumerate(chunks) if chunk[:4] == b"XMP "), len(chunks))
-    chunks.insert(place, _webp_chunk(b"EXIF", block))
+    end = next((index for index, chunk in enumerate(chunks) if chunk[:4] == b"XMP "), len(chunks))
+    chunks.insert(end, _webp_chunk(b"EXIF", block))
     body = b"WEBP" + b"".join(chunk + bytes(len(chunk) % 2) for chunk in chunks)
     return b"RIFF" + struct.pack("<L", len(body)) + body + rest
 

@@ -165,10 +165,10 @@ def with_gps_entries(**entries):
     return block
 
 
-def test_other_gps_entries_are_kept():
-    content = photo("JPEG", exif=with_gps_entries(GPSImgDirection=90.0))
+def test_other_gps_entries_are_kept_but_not_that_there_is_no_position():
+    content = photo("JPEG", exif=with_gps_entries(GPSImgDirection=90.0, GPSStatus="V"))
     gps = opened(with_position(content, HERE)).getexif().get_ifd(IFD.GPSInfo)
-    assert gps[GPS.GPSImgDirection] == 90 and gps[GPS.GPSLatitude][0] == 33
+    assert gps[GPS.GPSImgDirection] == 90 and gps[GPS.GPSLatitude][0] == 33 and GPS.GPSStatus not in gps
 
 
 PLACE = {"GPSLatitude": (1.0, 2.0, 3.0), "GPSLongitude": (4.0, 5.0, 6.0)}
