@@ -52,7 +52,7 @@ def test_paths_are_read_from_stdin(built, photos, capsys, monkeypatch):
 
 def test_an_empty_list_of_paths_is_refused(built, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
-    with pytest.raises(SystemExit, match=r"- reads paths from standard input, one a line, and it has none"):
+    with pytest.raises(SystemExit, match="- reads paths of photos from standard input, one a line, and there are none"):
         run("-", index=built / "index")
 
 
