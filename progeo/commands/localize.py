@@ -136,9 +136,7 @@ def _check_out(out: Path | None, pairs: Path | None) -> None:
 def _paths_of_stdin() -> list[Path]:
     paths = [Path(os.fsdecode(line)) for line in sys.stdin.buffer.read().splitlines() if line]
     if not paths:
-        raise ValueError(
-            "- reads paths of photos from standard input, one a line, and there are none: give one at least."
-        )
+        raise ValueError("- reads paths of photos from standard input, one a line, and there are none: give some.")
     return paths
 
 

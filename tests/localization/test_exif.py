@@ -103,18 +103,27 @@ def with_second_image(*, ultra_hdr):
 def test_all_other_bytes_stay_also_those_behind_the_image():
     jpeg, png, webp = (photo(format) for format in ("JPEG", "PNG", "WEBP"))
     tail = b"data of a camera"
-    copy = with_position(jpeg[:2] + b"\xff\xff" + jpeg[2:] + tail, HERE)
+    filled = jpeg[:2] + b"\xff\xff" + jpeg[2:] + tail
+    copy = with_position(filled, HERE)
     start = copy.index(b"\xff\xe1")
     length = 2 + int.from_bytes(copy[start + 2 : start + 4], "big")
-    assert copy[:start] + copy[start + length :] == jpeg[:2] + b"\xff\xff" + jpeg[2:] + tail
-    copy = with_position(png + tail, HERE)
+    assert (copy[:6], copy[:start] + copy[start + length :]) == (b"\xff\xd8\xff\xff\xff\xe0", filled)
+    chunk = b"\0\0\0\0eXIfdata"  # behind the end, and so no chunk
+    copy = with_position(png + chunk, HERE)
     length = 12 + int.from_bytes(copy[33:37], "big")
-    assert copy[:33] + copy[33 + length :] == png + tail
+    assert copy[:33] + copy[33 + length :] == png + chunk
     chunk = b"ABCD\3\0\0\0abc!"  # with a padding byte that is not zero
     extended = b"RIFF" + struct.pack("<L", len(webp) - 8 + len(chunk)) + webp[8:] + chunk
     copy = with_position(extended + tail, HERE)
     assert copy[30:].startswith(extended[12:]) and copy.endswith(tail)
     assert int.from_bytes(copy[4:8], "little") == len(copy) - len(tail) - 8
+
+
+def test_fill_bytes_before_the_exif_of_a_jpeg_stay():
+    content = photo("JPEG", exif=exif())
+    start = content.index(b"\xff\xe1")
+    copy = with_position(content[:start] + b"\xff\xff" + content[start:], HERE)
+    assert copy[:start] + copy[start + 2 :] == with_position(content, HERE)
 
 
 def test_an_error_is_at_most_half_the_circumference_of_the_earth():
