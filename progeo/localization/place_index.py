@@ -158,13 +158,16 @@ class PlaceIndex:
             return None
         rows = self._rows_of(near, heading)
         if not len(rows):
-            where = []
+            where, larger = [], []
             if near is not None:
-                where = [f"within {near.radius_m:.10g} m of {near.latitude:.10g}, {near.longitude:.10g}"]
-            where += [f"with a heading of {heading.heading_deg:g} degrees"] if heading is not None else []
+                where.append(f"within {near.radius_m:.10g} m of {near.latitude:.10g}, {near.longitude:.10g}")
+                larger.append("radius")
+            if heading is not None:
+                where.append(f"with a heading of {heading.heading_deg:g} degrees")
+                larger.append("tolerance")
             raise ValueError(
-                f"None of the {self.metadata.rows} of {self.folder} lies {' and '.join(where)}: take a larger radius "
-                f"or tolerance."
+                f"None of the {self.metadata.rows} of {self.folder} lies {' and '.join(where)}: take a larger "
+                f"{' or '.join(larger)}."
             )
         return rows
 

@@ -1,7 +1,7 @@
 """Answers of the service, as types that its documentation shows."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,25 +105,13 @@ def _of_photo(result: Localization, image: Callable[[Match], str | None]) -> Pho
         words=confidence_in_words(result),
         verified=result.verified,
         error=result.error,
-        matches=[
-            MatchAnswer(
-                name=match.path,
-                latitude=match.latitude,
-                longitude=match.longitude,
-                east_m=match.east_m,
-                north_m=match.north_m,
-                heading_deg=match.heading_deg,
-                distance=match.distance,
-                probability=match.probability,
-                inliers=match.inliers,
-                lines=match.lines,
-                corners=match.corners,
-                row=match.row,
-                image=image(match),
-            )
-            for match in result.matches
-        ],
+        matches=[_of_match(match, image(match)) for match in result.matches],
     )
+
+
+def _of_match(match: Match, image: str | None) -> MatchAnswer:
+    values = asdict(match)
+    return MatchAnswer(name=values.pop("path"), image=image, **values)
 
 
 def geojson_answer(index: PlaceIndex, results: Sequence[Localization], *, seconds: float) -> dict[str, Any]:

@@ -188,7 +188,7 @@ def test_images_of_an_index_are_stored_in_the_order_of_cells_with_their_own_desc
 @pytest.mark.parametrize(
     ("restriction", "words"),
     [
-        ({"near": (0, 0, 10)}, "None of the .* images of .* lies within 10 m of 0, 0: take a larger radius"),
+        ({"near": (0, 0, 10)}, r"None of the .* images of .* lies within 10 m of 0, 0: take a larger radius\.$"),
         ({"near": (91, 0, 10)}, "`near` must be a latitude from -90 to 90"),
         ({"heading": (0, 200)}, "`heading` must be degrees clockwise from north and a tolerance"),
         (
