@@ -1,6 +1,6 @@
 """Localize photos with a place index."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from progeo.data.photos import Photo, PhotoImages
 from progeo.evaluation.search import Neighbors
-from progeo.localization.extraction import extract_photos, find_photos
+from progeo.localization.extraction import extract_photos
 from progeo.localization.localizations import Localization, Match
 from progeo.localization.verifying import Verified
 from progeo.places.geographic import cell_corners
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def localize_photos(
     index: "PlaceIndex",
-    photos: Photo | Iterable[Photo],
+    photos: Sequence[Photo],
     *,
     top: int,
     threshold: float,
@@ -31,20 +31,19 @@ def localize_photos(
     shows_progress: bool,
 ) -> list[Localization]:
     """Localize each photo, see `PlaceIndex.localize`."""
-    several = find_photos(photos)
-    if not several:
+    if not photos:
         return []
     options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "hidden": not shows_progress}
-    found = [extract_photos(extractor, several, **options) for extractor in index.query_extractors]
+    found = [extract_photos(extractor, photos, **options) for extractor in index.query_extractors]
     errors = {row: error for _, errors_of_one in found for row, error in errors_of_one.items()}
-    if len(errors) == len(several):
+    if len(errors) == len(photos):
         raise ValueError(next(iter(errors.values())))
     below = verified_below(index, verify)
     neighbors = index.search(*(descriptors for descriptors, _ in found), min_count=top, among=among)
     is_restricted = among is not None
     calibration = None if is_restricted else index.metadata.calibration
-    confidences = np.full(len(several), np.nan) if is_restricted else index.confidences(neighbors)
-    images = PhotoImages(several, orientation=index.metadata.orientation)
+    confidences = np.full(len(photos), np.nan) if is_restricted else index.confidences(neighbors)
+    images = PhotoImages(photos, orientation=index.metadata.orientation)
     verified = None
     if len(chosen := np.setdiff1d(np.flatnonzero(np.nan_to_num(confidences, nan=1) < below), list(errors))):
         verified = index.verifier.verified(images.pixels, neighbors, chosen, num_kept=top, hidden=not shows_progress)
@@ -53,7 +52,7 @@ def localize_photos(
             confidences = np.where(verified.is_verified, verified.confidences(index), confidences)
     return localizations_of(
         index,
-        [images.name(row) for row in range(len(several))],
+        [images.name(row) for row in range(len(photos))],
         neighbors,
         top=top,
         confidences=confidences,
