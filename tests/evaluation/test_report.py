@@ -272,7 +272,7 @@ def test_photos_are_shown_in_the_orientation_that_they_were_searched_in(orientat
     image = Image.open(tmp_path / NAMES[0])
     image.getexif()[0x0112] = 6
     image.save(tmp_path / NAMES[0], exif=image.getexif())
-    photos = {name: picture for name, picture in data_of(written(tmp_path, found), "gallery")["photos"]}
+    photos = dict(data_of(written(tmp_path, found), "gallery")["photos"])
     with Image.open(io.BytesIO(base64.b64decode(photos[NAMES[0]]))) as shown:
         assert (shown.width < shown.height) == is_upright
 
