@@ -48,7 +48,7 @@ def fix_of(result: progeo.Localization) -> NavSatFix:
         return fix
     fix.status.status = NavSatStatus.STATUS_FIX
     fix.latitude, fix.longitude = result.latitude, result.longitude
-    confidence = min(result.confidence, 0.999)
+    confidence = min(max(result.confidence, 0.001), 0.999)  # which no finite variance means below or above
     variance = result.radius_m**2 / (-2 * math.log(1 - confidence))
     fix.position_covariance = [variance, 0.0, 0.0, 0.0, variance, 0.0, 0.0, 0.0, 1e6]  # the altitude is unknown
     fix.position_covariance_type = NavSatFix.COVARIANCE_TYPE_APPROXIMATED
@@ -61,6 +61,8 @@ class Localizer(Node):
     def __init__(self) -> None:
         super().__init__("progeo")
         self.index = progeo.open_index(self.declare_parameter("index", "city.index").value)
+        if self.index.metadata.calibration is None:
+            raise ValueError("A fix needs a confidence: run `progeo index calibrate` on the index first.")
         self.threshold = self.declare_parameter("threshold", 0.5).value
         self.publisher = self.create_publisher(NavSatFix, "fix", 10)
         self.create_subscription(Image, "image", self.localize, NEWEST)

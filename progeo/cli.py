@@ -24,6 +24,7 @@ from progeo.engine.stopping import Terminated, raising_terminated
 from progeo.image_files import MAX_PIXELS_VARIABLE, max_pixels
 from progeo.plugins import import_installed_plugins, import_plugin
 from progeo.printable import escaped
+from progeo.unwritten import UnwrittenError
 
 
 @dataclass(frozen=True)
@@ -251,8 +252,16 @@ def _run(name: str, words: Sequence[str]) -> None:
     function = command.load()
     rest = [word for word in words if word not in ("--json", "--quiet", "--verbose")]
     arguments = parse_arguments(function, rest, words=command.words, others=training_settings)
-    with explaining_out_of_memory(_less_memory(function)):
-        result = function(**arguments)
+    try:
+        with explaining_out_of_memory(_less_memory(function)):
+            result = function(**arguments)
+    except UnwrittenError as error:
+        _print_result(error.result, words)
+        raise
+    _print_result(result, words)
+
+
+def _print_result(result: Any, words: Sequence[str]) -> None:
     if result is not None and os.environ.get("RANK", "0") == "0":
         text = _as_json(result) if "--json" in words else _shown(result)
         print(escaped(text) if sys.stdout.isatty() else text)

@@ -106,6 +106,21 @@ def write_new(path: Path, content: bytes) -> None:
         raise FileExistsError(f"{path} exists already.")
 
 
+def check_can_be_written(path: Path) -> None:
+    """Check a path before the work whose results a file will hold.
+
+    Raises:
+        OSError: it is a folder, or its folder is a file or may not be written to.
+    """
+    nearest = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir():
+        raise OSError(f"{path} could not be written: it is a folder.")
+    if not nearest.is_dir():
+        raise OSError(f"{path} could not be written: {nearest} is a file.")
+    if not os.access(nearest, os.W_OK):
+        raise OSError(f"{path} could not be written: {nearest} may not be written to.")
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 

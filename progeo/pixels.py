@@ -103,6 +103,12 @@ def exif_of(image: Image) -> bytes:
     return re.sub(rb"^(Exif\0\0)+", b"", exif) if isinstance(exif, bytes) else b""
 
 
+def xmp_of(image: Image) -> bytes:
+    """Return the XMP packet of an image; empty if there is none."""
+    xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
+    return xmp.encode() if isinstance(xmp, str) else xmp
+
+
 def _exif_orientation(exif: bytes) -> int | None:
     """Parse the orientation entry, the first number if it has several; None if there is none."""
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
@@ -132,6 +138,5 @@ def _exif_integer(exif: bytes, start: int, order: str, kind: int, length: int) -
 
 
 def _xmp_orientation(image: Image) -> int | None:
-    xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
-    found = _XMP_ORIENTATION.search(xmp.encode() if isinstance(xmp, str) else xmp)
+    found = _XMP_ORIENTATION.search(xmp_of(image))
     return int(found[1]) if found else None

@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,7 @@ from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 from progeo.engine.options import Precision
 from progeo.features.options import WorkOptions
 from progeo.localization.options import ProgramOptions, SequenceOptions
+from progeo.unwritten import UnwrittenError
 
 if TYPE_CHECKING:
     from progeo.localization.localizations import Localization
@@ -65,6 +68,8 @@ def localize(
     Raises:
         ValueError: not exactly one of photos and a sentence is given, no photo can be read, no image is near enough, or
             the encoder does not support text.
+        OSError: a file cannot be written.
+        UnwrittenError: a file could not be written once the photos were localized.
     """
     from progeo.engine.log import LOGGER
     from progeo.localization.extraction import find_photos
@@ -78,8 +83,7 @@ def localize(
     _refuse_combinations(photos, text, near is not None or heading is not None, programs, sequence)
     if text is not None and verify:
         raise ValueError("`verify` matches photos, and `text` is none: omit one of them.")
-    if out is not None and out.suffix not in WRITERS:
-        raise ValueError(f"`out` must end in {', '.join(WRITERS)}, got {out.name}.")
+    _check_out(out, programs.pairs)
     circle = None if near is None else parse_near(near)
     headings = None if heading is None else parse_heading(heading)
     paths = tuple(path for photo in photos for path in (_paths_of_stdin() if str(photo) == "-" else [photo]))
@@ -94,17 +98,46 @@ def localize(
         results = localize_sequence(opened, found, sequence, **options)
     else:
         results = opened.localize(found, near=circle, heading=headings, **options)
+    writers = planned.writers()
     if out is not None:
-        WRITERS[out.suffix](
-            out, results, WritingOptions(spreadsheet_safe, show_paths, opened, by_text=text is not None)
-        )
+        writing = WritingOptions(spreadsheet_safe, show_paths, opened, by_text=text is not None)
+        writers.append(partial(WRITERS[out.suffix], out, options=writing))
+    _write(results, writers)
+    if out is not None:
         LOGGER.info("results: %s", out)
-    planned.write(results)
     return results
 
 
+def _write(results: "list[Localization]", writers: "Iterable[Callable[[Sequence[Localization]], None]]") -> None:
+    """Write all files that can be written."""
+    failures = []
+    for write in writers:
+        try:
+            write(results)
+        except (ValueError, OSError) as error:
+            failures.append(str(error))
+    if failures:
+        raise UnwrittenError("\n".join(failures), results)
+
+
+def _check_out(out: Path | None, pairs: Path | None) -> None:
+    from progeo.files import check_can_be_written
+    from progeo.localization.results import WRITERS
+
+    if out is None:
+        return
+    if out.suffix not in WRITERS:
+        raise ValueError(f"`out` must end in {', '.join(WRITERS)}, got {out.name}.")
+    if pairs is not None and pairs.resolve() == out.resolve():
+        raise ValueError(f"`out` and `pairs` are the same file {out}: name two files.")
+    check_can_be_written(out)
+
+
 def _paths_of_stdin() -> list[Path]:
-    return [Path(os.fsdecode(line)) for line in sys.stdin.buffer.read().splitlines() if line]
+    paths = [Path(os.fsdecode(line)) for line in sys.stdin.buffer.read().splitlines() if line]
+    if not paths:
+        raise ValueError("- reads paths of photos from standard input, one a line, and there are none: give some.")
+    return paths
 
 
 def _refuse_combinations(
@@ -122,6 +155,10 @@ def _refuse_combinations(
         raise ValueError("`near` and `heading` are for photos, and `text` searches the complete index: omit them.")
     if text is not None and (sequence.sequence or programs != ProgramOptions()):
         raise ValueError("`pairs`, `write_exif` and `sequence` need photos, not `text`.")
+    if programs.pairs is None and programs.pairs_folder is not None:
+        raise ValueError("`pairs_folder` is for the names in `pairs`: name that file too, or omit it.")
+    if not sequence.sequence and sequence != SequenceOptions():
+        raise ValueError("`sequence_fps` and `max_speed_mps` are for `sequence`: give that too, or omit them.")
     if is_restricted and (sequence.sequence or programs.write_exif is not None):
         raise ValueError("`sequence` and `write_exif` need a confidence: omit `near` and `heading`, which give none.")
     if is_video(photos) and not sequence.sequence:

@@ -30,4 +30,4 @@ def serve(*, index: Path, host: str = "127.0.0.1", port: NonNegativeInt = 8000, 
 
     options = replace(service, token=token_of(service))
     check_host(host, options)
-    run_server(index, listen(host, int(port)), options)
+    run_server(index, listen(host, int(port)), options)  # sockets take no subclass of int

@@ -17,9 +17,11 @@ from progeo.data.decode import decode_image, read_image, read_shape
 from progeo.image_files import Orientation
 from progeo.pixels import orientation_of, pixels_of, swaps_sides
 
-Photo: TypeAlias = str | Path | bytes | BinaryIO | Image.Image | np.ndarray | Tensor
+Photo: TypeAlias = str | Path | bytes | bytearray | memoryview | BinaryIO | Image.Image | np.ndarray | Tensor
 """A path, the bytes of an image file, a file opened in binary mode, a PIL image, or the upright pixels of an RGB image:
 an array uint8 (H, W, 3) or a tensor uint8 (3, H, W)."""
+
+_IN_MEMORY = bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +66,8 @@ class PhotoImages(Dataset):
         if isinstance(photo, Tensor):
             return photo
         if isinstance(photo, np.ndarray):
-            return torch.tensor(photo).permute(2, 0, 1)  # a copy, as the array may be read-only
+            pixels = np.ascontiguousarray(photo)  # as tensors have no negative strides
+            return torch.tensor(pixels).permute(2, 0, 1)  # a copy, as the array may be read-only
         try:
             if isinstance(photo, Image.Image):
                 return pixels_of(photo, self.orientation)
@@ -91,7 +94,7 @@ def listed_photos(photos: Photo | Iterable[Photo]) -> list[Photo]:
     Raises:
         ValueError: something is no photo.
     """
-    several = [photos] if _is_one(photos) else list(photos)  # type: ignore[arg-type]
+    several = list(photos) if isinstance(photos, Iterable) and not _is_one(photos) else [photos]
     for photo in several:
         if not _is_one(photo) or not _has_pixels(photo):
             raise ValueError(
@@ -103,15 +106,15 @@ def listed_photos(photos: Photo | Iterable[Photo]) -> list[Photo]:
 
 def _is_one(photos: object) -> bool:
     if isinstance(photos, np.ndarray | Tensor):
-        return photos.ndim == 3
-    return isinstance(photos, str | Path | bytes | Image.Image) or hasattr(photos, "read")
+        return photos.ndim not in (1, 4)  # paths, and a batch
+    return isinstance(photos, str | Path | _IN_MEMORY | Image.Image) or hasattr(photos, "read")
 
 
 def _has_pixels(photo: object) -> bool:
     if isinstance(photo, Tensor):
-        return photo.dtype == torch.uint8 and photo.shape[0] == 3 and photo.numel() > 0
+        return photo.dtype == torch.uint8 and photo.ndim == 3 and photo.shape[0] == 3 and photo.numel() > 0
     if isinstance(photo, np.ndarray):
-        return photo.dtype == np.uint8 and photo.shape[2] == 3 and photo.size > 0
+        return photo.dtype == np.uint8 and photo.ndim == 3 and photo.shape[2] == 3 and photo.size > 0
     return True
 
 
@@ -121,9 +124,9 @@ def _kind(photo: object) -> str:
     return type(photo).__name__
 
 
-def _stream(photo: bytes | BinaryIO) -> BinaryIO:
+def _stream(photo: bytes | bytearray | memoryview | BinaryIO) -> BinaryIO:
     """Return a stream at its beginning, as a photo may be read twice."""
-    if isinstance(photo, bytes):
+    if isinstance(photo, _IN_MEMORY):
         return BytesIO(photo)
     photo.seek(0)
     return photo

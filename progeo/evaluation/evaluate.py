@@ -269,6 +269,7 @@ class Evaluator:
             benchmark.panoramas,
             found.pairs,
             regions=regions,
+            orientation=self.images.orientation,
         )
         facts = {
             **{name: facts[name] for name in ("encoder", "descriptor")},

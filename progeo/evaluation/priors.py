@@ -8,14 +8,12 @@ import numpy as np
 import pyarrow as pa
 
 from progeo.engine.log import LOGGER
-from progeo.evaluation.search import Neighbors, nearest_neighbors
+from progeo.evaluation.search import Neighbors, nearest_among
 from progeo.features.store import ShardedRows
 from progeo.places.catalogue import Catalogue
 from progeo.places.cell_order import CellOrder, build_cell_order
 from progeo.places.geographic import degrees_of
-from progeo.places.nearby import HeadingRange, Near, OwnPosition, looks_toward
-
-_VALUES_AT_ONCE = 2**24
+from progeo.places.nearby import HeadingRange, Near, OwnPosition, check_known, looks_toward
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class Regions:
             rows = np.setdiff1d(self.rows(alike[0]), database.missing, assume_unique=True)
             if num_found := min(count, len(rows)):
                 rows -= np.searchsorted(database.missing, rows)
-                nearest = _nearest_among(database, rows, queries[alike].reshape(-1, database.width), num_found)
+                nearest = nearest_among(rows, queries[alike].reshape(-1, database.width), num_found, take=database.take)
                 shape = (len(alike), -1, num_found)
                 found[alike, :, :num_found] = nearest.rows.reshape(shape)
                 distances[alike, :, :num_found] = nearest.distances.reshape(shape)
@@ -110,7 +108,9 @@ def build_regions(
     if near is not None:
         degrees = _known_degrees(database)
         circles = [near] * len(queries) if isinstance(near, Near) else _own_circles(queries, near)
-        where = f"within {near.radius_m:g} m of {near.latitude}, {near.longitude}" if isinstance(near, Near) else near
+        where = (
+            f"within {near.radius_m:.10g} m of {near.latitude}, {near.longitude}" if isinstance(near, Near) else near
+        )
         texts.append(str(where))
     if tolerance_deg is not None:
         ranges = _own_ranges(database, queries, tolerance_deg)
@@ -121,10 +121,7 @@ def build_regions(
 
 def _known_degrees(database: Catalogue) -> np.ndarray:
     degrees = degrees_of(database)
-    if np.isnan(degrees).any(axis=0).all():
-        raise ValueError(
-            f"`near` cannot be used: no latitude and longitude is known in {database.folder}. Leave it out."
-        )
+    check_known(degrees.sum(axis=0), "latitude and longitude", database.folder, name="near")
     return degrees
 
 
@@ -143,14 +140,6 @@ def _own_circles(queries: Catalogue, near: OwnPosition) -> list[Near]:
 def _own_ranges(database: Catalogue, queries: Catalogue, tolerance_deg: float) -> list[HeadingRange | None]:
     """Return the range around the heading of each query; None where it is unknown."""
     for images in (database, queries):
-        if np.isnan(images.heading).all():
-            raise ValueError(f"`heading` cannot be used: {images.folder} has no headings. Leave it out.")
+        check_known(images.heading, "heading", images.folder, name="heading")
     known = queries.heading.tolist()
     return [None if math.isnan(heading) else HeadingRange(heading, tolerance_deg) for heading in known]
-
-
-def _nearest_among(database: ShardedRows, rows: np.ndarray, queries: np.ndarray, count: int) -> Neighbors:
-    step = max(1, _VALUES_AT_ONCE // database.width)
-    parts = (database.take(rows[start : start + step]) for start in range(0, len(rows), step))
-    nearest = nearest_neighbors(parts, queries, count)
-    return Neighbors(rows[nearest.rows], nearest.distances)

@@ -33,7 +33,7 @@ def query_gallery(
         num_shown: predictions of each query.
         show_paths: show absolute names.
     """
-    photos, predicted = Photos(), found.predictions[:, :num_shown]
+    photos, predicted = Photos(found.orientation), found.predictions[:, :num_shown]
     facets = _facets(found, pictured)
     of_missed = {} if missed is None else _missed_items(found, missed)
     with_picture = np.concatenate([predicted[pictured].ravel(), [row for row, _ in of_missed.values()]])

@@ -10,6 +10,7 @@ import numpy as np
 from progeo.evaluation.classification import ClassScores
 from progeo.evaluation.priors import Regions
 from progeo.evaluation.recall import correct_predictions
+from progeo.image_files import Orientation
 from progeo.places.catalogue import Catalogue
 from progeo.places.coordinates import middle_of, offsets_m
 from progeo.places.distances import Distances, distances_between
@@ -48,6 +49,8 @@ class Retrieved:
     """Predictions that were matched with their query, by query and rank, the first ranks only."""
     regions: Regions | None = None
     """Database images that each query was searched among; None for all."""
+    orientation: Orientation = "exif"
+    """How images were oriented."""
 
     @property
     def labeled(self) -> bool:

@@ -1,6 +1,5 @@
 """Search an index among some of its rows only: all of them, exactly by what the index stores."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -8,9 +7,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from progeo.evaluation.search import Neighbors, nearest_neighbors, squared_distances
-
-_VALUES_AT_ONCE = 2**24
+from progeo.evaluation.search import Neighbors, nearest_among, squared_distances
 
 
 @dataclass(frozen=True)
@@ -40,8 +37,8 @@ class RowSearch:
         distances = np.full((len(queries), count), np.inf, np.float32)
         if num_found := min(count, len(rows)):
             search = self._among_lists if isinstance(index, faiss.IndexIVF) else _among_vectors
-            if isinstance(index, faiss.IndexLSH):
-                raise ValueError(f"{kind}, as its distances are of bits: {advice}.")
+            if reason := next((reason for refused, reason in _REFUSED if isinstance(index, refused)), ""):
+                raise ValueError(f"{kind}, as {reason}: {advice}.")
             try:
                 nearest = search(index, rows, queries, num_found)
             except RuntimeError:  # faiss raises nothing else
@@ -90,23 +87,21 @@ def _innermost(index: Any, queries: np.ndarray) -> tuple[Any, np.ndarray]:
             return index, queries
 
 
+_REFUSED = (
+    (faiss.IndexLSH, "its distances are of bits"),
+    ((faiss.IndexRaBitQ, faiss.IndexRaBitQFastScan), "its distances are not those to the vectors that it restores"),
+    (faiss.IndexIVFFlatDedup, "equal vectors are found together"),  # type: ignore[attr-defined]
+)
+"""Kinds of indexes whose rows cannot be searched in parts, besides those for which faiss says so, and why."""
 _STORES = ((faiss.IndexRefine, "refine_index"), (faiss.IndexHNSW, "storage"), (faiss.IndexNSG, "storage"))
 
 
 def _among_vectors(index: Any, rows: np.ndarray, queries: np.ndarray, count: int) -> Neighbors:
-    nearest = nearest_neighbors(_vectors(index, rows), queries, count)
-    return Neighbors(rows[nearest.rows], nearest.distances)
-
-
-def _vectors(index: Any, rows: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the vectors of rows, (n, D) at a time; those of a compressed index as it restores them."""
-    step = max(1, _VALUES_AT_ONCE // index.d)
-    stored = None
+    """Compare the vectors of rows; those of a compressed index as it restores them."""
+    take = index.reconstruct_batch
     if isinstance(index, faiss.IndexFlat):
-        stored = faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d).reshape(-1, index.d)
-    for start in range(0, len(rows), step):
-        part = rows[start : start + step]
-        yield index.reconstruct_batch(part) if stored is None else stored[part]
+        take = faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d).reshape(-1, index.d).__getitem__
+    return nearest_among(rows, queries, count, take=take)
 
 
 def _bits(rows: np.ndarray, total: int) -> np.ndarray:

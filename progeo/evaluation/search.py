@@ -18,7 +18,7 @@ from progeo.files import file_digest, write_text
 
 _MAX_TRAINING = 2**17
 _VALUES_AT_ONCE = 2**24
-"""Maximum number of values of descriptors in memory when predictions are compared with their query."""
+"""Maximum number of values of descriptors in memory when some of them are compared with queries."""
 _CRASHES = re.compile(r"(?<![0-9F])0+(?![0-9])|(HNSW|NSG)1(?![0-9])")
 """Numbers in a factory string that crash faiss, where `IVF0` for example raises an error."""
 _TRIAL = """
@@ -93,6 +93,22 @@ def distances_of(predictions: np.ndarray, queries: np.ndarray, database: Sharded
         distances = np.linalg.norm(crops[start : start + step] - images, axis=3).min(axis=1)
         found[start : start + step] = np.where(rows < 0, np.nan, distances)
     return found
+
+
+def nearest_among(
+    rows: np.ndarray, queries: np.ndarray, count: int, *, take: Callable[[np.ndarray], np.ndarray]
+) -> Neighbors:
+    """Find the nearest neighbors of Q queries among some rows exactly; see `nearest_neighbors`.
+
+    Args:
+        rows: int64 (n,), `count` at least.
+        queries: descriptors, float32 (Q, D).
+        take: returns the descriptors (m, D) of some of the rows; it is called with as many as fit into memory.
+    """
+    step = max(1, _VALUES_AT_ONCE // queries.shape[1])
+    parts = (take(rows[start : start + step]) for start in range(0, len(rows), step))
+    nearest = nearest_neighbors(parts, queries, count)
+    return Neighbors(rows[nearest.rows], nearest.distances)
 
 
 def squared_distances(queries: np.ndarray, images: np.ndarray) -> np.ndarray:

@@ -51,12 +51,14 @@ def choose_photos(confidences: np.ndarray, correct: np.ndarray, verified_correct
 
 
 def is_uncertain(confidences: np.ndarray, below: float) -> np.ndarray:
-    """Return which photos are verified by a threshold of their confidence, bool (Q,); none without a confidence.
+    """Return which photos are verified by a threshold of their confidence, bool (Q,).
 
     Args:
         confidences: NaN where there is none, (Q,).
-        below: 0 for none, 1 for all.
+        below: 0 for none, 1 for all that have a confidence, infinity for all.
     """
+    if below == np.inf:
+        return np.ones(len(confidences), bool)
     return confidences < (np.inf if below == 1 else below)
 
 

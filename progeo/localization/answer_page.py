@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from progeo.image_files import Orientation
 from progeo.localization.localizations import Localization, Match
 from progeo.pages.gallery import Gallery, Item, Measure, Photos, Row, Strip
 from progeo.pages.maps import Detail, Map, MapFrame, Points, Polygons, map_frame
@@ -34,6 +35,7 @@ def write_answer_page(
     *,
     catalogue: Catalogue | None = None,
     cell_side_m: float = 0,
+    orientation: Orientation = "exif",
     by_text: bool = False,
     show_paths: bool = False,
     spreadsheet_safe: bool = False,
@@ -43,6 +45,7 @@ def write_answer_page(
     Args:
         catalogue: the images or classes of the place index that was searched, for the map; None shows no map.
         cell_side_m: side of the cells of classes; 0 for an index of images.
+        orientation: that of the index, by which photos and images are shown.
         by_text: whether queries are sentences instead of paths of photos.
         show_paths: whether the page shows absolute paths.
         spreadsheet_safe: see `write_page`.
@@ -59,7 +62,7 @@ def write_answer_page(
         title=_title(names, by_text=by_text),
         show_paths=show_paths,
         spreadsheet_safe=spreadsheet_safe,
-        gallery=_gallery(results, names, verdicts, by_text=by_text, show_paths=show_paths),
+        gallery=_gallery(results, names, verdicts, Photos(orientation), by_text=by_text, show_paths=show_paths),
         map=None if catalogue is None else _map(catalogue, cell_side_m, results, names, show_paths=show_paths),
         answers=[
             {
@@ -125,11 +128,11 @@ def _gallery(
     results: Sequence[Localization],
     names: Sequence[str],
     verdicts: Sequence[str],
+    photos: Photos,
     *,
     by_text: bool,
     show_paths: bool,
 ) -> Gallery:
-    photos = Photos()
     own = [
         None if by_text else photos.add(name, Path(result.query), embedded=number < _MAX_PICTURES)
         for number, (result, name) in enumerate(zip(results, names, strict=True))

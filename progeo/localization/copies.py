@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from progeo.engine.log import LOGGER
-from progeo.files import common_folder, write_new
+from progeo.files import check_can_be_written, common_folder, write_new
 from progeo.localization.exif import Position, with_position
 from progeo.localization.localizations import Localization
 from progeo.printable import first_line
@@ -15,12 +15,15 @@ def plan_copies(photos: Iterable[Path], folder: Path) -> dict[str, Path]:
 
     Raises:
         FileExistsError: one exists already.
+        OSError: `folder` is a file, or cannot be created.
     """
     absolute = {str(photo): photo.parent.resolve() / photo.name for photo in photos}
     source = common_folder(absolute.values())
     copies = {text: folder / photo.relative_to(source) for text, photo in absolute.items()}
     if existing := next((copy for copy in copies.values() if copy.exists() or copy.is_symlink()), None):
         raise FileExistsError(f"{existing} exists already: name another folder with `write_exif`.")
+    for copy in copies.values():
+        check_can_be_written(copy)
     return copies
 
 
@@ -38,10 +41,10 @@ def write_copies(results: Sequence[Localization], copies: Mapping[str, Path]) ->
             continue
         try:
             content = with_position(Path(result.query).read_bytes(), _position(result))
+            write_new(copies[result.query], content)
         except (ValueError, OSError) as error:
             LOGGER.warning("no copy of %s is written: %s", result.query, first_line(error))
             continue
-        write_new(copies[result.query], content)
         written.add(copies[result.query])
     return len(written)
 

@@ -8,7 +8,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
@@ -18,7 +18,7 @@ from PIL.Image import Exif, Image
 
 from progeo.datasets.readers.photos import position_in
 from progeo.image_files import open_image
-from progeo.pixels import exif_of
+from progeo.pixels import exif_of, xmp_of
 from progeo.printable import first_line
 
 _ORDERS = MappingProxyType({b"II": "<", b"MM": ">"})
@@ -28,12 +28,21 @@ _SIZES = MappingProxyType({_BYTE: 1, _ASCII: 1, _LONG: 4, _RATIONAL: 8, _UNDEFIN
 _EMPTY = b"II*\0\x08\0\0\0" + bytes(6)
 _PER_SECOND = 10_000
 """Denominator of seconds of arc: 0.0001 seconds are 3 mm."""
+_MAX_ERROR_M = 20_040_000
+"""Half the circumference of the Earth in meters: nothing is farther away."""
 _SEGMENT_PREFIX = b"Exif\0\0"
+_OFFSETS_PREFIX = b"MPF\0"
+"""Begins the segment of a JPEG that tells where further images in its file are."""
 _MAX_SEGMENT = 2**16 - 3
 _PNG_HEADER = 33
 """Bytes of a PNG up to the end of its IHDR chunk."""
 _HAS_EXIF, _HAS_ALPHA = 0x08, 0x10
 """Bits of the first byte of a WebP's VP8X chunk."""
+_TIMES = (
+    (Base.DateTimeOriginal, Base.SubsecTimeOriginal, Base.OffsetTimeOriginal),
+    (Base.DateTime, Base.SubsecTime, Base.OffsetTime),
+)
+"""Tags of a time, of its fraction of a second and of its zone; the first that are known are taken."""
 
 
 @dataclass(frozen=True)
@@ -52,17 +61,30 @@ def taken_at(path: Path) -> datetime | None:
     """Return when a photo was taken, without a time zone if its EXIF has none; None if nothing says when."""
     try:
         with open_image(path) as image:
-            entries = _parsed(_exif(image)).get_ifd(IFD.Exif)
-        text, fraction, zone = (
-            str(entries.get(tag, "")).strip("\0 ")
-            for tag in (Base.DateTimeOriginal, Base.SubsecTimeOriginal, Base.OffsetTimeOriginal)
-        )
-        time = datetime.strptime(text, "%Y:%m:%d %H:%M:%S")
-        if fraction.isdecimal():
-            time += timedelta(seconds=float(f"0.{fraction}"))
-        return datetime.fromisoformat(f"{time.isoformat()}{zone}")
-    except Exception:  # no image, no time, or corrupt EXIF
+            exif = _parsed(_exif(image))
+        entries = {**exif, **exif.get_ifd(IFD.Exif)}
+    except Exception:  # no image, or corrupt EXIF
         return None
+    times = (_time(*(str(entries.get(tag, "")).strip("\0 ") for tag in tags)) for tags in _TIMES)
+    return next((time for time in times if time is not None), None)
+
+
+def _time(text: str, fraction: str, zone: str) -> datetime | None:
+    """Parse a time; without a time zone if that cannot be parsed, None for one that has no equal in UTC."""
+    try:
+        time = datetime.strptime(text, "%Y:%m:%d %H:%M:%S")
+    except ValueError:
+        return None
+    if fraction.isdecimal():
+        time += timedelta(seconds=float(f"0.{fraction}"))
+    try:
+        zoned = datetime.fromisoformat(f"{time.isoformat()}{zone}")
+        zoned.astimezone(UTC)
+    except ValueError:
+        return time
+    except OverflowError:
+        return None
+    return zoned
 
 
 def with_position(content: bytes, position: Position) -> bytes:
@@ -72,14 +94,16 @@ def with_position(content: bytes, position: Position) -> bytes:
         content: a JPEG, PNG or WebP file.
 
     Raises:
-        ValueError: the file has another format or is corrupt, says already where it was taken, or has no room.
+        ValueError: the file has another format or several images, is corrupt, has a position already, or has no room.
     """
-    kind, size, block = _opened(content)
+    kind, size, block, xmp = _opened(content)
     if kind not in _SPLICED:
         raise ValueError(f"it is {kind}, and only {', '.join(_SPLICED)} can take a position: convert it")
+    if b"GPSLatitude" in xmp or b"GPSLongitude" in xmp:
+        raise ValueError("it has a position already, in XMP, which is kept")
     written = with_gps(block, position)
     copy = _SPLICED[kind](content, written, size)
-    if _opened(copy) != (kind, size, written) or position_in(_parsed(written)) is None:
+    if _opened(copy) != (kind, size, written, xmp) or position_in(_parsed(written)) is None:
         raise ValueError("it is corrupt: its metadata could not be read again with a position")
     return copy
 
@@ -94,14 +118,15 @@ def with_gps(block: bytes, position: Position) -> bytes:
     try:
         order = _ORDERS[block[:2]]
         entries, following = _entries(block, struct.unpack_from(f"{order}L", block, 4)[0], order)
-        gps: Mapping[int, bytes] = {}
+        gps: dict[int, bytes] = {}
         if IFD.GPSInfo in entries:
             gps, _ = _entries(block, struct.unpack(f"{order}L", entries[IFD.GPSInfo][-4:])[0], order)
-        present = position_in(_parsed(block))
+        _parsed(block)
     except (struct.error, KeyError, SyntaxError):  # the last is Pillow's, about the first bytes
         raise ValueError("its EXIF metadata are corrupt") from None
-    if present is not None:
-        raise ValueError("it has a position already, which is kept")
+    if GPS.GPSLatitude in gps or GPS.GPSLongitude in gps:
+        raise ValueError("it has a position already, even if an incomplete or void one, which is kept")
+    gps.pop(GPS.GPSStatus, None)  # of the camera, which found no position: it would call this one void
     block += bytes(len(block) % 2)  # directories begin at even offsets
     gps_start = len(block)
     block += _directory(gps, _gps_values(position, order), order, start=gps_start)
@@ -110,11 +135,13 @@ def with_gps(block: bytes, position: Position) -> bytes:
     return block[:4] + struct.pack(f"{order}L", len(block)) + block[8:] + directory
 
 
-def _opened(content: bytes) -> tuple[str, tuple[int, int], bytes]:
-    """Return the format, the width and height, and the EXIF block of a file."""
+def _opened(content: bytes) -> tuple[str, tuple[int, int], bytes, bytes]:
+    """Return the format, the width and height, the EXIF block and the XMP packet of a file."""
     try:
         with open_image(BytesIO(content)) as image:
-            return str(image.format), image.size, _exif(image)
+            if image.format == "PNG":
+                image.load()  # XMP may be stored after the pixels
+            return str(image.format), image.size, _exif(image), xmp_of(image)
     except Exception as error:  # decoders raise many kinds
         raise ValueError(f"it cannot be opened: {first_line(error)}") from None
 
@@ -170,7 +197,7 @@ def _directory(
 
 def _gps_values(position: Position, order: str) -> dict[int, tuple[int, bytes]]:
     method = b"ASCII\0\0\0" + position.method.encode("ascii", errors="replace")
-    error = struct.pack(f"{order}2L", round(position.error_m * 100), 100)
+    error = struct.pack(f"{order}2L", round(min(position.error_m, _MAX_ERROR_M) * 100), 100)
     return {
         GPS.GPSVersionID: (_BYTE, bytes((2, 3, 0, 0))),
         GPS.GPSLatitudeRef: (_ASCII, b"S\0" if position.latitude < 0 else b"N\0"),
@@ -195,18 +222,22 @@ def _spliced_jpeg(content: bytes, block: bytes, size: tuple[int, int]) -> bytes:
     if len(segment) > _MAX_SEGMENT:
         raise ValueError("its EXIF metadata have no room for a position")
     segments = list(_segments(content))
-    places = [index for index, part in enumerate(segments) if part[1:2] == b"\xe1" and part[4:10] == _SEGMENT_PREFIX]
-    place = places[0] if places else 1 + (segments[1][1:2] == b"\xe0")
-    parts = [part for index, part in enumerate(segments) if index not in places]
-    return b"".join([*parts[:place], struct.pack(">2sH", b"\xff\xe1", len(segment) + 2), segment, *parts[place:]])
+    if any(part[1:2] == b"\xe2" and part[4:8] == _OFFSETS_PREFIX for part in segments):
+        raise ValueError("it holds several images, whose offsets in the file would no longer be correct")
+    found = [index for index, part in enumerate(segments) if part[1:2] == b"\xe1" and part[4:10] == _SEGMENT_PREFIX]
+    behind_header = 1 + next((index for index, part in enumerate(segments) if part[1:2] == b"\xe0"), 0)
+    start = found[0] if found else behind_header
+    parts = [part for index, part in enumerate(segments) if index not in found]
+    return b"".join([*parts[:start], struct.pack(">2sH", b"\xff\xe1", len(segment) + 2), segment, *parts[start:]])
 
 
 def _segments(content: bytes) -> Iterator[bytes]:
-    """Split a JPEG: its first marker, each segment before the pixels, and the rest."""
+    """Split a JPEG: its first marker, each segment before the pixels and each fill byte before one, and the rest."""
     yield content[:2]
     start = 2
     while content[start : start + 1] == b"\xff" and content[start + 1 : start + 2] != b"\xda":
-        end = start + 2 + int.from_bytes(content[start + 2 : start + 4], "big")
+        is_fill = content[start + 1 : start + 2] == b"\xff"
+        end = start + 1 if is_fill else start + 2 + int.from_bytes(content[start + 2 : start + 4], "big")
         yield content[start:end]
         start = end
     yield content[start:]
@@ -218,8 +249,10 @@ def _spliced_png(content: bytes, block: bytes, size: tuple[int, int]) -> bytes:
     parts = [content[:_PNG_HEADER], struct.pack(">L", len(block)), chunk, struct.pack(">L", zlib.crc32(chunk))]
     start = _PNG_HEADER
     while start < len(content):
-        end = start + 12 + int.from_bytes(content[start : start + 4], "big")
-        if content[start + 4 : start + 8] != b"eXIf":
+        name = content[start + 4 : start + 8]
+        is_last = name == b"IEND"  # what follows it is no chunk
+        end = len(content) if is_last else start + 12 + int.from_bytes(content[start : start + 4], "big")
+        if name != b"eXIf":
             parts.append(content[start:end])
         start = end
     return b"".join(parts)
@@ -227,28 +260,32 @@ def _spliced_png(content: bytes, block: bytes, size: tuple[int, int]) -> bytes:
 
 def _spliced_webp(content: bytes, block: bytes, size: tuple[int, int]) -> bytes:
     """Add an EXIF chunk behind the pixels; a simple file becomes an extended one."""
-    chunks = [(name, data) for name, data in _webp_chunks(content) if name != b"EXIF"]
-    if chunks[0][0] != b"VP8X":
-        has_alpha = chunks[0][0] == b"VP8L" and bool(chunks[0][1][4] & 0x10)
+    *chunks, rest = _webp_chunks(content)
+    chunks = [chunk for chunk in chunks if chunk[:4] != b"EXIF"]
+    if chunks[0][:4] != b"VP8X":
+        has_alpha = chunks[0][:4] == b"VP8L" and bool(chunks[0][12] & 0x10)
         sides = b"".join((side - 1).to_bytes(3, "little") for side in size)
-        chunks.insert(0, (b"VP8X", bytes((_HAS_ALPHA if has_alpha else 0, 0, 0, 0)) + sides))
-    header = chunks[0][1]
-    chunks[0] = b"VP8X", bytes((header[0] | _HAS_EXIF,)) + header[1:]
-    place = next((index for index, (name, _) in enumerate(chunks) if name == b"XMP "), len(chunks))
-    chunks.insert(place, (b"EXIF", block))
-    body = b"WEBP" + b"".join(
-        name + struct.pack("<L", len(data)) + data + bytes(len(data) % 2) for name, data in chunks
-    )
-    return b"RIFF" + struct.pack("<L", len(body)) + body
+        chunks.insert(0, _webp_chunk(b"VP8X", bytes((_HAS_ALPHA if has_alpha else 0, 0, 0, 0)) + sides))
+    chunks[0] = chunks[0][:8] + bytes((chunks[0][8] | _HAS_EXIF,)) + chunks[0][9:]
+    end = next((index for index, chunk in enumerate(chunks) if chunk[:4] == b"XMP "), len(chunks))
+    chunks.insert(end, _webp_chunk(b"EXIF", block))
+    body = b"WEBP" + b"".join(chunk + bytes(len(chunk) % 2) for chunk in chunks)
+    return b"RIFF" + struct.pack("<L", len(body)) + body + rest
 
 
-def _webp_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+def _webp_chunk(name: bytes, data: bytes) -> bytes:
+    return name + struct.pack("<L", len(data)) + data
+
+
+def _webp_chunks(content: bytes) -> Iterator[bytes]:
+    """Split a WebP behind its header: each chunk with its padding, and last what follows them."""
     start, end = 12, 8 + int.from_bytes(content[4:8], "little")
     while start + 8 <= min(end, len(content)):
         length = int.from_bytes(content[start + 4 : start + 8], "little")
-        yield content[start : start + 4], content[start + 8 : start + 8 + length]
+        yield content[start : start + 8 + length + length % 2]
         start += 8 + length + length % 2
+    yield content[start:]
 
 
-_SPLICED = MappingProxyType({"JPEG": _spliced_jpeg, "MPO": _spliced_jpeg, "PNG": _spliced_png, "WEBP": _spliced_webp})
+_SPLICED = MappingProxyType({"JPEG": _spliced_jpeg, "PNG": _spliced_png, "WEBP": _spliced_webp})
 """Format -> function (file, EXIF block, width and height) that returns the file with that block."""

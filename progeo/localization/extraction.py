@@ -1,6 +1,7 @@
 """Extract the descriptors of photos in memory or in files, without a catalogue or a cache."""
 
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -40,18 +41,35 @@ def extract(
         num_workers: number of processes that decode photos; 0 decodes them in this one.
 
     Raises:
-        ValueError: something is no photo, one cannot be read, or the encoder cannot be loaded or run.
+        ValueError: something is no photo, one cannot be read, an option is out of range, or the encoder cannot be
+            loaded or run.
         FileNotFoundError: there is no such encoder.
     """
+    check_at_least(1, batch_size=batch_size)
+    check_at_least(0, num_workers=num_workers)
+    several = find_photos(photos)
+    if not isinstance(encoder, Encoder | str | Path):
+        raise ValueError(f"`encoder` must be an encoder or the name of one, got {type(encoder).__name__}.")
     processor = choose_processor(device, mixed_precision)
     loaded = load_encoder(encoder) if isinstance(encoder, str | Path) else encoder
     extractor = descriptor_extractor(loaded, ImageOptions(), processor)
     descriptors, errors = extract_photos(
-        extractor, find_photos(photos), batch_size=batch_size, num_workers=num_workers, hidden=True
+        extractor, several, batch_size=batch_size, num_workers=num_workers, hidden=True
     )
     for error in errors.values():
         raise ValueError(error)
     return descriptors
+
+
+def check_at_least(minimum: int, **numbers: object) -> None:
+    """Check numbers that are given by name.
+
+    Raises:
+        ValueError: one is no integer, or less than `minimum`.
+    """
+    for name, number in numbers.items():
+        if not isinstance(number, Integral) or int(number) < minimum:
+            raise ValueError(f"`{name}` must be an integer of at least {minimum}, got {number!r}.")
 
 
 def find_photos(photos: Photo | Iterable[Photo]) -> list[Photo]:

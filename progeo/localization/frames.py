@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from progeo.data.photos import Photo
+from progeo.engine.log import LOGGER
 from progeo.localization.exif import taken_at
 from progeo.localization.localizations import Frame, Localization
 from progeo.localization.options import SequenceOptions
@@ -27,6 +28,8 @@ _FRAMES_AT_ONCE = 32
 """Number of frames of a video in memory."""
 _VIDEO_FPS = 1.0
 _ROUNDING_S = 1e-6
+_MISSING_S = 1.0
+"""Seconds by which the length that a video gives itself may differ from that of its frames."""
 _MAP_SAMPLE = 1000
 """Number of images of the index that tell how far apart its images are."""
 
@@ -103,7 +106,7 @@ def shots_of_photos(photos: Sequence[Path], *, fps: float | None) -> list[Shot]:
 
 
 def shots_of_video(path: Path, *, fps: float) -> Iterator[Shot]:
-    """Decode the frames of a video, at most `fps` per second.
+    """Decode the frames of a video, at most `fps` per second; logs a warning if it ends before its length.
 
     Raises:
         ValueError: it is no video that OpenCV can decode.
@@ -112,9 +115,12 @@ def shots_of_video(path: Path, *, fps: float) -> Iterator[Shot]:
 
     capture = cv2.VideoCapture(str(path.resolve()), cv2.CAP_FFMPEG)  # an absolute path is no address of a stream
     try:
-        due = 0.0
+        due, end = 0.0, 0.0
+        rate = capture.get(cv2.CAP_PROP_FPS)
+        length = capture.get(cv2.CAP_PROP_FRAME_COUNT) / rate if rate > 0 else 0.0
         while capture.grab():
             seconds = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            end = max(end, seconds)
             if seconds + _ROUNDING_S < due:
                 continue
             is_decoded, pixels = capture.retrieve()
@@ -123,6 +129,8 @@ def shots_of_video(path: Path, *, fps: float) -> Iterator[Shot]:
             due = (math.floor((seconds + _ROUNDING_S) * fps) + 1) / fps
         if due == 0:
             raise ValueError(f"{path} is no video that can be decoded.")
+        if end + _MISSING_S < length:
+            LOGGER.warning("%s is %.1f s long, and only %.1f s can be decoded: it is truncated", path, length, end)
     finally:
         capture.release()
 
@@ -150,11 +158,12 @@ def smoothed(
     """
     calibration = index.metadata.calibration
     assert calibration is not None
-    count = max(1, *(len(result.matches) for result in results))
-    rows, distances = np.full((len(results), count), -1), np.zeros((len(results), count))
-    for frame, result in enumerate(results):
-        rows[frame, : len(result.matches)] = [match.row for match in result.matches]
-        distances[frame, : len(result.matches)] = [match.distance for match in result.matches]
+    candidates = [result.matches[:_NUM_CANDIDATES] for result in results]
+    shape = len(results), max(1, *map(len, candidates))
+    rows, distances = np.full(shape, -1), np.zeros(shape)
+    for frame, matches in enumerate(candidates):
+        rows[frame, : len(matches)] = [match.row for match in matches]
+        distances[frame, : len(matches)] = [match.distance for match in matches]
     drawn = np.random.default_rng(0).permutation(len(index.catalogue))[:_MAP_SAMPLE]
     catalogues = (index.catalogue.take(each) for each in (np.maximum(rows, 0).ravel(), np.sort(drawn)))
     candidates_m, map_m = positions_m(*catalogues)

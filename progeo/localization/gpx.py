@@ -34,7 +34,10 @@ def write_gpx(path: Path, results: Sequence[Localization], *, show_paths: bool =
 
 
 def _point(tag: str, result: Localization, show_paths: bool) -> Element:
-    point = Element(tag, lat=f"{result.latitude:.7f}", lon=f"{result.longitude:.7f}")
+    assert result.longitude is not None
+    longitude = round(result.longitude, 7)
+    longitude -= 360 * (longitude >= 180)  # GPX takes -180 to below 180
+    point = Element(tag, lat=f"{result.latitude:.7f}", lon=f"{longitude:.7f}")
     time = taken_at(Path(result.query))
     if time is not None and time.tzinfo is not None:
         SubElement(point, "time").text = f"{time.astimezone(UTC).replace(tzinfo=None).isoformat()}Z"

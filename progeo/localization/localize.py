@@ -1,6 +1,6 @@
 """Localize photos with a place index."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ import numpy as np
 from progeo.data.photos import Photo, PhotoImages
 from progeo.evaluation.search import Neighbors
 from progeo.localization.adaptive import is_uncertain
-from progeo.localization.extraction import extract_photos, find_photos
+from progeo.localization.extraction import extract_photos
 from progeo.localization.localizations import Localization, Match
 from progeo.localization.verifying import Verified
 from progeo.places.geographic import cell_corners
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def localize_photos(
     index: "PlaceIndex",
-    photos: Photo | Iterable[Photo],
+    photos: Sequence[Photo],
     *,
     top: int,
     threshold: float,
@@ -32,28 +32,28 @@ def localize_photos(
     shows_progress: bool,
 ) -> list[Localization]:
     """Localize each photo, see `PlaceIndex.localize`."""
-    several = find_photos(photos)
-    if not several:
+    if not photos:
         return []
     options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "hidden": not shows_progress}
-    found = [extract_photos(extractor, several, **options) for extractor in index.query_extractors]
+    found = [extract_photos(extractor, photos, **options) for extractor in index.query_extractors]
     errors = {row: error for _, errors_of_one in found for row, error in errors_of_one.items()}
-    if len(errors) == len(several):
+    if len(errors) == len(photos):
         raise ValueError(next(iter(errors.values())))
+    below = verified_below(index, verify)
     neighbors = index.search(*(descriptors for descriptors, _ in found), min_count=top, among=among)
     is_restricted = among is not None
     calibration = None if is_restricted else index.metadata.calibration
-    confidences = np.full(len(several), np.nan) if is_restricted else index.confidences(neighbors)
-    images = PhotoImages(several, orientation=index.metadata.orientation)
+    confidences = np.full(len(photos), np.nan) if is_restricted else index.confidences(neighbors)
+    images = PhotoImages(photos, orientation=index.metadata.orientation)
     verified = None
-    if len(chosen := np.setdiff1d(np.flatnonzero(_is_chosen(index, confidences, verify)), list(errors))):
+    if len(chosen := np.setdiff1d(np.flatnonzero(is_uncertain(confidences, below)), list(errors))):
         verified = index.verifier.verified(images.pixels, neighbors, chosen, num_kept=top, hidden=not shows_progress)
         neighbors = verified.neighbors
         if calibration is not None:
             confidences = verified.confidences(index, confidences)
     return localizations_of(
         index,
-        [images.name(row) for row in range(len(several))],
+        [images.name(row) for row in range(len(photos))],
         neighbors,
         top=top,
         confidences=confidences,
@@ -66,11 +66,11 @@ def localize_photos(
     )
 
 
-def _is_chosen(index: "PlaceIndex", confidences: np.ndarray, verify: bool | None) -> np.ndarray:
-    """Return which photos are to be verified, bool (Q,)."""
+def verified_below(index: "PlaceIndex", verify: bool | None) -> float:
+    """Return the confidence below which photos are verified: 0 verifies none, 1 all with a confidence, infinity all."""
     if verify is not None:
-        return np.full(len(confidences), verify)
-    return is_uncertain(confidences, 0.0 if index.metadata.verification is None else index.metadata.verification.below)
+        return np.inf if verify else 0.0
+    return 0.0 if index.metadata.verification is None else index.metadata.verification.below
 
 
 def localizations_of(

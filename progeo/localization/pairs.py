@@ -1,49 +1,60 @@
 """Write pairs of photos and their matches for hloc and COLMAP, which find camera poses by local features."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 
-from progeo.files import common_folder, write_text
+from progeo.files import write_text
 from progeo.localization.localizations import Localization
 from progeo.printable import printable
 
 
-def write_pairs(path: Path, results: Sequence[Localization], folder: Path | None = None) -> Path:
+def write_pairs(path: Path, results: Sequence[Localization], folder: Path | None = None) -> None:
     """Write a line `photo match` for every match of every photo.
 
     hloc reads it as its pairs, COLMAP as its list of image pairs. Both take names relative to their folder of images
     and separate them by spaces.
 
     Args:
-        folder: folder that holds all photos and matches; None takes the deepest.
+        folder: see `pair_names`.
+
+    Raises:
+        ValueError: see `pair_names`.
+    """
+    pairs = [(result.query, match.path) for result in results for match in result.matches]
+    _, names = pair_names(chain.from_iterable(pairs), folder)
+    lines = [f"{names[photo]} {names[match]}\n" for photo, match in pairs if names[photo] != names[match]]
+    write_text(path, "".join(lines))
+
+
+def pair_names(paths: Iterable[str], folder: Path | None) -> tuple[Path, dict[str, str]]:
+    """Name images as files of pairs do.
+
+    Folders are resolved as those of an index are, so that a link to an image keeps its name.
+
+    Args:
+        folder: folder that holds all images; None takes the deepest.
 
     Returns:
-        The folder that the names are relative to.
+        The folder, and the name of each image relative to it, by path.
 
     Raises:
         ValueError: an image is not in the folder, or its name has a space or begins with #.
     """
-    pairs = [(_absolute(result.query), _absolute(match.path)) for result in results for match in result.matches]
-    images = list(dict.fromkeys(image for pair in pairs for image in pair))
-    folder = folder.resolve() if folder is not None else common_folder(images)
-    names = {image: _name(image, folder) for image in images}
-    lines = [f"{names[photo]} {names[match]}\n" for photo, match in pairs if photo != match]
-    write_text(path, "".join(lines))
-    return folder
-
-
-def _absolute(path: str) -> Path:
-    """Resolve a folder as an index does, so that a link to an image keeps its name."""
-    return Path(path).parent.resolve() / Path(path).name
-
-
-def _name(image: Path, folder: Path) -> str:
-    if not image.is_relative_to(folder):
-        raise ValueError(f"{image} is not in {folder}: `pairs_folder` must hold all photos and images of the index.")
-    name = image.relative_to(folder).as_posix()
-    if name.split() != [name] or name.startswith("#"):
-        raise ValueError(
-            f"{printable(name)} cannot be in a file of pairs, where spaces separate names and # begins a comment: "
-            f"rename it."
-        )
-    return name
+    split = {path: os.path.split(path) for path in paths}
+    parents = {parent: Path(parent).resolve() for parent in {parent for parent, _ in split.values()}}
+    if folder is None:
+        folder = Path(os.path.commonpath(parents.values())) if parents else Path("/")
+    folder = folder.resolve()
+    names = {}
+    for path, (parent, name) in split.items():
+        if not parents[parent].is_relative_to(folder):
+            raise ValueError(f"{path} is not in {folder}: `pairs_folder` must hold all photos and images of the index.")
+        names[path] = (parents[parent].relative_to(folder) / name).as_posix()
+        if names[path].split() != [names[path]] or names[path].startswith("#"):
+            raise ValueError(
+                f"{printable(names[path])} cannot be in a file of pairs, where spaces separate names and # begins a "
+                f"comment: rename it, or take another `pairs_folder`."
+            )
+    return folder, names

@@ -6,6 +6,7 @@ The folder holds `index.json`, which names all other files: a faiss file, the ca
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 
 import faiss
@@ -32,7 +33,7 @@ from progeo.localization.confidence import (
     confidence_features,
     score_probabilities,
 )
-from progeo.localization.extraction import find_photos
+from progeo.localization.extraction import check_at_least, find_photos
 from progeo.localization.index_folder import (
     ENCODER_FOLDER,
     IndexMetadata,
@@ -48,7 +49,7 @@ from progeo.models.options import Preprocessing
 from progeo.places.catalogue import Catalogue, open_catalogue
 from progeo.places.cell_order import CellOrder, build_cell_order
 from progeo.places.geographic import degrees_of, positions_m
-from progeo.places.nearby import HeadingRange, Near, heading_of, looks_toward, near_of, of_each
+from progeo.places.nearby import HeadingRange, Near, check_known, heading_of, looks_toward, near_of, of_each
 from progeo.verification.feature_file import FeatureFile
 
 _NUM_MATCHES = 20
@@ -110,9 +111,14 @@ class PlaceIndex:
             its own `near` and `heading`, has an `error`.
 
         Raises:
-            ValueError: something is no photo, none of the photos can be read, no image lies within the `near` and
-                `heading` of all photos, or the matcher cannot be used.
+            ValueError: something is no photo, none of the photos can be read, an option is out of range, no image lies
+                within a `near` and `heading` that are one for all photos, no position or heading is known in the index,
+                or the matcher cannot be used.
         """
+        check_at_least(1, top=top, batch_size=batch_size)
+        check_at_least(0, num_workers=num_workers)
+        if not (isinstance(threshold, Real) and 0 <= threshold <= 1):
+            raise ValueError(f"`threshold` must be a probability from 0 to 1, got {threshold!r}. Use for example 0.5.")
         several = find_photos(photos)
         return localize_photos(
             self,
@@ -154,19 +160,22 @@ class PlaceIndex:
         """Find the rows near a position that may look in some directions: sorted, int64 (n,); None for all rows.
 
         Raises:
-            ValueError: there is none, or the index has no headings.
+            ValueError: there is none, or no position or heading is known in the index.
         """
         if near is None and heading is None:
             return None
         rows = self._rows_of(near, heading)
         if not len(rows):
-            where = []
+            where, larger = [], []
             if near is not None:
-                where = [f"within {near.radius_m:g} m of {near.latitude:.10g}, {near.longitude:.10g}"]
-            where += [f"with a heading of {heading.heading_deg:g} degrees"] if heading is not None else []
+                where.append(f"within {near.radius_m:.10g} m of {near.latitude:.10g}, {near.longitude:.10g}")
+                larger.append("radius")
+            if heading is not None:
+                where.append(f"with a heading of {heading.heading_deg:g} degrees")
+                larger.append("tolerance")
             raise ValueError(
-                f"None of the {self.metadata.rows} of {self.folder} lies {' and '.join(where)}: take a larger radius "
-                f"or tolerance."
+                f"None of the {self.metadata.rows} of {self.folder} lies {' and '.join(where)}: take a larger "
+                f"{' or '.join(larger)}."
             )
         return rows
 
@@ -185,13 +194,14 @@ class PlaceIndex:
         if heading is None:
             return rows
         headings = self.catalogue.heading
-        if np.isnan(headings).all():
-            raise ValueError(f"`heading` {heading} cannot be used: {self.folder} has no headings. Leave it out.")
+        check_known(headings, "heading", self.folder, name="heading")
         return rows[looks_toward(headings[rows], heading)]
 
     @cached_property
     def _cell_order(self) -> CellOrder:
-        return build_cell_order(self.catalogue.table["latitude"], self.catalogue.table["longitude"])
+        degrees = self.catalogue.table["latitude"], self.catalogue.table["longitude"]
+        check_known(degrees[0].to_numpy(), "latitude and longitude", self.folder, name="near")
+        return build_cell_order(*degrees)
 
     @cached_property
     def _row_search(self) -> RowSearch:
@@ -305,6 +315,8 @@ def open_index(folder: str | Path, *, device: str | None = None, mixed_precision
     Raises:
         FileNotFoundError, ValueError: see `open_place_index`; there is no such device, or fp16 without a GPU.
     """
+    if not isinstance(folder, str | Path):
+        raise ValueError(f"`folder` must be the path of a place index, got {folder!r}.")
     index = open_place_index(Path(folder), choose_processor(device, mixed_precision))
     _ = index.query_extractors  # which moves the encoder to the device now, before threads share it
     return index

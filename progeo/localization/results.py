@@ -102,6 +102,7 @@ def _write_page(path: Path, results: Sequence[Localization], options: WritingOpt
         results,
         catalogue=None if index is None else index.catalogue,
         cell_side_m=0 if index is None else index.metadata.cell_side_m,
+        orientation="exif" if index is None else index.metadata.orientation,
         by_text=options.by_text,
         show_paths=options.show_paths,
         spreadsheet_safe=options.spreadsheet_safe,

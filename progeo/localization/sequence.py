@@ -53,11 +53,12 @@ def find_track(
         map_m: east and north of a sample of the images of the index, (M, 2).
         radius_m: candidates within this distance are near each other, and a correct one is near the camera.
     """
-    is_near = np.linalg.norm(positions_m[:, :, None] - positions_m[:, None], axis=3) <= radius_m  # False for NaN
+    is_near = np.stack([_distances_m(frame, frame) <= radius_m for frame in positions_m])  # False for NaN
     shares = candidate_shares(distances, is_near, np.minimum(np.nan_to_num(confidences), _HIGHEST))
     transitions = motion(positions_m, seconds, map_m, max_speed_mps=max_speed_mps, radius_m=radius_m)
     # Each candidate stands for its place, so that several images of a place do not take shares from each other.
-    places = np.concatenate([(is_near * shares[:, None, :-1]).sum(axis=2), shares[:, -1:]], axis=1)
+    sums = np.stack([near @ frame for near, frame in zip(is_near, shares[:, :-1], strict=True)])
+    places = np.concatenate([sums, shares[:, -1:]], axis=1)
     candidates = best_states(_logs(places), transitions)
     candidates[candidates == positions_m.shape[1]] = -1
     probabilities = state_probabilities(_logs(shares), transitions, context_weight=_CONTEXT_WEIGHT)[:, :-1]
@@ -112,7 +113,7 @@ def motion(
     def transitions(frame: int) -> np.ndarray:
         reach = max_speed_mps * (seconds[frame + 1] - seconds[frame]) + radius_m
         chance = (np.searchsorted(apart, reach, side="right") + 1) / (len(apart) + 1)
-        distances = np.linalg.norm(positions_m[frame][:, None] - positions_m[frame + 1][None], axis=2)
+        distances = _distances_m(positions_m[frame], positions_m[frame + 1])
         num_before, num_after = distances.shape
         scores = np.full((num_before + 1, num_after + 1), np.log(_FIND))
         scores[:-1, :-1] = _logs((distances <= reach) * (1 - _LOSE) / chance)
@@ -165,3 +166,8 @@ def state_probabilities(scores: np.ndarray, transitions: Transitions, *, context
 def _logs(probabilities: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore"):
         return np.log(probabilities)
+
+
+def _distances_m(before_m: np.ndarray, after_m: np.ndarray) -> np.ndarray:
+    """Compute the distances between the candidates of two frames, (K, L), whose east and north are (K, 2), (L, 2)."""
+    return np.linalg.norm(before_m[:, None] - after_m[None], axis=2)

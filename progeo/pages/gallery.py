@@ -5,6 +5,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from typing import Any, Literal
 from torchvision.transforms.v2.functional import to_pil_image
 
 from progeo.files import each_file
-from progeo.image_files import open_image, taking_turns
+from progeo.image_files import Orientation, open_image, taking_turns
 from progeo.pixels import pixels_of
 from progeo.printable import escaped
 
@@ -35,7 +36,13 @@ Order = Literal["given", "reversed", "name"]
 class Photos:
     """The photos of a page, each stored once."""
 
-    def __init__(self) -> None:
+    def __init__(self, orientation: Orientation = "exif") -> None:
+        """Begin without photos.
+
+        Args:
+            orientation: how pictures are rotated, see `pixels_of`: as in what computed the lines between them.
+        """
+        self._orientation = orientation
         self._numbers: dict[tuple[str, Path | None], int] = {}
         self._embedded: set[int] = set()
 
@@ -68,7 +75,8 @@ class Photos:
         entries = list(self._numbers)
         numbers = sorted(self._embedded)
         paths = [path for number in numbers if (path := entries[number][1]) is not None]
-        pictures = dict(zip(numbers, each_file(_picture, paths, total=len(paths), description="pictures"), strict=True))
+        picture = partial(_picture, orientation=self._orientation)
+        pictures = dict(zip(numbers, each_file(picture, paths, total=len(paths), description="pictures"), strict=True))
         return [
             [
                 escaped(name),
@@ -213,13 +221,13 @@ def _compact(value: float | str | None) -> float | str | None:
     return float(f"{number:.{_DIGITS}g}") if math.isfinite(number) else None
 
 
-def _picture(path: Path) -> str:
+def _picture(path: Path, orientation: Orientation) -> str:
     """Return a small WebP picture of a photo in base64; empty if the photo cannot be opened."""
     stream = io.BytesIO()
     try:
         with open_image(path) as image, taking_turns(image):
             image.thumbnail((SIDE_PX, SIDE_PX))
-            to_pil_image(pixels_of(image)).save(stream, "WEBP", quality=_QUALITY, method=_METHOD)
+            to_pil_image(pixels_of(image, orientation)).save(stream, "WEBP", quality=_QUALITY, method=_METHOD)
     except Exception:  # Pillow's decoders raise errors of many kinds, and no picture is worth losing the page.
         return ""
     return base64.b64encode(stream.getvalue()).decode("ascii")

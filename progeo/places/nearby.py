@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -36,7 +37,7 @@ class Near:
 
     def __str__(self) -> str:
         """The numbers as `parse_near` reads them."""
-        return f"{self.latitude!r},{self.longitude!r},{self.radius_m:g}"
+        return f"{self.latitude!r},{self.longitude!r},{self.radius_m!r}"
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class HeadingRange:
 
     def __str__(self) -> str:
         """The numbers as `parse_heading` reads them."""
-        return f"{self.heading_deg:g},{self.tolerance_deg:g}"
+        return f"{self.heading_deg!r},{self.tolerance_deg!r}"
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,10 @@ class OwnPosition:
 
     def __str__(self) -> str:
         """What the position is, in words."""
-        error = f", displaced by a Gaussian error of {self.error_m:g} m to the east and north" if self.error_m else ""
-        return f"within {self.radius_m:g} m of the position of each query{error}"
+        error = (
+            f", displaced by a Gaussian error of {self.error_m:.10g} m to the east and north" if self.error_m else ""
+        )
+        return f"within {self.radius_m:.10g} m of the position of each query{error}"
 
     def of(self, query: str, latitude: float, longitude: float) -> Near:
         """Return the circle around the displaced position, in degrees, of the query of this name."""
@@ -112,20 +115,37 @@ def of_each(given: object, count: int, one: Callable[..., _Prior], *, name: str)
     """Return what is known of `count` photos: one thing for all of them, or a list with one for each; None for nothing.
 
     Args:
-        given: one thing as `one` takes it, or a sequence of them.
+        given: one thing as `one` takes it, or a sequence of them, which has no numbers or texts in it.
         name: name of the argument.
 
     Raises:
         ValueError: it is no such thing, or a sequence of another length.
     """
-    if given is None or not isinstance(given, Sequence | np.ndarray) or all(isinstance(each, Real) for each in given):
-        return None if given is None else one(given)
+    if given is None:
+        return None
+    if not isinstance(given, Sequence | np.ndarray) or any(isinstance(each, Real | str) for each in given):
+        return one(given)
     if len(given) != count:
         raise ValueError(
             f"`{name}` must be one for all photos or one for each, got {len(given)} for {count} photos. Leave out the "
             f"photos that it is unknown of."
         )
     return [one(each) for each in given]
+
+
+def check_known(values: np.ndarray, what: str, folder: Path, *, name: str) -> None:
+    """Check that something is known of the images of a folder.
+
+    Args:
+        values: that of each image, NaN where it is unknown.
+        what: what it is.
+        name: name of the argument that needs it.
+
+    Raises:
+        ValueError: it is unknown of all images.
+    """
+    if np.isnan(values).all():
+        raise ValueError(f"`{name}` cannot be used: no {what} is known in {folder}. Leave it out.")
 
 
 def parse_near(text: str) -> Near:
@@ -197,7 +217,7 @@ def _numbers(text: str, count: int, what: str, example: str) -> list[float]:
 
 def _counted(given: Sequence[float], count: int, what: str, example: str, shown: object = None) -> list[float]:
     try:
-        numbers = [float(each) for each in given]
+        numbers = [] if isinstance(given, str | bytes) else [float(each) for each in given]
     except (TypeError, ValueError):
         numbers = []
     if len(numbers) != count:

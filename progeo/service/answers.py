@@ -1,10 +1,11 @@
 """Answers of the service, as types that its documentation shows."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from progeo.image_files import Orientation
 from progeo.localization.answer_page import confidence_in_words
 from progeo.localization.localizations import Localization, Match
 from progeo.localization.place_index import PlaceIndex
@@ -55,6 +56,8 @@ class Answer:
 
     generation: int
     seconds: float
+    orientation: Orientation
+    """Whether photos were rotated upright by EXIF, or used as stored; lines join points of photos as they were used."""
     results: Sequence[PhotoAnswer]
 
 
@@ -88,7 +91,8 @@ def answer(index: PlaceIndex, results: Sequence[Localization], *, seconds: float
     def image(match: Match) -> str | None:
         return f"/images/{match.row}?generation={generation}" if has_images else None
 
-    return Answer(generation, round(seconds, 4), [_of_photo(result, image) for result in results])
+    photos = [_of_photo(result, image) for result in results]
+    return Answer(generation, round(seconds, 4), index.metadata.orientation, photos)
 
 
 def _of_photo(result: Localization, image: Callable[[Match], str | None]) -> PhotoAnswer:
@@ -105,25 +109,13 @@ def _of_photo(result: Localization, image: Callable[[Match], str | None]) -> Pho
         words=confidence_in_words(result),
         verified=result.verified,
         error=result.error,
-        matches=[
-            MatchAnswer(
-                name=match.path,
-                latitude=match.latitude,
-                longitude=match.longitude,
-                east_m=match.east_m,
-                north_m=match.north_m,
-                heading_deg=match.heading_deg,
-                distance=match.distance,
-                probability=match.probability,
-                inliers=match.inliers,
-                lines=match.lines,
-                corners=match.corners,
-                row=match.row,
-                image=image(match),
-            )
-            for match in result.matches
-        ],
+        matches=[_of_match(match, image(match)) for match in result.matches],
     )
+
+
+def _of_match(match: Match, image: str | None) -> MatchAnswer:
+    values = asdict(match)
+    return MatchAnswer(name=values.pop("path"), image=image, **values)
 
 
 def geojson_answer(index: PlaceIndex, results: Sequence[Localization], *, seconds: float) -> dict[str, Any]:

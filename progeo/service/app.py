@@ -2,18 +2,22 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path as FilePath
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from fastapi import FastAPI, HTTPException, Path, Query, Request
+from fastapi import FastAPI, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from progeo import __version__
+from progeo.localization.localizations import Localization
+from progeo.localization.place_index import PlaceIndex
 from progeo.pages.page import Page
 from progeo.service.answers import Answer, Health, Refusal, answer, geojson_answer, named
 from progeo.service.documentation import documentation_page
@@ -27,12 +31,13 @@ from progeo.service.uploads import PHOTOS, read_upload
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"model": Refusal, "description": "The form has a wrong field, a wrong value, or no photo."},
     401: {"model": Refusal, "description": "The token is missing or wrong."},
+    403: {"model": Refusal, "description": "A page of another host asks a service without a token."},
     408: {"model": Refusal, "description": "The request was received too slowly."},
     413: {"model": Refusal, "description": "The request is too large, or has too many photos."},
     415: {"model": Refusal, "description": "The request is not a form."},
     422: {"model": Refusal, "description": "The only photo cannot be decoded, or no image is near enough."},
     429: {"model": Refusal, "description": "Too many requests wait; Retry-After tells when to try again."},
-    503: {"model": Refusal, "description": "The answer took too long."},
+    503: {"model": Refusal, "description": "The answer took too long, or no photo can be decoded at the moment."},
 }
 _FORM = {
     "required": True,
@@ -54,7 +59,9 @@ _FORM = {
     },
 }
 _LARGEST_SIDE_PX = 1024
-_IMAGE_HEADERS = {"Cache-Control": "private, max-age=3600"}
+_IMAGE_HEADERS = {"Cache-Control": "private, max-age=60"}
+"""Headers of an image of a generation; an index that is built anew has the generation 0 again."""
+_Value = TypeVar("_Value")
 
 
 def build_app(folder: FilePath, options: ServiceOptions = ServiceOptions()) -> FastAPI:
@@ -70,12 +77,11 @@ def build_app(folder: FilePath, options: ServiceOptions = ServiceOptions()) -> F
         version=__version__,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=lambda _: _running(localizer),
     )
     app.add_middleware(Guard, token=options.token, metrics=localizer.metrics)
     app.exception_handler(HTTPException)(_refused)
-    app.exception_handler(404)(_refused)
-    app.exception_handler(405)(_refused)
     app.exception_handler(RequestValidationError)(_invalid)
     for add_routes in _ROUTES:
         add_routes(app, localizer)
@@ -97,6 +103,28 @@ async def _running(localizer: Localizer) -> AsyncIterator[None]:
     await asyncio.to_thread(localizer.close)
 
 
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, _Value]) -> _Value:
+    """Do the work of a request that was received, or cancel it once its sender leaves.
+
+    Raises:
+        ClientDisconnect: its sender left.
+    """
+
+    async def left() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.create_task(work), asyncio.create_task(left())
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+
+
 def _add_localize(app: FastAPI, localizer: Localizer) -> None:
     options, uploads = localizer.options, asyncio.Semaphore(localizer.options.max_uploads)
 
@@ -109,12 +137,16 @@ def _add_localize(app: FastAPI, localizer: Localizer) -> None:
             upload = await read_upload(request, options, tuple(SETTINGS))
         query, kind = parse_query(upload.settings, options)
         start = time.perf_counter()
-        index, found = await localizer.localize(upload.photos, query)
-        results = [
-            named(result, photo.name, show_paths=options.show_paths)
-            for result, photo in zip(found, upload.photos, strict=True)
-        ]
+        index, found = await _unless_gone(request, localizer.localize(upload.photos, query))
         seconds = time.perf_counter() - start
+        return await asyncio.to_thread(_response, index, found, [photo.name for photo in upload.photos], kind, seconds)
+
+    def _response(
+        index: PlaceIndex, found: Sequence[Localization], names: Sequence[str], kind: str, seconds: float
+    ) -> Response:
+        results = [
+            named(result, name, show_paths=options.show_paths) for result, name in zip(found, names, strict=True)
+        ]
         if kind == "geojson":
             content = geojson_answer(index, results, seconds=seconds)
             return JSONResponse(content, media_type="application/geo+json")
@@ -133,16 +165,19 @@ def _add_images(app: FastAPI, localizer: Localizer) -> None:
         },
     )
     async def image(
+        request: Request,
         row: Annotated[int, Path(ge=0, le=2**40)],
         side: Annotated[int, Query(ge=16, le=_LARGEST_SIDE_PX)] = 320,
         generation: Annotated[int | None, Query(ge=0, le=2**40)] = None,
     ) -> Response:
         """Show an image of the index, its longer side scaled down to `side` pixels."""
-        content = await localizer.image(row, side, generation)
-        return Response(content, media_type="image/webp", headers=_IMAGE_HEADERS)
+        content = await _unless_gone(request, localizer.image(row, side, generation))
+        headers = {} if generation is None else _IMAGE_HEADERS
+        return Response(content, media_type="image/webp", headers=headers)
 
 
 def _add_state(app: FastAPI, localizer: Localizer) -> None:
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", response_model=Health)
     async def health() -> Response:
         """Tell which generation of the index is served, and how many images or classes it has."""
@@ -193,12 +228,17 @@ _ROUTES: tuple[Callable[[FastAPI, Localizer], None], ...] = (
 )
 
 
+_SENTENCES = {
+    "Not Found": "There is nothing at this address.",
+    "Method Not Allowed": "This address does not take this method.",
+}
+"""What is said instead of the words of Starlette."""
+
+
 async def _refused(request: Request, error: Exception) -> Response:
     """Answer an error as one sentence."""
-    assert hasattr(error, "status_code")
-    details = {404: "There is nothing at this address.", 405: "This address does not take this method."}
-    detail = error.detail if isinstance(error, HTTPException) else details.get(error.status_code, str(error))
-    return JSONResponse({"detail": detail}, error.status_code, getattr(error, "headers", None))
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"detail": _SENTENCES.get(error.detail, error.detail)}, error.status_code, error.headers)
 
 
 async def _invalid(request: Request, error: Exception) -> Response:

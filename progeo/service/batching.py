@@ -31,7 +31,7 @@ class Batcher:
     Nothing waits for a batch to fill up: while one runs, the next one gathers.
     """
 
-    def __init__(self, batch_size: int, *, on_batch: Callable[[int], object] = lambda count: None) -> None:
+    def __init__(self, batch_size: int, *, on_batch: Callable[[int], object]) -> None:
         """Prepare the thread.
 
         Args:

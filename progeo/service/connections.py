@@ -1,28 +1,43 @@
-"""Connections that are closed where the head of a request, or what follows a refusal, comes too slowly."""
+"""Connections that are limited in number, and closed where a request comes or its answer is taken too slowly."""
 
 import asyncio
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-_ANSWER = (
+_MAX_CONNECTIONS = 512
+"""Half of the files that a process may usually have open."""
+_TOO_LATE = (
     b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\nconnection: close\r\n\r\n"
     b'{"detail":"The request was not received in time."}'
+)
+_TOO_MANY = (
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nconnection: close\r\n\r\n"
+    b'{"detail":"Too many clients are connected: try again later."}'
 )
 
 
 class TimedConnection(H11Protocol):
-    """A connection whose peer sends the head of each request in time; `read_upload` times what follows the head."""
+    """A connection whose peer sends the head of each request, and takes its answer, in time.
+
+    `read_upload` times what follows the head.
+    """
 
     def __init__(self, *arguments: Any, limit_s: float, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self._limit_s = limit_s
         self._end: asyncio.TimerHandle | None = None
+        self._end_of_answer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start to wait for a request."""
+        """Start to wait for a request, unless there are too many connections."""
         super().connection_made(transport)
-        self._wait()
+        transport.set_write_buffer_limits(0)  # writing is paused while anything waits to be taken
+        if len(self.connections) > _MAX_CONNECTIONS:
+            transport.write(_TOO_MANY)
+            transport.close()
+        else:
+            self._wait()
 
     def data_received(self, data: bytes) -> None:
         """Take a part of a request."""
@@ -35,7 +50,20 @@ class TimedConnection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
         self._stop_waiting()
+        self.resume_writing()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Wait for the peer to take what was answered."""
+        super().pause_writing()
+        self._end_of_answer = self.loop.call_later(self._limit_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Answer more."""
+        super().resume_writing()
+        if self._end_of_answer is not None:
+            self._end_of_answer.cancel()
+            self._end_of_answer = None
 
     def _wait(self) -> None:
         self._end = self.loop.call_later(self._limit_s, self._give_up)
@@ -47,5 +75,5 @@ class TimedConnection(H11Protocol):
 
     def _give_up(self) -> None:
         if self.cycle is None:
-            self.transport.write(_ANSWER)
+            self.transport.write(_TOO_LATE)
         self.transport.close()

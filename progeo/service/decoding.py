@@ -1,16 +1,17 @@
 """Decode images in processes of their own: one that crashes or hangs its decoder fails alone, and is never stored."""
 
+import atexit
 import json
 import math
 import multiprocessing
 import os
 import queue
+import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import partial
 from io import BytesIO
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -57,28 +58,34 @@ class _Answer:
     error: str = ""
 
 
+class NoDecoder(RuntimeError):
+    """No process can be started."""
+
+
 class Decoders:
     """Processes that decode images, each one at a time. A call waits until one is free."""
 
-    def __init__(
-        self, count: int, *, max_pixels: int, timeout_s: float, on_restart: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, count: int, *, max_pixels: int, timeout_s: float, on_failure: Callable[[], None]) -> None:
         """Start `count` processes.
 
         Args:
             max_pixels: maximum pixels of an image.
             timeout_s: seconds after which an image is given up.
-            on_restart: called when a process had to be started again.
+            on_failure: called when a process had to be ended; the next image starts another one.
+
+        Raises:
+            NoDecoder: a process cannot be started.
         """
         self._timeout_s = timeout_s
-        self._on_restart = on_restart
+        self._on_failure = on_failure
         context = multiprocessing.get_context(_START)
         if _START == "forkserver":
             context.set_forkserver_preload([__name__])  # imports torch once, so that a restart takes milliseconds
-        self._start = partial(_Decoder, context, max_pixels)
         self._idle: queue.SimpleQueue[_Decoder] = queue.SimpleQueue()
         for _ in range(count):
-            self._idle.put(self._start())
+            decoder = _Decoder(context, max_pixels)
+            decoder.start()
+            self._idle.put(decoder)
         self._count = count
 
     def pixels(self, content: bytes, decoding: Decoding) -> np.ndarray:
@@ -86,6 +93,7 @@ class Decoders:
 
         Raises:
             ValueError: it cannot be decoded; the message is the reason, without a full stop.
+            NoDecoder: there is no process that could.
         """
         answer, payload = self._ask("pixels", asdict(decoding), content)
         return np.frombuffer(bytearray(payload), np.uint8).reshape(answer.shape)
@@ -94,7 +102,7 @@ class Decoders:
         """Scale an image file down to a WebP whose longer side is at most `side` pixels, without metadata.
 
         Raises:
-            ValueError: as `pixels`.
+            ValueError, NoDecoder: as `pixels`.
         """
         return self._ask("thumbnail", {"side": side, "orientation": orientation}, os.fsencode(path))[1]
 
@@ -105,13 +113,14 @@ class Decoders:
 
     def _ask(self, task: str, settings: Mapping[str, Any], content: bytes) -> tuple[_Answer, bytes]:
         decoder = self._idle.get()
-        start = time.monotonic()
         try:
-            if not decoder.is_alive:  # it was killed while it had nothing to do
-                decoder = self._restarted(decoder)
+            if not decoder.is_alive:
+                decoder.start()
+            start = time.monotonic()
             answer, payload = decoder.ask({"task": task, **settings}, content, self._timeout_s)
         except (OSError, EOFError, ValueError):
-            decoder = self._restarted(decoder)
+            decoder.end()
+            self._on_failure()
             took_long = time.monotonic() - start >= self._timeout_s
             reason = f"it took more than {self._timeout_s:g} s" if took_long else "it stopped its decoder"
             raise ValueError(reason) from None
@@ -121,24 +130,36 @@ class Decoders:
             raise ValueError(answer.error)
         return answer, payload
 
-    def _restarted(self, decoder: "_Decoder") -> "_Decoder":
-        decoder.end()
-        self._on_restart()
-        return self._start()
-
 
 class _Decoder:
-    """One process, and our end of the pipe to it."""
+    """A process, and our end of the pipe to it. There is none before `start` and after `end`."""
 
     def __init__(self, context: Any, max_pixels: int) -> None:
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_decode_until_closed, args=(theirs, max_pixels), daemon=True)
-        self._process.start()
-        theirs.close()
+        self._context = context
+        self._max_pixels = max_pixels
+        self._process: Any = None
+        self._connection: Any = None
+        atexit.register(self.end)  # multiprocessing would wait for it, as it ignores SIGTERM
 
     @property
     def is_alive(self) -> bool:
-        return self._process.is_alive()
+        return self._process is not None and self._process.is_alive()
+
+    def start(self) -> None:
+        """Start a process.
+
+        Raises:
+            NoDecoder: the system has no more processes or open files.
+        """
+        self.end()
+        try:
+            connection, theirs = self._context.Pipe()
+            process = self._context.Process(target=_decode_until_closed, args=(theirs, self._max_pixels), daemon=True)
+            process.start()
+        except (OSError, EOFError) as error:  # the second from the forkserver, where it fails
+            raise NoDecoder(f"no process can be started that decodes photos: {error!r}") from None
+        theirs.close()
+        self._process, self._connection = process, connection
 
     def ask(self, header: Mapping[str, Any], content: bytes, timeout_s: float) -> tuple[_Answer, bytes]:
         """Have one image decoded.
@@ -162,16 +183,20 @@ class _Decoder:
         return answer, payload
 
     def end(self) -> None:
-        self._connection.close()
-        self._process.kill()
-        self._process.join()
-        self._process.close()
+        """End the process, if there is one."""
+        if self._process is not None:
+            self._connection.close()
+            self._process.kill()
+            self._process.join()
+            self._process.close()
+            self._process = None
 
 
 def _decode_until_closed(connection: Connection, max_pixels: int) -> None:
     """Decode what comes through the pipe, in the process for it, until the other end is closed."""
     if hasattr(os, "setsid"):
         os.setsid()  # Ctrl-C, and what else signals all processes of a terminal, leaves it to finish its requests
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # so does what signals all processes of a service
     if resource is not None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a memory image on disk would hold a photo
     torch.set_num_threads(1)

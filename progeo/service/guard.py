@@ -1,10 +1,12 @@
 """What holds for all requests: who may ask, safe headers, counts, and an answer to whatever goes wrong."""
 
+import asyncio
+import ipaddress
+import re
 import secrets
 import time
 from collections.abc import Mapping
 from types import MappingProxyType
-from urllib.parse import urlsplit
 
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
@@ -16,9 +18,10 @@ from progeo.service.metrics import Metrics
 
 PUBLIC = ("/", "/index", "/docs", "/openapi.json")
 """Paths that are served without a token: they hold nothing of the index."""
-LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
+_HOST = re.compile(r"(?:\[([^\]]+)\]|([^:]+))(?::[0-9]+)?")
+"""A name or address in the header `Host`: one of IPv6 in brackets, or another, and a port."""
 _GONE = 499
-"""Status in the metrics of a request whose sender left before it was received."""
+"""Status in the metrics of a request whose sender left before its answer."""
 _HEADERS: Mapping[str, str] = MappingProxyType(
     {
         "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -31,6 +34,14 @@ _HEADERS: Mapping[str, str] = MappingProxyType(
     }
 )
 """Headers of every answer that does not give them itself."""
+
+
+def is_local(host: str) -> bool:
+    """Return whether a name or address always leads to this machine."""
+    try:
+        return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class Guard:
@@ -62,6 +73,9 @@ class Guard:
             await answer(scope, receive, send_with_headers)
         except ClientDisconnect:
             status = _GONE
+        except asyncio.CancelledError:  # the service stops, and its time to finish requests is over
+            if not status:
+                await _sentence(503, "The service was stopped.")(scope, receive, send_with_headers)
         except Exception:
             LOGGER.exception("a request failed")
             if not status:
@@ -88,10 +102,14 @@ class Guard:
 
 def _refusal_of_page(method: str, headers: Headers) -> JSONResponse | None:
     """Refuse what a page of another host has a browser of this machine ask, also under a name that leads here."""
-    host = urlsplit(f"//{headers.get('host', '')}").hostname
-    if host not in LOCAL_HOSTS:
-        return _sentence(400, "Without a token the service answers to localhost, 127.0.0.1 and ::1 only.")
-    if method == "POST" and headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+    host = headers.get("host", "")
+    found = _HOST.fullmatch(host)
+    if not found or not is_local(found[1] or found[2]):
+        return _sentence(400, "Without a token the service answers to localhost and addresses such as 127.0.0.1 only.")
+    is_own = headers.get("sec-fetch-site", "none") in ("same-origin", "none")
+    # Browsers that do not send that header send the origin of what sends photos.
+    is_own = is_own and headers.get("origin", f"http://{host}") in (f"http://{host}", f"https://{host}")
+    if method == "POST" and not is_own:
         return _sentence(403, "Without a token the service answers to its own pages only.")
     return None
 

@@ -12,12 +12,13 @@ from typing import TypeVar
 import numpy as np
 from fastapi import HTTPException
 
+from progeo.engine.log import LOGGER
 from progeo.image_files import MAX_PIXELS_VARIABLE, max_pixels
 from progeo.localization.localizations import Localization
 from progeo.localization.place_index import PlaceIndex, open_index
 from progeo.printable import printable
 from progeo.service.batching import Batcher
-from progeo.service.decoding import Decoders
+from progeo.service.decoding import Decoders, NoDecoder
 from progeo.service.metrics import Metrics
 from progeo.service.options import ServiceOptions
 from progeo.service.queries import Query
@@ -26,6 +27,7 @@ from progeo.service.uploads import UploadedPhoto
 
 _Value = TypeVar("_Value")
 _ANSWERS = {True: "known", False: "unknown", None: "no confidence"}
+_SOON = {"Retry-After": "1"}
 _MAX_PIXELS = 50_000_000
 """Maximum number of pixels of a photo, unless `--max_pixels` gives another."""
 _MAX_DECODED_BYTES = 2**31
@@ -40,11 +42,12 @@ class Localizer:
 
         Raises:
             FileNotFoundError, ValueError: as `open_index`.
+            NoDecoder: a process cannot be started.
         """
         self.options = options
         self.metrics = Metrics()
         self.index = ServedIndex(
-            folder,
+            folder.resolve(),  # a name such as "." would be found in any sentence, see below
             lambda path: open_index(path, device=options.device, mixed_precision=options.mixed_precision),
             on_reload=self._note_reload,
         )
@@ -52,8 +55,8 @@ class Localizer:
         self._decoders = Decoders(
             options.decoders,
             max_pixels=max_pixels() if MAX_PIXELS_VARIABLE in os.environ else _MAX_PIXELS,
-            timeout_s=options.answer_s,
-            on_restart=self.metrics.decoder_restarts.inc,
+            timeout_s=options.answer_s / 2,  # so that there is time to answer the other photos of the request
+            on_failure=self.metrics.decoder_restarts.inc,
         )
         self._threads = ThreadPoolExecutor(options.decoders, "decode")
         self._batcher = Batcher(options.batch_size, on_batch=self.metrics.batch_photos.observe)
@@ -83,7 +86,8 @@ class Localizer:
         with self._waiting(len(photos)):
             results = await self._in_time(self._localized(index, photos, query))
         for result in results:
-            self.metrics.photos.labels("error" if result.error else _ANSWERS[result.known]).inc()
+            if not result.error:
+                self.metrics.photos.labels(_ANSWERS[result.known]).inc()
         return index, results
 
     async def image(self, row: int, side: int, generation: int | None) -> bytes:
@@ -122,10 +126,20 @@ class Localizer:
         try:
             return await self._in_thread(self._decoders.pixels, photo.content, query.decoding(index))
         except ValueError as error:
+            self.metrics.photos.labels("error").inc()
             return f"The photo {photo.name} cannot be decoded: {printable(str(error))}."
 
     async def _in_thread(self, function: Callable[..., _Value], *arguments: object) -> _Value:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+        """Call a function of the decoders.
+
+        Raises:
+            HTTPException: there is no process that could decode.
+        """
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+        except NoDecoder as error:
+            LOGGER.error("%s", error)
+            raise HTTPException(503, "Photos cannot be decoded at the moment: try again later.", _SOON) from None
 
     @contextmanager
     def _waiting(self, count: int) -> Iterator[None]:
@@ -181,4 +195,4 @@ class Localizer:
 
 
 def _too_many() -> HTTPException:
-    return HTTPException(429, "Too many photos wait for their answer: try again later.", {"Retry-After": "1"})
+    return HTTPException(429, "Too many photos wait for their answer: try again later.", _SOON)

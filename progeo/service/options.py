@@ -35,7 +35,8 @@ class ServiceOptions:
     max_waiting: PositiveInt = 128
     """Maximum number of photos that wait for their answer; requests beyond are refused with status 429."""
     upload_s: PositiveFloat = 60
-    """Seconds within which a request must be received completely; later ones are refused with status 408."""
+    """Seconds within which a request must be received completely, later ones are refused with status 408, and within
+    which its answer must be taken."""
     answer_s: PositiveFloat = 30
     """Seconds within which a request must be answered once it is received; later ones are refused with status 503."""
     reload_s: PositiveFloat = 2
@@ -49,3 +50,10 @@ class ServiceOptions:
     for. null draws no streets and asks no other host for anything."""
     tile_attribution: str = ""
     """Text about the source of the street tiles, which the map shows."""
+
+    def __post_init__(self) -> None:
+        if self.max_photos > self.max_waiting:
+            raise ValueError(
+                f"`max_photos` must be at most `max_waiting`, got {self.max_photos} and {self.max_waiting}: a request "
+                f"of as many photos could never wait."
+            )

@@ -11,7 +11,7 @@ import numpy as np
 
 from progeo.export.card import card_rows
 from progeo.export.weights import read_encoder_metadata
-from progeo.localization.index_folder import ENCODER_FOLDER
+from progeo.localization.index_folder import ENCODER_FOLDER, IndexMetadata
 from progeo.localization.place_index import PlaceIndex
 from progeo.models.encoder import spec_to_json
 from progeo.pages.maps import Map, Tiles, map_frame
@@ -101,4 +101,21 @@ def _facts(index: PlaceIndex) -> dict[str, str]:
         if calibration is None
         else f"calibrated on {calibration.num_photos:,} photos, for positions within {calibration.radius_m:g} m; "
         f"expected calibration error {100 * calibration.error:.1f} %",
+        **({} if metadata.holds_classes else _verification_facts(metadata)),
     }
+
+
+def _verification_facts(metadata: IndexMetadata) -> dict[str, str]:
+    verification = metadata.verification
+    if verification is None:
+        told = "not calibrated, so only photos of requests that want it are verified"
+    elif verification.below == 0:
+        told = f"only photos of requests that want it are verified, as {verification.matcher} did not help others"
+    else:
+        which = "all photos" if verification.below == 1 else f"photos with a confidence below {verification.below:.2f}"
+        told = (
+            f"{which} are matched with their first {verification.top} images by {verification.matcher}; expected "
+            f"calibration error {100 * verification.calibration.error:.1f} % if all are verified"
+        )
+    local = "stored" if metadata.features_file else "not stored, so images are read for verification"
+    return {"verification": told, "local features": local}

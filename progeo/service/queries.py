@@ -1,5 +1,6 @@
 """What a request asks about its photos."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -9,6 +10,7 @@ import numpy as np
 from fastapi import HTTPException
 
 from progeo.localization.localizations import Localization
+from progeo.localization.localize import verified_below
 from progeo.localization.place_index import PlaceIndex
 from progeo.models.preprocessing import changes_once
 from progeo.places.nearby import HeadingRange, Near, parse_heading, parse_near
@@ -45,7 +47,7 @@ class Query:
     def decoding(self, index: PlaceIndex) -> Decoding:
         """Return how photos are decoded: as small as they can be without changing a result."""
         extractor, *others = index.query_extractors
-        verifies = index.metadata.verification is not None if self.verify is None else self.verify
+        verifies = verified_below(index, self.verify) > 0
         if others or verifies or not changes_once(extractor.preprocessing):
             return Decoding(index.metadata.orientation)
         return Decoding(
@@ -92,19 +94,15 @@ class Setting:
 
 
 def _top(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text[:9]) <= _MAX_TOP:
+    if not re.fullmatch("[0-9]{1,3}", text) or not 1 <= int(text) <= _MAX_TOP:
         raise ValueError(f"`top` is a number of matches from 1 to {_MAX_TOP}, got {text!r}.")
     return int(text)
 
 
 def _threshold(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number <= 1:
-        raise ValueError(f"`threshold` is a confidence from 0 to 1, got {text!r}.")
-    return number
+    if not re.fullmatch(r"[01]|[01]?\.[0-9]+", text) or float(text) > 1:
+        raise ValueError(f"`threshold` is a confidence from 0 to 1, such as 0.5, got {text!r}.")
+    return float(text)
 
 
 def _verify(text: str) -> bool:

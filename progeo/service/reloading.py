@@ -11,7 +11,7 @@ from progeo.localization.place_index import PlaceIndex
 from progeo.places.catalogue import Catalogue
 
 _WARM_UP = np.full((64, 64, 3), 128, np.uint8)
-_LONGEST_PAUSE = 64
+_LONGEST_PAUSE = 15
 """Maximum number of looks that are skipped after an index that cannot be opened, which may be large to read."""
 
 
@@ -23,7 +23,7 @@ class ServedIndex:
         folder: Path,
         open_index: Callable[[Path], PlaceIndex],
         *,
-        on_reload: Callable[[str], object] = lambda result: None,
+        on_reload: Callable[[str], object],
     ) -> None:
         """Open the index.
 

@@ -1,6 +1,5 @@
 """Run the service in a process: its address, its token, and its graceful stop."""
 
-import ipaddress
 import math
 import os
 import re
@@ -13,10 +12,12 @@ import uvicorn
 from progeo.engine.log import LOGGER
 from progeo.service.app import build_app
 from progeo.service.connections import TimedConnection
+from progeo.service.guard import is_local
 from progeo.service.options import ServiceOptions
 
 TOKEN_VARIABLE = "PROGEO_TOKEN"
-_BACKLOG = 512
+_BACKLOG = 128
+"""Maximum number of connections that wait to be accepted, all of which may be accepted at once."""
 
 
 def token_of(options: ServiceOptions) -> str | None:
@@ -40,7 +41,7 @@ def check_host(host: str, options: ServiceOptions) -> None:
     Raises:
         ValueError: there is no token.
     """
-    if options.token is None and not _is_local(host):
+    if options.token is None and not is_local(host):
         raise ValueError(
             f"`host` {host} can be reached from other machines: give `token` or the environment variable "
             f"{TOKEN_VARIABLE}, or use 127.0.0.1."
@@ -66,18 +67,18 @@ def run_server(folder: Path, listening: socket.socket, options: ServiceOptions) 
     Raises:
         FileNotFoundError, ValueError: see `build_app`.
     """
-    server = build_server(folder, options)
     host, port = listening.getsockname()[:2]
-    LOGGER.info("listening at http://%s:%d/", f"[{host}]" if ":" in host else host, port)
     try:
+        server = build_server(folder, options)
+        LOGGER.info("listening at http://%s:%d/", f"[{host}]" if ":" in host else host, port)
         server.run(sockets=[listening])
-    except KeyboardInterrupt:  # raised again by uvicorn after the graceful stop
+    except KeyboardInterrupt:  # while the index is opened, or raised again by uvicorn after the graceful stop
         LOGGER.info("stopped")
 
 
 def build_server(folder: Path, options: ServiceOptions) -> uvicorn.Server:
     """Build the server of the application, which logs no request."""
-    return uvicorn.Server(
+    return _Server(
         uvicorn.Config(
             build_app(folder, options),
             http=partial(TimedConnection, limit_s=options.upload_s),  # type: ignore[arg-type]
@@ -85,6 +86,8 @@ def build_server(folder: Path, options: ServiceOptions) -> uvicorn.Server:
             loop="asyncio",
             access_log=False,
             log_config=None,
+            log_level="error",  # warnings are about what clients send
+            backlog=_BACKLOG,
             proxy_headers=False,
             server_header=False,
             timeout_graceful_shutdown=math.ceil(options.upload_s + options.answer_s),
@@ -92,8 +95,13 @@ def build_server(folder: Path, options: ServiceOptions) -> uvicorn.Server:
     )
 
 
-def _is_local(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+class _Server(uvicorn.Server):
+    """A server that gives up its requests at a second Ctrl-C, and then ends as it does without."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Finish."""
+        await super().shutdown(sockets)
+        if self.force_exit:
+            for task in self.server_state.tasks:
+                task.cancel()
+            await self.lifespan.shutdown()

@@ -266,6 +266,17 @@ def test_images_without_a_place_give_a_page_without_a_map(tmp_path):
     assert "Distance of the top prediction" not in html
 
 
+@pytest.mark.parametrize(("orientation", "is_upright"), [("exif", True), ("ignore", False)])
+def test_photos_are_shown_in_the_orientation_that_they_were_searched_in(orientation, is_upright, tmp_path):
+    found = retrieved(tmp_path, orientation=orientation)
+    image = Image.open(tmp_path / NAMES[0])
+    image.getexif()[0x0112] = 6
+    image.save(tmp_path / NAMES[0], exif=image.getexif())
+    photos = dict(data_of(written(tmp_path, found), "gallery")["photos"])
+    with Image.open(io.BytesIO(base64.b64decode(photos[NAMES[0]]))) as shown:
+        assert (shown.width < shown.height) == is_upright
+
+
 def test_a_query_without_positives_is_told_so(tmp_path):
     positives = {"within 25 m": [np.array([0]), np.array([], int), np.array([3])]}
     rows = data_of(written(tmp_path, retrieved(tmp_path, positives=positives)), "gallery")["rows"]

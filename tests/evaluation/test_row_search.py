@@ -45,7 +45,10 @@ def test_fewer_rows_than_wanted_leave_gaps_and_ties_are_ordered_by_row(kind, des
     assert np.isinf(found.distances[0, 3:]).all()
 
 
-@pytest.mark.parametrize("kind", ["LSH", "IVF4,RQ4x4"])
+@pytest.mark.parametrize(
+    "kind",
+    ["LSH", "RaBitQ", "RaBitQfs", "IVF4,FlatDedup", "IVF4,RQ4x4", "IVF4,LSQ4x4", "IVF4,PRQ2x2x4", "IVF4,PQ4+4"],
+)
 def test_an_index_that_has_no_euclidean_distances_of_chosen_rows_is_refused(kind, descriptors):
     index = faiss.index_factory(16, kind)
     index.train(descriptors[0])

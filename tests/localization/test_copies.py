@@ -54,13 +54,20 @@ def test_a_file_is_never_replaced(photos, tmp_path, folder):
         plan_copies(photos, tmp_path / folder)
 
 
-def test_a_file_that_appears_meanwhile_is_not_replaced(photos, tmp_path):
+def test_a_file_that_appears_meanwhile_is_not_replaced_and_ends_no_other_copy(photos, tmp_path, caplog):
     copies = plan_copies(photos, tmp_path / "copies")
     (tmp_path / "copies").mkdir()
     (tmp_path / "copies/a.jpg").write_text("of somebody else")
-    with pytest.raises(FileExistsError):
-        write_copies([localized(photos[0])], copies)
+    assert write_copies([localized(photo) for photo in (photos[0], photos[4])], copies) == 1
     assert (tmp_path / "copies/a.jpg").read_text() == "of somebody else"
+    assert (tmp_path / "copies/e.jpg").is_file()
+    assert f"no copy of {photos[0]} is written: {tmp_path}/copies/a.jpg exists already" in caplog.text
+
+
+def test_a_file_is_no_folder_of_copies(photos, tmp_path):
+    (tmp_path / "copies").touch()
+    with pytest.raises(OSError, match=r"copies/a.jpg could not be written: .*copies is a file"):
+        plan_copies(photos, tmp_path / "copies")
 
 
 def test_a_single_photo_keeps_its_name(photos, tmp_path):

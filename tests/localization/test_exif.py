@@ -1,6 +1,7 @@
 """Positions in copies of photos: read back by Pillow, with pixels and other metadata as they were."""
 
 import struct
+import zlib
 from datetime import datetime, timedelta, timezone
 from io import BytesIO
 
@@ -89,14 +90,46 @@ def test_the_jfif_header_stays_first():
     assert (copy[:4], copy[6:11], copy[20:22]) == (b"\xff\xd8\xff\xe0", b"JFIF\0", b"\xff\xe1")
 
 
-def test_a_second_image_in_the_file_is_kept():
+def with_second_image(*, ultra_hdr):
+    """A file that Pillow opens as MPO, or as a JPEG if its XMP says that the second image is a gain map."""
     first, second = (Image.fromarray(NOISE[:, ::step]).convert("RGB") for step in (1, -1))
     first.save(stream := BytesIO(), "MPO", save_all=True, append_images=[second])
-    before, after = (Image.open(BytesIO(each)) for each in (stream.getvalue(), with_position(stream.getvalue(), HERE)))
-    for frame in (0, 1):
-        before.seek(frame)
-        after.seek(frame)
-        assert np.array_equal(np.asarray(before), np.asarray(after))
+    xmp = b'http://ns.adobe.com/xap/1.0/\0<x hdrgm:Version="1.0"/>'
+    segment = b"\xff\xe1" + struct.pack(">H", len(xmp) + 2) + xmp
+    content = stream.getvalue()
+    return content[:2] + segment + content[2:] if ultra_hdr else content
+
+
+def test_all_other_bytes_stay_also_those_behind_the_image():
+    jpeg, png, webp = (photo(format) for format in ("JPEG", "PNG", "WEBP"))
+    tail = b"data of a camera"
+    filled = jpeg[:2] + b"\xff\xff" + jpeg[2:] + tail
+    copy = with_position(filled, HERE)
+    start = copy.index(b"\xff\xe1")
+    length = 2 + int.from_bytes(copy[start + 2 : start + 4], "big")
+    assert (copy[:6], copy[:start] + copy[start + length :]) == (b"\xff\xd8\xff\xff\xff\xe0", filled)
+    chunk = b"\0\0\0\0eXIfdata"  # behind the end, and so no chunk
+    copy = with_position(png + chunk, HERE)
+    length = 12 + int.from_bytes(copy[33:37], "big")
+    assert copy[:33] + copy[33 + length :] == png + chunk
+    chunk = b"ABCD\3\0\0\0abc!"  # with a padding byte that is not zero
+    extended = b"RIFF" + struct.pack("<L", len(webp) - 8 + len(chunk)) + webp[8:] + chunk
+    copy = with_position(extended + tail, HERE)
+    assert copy[30:].startswith(extended[12:]) and copy.endswith(tail)
+    assert int.from_bytes(copy[4:8], "little") == len(copy) - len(tail) - 8
+
+
+def test_fill_bytes_before_the_exif_of_a_jpeg_stay():
+    content = photo("JPEG", exif=exif())
+    start = content.index(b"\xff\xe1")
+    copy = with_position(content[:start] + b"\xff\xff" + content[start:], HERE)
+    assert copy[:start] + copy[start + 2 :] == with_position(content, HERE)
+
+
+def test_an_error_is_at_most_half_the_circumference_of_the_earth():
+    block = Image.Exif()
+    block.load(with_gps(b"", Position(1, 2, 1e9, "x")))
+    assert block.get_ifd(IFD.GPSInfo)[GPS.GPSHPositioningError] == 20_040_000
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -135,24 +168,55 @@ def test_degrees_become_minutes_and_seconds(latitude, longitude, expected):
     assert (gps[GPS.GPSHPositioningError], gps[GPS.GPSProcessingMethod]) == (5.5, b"ASCII\0\0\0?")
 
 
-def test_other_gps_entries_are_kept_and_an_empty_position_is_replaced():
+def with_gps_entries(**entries):
     block = exif()
-    block.get_ifd(IFD.GPSInfo).update({GPS.GPSImgDirection: 90.0, GPS.GPSLatitude: (0, 0, 0), GPS.GPSLatitudeRef: "N"})
-    gps = opened(with_position(photo("JPEG", exif=block), HERE)).getexif().get_ifd(IFD.GPSInfo)
-    assert gps[GPS.GPSImgDirection] == 90 and gps[GPS.GPSLatitude][0] == 33
-
-
-def with_own_position():
-    block = exif()
-    block.get_ifd(IFD.GPSInfo).update({1: "N", 2: (1.0, 2.0, 3.0), 3: "E", 4: (4.0, 5.0, 6.0)})
+    block.get_ifd(IFD.GPSInfo).update({GPS[name]: value for name, value in entries.items()})
     return block
+
+
+def test_other_gps_entries_are_kept_but_not_that_there_is_no_position():
+    content = photo("JPEG", exif=with_gps_entries(GPSImgDirection=90.0, GPSStatus="V"))
+    gps = opened(with_position(content, HERE)).getexif().get_ifd(IFD.GPSInfo)
+    assert gps[GPS.GPSImgDirection] == 90 and gps[GPS.GPSLatitude][0] == 33 and GPS.GPSStatus not in gps
+
+
+PLACE = {"GPSLatitude": (1.0, 2.0, 3.0), "GPSLongitude": (4.0, 5.0, 6.0)}
+REFERENCES = {"GPSLatitudeRef": "N", "GPSLongitudeRef": "E"}
+NOWHERE = {"GPSLatitude": (0.0, 0.0, 0.0), "GPSLongitude": (0.0, 0.0, 0.0)}
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [{**PLACE, **REFERENCES}, PLACE, {**NOWHERE, **REFERENCES}, {**PLACE, **REFERENCES, "GPSStatus": "V"}],
+    ids=["complete", "without references", "zero", "void"],
+)
+def test_a_position_is_kept_also_one_that_is_incomplete(entries):
+    with pytest.raises(ValueError, match="it has a position already, even if an incomplete or void one, which is kept"):
+        with_position(photo("JPEG", exif=with_gps_entries(**entries)), HERE)
+
+
+XMP = b"<x exif:GPSLatitude='48,51.5N'/>"
+
+
+@pytest.mark.parametrize("format", ["JPEG", "WEBP"])
+def test_a_position_in_xmp_is_kept(format):
+    with pytest.raises(ValueError, match="it has a position already, in XMP, which is kept"):
+        with_position(photo(format, xmp=XMP), HERE)
+
+
+def test_a_position_in_xmp_behind_the_pixels_of_a_png_is_kept():
+    content, text = photo("PNG", exif=exif()), b"iTXtXML:com.adobe.xmp\0\0\0\0\0" + XMP
+    chunk = struct.pack(">L", len(text) - 4) + text + struct.pack(">L", zlib.crc32(text))
+    with pytest.raises(ValueError, match="it has a position already, in XMP, which is kept"):
+        with_position(content[:-12] + chunk + content[-12:], HERE)
 
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (photo("JPEG", exif=with_own_position()), "it has a position already, which is kept"),
-        (photo("BMP"), "it is BMP, and only JPEG, MPO, PNG, WEBP can take a position: convert it"),
+        (photo("BMP"), "it is BMP, and only JPEG, PNG, WEBP can take a position: convert it"),
+        (with_second_image(ultra_hdr=False), "it is MPO, and only JPEG, PNG, WEBP can take a position: convert it"),
+        (with_second_image(ultra_hdr=True), "it holds several images, whose offsets in the file would no longer be"),
         (photo("JPEG", exif=exif(UserComment=b"x" * 65_000)), "its EXIF metadata have no room for a position"),
         (photo("JPEG", exif=b"Exif\0\0II*\0\xff\xff\0\0"), "its EXIF metadata are corrupt"),
         (photo("JPEG", exif=b"Exif\0\0what is this"), "its EXIF metadata are corrupt"),
@@ -170,8 +234,10 @@ CORRUPT = [photo(format, exif=exif(), **options) for format, options in (("JPEG"
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("content", CORRUPT, ids=["JPEG", "PNG", "WEBP"])
-def test_a_corrupt_file_is_refused_or_gets_a_readable_position(content, tmp_path):
+@pytest.mark.parametrize(
+    ("content", "min_written"), [*zip(CORRUPT, (10, 0, 10), strict=True)], ids=["JPEG", "PNG", "WEBP"]
+)  # the pixels of a PNG have a check sum
+def test_a_corrupt_file_is_refused_or_gets_a_readable_position(content, min_written, tmp_path):
     rng, num_written = np.random.default_rng(0), 0
     for _ in range(150):
         corrupt = bytearray(content)
@@ -186,7 +252,7 @@ def test_a_corrupt_file_is_refused_or_gets_a_readable_position(content, tmp_path
         num_written += 1
         with Image.open(BytesIO(copy)) as image:
             assert position_in(image.getexif()) == pytest.approx((HERE.latitude, HERE.longitude), abs=3e-8)
-    assert num_written > 10
+    assert num_written >= min_written
 
 
 @pytest.mark.parametrize(
@@ -198,6 +264,9 @@ def test_a_corrupt_file_is_refused_or_gets_a_readable_position(content, tmp_path
             {"OffsetTimeOriginal": "-07:00"},
             datetime(2024, 5, 1, 12, 30, 15, tzinfo=timezone(timedelta(hours=-7))),
         ),
+        ({"OffsetTimeOriginal": "   :  "}, datetime(2024, 5, 1, 12, 30, 15)),
+        ({"OffsetTimeOriginal": "+2 hours"}, datetime(2024, 5, 1, 12, 30, 15)),
+        ({"DateTimeOriginal": "0001:01:01 00:00:00", "OffsetTimeOriginal": "+05:00"}, None),
         ({"DateTimeOriginal": "0000:00:00 00:00:00"}, None),
         ({"DateTimeOriginal": "    :  :     :  :  "}, None),
     ],
@@ -206,6 +275,14 @@ def test_the_time_is_that_of_the_shutter(values, expected, tmp_path):
     for format in ("JPEG", "PNG"):
         (tmp_path / "photo").write_bytes(photo(format, exif=exif(**values)))
         assert taken_at(tmp_path / "photo") == expected
+
+
+def test_the_time_of_the_file_stands_in_for_that_of_the_shutter(tmp_path):
+    block = exif(DateTimeOriginal=" ", OffsetTimeOriginal="+01:00", OffsetTime="+03:00", SubsecTime="5")
+    block[Base.DateTime] = "2024:05:02 10:20:30"
+    (tmp_path / "photo").write_bytes(photo("JPEG", exif=block))
+    zone = timezone(timedelta(hours=3))
+    assert taken_at(tmp_path / "photo") == datetime(2024, 5, 2, 10, 20, 30, 500_000, tzinfo=zone)
 
 
 def test_a_file_without_a_time_has_none(tmp_path):

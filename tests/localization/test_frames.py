@@ -75,6 +75,16 @@ def test_frames_of_a_video_are_taken_at_a_rate(video, fps, expected):
     assert shots[-1].name == f"{video} at {expected[-1] / 10:.2f} s"
 
 
+def test_a_truncated_video_is_reported(video, tmp_path, caplog):
+    list(shots_of_video(video, fps=1))
+    assert "truncated" not in caplog.text
+    content = video.read_bytes()
+    (tmp_path / "a.avi").write_bytes(content[: len(content) // 2])
+    assert len(list(shots_of_video(tmp_path / "a.avi", fps=10))) < 20
+    assert f"{tmp_path}/a.avi is 3.0 s long, and only " in caplog.text
+    assert caplog.text.rstrip().endswith("s can be decoded: it is truncated")
+
+
 def test_a_file_that_is_no_video_is_refused(tmp_path):
     (tmp_path / "a.mp4").write_text("text")
     with pytest.raises(ValueError, match=r"a.mp4 is no video that can be decoded"):

@@ -67,15 +67,18 @@ def test_waypoints_are_the_known_positions(tmp_path):
         known("a.jpg"),
         *NOT_MAPPED,
         Localization("b.jpg", matches=(match(-1.5, -179.123456789),)),
+        known("c.jpg", match(1, 179.99999999)),
     ]
     root = written(write_gpx, results, tmp_path / "a.gpx")
     assert (root.get("version"), root.get("creator").split()[0]) == ("1.1", "progeo")
     assert [dict(point.attrib) for point in root] == [
         {"lat": "52.2000000", "lon": "0.1000000"},
         {"lat": "-1.5000000", "lon": "-179.1234568"},
+        {"lat": "1.0000000", "lon": "-180.0000000"},
     ]
-    assert [point.findtext("name") for point in root] == ["a.jpg", "b.jpg"]
-    assert [point.findtext("desc") for point in root] == ["within 25 m with probability 0.91", "confidence unknown"]
+    assert [point.findtext("name") for point in root] == ["a.jpg", "b.jpg", "c.jpg"]
+    within = "within 25 m with probability 0.91"
+    assert [point.findtext("desc") for point in root] == [within, "confidence unknown", within]
 
 
 def test_times_of_a_known_zone_are_in_utc_and_others_are_told_apart(tmp_path):

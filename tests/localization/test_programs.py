@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -49,6 +50,12 @@ def test_paths_are_read_from_stdin(built, photos, capsys, monkeypatch):
     assert [line["query"] for line in lines] == [str(photos / "3.jpg"), str(photos / "1.jpg")]
 
 
+def test_an_empty_list_of_paths_is_refused(built, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
+    with pytest.raises(SystemExit, match="- reads paths of photos from standard input, one a line, and there are none"):
+        run("-", index=built / "index")
+
+
 def test_pairs_copies_and_maps_are_written_together(built, city, photos, tmp_path, capsys):
     words = ["--pairs", tmp_path / "pairs.txt", "--write_exif", tmp_path / "copies", "--top", 3]
     for ending in ("gpx", "kml"):
@@ -69,6 +76,43 @@ def test_pairs_copies_and_maps_are_written_together(built, city, photos, tmp_pat
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
+        ("{spaced} --pairs pairs.txt", "a b.jpg cannot be in a file of pairs, where spaces separate names"),
+        ("{photos} --pairs pairs.txt --pairs_folder {photos}", "/train/.* is not in .*: --pairs_folder must hold"),
+        ("{photos} --pairs {folder}", "could not be written: it is a folder"),
+        ("{photos} --out {file}/a.csv", "{file}/a.csv could not be written: {file} is a file"),
+        ("{photos} --write_exif {file}", "could not be written: {file} is a file"),
+        ("{photos} --out a.csv --pairs a.csv", "--out and --pairs are the same file a.csv: name two files"),
+    ],
+)
+def test_files_that_cannot_be_written_are_refused_before_the_work(built, photos, tmp_path, words, sentence):
+    names = {"photos": photos, "spaced": tmp_path / "a b.jpg", "folder": tmp_path, "file": tmp_path / "file"}
+    names["file"].touch()
+    shutil.copy(photos / "0.jpg", names["spaced"])
+    with pytest.raises(SystemExit, match=sentence.format(**names)):
+        run(*(word.format(**names) for word in words.split()), index=built / "index")
+    assert files_in(tmp_path) == {"file", "a b.jpg"}
+
+
+def test_results_are_printed_and_other_files_written_if_one_cannot_be(built, photos, tmp_path, capsys, monkeypatch):
+    class Meanwhile(io.BytesIO):
+        def read(self):
+            (tmp_path / "a.csv").mkdir()
+            return super().read()
+
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(Meanwhile(f"{photos / '0.jpg'}\n".encode())))
+    words = ["--out", tmp_path / "a.csv", "--pairs", tmp_path / "pairs.txt", "--write_exif", tmp_path / "copies"]
+    with pytest.raises(SystemExit, match=r"error: .*/a.csv could not be written: "):
+        run("-", "--json", *words, index=built / "index")
+    assert json.loads(capsys.readouterr().out)["query"] == str(photos / "0.jpg")
+    assert files_in(tmp_path) == {"pairs.txt", "copies/0.jpg"}
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("a.jpg --pairs_folder b", "--pairs_folder is for the names in --pairs: name that file too"),
+        ("a.jpg --sequence_fps 2", "--sequence_fps and --max_speed_mps are for --sequence: give that too"),
+        ("a.jpg --max_speed_mps 2", "--sequence_fps and --max_speed_mps are for --sequence: give that too"),
         ("--text street --sequence", "--pairs, --write_exif and --sequence need photos, not --text."),
         ("--text street --pairs a.txt", "--pairs, --write_exif and --sequence need photos, not --text."),
         ("a.jpg --near 1,2,3 --sequence", "--sequence and --write_exif need a confidence: omit --near and --heading"),
@@ -126,6 +170,18 @@ def test_a_frame_out_of_reach_is_unknown_whatever_the_threshold(built, city):
     found = smoothed(index, alone, np.arange(5.0), max_speed_mps=1, threshold=0, top=1)
     assert [result.known for result in found] == [True, True, False, True, True]
     assert [result.matches for result in found] == [result.matches for result in alone]
+
+
+def test_more_matches_to_show_are_no_more_candidates_of_the_track(built, monkeypatch):
+    monkeypatch.setattr("progeo.localization.frames._NUM_CANDIDATES", 3)
+    index = open_index(built / "index")
+    rows = [0, len(index.catalogue) // 2, 0]
+    all_matches = index.localize([index.catalogue.path(row) for row in rows], top=len(index.catalogue))
+    few = [replace(result, matches=result.matches[:3]) for result in all_matches]
+    options = {"seconds": np.arange(3.0), "max_speed_mps": 1, "threshold": 0.5}
+    found, expected = (smoothed(index, each, top=9, **options) for each in (all_matches, few))
+    assert [replace(one, matches=one.matches[:3]) for one in found] == expected
+    assert [len(one.matches) for one in found] == [9] * 3
 
 
 def test_a_video_becomes_a_track(built, photos, tmp_path, capsys):

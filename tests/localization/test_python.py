@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -36,6 +37,8 @@ def test_a_photo_is_localized_alike_whatever_it_comes_as(index, photo):
     pixels = np.asarray(Image.open(photo).convert("RGB"))
     with photo.open("rb") as stream, Image.open(photo) as image:
         kinds = [photo, str(photo), photo.read_bytes(), stream, image, pixels, torch.tensor(pixels).permute(2, 0, 1)]
+        kinds += [bytearray(photo.read_bytes()), memoryview(photo.read_bytes())]
+        kinds.append(np.ascontiguousarray(pixels[..., ::-1])[..., ::-1])  # as OpenCV's pixels are turned to RGB
         several = index.localize(kinds, top=3)
         alone = [index.localize(each, top=3) for each in kinds]
     expected = several[0].matches
@@ -45,7 +48,7 @@ def test_a_photo_is_localized_alike_whatever_it_comes_as(index, photo):
     for one in (*several, *(result for (result,) in alone)):
         assert [match.row for match in one.matches] == [match.row for match in expected]
         assert (one.latitude, one.longitude) == (expected[0].latitude, expected[0].longitude)
-    assert [one.query for one in several] == [str(photo)] * 2 + [f"photo {number}" for number in (3, 4, 5, 6, 7)]
+    assert [one.query for one in several] == [str(photo)] * 2 + [f"photo {number}" for number in range(3, 11)]
     batch = index.localize(np.stack([pixels, pixels]), top=3)
     assert [one.matches for one in batch] == [expected] * 2
 
@@ -72,7 +75,7 @@ def test_a_photo_that_cannot_be_read_is_a_result_with_an_error_among_others(inde
     assert truncated.error.startswith("The image photo 3 cannot be decoded") and truncated.latitude is None
     with pytest.raises(ValueError, match=r"There is no image .*missing.jpg"):
         index.localize(tmp_path / "missing.jpg")
-    assert index.localize([]) == []
+    assert index.localize([]) == index.localize([], near=[]) == []
 
 
 @pytest.mark.parametrize(
@@ -80,12 +83,51 @@ def test_a_photo_that_cannot_be_read_is_a_result_with_an_error_among_others(inde
     [
         (np.zeros((5, 5, 3)), r"got ndarray of float64 \(5, 5, 3\)"),
         (torch.zeros(5, 5, 3, dtype=torch.uint8), r"got Tensor of torch.uint8 \(5, 5, 3\)"),
+        (np.zeros((5, 4), np.uint8), r"got ndarray of uint8 \(5, 4\)"),
         ([3], "got int"),
+        (None, "got NoneType"),
     ],
 )
 def test_something_that_is_no_photo_is_refused(index, wrong, words):
     with pytest.raises(ValueError, match=rf"A photo must be a path.*{words}"):
         index.localize(wrong)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"top": 0}, "`top` must be an integer of at least 1, got 0"),
+        ({"top": 1.5}, "`top` must be an integer of at least 1, got 1.5"),
+        ({"batch_size": 0}, "`batch_size` must be an integer of at least 1, got 0"),
+        ({"num_workers": -1}, "`num_workers` must be an integer of at least 0, got -1"),
+        ({"threshold": 7}, "`threshold` must be a probability from 0 to 1, got 7"),
+        ({"threshold": "0.5"}, "`threshold` must be a probability from 0 to 1, got '0.5'"),
+    ],
+)
+def test_options_out_of_range_are_refused_before_a_photo_is_read(index, options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        index.localize("missing.jpg", **options)
+
+
+def test_nothing_where_an_index_or_an_encoder_should_be_is_refused(index, photo):
+    with pytest.raises(ValueError, match="`folder` must be the path of a place index, got None"):
+        progeo.open_index(None)
+    with pytest.raises(ValueError, match="`encoder` must be an encoder or the name of one, got NoneType"):
+        progeo.extract(photo, None)
+    with pytest.raises(ValueError, match=r"A photo must be a path.* got NoneType"):
+        progeo.extract(None, index.encoder)
+    with pytest.raises(ValueError, match="`batch_size` must be an integer of at least 1, got 0"):
+        progeo.extract(photo, index.encoder, batch_size=0)
+
+
+def test_an_index_without_positions_cannot_be_searched_near_one(index, photo):
+    columns = index.catalogue.table.column_names
+    unknown = np.full(len(index.catalogue), np.nan)
+    table = index.catalogue.table.set_column(columns.index("latitude"), "latitude", [unknown])
+    nowhere = replace(index, catalogue=replace(index.catalogue, table=table))
+    for near in ((1, 2, 3), [(1, 2, 3)]):
+        with pytest.raises(ValueError, match=r"`near` cannot be used: no latitude and longitude is known"):
+            nowhere.localize(photo, near=near)
 
 
 def distances_m(catalogue, latitude, longitude):
@@ -146,13 +188,19 @@ def test_images_of_an_index_are_stored_in_the_order_of_cells_with_their_own_desc
 @pytest.mark.parametrize(
     ("restriction", "words"),
     [
-        ({"near": (0, 0, 10)}, "None of the .* images of .* lies within 10 m of 0, 0: take a larger radius"),
+        ({"near": (0, 0, 10)}, r"None of the .* images of .* lies within 10 m of 0, 0: take a larger radius\.$"),
         ({"near": (91, 0, 10)}, "`near` must be a latitude from -90 to 90"),
         ({"heading": (0, 200)}, "`heading` must be degrees clockwise from north and a tolerance"),
         (
             {"near": (1, 2)},
             r"`near` must be a latitude, a longitude and a radius .*, got \(1, 2\). Use for example \(37",
         ),
+        (
+            {"near": (1, 2, None)},
+            r"`near` must be a latitude, a longitude and a radius in meters, got \(1, 2, None\)",
+        ),
+        ({"near": "1,2,3"}, "`near` must be a latitude, a longitude and a radius in meters, got '1,2,3'"),
+        ({"near": "123"}, "`near` must be a latitude, a longitude and a radius in meters, got '123'"),
         ({"near": 500}, "`near` must be a latitude, a longitude and a radius in meters, got 500"),
         ({"near": [(1, 2)]}, r"`near` must be a latitude, a longitude and a radius in meters, got \(1, 2\)"),
         ({"near": [None]}, "`near` must be a latitude, a longitude and a radius in meters, got None"),

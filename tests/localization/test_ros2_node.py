@@ -1,7 +1,9 @@
 """The ROS 2 node of the documentation, with small stand-ins for the modules of ROS, which pip cannot install."""
 
 import importlib.util
+import json
 import math
+import shutil
 import sys
 from types import MappingProxyType, ModuleType, SimpleNamespace
 
@@ -97,8 +99,19 @@ def test_a_fix_has_the_variance_that_its_confidence_means(ros2_node):
     assert fix.position_covariance_type == 1 and math.isnan(fix.altitude)
     certain = ros2_node.fix_of(Localization("photo 1", 1.0, 20.0, True, (match,)))
     assert 0 < certain.position_covariance[0] < 100
+    doubtful = ros2_node.fix_of(Localization("photo 1", 0.0, 20.0, True, (match,)))
+    assert 1e5 < doubtful.position_covariance[0] < math.inf
     unknown = ros2_node.fix_of(Localization("photo 1", 0.1, 20.0, False, (match,)))
     assert unknown.status.status == -1 and math.isnan(unknown.latitude) and math.isnan(unknown.longitude)
+
+
+def test_an_index_without_confidences_is_refused_at_the_start(ros2_node, built, tmp_path, monkeypatch):
+    shutil.copytree(built / "index", tmp_path / "index")
+    for file in (tmp_path / "index").glob("index*.json"):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "calibration": None}))
+    monkeypatch.setattr(Node, "parameters", {"index": str(tmp_path / "index")})
+    with pytest.raises(ValueError, match="A fix needs a confidence: run `progeo index calibrate`"):
+        ros2_node.Localizer()
 
 
 def test_the_node_publishes_a_fix_for_each_image(ros2_node, built, city, monkeypatch):

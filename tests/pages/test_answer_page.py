@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from progeo.localization.answer_page import write_answer_page
 from progeo.localization.localizations import Localization, Match
@@ -99,6 +100,19 @@ def test_the_matched_points_of_a_verified_photo_are_joined_by_lines(city, tmp_pa
     check_accessibility(page)
     page.locator("#lightbox").get_by_role("button", name="Next").click()
     assert page.locator("#lightbox svg").count() == 0
+
+
+@pytest.mark.parametrize(("orientation", "sides"), [("ignore", [80, 40]), ("exif", [40, 80])])
+def test_rotated_photos_are_shown_by_the_orientation_of_the_index(orientation, sides, city, tmp_path, open_page):
+    image = Image.new("RGB", (80, 40), "gray")
+    image.getexif()[0x0112] = 6
+    image.save(tmp_path / "rotated.jpg", exif=image.getexif())
+    index = with_degrees(read_catalogue(city / "test/database"))
+    result = Localization(str(tmp_path / "rotated.jpg"), 0.9, 25.0, True, (match_of(index, 0),))
+    write_answer_page(tmp_path / "answer.html", [result], catalogue=index, orientation=orientation)
+    shown = open_page(tmp_path / "answer.html").locator("#rows img").first
+    shown.evaluate("image => image.decode()")
+    assert shown.evaluate("image => [image.naturalWidth, image.naturalHeight]") == sides
 
 
 def test_a_chosen_photo_shows_its_matches_on_the_map(answered, open_page):

@@ -159,6 +159,46 @@ def test_a_position_that_is_typed_or_picked_restricts_the_search(open_service, k
     assert [float(value) for value in picked.split(",")] == pytest.approx([37.77, -122.4], abs=0.3)
 
 
+@pytest.mark.parametrize(
+    ("field", "wrong", "told", "correct"),
+    [
+        ("near", "37.7 N, abc", "such as 37.7749, -122.4194", ""),
+        ("radius", "0", "meters above 0", "300000"),
+        pytest.param("top", "1.5", "from 1 to 20", "3", marks=pytest.mark.slow),
+        ("top", "200", "from 1 to 20", "3"),
+        pytest.param("near", "0, 181", "such as 37.7749, -122.4194", "", marks=pytest.mark.slow),
+        pytest.param("top", "0", "from 1 to 20", "3", marks=pytest.mark.slow),
+    ],
+)
+def test_a_photo_is_sent_once_the_options_are_valid(
+    field, wrong, told, correct, open_service, known, check_accessibility
+):
+    page = open_service()
+    page.get_by_text("Options").click()
+    page.locator("#near").fill(position(known) if field == "radius" else "")
+    page.locator(f"#{field}").fill(wrong)
+    page.get_by_text("Options").click()
+    sent = []
+    page.on("request", lambda request: request.url.endswith("/localize") and sent.append(request))
+    give(page, "drop", known)
+    assert page.evaluate("document.activeElement.id") == field
+    assert page.locator(f"#{field}").get_attribute("aria-invalid") == "true"
+    assert told in page.locator(".option-text:visible").inner_text()
+    assert "Not sent yet: correct the options first" in page.locator("#answer").inner_text()
+    assert ": to be corrected" in page.locator("#options summary").inner_text()
+    check_accessibility(page)
+    page.locator("#top" if field != "top" else "#near").focus()  # other fields can be reached
+    assert page.evaluate("document.activeElement.id") != field and not sent
+    page.locator(f"#{field}").fill(correct)
+    page.locator(f"#{field}").press("Enter")
+    assert title(page) == position(known)
+    assert ("No confidence" in page.locator("#answer .words").inner_text()) == (field == "radius")
+    assert page.locator("#match-list > li").count() == (3 if field == "top" else 5)
+    page.locator(f"#{field}").fill(wrong)
+    page.get_by_role("button", name="Localize again").click()
+    assert title(page) == position(known) and len(sent) == 1  # the answer stays
+
+
 @pytest.mark.parametrize("dark", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_phone_shows_all_of_it_and_offers_its_camera(dark, open_service, known, check_accessibility):
     page = open_service(width=390, touch=True, dark=dark)
@@ -201,6 +241,9 @@ def test_the_token_is_asked_for_and_kept_for_the_session(service, open_address, 
     page.keyboard.type(TOKEN)
     page.keyboard.press("Enter")
     assert title(page) == position(known)
+    assert page.evaluate("document.activeElement.id") == "main"
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "choose"
     page.get_by_role("link", name="For programs").click()
     page.get_by_role("link", name="The place index").click()
     page.locator("#encoder-facts > div").first.wait_for()
@@ -223,6 +266,55 @@ def test_a_busy_service_is_asked_again(open_service, known):
     page.locator("#answer", has_text="The service is busy, again in 1 s").wait_for()
     assert title(page) == position(known)
     assert len(statuses) == 2
+
+
+def test_pictures_that_failed_are_asked_for_again(open_service, known):
+    page = open_service(ignored=("status of 503",))
+    page.route("**/images/**", lambda route: route.fulfill(status=503))
+
+    def answer(route):
+        found = route.fetch().json()
+        found["results"][0]["matches"][0]["lines"] = [(0.5, 0.5, 0.5, 0.5)]
+        route.fulfill(json=found)
+
+    page.route("**/localize", answer)
+    give(page, "drop", known)
+    page.locator("#pair .missing", has_text="The service answered with status 503.").wait_for()
+    page.locator("#match-list .missing").nth(4).wait_for()
+    assert page.locator("#pair svg, #pair .lines-shown").count() == 0
+    page.unroute("**/images/**")
+    page.get_by_text("Options").click()
+    page.get_by_role("button", name="Localize again").click()
+    page.locator("#match-list img[src^=blob]").nth(4).wait_for()
+    page.locator("#pair svg line").first.wait_for(state="attached")
+    assert page.get_by_text("line between 1 matched point").is_visible()
+
+
+@pytest.mark.parametrize("orientation", ["exif", "ignore"])
+def test_lines_are_drawn_only_if_photos_were_matched_upright(orientation, open_service, tmp_path):
+    image = Image.new("RGB", (80, 40), "gray")
+    image.getexif()[0x0112] = 6  # shown as 40 x 80 pixels
+    image.save(tmp_path / "rotated.jpg", exif=image.getexif())
+    page = open_service()
+
+    def answer(route):
+        found = route.fetch().json() | {"orientation": orientation}
+        found["results"][0]["matches"][0]["lines"] = [(0.25, 0.1, 0.5, 0.5)]
+        route.fulfill(json=found)
+
+    page.route("**/localize", answer)
+    give(page, "drop", tmp_path / "rotated.jpg")
+    page.locator("#pair img[src^=blob]").nth(1).wait_for()
+    if orientation == "ignore":
+        assert page.locator("#pair svg, #pair .lines-shown").count() == 0
+        return
+    line = page.locator("#pair svg line").first
+    line.wait_for(state="attached")
+    box, around = page.locator("#pair img").first.bounding_box(), page.locator("#pair svg").bounding_box()
+    scale = min(box["width"] / 40, box["height"] / 80)
+    left, top = box["x"] + (box["width"] - scale * 40) / 2, box["y"] + (box["height"] - scale * 80) / 2
+    x, y = (around[of] + float(line.get_attribute(f"{of}1")) for of in "xy")
+    assert (x, y) == pytest.approx((left + scale * 40 / 4, top + scale * 80 / 10), abs=1)
 
 
 def test_the_page_on_the_index_shows_its_coverage_counts_and_encoder(open_service, city, check_accessibility):

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 import progeo
-from progeo.localization.confidence import Calibration
+from progeo.localization.confidence import Calibration, Verification, VerifiedCalibration
 from progeo.places.catalogue import Catalogue
 from progeo.service.pages import ServicePages
 
@@ -43,6 +43,8 @@ def test_a_card_tells_the_index_and_its_encoder_without_paths(pages, index, serv
         "with a viewing direction": "84 of 84 images",
         "photos": "preprocessed by hard_resize, 48 x 48 pixels",
         "confidence": "not calibrated, so no answer has one",
+        "verification": "not calibrated, so only photos of requests that want it are verified",
+        "local features": "not stored, so images are read for verification",
     }
     assert card["encoder"]["backbone"] == "tiny-resnet of open_clip"
     assert str(served_index.parent) not in str(card)
@@ -54,6 +56,30 @@ def test_a_card_tells_how_confidence_was_calibrated(pages, index):
     assert pages.card(calibrated)["index"]["confidence"] == (
         "calibrated on 1,200 photos, for positions within 25 m; expected calibration error 3.1 %"
     )
+
+
+@pytest.mark.parametrize(
+    ("below", "told"),
+    [
+        (0, "only photos of requests that want it are verified, as sift did not help others"),
+        (
+            0.45,
+            "photos with a confidence below 0.45 are matched with their first 12 images by sift; expected calibration "
+            "error 2.7 % if all are verified",
+        ),
+        (
+            1,
+            "all photos are matched with their first 12 images by sift; "
+            "expected calibration error 2.7 % if all are verified",
+        ),
+    ],
+)
+def test_a_card_tells_which_photos_are_verified(pages, index, below, told):
+    calibration = VerifiedCalibration(25, (0,) * 3, (1,) * 3, (0,) * 4, num_photos=1200, num_correct=600, error=0.0271)
+    verification = Verification("sift", 12, below, calibration)
+    metadata = replace(index.metadata, verification=verification, features_file="features_0.arrow")
+    facts = pages.card(replace(index, metadata=metadata))["index"]
+    assert (facts["verification"], facts["local features"]) == (told, "stored")
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,14 @@ def test_the_token_of_the_options_comes_before_that_of_the_environment(monkeypat
     assert "mine" not in repr(ServiceOptions(token="mine"))
 
 
+def test_a_request_that_would_always_be_refused_is_an_error_of_the_options():
+    with pytest.raises(
+        ValueError, match=r"^`max_photos` must be at most `max_waiting`, got 16 and 15: a request of as "
+    ):
+        ServiceOptions(max_waiting=15)
+    assert ServiceOptions(max_waiting=16).max_photos == 16
+
+
 def test_a_port_that_is_taken_is_refused_by_a_sentence():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -4,7 +4,7 @@
 //
 // `left` and `right` are elements, an `img` or a text in its place, or null; `leftName` and `rightName` are lists of what
 // stands under them. `lines` are [x, y of the left photo, x, y of the right one], as fractions of width and height from the
-// upper left corner of the upright photos.
+// upper left corner of the photos as they are shown.
 const pairFigure = (() => {
   const SVG = "http://www.w3.org/2000/svg";
   const NUM_COLORS = 8;
@@ -48,7 +48,6 @@ const pairFigure = (() => {
       if (svg.isConnected && isReady(left) && isReady(right)) draw(svg, left, right, lines);
     };
     new ResizeObserver(redraw).observe(svg);
-    for (const photo of [left, right]) photo.addEventListener("load", redraw);
     pair.append(svg);
     const shown = element("input", { type: "checkbox", checked: areShown });
     const show = () => svg.classList.toggle("off", !areShown);
@@ -58,7 +57,15 @@ const pairFigure = (() => {
     });
     show();
     const text = lines.length === 1 ? " line between 1 matched point" : ` lines between ${lines.length} matched points`;
-    return element("label", { class: "lines-shown" }, shown, text);
+    const label = element("label", { class: "lines-shown" }, shown, text);
+    for (const photo of [left, right]) {
+      photo.addEventListener("load", redraw);
+      photo.addEventListener("error", () => {  // no lines over a text in its place
+        svg.remove();
+        label.remove();
+      });
+    }
+    return label;
   }
 
   const isPhoto = each => each !== null && each.tagName === "IMG";

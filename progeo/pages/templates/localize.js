@@ -9,7 +9,7 @@
   const id = name => document.getElementById(name);
   const root = id("localize"), form = id("ask"), drop = id("drop"), status = id("status"), card = id("answer");
   const maxBytes = Number(root.dataset.maxMb) * MB;
-  const photos = [], queue = [];
+  const photos = [], held = [], queue = [];  // `held` are photos that wait for valid options
   let map = null, unit = "degrees", numRunning = 0, chosen = null;
 
   // Nothing is certain, and nothing impossible.
@@ -31,9 +31,9 @@
     if (!files.length) return;
     const added = [...files].map(newPhoto);
     photos.push(...added);
-    enqueue(added);
     choose(added[0]);
     if (card.getBoundingClientRect().top > innerHeight - 100) card.scrollIntoView({ block: "start" });
+    enqueue(added);
   }
 
   function newPhoto(file) {
@@ -57,14 +57,25 @@
   }
 
   function enqueue(some) {
-    const settings = settingsNow();
     for (const photo of some) {
-      Object.assign(photo, { answer: null, error: "", match: 0, settings });
+      Object.assign(photo, { answer: null, error: "", match: 0 });
+      say(photo, "Not sent yet: correct the options first");
+      photo.bar.value = 0;
+    }
+    held.push(...some);
+    update();
+    if (!showWrong()) release();
+  }
+
+  // Let held photos be sent with the options of now, which are valid.
+  function release() {
+    const settings = settingsNow();
+    for (const photo of held) {
+      photo.settings = settings;
       say(photo, "Waiting");
       photo.bar.removeAttribute("value");
     }
-    queue.push(...some);
-    update();
+    queue.push(...held.splice(0));
     work();
   }
 
@@ -80,7 +91,7 @@
 
   async function localize(photo) {
     try {
-      const { results } = await service.post("localize", formOf(photo), {
+      const { results, orientation } = await service.post("localize", formOf(photo), {
         progress(share) {
           if (share < 1) photo.bar.value = share;
           else photo.bar.removeAttribute("value");
@@ -89,7 +100,7 @@
         busy: seconds => say(photo, `The service is busy, again in ${seconds} s`),
       });
       photo.error = results[0].error;
-      if (!photo.error) photo.answer = results[0];
+      if (!photo.error) photo.answer = { ...results[0], orientation };
     } catch (error) {
       photo.error = error.message;
     }
@@ -137,7 +148,7 @@
   function clear() {
     for (const photo of photos) URL.revokeObjectURL(photo.address);
     service.forgetPictures();
-    photos.length = queue.length = 0;
+    photos.length = held.length = queue.length = 0;
     status.textContent = "";
     choose(null);
     id("choose").focus();
@@ -186,8 +197,8 @@
     if (photo.error) {
       return [picture, element("div", {}, element("h2", { id: "answer-title", class: "bad" }, "Not localized"), name,
         element("p", { class: "error" }, photo.error), element("p", { class: "buttons" }, button("Try again", () => {
-          enqueue([photo]);
           card.focus();
+          enqueue([photo]);
         })))];
     }
     return [picture, element("div", {}, ...answerOf(photo.answer), name)];
@@ -266,15 +277,20 @@
 
   function pictureOf(match, alt, query = "") {
     const image = element("img", { alt, decoding: "async" });
+    let words = "This browser cannot show this picture.";
+    image.addEventListener("error", () => image.replaceWith(element("span", { class: "missing" }, words)));
     const path = query ? `${match.image}${match.image.includes("?") ? "&" : "?"}${query}` : match.image;
     service.picture(path).then(
       address => { image.src = address; },
-      error => image.replaceWith(element("span", { class: "missing" }, error.message)));
+      error => {
+        words = error.message;
+        image.dispatchEvent(new Event("error"));
+      });
     return image;
   }
 
   function updatePair(photo) {
-    const match = photo.answer.matches[photo.match];
+    const { matches, orientation } = photo.answer, match = matches[photo.match];
     id("pair").replaceChildren();
     if (!match.image) return;
     id("pair").append(pairFigure({
@@ -282,7 +298,7 @@
       leftName: [element("b", {}, "Your photo"), nameElement(photo.name)],
       right: pictureOf(match, `Match ${photo.match + 1}: ${match.name}`, LARGE),
       rightName: captionOf(photo, match, photo.match),
-      lines: match.lines || [],
+      lines: orientation === "exif" ? match.lines : [],  // browsers show photos upright, and lines may be of the photo as stored
     }));
   }
 
@@ -401,44 +417,69 @@
     map = createMap(id("map"), points, { chosen: index => chosen && chosen.answer && chosen.answer.matches[index].image && chooseMatch(index) });
     id("pick").hidden = unit !== "degrees" || !map.middle;
     showOnMap();
-    showNear();
+    showOptions();
   }
 
   // Options
 
   const NEAR = /^\s*([+-]?\d+(?:\.\d*)?)\s*°?\s*[,;\s]\s*([+-]?\d+(?:\.\d*)?)\s*°?\s*$/;
 
-  // The position and radius that are typed; null for none, and a sentence for others.
+  // The position and radius that are typed, of which `wrongOptions` tells whether they are valid; null for none.
   function nearNow() {
-    const text = id("near").value.trim(), radius = Number(id("radius").value);
+    const text = id("near").value.trim();
     if (!text) return null;
-    const found = NEAR.exec(text), [latitude, longitude] = found ? [Number(found[1]), Number(found[2])] : [];
-    if (!found || Math.abs(latitude) > 90 || Math.abs(longitude) > 180) return "A position is a latitude and a longitude in degrees, such as 37.7749, -122.4194.";
-    if (!(radius > 0)) return "The radius is a number of meters above 0.";
-    return { latitude, longitude, radius };
+    const [, latitude, longitude] = (NEAR.exec(text) || []).map(Number);
+    return { latitude, longitude, radius: Number(id("radius").value) };
+  }
+
+  // What is wrong with the options, as a sentence for each field.
+  function wrongOptions() {
+    const near = nearNow(), top = id("top"), wrong = {};
+    if (near && !(Math.abs(near.latitude) <= 90 && Math.abs(near.longitude) <= 180)) {
+      wrong.near = "A position is a latitude and a longitude in degrees, such as 37.7749, -122.4194.";
+    } else if (near && !(near.radius > 0)) {
+      wrong.radius = "The radius is a number of meters above 0.";
+    }
+    if (!top.validity.valid) wrong.top = `The number of matches is a whole number from ${top.min} to ${top.max}.`;
+    return wrong;
+  }
+
+  // Show what is wrong with the options, if anything is, and go to the first such field.
+  function showWrong() {
+    const [first] = Object.keys(wrongOptions());
+    if (!first) return false;
+    showOptions();
+    id("options").open = true;
+    id(first).focus();
+    return true;
   }
 
   function settingsNow() {
     const near = nearNow();
-    const settings = { top: id("top").value || "5" };
-    if (near && typeof near === "object") settings.near = `${near.latitude},${near.longitude},${near.radius}`;
-    return settings;
+    return { top: id("top").value, ...(near && { near: `${near.latitude},${near.longitude},${near.radius}` }) };
   }
 
-  function showNear() {
-    const near = nearNow(), isWrong = typeof near === "string", isNear = Boolean(near) && !isWrong;
-    id("near").setAttribute("aria-invalid", String(isWrong));
-    id("near-text").textContent = isWrong ? near : isNear ? "Answers near a position have no confidence: it is calibrated on searches of the complete index." : "";
-    id("options-set").textContent = isNear ? `: within ${metersText(near.radius)} of ${near.latitude}, ${near.longitude}` : "";
+  function showOptions() {
+    const wrong = wrongOptions(), isWrong = Object.keys(wrong).length > 0;
+    for (const name of ["near", "radius", "top"]) id(name).setAttribute("aria-invalid", String(name in wrong));
+    const near = wrong.near || wrong.radius ? null : nearNow();
+    id("near-text").textContent = wrong.near || wrong.radius || (near ? "Answers near a position have no confidence: it is calibrated on searches of the complete index." : "");
+    id("top-text").textContent = wrong.top || "";
+    id("options-set").textContent = isWrong ? ": to be corrected" : near ? `: within ${metersText(near.radius)} of ${near.latitude}, ${near.longitude}` : "";
+    showNear(near);
+    if (!isWrong) release();
+  }
+
+  function showNear(near) {
     if (!map || unit !== "degrees" || !map.middle) return;
-    const center = isNear ? [near.latitude, beside(near.longitude)] : null;
+    const isNear = near !== null, center = isNear ? [near.latitude, beside(near.longitude)] : null;
     map.draw("near", isNear ? { circles: [{ name: "searched only within", text: metersText(near.radius), color: "--accent", center, radius_m: near.radius, isDashed: true }] } : {});
     if (isNear) map.fitTo(["near"]);
   }
 
   function setNear(latitude, longitude) {
     id("near").value = `${latitude.toFixed(6)}, ${longitude.toFixed(6)}`;
-    showNear();
+    showOptions();
   }
 
   function pick(isPicking) {
@@ -520,21 +561,20 @@
     });
     form.addEventListener("submit", event => {
       event.preventDefault();
-      if (typeof nearNow() === "string") id("near").focus();
-      else if (photos.length && photos.every(isFinished)) enqueue([...photos]);
+      if (!showWrong() && photos.length && photos.every(isFinished)) enqueue([...photos]);
     });
-    for (const name of ["near", "radius"]) id(name).addEventListener("change", showNear);
+    for (const name of ["near", "radius", "top"]) id(name).addEventListener("change", showOptions);
     id("pick").addEventListener("click", () => pick(id("pick").getAttribute("aria-pressed") === "false"));
     document.addEventListener("keydown", event => {
       if (event.key === "Escape" && id("pick").getAttribute("aria-pressed") === "true") {
         pick(false);
-        showNear();
+        showOptions();
         id("pick").focus();
       }
     });
     id("anywhere").addEventListener("click", () => {
       id("near").value = "";
-      showNear();
+      showOptions();
     });
     id("camera").hidden = !(matchMedia("(pointer: coarse)").matches || navigator.maxTouchPoints);
     id("here").hidden = !(window.isSecureContext && navigator.geolocation);

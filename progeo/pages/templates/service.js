@@ -45,6 +45,7 @@ const service = (() => {
           token = given;
           store();
           form.hidden = true;
+          document.getElementById("main").focus({ preventScroll: true });  // as the field with the focus is gone
           asked = null;
           resolve();
         };
@@ -92,9 +93,13 @@ const service = (() => {
   return {
     get: path => ask("GET", path),
     post: (path, body, options) => ask("POST", path, { ...options, body }),
-    // The address of a picture, which can only be asked for with the token.
+    // The address of a picture, which can only be asked for with the token; one that failed is asked for again.
     picture(path) {
-      if (!pictures.has(path)) pictures.set(path, ask("GET", path, { kind: "blob" }).then(blob => URL.createObjectURL(blob)));
+      if (!pictures.has(path)) {
+        const asked = ask("GET", path, { kind: "blob" }).then(blob => URL.createObjectURL(blob));
+        pictures.set(path, asked);
+        asked.catch(() => pictures.get(path) === asked && pictures.delete(path));
+      }
       return pictures.get(path);
     },
     forgetPictures() {
