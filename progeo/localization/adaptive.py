@@ -7,8 +7,9 @@ from scipy.stats import binomtest
 
 from progeo.localization.confidence import folds
 
-_MAX_CHANCE = 0.05
-"""Probability of a gain by chance, above which nothing is verified."""
+_MAX_CHANCE = 0.25
+"""Probability of a gain by chance above which nothing is verified. As matching that neither helps nor harms only costs
+time, little evidence is enough."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,8 +26,8 @@ def choose_photos(confidences: np.ndarray, correct: np.ndarray, verified_correct
     """Choose between no photos, those below a threshold, and all: whichever gives most correct first matches.
 
     Those below a threshold are counted by 5-fold cross-validation. Of equal choices, that which verifies less is taken.
-    None is taken unless the gain is beyond chance: of the photos whose first match becomes correct or wrong, so many
-    become correct that a coin would give as many in less than 5 % of cases (one-sided sign test).
+    None is taken where the gain may well be chance: of the photos whose first match becomes correct or wrong, so few
+    become correct that a coin would give as many in more than 25 % of cases (one-sided sign test).
 
     Args:
         confidences: of the photos without verification, by models that were fitted to other photos, (Q,).
@@ -45,7 +46,7 @@ def choose_photos(confidences: np.ndarray, correct: np.ndarray, verified_correct
     gains = [np.where(choice.is_verified, verified_correct, correct).astype(int) - correct for choice in choices]
     best = int(np.argmax([gain.sum() for gain in gains]))
     num_better, num_changed = int((gains[best] > 0).sum()), int(np.abs(gains[best]).sum())
-    if not num_changed or binomtest(num_better, num_changed, alternative="greater").pvalue >= _MAX_CHANCE:
+    if not num_changed or binomtest(num_better, num_changed, alternative="greater").pvalue > _MAX_CHANCE:
         return choices[0]
     return choices[best]
 
