@@ -46,6 +46,7 @@ from progeo.training.places import LearnedFrom, TrainingPlaces
 from progeo.training.prompt_files import load_clip_of_prompts, load_text_features, read_group
 from progeo.training.task import Task
 from progeo.training.trainer import Trainer, check_checkpoints
+from progeo.verification.feature_file import to_store
 from progeo.verification.local_features import extract_local_features
 
 NAMES = [
@@ -240,7 +241,7 @@ def place_index(folder, kind="IVF3,Flat"):
     calibrated = Calibration(25.0, (0.5, 0.1), (0.2, 0.1), (1.0, 2.0, 3.0), 30, 20, 0.05)
     verified = VerifiedCalibration(25.0, (0.5, 0.1, 2.0), (0.2, 0.1, 1.0), (1.0, 2.0, 3.0, 4.0), 30, 25, 0.05)
     pixels = torch.randint(0, 256, (3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    features = extract_local_features(pixels).to_bytes()
+    features = to_store(extract_local_features(pixels).to_bytes())
     metadata = IndexMetadata(
         kind=kind,
         probes=2,
@@ -253,7 +254,7 @@ def place_index(folder, kind="IVF3,Flat"):
         verification=Verification("sift", 20, 0.5, verified),
         **new_files(features=True),
     )
-    stored = [features, None, *[features] * (len(images) - 2)]
+    stored = [features, to_store(None), *[features] * (len(images) - 2)]
     assert save_generation(folder, None, metadata, build_index(rows, kind), images, features=stored)
     return folder / "index.json"
 

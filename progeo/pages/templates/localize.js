@@ -146,7 +146,8 @@
   }
 
   function clear() {
-    for (const photo of photos) URL.revokeObjectURL(photo.address);
+    const addresses = photos.map(photo => photo.address);
+    setTimeout(() => addresses.forEach(each => URL.revokeObjectURL(each)), 10_000);  // one may still be loading
     service.forgetPictures();
     photos.length = held.length = queue.length = 0;
     status.textContent = "";
