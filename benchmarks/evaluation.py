@@ -28,7 +28,7 @@ from torchvision import transforms
 
 from benchmarks.timing import clock_of_device, min_seconds
 from progeo.engine.accelerator import start_accelerator
-from progeo.evaluation.search import index_neighbors, index_path, nearest_neighbors, open_index
+from progeo.evaluation.search import index_neighbors, index_path, nearest_neighbors, open_or_build_index
 from progeo.features.batches import extract_rows
 from progeo.features.descriptors import descriptor_extractor
 from progeo.features.options import ImageOptions
@@ -145,13 +145,13 @@ def search_by_file(folder: Path) -> Search:
 def make_index(folder: Path, kind: str) -> float:
     """Train, fill and write an index; returns the seconds."""
     start = time.perf_counter()
-    open_index(rows_in(folder / "database", NUM_DATABASE), kind, probes=PROBES)
+    open_or_build_index(rows_in(folder / "database", NUM_DATABASE), kind, probes=PROBES)
     return time.perf_counter() - start
 
 
 def search_index(folder: Path, kind: str) -> Search:
     """Search an existing index."""
-    index = open_index(rows_in(folder / "database", NUM_DATABASE), kind, probes=PROBES)
+    index = open_or_build_index(rows_in(folder / "database", NUM_DATABASE), kind, probes=PROBES)
     return timed(folder, lambda queries: index_neighbors(index, queries, COUNT).rows)
 
 

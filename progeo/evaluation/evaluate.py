@@ -99,8 +99,8 @@ class Evaluator:
             encoder: the encoder, or a folder with another program's `database_descriptors.npy` and
                 `queries_descriptors.npy`.
             name: name of the encoder in the results.
-            through: the index to evaluate: the factory string of a compressed one, see `open_index`, or the classifier
-                of an index of cells; None searches exactly.
+            through: the index to evaluate: the factory string of a compressed one, see `open_or_build_index`, or the
+                classifier of an index of cells; None searches exactly.
             probes: number of inverted lists of an IVF index, or of cells, that a search visits.
             ranking: whether to re-rank or to search near a rough position only, without an index.
 

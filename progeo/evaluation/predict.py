@@ -25,7 +25,7 @@ from progeo.evaluation.search import (
     index_path,
     nearest_neighbors,
     open_built,
-    open_index,
+    open_or_build_index,
 )
 from progeo.features.store import ShardedRows
 from progeo.models.classifier import Classifier
@@ -67,8 +67,8 @@ class SearchedIndex:
 
 
 def open_faiss_index(database: ShardedRows, kind: str, *, probes: int, folder: Path | None) -> SearchedIndex:
-    """Open a compressed index, see `open_index`."""
-    index = open_index(database, kind, probes=probes, folder=folder)
+    """Open a compressed index, see `open_or_build_index`."""
+    index = open_or_build_index(database, kind, probes=probes, folder=folder)
     size = index_path(database, kind, folder).stat().st_size
     return SearchedIndex(kind, lambda queries, count: (index_neighbors(index, queries, count), None), size)
 

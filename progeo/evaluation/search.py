@@ -67,7 +67,7 @@ def index_neighbors(index: faiss.Index, queries: np.ndarray, count: int) -> Neig
     """Search an index by Euclidean distance between the stored descriptors; -1 where it returns too few.
 
     Args:
-        index: an index of `open_index`.
+        index: an index of `open_or_build_index`.
         queries: descriptors, float32 (Q, D).
         count: neighbors per query, at most the size of the index.
     """
@@ -130,7 +130,7 @@ def index_path(database: ShardedRows, kind: str, folder: Path | None = None) -> 
     return (folder or database.folder) / f"index_{hashlib.sha256(made_from.encode()).hexdigest()[:8]}.faiss"
 
 
-def open_index(database: ShardedRows, kind: str, *, probes: int, folder: Path | None = None) -> faiss.Index:
+def open_or_build_index(database: ShardedRows, kind: str, *, probes: int, folder: Path | None = None) -> faiss.Index:
     """Open the index of a database, memory-mapped; build it first if the file does not exist.
 
     Args:
@@ -172,7 +172,7 @@ def load_index(path: Path) -> faiss.Index:
 
 
 def map_index(path: Path, *, probes: int) -> faiss.Index:
-    """Memory-map an index for searching; `probes` as for `open_index`.
+    """Memory-map an index for searching; `probes` as for `open_or_build_index`.
 
     A corrupt file can crash the process: see `check_searchable` for one that no digest vouches for.
     """
@@ -194,7 +194,7 @@ def check_searchable(path: Path) -> None:
 
 
 def build_index(database: Rows, kind: str) -> faiss.Index:
-    """Train an index on a sample of a database and fill it; `kind` and errors as for `open_index`."""
+    """Train an index on a sample of a database and fill it; `kind` and errors as for `open_or_build_index`."""
     sample = np.unique(np.linspace(0, len(database) - 1, min(len(database), _MAX_TRAINING)).astype(np.int64))
     try:
         if _CRASHES.search(kind):

@@ -14,7 +14,7 @@ from progeo.evaluation.search import (
     load_index,
     map_index,
     nearest_neighbors,
-    open_index,
+    open_or_build_index,
     save_index,
 )
 from progeo.features.store import ShardedRows
@@ -48,13 +48,13 @@ def database(tmp_path):
 def test_an_index_finds_what_an_exact_search_finds_and_is_kept(database, kind, least, max_bytes):
     queries = database.take(np.arange(0, 3000, 50)) + 0.01
     exact = nearest_neighbors(database.parts(), queries, 10)
-    found = index_neighbors(open_index(database, kind, probes=8), queries, 10)
+    found = index_neighbors(open_or_build_index(database, kind, probes=8), queries, 10)
     same = np.mean([len(set(mine) & set(theirs)) / 10 for mine, theirs in zip(found.rows, exact.rows, strict=True)])
     assert same >= least
     assert (found.rows[:, 0] == exact.rows[:, 0]).mean() >= least
     written = index_path(database, kind).stat()
     assert written.st_size < max_bytes
-    again = index_neighbors(open_index(database, kind, probes=8), queries, 10)
+    again = index_neighbors(open_or_build_index(database, kind, probes=8), queries, 10)
     assert again.rows.tolist() == found.rows.tolist()
     assert index_path(database, kind).stat().st_mtime_ns == written.st_mtime_ns
 
@@ -62,7 +62,9 @@ def test_an_index_finds_what_an_exact_search_finds_and_is_kept(database, kind, l
 def test_more_probes_find_more(database):
     queries = database.take(np.arange(0, 3000, 50)) + 0.3
     exact = nearest_neighbors(database.parts(), queries, 10).rows
-    one, all_ = (index_neighbors(open_index(database, "IVF32,Flat", probes=n), queries, 10).rows for n in (1, 32))
+    one, all_ = (
+        index_neighbors(open_or_build_index(database, "IVF32,Flat", probes=n), queries, 10).rows for n in (1, 32)
+    )
     assert (all_ == exact).all()
     assert (one != exact).any()
 
@@ -83,7 +85,7 @@ def test_more_probes_find_more(database):
 )
 def test_an_index_that_cannot_be_is_refused(database, kind, words):
     with pytest.raises(ValueError, match=rf"no index '{kind}' of 3000 .*{words}.*example IVF54,Flat"):
-        open_index(database, kind, probes=1)
+        open_or_build_index(database, kind, probes=1)
     assert not index_path(database, kind).exists()
 
 
@@ -115,7 +117,7 @@ def test_a_damaged_index_is_refused_by_name(tmp_path):
 @pytest.mark.parametrize("damage", ["flipped", "without digest", "digest of another"])
 def test_a_damaged_index_of_the_cache_is_built_again_before_faiss_opens_it(database, damage):
     queries = database.take(np.arange(5))
-    expected = index_neighbors(open_index(database, "IVF8,Flat", probes=8), queries, 10).rows.tolist()
+    expected = index_neighbors(open_or_build_index(database, "IVF8,Flat", probes=8), queries, 10).rows.tolist()
     file = index_path(database, "IVF8,Flat")
     content, digest = file.read_bytes(), file.with_suffix(".sha256")
     if damage == "flipped":
@@ -124,7 +126,7 @@ def test_a_damaged_index_of_the_cache_is_built_again_before_faiss_opens_it(datab
         digest.unlink()
     else:
         digest.write_text("0" * 64)
-    assert index_neighbors(open_index(database, "IVF8,Flat", probes=8), queries, 10).rows.tolist() == expected
+    assert index_neighbors(open_or_build_index(database, "IVF8,Flat", probes=8), queries, 10).rows.tolist() == expected
     assert (file.read_bytes(), digest.read_text()) == (content, file_digest(file))
 
 
@@ -143,13 +145,19 @@ def test_an_index_that_crashes_faiss_is_refused_by_another_process(tmp_path):
 
 def test_an_index_of_descriptors_that_changed_is_made_anew(database):
     queries = database.take(np.arange(5))
-    assert index_neighbors(open_index(database, "Flat", probes=1), queries, 1).rows.ravel().tolist() == [0, 1, 2, 3, 4]
+    assert index_neighbors(open_or_build_index(database, "Flat", probes=1), queries, 1).rows.ravel().tolist() == [
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
     before = (database.folder / "rows_00000.npy").stat()
     database.write_shard(0, database.take(np.arange(999, -1, -1)))
     os.utime(database.folder / "rows_00000.npy", ns=(before.st_atime_ns, before.st_mtime_ns - 10**9))
     for shard in (1, 2):
         os.utime(database.folder / f"rows_{shard:05}.npy", ns=(before.st_atime_ns, before.st_mtime_ns - 10**9))
-    found = index_neighbors(open_index(database, "Flat", probes=1), queries, 1).rows
+    found = index_neighbors(open_or_build_index(database, "Flat", probes=1), queries, 1).rows
     assert found.ravel().tolist() == [999, 998, 997, 996, 995]
 
 
