@@ -137,8 +137,8 @@ def train(clip: nn.Module, features: ShardedRows, group: Group, prompts: PromptO
         )
         scale_learning_rates(training.optimizer, factor)
         batches = training.batches(epoch, first_step=0)
-        results = take_steps(batches, training.losses, training.optimizer, accelerator, alone=True)
-        losses = [result.numbers["loss"] for result in results]
+        taken = take_steps(batches, training.losses, training.optimizer, accelerator, alone=True)
+        losses = [step.result.numbers["loss"] for step in taken]
     texts = training.text_features()
     found = training.accuracies(texts)
     compared = images.batch(np.arange(len(images)))[0], texts

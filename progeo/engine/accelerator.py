@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import AutocastKwargs, InitProcessGroupKwargs, broadcast_object_list, parse_flag_from_env
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, parse_flag_from_env
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
@@ -23,6 +23,7 @@ from progeo.engine.run_folder import flat_settings
 
 # Processes that work independently may have to wait long for the slowest one.
 _LONGEST_WAIT = timedelta(days=30)
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def start_accelerator(
@@ -63,13 +64,6 @@ class Processor:
 
     device: torch.device
     mixed_precision: Precision = "no"
-
-    def autocast(self) -> AbstractContextManager:
-        """Run networks at this precision inside this context."""
-        if self.mixed_precision == "no":
-            return nullcontext()
-        dtype = torch.bfloat16 if self.mixed_precision == "bf16" else torch.float16
-        return torch.autocast(self.device.type, dtype)
 
 
 def choose_processor(device: str | None = None, mixed_precision: Precision = "no") -> Processor:
@@ -122,9 +116,15 @@ def copy_from_main_process(module: nn.Module, accelerator: Accelerator) -> None:
             torch.distributed.broadcast(tensor.detach(), src=0)
 
 
-def full_precision(accelerator: Accelerator) -> AbstractContextManager:
+def autocast(processor: Accelerator | Processor) -> AbstractContextManager:
+    """Run networks at the precision of a processor inside this context, which costs less than Accelerate's own."""
+    dtype = _AUTOCAST.get(processor.mixed_precision)
+    return nullcontext() if dtype is None else torch.autocast(processor.device.type, dtype)
+
+
+def full_precision(processor: Accelerator | Processor) -> AbstractContextManager:
     """Disable autocast inside this context, so that losses are computed in float32 under mixed precision."""
-    return accelerator.autocast(AutocastKwargs(enabled=False))
+    return torch.autocast(processor.device.type, enabled=False)
 
 
 def gathered_with_gradient(rows: Tensor, accelerator: Accelerator) -> Tensor:

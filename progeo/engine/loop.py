@@ -1,5 +1,6 @@
 """Optimizer steps on batches, one result each. Independent of the task."""
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +11,11 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from msgspec import Meta
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from progeo.engine.accelerator import autocast
 from progeo.engine.stopping import StopRequest
+from progeo.engine.transfer import fetched
 from progeo.progress import Progress
 
 Losses = Callable[[Any], Mapping[str, Tensor]]
@@ -37,6 +41,46 @@ class MeansState(TypedDict):
     steps: Annotated[int, Meta(ge=0)]
     skipped: Annotated[int, Meta(ge=0)]
     sums: dict[str, float]
+
+
+class TakenStep:
+    """A step whose numbers may still be on their way from the device.
+
+    Args:
+        names: names of the loss and its terms.
+        read: waits for their values, the norm of the gradient and the number of stop requests.
+        stop: gets to know whether a process was asked to stop.
+        may_overflow: whether a gradient that is not finite is expected, as with the fp16 scaler.
+        may_be_skipped: whether a step that is not finite is skipped instead of raising.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        read: Callable[[], list[float]],
+        stop: StopRequest,
+        *,
+        may_overflow: bool,
+        may_be_skipped: bool,
+    ) -> None:
+        self.names, self.read, self.stop = names, read, stop
+        self.may_overflow, self.may_be_skipped = may_overflow, may_be_skipped
+
+    @functools.cached_property
+    def result(self) -> StepResult:
+        """The result, for which the first call waits.
+
+        Raises:
+            LossNotFinite: the loss or its gradient is not finite; the message has the values of the terms.
+        """
+        *values, norm, stop_requests = self.read()
+        self.stop.agreed = self.stop.agreed or stop_requests > 0
+        numbers = dict(zip(self.names, values, strict=True))
+        is_finite, has_overflown = math.isfinite(numbers["loss"]), not math.isfinite(norm)
+        is_allowed = self.may_be_skipped or (is_finite and (self.may_overflow or not has_overflown))
+        if not is_allowed:
+            raise LossNotFinite(_not_finite(numbers))
+        return StepResult(numbers, applied=is_finite and not has_overflown)
 
 
 class Means:
@@ -88,8 +132,12 @@ def take_steps(
     max_gradient_norm: float | None = None,
     skip_not_finite: bool = False,
     alone: bool = False,
-) -> Iterator[StepResult]:
-    """Take one optimizer step for each batch and yield its result.
+) -> Iterator[TakenStep]:
+    """Take one optimizer step for each batch and yield it.
+
+    A step does not wait for the device until its result is asked for: asked for after the next step, it never does.
+    Steps that may be skipped wait before the optimizer changes the weights; others change them even if the loss turns
+    out not to be finite, which ends the training.
 
     Args:
         batches: batches, each split into micro-batches of equal size, whose gradients are averaged.
@@ -98,40 +146,49 @@ def take_steps(
         accelerator: provides precision, device and processes.
         stop: a stop request; one that a single process received reaches all processes in the same step.
         max_gradient_norm: maximum norm that the gradient is clipped to; None does not clip.
-        skip_not_finite: yield a step whose loss or gradient is not finite as not applied, instead of raising.
+        skip_not_finite: skip a step whose loss or gradient is not finite, instead of raising.
         alone: this process trains independently and must not synchronize with others.
-
-    Raises:
-        LossNotFinite: the loss or its gradient is not finite; the message has the values of the terms.
     """
     stop = stop or StopRequest()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    scaler = accelerator.scaler
     for pieces in batches:
         optimizer.zero_grad()
         names, of_pieces = _accumulated(pieces, losses, accelerator)
-        norm = accelerator.clip_grad_norm_(parameters, math.inf if max_gradient_norm is None else max_gradient_norm)
-        if accelerator.scaler is not None:
-            norm = torch.zeros_like(norm)  # the fp16 scaler checks gradients itself and lowers its scale
-        # The only time that a step waits for the device. A value that is not finite in one process is so in all.
-        mine = torch.cat([of_pieces, norm.detach().view(1), norm.new_tensor([float(stop.received)])])
-        *values, norm_of_all, stop_requests = (mine if alone else accelerator.reduce(mine, "mean")).tolist()
-        stop.agreed = stop_requests > 0
-        numbers = dict(zip(names, values, strict=True))
-        is_finite = math.isfinite(numbers["loss"]) and math.isfinite(norm_of_all)
-        if is_finite:
+        norm = _gradient_norm(optimizer, parameters, accelerator, max_norm=max_gradient_norm)
+        # A value that is not finite in one process is so in all.
+        mine = torch.cat([of_pieces, norm, torch.full_like(norm, float(stop.received))])
+        read = fetched(mine if alone else accelerator.reduce(mine, "mean"))
+        step = TakenStep(names, read, stop, may_overflow=scaler is not None, may_be_skipped=skip_not_finite)
+        if not may_skip(accelerator, skip_not_finite=skip_not_finite) or step.result.applied:
             optimizer.step()
-        elif not skip_not_finite:
-            raise LossNotFinite(_not_finite(numbers))
-        elif accelerator.scaler is not None:
-            accelerator.scaler.update()  # or the next step would fail, as the gradient is already unscaled
-        yield StepResult(numbers, applied=is_finite and not optimizer.step_was_skipped)
+        elif scaler is not None:
+            scaler.update()  # lowers its scale; the next step would fail, as the gradient is already unscaled
+        yield step
+
+
+def may_skip(accelerator: Accelerator, *, skip_not_finite: bool) -> bool:
+    """Return whether steps may be skipped: by option, or by the fp16 scaler, which lowers its scale then."""
+    return skip_not_finite or accelerator.scaler is not None
+
+
+def _gradient_norm(
+    optimizer: AcceleratedOptimizer, parameters: Sequence[Tensor], accelerator: Accelerator, *, max_norm: float | None
+) -> Tensor:
+    """Compute the norm (1,) of the gradient, which is clipped to `max_norm` if that is given."""
+    accelerator.unscale_gradients(optimizer)
+    with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
+    norm = get_total_norm([parameter.grad for parameter in with_gradient])  # type: ignore[misc] # they have one
+    if max_norm is not None:
+        clip_grads_with_norm_(with_gradient, max_norm, norm)
+    return norm.float().view(1)
 
 
 def _accumulated(pieces: Sequence[Any], losses: Losses, accelerator: Accelerator) -> tuple[list[str], Tensor]:
     """Accumulate the gradient of the micro-batches' mean loss; return names and means of the loss and its terms."""
     per_piece = []
     for piece in pieces:
-        with accelerator.autocast():
+        with autocast(accelerator):
             terms = losses(piece)
         loss = torch.stack(list(terms.values())).sum()
         accelerator.backward(loss / len(pieces))

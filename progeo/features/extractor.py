@@ -14,7 +14,7 @@ from torch import Tensor
 from progeo.data.datasets import CatalogueImages
 from progeo.data.loaders import batches_by_shape
 from progeo.data.photos import Photo, PhotoImages
-from progeo.engine.accelerator import Processor
+from progeo.engine.accelerator import Processor, autocast
 from progeo.features.store import ShardedRows
 from progeo.files import each_file
 from progeo.image_files import Orientation, Resize
@@ -98,7 +98,7 @@ def run_on(accelerator: Accelerator | Processor, network: Callable[[Tensor], Ten
 
     @torch.inference_mode()
     def extract(images: Tensor) -> Tensor:
-        with accelerator.autocast():
+        with autocast(accelerator):
             return network(images.to(accelerator.device)).float().cpu()
 
     return extract

@@ -12,7 +12,7 @@ from torch.utils.data import ConcatDataset
 
 from progeo.data.loaders import build_loader
 from progeo.data.options import DataOptions
-from progeo.engine.accelerator import copy_from_main_process, gathered, share_of
+from progeo.engine.accelerator import autocast, copy_from_main_process, gathered, share_of
 from progeo.features.descriptors import descriptor_extractor
 from progeo.features.options import ImageOptions
 from progeo.models.aggregation import AGGREGATIONS
@@ -74,7 +74,7 @@ def local_features(
     for batch, loaded in zip(batches, loader, strict=True):
         if loaded.items is None:
             continue
-        with accelerator.autocast():
+        with autocast(accelerator):
             feature_map = encoder.features(encoder.normalize(loaded.items.to(accelerator.device))).map
         assert feature_map is not None
         local = feature_map.float().flatten(2).transpose(1, 2).cpu().numpy()  # (b, h w, C)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 
+from progeo.engine.accelerator import autocast
 from progeo.engine.memory import parameter_bytes, saved_bytes
 from progeo.models.encoder import Encoder
 from progeo.models.options import ModelOptions
@@ -75,7 +76,7 @@ def _kept_for_gradient(encoder: Encoder, count: int, accelerator: Accelerator) -
     images = torch.zeros(count, 3, *encoder.image_size, device=accelerator.device)
     was_training = encoder.training
     encoder.eval()  # these must not change the batch-norm statistics
-    with accelerator.autocast():
+    with autocast(accelerator):
         kept = saved_bytes(lambda: encoder.forward(images), encoder)
     encoder.train(was_training)
     return kept

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from progeo.data.samplers import permuted_batches
-from progeo.engine.accelerator import set_scaler_state
+from progeo.engine.accelerator import autocast, set_scaler_state
 from progeo.engine.randomness import seeded_generator
 from progeo.evaluation.matching import Matching, matching_accuracy
 from progeo.features.store import ShardedRows
@@ -160,7 +160,7 @@ class GroupTraining(Task):
     def text_features(self) -> Tensor:
         """Compute the text features of every class, float32 (C, E)."""
         labels = torch.arange(self.num_classes, device=self.accelerator.device)
-        with self.accelerator.autocast():
+        with autocast(self.accelerator):
             return torch.cat([self.learner(part).float() for part in labels.split(_TEXTS_AT_ONCE)])
 
     def accuracies(self, text_features: Tensor) -> dict[str, float]:

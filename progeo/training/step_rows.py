@@ -46,11 +46,12 @@ class StepRows:
         """Let the time start here, so that the validation of the epoch before does not count as that of steps."""
         self._last_s = self.clock()
 
-    def add(self, result: StepResult, *, epoch: int, step: int) -> None:
+    def add(self, result: StepResult, learning_rates: Mapping[str, float], *, epoch: int, step: int) -> None:
         """Add a step, and write a row if it is due.
 
         Args:
             result: of the step.
+            learning_rates: those of the step, by name.
             epoch: number of the current epoch, from 1.
             step: number of finished steps over all epochs.
         """
@@ -59,7 +60,7 @@ class StepRows:
         self.means.add(result)
         if self.every is not None and step % self.every == 0:
             if self.run is not None:
-                self.run.append_metrics(self._row(self.run, epoch=epoch, step=step), durable=False)
+                self.run.append_metrics(self._row(self.run, learning_rates, epoch=epoch, step=step), durable=False)
             self.means, self._timed_steps, self._timed_s = Means(), 0, 0.0
 
     def sync(self) -> None:
@@ -75,7 +76,7 @@ class StepRows:
         """Restore the state that `state_dict` returned."""
         self.means = Means(**converted(dict(state), MeansState))
 
-    def _row(self, run: RunFolder, *, epoch: int, step: int) -> dict[str, Any]:
+    def _row(self, run: RunFolder, learning_rates: Mapping[str, float], *, epoch: int, step: int) -> dict[str, Any]:
         if self._before_s is None:
             self._before_s = self._seconds_before(run)
         images = self._timed_steps * self.task.images_per_step
@@ -85,7 +86,7 @@ class StepRows:
             "step": step,
             "steps_per_epoch": self.task.steps_per_epoch,
             **self.means.values(),
-            **self.task.learning_rates,
+            **learning_rates,
             "images_per_s": round(images / max(self._timed_s, 1e-9), 1),
             **used_memory(self.device),
             "seconds": round(self._before_s + self.clock() - self._began_s, 3),

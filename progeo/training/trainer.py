@@ -1,6 +1,7 @@
 """The trainer: steps, averaged weights, schedule, checkpoints, validation, early stopping and kept models."""
 
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -10,9 +11,9 @@ import torch
 from accelerate import Accelerator
 from msgspec import Meta
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from progeo.engine.accelerator import scaler_state, set_scaler_state
+from progeo.engine.averaging import MovingAverage
 from progeo.engine.checkpoint import (
     load_newest_checkpoint,
     newest_checkpoint,
@@ -21,7 +22,7 @@ from progeo.engine.checkpoint import (
     save_checkpoint,
 )
 from progeo.engine.log import LOGGER
-from progeo.engine.loop import LossNotFinite, Means, MeansState, StepResult, take_steps, training_progress
+from progeo.engine.loop import LossNotFinite, Means, MeansState, TakenStep, may_skip, take_steps, training_progress
 from progeo.engine.randomness import seed_layers
 from progeo.engine.run_folder import RunFolder
 from progeo.engine.schedules import learning_rate_factor, scale_learning_rates
@@ -93,8 +94,10 @@ class Trainer:
         """Number of finished epochs."""
         self.terms: dict[str, float] = {}
         """Mean loss terms of the last finished epoch."""
+        self.steps_taken = 0
+        """Number of steps of the current epoch, including one whose numbers were not read yet."""
         self.means = Means()
-        """Running means of the loss terms of the current epoch."""
+        """Running means of the loss terms of the current epoch, of all steps whose numbers were read."""
         self.primary = ""
         """Name of the primary measure of the validation."""
         self.untrained: float | None = None
@@ -108,7 +111,7 @@ class Trainer:
         """Number of epochs since one had the lowest loss of its group, or since the last decay."""
         self.decays = 0
         """Number of times that the schedules `plateau` and `loss_plateau` have lowered the learning rates."""
-        self.averaged: AveragedModel | None = None
+        self.averaged: MovingAverage | None = None
         self.rows = StepRows(task, run if self._writes else None, every=options.log_every, device=accelerator.device)
         self.skipped_in_a_row = 0
         """Number of steps since the last that counted, over epochs; a resumed training starts at 0."""
@@ -202,7 +205,7 @@ class Trainer:
         with self._progress() as bar:
             bar.describe(task.name(self.epoch))
             try:
-                for result in take_steps(
+                steps = take_steps(
                     self._drawn(batches),
                     task.losses,
                     task.optimizer,
@@ -211,17 +214,15 @@ class Trainer:
                     max_gradient_norm=options.max_gradient_norm,
                     skip_not_finite=options.skip_not_finite,
                     alone=self.alone,
-                ):
-                    self._average_or_undo(result)
-                    self._log(result, bar)
-                    self._save_or_stop(stop)
+                )
+                self._follow(steps, stop, bar)
             except LossNotFinite as error:
                 where = f"{task.name(self.epoch)}, step {self.means.steps + 1}"
                 raise LossNotFinite(f"{where}: {error} {self._newest_checkpoint()}") from None
         if not self.means.steps:
             raise ValueError(f"{task.name(self.epoch)}: there is no batch to train on.")
         task.end_epoch(self.epoch)
-        self.terms, self.means = self.means.values(), Means()
+        self.terms, self.means, self.steps_taken = self.means.values(), Means(), 0
         if "loss" in self.terms:  # unless all steps were skipped
             self._compare_loss(self.terms["loss"])
         self.epoch += 1
@@ -267,6 +268,7 @@ class Trainer:
         for name, value in converted({name: state[name] for name in _STATE}, _Progress).items():
             setattr(self, name, value)
         self.means = Means(**converted(state["means"], MeansState))
+        self.steps_taken = self.means.steps
         if "rows" in state:  # an earlier version wrote none
             self.rows.load_state_dict(state["rows"])
         self.task.load_state_dict(state["task"])
@@ -276,15 +278,39 @@ class Trainer:
         self.task.optimizer.load_state_dict(state["optimizer"])
         set_scaler_state(self.accelerator, state["scaler"])
 
+    def _follow(self, steps: Iterable[TakenStep], stop: StopRequest, bar: Progress) -> None:
+        """Average, log and save after each step; its numbers are read after the next, unless they are needed before."""
+        unread: deque[tuple[TakenStep, dict[str, float]]] = deque()
+        for step in steps:
+            self.steps_taken += 1
+            unread.append((step, self.task.learning_rates))
+            self._average_or_undo(step)
+            while len(unread) > 1 or (unread and (stop.agreed or self._saves_after_step)):
+                self._log(*unread.popleft(), bar)
+            self._save_or_stop(stop)
+        for each in unread:
+            self._log(*each, bar)
+        self._save_or_stop(stop)
+
+    @property
+    def _saves_after_step(self) -> bool:
+        """Whether a checkpoint is due after the last step that was taken, which is that of the epoch after its end."""
+        is_last = self.steps_taken == self.task.steps_per_epoch
+        return self.steps_taken % self.options.checkpoint_every == 0 and not is_last
+
+    @property
+    def _may_skip(self) -> bool:
+        return may_skip(self.accelerator, skip_not_finite=self.options.skip_not_finite)
+
     def _drawn(self, batches: Iterable[Sequence[Any]]) -> Iterator[Sequence[Any]]:
         """Draw the batches; before each step, set its learning rates and the seed of its layers."""
         for pieces in batches:
-            scale_learning_rates(self.task.optimizer, self._learning_rate_factor(self.steps_done))
+            step = self.epoch * self.task.steps_per_epoch + self.steps_taken
+            scale_learning_rates(self.task.optimizer, self._learning_rate_factor(step))
             # Layers such as stochastic depth draw on the device, independently in each process. The 1 separates their
             # seeds from those of the augmentation.
-            seed_layers(self.seed, self.epoch, self.means.steps, self.accelerator.process_index, 1)
-            may_be_undone = self.options.skip_not_finite or self.accelerator.scaler is not None
-            self._buffers = [buffer.clone() for buffer in self.task.model.buffers()] if may_be_undone else []
+            seed_layers(self.seed, self.epoch, self.steps_taken, self.accelerator.process_index, 1)
+            self._buffers = [buffer.clone() for buffer in self.task.model.buffers()] if self._may_skip else []
             yield pieces
 
     @property
@@ -326,12 +352,20 @@ class Trainer:
             self.epochs_since_lower = 0
             self.decays += 1
 
-    def _average(self) -> AveragedModel:
+    def _average(self) -> MovingAverage:
         assert self.options.ema_decay is not None  # or nothing is averaged
-        average = get_ema_multi_avg_fn(self.options.ema_decay)
-        return AveragedModel(self.task.model, multi_avg_fn=average, use_buffers=True)
+        return MovingAverage(self.task.model, self.options.ema_decay)
 
-    def _average_or_undo(self, result: StepResult) -> None:
+    def _average_or_undo(self, step: TakenStep) -> None:
+        if self._may_skip and not step.result.applied:  # restore the batch-norm statistics from before the step
+            for buffer, before in zip(self.task.model.buffers(), self._buffers, strict=True):
+                buffer.copy_(before)
+        elif self.averaged is not None:
+            self.averaged.update_parameters(self.task.model)
+
+    def _log(self, step: TakenStep, learning_rates: dict[str, float], bar: Progress) -> None:
+        """Read the numbers of a step, and log them with the learning rates that it had."""
+        result = step.result
         self.skipped_in_a_row = 0 if result.applied else self.skipped_in_a_row + 1
         if self.skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
             raise LossNotFinite(
@@ -339,22 +373,14 @@ class Trainer:
                 f"weights do not recover. Lower the learning rate or the loss weights."
             )
         self.means.add(result)
-        if not result.applied:  # restore the batch-norm statistics from before the step
-            for buffer, before in zip(self.task.model.buffers(), self._buffers, strict=True):
-                buffer.copy_(before)
-        elif self.averaged is not None:
-            self.averaged.update_parameters(self.task.model)
-
-    def _log(self, result: StepResult, bar: Progress) -> None:
         bar.show(self.means.values())
         bar.update()
-        self.rows.add(result, epoch=self.epoch + 1, step=self.steps_done)
-        self.accelerator.log({**self.task.learning_rates, **result.numbers}, step=self.steps_done)
+        self.rows.add(result, learning_rates, epoch=self.epoch + 1, step=self.steps_done)
+        self.accelerator.log({**learning_rates, **result.numbers}, step=self.steps_done)
 
     def _save_or_stop(self, stop: StopRequest) -> None:
         steps = self.means.steps
-        at_end = steps == self.task.steps_per_epoch
-        if stop.agreed or (steps % self.options.checkpoint_every == 0 and not at_end):
+        if stop.agreed or self._saves_after_step:
             self.rows.sync()  # before the checkpoint after which their steps are not run again
             self._save()
         if stop.agreed:

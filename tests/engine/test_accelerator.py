@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from progeo.engine.accelerator import start_accelerator
+from progeo.engine.accelerator import autocast, start_accelerator
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
@@ -14,5 +14,5 @@ def test_half_precision_of_a_gpu_is_refused_without_one():
 def test_networks_compute_in_the_precision_asked_for(precision, dtype):
     accelerator = start_accelerator(precision)
     layer = torch.nn.Linear(2, 3).to(accelerator.device)
-    with accelerator.autocast():
+    with autocast(accelerator):
         assert layer(torch.ones(1, 2, device=accelerator.device)).dtype == dtype

@@ -23,12 +23,12 @@ def test_the_sum_of_the_terms_is_minimized_and_each_step_gives_its_terms(acceler
         [[1.0], [2.0]], lambda batch: {"first": weight[0] * batch, "second": 3 * weight[1]}, optimizer, accelerator
     )
     # Gradients are (batch, 3): the first step goes from (1, 2) to (0.9, 1.7), the second to (0.7, 1.4).
-    first = next(results)
+    first = next(results).result
     torch.testing.assert_close(weight.data, torch.tensor([0.9, 1.7]))
     assert (first.applied, first.numbers) == (True, {"loss": 7.0, "first": 1.0, "second": 6.0})
     (second,) = results
     torch.testing.assert_close(weight.data, torch.tensor([0.7, 1.4]))
-    assert second.numbers == pytest.approx({"loss": 6.9, "first": 1.8, "second": 5.1})
+    assert second.result.numbers == pytest.approx({"loss": 6.9, "first": 1.8, "second": 5.1})
 
 
 def test_a_batch_in_pieces_takes_the_step_of_the_whole(accelerator):
@@ -37,7 +37,7 @@ def test_a_batch_in_pieces_takes_the_step_of_the_whole(accelerator):
     def run(*pieces):
         weight, optimizer = parts(accelerator)
         losses = lambda piece: {"squares": (weight[0] - piece).pow(2).mean(), "sum": weight.sum()}  # noqa: E731
-        return weight, [result.numbers for result in take_steps([pieces] * 2, losses, optimizer, accelerator)]
+        return weight, [step.result.numbers for step in take_steps([pieces] * 2, losses, optimizer, accelerator)]
 
     whole, numbers = run(targets)
     in_pieces, numbers_of_pieces = run(*targets.split(1))
@@ -52,30 +52,32 @@ def test_the_gradient_is_clipped_to_its_norm(accelerator):
     torch.testing.assert_close(weight.data, torch.tensor([0.4, 1.2]), atol=1e-5, rtol=0)
 
 
-def test_a_loss_that_is_not_finite_stops_with_its_terms_before_the_step(accelerator):
+def test_a_loss_that_is_not_finite_stops_with_its_terms(accelerator):
     weight, optimizer = parts(accelerator)
     losses = lambda batch: {"good": weight[0], "bad": weight[1] * batch}  # noqa: E731
-    results = take_steps([[1.0], [float("nan")]], losses, optimizer, accelerator)
-    next(results)
+    good, bad = take_steps([[1.0], [float("nan")]], losses, optimizer, accelerator)
+    assert good.result.numbers == {"loss": 3.0, "good": 1.0, "bad": 2.0}
     with pytest.raises(LossNotFinite, match=r"^the loss is not finite \(good .*, bad nan\)"):
-        next(results)
-    assert torch.isfinite(weight).all()
+        _ = bad.result
 
 
-def test_a_gradient_that_is_not_finite_stops_before_the_step_too(accelerator):
+def test_a_gradient_that_is_not_finite_stops_too(accelerator):
     weight, optimizer = parts(accelerator)
     losses = lambda batch: {"root": (0 * weight).sqrt().sum()}  # noqa: E731
     with pytest.raises(LossNotFinite, match=r"the gradient is not finite \(root 0\)"):
-        next(take_steps([[None]], losses, optimizer, accelerator))
-    assert weight.tolist() == [1.0, 2.0]
+        _ = next(take_steps([[None]], losses, optimizer, accelerator)).result
 
 
 def test_a_step_that_is_not_finite_can_be_skipped(accelerator):
     weight, optimizer = parts(accelerator)
     losses = lambda batch: {"term": weight[0] * batch}  # noqa: E731
-    results = take_steps([[1.0], [float("nan")], [2.0]], losses, optimizer, accelerator, skip_not_finite=True)
+    steps = take_steps([[1.0], [float("nan")], [2.0]], losses, optimizer, accelerator, skip_not_finite=True)
     means = Means()
-    assert [(result.applied, means.add(result)) for result in results] == [(True, None), (False, None), (True, None)]
+    assert [(step.result.applied, means.add(step.result)) for step in steps] == [
+        (True, None),
+        (False, None),
+        (True, None),
+    ]
     assert means.values() == pytest.approx({"loss": (1.0 + 1.8) / 2, "term": (1.0 + 1.8) / 2, "skipped": 1})
     assert weight[0].item() == pytest.approx(0.7)
 
@@ -98,8 +100,8 @@ def half_precision(accelerator, monkeypatch):
 def test_after_a_skipped_step_of_scaled_gradients_the_next_one_is_taken(half_precision, spoil):
     accelerator, weight, optimizer = half_precision
     losses = lambda is_bad: {"term": spoil(weight[0]) if is_bad else weight[0]}  # noqa: E731
-    results = take_steps([[False], [True], [False]], losses, optimizer, accelerator, skip_not_finite=True)
-    assert [result.applied for result in results] == [True, False, True]
+    steps = take_steps([[False], [True], [False]], losses, optimizer, accelerator, skip_not_finite=True)
+    assert [step.result.applied for step in steps] == [True, False, True]
     assert weight.item() == pytest.approx(0.8)
     assert accelerator.scaler.get_scale() == 4.0
 
@@ -126,8 +128,11 @@ def test_a_request_to_stop_is_known_after_the_step_that_it_arrived_in(accelerato
         stop.received = batch == 2.0
         return {"term": weight[0] * batch}
 
-    results = take_steps([[1.0], [2.0], [1.0]], losses, optimizer, accelerator, stop=stop)
-    assert [(stop.agreed, round(weight[0].item(), 4)) for _ in results][:2] == [(False, 0.9), (True, 0.7)]
+    steps = take_steps([[1.0], [2.0], [1.0]], losses, optimizer, accelerator, stop=stop)
+    assert [(step.result and stop.agreed, round(weight[0].item(), 4)) for step in steps][:2] == [
+        (False, 0.9),
+        (True, 0.7),
+    ]
 
 
 def test_a_request_to_stop_that_arrives_while_the_step_waits_is_known_after_the_next(accelerator, monkeypatch):
@@ -140,5 +145,5 @@ def test_a_request_to_stop_that_arrives_while_the_step_waits_is_known_after_the_
         return reduce(*arguments)
 
     monkeypatch.setattr(accelerator, "reduce", waiting)
-    results = take_steps([[1.0], [2.0]], lambda batch: {"term": weight[0] * batch}, optimizer, accelerator, stop=stop)
-    assert [stop.agreed for _ in results] == [False, True]
+    steps = take_steps([[1.0], [2.0]], lambda batch: {"term": weight[0] * batch}, optimizer, accelerator, stop=stop)
+    assert [step.result and stop.agreed for step in steps] == [False, True]
