@@ -212,7 +212,8 @@ def build_step(accelerator: Accelerator, teacher: Teacher | None = None, *, by_c
             labels = rows.to(accelerator.device)
             losses.append(F.cross_entropy(head(descriptors, labels), labels))
         if teacher is not None:
-            targets = teacher(pixels, rows, with_map=False)["teacher"]
+            cached = teacher.of_rows(rows).to(accelerator.device) if teacher.is_cached else None
+            targets = teacher(pixels, with_map=False)["teacher"] if cached is None else cached
             losses.append((gram_distillation if by_classes else cosine_distillation)(descriptors, targets))
         torch.stack(losses).sum().backward()
         optimizer.step()

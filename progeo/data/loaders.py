@@ -1,7 +1,7 @@
 """Loaders: pixels of given batches of a dataset, decoded in worker processes."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -25,13 +25,28 @@ class Loaded:
     replaced: dict[int, str]
     """Why an item could not be read and was replaced by another, by its index in the batch."""
 
+    def pin_memory(self) -> "Loaded":
+        """Return the batch with its items in pinned memory, as a loader asks for."""
+        if self.items is None:
+            return self
+        is_one = isinstance(self.items, Tensor)
+        return replace(self, items=self.items.pin_memory() if is_one else [each.pin_memory() for each in self.items])
 
-def build_loader(dataset: Dataset, batches: Iterable[Sequence[Any] | np.ndarray], *, num_workers: int) -> DataLoader:
-    """Build a loader that yields each batch, of indices or other keys of the dataset, as `Loaded`."""
+
+def build_loader(
+    dataset: Dataset, batches: Iterable[Sequence[Any] | np.ndarray], *, num_workers: int, pin: bool = False
+) -> DataLoader:
+    """Build a loader that yields each batch, of indices or other keys of the dataset, as `Loaded`.
+
+    Args:
+        num_workers: processes that read items; 0 reads them in this one.
+        pin: put the items into pinned memory, which a GPU reads while this process goes on.
+    """
     return DataLoader(
         dataset,
         batch_sampler=batches,  # type: ignore[arg-type] # it takes other sequences than lists, too
         num_workers=num_workers,
+        pin_memory=pin,
         collate_fn=_collated,
         worker_init_fn=partial(import_in_worker, imported_plugins()),
     )

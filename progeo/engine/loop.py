@@ -151,14 +151,15 @@ def take_steps(
     """
     stop = stop or StopRequest()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    scaler = accelerator.scaler
+    scaler, decides_alone = accelerator.scaler, alone or accelerator.num_processes == 1
     for pieces in batches:
         optimizer.zero_grad()
         names, of_pieces = _accumulated(pieces, losses, accelerator)
         norm = _gradient_norm(optimizer, parameters, accelerator, max_norm=max_gradient_norm)
         # A value that is not finite in one process is so in all.
         mine = torch.cat([of_pieces, norm, torch.full_like(norm, float(stop.received))])
-        read = fetched(mine if alone else accelerator.reduce(mine, "mean"))
+        stop.agreed = stop.agreed or (decides_alone and stop.received)  # several processes have to read it
+        read = fetched(mine if decides_alone else accelerator.reduce(mine, "mean"))
         step = TakenStep(names, read, stop, may_overflow=scaler is not None, may_be_skipped=skip_not_finite)
         if not may_skip(accelerator, skip_not_finite=skip_not_finite) or step.result.applied:
             optimizer.step()

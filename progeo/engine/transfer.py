@@ -42,6 +42,11 @@ def to_device(tree: _Tree, device: torch.device) -> _Tree:
     return recursively_apply(lambda tensor: moved.get(id(tensor), tensor), tree)
 
 
+def can_pin(device: torch.device) -> bool:
+    """Return whether a device reads pinned memory while the process goes on."""
+    return device.type == "cuda"
+
+
 def packed(tensors: list[Tensor], *, pin: bool = False) -> Tensor:
     """Return the values of CPU tensors one after the other in one buffer, uint8 (n,), pinned if `pin`."""
     ends = _ends(tensors)

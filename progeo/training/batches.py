@@ -19,6 +19,7 @@ from progeo.data.options import Augmentation, DataOptions
 from progeo.data.samplers import ClassSampler
 from progeo.engine.log import LOGGER
 from progeo.engine.randomness import seeded_generator
+from progeo.engine.transfer import can_pin
 from progeo.models.encoder import Encoder
 from progeo.places.catalogue import read_catalogue
 from progeo.places.options import CellOptions
@@ -79,6 +80,8 @@ class Batches(ABC):
         self.encoder, self.accelerator = encoder, accelerator
         self.crop = build_crop(augmentation, encoder.image_size, encoder.resize)
         self.process, self.num_processes = accelerator.process_index, accelerator.num_processes
+        self.pins = can_pin(accelerator.device)
+        """Whether images are put into pinned memory."""
         self.unreadable: set[str] = set()
         """Reasons why images could not be read; each names its image."""
         sets = [CatalogueImages(each, orientation=data.orientation) for each in source.catalogues]
@@ -254,7 +257,9 @@ class ClassBatches(Batches):
 
     def loaded(self, images: Dataset, batches: ClassSampler, epoch: int) -> Iterator[tuple[int, Any]]:
         """Yield each step and its crops, uint8 (b, 3, H, W), labels and rows."""
-        loader = build_loader(images, self._with_crops(batches, epoch), num_workers=self.data.num_workers)
+        loader = build_loader(
+            images, self._with_crops(batches, epoch), num_workers=self.data.num_workers, pin=self.pins
+        )
         for step, loaded in enumerate(loader, batches.first_batch):
             self.note_unreadable(loaded)
             yield step, loaded.items

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from progeo.data.augmentation import jitter_colors
 from progeo.engine.accelerator import copy_from_main_process, distributed
+from progeo.engine.transfer import to_device
 from progeo.export.weights import save_encoder
 from progeo.models.backbones.clip_configurations import ClipConfiguration, has_named_tower
 from progeo.models.classifier import Classifier
@@ -23,6 +24,9 @@ from progeo.training.task import Measures, Task
 from progeo.training.teacher import Teacher
 from progeo.training.terms import Terms
 from progeo.training.validation import Validation
+
+_TARGET_ROWS = "target_rows"
+"""Rows of the queries and difficult positives of a micro-batch, whose regions the target gives soft labels for."""
 
 
 class ImageTraining(Task):
@@ -147,9 +151,11 @@ class ImageTraining(Task):
 
     def losses(self, piece: MicroBatch) -> dict[str, Tensor]:
         """Compute the weighted loss terms of a micro-batch."""
-        images = jitter_colors(piece.images.to(self.accelerator.device), piece.changes)
+        device = self.accelerator.device
+        pixels, targets = to_device((piece.images, {**piece.targets, **self._targets_on_the_host(piece)}), device)
+        images = jitter_colors(pixels, piece.changes)
         normalized = self.encoder.normalize(images)
-        inputs = {name: target.to(self.accelerator.device) for name, target in piece.targets.items()}
+        inputs = dict(targets)
         if self._needs & {"map", "regions"}:
             inputs["descriptors"], features = self._distributed_encoder(normalized, with_features=True)
             inputs["map"] = features.map
@@ -157,18 +163,26 @@ class ImageTraining(Task):
             inputs["descriptors"] = self._distributed_encoder(normalized)
         if "regions" in self._needs:
             inputs["regions"] = self.encoder.regions(features)
-        if "target_regions" in self._needs and self._target is not None:
-            inputs["target_regions"] = self._target_regions(normalized, piece)
-        if self.teacher is not None:
-            inputs |= self.teacher(images, piece.targets["rows"], with_map="teacher_map" in self._needs)
+        if _TARGET_ROWS in inputs:
+            inputs["target_regions"] = self._target_regions(normalized, inputs[_TARGET_ROWS])
+        if self.teacher is not None and not self.teacher.is_cached:
+            inputs |= self.teacher(images, with_map="teacher_map" in self._needs)
         return self.terms(inputs)
 
+    def _targets_on_the_host(self, piece: MicroBatch) -> dict[str, Tensor]:
+        """Return further targets that are looked up on the CPU, so that they travel with the others."""
+        found = {}
+        if "target_regions" in self._needs and self._target is not None:
+            positives = piece.targets["difficult_positives"]
+            found[_TARGET_ROWS] = torch.unique(torch.cat([piece.targets["tuples"][:, 0], positives[positives >= 0]]))
+        if self.teacher is not None and self.teacher.is_cached:
+            found["teacher"] = self.teacher.of_rows(piece.targets["rows"])
+        return found
+
     @torch.no_grad()
-    def _target_regions(self, images: Tensor, piece: MicroBatch) -> Tensor:
-        """Compute the regions of queries and difficult positives by the target; those of other images are 0."""
+    def _target_regions(self, images: Tensor, rows: Tensor) -> Tensor:
+        """Compute the regions of some rows of the images by the target; those of other images are 0."""
         assert self._target is not None  # there was a generation before
-        positives = piece.targets["difficult_positives"]
-        rows = torch.unique(torch.cat([piece.targets["tuples"][:, 0], positives[positives >= 0]])).to(images.device)
         of_rows = self._target.regions(self._target.features(images[rows]))
         regions = of_rows.new_zeros((len(images), *of_rows.shape[1:]))
         return regions.index_copy_(0, rows, of_rows)

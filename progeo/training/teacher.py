@@ -76,16 +76,23 @@ class Teacher:
             self.encoder, catalogues, self.accelerator, data=data, cache=cache, wait=wait
         )
 
+    @property
+    def is_cached(self) -> bool:
+        """Whether its descriptors were extracted before, so that it does not run in a step."""
+        return self.cached is not None
+
+    def of_rows(self, rows: Tensor) -> Tensor:
+        """Read the cached descriptors (b, E) of training images, given their rows int64 (b,), all on the CPU."""
+        assert self.cached is not None  # `is_cached`
+        return torch.from_numpy(self.cached.take(rows.numpy()))
+
     @torch.no_grad()
-    def __call__(self, images: Tensor, rows: Tensor, *, with_map: bool) -> Mapping[str, Tensor]:
-        """Return the descriptors (b, E) as `teacher` and, if asked for, the feature map as `teacher_map`.
+    def __call__(self, images: Tensor, *, with_map: bool) -> Mapping[str, Tensor]:
+        """Compute the descriptors (b, E) as `teacher` and, if asked for, the feature map as `teacher_map`.
 
         Args:
             images: augmented images on the device, floats in 0..1, (b, 3, H, W).
-            rows: rows of the images among all training images, int64 (b,), on the CPU.
         """
-        if self.cached is not None:
-            return {"teacher": torch.from_numpy(self.cached.take(rows.numpy())).to(images.device)}
         sized = self.encoder.normalize(resize_image(images, self.encoder.image_size, self.encoder.resize))
         if not with_map:
             return {"teacher": self.encoder(sized)}

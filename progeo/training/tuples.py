@@ -110,7 +110,7 @@ class TupleBatches(Batches):
             batches = [tuples[(each - first) * training.batch_size :][mine_from:mine_to] for each in steps]
             changes = partial(self._changes, epoch, width=tuples.shape[1], part=slice(mine_from, mine_to))
             keys = (_keys(rows, changes(each)) for each, rows in zip(steps, batches, strict=True))
-            loader = build_loader(images, keys, num_workers=self.data.num_workers)
+            loader = build_loader(images, keys, num_workers=self.data.num_workers, pin=self.pins)
             for step, rows, loaded in zip(steps, batches, loader, strict=True):
                 self.note_unreadable(loaded)
                 yield self._micro_batches(loaded.items, rows, changes(step))

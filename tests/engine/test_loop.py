@@ -144,6 +144,7 @@ def test_a_request_to_stop_that_arrives_while_the_step_waits_is_known_after_the_
         stop.received = True
         return reduce(*arguments)
 
+    monkeypatch.setattr(type(accelerator), "num_processes", 2)  # which have to agree
     monkeypatch.setattr(accelerator, "reduce", waiting)
     steps = take_steps([[1.0], [2.0]], lambda batch: {"term": weight[0] * batch}, optimizer, accelerator, stop=stop)
     assert [step.result and stop.agreed for step in steps] == [False, True]
