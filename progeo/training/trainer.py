@@ -294,7 +294,7 @@ class Trainer:
 
     @property
     def _saves_after_step(self) -> bool:
-        """Whether a checkpoint is due after the last step that was taken, which is that of the epoch after its end."""
+        """Whether a checkpoint within the epoch is due after the last step that was taken."""
         is_last = self.steps_taken == self.task.steps_per_epoch
         return self.steps_taken % self.options.checkpoint_every == 0 and not is_last
 

@@ -75,7 +75,7 @@ def build(catalogue, kind="classes", *, process=0, num_processes=1, cache_images
 
     if num_processes == 1:
         return built(start_accelerator("no"))
-    batches = built(SimpleNamespace(process_index=process, num_processes=num_processes))
+    batches = built(SimpleNamespace(process_index=process, num_processes=num_processes, device=torch.device("cpu")))
     if kind == "tuples":  # which a process alone cannot mine
         alone = built(start_accelerator("no"))
         next(alone.of_epoch(1, first_step=0))
