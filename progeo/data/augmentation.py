@@ -2,9 +2,10 @@
 
 The distributions are those of torchvision's ColorJitter and RandomResizedCrop. All parameters of a batch are drawn in
 advance by one generator on the CPU, so the same seed gives the same augmentation on every device, and each process
-takes the parameters of its share of the batch.
+takes the parameters of its share of the batch. `color_plan` arranges them for `jitter_colors`, also on the CPU.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,13 @@ from progeo.data.options import Augmentation
 from progeo.image_files import Resize
 
 _LUMA = (0.2989, 0.587, 0.114)
-_CONTRAST, _SATURATION, _HUE = 1, 2, 3
+_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
+_UNCHANGED = (1.0, 1.0, 1.0, 0.0)
+"""The amounts of brightness, contrast, saturation and hue that leave an image as it is."""
+_NUM_BLENDS = 3
+"""Brightness, contrast and saturation: blends of an image with black, its mean gray and its grayscale version."""
+_NUM_ARGUMENTS = 5
+"""Number of arguments of `_blended` for each image."""
 
 
 class Changes(NamedTuple):
@@ -50,65 +57,149 @@ def build_crop(augmentation: Augmentation, size: tuple[int, int], resize: Resize
     return RandomCrop(size, augmentation.crop_scale, augmentation.crop_ratio, resize)
 
 
-def jitter_colors(images: Tensor, changes: Changes) -> Tensor:
-    """Jitter the colors of images (B, 3, H, W), uint8 or floats in 0..1; return floats in 0..1 of the same shape.
+class ColorPlan(NamedTuple):
+    """The color jitter of a batch; its tensors are to be moved to the device of the images."""
 
-    Brightness, contrast and saturation each blend the image with another one: black, its mean gray, or its grayscale
-    version. So images with different orders of these three share one operation, and only the position of the hue shift
-    divides the batch into groups.
+    steps: list[list[tuple[int, float]]]
+    """The operations of each image in order, each with its amount, without those that change nothing."""
+    blends: Tensor
+    """(5 S, B, 1, 1, 1): the arguments of `_blended` for S blends: 3 before and 3 after the hue shift, 3 without one,
+    or none. A blend that an image does not have at this point leaves it exactly as it is."""
+    angles: Tensor | None
+    """(B, 3, 1, 1): the angles of `_turned_hue`; None without a hue shift."""
+
+
+def color_plan(changes: Changes) -> ColorPlan:
+    """Arrange the parameters of a batch for `jitter_colors`, on the CPU.
+
+    The operations of a device do not depend on what was drawn, so that images need not be grouped by their order.
     """
-    count, device = len(images), images.device
-    hue_steps = (changes.order == _HUE).nonzero()[:, 1]
-    blends = changes.order[changes.order != _HUE].view(count, 3)
-    # (3, B, 3): the arguments of _blend, for each image and each of its blends in order.
-    amounts = torch.stack([changes.shares.gather(1, blends), blends == _CONTRAST, blends == _SATURATION]).to(device)
-    hues_turn, turns = bool(changes.turns.any()), changes.turns.to(device)
+    amounts = torch.cat([changes.shares, changes.turns[:, None]], dim=1)
+    steps = [
+        [(kind, of_image[kind]) for kind in order if of_image[kind] != _UNCHANGED[kind]]
+        for order, of_image in zip(changes.order.tolist(), amounts.tolist(), strict=True)
+    ]
+    kinds = {kind for of_image in steps for kind, _ in of_image}
+    angles = _angles(changes.turns) if _HUE in kinds else None
+    num_blends = 0 if kinds <= {_HUE} else _NUM_BLENDS if angles is None else 2 * _NUM_BLENDS
+    return ColorPlan(steps, _blend_arguments(changes, num_blends), angles)
 
-    jittered = torch.empty(images.shape, device=device)
-    for hue_step in range(4):
-        group = (hue_steps == hue_step).nonzero()[:, 0].to(device)
-        # One image at a time on a CPU, so that intermediate results stay in a core's caches and reuse memory.
-        for rows in group.split(1 if device.type == "cpu" else count):
-            part = images[rows].float().div_(255) if images.dtype == torch.uint8 else images[rows]
-            for step in range(4):
-                if step == hue_step and hues_turn:
-                    part = _turned_hue(part, turns[rows])
-                if step < 3:
-                    _blend(part, *amounts[:, rows, step])
-            jittered[rows] = part
+
+def jitter_colors(images: Tensor, plan: ColorPlan, finish: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Jitter the colors of images (B, 3, H, W), uint8 or floats in 0..1; return floats in 0..1 of the same strides.
+
+    Nothing waits for the device, and nothing is made there of values on the CPU.
+
+    Args:
+        images: left as they are.
+        plan: of these images, on the same device.
+        finish: applied to the jittered images (..., 3, H, W), such as `Encoder.normalize`.
+    """
+    if images.device.type != "cpu" or torch.compiler.is_compiling():
+        jittered = _jittered_batch(images, plan)
+        return jittered if finish is None else finish(jittered)
+    # One image at a time, so that intermediate results stay in a core's caches and reuse memory.
+    results = torch.empty_like(images, dtype=torch.float32)
+    for row, image in enumerate(images):
+        jittered = _jittered_image(image, plan, row)
+        results[row] = jittered if finish is None else finish(jittered)
+    return results
+
+
+def _jittered_batch(images: Tensor, plan: ColorPlan) -> Tensor:
+    jittered = images / 255 if images.dtype == torch.uint8 else images
+    arguments = plan.blends.unbind()
+    blends = [arguments[first : first + _NUM_ARGUMENTS] for first in range(0, len(arguments), _NUM_ARGUMENTS)]
+    for blend in blends[:_NUM_BLENDS]:
+        jittered = _blended(jittered, *blend)
+    if plan.angles is not None:
+        jittered = _turned_hue(jittered, plan.angles)
+    for blend in blends[_NUM_BLENDS:]:
+        jittered = _blended(jittered, *blend)
     return jittered
 
 
-def _blend(images: Tensor, shares: Tensor, of_mean: Tensor, of_gray: Tensor) -> None:
-    """Keep a fraction `shares` (B,) of each image, in place, and blend in another image for the rest.
+def _jittered_image(image: Tensor, plan: ColorPlan, row: int) -> Tensor:
+    """Jitter the colors of image `row` (3, H, W) of a batch, with the operations that it has and no others."""
+    # Operations on one channel are only vectorized if its pixels are next to each other.
+    layout = torch.contiguous_format if plan.steps[row] else torch.preserve_format
+    jittered = image.to(torch.float32, memory_format=layout, copy=True)
+    if image.dtype == torch.uint8:
+        jittered.div_(255)
+    for kind, amount in plan.steps[row]:
+        if kind == _HUE:
+            assert plan.angles is not None  # an image turns
+            jittered = _turned_hue(jittered, plan.angles[row])
+        else:
+            _BLEND_IMAGE[kind](jittered, amount)
+            if amount > 1:  # else the result is between two colors
+                jittered.clamp_(0, 1)
+    return jittered
 
-    The other image is its mean gray where `of_mean` is 1, its grayscale where `of_gray` is 1, else black.
+
+def _blend_with_black(image: Tensor, share: float) -> None:
+    image.mul_(share)
+
+
+def _blend_with_mean(image: Tensor, share: float) -> None:
+    means = image.mean(dim=(1, 2)).tolist()
+    gray = sum(luma * mean for luma, mean in zip(_LUMA, means, strict=True))
+    image.mul_(share).add_((1 - share) * gray)
+
+
+def _blend_with_gray(image: Tensor, share: float) -> None:
+    red, green, blue = image.split(1)
+    gray = (_LUMA[0] * red).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
+    torch.lerp(gray, image, share, out=image)
+
+
+_BLEND_IMAGE = (_blend_with_black, _blend_with_mean, _blend_with_gray)
+"""Functions that keep a share of an image (3, H, W), in place, and blend in another one for the rest, by operation."""
+
+
+def _blend_arguments(changes: Changes, num_blends: int) -> Tensor:
+    """Compute the arguments of `_blended` for each blend of a batch, see `ColorPlan.blends`."""
+    is_hue = changes.order == _HUE
+    kinds = changes.order[~is_hue].view(-1, _NUM_BLENDS)
+    shares = changes.shares.gather(1, kinds)
+    if num_blends > _NUM_BLENDS:
+        is_before = torch.arange(_NUM_BLENDS) < is_hue.int().argmax(dim=1, keepdim=True)
+        shares = torch.cat([shares.where(is_before, 1), shares.where(~is_before, 1)], dim=1)
+        kinds = kinds.repeat(1, 2)
+    others = (1 - shares) * (kinds != _BRIGHTNESS)
+    arguments = torch.stack([shares, *(others * luma for luma in _LUMA), kinds == _CONTRAST], dim=2)
+    return arguments[:, :num_blends].permute(1, 2, 0).reshape(-1, len(kinds), 1, 1, 1)
+
+
+def _blended(images: Tensor, shares: Tensor, red: Tensor, green: Tensor, blue: Tensor, of_mean: Tensor) -> Tensor:
+    """Keep a fraction `shares` of each image (3, H, W), and add a weighted sum of its channels.
+
+    `of_mean` is 1 for the mean of that sum over the image, else 0. All arguments are (B, 1, 1, 1).
     """
-    red, green, blue = images.split(1, dim=1)
-    others = (_LUMA[0] * red).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
-    means = _per_image(of_mean) * others.mean(dim=(2, 3), keepdim=True)
-    torch.addcmul(means, others, _per_image(of_gray), out=others)
-    torch.lerp(others, images, _per_image(shares), out=images).clamp_(0, 1)
+    channels = images.split(1, dim=1)
+    others = (red * channels[0]).addcmul_(green, channels[1]).addcmul_(blue, channels[2])
+    others = torch.lerp(others, others.mean(dim=(2, 3), keepdim=True), of_mean)
+    return torch.addcmul(others, images, shares).clamp_(0, 1)
 
 
-def _turned_hue(images: Tensor, turns: Tensor) -> Tensor:
-    """Shift the hue in HSV space by a fraction of the circle (B,), without divisions or branches.
+def _angles(turns: Tensor) -> Tensor:
+    """Compute the angles from each channel's hue to red after turns (B,), within -3 to 3 sixths of the circle."""
+    return (torch.remainder(6 * turns[:, None] - torch.tensor([0.0, 2.0, 4.0]) + 3, 6) - 3)[:, :, None, None]
+
+
+def _turned_hue(images: Tensor, angles: Tensor) -> Tensor:
+    """Shift the hue of images (..., 3, H, W) in HSV space by `_angles`, without divisions or branches.
 
     Angles are in sixths of the circle, multiplied by the chroma. A channel has its maximum within 1 of its own hue and
     its minimum from 2 on; in between it falls linearly by the chroma. For red, at angle 0, this gives the angle of a
-    color as chroma + green + blue - red - lowest, signed toward green or blue.
+    color as green + blue - red - lowest + chroma, signed toward green or blue.
     """
-    red, green, blue = images.split(1, dim=1)
-    lowest = torch.minimum(torch.minimum(red, green), blue)
-    chroma = torch.maximum(torch.maximum(red, green), blue).sub_(lowest)
-    from_red = (green + blue).sub_(red).sub_(lowest).add_(chroma).copysign_(green - blue)
-    hues = torch.tensor([[0.0, 2.0, 4.0]], device=images.device)
-    from_channels = torch.remainder(6 * turns[:, None] - hues + 3, 6) - 3
-    angles = torch.addcmul(from_red, chroma, from_channels[:, :, None, None])
+    red, green, blue = images.split(1, dim=-3)
+    lowest, highest = images.amin(-3, keepdim=True), images.amax(-3, keepdim=True)
+    chroma = highest - lowest
+    below = lowest - chroma
+    from_red = (green + blue).sub_(red).sub_(below).copysign_(green - blue)
+    angles = torch.addcmul(from_red, chroma, angles, out=torch.empty_like(images))  # or channels would not be last
     # Angles are now within -6 to 6. 3 - | |angle| - 3 | is the circular distance to the channel's own hue; a channel
     # exceeds the lowest by 2 minus that distance, clamped to 0..1.
-    return angles.abs_().sub_(3 * chroma).abs_().clamp_(chroma, 2 * chroma).add_(lowest.sub_(chroma))
-
-
-def _per_image(values: Tensor) -> Tensor:
-    return values[:, None, None, None]
+    return angles.abs_().sub_(chroma, alpha=3).abs_().add_(below).clamp_(lowest, highest)
