@@ -1,15 +1,18 @@
 """Margin classifiers over the classes of a group."""
 
 import math
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from progeo.models.options import HeadKind
 
 _KINDS = get_args(HeadKind)
+_MIN_NORM = 1e-12
+"""Norms below are taken as this, as in `F.normalize`, so that a row of zeros has a gradient."""
 
 
 def build_head(
@@ -51,12 +54,12 @@ class CosFaceHead(nn.Module):
     def forward(self, descriptors: Tensor, labels: Tensor) -> Tensor:
         """Compute logits (B, C) of descriptors (B, D), which need not be normalized."""
         cosines = self._cosines(descriptors)
-        return self.scale * (cosines - self.margin * F.one_hot(labels, cosines.shape[1]).to(cosines.dtype))
+        index = labels[:, None]
+        return cosines.scatter(1, index, cosines.gather(1, index) - self.margin).mul_(self.scale)
 
     def _cosines(self, descriptors: Tensor) -> Tensor:
         """Compute cosines (B, C) in float32 or better, as half precision would round the margin."""
-        cosines = F.linear(F.normalize(descriptors), F.normalize(self.weight))
-        return cosines.to(torch.promote_types(cosines.dtype, torch.float32))
+        return _Cosines.apply(F.normalize(descriptors), self.weight)
 
 
 class ArcFaceHead(CosFaceHead):
@@ -78,7 +81,7 @@ class ArcFaceHead(CosFaceHead):
             # Past pi - m the cosine of the shifted angle would rise again: continue linearly, so that it keeps falling.
             beyond = correct - math.sin(math.pi - self.margin) * self.margin
             shifted = torch.where(correct > math.cos(math.pi - self.margin), shifted, beyond)
-        return self.scale * cosines.scatter(1, labels[:, None], shifted)
+        return cosines.scatter(1, labels[:, None], shifted).mul_(self.scale)
 
 
 class LinearHead(nn.Module):
@@ -92,3 +95,31 @@ class LinearHead(nn.Module):
     def forward(self, descriptors: Tensor, labels: Tensor) -> Tensor:
         """Compute logits (B, C) of descriptors (B, D); `labels` are ignored."""
         return F.linear(descriptors, self.weight, self.bias)
+
+
+class _Cosines(torch.autograd.Function):
+    """Cosines of unit vectors (B, D) and the rows of a weight (C, D), without a second tensor of the weight's size.
+
+    The dot products are divided by the norms of the rows, not the rows themselves. With h = gradient / norm, the
+    gradient of a row w is the sum of h x over the batch minus that of h cosine w / norm.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, units: Tensor, weight: Tensor) -> Tensor:
+        products = F.linear(units, weight)
+        exact = torch.promote_types(products.dtype, torch.float32)
+        inverse_norms = torch.linalg.vector_norm(weight, dim=1, dtype=exact).clamp(min=_MIN_NORM).reciprocal()
+        cosines = products.to(exact) * inverse_norms
+        ctx.save_for_backward(units, weight, inverse_norms, cosines)
+        return cosines
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        units, weight, inverse_norms, cosines = ctx.saved_tensors
+        scaled = gradient * inverse_norms
+        along = -(scaled * cosines).sum(dim=0) * inverse_norms
+        along = along.masked_fill(inverse_norms == 1 / _MIN_NORM, 0)
+        of_units = scaled @ weight.to(scaled.dtype)
+        of_weight = (scaled.T @ units.to(scaled.dtype)).addcmul_(weight, along[:, None])
+        return of_units.to(units.dtype), of_weight.to(weight.dtype)

@@ -1,6 +1,8 @@
 """Margin heads against naive re-derivations, float64, gradients included."""
 
+import copy
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -52,6 +54,39 @@ def test_logits_and_gradients_equal_the_definition(kind, easy):
     torch.testing.assert_close(gradients, expected_gradients, rtol=1e-7, atol=1e-8)
 
 
+def test_vectors_without_a_length_have_the_gradients_of_normalized_ones():
+    torch.manual_seed(0)
+    head = build_head("cosface", 6, 5, 1.0, 0.0).double()
+    with torch.no_grad():
+        head.weight[1], head.weight[2] = 0, 1e-13 * head.weight[2]
+    descriptors = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+    plain = torch.nn.functional.normalize(descriptors) @ torch.nn.functional.normalize(head.weight).T
+    found, expected = (
+        torch.autograd.grad(cosines.square().sum(), [descriptors, head.weight])
+        for cosines in (head(descriptors, torch.arange(4)), plain)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradients_in_half_precision_are_those_of_full_precision_to_its_rounding(dtype):
+    torch.manual_seed(0)
+    head, descriptors, labels = build_head("cosface", 64, 50, 30.0, 0.4), torch.randn(4, 64), torch.arange(4)
+
+    def gradients(precision, head, descriptors):
+        with precision:
+            loss = torch.nn.functional.cross_entropy(head(descriptors.requires_grad_(), labels), labels)
+        return torch.autograd.grad(loss, [descriptors, head.weight])
+
+    exact = gradients(nullcontext(), head, descriptors)
+    autocast = gradients(torch.autocast("cpu", dtype), head, descriptors)
+    half = gradients(nullcontext(), copy.deepcopy(head).to(dtype), descriptors.detach().to(dtype))
+    for found, kind in ((autocast, torch.float32), (half, dtype)):
+        assert [each.dtype for each in found] == [kind, kind]
+        for ours, expected in zip(found, exact, strict=True):
+            assert (ours - expected).norm() < 2 * torch.finfo(dtype).eps * expected.norm()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_head_has_a_weight_per_class(kind):
     head = build_head(kind, 6, 5, 30.0, 0.4)
@@ -78,14 +113,13 @@ def test_the_margin_is_exact_in_every_precision(kind, dtype):
     head, descriptors = build_head(kind, 6, 5, 1.0, 0.4).to(dtype), torch.randn(4, 6).to(dtype)
     rows, labels, exact = torch.arange(4), torch.tensor([0, 4, 2, 3]), torch.promote_types(dtype, torch.float32)
     found = head(descriptors, labels)
-    cosines = torch.nn.functional.linear(
-        torch.nn.functional.normalize(descriptors), torch.nn.functional.normalize(head.weight)
-    ).double()
+    products = torch.nn.functional.linear(torch.nn.functional.normalize(descriptors), head.weight)
+    cosines = products.double() / head.weight.double().norm(dim=1)
     right = cosines[rows, labels]
     wanted = right - 0.4 if kind == "cosface" else torch.cos(torch.acos(right) + 0.4)
     torch.testing.assert_close(found[rows, labels].double(), wanted, rtol=0, atol=4 * torch.finfo(exact).eps)
     others = torch.nn.functional.one_hot(labels, 5) == 0
-    assert torch.equal(found[others].double(), cosines[others])
+    torch.testing.assert_close(found[others].double(), cosines[others], rtol=0, atol=4 * torch.finfo(exact).eps)
 
 
 def test_the_easy_margin_acts_as_published_where_the_cosine_of_the_correct_class_is_above_0():
