@@ -25,7 +25,7 @@ from torchvision.models import resnet18
 from benchmarks.images import write_images
 from benchmarks.timing import clock_of_device, clock_of_one_core, min_seconds
 from benchmarks.tuples import print_comparisons
-from progeo.data.augmentation import build_crop, draw_changes, jitter_colors
+from progeo.data.augmentation import build_crop, color_plan, draw_changes, jitter_colors
 from progeo.data.datasets import CatalogueImages, LabeledImages
 from progeo.data.loaders import build_loader, read_batches
 from progeo.data.options import Augmentation
@@ -135,8 +135,8 @@ def our_loop(catalogue: Catalogue, device: torch.device) -> Loop:
         return pixels
 
     def jittered(pixels: Tensor) -> Tensor:
-        changes = draw_changes(augmentation, len(pixels), generator)
-        return normalize_images(jitter_colors(pixels.to(device), changes), mean, std)
+        plan = color_plan(draw_changes(augmentation, len(pixels), generator))
+        return normalize_images(jitter_colors(pixels.to(device), plan), mean, std)
 
     return Loop(decode, jittered, build_step(device, torch.channels_last, fused=True))
 

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from progeo.data.augmentation import Changes, build_crop, draw_changes
+from progeo.data.augmentation import Changes, ColorPlan, build_crop, color_plan, draw_changes
 from progeo.data.datasets import CatalogueImages, LabeledImages, max_unreadable
 from progeo.data.loaders import Loaded, build_loader, cache_images
 from progeo.data.options import Augmentation, DataOptions
@@ -33,7 +33,7 @@ class MicroBatch:
 
     images: Tensor
     """Cropped images, uint8 (b, 3, H, W)."""
-    changes: Changes
+    plan: ColorPlan
     """Augmentation still to be applied: the color jitter."""
     targets: Mapping[str, Tensor]
     """What loss terms need of the images besides what the encoder computes, by name: `labels` int64 (b,) ...; and
@@ -279,7 +279,9 @@ class ClassBatches(Batches):
         size = len(images) // self.training.micro_batches
         parts = [slice(start, start + size) for start in range(0, len(images), size)]
         return [
-            MicroBatch(images[part], changes.of(part), {name: target[part] for name, target in targets.items()})
+            MicroBatch(
+                images[part], color_plan(changes.of(part)), {name: target[part] for name, target in targets.items()}
+            )
             for part in parts
         ]
 

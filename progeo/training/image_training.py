@@ -151,11 +151,15 @@ class ImageTraining(Task):
 
     def losses(self, piece: MicroBatch) -> dict[str, Tensor]:
         """Compute the weighted loss terms of a micro-batch."""
-        device = self.accelerator.device
-        pixels, targets = to_device((piece.images, {**piece.targets, **self._targets_on_the_host(piece)}), device)
-        images = jitter_colors(pixels, piece.changes)
-        normalized = self.encoder.normalize(images)
-        inputs = dict(targets)
+        on_the_host = (piece.images, piece.plan, {**piece.targets, **self._targets_on_the_host(piece)})
+        pixels, plan, inputs = to_device(on_the_host, self.accelerator.device)
+        teacher = self.teacher if self.teacher is not None and not self.teacher.is_cached else None
+        if teacher is None:
+            normalized = jitter_colors(pixels, plan, self.encoder.normalize)
+        else:  # which normalizes by its own statistics
+            images = jitter_colors(pixels, plan)
+            normalized = self.encoder.normalize(images)
+            inputs |= teacher(images, with_map="teacher_map" in self._needs)
         if self._needs & {"map", "regions"}:
             inputs["descriptors"], features = self._distributed_encoder(normalized, with_features=True)
             inputs["map"] = features.map
@@ -165,8 +169,6 @@ class ImageTraining(Task):
             inputs["regions"] = self.encoder.regions(features)
         if _TARGET_ROWS in inputs:
             inputs["target_regions"] = self._target_regions(normalized, inputs[_TARGET_ROWS])
-        if self.teacher is not None and not self.teacher.is_cached:
-            inputs |= self.teacher(images, with_map="teacher_map" in self._needs)
         return self.terms(inputs)
 
     def _targets_on_the_host(self, piece: MicroBatch) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 
-from progeo.data.augmentation import Changes, draw_changes
+from progeo.data.augmentation import Changes, color_plan, draw_changes
 from progeo.data.crops import RandomCrop
 from progeo.data.datasets import Unreadable
 from progeo.data.loaders import build_loader
@@ -156,7 +156,7 @@ class TupleBatches(Batches):
                 "difficult_positives": torch.from_numpy(others),
             }
             drawn = Changes(*(values[first : first + size].flatten(0, 1)[slots] for values in changes))
-            micro_batches.append(MicroBatch(items[0][start:end], drawn, targets))
+            micro_batches.append(MicroBatch(items[0][start:end], color_plan(drawn), targets))
             start = end
         return micro_batches
 

@@ -9,7 +9,7 @@ from contracts import assert_same_state, check_resume, training_builder
 from PIL import ExifTags, Image
 from torchvision.transforms.v2 import functional as F
 
-from progeo.data.augmentation import build_crop, draw_changes
+from progeo.data.augmentation import build_crop, color_plan, draw_changes
 from progeo.data.decode import read_image
 from progeo.data.options import Augmentation, DataOptions
 from progeo.engine.accelerator import start_accelerator
@@ -88,7 +88,7 @@ def draw(catalogue, kind="classes", *, epoch=1, first_step=0, **how):
     found = build(catalogue, kind, **how).of_epoch(epoch, first_step=first_step)
     words = ("labels", "positions", "rows")
     return [
-        (batch.images, *(batch.targets[word] for word in words if word in batch.targets), batch.changes.shares)
+        (batch.images, *(batch.targets[word] for word in words if word in batch.targets), batch.plan.angles)
         for (batch,) in found
     ]
 
@@ -109,7 +109,7 @@ def test_batches_of_any_size_hold_images_and_the_targets_they_promise(kind, cata
     for (piece,) in found:
         count = len(piece.images)
         assert (piece.images.shape[1:], piece.images.dtype) == ((3, *SIZE), torch.uint8)
-        assert len(piece.changes.shares) == len(piece.targets["rows"]) == count
+        assert len(piece.plan.steps) == len(piece.targets["rows"]) == count
         assert promised <= piece.targets.keys() <= given.keys() | {"rows"}
         if "tuples" in given:
             tuples = piece.targets["tuples"]
@@ -145,9 +145,9 @@ def test_a_training_on_them_that_is_resumed_ends_with_the_same_bits(kind, config
 
 def test_crops_are_cut_from_the_photos_own_pixels_and_resized_once(catalogue):
     augmentation, group = Augmentation(), build(catalogue).source.partition.groups[0]
-    for step, (images, labels, positions, _, shares) in enumerate(draw(catalogue, num_workers=0)):
+    for step, (images, labels, positions, _, angles) in enumerate(draw(catalogue, num_workers=0)):
         changes = draw_changes(augmentation, 6, seeded_generator(0, 1, step))
-        assert torch.equal(shares, changes.shares)  # each step is jittered anew, too
+        assert torch.equal(angles, color_plan(changes).angles)  # each step is jittered anew, too
         assert positions.dtype == torch.float32
         for image, label, position, drawn in zip(
             images, labels.tolist(), positions, changes.crops.numpy(), strict=True

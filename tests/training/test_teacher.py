@@ -57,7 +57,7 @@ def test_in_a_step_it_sees_the_augmented_image_in_its_own_size_and_pixels(builde
     training = builder(settings)()
     piece = first_piece(training)
     given, encoder = inputs_of(training, piece), load_encoder(teacher)
-    floats = resize_image(jitter_colors(piece.images, piece.changes), (96, 96))
+    floats = resize_image(jitter_colors(piece.images, piece.plan), (96, 96))
     normalized = (floats - torch.tensor([0.5, 0.4, 0.3])[:, None, None]) / torch.tensor([0.3, 0.2, 0.1])[:, None, None]
     with torch.no_grad():
         descriptors, features = encoder(normalized, with_features=True)
