@@ -71,6 +71,7 @@ class PromptLearner(nn.Module):
         position: where the words stand relative to the vectors, see `prompt_parts`.
         shared: whether all classes share one context, (1, k, W).
         initial_words: words whose embeddings the vectors start from, instead of noise.
+        sparse: whether the gradient of the vectors is sparse, as with `nn.Embedding`: that of the classes of a batch.
         generator: random generator of the initial vectors, normal with std 0.02.
 
     Raises:
@@ -91,6 +92,7 @@ class PromptLearner(nn.Module):
         position: ClassTokenPosition = "end",
         shared: bool = False,
         initial_words: str | None = None,
+        sparse: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -108,7 +110,7 @@ class PromptLearner(nn.Module):
         places = torch.tensor([place_of[text] for text in words], device=tower.token_embedding.weight.device)
         self.register_buffer("kinds", places[:, 0].contiguous(), persistent=False)
         self.register_buffer("texts", places[:, 1].contiguous(), persistent=False)
-        self.shared = shared
+        self.shared, self.sparse = shared, sparse
         num_contexts = 1 if shared else num_classes
         if initial_words is None:
             context = torch.randn(num_contexts, context_length, tower.width, generator=generator) * 0.02
@@ -132,7 +134,24 @@ class PromptLearner(nn.Module):
         return F.embedding(inverse, torch.cat(features))
 
     def _context_of(self, classes: Tensor) -> Tensor:
-        return self.context.expand(len(classes), -1, -1) if self.shared else self.context[classes]
+        if self.shared:
+            return self.context.expand(len(classes), -1, -1)
+        return _SparseRows.apply(self.context, classes) if self.sparse else self.context[classes]
+
+
+class _SparseRows(torch.autograd.Function):
+    """Rows (B, k, W) of a table (C, k, W) with a sparse gradient, which `F.embedding` has for matrices alone."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, indices: Tensor) -> Tensor:
+        ctx.save_for_backward(indices)
+        ctx.shape = table.shape
+        return table[indices]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (indices,) = ctx.saved_tensors
+        return torch.sparse_coo_tensor(indices[None], gradient, ctx.shape, check_invariants=False), None
 
 
 def prompt_parts(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from progeo.data.samplers import permuted_batches
 from progeo.engine.accelerator import autocast, set_scaler_state
 from progeo.engine.randomness import seeded_generator
+from progeo.engine.row_adam import RowAdam
 from progeo.evaluation.matching import Matching, matching_accuracy
 from progeo.features.store import ShardedRows
 from progeo.losses import supervised_contrastive
@@ -101,11 +102,12 @@ class GroupTraining(Task):
             position=prompts.class_token_position or "end",
             shared=prompts.shared_context,
             initial_words=prompts.initial_words,
+            sparse=True,
             generator=generator,
         ).to(accelerator.device)
         rate = prompts.learning_rate
         group = {"params": list(self.learner.parameters()), "lr": rate, "base_lr": rate}
-        self.optimizer = accelerator.prepare_optimizer(torch.optim.Adam([group], fused=True))
+        self.optimizer = accelerator.prepare_optimizer(RowAdam([group]))
         set_scaler_state(accelerator, None)
 
     def name(self, epoch: int) -> str:

@@ -19,7 +19,7 @@ LABELS = np.array([0, 0, 1, 2, 2, 2])
 def training(tmp_path):
     """Build the training of three classes with random image features, for a CLIP with or without a logit bias."""
 
-    def build(bias=None, **options):
+    def build(bias=None, words=(), **options):
         clip = load_clip("tiny-vit", "random").requires_grad_(False)
         clip.logit_scale.fill_(np.log(20))
         if bias is not None:
@@ -31,7 +31,14 @@ def training(tmp_path):
         images = GroupImages(features, np.arange(6), labels=LABELS, accelerator=accelerator, on_device=True)
         prompts = PromptOptions(**options)
         return GroupTraining(
-            0, 3, images=images, tower=build_text_tower(clip), prompts=prompts, seed=0, accelerator=accelerator
+            0,
+            3,
+            images=images,
+            words=words,
+            tower=build_text_tower(clip),
+            prompts=prompts,
+            seed=0,
+            accelerator=accelerator,
         )
 
     return build
@@ -61,3 +68,17 @@ def test_a_bias_of_all_logits_does_not_change_a_softmax_over_classes():
     torch.testing.assert_close(
         supervised_contrastive(*biased, labels, labels), supervised_contrastive(images, texts, labels, labels)
     )
+
+
+@pytest.mark.parametrize("words", [(), ("North Street", "", "South Street")])
+def test_steps_with_the_gradient_of_the_classes_of_a_batch_alone_are_those_of_dense_adam(training, words):
+    ours, dense = training(words=words), training(words=words)
+    dense.learner.sparse = False
+    dense.optimizer = torch.optim.Adam(dense.learner.parameters(), lr=ours.prompts.learning_rate, fused=True)
+    for batch in ([0, 1, 3], [4, 5], [2, 0], [1, 1]):
+        for each in (ours, dense):
+            each.optimizer.zero_grad()
+            sum(each.losses(np.array(batch)).values()).backward()
+            assert each.learner.context.grad.is_sparse == (each is ours)
+            each.optimizer.step()
+    assert torch.equal(ours.learner.context, dense.learner.context)
