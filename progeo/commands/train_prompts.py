@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def train_prompts(settings: PromptSettings) -> Path:
     """Run stage 1 and return its folder, which holds `prompts.safetensors` and `prompts.json`.
 
-    Groups are independent: each process trains its own. An interrupted run resumes after the last finished epoch of
-    each group.
+    Groups are independent: each process trains its own. An interrupted run resumes from the newest checkpoint of each
+    group and gives the same result as if it had not been interrupted.
     """
     from progeo.commands.stages import open_stage, resized_as_begun
     from progeo.engine.accelerator import start_accelerator
@@ -53,7 +53,7 @@ def train_prompts(settings: PromptSettings) -> Path:
         ),
         defaults={"prompts.batch_norm": "eval"},  # before it was a setting
         may_change=(
-            *("prompts.feature_cache", "prompts.log_every", "prompts.batch_norm"),
+            *("prompts.feature_cache", "prompts.log_every", "prompts.batch_norm", "prompts.checkpoint_minutes"),
             "prompts.class_names",  # if the words are the same
         ),
         is_main=accelerator.is_main_process,

@@ -6,6 +6,7 @@ Other files in the same folder belong to the user: only folders with exactly the
 import hashlib
 import json
 import re
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,59 @@ def save_checkpoint(folder: Path, name: str, state: dict[str, Any]) -> Path:
     Raises:
         OSError: it could not be written; checkpoints with other names are unchanged.
     """
-    final = folder / name
     tensors: dict[str, Tensor] = {}
-    plain = _without_tensors(state, tensors)
+    return _write(folder / name, _without_tensors(state, tensors), tensors)
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of a folder in a thread, and removes old ones.
+
+    As a context manager, it waits for the last one at the end. So does Python before it exits.
+
+    Args:
+        folder: created if missing.
+        keep: number of checkpoints to keep.
+    """
+
+    def __init__(self, folder: Path, *, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+        self._thread = ThreadPoolExecutor(1, "checkpoints")
+        self._unfinished: Future[None] | None = None
+
+    def __enter__(self) -> "CheckpointWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wait()
+
+    def save(self, name: str, state: dict[str, Any]) -> None:
+        """Wait for the checkpoint before, then copy a state on the CPU, which is written as by `save_checkpoint`.
+
+        Raises:
+            OSError: the one before could not be written.
+        """
+        self.wait()
+        tensors: dict[str, Tensor] = {}
+        plain = _without_tensors(state, tensors, copy=True)
+        self._unfinished = self._thread.submit(self._write_and_prune, self.folder / name, plain, tensors)
+
+    def wait(self) -> None:
+        """Wait until everything is written.
+
+        Raises:
+            OSError: it could not be written, see `save_checkpoint`.
+        """
+        if (unfinished := self._unfinished) is not None:
+            wait([unfinished])
+            self._unfinished = None
+            unfinished.result()
+
+    def _write_and_prune(self, final: Path, plain: Any, tensors: dict[str, Tensor]) -> None:
+        prune_checkpoints(_write(final, plain, tensors), keep=self.keep)
+
+
+def _write(final: Path, plain: Any, tensors: dict[str, Tensor]) -> Path:
+    folder, name = final.parent, final.name
     try:
         with replacing_folder(final) as unfinished:
             save_file(tensors, unfinished / _TENSORS)
@@ -154,16 +205,20 @@ def _remove(path: Path) -> None:
         remove_folder(path)
 
 
-def _without_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """Move tensors into `tensors`, leaving their keys; dicts become lists of pairs, as JSON has no integer keys."""
+def _without_tensors(value: Any, tensors: dict[str, Tensor], *, copy: bool = False) -> Any:
+    """Move tensors into `tensors`, leaving their keys; dicts become lists of pairs, as JSON has no integer keys.
+
+    Args:
+        copy: copy tensors that are on the CPU already, too.
+    """
     if isinstance(value, Tensor):
         key = str(len(tensors))
-        tensors[key] = value.detach().cpu().contiguous()
+        tensors[key] = value.detach().to("cpu", copy=copy).contiguous()
         return {"tensor": key, "channels_last": value.ndim == 4 and not value.is_contiguous()}
     if isinstance(value, dict):
-        return {"items": [[key, _without_tensors(item, tensors)] for key, item in value.items()]}
+        return {"items": [[key, _without_tensors(item, tensors, copy=copy)] for key, item in value.items()]}
     if isinstance(value, (list, tuple)):
-        return [_without_tensors(item, tensors) for item in value]
+        return [_without_tensors(item, tensors, copy=copy) for item in value]
     return value
 
 

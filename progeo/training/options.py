@@ -105,6 +105,9 @@ class PromptOptions:
     calibrated does too, except for weights that were never trained on images, which take the statistics of one pass
     over at most 4,096 of the images; batch takes the statistics of each batch of data.eval_batch_size random images, as
     the published code does."""
+    checkpoint_minutes: NonNegativeFloat = 5.0
+    """Minimum number of minutes between checkpoints at the end of epochs. 0 writes one after every epoch. A stop by
+    Ctrl-C or SIGTERM writes one, too."""
     feature_cache: Path = Path("runs/feature_cache")
     """Cache folder for image features, which later runs reuse."""
     log_every: PositiveInt | None = 50

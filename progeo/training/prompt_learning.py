@@ -162,6 +162,7 @@ class PromptTraining:
             ),
             self.run,
             checkpoints=self.run.group_checkpoints(index),
+            checkpoint_minutes=self.prompts.checkpoint_minutes,
             seed=self.seed,
             accelerator=self.accelerator,
             bar=bar,

@@ -1,6 +1,7 @@
 """The trainer: steps, averaged weights, schedule, checkpoints, validation, early stopping and kept models."""
 
 import math
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -15,11 +16,11 @@ from torch import nn
 from progeo.engine.accelerator import scaler_state, set_scaler_state
 from progeo.engine.averaging import MovingAverage
 from progeo.engine.checkpoint import (
+    CheckpointWriter,
     load_newest_checkpoint,
     newest_checkpoint,
     parts_of,
     prune_checkpoints,
-    save_checkpoint,
 )
 from progeo.engine.log import LOGGER
 from progeo.engine.loop import LossNotFinite, Means, MeansState, TakenStep, may_skip, take_steps, training_progress
@@ -69,6 +70,8 @@ class Trainer:
         options: epochs, schedule, checkpoints and the like.
         run: run folder of metrics and kept models.
         checkpoints: folder of checkpoints.
+        checkpoint_minutes: minimum minutes between the checkpoints at the end of epochs, 0 for one after each. The last
+            epoch may have none.
         seed: seed of layers that draw random numbers.
         accelerator: provides precision, device and processes.
         bar: progress of several trainings; None shows one for each epoch.
@@ -82,6 +85,7 @@ class Trainer:
         run: RunFolder,
         *,
         checkpoints: Path,
+        checkpoint_minutes: float = 0,
         seed: int,
         accelerator: Accelerator,
         bar: Progress | None = None,
@@ -90,6 +94,8 @@ class Trainer:
         self.task, self.options, self.run, self.checkpoints = task, options, run, checkpoints
         self.seed, self.accelerator = seed, accelerator
         self.bar, self.alone = bar, alone
+        self.writer = CheckpointWriter(checkpoints, keep=options.keep_checkpoints)
+        self.checkpoint_minutes, self._saved_at_s = checkpoint_minutes, time.monotonic()
         self.epoch = 0
         """Number of finished epochs."""
         self.terms: dict[str, float] = {}
@@ -179,19 +185,22 @@ class Trainer:
             self.untrained = measures.best
 
     def epochs(self) -> Iterator[dict[str, float]]:
-        """Train to the end; yields the mean loss terms of each epoch after its validation and checkpoint.
+        """Train to the end; yields the mean loss terms of each epoch after its validation.
+
+        Checkpoints are written while training continues. The last is complete when the training ends, however it does.
 
         Raises:
             KeyboardInterrupt: SIGTERM or Ctrl-C; a checkpoint was written, and the message says how to resume.
             LossNotFinite: the loss or its gradient is not finite; the message names the newest checkpoint.
         """
-        with listening_for_stop() as stop:
+        with listening_for_stop() as stop, self.writer:
             while not self.finished:
                 terms = self.train_epoch(stop)
                 measures = self._validate(terms)
                 is_best = measures is not None and self._rate(measures)
                 self._keep({} if measures is None else measures.named, is_best=is_best)
-                self._save()
+                if time.monotonic() - self._saved_at_s >= 60 * self.checkpoint_minutes:
+                    self._save()
                 yield terms
 
     def train_epoch(self, stop: StopRequest) -> dict[str, float]:
@@ -389,11 +398,10 @@ class Trainer:
             )
 
     def _save(self) -> None:
-        """Write a checkpoint and remove old ones."""
+        """Begin to write a checkpoint."""
+        self._saved_at_s = time.monotonic()
         if self._writes:
-            name = f"epoch_{self.epoch:06d}_step_{self.means.steps:06d}"
-            newest = save_checkpoint(self.checkpoints, name, self.state_dict())
-            prune_checkpoints(newest, keep=self.options.keep_checkpoints)
+            self.writer.save(f"epoch_{self.epoch:06d}_step_{self.means.steps:06d}", self.state_dict())
 
     def _validate(self, terms: Mapping[str, float]) -> Measures | None:
         """Validate the network after an epoch; log and write its loss terms and measures."""
@@ -446,6 +454,7 @@ class Trainer:
         )
 
     def _newest_checkpoint(self) -> str:
+        self.writer.wait()
         newest = newest_checkpoint(self.checkpoints)
         return f"The last good checkpoint is {newest}." if newest else "There is no checkpoint yet."
 

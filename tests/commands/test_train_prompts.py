@@ -82,6 +82,7 @@ def test_an_extraction_that_was_killed_goes_on_where_it_stopped(own_config, tmp_
 
 def test_a_training_that_was_killed_ends_with_the_same_prompts_bit_for_bit(config, run, tmp_path):
     many = ["--config", str(config), "--prompts.epochs", "4", "--prompts.log_every", "2"]
+    many += ["--prompts.checkpoint_minutes", "0"]
     killed, whole = ["--out", str(tmp_path / "killed")], ["--out", str(tmp_path / "whole")]
     kill_before("/group_1/epoch_000003_step_000000", "stage1_prompts.py", *many, *killed)
     checkpoints = tmp_path / "killed/stage1/checkpoints"

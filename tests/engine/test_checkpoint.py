@@ -1,9 +1,11 @@
 import shutil
+import threading
 
 import pytest
 import torch
 
 from progeo.engine.checkpoint import (
+    CheckpointWriter,
     finished_checkpoints,
     load_checkpoint,
     load_newest_checkpoint,
@@ -268,6 +270,57 @@ def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path, full_disk):
     assert newest_checkpoint(tmp_path) == kept
     assert list(tmp_path.iterdir()) == [kept]
     assert torch.equal(load_checkpoint(kept)["weights"], torch.ones(10))
+
+
+@pytest.fixture
+def held(tmp_path):
+    """A writer of checkpoints whose thread begins to write when an event is set."""
+    writer, event = CheckpointWriter(tmp_path, keep=2), threading.Event()
+    writer._thread.submit(event.wait)
+    yield writer, event
+    event.set()
+
+
+def test_a_checkpoint_written_later_holds_the_state_as_it_was(tmp_path, held):
+    writer, event = held
+    weights = [torch.ones(3), torch.ones(2, 2).T, torch.ones(1, 2, 3, 3).to(memory_format=torch.channels_last)]
+    state = {"weights": weights, "terms": {"loss": 1.0}, "epochs": [1, 2]}
+    same = save_checkpoint(tmp_path / "other", "epoch_000001_step_000000", state)
+    writer.save("epoch_000001_step_000000", state)
+    for weight in weights:
+        weight.zero_()
+    state["terms"]["loss"] = 2.0
+    state["epochs"].append(3)
+    event.set()
+    writer.wait()
+    assert content_of(tmp_path / "epoch_000001_step_000000") == content_of(same)
+
+
+def test_a_second_checkpoint_waits_for_the_first_and_old_ones_are_removed(tmp_path, held):
+    writer, event = held
+    writer.save("epoch_000001_step_000000", {"epoch": 1})
+    assert newest_checkpoint(tmp_path) is None
+    threading.Timer(0.1, event.set).start()
+    with writer:
+        writer.save("epoch_000002_step_000000", {"epoch": 2})
+        assert newest_checkpoint(tmp_path) is not None
+        writer.save("epoch_000003_step_000000", {"epoch": 3})
+    assert [path.name[:12] for path in finished_checkpoints(tmp_path)] == ["epoch_000002", "epoch_000003"]
+
+
+@pytest.mark.parametrize("then", ["save", "wait"])
+def test_a_checkpoint_that_could_not_be_written_is_told_at_the_next_occasion(tmp_path, full_disk, then):
+    writer = CheckpointWriter(tmp_path, keep=1)
+    writer.save("epoch_000001_step_000000", {"weights": torch.ones(10)})
+    writer.wait()
+    with full_disk():
+        writer.save("epoch_000002_step_000000", {"weights": torch.ones(10**6)})
+        with pytest.raises(OSError, match=r"could not be written: .*1_step_000000 is complete: make room"):
+            writer.save("epoch_000003_step_000000", {"epoch": 3}) if then == "save" else writer.wait()
+    assert [path.name for path in tmp_path.iterdir()] == ["epoch_000001_step_000000"]
+    with writer:
+        writer.save("epoch_000003_step_000000", {"epoch": 3})
+    assert [path.name for path in tmp_path.iterdir()] == ["epoch_000003_step_000000"]
 
 
 def test_what_an_earlier_version_did_not_finish_is_removed(tmp_path):

@@ -69,13 +69,14 @@ class Toy(Task):
 
 @pytest.fixture
 def build(tmp_path):
-    def built(name="run", measured=(), spoiled=(), **options):
+    def built(name="run", measured=(), spoiled=(), checkpoint_minutes=0, **options):
         accelerator = start_accelerator("no")
         run = RunFolder(tmp_path / name)
         run.path.mkdir(exist_ok=True)
         options = TrainerOptions(**{"epochs": 4, "checkpoint_every": 1, **options})
         task = Toy(accelerator, measured, spoiled)
-        return Trainer(task, options, run, checkpoints=run.checkpoints, seed=5, accelerator=accelerator)
+        how = {"checkpoints": run.checkpoints, "checkpoint_minutes": checkpoint_minutes}
+        return Trainer(task, options, run, **how, seed=5, accelerator=accelerator)
 
     return built
 
@@ -247,6 +248,33 @@ def test_a_training_killed_before_it_removed_old_checkpoints_removes_them_when_r
     assert len(finished_checkpoints(first.checkpoints)) > 2
     newest = build(epochs=1, keep_checkpoints=2).resume()
     assert finished_checkpoints(first.checkpoints)[1:] == [newest]
+
+
+def test_checkpoints_at_the_end_of_epochs_are_written_once_their_minutes_have_passed(build):
+    trainer, found = build(checkpoint_minutes=10, checkpoint_every=STEPS), []
+    for _ in trainer.epochs():
+        trainer.writer.wait()
+        found.append([path.name for path in finished_checkpoints(trainer.checkpoints)])
+        trainer._saved_at_s -= 300  # as if an epoch took five minutes
+    assert found == [[], [], ["epoch_000003_step_000000"], ["epoch_000003_step_000000"]]
+
+
+def test_a_training_killed_long_after_its_checkpoint_ends_with_the_same_files(build):
+    scores = [1.0, 3.0, 2.0, 4.0]
+    how = {"checkpoint_every": STEPS, "keep_every": 2}
+    whole, killed = build("whole", scores, **how), build("killed", scores, **how)
+    terms = trained(whole)
+    for epoch, _ in enumerate(killed.epochs()):
+        killed.checkpoint_minutes = 10  # after the first epoch, whose checkpoint is the last
+        if epoch == 2:
+            break
+    rest = build("killed", scores[1:], **how)
+    rest.run.keep_metrics(lambda row: is_done(row, *numbers_of(finished_checkpoints(rest.checkpoints)[-1])))
+    assert trained(rest) == terms[1:]
+    assert dict(flat(last_state(rest))) == dict(flat(last_state(whole)))
+    assert metrics_of(rest.run.path) == metrics_of(whole.run.path)
+    for kept in ("best/model.json", "epochs/epoch_000002/model.json", "epochs/epoch_000004/model.json"):
+        assert (rest.run.path / kept).read_bytes() == (whole.run.path / kept).read_bytes()
 
 
 def test_the_averaged_network_is_validated_and_kept(build):
