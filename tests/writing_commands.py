@@ -69,7 +69,9 @@ def _encoder(world: World, *others: object) -> list[object]:
 
 _RESUMED = ("--resume", "true")
 COMMANDS = {
-    "train prompts": Writing(lambda w: _training(w, "prompts"), again=_RESUMED, is_quick=False),
+    "train prompts": Writing(
+        lambda w: _training(w, "prompts", "--prompts.checkpoint_minutes", 0), again=_RESUMED, is_quick=False
+    ),
     "train encoder": Writing(_encoder, ("run/stage1",), again=_RESUMED, is_quick=False),
     "train encoder, last": Writing(
         lambda w: _encoder(w, "--training.keep", "last", "--text.weight", 0), again=_RESUMED, is_quick=False

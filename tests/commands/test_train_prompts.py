@@ -300,7 +300,7 @@ def test_a_group_stops_early_with_the_vectors_that_placed_most_unseen_images_als
     accuracies = [row["held_out_image_to_text_accuracy"] for row in rows]
     assert len(rows) == epochs
     assert accuracies.index(max(accuracies)) + 1 == kept
-    words = ["stage1_prompts.py", "--config", config, *EARLY, "--out", killed]
+    words = ["stage1_prompts.py", "--config", config, *EARLY, "--prompts.checkpoint_minutes", "0", "--out", killed]
     kill_before(f"/group_1/epoch_{epochs:06}_step_000000", *words)
     kill_before("/group_1.safetensors", *words, "--resume", "true")
     stage_1(config, *EARLY, "--out", killed, "--resume", "true")
