@@ -140,7 +140,10 @@ class PromptLearner(nn.Module):
 
 
 class _SparseRows(torch.autograd.Function):
-    """Rows (B, k, W) of a table (C, k, W) with a sparse gradient, which `F.embedding` has for matrices alone."""
+    """Rows (B, k, W) of a table (C, k, W) at indices in ascending order, with a sparse gradient.
+
+    `F.embedding` has one for matrices alone.
+    """
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, indices: Tensor) -> Tensor:
@@ -151,7 +154,9 @@ class _SparseRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (indices,) = ctx.saved_tensors
-        return torch.sparse_coo_tensor(indices[None], gradient, ctx.shape, check_invariants=False), None
+        # Were it not known that the indices differ, its norm would wait for the device.
+        rows = torch.sparse_coo_tensor(indices[None], gradient, ctx.shape, is_coalesced=True, check_invariants=False)
+        return rows, None
 
 
 def prompt_parts(

@@ -281,9 +281,11 @@ def held(tmp_path):
     event.set()
 
 
-def test_a_checkpoint_written_later_holds_the_state_as_it_was(tmp_path, held):
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_checkpoint_written_later_holds_the_state_as_it_was(tmp_path, held, device):
     writer, event = held
     weights = [torch.ones(3), torch.ones(2, 2).T, torch.ones(1, 2, 3, 3).to(memory_format=torch.channels_last)]
+    weights = [weight.to(device) for weight in weights]
     state = {"weights": weights, "terms": {"loss": 1.0}, "epochs": [1, 2]}
     same = save_checkpoint(tmp_path / "other", "epoch_000001_step_000000", state)
     writer.save("epoch_000001_step_000000", state)

@@ -68,10 +68,12 @@ def test_vectors_without_a_length_have_the_gradients_of_normalized_ones():
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_gradients_in_half_precision_are_those_of_full_precision_to_its_rounding(dtype):
+def test_gradients_in_half_precision_are_those_of_full_precision_to_its_rounding(dtype, device):
     torch.manual_seed(0)
-    head, descriptors, labels = build_head("cosface", 64, 50, 30.0, 0.4), torch.randn(4, 64), torch.arange(4)
+    head, labels = build_head("cosface", 64, 50, 30.0, 0.4).to(device), torch.arange(4, device=device)
+    descriptors = torch.randn(4, 64).to(device)
 
     def gradients(precision, head, descriptors):
         with precision:
@@ -79,7 +81,7 @@ def test_gradients_in_half_precision_are_those_of_full_precision_to_its_rounding
         return torch.autograd.grad(loss, [descriptors, head.weight])
 
     exact = gradients(nullcontext(), head, descriptors)
-    autocast = gradients(torch.autocast("cpu", dtype), head, descriptors)
+    autocast = gradients(torch.autocast(device, dtype), head, descriptors)
     half = gradients(nullcontext(), copy.deepcopy(head).to(dtype), descriptors.detach().to(dtype))
     for found, kind in ((autocast, torch.float32), (half, dtype)):
         assert [each.dtype for each in found] == [kind, kind]
