@@ -48,6 +48,8 @@ class Plan:
     """Number of the event, from 0, before which something is done."""
     matching: str = ""
     """Or a regular expression for its line in the trace: something is done before the first that it is found in."""
+    after: int = 0
+    """Number of the event that is the first to be compared with `matching`."""
     act: str = "SIGKILL"
     """Name of the signal that the process gets; `tear`, which cuts what was written to the file since it was opened in
     half and kills; or the name of an error that the call fails with, such as `ENOSPC`."""
@@ -112,7 +114,9 @@ class _Watcher:
                 if self._trace is not None:
                     os.write(self._trace, f"{line}\n".encode())
                 is_hit = self._count == self._plan.at or (
-                    bool(self._plan.matching) and re.search(self._plan.matching, line) is not None
+                    bool(self._plan.matching)
+                    and self._count >= self._plan.after
+                    and re.search(self._plan.matching, line) is not None
                 )
                 self._count += 1
                 if is_hit:
