@@ -17,6 +17,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import VGG, DenseNet, MaxVit, VisionTransformer, get_model, get_model_weights, list_models
 
+from progeo.models.backbones.attention import attend_batch_first
 from progeo.models.backbones.family import (
     Family,
     Features,
@@ -241,6 +242,7 @@ def _cut(architecture: str, image_size: ImageSize | None, own: int) -> nn.Module
         options = {"input_size": size}
     classifier = get_model(_base(architecture), weights=None, **options)
     if isinstance(classifier, VisionTransformer):
+        attend_batch_first(classifier)
         classifier.heads = nn.Identity()
         classifier.image_size = (own, own)
         return classifier.eval()

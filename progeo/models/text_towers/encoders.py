@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
+from progeo.models.backbones.attention import attend, join_heads, split_heads
 from progeo.models.text_towers.structure import TextStack, needed_tokens
 from progeo.models.text_towers.tokenizers import LEARNED
 
@@ -156,7 +157,7 @@ def _encode_beginning(stack: TextStack, tokens: Tensor, seen: Tensor) -> Tensor:
         keys, values = _keys_and_values(block.attn, normed)
         beginning.append(torch.cat([keys, values]))
         queries = _queries(block.attn, normed)
-        attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=causal)
+        attended = attend(queries, keys, values, attn_mask=mask, is_causal=causal)
         tokens = _finish(block, tokens, attended)
     return torch.stack(beginning)
 
@@ -167,33 +168,28 @@ def _run_block(
     """Run a block on tokens (B, S, W) after a beginning of P, for some rows; `seen` is the mask (S, P + S) of all."""
     normed = block.ln_1(tokens)
     keys, values = (
-        torch.cat([common.expand(len(tokens), -1, -1, -1), own], dim=2)
+        torch.cat([common.to(own.dtype).expand(len(tokens), -1, -1, -1), own], dim=2)
         for common, own in zip(shared, _keys_and_values(block.attn, normed), strict=True)
     )
     queries, mask = _queries(block.attn, normed[:, rows]), None if seen is None else seen[rows]
-    attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+    attended = attend(queries, keys, values, attn_mask=mask)
     return _finish(block, tokens[:, rows], attended)
 
 
 def _queries(attention: nn.MultiheadAttention, tokens: Tensor) -> Tensor:
     width = attention.embed_dim
     projected = F.linear(tokens, attention.in_proj_weight[:width], attention.in_proj_bias[:width])
-    return _heads(projected, attention.num_heads)
+    return split_heads(projected, attention.num_heads)
 
 
 def _keys_and_values(attention: nn.MultiheadAttention, tokens: Tensor) -> tuple[Tensor, Tensor]:
     width = attention.embed_dim
     projected = F.linear(tokens, attention.in_proj_weight[width:], attention.in_proj_bias[width:])
     keys, values = projected.chunk(2, dim=2)
-    return _heads(keys, attention.num_heads), _heads(values, attention.num_heads)
-
-
-def _heads(tokens: Tensor, num_heads: int) -> Tensor:
-    """Split (B, S, W) into (B, heads, S, W / heads)."""
-    return tokens.unflatten(2, (num_heads, -1)).transpose(1, 2)
+    return split_heads(keys, attention.num_heads), split_heads(values, attention.num_heads)
 
 
 def _finish(block: ResidualAttentionBlock, tokens: Tensor, attended: Tensor) -> Tensor:
     """Apply output projection, residuals and MLP of a block to its attention output (B, heads, S, W / heads)."""
-    tokens = tokens + block.ls_1(block.attn.out_proj(attended.transpose(1, 2).flatten(2)))
+    tokens = tokens + block.ls_1(block.attn.out_proj(join_heads(attended)))
     return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))

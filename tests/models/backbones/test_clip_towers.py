@@ -188,7 +188,7 @@ def test_open_clip_loads_the_backbone_alone(name, tmp_path, monkeypatch):
     images = images_of(name)
     with torch.no_grad():
         found = used["clip"].eval().encode_image(images, normalize=False)
-        assert torch.equal(found, FAMILY.features(tower, images).token)
+        torch.testing.assert_close(found, FAMILY.features(tower, images).token)  # its attention adds in another order
 
 
 def test_the_code_for_a_backbone_of_another_configuration_brings_the_configuration(tmp_path, monkeypatch):
@@ -202,8 +202,8 @@ def test_the_code_for_a_backbone_of_another_configuration_brings_the_configurati
     monkeypatch.setattr("open_clip.factory._MODEL_CONFIG_PATHS", [])
     exec(FAMILY.usage("small-vit", (64, 64), None, changed), used := {})
     images = images_of("small-vit")
-    assert torch.equal(used["clip"].eval().encode_image(images), tower(images))
-    assert not torch.equal(load("small-vit")(images), tower(images))
+    torch.testing.assert_close(used["clip"].eval().encode_image(images), tower(images))
+    assert not torch.allclose(load("small-vit")(images), tower(images))
 
 
 @pytest.mark.parametrize("name", ["clipa", "coca", "siglip", "eva02", "pe", "mci", "vitamin", "convnext", "fastvit"])
