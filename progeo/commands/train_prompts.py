@@ -28,6 +28,7 @@ def train_prompts(settings: PromptSettings) -> Path:
     from progeo.models.backbones.clip_configurations import configuration_of, former_feature_settings
     from progeo.training.class_words import check_prompts, log_class_words, read_class_words, words_digest
     from progeo.training.places import LearnedFrom, check_batch_norm, check_classes, read_training_places
+    from progeo.training.precision import precision_in_words
     from progeo.training.prompt_learning import PromptTraining
     from progeo.training.starting_encoder import starting_statistics
 
@@ -66,6 +67,7 @@ def train_prompts(settings: PromptSettings) -> Path:
         )
         log_class_words(prompts, words)
         LOGGER.info("pixels: %s", pixels)
+        LOGGER.info("precision: %s", precision_in_words(accelerator))
         training = PromptTraining(
             prompts,
             places.partition,

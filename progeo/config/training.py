@@ -37,7 +37,9 @@ class RunSettings:
     """Wait for another process that writes to the run folder or the caches. If false, a run folder in use is refused,
     and features that another process is extracting are extracted here, too."""
     mixed_precision: Precision = "no"
-    """Precision of the networks in training and feature extraction."""
+    """Precision of the networks in training and feature extraction: no is float32; bf16 takes less memory and is
+    faster on a GPU, and on a CPU with AMX (Intel Xeon since 2023), but may be slower on others, which the log of a
+    training tells; fp16 needs a GPU."""
     cells: CellOptions = field(default_factory=CellOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
 

@@ -1,6 +1,7 @@
 """Memory use of a network."""
 
 from collections.abc import Callable
+from typing import Any
 
 import psutil
 import torch
@@ -22,6 +23,29 @@ def saved_bytes(forward: Callable[[], object], module: nn.Module) -> int:
     with saved_tensors_hooks(note, lambda _: None):  # type: ignore[arg-type, return-value]
         forward()
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def trained_before_frozen(forward: Callable[[], object], module: nn.Module) -> list[str]:
+    """Return the names of the trained parameters of a module whose gradient passes frozen layers of it."""
+    inputs: list[Any] = []
+    frozen = [
+        part for part in module.modules() if parameter_bytes(part) and not parameter_bytes(part, trained_only=True)
+    ]
+    hooks = [part.register_forward_pre_hook(lambda _, given: inputs.extend(given)) for part in frozen]
+    try:
+        forward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    nodes: list[Any] = [tensor.grad_fn for tensor in inputs if isinstance(tensor, Tensor)]
+    seen, reached = set(), set()
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            nodes.extend(before for before, _ in node.next_functions)
+            reached.add(getattr(node, "variable", None))
+    return [name for name, parameter in module.named_parameters() if parameter in reached]
 
 
 def used_memory(device: torch.device) -> dict[str, int]:

@@ -85,7 +85,9 @@ class EncoderOptions:
     normalized: bool = True
     """L2-normalize the descriptors of the aggregation token; all others always do."""
     frozen: tuple[str, ...] = ()
-    """Layers of the backbone that stage 2 freezes, such as conv1, transformer.resblocks.0 or features.0."""
+    """Layers of the backbone that stage 2 freezes, such as conv1, transformer.resblocks.0 or features.0. First layers
+    keep nothing for a backward pass if all before them is frozen, of a ViT class_embedding and positional_embedding,
+    too; otherwise a gradient passes them, and the log says so."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,14 +6,16 @@ import torch
 from accelerate import Accelerator
 
 from progeo.engine.accelerator import autocast
-from progeo.engine.memory import parameter_bytes, saved_bytes
+from progeo.engine.memory import parameter_bytes, saved_bytes, trained_before_frozen
 from progeo.models.encoder import Encoder
 from progeo.models.options import ModelOptions
 from progeo.training.image_training import ImageTraining
+from progeo.training.precision import precision_in_words
 from progeo.training.starting_encoder import starting_statistics
 
 _COPIES_OF_TRAINED = {"adamw": 3, "sgd": 2}
 """Besides the weights themselves: the gradient, and the two moments of Adam or the momentum."""
+_MAX_NAMES = 4
 
 
 def overview(training: ImageTraining, *, model: ModelOptions) -> list[str]:
@@ -31,6 +33,8 @@ def overview(training: ImageTraining, *, model: ModelOptions) -> list[str]:
         f"encoder     {model.architecture}: {trained:,} parameters trained, {frozen:,} frozen; descriptors of "
         f"{encoder.descriptor_dim} dimensions; loss terms: {beside:,} parameters",
         f"memory      {_in_words(estimated_memory(training))}",
+        f"precision   {precision_in_words(training.accelerator)}",
+        *_advice_on_frozen(encoder),
         f"pixels      {starting_statistics(model)}",
     ]
 
@@ -80,6 +84,21 @@ def _kept_for_gradient(encoder: Encoder, count: int, accelerator: Accelerator) -
         kept = saved_bytes(lambda: encoder.forward(images), encoder)
     encoder.train(was_training)
     return kept
+
+
+def _advice_on_frozen(encoder: Encoder) -> list[str]:
+    """Return a line that names what is trained before frozen layers, which then cost a backward pass; else none."""
+    images = torch.zeros(1, 3, *encoder.image_size, device=encoder.mean.device)
+    was_training = encoder.training
+    encoder.eval()
+    names = trained_before_frozen(lambda: encoder.forward(images), encoder.backbone)
+    encoder.train(was_training)
+    if not names:
+        return []
+    listed = f"{', '.join(names[:_MAX_NAMES])}{' ...' if len(names) > _MAX_NAMES else ''}"
+    return [
+        f"frozen      a gradient passes frozen layers to {listed}: freeze these, too, for faster steps in less memory"
+    ]
 
 
 def _in_words(memory: Memory) -> str:

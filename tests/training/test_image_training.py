@@ -250,7 +250,12 @@ def test_the_overview_counts_images_groups_and_parameters(build, config, city):
     trained = sum(p.numel() for p in training.encoder.parameters()) - frozen
     assert f"tiny-resnet: {trained:,} parameters trained, {frozen:,} frozen" in lines[4]
     assert lines[5].endswith("for 4 images at a time")
-    assert lines[6] == (
+    assert lines[6] == "precision   float32"
+    before = "conv1.weight, bn1.weight, bn1.bias, conv2.weight ..."
+    assert lines[7] == (
+        f"frozen      a gradient passes frozen layers to {before}: freeze these, too, for faster steps in less memory"
+    )
+    assert lines[8] == (
         "pixels      bilinear, mean (0.4815, 0.4578, 0.4082), std (0.2686, 0.2613, 0.2758), "
         "CLIP's since random weights have none of their own"
     )
