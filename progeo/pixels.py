@@ -11,6 +11,7 @@ from PIL.Image import Image, Transpose
 from torch import Tensor
 
 from progeo.image_files import Orientation
+from progeo.jpegs import decoded_jpeg
 
 _TURNS = MappingProxyType(
     {
@@ -43,10 +44,12 @@ def pixels_of(image: Image, orientation: Orientation = "exif") -> Tensor:
     Raises:
         ValueError: pixel values without a known range: floats, and integers of more than 16 bits.
     """
+    turn = orientation_of(image) if orientation == "exif" else 1
+    if turn not in _TURNS and (decoded := decoded_jpeg(image)) is not None:  # Pillow turns what it decoded faster
+        return decoded
     image.load()  # some formats set mode and size only when loaded
     if image.mode == "F":
         raise ValueError("its pixels are floats, whose range is not known: convert it to 8 or 16 bits")
-    turn = orientation_of(image) if orientation == "exif" else 1
     width, height = image.size
     upright = np.empty((width, height, 3) if swaps_sides(turn) else (height, width, 3), np.uint8)
     num_rows = max(1, _PIXELS_AT_ONCE // max(1, width))

@@ -33,6 +33,7 @@ _PACKAGES = (
     "timm",
     "accelerate",
     "numpy",
+    "pillow",
     "pyarrow",
     "safetensors",
 )
