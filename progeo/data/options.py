@@ -1,11 +1,11 @@
 """Options of reading and augmenting training images."""
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
 
+from progeo.cores import default_workers
 from progeo.image_files import Orientation
 
 
@@ -15,8 +15,9 @@ class DataOptions:
 
     train_folder: Path
     """Folder of training images. <folder>_images_paths.txt next to it may list them."""
-    num_workers: NonNegativeInt = field(default_factory=lambda: min(4, os.cpu_count() or 1))
-    """Number of processes that decode images."""
+    num_workers: NonNegativeInt = field(default_factory=default_workers)
+    """Number of processes that decode images, for each process of a training. The default is the number of cores that
+    this process may use, at most 16; several processes on a machine share them."""
     eval_batch_size: PositiveInt = 64
     """Number of images per batch for extracting features, where nothing is trained."""
     orientation: Orientation = "exif"

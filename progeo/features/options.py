@@ -1,12 +1,12 @@
 """Options of extracting features: batch size and workers, images, and the cache; no torch."""
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 
+from progeo.cores import default_workers
 from progeo.image_files import Orientation
 from progeo.models.options import Preprocessing
 
@@ -17,8 +17,9 @@ class WorkOptions:
 
     batch_size: PositiveInt = 64
     """Number of images per batch; fewer if the images have more pixels than the encoder's image size."""
-    num_workers: NonNegativeInt = field(default_factory=lambda: min(4, os.cpu_count() or 1))
-    """Number of processes that decode images."""
+    num_workers: NonNegativeInt = field(default_factory=default_workers)
+    """Number of processes that decode images, for each process of a training. The default is the number of cores that
+    this process may use, at most 16; several processes on a machine share them."""
 
 
 @dataclass(frozen=True, kw_only=True)

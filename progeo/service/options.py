@@ -1,10 +1,10 @@
 """Options of the service; no torch."""
 
-import os
 from dataclasses import dataclass, field
 
 from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
 
+from progeo.cores import usable_cores
 from progeo.engine.options import Precision
 
 
@@ -24,7 +24,7 @@ class ServiceOptions:
     unknown."""
     batch_size: PositiveInt = 32
     """Maximum number of photos that the encoder gets at once."""
-    decoders: PositiveInt = field(default_factory=lambda: min(4, os.cpu_count() or 1))
+    decoders: PositiveInt = field(default_factory=lambda: min(4, usable_cores()))
     """Number of processes that decode photos."""
     max_photos: PositiveInt = 16
     """Maximum number of photos in a request."""

@@ -1,18 +1,26 @@
 """Overview that stage 2 logs before it starts: data, groups, parameters and estimated memory."""
 
+import time
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
+from progeo.cores import usable_cores
+from progeo.data.crops import CROP_DRAWS
+from progeo.data.datasets import Unreadable
 from progeo.engine.accelerator import autocast
 from progeo.engine.memory import parameter_bytes, saved_bytes, trained_before_frozen
 from progeo.models.encoder import Encoder
 from progeo.models.options import ModelOptions
+from progeo.training.batches import Batches
 from progeo.training.image_training import ImageTraining
 from progeo.training.precision import precision_in_words
 from progeo.training.starting_encoder import starting_statistics
 
+_IMAGES_TIMED, _TIMED_S = 16, 1.0
+"""Number of images that are decoded to measure the time, and the time after which no further one is."""
 _COPIES_OF_TRAINED = {"adamw": 3, "sgd": 2}
 """Besides the weights themselves: the gradient, and the two moments of Adam or the momentum."""
 _MAX_NAMES = 4
@@ -36,6 +44,7 @@ def overview(training: ImageTraining, *, model: ModelOptions) -> list[str]:
         f"precision   {precision_in_words(training.accelerator)}",
         *_advice_on_frozen(encoder),
         f"pixels      {starting_statistics(model)}",
+        f"decoding    {_decoding(training.drawn)}",
     ]
 
 
@@ -110,3 +119,26 @@ def _in_words(memory: Memory) -> str:
         f"about {whole} on each process's device: {states} of weights, gradients and optimizer, {images} for "
         f"{memory.images_at_once} images at a time" + (f"; {cached} of images in main memory" if memory.cached else "")
     )
+
+
+def _decoding(drawn: Batches) -> str:
+    workers = drawn.data.num_workers
+    who = f"{workers} processes (`data.num_workers`)" if workers else "the training process (`data.num_workers` 0)"
+    seconds = _seconds_per_image(drawn)
+    speed = f"{1e3 * seconds:.3g} ms per image, measured; {max(1, workers) / seconds:,.0f} per second at most"
+    return f"{who} on {usable_cores()} cores: {speed}"
+
+
+def _seconds_per_image(drawn: Batches) -> float:
+    """Measure the time of decoding, cropping and resizing an image, over images from the entire data set."""
+    images, draws = drawn.sets[0], np.full(CROP_DRAWS, 0.5)
+    seconds: list[float] = []
+    for row in np.linspace(0, len(images) - 1, _IMAGES_TIMED).astype(int).tolist():
+        start = time.perf_counter()
+        image = images[row]
+        if not isinstance(image, Unreadable):
+            drawn.crop(image, draws)
+        seconds.append(time.perf_counter() - start)
+        if sum(seconds) > _TIMED_S:
+            break
+    return float(np.median(seconds))  # the first takes longer

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import shutil
 from contextlib import nullcontext
 
@@ -259,6 +260,9 @@ def test_the_overview_counts_images_groups_and_parameters(build, config, city):
         "pixels      bilinear, mean (0.4815, 0.4578, 0.4082), std (0.2686, 0.2613, 0.2758), "
         "CLIP's since random weights have none of their own"
     )
+    assert lines[7].startswith("decoding    the training process (`data.num_workers` 0) on ")
+    milliseconds, per_second = re.search(r": ([0-9.]+) ms per image, measured; ([0-9,]+) per second", lines[7]).groups()
+    assert float(milliseconds) * float(per_second.replace(",", "")) == pytest.approx(1000, rel=0.1)
 
 
 def test_the_memory_of_states_and_images_is_that_of_a_count_by_hand(build):
