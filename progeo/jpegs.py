@@ -73,7 +73,7 @@ def decoded_jpeg(image: Image.Image) -> Tensor | None:
 def _is_usual(image: JpegImageFile) -> bool:
     return (
         (image.format, image.mode) == ("JPEG", "RGB")  # several images in a file are MPO
-        and not image.decoderconfig  # it is not to be decoded at a reduced size
+        and image.decoderconfig in ((), (1, 0))  # it is not to be decoded at a reduced size
         and "progressive" not in image.info
         and image.info.get("adobe_transform", 1) == 1  # stored as luma and chroma
         and get_sampling(image) in _SAMPLINGS

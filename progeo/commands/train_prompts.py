@@ -139,6 +139,7 @@ def _image_features(
         num_workers=data.num_workers,
         max_unreadable_fraction=data.max_unreadable_fraction,
         orientation=data.orientation,
+        fast_decode=data.fast_decode,
         batch_norm=batch_norm,
         seed=seed,
     )

@@ -70,6 +70,19 @@ class RandomCrop:
                 return Box(top, left, box_height, box_width)
         return self._central_box(height, width)
 
+    def min_shape(self, height: int, width: int) -> tuple[int, int]:
+        """Compute the minimum height and width of an image to which its smallest box still has the size of a crop.
+
+        Args:
+            height, width: of the image in pixels, from which the aspect ratio is taken.
+        """
+        if self.scale == (1, 1):
+            return self.size
+        area, (narrowest, widest) = height * width * self.scale[0], self.ratio
+        box_height = min(height, width / narrowest, math.sqrt(area / widest))
+        box_width = min(width, height * widest, math.sqrt(area * narrowest))
+        return math.ceil(self.size[0] * height / box_height), math.ceil(self.size[1] * width / box_width)
+
     def _central_box(self, height: int, width: int) -> Box:
         box_height = min(height, max(1, round(width / self.ratio[0])))
         box_width = min(width, max(1, round(height * self.ratio[1])))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from progeo.data.decode import read_image, read_shape
+from progeo.data.decode import MinShape, read_image, read_shape
 from progeo.image_files import Orientation
 from progeo.places.catalogue import Catalogue
 
@@ -35,6 +35,8 @@ class CatalogueImages(Dataset):
     """Maps uint8 (3, H, W) to uint8 (3, height, width), or several crops; None leaves the image unchanged."""
     orientation: Orientation = "exif"
     """Whether images are rotated upright, see `pixels_of`."""
+    min_shape: MinShape | None = None
+    """Minimum height and width of JPEG files that may be decoded at a reduced size; None decodes all pixels."""
     bytes_in_memory = 0
     """Number of bytes of decoded images that are kept: none."""
 
@@ -44,7 +46,7 @@ class CatalogueImages(Dataset):
     def __getitem__(self, row: int) -> Tensor | Unreadable:
         """Return the pixels of image `row`, uint8 (3, height, width), or of its crops (5, 3, s, s)."""
         try:
-            image = read_image(self.catalogue.path(row), self.orientation)
+            image = read_image(self.catalogue.path(row), self.orientation, self.min_shape)
         except (ValueError, OSError) as error:
             return Unreadable(str(error))
         try:
@@ -54,7 +56,7 @@ class CatalogueImages(Dataset):
 
     def shape(self, row: int) -> tuple[int, int] | None:
         """Read the height and width of an image before `preprocess`, see `read_shape`."""
-        return read_shape(self.catalogue.path(row), self.orientation)
+        return read_shape(self.catalogue.path(row), self.orientation, self.min_shape)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,10 @@ class DataOptions:
     orientation: Orientation = "exif"
     """Orientation of photos. exif rotates photos upright by their EXIF orientation; ignore takes the pixels as stored,
     as most published code does."""
+    fast_decode: bool = False
+    """Decode JPEG files at a half, a quarter or an eighth of their size where the images that a network gets are no
+    larger than that. Faster for large photos, with slightly different pixels. Validation and the final test decode all
+    pixels."""
     max_unreadable_fraction: ClosedUnitInterval = 0.01
     """Maximum fraction of unreadable images, from 0 to 1; at least one is allowed. Stage 1 skips unreadable images and
     stage 2 replaces them by another image of the class; above this fraction both stop. 0 allows none."""

@@ -342,6 +342,8 @@ def _preprocessing(extractors: Mapping[str, FeatureExtractor]) -> dict[str, str]
     facts |= {f"{side} preprocessing": extractor.preprocessing for side, extractor in extractors.items()}
     if last.orientation == "ignore":
         facts["orientation"] = "as stored, EXIF orientation ignored"
+    if last.fast_decode:
+        facts["decoding"] = "JPEG files at a reduced size"
     return facts
 
 

@@ -44,6 +44,7 @@ def cached_features(
     num_workers: int,
     max_unreadable_fraction: float,
     orientation: Orientation = "exif",
+    fast_decode: bool = False,
     batch_norm: BatchNormMode = "eval",
     seed: int = 0,
 ) -> ExtractedFeatures:
@@ -80,6 +81,7 @@ def cached_features(
             **_batch_norm_key(mode, len(catalogue), batch_size=batch_size, seed=seed),
         },
         orientation=orientation,
+        fast_decode=fast_decode,
         depends_on_batch=mode == "batch",
     )
     if mode == "calibrated":

@@ -75,6 +75,7 @@ def descriptor_extractor(
         resize=getattr(encoder, "resize", "bilinear"),  # a network of another program may not have it
         depends_on=partial(descriptor_metadata, encoder),
         orientation=images.orientation,
+        fast_decode=images.fast_decode,
     )
 
 

@@ -108,6 +108,7 @@ def _depends_on(
         "preprocessing": extractor.preprocessing,
         "orientation": extractor.orientation,
         **({} if extractor.resize == "bilinear" else {"resize": extractor.resize}),  # bilinear before it was a choice
+        **({"fast_decode": True} if extractor.fast_decode else {}),  # all pixels before it was a choice
         "mixed_precision": mixed_precision,
         "kept_as": keep_as,
         IMAGE_FOLDER: str(catalogue.folder.resolve()),

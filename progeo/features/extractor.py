@@ -19,7 +19,7 @@ from progeo.features.store import ShardedRows
 from progeo.files import each_file
 from progeo.image_files import Orientation, Resize
 from progeo.models.options import QueryPreprocessing
-from progeo.models.preprocessing import depends_on_shape, preprocess_image, preprocessed_shape
+from progeo.models.preprocessing import depends_on_shape, preprocess_image, preprocessed_shape, resized_shape
 from progeo.places.catalogue import Catalogue
 
 
@@ -44,6 +44,8 @@ class FeatureExtractor:
     the cache."""
     orientation: Orientation = "exif"
     """Whether images are rotated upright by their EXIF orientation first."""
+    fast_decode: bool = False
+    """Whether JPEG files of a catalogue are decoded at a reduced size where `preprocessing` makes them smaller."""
     depends_on_batch: bool = False
     """Whether features depend on the other images of their batch (batch norm). Batches then hold only consecutive
     images of the catalogue, without padding."""
@@ -52,7 +54,8 @@ class FeatureExtractor:
 
     def images(self, catalogue: Catalogue) -> CatalogueImages:
         """Return the preprocessed images of a catalogue as a dataset."""
-        return CatalogueImages(catalogue, self._preprocess, self.orientation)
+        min_shape = partial(resized_shape, self.preprocessing, self.image_size) if self.fast_decode else None
+        return CatalogueImages(catalogue, self._preprocess, self.orientation, min_shape)
 
     def photos(self, photos: Sequence[Photo]) -> PhotoImages:
         """Return preprocessed photos as a dataset."""

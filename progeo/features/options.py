@@ -37,6 +37,10 @@ class ImageOptions:
     orientation: Orientation = "exif"
     """Orientation of photos. exif rotates photos upright by their EXIF orientation; ignore takes the pixels as stored,
     as most published code does."""
+    fast_decode: bool = False
+    """Decode JPEG files at a half, a quarter or an eighth of their size where the images that a network gets are no
+    larger than that. Faster for large photos, with slightly different pixels, of which the cache keeps descriptors of
+    their own."""
 
 
 @dataclass(frozen=True, kw_only=True)

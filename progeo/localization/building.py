@@ -96,6 +96,8 @@ def build_place_index(
         FileNotFoundError: the encoder has no classifier.
     """
     _check_options(folder, options, classes)
+    if images.fast_decode:
+        raise ValueError("`fast_decode` is not for place indexes, whose photos are decoded in full: leave it out.")
     if holds_place_index(out):
         raise _already_exists(out)
     encoder = load_encoder(encoder_name)

@@ -19,6 +19,7 @@ _MAX_ASPECT = 50
 """Maximum aspect ratio (longer / shorter side) if the aspect is kept: far above any panorama, yet bounds memory."""
 _MAX_RESIZED_PX = 2**26
 """Maximum pixels of an image that a network gets, about 8192 x 8192; it has feature maps of many times the memory."""
+_OF_ANY_ASPECT = ("hard_resize", "native")
 _WITH_ASPECT = ("single_query", "larger_query")
 """Kinds that resize the shorter side, so that the aspect of the image is kept."""
 
@@ -45,25 +46,37 @@ def preprocess_image(
         ValueError: an image below 32 pixels a side with `native`, too thin to keep its aspect, or of more than 2^26
             pixels where its shape depends on the image.
     """
-    if kind == "native":
-        if min(image.shape[1:]) < _MIN_SIDE_PX:
-            raise ValueError(f"{image.shape[1]} x {image.shape[2]} pixels are fewer than {_MIN_SIDE_PX} a side")
-        return _within_limit(image, image.shape[1:], resize)
-    if kind == "hard_resize":
-        return resize_image(image, size, resize)
     height, width = image.shape[1:]
-    if max(height, width) > _MAX_ASPECT * min(height, width):
+    if kind == "native" and min(height, width) < _MIN_SIDE_PX:
+        raise ValueError(f"{height} x {width} pixels are fewer than {_MIN_SIDE_PX} a side")
+    if kind not in _OF_ANY_ASPECT and max(height, width) > _MAX_ASPECT * min(height, width):
         raise ValueError(
             f"{height} x {width} pixels are too thin for {kind}: one side may be {_MAX_ASPECT} times the other at "
             f"most. Crop it, or use hard_resize"
         )
+    if kind == "hard_resize":
+        return resize_image(image, size, resize)
+    scaled = _within_limit(image, resized_shape(kind, size, height, width), resize)
+    if kind == "central_crop":
+        return F.center_crop(scaled, list(size))
+    return scaled if depends_on_shape(kind) else torch.stack(F.five_crop(scaled, [_shorter_side(kind, size)]))
+
+
+def resized_shape(kind: "QueryPreprocessing", size: tuple[int, int], height: int, width: int) -> tuple[int, int]:
+    """Return the height and width that `preprocess_image` resizes an entire image to, before any crop.
+
+    Args:
+        kind, size: see `preprocess_image`.
+        height, width: of the image.
+    """
+    if kind == "native":
+        return height, width
+    if kind == "hard_resize":
+        return size
     if kind == "central_crop":
         scale = max(size[0] / height, size[1] / width)
-        covering = (max(size[0], round(height * scale)), max(size[1], round(width * scale)))
-        return F.center_crop(_within_limit(image, covering, resize), list(size))
-    side = _shorter_side(kind, size)
-    scaled = _within_limit(image, _with_shorter_side((height, width), side), resize)
-    return scaled if kind in _WITH_ASPECT else torch.stack(F.five_crop(scaled, [side]))
+        return max(size[0], round(height * scale)), max(size[1], round(width * scale))
+    return _with_shorter_side((height, width), _shorter_side(kind, size))
 
 
 def preprocessed_shape(kind: "QueryPreprocessing", size: tuple[int, int], own: tuple[int, int]) -> tuple[int, int, int]:
@@ -73,10 +86,8 @@ def preprocessed_shape(kind: "QueryPreprocessing", size: tuple[int, int], own: t
         kind, size: see `preprocess_image`.
         own: height and width of the image, which makes a difference where `depends_on_shape`.
     """
-    if kind == "native":
-        return (1, *own)
-    if kind in _WITH_ASPECT:
-        return (1, *_with_shorter_side(own, _shorter_side(kind, size)))
+    if depends_on_shape(kind):
+        return (1, *resized_shape(kind, size, *own))
     return (1, *size) if kind in ("hard_resize", "central_crop") else (5, min(size), min(size))
 
 

@@ -62,7 +62,8 @@ def local_features(
         ValueError: none of the images can be read.
     """
     encoder.eval()
-    extractor = descriptor_extractor(encoder, ImageOptions(orientation=data.orientation), accelerator)
+    options = ImageOptions(orientation=data.orientation, fast_decode=data.fast_decode)
+    extractor = descriptor_extractor(encoder, options, accelerator)
     images: ConcatDataset = ConcatDataset([extractor.images(each) for each in catalogues])
     rows = np.sort(np.random.default_rng(seed).permutation(len(images))[:_IMAGES])
     mine = rows[list(share_of(len(rows), accelerator))]

@@ -84,7 +84,8 @@ class Batches(ABC):
         """Whether images are put into pinned memory."""
         self.unreadable: set[str] = set()
         """Reasons why images could not be read; each names its image."""
-        sets = [CatalogueImages(each, orientation=data.orientation) for each in source.catalogues]
+        min_shape = self.crop.min_shape if data.fast_decode else None
+        sets = [CatalogueImages(each, None, data.orientation, min_shape) for each in source.catalogues]
         self.sets = [
             cache_images(each, num_workers=data.num_workers) if training.cache_images else each for each in sets
         ]

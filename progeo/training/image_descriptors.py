@@ -62,12 +62,13 @@ def extract_image_descriptors(
     Raises:
         ValueError: too many images cannot be read.
     """
-    extractor = descriptor_extractor(encoder, ImageOptions(orientation=data.orientation), accelerator)
+    images = ImageOptions(orientation=data.orientation, fast_decode=data.fast_decode)
+    extractor = descriptor_extractor(encoder, images, accelerator)
     work = WorkOptions(batch_size=data.eval_batch_size, num_workers=data.num_workers)
-    options = CacheOptions(descriptor_cache=cache, max_unreadable_fraction=data.max_unreadable_fraction, wait=wait)
+    kept = CacheOptions(descriptor_cache=cache, max_unreadable_fraction=data.max_unreadable_fraction, wait=wait)
     return ImageDescriptors(
         [
-            extract_descriptors(extractor, each, accelerator, work=work, cache=options, is_kept=is_kept)
+            extract_descriptors(extractor, each, accelerator, work=work, cache=kept, is_kept=is_kept)
             for each in catalogues
         ]
     )

@@ -54,12 +54,18 @@ def test_an_evaluation_turns_photos_unless_it_is_told_not_to(lying, tmp_path):
     for preprocessing in ("hard_resize", "native"):  # of which batches depend on the shape that a header says
         more = ("--query_preprocessing", preprocessing, "--database_preprocessing", preprocessing)
         run_command(evaluate, tmp_path / "turned", tmp_path / "cache", *more)
-        run_command(evaluate, tmp_path / "stored", tmp_path / "cache", "--orientation", "ignore", *more)
+        run_command(
+            evaluate, tmp_path / "stored", tmp_path / "cache", "--orientation", "ignore", "--fast_decode", *more
+        )
         assert (recall_at_1(tmp_path / "turned"), recall_at_1(tmp_path / "stored")) == (100, 0)
     described = [json.loads(path.read_text()) for path in (tmp_path / "cache").glob("*/description.json")]
     assert sorted(each["orientation"] for each in described) == ["exif"] * 4 + ["ignore"] * 4
-    assert "EXIF orientation ignored" in (tmp_path / "stored" / "report.html").read_text()
-    assert "EXIF orientation ignored" not in (tmp_path / "turned" / "report.html").read_text()
+    assert [each.get("fast_decode", False) for each in described] == [
+        each["orientation"] == "ignore" for each in described
+    ]
+    for words in ("EXIF orientation ignored", "JPEG files at a reduced size"):
+        assert words in (tmp_path / "stored" / "report.html").read_text()
+        assert words not in (tmp_path / "turned" / "report.html").read_text()
 
 
 def test_a_comparison_takes_the_same_choice(lying, tmp_path):
@@ -86,6 +92,13 @@ def test_a_place_index_keeps_the_choice_for_its_photos(lying, tmp_path, orientat
         (index / "index.json").write_text(json.dumps(about))
         again = localize(photos, index=index, work=WorkOptions(num_workers=0), top=1)
         assert [each.matches for each in again] == [each.matches for each in found]
+
+
+def test_a_place_index_is_not_of_reduced_photos(lying, tmp_path):
+    build = ["index", "build", "--folder", str(lying / "database"), "--encoder", "thumbnail", "--fast_decode"]
+    with pytest.raises(SystemExit, match=r"--fast_decode is not for place indexes, whose photos are decoded in full:"):
+        run_command(build, tmp_path / "index", tmp_path / "cache")
+    assert not (tmp_path / "index").exists()
 
 
 def test_both_stages_train_and_validate_on_pixels_as_they_are_stored(city, config, run, tmp_path):

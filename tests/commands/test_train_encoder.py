@@ -344,6 +344,7 @@ def test_a_run_goes_on_with_settings_that_came_later_where_they_mean_the_same(
     settings["data"]["max_unreadable_share"] = settings["data"].pop("max_unreadable_fraction")
     for section, name in (
         ("data", "orientation"),
+        ("data", "fast_decode"),
         ("validation", "positive_angle_deg"),
         ("model", "mean"),
         ("model", "std"),

@@ -190,6 +190,17 @@ def test_photos_are_turned_before_they_are_cropped_only_where_asked(tmp_path, or
     )
 
 
+@pytest.mark.parametrize("cache_images", [False, True])
+def test_photos_are_decoded_at_a_reduced_size_only_where_asked(tmp_path, cache_images):
+    pixels = np.random.default_rng(0).integers(0, 256, (720, 720, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "@550000@4180000@.jpg")
+    for fast_decode, shape in ((False, (3, 720, 720)), (True, (3, 90, 90))):
+        batches = build(
+            read_catalogue(tmp_path), "images", num_workers=0, fast_decode=fast_decode, cache_images=cache_images
+        )
+        assert batches.sets[0][0].shape == shape
+
+
 def test_an_epoch_that_is_resumed_goes_on_with_the_same_bits(kind, catalogue):
     complete = draw(catalogue, kind, num_workers=0)
     assert_same(draw(catalogue, kind, num_workers=1, first_step=3), complete[3:])
