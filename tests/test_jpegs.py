@@ -130,6 +130,7 @@ def test_an_image_that_is_to_be_scaled_down_is_not_decoded_in_full(decoder, monk
         image.draft(None, (40, 15))
         assert pixels_of(image).shape == (3, 20, 49)
     with open_image(io.BytesIO(USUAL["4:2:0"])) as image:
+        image.draft(None, image.size)
         pixels_of(image)
     assert USUAL["4:4:4"] not in seen
     assert USUAL["4:2:0"] in seen

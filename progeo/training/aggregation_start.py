@@ -13,11 +13,10 @@ from torch.utils.data import ConcatDataset
 from progeo.data.loaders import build_loader
 from progeo.data.options import DataOptions
 from progeo.engine.accelerator import autocast, copy_from_main_process, gathered, share_of
-from progeo.features.descriptors import descriptor_extractor
-from progeo.features.options import ImageOptions
 from progeo.models.aggregation import AGGREGATIONS
 from progeo.models.encoder import Encoder
 from progeo.places.catalogue import Catalogue
+from progeo.training.image_descriptors import training_image_extractor
 
 _IMAGES = 500
 _PER_IMAGE = 100
@@ -62,8 +61,7 @@ def local_features(
         ValueError: none of the images can be read.
     """
     encoder.eval()
-    options = ImageOptions(orientation=data.orientation, fast_decode=data.fast_decode)
-    extractor = descriptor_extractor(encoder, options, accelerator)
+    extractor = training_image_extractor(encoder, data, accelerator)
     images: ConcatDataset = ConcatDataset([extractor.images(each) for each in catalogues])
     rows = np.sort(np.random.default_rng(seed).permutation(len(images))[:_IMAGES])
     mine = rows[list(share_of(len(rows), accelerator))]

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 
 from progeo.data.options import DataOptions
 from progeo.features.descriptors import descriptor_extractor, extract_descriptors
+from progeo.features.extractor import FeatureExtractor
 from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
 from progeo.features.store import ShardedRows
 from progeo.models.encoder import Encoder
@@ -62,13 +63,18 @@ def extract_image_descriptors(
     Raises:
         ValueError: too many images cannot be read.
     """
-    images = ImageOptions(orientation=data.orientation, fast_decode=data.fast_decode)
-    extractor = descriptor_extractor(encoder, images, accelerator)
+    extractor = training_image_extractor(encoder, data, accelerator)
     work = WorkOptions(batch_size=data.eval_batch_size, num_workers=data.num_workers)
-    kept = CacheOptions(descriptor_cache=cache, max_unreadable_fraction=data.max_unreadable_fraction, wait=wait)
+    options = CacheOptions(descriptor_cache=cache, max_unreadable_fraction=data.max_unreadable_fraction, wait=wait)
     return ImageDescriptors(
         [
-            extract_descriptors(extractor, each, accelerator, work=work, cache=kept, is_kept=is_kept)
+            extract_descriptors(extractor, each, accelerator, work=work, cache=options, is_kept=is_kept)
             for each in catalogues
         ]
     )
+
+
+def training_image_extractor(encoder: Encoder, data: DataOptions, accelerator: Accelerator) -> FeatureExtractor:
+    """Build the extractor of descriptors of whole training images, which are read as `data` says."""
+    images = ImageOptions(orientation=data.orientation, fast_decode=data.fast_decode)
+    return descriptor_extractor(encoder, images, accelerator)

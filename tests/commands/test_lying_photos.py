@@ -110,6 +110,7 @@ def test_both_stages_train_and_validate_on_pixels_as_they_are_stored(city, confi
         "out": tmp_path / "run",
         "data.train_folder": tmp_path / "train",
         "data.orientation": "ignore",
+        "data.fast_decode": "true",  # which makes no difference to images of the size that the network gets
     }
     words = [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
     stage1 = ["--prompts.feature_cache", str(tmp_path / "features")]
@@ -119,3 +120,5 @@ def test_both_stages_train_and_validate_on_pixels_as_they_are_stored(city, confi
     for stage, count in (("stage1", None), ("stage2", 2)):
         upright, stored = metrics_of(run / stage), metrics_of(tmp_path / "run" / stage)
         assert stored == upright[:count]
+    (described,) = (tmp_path / "features").glob("*/description.json")
+    assert json.loads(described.read_text())["fast_decode"] is True

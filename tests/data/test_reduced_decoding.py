@@ -12,7 +12,7 @@ from progeo.data.crops import RandomCrop
 from progeo.data.datasets import CatalogueImages
 from progeo.data.decode import decode_image, read_image, read_shape
 from progeo.data.loaders import cache_images
-from progeo.data.options import Augmentation
+from progeo.data.options import Augmentation, DataOptions
 from progeo.engine.accelerator import start_accelerator
 from progeo.engine.randomness import seeded_generator
 from progeo.features.descriptors import descriptor_extractor, extract_descriptors
@@ -20,6 +20,7 @@ from progeo.features.options import CacheOptions, ImageOptions, WorkOptions
 from progeo.models.preprocessing import resized_shape
 from progeo.models.thumbnail import ThumbnailEncoder
 from progeo.places.catalogue import read_catalogue
+from progeo.training.image_descriptors import training_image_extractor
 
 SMOOTH = np.asarray(
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 8, 3), np.uint8)).resize((248, 120), Image.BICUBIC)
@@ -129,3 +130,10 @@ def test_descriptors_of_reduced_photos_are_near_those_of_photos_and_kept_apart(t
 
 def test_photos_that_are_not_resized_are_decoded_in_full():
     assert resized_shape("native", (32, 32), 123, 250) == (123, 250)
+
+
+@pytest.mark.parametrize("fast_decode", [False, True])
+def test_training_images_are_reduced_in_all_that_is_extracted_of_them(tmp_path, fast_decode):
+    data = DataOptions(train_folder=tmp_path, orientation="ignore", fast_decode=fast_decode)
+    extractor = training_image_extractor(ThumbnailEncoder(), data, start_accelerator("no"))
+    assert (extractor.fast_decode, extractor.orientation) == (fast_decode, "ignore")
