@@ -80,6 +80,8 @@ def test_a_truncated_photo_is_refused(tmp_path):
         ((0.25, 1.0), (1.0, 1.0), (400, 400), (20, 40)),  # the smallest box has 200 x 200 pixels
         ((0.25, 0.5), (0.25, 4.0), (400, 400), (40, 80)),  # 100 x 400 to 400 x 100
         ((0.25, 0.5), (1.0, 2.0), (400, 1600), (15, 80)),  # 283 x 566 to 400 x 400
+        ((0.5, 1.0), (1.0, 1.0), (100, 1000), (10, 200)),  # none of 224 x 224 fits: 100 x 100
+        ((0.5, 1.0), (1.0, 1.0), (1000, 100), (100, 20)),
     ],
 )
 def test_the_smallest_box_of_a_reduced_photo_has_the_size_of_a_crop(scale, ratio, own, needed):
