@@ -30,6 +30,7 @@ from progeo.data.datasets import CatalogueImages, LabeledImages
 from progeo.data.loaders import build_loader, read_batches
 from progeo.data.options import Augmentation
 from progeo.engine.accelerator import start_accelerator
+from progeo.engine.transfer import to_device
 from progeo.models.aggregation import GeM
 from progeo.models.heads import build_head
 from progeo.models.preprocessing import normalize_images
@@ -136,7 +137,8 @@ def our_loop(catalogue: Catalogue, device: torch.device) -> Loop:
 
     def jittered(pixels: Tensor) -> Tensor:
         plan = color_plan(draw_changes(augmentation, len(pixels), generator))
-        return normalize_images(jitter_colors(pixels.to(device), plan), mean, std)
+        pixels, plan = to_device((pixels, plan), device)
+        return jitter_colors(pixels, plan, partial(normalize_images, mean=mean, std=std))
 
     return Loop(decode, jittered, build_step(device, torch.channels_last, fused=True))
 

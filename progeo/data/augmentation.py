@@ -16,7 +16,7 @@ from progeo.data.options import Augmentation
 from progeo.image_files import Resize
 
 _LUMA = (0.2989, 0.587, 0.114)
-_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
+_BRIGHTNESS, _CONTRAST, _HUE = 0, 1, 3
 _UNCHANGED = (1.0, 1.0, 1.0, 0.0)
 """The amounts of brightness, contrast, saturation and hue that leave an image as it is."""
 _NUM_BLENDS = 3
@@ -60,8 +60,10 @@ def build_crop(augmentation: Augmentation, size: tuple[int, int], resize: Resize
 class ColorPlan(NamedTuple):
     """The color jitter of a batch; its tensors are to be moved to the device of the images."""
 
-    steps: list[list[tuple[int, float]]]
-    """The operations of each image in order, each with its amount, without those that change nothing."""
+    order: Tensor
+    """int64 (B, 4): the order of operations of each image."""
+    amounts: Tensor
+    """(B, 4): the amounts of brightness, contrast, saturation and hue."""
     blends: Tensor
     """(5 S, B, 1, 1, 1): the arguments of `_blended` for S blends: 3 before and 3 after the hue shift, 3 without one,
     or none. A blend that an image does not have at this point leaves it exactly as it is."""
@@ -74,15 +76,14 @@ def color_plan(changes: Changes) -> ColorPlan:
 
     The operations of a device do not depend on what was drawn, so that images need not be grouped by their order.
     """
-    amounts = torch.cat([changes.shares, changes.turns[:, None]], dim=1)
-    steps = [
-        [(kind, of_image[kind]) for kind in order if of_image[kind] != _UNCHANGED[kind]]
-        for order, of_image in zip(changes.order.tolist(), amounts.tolist(), strict=True)
-    ]
-    kinds = {kind for of_image in steps for kind, _ in of_image}
-    angles = _angles(changes.turns) if _HUE in kinds else None
-    num_blends = 0 if kinds <= {_HUE} else _NUM_BLENDS if angles is None else 2 * _NUM_BLENDS
-    return ColorPlan(steps, _blend_arguments(changes, num_blends), angles)
+    shares, turns = changes.shares, changes.turns
+    turns_hue, blends = bool(turns.any()), bool((shares != 1).any())
+    return ColorPlan(
+        changes.order,
+        torch.cat([shares, turns[:, None]], dim=1),
+        _blend_arguments(changes, _NUM_BLENDS * (1 + turns_hue) if blends else 0),
+        _angles(turns) if turns_hue else None,
+    )
 
 
 def jitter_colors(images: Tensor, plan: ColorPlan, finish: Callable[[Tensor], Tensor] | None = None) -> Tensor:
@@ -100,8 +101,9 @@ def jitter_colors(images: Tensor, plan: ColorPlan, finish: Callable[[Tensor], Te
         return jittered if finish is None else finish(jittered)
     # One image at a time, so that intermediate results stay in a core's caches and reuse memory.
     results = torch.empty_like(images, dtype=torch.float32)
-    for row, image in enumerate(images):
-        jittered = _jittered_image(image, plan, row)
+    for row, (order, amounts) in enumerate(zip(plan.order.tolist(), plan.amounts.tolist(), strict=True)):
+        steps = [(kind, amounts[kind]) for kind in order if amounts[kind] != _UNCHANGED[kind]]
+        jittered = _jittered_image(images[row], steps, None if plan.angles is None else plan.angles[row])
         results[row] = jittered if finish is None else finish(jittered)
     return results
 
@@ -119,17 +121,17 @@ def _jittered_batch(images: Tensor, plan: ColorPlan) -> Tensor:
     return jittered
 
 
-def _jittered_image(image: Tensor, plan: ColorPlan, row: int) -> Tensor:
-    """Jitter the colors of image `row` (3, H, W) of a batch, with the operations that it has and no others."""
+def _jittered_image(image: Tensor, steps: list[tuple[int, float]], angles: Tensor | None) -> Tensor:
+    """Jitter the colors of an image (3, H, W) by the operations and amounts of `steps`."""
     # Operations on one channel are only vectorized if its pixels are next to each other.
-    layout = torch.contiguous_format if plan.steps[row] else torch.preserve_format
+    layout = torch.contiguous_format if steps else torch.preserve_format
     jittered = image.to(torch.float32, memory_format=layout, copy=True)
     if image.dtype == torch.uint8:
         jittered.div_(255)
-    for kind, amount in plan.steps[row]:
+    for kind, amount in steps:
         if kind == _HUE:
-            assert plan.angles is not None  # an image turns
-            jittered = _turned_hue(jittered, plan.angles[row])
+            assert angles is not None  # an image turns
+            jittered = _turned_hue(jittered, angles)
         else:
             _BLEND_IMAGE[kind](jittered, amount)
             if amount > 1:  # else the result is between two colors

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
@@ -45,8 +46,10 @@ class RandomCrop:
             image: of any height and width.
             draws: random numbers, (CROP_DRAWS,) uniform in 0..1, see `box`.
         """
-        box = self.box(draws, image.shape[1], image.shape[2])
-        return F.resized_crop(image, *box, list(self.size), InterpolationMode(self.resize), antialias=True)
+        top, left, height, width = self.box(draws, image.shape[1], image.shape[2])
+        # Channels last and without gaps between rows: resized faster, and the result has channels last.
+        cropped = image[None, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
+        return F.resize(cropped, list(self.size), InterpolationMode(self.resize), antialias=True)[0]
 
     def box(self, draws: np.ndarray, height: int, width: int) -> Box:
         """Compute a random box inside an image: the first of ten random shapes that fits, at a random position.

@@ -101,4 +101,16 @@ def _collated(items: list[Tensor | tuple[Tensor, int, int] | Replaced | Unreadab
     unreadable = {index: item.reason for index, item in enumerate(items) if isinstance(item, Unreadable)}
     replaced = {index: item.reason for index, item in enumerate(items) if isinstance(item, Replaced)}
     usable = [item.item if isinstance(item, Replaced) else item for item in items if not isinstance(item, Unreadable)]
-    return Loaded(default_collate(usable) if usable else None, unreadable, replaced)
+    return Loaded(_collated_items(usable) if usable else None, unreadable, replaced)
+
+
+def _collated_items(items: list[Any]) -> Any:
+    if isinstance(items[0], Tensor):
+        return _stacked(items)
+    images, *others = zip(*items, strict=True)
+    return [_stacked(images), *(default_collate(list(values)) for values in others)]
+
+
+def _stacked(images: Sequence[Tensor]) -> Tensor:
+    """Stack images (..., 3, H, W), channels last in memory, as they are decoded, resized fastest and convolved."""
+    return default_collate([image.movedim(-3, -1) for image in images]).movedim(-1, -3)

@@ -4,13 +4,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.v2 import functional as F
 
+from progeo.data.crops import CROP_DRAWS, RandomCrop
 from progeo.data.datasets import CatalogueImages, LabeledImages, max_unreadable
 from progeo.data.decode import read_image, read_shape
 from progeo.data.loaders import batches_by_shape, build_loader, cache_images, read_batches
 from progeo.data.samplers import ClassSampler
 from progeo.models.preprocessing import resize_image
 from progeo.places.catalogue import read_catalogue
+
+
+def five_crops(image):
+    return torch.stack(F.five_crop(image, [16]))
 
 
 def save(path, pixels, **options):
@@ -80,6 +86,28 @@ def test_all_images_come_once_in_order_resized(folder):
     assert loaded.shape == (6, 3, 32, 48)
     for row in range(6):
         assert torch.equal(loaded[row], resize_image(read_image(images.catalogue.path(row)), (32, 48)))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("preprocess", [partial(resize_image, size=(32, 48)), five_crops])
+def test_batches_have_channels_last_in_memory_as_networks_take_them(folder, num_workers, preprocess):
+    images = CatalogueImages(read_catalogue(folder), preprocess)
+    for rows, pixels in zip([[0, 1], [4]], build_loader(images, [[0, 1], [4]], num_workers=num_workers), strict=True):
+        assert torch.equal(pixels.items, torch.stack([images[row] for row in rows]))
+        assert pixels.items.movedim(-3, -1).is_contiguous()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_training_batches_have_channels_last_in_memory(folder, num_workers):
+    crop = RandomCrop((32, 24), (0.5, 1.0), (0.75, 1.33))
+    images = LabeledImages(CatalogueImages(read_catalogue(folder)), np.arange(6), np.array([0, 2, 6]), crop)
+    batch = [(row, np.linspace(0.1, 0.9, CROP_DRAWS)) for row in (3, 1, 5)]
+    assert all(images[key][0].movedim(0, -1).is_contiguous() for key in batch)
+    (loaded,) = build_loader(images, [batch], num_workers=num_workers)
+    pixels, labels, rows = loaded.items
+    assert torch.equal(pixels, torch.stack([images[key][0] for key in batch]))
+    assert pixels.is_contiguous(memory_format=torch.channels_last)
+    assert (labels.tolist(), rows.tolist()) == ([1, 0, 1], [3, 1, 5])
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
