@@ -1,8 +1,8 @@
 """Devices, precision and processes of a run, through Accelerate; no other module handles devices."""
 
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -122,9 +122,33 @@ def autocast(processor: Accelerator | Processor) -> AbstractContextManager:
     return nullcontext() if dtype is None else torch.autocast(processor.device.type, dtype)
 
 
-def full_precision(processor: Accelerator | Processor) -> AbstractContextManager:
-    """Disable autocast inside this context, so that losses are computed in float32 under mixed precision."""
-    return torch.autocast(processor.device.type, enabled=False)
+@contextmanager
+def full_precision(processor: Accelerator | Processor) -> Iterator[None]:
+    """Disable autocast and TF32 inside this context, so that losses are computed in float32."""
+    with float32_products(tf32=False), torch.autocast(processor.device.type, enabled=False):
+        yield
+
+
+@contextmanager
+def float32_products(*, tf32: bool, benchmark: bool | None = None) -> Iterator[None]:
+    """Choose how a GPU computes float32 matrix products and convolutions inside this context.
+
+    Args:
+        tf32: round their factors to the 10 bits of TF32, which is several times as fast.
+        benchmark: measure which algorithm of a convolution is the fastest; None leaves that as it is.
+    """
+    cudnn: Any = torch.backends.cudnn
+    kinds = torch.backends.cuda.matmul, cudnn.conv
+    before, benchmark_before = [kind.fp32_precision for kind in kinds], cudnn.benchmark
+    try:
+        for kind in kinds:
+            kind.fp32_precision = "tf32" if tf32 else "ieee"
+        cudnn.benchmark = benchmark_before if benchmark is None else benchmark
+        yield
+    finally:
+        for kind, precision in zip(kinds, before, strict=True):
+            kind.fp32_precision = precision
+        cudnn.benchmark = benchmark_before
 
 
 def gathered_with_gradient(rows: Tensor, accelerator: Accelerator) -> Tensor:

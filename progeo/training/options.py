@@ -341,6 +341,13 @@ class TrainerOptions:
     log_every: PositiveInt | None = 50
     """Number of steps between rows of metrics.jsonl with mean losses, learning rates, throughput and memory, besides
     those of epochs. null writes none."""
+    tf32: bool = True
+    """Let a GPU round the factors of float32 matrix products and convolutions to TF32's 10 bits in training steps,
+    several times as fast and more exact than bf16. Losses are computed in float32, and validation is as it is without.
+    false also computes convolutions in float32, which PyTorch does not by default."""
+    cudnn_benchmark: bool = False
+    """Let a GPU measure which algorithm of each convolution is the fastest, in the first steps. A resumed run may
+    choose others, so that it does not end with the very same bits."""
 
     def __post_init__(self) -> None:
         if not self.generations:

@@ -159,6 +159,7 @@ class PromptTraining:
                 keep_checkpoints=1,
                 patience=self.prompts.patience,
                 log_every=self.prompts.log_every,
+                tf32=False,
             ),
             self.run,
             checkpoints=self.run.group_checkpoints(index),

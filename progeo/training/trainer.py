@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from msgspec import Meta
 from torch import nn
 
-from progeo.engine.accelerator import scaler_state, set_scaler_state
+from progeo.engine.accelerator import float32_products, scaler_state, set_scaler_state
 from progeo.engine.averaging import MovingAverage
 from progeo.engine.checkpoint import (
     CheckpointWriter,
@@ -211,7 +211,8 @@ class Trainer:
         task.begin_epoch(self.epoch)
         self.rows.begin_epoch()
         batches = task.batches(self.epoch, first_step=self.means.steps)
-        with self._progress() as bar:
+        products = float32_products(tf32=options.tf32, benchmark=options.cudnn_benchmark)
+        with products, self._progress() as bar:
             bar.describe(task.name(self.epoch))
             try:
                 steps = take_steps(

@@ -348,6 +348,8 @@ def test_a_run_goes_on_with_settings_that_came_later_where_they_mean_the_same(
         ("validation", "positive_angle_deg"),
         ("model", "mean"),
         ("model", "std"),
+        ("training", "tf32"),
+        ("training", "cudnn_benchmark"),
     ):
         del settings[section][name]
     settings["model"]["normalization"] = normalization

@@ -98,6 +98,28 @@ def flat(state, prefix=""):
             yield f"{prefix}{name}", value.tolist() if isinstance(value, torch.Tensor) else value
 
 
+@pytest.mark.parametrize(
+    ("options", "seen"),
+    [({}, ("tf32", "tf32", False)), ({"tf32": False, "cudnn_benchmark": True}, ("ieee", "ieee", True))],
+)
+def test_products_are_faster_or_exact_in_steps_and_as_always_in_validation(build, options, seen):
+    trainer, cudnn, found = build(epochs=2, **options), torch.backends.cudnn, {}
+
+    def noting(when, called):
+        def call(argument):
+            products = (torch.backends.cuda.matmul.fp32_precision, cudnn.conv.fp32_precision, cudnn.benchmark)
+            found.setdefault(when, set()).add(products)
+            return called(argument)
+
+        return call
+
+    before = (torch.backends.cuda.matmul.fp32_precision, cudnn.conv.fp32_precision, cudnn.benchmark)
+    trainer.task.losses = noting("step", trainer.task.losses)
+    trainer.task.validate = noting("validation", trainer.task.validate)
+    trained(trainer)
+    assert found == {"step": {seen}, "validation": {before}}
+
+
 class Killed(BaseException):
     pass
 
