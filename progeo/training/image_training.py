@@ -9,7 +9,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from progeo.data.augmentation import jitter_colors
 from progeo.engine.accelerator import copy_from_main_process, distributed
 from progeo.engine.transfer import to_device
 from progeo.export.weights import save_encoder
@@ -17,6 +16,7 @@ from progeo.models.backbones.clip_configurations import ClipConfiguration, has_n
 from progeo.models.classifier import Classifier
 from progeo.models.encoder import Encoder, EncoderSpec
 from progeo.training.aggregation_start import AggregationStart
+from progeo.training.augmented_encoder import AugmentedEncoder
 from progeo.training.batches import Batches, MicroBatch
 from progeo.training.options import TrainingOptions
 from progeo.training.places import LearnedFrom, TrainingPlaces
@@ -65,14 +65,15 @@ class ImageTraining(Task):
             encoder.family.checkpoint_gradients(encoder.backbone)
         groups = _parameter_groups(encoder, terms, options)
         self.optimizer = accelerator.prepare_optimizer(_optimizer(groups, options))
-        self._distributed_encoder = distributed(encoder, accelerator)
+        augmented = AugmentedEncoder(encoder)
+        self._augmented = distributed(augmented, accelerator)
         self._needs = {need for row in terms.rows.values() for need in row.needs}
         self._first: dict[str, Any] = {}
         """States of encoder and terms that each generation begins with."""
         self._target: Encoder | None = None
         """The encoder of the generation before, which gives soft labels."""
         if options.compile:
-            encoder.compile()
+            augmented.compile()
 
     @property
     def num_groups(self) -> int:
@@ -154,21 +155,16 @@ class ImageTraining(Task):
         on_the_host = (piece.images, piece.plan, {**piece.targets, **self._targets_on_the_host(piece)})
         pixels, plan, inputs = to_device(on_the_host, self.accelerator.device)
         teacher = self.teacher if self.teacher is not None and not self.teacher.is_cached else None
-        if teacher is None:
-            normalized = jitter_colors(pixels, plan, self.encoder.normalize)
-        else:  # which normalizes by its own statistics
-            images = jitter_colors(pixels, plan)
-            normalized = self.encoder.normalize(images)
-            inputs |= teacher(images, with_map="teacher_map" in self._needs)
-        if self._needs & {"map", "regions"}:
-            inputs["descriptors"], features = self._distributed_encoder(normalized, with_features=True)
-            inputs["map"] = features.map
-        else:
-            inputs["descriptors"] = self._distributed_encoder(normalized)
+        encoded = self._augmented(pixels, plan, with_images=teacher is not None)
+        inputs["descriptors"] = encoded.descriptors
+        if "map" in self._needs:
+            inputs["map"] = encoded.features.map
         if "regions" in self._needs:
-            inputs["regions"] = self.encoder.regions(features)
+            inputs["regions"] = self.encoder.regions(encoded.features)
         if _TARGET_ROWS in inputs:
-            inputs["target_regions"] = self._target_regions(normalized, inputs[_TARGET_ROWS])
+            inputs["target_regions"] = self._target_regions(encoded.normalized, inputs[_TARGET_ROWS])
+        if teacher is not None:
+            inputs |= teacher(encoded.images, with_map="teacher_map" in self._needs)
         return self.terms(inputs)
 
     def _targets_on_the_host(self, piece: MicroBatch) -> dict[str, Tensor]:
