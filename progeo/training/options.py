@@ -405,7 +405,7 @@ class TrainingOptions(TrainerOptions):
     """Recompute the activations of a ViT's blocks in the backward pass instead of storing them, which uses less
     memory."""
     compile: bool = False
-    """Compile the encoder with torch.compile: minutes at the start, faster steps."""
+    """Compile augmentation and encoder together with torch.compile: minutes at the start, faster steps."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """Optimizer of encoder and heads."""
     momentum: ClosedUnitInterval = 0.9

@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 from contextlib import nullcontext
+from functools import partialmethod
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from progeo.models.aggregation import AGGREGATIONS
 from progeo.models.backbones.clip_configurations import named_configuration
 from progeo.models.backbones.clips import load_clip
 from progeo.models.state_dicts import weights_digest
+from progeo.training.augmented_encoder import AugmentedEncoder
 from progeo.training.overview import estimated_memory, overview
 from progeo.training.trainer import Trainer
 
@@ -341,18 +343,20 @@ def test_only_a_validation_that_needs_the_classifier_gets_it(build):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "words",
+    ("backend", "words"),
     [
-        VIT,
-        ("--training.micro_batches", "2", "--training.ema_decay", "0.5"),
-        ("--mixed_precision", "bf16", "--augmentation.hue", "0"),
+        ("inductor", VIT),
+        ("aot_eager", ("--training.micro_batches", "2", "--training.ema_decay", "0.5")),  # which takes less long
     ],
 )
-def test_encoder_and_augmentation_are_compiled_once_and_train_as_plain_ones(build, tmp_path, words):
+def test_encoder_and_augmentation_are_compiled_once_and_train_as_plain_ones(
+    build, tmp_path, monkeypatch, backend, words
+):
+    monkeypatch.setattr(AugmentedEncoder, "compile", partialmethod(torch.nn.Module.compile, backend=backend))
+
     def two_epochs(name, *more):
-        training = build(*words, "--training.epochs", "2", *more)
-        (tmp_path / name).mkdir()
-        run = RunFolder(tmp_path / name)
+        training, run = build(*words, "--training.epochs", "2", *more), RunFolder(tmp_path / name)
+        run.path.mkdir()
         how = {"checkpoints": run.checkpoints, "seed": 0, "accelerator": training.accelerator}
         trainer = Trainer(training, training.options, run, **how)
         trainer.resume()
@@ -360,9 +364,9 @@ def test_encoder_and_augmentation_are_compiled_once_and_train_as_plain_ones(buil
 
     plain, terms = two_epochs("plain")
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     compiled, same_terms = two_epochs("compiled", "--training.compile", "true")
-    counters = torch._dynamo.utils.counters
-    assert counters["stats"]["unique_graphs"] == 1, counters["graph_break"]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1  # none for validation
     for mean, same_mean in zip(terms, same_terms, strict=True):
-        assert same_mean == pytest.approx(mean, rel=2e-2 if "bf16" in words else 1e-3)
+        assert same_mean == pytest.approx(mean, rel=1e-3)
     assert compiled.encoder.state_dict().keys() == plain.encoder.state_dict().keys()
