@@ -28,7 +28,8 @@ _SERVER = """
 import atexit, gc, json, os, runpy, sys, threading, traceback
 
 sys.path[:0] = [os.getcwd(), os.path.join(os.getcwd(), "tests")]
-import accelerate, faiss, jinja2, open_clip, pyarrow.compute, scipy.spatial, torch._dynamo, torchvision.transforms.v2
+import accelerate, faiss, jinja2, open_clip, pyarrow.compute, scipy.optimize, scipy.spatial, scipy.stats, torch._dynamo
+import progeo.models.backbones.open_clip, progeo.models.backbones.timm, progeo.models.backbones.torchvision
 import file_events, progeo.convert.recognition, progeo.datasets.readers, progeo.evaluation.evaluate
 import progeo.commands.train_encoder, progeo.commands.train_prompts, progeo.export.formats
 import progeo.localization.place_index

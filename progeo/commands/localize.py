@@ -77,7 +77,6 @@ def localize(
     from progeo.localization.place_index import open_index
     from progeo.localization.programs import plan_files
     from progeo.localization.results import WRITERS, WritingOptions
-    from progeo.localization.text_search import localize_text
     from progeo.places.nearby import parse_heading, parse_near
 
     _refuse_combinations(photos, text, near is not None or heading is not None, programs, sequence)
@@ -93,6 +92,8 @@ def localize(
     options: dict[str, Any] = {"top": top, "threshold": threshold, "verify": verify, **vars(work)}
     options["shows_progress"] = True
     if text is not None:
+        from progeo.localization.text_search import localize_text  # photos need no CLIP
+
         results = [localize_text(opened, text, top=top)]
     elif sequence.sequence:
         results = localize_sequence(opened, found, sequence, **options)

@@ -118,8 +118,8 @@ def _spec(state: Mapping[str, Tensor], choices: Choices, properties: ClipPropert
         descriptor_dim=configuration.values["embed_dim"],
         image_size=as_height_width(image_size),
         normalized=True if choices.normalized is None else choices.normalized,
-        mean=tuple(properties.mean or mean),
-        std=tuple(properties.std or std),
+        mean=tuple(properties.mean or mean),  # type: ignore[arg-type] # of three colors
+        std=tuple(properties.std or std),  # type: ignore[arg-type]
         resize=properties.resize,
         aggregation="token",
         configuration=configuration.to_json(),

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import faiss
 import numpy as np
-from scipy.spatial import cKDTree
 
 from progeo.evaluation.classification import class_means
 from progeo.evaluation.search import Neighbors
@@ -90,6 +89,8 @@ def cell_of_images(
     Returns:
         Rows of the classifier, int64 (N,).
     """
+    from scipy.spatial import cKDTree  # commands that search no positions start without it
+
     side, bin_deg = classifier.cell_side_m, classifier.heading_bin_deg
     headings = np.nan_to_num(np.asarray(headings, np.float64)) % 360
     east, north = np.transpose(positions_m)

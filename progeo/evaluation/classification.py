@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.spatial import cKDTree
 
 from progeo.models.classifier import Classifier
 from progeo.places.catalogue import Catalogue
@@ -158,6 +157,8 @@ def class_probabilities(descriptors: np.ndarray, vectors: np.ndarray, rows: np.n
 
 def lie_in_classes(images: Catalogue, classifier: Classifier) -> np.ndarray:
     """Return which images lie in the cell of a class, whatever their heading, bool (N,); False without a position."""
+    from scipy.spatial import cKDTree  # commands that search no positions start without it
+
     centers_m, images_m = positions_m(classifier.catalogue, images)
     known = np.isfinite(images_m).all(axis=1)
     found = np.zeros(len(images), bool)

@@ -98,6 +98,11 @@ def descriptor_metadata(encoder: Encoder) -> dict[str, Any]:
     """
     if not _is_as_specified(encoder):
         return {"encoder": getattr(encoder, "fingerprint", partial(module_fingerprint, encoder))()}
+    return _metadata_as_specified(encoder)
+
+
+def _metadata_as_specified(encoder: Encoder) -> dict[str, Any]:
+    """Collect the metadata of an encoder that its spec and its weights rebuild."""
     spec = spec_to_json(dataclasses.replace(encoder.spec, text_weights=None))  # descriptors do not depend on it
     if encoder.resize == "bilinear":  # as before it was a field
         del spec["resize"]
@@ -108,8 +113,14 @@ def descriptor_metadata(encoder: Encoder) -> dict[str, Any]:
 
 
 def is_metadata_of(metadata: Mapping[str, Any], encoder: Encoder) -> bool:
-    """Return whether metadata, of this version or of that of encoders of format 2, are those of an encoder."""
-    found, stored = descriptor_metadata(encoder), metadata.get("encoder")
+    """Return whether metadata, of this version or of that of encoders of format 2, are those of an encoder.
+
+    Args:
+        metadata: as `descriptor_metadata` returned them.
+        encoder: as `load_encoder` returns it: one that was rebuilt from a spec is not rebuilt again to see that.
+    """
+    is_rebuilt = type(encoder) is Encoder and "weights" in metadata
+    found, stored = (_metadata_as_specified if is_rebuilt else descriptor_metadata)(encoder), metadata.get("encoder")
     if not isinstance(stored, dict) or "pooling" not in stored or not isinstance(found["encoder"], dict):
         return metadata == found
     spec = {name: value for name, value in found["encoder"].items() if name in (*stored, "resize")}

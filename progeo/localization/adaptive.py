@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest
 
 from progeo.localization.confidence import folds
 
@@ -34,6 +33,8 @@ def choose_photos(confidences: np.ndarray, correct: np.ndarray, verified_correct
         correct: whether first matches are correct without verification, bool (Q,).
         verified_correct: whether they are with it, bool (Q,).
     """
+    from scipy.stats import binomtest  # takes most of a second, and localizing needs none of it
+
     is_below = np.empty(len(correct), bool)
     for is_held_out in folds(len(correct)):
         threshold = best_threshold(*(each[~is_held_out] for each in (confidences, correct, verified_correct)))

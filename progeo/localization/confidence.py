@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import numpy as np
 from msgspec import Meta
-from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, log_expit, logsumexp, softmax
 
 from progeo.json_files import as_kind
@@ -248,6 +247,8 @@ def _fit_of(features: np.ndarray) -> Callable[[np.ndarray, np.ndarray, float, fl
 
 
 def _fitted(features: np.ndarray, correct: np.ndarray, radius_m: float, error: float) -> AnyCalibration:
+    from scipy.optimize import minimize  # only calibration needs it
+
     means, stds = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-12)
     inputs = _with_bias((features - means) / stds)
     targets = _targets(correct)
@@ -271,6 +272,8 @@ def _fitted(features: np.ndarray, correct: np.ndarray, radius_m: float, error: f
 
 
 def _fitted_temperature(features: np.ndarray, correct: np.ndarray, radius_m: float, error: float) -> ClassCalibration:
+    from scipy.optimize import minimize_scalar  # only calibration needs it
+
     targets = _targets(correct)
 
     def loss(log_temperature: float) -> float:

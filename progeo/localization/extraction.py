@@ -92,13 +92,14 @@ def extract_photos(
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Extract descriptors (Q, D), zeros where there is none, and why not, by row; `hidden` shows no progress."""
     rows, images = range(len(photos)), extractor.photos(photos)
+    batches = extractor.batches(images, rows, batch_size)
     descriptors, errors = extract_rows(
         extractor.extract,
         images,
         rows,
-        extractor.batches(images, rows, batch_size),
+        batches,
         width=extractor.width,
-        num_workers=num_workers,
+        num_workers=min(num_workers, len(batches)) if len(batches) > 1 else 0,  # one batch is not decoded any sooner
         what="photos",
         hidden=hidden,
     )

@@ -23,7 +23,6 @@ from progeo.models.aggregation import (
     find_aggregation,
 )
 from progeo.models.backbones import FAMILIES, empty_traits, find_family
-from progeo.models.backbones.clips import weights_anywhere
 from progeo.models.backbones.family import Features, ImageSize, Interpolation, NetworkSpec
 from progeo.models.backbones.meta_run import on_meta
 from progeo.models.backbones.position_embedding import as_height_width, check_sides, sample_size, sized_features
@@ -230,6 +229,11 @@ def build_encoder(
     )
     loaded = FAMILIES[plan.family].load(plan.network, weights, seed=seed)
     has_texts = plan.aggregation == "token" and plan.shares_text_space and weights != "random"
+    text_weights = None
+    if has_texts:
+        from progeo.models.backbones.clips import weights_anywhere  # other families need no open_clip
+
+        text_weights = weights_anywhere(loaded.architecture, weights)
     pixels = pixel_statistics(architecture, weights, normalization=normalization, mean=mean, std=std, resize=resize)
     spec = EncoderSpec(
         family=plan.family,
@@ -243,7 +247,7 @@ def build_encoder(
         normalized=normalized or find_aggregation(plan.aggregation).always_normalized,
         interpolation=plan.network.interpolation,
         resize=pixels.resize,
-        text_weights=weights_anywhere(loaded.architecture, weights) if has_texts else None,
+        text_weights=text_weights,
         configuration=None if loaded.configuration is None else dict(loaded.configuration),
     )
     with torch.random.fork_rng(devices=[]):

@@ -1,24 +1,22 @@
 """How pixels are resized and normalized: as those that the weights were trained with, or as the settings say."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, cast, get_args
 
-import open_clip
-
 from progeo.image_files import Resize
 from progeo.models.backbones import FAMILIES, find_family
 
-NORMALIZATIONS = MappingProxyType(
+Color = tuple[float, float, float]
+"""Values of red, green and blue."""
+NORMALIZATIONS: Mapping[str, tuple[Color, Color]] = MappingProxyType(
     {
-        "clip": (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD),
+        "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
         "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     }
 )
 """Pixel mean and std by name."""
-Color = tuple[float, float, float]
-"""Values of red, green and blue."""
 _MIN_STD = 0.001
 """Minimum std, as normalization divides by it; the smallest std of published weights is 1/255."""
 

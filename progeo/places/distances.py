@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from scipy.spatial import cKDTree
 
 from progeo.places.catalogue import Catalogue
 from progeo.places.extent import extent_of
@@ -35,6 +34,8 @@ class Distances:
 
     def nearest(self) -> np.ndarray:
         """Compute the distance of each query to the nearest database image, (Q,); all positions must be known."""
+        from scipy.spatial import cKDTree  # commands that search no positions start without it
+
         return self._along(cKDTree(self.database).query(self.queries)[0])
 
     def straight_m(self, distance_m: float) -> float:

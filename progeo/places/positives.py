@@ -1,7 +1,6 @@
 """Positives: the database images that are correct for a query, by distance and optionally by viewing angle."""
 
 import numpy as np
-from scipy.spatial import cKDTree
 
 from progeo.places.catalogue import Catalogue
 from progeo.places.distances import Distances, distances_between
@@ -62,6 +61,8 @@ def positives_within(database_m: np.ndarray, queries_m: np.ndarray, radius_m: fl
     """
     if radius_m <= 0:
         raise ValueError(f"positive_radius_m must be positive, got {radius_m}.")
+    from scipy.spatial import cKDTree  # commands that search no positions start without it
+
     found = cKDTree(database_m).query_ball_point(queries_m, radius_m, return_sorted=True)
     return [np.asarray(rows, np.int64) for rows in found]
 

@@ -154,8 +154,9 @@ def test_an_exported_folder_is_loaded_under_the_name_of_the_hugging_face_librari
     assert same(from_pretrained(str(folder)), encoder)
 
 
-def test_torch_hub_loads_from_a_folder_of_this_repository_and_imports_neither_training_nor_search(saved, tmp_path):
-    folder, encoder = saved
+def test_torch_hub_loads_from_a_folder_of_this_repository_and_imports_neither_training_nor_search(tmp_path):
+    encoder = build_encoder("shufflenet_v2_x0_5", "random", (64, 96)).eval()
+    folder = save_encoder(tmp_path / "my_encoder", encoder, provenance={}, recalls={})
     code = f"""
 import sys, torch
 from PIL import Image
@@ -164,14 +165,18 @@ torch.save(encoder(torch.ones(1, 3, 64, 96)), {str(tmp_path / "descriptor.pt")!r
 encoder(encoder.preprocess(Image.new("RGB", (90, 70)))[None])
 print(*sys.modules)
 untrained = torch.hub.load({str(ROOT)!r}, "progeo_untrained", source="local", backbone="resnet18", descriptor_dim=64)
+import progeo.localization.place_index, progeo.localization.programs
+print(*sys.modules)
 print(untrained.descriptor_dim, untrained.training, sys.modules["progeo"].__file__)
 """
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path).stdout
-    modules, untrained = (line.split() for line in said.splitlines())
+    modules, localizing, untrained = (line.split() for line in said.splitlines())
     rooms = {f"progeo.{room}" for room in ("config", "data", "engine", "evaluation", "losses", "places", "stages")}
     packages = {"faiss", "accelerate", "jsonargparse", "pyarrow", "scipy", "h5py", "utm", "onnx", "onnxruntime"}
     assert {"progeo.models.encoder", "progeo.export.weights"} <= set(modules)
     assert not (rooms | packages) & set(modules)
+    other_families = {"open_clip", "timm", "transformers"}
+    assert not (other_families | {"scipy.optimize", "scipy.spatial", "scipy.stats"}) & set(localizing)
     assert untrained == ["64", "False", str(ROOT / "progeo/__init__.py")]
     with torch.no_grad():
         expected = encoder(torch.ones(1, 3, 64, 96))

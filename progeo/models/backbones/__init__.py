@@ -1,16 +1,52 @@
 """Backbones of encoders: one file per family of networks, one row of `FAMILIES`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from importlib import import_module
 from typing import Any
 
 from torch import nn
 
 from progeo.models.backbones.family import Family, ImageSize, NetworkSpec, Traits
-from progeo.models.backbones.open_clip import OpenClip
-from progeo.models.backbones.timm import Timm
-from progeo.models.backbones.torchvision import Torchvision
 
-FAMILIES: dict[str, Family] = {"torchvision": Torchvision(), "open_clip": OpenClip(), "timm": Timm()}
+
+class Families(MutableMapping[str, Family]):
+    """Families by name; each of ours is imported when it is first asked for, as its library takes seconds."""
+
+    def __init__(self, modules: Mapping[str, str]):
+        """Args: modules: the module here, and the class in it, of each family."""
+        self._rows: dict[str, Family | str] = dict(modules)
+
+    def __getitem__(self, name: str) -> Family:
+        """Return a family."""
+        row = self._rows[name]
+        if isinstance(row, str):
+            module, _, kind = row.partition(":")
+            row = self._rows[name] = getattr(import_module(f"{__name__}.{module}"), kind)()
+            assert isinstance(row, Family)
+        return row
+
+    def __setitem__(self, name: str, family: Family) -> None:
+        """Add a family."""
+        self._rows[name] = family
+
+    def __delitem__(self, name: str) -> None:
+        """Remove a family."""
+        del self._rows[name]
+
+    def __contains__(self, name: object) -> bool:
+        """Return whether there is a family of this name, without importing it."""
+        return name in self._rows
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names."""
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        """Count the families."""
+        return len(self._rows)
+
+
+FAMILIES = Families({"torchvision": "torchvision:Torchvision", "open_clip": "open_clip:OpenClip", "timm": "timm:Timm"})
 """Families by name; a plugin adds rows. Of those that know an architecture named without its family, the first counts.
 """
 
