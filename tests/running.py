@@ -6,13 +6,15 @@ import os
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pyarrow as pa
 from file_events import Plan
@@ -25,7 +27,7 @@ from progeo.places.filename import parse_columns
 
 ROOT = Path(__file__).parents[1]
 _SERVER = """
-import atexit, gc, json, os, runpy, sys, threading, traceback
+import atexit, gc, json, os, runpy, select, socket, sys, threading, traceback
 
 sys.path[:0] = [os.getcwd(), os.path.join(os.getcwd(), "tests")]
 import accelerate, faiss, jinja2, open_clip, pyarrow.compute, scipy.optimize, scipy.spatial, scipy.stats, torch._dynamo
@@ -36,11 +38,23 @@ import progeo.localization.place_index
 
 gc.collect()
 gc.freeze()
-for line in sys.stdin:
+listener = socket.socket(fileno=int(sys.argv[1]))
+while True:
+    if sys.stdin in select.select([listener, sys.stdin], [], [])[0]:  # who started it has ended
+        raise SystemExit
+    connection, _ = listener.accept()
+    if not os.fork():
+        break
+    connection.close()
+listener.close()
+os.setsid()
+stream = connection.makefile("rw")
+print(os.getpid(), file=stream, flush=True)
+for line in stream:
     request = json.loads(line)
     if isinstance(request, int):
         _, status = os.waitpid(request, os.WUNTRACED)
-        print("null" if os.WIFSTOPPED(status) else os.waitstatus_to_exitcode(status), flush=True)
+        print("null" if os.WIFSTOPPED(status) else os.waitstatus_to_exitcode(status), file=stream, flush=True)
         continue
     words, environments, log, plan = request
     children = []
@@ -49,7 +63,7 @@ for line in sys.stdin:
         if not children[-1]:
             break
     else:
-        print(json.dumps(children), flush=True)
+        print(json.dumps(children), file=stream, flush=True)
         continue
     break
 else:
@@ -79,8 +93,12 @@ os._exit(code)  # freeing all that was imported would take longer than most comm
 """
 """Runs scripts in children of a process that has imported what takes seconds to import and has done nothing else.
 
-It answers the numbers of the children that it started, and the exit code of a child, or null once that is stopped.
+It imports once for all processes that run tests: each that connects has a child of it as its server, which tells its
+own number, then answers the numbers of the children that it started, and the exit code of a child, or null once it is
+stopped.
 """
+_STARTED: list[subprocess.Popen[bytes]] = []
+"""The server, in the process that started it."""
 _TIMEOUT_S = 600
 _MEASURED = ("images_per_s", "memory_bytes", "device_memory_bytes", "seconds")
 
@@ -211,16 +229,29 @@ def _run_script(
 
 def _answer(request: object) -> str:
     """Send a request to the server and return its answer; empty if it takes too long, or ended."""
-    server = _server()
-    assert server.stdin is not None and server.stdout is not None
-    print(json.dumps(request), file=server.stdin, flush=True)
-    if not select.select([server.stdout], [], [], _TIMEOUT_S)[0]:
-        os.killpg(server.pid, signal.SIGKILL)
-    return server.stdout.readline()
+    number, connection, stream = _server()
+    print(json.dumps(request), file=stream, flush=True)
+    if not select.select([connection], [], [], _TIMEOUT_S)[0]:
+        os.killpg(number, signal.SIGKILL)
+    return stream.readline()
 
 
 @functools.cache
-def _server() -> subprocess.Popen[str]:
-    words = [sys.executable, "-c", _SERVER]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    return subprocess.Popen(words, cwd=ROOT, start_new_session=True, **pipes)
+def _server() -> tuple[int, socket.socket, TextIO]:
+    """Connect to the server of this run of the tests, which the first process that needs it starts."""
+    address = f"\0progeo_tests_{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}"
+    with socket.socket(socket.AF_UNIX) as listener, suppress(OSError):  # another process has bound the address
+        listener.bind(address)
+        listener.listen()
+        _STARTED.append(_importing(listener))
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(address)
+    stream = connection.makefile("rw")
+    return int(stream.readline()), connection, stream
+
+
+def _importing(listener: socket.socket) -> subprocess.Popen[bytes]:
+    """Start the server; it ends with this process, as its stdin does."""
+    number = listener.fileno()
+    words = [sys.executable, "-c", _SERVER, str(number)]
+    return subprocess.Popen(words, cwd=ROOT, start_new_session=True, stdin=subprocess.PIPE, pass_fds=[number])

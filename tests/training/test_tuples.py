@@ -204,6 +204,7 @@ def test_a_part_that_was_begun_is_resumed_without_mining_again(builder, tmp_path
     stop_after_a_step(trainer_of(build(), tmp_path / "stopped"))
     resumed = trainer_of(build(), tmp_path / "stopped")
     resumed.resume()
+    caplog.set_level("INFO", "progeo")
     caplog.clear()
     assert resumed.train_epoch(StopRequest()) == terms
     assert caplog.text.count("mined the tuples of 8 queries") == 1  # those of the second part
