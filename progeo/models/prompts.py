@@ -78,7 +78,6 @@ class PromptLearner(nn.Module):
         ValueError: see `prompt_parts`, `Tokenizer.sequence` and `initial_vectors`.
     """
 
-    kinds: Tensor
     texts: Tensor
 
     def __init__(
@@ -107,9 +106,10 @@ class PromptLearner(nn.Module):
             place_of[text] = list(kinds).index(kind), len(same)
             same.append(sequence)
         self.encoders = nn.ModuleList(tower.prompts(*same) for same in kinds.values())
-        places = torch.tensor([place_of[text] for text in words], device=tower.token_embedding.weight.device)
-        self.register_buffer("kinds", places[:, 0].contiguous(), persistent=False)
-        self.register_buffer("texts", places[:, 1].contiguous(), persistent=False)
+        places = torch.tensor([place_of[text] for text in words])
+        self.kinds = places[:, 0].contiguous()  # on the CPU, as how many classes of a batch have each is needed there
+        texts = places[:, 1].to(tower.token_embedding.weight.device)
+        self.register_buffer("texts", texts, persistent=False)
         self.shared, self.sparse = shared, sparse
         num_contexts = 1 if shared else num_classes
         if initial_words is None:
@@ -119,19 +119,25 @@ class PromptLearner(nn.Module):
         self.context = nn.Parameter(context.to(tower.token_embedding.weight))
 
     def forward(self, labels: Tensor) -> Tensor:
-        """Compute the text features (B, E), not normalized, of the classes with int64 labels (B,)."""
-        classes, inverse = labels.unique(return_inverse=True)
+        """Compute the text features (B, E), not normalized, of the classes with int64 labels (B,).
+
+        Labels on the CPU save waiting for the device.
+        """
+        classes, inverse = labels.cpu().unique(return_inverse=True)
         of_kinds = [classes]
         if len(self.encoders) > 1:
             of_kinds = [classes[self.kinds[classes] == kind] for kind in range(len(self.encoders))]
             inverse = torch.cat(of_kinds).argsort()[inverse]
+        device = self.context.device
         features = [
             encoder(self._context_of(part), self.texts[part])
-            for encoder, part in zip(self.encoders, of_kinds, strict=True)
+            for encoder, part in zip(
+                self.encoders, (part.to(device, non_blocking=True) for part in of_kinds), strict=True
+            )
             if len(part)
         ]
         # Not by indexing, whose backward pass sums the images of a class in an order that changes from run to run.
-        return F.embedding(inverse, torch.cat(features))
+        return F.embedding(inverse.to(device, non_blocking=True), torch.cat(features))
 
     def _context_of(self, classes: Tensor) -> Tensor:
         if self.shared:

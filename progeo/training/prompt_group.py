@@ -14,6 +14,7 @@ from progeo.data.samplers import permuted_batches
 from progeo.engine.accelerator import autocast, set_scaler_state
 from progeo.engine.randomness import seeded_generator
 from progeo.engine.row_adam import RowAdam
+from progeo.engine.transfer import to_device
 from progeo.evaluation.matching import Matching, matching_accuracy
 from progeo.features.store import ShardedRows
 from progeo.losses import supervised_contrastive
@@ -49,7 +50,8 @@ class GroupImages:
     ) -> None:
         self.features = features
         self.rows = rows
-        self.labels = torch.from_numpy(labels).to(accelerator.device)
+        self.labels = torch.from_numpy(labels)
+        """Class labels of all images, int64 (n,), on the CPU."""
         self.device = accelerator.device
         self.resident = torch.from_numpy(features.take(rows)).to(self.device) if on_device else None
 
@@ -58,11 +60,13 @@ class GroupImages:
 
     def batch(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
         """Load features float32 (B, E) and labels int64 (B,) of these images of the group onto the device."""
+        chosen = torch.from_numpy(indices)
+        labels = self.labels[chosen]
         if self.resident is not None:
-            features = self.resident[torch.from_numpy(indices).to(self.device)]
-        else:
-            features = torch.from_numpy(self.features.take(self.rows[indices])).to(self.device)
-        return features.float(), self.labels[torch.from_numpy(indices).to(self.device)]
+            rows, labels = to_device((chosen, labels), self.device)
+            return self.resident[rows].float(), labels
+        features, labels = to_device((torch.from_numpy(self.features.take(self.rows[indices])), labels), self.device)
+        return features.float(), labels
 
 
 class GroupTraining(Task):
@@ -122,7 +126,8 @@ class GroupTraining(Task):
     def losses(self, piece: np.ndarray) -> dict[str, Tensor]:
         """Compute the loss terms of a batch."""
         features, labels = self.images.batch(piece)
-        images, texts = self._compared(features), self._compared(self.learner(labels))
+        texts = self.learner(self.images.labels[torch.from_numpy(piece)])
+        images, texts = self._compared(features), self._compared(texts)
         return {
             "image_to_text": supervised_contrastive(images, texts, labels, labels, self.temperature),
             "text_to_image": supervised_contrastive(texts, images, labels, labels, self.temperature),

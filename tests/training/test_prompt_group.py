@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from progeo.engine.accelerator import start_accelerator
+from progeo.engine.loop import take_steps
 from progeo.features.store import ShardedRows
 from progeo.losses import supervised_contrastive
 from progeo.models.backbones.clips import load_clip
@@ -68,6 +69,20 @@ def test_a_bias_of_all_logits_does_not_change_a_softmax_over_classes():
     torch.testing.assert_close(
         supervised_contrastive(*biased, labels, labels), supervised_contrastive(images, texts, labels, labels)
     )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("words", [(), ("North Street", "", "South Street")])
+def test_a_step_does_not_wait_for_a_gpu(training, words):
+    group = training(words=words)
+    steps = take_steps([[np.arange(6)]] * 2, group.losses, group.optimizer, group.accelerator, alone=True)
+    next(steps)  # the first makes the state of the optimizer
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step = next(steps)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert step.result.applied
 
 
 @pytest.mark.parametrize("words", [(), ("North Street", "", "South Street")])
