@@ -20,9 +20,7 @@ def recall_at(
     Returns:
         float64 (len(ns),), from 0 to 100.
     """
-    if len(predictions) != len(positives):
-        raise ValueError(f"There are predictions for {len(predictions)} queries, but positives for {len(positives)}.")
-    if not len(predictions):
+    if not len(predictions) and not len(positives):
         raise ValueError("Recall needs at least one query.")
     if min(ns) < 1:
         raise ValueError(f"`recall_ns` must be at least 1, got {min(ns)}.")
@@ -32,4 +30,10 @@ def recall_at(
 
 def correct_predictions(predictions: np.ndarray, positives: Sequence[np.ndarray]) -> np.ndarray:
     """Return whether each prediction is a positive of its query, bool (Q, K)."""
-    return np.stack([np.isin(found, rows) for found, rows in zip(predictions, positives, strict=True)])
+    if len(predictions) != len(positives):
+        raise ValueError(f"There are predictions for {len(predictions)} queries, but positives for {len(positives)}.")
+    rows = np.concatenate([np.empty(0, np.int64), *positives]).astype(np.int64)
+    span = 2 + max(int(predictions.max(initial=-1)), int(rows.max(initial=-1)))  # from -1, for no prediction
+    keys = np.sort(np.repeat(np.arange(len(positives)), [len(each) for each in positives]) * span + rows)
+    wanted = np.arange(len(predictions))[:, None] * span + predictions
+    return np.append(keys, -2)[np.searchsorted(keys, wanted)] == wanted

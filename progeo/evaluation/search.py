@@ -4,21 +4,27 @@ import hashlib
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
 
 from progeo.atomic import replacing
 from progeo.engine.log import LOGGER
+from progeo.evaluation.exact_search import Nearest, blocks
 from progeo.features.store import Rows, ShardedRows
 from progeo.files import file_digest, write_text
 
 _MAX_TRAINING = 2**17
 _VALUES_AT_ONCE = 2**24
 """Maximum number of values of descriptors in memory when some of them are compared with queries."""
+_GPU_MEMORY = 2**28
+"""Bytes of a GPU that are kept for searches; faiss would keep 1.5 GiB."""
 _CRASHES = re.compile(r"(?<![0-9F])0+(?![0-9])|(HNSW|NSG)1(?![0-9])")
 """Numbers in a factory string that crash faiss, where `IVF0` for example raises an error."""
 _TRIAL = """
@@ -40,6 +46,20 @@ class Neighbors:
     """Euclidean distances between descriptors, float32 (Q, K)."""
 
 
+class _Gpu(threading.local):
+    """What faiss needs on a GPU: made once by each thread that searches, as it takes 256 MiB of pinned memory."""
+
+    @cached_property
+    def resources(self) -> Any:
+        """Its streams and its temporary memory."""
+        resources = faiss.StandardGpuResources()
+        resources.setTempMemory(_GPU_MEMORY)
+        return resources
+
+
+_GPU = _Gpu()
+
+
 def nearest_neighbors(parts: Iterable[np.ndarray], queries: np.ndarray, count: int) -> Neighbors:
     """Search exactly by Euclidean distance; ties are ordered by database row (on a GPU: in any order).
 
@@ -49,18 +69,16 @@ def nearest_neighbors(parts: Iterable[np.ndarray], queries: np.ndarray, count: i
         queries: descriptors, float32 (Q, D).
         count: neighbors per query, at most the size of the database.
     """
-    queries = np.ascontiguousarray(queries, np.float32)
-    squared, rows = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-    start = 0
-    for part in parts:
-        database = np.ascontiguousarray(part, np.float32)
-        part_squared, part_rows = _search(queries, database, min(count, len(database)))
-        squared = np.concatenate([squared, part_squared], axis=1)
-        rows = np.concatenate([rows, np.where(part_rows < 0, -1, start + part_rows)], axis=1)
-        order = np.argsort(squared, axis=1, kind="stable")[:, :count]
-        squared, rows = np.take_along_axis(squared, order, axis=1), np.take_along_axis(rows, order, axis=1)
-        start += len(database)
-    return Neighbors(rows, np.sqrt(np.maximum(squared, 0)))
+    nearest, start = Nearest(np.ascontiguousarray(queries, np.float32), count), 0
+    on_gpu = faiss.get_num_gpus() > 0
+    for block in blocks(parts, growing=not (on_gpu or nearest.few)):
+        if on_gpu:
+            found = faiss.knn_gpu(_GPU.resources, nearest.queries, block, min(count, len(block)))
+            nearest.add(*found, start=start)
+        else:
+            nearest.compare(block, start)
+        start += len(block)
+    return Neighbors(nearest.rows[:, :start], np.sqrt(np.maximum(nearest.squared[:, :start], 0)))
 
 
 def index_neighbors(index: faiss.Index, queries: np.ndarray, count: int) -> Neighbors:
@@ -114,7 +132,7 @@ def nearest_among(
 def squared_distances(queries: np.ndarray, images: np.ndarray) -> np.ndarray:
     """Compute squared Euclidean distances between queries (Q, D) and images (N, D), all float32: float32 (Q, N)."""
     if faiss.get_num_gpus():
-        squared = faiss.pairwise_distance_gpu(faiss.StandardGpuResources(), queries, images)
+        squared = faiss.pairwise_distance_gpu(_GPU.resources, queries, images)
         return np.maximum(squared, 0, out=squared)
     norms = [np.einsum("nd,nd->n", each, each) for each in (queries, images)]
     squared = queries @ images.T
@@ -228,9 +246,3 @@ def _read(path: Path, flags: int) -> faiss.Index:
 def _reason(error: Exception) -> str:
     """Return the message of a faiss error without its code location and final period."""
     return _CODE_LOCATION.sub("", str(error).strip().splitlines()[-1]).rpartition("failed: ")[2].rstrip(".")
-
-
-def _search(queries: np.ndarray, database: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    if faiss.get_num_gpus():
-        return faiss.knn_gpu(faiss.StandardGpuResources(), queries, database, count)
-    return faiss.knn(queries, database, count)

@@ -1,0 +1,108 @@
+import faiss
+import numpy as np
+import pytest
+
+from progeo.evaluation import exact_search, search
+from progeo.evaluation.exact_search import blocks
+from progeo.evaluation.search import nearest_neighbors, squared_distances
+
+NUM_ROWS, NUM_QUERIES, WIDTH = 700, 24, 48
+DRAWN = np.random.default_rng(0)
+BASE = DRAWN.normal(size=(NUM_ROWS, WIDTH)).astype(np.float32)
+QUERIES = DRAWN.normal(size=(NUM_QUERIES, WIDTH)).astype(np.float32)
+COPIES = BASE[DRAWN.integers(0, 20, NUM_ROWS)]
+SETS = {
+    "normal": (QUERIES, BASE),
+    "copies": (COPIES[:NUM_QUERIES], COPIES),
+    "nearly copies": (COPIES[:NUM_QUERIES], COPIES + np.float32(1e-6) * BASE),
+    "nearly one point": (100 + np.float32(1e-3) * QUERIES, 100 + np.float32(1e-3) * BASE),
+    "zero": (np.zeros_like(QUERIES), np.zeros_like(BASE)),
+    "some zero or constant": (
+        QUERIES,
+        np.where(np.arange(NUM_ROWS)[:, None] % 3, BASE, np.arange(NUM_ROWS)[:, None] % 2),
+    ),
+    "huge": (QUERIES * np.float32(1e18), BASE * np.float32(1e18)),
+    "squares overflow": (QUERIES * np.float32(1e19), BASE * np.float32(1e19)),
+    "squares overflow, differences do not": (
+        QUERIES * np.float32(1e19),
+        QUERIES[np.arange(NUM_ROWS) % NUM_QUERIES] * np.float32(1e19) + np.float32(1e14) * BASE,
+    ),
+    "squares underflow": (QUERIES * np.float32(1e-21), BASE * np.float32(1e-21)),
+    "all lengths": (
+        QUERIES,
+        BASE * np.float32(10) ** np.arange(-18, 18)[np.arange(NUM_ROWS) % 36, None].astype(np.float32),
+    ),
+    "farthest first": (
+        np.repeat(QUERIES[:1], NUM_QUERIES, axis=0),
+        BASE[np.argsort(-np.linalg.norm(BASE - QUERIES[0], axis=1))],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("at_once", [NUM_ROWS, 97])
+def test_products_find_exactly_what_a_direct_comparison_finds(name, at_once, monkeypatch):
+    monkeypatch.setattr(exact_search, "_QUERIES_AT_ONCE", 20)
+    queries, database = (np.ascontiguousarray(each, np.float32) for each in SETS[name])
+    found = nearest_neighbors((database[at : at + at_once] for at in range(0, NUM_ROWS, at_once)), queries, 10)
+    for row, query in enumerate(queries):
+        squared, expected = faiss.knn(query[None], database, 10)  # of one query, which faiss compares directly
+        np.testing.assert_array_equal(found.rows[row], expected[0])
+        np.testing.assert_array_equal(found.distances[row], np.sqrt(np.where(expected[0] < 0, np.inf, squared[0])))
+
+
+def test_what_is_not_finite_is_no_neighbor_and_hides_no_other():
+    database = BASE.copy()
+    database[:100], database[200], database[300, 3] = np.nan, np.inf, -np.inf
+    queries = QUERIES.copy()
+    queries[0], queries[1, 2] = np.nan, np.inf
+    found = nearest_neighbors([database], queries, NUM_ROWS)
+    assert (found.rows[:2] == -1).all()
+    readable = np.delete(np.arange(100, NUM_ROWS), [100, 200])
+    for rows in found.rows[2:]:
+        assert sorted(rows[rows >= 0].tolist()) == readable.tolist()
+    assert np.isinf(found.distances[found.rows < 0]).all()
+
+
+@pytest.mark.parametrize("growing", [False, True])
+def test_blocks_hold_all_rows_in_order_as_float32(growing):
+    values = np.arange(9000, dtype=np.float16)[:, None] * np.ones((1, 3), np.float16)
+    values.flags.writeable = False
+    parts = [values[:8500], values[8500:8501], values[8501:].astype(np.float32)]
+    found = [block.copy() for block in blocks(parts, growing=growing)]
+    assert {block.dtype for block in found} == {np.dtype(np.float32)}
+    np.testing.assert_array_equal(np.concatenate(found), values)
+    sizes = [len(block) for block in found]
+    assert sizes == ([64, 64, 128, 256, 512, 1024, 2048, 4096, 308, 1, 499] if growing else [8192, 308, 1, 499])
+
+
+def test_memory_of_a_gpu_is_taken_once_for_all_parts_and_searches(monkeypatch):
+    made = []
+
+    class Resources:
+        def __init__(self):
+            made.append(self)
+
+        def setTempMemory(self, _num_bytes):
+            pass
+
+    monkeypatch.setattr(search, "_GPU", search._Gpu())
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
+    monkeypatch.setattr(faiss, "StandardGpuResources", Resources, raising=False)
+    monkeypatch.setattr(faiss, "knn_gpu", lambda resources, *given: (made.index(resources), faiss.knn(*given))[1])
+    pairwise = lambda resources, *given: (made.index(resources), faiss.pairwise_distances(*given))[1]  # noqa: E731
+    monkeypatch.setattr(faiss, "pairwise_distance_gpu", pairwise)
+    for _ in range(2):
+        found = nearest_neighbors((BASE[at : at + 100] for at in range(0, NUM_ROWS, 100)), QUERIES, 5)
+        squared = squared_distances(QUERIES, BASE)
+        assert (found.rows == np.argsort(squared, axis=1)[:, :5]).all()
+    assert len(made) == 1
+
+
+@pytest.mark.gpu
+def test_a_gpu_finds_the_neighbors_that_the_cpu_finds(monkeypatch):
+    on_gpu = nearest_neighbors([BASE[:300], BASE[300:]], QUERIES, 10)
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0)
+    on_cpu = nearest_neighbors([BASE], QUERIES, 10)
+    np.testing.assert_array_equal(on_gpu.rows, on_cpu.rows)
+    np.testing.assert_allclose(on_gpu.distances, on_cpu.distances, rtol=1e-5)
