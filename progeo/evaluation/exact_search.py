@@ -80,7 +80,6 @@ class Nearest:
         underflow = self.queries.shape[1] * _SMALLEST
         limits = ((1 - 3 * rounding) * self._norms[here] - (1 + 3 * rounding) * known - underflow) / 2
         limits = np.nextafter(limits.astype(np.float32), np.float32(-np.inf))
-        limits[~np.isfinite(limits)] = -np.inf
         products = self._products[: len(limits) * len(block)].reshape(len(limits), len(block))
         np.matmul(self.queries[here], block.T, out=products)
         products -= np.where(np.isfinite(halves), halves, np.float32(np.nan))
