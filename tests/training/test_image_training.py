@@ -262,8 +262,8 @@ def test_the_overview_counts_images_groups_and_parameters(build, config, city):
         "pixels      bilinear, mean (0.4815, 0.4578, 0.4082), std (0.2686, 0.2613, 0.2758), "
         "CLIP's since random weights have none of their own"
     )
-    assert lines[7].startswith("decoding    the training process (`data.num_workers` 0) on ")
-    milliseconds, per_second = re.search(r": ([0-9.]+) ms per image, measured; ([0-9,]+) per second", lines[7]).groups()
+    assert lines[9].startswith("decoding    the training process (`data.num_workers` 0) on ")
+    milliseconds, per_second = re.search(r": ([0-9.]+) ms per image, measured; ([0-9,]+) per second", lines[9]).groups()
     assert float(milliseconds) * float(per_second.replace(",", "")) == pytest.approx(1000, rel=0.1)
 
 
