@@ -13,7 +13,11 @@ class Families(MutableMapping[str, Family]):
     """Families by name; each of ours is imported when it is first asked for, as its library takes seconds."""
 
     def __init__(self, modules: Mapping[str, str]):
-        """Args: modules: the module here, and the class in it, of each family."""
+        """Name the families.
+
+        Args:
+            modules: the module of this package and the class in it, as `module:Class`, of each family.
+        """
         self._rows: dict[str, Family | str] = dict(modules)
 
     def __getitem__(self, name: str) -> Family:
