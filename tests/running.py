@@ -100,7 +100,7 @@ stopped.
 _STARTED: list[subprocess.Popen[bytes]] = []
 """The server, in the process that started it."""
 _TIMEOUT_S = 600
-_MEASURED = ("images_per_s", "memory_bytes", "device_memory_bytes", "seconds")
+_MEASURED = ("images_per_s", "waited_share", "memory_bytes", "device_memory_bytes", "seconds")
 
 
 def parsed(command: str, *words: object) -> dict[str, Any]:

@@ -19,7 +19,7 @@ _MAX_LINES = 8
 """Number of groups that have lines of their own, over all runs; more are averaged."""
 _STAGES = {"prompts.epochs": "Stage 1, prompts", "training.epochs": "Stage 2, encoder"}
 """Heading of each stage, by the setting with its number of epochs."""
-_NO_LOSSES = {"group", "epoch", "step", "steps_per_epoch", "skipped", "images_per_s", "seconds"}
+_NO_LOSSES = {"group", "epoch", "step", "steps_per_epoch", "skipped", "images_per_s", "waited_share", "seconds"}
 _MEASURES = ("val ", "_accuracy")
 """Beginning and end of the names of measures."""
 MEMORY = ("device_memory_bytes", "memory_bytes")

@@ -1,8 +1,8 @@
 """Rows of the metrics file within epochs: losses, learning rates, throughput and memory of the last steps."""
 
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from torch import device
 
@@ -11,6 +11,8 @@ from progeo.engine.memory import used_memory
 from progeo.engine.run_folder import RunFolder, is_of_steps
 from progeo.json_files import converted
 from progeo.training.task import Task
+
+_Batch = TypeVar("_Batch")
 
 
 class StepRows:
@@ -37,14 +39,26 @@ class StepRows:
         self.means = Means()
         """Running means of the loss terms since the last row."""
         self._began_s = self._last_s = clock()
-        self._timed_steps, self._timed_s = 0, 0.0
-        """Steps since the last row that this process took itself, and their time."""
+        self._timed_steps, self._timed_s, self._waited_s = 0, 0.0, 0.0
+        """Steps since the last row that this process took itself, their time, and how long they waited for images."""
         self._before_s: float | None = None
         """Time of former processes that trained the same; None before the first row."""
 
     def begin_epoch(self) -> None:
         """Let the time start here, so that the validation of the epoch before does not count as that of steps."""
         self._last_s = self.clock()
+
+    def timed(self, batches: Iterable[_Batch]) -> Iterator[_Batch]:
+        """Yield batches, and measure how long each is waited for."""
+        remaining = iter(batches)
+        while True:
+            began_s = self.clock()
+            try:
+                batch = next(remaining)
+            except StopIteration:
+                return
+            self._waited_s += self.clock() - began_s
+            yield batch
 
     def add(self, result: StepResult, learning_rates: Mapping[str, float], *, epoch: int, step: int) -> None:
         """Add a step, and write a row if it is due.
@@ -61,7 +75,7 @@ class StepRows:
         if self.every is not None and step % self.every == 0:
             if self.run is not None:
                 self.run.append_metrics(self._row(self.run, learning_rates, epoch=epoch, step=step), durable=False)
-            self.means, self._timed_steps, self._timed_s = Means(), 0, 0.0
+            self.means, self._timed_steps, self._timed_s, self._waited_s = Means(), 0, 0.0, 0.0
 
     def sync(self) -> None:
         """Write the rows to the disk."""
@@ -88,6 +102,7 @@ class StepRows:
             **self.means.values(),
             **learning_rates,
             "images_per_s": round(images / max(self._timed_s, 1e-9), 1),
+            "waited_share": round(self._waited_s / max(self._timed_s, 1e-9), 3),
             **used_memory(self.device),
             "seconds": round(self._before_s + self.clock() - self._began_s, 3),
         }

@@ -314,7 +314,7 @@ class Trainer:
 
     def _drawn(self, batches: Iterable[Sequence[Any]]) -> Iterator[Sequence[Any]]:
         """Draw the batches; before each step, set its learning rates and the seed of its layers."""
-        for pieces in batches:
+        for pieces in self.rows.timed(batches):
             step = self.epoch * self.task.steps_per_epoch + self.steps_taken
             scale_learning_rates(self.task.optimizer, self._learning_rate_factor(step))
             # Layers such as stochastic depth draw on the device, independently in each process. The 1 separates their

@@ -33,9 +33,24 @@ def test_a_row_has_the_means_and_the_throughput_of_the_steps_since_the_last(tmp_
         rows.add(StepResult({"loss": loss}, applied=step != 5), RATES, epoch=1 + step // 5, step=step)
     first, second = RunFolder(tmp_path).read_metrics()
     assert first.pop("memory_bytes") > 10_000_000 < second.pop("memory_bytes")
-    common = {"group": 1, "steps_per_epoch": 4, "learning_rate": 0.5, "images_per_s": 16.0}
+    common = {"group": 1, "steps_per_epoch": 4, "learning_rate": 0.5, "images_per_s": 16.0, "waited_share": 0.0}
     assert first == {**common, "epoch": 1, "step": 3, "loss": 3.0, "seconds": 56.0}
     assert second == {**common, "epoch": 2, "step": 6, "loss": 5.0, "skipped": 1, "seconds": 112.0}
+
+
+def test_a_row_has_the_share_of_the_time_that_steps_waited_for_their_batches(tmp_path):
+    clock = Clock()
+
+    def drawn():
+        for seconds in (3, 1, 2, 0):
+            clock.now_s += seconds
+            yield seconds
+
+    rows = rows_of(tmp_path, clock, every=2)
+    for step, _ in enumerate(rows.timed(drawn()), start=1):
+        clock.now_s += 2  # of the step itself
+        rows.add(StepResult({"loss": 0.0}, applied=True), RATES, epoch=1, step=step)
+    assert [row["waited_share"] for row in RunFolder(tmp_path).read_metrics()] == [0.5, 0.333]
 
 
 def test_a_resumed_training_continues_the_means_and_the_time(tmp_path):
