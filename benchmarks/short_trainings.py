@@ -14,7 +14,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from progeo.commands.train_encoder import build_training, read_training_images, train_encoder
 from progeo.commands.train_prompts import train_prompts
-from progeo.config.parsing import parse_arguments as parse_settings
+from progeo.config.parsing import parse_arguments as parse_words
 from progeo.config.settings import settings_of
 from progeo.config.training import EncoderSettings
 from progeo.data.decode import read_image
@@ -102,7 +102,7 @@ def build_task(config: Path, options: argparse.Namespace, words: Iterable[str], 
         ValueError: the steps are not a whole number of epochs.
     """
     chosen = ["--config", config, "--text.weight", 0, "--encoder.image_size", options.image_size, "--seed", seed]
-    settings = _parsed([*chosen, "--training.cache_images", "false", *words])
+    settings = parse_settings([*chosen, "--training.cache_images", "false", *words])
     per_epoch = min(settings.training.iterations_per_epoch, options.steps)
     if options.steps % per_epoch:
         raise ValueError(f"--steps must be a multiple of {per_epoch}, the steps of an epoch, got {options.steps}.")
@@ -114,9 +114,15 @@ def build_task(config: Path, options: argparse.Namespace, words: Iterable[str], 
             for path in (settings.data.train_folder, settings.validation.folder)
         ]
         steps += ["--data.train_folder", copies[0], "--validation.folder", copies[1]]
-    settings = _parsed([*chosen, "--training.cache_images", "false", *words, *steps])
+    settings = parse_settings([*chosen, "--training.cache_images", "false", *words, *steps])
     validation = build_validation(settings.validation, settings.data)
     return Task(settings, read_training_images(settings), validation, start_accelerator(settings.mixed_precision))
+
+
+def parse_settings(words: Iterable[object]) -> EncoderSettings:
+    """Parse settings of stage 2, as its command does."""
+    stage_1 = set(settings_of(train_prompts))
+    return parse_words(train_encoder, [str(word) for word in words], others=lambda: stage_1)["settings"]
 
 
 def train_ours(task: Task, results: Callable[[Trainer], Sequence[Encoder]]) -> Trained:
@@ -187,11 +193,6 @@ def print_row(name: str, recalls: Sequence[float], seconds: Sequence[float]) -> 
     each = " ".join(f"{value:5.1f}" for value in recalls)
     std = np.std(recalls, ddof=1) if len(recalls) > 1 else math.nan
     print(f"{name:36}{np.mean(recalls):6.1f}{std:6.1f}{np.mean(seconds):8.3f}  {each}", flush=True)
-
-
-def _parsed(words: Iterable[object]) -> EncoderSettings:
-    stage_1 = set(settings_of(train_prompts))
-    return parse_settings(train_encoder, [str(word) for word in words], others=lambda: stage_1)["settings"]
 
 
 def _small_copy(folder: Path, side: int, out: Path, orientation: Orientation) -> Path:
