@@ -86,9 +86,8 @@ def main() -> None:
     """Print a table for each network and precision."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2, help="how often everything is measured")
-    parser.add_argument(
-        "--steps", type=int, default=4 if choose_processor().device.type == "cpu" else 100, help="steps of an epoch"
-    )
+    steps = 4 if choose_processor().device.type == "cpu" else 100
+    parser.add_argument("--steps", type=int, default=steps, help="steps of an epoch; 0 measures the parts only")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         write_classes(Path(folder) / "images")
@@ -115,8 +114,9 @@ def compare_loops(name: str, precision: Precision, folder: Path, options: argpar
     rows = time_parts(loops, accelerator, rounds=options.rounds)
     del loops
     gc.collect()  # the networks of the parts
-    loops = build(steps=options.steps, num_workers=min(4, os.cpu_count() or 1))
-    rows += time_whole(loops, accelerator, images=options.steps * BATCH_SIZE, rounds=options.rounds)
+    if options.steps:
+        loops = build(steps=options.steps, num_workers=min(4, os.cpu_count() or 1))
+        rows += time_whole(loops, accelerator, images=options.steps * BATCH_SIZE, rounds=options.rounds)
     title = f"{name}, {'float32' if precision == 'no' else precision}"
     columns = "".join(f"{loop:>12}" for loop in ("published", "expert", "ours"))
     return "\n".join([f"{title:32}{columns}{'ratios of time':>18}", *rows, ""])

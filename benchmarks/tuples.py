@@ -1,4 +1,7 @@
-"""Rows of the benchmark of stage 2: NetVLAD, mined tuples and teachers, against plain formulations of the same."""
+"""Benchmark NetVLAD, mined tuples and teachers of stage 2 against plain formulations of the same.
+
+Run `python -m benchmarks.tuples`.
+"""
 
 import ctypes
 import random
