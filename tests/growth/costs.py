@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow as pa
 import torch
 from numpy._core import _multiarray_umath
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,7 +24,7 @@ class Costs(NamedTuple):
     lines: int
     """Lines of the package that ran."""
     array_bytes: int
-    """Bytes that NumPy allocated for arrays."""
+    """Bytes that NumPy and Arrow allocated for arrays."""
     tensor_elements: int
     """Elements of the tensors that operations of PyTorch returned."""
     files: int
@@ -33,9 +34,16 @@ class Costs(NamedTuple):
 def costs_of(function: Callable[[], object]) -> Costs:
     """Run a function and count what it costs."""
     _OPENED.clear()
+    before = _arrow_bytes()
     with _counted_lines() as lines, _counted_bytes() as sizes, _CountedElements() as elements:
         function()
-    return Costs(lines[0], sizes[0], elements.count, len(_OPENED))
+    array_bytes = sizes[0] + _arrow_bytes() - before
+    return Costs(lines[0], array_bytes, elements.count, len(_OPENED))
+
+
+def _arrow_bytes() -> int:
+    pool = pa.default_memory_pool()
+    return pool.total_bytes_allocated() if hasattr(pool, "total_bytes_allocated") else 0  # the lowest version has none
 
 
 _OPENED: list[None] = []

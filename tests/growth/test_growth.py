@@ -36,11 +36,11 @@ FACTOR = 4
 WORK = {"num_workers": 0, "batch_size": 6}
 OVER = 0.1
 """Share that a cost may grow faster than in proportion."""
-ROUNDING = 0.03
-"""Share of a cost that is not looked at, such as that of the last, smaller batch."""
+ROUNDING = 0.0005
+"""Share of a cost by which it may differ besides, as messages have more digits."""
 
 
-def check_growth(run, sizes, **allowed):
+def check_growth(run, sizes):
     """Check the costs of `run(size)()`, which may prepare what is not counted."""
     run(sizes[0])()  # what is imported and cached the first time is not counted
     costs = [costs_of(run(size)) for size in sizes]
@@ -164,6 +164,7 @@ def test_stage_2_costs_in_proportion_to_images_and_classes(few, tmp_path):
         "model.architecture": "tiny-resnet",
         "model.weights": "random",
         "encoder.image_size": SIDE,
+        "encoder.descriptor_dim": 8,
         "text.weight": 0,
         "cells.min_images_per_class": 1,
         "cells.num_groups": 1,
@@ -189,7 +190,7 @@ def test_stage_2_costs_in_proportion_to_images_and_classes(few, tmp_path):
 
         return epoch
 
-    check_growth(run, thrice(few))
+    check_growth(run, thrice(4 * few))
 
 
 @pytest.mark.parametrize("grows", ["database", "queries"])
