@@ -20,6 +20,8 @@ from progeo.engine.accelerator import start_accelerator
 from progeo.engine.loop import take_steps
 from progeo.engine.run_folder import RunFolder
 from progeo.engine.stopping import StopRequest
+from progeo.evaluation.metrics import recall_table
+from progeo.evaluation.search import nearest_neighbors
 from progeo.export.weights import save_encoder
 from progeo.features.store import ShardedRows
 from progeo.models.backbones.clips import load_clip
@@ -27,6 +29,7 @@ from progeo.models.encoder import build_encoder
 from progeo.models.text_towers.tower import build_text_tower
 from progeo.places.catalogue import read_catalogue
 from progeo.places.cells import build_partition
+from progeo.places.positives import positives_within
 from progeo.training.options import PromptOptions
 from progeo.training.prompt_group import GroupImages, GroupTraining
 from progeo.training.trainer import Trainer
@@ -191,6 +194,25 @@ def test_stage_2_costs_in_proportion_to_images_and_classes(few, tmp_path):
         return epoch
 
     check_growth(run, thrice(4 * few))
+
+
+@pytest.mark.parametrize("grows", ["database", "queries"])
+def test_search_and_recall_cost_in_proportion_to_database_and_queries(grows):
+    rng = np.random.default_rng(0)
+
+    def run(number):
+        sizes = {"database": 500, "queries": 50, grows: number}
+        database, queries = (rng.random((size, 16), np.float32) for size in sizes.values())
+        database_m, queries_m = (np.arange(2.0 * size).reshape(-1, 2) for size in sizes.values())
+
+        def recalls():
+            positives = positives_within(database_m, queries_m, 25.0)
+            found = nearest_neighbors(np.array_split(database, 5), queries, 5)
+            return recall_table(found.rows, {"25 m": positives}, {"all": np.arange(len(queries))}, (1, 5))
+
+        return recalls
+
+    check_growth(run, thrice(500))
 
 
 @pytest.mark.parametrize("grows", ["database", "queries"])
