@@ -187,6 +187,7 @@ def time_parts(loops: Sequence[Loop], accelerator: Accelerator, *, rounds: int) 
         times_row("augment, ms", augment),
         times_row("decode and augment, ms", [sum(pair) for pair in zip(decode, augment, strict=True)]),
         times_row("step, ms", step),
+        times_row("together, ms", [sum(each) for each in seconds]),
         row("step, % of the matrix rate", [100 * share for share in shares], f"of {rate / 1e9:,.0f} GFLOPS"),
     ]
 
