@@ -394,6 +394,7 @@ class Trainer:
             self.rows.sync()  # before the checkpoint after which their steps are not run again
             self._save()
         if stop.agreed:
+            self.writer.wait()
             raise stop.kind(
                 f"stopped in epoch {self.epoch + 1} after step {steps}: resume with the same command and `resume`."
             )

@@ -11,10 +11,11 @@ import torch
 from open_clip import CLIPVisionCfg
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
-from open_clip.transformer import PatchDropout, VisionTransformer
+from open_clip.transformer import PatchDropout, ResidualAttentionBlock, VisionTransformer
 from timm.layers import PatchDropout as TimmPatchDropout
 from timm.layers import PatchDropoutWithIndices
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from progeo.models.backbones import timm_layouts
 from progeo.models.backbones.family import Features, Interpolation, Part, PositionEmbedding, Traits
@@ -105,13 +106,29 @@ class _ResNet(TowerKind):
 class _Vit(TowerKind):
     def features(self, visual: VisionTransformer, images: Tensor) -> Features:
         parts = parts_of(visual)
-        found = visual.transformer(visual._embeds(images))
+        found = self._tokens(visual, visual._embeds(images))
         pooled, patches = self._pooled(visual, found)
         grid = grid_of_patches(*images.shape[2:], patch=visual.patch_size)
         return Features(
             patches.mT.unflatten(2, grid) if "map" in parts else None,
             pooled @ visual.proj if "token" in parts else None,
         )
+
+    def _tokens(self, visual: VisionTransformer, tokens: Tensor) -> Tensor:
+        """Run the blocks on tokens (B, N, C): return all, or the class token alone (B, 1, C) if it is all that is read.
+
+        The last block then computes the class token only, to which the others give keys and values.
+        """
+        *blocks, last = visual.transformer.resblocks
+        reads_class_token = visual.pool_type == "tok" and visual.attn_pool is None and "map" not in parts_of(visual)
+        if not reads_class_token or type(last) is not ResidualAttentionBlock:
+            return visual.transformer(tokens)
+        for block in blocks:
+            recomputed = visual.transformer.grad_checkpointing
+            tokens = checkpoint(block, tokens, use_reentrant=False) if recomputed else block(tokens)
+        normed, token = last.ln_1(tokens), tokens[:, :1]
+        token = token + last.ls_1(last.attention(normed[:, :1], normed, normed))
+        return token + last.ls_2(last.mlp(last.ln_2(token)))
 
     def _pooled(self, visual: VisionTransformer, found: Tensor) -> tuple[Any, Any]:
         """Return what is projected to the token, if it is needed, and the patch tokens, of all tokens (B, N, C)."""

@@ -8,6 +8,7 @@ import torch
 from contracts import check_gradients, check_onnx, check_program, check_reload, check_resume, training_builder
 from safetensors.torch import save_file
 from small_towers import SMALL_TOWERS, configuration, register_small_towers
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.clips import summarize_tower
 from progeo.models.backbones import empty_traits
@@ -75,10 +76,25 @@ def test_a_part_alone_is_that_of_both_and_layers_of_the_token_are_removed_with_i
     for part, other in (("map", "token"), ("token", "map")):
         alone = load(name, (part,))
         found = FAMILY.features(alone, images)
-        assert torch.equal(getattr(found, part), getattr(wanted, part))
+        torch.testing.assert_close(getattr(found, part), getattr(wanted, part))
         assert getattr(found, other) is None or (name, part) == ("small-resnet", "token")
         assert (len(alone.state_dict()) < len(both.state_dict())) == (part == "map")
         assert FAMILY.traits(alone).shares_text_space == (part == "token")
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_the_class_token_alone_takes_less_of_the_last_block_for_the_same_gradients(recomputed):
+    images, gradients, operations = images_of("small-vit").double(), [], []
+    for parts in (("token",), ("map", "token")):
+        tower = load("small-vit", parts).double().requires_grad_()
+        if recomputed:
+            FAMILY.checkpoint_gradients(tower)
+        with FlopCounterMode(display=False) as counter:
+            FAMILY.features(tower, images).token.square().sum().backward()
+        gradients.append({name: weight.grad for name, weight in tower.named_parameters()})
+        operations.append(counter.get_total_flops())
+    torch.testing.assert_close(*gradients)
+    assert operations[0] < operations[1]
 
 
 @pytest.mark.parametrize("name", ["clipa", "siglip", "siglip14", "gap", "vitamin", "convnext", "fastvit", "swin"])

@@ -213,7 +213,7 @@ def test_an_address_as_architecture_takes_whatever_the_weights_are(hub, architec
     assert load_clip(address, address).encode_image(images).equal(source.encode_image(images))
     assert configuration_of(load_clip(address, "random")) == configuration_of(load_clip(address, address))
     encoder = build_encoder(address, address, normalized=False)
-    assert encoder.eval()(images).equal(source.encode_image(images))
+    torch.testing.assert_close(encoder.eval()(images), source.encode_image(images))
     assert encoder.spec.configuration == configuration_of(source).to_json()
     with pytest.raises(ValueError, match="`weights` 'openai' are not of hf-hub:someone/clip: set `weights`"):
         load_clip(address, "openai")
