@@ -56,7 +56,9 @@ def test_a_run_that_nobody_trains_is_followed_to_its_last_row(run, printed, tmp_
     assert 'http-equiv="refresh"' not in (tmp_path / "a.html").read_text()
 
 
-def test_ctrl_c_ends_following_with_a_page_that_does_not_reload(run, printed, tmp_path):
+def test_ctrl_c_ends_following_with_a_page_that_does_not_reload(run, printed, tmp_path, request):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores in what it runs beside it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     shutil.copytree(run / "stage2", tmp_path / "run")
     page, reloads = tmp_path / "a.html", []
 
