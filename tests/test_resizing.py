@@ -83,7 +83,7 @@ def of_training_images(folder, photos, tmp_path):
 def of_a_teacher(folder, photos, tmp_path):
     teacher = Teacher(TeacherOptions(encoder=folder), start_accelerator("no"))
     images = torch.stack([read_image(photos.path(row)) for row in range(len(photos))]).float() / 255
-    return teacher(images, torch.arange(len(photos)), with_map=False)["teacher"]
+    return teacher(images, with_map=False)["teacher"]
 
 
 def of_an_index(folder, photos, tmp_path):

@@ -109,7 +109,7 @@ def test_batches_of_any_size_hold_images_and_the_targets_they_promise(kind, cata
     for (piece,) in found:
         count = len(piece.images)
         assert (piece.images.shape[1:], piece.images.dtype) == ((3, *SIZE), torch.uint8)
-        assert len(piece.plan.steps) == len(piece.targets["rows"]) == count
+        assert len(piece.plan.order) == len(piece.targets["rows"]) == count
         assert promised <= piece.targets.keys() <= given.keys() | {"rows"}
         if "tuples" in given:
             tuples = piece.targets["tuples"]
