@@ -56,15 +56,16 @@ def decoded_jpeg(image: Image.Image) -> Tensor | None:
     CMYK, and whatever else could differ between decoders), those that the decoder refuses (Pillow knows if they are
     truncated), and all if no decoder is installed that gives the pixels of Pillow.
     """
-    if not isinstance(image, JpegImageFile) or image.fp is None:  # the file is closed once the image is loaded
+    if not isinstance(image, JpegImageFile):
         return None
-    if not _is_usual(image) or (decoder := _fastest()) is None:
+    file = getattr(image, "fp", None)  # closed once the image is loaded, and missing in a copy from another process
+    if file is None or not _is_usual(image) or (decoder := _fastest()) is None:
         return None
     try:
-        if image.fp.seek(0, io.SEEK_END) > _MAX_BYTES + _MAX_BYTES_PER_PIXEL * image.width * image.height:
+        if file.seek(0, io.SEEK_END) > _MAX_BYTES + _MAX_BYTES_PER_PIXEL * image.width * image.height:
             return None
-        image.fp.seek(0)
-        pixels = decoder.decode(image.fp.read())
+        file.seek(0)
+        pixels = decoder.decode(file.read())
     except Exception:  # decoders raise many kinds of errors, and Pillow's are those that users read
         return None
     return pixels if pixels.shape == (3, image.height, image.width) else None
