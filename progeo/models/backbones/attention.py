@@ -78,10 +78,17 @@ _BATCH_FIRST: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def attend_batch_first(network: nn.Module) -> None:
-    """Let the classes above compute the attention of a network, which must take batches first, with its parameters."""
+    """Let the classes above compute the attention of a network, with its parameters, where they compute the same."""
     for module in network.modules():
-        if type(module) in _BATCH_FIRST:
+        if type(module) in _BATCH_FIRST and not _differs(module):
             module.__class__ = _BATCH_FIRST[type(module)]
+
+
+def _differs(module: nn.Module) -> bool:
+    """Return whether attention takes batches second, or has keys that are no tokens."""
+    if not isinstance(module, nn.MultiheadAttention):
+        return False
+    return not module.batch_first or module.bias_k is not None or module.add_zero_attn
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, **options: Any) -> Tensor:

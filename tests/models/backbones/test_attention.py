@@ -135,6 +135,13 @@ def test_queries_of_other_tokens_give_what_pytorch_gives(sizes, masked):
     assert weights is None
 
 
+@pytest.mark.parametrize("options", [{"batch_first": False}, {"add_bias_kv": True}, {"add_zero_attn": True}])
+def test_attention_of_another_kind_remains_that_of_pytorch(options):
+    attention = nn.MultiheadAttention(8, 2, **{"batch_first": True, **options})
+    attend_batch_first(attention)
+    assert type(attention) is nn.MultiheadAttention
+
+
 def test_dropout_drops_attention_in_training_alone():
     attention = nn.MultiheadAttention(8, 2, dropout=1.0, batch_first=True)
     nn.init.normal_(attention.out_proj.bias)
