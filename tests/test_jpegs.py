@@ -2,6 +2,7 @@ import copy
 import dataclasses
 import io
 import pickle
+import sys
 from importlib import import_module
 
 import numpy as np
@@ -143,6 +144,22 @@ def test_an_image_that_is_to_be_scaled_down_is_not_decoded_in_full(decoder, monk
         pixels_of(image)
     assert USUAL["4:4:4"] not in seen
     assert USUAL["4:2:0"] in seen
+
+
+def test_an_image_that_is_to_be_decoded_as_gray_is_left_to_pillow(decoder):
+    with open_image(io.BytesIO(USUAL["4:2:0"])) as image:
+        image.draft("L", image.size)
+        assert decoded_jpeg(image) is None
+        assert (pixels_of(image) == by_pillow(USUAL["4:2:0"])).float().mean() < 0.5
+
+
+def test_a_decoder_that_is_slow_to_import_is_used_once_it_is_imported(monkeypatch):
+    slow = dataclasses.replace(jpegs._DECODERS[-1], module="imported_later", imports_fast=False)
+    monkeypatch.setattr(jpegs, "_DECODERS", (slow,))
+    with open_image(io.BytesIO(USUAL["4:4:4"])) as image:
+        assert decoded_jpeg(image) is None
+        monkeypatch.setitem(sys.modules, "imported_later", torch)
+        assert torch.equal(decoded_jpeg(image), by_pillow(USUAL["4:4:4"]))
 
 
 def test_a_photo_may_be_decoded_twice_from_an_opened_image(decoder):

@@ -57,6 +57,16 @@ def test_what_is_needed_is_of_the_upright_photo(tmp_path, orientation):
     assert pixels.shape[1:] == read_shape(path, orientation, lambda *own: needed[own])
 
 
+def test_the_first_of_several_images_in_a_file_is_decoded_at_a_reduced_size(tmp_path):
+    saved(tmp_path / "photo.jpg", "JPEG")
+    Image.fromarray(SMOOTH).save(
+        tmp_path / "photos.jpg", "MPO", save_all=True, append_images=[Image.new("RGB", (9, 9))], quality=95
+    )
+    one, several = (read_image(tmp_path / name, "exif", lambda *_: (30, 62)) for name in ("photo.jpg", "photos.jpg"))
+    assert several.shape[1:] == (30, 62)
+    assert torch.equal(several, one)
+
+
 def test_other_formats_are_decoded_in_full(tmp_path):
     path = saved(tmp_path / "photo.png", "PNG")
     assert torch.equal(read_image(path, "exif", lambda *_: (1, 1)), read_image(path))
