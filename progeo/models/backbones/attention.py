@@ -1,10 +1,9 @@
-"""Attention of CLIPs and of torchvision's ViTs on tokens as they lie in memory, each image's one after the other."""
+"""Attention on tokens as they lie in memory, each image's one after the other."""
 
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from open_clip.modified_resnet import AttentionPool2d
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -58,37 +57,12 @@ class BatchFirstAttention(nn.MultiheadAttention):
         return tuple(F.linear(tokens.contiguous(), weight, bias) for tokens, weight, bias in parts)
 
 
-class BatchFirstPool(AttentionPool2d):
-    """Compute the attention pooling of a ResNet for its mean token alone, which is all that it returns."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Pool a feature map (B, C, h, w) to vectors (B, E)."""
-        cells = x.flatten(2).mT
-        tokens = torch.cat([cells.mean(dim=1, keepdim=True), cells], dim=1) + self.positional_embedding.to(x.dtype)
-        query = self.q_proj(tokens[:, 0])[:, None]
-        parts = (query, self.k_proj(tokens), self.v_proj(tokens))
-        attended = attend(*(split_heads(part, self.num_heads) for part in parts))
-        return self.c_proj(attended.flatten(1))
-
-
-_BATCH_FIRST: dict[type[nn.Module], type[nn.Module]] = {
-    nn.MultiheadAttention: BatchFirstAttention,
-    AttentionPool2d: BatchFirstPool,
-}
-
-
 def attend_batch_first(network: nn.Module) -> None:
-    """Let the classes above compute the attention of a network, with its parameters, where they compute the same."""
+    """Let `BatchFirstAttention` compute the attention of a network, with its parameters, where it computes the same."""
     for module in network.modules():
-        if type(module) in _BATCH_FIRST and not _differs(module):
-            module.__class__ = _BATCH_FIRST[type(module)]
-
-
-def _differs(module: nn.Module) -> bool:
-    """Return whether attention takes batches second, or has keys that are no tokens."""
-    if not isinstance(module, nn.MultiheadAttention):
-        return False
-    return not module.batch_first or module.bias_k is not None or module.add_zero_attn
+        is_plain = type(module) is nn.MultiheadAttention and module.bias_k is None and not module.add_zero_attn
+        if is_plain and module.batch_first:
+            module.__class__ = BatchFirstAttention
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, **options: Any) -> Tensor:

@@ -16,7 +16,7 @@ from open_clip.factory import load_checkpoint
 from open_clip.pretrained import download_pretrained, download_pretrained_from_hf
 from torch import Tensor, nn
 
-from progeo.models.backbones.attention import attend_batch_first
+from progeo.models.backbones.attention_pool import attend_clip_batch_first
 from progeo.models.backbones.clip_configurations import (
     FOLDER,
     HUB,
@@ -127,7 +127,7 @@ def visual_tower(configuration: ClipConfiguration) -> nn.Module:
     vision = dataclasses.replace(configuration.vision, timm_model_pretrained=False)
     with _refusals():
         tower = open_clip.model._build_vision_tower(configuration.values["embed_dim"], vision, configuration.quick_gelu)
-    attend_batch_first(tower)
+    attend_clip_batch_first(tower)
     return tower
 
 
@@ -164,7 +164,7 @@ def _build(configuration: ClipConfiguration) -> CLIP:
         kind = open_clip.CoCa if "multimodal_cfg" in values else open_clip.CustomTextCLIP
     with _refusals(), without_hub_code() if configuration.text.hf_model_name else nullcontext():
         model = kind(**values)
-    attend_batch_first(model)
+    attend_clip_batch_first(model)
     model.configuration = configuration
     return model
 

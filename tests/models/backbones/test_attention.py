@@ -13,7 +13,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from progeo.models.backbones import freeze_layers
-from progeo.models.backbones.attention import BatchFirstAttention, BatchFirstPool, attend, attend_batch_first
+from progeo.models.backbones.attention import BatchFirstAttention, attend, attend_batch_first
+from progeo.models.backbones.attention_pool import BatchFirstPool
 from progeo.models.backbones.clips import load_clip
 from progeo.models.backbones.family import NetworkSpec
 from progeo.models.backbones.open_clip import OpenClip
