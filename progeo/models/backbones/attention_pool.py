@@ -1,4 +1,4 @@
-"""Attention of CLIPs, in which a ResNet may pool by attention."""
+"""Attention of CLIPs, whose ResNets pool by attention."""
 
 import torch
 from open_clip.modified_resnet import AttentionPool2d
