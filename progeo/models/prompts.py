@@ -124,22 +124,20 @@ class PromptLearner(nn.Module):
         Labels on the CPU save waiting for the device.
         """
         classes, inverse = labels.cpu().unique(return_inverse=True)
-        of_kinds = [classes]
-        if len(self.encoders) > 1:
-            of_kinds = [classes[self.kinds[classes] == kind] for kind in range(len(self.encoders))]
-            inverse = torch.cat(of_kinds).argsort()[inverse]
-        device = self.context.device
+        kinds, device = self.kinds[classes], self.context.device
+        order, counts = kinds.argsort(stable=True), kinds.bincount(minlength=len(self.encoders)).tolist()
+        # Taken together: a GPU does not coalesce a sum of sparse gradients, and its norm would wait for the device.
+        contexts = self._contexts_of(classes.to(device, non_blocking=True))
+        of_kinds = contexts.index_select(0, order.to(device, non_blocking=True)).split(counts)
+        texts = self.texts[classes[order].to(device, non_blocking=True)].split(counts)
         features = [
-            encoder(self._context_of(part), self.texts[part])
-            for encoder, part in zip(
-                self.encoders, (part.to(device, non_blocking=True) for part in of_kinds), strict=True
-            )
-            if len(part)
+            encoder(*part) for encoder, *part in zip(self.encoders, of_kinds, texts, strict=True) if len(part[0])
         ]
+        inverse = order.argsort()[inverse]
         # Not by indexing, whose backward pass sums the images of a class in an order that changes from run to run.
         return F.embedding(inverse.to(device, non_blocking=True), torch.cat(features))
 
-    def _context_of(self, classes: Tensor) -> Tensor:
+    def _contexts_of(self, classes: Tensor) -> Tensor:
         if self.shared:
             return self.context.expand(len(classes), -1, -1)
         return _SparseRows.apply(self.context, classes) if self.sparse else self.context[classes]

@@ -4,6 +4,7 @@ import open_clip
 import pytest
 import torch
 from open_clip import SimpleTokenizer
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from progeo.models.backbones.clips import load_clip
 from progeo.models.prompts import PromptLearner, load_prompt_tower
@@ -94,6 +95,24 @@ def test_names_of_as_many_tokens_are_encoded_together(clip):
     assert sorted(len(encoder.ids) for encoder in learner.encoders) == sorted(
         lengths.count(length) for length in {*lengths}
     )
+
+
+def test_classes_whose_words_differ_in_length_give_one_sparse_gradient_instead_of_a_sum(clip):
+    learner = PromptLearner(clip, 4, words=["North Street", "", "Old Mill Lane", ""], sparse=True)
+    made = []
+
+    class SparseTensors(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            made.extend([function] if isinstance(result, torch.Tensor) and result.is_sparse else [])
+            return result
+
+    assert len(learner.encoders) > 1
+    with SparseTensors():
+        learner(torch.tensor([3, 0, 2, 0])).pow(2).sum().backward()
+    names = [function.overloadpacket.__name__ for function in made]
+    assert names.count("_sparse_coo_tensor_with_dims_and_tensors") == 1 and not {"add", "add_"} & set(names)
+    assert learner.context.grad._indices().tolist() == [[0, 2, 3]]
 
 
 def test_words_that_hold_a_special_token_leave_the_prompts_of_other_classes_alone(clip):
