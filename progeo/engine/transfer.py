@@ -42,8 +42,8 @@ def to_device(tree: _Tree, device: torch.device) -> _Tree:
     return recursively_apply(lambda tensor: moved.get(id(tensor), tensor), tree)
 
 
-def can_pin(device: torch.device) -> bool:
-    """Return whether a device reads pinned memory while the process goes on."""
+def is_asynchronous(device: torch.device) -> bool:
+    """Return whether a device computes, and reads pinned memory, while the process goes on."""
     return device.type == "cuda"
 
 

@@ -19,7 +19,7 @@ from progeo.data.options import Augmentation, DataOptions
 from progeo.data.samplers import ClassSampler
 from progeo.engine.log import LOGGER
 from progeo.engine.randomness import seeded_generator
-from progeo.engine.transfer import can_pin
+from progeo.engine.transfer import is_asynchronous
 from progeo.models.encoder import Encoder
 from progeo.places.catalogue import read_catalogue
 from progeo.places.options import CellOptions
@@ -80,7 +80,7 @@ class Batches(ABC):
         self.encoder, self.accelerator = encoder, accelerator
         self.crop = build_crop(augmentation, encoder.image_size, encoder.resize)
         self.process, self.num_processes = accelerator.process_index, accelerator.num_processes
-        self.pins = can_pin(accelerator.device)
+        self.pins = is_asynchronous(accelerator.device)
         """Whether images are put into pinned memory."""
         self.unreadable: set[str] = set()
         """Reasons why images could not be read; each names its image."""

@@ -28,6 +28,7 @@ from progeo.engine.randomness import seed_layers
 from progeo.engine.run_folder import RunFolder
 from progeo.engine.schedules import learning_rate_factor, scale_learning_rates
 from progeo.engine.stopping import StopRequest, listening_for_stop
+from progeo.engine.transfer import is_asynchronous
 from progeo.json_files import converted
 from progeo.progress import Progress
 from progeo.training.options import Generation, TrainerOptions
@@ -121,6 +122,8 @@ class Trainer:
         self.rows = StepRows(task, run if self._writes else None, every=options.log_every, device=accelerator.device)
         self.skipped_in_a_row = 0
         """Number of steps since the last that counted, over epochs; a resumed training starts at 0."""
+        self.steps_ahead = 1 if is_asynchronous(accelerator.device) else 0
+        """Number of steps that are taken before the numbers of a step are read."""
 
     @property
     def model(self) -> nn.Module:
@@ -289,15 +292,26 @@ class Trainer:
         set_scaler_state(self.accelerator, state["scaler"])
 
     def _follow(self, steps: Iterable[TakenStep], stop: StopRequest, bar: Progress) -> None:
-        """Average, log and save after each step; its numbers are read after the next, unless they are needed before."""
+        """Average, log and save after each step, whose numbers are read `steps_ahead` later, or when they are needed.
+
+        Raises:
+            LossNotFinite: the loss or its gradient is not finite, also where the step after failed for that reason.
+        """
         unread: deque[tuple[TakenStep, dict[str, float]]] = deque()
-        for step in steps:
-            self.steps_taken += 1
-            unread.append((step, self.task.learning_rates))
-            self._average_or_undo(step)
-            while len(unread) > 1 or (unread and (stop.agreed or self._saves_after_step)):
-                self._log(*unread.popleft(), bar)
-            self._save_or_stop(stop)
+        try:
+            for step in steps:
+                self.steps_taken += 1
+                unread.append((step, self.task.learning_rates))
+                self._average_or_undo(step)
+                while len(unread) > (0 if stop.agreed or self._saves_after_step else self.steps_ahead):
+                    self._log(*unread.popleft(), bar)
+                self._save_or_stop(stop)
+        except LossNotFinite:
+            raise
+        except Exception:  # maybe as the weights are not finite any more
+            for step, _ in unread:
+                _ = step.result
+            raise
         for each in unread:
             self._log(*each, bar)
         self._save_or_stop(stop)

@@ -69,14 +69,17 @@ class Toy(Task):
 
 @pytest.fixture
 def build(tmp_path):
-    def built(name="run", measured=(), spoiled=(), checkpoint_minutes=0, **options):
+    def built(name="run", measured=(), spoiled=(), checkpoint_minutes=0, steps_ahead=None, **options):
         accelerator = start_accelerator("no")
         run = RunFolder(tmp_path / name)
         run.path.mkdir(exist_ok=True)
         options = TrainerOptions(**{"epochs": 4, "checkpoint_every": 1, **options})
         task = Toy(accelerator, measured, spoiled)
         how = {"checkpoints": run.checkpoints, "checkpoint_minutes": checkpoint_minutes}
-        return Trainer(task, options, run, **how, seed=5, accelerator=accelerator)
+        trainer = Trainer(task, options, run, **how, seed=5, accelerator=accelerator)
+        if steps_ahead is not None:
+            trainer.steps_ahead = steps_ahead
+        return trainer
 
     return built
 
@@ -127,6 +130,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("step", range(1, 4 * STEPS))
 def test_a_training_that_ends_in_any_step_goes_on_to_the_same_bits(build, step):
     how = {"schedule": "plateau", "decay_epochs": 1, "ema_decay": 0.5, "keep_every": 2, "log_every": 5}
+    how["steps_ahead"] = step % 2
     scores = [1.0, 3.0, 2.0, 2.0]
     whole = build("whole", scores, **how)
     terms = trained(whole)
@@ -327,13 +331,49 @@ def test_steps_that_are_skipped_in_a_row_end_the_training(build, monkeypatch):
     trained(build("other", spoiled=with_a_good_one, skip_not_finite=True, epochs=2))
 
 
-def test_a_loss_that_is_not_finite_names_the_step_and_the_newest_checkpoint(build):
-    trainer = build(spoiled=(3,))
+@pytest.mark.parametrize("steps_ahead", [0, 1])
+def test_a_loss_that_is_not_finite_names_the_step_and_the_newest_checkpoint(build, steps_ahead):
+    trainer = build(spoiled=(3,), steps_ahead=steps_ahead)
     newest = trainer.checkpoints / "epoch_000000_step_000002"
     with pytest.raises(LossNotFinite, match=rf"^toy, epoch 1, step 3: the loss is .*checkpoint is {newest}\.$"):
         trained(trainer)
     with pytest.raises(LossNotFinite, match=r"step 1: .*There is no checkpoint yet\.$"):
-        trained(build("other", spoiled=(1,)))
+        trained(build("other", spoiled=(1,), checkpoint_every=STEPS, steps_ahead=steps_ahead))
+    assert trainer.task.drawn == 3
+
+
+def test_a_loss_that_is_not_finite_is_told_though_the_next_step_failed_for_it(build):
+    trainer = build(spoiled=(2,), checkpoint_every=STEPS, steps_ahead=1)
+    losses = trainer.task.losses
+
+    def checked(piece):
+        if trainer.task.model["weight"].weight.isnan().any():
+            raise ValueError("descriptors are not finite")
+        return losses(piece)
+
+    trainer.task.losses = checked
+    with pytest.raises(LossNotFinite, match=r"^toy, epoch 1, step 2: the loss is not finite"):
+        trained(trainer)
+
+
+def test_numbers_that_are_read_after_the_next_step_are_those_that_are_read_at_once(build):
+    how = {"checkpoint_every": 2, "log_every": 2, "ema_decay": 0.5, "warmup_steps": 5}
+    runs = [build(str(steps_ahead), steps_ahead=steps_ahead, **how) for steps_ahead in (0, 1)]
+    logged = []
+    for run in runs:
+        run.accelerator.log = lambda values, step, into=logged: into.append((step, values))
+    assert trained(runs[0]) == trained(runs[1])
+    assert dict(flat(last_state(runs[0]))) == dict(flat(last_state(runs[1])))
+    assert metrics_of(runs[0].run.path) == metrics_of(runs[1].run.path)
+    assert logged[: len(logged) // 2] == logged[len(logged) // 2 :]
+    assert [step for step, _ in logged] == [*range(1, 4 * STEPS + 1)] * 2
+
+
+def test_rows_of_steps_on_a_cpu_have_the_time_of_these_steps(build):
+    trainer = build(epochs=2, log_every=1, checkpoint_every=STEPS)
+    trainer.rows.clock = lambda: 2.0 * len(trainer.task.rates)  # as if a step took two seconds
+    trained(trainer)
+    assert [row["images_per_s"] for row in trainer.run.read_metrics() if "step" in row] == [2.0] * (2 * STEPS)
 
 
 def test_a_checkpoint_of_another_version_is_refused(build):
