@@ -66,7 +66,7 @@ def _circles(draw):
     return Near(latitude, longitude, radius_m), north, east
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(_circles(), st.integers(1, 4), st.booleans())
 def test_rows_within_a_radius_are_those_of_a_plain_filter(circle, chunks, is_sorted):
     near, latitude, longitude = circle
