@@ -71,7 +71,7 @@ def nearest_neighbors(parts: Iterable[np.ndarray], queries: np.ndarray, count: i
     """
     nearest, start = Nearest(np.ascontiguousarray(queries, np.float32), count), 0
     on_gpu = faiss.get_num_gpus() > 0
-    for block in blocks(parts, growing=not (on_gpu or nearest.few)):
+    for block in blocks(parts, num_queries=None if on_gpu else len(queries)):
         if on_gpu:
             found = faiss.knn_gpu(_GPU.resources, nearest.queries, block, min(count, len(block)))
             nearest.add(*found, start=start)

@@ -1,6 +1,7 @@
 import faiss
 import numpy as np
 import pytest
+import torch
 
 from progeo.evaluation import exact_search, search
 from progeo.evaluation.exact_search import blocks
@@ -24,7 +25,7 @@ SETS = {
     "huge": (QUERIES * np.float32(1e18), BASE * np.float32(1e18)),
     "squares overflow": (QUERIES * np.float32(1e19), BASE * np.float32(1e19)),
     "squares overflow, differences do not": (
-        np.full((NUM_QUERIES, WIDTH), np.linspace(2.6e18, 2.72e18, NUM_QUERIES)[:, None]),
+        np.full((NUM_QUERIES, WIDTH), np.linspace(2.4e18, 2.72e18, NUM_QUERIES)[:, None]),
         np.linspace(2.3e18, 4.1e18, NUM_ROWS)[:, None] + 1e16 * BASE,
     ),
     "squares underflow": (QUERIES * np.float32(1e-21), BASE * np.float32(1e-21)),
@@ -43,6 +44,7 @@ SETS = {
 @pytest.mark.parametrize("at_once", [NUM_ROWS, 97])
 def test_products_find_exactly_what_a_direct_comparison_finds(name, at_once, monkeypatch):
     monkeypatch.setattr(exact_search, "_QUERIES_AT_ONCE", 20)
+    monkeypatch.setattr(exact_search, "_FIRST_PAIRS", 1)
     queries, database = (np.ascontiguousarray(each, np.float32) for each in SETS[name])
     found = nearest_neighbors((database[at : at + at_once] for at in range(0, NUM_ROWS, at_once)), queries, 10)
     for row, query in enumerate(queries):
@@ -51,7 +53,50 @@ def test_products_find_exactly_what_a_direct_comparison_finds(name, at_once, mon
         np.testing.assert_array_equal(found.distances[row], np.sqrt(np.where(expected[0] < 0, np.inf, squared[0])))
 
 
-def test_what_is_not_finite_is_no_neighbor_and_hides_no_other():
+@pytest.mark.parametrize("num_queries", [1, 15, 19])
+def test_equal_descriptors_of_great_width_are_at_distance_0_in_the_order_of_their_rows(num_queries):
+    drawn = np.random.default_rng(0).normal(size=(3, 8448)).astype(np.float32)
+    database = drawn[np.arange(60) % 3]
+    found = nearest_neighbors([database[:25], database[25:]], database[:num_queries], 20)
+    for row in range(num_queries):
+        assert found.rows[row].tolist() == list(range(row % 3, 60, 3))
+    assert (found.distances == 0).all()
+
+
+@pytest.mark.parametrize("name", ["normal", "copies", "nearly one point", "zero"])
+def test_most_pairs_are_excluded_also_where_descriptors_are_nearly_equal(name, monkeypatch):
+    compared, squared_of_pairs = [], exact_search._squared_of_pairs
+
+    def counted(queries, block, of, rows):
+        compared.append(len(of))
+        return squared_of_pairs(queries, block, of, rows)
+
+    monkeypatch.setattr(exact_search, "_squared_of_pairs", counted)
+    monkeypatch.setattr(exact_search, "_FIRST_PAIRS", 1)
+    queries, database = SETS[name]
+    nearest_neighbors([database], queries, 1)
+    assert sum(compared) < NUM_QUERIES * NUM_ROWS / 3
+
+
+def test_neighbors_are_exact_where_torch_rounds_factors_of_products(monkeypatch):
+    def rounded(left, right, *, out):
+        out.copy_((left.bfloat16() @ right.bfloat16()).float())
+
+    monkeypatch.setattr(exact_search, "_FIRST_PAIRS", 1)
+    queries, database = QUERIES + 10, BASE + 10
+    expected = nearest_neighbors([database], queries, 10)
+    monkeypatch.setattr(torch, "mm", rounded)
+    precision = torch.backends.mkldnn.matmul.fp32_precision
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    try:
+        found = nearest_neighbors([database], queries, 10)
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = precision
+    np.testing.assert_array_equal(found.rows, expected.rows)
+
+
+def test_what_is_not_finite_is_no_neighbor_and_hides_no_other(monkeypatch):
+    monkeypatch.setattr(exact_search, "_FIRST_PAIRS", 1)
     database = BASE.copy()
     database[:100], database[200], database[300, 3] = np.nan, np.inf, -np.inf
     queries = QUERIES.copy()
@@ -64,16 +109,18 @@ def test_what_is_not_finite_is_no_neighbor_and_hides_no_other():
     assert np.isinf(found.distances[found.rows < 0]).all()
 
 
-@pytest.mark.parametrize("growing", [False, True])
-def test_blocks_hold_all_rows_in_order_as_float32(growing):
+@pytest.mark.parametrize("num_queries", [None, 1, 1000])
+def test_blocks_hold_all_rows_in_order_as_float32(num_queries):
     values = np.arange(9000, dtype=np.float16)[:, None] * np.ones((1, 3), np.float16)
     values.flags.writeable = False
     parts = [values[:8500], values[8500:8501], values[8501:].astype(np.float32)]
-    found = [block.copy() for block in blocks(parts, growing=growing)]
+    found = [block.copy() for block in blocks(parts, num_queries=num_queries)]
     assert {block.dtype for block in found} == {np.dtype(np.float32)}
     np.testing.assert_array_equal(np.concatenate(found), values)
     sizes = [len(block) for block in found]
-    assert sizes == ([64, 64, 128, 256, 512, 1024, 2048, 4096, 308, 1, 499] if growing else [8192, 308, 1, 499])
+    assert sizes == (
+        [64, 64, 128, 256, 512, 1024, 2048, 4096, 308, 1, 499] if num_queries == 1000 else [8192, 308, 1, 499]
+    )
 
 
 def test_memory_of_a_gpu_is_taken_once_for_all_parts_and_searches(monkeypatch):
