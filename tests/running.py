@@ -1,5 +1,6 @@
 """Running the scripts and looking at what they leave, for the tests."""
 
+import errno
 import functools
 import json
 import os
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -240,12 +242,14 @@ def _answer(request: object) -> str:
 def _server() -> tuple[int, socket.socket, TextIO]:
     """Connect to the server of this run of the tests, which the first process that needs it starts."""
     address = f"\0progeo_tests_{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}"
+    deadline = time.monotonic() + _TIMEOUT_S
     with socket.socket(socket.AF_UNIX) as listener, suppress(OSError):  # another process has bound the address
         listener.bind(address)
         listener.listen()
         _STARTED.append(_importing(listener))
     connection = socket.socket(socket.AF_UNIX)
-    connection.connect(address)
+    while connection.connect_ex(address) == errno.ECONNREFUSED and time.monotonic() < deadline:
+        time.sleep(0.01)  # the other process does not listen yet
     stream = connection.makefile("rw")
     return int(stream.readline()), connection, stream
 

@@ -25,7 +25,7 @@ SETS = {
     "huge": (QUERIES * np.float32(1e18), BASE * np.float32(1e18)),
     "squares overflow": (QUERIES * np.float32(1e19), BASE * np.float32(1e19)),
     "squares overflow, differences do not": (
-        np.full((NUM_QUERIES, WIDTH), np.linspace(2.4e18, 2.72e18, NUM_QUERIES)[:, None]),
+        np.full((NUM_QUERIES, WIDTH), np.r_[np.linspace(2e18, 2.2e18, 4), np.linspace(2.6e18, 2.72e18, 20)][:, None]),
         np.linspace(2.3e18, 4.1e18, NUM_ROWS)[:, None] + 1e16 * BASE,
     ),
     "squares underflow": (QUERIES * np.float32(1e-21), BASE * np.float32(1e-21)),
