@@ -207,7 +207,7 @@ def test_search_and_recall_cost_in_proportion_to_database_and_queries(grows):
 
         def recalls():
             positives = positives_within(database_m, queries_m, 25.0)
-            found = nearest_neighbors(np.array_split(database, 5), queries, 5)
+            found = nearest_neighbors(np.array_split(database, len(database) // 100), queries, 5)
             return recall_table(found.rows, {"25 m": positives}, {"all": np.arange(len(queries))}, (1, 5))
 
         return recalls
