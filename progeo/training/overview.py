@@ -123,7 +123,8 @@ def _in_words(memory: Memory) -> str:
 
 def _decoding(drawn: Batches) -> str:
     workers = drawn.data.num_workers
-    who = f"{workers} processes (`data.num_workers`)" if workers else "the training process (`data.num_workers` 0)"
+    several = f"{workers} process{'' if workers == 1 else 'es'} (`data.num_workers`)"
+    who = several if workers else "the training process (`data.num_workers` 0)"
     seconds = _seconds_per_image(drawn)
     speed = f"{1e3 * seconds:.3g} ms per image, measured; {max(1, workers) / seconds:,.0f} per second at most"
     return f"{who} on {usable_cores()} cores: {speed}"
