@@ -7,12 +7,19 @@ import torch
 from contracts import settings_for, training_builder
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from progeo.data.augmentation import _jittered_batch
 from progeo.engine.loop import take_steps
 
 WAITING = {"_local_scalar_dense", "equal", "masked_select", "nonzero", "repeat_interleave", "_unique2", "unique_dim"}
 """Operations whose result depends on values, so that a process waits for them."""
 FROM_THE_HOST = {"lift_fresh"}
 """Operations that make a tensor of Python numbers, which a GPU gets by a copy that the process waits for."""
+
+OF_THE_NETWORK = (
+    *("convolution", "convolution_backward", "native_batch_norm", "native_batch_norm_backward"),
+    *("relu_", "threshold_backward", "avg_pool2d", "avg_pool2d_backward"),
+)
+VIEWS = ("detach", "expand", "permute", "select", "split", "t", "transpose", "unbind", "unsqueeze", "view")
 
 ALONE = {"text.weight": 0, "head.weight": 0}
 TRAININGS = {
@@ -63,6 +70,22 @@ def test_a_step_waits_for_no_value(training):
         step = next(steps)
     assert {name: operations.counts[name] for name in WAITING | FROM_THE_HOST if operations.counts[name]} == {}
     assert step.result.applied
+
+
+@pytest.mark.parametrize("training", ["classes"], indirect=True)
+def test_a_step_takes_few_operations_besides_those_of_the_network(training, monkeypatch):
+    def as_on_a_device(images, plan, finish):
+        return finish(_jittered_batch(images, plan))
+
+    monkeypatch.setattr("progeo.training.augmented_encoder.jitter_colors", as_on_a_device)
+    steps = two_steps(training)
+    next(steps)
+    with Operations() as operations:
+        next(steps)
+    of_network = sum(operations.counts[name] for name in OF_THE_NETWORK)
+    assert of_network == 4 * 19 + 2 * 15 + 2 * 8  # of 19 convolutions and norms, 15 activations, 8 poolings
+    views = sum(operations.counts[name] for name in VIEWS)
+    assert operations.counts.total() - views - of_network < 300
 
 
 @pytest.mark.gpu
