@@ -179,10 +179,15 @@ def _gradient_norm(
     """Compute the norm (1,) of the gradient, which is clipped to `max_norm` if that is given."""
     accelerator.unscale_gradients(optimizer)
     with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
-    norm = get_total_norm([parameter.grad for parameter in with_gradient])  # type: ignore[misc] # they have one
+    norm = get_total_norm([_values(parameter.grad) for parameter in with_gradient])  # type: ignore[arg-type] # each has
     if max_norm is not None:
         clip_grads_with_norm_(with_gradient, max_norm, norm)
     return norm.float().view(1)
+
+
+def _values(gradient: Tensor) -> Tensor:
+    """Return the values of a gradient that are not 0, as PyTorch 2.11 has no norm of sparse ones."""
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
 
 
 def _accumulated(pieces: Sequence[Any], losses: Losses, accelerator: Accelerator) -> tuple[list[str], Tensor]:
