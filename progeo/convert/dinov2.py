@@ -3,19 +3,16 @@
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
 from progeo.convert.converted_encoder import single_precision, tensor_named
 from progeo.models.backbones import FAMILIES, empty_traits
 from progeo.models.backbones.family import ImageSize, Interpolation
-from progeo.models.backbones.position_embedding import (
-    as_height_width,
-    check_sides,
-    grid_of_patches,
-    resized_embedding,
-)
+from progeo.models.backbones.position_embedding import as_height_width, check_sides
+from progeo.models.backbones.timm import kept_positions
 from progeo.models.weight_files.checkpoints import FoundWeights
 
 _SIZES = {(384, 12): "small", (768, 12): "base", (1024, 24): "large", (1536, 40): "giant"}
@@ -27,60 +24,65 @@ _TO_TIMM = {"mlp.w12.": "mlp.fc1.", "mlp.w3.": "mlp.fc2."}
 """Layers of the giant, whose activation is SwiGLU."""
 
 
-def read_dinov2(
-    found: FoundWeights, prefix: str, image_size: ImageSize, *, interpolation: Interpolation | None = None
-) -> tuple[str, FoundWeights]:
-    """Rename a DINOv2 among weights to timm's names, with its position embedding resized for an image size.
+@dataclass(frozen=True)
+class FoundDinov2:
+    """A DINOv2 among weights, with the fields that it gives an `EncoderSpec` of the family `timm`."""
+
+    architecture: str
+    """Timm's name."""
+    configuration: dict[str, Any]
+    """The size of its position embedding, see `Timm.configuration`."""
+    interpolation: Interpolation
+    found: FoundWeights
+    """The weights: `backbone.*` with timm's names, and all others."""
+
+
+def find_dinov2(found: FoundWeights, prefix: str, image_size: ImageSize) -> FoundDinov2:
+    """Rename a DINOv2 among weights to timm's names.
 
     Args:
-        found: the weights; those without the prefix keep their names.
+        found: the weights; those without the prefix keep their names. The mask token, which only pretraining uses, is
+            ignored.
         prefix: what the names of the DINOv2 begin with, such as `backbone.model.`.
-        interpolation: how the position embedding is resized; None takes that of the architecture, as the authors do.
-
-    Returns:
-        architecture: timm's name.
-        found: weights with the names `backbone.*`, without the mask token, which only pretraining uses.
+        image_size: that of the encoder.
 
     Raises:
         ValueError: a missing tensor, the sizes of no DINOv2, or an image size that it does not take.
     """
     theirs = {name.removeprefix(prefix): value for name, value in found.state.items() if name.startswith(prefix)}
-    architecture = dinov2_architecture(theirs)
-    height, width = as_height_width(image_size)
-    check_sides("`image_size`", height, width, empty_traits(f"timm/{architecture}"))
+    architecture = _architecture(theirs)
+    check_sides("`image_size`", *as_height_width(image_size), empty_traits(f"timm/{architecture}"))
     ours = {_timm_name(name): tensor for name, tensor in theirs.items() if name != "mask_token"}
-    embedding = single_precision(tensor_named(theirs, "pos_embed", 3))
+    embedding = tensor_named(theirs, "pos_embed", 3)
     side = math.isqrt(embedding.shape[1] - 1)
     if side * side != embedding.shape[1] - 1:
         raise ValueError(f"{prefix}pos_embed should be of a class token and a square, is {tuple(embedding.shape)}.")
-    interpolation = interpolation or FAMILIES["timm"].interpolation(architecture)
-    grid = grid_of_patches(height, width, patch=(_PATCH, _PATCH))
-    if (side, side) != grid:
-        embedding = resized_embedding(embedding, (side, side), grid, interpolation)
-    if "register_tokens" in theirs:  # timm adds its position to the class token for good
-        ours["cls_token"] = single_precision(tensor_named(theirs, "cls_token", 3)) + embedding[:, :1]
-        embedding = embedding[:, 1:]
+    if "register_tokens" in theirs:  # timm has the position of the class token in the token itself
+        ours["cls_token"] = single_precision(theirs["cls_token"]) + single_precision(embedding[:, :1])
+        ours["pos_embed"] = embedding[:, 1:]
         ours["reg_token"] = ours.pop("register_tokens")
-    ours["pos_embed"] = embedding
     others = {name: tensor for name, tensor in found.state.items() if not name.startswith(prefix)}
     ignored = tuple(f"{prefix}{name}" for name in theirs if name == "mask_token")
     renamed = {f"backbone.{name}": tensor for name, tensor in ours.items()}
-    return architecture, replace(found, state=others | renamed, ignored=found.ignored + ignored)
+    return FoundDinov2(
+        architecture,
+        kept_positions(side * _PATCH),
+        FAMILIES["timm"].interpolation(architecture),
+        replace(found, state=others | renamed, ignored=found.ignored + ignored),
+    )
 
 
-def dinov2_architecture(state: Mapping[str, Tensor]) -> str:
-    """Return timm's name of the DINOv2 with weights of these names (without prefix) and shapes.
-
-    Raises:
-        ValueError: there is none.
-    """
+def _architecture(state: Mapping[str, Tensor]) -> str:
+    """Return timm's name of the DINOv2 with weights of these names (without prefix) and shapes."""
     channels = tensor_named(state, "cls_token", 3).shape[2]
     blocks = len({block[1] for name in state if (block := _BLOCK.match(name))})
     if (channels, blocks) not in _SIZES:
         known = ", ".join(f"{size} ({each} channels, {count} blocks)" for (each, count), size in _SIZES.items())
         raise ValueError(f"A ViT of {channels} channels and {blocks} blocks is no DINOv2: there are {known}.")
-    registers = f"reg{state['register_tokens'].shape[1]}_" if "register_tokens" in state else ""
-    return f"vit_{_SIZES[channels, blocks]}_patch{_PATCH}_{registers}dinov2"
+    if "register_tokens" not in state:
+        return f"vit_{_SIZES[channels, blocks]}_patch{_PATCH}_dinov2"
+    registers = tensor_named(state, "register_tokens", 3).shape[1]
+    return f"vit_{_SIZES[channels, blocks]}_patch{_PATCH}_reg{registers}_dinov2"
 
 
 def _timm_name(name: str) -> str:

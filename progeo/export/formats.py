@@ -20,7 +20,7 @@ from progeo.export.program import Input, save_program, side_step
 from progeo.export.weights import encoder_of, metadata_of, save_encoder
 from progeo.file_sets import FileSet, read_set
 from progeo.models.classifier import Classifier
-from progeo.models.encoder import Encoder, spec_to_json
+from progeo.models.encoder import Encoder, sized_state, spec_to_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ def _write_backbone(target: Path, saved: SavedEncoder, _: ExportOptions) -> str:
     spec, family = encoder.spec, encoder.family
     weights = starting_weights(saved.metadata)
     usage = family.usage(spec.architecture, spec.image_size, weights, spec.configuration)
-    state = {f"{family.prefix}{name}": tensor.contiguous() for name, tensor in encoder.backbone.state_dict().items()}
+    state = {f"{family.prefix}{name}": tensor.contiguous() for name, tensor in sized_state(encoder).items()}
     with replacing(target / "backbone.safetensors") as temporary:
         save_file(state, temporary)
     return usage

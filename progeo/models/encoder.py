@@ -25,7 +25,13 @@ from progeo.models.aggregation import (
 from progeo.models.backbones import FAMILIES, empty_traits, find_family
 from progeo.models.backbones.family import Features, ImageSize, Interpolation, NetworkSpec
 from progeo.models.backbones.meta_run import on_meta
-from progeo.models.backbones.position_embedding import as_height_width, check_sides, sample_size, sized_features
+from progeo.models.backbones.position_embedding import (
+    as_height_width,
+    check_sides,
+    resized_embedding,
+    sample_size,
+    sized_features,
+)
 from progeo.models.pixel_statistics import chosen_statistics, pixel_statistics
 from progeo.models.preprocessing import normalize_images, resize_image
 from progeo.models.state_dicts import check_fits
@@ -338,6 +344,17 @@ def projected(encoder: Encoder, weight: Tensor, bias: Tensor) -> Encoder:
     check_not_projected(spec)
     changed = dataclasses.replace(spec, descriptor_dim=len(weight), pooled_dim=spec.descriptor_dim, text_weights=None)
     return restore_encoder(changed, {**encoder.state_dict(), "projection.0.weight": weight, "projection.0.bias": bias})
+
+
+def sized_state(encoder: Encoder) -> dict[str, Tensor]:
+    """Return the state dict of the backbone, with its position embedding resized for images of `image_size`."""
+    state, positions = encoder.backbone.state_dict(), encoder.traits.positions
+    if positions is not None and positions.name is not None:
+        grid = positions.grid_of(*encoder.image_size)
+        if grid != positions.grid:
+            embedding = state[positions.name]
+            state[positions.name] = resized_embedding(embedding, positions.grid, grid, encoder.spec.interpolation)
+    return state
 
 
 def check_not_projected(spec: EncoderSpec) -> None:

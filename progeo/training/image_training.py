@@ -254,11 +254,11 @@ def _parameter_groups(encoder: Encoder, terms: Terms, options: TrainingOptions) 
 
 
 def _former_configuration(spec: EncoderSpec) -> Mapping[str, Any] | None:
-    """Return the configuration that earlier versions, which knew a CLIP by its name alone, used for a backbone.
+    """Return the configuration that earlier versions, which knew a network by its name alone, used for a backbone.
 
     It is empty if that was another.
     """
     if spec.family != "open_clip" or spec.configuration is None:
-        return spec.configuration
+        return None if spec.configuration is None else {}
     is_same = has_named_tower(spec.architecture, ClipConfiguration(spec.configuration))
     return spec.configuration if is_same else {}

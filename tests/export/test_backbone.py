@@ -70,6 +70,16 @@ def test_torchvision_takes_the_backbone_but_for_the_last_layers(architecture, la
     assert isinstance(classifier, getattr(torchvision.models, type(classifier).__name__))
 
 
+@torch.no_grad()
+def test_timm_takes_dinov2_with_the_positions_of_its_image_size(tmp_path):
+    encoder = build_encoder("timm/vit_small_patch14_dinov2", "random", (70, 98)).eval()
+    network = loaded(encoder, tmp_path)["network"].eval()
+    images = torch.rand(2, 3, 70, 98)
+    expected = encoder(images)
+    torch.testing.assert_close(torch.nn.functional.normalize(network.forward_features(images)[:, 0]), expected)
+    assert encoder.backbone.pos_embed.shape[1] == 1 + 37 * 37 and torch.equal(encoder(images), expected)
+
+
 def test_what_is_said_of_a_clip_names_its_weights_where_open_clip_knows_them():
     usage = FAMILIES["open_clip"].usage
     assert 'create_model("ViT-B-16", "openai", force_image_size=(64, 96))' in usage("ViT-B-16", (64, 96), "openai")

@@ -3,12 +3,14 @@
 import functools
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import isqrt, prod
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import timm
 import torch
+from msgspec import Meta
 from timm.models import (
     get_arch_pretrained_cfgs,
     load_model_config_from_hf,
@@ -16,9 +18,11 @@ from timm.models import (
 )
 from torch import Tensor, nn
 
+from progeo.json_files import converted
 from progeo.models.backbones.family import (
     Family,
     Features,
+    ImageSize,
     Interpolation,
     Loaded,
     NetworkSpec,
@@ -26,7 +30,7 @@ from progeo.models.backbones.family import (
     Traits,
 )
 from progeo.models.backbones.meta_run import on_meta, remove_layers, unused_layers
-from progeo.models.backbones.position_embedding import as_height_width
+from progeo.models.backbones.position_embedding import MIN_SIDE, as_height_width
 from progeo.models.backbones.timm_layouts import (
     POSITIONS,
     Layout,
@@ -46,6 +50,17 @@ from progeo.models.weight_files.checkpoints import load_weights, reason_of
 _HUB = "hf-hub:"
 _SAME_NETWORK = {"num_classes", "global_pool", "img_size", "dynamic_img_size"}
 """Arguments in the configuration of a repository that change neither layers nor weights."""
+_KEEPS_POSITIONS = "_dinov2"
+"""Part of the names of networks that keep the position embedding of their weights, see `Timm.configuration`."""
+_Side = Annotated[int, Meta(ge=MIN_SIDE, le=2**12)]
+
+
+@dataclass(frozen=True)
+class _KeptPositions:
+    """The configuration of a network that keeps the position embedding of its weights."""
+
+    positions_size: tuple[_Side, _Side]
+    """Height and width in pixels of the images that the embedding is for."""
 
 
 class Timm(Family):
@@ -78,7 +93,8 @@ class Timm(Family):
                 network = _build(wanted.architecture)
         else:
             network = _pretrained(wanted.architecture, weights)
-        return Loaded(network, wanted.architecture, _finish(network, wanted))
+        kept = None if wanted.configuration is None else kept_positions(own_size(network))
+        return Loaded(network, wanted.architecture, _finish(network, replace(wanted, configuration=kept)), kept)
 
     def empty(self, wanted: NetworkSpec) -> nn.Module:
         """Build the network of `load` on the meta device, without weights, to load a state dict into.
@@ -107,6 +123,25 @@ class Timm(Family):
     def features(self, network: Any, images: Tensor) -> Features:
         """Run a network on normalized images (B, 3, H, W) of the size of its position embedding, if it has one."""
         return read_features(network, images)
+
+    def configuration(self, architecture: str, weights: str) -> Mapping[str, Any] | None:
+        """Return the image size whose position embedding DINOv2 keeps; None for others, which are resized once for all.
+
+        As in its authors' code, its embedding is resized from that of the weights for every size of images, not from
+        that of `image_size`: images of 322 pixels are the same to a DINOv2 that was trained with 224.
+        """
+        if _KEEPS_POSITIONS not in architecture:
+            return None
+        with on_meta():
+            return kept_positions(own_size(_build(architecture)))
+
+    def check_rebuilt(self, architecture: str, configuration: Mapping[str, Any] | None) -> None:
+        """Check that timm has a network of this name, and that it keeps a position embedding of this size, if any."""
+        super().check_rebuilt(architecture, None)
+        if configuration is not None:
+            if _KEEPS_POSITIONS not in architecture:
+                super().check_rebuilt(architecture, configuration)
+            converted(configuration, _KeptPositions)
 
     def interpolation(self, architecture: str) -> Interpolation:
         """Return `dinov2` for DINOv2 without registers; the code of DINOv2 with registers, and timm's, use `edges`."""
@@ -155,6 +190,11 @@ class Timm(Family):
         checkpoint_gradients(network)
 
 
+def kept_positions(image_size: ImageSize) -> dict[str, Any]:
+    """Return the configuration of a network that keeps the position embedding for images of this size in pixels."""
+    return {"positions_size": list(as_height_width(image_size))}
+
+
 def _build(architecture: str) -> Any:
     """Build a network without its classifier, of random weights, for images of its own size."""
     network = timm.create_model(architecture, num_classes=0, **_options(architecture)).eval()
@@ -197,7 +237,8 @@ def _finish(network: Any, wanted: NetworkSpec) -> tuple[int, int]:
     network.layout = _layout(wanted.architecture)
     remove_layers(network, _unused(wanted.architecture, frozenset(wanted.parts)))
     size = as_height_width(wanted.image_size or own_size(network))
-    resize_network(network, size, wanted.interpolation, wanted.architecture)
+    kept = size if wanted.configuration is None else converted(wanted.configuration, _KeptPositions).positions_size
+    resize_network(network, kept, wanted.interpolation, wanted.architecture)
     return size
 
 

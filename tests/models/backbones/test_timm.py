@@ -8,8 +8,10 @@ from safetensors.torch import save_file
 
 from progeo.models.backbones import freeze_layers
 from progeo.models.backbones.family import NetworkSpec
+from progeo.models.backbones.position_embedding import sized_features
 from progeo.models.backbones.timm import Timm
-from progeo.models.encoder import build_encoder
+from progeo.models.backbones.timm_layouts import set_grid
+from progeo.models.encoder import build_encoder, empty_encoder, plan_encoder, spec_from_json
 
 FAMILY = Timm()
 PARTS = {"map", "token"}
@@ -189,6 +191,40 @@ def test_the_position_embedding_of_dinov2_is_resized_as_its_authors_do():
     assert torch.allclose(found, dinov2_resized(stored, size, 14), atol=1e-6)
     other = timm.layers.resample_abs_pos_embed(stored, (23, 16), (37, 37), 1)
     assert (found - other).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_dinov2_resizes_the_positions_of_its_weights_for_images_of_every_size():
+    architecture = "vit_small_patch14_dinov2"
+    kept = FAMILY.configuration(architecture, "random")
+    assert kept == {"positions_size": [518, 518]}  # as JSON restores it
+    plan = plan_encoder(f"timm/{architecture}", "random", 70)
+    loaded = FAMILY.load(plan.network, "random", seed=1)
+    assert loaded.configuration == kept and loaded.image_size == (70, 70)
+    assert loaded.network.pos_embed.shape == (1, 1 + 37 * 37, 384)
+    images, how = torch.rand(1, 3, 98, 84), (FAMILY.traits(loaded.network).positions, "dinov2")
+    found = sized_features(FAMILY, loaded.network, images, *how)
+    loaded.network.pos_embed.data = dinov2_resized(loaded.network.pos_embed, (98, 84), 14)
+    set_grid(loaded.network, (98, 84))
+    expected = FAMILY.features(loaded.network, images)
+    assert torch.allclose(found.map, expected.map, atol=1e-5) and torch.allclose(found.token, expected.token, atol=1e-5)
+
+
+def test_an_encoder_of_dinov2_of_earlier_versions_has_positions_of_its_image_size():
+    fields = {"family": "timm", "architecture": "vit_small_patch14_dinov2", "image_size": [70, 98]}
+    fields |= {"descriptor_dim": 384, "mean": [0, 0, 0], "std": [1, 1, 1], "aggregation": "token"}
+    assert empty_encoder(spec_from_json(fields)).backbone.pos_embed.shape[1] == 1 + 5 * 7
+    fields["configuration"] = {"positions_size": [42, 42]}
+    assert empty_encoder(spec_from_json(fields)).backbone.pos_embed.shape[1] == 1 + 3 * 3
+    for wrong, why in (
+        ({}, "missing the field positions_size"),
+        ({"positions_size": [42]}, "array of length 2"),
+        ({"positions_size": [42, 14_000]}, r"<= 4096, got 14000 in positions_size\[1\]"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            spec_from_json(fields | {"configuration": wrong})
+    with pytest.raises(ValueError, match="has a configuration, which its family does not take"):
+        spec_from_json(fields | {"architecture": "vit_tiny_patch16_224"})
 
 
 def test_ways_of_resizing():
