@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse.typing import NonNegativeFloat
+from jsonargparse.typing import NonNegativeFloat, PositiveInt
 
 
 def import_dataset(
-    kind: Literal["table", "photos", "dbstruct", "arrays", "msls"],
+    kind: Literal["table", "photos", "dbstruct", "arrays", "msls", "gsv-cities"],
     source: Path,
     *,
     out: Path,
@@ -19,6 +19,7 @@ def import_dataset(
     cities: tuple[str, ...] | None = None,
     subtask: Literal["all", "s2w", "w2s", "o2n", "n2o", "d2n", "n2d", "any"] | None = None,
     positive_radius_m: NonNegativeFloat | None = None,
+    min_images: PositiveInt | None = None,
     link: bool = False,
 ) -> Path:
     """Write the catalogues of a data set, which every command then accepts as image folders; returns `out`.
@@ -27,10 +28,10 @@ def import_dataset(
         kind: Kind of source. table is a .csv, .tsv, .parquet or .geojson file; photos is a folder of photos with GPS
             positions in their EXIF metadata; dbstruct is a .mat file such as pitts30k_test.mat or tokyo247.mat; arrays
             is a folder with the ground truth of OpenVPRLab, GSV-Cities, Patch-NetVLAD or VPR-Bench; msls is a folder of
-            Mapillary Street-Level Sequences as downloaded.
+            Mapillary Street-Level Sequences, and gsv-cities one of GSV-Cities, both as downloaded.
         source: File or folder to import.
-        out: Output name. table and photos write <out>.arrow, and <out> then stands for an image folder; the others
-            write database.arrow and queries.arrow into the folder <out>, for `progeo evaluate --folder`.
+        out: Output name. table, photos and gsv-cities write <out>.arrow, and <out> then stands for an image folder; the
+            others write database.arrow and queries.arrow into the folder <out>, for `progeo evaluate --folder`.
         images: Folder that the image names of a table, dbstruct or arrays are relative to. null takes the folder of a
             table; for VPR-Bench it is the folder that holds query and ref.
         query_images: Folder that the query names of a dbstruct are relative to. null takes images.
@@ -39,11 +40,13 @@ def import_dataset(
         path: Template that builds each path of a table from columns, such as '{city}/{place_id:07d}.jpg'. null takes
             the column path.
         name: Prefix of the file names of arrays, such as pitts30k_val. Required if the folder holds several data sets.
-        cities: Cities of msls to import, such as cph sf for the validation set. null imports all cities in the folder.
+        cities: Cities of msls to import, such as cph sf for the validation set, or of gsv-cities, such as London
+            Boston. null imports all cities in the folder.
         subtask: Subtask of the msls benchmark whose images are imported. s2w is summer to winter, o2n old to new, d2n
             day to night, and w2s, n2o and n2d are the reverse; any imports every image. null takes all.
         positive_radius_m: Queries of msls without a database image within this many meters are excluded, as in the
             benchmark. 0 keeps them; null takes 25.
+        min_images: Places of gsv-cities with fewer images are excluded. null takes 4, as published trainings do.
         link: Also create folders of symbolic links with the standard file names, for other tools.
 
     Raises:
@@ -65,6 +68,7 @@ def import_dataset(
         "cities": cities,
         "subtask": subtask,
         "positive_radius_m": positive_radius_m,
+        "min_images": min_images,
     }
     options = {option: value for option, value in given.items() if value is not None}
     takes = inspect.signature(READERS[kind]).parameters

@@ -1,5 +1,6 @@
-"""Contrastive losses between images and the texts of their classes."""
+"""Contrastive losses between images and the texts of their classes, and among images."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -26,6 +27,30 @@ def supervised_contrastive(
     positive = anchor_labels[:, None] == other_labels[None, :]
     per_anchor = (log_probabilities * positive).sum(dim=1) / positive.sum(dim=1)
     return -per_anchor.mean()
+
+
+def supcon(descriptors: Tensor, labels: Tensor, *, temperature: float) -> Tensor:
+    """Compute the supervised contrastive loss among the images of a batch (Khosla et al., NeurIPS 2020, eq. 2).
+
+    Similarities are cosines. An image is no positive of its own and is not among those it is compared with. The loss is
+    the mean over the images that have a positive.
+
+    Args:
+        descriptors: (B, D), L2-normalized here.
+        labels: int64 (B,).
+        temperature: divides the cosines.
+
+    Returns:
+        The loss, a scalar; 0 without any positive.
+    """
+    units = F.normalize(descriptors, dim=1)
+    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    lowest = torch.finfo(units.dtype).min  # -inf would give NaN for an image alone
+    log_probabilities = (units @ units.T / temperature).masked_fill(itself, lowest).log_softmax(dim=1)
+    positive = (labels[:, None] == labels[None, :]) ^ itself
+    num_positives = positive.sum(dim=1)
+    per_anchor = log_probabilities.masked_fill(~positive, 0).sum(dim=1) / num_positives.clamp(min=1)
+    return -per_anchor.sum() / (num_positives > 0).sum().clamp(min=1)
 
 
 def image_text_cross_entropy(

@@ -49,8 +49,10 @@ _TYPES: Mapping[str, tuple[str, Callable[[pa.DataType], bool]]] = {
         "lists of whole numbers",
         lambda kind: pa.types.is_list(kind) and pa.types.is_signed_integer(kind.value_type),
     ),
-    "condition": ("text", lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind)),
-    "panorama": ("text", lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind)),
+    **dict.fromkeys(
+        ("condition", "panorama", "place"),
+        ("text", lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind)),
+    ),
 }
 """For each column the type it should have, in words, and its check."""
 _LIMITS: Mapping[str, float] = {"east": 1e8, "north": 1e8, "zone": 60, "heading": 1e6}
@@ -128,6 +130,13 @@ class Catalogue:
             return None
         conditions = np.array(self.table["condition"].fill_null("").to_pylist())
         return conditions if (conditions != "").any() else None
+
+    @property
+    def places(self) -> pa.DictionaryArray | None:
+        """The name of the place of each image, "" if unknown; None if there is no column `place`."""
+        if "place" not in self.table.column_names:
+            return None
+        return pc.dictionary_encode(self.table["place"].fill_null("").combine_chunks())
 
     @property
     def panoramas(self) -> np.ndarray:

@@ -10,7 +10,9 @@ from progeo.training.options import (
     AttentionOptions,
     CosineOptions,
     GramOptions,
+    MultiSimilarityOptions,
     RegionsOptions,
+    SupconOptions,
     TextOptions,
     TripletOptions,
     TuplesOptions,
@@ -86,6 +88,12 @@ LOSS_TERMS: dict[str, LossTerm] = {
     ),
     "text": LossTerm(TextOptions, "progeo.training.terms:ImageText", ("descriptors", "labels", "text")),
     "triplet": LossTerm(TripletOptions, "progeo.losses.triplet:triplet", ("descriptors", "labels", "pairs")),
+    "multi_similarity": LossTerm(
+        MultiSimilarityOptions,
+        "progeo.losses.multi_similarity:multi_similarity",
+        ("descriptors", "labels", "pairs"),
+    ),
+    "supcon": LossTerm(SupconOptions, "progeo.losses.contrastive:supcon", ("descriptors", "labels", "pairs")),
     "tuples": LossTerm(
         TuplesOptions,
         "progeo.training.tuple_terms:Tuples",

@@ -169,6 +169,35 @@ class TripletOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MultiSimilarityOptions:
+    """Stage 2: the multi-similarity loss of the mined pairs of a batch."""
+
+    weight: NonNegativeFloat = 0.0
+    """Weight of the multi-similarity loss. 0 disables the loss; above 0, training.images_per_class must be at least
+    2."""
+    alpha: PositiveFloat = 1.0
+    """Factor of the cosines of positives."""
+    beta: PositiveFloat = 50.0
+    """Factor of the cosines of negatives."""
+    base: float = 0.0
+    """Cosine that those of positives and negatives are compared with."""
+    epsilon: NonNegativeFloat = 0.1
+    """Margin of the mining: a positive takes part if its cosine is below the highest of a negative plus this, a
+    negative if its cosine is above the lowest of a positive minus this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupconOptions:
+    """Stage 2: the supervised contrastive loss between the images of a batch."""
+
+    weight: NonNegativeFloat = 0.0
+    """Weight of the supervised contrastive loss. 0 disables the loss; above 0, training.images_per_class must be at
+    least 2."""
+    temperature: PositiveFloat = 0.1
+    """Temperature that divides the cosines."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TuplesOptions:
     """Stage 2: the loss of mined tuples, of training.batches tuples."""
 

@@ -33,6 +33,7 @@ from progeo.datasets.query_sets import QuerySet
 from progeo.datasets.readers.arrays import read_arrays
 from progeo.datasets.readers.dbstruct import read_dbstruct
 from progeo.datasets.readers.ground_truth import build_side
+from progeo.datasets.readers.gsv_cities import read_gsv_cities
 from progeo.datasets.readers.msls import read_msls
 from progeo.datasets.readers.photos import read_photos
 from progeo.datasets.readers.tables import read_table
@@ -173,6 +174,21 @@ def make_msls(folder):
         }
         for name, columns in tables.items():
             (folder / "cph" / side / f"{name}.csv").write_text(lines({**keys, **columns}))
+
+
+def make_gsv_cities(folder):
+    names = [f"Oslo_000000{place}_2018_05_090_59.9{place}_10.7_p{place}.jpg" for place in (0, 0, 1)]
+    make_images(folder / "Images/Oslo", dict.fromkeys(names))
+    (folder / "Dataframes").mkdir()
+    columns = {
+        "place_id": (0, 0, 1),
+        "year": [2018] * 3,
+        "month": [5] * 3,
+        "northdeg": [90] * 3,
+        "city_id": ["Oslo"] * 3,
+    }
+    columns |= {"lat": ("59.90", "59.90", "59.91"), "lon": [10.7] * 3, "panoid": ("p0", "p0", "p1")}
+    (folder / "Dataframes/Oslo.csv").write_text(lines(columns))
 
 
 def make_photos(folder, ending):
@@ -411,6 +427,12 @@ READERS = {
     "msls, postprocessed.csv": msls("postprocessed"),
     "msls, raw.csv": msls("raw"),
     "msls, subtask_index.csv": msls("subtask_index"),
+    "gsv-cities": reader(
+        "Dataframes/Oslo.csv",
+        make_gsv_cities,
+        lambda folder: read_gsv_cities(folder, min_images=1),
+        lambda path: str(path.parent.parent),
+    ),
     "photo, jpg": photos("jpg"),
     "photo, png": photos("png"),
     "photo, webp": photos("webp"),

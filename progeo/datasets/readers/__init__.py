@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from progeo.datasets.readers.arrays import read_arrays
 from progeo.datasets.readers.dbstruct import read_dbstruct
+from progeo.datasets.readers.gsv_cities import read_gsv_cities
 from progeo.datasets.readers.msls import read_msls
 from progeo.datasets.readers.photos import read_photos
 from progeo.datasets.readers.tables import read_table
@@ -49,6 +50,10 @@ def _msls(
     return _with_files(read_msls(source, cities, subtask=task, positive_radius_m=positive_radius_m or None))
 
 
+def _gsv_cities(source: Path, *, cities: tuple[str, ...] = (), min_images: int = 4) -> Imported:
+    return Imported({"": read_gsv_cities(source, cities, min_images=min_images)})
+
+
 def _with_files(sides: Mapping[str, Catalogue]) -> Imported:
     for catalogue in sides.values():
         check_files(catalogue)
@@ -56,6 +61,13 @@ def _with_files(sides: Mapping[str, Catalogue]) -> Imported:
 
 
 READERS: Mapping[str, Callable[..., Imported]] = MappingProxyType(
-    {"table": _table, "photos": _photos, "dbstruct": _dbstruct, "arrays": _arrays, "msls": _msls}
+    {
+        "table": _table,
+        "photos": _photos,
+        "dbstruct": _dbstruct,
+        "arrays": _arrays,
+        "msls": _msls,
+        "gsv-cities": _gsv_cities,
+    }
 )
 """Reader of each kind of source; its keyword arguments are the options that the kind takes."""
